@@ -1,0 +1,2 @@
+//! The node agent's decisions; pure.
+#![forbid(unsafe_code)]

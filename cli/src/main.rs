@@ -1,0 +1,4 @@
+//! The berth program.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Image references, sources, content store, unpacking, layers.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Frames between srun, the agent and a step's supervisor; no async runtime.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Container planner and launcher: rootfs, mounts, cgroups, limits, devices, seccomp.
+

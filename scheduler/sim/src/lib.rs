@@ -1,0 +1,2 @@
+//! Deterministic simulation of the controller's and the agent's cores.
+#![forbid(unsafe_code)]

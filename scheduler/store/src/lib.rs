@@ -1,0 +1,2 @@
+//! Durable state of the controller in SQLite.
+#![forbid(unsafe_code)]

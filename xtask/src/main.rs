@@ -1,0 +1,4 @@
+//! Builds both artefacts and checks the house.
+#![forbid(unsafe_code)]
+
+fn main() {}
