@@ -1,2 +1,1 @@
 //! Container planner and launcher: rootfs, mounts, cgroups, limits, devices, seccomp.
-

@@ -1,0 +1,148 @@
+//! `berth.toml`: the controller's typed configuration, every key with its default. No file is needed.
+
+use crate::bytes::ByteStr;
+use serde::{Deserialize, Serialize};
+
+/// The whole file. Unknown keys are errors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Seconds from SIGTERM to SIGKILL.
+    pub kill_wait_seconds: u32,
+    /// Seconds for which an ended job stays in `squeue`'s and `scontrol`'s sight.
+    pub min_job_age_seconds: u32,
+    /// Seconds without a word from an agent until its node counts as not responding.
+    pub node_timeout_seconds: u32,
+    /// Largest index of an array plus one.
+    pub max_array_size: u32,
+    /// Most jobs that wait or run at once.
+    pub max_jobs: u32,
+    /// Whether root may run jobs.
+    pub root_jobs: bool,
+    /// Whether a failed or lost job goes back to the queue unless it says otherwise.
+    pub requeue: bool,
+    /// Users who may act on everything, by name. Root and the controller's own user always may.
+    pub administrators: Vec<String>,
+    /// Defaults of containers.
+    pub container: ContainerConfig,
+    /// Partitions; without any there is one, `main`, of all nodes.
+    #[serde(rename = "partition")]
+    pub partitions: Vec<PartitionConfig>,
+    /// What is said of nodes beyond what they detect.
+    #[serde(rename = "node")]
+    pub nodes: Vec<NodeConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            cluster: "berth".to_string(),
+            kill_wait_seconds: 30,
+            min_job_age_seconds: 300,
+            node_timeout_seconds: 60,
+            max_array_size: 1001,
+            max_jobs: 1_000_000,
+            root_jobs: true,
+            requeue: true,
+            administrators: Vec::new(),
+            container: ContainerConfig::default(),
+            partitions: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+}
+
+/// `[container]`: what container options mean when they are not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContainerConfig {
+    /// Mount the home directory.
+    pub mount_home: bool,
+    /// Show the user as root.
+    pub remap_root: bool,
+    /// Run the image's entrypoint.
+    pub entrypoint: bool,
+    /// Registries spoken to without TLS, as `host:port`.
+    pub insecure_registries: Vec<String>,
+}
+
+/// `[[partition]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PartitionConfig {
+    /// Its name.
+    pub name: String,
+    /// Hostlist of its nodes, or `ALL`.
+    pub nodes: String,
+    /// Whether it takes jobs that name no partition.
+    pub default: bool,
+    /// Longest time limit, such as `1-00:00:00` or `UNLIMITED`.
+    pub max_time: String,
+    /// Time limit of jobs that give none; empty means `max_time`.
+    pub default_time: String,
+    /// Most nodes a job may have; 0 means no bound.
+    pub max_nodes: u32,
+    /// Memory in MiB for each CPU of a job that gives none; 0 means the node's share.
+    pub default_mem_per_cpu: u64,
+    /// `UP` or `DOWN` (takes jobs, starts none), `DRAIN` (takes none, starts what it has), `INACTIVE` (neither).
+    pub state: PartitionState,
+}
+
+impl Default for PartitionConfig {
+    fn default() -> Self {
+        PartitionConfig {
+            name: "main".to_string(),
+            nodes: "ALL".to_string(),
+            default: false,
+            max_time: "UNLIMITED".to_string(),
+            default_time: String::new(),
+            max_nodes: 0,
+            default_mem_per_cpu: 0,
+            state: PartitionState::Up,
+        }
+    }
+}
+
+/// Whether a partition takes and starts jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PartitionState {
+    /// Takes and starts.
+    #[default]
+    Up,
+    /// Takes, starts none.
+    Down,
+    /// Takes none, starts what waits.
+    Drain,
+    /// Neither.
+    Inactive,
+}
+
+/// `[[node]]`: additions to what agents detect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Hostlist of the nodes it is about, or `ALL`.
+    pub name: String,
+    /// Memory held back for the system, in MiB; absent means a default by size.
+    pub memory_reserved: Option<u64>,
+    /// Generic resources.
+    pub gres: Vec<GresConfig>,
+}
+
+/// `[[node.gres]]`: devices that agents do not detect by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GresConfig {
+    /// Resource name, such as `gpu`.
+    pub name: String,
+    /// Type, such as `a100`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Device files, one device each; hostlist brackets allowed (`/dev/nvidia[0-7]`).
+    pub files: Vec<ByteStr>,
+    /// How many, where there are no files.
+    pub count: Option<u32>,
+}

@@ -1,0 +1,233 @@
+//! What a step's supervisor is told, and what it reports: the content of `launch.json` and `state.json` in
+//! a step's spool directory. Readable by every later agent: fields are only ever added, with defaults.
+
+use crate::bytes::ByteStr;
+use crate::hardware::GresDevice;
+use crate::ids::{JobId, NodeName, StepKey};
+use crate::limits::Limits;
+use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, TermSize};
+use crate::state::ExitStatus;
+use crate::time::{Span, Time};
+use serde::{Deserialize, Serialize};
+
+/// What a step has on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeShare {
+    /// CPU numbers on the node, ascending.
+    pub cpus: Vec<u32>,
+    /// Memory in MiB.
+    pub memory: u64,
+    /// Devices.
+    pub gres: Vec<GresDevice>,
+}
+
+/// Where the tasks of a step, or of a job, are: in node order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Layout {
+    /// Nodes in order.
+    pub nodes: Vec<NodeName>,
+    /// Global task numbers on each node.
+    pub tasks: Vec<Vec<u32>>,
+    /// CPUs on each node.
+    pub cpus: Vec<u32>,
+}
+
+/// An array task's place in its array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrayPlace {
+    /// The array's id (`%A`).
+    pub array: JobId,
+    /// This task's index (`%a`).
+    pub task: u32,
+    /// Tasks in the array.
+    pub count: u32,
+    /// Smallest index.
+    pub min: u32,
+    /// Largest index.
+    pub max: u32,
+    /// Step between indices, 1 when uneven.
+    pub step: u32,
+}
+
+/// Facts of the job that every step of it is told (environment, file names, records).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFacts {
+    /// Which command made it.
+    pub kind: JobKind,
+    /// Job name.
+    pub name: String,
+    /// Partition.
+    pub partition: String,
+    /// Account.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// Cluster name.
+    pub cluster: String,
+    /// Place in an array.
+    #[serde(default)]
+    pub array: Option<ArrayPlace>,
+    /// How often it was requeued.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Start, in cluster time.
+    pub start: Time,
+    /// When its time limit is reached.
+    #[serde(default)]
+    pub end: Option<Time>,
+    /// The whole allocation.
+    pub layout: Layout,
+    /// Directory, host and user of the submission.
+    pub submit_dir: ByteStr,
+    /// Host of the submission.
+    pub submit_host: String,
+    /// Tasks given with `-n`.
+    #[serde(default)]
+    pub tasks: Option<u32>,
+    /// Given with `--ntasks-per-node`.
+    #[serde(default)]
+    pub tasks_per_node: Option<u32>,
+    /// Given with `-c`.
+    #[serde(default)]
+    pub cpus_per_task: Option<u32>,
+    /// Given or defaulted memory of the job on this node, in MiB.
+    #[serde(default)]
+    pub mem_per_node: Option<u64>,
+    /// Given with `--mem-per-cpu`, in MiB.
+    #[serde(default)]
+    pub mem_per_cpu: Option<u64>,
+    /// What the job has on this node (the step's share is within it).
+    pub share: NodeShare,
+}
+
+/// What the tasks run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A batch script and its arguments: given to the container as a sealed file, never written into it.
+    Script {
+        /// The script.
+        text: ByteStr,
+        /// Its arguments.
+        args: Vec<ByteStr>,
+    },
+    /// A program and its arguments.
+    Argv(Vec<ByteStr>),
+    /// The user's login shell in the allocation (`salloc`'s interactive step).
+    LoginShell,
+}
+
+/// One step on one node, complete: the supervisor asks nobody for anything more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLaunch {
+    /// Which run of which step.
+    pub key: StepKey,
+    /// This node.
+    pub node: NodeName,
+    /// This node's index within the step.
+    pub node_index: u32,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The job.
+    pub job: JobFacts,
+    /// The step's name.
+    pub name: String,
+    /// What runs.
+    pub program: Program,
+    /// The submitter's environment: `NAME=value`, without what the step itself sets.
+    pub env: Vec<ByteStr>,
+    /// `--get-user-env`.
+    #[serde(default)]
+    pub user_env: bool,
+    /// Absolute working directory.
+    pub work_dir: ByteStr,
+    /// Whether the user named it.
+    #[serde(default)]
+    pub work_dir_explicit: bool,
+    /// File names of the streams; a member that is `None` goes to the attached client.
+    pub io: IoSpec,
+    /// The container; absent means the node's own filesystem.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
+    /// The submitter's limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The submitter's umask.
+    pub umask: u32,
+    /// A terminal for task 0.
+    #[serde(default)]
+    pub pty: Option<TermSize>,
+    /// Layout of the step over its nodes.
+    pub layout: Layout,
+    /// CPUs for each task (`-c`, else 1).
+    pub cpus_per_task: u32,
+    /// What this step may use on this node.
+    pub share: NodeShare,
+    /// End the step at the first task that fails.
+    #[serde(default)]
+    pub kill_on_bad_exit: bool,
+    /// End the step this long after the first task ended.
+    #[serde(default)]
+    pub wait_after_first_exit: Option<Span>,
+    /// Whether a client drives the step; it ends when that client is gone.
+    pub attached: bool,
+    /// From SIGTERM to SIGKILL.
+    pub kill_wait: Span,
+}
+
+/// What a step used on one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// User CPU time in microseconds.
+    pub user_us: u64,
+    /// System CPU time in microseconds.
+    pub system_us: u64,
+    /// Peak memory in bytes: of the cgroup where there is one, else of the largest process.
+    pub max_rss: u64,
+}
+
+impl Usage {
+    /// Sums times and keeps the larger peak.
+    pub fn merge(&mut self, other: &Usage) {
+        self.user_us = self.user_us.saturating_add(other.user_us);
+        self.system_us = self.system_us.saturating_add(other.system_us);
+        self.max_rss = self.max_rss.max(other.max_rss);
+    }
+}
+
+/// How a step ended on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepExit {
+    /// The step's exit status there: the highest of its tasks, a launch failure included.
+    pub status: ExitStatus,
+    /// Each task's, by global number.
+    #[serde(default)]
+    pub tasks: Vec<(u32, ExitStatus)>,
+    /// The memory limit killed a process.
+    #[serde(default)]
+    pub oom: bool,
+    /// The node could not start it: what, why, and what to do.
+    #[serde(default)]
+    pub launch_error: Option<String>,
+    /// What it used.
+    #[serde(default)]
+    pub usage: Usage,
+    /// When it ended, by the node's wall clock; for records.
+    pub ended: Time,
+}
+
+/// How far a step is on its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepPhase {
+    /// The image is being made present: percent, where known.
+    Preparing(Option<u8>),
+    /// The supervisor is at work, no task runs yet.
+    Starting,
+    /// Tasks run.
+    Running,
+    /// All tasks ended and nothing is left of them.
+    Exited(StepExit),
+}

@@ -1,0 +1,168 @@
+//! What controller and agent say to each other. Every Start, signal and report names term, attempt and
+//! session where they decide, so that a message that is late, doubled or out of order does no harm.
+
+use crate::hardware::Hardware;
+use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
+use crate::launch::{StepLaunch, StepPhase};
+use crate::time::{Span, Time};
+use serde::{Deserialize, Serialize};
+
+/// From an agent to the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromAgent {
+    /// First message of a connection: who I am, and every step that I hold, exits not yet acknowledged included.
+    Hello {
+        /// Full host name.
+        node: NodeName,
+        /// The kernel's boot id: a new one means that no earlier step can be alive.
+        boot_id: String,
+        /// When the machine booted.
+        boot_time: Time,
+        /// When the agent started.
+        agent_start: Time,
+        /// The agent's version.
+        version: String,
+        /// What was detected.
+        hardware: Hardware,
+        /// Highest term ever accepted; commands of older terms are refused.
+        term: Term,
+        /// The steps in the agent's spool.
+        steps: Vec<(StepKey, StepPhase)>,
+        /// Jobs that hold something on the node (a job's end was not yet cleaned up).
+        jobs: Vec<(JobId, Attempt)>,
+    },
+    /// A step got further. `Exited` is repeated until acknowledged.
+    Step {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which.
+        key: StepKey,
+        /// How far.
+        phase: StepPhase,
+    },
+    /// Nothing of the job is left on the node (answer to `EndJob`).
+    JobGone {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+    },
+    /// Sign of life.
+    Heartbeat {
+        /// Registration that this belongs to.
+        session: Session,
+        /// One-minute load, in hundredths.
+        load: u32,
+        /// Free memory in MiB.
+        free_memory: u64,
+    },
+}
+
+/// From the controller to an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// Answer to a Hello.
+    Welcome {
+        /// Who leads.
+        term: Term,
+        /// This registration.
+        session: Session,
+        /// How often a heartbeat is expected.
+        heartbeat: Span,
+    },
+    /// The Hello was refused; the text says why.
+    Refused(String),
+    /// Start a step; the first for a job on this node also makes the job's parts. Idempotent by key.
+    Start(Box<Start>),
+    /// Send a signal.
+    Signal {
+        /// Who leads.
+        term: Term,
+        /// Which job's run.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Which steps.
+        target: SignalTarget,
+        /// Signal number.
+        signal: i32,
+    },
+    /// End a step: SIGCONT, SIGTERM, `kill_wait`, SIGKILL. The exit is reported as usual.
+    Terminate {
+        /// Who leads.
+        term: Term,
+        /// Which.
+        key: StepKey,
+        /// From SIGTERM to SIGKILL; zero kills at once.
+        kill_wait: Span,
+        /// Why, for the line that the user reads (`CANCELLED`, `DUE TO TIME LIMIT`).
+        cause: EndCause,
+    },
+    /// The run of the job is over: end all of its steps and remove all that it has here, then answer JobGone.
+    EndJob {
+        /// Who leads.
+        term: Term,
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// From SIGTERM to SIGKILL for steps that still run.
+        kill_wait: Span,
+        /// Why.
+        cause: EndCause,
+    },
+    /// The exit is durable: the spool entry may go.
+    ExitRecorded {
+        /// Which.
+        key: StepKey,
+    },
+}
+
+/// A step to start on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Who leads.
+    pub term: Term,
+    /// All that the supervisor needs.
+    pub launch: StepLaunch,
+    /// Time left to the job when this was sent; absent without limit. The agent counts it on its own clock.
+    pub job_time_left: Option<Span>,
+    /// Time limit of the step itself.
+    pub step_time_left: Option<Span>,
+    /// `--signal`: sent this long before the end of the job.
+    pub warn: Option<crate::spec::WarnSignal>,
+}
+
+/// Which of a job's steps a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignalTarget {
+    /// One step, all of its processes.
+    Step(StepId),
+    /// All steps except the batch script (`scancel -s` without `-b` or `-f`).
+    Steps,
+    /// Only the batch shell itself (`-b`).
+    BatchShell,
+    /// Everything (`-f`).
+    All,
+}
+
+/// Why a step is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndCause {
+    /// A user or an administrator.
+    Cancelled,
+    /// The time limit of job or step.
+    TimeLimit,
+    /// The job is over (its batch script ended, its client left).
+    JobEnded,
+    /// It goes back to the queue.
+    Requeued,
+    /// Its node counts as lost.
+    NodeFailed,
+}

@@ -1,0 +1,161 @@
+//! What queries answer: jobs, steps, nodes and partitions as the commands print them.
+
+use crate::bytes::ByteStr;
+use crate::hardware::Hardware;
+use crate::ids::{Attempt, JobId, NodeName, StepId};
+use crate::launch::{Layout, NodeShare, Usage};
+use crate::spec::{ArraySpec, Identity, JobSpec, TimeLimit};
+use crate::state::{ExitStatus, JobState, NodeCondition, Reason};
+use crate::time::Time;
+use crate::tres::Tres;
+use serde::{Deserialize, Serialize};
+
+/// A job, an array's waiting tasks, or one array task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Its own id.
+    pub id: JobId,
+    /// The array it belongs to; equal to `id` for the array's own record.
+    #[serde(default)]
+    pub array: Option<JobId>,
+    /// Its index, once split from the array's record.
+    #[serde(default)]
+    pub task: Option<u32>,
+    /// Indices still in the array's record (waiting tasks).
+    #[serde(default)]
+    pub waiting: Option<ArraySpec>,
+    /// What was asked for, defaults filled in.
+    pub spec: JobSpec,
+    /// Whose it is.
+    pub identity: Identity,
+    /// Partition it is in.
+    pub partition: String,
+    /// Limit in force.
+    pub time_limit: TimeLimit,
+    /// State as shown.
+    pub state: JobState,
+    /// Why.
+    pub reason: Reason,
+    /// Which run.
+    pub attempt: Attempt,
+    /// Order in the queue: larger is earlier.
+    pub priority: u32,
+    /// What it needs in all.
+    pub requested: Tres,
+    /// What it has, or had.
+    #[serde(default)]
+    pub allocated: Tres,
+    /// Where.
+    #[serde(default)]
+    pub layout: Layout,
+    /// What it has on each node, in node order.
+    #[serde(default)]
+    pub shares: Vec<NodeShare>,
+    /// Exit status of the job.
+    #[serde(default)]
+    pub exit: ExitStatus,
+    /// Highest exit status of its steps except the batch script.
+    #[serde(default)]
+    pub derived_exit: ExitStatus,
+    /// Who cancelled it, by uid.
+    #[serde(default)]
+    pub cancelled_by: Option<crate::ids::Uid>,
+    /// When it was submitted.
+    pub submitted: Time,
+    /// When it could first have started.
+    pub eligible: Time,
+    /// When this run started.
+    #[serde(default)]
+    pub started: Option<Time>,
+    /// When it ended.
+    #[serde(default)]
+    pub ended: Option<Time>,
+    /// Steps, in order.
+    #[serde(default)]
+    pub steps: Vec<StepInfo>,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepInfo {
+    /// Which.
+    pub id: StepId,
+    /// Its name.
+    pub name: String,
+    /// Which run of the job.
+    pub attempt: Attempt,
+    /// State as shown.
+    pub state: JobState,
+    /// Image as typed.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// What it has.
+    pub allocated: Tres,
+    /// Tasks and where they are.
+    pub layout: Layout,
+    /// Exit status.
+    #[serde(default)]
+    pub exit: ExitStatus,
+    /// Launch error or other text.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// When it started.
+    pub started: Time,
+    /// When it ended.
+    #[serde(default)]
+    pub ended: Option<Time>,
+    /// What it used.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Limit in force.
+    #[serde(default)]
+    pub time_limit: Option<TimeLimit>,
+    /// Working directory.
+    #[serde(default)]
+    pub work_dir: ByteStr,
+    /// Who cancelled it, by uid.
+    #[serde(default)]
+    pub cancelled_by: Option<crate::ids::Uid>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Full host name.
+    pub name: NodeName,
+    /// What it has.
+    pub hardware: Hardware,
+    /// What an administrator or a failure made of it.
+    pub condition: NodeCondition,
+    /// Partitions it is in.
+    pub partitions: Vec<String>,
+    /// What can be allocated.
+    pub total: Tres,
+    /// What is allocated.
+    pub allocated: Tres,
+    /// Whether a job is being ended there.
+    pub completing: bool,
+    /// Version of its agent.
+    pub version: String,
+    /// When it booted.
+    pub boot_time: Option<Time>,
+    /// When its agent started.
+    pub agent_start: Option<Time>,
+    /// When it was last busy.
+    pub last_busy: Option<Time>,
+    /// One-minute load, in hundredths.
+    pub load: u32,
+    /// Free memory in MiB.
+    pub free_memory: u64,
+}
+
+/// A partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionInfo {
+    /// Its configuration.
+    pub config: crate::config::PartitionConfig,
+    /// Nodes in it, in order.
+    pub nodes: Vec<NodeName>,
+    /// What its nodes have in all.
+    pub total: Tres,
+}

@@ -1,0 +1,231 @@
+//! What clients ask of the controller, and what it answers or refuses: the vocabulary shared by the
+//! scheduler's core, the wire and the commands.
+
+use crate::bytes::ByteStr;
+use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
+use crate::launch::Layout;
+use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
+use crate::state::{ExitStatus, JobState};
+use crate::time::{Span, Time};
+use serde::{Deserialize, Serialize};
+
+/// Who asks, as proven by the transport; never as claimed in a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// Resolved through NSS on the controller.
+    pub identity: Identity,
+    /// May act on other people's jobs and on nodes.
+    pub administrator: bool,
+    /// The job whose container or script the client runs in, when the node vouches for it.
+    pub inside: Option<JobId>,
+}
+
+/// The large parts of a job: they go to the store and not into memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// `sbatch`: the script.
+    pub script: Option<BatchScript>,
+    /// The environment for the batch script: `NAME=value`.
+    pub env: Vec<ByteStr>,
+}
+
+/// A request that may change something. Queries do not come here: they read snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Submit a job; with `first_step`, one commit holds job and step (`srun` outside an allocation).
+    Submit {
+        /// The job.
+        spec: Box<JobSpec>,
+        /// Script and environment.
+        payload: Payload,
+        /// The step that starts with the allocation.
+        first_step: Option<Box<StepSpec>>,
+        /// Check and estimate only (`--test-only`).
+        test_only: bool,
+    },
+    /// Make a step in an allocation; answered when it has its resources.
+    CreateStep {
+        /// The job, or an array's task.
+        job: JobId,
+        /// The step.
+        spec: Box<StepSpec>,
+    },
+    /// `scancel`.
+    Cancel(CancelRequest),
+    /// `scontrol hold`.
+    Hold(Vec<JobSelector>),
+    /// `scontrol release`.
+    Release(Vec<JobSelector>),
+    /// `scontrol requeue`.
+    Requeue(Vec<JobSelector>),
+    /// `scontrol update NodeName=… State=…`.
+    UpdateNode {
+        /// Which.
+        nodes: Vec<NodeName>,
+        /// To what.
+        state: NodeStateChange,
+        /// Why; required for down, drain and fail.
+        reason: Option<String>,
+    },
+    /// The client that drives an allocation (`salloc`, `srun`) is done with it.
+    EndAllocation {
+        /// Which.
+        job: JobId,
+        /// Exit status to record.
+        status: ExitStatus,
+    },
+    /// The client that drives an allocation went away without a word; sent by the server's shell.
+    ClientLost {
+        /// Which.
+        job: JobId,
+    },
+}
+
+/// What `scancel` was asked to do. Selectors and filter must both match; without selectors the filter decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CancelRequest {
+    /// Jobs named.
+    pub jobs: Vec<(JobSelector, Option<StepId>)>,
+    /// Filter: owner.
+    pub user: Option<Uid>,
+    /// Filter: job name.
+    pub name: Option<String>,
+    /// Filter: partition.
+    pub partition: Option<String>,
+    /// Filter: account.
+    pub account: Option<String>,
+    /// Filter: base states.
+    pub states: Vec<JobState>,
+    /// Filter: runs on one of these nodes.
+    pub nodes: Vec<NodeName>,
+    /// Signal to send instead of ending the job.
+    pub signal: Option<i32>,
+    /// Only the batch shell (`-b`).
+    pub batch: bool,
+    /// Batch script and steps (`-f`).
+    pub full: bool,
+}
+
+/// What an administrator makes of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum NodeStateChange {
+    /// Takes no work; what runs there is lost.
+    Down,
+    /// Takes no new work.
+    Drain,
+    /// Takes no new work because it fails.
+    Fail,
+    /// Back in service.
+    Resume,
+    /// As Resume, unless the node is down for lack of an agent.
+    Idle,
+    /// Takes the drain away.
+    Undrain,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Nothing to tell.
+    Done,
+    /// A job was recorded, durably.
+    Submitted {
+        /// Its id.
+        job: JobId,
+        /// The first step's key, when one was submitted with it.
+        step: Option<StepKey>,
+        /// Notes for the user, such as a clamped limit.
+        notes: Vec<String>,
+    },
+    /// `--test-only`.
+    WouldStart {
+        /// The id it would have had.
+        job: JobId,
+        /// When, as far as known.
+        at: Time,
+        /// CPUs.
+        cpus: u64,
+        /// Where.
+        nodes: Vec<NodeName>,
+        /// Partition.
+        partition: String,
+    },
+    /// A step has its resources and is being started.
+    StepCreated {
+        /// Which.
+        key: StepKey,
+        /// Where its tasks are.
+        layout: Layout,
+        /// How long it waited.
+        waited: Span,
+    },
+    /// `scancel` and its like: what was acted on, and what was refused.
+    Acted {
+        /// Jobs acted on.
+        jobs: Vec<JobId>,
+        /// Selectors (as text) that were refused, with the reason.
+        refused: Vec<(String, Refusal)>,
+    },
+}
+
+/// Why a request was refused. `code` decides exit codes and texts; `message` names thing, reason and next step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The kind.
+    pub code: RefusalCode,
+    /// One line for the user.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal with its text.
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
+        Refusal { code, message: message.into() }
+    }
+}
+
+/// Kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The request is malformed or contradicts itself.
+    Invalid,
+    /// No such job, step, node or partition.
+    NotFound,
+    /// Not the caller's to do.
+    Denied,
+    /// Can never run: more than any node, or all nodes together, have.
+    Impossible,
+    /// The job is over, or not running yet.
+    WrongState,
+    /// `--immediate` and no resources.
+    Busy,
+    /// Refused for now: the store cannot take more.
+    Unavailable,
+    /// A fault of ours.
+    Internal,
+}
+
+/// A client's proof of presence for an allocation that it drives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// Its run.
+    pub attempt: Attempt,
+}
+
+/// What the kernel says of a connection's other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// User id.
+    pub uid: Uid,
+    /// Group id.
+    pub gid: Gid,
+    /// The job whose listener the client came through, if any.
+    #[serde(default)]
+    pub job: Option<JobId>,
+}

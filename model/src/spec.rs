@@ -1,0 +1,396 @@
+//! What a user asks for: job and step specifications. Container fields are members of their own.
+
+use crate::bytes::ByteStr;
+use crate::ids::{Gid, JobId, NodeName, SubmissionId, Uid};
+use crate::limits::Limits;
+use crate::time::{Span, Time};
+use crate::tres::GresKey;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Who runs a job, as resolved through NSS on the controller and carried with the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User id.
+    pub uid: Uid,
+    /// Primary group id.
+    pub gid: Gid,
+    /// Supplementary groups.
+    pub groups: Vec<Gid>,
+    /// Login name.
+    pub user: String,
+    /// Name of the primary group.
+    pub group: String,
+    /// Home directory.
+    pub home: ByteStr,
+    /// Login shell.
+    pub shell: ByteStr,
+}
+
+/// Which command made a job, and so who drives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// `sbatch`: a script runs on the first node.
+    Batch,
+    /// `srun` outside an allocation: the job lives as long as its one step.
+    Run,
+    /// `salloc`: the job lives as long as the client that holds it.
+    Alloc,
+}
+
+/// How much of the cluster a job needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourceRequest {
+    /// Fewest nodes.
+    pub min_nodes: u32,
+    /// Most nodes; equal to `min_nodes` for `-N 2`.
+    pub max_nodes: Option<u32>,
+    /// Tasks in all (`-n`); absent when not given.
+    pub tasks: Option<u32>,
+    /// Tasks on each node (`--ntasks-per-node`).
+    pub tasks_per_node: Option<u32>,
+    /// CPUs for each task (`-c`); absent when not given (then 1).
+    pub cpus_per_task: Option<u32>,
+    /// Memory.
+    pub memory: MemoryRequest,
+    /// Generic resources on each node.
+    pub gres: BTreeMap<GresKey, u64>,
+    /// Whole nodes.
+    pub exclusive: bool,
+    /// Must contain all of these nodes.
+    pub node_list: Vec<NodeName>,
+    /// Must contain none of these nodes.
+    pub exclude: Vec<NodeName>,
+}
+
+impl Default for ResourceRequest {
+    fn default() -> Self {
+        ResourceRequest {
+            min_nodes: 1,
+            max_nodes: None,
+            tasks: None,
+            tasks_per_node: None,
+            cpus_per_task: None,
+            memory: MemoryRequest::Default,
+            gres: BTreeMap::new(),
+            exclusive: false,
+            node_list: Vec::new(),
+            exclude: Vec::new(),
+        }
+    }
+}
+
+/// Memory asked for, in MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryRequest {
+    /// Not given: the partition's default, else the node's share for the cores.
+    #[default]
+    Default,
+    /// `--mem`: on each node; 0 asks for all of it.
+    PerNode(u64),
+    /// `--mem-per-cpu`.
+    PerCpu(u64),
+}
+
+/// What happens to an output file that exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenMode {
+    /// Emptied (the default; a requeued run appends).
+    #[default]
+    Truncate,
+    /// Written at its end.
+    Append,
+}
+
+/// Where a task's standard streams go: file-name patterns as typed, expanded on the node.
+/// `None` means the command's default (sbatch: `slurm-%j.out`; srun: the terminal).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoSpec {
+    /// `--input`.
+    pub stdin: Option<ByteStr>,
+    /// `--output`.
+    pub stdout: Option<ByteStr>,
+    /// `--error`; `None` joins it to `stdout`.
+    pub stderr: Option<ByteStr>,
+    /// `--open-mode`; absent when not given.
+    pub open_mode: Option<OpenMode>,
+}
+
+/// Where an image comes from, as typed and as pinned at submit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// The text the user typed, for records and messages.
+    pub typed: String,
+    /// What it was resolved to at submit; absent when the client could not resolve (a client inside a
+    /// container): then the node resolves it as the user before the step starts.
+    pub resolved: Option<ResolvedImage>,
+}
+
+/// A resolved image. Its meaning never changes between submit and any later run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ResolvedImage {
+    /// An image of a registry or of an OCI layout, pinned by the digest of its manifest for one platform.
+    Manifest {
+        /// Canonical source: `docker://registry/repository`, `oci:/path` or `oci-archive:/path`.
+        source: String,
+        /// `sha256:...` of the platform's manifest.
+        digest: String,
+        /// Whether the registry is to be spoken to without TLS.
+        #[serde(default)]
+        insecure: bool,
+    },
+    /// An unpacked root directory on the node, used in place.
+    RootDir {
+        /// Absolute path.
+        path: ByteStr,
+    },
+    /// The node's own filesystem (`host:`), which is also what a step without an image gets.
+    Host,
+}
+
+/// One `--container-mounts` entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// A path on the node, or `tmpfs`, or `umount`.
+    pub source: ByteStr,
+    /// Absolute path in the container.
+    pub target: ByteStr,
+    /// Flags as typed, such as `ro` or `rbind`; validated at submit.
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// The container options of a job or step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// `--container-image`.
+    pub image: ImageRef,
+    /// `--container-mounts`.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
+    /// `--container-workdir`; absent means the image's.
+    #[serde(default)]
+    pub workdir: Option<ByteStr>,
+    /// `--container-mount-home` / `--no-container-mount-home`; absent means the site's default (no).
+    #[serde(default)]
+    pub mount_home: Option<bool>,
+    /// `--container-remap-root` / `--no-…`; absent means the site's default (no).
+    #[serde(default)]
+    pub remap_root: Option<bool>,
+    /// `--container-writable` (true) / `--container-readonly` (false); absent means writable and ephemeral.
+    #[serde(default)]
+    pub writable: Option<bool>,
+    /// `--container-env`: names whose value outside wins over the image's.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// `--container-entrypoint` / `--no-…`; absent means the site's default (no).
+    #[serde(default)]
+    pub entrypoint: Option<bool>,
+}
+
+/// A signal to send some time before the time limit (`--signal`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarnSignal {
+    /// Signal number.
+    pub signal: i32,
+    /// How long before the limit.
+    pub before: Span,
+    /// Only to the batch shell (`B:`).
+    pub batch_only: bool,
+}
+
+/// The index set of an array (`--array`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArraySpec {
+    /// Ascending, disjoint `(first, last, step)` ranges; `last` is a member.
+    pub ranges: Vec<(u32, u32, u32)>,
+    /// Most tasks running at once (`%N`).
+    pub max_running: Option<u32>,
+}
+
+/// A job as submitted. Script and environment travel beside it, because they stay in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Made by the client; a second submission with it answers with the first one's job.
+    pub submission: SubmissionId,
+    /// Which command made it.
+    pub kind: JobKind,
+    /// `--job-name`.
+    pub name: String,
+    /// `--partition`; absent means the default partition.
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// `--account`, recorded and printed.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// What it needs.
+    pub resources: ResourceRequest,
+    /// `--time`; absent means the partition's default. `Some(None)` is not representable: unlimited is
+    /// `TimeLimit::Unlimited`.
+    #[serde(default)]
+    pub time_limit: Option<TimeLimit>,
+    /// `--begin`.
+    #[serde(default)]
+    pub begin: Option<Time>,
+    /// `--hold`.
+    #[serde(default)]
+    pub hold: bool,
+    /// `--nice`.
+    #[serde(default)]
+    pub nice: i32,
+    /// `--requeue` / `--no-requeue`; absent means the site's default (requeue allowed).
+    #[serde(default)]
+    pub requeue: Option<bool>,
+    /// `--array`.
+    #[serde(default)]
+    pub array: Option<ArraySpec>,
+    /// `--immediate`: give up when not started within this span.
+    #[serde(default)]
+    pub immediate: Option<Span>,
+    /// `--comment`.
+    #[serde(default)]
+    pub comment: Option<String>,
+    /// `--chdir`, else the submit directory. Absolute.
+    pub work_dir: ByteStr,
+    /// Streams of the batch script.
+    #[serde(default)]
+    pub io: IoSpec,
+    /// Container of the batch script (sbatch) and default of the job's steps.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
+    /// The submitter's limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The submitter's umask.
+    pub umask: u32,
+    /// `--signal`.
+    #[serde(default)]
+    pub warn_signal: Option<WarnSignal>,
+    /// `--get-user-env`: the script starts from the user's login environment.
+    #[serde(default)]
+    pub user_env: bool,
+    /// The command for records: script path, or `wrap`, or srun's program.
+    pub command: ByteStr,
+    /// The whole command line as typed, for records.
+    #[serde(default)]
+    pub submit_line: ByteStr,
+    /// Host and session id of the submitter (`AllocNode:Sid`).
+    #[serde(default)]
+    pub submit_host: String,
+    /// Session id of the submitter.
+    #[serde(default)]
+    pub submit_sid: u32,
+}
+
+/// A time limit in whole minutes, as it is stored and printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeLimit {
+    /// Minutes, at least 1.
+    Minutes(u32),
+    /// None at all.
+    Unlimited,
+}
+
+/// What a batch job runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchScript {
+    /// The script's bytes, as copied at submit.
+    pub text: ByteStr,
+    /// Its arguments.
+    pub args: Vec<ByteStr>,
+}
+
+/// Size of a terminal in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// A step as asked for by `srun`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepSpec {
+    /// Made by the client, as for a job.
+    pub submission: SubmissionId,
+    /// `--job-name` of the step: the program's name by default.
+    pub name: String,
+    /// `-n`; absent means the allocation's tasks.
+    pub tasks: Option<u32>,
+    /// `-N`; absent means all nodes that the tasks need.
+    pub nodes: Option<u32>,
+    /// `--ntasks-per-node`.
+    #[serde(default)]
+    pub tasks_per_node: Option<u32>,
+    /// `-c`.
+    pub cpus_per_task: Option<u32>,
+    /// Memory of the step on each node; default: the job's.
+    #[serde(default)]
+    pub memory: MemoryRequest,
+    /// Generic resources of the step on each node; `None` means all of the job's.
+    #[serde(default)]
+    pub gres: Option<BTreeMap<GresKey, u64>>,
+    /// `--overlap`: shares CPUs with the job's other steps.
+    #[serde(default)]
+    pub overlap: bool,
+    /// `--exact` or `--exclusive`: only the CPUs asked for, waiting until they are free.
+    #[serde(default)]
+    pub exact: bool,
+    /// `--immediate`: fail instead of waiting for the allocation's resources.
+    #[serde(default)]
+    pub immediate: Option<Span>,
+    /// Program and arguments.
+    pub argv: Vec<ByteStr>,
+    /// `NAME=value` strings.
+    pub env: Vec<ByteStr>,
+    /// Absolute working directory.
+    pub work_dir: ByteStr,
+    /// Whether the user named the working directory (`--chdir`).
+    #[serde(default)]
+    pub work_dir_explicit: bool,
+    /// Streams; `None` members go to the client.
+    #[serde(default)]
+    pub io: IoSpec,
+    /// Container; absent means the job's own (`ImageRef::Host` asks for none).
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
+    /// Limits of the calling process.
+    #[serde(default)]
+    pub limits: Limits,
+    /// umask of the calling process.
+    pub umask: u32,
+    /// `--pty`: a terminal for task 0.
+    #[serde(default)]
+    pub pty: Option<TermSize>,
+    /// `--kill-on-bad-exit`.
+    #[serde(default)]
+    pub kill_on_bad_exit: bool,
+    /// `--wait`: end the step this long after its first task ended; absent means never.
+    #[serde(default)]
+    pub wait_after_first_exit: Option<Span>,
+    /// `--time` of the step.
+    #[serde(default)]
+    pub time_limit: Option<TimeLimit>,
+    /// Whether a client will attach and drives the step: it ends when that client is gone.
+    pub attached: bool,
+}
+
+/// Names one array task or job on the command line, resolved by the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobSelector {
+    /// `12`: a job, or a whole array.
+    Job(JobId),
+    /// `12_3`.
+    Task(JobId, u32),
+    /// `12_[1-5,7]`.
+    Tasks(JobId, ArraySpec),
+}
