@@ -1,2 +1,18 @@
-//! Frames between srun, the agent and a step's supervisor; no async runtime.
+//! Frames between `srun`, the agent and a step's supervisor; no async runtime unless asked for.
+//!
+//! A connection carries frames in both directions: one byte of type, the task's number (u32, little
+//! endian, [`ALL_TASKS`] where it means every task or none), the payload's length (u32, little endian, at
+//! most [`MAX_PAYLOAD`]), the payload. A client's first frame is [`Frame::Attach`] or
+//! [`Frame::Controller`]; the other side answers an Attach with [`Frame::Accepted`] or
+//! [`Frame::Refused`]. Readers never take more bytes than the frame has, so that a descriptor can be
+//! handed to another process between two frames.
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
+pub mod blocking;
+mod frame;
+
+pub use frame::{
+    ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, data_header, encode,
+};

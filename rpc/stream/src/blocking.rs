@@ -1,0 +1,34 @@
+//! Frames over blocking readers and writers.
+
+use crate::frame::{Frame, FrameError, HEADER_LEN, Header, encode};
+use std::io::{ErrorKind, Read, Write};
+
+/// Reads one frame and not a byte more; `None` when the connection ended between frames.
+pub fn read_frame(from: &mut impl Read) -> Result<Option<Frame>, FrameError> {
+    let mut head = [0u8; HEADER_LEN];
+    let mut have = 0;
+    while have < HEADER_LEN {
+        match from.read(&mut head[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(FrameError::Truncated),
+            Ok(n) => have += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let header = Header::parse(&head)?;
+    let mut payload = vec![0u8; header.len];
+    from.read_exact(&mut payload).map_err(|e| match e.kind() {
+        ErrorKind::UnexpectedEof => FrameError::Truncated,
+        _ => e.into(),
+    })?;
+    Frame::from_parts(header, payload).map(Some)
+}
+
+/// Writes one frame with one call where the kernel takes it whole.
+pub fn write_frame(to: &mut impl Write, frame: &Frame) -> Result<(), FrameError> {
+    let mut bytes = Vec::with_capacity(64);
+    encode(frame, &mut bytes)?;
+    to.write_all(&bytes)?;
+    Ok(())
+}

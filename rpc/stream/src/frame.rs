@@ -1,0 +1,363 @@
+//! The frames themselves: bytes to meaning and back, for bytes from anyone.
+
+use berth_model::ids::{Attempt, JobId, StepId, StepKey};
+use berth_model::launch::StepExit;
+use berth_model::spec::TermSize;
+use berth_model::state::ExitStatus;
+use serde::{Deserialize, Serialize};
+
+/// Bytes before the payload.
+pub const HEADER_LEN: usize = 9;
+/// Largest payload; a longer one is an error, so that no peer can make us hold more.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// The task number that stands for every task (Stdin, StdinEof) or for none in particular.
+pub const ALL_TASKS: u32 = u32::MAX;
+
+/// Which step a client wants to be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The job.
+    pub job: JobId,
+    /// Which run of it.
+    pub attempt: Attempt,
+    /// Which step of the run.
+    pub step: StepId,
+}
+
+impl Attach {
+    /// The step's key.
+    pub fn key(self) -> StepKey {
+        StepKey { job: self.job, attempt: self.attempt, step: self.step }
+    }
+}
+
+impl From<StepKey> for Attach {
+    fn from(key: StepKey) -> Attach {
+        Attach { job: key.job, attempt: key.attempt, step: key.step }
+    }
+}
+
+/// The type byte of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Client to agent: connect me to this step.
+    Attach = 1,
+    /// Client to agent: the rest of this connection is for the controller.
+    Controller = 2,
+    /// Supervisor to client: attached.
+    Accepted = 3,
+    /// To client: not attached, and why.
+    Refused = 4,
+    /// Client to supervisor: bytes for standard input.
+    Stdin = 5,
+    /// Client to supervisor: end of standard input.
+    StdinEof = 6,
+    /// Supervisor to client: bytes from standard output.
+    Stdout = 7,
+    /// Supervisor to client: bytes from standard error.
+    Stderr = 8,
+    /// Supervisor to client: all tasks of this node run.
+    Started = 9,
+    /// Supervisor to client: a task ended.
+    TaskExit = 10,
+    /// Supervisor to client: the step ended on this node.
+    StepExit = 11,
+    /// Client to supervisor: a signal for all tasks.
+    Signal = 12,
+    /// Client to supervisor: the terminal's new size.
+    Winch = 13,
+    /// Supervisor to client: a line for the user's standard error.
+    Message = 14,
+    /// Client to supervisor: I leave; the step goes on.
+    Detach = 15,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        const ALL: [Kind; 15] = [
+            Kind::Attach,
+            Kind::Controller,
+            Kind::Accepted,
+            Kind::Refused,
+            Kind::Stdin,
+            Kind::StdinEof,
+            Kind::Stdout,
+            Kind::Stderr,
+            Kind::Started,
+            Kind::TaskExit,
+            Kind::StepExit,
+            Kind::Signal,
+            Kind::Winch,
+            Kind::Message,
+            Kind::Detach,
+        ];
+        ALL.into_iter().find(|k| *k as u8 == byte)
+    }
+}
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Connect me to this step.
+    Attach(Attach),
+    /// The rest of this connection is for the controller.
+    Controller,
+    /// Attached.
+    Accepted,
+    /// Not attached, and why.
+    Refused(String),
+    /// Bytes for the standard input of one task, or of all ([`ALL_TASKS`]).
+    Stdin {
+        /// Global task number.
+        task: u32,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// No more standard input.
+    StdinEof {
+        /// Global task number, or [`ALL_TASKS`].
+        task: u32,
+    },
+    /// Bytes from a task's standard output.
+    Stdout {
+        /// Global task number.
+        task: u32,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Bytes from a task's standard error.
+    Stderr {
+        /// Global task number.
+        task: u32,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// All tasks of this node run.
+    Started,
+    /// A task ended.
+    TaskExit {
+        /// Global task number.
+        task: u32,
+        /// How.
+        status: ExitStatus,
+    },
+    /// The step ended on this node; nothing follows. Its list of tasks is empty where it would not fit:
+    /// each was told by a TaskExit before.
+    StepExit(Box<StepExit>),
+    /// Send this signal to the tasks.
+    Signal(i32),
+    /// The terminal's new size.
+    Winch(TermSize),
+    /// A line for the user's standard error.
+    Message(String),
+    /// The client leaves; the step goes on.
+    Detach,
+}
+
+/// The bytes are no frame. The connection is of no further use.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// No such type.
+    #[error("unknown frame type {0}: the other side is no part of Berth, or of another version")]
+    UnknownKind(u8),
+    /// Longer than any frame may be.
+    #[error("a frame of {0} bytes: at most {MAX_PAYLOAD} are allowed")]
+    TooLong(usize),
+    /// The payload is not what its type asks for.
+    #[error("malformed {0:?} frame: {1}")]
+    Malformed(Kind, String),
+    /// The connection ended within a frame.
+    #[error("the connection ended within a frame")]
+    Truncated,
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// A frame's first nine bytes, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What follows.
+    pub kind: Kind,
+    /// Global task number.
+    pub task: u32,
+    /// Payload's length, at most [`MAX_PAYLOAD`].
+    pub len: usize,
+}
+
+impl Header {
+    /// Checks and reads a header.
+    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Header, FrameError> {
+        let [kind, t0, t1, t2, t3, l0, l1, l2, l3] = *bytes;
+        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
+        let task = u32::from_le_bytes([t0, t1, t2, t3]);
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        if len > MAX_PAYLOAD {
+            return Err(FrameError::TooLong(len));
+        }
+        Ok(Header { kind, task, len })
+    }
+}
+
+/// The header of a Stdin, Stdout or Stderr frame, for callers that have the bytes in a buffer of their own.
+pub fn data_header(kind: Kind, task: u32, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
+    let size = u32::try_from(len).ok().filter(|_| len <= MAX_PAYLOAD).ok_or(FrameError::TooLong(len))?;
+    let mut out = [kind as u8; HEADER_LEN];
+    out[1..5].copy_from_slice(&task.to_le_bytes());
+    out[5..].copy_from_slice(&size.to_le_bytes());
+    Ok(out)
+}
+
+/// Appends a frame to `out`. Texts that are too long are cut at a character's border.
+pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    let mut put = |kind: Kind, task: u32, payload: &[u8]| -> Result<(), FrameError> {
+        out.extend_from_slice(&data_header(kind, task, payload.len())?);
+        out.extend_from_slice(payload);
+        Ok(())
+    };
+    match frame {
+        Frame::Attach(attach) => put(Kind::Attach, ALL_TASKS, &json(Kind::Attach, attach)?),
+        Frame::Controller => put(Kind::Controller, ALL_TASKS, &[]),
+        Frame::Accepted => put(Kind::Accepted, ALL_TASKS, &[]),
+        Frame::Refused(text) => put(Kind::Refused, ALL_TASKS, cut(text)),
+        Frame::Stdin { task, data } => put(Kind::Stdin, *task, data),
+        Frame::StdinEof { task } => put(Kind::StdinEof, *task, &[]),
+        Frame::Stdout { task, data } => put(Kind::Stdout, *task, data),
+        Frame::Stderr { task, data } => put(Kind::Stderr, *task, data),
+        Frame::Started => put(Kind::Started, ALL_TASKS, &[]),
+        Frame::TaskExit { task, status } => put(Kind::TaskExit, *task, &[status.code, status.signal]),
+        Frame::StepExit(exit) => put(Kind::StepExit, ALL_TASKS, &exit_json(exit)?),
+        Frame::Signal(n) => put(Kind::Signal, ALL_TASKS, &n.to_le_bytes()),
+        Frame::Winch(size) => {
+            let [r0, r1] = size.rows.to_le_bytes();
+            let [c0, c1] = size.cols.to_le_bytes();
+            put(Kind::Winch, ALL_TASKS, &[r0, r1, c0, c1])
+        }
+        Frame::Message(text) => put(Kind::Message, ALL_TASKS, cut(text)),
+        Frame::Detach => put(Kind::Detach, ALL_TASKS, &[]),
+    }
+}
+
+fn json<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, FrameError> {
+    serde_json::to_vec(value).map_err(|e| FrameError::Malformed(kind, e.to_string()))
+}
+
+fn exit_json(exit: &StepExit) -> Result<Vec<u8>, FrameError> {
+    let whole = json(Kind::StepExit, exit)?;
+    if whole.len() <= MAX_PAYLOAD {
+        return Ok(whole);
+    }
+    let mut short = StepExit { tasks: Vec::new(), ..exit.clone() };
+    if let Some(text) = &mut short.launch_error {
+        // JSON may need six bytes for one of the text's.
+        let keep = text.floor_boundary(MAX_PAYLOAD / 8);
+        text.truncate(keep);
+    }
+    json(Kind::StepExit, &short)
+}
+
+/// The longest start of `text` that fits a frame.
+fn cut(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.floor_boundary(MAX_PAYLOAD)]
+}
+
+trait FloorBoundary {
+    /// The largest character border at or below `at`.
+    fn floor_boundary(&self, at: usize) -> usize;
+}
+
+impl FloorBoundary for str {
+    fn floor_boundary(&self, at: usize) -> usize {
+        let mut end = at.min(self.len());
+        while !self.is_char_boundary(end) {
+            end -= 1;
+        }
+        end
+    }
+}
+
+impl Frame {
+    /// The frame of a header and its payload.
+    pub fn from_parts(header: Header, payload: Vec<u8>) -> Result<Frame, FrameError> {
+        let Header { kind, task, .. } = header;
+        let bad = |why: &str| FrameError::Malformed(kind, why.to_string());
+        let none = |frame: Frame| {
+            if payload.is_empty() { Ok(frame) } else { Err(bad("it has no payload")) }
+        };
+        match kind {
+            Kind::Attach => Ok(Frame::Attach(parse(kind, &payload)?)),
+            Kind::Controller => none(Frame::Controller),
+            Kind::Accepted => none(Frame::Accepted),
+            Kind::Refused => Ok(Frame::Refused(text(payload))),
+            Kind::Stdin => Ok(Frame::Stdin { task, data: payload }),
+            Kind::StdinEof => none(Frame::StdinEof { task }),
+            Kind::Stdout => Ok(Frame::Stdout { task, data: payload }),
+            Kind::Stderr => Ok(Frame::Stderr { task, data: payload }),
+            Kind::Started => none(Frame::Started),
+            Kind::TaskExit => match payload[..] {
+                [code, signal] => Ok(Frame::TaskExit { task, status: ExitStatus { code, signal } }),
+                _ => Err(bad("expected a code and a signal")),
+            },
+            Kind::StepExit => Ok(Frame::StepExit(Box::new(parse(kind, &payload)?))),
+            Kind::Signal => match <[u8; 4]>::try_from(&payload[..]) {
+                Ok(bytes) => Ok(Frame::Signal(i32::from_le_bytes(bytes))),
+                Err(_) => Err(bad("expected a signal's number")),
+            },
+            Kind::Winch => match payload[..] {
+                [r0, r1, c0, c1] => Ok(Frame::Winch(TermSize {
+                    rows: u16::from_le_bytes([r0, r1]),
+                    cols: u16::from_le_bytes([c0, c1]),
+                })),
+                _ => Err(bad("expected rows and columns")),
+            },
+            Kind::Message => Ok(Frame::Message(text(payload))),
+            Kind::Detach => none(Frame::Detach),
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(payload).map_err(|e| FrameError::Malformed(kind, e.to_string()))
+}
+
+fn text(payload: Vec<u8>) -> String {
+    String::from_utf8(payload).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+}
+
+/// Takes bytes as they come from a non-blocking socket and gives frames. Holds at most one frame and what
+/// was fed after it.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Decoder {
+    /// Adds bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.start > 0 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, if there is one. After an error the connection is of no further use.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let rest = &self.bytes[self.start..];
+        let Some((head, body)) = rest.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let header = Header::parse(head)?;
+        if body.len() < header.len {
+            return Ok(None);
+        }
+        let payload = body[..header.len].to_vec();
+        self.start += HEADER_LEN + header.len;
+        Frame::from_parts(header, payload).map(Some)
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+}
