@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub const HEADER_LEN: usize = 9;
 /// Largest payload; a longer one is an error, so that no peer can make us hold more.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// How many bytes of standard input a client may send beyond what [`Frame::Credit`] gave back. With it, a task
+/// that reads nothing never keeps a signal from passing on the same connection.
+pub const STDIN_WINDOW: usize = 256 * 1024;
 /// The task number that stands for every task (Stdin, StdinEof) or for none in particular.
 pub const ALL_TASKS: u32 = u32::MAX;
 
@@ -71,11 +74,13 @@ pub enum Kind {
     Message = 14,
     /// Client to supervisor: I leave; the step goes on.
     Detach = 15,
+    /// Supervisor to client: this many bytes of standard input went on to the tasks.
+    Credit = 16,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 15] = [
+        const ALL: [Kind; 16] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -91,6 +96,7 @@ impl Kind {
             Kind::Winch,
             Kind::Message,
             Kind::Detach,
+            Kind::Credit,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -153,6 +159,8 @@ pub enum Frame {
     Message(String),
     /// The client leaves; the step goes on.
     Detach,
+    /// This many bytes of standard input went on to the tasks: the client may send as many more.
+    Credit(u32),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -236,6 +244,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         }
         Frame::Message(text) => put(Kind::Message, ALL_TASKS, cut(text)),
         Frame::Detach => put(Kind::Detach, ALL_TASKS, &[]),
+        Frame::Credit(n) => put(Kind::Credit, ALL_TASKS, &n.to_le_bytes()),
     }
 }
 
@@ -313,6 +322,10 @@ impl Frame {
             },
             Kind::Message => Ok(Frame::Message(text(payload))),
             Kind::Detach => none(Frame::Detach),
+            Kind::Credit => match <[u8; 4]>::try_from(&payload[..]) {
+                Ok(bytes) => Ok(Frame::Credit(u32::from_le_bytes(bytes))),
+                Err(_) => Err(bad("expected a number of bytes")),
+            },
         }
     }
 }

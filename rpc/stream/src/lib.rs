@@ -6,6 +6,9 @@
 //! [`Frame::Controller`]; the other side answers an Attach with [`Frame::Accepted`] or
 //! [`Frame::Refused`]. Readers never take more bytes than the frame has, so that a descriptor can be
 //! handed to another process between two frames.
+//!
+//! Standard input has a window: a client sends at most [`STDIN_WINDOW`] bytes (each byte counted once, also
+//! when it goes to every task) beyond what [`Frame::Credit`] gave back, and so can always send a signal.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "tokio")]
@@ -14,5 +17,6 @@ pub mod blocking;
 mod frame;
 
 pub use frame::{
-    ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, data_header, encode,
+    ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, STDIN_WINDOW,
+    data_header, encode,
 };

@@ -42,6 +42,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<u16>(), any::<u16>()).prop_map(|(rows, cols)| Frame::Winch(TermSize { rows, cols })),
         ".{0,40}".prop_map(Frame::Message),
         Just(Frame::Detach),
+        any::<u32>().prop_map(Frame::Credit),
     ]
 }
 
