@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs every check: format, lints, licences, tests. As root and as an ordinary user.
+# usage: tests/run.sh [--no-install]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
+die() { printf 'tests/run.sh: error: %s\n' "$*" >&2; exit 1; }
+
+install=yes
+case "${1-}" in
+    "") ;;
+    --no-install) install=no ;;
+    *) die "unknown argument $1; usage: tests/run.sh [--no-install]" ;;
+esac
+
+am_root=no
+[ "$(id -u)" -ne 0 ] || am_root=yes
+
+missing_packages() { # of the groups named
+    local package group rest
+    while read -r package group rest; do
+        case "$package" in "" | \#*) continue ;; esac
+        [[ " $* " == *" $group "* ]] || continue
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || printf '%s\n' "$package"
+    done < tests/packages.txt
+}
+
+say "packages"
+command -v dpkg-query >/dev/null || die "this script installs Debian packages (tests/packages.txt); on another system install their like and run cargo nextest run --workspace"
+if [ $am_root = yes ]; then
+    mapfile -t missing < <(missing_packages build all root)
+    if [ ${#missing[@]} -gt 0 ]; then
+        [ $install = yes ] || die "missing packages: ${missing[*]}; run without --no-install, or apt-get install them"
+        # Lists may be old or absent: fetch them only when needed.
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" || {
+            apt-get update
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+        }
+    fi
+else
+    mapfile -t missing < <(missing_packages build all)
+    [ ${#missing[@]} -eq 0 ] || die "missing packages: ${missing[*]}
+Only root can install them:
+    sudo apt-get install --no-install-recommends ${missing[*]}"
+fi
+
+say "toolchain"
+# A login without a profile still finds what rustup installed.
+command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
+command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
+cargo --version
+target="$(uname -m)-unknown-linux-musl"
+if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
+    rustup target add "$target"
+fi
+
+say "build"
+cargo xtask build --debug
+
+say "format"
+cargo fmt --all --check
+
+say "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+say "licences and advisories"
+cargo xtask licences
+
+say "tests"
+# Tests that can only run as root carry as_root in their name; no other test may be left out.
+status=0
+if cargo nextest --version >/dev/null 2>&1; then
+    if [ $am_root = yes ]; then
+        cargo nextest run --workspace --no-fail-fast || status=$?
+    else
+        cargo nextest run --workspace --no-fail-fast -E 'not test(/as_root/)' || status=$?
+        printf '\nNot run, because they need root:\n'
+        cargo nextest list --workspace -E 'test(/as_root/)' 2>/dev/null
+    fi
+else
+    printf 'cargo-nextest is not installed; running cargo test, one test at a time\n'
+    if [ $am_root = yes ]; then
+        cargo test --workspace --no-fail-fast -- --test-threads=1 || status=$?
+    else
+        cargo test --workspace --no-fail-fast -- --test-threads=1 --skip as_root || status=$?
+        printf '\nNot run, because they need root:\n'
+        cargo test --workspace --quiet -- --list 2>/dev/null | grep 'as_root.*: test$'
+    fi
+fi
+
+say "done"
+[ $status -eq 0 ] || die "tests failed; each failure is above"
+printf 'all checks passed in %s s, as %s\n' "$SECONDS" "$(id -un)"
