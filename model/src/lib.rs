@@ -2,15 +2,26 @@
 //! the texts in which people write them. Pure: no clock, no file, no socket; depends on nothing of ours.
 #![forbid(unsafe_code)]
 
+pub mod array;
 pub mod bytes;
 pub mod config;
+pub mod count;
+pub mod elapsed;
+pub mod grammar;
+pub mod gres;
 pub mod hardware;
+pub mod hostlist;
 pub mod ids;
+pub mod jobid;
 pub mod launch;
+pub mod limit;
 pub mod limits;
 pub mod link;
+pub mod memory;
 pub mod record;
 pub mod request;
+pub mod runs;
+pub mod signal;
 pub mod spec;
 pub mod state;
 pub mod time;
