@@ -211,6 +211,9 @@ pub struct StepExit {
     /// The node could not start it: what, why, and what to do.
     #[serde(default)]
     pub launch_error: Option<String>,
+    /// Why it was ended from outside, where it was; filled in by the agent's core.
+    #[serde(default)]
+    pub ended_by: Option<crate::link::EndCause>,
     /// What it used.
     #[serde(default)]
     pub usage: Usage,

@@ -34,6 +34,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                 tasks: vec![(3, status)],
                 oom,
                 launch_error,
+                ended_by: None,
                 usage: Usage::default(),
                 ended: Time(5),
             }))
@@ -136,6 +137,7 @@ fn the_exit_of_a_step_with_very_many_tasks_still_fits() {
         tasks: (0..20_000).map(|t| (t, status)).collect(),
         oom: false,
         launch_error: Some("\u{1}".repeat(MAX_PAYLOAD)),
+        ended_by: None,
         usage: Usage::default(),
         ended: Time(0),
     };

@@ -1,2 +1,30 @@
-//! The scheduler's decisions: state, event, time in; writes and effects out; pure.
+//! The scheduler's decisions: state, event and time in; writes and effects out. Pure: no clock, no
+//! randomness, no file, no socket, and nothing whose order depends on a hash.
+//!
+//! The shell around it hands every event to [`Cluster::handle`], commits the writes, and only then opens the
+//! effects with the store's [`Committed`] token. After a failed or unknown commit it drops the core and
+//! builds a new one from the rows ([`Cluster::restore`]): effects are not stored, they are derived again by
+//! comparing the state with what each agent says when it connects.
 #![forbid(unsafe_code)]
+
+mod cluster;
+mod config;
+mod event;
+mod job;
+mod node;
+mod rows;
+mod snapshot;
+mod store;
+mod tasks;
+
+pub use cluster::{Cluster, RestoreError};
+pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
+pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
+pub use job::{View, job_info};
+pub use rows::{
+    Allocation, Hold, JobResult, JobRow, MetaRow, NodeRow, Phase, ROW_VERSION, Run, SpecRow, StepNode,
+    StepResult, StepRow,
+};
+pub use snapshot::Snapshot;
+pub use store::{CommitError, Committed, PayloadKey, Store, Stored, Write, commit, fill_payload};
+pub use tasks::{TaskSet, Tasks};

@@ -1,0 +1,209 @@
+//! What goes into the agent's core and what comes out of it.
+
+use berth_model::hardware::Hardware;
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
+use berth_model::launch::{StepExit, StepLaunch};
+use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::spec::WarnSignal;
+use berth_model::time::Time;
+use serde::{Deserialize, Serialize};
+
+/// What the agent knows of itself when it starts.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Full host name.
+    pub node: NodeName,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// When the machine booted, wall clock.
+    pub boot_time: Time,
+    /// When the agent started, wall clock.
+    pub agent_start: Time,
+    /// The agent's version.
+    pub version: String,
+    /// What was detected.
+    pub hardware: Hardware,
+    /// The highest term ever accepted, as kept by [`AgentEffect::RememberTerm`].
+    pub term: Term,
+}
+
+/// A step found in the spool when the agent starts.
+#[derive(Clone, Debug)]
+pub struct Adopted {
+    /// What it was started with (`launch.json`).
+    pub launch: StepLaunch,
+    /// Its timers, as they came with [`AgentEffect::Spawn`].
+    pub timers: StepTimers,
+    /// How far it is (`state.json`).
+    pub phase: AdoptedPhase,
+}
+
+/// How far an adopted step is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdoptedPhase {
+    /// The supervisor lives; no task runs yet.
+    Starting,
+    /// The supervisor lives; tasks run.
+    Running,
+    /// It ended.
+    Exited(StepExit),
+    /// The supervisor is gone and left no exit.
+    Gone,
+}
+
+/// When things are due for a step, on the boot-time clock. The shell keeps them in the step's spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepTimers {
+    /// End of the job's time limit.
+    pub job_limit: Option<Time>,
+    /// End of the step's own.
+    pub step_limit: Option<Time>,
+    /// `--signal`.
+    pub warn: Option<WarnSignal>,
+}
+
+/// Something that happened outside the core.
+#[derive(Clone, Debug)]
+pub enum AgentEvent {
+    /// A connection to the controller is up. A Hello follows as an effect.
+    Connected,
+    /// It is down.
+    Disconnected,
+    /// A message of the controller, of the current connection.
+    Controller(ToAgent),
+    /// The image of a step.
+    Image {
+        /// Which step.
+        key: StepKey,
+        /// How far.
+        event: ImageEvent,
+    },
+    /// A step's supervisor.
+    Supervisor {
+        /// Which step.
+        key: StepKey,
+        /// What it did.
+        event: SupervisorEvent,
+    },
+    /// `RemoveJob` is done: nothing of the run is left on the node.
+    JobRemoved {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+    },
+    /// The time of [`crate::AgentCore::next_wake`] has come.
+    Tick,
+}
+
+/// How far an image is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageEvent {
+    /// Percent, where known.
+    Progress(Option<u8>),
+    /// It is present; also for a step without an image.
+    Ready,
+    /// What is wrong, why, and what to do.
+    Failed(String),
+}
+
+/// What a supervisor did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SupervisorEvent {
+    /// Tasks run.
+    Started,
+    /// All tasks ended. Also how the shell reports a supervisor that it could not start: with a
+    /// `launch_error`.
+    Exited(StepExit),
+    /// It is gone and left no exit.
+    Gone,
+}
+
+/// Which processes of a step a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessTarget {
+    /// All of them.
+    All,
+    /// Only the batch shell.
+    BatchShell,
+}
+
+/// Something for the shell to do.
+#[derive(Clone, Debug)]
+pub enum AgentEffect {
+    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills load
+    /// and free memory in.
+    Send(FromAgent),
+    /// Keep the term across restarts of the agent, before any later effect.
+    RememberTerm(Term),
+    /// The first step of a run of a job: make the job's parts (directories, cgroups, listener). A failure is
+    /// reported as the exit of the steps that are spawned, with a `launch_error`.
+    MakeJob {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// The step that it is made for: identity, job facts and share.
+        launch: Box<StepLaunch>,
+    },
+    /// Make the step's image present (also where there is none: answer `Ready`), without delaying any other
+    /// effect.
+    PrepareImage {
+        /// Which step.
+        key: StepKey,
+        /// What it will run.
+        launch: Box<StepLaunch>,
+    },
+    /// The step is not wanted any more: stop preparing. No answer is expected, a late one is ignored.
+    CancelImage {
+        /// Which step.
+        key: StepKey,
+    },
+    /// Write the spool entry and start the supervisor.
+    Spawn {
+        /// Which step.
+        key: StepKey,
+        /// `launch.json`.
+        launch: Box<StepLaunch>,
+        /// To be kept in the spool and given back in [`Adopted`].
+        timers: StepTimers,
+    },
+    /// Send a signal to a step's processes.
+    SignalStep {
+        /// Which step.
+        key: StepKey,
+        /// Which processes.
+        target: ProcessTarget,
+        /// Signal number.
+        signal: i32,
+    },
+    /// SIGKILL everything of the step: cgroup and pid namespace.
+    KillStep {
+        /// Which step.
+        key: StepKey,
+    },
+    /// Tell the user why a step is being ended, in its error stream:
+    /// `*** STEP 12.0 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***`. The shell knows the wall clock.
+    Note {
+        /// Which step.
+        key: StepKey,
+        /// Why.
+        cause: EndCause,
+        /// Whether all of the job ends.
+        whole_job: bool,
+    },
+    /// The exit is durable at the controller: remove the spool entry.
+    ForgetSpool {
+        /// Which step.
+        key: StepKey,
+    },
+    /// No step of the run is left: remove the job's parts and answer `JobRemoved`.
+    RemoveJob {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+    },
+}

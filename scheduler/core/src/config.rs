@@ -1,0 +1,265 @@
+//! The configuration as the core uses it: names expanded and limits parsed once.
+
+use berth_model::config::{Config, GresConfig, PartitionConfig, PartitionState};
+use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::ids::NodeName;
+use berth_model::spec::TimeLimit;
+use berth_model::time::Span;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Something in `berth.toml` that cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("berth.toml: {place}: {why}")]
+pub struct ConfigError {
+    /// Section and name.
+    pub place: String,
+    /// What is wrong, and what to write instead.
+    pub why: String,
+}
+
+/// Everything that the core must know of the site.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// From SIGTERM to SIGKILL.
+    pub kill_wait: Span,
+    /// How long an ended job stays in memory.
+    pub min_job_age: Span,
+    /// Silence after which a node counts as not responding.
+    pub node_timeout: Span,
+    /// Largest index of an array plus one.
+    pub max_array_size: u32,
+    /// Most jobs that wait or run at once.
+    pub max_jobs: u32,
+    /// Whether root may run jobs.
+    pub root_jobs: bool,
+    /// Whether batch jobs go back to the queue when their node is lost, unless they say otherwise.
+    pub requeue: bool,
+    /// Partitions, in order; the default one first among equals.
+    pub partitions: Arc<Vec<PartitionRules>>,
+    /// Additions to nodes.
+    pub nodes: Vec<NodeRules>,
+}
+
+/// A partition with its texts parsed.
+#[derive(Clone, Debug)]
+pub struct PartitionRules {
+    /// As configured.
+    pub config: PartitionConfig,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its nodes; `None` means all.
+    pub nodes: Option<BTreeSet<NodeName>>,
+    /// Longest limit.
+    pub max_time: TimeLimit,
+    /// Limit of jobs that give none.
+    pub default_time: TimeLimit,
+}
+
+impl PartitionRules {
+    /// Whether the node is in it.
+    pub fn has(&self, node: &NodeName) -> bool {
+        self.nodes.as_ref().is_none_or(|set| set.contains(node))
+    }
+}
+
+/// What is said of some nodes beyond what they detect.
+#[derive(Clone, Debug)]
+pub struct NodeRules {
+    /// The nodes; `None` means all.
+    pub nodes: Option<BTreeSet<NodeName>>,
+    /// Memory held back, in MiB.
+    pub memory_reserved: Option<u64>,
+    /// Devices, without index.
+    pub gres: Vec<GresDevice>,
+}
+
+impl CoreConfig {
+    /// Reads the file's texts; without a partition there is one, `main`, of all nodes.
+    ///
+    /// # Errors
+    /// Names the section, what is wrong there, and what to write.
+    pub fn new(config: &Config) -> Result<CoreConfig, ConfigError> {
+        let mut partitions = Vec::new();
+        if config.partitions.is_empty() {
+            partitions.push(partition(&PartitionConfig { default: true, ..PartitionConfig::default() })?);
+        }
+        for p in &config.partitions {
+            partitions.push(partition(p)?);
+        }
+        let mut names = BTreeSet::new();
+        for p in &partitions {
+            if !names.insert(p.name.clone()) {
+                return Err(ConfigError {
+                    place: format!("[[partition]] '{}'", p.name),
+                    why: "the name is used twice; rename one of them".into(),
+                });
+            }
+        }
+        if partitions.iter().filter(|p| p.config.default).count() > 1 {
+            return Err(ConfigError {
+                place: "[[partition]]".into(),
+                why: "more than one partition says `default = true`; keep one".into(),
+            });
+        }
+        if let [only] = partitions.as_mut_slice() {
+            only.config.default = true;
+        }
+        let mut nodes = Vec::new();
+        for n in &config.nodes {
+            let place = format!("[[node]] '{}'", n.name);
+            let mut gres = Vec::new();
+            for g in &n.gres {
+                devices(g, &place, &mut gres)?;
+            }
+            nodes.push(NodeRules {
+                nodes: node_set(&n.name, &place)?,
+                memory_reserved: n.memory_reserved,
+                gres,
+            });
+        }
+        Ok(CoreConfig {
+            cluster: config.cluster.clone(),
+            kill_wait: Span::from_secs(config.kill_wait_seconds.into()),
+            min_job_age: Span::from_secs(config.min_job_age_seconds.into()),
+            node_timeout: Span::from_secs(config.node_timeout_seconds.into()),
+            max_array_size: config.max_array_size,
+            max_jobs: config.max_jobs,
+            root_jobs: config.root_jobs,
+            requeue: config.requeue,
+            partitions: Arc::new(partitions),
+            nodes,
+        })
+    }
+
+    /// The partition of that name.
+    pub fn partition(&self, name: &str) -> Option<&PartitionRules> {
+        self.partitions.iter().find(|p| &*p.name == name)
+    }
+
+    /// The partition of jobs that name none.
+    pub fn default_partition(&self) -> Option<&PartitionRules> {
+        self.partitions.iter().find(|p| p.config.default)
+    }
+
+    /// What an agent detected, with what the configuration adds.
+    pub fn complete(&self, node: &NodeName, detected: &Hardware) -> Hardware {
+        let mut hw = detected.clone();
+        for rules in self.nodes.iter().filter(|r| r.nodes.as_ref().is_none_or(|set| set.contains(node))) {
+            if let Some(mib) = rules.memory_reserved {
+                hw.memory_reserved = mib;
+            }
+            for device in &rules.gres {
+                let index = hw.gres.iter().filter(|d| d.name == device.name).count();
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                hw.gres.push(GresDevice { index, ..device.clone() });
+            }
+        }
+        hw.memory_reserved = hw.memory_reserved.min(hw.memory);
+        hw.gres.sort_by(|a, b| (&a.name, a.index).cmp(&(&b.name, b.index)));
+        hw
+    }
+}
+
+fn partition(p: &PartitionConfig) -> Result<PartitionRules, ConfigError> {
+    let place = format!("[[partition]] '{}'", p.name);
+    let max_time = time_limit(&p.max_time, "max_time", &place)?;
+    let default_time = if p.default_time.is_empty() {
+        max_time
+    } else {
+        time_limit(&p.default_time, "default_time", &place)?
+    };
+    if default_time > max_time {
+        return Err(ConfigError {
+            place,
+            why: "default_time is longer than max_time; shorten it or raise max_time".into(),
+        });
+    }
+    Ok(PartitionRules {
+        nodes: node_set(&p.nodes, &place)?,
+        name: Arc::from(p.name.as_str()),
+        max_time,
+        default_time,
+        config: p.clone(),
+    })
+}
+
+impl PartitionRules {
+    /// Whether it starts jobs.
+    pub fn starts(&self) -> bool {
+        matches!(self.config.state, PartitionState::Up | PartitionState::Drain)
+    }
+
+    /// Whether it takes jobs.
+    pub fn takes(&self) -> bool {
+        matches!(self.config.state, PartitionState::Up | PartitionState::Down)
+    }
+}
+
+fn time_limit(text: &str, key: &str, place: &str) -> Result<TimeLimit, ConfigError> {
+    let bad = |why: String| ConfigError { place: place.to_string(), why };
+    match text {
+        "UNLIMITED" => Ok(TimeLimit::Unlimited),
+        _ => text.parse().map(TimeLimit::Minutes).map_err(|e| bad(format!("{key}: {e}"))),
+    }
+}
+
+fn node_set(text: &str, place: &str) -> Result<Option<BTreeSet<NodeName>>, ConfigError> {
+    if text.eq_ignore_ascii_case("all") {
+        return Ok(None);
+    }
+    let names = hostlist::expand(text)
+        .map_err(|e| ConfigError { place: place.to_string(), why: format!("node names: {e}") })?;
+    if names.is_empty() {
+        return Err(ConfigError {
+            place: place.to_string(),
+            why: "no node is named; write a hostlist such as n[1-4], or ALL".into(),
+        });
+    }
+    Ok(Some(names.into_iter().map(NodeName).collect()))
+}
+
+fn devices(g: &GresConfig, place: &str, out: &mut Vec<GresDevice>) -> Result<(), ConfigError> {
+    let bad = |why: String| ConfigError { place: format!("{place} gres '{}'", g.name), why };
+    if g.name.is_empty() {
+        return Err(bad("a resource needs a name, such as gpu".into()));
+    }
+    let mut files = Vec::new();
+    for pattern in &g.files {
+        match std::str::from_utf8(&pattern.0) {
+            Ok(text) if text.contains('[') => {
+                let names = hostlist::expand(text).map_err(|e| bad(format!("files: {e}")))?;
+                files.extend(names.into_iter().map(berth_model::ByteStr::from));
+            }
+            _ => files.push(pattern.clone()),
+        }
+    }
+    let device = |files| GresDevice { name: g.name.clone(), kind: g.kind.clone(), index: 0, files };
+    match (files.is_empty(), g.count) {
+        (true, None) => Err(bad("neither files nor count is given; give one of them".into())),
+        (true, Some(n)) if n > 4096 => Err(bad(format!("count = {n} is more than 4096"))),
+        (true, Some(n)) => {
+            out.extend((0..n).map(|_| device(Vec::new())));
+            Ok(())
+        }
+        (false, Some(n)) if n as usize != files.len() => {
+            Err(bad(format!("count = {n}, but {} files are named; leave count out", files.len())))
+        }
+        (false, _) => {
+            out.extend(files.into_iter().map(|f| device(vec![f])));
+            Ok(())
+        }
+    }
+}
+
+mod hostlist {
+    /// Names separated by commas.
+    pub fn expand(text: &str) -> Result<Vec<String>, String> {
+        if text.contains('[') {
+            return Err(format!("'{text}': brackets are not read here; name the nodes one by one"));
+        }
+        Ok(text.split(',').filter(|t| !t.is_empty()).map(str::to_string).collect())
+    }
+}

@@ -1,0 +1,116 @@
+//! What goes into the core and what comes out of it: events, writes, and effects that wait for the commit.
+
+use crate::store::{Committed, PayloadKey, Write};
+use berth_model::ids::{JobId, NodeName};
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::request::{Actor, Refusal, Request, Response};
+use std::collections::BTreeSet;
+
+/// Names one outstanding request of a client; made by the server's shell, unique while it is unanswered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Something that happened outside the core.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A client asks for something.
+    Client {
+        /// Names the request in the reply.
+        request: RequestId,
+        /// Who asks, as proven by the transport.
+        actor: Actor,
+        /// What.
+        body: Request,
+    },
+    /// The client of an unanswered request is gone: a step that waits for resources is not made for nobody.
+    Abandoned {
+        /// Which request.
+        request: RequestId,
+    },
+    /// A message of an agent.
+    Agent {
+        /// The node, as the transport proved it.
+        node: NodeName,
+        /// The connection on which it came; never used twice by one controller process.
+        connection: u64,
+        /// What it says.
+        message: FromAgent,
+    },
+    /// An agent's connection ended.
+    AgentLost {
+        /// The node.
+        node: NodeName,
+        /// The connection that ended.
+        connection: u64,
+    },
+    /// The store has no room for new work (`Some` says why), or has room again (`None`).
+    StoreFull(Option<String>),
+    /// The time of [`crate::Cluster::next_wake`] has come.
+    Tick,
+}
+
+/// What follows from an event. The shell commits `writes` and only then opens `after_commit`.
+#[derive(Debug)]
+#[must_use = "an outcome that is dropped loses writes, replies and starts"]
+pub struct Outcome {
+    /// Changes to make durable, in order, all or none.
+    pub writes: Vec<Write>,
+    /// What may leave once they are durable.
+    pub after_commit: AfterCommit,
+    /// Jobs whose record changed, for those who watch them.
+    pub changed: BTreeSet<JobId>,
+}
+
+/// Effects that are locked until the writes before them are durable.
+#[derive(Debug, Default)]
+#[must_use = "locked effects must be opened after the commit"]
+pub struct AfterCommit {
+    effects: Vec<Effect>,
+}
+
+impl AfterCommit {
+    pub(crate) fn new(effects: Vec<Effect>) -> AfterCommit {
+        AfterCommit { effects }
+    }
+
+    /// The effects, given the proof that everything written so far is durable. One commit may open the
+    /// effects of several events, in their order.
+    pub fn open(self, _proof: &Committed) -> Vec<Effect> {
+        self.effects
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+}
+
+/// Something for the shell to do. Doing it twice, or not at all before a crash, is harmless: it is derived
+/// again from the state.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Answer a request.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// With what.
+        result: Result<Response, Refusal>,
+    },
+    /// Send a message to an agent.
+    Send {
+        /// On which connection; the message is dropped when it is gone.
+        connection: u64,
+        /// The message.
+        message: ToAgent,
+        /// For a `Start` whose script and environment are in the store: fill them in before sending, with
+        /// [`crate::fill_payload`].
+        payload: Option<PayloadKey>,
+    },
+    /// Close a connection.
+    Disconnect {
+        /// Which.
+        connection: u64,
+        /// Why, for the log.
+        why: String,
+    },
+}

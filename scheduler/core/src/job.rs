@@ -1,0 +1,288 @@
+//! A job in memory, and how its rows are told to people.
+
+use crate::rows::{Hold, JobRow, Phase, Run, SpecRow, StepNode, StepRow, step_work_dir};
+use crate::tasks::Tasks;
+use berth_model::ids::StepId;
+use berth_model::launch::{Layout, NodeShare, Usage};
+use berth_model::record::{JobInfo, StepInfo};
+use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_model::time::Time;
+use berth_model::tres::{GresKey, Tres};
+use imbl::OrdMap;
+use std::sync::Arc;
+
+/// How far a step is on one node, as last heard. Not durable: agents tell it again when they connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Its Start was sent at this time (or is to be sent), and nothing was heard of it yet.
+    Sent(Time),
+    /// The image is being made present.
+    Preparing(Option<u8>),
+    /// The supervisor is at work.
+    Starting,
+    /// Tasks run.
+    Running,
+}
+
+/// A job as the core holds it. Snapshots share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) spec: Arc<SpecRow>,
+    pub(crate) row: JobRow,
+    /// Steps of the current attempt.
+    pub(crate) steps: OrdMap<StepId, Arc<StepRow>>,
+    /// How far the steps that have not ended are, by place in their `nodes`.
+    pub(crate) progress: OrdMap<StepId, Vec<Progress>>,
+    /// Why it was not started when it was last tried; `None` means that its turn has not come.
+    pub(crate) wait: Option<Reason>,
+}
+
+impl Job {
+    pub(crate) fn run(&self) -> Option<&Run> {
+        match &self.row.phase {
+            Phase::Pending => None,
+            Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
+            Phase::Ended { run, .. } => run.as_ref(),
+        }
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self.row.phase, Phase::Pending)
+    }
+
+    pub(crate) fn info(&self) -> JobInfo {
+        let steps: Vec<&StepRow> = self.steps.values().map(|s| &**s).collect();
+        let mut info = job_info(View::Queue, &self.spec, &self.row, &steps);
+        if self.is_pending() && info.reason == Reason::None {
+            info.reason = self.wait.clone().unwrap_or(Reason::Priority);
+        }
+        if matches!(self.row.phase, Phase::Running(_)) {
+            let first = self.progress.iter().next().and_then(|(_, p)| p.first());
+            if let (Some(Progress::Preparing(percent)), 1) = (first, self.steps.len()) {
+                info.state = JobState::Configuring;
+                info.reason = Reason::ImagePull(*percent);
+            }
+        }
+        info
+    }
+}
+
+/// For whom a record is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// `squeue` and `scontrol`: a job whose nodes are being cleaned is COMPLETING.
+    Queue,
+    /// `sacct`: such a job has ended as it ended.
+    Accounting,
+}
+
+impl JobRow {
+    /// The base state: what the job will be remembered as, without COMPLETING.
+    pub fn base_state(&self) -> JobState {
+        match &self.phase {
+            Phase::Pending => JobState::Pending,
+            Phase::Running(_) => JobState::Running,
+            Phase::Ending { requeue: true, .. } => JobState::Pending,
+            Phase::Ending { result, .. } | Phase::Ended { result, .. } => result.state,
+        }
+    }
+
+    /// Whether this is an array's record from which every task was taken: it is kept for what its tasks
+    /// share, and shown to nobody.
+    pub fn is_empty_array(&self) -> bool {
+        matches!(&self.tasks, Tasks::Range(set) if set.is_empty())
+    }
+
+    /// When the run started.
+    pub fn started(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Pending => None,
+            Phase::Running(run) | Phase::Ending { run, .. } => Some(run.started),
+            Phase::Ended { run, .. } => run.as_ref().map(|r| r.started),
+        }
+    }
+
+    /// When it ended.
+    pub fn ended(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Pending | Phase::Running(_) => None,
+            Phase::Ending { result, .. } | Phase::Ended { result, .. } => Some(result.ended),
+        }
+    }
+}
+
+impl SpecRow {
+    /// What the job needs in all, before it is known where it runs.
+    pub fn requested(&self) -> Tres {
+        use berth_model::spec::MemoryRequest;
+        let r = &self.spec.resources;
+        let nodes = u64::from(r.min_nodes.max(1));
+        let tasks = match (r.tasks, r.tasks_per_node) {
+            (Some(n), _) => u64::from(n),
+            (None, Some(per_node)) => nodes.saturating_mul(per_node.into()),
+            (None, None) => nodes,
+        };
+        let cpu = tasks.saturating_mul(r.cpus_per_task.unwrap_or(1).into());
+        let mem = match r.memory {
+            MemoryRequest::Default => 0,
+            MemoryRequest::PerNode(mib) => nodes.saturating_mul(mib),
+            MemoryRequest::PerCpu(mib) => cpu.saturating_mul(mib),
+        };
+        let gres = r.gres.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        Tres { cpu, mem, node: nodes, gres }
+    }
+}
+
+/// What the shares amount to in all.
+pub(crate) fn total<'a>(shares: impl IntoIterator<Item = &'a NodeShare>) -> Tres {
+    let mut sum = Tres::default();
+    for share in shares {
+        sum.node += 1;
+        sum.cpu += share.cpus.len() as u64;
+        sum.mem = sum.mem.saturating_add(share.memory);
+        for device in &share.gres {
+            let key = GresKey { name: device.name.clone(), kind: None };
+            *sum.gres.entry(key).or_default() += 1;
+            if device.kind.is_some() {
+                let key = GresKey { name: device.name.clone(), kind: device.kind.clone() };
+                *sum.gres.entry(key).or_default() += 1;
+            }
+        }
+    }
+    sum
+}
+
+/// Task numbers by node, for tasks counted in node order.
+pub(crate) fn number_tasks(counts: impl IntoIterator<Item = u32>) -> Vec<Vec<u32>> {
+    let mut next = 0u32;
+    counts
+        .into_iter()
+        .map(|n| {
+            let first = next;
+            next = next.saturating_add(n);
+            (first..next).collect()
+        })
+        .collect()
+}
+
+fn cpu_count(share: &NodeShare) -> u32 {
+    u32::try_from(share.cpus.len()).unwrap_or(u32::MAX)
+}
+
+impl Run {
+    /// Nodes, tasks and CPUs of the whole allocation.
+    pub(crate) fn layout(&self) -> Layout {
+        Layout {
+            nodes: self.allocation.nodes.clone(),
+            tasks: number_tasks(self.allocation.tasks.iter().copied()),
+            cpus: self.allocation.shares.iter().map(cpu_count).collect(),
+        }
+    }
+
+    /// What the run has on a node.
+    pub(crate) fn share(&self, node: &berth_model::NodeName) -> Option<&NodeShare> {
+        let at = self.allocation.nodes.iter().position(|n| n == node)?;
+        self.allocation.shares.get(at)
+    }
+}
+
+impl StepRow {
+    /// What the step may use on one of its nodes.
+    pub(crate) fn share<'a>(&'a self, node: &'a StepNode, run: &'a Run) -> Option<&'a NodeShare> {
+        node.share.as_ref().or_else(|| run.share(&node.node))
+    }
+
+    /// Nodes, tasks and CPUs of the step.
+    pub(crate) fn layout(&self, run: Option<&Run>) -> Layout {
+        let share = |n: &StepNode| {
+            n.share.as_ref().map(cpu_count).or_else(|| run.and_then(|r| r.share(&n.node)).map(cpu_count))
+        };
+        Layout {
+            nodes: self.nodes.iter().map(|n| n.node.clone()).collect(),
+            tasks: number_tasks(self.nodes.iter().map(|n| n.tasks)),
+            cpus: self.nodes.iter().map(|n| share(n).unwrap_or(0)).collect(),
+        }
+    }
+}
+
+/// A job as the commands print it, from its rows: those of the current attempt's steps, in order.
+pub fn job_info(view: View, spec: &SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobInfo {
+    let run = match &row.phase {
+        Phase::Pending => None,
+        Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
+        Phase::Ended { run, .. } => run.as_ref(),
+    };
+    let result = match &row.phase {
+        Phase::Pending | Phase::Running(_) => None,
+        Phase::Ending { result, .. } | Phase::Ended { result, .. } => Some(result),
+    };
+    let (array, task, waiting) = match &row.tasks {
+        Tasks::None => (None, None, None),
+        Tasks::One(i) => (Some(row.spec_of), Some(*i), None),
+        Tasks::Range(set) => {
+            let max = spec.spec.array.as_ref().and_then(|a| a.max_running);
+            (Some(row.spec_of), None, Some(set.to_spec(max)))
+        }
+    };
+    let state = match (&row.phase, view) {
+        (Phase::Ending { .. }, View::Queue) => JobState::Completing,
+        _ => row.base_state(),
+    };
+    let reason = match (&row.phase, row.hold) {
+        (Phase::Pending, Some(Hold::User)) => Reason::JobHeldUser,
+        (Phase::Pending, Some(Hold::Admin)) => Reason::JobHeldAdmin,
+        _ => result.map(|r| r.reason.clone()).unwrap_or_default(),
+    };
+    JobInfo {
+        id: row.job,
+        array,
+        task,
+        waiting,
+        spec: spec.spec.clone(),
+        identity: (*spec.identity).clone(),
+        partition: spec.partition.to_string(),
+        time_limit: spec.time_limit,
+        state,
+        reason,
+        attempt: row.attempt,
+        priority: if row.hold.is_some() { 0 } else { row.priority },
+        requested: spec.requested(),
+        allocated: run.map(|r| total(&r.allocation.shares)).unwrap_or_default(),
+        layout: run.map(Run::layout).unwrap_or_default(),
+        shares: run.map(|r| r.allocation.shares.clone()).unwrap_or_default(),
+        exit: result.map(|r| r.exit).unwrap_or_default(),
+        derived_exit: result.map(|r| r.derived).unwrap_or_default(),
+        cancelled_by: result.and_then(|r| r.cancelled_by),
+        submitted: spec.submitted,
+        eligible: row.eligible,
+        started: run.map(|r| r.started),
+        ended: result.map(|r| r.ended),
+        steps: steps.iter().map(|s| step_info(spec, run, s)).collect(),
+    }
+}
+
+fn step_info(spec: &SpecRow, run: Option<&Run>, step: &StepRow) -> StepInfo {
+    let mut usage = Usage::default();
+    for exit in step.nodes.iter().filter_map(|n| n.exit.as_ref()) {
+        usage.merge(&exit.usage);
+    }
+    let shares = step.nodes.iter().filter_map(|n| run.map_or(n.share.as_ref(), |run| step.share(n, run)));
+    let own = step.spec.as_ref().and_then(|s| s.container.as_ref());
+    StepInfo {
+        id: step.key.step,
+        name: step.name.clone(),
+        attempt: step.key.attempt,
+        state: step.result.as_ref().map_or(JobState::Running, |r| r.state),
+        image: own.or(spec.spec.container.as_ref()).map(|c| c.image.typed.clone()),
+        allocated: total(shares),
+        layout: step.layout(run),
+        exit: step.result.as_ref().map_or(ExitStatus::OK, |r| r.exit),
+        message: step.result.as_ref().and_then(|r| r.message.clone()),
+        started: step.started,
+        ended: step.result.as_ref().map(|r| r.ended),
+        usage,
+        time_limit: step.time_limit,
+        work_dir: step_work_dir(step, &spec.spec),
+        cancelled_by: step.cancelled_by,
+    }
+}

@@ -1,0 +1,243 @@
+//! A node's resources: what is free, what each run of a job holds, asserted at every take and release.
+
+use crate::config::{CoreConfig, PartitionRules};
+use crate::rows::NodeRow;
+use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::ids::{Attempt, JobId, NodeName, Session};
+use berth_model::launch::NodeShare;
+use berth_model::record::NodeInfo;
+use berth_model::time::Time;
+use berth_model::tres::{GresKey, Tres};
+use imbl::{OrdMap, OrdSet};
+use std::sync::Arc;
+
+/// The registration of a connected agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) connection: u64,
+    pub(crate) session: Session,
+}
+
+/// A node as the core holds it. Snapshots share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) row: NodeRow,
+    /// Detected and configured hardware.
+    pub(crate) hardware: Arc<Hardware>,
+    /// Indexes of free cores in `hardware.cores`.
+    pub(crate) free_cores: Vec<bool>,
+    pub(crate) free_core_count: usize,
+    pub(crate) free_memory: u64,
+    /// Whether each device of `hardware.gres` is free.
+    pub(crate) free_gres: Vec<bool>,
+    /// What each run holds.
+    pub(crate) held: OrdMap<(JobId, Attempt), Arc<NodeShare>>,
+    /// Runs that the agent still has and the cluster no longer counts here: nothing new starts on the node
+    /// until each of them is gone.
+    pub(crate) settling: OrdSet<(JobId, Attempt)>,
+    pub(crate) link: Option<Link>,
+    pub(crate) last_heard: Time,
+    pub(crate) last_busy: Option<Time>,
+    pub(crate) load: u32,
+    pub(crate) reported_free_memory: u64,
+}
+
+impl Node {
+    /// A node without work.
+    pub(crate) fn new(row: NodeRow, config: &CoreConfig, now: Time) -> Node {
+        let mut node = Node {
+            row,
+            hardware: Arc::default(),
+            free_cores: Vec::new(),
+            free_core_count: 0,
+            free_memory: 0,
+            free_gres: Vec::new(),
+            held: OrdMap::new(),
+            settling: OrdSet::new(),
+            link: None,
+            last_heard: now,
+            last_busy: None,
+            load: 0,
+            reported_free_memory: 0,
+        };
+        node.refit(config);
+        node
+    }
+
+    /// Takes the registered hardware as it is now. Only for a node without work.
+    pub(crate) fn refit(&mut self, config: &CoreConfig) {
+        assert!(self.held.is_empty(), "hardware of {} changed under its jobs", self.row.name);
+        let hw = config.complete(&self.row.name, &self.row.hardware);
+        self.free_cores = vec![true; hw.cores.len()];
+        self.free_core_count = hw.cores.len();
+        self.free_memory = usable_memory(&hw);
+        self.free_gres = vec![true; hw.gres.len()];
+        self.hardware = Arc::new(hw);
+    }
+
+    /// The same node with nothing running: for what could ever run here.
+    pub(crate) fn emptied(&self) -> Node {
+        Node {
+            free_cores: vec![true; self.hardware.cores.len()],
+            free_core_count: self.hardware.cores.len(),
+            free_memory: usable_memory(&self.hardware),
+            free_gres: vec![true; self.hardware.gres.len()],
+            held: OrdMap::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it is meant to take work at all, now or when its agent is back.
+    pub(crate) fn in_service(&self) -> bool {
+        let c = &self.row.condition;
+        !(c.down || c.drain || c.fail || c.not_responding)
+    }
+
+    /// Whether new work may start now.
+    pub(crate) fn available(&self) -> bool {
+        self.in_service() && self.link.is_some() && self.settling.is_empty()
+    }
+
+    /// Gives `share` to a run.
+    ///
+    /// # Errors
+    /// Changes nothing and says what of it is not free. In a running core that is a fault of ours; in stored
+    /// rows it is nonsense to be refused.
+    pub(crate) fn take(&mut self, run: (JobId, Attempt), share: &Arc<NodeShare>) -> Result<(), String> {
+        let cores = self.cores_of(share)?;
+        if self.held.contains_key(&run) {
+            return Err(format!("job {} has its share of {} already", run.0, self.row.name));
+        }
+        if let Some(core) = cores.iter().find(|c| !self.free_cores[**c]) {
+            return Err(format!("core {core} of {} is given twice", self.row.name));
+        }
+        if share.memory > self.free_memory {
+            return Err(format!(
+                "{} MiB of {} are given, {} are free",
+                share.memory, self.row.name, self.free_memory
+            ));
+        }
+        let devices = self.devices_of(&share.gres)?;
+        if let Some(d) = devices.iter().find(|d| !self.free_gres[**d]) {
+            let device = &self.hardware.gres[*d];
+            return Err(format!("{} {} of {} is given twice", device.name, device.index, self.row.name));
+        }
+        for core in &cores {
+            self.free_cores[*core] = false;
+        }
+        self.free_core_count -= cores.len();
+        self.free_memory -= share.memory;
+        for d in devices {
+            self.free_gres[d] = false;
+        }
+        self.held.insert(run, share.clone());
+        Ok(())
+    }
+
+    /// Takes a run's share back; whether it had one.
+    pub(crate) fn release(&mut self, run: (JobId, Attempt)) -> bool {
+        let Some(share) = self.held.remove(&run) else { return false };
+        let (cores, devices) = match (self.cores_of(&share), self.devices_of(&share.gres)) {
+            (Ok(cores), Ok(devices)) => (cores, devices),
+            (Err(why), _) | (_, Err(why)) => unreachable!("a share that was taken cannot go back: {why}"),
+        };
+        for core in &cores {
+            assert!(!self.free_cores[*core], "core {core} of {} was free already", self.row.name);
+            self.free_cores[*core] = true;
+        }
+        self.free_core_count += cores.len();
+        self.free_memory += share.memory;
+        for d in devices {
+            assert!(!self.free_gres[d], "device {d} of {} was free already", self.row.name);
+            self.free_gres[d] = true;
+        }
+        assert!(
+            self.free_memory <= usable_memory(&self.hardware)
+                && self.free_core_count <= self.free_cores.len(),
+            "more is free on {} than it has",
+            self.row.name
+        );
+        true
+    }
+
+    fn cores_of(&self, share: &NodeShare) -> Result<Vec<usize>, String> {
+        let mut cores = Vec::new();
+        let mut rest: std::collections::BTreeSet<u32> = share.cpus.iter().copied().collect();
+        for (i, core) in self.hardware.cores.iter().enumerate() {
+            let had = core.cpus.iter().filter(|c| rest.remove(c)).count();
+            if had == core.cpus.len() && had > 0 {
+                cores.push(i);
+            } else if had > 0 {
+                return Err(format!("only a part of core {i} of {} is given", self.row.name));
+            }
+        }
+        match rest.first() {
+            Some(cpu) => Err(format!("{} has no CPU {cpu}", self.row.name)),
+            None => Ok(cores),
+        }
+    }
+
+    fn devices_of(&self, gres: &[GresDevice]) -> Result<Vec<usize>, String> {
+        gres.iter()
+            .map(|g| {
+                self.hardware
+                    .gres
+                    .iter()
+                    .position(|d| d.name == g.name && d.index == g.index)
+                    .ok_or_else(|| format!("{} has no {} with index {}", self.row.name, g.name, g.index))
+            })
+            .collect()
+    }
+
+    /// Everything that can be allocated.
+    pub(crate) fn total(&self) -> Tres {
+        let hw = &self.hardware;
+        let mut total =
+            Tres { cpu: hw.cpus(), mem: usable_memory(hw), node: 1, gres: std::collections::BTreeMap::new() };
+        count_gres(&mut total, hw.gres.iter());
+        total
+    }
+
+    pub(crate) fn info(&self, partitions: &[PartitionRules]) -> NodeInfo {
+        let mut allocated = crate::job::total(self.held.values().map(|s| &**s));
+        allocated.node = u64::from(!self.held.is_empty());
+        NodeInfo {
+            name: self.row.name.clone(),
+            hardware: (*self.hardware).clone(),
+            condition: self.row.condition.clone(),
+            partitions: partitions
+                .iter()
+                .filter(|p| p.has(&self.row.name))
+                .map(|p| p.name.to_string())
+                .collect(),
+            total: self.total(),
+            allocated,
+            completing: !self.settling.is_empty(),
+            version: self.row.agent_version.clone(),
+            boot_time: Some(self.row.boot_time),
+            agent_start: Some(self.row.agent_start),
+            last_busy: self.last_busy,
+            load: self.load,
+            free_memory: self.reported_free_memory,
+        }
+    }
+}
+
+/// Memory that jobs can have.
+pub(crate) fn usable_memory(hw: &Hardware) -> u64 {
+    hw.memory.saturating_sub(hw.memory_reserved)
+}
+
+fn count_gres<'a>(total: &mut Tres, devices: impl Iterator<Item = &'a GresDevice>) {
+    for d in devices {
+        *total.gres.entry(GresKey { name: d.name.clone(), kind: None }).or_default() += 1;
+        if d.kind.is_some() {
+            *total.gres.entry(GresKey { name: d.name.clone(), kind: d.kind.clone() }).or_default() += 1;
+        }
+    }
+}
+
+/// Orders nodes in messages.
+pub(crate) fn names<'a>(nodes: impl IntoIterator<Item = &'a NodeName>) -> String {
+    nodes.into_iter().map(|n| n.0.as_str()).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,259 @@
+//! Durable rows: what the core writes and reads back. Each carries a version; fields are only ever added.
+
+use crate::tasks::Tasks;
+use berth_model::bytes::ByteStr;
+use berth_model::hardware::Hardware;
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Uid};
+use berth_model::launch::{NodeShare, StepExit};
+use berth_model::link::EndCause;
+use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
+use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+use berth_model::time::Time;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Version of all rows that this build writes; rows of a later version are refused.
+pub const ROW_VERSION: u32 = 1;
+
+fn version() -> u32 {
+    ROW_VERSION
+}
+
+/// Counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaRow {
+    /// Version of this row.
+    pub version: u32,
+    /// The id of the next job.
+    pub next_job: u32,
+    /// Highest cluster time seen when this was written.
+    pub clock: Time,
+}
+
+/// A submission, immutable: shared by all tasks of an array.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpecRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// The job, or the array.
+    pub job: JobId,
+    /// What was asked for.
+    pub spec: JobSpec,
+    /// Whose it is.
+    pub identity: Arc<Identity>,
+    /// Partition it is in.
+    pub partition: Arc<str>,
+    /// Limit in force.
+    pub time_limit: TimeLimit,
+    /// When it was submitted.
+    pub submitted: Time,
+    /// The step that starts with the allocation, without its environment.
+    #[serde(default)]
+    pub first_step: Option<Arc<StepSpec>>,
+}
+
+/// Who holds a job back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// Its owner.
+    User,
+    /// An administrator.
+    Admin,
+}
+
+/// A job: compact, written at each change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Its id.
+    pub job: JobId,
+    /// Whose specification it has: its own, or its array's.
+    pub spec_of: JobId,
+    /// Its place in an array.
+    #[serde(default)]
+    pub tasks: Tasks,
+    /// Which run.
+    #[serde(default)]
+    pub attempt: Attempt,
+    /// Order in the queue: larger is earlier.
+    pub priority: u32,
+    /// Whether it is held.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// When it can first start.
+    pub eligible: Time,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a job is, with what it has there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waits.
+    Pending,
+    /// Has its allocation.
+    Running(Run),
+    /// Is over; some nodes have not yet said that nothing is left of it.
+    Ending {
+        /// The run.
+        run: Run,
+        /// How it ended.
+        result: JobResult,
+        /// Nodes that have not answered.
+        left: Vec<NodeName>,
+        /// Goes back to the queue then.
+        requeue: bool,
+    },
+    /// Is over.
+    Ended {
+        /// The run, if it ever started.
+        run: Option<Run>,
+        /// How it ended.
+        result: JobResult,
+    },
+}
+
+/// One run of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// What it has.
+    pub allocation: Arc<Allocation>,
+    /// When it started.
+    pub started: Time,
+    /// When its time limit is reached.
+    #[serde(default)]
+    pub limit: Option<Time>,
+}
+
+/// What a run has on its nodes, in node order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// Nodes.
+    pub nodes: Vec<NodeName>,
+    /// What it has on each.
+    pub shares: Vec<NodeShare>,
+    /// Tasks on each.
+    pub tasks: Vec<u32>,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// A terminal state.
+    pub state: JobState,
+    /// Why.
+    #[serde(default)]
+    pub reason: Reason,
+    /// Exit status.
+    #[serde(default)]
+    pub exit: ExitStatus,
+    /// Highest exit status of its steps except the batch script.
+    #[serde(default)]
+    pub derived: ExitStatus,
+    /// Who cancelled it.
+    #[serde(default)]
+    pub cancelled_by: Option<Uid>,
+    /// Why its steps are ended.
+    pub cause: EndCause,
+    /// When.
+    pub ended: Time,
+}
+
+/// A step of one run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Which run of which step.
+    pub key: StepKey,
+    /// Its name.
+    pub name: String,
+    /// What was asked for, without its environment; absent for the batch script.
+    #[serde(default)]
+    pub spec: Option<Arc<StepSpec>>,
+    /// Where it is.
+    pub nodes: Vec<StepNode>,
+    /// Whether other steps must leave its CPUs alone (not `--overlap`, not the batch script).
+    pub consumes: bool,
+    /// When it started.
+    pub started: Time,
+    /// Its own time limit.
+    #[serde(default)]
+    pub time_limit: Option<TimeLimit>,
+    /// Why it is being ended, if it is.
+    #[serde(default)]
+    pub ending: Option<EndCause>,
+    /// Who cancelled it.
+    #[serde(default)]
+    pub cancelled_by: Option<Uid>,
+    /// How it ended.
+    #[serde(default)]
+    pub result: Option<StepResult>,
+}
+
+/// A step's part on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepNode {
+    /// The node.
+    pub node: NodeName,
+    /// Tasks there; numbered in node order.
+    pub tasks: u32,
+    /// What it may use there; absent means all that the job has there.
+    #[serde(default)]
+    pub share: Option<NodeShare>,
+    /// How it ended there.
+    #[serde(default)]
+    pub exit: Option<StepExit>,
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepResult {
+    /// A terminal state.
+    pub state: JobState,
+    /// Exit status.
+    pub exit: ExitStatus,
+    /// Launch error or other text.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// When.
+    pub ended: Time,
+}
+
+/// A node as it was registered, and what was made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Full host name.
+    pub name: NodeName,
+    /// What its agent detected, without what the configuration adds.
+    pub hardware: Hardware,
+    /// The kernel's boot id at the last registration.
+    pub boot_id: String,
+    /// When it booted.
+    pub boot_time: Time,
+    /// When its agent started.
+    pub agent_start: Time,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Down, drained, failing; `not_responding` is not stored.
+    pub condition: NodeCondition,
+}
+
+/// Shown for a step without a working directory of its own.
+pub(crate) fn step_work_dir(step: &StepRow, job: &JobSpec) -> ByteStr {
+    step.spec.as_ref().map_or_else(|| job.work_dir.clone(), |s| s.work_dir.clone())
+}
+
+/// The id of the batch script's step in a run.
+pub(crate) fn batch_key(job: JobId, attempt: Attempt) -> StepKey {
+    StepKey { job, attempt, step: StepId::Batch }
+}

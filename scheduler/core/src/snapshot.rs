@@ -1,0 +1,89 @@
+//! What readers see: the committed state of one moment, cheap to publish and to keep.
+
+use crate::config::PartitionRules;
+use crate::job::Job;
+use crate::node::Node;
+use berth_model::ids::{JobId, NodeName, Uid};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::tres::Tres;
+use imbl::OrdMap;
+use std::sync::Arc;
+
+/// An immutable view of jobs, nodes and partitions. Cloning costs nothing; records are put together on
+/// reading. Publish it after the commit of what it contains.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub(crate) jobs: OrdMap<JobId, Arc<Job>>,
+    pub(crate) nodes: OrdMap<NodeName, Arc<Node>>,
+    pub(crate) partitions: Arc<Vec<PartitionRules>>,
+}
+
+impl Snapshot {
+    /// One record: a job, an array task, or an array's waiting tasks (under the array's id, while some wait).
+    pub fn job(&self, id: JobId) -> Option<JobInfo> {
+        self.jobs.get(&id).filter(|j| !j.row.is_empty_array()).map(|j| j.info())
+    }
+
+    /// All records, by id.
+    pub fn jobs(&self) -> impl Iterator<Item = JobInfo> + '_ {
+        self.jobs.values().filter(|j| !j.row.is_empty_array()).map(|j| j.info())
+    }
+
+    /// The records for which `wanted(id, owner)` holds, by id; the others are not put together.
+    pub fn jobs_where<'a>(
+        &'a self,
+        wanted: impl Fn(JobId, Uid) -> bool + 'a,
+    ) -> impl Iterator<Item = JobInfo> + 'a {
+        self.jobs
+            .values()
+            .filter(move |j| !j.row.is_empty_array() && wanted(j.row.job, j.spec.identity.uid))
+            .map(|j| j.info())
+    }
+
+    /// Every record of the array, or the one record of a plain job.
+    pub fn array(&self, array: JobId) -> impl Iterator<Item = JobInfo> + '_ {
+        self.jobs
+            .range(array..)
+            .map(|(_, j)| j)
+            .filter(move |j| j.row.spec_of == array && !j.row.is_empty_array())
+            .map(|j| j.info())
+    }
+
+    /// Whether the core still knows the id, an array whose tasks were all split off included.
+    pub fn knows(&self, id: JobId) -> bool {
+        self.jobs.contains_key(&id)
+    }
+
+    /// Who owns a job.
+    pub fn owner(&self, id: JobId) -> Option<Uid> {
+        self.jobs.get(&id).map(|j| j.spec.identity.uid)
+    }
+
+    /// How many records there are.
+    pub fn job_count(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// One node.
+    pub fn node(&self, name: &NodeName) -> Option<NodeInfo> {
+        self.nodes.get(name).map(|n| n.info(&self.partitions))
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeInfo> + '_ {
+        self.nodes.values().map(|n| n.info(&self.partitions))
+    }
+
+    /// All partitions, in the order of the configuration.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionInfo> + '_ {
+        self.partitions.iter().map(|p| {
+            let mut total = Tres::default();
+            let mut nodes = Vec::new();
+            for (name, node) in self.nodes.iter().filter(|(name, _)| p.has(name)) {
+                nodes.push(name.clone());
+                total.add(&node.total());
+            }
+            PartitionInfo { config: p.config.clone(), nodes, total }
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! The narrow trait behind which durable state lies, and the token that proves a commit.
+
+use crate::rows::{JobRow, MetaRow, NodeRow, SpecRow, StepRow};
+use berth_model::ids::{JobId, StepId};
+use berth_model::launch::{Program, StepLaunch};
+use berth_model::request::Payload;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Where a script or an environment is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadKey {
+    /// A batch job's, or a whole array's.
+    Job(JobId),
+    /// The environment of one step.
+    Step(JobId, StepId),
+}
+
+/// One change of durable state. Rows carry their version; a later one with the same key replaces an earlier.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// What was submitted; written once. Key: job.
+    PutSpec(Arc<SpecRow>),
+    /// Where a job is. Key: job.
+    PutJob(Box<JobRow>),
+    /// A record that merged into others without ever having run.
+    DeleteJob(JobId),
+    /// A step. Key: job, attempt, step.
+    PutStep(Arc<StepRow>),
+    /// A script and an environment.
+    PutPayload {
+        /// Under which key.
+        key: PayloadKey,
+        /// What.
+        payload: Arc<Payload>,
+    },
+    /// They are not needed any more.
+    DeletePayload(PayloadKey),
+    /// A node. Key: name.
+    PutNode(Box<NodeRow>),
+    /// Counters. One row.
+    PutMeta(MetaRow),
+    /// The job left the core's memory: its rows stay for accounting and are not loaded again.
+    Retire(JobId),
+}
+
+/// The commit failed, or nobody knows. The core that made the writes must be dropped and rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing was written.
+    #[error("the store refused the commit: {0}")]
+    Failed(String),
+    /// It may or may not have been written.
+    #[error("the outcome of the commit is unknown: {0}")]
+    Unknown(String),
+}
+
+/// Proof that writes are durable. Only [`commit`] makes one.
+#[derive(Debug)]
+pub struct Committed(());
+
+/// Durable state.
+pub trait Store {
+    /// Makes the writes durable in one transaction, in order, all or none; returns when they are.
+    ///
+    /// # Errors
+    /// [`CommitError`], after which the state must be read again.
+    fn apply(&mut self, writes: &[Write]) -> Result<(), CommitError>;
+}
+
+/// Commits `writes` (none at all is fine) and returns the proof.
+///
+/// # Errors
+/// As the store's own.
+pub fn commit<S: Store + ?Sized>(store: &mut S, writes: &[Write]) -> Result<Committed, CommitError> {
+    if !writes.is_empty() {
+        store.apply(writes)?;
+    }
+    Ok(Committed(()))
+}
+
+/// All rows that the core needs after a restart: specs and jobs that were not retired, the steps of the jobs'
+/// current attempts (older ones are harmless), every node, and the counters.
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    /// Counters; absent in a new store.
+    pub meta: Option<MetaRow>,
+    /// Specifications.
+    pub specs: Vec<SpecRow>,
+    /// Jobs.
+    pub jobs: Vec<JobRow>,
+    /// Steps.
+    pub steps: Vec<StepRow>,
+    /// Nodes.
+    pub nodes: Vec<NodeRow>,
+}
+
+/// Fills a `Start`'s script and environment in from what the store holds under the effect's key.
+pub fn fill_payload(launch: &mut StepLaunch, payload: &Payload) {
+    launch.env.clone_from(&payload.env);
+    if let (Program::Script { .. }, Some(script)) = (&launch.program, &payload.script) {
+        launch.program = Program::Script { text: script.text.clone(), args: script.args.clone() };
+    }
+}
