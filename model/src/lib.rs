@@ -18,14 +18,17 @@ pub mod limit;
 pub mod limits;
 pub mod link;
 pub mod memory;
+pub mod pattern;
 pub mod record;
 pub mod request;
 pub mod runs;
 pub mod signal;
 pub mod spec;
+pub mod stamp;
 pub mod state;
 pub mod time;
 pub mod tres;
+pub mod when;
 
 pub use bytes::ByteStr;
 pub use ids::{Attempt, Gid, JobId, NodeName, Session, StepId, StepKey, SubmissionId, Term, Uid};

@@ -26,19 +26,19 @@ impl Time {
 
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Time) -> Span {
-        Span((self.0 - earlier.0).max(0))
+        Span(self.0.saturating_sub(earlier.0).max(0))
     }
 }
 
 impl Span {
     /// A span of whole seconds.
     pub const fn from_secs(secs: i64) -> Span {
-        Span(secs * 1_000_000)
+        Span(secs.saturating_mul(1_000_000))
     }
 
     /// A span of whole minutes.
     pub const fn from_mins(mins: i64) -> Span {
-        Span(mins * 60_000_000)
+        Span(mins.saturating_mul(60_000_000))
     }
 
     /// Whole seconds, rounded down.
