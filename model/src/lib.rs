@@ -19,6 +19,7 @@ pub mod limits;
 pub mod link;
 pub mod memory;
 pub mod pattern;
+pub mod query;
 pub mod record;
 pub mod request;
 pub mod runs;

@@ -1,2 +1,33 @@
 //! The wire: protobuf services, conversion to model types, identity, the authorisation table.
+//!
+//! The only crate that knows gRPC. Generated types never leave it: callers of [`Client`] and [`AgentLink`]
+//! and implementors of [`Service`] speak `berth_model` alone.
+//!
+//! A new member of a model type needs a field in `proto/` and its name in `wire/`; a new method needs a line
+//! in [`auth`]. The compiler asks for each.
 #![forbid(unsafe_code)]
+
+mod agent;
+pub mod auth;
+mod client;
+mod error;
+mod retry;
+mod serve;
+mod transport;
+mod wire;
+
+pub use agent::{AgentLink, AgentReceiver, AgentSender};
+pub use client::{Client, JobWatch, LeaseGuard};
+pub use error::RpcError;
+pub use retry::Backoff;
+pub use serve::{AgentConnection, Caller, Listeners, Service, serve};
+pub use transport::{Endpoint, Preface};
+
+/// Generated from `proto/`; private to the crate.
+#[allow(missing_docs, clippy::all, clippy::pedantic)] // generated code
+mod pb {
+    tonic::include_proto!("berth.v1");
+}
+
+/// Largest message that either side reads: a job's script, environment and specification together.
+pub const MAX_MESSAGE: usize = 16 << 20;

@@ -1,0 +1,108 @@
+//! What people ask to see, and what the controller tells about itself.
+
+use crate::bytes::ByteStr;
+use crate::ids::{JobId, NodeName, Uid};
+use crate::record::JobInfo;
+use crate::state::JobState;
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+
+/// Which jobs to list from the controller's memory. Empty lists filter nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobQuery {
+    /// Jobs, or whole arrays by the array's id.
+    pub ids: Vec<JobId>,
+    /// Owners.
+    pub users: Vec<Uid>,
+    /// States as shown.
+    pub states: Vec<JobState>,
+    /// Whether jobs that ended lately are wanted, too.
+    pub include_finished: bool,
+}
+
+impl JobQuery {
+    /// Whether the job is wanted. A job that is named, or whose state is named, is wanted also when it is over.
+    pub fn matches(&self, job: &JobInfo) -> bool {
+        named(&self.ids, job)
+            && (self.users.is_empty() || self.users.contains(&job.identity.uid))
+            && if self.states.is_empty() {
+                self.include_finished || !self.ids.is_empty() || !job.state.is_terminal()
+            } else {
+                self.states.contains(&job.state)
+            }
+    }
+}
+
+/// Which jobs to read from the store, finished ones included. Empty lists filter nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccountingQuery {
+    /// Jobs, or whole arrays by the array's id.
+    pub ids: Vec<JobId>,
+    /// Owners.
+    pub users: Vec<Uid>,
+    /// States.
+    pub states: Vec<JobState>,
+    /// Only jobs that were not over before this time.
+    pub from: Option<Time>,
+    /// Only jobs that were submitted before this time.
+    pub until: Option<Time>,
+    /// Job names.
+    pub names: Vec<String>,
+    /// Partitions.
+    pub partitions: Vec<String>,
+    /// Accounts.
+    pub accounts: Vec<String>,
+}
+
+impl AccountingQuery {
+    /// Whether the job is wanted.
+    pub fn matches(&self, job: &JobInfo) -> bool {
+        named(&self.ids, job)
+            && (self.users.is_empty() || self.users.contains(&job.identity.uid))
+            && (self.states.is_empty() || self.states.contains(&job.state))
+            && self.from.is_none_or(|from| job.ended.is_none_or(|ended| ended >= from))
+            && self.until.is_none_or(|until| job.submitted < until)
+            && (self.names.is_empty() || self.names.contains(&job.spec.name))
+            && (self.partitions.is_empty() || self.partitions.contains(&job.partition))
+            && (self.accounts.is_empty()
+                || job.spec.account.as_ref().is_some_and(|account| self.accounts.contains(account)))
+    }
+}
+
+fn named(ids: &[JobId], job: &JobInfo) -> bool {
+    ids.is_empty() || ids.contains(&job.id) || job.array.is_some_and(|array| ids.contains(&array))
+}
+
+/// What a running controller tells about itself and its agents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its state directory.
+    pub state_dir: ByteStr,
+    /// When it started.
+    pub since: Time,
+    /// Whether new jobs are taken; the alarms say why not.
+    pub accepting: bool,
+    /// What an administrator should look at.
+    pub alarms: Vec<String>,
+    /// Agents that it knows.
+    pub agents: Vec<AgentStatus>,
+}
+
+/// An agent, as its controller sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its node.
+    pub node: NodeName,
+    /// Its version.
+    pub version: String,
+    /// Whether it is in touch.
+    pub connected: bool,
+    /// When it started.
+    pub started: Option<Time>,
+}

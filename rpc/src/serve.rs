@@ -1,0 +1,530 @@
+//! The controller's side: listeners that prove who calls, and the services behind the authorisation table.
+
+use crate::auth::{Method, Role, allowed};
+use crate::error::{malformed, to_status};
+use crate::pb;
+use crate::pb::cluster_server::{Cluster, ClusterServer};
+use crate::pb::node_server::{Node, NodeServer};
+use crate::transport::Preface;
+use crate::wire::{Field, required};
+use berth_model::config::Config;
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::{JobId, NodeName};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::Connected;
+use tower::ServiceExt;
+
+/// Records in one message of a long answer.
+const PAGE: usize = 256;
+/// Messages that may wait for a slow agent before its link is cut; it then comes back and compares notes.
+const AGENT_QUEUE: usize = 16_384;
+
+/// Who is at the other end, as proven by the kernel, or as vouched for by an agent on the private socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// A client.
+    Client(Peer),
+    /// An agent.
+    Agent(NodeName),
+}
+
+/// An agent's open link.
+#[derive(Debug)]
+pub struct AgentConnection {
+    /// The node that it speaks for.
+    pub node: NodeName,
+    /// What it says; ends when the link does.
+    pub incoming: mpsc::Receiver<FromAgent>,
+    /// What it is told. Dropping it ends the link.
+    pub outgoing: mpsc::Sender<ToAgent>,
+}
+
+/// A stream of results.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Refusal>> + Send + 'static>>;
+
+/// What a controller does for its callers. Each call comes with the proven [`Actor`]; methods were checked
+/// against the table before.
+pub trait Service: Send + Sync + 'static {
+    /// Who the peer is: names, groups, and whether an administrator.
+    fn identify(&self, peer: Peer) -> impl Future<Output = Result<Actor, Refusal>> + Send;
+    /// Anything that may change something. Answers when the change is durable.
+    fn request(
+        &self,
+        actor: Actor,
+        request: Request,
+    ) -> impl Future<Output = Result<Response, Refusal>> + Send;
+    /// Jobs in memory.
+    fn jobs(&self, query: JobQuery) -> impl Future<Output = Result<Vec<Arc<JobInfo>>, Refusal>> + Send;
+    /// All nodes.
+    fn nodes(&self) -> impl Future<Output = Result<Vec<Arc<NodeInfo>>, Refusal>> + Send;
+    /// All partitions.
+    fn partitions(&self) -> impl Future<Output = Result<Vec<Arc<PartitionInfo>>, Refusal>> + Send;
+    /// Jobs on record.
+    fn accounting(
+        &self,
+        query: AccountingQuery,
+    ) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
+    /// A job's states, from now on.
+    fn watch(&self, job: JobId) -> impl Future<Output = Result<Answers<Arc<JobInfo>>, Refusal>> + Send;
+    /// Takes note that a client drives a job. Dropping the answer means that it is gone.
+    fn lease(
+        &self,
+        actor: Actor,
+        job: JobId,
+    ) -> impl Future<Output = Result<Box<dyn Send + Sync>, Refusal>> + Send;
+    /// The configuration in force.
+    fn config(&self) -> impl Future<Output = Result<Config, Refusal>> + Send;
+    /// About the controller.
+    fn status(&self) -> impl Future<Output = Result<ClusterStatus, Refusal>> + Send;
+    /// Begins to stop.
+    fn shutdown(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Takes an agent's link.
+    fn agent(&self, connection: AgentConnection) -> impl Future<Output = Result<(), Refusal>> + Send;
+}
+
+/// The controller's sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Public: everyone may connect and is who the kernel says.
+    pub clients: UnixListener,
+    /// Private: only root and the controller's own user may connect.
+    pub nodes: UnixListener,
+}
+
+/// Serves until `shutdown` completes, then lets calls in progress end for at most a second.
+pub async fn serve<S: Service>(
+    service: Arc<S>,
+    listeners: Listeners,
+    own_uid: u32,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
+    let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
+    let nodes = tokio::spawn(accept_nodes(listeners.nodes, own_uid, accepted));
+    let shell = Shell { service };
+    let cluster = ClusterServer::new(shell.clone())
+        .max_decoding_message_size(crate::MAX_MESSAGE)
+        .max_encoding_message_size(crate::MAX_MESSAGE);
+    let node = NodeServer::new(shell)
+        .max_decoding_message_size(crate::MAX_MESSAGE)
+        .max_encoding_message_size(crate::MAX_MESSAGE);
+    let dispatch = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+        let (cluster, node) = (cluster.clone(), node.clone());
+        async move {
+            if request.uri().path().starts_with("/berth.v1.Node/") {
+                node.oneshot(request).await
+            } else {
+                cluster.oneshot(request).await
+            }
+        }
+    });
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_concurrent_streams(4096);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = server.serve_with_incoming_shutdown(dispatch, ReceiverStream::new(incoming), async {
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = stopped.await;
+    });
+    tokio::pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = shutdown => {
+            clients.abort();
+            nodes.abort();
+            drop(stop);
+            // Streams that are held open (agents, leases, watches) would keep us for ever.
+            tokio::time::timeout(Duration::from_secs(1), &mut serving).await.unwrap_or(Ok(()))
+        }
+    };
+    served.map_err(io::Error::other)
+}
+
+/// A connection and who is at its other end.
+struct Proven {
+    stream: UnixStream,
+    caller: Caller,
+}
+
+async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Result<Proven>>) {
+    loop {
+        let Some(stream) = accept(&listener).await else { continue };
+        let Ok(cred) = stream.peer_cred() else { continue };
+        let caller = Caller::Client(Peer {
+            uid: berth_model::Uid(cred.uid()),
+            gid: berth_model::Gid(cred.gid()),
+            job: None,
+        });
+        if accepted.send(Ok(Proven { stream, caller })).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept_nodes(listener: UnixListener, own_uid: u32, accepted: mpsc::Sender<io::Result<Proven>>) {
+    loop {
+        let Some(mut stream) = accept(&listener).await else { continue };
+        let Ok(cred) = stream.peer_cred() else { continue };
+        if cred.uid() != 0 && cred.uid() != own_uid {
+            continue; // the directory is private; whoever got here anyway learns nothing
+        }
+        let accepted = accepted.clone();
+        tokio::spawn(async move {
+            let caller = match Preface::read(&mut stream).await {
+                Ok(Preface::Node { node }) => Caller::Agent(node),
+                Ok(Preface::Client(peer)) if peer.job.is_some() => Caller::Client(peer),
+                // An agent vouches for clients of jobs only; anything else is not the protocol.
+                Ok(Preface::Client(_)) | Err(_) => return,
+            };
+            // An error means that we are stopping.
+            let _ = accepted.send(Ok(Proven { stream, caller })).await;
+        });
+    }
+}
+
+async fn accept(listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept().await {
+        Ok((stream, _)) => Some(stream),
+        Err(_) => {
+            // Out of descriptors or memory: connections wait in the backlog until some are closed.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+impl Connected for Proven {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Proven {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Proven {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+struct Shell<S> {
+    service: Arc<S>,
+}
+
+impl<S> Clone for Shell<S> {
+    fn clone(&self) -> Self {
+        Shell { service: Arc::clone(&self.service) }
+    }
+}
+
+type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
+type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send + 'static>>;
+
+fn denied(message: String) -> tonic::Status {
+    to_status(&Refusal::new(RefusalCode::Denied, message))
+}
+
+fn answer<T, P>(result: Result<T, Refusal>) -> Answer<P>
+where
+    T: Field<P>,
+{
+    result.map(|value| tonic::Response::new(value.put())).map_err(|refusal| to_status(&refusal))
+}
+
+/// Cuts a list into pages that are converted only as the caller reads them.
+fn pages<T, P>(list: Vec<Arc<T>>, page: impl Fn(&[Arc<T>]) -> P + Send + 'static) -> Outgoing<P>
+where
+    T: Send + Sync + 'static,
+    P: Send + 'static,
+{
+    let mut at = 0;
+    let iter = std::iter::from_fn(move || {
+        let end = list.len().min(at + PAGE);
+        let next = (at < end).then(|| Ok(page(&list[at..end])));
+        at = end;
+        next
+    });
+    Box::pin(tokio_stream::iter(iter))
+}
+
+impl<S: Service> Shell<S> {
+    /// The only way to an [`Actor`]: proves who calls and asks the table.
+    async fn admit<T>(&self, method: Method, request: &tonic::Request<T>) -> Result<Actor, tonic::Status> {
+        let peer = match request.extensions().get::<Caller>() {
+            Some(Caller::Client(peer)) => *peer,
+            Some(Caller::Agent(node)) => {
+                return Err(denied(format!("{}: not for agents (node {node})", method.path())));
+            }
+            None => return Err(denied("a connection without identity".to_string())),
+        };
+        let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
+        let role = if peer.job.is_some() {
+            actor.administrator = false;
+            actor.inside = peer.job;
+            Role::Inside
+        } else if actor.administrator {
+            Role::Administrator
+        } else {
+            Role::User
+        };
+        if !allowed(method, role) {
+            let name = method.path().rsplit('/').next().unwrap_or_default();
+            return Err(denied(match role {
+                Role::Inside => format!("{name}: not from inside a job; run it on the host"),
+                _ => format!(
+                    "{name}: only for administrators of the cluster, and {} is none",
+                    actor.identity.user
+                ),
+            }));
+        }
+        Ok(actor)
+    }
+
+    async fn change<T, P>(
+        &self,
+        method: Method,
+        request: tonic::Request<T>,
+        convert: impl FnOnce(T) -> Result<Request, crate::wire::Malformed>,
+    ) -> Answer<P>
+    where
+        Response: Field<P>,
+    {
+        let actor = self.admit(method, &request).await?;
+        let body = convert(request.into_inner()).map_err(|e| malformed(&e))?;
+        answer(self.service.request(actor, body).await)
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Service> Cluster for Shell<S> {
+    async fn ping(&self, request: tonic::Request<pb::Nothing>) -> Answer<pb::Nothing> {
+        // Agents may ask, too.
+        if let Some(Caller::Agent(_)) = request.extensions().get::<Caller>()
+            && allowed(Method::ClusterPing, Role::Agent)
+        {
+            return Ok(tonic::Response::new(pb::Nothing {}));
+        }
+        self.admit(Method::ClusterPing, &request).await?;
+        Ok(tonic::Response::new(pb::Nothing {}))
+    }
+
+    async fn status(&self, request: tonic::Request<pb::Nothing>) -> Answer<pb::StatusReply> {
+        self.admit(Method::ClusterStatus, &request).await?;
+        answer(self.service.status().await)
+    }
+
+    async fn get_config(&self, request: tonic::Request<pb::Nothing>) -> Answer<pb::Config> {
+        self.admit(Method::ClusterGetConfig, &request).await?;
+        answer(self.service.config().await)
+    }
+
+    async fn shutdown(&self, request: tonic::Request<pb::Nothing>) -> Answer<pb::Nothing> {
+        self.admit(Method::ClusterShutdown, &request).await?;
+        self.service.shutdown().await.map_err(|refusal| to_status(&refusal))?;
+        Ok(tonic::Response::new(pb::Nothing {}))
+    }
+
+    async fn submit(&self, request: tonic::Request<pb::SubmitRequest>) -> Answer<pb::Response> {
+        self.change(Method::ClusterSubmit, request, |r| {
+            Ok(Request::Submit {
+                spec: Field::get(r.spec)?,
+                payload: required(r.payload)?,
+                first_step: r.first_step.map(|s| Field::get(s).map(Box::new)).transpose()?,
+                test_only: r.test_only,
+            })
+        })
+        .await
+    }
+
+    async fn create_step(&self, request: tonic::Request<pb::CreateStepRequest>) -> Answer<pb::Response> {
+        self.change(Method::ClusterCreateStep, request, |r| {
+            Ok(Request::CreateStep { job: Field::get(r.job)?, spec: Field::get(r.spec)? })
+        })
+        .await
+    }
+
+    async fn cancel(&self, request: tonic::Request<pb::CancelRequest>) -> Answer<pb::Response> {
+        self.change(Method::ClusterCancel, request, |r| Field::get(r).map(Request::Cancel)).await
+    }
+
+    async fn hold(&self, request: tonic::Request<pb::Selection>) -> Answer<pb::Response> {
+        self.change(Method::ClusterHold, request, |r| Field::get(r.jobs).map(Request::Hold)).await
+    }
+
+    async fn release(&self, request: tonic::Request<pb::Selection>) -> Answer<pb::Response> {
+        self.change(Method::ClusterRelease, request, |r| Field::get(r.jobs).map(Request::Release)).await
+    }
+
+    async fn requeue(&self, request: tonic::Request<pb::Selection>) -> Answer<pb::Response> {
+        self.change(Method::ClusterRequeue, request, |r| Field::get(r.jobs).map(Request::Requeue)).await
+    }
+
+    async fn update_node(&self, request: tonic::Request<pb::UpdateNodeRequest>) -> Answer<pb::Response> {
+        self.change(Method::ClusterUpdateNode, request, |r| {
+            Ok(Request::UpdateNode {
+                nodes: Field::get(r.nodes)?,
+                state: Field::get(r.state)?,
+                reason: r.reason,
+            })
+        })
+        .await
+    }
+
+    async fn end_allocation(
+        &self,
+        request: tonic::Request<pb::EndAllocationRequest>,
+    ) -> Answer<pb::Response> {
+        self.change(Method::ClusterEndAllocation, request, |r| {
+            Ok(Request::EndAllocation { job: Field::get(r.job)?, status: required(r.status)? })
+        })
+        .await
+    }
+
+    type ListJobsStream = Outgoing<pb::JobPage>;
+    async fn list_jobs(&self, request: tonic::Request<pb::JobQuery>) -> Answer<Self::ListJobsStream> {
+        self.admit(Method::ClusterListJobs, &request).await?;
+        let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
+        let jobs = self.service.jobs(query).await.map_err(|refusal| to_status(&refusal))?;
+        let page = |jobs: &[Arc<JobInfo>]| pb::JobPage { jobs: jobs.iter().map(|j| (**j).put()).collect() };
+        Ok(tonic::Response::new(pages(jobs, page)))
+    }
+
+    type ListNodesStream = Outgoing<pb::NodePage>;
+    async fn list_nodes(&self, request: tonic::Request<pb::Nothing>) -> Answer<Self::ListNodesStream> {
+        self.admit(Method::ClusterListNodes, &request).await?;
+        let nodes = self.service.nodes().await.map_err(|refusal| to_status(&refusal))?;
+        let page =
+            |nodes: &[Arc<NodeInfo>]| pb::NodePage { nodes: nodes.iter().map(|n| (**n).put()).collect() };
+        Ok(tonic::Response::new(pages(nodes, page)))
+    }
+
+    type ListPartitionsStream = Outgoing<pb::PartitionPage>;
+    async fn list_partitions(
+        &self,
+        request: tonic::Request<pb::Nothing>,
+    ) -> Answer<Self::ListPartitionsStream> {
+        self.admit(Method::ClusterListPartitions, &request).await?;
+        let partitions = self.service.partitions().await.map_err(|refusal| to_status(&refusal))?;
+        let page = |list: &[Arc<PartitionInfo>]| pb::PartitionPage {
+            partitions: list.iter().map(|p| (**p).put()).collect(),
+        };
+        Ok(tonic::Response::new(pages(partitions, page)))
+    }
+
+    type AccountingStream = Outgoing<pb::JobPage>;
+    async fn accounting(
+        &self,
+        request: tonic::Request<pb::AccountingQuery>,
+    ) -> Answer<Self::AccountingStream> {
+        self.admit(Method::ClusterAccounting, &request).await?;
+        let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
+        let answers = self.service.accounting(query).await.map_err(|refusal| to_status(&refusal))?;
+        let pages = answers.map(|page| match page {
+            Ok(jobs) => Ok(pb::JobPage { jobs: jobs.put() }),
+            Err(refusal) => Err(to_status(&refusal)),
+        });
+        Ok(tonic::Response::new(Box::pin(pages)))
+    }
+
+    type WatchJobStream = Outgoing<pb::JobInfo>;
+    async fn watch_job(&self, request: tonic::Request<pb::WatchRequest>) -> Answer<Self::WatchJobStream> {
+        self.admit(Method::ClusterWatchJob, &request).await?;
+        let job = JobId(request.into_inner().job);
+        let answers = self.service.watch(job).await.map_err(|refusal| to_status(&refusal))?;
+        let states = answers.map(|state| match state {
+            Ok(info) => Ok((*info).put()),
+            Err(refusal) => Err(to_status(&refusal)),
+        });
+        Ok(tonic::Response::new(Box::pin(states)))
+    }
+
+    type HoldLeaseStream = Outgoing<pb::LeaseBeat>;
+    async fn hold_lease(&self, request: tonic::Request<pb::LeaseRequest>) -> Answer<Self::HoldLeaseStream> {
+        let actor = self.admit(Method::ClusterHoldLease, &request).await?;
+        let job = JobId(request.into_inner().job);
+        let guard = self.service.lease(actor, job).await.map_err(|refusal| to_status(&refusal))?;
+        // The stream says something now and then only so that a dead connection is noticed.
+        let beats = ticks(Duration::from_secs(5)).map(move |()| {
+            let _held = &guard;
+            Ok(pb::LeaseBeat {})
+        });
+        Ok(tonic::Response::new(Box::pin(beats)))
+    }
+}
+
+/// Ticks at once and then at every period.
+fn ticks(period: Duration) -> impl Stream<Item = ()> + Send {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    Ticks { interval }
+}
+
+struct Ticks {
+    interval: tokio::time::Interval,
+}
+
+impl Stream for Ticks {
+    type Item = ();
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        self.interval.poll_tick(cx).map(|_| Some(()))
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Service> Node for Shell<S> {
+    type SessionStream = Outgoing<pb::ToAgent>;
+    async fn session(
+        &self,
+        request: tonic::Request<tonic::Streaming<pb::FromAgent>>,
+    ) -> Answer<Self::SessionStream> {
+        let node = match request.extensions().get::<Caller>() {
+            Some(Caller::Agent(node)) if allowed(Method::NodeSession, Role::Agent) => node.clone(),
+            _ => return Err(denied("the agents' link is for agents".to_string())),
+        };
+        let (outgoing, to_agent) = mpsc::channel(AGENT_QUEUE);
+        let (from_agent, incoming) = mpsc::channel(256);
+        tokio::spawn(forward(request.into_inner(), from_agent));
+        let connection = AgentConnection { node, incoming, outgoing };
+        self.service.agent(connection).await.map_err(|refusal| to_status(&refusal))?;
+        let messages = ReceiverStream::new(to_agent).map(|message: ToAgent| Ok(message.put()));
+        Ok(tonic::Response::new(Box::pin(messages)))
+    }
+}
+
+/// Converts what an agent says until its link ends or makes no sense.
+async fn forward(mut wire: tonic::Streaming<pb::FromAgent>, to: mpsc::Sender<FromAgent>) {
+    while let Ok(Some(message)) = wire.message().await {
+        let Ok(message) = FromAgent::get(message) else { return };
+        if to.send(message).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What controller and agents say to each other, on the wire.
+
+use super::{Field, Malformed, enums, required, required_member, structs};
+use crate::pb;
+use berth_model::launch::StepPhase;
+use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::{Attempt, JobId, StepKey};
+
+enums! {
+    EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed }
+}
+
+structs! {
+    Start { term, launch, job_time_left, step_time_left, warn }
+}
+
+required_member!(SignalTarget => pb::SignalTarget);
+
+impl Field<pb::SignalTarget> for SignalTarget {
+    fn put(&self) -> pb::SignalTarget {
+        use pb::signal_target::Kind;
+        pb::SignalTarget {
+            kind: Some(match self {
+                SignalTarget::Step(step) => Kind::Step(step.put()),
+                SignalTarget::Steps => Kind::Steps(pb::AllSteps {}),
+                SignalTarget::BatchShell => Kind::BatchShell(pb::BatchShell {}),
+                SignalTarget::All => Kind::All(pb::Everything {}),
+            }),
+        }
+    }
+    fn get(wire: pb::SignalTarget) -> Result<Self, Malformed> {
+        use pb::signal_target::Kind;
+        match wire.kind {
+            Some(Kind::Step(step)) => Ok(SignalTarget::Step(Field::get(step)?)),
+            Some(Kind::Steps(pb::AllSteps {})) => Ok(SignalTarget::Steps),
+            Some(Kind::BatchShell(pb::BatchShell {})) => Ok(SignalTarget::BatchShell),
+            Some(Kind::All(pb::Everything {})) => Ok(SignalTarget::All),
+            None => Err(Malformed::new("not a known target of a signal")),
+        }
+    }
+}
+
+impl Field<pb::HeldStep> for (StepKey, StepPhase) {
+    fn put(&self) -> pb::HeldStep {
+        pb::HeldStep { key: self.0.put(), phase: self.1.put() }
+    }
+    fn get(wire: pb::HeldStep) -> Result<Self, Malformed> {
+        Ok((required(wire.key)?, required(wire.phase)?))
+    }
+}
+
+impl Field<pb::HeldJob> for (JobId, Attempt) {
+    fn put(&self) -> pb::HeldJob {
+        pb::HeldJob { job: self.0.put(), attempt: self.1.put() }
+    }
+    fn get(wire: pb::HeldJob) -> Result<Self, Malformed> {
+        Ok((Field::get(wire.job)?, Field::get(wire.attempt)?))
+    }
+}
+
+impl Field<pb::FromAgent> for FromAgent {
+    fn put(&self) -> pb::FromAgent {
+        use pb::from_agent::Kind;
+        let kind = match self {
+            FromAgent::Hello {
+                node,
+                boot_id,
+                boot_time,
+                agent_start,
+                version,
+                hardware,
+                term,
+                steps,
+                jobs,
+            } => Kind::Hello(pb::Hello {
+                node: node.put(),
+                boot_id: boot_id.clone(),
+                boot_time: boot_time.put(),
+                agent_start: agent_start.put(),
+                version: version.clone(),
+                hardware: hardware.put(),
+                term: term.put(),
+                steps: steps.put(),
+                jobs: jobs.put(),
+            }),
+            FromAgent::Step { session, key, phase } => {
+                Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
+            }
+            FromAgent::JobGone { session, job, attempt } => {
+                Kind::JobGone(pb::JobGone { session: session.put(), job: job.put(), attempt: attempt.put() })
+            }
+            FromAgent::Heartbeat { session, load, free_memory } => Kind::Heartbeat(pb::Heartbeat {
+                session: session.put(),
+                load: *load,
+                free_memory: *free_memory,
+            }),
+        };
+        pb::FromAgent { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::FromAgent) -> Result<Self, Malformed> {
+        use pb::from_agent::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("not a known message of an agent"))? {
+            Kind::Hello(pb::Hello {
+                node,
+                boot_id,
+                boot_time,
+                agent_start,
+                version,
+                hardware,
+                term,
+                steps,
+                jobs,
+            }) => FromAgent::Hello {
+                node: Field::get(node)?,
+                boot_id,
+                boot_time: Field::get(boot_time)?,
+                agent_start: Field::get(agent_start)?,
+                version,
+                hardware: required(hardware)?,
+                term: Field::get(term)?,
+                steps: Field::get(steps)?,
+                jobs: Field::get(jobs)?,
+            },
+            Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
+                session: Field::get(session)?,
+                key: required(key)?,
+                phase: required(phase)?,
+            },
+            Kind::JobGone(pb::JobGone { session, job, attempt }) => FromAgent::JobGone {
+                session: Field::get(session)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+            },
+            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory }) => {
+                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory }
+            }
+        })
+    }
+}
+
+impl Field<pb::ToAgent> for ToAgent {
+    fn put(&self) -> pb::ToAgent {
+        use pb::to_agent::Kind;
+        let kind = match self {
+            ToAgent::Welcome { term, session, heartbeat } => Kind::Welcome(pb::Welcome {
+                term: term.put(),
+                session: session.put(),
+                heartbeat: heartbeat.put(),
+            }),
+            ToAgent::Refused(why) => Kind::Refused(why.clone()),
+            ToAgent::Start(start) => Kind::Start((**start).put()),
+            ToAgent::Signal { term, job, attempt, target, signal } => Kind::Signal(pb::Signal {
+                term: term.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+                target: target.put(),
+                signal: *signal,
+            }),
+            ToAgent::Terminate { term, key, kill_wait, cause } => Kind::Terminate(pb::Terminate {
+                term: term.put(),
+                key: key.put(),
+                kill_wait: kill_wait.put(),
+                cause: cause.put(),
+            }),
+            ToAgent::EndJob { term, job, attempt, kill_wait, cause } => Kind::EndJob(pb::EndJob {
+                term: term.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+                kill_wait: kill_wait.put(),
+                cause: cause.put(),
+            }),
+            ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
+        };
+        pb::ToAgent { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::ToAgent) -> Result<Self, Malformed> {
+        use pb::to_agent::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("not a known message of a controller"))? {
+            Kind::Welcome(pb::Welcome { term, session, heartbeat }) => ToAgent::Welcome {
+                term: Field::get(term)?,
+                session: Field::get(session)?,
+                heartbeat: Field::get(heartbeat)?,
+            },
+            Kind::Refused(why) => ToAgent::Refused(why),
+            Kind::Start(start) => ToAgent::Start(Box::new(Field::get(start)?)),
+            Kind::Signal(pb::Signal { term, job, attempt, target, signal }) => ToAgent::Signal {
+                term: Field::get(term)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+                target: required(target)?,
+                signal,
+            },
+            Kind::Terminate(pb::Terminate { term, key, kill_wait, cause }) => ToAgent::Terminate {
+                term: Field::get(term)?,
+                key: required(key)?,
+                kill_wait: Field::get(kill_wait)?,
+                cause: Field::get(cause)?,
+            },
+            Kind::EndJob(pb::EndJob { term, job, attempt, kill_wait, cause }) => ToAgent::EndJob {
+                term: Field::get(term)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+                kill_wait: Field::get(kill_wait)?,
+                cause: Field::get(cause)?,
+            },
+            Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
+        })
+    }
+}

@@ -1,0 +1,38 @@
+//! Queries and the controller's status on the wire.
+
+use super::{Field, Malformed, structs};
+use crate::pb;
+use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
+
+structs! {
+    JobQuery { ids, users, states, include_finished }
+    AccountingQuery { ids, users, states, from, until, names, partitions, accounts }
+    AgentStatus { node, version, connected, started }
+}
+
+impl Field<pb::StatusReply> for Status {
+    fn put(&self) -> pb::StatusReply {
+        let Status { pid, version, state_dir, since, accepting, alarms, agents } = self;
+        pb::StatusReply {
+            pid: *pid,
+            version: version.clone(),
+            state_dir: state_dir.put(),
+            since: since.put(),
+            accepting: *accepting,
+            alarms: alarms.clone(),
+            agents: agents.put(),
+        }
+    }
+    fn get(wire: pb::StatusReply) -> Result<Self, Malformed> {
+        let pb::StatusReply { pid, version, state_dir, since, accepting, alarms, agents } = wire;
+        Ok(Status {
+            pid,
+            version,
+            state_dir: Field::get(state_dir)?,
+            since: Field::get(since)?,
+            accepting,
+            alarms,
+            agents: Field::get(agents)?,
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! Answers to queries and the configuration on the wire.
+
+use super::{enums, structs};
+use berth_model::config::{Config, ContainerConfig, GresConfig, NodeConfig, PartitionConfig, PartitionState};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+
+enums! {
+    PartitionState { Up, Down, Drain, Inactive }
+}
+
+structs! {
+    StepInfo {
+        id, name, attempt, state, image, allocated, layout, exit, message, started, ended, usage, time_limit,
+        work_dir, cancelled_by,
+    }
+    JobInfo {
+        id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,
+        requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,
+        ended, steps,
+    }
+    NodeInfo {
+        name, hardware, condition, partitions, total, allocated, completing, version, boot_time, agent_start,
+        last_busy, load, free_memory,
+    }
+    PartitionConfig { name, nodes, default, max_time, default_time, max_nodes, default_mem_per_cpu, state }
+    PartitionInfo { config, nodes, total }
+    GresConfig { name, kind, files, count }
+    NodeConfig { name, memory_reserved, gres }
+    ContainerConfig { mount_home, remap_root, entrypoint, insecure_registries }
+    Config {
+        cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
+        root_jobs, requeue, administrators, container, partitions, nodes,
+    }
+}

@@ -1,0 +1,92 @@
+//! Requests, responses and refusals on the wire.
+
+use super::{Field, Malformed, enums, required, required_member, structs};
+use crate::pb;
+use berth_model::StepId;
+use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
+use berth_model::spec::JobSelector;
+
+enums! {
+    NodeStateChange { Down, Drain, Fail, Resume, Idle, Undrain }
+    RefusalCode { Invalid, NotFound, Denied, Impossible, WrongState, Busy, Unavailable, Internal }
+}
+
+structs! {
+    Payload { script, env }
+    CancelRequest { jobs, user, name, partition, account, states, nodes, signal, batch, full }
+    Refusal { code, message }
+}
+
+impl Field<pb::CancelTarget> for (JobSelector, Option<StepId>) {
+    fn put(&self) -> pb::CancelTarget {
+        pb::CancelTarget { job: self.0.put(), step: self.1.put() }
+    }
+    fn get(wire: pb::CancelTarget) -> Result<Self, Malformed> {
+        let step: Option<StepId> = wire.step.map(Field::get).transpose()?;
+        Ok((required(wire.job)?, step))
+    }
+}
+
+impl Field<pb::RefusedSelector> for (String, Refusal) {
+    fn put(&self) -> pb::RefusedSelector {
+        pb::RefusedSelector { selector: self.0.clone(), refusal: self.1.put() }
+    }
+    fn get(wire: pb::RefusedSelector) -> Result<Self, Malformed> {
+        Ok((wire.selector, required(wire.refusal)?))
+    }
+}
+
+required_member!(Response => pb::Response);
+
+impl Field<pb::Response> for Response {
+    fn put(&self) -> pb::Response {
+        use pb::response::Kind;
+        let kind = match self {
+            Response::Done => Kind::Done(pb::Nothing {}),
+            Response::Submitted { job, step, notes } => {
+                Kind::Submitted(pb::Submitted { job: job.put(), step: step.put(), notes: notes.clone() })
+            }
+            Response::WouldStart { job, at, cpus, nodes, partition } => Kind::WouldStart(pb::WouldStart {
+                job: job.put(),
+                at: at.put(),
+                cpus: *cpus,
+                nodes: nodes.put(),
+                partition: partition.clone(),
+            }),
+            Response::StepCreated { key, layout, waited } => Kind::StepCreated(pb::StepCreated {
+                key: key.put(),
+                layout: layout.put(),
+                waited: waited.put(),
+            }),
+            Response::Acted { jobs, refused } => {
+                Kind::Acted(pb::Acted { jobs: jobs.put(), refused: refused.put() })
+            }
+        };
+        pb::Response { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::Response) -> Result<Self, Malformed> {
+        use pb::response::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("an answer without content"))? {
+            Kind::Done(pb::Nothing {}) => Response::Done,
+            Kind::Submitted(pb::Submitted { job, step, notes }) => {
+                Response::Submitted { job: Field::get(job)?, step: Field::get(step)?, notes }
+            }
+            Kind::WouldStart(pb::WouldStart { job, at, cpus, nodes, partition }) => Response::WouldStart {
+                job: Field::get(job)?,
+                at: Field::get(at)?,
+                cpus,
+                nodes: Field::get(nodes)?,
+                partition,
+            },
+            Kind::StepCreated(pb::StepCreated { key, layout, waited }) => Response::StepCreated {
+                key: required(key)?,
+                layout: required(layout)?,
+                waited: Field::get(waited)?,
+            },
+            Kind::Acted(pb::Acted { jobs, refused }) => {
+                Response::Acted { jobs: Field::get(jobs)?, refused: Field::get(refused)? }
+            }
+        })
+    }
+}
