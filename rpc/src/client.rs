@@ -10,7 +10,7 @@ use berth_model::JobId;
 use berth_model::config::Config;
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
-use berth_model::request::{CancelRequest, NodeStateChange, Payload, Response};
+use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{JobSelector, JobSpec, StepSpec};
 use berth_model::state::ExitStatus;
 use berth_model::{NodeName, StepId};
@@ -38,6 +38,20 @@ fn nothing(answer: Result<tonic::Response<pb::Nothing>, tonic::Status>) -> Resul
     answer.map(|_| ()).map_err(|status| RpcError::from_status(&status))
 }
 
+/// Refuses here what the other side would not read: on the way, the error would lose its meaning.
+fn sized<P: prost::Message>(request: P) -> Result<P, RpcError> {
+    match request.encoded_len() {
+        n if n <= crate::MAX_MESSAGE => Ok(request),
+        n => Err(RpcError::Refused(Refusal::new(
+            RefusalCode::Invalid,
+            format!(
+                "the request is too large: {n} bytes of at most {}; make the script or the environment smaller",
+                crate::MAX_MESSAGE
+            ),
+        ))),
+    }
+}
+
 /// All pages of a long answer.
 async fn collect<P, T>(
     answer: Result<tonic::Response<tonic::Streaming<P>>, tonic::Status>,
@@ -57,7 +71,7 @@ impl Client {
         let channel = endpoint.channel().await?;
         let grpc = ClusterClient::new(channel)
             .max_decoding_message_size(crate::MAX_MESSAGE)
-            .max_encoding_message_size(crate::MAX_MESSAGE);
+            .max_encoding_message_size(usize::MAX); // see `sized`
         Ok(Client { grpc })
     }
 
@@ -127,19 +141,19 @@ impl Client {
             first_step: first_step.map(Field::put),
             test_only,
         };
-        open(self.grpc.clone().submit(request).await)
+        open(self.grpc.clone().submit(sized(request)?).await)
     }
 
     /// Makes a step in an allocation; answers [`Response::StepCreated`] when it has its resources.
     pub async fn create_step(&self, job: JobId, spec: &StepSpec) -> Result<Response, RpcError> {
         let request = pb::CreateStepRequest { job: job.put(), spec: Some(spec.put()) };
-        open(self.grpc.clone().create_step(request).await)
+        open(self.grpc.clone().create_step(sized(request)?).await)
     }
 
     /// Ends or signals jobs; answers [`Response::Acted`].
     pub async fn cancel(&self, request: &CancelRequest) -> Result<Response, RpcError> {
         let request: pb::CancelRequest = request.put();
-        open(self.grpc.clone().cancel(request).await)
+        open(self.grpc.clone().cancel(sized(request)?).await)
     }
 
     /// Ends one job or one step of it.
@@ -150,17 +164,17 @@ impl Client {
 
     /// Holds waiting jobs; answers [`Response::Acted`].
     pub async fn hold(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().hold(selection(jobs)).await)
+        open(self.grpc.clone().hold(sized(selection(jobs))?).await)
     }
 
     /// Releases held jobs; answers [`Response::Acted`].
     pub async fn release(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().release(selection(jobs)).await)
+        open(self.grpc.clone().release(sized(selection(jobs))?).await)
     }
 
     /// Puts running or finished batch jobs back into the queue; answers [`Response::Acted`].
     pub async fn requeue(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().requeue(selection(jobs)).await)
+        open(self.grpc.clone().requeue(sized(selection(jobs))?).await)
     }
 
     /// Changes what nodes do. For administrators.
@@ -175,7 +189,7 @@ impl Client {
             state: state.put(),
             reason: reason.map(str::to_string),
         };
-        open(self.grpc.clone().update_node(request).await)
+        open(self.grpc.clone().update_node(sized(request)?).await)
     }
 
     /// Gives an allocation back.
@@ -187,7 +201,7 @@ impl Client {
     /// Jobs in the controller's memory, in the order of their ids.
     pub async fn jobs(&self, query: &JobQuery) -> Result<Vec<JobInfo>, RpcError> {
         let query: pb::JobQuery = query.put();
-        collect(self.grpc.clone().list_jobs(query).await, |p| Field::get(p.jobs)).await
+        collect(self.grpc.clone().list_jobs(sized(query)?).await, |p| Field::get(p.jobs)).await
     }
 
     /// All nodes.
@@ -203,7 +217,7 @@ impl Client {
     /// Jobs on record, live and finished, in the order of their ids.
     pub async fn accounting(&self, query: &AccountingQuery) -> Result<Vec<JobInfo>, RpcError> {
         let query: pb::AccountingQuery = query.put();
-        collect(self.grpc.clone().accounting(query).await, |p| Field::get(p.jobs)).await
+        collect(self.grpc.clone().accounting(sized(query)?).await, |p| Field::get(p.jobs)).await
     }
 
     /// The job as it is now, then after every change. A refusal (no such job) comes at once.

@@ -49,14 +49,9 @@ impl RpcError {
         let message = status.message().to_string();
         match status.code() {
             Code::Unimplemented => RpcError::Protocol(message),
-            Code::OutOfRange | Code::ResourceExhausted => RpcError::Refused(Refusal::new(
-                RefusalCode::Invalid,
-                format!(
-                    "the request is larger than {} MiB ({message}); make the script or the environment smaller",
-                    crate::MAX_MESSAGE >> 20
-                ),
-            )),
-            Code::InvalidArgument => RpcError::Refused(Refusal::new(RefusalCode::Invalid, message)),
+            Code::InvalidArgument | Code::OutOfRange => {
+                RpcError::Refused(Refusal::new(RefusalCode::Invalid, message))
+            }
             Code::PermissionDenied | Code::Unauthenticated => {
                 RpcError::Refused(Refusal::new(RefusalCode::Denied, message))
             }

@@ -20,7 +20,7 @@ pub use agent::{AgentLink, AgentReceiver, AgentSender};
 pub use client::{Client, JobWatch, LeaseGuard};
 pub use error::RpcError;
 pub use retry::Backoff;
-pub use serve::{AgentConnection, Caller, Listeners, Service, serve};
+pub use serve::{AgentConnection, Answers, Caller, Listeners, PAGE, Service, serve};
 pub use transport::{Endpoint, Preface};
 
 /// Generated from `proto/`; private to the crate.

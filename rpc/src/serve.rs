@@ -20,14 +20,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 use tower::ServiceExt;
 
-/// Records in one message of a long answer.
-const PAGE: usize = 256;
+/// Most records in one message of a long answer.
+pub const PAGE: usize = 256;
 /// Messages that may wait for a slow agent before its link is cut; it then comes back and compares notes.
 const AGENT_QUEUE: usize = 16_384;
 
@@ -65,19 +65,19 @@ pub trait Service: Send + Sync + 'static {
         actor: Actor,
         request: Request,
     ) -> impl Future<Output = Result<Response, Refusal>> + Send;
-    /// Jobs in memory.
-    fn jobs(&self, query: JobQuery) -> impl Future<Output = Result<Vec<Arc<JobInfo>>, Refusal>> + Send;
-    /// All nodes.
-    fn nodes(&self) -> impl Future<Output = Result<Vec<Arc<NodeInfo>>, Refusal>> + Send;
-    /// All partitions.
-    fn partitions(&self) -> impl Future<Output = Result<Vec<Arc<PartitionInfo>>, Refusal>> + Send;
+    /// Jobs in memory, in pages of [`PAGE`] at most.
+    fn jobs(&self, query: JobQuery) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
+    /// All nodes, in pages.
+    fn nodes(&self) -> impl Future<Output = Result<Answers<Vec<NodeInfo>>, Refusal>> + Send;
+    /// All partitions, in pages.
+    fn partitions(&self) -> impl Future<Output = Result<Answers<Vec<PartitionInfo>>, Refusal>> + Send;
     /// Jobs on record.
     fn accounting(
         &self,
         query: AccountingQuery,
     ) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
     /// A job's states, from now on.
-    fn watch(&self, job: JobId) -> impl Future<Output = Result<Answers<Arc<JobInfo>>, Refusal>> + Send;
+    fn watch(&self, job: JobId) -> impl Future<Output = Result<Answers<JobInfo>, Refusal>> + Send;
     /// Takes note that a client drives a job. Dropping the answer means that it is gone.
     fn lease(
         &self,
@@ -113,7 +113,8 @@ pub async fn serve<S: Service>(
     let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
     let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
     let nodes = tokio::spawn(accept_nodes(listeners.nodes, own_uid, accepted));
-    let shell = Shell { service };
+    let (stopping, stop_seen) = watch::channel(());
+    let shell = Shell { service, stopping: stop_seen };
     let cluster = ClusterServer::new(shell.clone())
         .max_decoding_message_size(crate::MAX_MESSAGE)
         .max_encoding_message_size(crate::MAX_MESSAGE);
@@ -146,7 +147,8 @@ pub async fn serve<S: Service>(
             clients.abort();
             nodes.abort();
             drop(stop);
-            // Streams that are held open (agents, leases, watches) would keep us for ever.
+            drop(stopping);
+            // Calls that wait for something in the cluster would keep us for ever.
             tokio::time::timeout(Duration::from_secs(1), &mut serving).await.unwrap_or(Ok(()))
         }
     };
@@ -237,11 +239,13 @@ impl AsyncWrite for Proven {
 
 struct Shell<S> {
     service: Arc<S>,
+    /// Closed when the server stops.
+    stopping: watch::Receiver<()>,
 }
 
 impl<S> Clone for Shell<S> {
     fn clone(&self) -> Self {
-        Shell { service: Arc::clone(&self.service) }
+        Shell { service: Arc::clone(&self.service), stopping: self.stopping.clone() }
     }
 }
 
@@ -259,23 +263,48 @@ where
     result.map(|value| tonic::Response::new(value.put())).map_err(|refusal| to_status(&refusal))
 }
 
-/// Cuts a list into pages that are converted only as the caller reads them.
-fn pages<T, P>(list: Vec<Arc<T>>, page: impl Fn(&[Arc<T>]) -> P + Send + 'static) -> Outgoing<P>
+/// Converts the pages of a long answer as the caller reads them.
+fn outgoing<T, P, F>(result: Result<Answers<T>, Refusal>, convert: F) -> Answer<Outgoing<P>>
 where
-    T: Send + Sync + 'static,
+    T: 'static,
     P: Send + 'static,
+    F: Fn(&T) -> P + Send + 'static,
 {
-    let mut at = 0;
-    let iter = std::iter::from_fn(move || {
-        let end = list.len().min(at + PAGE);
-        let next = (at < end).then(|| Ok(page(&list[at..end])));
-        at = end;
-        next
+    let answers = result.map_err(|refusal| to_status(&refusal))?;
+    let pages = answers.map(move |page| match page {
+        Ok(page) => Ok(convert(&page)),
+        Err(refusal) => Err(to_status(&refusal)),
     });
-    Box::pin(tokio_stream::iter(iter))
+    Ok(tonic::Response::new(Box::pin(pages)))
+}
+
+/// A stream that ends when the server stops, so that its other end looks for the next server.
+struct Until<S> {
+    stream: S,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<S: Stream + Unpin> Stream for Until<S> {
+    type Item = S::Item;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.stream).poll_next(cx)
+    }
 }
 
 impl<S: Service> Shell<S> {
+    fn until_stopped<T: 'static>(
+        &self,
+        stream: impl Stream<Item = T> + Send + Unpin + 'static,
+    ) -> Pin<Box<dyn Stream<Item = T> + Send + 'static>> {
+        let mut stopping = self.stopping.clone();
+        // Nothing is ever sent: the channel only closes.
+        let stopped = Box::pin(async move { while stopping.changed().await.is_ok() {} });
+        Box::pin(Until { stream, stopped })
+    }
+
     /// The only way to an [`Actor`]: proves who calls and asks the table.
     async fn admit<T>(&self, method: Method, request: &tonic::Request<T>) -> Result<Actor, tonic::Status> {
         let peer = match request.extensions().get::<Caller>() {
@@ -412,18 +441,13 @@ impl<S: Service> Cluster for Shell<S> {
     async fn list_jobs(&self, request: tonic::Request<pb::JobQuery>) -> Answer<Self::ListJobsStream> {
         self.admit(Method::ClusterListJobs, &request).await?;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        let jobs = self.service.jobs(query).await.map_err(|refusal| to_status(&refusal))?;
-        let page = |jobs: &[Arc<JobInfo>]| pb::JobPage { jobs: jobs.iter().map(|j| (**j).put()).collect() };
-        Ok(tonic::Response::new(pages(jobs, page)))
+        outgoing(self.service.jobs(query).await, |jobs| pb::JobPage { jobs: jobs.put() })
     }
 
     type ListNodesStream = Outgoing<pb::NodePage>;
     async fn list_nodes(&self, request: tonic::Request<pb::Nothing>) -> Answer<Self::ListNodesStream> {
         self.admit(Method::ClusterListNodes, &request).await?;
-        let nodes = self.service.nodes().await.map_err(|refusal| to_status(&refusal))?;
-        let page =
-            |nodes: &[Arc<NodeInfo>]| pb::NodePage { nodes: nodes.iter().map(|n| (**n).put()).collect() };
-        Ok(tonic::Response::new(pages(nodes, page)))
+        outgoing(self.service.nodes().await, |nodes| pb::NodePage { nodes: nodes.put() })
     }
 
     type ListPartitionsStream = Outgoing<pb::PartitionPage>;
@@ -432,11 +456,7 @@ impl<S: Service> Cluster for Shell<S> {
         request: tonic::Request<pb::Nothing>,
     ) -> Answer<Self::ListPartitionsStream> {
         self.admit(Method::ClusterListPartitions, &request).await?;
-        let partitions = self.service.partitions().await.map_err(|refusal| to_status(&refusal))?;
-        let page = |list: &[Arc<PartitionInfo>]| pb::PartitionPage {
-            partitions: list.iter().map(|p| (**p).put()).collect(),
-        };
-        Ok(tonic::Response::new(pages(partitions, page)))
+        outgoing(self.service.partitions().await, |list| pb::PartitionPage { partitions: list.put() })
     }
 
     type AccountingStream = Outgoing<pb::JobPage>;
@@ -446,24 +466,15 @@ impl<S: Service> Cluster for Shell<S> {
     ) -> Answer<Self::AccountingStream> {
         self.admit(Method::ClusterAccounting, &request).await?;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        let answers = self.service.accounting(query).await.map_err(|refusal| to_status(&refusal))?;
-        let pages = answers.map(|page| match page {
-            Ok(jobs) => Ok(pb::JobPage { jobs: jobs.put() }),
-            Err(refusal) => Err(to_status(&refusal)),
-        });
-        Ok(tonic::Response::new(Box::pin(pages)))
+        outgoing(self.service.accounting(query).await, |jobs| pb::JobPage { jobs: jobs.put() })
     }
 
     type WatchJobStream = Outgoing<pb::JobInfo>;
     async fn watch_job(&self, request: tonic::Request<pb::WatchRequest>) -> Answer<Self::WatchJobStream> {
         self.admit(Method::ClusterWatchJob, &request).await?;
         let job = JobId(request.into_inner().job);
-        let answers = self.service.watch(job).await.map_err(|refusal| to_status(&refusal))?;
-        let states = answers.map(|state| match state {
-            Ok(info) => Ok((*info).put()),
-            Err(refusal) => Err(to_status(&refusal)),
-        });
-        Ok(tonic::Response::new(Box::pin(states)))
+        let states = self.service.watch(job).await.map(|states| self.until_stopped(states));
+        outgoing(states, |info| info.put())
     }
 
     type HoldLeaseStream = Outgoing<pb::LeaseBeat>;
@@ -476,7 +487,7 @@ impl<S: Service> Cluster for Shell<S> {
             let _held = &guard;
             Ok(pb::LeaseBeat {})
         });
-        Ok(tonic::Response::new(Box::pin(beats)))
+        Ok(tonic::Response::new(self.until_stopped(beats)))
     }
 }
 
@@ -515,7 +526,7 @@ impl<S: Service> Node for Shell<S> {
         let connection = AgentConnection { node, incoming, outgoing };
         self.service.agent(connection).await.map_err(|refusal| to_status(&refusal))?;
         let messages = ReceiverStream::new(to_agent).map(|message: ToAgent| Ok(message.put()));
-        Ok(tonic::Response::new(Box::pin(messages)))
+        Ok(tonic::Response::new(self.until_stopped(messages)))
     }
 }
 

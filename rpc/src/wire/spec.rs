@@ -74,7 +74,7 @@ structs! {
         attached, kill_wait,
     }
     Usage { user_us, system_us, max_rss }
-    StepExit { status, tasks, oom, launch_error, usage, ended }
+    StepExit { status, tasks, oom, launch_error, usage, ended, ended_by }
 }
 
 required_member! {

@@ -413,10 +413,10 @@ proptest! {
 
 #[test]
 fn an_empty_message_names_what_is_missing() {
-    let error = JobSpec::get(pb::JobSpec::default()).unwrap_err();
+    let error = <JobSpec as Field<pb::JobSpec>>::get(pb::JobSpec::default()).unwrap_err();
     assert_eq!(error.to_string(), "malformed message: kind: not a known JobKind");
-    let mut spec = JobSpec::arbitrary(&mut Source(7)).put();
+    let mut spec: pb::JobSpec = JobSpec::arbitrary(&mut Source(7)).put();
     spec.container = Some(pb::ContainerSpec::default());
-    let error = JobSpec::get(spec).unwrap_err();
+    let error = <JobSpec as Field<pb::JobSpec>>::get(spec).unwrap_err();
     assert_eq!(error.to_string(), "malformed message: container.image: missing");
 }

@@ -1,0 +1,360 @@
+//! Clients, agents and a service over real sockets: identity, refusals, pages, restarts, garbage.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests: a failure is a failed test
+
+use berth_model::config::Config;
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::query::{AccountingQuery, JobQuery, Status};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::request::{Actor, NodeStateChange, Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::spec::Identity;
+use berth_model::state::ExitStatus;
+use berth_model::{ByteStr, JobId, NodeName, Session, Time, Uid};
+use berth_rpc::{
+    AgentConnection, AgentLink, Answers, Client, Endpoint, Listeners, Preface, RpcError, Service, serve,
+};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+
+/// Remembers who asked for what.
+struct Recorder {
+    admin: bool,
+    seen: Mutex<Vec<(Actor, Request)>>,
+    leases: Arc<AtomicUsize>,
+}
+
+struct Held(Arc<AtomicUsize>);
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn refuse<T>(code: RefusalCode) -> Result<T, Refusal> {
+    Err(Refusal::new(code, "no: naïve «quotes»\nand a second line"))
+}
+
+impl Service for Recorder {
+    async fn identify(&self, peer: Peer) -> Result<Actor, Refusal> {
+        let identity = Identity {
+            uid: peer.uid,
+            gid: peer.gid,
+            groups: vec![],
+            user: format!("u{}", peer.uid),
+            group: String::new(),
+            home: ByteStr::default(),
+            shell: ByteStr::default(),
+        };
+        Ok(Actor { identity, administrator: self.admin, inside: None })
+    }
+    async fn request(&self, actor: Actor, request: Request) -> Result<Response, Refusal> {
+        let answer = match &request {
+            Request::EndAllocation { job: JobId(1), .. } => Ok(Response::Done),
+            Request::EndAllocation { job: JobId(2), .. } => refuse(RefusalCode::WrongState),
+            _ => Ok(Response::Acted { jobs: vec![JobId(7)], refused: vec![] }),
+        };
+        self.seen.lock().unwrap().push((actor, request));
+        answer
+    }
+    async fn jobs(&self, _: JobQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+        refuse(RefusalCode::Unavailable)
+    }
+    async fn nodes(&self) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+        let page = |from: u32| (from..from + 100).map(|i| node(&format!("n{i}"))).collect::<Vec<_>>();
+        Ok(Box::pin(tokio_stream::iter([Ok(page(0)), Ok(page(100)), Ok(page(200))])))
+    }
+    async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
+        Ok(Box::pin(tokio_stream::iter([Ok(vec![]), refuse(RefusalCode::Internal)])))
+    }
+    async fn accounting(&self, _: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+        Ok(Box::pin(tokio_stream::empty()))
+    }
+    async fn watch(&self, _: JobId) -> Result<Answers<JobInfo>, Refusal> {
+        refuse(RefusalCode::NotFound)
+    }
+    async fn lease(&self, _: Actor, _: JobId) -> Result<Box<dyn Send + Sync>, Refusal> {
+        self.leases.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Held(Arc::clone(&self.leases))))
+    }
+    async fn config(&self) -> Result<Config, Refusal> {
+        Ok(Config::default())
+    }
+    async fn status(&self) -> Result<Status, Refusal> {
+        Ok(Status {
+            pid: std::process::id(),
+            version: "1".into(),
+            state_dir: ByteStr::default(),
+            since: Time(1),
+            accepting: true,
+            alarms: vec![],
+            agents: vec![],
+        })
+    }
+    async fn shutdown(&self) -> Result<(), Refusal> {
+        Ok(())
+    }
+    async fn agent(&self, mut connection: AgentConnection) -> Result<(), Refusal> {
+        tokio::spawn(async move {
+            while let Some(FromAgent::Heartbeat { load, .. }) = connection.incoming.recv().await {
+                let text = format!("{} {load}", connection.node);
+                if connection.outgoing.send(ToAgent::Refused(text)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+fn node(name: &str) -> NodeInfo {
+    NodeInfo {
+        name: NodeName::from(name),
+        hardware: Default::default(),
+        condition: Default::default(),
+        partitions: vec![],
+        total: Default::default(),
+        allocated: Default::default(),
+        completing: false,
+        version: String::new(),
+        boot_time: None,
+        agent_start: None,
+        last_busy: None,
+        load: 0,
+        free_memory: 0,
+    }
+}
+
+struct Server {
+    recorder: Arc<Recorder>,
+    stop: Option<oneshot::Sender<()>>,
+    done: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+fn start(dir: &Path, admin: bool) -> Server {
+    for name in ["c.sock", "n.sock"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let recorder =
+        Arc::new(Recorder { admin, seen: Mutex::new(vec![]), leases: Arc::new(AtomicUsize::new(0)) });
+    let listeners = Listeners {
+        clients: UnixListener::bind(dir.join("c.sock")).unwrap(),
+        nodes: UnixListener::bind(dir.join("n.sock")).unwrap(),
+    };
+    let (stop, stopped) = oneshot::channel();
+    let service = Arc::clone(&recorder);
+    let done = tokio::spawn(serve(service, listeners, own_uid(dir), async {
+        let _ = stopped.await;
+    }));
+    Server { recorder, stop: Some(stop), done }
+}
+
+fn own_uid(dir: &Path) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(dir).unwrap().uid()
+}
+
+impl Server {
+    async fn stop(mut self) {
+        drop(self.stop.take());
+        self.done.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn answers_refusals_and_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), false);
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    client.ping().await.unwrap();
+    assert_eq!(client.end_allocation(JobId(1), ExitStatus::OK).await.unwrap(), Response::Done);
+    let refused = client.end_allocation(JobId(2), ExitStatus::OK).await.unwrap_err();
+    let expected = Refusal::new(RefusalCode::WrongState, "no: naïve «quotes»\nand a second line");
+    assert_eq!(refused, RpcError::Refused(expected));
+
+    // A plain user may not do what only administrators may, and the core never hears of it.
+    let denied = client.update_node(&[NodeName::from("n1")], NodeStateChange::Down, Some("x")).await;
+    let Err(RpcError::Refused(denied)) = denied else { panic!("{denied:?}") };
+    assert_eq!(denied.code, RefusalCode::Denied);
+    assert!(denied.message.contains("UpdateNode: only for administrators"), "{}", denied.message);
+    assert!(matches!(client.shutdown().await, Err(RpcError::Refused(r)) if r.code == RefusalCode::Denied));
+
+    let seen = server.recorder.seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 2);
+    assert_eq!(seen[0].0.identity.uid, Uid(own_uid(dir.path())), "the kernel says who we are");
+    assert!(seen[0].0.inside.is_none());
+}
+
+#[tokio::test]
+async fn long_answers_come_in_pages_and_may_fail_in_the_middle() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = start(dir.path(), false);
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    let nodes = client.nodes().await.unwrap();
+    assert_eq!(nodes.len(), 300);
+    assert_eq!(nodes[299].name, NodeName::from("n299"));
+    assert!(
+        matches!(client.partitions().await, Err(RpcError::Refused(r)) if r.code == RefusalCode::Internal)
+    );
+    let busy = client.jobs(&JobQuery::default()).await.unwrap_err();
+    assert!(busy.is_transient(), "{busy}");
+    assert!(
+        matches!(client.watch_job(JobId(3)).await, Err(RpcError::Refused(r)) if r.code == RefusalCode::NotFound)
+    );
+}
+
+/// What the agent's proxy does: the preface of the client's job, then bytes both ways.
+async fn proxy(job_sock: std::path::PathBuf, node_sock: std::path::PathBuf, peer: Peer) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = UnixListener::bind(job_sock).unwrap();
+    while let Ok((mut client, _)) = listener.accept().await {
+        let node_sock = node_sock.clone();
+        tokio::spawn(async move {
+            let mut frame = [0u8; 9];
+            client.read_exact(&mut frame).await.unwrap();
+            let parsed = berth_stream::blocking::read_frame(&mut frame.as_slice()).unwrap();
+            assert_eq!(parsed, Some(berth_stream::Frame::Controller));
+            let mut controller = tokio::net::UnixStream::connect(node_sock).await.unwrap();
+            controller.write_all(&Preface::Client(peer).line()).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut controller).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_client_inside_a_job_is_who_the_node_says_and_no_administrator() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), true);
+    let peer = Peer { uid: Uid(4711), gid: berth_model::Gid(4712), job: Some(JobId(12)) };
+    let job_sock = dir.path().join("job.sock");
+    tokio::spawn(proxy(job_sock.clone(), dir.path().join("n.sock"), peer));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let client = Client::connect(&Endpoint::Job(job_sock)).await.unwrap();
+    client.end_allocation(JobId(1), ExitStatus::OK).await.unwrap();
+    let denied = client.shutdown().await.unwrap_err();
+    assert!(denied.to_string().contains("not from inside a job"), "{denied}");
+    let seen = server.recorder.seen.lock().unwrap().clone();
+    assert_eq!(seen[0].0.identity.uid, Uid(4711));
+    assert_eq!(seen[0].0.inside, Some(JobId(12)));
+    assert!(!seen[0].0.administrator, "although the service says that this user is one");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_agent_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut frame = [0u8; 9];
+        stream.read_exact(&mut frame).unwrap();
+        let refused = berth_stream::Frame::Refused("the controller is away".into());
+        berth_stream::blocking::write_frame(&mut stream, &refused).unwrap();
+    });
+    let error = Client::connect(&Endpoint::Job(path)).await.unwrap_err();
+    assert!(error.to_string().contains("the controller is away"), "{error}");
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn agents_are_known_by_their_preface() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = start(dir.path(), false);
+    let (sender, mut receiver) =
+        AgentLink::connect(&dir.path().join("n.sock"), &NodeName::from("node-1")).await.unwrap();
+    for load in 0..100 {
+        let beat = FromAgent::Heartbeat { session: Session(1), load, free_memory: 2 };
+        sender.send(&beat).await.unwrap();
+    }
+    for load in 0..100 {
+        let told = receiver.next().await.unwrap();
+        assert_eq!(told, Some(ToAgent::Refused(format!("node-1 {load}"))));
+    }
+}
+
+#[tokio::test]
+async fn errors_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Client::connect(&Endpoint::Unix(dir.path().join("none"))).await.unwrap_err();
+    assert!(missing.to_string().contains("berth up"), "{missing}");
+    assert!(missing.is_transient());
+    let stale = dir.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    let refused = Client::connect(&Endpoint::Unix(stale)).await.unwrap_err();
+    assert!(refused.to_string().contains("stopped or killed"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_client_survives_a_restart_of_the_controller() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = start(dir.path(), false);
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    let lease = client.lease(JobId(5)).await.unwrap();
+    assert_eq!(first.recorder.leases.load(Ordering::SeqCst), 1);
+    first.stop().await;
+    assert!(client.ping().await.unwrap_err().is_transient());
+    let second = start(dir.path(), false);
+    client.persist(Some(Duration::from_secs(5)), |c| async move { c.ping().await }).await.unwrap();
+    let leases = Arc::clone(&second.recorder.leases);
+    wait_for(|| leases.load(Ordering::SeqCst) == 1).await;
+    drop(lease);
+    wait_for(|| leases.load(Ordering::SeqCst) == 0).await;
+}
+
+async fn wait_for(condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("waited in vain");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_the_sockets_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), false);
+    let (c, n) = (dir.path().join("c.sock"), dir.path().join("n.sock"));
+    let thread = std::thread::spawn(move || {
+        let long_line = vec![b'x'; 100_000];
+        let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff";
+        let lies = b"{\"uid\":0,\"gid\":0}\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for path in [&c, &n] {
+            for bytes in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), http2, &long_line, b"\n", b"{}\n", lies, b""]
+            {
+                let mut stream = StdStream::connect(path).unwrap();
+                let _ = stream.write_all(bytes); // the other side may have closed it already
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                stream.set_read_timeout(Some(Duration::from_secs(6))).unwrap();
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+        }
+    });
+    while !thread.is_finished() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    thread.join().unwrap();
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    client.ping().await.unwrap();
+    assert!(server.recorder.seen.lock().unwrap().is_empty(), "no request came of it");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_by_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = start(dir.path(), false);
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    let spec = berth_model::request::CancelRequest {
+        name: Some("x".repeat(berth_rpc::MAX_MESSAGE + 1)),
+        ..Default::default()
+    };
+    let error = client.cancel(&spec).await.unwrap_err();
+    assert!(matches!(&error, RpcError::Refused(r) if r.code == RefusalCode::Invalid), "{error:?}");
+    assert!(error.to_string().contains("too large"), "{error}");
+    client.ping().await.unwrap();
+}
