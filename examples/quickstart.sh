@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh checkout to a job in a container: builds Berth, starts a one-machine cluster, runs a step and a batch array
 # in a real image, shows what became of them, and leaves the cluster running. Works as root and as an ordinary user.
-# BERTH_STATE names the cluster's directory, BERTH_QUICKSTART_IMAGE the image to use.
+# BERTH_STATE names the cluster's directory, BERTH_QUICKSTART_IMAGE the image to use, and BERTH_QUICKSTART_BIN a directory
+# with programs that are already built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,19 +20,26 @@ fi
 export BERTH_STATE=$state
 
 say "1. Build"
-command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
-command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
-command -v cc >/dev/null || die "a C compiler is missing: apt-get install build-essential (as root)"
-target="$(uname -m)-unknown-linux-musl"
-if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
-    show rustup target add "$target"
+if [ -n "${BERTH_QUICKSTART_BIN-}" ]; then
+    built=$BERTH_QUICKSTART_BIN
+    printf 'using the programs in %s\n' "$built"
+else
+    built=$PWD/target/release
+    command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
+    command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
+    command -v cc >/dev/null || die "a C compiler is missing; as root: apt-get install build-essential"
+    target="$(uname -m)-unknown-linux-musl"
+    if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
+        show rustup target add "$target"
+    fi
+    show cargo xtask build
 fi
-show cargo xtask build
 
 bin=$state/bin
 mkdir -p "$bin"
-"$PWD/target/release/berth" install-links "$bin" >/dev/null
-PATH=$bin:$PWD/target/release:$PATH
+"$built/berth" install-links "$bin" >/dev/null
+[ -e "$bin/berth" ] || ln -s "$built/berth" "$bin/berth"
+PATH=$bin:$PATH
 
 say "2. Start a cluster of this one machine"
 if berth status >/dev/null 2>&1; then

@@ -1,0 +1,60 @@
+//! Finds what a cluster left behind: processes, mounts and control groups that carry its directory or its marker.
+
+use std::path::{Path, PathBuf};
+
+/// Processes that belong to the directory: by command line, environment, working directory or root.
+pub fn processes(directory: &Path) -> Vec<(i32, String)> {
+    let needle = directory.as_os_str().as_encoded_bytes();
+    let mut result = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        if pid == i32::try_from(std::process::id()).unwrap() {
+            continue;
+        }
+        let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
+        let link = |name: &str| std::fs::read_link(entry.path().join(name)).unwrap_or_default();
+        let ours = contains(&read("cmdline"), needle)
+            || contains(&read("environ"), needle)
+            || link("cwd").starts_with(directory)
+            || link("root").starts_with(directory);
+        let state =
+            String::from_utf8_lossy(&read("stat")).rsplit(')').next().unwrap_or("").trim().to_string();
+        if ours && !state.starts_with('Z') {
+            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            result.push((pid, line));
+        }
+    }
+    result
+}
+
+fn contains(hay: &[u8], needle: &[u8]) -> bool {
+    hay.windows(needle.len()).any(|w| w == needle)
+}
+
+/// Mounts of our own namespace at or from below the directory.
+pub fn mounts(directory: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let needle = directory.to_string_lossy().into_owned();
+    text.lines().filter(|l| l.contains(&needle)).map(str::to_string).collect()
+}
+
+/// Control groups that any part of a Berth cluster made, on every hierarchy. Compare before and after.
+pub fn control_groups() -> Vec<PathBuf> {
+    let mut result = Vec::new();
+    let mut left = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((path, depth)) = left.pop() {
+        for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            if entry.file_name().to_string_lossy().contains("berth") {
+                result.push(entry.path());
+            }
+            if depth < 6 {
+                left.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    result.sort();
+    result
+}

@@ -1,0 +1,152 @@
+//! A real registry on a free port of the loopback, with or without a login, that keeps a log of what was asked of it.
+
+use crate::Cmd;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// User and password of a registry with a login.
+pub const LOGIN: (&str, &str) = ("alice", "correct-horse");
+
+/// The running registry; it ends with this value.
+pub struct Registry {
+    child: Child,
+    directory: tempfile::TempDir,
+    port: u16,
+    login: bool,
+}
+
+impl Registry {
+    /// Starts one that anybody may read.
+    pub fn open() -> Registry {
+        Registry::start(false)
+    }
+
+    /// Starts one that asks for [`LOGIN`].
+    pub fn with_login() -> Registry {
+        Registry::start(true)
+    }
+
+    fn start(login: bool) -> Registry {
+        let directory = tempfile::Builder::new().prefix("bt-reg-").tempdir_in("/tmp").unwrap();
+        // The port is free now, and may be taken by someone else before the registry has it: then try another.
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut child = launch(directory.path(), port, login);
+            if answers(&mut child, port) {
+                return Registry { child, directory, port, login };
+            }
+        }
+        let log = std::fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+        panic!("docker-registry does not start:\n{log}");
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Reference of an image here.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.host())
+    }
+
+    /// Pushes an OCI layout under a name, with more options for `skopeo copy`.
+    pub fn push(&self, layout: &Path, name: &str, options: &[&str]) -> String {
+        let mut copy = Cmd::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false"]);
+        if self.login {
+            copy = copy.arg("--dest-creds").arg(format!("{}:{}", LOGIN.0, LOGIN.1));
+        }
+        let home = self.directory.path();
+        copy.args(options)
+            .arg(format!("oci:{}", layout.display()))
+            .arg(format!("docker://{}", self.image(name)))
+            .env("HOME", home)
+            .env("TMPDIR", home)
+            .limit(180)
+            .ok();
+        self.image(name)
+    }
+
+    /// How many requests of this method had a path that contains this text.
+    pub fn requests(&self, method: &str, path: &str) -> usize {
+        let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();
+        let start = format!("\"{method} /v2/");
+        log.lines().filter(|l| l.contains(&start) && l.contains(path)).count()
+    }
+
+    /// Files of the blobs as the registry keeps them, largest first.
+    pub fn blobs(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut left = vec![self.directory.path().join("data/docker/registry/v2/blobs")];
+        while let Some(path) = left.pop() {
+            for entry in std::fs::read_dir(path).unwrap().flatten() {
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    left.push(entry.path());
+                } else {
+                    found.push((entry.metadata().unwrap().len(), entry.path()));
+                }
+            }
+        }
+        found.sort();
+        found.into_iter().rev().map(|(_, path)| path).collect()
+    }
+}
+
+fn launch(directory: &Path, port: u16, login: bool) -> Child {
+    let auth = if login {
+        let file = directory.join("htpasswd");
+        let line = Cmd::new("htpasswd").args(["-Bbn", LOGIN.0, LOGIN.1]).ok();
+        std::fs::write(&file, line.stdout).unwrap();
+        format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display())
+    } else {
+        String::new()
+    };
+    let config = format!(
+        "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: \
+         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{auth}",
+        directory.display()
+    );
+    let file = directory.join("config.yml");
+    std::fs::write(&file, config).unwrap();
+    let mut log = std::fs::File::create(directory.join("log")).unwrap();
+    log.flush().unwrap();
+    let program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"]
+        .into_iter()
+        .find(|p| Path::new(p).exists());
+    let program = program.expect("docker-registry is not installed (tests/packages.txt)");
+    let mut command = Command::new(program);
+    command.arg("serve").arg(&file).env_clear().stdin(Stdio::null()).process_group(0);
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap()
+}
+
+fn answers(child: &mut Child, port: u16) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of the loopback on which nothing listens.
+pub fn closed_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

@@ -1,0 +1,172 @@
+//! Wrong input: the message names the thing and the next step, the exit status is not 0, and nothing is half made.
+
+use berth_tests::{Registry, Sandbox, each_user, images, layout, registry, sandbox::wait};
+use serde_json::json;
+
+/// Nothing waits, nothing runs, and no image came to be.
+fn nothing_happened(sandbox: &Sandbox) {
+    let queue = wait(20, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+    assert!(queue.is_some(), "{}", sandbox.cmd("squeue").ok());
+}
+
+each_user! {
+    fn images_that_cannot_be_had(who) {
+        let sandbox = Sandbox::start(who);
+        let registry = Registry::with_login();
+        registry.push(&images::busybox(), "private:1", &[]);
+        let closed = format!("127.0.0.1:{}/x:1", registry::closed_port());
+        let private = registry.image("private:1");
+        let pull = |image: &str| sandbox.cmd("berth").args(["image", "pull", "--insecure", image]).fails();
+        pull(&closed).says(&["127.0.0.1", "refused"]);
+        pull(&private).says(&["private", "login"]);
+        pull("127.0.0.1:1:2:3/what??").says(&["what"]);
+        sandbox.srun_in(&closed, ["true"]).fails().says(&["127.0.0.1"]);
+        sandbox.cmd("sbatch").args([&format!("--container-image={private}"), "--wrap", "true"]).fails().says(&["private"]);
+        sandbox.srun_in("/nonexistent.tar", ["true"]).fails().says(&["/nonexistent.tar"]);
+        sandbox.srun_in("", ["true"]).fails().says(&["container-image"]);
+        assert_eq!(sandbox.cmd("sacct").args(["-n", "-X"]).ok().text(), "", "nothing was submitted");
+        assert!(!sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("private"));
+        nothing_happened(&sandbox);
+    }
+
+    fn an_unknown_tag_and_a_corrupt_blob(who) {
+        let sandbox = Sandbox::start(who);
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "bb:1", &[]);
+        let pull = |image: &str| sandbox.cmd("berth").args(["image", "pull", "--insecure", image]);
+        pull(&registry.image("bb:nope")).fails().says(&["bb:nope", "not found"]);
+        pull(&registry.image("nothing:1")).fails().says(&["nothing"]);
+        let largest = registry.blobs().remove(0);
+        let good = std::fs::read(&largest).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        std::fs::write(&largest, &bad).unwrap();
+        pull(&image).fails().says(&["sha256:"]);
+        assert!(!sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"), "a corrupt image is listed");
+        std::fs::write(&largest, &good[..good.len() - 10]).unwrap();
+        pull(&image).fails();
+        std::fs::write(&largest, &good).unwrap();
+        pull(&image).ok();
+        assert!(sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
+    }
+
+    fn requests_that_can_never_be_met(who) {
+        let sandbox = Sandbox::start(who);
+        let never = "Requested node configuration is not available";
+        sandbox.srun(["-c", "100000", "true"]).fails().says(&[never]);
+        sandbox.srun(["--mem=900T", "true"]).fails().says(&[never]);
+        sandbox.srun(["-N", "9", "true"]).fails().says(&[never]);
+        sandbox.srun(["-p", "nosuch", "true"]).fails().says(&["nosuch", "partition"]);
+        sandbox.srun(["-w", "nosuch", "true"]).fails().says(&["nosuch"]);
+        sandbox.cmd("sbatch").args(["--gres=gpu:99", "--wrap", "true"]).fails().says(&["gpu"]);
+        sandbox.cmd("sbatch").args(["--array=0-5000", "--wrap", "true"]).fails().says(&["array"]);
+        nothing_happened(&sandbox);
+    }
+
+    fn options_that_are_no_options(who) {
+        let sandbox = Sandbox::start(who);
+        for program in ["srun", "sbatch", "salloc"] {
+            let output = sandbox.cmd(program).args(["--bogus-option", "x"]).fails();
+            assert_eq!(output.rc, 255, "{output}");
+            output.says(&[program, "bogus-option"]);
+        }
+        sandbox.srun(["--time=soon", "true"]).fails().says(&["soon", "time"]);
+        sandbox.srun(["--mem=many", "true"]).fails().says(&["many", "mem"]);
+        sandbox.srun(["-n", "-3", "true"]).fails().says(&["-3"]);
+        sandbox.srun(["-n", "0", "true"]).fails();
+        sandbox.cmd("sbatch").args(["--array=5-", "--wrap", ":"]).fails().says(&["5-"]);
+        sandbox.cmd("squeue").args(["-j", "abc"]).fails().says(&["abc"]);
+        sandbox.cmd("squeue").args(["-t", "nostate"]).fails().says(&["nostate"]);
+        sandbox.cmd("scancel").fails();
+        sandbox.cmd("scancel").arg("99999").fails().says(&["99999"]);
+        sandbox.cmd("scontrol").args(["show", "job", "99999"]).fails().says(&["Invalid job id"]);
+        sandbox.cmd("scontrol").args(["update", "NodeName=nosuch", "State=DRAIN"]).fails().says(&["nosuch"]);
+        sandbox.cmd("scontrol").args(["frob"]).fails().says(&["frob"]);
+        sandbox.cmd("berth").args(["frob"]).fails().says(&["frob"]);
+        sandbox.cmd("srun").fails().says(&["command"]);
+        sandbox.srun_in(images::busybox(), ["--container-mounts=/nonexistent-source:/mnt", "true"]).fails().says(&["/nonexistent-source"]);
+        sandbox.srun_in(images::busybox(), ["--container-mounts=a:b:c:d:e", "true"]).fails().says(&["container-mounts"]);
+        nothing_happened(&sandbox);
+    }
+
+    fn commands_that_cannot_be_run(who) {
+        let sandbox = Sandbox::start(who);
+        let image = images::busybox();
+        let output = sandbox.srun_in(&image, ["no-such-command"]).fails();
+        assert_eq!(output.rc, 2, "{output}");
+        output.says(&["no-such-command", "No such file"]);
+        sandbox.srun(["/no/such/command"]).fails().says(&["/no/such/command", "No such file"]);
+        sandbox.srun_in(&image, ["/etc/passwd"]).fails().says(&["/etc/passwd", "Permission denied"]);
+        sandbox.srun(["/etc"]).fails().says(&["/etc"]);
+        let text = sandbox.write("plain", "not a program\n");
+        std::fs::set_permissions(&text, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        sandbox.srun([&text]).fails().says(&["plain"]);
+        nothing_happened(&sandbox);
+    }
+
+    fn scripts_that_cannot_be_batch_scripts(who) {
+        let sandbox = Sandbox::start(who);
+        let submit = |name: &str, content: &[u8]| {
+            let path = sandbox.write(name, content);
+            sandbox.cmd("sbatch").arg(path).fails()
+        };
+        submit("plain", b"echo hello\n").says(&["plain", "#!"]);
+        submit("empty", b"").says(&["empty"]);
+        submit("dos", b"#!/bin/sh\r\necho hello\r\n").says(&["DOS", "dos2unix"]);
+        submit("directive", b"#!/bin/sh\n#SBATCH --bogus-option\n").says(&["bogus-option", "directive"]);
+        submit("value", b"#!/bin/sh\n#SBATCH --time=soon\n").says(&["soon"]);
+        sandbox.cmd("sbatch").arg("/no/such/script").fails().says(&["/no/such/script"]);
+        sandbox.cmd("sbatch").arg("/").fails().says(&["directory"]);
+        assert_eq!(sandbox.cmd("sacct").args(["-n", "-X"]).ok().text(), "", "nothing was submitted");
+    }
+
+    fn output_that_cannot_be_written(who) {
+        let sandbox = Sandbox::start(who);
+        let output = sandbox.cmd("sbatch").args(["--parsable", "-o", "/nonexistent/out", "--wrap", "touch ran"]).run();
+        if output.rc == 0 {
+            let job: u64 = output.text().parse().unwrap();
+            sandbox.wait_state(job, "FAILED", 20);
+            let show = sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+            assert!(show.contains("/nonexistent/out"), "{show}");
+        } else {
+            output.says(&["/nonexistent/out"]);
+        }
+        assert!(!sandbox.work().join("ran").exists(), "the script ran without its output");
+        sandbox.srun(["-o", "/nonexistent/out", "touch", "ran"]).fails().says(&["/nonexistent/out"]);
+        assert!(!sandbox.work().join("ran").exists(), "the step ran without its output");
+        nothing_happened(&sandbox);
+    }
+
+    fn configurations_that_are_wrong(who) {
+        let sandbox = Sandbox::empty(who);
+        let check = |content: &str| {
+            let path = sandbox.write("berth.toml", content);
+            sandbox.cmd("berth").args(["config", "check"]).arg(path)
+        };
+        check("kill_wait_seconds = 5\n").ok();
+        check("kill_wait_second = 5\n").fails().says(&["kill_wait_second"]);
+        check("kill_wait_seconds = \"soon\"\n").fails().says(&["kill_wait_seconds"]);
+        check("[[partition]]\nname = \"a\"\nmax_time = \"soon\"\n").fails().says(&["soon"]);
+        check("not toml").fails();
+    }
+
+    fn a_hostile_image_configuration_is_refused(who) {
+        let sandbox = Sandbox::start(who);
+        let cases = [
+            ("env", json!({"Env": ["NO_EQUALS_SIGN", "=x", "A=b"]})),
+            ("user", json!({"User": "99999999999999999999:0"})),
+            ("workdir", json!({"WorkingDir": "../../../../etc"})),
+        ];
+        for (name, config) in cases {
+            let image = sandbox.work().join(name);
+            layout::write(&image, vec![layout::busybox()], config);
+            let output = sandbox.srun_in(&image, ["true"]).run();
+            assert!(!output.err().contains("panicked"), "{name}: {output}");
+        }
+        let image = sandbox.work().join("broken");
+        layout::write(&image, vec![layout::busybox()], json!({}));
+        std::fs::write(image.join("index.json"), "{\"schemaVersion\": 2, \"manifests\": [").unwrap();
+        sandbox.srun_in(&image, ["true"]).fails().says(&["index.json"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! The main job: a cluster comes up with one command, runs steps, batch jobs and arrays, and goes without a trace.
+
+use berth_tests::{Sandbox, Who, each_user, images, sandbox::wait};
+
+each_user! {
+    fn up_status_down(who) {
+        let mut sandbox = Sandbox::start(who);
+        let status = sandbox.status();
+        assert!(status["controller"]["pid"].as_i64().unwrap() > 1, "{status}");
+        assert_eq!(status["agents"].as_array().unwrap().len(), 1, "{status}");
+        let text = sandbox.cmd("berth").arg("status").ok().text();
+        assert!(text.contains(&sandbox.controller().to_string()), "{text}");
+        let info = sandbox.cmd("sinfo").ok().text();
+        assert!(info.starts_with("PARTITION") && info.contains("idle"), "{info}");
+        // A second `up` on a running cluster starts nothing and says so.
+        let again = sandbox.cmd("berth").args(["up", "--detach"]).run();
+        assert!(format!("{}{}", again.text(), again.err()).contains("already"), "{again}");
+        let pid = sandbox.controller();
+        assert_eq!(sandbox.down().rc, 0);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        sandbox.cmd("berth").arg("status").fails().says(&["berth up"]);
+        sandbox.cmd("squeue").fails().says(&["berth up"]);
+    }
+
+    fn three_array_tasks_in_a_container(who) {
+        let sandbox = Sandbox::start(who);
+        let image = images::debian();
+        let script = "#!/bin/bash\n. /etc/os-release\necho $ID $SLURM_ARRAY_TASK_ID of $SLURM_ARRAY_JOB_ID\nexit $SLURM_ARRAY_TASK_ID\n";
+        let option = format!("--container-image={}", image.display());
+        let job = sandbox.sbatch(&["--array=0-2", "--mem=64M", &option], script);
+        for task in 0..3 {
+            let name = format!("slurm-{job}_{task}.out");
+            sandbox.wait_file(&name, "of", 60);
+            assert_eq!(sandbox.read(&name).trim(), format!("debian {task} of {job}"));
+        }
+        let done = wait(20, || {
+            let rows = sandbox.sacct(job, "JobID,State,ExitCode");
+            let of = |task: usize| rows.iter().find(|r| r[0] == format!("{job}_{task}")).cloned();
+            let all: Vec<_> = (0..3).filter_map(of).filter(|r| r[1] != "RUNNING" && r[1] != "PENDING").collect();
+            (all.len() == 3).then_some(all)
+        });
+        let rows = done.expect("all three tasks end");
+        assert_eq!((rows[0][1].as_str(), rows[0][2].as_str()), ("COMPLETED", "0:0"));
+        assert_eq!((rows[1][1].as_str(), rows[1][2].as_str()), ("FAILED", "1:0"));
+        assert_eq!((rows[2][1].as_str(), rows[2][2].as_str()), ("FAILED", "2:0"));
+    }
+
+    fn a_thousand_words_of_a_job_survive_a_restart(who) {
+        let mut sandbox = Sandbox::start(who);
+        let job = sandbox.sbatch(&["--job-name=remembered"], "#!/bin/sh\nexit 7\n");
+        sandbox.wait_state(job, "FAILED", 20);
+        assert_eq!(sandbox.down().rc, 0);
+        sandbox.up();
+        let rows = sandbox.sacct(job, "JobName,State,ExitCode");
+        assert_eq!(rows[0], ["remembered", "FAILED", "7:0"]);
+        let next = sandbox.sbatch(&[], "#!/bin/sh\n:\n");
+        assert!(next > job, "{next} after {job}");
+    }
+
+    fn steps_inside_a_batch_script_use_its_allocation(who) {
+        let sandbox = Sandbox::start(who);
+        let script = "#!/bin/sh\necho batch $SLURM_JOB_ID\nsrun sh -c 'echo step $SLURM_JOB_ID.$SLURM_STEP_ID'\nsrun false\necho srun said $?\n";
+        let job = sandbox.sbatch(&["--wait", "--output=out"], script);
+        let out = sandbox.read("out");
+        assert!(out.contains(&format!("batch {job}\n")) && out.contains(&format!("step {job}.0\n")), "{out}");
+        assert!(out.contains("srun said 1\n"), "{out}");
+        let rows = sandbox.sacct(job, "JobID,State,ExitCode");
+        let row = |id: String| rows.iter().find(|r| r[0] == id).unwrap_or_else(|| panic!("no row {id} in {rows:?}")).clone();
+        assert_eq!(row(format!("{job}.batch"))[1], "COMPLETED");
+        assert_eq!(row(format!("{job}.0"))[1], "COMPLETED");
+        assert_eq!(row(format!("{job}.1"))[1..], ["FAILED", "1:0"]);
+        assert_eq!(row(job.to_string())[1], "COMPLETED");
+    }
+
+    fn two_clusters_live_side_by_side(who) {
+        let first = Sandbox::start(who.clone());
+        let second = Sandbox::start(who);
+        let a = first.sbatch(&["--wait", "--output=out"], "#!/bin/sh\necho first\n");
+        let b = second.sbatch(&["--wait", "--output=out"], "#!/bin/sh\necho second\n");
+        assert_eq!((first.read("out").trim(), second.read("out").trim()), ("first", "second"));
+        assert_eq!(first.sacct(a, "State")[0], ["COMPLETED"]);
+        assert_eq!(second.sacct(b, "State")[0], ["COMPLETED"]);
+        drop(first);
+        assert_eq!(second.srun(["echo", "still here"]).ok().text(), "still here");
+    }
+
+    fn salloc_gives_an_allocation_to_a_command(who) {
+        let sandbox = Sandbox::start(who);
+        let output = sandbox.cmd("salloc").args(["-c1", "sh", "-c", "srun echo in $SLURM_JOB_ID; exit 5"]).run();
+        assert_eq!(output.rc, 5, "{output}");
+        assert!(output.err().contains("Granted job allocation"), "{output}");
+        assert!(output.err().contains("Relinquishing job allocation"), "{output}");
+        assert!(output.text().starts_with("in "), "{output}");
+        let left = wait(10, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+        assert!(left.is_some(), "the allocation is still in the queue");
+    }
+}
+
+#[test]
+fn users_share_a_cluster_of_roots_and_cannot_touch_each_other_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let (alice, bob) = (Who::user(), Who::stranger());
+    let name = sandbox.cmd_as(&alice, "srun").dir("/").args(["id", "-un"]).ok().text();
+    assert_eq!(name, alice.name);
+    let line = sandbox.cmd_as(&alice, "sbatch").dir("/tmp").args([
+        "--parsable",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 60",
+    ]);
+    let job = line.ok().text();
+    sandbox.cmd_as(&bob, "scancel").dir("/").arg(&job).fails().says(&["denied"]);
+    sandbox.cmd_as(&bob, "scontrol").dir("/").args(["hold", &job]).fails();
+    assert!(sandbox.cmd_as(&bob, "squeue").dir("/").ok().text().contains(&job), "the queue is public");
+    sandbox.cmd_as(&alice, "scancel").dir("/").arg(&job).ok();
+    sandbox.wait_state(job.parse().unwrap(), "CANCELLED", 20);
+}

@@ -1,0 +1,129 @@
+//! What the commands print and accept, as scripts written for Slurm rely on it.
+
+use berth_tests::{Sandbox, each_user, sandbox::wait};
+
+each_user! {
+    fn squeue_rows_and_columns(who) {
+        let sandbox = Sandbox::start(who.clone());
+        let job = sandbox.sbatch(&["-J", "a-long-name-indeed", "-c1"], "#!/bin/sh\nsleep 60\n");
+        let held = sandbox.sbatch(&["--hold", "-J", "held"], "#!/bin/sh\n:\n");
+        sandbox.wait_state(job, "RUNNING", 20);
+        let text = sandbox.cmd("squeue").ok().text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "             JOBID PARTITION     NAME     USER ST       TIME  NODES NODELIST(REASON)", "{text}");
+        let row = |id: u64| lines.iter().find(|l| l.split_whitespace().next() == Some(&id.to_string())).unwrap().to_string();
+        let running: Vec<String> = row(job).split_whitespace().map(str::to_string).collect();
+        assert_eq!(&running[..1], [job.to_string()]);
+        assert_eq!(running[2], "a-long-n");
+        assert_eq!(running[3], who.name[..who.name.len().min(8)]);
+        assert_eq!(running[4], "R");
+        assert!(row(held).contains("PD") && row(held).ends_with("(JobHeldUser)"), "{text}");
+        let format = sandbox.cmd("squeue").args(["-h", "-o", "%i|%T|%j", "-j", &held.to_string()]).ok().text();
+        assert_eq!(format, format!("{held}|PENDING|held"));
+        sandbox.cmd("scontrol").args(["release", &held.to_string()]).ok();
+        sandbox.wait_state(held, "COMPLETED", 20);
+        sandbox.cmd("scancel").args(["-u", &who.name]).ok();
+        sandbox.wait_state(job, "CANCELLED", 20);
+    }
+
+    fn scontrol_shows_and_updates(who) {
+        let sandbox = Sandbox::start(who);
+        let node = sandbox.node();
+        let show = sandbox.cmd("scontrol").args(["show", "node", &node]).ok().text();
+        for key in ["NodeName=", "CPUTot=", "RealMemory=", "State=IDLE", "CfgTRES="] {
+            assert!(show.contains(key), "{key} is not in {show}");
+        }
+        let partition = sandbox.cmd("scontrol").args(["show", "partition"]).ok().text();
+        assert!(partition.contains("PartitionName=main") && partition.contains("State=UP"), "{partition}");
+        let name = format!("NodeName={node}");
+        sandbox.cmd("scontrol").args(["update", &name, "State=DRAIN", "Reason=a test"]).ok();
+        let show = sandbox.cmd("scontrol").args(["show", "node", &node]).ok().text();
+        assert!(show.contains("DRAIN") && show.contains("Reason=a test"), "{show}");
+        let job = sandbox.sbatch(&[], "#!/bin/sh\n:\n");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert_eq!(sandbox.job_state(job), "PENDING", "a drained node takes no job");
+        sandbox.cmd("scontrol").args(["update", &name, "State=RESUME"]).ok();
+        sandbox.wait_state(job, "COMPLETED", 20);
+        let show = sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+        for key in [format!("JobId={job} "), "JobState=COMPLETED".into(), "ExitCode=0:0".into(), "NumCPUs=".into()] {
+            assert!(show.contains(&key), "{key} is not in {show}");
+        }
+    }
+
+    fn scancel_knows_arrays_tasks_and_signals(who) {
+        let sandbox = Sandbox::start(who);
+        let array = sandbox.sbatch(&["--array=1-4%1", "--output=%a.out"], "#!/bin/sh\nsleep 60\n");
+        let running = wait(20, || sandbox.cmd("squeue").arg("-h").ok().text().contains(" R ").then_some(()));
+        assert!(running.is_some(), "no task of the array runs");
+        let rows = sandbox.cmd("squeue").args(["-h", "-o", "%i %t"]).ok().text();
+        assert!(rows.contains(&format!("{array}_1 R")) && rows.contains(&format!("{array}_[2-4%1] PD")), "{rows}");
+        sandbox.cmd("scancel").arg(format!("{array}_3")).ok();
+        let rows = sandbox.cmd("squeue").args(["-h", "-o", "%i"]).ok().text();
+        assert!(rows.contains(&format!("{array}_[2,4%1]")), "{rows}");
+        // The id that sbatch printed is known to scancel.
+        sandbox.cmd("scancel").arg(array.to_string()).ok();
+        let empty = wait(20, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+        assert!(empty.is_some(), "{}", sandbox.cmd("squeue").ok());
+        let job = sandbox.sbatch(&["--output=caught"], "#!/bin/bash\ntrap 'echo caught; exit 3' USR1\necho ready\nwhile :; do sleep 0.1; done\n");
+        sandbox.wait_file("caught", "ready", 20);
+        sandbox.cmd("scancel").args(["-b", "-s", "USR1", &job.to_string()]).ok();
+        sandbox.wait_state(job, "FAILED", 20);
+        assert!(sandbox.read("caught").contains("caught"));
+        assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["3:0"]);
+    }
+
+    fn sbatch_options_and_directives(who) {
+        let sandbox = Sandbox::start(who);
+        let script = "#!/bin/bash\n#SBATCH --job-name=from-directive\n#SBATCH --output=%x-%j.out   # a comment\n##SBATCH --bogus\n\n#SBATCH --mem=10mb\n\
+                      echo \"$SLURM_JOB_NAME:$1:$2:$(umask)\"\n#SBATCH --job-name=too-late\n";
+        let path = sandbox.write("job.sh", script);
+        let submit = sandbox.cmd("sh").arg("-c").arg(format!("umask 027; sbatch --wait --parsable {} one 'two words'", path.display()));
+        let job = submit.ok().text();
+        assert_eq!(sandbox.read(&format!("from-directive-{job}.out")).trim(), "from-directive:one:two words:0027");
+        let text = sandbox.cmd("sbatch").arg(&path).ok().text();
+        assert!(text.starts_with("Submitted batch job "), "{text}");
+        let output = sandbox.cmd("sbatch").args(["--wait", "--wrap", "exit 3"]).run();
+        assert_eq!(output.rc, 3, "{output}");
+        let output = sandbox.cmd("sbatch").args(["--test-only", "--wrap", ":"]).ok();
+        assert!(output.err().contains("to start at"), "{output}");
+        assert!(!sandbox.cmd("squeue").arg("-h").ok().text().contains("wrap"));
+        let text = sandbox.cmd("sbatch").arg("--wait").stdin("#!/bin/sh\necho from stdin > stdin.txt\n").ok().text();
+        assert!(text.contains("Submitted"), "{text}");
+        assert_eq!(sandbox.read("stdin.txt").trim(), "from stdin");
+    }
+
+    fn time_limit_ends_a_job_at_once(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 1\n");
+        let job = sandbox.sbatch(&["--time=1", "--output=out"], "#!/bin/sh\necho begun\nsleep 300\n");
+        sandbox.wait_file("out", "begun", 20);
+        sandbox.wait_state(job, "TIMEOUT", 75);
+        let elapsed: u64 = sandbox.sacct(job, "ElapsedRaw")[0][0].parse().unwrap();
+        assert!((60..=63).contains(&elapsed), "a limit of 60 s was enforced after {elapsed} s");
+        assert!(sandbox.read("out").contains("DUE TO TIME LIMIT"), "{}", sandbox.read("out"));
+    }
+
+    fn requeue_runs_a_job_again_under_the_same_id(who) {
+        let sandbox = Sandbox::start(who);
+        let script = "#!/bin/sh\necho run ${SLURM_RESTART_COUNT:-0} >> runs\n[ -n \"$SLURM_RESTART_COUNT\" ] || sleep 60\n";
+        let job = sandbox.sbatch(&["--requeue"], script);
+        sandbox.wait_file("runs", "run 0", 20);
+        sandbox.cmd("scontrol").args(["requeue", &job.to_string()]).ok();
+        sandbox.wait_file("runs", "run 1", 30);
+        sandbox.wait_state(job, "COMPLETED", 20);
+        assert_eq!(sandbox.read("runs"), "run 0\nrun 1\n");
+    }
+
+    fn machine_readable_output(who) {
+        let sandbox = Sandbox::start(who);
+        let job = sandbox.sbatch(&["--wait"], "#!/bin/sh\n:\n");
+        let header = sandbox.cmd("sacct").args(["-j", &job.to_string()]).ok().text();
+        let first = header.lines().next().unwrap();
+        assert_eq!(first.split_whitespace().collect::<Vec<_>>(), ["JobID", "JobName", "Partition", "Account", "AllocCPUS", "State", "ExitCode"]);
+        assert_eq!(header.lines().nth(1).unwrap(), "------------ ---------- ---------- ---------- ---------- ---------- -------- ", "{header}");
+        sandbox.cmd("scontrol").args(["show", "hostnames", "n[1-3]"]).ok();
+        let doctor = sandbox.cmd("berth").arg("doctor").run();
+        assert!(!doctor.text().is_empty(), "{doctor}");
+        let config = sandbox.cmd("berth").args(["config", "show"]).ok().text();
+        assert!(config.contains("kill_wait_seconds"), "{config}");
+    }
+}

@@ -1,0 +1,114 @@
+//! Parts are killed without warning under running steps; nothing acknowledged is lost or run twice.
+
+use berth_tests::{Sandbox, each_user, images, sandbox::wait};
+use std::collections::BTreeSet;
+
+/// Starts again what was killed; `up` starts what is missing and leaves alone what runs.
+fn revive(sandbox: &mut Sandbox) {
+    sandbox.up();
+}
+
+each_user! {
+    fn steps_and_exit_codes_survive_the_controller(who) {
+        let mut sandbox = Sandbox::start(who);
+        let image = format!("--container-image={}", images::busybox().display());
+        let script = "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\necho ended\nexit 6\n";
+        let mount = format!("--container-mounts={}", sandbox.work().display());
+        let inside = sandbox.sbatch(&[&image, &mount, "-c1", "--output=in"], &script.replace("go", &sandbox.work().join("go").display().to_string()));
+        sandbox.wait_file("in", "begun", 30);
+        let pid = sandbox.controller();
+        sandbox.kill_9(pid);
+        sandbox.write("go", "");
+        sandbox.wait_file("in", "ended", 20);
+        revive(&mut sandbox);
+        sandbox.wait_state(inside, "FAILED", 30);
+        assert_eq!(sandbox.sacct(inside, "ExitCode")[0], ["6:0"]);
+    }
+
+    fn steps_and_streams_survive_the_agent(who) {
+        let mut sandbox = Sandbox::start(who);
+        let mut step = sandbox.srun_in(images::busybox(), ["sh", "-c", "echo ready; while read x; do echo got $x; done; exit 8"]).stdin_open().limit(90).spawn();
+        step.wait_for("ready", 30);
+        let script = "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\nexit 6\n";
+        let job = sandbox.sbatch(&["-c1", "--mem=64M", "--output=out", "--overcommit"], script);
+        let agent = sandbox.agent();
+        sandbox.kill_9(agent);
+        step.write(b"while dead\n");
+        step.wait_for("got while dead", 10);
+        revive(&mut sandbox);
+        step.write(b"after\n");
+        step.wait_for("got after", 10);
+        assert_ne!(sandbox.agent(), agent);
+        step.close();
+        assert_eq!(step.finish().rc, 8);
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "FAILED", 60);
+        assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["6:0"]);
+        assert_eq!(sandbox.srun(["echo", "again"]).ok().text(), "again");
+    }
+
+    fn a_step_that_ends_while_the_agent_is_dead_keeps_its_exit_code(who) {
+        let mut sandbox = Sandbox::start(who);
+        let job = sandbox.sbatch(&["--output=out"], "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\necho ended\nexit 11\n");
+        sandbox.wait_file("out", "begun", 30);
+        let agent = sandbox.agent();
+        sandbox.kill_9(agent);
+        sandbox.write("go", "");
+        sandbox.wait_file("out", "ended", 20);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        revive(&mut sandbox);
+        sandbox.wait_state(job, "FAILED", 60);
+        assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["11:0"]);
+    }
+
+    fn no_acknowledged_job_is_lost_or_runs_twice(who) {
+        let mut sandbox = Sandbox::start(who);
+        let script = sandbox.write("job.sh", "#!/bin/sh\necho $SLURM_JOB_ID >> ran\n");
+        let mut acknowledged = BTreeSet::new();
+        for round in 0..3 {
+            let loop_line = format!("for i in $(seq 40); do sbatch --parsable -o /dev/null -c1 --mem=16M {} || exit 0; done", script.display());
+            let mut submit = sandbox.cmd("sh").args(["-c", &loop_line]).limit(120).spawn();
+            // Somewhere in the middle of it.
+            let enough = wait(60, || (submit.stdout().iter().filter(|b| **b == b'\n').count() >= 5 + round * 7).then_some(()));
+            assert!(enough.is_some() || !submit.alive(), "nothing is acknowledged");
+            let pid = sandbox.controller();
+            sandbox.kill_9(pid);
+            revive(&mut sandbox);
+            let output = submit.finish();
+            acknowledged.extend(output.text().lines().map(|l| l.parse::<u64>().unwrap_or_else(|_| panic!("{output}"))));
+        }
+        assert!(acknowledged.len() >= 20, "{} acknowledged", acknowledged.len());
+        for job in &acknowledged {
+            sandbox.wait_state(*job, "COMPLETED", 120);
+        }
+        let ran: Vec<u64> = sandbox.read("ran").lines().map(|l| l.parse().unwrap()).collect();
+        let unique: BTreeSet<u64> = ran.iter().copied().collect();
+        assert_eq!(ran.len(), unique.len(), "a job ran twice: {ran:?}");
+        let missing: Vec<_> = acknowledged.difference(&unique).collect();
+        assert!(missing.is_empty(), "acknowledged and never run: {missing:?}");
+    }
+
+    fn both_die_at_once(who) {
+        let mut sandbox = Sandbox::start(who);
+        let job = sandbox.sbatch(&["--output=out"], "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\nexit 3\n");
+        sandbox.wait_file("out", "begun", 30);
+        let (controller, agent) = (sandbox.controller(), sandbox.agent());
+        sandbox.kill_9(agent);
+        sandbox.kill_9(controller);
+        revive(&mut sandbox);
+        assert_eq!(sandbox.job_state(job), "RUNNING");
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "FAILED", 60);
+        assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["3:0"]);
+    }
+
+    fn a_killed_client_takes_its_step_along(who) {
+        let sandbox = Sandbox::start(who);
+        let mut step = sandbox.srun(["sh", "-c", "echo ready; sleep 300"]).spawn();
+        step.wait_for("ready", 30);
+        step.signal(nix::sys::signal::Signal::SIGKILL);
+        step.finish();
+        let idle = wait(60, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+        assert!(idle.is_some(), "{}", sandbox.cmd("squeue").ok());
+    }
+}

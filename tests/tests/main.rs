@@ -1,0 +1,33 @@
+//! Integration tests with real parts: real clusters, a real registry, real images. One binary, a module per concern.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod cluster;
+mod commands;
+mod containers;
+mod environment;
+mod escape;
+mod faults;
+mod host_jobs;
+mod limits;
+mod quickstart;
+mod registries;
+mod streams;
+mod traps;
+
+/// A module that nobody names here would never be run.
+#[test]
+fn no_module_is_forgotten() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let main = std::fs::read_to_string(directory.join("main.rs")).unwrap();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        let module = name.trim_end_matches(".rs");
+        if module != "main" {
+            assert!(main.contains(&format!("\nmod {module};")), "tests/tests/{name} is not named in main.rs");
+            seen += 1;
+        }
+    }
+    assert!(seen > 5);
+}

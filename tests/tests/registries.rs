@@ -1,0 +1,87 @@
+//! Images from a real registry: logins, compressions, and nothing fetched twice.
+
+use berth_tests::{Cmd, Registry, Sandbox, each_user, images, machine, registry};
+
+/// A configuration under which the registry is spoken to without TLS.
+fn without_tls(registry: &Registry) -> String {
+    format!("[container]\ninsecure_registries = [\"{}\"]\n", registry.host())
+}
+
+each_user! {
+    fn a_step_pulls_its_image_once(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/layers:1", &[]);
+        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        assert_eq!(sandbox.srun_in(&image, ["cat", "/data/kept"]).ok().text(), "kept");
+        let fetched = registry.requests("GET", "/blobs/");
+        assert!(fetched >= 4, "{fetched} blobs were fetched");
+        // Several at once, the docker spelling, and a second tag of the same layers.
+        let again = registry.push(&images::layers(), "team/layers:2", &[]);
+        let line = format!("for i in 1 2 3; do srun --overcommit --mem=16M -c1 --container-image=docker://{again} cat /data/replaced & done; wait");
+        assert_eq!(sandbox.cmd("sh").args(["-c", &line]).ok().text(), "a file now\na file now\na file now");
+        let more = registry.requests("GET", "/blobs/") - fetched;
+        assert!(more <= 1, "{more} blobs were fetched again");
+        let list = sandbox.cmd("berth").args(["image", "ls"]).ok().text();
+        assert!(list.contains("team/layers"), "{list}");
+        sandbox.cmd("berth").args(["image", "df"]).ok();
+        let host = registry.host();
+        let slurm_spelling = format!("{host}#team/layers:1");
+        assert_eq!(sandbox.srun_in(slurm_spelling, ["cat", "/data/kept"]).ok().text(), "kept");
+    }
+
+    fn zstd_layers_and_docker_manifests(who) {
+        let registry = Registry::open();
+        let zstd = registry.push(&images::layers(), "z:1", &["--dest-compress", "--dest-compress-format=zstd", "--dest-compress-level=3"]);
+        let docker = registry.push(&images::layers(), "d:1", &["--format=v2s2"]);
+        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        for image in [zstd, docker] {
+            let text = sandbox.srun_in(&image, ["sh", "-c", "cat /data/kept /data/emptied/c; ls /data/opaque"]).ok().text();
+            assert_eq!(text, "kept\nchanged\nnew", "{image}");
+        }
+    }
+
+    fn a_digest_is_a_promise(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "bb:1", &[]);
+        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]).arg(format!("docker://{image}"));
+        let digest = inspect.env("HOME", "/tmp").ok().text();
+        let pinned = format!("{}@{digest}", registry.image("bb"));
+        assert_eq!(sandbox.srun_in(&pinned, ["echo", "pinned"]).ok().text(), "pinned");
+        let wrong = format!("{}@sha256:{}", registry.image("bb"), "0".repeat(64));
+        sandbox.srun_in(&wrong, ["true"]).fails().says(&["sha256:0000"]);
+    }
+
+    fn a_login_from_the_users_own_configuration(who) {
+        let registry = Registry::with_login();
+        let image = registry.push(&images::busybox(), "private:1", &[]);
+        let sandbox = Sandbox::with_config(who.clone(), &without_tls(&registry));
+        sandbox.srun_in(&image, ["true"]).fails().says(&["private", "login"]);
+        let directory = sandbox.work().join("docker");
+        std::fs::create_dir(&directory).unwrap();
+        let secret = Cmd::new("base64").arg("-w0").stdin(format!("{}:{}", registry::LOGIN.0, registry::LOGIN.1)).ok().text();
+        let file = directory.join("config.json");
+        std::fs::write(&file, format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{secret}\"}}}}}}", registry.host())).unwrap();
+        machine::give(&directory, &who);
+        machine::give(&file, &who);
+        let srun = || sandbox.srun_in(&image, ["echo", "in"]).env("DOCKER_CONFIG", &directory);
+        assert_eq!(srun().ok().text(), "in");
+        // The secret stays the user's.
+        for place in ["state/db", "state/log", "state/spool", "state/run"] {
+            let found = Cmd::new("grep").args(["-r", "-l", &secret]).arg(sandbox.work().parent().unwrap().join(place)).run();
+            assert_eq!(found.text(), "", "the login of the registry is in the cluster's files");
+        }
+    }
+
+    fn removal_and_pruning(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "bb:1", &[]);
+        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        sandbox.cmd("berth").args(["image", "pull", &image]).ok();
+        assert!(sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
+        sandbox.cmd("berth").args(["image", "rm", &image]).ok();
+        assert!(!sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
+        sandbox.cmd("berth").args(["image", "prune"]).ok();
+        sandbox.cmd("berth").args(["image", "rm", &image]).fails().says(&["bb"]);
+    }
+}

@@ -1,0 +1,112 @@
+//! Standard input, output and error of steps: byte for byte, at once, whatever the size.
+
+use berth_tests::{Cmd, Sandbox, each_user, images};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+each_user! {
+    fn bytes_of_every_value_pass_unchanged(who) {
+        let sandbox = Sandbox::start(who);
+        let bytes: Vec<u8> = (0..=255_u8).cycle().take(5 << 20).collect();
+        let output = sandbox.srun(["cat"]).stdin(&bytes).ok();
+        assert!(output.stdout == bytes, "{} of {} bytes came back", output.stdout.len(), bytes.len());
+        let output = sandbox.srun_in(images::busybox(), ["cat"]).stdin(&bytes).ok();
+        assert!(output.stdout == bytes, "{} of {} bytes came back", output.stdout.len(), bytes.len());
+        let output = sandbox.srun(["sh", "-c", "cat >&2"]).stdin(&bytes).ok();
+        assert!(output.stderr == bytes, "{} of {} bytes came back on stderr", output.stderr.len(), bytes.len());
+    }
+
+    fn output_comes_when_it_is_written_alone(who) {
+        let sandbox = Sandbox::start(who);
+        let mut step = sandbox.srun(["sh", "-c", "printf first; sleep 2; printf second"]).spawn();
+        step.wait_for("first", 30);
+        let start = Instant::now();
+        step.wait_for("second", 30);
+        assert!(start.elapsed() > Duration::from_millis(1500), "the first word came only with the second");
+        step.finish();
+    }
+
+    fn input_is_interactive(who) {
+        let sandbox = Sandbox::start(who);
+        let mut step = sandbox.srun_in(images::busybox(), ["sh", "-c", "while read x; do echo got $x; done; echo end"]).stdin_open().spawn();
+        step.write(b"one\n");
+        step.wait_for("got one", 30);
+        step.write(b"two\n");
+        step.wait_for("got two", 10);
+        step.close();
+        step.wait_for("end", 10);
+        assert_eq!(step.finish().rc, 0);
+    }
+
+    fn the_exit_is_noticed_at_once_alone(who) {
+        let sandbox = Sandbox::start(who);
+        sandbox.srun(["true"]).ok();
+        let mut times: Vec<Duration> = (0..5).map(|_| sandbox.srun(["true"]).ok().took).collect();
+        times.sort();
+        assert!(times[2] < Duration::from_millis(700), "srun true takes {times:?}; an exit found by polling looks like this");
+    }
+
+    fn labels_and_exit_codes_of_several_tasks(who) {
+        let sandbox = Sandbox::start(who);
+        let output = sandbox.srun(["-n3", "--overcommit", "--label", "sh", "-c", "echo task $SLURM_PROCID; exit $SLURM_PROCID"]).run();
+        let text = output.text();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["0: task 0", "1: task 1", "2: task 2"], "{output}");
+        assert_eq!(output.rc, 2, "the highest exit code: {output}");
+        assert!(output.err().contains("Exited with exit code 2"), "{output}");
+        let output = sandbox.srun(["sh", "-c", "kill -9 $$"]).run();
+        assert_eq!(output.rc, 137, "{output}");
+        assert!(output.err().contains("Killed"), "{output}");
+    }
+
+    fn signals_are_forwarded(who) {
+        let sandbox = Sandbox::start(who);
+        let mut step = sandbox.srun(["bash", "-c", "trap 'echo caught; exit 4' TERM; echo ready; while :; do sleep 0.05; done"]).spawn();
+        step.wait_for("ready", 30);
+        step.signal(Signal::SIGTERM);
+        step.wait_for("caught", 10);
+        assert_eq!(step.finish().rc, 4);
+    }
+
+    fn a_terminal_is_a_terminal(who) {
+        let sandbox = Sandbox::start(who);
+        for image in [None, Some(images::busybox())] {
+            let option = image.map(|i| format!("--container-image={} ", i.display())).unwrap_or_default();
+            let line = format!("srun {option}--pty sh -c 'test -t 0 && test -t 1 && echo terminal $(tty)'");
+            let output = sandbox.cmd("script").args(["-qec", &line, "/dev/null"]).ok();
+            assert!(output.text().contains("terminal /dev/pts/"), "{output}");
+        }
+    }
+
+    fn a_reader_that_goes_away_ends_the_step(who) {
+        let sandbox = Sandbox::start(who);
+        let output = sandbox.cmd("sh").args(["-c", "srun yes | head -n 2"]).limit(30).ok();
+        assert_eq!(output.text(), "y\ny");
+        let idle = berth_tests::sandbox::wait(40, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+        assert!(idle.is_some(), "the step of a closed pipe lives on");
+    }
+
+    fn a_gibibyte_of_random_bytes_in_and_out_alone(who) {
+        let sandbox = Sandbox::start(who.clone());
+        let file = sandbox.work().join("random");
+        Cmd::new("sh").args(["-c", &format!("head -c 1G /dev/urandom > {}", file.display())]).who(&who).ok();
+        let line = format!("srun cat < {0} > {0}.back && cmp {0} {0}.back", file.display());
+        sandbox.cmd("sh").args(["-c", &line]).limit(240).ok();
+    }
+
+    fn output_files_of_steps_and_their_patterns(who) {
+        let sandbox = Sandbox::start(who);
+        sandbox.srun(["-n2", "--overcommit", "--output=step-%t.out", "--error=step-%t.err", "sh", "-c", "echo out $SLURM_PROCID; echo err $SLURM_PROCID >&2"]).ok();
+        for task in 0..2 {
+            assert_eq!(sandbox.read(&format!("step-{task}.out")), format!("out {task}\n"));
+            assert_eq!(sandbox.read(&format!("step-{task}.err")), format!("err {task}\n"));
+        }
+        sandbox.write("input", "from a file\n");
+        assert_eq!(sandbox.srun(["--input=input", "cat"]).ok().text(), "from a file");
+        let job = sandbox.sbatch(&["--output=o", "--error=e", "--wait"], "#!/bin/sh\necho out\necho err >&2\n");
+        assert_eq!((sandbox.read("o").as_str(), sandbox.read("e").as_str()), ("out\n", "err\n"), "job {job}");
+        sandbox.sbatch(&["--output=o", "--open-mode=append", "--wait"], "#!/bin/sh\necho more\n");
+        assert_eq!(sandbox.read("o"), "out\nmore\n");
+    }
+}

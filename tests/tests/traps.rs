@@ -1,0 +1,202 @@
+//! Mistakes that a rival made, each shown not to be made here.
+
+use berth_tests::{Sandbox, Who, each_user, images, layout, sandbox::wait};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+each_user! {
+    fn a_container_request_never_runs_on_the_host(who) {
+        let sandbox = Sandbox::start(who);
+        sandbox.write("host-only", "x");
+        let look = format!("ls {} 2>/dev/null || echo not here", sandbox.work().join("host-only").display());
+        assert_eq!(sandbox.srun_in(images::busybox(), ["sh", "-c", &look]).ok().text(), "not here");
+        let output = sandbox.srun_in("/nonexistent/image", ["touch", &sandbox.work().join("ran").display().to_string()]).fails();
+        assert!(!sandbox.work().join("ran").exists(), "the command ran without its image: {output}");
+    }
+
+    fn a_container_option_without_an_image_is_an_error(who) {
+        let sandbox = Sandbox::start(who);
+        let options = [
+            "--container-mounts=/tmp:/mnt", "--container-workdir=/", "--container-mount-home", "--no-container-mount-home",
+            "--container-remap-root", "--container-writable", "--container-readonly", "--container-env=X",
+            "--container-entrypoint", "--no-container-entrypoint",
+        ];
+        for option in options {
+            let name = option.split('=').next().unwrap();
+            sandbox.srun([option, "true"]).fails().says(&[name, "--container-image"]);
+            sandbox.cmd("sbatch").args([option, "--wrap", "true"]).fails().says(&[name, "--container-image"]);
+        }
+        assert_eq!(sandbox.cmd("sacct").args(["-n", "-X"]).ok().text(), "", "nothing was submitted");
+    }
+
+    fn a_failed_task_fails_srun(who) {
+        let sandbox = Sandbox::start(who);
+        for rank in 0..2 {
+            let script = format!("[ $SLURM_PROCID != {rank} ] || exit 3");
+            assert_eq!(sandbox.srun(["-n2", "--overcommit", "sh", "-c", &script]).run().rc, 3);
+        }
+    }
+
+    fn a_working_directory_that_is_missing_is_said(who) {
+        let sandbox = Sandbox::start(who);
+        let output = sandbox.srun(["-D", "/nonexistent", "touch", "made-elsewhere"]).fails();
+        output.says(&["/nonexistent"]);
+        let output = sandbox.srun_in(images::busybox(), ["--container-workdir=/nonexistent", "true"]).fails();
+        output.says(&["/nonexistent"]);
+        let job = sandbox.cmd("sbatch").args(["--parsable", "-D", "/nonexistent", "--wrap", "pwd"]).run();
+        if job.rc == 0 {
+            sandbox.wait_state(job.text().parse().unwrap(), "FAILED", 20);
+        } else {
+            job.says(&["/nonexistent"]);
+        }
+    }
+
+    fn a_start_does_not_unpack_the_image_again_alone(who) {
+        let sandbox = Sandbox::start(who);
+        let image = images::debian();
+        sandbox.srun_in(&image, ["true"]).limit(120).ok();
+        let start = Instant::now();
+        sandbox.srun_in(&image, ["true"]).ok();
+        assert!(start.elapsed() < Duration::from_secs(1), "a warm start took {:?}", start.elapsed());
+        // Nor does it when many start, and nothing grows with each.
+        let size = |s: &Sandbox| {
+            let output = berth_tests::Cmd::new("du").args(["-s", "--inodes"]).arg(s.state()).run().text();
+            output.split('\t').next().unwrap().parse::<u64>().unwrap()
+        };
+        let before = size(&sandbox);
+        for _ in 0..5 {
+            sandbox.srun_in(&image, ["touch", "/tmp/x"]).ok();
+        }
+        let grown = wait(10, || (size(&sandbox) <= before + 10).then_some(()));
+        assert!(grown.is_some(), "{before} files in the state directory became {}", size(&sandbox));
+    }
+
+    fn an_image_that_loads_delays_nobody_else(who) {
+        let sandbox = Sandbox::start(who);
+        // A pipe nobody writes to: reading the image takes as long as it likes.
+        let slow = sandbox.work().join("slow");
+        let made = berth_tests::Cmd::new("mkfifo").arg(&slow).who(sandbox.who()).ok();
+        assert_eq!(made.rc, 0);
+        let waiting = sandbox.srun_in(&slow, ["-c1", "true"]).spawn();
+        std::thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        assert_eq!(sandbox.srun(["-c1", "echo", "not delayed"]).limit(20).ok().text(), "not delayed");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        drop(waiting);
+    }
+
+    fn a_torn_file_does_not_keep_the_controller_from_starting(who) {
+        let mut sandbox = Sandbox::start(who);
+        let job = sandbox.sbatch(&["--hold"], "#!/bin/sh\n:\n");
+        let pid = sandbox.controller();
+        sandbox.kill_9(pid);
+        // What a crash may leave: half of a pid file, half of a journal page behind the last commit, a temporary file.
+        for name in ["run/controller.json", "run/agent.json.tmp", "spool/.tmp-1"] {
+            let path = sandbox.state().join(name);
+            if path.parent().unwrap().exists() {
+                std::fs::write(path, b"{\"pid\": 12").unwrap();
+            }
+        }
+        for entry in std::fs::read_dir(sandbox.state().join("db")).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().ends_with("-wal") {
+                use std::io::Write;
+                let mut file = std::fs::OpenOptions::new().append(true).open(entry.path()).unwrap();
+                file.write_all(&[0xA5; 1000]).unwrap();
+            }
+        }
+        sandbox.up();
+        assert_eq!(sandbox.job_state(job), "PENDING");
+        let _ = std::fs::remove_file(sandbox.state().join("spool/.tmp-1"));
+    }
+
+    fn nothing_is_left_in_tmp_after_jobs(who) {
+        let sandbox = Sandbox::start(who);
+        let list = || {
+            let mut names: Vec<_> = std::fs::read_dir("/tmp").unwrap().flatten().map(|e| e.file_name()).collect();
+            names.retain(|n| n.to_string_lossy().contains("berth"));
+            names
+        };
+        let before = list();
+        for _ in 0..3 {
+            sandbox.srun_in(images::busybox(), ["sh", "-c", "echo x > /tmp/berth-left; echo x > /dev/shm/berth-left"]).ok();
+            sandbox.srun(["sh", "-c", "echo x > $TMPDIR/berth-left"]).ok();
+        }
+        let after: Vec<_> = list().into_iter().filter(|n| !before.contains(n)).collect();
+        assert!(after.is_empty(), "{after:?}");
+        assert!(!std::path::Path::new("/dev/shm/berth-left").exists());
+    }
+
+    fn layers_do_not_reach_outside_of_the_image(who) {
+        let sandbox = Sandbox::start(who);
+        let victim = sandbox.write("victim", "untouched");
+        let target = victim.display().to_string();
+        let outside = sandbox.work().display().to_string();
+        let climb = format!("../../../../../../../../../../..{target}");
+        let hide = |path: &str| {
+            let (directory, name) = path.rsplit_once('/').unwrap();
+            format!("{directory}/.wh.{name}")
+        };
+        let attacks = [
+            ("dots", layout::Layer::default().file(&climb, 0o644, b"owned")),
+            ("absolute", layout::Layer::default().file(&target, 0o644, b"owned")),
+            ("link", layout::Layer::default().symlink("out", &outside).file("out/victim", 0o644, b"owned")),
+            ("hard", layout::Layer::default().hardlink("inside", &climb).file("inside", 0o644, b"owned")),
+            ("whiteout", layout::Layer::default().file(&hide(&climb), 0o644, b"")),
+            ("whiteout-link", layout::Layer::default().symlink("out", &outside).file("out/.wh.victim", 0o644, b"")),
+            ("opaque-link", layout::Layer::default().symlink("out", &outside).file("out/.wh..wh..opq", 0o644, b"")),
+        ];
+        for (name, attack) in attacks {
+            let image = sandbox.work().join(name);
+            layout::write(&image, vec![layout::busybox(), attack], json!({}));
+            let output = sandbox.srun_in(&image, ["true"]).run();
+            assert_eq!(sandbox.read("victim"), "untouched", "{name}: {output}");
+            assert!(!output.err().contains("panicked"), "{name}: {output}");
+        }
+        assert_eq!(sandbox.srun_in(images::busybox(), ["echo", "still works"]).ok().text(), "still works");
+    }
+
+    fn files_of_the_image_that_are_no_files_are_not_followed(who) {
+        let sandbox = Sandbox::start(who);
+        let victim = sandbox.write("victim", "untouched");
+        let target = victim.display().to_string();
+        for name in ["etc/passwd", "etc/group", "etc/resolv.conf", "etc/hosts", "etc/hostname"] {
+            for kind in ["link", "fifo"] {
+                let layer = match kind {
+                    "link" => layout::Layer::default().symlink(name, &target),
+                    _ => layout::Layer::default().fifo(name),
+                };
+                let image = sandbox.work().join(format!("{}-{kind}", name.replace('/', "-")));
+                layout::write(&image, vec![layout::busybox(), layer], json!({}));
+                let output = sandbox.srun_in(&image, ["true"]).limit(20).run();
+                assert_eq!(sandbox.read("victim"), "untouched", "{name} as {kind}: {output}");
+            }
+        }
+        // A script is not written through what the image has in its way either.
+        let layer = layout::Layer::default().symlink("run", &sandbox.work().display().to_string());
+        let image = sandbox.work().join("run-link");
+        layout::write(&image, vec![layout::busybox(), layer], json!({}));
+        let before = std::fs::read_dir(sandbox.work()).unwrap().count();
+        let option = format!("--container-image={}", image.display());
+        sandbox.cmd("sbatch").args([&option, "--wait", "-o", "/dev/null", "--wrap", "true"]).limit(30).run();
+        assert_eq!(std::fs::read_dir(sandbox.work()).unwrap().count(), before, "something was written through a link");
+    }
+}
+
+#[test]
+fn the_uid_that_a_client_claims_is_not_believed_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let user = Who::user();
+    // Variables in which clients carry identity elsewhere have no effect, nor has --uid of an ordinary user.
+    let output = sandbox
+        .cmd_as(&user, "srun")
+        .dir("/")
+        .env("USER", "root")
+        .env("SLURM_JOB_UID", "0")
+        .env("LOGNAME", "root");
+    assert_eq!(output.args(["id", "-u"]).ok().text(), user.uid.to_string());
+    sandbox.cmd_as(&user, "sbatch").dir("/tmp").args(["--uid=0", "--wrap", "id"]).fails();
+    // The agents' own door is closed to users.
+    let door = sandbox.state().join("private/node.sock");
+    let output = berth_tests::Cmd::new("test").arg("-e").arg(&door).who(&user).run();
+    assert_ne!(output.rc, 0, "a user can reach {}", door.display());
+}
