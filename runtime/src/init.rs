@@ -1,0 +1,207 @@
+//! The container's pid 1: starts tasks, reaps everything, reports, and ends with its supervisor.
+
+use crate::plan::Plan;
+use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
+use crate::setup::{self, SetupFailure, SetupFds};
+use crate::start::start;
+use crate::sys::exec::{close_all_from, place_at};
+use crate::sys::fork::exit_now;
+use crate::sys::{Errno, SysResult, signals, wait};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// The life of init, from the clone to the end. Never returns into the supervisor's copy of the stack.
+pub(crate) fn main(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> ! {
+    // Nothing may unwind into frames that belong to the parent.
+    let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| life(plan, sock, fds)));
+    exit_now(code.unwrap_or(70))
+}
+
+fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
+    let prepared = only_own_descriptors(&sock, &fds);
+    signals::reset();
+    signals::set_mask(u64::MAX);
+    let result = prepared.map_err(|e| failure("close the supervisor's descriptors", e));
+    let notes = match result.and_then(|()| setup::run(plan, &fds)) {
+        Ok(notes) => notes,
+        Err(e) => {
+            let _ = send(sock.as_fd(), &Message::Failed(e), &[]);
+            return 1;
+        }
+    };
+    drop(fds);
+    let ready = signals::signalfd(signals::bit(libc::SIGCHLD));
+    let mut init = match ready {
+        Ok(signal_fd) => Init { plan, sock, signal_fd, tasks: BTreeMap::new() },
+        Err(e) => {
+            let _ = send(sock.as_fd(), &Message::Failed(failure("watch for ended tasks", e)), &[]);
+            return 1;
+        }
+    };
+    if init.tell(&Message::Ready { notes }, &[]).is_err() {
+        return 1;
+    }
+    init.serve();
+    if !plan.namespaces.pid {
+        kill_descendants();
+    }
+    0
+}
+
+fn failure(action: &str, errno: Errno) -> SetupFailure {
+    SetupFailure { action: action.into(), path: None, errno: errno.raw_os_error(), hint: None }
+}
+
+/// Keeps the socket and the namespaces; standard streams become `/dev/null`.
+fn only_own_descriptors(sock: &OwnedFd, fds: &SetupFds) -> SysResult<()> {
+    let mut keep: Vec<RawFd> = vec![sock.as_raw_fd()];
+    keep.extend([&fds.user_ns, &fds.idmap_ns].into_iter().flatten().map(AsRawFd::as_raw_fd));
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    for n in 0..3 {
+        if !keep.contains(&n) {
+            place_at(null.as_fd(), n)?;
+        }
+    }
+    std::mem::forget(null);
+    close_all_from(3, &keep)
+}
+
+struct Init<'a> {
+    plan: &'a Plan,
+    sock: OwnedFd,
+    signal_fd: OwnedFd,
+    /// Task numbers by pid.
+    tasks: BTreeMap<i32, u32>,
+}
+
+impl Init<'_> {
+    fn tell(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+        send(self.sock.as_fd(), message, fds)
+    }
+
+    fn serve(&mut self) {
+        let mut receiver = Receiver::default();
+        loop {
+            let mut polled =
+                [PollFd::new(&self.sock, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
+            match poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let (talk, child) = (!polled[0].revents().is_empty(), !polled[1].revents().is_empty());
+            if child && self.reap().is_err() {
+                return;
+            }
+            if talk {
+                if receiver.fill(&self.sock, false).is_err() {
+                    return;
+                }
+                loop {
+                    match receiver.next::<Request>() {
+                        Ok(Some((request, fds))) => {
+                            if self.handle(request, fds).is_err() {
+                                return;
+                            }
+                        }
+                        Ok(None) => break,
+                        Err(_) => return,
+                    }
+                }
+                if receiver.ended {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Only a lost supervisor is an error here.
+    fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) -> SysResult<()> {
+        match request {
+            Request::Signal { target, signal } => {
+                self.signal(target, signal);
+                Ok(())
+            }
+            Request::Spawn(spawn) => {
+                let task = spawn.task;
+                match start(self.plan, *spawn, fds) {
+                    Ok(started) => {
+                        self.tasks.insert(started.pid, task);
+                        let pty = started.master.is_some();
+                        let master: Vec<BorrowedFd<'_>> = started.master.iter().map(AsFd::as_fd).collect();
+                        self.tell(&Message::Started { task, pid: started.pid, pty }, &master)
+                    }
+                    Err(error) => self.tell(&Message::ExecFailed { task, error }, &[]),
+                }
+            }
+        }
+    }
+
+    fn signal(&self, target: SignalTarget, signal: i32) {
+        // A process that ended meanwhile is no error.
+        let send = |pid: i32| {
+            let _ = signals::kill(pid, signal);
+        };
+        let wanted = |task: u32| self.tasks.iter().filter(move |(_, t)| **t == task).map(|(p, _)| *p);
+        match target {
+            SignalTarget::Process(task) => wanted(task).for_each(send),
+            SignalTarget::Task(task) => wanted(task).for_each(|pid| send(-pid)),
+            SignalTarget::AllTasks => self.tasks.keys().for_each(|pid| send(-pid)),
+            SignalTarget::Everything if self.plan.namespaces.pid => send(-1),
+            SignalTarget::Everything => descendants().into_iter().for_each(send),
+        }
+    }
+
+    fn reap(&mut self) -> SysResult<()> {
+        let mut scratch = [0u8; 128];
+        // The signals merge: one read clears the level, then everything that ended is collected.
+        let _ = rustix::io::read(&self.signal_fd, &mut scratch);
+        while let Ok(Some(r)) = wait::reap_any() {
+            if let Some(task) = self.tasks.remove(&r.pid) {
+                self.tell(
+                    &Message::Exited {
+                        task,
+                        status: r.status,
+                        user_us: r.user_us,
+                        system_us: r.system_us,
+                        max_rss_kib: r.max_rss_kib,
+                    },
+                    &[],
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends every descendant of init, which adopts all orphans (it has no pid namespace to do that by ending).
+fn kill_descendants() {
+    // Each round's orphans come to init; processes that are not ours to signal end the loop.
+    for _ in 0..1000 {
+        let alive = descendants();
+        let reached = alive.iter().filter(|pid| signals::kill(**pid, libc::SIGKILL).is_ok()).count();
+        if reached == 0 {
+            return;
+        }
+        while let Ok(Some(_)) = wait::reap_any() {}
+        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let _ = poll(&mut [], Some(&pause));
+    }
+}
+
+/// Pids of all live descendants, from the kernel's lists of children.
+fn descendants() -> Vec<i32> {
+    let mut all: Vec<i32> = Vec::new();
+    let mut next = vec![rustix::process::getpid().as_raw_nonzero().get()];
+    while let Some(pid) = next.pop() {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in text.split_whitespace().filter_map(|t| t.parse::<i32>().ok()) {
+            if !all.contains(&child) {
+                all.push(child);
+                next.push(child);
+            }
+        }
+    }
+    all
+}

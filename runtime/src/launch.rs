@@ -1,0 +1,377 @@
+//! Starts a container's init and speaks with it: the supervisor's side.
+
+use crate::exec::ExecError;
+use crate::plan::{Mode, Plan, RootPlan};
+use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send};
+use crate::setup::{SetupFailure, SetupFds, map_text};
+use crate::sys::fork::{CloneOptions, Forked, fork};
+use crate::sys::{Errno, userns, wait};
+use crate::task::{TaskSpec, TaskStdio};
+use berth_model::launch::Usage;
+use berth_model::state::ExitStatus;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Signal;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Why a container did not start, or is lost.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the documentation
+pub enum LaunchError {
+    #[error("{0}")]
+    Setup(SetupFailure),
+    #[error("cannot {action}: {}", crate::setup::errno_text(*.errno))]
+    System { action: &'static str, errno: i32 },
+    #[error(
+        "containers start only from a process with one thread, and this one has more: start it before any \
+         thread, or from the step supervisor"
+    )]
+    Threads,
+    #[error("the container's init ended unexpectedly ({0})")]
+    InitLost(String),
+}
+
+fn system(action: &'static str) -> impl Fn(Errno) -> LaunchError {
+    move |e| LaunchError::System { action, errno: e.raw_os_error() }
+}
+
+/// What happened in a container.
+#[derive(Debug)]
+pub enum Event {
+    /// A task's program runs.
+    Started {
+        /// The task's number.
+        task: u32,
+        /// Its pid as the container sees it.
+        pid: i32,
+        /// The master of its terminal, where it asked for one.
+        pty: Option<OwnedFd>,
+    },
+    /// A task's program could not be started.
+    ExecFailed {
+        /// The task's number.
+        task: u32,
+        /// Why.
+        error: ExecError,
+    },
+    /// A task ended.
+    Exited {
+        /// The task's number.
+        task: u32,
+        /// How.
+        status: ExitStatus,
+        /// What it used, with the descendants it waited for.
+        usage: Usage,
+    },
+}
+
+/// How init is started.
+#[derive(Debug, Default)]
+pub struct StartOptions<'a> {
+    /// A cgroup v2 directory in which init starts (no write to `cgroup.procs` is needed).
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// A process parked beforehand in cgroups made beforehand (v1): it forks init.
+    pub parked: Option<crate::park::Parked>,
+    /// Namespaces made beforehand; what is absent is made for this container.
+    pub namespaces: Prepared,
+}
+
+/// Namespaces made beforehand by root, which the containers of a job share (system mode).
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// From [`job_user_namespace`].
+    pub user: Option<OwnedFd>,
+    /// From [`store_mapping`].
+    pub idmap: Option<OwnedFd>,
+}
+
+/// Makes the user namespace of a plan: owned by root, the user's ids mapped.
+///
+/// # Errors
+/// The kernel's.
+pub fn job_user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
+    userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
+        .map_err(clone_failed("make the user namespace"))
+}
+
+/// Makes the user namespace through which a store's files appear as the user's; absent where the plan
+/// needs none.
+///
+/// # Errors
+/// The kernel's.
+pub fn store_mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
+    let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
+    let id = &plan.identity;
+    // In a mount's map the left side is the id on disk, the right side the id it appears as.
+    let uid = format!("{} {} 1\n", owner.uid, id.uid);
+    let gid = format!("{} {} 1\n", owner.gid, id.gid);
+    userns::create(&uid, &gid).map(Some).map_err(clone_failed("make the mapping of the store's owner"))
+}
+
+fn clone_failed(action: &'static str) -> impl Fn(Errno) -> LaunchError {
+    move |e| match e {
+        Errno::BUSY => LaunchError::Threads,
+        e => LaunchError::System { action, errno: e.raw_os_error() },
+    }
+}
+
+/// A running container. Dropping it ends the container.
+#[derive(Debug)]
+pub struct InitHandle {
+    pid: i32,
+    pidfd: OwnedFd,
+    sock: OwnedFd,
+    receiver: Receiver,
+    /// The container's processes end with init.
+    own_pids: bool,
+    ended: bool,
+    notes: Vec<String>,
+}
+
+/// Makes the container and waits until it stands. No task runs yet.
+///
+/// The calling process must have one thread: the child is a fork that goes on in this program.
+///
+/// # Errors
+/// [`LaunchError`] names the step that failed, the file, the reason and what to do.
+pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, LaunchError> {
+    let mut fds = SetupFds { user_ns: options.namespaces.user, idmap_ns: options.namespaces.idmap };
+    if plan.mode == Mode::System && plan.root != RootPlan::Host {
+        if fds.user_ns.is_none() {
+            fds.user_ns = Some(job_user_namespace(plan)?);
+        }
+        if fds.idmap_ns.is_none() {
+            fds.idmap_ns = store_mapping(plan)?;
+        }
+    }
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(system("make a socket"))?;
+    let (pid, pidfd) = match options.parked {
+        Some(parked) => parked.launch(plan, theirs, fds, options.cgroup)?,
+        None => fork_init(plan, theirs, fds, options.cgroup, false)?,
+    };
+    let mut handle = InitHandle {
+        pid,
+        pidfd,
+        sock: ours,
+        receiver: Receiver::default(),
+        own_pids: plan.namespaces.pid,
+        ended: false,
+        notes: Vec::new(),
+    };
+    match handle.message(true)? {
+        Some((Message::Ready { notes }, _)) => {
+            handle.notes = notes;
+            Ok(handle)
+        }
+        Some((Message::Failed(failure), _)) => Err(LaunchError::Setup(failure)),
+        Some(_) => Err(LaunchError::InitLost("it answered out of turn".into())),
+        None => Err(handle.lost()),
+    }
+}
+
+/// `CLONE_NEW*` bits of a plan. The cgroup namespace is made later, in the cgroup.
+fn clone_flags(plan: &Plan) -> u64 {
+    let ns = plan.namespaces;
+    let user = ns.user && plan.mode == Mode::User;
+    let bits = [
+        (user, libc::CLONE_NEWUSER),
+        (ns.mount, libc::CLONE_NEWNS),
+        (ns.pid, libc::CLONE_NEWPID),
+        (ns.ipc, libc::CLONE_NEWIPC),
+        (ns.uts, libc::CLONE_NEWUTS),
+    ];
+    bits.iter().filter(|(on, _)| *on).fold(0, |flags, (_, bit)| flags | u64::from(bit.cast_unsigned()))
+}
+
+pub(crate) fn fork_init(
+    plan: &Plan,
+    sock: OwnedFd,
+    fds: SetupFds,
+    cgroup: Option<BorrowedFd<'_>>,
+    sibling: bool,
+) -> Result<(i32, OwnedFd), LaunchError> {
+    let options = CloneOptions { namespaces: clone_flags(plan), cgroup, sibling };
+    match fork(options) {
+        Ok(Forked::Child) => crate::init::main(plan, sock, fds),
+        Ok(Forked::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+        Err(Errno::BUSY) if !crate::sys::fork::single_threaded() => Err(LaunchError::Threads),
+        Err(e) => Err(LaunchError::Setup(namespace_failure(plan, e))),
+    }
+}
+
+fn namespace_failure(plan: &Plan, errno: Errno) -> SetupFailure {
+    let hint = match (plan.mode, errno) {
+        (Mode::User, Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::ACCESS) => {
+            Some("user namespaces are restricted here: `berth doctor` says how to allow them".to_string())
+        }
+        _ => None,
+    };
+    SetupFailure {
+        action: "make the container's namespaces".into(),
+        path: None,
+        errno: errno.raw_os_error(),
+        hint,
+    }
+}
+
+impl InitHandle {
+    /// Readable when [`InitHandle::next_event`] has something to say.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.sock.as_fd()
+    }
+
+    /// Init's pid as the caller sees it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Init's pidfd: readable when init has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// What was done otherwise than asked, such as a clamped limit.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Asks for a task; [`Event::Started`] or [`Event::ExecFailed`] answers.
+    ///
+    /// # Errors
+    /// Init is gone, or the task's argument list is beyond all measure.
+    pub fn spawn(&mut self, task: TaskSpec) -> Result<(), LaunchError> {
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let stdio = match task.stdio {
+            TaskStdio::Null => WireStdio::Fds([false; 3]),
+            TaskStdio::Fds { stdin, stdout, stderr } => {
+                let present = [stdin.is_some(), stdout.is_some(), stderr.is_some()];
+                fds.extend([stdin, stdout, stderr].into_iter().flatten());
+                WireStdio::Fds(present)
+            }
+            TaskStdio::Pty(size) => WireStdio::Pty(size),
+        };
+        let (cwd, cwd_origin) = match task.cwd {
+            Some((path, origin)) => (Some(path), origin),
+            None => (None, String::new()),
+        };
+        let extra = task.extra_fds.iter().map(|(n, _)| *n).collect();
+        fds.extend(task.extra_fds.into_iter().map(|(_, fd)| fd));
+        let request = Request::Spawn(Box::new(SpawnRequest {
+            task: task.id,
+            argv: task.argv,
+            env: task.env,
+            cwd,
+            cwd_origin,
+            stdio,
+            cpus: task.cpus,
+            umask: task.umask,
+            pid_env: task.pid_env,
+            name: task.name,
+            extra,
+        }));
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        send(self.sock.as_fd(), &request, &borrowed).map_err(system("ask init for a task"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Init is gone.
+    pub fn signal(&mut self, target: SignalTarget, signal: i32) -> Result<(), LaunchError> {
+        send(self.sock.as_fd(), &Request::Signal { target, signal }, &[])
+            .map_err(system("ask init for a signal"))
+    }
+
+    /// The next event; with `wait`, waits for one. `Ok(None)` without `wait`: nothing happened yet.
+    ///
+    /// # Errors
+    /// [`LaunchError::InitLost`] when init ended.
+    pub fn next_event(&mut self, wait: bool) -> Result<Option<Event>, LaunchError> {
+        match self.message(wait)? {
+            Some((message, mut fds)) => Ok(Some(match message {
+                Message::Started { task, pid, pty } => {
+                    Event::Started { task, pid, pty: if pty { fds.pop() } else { None } }
+                }
+                Message::ExecFailed { task, error } => Event::ExecFailed { task, error },
+                Message::Exited { task, status, user_us, system_us, max_rss_kib } => Event::Exited {
+                    task,
+                    status: exit_status(status),
+                    usage: Usage { user_us, system_us, max_rss: max_rss_kib.saturating_mul(1024) },
+                },
+                Message::Ready { .. } | Message::Failed(_) => {
+                    return Err(LaunchError::InitLost("it answered out of turn".into()));
+                }
+            })),
+            None if self.receiver.ended => Err(self.lost()),
+            None => Ok(None),
+        }
+    }
+
+    /// The next message; `None` at the end of the stream, and when nothing is there and `wait` is off.
+    fn message(&mut self, wait: bool) -> Result<Option<(Message, Vec<OwnedFd>)>, LaunchError> {
+        loop {
+            if let Some(found) = self.receiver.next().map_err(system("understand init"))? {
+                return Ok(Some(found));
+            }
+            if self.receiver.ended {
+                return Ok(None);
+            }
+            self.receiver.fill(&self.sock, wait).map_err(system("hear from init"))?;
+            if !wait {
+                return self.receiver.next().map_err(system("understand init"));
+            }
+        }
+    }
+
+    fn lost(&mut self) -> LaunchError {
+        let how = match wait::wait_pidfd(&self.pidfd) {
+            Ok(code) => {
+                self.ended = true;
+                format!("exit code {code}")
+            }
+            Err(e) => e.to_string(),
+        };
+        LaunchError::InitLost(how)
+    }
+
+    /// Ends the container: every process of it, and its mounts with them. Waits until they are gone.
+    ///
+    /// Without a pid namespace (`host:` in user mode) init ends its descendants first; one that changed to
+    /// another user can only be ended through its cgroup.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn finish(mut self) -> Result<(), LaunchError> {
+        self.end().map_err(system("end the container"))
+    }
+
+    fn end(&mut self) -> Result<(), Errno> {
+        if self.ended {
+            return Ok(());
+        }
+        if self.own_pids {
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        } else {
+            let _ = rustix::net::shutdown(&self.sock, rustix::net::Shutdown::Both);
+        }
+        wait::wait_pidfd(&self.pidfd)?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl Drop for InitHandle {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// Reads a raw wait status.
+fn exit_status(status: i32) -> ExitStatus {
+    let [low, code, ..] = status.to_le_bytes();
+    match low & 0x7f {
+        0 => ExitStatus { code, signal: 0 },
+        signal => ExitStatus { code: 0, signal },
+    }
+}

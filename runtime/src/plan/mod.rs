@@ -1,0 +1,301 @@
+//! The plan of a container: every mount, variable, id and filter, decided before anything is done.
+//!
+//! [`plan`] is pure: from a [`ContainerRequest`] and [`HostFacts`] it makes a [`Plan`], which the launcher
+//! executes as it stands and `--explain` prints.
+
+mod command;
+mod env;
+mod error;
+mod identity;
+mod mounts;
+mod paths;
+mod print;
+
+pub use env::{EnvVar, Origin};
+pub use error::PlanError;
+pub use identity::{IdMap, ProcessIdentity, UserSpec};
+pub use mounts::{Attrs, MountKind, PlannedMount};
+pub use paths::clean_absolute;
+pub(crate) use paths::lexical as lexical_source;
+
+use crate::facts::HostFacts;
+use crate::request::{ContainerRequest, Rootfs, StoreOwner, WritableLayer};
+use berth_model::ByteStr;
+use berth_model::limits::Limits;
+use serde::{Deserialize, Serialize};
+
+/// How much privilege the launcher has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// An ordinary user: one uid and one gid are mapped.
+    User,
+    /// Root acts for the user: layers may be shared, all groups work.
+    System,
+}
+
+/// How the root filesystem is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootPlan {
+    /// Read-only layers, topmost first, under a writable one.
+    Overlay {
+        /// Absolute paths.
+        layers: Vec<ByteStr>,
+        /// On-disk owner that is to appear as the user (system mode).
+        owner: Option<StoreOwner>,
+        /// The layers are the user's own files and are opened with the user's credentials.
+        as_user: bool,
+        /// Where writes go.
+        upper: WritableLayer,
+        /// Made read-only once everything is mounted.
+        read_only: bool,
+    },
+    /// A directory, written in place.
+    InPlace(ByteStr),
+    /// The node's own root.
+    Host,
+}
+
+/// Namespaces made for the container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespaces {
+    /// User namespace.
+    pub user: bool,
+    /// Mount namespace.
+    pub mount: bool,
+    /// Process ids.
+    pub pid: bool,
+    /// System V IPC and POSIX message queues.
+    pub ipc: bool,
+    /// View of cgroups.
+    pub cgroup: bool,
+    /// Host name.
+    pub uts: bool,
+}
+
+/// What the task's process may not do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confinement {
+    /// setuid files and file capabilities gain nothing.
+    pub no_new_privs: bool,
+    /// The default deny-list of system calls.
+    pub seccomp: bool,
+    /// Calls that change ids or owners, or make devices, answer with success and do nothing.
+    pub fake_ids: bool,
+}
+
+/// A file written or mounted in the container's `/etc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EtcFile {
+    /// The user's line is put first; lines of that name go.
+    Passwd {
+        /// The line, without a line end.
+        line: String,
+        /// Login name.
+        name: String,
+        /// Used instead of a shell that the image lacks.
+        fallback_line: String,
+        /// The shell to look for.
+        shell: ByteStr,
+    },
+    /// Lines for groups whose id the image does not know.
+    Group {
+        /// `(gid, name)`.
+        groups: Vec<(u32, String)>,
+    },
+    /// Content copied from the node.
+    Copy {
+        /// Name in `/etc`.
+        name: String,
+        /// Content.
+        content: ByteStr,
+    },
+}
+
+/// The directory in which tasks start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkdirPlan {
+    /// Absolute path in the container.
+    pub path: ByteStr,
+    /// What set it, for messages.
+    pub origin: String,
+    /// Make it when it does not exist (an image's WORKDIR).
+    pub create: bool,
+}
+
+/// One container, complete and in the order in which it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// How much privilege the launcher has.
+    pub mode: Mode,
+    /// Root filesystem.
+    pub root: RootPlan,
+    /// Namespaces.
+    pub namespaces: Namespaces,
+    /// Ids of the user on the node.
+    pub identity: ProcessIdentity,
+    /// uid map of the user namespace.
+    pub uid_map: Vec<IdMap>,
+    /// gid map of the user namespace.
+    pub gid_map: Vec<IdMap>,
+    /// Mounts in order.
+    pub mounts: Vec<PlannedMount>,
+    /// Files of `/etc`.
+    pub etc: Vec<EtcFile>,
+    /// The environment of every task, with the origin of each variable.
+    pub env: Vec<EnvVar>,
+    /// Where tasks start.
+    pub workdir: WorkdirPlan,
+    /// What to run: entrypoint, command and arguments. Empty when tasks bring their own.
+    pub argv: Vec<ByteStr>,
+    /// The image's entrypoint where it is to run before a task's own command.
+    pub argv_prefix: Vec<ByteStr>,
+    /// Host name of the container's own.
+    pub hostname: Option<String>,
+    /// What the processes may not do.
+    pub confinement: Confinement,
+    /// Limits, applied before privilege is dropped.
+    pub limits: Limits,
+    /// What the reader should know: what was asked for in the image and is not done.
+    pub notes: Vec<String>,
+}
+
+/// Plans a container.
+///
+/// # Errors
+/// [`PlanError`] names the option or the part of the image at fault, the reason and what to do.
+pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanError> {
+    let mode = if facts.privileged { Mode::System } else { Mode::User };
+    let host = request.root == Rootfs::Host;
+    if mode == Mode::User && request.identity.uid.0 != facts.uid {
+        return Err(PlanError::OtherUser { uid: facts.uid, wanted: request.identity.uid.0 });
+    }
+    if host {
+        refuse_container_options(request)?;
+    }
+    let mut notes = Vec::new();
+    let ids = identity::plan(request, mode, host, &mut notes)?;
+    let root = root(request, mode)?;
+    let home = identity::home(request, host);
+    let env = env::plan(request, &home, host, facts)?;
+    let workdir = workdir(request, host)?;
+    let mounts = mounts::plan(request, facts, mode, &home, &root)?;
+    let (argv, argv_prefix) = command::plan(request);
+    let namespaced = mode == Mode::System || !host;
+    if !namespaced {
+        notes.push(
+            "host: in user mode runs as plain processes: no namespace can be made without \
+                    a user namespace, which would break sudo and newgrp"
+                .into(),
+        );
+    }
+    Ok(Plan {
+        mode,
+        root,
+        namespaces: Namespaces {
+            user: !host,
+            mount: namespaced,
+            pid: namespaced,
+            ipc: !host,
+            cgroup: namespaced,
+            uts: namespaced && request.hostname.is_some(),
+        },
+        identity: ids.process,
+        uid_map: ids.uid_map,
+        gid_map: ids.gid_map,
+        mounts,
+        etc: if host { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? },
+        env,
+        workdir,
+        argv,
+        argv_prefix,
+        hostname: request.hostname.clone(),
+        confinement: Confinement {
+            no_new_privs: !host,
+            seccomp: !host && request.seccomp,
+            fake_ids: !host && request.remap_root,
+        },
+        limits: request.limits.clone(),
+        notes,
+    })
+}
+
+fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError> {
+    let option = if !request.mounts.is_empty() {
+        "--container-mounts"
+    } else if request.mount_home {
+        "--container-mount-home"
+    } else if request.remap_root {
+        "--container-remap-root"
+    } else if request.writable == Some(true) {
+        "--container-writable"
+    } else if request.writable == Some(false) {
+        "--container-readonly"
+    } else if request.entrypoint {
+        "--container-entrypoint"
+    } else if !request.container_env.is_empty() {
+        "--container-env"
+    } else {
+        return Ok(());
+    };
+    Err(PlanError::NeedsImage { option })
+}
+
+fn root(request: &ContainerRequest, mode: Mode) -> Result<RootPlan, PlanError> {
+    let upper = match &request.writable_layer {
+        WritableLayer::Tmpfs => WritableLayer::Tmpfs,
+        WritableLayer::Dir(d) => WritableLayer::Dir(clean_absolute(d, "the writable layer")?),
+    };
+    let read_only = request.writable == Some(false);
+    Ok(match &request.root {
+        Rootfs::Host => RootPlan::Host,
+        Rootfs::Dir(dir) => {
+            let dir = clean_absolute(dir, "the root directory")?;
+            if dir.0 == b"/" {
+                return Err(PlanError::RootIsHost);
+            }
+            if request.writable == Some(true) {
+                RootPlan::InPlace(dir)
+            } else {
+                RootPlan::Overlay { layers: vec![dir], owner: None, as_user: true, upper, read_only }
+            }
+        }
+        Rootfs::Overlay { layers, owner } => {
+            if layers.is_empty() {
+                return Err(PlanError::NoLayers);
+            }
+            if layers.len() > MAX_LAYERS {
+                return Err(PlanError::TooManyLayers { count: layers.len() });
+            }
+            let layers = layers.iter().map(|l| clean_absolute(l, "a layer")).collect::<Result<_, _>>()?;
+            let owner = owner.filter(|_| mode == Mode::System);
+            RootPlan::Overlay { layers, owner, as_user: false, upper, read_only }
+        }
+    })
+}
+
+/// What overlayfs takes as lower directories.
+const MAX_LAYERS: usize = 500;
+
+fn workdir(request: &ContainerRequest, host: bool) -> Result<WorkdirPlan, PlanError> {
+    if let Some(w) = &request.workdir {
+        let path = clean_absolute(&w.path, &w.origin)?;
+        return Ok(WorkdirPlan { path, origin: w.origin.clone(), create: false });
+    }
+    match &request.image.workdir {
+        Some(dir) if !host && !dir.is_empty() => {
+            // The specification wants an absolute path; docker reads a relative one from the root.
+            let mut bytes = dir.0.clone();
+            if bytes.first() != Some(&b'/') {
+                bytes.insert(0, b'/');
+            }
+            let path = clean_absolute(&ByteStr(bytes), "the image's WORKDIR")?;
+            Ok(WorkdirPlan { path, origin: "the image's WORKDIR".into(), create: true })
+        }
+        _ => Ok(WorkdirPlan { path: "/".into(), origin: "default".into(), create: false }),
+    }
+}

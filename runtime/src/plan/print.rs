@@ -1,0 +1,100 @@
+//! A plan as text, for `--explain`.
+
+use super::{Mode, MountKind, Plan, RootPlan};
+use crate::request::WritableLayer;
+use std::fmt;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "mode: {}", if self.mode == Mode::User { "user" } else { "system" })?;
+        self.root(f)?;
+        let id = &self.identity;
+        writeln!(f, "user: {}:{} on the node, {}:{} inside", id.uid, id.gid, id.inside_uid, id.inside_gid)?;
+        let ns = self.namespaces;
+        let names = [
+            (ns.user, "user"),
+            (ns.mount, "mount"),
+            (ns.pid, "pid"),
+            (ns.ipc, "ipc"),
+            (ns.cgroup, "cgroup"),
+            (ns.uts, "uts"),
+        ];
+        let list: Vec<&str> = names.iter().filter(|(on, _)| *on).map(|(_, n)| *n).collect();
+        writeln!(f, "namespaces: {}", if list.is_empty() { "none".into() } else { list.join(", ") })?;
+        for m in &self.mounts {
+            self.mount(f, m)?;
+        }
+        for v in &self.env {
+            writeln!(f, "env: {}={} ({:?})", v.name.display(), v.value.display(), v.origin)?;
+        }
+        writeln!(f, "workdir: {} ({})", self.workdir.path.display(), self.workdir.origin)?;
+        let argv: Vec<_> = self.argv.iter().map(|a| a.display()).collect();
+        writeln!(f, "command: {}", argv.join(" "))?;
+        let c = self.confinement;
+        writeln!(
+            f,
+            "confinement: no_new_privs {}, seccomp deny-list {}, pretended id changes {}",
+            on(c.no_new_privs),
+            on(c.seccomp),
+            on(c.fake_ids)
+        )?;
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+fn on(flag: bool) -> &'static str {
+    if flag { "on" } else { "off" }
+}
+
+impl Plan {
+    fn root(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.root {
+            RootPlan::Host => writeln!(f, "root: the node's own filesystem"),
+            RootPlan::InPlace(dir) => writeln!(f, "root: {}, written in place", dir.display()),
+            RootPlan::Overlay { layers, upper, read_only, owner, .. } => {
+                let to = match upper {
+                    _ if *read_only => "read-only".into(),
+                    WritableLayer::Tmpfs => "writes go to memory and are lost at the end".into(),
+                    WritableLayer::Dir(d) => format!("writes go to {}", d.display()),
+                };
+                writeln!(f, "root: overlay of {} layers, {to}", layers.len())?;
+                for layer in layers {
+                    writeln!(f, "layer: {}", layer.display())?;
+                }
+                match owner {
+                    Some(o) => writeln!(f, "layers of {}:{} appear as the user's", o.uid, o.gid),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn mount(&self, f: &mut fmt::Formatter<'_>, m: &super::PlannedMount) -> fmt::Result {
+        let what = match &m.kind {
+            MountKind::Proc => "new proc".into(),
+            MountKind::Bind { source, recursive, .. } => {
+                format!("{} {}", if *recursive { "rbind" } else { "bind" }, source.display())
+            }
+            MountKind::Tmpfs { size, mode } => match size {
+                Some(n) => format!("tmpfs of {n} bytes, mode {mode:o}"),
+                None => format!("tmpfs, mode {mode:o}"),
+            },
+            MountKind::Dev { devices } => {
+                let extra: Vec<_> = devices.iter().map(|d| d.display()).collect();
+                format!("own dev with the standard devices {}", extra.join(" "))
+            }
+            MountKind::Devpts => "own devpts".into(),
+            MountKind::Mqueue => "own mqueue".into(),
+            MountKind::Umount => "unmount".into(),
+            MountKind::ReadOnly => "read-only".into(),
+            MountKind::Mask => "mask".into(),
+        };
+        let a = m.attrs;
+        let flags = [(a.read_only, "ro"), (a.nosuid, "nosuid"), (a.nodev, "nodev"), (a.noexec, "noexec")];
+        let flags: Vec<&str> = flags.iter().filter(|(on, _)| *on).map(|(_, n)| *n).collect();
+        writeln!(f, "mount: {} <- {what} [{}] ({})", m.target.display(), flags.join(","), m.origin)
+    }
+}

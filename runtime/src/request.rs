@@ -1,0 +1,183 @@
+//! What a container is asked to be: the planner's input.
+
+use berth_model::ByteStr;
+use berth_model::limits::Limits;
+use berth_model::spec::{Identity, MountSpec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Where the root filesystem comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// Unpacked layers of an image, the topmost first.
+    Overlay {
+        /// Absolute paths of the layers.
+        layers: Vec<ByteStr>,
+        /// Who owns the files on disk, where that is not the user: the shared store's identity.
+        owner: Option<StoreOwner>,
+    },
+    /// An unpacked root directory of the user's.
+    Dir(ByteStr),
+    /// The node's own filesystem (`host:`).
+    Host,
+}
+
+/// Owner of the files of a shared store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreOwner {
+    /// User id on disk.
+    pub uid: u32,
+    /// Group id on disk.
+    pub gid: u32,
+}
+
+/// The part of an image's configuration that says how to run it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageConfig {
+    /// `ENV`: `NAME=value` strings.
+    pub env: Vec<ByteStr>,
+    /// `ENTRYPOINT`.
+    pub entrypoint: Vec<ByteStr>,
+    /// `CMD`.
+    pub cmd: Vec<ByteStr>,
+    /// `WORKDIR`.
+    pub workdir: Option<ByteStr>,
+    /// `USER`.
+    pub user: Option<String>,
+}
+
+/// Where what a container writes to its root goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WritableLayer {
+    /// Memory, charged to the container.
+    #[default]
+    Tmpfs,
+    /// A directory of the user's on a disk; `upper` and `work` are made in it, so that both lie on one mount.
+    Dir(ByteStr),
+}
+
+/// A mount that Berth itself adds, such as the job's `/tmp`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraMount {
+    /// Absolute path on the node.
+    pub source: ByteStr,
+    /// Absolute path in the container.
+    pub target: ByteStr,
+    /// Not writable.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A working directory and the option that set it, for messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workdir {
+    /// Absolute path in the container.
+    pub path: ByteStr,
+    /// Such as `--container-workdir` or `--chdir`.
+    pub origin: String,
+}
+
+/// Everything the planner needs to know of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRequest {
+    /// Root filesystem.
+    pub root: Rootfs,
+    /// Image configuration; empty for a root directory and for `host:`.
+    #[serde(default)]
+    pub image: ImageConfig,
+    /// Who runs it.
+    pub identity: Identity,
+    /// Names of supplementary groups, where known.
+    #[serde(default)]
+    pub group_names: BTreeMap<u32, String>,
+    /// `--container-mounts`.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
+    /// What relative mount sources are relative to.
+    pub base_dir: ByteStr,
+    /// Mounts of Berth's own.
+    #[serde(default)]
+    pub extra_mounts: Vec<ExtraMount>,
+    /// An explicit working directory.
+    #[serde(default)]
+    pub workdir: Option<Workdir>,
+    /// `--container-mount-home`.
+    #[serde(default)]
+    pub mount_home: bool,
+    /// `--container-remap-root`.
+    #[serde(default)]
+    pub remap_root: bool,
+    /// `--container-writable` or `--container-readonly`; neither means writable, and gone afterwards.
+    #[serde(default)]
+    pub writable: Option<bool>,
+    /// Where writes go.
+    #[serde(default)]
+    pub writable_layer: WritableLayer,
+    /// `--container-entrypoint`: run the image's entrypoint before the command.
+    #[serde(default)]
+    pub entrypoint: bool,
+    /// `--container-env`: names whose value outside wins over the image's.
+    #[serde(default)]
+    pub container_env: Vec<String>,
+    /// The job's environment: the submitter's, and what Berth set for the job.
+    #[serde(default)]
+    pub env: Vec<ByteStr>,
+    /// Directories appended to PATH, such as `/run/berth/bin`.
+    #[serde(default)]
+    pub append_path: Vec<ByteStr>,
+    /// Command and arguments; empty runs the image's own.
+    #[serde(default)]
+    pub command: Vec<ByteStr>,
+    /// Device files of the allocation, by their path on the node.
+    #[serde(default)]
+    pub devices: Vec<ByteStr>,
+    /// Size of `/dev/shm` in bytes; absent means the kernel's default, half of the memory.
+    #[serde(default)]
+    pub shm_size: Option<u64>,
+    /// A host name of the container's own; absent shares the node's.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// The default seccomp filter.
+    #[serde(default = "yes")]
+    pub seccomp: bool,
+    /// The submitter's limits.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl ContainerRequest {
+    /// A request with nothing but a root, a user and a directory for relative mount sources.
+    pub fn new(root: Rootfs, identity: Identity, base_dir: ByteStr) -> Self {
+        ContainerRequest {
+            root,
+            image: ImageConfig::default(),
+            identity,
+            group_names: BTreeMap::new(),
+            mounts: Vec::new(),
+            base_dir,
+            extra_mounts: Vec::new(),
+            workdir: None,
+            mount_home: false,
+            remap_root: false,
+            writable: None,
+            writable_layer: WritableLayer::Tmpfs,
+            entrypoint: false,
+            container_env: Vec::new(),
+            env: Vec::new(),
+            append_path: Vec::new(),
+            command: Vec::new(),
+            devices: Vec::new(),
+            shm_size: None,
+            hostname: None,
+            seccomp: true,
+            limits: Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The last steps into the container: pivot, identity, working directory, confinement.
+
+use super::target::{self, Kind};
+use super::{Doing, Setup, SetupFailure, SetupFds};
+use crate::plan::{IdMap, Mode, Plan, RootPlan};
+use crate::sys::{Errno, fork, userns};
+use berth_model::ByteStr;
+use rustix::mount::UnmountFlags;
+use rustix::process::{DumpableBehavior, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
+use std::fmt::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const USERNS_HINT: &str = "user namespaces may be restricted here: `berth doctor` says how to allow them \
+    (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)";
+
+/// A map as the kernel reads it.
+pub(crate) fn map_text(map: &[IdMap]) -> String {
+    map.iter().fold(String::new(), |mut text, m| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {} 1", m.inside, m.outside);
+        text
+    })
+}
+
+/// User mode: maps the caller's one uid and gid in the namespace it was cloned into.
+pub(super) fn write_own_maps(plan: &Plan) -> Setup<()> {
+    let map = |file: &str, text: &str| {
+        userns::write_file(file, text).doing_at("write", &file.into()).map_err(|f| f.hint(USERNS_HINT))
+    };
+    // Required before an unprivileged gid map: else a process could drop a group that denies it access.
+    map("/proc/self/setgroups", "deny")?;
+    map("/proc/self/uid_map", &map_text(&plan.uid_map))?;
+    map("/proc/self/gid_map", &map_text(&plan.gid_map))
+}
+
+/// Makes the container's root the root of this mount namespace and takes the node's away.
+pub(super) fn pivot(root: &OwnedFd) -> Setup<()> {
+    rustix::process::fchdir(root).doing("enter the container's root")?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => take_away_old_root(root)?,
+        // The node runs from its initramfs, whose root cannot be pivoted. The container's root is mounted
+        // over `/` already; after chroot nothing below it can be named, and `..` from outside the chroot
+        // ends at the topmost mount on `/`, which is the container's root again.
+        Err(Errno::INVAL) => rustix::process::chroot(".").doing("change to the container's root")?,
+        Err(e) => return Err(SetupFailure::new("pivot to the container's root", e)),
+    }
+    rustix::process::chdir("/").doing("enter the container's root")
+}
+
+/// The node's root now lies over the container's, with the staging filesystem on top of it. `/..` follows
+/// whatever lies over the root, so it shows when the last of them is gone.
+fn take_away_old_root(root: &OwnedFd) -> Setup<()> {
+    let what = "take the node's root away";
+    let same = |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+    let own = rustix::fs::fstat(root).doing(what)?;
+    for _ in 0..STACKED_MOUNTS {
+        rustix::mount::unmount(".", UnmountFlags::DETACH).doing(what)?;
+        if same(&rustix::fs::stat("/..").doing(what)?, &own) {
+            return Ok(());
+        }
+    }
+    Err(SetupFailure::new(what, Errno::BUSY))
+}
+
+/// At most this many mounts lie over the new root: the staging filesystem, the old root, and what an
+/// administrator may have stacked on it.
+const STACKED_MOUNTS: usize = 16;
+
+pub(super) fn set_groups(groups: &[u32]) -> Setup<()> {
+    let groups: Vec<_> = groups.iter().map(|g| rustix::process::Gid::from_raw(*g)).collect();
+    rustix::thread::set_thread_groups(&groups).doing("set supplementary groups")
+}
+
+/// Becomes the user.
+pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
+    let id = &plan.identity;
+    let host = plan.root == RootPlan::Host;
+    if plan.mode == Mode::System {
+        let (uid, gid, groups) = if host {
+            (id.uid, id.gid, &id.groups)
+        } else {
+            let ns = fds
+                .user_ns
+                .as_ref()
+                .ok_or_else(|| SetupFailure::new("enter the user namespace", Errno::INVAL))?;
+            rustix::thread::move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::User))
+                .doing("enter the user namespace")?;
+            // A copy owned by the user namespace: every mount in it is locked.
+            fork::unshare(libc::CLONE_NEWNS).doing("lock the mounts")?;
+            (id.inside_uid, id.inside_gid, &id.inside_groups)
+        };
+        set_groups(groups)?;
+        let gid = rustix::process::Gid::from_raw(gid);
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).doing("become the user's group")?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).doing("become the user")?;
+    }
+    if !plan.namespaces.user {
+        // The ids say it all: setresuid took root's capabilities, and root keeps them.
+        let caps = rustix::thread::capabilities(None).doing("read capabilities")?;
+        let sets = CapabilitySets { inheritable: CapabilitySet::empty(), ..caps };
+        return rustix::thread::set_capabilities(None, sets).doing("clear inheritable capabilities");
+    }
+    let keep = if id.keep_caps {
+        rustix::thread::capabilities(None).doing("read capabilities")?.permitted
+    } else {
+        CapabilitySet::empty()
+    };
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).doing("drop capabilities")
+}
+
+/// Makes an image's WORKDIR and the user's HOME where the image lacks them.
+pub(super) fn make_workdir(plan: &Plan, root: &OwnedFd) -> Setup<()> {
+    if plan.workdir.create {
+        target::ensure(root, &plan.workdir.path, Kind::Directory)?;
+    }
+    if matches!(plan.root, RootPlan::Overlay { read_only: false, .. })
+        && let Some(home) = plan.env.iter().find(|v| v.name.0 == b"HOME")
+        && let Ok(path) = crate::plan::clean_absolute(&home.value, "HOME")
+    {
+        // A home that cannot be made (a file is in the way) is the image's business.
+        let _ = target::ensure(root, &path, Kind::Directory);
+    }
+    Ok(())
+}
+
+/// Enters the working directory and checks that it lies in the container.
+pub(super) fn workdir(plan: &Plan) -> Setup<()> {
+    if !plan.namespaces.mount && plan.workdir.origin == "default" {
+        return Ok(());
+    }
+    enter_directory(&plan.workdir.path).map_err(|e| {
+        let origin = &plan.workdir.origin;
+        let mut failure = SetupFailure::at("enter the working directory", &plan.workdir.path, e);
+        failure.hint = Some(workdir_hint(&plan.workdir.path, origin, plan.root == RootPlan::Host, e));
+        failure
+    })
+}
+
+/// What to do about a working directory that cannot be entered.
+pub(crate) fn workdir_hint(path: &ByteStr, origin: &str, host: bool, errno: Errno) -> String {
+    let path = path.display();
+    match (host, errno) {
+        (false, Errno::NOENT) => format!(
+            "{origin} names it and the container has none: add --container-mounts={path} to bring it in, or \
+             choose another with --container-workdir"
+        ),
+        _ => format!("{origin} names it"),
+    }
+}
+
+/// Changes directory; what is not below the root is refused.
+pub(crate) fn enter_directory(path: &ByteStr) -> Result<(), Errno> {
+    rustix::process::chdir(path.as_os())?;
+    // The kernel answers "(unreachable)/..." for a directory outside the root.
+    let now = rustix::process::getcwd(Vec::new())?;
+    if now.as_bytes().first() == Some(&b'/') { Ok(()) } else { Err(Errno::XDEV) }
+}
+
+/// Nothing of the node is left to gain after this.
+pub(super) fn confine(plan: &Plan) -> Setup<()> {
+    // After the change of ids, which would clear both. Not dumpable: the user's processes cannot trace
+    // init, read its memory or reach its program file.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).doing("tie init to its parent")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("protect init")?;
+    if !plan.namespaces.pid {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).doing("adopt orphans")?;
+    }
+    if plan.confinement.no_new_privs {
+        rustix::thread::set_no_new_privs(true).doing("set no_new_privs")?;
+    }
+    if plan.confinement.seccomp || plan.confinement.fake_ids {
+        let filter = crate::seccomp::compile(plan.confinement.seccomp, plan.confinement.fake_ids);
+        crate::sys::seccomp::load(&filter).doing("load the seccomp filter")?;
+    }
+    Ok(())
+}

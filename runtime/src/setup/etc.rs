@@ -1,0 +1,216 @@
+//! The container's `/etc`: the user's line in passwd and group, name service and host name.
+//!
+//! What the image has there is read without following a link, without blocking, and only when it is a
+//! regular file. New content is bound over the file; a container whose user acts as root has it written
+//! instead, because tools such as useradd replace these files by rename.
+
+use super::target::{self, Kind};
+use super::{Doing, Setup, attach};
+use crate::plan::{EtcFile, Plan, RootPlan};
+use crate::sys::Errno;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A passwd or group file of an image is at most this long; a longer one is taken for none.
+const MAX_LENGTH: u64 = 4 << 20;
+
+/// Writes the planned files.
+pub(super) fn write(
+    plan: &Plan,
+    root: &OwnedFd,
+    staging: BorrowedFd<'_>,
+    notes: &mut Vec<String>,
+) -> Setup<()> {
+    if plan.etc.is_empty() {
+        return Ok(());
+    }
+    let in_place = matches!(plan.root, RootPlan::InPlace(_));
+    let etc = target::ensure(root, &"/etc".into(), Kind::Directory)?;
+    let replace = plan.identity.keep_caps && !in_place;
+    for file in &plan.etc {
+        let (name, content) = content(file, root, &etc);
+        let done = if replace {
+            replace_file(&etc, name, &content)
+        } else {
+            bind_file(&etc, staging, name, &content, !in_place)
+        };
+        match done {
+            Ok(true) => {}
+            Ok(false) => notes.push(format!("left as it is: /etc/{name} is no regular file")),
+            // A root directory that belongs to someone else can be run all the same.
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+                notes.push(format!("left as it is: /etc/{name} cannot be made in this root"));
+            }
+            Err(e) => return Err(super::SetupFailure::at("provide", &format!("/etc/{name}").into(), e)),
+        }
+    }
+    if replace {
+        apt_as_root(root)?;
+    }
+    Ok(())
+}
+
+fn content<'a>(file: &'a EtcFile, root: &OwnedFd, etc: &OwnedFd) -> (&'a str, Vec<u8>) {
+    match file {
+        EtcFile::Copy { name, content } => (name, content.0.clone()),
+        EtcFile::Passwd { line, name, fallback_line, shell } => {
+            let has_shell = target::open(root, &shell.0, OFlags::PATH).is_ok();
+            let old = read(etc, "passwd");
+            ("passwd", passwd(&old, if has_shell { line } else { fallback_line }, name))
+        }
+        EtcFile::Group { groups } => ("group", group(&read(etc, "group"), groups)),
+    }
+}
+
+/// The user's line first, so that a lookup by uid finds it; the image's line of that name goes.
+fn passwd(old: &[u8], line: &str, name: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(old.len() + line.len() + 1);
+    out.extend_from_slice(line.as_bytes());
+    out.push(b'\n');
+    for l in old.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+        if l.split(|b| *b == b':').next() != Some(name.as_bytes()) {
+            out.extend_from_slice(l);
+            out.push(b'\n');
+        }
+    }
+    out
+}
+
+/// The image's groups, and those whose id it does not have. A name that the image uses for another id is
+/// extended, so that both can be looked up.
+fn group(old: &[u8], groups: &[(u32, String)]) -> Vec<u8> {
+    let lines: Vec<&[u8]> = old.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
+    let field = |line: &[u8], n| line.split(|b| *b == b':').nth(n).map(<[u8]>::to_vec);
+    let mut out = Vec::with_capacity(old.len() + 64);
+    for l in &lines {
+        out.extend_from_slice(l);
+        out.push(b'\n');
+    }
+    for (gid, name) in groups {
+        let id = gid.to_string();
+        if lines.iter().any(|l| field(l, 2).as_deref() == Some(id.as_bytes())) {
+            continue;
+        }
+        let taken = lines.iter().any(|l| field(l, 0).as_deref() == Some(name.as_bytes()));
+        let name = if taken { format!("{name}_{gid}") } else { name.clone() };
+        out.extend_from_slice(format!("{name}:x:{gid}:\n").as_bytes());
+    }
+    out
+}
+
+/// A regular file's content, or nothing.
+fn read(etc: &OwnedFd, name: &str) -> Vec<u8> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::openat(etc, name, flags, Mode::empty()) else { return Vec::new() };
+    let Ok(stat) = rustix::fs::fstat(&fd) else { return Vec::new() };
+    let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+    if !FileType::from_raw_mode(stat.st_mode).is_file() || size > MAX_LENGTH {
+        return Vec::new();
+    }
+    let mut text = Vec::new();
+    match std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::from(fd), MAX_LENGTH), &mut text)
+    {
+        Ok(_) => text,
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Writes beside and renames over, whatever was there: a link is replaced, never followed.
+fn replace_file(etc: &OwnedFd, name: &str, content: &[u8]) -> Result<bool, Errno> {
+    let aside = format!(".berth-{name}");
+    match rustix::fs::unlinkat(etc, &aside, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(e),
+    }
+    write_new(etc, &aside, content)?;
+    match rustix::fs::renameat(etc, &aside, etc, name) {
+        Ok(()) => Ok(true),
+        Err(Errno::ISDIR) => {
+            rustix::fs::unlinkat(etc, &aside, AtFlags::empty())?;
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn write_new<D: AsFd>(dir: D, name: &str, content: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o644))?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        let n = rustix::io::write(&fd, rest)?;
+        rest = &rest[n..];
+    }
+    Ok(fd)
+}
+
+/// Binds a file of ours over the image's. `Ok(false)`: something else is there and may not be replaced.
+fn bind_file(
+    etc: &OwnedFd,
+    staging: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+    may_replace: bool,
+) -> Result<bool, Errno> {
+    let open =
+        || rustix::fs::openat(etc, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let place = match open() {
+        Ok(fd) => {
+            let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind.is_file() {
+                fd
+            } else if kind.is_dir() || !may_replace {
+                return Ok(false);
+            } else {
+                rustix::fs::unlinkat(etc, name, AtFlags::empty())?;
+                target::make_file(etc, name.as_bytes())?;
+                open()?
+            }
+        }
+        Err(Errno::NOENT) => {
+            target::make_file(etc, name.as_bytes())?;
+            open()?
+        }
+        Err(e) => return Err(e),
+    };
+    drop(write_new(staging, name, content)?);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(staging, name, flags)?;
+    attach(tree.as_fd(), &place, "")?;
+    Ok(true)
+}
+
+/// apt changes to a user of its own for downloads and checks that it worked; with pretended ids it cannot,
+/// so it is told to stay root.
+fn apt_as_root(root: &OwnedFd) -> Setup<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let Ok(dir) = target::open(root, b"/etc/apt/apt.conf.d", flags) else { return Ok(()) };
+    replace_file(&dir, "99berth-remap-root", b"APT::Sandbox::User \"root\";\n")
+        .map(drop)
+        .doing("configure apt for a mapped root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_line_comes_first_and_once() {
+        let old = b"root:x:0:0::/root:/bin/sh\nann:x:7:7::/:/bin/sh\nubuntu:x:1000:1000::/:/bin/sh";
+        let new = passwd(old, "ann:x:1000:1000:ann:/home/ann:/bin/bash", "ann");
+        let text = String::from_utf8(new).unwrap();
+        assert_eq!(
+            text,
+            "ann:x:1000:1000:ann:/home/ann:/bin/bash\nroot:x:0:0::/root:/bin/sh\nubuntu:x:1000:1000::/:/bin/sh\n"
+        );
+    }
+
+    #[test]
+    fn groups_are_added_by_id() {
+        let old = b"root:x:0:\nstaff:x:50:\n";
+        let new = group(old, &[(0, "root".into()), (1000, "staff".into()), (7, "lp".into())]);
+        assert_eq!(String::from_utf8(new).unwrap(), "root:x:0:\nstaff:x:50:\nstaff_1000:x:1000:\nlp:x:7:\n");
+    }
+}

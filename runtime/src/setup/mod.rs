@@ -1,0 +1,216 @@
+//! Makes the container around the calling process: namespaces, root, mounts, identity, confinement.
+//!
+//! Runs in the freshly cloned, single-threaded process that becomes the container's init. In system mode
+//! the order is what keeps the shared layers safe: everything is mounted by root, the root is pivoted, and
+//! only then is the user namespace entered and the mount namespace unshared again, which locks each mount.
+
+mod dev;
+mod enter;
+mod etc;
+mod mounts;
+mod overlay;
+mod target;
+
+pub(crate) use enter::{enter_directory, map_text, workdir_hint};
+
+use crate::plan::{Mode, Plan, RootPlan};
+use crate::sys::{Errno, fork, identity, mountattr};
+use berth_model::ByteStr;
+use rustix::fs::{CWD, Mode as FileMode, OFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Why a container could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupFailure {
+    /// What was tried, as in "cannot ...".
+    pub action: String,
+    /// The file concerned.
+    pub path: Option<ByteStr>,
+    /// The kernel's error number; 0 when the refusal is our own.
+    pub errno: i32,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for SetupFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}", self.action)?;
+        if let Some(path) = &self.path {
+            write!(f, " {}", path.display())?;
+        }
+        if self.errno != 0 {
+            write!(f, ": {}", errno_text(self.errno))?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "; {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The system's text for an error number, without Rust's "(os error N)".
+pub(crate) fn errno_text(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    match text.find(" (os error") {
+        Some(at) => text[..at].to_string(),
+        None => text,
+    }
+}
+
+impl SetupFailure {
+    fn new(action: &str, errno: Errno) -> Self {
+        SetupFailure { action: action.into(), path: None, errno: errno.raw_os_error(), hint: None }
+    }
+
+    fn at(action: &str, path: &ByteStr, errno: Errno) -> Self {
+        SetupFailure { path: Some(path.clone()), ..Self::new(action, errno) }
+    }
+
+    fn refuse(action: &str, path: &ByteStr, hint: &str) -> Self {
+        SetupFailure { action: action.into(), path: Some(path.clone()), errno: 0, hint: Some(hint.into()) }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+type Setup<T> = Result<T, SetupFailure>;
+
+/// Names what failed.
+trait Doing<T> {
+    fn doing(self, action: &str) -> Setup<T>;
+    fn doing_at(self, action: &str, path: &ByteStr) -> Setup<T>;
+}
+
+impl<T> Doing<T> for Result<T, Errno> {
+    fn doing(self, action: &str) -> Setup<T> {
+        self.map_err(|e| SetupFailure::new(action, e))
+    }
+    fn doing_at(self, action: &str, path: &ByteStr) -> Setup<T> {
+        self.map_err(|e| SetupFailure::at(action, path, e))
+    }
+}
+
+/// Namespaces made beforehand that the container enters.
+#[derive(Debug, Default)]
+pub(crate) struct SetupFds {
+    /// The job's user namespace (system mode), owned by root.
+    pub user_ns: Option<OwnedFd>,
+    /// A user namespace whose map makes the store's owner appear as the user.
+    pub idmap_ns: Option<OwnedFd>,
+}
+
+/// Makes the container around this process. Returns notes for the user.
+pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
+    let mut notes = Vec::new();
+    if plan.mode == Mode::User && plan.namespaces.user {
+        enter::write_own_maps(plan)?;
+    }
+    crate::limits::apply(&plan.limits, &mut notes).map_err(|e| SetupFailure {
+        action: e.to_string(),
+        path: None,
+        errno: 0,
+        hint: None,
+    })?;
+    if plan.namespaces.cgroup {
+        // Here and not in clone3: the namespace's root is the cgroup the process is in by now.
+        fork::unshare(libc::CLONE_NEWCGROUP).doing("make a cgroup namespace")?;
+    }
+    if let Some(name) = plan.hostname.as_deref().filter(|_| plan.namespaces.uts) {
+        rustix::system::sethostname(name.as_bytes()).doing("set the host name")?;
+    }
+    if plan.namespaces.mount {
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .doing("detach the mounts from the node's")?;
+        if plan.root == RootPlan::Host { host(plan, &mut notes)? } else { container(plan, fds, &mut notes)? }
+    }
+    enter::take_identity(plan, fds)?;
+    enter::workdir(plan)?;
+    enter::confine(plan)?;
+    Ok(notes)
+}
+
+fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, FileMode::empty()).doing("open /")?;
+    let sources = mounts::open_sources(plan)?;
+    mounts::perform(plan, &root, sources, notes)
+}
+
+fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> {
+    let staging = overlay::staging(plan)?;
+    let root = match &plan.root {
+        RootPlan::Overlay { .. } => overlay::mount(plan, &staging, fds)?,
+        RootPlan::InPlace(dir) => in_place(plan, dir)?,
+        RootPlan::Host => return Err(SetupFailure::new("make a container of the node's root", Errno::INVAL)),
+    };
+    act_as_user(plan)?;
+    let sources = mounts::open_sources(plan)?;
+    regain_capabilities(plan)?;
+    mounts::perform(plan, &root, sources, notes)?;
+    etc::write(plan, &root, staging.as_fd(), notes)?;
+    enter::make_workdir(plan, &root)?;
+    if matches!(plan.root, RootPlan::Overlay { read_only: true, .. }) {
+        let change = mountattr::Change { set: mountattr::RDONLY, ..mountattr::Change::default() };
+        mountattr::mount_setattr(root.as_fd(), change).doing("make the root read-only")?;
+    }
+    enter::pivot(&root)
+}
+
+/// In system mode: what belongs to the user is opened with the user's rights, and what is made for the
+/// user belongs to the user.
+fn act_as_user(plan: &Plan) -> Setup<()> {
+    if plan.mode == Mode::User {
+        return Ok(());
+    }
+    let id = &plan.identity;
+    enter::set_groups(&id.groups)?;
+    identity::set_fs_ids(id.uid, id.gid).doing("act as the user")
+}
+
+/// Takes back what the change of file ids took: the container's directories may be read-only even to
+/// their owner, and targets must be made in them. Targets never lead out of the container's root.
+fn regain_capabilities(plan: &Plan) -> Setup<()> {
+    if plan.mode == Mode::User {
+        return Ok(());
+    }
+    let caps = rustix::thread::capabilities(None).doing("read capabilities")?;
+    let full = rustix::thread::CapabilitySets { effective: caps.permitted, ..caps };
+    rustix::thread::set_capabilities(None, full).doing("regain capabilities")
+}
+
+fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
+    act_as_user(plan)?;
+    let source = open_path(dir).map_err(|e| root_dir_failure(dir, e))?;
+    regain_capabilities(plan)?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(&source, "", flags).doing_at("use as root", dir)?;
+    let change =
+        mountattr::Change { set: mountattr::NOSUID | mountattr::NODEV, ..mountattr::Change::default() };
+    mountattr::mount_setattr(tree.as_fd(), change).doing_at("use as root", dir)?;
+    attach(tree.as_fd(), CWD, "/").doing_at("mount the root", dir)?;
+    Ok(tree)
+}
+
+fn root_dir_failure(dir: &ByteStr, errno: Errno) -> SetupFailure {
+    SetupFailure::at("open the root directory", dir, errno)
+}
+
+/// Opens a place in the filesystem without reading it.
+fn open_path(path: &ByteStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path.as_os(), OFlags::PATH | OFlags::CLOEXEC, FileMode::empty())
+}
+
+/// Attaches a detached mount. An empty `path` means the descriptor itself.
+fn attach<D: AsFd>(mount: BorrowedFd<'_>, dir: D, path: &str) -> Result<(), Errno> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if path.is_empty() {
+        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    }
+    rustix::mount::move_mount(mount, "", dir, path, flags)
+}

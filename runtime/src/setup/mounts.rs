@@ -1,0 +1,191 @@
+//! Performs the planned mounts, each on a descriptor opened beneath the container's root.
+
+use super::overlay::{filesystem, tmpfs};
+use super::target::{self, Kind};
+use super::{Doing, Setup, SetupFailure, attach, dev, open_path};
+use crate::plan::{Attrs, Mode, MountKind, Plan, PlannedMount};
+use crate::sys::{Errno, mountattr};
+use rustix::fs::OFlags;
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Opens the sources of all binds, in the plan's order; the caller decides with whose rights.
+///
+/// In system mode Berth's own sources are opened later, by root: the state directory may be closed to the
+/// user.
+pub(super) fn open_sources(plan: &Plan) -> Setup<Vec<Option<OwnedFd>>> {
+    plan.mounts
+        .iter()
+        .map(|m| match &m.kind {
+            MountKind::Bind { source, .. } if !(plan.mode == Mode::System && m.origin == "berth") => {
+                open_path(source).map(Some).map_err(|e| source_failure(m, source, e))
+            }
+            _ => Ok(None),
+        })
+        .collect()
+}
+
+fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno) -> SetupFailure {
+    if errno == Errno::NOENT {
+        return SetupFailure::refuse(
+            "use the mount source",
+            source,
+            &format!("{}: source path does not exist", m.origin),
+        );
+    }
+    SetupFailure::at("open the mount source", source, errno).hint(format!("asked for by {}", m.origin))
+}
+
+/// Performs them in order.
+pub(super) fn perform(
+    plan: &Plan,
+    root: &OwnedFd,
+    sources: Vec<Option<OwnedFd>>,
+    notes: &mut Vec<String>,
+) -> Setup<()> {
+    for (m, source) in plan.mounts.iter().zip(sources) {
+        match one(root, m, source) {
+            Ok(()) => {}
+            Err(e) if !m.required => {
+                // What is absent needs no protection.
+                if e.errno != libc::ENOENT {
+                    notes.push(format!("left out: {e}"));
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn one(root: &OwnedFd, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
+    let attrs = attr_flags(m.attrs);
+    match &m.kind {
+        MountKind::Proc => {
+            let fs = filesystem("proc", &[], attrs).doing("mount /proc").map_err(|f| {
+                f.hint("if this is itself a container, its /proc is masked: start it with an unmasked /proc")
+            })?;
+            place(root, m, fs.as_fd(), Kind::Directory)
+        }
+        MountKind::Bind { source: path, recursive, slave } => {
+            let source = match source {
+                Some(fd) => fd,
+                None => open_path(path).map_err(|e| source_failure(m, path, e))?,
+            };
+            bind(root, m, &source, *recursive, *slave)
+        }
+        MountKind::Tmpfs { size, mode } => {
+            let mode = format!("{mode:o}");
+            let size = size.map(|n| n.to_string());
+            let mut options = vec![("mode", mode.as_str())];
+            if let Some(size) = &size {
+                options.push(("size", size));
+            }
+            let fs = tmpfs(&options, attrs).doing_at("make a filesystem in memory for", &m.target)?;
+            place(root, m, fs.as_fd(), Kind::Directory)
+        }
+        MountKind::Dev { devices } => dev::make(root, m, devices, attrs),
+        MountKind::Devpts => {
+            let options = [("ptmxmode", "0666"), ("mode", "0620")];
+            let fs = filesystem("devpts", &options, attrs).doing("mount /dev/pts")?;
+            place(root, m, fs.as_fd(), Kind::Directory)
+        }
+        MountKind::Mqueue => {
+            let fs = filesystem("mqueue", &[], attrs).doing("mount /dev/mqueue")?;
+            place(root, m, fs.as_fd(), Kind::Directory)
+        }
+        MountKind::Umount => umount(root, m),
+        MountKind::ReadOnly => read_only(root, m),
+        MountKind::Mask => mask(root, m),
+    }
+}
+
+fn attr_flags(a: Attrs) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
+    let pairs = [
+        (a.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (a.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (a.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (a.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ];
+    for (on, flag) in pairs {
+        if on {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+fn place(root: &OwnedFd, m: &PlannedMount, mount: BorrowedFd<'_>, kind: Kind) -> Setup<()> {
+    let target = target::ensure(root, &m.target, kind)?;
+    attach(mount, &target, "").doing_at("mount on", &m.target)
+}
+
+fn clone_tree(source: &OwnedFd, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(source, "", flags)
+}
+
+fn bind(root: &OwnedFd, m: &PlannedMount, source: &OwnedFd, recursive: bool, slave: bool) -> Setup<()> {
+    let directory = target::is_directory(source).doing_at("look at the source of", &m.target)?;
+    if m.create_dir.is_some_and(|dir| dir != directory) && m.origin == "--container-mounts" {
+        return Err(SetupFailure::refuse(
+            "mount on",
+            &m.target,
+            if directory {
+                "x-create=file, but the source is a directory"
+            } else {
+                "x-create=dir, but the source is a file"
+            },
+        ));
+    }
+    let tree = clone_tree(source, recursive).map_err(|e| {
+        let failure = SetupFailure::at("bind the source of", &m.target, e);
+        // The kernel does not let a user namespace reveal what lies under the node's mounts.
+        if e == Errno::INVAL && !recursive {
+            failure.hint("something is mounted below the source, and only root may hide it: use rbind")
+        } else {
+            failure
+        }
+    })?;
+    let change = mountattr::Change {
+        set: u64::from(attr_flags(m.attrs).bits()),
+        propagation: if slave { libc::MS_SLAVE } else { libc::MS_PRIVATE },
+        recursive,
+        ..mountattr::Change::default()
+    };
+    mountattr::mount_setattr(tree.as_fd(), change).doing_at("set the flags of the mount on", &m.target)?;
+    place(root, m, tree.as_fd(), if directory { Kind::Directory } else { Kind::File })
+}
+
+fn umount(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+    let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("unmount", &m.target)?;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(|e| {
+        let failure = SetupFailure::at("unmount", &m.target, e);
+        if e == Errno::INVAL { failure.hint("nothing is mounted there") } else { failure }
+    })
+}
+
+fn read_only(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+    let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("protect", &m.target)?;
+    let tree = clone_tree(&fd, true).doing_at("protect", &m.target)?;
+    let change =
+        mountattr::Change { set: mountattr::RDONLY, recursive: true, ..mountattr::Change::default() };
+    mountattr::mount_setattr(tree.as_fd(), change).doing_at("protect", &m.target)?;
+    attach(tree.as_fd(), &fd, "").doing_at("protect", &m.target)
+}
+
+fn mask(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+    let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("mask", &m.target)?;
+    let cover = if target::is_directory(&fd).doing_at("mask", &m.target)? {
+        tmpfs(&[("mode", "555"), ("size", "4096")], MountAttrFlags::MOUNT_ATTR_RDONLY)
+    } else {
+        dev::open_device("/dev/null", Some((1, 3))).and_then(|null| clone_tree(&null, false))
+    };
+    attach(cover.doing_at("mask", &m.target)?.as_fd(), &fd, "").doing_at("mask", &m.target)
+}

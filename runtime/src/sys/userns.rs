@@ -1,0 +1,46 @@
+//! User namespaces with a mapping of our choice, held by a descriptor alone.
+
+use super::fork::{CloneOptions, Forked, exit_now, fork};
+use super::{Errno, SysResult};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::os::fd::OwnedFd;
+
+/// Makes a user namespace with these maps (`inside outside count` lines) and returns its descriptor.
+///
+/// A child is cloned into the namespace, the maps are written from here, and the child ends: the namespace
+/// lives on through the descriptor.
+pub fn create(uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
+    let (rx, tx) = pipe_with(PipeFlags::CLOEXEC)?;
+    match fork(CloneOptions { namespaces: libc::CLONE_NEWUSER as u64, ..CloneOptions::default() })? {
+        Forked::Child => {
+            drop(tx);
+            let mut byte = [0u8; 1];
+            // Ends at end of file: when the parent closes its end, or dies.
+            let _ = rustix::io::read(&rx, &mut byte);
+            exit_now(0)
+        }
+        Forked::Parent { pid, pidfd } => {
+            drop(rx);
+            let result = adopt_namespace(pid, uid_map, gid_map);
+            drop(tx);
+            super::wait::wait_pidfd(&pidfd)?;
+            result
+        }
+    }
+}
+
+fn adopt_namespace(pid: i32, uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
+    write_file(&format!("/proc/{pid}/uid_map"), uid_map)?;
+    write_file(&format!("/proc/{pid}/gid_map"), gid_map)?;
+    rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Writes a file of `/proc` in one call, as the kernel wants its maps.
+pub fn write_file(path: &str, text: &str) -> SysResult<()> {
+    let fd = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    match rustix::io::write(&fd, text.as_bytes())? {
+        n if n == text.len() => Ok(()),
+        _ => Err(Errno::IO),
+    }
+}

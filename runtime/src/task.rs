@@ -1,0 +1,49 @@
+//! A task: one program in a container, as the supervisor asks init to start it.
+
+use berth_model::ByteStr;
+use berth_model::spec::TermSize;
+use std::os::fd::OwnedFd;
+
+/// Standard streams of a task.
+#[derive(Debug, Default)]
+pub enum TaskStdio {
+    /// `/dev/null` for all three.
+    #[default]
+    Null,
+    /// Descriptors; what is absent is `/dev/null`.
+    Fds {
+        /// Standard input.
+        stdin: Option<OwnedFd>,
+        /// Standard output.
+        stdout: Option<OwnedFd>,
+        /// Standard error.
+        stderr: Option<OwnedFd>,
+    },
+    /// A terminal from the container's own devpts; its master comes with [`crate::Event::Started`].
+    Pty(TermSize),
+}
+
+/// One program to start.
+#[derive(Debug, Default)]
+pub struct TaskSpec {
+    /// Number by which events speak of it.
+    pub id: u32,
+    /// Program and arguments; empty runs the plan's own command.
+    pub argv: Vec<ByteStr>,
+    /// `NAME=value` strings over the plan's environment.
+    pub env: Vec<ByteStr>,
+    /// Working directory and what named it; absent means the plan's.
+    pub cwd: Option<(ByteStr, String)>,
+    /// Standard streams.
+    pub stdio: TaskStdio,
+    /// CPUs it is bound to; empty leaves it free within the cgroup's.
+    pub cpus: Vec<u32>,
+    /// File mode creation mask; absent means 022.
+    pub umask: Option<u32>,
+    /// A variable that receives the task's pid as its processes see it (`SLURM_TASK_PID`).
+    pub pid_env: Option<String>,
+    /// What messages call the program, where its path means nothing to the user (a script in a memory file).
+    pub name: Option<String>,
+    /// Further descriptors and the numbers they have in the task, such as a script's.
+    pub extra_fds: Vec<(i32, OwnedFd)>,
+}
