@@ -1,2 +1,53 @@
-//! Image references, sources, content store, unpacking, layers.
+//! Image references, sources, content store, unpacking, layers. Knows no scheduler.
+//!
+//! The way of an image: a text becomes a [`Reference`]; [`resolve`] pins it to a digest with the person's own
+//! [`Credentials`]; [`open_source`] opens where its blobs are; [`Store::ensure`] makes its layers present and gives
+//! a [`PreparedImage`] with directories to mount and the image's configuration.
+//!
+//! ```no_run
+//! use berth_images::{Credentials, Reference, ResolveOptions, Resolved, Store, open_source, resolve};
+//!
+//! # fn main() -> berth_images::Result<()> {
+//! let credentials = Credentials::from_env();
+//! let reference: Reference = "debian:12".parse()?;
+//! if let Resolved::Manifest(image) = resolve(&reference, &credentials, &ResolveOptions::default())? {
+//!     let source = open_source(&image.source, image.insecure, &credentials)?;
+//!     let store = Store::open(std::path::Path::new("/home/me/.local/state/berth/images"))?;
+//!     let prepared = store.ensure(&image, source.as_ref(), &())?;
+//!     println!("{:?} {:?}", prepared.config.env, prepared.layers);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything here blocks and uses threads; there is no asynchronous runtime. Every blob is verified before
+//! anything made of it is visible, and layers are unpacked as the identity that owns the store, which should be
+//! unprivileged.
 #![forbid(unsafe_code)]
+
+mod archive;
+mod digest;
+mod error;
+mod manifest;
+mod progress;
+mod reference;
+mod registry;
+mod source;
+mod store;
+mod unpack;
+
+pub use digest::{Algorithm, Digest};
+pub use error::{Error, ErrorKind, Result};
+pub use manifest::{ImageConfig, LayerInfo, Platform};
+pub use progress::{Progress, ProgressEvent};
+pub use reference::{Reference, RegistryRef};
+pub use registry::{Credentials, Registry};
+pub use source::{
+    ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
+    open_source, resolve,
+};
+pub use store::{
+    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, PruneOptions, Removed, Store,
+    UseGuard, VerifyReport,
+};
+pub use unpack::{LayerReport, Limits};

@@ -1,0 +1,434 @@
+//! The person's logins, from the files and helpers that `docker login` and `podman login` write.
+//!
+//! Formats: Docker's `config.json` (`auths`, `credHelpers`, `credsStore`, the docker-credential-helpers protocol)
+//! and containers-auth.json(5).
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use base64::Engine;
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, Result, printable};
+use crate::reference::DEFAULT_REGISTRY;
+
+/// Where logins are looked for: the files of one person, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    files: Vec<PathBuf>,
+    home: Option<PathBuf>,
+}
+
+/// As whom a registry is asked.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Identity {
+    Anonymous,
+    Basic {
+        user: String,
+        password: String,
+    },
+    /// A refresh token of the registry's token server.
+    Token {
+        token: String,
+    },
+}
+
+impl Identity {
+    /// For messages; never the secret.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Identity::Anonymous => "anonymous".to_owned(),
+            Identity::Basic { user, .. } => format!("user {user:?}"),
+            Identity::Token { .. } => "a stored identity token".to_owned(),
+        }
+    }
+
+    /// The value of a Basic authorisation header.
+    pub(super) fn basic(&self) -> Option<String> {
+        match self {
+            Identity::Basic { user, password } => Some(format!(
+                "Basic {}",
+                base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
+            )),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// One login file.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AuthFile {
+    auths: BTreeMap<String, AuthEntry>,
+    #[serde(rename = "credHelpers")]
+    helpers: BTreeMap<String, String>,
+    #[serde(rename = "credsStore")]
+    store: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AuthEntry {
+    auth: String,
+    username: String,
+    password: String,
+    identitytoken: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    username: String,
+    secret: String,
+}
+
+impl Credentials {
+    /// No logins at all.
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// The logins that the environment names: `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`,
+    /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, `~/.docker/config.json`.
+    pub fn from_env() -> Self {
+        let var = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        Self::from_parts(
+            var("DOCKER_CONFIG").as_deref(),
+            var("REGISTRY_AUTH_FILE").as_deref(),
+            var("XDG_RUNTIME_DIR").as_deref(),
+            var("HOME").as_deref(),
+        )
+    }
+
+    /// As [`Credentials::from_env`], with the values of the four variables given.
+    pub fn from_parts(
+        docker_config: Option<&Path>,
+        auth_file: Option<&Path>,
+        runtime_dir: Option<&Path>,
+        home: Option<&Path>,
+    ) -> Self {
+        let docker = docker_config.map(|d| d.join("config.json"));
+        let user_docker = if docker.is_some() {
+            None
+        } else {
+            home.map(|h| h.join(".docker/config.json"))
+        };
+        let files = [
+            docker,
+            auth_file.map(Path::to_path_buf),
+            runtime_dir.map(|d| d.join("containers/auth.json")),
+            home.map(|h| h.join(".config/containers/auth.json")),
+            user_docker,
+        ];
+        Self {
+            files: files.into_iter().flatten().collect(),
+            home: home.map(Path::to_path_buf),
+        }
+    }
+
+    /// The person's home directory, for `~/`.
+    pub(crate) fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
+    /// The login for a repository; only one of `user` where a user is named.
+    pub(super) fn lookup(
+        &self,
+        registry: &str,
+        repository: &str,
+        user: Option<&str>,
+    ) -> Result<Identity> {
+        for path in &self.files {
+            let text = match std::fs::read(path) {
+                Ok(text) => text,
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                    ) =>
+                {
+                    continue;
+                }
+                Err(e) => {
+                    return Err(Error::path(path, e).next(
+                        "registry logins are read from there; make it readable, or remove it",
+                    ));
+                }
+            };
+            let file: AuthFile = serde_json::from_slice(&text).map_err(|e| {
+                Error::new(
+                    ErrorKind::Io,
+                    path.display().to_string(),
+                    format!("is not a login file: {e}"),
+                )
+                .next("repair it, or log in again with `docker login` or `podman login`")
+            })?;
+            if let Some(identity) = file.lookup(path, registry, repository)?
+                && user.is_none_or(|user| matches!(&identity, Identity::Basic { user: found, .. } if found == user))
+            {
+                return Ok(identity);
+            }
+        }
+        match user {
+            None => Ok(Identity::Anonymous),
+            Some(user) => Err(Error::new(ErrorKind::Denied, format!("registry {registry}"), format!("there is no login of user {user:?}"))
+                .next(format!("run `docker login -u {user} {registry}` or `podman login -u {user} {registry}`, or leave out {user}@"))),
+        }
+    }
+}
+
+impl AuthFile {
+    fn lookup(&self, path: &Path, registry: &str, repository: &str) -> Result<Option<Identity>> {
+        let keys = keys(registry, repository);
+        for key in &keys {
+            if let Some((_, helper)) = self.helpers.iter().find(|(name, _)| normal(name) == *key) {
+                return ask_helper(helper, registry);
+            }
+        }
+        for key in &keys {
+            for (_, entry) in self.auths.iter().filter(|(name, _)| normal(name) == *key) {
+                if let Some(identity) = entry.identity(path, key)? {
+                    return Ok(Some(identity));
+                }
+            }
+        }
+        if self.store.is_empty() {
+            Ok(None)
+        } else {
+            ask_helper(&self.store, registry)
+        }
+    }
+}
+
+impl AuthEntry {
+    fn identity(&self, path: &Path, key: &str) -> Result<Option<Identity>> {
+        if !self.identitytoken.is_empty() {
+            return Ok(Some(Identity::Token {
+                token: self.identitytoken.clone(),
+            }));
+        }
+        if self.auth.is_empty() {
+            // An empty entry only says that a credential store has the login.
+            let known = !self.username.is_empty();
+            return Ok(known.then(|| Identity::Basic {
+                user: self.username.clone(),
+                password: self.password.clone(),
+            }));
+        }
+        let bad = || {
+            Error::new(
+                ErrorKind::Io,
+                path.display().to_string(),
+                format!("the login of {key} is not base64 of USER:PASSWORD"),
+            )
+            .next(format!(
+                "log in again: `docker login {key}` or `podman login {key}`"
+            ))
+        };
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(self.auth.trim())
+            .map_err(|_| bad())?;
+        let decoded = String::from_utf8(decoded).map_err(|_| bad())?;
+        let (user, password) = decoded
+            .trim_end_matches('\0')
+            .split_once(':')
+            .ok_or_else(bad)?;
+        Ok(Some(Identity::Basic {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        }))
+    }
+}
+
+/// Keys that name a repository's login, the most exact one first.
+fn keys(registry: &str, repository: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut path = format!("{registry}/{repository}");
+    while path.len() > registry.len() {
+        keys.push(path.clone());
+        path.truncate(path.rfind('/').unwrap_or(registry.len()));
+    }
+    keys.push(registry.to_owned());
+    if registry == DEFAULT_REGISTRY {
+        keys.extend([
+            "index.docker.io".to_owned(),
+            "registry-1.docker.io".to_owned(),
+        ]);
+    }
+    keys
+}
+
+/// A key of a login file without scheme and API version.
+fn normal(key: &str) -> String {
+    let key = key
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    let key = key
+        .strip_suffix("/v1")
+        .or_else(|| key.strip_suffix("/v2"))
+        .unwrap_or(key);
+    key.to_owned()
+}
+
+/// Runs `docker-credential-NAME get`; `None` when it has no login.
+fn ask_helper(name: &str, registry: &str) -> Result<Option<Identity>> {
+    let program = format!("docker-credential-{name}");
+    let fail = |reason: String| {
+        Error::new(ErrorKind::Denied, format!("login helper {program}"), reason)
+            .next(format!("your login file names this helper; install or repair it, or log in to {registry} without it"))
+    };
+    if name.is_empty() || name.contains('/') {
+        return Err(fail("is not the name of a program".to_owned()));
+    }
+    // Docker's helpers know Docker Hub by its first address.
+    let server = if registry == DEFAULT_REGISTRY {
+        "https://index.docker.io/v1/"
+    } else {
+        registry
+    };
+    let mut child = Command::new(&program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| fail(format!("cannot be run: {e}")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A helper that ends without reading is judged by its answer.
+        let _ = stdin.write_all(server.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(|e| fail(e.to_string()))?;
+    if !output.status.success() {
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        if said.contains("not found") {
+            return Ok(None);
+        }
+        return Err(fail(format!("failed: {}", printable(said.trim(), 300))));
+    }
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
+        .map_err(|e| fail(format!("gave no valid answer: {e}")))?;
+    Ok(Some(if answer.username == "<token>" {
+        Identity::Token {
+            token: answer.secret,
+        }
+    } else {
+        Identity::Basic {
+            user: answer.username,
+            password: answer.secret,
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str) -> (tempfile::TempDir, Credentials) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let credentials = Credentials::from_parts(Some(dir.path()), None, None, None);
+        (dir, credentials)
+    }
+
+    fn basic(user: &str, password: &str) -> Identity {
+        Identity::Basic {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        }
+    }
+
+    #[test]
+    fn most_exact_key_wins_and_schemes_are_dropped() {
+        // alice:secret, bob:b:c
+        let (_dir, c) = with(
+            r#"{"auths":{"https://r.io/v2/":{"auth":"YWxpY2U6c2VjcmV0"},"r.io/team":{"auth":"Ym9iOmI6Yw=="},
+                "https://index.docker.io/v1/":{"username":"hub","password":"p"},"empty.io":{}}}"#,
+        );
+        assert_eq!(
+            c.lookup("r.io", "x", None).unwrap(),
+            basic("alice", "secret")
+        );
+        assert_eq!(
+            c.lookup("r.io", "team/y", None).unwrap(),
+            basic("bob", "b:c")
+        );
+        assert_eq!(
+            c.lookup("r.io", "teams/y", None).unwrap(),
+            basic("alice", "secret")
+        );
+        assert_eq!(
+            c.lookup("docker.io", "library/debian", None).unwrap(),
+            basic("hub", "p")
+        );
+        assert_eq!(
+            c.lookup("empty.io", "x", None).unwrap(),
+            Identity::Anonymous
+        );
+        assert_eq!(
+            c.lookup("other.io", "x", None).unwrap(),
+            Identity::Anonymous
+        );
+        assert_eq!(
+            c.lookup("r.io", "x", Some("alice")).unwrap(),
+            basic("alice", "secret")
+        );
+        let error = c
+            .lookup("r.io", "x", Some("carol"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("carol") && error.contains("login"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        let (dir, c) = with("{");
+        let error = c.lookup("r.io", "x", None).unwrap_err().to_string();
+        assert!(error.contains(&dir.path().display().to_string()), "{error}");
+        let (_dir, c) = with(r#"{"auths":{"r.io":{"auth":"!!!"}}}"#);
+        assert!(
+            c.lookup("r.io", "x", None)
+                .unwrap_err()
+                .to_string()
+                .contains("base64")
+        );
+        let (_dir, c) = with(r#"{"credHelpers":{"r.io":"no-such-helper"}}"#);
+        assert!(
+            c.lookup("r.io", "x", None)
+                .unwrap_err()
+                .to_string()
+                .contains("docker-credential-no-such-helper")
+        );
+        let (_dir, c) = with(r#"{"credsStore":"../x"}"#);
+        assert!(
+            c.lookup("r.io", "x", None)
+                .unwrap_err()
+                .to_string()
+                .contains("not the name of a program")
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        assert!(!format!("{:?}", basic("u", "hidden")).contains("hidden"));
+    }
+}

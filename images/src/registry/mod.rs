@@ -1,0 +1,471 @@
+//! A client of the OCI distribution API, blocking, for manifests and blobs of one repository.
+
+mod blob;
+mod challenge;
+mod credentials;
+mod message;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{HeaderMap, Response, StatusCode, header};
+use ureq::{Agent, Body};
+
+pub use credentials::Credentials;
+
+use crate::digest::{Algorithm, Digest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::ACCEPT;
+use crate::reference::{DEFAULT_REGISTRY, RegistryRef};
+use crate::source::{BlobKind, BlobSource, mismatch};
+use crate::unpack::Limits;
+use challenge::Challenge;
+use credentials::Identity;
+
+const TOKEN_BYTES: u64 = 1 << 20;
+/// How often one request is tried.
+const ATTEMPTS: u32 = 5;
+/// How many redirects are followed.
+const REDIRECTS: usize = 5;
+/// Wait before the second try; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait that a registry may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// One repository of a registry.
+pub struct Registry(Arc<Client>);
+
+struct Client {
+    agent: Agent,
+    /// `https://host:port`.
+    base: String,
+    name: RegistryRef,
+    credentials: Credentials,
+    insecure: bool,
+    session: Mutex<Session>,
+}
+
+/// What this process learned about how to authenticate.
+#[derive(Default)]
+struct Session {
+    authorization: Option<String>,
+    identity: Option<Identity>,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Registry {
+    /// A client for the repository of `name`. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be configured.
+    pub fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool) -> Result<Self> {
+        let host = if name.registry == DEFAULT_REGISTRY {
+            "registry-1.docker.io"
+        } else {
+            &name.registry
+        };
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .https_only(!insecure)
+            // Followed by hand, because the login must not leave the registry.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(Duration::from_secs(20)))
+            .timeout_connect(Some(Duration::from_secs(20)))
+            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .tls_config(
+                ureq::tls::TlsConfig::builder()
+                    .root_certs(ureq::tls::RootCerts::PlatformVerifier)
+                    .build(),
+            );
+        if is_loopback(host) {
+            config = config.proxy(None);
+        }
+        Ok(Self(Arc::new(Client {
+            agent: config.build().new_agent(),
+            base: format!("{}://{host}", if insecure { "http" } else { "https" }),
+            name: name.clone(),
+            credentials: credentials.clone(),
+            insecure,
+            session: Mutex::default(),
+        })))
+    }
+
+    /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
+    ///
+    /// # Errors
+    /// As for [`crate::resolve`].
+    pub(crate) fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
+        let client = &self.0;
+        let response =
+            client.request(&client.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
+        let text = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .map(str::to_owned)
+        };
+        let content_type = text("content-type");
+        let announced = text("docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
+        let limit = Limits::default().manifest_bytes;
+        let bytes = response
+            .into_body()
+            .into_with_config()
+            .limit(limit)
+            .read_to_vec()
+            .map_err(|e| client.transport(&e))?;
+        let wanted = selector.parse::<Digest>().ok().or(announced);
+        let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let found = Digest::of(algorithm, &bytes);
+        match wanted {
+            Some(wanted) if wanted != found => Err(mismatch(&client.what(), &wanted, &found)),
+            _ => Ok((bytes, content_type, found)),
+        }
+    }
+}
+
+impl BlobSource for Registry {
+    fn describe(&self) -> String {
+        self.0.what()
+    }
+
+    fn open(
+        &self,
+        kind: BlobKind,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Box<dyn std::io::Read + Send>> {
+        blob::open(&self.0, kind, digest, offset)
+    }
+}
+
+impl Client {
+    fn what(&self) -> String {
+        self.name.source()
+    }
+
+    fn url(&self, kind: BlobKind, selector: &str) -> String {
+        let part = match kind {
+            BlobKind::Manifest => "manifests",
+            BlobKind::Blob => "blobs",
+        };
+        format!(
+            "{}/v2/{}/{part}/{selector}",
+            self.base, self.name.repository
+        )
+    }
+
+    /// Sends a GET until it is answered: authenticates once if asked to, waits and tries again when the registry
+    /// is busy or the connection breaks.
+    fn request(&self, url: &str, accept: Option<&str>, offset: u64) -> Result<Response<Body>> {
+        let mut wait = FIRST_WAIT;
+        let mut asked = false;
+        let mut attempt = 1;
+        loop {
+            let last = attempt >= ATTEMPTS;
+            let mut pause = wait;
+            match self.send(url, accept, offset) {
+                Ok(response) => {
+                    let status = response.status();
+                    if status.is_success() {
+                        return Ok(response);
+                    }
+                    if status == StatusCode::UNAUTHORIZED && !asked {
+                        asked = true;
+                        self.authenticate(response.headers())?;
+                        continue;
+                    }
+                    let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+                    if !busy || last {
+                        return Err(message::refused(
+                            &self.what(),
+                            &self.name.registry,
+                            url,
+                            &self.identity_name(),
+                            response,
+                        ));
+                    }
+                    if let Some(seconds) = retry_after(response.headers()) {
+                        pause = Duration::from_secs(seconds).min(LONGEST_WAIT);
+                    }
+                }
+                Err(error) if last || !message::may_pass(&error) => {
+                    return Err(self.transport(&error));
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(pause);
+            wait = (wait * 2).min(LONGEST_WAIT);
+            attempt += 1;
+        }
+    }
+
+    /// One GET, following redirects. Storage behind a registry is given a signed address, never the login.
+    fn send(
+        &self,
+        url: &str,
+        accept: Option<&str>,
+        offset: u64,
+    ) -> std::result::Result<Response<Body>, ureq::Error> {
+        let mut target = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let mut request = self.agent.get(&target);
+            if let Some(accept) = accept {
+                request = request.header(header::ACCEPT, accept);
+            }
+            if offset > 0 {
+                request = request.header(header::RANGE, format!("bytes={offset}-"));
+            }
+            if let Some(authorization) = self.session().authorization.clone()
+                && origin(&target) == Some(self.base.as_str())
+            {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            let response = request.call()?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default();
+            target = join(&target, location).ok_or(ureq::Error::RedirectFailed)?;
+        }
+        Err(ureq::Error::TooManyRedirects)
+    }
+
+    fn session(&self) -> std::sync::MutexGuard<'_, Session> {
+        // A panic of another thread leaves at worst an old token, which is renewed.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identity_name(&self) -> String {
+        self.session()
+            .identity
+            .as_ref()
+            .map_or_else(|| Identity::Anonymous.name(), Identity::name)
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        if let Some(identity) = self.session().identity.clone() {
+            return Ok(identity);
+        }
+        let identity = self.credentials.lookup(
+            &self.name.registry,
+            &self.name.repository,
+            self.name.user.as_deref(),
+        )?;
+        self.session().identity = Some(identity.clone());
+        Ok(identity)
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<()> {
+        let identity = self.identity()?;
+        let lines = headers
+            .get_all(header::WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|v| v.to_str().ok());
+        let authorization = match challenge::parse(lines) {
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => Some(self.token(&identity, &realm, service, scope)?),
+            Some(Challenge::Basic) => identity.basic(),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    self.what(),
+                    format!(
+                        "registry {} wants a login of a kind that is not supported",
+                        self.name.registry
+                    ),
+                )
+                .next("Basic and Bearer are supported; ask the registry's administrator"));
+            }
+        };
+        self.session().authorization = authorization;
+        Ok(())
+    }
+
+    /// Gets a token for pulling (distribution specification, token authentication).
+    fn token(
+        &self,
+        identity: &Identity,
+        realm: &str,
+        service: Option<String>,
+        scope: Option<String>,
+    ) -> Result<String> {
+        let what = format!("{}: token server {realm}", self.what());
+        if !(realm.starts_with("https://") || (self.insecure && realm.starts_with("http://"))) {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                what,
+                "a login is not sent over an unencrypted connection",
+            )
+            .next("use a registry with TLS, or allow HTTP with --insecure"));
+        }
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository));
+        let mut pairs = vec![("scope", scope)];
+        pairs.extend(service.map(|service| ("service", service)));
+        let result = if let Identity::Token { token } = identity {
+            pairs.extend([
+                ("grant_type", "refresh_token".to_owned()),
+                ("client_id", "berth".to_owned()),
+                ("refresh_token", token.clone()),
+            ]);
+            self.agent
+                .post(realm)
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .send(query(&pairs))
+        } else {
+            let mark = if realm.contains('?') { '&' } else { '?' };
+            let mut request = self.agent.get(format!("{realm}{mark}{}", query(&pairs)));
+            if let Some(basic) = identity.basic() {
+                request = request.header(header::AUTHORIZATION, basic);
+            }
+            request.call()
+        };
+        let response = result.map_err(|e| self.transport(&e))?;
+        if !response.status().is_success() {
+            return Err(message::refused(
+                &what,
+                &self.name.registry,
+                realm,
+                &identity.name(),
+                response,
+            ));
+        }
+        let body = response
+            .into_body()
+            .into_with_config()
+            .limit(TOKEN_BYTES)
+            .read_to_vec()
+            .map_err(|e| self.transport(&e))?;
+        let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
+        match answer
+            .and_then(|a| a.token.or(a.access_token))
+            .filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            Some(token) => Ok(format!("Bearer {token}")),
+            None => Err(
+                Error::new(ErrorKind::Unreachable, what, "its answer has no token")
+                    .next("ask the registry's administrator"),
+            ),
+        }
+    }
+
+    fn transport(&self, error: &ureq::Error) -> Error {
+        message::unreachable(&self.what(), &self.name.registry, self.insecure, error)
+    }
+}
+
+/// `scheme://host:port` of a URL.
+fn origin(url: &str) -> Option<&str> {
+    let start = url.find("://")? + 3;
+    let end = url[start..]
+        .find(['/', '?', '#'])
+        .map_or(url.len(), |at| start + at);
+    Some(&url[..end])
+}
+
+/// Where a redirect leads: a whole address, or a path of the same server.
+fn join(url: &str, location: &str) -> Option<String> {
+    if location.starts_with("http://") || location.starts_with("https://") {
+        return Some(location.to_owned());
+    }
+    if let Some(rest) = location.strip_prefix("//") {
+        return Some(format!("{}://{rest}", url.split("://").next()?));
+    }
+    if location.starts_with('/') {
+        origin(url).map(|origin| format!("{origin}{location}"))
+    } else {
+        None
+    }
+}
+
+/// As Go's HTTP library does: no proxy for this machine itself.
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// `k=v&k=v` with everything but unreserved characters escaped.
+fn query(pairs: &[(&str, String)]) -> String {
+    let mut text = String::new();
+    for (key, value) in pairs {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        text += key;
+        text.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    text.push(char::from(byte))
+                }
+                _ => text += &format!("%{byte:02X}"),
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_escaped() {
+        assert_eq!(
+            query(&[
+                ("scope", "repository:a/b:pull".to_owned()),
+                ("x", "ä &".to_owned())
+            ]),
+            "scope=repository%3Aa%2Fb%3Apull&x=%C3%A4%20%26"
+        );
+    }
+
+    #[test]
+    fn redirects() {
+        let url = "https://r.io:5/v2/x?y=1";
+        assert_eq!(origin(url), Some("https://r.io:5"));
+        assert_eq!(join(url, "/a/b").as_deref(), Some("https://r.io:5/a/b"));
+        assert_eq!(join(url, "//s.io/a").as_deref(), Some("https://s.io/a"));
+        assert_eq!(join(url, "http://s.io/a").as_deref(), Some("http://s.io/a"));
+        assert_eq!(join(url, "a/b"), None);
+        assert_ne!(origin("https://r.io:5@evil.io/x"), Some("https://r.io:5"));
+    }
+
+    #[test]
+    fn loopback() {
+        assert!(
+            is_loopback("127.0.0.1:5000") && is_loopback("localhost") && is_loopback("[::1]:5")
+        );
+        assert!(!is_loopback("registry:5000") && !is_loopback("10.0.0.1"));
+    }
+}

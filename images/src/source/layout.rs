@@ -1,0 +1,302 @@
+//! OCI layouts: a directory, or the same in a tar file (image specification, image-layout.md).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::sniff::{open_regular, read_small};
+use super::{BlobKind, BlobSource, Layout};
+use crate::archive::{EntryKind, Reader};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::reference::unsupported_file;
+use crate::unpack::{CleanPath, Limits};
+
+/// Bytes of `oci-layout`.
+const MAX_MARKER: u64 = 1 << 16;
+/// Members of a tar file that holds an OCI layout.
+const MAX_MEMBERS: usize = 1 << 20;
+
+/// An OCI layout directory.
+pub struct LayoutSource {
+    path: PathBuf,
+}
+
+impl LayoutSource {
+    /// Opens the layout at an absolute path.
+    ///
+    /// # Errors
+    /// There is none, or its version is unknown.
+    pub fn open(path: &Path) -> Result<Self> {
+        let what = format!("oci:{}", path.display());
+        if !path.is_dir() {
+            let reason = if path.exists() {
+                "is not a directory"
+            } else {
+                "does not exist"
+            };
+            return Err(Error::new(ErrorKind::NotFound, what, reason)
+                .next("an OCI layout is a directory with oci-layout, index.json and blobs; a tar file of it is named oci-archive:FILE"));
+        }
+        let marker = read_small(&path.join("oci-layout"), MAX_MARKER).map_err(|e| {
+            if e.kind() == ErrorKind::NotFound {
+                Error::new(ErrorKind::Unsupported, what.clone(), "is not an OCI layout: it has no file oci-layout")
+                    .next("name the directory that holds oci-layout; a root directory is named by its path alone")
+            } else {
+                e
+            }
+        })?;
+        check_marker(&what, &marker)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+}
+
+impl BlobSource for LayoutSource {
+    fn describe(&self) -> String {
+        format!("oci:{}", self.path.display())
+    }
+
+    fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        let path = self
+            .path
+            .join("blobs")
+            .join(digest.algorithm().name())
+            .join(digest.hex());
+        let mut file = open_regular(&path).map_err(|e| missing(e, &self.describe(), digest))?;
+        file.seek(SeekFrom::Start(offset))
+            .map_err(|e| Error::path(&path, e))?;
+        Ok(Box::new(file))
+    }
+}
+
+impl Layout for LayoutSource {
+    fn index(&self) -> Result<Vec<u8>> {
+        read_small(
+            &self.path.join("index.json"),
+            Limits::default().manifest_bytes,
+        )
+    }
+}
+
+/// A tar file that holds an OCI layout, read in place.
+pub struct ArchiveSource {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Offset and length of each regular member.
+    members: HashMap<Vec<u8>, (u64, u64)>,
+}
+
+impl ArchiveSource {
+    /// Opens the file at an absolute path and finds its members.
+    ///
+    /// # Errors
+    /// It is not a tar file, or not one of an OCI layout.
+    pub fn open(path: &Path) -> Result<Self> {
+        let what = format!("oci-archive:{}", path.display());
+        let file = open_regular(path)?;
+        let members = scan(&file).map_err(|e| e.within(&what))?;
+        let source = Self {
+            path: path.to_path_buf(),
+            file: Arc::new(file),
+            members,
+        };
+        match source.small(b"oci-layout", MAX_MARKER)? {
+            Some(marker) => check_marker(&what, &marker)?,
+            None if source.members.contains_key(&b"manifest.json"[..]) => {
+                return Err(unsupported_file(
+                    &path.display().to_string(),
+                    "docker-archive",
+                ));
+            }
+            None => {
+                return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file without oci-layout, so it is not an OCI image")
+                    .next("make one with `skopeo copy … oci-archive:FILE.tar`; a tar of a root file system is unpacked first and named as a directory"));
+            }
+        }
+        Ok(source)
+    }
+
+    fn small(&self, name: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some((offset, length)) = self.members.get(name).copied() else {
+            return Ok(None);
+        };
+        if length > limit {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                self.describe(),
+                format!("a member is larger than {limit} bytes"),
+            ));
+        }
+        let mut bytes = Vec::new();
+        self.member(offset, length, 0)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::path(&self.path, e))?;
+        Ok(Some(bytes))
+    }
+
+    fn member(&self, offset: u64, length: u64, skip: u64) -> Member {
+        let skip = skip.min(length);
+        Member {
+            file: Arc::clone(&self.file),
+            at: offset + skip,
+            left: length - skip,
+        }
+    }
+}
+
+impl BlobSource for ArchiveSource {
+    fn describe(&self) -> String {
+        format!("oci-archive:{}", self.path.display())
+    }
+
+    fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        let name = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
+        match self.members.get(name.as_bytes()) {
+            Some((start, length)) => Ok(Box::new(self.member(*start, *length, offset))),
+            None => Err(no_blob(&self.describe(), digest)),
+        }
+    }
+}
+
+impl Layout for ArchiveSource {
+    fn index(&self) -> Result<Vec<u8>> {
+        self.small(b"index.json", Limits::default().manifest_bytes)?
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Refused, self.describe(), "it has no index.json")
+                    .next("make the archive again")
+            })
+    }
+}
+
+/// A part of a file, read without moving the file's position.
+struct Member {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Member {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..length], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// Counts where it is, and skips by seeking.
+struct Position {
+    inner: BufReader<File>,
+    at: u64,
+}
+
+impl Read for Position {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl BufRead for Position {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
+        self.at += amount as u64;
+    }
+}
+
+fn scan(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
+    let total = file.metadata().map_err(|e| Error::io("archive", e))?.len();
+    let file = file.try_clone().map_err(|e| Error::io("archive", e))?;
+    let mut reader = Reader::new(Position {
+        inner: BufReader::new(file),
+        at: 0,
+    });
+    let mut members = HashMap::new();
+    while let Some(entry) = reader.next()? {
+        if entry.kind == EntryKind::File && entry.sparse.is_none() {
+            let path = CleanPath::new(&entry.path, Limits::default().depth)?;
+            let at = reader.inner().at;
+            if at.checked_add(entry.size).is_none_or(|end| end > total) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    "archive",
+                    "it ends in the middle of a member",
+                )
+                .next("copy or make it again"));
+            }
+            if members
+                .insert(path.as_bytes().to_vec(), (at, entry.size))
+                .is_some()
+            {
+                return Err(crate::archive::refused(
+                    path.as_bytes(),
+                    "the archive has it twice",
+                ));
+            }
+            if members.len() > MAX_MEMBERS {
+                return Err(crate::archive::refused(
+                    &[],
+                    "the archive has too many members to be an image",
+                ));
+            }
+            reader.skip_by(|position, bytes| {
+                let signed = i64::try_from(bytes).map_err(std::io::Error::other)?;
+                position.inner.seek_relative(signed)?;
+                position.at += bytes;
+                Ok(())
+            })?;
+        }
+    }
+    Ok(members)
+}
+
+fn check_marker(what: &str, bytes: &[u8]) -> Result<()> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| {
+        Error::new(
+            ErrorKind::Refused,
+            what,
+            format!("its oci-layout is not JSON: {e}"),
+        )
+    })?;
+    match value
+        .get("imageLayoutVersion")
+        .and_then(serde_json::Value::as_str)
+    {
+        Some(version) if version.starts_with("1.") => Ok(()),
+        version => Err(Error::new(
+            ErrorKind::Unsupported,
+            what,
+            format!("its layout version is {version:?}, and only 1.x is known"),
+        )),
+    }
+}
+
+fn missing(error: Error, what: &str, digest: &Digest) -> Error {
+    if error.kind() == ErrorKind::NotFound {
+        no_blob(what, digest)
+    } else {
+        error
+    }
+}
+
+fn no_blob(what: &str, digest: &Digest) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        what,
+        format!("it has no blob {digest}"),
+    )
+    .next("the layout is incomplete; copy or make it again")
+}

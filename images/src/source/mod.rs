@@ -1,0 +1,416 @@
+//! Where blobs come from: one trait, whatever stands behind it, and the way from a reference to a pinned image.
+
+mod layout;
+mod sniff;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result, recover};
+use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
+use crate::reference::{Reference, RegistryRef};
+use crate::registry::{Credentials, Registry};
+use crate::unpack::Limits;
+
+pub use layout::{ArchiveSource, LayoutSource};
+
+/// Registries keep manifests apart from all other blobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlobKind {
+    /// A manifest or index.
+    Manifest,
+    /// A configuration or layer.
+    Blob,
+}
+
+/// A place that has blobs. It is trusted for nothing: every reader checks digest and size.
+pub trait BlobSource: Send + Sync {
+    /// What this is, for messages, such as `docker://docker.io/library/debian`.
+    fn describe(&self) -> String;
+
+    /// Opens a blob at byte `offset`. Readers of one source are used by several threads at once.
+    ///
+    /// # Errors
+    /// The blob does not exist, is not permitted, or the source cannot be reached.
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>>;
+}
+
+/// Reads a whole small blob, bounded and verified.
+pub(crate) fn read_verified(
+    source: &dyn BlobSource,
+    kind: BlobKind,
+    digest: &Digest,
+    limit: u64,
+) -> Result<Vec<u8>> {
+    let what = || format!("{digest} of {}", source.describe());
+    let mut bytes = Vec::new();
+    source
+        .open(kind, digest, 0)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| recover(&what(), e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            what(),
+            format!("it is larger than {limit} bytes"),
+        )
+        .next("no image needs one this large; check what the name points to"));
+    }
+    verify(&what(), &bytes, digest)?;
+    Ok(bytes)
+}
+
+/// Refuses bytes that do not have the digest that names them.
+pub(crate) fn verify(what: &str, bytes: &[u8], digest: &Digest) -> Result<()> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    hasher.update(bytes);
+    let found = hasher.finish();
+    if found == *digest {
+        Ok(())
+    } else {
+        Err(mismatch(what, digest, &found))
+    }
+}
+
+pub(crate) fn mismatch(what: &str, wanted: &Digest, found: &Digest) -> Error {
+    Error::new(ErrorKind::Corrupt, what, format!("the bytes have digest {found} and not {wanted}"))
+        .next("the copy there is damaged or was tampered with; nothing was kept. Push the image again, or use another source")
+}
+
+/// What a reference means right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// An image, pinned by digest.
+    Manifest(ResolvedManifest),
+    /// An unpacked root directory, used in place. The path is absolute.
+    RootDir(PathBuf),
+    /// The node's own file system.
+    Host,
+}
+
+/// An image pinned by the digest of its manifest for one platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedManifest {
+    /// Canonical source, which [`open_source`] opens: `docker://registry/repository`, `oci:/path` or
+    /// `oci-archive:/path`.
+    pub source: String,
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// Whether the registry is spoken to without TLS.
+    #[serde(default)]
+    pub insecure: bool,
+    /// The name under which people list and remove the image: the reference's canonical spelling.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// How to resolve and open.
+#[derive(Clone, Debug, Default)]
+pub struct ResolveOptions {
+    /// Speak to the registry over HTTP, or HTTPS without checking its certificate.
+    pub insecure: bool,
+    /// For which platform; this machine's by default.
+    pub platform: Platform,
+    /// Directory that relative paths start from; the process's own by default.
+    pub directory: Option<PathBuf>,
+}
+
+/// Finds out what `reference` means: asks the registry with the person's own login, or looks into the file.
+/// No layer is fetched.
+///
+/// # Errors
+/// The image does not exist, the login is refused, the registry cannot be reached, no architecture fits, or the
+/// path holds none of the supported forms; each with the next step.
+pub fn resolve(
+    reference: &Reference,
+    credentials: &Credentials,
+    options: &ResolveOptions,
+) -> Result<Resolved> {
+    match reference {
+        Reference::Host => Ok(Resolved::Host),
+        Reference::Registry(name) => {
+            resolve_registry(name, credentials, options).map(Resolved::Manifest)
+        }
+        Reference::Oci { path, name } => {
+            let path = absolute(path, credentials, options)?;
+            resolve_layout(
+                &LayoutSource::open(&path)?,
+                "oci",
+                &path,
+                name.as_deref(),
+                options,
+            )
+            .map(Resolved::Manifest)
+        }
+        Reference::OciArchive { path, name } => {
+            let path = absolute(path, credentials, options)?;
+            resolve_layout(
+                &ArchiveSource::open(&path)?,
+                "oci-archive",
+                &path,
+                name.as_deref(),
+                options,
+            )
+            .map(Resolved::Manifest)
+        }
+        Reference::Path(path) => {
+            let path = absolute(path, credentials, options)?;
+            match sniff::sniff(&path)? {
+                sniff::Form::Layout => {
+                    resolve_layout(&LayoutSource::open(&path)?, "oci", &path, None, options)
+                        .map(Resolved::Manifest)
+                }
+                sniff::Form::Archive => resolve_layout(
+                    &ArchiveSource::open(&path)?,
+                    "oci-archive",
+                    &path,
+                    None,
+                    options,
+                )
+                .map(Resolved::Manifest),
+                sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
+            }
+        }
+    }
+}
+
+/// Opens the source of a pinned image.
+///
+/// # Errors
+/// The text is not a canonical source, or the file is gone. A registry is asked only when a blob is opened.
+pub fn open_source(
+    source: &str,
+    insecure: bool,
+    credentials: &Credentials,
+) -> Result<Box<dyn BlobSource>> {
+    let relative = || {
+        Error::new(
+            ErrorKind::Reference,
+            format!("source {source:?}"),
+            "is not docker://, oci:/path or oci-archive:/path",
+        )
+        .next("resolve the image reference again")
+    };
+    if let Some(path) = source.strip_prefix("oci-archive:") {
+        let path = Path::new(path);
+        return if path.is_absolute() {
+            Ok(Box::new(ArchiveSource::open(path)?))
+        } else {
+            Err(relative())
+        };
+    }
+    if let Some(path) = source.strip_prefix("oci:") {
+        let path = Path::new(path);
+        return if path.is_absolute() {
+            Ok(Box::new(LayoutSource::open(path)?))
+        } else {
+            Err(relative())
+        };
+    }
+    if !source.starts_with("docker://") {
+        return Err(relative());
+    }
+    match source.parse()? {
+        Reference::Registry(name) => Ok(Box::new(Registry::new(&name, credentials, insecure)?)),
+        _ => Err(relative()),
+    }
+}
+
+fn absolute(path: &Path, credentials: &Credentials, options: &ResolveOptions) -> Result<PathBuf> {
+    let path = match path.strip_prefix("~") {
+        Ok(rest) => credentials
+            .home()
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Reference,
+                    path.display().to_string(),
+                    "HOME is not set",
+                )
+                .next("write the whole path")
+            })?
+            .join(rest),
+        Err(_) => match &options.directory {
+            Some(directory) => directory.join(path),
+            None => path.to_path_buf(),
+        },
+    };
+    let path = path.canonicalize().map_err(|e| {
+        let next = if e.kind() == std::io::ErrorKind::NotFound {
+            "check the path; an image of a registry is named without ./ and /"
+        } else {
+            ""
+        };
+        Error::path(&path, e).next(next)
+    })?;
+    // The canonical source is text, in records and messages of several programs.
+    if path
+        .to_str()
+        .is_none_or(|text| text.chars().any(char::is_control))
+    {
+        return Err(Error::new(
+            ErrorKind::Reference,
+            path.display().to_string(),
+            "the path is not printable UTF-8",
+        )
+        .next("give it another name, or a symbolic link with one"));
+    }
+    Ok(path)
+}
+
+fn resolve_registry(
+    name: &RegistryRef,
+    credentials: &Credentials,
+    options: &ResolveOptions,
+) -> Result<ResolvedManifest> {
+    let registry = Registry::new(name, credentials, options.insecure)?;
+    let what = Reference::Registry(name.clone()).to_string();
+    let (bytes, content_type, digest) = registry.manifest(&name.selector())?;
+    let digest = descend(
+        &what,
+        bytes,
+        content_type.as_deref(),
+        digest,
+        &options.platform,
+        &|digest| {
+            read_verified(
+                &registry,
+                BlobKind::Manifest,
+                digest,
+                Limits::default().manifest_bytes,
+            )
+        },
+    )?;
+    Ok(ResolvedManifest {
+        source: name.source(),
+        digest,
+        insecure: options.insecure,
+        name: Some(what),
+    })
+}
+
+/// Follows indexes until a manifest for the platform is found, and gives its digest.
+fn descend(
+    what: &str,
+    bytes: Vec<u8>,
+    content_type: Option<&str>,
+    digest: Digest,
+    platform: &Platform,
+    fetch: &dyn Fn(&Digest) -> Result<Vec<u8>>,
+) -> Result<Digest> {
+    let mut bytes = bytes;
+    let mut digest = digest;
+    let mut content_type = content_type;
+    for _ in 0..4 {
+        match parse_document(what, &bytes, content_type)? {
+            Document::Manifest(manifest) => {
+                crate::manifest::check_config_type(what, &manifest)?;
+                return Ok(digest);
+            }
+            Document::Index(index) => {
+                digest = descriptor_digest(what, choose(what, &index, platform)?)?;
+                bytes = fetch(&digest)?;
+                content_type = None;
+            }
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Refused,
+        what,
+        "its indexes are nested more than three deep",
+    )
+    .next("push the image again with a current tool"))
+}
+
+/// A source that also lists what it has: an OCI layout, be it a directory or a tar file.
+pub(crate) trait Layout: BlobSource {
+    fn index(&self) -> Result<Vec<u8>>;
+}
+
+fn resolve_layout<L: Layout>(
+    layout: &L,
+    scheme: &str,
+    path: &Path,
+    name: Option<&str>,
+    options: &ResolveOptions,
+) -> Result<ResolvedManifest> {
+    const NAME: &str = "org.opencontainers.image.ref.name";
+    let source = format!("{scheme}:{}", path.display());
+    let Document::Index(index) = parse_document(&source, &layout.index()?, None)? else {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            source,
+            "its index.json is a manifest and not an index",
+        )
+        .next("make the layout again"));
+    };
+    let named = |d: &oci_spec::image::Descriptor| {
+        d.annotations().as_ref().and_then(|a| a.get(NAME)).cloned()
+    };
+    let mut selected = index.clone();
+    if let Some(name) = name {
+        selected.set_manifests(
+            index
+                .manifests()
+                .iter()
+                .filter(|d| named(d).as_deref() == Some(name))
+                .cloned()
+                .collect(),
+        );
+    }
+    let mut names: Vec<String> = index.manifests().iter().filter_map(named).collect();
+    names.sort();
+    names.dedup();
+    if selected.manifests().is_empty() {
+        let have = if names.is_empty() {
+            "no named images".to_owned()
+        } else {
+            names.join(", ")
+        };
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            source,
+            format!("there is no image of that name (it has: {have})"),
+        )
+        .next(format!(
+            "write {scheme}:{}:NAME with one of its names, or no name for the only image",
+            path.display()
+        )));
+    }
+    if name.is_none() && names.len() > 1 {
+        return Err(Error::new(
+            ErrorKind::Reference,
+            source,
+            format!("it has several images: {}", names.join(", ")),
+        )
+        .next(format!("write {scheme}:{}:NAME", path.display())));
+    }
+    let fetch = |digest: &Digest| {
+        read_verified(
+            layout,
+            BlobKind::Manifest,
+            digest,
+            Limits::default().manifest_bytes,
+        )
+    };
+    let first = descriptor_digest(&source, choose(&source, &selected, &options.platform)?)?;
+    let digest = descend(
+        &source,
+        fetch(&first)?,
+        None,
+        first,
+        &options.platform,
+        &fetch,
+    )?;
+    let shown = name.map_or_else(|| source.clone(), |name| format!("{source}:{name}"));
+    Ok(ResolvedManifest {
+        source,
+        digest,
+        insecure: false,
+        name: Some(shown),
+    })
+}

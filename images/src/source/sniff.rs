@@ -1,0 +1,119 @@
+//! What a path holds, told from its content.
+
+use std::fs::File;
+use std::io::{ErrorKind as Io, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::layout::ArchiveSource;
+use crate::error::{Error, ErrorKind, Result};
+use crate::reference::unsupported_file;
+
+/// The supported forms of a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Layout,
+    Archive,
+    RootDir,
+}
+
+pub(super) fn sniff(path: &Path) -> Result<Form> {
+    let what = path.display().to_string();
+    if path.is_dir() {
+        if path.join("oci-layout").is_file() {
+            return Ok(Form::Layout);
+        }
+        if ["bin", "usr", "etc", "sbin"]
+            .iter()
+            .any(|name| path.join(name).symlink_metadata().is_ok())
+        {
+            return Ok(Form::RootDir);
+        }
+        return Err(Error::new(ErrorKind::Unsupported, what, "is neither an OCI layout (no file oci-layout) nor a root directory (no bin, sbin, usr or etc)")
+            .next("name an OCI layout, an OCI tar file or a root directory"));
+    }
+    let file = open_regular(path)?;
+    let mut start = [0u8; 512];
+    let length = read_start(&file, &mut start).map_err(|e| Error::path(path, e))?;
+    let start = &start[..length];
+    if start.starts_with(b"hsqs") {
+        return Err(unsupported_file(&what, "squashfs"));
+    }
+    if start.get(32..41) == Some(b"SIF_MAGIC") {
+        return Err(unsupported_file(&what, "SIF"));
+    }
+    for (magic, name, tool) in [
+        (&b"\x1f\x8b"[..], "gzip", "gunzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+        (b"\xfd7zXZ", "xz", "unxz"),
+    ] {
+        if start.starts_with(magic) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                what,
+                format!("is compressed with {name}"),
+            )
+            .next(format!(
+                "uncompress it first with `{tool}`: blobs are read from anywhere in the file"
+            )));
+        }
+    }
+    if start.get(257..262) != Some(b"ustar") {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            what,
+            "is not a tar file, and no other known image file",
+        )
+        .next("name an OCI layout, an OCI tar file or a root directory"));
+    }
+    // Opening tells OCI from docker-archive by the members.
+    ArchiveSource::open(path).map(|_| Form::Archive)
+}
+
+/// Opens a regular file without waiting on a FIFO that somebody put in its place.
+pub(super) fn open_regular(path: &Path) -> Result<File> {
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(path)
+        .map_err(|e| Error::path(path, e))?;
+    if !file.metadata().map_err(|e| Error::path(path, e))?.is_file() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            path.display().to_string(),
+            "is not a regular file",
+        ));
+    }
+    Ok(file)
+}
+
+fn read_start(file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == Io::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads a small file of a layout.
+pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::path(path, e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            path.display().to_string(),
+            format!("is larger than {limit} bytes"),
+        ));
+    }
+    Ok(bytes)
+}

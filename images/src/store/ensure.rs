@@ -1,0 +1,477 @@
+//! Making an image present: the fast answer when it is, one import when it is not.
+
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci_spec::image::ImageManifest;
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, syncfs, utimensat};
+
+use super::lock::{Hold, Lock};
+use super::record::{ImageRecord, PendingRecord, VERSION, parse, print};
+use super::{Store, files};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{
+    Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document,
+    read_config,
+};
+use crate::progress::{Progress, ProgressEvent};
+use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified, verify};
+use crate::unpack::LayerReport;
+
+/// Most layers unpacked at the same time.
+const MAX_PARALLEL: usize = 8;
+
+/// An image whose layers are on disk and stay there while this value lives.
+#[derive(Debug)]
+pub struct PreparedImage {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// How the image wants to be run.
+    pub config: ImageConfig,
+    /// Directories to mount, top layer first, as overlayfs takes them; absolute paths.
+    pub layers: Vec<PathBuf>,
+    /// Keeps the image from being removed.
+    pub guard: UseGuard,
+}
+
+/// Keeps an image from being removed or pruned: a shared lock that lasts until every copy of its descriptor is
+/// closed. It can be passed on to the process that uses the image and outlives this one.
+#[derive(Debug)]
+pub struct UseGuard(Lock);
+
+impl AsFd for UseGuard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<UseGuard> for OwnedFd {
+    fn from(guard: UseGuard) -> Self {
+        guard.0.into_fd()
+    }
+}
+
+impl Store {
+    /// Makes the image present and gives what is needed to mount and run it. When it is present already, this
+    /// asks nobody and waits for nobody. Several processes that want the same image fetch it once.
+    ///
+    /// # Errors
+    /// The source fails, the image is damaged, hostile, or for another platform, or the disk is full. Layers
+    /// that were complete are kept; nothing else is left behind.
+    pub fn ensure(
+        &self,
+        image: &ResolvedManifest,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<PreparedImage> {
+        if let Some(prepared) = self.prepared(&image.digest)? {
+            return self.named(prepared, image);
+        }
+        let fetch_name = fetch_lock(&image.digest);
+        let fetch = match self.try_lock(&fetch_name, Hold::Exclusive)? {
+            Some(lock) => lock,
+            None => {
+                progress.event(ProgressEvent::Waiting {
+                    what: format!("image {}", image.digest.short()),
+                });
+                self.lock(&fetch_name, Hold::Exclusive)?
+            }
+        };
+        if let Some(prepared) = self.prepared(&image.digest)? {
+            return self.named(prepared, image);
+        }
+        // From here on the image cannot be removed under our hands.
+        let guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
+        self.sweep()?;
+        let result = self.import(image, source, progress);
+        let pending = files::remove(self.images.as_fd(), &pending_name(&image.digest));
+        let record = result?;
+        pending?;
+        fetch
+            .remove(self.locks.as_fd(), &fetch_name)
+            .map_err(|e| Error::io("image store: lock", e))?;
+        if let Some(name) = &image.name {
+            self.take_name_from_others(name, &image.digest)?;
+        }
+        Ok(self.prepared_from(record, UseGuard(guard)))
+    }
+
+    /// The image if it is present, without asking anybody: a use guard, one small file and one look per layer.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn prepared(&self, digest: &Digest) -> Result<Option<PreparedImage>> {
+        let lock_name = use_lock(digest);
+        // Without a record there is nothing to guard, and no lock file should be left.
+        if self.image_record(digest)?.is_none() {
+            return Ok(None);
+        }
+        let guard = self.lock(&lock_name, Hold::Shared)?;
+        let Some(record) = self.image_record(digest)? else {
+            return Ok(None);
+        };
+        for layer in &record.layers {
+            if !Self::has_directory(
+                self.layers.as_fd(),
+                &format!("{}/fs", layer.diff_id.file_name()),
+            ) {
+                // Somebody removed files by hand; importing again repairs it.
+                return Ok(None);
+            }
+        }
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        // Only pruning by age reads it.
+        let _ = utimensat(
+            &self.images,
+            record_name(digest),
+            &times,
+            AtFlags::SYMLINK_NOFOLLOW,
+        );
+        Ok(Some(self.prepared_from(record, UseGuard(guard))))
+    }
+
+    /// Guards an image that is in use, without preparing it: for an agent that adopts running containers.
+    ///
+    /// # Errors
+    /// The image is not in the store.
+    pub fn guard(&self, digest: &Digest) -> Result<UseGuard> {
+        self.prepared(digest)?
+            .map(|p| p.guard)
+            .ok_or_else(|| self.unknown(&digest.to_string()))
+    }
+
+    pub(super) fn unknown(&self, name: &str) -> Error {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("image {name}"),
+            format!("is not in the store {}", self.root.display()),
+        )
+        .next("list what is there with `berth image ls`, or fetch it with `berth image pull`")
+    }
+
+    pub(super) fn image_record(&self, digest: &Digest) -> Result<Option<ImageRecord>> {
+        let name = record_name(digest);
+        match files::read(self.images.as_fd(), &name)? {
+            Some(bytes) => {
+                let record: ImageRecord = parse(&name, &bytes)?;
+                Ok((record.digest == *digest).then_some(record))
+            }
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn write_image_record(&self, record: &ImageRecord) -> Result<()> {
+        files::write(
+            self.images.as_fd(),
+            &record_name(&record.digest),
+            &print(record)?,
+            self.give_to,
+        )
+    }
+
+    fn prepared_from(&self, record: ImageRecord, guard: UseGuard) -> PreparedImage {
+        // A layer that occurs twice is fully covered by its upper copy, and overlayfs refuses the same directory
+        // twice.
+        let mut seen = HashSet::new();
+        let layers = record
+            .layers
+            .iter()
+            .rev()
+            .filter(|l| seen.insert(&l.diff_id))
+            .map(|l| self.layer_path(&l.diff_id))
+            .collect();
+        PreparedImage {
+            digest: record.digest,
+            config: record.config,
+            layers,
+            guard,
+        }
+    }
+
+    /// Adds the name under which the image was asked for, if it is new.
+    fn named(&self, prepared: PreparedImage, image: &ResolvedManifest) -> Result<PreparedImage> {
+        let Some(name) = &image.name else {
+            return Ok(prepared);
+        };
+        let known = |record: &ImageRecord| record.names.contains(name);
+        if self
+            .image_record(&image.digest)?
+            .is_some_and(|record| known(&record))
+        {
+            return Ok(prepared);
+        }
+        let _store = self.lock("store", Hold::Exclusive)?;
+        if let Some(mut record) = self.image_record(&image.digest)?
+            && !known(&record)
+        {
+            record.names.push(name.clone());
+            self.write_image_record(&record)?;
+        }
+        drop(_store);
+        self.take_name_from_others(name, &image.digest)?;
+        Ok(prepared)
+    }
+
+    /// A name means the image that was asked for last.
+    fn take_name_from_others(&self, name: &str, digest: &Digest) -> Result<()> {
+        let others = self
+            .records()?
+            .into_iter()
+            .filter(|r| r.digest != *digest && r.names.iter().any(|n| n == name));
+        let others: Vec<_> = others.collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let _store = self.lock("store", Hold::Exclusive)?;
+        for other in others {
+            if let Some(mut record) = self.image_record(&other.digest)? {
+                record.names.retain(|n| n != name);
+                self.write_image_record(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn import(
+        &self,
+        image: &ResolvedManifest,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord> {
+        let what = image
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("{}@{}", image.source, image.digest));
+        let manifest = self.blob(
+            source,
+            BlobKind::Manifest,
+            &image.digest,
+            self.limits.manifest_bytes,
+        )?;
+        let Document::Manifest(manifest) = parse_document(&what, &manifest, None)? else {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                what,
+                "the digest is of an index and not of one platform's manifest",
+            )
+            .next("resolve the image reference again"));
+        };
+        check_config_type(&what, &manifest)?;
+        let config_digest = descriptor_digest(&what, manifest.config())?;
+        let (config, layers) = self.config(&what, &manifest, &config_digest, source)?;
+        let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
+        {
+            // Written under the lock that collection takes alone: it sees this record, or we see what it removed.
+            let _store = self.lock("store", Hold::Shared)?;
+            let pending = PendingRecord {
+                layers: diff_ids,
+                config_digest: config_digest.clone(),
+            };
+            files::write(
+                self.images.as_fd(),
+                &pending_name(&image.digest),
+                &print(&pending)?,
+                self.give_to,
+            )?;
+            // Collection may have removed the blobs of an image that nothing named until now.
+            self.blob(
+                source,
+                BlobKind::Manifest,
+                &image.digest,
+                self.limits.manifest_bytes,
+            )?;
+            self.blob(
+                source,
+                BlobKind::Blob,
+                &config_digest,
+                self.limits.config_bytes,
+            )?;
+        }
+        let reports = self.layers(&layers, source, progress)?;
+        progress.event(ProgressEvent::Syncing);
+        syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
+        self.mark_synced(&layers)?;
+        notes(&what, &reports, progress);
+        let record = ImageRecord {
+            version: VERSION,
+            digest: image.digest.clone(),
+            names: image.name.iter().cloned().collect(),
+            config_digest,
+            config,
+            bytes: reports.iter().map(|r| r.bytes).sum(),
+            layers,
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
+        };
+        self.write_image_record(&record)?;
+        Ok(record)
+    }
+
+    fn config(
+        &self,
+        what: &str,
+        manifest: &ImageManifest,
+        digest: &Digest,
+        source: &dyn BlobSource,
+    ) -> Result<(ImageConfig, Vec<LayerInfo>)> {
+        let bytes = self.blob(source, BlobKind::Blob, digest, self.limits.config_bytes)?;
+        if bytes.len() as u64 != manifest.config().size() {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                what,
+                "its configuration has another size than the manifest says",
+            )
+            .next("push the image again"));
+        }
+        read_config(what, manifest, &bytes, &self.platform, &self.limits)
+    }
+
+    /// A small blob, from the store or from the source; verified either way.
+    fn blob(
+        &self,
+        source: &dyn BlobSource,
+        kind: BlobKind,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Vec<u8>> {
+        let name = digest.file_name();
+        if let Some(bytes) = files::read(self.blobs.as_fd(), &name)?
+            && verify("stored blob", &bytes, digest).is_ok()
+        {
+            return Ok(bytes);
+        }
+        let bytes = read_verified(source, kind, digest, limit)?;
+        files::write(self.blobs.as_fd(), &name, &bytes, self.give_to)?;
+        Ok(bytes)
+    }
+
+    /// Makes all layers present, several at a time, the largest first.
+    fn layers(
+        &self,
+        layers: &[LayerInfo],
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<Vec<LayerReport>> {
+        let mut distinct = HashSet::new();
+        let mut queue: Vec<&LayerInfo> = layers
+            .iter()
+            .filter(|l| distinct.insert(&l.diff_id))
+            .collect();
+        let total = queue.len();
+        let mut reports = Vec::new();
+        let mut missing = Vec::new();
+        for layer in queue.drain(..) {
+            match self.layer_record(&layer.diff_id)? {
+                Some(record) => reports.push(record.report),
+                None => missing.push(layer),
+            }
+        }
+        missing.sort_by_key(|l| std::cmp::Reverse(l.size));
+        progress.event(ProgressEvent::Start {
+            layers: total,
+            cached: reports.len(),
+            bytes: missing.iter().map(|l| l.size).sum(),
+        });
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let workers = cores.clamp(2, MAX_PARALLEL).min(missing.len());
+        let queue: Mutex<VecDeque<(&LayerInfo, bool)>> =
+            Mutex::new(missing.into_iter().map(|l| (l, false)).collect());
+        let results = Mutex::new((reports, None::<Error>));
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| self.layer_worker(&queue, &results, source, progress));
+            }
+        });
+        let (reports, error) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => Err(error),
+            None => Ok(reports),
+        }
+    }
+
+    fn layer_worker(
+        &self,
+        queue: &Mutex<VecDeque<(&LayerInfo, bool)>>,
+        results: &Mutex<(Vec<LayerReport>, Option<Error>)>,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) {
+        let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if results().1.is_some() {
+                return;
+            }
+            let Some((layer, wait)) = queue().pop_front() else {
+                return;
+            };
+            match self.ensure_layer(layer, source, progress, wait) {
+                Ok(Some(report)) => results().0.push(report),
+                // Another process works on it: do the others first, then wait for it.
+                Ok(None) => queue().push_back((layer, true)),
+                Err(error) => {
+                    results().1.get_or_insert(error);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Tells what was left out of the image.
+fn notes(what: &str, reports: &[LayerReport], progress: &dyn Progress) {
+    let sum = |field: fn(&LayerReport) -> u64| reports.iter().map(field).sum::<u64>();
+    for (count, text) in [
+        (
+            sum(|r| r.devices_skipped),
+            "device nodes left out (containers have their own /dev)",
+        ),
+        (
+            sum(|r| r.capabilities_stripped),
+            "file capabilities removed (they would have no effect in an unprivileged container)",
+        ),
+        (
+            sum(|r| r.overlay_attributes_stripped),
+            "overlayfs attributes removed (an image has no reason to carry them)",
+        ),
+        (
+            sum(|r| r.setid_stripped),
+            "set-user-id and set-group-id bits removed (the store belongs to root)",
+        ),
+    ] {
+        if count > 0 {
+            progress.event(ProgressEvent::Note {
+                text: format!("{what}: {count} {text}"),
+            });
+        }
+    }
+}
+
+pub(super) fn record_name(digest: &Digest) -> String {
+    format!("{}.json", digest.file_name())
+}
+
+pub(super) fn pending_name(digest: &Digest) -> String {
+    format!("{}.pending", digest.file_name())
+}
+
+pub(super) fn use_lock(digest: &Digest) -> String {
+    format!("use-{}", digest.file_name())
+}
+
+pub(super) fn fetch_lock(digest: &Digest) -> String {
+    format!("fetch-{}", digest.file_name())
+}

@@ -1,0 +1,96 @@
+//! Small files of the store: read whole and bounded, written so that a reader sees the old or the new one.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fchown, fsync, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Largest record.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// Reads a file; `None` where there is none.
+pub(super) fn read(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(directory, name, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(Error::io(format!("image store: {name}"), errno)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_RECORD + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(format!("image store: {name}"), e))?;
+    if bytes.len() as u64 > MAX_RECORD {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("image store: {name}"),
+            "is far too large",
+        )
+        .next("remove the image and pull it again"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Writes `bytes` under `name`: to a temporary name, fsync, rename, fsync of the directory.
+pub(super) fn write(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    owner: Option<(Uid, Gid)>,
+) -> Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let temporary = format!(
+        ".{name}.{}.{}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    );
+    let what = |e: std::io::Error| Error::io(format!("image store: {name}"), e);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || {
+        openat(
+            directory,
+            temporary.as_str(),
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        )
+    };
+    let fd = match open() {
+        // Left by a process of the same number that was killed.
+        Err(Errno::EXIST) => {
+            unlinkat(directory, temporary.as_str(), AtFlags::empty())
+                .map_err(|e| what(e.into()))?;
+            open()
+        }
+        other => other,
+    }
+    .map_err(|e| what(e.into()))?;
+    let result = (|| {
+        if let Some((uid, gid)) = owner {
+            fchown(&fd, Some(uid), Some(gid))?;
+        }
+        let mut file = File::from(fd);
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        renameat(directory, temporary.as_str(), directory, name)?;
+        fsync(directory)?;
+        Ok(())
+    })();
+    result.map_err(|e| {
+        let _ = unlinkat(directory, temporary.as_str(), AtFlags::empty());
+        what(e)
+    })
+}
+
+/// Removes a file; something missing is no error.
+pub(super) fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<()> {
+    match unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::io(format!("image store: {name}"), errno)),
+    }
+}

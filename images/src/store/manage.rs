@@ -1,0 +1,494 @@
+//! Looking at the store, and removing from it what nobody uses.
+
+use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstatvfs, openat, statat};
+use serde::{Deserialize, Serialize};
+
+use super::ensure::{fetch_lock, record_name, use_lock};
+use super::lock::Hold;
+use super::record::{ImageRecord, PendingRecord, parse};
+use super::work::WorkDir;
+use super::{Store, files};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::ImageConfig;
+use crate::reference::Reference;
+use crate::source::verify;
+use crate::unpack::{LayerReport, fingerprint};
+
+/// One image, as `berth image ls` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// Names under which it was asked for; none when all of them mean newer images now.
+    pub names: Vec<String>,
+    /// Bytes of all files in its layers; layers may be shared with other images.
+    pub bytes: u64,
+    /// Number of layers.
+    pub layers: usize,
+    /// When the import was complete, Unix seconds.
+    pub created: u64,
+    /// When it was last prepared, Unix seconds.
+    pub last_used: u64,
+    /// Whether a container or an import uses it now.
+    pub in_use: bool,
+}
+
+/// Everything about one image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// As in the list.
+    pub info: ImageInfo,
+    /// How the image wants to be run.
+    pub config: ImageConfig,
+    /// Layers, bottom first.
+    pub layers: Vec<LayerDetails>,
+    /// The manifest as the registry has it.
+    pub manifest: serde_json::Value,
+    /// The image configuration as the registry has it.
+    pub raw_config: serde_json::Value,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerDetails {
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// Its directory.
+    pub path: PathBuf,
+    /// What was unpacked and what was left out; absent when the layer is damaged.
+    pub report: Option<LayerReport>,
+}
+
+/// What to prune.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Images not used for this long.
+    pub older_than: Option<Duration>,
+    /// All images that are not in use.
+    pub all: bool,
+    /// Images that stay in any case: what running and queued jobs need.
+    pub keep: BTreeSet<Digest>,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Images.
+    pub images: Vec<Digest>,
+    /// Layers that no image needs any more.
+    pub layers: usize,
+    /// Bytes of the files in them.
+    pub bytes: u64,
+}
+
+/// Use of disk space.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// Complete images.
+    pub images: usize,
+    /// Images that are in use.
+    pub images_in_use: usize,
+    /// Unpacked layers, each counted once.
+    pub layers: usize,
+    /// Bytes of the files in them.
+    pub bytes: u64,
+    /// Bytes in layers that no image in use needs: what pruning all would free.
+    pub reclaimable_bytes: u64,
+    /// Bytes that the file system still has for the store.
+    pub free_bytes: u64,
+}
+
+/// Result of looking for damage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Images looked at.
+    pub images: usize,
+    /// Layers looked at.
+    pub layers: usize,
+    /// Each problem, in words.
+    pub problems: Vec<String>,
+}
+
+impl Store {
+    /// All complete images, the last used first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn list(&self) -> Result<Vec<ImageInfo>> {
+        let mut images = self
+            .records()?
+            .iter()
+            .map(|r| self.info(r))
+            .collect::<Result<Vec<_>>>()?;
+        images.sort_by(|a, b| {
+            b.last_used
+                .cmp(&a.last_used)
+                .then_with(|| a.digest.cmp(&b.digest))
+        });
+        Ok(images)
+    }
+
+    /// The image that `text` names: a reference under which it was asked for, its digest, or the first digits of it.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub fn find(&self, text: &str) -> Result<Digest> {
+        let records = self.records()?;
+        let mut wanted = vec![text.to_owned()];
+        match text.parse::<Reference>() {
+            Ok(Reference::Path(path)) => {
+                if let Ok(path) = path.canonicalize() {
+                    wanted.extend(
+                        ["oci", "oci-archive"].map(|scheme| format!("{scheme}:{}", path.display())),
+                    );
+                }
+            }
+            Ok(reference) => wanted.push(reference.to_string()),
+            Err(_) => {}
+        }
+        if let Some(record) = records
+            .iter()
+            .find(|r| r.names.iter().any(|name| wanted.contains(name)))
+        {
+            return Ok(record.digest.clone());
+        }
+        let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
+        let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        let matching: Vec<_> = records
+            .iter()
+            .filter(|r| digits && r.digest.hex().starts_with(hex))
+            .collect();
+        match matching[..] {
+            [only] => Ok(only.digest.clone()),
+            [] => Err(self.unknown(text)),
+            _ => Err(Error::new(
+                ErrorKind::Reference,
+                format!("image {text}"),
+                format!("{} images have a digest that starts so", matching.len()),
+            )
+            .next("write more digits of it")),
+        }
+    }
+
+    /// Everything about one image.
+    ///
+    /// # Errors
+    /// The image is not in the store, or its records are damaged.
+    pub fn inspect(&self, digest: &Digest) -> Result<ImageDetails> {
+        let record = self
+            .image_record(digest)?
+            .ok_or_else(|| self.unknown(&digest.to_string()))?;
+        let json = |digest: &Digest| -> Result<serde_json::Value> {
+            let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?.unwrap_or_default();
+            verify("stored blob", &bytes, digest)?;
+            serde_json::from_slice(&bytes).map_err(|e| {
+                Error::new(ErrorKind::Corrupt, format!("blob {digest}"), e.to_string())
+            })
+        };
+        let mut layers = Vec::new();
+        for layer in &record.layers {
+            layers.push(LayerDetails {
+                diff_id: layer.diff_id.clone(),
+                digest: layer.digest.clone(),
+                size: layer.size,
+                path: self.layer_path(&layer.diff_id),
+                report: self.layer_record(&layer.diff_id)?.map(|l| l.report),
+            });
+        }
+        Ok(ImageDetails {
+            info: self.info(&record)?,
+            manifest: json(&record.digest)?,
+            raw_config: json(&record.config_digest)?,
+            config: record.config,
+            layers,
+        })
+    }
+
+    /// Removes one image, and the layers that no other image needs.
+    ///
+    /// # Errors
+    /// The image is not in the store, or is in use.
+    pub fn remove(&self, digest: &Digest) -> Result<Removed> {
+        if self.image_record(digest)?.is_none() {
+            return Err(self.unknown(&digest.to_string()));
+        }
+        if !self.forget(digest)? {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("image {digest}"),
+                "is used by a container, or is being fetched",
+            )
+            .next("wait until the jobs that use it end, or cancel them"));
+        }
+        let mut removed = self.collect()?;
+        removed.images.push(digest.clone());
+        Ok(removed)
+    }
+
+    /// Removes images by age, or all that are not in use, and everything that no image needs. Without a choice,
+    /// only images that have lost their names go.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub fn prune(&self, options: &PruneOptions) -> Result<Removed> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let mut images = Vec::new();
+        for info in self.list()? {
+            let old = options
+                .older_than
+                .is_some_and(|age| now.saturating_sub(info.last_used) >= age.as_secs());
+            let nameless = info.names.is_empty() && options.older_than.is_none();
+            if (options.all || old || nameless)
+                && !options.keep.contains(&info.digest)
+                && self.forget(&info.digest)?
+            {
+                images.push(info.digest);
+            }
+        }
+        let mut removed = self.collect()?;
+        removed.images = images;
+        Ok(removed)
+    }
+
+    /// How much space the store takes.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn df(&self) -> Result<DiskUsage> {
+        let mut usage = DiskUsage::default();
+        let mut needed = HashSet::new();
+        for record in self.records()? {
+            usage.images += 1;
+            if self.in_use(&record.digest)? {
+                usage.images_in_use += 1;
+                needed.extend(record.layers.into_iter().map(|l| l.diff_id));
+            }
+        }
+        for diff_id in self.stored_layers()? {
+            let bytes = self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
+            usage.layers += 1;
+            usage.bytes += bytes;
+            if !needed.contains(&diff_id) {
+                usage.reclaimable_bytes += bytes;
+            }
+        }
+        let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
+        usage.free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        Ok(usage)
+    }
+
+    /// Looks for damage: blobs that do not have their digest, layers that are missing or were changed.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let mut layers = BTreeSet::new();
+        for record in self.records()? {
+            report.images += 1;
+            for digest in [&record.digest, &record.config_digest] {
+                let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?;
+                if bytes.is_none_or(|bytes| verify("blob", &bytes, digest).is_err()) {
+                    report.problems.push(format!(
+                        "image {}: blob {digest} is missing or damaged",
+                        record.digest
+                    ));
+                }
+            }
+            layers.extend(record.layers.into_iter().map(|l| l.diff_id));
+        }
+        for diff_id in layers {
+            report.layers += 1;
+            let Some(record) = self.layer_record(&diff_id)? else {
+                report
+                    .problems
+                    .push(format!("layer {diff_id} is missing or incomplete"));
+                continue;
+            };
+            let root = self.layer_path(&diff_id);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let name = format!("{}/fs", diff_id.file_name());
+            match openat(&self.layers, name, flags, Mode::empty()).and_then(fingerprint) {
+                Ok(now) if now == record.fingerprint => {}
+                Ok(_) => report.problems.push(format!(
+                    "layer {diff_id}: files in {} were changed",
+                    root.display()
+                )),
+                Err(errno) => report.problems.push(format!(
+                    "layer {diff_id}: {} cannot be read: {errno}",
+                    root.display()
+                )),
+            }
+        }
+        Ok(report)
+    }
+
+    /// All records that can be read. Damaged ones are skipped: their images are fetched again when asked for.
+    pub(super) fn records(&self) -> Result<Vec<ImageRecord>> {
+        let mut records = Vec::new();
+        for name in self.names(&self.images)? {
+            let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) else {
+                continue;
+            };
+            match self.image_record(&digest) {
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                Err(e) => return Err(e),
+            }
+        }
+        records.sort_by(|a, b| a.digest.cmp(&b.digest));
+        Ok(records)
+    }
+
+    fn info(&self, record: &ImageRecord) -> Result<ImageInfo> {
+        let last_used = statat(
+            &self.images,
+            record_name(&record.digest),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_or(record.created, |s| {
+            u64::try_from(s.st_mtime).unwrap_or_default()
+        });
+        Ok(ImageInfo {
+            digest: record.digest.clone(),
+            names: record.names.clone(),
+            bytes: record.bytes,
+            layers: record.layers.len(),
+            created: record.created,
+            last_used,
+            in_use: self.in_use(&record.digest)?,
+        })
+    }
+
+    fn in_use(&self, digest: &Digest) -> Result<bool> {
+        // Shared locks of users exclude an exclusive one; ours lasts for a moment only.
+        Ok(self.try_lock(&use_lock(digest), Hold::Exclusive)?.is_none())
+    }
+
+    /// Removes the record of an image unless it is in use.
+    fn forget(&self, digest: &Digest) -> Result<bool> {
+        let name = use_lock(digest);
+        let Some(lock) = self.try_lock(&name, Hold::Exclusive)? else {
+            return Ok(false);
+        };
+        let _store = self.lock("store", Hold::Exclusive)?;
+        files::remove(self.images.as_fd(), &record_name(digest))?;
+        lock.remove(self.locks.as_fd(), &name)
+            .map_err(|e| Error::io("image store: lock", e))?;
+        Ok(true)
+    }
+
+    /// Removes layers and blobs that no image and no import needs, and what killed processes left.
+    fn collect(&self) -> Result<Removed> {
+        self.sweep()?;
+        let mut removed = Removed::default();
+        let bin = WorkDir::new(self)?;
+        {
+            let _store = self.lock("store", Hold::Exclusive)?;
+            let mut layers = HashSet::new();
+            let mut blobs = HashSet::new();
+            for name in self.names(&self.images)? {
+                if let Some(digest) = name
+                    .strip_suffix(".pending")
+                    .and_then(Digest::from_file_name)
+                {
+                    if let Some(dead) = self.try_lock(&fetch_lock(&digest), Hold::Exclusive)? {
+                        files::remove(self.images.as_fd(), &name)?;
+                        drop(dead);
+                        continue;
+                    }
+                    let Some(bytes) = files::read(self.images.as_fd(), &name)? else {
+                        continue;
+                    };
+                    let pending: PendingRecord = parse(&name, &bytes)?;
+                    layers.extend(pending.layers);
+                    blobs.extend([digest, pending.config_digest]);
+                } else if let Some(digest) =
+                    name.strip_suffix(".json").and_then(Digest::from_file_name)
+                {
+                    match self.image_record(&digest) {
+                        Ok(Some(record)) => {
+                            layers.extend(record.layers.into_iter().map(|l| l.diff_id));
+                            blobs.extend([digest, record.config_digest]);
+                        }
+                        // It can never be prepared again.
+                        Ok(None) => files::remove(self.images.as_fd(), &name)?,
+                        Err(e) if e.kind() == ErrorKind::Corrupt => {
+                            files::remove(self.images.as_fd(), &name)?
+                        }
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+            for diff_id in self.stored_layers()? {
+                if !layers.contains(&diff_id) {
+                    removed.layers += 1;
+                    removed.bytes += self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
+                    bin.swallow(&diff_id.file_name())?;
+                }
+            }
+            for name in self.names(&self.blobs)? {
+                if !Digest::from_file_name(&name).is_some_and(|digest| blobs.contains(&digest)) {
+                    files::remove(self.blobs.as_fd(), &name)?;
+                }
+            }
+            self.remove_idle_locks()?;
+        }
+        // Removing the files takes long and hinders nobody.
+        drop(bin);
+        Ok(removed)
+    }
+
+    /// Removes lock files that nobody holds and no image needs.
+    fn remove_idle_locks(&self) -> Result<()> {
+        for name in self.names(&self.locks)? {
+            let needed = match name.strip_prefix("use-").and_then(Digest::from_file_name) {
+                Some(digest) => self.image_record(&digest)?.is_some(),
+                None => name == "store",
+            };
+            if !needed && let Some(lock) = self.try_lock(&name, Hold::Exclusive)? {
+                lock.remove(self.locks.as_fd(), &name)
+                    .map_err(|e| Error::io("image store: lock", e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stored_layers(&self) -> Result<Vec<Digest>> {
+        Ok(self
+            .names(&self.layers)?
+            .iter()
+            .filter_map(|name| Digest::from_file_name(name))
+            .collect())
+    }
+
+    /// Names in a directory of the store, sorted; temporary files are left out.
+    fn names(&self, directory: impl AsFd) -> Result<Vec<String>> {
+        let io = |e| Error::io("image store", e);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(directory).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if let Ok(name) = entry.file_name().to_str()
+                && !name.starts_with('.')
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}

@@ -1,0 +1,283 @@
+//! The content store: verified blobs and unpacked layers on a local disk, shared by processes without a daemon.
+//!
+//! ```text
+//! ROOT/            0700, of the identity that unpacks
+//!   version        layout version
+//!   blobs/         manifests and configurations, sha256-HEX
+//!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount), layer.json, synced
+//!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not
+//!   locks/         flock(2) files: fetch-, use-, layer-, and store
+//!   tmp/           work in progress, each with a lock that dies with its process
+//! ```
+//!
+//! Crash safety: a layer becomes visible by one rename and counts until the next boot; a record of an image is
+//! written after syncfs(2), which also lets its layers outlive the boot. Whatever instant a process or the machine
+//! dies at, the next `ensure` sees either a complete thing or none.
+//!
+//! Order of locks: fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
+
+mod ensure;
+mod files;
+mod layer;
+mod lock;
+mod manage;
+mod pipeline;
+mod record;
+mod work;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, fstatfs, mkdirat, openat,
+    statat,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid, geteuid};
+
+pub use ensure::{PreparedImage, UseGuard};
+pub use manage::{
+    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed, VerifyReport,
+};
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::Platform;
+use crate::unpack::Limits;
+use lock::{Hold, Lock};
+
+/// File systems that a store must not be on, by the magic number of statfs(2): they are slow, lack what overlayfs
+/// needs, or do not lock between machines.
+const NETWORK: &[(u64, &str)] = &[
+    (0x6969, "NFS"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x517b, "SMB"),
+    (0x0bd0_0bd0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x1983_0326, "BeeGFS"),
+    (0x00c3_6400, "Ceph"),
+    (0x5346_414f, "AFS"),
+    (0x0102_1997, "9p"),
+    (0x2003_0528, "OrangeFS"),
+];
+
+/// A store, open in this process.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    root_fd: OwnedFd,
+    blobs: OwnedFd,
+    layers: OwnedFd,
+    images: OwnedFd,
+    locks: OwnedFd,
+    tmp: OwnedFd,
+    /// Set where root works in the store of another identity: what root makes is given to it.
+    give_to: Option<(Uid, Gid)>,
+    limits: Limits,
+    platform: Platform,
+}
+
+impl Store {
+    /// Opens the store at an absolute path, and makes it if there is none.
+    ///
+    /// # Errors
+    /// The directory cannot be made, belongs to someone else, is open to others, is on a network file system, or
+    /// was written by a newer version.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_for(root, None)
+    }
+
+    /// As [`Store::open`], for root: a store made now belongs to `owner` (uid, gid), the unprivileged identity
+    /// that unpacks images.
+    ///
+    /// # Errors
+    /// As for [`Store::open`].
+    pub fn open_for(root: &Path, owner: Option<(u32, u32)>) -> Result<Self> {
+        let what = format!("image store {}", root.display());
+        if !root.is_absolute() {
+            return Err(Error::new(
+                ErrorKind::Reference,
+                what,
+                "is not an absolute path",
+            ));
+        }
+        let owner = owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
+        let io = |e: Errno| Error::io(what.clone(), e);
+        make_root(root, owner).map_err(|e| Error::io(what.clone(), e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root_fd = rustix::fs::open(root, flags, Mode::empty()).map_err(io)?;
+        let stat = fstat(&root_fd).map_err(io)?;
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        check_owner(&what, &root_fd, uid, stat.st_mode, owner)?;
+        let kind =
+            u64::try_from(fstatfs(&root_fd).map_err(io)?.f_type).unwrap_or_default() & 0xffff_ffff;
+        if let Some((_, name)) = NETWORK.iter().find(|(magic, _)| *magic == kind) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                what,
+                format!("is on {name}, a network file system"),
+            )
+            .next("put the state directory on a local disk with --state or BERTH_STATE"));
+        }
+        let give_to = (geteuid().is_root() && !uid.is_root()).then_some((uid, gid));
+        let sub = |name: &str| -> Result<OwnedFd> {
+            let io = |e: Errno| Error::io(format!("{what}/{name}"), e);
+            match mkdirat(&root_fd, name, Mode::RWXU) {
+                Ok(()) => {
+                    if let Some((uid, gid)) = give_to {
+                        chownat(
+                            &root_fd,
+                            name,
+                            Some(uid),
+                            Some(gid),
+                            AtFlags::SYMLINK_NOFOLLOW,
+                        )
+                        .map_err(io)?;
+                    }
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io(errno)),
+            }
+            openat(&root_fd, name, flags, Mode::empty()).map_err(io)
+        };
+        let store = Self {
+            blobs: sub("blobs")?,
+            layers: sub("layers")?,
+            images: sub("images")?,
+            locks: sub("locks")?,
+            tmp: sub("tmp")?,
+            root: root.to_path_buf(),
+            root_fd,
+            give_to,
+            limits: Limits::default(),
+            platform: Platform::default(),
+        };
+        store.check_version()?;
+        Ok(store)
+    }
+
+    /// The same store with other bounds for hostile images.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Where the store is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn check_version(&self) -> Result<()> {
+        match files::read(self.root_fd.as_fd(), "version")? {
+            None => {
+                // Written last, by whoever comes first; every opener writes the same.
+                files::write(
+                    self.root_fd.as_fd(),
+                    "version",
+                    format!("{}\n", record::VERSION).as_bytes(),
+                    self.give_to,
+                )
+            }
+            Some(text) => match String::from_utf8_lossy(&text).trim().parse::<u32>() {
+                Ok(version) if version <= record::VERSION => Ok(()),
+                Ok(_) => Err(record::newer()),
+                Err(_) => Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("image store {}", self.root.display()),
+                    "its version file is damaged",
+                )
+                .next("move the directory away; images are fetched again")),
+            },
+        }
+    }
+
+    fn lock(&self, name: &str, hold: Hold) -> Result<Lock> {
+        Lock::wait(self.locks.as_fd(), name, hold, self.give_to)
+            .map_err(|e| Error::io(format!("image store: lock {name}"), e))
+    }
+
+    fn try_lock(&self, name: &str, hold: Hold) -> Result<Option<Lock>> {
+        Lock::try_take(self.locks.as_fd(), name, hold, self.give_to)
+            .map_err(|e| Error::io(format!("image store: lock {name}"), e))
+    }
+
+    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root
+            .join("layers")
+            .join(diff_id.file_name())
+            .join("fs")
+    }
+
+    /// Whether a directory stands at `name`.
+    fn has_directory(directory: BorrowedFd<'_>, name: &str) -> bool {
+        statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+    }
+}
+
+/// Makes the root directory, closed to others from the start.
+fn make_root(root: &Path, owner: Option<(Uid, Gid)>) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(root) {
+        Ok(()) => {
+            if let (Some((uid, gid)), true) = (owner, geteuid().is_root()) {
+                fchown(File::open(root)?, Some(uid), Some(gid))?;
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The store belongs to us, or we are root; and nobody else may enter: a set-user-id file of an image would
+/// otherwise run with the store's identity outside any container.
+fn check_owner(
+    what: &str,
+    root: &OwnedFd,
+    uid: Uid,
+    mode: u32,
+    wanted: Option<(Uid, Gid)>,
+) -> Result<()> {
+    let me = geteuid();
+    if uid != me && !me.is_root() {
+        return Err(Error::new(
+            ErrorKind::Denied,
+            what,
+            format!("belongs to uid {} and not to you", uid.as_raw()),
+        )
+        .next("use your own state directory (--state or BERTH_STATE)"));
+    }
+    if let Some((wanted, _)) = wanted
+        && wanted != uid
+    {
+        return Err(Error::new(
+            ErrorKind::Denied,
+            what,
+            format!(
+                "belongs to uid {} and not to uid {}",
+                uid.as_raw(),
+                wanted.as_raw()
+            ),
+        )
+        .next("use another state directory, or move this one away; images are fetched again"));
+    }
+    if mode & 0o077 != 0 {
+        fchmod(root, Mode::RWXU).map_err(|e| Error::io(what, e))?;
+    }
+    Ok(())
+}
+
+/// This boot of the machine, so that work which was not synced can be told from work that a power cut tore.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}

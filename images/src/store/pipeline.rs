@@ -1,0 +1,285 @@
+//! Fetch, verify, inflate and write, each at the same time as the others.
+//!
+//! Three threads a layer: one reads and hashes the blob, one inflates, one hashes the tar stream and writes files.
+//! Between them stand short queues of chunks, so that memory stays bounded whatever the layer's size.
+
+use std::io::{self, BufRead, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use crate::archive::Reader;
+use crate::digest::Hasher;
+use crate::error::{Error, ErrorKind, Result, recover};
+use crate::manifest::LayerInfo;
+use crate::progress::{Progress, ProgressEvent};
+use crate::source::{BlobKind, BlobSource, mismatch};
+use crate::unpack::{LayerReport, Limits, Unpacker};
+
+const CHUNK: usize = 256 << 10;
+const QUEUE: usize = 6;
+
+/// Either more bytes, or the end, which is sent only after everything was verified.
+enum Chunk {
+    Data(Vec<u8>),
+    End,
+    Failed(Error),
+}
+
+/// Unpacks one layer from `source` and verifies blob and tar stream.
+pub(super) fn unpack(
+    source: &dyn BlobSource,
+    layer: &LayerInfo,
+    limits: &Limits,
+    progress: &dyn Progress,
+    unpacker: Unpacker<'_>,
+) -> Result<LayerReport> {
+    let compressed = AtomicU64::new(0);
+    let what = format!("layer {} of {}", layer.digest, source.describe());
+    thread::scope(|scope| {
+        let (blob_out, blob_in) = sync_channel(QUEUE);
+        let (tar_out, tar_in) = sync_channel(QUEUE);
+        let name = what.as_str();
+        let counter = &compressed;
+        scope.spawn(move || {
+            send_result(
+                &blob_out,
+                fetch(source, layer, name, counter, progress, &blob_out),
+            )
+        });
+        scope.spawn(move || {
+            send_result(
+                &tar_out,
+                inflate(Chunks::new(blob_in, None), limits, counter, &tar_out),
+            )
+        });
+        let mut reader = Reader::new(Chunks::new(
+            tar_in,
+            Some(Hasher::new(layer.diff_id.algorithm())),
+        ));
+        let result = unpacker.run(&mut reader);
+        let mut chunks = reader.into_inner();
+        // Damaged bytes make a damaged archive; the digest then tells the true reason.
+        let drained = match &result {
+            Err(e) if e.kind() != ErrorKind::Corrupt => Ok(()),
+            _ => chunks.drain(),
+        };
+        match (result, drained) {
+            (Ok(report), Ok(())) => {
+                let found = chunks.finish();
+                match found {
+                    Some(found) if found != layer.diff_id => {
+                        Err(mismatch("uncompressed layer", &layer.diff_id, &found))
+                    }
+                    _ => Ok(report),
+                }
+            }
+            (Err(error), Ok(())) => Err(error),
+            (_, Err(error)) => Err(error),
+        }
+    })
+    .map_err(|e| e.within(&what))
+}
+
+/// Reads and hashes the blob. Nothing but the exact bytes counts as its end.
+fn fetch(
+    source: &dyn BlobSource,
+    layer: &LayerInfo,
+    what: &str,
+    counter: &AtomicU64,
+    progress: &dyn Progress,
+    out: &SyncSender<Chunk>,
+) -> Result<()> {
+    let mut hasher = Hasher::new(layer.digest.algorithm());
+    let mut blob = source
+        .open(BlobKind::Blob, &layer.digest, 0)?
+        .take(layer.size.saturating_add(1));
+    let mut total = 0u64;
+    loop {
+        let chunk = read_chunk(&mut blob).map_err(|e| recover(what, e))?;
+        if chunk.is_empty() {
+            break;
+        }
+        let bytes = chunk.len() as u64;
+        total += bytes;
+        counter.store(total, Ordering::Relaxed);
+        hasher.update(&chunk);
+        progress.event(ProgressEvent::Fetched { bytes });
+        if out.send(Chunk::Data(chunk)).is_err() {
+            // The other side failed and says why.
+            return Ok(());
+        }
+    }
+    if total != layer.size {
+        let much = if total > layer.size { "more" } else { "less" };
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            what,
+            format!(
+                "the blob has {much} than the {} bytes that the manifest says",
+                layer.size
+            ),
+        )
+        .next("the copy there is damaged; nothing was kept. Push the image again"));
+    }
+    let found = hasher.finish();
+    if found == layer.digest {
+        Ok(())
+    } else {
+        Err(mismatch(what, &layer.digest, &found))
+    }
+}
+
+/// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream.
+fn inflate(
+    mut blob: Chunks,
+    limits: &Limits,
+    compressed: &AtomicU64,
+    out: &SyncSender<Chunk>,
+) -> Result<()> {
+    let start = blob.fill_buf().map_err(|e| recover("layer", e))?;
+    let gzip = start.starts_with(b"\x1f\x8b");
+    // A zstd frame, or a skippable one in front of it.
+    let zstd = start.starts_with(b"\x28\xb5\x2f\xfd")
+        || (start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18");
+    let damaged = |e: io::Error| match e.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(e) => Error::new(
+            ErrorKind::Corrupt,
+            "layer",
+            format!("it cannot be decompressed: {e}"),
+        )
+        .next("the image is damaged; push it again"),
+    };
+    let mut input: Box<dyn Read + '_> = if gzip {
+        Box::new(flate2::bufread::MultiGzDecoder::new(&mut blob))
+    } else if zstd {
+        let mut decoder = zstd::Decoder::with_buffer(&mut blob).map_err(damaged)?;
+        // Bounds the memory that a hostile frame can ask for: 128 MiB, zstd's own default limit.
+        decoder.window_log_max(27).map_err(damaged)?;
+        Box::new(decoder)
+    } else {
+        Box::new(&mut blob)
+    };
+    let mut total = 0u64;
+    loop {
+        let chunk = read_chunk(&mut input).map_err(damaged)?;
+        if chunk.is_empty() {
+            break;
+        }
+        total += chunk.len() as u64;
+        limits.check_ratio(compressed.load(Ordering::Relaxed), total)?;
+        if out.send(Chunk::Data(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+    drop(input);
+    // Bytes after the compressed stream, and the verdict of the digest.
+    blob.drain()
+}
+
+/// Tells the next stage how this one ended.
+fn send_result(out: &SyncSender<Chunk>, result: Result<()>) {
+    let last = match result {
+        Ok(()) => Chunk::End,
+        Err(error) => Chunk::Failed(error),
+    };
+    // A receiver that is gone has failed by itself.
+    let _ = out.send(last);
+}
+
+fn read_chunk(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut chunk = vec![0; CHUNK];
+    let mut filled = 0;
+    while filled < CHUNK {
+        match input.read(&mut chunk[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    chunk.truncate(filled);
+    Ok(chunk)
+}
+
+/// The receiving end of a queue, as a stream; hashes what passes.
+struct Chunks {
+    queue: Receiver<Chunk>,
+    current: Vec<u8>,
+    at: usize,
+    ended: bool,
+    failed: Option<Error>,
+    hasher: Option<Hasher>,
+}
+
+impl Chunks {
+    fn new(queue: Receiver<Chunk>, hasher: Option<Hasher>) -> Self {
+        Self {
+            queue,
+            current: Vec::new(),
+            at: 0,
+            ended: false,
+            failed: None,
+            hasher,
+        }
+    }
+
+    /// Reads to the end, so that everything is hashed and verified.
+    fn drain(&mut self) -> Result<()> {
+        loop {
+            let length = self.fill_buf().map_err(|e| recover("layer", e))?.len();
+            if length == 0 {
+                return Ok(());
+            }
+            self.consume(length);
+        }
+    }
+
+    fn finish(self) -> Option<crate::digest::Digest> {
+        self.hasher.map(Hasher::finish)
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.current.len() && !self.ended {
+            if let Some(error) = &self.failed {
+                return Err(error.clone().into());
+            }
+            match self.queue.recv() {
+                Ok(Chunk::Data(chunk)) => {
+                    if let Some(hasher) = &mut self.hasher {
+                        hasher.update(&chunk);
+                    }
+                    self.current = chunk;
+                    self.at = 0;
+                }
+                Ok(Chunk::End) => self.ended = true,
+                Ok(Chunk::Failed(error)) => self.failed = Some(error),
+                Err(_) => {
+                    self.failed = Some(Error::new(
+                        ErrorKind::Io,
+                        "layer",
+                        "a stage of the import ended without a result",
+                    ));
+                }
+            }
+        }
+        Ok(&self.current[self.at..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at += amount;
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}

@@ -1,0 +1,82 @@
+//! What the store remembers about images and layers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{ImageConfig, LayerInfo};
+use crate::unpack::LayerReport;
+
+/// Version of the records and of the directory's layout.
+pub(super) const VERSION: u32 = 1;
+
+/// One complete image; written only when all of it is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ImageRecord {
+    pub(super) version: u32,
+    pub(super) digest: Digest,
+    pub(super) names: Vec<String>,
+    pub(super) config_digest: Digest,
+    pub(super) config: ImageConfig,
+    /// Bottom first, as in the manifest.
+    pub(super) layers: Vec<LayerInfo>,
+    /// Bytes of all files of all layers.
+    pub(super) bytes: u64,
+    /// When it was completed, Unix seconds.
+    pub(super) created: u64,
+}
+
+/// What an import in progress needs, so that nothing of it is collected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct PendingRecord {
+    pub(super) layers: Vec<Digest>,
+    pub(super) config_digest: Digest,
+}
+
+/// One unpacked layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LayerRecord {
+    pub(super) version: u32,
+    pub(super) diff_id: Digest,
+    pub(super) report: LayerReport,
+    /// Digest over names and metadata of all files.
+    pub(super) fingerprint: Digest,
+    /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
+    pub(super) boot: String,
+}
+
+/// Reads a record of this version.
+pub(super) fn parse<T: for<'de> Deserialize<'de>>(what: &str, bytes: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: Option<u32>,
+    }
+    let damaged = |e: serde_json::Error| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("image store: {what}"),
+            format!("the record is damaged: {e}"),
+        )
+        .next("remove the image with `berth image rm` and pull it again")
+    };
+    let versioned: Versioned = serde_json::from_slice(bytes).map_err(damaged)?;
+    if versioned.version.is_some_and(|v| v > VERSION) {
+        return Err(newer());
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+pub(super) fn newer() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "image store",
+        "it was written by a newer version of Berth",
+    )
+    .next("use that version, or another --state directory")
+}
+
+/// The JSON of a record.
+pub(super) fn print<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(record)
+        .map_err(|e| Error::new(ErrorKind::Io, "image store", e.to_string()))
+}

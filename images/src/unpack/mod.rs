@@ -1,0 +1,461 @@
+//! Unpacking one layer: a tar stream becomes a directory that overlayfs can use as a lower layer.
+
+mod fingerprint;
+mod finish;
+mod limits;
+mod path;
+mod remove;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufRead;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr,
+    ftruncate, futimens, linkat, mkfifoat, openat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use fingerprint::fingerprint;
+pub use limits::Limits;
+pub(crate) use limits::over;
+pub(crate) use path::CleanPath;
+pub(crate) use remove::remove_tree;
+
+use crate::archive::{Entry, EntryKind, Reader, refused};
+use crate::error::Result;
+use tree::Tree;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What unpacking a layer made, and what of the archive was left out on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerReport {
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Bytes of all files, holes of sparse files included.
+    pub bytes: u64,
+    /// Files of lower layers that this layer hides.
+    pub whiteouts: u64,
+    /// Directories that hide all of their namesakes in lower layers.
+    pub opaque_directories: u64,
+    /// Device nodes left out: an unprivileged store makes none, and a container has its own `/dev`.
+    pub devices_skipped: u64,
+    /// Overlayfs's own attributes removed (`trusted.overlay.*`, `user.overlay.*`), with which a layer could reach
+    /// outside itself.
+    pub overlay_attributes_stripped: u64,
+    /// File capabilities removed.
+    pub capabilities_stripped: u64,
+    /// Other attributes left out (`security.*`, `system.*`, `trusted.*`, or more than the file system takes).
+    pub other_attributes_skipped: u64,
+    /// Set-user-id and set-group-id bits removed, because the store belongs to root.
+    pub setid_stripped: u64,
+}
+
+/// Metadata of a directory, applied when nothing more is made in it.
+struct DirMeta {
+    mode: u32,
+    mtime: Option<(i64, u32)>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A layer being unpacked.
+pub(crate) struct Unpacker<'a> {
+    tree: Tree,
+    limits: &'a Limits,
+    report: LayerReport,
+    names: u64,
+    directories: BTreeMap<CleanPath, DirMeta>,
+    whiteouts: BTreeSet<CleanPath>,
+    opaque: BTreeSet<CleanPath>,
+    /// Device nodes left out, so that a hard link to one is left out too.
+    skipped: BTreeSet<CleanPath>,
+    keep_setid: bool,
+    umask: u32,
+}
+
+impl<'a> Unpacker<'a> {
+    /// Starts in an empty directory. With `keep_setid` false, set-id bits are removed.
+    pub(crate) fn new(root: OwnedFd, limits: &'a Limits, keep_setid: bool) -> Self {
+        Self {
+            tree: Tree::new(root),
+            limits,
+            report: LayerReport::default(),
+            names: 0,
+            directories: BTreeMap::new(),
+            whiteouts: BTreeSet::new(),
+            opaque: BTreeSet::new(),
+            skipped: BTreeSet::new(),
+            keep_setid,
+            umask: current_umask(),
+        }
+    }
+
+    /// Unpacks all entries. The caller drains and verifies the input afterwards, and publishes nothing before.
+    pub(crate) fn run<R: BufRead>(mut self, reader: &mut Reader<R>) -> Result<LayerReport> {
+        while let Some(entry) = reader.next()? {
+            self.count(&entry)?;
+            self.entry(entry, reader)?;
+        }
+        self.finish()
+    }
+
+    fn count(&mut self, entry: &Entry) -> Result<()> {
+        self.report.entries += 1;
+        if self.report.entries > self.limits.entries {
+            return Err(over(format!(
+                "it has more than {} entries",
+                self.limits.entries
+            )));
+        }
+        self.report.bytes = self.report.bytes.saturating_add(entry.size);
+        if self.report.bytes > self.limits.bytes {
+            return Err(over(format!(
+                "its files have more than {} bytes",
+                self.limits.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// Accounts for a name that stays in memory until the end.
+    fn remember(&mut self, bytes: usize) -> Result<()> {
+        self.names += bytes as u64 + 64;
+        if self.names > self.limits.name_bytes {
+            return Err(over(format!(
+                "its names need more than {} bytes of memory",
+                self.limits.name_bytes
+            )));
+        }
+        Ok(())
+    }
+
+    fn entry<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<()> {
+        let path = CleanPath::new(&entry.path, self.limits.depth)?;
+        if self.whiteout(&path, entry.kind)? {
+            return Ok(());
+        }
+        if path.is_root() {
+            if entry.kind != EntryKind::Directory {
+                return Err(refused(
+                    &entry.path,
+                    "the root of the layer is not a directory",
+                ));
+            }
+            return self.directory(path, entry);
+        }
+        if !self.keep_setid && entry.mode & 0o6000 != 0 {
+            if entry.kind == EntryKind::File {
+                self.report.setid_stripped += 1;
+            }
+            entry.mode &= !0o6000;
+        }
+        let path = self.tree.place(path)?;
+        match entry.kind {
+            EntryKind::Directory => {
+                self.tree.make_dir(&path)?;
+                self.directory(path, entry)
+            }
+            EntryKind::File => self.file(&path, &entry, reader),
+            EntryKind::Symlink => self.symlink(&path, &entry),
+            EntryKind::HardLink => self.hard_link(&path, &entry),
+            EntryKind::Fifo => self.fifo(&path, &entry),
+            EntryKind::CharDevice | EntryKind::BlockDevice => {
+                self.tree.clear(&path)?;
+                self.report.devices_skipped += 1;
+                self.remember(path.as_bytes().len())?;
+                self.skipped.insert(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes an entry that hides something below, or belongs to aufs. Whiteouts are made at the end: they hide
+    /// what is in lower layers and never what the same layer brings, in whatever order it does
+    /// (OCI image specification, layer.md, "Whiteouts").
+    fn whiteout(&mut self, path: &CleanPath, kind: EntryKind) -> Result<bool> {
+        let mut components = path.components();
+        let Some(hidden) = components.find(|c| c.starts_with(WHITEOUT)) else {
+            return Ok(false);
+        };
+        if hidden.starts_with(AUFS) && hidden != OPAQUE {
+            return Ok(true);
+        }
+        if components.next().is_some() || kind == EntryKind::Directory {
+            return Err(refused(
+                path.as_bytes(),
+                "its name is reserved for whiteouts",
+            ));
+        }
+        let (mut place, _) = path.split().unwrap_or_default();
+        if hidden == OPAQUE {
+            if !place.is_root() {
+                place = self.tree.place(place)?;
+                self.tree.make_dir(&place)?;
+                self.tree.implicit.push(place.clone());
+            }
+            self.remember(place.as_bytes().len())?;
+            self.opaque.insert(place);
+            return Ok(true);
+        }
+        let name = &hidden[WHITEOUT.len()..];
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(refused(
+                path.as_bytes(),
+                "it hides a name that could lead outside the image",
+            ));
+        }
+        place.push(name);
+        let place = self.tree.place(place)?;
+        self.remember(place.as_bytes().len())?;
+        self.whiteouts.insert(place);
+        Ok(true)
+    }
+
+    fn directory(&mut self, path: CleanPath, entry: Entry) -> Result<()> {
+        self.remember(path.as_bytes().len())?;
+        let xattrs = self.allowed(entry.xattrs)?;
+        self.directories.insert(
+            path,
+            DirMeta {
+                mode: entry.mode,
+                mtime: Some(entry.mtime),
+                xattrs,
+            },
+        );
+        Ok(())
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        path: &CleanPath,
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<()> {
+        let fd = self.create(path, entry.mode)?;
+        match &entry.sparse {
+            None => loop {
+                let data = reader.data()?;
+                if data.is_empty() {
+                    break;
+                }
+                let length = data.len();
+                write_all(&fd, data).map_err(|e| path.io(e))?;
+                reader.consume(length);
+            },
+            Some(segments) => {
+                for segment in segments {
+                    let mut offset = segment.offset;
+                    let end = segment.offset + segment.length;
+                    while offset < end {
+                        let data = reader.data()?;
+                        let length = usize::try_from(end - offset)
+                            .unwrap_or(usize::MAX)
+                            .min(data.len());
+                        write_all_at(&fd, &data[..length], offset).map_err(|e| path.io(e))?;
+                        reader.consume(length);
+                        offset += length as u64;
+                    }
+                }
+                ftruncate(&fd, entry.size).map_err(|e| path.io(e))?;
+            }
+        }
+        if !entry.xattrs.is_empty() {
+            let xattrs = self.allowed(entry.xattrs.clone())?;
+            self.set_xattrs(&fd, &xattrs, path)?;
+        }
+        if entry.mode & self.umask != 0 || entry.mode & 0o7000 != 0 {
+            fchmod(&fd, Mode::from_raw_mode(entry.mode)).map_err(|e| path.io(e))?;
+        }
+        futimens(&fd, &times(entry.mtime)).map_err(|e| path.io(e))
+    }
+
+    /// A new file, in place of whatever an earlier entry made.
+    fn create(&mut self, path: &CleanPath, mode: u32) -> Result<OwnedFd> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Set-id bits wait until the content is complete: a write would remove them.
+        let mode = Mode::from_raw_mode(mode & 0o777);
+        let (directory, name) = self.tree.at(path)?;
+        match openat(directory, name, flags, mode) {
+            Err(Errno::EXIST) => {
+                self.tree.clear(path)?;
+                let (directory, name) = self.tree.at(path)?;
+                openat(directory, name, flags, mode).map_err(|e| path.io(e))
+            }
+            other => other.map_err(|e| path.io(e)),
+        }
+    }
+
+    fn symlink(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
+        if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
+            return Err(refused(
+                &entry.path,
+                "its link target is empty, too long, or holds a NUL",
+            ));
+        }
+        self.tree.clear(path)?;
+        let (directory, name) = self.tree.at(path)?;
+        symlinkat(entry.link.as_slice(), directory, name).map_err(|e| path.io(e))?;
+        utimensat(
+            directory,
+            name,
+            &times(entry.mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|e| path.io(e))?;
+        self.report.other_attributes_skipped += entry.xattrs.len() as u64;
+        Ok(())
+    }
+
+    fn hard_link(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
+        let target = CleanPath::new(&entry.link, self.limits.depth)?;
+        if target.is_root() {
+            return Err(refused(&entry.path, "it is a hard link to a directory"));
+        }
+        let missing = || {
+            refused(
+                &entry.path,
+                format!(
+                    "it is a hard link to {}, which the layer does not have before it",
+                    crate::archive::show(&entry.link)
+                ),
+            )
+        };
+        // Placing the target could make directories; a target whose parent is missing is missing itself.
+        let target = self.tree.place(target)?;
+        if self.skipped.contains(&target) {
+            self.report.devices_skipped += 1;
+            self.remember(path.as_bytes().len())?;
+            self.skipped.insert(path.clone());
+            return Ok(());
+        }
+        if target == *path {
+            return Err(refused(&entry.path, "it is a hard link to itself"));
+        }
+        match self.tree.kind_at(&target)? {
+            None => return Err(missing()),
+            Some(FileType::Directory) => {
+                return Err(refused(&entry.path, "it is a hard link to a directory"));
+            }
+            Some(_) => {}
+        }
+        self.tree.clear(path)?;
+        let (source_parent, source_name) = target.split().unwrap_or_default();
+        let source = self.tree.open_dir(&source_parent).map_err(|e| match e {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => missing(),
+            other => target.io(other),
+        })?;
+        let (directory, name) = self.tree.at(path)?;
+        linkat(&source, source_name, directory, name, AtFlags::empty()).map_err(|e| match e {
+            Errno::NOENT => missing(),
+            other => path.io(other),
+        })
+    }
+
+    fn fifo(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
+        self.tree.clear(path)?;
+        let (directory, name) = self.tree.at(path)?;
+        mkfifoat(directory, name, Mode::from_raw_mode(entry.mode & 0o777))
+            .map_err(|e| path.io(e))?;
+        utimensat(
+            directory,
+            name,
+            &times(entry.mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|e| path.io(e))
+    }
+
+    /// Keeps attributes of users, counts the others.
+    fn allowed(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut kept = Vec::new();
+        for (name, value) in xattrs {
+            if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+                self.report.overlay_attributes_stripped += 1;
+            } else if name == b"security.capability" {
+                self.report.capabilities_stripped += 1;
+            } else if name.starts_with(b"user.") && name.len() > 5 {
+                self.remember(name.len() + value.len())?;
+                kept.push((name, value));
+            } else {
+                self.report.other_attributes_skipped += 1;
+            }
+        }
+        Ok(kept)
+    }
+
+    fn set_xattrs(
+        &mut self,
+        fd: &OwnedFd,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+        path: &CleanPath,
+    ) -> Result<()> {
+        for (name, value) in xattrs {
+            match fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // The file system has no attributes, or no room for one this large.
+                Err(
+                    Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM,
+                ) => {
+                    self.report.other_attributes_skipped += 1;
+                }
+                Err(errno) => return Err(path.io(errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Access time set like the modification time.
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+fn write_all(fd: &OwnedFd, mut data: &[u8]) -> std::result::Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::write(fd, data) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => data = &data[written..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_all_at(fd: &OwnedFd, mut data: &[u8], mut offset: u64) -> std::result::Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::pwrite(fd, data, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => {
+                data = &data[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The process's umask, read without changing it: another thread may be creating files.
+fn current_umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    // Unknown: assume that it hides everything, so that every mode is set explicitly.
+    mask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok())
+        .unwrap_or(0o777)
+}

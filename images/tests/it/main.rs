@@ -1,0 +1,18 @@
+//! Integration tests of the image store: real tools, real registry, hostile archives, killed processes.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test ends at the first surprise, and its sizes are small"
+)]
+
+mod support;
+
+mod concurrency;
+mod hostile;
+mod layouts;
+mod overlay;
+mod registry;
+mod store;

@@ -1,0 +1,564 @@
+//! Registries: a real one, with and without login, and one that misbehaves.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use berth_images::{
+    Credentials, ErrorKind, ProgressEvent, Reference, ResolveOptions, open_source, resolve,
+};
+
+use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::registry::{PASSWORD, RealRegistry, USER};
+use crate::support::{
+    Bench, Compression, ImageBuilder, Tar, ensure_text, only_layer, resolve_text,
+};
+
+fn image() -> ImageBuilder {
+    let layer = Tar::new()
+        .dir("etc/", 0o755)
+        .file("etc/hostname", b"berth\n")
+        .file("big", &pattern(3 << 20))
+        .end();
+    ImageBuilder::new(vec![layer]).compressed(Compression::Gzip)
+}
+
+/// Bytes that do not compress away.
+fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 12345u64;
+    (0..length)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+#[test]
+fn a_real_registry_gives_gzip_zstd_and_plain_layers() {
+    let registry = RealRegistry::open();
+    for (n, compression) in [Compression::Plain, Compression::Gzip, Compression::Zstd]
+        .into_iter()
+        .enumerate()
+    {
+        let bench = Bench::new();
+        let layout = bench.layout();
+        let digest = ImageBuilder::new(vec![
+            Tar::new().file("hello", format!("{n}").as_bytes()).end(),
+        ])
+        .compressed(compression)
+        .write(&layout);
+        registry.push(&layout.display().to_string(), &format!("x/y{n}:tag"));
+        let image = ensure_text(
+            &bench.store(),
+            &registry.name(&format!("x/y{n}:tag")),
+            &Credentials::anonymous(),
+            true,
+        )
+        .unwrap();
+        assert_eq!(image.digest, digest);
+        assert_eq!(
+            std::fs::read_to_string(only_layer(&image).join("hello")).unwrap(),
+            format!("{n}")
+        );
+        assert_eq!(image.config.env, ["PATH=/bin"]);
+        // By digest, too, in both spellings.
+        let pinned = registry.name(&format!("x/y{n}@{digest}"));
+        assert_eq!(
+            resolve_text(&pinned, &Credentials::anonymous(), true)
+                .unwrap()
+                .digest,
+            digest
+        );
+        let enroot = format!("docker://{}#x/y{n}:tag", registry.address);
+        assert_eq!(
+            resolve_text(&enroot, &Credentials::anonymous(), true)
+                .unwrap()
+                .digest,
+            digest
+        );
+    }
+}
+
+#[test]
+fn docker_manifests_are_read() {
+    let registry = RealRegistry::open();
+    let bench = Bench::new();
+    let layout = bench.layout();
+    image().write(&layout);
+    let source = format!("oci:{}", layout.display());
+    let target = format!("docker://{}/docker:1", registry.address);
+    crate::support::tool(
+        "skopeo",
+        "skopeo",
+        &[
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--format",
+            "v2s2",
+            "--dest-tls-verify=false",
+            &source,
+            &target,
+        ],
+    );
+    let image = ensure_text(&bench.store(), &target, &Credentials::anonymous(), true).unwrap();
+    assert_eq!(
+        std::fs::read(only_layer(&image).join("etc/hostname")).unwrap(),
+        b"berth\n"
+    );
+}
+
+#[test]
+fn a_login_is_needed_used_and_its_refusal_explained() {
+    let registry = RealRegistry::with_login();
+    let bench = Bench::new();
+    let layout = bench.layout();
+    image().write(&layout);
+    registry.push_as_user(&layout.display().to_string(), "private:1");
+    let name = registry.name("private:1");
+
+    let error = resolve_text(&name, &Credentials::anonymous(), true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    let text = error.to_string();
+    assert!(
+        text.contains(&registry.address)
+            && text.contains("anonymous")
+            && text.contains("docker login"),
+        "{text}"
+    );
+
+    let wrong = registry.login(USER, "wrong");
+    let text = resolve_text(&name, &wrong, true).unwrap_err().to_string();
+    assert!(
+        text.contains(USER) && text.contains("401") && text.contains("login"),
+        "{text}"
+    );
+    assert!(!text.contains("wrong\""), "{text}");
+
+    let right = registry.login(USER, PASSWORD);
+    ensure_text(&bench.store(), &name, &right, true).unwrap();
+    let text = resolve_text(
+        &format!("docker://bob@{}#private:1", registry.address),
+        &right,
+        true,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(text.contains("bob"), "{text}");
+    resolve_text(
+        &format!("docker://{USER}@{}#private:1", registry.address),
+        &right,
+        true,
+    )
+    .unwrap();
+
+    let text = resolve_text(&registry.name("private:none"), &right, true)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("there is no image \"none\"") && text.contains("check the spelling"),
+        "{text}"
+    );
+}
+
+#[test]
+fn unreachable_registries_are_named() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let error = resolve_text(
+        &format!("127.0.0.1:{port}/x"),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    assert!(error.to_string().contains("connection refused"), "{error}");
+    let error =
+        resolve_text("no-such-host.invalid/x", &Credentials::anonymous(), true).unwrap_err();
+    assert!(
+        error.to_string().contains("no-such-host.invalid"),
+        "{error}"
+    );
+    // TLS is spoken unless allowed otherwise, and the message says how to allow it.
+    let registry = RealRegistry::open();
+    let error = resolve_text(&registry.name("x"), &Credentials::anonymous(), false)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("--insecure"), "{error}");
+}
+
+#[test]
+fn an_index_gives_the_image_of_this_machine_or_says_what_there_is() {
+    let registry = RealRegistry::open();
+    let bench = Bench::new();
+    let layout = bench.layout();
+    let digest = image().write(&layout);
+    let ours = std::fs::read(crate::support::blob_path(&layout, &digest)).unwrap();
+    let index = |arches: &[&str]| {
+        let entries: Vec<_> = arches
+            .iter()
+            .map(|arch| {
+                serde_json::json!({
+                    "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": ours.len(),
+                    "platform": {"os": "linux", "architecture": arch},
+                })
+            })
+            .collect();
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}).to_string();
+        let index_digest =
+            berth_images::Digest::of(berth_images::Algorithm::Sha256, index.as_bytes());
+        crate::support::put_blob(&layout, &index_digest, index.as_bytes());
+        crate::support::write_layout(
+            &layout,
+            &serde_json::json!({"schemaVersion": 2, "manifests": [
+                {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": index_digest.to_string(), "size": index.len()}]}),
+        );
+        index_digest
+    };
+    let index_digest = index(&["sparc64", crate::support::arch()]);
+    registry.push_with(
+        &layout.display().to_string(),
+        "multi:1",
+        &["--dest-no-creds"],
+        true,
+    );
+    let name = registry.name("multi:1");
+    assert_eq!(
+        resolve_text(&name, &Credentials::anonymous(), true)
+            .unwrap()
+            .digest,
+        digest
+    );
+    let pinned = registry.name(&format!("multi@{index_digest}"));
+    assert_eq!(
+        resolve_text(&pinned, &Credentials::anonymous(), true)
+            .unwrap()
+            .digest,
+        digest
+    );
+
+    index(&["sparc64", "mips"]);
+    let error = resolve_text(
+        &format!("oci:{}", layout.display()),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("linux/mips, linux/sparc64") && error.contains(crate::support::arch()),
+        "{error}"
+    );
+}
+
+#[test]
+fn tokens_are_fetched_renewed_and_refused() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    // "alice:secret"
+    let auth = "YWxpY2U6c2VjcmV0";
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            token: Some(auth.to_owned()),
+            token_uses: Some(1),
+            ..Behaviour::default()
+        },
+    );
+    let home = bench.path().join("docker");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(
+        home.join("config.json"),
+        format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.address),
+    )
+    .unwrap();
+    let credentials = Credentials::from_parts(Some(&home), None, None, None);
+    ensure_text(
+        &bench.store(),
+        &format!("{}/x:1", fake.address),
+        &credentials,
+        true,
+    )
+    .unwrap();
+    // Each token works once, so that each of manifest (twice), configuration and layer needed its own.
+    assert!(
+        fake.count("/token?scope=repository%3Ax%3Apull&service=fake auth") >= 3,
+        "{:?}",
+        fake.log()
+    );
+    let error = resolve_text(
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("token server")
+            && error.contains("incorrect username or password")
+            && error.contains("anonymous"),
+        "{error}"
+    );
+}
+
+#[test]
+fn helpers_give_logins() {
+    use std::os::unix::fs::PermissionsExt;
+    let registry = RealRegistry::with_login();
+    let bench = Bench::new();
+    let layout = bench.layout();
+    image().write(&layout);
+    registry.push_as_user(&layout.display().to_string(), "private:1");
+    // Helpers are found by name in PATH, and the test may not change its own PATH: a path-like name is refused, so
+    // one is put where PATH looks.
+    let name = format!("berth-test-{}", std::process::id());
+    let helper = std::path::Path::new("/usr/local/bin").join(format!("docker-credential-{name}"));
+    struct Remove(std::path::PathBuf);
+    impl Drop for Remove {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    let script = format!(
+        "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {}\" ] || {{ echo credentials not found; exit 1; }}\necho '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n",
+        registry.address
+    );
+    if std::fs::write(&helper, script).is_err() {
+        // Only root can put a program there; the parsing of answers has unit tests.
+        return;
+    }
+    let _remove = Remove(helper.clone());
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let by_host =
+        registry.docker_config(&serde_json::json!({"credHelpers": {&registry.address: name}}));
+    resolve_text(&registry.name("private:1"), &by_host, true).unwrap();
+    let by_store = registry
+        .docker_config(&serde_json::json!({"credsStore": name, "auths": {&registry.address: {}}}));
+    resolve_text(&registry.name("private:1"), &by_store, true).unwrap();
+}
+
+#[test]
+fn busy_registries_and_cut_connections_are_survived() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            busy: 2,
+            cut_after: Some(1 << 20),
+            ..Behaviour::default()
+        },
+    );
+    let image = ensure_text(
+        &bench.store(),
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap();
+    assert_eq!(
+        std::fs::read(only_layer(&image).join("big")).unwrap(),
+        pattern(3 << 20)
+    );
+    assert!(fake.count(" range") >= 2, "{:?}", fake.log());
+}
+
+#[test]
+fn a_registry_without_ranges_that_cuts_is_given_up_with_a_message() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            no_ranges: true,
+            cut_after: Some(1 << 20),
+            ..Behaviour::default()
+        },
+    );
+    let error = ensure_text(
+        &bench.store(),
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(
+        error.to_string().contains("broke at byte 1048576"),
+        "{error}"
+    );
+    assert!(fake.log().len() < 30, "{:?}", fake.log());
+    bench.assert_empty();
+}
+
+#[test]
+fn a_registry_that_stays_busy_is_reported() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            busy: 1000,
+            ..Behaviour::default()
+        },
+    );
+    let error = resolve_text(
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("503") && error.contains("try again later"),
+        "{error}"
+    );
+    assert_eq!(fake.log().len(), 5);
+}
+
+#[test]
+fn corrupt_blobs_are_refused_and_nothing_is_visible() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            corrupt: true,
+            ..Behaviour::default()
+        },
+    );
+    let error = ensure_text(
+        &bench.store(),
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(
+        error.to_string().contains("sha256:") && error.to_string().contains("nothing was kept"),
+        "{error}"
+    );
+    bench.assert_empty();
+}
+
+#[test]
+fn a_lying_digest_header_is_refused() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            wrong_header: true,
+            ..Behaviour::default()
+        },
+    );
+    let error = resolve_text(
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn logins_do_not_follow_redirects() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let storage = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let front = Behaviour {
+        token: Some(String::new()),
+        redirect: Some(format!("http://{}", storage.address)),
+        ..Behaviour::default()
+    };
+    let fake = FakeRegistry::new(bench.layout(), front);
+    ensure_text(
+        &bench.store(),
+        &format!("{}/x:1", fake.address),
+        &Credentials::anonymous(),
+        true,
+    )
+    .unwrap();
+    assert!(
+        fake.count("/blobs/") >= 2
+            && fake
+                .log()
+                .iter()
+                .any(|l| l.contains("/blobs/") && l.contains("auth"))
+    );
+    assert!(
+        storage.count("/blobs/") == 2 && storage.count("auth") == 0,
+        "{:?}",
+        storage.log()
+    );
+}
+
+#[test]
+fn progress_adds_up() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            slow: Duration::from_millis(5),
+            ..Behaviour::default()
+        },
+    );
+    let reference: Reference = format!("{}/x:1", fake.address).parse().unwrap();
+    let options = ResolveOptions {
+        insecure: true,
+        ..ResolveOptions::default()
+    };
+    let berth_images::Resolved::Manifest(resolved) =
+        resolve(&reference, &Credentials::anonymous(), &options).unwrap()
+    else {
+        panic!()
+    };
+    let source = open_source(&resolved.source, true, &Credentials::anonymous()).unwrap();
+    let events = Mutex::new(Vec::new());
+    bench
+        .store()
+        .ensure(&resolved, source.as_ref(), &|e| {
+            events.lock().unwrap().push(e)
+        })
+        .unwrap();
+    let events = events.into_inner().unwrap();
+    let total = events
+        .iter()
+        .find_map(|e| {
+            if let ProgressEvent::Start {
+                layers: 1,
+                cached: 0,
+                bytes,
+            } = e
+            {
+                Some(*bytes)
+            } else {
+                None
+            }
+        })
+        .unwrap();
+    let fetched: u64 = events
+        .iter()
+        .map(|e| {
+            if let ProgressEvent::Fetched { bytes } = e {
+                *bytes
+            } else {
+                0
+            }
+        })
+        .sum();
+    assert_eq!(fetched, total);
+    assert!(
+        events
+            .iter()
+            .any(|e| matches!(e, ProgressEvent::LayerDone { .. }))
+    );
+    assert!(events.contains(&ProgressEvent::Syncing));
+}

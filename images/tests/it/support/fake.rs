@@ -1,0 +1,250 @@
+//! A small HTTP server that serves an OCI layout as a registry and misbehaves on demand.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_images::Digest;
+
+use super::blob_path;
+
+#[derive(Clone, Default)]
+pub struct Behaviour {
+    /// So many answers are 503 first; with `Retry-After: 0` where set.
+    pub busy: u32,
+    /// Blobs are cut after so many bytes of one answer.
+    pub cut_after: Option<usize>,
+    /// Ranges are not understood.
+    pub no_ranges: bool,
+    /// Blobs have one byte changed.
+    pub corrupt: bool,
+    /// Wants a bearer token, given to this `user:password` (base64), or to anyone for "".
+    pub token: Option<String>,
+    /// Tokens work for so many requests.
+    pub token_uses: Option<u32>,
+    /// Answers wait so long.
+    pub slow: Duration,
+    /// The digest header lies.
+    pub wrong_header: bool,
+    /// Every blob redirects to this address.
+    pub redirect: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    behaviour: Behaviour,
+    log: Vec<String>,
+    tokens: BTreeMap<String, u32>,
+    issued: u32,
+}
+
+pub struct FakeRegistry {
+    pub address: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeRegistry {
+    /// Serves `layout` under every repository name; tags name its only image.
+    pub fn new(layout: PathBuf, behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = Arc::new(Mutex::new(State {
+            behaviour,
+            ..State::default()
+        }));
+        let shared = Arc::clone(&state);
+        let own = address.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (shared, layout, own) = (Arc::clone(&shared), layout.clone(), own.clone());
+                std::thread::spawn(
+                    move || while serve(&stream, &shared, &layout, &own).is_some() {},
+                );
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Requests so far, as `METHOD path`, with ` range` and ` auth` where they had one.
+    pub fn log(&self) -> Vec<String> {
+        self.state.lock().unwrap().log.clone()
+    }
+
+    pub fn count(&self, part: &str) -> usize {
+        self.log().iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+fn serve(
+    stream: &TcpStream,
+    state: &Mutex<State>,
+    layout: &std::path::Path,
+    own: &str,
+) -> Option<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let mut headers = BTreeMap::new();
+    loop {
+        let line = lines.next()?.ok()?;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(':')?;
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let mut words = first.split(' ');
+    let (method, path) = (words.next()?, words.next()?.to_owned());
+    let mut line = format!("{method} {path}");
+    if headers.contains_key("range") {
+        line += " range";
+    }
+    if headers.contains_key("authorization") {
+        line += " auth";
+    }
+    let behaviour = {
+        let mut state = state.lock().unwrap();
+        state.log.push(line);
+        if state.behaviour.busy > 0 {
+            state.behaviour.busy -= 1;
+            drop(state);
+            return answer(
+                stream,
+                "503 Service Unavailable",
+                &[("Retry-After", "0")],
+                b"",
+            );
+        }
+        state.behaviour.clone()
+    };
+    std::thread::sleep(behaviour.slow);
+    if path.starts_with("/token") {
+        let wanted = behaviour.token.unwrap_or_default();
+        if !wanted.is_empty() && headers.get("authorization") != Some(&format!("Basic {wanted}")) {
+            return answer(
+                stream,
+                "401 Unauthorized",
+                &[],
+                br#"{"details":"incorrect username or password"}"#,
+            );
+        }
+        let mut state = state.lock().unwrap();
+        state.issued += 1;
+        let token = format!("token{}", state.issued);
+        state
+            .tokens
+            .insert(token.clone(), behaviour.token_uses.unwrap_or(u32::MAX));
+        return answer(
+            stream,
+            "200 OK",
+            &[],
+            format!(r#"{{"token":"{token}"}}"#).as_bytes(),
+        );
+    }
+    if behaviour.token.is_some() {
+        let mut state = state.lock().unwrap();
+        let token = headers
+            .get("authorization")
+            .and_then(|a| a.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        match state.tokens.get_mut(token) {
+            Some(uses) if *uses > 0 => *uses -= 1,
+            _ => {
+                drop(state);
+                let challenge = format!(
+                    r#"Bearer realm="http://{own}/token",service="fake",scope="repository:x:pull""#
+                );
+                return answer(
+                    stream,
+                    "401 Unauthorized",
+                    &[("WWW-Authenticate", &challenge)],
+                    br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+                );
+            }
+        }
+    }
+    let digest = match path.rsplit('/').next()?.parse::<Digest>() {
+        Ok(digest) => digest,
+        Err(_) => {
+            let index: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+            index["manifests"][0]["digest"].as_str()?.parse().ok()?
+        }
+    };
+    let Ok(mut bytes) = std::fs::read(blob_path(layout, &digest)) else {
+        return answer(
+            stream,
+            "404 Not Found",
+            &[],
+            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
+        );
+    };
+    let blob = path.contains("/blobs/");
+    if blob && let Some(target) = &behaviour.redirect {
+        return answer(
+            stream,
+            "307 Temporary Redirect",
+            &[("Location", &format!("{target}{path}"))],
+            b"",
+        );
+    }
+    if blob && behaviour.corrupt {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    }
+    let mut status = "200 OK";
+    let total = bytes.len();
+    let mut range = String::new();
+    if let (Some(asked), false) = (headers.get("range"), behaviour.no_ranges) {
+        let start: usize = asked
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()?;
+        range = format!("bytes {start}-{}/{total}", total - 1);
+        bytes.drain(..start);
+        status = "206 Partial Content";
+    }
+    let named = if behaviour.wrong_header {
+        format!("sha256:{}", "0".repeat(64))
+    } else {
+        digest.to_string()
+    };
+    let mut extra = vec![("Docker-Content-Digest", named.as_str())];
+    if !range.is_empty() {
+        extra.push(("Content-Range", &range));
+    }
+    if let (true, Some(cut)) = (blob, behaviour.cut_after)
+        && cut < bytes.len()
+    {
+        let head = head(status, &extra, bytes.len());
+        let mut stream = stream;
+        stream.write_all(head.as_bytes()).ok()?;
+        stream.write_all(&bytes[..cut]).ok()?;
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        return None;
+    }
+    answer(stream, status, &extra, &bytes)
+}
+
+fn head(status: &str, headers: &[(&str, &str)], length: usize) -> String {
+    let mut text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n");
+    for (name, value) in headers {
+        text += &format!("{name}: {value}\r\n");
+    }
+    text + "\r\n"
+}
+
+fn answer(
+    mut stream: &TcpStream,
+    status: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<()> {
+    stream
+        .write_all(head(status, headers, body.len()).as_bytes())
+        .ok()?;
+    stream.write_all(body).ok()
+}

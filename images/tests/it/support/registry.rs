@@ -1,0 +1,156 @@
+//! A real registry: Debian's docker-registry on a free loopback port, with files of its own.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use berth_images::Credentials;
+
+use super::tool;
+
+pub struct RealRegistry {
+    child: Child,
+    pub address: String,
+    pub dir: tempfile::TempDir,
+}
+
+pub const USER: &str = "alice";
+pub const PASSWORD: &str = "correct horse";
+
+impl RealRegistry {
+    /// A registry that anyone may use.
+    pub fn open() -> Self {
+        Self::start(false, None)
+    }
+
+    /// A registry that wants a login.
+    pub fn with_login() -> Self {
+        Self::start(true, None)
+    }
+
+    pub fn start(login: bool, tls: Option<(&Path, &Path)>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // The port is free now; nobody else takes it in the moment until the registry does.
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .to_string();
+        let mut config = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp:\n  addr: {address}\n",
+            dir.path().join("data").display()
+        );
+        if let Some((certificate, key)) = tls {
+            config += &format!(
+                "  tls: {{certificate: {}, key: {}}}\n",
+                certificate.display(),
+                key.display()
+            );
+        }
+        if login {
+            let file = dir.path().join("htpasswd");
+            let output = tool("apache2-utils", "htpasswd", &["-Bbn", USER, PASSWORD]);
+            std::fs::write(&file, output.stdout).unwrap();
+            config += &format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                file.display()
+            );
+        }
+        let file = dir.path().join("config.yml");
+        std::fs::write(&file, config).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .env_remove("REGISTRY_AUTH_FILE")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| {
+                panic!(
+                    "cannot run docker-registry: {e}; install the Debian package docker-registry"
+                )
+            });
+        let registry = Self {
+            child,
+            address,
+            dir,
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(&registry.address).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "docker-registry does not listen on {}",
+                registry.address
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        registry
+    }
+
+    /// Pushes an image of an OCI layout (`dir[:name]`).
+    pub fn push(&self, layout: &str, name: &str) {
+        self.push_with(layout, name, &["--dest-no-creds"], false);
+    }
+
+    pub fn push_as_user(&self, layout: &str, name: &str) {
+        self.push_with(
+            layout,
+            name,
+            &["--dest-creds", &format!("{USER}:{PASSWORD}")],
+            false,
+        );
+    }
+
+    pub fn push_with(&self, layout: &str, name: &str, login: &[&str], all: bool) {
+        let source = format!("oci:{layout}");
+        let target = format!("docker://{}/{name}", self.address);
+        let policy = self.dir.path().join("policy.json");
+        std::fs::write(
+            &policy,
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        )
+        .unwrap();
+        let policy = policy.display().to_string();
+        let mut arguments = vec![
+            "--policy",
+            &policy,
+            "copy",
+            "--quiet",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+        ];
+        arguments.extend(login);
+        if all {
+            arguments.push("--all");
+        }
+        arguments.extend([source.as_str(), target.as_str()]);
+        tool("skopeo", "skopeo", &arguments);
+    }
+
+    pub fn name(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.address)
+    }
+
+    /// A docker configuration with a login for this registry.
+    pub fn login(&self, user: &str, password: &str) -> Credentials {
+        use base64::Engine;
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        self.docker_config(&serde_json::json!({"auths": {&self.address: {"auth": auth}}}))
+    }
+
+    pub fn docker_config(&self, config: &serde_json::Value) -> Credentials {
+        let home: PathBuf = self.dir.path().join("docker");
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::write(home.join("config.json"), config.to_string()).unwrap();
+        Credentials::from_parts(Some(&home), None, None, None)
+    }
+}
+
+impl Drop for RealRegistry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
