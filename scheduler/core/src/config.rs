@@ -2,6 +2,7 @@
 
 use berth_model::config::{Config, GresConfig, PartitionConfig, PartitionState};
 use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::hostlist;
 use berth_model::ids::NodeName;
 use berth_model::spec::TimeLimit;
 use berth_model::time::Span;
@@ -200,10 +201,7 @@ impl PartitionRules {
 
 fn time_limit(text: &str, key: &str, place: &str) -> Result<TimeLimit, ConfigError> {
     let bad = |why: String| ConfigError { place: place.to_string(), why };
-    match text {
-        "UNLIMITED" => Ok(TimeLimit::Unlimited),
-        _ => text.parse().map(TimeLimit::Minutes).map_err(|e| bad(format!("{key}: {e}"))),
-    }
+    text.parse().map_err(|e| bad(format!("{key}: {e}")))
 }
 
 fn node_set(text: &str, place: &str) -> Result<Option<BTreeSet<NodeName>>, ConfigError> {
@@ -251,15 +249,5 @@ fn devices(g: &GresConfig, place: &str, out: &mut Vec<GresDevice>) -> Result<(),
             out.extend(files.into_iter().map(|f| device(vec![f])));
             Ok(())
         }
-    }
-}
-
-mod hostlist {
-    /// Names separated by commas.
-    pub fn expand(text: &str) -> Result<Vec<String>, String> {
-        if text.contains('[') {
-            return Err(format!("'{text}': brackets are not read here; name the nodes one by one"));
-        }
-        Ok(text.split(',').filter(|t| !t.is_empty()).map(str::to_string).collect())
     }
 }

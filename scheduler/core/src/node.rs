@@ -26,7 +26,8 @@ pub(crate) struct Node {
     pub(crate) hardware: Arc<Hardware>,
     /// Indexes of free cores in `hardware.cores`.
     pub(crate) free_cores: Vec<bool>,
-    pub(crate) free_core_count: usize,
+    /// CPUs of the free cores.
+    pub(crate) free_cpus: u64,
     pub(crate) free_memory: u64,
     /// Whether each device of `hardware.gres` is free.
     pub(crate) free_gres: Vec<bool>,
@@ -49,7 +50,7 @@ impl Node {
             row,
             hardware: Arc::default(),
             free_cores: Vec::new(),
-            free_core_count: 0,
+            free_cpus: 0,
             free_memory: 0,
             free_gres: Vec::new(),
             held: OrdMap::new(),
@@ -69,22 +70,10 @@ impl Node {
         assert!(self.held.is_empty(), "hardware of {} changed under its jobs", self.row.name);
         let hw = config.complete(&self.row.name, &self.row.hardware);
         self.free_cores = vec![true; hw.cores.len()];
-        self.free_core_count = hw.cores.len();
+        self.free_cpus = hw.cpus();
         self.free_memory = usable_memory(&hw);
         self.free_gres = vec![true; hw.gres.len()];
         self.hardware = Arc::new(hw);
-    }
-
-    /// The same node with nothing running: for what could ever run here.
-    pub(crate) fn emptied(&self) -> Node {
-        Node {
-            free_cores: vec![true; self.hardware.cores.len()],
-            free_core_count: self.hardware.cores.len(),
-            free_memory: usable_memory(&self.hardware),
-            free_gres: vec![true; self.hardware.gres.len()],
-            held: OrdMap::new(),
-            ..self.clone()
-        }
     }
 
     /// Whether it is meant to take work at all, now or when its agent is back.
@@ -125,7 +114,7 @@ impl Node {
         for core in &cores {
             self.free_cores[*core] = false;
         }
-        self.free_core_count -= cores.len();
+        self.free_cpus -= share.cpus.len() as u64;
         self.free_memory -= share.memory;
         for d in devices {
             self.free_gres[d] = false;
@@ -145,15 +134,14 @@ impl Node {
             assert!(!self.free_cores[*core], "core {core} of {} was free already", self.row.name);
             self.free_cores[*core] = true;
         }
-        self.free_core_count += cores.len();
+        self.free_cpus += share.cpus.len() as u64;
         self.free_memory += share.memory;
         for d in devices {
             assert!(!self.free_gres[d], "device {d} of {} was free already", self.row.name);
             self.free_gres[d] = true;
         }
         assert!(
-            self.free_memory <= usable_memory(&self.hardware)
-                && self.free_core_count <= self.free_cores.len(),
+            self.free_memory <= usable_memory(&self.hardware) && self.free_cpus <= self.hardware.cpus(),
             "more is free on {} than it has",
             self.row.name
         );
@@ -171,8 +159,10 @@ impl Node {
                 return Err(format!("only a part of core {i} of {} is given", self.row.name));
             }
         }
+        let sum: usize = cores.iter().map(|c| self.hardware.cores[*c].cpus.len()).sum();
         match rest.first() {
             Some(cpu) => Err(format!("{} has no CPU {cpu}", self.row.name)),
+            None if sum != share.cpus.len() => Err(format!("a CPU of {} is named twice", self.row.name)),
             None => Ok(cores),
         }
     }
@@ -237,7 +227,8 @@ fn count_gres<'a>(total: &mut Tres, devices: impl Iterator<Item = &'a GresDevice
     }
 }
 
-/// Orders nodes in messages.
+/// Nodes in messages, as a hostlist.
 pub(crate) fn names<'a>(nodes: impl IntoIterator<Item = &'a NodeName>) -> String {
-    nodes.into_iter().map(|n| n.0.as_str()).collect::<Vec<_>>().join(",")
+    let names: Vec<&str> = nodes.into_iter().map(|n| n.0.as_str()).collect();
+    berth_model::hostlist::compress(&names)
 }

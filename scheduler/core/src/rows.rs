@@ -3,7 +3,7 @@
 use crate::tasks::Tasks;
 use berth_model::bytes::ByteStr;
 use berth_model::hardware::Hardware;
-use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Uid};
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
 use berth_model::launch::{NodeShare, StepExit};
 use berth_model::link::EndCause;
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
@@ -251,9 +251,4 @@ pub struct NodeRow {
 /// Shown for a step without a working directory of its own.
 pub(crate) fn step_work_dir(step: &StepRow, job: &JobSpec) -> ByteStr {
     step.spec.as_ref().map_or_else(|| job.work_dir.clone(), |s| s.work_dir.clone())
-}
-
-/// The id of the batch script's step in a run.
-pub(crate) fn batch_key(job: JobId, attempt: Attempt) -> StepKey {
-    StepKey { job, attempt, step: StepId::Batch }
 }

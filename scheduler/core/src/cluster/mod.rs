@@ -1,80 +1,133 @@
 //! The cluster: all state, and the one door through which it changes.
 
+mod admin;
+mod agents;
+mod audit;
+mod cancel;
+mod ending;
+mod pass;
+mod queue;
+mod restore;
+mod select;
+mod steps;
+mod submit;
+mod timers;
+
 use crate::config::CoreConfig;
-use crate::event::{AfterCommit, Effect, Event, Outcome};
+use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
 use crate::job::Job;
+use crate::launch;
 use crate::node::Node;
+use crate::rows::{MetaRow, StepRow};
 use crate::snapshot::Snapshot;
-use crate::store::{Stored, Write};
-use berth_model::ids::{JobId, NodeName, Term};
-use berth_model::request::{Refusal, RefusalCode};
+use crate::store::{PayloadKey, Write, fill_payload};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
+use berth_model::link::ToAgent;
+use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Request, Response};
+use berth_model::spec::Identity;
 use berth_model::time::Time;
 use imbl::OrdMap;
-use std::collections::BTreeSet;
+use queue::{ArrayState, QueueKey};
+pub use restore::RestoreError;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// What is stored cannot be the state of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the stored {row} is not usable: {why}")]
-pub struct RestoreError {
-    /// Which row.
-    pub row: String,
-    /// What is wrong with it.
-    pub why: String,
-}
+use steps::Waiting;
+use timers::Timer;
 
 /// The whole cluster.
+///
+/// All changes go through [`Cluster::handle`]. Nothing in it reads a clock: time is what `handle` is told,
+/// and never goes back.
 pub struct Cluster {
-    pub(crate) config: CoreConfig,
-    pub(crate) term: Term,
-    pub(crate) jobs: OrdMap<JobId, Arc<Job>>,
-    pub(crate) nodes: OrdMap<NodeName, Arc<Node>>,
-    writes: Vec<Write>,
+    config: CoreConfig,
+    term: Term,
+    clock: Time,
+    next_job: u32,
+    next_session: u64,
+    jobs: OrdMap<JobId, Arc<Job>>,
+    nodes: OrdMap<NodeName, Arc<Node>>,
+    /// Jobs that could start, in order, by partition.
+    queue: BTreeMap<Arc<str>, BTreeSet<QueueKey>>,
+    /// First jobs for which there was no room; nothing behind them is tried until something changes.
+    blocked: BTreeMap<Arc<str>, QueueKey>,
+    /// Jobs that fit on no set of nodes in service; tried again when nodes come back.
+    aside: BTreeSet<JobId>,
+    /// Partitions to be gone through.
+    dirty: BTreeSet<Arc<str>>,
+    arrays: BTreeMap<JobId, ArrayState>,
+    timers: BTreeSet<(Time, Timer)>,
+    waiting: BTreeMap<JobId, Vec<Waiting>>,
+    /// Submissions by owner and digest of their id, for retries.
+    submissions: BTreeSet<(Uid, u64, JobId)>,
+    identities: BTreeMap<Uid, Arc<Identity>>,
+    active: usize,
+    store_full: Option<String>,
+    out: Changes,
+}
+
+/// What one event changed, until it is told.
+#[derive(Default)]
+struct Changes {
+    first: Vec<Write>,
+    jobs: BTreeSet<JobId>,
+    steps: BTreeSet<StepKey>,
+    nodes: BTreeSet<NodeName>,
+    meta: bool,
+    last: Vec<Write>,
     effects: Vec<Effect>,
+    changed: BTreeSet<JobId>,
+    /// Payloads of this event, so that a start in the same event needs no read of the store.
+    payloads: BTreeMap<PayloadKey, Arc<Payload>>,
 }
 
 impl Cluster {
-    /// A cluster without history.
+    /// A cluster without history, led under `term`.
     pub fn new(config: CoreConfig, term: Term) -> Cluster {
         Cluster {
             config,
             term,
+            clock: Time::default(),
+            next_job: 1,
+            next_session: 0,
             jobs: OrdMap::new(),
             nodes: OrdMap::new(),
-            writes: Vec::new(),
-            effects: Vec::new(),
+            queue: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+            aside: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            arrays: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            submissions: BTreeSet::new(),
+            identities: BTreeMap::new(),
+            active: 0,
+            store_full: None,
+            out: Changes::default(),
         }
     }
 
-    /// The cluster that `stored` describes, led under `term`.
-    ///
-    /// # Errors
-    /// Names the row that cannot be.
-    pub fn restore(
-        config: CoreConfig,
-        term: Term,
-        _stored: Stored,
-        _now: Time,
-    ) -> Result<Cluster, RestoreError> {
-        Ok(Cluster::new(config, term))
+    /// Applies an event at cluster time `now`. A `now` before an earlier one counts as that one.
+    pub fn handle(&mut self, event: Event, now: Time) -> Outcome {
+        self.clock = self.clock.max(now);
+        match event {
+            Event::Client { request, actor, body } => self.client(request, &actor, body),
+            Event::Abandoned { request } => self.abandoned(request),
+            Event::Agent { node, connection, message } => self.agent(&node, connection, message),
+            Event::AgentLost { node, connection } => self.agent_lost(&node, connection),
+            Event::StoreFull(why) => self.store_full = why,
+            Event::Tick => {}
+        }
+        self.fire_timers();
+        self.pass();
+        self.outcome()
     }
 
-    /// Applies an event.
-    pub fn handle(&mut self, event: Event, _now: Time) -> Outcome {
-        if let Event::Client { request, .. } = event {
-            let result = Err(Refusal::new(RefusalCode::Unavailable, "the scheduler is not ready"));
-            self.effects.push(Effect::Reply { request, result });
-        }
-        Outcome {
-            writes: std::mem::take(&mut self.writes),
-            after_commit: AfterCommit::new(std::mem::take(&mut self.effects)),
-            changed: BTreeSet::new(),
-        }
-    }
-
-    /// When [`Event::Tick`] is to be sent at the latest.
+    /// When [`Event::Tick`] is to be sent at the latest; at once when a pass was cut short.
     pub fn next_wake(&self) -> Option<Time> {
-        None
+        if !self.dirty.is_empty() {
+            return Some(self.clock);
+        }
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// The state for readers. Publish it once the writes before it are durable.
@@ -84,5 +137,163 @@ impl Cluster {
             nodes: self.nodes.clone(),
             partitions: self.config.partitions.clone(),
         }
+    }
+
+    /// The term under which this core speaks.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    fn client(&mut self, request: RequestId, actor: &Actor, body: Request) {
+        let actor = match self.admit(actor) {
+            Ok(actor) => actor,
+            Err(refusal) => return self.reply(request, Err(refusal)),
+        };
+        let result = match body {
+            Request::Submit { spec, payload, first_step, test_only } => {
+                self.submit(&actor, *spec, payload, first_step.map(|s| *s), test_only)
+            }
+            Request::CreateStep { job, spec } => {
+                // Answered when the step has its resources, perhaps much later.
+                if let Err(refusal) = self.create_step(request, &actor, job, *spec) {
+                    self.reply(request, Err(refusal));
+                }
+                return;
+            }
+            Request::Cancel(cancel) => self.cancel(&actor, &cancel),
+            Request::Hold(selectors) => self.hold(&actor, &selectors),
+            Request::Release(selectors) => self.release(&actor, &selectors),
+            Request::Requeue(selectors) => self.requeue(&actor, &selectors),
+            Request::UpdateNode { nodes, state, reason } => self.update_node(&actor, &nodes, state, reason),
+            Request::EndAllocation { job, status } => self.end_allocation(&actor, job, Some(status)),
+            Request::ClientLost { job } => self.end_allocation(&actor, job, None),
+        };
+        self.reply(request, result);
+    }
+
+    /// A client inside a job acts as the job's owner and as nothing more: no administrator's rights, and only
+    /// while the job holds something.
+    fn admit(&self, actor: &Actor) -> Result<Actor, Refusal> {
+        let Some(inside) = actor.inside else { return Ok(actor.clone()) };
+        let job = self.jobs.get(&inside).filter(|j| j.run().is_some());
+        match job {
+            Some(job) if job.spec.identity.uid == actor.identity.uid => {
+                Ok(Actor { administrator: false, ..actor.clone() })
+            }
+            Some(_) => Err(Refusal::new(
+                RefusalCode::Denied,
+                format!("Access/permission denied: this is job {inside}, which belongs to somebody else"),
+            )),
+            None => Err(Refusal::new(
+                RefusalCode::Denied,
+                format!("Access/permission denied: job {inside}, from which this was asked, is not running"),
+            )),
+        }
+    }
+
+    fn reply(&mut self, request: RequestId, result: Result<Response, Refusal>) {
+        self.out.effects.push(Effect::Reply { request, result });
+    }
+
+    fn send(&mut self, node: &NodeName, message: ToAgent) {
+        if let Some(link) = self.nodes.get(node).and_then(|n| n.link) {
+            self.out.effects.push(Effect::Send { connection: link.connection, message, payload: None });
+        }
+    }
+
+    /// Sends the Start of a step to the `at`-th of its nodes, if its agent is connected.
+    fn send_start(&mut self, job: JobId, step: StepId, at: usize) {
+        let Some(record) = self.jobs.get(&job) else { return };
+        let (Some(run), Some(row)) = (record.run(), record.steps.get(&step)) else { return };
+        let common = launch::Common {
+            cluster: &self.config.cluster,
+            term: self.term,
+            kill_wait: self.config.kill_wait,
+            now: self.clock,
+        };
+        let Some((mut start, key)) = launch::start(&common, record, run, row, at) else { return };
+        let node = start.launch.node.clone();
+        let Some(link) = self.nodes.get(&node).and_then(|n| n.link) else { return };
+        let mut payload = Some(key);
+        if let Some(found) = self.out.payloads.get(&key) {
+            fill_payload(&mut start.launch, found);
+            payload = None;
+        }
+        self.out.effects.push(Effect::Send {
+            connection: link.connection,
+            message: ToAgent::Start(Box::new(start)),
+            payload,
+        });
+    }
+
+    fn job(&self, id: JobId) -> Option<&Arc<Job>> {
+        self.jobs.get(&id)
+    }
+
+    /// A job to change durably.
+    fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        let job = self.jobs.get_mut(&id)?;
+        self.out.jobs.insert(id);
+        self.out.changed.insert(id);
+        Some(Arc::make_mut(job))
+    }
+
+    /// A job to change in what is not stored.
+    fn job_live(&mut self, id: JobId) -> Option<&mut Job> {
+        let job = self.jobs.get_mut(&id)?;
+        self.out.changed.insert(id);
+        Some(Arc::make_mut(job))
+    }
+
+    /// A step to change durably.
+    fn step_mut(&mut self, job: JobId, step: StepId) -> Option<&mut StepRow> {
+        let record = Arc::make_mut(self.jobs.get_mut(&job)?);
+        let row = record.steps.get_mut(&step)?;
+        self.out.steps.insert(row.key);
+        self.out.changed.insert(job);
+        Some(Arc::make_mut(row))
+    }
+
+    fn node_mut(&mut self, name: &NodeName) -> Option<&mut Node> {
+        self.nodes.get_mut(name).map(Arc::make_mut)
+    }
+
+    /// The step of that key, if it belongs to the job's current attempt.
+    fn step(&self, key: StepKey) -> Option<&Arc<StepRow>> {
+        self.jobs.get(&key.job)?.steps.get(&key.step).filter(|s| s.key == key)
+    }
+
+    fn attempt_of(&self, job: JobId) -> Option<Attempt> {
+        self.jobs.get(&job).map(|j| j.row.attempt)
+    }
+
+    /// Turns what changed into rows: each once, in its last form.
+    fn outcome(&mut self) -> Outcome {
+        let out = std::mem::take(&mut self.out);
+        let mut writes = out.first;
+        for id in &out.jobs {
+            if let Some(job) = self.jobs.get(id) {
+                writes.push(Write::PutJob(Box::new(job.row.clone())));
+            }
+        }
+        for key in &out.steps {
+            if let Some(step) = self.step(*key) {
+                writes.push(Write::PutStep(step.clone()));
+            }
+        }
+        for name in &out.nodes {
+            if let Some(node) = self.nodes.get(name) {
+                writes.push(Write::PutNode(Box::new(node.row.clone())));
+            }
+        }
+        writes.extend(out.last);
+        if out.meta {
+            writes.push(Write::PutMeta(MetaRow {
+                version: crate::rows::ROW_VERSION,
+                next_job: self.next_job,
+                clock: self.clock,
+            }));
+        }
+        Outcome { writes, after_commit: AfterCommit::new(out.effects), changed: out.changed }
     }
 }

@@ -1,0 +1,77 @@
+//! What administrators make of nodes.
+
+use super::Cluster;
+use berth_model::ids::NodeName;
+use berth_model::request::{Actor, NodeStateChange, Refusal, RefusalCode, Response};
+
+impl Cluster {
+    pub(super) fn update_node(
+        &mut self,
+        actor: &Actor,
+        nodes: &[NodeName],
+        state: NodeStateChange,
+        reason: Option<String>,
+    ) -> Result<Response, Refusal> {
+        if !actor.administrator {
+            return Err(Refusal::new(
+                RefusalCode::Denied,
+                "Access/permission denied: only an administrator changes the state of nodes",
+            ));
+        }
+        if let Some(name) = nodes.iter().find(|n| !self.nodes.contains_key(*n)) {
+            return Err(Refusal::new(
+                RefusalCode::NotFound,
+                format!("Invalid node name specified: {name} never registered (see sinfo -N)"),
+            ));
+        }
+        let needs = matches!(state, NodeStateChange::Down | NodeStateChange::Drain | NodeStateChange::Fail);
+        if needs && reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
+            return Err(Refusal::new(
+                RefusalCode::Invalid,
+                "You must specify a reason when DOWNING or DRAINING a node: add Reason=\"...\"",
+            ));
+        }
+        let (now, user) = (self.clock, actor.identity.user.clone());
+        for name in nodes {
+            self.out.nodes.insert(name.clone());
+            let Some(node) = self.node_mut(name) else { continue };
+            let c = &mut node.row.condition;
+            match state {
+                NodeStateChange::Down => c.down = true,
+                NodeStateChange::Drain => c.drain = true,
+                NodeStateChange::Fail => c.fail = true,
+                NodeStateChange::Resume | NodeStateChange::Idle => {
+                    (c.down, c.drain, c.fail) = (false, false, false);
+                }
+                NodeStateChange::Undrain => c.drain = false,
+            }
+            if needs {
+                c.reason.clone_from(&reason);
+                c.reason_user = Some(user.clone());
+                c.reason_time = Some(now);
+            } else if !(c.down || c.drain || c.fail) {
+                (c.reason, c.reason_user, c.reason_time) = (None, None, None);
+            }
+            if state == NodeStateChange::Down {
+                self.lose_node(name);
+            } else if !needs {
+                self.node_is_back(name);
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    /// The administrator's word is evidence: what runs there counts as lost. Until the agent has ended it, the
+    /// node takes nothing new, even when it is put back into service.
+    fn lose_node(&mut self, name: &NodeName) {
+        let Some(node) = self.nodes.get(name) else { return };
+        let runs: Vec<_> = node.held.keys().copied().collect();
+        self.fail_on_node(name);
+        if let Some(node) = self.node_mut(name)
+            && node.link.is_some()
+        {
+            node.settling.extend(runs);
+        }
+        self.settle(name);
+    }
+}

@@ -1,0 +1,343 @@
+//! What agents say: registration with comparison of states, progress, exits, and silence.
+
+use super::Cluster;
+use super::ending::unreported;
+use crate::event::Effect;
+use crate::job::Progress;
+use crate::node::{Link, Node};
+use crate::rows::{NodeRow, Phase, ROW_VERSION};
+use berth_model::hardware::Hardware;
+use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
+use berth_model::launch::StepPhase;
+use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::state::NodeCondition;
+use berth_model::time::{Span, Time};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// An agent's introduction.
+struct Hello {
+    boot_id: String,
+    boot_time: Time,
+    agent_start: Time,
+    version: String,
+    hardware: Hardware,
+    term: Term,
+    steps: Vec<(StepKey, StepPhase)>,
+    jobs: Vec<(JobId, Attempt)>,
+}
+
+impl Cluster {
+    pub(super) fn agent(&mut self, node: &NodeName, connection: u64, message: FromAgent) {
+        match message {
+            FromAgent::Hello {
+                node: name,
+                boot_id,
+                boot_time,
+                agent_start,
+                version,
+                hardware,
+                term,
+                steps,
+                jobs,
+            } => {
+                if name != *node {
+                    let why = format!("this connection speaks for node {node}, not for {name}");
+                    return self.turn_away(connection, why);
+                }
+                let hello = Hello { boot_id, boot_time, agent_start, version, hardware, term, steps, jobs };
+                self.hello(node, connection, hello);
+            }
+            FromAgent::Step { session, key, phase } => {
+                if self.heard(node, connection, session) {
+                    self.step_report(node, key, phase);
+                }
+            }
+            FromAgent::JobGone { session, job, attempt } => {
+                if self.heard(node, connection, session) {
+                    self.job_gone(node, job, attempt);
+                }
+            }
+            FromAgent::Heartbeat { session, load, free_memory } => {
+                if self.heard(node, connection, session)
+                    && let Some(n) = self.node_mut(node)
+                {
+                    n.load = load;
+                    n.reported_free_memory = free_memory;
+                }
+            }
+        }
+    }
+
+    fn turn_away(&mut self, connection: u64, why: String) {
+        let message = ToAgent::Refused(why.clone());
+        self.out.effects.push(Effect::Send { connection, message, payload: None });
+        self.out.effects.push(Effect::Disconnect { connection, why });
+    }
+
+    /// Notes a sign of life of the current registration; false for messages of an earlier one.
+    fn heard(&mut self, node: &NodeName, connection: u64, session: Session) -> bool {
+        let now = self.clock;
+        let Some(n) = self.nodes.get(node) else { return false };
+        if n.link != Some(Link { connection, session }) {
+            return false;
+        }
+        let silent = n.row.condition.not_responding;
+        if let Some(n) = self.node_mut(node) {
+            n.last_heard = now;
+            n.row.condition.not_responding = false;
+        }
+        if silent {
+            self.watch_silence(node);
+            self.node_is_back(node);
+        }
+        true
+    }
+
+    pub(super) fn agent_lost(&mut self, node: &NodeName, connection: u64) {
+        let lost = |n: &Arc<Node>| n.link.is_some_and(|l| l.connection == connection);
+        if self.nodes.get(node).is_some_and(lost)
+            && let Some(n) = self.node_mut(node)
+        {
+            n.link = None;
+        }
+    }
+
+    fn hello(&mut self, name: &NodeName, connection: u64, hello: Hello) {
+        if hello.term > self.term {
+            let why = format!(
+                "the agent follows a controller of term {}, this one is of term {}",
+                hello.term, self.term
+            );
+            return self.turn_away(connection, why);
+        }
+        if let Err(why) = check_hardware(&hello.hardware) {
+            return self.turn_away(connection, format!("the hardware of {name} cannot be: {why}"));
+        }
+        let before = self.nodes.get(name).and_then(|n| n.link);
+        if let Some(old) = before.filter(|l| l.connection != connection) {
+            let why = format!("the agent of {name} registered again");
+            self.out.effects.push(Effect::Disconnect { connection: old.connection, why });
+        }
+        let rebooted = self.nodes.get(name).is_some_and(|n| n.row.boot_id != hello.boot_id);
+        if let Some(n) = self.node_mut(name) {
+            n.link = None;
+            n.settling.clear();
+        }
+        if rebooted {
+            // No process outlives a boot: this is the evidence on which lost jobs end or run again.
+            self.fail_on_node(name);
+        }
+        self.register(name, &hello);
+        self.next_session += 1;
+        let session = Session((self.term.0 << 32) | self.next_session);
+        let now = self.clock;
+        if let Some(n) = self.node_mut(name) {
+            n.link = Some(Link { connection, session });
+            n.last_heard = now;
+            n.row.condition.not_responding = false;
+        }
+        let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
+        self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
+        self.watch_silence(name);
+        let fresh = before.is_none_or(|l| l.connection != connection);
+        self.compare(name, hello.steps, &hello.jobs, fresh);
+        self.node_is_back(name);
+    }
+
+    /// Writes down what the agent says of the node itself.
+    fn register(&mut self, name: &NodeName, hello: &Hello) {
+        let known = self.nodes.get(name);
+        let row = NodeRow {
+            version: ROW_VERSION,
+            name: name.clone(),
+            // Hardware does not change under running jobs; what is said now counts once they are gone.
+            hardware: match known {
+                Some(n) if !n.held.is_empty() => n.row.hardware.clone(),
+                _ => hello.hardware.clone(),
+            },
+            boot_id: hello.boot_id.clone(),
+            boot_time: hello.boot_time,
+            agent_start: hello.agent_start,
+            agent_version: hello.version.clone(),
+            condition: known.map_or_else(NodeCondition::default, |n| NodeCondition {
+                not_responding: false,
+                ..n.row.condition.clone()
+            }),
+        };
+        match known {
+            None => {
+                let node = Node::new(row, &self.config, self.clock);
+                self.nodes.insert(name.clone(), Arc::new(node));
+            }
+            Some(n) => {
+                let same = NodeCondition { not_responding: false, ..n.row.condition.clone() };
+                let unchanged = NodeRow { condition: same, ..n.row.clone() } == row;
+                if unchanged {
+                    return;
+                }
+                if let Some(n) = self.nodes.get_mut(name).map(Arc::make_mut) {
+                    let refit = n.held.is_empty() && n.row.hardware != row.hardware;
+                    n.row = row;
+                    if refit {
+                        n.refit(&self.config);
+                    }
+                }
+            }
+        }
+        self.out.nodes.insert(name.clone());
+    }
+
+    /// Brings the agent's steps and the cluster's into agreement.
+    fn compare(
+        &mut self,
+        node: &NodeName,
+        steps: Vec<(StepKey, StepPhase)>,
+        jobs: &[(JobId, Attempt)],
+        fresh: bool,
+    ) {
+        let reported: BTreeSet<StepKey> = steps.iter().map(|(key, _)| *key).collect();
+        for (key, phase) in steps {
+            self.step_report(node, key, phase);
+        }
+        for run in jobs {
+            self.expect_gone_unless_held(node, *run);
+        }
+        let held: Vec<(JobId, Attempt)> =
+            self.nodes.get(node).map(|n| n.held.keys().copied().collect()).unwrap_or_default();
+        let (term, kill_wait) = (self.term, self.config.kill_wait);
+        for (id, attempt) in held {
+            let Some(job) = self.job(id) else { continue };
+            if let Phase::Ending { result, .. } = &job.row.phase {
+                let cause = result.cause;
+                self.send(node, ToAgent::EndJob { term, job: id, attempt, kill_wait, cause });
+                self.arm_resend(id);
+                continue;
+            }
+            let open: Vec<(StepId, usize, Option<EndCause>, Option<Progress>)> = job
+                .steps
+                .iter()
+                .flat_map(|(step, row)| {
+                    row.nodes.iter().enumerate().map(move |(at, part)| (step, row, at, part))
+                })
+                .filter(|(_, _, _, part)| part.node == *node && part.exit.is_none())
+                .map(|(step, row, at, _)| {
+                    (*step, at, row.ending, job.progress.get(step).and_then(|p| p.get(at)).copied())
+                })
+                .collect();
+            for (step, at, ending, progress) in open {
+                let key = StepKey { job: id, attempt, step };
+                let there = reported.contains(&key);
+                let ran = matches!(progress, Some(Progress::Starting | Progress::Running));
+                match (there, ending) {
+                    (true, None) => {}
+                    (true, Some(cause)) => {
+                        self.send(node, ToAgent::Terminate { term, key, kill_wait, cause })
+                    }
+                    // It was to be ended and the agent does not have it: it never ran, or is no more.
+                    (false, Some(cause)) => self.step_exited(id, step, at, unreported(cause, self.clock)),
+                    // It ran, and the agent has lost it: it must not run a second time.
+                    (false, None) if ran && fresh => {
+                        self.step_exited(id, step, at, unreported(EndCause::NodeFailed, self.clock));
+                    }
+                    (false, None) => {
+                        self.set_progress(id, step, at, Progress::Sent(self.clock));
+                        self.send_start(id, step, at);
+                    }
+                }
+            }
+            self.arm_resend(id);
+        }
+    }
+
+    /// The node has a run of a job. If it should not, the run is ended, and the node takes nothing new before.
+    fn expect_gone_unless_held(&mut self, node: &NodeName, run: (JobId, Attempt)) {
+        let Some(n) = self.node_mut(node) else { return };
+        if n.held.contains_key(&run) || n.settling.insert(run).is_some() {
+            return;
+        }
+        self.settle(node);
+    }
+
+    /// A run that did not belong on the node is gone from it.
+    pub(super) fn settled(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
+        let Some(n) = self.node_mut(node) else { return };
+        if n.settling.remove(&(job, attempt)).is_some() && n.settling.is_empty() {
+            self.node_is_back(node);
+        }
+    }
+
+    fn set_progress(&mut self, job: JobId, step: StepId, at: usize, progress: Progress) {
+        let Some(record) = self.job_live(job) else { return };
+        if let Some(slot) = record.progress.get_mut(&step).and_then(|p| p.get_mut(at)) {
+            *slot = progress;
+        }
+    }
+
+    fn step_report(&mut self, node: &NodeName, key: StepKey, phase: StepPhase) {
+        let at = self.step(key).and_then(|s| s.nodes.iter().position(|p| p.node == *node));
+        let Some(at) = at else {
+            if matches!(phase, StepPhase::Exited(_)) {
+                // Known no more, or told a second time. What the node still has of its job it names itself.
+                return self.send(node, ToAgent::ExitRecorded { key });
+            }
+            let run = (key.job, key.attempt);
+            if self.nodes.get(node).is_some_and(|n| n.held.contains_key(&run)) {
+                let (term, kill_wait, cause) = (self.term, self.config.kill_wait, EndCause::JobEnded);
+                return self.send(node, ToAgent::Terminate { term, key, kill_wait, cause });
+            }
+            return self.expect_gone_unless_held(node, run);
+        };
+        let recorded = self.step(key).is_some_and(|s| s.nodes[at].exit.is_some());
+        match phase {
+            StepPhase::Exited(mut exit) => {
+                if !recorded {
+                    exit.tasks = Vec::new(); // told to the client by the supervisor; too much for a row
+                    self.step_exited(key.job, key.step, at, exit);
+                }
+                self.send(node, ToAgent::ExitRecorded { key });
+            }
+            _ if recorded => {}
+            StepPhase::Preparing(percent) => {
+                self.advance(key, at, Progress::Preparing(percent.map(|p| p.min(100))));
+            }
+            StepPhase::Starting => self.advance(key, at, Progress::Starting),
+            StepPhase::Running => self.advance(key, at, Progress::Running),
+        }
+    }
+
+    /// Progress never goes back: reports may overtake each other.
+    fn advance(&mut self, key: StepKey, at: usize, progress: Progress) {
+        let rank = |p: &Progress| match p {
+            Progress::Sent(_) => 0,
+            Progress::Preparing(_) => 1,
+            Progress::Starting => 2,
+            Progress::Running => 3,
+        };
+        let now = self.job(key.job).and_then(|j| j.progress.get(&key.step)).and_then(|p| p.get(at));
+        if now.is_some_and(|old| rank(old) <= rank(&progress) && *old != progress) {
+            self.set_progress(key.job, key.step, at, progress);
+        }
+    }
+}
+
+/// Refuses hardware that no machine can have.
+pub(super) fn check_hardware(hw: &Hardware) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for core in &hw.cores {
+        if core.cpus.is_empty() {
+            return Err("a core has no CPU".into());
+        }
+        if let Some(cpu) = core.cpus.iter().find(|c| !seen.insert(**c)) {
+            return Err(format!("CPU {cpu} is in two cores"));
+        }
+    }
+    if hw.cores.is_empty() {
+        return Err("it has no core".into());
+    }
+    let mut devices = BTreeSet::new();
+    match hw.gres.iter().find(|d| !devices.insert((&d.name, d.index))) {
+        Some(d) => Err(format!("{} {} is named twice", d.name, d.index)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,310 @@
+//! `scancel`, hold, release and requeue.
+
+use super::Cluster;
+use super::ending::Verdict;
+use super::select::text;
+use crate::rows::{Hold, Phase};
+use berth_model::ids::{JobId, StepId};
+use berth_model::link::{EndCause, SignalTarget, ToAgent};
+use berth_model::request::{Actor, CancelRequest, Refusal, RefusalCode, Response};
+use berth_model::spec::{JobKind, JobSelector};
+use berth_model::state::JobState;
+use berth_model::time::Span;
+
+const SIGKILL: i32 = 9;
+
+/// Collects what a command on many jobs did.
+#[derive(Default)]
+struct Acts {
+    jobs: Vec<JobId>,
+    refused: Vec<(String, Refusal)>,
+}
+
+impl Acts {
+    fn note(&mut self, what: impl FnOnce() -> String, job: Option<JobId>, result: Result<(), Refusal>) {
+        match result {
+            Ok(()) => self.jobs.extend(job),
+            Err(refusal) => self.refused.push((what(), refusal)),
+        }
+    }
+
+    fn answer(self) -> Result<Response, Refusal> {
+        Ok(Response::Acted { jobs: self.jobs, refused: self.refused })
+    }
+}
+
+fn wrong_state(text: String) -> Refusal {
+    Refusal::new(RefusalCode::WrongState, text)
+}
+
+impl Cluster {
+    pub(super) fn cancel(&mut self, actor: &Actor, request: &CancelRequest) -> Result<Response, Refusal> {
+        let mut acts = Acts::default();
+        if request.jobs.is_empty() {
+            if request.user.is_some_and(|u| u != actor.identity.uid) && !actor.administrator {
+                return Err(Refusal::new(
+                    RefusalCode::Denied,
+                    "Access/permission denied: only an administrator cancels other people's jobs",
+                ));
+            }
+            let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+            for id in ids.into_iter().filter(|id| self.owned(actor, *id).is_ok()).collect::<Vec<_>>() {
+                if self.matches(id, request) && self.job(id).is_some_and(super::ending::is_active) {
+                    let result = self.cancel_job(actor, id, request);
+                    acts.note(|| id.to_string(), Some(id), result);
+                }
+            }
+            return acts.answer();
+        }
+        for (selector, step) in &request.jobs {
+            let what = || match step {
+                Some(step) => format!("{}.{step}", text(selector)),
+                None => text(selector),
+            };
+            let ids = match self.select(actor, selector) {
+                Ok(ids) => ids,
+                Err(refusal) => {
+                    acts.refused.push((what(), refusal));
+                    continue;
+                }
+            };
+            let many = ids.len() > 1;
+            for id in ids.into_iter().filter(|id| self.matches(*id, request)).collect::<Vec<_>>() {
+                if many && !self.job(id).is_some_and(super::ending::is_active) {
+                    continue; // tasks of an array that ended before
+                }
+                let result = match step {
+                    Some(step) => self.cancel_step(actor, id, *step, request.signal),
+                    None => self.cancel_job(actor, id, request),
+                };
+                acts.note(what, Some(id), result);
+            }
+        }
+        acts.answer()
+    }
+
+    fn matches(&self, id: JobId, request: &CancelRequest) -> bool {
+        let Some(job) = self.job(id) else { return false };
+        let spec = &job.spec;
+        let state = match job.row.phase {
+            Phase::Ending { .. } => JobState::Completing,
+            _ => job.row.base_state(),
+        };
+        let on = |nodes: &[berth_model::NodeName]| job.run().is_some_and(|r| nodes.iter().any(|n| r.on(n)));
+        request.user.is_none_or(|u| u == spec.identity.uid)
+            && request.name.as_ref().is_none_or(|n| *n == spec.spec.name)
+            && request.partition.as_ref().is_none_or(|p| **p == *spec.partition)
+            && (request.account.is_none() || request.account == spec.spec.account)
+            && (request.states.is_empty() || request.states.contains(&state))
+            && (request.nodes.is_empty() || on(&request.nodes))
+    }
+
+    fn cancel_job(&mut self, actor: &Actor, id: JobId, request: &CancelRequest) -> Result<(), Refusal> {
+        let Some(job) = self.job(id) else { return Ok(()) };
+        let attempt = job.row.attempt;
+        // SIGKILL without a choice of processes is meant for the job as a whole.
+        let kill = request.signal == Some(SIGKILL) && !request.batch;
+        match (&job.row.phase, request.signal) {
+            (Phase::Ending { requeue: true, .. }, None) => {
+                self.cancel_requeue(actor, id);
+                Ok(())
+            }
+            (Phase::Ending { .. } | Phase::Ended { .. }, _) => {
+                Err(wrong_state(format!("Job/step already completing or completed: job {id}")))
+            }
+            (Phase::Pending, None) => {
+                self.end_pending(id, Verdict::cancelled(Some(actor.identity.uid)));
+                Ok(())
+            }
+            (Phase::Pending, Some(SIGKILL)) => {
+                self.end_pending(id, Verdict::cancelled(Some(actor.identity.uid)));
+                Ok(())
+            }
+            (Phase::Pending, Some(_)) => Err(wrong_state(format!(
+                "Job {id} is pending: there is nothing to signal; cancel it without --signal"
+            ))),
+            (Phase::Running(_), None) => {
+                self.end_job(id, Verdict::cancelled(Some(actor.identity.uid)));
+                Ok(())
+            }
+            (Phase::Running(_), Some(_)) if kill => {
+                let verdict = Verdict {
+                    kill_wait: Some(Span::default()),
+                    ..Verdict::cancelled(Some(actor.identity.uid))
+                };
+                self.end_job(id, verdict);
+                Ok(())
+            }
+            (Phase::Running(run), Some(signal)) => {
+                let target = match (request.full, request.batch) {
+                    (true, _) => SignalTarget::All,
+                    (false, true) => SignalTarget::BatchShell,
+                    (false, false) => SignalTarget::Steps,
+                };
+                for node in run.allocation.nodes.clone() {
+                    self.send(&node, ToAgent::Signal { term: self.term, job: id, attempt, target, signal });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A job that was on its way back to the queue is cancelled instead.
+    fn cancel_requeue(&mut self, actor: &Actor, id: JobId) {
+        let by = actor.identity.uid;
+        let Some(job) = self.job_mut(id) else { return };
+        if let Phase::Ending { result, requeue, .. } = &mut job.row.phase {
+            *requeue = false;
+            result.state = JobState::Cancelled;
+            result.cancelled_by = Some(by);
+        }
+    }
+
+    fn cancel_step(
+        &mut self,
+        actor: &Actor,
+        id: JobId,
+        step: StepId,
+        signal: Option<i32>,
+    ) -> Result<(), Refusal> {
+        let Some(job) = self.job(id) else { return Ok(()) };
+        let Some(row) = job.steps.get(&step) else {
+            return Err(Refusal::new(
+                RefusalCode::NotFound,
+                format!("Invalid job id specified: there is no step {id}.{step}"),
+            ));
+        };
+        if row.result.is_some() {
+            return Err(wrong_state(format!("Job/step already completing or completed: step {id}.{step}")));
+        }
+        let by = Some(actor.identity.uid);
+        match signal {
+            None => self.end_step(id, step, EndCause::Cancelled, by, None),
+            Some(SIGKILL) => self.end_step(id, step, EndCause::Cancelled, by, Some(Span::default())),
+            Some(signal) => {
+                let attempt = job.row.attempt;
+                let nodes: Vec<_> = row.nodes.iter().map(|n| n.node.clone()).collect();
+                let target = SignalTarget::Step(step);
+                for node in nodes {
+                    self.send(&node, ToAgent::Signal { term: self.term, job: id, attempt, target, signal });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Acts on every record that the selectors name.
+    fn each(
+        &mut self,
+        actor: &Actor,
+        selectors: &[JobSelector],
+        mut act: impl FnMut(&mut Cluster, JobId) -> Result<(), Refusal>,
+    ) -> Result<Response, Refusal> {
+        let mut acts = Acts::default();
+        for selector in selectors {
+            match self.select(actor, selector) {
+                Ok(ids) => {
+                    let mut found = Acts::default();
+                    for id in ids {
+                        let result = act(self, id);
+                        found.note(|| text(selector), Some(id), result);
+                    }
+                    // Of an array only the tasks in the right state are meant, as long as there are any.
+                    if !found.jobs.is_empty() {
+                        found.refused.retain(|(_, r)| r.code != RefusalCode::WrongState);
+                    }
+                    acts.jobs.extend(found.jobs);
+                    acts.refused.extend(found.refused.into_iter().next());
+                }
+                Err(refusal) => acts.refused.push((text(selector), refusal)),
+            }
+        }
+        acts.answer()
+    }
+
+    pub(super) fn hold(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
+        let uid = actor.identity.uid;
+        self.each(actor, selectors, |cluster, id| {
+            let Some(job) = cluster.job(id) else { return Ok(()) };
+            if !job.is_pending() {
+                return Err(wrong_state(format!(
+                    "Job {id} is no longer pending; only waiting jobs can be held"
+                )));
+            }
+            let by = if job.spec.identity.uid == uid { Hold::User } else { Hold::Admin };
+            cluster.dequeue(id);
+            if let Some(job) = cluster.job_mut(id) {
+                job.row.hold = Some(by);
+                job.wait = None;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn release(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
+        let administrator = actor.administrator;
+        self.each(actor, selectors, |cluster, id| {
+            let Some(job) = cluster.job(id) else { return Ok(()) };
+            if !job.is_pending() {
+                return Err(wrong_state(format!("Job {id} is no longer pending; there is nothing to release")));
+            }
+            if job.row.hold == Some(Hold::Admin) && !administrator {
+                return Err(Refusal::new(
+                    RefusalCode::Denied,
+                    format!("Access/permission denied: job {id} was held by an administrator, who alone can release it"),
+                ));
+            }
+            if job.row.hold.is_some() {
+                let now = cluster.clock;
+                if let Some(job) = cluster.job_mut(id) {
+                    job.row.hold = None;
+                    job.row.eligible = job.row.eligible.max(now);
+                }
+                cluster.enqueue(id);
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn requeue(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
+        self.each(actor, selectors, |cluster, id| {
+            let Some(job) = cluster.job(id) else { return Ok(()) };
+            if job.spec.spec.kind != JobKind::Batch {
+                return Err(Refusal::new(
+                    RefusalCode::Invalid,
+                    format!("Requested operation is presently disabled: job {id} is interactive; only batch jobs can be requeued"),
+                ));
+            }
+            if !job.spec.spec.requeue.unwrap_or(cluster.config.requeue) {
+                return Err(Refusal::new(
+                    RefusalCode::Denied,
+                    format!("Requested operation is presently disabled: job {id} was submitted with --no-requeue"),
+                ));
+            }
+            match &job.row.phase {
+                Phase::Pending => Err(wrong_state(format!("Job {id} is pending; it needs no requeue"))),
+                Phase::Ending { .. } => {
+                    if let Some(job) = cluster.job_mut(id)
+                        && let Phase::Ending { requeue, .. } = &mut job.row.phase
+                    {
+                        *requeue = true;
+                    }
+                    Ok(())
+                }
+                Phase::Running(_) => {
+                    let verdict = Verdict { requeue: true, ..Verdict::new(JobState::Cancelled, EndCause::Requeued) };
+                    cluster.end_job(id, verdict);
+                    Ok(())
+                }
+                Phase::Ended { run: None, .. } => {
+                    Err(wrong_state(format!("Job {id} was cancelled before it ran; submit it again")))
+                }
+                Phase::Ended { .. } => {
+                    cluster.active += 1;
+                    cluster.next_attempt(id);
+                    Ok(())
+                }
+            }
+        })
+    }
+}

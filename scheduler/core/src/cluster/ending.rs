@@ -1,0 +1,484 @@
+//! How steps and jobs end: from exits to states, and from states to messages and freed resources.
+
+use super::Cluster;
+use super::timers::Timer;
+use crate::rows::{Allocation, JobResult, Phase, Run, StepResult, StepRow};
+use crate::tasks::Tasks;
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, Uid};
+use berth_model::launch::{StepExit, Usage};
+use berth_model::link::{EndCause, ToAgent};
+use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use berth_model::spec::JobKind;
+use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_model::time::{Span, Time};
+use std::sync::Arc;
+
+/// Slurm's exit status of a job or step in which the memory limit killed something.
+const OUT_OF_MEMORY: ExitStatus = ExitStatus { code: 0, signal: 125 };
+
+/// How a job is to end.
+pub(super) struct Verdict {
+    pub(super) state: JobState,
+    pub(super) reason: Reason,
+    pub(super) exit: ExitStatus,
+    pub(super) cancelled_by: Option<Uid>,
+    pub(super) cause: EndCause,
+    pub(super) requeue: bool,
+    /// From SIGTERM to SIGKILL; `None` means the site's.
+    pub(super) kill_wait: Option<Span>,
+}
+
+impl Verdict {
+    pub(super) fn new(state: JobState, cause: EndCause) -> Verdict {
+        Verdict {
+            state,
+            reason: Reason::None,
+            exit: ExitStatus::OK,
+            cancelled_by: None,
+            cause,
+            requeue: false,
+            kill_wait: None,
+        }
+    }
+
+    pub(super) fn cancelled(by: Option<Uid>) -> Verdict {
+        Verdict { cancelled_by: by, ..Verdict::new(JobState::Cancelled, EndCause::Cancelled) }
+    }
+}
+
+/// The highest status: of two, the one that a shell would show as the larger code.
+fn worst(a: ExitStatus, b: ExitStatus) -> ExitStatus {
+    if b.shell_code() > a.shell_code() { b } else { a }
+}
+
+/// An exit that nobody reported: of a step that was lost or never ran.
+pub(super) fn unreported(cause: EndCause, now: Time) -> StepExit {
+    let signal = if cause == EndCause::NodeFailed { 9 } else { 15 };
+    StepExit {
+        status: ExitStatus { code: 0, signal },
+        tasks: Vec::new(),
+        oom: false,
+        launch_error: None,
+        ended_by: Some(cause),
+        usage: Usage::default(),
+        ended: now,
+    }
+}
+
+/// A step's state and status from its exits on all of its nodes.
+fn judge(step: &StepRow, limit: Option<Time>, now: Time) -> StepResult {
+    let exits = || step.nodes.iter().filter_map(|n| n.exit.as_ref());
+    let mut exit = exits().map(|e| e.status).fold(ExitStatus::OK, worst);
+    let message = exits().find_map(|e| e.launch_error.clone());
+    let by = |cause| exits().any(|e| e.ended_by == Some(cause));
+    // An agent that was restarted while it ended a step may have lost why: the time tells.
+    let late = limit.is_some_and(|l| now >= l) && matches!(exit.signal, 9 | 15);
+    let state = if exits().any(|e| e.oom) {
+        exit = OUT_OF_MEMORY;
+        JobState::OutOfMemory
+    } else if by(EndCause::NodeFailed) {
+        JobState::NodeFail
+    } else if by(EndCause::TimeLimit) || late {
+        JobState::Timeout
+    } else if message.is_some() {
+        JobState::Failed
+    } else if by(EndCause::Cancelled) || by(EndCause::JobEnded) || by(EndCause::Requeued) {
+        JobState::Cancelled
+    } else if exit.success() {
+        JobState::Completed
+    } else {
+        JobState::Failed
+    };
+    StepResult { state, exit, message, ended: now }
+}
+
+/// The job's end that follows from the end of the step that it lives by.
+fn follow(step: &StepRow, result: &StepResult) -> Verdict {
+    let reason = match (result.state, &result.message) {
+        (JobState::Failed, Some(text)) => Reason::LaunchFailed(text.clone()),
+        (JobState::Failed, None) if result.exit.signal != 0 => {
+            Reason::RaisedSignal(result.exit.signal.into())
+        }
+        (JobState::Failed, None) => Reason::NonZeroExitCode,
+        (JobState::OutOfMemory, _) => Reason::OutOfMemory,
+        (JobState::Timeout, _) => Reason::TimeLimit,
+        (JobState::NodeFail, _) => Reason::NodeDown,
+        _ => Reason::None,
+    };
+    let exit = match result.state {
+        JobState::Timeout | JobState::Cancelled => ExitStatus::OK,
+        _ => result.exit,
+    };
+    Verdict {
+        reason,
+        exit,
+        cancelled_by: step.cancelled_by,
+        ..Verdict::new(result.state, EndCause::JobEnded)
+    }
+}
+
+impl Cluster {
+    /// A step ended on one of its nodes.
+    pub(super) fn step_exited(&mut self, job: JobId, id: StepId, at: usize, exit: StepExit) {
+        let failed = exit.launch_error.is_some();
+        let Some(step) = self.step_mut(job, id) else { return };
+        let Some(part) = step.nodes.get_mut(at).filter(|p| p.exit.is_none()) else { return };
+        part.exit = Some(exit);
+        if step.nodes.iter().any(|p| p.exit.is_none()) {
+            if failed {
+                // What could not start on one node is of no use on the others.
+                self.end_step(job, id, EndCause::JobEnded, None, None);
+            }
+            return self.retry_waiting(job);
+        }
+        self.finish_step(job, id);
+    }
+
+    fn finish_step(&mut self, job: JobId, id: StepId) {
+        let now = self.clock;
+        let limit = self.job(job).and_then(|j| j.run()).and_then(|r| r.limit);
+        let Some(step) = self.step_mut(job, id) else { return };
+        let result = judge(step, limit, now);
+        step.result = Some(result.clone());
+        let verdict = follow(step, &result);
+        let Some(record) = self.job_live(job) else { return };
+        record.progress.remove(&id);
+        let drives = match record.spec.spec.kind {
+            JobKind::Batch => id == StepId::Batch,
+            JobKind::Run => id == StepId::Number(0),
+            JobKind::Alloc => false,
+        };
+        match record.row.phase {
+            Phase::Running(_) if drives => self.end_job(job, verdict),
+            Phase::Running(_) => self.retry_waiting(job),
+            Phase::Ending { .. } => self.refresh_derived(job),
+            Phase::Pending | Phase::Ended { .. } => {}
+        }
+    }
+
+    /// Ends a running job: its nodes are told, and it is over when all have answered.
+    pub(super) fn end_job(&mut self, id: JobId, verdict: Verdict) {
+        let now = self.clock;
+        let Some(job) = self.job(id) else { return };
+        let Phase::Running(run) = &job.row.phase else { return };
+        let run = run.clone();
+        let attempt = job.row.attempt;
+        let nodes = run.allocation.nodes.clone();
+        let result = JobResult {
+            state: verdict.state,
+            reason: verdict.reason,
+            exit: verdict.exit,
+            derived: self.derived(id),
+            cancelled_by: verdict.cancelled_by,
+            cause: verdict.cause,
+            ended: now,
+        };
+        if let Some(job) = self.job_mut(id) {
+            job.row.phase = Phase::Ending { run, result, left: nodes.clone(), requeue: verdict.requeue };
+        }
+        self.refuse_waiting(id);
+        let kill_wait = verdict.kill_wait.unwrap_or(self.config.kill_wait);
+        for node in nodes {
+            self.send(
+                &node,
+                ToAgent::EndJob { term: self.term, job: id, attempt, kill_wait, cause: verdict.cause },
+            );
+        }
+        self.arm_resend(id);
+    }
+
+    /// Nothing of a run is left on a node: its share is free.
+    pub(super) fn job_gone(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
+        self.settled(node, job, attempt);
+        let Some(record) = self.job(job).filter(|j| j.row.attempt == attempt) else { return };
+        let Phase::Ending { left, .. } = &record.row.phase else { return };
+        if !left.contains(node) {
+            return;
+        }
+        self.leave_node(node, job, attempt);
+    }
+
+    /// Takes a node out of a job that is ending.
+    pub(super) fn leave_node(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
+        self.lose_parts(node, job);
+        let now = self.clock;
+        if let Some(n) = self.node_mut(node)
+            && n.release((job, attempt))
+        {
+            n.last_busy = Some(now);
+        }
+        self.room_on(node);
+        let Some(record) = self.job_mut(job) else { return };
+        let Phase::Ending { left, .. } = &mut record.row.phase else { return };
+        left.retain(|n| n != node);
+        if left.is_empty() {
+            self.conclude(job);
+        }
+    }
+
+    /// Step parts on a node that never reported an exit get one: they are lost, or never ran.
+    fn lose_parts(&mut self, node: &NodeName, job: JobId) {
+        let Some(record) = self.job(job) else { return };
+        let cause = match &record.row.phase {
+            Phase::Ending { result, .. } => result.cause,
+            _ => EndCause::NodeFailed,
+        };
+        let open: Vec<(StepId, usize)> = record
+            .steps
+            .iter()
+            .filter(|(_, s)| s.result.is_none())
+            .flat_map(|(id, s)| s.nodes.iter().enumerate().map(move |(at, part)| (*id, at, part)))
+            .filter(|(_, _, part)| part.node == *node && part.exit.is_none())
+            .map(|(id, at, _)| (id, at))
+            .collect();
+        for (id, at) in open {
+            let exit = unreported(cause, self.clock);
+            self.step_exited(job, id, at, exit);
+        }
+    }
+
+    /// All nodes of an ending job have answered.
+    fn conclude(&mut self, id: JobId) {
+        self.array_task_ended(id);
+        let now = self.clock;
+        let Some(job) = self.job_mut(id) else { return };
+        let Phase::Ending { run, result, requeue, .. } = &job.row.phase else { return };
+        if *requeue {
+            job.row.phase = Phase::Pending;
+            self.next_attempt(id);
+            return;
+        }
+        job.row.phase = Phase::Ended { run: Some(run.clone()), result: result.clone() };
+        self.active -= 1;
+        let age = self.config.min_job_age;
+        self.timers.insert((now + age, Timer::Purge(id)));
+    }
+
+    /// A job goes back to the queue as its next attempt.
+    pub(super) fn next_attempt(&mut self, id: JobId) {
+        let now = self.clock;
+        let Some(job) = self.job_mut(id) else { return };
+        job.row.attempt.0 += 1;
+        job.row.phase = Phase::Pending;
+        job.row.eligible = now;
+        job.steps = imbl::OrdMap::new();
+        job.progress = imbl::OrdMap::new();
+        self.enqueue(id);
+    }
+
+    /// A job that never ran ends.
+    pub(super) fn end_pending(&mut self, id: JobId, verdict: Verdict) {
+        let now = self.clock;
+        self.dequeue(id);
+        let Some(job) = self.job_mut(id) else { return };
+        job.row.phase = Phase::Ended {
+            run: None,
+            result: JobResult {
+                state: verdict.state,
+                reason: verdict.reason,
+                exit: verdict.exit,
+                derived: ExitStatus::OK,
+                cancelled_by: verdict.cancelled_by,
+                cause: verdict.cause,
+                ended: now,
+            },
+        };
+        job.row.hold = None;
+        job.wait = None;
+        self.active -= 1;
+        let age = self.config.min_job_age;
+        self.timers.insert((now + age, Timer::Purge(id)));
+    }
+
+    /// The job's first step cannot begin in its own allocation.
+    pub(super) fn fail_launch(&mut self, id: JobId, why: String) {
+        let verdict = Verdict {
+            reason: Reason::LaunchFailed(why),
+            exit: ExitStatus { code: 1, signal: 0 },
+            ..Verdict::new(JobState::Failed, EndCause::JobEnded)
+        };
+        self.end_job(id, verdict);
+    }
+
+    /// The highest exit status of a job's steps except the batch script.
+    fn derived(&self, id: JobId) -> ExitStatus {
+        let steps = self.job(id).into_iter().flat_map(|j| j.steps.values());
+        steps
+            .filter(|s| s.key.step != StepId::Batch)
+            .filter_map(|s| s.result.as_ref().map(|r| r.exit))
+            .fold(ExitStatus::OK, worst)
+    }
+
+    fn refresh_derived(&mut self, id: JobId) {
+        let now_derived = self.derived(id);
+        let Some(job) = self.job_mut(id) else { return };
+        if let Phase::Ending { result, .. } = &mut job.row.phase {
+            result.derived = now_derived;
+        }
+    }
+
+    /// Has a step ended by its agents.
+    pub(super) fn end_step(
+        &mut self,
+        job: JobId,
+        id: StepId,
+        cause: EndCause,
+        by: Option<Uid>,
+        kill_wait: Option<Span>,
+    ) {
+        let Some(step) = self.step_mut(job, id).filter(|s| s.result.is_none()) else { return };
+        step.ending.get_or_insert(cause);
+        if step.cancelled_by.is_none() {
+            step.cancelled_by = by;
+        }
+        let key = step.key;
+        let nodes: Vec<NodeName> =
+            step.nodes.iter().filter(|p| p.exit.is_none()).map(|p| p.node.clone()).collect();
+        let kill_wait = kill_wait.unwrap_or(self.config.kill_wait);
+        for node in nodes {
+            self.send(&node, ToAgent::Terminate { term: self.term, key, kill_wait, cause });
+        }
+        self.arm_resend(job);
+    }
+
+    /// The client that drives an allocation is done (`Some`), or went away without a word (`None`).
+    pub(super) fn end_allocation(
+        &mut self,
+        actor: &Actor,
+        id: JobId,
+        status: Option<ExitStatus>,
+    ) -> Result<Response, Refusal> {
+        let job = self.owned(actor, id)?;
+        if job.spec.spec.kind == JobKind::Batch {
+            return Err(Refusal::new(
+                RefusalCode::WrongState,
+                format!("Job {id} is a batch job: it ends with its script, or by scancel"),
+            ));
+        }
+        let verdict = match status {
+            None => Verdict::cancelled(None),
+            Some(exit) if exit.success() => Verdict::new(JobState::Completed, EndCause::JobEnded),
+            Some(exit) => Verdict {
+                exit,
+                reason: Reason::NonZeroExitCode,
+                ..Verdict::new(JobState::Failed, EndCause::JobEnded)
+            },
+        };
+        match job.row.phase {
+            Phase::Pending => self.end_pending(id, Verdict::cancelled(None)),
+            Phase::Running(_) => self.end_job(id, verdict),
+            Phase::Ending { .. } | Phase::Ended { .. } => {}
+        }
+        Ok(Response::Done)
+    }
+
+    /// What a node held is lost: by a new boot, or because an administrator says so.
+    pub(super) fn fail_on_node(&mut self, node: &NodeName) {
+        let runs: Vec<(JobId, Attempt)> =
+            self.nodes.get(node).map(|n| n.held.keys().copied().collect()).unwrap_or_default();
+        for (id, attempt) in runs {
+            let Some(job) = self.job(id) else { continue };
+            if let Phase::Running(_) = job.row.phase {
+                let requeue = job.spec.spec.kind == JobKind::Batch
+                    && job.spec.spec.requeue.unwrap_or(self.config.requeue);
+                self.lose_parts(node, id);
+                let verdict = Verdict {
+                    reason: Reason::NodeDown,
+                    requeue,
+                    ..Verdict::new(JobState::NodeFail, EndCause::NodeFailed)
+                };
+                self.end_job(id, verdict);
+                self.requeue_lost(id, requeue);
+            }
+            self.leave_node(node, id, attempt);
+        }
+    }
+
+    /// The lost part may have been what the job lived by, and have ended it already: the verdict is the same.
+    fn requeue_lost(&mut self, id: JobId, again: bool) {
+        let Some(job) = self.job_mut(id) else { return };
+        if let Phase::Ending { result, requeue, .. } = &mut job.row.phase
+            && result.state == JobState::NodeFail
+        {
+            *requeue = again;
+        }
+    }
+
+    /// A record of a range from which everything was taken: the array's own stays for its specification.
+    pub(super) fn range_is_empty(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        let array = job.row.spec_of;
+        if array == id {
+            self.active -= 1;
+            return;
+        }
+        self.jobs.remove(&id);
+        self.active -= 1;
+        self.out.jobs.remove(&id);
+        self.out.last.push(crate::store::Write::DeleteJob(id));
+        if let Some(state) = self.arrays.get_mut(&array) {
+            state.members.remove(&id);
+        }
+    }
+
+    /// Lets go of a job that ended long enough ago.
+    pub(super) fn purge(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        // A job that was requeued meanwhile has a later timer of its own.
+        if !(self.is_old(&job.row.phase) || job.row.is_empty_array()) {
+            return;
+        }
+        let array = job.row.spec_of;
+        if let Some(state) = self.arrays.get_mut(&array) {
+            if array == id && state.members.len() > 1 {
+                return; // its tasks need its specification
+            }
+            state.members.remove(&id);
+            if state.members.is_empty() {
+                self.arrays.remove(&array);
+            }
+        }
+        let Some(job) = self.jobs.remove(&id) else { return };
+        if job.row.job == array {
+            let spec = &job.spec;
+            let digest = super::submit::digest(&spec.spec.submission);
+            self.submissions.remove(&(spec.identity.uid, digest, id));
+            self.out.last.push(crate::store::Write::DeletePayload(crate::store::PayloadKey::Job(id)));
+        }
+        for step in job.steps.keys().filter(|s| **s != StepId::Batch) {
+            self.out.last.push(crate::store::Write::DeletePayload(crate::store::PayloadKey::Step(id, *step)));
+        }
+        self.out.jobs.remove(&id);
+        self.out.changed.insert(id);
+        self.out.last.push(crate::store::Write::Retire(id));
+        if array != id && self.arrays.get(&array).is_some_and(|s| s.members.len() == 1) {
+            self.purge_array_record(array);
+        }
+    }
+
+    /// The last task is gone: the array's own record may go too, unless tasks wait in it.
+    fn purge_array_record(&mut self, array: JobId) {
+        let done = self.job(array).is_some_and(|j| j.row.is_empty_array() || self.is_old(&j.row.phase));
+        if done {
+            self.purge(array);
+        }
+    }
+
+    fn is_old(&self, phase: &Phase) -> bool {
+        matches!(phase, Phase::Ended { result, .. } if result.ended + self.config.min_job_age <= self.clock)
+    }
+}
+
+impl Run {
+    /// Whether the run has a part on the node.
+    pub(crate) fn on(&self, node: &NodeName) -> bool {
+        let Allocation { nodes, .. } = &*self.allocation;
+        nodes.contains(node)
+    }
+}
+
+/// Counts toward the site's most jobs: everything that waits or runs.
+pub(super) fn is_active(job: &Arc<crate::job::Job>) -> bool {
+    !matches!(job.row.phase, Phase::Ended { .. })
+        && !matches!(&job.row.tasks, Tasks::Range(s) if s.is_empty())
+}

@@ -1,0 +1,182 @@
+//! The first pass: starts jobs in order until one does not fit, with a bounded number of tries.
+
+use super::Cluster;
+use super::queue::QueueKey;
+use crate::config::PartitionRules;
+use crate::job::Job;
+use crate::node::Node;
+use crate::place::{Against, Need, place};
+use crate::rows::{Allocation, Phase, Run};
+use crate::tasks::Tasks;
+use berth_model::ids::{JobId, NodeName, StepId};
+use berth_model::spec::{JobKind, TimeLimit};
+use berth_model::state::Reason;
+use berth_model::time::Span;
+use std::sync::Arc;
+
+/// Placement attempts in one event. What is left is done at the next, which is asked for at once.
+const ATTEMPTS: usize = 256;
+
+/// Whether a request can have its allocation.
+enum Verdict {
+    Fits(Allocation),
+    /// Enough nodes are in service; others use them.
+    Busy,
+    /// Not with the nodes in service.
+    OutOfService(String),
+}
+
+impl Cluster {
+    /// Goes through every partition in which something changed.
+    pub(super) fn pass(&mut self) {
+        let mut attempts = ATTEMPTS;
+        while let Some(name) = self.dirty.pop_first() {
+            let partitions = self.config.partitions.clone();
+            let Some(rules) = partitions.iter().find(|p| p.name == name).filter(|p| p.starts()) else {
+                continue;
+            };
+            self.blocked.remove(&name);
+            while let Some(key) = self.queue.get(&name).and_then(|q| q.first()).copied() {
+                if attempts == 0 {
+                    self.dirty.insert(name);
+                    return;
+                }
+                attempts -= 1;
+                if !self.try_start(rules, key) {
+                    self.blocked.insert(name, key);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Starts the first job of a partition, or puts it aside; false when it has to be waited for.
+    fn try_start(&mut self, rules: &PartitionRules, key: QueueKey) -> bool {
+        match self.verdict(rules, key.job) {
+            Verdict::Fits(allocation) => self.start(key.job, allocation),
+            Verdict::Busy => {
+                self.set_wait(key.job, Some(Reason::Resources));
+                return false;
+            }
+            Verdict::OutOfService(nodes) => {
+                self.dequeue(key.job);
+                self.aside.insert(key.job);
+                self.set_wait(key.job, Some(Reason::ReqNodeNotAvail(nodes)));
+            }
+        }
+        true
+    }
+
+    fn verdict(&self, rules: &PartitionRules, id: JobId) -> Verdict {
+        let Some(job) = self.job(id) else { return Verdict::Busy };
+        let need = Need::new(&job.spec.spec.resources, rules);
+        if let Some(allocation) = place(&need, self.nodes_of(rules, Node::available), Against::Free) {
+            return Verdict::Fits(allocation);
+        }
+        if place(&need, self.nodes_of(rules, Node::in_service), Against::Empty).is_some() {
+            return Verdict::Busy;
+        }
+        let missing =
+            need.request.node_list.iter().filter(|n| !self.nodes.get(*n).is_some_and(|n| n.in_service()));
+        Verdict::OutOfService(crate::node::names(missing))
+    }
+
+    /// Nodes of a partition that pass `wanted`.
+    pub(super) fn nodes_of<'a>(
+        &'a self,
+        rules: &'a PartitionRules,
+        wanted: impl Fn(&Node) -> bool + 'a,
+    ) -> impl Iterator<Item = &'a Node> + 'a {
+        self.nodes.values().map(|n| &**n).filter(move |n| rules.has(&n.row.name) && wanted(n))
+    }
+
+    /// Gives a job its allocation and starts what runs first in it.
+    fn start(&mut self, id: JobId, allocation: Allocation) {
+        let range = self.job(id).is_some_and(|j| matches!(j.row.tasks, Tasks::Range(_))).then_some(id);
+        let id = if range.is_some() {
+            match self.split_first(id) {
+                Some(split) => split,
+                None => return self.dequeue(id),
+            }
+        } else {
+            self.dequeue(id);
+            id
+        };
+        let now = self.clock;
+        let allocation = Arc::new(allocation);
+        let Some(job) = self.job_mut(id) else { return };
+        let limit = match job.spec.time_limit {
+            TimeLimit::Minutes(m) => Some(now + Span::from_mins(i64::from(m))),
+            TimeLimit::Unlimited => None,
+        };
+        job.row.phase = Phase::Running(Run { allocation: allocation.clone(), started: now, limit });
+        job.wait = None;
+        let run = (id, job.row.attempt);
+        let kind = job.spec.spec.kind;
+        for (name, share) in allocation.nodes.iter().zip(&allocation.shares) {
+            if let Some(node) = self.node_mut(name) {
+                if let Err(why) = node.take(run, &Arc::new(share.clone())) {
+                    unreachable!("the placement of job {id} does not hold: {why}");
+                }
+                node.last_busy = Some(now);
+            }
+        }
+        self.array_task_started(id);
+        if let Some(range) = range {
+            self.check_throttle(range);
+        }
+        self.arm_limit(id);
+        match kind {
+            JobKind::Batch => self.begin_batch(id),
+            JobKind::Run => self.begin_first_step(id),
+            JobKind::Alloc => {}
+        }
+    }
+
+    /// Makes a record of its own for the first waiting task of a range.
+    fn split_first(&mut self, range: JobId) -> Option<JobId> {
+        let job = self.job_mut(range)?;
+        let Tasks::Range(set) = &mut job.row.tasks else { return None };
+        let index = set.take_first()?;
+        let emptied = set.is_empty();
+        let mut row = job.row.clone();
+        let spec = job.spec.clone();
+        let id = self.new_job_id();
+        row.job = id;
+        row.tasks = Tasks::One(index);
+        self.adopt(Job { spec, row, steps: imbl::OrdMap::new(), progress: imbl::OrdMap::new(), wait: None });
+        if emptied {
+            self.dequeue(range);
+            self.range_is_empty(range);
+        }
+        Some(id)
+    }
+
+    /// After a task of a range started: the range may have reached `%N`.
+    fn check_throttle(&mut self, range: JobId) {
+        if self.array_is_full(range) {
+            self.dequeue(range);
+            self.set_wait(range, Some(Reason::JobArrayTaskLimit));
+        }
+    }
+
+    /// What a job could get on nodes as they would be if nothing ran: whether it can ever run.
+    pub(super) fn could_ever(&self, need: &Need<'_>, rules: &PartitionRules) -> bool {
+        place(need, self.nodes_of(rules, |_| true), Against::Empty).is_some()
+    }
+
+    /// Names of a partition's nodes that never registered.
+    pub(super) fn unknown_nodes<'a>(
+        &'a self,
+        rules: &'a PartitionRules,
+    ) -> impl Iterator<Item = &'a NodeName> {
+        rules.nodes.iter().flatten().filter(|n| !self.nodes.contains_key(*n))
+    }
+
+    fn begin_batch(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        let Some(run) = job.run() else { return };
+        let Some(first) = run.allocation.nodes.first().cloned() else { return };
+        self.begin_step(id, StepId::Batch, super::steps::Plan::batch(first, self.clock));
+    }
+}

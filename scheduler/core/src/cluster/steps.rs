@@ -1,0 +1,427 @@
+//! Steps: made in a running allocation when their resources are free, waiting until then.
+
+use super::Cluster;
+use super::timers::Timer;
+use crate::event::RequestId;
+use crate::job::{Job, Progress};
+use crate::place::{pick_devices, spread_block};
+use crate::rows::{ROW_VERSION, Run, StepNode, StepRow};
+use crate::store::{PayloadKey, Write};
+use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::ids::{JobId, NodeName, StepId, StepKey};
+use berth_model::launch::NodeShare;
+use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
+use berth_model::spec::{MemoryRequest, StepSpec, TimeLimit};
+use berth_model::time::Time;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A step that waits for resources of its job, and the request to be answered then. Not durable: the client
+/// asks again after a restart, with the same submission id.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub(super) request: RequestId,
+    spec: StepSpec,
+    since: Time,
+}
+
+/// A step about to begin.
+pub(super) struct Plan {
+    name: String,
+    spec: Option<StepSpec>,
+    nodes: Vec<StepNode>,
+    consumes: bool,
+    started: Time,
+    time_limit: Option<TimeLimit>,
+}
+
+impl Plan {
+    /// The batch script: one task with all that the job has on its first node, counted against nobody.
+    pub(super) fn batch(node: NodeName, now: Time) -> Plan {
+        Plan {
+            name: "batch".to_string(),
+            spec: None,
+            nodes: vec![StepNode { node, tasks: 1, share: None, exit: None }],
+            consumes: false,
+            started: now,
+            time_limit: None,
+        }
+    }
+}
+
+/// Why a step cannot begin now.
+pub(super) enum NoRoom {
+    /// Other steps use what it needs.
+    Busy,
+    /// The job does not have it.
+    Never(String),
+}
+
+/// What the steps of a job have in use on one node.
+#[derive(Default)]
+struct Used {
+    cpus: BTreeSet<u32>,
+    memory: u64,
+    gres: Vec<GresDevice>,
+}
+
+fn used(job: &Job, node: &NodeName) -> Used {
+    let mut used = Used::default();
+    let Some(run) = job.run() else { return used };
+    for step in job.steps.values().filter(|s| s.result.is_none() && s.consumes) {
+        let parts = step.nodes.iter().filter(|n| n.node == *node && n.exit.is_none());
+        for part in parts {
+            let Some(share) = step.share(part, run) else { continue };
+            used.cpus.extend(share.cpus.iter().copied());
+            // Memory and devices that a step did not ask for are the job's, shared by all of its steps.
+            let asked = step.spec.as_ref();
+            if asked.is_some_and(|s| s.memory != MemoryRequest::Default) {
+                used.memory = used.memory.saturating_add(share.memory);
+            }
+            if asked.is_some_and(|s| s.gres.is_some()) {
+                used.gres.extend(share.gres.iter().cloned());
+            }
+        }
+    }
+    used
+}
+
+/// What `tasks` tasks of the step take on one node of its job.
+struct Part<'a> {
+    have: &'a NodeShare,
+    used: Used,
+    hardware: &'a Hardware,
+}
+
+impl Part<'_> {
+    /// Free CPUs in whole cores, in order.
+    fn free(&self, overlap: bool) -> Vec<Vec<u32>> {
+        let mine = |cpus: &Vec<u32>| cpus.iter().all(|c| self.have.cpus.contains(c));
+        let free = |cpus: &Vec<u32>| overlap || !cpus.iter().any(|c| self.used.cpus.contains(c));
+        self.hardware.cores.iter().map(|c| c.cpus.clone()).filter(|c| mine(c) && free(c)).collect()
+    }
+
+    fn share(&self, spec: &StepSpec, tasks: u32) -> Result<NodeShare, NoRoom> {
+        let cpus_each = spec.cpus_per_task.unwrap_or(1).max(1);
+        let wanted = u64::from(tasks) * u64::from(cpus_each);
+        let have = self.have.cpus.len() as u64;
+        if wanted > have {
+            return Err(NoRoom::Never(format!(
+                "{wanted} CPUs were asked for on a node where the job has {have}"
+            )));
+        }
+        let mut cpus = Vec::new();
+        if exact(spec) {
+            for core in self.free(spec.overlap) {
+                if cpus.len() as u64 >= wanted {
+                    break;
+                }
+                cpus.extend(core);
+            }
+            if (cpus.len() as u64) < wanted {
+                return Err(NoRoom::Busy);
+            }
+            cpus.sort_unstable();
+        } else if spec.overlap || self.used.cpus.is_empty() {
+            cpus.clone_from(&self.have.cpus);
+        } else {
+            return Err(NoRoom::Busy);
+        }
+        let memory = match spec.memory {
+            MemoryRequest::Default | MemoryRequest::PerNode(0) => self.have.memory,
+            MemoryRequest::PerNode(mib) => mib,
+            MemoryRequest::PerCpu(mib) => mib.saturating_mul(cpus.len() as u64),
+        };
+        if memory > self.have.memory {
+            return Err(NoRoom::Never(format!(
+                "{memory} MiB were asked for on a node where the job has {}",
+                self.have.memory
+            )));
+        }
+        let counts = spec.memory != MemoryRequest::Default && !spec.overlap;
+        if counts && memory > self.have.memory.saturating_sub(self.used.memory) {
+            return Err(NoRoom::Busy);
+        }
+        let gres = match &spec.gres {
+            None => self.have.gres.clone(),
+            Some(wanted) => {
+                if pick_devices(&self.have.gres, wanted, &[]).is_none() {
+                    return Err(NoRoom::Never(
+                        "the job has fewer generic resources than the step asks for".into(),
+                    ));
+                }
+                let taken: &[GresDevice] = if spec.overlap { &[] } else { &self.used.gres };
+                pick_devices(&self.have.gres, wanted, taken).ok_or(NoRoom::Busy)?
+            }
+        };
+        Ok(NodeShare { cpus, memory, gres })
+    }
+}
+
+/// Whether the step gets only the CPUs that it asked for; otherwise it gets all that the job has on its nodes.
+fn exact(spec: &StepSpec) -> bool {
+    spec.exact || spec.cpus_per_task.is_some()
+}
+
+impl Cluster {
+    /// `srun` in an allocation. An `Ok` means that the answer was given or will be given later.
+    pub(super) fn create_step(
+        &mut self,
+        request: RequestId,
+        actor: &Actor,
+        job: JobId,
+        spec: StepSpec,
+    ) -> Result<(), Refusal> {
+        let record = self.owned(actor, job)?;
+        if actor.inside.is_some_and(|inside| inside != job) {
+            return Err(Refusal::new(
+                RefusalCode::Denied,
+                format!(
+                    "Access/permission denied: a step of job {job} can be made outside of jobs, or in job {job}"
+                ),
+            ));
+        }
+        let same = |s: &&Arc<StepRow>| s.spec.as_ref().is_some_and(|o| o.submission == spec.submission);
+        if let Some(step) = record.steps.values().find(same) {
+            let layout = step.layout(record.run());
+            let waited = berth_model::Span::default();
+            let key = step.key;
+            self.reply(request, Ok(Response::StepCreated { key, layout, waited }));
+            return Ok(());
+        }
+        if !matches!(record.row.phase, crate::rows::Phase::Running(_)) {
+            let text = if record.is_pending() { "has no allocation yet" } else { "is over" };
+            return Err(Refusal::new(
+                RefusalCode::WrongState,
+                format!("Job {job} {text}; no step can start in it"),
+            ));
+        }
+        let queued = self.waiting.get_mut(&job).into_iter().flatten();
+        if let Some(old) = queued.into_iter().find(|w| w.spec.submission == spec.submission) {
+            old.request = request;
+            return Ok(());
+        }
+        match self.plan_step(job, &spec) {
+            Ok(plan) => {
+                self.begin_asked_step(request, job, plan, self.clock);
+                return Ok(());
+            }
+            Err(NoRoom::Never(why)) => return Err(cannot(job, &why)),
+            Err(NoRoom::Busy) => {}
+        }
+        if let Some(patience) = spec.immediate {
+            if patience.0 == 0 {
+                return Err(Refusal::new(
+                    RefusalCode::Busy,
+                    format!("Unable to create step for job {job}: other steps use its resources"),
+                ));
+            }
+            self.timers.insert((self.clock + patience, Timer::StepImmediate(job, request)));
+        }
+        let since = self.clock;
+        self.waiting.entry(job).or_default().push(Waiting { request, spec, since });
+        Ok(())
+    }
+
+    fn begin_asked_step(&mut self, request: RequestId, job: JobId, plan: Plan, since: Time) {
+        let id = StepId::Number(self.next_step(job));
+        self.begin_step(job, id, plan);
+        let Some(record) = self.job(job) else { return };
+        let Some(step) = record.steps.get(&id) else { return };
+        let (key, layout) = (step.key, step.layout(record.run()));
+        let waited = self.clock.since(since);
+        self.reply(request, Ok(Response::StepCreated { key, layout, waited }));
+    }
+
+    fn next_step(&self, job: JobId) -> u32 {
+        let numbers = self.job(job).into_iter().flat_map(|j| j.steps.keys());
+        numbers
+            .filter_map(|id| if let StepId::Number(n) = id { Some(n + 1) } else { None })
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Where a step would be, if it can begin now.
+    pub(super) fn plan_step(&self, job: JobId, spec: &StepSpec) -> Result<Plan, NoRoom> {
+        let gone = || NoRoom::Never("the job is gone".into());
+        let record = self.job(job).ok_or_else(gone)?;
+        let run = record.run().ok_or_else(gone)?;
+        self.plan_in(record, run, spec)
+    }
+
+    pub(super) fn plan_in(&self, record: &Job, run: &Run, spec: &StepSpec) -> Result<Plan, NoRoom> {
+        let all = run.allocation.nodes.len();
+        let job_tasks: u32 = run.allocation.tasks.iter().sum();
+        let asked_nodes = spec.nodes.map(|n| n as usize);
+        if let Some(n) = asked_nodes.filter(|n| *n > all || *n == 0) {
+            return Err(NoRoom::Never(format!("{n} nodes were asked for, the job has {all}")));
+        }
+        let tasks = match (spec.tasks, spec.tasks_per_node) {
+            (Some(0), _) => {
+                return Err(NoRoom::Never("0 tasks were asked for; a step has at least 1".into()));
+            }
+            (Some(n), _) => n,
+            (None, Some(per_node)) => {
+                per_node.max(1).saturating_mul(u32::try_from(asked_nodes.unwrap_or(all)).unwrap_or(1))
+            }
+            (None, None) => match asked_nodes {
+                Some(n) if n < all => u32::try_from(n).unwrap_or(1),
+                _ => job_tasks,
+            },
+        };
+        let count = asked_nodes.unwrap_or(all).min(tasks as usize);
+        let each = u64::from(spec.cpus_per_task.unwrap_or(1).max(1));
+        let cap = |have: &NodeShare| {
+            let by_cpus = u32::try_from(have.cpus.len() as u64 / each).unwrap_or(u32::MAX);
+            spec.tasks_per_node.map_or(by_cpus, |p| by_cpus.min(p.max(1)))
+        };
+        let chosen: Vec<usize> =
+            (0..all).filter(|i| cap(&run.allocation.shares[*i]) > 0).take(count).collect();
+        // Tasks as the job has them where the step is the job's whole; else block by block.
+        let whole =
+            spec.tasks.is_none_or(|n| n == job_tasks) && spec.tasks_per_node.is_none() && count == all;
+        let as_job =
+            whole && run.allocation.tasks.iter().zip(&run.allocation.shares).all(|(t, s)| *t <= cap(s));
+        let counts = if as_job && tasks == job_tasks {
+            run.allocation.tasks.clone()
+        } else {
+            let room: Vec<u32> = chosen.iter().map(|i| cap(&run.allocation.shares[*i])).collect();
+            spread_block(tasks, &room).ok_or_else(|| {
+                let cpus: usize = chosen.iter().map(|i| run.allocation.shares[*i].cpus.len()).sum();
+                NoRoom::Never(format!(
+                    "{tasks} tasks of {each} CPUs were asked for, the job has {cpus} CPUs on {} nodes",
+                    chosen.len()
+                ))
+            })?
+        };
+        let mut nodes = Vec::with_capacity(chosen.len());
+        for (i, tasks) in chosen.into_iter().zip(counts) {
+            let name = &run.allocation.nodes[i];
+            let Some(node) = self.nodes.get(name) else {
+                return Err(NoRoom::Never(format!("node {name} is not known")));
+            };
+            let part =
+                Part { have: &run.allocation.shares[i], used: used(record, name), hardware: &node.hardware };
+            let share = part.share(spec, tasks)?;
+            nodes.push(StepNode { node: name.clone(), tasks, share: Some(share), exit: None });
+        }
+        Ok(Plan {
+            name: spec.name.clone(),
+            consumes: !spec.overlap,
+            started: self.clock,
+            time_limit: spec.time_limit,
+            nodes,
+            spec: Some(spec.clone()),
+        })
+    }
+
+    /// The step of an `srun` that made the job.
+    pub(super) fn begin_first_step(&mut self, id: JobId) {
+        let Some(spec) = self.job(id).and_then(|j| j.spec.first_step.clone()) else { return };
+        match self.plan_step(id, &spec) {
+            Ok(plan) => self.begin_step(id, StepId::Number(0), plan),
+            Err(NoRoom::Never(why)) => self.fail_launch(id, why),
+            Err(NoRoom::Busy) => self.fail_launch(id, "the step does not fit into its own allocation".into()),
+        }
+    }
+
+    /// Records a step and sends it to its nodes.
+    pub(super) fn begin_step(&mut self, job: JobId, id: StepId, plan: Plan) {
+        let Some(attempt) = self.attempt_of(job) else { return };
+        let key = StepKey { job, attempt, step: id };
+        let now = self.clock;
+        let spec = plan.spec.map(|mut spec| {
+            let env = std::mem::take(&mut spec.env);
+            let at = PayloadKey::Step(job, id);
+            if !env.is_empty() || !self.first_step_env_is_stored(job, id) {
+                let payload = Arc::new(Payload { script: None, env });
+                self.out.first.push(Write::PutPayload { key: at, payload: payload.clone() });
+                self.out.payloads.insert(at, payload);
+            }
+            Arc::new(spec)
+        });
+        let parts = plan.nodes.len();
+        let row = StepRow {
+            version: ROW_VERSION,
+            key,
+            name: plan.name,
+            spec,
+            nodes: plan.nodes,
+            consumes: plan.consumes,
+            started: plan.started,
+            time_limit: plan.time_limit,
+            ending: None,
+            cancelled_by: None,
+            result: None,
+        };
+        let Some(record) = self.job_live(job) else { return };
+        record.steps.insert(id, Arc::new(row));
+        record.progress.insert(id, vec![Progress::Sent(now); parts]);
+        self.out.steps.insert(key);
+        for at in 0..parts {
+            self.send_start(job, id, at);
+        }
+        self.arm_resend(job);
+    }
+
+    /// The environment of a job's first step was stored with the job, at its submission.
+    fn first_step_env_is_stored(&self, job: JobId, id: StepId) -> bool {
+        id == StepId::Number(0) && self.job(job).is_some_and(|j| j.spec.first_step.is_some())
+    }
+
+    /// Steps that wait in a job, now that something became free: in order, each that fits.
+    pub(super) fn retry_waiting(&mut self, job: JobId) {
+        let Some(queue) = self.waiting.remove(&job) else { return };
+        let mut left = Vec::new();
+        for waiting in queue {
+            match self.plan_step(job, &waiting.spec) {
+                Ok(plan) => self.begin_asked_step(waiting.request, job, plan, waiting.since),
+                Err(NoRoom::Busy) => left.push(waiting),
+                Err(NoRoom::Never(why)) => self.reply(waiting.request, Err(cannot(job, &why))),
+            }
+        }
+        if !left.is_empty() {
+            self.waiting.insert(job, left);
+        }
+    }
+
+    /// The job is over: nothing that waits in it can begin.
+    pub(super) fn refuse_waiting(&mut self, job: JobId) {
+        for waiting in self.waiting.remove(&job).unwrap_or_default() {
+            let over =
+                Refusal::new(RefusalCode::WrongState, format!("Job {job} is over; the step cannot start"));
+            self.reply(waiting.request, Err(over));
+        }
+    }
+
+    /// The client of a waiting step is gone, or its patience.
+    pub(super) fn give_up_waiting(&mut self, job: JobId, request: RequestId, tell: bool) {
+        let Some(queue) = self.waiting.get_mut(&job) else { return };
+        let before = queue.len();
+        queue.retain(|w| w.request != request);
+        let gone = queue.len() < before;
+        if queue.is_empty() {
+            self.waiting.remove(&job);
+        }
+        if gone && tell {
+            let busy =
+                format!("Unable to create step for job {job}: other steps used its resources for too long");
+            self.reply(request, Err(Refusal::new(RefusalCode::Busy, busy)));
+        }
+    }
+
+    pub(super) fn abandoned(&mut self, request: RequestId) {
+        let job =
+            self.waiting.iter().find(|(_, q)| q.iter().any(|w| w.request == request)).map(|(id, _)| *id);
+        if let Some(job) = job {
+            self.give_up_waiting(job, request, false);
+        }
+    }
+}
+
+fn cannot(job: JobId, why: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::Impossible,
+        format!("Unable to create step for job {job}: more was asked for than the job has: {why}"),
+    )
+}

@@ -1,0 +1,165 @@
+//! What becomes due: begins, limits, patience, silence, repeats and forgetting.
+
+use super::Cluster;
+use super::ending::Verdict;
+use crate::event::RequestId;
+use crate::job::Progress;
+use crate::rows::Phase;
+use berth_model::ids::{JobId, NodeName, StepId};
+use berth_model::link::{EndCause, ToAgent};
+use berth_model::state::{JobState, Reason};
+use berth_model::time::Span;
+
+/// How long an answer of an agent may take before the message is sent again.
+const REPEAT: Span = Span::from_secs(10);
+/// How much longer than the agent the controller waits before it ends a job at its limit by itself.
+const GRACE: Span = Span::from_secs(60);
+
+/// Something that is looked at when its time comes; by then it may not matter any more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// `--begin`.
+    Begin(JobId),
+    /// `--immediate` of a job.
+    Immediate(JobId),
+    /// `--immediate` of a step.
+    StepImmediate(JobId, RequestId),
+    /// The time limit, for agents that cannot be reached.
+    Limit(JobId),
+    /// An ended job leaves memory.
+    Purge(JobId),
+    /// A node was silent.
+    Silence(NodeName),
+    /// Messages of a job that were not answered are sent again.
+    Repeat(JobId),
+    /// A node still has runs that do not belong there.
+    Settle(NodeName),
+}
+
+impl Cluster {
+    pub(super) fn fire_timers(&mut self) {
+        while let Some((at, _)) = self.timers.first() {
+            if *at > self.clock {
+                break;
+            }
+            let Some((_, timer)) = self.timers.pop_first() else { break };
+            match timer {
+                Timer::Begin(job) => self.enqueue(job),
+                Timer::Immediate(job) => self.patience_over(job),
+                Timer::StepImmediate(job, request) => self.give_up_waiting(job, request, true),
+                Timer::Limit(job) => self.limit_passed(job),
+                Timer::Purge(job) => self.purge(job),
+                Timer::Silence(node) => self.check_silence(&node),
+                Timer::Repeat(job) => self.repeat(job),
+                Timer::Settle(node) => self.settle(&node),
+            }
+        }
+    }
+
+    fn patience_over(&mut self, id: JobId) {
+        if self.job(id).is_some_and(|j| j.is_pending() && j.row.attempt.0 == 0) {
+            self.end_pending(id, Verdict::cancelled(None));
+        }
+    }
+
+    /// Has the job ended at its limit even if its agents do not.
+    pub(super) fn arm_limit(&mut self, id: JobId) {
+        if let Some(limit) = self.job(id).and_then(|j| j.run()).and_then(|r| r.limit) {
+            self.timers.insert((limit + Span(self.config.kill_wait.0 + GRACE.0), Timer::Limit(id)));
+        }
+    }
+
+    fn limit_passed(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        let Phase::Running(run) = &job.row.phase else { return };
+        let grace = Span(self.config.kill_wait.0 + GRACE.0);
+        if run.limit.is_some_and(|l| l + grace <= self.clock) {
+            let verdict =
+                Verdict { reason: Reason::TimeLimit, ..Verdict::new(JobState::Timeout, EndCause::TimeLimit) };
+            self.end_job(id, verdict);
+        }
+    }
+
+    pub(super) fn watch_silence(&mut self, node: &NodeName) {
+        let Some(n) = self.nodes.get(node) else { return };
+        self.timers.insert((n.last_heard + self.config.node_timeout, Timer::Silence(node.clone())));
+    }
+
+    fn check_silence(&mut self, node: &NodeName) {
+        let (now, timeout) = (self.clock, self.config.node_timeout);
+        let Some(n) = self.nodes.get(node) else { return };
+        if n.row.condition.not_responding {
+            return;
+        }
+        if n.last_heard + timeout > now {
+            return self.watch_silence(node);
+        }
+        // Silence alone says nothing of its jobs: they are left as they are.
+        if let Some(n) = self.node_mut(node) {
+            n.row.condition.not_responding = true;
+        }
+    }
+
+    /// Has a node end the runs that it has and should not have, until it says that they are gone.
+    pub(super) fn settle(&mut self, node: &NodeName) {
+        let Some(n) = self.nodes.get(node).filter(|n| n.link.is_some() && !n.settling.is_empty()) else {
+            return;
+        };
+        let (term, kill_wait, cause) = (self.term, self.config.kill_wait, EndCause::NodeFailed);
+        for (job, attempt) in n.settling.clone() {
+            self.send(node, ToAgent::EndJob { term, job, attempt, kill_wait, cause });
+        }
+        self.timers.insert((self.clock + REPEAT, Timer::Settle(node.clone())));
+    }
+
+    /// Looks again in a while whether everything that was sent for the job was answered.
+    pub(super) fn arm_resend(&mut self, id: JobId) {
+        self.timers.insert((self.clock + REPEAT, Timer::Repeat(id)));
+    }
+
+    fn repeat(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        let (attempt, now, term) = (job.row.attempt, self.clock, self.term);
+        match &job.row.phase {
+            Phase::Ending { result, left, .. } => {
+                let (left, cause) = (left.clone(), result.cause);
+                let kill_wait = self.config.kill_wait;
+                for node in left {
+                    self.send(&node, ToAgent::EndJob { term, job: id, attempt, kill_wait, cause });
+                }
+                self.arm_resend(id);
+            }
+            Phase::Running(_) => {
+                let mut again = false;
+                let mut starts: Vec<(StepId, usize)> = Vec::new();
+                let mut ends = Vec::new();
+                for (step, row) in job.steps.iter().filter(|(_, s)| s.result.is_none()) {
+                    let progress = job.progress.get(step);
+                    for (at, part) in row.nodes.iter().enumerate().filter(|(_, p)| p.exit.is_none()) {
+                        if let Some(cause) = row.ending {
+                            ends.push((part.node.clone(), row.key, cause));
+                            again = true;
+                        }
+                        if let Some(Progress::Sent(when)) = progress.and_then(|p| p.get(at)) {
+                            again = true;
+                            if *when + REPEAT <= now {
+                                starts.push((*step, at));
+                            }
+                        }
+                    }
+                }
+                let kill_wait = self.config.kill_wait;
+                for (step, at) in starts {
+                    self.send_start(id, step, at);
+                }
+                for (node, key, cause) in ends {
+                    self.send(&node, ToAgent::Terminate { term, key, kill_wait, cause });
+                }
+                if again {
+                    self.arm_resend(id);
+                }
+            }
+            Phase::Pending | Phase::Ended { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! From a job, a step and a node to the Start that its agent gets.
+
+use crate::job::Job;
+use crate::rows::{Run, StepRow};
+use crate::store::PayloadKey;
+use crate::tasks::Tasks;
+use berth_model::ids::{StepId, Term};
+use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
+use berth_model::link::Start;
+use berth_model::spec::{ContainerSpec, MemoryRequest, OpenMode, ResolvedImage, TimeLimit};
+use berth_model::time::{Span, Time};
+
+/// What every Start of this cluster has in common.
+pub(crate) struct Common<'a> {
+    pub(crate) cluster: &'a str,
+    pub(crate) term: Term,
+    pub(crate) kill_wait: Span,
+    pub(crate) now: Time,
+}
+
+/// The Start of a step on the `at`-th of its nodes, without script and environment, and where those are.
+pub(crate) fn start(
+    common: &Common<'_>,
+    job: &Job,
+    run: &Run,
+    step: &StepRow,
+    at: usize,
+) -> Option<(Start, PayloadKey)> {
+    let here = step.nodes.get(at)?;
+    let job_share = run.share(&here.node)?.clone();
+    let share = here.share.clone().unwrap_or_else(|| job_share.clone());
+    let spec = &job.spec.spec;
+    let own = step.spec.as_deref();
+    let mut io = own.map_or_else(|| spec.io.clone(), |s| s.io.clone());
+    if step.key.step == StepId::Batch && job.row.attempt.0 > 0 && io.open_mode.is_none() {
+        io.open_mode = Some(OpenMode::Append);
+    }
+    let container = own.and_then(|s| s.container.as_ref()).or(spec.container.as_ref());
+    let launch = StepLaunch {
+        key: step.key,
+        node: here.node.clone(),
+        node_index: u32::try_from(at).ok()?,
+        identity: (*job.spec.identity).clone(),
+        job: facts(common, job, run, job_share),
+        name: step.name.clone(),
+        program: own.map_or_else(
+            || Program::Script { text: Vec::new().into(), args: Vec::new() },
+            |s| Program::Argv(s.argv.clone()),
+        ),
+        env: Vec::new(),
+        user_env: own.is_none() && spec.user_env,
+        work_dir: own.map_or_else(|| spec.work_dir.clone(), |s| s.work_dir.clone()),
+        work_dir_explicit: own.is_some_and(|s| s.work_dir_explicit),
+        io,
+        container: container.filter(|c| !is_host(c)).cloned(),
+        limits: own.map_or_else(|| spec.limits.clone(), |s| s.limits.clone()),
+        umask: own.map_or(spec.umask, |s| s.umask),
+        pty: own.and_then(|s| s.pty),
+        layout: step.layout(Some(run)),
+        cpus_per_task: own.map_or(spec.resources.cpus_per_task, |s| s.cpus_per_task).unwrap_or(1),
+        share,
+        kill_on_bad_exit: own.is_some_and(|s| s.kill_on_bad_exit),
+        wait_after_first_exit: own.and_then(|s| s.wait_after_first_exit),
+        attached: own.is_some_and(|s| s.attached),
+        kill_wait: common.kill_wait,
+    };
+    let payload = match step.key.step {
+        StepId::Batch => PayloadKey::Job(job.row.spec_of),
+        id => PayloadKey::Step(job.row.job, id),
+    };
+    let step_end = match step.time_limit {
+        Some(TimeLimit::Minutes(m)) => Some(step.started + Span::from_mins(i64::from(m))),
+        _ => None,
+    };
+    let start = Start {
+        term: common.term,
+        launch,
+        job_time_left: run.limit.map(|end| end.since(common.now)),
+        step_time_left: step_end.map(|end| end.since(common.now)),
+        warn: spec.warn_signal,
+    };
+    Some((start, payload))
+}
+
+fn is_host(container: &ContainerSpec) -> bool {
+    matches!(container.image.resolved, Some(ResolvedImage::Host))
+}
+
+fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFacts {
+    let spec = &job.spec.spec;
+    let r = &spec.resources;
+    let array = match (&job.row.tasks, &spec.array) {
+        (Tasks::One(task), Some(array)) => {
+            let set = crate::tasks::TaskSet::new(array);
+            Some(ArrayPlace {
+                array: job.row.spec_of,
+                task: *task,
+                count: u32::try_from(set.len()).unwrap_or(u32::MAX),
+                min: set.first().unwrap_or(*task),
+                max: set.last().unwrap_or(*task),
+                step: set.step(),
+            })
+        }
+        _ => None,
+    };
+    JobFacts {
+        kind: spec.kind,
+        name: spec.name.clone(),
+        partition: job.spec.partition.to_string(),
+        account: spec.account.clone(),
+        cluster: common.cluster.to_string(),
+        array,
+        restarts: job.row.attempt.0,
+        start: run.started,
+        end: run.limit,
+        layout: run.layout(),
+        submit_dir: spec.work_dir.clone(),
+        submit_host: spec.submit_host.clone(),
+        tasks: r.tasks,
+        tasks_per_node: r.tasks_per_node,
+        cpus_per_task: r.cpus_per_task,
+        mem_per_node: Some(share.memory),
+        mem_per_cpu: match r.memory {
+            MemoryRequest::PerCpu(mib) => Some(mib),
+            _ => None,
+        },
+        share,
+    }
+}

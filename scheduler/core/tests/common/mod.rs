@@ -1,0 +1,297 @@
+//! A cluster with agents made of nothing: what the core sends is looked at, what agents would say is said.
+#![allow(dead_code)] // each test binary uses a part of it
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // what fails here fails the test
+
+use berth_model::config::Config;
+use berth_model::hardware::{Core, GresDevice, Hardware};
+use berth_model::ids::*;
+use berth_model::launch::{StepExit, StepPhase, Usage};
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::record::JobInfo;
+use berth_model::request::*;
+use berth_model::spec::*;
+use berth_model::state::{ExitStatus, JobState};
+use berth_model::time::{Span, Time};
+use berth_sched_core::*;
+use std::collections::BTreeMap;
+
+/// A store that keeps nothing: it only proves commits.
+pub struct Nowhere;
+impl Store for Nowhere {
+    fn apply(&mut self, _: &[Write]) -> Result<(), CommitError> {
+        Ok(())
+    }
+}
+
+pub struct World {
+    pub core: Cluster,
+    pub now: Time,
+    pub sent: Vec<ToAgent>,
+    pub replies: BTreeMap<u64, Result<Response, Refusal>>,
+    pub writes: Vec<Write>,
+    sessions: BTreeMap<NodeName, (u64, Session)>,
+    next: u64,
+}
+
+pub fn hardware(cores: u32, threads: u32, memory: u64, gpus: u32) -> Hardware {
+    Hardware {
+        cores: (0..cores)
+            .map(|c| Core { socket: 0, numa: 0, cpus: (0..threads).map(|t| c * threads + t).collect() })
+            .collect(),
+        memory,
+        gres: (0..gpus)
+            .map(|i| GresDevice { name: "gpu".into(), kind: None, index: i, files: Vec::new() })
+            .collect(),
+        ..Hardware::default()
+    }
+}
+
+pub fn actor(uid: u32) -> Actor {
+    Actor {
+        identity: Identity {
+            uid: Uid(uid),
+            gid: Gid(uid),
+            groups: vec![],
+            user: format!("user{uid}"),
+            group: format!("group{uid}"),
+            home: "/home/user".into(),
+            shell: "/bin/sh".into(),
+        },
+        administrator: uid == 0,
+        inside: None,
+    }
+}
+
+pub fn job(kind: JobKind, submission: &str) -> JobSpec {
+    JobSpec {
+        submission: SubmissionId(submission.into()),
+        kind,
+        name: "job".into(),
+        partition: None,
+        account: None,
+        resources: ResourceRequest::default(),
+        time_limit: None,
+        begin: None,
+        hold: false,
+        nice: 0,
+        requeue: None,
+        array: None,
+        immediate: None,
+        comment: None,
+        work_dir: "/".into(),
+        io: IoSpec::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0o22,
+        warn_signal: None,
+        user_env: false,
+        command: "true".into(),
+        submit_line: "sbatch".into(),
+        submit_host: "host".into(),
+        submit_sid: 1,
+    }
+}
+
+pub fn step(submission: &str) -> StepSpec {
+    StepSpec {
+        submission: SubmissionId(submission.into()),
+        name: "true".into(),
+        tasks: None,
+        nodes: None,
+        tasks_per_node: None,
+        cpus_per_task: None,
+        memory: MemoryRequest::Default,
+        gres: None,
+        overlap: false,
+        exact: false,
+        immediate: None,
+        argv: vec!["true".into()],
+        env: vec!["A=1".into()],
+        work_dir: "/".into(),
+        work_dir_explicit: false,
+        io: IoSpec::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0o22,
+        pty: None,
+        kill_on_bad_exit: false,
+        wait_after_first_exit: None,
+        time_limit: None,
+        attached: true,
+    }
+}
+
+pub fn script() -> Payload {
+    Payload {
+        script: Some(BatchScript { text: "#!/bin/sh\ntrue\n".into(), args: vec![] }),
+        env: vec!["HOME=/".into()],
+    }
+}
+
+pub fn exit(status: ExitStatus) -> StepExit {
+    StepExit {
+        status,
+        tasks: vec![],
+        oom: false,
+        launch_error: None,
+        ended_by: None,
+        usage: Usage::default(),
+        ended: Time(0),
+    }
+}
+
+impl World {
+    pub fn new(config: &Config) -> World {
+        let core = Cluster::new(CoreConfig::new(config).unwrap(), Term(1));
+        World {
+            core,
+            now: Time::from_secs(1_000_000),
+            sent: vec![],
+            replies: BTreeMap::new(),
+            writes: vec![],
+            sessions: BTreeMap::new(),
+            next: 0,
+        }
+    }
+
+    /// One node `n1` of four cores and 4000 MiB, connected.
+    pub fn small() -> World {
+        let mut w = World::new(&Config::default());
+        w.node("n1", hardware(4, 1, 4000, 2));
+        w
+    }
+
+    pub fn event(&mut self, event: Event) {
+        let Outcome { writes, after_commit, .. } = self.core.handle(event, self.now);
+        let proof = commit(&mut Nowhere, &writes).unwrap();
+        self.writes.extend(writes);
+        for effect in after_commit.open(&proof) {
+            match effect {
+                Effect::Reply { request, result } => {
+                    assert!(self.replies.insert(request.0, result).is_none(), "answered twice");
+                }
+                Effect::Send { message, connection, .. } => {
+                    if let ToAgent::Welcome { session, .. } = &message {
+                        for (c, s) in self.sessions.values_mut() {
+                            if *c == connection {
+                                *s = *session;
+                            }
+                        }
+                    }
+                    self.sent.push(message);
+                }
+                Effect::Disconnect { .. } => {}
+            }
+        }
+        self.core.audit().unwrap();
+    }
+
+    pub fn later(&mut self, span: Span) {
+        let end = self.now + span;
+        while let Some(wake) = self.core.next_wake().filter(|w| *w <= end) {
+            self.now = self.now.max(wake);
+            self.event(Event::Tick);
+        }
+        self.now = end;
+        self.event(Event::Tick);
+    }
+
+    pub fn node(&mut self, name: &str, hardware: Hardware) {
+        self.hello(name, "boot", hardware, vec![], vec![]);
+    }
+
+    pub fn hello(
+        &mut self,
+        name: &str,
+        boot: &str,
+        hardware: Hardware,
+        steps: Vec<(StepKey, StepPhase)>,
+        jobs: Vec<(JobId, Attempt)>,
+    ) {
+        self.next += 1;
+        let connection = self.next;
+        let node = NodeName::from(name);
+        self.sessions.insert(node.clone(), (connection, Session(0)));
+        let message = FromAgent::Hello {
+            node: node.clone(),
+            boot_id: boot.into(),
+            boot_time: Time(0),
+            agent_start: Time(0),
+            version: "1".into(),
+            hardware,
+            term: Term(0),
+            steps,
+            jobs,
+        };
+        self.event(Event::Agent { node, connection, message });
+    }
+
+    pub fn request_later(&mut self, actor: Actor, body: Request) -> u64 {
+        self.next += 1;
+        let request = self.next;
+        self.event(Event::Client { request: RequestId(request), actor, body });
+        request
+    }
+
+    pub fn request(&mut self, actor: Actor, body: Request) -> Result<Response, Refusal> {
+        let request = self.request_later(actor, body);
+        self.replies.remove(&request).expect("no answer")
+    }
+
+    pub fn submit(&mut self, spec: JobSpec) -> Result<JobId, Refusal> {
+        let (payload, first_step) = match spec.kind {
+            JobKind::Batch => (script(), None),
+            JobKind::Run => (Payload::default(), Some(Box::new(step("first")))),
+            JobKind::Alloc => (Payload::default(), None),
+        };
+        let body = Request::Submit { spec: Box::new(spec), payload, first_step, test_only: false };
+        match self.request(actor(1000), body)? {
+            Response::Submitted { job, .. } => Ok(job),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn batch(&mut self, submission: &str, change: impl FnOnce(&mut JobSpec)) -> JobId {
+        let mut spec = job(JobKind::Batch, submission);
+        change(&mut spec);
+        self.submit(spec).unwrap()
+    }
+
+    pub fn tell(&mut self, node: &str, make: impl FnOnce(Session) -> FromAgent) {
+        let node = NodeName::from(node);
+        let (connection, session) = self.sessions[&node];
+        self.event(Event::Agent { node, connection, message: make(session) });
+    }
+
+    pub fn phase(&mut self, node: &str, key: StepKey, phase: StepPhase) {
+        self.tell(node, |session| FromAgent::Step { session, key, phase });
+    }
+
+    pub fn exited(&mut self, node: &str, key: StepKey, status: ExitStatus) {
+        self.phase(node, key, StepPhase::Exited(exit(status)));
+    }
+
+    pub fn gone(&mut self, node: &str, job: JobId, attempt: u32) {
+        self.tell(node, |session| FromAgent::JobGone { session, job, attempt: Attempt(attempt) });
+    }
+
+    pub fn info(&self, id: JobId) -> JobInfo {
+        self.core.snapshot().job(id).expect("the job is not known")
+    }
+
+    pub fn state(&self, id: JobId) -> JobState {
+        self.info(id).state
+    }
+
+    /// Keys of the steps that agents were told to start, since the last call.
+    pub fn starts(&mut self) -> Vec<StepKey> {
+        let sent = std::mem::take(&mut self.sent);
+        sent.into_iter()
+            .filter_map(|m| if let ToAgent::Start(s) = m { Some(s.launch.key) } else { None })
+            .collect()
+    }
+}
+
+pub fn batch_key(job: JobId, attempt: u32) -> StepKey {
+    StepKey { job, attempt: Attempt(attempt), step: StepId::Batch }
+}
