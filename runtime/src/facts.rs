@@ -14,6 +14,8 @@ pub struct HostFacts {
     pub privileged: bool,
     /// Effective uid of the caller.
     pub uid: u32,
+    /// Kernel version.
+    pub kernel: (u32, u32),
     /// The node's host name.
     pub hostname: String,
     /// `/etc/resolv.conf`.
@@ -40,6 +42,7 @@ impl HostFacts {
             privileged,
             uid: rustix::process::geteuid().as_raw(),
             hostname: hostname(),
+            kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
             ..HostFacts::default()
         };
         if request.root == Rootfs::Host {
@@ -85,6 +88,12 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// `6.1.0-18-amd64` is (6, 1).
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 fn etc_file(path: &str) -> Option<ByteStr> {
     let meta = std::fs::metadata(Path::new(path)).ok()?;
     if !meta.is_file() || meta.len() > MAX_ETC_FILE {
@@ -102,4 +111,16 @@ fn group_names(text: &str) -> BTreeMap<u32, String> {
             Some((gid, name.to_string()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        assert_eq!(kernel_version("6.1.0-18-amd64"), (6, 1));
+        assert_eq!(kernel_version("5.15-rc1"), (5, 15));
+        assert_eq!(kernel_version(""), (0, 0));
+    }
 }

@@ -32,6 +32,7 @@
 //! On cgroups: [`StartOptions::cgroup`] starts init in a v2 group at no cost; for v1, [`Parked`] is forked
 //! and moved beforehand. See [`cgroup`].
 
+pub mod cgroup;
 pub mod facts;
 pub mod limits;
 pub mod plan;

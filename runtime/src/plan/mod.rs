@@ -50,6 +50,9 @@ pub enum RootPlan {
         upper: WritableLayer,
         /// Made read-only once everything is mounted.
         read_only: bool,
+        /// By mount(2): kernels before 6.8 take no layer by itself through `fsconfig`.
+        #[serde(default)]
+        one_string: bool,
     },
     /// A directory, written in place.
     InPlace(ByteStr),
@@ -179,7 +182,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     }
     let mut notes = Vec::new();
     let ids = identity::plan(request, mode, host, &mut notes)?;
-    let root = root(request, mode)?;
+    let root = root(request, facts, mode)?;
     let home = identity::home(request, host);
     let env = env::plan(request, &home, host, facts)?;
     let workdir = workdir(request, host)?;
@@ -245,12 +248,13 @@ fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError>
     Err(PlanError::NeedsImage { option })
 }
 
-fn root(request: &ContainerRequest, mode: Mode) -> Result<RootPlan, PlanError> {
+fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<RootPlan, PlanError> {
     let upper = match &request.writable_layer {
         WritableLayer::Tmpfs => WritableLayer::Tmpfs,
         WritableLayer::Dir(d) => WritableLayer::Dir(clean_absolute(d, "the writable layer")?),
     };
     let read_only = request.writable == Some(false);
+    let one_string = facts.kernel < (6, 8);
     Ok(match &request.root {
         Rootfs::Host => RootPlan::Host,
         Rootfs::Dir(dir) => {
@@ -261,7 +265,14 @@ fn root(request: &ContainerRequest, mode: Mode) -> Result<RootPlan, PlanError> {
             if request.writable == Some(true) {
                 RootPlan::InPlace(dir)
             } else {
-                RootPlan::Overlay { layers: vec![dir], owner: None, as_user: true, upper, read_only }
+                RootPlan::Overlay {
+                    layers: vec![dir],
+                    owner: None,
+                    as_user: true,
+                    upper,
+                    read_only,
+                    one_string,
+                }
             }
         }
         Rootfs::Overlay { layers, owner } => {
@@ -273,7 +284,7 @@ fn root(request: &ContainerRequest, mode: Mode) -> Result<RootPlan, PlanError> {
             }
             let layers = layers.iter().map(|l| clean_absolute(l, "a layer")).collect::<Result<_, _>>()?;
             let owner = owner.filter(|_| mode == Mode::System);
-            RootPlan::Overlay { layers, owner, as_user: false, upper, read_only }
+            RootPlan::Overlay { layers, owner, as_user: false, upper, read_only, one_string }
         }
     })
 }

@@ -44,7 +44,7 @@ pub(super) fn filesystem(
 
 /// Mounts the overlay over `/` and returns its root.
 pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<OwnedFd> {
-    let RootPlan::Overlay { layers, owner, as_user, upper, .. } = &plan.root else {
+    let RootPlan::Overlay { layers, owner, as_user, upper, one_string, .. } = &plan.root else {
         return Err(SetupFailure::new("mount an overlay", Errno::INVAL));
     };
     // Descriptors stay open until the overlay holds its own references.
@@ -73,17 +73,14 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     }
     let (upper_dir, work_dir, volatile) = writable(plan, staging, upper)?;
     let (upper_path, work_path) = (fd_path(&upper_dir), fd_path(&work_dir));
-    let root = match new_api(&lower, &upper_path, &work_path, volatile) {
-        Ok(root) => {
-            attach(root.as_fd(), CWD, "/").doing("mount the root filesystem")?;
-            root
-        }
-        Err(OverlayError::NoLowerPlus) => old_api(staging, &lower, &upper_path, &work_path, volatile)?,
-        Err(OverlayError::Layer(n, e)) => {
-            return Err(layer_failure(&layers[n], e));
-        }
-        Err(OverlayError::Create(e)) => return Err(create_failure(layers, upper, e)),
-    };
+    if *one_string {
+        return old_api(staging, &lower, &upper_path, &work_path, volatile);
+    }
+    let root = new_api(&lower, &upper_path, &work_path, volatile).map_err(|e| match e {
+        OverlayError::Layer(n, e) => layer_failure(&layers[n], e),
+        OverlayError::Create(e) => create_failure(layers, upper, e),
+    })?;
+    attach(root.as_fd(), CWD, "/").doing("mount the root filesystem")?;
     Ok(root)
 }
 
@@ -190,8 +187,6 @@ fn writable(plan: &Plan, staging: &OwnedFd, upper: &WritableLayer) -> Setup<(Own
 }
 
 enum OverlayError {
-    /// The kernel is older than 6.8 and takes no `lowerdir+`.
-    NoLowerPlus,
     /// This layer was refused.
     Layer(usize, Errno),
     /// The whole was refused.
@@ -209,10 +204,7 @@ fn new_api(
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(create)?;
     fsconfig_set_string(&fs, "source", "berth").map_err(create)?;
     for (n, layer) in lower.iter().enumerate() {
-        fsconfig_set_string(&fs, "lowerdir+", layer.as_os()).map_err(|e| match e {
-            Errno::INVAL if n == 0 => OverlayError::NoLowerPlus,
-            e => OverlayError::Layer(n, e),
-        })?;
+        fsconfig_set_string(&fs, "lowerdir+", layer.as_os()).map_err(|e| OverlayError::Layer(n, e))?;
     }
     fsconfig_set_string(&fs, "upperdir", upper.as_os()).map_err(create)?;
     fsconfig_set_string(&fs, "workdir", work.as_os()).map_err(create)?;

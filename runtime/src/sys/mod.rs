@@ -3,6 +3,7 @@
 //! Everything here is a thin, safe function over one call. What can be done through `rustix` or `nix` is
 //! done there and is not repeated here.
 
+pub mod bpf;
 pub mod exec;
 pub mod fork;
 pub mod identity;

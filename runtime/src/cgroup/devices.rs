@@ -1,0 +1,188 @@
+//! Which device files a group may use: rules, and the eBPF program that v2 wants.
+
+use crate::sys::bpf::Insn;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// Character or block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Character device.
+    Char,
+    /// Block device.
+    Block,
+}
+
+/// One rule: reading, writing and making of these devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRule {
+    /// Character or block.
+    pub kind: DeviceKind,
+    /// Major number; absent means all.
+    pub major: Option<u32>,
+    /// Minor number; absent means all.
+    pub minor: Option<u32>,
+    /// Making the file alone, without reading or writing the device.
+    #[serde(default)]
+    pub make_only: bool,
+}
+
+/// What a group may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DevicePolicy {
+    /// Nothing but these: for a container.
+    AllowOnly(Vec<DeviceRule>),
+    /// Everything but these: for a `host:` step, whose devices that nobody allocates stay usable.
+    DenyOnly(Vec<DeviceRule>),
+}
+
+/// As v1's files take it: `c 1:3 rwm`.
+impl fmt::Display for DeviceRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.kind == DeviceKind::Char { 'c' } else { 'b' };
+        let number = |n: Option<u32>| n.map_or_else(|| "*".to_string(), |n| n.to_string());
+        let access = if self.make_only { "m" } else { "rwm" };
+        write!(f, "{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
+}
+
+/// What every container may use: the devices of its `/dev` and terminals, and making files for any device,
+/// which gives no access to it.
+pub fn standard_devices() -> Vec<DeviceRule> {
+    let rule =
+        |major, minor| DeviceRule { kind: DeviceKind::Char, major: Some(major), minor, make_only: false };
+    let make = |kind| DeviceRule { kind, major: None, minor: None, make_only: true };
+    let mut rules = vec![make(DeviceKind::Char), make(DeviceKind::Block)];
+    rules.extend([3, 5, 7, 8, 9].map(|minor| rule(1, Some(minor))));
+    rules.extend([rule(5, Some(0)), rule(5, Some(2)), rule(136, None)]);
+    rules
+}
+
+/// The rule for a device file of the node.
+///
+/// # Errors
+/// The file cannot be looked at, or is no device.
+pub fn device_of(path: &Path) -> io::Result<DeviceRule> {
+    let meta = std::fs::metadata(path)?;
+    let kind = if meta.file_type().is_char_device() {
+        DeviceKind::Char
+    } else if meta.file_type().is_block_device() {
+        DeviceKind::Block
+    } else {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    };
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    Ok(DeviceRule { kind, major: Some(major), minor: Some(minor), make_only: false })
+}
+
+// linux/bpf_common.h and linux/bpf.h
+const LOAD_WORD: u8 = 0x61; // BPF_LDX | BPF_W | BPF_MEM
+const MOVE_REG: u8 = 0xbf; // BPF_ALU64 | BPF_MOV | BPF_X
+const MOVE: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
+const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+const SHIFT_RIGHT: u8 = 0x74; // BPF_ALU | BPF_RSH | BPF_K
+const JUMP_NOT: u8 = 0x55; // BPF_JMP | BPF_JNE | BPF_K
+const EXIT: u8 = 0x95;
+const MAKE: i32 = 1; // BPF_DEVCG_ACC_MKNOD; reading is 2, writing 4
+
+fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
+    Insn { code, regs: src << 4 | dst, off, imm }
+}
+
+/// The program: for an access, 1 lets it pass and 0 refuses it.
+pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
+    let (rules, matched, otherwise) = match policy {
+        DevicePolicy::AllowOnly(rules) => (rules, 1, 0),
+        DevicePolicy::DenyOnly(rules) => (rules, 0, 1),
+    };
+    // r2: kind, r3: access, r4: major, r5: minor (struct bpf_cgroup_dev_ctx)
+    let mut out = vec![
+        insn(LOAD_WORD, 2, 1, 0, 0),
+        insn(MOVE_REG, 3, 2, 0, 0),
+        insn(AND, 2, 0, 0, 0xffff),
+        insn(SHIFT_RIGHT, 3, 0, 0, 16),
+        insn(LOAD_WORD, 4, 1, 4, 0),
+        insn(LOAD_WORD, 5, 1, 8, 0),
+    ];
+    for rule in rules {
+        let mut tests = vec![(2, if rule.kind == DeviceKind::Block { 1 } else { 2 })];
+        let mut block = Vec::new();
+        if rule.make_only {
+            // Access beyond making must be none.
+            block.extend([insn(MOVE_REG, 6, 3, 0, 0), insn(AND, 6, 0, 0, !MAKE)]);
+            tests.push((6, 0));
+        }
+        // Device numbers have 20 bits at most, so they fit the immediate.
+        tests.extend(rule.major.map(|n| (4, n.cast_signed())));
+        tests.extend(rule.minor.map(|n| (5, n.cast_signed())));
+        let hit = [insn(MOVE, 0, 0, 0, matched), insn(EXIT, 0, 0, 0, 0)];
+        for (n, (register, value)) in tests.iter().enumerate() {
+            let skip = i16::try_from(tests.len() - n - 1 + hit.len()).unwrap_or(i16::MAX);
+            block.push(insn(JUMP_NOT, *register, 0, skip, *value));
+        }
+        block.extend(hit);
+        out.extend(block);
+    }
+    out.extend([insn(MOVE, 0, 0, 0, otherwise), insn(EXIT, 0, 0, 0, 0)]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would.
+    fn run(program: &[Insn], kind: u32, access: u32, major: u32, minor: u32) -> i64 {
+        let mut r = [0i64; 10];
+        let context = [access << 16 | kind, major, minor];
+        let mut pc = 0usize;
+        loop {
+            let i = program[pc];
+            pc += 1;
+            let (dst, src) = (usize::from(i.regs & 15), usize::from(i.regs >> 4));
+            match i.code {
+                LOAD_WORD => r[dst] = i64::from(context[usize::try_from(i.off).unwrap() / 4]),
+                MOVE_REG => r[dst] = r[src],
+                MOVE => r[dst] = i64::from(i.imm),
+                AND => r[dst] &= i64::from(i.imm.cast_unsigned()),
+                SHIFT_RIGHT => r[dst] >>= i.imm,
+                JUMP_NOT => {
+                    if r[dst] != i64::from(i.imm) {
+                        pc += usize::try_from(i.off).unwrap();
+                    }
+                }
+                EXIT => return r[0],
+                other => panic!("unknown operation {other:#x}"),
+            }
+        }
+    }
+
+    const CHAR: u32 = 2;
+    const BLOCK: u32 = 1;
+    const READ: u32 = 2;
+
+    #[test]
+    fn a_container_has_its_own_devices_alone() {
+        let p = program(&DevicePolicy::AllowOnly(standard_devices()));
+        assert_eq!(run(&p, CHAR, READ, 1, 3), 1);
+        assert_eq!(run(&p, CHAR, READ | 4, 136, 17), 1);
+        assert_eq!(run(&p, CHAR, READ, 1, 1), 0, "/dev/mem");
+        assert_eq!(run(&p, BLOCK, READ, 8, 0), 0, "a disk");
+        assert_eq!(run(&p, BLOCK, 1, 8, 0), 1, "making its file");
+        assert_eq!(run(&p, BLOCK, 1 | READ, 8, 0), 0);
+    }
+
+    #[test]
+    fn a_host_step_lacks_what_others_have() {
+        let gpu = DeviceRule { kind: DeviceKind::Char, major: Some(195), minor: Some(1), make_only: false };
+        let p = program(&DevicePolicy::DenyOnly(vec![gpu]));
+        assert_eq!(run(&p, CHAR, READ, 195, 1), 0);
+        assert_eq!(run(&p, CHAR, READ, 195, 0), 1);
+        assert_eq!(gpu.to_string(), "c 195:1 rwm");
+    }
+}

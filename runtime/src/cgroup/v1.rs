@@ -1,0 +1,136 @@
+//! Control groups, version 1: one directory in each controller's own hierarchy.
+
+use super::files::{cpu_list, keyed, make_dir, number, read, write};
+use super::{Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A group's directory by controller, with the caller's own group above it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct V1 {
+    name: String,
+    bases: BTreeMap<Controller, PathBuf>,
+    dirs: BTreeMap<Controller, PathBuf>,
+}
+
+impl V1 {
+    pub fn new(facts: &CgroupFacts, name: &str) -> Option<V1> {
+        if facts.v1.is_empty() {
+            return None;
+        }
+        let dirs = facts.v1.iter().map(|(c, base)| (*c, base.join(name))).collect();
+        Some(V1 { name: name.into(), bases: facts.v1.clone(), dirs })
+    }
+
+    fn dir(&self, controller: Controller) -> Option<&Path> {
+        self.dirs.get(&controller).map(PathBuf::as_path)
+    }
+}
+
+/// A new v1 cpuset is empty and takes no process: it starts with what is above it.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if read(dir, file).is_none_or(|v| v.is_empty())
+            && let Some(value) = read(parent, file)
+        {
+            write(dir, file, &value)?;
+        }
+    }
+    Ok(())
+}
+
+impl Backend for V1 {
+    fn create(&self) -> Result<()> {
+        for (controller, base) in &self.bases {
+            let mut dir = base.clone();
+            for part in self.name.split('/') {
+                let parent = dir.clone();
+                dir.push(part);
+                make_dir(&dir)?;
+                if *controller == Controller::Cpuset {
+                    inherit_cpuset(&parent, &dir)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, limits: &CgroupLimits) -> Result<()> {
+        if let (Some(dir), Some(bytes)) = (self.dir(Controller::Memory), limits.memory) {
+            memory(dir, bytes)?;
+        }
+        if let Some(dir) = self.dir(Controller::Cpuset)
+            && !limits.cpus.is_empty()
+        {
+            write(dir, "cpuset.cpus", &cpu_list(&limits.cpus))?;
+        }
+        if let (Some(dir), Some(millis)) = (self.dir(Controller::Cpu), limits.cpu_millis) {
+            write(dir, "cpu.cfs_period_us", "100000")?;
+            write(dir, "cpu.cfs_quota_us", &millis.saturating_mul(100).max(1000).to_string())?;
+        }
+        if let (Some(dir), Some(n)) = (self.dir(Controller::Pids), limits.pids) {
+            write(dir, "pids.max", &n.to_string())?;
+        }
+        if let (Some(dir), Some(policy)) = (self.dir(Controller::Devices), &limits.devices) {
+            devices(dir, policy)?;
+        }
+        Ok(())
+    }
+
+    fn usage(&self) -> CgroupUsage {
+        let mut usage = CgroupUsage::default();
+        if let Some(dir) = self.dir(Controller::Memory) {
+            usage.peak_memory = number(dir, "memory.max_usage_in_bytes");
+            usage.memory = number(dir, "memory.usage_in_bytes");
+            usage.oom_kills = read(dir, "memory.oom_control").and_then(|t| keyed(&t, "oom_kill"));
+        }
+        if let Some(dir) = self.dir(Controller::Cpuacct) {
+            let nanos = |file| number(dir, file).map(|n| n / 1000);
+            usage.user_us = nanos("cpuacct.usage_user");
+            usage.system_us = nanos("cpuacct.usage_sys");
+        }
+        usage
+    }
+
+    fn join(&self, pid: i32) -> Result<()> {
+        self.dirs.values().try_for_each(|dir| write(dir, "cgroup.procs", &pid.to_string()))
+    }
+
+    fn dirs(&self) -> Vec<&Path> {
+        self.dirs.values().map(PathBuf::as_path).collect()
+    }
+
+    fn kill_at_once(&self) -> bool {
+        false
+    }
+}
+
+fn memory(dir: &Path, bytes: u64) -> Result<()> {
+    // The limit with swap may never be below the one without: the order depends on the direction.
+    let (plain, swap) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+    let bytes = bytes.to_string();
+    if !dir.join(swap).exists() {
+        return write(dir, plain, &bytes);
+    }
+    match write(dir, plain, &bytes) {
+        Ok(()) => write(dir, swap, &bytes),
+        Err(CgroupError { errno: libc::EINVAL, .. }) => {
+            write(dir, swap, &bytes)?;
+            write(dir, plain, &bytes)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
+    match policy {
+        DevicePolicy::AllowOnly(rules) => {
+            write(dir, "devices.deny", "a")?;
+            rules.iter().try_for_each(|r| write(dir, "devices.allow", &r.to_string()))
+        }
+        DevicePolicy::DenyOnly(rules) => {
+            rules.iter().try_for_each(|r| write(dir, "devices.deny", &r.to_string()))
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Control groups, version 2: one directory for everything.
+
+use super::files::{cpu_list, keyed, make_dir, number, read, write};
+use super::{Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, Result, devices};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// A group's directory, with the caller's own group above it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct V2 {
+    base: PathBuf,
+    name: String,
+    pub dir: PathBuf,
+    controllers: Vec<Controller>,
+}
+
+const BUSY_HINT: &str = "processes in this group keep its controllers from the groups below: start the agent as a \
+    service with Delegate=yes, or in a group of its own";
+
+impl V2 {
+    pub fn new(facts: &CgroupFacts, name: &str) -> Option<V2> {
+        let base = facts.v2.clone()?;
+        Some(V2 { dir: base.join(name), base, name: name.into(), controllers: facts.v2_controllers.clone() })
+    }
+
+    fn has(&self, controller: Controller) -> bool {
+        self.controllers.contains(&controller)
+    }
+
+    /// Gives the controllers to the groups below `dir`.
+    fn enable(&self, dir: &Path) -> Result<()> {
+        let enabled = read(dir, "cgroup.subtree_control").unwrap_or_default();
+        for controller in &self.controllers {
+            // Devices have no controller but a program; accounting comes with cpu.
+            if matches!(controller, Controller::Devices | Controller::Cpuacct) {
+                continue;
+            }
+            let name = controller.name();
+            if enabled.split_whitespace().any(|n| n == name) {
+                continue;
+            }
+            write(dir, "cgroup.subtree_control", &format!("+{name}")).map_err(|e| match e.errno {
+                libc::EBUSY => CgroupError { hint: BUSY_HINT, ..e },
+                _ => e,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for V2 {
+    fn create(&self) -> Result<()> {
+        let mut dir = self.base.clone();
+        for part in self.name.split('/') {
+            self.enable(&dir)?;
+            dir.push(part);
+            make_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, limits: &CgroupLimits) -> Result<()> {
+        let dir = &self.dir;
+        if let Some(bytes) = limits.memory.filter(|_| self.has(Controller::Memory)) {
+            write(dir, "memory.max", &bytes.to_string())?;
+            if dir.join("memory.swap.max").exists() {
+                write(dir, "memory.swap.max", "0")?;
+            }
+        }
+        if self.has(Controller::Cpuset) && !limits.cpus.is_empty() {
+            write(dir, "cpuset.cpus", &cpu_list(&limits.cpus))?;
+        }
+        if let Some(millis) = limits.cpu_millis.filter(|_| self.has(Controller::Cpu)) {
+            write(dir, "cpu.max", &format!("{} 100000", millis.saturating_mul(100).max(1000)))?;
+        }
+        if let Some(n) = limits.pids.filter(|_| self.has(Controller::Pids)) {
+            write(dir, "pids.max", &n.to_string())?;
+        }
+        if let Some(policy) = limits.devices.as_ref().filter(|_| self.has(Controller::Devices)) {
+            let refused = |action: &'static str, e: crate::sys::Errno| CgroupError {
+                action,
+                path: dir.clone(),
+                errno: e.raw_os_error(),
+                hint: "",
+            };
+            let program = crate::sys::bpf::load_device_program(&devices::program(policy))
+                .map_err(|e| refused("load the device program of", e))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let group =
+                rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| refused("open the group", e))?;
+            crate::sys::bpf::attach_device_program(group.as_fd(), program.as_fd())
+                .map_err(|e| refused("attach the device program to", e))?;
+        }
+        Ok(())
+    }
+
+    fn usage(&self) -> CgroupUsage {
+        let mut usage = CgroupUsage::default();
+        if self.has(Controller::Memory) {
+            usage.peak_memory = number(&self.dir, "memory.peak");
+            usage.memory = number(&self.dir, "memory.current");
+            usage.oom_kills = read(&self.dir, "memory.events").and_then(|t| keyed(&t, "oom_kill"));
+        }
+        // cpu.stat has the times in every group, with the controller or without.
+        if let Some(stat) = read(&self.dir, "cpu.stat") {
+            usage.user_us = keyed(&stat, "user_usec");
+            usage.system_us = keyed(&stat, "system_usec");
+        }
+        usage
+    }
+
+    fn join(&self, pid: i32) -> Result<()> {
+        write(&self.dir, "cgroup.procs", &pid.to_string())
+    }
+
+    fn dirs(&self) -> Vec<&Path> {
+        vec![&self.dir]
+    }
+
+    fn kill_at_once(&self) -> bool {
+        // From kernel 5.14.
+        write(&self.dir, "cgroup.kill", "1").is_ok()
+    }
+}
