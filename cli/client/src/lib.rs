@@ -1,2 +1,131 @@
-//! The commands that speak to a cluster: srun, sbatch, squeue and their like.
+//! The commands that speak to a cluster: srun, sbatch, salloc, squeue, sinfo, scancel, scontrol, sacct.
+//!
+//! One file per command; its doc comment is its help. Nothing here needs a TLS stack or more of the name service
+//! than a static C library has, so that `berth-step` can be the same commands inside a container: images are
+//! resolved by an [`ImageResolver`] that the program lends, or by the node.
 #![forbid(unsafe_code)]
+
+pub mod commands;
+mod doc;
+pub mod error;
+pub mod fmt;
+pub mod getopt;
+pub mod out;
+pub mod site;
+pub mod step;
+pub mod users;
+
+use berth_model::spec::ResolvedImage;
+use error::{Failure, Kind, Outcome};
+use site::Site;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Resolves an image reference as typed to what it means now, with the caller's own credentials.
+pub trait ImageResolver {
+    /// The pinned image, or one line that names the reference, the reason and the next step.
+    fn resolve(&self, typed: &str) -> Result<ResolvedImage, String>;
+}
+
+/// What a command is told besides its arguments.
+pub struct Invocation<'a> {
+    /// The command's name.
+    pub name: &'static str,
+    /// Arguments after the name.
+    pub args: Vec<OsString>,
+    /// The state directory named before the command (`berth --state DIR squeue`).
+    pub state: Option<PathBuf>,
+    /// Resolves images; absent inside containers.
+    pub resolver: Option<&'a dyn ImageResolver>,
+}
+
+impl Invocation<'_> {
+    /// Finds the cluster.
+    pub fn site(&self) -> Result<Site, Failure> {
+        Site::find(self.state.as_deref())
+    }
+}
+
+/// A command of this package.
+pub struct Command {
+    /// Its name.
+    pub name: &'static str,
+    /// Runs it.
+    pub run: fn(&Invocation<'_>) -> Outcome,
+    /// Whether it submits work: malformed options exit with 255.
+    pub submits: bool,
+    /// Its help, complete.
+    pub help: fn() -> String,
+}
+
+/// All commands.
+pub const COMMANDS: &[Command] = &[
+    commands::squeue::COMMAND,
+    commands::sinfo::COMMAND,
+    commands::scancel::COMMAND,
+    commands::scontrol::COMMAND,
+    commands::sacct::COMMAND,
+];
+
+/// The command of that name.
+pub fn command(name: &OsStr) -> Option<&'static Command> {
+    COMMANDS.iter().find(|c| OsStr::new(c.name) == name)
+}
+
+/// What `--version` prints.
+pub fn version_line() -> String {
+    format!("berth {VERSION}\n")
+}
+
+/// Runs the command that `argv[0]` names, whatever directory stands before it.
+pub fn main_by_name(argv: Vec<OsString>, resolver: Option<&dyn ImageResolver>) -> ExitCode {
+    run(argv, None, resolver)
+}
+
+/// As [`main_by_name`], with the state directory named.
+pub fn run(argv: Vec<OsString>, state: Option<PathBuf>, resolver: Option<&dyn ImageResolver>) -> ExitCode {
+    let mut args = argv.into_iter();
+    let first = PathBuf::from(args.next().unwrap_or_default());
+    let name = first.file_name().unwrap_or_default();
+    let Some(command) = command(name) else {
+        let known: Vec<&str> = COMMANDS.iter().map(|c| c.name).collect();
+        out::complain(&format!(
+            "berth: error: '{}' is no command; these are: {}",
+            name.to_string_lossy(),
+            known.join(", ")
+        ));
+        return ExitCode::from(1);
+    };
+    let invocation = Invocation { name: command.name, args: args.collect(), state, resolver };
+    finish(command.name, command.submits, (command.run)(&invocation))
+}
+
+/// Prints a failure and gives the exit code.
+pub fn finish(name: &str, submits: bool, outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            let text = failure.report(name);
+            if !text.is_empty() {
+                out::complain(text.trim_end_matches('\n'));
+            }
+            ExitCode::from(failure.exit_code(submits))
+        }
+    }
+}
+
+/// Runs a command's asynchronous part on this thread.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?;
+    let outcome = runtime.block_on(work);
+    // Nothing that still waits on the network matters after the answer.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,248 @@
+//! Ends or signals jobs, array tasks and steps.
+//!
+//! Jobs are named by their ids (12, 12_3, 12_[1-5], 12.0, 12.batch) or chosen by filters, or both: then the filters
+//! narrow the ids. Without --signal a job gets SIGCONT and SIGTERM, and SIGKILL after KillWait seconds. With --signal
+//! the signal goes to the job's steps; --batch sends it to the batch script alone, --full to script and steps. An id
+//! that is unknown or over is no error; --verbose says so.
+
+use super::{job_state, nodes, words};
+use crate::error::{Failure, Outcome};
+use crate::fmt::job;
+use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::{Command, Invocation, block_on, out};
+use berth_model::query::JobQuery;
+use berth_model::record::JobInfo;
+use berth_model::request::{CancelRequest, RefusalCode, Response};
+use berth_model::spec::JobSelector;
+use berth_model::state::JobState;
+use berth_model::{StepId, Uid};
+use berth_rpc::Client;
+use std::io::BufRead;
+
+crate::doc::about!("scancel.rs");
+
+/// The command.
+pub const COMMAND: Command = Command { name: "scancel", run, submits: false, help: || SPEC.help() };
+
+const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
+    Opt { long, short, arg, help }
+}
+
+/// Options.
+pub const SPEC: Spec = Spec {
+    name: "scancel",
+    usage: "[OPTION]... [JOB[_TASK][.STEP]]...",
+    about: ABOUT,
+    options: &[
+        opt("account", Some('A'), Arg::Required("NAME"), "Jobs of this account"),
+        opt("batch", Some('b'), Arg::None, "Signal the batch script alone"),
+        opt("full", Some('f'), Arg::None, "Signal batch script and steps"),
+        opt("interactive", Some('i'), Arg::None, "Ask before each job"),
+        opt("me", None, Arg::None, "My jobs"),
+        opt("name", Some('n'), Arg::Required("NAME"), "Jobs of this name"),
+        opt("jobname", None, Arg::Required("NAME"), "As --name"),
+        opt("nodelist", Some('w'), Arg::Required("NODES"), "Jobs that use one of these nodes"),
+        opt("partition", Some('p'), Arg::Required("NAME"), "Jobs of this partition"),
+        opt("quiet", Some('Q'), Arg::None, "Say nothing of jobs that are over or unknown"),
+        opt("signal", Some('s'), Arg::Required("SIGNAL"), "Send this signal instead of ending the job"),
+        opt("state", Some('t'), Arg::Required("STATES"), "Jobs in these states: PENDING, RUNNING, SUSPENDED"),
+        opt("user", Some('u'), Arg::Required("NAME"), "Jobs of this user"),
+        opt("verbose", Some('v'), Arg::None, "Tell what is done"),
+    ],
+    refused: &[
+        Refused {
+            long: "clusters",
+            short: Some('M'),
+            instead: "name another cluster's state directory with BERTH_STATE",
+        },
+        Refused { long: "ctld", short: None, instead: "every request goes through the controller" },
+        Refused { long: "cron", short: Some('c'), instead: "there are no cron jobs" },
+        Refused { long: "hurry", short: Some('H'), instead: "there are no burst buffers to stage out" },
+        Refused {
+            long: "qos",
+            short: Some('q'),
+            instead: "there are no QOS; select with --account or --partition",
+        },
+        Refused { long: "reservation", short: Some('R'), instead: "there are no reservations" },
+        Refused { long: "sibling", short: None, instead: "there are no federations" },
+        Refused { long: "wckey", short: None, instead: "there are no workload characterisation keys" },
+    ],
+};
+
+fn run(call: &Invocation<'_>) -> Outcome {
+    let parsed = SPEC.parse(&call.args)?;
+    let mut ids = Vec::new();
+    for word in &parsed.words {
+        let word = word.to_string_lossy();
+        ids.extend(berth_model::jobid::list(&word).map_err(|_| {
+            Failure::user(format!("Invalid job id {word}\nwrite JOB, ARRAY_TASK or JOB.STEP"))
+        })?);
+    }
+    let mut request = filters(&parsed)?;
+    let filtered = request != CancelRequest::default();
+    request.jobs = ids;
+    if request.jobs.is_empty() && !filtered {
+        return Err(Failure::user(
+            "No job identification provided\nname jobs by id, or choose them with -u, -n, -p or -t",
+        ));
+    }
+    request.signal = match parsed.text("signal") {
+        None => None,
+        Some(text) => Some(
+            berth_model::signal::parse(&text)
+                .map_err(|_| Failure::raw(crate::error::Kind::User, format!("Unknown job signal: {text}")))?,
+        ),
+    };
+    request.batch = parsed.has("batch");
+    request.full = parsed.has("full");
+    let site = call.site()?;
+    block_on(async {
+        let client = site.connect_patiently().await?;
+        if let Some(user) = parsed.text("user") {
+            request.user = Some(owner(&client, &user).await?);
+        }
+        if parsed.has("interactive") {
+            request.jobs = confirmed(&client, &request).await?;
+            if request.jobs.is_empty() {
+                return Ok(0);
+            }
+        }
+        let verbose = parsed.has("verbose");
+        if verbose {
+            for (selector, step) in &request.jobs {
+                let what = if request.signal.is_some() { "Signaling" } else { "Terminating" };
+                match step {
+                    Some(step) => out::complain(&format!("scancel: {what} step {selector}.{step}")),
+                    None => out::complain(&format!("scancel: {what} job {selector}")),
+                }
+            }
+        }
+        let Response::Acted { jobs, refused } = client.cancel(&request).await? else { return Ok(0) };
+        if verbose && request.jobs.is_empty() {
+            for job in jobs {
+                out::complain(&format!("scancel: Terminating job {job}"));
+            }
+        }
+        let mut code = 0;
+        for (selector, refusal) in refused {
+            let about_step = selector.contains('.');
+            let harmless = matches!(refusal.code, RefusalCode::NotFound | RefusalCode::WrongState)
+                && request.signal.is_none()
+                && !about_step;
+            if !harmless || verbose {
+                let what = if about_step { "job step id" } else { "job id" };
+                out::complain(&format!(
+                    "scancel: error: Kill job error on {what} {selector}: {}",
+                    refusal.message
+                ));
+            }
+            if !harmless {
+                code = 1;
+            }
+        }
+        Ok(code)
+    })
+}
+
+fn filters(parsed: &Parsed) -> Result<CancelRequest, Failure> {
+    let states = match parsed.text("state") {
+        None => Vec::new(),
+        Some(text) => words(&text)
+            .iter()
+            .map(|w| match job_state(w) {
+                Some(s @ (JobState::Pending | JobState::Running | JobState::Suspended)) => Ok(s),
+                _ => Err(Failure::raw(
+                    crate::error::Kind::User,
+                    format!("Invalid job state specified: {w}\nValid job states are PENDING, RUNNING, and SUSPENDED"),
+                )),
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(CancelRequest {
+        // A name is looked up once the cluster can be asked.
+        user: match (parsed.has("me"), parsed.has("user")) {
+            (true, _) | (_, true) => Some(Uid(nix::unistd::geteuid().as_raw())),
+            _ => None,
+        },
+        name: parsed.text("name").or_else(|| parsed.text("jobname")),
+        partition: parsed.text("partition"),
+        account: parsed.text("account"),
+        states,
+        nodes: parsed.text("nodelist").map(|l| nodes(&l)).transpose()?.unwrap_or_default(),
+        ..CancelRequest::default()
+    })
+}
+
+/// The uid of a user: by the name service here, or by the jobs that the cluster knows.
+async fn owner(client: &Client, user: &str) -> Result<Uid, Failure> {
+    if let Some(uid) = crate::users::uid(user) {
+        return Ok(Uid(uid));
+    }
+    let jobs = client.jobs(&JobQuery { include_finished: true, ..JobQuery::default() }).await?;
+    jobs.iter()
+        .find(|j| j.identity.user == user)
+        .map(|j| j.identity.uid)
+        .ok_or_else(|| Failure::user(format!("Invalid user name: {user}")))
+}
+
+/// The jobs that the caller says yes to; a question that gets no answer counts as no.
+async fn confirmed(
+    client: &Client,
+    request: &CancelRequest,
+) -> Result<Vec<(JobSelector, Option<StepId>)>, Failure> {
+    let jobs = client.jobs(&JobQuery::default()).await?;
+    let mut input = std::io::stdin().lock();
+    let mut chosen = Vec::new();
+    for info in jobs.iter().filter(|j| matches(request, j)) {
+        let steps: Vec<Option<StepId>> = if request.jobs.is_empty() {
+            vec![None]
+        } else {
+            request.jobs.iter().filter(|(s, _)| names(s, info)).map(|(_, step)| *step).collect()
+        };
+        for step in steps {
+            let what = step
+                .map_or(format!("job_id={}", job::id(info)), |s| format!("step_id={}.{s}", job::id(info)));
+            let question =
+                format!("Cancel {what} name={} partition={} [y/n]? ", info.spec.name, info.partition);
+            if ask(&question, &mut input)? {
+                chosen.push((JobSelector::Job(info.id), step));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+fn ask(question: &str, input: &mut impl BufRead) -> Result<bool, Failure> {
+    loop {
+        out::print(question)?;
+        let mut answer = String::new();
+        match input.read_line(&mut answer) {
+            Ok(0) | Err(_) => return Ok(false),
+            Ok(_) => match answer.trim().chars().next().map(|c| c.to_ascii_lowercase()) {
+                Some('y') => return Ok(true),
+                Some('n') => return Ok(false),
+                _ => {}
+            },
+        }
+    }
+}
+
+fn names(selector: &JobSelector, job: &JobInfo) -> bool {
+    match selector {
+        JobSelector::Job(id) => job.id == *id || job.array == Some(*id),
+        JobSelector::Task(array, task) => job.array == Some(*array) && job.task == Some(*task),
+        JobSelector::Tasks(array, set) => {
+            job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
+        }
+    }
+}
+
+fn matches(request: &CancelRequest, job: &JobInfo) -> bool {
+    (request.jobs.is_empty() || request.jobs.iter().any(|(s, _)| names(s, job)))
+        && request.user.is_none_or(|u| u == job.identity.uid)
+        && request.name.as_ref().is_none_or(|n| *n == job.spec.name)
+        && request.partition.as_ref().is_none_or(|p| *p == job.partition)
+        && request.account.as_ref().is_none_or(|a| Some(a) == job.spec.account.as_ref())
+        && (request.states.is_empty() || request.states.contains(&job.state))
+        && (request.nodes.is_empty() || job.layout.nodes.iter().any(|n| request.nodes.contains(n)))
+}

@@ -1,0 +1,197 @@
+//! What a job or step record says, in the words that every command uses.
+
+use super::{View, hosts, mebibytes};
+use berth_model::record::{JobInfo, StepInfo};
+use berth_model::spec::{JobKind, MemoryRequest};
+use berth_model::state::{JobState, Reason};
+use berth_model::{Span, Time};
+
+/// `12`, `12_3`, or `12_[4-9%2]` for waiting tasks of an array.
+pub fn id(job: &JobInfo) -> String {
+    match (job.array, job.task) {
+        (Some(array), Some(task)) => format!("{array}_{task}"),
+        (Some(array), None) => match task_set(job) {
+            Some(set) => format!("{array}_[{set}]"),
+            None => array.to_string(),
+        },
+        (None, _) => job.id.to_string(),
+    }
+}
+
+/// The waiting tasks as a set with the array's throttle: `4-9%2`.
+pub fn task_set(job: &JobInfo) -> Option<String> {
+    let waiting = job.waiting.as_ref()?;
+    let mut text = indices(&waiting.ranges);
+    if let Some(n) = waiting.max_running.or(job.spec.array.as_ref().and_then(|a| a.max_running)) {
+        text.push_str(&format!("%{n}"));
+    }
+    Some(text)
+}
+
+/// Ranges of indices without a throttle: `1-3,7,10-20:5`.
+pub fn indices(ranges: &[(u32, u32, u32)]) -> String {
+    let parts: Vec<String> = ranges
+        .iter()
+        .map(|(first, last, step)| match (first == last, step) {
+            (true, _) => first.to_string(),
+            (false, 0 | 1) => format!("{first}-{last}"),
+            (false, step) => format!("{first}-{last}:{step}"),
+        })
+        .collect();
+    parts.join(",")
+}
+
+/// The index of a task, the waiting set of an array, or `N/A`.
+pub fn task(job: &JobInfo) -> String {
+    match job.task {
+        Some(task) => task.to_string(),
+        None => task_set(job).unwrap_or_else(|| "N/A".to_string()),
+    }
+}
+
+/// How long the job has run, or ran.
+pub fn elapsed(job: &JobInfo, view: &View) -> Span {
+    match (job.started, job.ended) {
+        (Some(start), Some(end)) => end.since(start),
+        (Some(start), None) if job.state != JobState::Pending => view.now.since(start),
+        _ => Span(0),
+    }
+}
+
+/// How long the step has run, or ran.
+pub fn step_elapsed(step: &StepInfo, view: &View) -> Span {
+    step.ended.unwrap_or(view.now).since(step.started)
+}
+
+/// When it ended, or will end at its limit.
+pub fn end(job: &JobInfo) -> Option<Time> {
+    job.ended.or_else(|| match (job.started, job.time_limit.span()) {
+        (Some(start), Some(limit)) if job.state != JobState::Pending => Some(start + limit),
+        _ => None,
+    })
+}
+
+/// Nodes it has or had; as many as it asks for while it waits.
+pub fn node_count(job: &JobInfo) -> u64 {
+    if job.layout.nodes.is_empty() {
+        job.requested.node.max(u64::from(job.spec.resources.min_nodes)).max(1)
+    } else {
+        job.layout.nodes.len() as u64
+    }
+}
+
+/// CPUs it has or had; as many as it asks for while it waits.
+pub fn cpu_count(job: &JobInfo) -> u64 {
+    if job.allocated.cpu > 0 { job.allocated.cpu } else { job.requested.cpu.max(1) }
+}
+
+/// Tasks asked for, or implied by the nodes.
+pub fn task_count(job: &JobInfo) -> u64 {
+    let r = &job.spec.resources;
+    match (r.tasks, r.tasks_per_node) {
+        (Some(n), _) => u64::from(n),
+        (None, Some(per)) => u64::from(per) * node_count(job),
+        (None, None) => node_count(job),
+    }
+}
+
+/// CPUs for each task.
+pub fn cpus_per_task(job: &JobInfo) -> u32 {
+    job.spec.resources.cpus_per_task.unwrap_or(1)
+}
+
+/// CPUs that each node must have at least.
+pub fn min_cpus(job: &JobInfo) -> u32 {
+    cpus_per_task(job).saturating_mul(job.spec.resources.tasks_per_node.unwrap_or(1))
+}
+
+/// Memory as asked for: `MinMemoryCPU=500M` or `MinMemoryNode=1G`.
+pub fn min_memory(job: &JobInfo) -> (&'static str, String) {
+    match job.spec.resources.memory {
+        MemoryRequest::PerCpu(m) => ("MinMemoryCPU", mebibytes(m)),
+        MemoryRequest::PerNode(m) => ("MinMemoryNode", mebibytes(m)),
+        MemoryRequest::Default => ("MinMemoryNode", mebibytes(job.requested.mem / node_count(job).max(1))),
+    }
+}
+
+/// The reason as one word of `squeue`'s last column; a signal with its name.
+pub fn reason(job: &JobInfo) -> String {
+    match &job.reason {
+        Reason::RaisedSignal(n) => {
+            format!("RaisedSignal:{n}({})", berth_model::signal::describe(*n))
+        }
+        Reason::ReqNodeNotAvail(nodes) if !nodes.is_empty() => {
+            format!("ReqNodeNotAvail, UnavailableNodes:{nodes}")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Nodes of a running or ended job, or the reason in parentheses.
+pub fn nodes_or_reason(job: &JobInfo) -> String {
+    let failed = matches!(job.state, JobState::Failed | JobState::Timeout | JobState::NodeFail);
+    let waits = job.state == JobState::Pending;
+    if waits || (failed && job.reason != Reason::None) {
+        format!("({})", reason(job))
+    } else {
+        hosts(&job.layout.nodes)
+    }
+}
+
+/// The program or script: what `sbatch --wrap` made has no name of its own.
+pub fn command(job: &JobInfo) -> Option<String> {
+    match job.spec.kind {
+        JobKind::Batch if job.spec.command.is_empty() || job.spec.command.0 == b"wrap" => None,
+        _ if job.spec.command.is_empty() => None,
+        _ => Some(job.spec.command.display().into_owned()),
+    }
+}
+
+/// Order of jobs in listings: by array or job, waiting tasks first, then by index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobKey(u32, Option<u32>, u32);
+
+impl JobKey {
+    /// The key of a record.
+    pub fn of(job: &JobInfo) -> JobKey {
+        JobKey(job.array.unwrap_or(job.id).0, job.task, job.id.0)
+    }
+}
+
+/// The pattern of a batch job's output when none was given.
+pub fn default_output(job: &JobInfo) -> Option<String> {
+    let pattern = if job.array.is_some() { "slurm-%A_%a.out" } else { "slurm-%j.out" };
+    (job.spec.kind == JobKind::Batch).then(|| pattern.to_string())
+}
+
+/// `gres/gpu:test:1` for each generic resource asked for on a node, or none.
+pub fn tres_per_node(job: &JobInfo) -> Option<String> {
+    let parts: Vec<String> =
+        job.spec.resources.gres.iter().map(|(key, n)| format!("gres/{key}:{n}")).collect();
+    (!parts.is_empty()).then(|| parts.join(","))
+}
+
+/// `12.0`, `12_3.batch`.
+pub fn step_id(job: &JobInfo, step: &StepInfo) -> String {
+    format!("{}.{}", id(job), step.id)
+}
+
+/// `CANCELLED by 1001` where it is known, else the state's name.
+pub fn state_by(state: JobState, by: Option<berth_model::Uid>) -> String {
+    match (state, by) {
+        (JobState::Cancelled, Some(uid)) => format!("CANCELLED by {uid}"),
+        _ => state.name().to_string(),
+    }
+}
+
+/// One row for each waiting task of an array (`squeue -r`).
+pub fn split(job: &JobInfo) -> Vec<JobInfo> {
+    let Some(waiting) = job.waiting.as_ref() else { return vec![job.clone()] };
+    let mut rows = Vec::new();
+    for (first, last, step) in &waiting.ranges {
+        for index in (*first..=*last).step_by(usize::try_from(*step).unwrap_or(1).max(1)) {
+            rows.push(JobInfo { task: Some(index), waiting: None, ..job.clone() });
+        }
+    }
+    if rows.is_empty() { vec![job.clone()] } else { rows }
+}

@@ -1,0 +1,280 @@
+//! `--json`: one object with a collection, `meta`, `errors` and `warnings`; numbers that may be unset or
+//! unlimited are `{"set":…,"infinite":…,"number":…}`.
+
+use super::{View, hosts, job, node, tres};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+use berth_model::spec::{JobKind, MemoryRequest, TimeLimit};
+use berth_model::state::ExitStatus;
+use berth_model::{ByteStr, Time};
+use serde_json::{Value, json};
+
+/// The whole document.
+pub fn document(collection: &str, items: Vec<Value>, command: &[String], cluster: &str) -> String {
+    let mut doc = serde_json::Map::new();
+    doc.insert(collection.to_string(), Value::Array(items));
+    doc.insert(
+        "meta".to_string(),
+        json!({
+            "command": command,
+            "client": {"source": "", "user": crate::users::name(nix::unistd::geteuid().as_raw())},
+            "slurm": {"version": version(), "release": crate::VERSION, "cluster": cluster},
+            "berth": {"version": crate::VERSION},
+        }),
+    );
+    doc.insert("errors".to_string(), json!([]));
+    doc.insert("warnings".to_string(), json!([]));
+    let mut text = serde_json::to_string_pretty(&Value::Object(doc)).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn version() -> Value {
+    let mut parts = crate::VERSION.split('.');
+    let mut next = || parts.next().unwrap_or("0").to_string();
+    json!({"major": next(), "minor": next(), "micro": next()})
+}
+
+fn number(n: impl Into<i64>) -> Value {
+    json!({"set": true, "infinite": false, "number": n.into()})
+}
+
+fn unset() -> Value {
+    json!({"set": false, "infinite": false, "number": 0})
+}
+
+fn count(n: u64) -> Value {
+    number(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+fn maybe(n: Option<u32>) -> Value {
+    n.map_or_else(unset, number)
+}
+
+fn when(t: Option<Time>) -> Value {
+    t.map_or_else(unset, |t| number(t.secs()))
+}
+
+fn limit(l: TimeLimit) -> Value {
+    match l {
+        TimeLimit::Minutes(m) => number(m),
+        TimeLimit::Unlimited => json!({"set": false, "infinite": true, "number": 0}),
+    }
+}
+
+fn exit(e: ExitStatus) -> Value {
+    let signal = i32::from(e.signal);
+    let name = nix::sys::signal::Signal::try_from(signal).map_or("", |s| s.as_str());
+    let status = match (e.signal, e.code) {
+        (0, 0) => "SUCCESS",
+        (0, _) => "ERROR",
+        _ => "SIGNALED",
+    };
+    json!({
+        "return_code": number(e.code),
+        "signal": {"id": if signal == 0 { unset() } else { number(signal) }, "name": name.trim_start_matches("SIG")},
+        "status": [status],
+    })
+}
+
+fn text(b: &ByteStr) -> String {
+    b.display().into_owned()
+}
+
+/// A job in the shape of `squeue --json` and `scontrol show job --json`.
+pub fn job(j: &JobInfo, view: &View) -> Value {
+    let r = &j.spec.resources;
+    let (per_node, per_cpu) = match r.memory {
+        MemoryRequest::PerCpu(m) => (unset(), count(m)),
+        MemoryRequest::PerNode(m) => (count(m), unset()),
+        MemoryRequest::Default => (count(j.requested.mem / job::node_count(j).max(1)), unset()),
+    };
+    let gres: Vec<String> = j
+        .shares
+        .iter()
+        .map(|s| s.gres.iter().map(|d| format!("{}:{}", d.name, d.index)).collect::<Vec<_>>().join(","))
+        .filter(|g| !g.is_empty())
+        .collect();
+    let what = json!({
+        "account": j.spec.account.clone().unwrap_or_default(),
+        "allocating_node": j.spec.submit_host,
+        "array_job_id": number(j.array.map_or(0, |a| a.0)),
+        "array_task_id": maybe(j.task),
+        "array_max_tasks": number(j.spec.array.as_ref().and_then(|a| a.max_running).unwrap_or(0)),
+        "array_task_string": job::task_set(j).unwrap_or_default(),
+        "batch_flag": j.spec.kind == JobKind::Batch,
+        "batch_host": j.layout.nodes.first().map(ToString::to_string).unwrap_or_default(),
+        "cluster": view.cluster,
+        "command": job::command(j).unwrap_or_default(),
+        "comment": j.spec.comment.clone().unwrap_or_default(),
+        "container": j.spec.container.as_ref().map(|c| c.image.typed.clone()).unwrap_or_default(),
+        "cpus": count(job::cpu_count(j)),
+        "cpus_per_task": maybe(r.cpus_per_task),
+        "current_working_directory": text(&j.spec.work_dir),
+        "dependency": "",
+        "derived_exit_code": exit(j.derived_exit),
+        "eligible_time": when(Some(j.eligible)),
+        "end_time": when(job::end(j)),
+        "excluded_nodes": hosts(&r.exclude),
+        "exclusive": if r.exclusive { "true" } else { "false" },
+        "exit_code": exit(j.exit),
+        "features": "",
+        "gres_detail": gres,
+    });
+    let who = json!({
+        "group_id": j.identity.gid.0,
+        "group_name": j.identity.group,
+        "hold": j.spec.hold,
+        "job_id": j.id.0,
+        "job_state": [j.state.name()],
+        "memory_per_cpu": per_cpu,
+        "memory_per_node": per_node,
+        "name": j.spec.name,
+        "nice": j.spec.nice,
+        "node_count": count(job::node_count(j)),
+        "nodes": hosts(&j.layout.nodes),
+        "partition": j.partition,
+        "priority": number(j.priority),
+        "requeue": j.spec.requeue.unwrap_or(true),
+        "required_nodes": hosts(&r.node_list),
+        "restart_cnt": j.attempt.0,
+        "standard_error": j.spec.io.stderr.as_ref().map(text).unwrap_or_default(),
+        "standard_input": j.spec.io.stdin.as_ref().map_or_else(|| "/dev/null".to_string(), text),
+        "standard_output": j.spec.io.stdout.as_ref().map(text).or_else(|| job::default_output(j)).unwrap_or_default(),
+        "start_time": when(j.started),
+        "state_description": "",
+        "state_reason": job::reason(j),
+        "submit_line": text(&j.spec.submit_line),
+        "submit_time": when(Some(j.submitted)),
+        "tasks": count(job::task_count(j)),
+        "tasks_per_node": maybe(r.tasks_per_node),
+        "time_limit": limit(j.time_limit),
+        "tres_alloc_str": tres(&j.allocated),
+        "tres_per_node": job::tres_per_node(j).unwrap_or_default(),
+        "tres_req_str": tres(&j.requested),
+        "user_id": j.identity.uid.0,
+        "user_name": j.identity.user,
+        "steps": j.steps.iter().map(|s| step(j, s, view)).collect::<Vec<_>>(),
+    });
+    joined(what, who)
+}
+
+/// Two objects in one.
+fn joined(mut a: Value, b: Value) -> Value {
+    if let (Value::Object(all), Value::Object(more)) = (&mut a, b) {
+        all.extend(more);
+    }
+    a
+}
+
+/// A step, in `steps` of a job.
+pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Value {
+    let micros = |n: u64| json!({"seconds": n / 1_000_000, "microseconds": n % 1_000_000});
+    json!({
+        "step": {"id": job::step_id(j, s), "name": s.name},
+        "state": [s.state.name()],
+        "exit_code": exit(s.exit),
+        "container": s.image.clone().unwrap_or_default(),
+        "nodes": {"count": s.layout.nodes.len(), "list": s.layout.nodes, "range": hosts(&s.layout.nodes)},
+        "tasks": {"count": s.layout.tasks.iter().map(Vec::len).sum::<usize>()},
+        "time": {
+            "start": when(Some(s.started)), "end": when(s.ended), "elapsed": job::step_elapsed(s, view).secs(),
+            "user": micros(s.usage.user_us), "system": micros(s.usage.system_us),
+            "total": micros(s.usage.user_us.saturating_add(s.usage.system_us)),
+        },
+        "statistics": {"memory": {"max": s.usage.max_rss}},
+        "tres": {"allocated": tres_list(&s.allocated)},
+        "message": s.message.clone().unwrap_or_default(),
+    })
+}
+
+fn tres_list(t: &berth_model::Tres) -> Vec<Value> {
+    let mut list = vec![
+        json!({"type": "cpu", "name": "", "count": t.cpu}),
+        json!({"type": "mem", "name": "", "count": t.mem}),
+        json!({"type": "node", "name": "", "count": t.node}),
+    ];
+    list.extend(t.gres.iter().map(|(k, n)| json!({"type": "gres", "name": k.to_string(), "count": n})));
+    list
+}
+
+/// A job in the shape of `sacct --json`.
+pub fn account(j: &JobInfo, view: &View) -> Value {
+    json!({
+        "account": j.spec.account.clone().unwrap_or_default(),
+        "allocation_nodes": j.layout.nodes.len(),
+        "array": {
+            "job_id": j.array.map_or(0, |a| a.0), "task_id": maybe(j.task), "task": job::task_set(j).unwrap_or_default(),
+            "limits": {"max": {"running": {"tasks": j.spec.array.as_ref().and_then(|a| a.max_running).unwrap_or(0)}}},
+        },
+        "cluster": view.cluster,
+        "comment": {"job": j.spec.comment.clone().unwrap_or_default()},
+        "container": j.spec.container.as_ref().map(|c| c.image.typed.clone()).unwrap_or_default(),
+        "derived_exit_code": exit(j.derived_exit),
+        "exit_code": exit(j.exit),
+        "group": j.identity.group,
+        "job_id": j.id.0,
+        "kill_request_user": j.cancelled_by.map(|u| crate::users::name(u.0)).unwrap_or_default(),
+        "name": j.spec.name,
+        "nodes": hosts(&j.layout.nodes),
+        "partition": j.partition,
+        "priority": number(j.priority),
+        "required": {"CPUs": j.requested.cpu, "memory_per_node": count(j.requested.mem / job::node_count(j).max(1))},
+        "restart_cnt": j.attempt.0,
+        "state": {"current": [j.state.name()], "reason": job::reason(j)},
+        "steps": j.steps.iter().map(|s| step(j, s, view)).collect::<Vec<_>>(),
+        "submit_line": text(&j.spec.submit_line),
+        "time": {
+            "elapsed": job::elapsed(j, view).secs(), "eligible": j.eligible.secs(), "submission": j.submitted.secs(),
+            "start": j.started.map_or(0, Time::secs), "end": j.ended.map_or(0, Time::secs), "limit": limit(j.time_limit),
+        },
+        "tres": {"requested": tres_list(&j.requested), "allocated": tres_list(&j.allocated)},
+        "user": j.identity.user,
+        "working_directory": text(&j.spec.work_dir),
+    })
+}
+
+/// A node.
+pub fn node(n: &NodeInfo) -> Value {
+    json!({
+        "name": n.name, "hostname": n.name, "address": n.name, "architecture": n.hardware.arch,
+        "operating_system": n.hardware.os, "version": n.version, "state": node::flags(n),
+        "cpus": n.total.cpu, "alloc_cpus": n.allocated.cpu, "alloc_idle_cpus": n.total.cpu.saturating_sub(n.allocated.cpu),
+        "sockets": n.hardware.sockets(), "threads": n.hardware.threads_per_core(), "cores": n.hardware.cores.len(),
+        "cpu_load": n.load, "real_memory": n.hardware.memory, "alloc_memory": n.allocated.mem,
+        "free_mem": count(n.free_memory), "specialized_memory": n.hardware.memory_reserved,
+        "temporary_disk": n.hardware.tmp_disk, "gres": node::gres(n), "gres_used": super::gres_amounts(&n.allocated).join(","),
+        "partitions": n.partitions, "boot_time": when(n.boot_time), "slurmd_start_time": when(n.agent_start),
+        "last_busy": when(n.last_busy), "reason": n.condition.reason.clone().unwrap_or_default(),
+        "reason_set_by_user": n.condition.reason_user.clone().unwrap_or_default(),
+        "reason_changed_at": when(n.condition.reason_time), "tres": tres(&n.total), "tres_used": tres(&n.allocated),
+    })
+}
+
+/// A partition.
+pub fn partition(p: &PartitionInfo) -> Value {
+    let max_time = p.config.max_time.parse::<TimeLimit>().map_or_else(|_| unset(), limit);
+    json!({
+        "name": p.config.name, "default": p.config.default, "state": [p.config.state],
+        "nodes": {"configured": hosts(&p.nodes), "total": p.nodes.len()}, "cpus": {"total": p.total.cpu},
+        "maximums": {"time": max_time, "nodes": number(p.config.max_nodes)},
+        "defaults": {"time": p.config.default_time, "memory_per_cpu": p.config.default_mem_per_cpu},
+        "tres": {"configured": tres(&p.total)},
+    })
+}
+
+/// A line of `sinfo --json`: a partition and some of its nodes.
+pub fn sinfo(p: &PartitionInfo, nodes: &[&NodeInfo], view: &View) -> Value {
+    let names: Vec<_> = nodes.iter().map(|n| n.name.clone()).collect();
+    let state = nodes.first().map(|n| node::flags(n)).unwrap_or_default();
+    let sum = |get: fn(&NodeInfo) -> u64| nodes.iter().map(|n| get(n)).sum::<u64>();
+    json!({
+        "cluster": view.cluster,
+        "partition": partition(p),
+        "node": {"state": state},
+        "nodes": {"total": nodes.len(), "hostnames": names, "nodes": names, "range": hosts(&names)},
+        "cpus": {"total": sum(|n| n.total.cpu), "allocated": sum(|n| n.allocated.cpu), "idle": sum(|n| node::cpus(n)[1])},
+        "memory": {"allocated": sum(|n| n.allocated.mem), "total": sum(|n| n.total.mem)},
+        "gres": {"total": nodes.first().map(|n| node::gres(n)).unwrap_or_default()},
+        "reason": {"description": nodes.first().and_then(|n| n.condition.reason.clone()).unwrap_or_default()},
+    })
+}

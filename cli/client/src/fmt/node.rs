@@ -1,0 +1,158 @@
+//! A node's state in the words of `sinfo` and `scontrol`.
+
+use berth_model::record::NodeInfo;
+
+/// What a node does, derived from its condition and its allocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Takes nothing; what was there is lost.
+    Down,
+    /// Nothing is allocated.
+    Idle,
+    /// All CPUs are allocated.
+    Allocated,
+    /// Some CPUs are allocated.
+    Mixed,
+}
+
+/// The base state.
+pub fn base(node: &NodeInfo) -> Base {
+    if node.condition.down {
+        Base::Down
+    } else if node.allocated.cpu == 0 && node.allocated.is_zero() {
+        Base::Idle
+    } else if node.allocated.cpu >= node.total.cpu {
+        Base::Allocated
+    } else {
+        Base::Mixed
+    }
+}
+
+fn busy(node: &NodeInfo) -> bool {
+    matches!(base(node), Base::Allocated | Base::Mixed) || node.completing
+}
+
+/// Short and long name without a suffix.
+fn names(node: &NodeInfo) -> (&'static str, &'static str) {
+    let c = &node.condition;
+    match base(node) {
+        Base::Down => ("down", "down"),
+        _ if c.drain && busy(node) => ("drng", "draining"),
+        _ if c.drain => ("drain", "drained"),
+        _ if c.fail && busy(node) => ("failg", "failing"),
+        _ if c.fail => ("fail", "fail"),
+        _ if node.completing => ("comp", "completing"),
+        Base::Idle => ("idle", "idle"),
+        Base::Allocated => ("alloc", "allocated"),
+        Base::Mixed => ("mix", "mixed"),
+    }
+}
+
+fn star(node: &NodeInfo) -> &'static str {
+    if node.condition.not_responding { "*" } else { "" }
+}
+
+/// `idle`, `mix`, `drng`, with `*` for no response.
+pub fn short(node: &NodeInfo) -> String {
+    format!("{}{}", names(node).0, star(node))
+}
+
+/// `idle`, `mixed`, `draining`, with `*` for no response.
+pub fn long(node: &NodeInfo) -> String {
+    format!("{}{}", names(node).1, star(node))
+}
+
+/// Base state and flags, as `scontrol` writes them: `IDLE+DRAIN`.
+pub fn flags(node: &NodeInfo) -> Vec<&'static str> {
+    let mut parts = vec![match base(node) {
+        Base::Down => "DOWN",
+        Base::Idle => "IDLE",
+        Base::Allocated => "ALLOCATED",
+        Base::Mixed => "MIXED",
+    }];
+    let c = &node.condition;
+    for (set, name) in [
+        (c.drain, "DRAIN"),
+        (node.completing, "COMPLETING"),
+        (c.fail, "FAIL"),
+        (c.not_responding, "NOT_RESPONDING"),
+    ] {
+        if set {
+            parts.push(name);
+        }
+    }
+    parts
+}
+
+/// Order of states in `sinfo`: the largest comes first.
+pub fn rank(node: &NodeInfo) -> u32 {
+    let base = match base(node) {
+        Base::Down => 1,
+        Base::Idle => 2,
+        Base::Allocated => 3,
+        Base::Mixed => 5,
+    };
+    let c = &node.condition;
+    base | u32::from(c.drain) << 9
+        | u32::from(node.completing) << 10
+        | u32::from(c.not_responding) << 11
+        | u32::from(c.fail) << 13
+}
+
+/// CPUs allocated, idle, otherwise unusable, and in all.
+pub fn cpus(node: &NodeInfo) -> [u64; 4] {
+    let (alloc, total) = (node.allocated.cpu, node.total.cpu);
+    let rest = total.saturating_sub(alloc);
+    if usable(node) { [alloc, rest, 0, total] } else { [alloc, 0, rest, total] }
+}
+
+/// Nodes allocated, idle, otherwise unusable, and in all: one of them is 1, and the last.
+pub fn counts(node: &NodeInfo) -> [u64; 4] {
+    if base(node) != Base::Down && busy(node) {
+        [1, 0, 0, 1]
+    } else if usable(node) {
+        [0, 1, 0, 1]
+    } else {
+        [0, 0, 1, 1]
+    }
+}
+
+/// Whether new work may start there.
+pub fn usable(node: &NodeInfo) -> bool {
+    let c = &node.condition;
+    !(c.down || c.drain || c.fail || c.not_responding)
+}
+
+/// Generic resources as configured: `gpu:test:2,nic:1`.
+pub fn gres(node: &NodeInfo) -> String {
+    let parts: Vec<String> = node.total.gres.iter().map(|(key, n)| format!("{key}:{n}")).collect();
+    if parts.is_empty() { "(null)".to_string() } else { parts.join(",") }
+}
+
+/// A test for nodes.
+pub type Test = fn(&NodeInfo) -> bool;
+
+/// The test that a state's name in `sinfo -t` stands for.
+pub fn test(state: &str) -> Option<Test> {
+    Some(match state {
+        "alloc" | "allocated" => |n| matches!(base(n), Base::Allocated | Base::Mixed),
+        "mix" | "mixed" => |n| base(n) == Base::Mixed,
+        "idle" => |n| base(n) == Base::Idle,
+        "down" => |n| base(n) == Base::Down,
+        "drain" => |n| n.condition.drain,
+        "draining" | "drng" => |n| n.condition.drain && busy(n),
+        "drained" => |n| n.condition.drain && !busy(n),
+        "fail" => |n| n.condition.fail,
+        "failing" | "failg" => |n| n.condition.fail && busy(n),
+        "comp" | "completing" => |n| n.completing,
+        "no_respond" => |n| n.condition.not_responding,
+        // States that no node here can be in.
+        "unk" | "unknown" | "maint" | "planned" | "plnd" | "reserved" | "resv" | "future" | "reboot"
+        | "power_down" | "powering_down" | "powered_down" | "power_up" | "powering_up" => |_| false,
+        _ => return None,
+    })
+}
+
+/// The names that [`test`] knows, for messages.
+pub const STATES: &str = "allocated,mixed,idle,down,drain,draining,drained,fail,failing,completing,no_respond,unknown,\
+     maint,planned,reserved,future,reboot,power_down,powering_down,powered_down,power_up,powering_up";

@@ -1,0 +1,413 @@
+//! The records of `scontrol show`: `KEY=VALUE` words, a line for each group, in one piece with `-o`.
+
+use super::{View, hosts, job, node, step_tres, time, tres};
+use berth_model::config::PartitionState;
+use berth_model::pattern::Place;
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+use berth_model::spec::{JobKind, TimeLimit};
+use berth_model::state::JobState;
+use berth_model::{ByteStr, StepId, Time};
+
+/// Joins the lines of a record.
+pub fn record(lines: &[String], oneline: bool) -> String {
+    let separator = if oneline { " " } else { "\n   " };
+    let end = if oneline { "\n" } else { "\n\n" };
+    lines.join(separator) + end
+}
+
+fn at(view: &View, t: Option<Time>, unset: &str) -> String {
+    t.map_or_else(|| unset.to_string(), |t| view.time(t))
+}
+
+fn null(text: String) -> String {
+    if text.is_empty() { "(null)".to_string() } else { text }
+}
+
+/// A file name as the job uses it, in its working directory.
+fn file(job: &JobInfo, pattern: &ByteStr) -> String {
+    let node = job.layout.nodes.first().map_or("", |n| n.0.as_str());
+    let place = Place {
+        job: job.id,
+        array: job.array.map(|array| (array, job.task.unwrap_or(u32::MAX - 1))),
+        step: StepId::Batch,
+        restarts: job.attempt.0,
+        task: 0,
+        node_index: 0,
+        node,
+        user: &job.identity.user,
+        job_name: &job.spec.name,
+    };
+    let name = ByteStr(berth_model::pattern::expand(&pattern.0, &place));
+    job.spec.work_dir.as_path().join(name.as_path()).display().to_string()
+}
+
+/// `scontrol show job`.
+pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
+    let r = &j.spec.resources;
+    let batch = j.spec.kind == JobKind::Batch;
+    let pending = j.state == JobState::Pending;
+    let mut lines = Vec::new();
+    let array = match j.array {
+        Some(array) => {
+            let throttle = j.spec.array.as_ref().and_then(|a| a.max_running);
+            let throttle = throttle.map_or(String::new(), |n| format!(" ArrayTaskThrottle={n}"));
+            format!(" ArrayJobId={array} ArrayTaskId={}{throttle}", job::task(j))
+        }
+        None => String::new(),
+    };
+    lines.push(format!("JobId={}{array} JobName={}", j.id, j.spec.name));
+    let who = &j.identity;
+    lines.push(format!("UserId={}({}) GroupId={}({}) MCS_label=N/A", who.user, who.uid, who.group, who.gid));
+    let account = j.spec.account.as_deref().unwrap_or("(null)");
+    lines.push(format!("Priority={} Nice={} Account={account} QOS=(null)", j.priority, j.spec.nice));
+    lines.push(format!(
+        "JobState={} Reason={} Dependency=(null)",
+        j.state.name(),
+        job::reason(j).replace(' ', "_")
+    ));
+    lines.push(format!(
+        "Requeue={} Restarts={} BatchFlag={} Reboot=0 ExitCode={}",
+        u8::from(j.spec.requeue.unwrap_or(true)),
+        j.attempt,
+        u8::from(batch),
+        j.exit
+    ));
+    if details {
+        lines.push(format!("DerivedExitCode={}", j.derived_exit));
+    }
+    let limit = j.time_limit.span().map_or("UNLIMITED".to_string(), time::long);
+    lines.push(format!("RunTime={} TimeLimit={limit} TimeMin=N/A", time::long(job::elapsed(j, view))));
+    let eligible =
+        if pending && j.eligible > view.now && j.spec.begin.is_none() { None } else { Some(j.eligible) };
+    lines.push(format!(
+        "SubmitTime={} EligibleTime={}",
+        at(view, Some(j.submitted), "Unknown"),
+        at(view, eligible, "Unknown")
+    ));
+    let started = if pending { j.spec.begin } else { j.started };
+    lines.push(format!(
+        "StartTime={} EndTime={} Deadline=N/A",
+        at(view, started, "Unknown"),
+        at(view, job::end(j), "Unknown")
+    ));
+    lines.push(format!(
+        "Partition={} AllocNode:Sid={}:{}",
+        j.partition, j.spec.submit_host, j.spec.submit_sid
+    ));
+    lines.push(format!("ReqNodeList={} ExcNodeList={}", null(hosts(&r.node_list)), null(hosts(&r.exclude))));
+    lines.push(format!("NodeList={}", hosts(&j.layout.nodes)));
+    if batch && let Some(first) = j.layout.nodes.first() {
+        lines.push(format!("BatchHost={first}"));
+    }
+    let nodes = match r.max_nodes {
+        Some(max) if pending => format!("{}-{max}", r.min_nodes),
+        _ => job::node_count(j).to_string(),
+    };
+    lines.push(format!(
+        "NumNodes={nodes} NumCPUs={} NumTasks={} CPUs/Task={} ReqB:S:C:T=0:0:*:*",
+        job::cpu_count(j),
+        job::task_count(j),
+        job::cpus_per_task(j)
+    ));
+    lines.push(format!("ReqTRES={}", null(tres(&j.requested))));
+    lines.push(format!("AllocTRES={}", null(tres(&j.allocated))));
+    let per_node = r.tasks_per_node.unwrap_or(0);
+    lines.push(format!("Socks/Node=* NtasksPerN:B:S:C={per_node}:0:*:* CoreSpec=*"));
+    if details {
+        lines.extend(shares(j));
+    }
+    let (key, memory) = job::min_memory(j);
+    lines.push(format!("MinCPUsNode={} {key}={memory} MinTmpDiskNode=0", job::min_cpus(j)));
+    lines.push("Features=(null) DelayBoot=00:00:00".to_string());
+    let exclusive = if r.exclusive { "NODE" } else { "NO" };
+    lines.push(format!(
+        "OverSubscribe=NO Exclusive={exclusive} Contiguous=0 Licenses=(null) LicensesAlloc=(null) Network=(null)"
+    ));
+    lines.push(format!("Command={}", job::command(j).unwrap_or_else(|| "(null)".to_string())));
+    if !j.spec.submit_line.is_empty() {
+        lines.push(format!("SubmitLine={}", j.spec.submit_line.display()));
+    }
+    lines.push(format!("WorkDir={}", j.spec.work_dir.display()));
+    if let Some(comment) = &j.spec.comment {
+        lines.push(format!("Comment={comment}"));
+    }
+    if let Some(container) = &j.spec.container {
+        lines.push(format!("Container={}", container.image.typed));
+    }
+    if batch {
+        let io = &j.spec.io;
+        let default = ByteStr::from(job::default_output(j).unwrap_or_default());
+        lines.push(format!("StdErr={}", io.stderr.as_ref().map_or(String::new(), |p| file(j, p))));
+        lines.push(format!("StdIn={}", io.stdin.as_ref().map_or("/dev/null".to_string(), |p| file(j, p))));
+        lines.push(format!("StdOut={}", file(j, io.stdout.as_ref().unwrap_or(&default))));
+    }
+    if let Some(per_node) = job::tres_per_node(j) {
+        lines.push(format!("TresPerNode={per_node}"));
+    }
+    if let Some(n) = r.cpus_per_task {
+        lines.push(format!("TresPerTask=cpu={n}"));
+    }
+    lines
+}
+
+fn shares(j: &JobInfo) -> Vec<String> {
+    let one = |(name, share): (&berth_model::NodeName, &berth_model::launch::NodeShare)| {
+        let cpus: Vec<(u32, u32, u32)> = runs(&share.cpus);
+        let gres: Vec<String> = share
+            .gres
+            .iter()
+            .map(|d| {
+                format!(
+                    "{}{}:{}",
+                    d.name,
+                    d.kind.as_ref().map_or(String::new(), |k| format!(":{k}")),
+                    d.index
+                )
+            })
+            .collect();
+        format!("  Nodes={name} CPU_IDs={} Mem={} GRES={}", job::indices(&cpus), share.memory, gres.join(","))
+    };
+    j.layout.nodes.iter().zip(&j.shares).map(one).collect()
+}
+
+/// Ascending numbers as ranges.
+fn runs(numbers: &[u32]) -> Vec<(u32, u32, u32)> {
+    let mut out: Vec<(u32, u32, u32)> = Vec::new();
+    for n in numbers {
+        match out.last_mut() {
+            Some(last) if last.1.checked_add(1) == Some(*n) => last.1 = *n,
+            _ => out.push((*n, *n, 1)),
+        }
+    }
+    out
+}
+
+/// `scontrol show node`.
+pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
+    let h = &n.hardware;
+    let sockets = h.sockets().max(1);
+    let cores = h.cores.len() as u64 / sockets;
+    let load = format!("{}.{:02}", n.load / 100, n.load % 100);
+    let mut lines = vec![
+        format!("NodeName={} Arch={} CoresPerSocket={cores} ", n.name, h.arch),
+        format!("CPUAlloc={} CPUEfctv={} CPUTot={} CPULoad={load}", n.allocated.cpu, n.total.cpu, h.cpus()),
+        "AvailableFeatures=(null)".to_string(),
+        "ActiveFeatures=(null)".to_string(),
+        format!("Gres={}", node::gres(n)),
+        format!("NodeAddr={0} NodeHostName={0} Version={1}", n.name, n.version),
+        format!("OS={} ", h.os),
+        format!(
+            "RealMemory={} AllocMem={} FreeMem={} Sockets={sockets} Boards=1",
+            h.memory, n.allocated.mem, n.free_memory
+        ),
+    ];
+    if h.memory_reserved > 0 {
+        lines.push(format!("MemSpecLimit={}", h.memory_reserved));
+    }
+    lines.push(format!(
+        "State={} ThreadsPerCore={} TmpDisk={} Weight=1 Owner=N/A MCS_label=N/A",
+        node::flags(n).join("+"),
+        h.threads_per_core(),
+        h.tmp_disk
+    ));
+    lines.push(format!("Partitions={} ", n.partitions.join(",")));
+    lines.push(format!(
+        "BootTime={} SlurmdStartTime={}",
+        at(view, n.boot_time, "None"),
+        at(view, n.agent_start, "None")
+    ));
+    lines.push(format!("LastBusyTime={} ResumeAfterTime=None", at(view, n.last_busy, "Unknown")));
+    let plain = |t: &berth_model::Tres| tres(&berth_model::Tres { node: 0, ..t.clone() });
+    lines.push(format!("CfgTRES={}", plain(&n.total)));
+    lines.push(format!("AllocTRES={}", plain(&n.allocated)));
+    if let Some(reason) = &n.condition.reason {
+        let user = n.condition.reason_user.as_deref().unwrap_or("(null)");
+        lines.push(format!("Reason={reason} [{user}@{}]", at(view, n.condition.reason_time, "Unknown")));
+    }
+    lines
+}
+
+/// `scontrol show partition`.
+pub fn partition(p: &PartitionInfo) -> Vec<String> {
+    let c = &p.config;
+    let limit = |text: &str| match text.parse::<TimeLimit>() {
+        Ok(l) => l.span().map_or("UNLIMITED".to_string(), time::long),
+        Err(_) => text.to_string(),
+    };
+    let default_time = if c.default_time.is_empty() { "NONE".to_string() } else { limit(&c.default_time) };
+    let state = match c.state {
+        PartitionState::Up => "UP",
+        PartitionState::Down => "DOWN",
+        PartitionState::Drain => "DRAIN",
+        PartitionState::Inactive => "INACTIVE",
+    };
+    let max_nodes = if c.max_nodes == 0 { "UNLIMITED".to_string() } else { c.max_nodes.to_string() };
+    let memory = match c.default_mem_per_cpu {
+        0 => "DefMemPerNode=UNLIMITED".to_string(),
+        m => format!("DefMemPerCPU={m}"),
+    };
+    vec![
+        format!("PartitionName={}", c.name),
+        "AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL".to_string(),
+        format!("AllocNodes=ALL Default={} QoS=N/A", if c.default { "YES" } else { "NO" }),
+        format!("DefaultTime={default_time} DisableRootJobs=NO Exclusive=NO GraceTime=0 Hidden=NO"),
+        format!(
+            "MaxNodes={max_nodes} MaxTime={} MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED",
+            limit(&c.max_time)
+        ),
+        format!("Nodes={}", hosts(&p.nodes)),
+        "PriorityJobFactor=1 PriorityTier=1 RootOnly=NO ReqResv=NO OverSubscribe=NO".to_string(),
+        "OverTimeLimit=NONE PreemptMode=OFF".to_string(),
+        format!(
+            "State={state} TotalCPUs={} TotalNodes={} SelectTypeParameters=NONE",
+            p.total.cpu,
+            p.nodes.len()
+        ),
+        "JobDefaults=(null)".to_string(),
+        format!("{memory} MaxMemPerNode=UNLIMITED"),
+        format!("TRES={}", null(tres(&p.total))),
+    ]
+}
+
+/// `scontrol show step`.
+pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Vec<String> {
+    let limit = s.time_limit.and_then(|l| l.span()).map_or("UNLIMITED".to_string(), time::long);
+    let tasks: usize = s.layout.tasks.iter().map(Vec::len).sum();
+    let plain = if s.id == StepId::Batch { String::new() } else { step_tres(&s.allocated) };
+    let mut lines = vec![
+        format!(
+            "StepId={} UserId={} StartTime={} TimeLimit={limit}",
+            job::step_id(j, s),
+            j.identity.uid,
+            at(view, Some(s.started), "Unknown")
+        ),
+        format!("State={} Partition={} NodeList={}", s.state.name(), j.partition, hosts(&s.layout.nodes)),
+        format!(
+            "Nodes={} CPUs={} Tasks={} Name={} Network=(null)",
+            s.layout.nodes.len(),
+            s.allocated.cpu,
+            tasks.max(1),
+            s.name
+        ),
+        format!("TRES={}", null(plain)),
+    ];
+    if let Some(image) = &s.image {
+        lines.push(format!("Container={image}"));
+    }
+    lines
+}
+
+/// A configuration as `scontrol show config` prints it: dotted keys, padded to one column, sorted.
+pub fn config(value: &serde_json::Value) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    flatten(String::new(), value, &mut out);
+    out.sort();
+    out
+}
+
+fn flatten(key: String, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
+    use serde_json::Value;
+    let child = |k: &str| if key.is_empty() { k.to_string() } else { format!("{key}.{k}") };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(k, v)| flatten(child(k), v, out)),
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            list.iter().enumerate().for_each(|(i, v)| flatten(child(&i.to_string()), v, out));
+        }
+        Value::Array(list) => {
+            let words: Vec<String> = list.iter().map(plain_text).collect();
+            out.push((key, null(words.join(","))));
+        }
+        other => out.push((key, plain_text(other))),
+    }
+}
+
+fn plain_text(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(s) => null(s.clone()),
+        serde_json::Value::Null => "(null)".to_string(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{
+        array, drained, job as sample, node as sample_node, partition as part, step as one_step, view,
+    };
+    use super::*;
+    use berth_model::state::ExitStatus;
+
+    #[test]
+    fn a_running_job() {
+        let j = sample(9, "run2");
+        let text = record(&job(&j, &view(91), false), false);
+        for line in [
+            "JobId=9 JobName=run2",
+            "   UserId=alice(1001) GroupId=alice(1001) MCS_label=N/A",
+            "   JobState=RUNNING Reason=None Dependency=(null)",
+            "   RunTime=00:01:31 TimeLimit=00:30:00 TimeMin=N/A",
+            "   StartTime=2026-11-20T22:44:06 EndTime=2026-11-20T23:14:06 Deadline=N/A",
+            "   Partition=debug AllocNode:Sid=node0:5863",
+            "   ReqNodeList=(null) ExcNodeList=(null)",
+            "   BatchHost=n1",
+            "   NumNodes=1 NumCPUs=1 NumTasks=1 CPUs/Task=1 ReqB:S:C:T=0:0:*:*",
+            "   ReqTRES=cpu=1,mem=500M,node=1,billing=1",
+            "   MinCPUsNode=1 MinMemoryCPU=500M MinTmpDiskNode=0",
+            "   Command=/home/alice/work/run2.sh",
+            "   StdOut=/home/alice/work/slurm-9.out",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        assert!(text.ends_with("\n\n"));
+        assert_eq!(record(&job(&j, &view(91), false), true).lines().count(), 1);
+    }
+
+    #[test]
+    fn a_waiting_array() {
+        let text = record(&job(&array(11), &view(0), false), false);
+        assert!(
+            text.starts_with("JobId=11 ArrayJobId=11 ArrayTaskId=2-9%2 ArrayTaskThrottle=2 JobName=arrjob\n")
+        );
+        assert!(text.contains("\n   StartTime=Unknown EndTime=Unknown Deadline=N/A\n"));
+        assert!(text.contains("\n   NodeList=\n") && text.contains("AllocTRES=(null)"));
+        assert!(text.contains("StdOut=/home/alice/work/slurm-11_4294967294.out"));
+    }
+
+    #[test]
+    fn nodes_and_partitions() {
+        let text = record(&node(&sample_node("n8", 0, drained("bad disk")), &view(0)), false);
+        assert!(text.starts_with(
+            "NodeName=n8 Arch=x86_64 CoresPerSocket=4 \n   CPUAlloc=0 CPUEfctv=4 CPUTot=4 CPULoad=0.84\n"
+        ));
+        assert!(text.contains("\n   State=IDLE+DRAIN ThreadsPerCore=1 "));
+        assert!(text.contains("\n   CfgTRES=cpu=4,mem=4000M,billing=4\n   AllocTRES=\n"));
+        assert!(text.contains("\n   Reason=bad disk [root@2026-11-20T22:44:10]\n"));
+        let text = record(&partition(&part("debug", true, "1-00:00:00", &["n1", "n2"])), false);
+        assert!(text.contains("\n   AllocNodes=ALL Default=YES QoS=N/A\n   DefaultTime=NONE "));
+        assert!(
+            text.contains("MaxNodes=UNLIMITED MaxTime=1-00:00:00 ") && text.contains("\n   Nodes=n[1-2]\n")
+        );
+    }
+
+    #[test]
+    fn a_step() {
+        let s = StepInfo {
+            ended: None,
+            state: JobState::Running,
+            ..one_step(StepId::Number(0), "sleep", ExitStatus::OK)
+        };
+        let text = record(&step(&sample(9, "run2"), &s, &view(0)), false);
+        assert!(text.starts_with(
+            "StepId=9.0 UserId=1001 StartTime=2026-11-20T22:44:06 TimeLimit=UNLIMITED\n   State=RUNNING Partition=debug \
+             NodeList=n1\n   Nodes=1 CPUs=2 Tasks=2 Name=sleep Network=(null)\n   TRES=cpu=2,mem=1000M,node=1\n"
+        ));
+    }
+
+    #[test]
+    fn configurations_are_flat_and_sorted() {
+        let value =
+            serde_json::json!({"b": {"c": 1, "a": "x"}, "a": [], "p": [{"name": "main"}], "l": ["x", "y"]});
+        let keys: Vec<String> = config(&value).into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(keys, ["a=(null)", "b.a=x", "b.c=1", "l=x,y", "p.0.name=main"]);
+    }
+}

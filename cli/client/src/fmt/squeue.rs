@@ -1,0 +1,378 @@
+//! The table of `squeue`: fields by letter and by name, views, and order.
+
+use super::cells::{self, Cell, Format};
+use super::job::{self, JobKey};
+use super::{View, hosts, time, tres};
+use berth_model::record::{JobInfo, StepInfo};
+use berth_model::spec::{JobKind, OpenMode};
+use berth_model::state::JobState;
+use std::cmp::Ordering;
+
+/// The default view.
+pub const DEFAULT: &str = "%.18i %.9P %.8j %.8u %.2t %.10M %.6D %R";
+/// `-l`.
+pub const LONG: &str = "%.18i %.9P %.8j %.8u %.8T %.10M %.9l %.6D %R";
+/// `--start`.
+pub const START: &str = "%.18i %.9P %.8j %.8u %.2t %.19S %.6D %20Y %R";
+/// `-s`.
+pub const STEPS: &str = "%.15i %.8j %.9P %.8u %.9M %N";
+
+/// A field of a job.
+pub struct Field {
+    letter: char,
+    name: &'static str,
+    header: &'static str,
+    get: fn(&JobInfo, &View) -> String,
+}
+
+/// A field of a step.
+pub struct StepField {
+    letter: char,
+    name: &'static str,
+    header: &'static str,
+    get: fn(&JobInfo, &StepInfo, &View) -> String,
+}
+
+/// No letter: the field has a name alone.
+const NONE: char = '\0';
+
+fn null(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "(null)".to_string())
+}
+
+fn at(view: &View, time: Option<berth_model::Time>) -> String {
+    time.map_or_else(|| "N/A".to_string(), |t| view.time(t))
+}
+
+fn path(p: &Option<berth_model::ByteStr>) -> Option<String> {
+    p.as_ref().map(|p| p.display().into_owned())
+}
+
+macro_rules! fields {
+    ($($letter:expr, $name:literal, $header:literal, $get:expr;)*) => {
+        &[$(Field { letter: $letter, name: $name, header: $header, get: $get }),*]
+    };
+}
+
+/// Every field of a job that has an answer here.
+pub const FIELDS: &[Field] = fields![
+    'a', "account", "ACCOUNT", |j, _| null(j.spec.account.clone());
+    'A', "jobid", "JOBID", |j, _| j.id.to_string();
+    'b', "tres-per-node", "TRES_PER_NODE", |j, _| job::tres_per_node(j).unwrap_or_else(|| "N/A".into());
+    'B', "batchhost", "EXEC_HOST", |j, _| j.layout.nodes.first().map_or("n/a".into(), |n| n.to_string());
+    'c', "mincpus", "MIN_CPUS", |j, _| job::min_cpus(j).to_string();
+    'C', "numcpus", "CPUS", |j, _| job::cpu_count(j).to_string();
+    'd', "mintmpdisk", "MIN_TMP_DISK", |_, _| "0".into();
+    'D', "numnodes", "NODES", |j, _| job::node_count(j).to_string();
+    'e', "endtime", "END_TIME", |j, v| at(v, job::end(j));
+    'E', "dependency", "DEPENDENCY", |_, _| null(None);
+    'f', "feature", "FEATURES", |_, _| null(None);
+    'F', "arrayjobid", "ARRAY_JOB_ID", |j, _| j.array.unwrap_or(j.id).to_string();
+    'g', "groupname", "GROUP", |j, _| j.identity.group.clone();
+    'G', "groupid", "GROUP", |j, _| j.identity.gid.to_string();
+    'h', "oversubscribe", "OVER_SUBSCRIBE", |_, _| "NO".into();
+    'H', "sockets", "SOCKETS_PER_NODE", |_, _| "*".into();
+    'i', "jobarrayid", "JOBID", |j, _| job::id(j);
+    'I', "cores", "CORES_PER_SOCKET", |_, _| "*".into();
+    'j', "name", "NAME", |j, _| j.spec.name.clone();
+    'J', "threads", "THREADS_PER_CORE", |_, _| "*".into();
+    'k', "comment", "COMMENT", |j, _| null(j.spec.comment.clone());
+    'K', "arraytaskid", "ARRAY_TASK_ID", |j, _| job::task(j);
+    'l', "timelimit", "TIME_LIMIT", |j, _| j.time_limit.span().map_or("UNLIMITED".into(), time::short);
+    'L', "timeleft", "TIME_LEFT", time_left;
+    'm', "minmemory", "MIN_MEMORY", |j, _| job::min_memory(j).1;
+    'M', "timeused", "TIME", |j, v| time::short(job::elapsed(j, v));
+    'n', "reqnodes", "REQ_NODES", |j, _| hosts(&j.spec.resources.node_list);
+    'N', "nodelist", "NODELIST", |j, _| hosts(&j.layout.nodes);
+    'o', "command", "COMMAND", |j, _| null(job::command(j));
+    'O', "contiguous", "CONTIGUOUS", |_, _| "0".into();
+    'p', "priority", "PRIORITY", |j, _| format!("{:.14}", f64::from(j.priority) / f64::from(u32::MAX));
+    'P', "partition", "PARTITION", |j, _| j.partition.clone();
+    'Q', "prioritylong", "PRIORITY", |j, _| j.priority.to_string();
+    'r', "reason", "REASON", |j, _| job::reason(j);
+    'R', "reasonlist", "NODELIST(REASON)", |j, _| job::nodes_or_reason(j);
+    'S', "starttime", "START_TIME", |j, v| at(v, j.started);
+    't', "statecompact", "ST", |j, _| j.state.code().into();
+    'T', "state", "STATE", |j, _| j.state.name().into();
+    'u', "username", "USER", |j, _| j.identity.user.clone();
+    'U', "userid", "UID", |j, _| j.identity.uid.to_string();
+    'v', "reservation", "RESERVATION", |_, _| null(None);
+    'V', "submittime", "SUBMIT_TIME", |j, v| at(v, Some(j.submitted));
+    'w', "wckey", "WCKEY", |_, _| null(None);
+    'W', "licenses", "LICENSES", |_, _| null(None);
+    'x', "excnodes", "EXC_NODES", |j, _| hosts(&j.spec.resources.exclude);
+    'X', "corespec", "CORE_SPEC", |_, _| "N/A".into();
+    'y', "nice", "NICE", |j, _| j.spec.nice.to_string();
+    'Y', "schednodes", "SCHEDNODES", |_, _| null(None);
+    'z', "sct", "S:C:T", |_, _| "*:*:*".into();
+    'Z', "workdir", "WORK_DIR", |j, _| j.spec.work_dir.display().into_owned();
+    NONE, "allocnodes", "ALLOC_NODES", |j, _| j.spec.submit_host.clone();
+    NONE, "allocsid", "ALLOC_SID", |j, _| j.spec.submit_sid.to_string();
+    NONE, "batchflag", "BATCH_FLAG", |j, _| u8::from(j.spec.kind == JobKind::Batch).to_string();
+    NONE, "cluster", "CLUSTER", |_, v| v.cluster.clone();
+    NONE, "container", "CONTAINER", |j, _| null(j.spec.container.as_ref().map(|c| c.image.typed.clone()));
+    NONE, "cpus-per-task", "CPUS_PER_TASK", |j, _| job::cpus_per_task(j).to_string();
+    NONE, "deadline", "DEADLINE", |_, _| "N/A".into();
+    NONE, "derivedec", "DERIVED_EC", |j, _| j.derived_exit.to_string();
+    NONE, "eligibletime", "ELIGIBLE_TIME", |j, v| at(v, Some(j.eligible));
+    NONE, "exit_code", "EXIT_CODE", |j, _| j.exit.to_string();
+    NONE, "maxcpus", "MAX_CPUS", |j, _| job::cpu_count(j).to_string();
+    NONE, "maxnodes", "MAX_NODES", |j, _| j.spec.resources.max_nodes.unwrap_or(0).to_string();
+    NONE, "numtasks", "TASKS", |j, _| job::task_count(j).to_string();
+    NONE, "pendingtime", "PENDING_TIME", |j, v| j.started.unwrap_or(v.now).since(j.submitted).secs().to_string();
+    NONE, "requeue", "REQUEUE", |j, _| u8::from(j.spec.requeue.unwrap_or(true)).to_string();
+    NONE, "restartcnt", "RESTART_COUNT", |j, _| j.attempt.to_string();
+    NONE, "stderr", "STDERR", |j, _| null(path(&j.spec.io.stderr));
+    NONE, "stdin", "STDIN", |j, _| path(&j.spec.io.stdin).unwrap_or_else(|| "/dev/null".into());
+    NONE, "stdout", "STDOUT", |j, _| null(path(&j.spec.io.stdout).or_else(|| job::default_output(j)));
+    NONE, "openmode", "OPEN_MODE", |j, _| match j.spec.io.open_mode {
+        None => "N/A".into(), Some(OpenMode::Append) => "append".into(), Some(OpenMode::Truncate) => "truncate".into() };
+    NONE, "tres-alloc", "TRES_ALLOC", |j, _| tres(if j.allocated.is_zero() { &j.requested } else { &j.allocated });
+];
+
+fn time_left(j: &JobInfo, v: &View) -> String {
+    match j.time_limit.span() {
+        None => "UNLIMITED".into(),
+        Some(limit) => {
+            let left = limit.0 - job::elapsed(j, v).0;
+            if left < 0 { "INVALID".into() } else { time::short(berth_model::Span(left)) }
+        }
+    }
+}
+
+macro_rules! step_fields {
+    ($($letter:expr, $name:literal, $header:literal, $get:expr;)*) => {
+        &[$(StepField { letter: $letter, name: $name, header: $header, get: $get }),*]
+    };
+}
+
+/// Every field of a step.
+pub const STEP_FIELDS: &[StepField] = step_fields![
+    'A', "numtasks", "TASKS", |_, s, _| s.layout.tasks.iter().map(Vec::len).sum::<usize>().max(1).to_string();
+    'b', "tres-per-job", "TRES_PER_JOB", |_, s, _| {
+        let gres = super::gres_amounts(&s.allocated);
+        if gres.is_empty() { "(null)".into() } else { gres.join(",") } };
+    'i', "stepid", "STEPID", |j, s, _| job::step_id(j, s);
+    'j', "stepname", "NAME", |_, s, _| s.name.clone();
+    'l', "timelimit", "TIME_LIMIT", |_, s, _| s.time_limit.and_then(|l| l.span()).map_or("UNLIMITED".into(), time::short);
+    'M', "timeused", "TIME", |_, s, v| time::short(job::step_elapsed(s, v));
+    'N', "nodes", "NODELIST", |_, s, _| hosts(&s.layout.nodes);
+    'P', "partition", "PARTITION", |j, _, _| j.partition.clone();
+    'S', "starttime", "START_TIME", |_, s, v| at(v, Some(s.started));
+    't', "stepstate", "STATE", |_, s, _| s.state.name().into();
+    'u', "username", "USER", |j, _, _| j.identity.user.clone();
+    'U', "userid", "UID", |j, _, _| j.identity.uid.to_string();
+];
+
+/// Reads a `-o` format for jobs.
+pub fn by_letters(format: &str) -> Format<&'static Field> {
+    cells::letters(format, |c| FIELDS.iter().find(|f| f.letter == c))
+}
+
+/// Reads a `-O` format for jobs.
+pub fn by_names(format: &str) -> Format<&'static Field> {
+    cells::names(format, |n| FIELDS.iter().find(|f| f.name == n))
+}
+
+/// Reads a `-o` format for steps.
+pub fn steps_by_letters(format: &str) -> Format<&'static StepField> {
+    cells::letters(format, |c| STEP_FIELDS.iter().find(|f| f.letter == c))
+}
+
+/// Reads a `-O` format for steps.
+pub fn steps_by_names(format: &str) -> Format<&'static StepField> {
+    cells::names(format, |n| STEP_FIELDS.iter().find(|f| f.name == n))
+}
+
+/// The header line of a job table.
+pub fn header(cells: &[Cell<&'static Field>]) -> String {
+    cells::line(cells, |f| f.header.to_string())
+}
+
+/// A job's line.
+pub fn row(cells: &[Cell<&'static Field>], job: &JobInfo, view: &View) -> String {
+    cells::line(cells, |f| (f.get)(job, view))
+}
+
+/// The header line of a step table.
+pub fn step_header(cells: &[Cell<&'static StepField>]) -> String {
+    cells::line(cells, |f| f.header.to_string())
+}
+
+/// A step's line.
+pub fn step_row(cells: &[Cell<&'static StepField>], job: &JobInfo, step: &StepInfo, view: &View) -> String {
+    cells::line(cells, |f| (f.get)(job, step, view))
+}
+
+/// One key of `--sort`: a field, and whether the largest comes first.
+pub type SortKey = (&'static Field, bool);
+
+/// Reads `--sort`: letters of `-o`, each with an optional `+` or `-`, separated by commas.
+pub fn sort_keys(spec: &str) -> Result<Vec<SortKey>, String> {
+    spec.split(',')
+        .filter(|item| !item.is_empty())
+        .map(|item| {
+            let (descending, letter) = match item.strip_prefix('-') {
+                Some(rest) => (true, rest),
+                None => (false, item.strip_prefix('+').unwrap_or(item)),
+            };
+            let mut chars = letter.chars();
+            match (chars.next(), chars.next()) {
+                (Some(c), None) => FIELDS.iter().find(|f| f.letter == c).map(|f| (f, descending)),
+                _ => None,
+            }
+            .ok_or_else(|| item.to_string())
+        })
+        .collect()
+}
+
+/// Sorts by the keys, then by id, so that equal rows keep one order.
+pub fn sort(jobs: &mut [JobInfo], keys: &[SortKey], view: &View) {
+    jobs.sort_by(|a, b| {
+        for (field, descending) in keys {
+            let order = compare(field, a, b, view);
+            if order != Ordering::Equal {
+                return if *descending { order.reverse() } else { order };
+            }
+        }
+        JobKey::of(a).cmp(&JobKey::of(b))
+    });
+}
+
+fn compare(field: &Field, a: &JobInfo, b: &JobInfo, view: &View) -> Ordering {
+    match field.letter {
+        'i' => JobKey::of(a).cmp(&JobKey::of(b)),
+        'S' => a.started.cmp(&b.started),
+        'e' => job::end(a).cmp(&job::end(b)),
+        'V' => a.submitted.cmp(&b.submitted),
+        'M' => job::elapsed(a, view).cmp(&job::elapsed(b, view)),
+        'l' | 'L' => a.time_limit.cmp(&b.time_limit),
+        'p' | 'Q' => a.priority.cmp(&b.priority),
+        'm' => a.requested.mem.cmp(&b.requested.mem),
+        _ => {
+            let (x, y) = ((field.get)(a, view), (field.get)(b, view));
+            match (x.parse::<i64>(), y.parse::<i64>()) {
+                (Ok(x), Ok(y)) => x.cmp(&y),
+                _ => x.cmp(&y),
+            }
+        }
+    }
+}
+
+/// Whether `squeue` shows jobs of this state when it is not asked for states.
+pub fn active(state: JobState) -> bool {
+    !state.is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{array, job, pending, step, view};
+    use super::*;
+    use berth_model::state::{ExitStatus, Reason};
+
+    fn table(format: &str, jobs: &[JobInfo], after: i64) -> String {
+        let cells = by_letters(format).cells;
+        let rows: String = jobs.iter().map(|j| row(&cells, j, &view(after))).collect();
+        header(&cells) + &rows
+    }
+
+    #[test]
+    fn the_default_view() {
+        let jobs =
+            [pending(job(17, "wantall"), Reason::Resources), array(11), job(9, "a_very_long_job_name")];
+        assert_eq!(
+            table(DEFAULT, &jobs, 87),
+            "             JOBID PARTITION     NAME     USER ST       TIME  NODES NODELIST(REASON)\n\
+             \u{20}               17     debug  wantall    alice PD       0:00      1 (Resources)\n\
+             \u{20}       11_[2-9%2]     debug   arrjob    alice PD       0:00      1 (JobArrayTaskLimit)\n\
+             \u{20}                9     debug a_very_l    alice  R       1:27      1 n1\n"
+        );
+    }
+
+    #[test]
+    fn the_long_view_and_start_times() {
+        assert_eq!(
+            table(LONG, &[job(9, "run2")], 87),
+            "             JOBID PARTITION     NAME     USER    STATE       TIME TIME_LIMI  NODES NODELIST(REASON)\n\
+             \u{20}                9     debug     run2    alice  RUNNING       1:27     30:00      1 n1\n"
+        );
+        assert_eq!(
+            table(START, &[array(11)], 0),
+            "             JOBID PARTITION     NAME     USER ST          START_TIME  NODES SCHEDNODES           NODELIST(REASON)\n\
+             \u{20}       11_[2-9%2]     debug   arrjob    alice PD                 N/A      1 (null)               (JobArrayTaskLimit)\n"
+        );
+    }
+
+    #[test]
+    fn letters_of_an_array_and_of_a_task() {
+        let task = JobInfo { id: JobId(16), array: Some(JobId(11)), task: Some(1), ..job(16, "arrjob") };
+        assert_eq!(
+            table("%i %A %F %K", &[task], 0),
+            "JOBID JOBID ARRAY_JOB_ID ARRAY_TASK_ID\n11_1 16 11 1\n"
+        );
+        assert_eq!(
+            table("%K|%l|%L|%e|%m|%Z", &[array(11)], 0).lines().nth(1),
+            Some("2-9%2|30:00|30:00|N/A|500M|/home/alice/work")
+        );
+        let split = job::split(&array(11));
+        assert_eq!(split.iter().map(job::id).collect::<Vec<_>>()[..2], ["11_2", "11_3"]);
+        assert_eq!(split.len(), 8);
+    }
+
+    #[test]
+    fn times_of_a_running_job() {
+        assert_eq!(
+            table("%S|%e|%M|%L|%V", &[job(9, "run2")], 88).lines().nth(1),
+            Some("2026-11-20T22:44:06|2026-11-20T23:14:06|1:28|28:32|2026-11-20T22:44:06")
+        );
+    }
+
+    #[test]
+    fn a_failed_job_tells_its_reason() {
+        let mut failed = job(6, "sigjob");
+        failed.state = JobState::Failed;
+        failed.reason = Reason::RaisedSignal(9);
+        assert_eq!(table("%t %R", &[failed], 0).lines().nth(1), Some("F (RaisedSignal:9(Killed))"));
+    }
+
+    #[test]
+    fn steps() {
+        let (batch, cells) = (step(StepId::Batch, "batch", ExitStatus::OK), steps_by_letters(STEPS).cells);
+        let view = view(87);
+        let running = StepInfo { ended: None, ..batch };
+        assert_eq!(
+            step_header(&cells) + &step_row(&cells, &job(9, "run2"), &running, &view),
+            "         STEPID     NAME PARTITION     USER      TIME NODELIST\n\
+             \u{20}       9.batch    batch     debug    alice      1:27 n1\n"
+        );
+    }
+
+    #[test]
+    fn order() {
+        let ids = |spec: &str| {
+            let mut jobs =
+                vec![job(28, "b"), pending(job(17, "a"), Reason::Priority), array(11), job(9, "c")];
+            sort(&mut jobs, &sort_keys(spec).unwrap(), &view(0));
+            jobs.iter().map(|j| j.id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("P,t,-p"), [11, 17, 9, 28]);
+        assert_eq!(ids("-i"), [28, 17, 11, 9]);
+        assert_eq!(ids("-t,i"), [9, 28, 11, 17]);
+        assert_eq!(ids("j"), [17, 11, 28, 9]);
+        assert!(sort_keys("bogus").is_err());
+    }
+
+    use berth_model::{JobId, StepId};
+
+    #[test]
+    fn every_field_has_one_name_and_prints() {
+        let mut names: Vec<&str> = FIELDS.iter().map(|f| f.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FIELDS.len());
+        for field in FIELDS {
+            (field.get)(&array(3), &view(0));
+            (field.get)(&job(3, "x"), &view(0));
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Following a step from its start to its end: streams, signals, exits.
+
+pub mod exits;
+pub mod follow;
+pub mod interrupt;
+pub mod labels;
+pub mod stream;
+pub mod terminal;

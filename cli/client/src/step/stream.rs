@@ -1,0 +1,193 @@
+//! The connection to a step's supervisor, and the two threads that keep a slow terminal or a slow producer from
+//! holding up anything else: one reads stdin, one writes stdout and stderr.
+
+use super::labels::Labels;
+use berth_model::StepKey;
+use berth_stream::asynchronous::{read_frame, write_frame};
+use berth_stream::{Attach, Frame, MAX_PAYLOAD};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+/// Chunks of output that may wait for a slow reader: 64 of 64 KiB at most.
+const WAITING: usize = 64;
+
+/// Why there is no connection to the step yet.
+#[derive(Debug)]
+pub enum NotAttached {
+    /// The other side says why; trying again does not help.
+    Refused(String),
+    /// The agent is away or went away: to be tried again.
+    Away(String),
+}
+
+/// Connects to a step. Comes back when the step's supervisor has taken the connection.
+pub async fn attach(socket: &Path, key: StepKey) -> Result<UnixStream, NotAttached> {
+    let away = |e: String| NotAttached::Away(format!("{}: {e}", socket.display()));
+    let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
+    write_frame(&mut stream, &Frame::Attach(Attach::from(key))).await.map_err(|e| away(e.to_string()))?;
+    match read_frame(&mut stream).await {
+        Ok(Some(Frame::Accepted)) => Ok(stream),
+        Ok(Some(Frame::Refused(why))) => Err(NotAttached::Refused(why)),
+        Ok(Some(_)) => {
+            Err(away("unexpected answer; use the same version of berth on both sides".to_string()))
+        }
+        Ok(None) => Err(away("the connection was closed before the step answered".to_string())),
+        Err(e) => Err(away(e.to_string())),
+    }
+}
+
+/// What comes from a step besides its output, and from the writer of that output.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame other than output.
+    Frame(Frame),
+    /// The connection is gone without a StepExit.
+    Closed,
+    /// Nobody reads our stdout any more.
+    StdoutGone,
+}
+
+/// Output on its way.
+#[derive(Debug)]
+struct Piece {
+    stderr: bool,
+    task: u32,
+    data: Vec<u8>,
+}
+
+/// Where output goes, and when all of it is written.
+#[derive(Debug)]
+pub struct Output {
+    pieces: mpsc::Sender<Piece>,
+    /// Resolves when the writer has written everything it was given, and its senders are gone.
+    pub done: oneshot::Receiver<()>,
+}
+
+impl Output {
+    /// Starts the writer. With `labels`, lines carry the number of their task.
+    pub fn start(labels: Option<Labels>, events: mpsc::Sender<Event>) -> io::Result<Output> {
+        let (pieces, queue) = mpsc::channel(WAITING);
+        let (finished, done) = oneshot::channel();
+        std::thread::Builder::new().name("output".to_string()).spawn(move || {
+            write_all(queue, labels, &events);
+            let _ = finished.send(()); // nobody waits: the command is ending
+        })?;
+        Ok(Output { pieces, done })
+    }
+
+    /// Follows a connection until its end; output goes to the writer, the rest becomes events.
+    pub fn pump(&self, reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
+        let pieces = self.pieces.clone();
+        tokio::spawn(async move {
+            let mut reader = BufReader::with_capacity(4 * MAX_PAYLOAD, reader);
+            loop {
+                let piece = match read_frame(&mut reader).await {
+                    Ok(Some(Frame::Stdout { task, data })) => Piece { stderr: false, task, data },
+                    Ok(Some(Frame::Stderr { task, data })) => Piece { stderr: true, task, data },
+                    Ok(Some(frame)) => {
+                        let last = matches!(frame, Frame::StepExit(_));
+                        if events.send(Event::Frame(frame)).await.is_err() || last {
+                            return;
+                        }
+                        continue;
+                    }
+                    Ok(None) | Err(_) => {
+                        let _ = events.send(Event::Closed).await; // the command is ending
+                        return;
+                    }
+                };
+                if pieces.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// No more connections: the writer ends when what is under way is written.
+    pub fn close(self) -> oneshot::Receiver<()> {
+        self.done
+    }
+}
+
+fn write_all(mut queue: mpsc::Receiver<Piece>, mut labels: Option<Labels>, events: &mpsc::Sender<Event>) {
+    let mut gone = [false, false];
+    let mut put = |stderr: bool, bytes: &[u8]| {
+        let lost = &mut gone[usize::from(stderr)];
+        if *lost || bytes.is_empty() {
+            return;
+        }
+        // Unbuffered: what a task wrote is seen when it wrote it.
+        let written = if stderr { raw_write(2, bytes) } else { raw_write(1, bytes) };
+        if written.is_err() {
+            *lost = true;
+            if !stderr {
+                let _ = events.blocking_send(Event::StdoutGone); // the command is ending
+            }
+        }
+    };
+    while let Some(piece) = queue.blocking_recv() {
+        match &mut labels {
+            Some(labels) => put(piece.stderr, &labels.feed(piece.task, piece.stderr, &piece.data)),
+            None => put(piece.stderr, &piece.data),
+        }
+    }
+    for (stderr, line) in labels.as_mut().map(Labels::finish).unwrap_or_default() {
+        put(stderr, &line);
+    }
+}
+
+/// Writes past the buffers of the standard library, which would hold back what has no line feed.
+fn raw_write(fd: i32, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let target = if fd == 1 { rustix::stdio::stdout() } else { rustix::stdio::stderr() };
+        match rustix::io::write(target, bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(rustix::io::Errno::INTR) => {}
+            // A descriptor that a parent made non-blocking: wait until it takes more.
+            Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(1)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Starts reading stdin; `None` in the channel's end is the end of input.
+pub fn read_stdin() -> io::Result<mpsc::Receiver<Vec<u8>>> {
+    let (chunks, queue) = mpsc::channel(1);
+    std::thread::Builder::new().name("input".to_string()).spawn(move || {
+        let mut stdin = io::stdin().lock();
+        loop {
+            let mut chunk = vec![0; MAX_PAYLOAD];
+            match stdin.read(&mut chunk) {
+                Ok(0) => return,
+                Ok(n) => {
+                    chunk.truncate(n);
+                    if chunks.blocking_send(chunk).is_err() {
+                        return;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(5))
+                }
+                Err(_) => return,
+            }
+        }
+    })?;
+    Ok(queue)
+}
+
+/// Sends a frame; a connection that is gone is told by its reader.
+pub async fn send(writer: &mut OwnedWriteHalf, frame: &Frame) {
+    let _ = write_frame(writer, frame).await;
+}
+
+/// Prints a line to stderr, past the writer: messages are not output of tasks.
+pub fn message(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
