@@ -362,7 +362,7 @@ mod tests {
             ("99999999999999999999", 0),
             ("now+999999999weeks", 13),
             ("12:00 ", 5),
-            ("noontomorrow", 4),
+            ("noontomorrow", 5),
         ] {
             match read(text, Sense::Ahead) {
                 Err(error) => assert_eq!(error.pos, pos, "{error}"),
