@@ -26,6 +26,50 @@ pub enum Resource {
     Stack,
 }
 
+impl Resource {
+    /// All of them.
+    pub const ALL: [Resource; 16] = [
+        Resource::As,
+        Resource::Core,
+        Resource::Cpu,
+        Resource::Data,
+        Resource::Fsize,
+        Resource::Locks,
+        Resource::Memlock,
+        Resource::Msgqueue,
+        Resource::Nice,
+        Resource::Nofile,
+        Resource::Nproc,
+        Resource::Rss,
+        Resource::Rtprio,
+        Resource::Rttime,
+        Resource::Sigpending,
+        Resource::Stack,
+    ];
+
+    /// The name in `setrlimit(2)` without `RLIMIT_`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Resource::As => "AS",
+            Resource::Core => "CORE",
+            Resource::Cpu => "CPU",
+            Resource::Data => "DATA",
+            Resource::Fsize => "FSIZE",
+            Resource::Locks => "LOCKS",
+            Resource::Memlock => "MEMLOCK",
+            Resource::Msgqueue => "MSGQUEUE",
+            Resource::Nice => "NICE",
+            Resource::Nofile => "NOFILE",
+            Resource::Nproc => "NPROC",
+            Resource::Rss => "RSS",
+            Resource::Rtprio => "RTPRIO",
+            Resource::Rttime => "RTTIME",
+            Resource::Sigpending => "SIGPENDING",
+            Resource::Stack => "STACK",
+        }
+    }
+}
+
 /// A soft limit: a number in the resource's own unit, or none at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

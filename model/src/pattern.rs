@@ -85,17 +85,23 @@ pub enum Spread {
 
 /// How many files a pattern stands for.
 pub fn spread(pattern: &[u8]) -> Spread {
-    if pattern.contains(&b'\\') {
-        return Spread::Step;
-    }
-    tokens(pattern)
-        .map(|token| match token {
-            Token::Letter { letter: b't', .. } => Spread::Task,
-            Token::Letter { letter: b'n' | b'N', .. } => Spread::Node,
+    letters(pattern)
+        .map(|letter| match letter {
+            b't' => Spread::Task,
+            b'n' | b'N' => Spread::Node,
             _ => Spread::Step,
         })
         .max()
         .unwrap_or(Spread::Step)
+}
+
+/// The letters that a pattern has expanded; none where a backslash switches expansion off.
+pub fn letters(pattern: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let pattern = if pattern.contains(&b'\\') { &[] } else { pattern };
+    tokens(pattern).filter_map(|token| match token {
+        Token::Letter { letter, .. } => Some(letter),
+        Token::Text(_) => None,
+    })
 }
 
 enum Value<'a> {

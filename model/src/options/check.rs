@@ -1,0 +1,71 @@
+//! Options that contradict one another or need one another.
+
+use super::resolve::OptionError;
+use super::submit::{ContainerOptions, SubmitOptions};
+
+impl ContainerOptions {
+    /// The options given other than the image, by name.
+    pub fn given(&self) -> Vec<&'static str> {
+        let named = [
+            (!self.mounts.is_empty(), "--container-mounts"),
+            (self.workdir.is_some(), "--container-workdir"),
+            (self.mount_home == Some(true), "--container-mount-home"),
+            (self.mount_home == Some(false), "--no-container-mount-home"),
+            (self.remap_root == Some(true), "--container-remap-root"),
+            (self.remap_root == Some(false), "--no-container-remap-root"),
+            (self.writable == Some(true), "--container-writable"),
+            (self.writable == Some(false), "--container-readonly"),
+            (!self.env.is_empty(), "--container-env"),
+            (self.entrypoint == Some(true), "--container-entrypoint"),
+            (self.entrypoint == Some(false), "--no-container-entrypoint"),
+        ];
+        named.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
+    }
+}
+
+/// Refuses what no source alone shows: two options that exclude each other, from the same source.
+pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError> {
+    if let (Some(mem), Some(per_cpu)) = (options.source("mem"), options.source("mem-per-cpu"))
+        && mem.rank() == per_cpu.rank()
+    {
+        return Err(OptionError::fatal(match mem {
+            super::Source::Environment(name) if name.starts_with("SLURM_") => {
+                "SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive."
+            }
+            _ => "--mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.",
+        }));
+    }
+    if options.quiet && options.verbose > 0 {
+        let (quiet, verbose) = (options.source("quiet"), options.source("verbose"));
+        if quiet.map(|s| s.rank()) == verbose.map(|s| s.rank()) {
+            return Err(OptionError::fatal("don't specify both --verbose (-v) and --quiet (-Q)"));
+        }
+    }
+    if options.nodelist.iter().any(|node| options.exclude.contains(node)) {
+        let lines = vec![
+            "Invalid node name specified".to_string(),
+            "a node stands both in --nodelist and in --exclude; leave it out of one of them".to_string(),
+        ];
+        return Err(OptionError::error(1, lines));
+    }
+    Ok(())
+}
+
+/// Refuses container options where there is no image. They are never ignored.
+pub(super) fn container_needs_image(options: &SubmitOptions) -> Result<(), OptionError> {
+    let given = options.container.given();
+    let Some(first) = given.first() else { return Ok(()) };
+    let key = first.trim_start_matches("--");
+    let source = options
+        .source(key.strip_prefix("no-").unwrap_or(key))
+        .or_else(|| options.source("container-writable"))
+        .filter(|source| *source != super::Source::CommandLine)
+        .map_or_else(String::new, |source| format!(" ({source})"));
+    Err(OptionError::error(
+        255,
+        vec![
+            format!("{first}{source} was given, but --container-image is not set"),
+            format!("add --container-image=IMAGE, or leave out {}", given.join(", ")),
+        ],
+    ))
+}

@@ -1,0 +1,471 @@
+//! From typed options to the job and step specifications that go to the controller.
+
+use super::check::container_needs_image;
+use super::resolve::{OptionError, Source};
+use super::row::Command;
+use super::submit::{ContainerOptions, Propagate, SubmitOptions};
+use crate::bytes::ByteStr;
+use crate::gres::Wanted;
+use crate::ids::SubmissionId;
+use crate::limits::Limits;
+use crate::spec::{
+    ContainerSpec, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, MountSpec, ResourceRequest, StepSpec,
+    TermSize,
+};
+
+/// The circumstances of a submission that are no options.
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    /// Made anew for each submission.
+    pub submission: SubmissionId,
+    /// The name of a job or step that is given none.
+    pub default_name: String,
+    /// Absolute working directory of the command.
+    pub cwd: ByteStr,
+    /// umask of the command.
+    pub umask: u32,
+    /// Soft limits of the command.
+    pub limits: Limits,
+    /// Its host.
+    pub host: String,
+    /// Its session.
+    pub sid: u32,
+    /// The script's path, or the program.
+    pub command: ByteStr,
+    /// The whole command line.
+    pub submit_line: ByteStr,
+}
+
+/// A specification, and what the user should be told about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted<T> {
+    /// The specification.
+    pub spec: T,
+    /// Warnings, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Where one of srun's streams goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// To and from srun, for all tasks.
+    All,
+    /// Nowhere.
+    None,
+    /// To and from srun, for one task.
+    Task(u32),
+    /// A file on the node, by pattern.
+    File(ByteStr),
+}
+
+impl Stream {
+    /// What `--input`, `--output` or `--error` means for a step of `tasks` tasks: the number of a task that does
+    /// not exist is a file name.
+    pub fn of(option: Option<&ByteStr>, tasks: u32) -> Stream {
+        match option.map(|name| name.0.as_slice()) {
+            None | Some(b"all") => Stream::All,
+            Some(b"none") => Stream::None,
+            Some(name) => {
+                let text = std::str::from_utf8(name).unwrap_or_default();
+                match crate::count::number(text) {
+                    Ok(n) if n < tasks => Stream::Task(n),
+                    _ => Stream::File(ByteStr::from(name)),
+                }
+            }
+        }
+    }
+
+    /// The file that the node opens; `None` where the stream goes to the client.
+    fn file(self) -> Option<ByteStr> {
+        match self {
+            Stream::All | Stream::Task(_) => None,
+            Stream::None => Some(ByteStr::from("/dev/null")),
+            Stream::File(name) => Some(name),
+        }
+    }
+}
+
+impl SubmitOptions {
+    /// The working directory: `--chdir` against `cwd`, else `cwd`.
+    pub fn work_dir(&self, cwd: &ByteStr) -> ByteStr {
+        self.chdir.as_ref().map_or_else(|| cwd.clone(), |dir| absolute(cwd, dir))
+    }
+
+    /// The job's specification. `image` is the resolved `--container-image`.
+    ///
+    /// # Errors
+    /// Container options without an image; `--gpus` with several nodes.
+    pub fn job_spec(
+        &self,
+        by: &Submitter,
+        image: Option<ImageRef>,
+    ) -> Result<Converted<JobSpec>, OptionError> {
+        let mut notes = Vec::new();
+        let work_dir = self.work_dir(&by.cwd);
+        let container = self.job_container(image, &work_dir)?;
+        let resources = self.resources(&mut notes)?;
+        let kind = match self.command {
+            Command::Srun => JobKind::Run,
+            Command::Sbatch => JobKind::Batch,
+            Command::Salloc => JobKind::Alloc,
+        };
+        let io = match kind {
+            // srun's streams are its step's.
+            JobKind::Run | JobKind::Alloc => IoSpec { open_mode: self.open_mode, ..IoSpec::default() },
+            JobKind::Batch => IoSpec {
+                stdin: self.input.clone(),
+                stdout: self.output.clone(),
+                stderr: self.error.clone(),
+                open_mode: self.open_mode,
+            },
+        };
+        let spec = JobSpec {
+            submission: by.submission.clone(),
+            kind,
+            name: self.job_name.clone().unwrap_or_else(|| by.default_name.clone()),
+            partition: self.partition.clone(),
+            account: self.account.clone(),
+            resources,
+            time_limit: self.time,
+            begin: self.begin,
+            hold: self.hold,
+            nice: self.nice,
+            requeue: self.requeue,
+            array: self.array.clone(),
+            immediate: self.immediate,
+            comment: self.comment.clone(),
+            work_dir,
+            io,
+            container,
+            limits: self.limits(&by.limits),
+            umask: by.umask,
+            warn_signal: self.signal,
+            user_env: self.get_user_env || (kind == JobKind::Batch && self.export.wants_login_environment()),
+            command: by.command.clone(),
+            submit_line: by.submit_line.clone(),
+            submit_host: by.host.clone(),
+            submit_sid: by.sid,
+        };
+        Ok(Converted { spec, notes })
+    }
+
+    /// The step's specification: the first step of srun's own allocation (`inside` absent), or one of the job
+    /// that srun runs in. `image` is the resolved `--container-image`; container options without it change the
+    /// container of the job.
+    ///
+    /// # Errors
+    /// Options of a job typed for a step of a running one; container options where neither step nor job has an
+    /// image; `--gpus` with several nodes.
+    pub fn step_spec(
+        &self,
+        by: &Submitter,
+        argv: Vec<ByteStr>,
+        env: Vec<ByteStr>,
+        image: Option<ImageRef>,
+        terminal: Option<TermSize>,
+        inside: Option<&JobSpec>,
+    ) -> Result<Converted<StepSpec>, OptionError> {
+        if inside.is_some() {
+            self.only_step_options()?;
+        }
+        let mut notes = Vec::new();
+        let work_dir = self.work_dir(&by.cwd);
+        let container = match (image, inside.and_then(|job| job.container.as_ref())) {
+            (Some(image), _) => Some(self.container.spec(image, &work_dir)),
+            (None, Some(job)) if !self.container.given().is_empty() => {
+                Some(self.container.over(job, &work_dir))
+            }
+            (None, Some(_)) => None,
+            (None, None) => {
+                container_needs_image(self)?;
+                None
+            }
+        };
+        let tasks = self.ntasks.or_else(|| self.nodes.map(|n| n.min)).unwrap_or(1);
+        let file = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks).file();
+        let nodes = self.nodes_for_tasks(&mut notes).map(|n| n.min);
+        // A job's --ntasks-per-node, which its environment carries, yields to the step's own --ntasks.
+        let tasks_per_node = self.ntasks_per_node.filter(|_| {
+            let rank = |long| self.source(long).map(|source| source.rank());
+            self.ntasks.is_none() || rank("ntasks") <= rank("ntasks-per-node")
+        });
+        let gres = self.all_gres()?;
+        let own_name = self.job_name.clone().filter(|_| inside.is_none() || self.typed("job-name"));
+        let spec = StepSpec {
+            submission: by.submission.clone(),
+            name: own_name.unwrap_or_else(|| by.default_name.clone()),
+            tasks: self.ntasks,
+            nodes,
+            tasks_per_node,
+            cpus_per_task: self.cpus_per_task,
+            memory: self.memory(),
+            gres,
+            overlap: self.overlap,
+            exact: self.exact || (inside.is_some() && self.exclusive),
+            immediate: self.immediate,
+            argv,
+            env,
+            work_dir,
+            work_dir_explicit: self.chdir.is_some(),
+            io: IoSpec {
+                stdin: file(&self.input),
+                stdout: file(&self.output),
+                stderr: file(&self.error),
+                open_mode: self.open_mode,
+            },
+            container,
+            limits: self.limits(&by.limits),
+            umask: by.umask,
+            pty: terminal.filter(|_| self.pty),
+            kill_on_bad_exit: self.kill_on_bad_exit,
+            wait_after_first_exit: self
+                .wait_seconds
+                .filter(|s| *s > 0)
+                .map(|s| crate::time::Span::from_secs(i64::from(s))),
+            time_limit: self.time,
+            attached: true,
+        };
+        Ok(Converted { spec, notes })
+    }
+
+    fn job_container(
+        &self,
+        image: Option<ImageRef>,
+        work_dir: &ByteStr,
+    ) -> Result<Option<ContainerSpec>, OptionError> {
+        match image {
+            Some(image) => Ok(Some(self.container.spec(image, work_dir))),
+            None => container_needs_image(self).map(|()| None),
+        }
+    }
+
+    /// Refuses what is about a job when the step is one of a running job. Only what was typed: variables of the
+    /// environment are the user's defaults for jobs.
+    fn only_step_options(&self) -> Result<(), OptionError> {
+        const OF_JOBS: &[&str] = &[
+            "account",
+            "begin",
+            "comment",
+            "exclude",
+            "hold",
+            "nice",
+            "nodelist",
+            "partition",
+            "signal",
+            "test-only",
+        ];
+        match OF_JOBS.iter().find(|long| self.typed(long)) {
+            None => Ok(()),
+            Some(long) => Err(OptionError::error(
+                255,
+                vec![
+                    format!("--{long} is about a job and has no meaning for a step of a running one"),
+                    "leave it out; to make a job of its own from inside one, unset SLURM_JOB_ID and SLURM_JOBID"
+                        .to_string(),
+                ],
+            )),
+        }
+    }
+
+    /// The memory asked for: of `--mem` and `--mem-per-cpu` the one from the greater source.
+    pub fn memory(&self) -> MemoryRequest {
+        let rank = |long| self.source(long).map(Source::rank);
+        match (self.mem, self.mem_per_cpu) {
+            (Some(mem), per_cpu) if per_cpu.is_none() || rank("mem") > rank("mem-per-cpu") => {
+                MemoryRequest::PerNode(mem)
+            }
+            // No memory for a CPU is all of the node's, as with --mem=0.
+            (_, Some(0)) => MemoryRequest::PerNode(0),
+            (_, Some(per_cpu)) => MemoryRequest::PerCpu(per_cpu),
+            _ => MemoryRequest::Default,
+        }
+    }
+
+    fn resources(&self, notes: &mut Vec<String>) -> Result<ResourceRequest, OptionError> {
+        let nodes = self.nodes_for_tasks(notes);
+        let named = u32::try_from(self.nodelist.len()).unwrap_or(u32::MAX);
+        let mut max_nodes = nodes.map(|n| n.max.max(named));
+        if self.gpus.is_some() && max_nodes.is_none() {
+            max_nodes = Some(named.max(1));
+        }
+        Ok(ResourceRequest {
+            min_nodes: nodes.map_or(1, |n| n.min).max(named),
+            max_nodes,
+            tasks: self.ntasks,
+            tasks_per_node: self.ntasks_per_node,
+            cpus_per_task: self.cpus_per_task,
+            memory: self.memory(),
+            gres: self.all_gres()?.unwrap_or_default(),
+            exclusive: self.exclusive,
+            node_list: self.nodelist.clone(),
+            exclude: self.exclude.clone(),
+        })
+    }
+
+    /// `--nodes`, but no more than there are tasks.
+    fn nodes_for_tasks(&self, notes: &mut Vec<String>) -> Option<crate::count::NodeCount> {
+        let nodes = self.nodes?;
+        match self.ntasks {
+            Some(tasks) if tasks < nodes.min => {
+                if self.source("nodes").is_some_and(|s| !matches!(s, Source::Environment(_))) {
+                    notes.push(format!(
+                        "can't run {tasks} processes on {} nodes, setting nnodes to {tasks}",
+                        nodes.min
+                    ));
+                }
+                Some(crate::count::NodeCount { min: tasks, max: tasks })
+            }
+            _ => Some(nodes),
+        }
+    }
+
+    /// `--gres`, `--gpus-per-node` and `--gpus` together; `None` when none of them was given. GPUs named by one
+    /// source replace those of a lesser one; two numbers from the same source contradict each other.
+    fn all_gres(&self) -> Result<Option<Wanted>, OptionError> {
+        let nodes = self.nodes.map_or(1, |n| n.max.min(self.ntasks.unwrap_or(u32::MAX)));
+        if self.gpus.is_some() && (nodes > 1 || self.nodelist.len() > 1) {
+            return Err(OptionError::error(
+                255,
+                vec![
+                    "--gpus counts GPUs of the whole job, which this release takes for jobs of one node"
+                        .to_string(),
+                    "write the GPUs of each node: --gpus-per-node=COUNT or --gres=gpu:COUNT".to_string(),
+                ],
+            ));
+        }
+        let given = [("gres", &self.gres), ("gpus-per-node", &self.gpus_per_node), ("gpus", &self.gpus)];
+        let mut given: Vec<(&str, Option<u8>, &Wanted)> = given
+            .into_iter()
+            .filter_map(|(long, wanted)| Some((long, self.source(long).map(Source::rank), wanted.as_ref()?)))
+            .collect();
+        if given.is_empty() {
+            return Ok(None);
+        }
+        given.sort_by_key(|(_, rank, _)| std::cmp::Reverse(*rank));
+        let mut all = Wanted::new();
+        let mut decided: Option<(&str, Option<u8>, Wanted)> = None;
+        for (long, rank, wanted) in given {
+            let (gpus, others): (Wanted, Wanted) =
+                wanted.iter().map(|(k, n)| (k.clone(), *n)).partition(|(key, _)| key.name == "gpu");
+            all.extend(others);
+            // `--gres=none` and `--gpus=0` decide that there are none; `--gres=nic:1` decides nothing of GPUs.
+            if gpus.is_empty() && !wanted.is_empty() {
+                continue;
+            }
+            match &decided {
+                None => decided = Some((long, rank, gpus)),
+                Some((other, at, there)) if *at == rank && *there != gpus => {
+                    let line = format!(
+                        "--{long} asks for {} where --{other} asks for {}",
+                        crate::gres::print(&gpus),
+                        crate::gres::print(there)
+                    );
+                    return Err(OptionError::error(
+                        255,
+                        vec![line, "give the GPUs of a node by one option".to_string()],
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        all.extend(decided.map(|(_, _, gpus)| gpus).unwrap_or_default());
+        Ok(Some(all))
+    }
+
+    fn limits(&self, own: &Limits) -> Limits {
+        match &self.propagate {
+            Propagate::All => Limits { soft: own.soft.clone(), required: Vec::new() },
+            Propagate::None => Limits::default(),
+            Propagate::Only(names) => Limits {
+                soft: own.soft.iter().filter(|(r, _)| names.contains(r)).map(|(r, v)| (*r, *v)).collect(),
+                required: names.clone(),
+            },
+        }
+    }
+
+    /// Variables that the command adds to the environment it submits, so that `srun` inside the job finds the
+    /// same choices: what was asked for, where it differs from what the allocation itself says.
+    pub fn carried_variables(&self) -> Vec<(String, String)> {
+        let mut out: Vec<(String, String)> = Vec::new();
+        let mut add = |name: &str, value: String| out.push((name.to_string(), value));
+        if self.source("export").is_some() {
+            add("SLURM_EXPORT_ENV", self.export.to_string());
+        }
+        if self.get_user_env {
+            add("SLURM_GET_USER_ENV", "1".to_string());
+        }
+        if let Some(mode) = self.open_mode {
+            let letter = if mode == crate::spec::OpenMode::Append { "a" } else { "t" };
+            add("SLURM_OPEN_MODE", letter.to_string());
+        }
+        for (name, wanted) in [("SLURM_GPUS", &self.gpus), ("SLURM_GPUS_PER_NODE", &self.gpus_per_node)] {
+            if let Some(wanted) = wanted {
+                let items = wanted.iter().map(|(key, n)| match &key.kind {
+                    Some(kind) => format!("{kind}:{n}"),
+                    None => n.to_string(),
+                });
+                let list = items.collect::<Vec<_>>().join(",");
+                add(name, if list.is_empty() { "0".to_string() } else { list });
+            }
+        }
+        if self.label {
+            add("SLURM_LABELIO", "1".to_string());
+        }
+        if self.command == Command::Sbatch {
+            add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());
+            add("SLURM_JOB_OVERSUBSCRIBE", "NO".to_string());
+        }
+        out
+    }
+}
+
+impl ContainerOptions {
+    /// The specification with an image of its own.
+    fn spec(&self, image: ImageRef, work_dir: &ByteStr) -> ContainerSpec {
+        ContainerSpec {
+            image,
+            mounts: self.mounts.iter().map(|mount| absolute_mount(work_dir, mount)).collect(),
+            workdir: self.workdir.clone(),
+            mount_home: self.mount_home,
+            remap_root: self.remap_root,
+            writable: self.writable,
+            env: self.env.clone(),
+            entrypoint: self.entrypoint,
+        }
+    }
+
+    /// The job's container with these options over it.
+    fn over(&self, job: &ContainerSpec, work_dir: &ByteStr) -> ContainerSpec {
+        let own = self.spec(job.image.clone(), work_dir);
+        ContainerSpec {
+            image: own.image,
+            mounts: if own.mounts.is_empty() { job.mounts.clone() } else { own.mounts },
+            workdir: own.workdir.or_else(|| job.workdir.clone()),
+            mount_home: own.mount_home.or(job.mount_home),
+            remap_root: own.remap_root.or(job.remap_root),
+            writable: own.writable.or(job.writable),
+            env: if own.env.is_empty() { job.env.clone() } else { own.env },
+            entrypoint: own.entrypoint.or(job.entrypoint),
+        }
+    }
+}
+
+fn absolute_mount(work_dir: &ByteStr, mount: &MountSpec) -> MountSpec {
+    let path = |p: &ByteStr| if p.0.starts_with(b".") { absolute(work_dir, p) } else { p.clone() };
+    MountSpec { source: path(&mount.source), target: path(&mount.target), flags: mount.flags.clone() }
+}
+
+/// `path` against `base`, without `.` components; `..` stays, for it may follow a symbolic link.
+fn absolute(base: &ByteStr, path: &ByteStr) -> ByteStr {
+    if path.0.starts_with(b"/") {
+        return path.clone();
+    }
+    let mut out = base.0.clone();
+    for part in path.0.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".") {
+        if out.last() != Some(&b'/') {
+            out.push(b'/');
+        }
+        out.extend_from_slice(part);
+    }
+    ByteStr(out)
+}

@@ -1,0 +1,170 @@
+//! What the submit options of one command line, its environment and its script come to.
+
+use super::resolve::Source;
+use super::row::Command;
+use crate::bytes::ByteStr;
+use crate::count::NodeCount;
+use crate::export::ExportSpec;
+use crate::gres::Wanted;
+use crate::ids::NodeName;
+use crate::limits::Resource;
+use crate::spec::{ArraySpec, JobSelector, MountSpec, OpenMode, TimeLimit, WarnSignal};
+use crate::time::{Span, Time};
+use std::collections::BTreeMap;
+
+/// Which of the submitter's limits travel with the job (`--propagate`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Propagate {
+    /// All of them (the default).
+    #[default]
+    All,
+    /// None.
+    None,
+    /// These, and the node must be able to give them.
+    Only(Vec<Resource>),
+}
+
+/// The container options as given. What is absent is the site's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerOptions {
+    /// `--container-image`, as typed.
+    pub image: Option<String>,
+    /// `--container-mounts`; a relative source or target is not yet absolute.
+    pub mounts: Vec<MountSpec>,
+    /// `--container-workdir`.
+    pub workdir: Option<ByteStr>,
+    /// `--container-mount-home`.
+    pub mount_home: Option<bool>,
+    /// `--container-remap-root`.
+    pub remap_root: Option<bool>,
+    /// `--container-writable` or `--container-readonly`.
+    pub writable: Option<bool>,
+    /// `--container-env`.
+    pub env: Vec<String>,
+    /// `--container-entrypoint`.
+    pub entrypoint: Option<bool>,
+}
+
+/// All submit options, typed. Members are `None`, empty or `false` where nothing was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // a member has the name of its option, whose help stands in the table
+pub struct SubmitOptions {
+    pub command: Command,
+    pub account: Option<String>,
+    pub array: Option<ArraySpec>,
+    pub begin: Option<Time>,
+    pub chdir: Option<ByteStr>,
+    pub comment: Option<String>,
+    pub container: ContainerOptions,
+    pub cpus_per_task: Option<u32>,
+    pub error: Option<ByteStr>,
+    pub exact: bool,
+    pub exclude: Vec<NodeName>,
+    pub exclusive: bool,
+    pub export: ExportSpec,
+    pub get_user_env: bool,
+    pub gpus: Option<Wanted>,
+    pub gpus_per_node: Option<Wanted>,
+    pub gres: Option<Wanted>,
+    pub hold: bool,
+    pub ignore_pbs: bool,
+    pub immediate: Option<Span>,
+    pub input: Option<ByteStr>,
+    pub job_name: Option<String>,
+    pub jobid: Option<JobSelector>,
+    pub kill_on_bad_exit: bool,
+    pub label: bool,
+    pub mem: Option<u64>,
+    pub mem_per_cpu: Option<u64>,
+    pub nice: i32,
+    pub nodelist: Vec<NodeName>,
+    pub nodes: Option<NodeCount>,
+    pub ntasks: Option<u32>,
+    pub ntasks_per_node: Option<u32>,
+    pub open_mode: Option<OpenMode>,
+    pub output: Option<ByteStr>,
+    pub overlap: bool,
+    pub parsable: bool,
+    pub partition: Option<String>,
+    pub propagate: Propagate,
+    pub pty: bool,
+    pub quiet: bool,
+    pub requeue: Option<bool>,
+    pub signal: Option<WarnSignal>,
+    pub test_only: bool,
+    pub time: Option<TimeLimit>,
+    pub verbose: u32,
+    /// `sbatch --wait`.
+    pub wait: bool,
+    /// `srun --wait`: 0 seconds wait for ever.
+    pub wait_seconds: Option<u32>,
+    pub wrap: Option<ByteStr>,
+    pub(super) sources: BTreeMap<&'static str, Source>,
+}
+
+impl SubmitOptions {
+    /// The options of `command` with nothing given.
+    pub fn new(command: Command) -> SubmitOptions {
+        SubmitOptions {
+            command,
+            account: None,
+            array: None,
+            begin: None,
+            chdir: None,
+            comment: None,
+            container: ContainerOptions::default(),
+            cpus_per_task: None,
+            error: None,
+            exact: false,
+            exclude: Vec::new(),
+            exclusive: false,
+            export: ExportSpec::default(),
+            get_user_env: false,
+            gpus: None,
+            gpus_per_node: None,
+            gres: None,
+            hold: false,
+            ignore_pbs: false,
+            immediate: None,
+            input: None,
+            job_name: None,
+            jobid: None,
+            kill_on_bad_exit: false,
+            label: false,
+            mem: None,
+            mem_per_cpu: None,
+            nice: 0,
+            nodelist: Vec::new(),
+            nodes: None,
+            ntasks: None,
+            ntasks_per_node: None,
+            open_mode: None,
+            output: None,
+            overlap: false,
+            parsable: false,
+            partition: None,
+            propagate: Propagate::All,
+            pty: false,
+            quiet: false,
+            requeue: None,
+            signal: None,
+            test_only: false,
+            time: None,
+            verbose: 0,
+            wait: false,
+            wait_seconds: None,
+            wrap: None,
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Where the value of an option (by its long name) came from, if it was given at all.
+    pub fn source(&self, long: &str) -> Option<Source> {
+        self.sources.get(long).copied()
+    }
+
+    /// Whether an option was given on the command line.
+    pub fn typed(&self, long: &str) -> bool {
+        self.source(long) == Some(Source::CommandLine)
+    }
+}

@@ -1,0 +1,144 @@
+//! The container options, with Pyxis's meaning; none of them is ever ignored.
+
+use crate::bytes::ByteStr;
+use crate::options::mounts::parse_mounts;
+use crate::options::resolve::{Bad, Given};
+use crate::options::row::{Commands, OptionRow, row};
+
+/// Sets a pair of opposite options; both from the same source contradict each other.
+fn either(slot: &mut Option<bool>, given: &Given<'_>, on: bool, names: [&str; 2]) -> Result<(), Bad> {
+    if !given.first && *slot == Some(!on) {
+        let [one, other] = names;
+        return Err(Bad::Own(vec![
+            format!("both --{one} and --{other} were specified"),
+            "leave one of them out".to_string(),
+        ]));
+    }
+    *slot = Some(on);
+    Ok(())
+}
+
+/// A value that may be given twice only if it is the same.
+fn once<T: PartialEq>(slot: &mut Option<T>, given: &Given<'_>, value: T) -> Result<(), Bad> {
+    let long = given.row.long;
+    if given.bytes().is_empty() {
+        return Err(Bad::Own(vec![format!("--{long}: argument required")]));
+    }
+    if !given.first && slot.as_ref().is_some_and(|there| *there != value) {
+        return Err(Bad::Own(vec![
+            format!("--{long} specified multiple times"),
+            "give one value".to_string(),
+        ]));
+    }
+    *slot = Some(value);
+    Ok(())
+}
+
+const HOME: [&str; 2] = ["container-mount-home", "no-container-mount-home"];
+const ROOT: [&str; 2] = ["container-remap-root", "no-container-remap-root"];
+const ENTRY: [&str; 2] = ["container-entrypoint", "no-container-entrypoint"];
+const WRITE: [&str; 2] = ["container-writable", "container-readonly"];
+
+pub(super) static ROWS: &[OptionRow] = &[
+    row("container-image", Commands::ABR)
+        .takes("IMAGE")
+        .env(&["PYXIS_CONTAINER_IMAGE"])
+        .help(
+            "Image to run in: debian:12, registry.example#team/name:tag, name@sha256:..., docker://..., \
+             oci:/layout[:tag], oci-archive:/file.tar, a root directory (/path), or host: for the node's own \
+             filesystem. It is resolved when the job is submitted. Of a job, it is also its steps' image.",
+        )
+        .set(|o, g| once(&mut o.container.image, g, g.text()?.to_string())),
+    row("container-mounts", Commands::ABR)
+        .takes("SOURCE[:TARGET[:FLAGS]],...")
+        .env(&["PYXIS_CONTAINER_MOUNTS"])
+        .help(
+            "Directories and files of the node to show in the container; the option may be repeated. SOURCE alone \
+             is its own target; tmpfs:TARGET makes an empty one, umount:TARGET takes one away. FLAGS are joined \
+             by +, such as ro+nosuid. A source that does not exist is an error.",
+        )
+        .set(|o, g| {
+            if g.first {
+                o.container.mounts.clear();
+            }
+            for mount in parse_mounts(g.bytes()).map_err(|e| Bad::Own(vec![e.to_string()]))? {
+                if !o.container.mounts.contains(&mount) {
+                    o.container.mounts.push(mount);
+                }
+            }
+            Ok(())
+        }),
+    row("container-workdir", Commands::ABR)
+        .takes("DIRECTORY")
+        .env(&["PYXIS_CONTAINER_WORKDIR"])
+        .help("Working directory in the container, an absolute path. By default the image's.")
+        .set(|o, g| {
+            if !g.bytes().is_empty() && !g.bytes().starts_with(b"/") {
+                let shown = ByteStr::from(g.bytes());
+                return Err(Bad::Own(vec![format!(
+                    "--container-workdir: '{}' is not an absolute path",
+                    shown.display()
+                )]));
+            }
+            once(&mut o.container.workdir, g, ByteStr::from(g.bytes()))
+        }),
+    row("container-mount-home", Commands::ABR)
+        .switch()
+        .env(&["PYXIS_CONTAINER_MOUNT_HOME"])
+        .help("Mount the home directory into the container.")
+        .set(|o, g| either(&mut o.container.mount_home, g, g.is_on(), HOME)),
+    row("no-container-mount-home", Commands::ABR)
+        .key("container-mount-home")
+        .help("Do not mount the home directory, whatever the site's default.")
+        .set(|o, g| either(&mut o.container.mount_home, g, false, HOME)),
+    row("container-remap-root", Commands::ABR)
+        .switch()
+        .env(&["PYXIS_CONTAINER_REMAP_ROOT"])
+        .help("Be root inside the container: uid 0 there is the user outside, with no more rights on files than the user's own.")
+        .set(|o, g| either(&mut o.container.remap_root, g, g.is_on(), ROOT)),
+    row("no-container-remap-root", Commands::ABR)
+        .key("container-remap-root")
+        .help("Keep the user's own uid inside, whatever the site's default.")
+        .set(|o, g| either(&mut o.container.remap_root, g, false, ROOT)),
+    row("container-writable", Commands::ABR)
+        .switch()
+        .env(&["PYXIS_CONTAINER_WRITABLE"])
+        .help("Let the container's root directory be written (the default); what is written goes with the step.")
+        .set(|o, g| either(&mut o.container.writable, g, g.is_on(), WRITE)),
+    row("container-readonly", Commands::ABR)
+        .key("container-writable")
+        .switch()
+        .env(&["PYXIS_CONTAINER_READONLY"])
+        .help("Mount the container's root directory read-only.")
+        .set(|o, g| either(&mut o.container.writable, g, !g.is_on(), WRITE)),
+    row("container-env", Commands::ABR)
+        .takes("NAME,...")
+        .env(&["PYXIS_CONTAINER_ENV"])
+        .help("Environment variables whose value outside wins over the image's; the option may be repeated.")
+        .set(|o, g| {
+            if g.first {
+                o.container.env.clear();
+            }
+            for name in g.text()?.split(',') {
+                if name.is_empty() || name.contains(['=', '\0']) {
+                    return Err(Bad::Own(vec![
+                        format!("--container-env: invalid format: {}", g.text()?),
+                        "write names of variables separated by commas, without values".to_string(),
+                    ]));
+                }
+                if !o.container.env.iter().any(|n| n == name) {
+                    o.container.env.push(name.to_string());
+                }
+            }
+            Ok(())
+        }),
+    row("container-entrypoint", Commands::ABR)
+        .switch()
+        .env(&["PYXIS_CONTAINER_ENTRYPOINT"])
+        .help("Run the image's entrypoint, with the command as its arguments.")
+        .set(|o, g| either(&mut o.container.entrypoint, g, g.is_on(), ENTRY)),
+    row("no-container-entrypoint", Commands::ABR)
+        .key("container-entrypoint")
+        .help("Do not run the image's entrypoint, whatever the site's default.")
+        .set(|o, g| either(&mut o.container.entrypoint, g, false, ENTRY)),
+];

@@ -1,0 +1,151 @@
+//! Options about how much of the cluster is asked for.
+
+use crate::options::resolve::{Bad, Given};
+use crate::options::row::{Commands, OptionRow, row};
+use crate::{gres, hostlist, memory};
+
+/// Nodes of `-w` and `-x`. A file of nodes is refused by name, since the node and not the client would read it.
+fn nodes(given: &Given<'_>) -> Result<Vec<crate::NodeName>, Bad> {
+    let text = given.text()?;
+    let invalid = |why: String| Bad::Own(vec!["Invalid node list specified".to_string(), why]);
+    if text.contains('/') {
+        return Err(invalid(format!("'{text}' is a file name; write the nodes themselves, such as n[1-4]")));
+    }
+    let nodes = hostlist::nodes(text).map_err(|e| invalid(e.to_string()))?;
+    if nodes.is_empty() {
+        return Err(invalid("it names no node".to_string()));
+    }
+    Ok(nodes)
+}
+
+pub(super) static ROWS: &[OptionRow] = &[
+    row("cpus-per-task", Commands::ABR)
+        .short(b'c')
+        .takes("CPUS")
+        .env(&["SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK"])
+        .help("CPUs (hardware threads) for each task; whole cores are given. By default 1.")
+        .set(|o, g| {
+            o.cpus_per_task = Some(g.count()?);
+            Ok(())
+        }),
+    row("distribution", Commands::ABR)
+        .short(b'm')
+        .takes("block")
+        .choices(&["block"])
+        .env(&["SLURM_DISTRIBUTION", "SBATCH_DISTRIBUTION", "SALLOC_DISTRIBUTION"])
+        .help("How tasks are laid out over nodes: block, that is one node after the other, the only way in this release.")
+        .set(|_, g| match g.text()?.to_ascii_lowercase().as_str() {
+            "block" | "*" => Ok(()),
+            other => Err(Bad::Spec(format!(
+                "'{other}' is not supported by this release: tasks are laid out in blocks, one node after the other"
+            ))),
+        }),
+    row("exclude", Commands::ABR)
+        .short(b'x')
+        .takes("NODES")
+        .help("Nodes that must not be used, such as n[1-4],m7.")
+        .set(|o, g| {
+            o.exclude = nodes(g)?;
+            Ok(())
+        }),
+    row("exclusive", Commands::ABR)
+        .may_take("user|mcs|topo")
+        .env(&["SLURM_EXCLUSIVE", "SBATCH_EXCLUSIVE", "SALLOC_EXCLUSIVE"])
+        .help("Of a job: give it whole nodes. Of a step: CPUs that no other step of the job uses, waiting for them.")
+        .set(|o, g| match g.value {
+            None | Some(b"yes" | b"1") => {
+                o.exclusive = true;
+                Ok(())
+            }
+            Some(b"user" | b"mcs" | b"topo") => Err(Bad::Spec(format!(
+                "'{}' is not supported by this release; write --exclusive alone for whole nodes",
+                g.text()?
+            ))),
+            Some(_) => Err(Bad::Spec("write --exclusive without a value".to_string())),
+        }),
+    row("gpus", Commands::ABR)
+        .short(b'G')
+        .takes("[TYPE:]COUNT")
+        .env(&["SLURM_GPUS", "SBATCH_GPUS", "SALLOC_GPUS"])
+        .help("GPUs of the whole job, for jobs of one node: the job is kept on one node. For more nodes use --gpus-per-node.")
+        .set(|o, g| {
+            o.gpus = Some(g.parse(gres::parse_gpus)?);
+            Ok(())
+        }),
+    row("gpus-per-node", Commands::ABR)
+        .takes("[TYPE:]COUNT")
+        .env(&["SLURM_GPUS_PER_NODE", "SBATCH_GPUS_PER_NODE", "SALLOC_GPUS_PER_NODE"])
+        .help("GPUs on each node.")
+        .set(|o, g| {
+            o.gpus_per_node = Some(g.parse(gres::parse_gpus)?);
+            Ok(())
+        }),
+    row("gres", Commands::ABR)
+        .takes("NAME[:TYPE][:COUNT],...")
+        .env(&["SLURM_GRES", "SBATCH_GRES", "SALLOC_GRES"])
+        .help("Generic resources on each node, such as gpu:2 or gpu:a100:4; none for a step without any. A job has no device that it did not ask for. 'scontrol show node' lists them.")
+        .set(|o, g| {
+            if g.text()?.eq_ignore_ascii_case("help") {
+                return Err(Bad::Spec("'scontrol show node' lists the generic resources of each node".to_string()));
+            }
+            o.gres = Some(g.parse(gres::parse)?);
+            Ok(())
+        }),
+    row("mem", Commands::ABR)
+        .takes("SIZE")
+        .env(&["SLURM_MEM_PER_NODE", "SBATCH_MEM_PER_NODE", "SALLOC_MEM_PER_NODE"])
+        .help("Memory on each node, in MiB or with K, M, G or T; 0 for all of it. The job is held to it.")
+        .set(|o, g| {
+            o.mem = Some(g.parse(memory::parse)?);
+            Ok(())
+        }),
+    row("mem-per-cpu", Commands::ABR)
+        .takes("SIZE")
+        .env(&["SLURM_MEM_PER_CPU", "SBATCH_MEM_PER_CPU", "SALLOC_MEM_PER_CPU"])
+        .help("Memory for each CPU given, in MiB or with K, M, G or T.")
+        .set(|o, g| {
+            o.mem_per_cpu = Some(g.parse(memory::parse)?);
+            Ok(())
+        }),
+    row("nodelist", Commands::ABR)
+        .short(b'w')
+        .takes("NODES")
+        .help("Nodes that the job must have, such as n[1-4],m7; it may get more if it needs them.")
+        .set(|o, g| {
+            o.nodelist = nodes(g)?;
+            Ok(())
+        }),
+    row("nodes", Commands::ABR)
+        .short(b'N')
+        .takes("MIN[-MAX]")
+        .env(&["SLURM_JOB_NUM_NODES"])
+        .help("Number of nodes. By default as few as the tasks need.")
+        .set(|o, g| {
+            let count = g.text()?.parse().map_err(|e: crate::grammar::BadText| {
+                if e.why.starts_with("Maximum") {
+                    return Bad::Own(vec![e.why]);
+                }
+                Bad::Own(vec![format!("\"{}\" is not a valid node count", e.text), e.why])
+            })?;
+            o.nodes = Some(count);
+            Ok(())
+        }),
+    row("ntasks", Commands::ABR)
+        .short(b'n')
+        .takes("TASKS")
+        .env(&["SLURM_NTASKS", "SLURM_NPROCS"])
+        .help("Number of tasks: what srun starts. By default one on each node.")
+        .set(|o, g| {
+            o.ntasks = Some(g.count()?);
+            Ok(())
+        }),
+    row("ntasks-per-node", Commands::ABR)
+        .alias(&["tasks-per-node"])
+        .takes("TASKS")
+        .env(&["SLURM_NTASKS_PER_NODE"])
+        .help("Number of tasks on each node; with --ntasks the most on one node.")
+        .set(|o, g| {
+            o.ntasks_per_node = Some(g.count()?);
+            Ok(())
+        }),
+];

@@ -1,0 +1,147 @@
+//! Options of one command: srun's step, sbatch's submission, and what all commands have.
+
+use crate::bytes::ByteStr;
+use crate::count;
+use crate::options::resolve::Bad;
+use crate::options::row::{Commands, Info, OptionRow, row};
+use crate::spec::JobSelector;
+
+pub(super) static ROWS: &[OptionRow] = &[
+    row("exact", Commands::R)
+        .env(&["SLURM_EXACT"])
+        .help("Use only the CPUs that the step asks for and wait until they are free, so that several steps run side by side.")
+        .set(|o, _| {
+            o.exact = true;
+            Ok(())
+        }),
+    row("jobid", Commands::R)
+        .takes("JOB")
+        .env(&["SLURM_JOB_ID", "SLURM_JOBID"])
+        .help("Run the step in this job: 12, or 12_3 for a task of an array. Inside a job, that job is the default.")
+        .set(|o, g| {
+            let selector = g.text()?.parse::<JobSelector>().map_err(|e| {
+                Bad::Own(vec![format!("Bad job/step specified: {}", e.text), e.why])
+            })?;
+            if matches!(selector, JobSelector::Tasks(..)) {
+                return Err(Bad::Own(vec![format!(
+                    "Bad job/step specified: {selector}: name one task of the array"
+                )]));
+            }
+            o.jobid = Some(selector);
+            Ok(())
+        }),
+    row("kill-on-bad-exit", Commands::R)
+        .short(b'K')
+        .may_take("0|1")
+        .choices(&["0", "1"])
+        .env(&["SLURM_KILL_BAD_EXIT"])
+        .help("End the whole step as soon as one task fails (1, or no value); 0 lets the others go on.")
+        .set(|o, g| {
+            o.kill_on_bad_exit = match g.value {
+                None | Some(b"1") => true,
+                Some(b"0") => false,
+                Some(_) => return Err(Bad::Spec("write 0 or 1".to_string())),
+            };
+            Ok(())
+        }),
+    row("label", Commands::R)
+        .short(b'l')
+        .env(&["SLURM_LABELIO"])
+        .help("Begin each line of output with the number of its task.")
+        .set(|o, _| {
+            o.label = true;
+            Ok(())
+        }),
+    row("mpi", Commands::R)
+        .takes("none")
+        .choices(&["none"])
+        .env(&["SLURM_MPI_TYPE"])
+        .help("How tasks find one another: none, the only way in this release.")
+        .set(|_, g| match g.text()? {
+            "none" => Ok(()),
+            other => Err(Bad::Spec(format!(
+                "'{other}' is not supported by this release; use --mpi=none and the launcher of the MPI library"
+            ))),
+        }),
+    row("cpu-bind", Commands::R)
+        .alias(&["cpu_bind"])
+        .takes("none")
+        .choices(&["none"])
+        .env(&["SLURM_CPU_BIND"])
+        .help("How tasks are bound to the step's CPUs: none, the only way in this release. A step is always confined to its CPUs.")
+        .set(|_, g| match g.text()?.trim_start_matches("quiet,").trim_start_matches("verbose,") {
+            "none" => Ok(()),
+            other => Err(Bad::Spec(format!(
+                "'{other}' is not supported by this release: a step is confined to its CPUs, and its tasks may use \
+                 all of them; bind them with taskset or numactl"
+            ))),
+        }),
+    row("overlap", Commands::R)
+        .env(&["SLURM_OVERLAP"])
+        .help("Share the job's CPUs and memory with its other steps instead of waiting for them.")
+        .set(|o, _| {
+            o.overlap = true;
+            Ok(())
+        }),
+    row("pty", Commands::R)
+        .help("Give task 0 a terminal of its own, connected to srun's.")
+        .set(|o, _| {
+            o.pty = true;
+            Ok(())
+        }),
+    row("wait", Commands::R)
+        .short(b'W')
+        .key("wait-seconds")
+        .takes("SECONDS")
+        .env(&["SLURM_WAIT"])
+        .help("End the step SECONDS after its first task ended; 0 (the default) waits for all of them.")
+        .set(|o, g| {
+            o.wait_seconds = Some(count::number(g.text()?).map_err(|e| Bad::Number(e.why))?);
+            Ok(())
+        }),
+    row("ignore-pbs", Commands::B)
+        .env(&["SBATCH_IGNORE_PBS"])
+        .help("Say nothing about #PBS and #BSUB lines. They are never followed; without this option a warning names them.")
+        .set(|o, _| {
+            o.ignore_pbs = true;
+            Ok(())
+        }),
+    row("parsable", Commands::B)
+        .help("Print the job's id and nothing else.")
+        .set(|o, _| {
+            o.parsable = true;
+            Ok(())
+        }),
+    row("wait", Commands::B)
+        .short(b'W')
+        .env(&["SBATCH_WAIT"])
+        .help("Return when the job has ended, with its exit code; of an array, the highest.")
+        .set(|o, _| {
+            o.wait = true;
+            Ok(())
+        }),
+    row("wrap", Commands::B)
+        .takes("COMMAND")
+        .help("Submit a script of this one shell command (#!/bin/sh).")
+        .set(|o, g| {
+            o.wrap = Some(ByteStr::from(g.bytes()));
+            Ok(())
+        }),
+    row("quiet", Commands::ABR)
+        .short(b'Q')
+        .help("Print errors only.")
+        .set(|o, _| {
+            o.quiet = true;
+            Ok(())
+        }),
+    row("verbose", Commands::ABR)
+        .short(b'v')
+        .help("Say what is done; repeat for more.")
+        .set(|o, _| {
+            o.verbose = o.verbose.saturating_add(1);
+            Ok(())
+        }),
+    row("help", Commands::ABR).short(b'h').help("Print this help.").info(Info::Help),
+    row("usage", Commands::ABR).help("Print a short usage line.").info(Info::Usage),
+    row("version", Commands::ABR).short(b'V').help("Print the version.").info(Info::Version),
+];
