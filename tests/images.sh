@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes one of the tests' images as an OCI layout, with umoci and, for Debian as root, debootstrap.
-# usage: tests/images.sh busybox|layers|configured|debian DIRECTORY
+# usage: tests/images.sh busybox|layers|configured|debian|large DIRECTORY
 set -euo pipefail
 
 name=${1:?name an image}
@@ -103,6 +103,19 @@ case $name in
         else
             "$here/../examples/debian-image.sh" "$new"
         fi
+        ;;
+    large) # for the benchmark of imports: this machine's own files in several layers
+        start_layout
+        count=0
+        for directory in /usr/bin /usr/lib /usr/share; do
+            copy() {
+                mkdir -p "big/$count"
+                (cd "$directory" && find . -xdev -type f -size -8M -readable | sort | awk 'NR <= 12000' | tar -c --no-recursion -T - 2>/dev/null) |
+                    tar -x --no-same-owner -C "big/$count"
+            }
+            layer copy
+            count=$((count + 1))
+        done
         ;;
     *)
         echo "images.sh: error: no image is called $name" >&2

@@ -1,0 +1,264 @@
+#!/usr/bin/env bash
+# Measures Berth beside its peers in one run and prints one table: ours, peer, ratio, target, met or not.
+# A row whose peer is not installed says so. usage: tests/bench/run.sh [--quick]; peers are listed in tests/packages.txt.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+rounds=40
+array=2000
+submissions=200
+if [ "${1-}" = --quick ]; then
+    rounds=20 array=200 submissions=50
+elif [ $# -gt 0 ]; then
+    printf 'bench: error: unknown argument %s; usage: tests/bench/run.sh [--quick]\n' "$1" >&2
+    exit 1
+fi
+
+die() { printf 'bench: error: %s\n' "$*" >&2; exit 1; }
+note() { printf '\n# %s\n' "$*" >&2; }
+has() { command -v "$1" >/dev/null; }
+
+am_root=no
+[ "$(id -u)" -ne 0 ] || am_root=yes
+work=$(mktemp -d /tmp/bt-bench.XXXXXX)
+chmod 755 "$work"
+pids=()
+finish() {
+    [ -z "${BERTH_STATE-}" ] || berth down >/dev/null 2>&1
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done
+    wait 2>/dev/null
+    # Slurm's daemons detach from us; their pid files name them.
+    for file in "$work"/slurm/*.pid; do [ ! -e "$file" ] || kill "$(cat "$file")" 2>/dev/null; done
+    has podman && podman_quiet unshare rm -rf "$work/podman" 2>/dev/null
+    chmod -R u+rwX "$work"
+    rm -rf "$work"
+}
+trap finish EXIT
+
+note "building (release)"
+cargo xtask build >/dev/null || die "the build failed"
+cargo build --quiet --release --package berth-tests --bin bench-alternate || die "the build failed"
+PATH=$PWD/target/release:$PATH
+cc -O2 -static -o "$work/smallest" tests/bench/smallest.c || die "cannot compile tests/bench/smallest.c; install build-essential"
+mkdir -p "$work/bin" "$work/scratch"
+berth install-links "$work/bin" >/dev/null || die "berth install-links failed"
+
+rows=()
+# row WHAT OURS PEER THEIRS FACTOR: our figure must be at most FACTOR times the peer's (in the same unit; smaller is better)
+row() {
+    local verdict ratio
+    ratio=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", a / b }')
+    verdict=$(awk -v r="$ratio" -v f="$5" 'BEGIN { print (r <= f) ? "met" : "NOT met" }')
+    rows+=("| $1 | $2 | $3 $4 | $ratio | at most $5 | $verdict |")
+}
+# faster WHAT OURS PEER THEIRS FACTOR: our rate must be at least FACTOR times the peer's (greater is better)
+faster() {
+    local verdict ratio
+    ratio=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", a / b }')
+    verdict=$(awk -v r="$ratio" -v f="$5" 'BEGIN { print (r >= f) ? "met" : "NOT met" }')
+    rows+=("| $1 | $2 | $3 $4 | $ratio | at least $5 | $verdict |")
+}
+skip() { rows+=("| $1 | ${2:-} | $3 | | | no peer |"); }
+ms() { awk -v us="$1" 'BEGIN { printf "%.2f", us / 1000 }'; }
+per_second() { awk -v n="$1" -v us="$2" 'BEGIN { printf "%.0f", n * 1000000 / us }'; }
+field() { awk -v name="$1" -v at="$2" '$1 == name { print $at }' "$3"; }
+
+fsync=$(bench-alternate fsync "$work" 200) || die "cannot measure fsync"
+
+# ---------------------------------------------------------------- container start
+note "container start"
+image=$work/images/busybox
+tests/images.sh busybox "$image" || die "cannot make the image"
+rootless=()
+[ $am_root = yes ] || rootless=(--rootless)
+umoci --log=error unpack "${rootless[@]}" --image "$image:latest" "$work/bundle" || die "umoci cannot unpack the image"
+lower=$work/bundle/rootfs
+export BERTH_STATE=$work/state
+berth run "$image" true || die "berth run fails"
+
+commands=(fork+exec /bin/true smallest "$work/smallest $lower $work/scratch /bin/true" berth "berth run $image true")
+spec() { # spec RUNTIME: a bundle that runs /bin/true
+    mkdir -p "$work/$1"
+    ln -sfn "$lower" "$work/$1/rootfs"
+    (cd "$work/$1" && rm -f config.json && "$1" spec "${rootless[@]}") || return 1
+    jq '.process.args = ["/bin/true"] | .process.terminal = false | .root.readonly = true' "$work/$1/config.json" > "$work/$1/new" &&
+        mv "$work/$1/new" "$work/$1/config.json"
+}
+for runtime in crun runc; do
+    if has $runtime && spec $runtime; then
+        line="$runtime --root $work/run-$runtime run --bundle $work/$runtime bench-$runtime"
+        # Where a peer cannot run on this machine at all, its row is left out and not guessed.
+        if $line 2>"$work/$runtime.err"; then commands+=("$runtime" "$line"); else note "$runtime does not run here: $(tail -1 "$work/$runtime.err")"; fi
+    fi
+done
+if has bwrap; then
+    line="bwrap --unshare-user --unshare-pid --unshare-ipc --ro-bind $lower / --dev /dev --proc /proc /bin/true"
+    if $line 2>"$work/bwrap.err"; then commands+=(bubblewrap "$line"); else note "bubblewrap does not run here: $(tail -1 "$work/bwrap.err")"; fi
+fi
+bench-alternate latency $rounds "${commands[@]}" > "$work/start" || die "container start cannot be measured"
+ours=$(field berth 2 "$work/start")
+for peer in smallest:2 bubblewrap:1 crun:0.5 runc:0.5; do
+    name=${peer%:*}
+    theirs=$(field "$name" 2 "$work/start")
+    if [ -n "$theirs" ]; then
+        row "berth run true, median ms" "$(ms "$ours")" "$name" "$(ms "$theirs")" "${peer#*:}"
+    else
+        skip "berth run true, median ms" "$(ms "$ours")" "$name"
+    fi
+done
+row "berth run true, p99 ms" "$(ms "$(field berth 4 "$work/start")")" smallest "$(ms "$(field smallest 4 "$work/start")")" 2
+
+together=$(bench-alternate rate 200 8 "berth run $image true") || die "eight at a time fail"
+if [ -n "$(field crun 2 "$work/start")" ]; then
+    printf '#!/bin/sh\nexec crun --root %s run --bundle %s bench-$$\n' "$work/run-crun" "$work/crun" > "$work/crun-once"
+    chmod +x "$work/crun-once"
+    theirs=$(bench-alternate rate 200 8 "$work/crun-once") &&
+        faster "200 starts, 8 at a time, per second" "$(per_second 200 "$together")" crun "$(per_second 200 "$theirs")" 2
+fi
+
+# ---------------------------------------------------------------- import
+note "import"
+port=$(awk 'BEGIN { srand(); print 20000 + int(rand() * 20000) }')
+registry=
+if has docker-registry && has skopeo; then
+    cat > "$work/registry.yml" <<YML
+version: 0.1
+log: {level: error}
+storage: {filesystem: {rootdirectory: $work/registry}}
+http: {addr: '127.0.0.1:$port'}
+YML
+    docker-registry serve "$work/registry.yml" > "$work/registry.log" 2>&1 &
+    pids+=($!)
+    for _ in $(seq 100); do curl -s -o /dev/null "http://127.0.0.1:$port/v2/" && registry=yes && break; sleep 0.1; done
+fi
+podman_quiet() { podman --root "$work/podman/root" --runroot "$work/podman/run" --cgroup-manager cgroupfs "$@"; }
+if [ -n "$registry" ]; then
+    tests/images.sh large "$work/images/large" || die "cannot make the large image"
+    skopeo copy --quiet --dest-tls-verify=false "oci:$work/images/large" "docker://127.0.0.1:$port/large:1" || die "cannot push"
+    printf '#!/bin/sh\nrm -rf %s && BERTH_STATE=%s exec berth image pull --insecure 127.0.0.1:%s/large:1\n' "$work/import" "$work/import" "$port" > "$work/ours"
+    printf '#!/bin/sh\npodman --root %s/root --runroot %s/run rmi -af >/dev/null 2>&1; exec podman --root %s/root --runroot %s/run pull -q --tls-verify=false 127.0.0.1:%s/large:1\n' \
+        "$work/podman" "$work/podman" "$work/podman" "$work/podman" "$port" > "$work/theirs"
+    printf '#!/bin/sh\nrm -rf %s; mkdir %s; skopeo copy -q --src-tls-verify=false docker://127.0.0.1:%s/large:1 oci:%s/l:1 && umoci --log=error unpack %s --image %s/l:1 %s/b\n' \
+        "$work/um" "$work/um" "$port" "$work/um" "${rootless[*]}" "$work/um" "$work/um" > "$work/umoci"
+    chmod +x "$work/ours" "$work/theirs" "$work/umoci"
+    lines=(berth "$work/ours" umoci "$work/umoci")
+    if has podman && "$work/theirs" >/dev/null 2>"$work/podman.err"; then lines+=(podman "$work/theirs"); else note "podman does not pull here: $(tail -1 "$work/podman.err" 2>/dev/null)"; fi
+    if bench-alternate latency 3 "${lines[@]}" > "$work/pull"; then
+        ours=$(field berth 2 "$work/pull")
+        row "image pull of $(du -sm "$work/images/large" | cut -f1) MiB (compressed), ms" "$(ms "$ours")" skopeo+umoci "$(ms "$(field umoci 2 "$work/pull")")" 0.5
+        theirs=$(field podman 2 "$work/pull")
+        if [ -n "$theirs" ]; then
+            row "the same" "$(ms "$ours")" podman "$(ms "$theirs")" 0.8
+            line="podman --root $work/podman/root --runroot $work/podman/run run --rm --network=none --cgroups=disabled 127.0.0.1:$port/large:1 true"
+            if $line 2>"$work/podman.err"; then
+                bench-alternate latency $((rounds / 2)) podman "$line" berth "berth run $image true" > "$work/podman-start" &&
+                    row "berth run true, median ms" "$(ms "$(field berth 2 "$work/podman-start")")" podman "$(ms "$(field podman 2 "$work/podman-start")")" 0.1
+            else
+                note "podman does not run here: $(tail -1 "$work/podman.err")"
+            fi
+        else
+            skip "the same" "$(ms "$ours")" podman
+        fi
+    fi
+else
+    skip "image pull" "" "docker-registry and skopeo"
+fi
+
+# ---------------------------------------------------------------- control plane
+note "control plane"
+hostname=$(hostname -s)
+start_slurm() { # on the loopback, with its own key, ports and directories
+    local dir=$work/slurm cpus
+    has slurmctld && has slurmd && has munged && [ $am_root = yes ] || return 1
+    cpus=$(nproc)
+    mkdir -p "$dir/state" "$dir/spool" && chmod 755 "$dir"
+    head -c 1024 /dev/urandom > "$dir/key" && chmod 400 "$dir/key"
+    munged --force --key-file="$dir/key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" --log-file="$dir/munged.log" \
+        --seed-file="$dir/seed" 2>"$dir/munged.err" || return 1
+    cat > "$dir/slurm.conf" <<CONF
+ClusterName=bench
+SlurmctldHost=$hostname(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=$dir/munge.socket
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmdPidFile=$dir/slurmd.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdLogFile=$dir/slurmd.log
+SlurmctldPort=$((port + 1))
+SlurmdPort=$((port + 2))
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MaxArraySize=10001
+MaxJobCount=20000
+MailProg=/bin/true
+NodeName=$hostname NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+CONF
+    export SLURM_CONF=$dir/slurm.conf
+    slurmctld -c && slurmd -c || return 1
+    for _ in $(seq 100); do
+        /usr/bin/sinfo -h -o %t 2>/dev/null | grep -q idle && return 0
+        sleep 0.2
+    done
+    return 1
+}
+slurm=no
+if start_slurm; then slurm=yes; else note "Slurm cannot be started here (slurm-wlm, munge and root are needed)"; fi
+
+# The limit per array is a site's matter; this one is measured with room for it.
+mkdir -p "$BERTH_STATE"
+printf 'max_array_size = 10001\n' > "$BERTH_STATE/berth.toml"
+berth up --detach || die "berth up fails"
+cd "$work" || exit 1
+b=$work/bin
+commands=(container "$b/srun --container-image=$image true" bare "$b/srun true")
+[ $slurm = no ] || commands+=(slurm "/usr/bin/srun true")
+bench-alternate latency $rounds "${commands[@]}" > "$work/srun" || die "srun fails"
+ours=$(field container 2 "$work/srun") bare=$(field bare 2 "$work/srun") theirs=$(field slurm 2 "$work/srun")
+if [ -n "$theirs" ]; then
+    row "srun true in a container, median ms" "$(ms "$ours")" "Slurm without container" "$(ms "$theirs")" 0.4
+    row "srun true without container, median ms" "$(ms "$bare")" Slurm "$(ms "$theirs")" 0.4
+else
+    skip "srun true in a container, median ms" "$(ms "$ours")" Slurm
+    skip "srun true without container, median ms" "$(ms "$bare")" Slurm
+fi
+
+printf '#!/bin/sh\n:\n' > "$work/true.sh"
+chmod +x "$work/true.sh"
+for parallel in 1 8; do
+    factor=1
+    [ $parallel = 1 ] || factor=2
+    ours=$(bench-alternate rate $submissions $parallel "$b/sbatch --hold -o /dev/null $work/true.sh") || die "sbatch fails"
+    if [ $slurm = yes ] && theirs=$(bench-alternate rate $submissions $parallel "/usr/bin/sbatch --hold -o /dev/null $work/true.sh"); then
+        faster "sbatch, $parallel at a time, per second" "$(per_second $submissions "$ours")" Slurm "$(per_second $submissions "$theirs")" $factor
+    else
+        skip "sbatch, $parallel at a time, per second" "$(per_second $submissions "$ours")" Slurm
+    fi
+done
+"$b/scancel" -u "$(id -un)"
+[ $slurm = no ] || /usr/bin/scancel -u "$(id -un)"
+
+ours=$(bench-alternate rate 1 1 "$b/sbatch --wait --array=1-$array -c1 --mem=16M -o /dev/null --container-image=$image $work/true.sh") || die "the array fails"
+rate=$(per_second "$array" "$ours")
+if [ $slurm = yes ] && theirs=$(bench-alternate rate 1 1 "/usr/bin/sbatch --wait --array=1-$array -o /dev/null $work/true.sh"); then
+    faster "array of $array in containers, tasks per second" "$rate" "Slurm without container" "$(per_second "$array" "$theirs")" 5
+else
+    skip "array of $array in containers, tasks per second" "$rate" Slurm
+fi
+
+resident() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
+controller=$(berth status --json | jq .controller.pid) agent=$(berth status --json | jq '.agents[0].pid')
+rows+=("| controller resident after all of it, MiB | $(($(resident "$controller") / 1024)) | | | below 50 when idle | $([ "$(resident "$controller")" -lt 51200 ] && echo met || echo NOT met) |")
+rows+=("| agent resident, MiB | $(($(resident "$agent") / 1024)) | | | below 30 | $([ "$(resident "$agent")" -lt 30720 ] && echo met || echo NOT met) |")
+
+printf '\n%s, kernel %s, %s CPUs, as %s; fsync median %s ms\n\n' "$(date +%F)" "$(uname -r)" "$(nproc)" "$(id -un)" "$(ms "$fsync")"
+printf '| what | ours | peer | ratio | target | |\n|---|---|---|---|---|---|\n'
+printf '%s\n' "${rows[@]}"
