@@ -47,7 +47,7 @@ mod park;
 mod protocol;
 mod setup;
 mod start;
-mod sys;
+pub mod sys;
 
 pub use exec::ExecError;
 pub use facts::HostFacts;

@@ -1,0 +1,151 @@
+//! Packets between an agent and a supervisor, and between the agent and the zygote: one JSON object each
+//! over a sequenced-packet socket, with at most a few descriptors beside it.
+
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+
+/// Largest packet.
+const MAX_PACKET: usize = 64 * 1024;
+/// Most descriptors beside a packet.
+const MAX_FDS: usize = 4;
+
+/// From the agent to the zygote; with the step's listening control socket and its log file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkRequest {
+    /// The step's spool directory.
+    pub spool: berth_model::ByteStr,
+}
+
+/// The zygote's answer; with a pidfd of the supervisor when it was forked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForkAnswer {
+    /// The supervisor's pid.
+    Forked(i32),
+    /// Why there is none.
+    Failed(String),
+}
+
+/// From the agent to a supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToSupervisor {
+    /// A client for the step; its connection comes beside the packet, its Attach frame already read.
+    Attach,
+    /// Send a signal.
+    Signal {
+        /// The signal.
+        signal: i32,
+        /// Only to the tasks themselves and not to what they started (`scancel -b`).
+        leaders_only: bool,
+    },
+    /// End the step: SIGCONT and SIGTERM now, SIGKILL after this many milliseconds.
+    Terminate {
+        /// From SIGTERM to SIGKILL.
+        kill_wait_ms: u64,
+    },
+    /// SIGKILL for everything, now.
+    Kill,
+    /// A line for the user's standard error.
+    Note(String),
+}
+
+/// From a supervisor to the agent: `state.json` has changed. Sent on connecting too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromSupervisor {
+    /// The state's phase is Starting.
+    Starting,
+    /// The tasks run.
+    Running,
+    /// The exit is in `state.json`.
+    Exited,
+}
+
+/// Sends a packet with descriptors.
+pub fn send<T: Serialize>(socket: BorrowedFd<'_>, packet: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(packet).map_err(io::Error::other)?;
+    if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the packet is too large"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Receives a packet with its descriptors; `None` when the other side closed.
+pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0u8; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => break message.bytes,
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    };
+    let fds: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|m| match m {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received == 0 && fds.is_empty() {
+        return Ok(None);
+    }
+    let packet = serde_json::from_slice(&bytes[..received]).map_err(io::Error::other)?;
+    Ok(Some((packet, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fd::AsFd;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn a_packet_brings_its_descriptors_and_an_end_is_told() {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (r, w) = rustix::pipe::pipe().unwrap();
+        send(a.as_fd(), &ToSupervisor::Attach, &[w.as_fd()]).unwrap();
+        drop(w);
+        let (packet, fds) = receive::<ToSupervisor>(b.as_fd()).unwrap().unwrap();
+        assert_eq!(packet, ToSupervisor::Attach);
+        assert_eq!(rustix::io::write(&fds[0], b"x").unwrap(), 1);
+        let mut byte = [0u8; 1];
+        assert_eq!(rustix::io::read(&r, &mut byte).unwrap(), 1);
+        drop(a);
+        assert!(receive::<ToSupervisor>(b.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_packet_that_is_no_packet_is_an_error() {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::io::write(&a, b"{\"format\":").unwrap();
+        assert!(receive::<ToSupervisor>(b.as_fd()).is_err());
+    }
+}

@@ -1,0 +1,8 @@
+//! What agent and supervisor share: the spool's files, the packets between them, and both ends' code that
+//! runs in the small static program.
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod spool;
+pub mod supervisor;
+pub mod zygote;

@@ -1,0 +1,298 @@
+//! A step's spool directory: what the agent leaves for the supervisor, and what the supervisor leaves for
+//! every later agent. Files are replaced by rename and never synced: no step outlives a reboot.
+
+use berth_model::ByteStr;
+use berth_model::ids::{Attempt, JobId, StepId, StepKey};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Version of the files below. Fields are only added, with defaults; a change of meaning raises it.
+pub const FORMAT: u32 = 1;
+
+/// Number of the batch script's descriptor in its task. The job's client directory has a link
+/// `slurm_script` to it, so that the script's `$0` is a name.
+pub const SCRIPT_FD: i32 = 63;
+
+/// `launch.json`: everything the supervisor needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LaunchFile {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// What the controller asked for.
+    pub launch: StepLaunch,
+    /// What the agent prepared on the node.
+    pub node: NodePart,
+}
+
+/// What the agent prepared before it asked for a supervisor.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodePart {
+    /// The agent is root and acts for users.
+    pub system: bool,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// The image's layers and configuration; absent for `host:` and for root directories.
+    pub image: Option<PreparedImage>,
+    /// The step's cgroups, made beforehand; absent where none can be made.
+    pub cgroup: Option<StepCgroup>,
+    /// Directory of the job on this node that its user can write (private `/tmp` and writable layers).
+    pub scratch: Option<ByteStr>,
+    /// Directory shown in containers as `/run/berth`: the job's socket and the link to the batch script.
+    pub client_dir: Option<ByteStr>,
+    /// Directory shown in containers as `/run/berth/bin`: the client programs.
+    pub client_programs: Option<ByteStr>,
+    /// The site's defaults for container options that were not given.
+    pub container: ContainerDefaults,
+    /// Names of the user's supplementary groups, where known.
+    pub group_names: BTreeMap<u32, String>,
+}
+
+/// The site's `[container]` section.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerDefaults {
+    /// Mount the home directory.
+    pub mount_home: bool,
+    /// Show the user as root.
+    pub remap_root: bool,
+    /// Run the image's entrypoint.
+    pub entrypoint: bool,
+}
+
+/// An image that is ready on the node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PreparedImage {
+    /// Layer directories, the topmost first.
+    pub layers: Vec<ByteStr>,
+    /// Who owns their files on disk, where that is not the user.
+    pub owner: Option<(u32, u32)>,
+    /// `ENV`.
+    pub env: Vec<ByteStr>,
+    /// `ENTRYPOINT`.
+    pub entrypoint: Vec<ByteStr>,
+    /// `CMD`.
+    pub cmd: Vec<ByteStr>,
+    /// `WORKDIR`.
+    pub workdir: Option<ByteStr>,
+    /// `USER`.
+    pub user: Option<String>,
+}
+
+/// Cgroup directories that the step's processes are put into.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepCgroup {
+    /// The cgroup v2 directory, when the node uses v2.
+    pub unified: Option<ByteStr>,
+    /// Directory for each v1 controller.
+    pub v1: BTreeMap<String, ByteStr>,
+}
+
+/// `state.json`: how far the step is, and who supervises it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateFile {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// Which step.
+    pub key: StepKey,
+    /// The supervisor's pid.
+    pub pid: i32,
+    /// When that process started, in the kernel's ticks since boot: tells it from a later one of the same pid.
+    pub start_ticks: u64,
+    /// The boot in which it ran.
+    pub boot_id: String,
+    /// How far.
+    pub phase: StepPhase,
+}
+
+/// A step's directory, and the names of what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepDir {
+    path: PathBuf,
+}
+
+impl StepDir {
+    /// The directory of a step below the spool.
+    pub fn of(spool: &Path, key: StepKey) -> StepDir {
+        StepDir { path: spool.join(format!("{}.{}.{}", key.job, key.attempt, key.step)) }
+    }
+
+    /// A directory by its path.
+    pub fn at(path: impl Into<PathBuf>) -> StepDir {
+        StepDir { path: path.into() }
+    }
+
+    /// The step whose directory this is; `None` when the name is not one of a step.
+    pub fn key(&self) -> Option<StepKey> {
+        let mut parts = self.path.file_name()?.to_str()?.splitn(3, '.');
+        let job: u32 = parts.next()?.parse().ok()?;
+        let attempt: u32 = parts.next()?.parse().ok()?;
+        let step: StepId = parts.next()?.parse().ok()?;
+        Some(StepKey { job: JobId(job), attempt: Attempt(attempt), step })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// What the supervisor reads.
+    pub fn launch(&self) -> PathBuf {
+        self.path.join("launch.json")
+    }
+    /// What the supervisor writes.
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+    /// The supervisor's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+    /// What the supervisor says of itself.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("supervisor.log")
+    }
+
+    /// Makes the directory, for its owner alone.
+    pub fn create(&self) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        match fs::DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes it with all that is in it; one that is gone already is no error.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Reads the state; `None` when the supervisor has not written one.
+    pub fn read_state(&self) -> io::Result<Option<StateFile>> {
+        match read_json(&self.state()) {
+            Ok(state) => Ok(Some(state)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The exit, once the step has one.
+    pub fn read_exit(&self) -> io::Result<Option<StepExit>> {
+        Ok(self.read_state()?.and_then(|s| match s.phase {
+            StepPhase::Exited(exit) => Some(exit),
+            _ => None,
+        }))
+    }
+}
+
+/// Every step directory in the spool; other names are left alone.
+pub fn scan(spool: &Path) -> io::Result<Vec<(StepKey, StepDir)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(spool)? {
+        let dir = StepDir::at(entry?.path());
+        if let Some(key) = dir.key() {
+            found.push((key, dir));
+        }
+    }
+    found.sort_by_key(|(key, _)| *key);
+    Ok(found)
+}
+
+/// Reads a file of the spool.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let bytes = fs::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged: {e}", path.display()))
+    })
+}
+
+/// Replaces a file of the spool whole.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// When a process started, in ticks since boot; `None` when there is none of that pid.
+pub fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, parentheses included: fields are counted after the last.
+    let after = stat.iter().rposition(|b| *b == b')')? + 1;
+    let text = std::str::from_utf8(stat.get(after..)?).ok()?;
+    text.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The kernel's boot id.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
+}
+
+impl StateFile {
+    /// Whether the supervisor that wrote this still runs.
+    pub fn supervisor_alive(&self, boot_id: &str) -> bool {
+        self.boot_id == boot_id && start_ticks(self.pid) == Some(self.start_ticks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_step_directories_are_read_back_and_others_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = [(7, 0, StepId::Batch), (7, 1, StepId::Number(3)), (12, 0, StepId::Interactive)]
+            .map(|(j, a, step)| StepKey { job: JobId(j), attempt: Attempt(a), step });
+        for key in keys {
+            StepDir::of(dir.path(), key).create().unwrap();
+        }
+        for other in ["lost+found", "7.0", "7.x.batch", "7.0.batch.old"] {
+            fs::create_dir(dir.path().join(other)).unwrap();
+        }
+        let found: Vec<StepKey> = scan(dir.path()).unwrap().into_iter().map(|(k, _)| k).collect();
+        assert_eq!(found, keys);
+    }
+
+    #[test]
+    fn a_state_tells_its_own_process_from_another_of_the_same_pid() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let state = StateFile {
+            format: FORMAT,
+            key: StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Batch },
+            pid,
+            start_ticks: start_ticks(pid).unwrap(),
+            boot_id: boot_id().unwrap(),
+            phase: StepPhase::Running,
+        };
+        let boot = boot_id().unwrap();
+        assert!(state.supervisor_alive(&boot));
+        assert!(!state.supervisor_alive("another boot"));
+        assert!(!StateFile { start_ticks: 1, ..state }.supervisor_alive(&boot));
+    }
+
+    #[test]
+    fn a_torn_file_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let step = StepDir::at(dir.path().join("1.0.batch"));
+        step.create().unwrap();
+        assert!(step.read_state().unwrap().is_none());
+        fs::write(step.state(), b"{\"format\":1,").unwrap();
+        let error = step.read_state().unwrap_err().to_string();
+        assert!(error.contains("state.json is damaged"), "{error}");
+    }
+}

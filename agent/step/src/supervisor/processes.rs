@@ -1,0 +1,392 @@
+//! The step's container and its tasks, as the runtime makes them.
+
+use super::environment;
+use super::files::{TaskFiles, errno_text, nonblocking};
+use super::script;
+use super::step::LaunchFailure;
+use super::streams::Streams;
+use super::usage;
+use crate::spool::{LaunchFile, SCRIPT_FD, StepCgroup};
+use berth_model::ByteStr;
+use berth_model::launch::{Program, StepLaunch, Usage};
+use berth_model::spec::{ResolvedImage, TermSize};
+use berth_model::state::ExitStatus;
+use berth_runtime::{
+    ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle, Parked, Rootfs,
+    SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
+};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use std::collections::BTreeMap;
+use std::io;
+
+/// Where containers see the job's socket and the client programs.
+const CLIENT_DIR: &str = "/run/berth";
+
+/// What happened to the tasks. Tasks are counted as they stand in this node's part of the layout.
+#[derive(Debug)]
+pub enum TaskEvent {
+    /// Every task was started, or could not be.
+    Running,
+    /// A task's program could not be started.
+    NotStarted {
+        /// Which.
+        task: usize,
+        /// What counts as its exit.
+        status: ExitStatus,
+        /// What, why, and what to do.
+        why: String,
+    },
+    /// A task ended.
+    Exited {
+        /// Which.
+        task: usize,
+        /// How.
+        status: ExitStatus,
+    },
+    /// No process of the step is left.
+    AllGone {
+        /// What they used.
+        usage: Usage,
+        /// How many of them were killed because memory ran out.
+        oom_kills: u64,
+    },
+}
+
+/// The step's processes.
+pub struct Processes {
+    init: Option<InitHandle>,
+    cgroup: Option<StepCgroup>,
+    terminal: Option<OwnedFd>,
+    /// Tasks that were neither started nor refused yet.
+    starting: usize,
+    /// Tasks that did not end yet.
+    living: usize,
+    usage: Usage,
+}
+
+/// Makes the container and asks for its tasks. Returns notes for the user too.
+pub fn start(file: &LaunchFile, io: Vec<TaskFiles>) -> Result<(Processes, Vec<String>), LaunchFailure> {
+    let launch = &file.launch;
+    let (argv, script) = command(file)?;
+    let mut request = request(file)?;
+    request.command = argv;
+    let facts = HostFacts::gather(&request);
+    let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
+    let group = v2_group(file.node.cgroup.as_ref())?;
+    let options = StartOptions {
+        cgroup: group.as_ref().map(AsFd::as_fd),
+        parked: parked(file.node.cgroup.as_ref())?,
+        ..StartOptions::default()
+    };
+    let mut init = start_init(&plan, options).map_err(|e| LaunchFailure::new(e.to_string()))?;
+    let mut notes = plan.notes.clone();
+    notes.extend_from_slice(init.notes());
+    let tasks = io.len();
+    for (index, files) in io.into_iter().enumerate() {
+        let mut task = task(launch, index, files)?;
+        if let Some(script) = &script {
+            let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
+                .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
+            task.extra_fds.push((SCRIPT_FD, copy));
+            task.name = Some("the batch script".to_string());
+        }
+        init.spawn(task).map_err(|e| LaunchFailure::new(e.to_string()))?;
+    }
+    let processes = Processes {
+        init: Some(init),
+        cgroup: file.node.cgroup.clone(),
+        terminal: None,
+        starting: tasks,
+        living: tasks,
+        usage: Usage::default(),
+    };
+    Ok((processes, notes))
+}
+
+/// What the tasks run, and the sealed script for it.
+fn command(file: &LaunchFile) -> Result<(Vec<ByteStr>, Option<OwnedFd>), LaunchFailure> {
+    match &file.launch.program {
+        Program::Argv(argv) => Ok((argv.clone(), None)),
+        Program::LoginShell => Ok((vec![file.launch.identity.shell.clone(), "-l".into()], None)),
+        Program::Script { text, args } => {
+            let mut argv = script::interpreter(&text.0).map_err(|e| LaunchFailure::new(e.to_string()))?;
+            argv.push(script_name(file));
+            argv.extend(args.iter().cloned());
+            let fd = script::sealed(&text.0)
+                .map_err(|e| LaunchFailure::new(format!("cannot hold the batch script in memory: {e}")))?;
+            Ok((argv, Some(fd)))
+        }
+    }
+}
+
+/// What the script sees as `$0`: a link beside the job's socket that leads to the script's descriptor.
+fn script_name(file: &LaunchFile) -> ByteStr {
+    let dir = match (&file.node.client_dir, is_host(&file.launch)) {
+        (Some(dir), true) => dir.clone(),
+        (Some(_), false) => CLIENT_DIR.into(),
+        (None, _) => return ByteStr::from(format!("/dev/fd/{SCRIPT_FD}")),
+    };
+    let mut name = dir.0;
+    name.extend_from_slice(b"/slurm_script");
+    ByteStr(name)
+}
+
+fn is_host(launch: &StepLaunch) -> bool {
+    launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host))
+}
+
+fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
+    let (launch, node) = (&file.launch, &file.node);
+    let host = is_host(launch);
+    let (root, image) = match launch.container.as_ref().map(|c| (&c.image.resolved, &node.image)) {
+        None | Some((Some(ResolvedImage::Host), _)) => (Rootfs::Host, ImageConfig::default()),
+        Some((Some(ResolvedImage::RootDir { path }), _)) => {
+            (Rootfs::Dir(path.clone()), ImageConfig::default())
+        }
+        Some((_, Some(image))) => {
+            let owner = image.owner.map(|(uid, gid)| StoreOwner { uid, gid });
+            let config = ImageConfig {
+                env: image.env.clone(),
+                entrypoint: image.entrypoint.clone(),
+                cmd: image.cmd.clone(),
+                workdir: image.workdir.clone(),
+                user: image.user.clone(),
+            };
+            (Rootfs::Overlay { layers: image.layers.clone(), owner }, config)
+        }
+        Some((_, None)) => {
+            return Err(LaunchFailure::new("the step's image was not made ready before its start"));
+        }
+    };
+    let mut request = ContainerRequest::new(root, launch.identity.clone(), launch.work_dir.clone());
+    request.image = image;
+    request.group_names.clone_from(&node.group_names);
+    request.env = environment::of_step(launch);
+    request.limits = launch.limits.clone();
+    request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
+    if node.system && launch.job.share.memory > 0 {
+        request.shm_size = Some(launch.job.share.memory << 20);
+    }
+    let chdir = || Workdir { path: launch.work_dir.clone(), origin: "--chdir".into() };
+    if host {
+        let origin = if launch.work_dir_explicit { "--chdir" } else { "the directory of submission" };
+        request.workdir = Some(Workdir { path: launch.work_dir.clone(), origin: origin.into() });
+        return Ok(request);
+    }
+    if let Some(container) = &launch.container {
+        request.mounts.clone_from(&container.mounts);
+        request.workdir = match &container.workdir {
+            Some(path) => Some(Workdir { path: path.clone(), origin: "--container-workdir".into() }),
+            None if launch.work_dir_explicit => Some(chdir()),
+            None => None,
+        };
+        request.mount_home = container.mount_home.unwrap_or(node.container.mount_home);
+        request.remap_root = container.remap_root.unwrap_or(node.container.remap_root);
+        request.entrypoint = container.entrypoint.unwrap_or(node.container.entrypoint);
+        request.writable = container.writable;
+        request.container_env.clone_from(&container.env);
+    }
+    if let Some(scratch) = &node.scratch {
+        let mut source = scratch.0.clone();
+        source.extend_from_slice(b"/tmp");
+        request.extra_mounts.push(ExtraMount {
+            source: ByteStr(source),
+            target: "/tmp".into(),
+            read_only: false,
+        });
+    }
+    if let Some(dir) = &node.client_dir {
+        request.extra_mounts.push(ExtraMount {
+            source: dir.clone(),
+            target: CLIENT_DIR.into(),
+            read_only: true,
+        });
+    }
+    if let Some(programs) = &node.client_programs {
+        let target = ByteStr::from(format!("{CLIENT_DIR}/bin"));
+        request.extra_mounts.push(ExtraMount {
+            source: programs.clone(),
+            target: target.clone(),
+            read_only: true,
+        });
+        request.append_path.push(target);
+    }
+    Ok(request)
+}
+
+fn task(launch: &StepLaunch, index: usize, files: TaskFiles) -> Result<TaskSpec, LaunchFailure> {
+    let number = u32::try_from(index).map_err(|_| LaunchFailure::new("too many tasks"))?;
+    let stdio = match (files.terminal, launch.pty) {
+        (true, Some(size)) => TaskStdio::Pty(size),
+        _ => TaskStdio::Fds { stdin: files.stdin, stdout: files.stdout, stderr: files.stderr },
+    };
+    Ok(TaskSpec {
+        id: number,
+        argv: Vec::new(),
+        env: environment::of_task(launch, number),
+        cwd: None,
+        stdio,
+        cpus: launch.share.cpus.clone(),
+        umask: Some(launch.umask),
+        pid_env: Some("SLURM_TASK_PID".into()),
+        name: None,
+        extra_fds: Vec::new(),
+    })
+}
+
+fn v2_group(cgroup: Option<&StepCgroup>) -> Result<Option<OwnedFd>, LaunchFailure> {
+    let Some(path) = cgroup.and_then(|c| c.unified.as_ref()) else { return Ok(None) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path.as_path(), flags, Mode::empty()).map(Some).map_err(|e| {
+        LaunchFailure::new(format!("cannot open the step's cgroup {}: {}", path.display(), errno_text(e)))
+    })
+}
+
+/// A process parked in the step's cgroups of the first version, from which init is forked.
+fn parked(cgroup: Option<&StepCgroup>) -> Result<Option<Parked>, LaunchFailure> {
+    let empty = BTreeMap::new();
+    let groups = cgroup.map_or(&empty, |c| &c.v1);
+    if groups.is_empty() {
+        return Ok(None);
+    }
+    let parked = Parked::new().map_err(|e| LaunchFailure::new(e.to_string()))?;
+    let mut seen: Vec<&ByteStr> = Vec::new();
+    for path in groups.values() {
+        // Controllers mounted together share a directory.
+        if seen.contains(&path) {
+            continue;
+        }
+        seen.push(path);
+        let file = path.as_path().join("cgroup.procs");
+        std::fs::write(&file, parked.pid().to_string())
+            .map_err(|e| LaunchFailure::new(format!("cannot enter the cgroup {}: {e}", path.display())))?;
+    }
+    Ok(Some(parked))
+}
+
+impl Processes {
+    /// Readable when [`Processes::events`] has something to say.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.init.as_ref().map(InitHandle::fd)
+    }
+
+    /// What happened since the last call. After `AllGone` nothing more comes.
+    pub fn events(&mut self, streams: &mut Streams) -> Vec<TaskEvent> {
+        let mut told = Vec::new();
+        while let Some(init) = &mut self.init {
+            match init.next_event(false) {
+                Ok(Some(event)) => self.note(event, streams, &mut told),
+                Ok(None) => break,
+                Err(e) => {
+                    // Killed, most likely: by the kernel for want of memory, or with the whole step.
+                    eprintln!("berth-step: {e}");
+                    self.all_gone(&mut told);
+                }
+            }
+            if self.living == 0 {
+                self.all_gone(&mut told);
+            }
+        }
+        told
+    }
+
+    fn note(&mut self, event: Event, streams: &mut Streams, told: &mut Vec<TaskEvent>) {
+        match event {
+            Event::Started { task, pty, .. } => {
+                if let Some(master) = pty {
+                    self.adopt_terminal(task, master, streams);
+                }
+                self.started(told);
+            }
+            Event::ExecFailed { task, error } => {
+                let status = ExitStatus { code: exec_code(&error), signal: 0 };
+                told.push(TaskEvent::NotStarted { task: task as usize, status, why: error.to_string() });
+                self.living = self.living.saturating_sub(1);
+                self.started(told);
+            }
+            Event::Exited { task, status, usage } => {
+                self.usage.merge(&usage);
+                self.living = self.living.saturating_sub(1);
+                told.push(TaskEvent::Exited { task: task as usize, status });
+            }
+        }
+    }
+
+    fn started(&mut self, told: &mut Vec<TaskEvent>) {
+        self.starting = self.starting.saturating_sub(1);
+        if self.starting == 0 {
+            told.push(TaskEvent::Running);
+        }
+    }
+
+    fn adopt_terminal(&mut self, task: u32, master: OwnedFd, streams: &mut Streams) {
+        let result = nonblocking(&master)
+            .map_err(|e| io::Error::other(e.text))
+            .and_then(|()| Ok(rustix::io::fcntl_dupfd_cloexec(&master, 3)?))
+            .and_then(|copy| streams.add_terminal(task, copy));
+        match result {
+            Ok(()) => self.terminal = Some(master),
+            Err(e) => eprintln!("berth-step: the terminal of task {task}: {e}"),
+        }
+    }
+
+    /// Ends what is left, and reads what all of it used.
+    fn all_gone(&mut self, told: &mut Vec<TaskEvent>) {
+        if let Some(init) = self.init.take()
+            && let Err(e) = init.finish()
+        {
+            eprintln!("berth-step: {e}");
+        }
+        self.terminal = None;
+        let (usage, oom_kills) = match &self.cgroup {
+            Some(group) => usage::of(group, self.usage),
+            None => (self.usage, 0),
+        };
+        told.push(TaskEvent::AllGone { usage, oom_kills });
+    }
+
+    /// Sends a signal to every process of the step, or to the tasks' first processes alone.
+    pub fn signal(&mut self, signal: i32, leaders_only: bool) {
+        let Some(init) = &mut self.init else { return };
+        let result = if leaders_only {
+            init.signal(SignalTarget::Process(0), signal)
+        } else {
+            init.signal(SignalTarget::Everything, signal)
+        };
+        if let Err(e) = result {
+            eprintln!("berth-step: signal {signal}: {e}");
+        }
+    }
+
+    /// Ends every process at once.
+    pub fn kill(&mut self) -> Vec<TaskEvent> {
+        let mut told = Vec::new();
+        if self.init.is_some() {
+            self.all_gone(&mut told);
+        }
+        told
+    }
+
+    /// Gives the terminal its new size.
+    pub fn resize(&self, size: TermSize) {
+        if let Some(master) = &self.terminal {
+            let size =
+                rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+            let _ = rustix::termios::tcsetwinsize(master, size);
+        }
+    }
+}
+
+/// The exit code of a task whose program could not be started: the kernel's error number, as Slurm has it.
+fn exec_code(error: &ExecError) -> u8 {
+    let errno = match error {
+        ExecError::NoCommand | ExecError::NotFound { .. } | ExecError::NoInterpreter { .. } => 2,
+        ExecError::DosLineEnds(_) => 2,
+        ExecError::TooLong => 7,
+        ExecError::BadFormat { .. } => 8,
+        ExecError::NotExecutable(_) | ExecError::IsDirectory(_) => 13,
+        ExecError::Workdir { errno, .. } | ExecError::Other { errno, .. } => *errno,
+    };
+    u8::try_from(errno).unwrap_or(1).max(1)
+}

@@ -1,0 +1,424 @@
+//! One step from its start to its last process, in one thread around one poll.
+
+use super::client::ClientEvent;
+use super::ending::{Deadlines, Due};
+use super::files::{self, Messages};
+use super::processes::{self, Processes, TaskEvent};
+use super::streams::{StreamToken, Streams};
+use crate::control::{FromSupervisor, ToSupervisor, receive, send};
+use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::state::ExitStatus;
+use berth_model::time::{Span, Time};
+use berth_stream::Frame;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use std::io;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long the client of an attached step may take to come, and how long the end of one is kept for it.
+const CLIENT_COMES: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug)]
+enum Token {
+    Listener,
+    Agent(usize),
+    Processes,
+    Stream(StreamToken),
+}
+
+pub struct Step {
+    dir: StepDir,
+    file: LaunchFile,
+    state: StateFile,
+    listener: OwnedFd,
+    agents: Vec<OwnedFd>,
+    streams: Streams,
+    messages: Messages,
+    processes: Option<Processes>,
+    tasks: Vec<(u32, Option<ExitStatus>)>,
+    launch_error: Option<String>,
+    deadlines: Deadlines,
+    /// The client was told the exit.
+    told: bool,
+}
+
+impl Step {
+    pub fn new(dir: StepDir, file: LaunchFile, state: StateFile, listener: OwnedFd) -> Step {
+        let local = file.launch.layout.tasks.get(file.launch.node_index as usize);
+        let tasks = local.into_iter().flatten().map(|task| (*task, None)).collect();
+        let streams = Streams::new(file.launch.attached);
+        Step {
+            dir,
+            file,
+            state,
+            listener,
+            agents: Vec::new(),
+            streams,
+            messages: Messages::default(),
+            processes: None,
+            tasks,
+            launch_error: None,
+            deadlines: Deadlines::default(),
+            told: false,
+        }
+    }
+
+    /// Runs the step to its end, and stays until its client was told.
+    pub fn run(mut self) -> io::Result<()> {
+        if self.launch().attached {
+            self.deadlines.client_in(Instant::now(), CLIENT_COMES);
+        }
+        match self.start() {
+            Ok(processes) => self.processes = Some(processes),
+            Err(failure) => self.end(Some(failure), Usage::default(), false)?,
+        }
+        while !self.finished() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self) -> &StepLaunch {
+        &self.file.launch
+    }
+
+    fn start(&mut self) -> Result<Processes, LaunchFailure> {
+        let (io, messages) = files::open(&self.file.launch, &mut self.streams)?;
+        self.messages = messages;
+        let (processes, notes) = processes::start(&self.file, io)?;
+        for note in notes {
+            self.say(&note);
+        }
+        Ok(processes)
+    }
+
+    /// One wait and what comes of it.
+    fn turn(&mut self) -> io::Result<()> {
+        let ready = self.wait()?;
+        for (token, flags) in ready {
+            match token {
+                Token::Listener => self.welcome_agent(),
+                Token::Agent(i) => self.hear_agent(i)?,
+                Token::Processes => self.hear_processes()?,
+                Token::Stream(token) => {
+                    for event in self.streams.ready(token, flags) {
+                        self.hear_client(event);
+                    }
+                }
+            }
+        }
+        for due in self.deadlines.due(Instant::now()) {
+            match due {
+                Due::Kill => self.kill()?,
+                Due::AfterFirstExit => {
+                    self.say("First task exited. Terminating step.");
+                    self.terminate(self.launch().kill_wait);
+                }
+                Due::NoClient => {
+                    self.streams.give_up_client();
+                    self.terminate(self.launch().kill_wait);
+                }
+            }
+        }
+        if self.exited().is_some()
+            && self.streams.drained()
+            && !self.told
+            && self.streams.attached()
+            && let Some(exit) = self.exited().cloned()
+        {
+            self.streams.tell(&Frame::StepExit(Box::new(exit)));
+            self.told = true;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> io::Result<Vec<(Token, PollFlags)>> {
+        let mut tokens = vec![Token::Listener];
+        let mut set = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        for (i, agent) in self.agents.iter().enumerate() {
+            tokens.push(Token::Agent(i));
+            set.push(PollFd::new(agent, PollFlags::IN));
+        }
+        if let Some(processes) = self.processes.as_ref().and_then(Processes::fd) {
+            tokens.push(Token::Processes);
+            set.push(PollFd::from_borrowed_fd(processes, PollFlags::IN));
+        }
+        for (token, fd, flags) in self.streams.interests() {
+            tokens.push(Token::Stream(token));
+            set.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        let timeout = self.deadlines.until(Instant::now()).and_then(|d| Timespec::try_from(d).ok());
+        match poll(&mut set, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let ready = tokens.into_iter().zip(set.iter().map(PollFd::revents));
+        Ok(ready.filter(|(_, flags)| !flags.is_empty()).collect())
+    }
+
+    fn welcome_agent(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let Ok(agent) = rustix::net::accept_with(&self.listener, flags) else { return };
+        // The spool is closed to all but us and root; the socket says so once more.
+        let own = rustix::process::geteuid();
+        let peer = rustix::net::sockopt::socket_peercred(&agent);
+        if !peer.is_ok_and(|p| p.uid == own || p.uid.is_root()) {
+            return;
+        }
+        if send(agent.as_fd(), &self.phase(), &[]).is_ok() {
+            self.agents.push(agent);
+        }
+    }
+
+    fn phase(&self) -> FromSupervisor {
+        match self.state.phase {
+            StepPhase::Exited(_) => FromSupervisor::Exited,
+            StepPhase::Running => FromSupervisor::Running,
+            StepPhase::Starting | StepPhase::Preparing(_) => FromSupervisor::Starting,
+        }
+    }
+
+    fn hear_agent(&mut self, i: usize) -> io::Result<()> {
+        let Some(agent) = self.agents.get(i) else { return Ok(()) };
+        let (packet, fds) = match receive::<ToSupervisor>(agent.as_fd()) {
+            Ok(Some(received)) => received,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            // Gone, or speaking in tongues: steps do without agents.
+            Ok(None) | Err(_) => {
+                drop(self.agents.swap_remove(i));
+                return Ok(());
+            }
+        };
+        match packet {
+            ToSupervisor::Attach => {
+                if let Some(fd) = fds.into_iter().next() {
+                    self.attach(fd);
+                }
+            }
+            ToSupervisor::Signal { signal, leaders_only } => self.signal(signal, leaders_only),
+            ToSupervisor::Terminate { kill_wait_ms } => {
+                let wait = i64::try_from(kill_wait_ms.saturating_mul(1000)).unwrap_or(i64::MAX);
+                self.terminate(Span(wait));
+            }
+            ToSupervisor::Kill => self.kill()?,
+            ToSupervisor::Note(text) => self.say(&text),
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, fd: OwnedFd) {
+        if !self.launch().attached {
+            return refuse(fd, "the step writes to files and takes no client");
+        }
+        match self.streams.attach(fd) {
+            Ok(()) => {
+                self.deadlines.client_came();
+                if self.state.phase == StepPhase::Running {
+                    self.streams.tell(&Frame::Started);
+                }
+                for text in self.messages.take_kept() {
+                    self.streams.tell(&Frame::Message(text));
+                }
+                for (task, status) in &self.tasks {
+                    if let Some(status) = status {
+                        self.streams.tell(&Frame::TaskExit { task: *task, status: *status });
+                    }
+                }
+            }
+            Err((fd, why)) => refuse(fd, why),
+        }
+    }
+
+    fn hear_client(&mut self, event: ClientEvent) {
+        match event {
+            ClientEvent::Signal(signal) => self.signal(signal, false),
+            ClientEvent::Winch(size) => {
+                if let Some(processes) = &self.processes {
+                    processes.resize(size);
+                }
+            }
+            ClientEvent::Detached => self.streams.give_up_client(),
+            ClientEvent::Lost(why) => {
+                self.streams.give_up_client();
+                if self.exited().is_none() {
+                    eprintln!("berth-step: {}: {why}: ending the step", self.launch().key);
+                    self.terminate(self.launch().kill_wait);
+                }
+            }
+        }
+    }
+
+    fn hear_processes(&mut self) -> io::Result<()> {
+        let events = match &mut self.processes {
+            Some(processes) => processes.events(&mut self.streams),
+            None => return Ok(()),
+        };
+        self.act_on(events)
+    }
+
+    fn act_on(&mut self, events: Vec<TaskEvent>) -> io::Result<()> {
+        for event in events {
+            match event {
+                TaskEvent::Running => {
+                    self.state.phase = StepPhase::Running;
+                    self.publish()?;
+                    self.streams.tell(&Frame::Started);
+                    self.streams.run();
+                }
+                TaskEvent::NotStarted { task, status, why } => {
+                    self.say(&why);
+                    self.launch_error.get_or_insert(why);
+                    self.task_ended(task, status);
+                }
+                TaskEvent::Exited { task, status } => self.task_ended(task, status),
+                TaskEvent::AllGone { usage, oom_kills } => {
+                    self.processes = None;
+                    if oom_kills > 0 {
+                        let step = self.launch().key;
+                        self.say(&format!(
+                            "Detected {oom_kills} oom_kill event{} in StepId={step}. Some of the step tasks \
+                             have been OOM Killed.",
+                            if oom_kills == 1 { "" } else { "s" }
+                        ));
+                    }
+                    self.end(None, usage, oom_kills > 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn task_ended(&mut self, index: usize, status: ExitStatus) {
+        let Some((task, slot)) = self.tasks.get_mut(index) else { return };
+        let task = *task;
+        *slot = Some(status);
+        self.streams.tell(&Frame::TaskExit { task, status });
+        let now = Instant::now();
+        if self.launch().kill_on_bad_exit && !status.success() && !self.deadlines.ending() {
+            self.say(&format!("Terminating the step: task {task} exited with {}", status.shell_code()));
+            self.terminate(self.launch().kill_wait);
+        }
+        if let Some(wait) = self.launch().wait_after_first_exit
+            && self.tasks.iter().any(|(_, status)| status.is_none())
+        {
+            self.deadlines.end_in(now, duration(wait));
+        }
+    }
+
+    /// The last process is gone, or none could be started.
+    fn end(&mut self, failure: Option<LaunchFailure>, usage: Usage, oom: bool) -> io::Result<()> {
+        self.streams.run();
+        let mut tasks: Vec<(u32, ExitStatus)> = Vec::new();
+        if let Some(failure) = &failure {
+            self.say(&failure.text);
+            tasks.extend(self.tasks.iter().map(|(task, _)| (*task, failure.status)));
+        } else {
+            // A task without a status went with the container's init: killed.
+            let killed = ExitStatus { code: 0, signal: 9 };
+            tasks.extend(self.tasks.iter().map(|(task, status)| (*task, status.unwrap_or(killed))));
+        }
+        let worst = tasks.iter().map(|(_, s)| *s).max_by_key(|s| s.shell_code()).unwrap_or(ExitStatus::OK);
+        let status = failure.as_ref().map_or(worst, |f| f.status);
+        let launch_error = failure.map(|f| f.text).or(self.launch_error.take());
+        let exit = StepExit { status, tasks, oom, launch_error, ended_by: None, usage, ended: wall_clock() };
+        self.state.phase = StepPhase::Exited(exit);
+        self.publish()?;
+        if self.launch().attached && !self.streams.attached() {
+            self.deadlines.client_in(Instant::now(), CLIENT_COMES);
+        }
+        Ok(())
+    }
+
+    fn exited(&self) -> Option<&StepExit> {
+        match &self.state.phase {
+            StepPhase::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is left to be done for anyone.
+    fn finished(&self) -> bool {
+        if self.exited().is_none() {
+            return false;
+        }
+        if self.streams.attached() {
+            // The client closes when it has read the exit; its end is heard as an event.
+            return false;
+        }
+        self.told || !self.launch().attached || !self.streams.expects_client()
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        write_json(&self.dir.state(), &self.state)?;
+        let phase = self.phase();
+        self.agents.retain(|agent| send(agent.as_fd(), &phase, &[]).is_ok());
+        Ok(())
+    }
+
+    fn signal(&mut self, signal: i32, leaders_only: bool) {
+        if let Some(processes) = &mut self.processes {
+            processes.signal(signal, leaders_only);
+        }
+    }
+
+    fn terminate(&mut self, kill_wait: Span) {
+        if self.processes.is_none() {
+            return;
+        }
+        let first = !self.deadlines.ending();
+        self.deadlines.kill_in(Instant::now(), duration(kill_wait));
+        if first {
+            self.signal(nix::libc::SIGCONT, false);
+            self.signal(nix::libc::SIGTERM, false);
+        }
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        match self.processes.as_mut().map(Processes::kill) {
+            Some(events) => self.act_on(events),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the user, where the user reads.
+    fn say(&mut self, text: &str) {
+        let line = format!("slurmstepd: error: {text}");
+        if self.streams.attached() {
+            self.streams.tell(&Frame::Message(line));
+        } else {
+            self.messages.write(line);
+        }
+    }
+}
+
+/// Why a step could not be started.
+#[derive(Clone, Debug)]
+pub struct LaunchFailure {
+    /// What, why, and what to do.
+    pub text: String,
+    /// What counts as the exit of its tasks.
+    pub status: ExitStatus,
+}
+
+impl LaunchFailure {
+    /// A failure before any task ran.
+    pub fn new(text: impl Into<String>) -> LaunchFailure {
+        LaunchFailure { text: text.into(), status: ExitStatus { code: 1, signal: 0 } }
+    }
+}
+
+fn refuse(fd: OwnedFd, why: &str) {
+    let mut client = super::client::Client::new(fd);
+    client.push(&Frame::Refused(why.to_string()));
+}
+
+fn duration(span: Span) -> Duration {
+    Duration::from_micros(u64::try_from(span.0).unwrap_or(0))
+}
+
+fn wall_clock() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

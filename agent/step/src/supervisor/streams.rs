@@ -1,0 +1,306 @@
+//! The tasks' streams between their pipes and the attached client: every byte as it comes, none held back,
+//! and no more in memory than a window while either side is slow.
+
+use super::client::{Client, ClientEvent};
+use berth_stream::{ALL_TASKS, Frame, HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, data_header};
+use rustix::event::PollFlags;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// A descriptor to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamToken {
+    /// The client's connection.
+    Client,
+    /// The standard input of a task.
+    Input(usize),
+    /// An output of a task.
+    Output(usize),
+}
+
+struct Input {
+    task: u32,
+    fd: Option<OwnedFd>,
+    queue: VecDeque<(Rc<Vec<u8>>, usize)>,
+    ends: bool,
+    terminal: bool,
+}
+
+struct Output {
+    task: u32,
+    kind: Kind,
+    fd: Option<OwnedFd>,
+}
+
+/// What becomes of output while no client is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// A client will come: the tasks wait for it when their pipes are full.
+    Expected,
+    /// None will come: output is read and dropped, so that no task hangs.
+    Gone,
+}
+
+/// All streams of a step on this node that do not go to files.
+pub struct Streams {
+    inputs: Vec<Input>,
+    outputs: Vec<Output>,
+    client: Option<Client>,
+    absent: Absent,
+    /// The tasks run: until the client was told so, none of their output is read.
+    running: bool,
+    /// Bytes of input held for tasks.
+    held: usize,
+    buffer: Vec<u8>,
+}
+
+impl Streams {
+    /// No streams yet. `expected`: a client will attach.
+    pub fn new(expected: bool) -> Streams {
+        Streams {
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            client: None,
+            absent: if expected { Absent::Expected } else { Absent::Gone },
+            running: false,
+            held: 0,
+            buffer: vec![0; HEADER_LEN + MAX_PAYLOAD],
+        }
+    }
+
+    /// Adds the writing end of a task's standard input; it must not block.
+    pub fn add_input(&mut self, task: u32, fd: OwnedFd) {
+        self.inputs.push(Input { task, fd: Some(fd), queue: VecDeque::new(), ends: false, terminal: false });
+    }
+
+    /// Adds the reading end of a task's output; it must not block.
+    pub fn add_output(&mut self, task: u32, kind: Kind, fd: OwnedFd) {
+        self.outputs.push(Output { task, kind, fd: Some(fd) });
+    }
+
+    /// Adds a terminal's master: input and output of a task in one; it must not block.
+    pub fn add_terminal(&mut self, task: u32, master: OwnedFd) -> std::io::Result<()> {
+        let copy = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
+        self.inputs.push(Input { task, fd: Some(copy), queue: VecDeque::new(), ends: false, terminal: true });
+        self.add_output(task, Kind::Stdout, master);
+        Ok(())
+    }
+
+    /// Attaches a client, or says why not and gives its connection back.
+    pub fn attach(&mut self, fd: OwnedFd) -> Result<(), (OwnedFd, &'static str)> {
+        if self.client.is_some() {
+            return Err((fd, "another client is attached to the step"));
+        }
+        let mut client = Client::new(fd);
+        client.push(&Frame::Accepted);
+        self.client = Some(client);
+        self.absent = Absent::Expected;
+        Ok(())
+    }
+
+    /// Whether a client may still come.
+    pub fn expects_client(&self) -> bool {
+        self.absent == Absent::Expected
+    }
+
+    /// Whether a client is attached.
+    pub fn attached(&self) -> bool {
+        self.client.is_some()
+    }
+
+    /// All tasks were started: what they say is passed on from now on.
+    pub fn run(&mut self) {
+        self.running = true;
+    }
+
+    /// Tells the client, if there is one.
+    pub fn tell(&mut self, frame: &Frame) {
+        if let Some(client) = &mut self.client {
+            client.push(frame);
+        }
+    }
+
+    /// Whether every output came to its end.
+    pub fn drained(&self) -> bool {
+        self.outputs.iter().all(|o| o.fd.is_none())
+    }
+
+    /// The client is given up: it will get nothing more, and output from now on is dropped.
+    pub fn give_up_client(&mut self) {
+        self.client = None;
+        self.absent = Absent::Gone;
+        for input in &mut self.inputs {
+            input.queue.clear();
+            input.ends = true;
+            if !input.terminal {
+                input.fd = None;
+            }
+        }
+        self.held = 0;
+    }
+
+    /// Descriptors to wait for, and for what. What must wait for a slow side is not among them: a pipe's
+    /// end would else be reported again and again.
+    pub fn interests(&self) -> Vec<(StreamToken, BorrowedFd<'_>, PollFlags)> {
+        let mut set = Vec::new();
+        if let Some(client) = &self.client {
+            let mut flags = PollFlags::empty();
+            // A client that minds its window never meets this bound.
+            if self.held < 2 * STDIN_WINDOW {
+                flags |= PollFlags::IN;
+            }
+            if !client.flushed() {
+                flags |= PollFlags::OUT;
+            }
+            set.push((StreamToken::Client, client.fd(), flags));
+        }
+        for (i, input) in self.inputs.iter().enumerate() {
+            if let (Some(fd), false) = (&input.fd, input.queue.is_empty()) {
+                set.push((StreamToken::Input(i), fd.as_fd(), PollFlags::OUT));
+            }
+        }
+        let read = self.running
+            && match &self.client {
+                Some(client) => client.flushed(),
+                None => self.absent == Absent::Gone,
+            };
+        for (i, output) in self.outputs.iter().enumerate() {
+            if let (Some(fd), true) = (&output.fd, read) {
+                set.push((StreamToken::Output(i), fd.as_fd(), PollFlags::IN));
+            }
+        }
+        set
+    }
+
+    /// Acts on a descriptor that is ready.
+    pub fn ready(&mut self, token: StreamToken, flags: PollFlags) -> Vec<ClientEvent> {
+        match token {
+            StreamToken::Client => return self.serve_client(flags),
+            StreamToken::Input(i) => self.fill(i),
+            StreamToken::Output(i) => self.drain(i),
+        }
+        Vec::new()
+    }
+
+    fn serve_client(&mut self, flags: PollFlags) -> Vec<ClientEvent> {
+        let Some(client) = &mut self.client else { return Vec::new() };
+        if flags.intersects(PollFlags::OUT | PollFlags::ERR) {
+            client.flush();
+        }
+        let mut events = Vec::new();
+        let mut frames = Vec::new();
+        if flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            frames = client.read(&mut self.buffer);
+        }
+        if let Some(why) = client.lost() {
+            events.push(ClientEvent::Lost(why));
+        }
+        for frame in frames {
+            match frame {
+                Frame::Stdin { task, data } => self.input(task, data),
+                Frame::StdinEof { task } => self.end_input(task),
+                Frame::Signal(n) => events.push(ClientEvent::Signal(n)),
+                Frame::Winch(size) => events.push(ClientEvent::Winch(size)),
+                Frame::Detach => events.push(ClientEvent::Detached),
+                other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
+            }
+        }
+        events
+    }
+
+    fn input(&mut self, task: u32, data: Vec<u8>) {
+        let (data, len) = (Rc::new(data), 0);
+        self.held += data.len();
+        for i in 0..self.inputs.len() {
+            let input = &mut self.inputs[i];
+            if (task == ALL_TASKS || input.task == task) && input.fd.is_some() && !input.ends {
+                input.queue.push_back((Rc::clone(&data), len));
+                self.fill(i);
+            }
+        }
+        self.release(data);
+    }
+
+    /// Drops one hold of a piece of input; with the last one the client may send as much again.
+    fn release(&mut self, data: Rc<Vec<u8>>) {
+        if let Some(data) = Rc::into_inner(data) {
+            self.held = self.held.saturating_sub(data.len());
+            if let (Ok(n), false) = (u32::try_from(data.len()), data.is_empty()) {
+                self.tell(&Frame::Credit(n));
+            }
+        }
+    }
+
+    fn end_input(&mut self, task: u32) {
+        for i in 0..self.inputs.len() {
+            let input = &mut self.inputs[i];
+            if (task == ALL_TASKS || input.task == task) && !input.ends {
+                input.ends = true;
+                if input.terminal {
+                    // A terminal has no end: what ends its input is the character that means so.
+                    input.queue.push_back((Rc::new(vec![4]), 0));
+                }
+                self.fill(i);
+            }
+        }
+    }
+
+    /// Writes what waits for a task's standard input, as far as the pipe takes it.
+    fn fill(&mut self, i: usize) {
+        loop {
+            let input = &mut self.inputs[i];
+            let Some(fd) = &input.fd else { break };
+            let Some((data, done)) = input.queue.front_mut() else { break };
+            match rustix::io::write(fd, &data[*done..]) {
+                Ok(n) => {
+                    *done += n;
+                    if *done == data.len()
+                        && let Some((data, _)) = input.queue.pop_front()
+                    {
+                        self.release(data);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                // The task closed its standard input or ended: what comes for it now is for nobody.
+                Err(_) => {
+                    input.fd = None;
+                    for (data, _) in std::mem::take(&mut input.queue) {
+                        self.release(data);
+                    }
+                    break;
+                }
+            }
+        }
+        let input = &mut self.inputs[i];
+        if input.ends && input.queue.is_empty() && !input.terminal {
+            input.fd = None;
+        }
+    }
+
+    /// Reads once from a task's output and sends it at once.
+    fn drain(&mut self, i: usize) {
+        let output = &mut self.outputs[i];
+        let Some(fd) = &output.fd else { return };
+        let n = match rustix::io::read(fd, &mut self.buffer[HEADER_LEN..]) {
+            Ok(0) => {
+                output.fd = None;
+                return;
+            }
+            Ok(n) => n,
+            Err(Errno::INTR | Errno::AGAIN) => return,
+            // EIO is how a terminal's end is told.
+            Err(_) => {
+                output.fd = None;
+                return;
+            }
+        };
+        let Some(client) = &mut self.client else { return };
+        if let Ok(header) = data_header(output.kind, output.task, n) {
+            self.buffer[..HEADER_LEN].copy_from_slice(&header);
+            client.push_bytes(&self.buffer[..HEADER_LEN + n]);
+        }
+    }
+}

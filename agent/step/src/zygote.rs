@@ -1,0 +1,111 @@
+//! The zygote: a small process, started once by the agent, from which every supervisor is forked. Forking
+//! costs time in proportion to the parent's memory, and the agent's grows; the zygote's does not.
+
+use crate::control::{ForkAnswer, ForkRequest, receive, send};
+use crate::spool::StepDir;
+use crate::supervisor;
+use berth_runtime::sys::exec;
+use berth_runtime::sys::fork::{CloneOptions, Forked, exit_now, fork};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use std::io;
+
+/// Serves the agent on `socket` until the agent closes it; the supervisors live on.
+pub fn run(socket: OwnedFd) -> i32 {
+    // A terminal's signals, or its end, are for the agent and not for us or any supervisor.
+    let _ = rustix::process::setsid();
+    let mut children: Vec<OwnedFd> = Vec::new();
+    loop {
+        let ready = match wait(&socket, &children) {
+            Ok(ready) => ready,
+            Err(e) => return failed("poll", &e),
+        };
+        let mut position = 0;
+        children.retain(|pidfd| {
+            let ended = ready.children.get(position).copied().unwrap_or(false);
+            position += 1;
+            if ended {
+                let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+            }
+            !ended
+        });
+        if !ready.socket {
+            continue;
+        }
+        let (request, fds) = match receive::<ForkRequest>(socket.as_fd()) {
+            Ok(Some(received)) => received,
+            Ok(None) => return 0,
+            Err(e) => return failed("the agent's request", &e),
+        };
+        let mut fds = fds.into_iter();
+        let answer = match (fds.next(), fds.next()) {
+            (Some(listener), Some(log)) => start(&request, listener, log),
+            _ => Err(io::Error::other("the request came without its descriptors")),
+        };
+        let sent = match answer {
+            Ok((pid, pidfd)) => {
+                let sent = send(socket.as_fd(), &ForkAnswer::Forked(pid), &[pidfd.as_fd()]);
+                children.push(pidfd);
+                sent
+            }
+            Err(e) => send(socket.as_fd(), &ForkAnswer::Failed(e.to_string()), &[]),
+        };
+        if sent.is_err() {
+            return 0;
+        }
+    }
+}
+
+struct Ready {
+    socket: bool,
+    children: Vec<bool>,
+}
+
+fn wait(socket: &OwnedFd, children: &[OwnedFd]) -> io::Result<Ready> {
+    let mut set: Vec<PollFd<'_>> =
+        std::iter::once(socket).chain(children).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    loop {
+        match poll(&mut set, None) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let mut flags = set.iter().map(|p| !p.revents().is_empty());
+    Ok(Ready { socket: flags.next().unwrap_or(false), children: flags.collect() })
+}
+
+fn start(request: &ForkRequest, listener: OwnedFd, log: OwnedFd) -> io::Result<(i32, OwnedFd)> {
+    match fork(CloneOptions::default())? {
+        Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Forked::Child => {
+            let code = match become_supervisor(&listener, &log) {
+                Ok(()) => supervisor::run(&StepDir::at(request.spool.as_path()), listener),
+                Err(e) => failed("a supervisor's start", &e),
+            };
+            exit_now(code)
+        }
+    }
+}
+
+/// Leaves everything of the zygote's behind: its session and its descriptors.
+fn become_supervisor(listener: &OwnedFd, log: &OwnedFd) -> io::Result<()> {
+    rustix::process::setsid()?;
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
+    exec::place_at(null.as_fd(), 0)?;
+    exec::place_at(null.as_fd(), 1)?;
+    exec::place_at(log.as_fd(), 2)?;
+    exec::close_all_from(3, &[listener.as_raw_fd()])?;
+    // Closed above with everything else.
+    std::mem::forget(null);
+    // Signals stay as the standard library left them: a task that closed its standard input must not end
+    // its supervisor by SIGPIPE. The container's init puts them back for the tasks.
+    Ok(())
+}
+
+fn failed(what: &str, error: &io::Error) -> i32 {
+    eprintln!("berth-step: {what}: {error}");
+    1
+}
