@@ -1,0 +1,316 @@
+//! The one writer: groups of writes in one transaction each, the rows for a restart, and housekeeping.
+
+use crate::DATABASE;
+use crate::checkpoint::{Checkpointer, checkpoint};
+use crate::encode::{decode, payload_key, step_number};
+use crate::error::{StoreError, is_full};
+use crate::lock::{DirectoryLock, private_directory};
+use crate::reader::Reader;
+use crate::schema;
+use crate::space::{Ballast, Room};
+use berth_model::{Term, Time};
+use berth_sched_core::{CommitError, JobRow, Phase, ROW_VERSION, Store, Stored, Write};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The controller's database, opened for writing.
+#[derive(Debug)]
+pub struct SqliteStore {
+    connection: Connection,
+    path: PathBuf,
+    term: Term,
+    ballast: Ballast,
+    /// The disk was full at the last commit: new work waits until there is room.
+    full: bool,
+    checkpointer: Checkpointer,
+    // Last, so that the directory is let go when the rest is closed.
+    _lock: DirectoryLock,
+}
+
+impl SqliteStore {
+    /// Opens the store in `dir`, or makes it, for this process alone; begins a new term.
+    ///
+    /// # Errors
+    /// Names the file, the reason and the next step.
+    pub fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
+        private_directory(dir)?;
+        let lock = DirectoryLock::take(dir)?;
+        let path = dir.join(DATABASE);
+        // SQLite gives the log and the index the same permissions as the database.
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| StoreError::file(&path, e))?;
+        let ballast = Ballast::new(dir);
+        let connection = match schema::open(&path) {
+            Err(StoreError::Database { why, .. }) if why.contains("full") => {
+                ballast.release();
+                schema::open(&path)
+            }
+            opened => opened,
+        }?;
+        let checkpointer = Checkpointer::start(&path).map_err(|e| StoreError::file(&path, e))?;
+        let mut store =
+            SqliteStore { connection, path, term: Term(0), ballast, full: false, checkpointer, _lock: lock };
+        store.term = store.next_term()?;
+        Ok(store)
+    }
+
+    fn sqlite(&self, e: &rusqlite::Error) -> StoreError {
+        StoreError::from_sqlite(&self.path, e)
+    }
+
+    fn next_term(&mut self) -> Result<Term, StoreError> {
+        let write = |connection: &mut Connection| -> rusqlite::Result<i64> {
+            let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+            let last: Option<i64> = transaction
+                .query_row("SELECT value FROM meta WHERE key = 'term'", [], |row| row.get(0))
+                .optional()?;
+            let term = last.unwrap_or(0) + 1;
+            transaction.execute("INSERT OR REPLACE INTO meta VALUES ('term', ?1)", [term])?;
+            transaction.commit()?;
+            Ok(term)
+        };
+        let term = match write(&mut self.connection) {
+            Err(e) if is_full(&e) => {
+                self.full = true;
+                self.ballast.release();
+                write(&mut self.connection)
+            }
+            done => done,
+        };
+        term.map(|term| Term(term.unsigned_abs())).map_err(|e| self.sqlite(&e))
+    }
+
+    /// The term that began with this opening: higher than any before.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The database's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reading beside the writer.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.path.clone())
+    }
+
+    /// All rows that the core needs.
+    ///
+    /// # Errors
+    /// A row that cannot be read, or of a later version.
+    pub fn load(&mut self) -> Result<Stored, StoreError> {
+        let meta: Option<Vec<u8>> = self
+            .connection
+            .query_row("SELECT value FROM meta WHERE key = 'counters'", [], |row| row.get(0))
+            .optional()
+            .map_err(|e| self.sqlite(&e))?;
+        let meta = meta
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()
+            .map_err(|e| StoreError::row(&self.path, "counters", e))?;
+        Ok(Stored {
+            meta,
+            specs: self.rows(
+                "specs",
+                "SELECT version, row FROM specs
+                 WHERE job IN (SELECT spec_of FROM jobs WHERE retired = 0) ORDER BY job",
+            )?,
+            jobs: self.rows("jobs", "SELECT version, row FROM jobs WHERE retired = 0 ORDER BY job")?,
+            steps: self.rows(
+                "steps",
+                "SELECT steps.version, steps.row FROM jobs CROSS JOIN steps USING (job)
+                 WHERE jobs.retired = 0 ORDER BY job, attempt, step",
+            )?,
+            nodes: self.rows("nodes", "SELECT version, row FROM nodes ORDER BY name")?,
+        })
+    }
+
+    fn rows<T: DeserializeOwned>(&self, table: &str, query: &str) -> Result<Vec<T>, StoreError> {
+        let sqlite = |e: rusqlite::Error| self.sqlite(&e);
+        let mut statement = self.connection.prepare(query).map_err(sqlite)?;
+        let mut rows = statement.query([]).map_err(sqlite)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(sqlite)? {
+            all.push(decode(&self.path, table, row)?);
+        }
+        Ok(all)
+    }
+
+    /// Opens the database again after a commit that failed or whose outcome is unknown, and makes sure that
+    /// whatever is read from now on is on the disk: after a failed fsync, the kernel may show what the disk
+    /// does not have.
+    ///
+    /// # Errors
+    /// As for opening; the store must not be used then.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        self.connection = schema::open(&self.path)?;
+        // The checkpointing thread, or a reader, may be at work just now.
+        for _ in 0..200 {
+            match checkpoint(&self.connection, "TRUNCATE") {
+                Ok((0, _, _)) => return Ok(()),
+                Ok(_) => std::thread::sleep(Duration::from_millis(50)),
+                // The log stays as it is: a write that finds no room was not committed, and what lies before
+                // it in the log was flushed.
+                Err(e) if is_full(&e) => return Ok(()),
+                Err(e) => return Err(self.sqlite(&e)),
+            }
+        }
+        let why = "the log could not be copied for 10 s because readers hold it".to_string();
+        Err(StoreError::Database { path: self.path.clone(), why })
+    }
+
+    /// Looks at the disk, and puts the ballast back when there is room again.
+    pub fn room(&mut self) -> Room {
+        let room = self.ballast.check();
+        self.full = room != Room::Enough;
+        room
+    }
+
+    /// Whether the last commits needed the ballast.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Forgets at most `most` finished jobs that ended before `before`, and gives free pages back to the file
+    /// system. Returns how many: fewer than `most` means that nothing is left to do.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub fn purge(&mut self, before: Time, most: u32) -> Result<u32, StoreError> {
+        let purge = |connection: &mut Connection| -> rusqlite::Result<u32> {
+            let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+            let jobs: Vec<(u32, u32)> = transaction
+                .prepare_cached(
+                    "SELECT job, spec_of FROM jobs WHERE ended < ?1 AND retired = 1 ORDER BY ended LIMIT ?2",
+                )?
+                .query_map(params![before.0, most], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            for (job, spec) in &jobs {
+                transaction.prepare_cached("DELETE FROM steps WHERE job = ?1")?.execute([job])?;
+                transaction.prepare_cached("DELETE FROM payloads WHERE job = ?1")?.execute([job])?;
+                transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job])?;
+                transaction
+                    .prepare_cached(
+                        "DELETE FROM specs WHERE job = ?1
+                         AND NOT EXISTS (SELECT 1 FROM jobs WHERE job = ?1)
+                         AND NOT EXISTS (SELECT 1 FROM jobs WHERE spec_of = ?1 AND spec_of <> job)",
+                    )?
+                    .execute([spec])?;
+            }
+            transaction.commit()?;
+            connection.execute_batch("PRAGMA incremental_vacuum(256)")?;
+            Ok(u32::try_from(jobs.len()).unwrap_or(u32::MAX))
+        };
+        let purged = purge(&mut self.connection).map_err(|e| self.sqlite(&e))?;
+        self.checkpointer.committed(&self.connection);
+        Ok(purged)
+    }
+
+    fn try_apply(&mut self, writes: &[Write]) -> Result<(), (rusqlite::Error, bool)> {
+        let transaction =
+            Transaction::new(&mut self.connection, TransactionBehavior::Immediate).map_err(|e| (e, false))?;
+        for write in writes {
+            put(&transaction, write).map_err(|e| (e, false))?;
+        }
+        transaction.commit().map_err(|e| {
+            // With no room, the frame that makes the commit was not written; any other trouble at this
+            // point may have come after it.
+            let unknown = !is_full(&e);
+            (e, unknown)
+        })
+    }
+}
+
+impl Store for SqliteStore {
+    fn apply(&mut self, writes: &[Write]) -> Result<(), CommitError> {
+        let applied = match self.try_apply(writes) {
+            Err((e, false)) if is_full(&e) => {
+                self.full = true;
+                self.ballast.release();
+                self.try_apply(writes)
+            }
+            done => done,
+        };
+        match applied {
+            Ok(()) => {
+                self.checkpointer.committed(&self.connection);
+                Ok(())
+            }
+            Err((e, unknown)) => {
+                let why = format!("{}: {e}", self.path.display());
+                Err(if unknown { CommitError::Unknown(why) } else { CommitError::Failed(why) })
+            }
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> rusqlite::Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
+    let changed = match write {
+        Write::PutSpec(spec) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO specs VALUES (?1, ?2, ?3)")?
+            .execute(params![spec.job.0, spec.version, json(spec)?])?,
+        Write::PutJob(job) => transaction
+            .prepare_cached(
+                "INSERT INTO jobs (job, version, spec_of, ended, row) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (job) DO UPDATE SET
+                 version = ?2, spec_of = ?3, ended = ?4, retired = 0, row = ?5",
+            )?
+            .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), json(job)?])?,
+        Write::DeleteJob(job) => {
+            transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job.0])?
+        }
+        Write::PutStep(step) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO steps VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![
+                step.key.job.0,
+                step.key.attempt.0,
+                step_number(step.key.step),
+                step.version,
+                json(step)?
+            ])?,
+        Write::PutPayload { key, payload } => {
+            let (job, step) = payload_key(*key);
+            transaction
+                .prepare_cached(
+                    "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (job, step) DO UPDATE SET version = ?3, row = ?4",
+                )?
+                .execute(params![job, step, ROW_VERSION, json(payload)?])?
+        }
+        Write::DeletePayload(key) => transaction
+            .prepare_cached("DELETE FROM payloads WHERE job = ?1 AND step = ?2")?
+            .execute(payload_key(*key))?,
+        Write::PutNode(node) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)")?
+            .execute(params![node.name.0, node.version, json(node)?])?,
+        Write::PutMeta(meta) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('counters', ?1)")?
+            .execute(params![json(meta)?])?,
+        Write::Retire(job) => {
+            transaction.prepare_cached("UPDATE jobs SET retired = 1 WHERE job = ?1")?.execute([job.0])?
+        }
+    };
+    tracing::trace!(changed, "write");
+    Ok(())
+}
+
+fn ended(job: &JobRow) -> Option<i64> {
+    match &job.phase {
+        Phase::Pending | Phase::Running(_) => None,
+        Phase::Ending { result, .. } | Phase::Ended { result, .. } => Some(result.ended.0),
+    }
+}
