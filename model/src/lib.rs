@@ -25,6 +25,7 @@ pub mod query;
 pub mod record;
 pub mod request;
 pub mod runs;
+pub mod sbatch;
 pub mod signal;
 pub mod spec;
 pub mod stamp;

@@ -138,15 +138,15 @@ pub struct OptionError {
 }
 
 impl OptionError {
-    pub(super) fn usage(line: String) -> OptionError {
+    pub(crate) fn usage(line: String) -> OptionError {
         OptionError { severity: Severity::Usage, lines: vec![line], exit_code: 255 }
     }
 
-    pub(super) fn error(exit_code: i32, lines: Vec<String>) -> OptionError {
+    pub(crate) fn error(exit_code: i32, lines: Vec<String>) -> OptionError {
         OptionError { severity: Severity::Error, lines, exit_code }
     }
 
-    pub(super) fn fatal(line: &str) -> OptionError {
+    pub(crate) fn fatal(line: &str) -> OptionError {
         OptionError { severity: Severity::Fatal, lines: vec![line.to_string()], exit_code: 1 }
     }
 
