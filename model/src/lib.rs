@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod config;
 pub mod count;
 pub mod elapsed;
+pub mod env;
 pub mod export;
 pub mod grammar;
 pub mod gres;

@@ -190,6 +190,12 @@ impl SubmitOptions {
             self.ntasks.is_none() || rank("ntasks") <= rank("ntasks-per-node")
         });
         let gres = self.all_gres()?;
+        // The memory in a job's environment is the job's: a step that asks for none itself shares it.
+        let inherited = |long| matches!(self.source(long), None | Some(Source::Environment(_)));
+        let memory = match inside {
+            Some(_) if inherited("mem") && inherited("mem-per-cpu") => MemoryRequest::Default,
+            _ => self.memory(),
+        };
         let own_name = self.job_name.clone().filter(|_| inside.is_none() || self.typed("job-name"));
         let spec = StepSpec {
             submission: by.submission.clone(),
@@ -198,7 +204,7 @@ impl SubmitOptions {
             nodes,
             tasks_per_node,
             cpus_per_task: self.cpus_per_task,
-            memory: self.memory(),
+            memory,
             gres,
             overlap: self.overlap,
             exact: self.exact || (inside.is_some() && self.exclusive),
@@ -383,11 +389,36 @@ impl SubmitOptions {
         }
     }
 
-    /// Variables that the command adds to the environment it submits, so that `srun` inside the job finds the
-    /// same choices: what was asked for, where it differs from what the allocation itself says.
-    pub fn carried_variables(&self) -> Vec<(String, String)> {
-        let mut out: Vec<(String, String)> = Vec::new();
-        let mut add = |name: &str, value: String| out.push((name.to_string(), value));
+    /// The environment that goes with a submission or step, as `NAME=VALUE`: what `--export` lets through of
+    /// `environ`, and what was asked for. A new job made from inside another leaves the other's variables out.
+    pub fn environment(&self, environ: &[(ByteStr, ByteStr)], by: &Submitter, inside: bool) -> Vec<ByteStr> {
+        let of_a_job = |name: &[u8]| environ.iter().any(|(n, _)| n.0 == name);
+        let nested = !inside && (of_a_job(b"SLURM_JOB_ID") || of_a_job(b"SLURM_JOBID"));
+        let carried = self.carried_variables(by, inside);
+        let own: Vec<(ByteStr, ByteStr)> = environ
+            .iter()
+            .filter(|(name, _)| !(nested && crate::env::is_job_variable(&name.0)))
+            .filter(|(name, _)| !carried.iter().any(|(n, _)| n.as_bytes() == name.0))
+            .cloned()
+            .collect();
+        let mut out = self.export.apply(&own);
+        out.extend(carried.iter().map(|(n, v)| crate::export::assignment(&ByteStr::from(n.as_str()), v)));
+        out
+    }
+
+    /// What was asked for, for `srun` inside the job to find, where the allocation itself does not say it.
+    fn carried_variables(&self, by: &Submitter, inside: bool) -> Vec<(String, ByteStr)> {
+        let mut out: Vec<(String, ByteStr)> = Vec::new();
+        let mut add = |name: &str, value: String| out.push((name.to_string(), ByteStr::from(value)));
+        if self.label {
+            add("SLURM_LABELIO", "1".to_string());
+        }
+        if inside {
+            if let Some(name) = self.job_name.as_ref().filter(|_| self.typed("job-name")) {
+                add("SLURM_JOB_NAME", name.clone());
+            }
+            return out;
+        }
         if self.source("export").is_some() {
             add("SLURM_EXPORT_ENV", self.export.to_string());
         }
@@ -408,13 +439,11 @@ impl SubmitOptions {
                 add(name, if list.is_empty() { "0".to_string() } else { list });
             }
         }
-        if self.label {
-            add("SLURM_LABELIO", "1".to_string());
-        }
         if self.command == Command::Sbatch {
             add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());
             add("SLURM_JOB_OVERSUBSCRIBE", "NO".to_string());
         }
+        out.push(("SLURM_SUBMIT_DIR".to_string(), by.cwd.clone()));
         out
     }
 }

@@ -446,6 +446,11 @@ fn options_become_a_step() {
     let own = step("-n1 -J mine", &pairs).unwrap();
     assert_eq!((own.spec.name.as_str(), own.spec.nodes, own.spec.tasks_per_node), ("mine", Some(1), None));
     assert!(own.notes.is_empty(), "the environment's nodes yield silently");
+    assert_eq!(step("", &[("SLURM_MEM_PER_NODE", "500")]).unwrap().spec.memory, MemoryRequest::Default);
+    assert_eq!(
+        step("--mem=100", &[("SLURM_MEM_PER_NODE", "500")]).unwrap().spec.memory,
+        MemoryRequest::PerNode(100)
+    );
     // Options of a job.
     assert!(step("-p x", &[]).unwrap_err().lines[0].starts_with("--partition is about a job"));
     assert!(step("", &[("SLURM_PARTITION", "x")]).is_ok());
@@ -461,19 +466,42 @@ fn options_become_a_step() {
 
 #[test]
 fn a_job_carries_its_choices_to_its_steps() {
-    let carried = sbatch("--export=ALL,X=1 --open-mode=truncate --gpus-per-node=1 --exclusive")
-        .unwrap()
-        .carried_variables();
-    let carried: Vec<String> = carried.into_iter().map(|(n, v)| format!("{n}={v}")).collect();
+    let environ = |pairs: &[(&str, &str)]| -> Vec<(ByteStr, ByteStr)> {
+        pairs.iter().map(|(n, v)| (ByteStr::from(*n), ByteStr::from(*v))).collect()
+    };
+    let shown = |options: &SubmitOptions, environ: &[(ByteStr, ByteStr)], inside| {
+        let all = options.environment(environ, &submitter(), inside);
+        all.iter().map(|v| v.display().into_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let options = sbatch("--export=ALL,X=1 --open-mode=truncate --gpus-per-node=1 --exclusive").unwrap();
+    let carried = "SLURM_EXPORT_ENV=ALL,X=1 SLURM_OPEN_MODE=t SLURM_GPUS_PER_NODE=1 SLURM_JOB_EXCLUSIVE=NODE \
+                   SLURM_JOB_OVERSUBSCRIBE=NO SLURM_SUBMIT_DIR=/home/alice/work";
+    let outside = environ(&[("A", "1"), ("SLURM_NTASKS", "3"), ("CUDA_VISIBLE_DEVICES", "7")]);
     assert_eq!(
-        carried,
-        [
-            "SLURM_EXPORT_ENV=ALL,X=1",
-            "SLURM_OPEN_MODE=t",
-            "SLURM_GPUS_PER_NODE=1",
-            "SLURM_JOB_EXCLUSIVE=NODE",
-            "SLURM_JOB_OVERSUBSCRIBE=NO"
-        ]
+        shown(&options, &outside, false),
+        format!("A=1 SLURM_NTASKS=3 CUDA_VISIBLE_DEVICES=7 X=1 {carried}")
+    );
+    // From inside a job, what is that job's stays behind.
+    let nested = environ(&[
+        ("A", "1"),
+        ("SLURM_JOB_ID", "9"),
+        ("SLURM_NTASKS", "3"),
+        ("CUDA_VISIBLE_DEVICES", "7"),
+        ("SLURM_SUBMIT_DIR", "/x"),
+        ("SLURM_TIME_FORMAT", "relative"),
+    ]);
+    assert_eq!(shown(&options, &nested, false), format!("A=1 SLURM_TIME_FORMAT=relative X=1 {carried}"));
+    // A step keeps all of it, and may have a name of its own.
+    let step = shown(&srun("-J mine").unwrap(), &nested, true);
+    assert!(
+        step.contains("SLURM_JOB_ID=9")
+            && step.contains("SLURM_SUBMIT_DIR=/x")
+            && step.ends_with("SLURM_JOB_NAME=mine")
+    );
+    // What is not UTF-8 arrives as it was.
+    let bytes = [(ByteStr::from("B"), ByteStr(vec![0xff, 0xe9]))];
+    assert!(
+        srun("").unwrap().environment(&bytes, &submitter(), true).contains(&ByteStr(b"B=\xff\xe9".to_vec()))
     );
 }
 
@@ -516,7 +544,7 @@ proptest! {
         {
             let _ = options.job_spec(&submitter(), Some(image()));
             let _ = options.step_spec(&submitter(), vec![], vec![], None, None, None);
-            options.carried_variables();
+            options.environment(&[], &submitter(), false);
         }
     }
 }

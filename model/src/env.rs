@@ -1,0 +1,479 @@
+//! The environment of batch scripts and tasks: what Slurm's users expect to find there, from a step's launch.
+
+use crate::bytes::ByteStr;
+use crate::hardware::GresDevice;
+use crate::ids::StepId;
+use crate::launch::{NodeShare, StepLaunch};
+use crate::{hostlist, runs};
+
+/// Whether a step's processes see its own devices only. Then the libraries of GPUs count them from 0, and the
+/// variables must too; otherwise they name the node's indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Only the step's own are visible or allowed.
+    Confined,
+    /// All of the node's are.
+    Open,
+}
+
+/// One task of a step on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskPlace {
+    /// Its number among the step's tasks on this node, from 0.
+    pub local: u32,
+    /// Its process id, where it is known before the program starts.
+    pub pid: Option<u32>,
+    /// What it sees of devices.
+    pub devices: Devices,
+}
+
+/// Everything that the step sets for one task, over the environment in `launch.env`.
+pub fn step_environment(launch: &StepLaunch, task: TaskPlace) -> Vec<(String, ByteStr)> {
+    let mut all = step_variables(launch, task.devices);
+    all.extend(task_variables(launch, task));
+    all
+}
+
+/// What is the same for all tasks of a step on one node.
+pub fn step_variables(launch: &StepLaunch, devices: Devices) -> Vec<(String, ByteStr)> {
+    let mut env = Env(Vec::new());
+    job(&mut env, launch);
+    match launch.key.step {
+        StepId::Batch => batch(&mut env, launch),
+        _ => step(&mut env, launch),
+    }
+    gpus(&mut env, launch, devices);
+    // /tmp is the job's own; a TMPDIR that the submitter chose stays.
+    if !has(launch, "TMPDIR") {
+        env.set("TMPDIR", "/tmp");
+    }
+    env.0
+}
+
+/// What differs from task to task.
+pub fn task_variables(launch: &StepLaunch, task: TaskPlace) -> Vec<(String, ByteStr)> {
+    let here = launch.layout.tasks.get(launch.node_index as usize).map(Vec::as_slice).unwrap_or_default();
+    let batch = launch.key.step == StepId::Batch;
+    let global = if batch { 0 } else { here.get(task.local as usize).copied().unwrap_or(task.local) };
+    let gtids = if batch { "0".to_string() } else { join(here) };
+    let mut env = Env(Vec::new());
+    env.set("SLURM_PROCID", global.to_string());
+    env.set("SLURM_LOCALID", task.local.to_string());
+    env.set("SLURM_NODEID", launch.node_index.to_string());
+    env.set("SLURM_GTIDS", gtids);
+    if let Some(pid) = task.pid {
+        env.set("SLURM_TASK_PID", pid.to_string());
+    }
+    env.0
+}
+
+/// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
+/// out of what they submit.
+pub fn is_job_variable(name: &[u8]) -> bool {
+    const PREFIXES: &[&str] =
+        &["SLURM_JOB_", "SLURM_STEP_", "SLURM_ARRAY_", "SLURM_GPUS", "SLURM_SUBMIT_", "SLURM_TOPOLOGY_"];
+    const NAMES: &[&str] = &[
+        "CUDA_VISIBLE_DEVICES",
+        "ENVIRONMENT",
+        "GPU_DEVICE_ORDINAL",
+        "ROCR_VISIBLE_DEVICES",
+        "SLURMD_NODENAME",
+        "SLURM_CLUSTER_NAME",
+        "SLURM_CPUS_ON_NODE",
+        "SLURM_CPUS_PER_TASK",
+        "SLURM_DISTRIBUTION",
+        "SLURM_EXPORT_ENV",
+        "SLURM_GET_USER_ENV",
+        "SLURM_GTIDS",
+        "SLURM_JOBID",
+        "SLURM_LABELIO",
+        "SLURM_LOCALID",
+        "SLURM_MEM_PER_CPU",
+        "SLURM_MEM_PER_NODE",
+        "SLURM_NNODES",
+        "SLURM_NODEID",
+        "SLURM_NODELIST",
+        "SLURM_NPROCS",
+        "SLURM_NTASKS",
+        "SLURM_NTASKS_PER_NODE",
+        "SLURM_OOM_KILL_STEP",
+        "SLURM_OPEN_MODE",
+        "SLURM_PRIO_PROCESS",
+        "SLURM_PROCID",
+        "SLURM_RESTART_COUNT",
+        "SLURM_STEPID",
+        "SLURM_TASKS_PER_NODE",
+        "SLURM_TASK_PID",
+        "SLURM_TRES_PER_TASK",
+        "SLURM_UMASK",
+        "ZE_AFFINITY_MASK",
+    ];
+    PREFIXES.iter().any(|p| name.starts_with(p.as_bytes())) || NAMES.iter().any(|n| n.as_bytes() == name)
+}
+
+struct Env(Vec<(String, ByteStr)>);
+
+impl Env {
+    fn set(&mut self, name: &str, value: impl Into<ByteStr>) {
+        self.0.push((name.to_string(), value.into()));
+    }
+
+    fn maybe(&mut self, name: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.set(name, value.to_string());
+        }
+    }
+}
+
+/// Whether the submitted environment has a variable of this name.
+fn has(launch: &StepLaunch, name: &str) -> bool {
+    launch.env.iter().any(|v| v.0.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))
+}
+
+fn job(env: &mut Env, launch: &StepLaunch) {
+    let job = &launch.job;
+    let nodes: Vec<&str> = job.layout.nodes.iter().map(|n| n.0.as_str()).collect();
+    let list = hostlist::compress(&nodes);
+    env.set("SLURM_CLUSTER_NAME", job.cluster.as_str());
+    env.set("SLURM_JOB_ID", launch.key.job.to_string());
+    env.set("SLURM_JOBID", launch.key.job.to_string());
+    // A step's own name and the directory of the submission come with the environment of its client.
+    if launch.key.step == StepId::Batch || !has(launch, "SLURM_JOB_NAME") {
+        env.set("SLURM_JOB_NAME", job.name.as_str());
+    }
+    if !has(launch, "SLURM_SUBMIT_DIR") {
+        env.set("SLURM_SUBMIT_DIR", job.submit_dir.clone());
+    }
+    env.set("SLURM_SUBMIT_HOST", job.submit_host.as_str());
+    env.maybe("SLURM_JOB_ACCOUNT", job.account.as_ref());
+    env.set("SLURM_JOB_PARTITION", job.partition.as_str());
+    env.set("SLURM_JOB_UID", launch.identity.uid.to_string());
+    env.set("SLURM_JOB_GID", launch.identity.gid.to_string());
+    env.set("SLURM_JOB_USER", launch.identity.user.as_str());
+    env.set("SLURM_JOB_NODELIST", list.as_str());
+    env.set("SLURM_NODELIST", list);
+    env.set("SLURM_JOB_NUM_NODES", nodes.len().to_string());
+    env.set("SLURM_JOB_CPUS_PER_NODE", runs::print(&job.layout.cpus));
+    env.set("SLURM_JOB_START_TIME", job.start.secs().to_string());
+    env.maybe("SLURM_JOB_END_TIME", job.end.map(|t| t.secs()));
+    match (job.mem_per_cpu, job.mem_per_node) {
+        (Some(mib), _) => env.set("SLURM_MEM_PER_CPU", mib.to_string()),
+        (None, Some(mib)) => env.set("SLURM_MEM_PER_NODE", mib.to_string()),
+        (None, None) => {}
+    }
+    env.maybe("SLURM_NTASKS_PER_NODE", job.tasks_per_node);
+    if let Some(array) = job.array {
+        for (name, value) in [
+            ("SLURM_ARRAY_JOB_ID", array.array.0),
+            ("SLURM_ARRAY_TASK_ID", array.task),
+            ("SLURM_ARRAY_TASK_COUNT", array.count),
+            ("SLURM_ARRAY_TASK_MIN", array.min),
+            ("SLURM_ARRAY_TASK_MAX", array.max),
+            ("SLURM_ARRAY_TASK_STEP", array.step),
+        ] {
+            env.set(name, value.to_string());
+        }
+    }
+    env.maybe("SLURM_RESTART_COUNT", Some(job.restarts).filter(|n| *n > 0));
+    env.set("SLURMD_NODENAME", launch.node.0.as_str());
+    env.set("SLURM_TOPOLOGY_ADDR", launch.node.0.as_str());
+    env.set("SLURM_TOPOLOGY_ADDR_PATTERN", "node");
+    env.set("SLURM_PRIO_PROCESS", "0");
+    env.set("SLURM_OOM_KILL_STEP", "0");
+    env.set("SLURM_CPUS_ON_NODE", launch.share.cpus.len().to_string());
+    let per_task = match launch.key.step {
+        StepId::Batch => job.cpus_per_task,
+        _ => Some(launch.cpus_per_task).filter(|n| *n > 1 || job.cpus_per_task.is_some()),
+    };
+    env.maybe("SLURM_CPUS_PER_TASK", per_task);
+    env.maybe("SLURM_TRES_PER_TASK", per_task.map(|n| format!("cpu={n}")));
+}
+
+/// The batch script: it stands for the whole job.
+fn batch(env: &mut Env, launch: &StepLaunch) {
+    let job = &launch.job;
+    env.set("ENVIRONMENT", "BATCH");
+    env.set("HOSTNAME", launch.node.0.as_str());
+    env.set("SLURM_STEP_ID", "-5");
+    env.set("SLURM_STEPID", "-5");
+    env.set("SLURM_NNODES", job.layout.nodes.len().to_string());
+    let tasks: Vec<u32> = job.layout.tasks.iter().map(|tasks| count(tasks)).collect();
+    env.set("SLURM_TASKS_PER_NODE", runs::print(&tasks));
+    if job.tasks.is_some() || job.tasks_per_node.is_some() {
+        let total: u32 = tasks.iter().sum();
+        env.set("SLURM_NTASKS", total.to_string());
+        env.set("SLURM_NPROCS", total.to_string());
+    }
+}
+
+/// A step: tasks and nodes are its own.
+fn step(env: &mut Env, launch: &StepLaunch) {
+    let layout = &launch.layout;
+    let id = match launch.key.step {
+        StepId::Number(n) => n.to_string(),
+        // Slurm's number of the interactive step.
+        _ => "-6".to_string(),
+    };
+    let tasks: Vec<u32> = layout.tasks.iter().map(|tasks| count(tasks)).collect();
+    let total: u32 = tasks.iter().sum();
+    let nodes: Vec<&str> = layout.nodes.iter().map(|n| n.0.as_str()).collect();
+    env.set("SLURM_STEP_ID", id.as_str());
+    env.set("SLURM_STEPID", id);
+    env.set("SLURM_STEP_NODELIST", hostlist::compress(&nodes));
+    env.set("SLURM_STEP_NUM_NODES", nodes.len().to_string());
+    env.set("SLURM_STEP_NUM_TASKS", total.to_string());
+    env.set("SLURM_STEP_TASKS_PER_NODE", runs::print(&tasks));
+    env.set("SLURM_NNODES", nodes.len().to_string());
+    env.set("SLURM_NTASKS", total.to_string());
+    env.set("SLURM_NPROCS", total.to_string());
+    env.set("SLURM_TASKS_PER_NODE", runs::print(&tasks));
+    env.set("SLURM_DISTRIBUTION", "block");
+    env.set("SLURM_JOB_GROUP", launch.identity.group.as_str());
+    env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
+}
+
+fn gpus(env: &mut Env, launch: &StepLaunch, devices: Devices) {
+    let of = |share: &NodeShare| -> Vec<u32> {
+        share
+            .gres
+            .iter()
+            .filter(|device: &&GresDevice| device.name == "gpu")
+            .map(|device| device.index)
+            .collect()
+    };
+    let (job, own) = (of(&launch.job.share), of(&launch.share));
+    if !job.is_empty() {
+        env.set("SLURM_JOB_GPUS", join(&job));
+    }
+    if own.is_empty() {
+        return;
+    }
+    env.set("SLURM_GPUS_ON_NODE", own.len().to_string());
+    if launch.key.step != StepId::Batch {
+        env.set("SLURM_STEP_GPUS", join(&own));
+    }
+    let visible = match devices {
+        Devices::Confined => join(&(0..count(&own)).collect::<Vec<u32>>()),
+        Devices::Open => join(&own),
+    };
+    for name in ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] {
+        env.set(name, visible.as_str());
+    }
+}
+
+fn count(list: &[u32]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
+}
+
+fn join(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
+    use crate::launch::{ArrayPlace, JobFacts, Layout, Program};
+    use crate::limits::Limits;
+    use crate::spec::{Identity, IoSpec, JobKind};
+    use crate::time::{Span, Time};
+    use std::collections::BTreeMap;
+
+    fn device(index: u32) -> GresDevice {
+        GresDevice { name: "gpu".into(), kind: Some("test".into()), index, files: vec![] }
+    }
+
+    fn layout(nodes: &[&str], tasks: &[&[u32]], cpus: &[u32]) -> Layout {
+        Layout {
+            nodes: nodes.iter().map(|n| NodeName::from(*n)).collect(),
+            tasks: tasks.iter().map(|t| t.to_vec()).collect(),
+            cpus: cpus.to_vec(),
+        }
+    }
+
+    /// The batch script of a job of one task on one node.
+    fn minimal() -> StepLaunch {
+        let one = layout(&["n1"], &[&[0]], &[1]);
+        let share = NodeShare { cpus: vec![0], memory: 500, gres: vec![] };
+        StepLaunch {
+            key: StepKey { job: JobId(355), attempt: Attempt(0), step: StepId::Batch },
+            node: NodeName::from("n1"),
+            node_index: 0,
+            identity: Identity {
+                uid: Uid(1001),
+                gid: Gid(1001),
+                groups: vec![],
+                user: "alice".into(),
+                group: "alice".into(),
+                home: ByteStr::from("/home/alice"),
+                shell: ByteStr::from("/bin/bash"),
+            },
+            job: JobFacts {
+                kind: JobKind::Batch,
+                name: "envbatch.sh".into(),
+                partition: "debug".into(),
+                account: Some("physics".into()),
+                cluster: "golden".into(),
+                array: None,
+                restarts: 0,
+                start: Time::from_secs(1_795_215_826),
+                end: Some(Time::from_secs(1_795_217_626)),
+                layout: one.clone(),
+                submit_dir: ByteStr::from("/home/alice/work"),
+                submit_host: "node0".into(),
+                tasks: None,
+                tasks_per_node: None,
+                cpus_per_task: None,
+                mem_per_node: Some(500),
+                mem_per_cpu: Some(500),
+                share: share.clone(),
+            },
+            name: "batch".into(),
+            program: Program::Argv(vec![]),
+            env: vec![],
+            user_env: false,
+            work_dir: ByteStr::from("/home/alice/work"),
+            work_dir_explicit: false,
+            io: IoSpec::default(),
+            container: None,
+            limits: Limits::default(),
+            umask: 0o22,
+            pty: None,
+            layout: one,
+            cpus_per_task: 1,
+            share,
+            kill_on_bad_exit: false,
+            wait_after_first_exit: None,
+            attached: false,
+            kill_wait: Span::from_secs(30),
+        }
+    }
+
+    fn map(launch: &StepLaunch, local: u32) -> BTreeMap<String, String> {
+        let place = TaskPlace { local, pid: Some(19_803), devices: Devices::Confined };
+        let all = step_environment(launch, place);
+        let map: BTreeMap<_, _> = all.iter().map(|(n, v)| (n.clone(), v.display().into_owned())).collect();
+        assert_eq!(map.len(), all.len(), "a variable is set twice");
+        map
+    }
+
+    fn expect(map: &BTreeMap<String, String>, expected: &str) {
+        for line in expected.split_whitespace() {
+            let (name, value) = line.split_once('=').unwrap();
+            assert_eq!(map.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_minimal_batch_script_has_slurms_variables() {
+        let map = map(&minimal(), 0);
+        let expected = "ENVIRONMENT=BATCH HOSTNAME=n1 SLURMD_NODENAME=n1 SLURM_CLUSTER_NAME=golden SLURM_CPUS_ON_NODE=1 \
+            SLURM_GTIDS=0 SLURM_JOBID=355 SLURM_JOB_ACCOUNT=physics SLURM_JOB_CPUS_PER_NODE=1 \
+            SLURM_JOB_END_TIME=1795217626 SLURM_JOB_GID=1001 SLURM_JOB_ID=355 SLURM_JOB_NAME=envbatch.sh \
+            SLURM_JOB_NODELIST=n1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_PARTITION=debug SLURM_JOB_START_TIME=1795215826 \
+            SLURM_JOB_UID=1001 SLURM_JOB_USER=alice SLURM_LOCALID=0 SLURM_MEM_PER_CPU=500 SLURM_NNODES=1 SLURM_NODEID=0 \
+            SLURM_NODELIST=n1 SLURM_OOM_KILL_STEP=0 SLURM_PRIO_PROCESS=0 SLURM_PROCID=0 SLURM_STEPID=-5 SLURM_STEP_ID=-5 \
+            SLURM_SUBMIT_DIR=/home/alice/work SLURM_SUBMIT_HOST=node0 SLURM_TASKS_PER_NODE=1 SLURM_TASK_PID=19803 \
+            SLURM_TOPOLOGY_ADDR=n1 SLURM_TOPOLOGY_ADDR_PATTERN=node TMPDIR=/tmp";
+        expect(&map, expected);
+        // Nothing else: no -n, no -c, no array, no devices, no restart.
+        assert_eq!(map.len(), expected.split_whitespace().count());
+    }
+
+    #[test]
+    fn options_of_the_job_show_in_its_script() {
+        let mut launch = minimal();
+        launch.job.layout = layout(&["n5", "n6"], &[&[0, 1], &[2]], &[4, 2]);
+        launch.job.tasks = Some(3);
+        launch.job.cpus_per_task = Some(2);
+        launch.job.mem_per_cpu = None;
+        launch.job.mem_per_node = Some(200);
+        launch.job.restarts = 2;
+        launch.job.array = Some(ArrayPlace { array: JobId(357), task: 5, count: 4, min: 3, max: 9, step: 2 });
+        launch.job.share.gres = vec![device(0)];
+        launch.share = NodeShare { cpus: vec![0, 1, 2, 3], memory: 200, gres: vec![device(0)] };
+        let map = map(&launch, 0);
+        expect(
+            &map,
+            "SLURM_NTASKS=3 SLURM_NPROCS=3 SLURM_TASKS_PER_NODE=2,1 SLURM_JOB_CPUS_PER_NODE=4,2 SLURM_CPUS_PER_TASK=2 \
+             SLURM_TRES_PER_TASK=cpu=2 SLURM_JOB_NODELIST=n[5-6] SLURM_NODELIST=n[5-6] SLURM_JOB_NUM_NODES=2 \
+             SLURM_NNODES=2 SLURM_MEM_PER_NODE=200 SLURM_CPUS_ON_NODE=4 SLURM_RESTART_COUNT=2 SLURM_ARRAY_JOB_ID=357 \
+             SLURM_ARRAY_TASK_ID=5 SLURM_ARRAY_TASK_COUNT=4 SLURM_ARRAY_TASK_MIN=3 SLURM_ARRAY_TASK_MAX=9 \
+             SLURM_ARRAY_TASK_STEP=2 SLURM_JOB_GPUS=0 SLURM_GPUS_ON_NODE=1 CUDA_VISIBLE_DEVICES=0 GPU_DEVICE_ORDINAL=0 \
+             ROCR_VISIBLE_DEVICES=0 ZE_AFFINITY_MASK=0",
+        );
+        assert!(!map.contains_key("SLURM_MEM_PER_CPU") && !map.contains_key("SLURM_STEP_GPUS"));
+    }
+
+    #[test]
+    fn tasks_of_a_step_have_the_steps_values() {
+        let mut launch = minimal();
+        launch.key.step = StepId::Number(0);
+        launch.job.layout = layout(&["n1", "n2"], &[&[0, 1], &[2]], &[2, 1]);
+        launch.layout = launch.job.layout.clone();
+        launch.share.cpus = vec![0, 1];
+        expect(
+            &map(&launch, 1),
+            "SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_NODEID=0 SLURM_GTIDS=0,1 SLURM_STEP_ID=0 SLURM_STEPID=0 SLURM_NTASKS=3 \
+             SLURM_NPROCS=3 SLURM_STEP_NUM_TASKS=3 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=n[1-2] \
+             SLURM_STEP_TASKS_PER_NODE=2,1 SLURM_TASKS_PER_NODE=2,1 SLURM_CPUS_ON_NODE=2 SLURM_UMASK=0022 \
+             SLURM_JOB_GROUP=alice SLURM_DISTRIBUTION=block SLURM_NNODES=2 SLURM_JOB_NUM_NODES=2",
+        );
+        launch.node = NodeName::from("n2");
+        launch.node_index = 1;
+        launch.share.cpus = vec![0];
+        let second = map(&launch, 0);
+        expect(
+            &second,
+            "SLURM_PROCID=2 SLURM_LOCALID=0 SLURM_NODEID=1 SLURM_GTIDS=2 SLURMD_NODENAME=n2 SLURM_CPUS_ON_NODE=1 \
+             SLURM_TOPOLOGY_ADDR=n2",
+        );
+        assert!(!second.contains_key("ENVIRONMENT") && !second.contains_key("HOSTNAME"));
+    }
+
+    #[test]
+    fn a_steps_gpus_are_counted_from_zero_where_it_sees_only_its_own() {
+        let mut launch = minimal();
+        launch.key.step = StepId::Number(3);
+        launch.job.share.gres = vec![device(2), device(3), device(5)];
+        launch.share.gres = vec![device(3), device(5)];
+        launch.cpus_per_task = 1;
+        launch.job.cpus_per_task = Some(4);
+        expect(
+            &map(&launch, 0),
+            "SLURM_JOB_GPUS=2,3,5 SLURM_STEP_GPUS=3,5 SLURM_GPUS_ON_NODE=2 CUDA_VISIBLE_DEVICES=0,1 \
+             SLURM_CPUS_PER_TASK=1",
+        );
+        let open = step_variables(&launch, Devices::Open);
+        assert!(open.contains(&("CUDA_VISIBLE_DEVICES".to_string(), ByteStr::from("3,5"))));
+    }
+
+    #[test]
+    fn what_the_client_sent_stays_where_it_knows_better() {
+        let mut launch = minimal();
+        launch.env =
+            vec!["TMPDIR=/scratch".into(), "SLURM_SUBMIT_DIR=/from".into(), "SLURM_JOB_NAME=sname".into()];
+        let script = map(&launch, 0);
+        assert!(!script.contains_key("TMPDIR") && !script.contains_key("SLURM_SUBMIT_DIR"));
+        assert_eq!(script["SLURM_JOB_NAME"], "envbatch.sh");
+        launch.key.step = StepId::Number(0);
+        assert!(!map(&launch, 0).contains_key("SLURM_JOB_NAME"));
+    }
+
+    #[test]
+    fn all_that_a_step_sets_is_known_to_be_a_jobs() {
+        let mut launch = minimal();
+        launch.share.gres = vec![device(0)];
+        launch.job.share.gres = vec![device(0)];
+        launch.job.restarts = 1;
+        launch.job.array = Some(ArrayPlace { array: JobId(1), task: 1, count: 1, min: 1, max: 1, step: 1 });
+        for step in [StepId::Batch, StepId::Number(0)] {
+            launch.key.step = step;
+            for name in map(&launch, 0).keys().filter(|name| !["TMPDIR", "HOSTNAME"].contains(&name.as_str()))
+            {
+                assert!(is_job_variable(name.as_bytes()), "{name}");
+            }
+        }
+        assert!(!is_job_variable(b"SLURM_TIME_FORMAT") && !is_job_variable(b"PATH"));
+    }
+}
