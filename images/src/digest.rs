@@ -88,10 +88,8 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |reason: &str| {
-            Err(
-                Error::new(ErrorKind::Reference, format!("digest {text:?}"), reason)
-                    .next("write it as sha256: and 64 lower-case hexadecimal digits"),
-            )
+            Err(Error::new(ErrorKind::Reference, format!("digest {text:?}"), reason)
+                .next("write it as sha256: and 64 lower-case hexadecimal digits"))
         };
         let Some((name, hex)) = text.split_once(':') else {
             return bad("has no algorithm in front of a colon");
@@ -104,16 +102,10 @@ impl FromStr for Digest {
         if hex.len() != algorithm.hex_len() {
             return bad("has the wrong length");
         }
-        if !hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return bad("is not lower-case hexadecimal");
         }
-        Ok(Self {
-            algorithm,
-            hex: hex.to_owned(),
-        })
+        Ok(Self { algorithm, hex: hex.to_owned() })
     }
 }
 
@@ -171,12 +163,7 @@ fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes
         .iter()
-        .flat_map(|b| {
-            [
-                char::from(DIGITS[usize::from(b >> 4)]),
-                char::from(DIGITS[usize::from(b & 15)]),
-            ]
-        })
+        .flat_map(|b| [char::from(DIGITS[usize::from(b >> 4)]), char::from(DIGITS[usize::from(b & 15)])])
         .collect()
 }
 
@@ -190,22 +177,12 @@ mod tests {
             Digest::of(Algorithm::Sha256, b"").to_string(),
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
-        assert!(
-            Digest::of(Algorithm::Sha512, b"abc")
-                .hex()
-                .starts_with("ddaf35a193617aba")
-        );
+        assert!(Digest::of(Algorithm::Sha512, b"abc").hex().starts_with("ddaf35a193617aba"));
     }
 
     #[test]
     fn weak_short_and_upper_case_are_refused() {
-        for text in [
-            "md5:d41d8cd98f00b204e9800998ecf8427e",
-            "sha256:abcd",
-            "sha1:",
-            "sha256",
-            "",
-        ] {
+        for text in ["md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:abcd", "sha1:", "sha256", ""] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
         let upper = format!("sha256:{}", "A".repeat(64));

@@ -45,12 +45,7 @@ pub struct Error {
 impl Error {
     /// An error about `what`, because of `reason`.
     pub fn new(kind: ErrorKind, what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            kind,
-            what: what.into(),
-            reason: reason.into(),
-            next: String::new(),
-        }
+        Self { kind, what: what.into(), reason: reason.into(), next: String::new() }
     }
 
     /// Adds the next step for the person who reads it.
@@ -99,11 +94,8 @@ impl Error {
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {
         if !self.what.starts_with(outer) {
-            self.what = if self.what.is_empty() {
-                outer.to_owned()
-            } else {
-                format!("{outer}: {}", self.what)
-            };
+            self.what =
+                if self.what.is_empty() { outer.to_owned() } else { format!("{outer}: {}", self.what) };
         }
         self
     }
@@ -123,10 +115,7 @@ impl Error {
 
 /// At most `limit` characters of `text`, with control characters replaced.
 pub(crate) fn printable(text: &str, limit: usize) -> String {
-    text.chars()
-        .take(limit)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().take(limit).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl fmt::Display for Error {

@@ -28,26 +28,30 @@
 mod archive;
 mod digest;
 mod error;
+mod helpers;
 mod manifest;
 mod progress;
 mod reference;
 mod registry;
+mod remote;
 mod source;
 mod store;
 mod unpack;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind, Result};
+pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
 pub use registry::{Credentials, Registry};
+pub use remote::{RemoteSource, serve_fetcher};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
     open_source, resolve,
 };
 pub use store::{
-    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, PruneOptions, Removed, Store,
-    UseGuard, VerifyReport,
+    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, PruneOptions, Removed, Store, UseGuard,
+    VerifyReport,
 };
 pub use unpack::{LayerReport, Limits};

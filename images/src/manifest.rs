@@ -1,8 +1,6 @@
 //! Manifests, indexes and configurations, read by one strict parser; and the choice of a platform.
 
-use oci_spec::image::{
-    Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os,
-};
+use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -40,9 +38,7 @@ impl Default for Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self {
-            architecture: architecture.to_owned(),
-        }
+        Self { architecture: architecture.to_owned() }
     }
 }
 
@@ -88,11 +84,7 @@ pub(crate) enum Document {
 }
 
 /// Reads a manifest or index, of which a registry said that it is `content_type`.
-pub(crate) fn parse_document(
-    what: &str,
-    bytes: &[u8],
-    content_type: Option<&str>,
-) -> Result<Document> {
+pub(crate) fn parse_document(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<Document> {
     let bad = |reason: String| {
         Error::new(ErrorKind::Refused, format!("manifest of {what}"), reason)
             .next("push the image again with a current tool")
@@ -102,28 +94,15 @@ pub(crate) fn parse_document(
     let Some(fields) = value.as_object() else {
         return Err(bad("is not a JSON object".to_owned()));
     };
-    const KEYS: [&str; 6] = [
-        "schemaVersion",
-        "mediaType",
-        "config",
-        "layers",
-        "manifests",
-        "fsLayers",
-    ];
+    const KEYS: [&str; 6] = ["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
     for key in fields.keys() {
         // Some readers ignore case, so that they would see another document.
-        if KEYS
-            .iter()
-            .any(|known| key.eq_ignore_ascii_case(known) && key != known)
-        {
+        if KEYS.iter().any(|known| key.eq_ignore_ascii_case(known) && key != known) {
             return Err(bad(format!("has the ambiguous key {key:?}")));
         }
     }
     if fields.contains_key("fsLayers")
-        || fields
-            .get("schemaVersion")
-            .and_then(serde_json::Value::as_u64)
-            == Some(1)
+        || fields.get("schemaVersion").and_then(serde_json::Value::as_u64) == Some(1)
     {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -132,36 +111,21 @@ pub(crate) fn parse_document(
         )
         .next("push the image again with a current tool, for example `skopeo copy`"));
     }
-    let (index, manifest) = (
-        fields.contains_key("manifests"),
-        fields.contains_key("layers") || fields.contains_key("config"),
-    );
+    let (index, manifest) =
+        (fields.contains_key("manifests"), fields.contains_key("layers") || fields.contains_key("config"));
     // An artifact may carry neither, and a document that carries both is read differently by different tools.
     if index == manifest {
-        let reason = if index {
-            "is an index and a manifest at once"
-        } else {
-            "is neither an index nor a manifest"
-        };
+        let reason =
+            if index { "is an index and a manifest at once" } else { "is neither an index nor a manifest" };
         return Err(bad(reason.to_owned()));
     }
     let declared = fields.get("mediaType").and_then(serde_json::Value::as_str);
-    let expected: [&str; 2] = if index {
-        [OCI_INDEX, DOCKER_INDEX]
-    } else {
-        [OCI_MANIFEST, DOCKER_MANIFEST]
-    };
+    let expected: [&str; 2] = if index { [OCI_INDEX, DOCKER_INDEX] } else { [OCI_MANIFEST, DOCKER_MANIFEST] };
     let announced = content_type.map(|t| t.split(';').next().unwrap_or_default().trim());
     let known = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST];
-    for given in [declared, announced.filter(|t| known.contains(t))]
-        .into_iter()
-        .flatten()
-    {
+    for given in [declared, announced.filter(|t| known.contains(t))].into_iter().flatten() {
         if !expected.contains(&given) {
-            return Err(bad(format!(
-                "says that it is {given:?} and has the content of {:?}",
-                expected[0]
-            )));
+            return Err(bad(format!("says that it is {given:?} and has the content of {:?}", expected[0])));
         }
     }
     // From the bytes again: the first reading joins repeated keys, this one refuses them.
@@ -175,24 +139,14 @@ pub(crate) fn parse_document(
 
 /// Takes a descriptor's digest, in our stricter type.
 pub(crate) fn descriptor_digest(what: &str, descriptor: &Descriptor) -> Result<Digest> {
-    descriptor
-        .digest()
-        .to_string()
-        .parse()
-        .map_err(|e: Error| e.within(what))
+    descriptor.digest().to_string().parse().map_err(|e: Error| e.within(what))
 }
 
 /// The entry of an index for `platform`.
-pub(crate) fn choose<'a>(
-    what: &str,
-    index: &'a ImageIndex,
-    platform: &Platform,
-) -> Result<&'a Descriptor> {
+pub(crate) fn choose<'a>(what: &str, index: &'a ImageIndex, platform: &Platform) -> Result<&'a Descriptor> {
     let image = |d: &&Descriptor| {
-        matches!(
-            d.media_type(),
-            MediaType::ImageManifest | MediaType::ImageIndex
-        ) || matches!(d.media_type(), MediaType::Other(t) if t == DOCKER_MANIFEST || t == DOCKER_INDEX)
+        matches!(d.media_type(), MediaType::ImageManifest | MediaType::ImageIndex)
+            || matches!(d.media_type(), MediaType::Other(t) if t == DOCKER_MANIFEST || t == DOCKER_INDEX)
     };
     let candidates: Vec<&Descriptor> = index.manifests().iter().filter(image).collect();
     let rank = |d: &&&Descriptor| -> Option<u32> {
@@ -206,17 +160,10 @@ pub(crate) fn choose<'a>(
             Some(v) => v.trim_start_matches('v').parse().unwrap_or(99),
         })
     };
-    if let Some(best) = candidates
-        .iter()
-        .filter(|d| rank(d).is_some())
-        .min_by_key(|d| rank(d))
-    {
+    if let Some(best) = candidates.iter().filter(|d| rank(d).is_some()).min_by_key(|d| rank(d)) {
         return Ok(best);
     }
-    let unnamed: Vec<_> = candidates
-        .iter()
-        .filter(|d| d.platform().is_none())
-        .collect();
+    let unnamed: Vec<_> = candidates.iter().filter(|d| d.platform().is_none()).collect();
     if let [only] = unnamed[..] {
         return Ok(only);
     }
@@ -236,11 +183,7 @@ pub(crate) fn choose<'a>(
         .collect();
     offered.sort();
     offered.dedup();
-    let offered = if offered.is_empty() {
-        "none".to_owned()
-    } else {
-        offered.join(", ")
-    };
+    let offered = if offered.is_empty() { "none".to_owned() } else { offered.join(", ") };
     Err(wrong_platform(what, &offered, platform))
 }
 
@@ -266,12 +209,8 @@ pub(crate) fn read_config(
     limits: &Limits,
 ) -> Result<(ImageConfig, Vec<LayerInfo>)> {
     let bad = |reason: String| {
-        Error::new(
-            ErrorKind::Refused,
-            format!("configuration of {what}"),
-            reason,
-        )
-        .next("push the image again with a current tool")
+        Error::new(ErrorKind::Refused, format!("configuration of {what}"), reason)
+            .next("push the image again with a current tool")
     };
     let config: ImageConfiguration =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("is malformed: {e}")))?;
@@ -282,11 +221,7 @@ pub(crate) fn read_config(
     let diff_ids = config.rootfs().diff_ids();
     let layers = manifest.layers();
     if diff_ids.len() != layers.len() {
-        return Err(bad(format!(
-            "names {} layers and the manifest {}",
-            diff_ids.len(),
-            layers.len()
-        )));
+        return Err(bad(format!("names {} layers and the manifest {}", diff_ids.len(), layers.len())));
     }
     if layers.is_empty() {
         return Err(Error::new(
@@ -296,11 +231,7 @@ pub(crate) fn read_config(
         ));
     }
     if layers.len() > limits.layers {
-        return Err(bad(format!(
-            "has {} layers; at most {} can be mounted",
-            layers.len(),
-            limits.layers
-        )));
+        return Err(bad(format!("has {} layers; at most {} can be mounted", layers.len(), limits.layers)));
     }
     let mut infos = Vec::with_capacity(layers.len());
     for (layer, diff_id) in layers.iter().zip(diff_ids) {
@@ -318,12 +249,7 @@ pub(crate) fn read_config(
         cmd: run.cmd().clone().unwrap_or_default(),
         workdir: run.working_dir().clone().unwrap_or_default(),
         user: run.user().clone().unwrap_or_default(),
-        labels: run
-            .labels()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect(),
+        labels: run.labels().clone().unwrap_or_default().into_iter().collect(),
         arch: arch_name(config.architecture()),
         stop_signal: run.stop_signal().clone().unwrap_or_default(),
         created: config.created().clone().unwrap_or_default(),
@@ -336,9 +262,9 @@ pub(crate) fn read_config(
         .chain([&parsed.workdir, &parsed.user])
         .any(|s| s.contains('\0'))
     {
-        return Err(bad(
-            "has a NUL in a variable, an argument, the working directory or the user".to_owned(),
-        ));
+        return Err(
+            bad("has a NUL in a variable, an argument, the working directory or the user".to_owned()),
+        );
     }
     Ok((parsed, infos))
 }
@@ -391,24 +317,16 @@ mod tests {
     }
 
     fn error(text: &str, content_type: Option<&str>) -> String {
-        doc(text, content_type)
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_else(|| panic!("accepted: {text}"))
+        doc(text, content_type).err().map(|e| e.to_string()).unwrap_or_else(|| panic!("accepted: {text}"))
     }
 
     #[test]
     fn ambiguous_manifests_are_refused() {
-        let config = r#""config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"$D","size":1}"#;
+        let config =
+            r#""config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"$D","size":1}"#;
         let good = format!(r#"{{"schemaVersion":2,{config},"layers":[]}}"#);
-        assert!(matches!(
-            doc(&good, Some(OCI_MANIFEST)),
-            Ok(Document::Manifest(_))
-        ));
-        assert!(matches!(
-            doc(&good, Some("application/json")),
-            Ok(Document::Manifest(_))
-        ));
+        assert!(matches!(doc(&good, Some(OCI_MANIFEST)), Ok(Document::Manifest(_))));
+        assert!(matches!(doc(&good, Some("application/json")), Ok(Document::Manifest(_))));
         assert!(error(&good, Some(OCI_INDEX)).contains("says that it is"));
         let both = format!(r#"{{"schemaVersion":2,{config},"layers":[],"manifests":[]}}"#);
         assert!(error(&both, None).contains("at once"));
@@ -417,8 +335,7 @@ mod tests {
         assert!(error(&twice, None).contains("duplicate"));
         let case = format!(r#"{{"schemaVersion":2,{config},"layers":[],"Layers":[]}}"#);
         assert!(error(&case, None).contains("ambiguous"));
-        let lie =
-            format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}",{config},"layers":[]}}"#);
+        let lie = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}",{config},"layers":[]}}"#);
         assert!(error(&lie, None).contains("says that it is"));
         assert!(error(r#"{"schemaVersion":1,"fsLayers":[]}"#, None).contains("schema 1"));
         assert!(error("[]", None).contains("object"));
@@ -435,26 +352,24 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(n, (os, arch, variant))| {
-                let variant = if variant.is_empty() { String::new() } else { format!(r#","variant":"{variant}""#) };
-                let platform = if os.is_empty() { String::new() } else { format!(r#","platform":{{"os":"{os}","architecture":"{arch}"{variant}}}"#) };
+                let variant =
+                    if variant.is_empty() { String::new() } else { format!(r#","variant":"{variant}""#) };
+                let platform = if os.is_empty() {
+                    String::new()
+                } else {
+                    format!(r#","platform":{{"os":"{os}","architecture":"{arch}"{variant}}}"#)
+                };
                 format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"sha256:{n:064x}","size":{n}{platform}}}"#)
             })
             .collect();
-        serde_json::from_str(&format!(
-            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-            entries.join(",")
-        ))
-        .unwrap()
+        serde_json::from_str(&format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(",")))
+            .unwrap()
     }
 
     #[test]
     fn platform_choice() {
-        let amd64 = Platform {
-            architecture: "amd64".to_owned(),
-        };
-        let arm = Platform {
-            architecture: "arm".to_owned(),
-        };
+        let amd64 = Platform { architecture: "amd64".to_owned() };
+        let arm = Platform { architecture: "arm".to_owned() };
         let many = index(&[
             ("linux", "arm64", "v8"),
             ("linux", "amd64", "v3"),
@@ -463,15 +378,9 @@ mod tests {
         ]);
         assert_eq!(choose("x", &many, &amd64).unwrap().size(), 2);
         let error = choose("img", &many, &arm).unwrap_err().to_string();
-        assert!(
-            error.contains("linux/arm ") && error.contains("linux/amd64, linux/arm64"),
-            "{error}"
-        );
+        assert!(error.contains("linux/arm ") && error.contains("linux/amd64, linux/arm64"), "{error}");
         assert!(!error.contains("unknown"), "{error}");
-        assert_eq!(
-            choose("x", &index(&[("", "", "")]), &amd64).unwrap().size(),
-            0
-        );
+        assert_eq!(choose("x", &index(&[("", "", "")]), &amd64).unwrap().size(), 0);
         assert!(choose("x", &index(&[("", "", ""), ("", "", "")]), &amd64).is_err());
         assert!(choose("x", &index(&[("windows", "amd64", "")]), &amd64).is_err());
     }

@@ -66,12 +66,7 @@ impl RegistryRef {
     /// `docker://registry/repository`, without tag and digest: the canonical source of a pinned image. A user
     /// name stays in it, because it chooses the login with which a node fetches.
     pub fn source(&self) -> String {
-        Self {
-            tag: None,
-            digest: None,
-            ..self.clone()
-        }
-        .to_string()
+        Self { tag: None, digest: None, ..self.clone() }.to_string()
     }
 
     /// What to ask the registry for: the digest if there is one, else the tag.
@@ -84,11 +79,7 @@ impl RegistryRef {
     }
 
     fn base(&self) -> String {
-        let mark = if looks_like_registry(&self.registry) {
-            '/'
-        } else {
-            '#'
-        };
+        let mark = if looks_like_registry(&self.registry) { '/' } else { '#' };
         format!("{}{mark}{}", self.registry, self.repository)
     }
 }
@@ -112,11 +103,10 @@ impl fmt::Display for RegistryRef {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layout =
-            |f: &mut fmt::Formatter<'_>, scheme: &str, path: &Path, name: &Option<String>| {
-                write!(f, "{scheme}:{}", path.display())?;
-                name.iter().try_for_each(|name| write!(f, ":{name}"))
-            };
+        let layout = |f: &mut fmt::Formatter<'_>, scheme: &str, path: &Path, name: &Option<String>| {
+            write!(f, "{scheme}:{}", path.display())?;
+            name.iter().try_for_each(|name| write!(f, ":{name}"))
+        };
         match self {
             Reference::Registry(registry) => registry.fmt(f),
             Reference::Oci { path, name } => layout(f, "oci", path, name),
@@ -129,11 +119,7 @@ impl fmt::Display for Reference {
 
 /// Forms that other tools know and this version does not, and what to do instead.
 const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
-    (
-        "docker-archive:",
-        "docker-archive files are not supported yet",
-        CONVERT_ARCHIVE,
-    ),
+    ("docker-archive:", "docker-archive files are not supported yet", CONVERT_ARCHIVE),
     (
         "docker-daemon:",
         "images inside a Docker daemon are not read",
@@ -185,7 +171,8 @@ const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
         "write REGISTRY/NAME:TAG and allow HTTP with --insecure",
     ),
 ];
-const CONVERT_ARCHIVE: &str = "convert it with `skopeo copy docker-archive:FILE.tar oci-archive:NEW.tar` and name oci-archive:NEW.tar";
+const CONVERT_ARCHIVE: &str =
+    "convert it with `skopeo copy docker-archive:FILE.tar oci-archive:NEW.tar` and name oci-archive:NEW.tar";
 const CONVERT_SQUASHFS: &str = "unpack it with `unsquashfs -d DIR FILE` and name the directory, or use the registry image that it was made from";
 const CONVERT_SIF: &str = "use the registry image that it was made from, or `apptainer build --sandbox DIR FILE` and name the directory";
 
@@ -196,12 +183,7 @@ pub(crate) fn unsupported_file(what: &str, form: &str) -> Error {
         "SIF" => CONVERT_SIF,
         _ => CONVERT_ARCHIVE,
     };
-    Error::new(
-        ErrorKind::Unsupported,
-        what,
-        format!("{form} images are not supported yet"),
-    )
-    .next(next)
+    Error::new(ErrorKind::Unsupported, what, format!("{form} images are not supported yet")).next(next)
 }
 
 impl FromStr for Reference {
@@ -209,9 +191,8 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self> {
         let quoted = format!("image {text:?}");
-        let bad = |reason: &str, next: &str| {
-            Error::new(ErrorKind::Reference, quoted.clone(), reason).next(next)
-        };
+        let bad =
+            |reason: &str, next: &str| Error::new(ErrorKind::Reference, quoted.clone(), reason).next(next);
         if text.is_empty() {
             return Err(bad(
                 "is empty",
@@ -219,23 +200,16 @@ impl FromStr for Reference {
             ));
         }
         if text.len() > 4096 || text.chars().any(char::is_control) {
-            return Err(bad(
-                "is too long or holds control characters",
-                "check the quoting",
-            ));
+            return Err(bad("is too long or holds control characters", "check the quoting"));
         }
         if text == "host:" {
             return Ok(Reference::Host);
         }
         if text.starts_with("host:") {
-            return Err(bad(
-                "has text after host:",
-                "write host: alone for the node's own file system",
-            ));
+            return Err(bad("has text after host:", "write host: alone for the node's own file system"));
         }
-        if let Some((_, reason, next)) = REFUSED_SCHEMES
-            .iter()
-            .find(|(scheme, _, _)| text.starts_with(scheme))
+        if let Some((_, reason, next)) =
+            REFUSED_SCHEMES.iter().find(|(scheme, _, _)| text.starts_with(scheme))
         {
             return Err(Error::new(ErrorKind::Unsupported, quoted, *reason).next(*next));
         }
@@ -256,10 +230,7 @@ impl FromStr for Reference {
             refuse_suffix(text, &quoted)?;
         }
         if rest.is_empty() {
-            return Err(bad(
-                "has no name after docker://",
-                "write docker://REGISTRY/NAME:TAG",
-            ));
+            return Err(bad("has no name after docker://", "write docker://REGISTRY/NAME:TAG"));
         }
         registry_ref(rest, &bad).map(Reference::Registry)
     }
@@ -270,10 +241,7 @@ fn is_path(text: &str) -> bool {
 }
 
 fn refuse_suffix(text: &str, quoted: &str) -> Result<()> {
-    for (suffixes, form) in [
-        ([".sqsh", ".squashfs"], "squashfs"),
-        ([".sif", ".simg"], "SIF"),
-    ] {
+    for (suffixes, form) in [([".sqsh", ".squashfs"], "squashfs"), ([".sif", ".simg"], "SIF")] {
         if suffixes.iter().any(|s| text.ends_with(s)) {
             return Err(unsupported_file(quoted, form));
         }
@@ -282,25 +250,16 @@ fn refuse_suffix(text: &str, quoted: &str) -> Result<()> {
 }
 
 /// Splits `path[:name]` at the first colon, as skopeo does.
-fn layout_parts(
-    rest: &str,
-    bad: &impl Fn(&str, &str) -> Error,
-) -> Result<(PathBuf, Option<String>)> {
+fn layout_parts(rest: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<(PathBuf, Option<String>)> {
     let (path, name) = match rest.split_once(':') {
         Some((path, name)) => (path, Some(name)),
         None => (rest, None),
     };
     if path.is_empty() {
-        return Err(bad(
-            "has no path",
-            "write oci:/path/to/layout or oci-archive:/path/to/file.tar",
-        ));
+        return Err(bad("has no path", "write oci:/path/to/layout or oci-archive:/path/to/file.tar"));
     }
     if path.starts_with("//") {
-        return Err(bad(
-            "is not a URL",
-            "write oci:/path or oci-archive:/path with one slash",
-        ));
+        return Err(bad("is not a URL", "write oci:/path or oci-archive:/path with one slash"));
     }
     if name.is_some_and(|name| name.is_empty() || name.contains(char::is_whitespace)) {
         return Err(bad(
@@ -319,9 +278,9 @@ fn looks_like_registry(part: &str) -> bool {
 fn registry_ref(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<RegistryRef> {
     let (rest, digest) = match text.rsplit_once('@') {
         Some((rest, tail)) if is_digest_like(tail) => {
-            let digest: Digest = tail.parse().map_err(|e: Error| {
-                bad(&format!("has a bad digest: {e}"), "copy the whole digest")
-            })?;
+            let digest: Digest = tail
+                .parse()
+                .map_err(|e: Error| bad(&format!("has a bad digest: {e}"), "copy the whole digest"))?;
             (rest, Some(digest))
         }
         _ => (text, None),
@@ -381,13 +340,7 @@ fn registry_ref(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Regist
         (None, Some(_)) => None,
         (None, None) => Some("latest".to_owned()),
     };
-    Ok(RegistryRef {
-        user: user.map(str::to_owned),
-        registry,
-        repository,
-        tag,
-        digest,
-    })
+    Ok(RegistryRef { user: user.map(str::to_owned), registry, repository, tag, digest })
 }
 
 /// Whether text after `@` was meant as a digest, be it right or wrong.
@@ -399,26 +352,17 @@ fn is_digest_like(tail: &str) -> bool {
 }
 
 fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<String> {
-    let wrong = |reason: &str| {
-        bad(
-            &format!("has an invalid registry {text:?}: {reason}"),
-            "write HOST or HOST:PORT",
-        )
-    };
+    let wrong =
+        |reason: &str| bad(&format!("has an invalid registry {text:?}: {reason}"), "write HOST or HOST:PORT");
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let (host, tail) = rest
-                .split_once(']')
-                .ok_or_else(|| wrong("the bracket is not closed"))?;
+            let (host, tail) = rest.split_once(']').ok_or_else(|| wrong("the bracket is not closed"))?;
             if host.parse::<std::net::Ipv6Addr>().is_err() {
                 return Err(wrong("not an IPv6 address in brackets"));
             }
             let port = match tail {
                 "" => None,
-                _ => Some(
-                    tail.strip_prefix(':')
-                        .ok_or_else(|| wrong("text after the bracket"))?,
-                ),
+                _ => Some(tail.strip_prefix(':').ok_or_else(|| wrong("text after the bracket"))?),
             };
             (format!("[{host}]"), port)
         }
@@ -429,8 +373,7 @@ fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Strin
             };
             let label = |l: &str| {
                 !l.is_empty()
-                    && l.bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
                     && !l.starts_with('-')
                     && !l.ends_with('-')
             };
@@ -441,26 +384,20 @@ fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Strin
         }
     };
     if let Some(port) = port
-        && (port.parse::<u16>().map_or(true, |p| p == 0)
-            || !port.bytes().all(|b| b.is_ascii_digit()))
+        && (port.parse::<u16>().map_or(true, |p| p == 0) || !port.bytes().all(|b| b.is_ascii_digit()))
     {
         return Err(wrong("the port is not a number from 1 to 65535"));
     }
     let name = port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
     Ok(match name.as_str() {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
-            DEFAULT_REGISTRY.to_owned()
-        }
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DEFAULT_REGISTRY.to_owned(),
         _ => name,
     })
 }
 
 fn check_repository(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<()> {
     if text.is_empty() {
-        return Err(bad(
-            "has no repository name",
-            "write NAME[:TAG], such as debian:12",
-        ));
+        return Err(bad("has no repository name", "write NAME[:TAG], such as debian:12"));
     }
     if text.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err(bad(
@@ -506,77 +443,33 @@ mod tests {
     use super::*;
 
     fn canonical(text: &str) -> String {
-        text.parse::<Reference>()
-            .unwrap_or_else(|e| panic!("{e}"))
-            .to_string()
+        text.parse::<Reference>().unwrap_or_else(|e| panic!("{e}")).to_string()
     }
 
     #[test]
     fn spellings() {
         let d = "a".repeat(64);
         for (text, want) in [
-            (
-                "debian",
-                "docker://docker.io/library/debian:latest".to_owned(),
-            ),
-            (
-                "debian:12",
-                "docker://docker.io/library/debian:12".to_owned(),
-            ),
-            (
-                "docker://debian:12",
-                "docker://docker.io/library/debian:12".to_owned(),
-            ),
+            ("debian", "docker://docker.io/library/debian:latest".to_owned()),
+            ("debian:12", "docker://docker.io/library/debian:12".to_owned()),
+            ("docker://debian:12", "docker://docker.io/library/debian:12".to_owned()),
             ("org/app", "docker://docker.io/org/app:latest".to_owned()),
-            (
-                "index.docker.io/org/app:1",
-                "docker://docker.io/org/app:1".to_owned(),
-            ),
-            (
-                "registry:5000/x/y:tag",
-                "docker://registry:5000/x/y:tag".to_owned(),
-            ),
+            ("index.docker.io/org/app:1", "docker://docker.io/org/app:1".to_owned()),
+            ("registry:5000/x/y:tag", "docker://registry:5000/x/y:tag".to_owned()),
             ("localhost/x", "docker://localhost/x:latest".to_owned()),
-            (
-                "localhost:5000",
-                "docker://docker.io/library/localhost:5000".to_owned(),
-            ),
+            ("localhost:5000", "docker://docker.io/library/localhost:5000".to_owned()),
             ("[::1]:5000/x:t", "docker://[::1]:5000/x:t".to_owned()),
-            (
-                "nvcr.io#nvidia/x:tag",
-                "docker://nvcr.io/nvidia/x:tag".to_owned(),
-            ),
-            (
-                "docker://nvcr.io#nvidia/x:tag",
-                "docker://nvcr.io/nvidia/x:tag".to_owned(),
-            ),
+            ("nvcr.io#nvidia/x:tag", "docker://nvcr.io/nvidia/x:tag".to_owned()),
+            ("docker://nvcr.io#nvidia/x:tag", "docker://nvcr.io/nvidia/x:tag".to_owned()),
             ("myhost#x/y:tag", "docker://myhost#x/y:tag".to_owned()),
             ("host:5000#x:tag", "host".to_owned()),
-            (
-                "$oauthtoken@nvcr.io#nvidia/x:t",
-                "docker://$oauthtoken@nvcr.io#nvidia/x:t".to_owned(),
-            ),
-            (
-                "me@debian:12",
-                "docker://me@docker.io#library/debian:12".to_owned(),
-            ),
-            (
-                &format!("debian@sha256:{d}"),
-                format!("docker://docker.io/library/debian@sha256:{d}"),
-            ),
-            (
-                &format!("a.b/c:t@sha256:{d}"),
-                format!("docker://a.b/c:t@sha256:{d}"),
-            ),
-            (
-                &format!("me@a.b#c:t@sha256:{d}"),
-                format!("docker://me@a.b#c:t@sha256:{d}"),
-            ),
+            ("$oauthtoken@nvcr.io#nvidia/x:t", "docker://$oauthtoken@nvcr.io#nvidia/x:t".to_owned()),
+            ("me@debian:12", "docker://me@docker.io#library/debian:12".to_owned()),
+            (&format!("debian@sha256:{d}"), format!("docker://docker.io/library/debian@sha256:{d}")),
+            (&format!("a.b/c:t@sha256:{d}"), format!("docker://a.b/c:t@sha256:{d}")),
+            (&format!("me@a.b#c:t@sha256:{d}"), format!("docker://me@a.b#c:t@sha256:{d}")),
             ("oci:/path", "oci:/path".to_owned()),
-            (
-                "oci:/path:docker.io/x:1",
-                "oci:/path:docker.io/x:1".to_owned(),
-            ),
+            ("oci:/path:docker.io/x:1", "oci:/path:docker.io/x:1".to_owned()),
             ("oci-archive:./a.tar", "oci-archive:./a.tar".to_owned()),
             ("./a.tar", "./a.tar".to_owned()),
             ("/a:b", "/a:b".to_owned()),
@@ -586,10 +479,7 @@ mod tests {
             if want == "host" {
                 // `host:` is a scheme; a registry of that name needs docker://.
                 assert!(text.parse::<Reference>().is_err());
-                assert_eq!(
-                    canonical(&format!("docker://{text}")),
-                    "docker://host:5000/x:tag"
-                );
+                assert_eq!(canonical(&format!("docker://{text}")), "docker://host:5000/x:tag");
                 continue;
             }
             assert_eq!(canonical(text), want, "{text}");

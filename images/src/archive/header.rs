@@ -22,19 +22,12 @@ impl<'a> Header<'a> {
         let mut unsigned = 0i64;
         let mut signed = 0i64;
         for (at, byte) in block.iter().enumerate() {
-            let byte = if (148..156).contains(&at) {
-                b' '
-            } else {
-                *byte
-            };
+            let byte = if (148..156).contains(&at) { b' ' } else { *byte };
             unsigned += i64::from(byte);
             signed += i64::from(byte.cast_signed());
         }
         if stored != unsigned && stored != signed {
-            return Err(refused(
-                &[],
-                "a header has a wrong checksum (not a tar stream, or damaged)",
-            ));
+            return Err(refused(&[], "a header has a wrong checksum (not a tar stream, or damaged)"));
         }
         Ok(header)
     }
@@ -54,16 +47,8 @@ impl<'a> Header<'a> {
     /// The name, with the prefix of POSIX ustar.
     pub(super) fn path(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
-        let prefix = if self.dialect() == Dialect::Ustar {
-            text(&self.0[345..500])
-        } else {
-            &[]
-        };
-        if prefix.is_empty() {
-            name.to_vec()
-        } else {
-            [prefix, b"/", name].concat()
-        }
+        let prefix = if self.dialect() == Dialect::Ustar { text(&self.0[345..500]) } else { &[] };
+        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -105,11 +90,7 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
         let negative = first & 0x40 != 0;
         let mut value: i128 = if negative { -1 } else { 0 };
         for (at, byte) in field.iter().enumerate() {
-            let byte = if at == 0 {
-                if negative { byte | 0x80 } else { byte & 0x3f }
-            } else {
-                *byte
-            };
+            let byte = if at == 0 { if negative { byte | 0x80 } else { byte & 0x3f } } else { *byte };
             value = (value << 8) | i128::from(byte);
             // Twelve bytes fit i128 by far; what does not fit i64 is refused below.
         }
@@ -118,10 +99,7 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     let digits: &[u8] = {
         let start = field.iter().position(|b| *b != b' ').unwrap_or(field.len());
         let rest = &field[start..];
-        let end = rest
-            .iter()
-            .position(|b| matches!(b, 0 | b' '))
-            .unwrap_or(rest.len());
+        let end = rest.iter().position(|b| matches!(b, 0 | b' ')).unwrap_or(rest.len());
         if rest[end..].iter().any(|b| !matches!(b, 0 | b' ')) {
             return None;
         }
@@ -150,13 +128,7 @@ mod tests {
         assert_eq!(number(b"00006x4\0"), None);
         assert_eq!(number(b"0644\0 9\0"), None);
         assert_eq!(number(b"\x80\0\0\0\0\0\0\0\0\0\x01\x02"), Some(0x102));
-        assert_eq!(
-            number(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
-            Some(-1)
-        );
-        assert_eq!(
-            number(b"\x80\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
-            None
-        );
+        assert_eq!(number(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), Some(-1));
+        assert_eq!(number(b"\x80\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff"), None);
     }
 }

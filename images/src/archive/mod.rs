@@ -57,19 +57,12 @@ pub(crate) struct Segment {
 
 /// The archive is ambiguous, malformed or beyond a limit.
 pub(crate) fn refused(path: &[u8], reason: impl Into<String>) -> Error {
-    let what = if path.is_empty() {
-        "archive".to_owned()
-    } else {
-        format!("entry {}", show(path))
-    };
+    let what = if path.is_empty() { "archive".to_owned() } else { format!("entry {}", show(path)) };
     Error::new(ErrorKind::Refused, what, reason)
         .next("the image is damaged or hostile; build or pull it again from a source you trust")
 }
 
 /// A name of the archive, for a message.
 pub(crate) fn show(path: &[u8]) -> String {
-    format!(
-        "{:?}",
-        crate::error::printable(&String::from_utf8_lossy(path), 200)
-    )
+    format!("{:?}", crate::error::printable(&String::from_utf8_lossy(path), 200))
 }

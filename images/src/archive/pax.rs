@@ -32,10 +32,7 @@ impl Pax {
             let (key, value, tail) = record(rest)?;
             rest = tail;
             if seen.contains(&key) {
-                return Err(refused(
-                    &[],
-                    format!("an extended header has {} twice", super::show(key)),
-                ));
+                return Err(refused(&[], format!("an extended header has {} twice", super::show(key))));
             }
             seen.push(key);
             pax.take(key, value)?;
@@ -102,14 +99,8 @@ impl Pax {
 
 fn record(rest: &[u8]) -> Result<(&[u8], &[u8], &[u8])> {
     let bad = || refused(&[], "an extended header is malformed");
-    let space = rest
-        .iter()
-        .take(20)
-        .position(|b| *b == b' ')
-        .ok_or_else(bad)?;
-    let length = decimal(&rest[..space])
-        .and_then(|n| usize::try_from(n).ok())
-        .ok_or_else(bad)?;
+    let space = rest.iter().take(20).position(|b| *b == b' ').ok_or_else(bad)?;
+    let length = decimal(&rest[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(bad)?;
     if length <= space + 1 || length > rest.len() || rest[length - 1] != b'\n' {
         return Err(bad());
     }
@@ -139,9 +130,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
 
 /// Seconds with an optional sign and fraction, rounded down to nanoseconds.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
-    let (negative, text) = text
-        .strip_prefix(b"-")
-        .map_or((false, text), |rest| (true, rest));
+    let (negative, text) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
     let (whole, fraction) = match text.iter().position(|b| *b == b'.') {
         Some(dot) => (&text[..dot], &text[dot + 1..]),
         None => (text, &b""[..]),
@@ -150,9 +139,8 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let nanos = (0..9).fold(0u32, |value, at| {
-        value * 10 + fraction.get(at).map_or(0, |d| u32::from(d - b'0'))
-    });
+    let nanos =
+        (0..9).fold(0u32, |value, at| value * 10 + fraction.get(at).map_or(0, |d| u32::from(d - b'0')));
     match (negative, nanos) {
         (false, _) => Some((seconds, nanos)),
         (true, 0) => Some((-seconds, 0)),
@@ -175,13 +163,9 @@ mod tests {
 
     #[test]
     fn records() {
-        let bytes = [
-            rec("path", "a/b"),
-            rec("size", "12"),
-            rec("mtime", "-1.5"),
-            rec("SCHILY.xattr.user.x", "y"),
-        ]
-        .concat();
+        let bytes =
+            [rec("path", "a/b"), rec("size", "12"), rec("mtime", "-1.5"), rec("SCHILY.xattr.user.x", "y")]
+                .concat();
         let pax = Pax::parse(&bytes).unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"a/b"[..]));
         assert_eq!(pax.size, Some(12));
@@ -201,11 +185,7 @@ mod tests {
             b"path=a\n".to_vec(),
             rec("GNU.sparse.map", "0,1"),
         ] {
-            assert!(
-                Pax::parse(&bytes).is_err(),
-                "{}",
-                String::from_utf8_lossy(&bytes)
-            );
+            assert!(Pax::parse(&bytes).is_err(), "{}", String::from_utf8_lossy(&bytes));
         }
         assert!(Pax::check_global(&rec("size", "1")).is_err());
         assert!(Pax::check_global(&rec("comment", "1")).is_ok());

@@ -30,12 +30,7 @@ struct Extensions {
 
 impl<R: BufRead> Reader<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self {
-            input,
-            remaining: 0,
-            padding: 0,
-            ended: false,
-        }
+        Self { input, remaining: 0, padding: 0, ended: false }
     }
 
     /// The input behind the archive, once [`Reader::next`] gave `None`.
@@ -67,14 +62,8 @@ impl<R: BufRead> Reader<R> {
                     return Err(refused(&[], "the archive ends after an extended header"));
                 }
                 // The end marker is two zero blocks. One followed by data ends the archive for some readers only.
-                if found
-                    && read_block(&mut self.input, &mut block)?
-                    && block.iter().any(|b| *b != 0)
-                {
-                    return Err(refused(
-                        &[],
-                        "a single zero block stands within the archive",
-                    ));
+                if found && read_block(&mut self.input, &mut block)? && block.iter().any(|b| *b != 0) {
+                    return Err(refused(&[], "a single zero block stands within the archive"));
                 }
                 return Ok(None);
             }
@@ -109,9 +98,7 @@ impl<R: BufRead> Reader<R> {
         if buffer.is_empty() {
             return Err(truncated());
         }
-        let length = usize::try_from(self.remaining)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let length = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
         Ok(&buffer[..length])
     }
 
@@ -122,20 +109,13 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// Skips the current entry's data with a function that is faster than reading it.
-    pub(crate) fn skip_by(
-        &mut self,
-        skip: impl FnOnce(&mut R, u64) -> std::io::Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn skip_by(&mut self, skip: impl FnOnce(&mut R, u64) -> std::io::Result<()>) -> Result<()> {
         let remaining = std::mem::take(&mut self.remaining);
         skip(&mut self.input, remaining).map_err(|e| recover("archive", e))
     }
 
     fn entry(&mut self, header: &Header<'_>, stored: u64, extensions: Extensions) -> Result<Entry> {
-        let Extensions {
-            pax,
-            long_name,
-            long_link,
-        } = extensions;
+        let Extensions { pax, long_name, long_link } = extensions;
         let pax = pax.unwrap_or_default();
         let path = one_of(pax.path, long_name, "name")?.unwrap_or_else(|| header.path());
         let link = one_of(pax.link, long_link, "link target")?.unwrap_or_else(|| header.link());
@@ -143,13 +123,9 @@ impl<R: BufRead> Reader<R> {
             // A size that the header could have held must be in the header too: two readers that trust
             // different fields would see different archives.
             Some(size)
-                if size != stored
-                    && (size <= OCTAL_LIMIT || !header.size_is_octal() || stored > 0) =>
+                if size != stored && (size <= OCTAL_LIMIT || !header.size_is_octal() || stored > 0) =>
             {
-                return Err(refused(
-                    &path,
-                    "its extended header and its header disagree about the size",
-                ));
+                return Err(refused(&path, "its extended header and its header disagree about the size"));
             }
             Some(size) => size,
             None => stored,
@@ -169,17 +145,11 @@ impl<R: BufRead> Reader<R> {
             b'6' => EntryKind::Fifo,
             other => {
                 let name = char::from(other);
-                return Err(refused(
-                    &path,
-                    format!("its type {name:?} is not supported"),
-                ));
+                return Err(refused(&path, format!("its type {name:?} is not supported")));
             }
         };
         if kind != EntryKind::File && stored > 0 {
-            return Err(refused(
-                &path,
-                "it is not a file and has data, which readers treat differently",
-            ));
+            return Err(refused(&path, "it is not a file and has data, which readers treat differently"));
         }
         let mut entry = Entry {
             path,
@@ -203,8 +173,7 @@ impl<R: BufRead> Reader<R> {
             entry.sparse = Some(map);
             entry.size = real;
         } else if let Some(sparse) = pax.sparse {
-            let (Some(1), Some(0), Some(real)) = (sparse.major, sparse.minor, sparse.real_size)
-            else {
+            let (Some(1), Some(0), Some(real)) = (sparse.major, sparse.minor, sparse.real_size) else {
                 return Err(refused(&entry.path, "its sparse format is not 1.0"));
             };
             if kind != EntryKind::File {
@@ -244,16 +213,11 @@ impl<R: BufRead> Reader<R> {
         if stored > MAX_EXTENSION {
             return Err(refused(
                 &[],
-                format!(
-                    "an extended header of {stored} bytes is over the limit of {MAX_EXTENSION}"
-                ),
+                format!("an extended header of {stored} bytes is over the limit of {MAX_EXTENSION}"),
             ));
         }
         let mut bytes = Vec::new();
-        (&mut self.input)
-            .take(stored)
-            .read_to_end(&mut bytes)
-            .map_err(|e| recover("archive", e))?;
+        (&mut self.input).take(stored).read_to_end(&mut bytes).map_err(|e| recover("archive", e))?;
         if bytes.len() as u64 != stored {
             return Err(truncated());
         }
@@ -277,10 +241,7 @@ impl<R: BufRead> Reader<R> {
 
 fn set_once(slot: &mut Option<Vec<u8>>, value: Vec<u8>) -> Result<()> {
     match slot {
-        Some(_) => Err(refused(
-            &value,
-            "two long names stand in front of one entry",
-        )),
+        Some(_) => Err(refused(&value, "two long names stand in front of one entry")),
         None => {
             *slot = Some(value);
             Ok(())
@@ -291,10 +252,9 @@ fn set_once(slot: &mut Option<Vec<u8>>, value: Vec<u8>) -> Result<()> {
 /// A value that PAX and GNU extensions may both give, if they agree.
 fn one_of(pax: Option<Vec<u8>>, gnu: Option<Vec<u8>>, what: &str) -> Result<Option<Vec<u8>>> {
     match (pax, gnu) {
-        (Some(pax), Some(gnu)) if pax != gnu => Err(refused(
-            &pax,
-            format!("two extensions disagree about its {what}"),
-        )),
+        (Some(pax), Some(gnu)) if pax != gnu => {
+            Err(refused(&pax, format!("two extensions disagree about its {what}")))
+        }
         (Some(value), _) | (None, Some(value)) => Ok(Some(value)),
         (None, None) => Ok(None),
     }
@@ -306,11 +266,7 @@ pub(super) fn read_block(input: &mut impl BufRead, block: &mut [u8; BLOCK]) -> R
     while filled < BLOCK {
         let buffer = input.fill_buf().map_err(|e| recover("archive", e))?;
         if buffer.is_empty() {
-            return if filled == 0 {
-                Ok(false)
-            } else {
-                Err(truncated())
-            };
+            return if filled == 0 { Ok(false) } else { Err(truncated()) };
         }
         let length = buffer.len().min(BLOCK - filled);
         block[filled..filled + length].copy_from_slice(&buffer[..length]);
@@ -327,9 +283,7 @@ fn discard(input: &mut impl BufRead, mut bytes: u64) -> Result<()> {
         if buffer.is_empty() {
             return Err(truncated());
         }
-        let length = usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffer.len());
         input.consume(length);
         bytes -= length as u64;
     }
@@ -337,10 +291,6 @@ fn discard(input: &mut impl BufRead, mut bytes: u64) -> Result<()> {
 }
 
 fn truncated() -> Error {
-    Error::new(
-        ErrorKind::Corrupt,
-        "archive",
-        "it ends in the middle of an entry",
-    )
-    .next("the image is damaged; build or push it again")
+    Error::new(ErrorKind::Corrupt, "archive", "it ends in the middle of an entry")
+        .next("the image is damaged; build or push it again")
 }

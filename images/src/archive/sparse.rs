@@ -59,8 +59,7 @@ pub(super) fn pax_1_0(
             at += 1;
             match byte {
                 b'\n' => {
-                    return decimal(&digits)
-                        .ok_or_else(|| refused(path, "its sparse map is malformed"));
+                    return decimal(&digits).ok_or_else(|| refused(path, "its sparse map is malformed"));
                 }
                 _ if digits.len() < 20 => digits.push(byte),
                 _ => return Err(refused(path, "its sparse map is malformed")),
@@ -88,12 +87,8 @@ fn take(fields: &[u8], map: &mut Vec<Segment>, path: &[u8]) -> Result<bool> {
         if pair[0] == 0 {
             return Ok(false);
         }
-        let offset = number(&pair[..12])
-            .and_then(|n| u64::try_from(n).ok())
-            .ok_or_else(bad)?;
-        let length = number(&pair[12..])
-            .and_then(|n| u64::try_from(n).ok())
-            .ok_or_else(bad)?;
+        let offset = number(&pair[..12]).and_then(|n| u64::try_from(n).ok()).ok_or_else(bad)?;
+        let length = number(&pair[12..]).and_then(|n| u64::try_from(n).ok()).ok_or_else(bad)?;
         map.push(Segment { offset, length });
         if map.len() > MAX_SEGMENTS {
             return Err(refused(path, "its sparse map is too long"));
@@ -118,10 +113,7 @@ fn check(map: &[Segment], stored: u64, real: u64, path: &[u8]) -> Result<()> {
         sum += segment.length;
     }
     if sum != stored {
-        return Err(refused(
-            path,
-            "its sparse map does not match the stored size",
-        ));
+        return Err(refused(path, "its sparse map does not match the stored size"));
     }
     Ok(())
 }

@@ -66,11 +66,8 @@ impl Resuming {
         if response.status() != StatusCode::PARTIAL_CONTENT {
             return Ok(self.at);
         }
-        let range = response
-            .headers()
-            .get(header::CONTENT_RANGE)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or_default();
+        let range =
+            response.headers().get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let start = range
             .strip_prefix("bytes ")
             .and_then(|r| r.split('-').next())

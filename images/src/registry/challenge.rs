@@ -4,11 +4,7 @@
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer {
-        realm: String,
-        service: Option<String>,
-        scope: Option<String>,
-    },
+    Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
 /// The first challenge that we can answer; Bearer before Basic.
@@ -18,17 +14,10 @@ pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challe
         for (scheme, parameters) in split(header) {
             if scheme.eq_ignore_ascii_case("bearer") {
                 let get = |name: &str| {
-                    parameters
-                        .iter()
-                        .find(|(k, _)| k.eq_ignore_ascii_case(name))
-                        .map(|(_, v)| v.clone())
+                    parameters.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone())
                 };
                 if let Some(realm) = get("realm") {
-                    return Some(Challenge::Bearer {
-                        realm,
-                        service: get("service"),
-                        scope: get("scope"),
-                    });
+                    return Some(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
                 }
             } else if scheme.eq_ignore_ascii_case("basic") {
                 basic = Some(Challenge::Basic);
@@ -45,9 +34,7 @@ fn split(header: &str) -> Vec<(String, Parameters)> {
     let mut found: Vec<(String, Parameters)> = Vec::new();
     let mut rest = header.trim_start();
     while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| c == '=' || c == ',' || c.is_whitespace())
-            .unwrap_or(rest.len());
+        let end = rest.find(|c: char| c == '=' || c == ',' || c.is_whitespace()).unwrap_or(rest.len());
         let (word, tail) = rest.split_at(end);
         let after = tail.trim_start();
         if let Some(value) = after.strip_prefix('=') {
@@ -69,9 +56,7 @@ fn split(header: &str) -> Vec<(String, Parameters)> {
 
 fn take_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text
-            .find(|c: char| c == ',' || c.is_whitespace())
-            .unwrap_or(text.len());
+        let end = text.find(|c: char| c == ',' || c.is_whitespace()).unwrap_or(text.len());
         return (text[..end].to_owned(), &text[end..]);
     };
     let mut value = String::new();
@@ -114,11 +99,7 @@ mod tests {
         assert_eq!(one("Bearer service=x"), None);
         assert_eq!(
             one(r#"bearer realm="a\"b"#),
-            Some(Challenge::Bearer {
-                realm: "a\"b".to_owned(),
-                service: None,
-                scope: None
-            })
+            Some(Challenge::Bearer { realm: "a\"b".to_owned(), service: None, scope: None })
         );
     }
 

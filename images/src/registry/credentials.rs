@@ -99,11 +99,7 @@ impl Credentials {
     /// The logins that the environment names: `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`,
     /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, `~/.docker/config.json`.
     pub fn from_env() -> Self {
-        let var = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
+        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         Self::from_parts(
             var("DOCKER_CONFIG").as_deref(),
             var("REGISTRY_AUTH_FILE").as_deref(),
@@ -120,11 +116,7 @@ impl Credentials {
         home: Option<&Path>,
     ) -> Self {
         let docker = docker_config.map(|d| d.join("config.json"));
-        let user_docker = if docker.is_some() {
-            None
-        } else {
-            home.map(|h| h.join(".docker/config.json"))
-        };
+        let user_docker = if docker.is_some() { None } else { home.map(|h| h.join(".docker/config.json")) };
         let files = [
             docker,
             auth_file.map(Path::to_path_buf),
@@ -132,10 +124,7 @@ impl Credentials {
             home.map(|h| h.join(".config/containers/auth.json")),
             user_docker,
         ];
-        Self {
-            files: files.into_iter().flatten().collect(),
-            home: home.map(Path::to_path_buf),
-        }
+        Self { files: files.into_iter().flatten().collect(), home: home.map(Path::to_path_buf) }
     }
 
     /// The person's home directory, for `~/`.
@@ -144,12 +133,7 @@ impl Credentials {
     }
 
     /// The login for a repository; only one of `user` where a user is named.
-    pub(super) fn lookup(
-        &self,
-        registry: &str,
-        repository: &str,
-        user: Option<&str>,
-    ) -> Result<Identity> {
+    pub(super) fn lookup(&self, registry: &str, repository: &str, user: Option<&str>) -> Result<Identity> {
         for path in &self.files {
             let text = match std::fs::read(path) {
                 Ok(text) => text,
@@ -162,21 +146,18 @@ impl Credentials {
                     continue;
                 }
                 Err(e) => {
-                    return Err(Error::path(path, e).next(
-                        "registry logins are read from there; make it readable, or remove it",
-                    ));
+                    return Err(Error::path(path, e)
+                        .next("registry logins are read from there; make it readable, or remove it"));
                 }
             };
             let file: AuthFile = serde_json::from_slice(&text).map_err(|e| {
-                Error::new(
-                    ErrorKind::Io,
-                    path.display().to_string(),
-                    format!("is not a login file: {e}"),
-                )
-                .next("repair it, or log in again with `docker login` or `podman login`")
+                Error::new(ErrorKind::Io, path.display().to_string(), format!("is not a login file: {e}"))
+                    .next("repair it, or log in again with `docker login` or `podman login`")
             })?;
             if let Some(identity) = file.lookup(path, registry, repository)?
-                && user.is_none_or(|user| matches!(&identity, Identity::Basic { user: found, .. } if found == user))
+                && user.is_none_or(
+                    |user| matches!(&identity, Identity::Basic { user: found, .. } if found == user),
+                )
             {
                 return Ok(identity);
             }
@@ -204,28 +185,20 @@ impl AuthFile {
                 }
             }
         }
-        if self.store.is_empty() {
-            Ok(None)
-        } else {
-            ask_helper(&self.store, registry)
-        }
+        if self.store.is_empty() { Ok(None) } else { ask_helper(&self.store, registry) }
     }
 }
 
 impl AuthEntry {
     fn identity(&self, path: &Path, key: &str) -> Result<Option<Identity>> {
         if !self.identitytoken.is_empty() {
-            return Ok(Some(Identity::Token {
-                token: self.identitytoken.clone(),
-            }));
+            return Ok(Some(Identity::Token { token: self.identitytoken.clone() }));
         }
         if self.auth.is_empty() {
             // An empty entry only says that a credential store has the login.
             let known = !self.username.is_empty();
-            return Ok(known.then(|| Identity::Basic {
-                user: self.username.clone(),
-                password: self.password.clone(),
-            }));
+            return Ok(known
+                .then(|| Identity::Basic { user: self.username.clone(), password: self.password.clone() }));
         }
         let bad = || {
             Error::new(
@@ -233,22 +206,13 @@ impl AuthEntry {
                 path.display().to_string(),
                 format!("the login of {key} is not base64 of USER:PASSWORD"),
             )
-            .next(format!(
-                "log in again: `docker login {key}` or `podman login {key}`"
-            ))
+            .next(format!("log in again: `docker login {key}` or `podman login {key}`"))
         };
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(self.auth.trim())
-            .map_err(|_| bad())?;
+        let decoded =
+            base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).map_err(|_| bad())?;
         let decoded = String::from_utf8(decoded).map_err(|_| bad())?;
-        let (user, password) = decoded
-            .trim_end_matches('\0')
-            .split_once(':')
-            .ok_or_else(bad)?;
-        Ok(Some(Identity::Basic {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        }))
+        let (user, password) = decoded.trim_end_matches('\0').split_once(':').ok_or_else(bad)?;
+        Ok(Some(Identity::Basic { user: user.to_owned(), password: password.to_owned() }))
     }
 }
 
@@ -262,24 +226,15 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
     }
     keys.push(registry.to_owned());
     if registry == DEFAULT_REGISTRY {
-        keys.extend([
-            "index.docker.io".to_owned(),
-            "registry-1.docker.io".to_owned(),
-        ]);
+        keys.extend(["index.docker.io".to_owned(), "registry-1.docker.io".to_owned()]);
     }
     keys
 }
 
 /// A key of a login file without scheme and API version.
 fn normal(key: &str) -> String {
-    let key = key
-        .trim_start_matches("https://")
-        .trim_start_matches("http://")
-        .trim_end_matches('/');
-    let key = key
-        .strip_suffix("/v1")
-        .or_else(|| key.strip_suffix("/v2"))
-        .unwrap_or(key);
+    let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
     key.to_owned()
 }
 
@@ -287,18 +242,15 @@ fn normal(key: &str) -> String {
 fn ask_helper(name: &str, registry: &str) -> Result<Option<Identity>> {
     let program = format!("docker-credential-{name}");
     let fail = |reason: String| {
-        Error::new(ErrorKind::Denied, format!("login helper {program}"), reason)
-            .next(format!("your login file names this helper; install or repair it, or log in to {registry} without it"))
+        Error::new(ErrorKind::Denied, format!("login helper {program}"), reason).next(format!(
+            "your login file names this helper; install or repair it, or log in to {registry} without it"
+        ))
     };
     if name.is_empty() || name.contains('/') {
         return Err(fail("is not the name of a program".to_owned()));
     }
     // Docker's helpers know Docker Hub by its first address.
-    let server = if registry == DEFAULT_REGISTRY {
-        "https://index.docker.io/v1/"
-    } else {
-        registry
-    };
+    let server = if registry == DEFAULT_REGISTRY { "https://index.docker.io/v1/" } else { registry };
     let mut child = Command::new(&program)
         .arg("get")
         .stdin(Stdio::piped())
@@ -312,27 +264,19 @@ fn ask_helper(name: &str, registry: &str) -> Result<Option<Identity>> {
     }
     let output = child.wait_with_output().map_err(|e| fail(e.to_string()))?;
     if !output.status.success() {
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if said.contains("not found") {
             return Ok(None);
         }
         return Err(fail(format!("failed: {}", printable(said.trim(), 300))));
     }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
-        .map_err(|e| fail(format!("gave no valid answer: {e}")))?;
+    let answer: HelperAnswer =
+        serde_json::from_slice(&output.stdout).map_err(|e| fail(format!("gave no valid answer: {e}")))?;
     Ok(Some(if answer.username == "<token>" {
-        Identity::Token {
-            token: answer.secret,
-        }
+        Identity::Token { token: answer.secret }
     } else {
-        Identity::Basic {
-            user: answer.username,
-            password: answer.secret,
-        }
+        Identity::Basic { user: answer.username, password: answer.secret }
     }))
 }
 
@@ -348,10 +292,7 @@ mod tests {
     }
 
     fn basic(user: &str, password: &str) -> Identity {
-        Identity::Basic {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        }
+        Identity::Basic { user: user.to_owned(), password: password.to_owned() }
     }
 
     #[test]
@@ -361,42 +302,15 @@ mod tests {
             r#"{"auths":{"https://r.io/v2/":{"auth":"YWxpY2U6c2VjcmV0"},"r.io/team":{"auth":"Ym9iOmI6Yw=="},
                 "https://index.docker.io/v1/":{"username":"hub","password":"p"},"empty.io":{}}}"#,
         );
-        assert_eq!(
-            c.lookup("r.io", "x", None).unwrap(),
-            basic("alice", "secret")
-        );
-        assert_eq!(
-            c.lookup("r.io", "team/y", None).unwrap(),
-            basic("bob", "b:c")
-        );
-        assert_eq!(
-            c.lookup("r.io", "teams/y", None).unwrap(),
-            basic("alice", "secret")
-        );
-        assert_eq!(
-            c.lookup("docker.io", "library/debian", None).unwrap(),
-            basic("hub", "p")
-        );
-        assert_eq!(
-            c.lookup("empty.io", "x", None).unwrap(),
-            Identity::Anonymous
-        );
-        assert_eq!(
-            c.lookup("other.io", "x", None).unwrap(),
-            Identity::Anonymous
-        );
-        assert_eq!(
-            c.lookup("r.io", "x", Some("alice")).unwrap(),
-            basic("alice", "secret")
-        );
-        let error = c
-            .lookup("r.io", "x", Some("carol"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("carol") && error.contains("login"),
-            "{error}"
-        );
+        assert_eq!(c.lookup("r.io", "x", None).unwrap(), basic("alice", "secret"));
+        assert_eq!(c.lookup("r.io", "team/y", None).unwrap(), basic("bob", "b:c"));
+        assert_eq!(c.lookup("r.io", "teams/y", None).unwrap(), basic("alice", "secret"));
+        assert_eq!(c.lookup("docker.io", "library/debian", None).unwrap(), basic("hub", "p"));
+        assert_eq!(c.lookup("empty.io", "x", None).unwrap(), Identity::Anonymous);
+        assert_eq!(c.lookup("other.io", "x", None).unwrap(), Identity::Anonymous);
+        assert_eq!(c.lookup("r.io", "x", Some("alice")).unwrap(), basic("alice", "secret"));
+        let error = c.lookup("r.io", "x", Some("carol")).unwrap_err().to_string();
+        assert!(error.contains("carol") && error.contains("login"), "{error}");
     }
 
     #[test]
@@ -405,26 +319,13 @@ mod tests {
         let error = c.lookup("r.io", "x", None).unwrap_err().to_string();
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
         let (_dir, c) = with(r#"{"auths":{"r.io":{"auth":"!!!"}}}"#);
-        assert!(
-            c.lookup("r.io", "x", None)
-                .unwrap_err()
-                .to_string()
-                .contains("base64")
-        );
+        assert!(c.lookup("r.io", "x", None).unwrap_err().to_string().contains("base64"));
         let (_dir, c) = with(r#"{"credHelpers":{"r.io":"no-such-helper"}}"#);
         assert!(
-            c.lookup("r.io", "x", None)
-                .unwrap_err()
-                .to_string()
-                .contains("docker-credential-no-such-helper")
+            c.lookup("r.io", "x", None).unwrap_err().to_string().contains("docker-credential-no-such-helper")
         );
         let (_dir, c) = with(r#"{"credsStore":"../x"}"#);
-        assert!(
-            c.lookup("r.io", "x", None)
-                .unwrap_err()
-                .to_string()
-                .contains("not the name of a program")
-        );
+        assert!(c.lookup("r.io", "x", None).unwrap_err().to_string().contains("not the name of a program"));
     }
 
     #[test]

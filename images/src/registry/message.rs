@@ -29,46 +29,28 @@ pub(super) fn refused(
     response: Response<Body>,
 ) -> Error {
     let status = response.status();
-    let body = response
-        .into_body()
-        .into_with_config()
-        .limit(1 << 16)
-        .read_to_vec()
-        .unwrap_or_default();
+    let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
     let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
     let said = match answer.errors.first() {
-        Some(detail) => printable(
-            &format!("{}: {}", detail.code.to_ascii_lowercase(), detail.message),
-            300,
-        ),
+        Some(detail) => printable(&format!("{}: {}", detail.code.to_ascii_lowercase(), detail.message), 300),
         None => printable(&answer.details, 300),
     };
-    let said = if said.is_empty() {
-        String::new()
-    } else {
-        format!(" ({said})")
-    };
+    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
     let answered = format!("registry {registry} answered {status}{said} to {identity}");
     let asked = url.rsplit('/').next().unwrap_or_default();
     let login = format!("log in with `docker login {registry}` or `podman login {registry}`");
     match status {
-        StatusCode::NOT_FOUND if url.contains("/manifests/") => Error::new(
-            ErrorKind::NotFound,
-            what,
-            format!("there is no image {asked:?}: {answered}"),
-        )
-        .next("check the spelling of repository and tag"),
-        StatusCode::NOT_FOUND => Error::new(
-            ErrorKind::NotFound,
-            what,
-            format!("there is no blob {asked}: {answered}"),
-        )
-        .next("the image is incomplete there; push it again"),
+        StatusCode::NOT_FOUND if url.contains("/manifests/") => {
+            Error::new(ErrorKind::NotFound, what, format!("there is no image {asked:?}: {answered}"))
+                .next("check the spelling of repository and tag")
+        }
+        StatusCode::NOT_FOUND => {
+            Error::new(ErrorKind::NotFound, what, format!("there is no blob {asked}: {answered}"))
+                .next("the image is incomplete there; push it again")
+        }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let next = if identity == "anonymous" {
-                format!(
-                    "{login}, or check the name: registries refuse unknown images in the same way"
-                )
+                format!("{login}, or check the name: registries refuse unknown images in the same way")
             } else {
                 format!("check that the login is right and may pull this image, then {login}")
             };
@@ -84,22 +66,16 @@ pub(super) fn refused(
 /// Whether another try may help.
 pub(super) fn may_pass(error: &ureq::Error) -> bool {
     match error {
-        ureq::Error::Io(e) => !matches!(
-            e.kind(),
-            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData
-        ),
+        ureq::Error::Io(e) => {
+            !matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData)
+        }
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled | ureq::Error::Protocol(_) => true,
         _ => false,
     }
 }
 
 /// No answer at all.
-pub(super) fn unreachable(
-    what: &str,
-    registry: &str,
-    insecure: bool,
-    error: &ureq::Error,
-) -> Error {
+pub(super) fn unreachable(what: &str, registry: &str, insecure: bool, error: &ureq::Error) -> Error {
     let (reason, next) = match error {
         ureq::Error::HostNotFound => (
             "its host name is unknown".to_owned(),
@@ -127,22 +103,11 @@ pub(super) fn unreachable(
             "allow HTTP with --insecure if you trust the network",
         ),
         ureq::Error::BodyExceedsLimit(limit) => {
-            return Error::new(
-                ErrorKind::Refused,
-                what,
-                format!("its answer is larger than {limit} bytes"),
-            )
-            .next("no manifest needs one this large; check what the name points to");
+            return Error::new(ErrorKind::Refused, what, format!("its answer is larger than {limit} bytes"))
+                .next("no manifest needs one this large; check what the name points to");
         }
-        other => (
-            other.to_string(),
-            "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall",
-        ),
+        other => (other.to_string(), "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall"),
     };
-    Error::new(
-        ErrorKind::Unreachable,
-        what,
-        format!("registry {registry} cannot be reached: {reason}"),
-    )
-    .next(next)
+    Error::new(ErrorKind::Unreachable, what, format!("registry {registry} cannot be reached: {reason}"))
+        .next(next)
 }

@@ -65,11 +65,7 @@ impl Registry {
     /// # Errors
     /// The HTTP client cannot be configured.
     pub fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool) -> Result<Self> {
-        let host = if name.registry == DEFAULT_REGISTRY {
-            "registry-1.docker.io"
-        } else {
-            &name.registry
-        };
+        let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .https_only(!insecure)
@@ -82,9 +78,7 @@ impl Registry {
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
             .tls_config(
-                ureq::tls::TlsConfig::builder()
-                    .root_certs(ureq::tls::RootCerts::PlatformVerifier)
-                    .build(),
+                ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
             );
         if is_loopback(host) {
             config = config.proxy(None);
@@ -105,15 +99,8 @@ impl Registry {
     /// As for [`crate::resolve`].
     pub(crate) fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
         let client = &self.0;
-        let response =
-            client.request(&client.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
-        let text = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|v| v.to_str().ok())
-                .map(str::to_owned)
-        };
+        let response = client.request(&client.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
+        let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let content_type = text("content-type");
         let announced = text("docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
         let limit = Limits::default().manifest_bytes;
@@ -138,12 +125,7 @@ impl BlobSource for Registry {
         self.0.what()
     }
 
-    fn open(
-        &self,
-        kind: BlobKind,
-        digest: &Digest,
-        offset: u64,
-    ) -> Result<Box<dyn std::io::Read + Send>> {
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn std::io::Read + Send>> {
         blob::open(&self.0, kind, digest, offset)
     }
 }
@@ -158,10 +140,7 @@ impl Client {
             BlobKind::Manifest => "manifests",
             BlobKind::Blob => "blobs",
         };
-        format!(
-            "{}/v2/{}/{part}/{selector}",
-            self.base, self.name.repository
-        )
+        format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
     }
 
     /// Sends a GET until it is answered: authenticates once if asked to, waits and tries again when the registry
@@ -234,11 +213,8 @@ impl Client {
             if !response.status().is_redirection() {
                 return Ok(response);
             }
-            let location = response
-                .headers()
-                .get(header::LOCATION)
-                .and_then(|v| v.to_str().ok())
-                .unwrap_or_default();
+            let location =
+                response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
             target = join(&target, location).ok_or(ureq::Error::RedirectFailed)?;
         }
         Err(ureq::Error::TooManyRedirects)
@@ -250,46 +226,32 @@ impl Client {
     }
 
     fn identity_name(&self) -> String {
-        self.session()
-            .identity
-            .as_ref()
-            .map_or_else(|| Identity::Anonymous.name(), Identity::name)
+        self.session().identity.as_ref().map_or_else(|| Identity::Anonymous.name(), Identity::name)
     }
 
     fn identity(&self) -> Result<Identity> {
         if let Some(identity) = self.session().identity.clone() {
             return Ok(identity);
         }
-        let identity = self.credentials.lookup(
-            &self.name.registry,
-            &self.name.repository,
-            self.name.user.as_deref(),
-        )?;
+        let identity =
+            self.credentials.lookup(&self.name.registry, &self.name.repository, self.name.user.as_deref())?;
         self.session().identity = Some(identity.clone());
         Ok(identity)
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Result<()> {
         let identity = self.identity()?;
-        let lines = headers
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|v| v.to_str().ok());
+        let lines = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
         let authorization = match challenge::parse(lines) {
-            Some(Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            }) => Some(self.token(&identity, &realm, service, scope)?),
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                Some(self.token(&identity, &realm, service, scope)?)
+            }
             Some(Challenge::Basic) => identity.basic(),
             None => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     self.what(),
-                    format!(
-                        "registry {} wants a login of a kind that is not supported",
-                        self.name.registry
-                    ),
+                    format!("registry {} wants a login of a kind that is not supported", self.name.registry),
                 )
                 .next("Basic and Bearer are supported; ask the registry's administrator"));
             }
@@ -338,13 +300,7 @@ impl Client {
         };
         let response = result.map_err(|e| self.transport(&e))?;
         if !response.status().is_success() {
-            return Err(message::refused(
-                &what,
-                &self.name.registry,
-                realm,
-                &identity.name(),
-                response,
-            ));
+            return Err(message::refused(&what, &self.name.registry, realm, &identity.name(), response));
         }
         let body = response
             .into_body()
@@ -358,10 +314,8 @@ impl Client {
             .filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()))
         {
             Some(token) => Ok(format!("Bearer {token}")),
-            None => Err(
-                Error::new(ErrorKind::Unreachable, what, "its answer has no token")
-                    .next("ask the registry's administrator"),
-            ),
+            None => Err(Error::new(ErrorKind::Unreachable, what, "its answer has no token")
+                .next("ask the registry's administrator")),
         }
     }
 
@@ -373,9 +327,7 @@ impl Client {
 /// `scheme://host:port` of a URL.
 fn origin(url: &str) -> Option<&str> {
     let start = url.find("://")? + 3;
-    let end = url[start..]
-        .find(['/', '?', '#'])
-        .map_or(url.len(), |at| start + at);
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
     Some(&url[..end])
 }
 
@@ -387,31 +339,18 @@ fn join(url: &str, location: &str) -> Option<String> {
     if let Some(rest) = location.strip_prefix("//") {
         return Some(format!("{}://{rest}", url.split("://").next()?));
     }
-    if location.starts_with('/') {
-        origin(url).map(|origin| format!("{origin}{location}"))
-    } else {
-        None
-    }
+    if location.starts_with('/') { origin(url).map(|origin| format!("{origin}{location}")) } else { None }
 }
 
 /// As Go's HTTP library does: no proxy for this machine itself.
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// `k=v&k=v` with everything but unreserved characters escaped.
@@ -442,10 +381,7 @@ mod tests {
     #[test]
     fn queries_are_escaped() {
         assert_eq!(
-            query(&[
-                ("scope", "repository:a/b:pull".to_owned()),
-                ("x", "ä &".to_owned())
-            ]),
+            query(&[("scope", "repository:a/b:pull".to_owned()), ("x", "ä &".to_owned())]),
             "scope=repository%3Aa%2Fb%3Apull&x=%C3%A4%20%26"
         );
     }
@@ -463,9 +399,7 @@ mod tests {
 
     #[test]
     fn loopback() {
-        assert!(
-            is_loopback("127.0.0.1:5000") && is_loopback("localhost") && is_loopback("[::1]:5")
-        );
+        assert!(is_loopback("127.0.0.1:5000") && is_loopback("localhost") && is_loopback("[::1]:5"));
         assert!(!is_loopback("registry:5000") && !is_loopback("10.0.0.1"));
     }
 }

@@ -33,26 +33,24 @@ impl LayoutSource {
     pub fn open(path: &Path) -> Result<Self> {
         let what = format!("oci:{}", path.display());
         if !path.is_dir() {
-            let reason = if path.exists() {
-                "is not a directory"
-            } else {
-                "does not exist"
-            };
+            let reason = if path.exists() { "is not a directory" } else { "does not exist" };
             return Err(Error::new(ErrorKind::NotFound, what, reason)
                 .next("an OCI layout is a directory with oci-layout, index.json and blobs; a tar file of it is named oci-archive:FILE"));
         }
         let marker = read_small(&path.join("oci-layout"), MAX_MARKER).map_err(|e| {
             if e.kind() == ErrorKind::NotFound {
-                Error::new(ErrorKind::Unsupported, what.clone(), "is not an OCI layout: it has no file oci-layout")
-                    .next("name the directory that holds oci-layout; a root directory is named by its path alone")
+                Error::new(
+                    ErrorKind::Unsupported,
+                    what.clone(),
+                    "is not an OCI layout: it has no file oci-layout",
+                )
+                .next("name the directory that holds oci-layout; a root directory is named by its path alone")
             } else {
                 e
             }
         })?;
         check_marker(&what, &marker)?;
-        Ok(Self {
-            path: path.to_path_buf(),
-        })
+        Ok(Self { path: path.to_path_buf() })
     }
 }
 
@@ -62,24 +60,16 @@ impl BlobSource for LayoutSource {
     }
 
     fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
-        let path = self
-            .path
-            .join("blobs")
-            .join(digest.algorithm().name())
-            .join(digest.hex());
+        let path = self.path.join("blobs").join(digest.algorithm().name()).join(digest.hex());
         let mut file = open_regular(&path).map_err(|e| missing(e, &self.describe(), digest))?;
-        file.seek(SeekFrom::Start(offset))
-            .map_err(|e| Error::path(&path, e))?;
+        file.seek(SeekFrom::Start(offset)).map_err(|e| Error::path(&path, e))?;
         Ok(Box::new(file))
     }
 }
 
 impl Layout for LayoutSource {
     fn index(&self) -> Result<Vec<u8>> {
-        read_small(
-            &self.path.join("index.json"),
-            Limits::default().manifest_bytes,
-        )
+        read_small(&self.path.join("index.json"), Limits::default().manifest_bytes)
     }
 }
 
@@ -100,18 +90,11 @@ impl ArchiveSource {
         let what = format!("oci-archive:{}", path.display());
         let file = open_regular(path)?;
         let members = scan(&file).map_err(|e| e.within(&what))?;
-        let source = Self {
-            path: path.to_path_buf(),
-            file: Arc::new(file),
-            members,
-        };
+        let source = Self { path: path.to_path_buf(), file: Arc::new(file), members };
         match source.small(b"oci-layout", MAX_MARKER)? {
             Some(marker) => check_marker(&what, &marker)?,
             None if source.members.contains_key(&b"manifest.json"[..]) => {
-                return Err(unsupported_file(
-                    &path.display().to_string(),
-                    "docker-archive",
-                ));
+                return Err(unsupported_file(&path.display().to_string(), "docker-archive"));
             }
             None => {
                 return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file without oci-layout, so it is not an OCI image")
@@ -133,19 +116,13 @@ impl ArchiveSource {
             ));
         }
         let mut bytes = Vec::new();
-        self.member(offset, length, 0)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::path(&self.path, e))?;
+        self.member(offset, length, 0).read_to_end(&mut bytes).map_err(|e| Error::path(&self.path, e))?;
         Ok(Some(bytes))
     }
 
     fn member(&self, offset: u64, length: u64, skip: u64) -> Member {
         let skip = skip.min(length);
-        Member {
-            file: Arc::clone(&self.file),
-            at: offset + skip,
-            left: length - skip,
-        }
+        Member { file: Arc::clone(&self.file), at: offset + skip, left: length - skip }
     }
 }
 
@@ -165,11 +142,10 @@ impl BlobSource for ArchiveSource {
 
 impl Layout for ArchiveSource {
     fn index(&self) -> Result<Vec<u8>> {
-        self.small(b"index.json", Limits::default().manifest_bytes)?
-            .ok_or_else(|| {
-                Error::new(ErrorKind::Refused, self.describe(), "it has no index.json")
-                    .next("make the archive again")
-            })
+        self.small(b"index.json", Limits::default().manifest_bytes)?.ok_or_else(|| {
+            Error::new(ErrorKind::Refused, self.describe(), "it has no index.json")
+                .next("make the archive again")
+        })
     }
 }
 
@@ -182,9 +158,7 @@ struct Member {
 
 impl Read for Member {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let length = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.file.read_at(&mut buffer[..length], self.at)?;
         self.at += read as u64;
         self.left -= read as u64;
@@ -220,37 +194,21 @@ impl BufRead for Position {
 fn scan(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
     let total = file.metadata().map_err(|e| Error::io("archive", e))?.len();
     let file = file.try_clone().map_err(|e| Error::io("archive", e))?;
-    let mut reader = Reader::new(Position {
-        inner: BufReader::new(file),
-        at: 0,
-    });
+    let mut reader = Reader::new(Position { inner: BufReader::new(file), at: 0 });
     let mut members = HashMap::new();
     while let Some(entry) = reader.next()? {
         if entry.kind == EntryKind::File && entry.sparse.is_none() {
             let path = CleanPath::new(&entry.path, Limits::default().depth)?;
             let at = reader.inner().at;
             if at.checked_add(entry.size).is_none_or(|end| end > total) {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    "archive",
-                    "it ends in the middle of a member",
-                )
-                .next("copy or make it again"));
+                return Err(Error::new(ErrorKind::Corrupt, "archive", "it ends in the middle of a member")
+                    .next("copy or make it again"));
             }
-            if members
-                .insert(path.as_bytes().to_vec(), (at, entry.size))
-                .is_some()
-            {
-                return Err(crate::archive::refused(
-                    path.as_bytes(),
-                    "the archive has it twice",
-                ));
+            if members.insert(path.as_bytes().to_vec(), (at, entry.size)).is_some() {
+                return Err(crate::archive::refused(path.as_bytes(), "the archive has it twice"));
             }
             if members.len() > MAX_MEMBERS {
-                return Err(crate::archive::refused(
-                    &[],
-                    "the archive has too many members to be an image",
-                ));
+                return Err(crate::archive::refused(&[], "the archive has too many members to be an image"));
             }
             reader.skip_by(|position, bytes| {
                 let signed = i64::try_from(bytes).map_err(std::io::Error::other)?;
@@ -264,17 +222,9 @@ fn scan(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
 }
 
 fn check_marker(what: &str, bytes: &[u8]) -> Result<()> {
-    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| {
-        Error::new(
-            ErrorKind::Refused,
-            what,
-            format!("its oci-layout is not JSON: {e}"),
-        )
-    })?;
-    match value
-        .get("imageLayoutVersion")
-        .and_then(serde_json::Value::as_str)
-    {
+    let value: serde_json::Value = serde_json::from_slice(bytes)
+        .map_err(|e| Error::new(ErrorKind::Refused, what, format!("its oci-layout is not JSON: {e}")))?;
+    match value.get("imageLayoutVersion").and_then(serde_json::Value::as_str) {
         Some(version) if version.starts_with("1.") => Ok(()),
         version => Err(Error::new(
             ErrorKind::Unsupported,
@@ -285,18 +235,10 @@ fn check_marker(what: &str, bytes: &[u8]) -> Result<()> {
 }
 
 fn missing(error: Error, what: &str, digest: &Digest) -> Error {
-    if error.kind() == ErrorKind::NotFound {
-        no_blob(what, digest)
-    } else {
-        error
-    }
+    if error.kind() == ErrorKind::NotFound { no_blob(what, digest) } else { error }
 }
 
 fn no_blob(what: &str, digest: &Digest) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        what,
-        format!("it has no blob {digest}"),
-    )
-    .next("the layout is incomplete; copy or make it again")
+    Error::new(ErrorKind::NotFound, what, format!("it has no blob {digest}"))
+        .next("the layout is incomplete; copy or make it again")
 }

@@ -48,18 +48,10 @@ pub(crate) fn read_verified(
 ) -> Result<Vec<u8>> {
     let what = || format!("{digest} of {}", source.describe());
     let mut bytes = Vec::new();
-    source
-        .open(kind, digest, 0)?
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| recover(&what(), e))?;
+    source.open(kind, digest, 0)?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| recover(&what(), e))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::new(
-            ErrorKind::Refused,
-            what(),
-            format!("it is larger than {limit} bytes"),
-        )
-        .next("no image needs one this large; check what the name points to"));
+        return Err(Error::new(ErrorKind::Refused, what(), format!("it is larger than {limit} bytes"))
+            .next("no image needs one this large; check what the name points to"));
     }
     verify(&what(), &bytes, digest)?;
     Ok(bytes)
@@ -70,11 +62,7 @@ pub(crate) fn verify(what: &str, bytes: &[u8], digest: &Digest) -> Result<()> {
     let mut hasher = Hasher::new(digest.algorithm());
     hasher.update(bytes);
     let found = hasher.finish();
-    if found == *digest {
-        Ok(())
-    } else {
-        Err(mismatch(what, digest, &found))
-    }
+    if found == *digest { Ok(()) } else { Err(mismatch(what, digest, &found)) }
 }
 
 pub(crate) fn mismatch(what: &str, wanted: &Digest, found: &Digest) -> Error {
@@ -133,30 +121,16 @@ pub fn resolve(
 ) -> Result<Resolved> {
     match reference {
         Reference::Host => Ok(Resolved::Host),
-        Reference::Registry(name) => {
-            resolve_registry(name, credentials, options).map(Resolved::Manifest)
-        }
+        Reference::Registry(name) => resolve_registry(name, credentials, options).map(Resolved::Manifest),
         Reference::Oci { path, name } => {
             let path = absolute(path, credentials, options)?;
-            resolve_layout(
-                &LayoutSource::open(&path)?,
-                "oci",
-                &path,
-                name.as_deref(),
-                options,
-            )
-            .map(Resolved::Manifest)
+            resolve_layout(&LayoutSource::open(&path)?, "oci", &path, name.as_deref(), options)
+                .map(Resolved::Manifest)
         }
         Reference::OciArchive { path, name } => {
             let path = absolute(path, credentials, options)?;
-            resolve_layout(
-                &ArchiveSource::open(&path)?,
-                "oci-archive",
-                &path,
-                name.as_deref(),
-                options,
-            )
-            .map(Resolved::Manifest)
+            resolve_layout(&ArchiveSource::open(&path)?, "oci-archive", &path, name.as_deref(), options)
+                .map(Resolved::Manifest)
         }
         Reference::Path(path) => {
             let path = absolute(path, credentials, options)?;
@@ -165,14 +139,10 @@ pub fn resolve(
                     resolve_layout(&LayoutSource::open(&path)?, "oci", &path, None, options)
                         .map(Resolved::Manifest)
                 }
-                sniff::Form::Archive => resolve_layout(
-                    &ArchiveSource::open(&path)?,
-                    "oci-archive",
-                    &path,
-                    None,
-                    options,
-                )
-                .map(Resolved::Manifest),
+                sniff::Form::Archive => {
+                    resolve_layout(&ArchiveSource::open(&path)?, "oci-archive", &path, None, options)
+                        .map(Resolved::Manifest)
+                }
                 sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
             }
         }
@@ -183,11 +153,7 @@ pub fn resolve(
 ///
 /// # Errors
 /// The text is not a canonical source, or the file is gone. A registry is asked only when a blob is opened.
-pub fn open_source(
-    source: &str,
-    insecure: bool,
-    credentials: &Credentials,
-) -> Result<Box<dyn BlobSource>> {
+pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> Result<Box<dyn BlobSource>> {
     let relative = || {
         Error::new(
             ErrorKind::Reference,
@@ -198,19 +164,11 @@ pub fn open_source(
     };
     if let Some(path) = source.strip_prefix("oci-archive:") {
         let path = Path::new(path);
-        return if path.is_absolute() {
-            Ok(Box::new(ArchiveSource::open(path)?))
-        } else {
-            Err(relative())
-        };
+        return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
     }
     if let Some(path) = source.strip_prefix("oci:") {
         let path = Path::new(path);
-        return if path.is_absolute() {
-            Ok(Box::new(LayoutSource::open(path)?))
-        } else {
-            Err(relative())
-        };
+        return if path.is_absolute() { Ok(Box::new(LayoutSource::open(path)?)) } else { Err(relative()) };
     }
     if !source.starts_with("docker://") {
         return Err(relative());
@@ -226,12 +184,8 @@ fn absolute(path: &Path, credentials: &Credentials, options: &ResolveOptions) ->
         Ok(rest) => credentials
             .home()
             .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Reference,
-                    path.display().to_string(),
-                    "HOME is not set",
-                )
-                .next("write the whole path")
+                Error::new(ErrorKind::Reference, path.display().to_string(), "HOME is not set")
+                    .next("write the whole path")
             })?
             .join(rest),
         Err(_) => match &options.directory {
@@ -248,10 +202,7 @@ fn absolute(path: &Path, credentials: &Credentials, options: &ResolveOptions) ->
         Error::path(&path, e).next(next)
     })?;
     // The canonical source is text, in records and messages of several programs.
-    if path
-        .to_str()
-        .is_none_or(|text| text.chars().any(char::is_control))
-    {
+    if path.to_str().is_none_or(|text| text.chars().any(char::is_control)) {
         return Err(Error::new(
             ErrorKind::Reference,
             path.display().to_string(),
@@ -270,27 +221,10 @@ fn resolve_registry(
     let registry = Registry::new(name, credentials, options.insecure)?;
     let what = Reference::Registry(name.clone()).to_string();
     let (bytes, content_type, digest) = registry.manifest(&name.selector())?;
-    let digest = descend(
-        &what,
-        bytes,
-        content_type.as_deref(),
-        digest,
-        &options.platform,
-        &|digest| {
-            read_verified(
-                &registry,
-                BlobKind::Manifest,
-                digest,
-                Limits::default().manifest_bytes,
-            )
-        },
-    )?;
-    Ok(ResolvedManifest {
-        source: name.source(),
-        digest,
-        insecure: options.insecure,
-        name: Some(what),
-    })
+    let digest = descend(&what, bytes, content_type.as_deref(), digest, &options.platform, &|digest| {
+        read_verified(&registry, BlobKind::Manifest, digest, Limits::default().manifest_bytes)
+    })?;
+    Ok(ResolvedManifest { source: name.source(), digest, insecure: options.insecure, name: Some(what) })
 }
 
 /// Follows indexes until a manifest for the platform is found, and gives its digest.
@@ -318,12 +252,8 @@ fn descend(
             }
         }
     }
-    Err(Error::new(
-        ErrorKind::Refused,
-        what,
-        "its indexes are nested more than three deep",
-    )
-    .next("push the image again with a current tool"))
+    Err(Error::new(ErrorKind::Refused, what, "its indexes are nested more than three deep")
+        .next("push the image again with a current tool"))
 }
 
 /// A source that also lists what it has: an OCI layout, be it a directory or a tar file.
@@ -341,36 +271,21 @@ fn resolve_layout<L: Layout>(
     const NAME: &str = "org.opencontainers.image.ref.name";
     let source = format!("{scheme}:{}", path.display());
     let Document::Index(index) = parse_document(&source, &layout.index()?, None)? else {
-        return Err(Error::new(
-            ErrorKind::Refused,
-            source,
-            "its index.json is a manifest and not an index",
-        )
-        .next("make the layout again"));
+        return Err(Error::new(ErrorKind::Refused, source, "its index.json is a manifest and not an index")
+            .next("make the layout again"));
     };
-    let named = |d: &oci_spec::image::Descriptor| {
-        d.annotations().as_ref().and_then(|a| a.get(NAME)).cloned()
-    };
+    let named = |d: &oci_spec::image::Descriptor| d.annotations().as_ref().and_then(|a| a.get(NAME)).cloned();
     let mut selected = index.clone();
     if let Some(name) = name {
         selected.set_manifests(
-            index
-                .manifests()
-                .iter()
-                .filter(|d| named(d).as_deref() == Some(name))
-                .cloned()
-                .collect(),
+            index.manifests().iter().filter(|d| named(d).as_deref() == Some(name)).cloned().collect(),
         );
     }
     let mut names: Vec<String> = index.manifests().iter().filter_map(named).collect();
     names.sort();
     names.dedup();
     if selected.manifests().is_empty() {
-        let have = if names.is_empty() {
-            "no named images".to_owned()
-        } else {
-            names.join(", ")
-        };
+        let have = if names.is_empty() { "no named images".to_owned() } else { names.join(", ") };
         return Err(Error::new(
             ErrorKind::NotFound,
             source,
@@ -389,28 +304,10 @@ fn resolve_layout<L: Layout>(
         )
         .next(format!("write {scheme}:{}:NAME", path.display())));
     }
-    let fetch = |digest: &Digest| {
-        read_verified(
-            layout,
-            BlobKind::Manifest,
-            digest,
-            Limits::default().manifest_bytes,
-        )
-    };
+    let fetch =
+        |digest: &Digest| read_verified(layout, BlobKind::Manifest, digest, Limits::default().manifest_bytes);
     let first = descriptor_digest(&source, choose(&source, &selected, &options.platform)?)?;
-    let digest = descend(
-        &source,
-        fetch(&first)?,
-        None,
-        first,
-        &options.platform,
-        &fetch,
-    )?;
+    let digest = descend(&source, fetch(&first)?, None, first, &options.platform, &fetch)?;
     let shown = name.map_or_else(|| source.clone(), |name| format!("{source}:{name}"));
-    Ok(ResolvedManifest {
-        source,
-        digest,
-        insecure: false,
-        name: Some(shown),
-    })
+    Ok(ResolvedManifest { source, digest, insecure: false, name: Some(shown) })
 }

@@ -23,14 +23,15 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         if path.join("oci-layout").is_file() {
             return Ok(Form::Layout);
         }
-        if ["bin", "usr", "etc", "sbin"]
-            .iter()
-            .any(|name| path.join(name).symlink_metadata().is_ok())
-        {
+        if ["bin", "usr", "etc", "sbin"].iter().any(|name| path.join(name).symlink_metadata().is_ok()) {
             return Ok(Form::RootDir);
         }
-        return Err(Error::new(ErrorKind::Unsupported, what, "is neither an OCI layout (no file oci-layout) nor a root directory (no bin, sbin, usr or etc)")
-            .next("name an OCI layout, an OCI tar file or a root directory"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            what,
+            "is neither an OCI layout (no file oci-layout) nor a root directory (no bin, sbin, usr or etc)",
+        )
+        .next("name an OCI layout, an OCI tar file or a root directory"));
     }
     let file = open_regular(path)?;
     let mut start = [0u8; 512];
@@ -48,14 +49,9 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         (b"\xfd7zXZ", "xz", "unxz"),
     ] {
         if start.starts_with(magic) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                what,
-                format!("is compressed with {name}"),
-            )
-            .next(format!(
-                "uncompress it first with `{tool}`: blobs are read from anywhere in the file"
-            )));
+            return Err(Error::new(ErrorKind::Unsupported, what, format!("is compressed with {name}")).next(
+                format!("uncompress it first with `{tool}`: blobs are read from anywhere in the file"),
+            ));
         }
     }
     if start.get(257..262) != Some(b"ustar") {
@@ -73,17 +69,10 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
 /// Opens a regular file without waiting on a FIFO that somebody put in its place.
 pub(super) fn open_regular(path: &Path) -> Result<File> {
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = File::options()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(path)
-        .map_err(|e| Error::path(path, e))?;
+    let file =
+        File::options().read(true).custom_flags(nonblock).open(path).map_err(|e| Error::path(path, e))?;
     if !file.metadata().map_err(|e| Error::path(path, e))?.is_file() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            path.display().to_string(),
-            "is not a regular file",
-        ));
+        return Err(Error::new(ErrorKind::Unsupported, path.display().to_string(), "is not a regular file"));
     }
     Ok(file)
 }
@@ -104,10 +93,7 @@ fn read_start(file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
 /// Reads a small file of a layout.
 pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_regular(path)?
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::path(path, e))?;
+    open_regular(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::path(path, e))?;
     if bytes.len() as u64 > limit {
         return Err(Error::new(
             ErrorKind::Refused,

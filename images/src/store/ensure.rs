@@ -15,8 +15,7 @@ use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{
-    Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document,
-    read_config,
+    Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document, read_config,
 };
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified, verify};
@@ -75,9 +74,7 @@ impl Store {
         let fetch = match self.try_lock(&fetch_name, Hold::Exclusive)? {
             Some(lock) => lock,
             None => {
-                progress.event(ProgressEvent::Waiting {
-                    what: format!("image {}", image.digest.short()),
-                });
+                progress.event(ProgressEvent::Waiting { what: format!("image {}", image.digest.short()) });
                 self.lock(&fetch_name, Hold::Exclusive)?
             }
         };
@@ -91,9 +88,7 @@ impl Store {
         let pending = files::remove(self.images.as_fd(), &pending_name(&image.digest));
         let record = result?;
         pending?;
-        fetch
-            .remove(self.locks.as_fd(), &fetch_name)
-            .map_err(|e| Error::io("image store: lock", e))?;
+        fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
         if let Some(name) = &image.name {
             self.take_name_from_others(name, &image.digest)?;
         }
@@ -115,29 +110,15 @@ impl Store {
             return Ok(None);
         };
         for layer in &record.layers {
-            if !Self::has_directory(
-                self.layers.as_fd(),
-                &format!("{}/fs", layer.diff_id.file_name()),
-            ) {
+            if !Self::has_directory(self.layers.as_fd(), &format!("{}/fs", layer.diff_id.file_name())) {
                 // Somebody removed files by hand; importing again repairs it.
                 return Ok(None);
             }
         }
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
         // Only pruning by age reads it.
-        let _ = utimensat(
-            &self.images,
-            record_name(digest),
-            &times,
-            AtFlags::SYMLINK_NOFOLLOW,
-        );
+        let _ = utimensat(&self.images, record_name(digest), &times, AtFlags::SYMLINK_NOFOLLOW);
         Ok(Some(self.prepared_from(record, UseGuard(guard))))
     }
 
@@ -146,12 +127,10 @@ impl Store {
     /// # Errors
     /// The image is not in the store.
     pub fn guard(&self, digest: &Digest) -> Result<UseGuard> {
-        self.prepared(digest)?
-            .map(|p| p.guard)
-            .ok_or_else(|| self.unknown(&digest.to_string()))
+        self.prepared(digest)?.map(|p| p.guard).ok_or_else(|| self.unknown(&digest.to_string()))
     }
 
-    pub(super) fn unknown(&self, name: &str) -> Error {
+    pub(crate) fn unknown(&self, name: &str) -> Error {
         Error::new(
             ErrorKind::NotFound,
             format!("image {name}"),
@@ -172,12 +151,7 @@ impl Store {
     }
 
     pub(super) fn write_image_record(&self, record: &ImageRecord) -> Result<()> {
-        files::write(
-            self.images.as_fd(),
-            &record_name(&record.digest),
-            &print(record)?,
-            self.give_to,
-        )
+        files::write(self.images.as_fd(), &record_name(&record.digest), &print(record)?, self.give_to)
     }
 
     fn prepared_from(&self, record: ImageRecord, guard: UseGuard) -> PreparedImage {
@@ -191,12 +165,7 @@ impl Store {
             .filter(|l| seen.insert(&l.diff_id))
             .map(|l| self.layer_path(&l.diff_id))
             .collect();
-        PreparedImage {
-            digest: record.digest,
-            config: record.config,
-            layers,
-            guard,
-        }
+        PreparedImage { digest: record.digest, config: record.config, layers, guard }
     }
 
     /// Adds the name under which the image was asked for, if it is new.
@@ -205,10 +174,7 @@ impl Store {
             return Ok(prepared);
         };
         let known = |record: &ImageRecord| record.names.contains(name);
-        if self
-            .image_record(&image.digest)?
-            .is_some_and(|record| known(&record))
-        {
+        if self.image_record(&image.digest)?.is_some_and(|record| known(&record)) {
             return Ok(prepared);
         }
         let _store = self.lock("store", Hold::Exclusive)?;
@@ -225,10 +191,8 @@ impl Store {
 
     /// A name means the image that was asked for last.
     fn take_name_from_others(&self, name: &str, digest: &Digest) -> Result<()> {
-        let others = self
-            .records()?
-            .into_iter()
-            .filter(|r| r.digest != *digest && r.names.iter().any(|n| n == name));
+        let others =
+            self.records()?.into_iter().filter(|r| r.digest != *digest && r.names.iter().any(|n| n == name));
         let others: Vec<_> = others.collect();
         if others.is_empty() {
             return Ok(());
@@ -249,16 +213,8 @@ impl Store {
         source: &dyn BlobSource,
         progress: &dyn Progress,
     ) -> Result<ImageRecord> {
-        let what = image
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("{}@{}", image.source, image.digest));
-        let manifest = self.blob(
-            source,
-            BlobKind::Manifest,
-            &image.digest,
-            self.limits.manifest_bytes,
-        )?;
+        let what = image.name.clone().unwrap_or_else(|| format!("{}@{}", image.source, image.digest));
+        let manifest = self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
         let Document::Manifest(manifest) = parse_document(&what, &manifest, None)? else {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -274,29 +230,11 @@ impl Store {
         {
             // Written under the lock that collection takes alone: it sees this record, or we see what it removed.
             let _store = self.lock("store", Hold::Shared)?;
-            let pending = PendingRecord {
-                layers: diff_ids,
-                config_digest: config_digest.clone(),
-            };
-            files::write(
-                self.images.as_fd(),
-                &pending_name(&image.digest),
-                &print(&pending)?,
-                self.give_to,
-            )?;
+            let pending = PendingRecord { layers: diff_ids, config_digest: config_digest.clone() };
+            files::write(self.images.as_fd(), &pending_name(&image.digest), &print(&pending)?, self.give_to)?;
             // Collection may have removed the blobs of an image that nothing named until now.
-            self.blob(
-                source,
-                BlobKind::Manifest,
-                &image.digest,
-                self.limits.manifest_bytes,
-            )?;
-            self.blob(
-                source,
-                BlobKind::Blob,
-                &config_digest,
-                self.limits.config_bytes,
-            )?;
+            self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
+            self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
         }
         let reports = self.layers(&layers, source, progress)?;
         progress.event(ProgressEvent::Syncing);
@@ -311,10 +249,7 @@ impl Store {
             config,
             bytes: reports.iter().map(|r| r.bytes).sum(),
             layers,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };
         self.write_image_record(&record)?;
         Ok(record)
@@ -340,13 +275,7 @@ impl Store {
     }
 
     /// A small blob, from the store or from the source; verified either way.
-    fn blob(
-        &self,
-        source: &dyn BlobSource,
-        kind: BlobKind,
-        digest: &Digest,
-        limit: u64,
-    ) -> Result<Vec<u8>> {
+    fn blob(&self, source: &dyn BlobSource, kind: BlobKind, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
         let name = digest.file_name();
         if let Some(bytes) = files::read(self.blobs.as_fd(), &name)?
             && verify("stored blob", &bytes, digest).is_ok()
@@ -366,10 +295,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<LayerReport>> {
         let mut distinct = HashSet::new();
-        let mut queue: Vec<&LayerInfo> = layers
-            .iter()
-            .filter(|l| distinct.insert(&l.diff_id))
-            .collect();
+        let mut queue: Vec<&LayerInfo> = layers.iter().filter(|l| distinct.insert(&l.diff_id)).collect();
         let total = queue.len();
         let mut reports = Vec::new();
         let mut missing = Vec::new();
@@ -435,10 +361,7 @@ impl Store {
 fn notes(what: &str, reports: &[LayerReport], progress: &dyn Progress) {
     let sum = |field: fn(&LayerReport) -> u64| reports.iter().map(field).sum::<u64>();
     for (count, text) in [
-        (
-            sum(|r| r.devices_skipped),
-            "device nodes left out (containers have their own /dev)",
-        ),
+        (sum(|r| r.devices_skipped), "device nodes left out (containers have their own /dev)"),
         (
             sum(|r| r.capabilities_stripped),
             "file capabilities removed (they would have no effect in an unprivileged container)",
@@ -447,15 +370,10 @@ fn notes(what: &str, reports: &[LayerReport], progress: &dyn Progress) {
             sum(|r| r.overlay_attributes_stripped),
             "overlayfs attributes removed (an image has no reason to carry them)",
         ),
-        (
-            sum(|r| r.setid_stripped),
-            "set-user-id and set-group-id bits removed (the store belongs to root)",
-        ),
+        (sum(|r| r.setid_stripped), "set-user-id and set-group-id bits removed (the store belongs to root)"),
     ] {
         if count > 0 {
-            progress.event(ProgressEvent::Note {
-                text: format!("{what}: {count} {text}"),
-            });
+            progress.event(ProgressEvent::Note { text: format!("{what}: {count} {text}") });
         }
     }
 }

@@ -27,12 +27,8 @@ pub(super) fn read(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io(format!("image store: {name}"), e))?;
     if bytes.len() as u64 > MAX_RECORD {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!("image store: {name}"),
-            "is far too large",
-        )
-        .next("remove the image and pull it again"));
+        return Err(Error::new(ErrorKind::Corrupt, format!("image store: {name}"), "is far too large")
+            .next("remove the image and pull it again"));
     }
     Ok(Some(bytes))
 }
@@ -45,26 +41,14 @@ pub(super) fn write(
     owner: Option<(Uid, Gid)>,
 ) -> Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let temporary = format!(
-        ".{name}.{}.{}",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed)
-    );
+    let temporary = format!(".{name}.{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let what = |e: std::io::Error| Error::io(format!("image store: {name}"), e);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || {
-        openat(
-            directory,
-            temporary.as_str(),
-            flags,
-            Mode::RUSR | Mode::WUSR,
-        )
-    };
+    let open = || openat(directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR);
     let fd = match open() {
         // Left by a process of the same number that was killed.
         Err(Errno::EXIST) => {
-            unlinkat(directory, temporary.as_str(), AtFlags::empty())
-                .map_err(|e| what(e.into()))?;
+            unlinkat(directory, temporary.as_str(), AtFlags::empty()).map_err(|e| what(e.into()))?;
             open()
         }
         other => other,

@@ -52,9 +52,7 @@ impl Store {
         let lock = match self.try_lock(&lock_name, Hold::Exclusive)? {
             Some(lock) => lock,
             None if wait => {
-                progress.event(ProgressEvent::Waiting {
-                    what: format!("layer {}", layer.diff_id.short()),
-                });
+                progress.event(ProgressEvent::Waiting { what: format!("layer {}", layer.diff_id.short()) });
                 self.lock(&lock_name, Hold::Exclusive)?
             }
             None => return Ok(None),
@@ -63,9 +61,7 @@ impl Store {
             Some(record) => record.report,
             None => {
                 let report = self.unpack_layer(layer, source, progress)?;
-                progress.event(ProgressEvent::LayerDone {
-                    diff_id: layer.diff_id.clone(),
-                });
+                progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
                 report
             }
         };
@@ -105,12 +101,7 @@ impl Store {
             fingerprint: fingerprint(&tree).map_err(io)?,
             boot: boot_id(),
         };
-        files::write(
-            directory.as_fd(),
-            "layer.json",
-            &print(&record)?,
-            self.give_to,
-        )?;
+        files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;
         // A torn or foreign directory in the way is moved aside first.
         if Self::has_directory(self.layers.as_fd(), &name) {
             WorkDir::new(self)?.swallow(&name)?;
@@ -125,13 +116,7 @@ impl Store {
             let name = layer.diff_id.file_name();
             let io = |e| Error::io(format!("image store: layer {name}"), e);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(
-                &self.layers,
-                format!("{name}/{SYNCED}"),
-                flags,
-                Mode::RUSR | Mode::WUSR,
-            )
-            .map_err(io)?;
+            openat(&self.layers, format!("{name}/{SYNCED}"), flags, Mode::RUSR | Mode::WUSR).map_err(io)?;
         }
         Ok(())
     }

@@ -5,9 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, fchown, flock, fstat, openat, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, fchown, flock, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
@@ -102,9 +100,7 @@ fn take(
     }
     let ours = fstat(&fd)?;
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(named) if named.st_ino == ours.st_ino && named.st_dev == ours.st_dev => {
-            Ok(Some(Lock { fd }))
-        }
+        Ok(named) if named.st_ino == ours.st_ino && named.st_dev == ours.st_dev => Ok(Some(Lock { fd })),
         Ok(_) | Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
@@ -116,12 +112,7 @@ mod tests {
 
     fn directory() -> (tempfile::TempDir, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();
-        let fd = rustix::fs::open(
-            dir.path(),
-            OFlags::RDONLY | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
-        .unwrap();
+        let fd = rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         (dir, fd)
     }
 

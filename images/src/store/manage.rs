@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstatvfs, openat, statat};
 use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
+use super::grant::grants_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::work::WorkDir;
@@ -125,16 +126,8 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn list(&self) -> Result<Vec<ImageInfo>> {
-        let mut images = self
-            .records()?
-            .iter()
-            .map(|r| self.info(r))
-            .collect::<Result<Vec<_>>>()?;
-        images.sort_by(|a, b| {
-            b.last_used
-                .cmp(&a.last_used)
-                .then_with(|| a.digest.cmp(&b.digest))
-        });
+        let mut images = self.records()?.iter().map(|r| self.info(r)).collect::<Result<Vec<_>>>()?;
+        images.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.digest.cmp(&b.digest)));
         Ok(images)
     }
 
@@ -148,26 +141,19 @@ impl Store {
         match text.parse::<Reference>() {
             Ok(Reference::Path(path)) => {
                 if let Ok(path) = path.canonicalize() {
-                    wanted.extend(
-                        ["oci", "oci-archive"].map(|scheme| format!("{scheme}:{}", path.display())),
-                    );
+                    wanted
+                        .extend(["oci", "oci-archive"].map(|scheme| format!("{scheme}:{}", path.display())));
                 }
             }
             Ok(reference) => wanted.push(reference.to_string()),
             Err(_) => {}
         }
-        if let Some(record) = records
-            .iter()
-            .find(|r| r.names.iter().any(|name| wanted.contains(name)))
-        {
+        if let Some(record) = records.iter().find(|r| r.names.iter().any(|name| wanted.contains(name))) {
             return Ok(record.digest.clone());
         }
         let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
         let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        let matching: Vec<_> = records
-            .iter()
-            .filter(|r| digits && r.digest.hex().starts_with(hex))
-            .collect();
+        let matching: Vec<_> = records.iter().filter(|r| digits && r.digest.hex().starts_with(hex)).collect();
         match matching[..] {
             [only] => Ok(only.digest.clone()),
             [] => Err(self.unknown(text)),
@@ -185,15 +171,12 @@ impl Store {
     /// # Errors
     /// The image is not in the store, or its records are damaged.
     pub fn inspect(&self, digest: &Digest) -> Result<ImageDetails> {
-        let record = self
-            .image_record(digest)?
-            .ok_or_else(|| self.unknown(&digest.to_string()))?;
+        let record = self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
         let json = |digest: &Digest| -> Result<serde_json::Value> {
             let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?.unwrap_or_default();
             verify("stored blob", &bytes, digest)?;
-            serde_json::from_slice(&bytes).map_err(|e| {
-                Error::new(ErrorKind::Corrupt, format!("blob {digest}"), e.to_string())
-            })
+            serde_json::from_slice(&bytes)
+                .map_err(|e| Error::new(ErrorKind::Corrupt, format!("blob {digest}"), e.to_string()))
         };
         let mut layers = Vec::new();
         for layer in &record.layers {
@@ -241,15 +224,11 @@ impl Store {
     /// # Errors
     /// The store cannot be read or written.
     pub fn prune(&self, options: &PruneOptions) -> Result<Removed> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut images = Vec::new();
         for info in self.list()? {
-            let old = options
-                .older_than
-                .is_some_and(|age| now.saturating_sub(info.last_used) >= age.as_secs());
+            let old =
+                options.older_than.is_some_and(|age| now.saturating_sub(info.last_used) >= age.as_secs());
             let nameless = info.names.is_empty() && options.older_than.is_none();
             if (options.all || old || nameless)
                 && !options.keep.contains(&info.digest)
@@ -302,10 +281,9 @@ impl Store {
             for digest in [&record.digest, &record.config_digest] {
                 let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?;
                 if bytes.is_none_or(|bytes| verify("blob", &bytes, digest).is_err()) {
-                    report.problems.push(format!(
-                        "image {}: blob {digest} is missing or damaged",
-                        record.digest
-                    ));
+                    report
+                        .problems
+                        .push(format!("image {}: blob {digest} is missing or damaged", record.digest));
                 }
             }
             layers.extend(record.layers.into_iter().map(|l| l.diff_id));
@@ -313,9 +291,7 @@ impl Store {
         for diff_id in layers {
             report.layers += 1;
             let Some(record) = self.layer_record(&diff_id)? else {
-                report
-                    .problems
-                    .push(format!("layer {diff_id} is missing or incomplete"));
+                report.problems.push(format!("layer {diff_id} is missing or incomplete"));
                 continue;
             };
             let root = self.layer_path(&diff_id);
@@ -323,14 +299,12 @@ impl Store {
             let name = format!("{}/fs", diff_id.file_name());
             match openat(&self.layers, name, flags, Mode::empty()).and_then(fingerprint) {
                 Ok(now) if now == record.fingerprint => {}
-                Ok(_) => report.problems.push(format!(
-                    "layer {diff_id}: files in {} were changed",
-                    root.display()
-                )),
-                Err(errno) => report.problems.push(format!(
-                    "layer {diff_id}: {} cannot be read: {errno}",
-                    root.display()
-                )),
+                Ok(_) => {
+                    report.problems.push(format!("layer {diff_id}: files in {} were changed", root.display()))
+                }
+                Err(errno) => report
+                    .problems
+                    .push(format!("layer {diff_id}: {} cannot be read: {errno}", root.display())),
             }
         }
         Ok(report)
@@ -355,14 +329,8 @@ impl Store {
     }
 
     fn info(&self, record: &ImageRecord) -> Result<ImageInfo> {
-        let last_used = statat(
-            &self.images,
-            record_name(&record.digest),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_or(record.created, |s| {
-            u64::try_from(s.st_mtime).unwrap_or_default()
-        });
+        let last_used = statat(&self.images, record_name(&record.digest), AtFlags::SYMLINK_NOFOLLOW)
+            .map_or(record.created, |s| u64::try_from(s.st_mtime).unwrap_or_default());
         Ok(ImageInfo {
             digest: record.digest.clone(),
             names: record.names.clone(),
@@ -386,9 +354,9 @@ impl Store {
             return Ok(false);
         };
         let _store = self.lock("store", Hold::Exclusive)?;
+        files::remove(self.images.as_fd(), &grants_name(digest))?;
         files::remove(self.images.as_fd(), &record_name(digest))?;
-        lock.remove(self.locks.as_fd(), &name)
-            .map_err(|e| Error::io("image store: lock", e))?;
+        lock.remove(self.locks.as_fd(), &name).map_err(|e| Error::io("image store: lock", e))?;
         Ok(true)
     }
 
@@ -402,10 +370,7 @@ impl Store {
             let mut layers = HashSet::new();
             let mut blobs = HashSet::new();
             for name in self.names(&self.images)? {
-                if let Some(digest) = name
-                    .strip_suffix(".pending")
-                    .and_then(Digest::from_file_name)
-                {
+                if let Some(digest) = name.strip_suffix(".pending").and_then(Digest::from_file_name) {
                     if let Some(dead) = self.try_lock(&fetch_lock(&digest), Hold::Exclusive)? {
                         files::remove(self.images.as_fd(), &name)?;
                         drop(dead);
@@ -417,9 +382,7 @@ impl Store {
                     let pending: PendingRecord = parse(&name, &bytes)?;
                     layers.extend(pending.layers);
                     blobs.extend([digest, pending.config_digest]);
-                } else if let Some(digest) =
-                    name.strip_suffix(".json").and_then(Digest::from_file_name)
-                {
+                } else if let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) {
                     match self.image_record(&digest) {
                         Ok(Some(record)) => {
                             layers.extend(record.layers.into_iter().map(|l| l.diff_id));
@@ -461,19 +424,14 @@ impl Store {
                 None => name == "store",
             };
             if !needed && let Some(lock) = self.try_lock(&name, Hold::Exclusive)? {
-                lock.remove(self.locks.as_fd(), &name)
-                    .map_err(|e| Error::io("image store: lock", e))?;
+                lock.remove(self.locks.as_fd(), &name).map_err(|e| Error::io("image store: lock", e))?;
             }
         }
         Ok(())
     }
 
     fn stored_layers(&self) -> Result<Vec<Digest>> {
-        Ok(self
-            .names(&self.layers)?
-            .iter()
-            .filter_map(|name| Digest::from_file_name(name))
-            .collect())
+        Ok(self.names(&self.layers)?.iter().filter_map(|name| Digest::from_file_name(name)).collect())
     }
 
     /// Names in a directory of the store, sorted; temporary files are left out.

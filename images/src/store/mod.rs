@@ -18,6 +18,7 @@
 
 mod ensure;
 mod files;
+mod grant;
 mod layer;
 mod lock;
 mod manage;
@@ -30,16 +31,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, fstatfs, mkdirat, openat,
-    statat,
+    AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, fstatfs, mkdirat, openat, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
 pub use ensure::{PreparedImage, UseGuard};
-pub use manage::{
-    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed, VerifyReport,
-};
+pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed, VerifyReport};
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -97,11 +95,7 @@ impl Store {
     pub fn open_for(root: &Path, owner: Option<(u32, u32)>) -> Result<Self> {
         let what = format!("image store {}", root.display());
         if !root.is_absolute() {
-            return Err(Error::new(
-                ErrorKind::Reference,
-                what,
-                "is not an absolute path",
-            ));
+            return Err(Error::new(ErrorKind::Reference, what, "is not an absolute path"));
         }
         let owner = owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
         let io = |e: Errno| Error::io(what.clone(), e);
@@ -111,8 +105,7 @@ impl Store {
         let stat = fstat(&root_fd).map_err(io)?;
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         check_owner(&what, &root_fd, uid, stat.st_mode, owner)?;
-        let kind =
-            u64::try_from(fstatfs(&root_fd).map_err(io)?.f_type).unwrap_or_default() & 0xffff_ffff;
+        let kind = u64::try_from(fstatfs(&root_fd).map_err(io)?.f_type).unwrap_or_default() & 0xffff_ffff;
         if let Some((_, name)) = NETWORK.iter().find(|(magic, _)| *magic == kind) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -127,14 +120,8 @@ impl Store {
             match mkdirat(&root_fd, name, Mode::RWXU) {
                 Ok(()) => {
                     if let Some((uid, gid)) = give_to {
-                        chownat(
-                            &root_fd,
-                            name,
-                            Some(uid),
-                            Some(gid),
-                            AtFlags::SYMLINK_NOFOLLOW,
-                        )
-                        .map_err(io)?;
+                        chownat(&root_fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                            .map_err(io)?;
                     }
                 }
                 Err(Errno::EXIST) => {}
@@ -205,10 +192,7 @@ impl Store {
     }
 
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root
-            .join("layers")
-            .join(diff_id.file_name())
-            .join("fs")
+        self.root.join("layers").join(diff_id.file_name()).join("fs")
     }
 
     /// Whether a directory stands at `name`.
@@ -238,13 +222,7 @@ fn make_root(root: &Path, owner: Option<(Uid, Gid)>) -> std::io::Result<()> {
 
 /// The store belongs to us, or we are root; and nobody else may enter: a set-user-id file of an image would
 /// otherwise run with the store's identity outside any container.
-fn check_owner(
-    what: &str,
-    root: &OwnedFd,
-    uid: Uid,
-    mode: u32,
-    wanted: Option<(Uid, Gid)>,
-) -> Result<()> {
+fn check_owner(what: &str, root: &OwnedFd, uid: Uid, mode: u32, wanted: Option<(Uid, Gid)>) -> Result<()> {
     let me = geteuid();
     if uid != me && !me.is_root() {
         return Err(Error::new(
@@ -260,11 +238,7 @@ fn check_owner(
         return Err(Error::new(
             ErrorKind::Denied,
             what,
-            format!(
-                "belongs to uid {} and not to uid {}",
-                uid.as_raw(),
-                wanted.as_raw()
-            ),
+            format!("belongs to uid {} and not to uid {}", uid.as_raw(), wanted.as_raw()),
         )
         .next("use another state directory, or move this one away; images are fetched again"));
     }
@@ -276,8 +250,5 @@ fn check_owner(
 
 /// This boot of the machine, so that work which was not synced can be told from work that a power cut tore.
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

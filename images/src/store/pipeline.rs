@@ -41,22 +41,11 @@ pub(super) fn unpack(
         let (tar_out, tar_in) = sync_channel(QUEUE);
         let name = what.as_str();
         let counter = &compressed;
+        scope.spawn(move || send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out)));
         scope.spawn(move || {
-            send_result(
-                &blob_out,
-                fetch(source, layer, name, counter, progress, &blob_out),
-            )
+            send_result(&tar_out, inflate(Chunks::new(blob_in, None), limits, counter, &tar_out))
         });
-        scope.spawn(move || {
-            send_result(
-                &tar_out,
-                inflate(Chunks::new(blob_in, None), limits, counter, &tar_out),
-            )
-        });
-        let mut reader = Reader::new(Chunks::new(
-            tar_in,
-            Some(Hasher::new(layer.diff_id.algorithm())),
-        ));
+        let mut reader = Reader::new(Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm()))));
         let result = unpacker.run(&mut reader);
         let mut chunks = reader.into_inner();
         // Damaged bytes make a damaged archive; the digest then tells the true reason.
@@ -91,9 +80,7 @@ fn fetch(
     out: &SyncSender<Chunk>,
 ) -> Result<()> {
     let mut hasher = Hasher::new(layer.digest.algorithm());
-    let mut blob = source
-        .open(BlobKind::Blob, &layer.digest, 0)?
-        .take(layer.size.saturating_add(1));
+    let mut blob = source.open(BlobKind::Blob, &layer.digest, 0)?.take(layer.size.saturating_add(1));
     let mut total = 0u64;
     loop {
         let chunk = read_chunk(&mut blob).map_err(|e| recover(what, e))?;
@@ -115,28 +102,16 @@ fn fetch(
         return Err(Error::new(
             ErrorKind::Corrupt,
             what,
-            format!(
-                "the blob has {much} than the {} bytes that the manifest says",
-                layer.size
-            ),
+            format!("the blob has {much} than the {} bytes that the manifest says", layer.size),
         )
         .next("the copy there is damaged; nothing was kept. Push the image again"));
     }
     let found = hasher.finish();
-    if found == layer.digest {
-        Ok(())
-    } else {
-        Err(mismatch(what, &layer.digest, &found))
-    }
+    if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }
 }
 
 /// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream.
-fn inflate(
-    mut blob: Chunks,
-    limits: &Limits,
-    compressed: &AtomicU64,
-    out: &SyncSender<Chunk>,
-) -> Result<()> {
+fn inflate(mut blob: Chunks, limits: &Limits, compressed: &AtomicU64, out: &SyncSender<Chunk>) -> Result<()> {
     let start = blob.fill_buf().map_err(|e| recover("layer", e))?;
     let gzip = start.starts_with(b"\x1f\x8b");
     // A zstd frame, or a skippable one in front of it.
@@ -144,12 +119,8 @@ fn inflate(
         || (start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18");
     let damaged = |e: io::Error| match e.downcast::<Error>() {
         Ok(ours) => ours,
-        Err(e) => Error::new(
-            ErrorKind::Corrupt,
-            "layer",
-            format!("it cannot be decompressed: {e}"),
-        )
-        .next("the image is damaged; push it again"),
+        Err(e) => Error::new(ErrorKind::Corrupt, "layer", format!("it cannot be decompressed: {e}"))
+            .next("the image is damaged; push it again"),
     };
     let mut input: Box<dyn Read + '_> = if gzip {
         Box::new(flate2::bufread::MultiGzDecoder::new(&mut blob))
@@ -215,14 +186,7 @@ struct Chunks {
 
 impl Chunks {
     fn new(queue: Receiver<Chunk>, hasher: Option<Hasher>) -> Self {
-        Self {
-            queue,
-            current: Vec::new(),
-            at: 0,
-            ended: false,
-            failed: None,
-            hasher,
-        }
+        Self { queue, current: Vec::new(), at: 0, ended: false, failed: None, hasher }
     }
 
     /// Reads to the end, so that everything is hashed and verified.

@@ -52,12 +52,8 @@ pub(super) fn parse<T: for<'de> Deserialize<'de>>(what: &str, bytes: &[u8]) -> R
         version: Option<u32>,
     }
     let damaged = |e: serde_json::Error| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("image store: {what}"),
-            format!("the record is damaged: {e}"),
-        )
-        .next("remove the image with `berth image rm` and pull it again")
+        Error::new(ErrorKind::Corrupt, format!("image store: {what}"), format!("the record is damaged: {e}"))
+            .next("remove the image with `berth image rm` and pull it again")
     };
     let versioned: Versioned = serde_json::from_slice(bytes).map_err(damaged)?;
     if versioned.version.is_some_and(|v| v > VERSION) {
@@ -67,16 +63,11 @@ pub(super) fn parse<T: for<'de> Deserialize<'de>>(what: &str, bytes: &[u8]) -> R
 }
 
 pub(super) fn newer() -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        "image store",
-        "it was written by a newer version of Berth",
-    )
-    .next("use that version, or another --state directory")
+    Error::new(ErrorKind::Unsupported, "image store", "it was written by a newer version of Berth")
+        .next("use that version, or another --state directory")
 }
 
 /// The JSON of a record.
 pub(super) fn print<T: Serialize>(record: &T) -> Result<Vec<u8>> {
-    serde_json::to_vec_pretty(record)
-        .map_err(|e| Error::new(ErrorKind::Io, "image store", e.to_string()))
+    serde_json::to_vec_pretty(record).map_err(|e| Error::new(ErrorKind::Io, "image store", e.to_string()))
 }

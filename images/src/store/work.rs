@@ -23,29 +23,15 @@ impl<'a> WorkDir<'a> {
     pub(super) fn new(store: &'a Store) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         loop {
-            let name = format!(
-                "{}-{}",
-                std::process::id(),
-                COUNTER.fetch_add(1, Ordering::Relaxed)
-            );
+            let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
             // The lock comes first: a directory without one has no living owner.
             let lock_name = format!("{name}.lock");
-            let lock = Lock::try_take(
-                store.tmp.as_fd(),
-                &lock_name,
-                Hold::Exclusive,
-                store.give_to,
-            )
-            .map_err(io)?;
+            let lock =
+                Lock::try_take(store.tmp.as_fd(), &lock_name, Hold::Exclusive, store.give_to).map_err(io)?;
             let Some(lock) = lock else { continue };
             match mkdirat(&store.tmp, name.as_str(), Mode::RWXU) {
                 Ok(()) => {
-                    return Ok(Self {
-                        store,
-                        name,
-                        lock: Some(lock),
-                        published: false,
-                    });
+                    return Ok(Self { store, name, lock: Some(lock), published: false });
                 }
                 // A killed process of the same number left it, and its lock is now ours.
                 Err(Errno::EXIST) => {
@@ -64,13 +50,7 @@ impl<'a> WorkDir<'a> {
 
     /// Makes the directory visible as a layer.
     pub(super) fn publish(mut self, name: &str) -> Result<()> {
-        renameat(
-            &self.store.tmp,
-            self.name.as_str(),
-            &self.store.layers,
-            name,
-        )
-        .map_err(io)?;
+        renameat(&self.store.tmp, self.name.as_str(), &self.store.layers, name).map_err(io)?;
         self.published = true;
         Ok(())
     }
@@ -112,8 +92,7 @@ impl Store {
         for name in names {
             let lock_name = format!("{name}.lock");
             let Some(lock) =
-                Lock::try_take(self.tmp.as_fd(), &lock_name, Hold::Exclusive, self.give_to)
-                    .map_err(io)?
+                Lock::try_take(self.tmp.as_fd(), &lock_name, Hold::Exclusive, self.give_to).map_err(io)?
             else {
                 continue;
             };

@@ -11,12 +11,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 /// it. File contents are not read: the kernel changes a time whenever they are written.
 pub(crate) fn fingerprint(root: impl AsFd) -> Result<Digest, Errno> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    let top = openat(
-        root.as_fd(),
-        ".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let top = openat(root.as_fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut levels: Vec<(OwnedFd, Vec<Vec<u8>>)> = Vec::new();
     let names = sorted(&top)?;
     levels.push((top, names));
@@ -30,11 +25,7 @@ pub(crate) fn fingerprint(root: impl AsFd) -> Result<Digest, Errno> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         hasher.update(&name);
         // Sizes of directories depend on the file system's history.
-        let size = if kind == FileType::Directory {
-            0
-        } else {
-            stat.st_size
-        };
+        let size = if kind == FileType::Directory { 0 } else { stat.st_size };
         hasher.update(
             format!(
                 "\0{:o} {size} {} {} {}\0",

@@ -74,20 +74,14 @@ impl Unpacker<'_> {
     /// Deepest first: once a directory has its mode, its owner may be unable to enter it.
     fn apply_directories(&mut self) -> Result<()> {
         for path in std::mem::take(&mut self.tree.implicit) {
-            let implied = DirMeta {
-                mode: IMPLIED_MODE,
-                mtime: None,
-                xattrs: Vec::new(),
-            };
+            let implied = DirMeta { mode: IMPLIED_MODE, mtime: None, xattrs: Vec::new() };
             self.directories.entry(path).or_insert(implied);
         }
-        self.directories
-            .entry(CleanPath::default())
-            .or_insert(DirMeta {
-                mode: IMPLIED_MODE,
-                mtime: None,
-                xattrs: Vec::new(),
-            });
+        self.directories.entry(CleanPath::default()).or_insert(DirMeta {
+            mode: IMPLIED_MODE,
+            mtime: None,
+            xattrs: Vec::new(),
+        });
         let mut directories: Vec<_> = std::mem::take(&mut self.directories).into_iter().collect();
         directories.sort_by_cached_key(|(path, _)| Reverse(path.depth()));
         for (path, meta) in directories {
@@ -113,8 +107,9 @@ fn no_whiteouts(path: &CleanPath, errno: Errno) -> Error {
             "the file system cannot mark files hidden by {:?}: no extended attributes of users",
             String::from_utf8_lossy(path.as_bytes())
         );
-        return Error::new(ErrorKind::Io, "image store", reason)
-            .next("put the store (--state) on a local file system such as ext4, xfs, btrfs, or tmpfs of Linux 6.6");
+        return Error::new(ErrorKind::Io, "image store", reason).next(
+            "put the store (--state) on a local file system such as ext4, xfs, btrfs, or tmpfs of Linux 6.6",
+        );
     }
     path.io(errno)
 }

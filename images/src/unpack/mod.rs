@@ -12,8 +12,8 @@ use std::io::BufRead;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr,
-    ftruncate, futimens, linkat, mkfifoat, openat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr, ftruncate,
+    futimens, linkat, mkfifoat, openat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -108,17 +108,11 @@ impl<'a> Unpacker<'a> {
     fn count(&mut self, entry: &Entry) -> Result<()> {
         self.report.entries += 1;
         if self.report.entries > self.limits.entries {
-            return Err(over(format!(
-                "it has more than {} entries",
-                self.limits.entries
-            )));
+            return Err(over(format!("it has more than {} entries", self.limits.entries)));
         }
         self.report.bytes = self.report.bytes.saturating_add(entry.size);
         if self.report.bytes > self.limits.bytes {
-            return Err(over(format!(
-                "its files have more than {} bytes",
-                self.limits.bytes
-            )));
+            return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
         }
         Ok(())
     }
@@ -127,10 +121,7 @@ impl<'a> Unpacker<'a> {
     fn remember(&mut self, bytes: usize) -> Result<()> {
         self.names += bytes as u64 + 64;
         if self.names > self.limits.name_bytes {
-            return Err(over(format!(
-                "its names need more than {} bytes of memory",
-                self.limits.name_bytes
-            )));
+            return Err(over(format!("its names need more than {} bytes of memory", self.limits.name_bytes)));
         }
         Ok(())
     }
@@ -142,10 +133,7 @@ impl<'a> Unpacker<'a> {
         }
         if path.is_root() {
             if entry.kind != EntryKind::Directory {
-                return Err(refused(
-                    &entry.path,
-                    "the root of the layer is not a directory",
-                ));
+                return Err(refused(&entry.path, "the root of the layer is not a directory"));
             }
             return self.directory(path, entry);
         }
@@ -187,29 +175,21 @@ impl<'a> Unpacker<'a> {
             return Ok(true);
         }
         if components.next().is_some() || kind == EntryKind::Directory {
-            return Err(refused(
-                path.as_bytes(),
-                "its name is reserved for whiteouts",
-            ));
+            return Err(refused(path.as_bytes(), "its name is reserved for whiteouts"));
         }
-        let (mut place, _) = path.split().unwrap_or_default();
         if hidden == OPAQUE {
-            if !place.is_root() {
-                place = self.tree.place(place)?;
-                self.tree.make_dir(&place)?;
-                self.tree.implicit.push(place.clone());
-            }
+            // Placing the mark itself resolves its directory, and makes it where it is missing.
+            let placed = self.tree.place(path.clone())?;
+            let (place, _) = placed.split().unwrap_or_default();
             self.remember(place.as_bytes().len())?;
             self.opaque.insert(place);
             return Ok(true);
         }
         let name = &hidden[WHITEOUT.len()..];
         if matches!(name, b"" | b"." | b"..") {
-            return Err(refused(
-                path.as_bytes(),
-                "it hides a name that could lead outside the image",
-            ));
+            return Err(refused(path.as_bytes(), "it hides a name that could lead outside the image"));
         }
+        let (mut place, _) = path.split().unwrap_or_default();
         place.push(name);
         let place = self.tree.place(place)?;
         self.remember(place.as_bytes().len())?;
@@ -220,23 +200,11 @@ impl<'a> Unpacker<'a> {
     fn directory(&mut self, path: CleanPath, entry: Entry) -> Result<()> {
         self.remember(path.as_bytes().len())?;
         let xattrs = self.allowed(entry.xattrs)?;
-        self.directories.insert(
-            path,
-            DirMeta {
-                mode: entry.mode,
-                mtime: Some(entry.mtime),
-                xattrs,
-            },
-        );
+        self.directories.insert(path, DirMeta { mode: entry.mode, mtime: Some(entry.mtime), xattrs });
         Ok(())
     }
 
-    fn file<R: BufRead>(
-        &mut self,
-        path: &CleanPath,
-        entry: &Entry,
-        reader: &mut Reader<R>,
-    ) -> Result<()> {
+    fn file<R: BufRead>(&mut self, path: &CleanPath, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
         let fd = self.create(path, entry.mode)?;
         match &entry.sparse {
             None => loop {
@@ -254,9 +222,7 @@ impl<'a> Unpacker<'a> {
                     let end = segment.offset + segment.length;
                     while offset < end {
                         let data = reader.data()?;
-                        let length = usize::try_from(end - offset)
-                            .unwrap_or(usize::MAX)
-                            .min(data.len());
+                        let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(data.len());
                         write_all_at(&fd, &data[..length], offset).map_err(|e| path.io(e))?;
                         reader.consume(length);
                         offset += length as u64;
@@ -277,8 +243,7 @@ impl<'a> Unpacker<'a> {
 
     /// A new file, in place of whatever an earlier entry made.
     fn create(&mut self, path: &CleanPath, mode: u32) -> Result<OwnedFd> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Set-id bits wait until the content is complete: a write would remove them.
         let mode = Mode::from_raw_mode(mode & 0o777);
         let (directory, name) = self.tree.at(path)?;
@@ -294,21 +259,12 @@ impl<'a> Unpacker<'a> {
 
     fn symlink(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
         if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
-            return Err(refused(
-                &entry.path,
-                "its link target is empty, too long, or holds a NUL",
-            ));
+            return Err(refused(&entry.path, "its link target is empty, too long, or holds a NUL"));
         }
         self.tree.clear(path)?;
         let (directory, name) = self.tree.at(path)?;
         symlinkat(entry.link.as_slice(), directory, name).map_err(|e| path.io(e))?;
-        utimensat(
-            directory,
-            name,
-            &times(entry.mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|e| path.io(e))?;
+        utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))?;
         self.report.other_attributes_skipped += entry.xattrs.len() as u64;
         Ok(())
     }
@@ -361,15 +317,8 @@ impl<'a> Unpacker<'a> {
     fn fifo(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
         self.tree.clear(path)?;
         let (directory, name) = self.tree.at(path)?;
-        mkfifoat(directory, name, Mode::from_raw_mode(entry.mode & 0o777))
-            .map_err(|e| path.io(e))?;
-        utimensat(
-            directory,
-            name,
-            &times(entry.mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|e| path.io(e))
+        mkfifoat(directory, name, Mode::from_raw_mode(entry.mode & 0o777)).map_err(|e| path.io(e))?;
+        utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))
     }
 
     /// Keeps attributes of users, counts the others.
@@ -390,19 +339,12 @@ impl<'a> Unpacker<'a> {
         Ok(kept)
     }
 
-    fn set_xattrs(
-        &mut self,
-        fd: &OwnedFd,
-        xattrs: &[(Vec<u8>, Vec<u8>)],
-        path: &CleanPath,
-    ) -> Result<()> {
+    fn set_xattrs(&mut self, fd: &OwnedFd, xattrs: &[(Vec<u8>, Vec<u8>)], path: &CleanPath) -> Result<()> {
         for (name, value) in xattrs {
             match fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // The file system has no attributes, or no room for one this large.
-                Err(
-                    Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM,
-                ) => {
+                Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM) => {
                     self.report.other_attributes_skipped += 1;
                 }
                 Err(errno) => return Err(path.io(errno)),
@@ -414,14 +356,8 @@ impl<'a> Unpacker<'a> {
 
 /// Access time set like the modification time.
 fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanos.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 fn write_all(fd: &OwnedFd, mut data: &[u8]) -> std::result::Result<(), Errno> {
@@ -456,6 +392,5 @@ fn current_umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     // Unknown: assume that it hides everything, so that every mode is set explicitly.
-    mask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok())
-        .unwrap_or(0o777)
+    mask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
 }

@@ -34,10 +34,7 @@ impl CleanPath {
                 _ => {
                     components += 1;
                     if component.len() > 255 {
-                        return Err(refused(
-                            raw,
-                            "a component of its name is longer than 255 bytes",
-                        ));
+                        return Err(refused(raw, "a component of its name is longer than 255 bytes"));
                     }
                     if !clean.is_empty() {
                         clean.push(b'/');
@@ -47,10 +44,7 @@ impl CleanPath {
             }
         }
         if components > depth {
-            return Err(refused(
-                raw,
-                format!("its name has more than {depth} components"),
-            ));
+            return Err(refused(raw, format!("its name has more than {depth} components")));
         }
         Ok(Self(clean))
     }
@@ -65,11 +59,7 @@ impl CleanPath {
 
     /// Number of components.
     pub(crate) fn depth(&self) -> usize {
-        if self.0.is_empty() {
-            0
-        } else {
-            self.0.iter().filter(|b| **b == b'/').count() + 1
-        }
+        if self.0.is_empty() { 0 } else { self.0.iter().filter(|b| **b == b'/').count() + 1 }
     }
 
     /// Parent and last component; the root has none.
@@ -113,19 +103,12 @@ impl CleanPath {
     pub(crate) fn io(&self, errno: rustix::io::Errno) -> Error {
         use rustix::io::Errno;
         if matches!(errno, Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ) {
-            return refused(
-                &self.0,
-                format!("the store's file system does not take it: {errno}"),
-            );
+            return refused(&self.0, format!("the store's file system does not take it: {errno}"));
         }
         let error = Error::io(format!("entry {}", show(&self.0)), errno);
         // What is missing or forbidden here is the store's fault and not the image's.
         if error.kind() == ErrorKind::NotFound {
-            Error::new(
-                ErrorKind::Io,
-                error.what(),
-                "a directory vanished while the layer was unpacked",
-            )
+            Error::new(ErrorKind::Io, error.what(), "a directory vanished while the layer was unpacked")
         } else {
             error
         }
@@ -137,9 +120,7 @@ mod tests {
     use super::*;
 
     fn clean(raw: &str) -> Option<String> {
-        CleanPath::new(raw.as_bytes(), 4)
-            .ok()
-            .map(|p| String::from_utf8_lossy(p.as_bytes()).into_owned())
+        CleanPath::new(raw.as_bytes(), 4).ok().map(|p| String::from_utf8_lossy(p.as_bytes()).into_owned())
     }
 
     #[test]
@@ -148,15 +129,7 @@ mod tests {
         assert_eq!(clean("/etc/passwd").as_deref(), Some("etc/passwd"));
         assert_eq!(clean("./").as_deref(), Some(""));
         assert_eq!(clean("..a/b..").as_deref(), Some("..a/b.."));
-        for bad in [
-            "..",
-            "a/../b",
-            "/..",
-            "a/b/..",
-            "a/b/c/d/e",
-            &"x".repeat(256),
-            &"x/".repeat(3000),
-        ] {
+        for bad in ["..", "a/../b", "/..", "a/b/..", "a/b/c/d/e", &"x".repeat(256), &"x/".repeat(3000)] {
             assert_eq!(clean(bad), None, "{bad}");
         }
         assert!(CleanPath::new(b"a\0b", 4).is_err());

@@ -36,22 +36,14 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self {
-            root,
-            cached: None,
-            implicit: Vec::new(),
-        }
+        Self { root, cached: None, implicit: Vec::new() }
     }
 
     /// The physical place of `path`: its parent resolved and made where it is missing, links followed inside the
     /// root. The last component is never followed.
     pub(super) fn place(&mut self, path: CleanPath) -> Result<CleanPath> {
         let (parent, _) = path.split_bytes();
-        if self
-            .cached
-            .as_ref()
-            .is_some_and(|(cached, _)| cached.as_bytes() == parent)
-        {
+        if self.cached.as_ref().is_some_and(|(cached, _)| cached.as_bytes() == parent) {
             return Ok(path);
         }
         let Some((parent, name)) = path.split() else {
@@ -75,41 +67,21 @@ impl Tree {
     }
 
     /// The parent directory and the name of a path that [`Tree::place`] gave.
-    pub(super) fn at<'a>(
-        &'a mut self,
-        placed: &'a CleanPath,
-    ) -> Result<(BorrowedFd<'a>, &'a [u8])> {
+    pub(super) fn at<'a>(&'a mut self, placed: &'a CleanPath) -> Result<(BorrowedFd<'a>, &'a [u8])> {
         let (parent, name) = placed.split_bytes();
-        if self
-            .cached
-            .as_ref()
-            .is_none_or(|(cached, _)| cached.as_bytes() != parent)
-        {
+        if self.cached.as_ref().is_none_or(|(cached, _)| cached.as_bytes() != parent) {
             let parent = placed.split().map(|(parent, _)| parent).unwrap_or_default();
             let directory = self.open_dir(&parent).map_err(|e| placed.io(e))?;
             self.cached = Some((parent, directory));
         }
-        let directory = self
-            .cached
-            .as_ref()
-            .map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+        let directory = self.cached.as_ref().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
         Ok((directory, name))
     }
 
     /// Opens a directory for finishing it.
     pub(super) fn open_dir(&self, path: &CleanPath) -> std::result::Result<OwnedFd, Errno> {
-        let name: &[u8] = if path.is_root() {
-            b"."
-        } else {
-            path.as_bytes()
-        };
-        openat2(
-            &self.root,
-            name,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            STRICT,
-        )
+        let name: &[u8] = if path.is_root() { b"." } else { path.as_bytes() };
+        openat2(&self.root, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), STRICT)
     }
 
     /// What stands at a placed path, not following a link.

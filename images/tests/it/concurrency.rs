@@ -1,1 +1,308 @@
-//! To come.
+//! Several processes, killed processes, and privilege separation.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use berth_images::{Credentials, ErrorKind, Helpers, ProgressEvent, ResolveOptions, Resolved, RunAs, Store};
+
+use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
+
+/// The example program, which is built together with the tests.
+fn program() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let path = path.join("examples/import");
+    assert!(
+        path.exists(),
+        "{} is missing; build it with `cargo build -p berth-images --examples`",
+        path.display()
+    );
+    path
+}
+
+fn import(bench: &Bench, name: &str) -> Child {
+    Command::new(program())
+        .args(["--insecure", "--store"])
+        .arg(bench.path().join("store"))
+        .arg(name)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn many_files(count: usize) -> Vec<u8> {
+    let mut tar = Tar::new();
+    for n in 0..count {
+        tar = tar.file(&format!("d{}/f{n}", n % 50), format!("{n}").repeat(200).as_bytes());
+    }
+    tar.end()
+}
+
+#[test]
+fn processes_that_want_the_same_image_fetch_it_once() {
+    let bench = Bench::new();
+    let builder = ImageBuilder::new(vec![many_files(500), Tar::new().file("b", b"x").end()])
+        .compressed(Compression::Gzip);
+    builder.write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour { slow: Duration::from_millis(100), ..Behaviour::default() },
+    );
+    let name = format!("{}/x:1", fake.address);
+    let children: Vec<Child> = (0..4).map(|_| import(&bench, &name)).collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Configuration and two layers, each once; every process asked for the manifest to resolve the tag.
+    assert_eq!(fake.count("/blobs/"), 3, "{:?}", fake.log());
+    assert_eq!(bench.store().verify().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn images_that_share_a_layer_fetch_it_once() {
+    let bench = Bench::new();
+    let shared = many_files(800);
+    let layouts: Vec<PathBuf> = ["one", "two"].iter().map(|n| bench.path().join(n)).collect();
+    let names: Vec<(FakeRegistry, String)> = layouts
+        .iter()
+        .map(|layout| {
+            std::fs::create_dir(layout).unwrap();
+            let own = Tar::new().file("own", layout.display().to_string().as_bytes()).end();
+            ImageBuilder::new(vec![shared.clone(), own]).write(layout);
+            let fake = FakeRegistry::new(
+                layout.clone(),
+                Behaviour { slow: Duration::from_millis(50), ..Behaviour::default() },
+            );
+            let name = format!("{}/x:1", fake.address);
+            (fake, name)
+        })
+        .collect();
+    let children: Vec<Child> = names.iter().map(|(_, name)| import(&bench, name)).collect();
+    for child in children {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    let blobs: usize = names.iter().map(|(fake, _)| fake.count("/blobs/")).sum();
+    assert_eq!(blobs, 2 + 2 + 1, "two configurations, two own layers, one shared");
+    assert_eq!(bench.store().df().unwrap().layers, 3);
+}
+
+#[test]
+fn a_killed_import_leaves_nothing_that_counts() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![many_files(6000), many_files(3000)])
+        .compressed(Compression::Gzip)
+        .write(&bench.layout());
+    let text = format!("oci:{}", bench.layout().display());
+    let store = bench.store();
+    let tmp = store.root().join("tmp");
+    let mut killed_within = 0;
+    for round in 0..6u64 {
+        let mut child = import(&bench, &text);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // Until it unpacks, then a little further each time.
+        while std::fs::read_dir(&tmp).unwrap().count() < 2
+            && child.try_wait().unwrap().is_none()
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(round * 25));
+        let running = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if running {
+            killed_within += 1;
+        }
+        // Nothing half made is visible.
+        for info in store.list().unwrap() {
+            assert!(store.prepared(&info.digest).unwrap().is_some());
+        }
+        assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+        if round == 2 {
+            // Collecting after a kill removes all that the dead process left.
+            store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
+            bench.assert_empty();
+        }
+    }
+    assert!(killed_within >= 1, "the import was never interrupted");
+    let image = bench.import_text(&text).unwrap();
+    assert_eq!(std::fs::read_dir(image.layers[1].join("d0")).unwrap().count(), 120);
+    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "work of dead processes is swept");
+    assert_eq!(std::fs::read_dir(store.root().join("images")).unwrap().count(), 1);
+    assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn removal_and_import_at_the_same_time() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![Tar::new().file("a", b"x").end(), Tar::new().file("b", b"y").end()])
+        .write(&bench.layout());
+    let text = format!("oci:{}", bench.layout().display());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let remover = scope.spawn(|| {
+            let store = bench.store();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
+            }
+        });
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    let image = bench.import_text(&text).unwrap();
+                    assert!(image.layers[0].join("b").exists() && image.layers[1].join("a").exists());
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        remover.join().unwrap();
+    });
+}
+
+fn helpers(
+    user: Option<RunAs>,
+    store: Option<RunAs>,
+    environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+) -> Helpers {
+    Helpers {
+        program: program(),
+        fetch: vec!["internal-fetch".into()],
+        unpack: vec!["internal-unpack".into()],
+        user,
+        environment,
+        store,
+    }
+}
+
+#[test]
+fn fetcher_and_unpacker_import_with_the_users_own_login() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![many_files(300), Tar::new().file("b", b"x").end()])
+        .compressed(Compression::Gzip)
+        .write(&bench.layout());
+    let auth = "YWxpY2U6c2VjcmV0";
+    let fake =
+        FakeRegistry::new(bench.layout(), Behaviour { token: Some(auth.to_owned()), ..Behaviour::default() });
+    let home = bench.path().join("docker");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(
+        home.join("config.json"),
+        format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.address),
+    )
+    .unwrap();
+    let store = bench.store();
+    let name = format!("{}/x:1", fake.address);
+    let with_login = helpers(None, None, vec![("DOCKER_CONFIG".into(), home.clone().into())]);
+    let without = helpers(None, None, vec![]);
+
+    let reference = name.parse().unwrap();
+    let error = without.resolve(&reference, true, bench.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    let Resolved::Manifest(image) = with_login.resolve(&reference, true, bench.path()).unwrap() else {
+        panic!()
+    };
+    assert_eq!(
+        image,
+        resolve_text(&name, &Credentials::from_parts(Some(&home), None, None, None), true).unwrap()
+    );
+
+    let error = without.ensure(&store, &image, &()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("anonymous"), "{error}");
+    bench.assert_empty();
+    let events = Mutex::new(Vec::new());
+    let prepared = with_login.ensure(&store, &image, &|e| events.lock().unwrap().push(e)).unwrap();
+    assert_eq!(std::fs::read(prepared.layers[0].join("b")).unwrap(), b"x");
+    assert!(events.into_inner().unwrap().iter().any(|e| matches!(e, ProgressEvent::Start { layers: 2, .. })));
+    let requests = fake.log().len();
+    with_login.ensure(&store, &image, &()).unwrap();
+    assert_eq!(fake.log().len(), requests, "who has shown their right once is not asked again");
+}
+
+#[test]
+fn a_private_image_serves_only_those_who_could_pull_it() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can act for several users.
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/var/tmp").unwrap();
+    let bench = Bench { dir };
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(bench.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    ImageBuilder::new(vec![Tar::new().entry("su", b'0', 0o4755, "", b"x").dir("locked", 0).end()])
+        .write(&bench.layout());
+    let auth = "YWxpY2U6c2VjcmV0";
+    let fake =
+        FakeRegistry::new(bench.layout(), Behaviour { token: Some(auth.to_owned()), ..Behaviour::default() });
+    // The program must be readable by the users it becomes.
+    let copy = bench.path().join("import");
+    std::fs::copy(program(), &copy).unwrap();
+    let home = bench.path().join("docker");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(
+        home.join("config.json"),
+        format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.address),
+    )
+    .unwrap();
+    let id = |uid| Some(RunAs { uid, gid: uid, groups: vec![uid] });
+    let owner = 54_321;
+    let store = Store::open_for(&bench.path().join("store"), Some((owner, owner))).unwrap();
+    let make =
+        |uid, environment| Helpers { program: copy.clone(), ..helpers(id(uid), id(owner), environment) };
+    let alice = make(54_001, vec![("DOCKER_CONFIG".into(), home.into())]);
+    let bob = make(54_002, vec![]);
+    let Resolved::Manifest(image) =
+        alice.resolve(&format!("{}/x:1", fake.address).parse().unwrap(), true, bench.path()).unwrap()
+    else {
+        panic!()
+    };
+
+    let prepared = alice.ensure(&store, &image, &()).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    let su = std::fs::metadata(prepared.layers[0].join("su")).unwrap();
+    assert_eq!((su.uid(), su.mode() & 0o7777), (owner, 0o4755));
+    assert_eq!(std::fs::metadata(prepared.layers[0].join("locked")).unwrap().uid(), owner);
+    // It is there, but Bob cannot have it: he cannot pull it.
+    let error = bob.ensure(&store, &image, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    alice.ensure(&store, &image, &()).unwrap();
+    // Root's own work in the store stays usable for its owner.
+    let digest = prepared.digest.clone();
+    drop(prepared);
+    store.remove(&digest).unwrap();
+    assert!(!store.is_granted(&digest, 54_001).unwrap());
+    alice.ensure(&store, &image, &()).unwrap();
+}
+
+#[test]
+fn a_helper_that_dies_is_an_error() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![Tar::new().file("b", b"x").end()]).write(&bench.layout());
+    let image =
+        resolve_text(&format!("oci:{}", bench.layout().display()), &Credentials::anonymous(), false).unwrap();
+    let mut broken = helpers(None, None, vec![]);
+    broken.unpack = vec!["no-such-command".into()];
+    let error = broken.ensure(&bench.store(), &image, &()).unwrap_err().to_string();
+    assert!(error.contains("ended without a result"), "{error}");
+    broken.program = "/no/such/program".into();
+    assert!(broken.ensure(&bench.store(), &image, &()).unwrap_err().to_string().contains("/no/such/program"));
+    // A fetcher that fails to open its source says why.
+    let mut gone = image.clone();
+    gone.source = "oci:/no/such/layout".to_owned();
+    let error = helpers(None, None, vec![]).ensure(&bench.store(), &gone, &()).unwrap_err().to_string();
+    assert!(error.contains("/no/such/layout"), "{error}");
+    let options = ResolveOptions { directory: Some(bench.path().to_path_buf()), ..ResolveOptions::default() };
+    let relative: berth_images::Reference = "./layout".parse().unwrap();
+    assert_eq!(
+        helpers(None, None, vec![]).resolve(&relative, false, bench.path()).unwrap(),
+        berth_images::resolve(&relative, &Credentials::anonymous(), &options).unwrap()
+    );
+}

@@ -1,1 +1,239 @@
-//! To come.
+//! Images in files: layouts and tars made by umoci and skopeo, sniffing, and what is refused by name.
+
+use std::path::Path;
+
+use berth_images::{Credentials, ErrorKind, Reference, ResolveOptions, Resolved, resolve};
+
+use crate::support::{Bench, Compression, ImageBuilder, Tar, is_whiteout, mode, only_layer, tool};
+
+/// An image of two layers made by umoci from a directory, as people make them.
+fn umoci_image(bench: &Bench) -> String {
+    let layout = bench.path().join("made").display().to_string();
+    let image = format!("{layout}:v1");
+    let bundle = bench.path().join("bundle").display().to_string();
+    tool("umoci", "umoci", &["init", "--layout", &layout]);
+    tool("umoci", "umoci", &["new", "--image", &image]);
+    tool("umoci", "umoci", &["unpack", "--rootless", "--image", &image, &bundle]);
+    let root = Path::new(&bundle).join("rootfs");
+    std::fs::create_dir_all(root.join("usr/bin")).unwrap();
+    std::fs::create_dir_all(root.join("etc/old")).unwrap();
+    std::fs::write(root.join("etc/old/file"), b"old").unwrap();
+    std::fs::write(root.join("usr/bin/tool"), b"#!/bin/sh\n").unwrap();
+    std::fs::hard_link(root.join("usr/bin/tool"), root.join("usr/bin/same")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", root.join("bin")).unwrap();
+    tool("umoci", "umoci", &["repack", "--refresh-bundle", "--image", &image, &bundle]);
+    std::fs::remove_dir_all(root.join("etc/old")).unwrap();
+    std::fs::write(root.join("etc/new"), b"new").unwrap();
+    tool("umoci", "umoci", &["repack", "--refresh-bundle", "--image", &image, &bundle]);
+    tool(
+        "umoci",
+        "umoci",
+        &[
+            "config",
+            "--image",
+            &image,
+            "--config.env",
+            "A=b",
+            "--config.entrypoint",
+            "/bin/tool",
+            "--config.cmd",
+            "x",
+            "--config.workingdir",
+            "/etc",
+            "--config.user",
+            "1000:1000",
+            "--config.label",
+            "k=v",
+        ],
+    );
+    layout
+}
+
+#[test]
+fn an_image_of_umoci_is_read_in_every_file_form() {
+    let bench = Bench::new();
+    let layout = umoci_image(&bench);
+    let archive = bench.path().join("image.tar").display().to_string();
+    tool(
+        "skopeo",
+        "skopeo",
+        &[
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--preserve-digests",
+            &format!("oci:{layout}:v1"),
+            &format!("oci-archive:{archive}:v1"),
+        ],
+    );
+    let mut digests = Vec::new();
+    for text in [
+        format!("oci:{layout}"),
+        format!("oci:{layout}:v1"),
+        layout.clone(),
+        format!("oci-archive:{archive}"),
+        format!("oci-archive:{archive}:v1"),
+        archive.clone(),
+    ] {
+        let image = bench.import_text(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        digests.push(image.digest.clone());
+        assert_eq!(image.layers.len(), 2, "{text}");
+        let (top, bottom) = (&image.layers[0], &image.layers[1]);
+        assert_eq!(std::fs::read(bottom.join("etc/old/file")).unwrap(), b"old");
+        assert!(is_whiteout(&top.join("etc/old")));
+        assert_eq!(std::fs::read(top.join("etc/new")).unwrap(), b"new");
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(bottom.join("usr/bin/same")).unwrap().nlink(), 2);
+        let c = &image.config;
+        assert_eq!(
+            (c.env.last().unwrap().as_str(), c.entrypoint.as_slice(), c.cmd.as_slice()),
+            ("A=b", &["/bin/tool".to_owned()][..], &["x".to_owned()][..])
+        );
+        assert_eq!((c.workdir.as_str(), c.user.as_str(), c.labels["k"].as_str()), ("/etc", "1000:1000", "v"));
+    }
+    digests.dedup();
+    assert_eq!(digests.len(), 1);
+    // Shared layers are there once, and names of the image are remembered.
+    assert_eq!(bench.store().df().unwrap().layers, 2);
+    assert_eq!(bench.store().find(&archive).unwrap(), digests[0]);
+    assert_eq!(bench.store().find(&format!("oci:{layout}:v1")).unwrap(), digests[0]);
+    assert_eq!(bench.store().find(digests[0].short()).unwrap(), digests[0]);
+    assert!(bench.store().find("debian:12").unwrap_err().to_string().contains("berth image ls"));
+
+    let error = bench.import_text(&format!("oci:{layout}:v2")).unwrap_err().to_string();
+    assert!(error.contains("v1"), "{error}");
+    tool("umoci", "umoci", &["tag", "--image", &format!("{layout}:v1"), "v2"]);
+    let error = bench.import_text(&layout).unwrap_err().to_string();
+    assert!(error.contains("several images: v1, v2"), "{error}");
+    bench.import_text(&format!("oci:{layout}:v2")).unwrap();
+}
+
+#[test]
+fn every_compression_and_digest_algorithm() {
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        for algorithm in [berth_images::Algorithm::Sha256, berth_images::Algorithm::Sha512] {
+            let bench = Bench::new();
+            let mut builder =
+                ImageBuilder::new(vec![Tar::new().file("a", b"1").end(), Tar::new().file("b", b"2").end()])
+                    .compressed(compression);
+            builder.algorithm = algorithm;
+            let image = bench.import_built(&builder).unwrap();
+            assert_eq!(image.layers.len(), 2);
+            assert_eq!(std::fs::read(image.layers[0].join("b")).unwrap(), b"2");
+        }
+    }
+}
+
+#[test]
+fn gzip_of_several_members_and_zstd_with_skippable_frames() {
+    let tar = Tar::new().file("a", &[1; 3000]).file("b", &[2; 3000]).end();
+    let members = [crate::support::gzip(&tar[..1000]), crate::support::gzip(&tar[1000..])].concat();
+    let mut frames = b"\x50\x2a\x4d\x18\x04\0\0\0skip".to_vec();
+    frames.extend(zstd::encode_all(&tar[..2000], 1).unwrap());
+    frames.extend(zstd::encode_all(&tar[2000..], 1).unwrap());
+    for blob in [members, frames] {
+        let bench = Bench::new();
+        let layout = bench.layout();
+        let digest = ImageBuilder::new(vec![tar.clone()]).write(&layout);
+        let mut manifest: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(crate::support::blob_path(&layout, &digest)).unwrap())
+                .unwrap();
+        let blob_digest = berth_images::Digest::of(berth_images::Algorithm::Sha256, &blob);
+        crate::support::put_blob(&layout, &blob_digest, &blob);
+        manifest["layers"][0]["digest"] = blob_digest.to_string().into();
+        manifest["layers"][0]["size"] = blob.len().into();
+        let text = manifest.to_string();
+        let digest = berth_images::Digest::of(berth_images::Algorithm::Sha256, text.as_bytes());
+        crate::support::put_blob(&layout, &digest, text.as_bytes());
+        crate::support::write_layout(
+            &layout,
+            &serde_json::json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": text.len()}]}),
+        );
+        let image = bench.import_text(&format!("oci:{}", layout.display())).unwrap();
+        assert_eq!(std::fs::read(only_layer(&image).join("b")).unwrap(), [2; 3000]);
+    }
+}
+
+#[test]
+fn a_layer_that_occurs_twice_is_mounted_once() {
+    let bench = Bench::new();
+    let a = Tar::new().file("a", b"1").end();
+    let b = Tar::new().file("b", b"2").end();
+    let image = bench.import(vec![a.clone(), b.clone(), a, b]).unwrap();
+    assert_eq!(image.layers.len(), 2);
+    assert!(image.layers[0].join("b").exists() && image.layers[1].join("a").exists());
+}
+
+#[test]
+fn metadata_is_kept() {
+    let bench = Bench::new();
+    let long = "d/".to_owned() + &"n".repeat(200);
+    let tar = Tar::new()
+        .dir("d", 0o1777)
+        .pax(&[("mtime", b"1234567890.987654321"), ("SCHILY.xattr.user.note", b"x\0y")])
+        .entry("d/f", b'0', 0o640, "", b"data")
+        .entry("././@LongLink", b'L', 0, "", format!("{long}\0").as_bytes())
+        .file("short", b"long")
+        .pax(&[("path", "d/ü\u{1F600}".as_bytes())])
+        .file("x", b"unicode")
+        .symlink("d/s", "../d/f");
+    let tar = tar.raw(&Tar::header(b"d/\xff\xfe", b'0', 0o600, 0, b"")).dir("./", 0o711).end();
+    let image = bench.import(vec![tar]).unwrap();
+    let layer = only_layer(&image);
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(layer.join("d/f")).unwrap();
+    assert_eq!(
+        (meta.mtime(), meta.mtime_nsec(), mode(&layer.join("d/f"))),
+        (1_234_567_890, 987_654_321, 0o640)
+    );
+    assert_eq!(crate::support::xattr(&layer.join("d/f"), "user.note").unwrap(), b"x\0y");
+    assert_eq!(mode(&layer.join("d")), 0o1777);
+    assert_eq!(std::fs::metadata(layer.join("d")).unwrap().mtime(), 1_600_000_000);
+    assert_eq!(std::fs::symlink_metadata(layer.join("d/s")).unwrap().mtime(), 1_600_000_000);
+    assert_eq!(mode(layer), 0o711);
+    assert!(layer.join(&long).exists() && layer.join("d/ü\u{1F600}").exists());
+    assert!(layer.join(std::ffi::OsStr::from_bytes(b"d/\xff\xfe")).exists());
+}
+
+#[test]
+fn paths_are_sniffed_by_content() {
+    let bench = Bench::new();
+    let at = |name: &str| bench.path().join(name);
+    let check = |path: &Path| -> Result<Resolved, berth_images::Error> {
+        let reference: Reference = path.display().to_string().parse()?;
+        resolve(&reference, &Credentials::anonymous(), &ResolveOptions::default())
+    };
+    std::fs::create_dir_all(at("root/usr")).unwrap();
+    assert_eq!(check(&at("root")).unwrap(), Resolved::RootDir(at("root").canonicalize().unwrap()));
+    std::fs::create_dir(at("empty")).unwrap();
+    for (name, content, word) in [
+        ("squash", b"hsqs0000".to_vec(), "unsquashfs"),
+        (
+            "sif",
+            [b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC".to_vec(), vec![0; 600]].concat(),
+            "apptainer",
+        ),
+        ("gz", crate::support::gzip(b"x"), "gunzip"),
+        ("text", b"hello".to_vec(), "not a tar file"),
+        ("rootfs.tar", Tar::new().file("etc/passwd", b"x").end(), "without oci-layout"),
+        ("docker.tar", Tar::new().file("manifest.json", b"[]").end(), "skopeo copy docker-archive"),
+        ("twice.tar", Tar::new().file("oci-layout", b"{}").file("oci-layout", b"{}").end(), "twice"),
+    ] {
+        std::fs::write(at(name), content).unwrap();
+        let error = check(&at(name)).unwrap_err();
+        assert!(error.to_string().contains(word), "{name}: {error}");
+    }
+    assert!(check(&at("empty")).unwrap_err().to_string().contains("neither an OCI layout"));
+    let error = check(&at("missing")).unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("missing"), "{error}");
+    tool("coreutils", "mkfifo", &[&at("fifo").display().to_string()]);
+    assert!(check(&at("fifo")).unwrap_err().to_string().contains("not a regular file"));
+    let error = bench.import_text(&format!("oci:{}", at("root").display())).unwrap_err().to_string();
+    assert!(error.contains("no file oci-layout"), "{error}");
+    assert_eq!(
+        resolve(&"host:".parse().unwrap(), &Credentials::anonymous(), &ResolveOptions::default()).unwrap(),
+        Resolved::Host
+    );
+}

@@ -51,18 +51,13 @@ impl FakeRegistry {
     pub fn new(layout: PathBuf, behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let state = Arc::new(Mutex::new(State {
-            behaviour,
-            ..State::default()
-        }));
+        let state = Arc::new(Mutex::new(State { behaviour, ..State::default() }));
         let shared = Arc::clone(&state);
         let own = address.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (shared, layout, own) = (Arc::clone(&shared), layout.clone(), own.clone());
-                std::thread::spawn(
-                    move || while serve(&stream, &shared, &layout, &own).is_some() {},
-                );
+                std::thread::spawn(move || while serve(&stream, &shared, &layout, &own).is_some() {});
             }
         });
         Self { address, state }
@@ -78,12 +73,7 @@ impl FakeRegistry {
     }
 }
 
-fn serve(
-    stream: &TcpStream,
-    state: &Mutex<State>,
-    layout: &std::path::Path,
-    own: &str,
-) -> Option<()> {
+fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own: &str) -> Option<()> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     let mut headers = BTreeMap::new();
@@ -110,12 +100,7 @@ fn serve(
         if state.behaviour.busy > 0 {
             state.behaviour.busy -= 1;
             drop(state);
-            return answer(
-                stream,
-                "503 Service Unavailable",
-                &[("Retry-After", "0")],
-                b"",
-            );
+            return answer(stream, "503 Service Unavailable", &[("Retry-After", "0")], b"");
         }
         state.behaviour.clone()
     };
@@ -133,29 +118,18 @@ fn serve(
         let mut state = state.lock().unwrap();
         state.issued += 1;
         let token = format!("token{}", state.issued);
-        state
-            .tokens
-            .insert(token.clone(), behaviour.token_uses.unwrap_or(u32::MAX));
-        return answer(
-            stream,
-            "200 OK",
-            &[],
-            format!(r#"{{"token":"{token}"}}"#).as_bytes(),
-        );
+        state.tokens.insert(token.clone(), behaviour.token_uses.unwrap_or(u32::MAX));
+        return answer(stream, "200 OK", &[], format!(r#"{{"token":"{token}"}}"#).as_bytes());
     }
     if behaviour.token.is_some() {
         let mut state = state.lock().unwrap();
-        let token = headers
-            .get("authorization")
-            .and_then(|a| a.strip_prefix("Bearer "))
-            .unwrap_or_default();
+        let token = headers.get("authorization").and_then(|a| a.strip_prefix("Bearer ")).unwrap_or_default();
         match state.tokens.get_mut(token) {
             Some(uses) if *uses > 0 => *uses -= 1,
             _ => {
                 drop(state);
-                let challenge = format!(
-                    r#"Bearer realm="http://{own}/token",service="fake",scope="repository:x:pull""#
-                );
+                let challenge =
+                    format!(r#"Bearer realm="http://{own}/token",service="fake",scope="repository:x:pull""#);
                 return answer(
                     stream,
                     "401 Unauthorized",
@@ -183,12 +157,7 @@ fn serve(
     };
     let blob = path.contains("/blobs/");
     if blob && let Some(target) = &behaviour.redirect {
-        return answer(
-            stream,
-            "307 Temporary Redirect",
-            &[("Location", &format!("{target}{path}"))],
-            b"",
-        );
+        return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
     }
     if blob && behaviour.corrupt {
         let middle = bytes.len() / 2;
@@ -198,20 +167,13 @@ fn serve(
     let total = bytes.len();
     let mut range = String::new();
     if let (Some(asked), false) = (headers.get("range"), behaviour.no_ranges) {
-        let start: usize = asked
-            .strip_prefix("bytes=")?
-            .strip_suffix('-')?
-            .parse()
-            .ok()?;
+        let start: usize = asked.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()?;
         range = format!("bytes {start}-{}/{total}", total - 1);
         bytes.drain(..start);
         status = "206 Partial Content";
     }
-    let named = if behaviour.wrong_header {
-        format!("sha256:{}", "0".repeat(64))
-    } else {
-        digest.to_string()
-    };
+    let named =
+        if behaviour.wrong_header { format!("sha256:{}", "0".repeat(64)) } else { digest.to_string() };
     let mut extra = vec![("Docker-Content-Digest", named.as_str())];
     if !range.is_empty() {
         extra.push(("Content-Range", &range));
@@ -237,14 +199,7 @@ fn head(status: &str, headers: &[(&str, &str)], length: usize) -> String {
     text + "\r\n"
 }
 
-fn answer(
-    mut stream: &TcpStream,
-    status: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Option<()> {
-    stream
-        .write_all(head(status, headers, body.len()).as_bytes())
-        .ok()?;
+fn answer(mut stream: &TcpStream, status: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<()> {
+    stream.write_all(head(status, headers, body.len()).as_bytes()).ok()?;
     stream.write_all(body).ok()
 }

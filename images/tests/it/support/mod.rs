@@ -18,9 +18,7 @@ pub fn tool(package: &str, program: &str, arguments: &[&str]) -> Output {
     let output = Command::new(program)
         .args(arguments)
         .output()
-        .unwrap_or_else(|e| {
-            panic!("cannot run {program}: {e}; install the Debian package {package}")
-        });
+        .unwrap_or_else(|e| panic!("cannot run {program}: {e}; install the Debian package {package}"));
     assert!(
         output.status.success(),
         "{program} {arguments:?} failed: {}{}",
@@ -50,10 +48,7 @@ pub struct ImageBuilder {
 impl ImageBuilder {
     pub fn new(layers: Vec<Vec<u8>>) -> Self {
         Self {
-            layers: layers
-                .into_iter()
-                .map(|l| (l, Compression::Plain))
-                .collect(),
+            layers: layers.into_iter().map(|l| (l, Compression::Plain)).collect(),
             config: serde_json::json!({"Env": ["PATH=/bin"]}),
             algorithm: Algorithm::Sha256,
             docker: false,
@@ -76,23 +71,13 @@ impl ImageBuilder {
         let mut diff_ids = Vec::new();
         for (tar, compression) in &self.layers {
             let (kind, blob) = match (compression, self.docker) {
-                (Compression::Plain, false) => {
-                    ("application/vnd.oci.image.layer.v1.tar", tar.clone())
+                (Compression::Plain, false) => ("application/vnd.oci.image.layer.v1.tar", tar.clone()),
+                (Compression::Gzip, false) => ("application/vnd.oci.image.layer.v1.tar+gzip", gzip(tar)),
+                (Compression::Zstd, false) => {
+                    ("application/vnd.oci.image.layer.v1.tar+zstd", zstd::encode_all(&tar[..], 3).unwrap())
                 }
-                (Compression::Gzip, false) => {
-                    ("application/vnd.oci.image.layer.v1.tar+gzip", gzip(tar))
-                }
-                (Compression::Zstd, false) => (
-                    "application/vnd.oci.image.layer.v1.tar+zstd",
-                    zstd::encode_all(&tar[..], 3).unwrap(),
-                ),
-                (Compression::Plain, true) => {
-                    ("application/vnd.docker.image.rootfs.diff.tar", tar.clone())
-                }
-                (_, true) => (
-                    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-                    gzip(tar),
-                ),
+                (Compression::Plain, true) => ("application/vnd.docker.image.rootfs.diff.tar", tar.clone()),
+                (_, true) => ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip(tar)),
             };
             let (digest, size) = put(&blob);
             layers.push(serde_json::json!({"mediaType": kind, "digest": digest, "size": size}));
@@ -109,10 +94,7 @@ impl ImageBuilder {
                 "application/vnd.docker.container.image.v1+json",
             )
         } else {
-            (
-                "application/vnd.oci.image.manifest.v1+json",
-                "application/vnd.oci.image.config.v1+json",
-            )
+            ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.config.v1+json")
         };
         let manifest = serde_json::json!({
             "schemaVersion": 2, "mediaType": manifest_type,
@@ -138,14 +120,12 @@ pub fn put_blob(dir: &Path, digest: &Digest, bytes: &[u8]) {
 }
 
 pub fn blob_path(dir: &Path, digest: &Digest) -> PathBuf {
-    dir.join("blobs")
-        .join(digest.algorithm().name())
-        .join(digest.hex())
+    dir.join("blobs").join(digest.algorithm().name()).join(digest.hex())
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
@@ -203,13 +183,7 @@ impl Tar {
     }
 
     pub fn entry(self, name: &str, kind: u8, mode: u32, link: &str, data: &[u8]) -> Self {
-        let header = Self::header(
-            name.as_bytes(),
-            kind,
-            mode,
-            data.len() as u64,
-            link.as_bytes(),
-        );
+        let header = Self::header(name.as_bytes(), kind, mode, data.len() as u64, link.as_bytes());
         self.raw(&header).data(data)
     }
 
@@ -258,9 +232,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     pub fn path(&self) -> &Path {
@@ -321,10 +293,7 @@ pub fn resolve_text(
     insecure: bool,
 ) -> Result<ResolvedManifest, Error> {
     let reference: Reference = text.parse()?;
-    let options = ResolveOptions {
-        insecure,
-        ..ResolveOptions::default()
-    };
+    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
     match resolve(&reference, credentials, &options)? {
         Resolved::Manifest(manifest) => Ok(manifest),
         other => panic!("{text} is {other:?}"),
@@ -338,15 +307,11 @@ pub fn only_layer(image: &PreparedImage) -> &Path {
 }
 
 pub fn mode(path: &Path) -> u32 {
-    std::fs::symlink_metadata(path)
-        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-        .mode()
-        & 0o7777
+    std::fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).mode() & 0o7777
 }
 
 pub fn is_whiteout(path: &Path) -> bool {
-    std::fs::symlink_metadata(path)
-        .is_ok_and(|m| m.mode() & 0o170_000 == 0o020_000 && m.rdev() == 0)
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.mode() & 0o170_000 == 0o020_000 && m.rdev() == 0)
 }
 
 pub fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {

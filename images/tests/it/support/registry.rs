@@ -32,30 +32,19 @@ impl RealRegistry {
     pub fn start(login: bool, tls: Option<(&Path, &Path)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The port is free now; nobody else takes it in the moment until the registry does.
-        let address = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .to_string();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp:\n  addr: {address}\n",
             dir.path().join("data").display()
         );
         if let Some((certificate, key)) = tls {
-            config += &format!(
-                "  tls: {{certificate: {}, key: {}}}\n",
-                certificate.display(),
-                key.display()
-            );
+            config += &format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display());
         }
         if login {
             let file = dir.path().join("htpasswd");
             let output = tool("apache2-utils", "htpasswd", &["-Bbn", USER, PASSWORD]);
             std::fs::write(&file, output.stdout).unwrap();
-            config += &format!(
-                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
-                file.display()
-            );
+            config += &format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display());
         }
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
@@ -68,22 +57,12 @@ impl RealRegistry {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| {
-                panic!(
-                    "cannot run docker-registry: {e}; install the Debian package docker-registry"
-                )
+                panic!("cannot run docker-registry: {e}; install the Debian package docker-registry")
             });
-        let registry = Self {
-            child,
-            address,
-            dir,
-        };
+        let registry = Self { child, address, dir };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(&registry.address).is_err() {
-            assert!(
-                Instant::now() < deadline,
-                "docker-registry does not listen on {}",
-                registry.address
-            );
+            assert!(Instant::now() < deadline, "docker-registry does not listen on {}", registry.address);
             std::thread::sleep(Duration::from_millis(20));
         }
         registry
@@ -95,32 +74,17 @@ impl RealRegistry {
     }
 
     pub fn push_as_user(&self, layout: &str, name: &str) {
-        self.push_with(
-            layout,
-            name,
-            &["--dest-creds", &format!("{USER}:{PASSWORD}")],
-            false,
-        );
+        self.push_with(layout, name, &["--dest-creds", &format!("{USER}:{PASSWORD}")], false);
     }
 
     pub fn push_with(&self, layout: &str, name: &str, login: &[&str], all: bool) {
         let source = format!("oci:{layout}");
         let target = format!("docker://{}/{name}", self.address);
         let policy = self.dir.path().join("policy.json");
-        std::fs::write(
-            &policy,
-            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
-        )
-        .unwrap();
+        std::fs::write(&policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
         let policy = policy.display().to_string();
-        let mut arguments = vec![
-            "--policy",
-            &policy,
-            "copy",
-            "--quiet",
-            "--preserve-digests",
-            "--dest-tls-verify=false",
-        ];
+        let mut arguments =
+            vec!["--policy", &policy, "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"];
         arguments.extend(login);
         if all {
             arguments.push("--all");

@@ -1,0 +1,79 @@
+//! Imports one image and prints what it took; also the two helper programs, for tests and measurements.
+//!
+//! `import [--insecure] [--store DIR] REFERENCE`
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use berth_images::{
+    Credentials, Error, ErrorKind, ProgressEvent, Reference, ResolveOptions, Resolved, Result, Store,
+    fetcher_main, open_source, resolve, unpacker_main,
+};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    match arguments.peek().and_then(|a| a.to_str()) {
+        Some("internal-fetch") => {
+            ExitCode::from(fetcher_main(arguments.skip(1), std::io::stdin(), std::io::stdout()))
+        }
+        Some("internal-unpack") => ExitCode::from(unpacker_main(
+            arguments.skip(1),
+            std::io::stdin(),
+            std::io::stdout(),
+            std::io::stderr(),
+        )),
+        _ => match import(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("import: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
+    let usage = || {
+        Error::new(ErrorKind::Reference, "arguments", "usage: import [--insecure] [--store DIR] REFERENCE")
+    };
+    let mut root = std::env::temp_dir().join("berth-import");
+    let mut insecure = false;
+    let mut text = None;
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--insecure") => insecure = true,
+            Some("--store") => root = PathBuf::from(arguments.next().ok_or_else(usage)?),
+            Some(name) if text.is_none() => text = Some(name.to_owned()),
+            _ => return Err(usage()),
+        }
+    }
+    let reference: Reference = text.ok_or_else(usage)?.parse()?;
+    let credentials = Credentials::from_env();
+    let start = Instant::now();
+    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+    let Resolved::Manifest(image) = resolve(&reference, &credentials, &options)? else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            reference.to_string(),
+            "is used in place, there is nothing to import",
+        ));
+    };
+    let source = open_source(&image.source, insecure, &credentials)?;
+    let store = Store::open(&root)?;
+    let prepared = store.ensure(&image, source.as_ref(), &|event| match event {
+        ProgressEvent::Note { text } => eprintln!("{text}"),
+        ProgressEvent::Syncing => eprintln!("syncing after {:.3} s", start.elapsed().as_secs_f64()),
+        _ => {}
+    })?;
+    println!(
+        "{} layers of {} in {:.3} s",
+        prepared.layers.len(),
+        image.digest,
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}

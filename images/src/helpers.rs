@@ -1,0 +1,417 @@
+//! Importing with privilege separated: the person's logins stay with the person, the store with its own identity.
+//!
+//! In a cluster's system mode the agent is root and does neither. It starts two processes: a *fetcher* that becomes
+//! the user, reads the user's logins and speaks to the registry, and an *unpacker* that becomes the store's
+//! unprivileged identity, verifies every byte and writes. They are joined by pipes; the unpacker reports to the
+//! agent in lines of JSON on its standard error. The `berth` program calls [`fetcher_main`] and [`unpacker_main`]
+//! as hidden sub-commands.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result, printable};
+use crate::progress::{Progress, ProgressEvent};
+use crate::reference::Reference;
+use crate::registry::Credentials;
+use crate::remote::{RemoteSource, serve_fetcher};
+use crate::source::{BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, open_source, resolve};
+use crate::store::{PreparedImage, Store};
+
+/// Longest line of a report, and longest answer of a resolver.
+const MAX_LINE: u64 = 1 << 20;
+
+/// An identity to become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunAs {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// How the agent starts the two processes.
+#[derive(Clone, Debug)]
+pub struct Helpers {
+    /// The `berth` program.
+    pub program: PathBuf,
+    /// First arguments that reach [`fetcher_main`], such as `internal-fetch`.
+    pub fetch: Vec<OsString>,
+    /// First arguments that reach [`unpacker_main`], such as `internal-unpack`.
+    pub unpack: Vec<OsString>,
+    /// The user for whom the image is fetched; `None` to stay who we are.
+    pub user: Option<RunAs>,
+    /// Environment of the fetcher: the user's `HOME`, `DOCKER_CONFIG`, `XDG_RUNTIME_DIR`, `PATH`, and the proxy
+    /// variables of the node.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The store's identity; `None` to stay who we are.
+    pub store: Option<RunAs>,
+}
+
+/// One line of the unpacker's report.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Report {
+    Progress(ProgressEvent),
+    Done,
+    Failed(Error),
+}
+
+/// What the resolver answers.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Manifest(ResolvedManifest),
+    RootDir(PathBuf),
+    Host,
+    Failed(Error),
+}
+
+impl Helpers {
+    /// As [`Store::ensure`], by the two processes. An image that is present is given at once to users who have
+    /// shown before that they may read its manifest; others show it now, by fetching the manifest with their own
+    /// logins. So a private image serves only those who could pull it.
+    ///
+    /// # Errors
+    /// As for [`Store::ensure`]; or a process cannot be started or dies.
+    pub fn ensure(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        progress: &dyn Progress,
+    ) -> Result<PreparedImage> {
+        let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        if store.is_granted(&image.digest, uid)?
+            && let Some(prepared) = store.prepared(&image.digest)?
+        {
+            return Ok(prepared);
+        }
+        let mut fetcher = Command::new(&self.program);
+        fetcher.args(&self.fetch).args(["--source", &image.source]);
+        if image.insecure {
+            fetcher.arg("--insecure");
+        }
+        run_as(&mut fetcher, self.user.as_ref());
+        fetcher.env_clear().envs(self.environment.iter().cloned());
+        let mut fetcher = Running::start(fetcher.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+        let (to_fetcher, from_fetcher) = (fetcher.0.stdin.take(), fetcher.0.stdout.take());
+        let (Some(to_fetcher), Some(from_fetcher)) = (to_fetcher, from_fetcher) else {
+            return Err(start_failed("its pipes are missing"));
+        };
+        let described = serde_json::to_string(image).map_err(|e| start_failed(&e.to_string()))?;
+        let mut unpacker = Command::new(&self.program);
+        unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
+            "--image",
+            &described,
+            "--grant",
+            &uid.to_string(),
+        ]);
+        run_as(&mut unpacker, self.store.as_ref());
+        unpacker.env_clear();
+        let mut unpacker =
+            Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
+        let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
+        follow(report, progress)?;
+        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+    }
+
+    /// As [`resolve`], by the fetcher as the user: for references that could not be resolved where they were typed.
+    /// Relative paths are refused; `directory` is where the user stands.
+    ///
+    /// # Errors
+    /// As for [`resolve`]; or the process cannot be started or dies.
+    pub fn resolve(&self, reference: &Reference, insecure: bool, directory: &Path) -> Result<Resolved> {
+        let mut resolver = Command::new(&self.program);
+        resolver
+            .args(&self.fetch)
+            .args(["--resolve", &reference.to_string()])
+            .arg("--directory")
+            .arg(directory);
+        if insecure {
+            resolver.arg("--insecure");
+        }
+        run_as(&mut resolver, self.user.as_ref());
+        resolver.env_clear().envs(self.environment.iter().cloned());
+        let mut resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        let mut text = Vec::new();
+        if let Some(stdout) = resolver.0.stdout.take() {
+            stdout.take(MAX_LINE).read_to_end(&mut text).map_err(|e| Error::io("resolving process", e))?;
+        }
+        match serde_json::from_slice(&text) {
+            Ok(Answer::Manifest(manifest)) => Ok(Resolved::Manifest(manifest)),
+            Ok(Answer::RootDir(path)) => Ok(Resolved::RootDir(path)),
+            Ok(Answer::Host) => Ok(Resolved::Host),
+            Ok(Answer::Failed(error)) => Err(error.sanitised()),
+            Err(_) => Err(died("resolving")),
+        }
+    }
+}
+
+/// Relays the report until it says how things ended.
+fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
+    let mut lines = BufReader::new(report);
+    let mut stray = String::new();
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut lines)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)
+            .map_err(|e| Error::io("unpacking process", e))?;
+        if read == 0 {
+            let error = died("unpacking");
+            return Err(if stray.is_empty() {
+                error
+            } else {
+                error.next(format!("its last words: {stray}"))
+            });
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Report::Progress(event)) => progress.event(event),
+            Ok(Report::Done) => return Ok(()),
+            Ok(Report::Failed(error)) => return Err(error),
+            Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),
+        }
+    }
+}
+
+fn run_as(command: &mut Command, identity: Option<&RunAs>) {
+    if let Some(RunAs { uid, gid, groups }) = identity {
+        let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+        command.arg("--as").arg(format!("{uid}:{gid}:{}", groups.join(",")));
+    }
+}
+
+fn start_failed(reason: &str) -> Error {
+    Error::new(ErrorKind::Io, "helper process", format!("cannot be started: {reason}"))
+}
+
+fn died(which: &str) -> Error {
+    Error::new(ErrorKind::Unreachable, format!("{which} process"), "ended without a result")
+        .next("look into the agent's log, and try again")
+}
+
+/// A child that does not outlive our interest in it.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let program = command.get_program().to_os_string();
+        command
+            .spawn()
+            .map(Self)
+            .map_err(|e| start_failed(&format!("{}: {e}", Path::new(&program).display())))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has nothing left to say; the store is safe at every instant.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Options of the two programs, all of them `--name value` or flags.
+#[derive(Default)]
+struct Options {
+    source: Option<String>,
+    resolve: Option<String>,
+    directory: Option<PathBuf>,
+    insecure: bool,
+    identity: Option<RunAs>,
+    store: Option<PathBuf>,
+    image: Option<String>,
+    grant: Option<u32>,
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
+    let bad = |what: &str| {
+        Error::new(
+            ErrorKind::Reference,
+            format!("argument {what:?}"),
+            "is not understood by this internal command",
+        )
+    };
+    let mut options = Options::default();
+    let mut arguments = arguments.into_iter();
+    while let Some(name) = arguments.next() {
+        let name = name.into_string().map_err(|name| bad(&String::from_utf8_lossy(name.as_bytes())))?;
+        if name == "--insecure" {
+            options.insecure = true;
+            continue;
+        }
+        let value = arguments.next().ok_or_else(|| bad(&name))?;
+        let text = || value.clone().into_string().map_err(|_| bad(&name));
+        match name.as_str() {
+            "--source" => options.source = Some(text()?),
+            "--resolve" => options.resolve = Some(text()?),
+            "--directory" => options.directory = Some(PathBuf::from(&value)),
+            "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
+            "--store" => options.store = Some(PathBuf::from(&value)),
+            "--image" => options.image = Some(text()?),
+            "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
+            _ => return Err(bad(&name)),
+        }
+    }
+    Ok(options)
+}
+
+fn parse_identity(text: &str) -> Option<RunAs> {
+    let mut parts = text.splitn(3, ':');
+    let uid = parts.next()?.parse().ok()?;
+    let gid = parts.next()?.parse().ok()?;
+    let groups = parts.next().unwrap_or_default();
+    let groups =
+        groups.split(',').filter(|g| !g.is_empty()).map(|g| g.parse().ok()).collect::<Option<Vec<u32>>>()?;
+    Some(RunAs { uid, gid, groups })
+}
+
+/// Becomes the identity for good. Called before anything else is read or opened.
+fn become_identity(identity: Option<&RunAs>) -> Result<()> {
+    let Some(RunAs { uid, gid, groups }) = identity else { return Ok(()) };
+    let failed = |e: nix::Error| Error::io(format!("becoming uid {uid}"), std::io::Error::from(e));
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+    setgroups(&groups).map_err(failed)?;
+    setresgid(gid, gid, gid).map_err(failed)?;
+    setresuid(uid, uid, uid).map_err(failed)?;
+    rustix::thread::set_no_new_privs(true).map_err(|e| Error::io("no_new_privs", e))
+}
+
+/// The fetcher: `--source SOURCE [--insecure] [--as UID:GID:GROUPS]` serves blobs over `input` and `output`, which
+/// are the standard streams; `--resolve REFERENCE --directory DIR` writes what the reference means. Gives the
+/// exit code. Call it before any thread exists.
+pub fn fetcher_main(
+    arguments: impl IntoIterator<Item = OsString>,
+    input: impl Read,
+    mut output: impl Write + Send,
+) -> u8 {
+    let options = match parse(arguments).and_then(|o| become_identity(o.identity.as_ref()).map(|()| o)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("berth: {error}");
+            return 1;
+        }
+    };
+    let credentials = Credentials::from_env();
+    if let Some(text) = &options.resolve {
+        let answer = answer(text, &options, &credentials);
+        let failed = matches!(answer, Answer::Failed(_));
+        let written = serde_json::to_writer(&mut output, &answer).is_ok() && output.flush().is_ok();
+        return u8::from(failed || !written);
+    }
+    let source = options.source.clone().unwrap_or_default();
+    let result = match open_source(&source, options.insecure, &credentials) {
+        Ok(source) => serve_fetcher(source.as_ref(), input, output),
+        // The other side gets the reason as the answer to its first request.
+        Err(error) => serve_fetcher(&Unopened(source, error), input, output),
+    };
+    u8::from(result.is_err())
+}
+
+fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
+    let resolved = text.parse::<Reference>().and_then(|reference| {
+        let options = ResolveOptions {
+            insecure: options.insecure,
+            directory: options.directory.clone(),
+            ..ResolveOptions::default()
+        };
+        resolve(&reference, credentials, &options)
+    });
+    match resolved {
+        Ok(Resolved::Manifest(manifest)) => Answer::Manifest(manifest),
+        Ok(Resolved::RootDir(path)) => Answer::RootDir(path),
+        Ok(Resolved::Host) => Answer::Host,
+        Err(error) => Answer::Failed(error),
+    }
+}
+
+/// A source that could not be opened.
+struct Unopened(String, Error);
+
+impl BlobSource for Unopened {
+    fn describe(&self) -> String {
+        self.0.clone()
+    }
+
+    fn open(&self, _: BlobKind, _: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
+        Err(self.1.clone())
+    }
+}
+
+/// The unpacker: `--store ROOT --image JSON --grant UID [--as UID:GID:GROUPS]` makes the image present from the
+/// fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
+/// code. Call it before any thread exists.
+pub fn unpacker_main(
+    arguments: impl IntoIterator<Item = OsString>,
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    report: impl Write + Send,
+) -> u8 {
+    let report = std::sync::Mutex::new(report);
+    let say = |line: &Report| {
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        // An agent that went away does not stop the import: its successor finds the image.
+        let _ = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write_all(&text);
+    };
+    let run = || -> Result<()> {
+        let options = parse(arguments)?;
+        become_identity(options.identity.as_ref())?;
+        let (Some(root), Some(image)) = (&options.store, &options.image) else {
+            return Err(start_failed("--store and --image are needed"));
+        };
+        let image: ResolvedManifest =
+            serde_json::from_str(image).map_err(|e| start_failed(&e.to_string()))?;
+        let store = Store::open(root)?;
+        let source = RemoteSource::new(image.source.clone(), input, output);
+        if store.prepared(&image.digest)?.is_some() {
+            // The user shows that the source gives them this image.
+            store.prove(&image.digest, &source)?;
+        }
+        let prepared = store.ensure(&image, &source, &|event| say(&Report::Progress(event)))?;
+        if let Some(uid) = options.grant {
+            store.grant(&image.digest, uid)?;
+        }
+        drop(prepared);
+        Ok(())
+    };
+    match run() {
+        Ok(()) => {
+            say(&Report::Done);
+            0
+        }
+        Err(error) => {
+            say(&Report::Failed(error));
+            1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities() {
+        assert_eq!(parse_identity("1:2:3,4"), Some(RunAs { uid: 1, gid: 2, groups: vec![3, 4] }));
+        assert_eq!(parse_identity("1:2:"), Some(RunAs { uid: 1, gid: 2, groups: vec![] }));
+        for bad in ["", "1", "x:1", "1:2:x", "-1:2", "4294967296:1"] {
+            assert_eq!(parse_identity(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_report_that_stops_is_an_error_with_the_last_words() {
+        let error = follow(&b"thread panicked\n"[..], &()).unwrap_err().to_string();
+        assert!(error.contains("unpacking process") && error.contains("thread panicked"), "{error}");
+    }
+}

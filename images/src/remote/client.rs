@@ -1,0 +1,357 @@
+//! The reading side: a blob source whose blobs come from another process.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Kind, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::{BlobKind, BlobSource};
+
+/// A source behind a pair of pipes, which [`super::serve_fetcher`] answers.
+pub struct RemoteSource {
+    description: String,
+    link: Arc<Link>,
+}
+
+struct Link {
+    write: Mutex<Box<dyn Write + Send>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u32,
+    streams: HashMap<u32, Stream>,
+    /// Why the link is of no use any more.
+    broken: Option<Error>,
+}
+
+struct Stream {
+    queue: Sender<Message>,
+    /// Bytes that the other side may still send.
+    credit: u64,
+}
+
+enum Message {
+    Data(Vec<u8>),
+    End,
+    Failed(Error),
+}
+
+impl RemoteSource {
+    /// A source that is described as `description` and speaks over `read` and `write`.
+    pub fn new(
+        description: impl Into<String>,
+        read: impl Read + Send + 'static,
+        write: impl Write + Send + 'static,
+    ) -> Self {
+        let link = Arc::new(Link { write: Mutex::new(Box::new(write)), state: Mutex::default() });
+        let receiving = Arc::downgrade(&link);
+        let mut read = read;
+        // Ends when the other side closes, which it does when it sees our side closed.
+        std::thread::spawn(move || {
+            loop {
+                let frame = read_frame(&mut read);
+                let Some(link) = receiving.upgrade() else { return };
+                let result = match frame {
+                    Ok(Some(frame)) => link.take(frame),
+                    Ok(None) => Err(broken("it ended before everything was fetched")),
+                    Err(e) => Err(broken(&e.to_string())),
+                };
+                if let Err(error) = result {
+                    link.break_off(error);
+                    return;
+                }
+            }
+        });
+        Self { description: description.into(), link }
+    }
+}
+
+impl BlobSource for RemoteSource {
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        let (queue, receiver) = channel();
+        let stream = {
+            let mut state = self.link.state();
+            if let Some(error) = &state.broken {
+                return Err(error.clone());
+            }
+            if state.streams.len() >= MAX_STREAMS {
+                return Err(broken("too many blobs are open at once"));
+            }
+            let stream = state.next;
+            state.next = state.next.wrapping_add(1);
+            state.streams.insert(stream, Stream { queue, credit: WINDOW });
+            stream
+        };
+        let mut reader = RemoteBlob {
+            link: Arc::clone(&self.link),
+            stream,
+            queue: receiver,
+            current: Vec::new(),
+            at: 0,
+            ended: false,
+        };
+        let request = serde_json::to_vec(&Open { kind, digest: digest.clone(), offset })
+            .map_err(|e| broken(&e.to_string()))?;
+        self.link.send(Kind::Open, stream, &request).map_err(|e| broken(&e.to_string()))?;
+        // A refusal is an error of opening, not of reading.
+        match reader.fill() {
+            Ok(()) => Ok(Box::new(reader)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Link {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, kind: Kind, stream: u32, payload: &[u8]) -> io::Result<()> {
+        write_frame(&mut *self.write.lock().unwrap_or_else(PoisonError::into_inner), kind, stream, payload)
+    }
+
+    fn take(&self, frame: super::Frame) -> Result<()> {
+        let mut state = self.state();
+        // Frames of a stream that we closed may still be on their way.
+        let message = match frame.kind {
+            Kind::Data if frame.payload.is_empty() => return Err(broken("it sent an empty piece")),
+            Kind::Data => {
+                let Some(stream) = state.streams.get_mut(&frame.stream) else { return Ok(()) };
+                stream.credit = stream
+                    .credit
+                    .checked_sub(frame.payload.len() as u64)
+                    .ok_or_else(|| broken("it sent more than was asked for"))?;
+                Message::Data(frame.payload)
+            }
+            Kind::End => Message::End,
+            Kind::Fail => {
+                let error: Option<Error> = serde_json::from_slice(&frame.payload).ok();
+                Message::Failed(error.map_or_else(|| broken("it failed without a reason"), |e| e.sanitised()))
+            }
+            Kind::Open | Kind::Credit | Kind::Close => {
+                return Err(broken("it sent a request where an answer was expected"));
+            }
+        };
+        if let Some(stream) = state.streams.get(&frame.stream) {
+            // A reader that is gone needs nothing.
+            let _ = stream.queue.send(message);
+        }
+        Ok(())
+    }
+
+    fn break_off(&self, error: Error) {
+        let mut state = self.state();
+        for (_, stream) in state.streams.drain() {
+            let _ = stream.queue.send(Message::Failed(error.clone()));
+        }
+        state.broken.get_or_insert(error);
+    }
+}
+
+struct RemoteBlob {
+    link: Arc<Link>,
+    stream: u32,
+    queue: Receiver<Message>,
+    current: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+impl RemoteBlob {
+    /// Waits for the next piece when the current one is used up, and asks for as much more.
+    fn fill(&mut self) -> Result<()> {
+        if self.ended || self.at < self.current.len() {
+            return Ok(());
+        }
+        match self.queue.recv() {
+            Ok(Message::Data(data)) => {
+                let bytes = data.len();
+                self.current = data;
+                self.at = 0;
+                if let Some(stream) = self.link.state().streams.get_mut(&self.stream) {
+                    stream.credit += bytes as u64;
+                }
+                let credit = u32::try_from(bytes).unwrap_or(0).to_le_bytes();
+                // A broken link is noticed by the next receive, with its reason.
+                let _ = self.link.send(Kind::Credit, self.stream, &credit);
+                Ok(())
+            }
+            Ok(Message::End) => {
+                self.ended = true;
+                Ok(())
+            }
+            Ok(Message::Failed(error)) => Err(error),
+            Err(_) => Err(broken("it ended before everything was fetched")),
+        }
+    }
+}
+
+impl Read for RemoteBlob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fill()?;
+        let length = buffer.len().min(self.current.len() - self.at);
+        buffer[..length].copy_from_slice(&self.current[self.at..self.at + length]);
+        self.at += length;
+        Ok(length)
+    }
+}
+
+impl Drop for RemoteBlob {
+    fn drop(&mut self) {
+        self.link.state().streams.remove(&self.stream);
+        if !self.ended {
+            let _ = self.link.send(Kind::Close, self.stream, &[]);
+        }
+    }
+}
+
+fn broken(reason: &str) -> Error {
+    Error::new(ErrorKind::Unreachable, "fetching process", reason)
+        .next("try again; if it happens again, look into the agent's log")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::serve_fetcher;
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::source::read_verified;
+
+    struct Memory(HashMap<Digest, Vec<u8>>);
+
+    impl Memory {
+        fn of(blobs: &[&[u8]]) -> Self {
+            Self(blobs.iter().map(|b| (Digest::of(Algorithm::Sha256, b), b.to_vec())).collect())
+        }
+    }
+
+    impl BlobSource for Memory {
+        fn describe(&self) -> String {
+            "memory".to_owned()
+        }
+
+        fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+            let bytes = self
+                .0
+                .get(digest)
+                .ok_or_else(|| Error::new(ErrorKind::NotFound, "memory", "no such blob\x1b[31m"))?;
+            Ok(Box::new(io::Cursor::new(bytes[usize::try_from(offset).unwrap()..].to_vec())))
+        }
+    }
+
+    fn pair() -> (UnixStream, UnixStream) {
+        UnixStream::pair().unwrap()
+    }
+
+    #[test]
+    fn blobs_arrive_whole_many_at_once() {
+        let blobs: Vec<Vec<u8>> = (0..6u32)
+            .map(|n| (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761 + n) >> 24) as u8).collect())
+            .collect();
+        let memory = Memory::of(&blobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let (ours, theirs) = pair();
+        std::thread::scope(|scope| {
+            let server = scope.spawn(|| serve_fetcher(&memory, theirs.try_clone().unwrap(), &theirs));
+            let source = RemoteSource::new("remote", ours.try_clone().unwrap(), ours.try_clone().unwrap());
+            std::thread::scope(|scope| {
+                for blob in &blobs {
+                    let source = &source;
+                    scope.spawn(move || {
+                        let digest = Digest::of(Algorithm::Sha256, blob);
+                        assert_eq!(&read_verified(source, BlobKind::Blob, &digest, 1 << 30).unwrap(), blob);
+                        let mut tail = Vec::new();
+                        source
+                            .open(BlobKind::Blob, &digest, 2_999_990)
+                            .unwrap()
+                            .read_to_end(&mut tail)
+                            .unwrap();
+                        assert_eq!(tail, blob[2_999_990..]);
+                    });
+                }
+            });
+            let missing = Digest::of(Algorithm::Sha256, b"missing");
+            let error = source.open(BlobKind::Blob, &missing, 0).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert!(!error.to_string().contains('\x1b'), "{error:?}");
+            // A stream that nobody reads on does not stop the others.
+            let digest = Digest::of(Algorithm::Sha256, &blobs[0]);
+            let _idle = source.open(BlobKind::Blob, &digest, 0).unwrap();
+            read_verified(&source, BlobKind::Blob, &digest, 1 << 30).unwrap();
+            ours.shutdown(std::net::Shutdown::Both).unwrap();
+            assert!(server.join().unwrap().is_ok());
+        });
+    }
+
+    /// Answers the first request with raw bytes.
+    fn hostile(answer: &[u8]) -> String {
+        let (ours, mut theirs) = pair();
+        let answer = answer.to_vec();
+        let server = std::thread::spawn(move || {
+            let frame = read_frame(&mut theirs).unwrap().unwrap();
+            assert_eq!(frame.kind, Kind::Open);
+            let _ = theirs.write_all(&answer);
+        });
+        let source = RemoteSource::new("remote", ours.try_clone().unwrap(), ours);
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let error = read_verified(&source, BlobKind::Blob, &digest, 1 << 30).unwrap_err();
+        server.join().unwrap();
+        error.to_string()
+    }
+
+    fn frame(kind: u8, length: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind, 0, 0, 0, 0];
+        bytes.extend(length.to_le_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    #[test]
+    fn a_hostile_server_is_contained() {
+        assert!(hostile(b"").contains("ended"));
+        assert!(hostile(&frame(9, 0, b"")).contains("unknown frame"));
+        assert!(hostile(&frame(4, u32::MAX, b"")).contains("a frame of"));
+        assert!(hostile(&frame(4, 0, b"")).contains("empty"));
+        assert!(hostile(&frame(1, 0, b"")).contains("request"));
+        assert!(hostile(&frame(6, 1, b"x")).contains("without a reason"));
+        let wrong = [frame(4, 1, b"y"), frame(5, 0, b"")].concat();
+        assert!(hostile(&wrong).contains("sha256:"));
+        let short = frame(4, 100, b"abc");
+        assert!(hostile(&short).contains("fetching process"));
+    }
+
+    #[test]
+    fn more_than_the_window_breaks_the_link() {
+        let (ours, mut theirs) = pair();
+        let server = std::thread::spawn(move || {
+            read_frame(&mut theirs).unwrap().unwrap();
+            let piece = vec![0; super::super::MAX_PAYLOAD];
+            // Nobody reads this stream beyond its first piece, so that no more credit is given.
+            while write_frame(&mut theirs, Kind::Data, 0, &piece).is_ok() {}
+        });
+        let source = RemoteSource::new("remote", ours.try_clone().unwrap(), ours.try_clone().unwrap());
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let mut idle = source.open(BlobKind::Blob, &digest, 0).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let error = loop {
+            match source.open(BlobKind::Blob, &digest, 0) {
+                Err(error) => break error,
+                Ok(_) => assert!(std::time::Instant::now() < deadline),
+            }
+        };
+        assert!(error.to_string().contains("more than was asked for"), "{error}");
+        assert!(io::copy(&mut idle, &mut io::sink()).is_err());
+        ours.shutdown(std::net::Shutdown::Both).unwrap();
+        server.join().unwrap();
+    }
+}
