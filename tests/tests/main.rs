@@ -8,6 +8,7 @@ mod containers;
 mod environment;
 mod escape;
 mod faults;
+mod harness;
 mod host_jobs;
 mod limits;
 mod quickstart;
