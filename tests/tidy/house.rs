@@ -24,7 +24,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-agent-core", &["berth-model"]),
     (
         "berth-agent",
-        &["berth-model", "berth-rpc", "berth-stream", "berth-images", "berth-runtime", "berth-agent-core"],
+        // Of berth-step the agent uses the protocol and the spool's form, not the program.
+        &[
+            "berth-model",
+            "berth-rpc",
+            "berth-stream",
+            "berth-images",
+            "berth-runtime",
+            "berth-agent-core",
+            "berth-step",
+        ],
     ),
     ("berth-step", &["berth-model", "berth-stream", "berth-runtime", "berth-client"]),
     ("berth-client", &["berth-model", "berth-rpc", "berth-stream"]),
