@@ -11,6 +11,8 @@ pub enum Kind {
     User,
     /// An option is unknown or its value malformed.
     Usage,
+    /// As [`Kind::Usage`] or [`Kind::User`], with the exit code that was decided with the text.
+    Options(u8),
     /// Configuration or environment are wrong.
     Configuration,
     /// The cluster refuses.
@@ -69,7 +71,7 @@ impl Failure {
     pub fn exit_code(&self, submits: bool) -> u8 {
         match self.kind {
             Kind::Usage if submits => 255,
-            Kind::Exit(code) => code,
+            Kind::Exit(code) | Kind::Options(code) => code,
             Kind::ClosedPipe => 141,
             Kind::User
             | Kind::Usage

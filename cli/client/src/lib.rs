@@ -13,9 +13,11 @@ pub mod getopt;
 pub mod out;
 pub mod site;
 pub mod step;
+pub mod submit;
 pub mod users;
 
 use berth_model::spec::ResolvedImage;
+pub use commands::now;
 use error::{Failure, Kind, Outcome};
 use site::Site;
 use std::ffi::{OsStr, OsString};
@@ -69,6 +71,9 @@ pub const COMMANDS: &[Command] = &[
     commands::scancel::COMMAND,
     commands::scontrol::COMMAND,
     commands::sacct::COMMAND,
+    commands::srun::COMMAND,
+    commands::sbatch::COMMAND,
+    commands::salloc::COMMAND,
 ];
 
 /// The command of that name.

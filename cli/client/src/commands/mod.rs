@@ -1,10 +1,13 @@
 //! One file per command. What several commands share is here: who asks, how time is shown, and lists.
 
 pub mod sacct;
+pub mod salloc;
+pub mod sbatch;
 pub mod scancel;
 pub mod scontrol;
 pub mod sinfo;
 pub mod squeue;
+pub mod srun;
 
 use crate::error::Failure;
 use crate::fmt::View;
@@ -15,7 +18,7 @@ use berth_rpc::Client;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The wall clock.
-pub(crate) fn now() -> Time {
+pub fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

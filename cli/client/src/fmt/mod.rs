@@ -6,7 +6,7 @@ pub mod json;
 pub mod node;
 pub mod sacct;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod scontrol;
 pub mod sinfo;
 pub mod squeue;

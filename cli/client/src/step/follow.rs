@@ -3,7 +3,7 @@
 
 use super::interrupt::{Press, Presses};
 use super::labels::Labels;
-use super::stream::{self, Event, NotAttached, Output};
+use super::stream::{self, Event, NotAttached, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
@@ -42,6 +42,10 @@ pub struct Step {
     pub pty: bool,
     /// The task that reads our stdin, [`ALL_TASKS`], or none.
     pub input: Option<u32>,
+    /// The one task whose standard output is wanted; absent: of all.
+    pub only_stdout: Option<u32>,
+    /// The same for standard error.
+    pub only_stderr: Option<u32>,
     /// From SIGTERM to SIGKILL.
     pub kill_wait: Span,
 }
@@ -81,8 +85,9 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
-    let output =
-        Output::start(labels, events_in.clone()).map_err(|e| internal("start a thread for output", e))?;
+    let wanted = Wanted { stdout: step.only_stdout, stderr: step.only_stderr };
+    let output = Output::start(labels, wanted, events_in.clone())
+        .map_err(|e| internal("start a thread for output", e))?;
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
     let _raw = if step.pty { terminal::Raw::enter() } else { None };
     let mut input = match step.input {
@@ -108,6 +113,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
     let mut connecting = me.connect();
     // When the record says that the step is over: its stream gets a moment for the last word.
     let mut patience: Option<Instant> = None;
+    let mut watched = true;
     let by_record = loop {
         if me.ended.is_some() {
             break None;
@@ -138,11 +144,9 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
             },
             chunk = next(&mut input), if room => me.input(chunk, &mut input).await,
             number = signals.next() => me.signal(number).await,
-            changed = records.changed() => {
-                if changed.is_err() {
-                    // Nobody watches the job any more: the stream alone tells the end.
-                    sleep(Duration::from_millis(200)).await;
-                }
+            changed = records.changed(), if watched => {
+                // Without a watcher the stream alone tells the end.
+                watched = changed.is_ok();
                 if me.is_over(&records) {
                     patience.get_or_insert(Instant::now() + LAST_WORD);
                 }

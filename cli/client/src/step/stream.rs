@@ -60,29 +60,39 @@ struct Piece {
     data: Vec<u8>,
 }
 
+/// Tasks whose output is wanted, where not all are (`--output=2`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// Of standard output.
+    pub stdout: Option<u32>,
+    /// Of standard error.
+    pub stderr: Option<u32>,
+}
+
 /// Where output goes, and when all of it is written.
 #[derive(Debug)]
 pub struct Output {
     pieces: mpsc::Sender<Piece>,
+    wanted: Wanted,
     /// Resolves when the writer has written everything it was given, and its senders are gone.
     pub done: oneshot::Receiver<()>,
 }
 
 impl Output {
     /// Starts the writer. With `labels`, lines carry the number of their task.
-    pub fn start(labels: Option<Labels>, events: mpsc::Sender<Event>) -> io::Result<Output> {
+    pub fn start(labels: Option<Labels>, wanted: Wanted, events: mpsc::Sender<Event>) -> io::Result<Output> {
         let (pieces, queue) = mpsc::channel(WAITING);
         let (finished, done) = oneshot::channel();
         std::thread::Builder::new().name("output".to_string()).spawn(move || {
             write_all(queue, labels, &events);
             let _ = finished.send(()); // nobody waits: the command is ending
         })?;
-        Ok(Output { pieces, done })
+        Ok(Output { pieces, wanted, done })
     }
 
     /// Follows a connection until its end; output goes to the writer, the rest becomes events.
     pub fn pump(&self, reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
-        let pieces = self.pieces.clone();
+        let (pieces, wanted) = (self.pieces.clone(), self.wanted);
         tokio::spawn(async move {
             let mut reader = BufReader::with_capacity(4 * MAX_PAYLOAD, reader);
             loop {
@@ -101,6 +111,10 @@ impl Output {
                         return;
                     }
                 };
+                let only = if piece.stderr { wanted.stderr } else { wanted.stdout };
+                if only.is_some_and(|task| task != piece.task) {
+                    continue;
+                }
                 if pieces.send(piece).await.is_err() {
                     return;
                 }

@@ -1,0 +1,285 @@
+//! Runs a program in parallel: inside an allocation as a step of it, outside in an allocation of its own.
+//!
+//! Standard input, output and error are those of the tasks, byte for byte. Signals are passed on; Ctrl-C tells how
+//! the tasks are, twice within a second it reaches them, three times it ends them. The exit code is the highest of
+//! the tasks', 128 and the signal's number for one that a signal ended.
+
+use crate::error::{Failure, Kind, Outcome};
+use crate::site::Site;
+use crate::step::{follow, terminal};
+use crate::submit::{self, Granted, Read};
+use crate::{Command, Invocation, block_on, out};
+use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
+use berth_model::query::JobQuery;
+use berth_model::record::JobInfo;
+use berth_model::request::{Payload, RefusalCode, Response};
+use berth_model::spec::{ImageRef, JobSelector, StepSpec};
+use berth_model::state::JobState;
+use berth_model::{ByteStr, JobId, Span, StepKey};
+use berth_rpc::{Client, RpcError};
+use berth_stream::ALL_TASKS;
+use std::os::unix::ffi::OsStrExt;
+
+/// The command.
+pub const COMMAND: Command =
+    Command { name: "srun", run, submits: true, help: || options::help(Submit::Srun) };
+
+fn run(call: &Invocation<'_>) -> Outcome {
+    let words = match submit::words(Submit::Srun, call)? {
+        Read::Told => return Ok(0),
+        Read::Words(words) => words,
+    };
+    let mut options = submit::resolve(Submit::Srun, words.settings, Vec::new())?;
+    let argv = words.rest;
+    let Some(program) = argv.first() else {
+        return Err(Failure::raw(
+            Kind::User,
+            "srun: fatal: No command given to execute.\nwrite it behind the options: srun -n2 hostname",
+        ));
+    };
+    if options.pty && !terminal::is_terminal() {
+        out::complain(
+            "srun: error: Not using a pseudo-terminal, disregarding --pty option: standard input is no terminal",
+        );
+        options.pty = false;
+    }
+    let name = program.as_path().file_name().unwrap_or_default().as_bytes();
+    let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
+    let image = submit::image(&options, call)?;
+    let site = call.site()?;
+    let run = Run { options, by, argv, image, site };
+    block_on(async {
+        let client = run.site.connect_patiently().await?;
+        match run.options.jobid.clone() {
+            Some(selector) => run.inside(&client, &selector).await,
+            None => run.outside(&client).await,
+        }
+    })
+}
+
+struct Run {
+    options: SubmitOptions,
+    by: options::Submitter,
+    argv: Vec<ByteStr>,
+    image: Option<ImageRef>,
+    site: Site,
+}
+
+impl Run {
+    fn step_spec(&self, inside: Option<&JobInfo>) -> Result<StepSpec, Failure> {
+        let env = self.options.environment(&submit::environment(), &self.by, inside.is_some());
+        let size = if self.options.pty { terminal::size() } else { None };
+        let size = size.or(self.options.pty.then_some(berth_model::spec::TermSize { rows: 24, cols: 80 }));
+        let converted = self
+            .options
+            .step_spec(&self.by, self.argv.clone(), env, self.image.clone(), size, inside.map(|j| &j.spec))
+            .map_err(|e| submit::bad_option(Submit::Srun, &e))?;
+        submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
+        let mut spec = converted.spec;
+        if inside.is_some() {
+            // A submission of its own: the job was one.
+            spec.submission = submit::submission_id()?;
+        }
+        Ok(spec)
+    }
+
+    /// A step of the job that we are in, or that was named.
+    async fn inside(&self, client: &Client, selector: &JobSelector) -> Outcome {
+        let job = self.job(client, selector).await?;
+        let spec = self.step_spec(Some(&job))?;
+        let asked = std::time::Instant::now();
+        let spec_ref = &spec;
+        let create = client.persist(None, |client| async move { client.create_step(job.id, spec_ref).await });
+        tokio::pin!(create);
+        let response = tokio::select! {
+            response = &mut create => response,
+            () = tokio::time::sleep(submit::SOON) => {
+                self.tell(&format!(
+                    "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
+                    job.id
+                ));
+                create.await
+            }
+        };
+        let what = format!("Unable to create step for job {}", job.id);
+        let response = response.map_err(|e| submit::refused(&what, e))?;
+        let Response::StepCreated { key, layout, .. } = response else {
+            return Err(Failure::new(
+                Kind::Internal,
+                format!("{what}: unexpected answer from the controller"),
+            ));
+        };
+        if asked.elapsed() > submit::SOON {
+            self.tell(&format!("srun: Step created for StepId={key}"));
+        }
+        let records = submit::records(client, job.id).await?;
+        follow::follow(self.step(key, layout, client).await, records).await
+    }
+
+    fn tell(&self, line: &str) {
+        if !self.options.quiet {
+            out::complain(line);
+        }
+    }
+
+    /// The job that is to have the step.
+    async fn job(&self, client: &Client, selector: &JobSelector) -> Result<JobInfo, Failure> {
+        let id = match selector {
+            JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
+        };
+        let query = JobQuery { ids: vec![id], include_finished: true, ..JobQuery::default() };
+        let query = &query;
+        let found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
+        let job = found.into_iter().find(|j| match selector {
+            JobSelector::Task(array, task) => j.array == Some(*array) && j.task == Some(*task),
+            _ => j.id == id,
+        });
+        let hint = if self.options.typed("jobid") {
+            String::new()
+        } else {
+            format!("\nCheck SLURM_JOB_ID environment variable. Expired or invalid job {selector}")
+        };
+        match job {
+            None => Err(Failure::user(format!(
+                "Unable to confirm allocation for job {selector}: Invalid job id specified{hint}"
+            ))),
+            Some(job) if job.state.is_terminal() => {
+                Err(Failure::user(format!("Job {selector} has expired: it is {}{hint}", job.state.name())))
+            }
+            Some(job) if job.state == JobState::Pending => Err(Failure::user(format!(
+                "Job {selector} has no nodes yet ({}); wait until it runs",
+                crate::fmt::job::reason(&job)
+            ))),
+            Some(job) => Ok(job),
+        }
+    }
+
+    /// A job with this one step.
+    async fn outside(&self, client: &Client) -> Outcome {
+        let bad = |e| submit::bad_option(Submit::Srun, &e);
+        let converted = self.options.job_spec(&self.by, self.image.clone()).map_err(bad)?;
+        let step = self.step_spec(None)?;
+        submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
+        let payload = Payload::default();
+        let test_only = self.options.test_only;
+        let response = submit::submit(client, &converted.spec, &payload, Some(&step), test_only).await;
+        let response = response.map_err(|e| match e {
+            RpcError::Refused(refusal) if test_only => {
+                Failure::raw(Kind::Refused(refusal.code), format!("allocation failure: {}", refusal.message))
+            }
+            e => submit::refused("Unable to allocate resources", e),
+        })?;
+        if test_only {
+            return submit::would_start(Submit::Srun, &response);
+        }
+        let Response::Submitted { job, step: Some(key), notes } = response else {
+            return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
+        };
+        submit::warn(Submit::Srun, &notes, self.options.quiet);
+        let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
+        let _lease = lease.ok(); // a job that is over already has none
+        let mut records = records?;
+        if converted.spec.hold {
+            self.tell("srun: Job is in held state, pending scheduler release");
+        }
+        let mut waited = false;
+        let mut interrupt = interrupts()?;
+        let granted = tokio::select! {
+            granted = submit::granted(&mut records, || {
+                waited = true;
+                self.tell(&format!("srun: job {job} queued and waiting for resources"));
+            }) => granted?,
+            () = interrupt.pressed() => return revoke(client, job).await,
+        };
+        let info = match granted {
+            Granted::Yes(info) => info,
+            Granted::No(info) if info.started.is_some() => info,
+            Granted::No(info) => return Err(never_ran(&info)),
+        };
+        drop(interrupt);
+        if waited {
+            self.tell(&format!("srun: job {job} has been allocated resources"));
+        }
+        let layout =
+            info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
+        let key = StepKey { attempt: info.attempt, ..key };
+        follow::follow(self.step(key, layout, client).await, records).await
+    }
+
+    async fn step(&self, key: StepKey, layout: berth_model::launch::Layout, client: &Client) -> follow::Step {
+        let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
+        let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
+        let of = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks);
+        let input = match of(&self.options.input) {
+            Stream::All => Some(if self.options.pty { 0 } else { ALL_TASKS }),
+            Stream::Task(task) => Some(task),
+            Stream::None | Stream::File(_) => None,
+        };
+        let only = |stream: Stream| if let Stream::Task(task) = stream { Some(task) } else { None };
+        let output = only(of(&self.options.output));
+        follow::Step {
+            socket: self.site.streams.clone(),
+            key,
+            layout,
+            label: self.options.label && !self.options.pty,
+            pty: self.options.pty,
+            input,
+            only_stdout: output,
+            only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
+            kill_wait: kill_wait(client).await,
+        }
+    }
+}
+
+async fn kill_wait(client: &Client) -> Span {
+    let seconds = client.config().await.map_or(30, |c| c.kill_wait_seconds);
+    Span::from_secs(i64::from(seconds))
+}
+
+/// Ctrl-C and SIGTERM while the job waits.
+struct Interrupts {
+    signals: Vec<tokio::signal::unix::Signal>,
+}
+
+fn interrupts() -> Result<Interrupts, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let signals = kinds.into_iter().map(signal).collect::<std::io::Result<_>>();
+    let signals = signals.map_err(|e| Failure::new(Kind::Internal, format!("cannot handle signals: {e}")))?;
+    Ok(Interrupts { signals })
+}
+
+impl Interrupts {
+    async fn pressed(&mut self) {
+        std::future::poll_fn(|cx| {
+            if self.signals.iter_mut().any(|s| s.poll_recv(cx).is_ready()) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+async fn revoke(client: &Client, job: JobId) -> Outcome {
+    out::complain(&format!("srun: Force Terminated JobId={job}"));
+    match client.cancel_one(job, None).await {
+        Ok(_) => {}
+        Err(RpcError::Refused(r)) if matches!(r.code, RefusalCode::WrongState | RefusalCode::NotFound) => {}
+        Err(e) => return Err(e.into()),
+    }
+    out::complain(&format!("srun: Job allocation {job} has been revoked"));
+    Ok(1)
+}
+
+fn never_ran(job: &JobInfo) -> Failure {
+    let why = match job.state {
+        JobState::Cancelled => {
+            out::complain("srun: Job has been cancelled");
+            "Job/step already completing or completed".to_string()
+        }
+        state => format!("the job ended as {} ({})", state.name(), crate::fmt::job::reason(job)),
+    };
+    Failure::user(format!("Unable to allocate resources: {why}"))
+}

@@ -1,0 +1,280 @@
+//! What srun, sbatch and salloc share: reading their options, telling who submits, sending the submission so that
+//! a lost answer does no harm, and waiting for the allocation.
+
+use crate::error::{Failure, Kind, Outcome};
+use crate::{Invocation, out};
+use berth_model::limits::{LimitValue, Limits, Resource};
+use berth_model::options::{
+    self, Command, Context, Info, OptionError, Setting, Severity, Source, SubmitOptions, Submitter, Words,
+};
+use berth_model::record::JobInfo;
+use berth_model::request::{Payload, Refusal, RefusalCode, Response};
+use berth_model::spec::{ImageRef, JobSpec, StepSpec};
+use berth_model::state::JobState;
+use berth_model::{ByteStr, JobId, SubmissionId};
+use berth_rpc::{Client, RpcError};
+use std::io::Read as _;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a submission is tried again while the controller is away.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A job that waits longer than this is said to wait.
+pub const SOON: Duration = Duration::from_millis(250);
+
+/// A command line, read: what is to be printed instead, or the options and the words behind them.
+pub enum Read {
+    /// `--help` and its like: done.
+    Told,
+    /// Settings, and the words that are no options.
+    Words(Words),
+}
+
+/// Reads the command line up to the first word that is no option.
+pub fn words(command: Command, call: &Invocation<'_>) -> Result<Read, Failure> {
+    let args: Vec<ByteStr> = call.args.iter().map(|a| ByteStr::from(a.as_os_str())).collect();
+    let words = options::parse(command, &args, Source::CommandLine).map_err(|e| bad_option(command, &e))?;
+    let text = match words.info {
+        None => return Ok(Read::Words(words)),
+        Some(Info::Help) => options::help(command),
+        Some(Info::Usage) => options::usage(command),
+        Some(Info::Version) => crate::version_line(),
+    };
+    out::print(&text)?;
+    Ok(Read::Told)
+}
+
+/// Joins command line, environment and script.
+pub fn resolve(
+    command: Command,
+    mut settings: Vec<Setting>,
+    script: Vec<Setting>,
+) -> Result<SubmitOptions, Failure> {
+    let environment = options::from_environment(command, |name| std::env::var_os(name).map(ByteStr::from))
+        .map_err(|e| bad_option(command, &e))?;
+    settings.extend(environment);
+    settings.extend(script);
+    let context = Context { now: crate::commands::now(), zone: jiff::tz::TimeZone::system() };
+    options::resolve(command, settings, &context).map_err(|e| bad_option(command, &e))
+}
+
+/// The failure that options which cannot be followed make.
+pub fn bad_option(command: Command, e: &OptionError) -> Failure {
+    let name = command.name();
+    let mut lines: Vec<String> = match e.severity {
+        Severity::Usage => e.lines.iter().map(|l| format!("{name}: {l}")).collect(),
+        Severity::Error => e.lines.iter().map(|l| format!("{name}: error: {l}")).collect(),
+        Severity::Fatal => e.lines.iter().map(|l| format!("{name}: fatal: {l}")).collect(),
+    };
+    if e.severity == Severity::Usage {
+        lines.push(format!("Try \"{name} --help\" for more information"));
+    }
+    Failure::raw(Kind::Options(u8::try_from(e.exit_code).unwrap_or(1)), lines.join("\n"))
+}
+
+/// An id that no other submission has.
+pub fn submission_id() -> Result<SubmissionId, Failure> {
+    let mut bytes = [0_u8; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .map_err(|e| Failure::new(Kind::Internal, format!("/dev/urandom: {e}")))?;
+    Ok(SubmissionId(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+/// Who submits, and from where.
+pub fn submitter(
+    call: &Invocation<'_>,
+    default_name: String,
+    command: ByteStr,
+) -> Result<Submitter, Failure> {
+    let cwd = std::env::current_dir().map_err(|e| {
+        Failure::user(format!(
+            "the current directory is gone or cannot be read ({e}); change to another, or use --chdir"
+        ))
+    })?;
+    let mut line = call.name.as_bytes().to_vec();
+    for arg in &call.args {
+        line.push(b' ');
+        line.extend_from_slice(&arg.clone().into_vec());
+    }
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
+    let sid = nix::unistd::getsid(None).map_or(0, |s| u32::try_from(s.as_raw()).unwrap_or(0));
+    Ok(Submitter {
+        submission: submission_id()?,
+        default_name,
+        cwd: ByteStr::from(cwd.as_path()),
+        umask: umask.bits(),
+        limits: limits(std::env::var_os("SLURM_JOB_ID").is_some()),
+        host,
+        sid,
+        command,
+        submit_line: ByteStr(line),
+    })
+}
+
+/// The caller's soft limits. Of a login shell's, those on processor time, memory, locked memory and open files are
+/// the login node's own affair and stay; inside a job all of them are the job's.
+fn limits(inside: bool) -> Limits {
+    use rustix::process::{Resource as R, getrlimit};
+    const ALL: &[(Resource, R, bool)] = &[
+        (Resource::As, R::As, true),
+        (Resource::Core, R::Core, false),
+        (Resource::Cpu, R::Cpu, true),
+        (Resource::Data, R::Data, false),
+        (Resource::Fsize, R::Fsize, false),
+        (Resource::Locks, R::Locks, false),
+        (Resource::Memlock, R::Memlock, true),
+        (Resource::Msgqueue, R::Msgqueue, false),
+        (Resource::Nice, R::Nice, false),
+        (Resource::Nofile, R::Nofile, true),
+        (Resource::Nproc, R::Nproc, false),
+        (Resource::Rss, R::Rss, true),
+        (Resource::Rtprio, R::Rtprio, false),
+        (Resource::Rttime, R::Rttime, false),
+        (Resource::Sigpending, R::Sigpending, false),
+        (Resource::Stack, R::Stack, false),
+    ];
+    let value = |r: R| getrlimit(r).current.map_or(LimitValue::Unlimited, LimitValue::At);
+    let soft =
+        ALL.iter().filter(|(_, _, local)| inside || !local).map(|(name, r, _)| (*name, value(*r))).collect();
+    Limits { soft, required: Vec::new() }
+}
+
+/// The environment as pairs.
+pub fn environment() -> Vec<(ByteStr, ByteStr)> {
+    std::env::vars_os().map(|(k, v)| (ByteStr::from(k), ByteStr::from(v))).collect()
+}
+
+/// The image that the options name, resolved where there is a resolver.
+pub fn image(options: &SubmitOptions, call: &Invocation<'_>) -> Result<Option<ImageRef>, Failure> {
+    let Some(typed) = options.container.image.clone() else { return Ok(None) };
+    let resolved = match call.resolver {
+        None => None,
+        Some(resolver) => {
+            let explain = |why: String| Failure::user(format!("--container-image: {why}"));
+            Some(resolver.resolve(&typed).map_err(explain)?)
+        }
+    };
+    Ok(Some(ImageRef { typed, resolved }))
+}
+
+/// Tells notes as warnings.
+pub fn warn(command: Command, notes: &[String], quiet: bool) {
+    if !quiet {
+        for note in notes {
+            out::complain(&format!("{}: warning: {note}", command.name()));
+        }
+    }
+}
+
+/// Submits, and submits again under the same id while it is unknown whether an answer was lost.
+pub async fn submit(
+    client: &Client,
+    spec: &JobSpec,
+    payload: &Payload,
+    first_step: Option<&StepSpec>,
+    test_only: bool,
+) -> Result<Response, RpcError> {
+    client
+        .persist(
+            Some(PATIENCE),
+            |client| async move { client.submit(spec, payload, first_step, test_only).await },
+        )
+        .await
+}
+
+/// What `--test-only` prints.
+pub fn would_start(command: Command, response: &Response) -> Outcome {
+    let Response::WouldStart { job, at, cpus, nodes, partition } = response else { return Ok(0) };
+    let zone = jiff::tz::TimeZone::system();
+    let at = berth_model::stamp::TimeFormat::Iso.print(*at, crate::commands::now(), &zone);
+    out::complain(&format!(
+        "{}: Job {job} to start at {at} a using {cpus} processors on nodes {} in partition {partition}",
+        command.name(),
+        crate::fmt::hosts(nodes)
+    ));
+    Ok(0)
+}
+
+/// The refusal as the command words it: `WHAT: reason`. With `--immediate` the exit code can be set by
+/// `SLURM_EXIT_IMMEDIATE`, otherwise by `SLURM_EXIT_ERROR`.
+pub fn refused(what: &str, e: RpcError) -> Failure {
+    let code = |refusal: &Refusal| {
+        let variable = match refusal.code {
+            RefusalCode::Busy => "SLURM_EXIT_IMMEDIATE",
+            _ => "SLURM_EXIT_ERROR",
+        };
+        std::env::var(variable).ok().and_then(|v| v.parse::<u8>().ok())
+    };
+    match e {
+        RpcError::Refused(refusal) => Failure {
+            kind: code(&refusal).map_or(Kind::Refused(refusal.code), Kind::Options),
+            text: format!("{what}: {}", refusal.message),
+            raw: false,
+        },
+        other => Failure::from(other).while_trying(what),
+    }
+}
+
+/// Follows a job's record from now on. The last value stays when nothing more will happen.
+pub async fn records(client: &Client, job: JobId) -> Result<watch::Receiver<Option<JobInfo>>, Failure> {
+    let mut watch_job = client.watch_job(job).await?;
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        while let Ok(Some(info)) = watch_job.next().await {
+            if sender.send(Some(info)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// How waiting for an allocation ended.
+pub enum Granted {
+    /// The job has its nodes.
+    Yes(Box<JobInfo>),
+    /// It is over before it began.
+    No(Box<JobInfo>),
+}
+
+/// Waits until the job has its nodes or is over; `waits` is called once when that takes a while.
+pub async fn granted(
+    records: &mut watch::Receiver<Option<JobInfo>>,
+    mut waits: impl FnMut(),
+) -> Result<Granted, Failure> {
+    let mut told = false;
+    loop {
+        let now = records.borrow_and_update().clone();
+        if let Some(job) = now {
+            if job.state.is_terminal() {
+                return Ok(Granted::No(Box::new(job)));
+            }
+            if job.state != JobState::Pending {
+                return Ok(Granted::Yes(Box::new(job)));
+            }
+        }
+        let changed = async {
+            match told {
+                true => Some(records.changed().await),
+                false => tokio::time::timeout(SOON, records.changed()).await.ok(),
+            }
+        };
+        match changed.await {
+            None => {
+                told = true;
+                waits();
+            }
+            Some(Ok(())) => {}
+            Some(Err(_)) => {
+                return Err(Failure::new(
+                    Kind::Unreachable,
+                    "the controller does not tell of the job any more",
+                ));
+            }
+        }
+    }
+}
