@@ -89,6 +89,10 @@ pub struct Prepared {
 /// # Errors
 /// The kernel's.
 pub fn job_user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
+    user_namespace(plan).map(|(ns, _)| ns)
+}
+
+fn user_namespace(plan: &Plan) -> Result<(OwnedFd, userns::Helper), LaunchError> {
     userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
         .map_err(clone_failed("make the user namespace"))
 }
@@ -99,6 +103,10 @@ pub fn job_user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
 /// # Errors
 /// The kernel's.
 pub fn store_mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
+    Ok(mapping(plan)?.map(|(ns, _)| ns))
+}
+
+fn mapping(plan: &Plan) -> Result<Option<(OwnedFd, userns::Helper)>, LaunchError> {
     let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
     let id = &plan.identity;
     // In a mount's map the left side is the id on disk, the right side the id it appears as.
@@ -135,12 +143,19 @@ pub struct InitHandle {
 /// [`LaunchError`] names the step that failed, the file, the reason and what to do.
 pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, LaunchError> {
     let mut fds = SetupFds { user_ns: options.namespaces.user, idmap_ns: options.namespaces.idmap };
+    // Reaped when init is on its way: waiting for them here would lie on the start path.
+    let mut helpers = Vec::new();
     if plan.mode == Mode::System && plan.root != RootPlan::Host {
         if fds.user_ns.is_none() {
-            fds.user_ns = Some(job_user_namespace(plan)?);
+            let (ns, helper) = user_namespace(plan)?;
+            fds.user_ns = Some(ns);
+            helpers.push(helper);
         }
-        if fds.idmap_ns.is_none() {
-            fds.idmap_ns = store_mapping(plan)?;
+        if fds.idmap_ns.is_none()
+            && let Some((ns, helper)) = mapping(plan)?
+        {
+            fds.idmap_ns = Some(ns);
+            helpers.push(helper);
         }
     }
     let (ours, theirs) =
@@ -150,6 +165,7 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         Some(parked) => parked.launch(plan, theirs, fds, options.cgroup)?,
         None => fork_init(plan, theirs, fds, options.cgroup, false)?,
     };
+    drop(helpers);
     let mut handle = InitHandle {
         pid,
         pidfd,

@@ -6,11 +6,21 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
 
+/// The helper that was born in a namespace; reaped when dropped. It ends by itself.
+#[derive(Debug)]
+pub struct Helper(OwnedFd);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = super::wait::wait_pidfd(&self.0);
+    }
+}
+
 /// Makes a user namespace with these maps (`inside outside count` lines) and returns its descriptor.
 ///
 /// A child is cloned into the namespace, the maps are written from here, and the child ends: the namespace
-/// lives on through the descriptor.
-pub fn create(uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
+/// lives on through the descriptor. Dropping the helper waits for the child, so it is best dropped later.
+pub fn create(uid_map: &str, gid_map: &str) -> SysResult<(OwnedFd, Helper)> {
     let (rx, tx) = pipe_with(PipeFlags::CLOEXEC)?;
     match fork(CloneOptions { namespaces: libc::CLONE_NEWUSER as u64, ..CloneOptions::default() })? {
         Forked::Child => {
@@ -21,11 +31,11 @@ pub fn create(uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
             exit_now(0)
         }
         Forked::Parent { pid, pidfd } => {
+            let helper = Helper(pidfd);
             drop(rx);
             let result = adopt_namespace(pid, uid_map, gid_map);
             drop(tx);
-            super::wait::wait_pidfd(&pidfd)?;
-            result
+            result.map(|ns| (ns, helper))
         }
     }
 }
