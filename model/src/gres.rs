@@ -65,7 +65,9 @@ pub fn parse_gpus(text: &str) -> Result<Wanted, BadText> {
 
 fn add(wanted: &mut Wanted, item: &str, what: &'static str, key: GresKey, count: u64) -> Result<(), BadText> {
     let word = |s: &str| {
-        s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        // `gres` and `none` are words of the grammar.
+        !["gres", "none"].iter().any(|taken| s.eq_ignore_ascii_case(taken))
+            && s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
     };
     // A type may begin with a digit (`1g.5gb`), but is never a bare number.
@@ -151,6 +153,8 @@ mod tests {
             "gpu:1.5:a:2",
             "9",
             "gpu:99999999999",
+            "gres",
+            "none:1",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -179,7 +183,7 @@ mod tests {
         ) {
             let mut wanted = Wanted::new();
             for (name, kind, n) in items {
-                prop_assume!(name != "none");
+                prop_assume!(name != "none" && name != "gres");
                 *wanted.entry(GresKey { name, kind }).or_default() += n;
             }
             prop_assert_eq!(parse(&print(&wanted)).unwrap(), wanted);

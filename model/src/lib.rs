@@ -4,6 +4,7 @@
 
 pub mod array;
 pub mod bytes;
+pub mod check;
 pub mod config;
 pub mod count;
 pub mod elapsed;

@@ -1,0 +1,11 @@
+//! Throws bytes at the grammar of time limits.
+#![no_main]
+
+use berth_model::spec::TimeLimit;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    if let Ok(limit) = text.parse::<TimeLimit>() {
+        assert_eq!(limit.to_string().parse(), Ok(limit));
+    }
+});

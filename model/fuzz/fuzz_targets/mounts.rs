@@ -1,0 +1,9 @@
+//! Throws bytes at the grammar of container mounts.
+#![no_main]
+
+use berth_model::options::parse_mounts;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &[u8]| {
+    let _ = parse_mounts(text);
+});

@@ -1,0 +1,333 @@
+//! Validation of `berth.toml` beyond its syntax: every problem at once, by key, with the next step.
+
+use crate::config::{Config, GresConfig, NodeConfig, PartitionConfig};
+use crate::spec::TimeLimit;
+use crate::{array, hostlist};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, such as `partition[2].max_time`; tables are counted from 1.
+    pub key: String,
+    /// What is wrong and what to write.
+    pub why: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.why)
+    }
+}
+
+/// Most devices of one entry without files.
+const MOST_DEVICES: u32 = 4096;
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: impl Into<String>, why: impl Into<String>) {
+        self.0.push(Problem { key: key.into(), why: why.into() });
+    }
+}
+
+impl Config {
+    /// All problems, in the order of the file; none means that a controller will take it.
+    pub fn check(&self) -> Vec<Problem> {
+        let mut out = Problems(Vec::new());
+        if !is_word(&self.cluster) {
+            out.add(
+                "cluster",
+                format!("'{}' is not a name; write letters, digits, '_' and '-'", self.cluster),
+            );
+        }
+        if self.kill_wait_seconds > 65_533 {
+            out.add("kill_wait_seconds", "it is more than 65533; write the seconds from SIGTERM to SIGKILL");
+        }
+        if self.node_timeout_seconds < 5 {
+            out.add(
+                "node_timeout_seconds",
+                "a shorter time than 5 seconds would lose nodes that are merely busy",
+            );
+        }
+        if self.max_array_size == 0 || self.max_array_size > array::MOST_INDEX + 1 {
+            out.add("max_array_size", format!("write a number from 1 to {}", array::MOST_INDEX + 1));
+        }
+        if self.max_jobs == 0 {
+            out.add("max_jobs", "with 0 no job could be submitted; write how many may wait and run at once");
+        }
+        for user in self.administrators.iter().filter(|user| !is_user(user)) {
+            out.add("administrators", format!("'{user}' is not a user's name"));
+        }
+        for registry in &self.container.insecure_registries {
+            if registry.is_empty() || registry.contains(['/', ' ', '@', '#']) {
+                out.add("container.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
+            }
+        }
+        self.check_partitions(&mut out);
+        for (at, node) in self.nodes.iter().enumerate() {
+            check_node(&format!("node[{}]", at + 1), node, &mut out);
+        }
+        out.0
+    }
+
+    fn check_partitions(&self, out: &mut Problems) {
+        let mut seen = BTreeSet::new();
+        for (at, partition) in self.partitions.iter().enumerate() {
+            let key = format!("partition[{}]", at + 1);
+            if !seen.insert(partition.name.as_str()) {
+                out.add(
+                    format!("{key}.name"),
+                    format!("there are two partitions '{}'; rename one", partition.name),
+                );
+            }
+            check_partition(&key, partition, out);
+        }
+        let defaults: Vec<&str> =
+            self.partitions.iter().filter(|p| p.default).map(|p| p.name.as_str()).collect();
+        if defaults.len() > 1 {
+            out.add(
+                "partition",
+                format!("{} are all the default; keep 'default = true' in one", defaults.join(", ")),
+            );
+        }
+    }
+}
+
+fn check_partition(key: &str, partition: &PartitionConfig, out: &mut Problems) {
+    if !is_word(&partition.name) {
+        out.add(
+            format!("{key}.name"),
+            format!("'{}' is not a name; write letters, digits, '_' and '-'", partition.name),
+        );
+    }
+    check_nodes(&format!("{key}.nodes"), &partition.nodes, out);
+    let mut limit = |name: &str, text: &str| match text.parse::<TimeLimit>() {
+        Ok(limit) => Some(limit),
+        Err(error) => {
+            out.add(format!("{key}.{name}"), error.to_string());
+            None
+        }
+    };
+    let most = limit("max_time", &partition.max_time);
+    let default =
+        if partition.default_time.is_empty() { None } else { limit("default_time", &partition.default_time) };
+    // `Unlimited` is greater than any number of minutes.
+    if let (Some(most), Some(default)) = (most, default)
+        && default > most
+    {
+        out.add(format!("{key}.default_time"), format!("{default} is more than max_time, {most}; lower it"));
+    }
+}
+
+fn check_node(key: &str, node: &NodeConfig, out: &mut Problems) {
+    check_nodes(&format!("{key}.name"), &node.name, out);
+    for (at, gres) in node.gres.iter().enumerate() {
+        let key = format!("{key}.gres[{}]", at + 1);
+        if !is_gres_word(&gres.name) {
+            out.add(format!("{key}.name"), format!("'{}' is not a resource's name, such as gpu", gres.name));
+        }
+        if let Some(kind) = gres.kind.as_ref().filter(|kind| !is_gres_kind(kind)) {
+            out.add(format!("{key}.type"), format!("'{kind}' is not a type, such as a100"));
+        }
+        match gres.device_files() {
+            Err(why) => out.add(format!("{key}.files"), why),
+            Ok(files) => match (files.len(), gres.count) {
+                (0, Some(count)) if count > MOST_DEVICES => {
+                    out.add(format!("{key}.count"), format!("it is more than {MOST_DEVICES}"));
+                }
+                (0, None | Some(0)) => {
+                    out.add(&key, "write 'files' for its devices, or 'count' for a resource without")
+                }
+                (1.., Some(count)) if files.len() as u64 != u64::from(count) => out.add(
+                    format!("{key}.count"),
+                    format!("it is {count}, but 'files' names {} devices; leave it out", files.len()),
+                ),
+                _ => {}
+            },
+        }
+    }
+}
+
+fn check_nodes(key: &str, text: &str, out: &mut Problems) {
+    if text.eq_ignore_ascii_case("all") {
+        return;
+    }
+    match hostlist::expand(text) {
+        Ok(names) if names.is_empty() => {
+            out.add(key, "it names no node; write a hostlist such as n[1-4], or ALL")
+        }
+        Ok(_) => {}
+        Err(error) => out.add(key, error.to_string()),
+    }
+}
+
+impl GresConfig {
+    /// The device files, with brackets expanded: one device each.
+    ///
+    /// # Errors
+    /// A sentence about a path that is not absolute or does not expand.
+    pub fn device_files(&self) -> Result<Vec<crate::ByteStr>, String> {
+        let mut files = Vec::new();
+        for pattern in &self.files {
+            if !pattern.0.starts_with(b"/") {
+                return Err(format!("'{}' is not an absolute path", pattern.display()));
+            }
+            match std::str::from_utf8(&pattern.0) {
+                Ok(text) if text.contains(['[', ']']) => {
+                    let names = hostlist::expand(text).map_err(|e| e.to_string())?;
+                    files.extend(names.into_iter().map(crate::ByteStr::from));
+                }
+                _ => files.push(pattern.clone()),
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('-')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+}
+
+fn is_user(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with('-') && !text.contains([':', ',', '\n', '/', ' '])
+}
+
+fn is_gres_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic()) && is_word(text)
+}
+
+fn is_gres_kind(text: &str) -> bool {
+    is_word(text)
+        && crate::gres::parse(&format!("x:{text}:1")).is_ok_and(|w| w.keys().all(|k| k.kind.is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ByteStr;
+
+    fn keys(config: &Config) -> Vec<String> {
+        config.check().into_iter().map(|p| p.key).collect()
+    }
+
+    fn gres(name: &str, files: &[&str], count: Option<u32>) -> GresConfig {
+        GresConfig {
+            name: name.into(),
+            kind: None,
+            files: files.iter().map(|f| ByteStr::from(*f)).collect(),
+            count,
+        }
+    }
+
+    #[test]
+    fn a_good_configuration_has_no_problems() {
+        let config = Config {
+            administrators: vec!["alice".into(), "DOMAIN\\bob".into()],
+            partitions: vec![
+                PartitionConfig {
+                    name: "debug".into(),
+                    default: true,
+                    default_time: "30".into(),
+                    max_time: "1-0".into(),
+                    ..Default::default()
+                },
+                PartitionConfig { name: "gpu".into(), nodes: "n[5-8],m1".into(), ..Default::default() },
+            ],
+            nodes: vec![NodeConfig {
+                name: "ALL".into(),
+                memory_reserved: None,
+                gres: vec![
+                    GresConfig { kind: Some("a100".into()), ..gres("gpu", &["/dev/nvidia[0-7]"], Some(8)) },
+                    gres("license", &[], Some(4)),
+                ],
+            }],
+            ..Default::default()
+        };
+        assert_eq!(config.check(), []);
+        assert_eq!(Config::default().check(), []);
+        assert_eq!(config.nodes[0].gres[0].device_files().unwrap().len(), 8);
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_by_its_key() {
+        let config = Config {
+            cluster: "a b".into(),
+            kill_wait_seconds: 70_000,
+            node_timeout_seconds: 0,
+            max_array_size: 0,
+            max_jobs: 0,
+            administrators: vec!["a:b".into()],
+            container: crate::config::ContainerConfig {
+                insecure_registries: vec!["http://x".into()],
+                ..Default::default()
+            },
+            partitions: vec![
+                PartitionConfig {
+                    name: "p".into(),
+                    default: true,
+                    nodes: "n[1".into(),
+                    ..Default::default()
+                },
+                PartitionConfig {
+                    name: "p".into(),
+                    default: true,
+                    nodes: String::new(),
+                    max_time: "1h".into(),
+                    default_time: "x".into(),
+                    ..Default::default()
+                },
+                PartitionConfig {
+                    name: "q!".into(),
+                    max_time: "10".into(),
+                    default_time: "20".into(),
+                    ..Default::default()
+                },
+            ],
+            nodes: vec![NodeConfig {
+                name: "n[3-1]".into(),
+                memory_reserved: None,
+                gres: vec![
+                    gres("9", &["/dev/x"], None),
+                    gres("gpu", &["dev/x"], None),
+                    gres("gpu", &["/dev/x[1-"], None),
+                    gres("gpu", &[], None),
+                    gres("gpu", &["/dev/x[1-2]"], Some(3)),
+                    GresConfig { kind: Some("7".into()), ..gres("gpu", &["/dev/x"], None) },
+                ],
+            }],
+            ..Default::default()
+        };
+        assert_eq!(
+            keys(&config),
+            [
+                "cluster",
+                "kill_wait_seconds",
+                "node_timeout_seconds",
+                "max_array_size",
+                "max_jobs",
+                "administrators",
+                "container.insecure_registries",
+                "partition[1].nodes",
+                "partition[2].name",
+                "partition[2].nodes",
+                "partition[2].max_time",
+                "partition[2].default_time",
+                "partition[3].name",
+                "partition[3].default_time",
+                "partition",
+                "node[1].name",
+                "node[1].gres[1].name",
+                "node[1].gres[2].files",
+                "node[1].gres[3].files",
+                "node[1].gres[4]",
+                "node[1].gres[5].count",
+                "node[1].gres[6].type",
+            ]
+        );
+        assert!(config.check().iter().all(|problem| problem.to_string().len() > problem.key.len() + 10));
+    }
+}
