@@ -23,6 +23,8 @@ pub struct Config {
     pub root_jobs: bool,
     /// Whether a failed or lost job goes back to the queue unless it says otherwise.
     pub requeue: bool,
+    /// Days for which ended jobs stay on record for `sacct`; 0 means for ever.
+    pub keep_records_days: u32,
     /// Users who may act on everything, by name. Root and the controller's own user always may.
     pub administrators: Vec<String>,
     /// Defaults of containers.
@@ -46,6 +48,7 @@ impl Default for Config {
             max_jobs: 1_000_000,
             root_jobs: true,
             requeue: true,
+            keep_records_days: 0,
             administrators: Vec::new(),
             container: ContainerConfig::default(),
             partitions: Vec::new(),

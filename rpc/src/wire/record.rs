@@ -29,6 +29,6 @@ structs! {
     ContainerConfig { mount_home, remap_root, entrypoint, insecure_registries }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, administrators, container, partitions, nodes,
+        root_jobs, requeue, keep_records_days, administrators, container, partitions, nodes,
     }
 }

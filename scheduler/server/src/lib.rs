@@ -1,2 +1,160 @@
 //! The controller: the core and its store behind the cluster's services.
+//!
+//! One thread owns the core and the store ([`driver`]); everything around it is asynchronous: sockets,
+//! queries, agents' links, leases. Nothing leaves before it is durable.
 #![forbid(unsafe_code)]
+
+mod agents;
+mod clock;
+mod driver;
+mod identity;
+mod leases;
+mod queries;
+mod service;
+mod settings;
+mod shared;
+mod state;
+mod watchers;
+
+use crate::clock::ClusterClock;
+use crate::driver::{Driver, Input, Started};
+use crate::identity::Identities;
+use crate::service::Controller;
+use crate::state::{PidFile, StateDir};
+use berth_rpc::Listeners;
+use berth_sched_core::CoreConfig;
+use berth_store::SqliteStore;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub use settings::load_config;
+
+/// How a controller is started.
+#[derive(Debug, Clone)]
+pub struct ControllerOptions {
+    /// Where all of the cluster's state lies.
+    pub state_dir: PathBuf,
+    /// The configuration; by default `berth.toml` in the state directory, if it is there.
+    pub config_path: Option<PathBuf>,
+    /// Whether jobs run as their users (root) or all as this user.
+    pub system: bool,
+}
+
+/// Why a controller did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The configuration is not usable.
+    #[error("{0}")]
+    Config(String),
+    /// The stored state is not usable.
+    #[error(transparent)]
+    Store(#[from] berth_store::StoreError),
+    /// What is stored cannot be the state of a cluster.
+    #[error("{}: {error}; restore a backup, or move the directory away to begin with an empty cluster", path.display())]
+    Restore {
+        /// The database.
+        path: PathBuf,
+        /// Which row, and why.
+        error: berth_sched_core::RestoreError,
+    },
+    /// A directory, socket or file of the state directory.
+    #[error("{}: {why}", path.display())]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The machine refuses something basic.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        error: std::io::Error,
+    },
+}
+
+/// Runs a controller until `shutdown` completes, an administrator asks for it, or SIGTERM or SIGINT comes.
+/// Steps run on without it.
+///
+/// # Errors
+/// Names what is in the way of a start, or what made it stop.
+pub async fn run(
+    options: ControllerOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ControllerError> {
+    let system = |what| move |error| ControllerError::System { what, error };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
+
+    let config = load_config(&options.state_dir, options.config_path.as_deref())?;
+    let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
+    let dir = StateDir::prepare(&options.state_dir)?;
+    let store = SqliteStore::open(&dir.database())?;
+    let reader = store.reader();
+    let clock = ClusterClock::start(store.clock()?).map_err(system("CLOCK_BOOTTIME"))?;
+
+    // From here on, this process alone has the directory: a socket that is still there is a dead one's.
+    let listeners = Listeners { clients: dir.bind_public()?, nodes: dir.bind_private()? };
+    let Started { mut driver, inputs, shared, interactive } =
+        Driver::start(core_config, store, clock, config.keep_records_days)?;
+    let since = driver.now();
+    let core = std::thread::Builder::new()
+        .name("core".to_string())
+        .spawn(move || driver.run())
+        .map_err(system("starting the core's thread"))?;
+
+    let (stop, mut stopped) = watch::channel(false);
+    let identities = Identities::new(&config.administrators);
+    let controller = Arc::new(Controller::new(
+        config,
+        options.state_dir.clone(),
+        since,
+        identities,
+        inputs.clone(),
+        reader,
+        Arc::clone(&shared),
+        stop,
+    ));
+    let leases = controller.leases();
+    leases.begin(interactive);
+    let keeper = tokio::spawn(leases::keep(leases, inputs.clone(), Arc::clone(&shared)));
+
+    let pid_file = PidFile::write(&dir, since)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        system = options.system,
+        "controller serves {}",
+        options.state_dir.display()
+    );
+    let core_ended = Arc::clone(&shared);
+    let until = async move {
+        tokio::select! {
+            () = shutdown => {}
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            _ = stopped.wait_for(|stop| *stop) => tracing::info!("stopping on request"),
+            () = core_ended.ended() => tracing::error!("the core has ended"),
+        }
+    };
+    let served = berth_rpc::serve(controller, listeners, nix::unistd::geteuid().as_raw(), until).await;
+    keeper.abort();
+    // The driver ends after what it has in hand; an error means that it ended before.
+    let _ = inputs.send(Input::Stop);
+    let ended = tokio::task::spawn_blocking(move || core.join()).await;
+    dir.remove_sockets();
+    drop(pid_file);
+    match ended {
+        Ok(Ok(result)) => result?,
+        Ok(Err(_)) | Err(_) => {
+            let error = std::io::Error::other("it ended with a panic");
+            return Err(ControllerError::System { what: "the core's thread", error });
+        }
+    }
+    served.map_err(system("serving"))?;
+    tracing::info!("controller stopped");
+    Ok(())
+}

@@ -25,6 +25,8 @@ pub struct SqliteStore {
     path: PathBuf,
     term: Term,
     ballast: Ballast,
+    /// Cluster time as of the writes to come: the mark below which it must not fall after a restart.
+    clock: Time,
     /// The disk was full at the last commit: new work waits until there is room.
     full: bool,
     checkpointer: Checkpointer,
@@ -57,8 +59,16 @@ impl SqliteStore {
             opened => opened,
         }?;
         let checkpointer = Checkpointer::start(&path).map_err(|e| StoreError::file(&path, e))?;
-        let mut store =
-            SqliteStore { connection, path, term: Term(0), ballast, full: false, checkpointer, _lock: lock };
+        let mut store = SqliteStore {
+            connection,
+            path,
+            term: Term(0),
+            ballast,
+            clock: Time(0),
+            full: false,
+            checkpointer,
+            _lock: lock,
+        };
         store.term = store.next_term()?;
         Ok(store)
     }
@@ -92,6 +102,23 @@ impl SqliteStore {
     /// The term that began with this opening: higher than any before.
     pub fn term(&self) -> Term {
         self.term
+    }
+
+    /// Sets the time that the next commit records as reached.
+    pub fn set_clock(&mut self, now: Time) {
+        self.clock = self.clock.max(now);
+    }
+
+    /// The highest cluster time on record.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub fn clock(&self) -> Result<Time, StoreError> {
+        self.connection
+            .query_row("SELECT value FROM meta WHERE key = 'clock'", [], |row| row.get(0))
+            .optional()
+            .map(|clock| Time(clock.unwrap_or(0)))
+            .map_err(|e| self.sqlite(&e))
     }
 
     /// The database's file.
@@ -222,6 +249,10 @@ impl SqliteStore {
         for write in writes {
             put(&transaction, write).map_err(|e| (e, false))?;
         }
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('clock', ?1)")
+            .and_then(|mut statement| statement.execute([self.clock.0]))
+            .map_err(|e| (e, false))?;
         transaction.commit().map_err(|e| {
             // With no room, the frame that makes the commit was not written; any other trouble at this
             // point may have come after it.

@@ -172,6 +172,7 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
     let mut store = SqliteStore::open(dir.path()).unwrap();
     assert_eq!(store.load().unwrap().jobs.len(), 0);
     let first_term = store.term();
+    store.set_clock(Time(12_345));
     let writes =
         [spec(1), pending(1), payload(1, 10), spec(2), pending(2), step(2), ended(2, 70), counters(3)];
     commit(&mut store, &writes).unwrap();
@@ -181,6 +182,7 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
 
     let mut store = SqliteStore::open(dir.path()).unwrap();
     assert!(store.term() > first_term);
+    assert_eq!(store.clock().unwrap(), Time(12_345));
     let stored = store.load().unwrap();
     let ids = |rows: &[JobRow]| rows.iter().map(|r| r.job.0).collect::<Vec<_>>();
     assert_eq!(ids(&stored.jobs), [1, 2]);

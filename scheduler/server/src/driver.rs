@@ -1,0 +1,515 @@
+//! The thread that owns the core and the store: takes many events, commits once, then lets effects out.
+
+use crate::ControllerError;
+use crate::clock::ClusterClock;
+use crate::shared::Shared;
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
+use berth_model::spec::JobKind;
+use berth_model::{JobId, NodeName, Session, Span, Time};
+use berth_sched_core::{
+    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId, Stored,
+    Write, commit,
+};
+use berth_store::{Room, SqliteStore, StoreError};
+use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Most events in one commit.
+const MOST: usize = 1024;
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often old records are looked for.
+const PURGE: Duration = Duration::from_secs(60);
+/// Records forgotten at a time.
+const PURGE_CHUNK: u32 = 200;
+
+/// What the services hand to the thread.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A request, and where its answer goes.
+    Client { request: RequestId, actor: Actor, body: Request, reply: oneshot::Sender<Answer> },
+    /// Nobody waits for the answer any more.
+    Abandoned { request: RequestId },
+    /// An agent's link, before its first message.
+    AgentOpened { node: NodeName, connection: u64, queue: mpsc::Sender<Outgoing> },
+    /// What an agent says.
+    Agent { node: NodeName, connection: u64, message: FromAgent },
+    /// An agent's link is gone.
+    AgentLost { node: NodeName, connection: u64 },
+    /// The end, after what was handed over before.
+    Stop,
+}
+
+pub(crate) type Answer = Result<Response, Refusal>;
+
+/// A message for an agent, and where the rest of it is.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) message: ToAgent,
+    pub(crate) payload: Option<PayloadKey>,
+}
+
+/// Several events' outcomes on their way to one commit.
+#[derive(Default)]
+struct Group {
+    writes: Vec<Write>,
+    counters: Option<Write>,
+    locked: Vec<AfterCommit>,
+    changed: BTreeSet<JobId>,
+    events: usize,
+}
+
+/// The thread's state.
+pub(crate) struct Driver {
+    config: CoreConfig,
+    store: SqliteStore,
+    clock: ClusterClock,
+    cluster: Cluster,
+    inputs: Receiver<Input>,
+    shared: Arc<Shared>,
+    pending: HashMap<RequestId, oneshot::Sender<Answer>>,
+    agents: HashMap<u64, (NodeName, mpsc::Sender<Outgoing>)>,
+    /// Messages that made the core panic once, and those that did so again and are not let in any more.
+    suspects: Vec<(NodeName, FromAgent)>,
+    set_aside: Vec<(NodeName, FromAgent)>,
+    /// Until when timers rest because they made the core panic.
+    rest_until: Option<Instant>,
+    ticks_failed: u32,
+    full: bool,
+    looked: Option<Instant>,
+    keep: Option<Span>,
+    purged: Instant,
+    stop: bool,
+}
+
+/// A driver, ready to run.
+pub(crate) struct Started {
+    pub(crate) driver: Driver,
+    pub(crate) inputs: Sender<Input>,
+    pub(crate) shared: Arc<Shared>,
+    /// Live jobs that a client drives.
+    pub(crate) interactive: Vec<JobId>,
+}
+
+impl Driver {
+    /// Builds the core from what is stored.
+    pub(crate) fn start(
+        config: CoreConfig,
+        mut store: SqliteStore,
+        mut clock: ClusterClock,
+        keep_records_days: u32,
+    ) -> Result<Started, ControllerError> {
+        let stored = store.load()?;
+        let interactive = interactive_jobs(&stored);
+        let cluster = Cluster::restore(config.clone(), store.term(), stored, clock.now())
+            .map_err(|error| ControllerError::Restore { path: store.path().to_path_buf(), error })?;
+        let shared = Arc::new(Shared::new(cluster.snapshot()));
+        let (sender, inputs) = channel();
+        let driver = Driver {
+            config,
+            store,
+            clock,
+            cluster,
+            inputs,
+            shared: Arc::clone(&shared),
+            pending: HashMap::new(),
+            agents: HashMap::new(),
+            suspects: Vec::new(),
+            set_aside: Vec::new(),
+            rest_until: None,
+            ticks_failed: 0,
+            full: false,
+            looked: None,
+            keep: (keep_records_days > 0).then(|| Span::from_mins(i64::from(keep_records_days) * 24 * 60)),
+            purged: Instant::now(),
+            stop: false,
+        };
+        Ok(Started { driver, inputs: sender, shared, interactive })
+    }
+
+    /// Cluster time.
+    pub(crate) fn now(&mut self) -> Time {
+        self.clock.now()
+    }
+
+    /// Works until it is told to stop.
+    pub(crate) fn run(mut self) -> Result<(), ControllerError> {
+        let shared = Arc::clone(&self.shared);
+        let result = self.work();
+        drop(self); // closes the store before anyone is told
+        shared.set_ended();
+        result
+    }
+
+    fn work(&mut self) -> Result<(), ControllerError> {
+        while !self.stop {
+            let wait = self.wait();
+            let mut batch = Vec::new();
+            match self.inputs.recv_timeout(wait) {
+                Ok(first) => {
+                    batch.push(first);
+                    batch.extend(self.inputs.try_iter().take(MOST - 1));
+                }
+                Err(RecvTimeoutError::Timeout) => self.purge(),
+                Err(RecvTimeoutError::Disconnected) => self.stop = true,
+            }
+            self.turn(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Until the core wants to be woken, or the disk is to be looked at.
+    fn wait(&mut self) -> Duration {
+        let now = self.clock.now();
+        if self.rest_until.is_some_and(|until| Instant::now() < until) {
+            return LOOK;
+        }
+        let Some(wake) = self.cluster.next_wake() else { return LOOK };
+        Duration::from_micros(wake.since(now).0.unsigned_abs()).min(LOOK)
+    }
+
+    /// One round: events, one commit, effects.
+    fn turn(&mut self, batch: Vec<Input>) -> Result<(), ControllerError> {
+        let now = self.clock.now();
+        let mut group = Group::default();
+        if let Some(event) = self.look_at_disk() {
+            self.apply(event, None, now, &mut group)?;
+        }
+        for input in batch {
+            match input {
+                Input::Client { request, actor, body, reply } => {
+                    self.pending.insert(request, reply);
+                    self.apply(Event::Client { request, actor, body }, None, now, &mut group)?;
+                }
+                Input::Abandoned { request } => {
+                    if self.pending.remove(&request).is_some() {
+                        self.apply(Event::Abandoned { request }, None, now, &mut group)?;
+                    }
+                }
+                Input::AgentOpened { node, connection, queue } => {
+                    self.agents.insert(connection, (node, queue));
+                }
+                Input::Agent { node, connection, message } => {
+                    if !self.agents.contains_key(&connection) {
+                        continue; // cut off already
+                    }
+                    let trace = (node.clone(), without_session(message.clone()));
+                    if self.set_aside.contains(&trace) {
+                        continue;
+                    }
+                    self.apply(Event::Agent { node, connection, message }, Some(trace), now, &mut group)?;
+                }
+                Input::AgentLost { node, connection } => {
+                    self.agents.remove(&connection);
+                    self.apply(Event::AgentLost { node, connection }, None, now, &mut group)?;
+                }
+                Input::Stop => self.stop = true,
+            }
+        }
+        let resting = self.rest_until.is_some_and(|until| Instant::now() < until);
+        if !resting && self.cluster.next_wake().is_some_and(|wake| wake <= now) {
+            self.rest_until = None;
+            self.apply(Event::Tick, None, now, &mut group)?;
+        }
+        self.finish(group, now)
+    }
+
+    /// Gives one event to the core. If that panics, what came before is finished, and the core is built anew.
+    fn apply(
+        &mut self,
+        event: Event,
+        trace: Option<(NodeName, FromAgent)>,
+        now: Time,
+        group: &mut Group,
+    ) -> Result<(), ControllerError> {
+        let request = match &event {
+            Event::Client { request, .. } => Some(*request),
+            _ => None,
+        };
+        let tick = matches!(event, Event::Tick);
+        // The core is dropped after a panic, so nobody sees it half changed.
+        match catch_unwind(AssertUnwindSafe(|| self.cluster.handle(event, now))) {
+            Ok(outcome) => {
+                for write in outcome.writes {
+                    match write {
+                        // One row: only its last form matters.
+                        Write::PutMeta(_) => group.counters = Some(write),
+                        other => group.writes.push(other),
+                    }
+                }
+                group.locked.push(outcome.after_commit);
+                group.changed.extend(outcome.changed);
+                group.events += 1;
+                if tick {
+                    self.ticks_failed = 0;
+                }
+                Ok(())
+            }
+            Err(_) => {
+                self.shared.alarm(
+                    "panic",
+                    "the scheduler's core had a fault and was built anew from the store; please report it with the log"
+                        .to_string(),
+                );
+                self.after_panic(request, trace, tick);
+                // The core cannot tell what it looked like before this event, but the outcomes can.
+                let before = std::mem::take(group);
+                self.commit_only(before, now)?;
+                self.rebuild("the scheduler had a fault and starts anew; try again")
+            }
+        }
+    }
+
+    /// Decides what becomes of an event that made the core panic.
+    fn after_panic(&mut self, request: Option<RequestId>, trace: Option<(NodeName, FromAgent)>, tick: bool) {
+        if let Some(reply) = request.and_then(|request| self.pending.remove(&request)) {
+            let text = "this request met a fault of the scheduler and was set aside; nothing was changed. Please \
+                        report it with the controller's log";
+            // The client may be gone.
+            let _ = reply.send(Err(Refusal::new(RefusalCode::Internal, text)));
+        }
+        if let Some(trace) = trace {
+            if self.suspects.contains(&trace) {
+                let text = format!(
+                    "a message of {}'s agent made the scheduler fail twice and is set aside: {:?}",
+                    trace.0, trace.1
+                );
+                self.shared.alarm("message", text);
+                self.set_aside.push(trace);
+            } else {
+                self.suspects.push(trace);
+            }
+        }
+        if tick {
+            self.ticks_failed += 1;
+            if self.ticks_failed >= 2 {
+                self.shared.alarm(
+                    "timers",
+                    "the scheduler's timers failed twice in a row and rest for a minute at a time"
+                        .to_string(),
+                );
+                self.rest_until = Some(Instant::now() + Duration::from_secs(60));
+            }
+        }
+    }
+
+    /// Commits a group whose core is still there, publishes, and lets its effects out.
+    fn finish(&mut self, group: Group, now: Time) -> Result<(), ControllerError> {
+        if group.events == 0 {
+            return Ok(());
+        }
+        let snapshot = self.cluster.snapshot();
+        match self.write(&group, now) {
+            Ok(proof) => {
+                // Readers first: who has an answer finds what it says.
+                self.shared.publish(snapshot, &group.changed);
+                for locked in group.locked {
+                    for effect in locked.open(&proof) {
+                        self.perform(effect);
+                    }
+                }
+                Ok(())
+            }
+            Err(e) => self.commit_failed(&e),
+        }
+    }
+
+    /// Commits a group whose core is lost: the answers go out, agents hear when they come back.
+    fn commit_only(&mut self, group: Group, now: Time) -> Result<(), ControllerError> {
+        match self.write(&group, now) {
+            Ok(proof) => {
+                for effect in group.locked.into_iter().flat_map(|locked| locked.open(&proof)) {
+                    if let Effect::Reply { .. } = effect {
+                        self.perform(effect);
+                    }
+                }
+                Ok(())
+            }
+            Err(e) => self.commit_failed(&e),
+        }
+    }
+
+    fn write(&mut self, group: &Group, now: Time) -> Result<berth_sched_core::Committed, CommitError> {
+        self.store.set_clock(now);
+        match &group.counters {
+            Some(counters) => {
+                let mut writes = group.writes.clone();
+                writes.push(counters.clone());
+                commit(&mut self.store, &writes)
+            }
+            None => commit(&mut self.store, &group.writes),
+        }
+    }
+
+    fn commit_failed(&mut self, e: &CommitError) -> Result<(), ControllerError> {
+        self.shared.alarm("commit", e.to_string());
+        let text = match e {
+            CommitError::Failed(why) => {
+                format!("the controller could not record this, nothing was changed: {why}")
+            }
+            CommitError::Unknown(why) => {
+                format!(
+                    "the controller cannot tell whether this was recorded: {why}; look before you try again"
+                )
+            }
+        };
+        self.rebuild(&text)
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { request, result } => {
+                if let Some(reply) = self.pending.remove(&request) {
+                    // The client may be gone.
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::Send { connection, message, payload } => {
+                let Some((node, queue)) = self.agents.get(&connection) else { return };
+                if let Err(e) = queue.try_send(Outgoing { message, payload }) {
+                    tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
+                    self.agents.remove(&connection);
+                }
+            }
+            Effect::Disconnect { connection, why } => {
+                if let Some((node, _)) = self.agents.remove(&connection) {
+                    tracing::warn!("{node}: its agent is cut off: {why}");
+                }
+            }
+        }
+    }
+
+    /// Drops the core and builds it from the store, for as long as that takes. Whoever waits for an answer is
+    /// told `text`; agents are cut off, so that they come back and compare notes.
+    fn rebuild(&mut self, text: &str) -> Result<(), ControllerError> {
+        for (_, reply) in self.pending.drain() {
+            let _ = reply.send(Err(Refusal::new(RefusalCode::Unavailable, text)));
+        }
+        self.agents.clear();
+        loop {
+            let error: ControllerError = match self.restore() {
+                Ok(()) => {
+                    self.shared.all_clear("commit");
+                    return Ok(());
+                }
+                Err(ControllerError::Store(e @ (StoreError::Damaged { .. } | StoreError::Newer { .. }))) => {
+                    return Err(e.into());
+                }
+                Err(e @ ControllerError::Restore { .. }) => return Err(e),
+                Err(e) => e,
+            };
+            self.shared.alarm("commit", format!("the state cannot be read: {error}; trying again"));
+            if self.stop {
+                return Err(error);
+            }
+            self.turn_away(Duration::from_secs(1));
+        }
+    }
+
+    fn restore(&mut self) -> Result<(), ControllerError> {
+        self.store.reopen()?;
+        let stored = self.store.load()?;
+        let now = self.clock.now();
+        let path = self.store.path().to_path_buf();
+        self.cluster = Cluster::restore(self.config.clone(), self.store.term(), stored, now)
+            .map_err(|error| ControllerError::Restore { path, error })?;
+        // A new core believes that there is room.
+        self.full = false;
+        self.looked = None;
+        self.shared.publish(self.cluster.snapshot(), &BTreeSet::new());
+        self.shared.watchers.all_changed();
+        Ok(())
+    }
+
+    /// Without a core, everyone is asked to come back.
+    fn turn_away(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Ok(input) = self.inputs.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match input {
+                Input::Client { reply, .. } => {
+                    let text = "the controller cannot read its state just now; try again";
+                    let _ = reply.send(Err(Refusal::new(RefusalCode::Unavailable, text)));
+                }
+                Input::Stop => {
+                    self.stop = true;
+                    return;
+                }
+                // Dropping an agent's queue cuts it off.
+                Input::Abandoned { .. }
+                | Input::AgentOpened { .. }
+                | Input::Agent { .. }
+                | Input::AgentLost { .. } => {}
+            }
+        }
+    }
+
+    /// Now and then, and when a commit found no room: whether new work can be taken.
+    fn look_at_disk(&mut self) -> Option<Event> {
+        let due = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
+        if !due && self.store.is_full() == self.full {
+            return None;
+        }
+        self.looked = Some(Instant::now());
+        let room = self.store.room();
+        let full = room != Room::Enough;
+        if full == self.full {
+            return None;
+        }
+        self.full = full;
+        self.shared.set_accepting(!full);
+        match room {
+            Room::Full(why) => {
+                self.shared.alarm("disk", format!("no new jobs are taken: {why}"));
+                Some(Event::StoreFull(Some(why)))
+            }
+            Room::Enough => {
+                self.shared.all_clear("disk");
+                Some(Event::StoreFull(None))
+            }
+        }
+    }
+
+    /// When there is nothing else to do: forgets records that are older than they are kept.
+    fn purge(&mut self) {
+        let Some(keep) = self.keep else { return };
+        if self.purged.elapsed() < PURGE {
+            return;
+        }
+        let before = self.clock.now() - keep;
+        match self.store.purge(before, PURGE_CHUNK) {
+            Ok(PURGE_CHUNK) => {} // more of them the next time
+            Ok(_) => self.purged = Instant::now(),
+            Err(e) => {
+                tracing::warn!("old records are not forgotten: {e}");
+                self.purged = Instant::now();
+            }
+        }
+    }
+}
+
+/// The same message is the same whatever the registration it came with.
+fn without_session(mut message: FromAgent) -> FromAgent {
+    match &mut message {
+        FromAgent::Hello { .. } => {}
+        FromAgent::Step { session, .. }
+        | FromAgent::JobGone { session, .. }
+        | FromAgent::Heartbeat { session, .. } => *session = Session(0),
+    }
+    message
+}
+
+fn interactive_jobs(stored: &Stored) -> Vec<JobId> {
+    let driven: BTreeSet<JobId> =
+        stored.specs.iter().filter(|s| s.spec.kind != JobKind::Batch).map(|s| s.job).collect();
+    stored
+        .jobs
+        .iter()
+        .filter(|row| driven.contains(&row.spec_of) && !matches!(row.phase, Phase::Ended { .. }))
+        .map(|row| row.job)
+        .collect()
+}

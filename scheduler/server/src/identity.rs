@@ -1,0 +1,133 @@
+//! Who a caller is: what NSS says of the uid that the kernel proved, kept for a short while.
+
+use berth_model::request::{Actor, Peer, Refusal, RefusalCode};
+use berth_model::spec::Identity;
+use berth_model::{ByteStr, Gid, Uid};
+use nix::unistd::{Group, User, getgrouplist};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an answer of NSS is believed: a directory service may be slow, and one client calls often.
+const BELIEVED: Duration = Duration::from_secs(30);
+/// Answers kept at most.
+const KEPT: usize = 4096;
+
+/// Resolves callers.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    administrators: Vec<String>,
+    own: u32,
+    known: Mutex<HashMap<(Uid, Gid), (Instant, Actor)>>,
+}
+
+impl Identities {
+    /// Administrators are root, the controller's own user, and those named.
+    pub(crate) fn new(administrators: &[String]) -> Identities {
+        Identities {
+            administrators: administrators.to_vec(),
+            own: nix::unistd::geteuid().as_raw(),
+            known: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The answer, if it is fresh.
+    pub(crate) fn known(&self, peer: Peer) -> Option<Actor> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(peer.uid, peer.gid)).filter(|(at, _)| at.elapsed() < BELIEVED).map(|(_, a)| a.clone())
+    }
+
+    /// Asks NSS; may take long.
+    pub(crate) fn resolve(&self, peer: Peer) -> Result<Actor, Refusal> {
+        let identity = lookup(peer)?;
+        let administrator =
+            peer.uid.0 == 0 || peer.uid.0 == self.own || self.administrators.contains(&identity.user);
+        let actor = Actor { identity, administrator, inside: None };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert((peer.uid, peer.gid), (Instant::now(), actor.clone()));
+        Ok(actor)
+    }
+}
+
+/// The controller itself, for what it does on nobody's behalf.
+pub(crate) fn controller() -> Actor {
+    let identity = Identity {
+        uid: Uid(0),
+        gid: Gid(0),
+        groups: Vec::new(),
+        user: "root".to_string(),
+        group: "root".to_string(),
+        home: ByteStr::from("/"),
+        shell: ByteStr::from("/bin/sh"),
+    };
+    Actor { identity, administrator: true, inside: None }
+}
+
+fn lookup(peer: Peer) -> Result<Identity, Refusal> {
+    let uid = peer.uid;
+    let failed = |what: &str, e: nix::errno::Errno| {
+        let text = format!("{what} of user id {uid} cannot be looked up on the controller: {e}; try again");
+        Refusal::new(RefusalCode::Unavailable, text)
+    };
+    let user = User::from_uid(nix::unistd::Uid::from_raw(uid.0)).map_err(|e| failed("the name", e))?;
+    let Some(user) = user else {
+        let text = format!(
+            "user id {uid} has no name on the controller: 'getent passwd {uid}' must know it; add the user there"
+        );
+        return Err(Refusal::new(RefusalCode::Denied, text));
+    };
+    let name = CString::new(user.name.clone()).map_err(|_| {
+        Refusal::new(RefusalCode::Denied, format!("user id {uid} has a name with a zero byte"))
+    })?;
+    let groups = getgrouplist(&name, user.gid).map_err(|e| failed("the groups", e))?;
+    // The group that the caller has just now (newgrp, sg), if it is one of the user's own: a setgid program
+    // gives its group to nobody's job.
+    let now = nix::unistd::Gid::from_raw(peer.gid.0);
+    let gid = if groups.contains(&now) { now } else { user.gid };
+    let group = Group::from_gid(gid).map_err(|e| failed("the group", e))?;
+    Ok(Identity {
+        uid,
+        gid: Gid(gid.as_raw()),
+        groups: groups.iter().map(|g| Gid(g.as_raw())).collect(),
+        user: user.name,
+        group: group.map_or_else(|| gid.to_string(), |g| g.name),
+        home: ByteStr::from(user.dir.as_path()),
+        shell: ByteStr::from(user.shell.as_path()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(uid: u32, gid: u32) -> Peer {
+        Peer { uid: Uid(uid), gid: Gid(gid), job: None }
+    }
+
+    #[test]
+    fn root_is_an_administrator_with_its_own_group() {
+        let identities = Identities::new(&[]);
+        assert!(identities.known(peer(0, 0)).is_none());
+        let actor = identities.resolve(peer(0, 0)).unwrap();
+        assert!(actor.administrator);
+        assert_eq!(actor.identity.user, "root");
+        assert_eq!(identities.known(peer(0, 0)), Some(actor));
+        let odd = identities.resolve(peer(0, 54_321)).unwrap();
+        assert_eq!(odd.identity.gid, Gid(0), "a group that is not the user's own is not taken over");
+    }
+
+    #[test]
+    fn administrators_are_named_and_strangers_refused() {
+        let identities = Identities::new(&["daemon".to_string()]);
+        assert!(identities.resolve(peer(1, 1)).unwrap().administrator);
+        let plain = Identities::new(&[]);
+        assert!(!plain.resolve(peer(1, 1)).unwrap().administrator || plain.own == 1);
+        let stranger = plain.resolve(peer(3_999_999_999, 1)).unwrap_err();
+        assert_eq!(stranger.code, RefusalCode::Denied);
+        assert!(stranger.message.contains("getent passwd 3999999999"), "{}", stranger.message);
+    }
+}

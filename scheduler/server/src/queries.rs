@@ -1,0 +1,175 @@
+//! Answers to readers: from the published state, or from the store beside the writer; never through the core.
+
+use crate::shared::Shared;
+use berth_model::JobId;
+use berth_model::query::{AccountingQuery, JobQuery};
+use berth_model::record::JobInfo;
+use berth_model::request::{Refusal, RefusalCode};
+use berth_rpc::{Answers, PAGE};
+use berth_store::{Reader, Stop, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// How long a reader may take for one page.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Page<T> = Result<Vec<T>, Refusal>;
+
+/// Where pages go. Waits for a slow reader, but not for ever.
+struct Pages<T> {
+    to: mpsc::Sender<Page<T>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<T: Send + 'static> Pages<T> {
+    fn send(&self, page: Page<T>) -> Result<(), Stop> {
+        self.runtime.block_on(self.to.send_timeout(page, PATIENCE)).map_err(|_| Stop)
+    }
+
+    fn send_all(&self, items: impl Iterator<Item = T>) {
+        let mut page = Vec::with_capacity(PAGE);
+        for item in items {
+            page.push(item);
+            if page.len() == PAGE && self.send(Ok(std::mem::take(&mut page))).is_err() {
+                return;
+            }
+        }
+        if !page.is_empty() {
+            // The last one: whether it is taken changes nothing.
+            let _ = self.send(Ok(page));
+        }
+    }
+}
+
+/// Runs `work` on a thread where it may wait, and streams its pages.
+pub(crate) fn paged<T, W>(work: W) -> Answers<Vec<T>>
+where
+    T: Send + 'static,
+    W: FnOnce(&dyn Fn(Box<dyn Iterator<Item = T> + '_>)) + Send + 'static,
+{
+    let (to, pages) = mpsc::channel(2);
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let out = Pages { to, runtime };
+        work(&|items| out.send_all(items));
+    });
+    Box::pin(ReceiverStream::new(pages))
+}
+
+/// Jobs in memory.
+pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<Vec<JobInfo>> {
+    let snapshot = shared.snapshot();
+    paged(move |send| {
+        if query.ids.is_empty() {
+            let wanted =
+                |_: JobId, owner: berth_model::Uid| query.users.is_empty() || query.users.contains(&owner);
+            send(Box::new(snapshot.jobs_where(wanted).filter(|job| query.matches(job))));
+            return;
+        }
+        let mut ids = query.ids.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        let one_or_array = |id: JobId| {
+            let single = snapshot.job(id).filter(|job| job.array.is_none() || job.array != Some(id));
+            let array = single.is_none().then(|| snapshot.array(id));
+            single.into_iter().chain(array.into_iter().flatten())
+        };
+        send(Box::new(ids.iter().flat_map(|id| one_or_array(*id)).filter(|job| query.matches(job))));
+    })
+}
+
+/// Jobs on record.
+pub(crate) fn accounting(reader: Reader, query: AccountingQuery) -> Answers<Vec<JobInfo>> {
+    let (to, pages) = mpsc::channel(2);
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let out = Pages { to, runtime };
+        if let Err(e) = reader.accounting(&query, PAGE, |page| out.send(Ok(page))) {
+            // The reader may be gone.
+            let _ = out.send(Err(unreadable(&e)));
+        }
+    });
+    Box::pin(ReceiverStream::new(pages))
+}
+
+fn unreadable(e: &StoreError) -> Refusal {
+    tracing::error!("{e}");
+    Refusal::new(RefusalCode::Unavailable, e.to_string())
+}
+
+/// One job on record.
+async fn recorded(reader: Reader, job: JobId) -> Result<Option<JobInfo>, Refusal> {
+    let query = AccountingQuery { ids: vec![job], ..AccountingQuery::default() };
+    let read = tokio::task::spawn_blocking(move || {
+        let mut found = None;
+        reader
+            .accounting(&query, PAGE, |page| {
+                found = page.into_iter().find(|info| info.id == job).or(found.take());
+                Ok(())
+            })
+            .map(|()| found)
+    });
+    match read.await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(e)) => Err(unreadable(&e)),
+        Err(e) => Err(Refusal::new(RefusalCode::Internal, e.to_string())),
+    }
+}
+
+/// The job as it is, then at each change, until it is over.
+pub(crate) async fn watch(
+    shared: Arc<Shared>,
+    reader: Reader,
+    job: JobId,
+) -> Result<Answers<JobInfo>, Refusal> {
+    // Before the first look, so that no change falls between the two.
+    let mut watcher = shared.watchers.watch(job);
+    let snapshot = shared.snapshot();
+    let first = match snapshot.job(job) {
+        Some(info) => info,
+        None if snapshot.knows(job) => {
+            let text = format!("job {job} is an array whose tasks are jobs of their own by now; watch those");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        }
+        None => {
+            let Some(info) = recorded(reader, job).await? else {
+                return Err(Refusal::new(RefusalCode::NotFound, format!("Invalid job id specified: {job}")));
+            };
+            return Ok(Box::pin(tokio_stream::once(Ok(info))));
+        }
+    };
+    let (to, states) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut last = first.clone();
+        let mut next = Some(first);
+        loop {
+            if let Some(info) = next.take() {
+                let over = info.state.is_terminal();
+                last = info.clone();
+                if to.send(Ok(info)).await.is_err() || over {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = watcher.changed() => {}
+                () = to.closed() => return,
+            }
+            next = match shared.snapshot().job(job) {
+                Some(info) => Some(info).filter(|info| *info != last),
+                // Gone from memory: its end is on record, unless it was an array that is all tasks by now.
+                None => match recorded(reader.clone(), job).await {
+                    Ok(Some(info)) if info.state.is_terminal() => Some(info),
+                    Ok(_) => return,
+                    Err(refusal) => {
+                        // The watcher may be gone.
+                        let _ = to.send(Err(refusal)).await;
+                        return;
+                    }
+                },
+            };
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(states)))
+}

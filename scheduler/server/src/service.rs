@@ -1,0 +1,201 @@
+//! What the controller does for its callers.
+
+use crate::agents;
+use crate::driver::Input;
+use crate::identity::Identities;
+use crate::leases::Leases;
+use crate::queries;
+use crate::shared::Shared;
+use berth_model::config::Config;
+use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::spec::JobKind;
+use berth_model::{ByteStr, JobId, Time};
+use berth_rpc::{AgentConnection, Answers, Service};
+use berth_sched_core::RequestId;
+use berth_store::Reader;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+/// Requests in the core's queue at most; others wait at their sockets.
+const QUEUE: usize = 8192;
+
+/// The services' state.
+pub(crate) struct Controller {
+    config: Config,
+    state_dir: PathBuf,
+    since: Time,
+    identities: Arc<Identities>,
+    inputs: Sender<Input>,
+    reader: Reader,
+    shared: Arc<Shared>,
+    leases: Leases,
+    queue: Semaphore,
+    stop: watch::Sender<bool>,
+}
+
+/// A request in the core. Dropped without an answer, its client is gone.
+struct Outstanding<'a> {
+    request: RequestId,
+    inputs: &'a Sender<Input>,
+    answered: bool,
+}
+
+impl Drop for Outstanding<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            // An error means that we are stopping.
+            let _ = self.inputs.send(Input::Abandoned { request: self.request });
+        }
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(RefusalCode::Unavailable, "the controller is stopping; try again when it is back")
+}
+
+impl Controller {
+    #[allow(clippy::too_many_arguments)] // its parts, each once
+    pub(crate) fn new(
+        config: Config,
+        state_dir: PathBuf,
+        since: Time,
+        identities: Identities,
+        inputs: Sender<Input>,
+        reader: Reader,
+        shared: Arc<Shared>,
+        stop: watch::Sender<bool>,
+    ) -> Controller {
+        Controller {
+            config,
+            state_dir,
+            since,
+            identities: Arc::new(identities),
+            inputs,
+            reader,
+            shared,
+            leases: Leases::default(),
+            queue: Semaphore::new(QUEUE),
+            stop,
+        }
+    }
+
+    pub(crate) fn leases(&self) -> Leases {
+        self.leases.clone()
+    }
+}
+
+impl Service for Controller {
+    async fn identify(&self, peer: Peer) -> Result<Actor, Refusal> {
+        if let Some(actor) = self.identities.known(peer) {
+            return Ok(actor);
+        }
+        let identities = Arc::clone(&self.identities);
+        tokio::task::spawn_blocking(move || identities.resolve(peer))
+            .await
+            .unwrap_or_else(|e| Err(Refusal::new(RefusalCode::Internal, e.to_string())))
+    }
+
+    async fn request(&self, actor: Actor, body: Request) -> Result<Response, Refusal> {
+        let driven = matches!(&body, Request::Submit { spec, .. } if spec.kind != JobKind::Batch);
+        // A step may wait for its resources for hours: it holds no place in the queue.
+        let place = match body {
+            Request::CreateStep { .. } => None,
+            _ => Some(self.queue.acquire().await.map_err(|_| stopping())?),
+        };
+        let request = self.shared.next_request();
+        let (reply, answer) = oneshot::channel();
+        self.inputs.send(Input::Client { request, actor, body, reply }).map_err(|_| stopping())?;
+        let mut outstanding = Outstanding { request, inputs: &self.inputs, answered: false };
+        let answer = answer.await;
+        outstanding.answered = true;
+        drop(place);
+        let response = answer.map_err(|_| stopping())??;
+        if let (true, Response::Submitted { job, .. }) = (driven, &response) {
+            self.leases.begin([*job]);
+        }
+        Ok(response)
+    }
+
+    async fn jobs(&self, query: JobQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+        Ok(queries::jobs(&self.shared, query))
+    }
+
+    async fn nodes(&self) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+        let snapshot = self.shared.snapshot();
+        Ok(queries::paged(move |send| send(Box::new(snapshot.nodes()))))
+    }
+
+    async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
+        let snapshot = self.shared.snapshot();
+        Ok(queries::paged(move |send| send(Box::new(snapshot.partitions()))))
+    }
+
+    async fn accounting(&self, query: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+        Ok(queries::accounting(self.reader.clone(), query))
+    }
+
+    async fn watch(&self, job: JobId) -> Result<Answers<JobInfo>, Refusal> {
+        queries::watch(Arc::clone(&self.shared), self.reader.clone(), job).await
+    }
+
+    async fn lease(&self, actor: Actor, job: JobId) -> Result<Box<dyn Send + Sync>, Refusal> {
+        let snapshot = self.shared.snapshot();
+        let Some(info) = snapshot.job(job) else {
+            return Err(Refusal::new(RefusalCode::NotFound, format!("Invalid job id specified: {job}")));
+        };
+        if info.identity.uid != actor.identity.uid && !actor.administrator {
+            let text = format!("Access/permission denied: job {job} belongs to {}", info.identity.user);
+            return Err(Refusal::new(RefusalCode::Denied, text));
+        }
+        if info.state.is_terminal() {
+            return Err(Refusal::new(RefusalCode::WrongState, format!("job {job} is over")));
+        }
+        if info.spec.kind == JobKind::Batch {
+            let text = format!("job {job} is a batch job: it needs no client");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        }
+        Ok(Box::new(self.leases.hold(job)))
+    }
+
+    async fn config(&self) -> Result<Config, Refusal> {
+        Ok(self.config.clone())
+    }
+
+    async fn status(&self) -> Result<Status, Refusal> {
+        let agents = self
+            .shared
+            .snapshot()
+            .nodes()
+            .map(|node| AgentStatus {
+                connected: !node.condition.not_responding,
+                node: node.name,
+                version: node.version,
+                started: node.agent_start,
+            })
+            .collect();
+        Ok(Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            state_dir: ByteStr::from(self.state_dir.as_path()),
+            since: self.since,
+            accepting: self.shared.accepting(),
+            alarms: self.shared.alarms(),
+            agents,
+        })
+    }
+
+    async fn shutdown(&self) -> Result<(), Refusal> {
+        self.stop.send_replace(true);
+        Ok(())
+    }
+
+    async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
+        let number = self.shared.next_connection();
+        agents::take(number, connection, self.inputs.clone(), self.reader.clone());
+        Ok(())
+    }
+}
