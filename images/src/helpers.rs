@@ -373,10 +373,8 @@ pub fn unpacker_main(
             serde_json::from_str(image).map_err(|e| start_failed(&e.to_string()))?;
         let store = Store::open(root)?;
         let source = RemoteSource::new(image.source.clone(), input, output);
-        if store.prepared(&image.digest)?.is_some() {
-            // The user shows that the source gives them this image.
-            store.prove(&image.digest, &source)?;
-        }
+        // The user shows that the source gives them this image, also where another user's import is under way.
+        store.prove(&image.digest, &source)?;
         let prepared = store.ensure(&image, &source, &|event| say(&Report::Progress(event)))?;
         if let Some(uid) = options.grant {
             store.grant(&image.digest, uid)?;

@@ -294,3 +294,94 @@ fn truncated() -> Error {
     Error::new(ErrorKind::Corrupt, "archive", "it ends in the middle of an entry")
         .next("the image is damaged; build or push it again")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seal(block: &mut [u8]) {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    }
+
+    /// Two files, a link and both kinds of extension.
+    fn sample() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut add = |name: &[u8], kind: u8, data: &[u8]| {
+            let mut block = [0u8; BLOCK];
+            block[..name.len()].copy_from_slice(name);
+            block[100..107].copy_from_slice(b"0000644");
+            block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+            block[136..147].copy_from_slice(b"14000000000");
+            block[156] = kind;
+            block[157] = b'l';
+            block[257..265].copy_from_slice(b"ustar\x0000");
+            seal(&mut block);
+            bytes.extend_from_slice(&block);
+            bytes.extend_from_slice(data);
+            bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        };
+        add(b"one", b'0', &[1; 700]);
+        add(b"PaxHeader", b'x', b"19 path=some/thing\n");
+        add(b"two", b'0', b"two");
+        add(b"long", b'L', b"a/long/name\0");
+        add(b"three", b'2', b"");
+        bytes.resize(bytes.len() + 2 * BLOCK, 0);
+        bytes
+    }
+
+    fn walk(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, u64)> {
+        let mut reader = Reader::new(bytes);
+        let (mut names, mut data) = (Vec::new(), 0);
+        while let Some(entry) = reader.next()? {
+            names.push(entry.path);
+            loop {
+                let length = reader.data()?.len();
+                if length == 0 {
+                    break;
+                }
+                reader.consume(length);
+                data += length as u64;
+            }
+        }
+        Ok((names, data))
+    }
+
+    #[test]
+    fn a_plain_archive() {
+        let (names, data) = walk(&sample()).unwrap();
+        assert_eq!(names, [&b"one"[..], b"some/thing", b"a/long/name"]);
+        assert_eq!(data, 703);
+    }
+
+    proptest! {
+        /// Whatever is changed, reading ends, hands out no more than there is, and does not panic.
+        #[test]
+        fn changed_archives_end(
+            changes in proptest::collection::vec((0usize..6144, any::<u8>()), 0..8),
+            cut in 0usize..1024,
+            sealed in any::<bool>(),
+        ) {
+            let mut bytes = sample();
+            for (at, value) in changes {
+                let length = bytes.len();
+                bytes[at % length] = value;
+            }
+            if sealed {
+                bytes.chunks_exact_mut(BLOCK).for_each(seal);
+            }
+            bytes.truncate(bytes.len() - cut);
+            if let Ok((_, data)) = walk(&bytes) {
+                prop_assert!(data <= bytes.len() as u64);
+            }
+        }
+
+        #[test]
+        fn any_bytes_end(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            let _ = walk(&bytes);
+        }
+    }
+}

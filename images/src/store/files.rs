@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, fchown, fsync, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchown, fsync, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
@@ -69,6 +69,29 @@ pub(super) fn write(
         let _ = unlinkat(directory, temporary.as_str(), AtFlags::empty());
         what(e)
     })
+}
+
+/// Removes temporary files that killed processes left: nobody writes one file for this long.
+pub(super) fn sweep(directory: BorrowedFd<'_>) -> Result<()> {
+    const OLD: i64 = 600;
+    let io = |e: Errno| Error::io("image store: temporary files", e);
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    for entry in Dir::read_from(directory).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name();
+        if !name.to_bytes().starts_with(b".") || matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let old = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|s| now.saturating_sub(s.st_mtime) > OLD);
+        if old {
+            match unlinkat(directory, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(io(errno)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file; something missing is no error.

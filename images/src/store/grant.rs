@@ -37,7 +37,9 @@ impl Store {
     /// # Errors
     /// The source refuses it, or gives something else.
     pub(crate) fn prove(&self, digest: &Digest, source: &dyn BlobSource) -> Result<()> {
-        read_verified(source, BlobKind::Manifest, digest, self.limits.manifest_bytes).map(drop)
+        let bytes = read_verified(source, BlobKind::Manifest, digest, self.limits.manifest_bytes)?;
+        // An import that follows need not ask for it again.
+        files::write(self.blobs.as_fd(), &digest.file_name(), &bytes, self.give_to)
     }
 
     fn grants(&self, digest: &Digest) -> Result<Vec<u32>> {

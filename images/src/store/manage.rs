@@ -363,6 +363,9 @@ impl Store {
     /// Removes layers and blobs that no image and no import needs, and what killed processes left.
     fn collect(&self) -> Result<Removed> {
         self.sweep()?;
+        for directory in [&self.root_fd, &self.blobs, &self.images] {
+            files::sweep(directory.as_fd())?;
+        }
         let mut removed = Removed::default();
         let bin = WorkDir::new(self)?;
         {

@@ -240,8 +240,11 @@ fn a_private_image_serves_only_those_who_could_pull_it() {
     ImageBuilder::new(vec![Tar::new().entry("su", b'0', 0o4755, "", b"x").dir("locked", 0).end()])
         .write(&bench.layout());
     let auth = "YWxpY2U6c2VjcmV0";
-    let fake =
-        FakeRegistry::new(bench.layout(), Behaviour { token: Some(auth.to_owned()), ..Behaviour::default() });
+    let slow = Duration::from_millis(100);
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour { token: Some(auth.to_owned()), slow, ..Behaviour::default() },
+    );
     // The program must be readable by the users it becomes.
     let copy = bench.path().join("import");
     std::fs::copy(program(), &copy).unwrap();
@@ -265,7 +268,16 @@ fn a_private_image_serves_only_those_who_could_pull_it() {
         panic!()
     };
 
-    let prepared = alice.ensure(&store, &image, &()).unwrap();
+    // Neither does Bob get it by asking while Alice's import is under way.
+    let prepared = std::thread::scope(|scope| {
+        let bob = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(150));
+            bob.ensure(&store, &image, &())
+        });
+        let prepared = alice.ensure(&store, &image, &()).unwrap();
+        assert_eq!(bob.join().unwrap().unwrap_err().kind(), ErrorKind::Denied);
+        prepared
+    });
     use std::os::unix::fs::MetadataExt;
     let su = std::fs::metadata(prepared.layers[0].join("su")).unwrap();
     assert_eq!((su.uid(), su.mode() & 0o7777), (owner, 0o4755));

@@ -31,7 +31,7 @@ fn a_present_image_asks_nobody_and_is_quick() {
     }
     assert_eq!(fake.log().len(), before);
     // Under a millisecond when optimised; this build is not.
-    assert!(best < Duration::from_millis(5), "{best:?}");
+    assert!(best < Duration::from_millis(10), "{best:?}");
 }
 
 #[test]
