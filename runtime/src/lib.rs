@@ -33,6 +33,7 @@
 //! and moved beforehand. See [`cgroup`].
 
 pub mod cgroup;
+pub mod doctor;
 pub mod facts;
 pub mod limits;
 pub mod plan;

@@ -130,6 +130,21 @@ pub fn request(layer: &Path, mode: As) -> ContainerRequest {
     ContainerRequest::new(root, identity(), "/tmp".into())
 }
 
+/// In a fresh process with the rights of the mode: the doctor's findings as JSON.
+pub fn examine(mode: As) -> String {
+    let dir = Dir::new();
+    let program = dir.at("helper");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args([FLAG, DOCTOR]).current_dir("/");
+    if is_root() && mode == As::User {
+        command.uid(USER).gid(USER);
+    }
+    String::from_utf8(command.output().unwrap().stdout).unwrap()
+}
+
+const DOCTOR: &str = "doctor";
+
 /// What the helper is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
@@ -212,6 +227,10 @@ pub fn script(request: ContainerRequest, mode: As, text: &str) -> String {
 
 /// The helper: launches, relays, and reports by its exit code.
 pub fn child_main(order: &str) -> ! {
+    if order == DOCTOR {
+        println!("{}", serde_json::to_string(&berth_runtime::doctor::examine()).unwrap());
+        std::process::exit(0);
+    }
     let order: Order = serde_json::from_slice(&std::fs::read(order).unwrap()).unwrap();
     let code = run(order).unwrap_or_else(|e| {
         eprintln!("{e}");

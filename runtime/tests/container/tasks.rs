@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("tasks::why_a_program_does_not_run", why_a_program_does_not_run),
     ("tasks::a_parked_process_forks_init", a_parked_process_forks_init),
     ("tasks::host_runs_on_the_node", host_runs_on_the_node),
+    ("tasks::the_doctor_agrees", the_doctor_agrees),
 ];
 
 fn the_user_is_who_they_are() {
@@ -241,4 +242,17 @@ fn host_runs_on_the_node() {
         assert!(outcome.err.contains("--container-remap-root has no effect without --container-image"));
     });
     assert!(is_root() || uid() != 0);
+}
+
+fn the_doctor_agrees() {
+    // Containers start here (every other test says so), and the doctor's own trial must find the same.
+    each(|mode| {
+        let text = crate::helper::examine(mode);
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let trial = findings.iter().find(|f| f["name"].as_str().unwrap().starts_with("containers")).unwrap();
+        assert_eq!(trial["verdict"], "good", "{mode:?}: {trial}");
+        for f in &findings {
+            assert_eq!(f["verdict"] == "good", f["advice"].is_null(), "{f}");
+        }
+    });
 }
