@@ -10,6 +10,8 @@ mod identity;
 mod mounts;
 mod paths;
 mod print;
+#[cfg(test)]
+mod tests;
 
 pub use env::{EnvVar, Origin};
 pub use error::PlanError;
