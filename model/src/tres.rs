@@ -1,17 +1,17 @@
 //! Trackable resources (TRES): counts of cpu, memory, nodes and generic resources, with arithmetic that
 //! refuses to go below zero.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// A generic resource: `gpu`, or with a type `gpu:a100`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Stored as that text, because JSON object keys must be strings.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GresKey {
     /// The resource's name, such as `gpu`.
     pub name: String,
     /// Its type, such as `a100`; absent when any type will do, or the node's devices have none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
@@ -21,6 +21,22 @@ impl fmt::Display for GresKey {
             Some(kind) => write!(f, "{}:{}", self.name, kind),
             None => f.write_str(&self.name),
         }
+    }
+}
+
+impl Serialize for GresKey {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GresKey {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Ok(match text.split_once(':') {
+            Some((name, kind)) => GresKey { name: name.to_string(), kind: Some(kind.to_string()) },
+            None => GresKey { name: text, kind: None },
+        })
     }
 }
 
@@ -35,7 +51,7 @@ pub struct Tres {
     /// Nodes.
     pub node: u64,
     /// Generic resources.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", with = "gres_map")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub gres: BTreeMap<GresKey, u64>,
 }
 
@@ -101,32 +117,6 @@ impl Tres {
     /// Whether nothing is asked for.
     pub fn is_zero(&self) -> bool {
         self.cpu == 0 && self.mem == 0 && self.node == 0 && self.gres.values().all(|n| *n == 0)
-    }
-}
-
-/// JSON object keys must be strings: a resource is written as `name` or `name:type`.
-mod gres_map {
-    use super::GresKey;
-    use serde::{Deserialize, Deserializer, Serializer, ser::SerializeMap};
-    use std::collections::BTreeMap;
-
-    pub fn serialize<S: Serializer>(map: &BTreeMap<GresKey, u64>, s: S) -> Result<S::Ok, S::Error> {
-        let mut out = s.serialize_map(Some(map.len()))?;
-        for (key, n) in map {
-            out.serialize_entry(&key.to_string(), n)?;
-        }
-        out.end()
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<GresKey, u64>, D::Error> {
-        let plain = BTreeMap::<String, u64>::deserialize(d)?;
-        Ok(plain
-            .into_iter()
-            .map(|(text, n)| match text.split_once(':') {
-                Some((name, kind)) => (GresKey { name: name.to_string(), kind: Some(kind.to_string()) }, n),
-                None => (GresKey { name: text, kind: None }, n),
-            })
-            .collect())
     }
 }
 

@@ -1,48 +1,456 @@
-//! The agent's state machine.
+//! The agent's state machine: the controller's commands, images, supervisors, and what is told back.
 
-use crate::event::{Adopted, AgentConfig, AgentEffect, AgentEvent};
-use berth_model::ids::{Attempt, JobId};
-use berth_model::link::FromAgent;
-use berth_model::time::Time;
+use crate::event::{
+    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers,
+    SupervisorEvent,
+};
+use crate::state::{Ending, Over, Run, RunKey, Step, made_up};
+use berth_model::ids::{Session, StepId, StepKey, Term};
+use berth_model::launch::{StepExit, StepPhase};
+use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::state::ExitStatus;
+use berth_model::time::{Span, Time};
+use std::collections::BTreeMap;
+
+const SIGKILL: u8 = 9;
+const SIGTERM: i32 = 15;
+const SIGCONT: i32 = 18;
+/// How long the controller may take to answer before it is told again.
+const REPEAT: Span = Span::from_secs(5);
+/// How often a step that does not die is killed again.
+const KILL_AGAIN: Span = Span::from_secs(10);
 
 /// All that the agent has to remember.
+#[derive(Debug)]
 pub struct AgentCore {
     config: AgentConfig,
-    jobs: Vec<(JobId, Attempt)>,
+    term: Term,
+    connected: bool,
+    session: Option<Session>,
+    /// When the Hello is repeated, while no Welcome came.
+    hello_again: Option<Time>,
+    heartbeat: Span,
+    next_heartbeat: Option<Time>,
+    runs: BTreeMap<RunKey, Run>,
+    steps: BTreeMap<StepKey, Step>,
+    over: Over,
+    out: Vec<AgentEffect>,
+}
+
+fn run_of(key: StepKey) -> RunKey {
+    (key.job, key.attempt)
 }
 
 impl AgentCore {
     /// The agent after its start: with the steps of the spool, and the runs of jobs that have parts on the node.
-    pub fn new(
-        config: AgentConfig,
-        _adopted: Vec<Adopted>,
-        jobs: Vec<(JobId, Attempt)>,
-        _now: Time,
-    ) -> AgentCore {
-        AgentCore { config, jobs }
+    pub fn new(config: AgentConfig, adopted: Vec<Adopted>, jobs: Vec<RunKey>, now: Time) -> AgentCore {
+        let mut core = AgentCore {
+            term: config.term,
+            config,
+            connected: false,
+            session: None,
+            hello_again: None,
+            heartbeat: Span::from_secs(10),
+            next_heartbeat: None,
+            runs: jobs.into_iter().map(|run| (run, Run::default())).collect(),
+            steps: BTreeMap::new(),
+            over: Over::default(),
+            out: Vec::new(),
+        };
+        for entry in adopted {
+            let key = entry.launch.key;
+            let run = core.runs.entry(run_of(key)).or_default();
+            run.limit = run.limit.or(entry.timers.job_limit);
+            if let (Some(limit), Some(warn)) = (entry.timers.job_limit, entry.timers.warn) {
+                // A warning that was due before the restart was sent before it.
+                let at = limit - warn.before;
+                run.warn = (at > now).then_some((at, warn));
+            }
+            let (phase, repeat) = match entry.phase {
+                AdoptedPhase::Starting => (StepPhase::Starting, None),
+                AdoptedPhase::Running => (StepPhase::Running, None),
+                AdoptedPhase::Exited(exit) => (StepPhase::Exited(exit), Some(now)),
+                AdoptedPhase::Gone => (StepPhase::Exited(vanished(key, now)), Some(now)),
+            };
+            let step = Step {
+                launch: Box::new(entry.launch),
+                timers: entry.timers,
+                phase,
+                spooled: true,
+                ending: None,
+                repeat,
+                news: true,
+            };
+            core.steps.insert(key, step);
+        }
+        core
     }
 
-    /// Applies an event.
+    /// Applies an event at boot-time clock `now`.
     #[must_use = "effects that are dropped lose starts and reports"]
-    pub fn handle(&mut self, event: AgentEvent, _now: Time) -> Vec<AgentEffect> {
+    pub fn handle(&mut self, event: AgentEvent, now: Time) -> Vec<AgentEffect> {
         match event {
-            AgentEvent::Connected => vec![AgentEffect::Send(FromAgent::Hello {
-                node: self.config.node.clone(),
-                boot_id: self.config.boot_id.clone(),
-                boot_time: self.config.boot_time,
-                agent_start: self.config.agent_start,
-                version: self.config.version.clone(),
-                hardware: self.config.hardware.clone(),
-                term: self.config.term,
-                steps: Vec::new(),
-                jobs: self.jobs.clone(),
-            })],
-            _ => Vec::new(),
+            AgentEvent::Connected => {
+                self.connected = true;
+                self.session = None;
+                self.hello(now);
+            }
+            AgentEvent::Disconnected => {
+                self.connected = false;
+                self.session = None;
+                self.hello_again = None;
+                self.next_heartbeat = None;
+            }
+            AgentEvent::Controller(message) => self.command(message, now),
+            AgentEvent::Image { key, event } => self.image(key, event, now),
+            AgentEvent::Supervisor { key, event } => match event {
+                SupervisorEvent::Started => {
+                    if self.steps.get(&key).is_some_and(|s| s.phase == StepPhase::Starting) {
+                        self.advance(key, StepPhase::Running);
+                    }
+                }
+                SupervisorEvent::Exited(exit) => self.exited(key, exit, now),
+                SupervisorEvent::Gone => self.exited(key, vanished(key, now), now),
+            },
+            AgentEvent::JobRemoved { job, attempt } => {
+                if self.runs.remove(&(job, attempt)).is_some() {
+                    self.over.add((job, attempt));
+                    self.job_gone((job, attempt));
+                }
+            }
+            AgentEvent::Tick => {}
         }
+        self.due(now);
+        std::mem::take(&mut self.out)
     }
 
     /// When [`AgentEvent::Tick`] is to be sent at the latest.
     pub fn next_wake(&self) -> Option<Time> {
-        None
+        let told = self.session.is_some();
+        let steps = self.steps.values().flat_map(move |s| {
+            let own = if s.live() {
+                [s.timers.step_limit.filter(|_| s.ending.is_none()), s.ending.map(|e| e.kill_at)]
+            } else {
+                [s.repeat.filter(|_| told), None]
+            };
+            own.into_iter().flatten()
+        });
+        let runs = self.runs.values().flat_map(|r| {
+            [r.limit.filter(|_| !r.limit_done), r.warn.map(|(at, _)| at)].into_iter().flatten()
+        });
+        steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).min()
     }
+
+    fn hello(&mut self, now: Time) {
+        self.hello_again = Some(now + REPEAT);
+        for step in self.steps.values_mut() {
+            step.news = false;
+        }
+        self.out.push(AgentEffect::Send(FromAgent::Hello {
+            node: self.config.node.clone(),
+            boot_id: self.config.boot_id.clone(),
+            boot_time: self.config.boot_time,
+            agent_start: self.config.agent_start,
+            version: self.config.version.clone(),
+            hardware: self.config.hardware.clone(),
+            term: self.term,
+            steps: self.steps.iter().map(|(key, s)| (*key, s.phase.clone())).collect(),
+            jobs: self.runs.keys().copied().collect(),
+        }));
+    }
+
+    /// Whether a command's term may be followed; a higher one is kept from now on.
+    fn follows(&mut self, term: Term) -> bool {
+        if term > self.term {
+            self.term = term;
+            self.out.push(AgentEffect::RememberTerm(term));
+        }
+        term == self.term
+    }
+
+    fn command(&mut self, message: ToAgent, now: Time) {
+        match message {
+            ToAgent::Welcome { term, session, heartbeat } => {
+                // Of two answers to a repeated Hello the later one counts, in whatever order they come.
+                let later = self.session.is_none_or(|known| session > known);
+                if self.connected && self.follows(term) && later {
+                    self.welcome(session, heartbeat, now);
+                }
+            }
+            ToAgent::Refused(_) => self.session = None,
+            ToAgent::Start(start) => {
+                if self.follows(start.term) {
+                    self.start(*start, now);
+                }
+            }
+            ToAgent::Signal { term, job, attempt, target, signal } => {
+                if self.follows(term) {
+                    self.signal((job, attempt), target, signal);
+                }
+            }
+            ToAgent::Terminate { term, key, kill_wait, cause } => {
+                if self.follows(term) {
+                    self.terminate(key, kill_wait, cause, false, now);
+                }
+            }
+            ToAgent::EndJob { term, job, attempt, kill_wait, cause } => {
+                if self.follows(term) {
+                    self.end_job((job, attempt), kill_wait, cause, now);
+                }
+            }
+            ToAgent::ExitRecorded { key } => self.recorded(key),
+        }
+    }
+
+    fn welcome(&mut self, session: Session, heartbeat: Span, now: Time) {
+        self.session = Some(session);
+        self.hello_again = None;
+        self.heartbeat = heartbeat;
+        self.next_heartbeat = Some(now + heartbeat);
+        let keys: Vec<StepKey> = self.steps.iter().filter(|(_, s)| s.news).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.report(key);
+        }
+    }
+
+    fn send(&mut self, make: impl FnOnce(Session) -> FromAgent) {
+        if let Some(session) = self.session {
+            self.out.push(AgentEffect::Send(make(session)));
+        }
+    }
+
+    fn report(&mut self, key: StepKey) {
+        let told = self.session.is_some();
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        step.news = !told;
+        let phase = step.phase.clone();
+        self.send(|session| FromAgent::Step { session, key, phase });
+    }
+
+    fn advance(&mut self, key: StepKey, phase: StepPhase) {
+        if let Some(step) = self.steps.get_mut(&key) {
+            step.phase = phase;
+            self.report(key);
+        }
+    }
+
+    fn job_gone(&mut self, (job, attempt): RunKey) {
+        self.send(|session| FromAgent::JobGone { session, job, attempt });
+    }
+
+    fn start(&mut self, start: Start, now: Time) {
+        let key = start.launch.key;
+        let run_key = run_of(key);
+        if self.steps.contains_key(&key) {
+            return self.report(key);
+        }
+        let newer = self
+            .runs
+            .range((key.job, key.attempt)..)
+            .any(|((job, at), _)| *job == key.job && *at > key.attempt);
+        if newer || self.over.has(run_key) {
+            return;
+        }
+        let fresh = !self.runs.contains_key(&run_key);
+        let run = self.runs.entry(run_key).or_default();
+        if run.ending || run.finished.contains(&key.step) {
+            return;
+        }
+        if fresh {
+            run.limit = start.job_time_left.map(|left| now + left);
+            run.warn = run.limit.zip(start.warn).map(|(limit, warn)| (limit - warn.before, warn));
+        }
+        let timers = StepTimers {
+            job_limit: run.limit,
+            step_limit: start.step_time_left.map(|left| now + left),
+            warn: start.warn,
+        };
+        let launch = Box::new(start.launch);
+        if fresh {
+            let (job, attempt) = run_key;
+            self.out.push(AgentEffect::MakeJob { job, attempt, launch: launch.clone() });
+        }
+        self.out.push(AgentEffect::PrepareImage { key, launch: launch.clone() });
+        let step = Step {
+            launch,
+            timers,
+            phase: StepPhase::Preparing(None),
+            spooled: false,
+            ending: None,
+            repeat: None,
+            news: false,
+        };
+        self.steps.insert(key, step);
+        self.report(key);
+    }
+
+    fn image(&mut self, key: StepKey, event: ImageEvent, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        if !matches!(step.phase, StepPhase::Preparing(_)) {
+            return;
+        }
+        match event {
+            ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent)),
+            ImageEvent::Ready => {
+                step.spooled = true;
+                let spawn = AgentEffect::Spawn { key, launch: step.launch.clone(), timers: step.timers };
+                self.out.push(spawn);
+                self.advance(key, StepPhase::Starting);
+            }
+            ImageEvent::Failed(why) => {
+                let status = ExitStatus { code: 1, signal: 0 };
+                self.exited(key, made_up(status, Some(why), now), now);
+            }
+        }
+    }
+
+    /// A step is over here: told until the controller has written it down.
+    fn exited(&mut self, key: StepKey, mut exit: StepExit, now: Time) {
+        let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { return };
+        if exit.ended_by.is_none() {
+            exit.ended_by = step.ending.map(|e| e.cause);
+        }
+        step.repeat = Some(now + REPEAT);
+        self.advance(key, StepPhase::Exited(exit));
+    }
+
+    fn recorded(&mut self, key: StepKey) {
+        if self.steps.get(&key).is_none_or(Step::live) {
+            return;
+        }
+        if let Some(step) = self.steps.remove(&key)
+            && step.spooled
+        {
+            self.out.push(AgentEffect::ForgetSpool { key });
+        }
+        if let Some(run) = self.runs.get_mut(&run_of(key)) {
+            run.finished.insert(key.step);
+        }
+        self.remove_if_done(run_of(key));
+    }
+
+    fn remove_if_done(&mut self, run_key: RunKey) {
+        if self.steps.keys().any(|key| run_of(*key) == run_key) {
+            return;
+        }
+        let Some(run) = self.runs.get_mut(&run_key).filter(|r| r.ending && !r.removing) else { return };
+        run.removing = true;
+        let (job, attempt) = run_key;
+        self.out.push(AgentEffect::RemoveJob { job, attempt });
+    }
+
+    fn steps_of(&self, run: RunKey) -> Vec<StepKey> {
+        self.steps.keys().copied().filter(|key| run_of(*key) == run).collect()
+    }
+
+    fn signal(&mut self, run: RunKey, target: SignalTarget, signal: i32) {
+        for key in self.steps_of(run) {
+            if !matches!(self.steps[&key].phase, StepPhase::Starting | StepPhase::Running) {
+                continue;
+            }
+            let processes = match target {
+                SignalTarget::Step(step) if step == key.step => ProcessTarget::All,
+                SignalTarget::Steps if key.step != StepId::Batch => ProcessTarget::All,
+                SignalTarget::BatchShell if key.step == StepId::Batch => ProcessTarget::BatchShell,
+                SignalTarget::All => ProcessTarget::All,
+                _ => continue,
+            };
+            self.out.push(AgentEffect::SignalStep { key, target: processes, signal });
+        }
+    }
+
+    /// Ends a step: SIGCONT, SIGTERM, and SIGKILL after `kill_wait`. A second time can only hasten it.
+    fn terminate(&mut self, key: StepKey, kill_wait: Span, cause: EndCause, whole_job: bool, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        let kill_at = now + kill_wait;
+        match step.phase {
+            StepPhase::Exited(_) => return,
+            StepPhase::Preparing(_) => {
+                step.ending = Some(Ending { cause, kill_at });
+                self.out.push(AgentEffect::CancelImage { key });
+                let status = ExitStatus { code: 0, signal: u8::try_from(SIGTERM).unwrap_or(SIGKILL) };
+                return self.exited(key, made_up(status, None, now), now);
+            }
+            StepPhase::Starting | StepPhase::Running => {}
+        }
+        if let Some(ending) = &mut step.ending {
+            ending.kill_at = ending.kill_at.min(kill_at);
+            return;
+        }
+        step.ending = Some(Ending { cause, kill_at });
+        self.out.push(AgentEffect::Note { key, cause, whole_job });
+        if kill_wait.0 > 0 {
+            for signal in [SIGCONT, SIGTERM] {
+                self.out.push(AgentEffect::SignalStep { key, target: ProcessTarget::All, signal });
+            }
+        }
+    }
+
+    fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key) else {
+            self.over.add(run_key);
+            return self.job_gone(run_key);
+        };
+        run.ending = true;
+        for key in self.steps_of(run_key) {
+            self.terminate(key, kill_wait, cause, true, now);
+        }
+        self.remove_if_done(run_key);
+    }
+
+    /// Does what is due.
+    fn due(&mut self, now: Time) {
+        let passed = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        let runs: Vec<RunKey> = self.runs.keys().copied().collect();
+        for run_key in runs {
+            let Some(run) = self.runs.get_mut(&run_key) else { continue };
+            if let Some((_, warn)) = run.warn.take_if(|(at, _)| *at <= now) {
+                let target = if warn.batch_only { SignalTarget::BatchShell } else { SignalTarget::Steps };
+                self.signal(run_key, target, warn.signal);
+            }
+            let Some(run) = self.runs.get_mut(&run_key) else { continue };
+            if passed(run.limit) && !run.limit_done {
+                run.limit_done = true;
+                for key in self.steps_of(run_key) {
+                    self.limit_reached(key, true, now);
+                }
+            }
+        }
+        let keys: Vec<StepKey> = self.steps.keys().copied().collect();
+        for key in keys {
+            let Some(step) = self.steps.get_mut(&key) else { continue };
+            if !step.live() {
+                if self.session.is_some() && passed(step.repeat) {
+                    step.repeat = Some(now + REPEAT);
+                    self.report(key);
+                }
+                continue;
+            }
+            if let Some(ending) = step.ending.as_mut().filter(|e| e.kill_at <= now) {
+                ending.kill_at = now + KILL_AGAIN;
+                self.out.push(AgentEffect::KillStep { key });
+            } else if passed(step.timers.step_limit) && step.ending.is_none() {
+                self.limit_reached(key, false, now);
+            }
+        }
+        if passed(self.hello_again) && self.connected {
+            self.hello(now);
+        }
+        if passed(self.next_heartbeat) {
+            self.next_heartbeat = Some(now + self.heartbeat);
+            self.send(|session| FromAgent::Heartbeat { session, load: 0, free_memory: 0 });
+        }
+    }
+
+    fn limit_reached(&mut self, key: StepKey, whole_job: bool, now: Time) {
+        let Some(kill_wait) = self.steps.get(&key).map(|s| s.launch.kill_wait) else { return };
+        self.terminate(key, kill_wait, EndCause::TimeLimit, whole_job, now);
+    }
+}
+
+fn vanished(key: StepKey, now: Time) -> StepExit {
+    let status = ExitStatus { code: 0, signal: SIGKILL };
+    let why =
+        format!("the supervisor of step {key} ended without leaving an exit status; see the node's log");
+    made_up(status, Some(why), now)
 }

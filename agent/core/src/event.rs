@@ -27,7 +27,8 @@ pub struct AgentConfig {
     pub term: Term,
 }
 
-/// A step found in the spool when the agent starts.
+/// A step found in the spool when the agent starts. The shell removes entries of an earlier boot before: no
+/// step outlives a reboot.
 #[derive(Clone, Debug)]
 pub struct Adopted {
     /// What it was started with (`launch.json`).

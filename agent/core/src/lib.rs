@@ -8,6 +8,7 @@
 
 mod core;
 mod event;
+mod state;
 
 pub use crate::core::AgentCore;
 pub use event::{

@@ -31,7 +31,7 @@ pub enum Event {
     Agent {
         /// The node, as the transport proved it.
         node: NodeName,
-        /// The connection on which it came; never used twice by one controller process.
+        /// The connection on which it came: numbered upwards, never used twice by one controller process.
         connection: u64,
         /// What it says.
         message: FromAgent,

@@ -37,6 +37,8 @@ pub(crate) struct Node {
     /// until each of them is gone.
     pub(crate) settling: OrdSet<(JobId, Attempt)>,
     pub(crate) link: Option<Link>,
+    /// The latest connection of its agent: what an earlier one still says is old.
+    pub(crate) last_connection: u64,
     pub(crate) last_heard: Time,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
@@ -56,6 +58,7 @@ impl Node {
             held: OrdMap::new(),
             settling: OrdSet::new(),
             link: None,
+            last_connection: 0,
             last_heard: now,
             last_busy: None,
             load: 0,

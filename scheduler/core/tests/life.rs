@@ -143,7 +143,8 @@ fn an_array_is_one_record_until_its_tasks_start() {
 #[test]
 fn what_can_never_run_is_refused_by_name() {
     let mut w = World::small();
-    let cases: Vec<(&str, Box<dyn Fn(&mut JobSpec)>, RefusalCode, &str)> = vec![
+    type Case = (&'static str, Box<dyn Fn(&mut JobSpec)>, RefusalCode, &'static str);
+    let cases: Vec<Case> = vec![
         ("cpus", Box::new(|s| s.resources.cpus_per_task = Some(64)), RefusalCode::Impossible, "64 CPUs"),
         ("tasks", Box::new(|s| s.resources.tasks = Some(5)), RefusalCode::Impossible, "5 tasks"),
         (

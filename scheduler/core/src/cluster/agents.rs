@@ -114,6 +114,9 @@ impl Cluster {
         if let Err(why) = check_hardware(&hello.hardware) {
             return self.turn_away(connection, format!("the hardware of {name} cannot be: {why}"));
         }
+        if self.nodes.get(name).is_some_and(|n| connection < n.last_connection) {
+            return self.turn_away(connection, format!("the agent of {name} has a later connection"));
+        }
         let before = self.nodes.get(name).and_then(|n| n.link);
         if let Some(old) = before.filter(|l| l.connection != connection) {
             let why = format!("the agent of {name} registered again");
@@ -134,6 +137,7 @@ impl Cluster {
         let now = self.clock;
         if let Some(n) = self.node_mut(name) {
             n.link = Some(Link { connection, session });
+            n.last_connection = connection;
             n.last_heard = now;
             n.row.condition.not_responding = false;
         }

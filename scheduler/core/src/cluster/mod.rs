@@ -283,7 +283,9 @@ impl Cluster {
         }
         for name in &out.nodes {
             if let Some(node) = self.nodes.get(name) {
-                writes.push(Write::PutNode(Box::new(node.row.clone())));
+                let mut row = node.row.clone();
+                row.condition.not_responding = false; // found out anew after a restart
+                writes.push(Write::PutNode(Box::new(row)));
             }
         }
         writes.extend(out.last);

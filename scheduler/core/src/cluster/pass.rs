@@ -52,6 +52,11 @@ impl Cluster {
 
     /// Starts the first job of a partition, or puts it aside; false when it has to be waited for.
     fn try_start(&mut self, rules: &PartitionRules, key: QueueKey) -> bool {
+        if self.array_is_full(key.job) {
+            self.dequeue(key.job);
+            self.set_wait(key.job, Some(Reason::JobArrayTaskLimit));
+            return true;
+        }
         match self.verdict(rules, key.job) {
             Verdict::Fits(allocation) => self.start(key.job, allocation),
             Verdict::Busy => {
@@ -92,8 +97,8 @@ impl Cluster {
 
     /// Gives a job its allocation and starts what runs first in it.
     fn start(&mut self, id: JobId, allocation: Allocation) {
-        let range = self.job(id).is_some_and(|j| matches!(j.row.tasks, Tasks::Range(_))).then_some(id);
-        let id = if range.is_some() {
+        let range = self.job(id).is_some_and(|j| matches!(j.row.tasks, Tasks::Range(_)));
+        let id = if range {
             match self.split_first(id) {
                 Some(split) => split,
                 None => return self.dequeue(id),
@@ -122,9 +127,6 @@ impl Cluster {
             }
         }
         self.array_task_started(id);
-        if let Some(range) = range {
-            self.check_throttle(range);
-        }
         self.arm_limit(id);
         match kind {
             JobKind::Batch => self.begin_batch(id),
@@ -150,14 +152,6 @@ impl Cluster {
             self.range_is_empty(range);
         }
         Some(id)
-    }
-
-    /// After a task of a range started: the range may have reached `%N`.
-    fn check_throttle(&mut self, range: JobId) {
-        if self.array_is_full(range) {
-            self.dequeue(range);
-            self.set_wait(range, Some(Reason::JobArrayTaskLimit));
-        }
     }
 
     /// What a job could get on nodes as they would be if nothing ran: whether it can ever run.

@@ -12,8 +12,6 @@ use berth_model::time::Span;
 
 /// How long an answer of an agent may take before the message is sent again.
 const REPEAT: Span = Span::from_secs(10);
-/// How much longer than the agent the controller waits before it ends a job at its limit by itself.
-const GRACE: Span = Span::from_secs(60);
 
 /// Something that is looked at when its time comes; by then it may not matter any more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +22,7 @@ pub(super) enum Timer {
     Immediate(JobId),
     /// `--immediate` of a step.
     StepImmediate(JobId, RequestId),
-    /// The time limit, for agents that cannot be reached.
+    /// The time limit. Agents keep it too, for times without a controller.
     Limit(JobId),
     /// An ended job leaves memory.
     Purge(JobId),
@@ -62,18 +60,17 @@ impl Cluster {
         }
     }
 
-    /// Has the job ended at its limit even if its agents do not.
+    /// Has the job ended at its limit.
     pub(super) fn arm_limit(&mut self, id: JobId) {
         if let Some(limit) = self.job(id).and_then(|j| j.run()).and_then(|r| r.limit) {
-            self.timers.insert((limit + Span(self.config.kill_wait.0 + GRACE.0), Timer::Limit(id)));
+            self.timers.insert((limit, Timer::Limit(id)));
         }
     }
 
     fn limit_passed(&mut self, id: JobId) {
         let Some(job) = self.job(id) else { return };
         let Phase::Running(run) = &job.row.phase else { return };
-        let grace = Span(self.config.kill_wait.0 + GRACE.0);
-        if run.limit.is_some_and(|l| l + grace <= self.clock) {
+        if run.limit.is_some_and(|l| l <= self.clock) {
             let verdict =
                 Verdict { reason: Reason::TimeLimit, ..Verdict::new(JobState::Timeout, EndCause::TimeLimit) };
             self.end_job(id, verdict);

@@ -1,0 +1,99 @@
+//! What the agent remembers of runs and steps.
+
+use crate::event::StepTimers;
+use berth_model::ids::{Attempt, JobId, StepId};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::link::EndCause;
+use berth_model::spec::WarnSignal;
+use berth_model::state::ExitStatus;
+use berth_model::time::Time;
+use std::collections::{BTreeSet, VecDeque};
+
+/// One run of a job.
+pub(crate) type RunKey = (JobId, Attempt);
+
+/// A run of a job that has something on the node.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// The run is over here: nothing starts any more.
+    pub(crate) ending: bool,
+    /// `RemoveJob` was given out.
+    pub(crate) removing: bool,
+    /// End of the time limit.
+    pub(crate) limit: Option<Time>,
+    /// Whether the limit was acted on.
+    pub(crate) limit_done: bool,
+    /// The warning before the limit, until it was sent.
+    pub(crate) warn: Option<(Time, WarnSignal)>,
+    /// Steps whose exits are recorded: a Start that comes late must not run them again.
+    pub(crate) finished: BTreeSet<StepId>,
+}
+
+/// A step.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) launch: Box<StepLaunch>,
+    pub(crate) timers: StepTimers,
+    pub(crate) phase: StepPhase,
+    /// Whether the spool has an entry of it.
+    pub(crate) spooled: bool,
+    pub(crate) ending: Option<Ending>,
+    /// When an exit that was not acknowledged is told again.
+    pub(crate) repeat: Option<Time>,
+    /// Whether the phase changed since the controller was last told.
+    pub(crate) news: bool,
+}
+
+/// A step that is being ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    pub(crate) cause: EndCause,
+    /// When everything of it is killed.
+    pub(crate) kill_at: Time,
+}
+
+impl Step {
+    pub(crate) fn live(&self) -> bool {
+        !matches!(self.phase, StepPhase::Exited(_))
+    }
+}
+
+/// An exit that no supervisor wrote.
+pub(crate) fn made_up(status: ExitStatus, launch_error: Option<String>, now: Time) -> StepExit {
+    StepExit {
+        status,
+        tasks: Vec::new(),
+        oom: false,
+        launch_error,
+        ended_by: None,
+        usage: Usage::default(),
+        ended: now,
+    }
+}
+
+/// Runs that are over on this node: a Start of theirs that was under way must do nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Over {
+    known: BTreeSet<RunKey>,
+    order: VecDeque<RunKey>,
+}
+
+impl Over {
+    /// How many are remembered: far more than can be under way on one connection.
+    const MOST: usize = 10_000;
+
+    pub(crate) fn add(&mut self, run: RunKey) {
+        if self.known.insert(run) {
+            self.order.push_back(run);
+        }
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    pub(crate) fn has(&self, run: RunKey) -> bool {
+        self.known.contains(&run)
+    }
+}

@@ -1,0 +1,165 @@
+//! A node that outlives its agent: supervisors, spool, and what jobs hold there. The truth that the
+//! controller's records are compared with.
+
+use berth_agent_core::{Adopted, AdoptedPhase, AgentConfig, AgentCore, StepTimers};
+use berth_model::hardware::Hardware;
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
+use berth_model::launch::{NodeShare, Program, StepExit, StepLaunch, Usage};
+use berth_model::state::ExitStatus;
+use berth_model::time::Time;
+use std::collections::BTreeMap;
+
+/// What a simulated program does: `MILLISECONDS CODE HOW`, where `HOW` is `plain`, `stubborn` (ignores
+/// SIGTERM) or `oom`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Behaviour {
+    pub(crate) millis: i64,
+    pub(crate) code: u8,
+    pub(crate) stubborn: bool,
+    pub(crate) oom: bool,
+}
+
+impl Behaviour {
+    pub(crate) fn of(program: &Program) -> Option<Behaviour> {
+        let text = match program {
+            Program::Script { text, .. } => text.display().into_owned(),
+            Program::Argv(argv) => {
+                argv.iter().map(|a| a.display().into_owned()).collect::<Vec<_>>().join(" ")
+            }
+            Program::LoginShell => return None,
+        };
+        let mut words = text.split_whitespace();
+        Some(Behaviour {
+            millis: words.next()?.parse().ok()?,
+            code: words.next()?.parse().ok()?,
+            stubborn: text.ends_with("stubborn"),
+            oom: text.ends_with("oom"),
+        })
+    }
+}
+
+/// A step's supervisor and its spool entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Supervised {
+    pub(crate) launch: StepLaunch,
+    pub(crate) timers: StepTimers,
+    pub(crate) running: bool,
+    pub(crate) exit: Option<StepExit>,
+    /// Grows when the end is moved, so that earlier plans of an end do not count.
+    pub(crate) plan: u64,
+}
+
+/// A machine.
+pub(crate) struct Machine {
+    pub(crate) name: NodeName,
+    pub(crate) hardware: Hardware,
+    pub(crate) boot: u64,
+    pub(crate) up: bool,
+    pub(crate) term: Term,
+    pub(crate) agent: Option<AgentCore>,
+    /// Grows with each start of the agent.
+    pub(crate) agent_life: u64,
+    /// The agent's connection, as it sees it.
+    pub(crate) connection: Option<u64>,
+    pub(crate) spool: BTreeMap<StepKey, Supervised>,
+    pub(crate) jobs: BTreeMap<(JobId, Attempt), NodeShare>,
+    /// When the agent was last asked to wake, to plan each wake once.
+    pub(crate) wake: Option<Time>,
+}
+
+impl Machine {
+    pub(crate) fn new(name: NodeName, hardware: Hardware) -> Machine {
+        Machine {
+            name,
+            hardware,
+            boot: 1,
+            up: true,
+            term: Term(0),
+            agent: None,
+            agent_life: 0,
+            connection: None,
+            spool: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            wake: None,
+        }
+    }
+
+    /// Starts the agent: with what the spool says.
+    pub(crate) fn start_agent(&mut self, now: Time) {
+        let config = AgentConfig {
+            node: self.name.clone(),
+            boot_id: format!("boot-{}", self.boot),
+            boot_time: Time(0),
+            agent_start: now,
+            version: "sim".into(),
+            hardware: self.hardware.clone(),
+            term: self.term,
+        };
+        let adopted = self.spool.values().map(|s| Adopted {
+            launch: s.launch.clone(),
+            timers: s.timers,
+            phase: match (&s.exit, s.running) {
+                (Some(exit), _) => AdoptedPhase::Exited(exit.clone()),
+                (None, true) => AdoptedPhase::Running,
+                (None, false) => AdoptedPhase::Starting,
+            },
+        });
+        let jobs = self.jobs.keys().copied().collect();
+        self.agent = Some(AgentCore::new(config, adopted.collect(), jobs, now));
+        self.agent_life += 1;
+        self.connection = None;
+        self.wake = None;
+    }
+
+    /// The machine loses power: nothing survives but the term file.
+    pub(crate) fn reboot(&mut self) {
+        self.boot += 1;
+        self.up = false;
+        self.agent = None;
+        self.connection = None;
+        self.spool.clear();
+        self.jobs.clear();
+        self.wake = None;
+    }
+
+    /// A run of a job arrives; complains when it gets what another run on the machine has.
+    pub(crate) fn make_job(&mut self, run: (JobId, Attempt), share: &NodeShare) -> Result<(), String> {
+        for (other, theirs) in &self.jobs {
+            if let Some(cpu) = share.cpus.iter().find(|c| theirs.cpus.contains(c)) {
+                return Err(format!(
+                    "CPU {cpu} of {} belongs to {other:?} and is given to {run:?}",
+                    self.name
+                ));
+            }
+            if let Some(d) = share.gres.iter().find(|d| theirs.gres.contains(d)) {
+                return Err(format!(
+                    "{} {} of {} belongs to {other:?} and is given to {run:?}",
+                    d.name, d.index, self.name
+                ));
+            }
+        }
+        let used: u64 = self.jobs.values().map(|s| s.memory).sum();
+        let usable = self.hardware.memory - self.hardware.memory_reserved;
+        if used + share.memory > usable {
+            return Err(format!(
+                "{used} + {} MiB are given on {}, which has {usable}",
+                share.memory, self.name
+            ));
+        }
+        self.jobs.insert(run, share.clone());
+        Ok(())
+    }
+}
+
+/// An exit as a supervisor writes it.
+pub(crate) fn exit(status: ExitStatus, oom: bool, now: Time) -> StepExit {
+    StepExit {
+        status,
+        tasks: Vec::new(),
+        oom,
+        launch_error: None,
+        ended_by: None,
+        usage: Usage { user_us: 1000, system_us: 10, max_rss: 4096 },
+        ended: now,
+    }
+}

@@ -1,0 +1,121 @@
+//! A store that keeps rows as text, as the real one does, and fails when it is told to.
+
+use berth_model::ids::{JobId, StepKey};
+use berth_model::request::Payload;
+use berth_sched_core::{
+    CommitError, JobRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, Write,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What happens to the next commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mood {
+    #[default]
+    Fine,
+    /// Nothing is written, and that is known.
+    Fails,
+    /// Written, but nobody learns of it.
+    UnknownWritten,
+    /// Not written, and nobody learns of it.
+    UnknownLost,
+}
+
+/// Rows as text.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ModelStore {
+    meta: Option<String>,
+    specs: BTreeMap<JobId, String>,
+    jobs: BTreeMap<JobId, String>,
+    steps: BTreeMap<StepKey, String>,
+    nodes: BTreeMap<String, String>,
+    payloads: BTreeMap<PayloadKey, String>,
+    retired: BTreeSet<JobId>,
+    pub(crate) mood: Mood,
+}
+
+fn write<T: Serialize>(row: &T) -> Result<String, CommitError> {
+    serde_json::to_string(row).map_err(|e| CommitError::Failed(e.to_string()))
+}
+
+fn read<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|e| format!("{what} does not come back from its text: {e}: {text}"))
+}
+
+impl Store for ModelStore {
+    fn apply(&mut self, writes: &[Write]) -> Result<(), CommitError> {
+        match std::mem::take(&mut self.mood) {
+            Mood::Fine => {}
+            Mood::Fails => return Err(CommitError::Failed("as asked".into())),
+            Mood::UnknownLost => return Err(CommitError::Unknown("as asked".into())),
+            Mood::UnknownWritten => {
+                self.write_all(writes)?;
+                return Err(CommitError::Unknown("as asked".into()));
+            }
+        }
+        self.write_all(writes)
+    }
+}
+
+impl ModelStore {
+    fn write_all(&mut self, writes: &[Write]) -> Result<(), CommitError> {
+        for w in writes {
+            match w {
+                Write::PutSpec(row) => drop(self.specs.insert(row.job, write(row)?)),
+                Write::PutJob(row) => drop(self.jobs.insert(row.job, write(row)?)),
+                Write::DeleteJob(id) => drop(self.jobs.remove(id)),
+                Write::PutStep(row) => drop(self.steps.insert(row.key, write(row)?)),
+                Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(payload)?)),
+                Write::DeletePayload(key) => drop(self.payloads.remove(key)),
+                Write::PutNode(row) => drop(self.nodes.insert(row.name.0.clone(), write(row)?)),
+                Write::PutMeta(row) => self.meta = Some(write(row)?),
+                Write::Retire(id) => drop(self.retired.insert(*id)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a controller reads at its start.
+    pub(crate) fn load(&self) -> Result<Stored, String> {
+        let live = |id: &JobId| !self.retired.contains(id);
+        Ok(Stored {
+            meta: self.meta.as_deref().map(|t| read::<MetaRow>("the counters", t)).transpose()?,
+            specs: self.all(&self.specs, live)?,
+            jobs: self.all(&self.jobs, live)?,
+            steps: self.all(&self.steps, |key: &StepKey| live(&key.job))?,
+            nodes: self.all::<String, NodeRow>(&self.nodes, |_| true)?,
+        })
+    }
+
+    fn all<K: Ord + std::fmt::Debug, T: DeserializeOwned>(
+        &self,
+        rows: &BTreeMap<K, String>,
+        wanted: impl Fn(&K) -> bool,
+    ) -> Result<Vec<T>, String> {
+        let wanted = rows.iter().filter(|(k, _)| wanted(k));
+        wanted.map(|(k, text)| read(&format!("row {k:?}"), text)).collect()
+    }
+
+    pub(crate) fn payload(&self, key: PayloadKey) -> Result<Payload, String> {
+        let text = self.payloads.get(&key).ok_or_else(|| format!("the payload {key:?} is gone"))?;
+        read("a payload", text)
+    }
+
+    pub(crate) fn job(&self, id: JobId) -> Result<Option<JobRow>, String> {
+        self.jobs.get(&id).map(|t| read("a job", t)).transpose()
+    }
+
+    pub(crate) fn spec(&self, id: JobId) -> Result<Option<SpecRow>, String> {
+        self.specs.get(&id).map(|t| read("a specification", t)).transpose()
+    }
+
+    /// Every job ever, retired ones included.
+    pub(crate) fn every_job(&self) -> Result<Vec<JobRow>, String> {
+        self.all(&self.jobs, |_| true)
+    }
+
+    /// Every step ever.
+    pub(crate) fn every_step(&self) -> Result<Vec<StepRow>, String> {
+        self.all(&self.steps, |_| true)
+    }
+}

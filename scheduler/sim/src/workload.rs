@@ -1,0 +1,420 @@
+//! Clients: they submit, make steps, cancel, hold, requeue and drain, repeat what was not answered, and
+//! remember every promise they were given.
+
+use crate::store::ModelStore;
+use crate::world::{Happening, World};
+use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
+use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
+use berth_model::spec::{
+    ArraySpec, BatchScript, Identity, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, ResourceRequest,
+    StepSpec, TimeLimit,
+};
+use berth_model::state::ExitStatus;
+use berth_model::time::Span;
+use berth_model::tres::GresKey;
+use berth_sched_core::{Cluster, Event, RequestId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that a client does, or is told.
+#[derive(Clone, Debug)]
+pub(crate) enum ClientAct {
+    /// Does something new.
+    New,
+    /// Sends a request, again if it was not answered.
+    Send(u64),
+    /// Gets an answer.
+    Answer(RequestId, Box<Result<Response, Refusal>>),
+}
+
+/// A request and what became of it.
+struct Wish {
+    actor: Actor,
+    body: Request,
+    request: RequestId,
+    tries: u32,
+    done: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Client {
+    wishes: BTreeMap<u64, Wish>,
+    requests: BTreeMap<RequestId, u64>,
+    next: u64,
+    /// Jobs that were promised, by submission.
+    pub(crate) promised: BTreeMap<SubmissionId, JobId>,
+    /// Steps that were promised, by submission.
+    steps: BTreeMap<SubmissionId, StepKey>,
+    /// Promised jobs and their kinds.
+    kinds: BTreeMap<JobId, JobKind>,
+}
+
+fn actor(uid: u32) -> Actor {
+    Actor {
+        identity: Identity {
+            uid: Uid(uid),
+            gid: Gid(uid),
+            groups: Vec::new(),
+            user: format!("user{uid}"),
+            group: format!("group{uid}"),
+            home: "/home".into(),
+            shell: "/bin/sh".into(),
+        },
+        administrator: uid == 0,
+        inside: None,
+    }
+}
+
+impl Client {
+    /// Every promised job must be in the store, and known to the core unless it ended long ago.
+    pub(crate) fn check_known(&self, core: &Cluster, store: &ModelStore) -> Result<(), String> {
+        let snapshot = core.snapshot();
+        for job in self.promised.values() {
+            let Some(row) = store.job(*job)? else {
+                return Err(format!("job {job} was acknowledged and is lost"));
+            };
+            if !row.base_state().is_terminal() && !row.is_empty_array() && !snapshot.knows(*job) {
+                return Err(format!(
+                    "job {job} was acknowledged, has not ended, and is not known after a restart"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn promise(&mut self, submission: &SubmissionId, job: JobId, kind: JobKind) -> Result<(), String> {
+        self.kinds.insert(job, kind);
+        match self.promised.insert(submission.clone(), job) {
+            Some(other) if other != job => {
+                Err(format!("submission {} became job {other} and job {job}", submission.0))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn promise_step(&mut self, submission: &SubmissionId, key: StepKey) -> Result<(), String> {
+        match self.steps.insert(submission.clone(), key) {
+            // A requeued job's next attempt knows nothing of the steps of the one before.
+            Some(other) if other != key && other.attempt == key.attempt => {
+                Err(format!("step {} became {other} and {key}", submission.0))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn plan_clients(&mut self) {
+        for _ in 0..self.options.operations {
+            let at = Span(self.rng.between(crate::world::FIRST.0, self.options.busy.0));
+            self.plan(at, Happening::Client(ClientAct::New));
+        }
+    }
+
+    pub(crate) fn client_acts(&mut self, act: ClientAct) -> Result<(), String> {
+        match act {
+            ClientAct::New => {
+                if let Some((actor, body)) = self.new_wish() {
+                    self.wish(actor, body);
+                }
+                Ok(())
+            }
+            ClientAct::Send(wish) => self.send_wish(wish),
+            ClientAct::Answer(request, result) => self.answered(request, *result),
+        }
+    }
+
+    fn wish(&mut self, actor: Actor, body: Request) {
+        let id = self.client.next;
+        self.client.next += 1;
+        let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
+        self.client.wishes.insert(id, wish);
+        self.plan(Span(0), Happening::Client(ClientAct::Send(id)));
+    }
+
+    fn send_wish(&mut self, id: u64) -> Result<(), String> {
+        let request = RequestId(self.client.next);
+        let Some(wish) = self.client.wishes.get_mut(&id).filter(|w| !w.done) else { return Ok(()) };
+        let keeps_trying = matches!(
+            wish.body,
+            Request::Submit { .. }
+                | Request::CreateStep { .. }
+                | Request::EndAllocation { .. }
+                | Request::ClientLost { .. }
+        );
+        wish.tries += 1;
+        if wish.tries > 1 && !keeps_trying {
+            wish.done = true;
+            return Ok(());
+        }
+        wish.request = request;
+        let (actor, body) = (wish.actor.clone(), wish.body.clone());
+        self.client.next += 1;
+        self.client.requests.insert(request, id);
+        let again = Span(self.rng.between(2_000_000, 30_000_000));
+        self.plan(again, Happening::Client(ClientAct::Send(id)));
+        self.control(Event::Client { request, actor, body })
+    }
+
+    fn answered(&mut self, request: RequestId, result: Result<Response, Refusal>) -> Result<(), String> {
+        let Some(wish) = self.client.requests.get(&request).copied() else { return Ok(()) };
+        let Some(wish) = self.client.wishes.get_mut(&wish) else { return Ok(()) };
+        if let Err(refusal) = &result
+            && refusal.code == berth_model::request::RefusalCode::Internal
+        {
+            return Err(format!("a fault of ours: {refusal}"));
+        }
+        match (&wish.body, result) {
+            (_, Err(refusal)) if refusal.code == berth_model::request::RefusalCode::Unavailable => {}
+            (Request::Submit { spec, .. }, Ok(Response::Submitted { job, .. })) => {
+                wish.done = true;
+                let (submission, kind, owner) = (spec.submission.clone(), spec.kind, wish.actor.clone());
+                self.count("jobs acknowledged");
+                self.client.promise(&submission, job, kind)?;
+                if kind == JobKind::Alloc {
+                    self.plan_end(job, owner);
+                }
+            }
+            (Request::CreateStep { spec, .. }, Ok(Response::StepCreated { key, .. })) => {
+                wish.done = true;
+                let submission = spec.submission.clone();
+                self.count("steps acknowledged");
+                self.client.promise_step(&submission, key)?;
+            }
+            _ => wish.done = true,
+        }
+        Ok(())
+    }
+
+    fn plan_end(&mut self, job: JobId, owner: Actor) {
+        let id = self.client.next;
+        self.client.next += 1;
+        let lost = self.rng.permille(300);
+        let (actor, body) = if lost {
+            (actor(0), Request::ClientLost { job })
+        } else {
+            (
+                owner,
+                Request::EndAllocation {
+                    job,
+                    status: ExitStatus { code: u8::from(self.rng.permille(500)), signal: 0 },
+                },
+            )
+        };
+        let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
+        self.client.wishes.insert(id, wish);
+        let after = Span(self.rng.between(1_000_000, 90_000_000));
+        self.plan(after, Happening::Client(ClientAct::Send(id)));
+    }
+
+    fn some_job(&mut self) -> Option<JobId> {
+        let mut jobs: Vec<JobId> = self.client.kinds.keys().copied().collect();
+        if let Some(core) = &self.core {
+            jobs.extend(core.snapshot().jobs().map(|j| j.id).take(50));
+        }
+        self.rng.pick(&jobs).copied()
+    }
+
+    fn selector(&mut self) -> Option<JobSelector> {
+        let job = self.some_job()?;
+        Some(match self.rng.below(4) {
+            0 => JobSelector::Task(job, self.rng.count(0, 12)),
+            1 => {
+                let first = self.rng.count(0, 8);
+                let range = (first, first + self.rng.count(0, 6), 1);
+                JobSelector::Tasks(job, ArraySpec { ranges: vec![range], max_running: None })
+            }
+            _ => JobSelector::Job(job),
+        })
+    }
+
+    fn new_wish(&mut self) -> Option<(Actor, Request)> {
+        let user = actor(1000 + self.rng.count(0, 2));
+        Some(match self.rng.below(100) {
+            0..42 => (user, self.batch()),
+            42..54 => (user, self.interactive(JobKind::Run)),
+            54..60 => (user, self.interactive(JobKind::Alloc)),
+            60..75 => {
+                let job = self.some_job()?;
+                let owner = self.store.spec(job).ok().flatten().map(|s| s.identity.uid.0).unwrap_or(1000);
+                (actor(owner), Request::CreateStep { job, spec: Box::new(self.step()) })
+            }
+            75..83 => {
+                let selector = self.selector()?;
+                let step = self.rng.permille(300).then(|| StepId::Number(self.rng.count(0, 2)));
+                let signal = [None, None, None, Some(9), Some(10)];
+                let signal = self.rng.pick(&signal).copied().flatten();
+                let cancel = CancelRequest { jobs: vec![(selector, step)], signal, ..Default::default() };
+                (actor(0), Request::Cancel(cancel))
+            }
+            83..84 => (user, Request::Cancel(CancelRequest { user: Some(Uid(1000)), ..Default::default() })),
+            84..88 => (actor(0), Request::Hold(vec![self.selector()?])),
+            88..92 => (actor(0), Request::Release(vec![self.selector()?])),
+            92..97 => (actor(0), Request::Requeue(vec![self.selector()?])),
+            _ => {
+                let names: Vec<NodeName> = self.machines.keys().cloned().collect();
+                let node = self.rng.pick(&names)?.clone();
+                let states = [
+                    NodeStateChange::Down,
+                    NodeStateChange::Drain,
+                    NodeStateChange::Resume,
+                    NodeStateChange::Resume,
+                ];
+                let state = *self.rng.pick(&states)?;
+                (actor(0), Request::UpdateNode { nodes: vec![node], state, reason: Some("sim".into()) })
+            }
+        })
+    }
+
+    fn behaviour(&mut self) -> String {
+        let millis = self.rng.between(10, 90_000);
+        let code = if self.rng.permille(700) { 0 } else { self.rng.count(1, 9) };
+        let how = ["plain", "plain", "plain", "stubborn", "oom"];
+        format!("{millis} {code} {}", self.rng.pick(&how).copied().unwrap_or("plain"))
+    }
+
+    fn resources(&mut self) -> ResourceRequest {
+        let mut r = ResourceRequest::default();
+        if self.rng.permille(300) {
+            r.min_nodes = self.rng.count(1, 2);
+            r.max_nodes = self.rng.permille(700).then_some(r.min_nodes);
+        }
+        r.tasks = self.rng.permille(500).then(|| self.rng.count(1, 4));
+        r.cpus_per_task = self.rng.permille(300).then(|| self.rng.count(1, 3));
+        r.tasks_per_node = self.rng.permille(100).then(|| self.rng.count(1, 2));
+        r.exclusive = self.rng.permille(50);
+        r.memory = match self.rng.below(4) {
+            0 => MemoryRequest::PerNode(self.rng.below(2000)),
+            1 => MemoryRequest::PerCpu(self.rng.below(600)),
+            _ => MemoryRequest::Default,
+        };
+        if self.rng.permille(150) {
+            r.gres.insert(GresKey { name: "gpu".into(), kind: None }, u64::from(self.rng.count(1, 2)));
+        }
+        if self.rng.permille(50) {
+            let names: Vec<NodeName> = self.machines.keys().cloned().collect();
+            r.exclude.extend(self.rng.pick(&names).cloned());
+        }
+        r
+    }
+
+    fn job(&mut self, kind: JobKind) -> JobSpec {
+        let number = self.client.next;
+        self.client.next += 1;
+        JobSpec {
+            submission: SubmissionId(format!("s{number}")),
+            kind,
+            name: "sim".into(),
+            partition: None,
+            account: None,
+            resources: self.resources(),
+            time_limit: match self.rng.below(4) {
+                0 => Some(TimeLimit::Unlimited),
+                1 => Some(TimeLimit::Minutes(1)),
+                _ => None,
+            },
+            begin: None,
+            hold: false,
+            nice: i32::try_from(self.rng.between(-5, 5)).unwrap_or(0),
+            requeue: None,
+            array: None,
+            immediate: None,
+            comment: None,
+            work_dir: "/".into(),
+            io: IoSpec::default(),
+            container: None,
+            limits: Default::default(),
+            umask: 0o22,
+            warn_signal: None,
+            user_env: false,
+            command: "sim".into(),
+            submit_line: Vec::new().into(),
+            submit_host: String::new(),
+            submit_sid: 0,
+        }
+    }
+
+    fn batch(&mut self) -> Request {
+        let mut spec = self.job(JobKind::Batch);
+        spec.hold = self.rng.permille(80);
+        spec.requeue = self.rng.pick(&[None, Some(true), Some(false)]).copied().flatten();
+        if self.rng.permille(100) {
+            spec.begin = Some(self.now + Span(self.rng.between(0, 60_000_000)));
+        }
+        if self.rng.permille(250) {
+            let first = self.rng.count(0, 3);
+            let step = self.rng.count(1, 2);
+            let range = (first, first + step * self.rng.count(0, 9), step);
+            let max_running = self.rng.permille(500).then(|| self.rng.count(1, 3));
+            spec.array = Some(ArraySpec { ranges: vec![range], max_running });
+        }
+        let text = self.behaviour();
+        let payload = Payload {
+            script: Some(BatchScript { text: text.into(), args: Vec::new() }),
+            env: vec!["HOME=/".into()],
+        };
+        Request::Submit { spec: Box::new(spec), payload, first_step: None, test_only: self.rng.permille(30) }
+    }
+
+    fn interactive(&mut self, kind: JobKind) -> Request {
+        let mut spec = self.job(kind);
+        spec.immediate = self.rng.permille(150).then(|| Span(self.rng.between(0, 5_000_000)));
+        let first_step = (kind == JobKind::Run).then(|| {
+            let mut step = self.step();
+            (step.tasks, step.nodes, step.cpus_per_task, step.gres) = (None, None, None, None);
+            step.memory = MemoryRequest::Default;
+            Box::new(step)
+        });
+        Request::Submit { spec: Box::new(spec), payload: Payload::default(), first_step, test_only: false }
+    }
+
+    fn step(&mut self) -> StepSpec {
+        let number = self.client.next;
+        self.client.next += 1;
+        let words = self.behaviour();
+        StepSpec {
+            submission: SubmissionId(format!("t{number}")),
+            name: "step".into(),
+            tasks: self.rng.permille(400).then(|| self.rng.count(1, 3)),
+            nodes: self.rng.permille(200).then(|| self.rng.count(1, 2)),
+            tasks_per_node: None,
+            cpus_per_task: self.rng.permille(200).then(|| self.rng.count(1, 2)),
+            memory: if self.rng.permille(100) { MemoryRequest::PerNode(100) } else { MemoryRequest::Default },
+            gres: None,
+            overlap: self.rng.permille(200),
+            exact: self.rng.permille(300),
+            immediate: self.rng.permille(100).then(|| Span(self.rng.between(0, 3_000_000))),
+            argv: words.split(' ').map(Into::into).collect(),
+            env: vec!["A=1".into()],
+            work_dir: "/".into(),
+            work_dir_explicit: false,
+            io: IoSpec::default(),
+            container: None,
+            limits: Default::default(),
+            umask: 0o22,
+            pty: None,
+            kill_on_bad_exit: false,
+            wait_after_first_exit: None,
+            time_limit: self.rng.permille(100).then_some(TimeLimit::Minutes(1)),
+            attached: false,
+        }
+    }
+
+    /// What lets everything end: nodes in service, nothing held, allocations given back.
+    pub(crate) fn wishes_for_the_end(&mut self) {
+        for id in self.client.wishes.iter().filter(|(_, w)| !w.done).map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.plan(Span(0), Happening::Client(ClientAct::Send(id)));
+        }
+        let nodes: Vec<NodeName> =
+            self.core.iter().flat_map(|c| c.snapshot().nodes().map(|n| n.name).collect::<Vec<_>>()).collect();
+        self.wish(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None });
+        let jobs: BTreeSet<JobId> =
+            self.core.iter().flat_map(|c| c.snapshot().jobs().map(|j| j.id).collect::<Vec<_>>()).collect();
+        let release = jobs.iter().map(|j| JobSelector::Job(*j)).collect();
+        self.wish(actor(0), Request::Release(release));
+        for (job, kind) in self.client.kinds.clone() {
+            if kind == JobKind::Alloc {
+                self.wish(actor(0), Request::ClientLost { job });
+            }
+        }
+    }
+}
