@@ -49,7 +49,7 @@ pub(super) static ROWS: &[OptionRow] = &[
             Ok(())
         }),
     row("exclusive", Commands::ABR)
-        .may_take("user|mcs|topo")
+        .may_take("yes")
         .env(&["SLURM_EXCLUSIVE", "SBATCH_EXCLUSIVE", "SALLOC_EXCLUSIVE"])
         .help("Of a job: give it whole nodes. Of a step: CPUs that no other step of the job uses, waiting for them.")
         .set(|o, g| match g.value {
