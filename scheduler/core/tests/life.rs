@@ -155,6 +155,7 @@ fn what_can_never_run_is_refused_by_name() {
         ),
         ("nodes", Box::new(|s| s.resources.min_nodes = 2), RefusalCode::Impossible, "2 nodes"),
         ("part", Box::new(|s| s.partition = Some("big".into())), RefusalCode::NotFound, "big"),
+        ("nice", Box::new(|s| s.nice = -1), RefusalCode::Denied, "--nice"),
         ("node", Box::new(|s| s.resources.node_list = vec!["n9".into()]), RefusalCode::NotFound, "n9"),
         (
             "gres",

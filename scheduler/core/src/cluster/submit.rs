@@ -109,6 +109,15 @@ impl Cluster {
                 "root may not run jobs on this cluster (root_jobs = false in berth.toml): submit as another user",
             );
         }
+        if spec.nice < 0 && !actor.administrator {
+            return refuse(
+                RefusalCode::Denied,
+                format!(
+                    "Invalid --nice value: {} moves the job forward, which only an administrator may",
+                    spec.nice
+                ),
+            );
+        }
         let r = &spec.resources;
         let zero = [
             (Some(r.min_nodes), "--nodes"),
