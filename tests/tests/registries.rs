@@ -77,7 +77,7 @@ each_user! {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
         let sandbox = Sandbox::with_config(who, &without_tls(&registry));
-        sandbox.cmd("berth").args(["image", "pull", &image]).ok();
+        sandbox.cmd("berth").args(["image", "pull", "--insecure", &image]).ok();
         assert!(sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
         sandbox.cmd("berth").args(["image", "rm", &image]).ok();
         assert!(!sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
