@@ -1,2 +1,25 @@
 //! The node agent: hardware probe, link to the controller, images, zygote and supervisors.
+//!
+//! [`run`] is the whole agent: it adopts the steps that an earlier agent left, dials the controller, and does
+//! what [`berth_agent_core`] decides. It may be killed at any instant; steps and their streams live on.
 #![forbid(unsafe_code)]
+
+mod adopt;
+mod cgroups;
+mod clients;
+mod driver;
+mod gres;
+mod images;
+mod jobs;
+mod link;
+mod notes;
+mod paths;
+mod probe;
+mod programs;
+mod registry;
+mod start;
+mod supervisors;
+mod zygote;
+
+pub use images::STORE_ID;
+pub use start::{AgentError, AgentOptions, run};

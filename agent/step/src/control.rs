@@ -17,7 +17,8 @@ const MAX_PACKET: usize = 64 * 1024;
 /// Most descriptors beside a packet.
 const MAX_FDS: usize = 4;
 
-/// From the agent to the zygote; with the step's listening control socket and its log file.
+/// From the agent to the zygote; with the step's listening control socket, its log file, and what the
+/// supervisor is to keep open while it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkRequest {
     /// The step's spool directory.

@@ -4,6 +4,7 @@
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase};
+use berth_runtime::cgroup::Cgroup;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,13 +42,15 @@ pub struct NodePart {
     /// The image's layers and configuration; absent for `host:` and for root directories.
     pub image: Option<PreparedImage>,
     /// The step's cgroups, made beforehand; absent where none can be made.
-    pub cgroup: Option<StepCgroup>,
+    pub cgroup: Option<Cgroup>,
     /// Directory of the job on this node that its user can write (private `/tmp` and writable layers).
     pub scratch: Option<ByteStr>,
     /// Directory shown in containers as `/run/berth`: the job's socket and the link to the batch script.
     pub client_dir: Option<ByteStr>,
     /// Directory shown in containers as `/run/berth/bin`: the client programs.
     pub client_programs: Option<ByteStr>,
+    /// The cluster's state directory, by which clients on the node's own filesystem find it.
+    pub state_dir: Option<ByteStr>,
     /// The site's defaults for container options that were not given.
     pub container: ContainerDefaults,
     /// Names of the user's supplementary groups, where known.
@@ -84,16 +87,6 @@ pub struct PreparedImage {
     pub workdir: Option<ByteStr>,
     /// `USER`.
     pub user: Option<String>,
-}
-
-/// Cgroup directories that the step's processes are put into.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct StepCgroup {
-    /// The cgroup v2 directory, when the node uses v2.
-    pub unified: Option<ByteStr>,
-    /// Directory for each v1 controller.
-    pub v1: BTreeMap<String, ByteStr>,
 }
 
 /// `state.json`: how far the step is, and who supervises it.

@@ -16,6 +16,8 @@ use std::io;
 pub fn run(socket: OwnedFd) -> i32 {
     // A terminal's signals, or its end, are for the agent and not for us or any supervisor.
     let _ = rustix::process::setsid();
+    // The agent's protection from the OOM killer is not for what is started from here.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     let mut children: Vec<OwnedFd> = Vec::new();
     loop {
         let ready = match wait(&socket, &children) {
@@ -41,7 +43,7 @@ pub fn run(socket: OwnedFd) -> i32 {
         };
         let mut fds = fds.into_iter();
         let answer = match (fds.next(), fds.next()) {
-            (Some(listener), Some(log)) => start(&request, listener, log),
+            (Some(listener), Some(log)) => start(&request, listener, log, fds.collect()),
             _ => Err(io::Error::other("the request came without its descriptors")),
         };
         let sent = match answer {
@@ -77,11 +79,17 @@ fn wait(socket: &OwnedFd, children: &[OwnedFd]) -> io::Result<Ready> {
     Ok(Ready { socket: flags.next().unwrap_or(false), children: flags.collect() })
 }
 
-fn start(request: &ForkRequest, listener: OwnedFd, log: OwnedFd) -> io::Result<(i32, OwnedFd)> {
+/// `held`: descriptors that the supervisor keeps open while it lives, such as the use of an image.
+fn start(
+    request: &ForkRequest,
+    listener: OwnedFd,
+    log: OwnedFd,
+    held: Vec<OwnedFd>,
+) -> io::Result<(i32, OwnedFd)> {
     match fork(CloneOptions::default())? {
         Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
         Forked::Child => {
-            let code = match become_supervisor(&listener, &log) {
+            let code = match become_supervisor(&listener, &log, &held) {
                 Ok(()) => supervisor::run(&StepDir::at(request.spool.as_path()), listener),
                 Err(e) => failed("a supervisor's start", &e),
             };
@@ -91,13 +99,14 @@ fn start(request: &ForkRequest, listener: OwnedFd, log: OwnedFd) -> io::Result<(
 }
 
 /// Leaves everything of the zygote's behind: its session and its descriptors.
-fn become_supervisor(listener: &OwnedFd, log: &OwnedFd) -> io::Result<()> {
+fn become_supervisor(listener: &OwnedFd, log: &OwnedFd, held: &[OwnedFd]) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
     exec::place_at(null.as_fd(), 0)?;
     exec::place_at(null.as_fd(), 1)?;
     exec::place_at(log.as_fd(), 2)?;
-    exec::close_all_from(3, &[listener.as_raw_fd()])?;
+    let keep: Vec<i32> = std::iter::once(listener).chain(held).map(AsRawFd::as_raw_fd).collect();
+    exec::close_all_from(3, &keep)?;
     // Closed above with everything else.
     std::mem::forget(null);
     // Signals stay as the standard library left them: a task that closed its standard input must not end

@@ -1,26 +1,51 @@
-//! The environment of a step's tasks: what the submitter had, and what Berth says of job, step and task.
+//! The environment of a step's tasks: what the submitter had, and over it what Berth says of job, step and
+//! task. The image's own comes between the two, and is the runtime's matter.
 
+use crate::spool::LaunchFile;
 use berth_model::ByteStr;
+use berth_model::env::{Devices, TaskPlace, step_variables, task_variables};
 use berth_model::launch::StepLaunch;
 
 /// Variables that belong to the submitter's own session and mean nothing in a job.
 const NEVER: &[&[u8]] = &[b"XDG_RUNTIME_DIR", b"XDG_SESSION_ID", b"DBUS_SESSION_BUS_ADDRESS"];
 
-/// What every task of the step has.
-pub fn of_step(launch: &StepLaunch) -> Vec<ByteStr> {
+/// What every task of the step has. `submitter`: the environment that the step was submitted with.
+pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     let name = |text: &ByteStr| text.0.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
-    launch.env.iter().filter(|text| !NEVER.contains(&name(text).as_slice())).cloned().collect()
+    let mut env: Vec<ByteStr> =
+        submitter.iter().filter(|text| !NEVER.contains(&name(text).as_slice())).cloned().collect();
+    env.extend(joined(step_variables(&file.launch, devices(file))));
+    if let (Some(dir), true) = (&file.node.state_dir, is_host(&file.launch)) {
+        env.push(ByteStr([b"BERTH_STATE=".as_slice(), dir.0.as_slice()].concat()));
+    }
+    env
 }
 
 /// What only this task has, by its place among this node's.
-pub fn of_task(launch: &StepLaunch, local: u32) -> Vec<ByteStr> {
-    let here = launch.layout.tasks.get(launch.node_index as usize).map(Vec::as_slice).unwrap_or_default();
-    let global = here.get(local as usize).copied().unwrap_or(local);
-    let gtids: Vec<String> = here.iter().map(u32::to_string).collect();
-    vec![
-        ByteStr::from(format!("SLURM_PROCID={global}")),
-        ByteStr::from(format!("SLURM_LOCALID={local}")),
-        ByteStr::from(format!("SLURM_NODEID={}", launch.node_index)),
-        ByteStr::from(format!("SLURM_GTIDS={}", gtids.join(","))),
-    ]
+pub fn of_task(file: &LaunchFile, local: u32) -> Vec<ByteStr> {
+    let place = TaskPlace { local, pid: None, devices: devices(file) };
+    joined(task_variables(&file.launch, place)).collect()
+}
+
+/// Where nothing confines a step on the node's own filesystem, it sees every device.
+fn devices(file: &LaunchFile) -> Devices {
+    match file.node.cgroup.is_some() || !is_host(&file.launch) {
+        true => Devices::Confined,
+        false => Devices::Open,
+    }
+}
+
+/// Whether the step runs on the node's own filesystem.
+pub fn is_host(launch: &StepLaunch) -> bool {
+    use berth_model::spec::ResolvedImage;
+    launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host))
+}
+
+fn joined(variables: Vec<(String, ByteStr)>) -> impl Iterator<Item = ByteStr> {
+    variables.into_iter().map(|(name, value)| {
+        let mut text = name.into_bytes();
+        text.push(b'=');
+        text.extend_from_slice(&value.0);
+        ByteStr(text)
+    })
 }

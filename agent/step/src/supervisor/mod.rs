@@ -10,7 +10,6 @@ mod processes;
 mod script;
 mod step;
 mod streams;
-mod usage;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, read_json, start_ticks, write_json};
 use berth_model::launch::StepPhase;

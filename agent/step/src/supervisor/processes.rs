@@ -1,23 +1,21 @@
 //! The step's container and its tasks, as the runtime makes them.
 
-use super::environment;
+use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
-use super::usage;
-use crate::spool::{LaunchFile, SCRIPT_FD, StepCgroup};
+use crate::spool::{LaunchFile, SCRIPT_FD};
 use berth_model::ByteStr;
-use berth_model::launch::{Program, StepLaunch, Usage};
+use berth_model::launch::{Program, Usage};
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
+use berth_runtime::cgroup::{Cgroup, CgroupUsage};
 use berth_runtime::{
     ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle, Parked, Rootfs,
     SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
-use std::collections::BTreeMap;
 use std::io;
 
 /// Where containers see the job's socket and the client programs.
@@ -56,7 +54,7 @@ pub enum TaskEvent {
 /// The step's processes.
 pub struct Processes {
     init: Option<InitHandle>,
-    cgroup: Option<StepCgroup>,
+    cgroup: Option<Cgroup>,
     terminal: Option<OwnedFd>,
     /// Tasks that were neither started nor refused yet.
     starting: usize,
@@ -67,24 +65,29 @@ pub struct Processes {
 
 /// Makes the container and asks for its tasks. Returns notes for the user too.
 pub fn start(file: &LaunchFile, io: Vec<TaskFiles>) -> Result<(Processes, Vec<String>), LaunchFailure> {
-    let launch = &file.launch;
     let (argv, script) = command(file)?;
     let mut request = request(file)?;
     request.command = argv;
     let facts = HostFacts::gather(&request);
     let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
-    let group = v2_group(file.node.cgroup.as_ref())?;
+    let cgroup = file.node.cgroup.as_ref();
+    let group = cgroup.and_then(Cgroup::v2_dir);
     let options = StartOptions {
         cgroup: group.as_ref().map(AsFd::as_fd),
-        parked: parked(file.node.cgroup.as_ref())?,
+        parked: parked(cgroup)?,
         ..StartOptions::default()
     };
     let mut init = start_init(&plan, options).map_err(|e| LaunchFailure::new(e.to_string()))?;
+    if file.node.system {
+        // Only now: tasks inherit what their ancestor had when it was forked. Where this is not allowed, the
+        // supervisor is small enough not to be the kernel's first choice.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    }
     let mut notes = plan.notes.clone();
     notes.extend_from_slice(init.notes());
     let tasks = io.len();
     for (index, files) in io.into_iter().enumerate() {
-        let mut task = task(launch, index, files)?;
+        let mut task = task(file, index, files)?;
         if let Some(script) = &script {
             let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
                 .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
@@ -132,10 +135,6 @@ fn script_name(file: &LaunchFile) -> ByteStr {
     ByteStr(name)
 }
 
-fn is_host(launch: &StepLaunch) -> bool {
-    launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host))
-}
-
 fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     let (launch, node) = (&file.launch, &file.node);
     let host = is_host(launch);
@@ -162,7 +161,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     let mut request = ContainerRequest::new(root, launch.identity.clone(), launch.work_dir.clone());
     request.image = image;
     request.group_names.clone_from(&node.group_names);
-    request.env = environment::of_step(launch);
+    request.env = environment::of_step(file, &launch.env);
     request.limits = launch.limits.clone();
     request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
     if node.system && launch.job.share.memory > 0 {
@@ -215,7 +214,8 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     Ok(request)
 }
 
-fn task(launch: &StepLaunch, index: usize, files: TaskFiles) -> Result<TaskSpec, LaunchFailure> {
+fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, LaunchFailure> {
+    let launch = &file.launch;
     let number = u32::try_from(index).map_err(|_| LaunchFailure::new("too many tasks"))?;
     let stdio = match (files.terminal, launch.pty) {
         (true, Some(size)) => TaskStdio::Pty(size),
@@ -224,7 +224,7 @@ fn task(launch: &StepLaunch, index: usize, files: TaskFiles) -> Result<TaskSpec,
     Ok(TaskSpec {
         id: number,
         argv: Vec::new(),
-        env: environment::of_task(launch, number),
+        env: environment::of_task(file, number),
         cwd: None,
         stdio,
         cpus: launch.share.cpus.clone(),
@@ -235,33 +235,11 @@ fn task(launch: &StepLaunch, index: usize, files: TaskFiles) -> Result<TaskSpec,
     })
 }
 
-fn v2_group(cgroup: Option<&StepCgroup>) -> Result<Option<OwnedFd>, LaunchFailure> {
-    let Some(path) = cgroup.and_then(|c| c.unified.as_ref()) else { return Ok(None) };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path.as_path(), flags, Mode::empty()).map(Some).map_err(|e| {
-        LaunchFailure::new(format!("cannot open the step's cgroup {}: {}", path.display(), errno_text(e)))
-    })
-}
-
-/// A process parked in the step's cgroups of the first version, from which init is forked.
-fn parked(cgroup: Option<&StepCgroup>) -> Result<Option<Parked>, LaunchFailure> {
-    let empty = BTreeMap::new();
-    let groups = cgroup.map_or(&empty, |c| &c.v1);
-    if groups.is_empty() {
-        return Ok(None);
-    }
+/// A process parked in the step's cgroups, from which init is forked, where the first version's hold limits.
+fn parked(cgroup: Option<&Cgroup>) -> Result<Option<Parked>, LaunchFailure> {
+    let Some(group) = cgroup.filter(|g| g.needs_join()) else { return Ok(None) };
     let parked = Parked::new().map_err(|e| LaunchFailure::new(e.to_string()))?;
-    let mut seen: Vec<&ByteStr> = Vec::new();
-    for path in groups.values() {
-        // Controllers mounted together share a directory.
-        if seen.contains(&path) {
-            continue;
-        }
-        seen.push(path);
-        let file = path.as_path().join("cgroup.procs");
-        std::fs::write(&file, parked.pid().to_string())
-            .map_err(|e| LaunchFailure::new(format!("cannot enter the cgroup {}: {e}", path.display())))?;
-    }
+    group.join(parked.pid()).map_err(|e| LaunchFailure::new(e.to_string()))?;
     Ok(Some(parked))
 }
 
@@ -340,7 +318,7 @@ impl Processes {
         }
         self.terminal = None;
         let (usage, oom_kills) = match &self.cgroup {
-            Some(group) => usage::of(group, self.usage),
+            Some(group) => counted(group.usage(), self.usage),
             None => (self.usage, 0),
         };
         told.push(TaskEvent::AllGone { usage, oom_kills });
@@ -376,6 +354,16 @@ impl Processes {
             let _ = rustix::termios::tcsetwinsize(master, size);
         }
     }
+}
+
+/// What the group counted, and the processes' own accounts for what it did not.
+fn counted(group: CgroupUsage, tasks: Usage) -> (Usage, u64) {
+    let usage = Usage {
+        user_us: group.user_us.unwrap_or(tasks.user_us),
+        system_us: group.system_us.unwrap_or(tasks.system_us),
+        max_rss: group.peak_memory.unwrap_or(tasks.max_rss),
+    };
+    (usage, group.oom_kills.unwrap_or(0))
 }
 
 /// The exit code of a task whose program could not be started: the kernel's error number, as Slurm has it.

@@ -1,0 +1,117 @@
+//! After a restart: the steps that an earlier agent left in the spool, with or without their supervisors.
+
+use crate::driver::{TIMERS, supervise};
+use crate::jobs::{self, JobRecord};
+use crate::paths::Paths;
+use crate::registry::Registry;
+use crate::supervisors;
+use berth_agent_core::{Adopted, AdoptedPhase, StepTimers, SupervisorEvent};
+use berth_model::ids::StepKey;
+use berth_model::launch::StepPhase;
+use berth_runtime::cgroup::Cgroup;
+use berth_step::spool::{self, LaunchFile, StepDir, read_json};
+use std::collections::BTreeMap;
+use std::io;
+use tokio::sync::mpsc;
+
+/// What was found.
+pub struct Found {
+    /// Steps, for the core.
+    pub steps: Vec<Adopted>,
+    /// Cgroups of steps that live.
+    pub groups: BTreeMap<StepKey, Cgroup>,
+    /// Jobs that have a directory.
+    pub jobs: Vec<JobRecord>,
+}
+
+/// Looks through the spool and the job directories; what is of an earlier boot is removed.
+pub async fn adopt(
+    paths: &Paths,
+    boot_id: &str,
+    registry: &Registry,
+    events: &mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
+) -> io::Result<Found> {
+    let mut found = Found { steps: Vec::new(), groups: BTreeMap::new(), jobs: Vec::new() };
+    for (key, dir) in spool::scan(&paths.spool())? {
+        let file = match read_json::<LaunchFile>(&dir.launch()) {
+            Ok(file) if file.launch.key == key && file.node.boot_id == boot_id => file,
+            Ok(_) => {
+                // No step outlives a reboot; the controller learns it from the new boot id.
+                dir.remove()?;
+                continue;
+            }
+            Err(e) => {
+                // The agent ended before it had asked for a supervisor.
+                tracing::warn!("step {key} was never started: {e}");
+                dir.remove()?;
+                continue;
+            }
+        };
+        let phase = phase(&file, &dir, boot_id, registry, events).await?;
+        tracing::info!("step {key} found: {}", word(&phase));
+        match (&phase, file.node.cgroup) {
+            (AdoptedPhase::Starting | AdoptedPhase::Running, Some(group)) => {
+                found.groups.insert(key, group);
+            }
+            (_, Some(group)) => clear(key, &group),
+            _ => {}
+        }
+        let timers = read_json::<StepTimers>(&dir.path().join(TIMERS)).unwrap_or_default();
+        found.steps.push(Adopted { launch: file.launch, timers, phase });
+    }
+    for record in jobs::scan(paths)? {
+        if record.boot_id == boot_id {
+            found.jobs.push(record);
+        } else {
+            jobs::remove(paths, record.job)?;
+        }
+    }
+    Ok(found)
+}
+
+async fn phase(
+    file: &LaunchFile,
+    dir: &StepDir,
+    boot_id: &str,
+    registry: &Registry,
+    events: &mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
+) -> io::Result<AdoptedPhase> {
+    let key = file.launch.key;
+    let owner = (file.launch.identity.uid, file.launch.identity.gid);
+    if let Some((link, state)) = supervisors::find(dir, boot_id).await? {
+        supervise(registry, key, owner, dir.clone(), link, events.clone());
+        return Ok(match state.phase {
+            StepPhase::Exited(exit) => AdoptedPhase::Exited(exit),
+            StepPhase::Running => AdoptedPhase::Running,
+            StepPhase::Starting | StepPhase::Preparing(_) => AdoptedPhase::Starting,
+        });
+    }
+    registry.prepare(key, owner);
+    match dir.read_exit() {
+        Ok(Some(exit)) => {
+            registry.ended(key, &exit);
+            Ok(AdoptedPhase::Exited(exit))
+        }
+        Ok(None) => Ok(AdoptedPhase::Gone),
+        Err(e) => {
+            tracing::error!("step {key}: {e}");
+            Ok(AdoptedPhase::Gone)
+        }
+    }
+}
+
+/// Ends what a supervisor that is gone could not end.
+fn clear(key: StepKey, group: &Cgroup) {
+    if let Err(e) = group.kill_and_remove(std::time::Duration::from_secs(10)) {
+        tracing::error!("step {key}: {e}");
+    }
+}
+
+fn word(phase: &AdoptedPhase) -> &'static str {
+    match phase {
+        AdoptedPhase::Starting => "starting",
+        AdoptedPhase::Running => "running",
+        AdoptedPhase::Exited(_) => "ended",
+        AdoptedPhase::Gone => "its supervisor is gone",
+    }
+}

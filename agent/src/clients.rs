@@ -1,0 +1,168 @@
+//! The sockets for clients: `agent.sock` for everyone on the node, and one `job.sock` for each job, which
+//! is also seen from inside its containers. Who calls is what the kernel says, never what the caller says.
+
+use crate::registry::{Registry, StepStage};
+use berth_model::ids::{Gid, JobId, StepKey, Uid};
+use berth_model::request::Peer;
+use berth_step::control::ToSupervisor;
+use berth_stream::asynchronous::{read_frame, write_frame};
+use berth_stream::{Attach, Frame, FrameError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long a caller may take to say what it wants.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+/// How long a step may be unknown here: its Start may come later than the client that was told of it.
+const UNKNOWN_STEP: Duration = Duration::from_secs(60);
+
+/// What the sockets need.
+pub struct Service {
+    /// Steps.
+    pub registry: Registry,
+    /// The controller's socket for agents.
+    pub node_socket: PathBuf,
+}
+
+/// Accepts clients until the task is dropped. `job`: the job whose listener this is.
+pub async fn serve(listener: UnixListener, job: Option<(JobId, Uid)>, service: Arc<Service>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let service = Arc::clone(&service);
+                tokio::spawn(async move {
+                    if let Err(e) = client(stream, job, &service).await {
+                        tracing::debug!("a client's connection: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                // Out of descriptors, for one: it passes.
+                tracing::warn!("cannot accept a client: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn client(
+    mut stream: UnixStream,
+    job: Option<(JobId, Uid)>,
+    service: &Service,
+) -> Result<(), FrameError> {
+    let cred = stream.peer_cred()?;
+    let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: job.map(|(id, _)| id) };
+    let first = tokio::time::timeout(FIRST_FRAME, read_frame(&mut stream))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if let Some((id, owner)) = job
+        && peer.uid != owner
+        && peer.uid.0 != 0
+    {
+        let text = format!("this socket is for job {id} and its owner, and you are uid {}", peer.uid);
+        return write_frame(&mut stream, &Frame::Refused(text)).await;
+    }
+    match first {
+        Some(Frame::Attach(attach)) => match attach_to(&stream, attach, peer, service).await {
+            Ok(Answer::Passed(to)) => {
+                let fd: OwnedFd = stream.into_std()?.into();
+                if to.send((ToSupervisor::Attach, Some(fd))).is_err() {
+                    tracing::debug!("the supervisor of {} ended as a client came", attach.key());
+                }
+                Ok(())
+            }
+            Ok(Answer::Ended(exit)) => {
+                write_frame(&mut stream, &Frame::Accepted).await?;
+                write_frame(&mut stream, &Frame::StepExit(exit)).await
+            }
+            Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
+            Err(None) => Ok(()),
+        },
+        Some(Frame::Controller) => proxy(stream, peer, service).await,
+        Some(_) => {
+            let text = "expected Attach or Controller as the first frame".to_string();
+            write_frame(&mut stream, &Frame::Refused(text)).await
+        }
+        None => Ok(()),
+    }
+}
+
+enum Answer {
+    Passed(tokio::sync::mpsc::UnboundedSender<crate::registry::SupervisorCommand>),
+    Ended(Box<berth_model::launch::StepExit>),
+}
+
+/// Waits until the step has a supervisor or an end. `Err(None)`: the client left.
+async fn attach_to(
+    stream: &UnixStream,
+    attach: Attach,
+    peer: Peer,
+    service: &Service,
+) -> Result<Answer, Option<String>> {
+    let key = attach.key();
+    if peer.job.is_some_and(|job| job != key.job) {
+        return Err(Some(format!("step {key} is not of the job that this socket belongs to")));
+    }
+    let mut changes = service.registry.subscribe();
+    let patience = tokio::time::sleep(UNKNOWN_STEP);
+    tokio::pin!(patience);
+    loop {
+        changes.borrow_and_update();
+        let known = service.registry.get(key);
+        match &known {
+            Some(((owner, _), _)) if *owner != peer.uid && peer.uid.0 != 0 => {
+                return Err(Some(format!("step {key} belongs to uid {owner}, and you are uid {}", peer.uid)));
+            }
+            Some((_, StepStage::Live(to))) => return Ok(Answer::Passed(to.clone())),
+            Some((_, StepStage::Ended(exit))) => return Ok(Answer::Ended(exit.clone())),
+            Some((_, StepStage::Preparing)) | None => {}
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = &mut patience, if known.is_none() => {
+                return Err(Some(no_such(key)));
+            }
+            () = gone(stream) => return Err(None),
+        }
+    }
+}
+
+fn no_such(key: StepKey) -> String {
+    format!("step {key} is not on this node: see 'squeue --steps' for the steps that run")
+}
+
+/// Returns when the client closed its side. Nothing is read: what it sent early is for the supervisor.
+async fn gone(stream: &UnixStream) {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => return,
+            Ok(_) => {
+                // It sent something early: look again from time to time, for its end alone.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Connects the caller with the controller and says in whose name: the rest of the connection passes through.
+async fn proxy(mut stream: UnixStream, peer: Peer, service: &Service) -> Result<(), FrameError> {
+    let mut controller = match UnixStream::connect(&service.node_socket).await {
+        Ok(controller) => controller,
+        Err(e) => {
+            let text = format!(
+                "the node's agent cannot reach the controller ({e}): is it running? 'berth status' tells"
+            );
+            return write_frame(&mut stream, &Frame::Refused(text)).await;
+        }
+    };
+    let mut preface = serde_json::to_vec(&peer).map_err(io::Error::other)?;
+    preface.push(b'\n');
+    controller.write_all(&preface).await?;
+    tokio::io::copy_bidirectional(&mut stream, &mut controller).await?;
+    Ok(())
+}

@@ -1,0 +1,457 @@
+//! The agent's shell: feeds the core with what happens and does what the core decides.
+
+use crate::cgroups::Cgroups;
+use crate::clients::{self, Service};
+use crate::images::{Images, Ready};
+use crate::jobs::{self, JobRecord};
+use crate::link::LinkEvent;
+use crate::paths::Paths;
+use crate::registry::Registry;
+use crate::zygote::Zygote;
+use crate::{notes, probe, supervisors};
+use berth_agent_core::{
+    AgentCore, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
+};
+use berth_model::ByteStr;
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::link::{EndCause, FromAgent};
+use berth_model::state::ExitStatus;
+use berth_model::time::Time;
+use berth_runtime::cgroup::Cgroup;
+use berth_step::control::ToSupervisor;
+use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, NodePart, StepDir, write_json};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+/// How long the kernel may take until a killed job's processes are gone before that is worth a word.
+const REMOVAL: Duration = Duration::from_secs(10);
+/// For how long the end of a step without a supervisor is kept for a client that still comes.
+const KEEP_END: Duration = Duration::from_secs(60);
+
+/// Something for the driver.
+pub enum Input {
+    /// For the core.
+    Core(AgentEvent),
+    /// Of the link.
+    Link(LinkEvent),
+    /// A step's image is there, or cannot be had.
+    Image(StepKey, Box<Result<Ready, String>>),
+}
+
+/// What does not change while the agent runs.
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// Whether the agent acts for users.
+    pub system: bool,
+    /// Where things are.
+    pub paths: Paths,
+    /// The site's defaults for containers.
+    pub defaults: ContainerDefaults,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// Images.
+    pub images: Arc<Images>,
+    /// Forks supervisors.
+    pub zygote: Zygote,
+    /// Steps, for clients.
+    pub registry: Registry,
+    /// For listeners.
+    pub service: Arc<Service>,
+}
+
+struct Job {
+    record: JobRecord,
+    listener: Option<AbortHandle>,
+    /// Why the job's parts could not be made.
+    failure: Option<String>,
+}
+
+/// The driver's state.
+pub struct Driver {
+    node: Arc<Node>,
+    core: AgentCore,
+    inputs: mpsc::UnboundedSender<Input>,
+    supervised: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
+    link: Option<(u64, mpsc::UnboundedSender<FromAgent>)>,
+    preparing: BTreeMap<StepKey, AbortHandle>,
+    ready: BTreeMap<StepKey, Ready>,
+    jobs: BTreeMap<JobId, Job>,
+    groups: BTreeMap<StepKey, Cgroup>,
+}
+
+impl Driver {
+    /// A driver with what was adopted: jobs with their records, steps with their cgroups.
+    pub fn new(
+        node: Arc<Node>,
+        core: AgentCore,
+        inputs: mpsc::UnboundedSender<Input>,
+        supervised: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
+        adopted_jobs: Vec<JobRecord>,
+        groups: BTreeMap<StepKey, Cgroup>,
+    ) -> Driver {
+        let mut driver = Driver {
+            node,
+            core,
+            inputs,
+            supervised,
+            link: None,
+            preparing: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            groups,
+        };
+        for record in adopted_jobs {
+            let listener = driver.listen(&record);
+            driver.jobs.insert(record.job, Job { record, listener, failure: None });
+        }
+        driver
+    }
+
+    /// When the core wants to be woken at the latest.
+    pub fn wake(&self) -> Option<Duration> {
+        let at = self.core.next_wake()?;
+        let left = at.0.saturating_sub(boot_clock().0);
+        Some(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
+    }
+
+    /// The time of [`Driver::wake`] has come.
+    pub fn tick(&mut self) {
+        self.feed(AgentEvent::Tick);
+    }
+
+    /// Takes an input and does everything that follows from it.
+    pub fn take(&mut self, input: Input) {
+        match input {
+            Input::Core(event) => self.feed(event),
+            Input::Link(LinkEvent::Up(connection, sender)) => {
+                self.link = Some((connection, sender));
+                self.feed(AgentEvent::Connected);
+            }
+            Input::Link(LinkEvent::Said(connection, message)) => {
+                if self.link.as_ref().is_some_and(|(current, _)| *current == connection) {
+                    self.feed(AgentEvent::Controller(message));
+                }
+            }
+            Input::Link(LinkEvent::Down(connection)) => {
+                if self.link.as_ref().is_some_and(|(current, _)| *current == connection) {
+                    self.link = None;
+                    self.feed(AgentEvent::Disconnected);
+                }
+            }
+            Input::Image(key, result) => {
+                // One that was cancelled meanwhile is of no more interest.
+                if self.preparing.remove(&key).is_some() {
+                    let event = match *result {
+                        Ok(ready) => {
+                            self.ready.insert(key, ready);
+                            ImageEvent::Ready
+                        }
+                        Err(why) => ImageEvent::Failed(why),
+                    };
+                    self.feed(AgentEvent::Image { key, event });
+                }
+            }
+        }
+    }
+
+    /// Takes what a supervisor did.
+    pub fn supervisor(&mut self, key: StepKey, event: SupervisorEvent) {
+        if !matches!(event, SupervisorEvent::Started) {
+            // Nothing of the step lives any more, or nothing of it may.
+            if let Some(group) = self.groups.remove(&key) {
+                tokio::task::spawn_blocking(move || {
+                    if let Err(e) = group.kill_and_remove(REMOVAL) {
+                        tracing::error!("step {key}: {e}; processes left: {:?}", group.processes());
+                    }
+                });
+            }
+        }
+        if let SupervisorEvent::Exited(exit) = &event {
+            self.node.registry.ended(key, exit);
+        }
+        self.feed(AgentEvent::Supervisor { key, event });
+    }
+
+    fn feed(&mut self, event: AgentEvent) {
+        let effects = self.core.handle(event, boot_clock());
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: AgentEffect) {
+        match effect {
+            AgentEffect::Send(message) => self.send(message),
+            AgentEffect::RememberTerm(term) => {
+                if let Err(e) = remember_term(&self.node.paths, term) {
+                    tracing::error!("cannot keep the controller's term {term}: {e}");
+                }
+            }
+            AgentEffect::MakeJob { job, attempt, launch } => self.make_job(job, attempt, &launch),
+            AgentEffect::PrepareImage { key, launch } => self.prepare_image(key, launch),
+            AgentEffect::CancelImage { key } => {
+                // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
+                self.preparing.remove(&key);
+                self.ready.remove(&key);
+            }
+            AgentEffect::Spawn { key, launch, timers } => {
+                let result = tokio::task::block_in_place(|| self.spawn(key, *launch, timers));
+                if let Err(why) = result {
+                    tracing::warn!("step {key} could not be started: {why}");
+                    self.supervisor(key, SupervisorEvent::Exited(not_started(why)));
+                }
+            }
+            AgentEffect::SignalStep { key, target, signal } => {
+                let leaders_only = target == ProcessTarget::BatchShell;
+                self.command(key, ToSupervisor::Signal { signal, leaders_only });
+            }
+            AgentEffect::KillStep { key } => {
+                self.command(key, ToSupervisor::Kill);
+                if let Some(group) = self.groups.get(&key).cloned() {
+                    // The supervisor does it better; this is for one that cannot any more.
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                        let _ = tokio::task::spawn_blocking(move || group.kill()).await;
+                    });
+                }
+            }
+            AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
+            AgentEffect::ForgetSpool { key } => self.forget(key),
+            AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
+        }
+    }
+
+    fn send(&mut self, mut message: FromAgent) {
+        match &mut message {
+            FromAgent::Heartbeat { load, free_memory, .. } => (*load, *free_memory) = probe::load(),
+            FromAgent::Step { key, phase: StepPhase::Exited(exit), .. } => {
+                self.node.registry.ended(*key, exit);
+            }
+            _ => {}
+        }
+        if let Some((_, link)) = &self.link {
+            // A link that is gone says so by itself.
+            let _ = link.send(message);
+        }
+    }
+
+    fn command(&self, key: StepKey, command: ToSupervisor) {
+        let text = format!("{command:?}");
+        if !self.node.registry.command(key, command) {
+            tracing::debug!("step {key} has no supervisor for {text}");
+        }
+    }
+
+    fn note(&self, key: StepKey, cause: EndCause, whole_job: bool) {
+        if let Some(line) = notes::ending(key, &self.node.name, cause, whole_job, &notes::now()) {
+            self.command(key, ToSupervisor::Note(line));
+        }
+    }
+
+    fn make_job(&mut self, job: JobId, attempt: Attempt, launch: &StepLaunch) {
+        let identity = &launch.identity;
+        let mut record = JobRecord {
+            job,
+            attempt,
+            uid: identity.uid,
+            gid: identity.gid,
+            boot_id: self.node.boot_id.clone(),
+            cgroup: None,
+        };
+        let made = tokio::task::block_in_place(|| -> Result<(), String> {
+            record.cgroup = self.node.cgroups.job(job, &launch.job.share).map_err(|e| e.to_string())?;
+            jobs::make(&self.node.paths, &record).map_err(|e| {
+                format!("cannot make the job's directory {}: {e}", self.node.paths.job(job).display())
+            })
+        });
+        let failure = made.err();
+        if let Some(why) = &failure {
+            tracing::error!("job {job}: {why}");
+        }
+        let listener = if failure.is_none() { self.listen(&record) } else { None };
+        self.jobs.insert(job, Job { record, listener, failure });
+    }
+
+    fn listen(&self, record: &JobRecord) -> Option<AbortHandle> {
+        match jobs::listen(&self.node.paths, record.job) {
+            Ok(listener) => {
+                let service = Arc::clone(&self.node.service);
+                let served = clients::serve(listener, Some((record.job, record.uid)), service);
+                Some(tokio::spawn(served).abort_handle())
+            }
+            Err(e) => {
+                tracing::error!("job {}: no client can reach it from inside: {e}", record.job);
+                None
+            }
+        }
+    }
+
+    fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>) {
+        self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
+        if launch.container.is_none() {
+            self.ready.insert(key, Ready { resolved: None, image: None, guard: None });
+            let ready = AgentEvent::Image { key, event: ImageEvent::Ready };
+            let _ = self.inputs.send(Input::Core(ready));
+            return;
+        }
+        let (images, inputs) = (Arc::clone(&self.node.images), self.inputs.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            let result = images.prepare(&launch, |percent| {
+                let event = ImageEvent::Progress(percent);
+                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
+            });
+            let _ = inputs.send(Input::Image(key, Box::new(result)));
+        });
+        self.preparing.insert(key, task.abort_handle());
+    }
+
+    fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, timers: StepTimers) -> Result<(), String> {
+        let node = Arc::clone(&self.node);
+        let ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
+        let job = self.jobs.get(&key.job).ok_or("its job has no directory on the node")?;
+        if let Some(why) = &job.failure {
+            return Err(why.clone());
+        }
+        if let (Some(container), Some(resolved)) = (&mut launch.container, ready.resolved) {
+            container.image.resolved = Some(resolved);
+        }
+        let owner = (launch.identity.uid, launch.identity.gid);
+        let cgroup = node.cgroups.step(&launch).map_err(|e| e.to_string())?;
+        if let Some(group) = &cgroup {
+            self.groups.insert(key, group.clone());
+        }
+        let path = |p: std::path::PathBuf| Some(ByteStr::from(p.as_path()));
+        let part = NodePart {
+            system: node.system,
+            boot_id: node.boot_id.clone(),
+            image: ready.image,
+            cgroup,
+            scratch: path(node.paths.scratch(key.job)),
+            client_dir: path(node.paths.client_dir(key.job)),
+            client_programs: path(node.paths.client_programs()),
+            state_dir: path(node.paths.state().to_path_buf()),
+            container: node.defaults,
+            group_names: BTreeMap::new(),
+        };
+        let dir = StepDir::of(&node.paths.spool(), key);
+        let start = || -> io::Result<supervisors::Link> {
+            dir.create()?;
+            write_json(&dir.path().join(TIMERS), &timers)?;
+            write_json(&dir.launch(), &LaunchFile { format: FORMAT, launch, node: part })?;
+            supervisors::spawn(&node.zygote, &dir, ready.guard.as_ref().map(AsFd::as_fd))
+        };
+        let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
+        supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
+        Ok(())
+    }
+
+    fn forget(&mut self, key: StepKey) {
+        let dir = StepDir::of(&self.node.paths.spool(), key);
+        if let Err(e) = dir.remove() {
+            tracing::error!("{}: {e}", dir.path().display());
+        }
+        let registry = self.node.registry.clone();
+        tokio::spawn(async move {
+            // A client may still be on its way, and a supervisor may still serve one.
+            tokio::time::sleep(KEEP_END).await;
+            while registry.served(key) {
+                tokio::time::sleep(KEEP_END).await;
+            }
+            registry.forget(key);
+        });
+    }
+
+    fn remove_job(&mut self, job: JobId, attempt: Attempt) {
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+        let gone = self.jobs.remove(&job).map(|j| {
+            if let Some(listener) = j.listener {
+                listener.abort();
+            }
+            j.record
+        });
+        tokio::task::spawn_blocking(move || {
+            if let Some(group) = gone.and_then(|record| record.cgroup) {
+                while let Err(e) = group.kill_and_remove(REMOVAL) {
+                    tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));
+                }
+            }
+            if let Err(e) = jobs::remove(&node.paths, job) {
+                tracing::error!("job {job}: cannot remove {}: {e}", node.paths.job(job).display());
+            }
+            let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+        });
+    }
+}
+
+/// Name of the file in a step's directory that holds its timers.
+pub const TIMERS: &str = "timers.json";
+
+/// Attends to a step's supervisor in a task of its own.
+pub fn supervise(
+    registry: &Registry,
+    key: StepKey,
+    owner: (berth_model::Uid, berth_model::Gid),
+    dir: StepDir,
+    link: supervisors::Link,
+    events: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
+) {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    registry.live(key, owner, commands);
+    tokio::spawn(async move {
+        if let Err(e) = supervisors::attend(key, dir, link, inbox, events.clone()).await {
+            tracing::error!("step {key}: its supervisor cannot be attended to: {e}");
+            let _ = events.send((key, SupervisorEvent::Gone));
+        }
+    });
+}
+
+fn not_started(why: String) -> StepExit {
+    StepExit {
+        status: ExitStatus { code: 1, signal: 0 },
+        tasks: Vec::new(),
+        oom: false,
+        launch_error: Some(why),
+        ended_by: None,
+        usage: Usage::default(),
+        ended: wall_clock(),
+    }
+}
+
+fn remember_term(paths: &Paths, term: Term) -> io::Result<()> {
+    write_json(&paths.term(), &term)?;
+    // Here the disk matters: an older controller must stay refused after a power cut, too.
+    std::fs::File::open(paths.private())?.sync_all()
+}
+
+/// What cannot die: pid, state and where in the kernel it waits.
+fn describe(pids: &[i32]) -> String {
+    let one = |pid: &i32| {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let status = read("status");
+        let state =
+            status.lines().find_map(|l| l.strip_prefix("State:")).unwrap_or("gone").trim().to_string();
+        format!("{pid} ({state}, {})", read("wchan").trim())
+    };
+    pids.iter().take(16).map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Time since boot, suspended time included.
+pub fn boot_clock() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Time(now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000))
+}
+
+/// The wall clock.
+pub fn wall_clock() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Time(now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000))
+}

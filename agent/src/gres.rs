@@ -1,0 +1,75 @@
+//! The node's generic resources, as the configuration names them.
+
+use berth_model::ByteStr;
+use berth_model::config::Config;
+use berth_model::hardware::GresDevice;
+use berth_model::hostlist;
+use berth_model::ids::NodeName;
+use std::collections::BTreeMap;
+
+/// Devices of `node`, ordered by name and index; with what is wrong about the configuration.
+pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String>) {
+    let (mut devices, mut wrong) = (Vec::new(), Vec::new());
+    let mut next: BTreeMap<String, u32> = BTreeMap::new();
+    for section in config.nodes.iter().filter(|s| is_about(&s.name, node)) {
+        for gres in &section.gres {
+            let mut add = |files: Vec<ByteStr>| {
+                let index = next.entry(gres.name.clone()).or_default();
+                devices.push(GresDevice {
+                    name: gres.name.clone(),
+                    kind: gres.kind.clone(),
+                    index: *index,
+                    files,
+                });
+                *index += 1;
+            };
+            if gres.files.is_empty() {
+                (0..gres.count.unwrap_or(1)).for_each(|_| add(Vec::new()));
+            }
+            for pattern in &gres.files {
+                match hostlist::expand(&pattern.display()) {
+                    Ok(files) => files.into_iter().for_each(|file| add(vec![ByteStr::from(file)])),
+                    Err(e) => wrong.push(format!("gres {}: {e}", gres.name)),
+                }
+            }
+        }
+    }
+    devices.sort_by(|a, b| (&a.name, a.index).cmp(&(&b.name, b.index)));
+    (devices, wrong)
+}
+
+/// Memory held back on `node`, where the configuration says so.
+pub fn memory_reserved(config: &Config, node: &NodeName) -> Option<u64> {
+    config.nodes.iter().rfind(|s| is_about(&s.name, node) && s.memory_reserved.is_some())?.memory_reserved
+}
+
+fn is_about(names: &str, node: &NodeName) -> bool {
+    names == "ALL" || hostlist::nodes(names).is_ok_and(|nodes| nodes.contains(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::config::{GresConfig, NodeConfig};
+
+    #[test]
+    fn files_are_devices_and_counts_are_counts() {
+        let gpu = GresConfig {
+            name: "gpu".into(),
+            kind: Some("a100".into()),
+            files: vec!["/dev/nvidia[0-1]".into()],
+            count: None,
+        };
+        let license = GresConfig { name: "disk".into(), count: Some(2), ..GresConfig::default() };
+        let section =
+            NodeConfig { name: "n[1-2]".into(), memory_reserved: Some(9), gres: vec![license, gpu] };
+        let config = Config { nodes: vec![section], ..Config::default() };
+        let (found, wrong) = devices(&config, &"n2".into());
+        assert!(wrong.is_empty());
+        let text: Vec<String> =
+            found.iter().map(|d| format!("{}{} {:?}", d.name, d.index, d.files)).collect();
+        assert_eq!(text, ["disk0 []", "disk1 []", "gpu0 [\"/dev/nvidia0\"]", "gpu1 [\"/dev/nvidia1\"]"]);
+        assert_eq!(devices(&config, &"n3".into()).0, []);
+        assert_eq!(memory_reserved(&config, &"n1".into()), Some(9));
+    }
+}

@@ -1,0 +1,185 @@
+//! Images for steps: found in the store, or fetched with the user's own logins and unpacked by the store's
+//! own identity. Everything here blocks; one thread for each step that waits.
+
+use berth_images::{
+    Credentials, Digest, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
+    ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
+};
+use berth_model::ByteStr;
+use berth_model::launch::StepLaunch;
+use berth_model::spec::ResolvedImage;
+use berth_step::spool::PreparedImage;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Owner of the shared store in system mode: neither root nor a person, and above every range that
+/// distributions or container engines give out.
+pub const STORE_ID: (u32, u32) = (0x7000_0001, 0x7000_0001);
+
+/// The node's image store and how to fill it.
+pub struct Images {
+    root: PathBuf,
+    /// The `berth` program, where fetching and unpacking are processes of their own (system mode).
+    program: Option<PathBuf>,
+    insecure: Vec<String>,
+}
+
+/// An image that is ready for its step.
+pub struct Ready {
+    /// What the reference means; absent for a step without a container.
+    pub resolved: Option<ResolvedImage>,
+    /// Layers and configuration; absent for `host:` and root directories.
+    pub image: Option<PreparedImage>,
+    /// Keeps the image from being removed while the step needs it.
+    pub guard: Option<UseGuard>,
+}
+
+impl Images {
+    /// Opens the store, or makes it. `program`: in system mode, the `berth` program.
+    pub fn open(root: PathBuf, program: Option<PathBuf>, insecure: Vec<String>) -> Result<Images, String> {
+        let images = Images { root, program, insecure };
+        images.store().map_err(|e| e.to_string())?;
+        Ok(images)
+    }
+
+    fn store(&self) -> berth_images::Result<Store> {
+        Store::open_for(&self.root, self.program.is_some().then_some(STORE_ID))
+    }
+
+    /// Makes the step's image present. `tell` hears the percentage, where it is known.
+    pub fn prepare(&self, launch: &StepLaunch, tell: impl Fn(Option<u8>) + Sync) -> Result<Ready, String> {
+        let Some(container) = &launch.container else {
+            return Ok(Ready { resolved: None, image: None, guard: None });
+        };
+        let helpers = self.program.as_ref().map(|program| helpers(program, launch));
+        let resolved = match &container.image.resolved {
+            Some(resolved) => resolved.clone(),
+            None => self.resolve(&container.image.typed, launch, helpers.as_ref())?,
+        };
+        let ResolvedImage::Manifest { source, digest, insecure } = &resolved else {
+            return Ok(Ready { resolved: Some(resolved), image: None, guard: None });
+        };
+        let digest: Digest = digest.parse().map_err(|e: berth_images::Error| e.to_string())?;
+        let manifest = ResolvedManifest {
+            source: source.clone(),
+            digest,
+            insecure: *insecure,
+            name: container.image.typed.parse::<Reference>().ok().map(|r| r.to_string()),
+        };
+        let store = self.store().map_err(|e| e.to_string())?;
+        let percent = Percent { state: Mutex::default(), tell };
+        let prepared = match &helpers {
+            Some(helpers) => helpers.ensure(&store, &manifest, &percent),
+            None => open_source(&manifest.source, manifest.insecure, &Credentials::from_env())
+                .and_then(|source| store.ensure(&manifest, source.as_ref(), &percent)),
+        };
+        let prepared = prepared.map_err(|e| e.to_string())?;
+        let bytes = |all: Vec<String>| all.into_iter().map(ByteStr::from).collect();
+        let config = prepared.config;
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        let image = PreparedImage {
+            layers: prepared.layers.iter().map(|l| ByteStr::from(l.as_path())).collect(),
+            owner: self.program.is_some().then_some(STORE_ID),
+            env: bytes(config.env),
+            entrypoint: bytes(config.entrypoint),
+            cmd: bytes(config.cmd),
+            workdir: some(config.workdir).map(ByteStr::from),
+            user: some(config.user),
+        };
+        Ok(Ready { resolved: Some(resolved), image: Some(image), guard: Some(prepared.guard) })
+    }
+
+    /// For references that the client could not resolve: it ran inside a container.
+    fn resolve(
+        &self,
+        typed: &str,
+        launch: &StepLaunch,
+        helpers: Option<&Helpers>,
+    ) -> Result<ResolvedImage, String> {
+        let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
+        let insecure = matches!(&reference, Reference::Registry(r)
+            if self.insecure.iter().any(|host| r.to_string().contains(&format!("{host}/"))));
+        let directory = launch.work_dir.as_path();
+        let resolved = match helpers {
+            Some(helpers) => helpers.resolve(&reference, insecure, directory),
+            None => {
+                let directory = Some(directory.to_path_buf());
+                let options = ResolveOptions { insecure, directory, ..ResolveOptions::default() };
+                resolve(&reference, &Credentials::from_env(), &options)
+            }
+        };
+        Ok(match resolved.map_err(|e| e.to_string())? {
+            Resolved::Host => ResolvedImage::Host,
+            Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
+            Resolved::Manifest(m) => ResolvedImage::Manifest {
+                source: m.source,
+                digest: m.digest.to_string(),
+                insecure: m.insecure,
+            },
+        })
+    }
+}
+
+fn helpers(program: &Path, launch: &StepLaunch) -> Helpers {
+    let user = &launch.identity;
+    let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
+    let mut environment: Vec<(OsString, OsString)> = vec![
+        ("HOME".into(), own(&user.home)),
+        ("USER".into(), (&user.user).into()),
+        ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
+    ];
+    for text in &launch.env {
+        if let Some(value) = text.0.strip_prefix(b"DOCKER_CONFIG=") {
+            environment.push(("DOCKER_CONFIG".into(), OsString::from_vec(value.to_vec())));
+        }
+    }
+    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+        if let Some(value) = std::env::var_os(name) {
+            environment.push((name.into(), value));
+        }
+    }
+    Helpers {
+        program: program.to_path_buf(),
+        fetch: vec!["internal-fetch".into()],
+        unpack: vec!["internal-unpack".into()],
+        user: Some(RunAs {
+            uid: user.uid.0,
+            gid: user.gid.0,
+            groups: user.groups.iter().map(|g| g.0).collect(),
+        }),
+        environment,
+        store: Some(RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
+    }
+}
+
+#[derive(Default)]
+struct Fetched {
+    bytes: u64,
+    total: u64,
+    told: Option<u8>,
+}
+
+/// Turns an import's events into a percentage that is told when it changes.
+struct Percent<F> {
+    state: Mutex<Fetched>,
+    tell: F,
+}
+
+impl<F: Fn(Option<u8>) + Sync> Progress for Percent<F> {
+    fn event(&self, event: ProgressEvent) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            ProgressEvent::Start { bytes, .. } => state.total = bytes,
+            ProgressEvent::Fetched { bytes } => state.bytes = state.bytes.saturating_add(bytes),
+            _ => return,
+        }
+        let percent = state.bytes.saturating_mul(100).checked_div(state.total);
+        let percent = percent.and_then(|p| u8::try_from(p.min(100)).ok());
+        if percent != state.told {
+            state.told = percent;
+            (self.tell)(percent);
+        }
+    }
+}

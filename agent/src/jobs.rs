@@ -1,0 +1,208 @@
+//! A job's parts on the node: its directory, its listener, its private temporary space. Made before its
+//! first step, gone after its last.
+
+use crate::paths::Paths;
+use berth_model::ids::{Attempt, Gid, JobId, Uid};
+use berth_runtime::cgroup::Cgroup;
+use berth_step::spool::{SCRIPT_FD, read_json, write_json};
+use nix::unistd::chown;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use tokio::net::UnixListener;
+
+/// `job.json`: whose a job's directory is, and what the job has besides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The job.
+    pub job: JobId,
+    /// Which run of it.
+    pub attempt: Attempt,
+    /// Its user.
+    pub uid: Uid,
+    /// The user's group.
+    pub gid: Gid,
+    /// The boot in which it was made.
+    pub boot_id: String,
+    /// The job's cgroup, where there is one.
+    #[serde(default)]
+    pub cgroup: Option<Cgroup>,
+}
+
+/// Makes a job's directory. What an earlier run left is removed first.
+pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
+    let dir = paths.job(record.job);
+    remove_tree(&dir)?;
+    mkdir(&dir, 0o711)?;
+    // Written first: a half-made directory is recognised, and removed with its job.
+    write_json(&dir.join("job.json"), record)?;
+    let client = paths.client_dir(record.job);
+    mkdir(&client, 0o755)?;
+    mkdir(&client.join("bin"), 0o755)?;
+    std::os::unix::fs::symlink(format!("/proc/self/fd/{SCRIPT_FD}"), client.join("slurm_script"))?;
+    let scratch = paths.scratch(record.job);
+    mkdir(&scratch, 0o700)?;
+    mkdir(&scratch.join("tmp"), 0o1777)?;
+    if nix::unistd::geteuid().is_root() {
+        let (uid, gid) = (nix::unistd::Uid::from_raw(record.uid.0), nix::unistd::Gid::from_raw(record.gid.0));
+        chown(&scratch.join("tmp"), Some(uid), Some(gid))?;
+        chown(&scratch, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
+/// Opens the job's listener, in place of one that an earlier agent had.
+pub fn listen(paths: &Paths, job: JobId) -> io::Result<UnixListener> {
+    listen_at(&paths.job_socket(job), 0o666)
+}
+
+/// Listens on a path of any length; who may connect is decided by who connects.
+pub fn listen_at(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket's path has no name"));
+    };
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let hold: OwnedFd =
+        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(hold.as_raw_fd().to_string()).join(name);
+    let listener = UnixListener::bind(short)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// Removes a job's directory; one that is gone already is no error.
+pub fn remove(paths: &Paths, job: JobId) -> io::Result<()> {
+    remove_tree(&paths.job(job))
+}
+
+/// Jobs that have a directory. One without a readable record is of no job any more, and is removed.
+pub fn scan(paths: &Paths) -> io::Result<Vec<JobRecord>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(paths.jobs())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_none_or(|n| n.parse::<u32>().is_err()) {
+            continue;
+        }
+        match read_json::<JobRecord>(&entry.path().join("job.json")) {
+            Ok(record) => found.push(record),
+            Err(e) => {
+                tracing::warn!("{}: {e}: removing what is left of it", entry.path().display());
+                remove_tree(&entry.path())?;
+            }
+        }
+    }
+    found.sort_by_key(|r| r.job);
+    Ok(found)
+}
+
+fn mkdir(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)?;
+    // The umask has no say here.
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Removes a tree that its user may have filled: directories that refuse their own owner (as overlay's
+/// working directories do) are opened first. Symbolic links are removed, never followed.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Gives the owner back every directory of a tree that is the caller's own.
+fn open_up(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return Ok(());
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        open_up(&entry?.path())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> JobRecord {
+        let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+        JobRecord {
+            job: JobId(7),
+            attempt: Attempt(1),
+            uid: Uid(uid.as_raw()),
+            gid: Gid(gid.as_raw()),
+            boot_id: "boot".into(),
+            cgroup: None,
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut all: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn what_is_made_is_found_and_removed_without_a_trace() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = Paths::new(state.path());
+        fs::create_dir(paths.jobs()).unwrap();
+        make(&paths, &record()).unwrap();
+        assert_eq!(scan(&paths).unwrap(), [record()]);
+        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&paths.job(JobId(7))), 0o711);
+        assert_eq!(mode(&paths.scratch(JobId(7)).join("tmp")), 0o1777);
+        let closed = paths.scratch(JobId(7)).join("tmp/work");
+        fs::create_dir(&closed).unwrap();
+        fs::set_permissions(&closed, Permissions::from_mode(0o0)).unwrap();
+        remove(&paths, JobId(7)).unwrap();
+        remove(&paths, JobId(7)).unwrap();
+        assert!(names(&paths.jobs()).is_empty());
+    }
+
+    #[test]
+    fn a_second_run_finds_nothing_of_the_first() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = Paths::new(state.path());
+        fs::create_dir(paths.jobs()).unwrap();
+        make(&paths, &record()).unwrap();
+        fs::write(paths.scratch(JobId(7)).join("tmp/left"), b"x").unwrap();
+        make(&paths, &JobRecord { attempt: Attempt(2), ..record() }).unwrap();
+        assert!(names(&paths.scratch(JobId(7)).join("tmp")).is_empty());
+    }
+
+    #[test]
+    fn a_half_made_directory_is_cleared_away() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = Paths::new(state.path());
+        fs::create_dir_all(paths.job(JobId(9))).unwrap();
+        assert!(scan(&paths).unwrap().is_empty());
+        assert!(names(&paths.jobs()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_listener_works_however_long_its_path_is() {
+        let state = tempfile::tempdir().unwrap();
+        let deep = state.path().join("d".repeat(120));
+        fs::create_dir(&deep).unwrap();
+        let _first = listen_at(&deep.join("job.sock"), 0o666).unwrap();
+        let _second = listen_at(&deep.join("job.sock"), 0o666).unwrap();
+        assert_eq!(names(&deep), ["job.sock"]);
+    }
+}

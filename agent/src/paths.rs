@@ -1,0 +1,78 @@
+//! Where the agent keeps what, below the state directory.
+
+use berth_model::ids::JobId;
+use std::path::{Path, PathBuf};
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    state: PathBuf,
+}
+
+impl Paths {
+    /// Paths below `state`.
+    pub fn new(state: &Path) -> Paths {
+        Paths { state: state.to_path_buf() }
+    }
+
+    /// The state directory itself.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+    /// Public sockets and pid files.
+    pub fn run(&self) -> PathBuf {
+        self.state.join("run")
+    }
+    /// The socket for clients on the node.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.run().join("agent.sock")
+    }
+    /// What only the cluster's own processes may enter.
+    pub fn private(&self) -> PathBuf {
+        self.state.join("private")
+    }
+    /// The controller's socket for agents.
+    pub fn node_socket(&self) -> PathBuf {
+        self.private().join("node.sock")
+    }
+    /// Held while an agent runs on this state directory.
+    pub fn lock(&self) -> PathBuf {
+        self.private().join("agent.lock")
+    }
+    /// The highest term accepted.
+    pub fn term(&self) -> PathBuf {
+        self.private().join("agent-term.json")
+    }
+    /// Step directories.
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+    /// Job directories.
+    pub fn jobs(&self) -> PathBuf {
+        self.state.join("jobs")
+    }
+    /// A job's directory.
+    pub fn job(&self, job: JobId) -> PathBuf {
+        self.jobs().join(job.to_string())
+    }
+    /// What the job's containers see as `/run/berth`.
+    pub fn client_dir(&self, job: JobId) -> PathBuf {
+        self.job(job).join("client")
+    }
+    /// The job's listener.
+    pub fn job_socket(&self, job: JobId) -> PathBuf {
+        self.client_dir(job).join("job.sock")
+    }
+    /// The user's own part of the job's directory.
+    pub fn scratch(&self, job: JobId) -> PathBuf {
+        self.job(job).join("scratch")
+    }
+    /// The client programs for containers.
+    pub fn client_programs(&self) -> PathBuf {
+        self.state.join("client-bin")
+    }
+    /// The image store.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+}

@@ -1,0 +1,242 @@
+//! The agent's start and its loop.
+
+use crate::cgroups::Cgroups;
+use crate::clients::{self, Service};
+use crate::driver::{Driver, Input, Node, wall_clock};
+use crate::images::Images;
+use crate::jobs::listen_at;
+use crate::link;
+use crate::paths::Paths;
+use crate::probe::{self, ProbeError};
+use crate::registry::Registry;
+use crate::zygote::Zygote;
+use crate::{adopt, gres, programs};
+use berth_agent_core::{AgentConfig, AgentCore, SupervisorEvent};
+use berth_model::config::Config;
+use berth_model::ids::{NodeName, StepKey, Term};
+use berth_step::spool::{ContainerDefaults, read_json};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The state directory; absolute.
+    pub state_dir: PathBuf,
+    /// The node's name; absent means the machine's full host name.
+    pub node: Option<NodeName>,
+    /// Root acts for users. Without it the agent runs its own user's jobs, unprivileged.
+    pub system: bool,
+    /// The cluster's configuration.
+    pub config: Config,
+    /// The `berth` program: its sub-commands `internal-fetch` and `internal-unpack` fill the image store in
+    /// system mode.
+    pub program: PathBuf,
+    /// The `berth-step` program.
+    pub step_program: PathBuf,
+}
+
+/// Why an agent cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A file or directory.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another agent runs there.
+    #[error("another agent runs on {}: 'berth status' shows it, 'berth down' stops it", .0.display())]
+    Running(PathBuf),
+    /// System mode without root.
+    #[error("system mode needs root: start it as root, or without it for a cluster of your own")]
+    NotRoot,
+    /// Hardware.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// Control groups.
+    #[error(transparent)]
+    Cgroup(#[from] berth_runtime::cgroup::CgroupError),
+    /// The image store.
+    #[error("{0}")]
+    Images(String),
+    /// Limits cannot be enforced in system mode.
+    #[error("system mode enforces limits by control groups, and these cannot be used here: {0}")]
+    NoLimits(String),
+}
+
+fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
+    let what = what.into();
+    move |source| AgentError::Io { what, source }
+}
+
+/// Runs the agent until `shutdown` is done. Steps live on; the next agent adopts them.
+pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    if options.system && !nix::unistd::geteuid().is_root() {
+        return Err(AgentError::NotRoot);
+    }
+    let paths = Paths::new(&options.state_dir);
+    make_directories(&paths)?;
+    let _lock = lock(&paths)?;
+    let name = options.node.clone().unwrap_or_else(host_name);
+    let (devices, wrong) = gres::devices(&options.config, &name);
+    wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
+    let files: Vec<String> =
+        devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
+    let cgroups = Cgroups::detect(&options.state_dir, &files)?;
+    say_what_is_enforced(&cgroups, options.system)?;
+    protect(options.system);
+    let mut hardware = probe::hardware(devices, cgroups.enforces())?;
+    if let Some(reserved) = gres::memory_reserved(&options.config, &name) {
+        hardware.memory_reserved = reserved.min(hardware.memory);
+    }
+    let boot = probe::boot()?;
+    programs::install(&options.step_program, &paths.client_programs())
+        .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
+    let images = Images::open(
+        paths.images(),
+        options.system.then(|| options.program.clone()),
+        options.config.container.insecure_registries.clone(),
+    )
+    .map_err(AgentError::Images)?;
+    let zygote = start_zygote(&options.step_program, &cgroups)?;
+    let registry = Registry::default();
+    let service = Arc::new(Service { registry: registry.clone(), node_socket: paths.node_socket() });
+
+    let (supervised, mut from_supervisors) = mpsc::unbounded_channel::<(StepKey, SupervisorEvent)>();
+    let found = adopt::adopt(&paths, &boot.id, &registry, &supervised)
+        .await
+        .map_err(doing("cannot look through the spool"))?;
+    let config = AgentConfig {
+        node: name.clone(),
+        boot_id: boot.id.clone(),
+        boot_time: boot.time,
+        agent_start: wall_clock(),
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        hardware,
+        term: read_json(&paths.term()).unwrap_or(Term(0)),
+    };
+    let jobs = found.jobs.iter().map(|j| (j.job, j.attempt)).collect();
+    let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
+    let container = &options.config.container;
+    let node = Arc::new(Node {
+        name: name.clone(),
+        boot_id: boot.id,
+        system: options.system,
+        defaults: ContainerDefaults {
+            mount_home: container.mount_home,
+            remap_root: container.remap_root,
+            entrypoint: container.entrypoint,
+        },
+        cgroups,
+        images: Arc::new(images),
+        zygote,
+        registry,
+        service: Arc::clone(&service),
+        paths: paths.clone(),
+    });
+    let (inputs, mut from_tasks) = mpsc::unbounded_channel();
+    let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
+
+    let listener = listen_at(&paths.agent_socket(), 0o666)
+        .map_err(doing(format!("cannot listen on {}", paths.agent_socket().display())))?;
+    let clients = tokio::spawn(clients::serve(listener, None, service));
+    let (link_events, mut from_link) = mpsc::unbounded_channel();
+    let link = tokio::spawn(link::keep(paths.node_socket(), name.clone(), link_events));
+    tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
+
+    tokio::pin!(shutdown);
+    loop {
+        let wake = driver.wake().unwrap_or(Duration::from_secs(3600));
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some((key, event)) = from_supervisors.recv() => driver.supervisor(key, event),
+            Some(input) = from_tasks.recv() => driver.take(input),
+            Some(event) = from_link.recv() => driver.take(Input::Link(event)),
+            () = tokio::time::sleep(wake) => driver.tick(),
+        }
+    }
+    link.abort();
+    clients.abort();
+    let _ = fs::remove_file(paths.agent_socket());
+    tracing::info!("agent of node {name} stopped; its steps run on");
+    Ok(())
+}
+
+fn host_name() -> NodeName {
+    NodeName(rustix::system::uname().nodename().to_string_lossy().into_owned())
+}
+
+/// Directories that the agent needs; those that exist keep their owner.
+fn make_directories(paths: &Paths) -> Result<(), AgentError> {
+    let make = |path: &Path, mode: u32| {
+        fs::create_dir_all(path)
+            .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+            .map_err(doing(format!("cannot make the directory {}", path.display())))
+    };
+    fs::create_dir_all(paths.state())
+        .map_err(doing(format!("cannot make the directory {}", paths.state().display())))?;
+    make(&paths.run(), 0o755)?;
+    make(&paths.private(), 0o700)?;
+    make(&paths.spool(), 0o700)?;
+    make(&paths.jobs(), 0o711)
+}
+
+fn lock(paths: &Paths) -> Result<File, AgentError> {
+    let path = paths.lock();
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(doing(format!("cannot open {}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Running(paths.state().to_path_buf())),
+        Err(e) => Err(doing(format!("cannot lock {}", path.display()))(e.into())),
+    }
+}
+
+fn say_what_is_enforced(cgroups: &Cgroups, system: bool) -> Result<(), AgentError> {
+    let missing = cgroups.missing();
+    if cgroups.enforces() {
+        missing.iter().for_each(|m| tracing::warn!("not enforced: {m}"));
+        return Ok(());
+    }
+    if system {
+        return Err(AgentError::NoLimits(missing.join("; ")));
+    }
+    tracing::warn!(
+        "user mode: limits on memory, CPU time and devices are not enforced, because control groups cannot be \
+         used ({}); CPUs are bound by affinity",
+        missing.join("; ")
+    );
+    Ok(())
+}
+
+/// The kernel is not to choose the agent when memory runs out.
+fn protect(system: bool) {
+    if system && let Err(e) = fs::write("/proc/self/oom_score_adj", "-900") {
+        tracing::warn!("the agent is not protected from the OOM killer: {e}");
+    }
+}
+
+fn start_zygote(program: &Path, cgroups: &Cgroups) -> Result<Zygote, AgentError> {
+    let leaf = cgroups.supervisors()?;
+    let settle = move |pid: u32| match &leaf {
+        Some(group) => {
+            let pid = i32::try_from(pid).map_err(io::Error::other)?;
+            group.join(pid).map_err(io::Error::other)
+        }
+        None => Ok(()),
+    };
+    Zygote::start(program.to_path_buf(), Box::new(settle)).map_err(doing("cannot start the zygote"))
+}

@@ -1,0 +1,94 @@
+//! The agent's side of the zygote: starts it, asks it for supervisors, starts another when it is gone.
+
+use berth_model::ByteStr;
+use berth_step::control::{ForkAnswer, ForkRequest, receive, send};
+use berth_step::spool::StepDir;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+struct Running {
+    socket: OwnedFd,
+    child: Child,
+}
+
+/// What is done to a new zygote before it is used, such as putting it into its cgroup.
+pub type Settle = Box<dyn Fn(u32) -> io::Result<()> + Send + Sync>;
+
+/// The zygote's handle.
+pub struct Zygote {
+    program: PathBuf,
+    settle: Settle,
+    running: Mutex<Option<Running>>,
+}
+
+impl Zygote {
+    /// Starts it.
+    pub fn start(program: PathBuf, settle: Settle) -> io::Result<Zygote> {
+        let running = spawn(&program, &settle)?;
+        Ok(Zygote { program, settle, running: Mutex::new(Some(running)) })
+    }
+
+    /// Has a supervisor forked for a step's directory. Blocks for about a millisecond. The supervisor gets
+    /// its listening control socket, its log, and what it is to keep open while it lives; the answer is a
+    /// descriptor of its process.
+    pub fn fork(&self, dir: &StepDir, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+        let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = match slot.as_ref() {
+            Some(running) => ask(running, dir, fds),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        match first {
+            Ok(Ok(pidfd)) => return Ok(pidfd),
+            Ok(Err(refused)) => return Err(refused),
+            Err(e) => tracing::warn!("the zygote is gone ({e}): starting another"),
+        }
+        if let Some(mut old) = slot.take() {
+            drop(old.socket);
+            let _ = old.child.wait();
+        }
+        let running = spawn(&self.program, &self.settle)?;
+        let answer = ask(&running, dir, fds)?;
+        *slot = Some(running);
+        answer
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        let slot = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut running) = slot.take() {
+            drop(running.socket);
+            let _ = running.child.wait();
+        }
+    }
+}
+
+fn spawn(program: &PathBuf, settle: &Settle) -> io::Result<Running> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let child = Command::new(program)
+        .arg("zygote")
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot start {}: {e}", program.display())))?;
+    settle(child.id())?;
+    Ok(Running { socket: ours, child })
+}
+
+/// The outer error means that the zygote is of no further use, the inner one that it could not fork.
+fn ask(running: &Running, dir: &StepDir, fds: &[BorrowedFd<'_>]) -> io::Result<io::Result<OwnedFd>> {
+    let request = ForkRequest { spool: ByteStr::from(dir.path()) };
+    send(running.socket.as_fd(), &request, fds)?;
+    let (answer, fds) = receive::<ForkAnswer>(running.socket.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(match (answer, fds.into_iter().next()) {
+        (ForkAnswer::Forked(_), Some(pidfd)) => Ok(pidfd),
+        (ForkAnswer::Forked(_), None) => Err(io::Error::other("the zygote sent no pidfd")),
+        (ForkAnswer::Failed(why), _) => Err(io::Error::other(why)),
+    })
+}
