@@ -2,18 +2,24 @@
 #![forbid(unsafe_code)]
 
 use rustix::fd::AsFd;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Nothing before this line starts a thread: supervisors and containers are forked from here.
-    let mut arguments = std::env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(|a| a.to_str()) {
-        Some("zygote") => zygote(),
-        _ => {
-            eprintln!("berth-step: this program is started by berth itself; see 'berth --help'");
-            ExitCode::from(2)
-        }
+    // Nothing before the dispatch starts a thread: supervisors and containers are forked from here.
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let name = argv.first().and_then(|n| Path::new(n).file_name());
+    if name != Some(OsStr::new("berth-step")) {
+        // Called as srun, squeue and so on inside a container. It has no registry client: references go
+        // to the node as they were typed, and are resolved there as the user.
+        return berth_client::main_by_name(argv, None);
     }
+    if argv.get(1).is_some_and(|a| a == "zygote") {
+        return zygote();
+    }
+    eprintln!("berth-step: this program is started by berth itself; see 'berth --help'");
+    ExitCode::from(2)
 }
 
 /// The agent's socket is standard input.
