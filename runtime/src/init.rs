@@ -23,6 +23,8 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     let prepared = only_own_descriptors(&sock, &fds);
     signals::reset();
     signals::set_mask(u64::MAX);
+    // The supervisor's own mask is for its spool; mount targets and /etc are for everyone in the container.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let result = prepared.map_err(|e| failure("close the supervisor's descriptors", e));
     let notes = match result.and_then(|()| setup::run(plan, &fds)) {
         Ok(notes) => notes,

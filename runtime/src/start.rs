@@ -74,16 +74,25 @@ pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, fds: Vec<OwnedFd>) -> Resu
         }
         Forked::Parent { pid, pidfd } => {
             drop(tx);
-            drop(fds);
             match read_report(&rx) {
                 None => Ok(Started { pid, master: terminal.map(|t| t.master) }),
                 Some((stage, errno, tried)) => {
                     let _ = wait::wait_pidfd(&pidfd);
+                    let files: Vec<ByteStr> = files.iter().map(|f| as_init_sees(f, &spawn, &fds)).collect();
                     Err(explain(plan, &spawn, &command, &files, path.as_deref(), (stage, errno, tried)))
                 }
             }
         }
     }
+}
+
+/// A program given as a descriptor (`/proc/self/fd/9`) has another number here.
+fn as_init_sees(file: &ByteStr, spawn: &SpawnRequest, fds: &[OwnedFd]) -> ByteStr {
+    let number =
+        file.0.strip_prefix(b"/proc/self/fd/").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+    let extra = &fds[fds.len().saturating_sub(spawn.extra.len())..];
+    let sent = spawn.extra.iter().zip(extra).find(|(n, _)| Some(**n) == number);
+    sent.map_or_else(|| file.clone(), |(_, fd)| format!("/proc/self/fd/{}", fd.as_raw_fd()).into())
 }
 
 fn explain(

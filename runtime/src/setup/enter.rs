@@ -48,8 +48,8 @@ pub(super) fn pivot(root: &OwnedFd) -> Setup<()> {
     rustix::process::chdir("/").doing("enter the container's root")
 }
 
-/// The node's root now lies over the container's, with the staging filesystem on top of it. `/..` follows
-/// whatever lies over the root, so it shows when the last of them is gone.
+/// The node's root now lies over the container's, perhaps with more on top of it. `/..` follows whatever
+/// lies over the root, so it shows when the last of them is gone.
 fn take_away_old_root(root: &OwnedFd) -> Setup<()> {
     let what = "take the node's root away";
     let same = |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
@@ -63,8 +63,7 @@ fn take_away_old_root(root: &OwnedFd) -> Setup<()> {
     Err(SetupFailure::new(what, Errno::BUSY))
 }
 
-/// At most this many mounts lie over the new root: the staging filesystem, the old root, and what an
-/// administrator may have stacked on it.
+/// At most this many mounts lie over the new root: the old root, and what was stacked on it.
 const STACKED_MOUNTS: usize = 16;
 
 pub(super) fn set_groups(groups: &[u32]) -> Setup<()> {

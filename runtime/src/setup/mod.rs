@@ -111,12 +111,6 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
     if plan.mode == Mode::User && plan.namespaces.user {
         enter::write_own_maps(plan)?;
     }
-    crate::limits::apply(&plan.limits, &mut notes).map_err(|e| SetupFailure {
-        action: e.to_string(),
-        path: None,
-        errno: 0,
-        hint: None,
-    })?;
     if plan.namespaces.cgroup {
         // Here and not in clone3: the namespace's root is the cgroup the process is in by now.
         fork::unshare(libc::CLONE_NEWCGROUP).doing("make a cgroup namespace")?;
@@ -129,6 +123,14 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
             .doing("detach the mounts from the node's")?;
         if plan.root == RootPlan::Host { host(plan, &mut notes)? } else { container(plan, fds, &mut notes)? }
     }
+    // With the privilege to raise them, and not earlier: a low limit on open files or on file size is
+    // meant for the tasks, not for what is made here.
+    crate::limits::apply(&plan.limits, &mut notes).map_err(|e| SetupFailure {
+        action: e.to_string(),
+        path: None,
+        errno: 0,
+        hint: None,
+    })?;
     enter::take_identity(plan, fds)?;
     enter::workdir(plan)?;
     enter::confine(plan)?;

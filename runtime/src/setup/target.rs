@@ -114,3 +114,48 @@ pub(super) fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
     let stat = rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH)?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, RenameFlags};
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn no_swap_of_a_directory_and_a_link_leads_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        for d in [&inside.join("swap"), &outside] {
+            std::fs::create_dir_all(d).unwrap();
+        }
+        std::os::unix::fs::symlink("../outside", inside.join("link")).unwrap();
+        let root = rustix::fs::open(&inside, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let stop = AtomicBool::new(false);
+        let (mut made, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let (a, b) = (inside.join("swap"), inside.join("link"));
+                    rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            for n in 0..5_000 {
+                let kind = if n % 2 == 0 { Kind::Directory } else { Kind::File };
+                let path = ByteStr::from(format!("/swap/a{}/b{n}", n % 7));
+                match ensure(&root, &path, kind) {
+                    Ok(fd) => {
+                        made += 1;
+                        let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+                        assert!(real.starts_with(&inside), "{}", real.display());
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "{made} made, {refused} refused");
+        // Both must have happened, or nothing was raced.
+        assert!(made > 0 && refused > 0, "{made} made, {refused} refused");
+    }
+}

@@ -303,7 +303,8 @@ fn roots_container_does_not_command_the_node() {
         "id -u; grep CapEff /proc/self/status | tr -d '\\t'; \
         for f in kernel/core_pattern vm/drop_caches kernel/hostname; do (echo 1 > /proc/sys/$f) 2>/dev/null || echo kept; done; \
         (echo x > /proc/sysrq-trigger) 2>/dev/null || echo kept; test -s /proc/keys || echo masked; \
-        (echo 1 > /sys/kernel/mm/ksm/run) 2>/dev/null || echo kept",
+        (echo 1 > /sys/kernel/mm/ksm/run) 2>/dev/null || echo kept; \
+        unshare -Urmpf sh -c 'mount -t proc proc /proc && echo 1 > /proc/sys/vm/drop_caches' 2>/dev/null || echo kept",
     );
-    assert_eq!(out, "0\nCapEff:0000000000000000\nkept\nkept\nkept\nkept\nmasked\nkept\n");
+    assert_eq!(out, "0\nCapEff:0000000000000000\nkept\nkept\nkept\nkept\nmasked\nkept\nkept\n");
 }

@@ -159,6 +159,8 @@ pub struct Order {
     pub kernel: Option<(u32, u32)>,
     /// Open this before launching, at a number that is kept over exec.
     pub leak: Option<PathBuf>,
+    /// A script that the tasks get as a descriptor, and run.
+    pub script: Option<String>,
     /// Signal to send to all tasks once they run.
     pub signal: Option<(SignalTarget, i32)>,
     /// Kill the launching process itself once the tasks run.
@@ -177,6 +179,7 @@ impl Order {
             parked: false,
             kernel: None,
             leak: None,
+            script: None,
             signal: None,
             die: false,
             cgroup: None,
@@ -280,8 +283,16 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
             }
         };
         let argv = argv.iter().map(|a| ByteStr::from(a.as_str())).collect();
+        let mut extra_fds = Vec::new();
+        if let Some(text) = &order.script {
+            let file = rustix::fs::memfd_create("script", rustix::fs::MemfdFlags::CLOEXEC)?;
+            rustix::io::write(&file, text.as_bytes())?;
+            extra_fds.push((9, file));
+        }
         init.spawn(TaskSpec {
             id,
+            extra_fds,
+            name: order.script.as_ref().map(|_| "the batch script".into()),
             argv,
             stdio,
             env: order.env.clone(),

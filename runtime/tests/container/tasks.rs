@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("tasks::why_a_program_does_not_run", why_a_program_does_not_run),
     ("tasks::a_parked_process_forks_init", a_parked_process_forks_init),
     ("tasks::host_runs_on_the_node", host_runs_on_the_node),
+    ("tasks::a_script_by_descriptor", a_script_by_descriptor),
     ("tasks::the_doctor_agrees", the_doctor_agrees),
 ];
 
@@ -253,6 +254,29 @@ fn the_doctor_agrees() {
         assert_eq!(trial["verdict"], "good", "{mode:?}: {trial}");
         for f in &findings {
             assert_eq!(f["verdict"] == "good", f["advice"].is_null(), "{f}");
+        }
+    });
+}
+
+fn a_script_by_descriptor() {
+    each(|mode| {
+        let dir = Dir::new();
+        let layer = busybox(&dir, mode);
+        let run = |text: &str| {
+            let mut order =
+                Order::new(request(&layer, mode), "").argv(&["/proc/self/fd/9", "one", "two three"]);
+            order.script = Some(text.into());
+            launch(&order, mode)
+        };
+        let outcome = run("#!/bin/sh\necho $# \"$2\"; exit 6\n");
+        assert_eq!((outcome.code, outcome.out.as_str()), (6, "2 two three\n"), "{outcome:?}");
+        for (text, why) in [
+            ("#!/opt/lost\n", "the batch script: its interpreter /opt/lost does not exist"),
+            ("#!/bin/sh\r\n", "the batch script: its first line ends in a carriage return"),
+            ("echo hi\n", "the batch script: no #! line"),
+        ] {
+            let outcome = run(text);
+            assert!(outcome.code == 126 && outcome.err.contains(why), "{text}: {outcome:?}");
         }
     });
 }
