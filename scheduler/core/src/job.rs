@@ -1,6 +1,7 @@
 //! A job in memory, and how its rows are told to people.
 
 use crate::rows::{Hold, JobRow, Phase, Run, SpecRow, StepNode, StepRow, step_work_dir};
+use crate::spec::Spec;
 use crate::tasks::Tasks;
 use berth_model::ids::StepId;
 use berth_model::launch::{Layout, NodeShare, Usage};
@@ -27,7 +28,7 @@ pub(crate) enum Progress {
 /// A job as the core holds it. Snapshots share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
-    pub(crate) spec: Arc<SpecRow>,
+    pub(crate) spec: Arc<Spec>,
     pub(crate) row: JobRow,
     /// Steps of the current attempt.
     pub(crate) steps: OrdMap<StepId, Arc<StepRow>>,
@@ -52,7 +53,7 @@ impl Job {
 
     pub(crate) fn info(&self) -> JobInfo {
         let steps: Vec<&StepRow> = self.steps.values().map(|s| &**s).collect();
-        let mut info = job_info(View::Queue, &self.spec, &self.row, &steps);
+        let mut info = assemble(View::Queue, self.spec.row(), &self.row, &steps);
         if self.is_pending() && info.reason == Reason::None {
             info.reason = self.wait.clone().unwrap_or(Reason::Priority);
         }
@@ -207,6 +208,10 @@ impl StepRow {
 
 /// A job as the commands print it, from its rows: those of the current attempt's steps, in order.
 pub fn job_info(view: View, spec: &SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobInfo {
+    assemble(view, spec.clone(), row, steps)
+}
+
+fn assemble(view: View, spec: SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobInfo {
     let run = match &row.phase {
         Phase::Pending => None,
         Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
@@ -238,7 +243,9 @@ pub fn job_info(view: View, spec: &SpecRow, row: &JobRow, steps: &[&StepRow]) ->
         array,
         task,
         waiting,
-        spec: spec.spec.clone(),
+        requested: spec.requested(),
+        steps: steps.iter().map(|s| step_info(&spec, run, s)).collect(),
+        spec: spec.spec,
         identity: (*spec.identity).clone(),
         partition: spec.partition.to_string(),
         time_limit: spec.time_limit,
@@ -246,7 +253,6 @@ pub fn job_info(view: View, spec: &SpecRow, row: &JobRow, steps: &[&StepRow]) ->
         reason,
         attempt: row.attempt,
         priority: if row.hold.is_some() { 0 } else { row.priority },
-        requested: spec.requested(),
         allocated: run.map(|r| total(&r.allocation.shares)).unwrap_or_default(),
         layout: run.map(Run::layout).unwrap_or_default(),
         shares: run.map(|r| r.allocation.shares.clone()).unwrap_or_default(),
@@ -257,7 +263,6 @@ pub fn job_info(view: View, spec: &SpecRow, row: &JobRow, steps: &[&StepRow]) ->
         eligible: row.eligible,
         started: run.map(|r| r.started),
         ended: result.map(|r| r.ended),
-        steps: steps.iter().map(|s| step_info(spec, run, s)).collect(),
     }
 }
 

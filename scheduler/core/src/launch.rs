@@ -105,7 +105,7 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFact
     };
     JobFacts {
         kind: spec.kind,
-        name: spec.name.clone(),
+        name: job.spec.name().to_string(),
         partition: job.spec.partition.to_string(),
         account: spec.account.clone(),
         cluster: common.cluster.to_string(),

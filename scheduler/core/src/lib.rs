@@ -16,6 +16,7 @@ mod node;
 mod place;
 mod rows;
 mod snapshot;
+mod spec;
 mod store;
 mod tasks;
 

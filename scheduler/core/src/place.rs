@@ -394,3 +394,6 @@ pub(crate) fn pick_devices(
     }
     Some(got)
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,7 +92,7 @@ impl Cluster {
         };
         let on = |nodes: &[berth_model::NodeName]| job.run().is_some_and(|r| nodes.iter().any(|n| r.on(n)));
         request.user.is_none_or(|u| u == spec.identity.uid)
-            && request.name.as_ref().is_none_or(|n| *n == spec.spec.name)
+            && request.name.as_ref().is_none_or(|n| n == spec.name())
             && request.partition.as_ref().is_none_or(|p| **p == *spec.partition)
             && (request.account.is_none() || request.account == spec.spec.account)
             && (request.states.is_empty() || request.states.contains(&state))

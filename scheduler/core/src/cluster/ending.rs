@@ -441,7 +441,7 @@ impl Cluster {
         let Some(job) = self.jobs.remove(&id) else { return };
         if job.row.job == array {
             let spec = &job.spec;
-            let digest = super::submit::digest(&spec.spec.submission);
+            let digest = super::submit::digest(spec.submission());
             self.submissions.remove(&(spec.identity.uid, digest, id));
             self.out.last.push(crate::store::Write::DeletePayload(crate::store::PayloadKey::Job(id)));
         }

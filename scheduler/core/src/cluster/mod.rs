@@ -20,6 +20,7 @@ use crate::launch;
 use crate::node::Node;
 use crate::rows::{MetaRow, StepRow};
 use crate::snapshot::Snapshot;
+use crate::spec::Common;
 use crate::store::{PayloadKey, Write, fill_payload};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::link::ToAgent;
@@ -60,6 +61,7 @@ pub struct Cluster {
     /// Submissions by owner and digest of their id, for retries.
     submissions: BTreeSet<(Uid, u64, JobId)>,
     identities: BTreeMap<Uid, Arc<Identity>>,
+    common: Common,
     active: usize,
     store_full: Option<String>,
     out: Changes,
@@ -100,6 +102,7 @@ impl Cluster {
             waiting: BTreeMap::new(),
             submissions: BTreeSet::new(),
             identities: BTreeMap::new(),
+            common: Common::default(),
             active: 0,
             store_full: None,
             out: Changes::default(),

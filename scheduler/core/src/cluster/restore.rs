@@ -5,7 +5,8 @@ use super::timers::Timer;
 use crate::config::CoreConfig;
 use crate::job::{Job, Progress};
 use crate::node::Node;
-use crate::rows::{Phase, ROW_VERSION, Run, SpecRow};
+use crate::rows::{Phase, ROW_VERSION, Run};
+use crate::spec::Spec;
 use crate::store::Stored;
 use crate::tasks::Tasks;
 use berth_model::ids::{JobId, Term};
@@ -68,14 +69,14 @@ impl Cluster {
             cluster.nodes.insert(name.clone(), Arc::new(node));
             cluster.watch_silence(&name);
         }
-        let mut specs: BTreeMap<JobId, Arc<SpecRow>> = BTreeMap::new();
+        let mut specs: BTreeMap<JobId, Arc<Spec>> = BTreeMap::new();
         for mut spec in stored.specs {
             check_version(|| format!("specification of job {}", spec.job), spec.version)?;
             spec.identity = cluster.identity(&spec.identity);
             if let Some(rules) = cluster.config.partition(&spec.partition) {
                 spec.partition = rules.name.clone();
             }
-            specs.insert(spec.job, Arc::new(spec));
+            specs.insert(spec.job, Arc::new(Spec::new(spec, &mut cluster.common)));
         }
         for row in stored.jobs {
             let name = format!("job {}", row.job);
@@ -164,7 +165,7 @@ impl Cluster {
         }
         if job.row.spec_of == id {
             let spec = &job.spec;
-            let digest = super::submit::digest(&spec.spec.submission);
+            let digest = super::submit::digest(spec.submission());
             self.submissions.insert((spec.identity.uid, digest, id));
         }
         let job = Arc::new(job);

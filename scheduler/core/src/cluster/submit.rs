@@ -8,6 +8,7 @@ use crate::job::Job;
 use crate::node::Node;
 use crate::place::{Against, Need, explain_never, place};
 use crate::rows::{Hold, JobRow, Phase, ROW_VERSION, Run, SpecRow};
+use crate::spec::Spec;
 use crate::store::{PayloadKey, Write};
 use crate::tasks::{TaskSet, Tasks};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
@@ -24,8 +25,8 @@ fn refuse<T>(code: RefusalCode, text: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// FNV-1a of a submission's id: what the core keeps of it for finding retries.
-pub(super) fn digest(id: &SubmissionId) -> u64 {
-    id.0.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+pub(super) fn digest(id: &str) -> u64 {
+    id.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Cluster {
@@ -84,9 +85,9 @@ impl Cluster {
     }
 
     fn submitted_before(&self, uid: Uid, id: &SubmissionId) -> Option<JobId> {
-        let d = digest(id);
+        let d = digest(&id.0);
         let near = self.submissions.range((uid, d, JobId(0))..=(uid, d, JobId(u32::MAX)));
-        near.map(|(_, _, job)| *job).find(|job| self.job(*job).is_some_and(|j| j.spec.spec.submission == *id))
+        near.map(|(_, _, job)| *job).find(|job| self.job(*job).is_some_and(|j| *j.spec.submission() == *id.0))
     }
 
     fn submitted(&self, job: JobId, notes: Vec<String>) -> Response {
@@ -291,9 +292,9 @@ impl Cluster {
         if spec.kind == JobKind::Batch {
             self.put_payload(PayloadKey::Job(id), payload);
         }
-        self.submissions.insert((uid, digest(&spec.submission), id));
+        self.submissions.insert((uid, digest(&spec.submission.0), id));
         let identity = self.identity(&actor.identity);
-        let spec = Arc::new(SpecRow {
+        let spec = SpecRow {
             version: ROW_VERSION,
             job: id,
             spec,
@@ -302,8 +303,9 @@ impl Cluster {
             time_limit,
             submitted: now,
             first_step,
-        });
-        self.out.first.push(Write::PutSpec(spec.clone()));
+        };
+        self.out.first.push(Write::PutSpec(Arc::new(spec.clone())));
+        let spec = Arc::new(Spec::new(spec, &mut self.common));
         let row = JobRow {
             version: ROW_VERSION,
             job: id,
@@ -359,7 +361,7 @@ impl Cluster {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active -= 1;
         self.arrays.remove(&id);
-        self.submissions.remove(&(job.spec.identity.uid, digest(&job.spec.spec.submission), id));
+        self.submissions.remove(&(job.spec.identity.uid, digest(job.spec.submission()), id));
         self.out.jobs.remove(&id);
         self.out.changed.remove(&id);
         self.out.first.retain(|w| match w {

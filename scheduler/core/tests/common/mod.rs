@@ -162,6 +162,12 @@ impl World {
     }
 
     pub fn event(&mut self, event: Event) {
+        self.quiet_event(event);
+        self.core.audit().unwrap();
+    }
+
+    /// Without the audit, which looks at everything.
+    pub fn quiet_event(&mut self, event: Event) {
         let Outcome { writes, after_commit, .. } = self.core.handle(event, self.now);
         let proof = commit(&mut Nowhere, &writes).unwrap();
         self.writes.extend(writes);
@@ -183,7 +189,17 @@ impl World {
                 Effect::Disconnect { .. } => {}
             }
         }
-        self.core.audit().unwrap();
+    }
+
+    /// A step ends and its job leaves the node.
+    pub fn quiet_exit(&mut self, node: &str, key: StepKey, status: ExitStatus) {
+        let node = NodeName::from(node);
+        let (connection, session) = self.sessions[&node];
+        let phase = StepPhase::Exited(exit(status));
+        let message = FromAgent::Step { session, key, phase };
+        self.quiet_event(Event::Agent { node: node.clone(), connection, message });
+        let message = FromAgent::JobGone { session, job: key.job, attempt: key.attempt };
+        self.quiet_event(Event::Agent { node, connection, message });
     }
 
     pub fn later(&mut self, span: Span) {

@@ -1,0 +1,330 @@
+//! The agent's core, one event at a time.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+use berth_agent_core::*;
+use berth_model::hardware::Hardware;
+use berth_model::ids::*;
+use berth_model::launch::*;
+use berth_model::link::*;
+use berth_model::spec::{Identity, JobKind, WarnSignal};
+use berth_model::state::ExitStatus;
+use berth_model::time::{Span, Time};
+
+const JOB: (JobId, Attempt) = (JobId(7), Attempt(0));
+const BATCH: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
+const FIRST: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Number(0) };
+const WAIT: Span = Span::from_secs(30);
+
+fn launch(key: StepKey) -> StepLaunch {
+    StepLaunch {
+        key,
+        node: "n1".into(),
+        node_index: 0,
+        identity: Identity {
+            uid: Uid(1),
+            gid: Gid(1),
+            groups: vec![],
+            user: "u".into(),
+            group: "g".into(),
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        },
+        job: JobFacts {
+            kind: JobKind::Batch,
+            name: "j".into(),
+            partition: "main".into(),
+            account: None,
+            cluster: "c".into(),
+            array: None,
+            restarts: 0,
+            start: Time(0),
+            end: None,
+            layout: Layout::default(),
+            submit_dir: "/".into(),
+            submit_host: "h".into(),
+            tasks: None,
+            tasks_per_node: None,
+            cpus_per_task: None,
+            mem_per_node: None,
+            mem_per_cpu: None,
+            share: NodeShare::default(),
+        },
+        name: "s".into(),
+        program: Program::Argv(vec!["true".into()]),
+        env: vec![],
+        user_env: false,
+        work_dir: "/".into(),
+        work_dir_explicit: false,
+        io: Default::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0,
+        pty: None,
+        layout: Layout::default(),
+        cpus_per_task: 1,
+        share: NodeShare::default(),
+        kill_on_bad_exit: false,
+        wait_after_first_exit: None,
+        attached: false,
+        kill_wait: WAIT,
+    }
+}
+
+fn start(key: StepKey, term: u64) -> Start {
+    Start { term: Term(term), launch: launch(key), job_time_left: None, step_time_left: None, warn: None }
+}
+
+fn end_job(cause: EndCause) -> ToAgent {
+    ToAgent::EndJob { term: Term(3), job: JOB.0, attempt: JOB.1, kill_wait: WAIT, cause }
+}
+
+fn exit(signal: u8) -> StepExit {
+    StepExit {
+        status: ExitStatus { code: 0, signal },
+        tasks: vec![],
+        oom: false,
+        launch_error: None,
+        ended_by: None,
+        usage: Usage::default(),
+        ended: Time(0),
+    }
+}
+
+struct Node {
+    core: AgentCore,
+    now: Time,
+    seen: Vec<AgentEffect>,
+}
+
+impl Node {
+    fn new(adopted: Vec<Adopted>) -> Node {
+        let config = AgentConfig {
+            node: "n1".into(),
+            boot_id: "b".into(),
+            boot_time: Time(0),
+            agent_start: Time(0),
+            version: "1".into(),
+            hardware: Hardware::default(),
+            term: Term(3),
+        };
+        let now = Time::from_secs(100);
+        let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
+        node.event(AgentEvent::Connected);
+        node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
+        node
+    }
+
+    fn event(&mut self, event: AgentEvent) {
+        self.seen.extend(self.core.handle(event, self.now));
+    }
+
+    fn say(&mut self, message: ToAgent) {
+        self.event(AgentEvent::Controller(message));
+    }
+
+    fn start(&mut self, start: Start) {
+        self.say(ToAgent::Start(Box::new(start)));
+    }
+
+    fn exits(&mut self, key: StepKey, signal: u8) {
+        self.event(AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit(signal)) });
+    }
+
+    fn ready(&mut self, key: StepKey) {
+        self.event(AgentEvent::Image { key, event: ImageEvent::Ready });
+        self.event(AgentEvent::Supervisor { key, event: SupervisorEvent::Started });
+    }
+
+    fn running(&mut self, key: StepKey) {
+        self.start(start(key, 3));
+        self.ready(key);
+    }
+
+    fn later(&mut self, span: Span) {
+        let end = self.now + span;
+        while let Some(wake) = self.core.next_wake().filter(|w| *w <= end) {
+            self.now = self.now.max(wake);
+            self.event(AgentEvent::Tick);
+        }
+        self.now = end;
+    }
+
+    fn count(&self, what: impl Fn(&AgentEffect) -> bool) -> usize {
+        self.seen.iter().filter(|e| what(e)).count()
+    }
+
+    fn spawns(&self) -> usize {
+        self.count(|e| matches!(e, AgentEffect::Spawn { .. }))
+    }
+
+    /// Signals and kills, in order, since the last look.
+    fn blows(&mut self) -> Vec<i32> {
+        let seen = std::mem::take(&mut self.seen);
+        seen.iter()
+            .filter_map(|e| match e {
+                AgentEffect::SignalStep { signal, .. } => Some(*signal),
+                AgentEffect::KillStep { .. } => Some(9),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn phases(&self, key: StepKey) -> Vec<StepPhase> {
+        self.seen
+            .iter()
+            .filter_map(|e| match e {
+                AgentEffect::Send(FromAgent::Step { key: k, phase, .. }) if *k == key => Some(phase.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Steps and runs of the last Hello.
+    fn introduced(&self) -> (Vec<(StepKey, StepPhase)>, Vec<(JobId, Attempt)>) {
+        let hello = self.seen.iter().rev().find_map(|e| match e {
+            AgentEffect::Send(FromAgent::Hello { steps, jobs, .. }) => Some((steps.clone(), jobs.clone())),
+            _ => None,
+        });
+        hello.unwrap()
+    }
+}
+
+#[test]
+fn a_start_runs_once_however_often_it_comes() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.start(start(BATCH, 3));
+    assert_eq!(n.spawns(), 1);
+    n.exits(BATCH, 0);
+    n.start(start(BATCH, 3));
+    n.say(ToAgent::ExitRecorded { key: BATCH });
+    n.running(BATCH);
+    n.say(end_job(EndCause::JobEnded));
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.running(BATCH);
+    assert_eq!(n.spawns(), 1);
+    n.seen.clear();
+    n.say(end_job(EndCause::JobEnded));
+    assert!(matches!(n.seen[..], [AgentEffect::Send(FromAgent::JobGone { .. })]), "the answer was lost once");
+}
+
+#[test]
+fn an_older_leader_is_not_obeyed_and_a_newer_one_is_remembered() {
+    let mut n = Node::new(vec![]);
+    n.start(start(BATCH, 2));
+    assert!(n.phases(BATCH).is_empty());
+    n.start(start(BATCH, 5));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RememberTerm(Term(5)))), 1);
+    n.start(start(FIRST, 3));
+    assert!(n.phases(FIRST).is_empty());
+}
+
+#[test]
+fn an_end_that_overtakes_its_start_prevents_it() {
+    let mut n = Node::new(vec![]);
+    n.say(end_job(EndCause::Cancelled));
+    n.running(BATCH);
+    assert_eq!(n.spawns(), 0);
+}
+
+#[test]
+fn a_step_is_asked_to_end_before_it_is_killed() {
+    let mut n = Node::new(vec![]);
+    n.running(FIRST);
+    n.blows();
+    for _ in 0..2 {
+        let (term, cause) = (Term(3), EndCause::Cancelled);
+        n.say(ToAgent::Terminate { term, key: FIRST, kill_wait: WAIT, cause });
+    }
+    assert_eq!(n.blows(), [18, 15]);
+    n.later(Span::from_secs(29));
+    assert!(n.blows().is_empty());
+    n.later(Span::from_secs(2));
+    assert_eq!(n.blows(), [9]);
+    n.exits(FIRST, 9);
+    let [StepPhase::Exited(e)] = &n.phases(FIRST)[..] else { panic!() };
+    assert_eq!(e.ended_by, Some(EndCause::Cancelled));
+}
+
+#[test]
+fn limits_hold_without_a_controller_and_the_exit_waits_for_one() {
+    let mut n = Node::new(vec![]);
+    let mut s = start(BATCH, 3);
+    s.job_time_left = Some(Span::from_secs(60));
+    s.warn = Some(WarnSignal { signal: 10, before: Span::from_secs(20), batch_only: true });
+    n.start(s);
+    n.ready(BATCH);
+    n.event(AgentEvent::Disconnected);
+    n.later(Span::from_secs(41));
+    assert_eq!(n.blows(), [10]);
+    n.later(Span::from_secs(20));
+    assert_eq!(n.blows(), [18, 15]);
+    n.exits(BATCH, 15);
+    assert!(n.phases(BATCH).is_empty(), "nobody is there to be told");
+    n.event(AgentEvent::Connected);
+    let [(BATCH, StepPhase::Exited(e))] = &n.introduced().0[..] else { panic!() };
+    assert_eq!(e.ended_by, Some(EndCause::TimeLimit));
+    n.say(ToAgent::Welcome { term: Term(3), session: Session(2), heartbeat: Span::from_secs(10) });
+    n.seen.clear();
+    n.later(Span::from_secs(11));
+    assert!(n.phases(BATCH).len() >= 2, "an exit that was not acknowledged is not repeated");
+    n.say(ToAgent::ExitRecorded { key: BATCH });
+    n.seen.clear();
+    n.later(Span::from_secs(60));
+    assert!(n.phases(BATCH).is_empty());
+}
+
+#[test]
+fn a_job_goes_when_its_last_exit_is_recorded() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.running(FIRST);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::MakeJob { .. })), 1);
+    n.say(end_job(EndCause::JobEnded));
+    for key in [BATCH, FIRST] {
+        assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 0);
+        n.exits(key, 15);
+        n.say(ToAgent::ExitRecorded { key });
+    }
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 0);
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 1);
+}
+
+#[test]
+fn steps_of_the_spool_are_taken_up_again() {
+    let timers = StepTimers { job_limit: Some(Time::from_secs(200)), ..StepTimers::default() };
+    let mut n = Node::new(vec![
+        Adopted { launch: launch(BATCH), timers, phase: AdoptedPhase::Running },
+        Adopted { launch: launch(FIRST), timers, phase: AdoptedPhase::Gone },
+    ]);
+    let (steps, jobs) = n.introduced();
+    assert_eq!(jobs, vec![JOB]);
+    assert_eq!(steps[0], (BATCH, StepPhase::Running));
+    let StepPhase::Exited(lost) = &steps[1].1 else { panic!() };
+    assert!(lost.launch_error.as_ref().unwrap().contains("7.0"));
+    n.start(start(BATCH, 3));
+    assert_eq!(n.spawns(), 0);
+    n.later(Span::from_secs(101));
+    assert_eq!(n.blows(), [18, 15], "the limit was forgotten");
+}
+
+#[test]
+fn a_failed_image_is_the_end_of_its_step_alone() {
+    let mut n = Node::new(vec![]);
+    n.start(start(BATCH, 3));
+    n.start(start(FIRST, 3));
+    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Failed("no image 'x'".into()) });
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready });
+    let Some(StepPhase::Exited(e)) = n.phases(FIRST).pop() else { panic!() };
+    assert_eq!(e.launch_error.as_deref(), Some("no image 'x'"));
+    assert_eq!(n.spawns(), 1);
+    // One that is ended while its image is fetched never starts.
+    let mut n = Node::new(vec![]);
+    n.start(start(BATCH, 3));
+    n.say(ToAgent::Terminate { term: Term(3), key: BATCH, kill_wait: WAIT, cause: EndCause::Cancelled });
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready });
+    assert_eq!(n.spawns(), 0);
+    assert!(matches!(n.phases(BATCH).last(), Some(StepPhase::Exited(_))));
+}
