@@ -1,4 +1,118 @@
-//! The berth program.
+//! The `berth` program: called by another name (`srun`, `squeue`, …) it is that command, otherwise the first word
+//! says what to do.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod commands;
+mod daemon;
+mod images;
+
+use berth_client::error::Failure;
+use clap::{CommandFactory, Parser};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A container-native batch system: jobs and steps run as containers inside resource allocations.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    /// Directory that holds everything of a cluster, or of a user's images [default: /var/lib/berth for root, the XDG
+    /// state directory for others; BERTH_STATE sets it, too]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let name = argv.first().map(PathBuf::from);
+    let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
+    if berth_client::command(name).is_some() {
+        return berth_client::main_by_name(argv, Some(&images::Resolver::default()));
+    }
+    if let Some((state, words)) = cluster_command(&argv) {
+        let resolver = images::Resolver { state: state.clone() };
+        return berth_client::run(words, state, Some(&resolver));
+    }
+    match Cli::try_parse_from(&argv) {
+        Ok(cli) => berth_client::finish("berth", false, commands::run(cli.command, cli.state)),
+        Err(e) => usage(&e),
+    }
+}
+
+/// `berth [--state DIR] srun …`: the state directory and the command's words.
+fn cluster_command(argv: &[OsString]) -> Option<(Option<PathBuf>, Vec<OsString>)> {
+    let mut state = None;
+    let mut at = 1;
+    while let Some(word) = argv.get(at) {
+        let text = word.to_string_lossy();
+        if let Some(dir) = text.strip_prefix("--state=") {
+            state = Some(PathBuf::from(dir));
+            at += 1;
+        } else if text == "--state" {
+            state = Some(PathBuf::from(argv.get(at + 1)?));
+            at += 2;
+        } else {
+            return berth_client::command(word).map(|_| (state, argv[at..].to_vec()));
+        }
+    }
+    None
+}
+
+/// Prints what clap has to say, where and with what code it belongs.
+fn usage(e: &clap::Error) -> ExitCode {
+    let text = e.render().to_string();
+    if e.use_stderr() {
+        berth_client::out::complain(
+            text.trim_end().trim_start_matches("error: ").replacen("", "berth: error: ", 1).as_str(),
+        );
+        return ExitCode::from(2);
+    }
+    berth_client::finish("berth", false, berth_client::out::print(&text).map(|()| 0))
+}
+
+/// The definition of the program's own commands, for man pages and completion.
+fn definition() -> clap::Command {
+    let names: Vec<&str> = berth_client::COMMANDS.iter().map(|c| c.name).collect();
+    Cli::command()
+        .after_help(format!("Commands of the cluster, also by their own names: {}", names.join(", ")))
+}
+
+/// Whether a word is the name of one of the commands that have links of their own.
+fn link_names() -> impl Iterator<Item = &'static OsStr> {
+    berth_client::COMMANDS.iter().map(|c| OsStr::new(c.name))
+}
+
+/// The path of this program.
+fn own_path() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| {
+        Failure::new(
+            berth_client::error::Kind::Internal,
+            format!("cannot find the program's own path: {e}; is /proc mounted?"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(list: &[&str]) -> Vec<OsString> {
+        list.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn cluster_commands_behind_the_state_directory() {
+        let found = cluster_command(&words(&["berth", "--state", "/x", "srun", "-n2", "true"])).unwrap();
+        assert_eq!(found, (Some("/x".into()), words(&["srun", "-n2", "true"])));
+        assert_eq!(cluster_command(&words(&["berth", "--state=/y", "squeue"])).unwrap().0, Some("/y".into()));
+        assert_eq!(cluster_command(&words(&["berth", "up"])), None);
+        assert_eq!(cluster_command(&words(&["berth", "--state"])), None);
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+}

@@ -125,7 +125,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let client = site.connect().await?;
         let view = view(Some(&client)).await;
         let mut jobs = client.accounting(&filter.query(&steps, &window)).await?;
-        jobs.retain(|j| filter.takes(j) && selected(&steps, j));
+        jobs.retain(|j| !job::is_spent(j) && filter.takes(j) && selected(&steps, j));
         if !states.is_empty() {
             jobs.retain(|j| sacct::in_state(j, &states, window.from, window.to));
         }

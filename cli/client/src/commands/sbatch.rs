@@ -146,7 +146,9 @@ async fn wait(client: &Client, job: JobId, array: bool) -> Outcome {
     loop {
         let query = &query;
         let jobs = client.persist(None, |client| async move { client.jobs(query).await }).await;
-        match jobs {
+        // Without its tasks the record of an array says nothing.
+        match jobs.map(|jobs| jobs.into_iter().filter(|j| !crate::fmt::job::is_spent(j)).collect::<Vec<_>>())
+        {
             Ok(jobs) if jobs.is_empty() => {
                 return Err(Failure::user(format!("job {job} is not known any more; see sacct -j {job}")));
             }

@@ -289,6 +289,7 @@ fn jobs(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Out
             (None, true) => return out::print("No jobs in the system\n").map(|()| 0),
             _ => {}
         }
+        found.retain(|j| !crate::fmt::job::is_spent(j));
         if let Some(selector) = &selector {
             found.retain(|j| names(selector, j));
             if found.is_empty() {

@@ -274,6 +274,7 @@ fn wanted(request: &Request, job: &JobInfo) -> bool {
     };
     let listed = |list: &[String], value: &str| list.is_empty() || list.iter().any(|w| w == value);
     state
+        && !job::is_spent(job)
         && selected(request, job)
         && (request.users.is_empty()
             || request.users.iter().any(|u| *u == job.identity.user || *u == job.identity.uid.to_string()))

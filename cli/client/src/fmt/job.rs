@@ -28,6 +28,11 @@ pub fn task_set(job: &JobInfo) -> Option<String> {
     Some(text)
 }
 
+/// Whether it is the record of an array none of whose tasks wait any more: every task has a record of its own.
+pub fn is_spent(job: &JobInfo) -> bool {
+    job.array.is_some() && job.task.is_none() && job.waiting.as_ref().is_none_or(|w| w.ranges.is_empty())
+}
+
 /// Ranges of indices without a throttle: `1-3,7,10-20:5`.
 pub fn indices(ranges: &[(u32, u32, u32)]) -> String {
     let parts: Vec<String> = ranges
@@ -110,7 +115,9 @@ pub fn min_memory(job: &JobInfo) -> (&'static str, String) {
     match job.spec.resources.memory {
         MemoryRequest::PerCpu(m) => ("MinMemoryCPU", mebibytes(m)),
         MemoryRequest::PerNode(m) => ("MinMemoryNode", mebibytes(m)),
-        MemoryRequest::Default => ("MinMemoryNode", mebibytes(job.requested.mem / node_count(job).max(1))),
+        MemoryRequest::Default => {
+            ("MinMemoryNode", mebibytes(job.requested.mem.max(job.allocated.mem) / node_count(job).max(1)))
+        }
     }
 }
 

@@ -77,6 +77,8 @@ struct Follower {
     /// When to print the exits not yet told.
     gather: Option<Instant>,
     pending: Vec<Frame>,
+    /// Messages of the step, so that none is told twice.
+    heard: String,
 }
 
 /// Follows a step; comes back with srun's exit code.
@@ -106,6 +108,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         deadline: None,
         gather: None,
         pending: Vec::new(),
+        heard: String::new(),
     };
     if me.step.input.is_none() {
         me.pending.push(Frame::StdinEof { task: ALL_TASKS });
@@ -247,7 +250,10 @@ impl Follower {
             Event::Frame(Frame::Credit(n)) => {
                 self.outstanding = self.outstanding.saturating_sub(usize::try_from(n).unwrap_or(usize::MAX));
             }
-            Event::Frame(Frame::Message(text)) => stream::message(text.trim_end_matches('\n')),
+            Event::Frame(Frame::Message(text)) => {
+                stream::message(text.trim_end_matches('\n'));
+                self.heard.push_str(&text);
+            }
             Event::Frame(_) => {}
             Event::Closed => self.link = Link::Over,
             Event::StdoutGone => self.send(Frame::Signal(libc_signal(SignalKind::pipe()))).await,
@@ -353,7 +359,7 @@ impl Follower {
     /// The step's last words and the exit code.
     fn finish(mut self) -> u8 {
         let Some(exit) = self.ended.take() else { return 1 };
-        if let Some(why) = &exit.launch_error {
+        if let Some(why) = exit.launch_error.as_ref().filter(|why| !self.heard.contains(why.trim())) {
             let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
             for line in why.lines() {
                 out::complain(&format!("srun: error: {node}: {line}"));

@@ -1,0 +1,74 @@
+//! `berth config`.
+
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_client::site::{Site, StateDir};
+use berth_model::config::Config;
+use std::path::{Path, PathBuf};
+
+/// Judge a configuration, or show the one in force
+#[derive(Debug, clap::Subcommand)]
+pub enum Args {
+    /// Judge a file before it is used
+    Check {
+        /// The file [default: berth.toml of the state directory]
+        file: Option<PathBuf>,
+    },
+    /// Print every value in force: of the running cluster, else of the file that would be read
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The configuration that a controller of this state directory would read, judged.
+pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
+    let wrong = |e: &dyn std::fmt::Display| Failure::new(Kind::Configuration, e.to_string());
+    let config = berth_controller::load_config(&dir.0, file).map_err(|e| wrong(&e))?;
+    let problems = config.check();
+    if !problems.is_empty() {
+        let name = file.map_or(dir.0.join("berth.toml"), Path::to_path_buf);
+        let lines: Vec<String> = problems.iter().map(|p| format!("{}: {p}", name.display())).collect();
+        return Err(Failure::new(Kind::Configuration, lines.join("\n")));
+    }
+    Ok(config)
+}
+
+pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
+    match args {
+        Args::Check { file } => {
+            let dir = StateDir::named_or_own(state)?;
+            let file = file.clone().unwrap_or_else(|| dir.0.join("berth.toml"));
+            let config = of(&dir, Some(&file))?;
+            out::print(&format!(
+                "{}: good: cluster '{}', {} partitions\n",
+                file.display(),
+                config.cluster,
+                config.partitions.len().max(1)
+            ))?;
+        }
+        Args::Show { json } => {
+            let config = in_force(state)?;
+            let text = if *json {
+                serde_json::to_string_pretty(&config).map_err(|e| e.to_string())
+            } else {
+                toml::to_string(&config).map_err(|e| e.to_string())
+            };
+            let text = text
+                .map_err(|e| Failure::new(Kind::Internal, format!("cannot print the configuration: {e}")))?;
+            out::print(&(text.trim_end().to_string() + "\n"))?;
+        }
+    }
+    Ok(0)
+}
+
+fn in_force(state: Option<&Path>) -> Result<Config, Failure> {
+    if let Ok(site) = Site::find(state) {
+        let asked = berth_client::block_on(async { Ok(site.connect().await?.config().await?) });
+        if let Ok(config) = asked {
+            return Ok(config);
+        }
+    }
+    of(&StateDir::named_or_own(state)?, None)
+}

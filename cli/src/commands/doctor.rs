@@ -1,0 +1,274 @@
+//! `berth doctor`.
+
+use berth_client::error::Outcome;
+use berth_client::out;
+use berth_client::site::StateDir;
+use berth_runtime::cgroup::{CgroupFacts, Controller};
+use serde::Serialize;
+use std::path::Path;
+
+/// Look whether this machine has what Berth needs, and say what to do where it has not
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How good a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Good,
+    Limited,
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    /// What to do; empty where there is nothing.
+    todo: String,
+}
+
+fn good(what: &'static str, found: impl Into<String>) -> Finding {
+    Finding { what, verdict: Verdict::Good, found: found.into(), todo: String::new() }
+}
+
+fn finding(
+    what: &'static str,
+    verdict: Verdict,
+    found: impl Into<String>,
+    todo: impl Into<String>,
+) -> Finding {
+    Finding { what, verdict, found: found.into(), todo: todo.into() }
+}
+
+pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
+    let findings = look(state);
+    let bad = findings.iter().any(|f| f.verdict == Verdict::Bad);
+    if args.json {
+        let text = serde_json::to_string_pretty(&findings).unwrap_or_default();
+        out::print(&(text + "\n"))?;
+        return Ok(u8::from(bad));
+    }
+    let mut text = String::new();
+    for f in &findings {
+        let mark = match f.verdict {
+            Verdict::Good => "good   ",
+            Verdict::Limited => "limited",
+            Verdict::Bad => "BAD    ",
+        };
+        text.push_str(&format!("{mark}  {:<17} {}\n", f.what, f.found));
+        if !f.todo.is_empty() {
+            text.push_str(&format!("{:28}-> {}\n", "", f.todo));
+        }
+    }
+    out::print(&text)?;
+    Ok(u8::from(bad))
+}
+
+fn look(state: Option<&Path>) -> Vec<Finding> {
+    let root = nix::unistd::geteuid().is_root();
+    let mut all = vec![mode(root), kernel(), user_namespaces(root)];
+    all.extend(apparmor(root));
+    all.push(programs());
+    all.push(cgroups(root));
+    all.push(state_dir(state));
+    all
+}
+
+fn mode(root: bool) -> Finding {
+    if !root {
+        return good("mode", "ordinary user: a cluster of your own, nothing privileged");
+    }
+    if berth_runtime::facts::is_privileged() {
+        return good("mode", "root: a cluster for all users of the machine");
+    }
+    finding(
+        "mode",
+        Verdict::Bad,
+        "root without the right to mount (a container or a user namespace)",
+        "start the container with CAP_SYS_ADMIN, or use an ordinary user",
+    )
+}
+
+fn kernel() -> Finding {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (5, 12) {
+        good("kernel", format!("{release} (overlay in user namespaces, idmapped mounts)"))
+    } else {
+        finding(
+            "kernel",
+            Verdict::Bad,
+            release,
+            "Berth needs Linux 5.12 or newer: Debian 12, Ubuntu 22.04, RHEL 9",
+        )
+    }
+}
+
+fn setting(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn user_namespaces(root: bool) -> Finding {
+    let most = setting("/proc/sys/user/max_user_namespaces");
+    if most == Some(0) {
+        return finding(
+            "user namespaces",
+            Verdict::Bad,
+            "switched off",
+            "as root: sysctl -w user.max_user_namespaces=15000, and write it to /etc/sysctl.d/berth.conf",
+        );
+    }
+    if setting("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) && !root {
+        return finding(
+            "user namespaces",
+            Verdict::Bad,
+            "forbidden to ordinary users",
+            "as root: sysctl -w kernel.unprivileged_userns_clone=1, and write it to /etc/sysctl.d/berth.conf",
+        );
+    }
+    if most.is_none() {
+        return finding(
+            "user namespaces",
+            Verdict::Bad,
+            "not in this kernel",
+            "use a kernel with CONFIG_USER_NS",
+        );
+    }
+    good("user namespaces", "allowed")
+}
+
+/// Ubuntu's rule, where the kernel has it.
+fn apparmor(root: bool) -> Option<Finding> {
+    let rule = setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")?;
+    if rule == 0 || root {
+        return Some(good("AppArmor", "does not restrict user namespaces for this user"));
+    }
+    Some(finding(
+        "AppArmor",
+        Verdict::Bad,
+        "ordinary users get no rights in their user namespaces",
+        "as root: give berth and berth-step a profile with 'userns,' in /etc/apparmor.d, or sysctl -w \
+         kernel.apparmor_restrict_unprivileged_userns=0",
+    ))
+}
+
+fn programs() -> Finding {
+    match crate::daemon::step_program() {
+        Ok(path) => good("programs", format!("berth {} and {}", berth_client::VERSION, path.display())),
+        Err(e) => finding("programs", Verdict::Bad, e.text, "install berth-step beside berth"),
+    }
+}
+
+/// The limits that jobs get.
+const NEEDED: &[Controller] =
+    &[Controller::Memory, Controller::Cpu, Controller::Cpuset, Controller::Pids, Controller::Devices];
+
+fn missing() -> Vec<&'static str> {
+    let facts = CgroupFacts::detect();
+    NEEDED.iter().filter(|c| !facts.has(**c)).map(|c| c.name()).collect()
+}
+
+fn cgroups(root: bool) -> Finding {
+    let missing = missing();
+    if missing.is_empty() {
+        return good("control groups", "memory, cpu, cpuset, pids and devices are enforced");
+    }
+    let list = missing.join(", ");
+    if root {
+        finding(
+            "control groups",
+            Verdict::Bad,
+            format!("not usable: {list}"),
+            "mount the hierarchies (systemd does), or start Berth in a group that has these controllers",
+        )
+    } else {
+        finding(
+            "control groups",
+            Verdict::Limited,
+            format!("not enforced for your jobs: {list}"),
+            "ask root for a delegated control group (systemd: Delegate=yes), or for a cluster of the machine ('berth up' as root)",
+        )
+    }
+}
+
+/// What jobs of a cluster started now would not be held to, in words.
+pub fn not_enforced() -> Vec<String> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "limits on {} are not enforced here: no control group is delegated to this user ('berth doctor' says more)",
+        missing.join(", ")
+    )]
+}
+
+fn state_dir(state: Option<&Path>) -> Finding {
+    let dir = match StateDir::named_or_own(state) {
+        Ok(dir) => dir.0,
+        Err(e) => {
+            return finding("state directory", Verdict::Bad, e.text, "name one with --state or BERTH_STATE");
+        }
+    };
+    // The nearest directory that exists tells the file system.
+    let Some(there) = dir.ancestors().find(|d| d.is_dir()) else {
+        return finding(
+            "state directory",
+            Verdict::Bad,
+            dir.display().to_string(),
+            "name another with --state",
+        );
+    };
+    let network: &[(u64, &str)] =
+        &[(0x6969, "NFS"), (0xff53_4d42, "CIFS"), (0x0bd0_0bd0, "Lustre"), (0x00c3_6400, "Ceph")];
+    let stat = match rustix::fs::statfs(there) {
+        Ok(stat) => stat,
+        Err(e) => {
+            return finding(
+                "state directory",
+                Verdict::Bad,
+                format!("{}: {e}", there.display()),
+                "name another with --state",
+            );
+        }
+    };
+    let kind = u64::try_from(stat.f_type).unwrap_or(0) & 0xffff_ffff;
+    if let Some((_, name)) = network.iter().find(|(magic, _)| *magic == kind) {
+        return finding(
+            "state directory",
+            Verdict::Bad,
+            format!("{} is on {name}, a network file system", dir.display()),
+            "name a directory on a local disk with --state or BERTH_STATE",
+        );
+    }
+    let writable = rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok();
+    if !writable {
+        return finding(
+            "state directory",
+            Verdict::Bad,
+            format!("{} is not writable", there.display()),
+            "name another with --state or BERTH_STATE",
+        );
+    }
+    good("state directory", dir.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trouble_has_a_next_step() {
+        for f in look(Some(Path::new("/tmp/berth-doctor-test"))) {
+            assert_eq!(f.todo.is_empty(), f.verdict == Verdict::Good, "{f:?}");
+        }
+    }
+}

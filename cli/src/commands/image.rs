@@ -1,0 +1,169 @@
+//! `berth image`.
+
+use crate::images::{self, Bar};
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_images::{
+    Credentials, Error, PruneOptions, Reference, Removed, ResolveOptions, Resolved, open_source, resolve,
+};
+use std::path::Path;
+use std::time::Duration;
+
+/// Look after the images of this machine's cluster (root), or of your own store
+#[derive(Debug, clap::Subcommand)]
+pub enum Args {
+    /// Fetch an image into the store
+    Pull {
+        /// Image, such as debian:12, ghcr.io/team/app:1, or a path
+        image: String,
+        /// Speak to the registry without TLS, or without checking its certificate
+        #[arg(long)]
+        insecure: bool,
+        /// Print the digest alone
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// List the images of the store
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything about an image of the store, as JSON
+    Inspect {
+        /// Name or digest
+        image: String,
+    },
+    /// Remove images from the store
+    Rm {
+        /// Names or digests
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images that lost their names, and layers that no image needs
+    Prune {
+        /// All images that are not in use
+        #[arg(long)]
+        all: bool,
+        /// Images not used for so many days
+        #[arg(long, value_name = "DAYS", conflicts_with = "all")]
+        older_than: Option<u32>,
+    },
+    /// Show what the store takes on disk
+    Df {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(args: Args, state: Option<&Path>) -> Outcome {
+    let store = images::store(state)?;
+    let failed = |e: Error| images::failed(&e);
+    match args {
+        Args::Pull { image, insecure, quiet } => {
+            let reference: Reference = image.parse().map_err(failed)?;
+            let credentials = Credentials::from_env();
+            let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+            let Resolved::Manifest(pinned) = resolve(&reference, &credentials, &options).map_err(failed)?
+            else {
+                return Err(Failure::user(format!("{image} is used where it is; there is nothing to fetch")));
+            };
+            let bar = Bar::new(&image, quiet);
+            let prepared = match images::helpers()? {
+                Some(helpers) => helpers.ensure(&store, &pinned, &bar),
+                None => open_source(&pinned.source, pinned.insecure, &credentials)
+                    .and_then(|source| store.ensure(&pinned, source.as_ref(), &bar)),
+            };
+            bar.finish();
+            let digest = prepared.map_err(failed)?.digest;
+            let line =
+                if quiet { format!("{digest}\n") } else { format!("{reference} is present: {digest}\n") };
+            out::print(&line)?;
+        }
+        Args::Ls { json } => {
+            let list = store.list().map_err(failed)?;
+            if json {
+                out::print(&document(&list)?)?;
+                return Ok(0);
+            }
+            let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
+            let mut rows = vec![["NAME", "DIGEST", "SIZE", "LAYERS", "LAST USED"].map(str::to_string)];
+            for i in list {
+                let name = if i.names.is_empty() { "<none>".to_string() } else { i.names.join(",") };
+                let used = if i.in_use {
+                    "now".to_string()
+                } else {
+                    format!("{} ago", images::age(now.saturating_sub(i.last_used)))
+                };
+                rows.push([
+                    name,
+                    i.digest.short().to_string(),
+                    images::size(i.bytes),
+                    i.layers.to_string(),
+                    used,
+                ]);
+            }
+            out::print(&table(&rows))?;
+        }
+        Args::Inspect { image } => {
+            let digest = store.find(&image).map_err(failed)?;
+            out::print(&document(&store.inspect(&digest).map_err(failed)?)?)?;
+        }
+        Args::Rm { images: names } => {
+            for name in names {
+                let digest = store.find(&name).map_err(failed)?;
+                removed(&store.remove(&digest).map_err(failed)?)?;
+            }
+        }
+        Args::Prune { all, older_than } => {
+            let older_than = older_than.map(|d| Duration::from_secs(u64::from(d) * 86_400));
+            removed(
+                &store.prune(&PruneOptions { older_than, all, ..PruneOptions::default() }).map_err(failed)?,
+            )?;
+        }
+        Args::Df { json } => {
+            let usage = store.df().map_err(failed)?;
+            if json {
+                out::print(&document(&usage)?)?;
+                return Ok(0);
+            }
+            out::print(&format!(
+                "images       {} ({} in use)\nlayers       {}\nsize         {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
+                usage.images,
+                usage.images_in_use,
+                usage.layers,
+                images::size(usage.bytes),
+                images::size(usage.reclaimable_bytes),
+                images::size(usage.free_bytes),
+                store.root().display()
+            ))?;
+        }
+    }
+    Ok(0)
+}
+
+fn removed(removed: &Removed) -> Result<(), Failure> {
+    for image in &removed.images {
+        out::print(&format!("removed {image}\n"))?;
+    }
+    out::print(&format!("{} layers, {} freed\n", removed.layers, images::size(removed.bytes)))
+}
+
+fn document(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot print: {e}")))
+}
+
+/// Columns as wide as their longest cell.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    rows.iter()
+        .map(|row| {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+            cells.join("  ").trim_end().to_string() + "\n"
+        })
+        .collect()
+}

@@ -1,0 +1,65 @@
+//! The program's own commands, one file each; a command's doc comment is its help.
+
+mod completions;
+mod config;
+mod controller;
+mod doctor;
+mod down;
+mod image;
+mod install_links;
+mod internal;
+mod man;
+mod node;
+mod run;
+mod sim;
+mod status;
+mod up;
+
+use berth_client::error::Outcome;
+use clap::Subcommand;
+use std::path::PathBuf;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Up(up::Args),
+    Down(down::Args),
+    Status(status::Args),
+    Run(run::Args),
+    #[command(subcommand)]
+    Image(image::Args),
+    Doctor(doctor::Args),
+    #[command(subcommand)]
+    Config(config::Args),
+    InstallLinks(install_links::Args),
+    Sim(sim::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    Controller(controller::Args),
+    Agent(node::Args),
+    #[command(hide = true)]
+    InternalFetch(internal::Fetch),
+    #[command(hide = true)]
+    InternalUnpack(internal::Unpack),
+}
+
+/// Runs it.
+pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
+    match command {
+        Command::Up(args) => up::run(&args, state.as_deref()),
+        Command::Down(args) => down::run(&args, state.as_deref()),
+        Command::Status(args) => status::run(&args, state.as_deref()),
+        Command::Run(args) => run::run(args, state.as_deref()),
+        Command::Image(args) => image::run(args, state.as_deref()),
+        Command::Doctor(args) => doctor::run(&args, state.as_deref()),
+        Command::Config(args) => config::run(&args, state.as_deref()),
+        Command::InstallLinks(args) => install_links::run(&args),
+        Command::Sim(args) => sim::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+        Command::Controller(args) => controller::run(&args, state.as_deref()),
+        Command::Agent(args) => node::run(&args, state.as_deref()),
+        Command::InternalFetch(args) => internal::fetch(args),
+        Command::InternalUnpack(args) => internal::unpack(args),
+    }
+}

@@ -1,0 +1,158 @@
+//! `berth up`.
+
+use super::{config, doctor};
+use crate::daemon::{self, Part};
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_client::site::StateDir;
+use berth_model::query::Status;
+use berth_rpc::{Client, Endpoint};
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// Start a cluster of this machine: a controller and an agent
+///
+/// As root it serves all users of the machine, with limits that the kernel enforces; as an ordinary user it is that
+/// user's alone and needs no privilege. What runs already is left alone.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Come back when the cluster is up; without it, the cluster ends with this command
+    #[arg(long, short = 'd')]
+    detach: bool,
+    /// Configuration [default: berth.toml in the state directory]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How long a daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
+    let dir = StateDir::named_or_own(state)?;
+    let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
+    config::of(&dir, file.as_deref())?;
+    daemon::make_state(&dir)?;
+    let mut children = Vec::new();
+    let before = status(&dir);
+    if before.is_none() {
+        let child = daemon::start(&dir, Part::Controller, file.as_deref())?;
+        children.push((Part::Controller, child));
+    }
+    wait(&dir, &mut children, |s| Some(s.clone()))?;
+    if daemon::pid_file(&dir, Part::Agent).is_none() {
+        children.push((Part::Agent, daemon::start(&dir, Part::Agent, file.as_deref())?));
+    }
+    let now = wait(&dir, &mut children, |s| s.agents.iter().any(|a| a.connected).then(|| s.clone()))?;
+    announce(&dir, &now, children.is_empty(), before.is_some())?;
+    if args.detach || children.is_empty() {
+        return Ok(0);
+    }
+    foreground(&dir, children)
+}
+
+/// The status of a controller that answers.
+fn status(dir: &StateDir) -> Option<Status> {
+    let endpoint = Endpoint::Unix(dir.controller_socket());
+    berth_client::block_on(async { Ok(Client::connect(&endpoint).await?.status().await?) }).ok()
+}
+
+/// Waits until the controller says what is waited for, or a daemon that we started ends.
+fn wait<T>(
+    dir: &StateDir,
+    children: &mut [(Part, Child)],
+    seen: impl Fn(&Status) -> Option<T>,
+) -> Result<T, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(found) = status(dir).as_ref().and_then(&seen) {
+            return Ok(found);
+        }
+        for (part, child) in children.iter_mut() {
+            if let Ok(Some(how)) = child.try_wait() {
+                return Err(failed(dir, *part, &format!("ended at once ({how})")));
+            }
+        }
+        if Instant::now() > deadline {
+            let part = children.last().map_or(Part::Agent, |(p, _)| *p);
+            return Err(failed(dir, part, &format!("does not answer within {} s", PATIENCE.as_secs())));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+fn failed(dir: &StateDir, part: Part, what: &str) -> Failure {
+    let log = daemon::log(dir, part);
+    let tail = daemon::tail(&log, 5);
+    Failure::new(
+        Kind::Internal,
+        format!("the {} {what}; the end of its log {}:\n{tail}", part.name(), log.display()),
+    )
+}
+
+fn announce(
+    dir: &StateDir,
+    status: &Status,
+    nothing_started: bool,
+    controller_ran: bool,
+) -> Result<(), Failure> {
+    let nodes: Vec<String> = status.agents.iter().map(|a| a.node.to_string()).collect();
+    let how = match (nothing_started, controller_ran) {
+        (true, _) => "is already up",
+        (false, true) => "is up again (the controller was already up, the agent was started)",
+        _ => "is up",
+    };
+    let mode = if nix::unistd::geteuid().is_root() { "system mode" } else { "user mode" };
+    out::print(&format!(
+        "The cluster in {} {how}: controller pid {}, node {} ({mode}). Stop it with: berth down{}\n",
+        dir.0.display(),
+        status.pid,
+        nodes.join(","),
+        if StateDir::own().is_ok_and(|own| own == *dir) {
+            String::new()
+        } else {
+            format!(" --state {}", dir.0.display())
+        }
+    ))?;
+    for line in doctor::not_enforced() {
+        out::complain(&format!("berth: warning: {line}"));
+    }
+    Ok(())
+}
+
+/// Stays until a signal, then ends what was started.
+fn foreground(dir: &StateDir, mut children: Vec<(Part, Child)>) -> Outcome {
+    use nix::sys::signal::SigSet;
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block().map_err(fault)?;
+    let signals =
+        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)?;
+    out::complain("berth: Ctrl-C ends the cluster");
+    loop {
+        if signals.read_signal().map_err(fault)?.is_some() {
+            break;
+        }
+        for (part, child) in &mut children {
+            if let Ok(Some(how)) = child.try_wait() {
+                let failure = failed(dir, *part, &format!("ended ({how})"));
+                super::down::stop(dir)?;
+                return Err(failure);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    super::down::stop(dir)?;
+    for (_, child) in &mut children {
+        // Their end was waited for; this takes their exit codes.
+        let _ = child.wait();
+    }
+    Ok(0)
+}

@@ -1,0 +1,220 @@
+//! Controller and agent as processes of their own: where they tell their pid, how they are started and ended.
+
+use berth_client::error::{Failure, Kind};
+use berth_client::site::StateDir;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Which daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `berth controller`.
+    Controller,
+    /// `berth agent`.
+    Agent,
+}
+
+impl Part {
+    /// Its name: of its command, its pid file and its log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Controller => "controller",
+            Part::Agent => "agent",
+        }
+    }
+}
+
+/// The pid that a daemon wrote down, if a process of that pid lives.
+pub fn pid_file(dir: &StateDir, part: Part) -> Option<i32> {
+    let text = std::fs::read(dir.run().join(format!("{}.json", part.name()))).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let pid = i32::try_from(value.get("pid")?.as_i64()?).ok()?;
+    is_ours(pid, part).then_some(pid)
+}
+
+/// Whether the process is that daemon: pids are given again to others.
+fn is_ours(pid: i32, part: Part) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split(|b| *b == 0).any(|word| word == part.name().as_bytes())
+}
+
+/// Makes the state directory and what clients need of it.
+pub fn make_state(dir: &StateDir) -> Result<(), Failure> {
+    let failed = |path: &Path, e: std::io::Error| {
+        Failure::new(
+            Kind::Configuration,
+            format!("state directory {}: {e}; name another with --state or BERTH_STATE", path.display()),
+        )
+    };
+    for path in [dir.0.clone(), dir.run(), dir.log()] {
+        if !path.is_dir() {
+            DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(|e| failed(&path, e))?;
+            // Whatever the umask: clients of other users must reach the sockets.
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))
+                .map_err(|e| failed(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The log of a daemon.
+pub fn log(dir: &StateDir, part: Part) -> PathBuf {
+    dir.log().join(format!("{}.log", part.name()))
+}
+
+/// Starts a daemon with its output in its log.
+pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child, Failure> {
+    let path = log(dir, part);
+    let failed = |what: String, e: std::io::Error| Failure::new(Kind::Internal, format!("{what}: {e}"));
+    let open = || -> std::io::Result<(File, File)> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path)?;
+        let again = file.try_clone()?;
+        Ok((file, again))
+    };
+    let (out, err) = open().map_err(|e| failed(path.display().to_string(), e))?;
+    let mut command = Command::new(crate::own_path()?);
+    command.arg("--state").arg(&dir.0).arg(part.name()).arg("--background");
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .map_err(|e| failed(format!("cannot start the {}", part.name()), e))
+}
+
+/// A daemon's pid for `berth status` and `berth down`; gone with it.
+pub struct PidFile(PathBuf);
+
+impl PidFile {
+    /// Writes it. Another daemon of the kind that lives is an error.
+    pub fn write(dir: &StateDir, part: Part) -> Result<PidFile, Failure> {
+        if let Some(pid) = pid_file(dir, part) {
+            return Err(Failure::user(format!(
+                "an {} runs already in {} (pid {pid}); 'berth down' ends it",
+                part.name(),
+                dir.0.display()
+            )));
+        }
+        let path = dir.run().join(format!("{}.json", part.name()));
+        let fresh = path.with_extension("new");
+        let text =
+            serde_json::json!({"pid": std::process::id(), "version": berth_client::VERSION}).to_string();
+        std::fs::write(&fresh, text + "\n")
+            .and_then(|()| std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o644)))
+            .and_then(|()| std::fs::rename(&fresh, &path))
+            .map_err(|e| Failure::new(Kind::Internal, format!("{}: {e}", path.display())))?;
+        Ok(PidFile(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // The next daemon writes it anew; one that is left names a pid that is no daemon of ours.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Log lines to stderr, which is a daemon's log file. `BERTH_LOG` chooses what is told.
+pub fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colours = rustix::termios::isatty(rustix::stdio::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+/// Runs a daemon's asynchronous part.
+pub fn serve(work: impl Future<Output = Result<(), Failure>>) -> berth_client::error::Outcome {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?
+        .block_on(work)
+        .map(|()| 0)
+}
+
+/// Resolves when the daemon is asked to end.
+pub fn ended_by_signal() -> Result<impl Future<Output = ()>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let fault = |e: std::io::Error| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// The `berth-step` program: beside this one, or in `../libexec/berth`.
+pub fn step_program() -> Result<PathBuf, Failure> {
+    let own = crate::own_path()?;
+    let dir = own.parent().unwrap_or(Path::new("/"));
+    let places = [dir.join("berth-step"), dir.join("../libexec/berth/berth-step")];
+    match places.iter().find(|p| p.is_file()) {
+        Some(found) => Ok(found.clone()),
+        None => Err(Failure::new(
+            Kind::Configuration,
+            format!("berth-step is not in {}; install it beside berth", dir.display()),
+        )),
+    }
+}
+
+/// Leaves the caller's session: what happens to a terminal is no affair of a daemon.
+pub fn leave_session() {
+    // It fails only for the leader of a group, who has no terminal to lose or was started so on purpose.
+    let _ = nix::unistd::setsid();
+}
+
+/// The last lines of a log, for a message.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Asks a process to end and waits until it is gone; without regard after `patience`.
+pub fn stop(pid: i32, part: Part, patience: Duration) -> Result<(), Failure> {
+    let target = Pid::from_raw(pid);
+    match kill(target, Signal::SIGTERM) {
+        Ok(()) => {}
+        Err(nix::errno::Errno::ESRCH) => return Ok(()),
+        Err(e) => {
+            return Err(Failure::user(format!(
+                "cannot end the {} (pid {pid}): {e}; do it as the user who started the cluster, or as root",
+                part.name()
+            )));
+        }
+    }
+    let deadline = Instant::now() + patience;
+    let mut forced = false;
+    loop {
+        if !is_ours(pid, part) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            if forced {
+                return Err(Failure::new(
+                    Kind::Internal,
+                    format!("the {} (pid {pid}) does not end; see 'ps -o stat,wchan {pid}'", part.name()),
+                ));
+            }
+            forced = true;
+            // It may have ended a moment ago.
+            let _ = kill(target, Signal::SIGKILL);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,155 @@
+//! What the commands need of images: the resolver for submissions, the store to use, and progress on a terminal.
+
+use berth_client::ImageResolver;
+use berth_client::error::{Failure, Kind};
+use berth_client::site::{Site, StateDir};
+use berth_images::{
+    Credentials, Error, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved, RunAs, Store,
+    resolve,
+};
+use berth_model::ByteStr;
+use berth_model::spec::ResolvedImage;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+/// Resolves images with the caller's own logins. Registries that the cluster's configuration calls insecure are spoken
+/// to without TLS.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    /// The state directory named on the command line.
+    pub state: Option<std::path::PathBuf>,
+}
+
+impl ImageResolver for Resolver {
+    fn resolve(&self, typed: &str) -> Result<ResolvedImage, String> {
+        let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
+        let options = ResolveOptions { insecure: self.insecure(&reference), ..ResolveOptions::default() };
+        let resolved = resolve(&reference, &Credentials::from_env(), &options).map_err(|e| e.to_string())?;
+        Ok(match resolved {
+            Resolved::Manifest(m) => ResolvedImage::Manifest {
+                source: m.source,
+                digest: m.digest.to_string(),
+                insecure: m.insecure,
+            },
+            Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
+            Resolved::Host => ResolvedImage::Host,
+        })
+    }
+}
+
+impl Resolver {
+    fn insecure(&self, reference: &Reference) -> bool {
+        let Reference::Registry(name) = reference else { return false };
+        let site = Site::find(self.state.as_deref());
+        let config =
+            site.and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
+        config.is_ok_and(|c| is_insecure(&c.container.insecure_registries, &name.source()))
+    }
+}
+
+/// Whether the source's registry is one of those listed.
+fn is_insecure(list: &[String], source: &str) -> bool {
+    let rest = source.strip_prefix("docker://").unwrap_or(source);
+    let host = rest.split('/').next().unwrap_or(rest);
+    list.iter().any(|entry| entry == host)
+}
+
+/// A failure about an image.
+pub fn failed(e: &Error) -> Failure {
+    Failure::user(e.to_string())
+}
+
+/// The store of the caller: of the named state directory, else of the caller's own.
+pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
+    let dir = StateDir::named_or_own(state)?;
+    crate::daemon::make_state(&dir)?;
+    let root = dir.images();
+    let owner = if nix::unistd::geteuid().is_root() { Some(berth_agent::STORE_ID) } else { None };
+    Store::open_for(&root, owner).map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
+}
+
+/// The two processes that fetch and unpack for root, where the store has an identity of its own.
+pub fn helpers() -> Result<Option<Helpers>, Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let names =
+        ["HOME", "USER", "PATH", "DOCKER_CONFIG", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy", "no_proxy"];
+    let environment = names.into_iter().filter_map(|n| Some((n.into(), std::env::var_os(n)?))).collect();
+    let (uid, gid) = berth_agent::STORE_ID;
+    Ok(Some(Helpers {
+        program: crate::own_path()?,
+        fetch: vec!["internal-fetch".into()],
+        unpack: vec!["internal-unpack".into()],
+        user: None,
+        environment,
+        store: Some(RunAs { uid, gid, groups: Vec::new() }),
+    }))
+}
+
+/// Shows an import on a terminal, and nothing elsewhere but notes.
+pub struct Bar {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Bar {
+    /// For the named image.
+    pub fn new(name: &str, quiet: bool) -> Bar {
+        let bar = if quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(0)
+        };
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(name.to_string());
+        Bar { bar, quiet }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn event(&self, event: ProgressEvent) {
+        match event {
+            ProgressEvent::Start { bytes, .. } => self.bar.set_length(bytes),
+            ProgressEvent::Fetched { bytes } => self.bar.inc(bytes),
+            ProgressEvent::Waiting { what } => self.bar.set_message(format!("waiting for {what}")),
+            ProgressEvent::Syncing => self.bar.set_message("writing to disk"),
+            ProgressEvent::LayerDone { .. } => {}
+            ProgressEvent::Note { text } if !self.quiet => {
+                self.bar.suspend(|| berth_client::out::complain(&format!("berth: note: {text}")));
+            }
+            ProgressEvent::Note { .. } => {}
+        }
+    }
+}
+
+/// `3.2 MiB`.
+pub fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// `5 minutes`, `3 days`.
+pub fn age(seconds: u64) -> String {
+    indicatif::HumanDuration(Duration::from_secs(seconds)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn insecure_registries_are_named_with_their_port() {
+        let list = ["localhost:5000".to_string()];
+        assert!(is_insecure(&list, "docker://localhost:5000/debian"));
+        assert!(!is_insecure(&list, "docker://localhost/debian"));
+        assert!(!is_insecure(&list, "docker://docker.io/library/debian"));
+    }
+}
