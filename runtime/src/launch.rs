@@ -2,7 +2,7 @@
 
 use crate::exec::ExecError;
 use crate::plan::{Mode, Plan, RootPlan};
-use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send};
+use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send_and_collect};
 use crate::setup::{SetupFailure, SetupFds, map_text};
 use crate::sys::fork::{CloneOptions, Forked, fork};
 use crate::sys::{Errno, userns, wait};
@@ -232,7 +232,8 @@ fn namespace_failure(plan: &Plan, errno: Errno) -> SetupFailure {
 }
 
 impl InitHandle {
-    /// Readable when [`InitHandle::next_event`] has something to say.
+    /// Readable when something happened: then call [`InitHandle::next_event`] until it says `None`, because
+    /// one read may bring several events.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.sock.as_fd()
     }
@@ -287,7 +288,8 @@ impl InitHandle {
             extra,
         }));
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        send(self.sock.as_fd(), &request, &borrowed).map_err(system("ask init for a task"))
+        send_and_collect(self.sock.as_fd(), &request, &borrowed, &mut self.receiver)
+            .map_err(system("ask init for a task"))
     }
 
     /// Sends a signal.
@@ -295,7 +297,7 @@ impl InitHandle {
     /// # Errors
     /// Init is gone.
     pub fn signal(&mut self, target: SignalTarget, signal: i32) -> Result<(), LaunchError> {
-        send(self.sock.as_fd(), &Request::Signal { target, signal }, &[])
+        send_and_collect(self.sock.as_fd(), &Request::Signal { target, signal }, &[], &mut self.receiver)
             .map_err(system("ask init for a signal"))
     }
 

@@ -5,6 +5,7 @@ use crate::setup::SetupFailure;
 use crate::sys::{Errno, SysResult};
 use berth_model::ByteStr;
 use berth_model::spec::TermSize;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -95,6 +96,26 @@ const HEADER: usize = 5;
 
 /// Sends one frame: length, number of descriptors, JSON.
 pub(crate) fn send<T: Serialize>(sock: BorrowedFd<'_>, value: &T, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+    transmit(sock, value, fds, None)
+}
+
+/// As [`send`], and collects what comes meanwhile: two sides that only send would wait for each other once
+/// both buffers are full.
+pub(crate) fn send_and_collect<T: Serialize>(
+    sock: BorrowedFd<'_>,
+    value: &T,
+    fds: &[BorrowedFd<'_>],
+    receiver: &mut Receiver,
+) -> SysResult<()> {
+    transmit(sock, value, fds, Some(receiver))
+}
+
+fn transmit<T: Serialize>(
+    sock: BorrowedFd<'_>,
+    value: &T,
+    fds: &[BorrowedFd<'_>],
+    mut receiver: Option<&mut Receiver>,
+) -> SysResult<()> {
     let json = serde_json::to_vec(value).map_err(|_| Errno::INVAL)?;
     if json.len() > MAX_FRAME || fds.len() > MAX_FDS {
         return Err(Errno::MSGSIZE);
@@ -103,6 +124,10 @@ pub(crate) fn send<T: Serialize>(sock: BorrowedFd<'_>, value: &T, fds: &[Borrowe
     frame.extend_from_slice(&u32::try_from(json.len()).map_err(|_| Errno::MSGSIZE)?.to_le_bytes());
     frame.push(u8::try_from(fds.len()).map_err(|_| Errno::MSGSIZE)?);
     frame.extend_from_slice(&json);
+    let mut flags = SendFlags::NOSIGNAL;
+    if receiver.is_some() {
+        flags |= SendFlags::DONTWAIT;
+    }
     let mut rest: &[u8] = &frame;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut first = true;
@@ -111,12 +136,25 @@ pub(crate) fn send<T: Serialize>(sock: BorrowedFd<'_>, value: &T, fds: &[Borrowe
         if first && !fds.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }
-        match rustix::net::sendmsg(sock, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(sock, &[IoSlice::new(rest)], &mut control, flags) {
             Ok(n) => {
                 rest = &rest[n..];
                 first = false;
             }
             Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut polled = [PollFd::from_borrowed_fd(sock, PollFlags::IN | PollFlags::OUT)];
+                match poll(&mut polled, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e),
+                }
+                if let Some(receiver) = &mut receiver {
+                    receiver.fill(sock, false)?;
+                    if receiver.ended {
+                        return Err(Errno::PIPE);
+                    }
+                }
+            }
             Err(e) => return Err(e),
         }
     }

@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("tasks::why_a_program_does_not_run", why_a_program_does_not_run),
     ("tasks::a_parked_process_forks_init", a_parked_process_forks_init),
     ("tasks::host_runs_on_the_node", host_runs_on_the_node),
+    ("tasks::many_tasks_with_long_environments", many_tasks_with_long_environments),
     ("tasks::a_script_by_descriptor", a_script_by_descriptor),
     ("tasks::the_doctor_agrees", the_doctor_agrees),
 ];
@@ -278,5 +279,17 @@ fn a_script_by_descriptor() {
             let outcome = run(text);
             assert!(outcome.code == 126 && outcome.err.contains(why), "{text}: {outcome:?}");
         }
+    });
+}
+
+fn many_tasks_with_long_environments() {
+    // More than the sockets' buffers hold in either direction: neither side may wait for the other.
+    each(|mode| {
+        let dir = Dir::new();
+        let mut order = Order::new(request(&busybox(&dir, mode), mode), "");
+        order.env = vec![format!("LONG={}", "x".repeat(100_000)).into()];
+        order.tasks = (0..400).map(|_| vec!["/bin/true".to_string()]).collect();
+        let outcome = launch(&order, mode);
+        assert_eq!((outcome.code, outcome.err.matches(" 0:0 ").count()), (0, 400), "{mode:?}");
     });
 }
