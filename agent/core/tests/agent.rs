@@ -90,6 +90,9 @@ fn exit(signal: u8) -> StepExit {
     }
 }
 
+/// Steps and runs as a Hello tells them.
+type Told = (Vec<(StepKey, StepPhase)>, Vec<(JobId, Attempt)>);
+
 struct Node {
     core: AgentCore,
     now: Time,
@@ -180,7 +183,7 @@ impl Node {
     }
 
     /// Steps and runs of the last Hello.
-    fn introduced(&self) -> (Vec<(StepKey, StepPhase)>, Vec<(JobId, Attempt)>) {
+    fn introduced(&self) -> Told {
         let hello = self.seen.iter().rev().find_map(|e| match e {
             AgentEffect::Send(FromAgent::Hello { steps, jobs, .. }) => Some((steps.clone(), jobs.clone())),
             _ => None,

@@ -1,7 +1,7 @@
 //! The life of jobs and steps, one event at a time.
 mod common;
 
-use berth_model::config::Config;
+use berth_model::config::{Config, PartitionConfig, PartitionState};
 use berth_model::ids::*;
 use berth_model::launch::{Program, StepPhase};
 use berth_model::link::{EndCause, ToAgent};
@@ -410,4 +410,71 @@ fn two_nodes_share_tasks_block_by_block() {
     assert!(w.info(id).steps[1].ended.is_none());
     w.exited("n2", key, FAILED);
     assert_eq!(w.info(id).steps[1].exit, FAILED);
+}
+
+#[test]
+fn what_was_submitted_before_any_node_was_known_starts_with_the_first() {
+    let mut w = World::new(&Config::default());
+    let id = w.batch("early", |_| {});
+    assert_eq!(w.state(id), JobState::Pending);
+    w.node("n1", hardware(1, 1, 1000, 0));
+    assert_eq!(w.state(id), JobState::Running);
+}
+
+#[test]
+fn limits_end_jobs_and_devices_are_given_by_index() {
+    let mut w = World::small();
+    let gpu = berth_model::tres::GresKey { name: "gpu".into(), kind: None };
+    let take = |s: &mut JobSpec| {
+        s.resources.gres.insert(gpu.clone(), 1);
+        s.resources.memory = MemoryRequest::PerNode(500);
+        s.time_limit = Some(TimeLimit::Minutes(1));
+    };
+    let (a, b, c) = (w.batch("a", take), w.batch("b", take), w.batch("c", take));
+    let index = |w: &World, id| w.info(id).shares[0].gres[0].index;
+    assert_eq!((index(&w, a), index(&w, b)), (0, 1));
+    assert_eq!(w.info(c).reason, Reason::Resources);
+    for id in [a, b] {
+        w.phase("n1", batch_key(id, 0), StepPhase::Running);
+    }
+    w.sent.clear();
+    w.later(Span::from_secs(60));
+    let ends = |m: &&ToAgent| matches!(m, ToAgent::EndJob { cause: EndCause::TimeLimit, .. });
+    assert_eq!(w.sent.iter().filter(ends).count(), 2);
+    let mut e = exit(ExitStatus { code: 0, signal: 15 });
+    e.ended_by = Some(EndCause::TimeLimit);
+    w.phase("n1", batch_key(a, 0), StepPhase::Exited(e));
+    w.gone("n1", a, 0);
+    let info = w.info(a);
+    assert_eq!(
+        (info.state, info.exit, info.steps[0].state),
+        (JobState::Timeout, ExitStatus::OK, JobState::Timeout)
+    );
+    assert_eq!(index(&w, c), 0);
+}
+
+#[test]
+fn a_closed_partition_says_so() {
+    let text = PartitionConfig { name: "p".into(), state: PartitionState::Down, ..Default::default() };
+    let mut w = World::new(&Config { partitions: vec![text], ..Config::default() });
+    w.node("n1", hardware(1, 1, 1000, 0));
+    let id = w.batch("a", |_| {});
+    assert_eq!(w.info(id).reason, Reason::PartitionDown);
+}
+
+#[test]
+fn a_cancelled_step_ends_alone() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    let body = Request::CreateStep { job: id, spec: Box::new(step("s")) };
+    let Ok(Response::StepCreated { key, .. }) = w.request(actor(1000), body) else { panic!() };
+    let jobs = vec![(JobSelector::Job(id), Some(key.step))];
+    w.request(actor(1000), Request::Cancel(CancelRequest { jobs, ..Default::default() })).unwrap();
+    assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Terminate { key: k, .. } if *k == key)));
+    let mut e = exit(ExitStatus { code: 0, signal: 15 });
+    e.ended_by = Some(EndCause::Cancelled);
+    w.phase("n1", key, StepPhase::Exited(e));
+    let info = w.info(id);
+    assert_eq!((info.state, info.steps[1].state), (JobState::Running, JobState::Cancelled));
+    assert_eq!(info.steps[1].cancelled_by, Some(Uid(1000)));
 }

@@ -18,7 +18,7 @@ use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
-use crate::rows::{MetaRow, StepRow};
+use crate::rows::{MetaRow, Phase, StepRow};
 use crate::snapshot::Snapshot;
 use crate::spec::Common;
 use crate::store::{PayloadKey, Write, fill_payload};
@@ -178,7 +178,10 @@ impl Cluster {
     /// while the job holds something.
     fn admit(&self, actor: &Actor) -> Result<Actor, Refusal> {
         let Some(inside) = actor.inside else { return Ok(actor.clone()) };
-        let job = self.jobs.get(&inside).filter(|j| j.run().is_some());
+        let job = self
+            .jobs
+            .get(&inside)
+            .filter(|j| matches!(j.row.phase, Phase::Running(_) | Phase::Ending { .. }));
         match job {
             Some(job) if job.spec.identity.uid == actor.identity.uid => {
                 Ok(Actor { administrator: false, ..actor.clone() })

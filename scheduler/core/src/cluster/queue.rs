@@ -56,7 +56,8 @@ impl Cluster {
             return self.set_wait(id, Some(Reason::JobArrayTaskLimit));
         }
         let Some((partition, key)) = self.queue_key(id) else { return };
-        self.set_wait(id, None);
+        let closed = self.config.partition(&partition).is_none_or(|p| !p.starts());
+        self.set_wait(id, closed.then_some(Reason::PartitionDown));
         if self.blocked.get(&partition).is_none_or(|first| key < *first) {
             self.dirty.insert(partition.clone());
         }

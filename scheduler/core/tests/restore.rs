@@ -1,0 +1,96 @@
+//! Rows that contradict each other are refused by name, and those of a real cluster come back.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::config::Config;
+use berth_model::ids::*;
+use berth_model::spec::ArraySpec;
+use berth_sched_core::*;
+use common::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a store would hold after the writes.
+fn stored(writes: &[Write]) -> Stored {
+    let (mut specs, mut jobs, mut steps, mut nodes) =
+        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut meta = None;
+    for w in writes {
+        match w {
+            Write::PutSpec(r) => drop(specs.insert(r.job, (**r).clone())),
+            Write::PutJob(r) => drop(jobs.insert(r.job, (**r).clone())),
+            Write::DeleteJob(id) => drop(jobs.remove(id)),
+            Write::PutStep(r) => drop(steps.insert(r.key, (**r).clone())),
+            Write::PutNode(r) => drop(nodes.insert(r.name.clone(), (**r).clone())),
+            Write::PutMeta(r) => meta = Some(r.clone()),
+            Write::PutPayload { .. } | Write::DeletePayload(_) | Write::Retire(_) => {}
+        }
+    }
+    Stored {
+        meta,
+        specs: specs.into_values().collect(),
+        jobs: jobs.into_values().collect(),
+        steps: steps.into_values().collect(),
+        nodes: nodes.into_values().collect(),
+    }
+}
+
+fn world() -> World {
+    let mut w = World::small();
+    w.batch("one", |s| s.resources.tasks = Some(2));
+    w.batch("array", |s| s.array = Some(ArraySpec { ranges: vec![(1, 9, 2)], max_running: Some(1) }));
+    w
+}
+
+fn restore(stored: Stored) -> Result<Cluster, RestoreError> {
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    Cluster::restore(config, Term(2), stored, berth_model::Time(0))
+}
+
+#[test]
+fn a_cluster_comes_back_as_it_was() {
+    let w = world();
+    let back = restore(stored(&w.writes)).unwrap();
+    back.audit().unwrap();
+    let plain = |c: &Cluster| {
+        let snapshot = c.snapshot();
+        let jobs = snapshot.jobs().map(|mut j| {
+            j.reason = Default::default();
+            j
+        });
+        jobs.collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&back), plain(&w.core));
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    type Spoil = fn(&mut Stored);
+    let cases: [(&str, Spoil); 8] = [
+        ("job 1", |s| s.specs.clear()),
+        ("job 1", |s| s.jobs[0].version = ROW_VERSION + 1),
+        ("job 3", |s| s.meta.as_mut().unwrap().next_job = 3),
+        ("job 1", |s| s.nodes.clear()),
+        ("job 3", |s| {
+            // Two jobs with the same cores.
+            let Phase::Running(first) = s.jobs[0].phase.clone() else { panic!() };
+            let Phase::Running(last) = &mut s.jobs[2].phase else { panic!() };
+            last.allocation = first.allocation;
+        }),
+        ("job 1", |s| {
+            let Phase::Running(run) = &mut s.jobs[0].phase else { panic!() };
+            let mut allocation = (*run.allocation).clone();
+            allocation.shares[0].cpus.push(99);
+            run.allocation = Arc::new(allocation);
+        }),
+        ("step 1.batch", |s| s.steps[0].nodes[0].node = "elsewhere".into()),
+        ("node n1", |s| s.nodes[0].hardware.cores.clear()),
+    ];
+    for (row, spoil) in cases {
+        let mut rows = stored(&world().writes);
+        spoil(&mut rows);
+        let error = restore(rows).err().unwrap_or_else(|| panic!("{row} was accepted"));
+        assert!(error.row.contains(row) && !error.why.is_empty(), "{error}");
+    }
+}
