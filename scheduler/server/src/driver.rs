@@ -8,8 +8,8 @@ use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobKind;
 use berth_model::{JobId, NodeName, Session, Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId, Stored,
-    Write, commit,
+    AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId,
+    Stored, Write, commit,
 };
 use berth_store::{Room, SqliteStore, StoreError};
 use std::collections::{BTreeSet, HashMap};
@@ -85,6 +85,9 @@ pub(crate) struct Driver {
     keep: Option<Span>,
     purged: Instant,
     stop: bool,
+    /// Events that the core is to panic over.
+    #[cfg(test)]
+    fault: fn(&Event) -> bool,
 }
 
 /// A driver, ready to run.
@@ -128,6 +131,8 @@ impl Driver {
             keep: (keep_records_days > 0).then(|| Span::from_mins(i64::from(keep_records_days) * 24 * 60)),
             purged: Instant::now(),
             stop: false,
+            #[cfg(test)]
+            fault: |_| false,
         };
         Ok(Started { driver, inputs: sender, shared, interactive })
     }
@@ -233,7 +238,12 @@ impl Driver {
         };
         let tick = matches!(event, Event::Tick);
         // The core is dropped after a panic, so nobody sees it half changed.
-        match catch_unwind(AssertUnwindSafe(|| self.cluster.handle(event, now))) {
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!(self.fault)(&event), "a fault that the test asked for");
+            self.cluster.handle(event, now)
+        }));
+        match handled {
             Ok(outcome) => {
                 for write in outcome.writes {
                     match write {
@@ -299,12 +309,12 @@ impl Driver {
     }
 
     /// Commits a group whose core is still there, publishes, and lets its effects out.
-    fn finish(&mut self, group: Group, now: Time) -> Result<(), ControllerError> {
+    fn finish(&mut self, mut group: Group, now: Time) -> Result<(), ControllerError> {
         if group.events == 0 {
             return Ok(());
         }
         let snapshot = self.cluster.snapshot();
-        match self.write(&group, now) {
+        match self.write(&mut group, now) {
             Ok(proof) => {
                 // Readers first: who has an answer finds what it says.
                 self.shared.publish(snapshot, &group.changed);
@@ -320,8 +330,8 @@ impl Driver {
     }
 
     /// Commits a group whose core is lost: the answers go out, agents hear when they come back.
-    fn commit_only(&mut self, group: Group, now: Time) -> Result<(), ControllerError> {
-        match self.write(&group, now) {
+    fn commit_only(&mut self, mut group: Group, now: Time) -> Result<(), ControllerError> {
+        match self.write(&mut group, now) {
             Ok(proof) => {
                 for effect in group.locked.into_iter().flat_map(|locked| locked.open(&proof)) {
                     if let Effect::Reply { .. } = effect {
@@ -334,16 +344,10 @@ impl Driver {
         }
     }
 
-    fn write(&mut self, group: &Group, now: Time) -> Result<berth_sched_core::Committed, CommitError> {
+    fn write(&mut self, group: &mut Group, now: Time) -> Result<Committed, CommitError> {
         self.store.set_clock(now);
-        match &group.counters {
-            Some(counters) => {
-                let mut writes = group.writes.clone();
-                writes.push(counters.clone());
-                commit(&mut self.store, &writes)
-            }
-            None => commit(&mut self.store, &group.writes),
-        }
+        group.writes.extend(group.counters.take());
+        commit(&mut self.store, &group.writes)
     }
 
     fn commit_failed(&mut self, e: &CommitError) -> Result<(), ControllerError> {
@@ -491,6 +495,9 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// The same message is the same whatever the registration it came with.
 fn without_session(mut message: FromAgent) -> FromAgent {

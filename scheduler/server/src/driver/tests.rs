@@ -1,0 +1,176 @@
+//! Faults of the core and of the store, one at a time.
+
+use super::*;
+use crate::identity;
+use berth_model::config::Config;
+use berth_model::hardware::{Core, Hardware};
+use berth_model::request::Payload;
+use berth_model::spec::{IoSpec, JobSpec, ResourceRequest, TimeLimit};
+use berth_model::{SubmissionId, Term};
+use tempfile::TempDir;
+
+fn start(dir: &TempDir) -> Started {
+    let store = SqliteStore::open(dir.path()).unwrap();
+    let clock = ClusterClock::start(store.clock().unwrap()).unwrap();
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    Driver::start(config, store, clock, 0).unwrap()
+}
+
+fn hello(version: &str) -> FromAgent {
+    FromAgent::Hello {
+        node: NodeName::from("n1"),
+        boot_id: "b".into(),
+        boot_time: Time(1),
+        agent_start: Time(2),
+        version: version.into(),
+        hardware: Hardware {
+            cores: vec![Core { socket: 0, numa: 0, cpus: vec![0] }],
+            memory: 1 << 12,
+            ..Hardware::default()
+        },
+        term: Term(0),
+        steps: vec![],
+        jobs: vec![],
+    }
+}
+
+fn connect(connection: u64, version: &str) -> ([Input; 2], mpsc::Receiver<Outgoing>) {
+    let node = NodeName::from("n1");
+    let (queue, told) = mpsc::channel(16);
+    let opened = Input::AgentOpened { node: node.clone(), connection, queue };
+    ([opened, Input::Agent { node, connection, message: hello(version) }], told)
+}
+
+fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
+    let spec = JobSpec {
+        submission: SubmissionId(name.into()),
+        kind: JobKind::Batch,
+        name: name.into(),
+        partition: None,
+        account: None,
+        resources: ResourceRequest::default(),
+        time_limit: Some(TimeLimit::Minutes(5)),
+        begin: None,
+        hold: true,
+        nice: 0,
+        requeue: None,
+        array: None,
+        immediate: None,
+        comment: None,
+        work_dir: "/".into(),
+        io: IoSpec::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0o22,
+        warn_signal: None,
+        user_env: false,
+        command: "c".into(),
+        submit_line: "c".into(),
+        submit_host: "h".into(),
+        submit_sid: 1,
+    };
+    let script = berth_model::spec::BatchScript { text: "#!/bin/sh\n".into(), args: vec![] };
+    let payload = Payload { script: Some(script), env: vec![] };
+    let body = Request::Submit { spec: Box::new(spec), payload, first_step: None, test_only: false };
+    let (reply, answer) = oneshot::channel();
+    (Input::Client { request: RequestId(number), actor: identity::controller(), body, reply }, answer)
+}
+
+fn names(shared: &Shared) -> Vec<String> {
+    shared.snapshot().jobs().map(|job| job.spec.name).collect()
+}
+
+#[test]
+fn a_fault_costs_one_request_and_nothing_that_was_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, shared, .. } = start(&dir);
+    let (agent, mut told) = connect(1, "1");
+    driver.turn(agent.into()).unwrap();
+    assert!(matches!(told.try_recv().unwrap().message, ToAgent::Welcome { .. }));
+
+    driver.fault = |event| matches!(event, Event::Client { body: Request::Submit { spec, .. }, .. } if spec.name == "bad");
+    let (before, mut first) = submit(1, "before");
+    let (bad, mut second) = submit(2, "bad");
+    let (after, mut third) = submit(3, "after");
+    driver.turn(vec![before, bad, after]).unwrap();
+    assert!(matches!(first.try_recv().unwrap(), Ok(Response::Submitted { .. })));
+    let refused = second.try_recv().unwrap().unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Internal, "{}", refused.message);
+    assert!(matches!(third.try_recv().unwrap(), Ok(Response::Submitted { .. })));
+    assert_eq!(names(&shared), ["before", "after"]);
+    assert!(told.try_recv().is_err(), "the agent is cut off, so that it compares notes");
+    assert!(told.is_closed() || driver.agents.is_empty());
+    assert_eq!(shared.alarms().len(), 1);
+}
+
+#[test]
+fn a_message_that_fails_twice_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, shared, .. } = start(&dir);
+    driver.fault = |event| matches!(event, Event::Agent { message: FromAgent::Hello { version, .. }, .. } if version == "bad");
+    for connection in 1..=2 {
+        let (agent, _told) = connect(connection, "bad");
+        driver.turn(agent.into()).unwrap();
+    }
+    assert!(shared.alarms().iter().any(|text| text.contains("is set aside")), "{:?}", shared.alarms());
+    // The third time, the core does not see it: nobody is cut off for it.
+    driver.fault = |event| matches!(event, Event::Agent { .. });
+    let (agent, _told) = connect(3, "bad");
+    driver.turn(agent.into()).unwrap();
+    assert_eq!(driver.agents.len(), 1);
+    // Others are let in.
+    driver.fault = |_| false;
+    let (agent, mut told) = connect(4, "good");
+    driver.turn(agent.into()).unwrap();
+    assert!(matches!(told.try_recv().unwrap().message, ToAgent::Welcome { .. }));
+}
+
+#[test]
+fn a_failed_commit_is_told_to_everyone_and_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, shared, .. } = start(&dir);
+    let (agent, _told) = connect(1, "1");
+    driver.turn(agent.into()).unwrap();
+    let (good, mut answer) = submit(1, "good");
+    driver.turn(vec![good]).unwrap();
+    assert!(answer.try_recv().unwrap().is_ok());
+
+    let raw = rusqlite::Connection::open(dir.path().join(berth_store::DATABASE)).unwrap();
+    raw.execute_batch(
+        "CREATE TRIGGER refuse BEFORE INSERT ON payloads WHEN NEW.job >= 2
+         BEGIN SELECT RAISE(ABORT, 'broken on purpose'); END",
+    )
+    .unwrap();
+    let (lost, mut first) = submit(2, "lost");
+    let (too, mut second) = submit(3, "too");
+    driver.turn(vec![lost, too]).unwrap();
+    for answer in [&mut first, &mut second] {
+        let refused = answer.try_recv().unwrap().unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Unavailable);
+        assert!(refused.message.contains("nothing was changed"), "{}", refused.message);
+    }
+    assert_eq!(names(&shared), ["good"]);
+
+    raw.execute_batch("DROP TRIGGER refuse").unwrap();
+    drop(raw);
+    let (agent, _told) = connect(2, "1");
+    driver.turn(agent.into()).unwrap();
+    let (again, mut answer) = submit(4, "lost");
+    driver.turn(vec![again]).unwrap();
+    let Ok(Response::Submitted { job, .. }) = answer.try_recv().unwrap() else { panic!() };
+    assert_eq!(job, JobId(2), "no id was used up");
+    assert!(shared.alarms().is_empty(), "{:?}", shared.alarms());
+}
+
+#[test]
+fn time_goes_on_from_the_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, .. } = start(&dir);
+    let (agent, _told) = connect(1, "1");
+    driver.turn(agent.into()).unwrap();
+    let now = driver.now();
+    drop(driver);
+    let store = SqliteStore::open(dir.path()).unwrap();
+    let mark = store.clock().unwrap();
+    assert!(mark <= now && now.since(mark) < Span::from_secs(5), "{mark:?} {now:?}");
+}
