@@ -13,9 +13,10 @@ use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::{JobId, NodeName};
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,6 +29,8 @@ use tower::ServiceExt;
 
 /// Most records in one message of a long answer.
 pub const PAGE: usize = 256;
+/// Most connections of one user at a time, root excepted.
+const CONNECTIONS: usize = 1024;
 /// Messages that may wait for a slow agent before its link is cut; it then comes back and compares notes.
 const AGENT_QUEUE: usize = 16_384;
 
@@ -159,18 +162,57 @@ pub async fn serve<S: Service>(
 struct Proven {
     stream: UnixStream,
     caller: Caller,
+    /// Its place among its user's connections.
+    _place: Option<Place>,
+}
+
+/// Open connections of each user on the public socket.
+type Connections = Arc<Mutex<HashMap<u32, usize>>>;
+
+/// One of them; given back when the connection ends.
+struct Place {
+    uid: u32,
+    of: Connections,
+}
+
+impl Place {
+    /// `None` when the user has as many as one may have.
+    fn take(of: &Connections, uid: u32) -> Option<Place> {
+        let mut table = of.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = table.entry(uid).or_default();
+        if *count >= CONNECTIONS && uid != 0 {
+            return None;
+        }
+        *count += 1;
+        Some(Place { uid, of: Arc::clone(of) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = table.get_mut(&self.uid) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.remove(&self.uid);
+            }
+        }
+    }
 }
 
 async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Result<Proven>>) {
+    let connections = Connections::default();
     loop {
         let Some(stream) = accept(&listener).await else { continue };
         let Ok(cred) = stream.peer_cred() else { continue };
+        // One user must not use up the descriptors of all; closing tells the client at once.
+        let Some(place) = Place::take(&connections, cred.uid()) else { continue };
         let caller = Caller::Client(Peer {
             uid: berth_model::Uid(cred.uid()),
             gid: berth_model::Gid(cred.gid()),
             job: None,
         });
-        if accepted.send(Ok(Proven { stream, caller })).await.is_err() {
+        if accepted.send(Ok(Proven { stream, caller, _place: Some(place) })).await.is_err() {
             return;
         }
     }
@@ -192,7 +234,7 @@ async fn accept_nodes(listener: UnixListener, own_uid: u32, accepted: mpsc::Send
                 Ok(Preface::Client(_)) | Err(_) => return,
             };
             // An error means that we are stopping.
-            let _ = accepted.send(Ok(Proven { stream, caller })).await;
+            let _ = accepted.send(Ok(Proven { stream, caller, _place: None })).await;
         });
     }
 }
@@ -537,5 +579,22 @@ async fn forward(mut wire: tonic::Streaming<pb::FromAgent>, to: mpsc::Sender<Fro
         if to.send(message).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_has_a_bounded_number_of_connections() {
+        let table = Connections::default();
+        let mut places: Vec<Place> = (0..CONNECTIONS).map(|_| Place::take(&table, 1000).unwrap()).collect();
+        assert!(Place::take(&table, 1000).is_none());
+        assert!(Place::take(&table, 1001).is_some(), "others are not concerned");
+        places.pop();
+        assert!(Place::take(&table, 1000).is_some());
+        places.clear();
+        assert!(table.lock().unwrap().is_empty());
     }
 }

@@ -90,6 +90,7 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
 
+    raise_descriptors();
     let config = load_config(&options.state_dir, options.config_path.as_deref())?;
     let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
     let dir = StateDir::prepare(&options.state_dir)?;
@@ -157,4 +158,14 @@ pub async fn run(
     served.map_err(system("serving"))?;
     tracing::info!("controller stopped");
     Ok(())
+}
+
+/// Each client and agent costs a descriptor, and login shells give 1024.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 20), hard));
+    if let Err(e) = raised {
+        tracing::warn!("the number of open files cannot be raised: {e}");
+    }
 }

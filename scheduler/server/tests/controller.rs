@@ -665,6 +665,7 @@ async fn rate_of_durable_submissions_and_time_of_a_restart() {
     let begun = Instant::now();
     let controller = Running::start(dir.path());
     let client = connect(dir.path()).await;
+    client.persist(None, |c| async move { c.ping().await }).await.unwrap();
     let restart = begun.elapsed();
     let begun = Instant::now();
     let there = client.jobs(&JobQuery::default()).await.unwrap().len();
