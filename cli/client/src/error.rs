@@ -150,6 +150,15 @@ impl From<berth_model::grammar::BadText> for Failure {
     }
 }
 
+/// The system's reason without its number.
+pub fn io_text(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_string(),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,8 @@ pub enum Arg {
     Required(&'static str),
     /// Only behind `=`.
     Optional(&'static str),
+    /// Behind `=`, or in the next word when that begins with a digit, as an id does.
+    Ids(&'static str),
 }
 
 /// One option of a command.
@@ -135,7 +137,7 @@ impl Spec {
     fn long<'a>(
         &self,
         arg: &[u8],
-        rest: &mut impl Iterator<Item = &'a OsString>,
+        rest: &mut std::slice::Iter<'a, OsString>,
         parsed: &mut Parsed,
     ) -> Result<(), Stop> {
         let (name, value) = match arg.iter().position(|b| *b == b'=') {
@@ -152,6 +154,7 @@ impl Spec {
                 Some(next) => Some(next.clone()),
                 None => return Err(self.bad(format!("option '--{}' requires an argument", opt.long))),
             },
+            (Arg::Ids(_), None) => next_id(rest),
             (_, value) => value,
         };
         parsed.options.push((opt.long, value));
@@ -189,7 +192,7 @@ impl Spec {
     fn short<'a>(
         &self,
         mut letters: &[u8],
-        rest: &mut impl Iterator<Item = &'a OsString>,
+        rest: &mut std::slice::Iter<'a, OsString>,
         parsed: &mut Parsed,
     ) -> Result<(), Stop> {
         while let Some((first, tail)) = letters.split_first() {
@@ -208,8 +211,12 @@ impl Spec {
                     parsed.options.push((opt.long, None));
                     letters = tail;
                 }
-                Arg::Optional(_) => {
-                    let value = (!tail.is_empty()).then(|| OsStr::from_bytes(tail).to_os_string());
+                Arg::Optional(_) | Arg::Ids(_) => {
+                    let value = match (tail.is_empty(), opt.arg) {
+                        (false, _) => Some(OsStr::from_bytes(tail).to_os_string()),
+                        (true, Arg::Ids(_)) => next_id(rest),
+                        (true, _) => None,
+                    };
                     parsed.options.push((opt.long, value));
                     return Ok(());
                 }
@@ -255,6 +262,15 @@ impl Spec {
     }
 }
 
+/// Takes the next word if it begins with a digit.
+fn next_id(rest: &mut std::slice::Iter<'_, OsString>) -> Option<OsString> {
+    let next = rest.as_slice().first()?;
+    if !next.as_bytes().first()?.is_ascii_digit() {
+        return None;
+    }
+    rest.next().cloned()
+}
+
 impl Opt {
     /// `-o, --format=FORMAT`.
     pub fn label(&self) -> String {
@@ -262,7 +278,7 @@ impl Opt {
         match self.arg {
             Arg::None => format!("{short}--{}", self.long),
             Arg::Required(value) => format!("{short}--{}={value}", self.long),
-            Arg::Optional(value) => format!("{short}--{}[={value}]", self.long),
+            Arg::Optional(value) | Arg::Ids(value) => format!("{short}--{}[={value}]", self.long),
         }
     }
 }
@@ -277,7 +293,8 @@ mod tests {
         about: b"Shows jobs.",
         options: &[
             Opt { long: "user", short: Some('u'), arg: Arg::Required("NAME"), help: "of these" },
-            Opt { long: "jobs", short: Some('j'), arg: Arg::Optional("ID"), help: "these" },
+            Opt { long: "jobs", short: Some('j'), arg: Arg::Ids("ID"), help: "these" },
+            Opt { long: "long", short: Some('l'), arg: Arg::Optional("HOW"), help: "more" },
             Opt { long: "noheader", short: Some('h'), arg: Arg::None, help: "no header" },
             Opt { long: "node", short: None, arg: Arg::None, help: "x" },
         ],
@@ -290,12 +307,16 @@ mod tests {
 
     #[test]
     fn reads_what_getopt_reads() {
-        let p = parse(&["-hualice", "--user=bob", "-j", "7", "--", "-x"]).unwrap();
+        let p = parse(&["-hualice", "--user=bob", "-l", "7", "-j", "--", "-x"]).unwrap();
         assert!(p.has("noheader"));
         assert_eq!(p.text("user").as_deref(), Some("bob"));
         assert_eq!(p.count("user"), 2);
         // An optional value never takes the next word.
+        assert!(p.has("long") && p.text("long").is_none());
         assert!(p.has("jobs") && p.text("jobs").is_none());
+        // An id does.
+        assert_eq!(parse(&["-j", "7,8"]).unwrap().text("jobs").as_deref(), Some("7,8"));
+        assert_eq!(parse(&["--jobs", "7"]).unwrap().text("jobs").as_deref(), Some("7"));
         assert_eq!(p.words, ["7", "-x"]);
         assert!(parse(&["--nohead"]).unwrap().has("noheader"));
         assert_eq!(parse(&["-j7"]).unwrap().text("jobs").as_deref(), Some("7"));

@@ -97,19 +97,20 @@ pub struct Site {
 }
 
 impl Site {
-    /// Finds the cluster: the named state directory, else the socket of the container we are in, else the user's
-    /// own cluster if it runs, else the machine's.
+    /// Finds the cluster: of the directory named by option, else of the container we are in, else of the directory in
+    /// `BERTH_STATE`, else the user's own if it runs, else the machine's.
     pub fn find(option: Option<&Path>) -> Result<Site, Failure> {
-        if let Some(dir) = StateDir::named(option)? {
-            return Ok(Site::of(dir));
-        }
         let inside = Path::new(INSIDE);
-        if inside.exists() {
+        // A job's environment may name a directory of the node, which means nothing in its container.
+        if option.is_none() && inside.exists() {
             return Ok(Site {
                 endpoint: Endpoint::Job(inside.to_path_buf()),
                 streams: inside.to_path_buf(),
                 state: None,
             });
+        }
+        if let Some(dir) = StateDir::named(option)? {
+            return Ok(Site::of(dir));
         }
         let system = StateDir(PathBuf::from(SYSTEM));
         let own = StateDir::own().ok();

@@ -212,12 +212,18 @@ pub fn refused(what: &str, e: RpcError) -> Failure {
     match e {
         RpcError::Refused(refusal) => Failure {
             kind: code(&refusal).map_or(Kind::Refused(refusal.code), Kind::Options),
-            text: format!("{what}: {}", refusal.message),
+            text: match refusal.message.starts_with(what) {
+                true => refusal.message,
+                false => format!("{what}: {}", refusal.message),
+            },
             raw: false,
         },
         other => Failure::from(other).while_trying(what),
     }
 }
+
+/// A job's record, as it changes.
+pub type Records = watch::Receiver<Option<JobInfo>>;
 
 /// Follows a job's record from now on. The last value stays when nothing more will happen.
 pub async fn records(client: &Client, job: JobId) -> Result<watch::Receiver<Option<JobInfo>>, Failure> {

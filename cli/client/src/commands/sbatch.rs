@@ -109,11 +109,11 @@ fn script(options: &SubmitOptions, words: Vec<ByteStr>) -> Result<Script, Failur
     };
     let path = file.as_path();
     let unable = |why: String| Failure::user(format!("Unable to open file {}: {why}", file.display()));
-    let kind = std::fs::metadata(path).map_err(|e| unable(e.to_string()))?;
+    let kind = std::fs::metadata(path).map_err(|e| unable(crate::error::io_text(&e)))?;
     if kind.is_dir() {
         return Err(unable("it is a directory; name the script in it".to_string()));
     }
-    let text = std::fs::read(path).map_err(|e| unable(e.to_string()))?;
+    let text = std::fs::read(path).map_err(|e| unable(crate::error::io_text(&e)))?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     Ok(Script {
         text: ByteStr(text),

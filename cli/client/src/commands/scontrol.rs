@@ -248,8 +248,10 @@ fn config(call: &Invocation<'_>, parsed: &Parsed) -> Outcome {
         }
         let view = view(None).await;
         let mut text = format!("Configuration data as of {}\n", view.time(view.now));
-        for (key, value) in scontrol::config(&value) {
-            text.push_str(&format!("{key:<24}= {value}\n"));
+        let pairs = scontrol::config(&value);
+        let width = pairs.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0).max(24);
+        for (key, value) in pairs {
+            text.push_str(&format!("{key:<width$}= {value}\n"));
         }
         out::print(&text).map(|()| 0)
     })

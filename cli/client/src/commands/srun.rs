@@ -203,7 +203,9 @@ impl Run {
         let layout =
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
-        follow::follow(self.step(key, layout, client).await, records).await
+        let code = follow::follow(self.step(key, layout, client).await, records.clone()).await;
+        settled(&mut records).await;
+        code
     }
 
     async fn step(&self, key: StepKey, layout: berth_model::launch::Layout, client: &Client) -> follow::Step {
@@ -229,6 +231,20 @@ impl Run {
             kill_wait: kill_wait(client).await,
         }
     }
+}
+
+/// Waits a moment until the record has the job's end, so that what is asked next finds it. A controller that is away
+/// is not waited for.
+async fn settled(records: &mut submit::Records) {
+    let over = |job: &JobInfo| job.state.is_terminal() || job.state == JobState::Completing;
+    let told = async {
+        while !records.borrow_and_update().as_ref().is_some_and(over) {
+            if records.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), told).await; // it comes later, then
 }
 
 async fn kill_wait(client: &Client) -> Span {
