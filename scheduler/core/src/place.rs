@@ -226,6 +226,9 @@ pub(crate) fn place<'a>(
     let mut rooms: Vec<Room<'_>> = Vec::new();
     let mut best: Option<Room<'_>> = None;
     for node in nodes {
+        if best.as_ref().is_some_and(|b| cpus_of(node, against) >= b.cpus) {
+            continue; // no better than what was found, and not worth a closer look
+        }
         let tasks = room(need, node, against);
         if tasks == 0 {
             continue;

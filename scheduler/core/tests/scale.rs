@@ -111,3 +111,21 @@ fn an_array_of_two_thousand_ends_with_thousands_waiting_behind_it() {
     assert_eq!(ran, 2000);
     w.core.audit().unwrap();
 }
+
+#[test]
+fn a_thousand_nodes_fill_up() {
+    let mut w = World::new(&Config::default());
+    for i in 0..1000 {
+        w.tell_hello_quietly(&format!("n{i:04}"), hardware(8, 1, 8000, 0));
+    }
+    let start = Instant::now();
+    for i in 0..2000 {
+        let mut spec = usual(i);
+        spec.resources.tasks = Some(4);
+        submit(&mut w.core, w.now, spec, i);
+    }
+    println!("2000 placements on 1000 nodes in {:?}", start.elapsed());
+    let full = w.core.snapshot().nodes().filter(|n| n.allocated.cpu == 8).count();
+    assert_eq!(full, 1000, "the tightest node is not filled first");
+    w.core.audit().unwrap();
+}

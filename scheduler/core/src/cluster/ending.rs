@@ -191,16 +191,18 @@ impl Cluster {
     pub(super) fn job_gone(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
         self.settled(node, job, attempt);
         let Some(record) = self.job(job).filter(|j| j.row.attempt == attempt) else { return };
-        let Phase::Ending { left, .. } = &record.row.phase else { return };
+        let Phase::Ending { left, result, .. } = &record.row.phase else { return };
         if !left.contains(node) {
             return;
         }
+        // Every exit was recorded before; what has none never ran there.
+        let cause = result.cause;
+        self.lose_parts(node, job, cause);
         self.leave_node(node, job, attempt);
     }
 
     /// Takes a node out of a job that is ending.
     pub(super) fn leave_node(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
-        self.lose_parts(node, job);
         let now = self.clock;
         if let Some(n) = self.node_mut(node)
             && n.release((job, attempt))
@@ -217,12 +219,8 @@ impl Cluster {
     }
 
     /// Step parts on a node that never reported an exit get one: they are lost, or never ran.
-    fn lose_parts(&mut self, node: &NodeName, job: JobId) {
+    fn lose_parts(&mut self, node: &NodeName, job: JobId, cause: EndCause) {
         let Some(record) = self.job(job) else { return };
-        let cause = match &record.row.phase {
-            Phase::Ending { result, .. } => result.cause,
-            _ => EndCause::NodeFailed,
-        };
         let open: Vec<(StepId, usize)> = record
             .steps
             .iter()
@@ -261,8 +259,13 @@ impl Cluster {
         job.row.attempt.0 += 1;
         job.row.phase = Phase::Pending;
         job.row.eligible = now;
-        job.steps = imbl::OrdMap::new();
+        let steps = std::mem::take(&mut job.steps);
         job.progress = imbl::OrdMap::new();
+        // The environments of this run's steps are of no more use; the next run's steps have the same keys.
+        for step in steps.keys().filter(|s| **s != StepId::Batch) {
+            let key = crate::store::PayloadKey::Step(id, *step);
+            self.out.first.push(crate::store::Write::DeletePayload(key));
+        }
         self.enqueue(id);
     }
 
@@ -381,7 +384,7 @@ impl Cluster {
             if let Phase::Running(_) = job.row.phase {
                 let requeue = job.spec.spec.kind == JobKind::Batch
                     && job.spec.spec.requeue.unwrap_or(self.config.requeue);
-                self.lose_parts(node, id);
+                self.lose_parts(node, id, EndCause::NodeFailed);
                 let verdict = Verdict {
                     reason: Reason::NodeDown,
                     requeue,
@@ -390,6 +393,7 @@ impl Cluster {
                 self.end_job(id, verdict);
                 self.requeue_lost(id, requeue);
             }
+            self.lose_parts(node, id, EndCause::NodeFailed);
             self.leave_node(node, id, attempt);
         }
     }

@@ -251,10 +251,11 @@ impl Cluster {
                 spec.resources.min_nodes
             ));
         }
-        let nodes: Vec<&Node> = self.nodes_of(rules, |_| true).collect();
-        if nodes.is_empty() || !unknown.is_empty() || self.could_ever(&need, rules) {
+        let none = self.nodes_of(rules, |_| true).next().is_none();
+        if none || !unknown.is_empty() || self.could_ever(&need, rules) {
             return Ok(notes);
         }
+        let nodes: Vec<&Node> = self.nodes_of(rules, |_| true).collect();
         refuse(
             RefusalCode::Impossible,
             format!(

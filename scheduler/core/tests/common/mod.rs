@@ -214,6 +214,12 @@ impl World {
 
     pub fn node(&mut self, name: &str, hardware: Hardware) {
         self.hello(name, "boot", hardware, vec![], vec![]);
+        self.core.audit().unwrap();
+    }
+
+    /// A node, without an audit of all of them.
+    pub fn tell_hello_quietly(&mut self, name: &str, hardware: Hardware) {
+        self.hello(name, "boot", hardware, vec![], vec![]);
     }
 
     pub fn hello(
@@ -239,7 +245,7 @@ impl World {
             steps,
             jobs,
         };
-        self.event(Event::Agent { node, connection, message });
+        self.quiet_event(Event::Agent { node, connection, message });
     }
 
     pub fn request_later(&mut self, actor: Actor, body: Request) -> u64 {
