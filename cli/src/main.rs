@@ -63,13 +63,15 @@ fn cluster_command(argv: &[OsString]) -> Option<(Option<PathBuf>, Vec<OsString>)
 /// Prints what clap has to say, where and with what code it belongs.
 fn usage(e: &clap::Error) -> ExitCode {
     let text = e.render().to_string();
-    if e.use_stderr() {
-        berth_client::out::complain(
-            text.trim_end().trim_start_matches("error: ").replacen("", "berth: error: ", 1).as_str(),
-        );
-        return ExitCode::from(2);
+    if !e.use_stderr() {
+        return berth_client::finish("berth", false, berth_client::out::print(&text).map(|()| 0));
     }
-    berth_client::finish("berth", false, berth_client::out::print(&text).map(|()| 0))
+    match text.trim_end().strip_prefix("error: ") {
+        Some(what) => berth_client::out::complain(&format!("berth: error: {what}")),
+        // Without any word: the help.
+        None => berth_client::out::complain(text.trim_end()),
+    }
+    ExitCode::from(2)
 }
 
 /// The definition of the program's own commands, for man pages and completion.
