@@ -368,7 +368,12 @@ impl Follower {
             self.tell(exit.oom);
         }
         let code = exits::code(self.exits.values().copied().chain([exit.status]));
-        if code == 0 && exit.launch_error.is_some() { 1 } else { code }
+        if code == 0 && exit.oom {
+            // A task may have gone on without the process that was killed: the step did not do its work.
+            let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
+            out::complain(&format!("srun: error: {node}: StepId={}: Out Of Memory", self.step.key));
+        }
+        if code == 0 && (exit.oom || exit.launch_error.is_some()) { 1 } else { code }
     }
 
     fn record<'a>(&self, job: &'a JobInfo) -> Option<&'a StepInfo> {
