@@ -318,3 +318,40 @@ fn a_helper_that_dies_is_an_error() {
         berth_images::resolve(&relative, &Credentials::anonymous(), &options).unwrap()
     );
 }
+
+#[test]
+fn tls_is_checked_against_the_systems_authorities() {
+    let bench = Bench::new();
+    let at = |name: &str| bench.path().join(name).display().to_string();
+    let (ca_key, ca, key) = (at("ca.key"), at("ca.pem"), at("key.pem"));
+    let (request, certificate, names) = (at("request.pem"), at("cert.pem"), at("names"));
+    let openssl = |arguments: &str, rest: &[&str]| {
+        let arguments: Vec<&str> = arguments.split(' ').chain(rest.iter().copied()).collect();
+        crate::support::tool("openssl", "openssl", &arguments)
+    };
+    let curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {curve} -days 2 -subj /CN=authority"), &["-keyout", &ca_key, "-out", &ca]);
+    openssl(&format!("req {curve} -subj /CN=localhost"), &["-keyout", &key, "-out", &request]);
+    std::fs::write(&names, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
+    let sign = ["-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-extfile", &names, "-out", &certificate];
+    openssl("x509 -req -days 2 -CAcreateserial", &sign);
+    let registry =
+        crate::support::registry::RealRegistry::start(false, Some((certificate.as_ref(), key.as_ref())));
+    ImageBuilder::new(vec![Tar::new().file("a", b"x").end()]).write(&bench.layout());
+    registry.push(&bench.layout().display().to_string(), "tls:1");
+    let name = registry.name("tls:1");
+    // The authority is an environment variable, which only another process can have.
+    let run = |trusted: bool| {
+        let mut command = Command::new(program());
+        command.arg("--store").arg(bench.path().join("store")).arg(&name).env_remove("SSL_CERT_FILE");
+        if trusted {
+            command.env("SSL_CERT_FILE", &ca);
+        }
+        command.output().unwrap()
+    };
+    let refused = run(false);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("certificate"), "{text}");
+    let taken = run(true);
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+}
