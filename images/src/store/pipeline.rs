@@ -110,43 +110,59 @@ fn fetch(
     if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }
 }
 
-/// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream.
+/// Inflates the blob, and waits for the verdict of its digest.
 fn inflate(mut blob: Chunks, limits: &Limits, compressed: &AtomicU64, out: &SyncSender<Chunk>) -> Result<()> {
+    match (inflate_stream(&mut blob, limits, compressed, out), blob.failed.take()) {
+        (Ok(false), _) => Ok(()),
+        // Bytes after the compressed stream count for the digest.
+        (Ok(true), _) => blob.drain(),
+        (Err(_), Some(fetching)) => Err(fetching),
+        // Damaged bytes cannot be decompressed; the digest then tells the true reason.
+        (Err(error), None) if error.kind() == ErrorKind::Corrupt => blob.drain().and(Err(error)),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream. Gives false when the next
+/// stage wants no more.
+fn inflate_stream(
+    blob: &mut Chunks,
+    limits: &Limits,
+    compressed: &AtomicU64,
+    out: &SyncSender<Chunk>,
+) -> Result<bool> {
     let start = blob.fill_buf().map_err(|e| recover("layer", e))?;
     let gzip = start.starts_with(b"\x1f\x8b");
     // A zstd frame, or a skippable one in front of it.
-    let zstd = start.starts_with(b"\x28\xb5\x2f\xfd")
-        || (start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18");
+    let skippable = start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18";
+    let zstd = skippable || start.starts_with(b"\x28\xb5\x2f\xfd");
     let damaged = |e: io::Error| match e.downcast::<Error>() {
         Ok(ours) => ours,
         Err(e) => Error::new(ErrorKind::Corrupt, "layer", format!("it cannot be decompressed: {e}"))
             .next("the image is damaged; push it again"),
     };
     let mut input: Box<dyn Read + '_> = if gzip {
-        Box::new(flate2::bufread::MultiGzDecoder::new(&mut blob))
+        Box::new(flate2::bufread::MultiGzDecoder::new(blob))
     } else if zstd {
-        let mut decoder = zstd::Decoder::with_buffer(&mut blob).map_err(damaged)?;
+        let mut decoder = zstd::Decoder::with_buffer(blob).map_err(damaged)?;
         // Bounds the memory that a hostile frame can ask for: 128 MiB, zstd's own default limit.
         decoder.window_log_max(27).map_err(damaged)?;
         Box::new(decoder)
     } else {
-        Box::new(&mut blob)
+        Box::new(blob)
     };
     let mut total = 0u64;
     loop {
         let chunk = read_chunk(&mut input).map_err(damaged)?;
         if chunk.is_empty() {
-            break;
+            return Ok(true);
         }
         total += chunk.len() as u64;
         limits.check_ratio(compressed.load(Ordering::Relaxed), total)?;
         if out.send(Chunk::Data(chunk)).is_err() {
-            return Ok(());
+            return Ok(false);
         }
     }
-    drop(input);
-    // Bytes after the compressed stream, and the verdict of the digest.
-    blob.drain()
 }
 
 /// Tells the next stage how this one ended.

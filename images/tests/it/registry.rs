@@ -290,9 +290,10 @@ fn corrupt_blobs_are_refused_and_nothing_is_visible() {
         ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
             .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let text = error.to_string();
     assert!(
-        error.to_string().contains("sha256:") && error.to_string().contains("nothing was kept"),
-        "{error}"
+        text.contains("layer sha256:") && text.contains("have digest") && text.contains("nothing was kept"),
+        "{text}"
     );
     bench.assert_empty();
 }

@@ -19,7 +19,7 @@ pub struct Behaviour {
     pub cut_after: Option<usize>,
     /// Ranges are not understood.
     pub no_ranges: bool,
-    /// Blobs have one byte changed.
+    /// Layers (blobs over 1 KiB) have one byte changed.
     pub corrupt: bool,
     /// Wants a bearer token, given to this `user:password` (base64), or to anyone for "".
     pub token: Option<String>,
@@ -159,7 +159,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     if blob && let Some(target) = &behaviour.redirect {
         return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
     }
-    if blob && behaviour.corrupt {
+    if blob && behaviour.corrupt && bytes.len() > 1024 {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     }
