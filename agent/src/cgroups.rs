@@ -64,6 +64,21 @@ impl Cgroups {
         self.create(&name, &limits(&launch.share, Some(self.devices(launch))))
     }
 
+    /// Takes the tree away where nothing is in it; what still runs keeps it for the next agent.
+    pub fn leave(&self) {
+        if !self.usable {
+            return;
+        }
+        let names = [format!("{}/supervisors", self.root), self.root.clone()];
+        for name in names {
+            let gone = Cgroup::create(&self.facts, &name, &CgroupLimits::default()).and_then(|g| g.remove());
+            if let Err(e) = gone {
+                tracing::debug!("{e}");
+                return;
+            }
+        }
+    }
+
     fn create(&self, name: &str, limits: &CgroupLimits) -> Result<Option<Cgroup>, CgroupError> {
         if !self.usable {
             return Ok(None);

@@ -143,6 +143,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         paths: paths.clone(),
     });
     let (inputs, mut from_tasks) = mpsc::unbounded_channel();
+    let parts = Arc::clone(&node);
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
@@ -167,6 +168,9 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     link.abort();
     clients.abort();
     let _ = fs::remove_file(paths.agent_socket());
+    drop(driver);
+    parts.zygote.end();
+    parts.cgroups.leave();
     tracing::info!("agent of node {name} stopped; its steps run on");
     Ok(())
 }

@@ -57,13 +57,20 @@ impl Zygote {
     }
 }
 
-impl Drop for Zygote {
-    fn drop(&mut self) {
-        let slot = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
+impl Zygote {
+    /// Ends it; the supervisors live on.
+    pub fn end(&self) {
+        let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut running) = slot.take() {
             drop(running.socket);
             let _ = running.child.wait();
         }
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -83,7 +83,9 @@ pub fn start(file: &LaunchFile, io: Vec<TaskFiles>) -> Result<(Processes, Vec<St
         // supervisor is small enough not to be the kernel's first choice.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     }
-    let mut notes = plan.notes.clone();
+    // What a step on the node's own filesystem does without is the same for all of them, and is said when the
+    // agent starts.
+    let mut notes = if is_host(&file.launch) { Vec::new() } else { plan.notes.clone() };
     notes.extend_from_slice(init.notes());
     let tasks = io.len();
     for (index, files) in io.into_iter().enumerate() {

@@ -89,7 +89,7 @@ impl Step {
         self.messages = messages;
         let (processes, notes) = processes::start(&self.file, io)?;
         for note in notes {
-            self.say(&note);
+            self.say_line(format!("slurmstepd: info: {note}"));
         }
         Ok(processes)
     }
@@ -268,7 +268,9 @@ impl Step {
                     self.streams.run();
                 }
                 TaskEvent::NotStarted { task, status, why } => {
-                    self.say(&why);
+                    if self.launch_error.is_none() {
+                        self.say_failure(&why);
+                    }
                     self.launch_error.get_or_insert(why);
                     self.task_ended(task, status);
                 }
@@ -312,7 +314,7 @@ impl Step {
         self.streams.run();
         let mut tasks: Vec<(u32, ExitStatus)> = Vec::new();
         if let Some(failure) = &failure {
-            self.say(&failure.text);
+            self.say_failure(&failure.text);
             tasks.extend(self.tasks.iter().map(|(task, _)| (*task, failure.status)));
         } else {
             // A task without a status went with the container's init: killed.
@@ -382,9 +384,19 @@ impl Step {
         }
     }
 
+    /// A client reads what went wrong in the step's exit; a file has nothing else to tell it.
+    fn say_failure(&mut self, text: &str) {
+        if !self.launch().attached {
+            self.say(text);
+        }
+    }
+
     /// Tells the user, where the user reads.
     fn say(&mut self, text: &str) {
-        let line = format!("slurmstepd: error: {text}");
+        self.say_line(format!("slurmstepd: error: {text}"));
+    }
+
+    fn say_line(&mut self, line: String) {
         if self.streams.attached() {
             self.streams.tell(&Frame::Message(line));
         } else {

@@ -1,0 +1,308 @@
+//! A whole node: controller, agent, supervisor and processes, all real. The agent is lost and comes back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail as tests do
+
+
+use berth_agent::AgentOptions;
+use berth_controller::ControllerOptions;
+use berth_model::ids::{JobId, StepKey, SubmissionId};
+use berth_model::launch::StepExit;
+use berth_model::request::{Payload, Response};
+use berth_model::spec::{BatchScript, IoSpec, JobKind, JobSpec, MemoryRequest, ResourceRequest, StepSpec};
+use berth_model::state::{ExitStatus, JobState};
+use berth_rpc::{Client, Endpoint};
+use berth_stream::{Attach, Frame, asynchronous};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+/// The program of this build, made now if it is not there: tests of one package do not build another's.
+fn step_program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            let status =
+                Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "berth-step"]).status().unwrap();
+            assert!(status.success());
+            let deps = std::env::current_exe().unwrap();
+            deps.ancestors().nth(2).unwrap().join("berth-step")
+        })
+        .clone()
+}
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    controller: JoinHandle<()>,
+    agent: Option<JoinHandle<()>>,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl Cluster {
+    async fn new() -> Cluster {
+        let dir = tempfile::Builder::new().prefix("berth-node-").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let options = ControllerOptions { state_dir: dir.path().into(), config_path: None, system: false };
+        let stop = tokio::sync::watch::Sender::new(false);
+        let mut stopped = stop.subscribe();
+        let controller = tokio::spawn(async move {
+            let done = async move {
+                let _ = stopped.wait_for(|s| *s).await;
+            };
+            berth_controller::run(options, done).await.unwrap();
+        });
+        let mut cluster = Cluster { dir, controller, agent: None, stop };
+        cluster.start_agent();
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Ok(client) = Client::connect(&cluster.endpoint()).await
+                && client.nodes().await.is_ok_and(|n| n.iter().any(|n| !n.condition.not_responding))
+            {
+                return cluster;
+            }
+            assert!(Instant::now() < end, "no node came up in 30 s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::Unix(self.path().join("run/controller.sock"))
+    }
+
+    fn start_agent(&mut self) {
+        let options = AgentOptions {
+            state_dir: self.path().into(),
+            node: Some("n1".into()),
+            system: false,
+            config: Default::default(),
+            program: "/bin/false".into(),
+            step_program: step_program(),
+        };
+        let mut stopped = self.stop.subscribe();
+        self.agent = Some(tokio::spawn(async move {
+            let done = async move {
+                let _ = stopped.wait_for(|s| *s).await;
+            };
+            berth_agent::run(options, done).await.unwrap();
+        }));
+    }
+
+    /// As a crash does it: nothing is said to anyone.
+    async fn lose_agent(&mut self) {
+        let agent = self.agent.take().unwrap();
+        agent.abort();
+        let _ = agent.await;
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.endpoint()).await.unwrap()
+    }
+
+    async fn ended(&self, job: JobId) -> berth_model::record::JobInfo {
+        let mut watch = self.client().await.watch_job(job).await.unwrap();
+        let end = Duration::from_secs(60);
+        tokio::time::timeout(end, async {
+            loop {
+                let info = watch.next().await.unwrap().unwrap();
+                if info.state.is_terminal() {
+                    return info;
+                }
+            }
+        })
+        .await
+        .expect("the job does not end")
+    }
+
+    fn names(&self, below: &str) -> Vec<String> {
+        std::fs::read_dir(self.path().join(below))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// Waits until nothing of any job is left on the node.
+    async fn assert_clean(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = [self.names("jobs"), self.names("spool")].concat();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "left on the node: {left:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        if let Some(agent) = self.agent {
+            agent.await.unwrap();
+        }
+        self.controller.await.unwrap();
+    }
+}
+
+fn spec(kind: JobKind, dir: &Path, id: &str) -> JobSpec {
+    JobSpec {
+        submission: SubmissionId(id.into()),
+        kind,
+        name: "test".into(),
+        partition: None,
+        account: None,
+        resources: ResourceRequest::default(),
+        time_limit: None,
+        begin: None,
+        hold: false,
+        nice: 0,
+        requeue: None,
+        array: None,
+        immediate: None,
+        comment: None,
+        work_dir: dir.into(),
+        io: IoSpec::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0o022,
+        warn_signal: None,
+        user_env: false,
+        command: "test".into(),
+        submit_line: "test".into(),
+        submit_host: "n1".into(),
+        submit_sid: 0,
+    }
+}
+
+fn step(dir: &Path, argv: &[&str], id: &str) -> StepSpec {
+    StepSpec {
+        submission: SubmissionId(id.into()),
+        name: "test".into(),
+        tasks: None,
+        nodes: None,
+        tasks_per_node: None,
+        cpus_per_task: None,
+        memory: MemoryRequest::Default,
+        gres: None,
+        overlap: false,
+        exact: false,
+        immediate: None,
+        argv: argv.iter().map(|a| (*a).into()).collect(),
+        env: vec!["PATH=/usr/bin:/bin".into()],
+        work_dir: dir.into(),
+        work_dir_explicit: false,
+        io: IoSpec::default(),
+        container: None,
+        limits: Default::default(),
+        umask: 0o022,
+        pty: None,
+        kill_on_bad_exit: false,
+        wait_after_first_exit: None,
+        time_limit: None,
+        attached: true,
+    }
+}
+
+async fn submit(
+    cluster: &Cluster,
+    spec: &JobSpec,
+    payload: &Payload,
+    step: Option<&StepSpec>,
+) -> (JobId, Option<StepKey>) {
+    match cluster.client().await.submit(spec, payload, step, false).await.unwrap() {
+        Response::Submitted { job, step, .. } => (job, step),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn attach(cluster: &Cluster, key: StepKey) -> UnixStream {
+    let mut stream = UnixStream::connect(cluster.path().join("run/agent.sock")).await.unwrap();
+    asynchronous::write_frame(&mut stream, &Frame::Attach(Attach::from(key))).await.unwrap();
+    assert_eq!(asynchronous::read_frame(&mut stream).await.unwrap(), Some(Frame::Accepted));
+    stream
+}
+
+/// Output and exit, as the client sees them.
+async fn follow(stream: &mut UnixStream) -> (String, StepExit) {
+    let mut text = Vec::new();
+    loop {
+        match asynchronous::read_frame(stream).await.unwrap() {
+            Some(Frame::Stdout { data, .. }) => text.extend(data),
+            Some(Frame::StepExit(exit)) => return (String::from_utf8(text).unwrap(), *exit),
+            Some(_) => {}
+            None => panic!("the stream ended without an exit"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_runs_its_output_and_exit_arrive_and_nothing_is_left() {
+    let cluster = Cluster::new().await;
+    let spec = spec(JobKind::Run, cluster.path(), "a");
+    let step = step(cluster.path(), &["sh", "-c", "echo $SLURM_JOB_ID; exit 5"], "a-step");
+    let (job, key) = submit(&cluster, &spec, &Payload::default(), Some(&step)).await;
+    let mut stream = attach(&cluster, key.unwrap()).await;
+    let (text, exit) = follow(&mut stream).await;
+    assert_eq!((text, exit.status), (format!("{job}\n"), ExitStatus { code: 5, signal: 0 }));
+    let info = cluster.ended(job).await;
+    assert_eq!((info.state, info.exit), (JobState::Failed, ExitStatus { code: 5, signal: 0 }));
+    cluster.assert_clean().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_and_its_stream_survive_the_agent() {
+    let mut cluster = Cluster::new().await;
+    let spec = spec(JobKind::Run, cluster.path(), "b");
+    let step = step(cluster.path(), &["sh", "-c", "echo one; sleep 2; echo two; exit 9"], "b-step");
+    let (job, key) = submit(&cluster, &spec, &Payload::default(), Some(&step)).await;
+    let mut stream = attach(&cluster, key.unwrap()).await;
+    while !matches!(asynchronous::read_frame(&mut stream).await.unwrap(), Some(Frame::Stdout { .. })) {}
+    cluster.lose_agent().await;
+    let (text, exit) = follow(&mut stream).await;
+    assert_eq!((text.as_str(), exit.status.code), ("two\n", 9));
+    drop(stream);
+    cluster.start_agent();
+    let info = cluster.ended(job).await;
+    assert_eq!(info.exit, ExitStatus { code: 9, signal: 0 });
+    cluster.assert_clean().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_script_that_outlives_the_agent_is_adopted_and_its_exit_recorded() {
+    let mut cluster = Cluster::new().await;
+    let spec = spec(JobKind::Batch, cluster.path(), "c");
+    let script =
+        BatchScript { text: "#!/bin/sh\necho begin\nsleep 2\necho end\nexit 7\n".into(), args: Vec::new() };
+    let payload = Payload { script: Some(script), env: vec!["PATH=/usr/bin:/bin".into()] };
+    let (job, _) = submit(&cluster, &spec, &payload, None).await;
+    let out = cluster.path().join(format!("slurm-{job}.out"));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !std::fs::read_to_string(&out).unwrap_or_default().contains("begin") {
+        assert!(Instant::now() < end, "the script does not start");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cluster.lose_agent().await;
+    cluster.start_agent();
+    let info = cluster.ended(job).await;
+    assert_eq!(info.exit, ExitStatus { code: 7, signal: 0 });
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "begin\nend\n");
+    cluster.assert_clean().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_not_here_is_refused_by_name_and_garbage_closes_the_connection() {
+    let cluster = Cluster::new().await;
+    let mut stream = UnixStream::connect(cluster.path().join("run/agent.sock")).await.unwrap();
+    asynchronous::write_frame(&mut stream, &Frame::Started).await.unwrap();
+    assert!(matches!(asynchronous::read_frame(&mut stream).await.unwrap(), Some(Frame::Refused(_))));
+    let mut stream = UnixStream::connect(cluster.path().join("run/agent.sock")).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert!(!matches!(asynchronous::read_frame(&mut stream).await, Ok(Some(_))));
+    cluster.stop().await;
+}
