@@ -6,6 +6,8 @@ use berth_sched_core::{PayloadKey, ROW_VERSION};
 use rusqlite::Row;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 
 /// The job's own script and environment, beside those of its steps.
 const OF_JOB: i64 = -3;
@@ -29,18 +31,118 @@ pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
 
 /// A row whose first two columns are version and content.
 pub(crate) fn decode<T: DeserializeOwned>(path: &Path, table: &str, row: &Row<'_>) -> Result<T, StoreError> {
-    let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(path, &e);
-    let version: i64 = row.get(0).map_err(sqlite)?;
-    let known = i64::from(ROW_VERSION);
-    if version > known {
-        return Err(StoreError::Newer {
-            path: path.to_path_buf(),
-            what: "row version",
-            found: version,
-            known,
-        });
+    RawRow::take(path, row)?.decode(path, table)
+}
+
+/// Such a row, not yet looked into.
+pub(crate) struct RawRow {
+    version: i64,
+    content: Vec<u8>,
+}
+
+impl RawRow {
+    pub(crate) fn take(path: &Path, row: &Row<'_>) -> Result<RawRow, StoreError> {
+        let read = || Ok(RawRow { version: row.get(0)?, content: row.get(1)? });
+        read().map_err(|e| StoreError::from_sqlite(path, &e))
     }
-    let bytes = row.get_ref(1).map_err(sqlite)?;
-    let bytes = bytes.as_bytes().map_err(|e| StoreError::row(path, table, e))?;
-    serde_json::from_slice(bytes).map_err(|e| StoreError::row(path, table, e))
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self, path: &Path, table: &str) -> Result<T, StoreError> {
+        let known = i64::from(ROW_VERSION);
+        if self.version > known {
+            return Err(StoreError::Newer {
+                path: path.to_path_buf(),
+                what: "row version",
+                found: self.version,
+                known,
+            });
+        }
+        serde_json::from_slice(&self.content).map_err(|e| StoreError::row(path, table, e))
+    }
+}
+
+/// Rows handed to a thread at a time.
+pub(crate) const CHUNK: usize = 1024;
+
+/// Decodes what `fill` reads, in its order. `fill` adds at most [`CHUNK`] rows, and none at the end.
+pub(crate) fn decode_all<T: Send>(
+    mut fill: impl FnMut(&mut Vec<RawRow>) -> Result<(), StoreError>,
+    decode: impl Fn(&RawRow) -> Result<T, StoreError> + Sync,
+) -> Result<Vec<T>, StoreError> {
+    let decode_chunk = |chunk: Vec<RawRow>| chunk.iter().map(&decode).collect::<Result<Vec<T>, StoreError>>();
+    let mut first = Vec::new();
+    fill(&mut first)?;
+    if first.len() < CHUNK {
+        return decode_chunk(first);
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let (work, waiting) = sync_channel::<(usize, Vec<RawRow>)>(threads * 2);
+    let waiting = Mutex::new(waiting);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    std::thread::scope(|scope| {
+        let decoders: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut done = Vec::new();
+                    while let Ok((number, chunk)) = next() {
+                        done.push((number, decode_chunk(chunk)));
+                    }
+                    done
+                })
+            })
+            .collect();
+        let mut read = Ok(());
+        let mut chunk = first;
+        let mut number = 0;
+        while !chunk.is_empty() {
+            // The receiver lives outside of this scope.
+            let _ = work.send((number, std::mem::take(&mut chunk)));
+            number += 1;
+            read = fill(&mut chunk);
+            if read.is_err() {
+                break;
+            }
+        }
+        drop(work);
+        let mut chunks = Vec::with_capacity(number);
+        for decoder in decoders {
+            match decoder.join() {
+                Ok(done) => chunks.extend(done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        read?;
+        chunks.sort_unstable_by_key(|(number, _)| *number);
+        let mut all = Vec::with_capacity(number * CHUNK);
+        for (_, chunk) in chunks {
+            all.append(&mut chunk?);
+        }
+        Ok(all)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(count: usize) -> Result<Vec<usize>, StoreError> {
+        let mut numbers = 0..count;
+        decode_all(
+            |chunk| {
+                chunk.extend(numbers.by_ref().take(CHUNK).map(|n| RawRow {
+                    version: 1,
+                    content: if n == 5000 { b"x".to_vec() } else { n.to_string().into_bytes() },
+                }));
+                Ok(())
+            },
+            |raw| raw.decode(Path::new("db"), "numbers"),
+        )
+    }
+
+    #[test]
+    fn many_rows_keep_their_order_and_one_bad_row_is_an_error() {
+        for count in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5000] {
+            assert_eq!(decoded(count).unwrap(), (0..count).collect::<Vec<_>>());
+        }
+        assert!(matches!(decoded(9000), Err(StoreError::Damaged { .. })));
+    }
 }

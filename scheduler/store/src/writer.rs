@@ -2,7 +2,7 @@
 
 use crate::DATABASE;
 use crate::checkpoint::{Checkpointer, checkpoint};
-use crate::encode::{decode, payload_key, step_number};
+use crate::encode::{CHUNK, RawRow, decode_all, payload_key, step_number};
 use crate::error::{StoreError, is_full};
 use crate::lock::{DirectoryLock, private_directory};
 use crate::reader::Reader;
@@ -162,15 +162,23 @@ impl SqliteStore {
         })
     }
 
-    fn rows<T: DeserializeOwned>(&self, table: &str, query: &str) -> Result<Vec<T>, StoreError> {
+    /// Reads on this thread and decodes on several: decoding is most of the time of a restart.
+    fn rows<T: DeserializeOwned + Send>(&self, table: &str, query: &str) -> Result<Vec<T>, StoreError> {
         let sqlite = |e: rusqlite::Error| self.sqlite(&e);
         let mut statement = self.connection.prepare(query).map_err(sqlite)?;
         let mut rows = statement.query([]).map_err(sqlite)?;
-        let mut all = Vec::new();
-        while let Some(row) = rows.next().map_err(sqlite)? {
-            all.push(decode(&self.path, table, row)?);
-        }
-        Ok(all)
+        let path = &self.path;
+        decode_all(
+            |chunk: &mut Vec<RawRow>| {
+                while chunk.len() < CHUNK
+                    && let Some(row) = rows.next().map_err(sqlite)?
+                {
+                    chunk.push(RawRow::take(path, row)?);
+                }
+                Ok(())
+            },
+            |raw| raw.decode(path, table),
+        )
     }
 
     /// Opens the database again after a commit that failed or whose outcome is unknown, and makes sure that
