@@ -346,3 +346,25 @@ fn every_byte_of_the_environment_arrives() {
     let mut step = rig.start(launch);
     assert_eq!(read_all(&mut step.attach()).out(0), value);
 }
+
+#[test]
+fn the_login_environment_is_the_ground_for_the_submitted_one() {
+    let rig = Rig::new();
+    let home = rig.work().join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(home.join(".profile"), "echo noise\nexport FROM_PROFILE='a b' BOTH=profile\n").unwrap();
+    let mut launch = rig.launch(&["sh", "-c", "echo \"$FROM_PROFILE $BOTH\""]);
+    launch.identity.home = ByteStr::from(home.as_path());
+    launch.user_env = true;
+    launch.env.push("BOTH=submitted".into());
+    let mut step = rig.start(launch);
+    assert_eq!(read_all(&mut step.attach()).text(), "a b submitted\n");
+
+    let mut launch = rig.launch(&["true"]);
+    launch.key.attempt.0 = 1;
+    launch.identity.shell = "/bin/false".into();
+    launch.user_env = true;
+    let mut step = rig.start(launch);
+    let error = read_all(&mut step.attach()).exit.unwrap().launch_error.unwrap();
+    assert!(error.contains("--get-user-env") && error.contains("/bin/false"), "{error}");
+}

@@ -2,6 +2,7 @@
 
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
+use super::login;
 use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
@@ -163,7 +164,10 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     let mut request = ContainerRequest::new(root, launch.identity.clone(), launch.work_dir.clone());
     request.image = image;
     request.group_names.clone_from(&node.group_names);
-    request.env = environment::of_step(file, &launch.env);
+    // The login environment is the ground; what was submitted stands over it.
+    let mut submitted = if launch.user_env { login::environment(&launch.identity)? } else { Vec::new() };
+    submitted.extend(launch.env.iter().cloned());
+    request.env = environment::of_step(file, &submitted);
     request.limits = launch.limits.clone();
     request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
     if node.system && launch.job.share.memory > 0 {
