@@ -164,6 +164,7 @@ fn spec(kind: JobKind, dir: &Path, id: &str) -> JobSpec {
         immediate: None,
         comment: None,
         work_dir: dir.into(),
+        submit_dir: dir.into(),
         io: IoSpec::default(),
         container: None,
         limits: Default::default(),

@@ -258,6 +258,9 @@ pub struct JobSpec {
     pub comment: Option<String>,
     /// `--chdir`, else the submit directory. Absolute.
     pub work_dir: ByteStr,
+    /// Where the command was typed (`SLURM_SUBMIT_DIR`), whatever `--chdir` says. Absolute.
+    #[serde(default)]
+    pub submit_dir: ByteStr,
     /// Streams of the batch script.
     #[serde(default)]
     pub io: IoSpec,

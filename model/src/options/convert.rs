@@ -135,6 +135,7 @@ impl SubmitOptions {
             immediate: self.immediate,
             comment: self.comment.clone(),
             work_dir,
+            submit_dir: by.cwd.clone(),
             io,
             container,
             limits: self.limits(&by.limits),

@@ -114,7 +114,7 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFact
         start: run.started,
         end: run.limit,
         layout: run.layout(),
-        submit_dir: spec.work_dir.clone(),
+        submit_dir: spec.submit_dir.clone(),
         submit_host: spec.submit_host.clone(),
         tasks: r.tasks,
         tasks_per_node: r.tasks_per_node,

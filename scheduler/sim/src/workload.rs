@@ -320,6 +320,7 @@ impl World {
             immediate: None,
             comment: None,
             work_dir: "/".into(),
+            submit_dir: "/".into(),
             io: IoSpec::default(),
             container: None,
             limits: Default::default(),

@@ -54,6 +54,14 @@ pub fn task(job: &JobInfo) -> String {
     }
 }
 
+/// Why it could not be started on its node: what, why, and what to do.
+pub fn failure(job: &JobInfo) -> Option<&str> {
+    match &job.reason {
+        Reason::LaunchFailed(why) => Some(why),
+        _ => None,
+    }
+}
+
 /// How long the job has run, or ran.
 pub fn elapsed(job: &JobInfo, view: &View) -> Span {
     match (job.started, job.ended) {

@@ -131,6 +131,9 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     if let Some(comment) = &j.spec.comment {
         lines.push(format!("Comment={comment}"));
     }
+    if let Some(text) = job::failure(j) {
+        lines.push(format!("SystemComment={text}"));
+    }
     if let Some(container) = &j.spec.container {
         lines.push(format!("Container={}", container.image.typed));
     }
