@@ -131,7 +131,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl From<Error> for std::io::Error {
-    /// Carries the error through `Read`; [`recover`] takes it out again.
+    /// Carries the error through `Read`, whole; this crate takes it out again on the other side.
     fn from(error: Error) -> Self {
         std::io::Error::other(error)
     }
