@@ -99,7 +99,9 @@ pub async fn run(
     let clock = ClusterClock::start(store.clock()?).map_err(system("CLOCK_BOOTTIME"))?;
 
     // From here on, this process alone has the directory: a socket that is still there is a dead one's.
-    let listeners = Listeners { clients: dir.bind_public()?, nodes: dir.bind_private()? };
+    // The public one last: who sees it finds the other.
+    let nodes = dir.bind_private()?;
+    let listeners = Listeners { clients: dir.bind_public()?, nodes };
     let Started { mut driver, inputs, shared, interactive } =
         Driver::start(core_config, store, clock, config.keep_records_days)?;
     let since = driver.now();
