@@ -12,10 +12,12 @@ const NEVER: &[&[u8]] = &[b"XDG_RUNTIME_DIR", b"XDG_SESSION_ID", b"DBUS_SESSION_
 /// What every task of the step has. `submitter`: the environment that the step was submitted with.
 pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     let name = |text: &ByteStr| text.0.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
-    let mut env: Vec<ByteStr> =
-        submitter.iter().filter(|text| !NEVER.contains(&name(text).as_slice())).cloned().collect();
+    let host = is_host(&file.launch);
+    // A container has the job's own socket, and no path of the node's state directory means anything in it.
+    let enters = |name: &[u8]| !NEVER.contains(&name) && (host || name != b"BERTH_STATE");
+    let mut env: Vec<ByteStr> = submitter.iter().filter(|text| enters(&name(text))).cloned().collect();
     env.extend(joined(step_variables(&file.launch, devices(file))));
-    if let (Some(dir), true) = (&file.node.state_dir, is_host(&file.launch)) {
+    if let (Some(dir), true) = (&file.node.state_dir, host) {
         env.push(ByteStr([b"BERTH_STATE=".as_slice(), dir.0.as_slice()].concat()));
     }
     env
