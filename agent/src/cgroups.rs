@@ -8,7 +8,15 @@ use berth_runtime::cgroup::{
     Cgroup, CgroupError, CgroupFacts, CgroupLimits, Controller, DevicePolicy, DeviceRule, device_of,
     standard_devices, vacate,
 };
+use berth_step::spool::{read_json, write_json};
+use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Name of the group, within a job's, in which a process is parked for the job's next step.
+const NEXT: &str = "next";
+/// Name of the group of zygote and supervisors.
+const SUPERVISORS: &str = "supervisors";
 
 /// The tree of one state directory.
 pub struct Cgroups {
@@ -38,6 +46,23 @@ impl Cgroups {
         Ok(Cgroups { facts, root: format!("berth-{:08x}", hash(state)), usable, allocated })
     }
 
+    /// The tree that an earlier agent wrote down by [`Cgroups::record`]; it may have been started elsewhere.
+    pub fn recorded(state: &Path, record: &Path) -> Option<Cgroups> {
+        let facts = read_json(record).ok()?;
+        let root = format!("berth-{:08x}", hash(state));
+        Some(Cgroups { facts, root, usable: true, allocated: Vec::new() })
+    }
+
+    /// Writes down where the tree is, for whoever has to take it away.
+    pub fn record(&self, record: &Path) -> io::Result<()> {
+        if self.usable { write_json(record, &self.facts) } else { Ok(()) }
+    }
+
+    /// Whether a job has processes.
+    pub fn lives(&self, job: JobId) -> bool {
+        !Cgroup::named(&self.facts, &format!("{}/job_{job}", self.root)).processes().is_empty()
+    }
+
     /// Whether limits are enforced.
     pub fn enforces(&self) -> bool {
         self.usable
@@ -50,31 +75,90 @@ impl Cgroups {
 
     /// The leaf for zygote and supervisors.
     pub fn supervisors(&self) -> Result<Option<Cgroup>, CgroupError> {
-        self.create("supervisors", &CgroupLimits::default())
+        self.create(SUPERVISORS, &CgroupLimits::default())
     }
 
-    /// The group of a job, with the job's limits.
-    pub fn job(&self, job: JobId, share: &NodeShare) -> Result<Option<Cgroup>, CgroupError> {
+    /// Whether processes must be parked in groups, because writing to `cgroup.procs` takes milliseconds and the
+    /// kernel does not let them be born there.
+    pub fn parks(&self) -> bool {
+        self.usable && !self.facts.v1.is_empty()
+    }
+
+    /// The place for the next step of a job, by the name of the job's group or of one that stands by: the group
+    /// and the leaf in it.
+    pub fn next_step(&self, name: &str) -> Result<Option<(Cgroup, Cgroup)>, CgroupError> {
+        if !self.usable {
+            return Ok(None);
+        }
+        let above = Cgroup::parking(&self.facts, &format!("{}/{name}", self.root))?;
+        let leaf = Cgroup::parking(&self.facts, &format!("{}/{name}/{NEXT}", self.root))?;
+        Ok(above.zip(leaf))
+    }
+
+    /// A group that stood by becomes a job's.
+    pub fn give(&self, group: &mut Cgroup, job: JobId) -> Result<(), CgroupError> {
+        group.rename(&format!("{}/job_{job}", self.root))
+    }
+
+    /// Ends what is in a group and removes it.
+    pub fn drop_group(&self, name: &str) {
+        let group = Cgroup::named(&self.facts, &format!("{}/{name}", self.root));
+        if let Err(e) = group.kill_and_remove(Duration::from_secs(2)) {
+            tracing::warn!("{e}; processes left: {:?}", group.processes());
+        }
+    }
+
+    /// The group of a job, with the job's limits. `standing`: the place for its next step is there already.
+    pub fn job(&self, job: JobId, share: &NodeShare, standing: bool) -> Result<Option<Cgroup>, CgroupError> {
+        if standing && let Some(next) = self.next(job)? {
+            // A group of the first version has no CPU that the one above it lacks: it is narrowed first.
+            next.apply(&CgroupLimits { cpus: share.cpus.clone(), ..CgroupLimits::default() })?;
+        }
         self.create(&format!("job_{job}"), &limits(share, None))
     }
 
-    /// The group of a step, within its job's.
-    pub fn step(&self, launch: &StepLaunch) -> Result<Option<Cgroup>, CgroupError> {
+    fn next(&self, job: JobId) -> Result<Option<Cgroup>, CgroupError> {
+        Cgroup::parking(&self.facts, &format!("{}/job_{job}/{NEXT}", self.root))
+    }
+
+    /// The group of a step, within its job's. `standing`: the job's place for its next step becomes it.
+    pub fn step(&self, launch: &StepLaunch, standing: bool) -> Result<Option<Cgroup>, CgroupError> {
+        if standing && let Some(mut next) = self.next(launch.key.job)? {
+            next.rename(&format!("{}/job_{}/step_{}", self.root, launch.key.job, launch.key.step))?;
+        }
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);
         self.create(&name, &limits(&launch.share, Some(self.devices(launch))))
     }
 
-    /// Takes the tree away where nothing is in it; what still runs keeps it for the next agent.
-    pub fn leave(&self) {
-        if !self.usable {
-            return;
+    /// Takes away what no living job has: what an agent that was killed left, above all.
+    pub fn sweep(&self, jobs: &[JobId]) {
+        let kept: Vec<String> = jobs.iter().map(|job| format!("job_{job}")).collect();
+        for name in Cgroup::below(&self.facts, &self.root) {
+            if kept.contains(&name) {
+                // Whoever stood by for the next step went with the agent.
+                let next = Cgroup::below(&self.facts, &format!("{}/{name}", self.root));
+                if next.iter().any(|n| n == NEXT) {
+                    self.drop_group(&format!("{name}/{NEXT}"));
+                }
+            } else if name != SUPERVISORS {
+                self.drop_group(&name);
+            }
         }
-        let names = [format!("{}/supervisors", self.root), self.root.clone()];
-        for name in names {
-            let gone = Cgroup::create(&self.facts, &name, &CgroupLimits::default()).and_then(|g| g.remove());
-            if let Err(e) = gone {
-                tracing::debug!("{e}");
-                return;
+    }
+
+    /// Takes the tree away, but for what these jobs have.
+    pub fn leave(&self, jobs: &[JobId]) {
+        self.sweep(jobs);
+        let end = Instant::now() + Duration::from_secs(1);
+        for name in [format!("{}/{SUPERVISORS}", self.root), self.root.clone()] {
+            let group = Cgroup::named(&self.facts, &name);
+            // Supervisors that have nothing more to do are on their way out.
+            while let Err(e) = group.remove() {
+                if e.errno != nix::libc::EBUSY || !jobs.is_empty() || Instant::now() > end {
+                    tracing::debug!("{e}");
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::jobs::{self, JobRecord};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
 use crate::registry::Registry;
+use crate::standby::{Slots, Standby};
 use crate::zygote::Zygote;
 use crate::{notes, probe, supervisors};
 use berth_agent_core::{
@@ -27,12 +28,16 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long the kernel may take until a killed job's processes are gone before that is worth a word.
 const REMOVAL: Duration = Duration::from_secs(10);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
+
+/// From a step's start until a place for the job's next step is made: a job that is over by then needs none, and
+/// the start itself is past.
+const BEFORE_NEXT: Duration = Duration::from_millis(20);
 
 /// Something for the driver.
 pub enum Input {
@@ -42,6 +47,10 @@ pub enum Input {
     Link(LinkEvent),
     /// A step's image is there, or cannot be had.
     Image(StepKey, Box<Result<Ready, String>>),
+    /// A job may soon start another step.
+    WantNext(JobId, Attempt),
+    /// A supervisor waits for a job's next step.
+    Next(JobId, Attempt, Standby),
 }
 
 /// What does not change while the agent runs.
@@ -57,11 +66,13 @@ pub struct Node {
     /// The site's defaults for containers.
     pub defaults: ContainerDefaults,
     /// Control groups.
-    pub cgroups: Cgroups,
+    pub cgroups: Arc<Cgroups>,
     /// Images.
     pub images: Arc<Images>,
     /// Forks supervisors.
-    pub zygote: Zygote,
+    pub zygote: Arc<Zygote>,
+    /// Supervisors that wait for steps.
+    pub slots: Slots,
     /// Steps, for clients.
     pub registry: Registry,
     /// For listeners.
@@ -73,6 +84,16 @@ struct Job {
     listener: Option<AbortHandle>,
     /// Why the job's parts could not be made.
     failure: Option<String>,
+    /// Waits for the next step.
+    next: Option<Standby>,
+    /// Makes [`Job::next`].
+    making_next: Option<JoinHandle<()>>,
+}
+
+impl Job {
+    fn new(record: JobRecord, listener: Option<AbortHandle>, failure: Option<String>) -> Job {
+        Job { record, listener, failure, next: None, making_next: None }
+    }
 }
 
 /// The driver's state.
@@ -111,7 +132,7 @@ impl Driver {
         };
         for record in adopted_jobs {
             let listener = driver.listen(&record);
-            driver.jobs.insert(record.job, Job { record, listener, failure: None });
+            driver.jobs.insert(record.job, Job::new(record, listener, None));
         }
         driver
     }
@@ -158,6 +179,13 @@ impl Driver {
                         Err(why) => ImageEvent::Failed(why),
                     };
                     self.feed(AgentEvent::Image { key, event });
+                }
+            }
+            Input::WantNext(job, attempt) => self.make_next(job, attempt),
+            Input::Next(job, attempt, standby) => {
+                if let Some(job) = self.jobs.get_mut(&job).filter(|j| j.record.attempt == attempt) {
+                    job.next = Some(standby);
+                    job.making_next = None;
                 }
             }
         }
@@ -267,8 +295,11 @@ impl Driver {
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
         };
+        let mut next = None;
         let made = tokio::task::block_in_place(|| -> Result<(), String> {
-            record.cgroup = self.node.cgroups.job(job, &launch.job.share).map_err(|e| e.to_string())?;
+            next = self.node.slots.take(job);
+            let share = &launch.job.share;
+            record.cgroup = self.node.cgroups.job(job, share, next.is_some()).map_err(|e| e.to_string())?;
             jobs::make(&self.node.paths, &record).map_err(|e| {
                 format!("cannot make the job's directory {}: {e}", self.node.paths.job(job).display())
             })
@@ -278,7 +309,37 @@ impl Driver {
             tracing::error!("job {job}: {why}");
         }
         let listener = if failure.is_none() { self.listen(&record) } else { None };
-        self.jobs.insert(job, Job { record, listener, failure });
+        self.jobs.insert(job, Job { next, ..Job::new(record, listener, failure) });
+    }
+
+    /// Makes a place for the next step of a job that lives, beside everything else.
+    fn make_next(&mut self, id: JobId, attempt: Attempt) {
+        let lives = self.groups.keys().any(|key| key.job == id);
+        let Some(job) = self.jobs.get_mut(&id).filter(|j| j.record.attempt == attempt) else { return };
+        if !lives || job.next.is_some() || job.making_next.is_some() {
+            return;
+        }
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+        job.making_next = Some(tokio::task::spawn_blocking(move || match node.slots.next_step(id) {
+            Ok(Some(standby)) => {
+                let _ = inputs.send(Input::Next(id, attempt, standby));
+            }
+            Ok(None) => {}
+            Err(e) => tracing::warn!("job {id}: no supervisor can stand by for its next step: {e}"),
+        }));
+    }
+
+    /// Has what the start of a step used up made again.
+    fn replenish(&self, key: StepKey) {
+        if !self.node.cgroups.parks() {
+            return;
+        }
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(BEFORE_NEXT).await;
+            let _ = inputs.send(Input::WantNext(key.job, key.attempt));
+            let _ = tokio::task::spawn_blocking(move || node.slots.fill()).await;
+        });
     }
 
     fn listen(&self, record: &JobRecord) -> Option<AbortHandle> {
@@ -317,7 +378,7 @@ impl Driver {
     fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, timers: StepTimers) -> Result<(), String> {
         let node = Arc::clone(&self.node);
         let ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
-        let job = self.jobs.get(&key.job).ok_or("its job has no directory on the node")?;
+        let job = self.jobs.get_mut(&key.job).ok_or("its job has no directory on the node")?;
         if let Some(why) = &job.failure {
             return Err(why.clone());
         }
@@ -325,7 +386,8 @@ impl Driver {
             container.image.resolved = Some(resolved);
         }
         let owner = (launch.identity.uid, launch.identity.gid);
-        let cgroup = node.cgroups.step(&launch).map_err(|e| e.to_string())?;
+        let standby = job.next.take();
+        let cgroup = node.cgroups.step(&launch, standby.is_some()).map_err(|e| e.to_string())?;
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());
         }
@@ -347,10 +409,11 @@ impl Driver {
             dir.create()?;
             write_json(&dir.path().join(TIMERS), &timers)?;
             write_json(&dir.launch(), &LaunchFile { format: FORMAT, launch, node: part })?;
-            supervisors::spawn(&node.zygote, &dir, ready.guard.as_ref().map(AsFd::as_fd))
+            supervisors::spawn(&node.zygote, &dir, ready.guard.as_ref().map(AsFd::as_fd), standby)
         };
         let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
+        self.replenish(key);
         Ok(())
     }
 
@@ -372,13 +435,19 @@ impl Driver {
 
     fn remove_job(&mut self, job: JobId, attempt: Attempt) {
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
-        let gone = self.jobs.remove(&job).map(|j| {
+        let (mut gone, mut making) = (None, None);
+        if let Some(j) = self.jobs.remove(&job) {
             if let Some(listener) = j.listener {
                 listener.abort();
             }
-            j.record
-        });
+            (gone, making) = (Some(j.record), j.making_next);
+        }
+        let handle = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
+            if let Some(making) = making {
+                // It makes groups in the one that is about to be removed.
+                let _ = handle.block_on(making);
+            }
             if let Some(group) = gone.and_then(|record| record.cgroup) {
                 while let Err(e) = group.kill_and_remove(REMOVAL) {
                     tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));

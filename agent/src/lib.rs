@@ -17,9 +17,10 @@ mod paths;
 mod probe;
 mod programs;
 mod registry;
+mod standby;
 mod start;
 mod supervisors;
 mod zygote;
 
 pub use images::STORE_ID;
-pub use start::{AgentError, AgentOptions, run};
+pub use start::{AgentError, AgentOptions, remove_groups, run};

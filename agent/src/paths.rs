@@ -43,6 +43,10 @@ impl Paths {
     pub fn term(&self) -> PathBuf {
         self.private().join("agent-term.json")
     }
+    /// Where the agent's control groups are.
+    pub fn cgroups(&self) -> PathBuf {
+        self.private().join("agent-cgroups.json")
+    }
     /// Step directories.
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")

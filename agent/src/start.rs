@@ -4,16 +4,17 @@ use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::driver::{Driver, Input, Node, wall_clock};
 use crate::images::Images;
-use crate::jobs::listen_at;
+use crate::jobs::{self, listen_at};
 use crate::link;
 use crate::paths::Paths;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
+use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, gres, programs};
 use berth_agent_core::{AgentConfig, AgentCore, SupervisorEvent};
 use berth_model::config::Config;
-use berth_model::ids::{NodeName, StepKey, Term};
+use berth_model::ids::{JobId, NodeName, StepKey, Term};
 use berth_step::spool::{ContainerDefaults, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -91,6 +92,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     let files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
     let cgroups = Cgroups::detect(&options.state_dir, &files)?;
+    let cgroups = Arc::new(cgroups);
     say_what_is_enforced(&cgroups, options.system)?;
     protect(options.system);
     let mut hardware = probe::hardware(devices, cgroups.enforces())?;
@@ -106,7 +108,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         options.config.container.insecure_registries.clone(),
     )
     .map_err(AgentError::Images)?;
-    let zygote = start_zygote(&options.step_program, &cgroups)?;
+    let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
     let service = Arc::new(Service { registry: registry.clone(), node_socket: paths.node_socket() });
 
@@ -123,6 +125,12 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         hardware,
         term: read_json(&paths.term()).unwrap_or(Term(0)),
     };
+    let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
+    if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {
+        earlier.sweep(&living);
+    }
+    cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
+    let slots = Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system);
     let jobs = found.jobs.iter().map(|j| (j.job, j.attempt)).collect();
     let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
     let container = &options.config.container;
@@ -138,12 +146,15 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         cgroups,
         images: Arc::new(images),
         zygote,
+        slots,
         registry,
         service: Arc::clone(&service),
         paths: paths.clone(),
     });
     let (inputs, mut from_tasks) = mpsc::unbounded_channel();
     let parts = Arc::clone(&node);
+    let filled = Arc::clone(&node);
+    tokio::task::spawn_blocking(move || filled.slots.fill());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
@@ -169,10 +180,23 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     clients.abort();
     let _ = fs::remove_file(paths.agent_socket());
     drop(driver);
+    parts.slots.close();
     parts.zygote.end();
-    parts.cgroups.leave();
+    parts.cgroups.leave(&jobs_on_disk(&paths));
     tracing::info!("agent of node {name} stopped; its steps run on");
     Ok(())
+}
+
+/// Removes the control groups that an agent which is gone left for this state directory, but for those of jobs
+/// that still have processes.
+pub fn remove_groups(state_dir: &Path) {
+    let jobs = jobs_on_disk(&Paths::new(state_dir));
+    let Some(cgroups) = Cgroups::recorded(state_dir, &Paths::new(state_dir).cgroups()) else { return };
+    cgroups.leave(&jobs.into_iter().filter(|job| cgroups.lives(*job)).collect::<Vec<_>>());
+}
+
+fn jobs_on_disk(paths: &Paths) -> Vec<JobId> {
+    jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }
 
 fn host_name() -> NodeName {

@@ -2,10 +2,12 @@
 //! them again after a restart.
 
 use crate::registry::SupervisorCommand;
+use crate::standby::Standby;
 use crate::zygote::Zygote;
 use berth_agent_core::SupervisorEvent;
+use berth_model::ByteStr;
 use berth_model::ids::StepKey;
-use berth_step::control::{FromSupervisor, receive, send};
+use berth_step::control::{Begin, FromSupervisor, receive, send};
 use berth_step::spool::{StateFile, StepDir};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -29,8 +31,13 @@ pub struct Link {
 }
 
 /// Starts the supervisor of a step whose directory holds `launch.json`. Blocks for about a millisecond.
-/// `held`: what it is to keep open while it lives.
-pub fn spawn(zygote: &Zygote, dir: &StepDir, held: Option<BorrowedFd<'_>>) -> io::Result<Link> {
+/// `held`: what it is to keep open while it lives. `standby`: one that waits in the step's cgroups.
+pub fn spawn(
+    zygote: &Zygote,
+    dir: &StepDir,
+    held: Option<BorrowedFd<'_>>,
+    standby: Option<Standby>,
+) -> io::Result<Link> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let (_hold, address) = address(dir)?;
@@ -46,7 +53,15 @@ pub fn spawn(zygote: &Zygote, dir: &StepDir, held: Option<BorrowedFd<'_>>) -> io
         Mode::RUSR | Mode::WUSR,
     )?;
     let fds: Vec<BorrowedFd<'_>> = [listener.as_fd(), log.as_fd()].into_iter().chain(held).collect();
-    let pidfd = zygote.fork(dir, &fds)?;
+    let begin = Begin { spool: ByteStr::from(dir.path()) };
+    let pidfd = match standby.map(|s| s.begin(&begin, &fds)) {
+        Some(Ok(pidfd)) => pidfd,
+        Some(Err(e)) => {
+            tracing::warn!("{e}: forking another");
+            zygote.fork(dir, &fds)?
+        }
+        None => zygote.fork(dir, &fds)?,
+    };
     Ok(Link { control: dial(dir)?, pidfd })
 }
 

@@ -1,7 +1,7 @@
 //! The agent's side of the zygote: starts it, asks it for supervisors, starts another when it is gone.
 
 use berth_model::ByteStr;
-use berth_step::control::{ForkAnswer, ForkRequest, receive, send};
+use berth_step::control::{Begin, ForkAnswer, ForkRequest, receive, send};
 use berth_step::spool::StepDir;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -36,9 +36,18 @@ impl Zygote {
     /// its listening control socket, its log, and what it is to keep open while it lives; the answer is a
     /// descriptor of its process.
     pub fn fork(&self, dir: &StepDir, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+        self.request(&ForkRequest::Supervise(Begin { spool: ByteStr::from(dir.path()) }), fds)
+    }
+
+    /// Has a supervisor forked that waits for its step and speaks on `socket` until then.
+    pub fn stand_by(&self, system: bool, socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        self.request(&ForkRequest::StandBy { system }, &[socket])
+    }
+
+    fn request(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
         let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let first = match slot.as_ref() {
-            Some(running) => ask(running, dir, fds),
+            Some(running) => ask(running, request, fds),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
         match first {
@@ -51,7 +60,7 @@ impl Zygote {
             let _ = old.child.wait();
         }
         let running = spawn(&self.program, &self.settle)?;
-        let answer = ask(&running, dir, fds)?;
+        let answer = ask(&running, request, fds)?;
         *slot = Some(running);
         answer
     }
@@ -89,9 +98,8 @@ fn spawn(program: &PathBuf, settle: &Settle) -> io::Result<Running> {
 }
 
 /// The outer error means that the zygote is of no further use, the inner one that it could not fork.
-fn ask(running: &Running, dir: &StepDir, fds: &[BorrowedFd<'_>]) -> io::Result<io::Result<OwnedFd>> {
-    let request = ForkRequest { spool: ByteStr::from(dir.path()) };
-    send(running.socket.as_fd(), &request, fds)?;
+fn ask(running: &Running, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<io::Result<OwnedFd>> {
+    send(running.socket.as_fd(), request, fds)?;
     let (answer, fds) = receive::<ForkAnswer>(running.socket.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok(match (answer, fds.into_iter().next()) {
         (ForkAnswer::Forked(_), Some(pidfd)) => Ok(pidfd),

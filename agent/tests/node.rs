@@ -1,7 +1,6 @@
 //! A whole node: controller, agent, supervisor and processes, all real. The agent is lost and comes back.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail as tests do
 
-
 use berth_agent::AgentOptions;
 use berth_controller::ControllerOptions;
 use berth_model::ids::{JobId, StepKey, SubmissionId};
@@ -306,4 +305,67 @@ async fn a_step_that_is_not_here_is_refused_by_name_and_garbage_closes_the_conne
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     assert!(!matches!(asynchronous::read_frame(&mut stream).await, Ok(Some(_))));
     cluster.stop().await;
+}
+
+/// A job's groups, as the agent wrote them down: v1 and v2.
+fn groups(record: &Path) -> Vec<PathBuf> {
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    let v1 = record["cgroup"]["v1"]["dirs"].as_object().into_iter().flat_map(|dirs| dirs.values());
+    v1.chain([&record["cgroup"]["v2"]["dir"]]).filter_map(|dir| dir.as_str()).map(PathBuf::from).collect()
+}
+
+/// Every directory of this name below the mounts of control groups.
+fn directories(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = left.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name() == name {
+                found.push(entry.path());
+            } else if depth < 5 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+                left.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn steps_run_in_groups_that_stood_by_and_no_group_outlives_the_agent() {
+    let mut cluster = Cluster::new().await;
+    let mut root = None;
+    // More than stand by at once, and one after the loss of an agent.
+    for n in 0..7 {
+        let spec = spec(JobKind::Batch, cluster.path(), &format!("g{n}"));
+        let text = "#!/bin/sh\necho begin\nuntil [ -e go ]; do sleep 0.01; done\n".into();
+        let script = Some(BatchScript { text, args: Vec::new() });
+        let payload = Payload { script, env: vec!["PATH=/usr/bin:/bin".into()] };
+        let _ = std::fs::remove_file(cluster.path().join("go"));
+        let (job, _) = submit(&cluster, &spec, &payload, None).await;
+        let out = cluster.path().join(format!("slurm-{job}.out"));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&out).unwrap_or_default().contains("begin") {
+            assert!(Instant::now() < end, "the script does not start");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let groups = groups(&cluster.path().join(format!("jobs/{job}/job.json")));
+        assert!(!groups.is_empty() || !rustix::process::geteuid().is_root(), "root has no control group");
+        for group in &groups {
+            let step = std::fs::read_to_string(group.join("step_batch/cgroup.procs")).unwrap();
+            assert!(step.lines().count() >= 2, "init and script are not in {}: {step:?}", group.display());
+            root = group.parent().and_then(|r| Some(r.file_name()?.to_str()?.to_string()));
+        }
+        std::fs::write(cluster.path().join("go"), "").unwrap();
+        assert_eq!(cluster.ended(job).await.exit, ExitStatus::OK);
+        if n == 5 {
+            cluster.lose_agent().await;
+            cluster.start_agent();
+        }
+    }
+    cluster.assert_clean().await;
+    cluster.stop().await;
+    if let Some(root) = root {
+        let left = directories(&root);
+        assert!(left.is_empty(), "{left:?}");
+    }
 }

@@ -67,6 +67,12 @@ impl Parked {
         self.pid
     }
 
+    /// Whether it still waits.
+    pub fn waits(&self) -> bool {
+        let mut set = [rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut set, Some(&rustix::time::Timespec::default())) == Ok(0)
+    }
+
     /// Has it fork init, as a child of the caller.
     pub(crate) fn launch(
         self,

@@ -17,12 +17,33 @@ const MAX_PACKET: usize = 64 * 1024;
 /// Most descriptors beside a packet.
 const MAX_FDS: usize = 4;
 
-/// From the agent to the zygote; with the step's listening control socket, its log file, and what the
-/// supervisor is to keep open while it lives.
+/// From the agent to the zygote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ForkRequest {
+#[serde(rename_all = "snake_case")]
+pub enum ForkRequest {
+    /// A supervisor for a step.
+    Supervise(Begin),
+    /// A supervisor that waits until there is a step for it, with a process parked from which it will fork the
+    /// step's init. Beside the packet: a socket on which it says [`StandingBy`] and gets [`Begin`].
+    StandBy {
+        /// The agent is root and acts for users.
+        system: bool,
+    },
+}
+
+/// A step for a supervisor; with the step's listening control socket, its log file, and what the supervisor is
+/// to keep open while it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
     /// The step's spool directory.
     pub spool: berth_model::ByteStr,
+}
+
+/// From a supervisor that waits for a step: it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingBy {
+    /// Its parked process, which the agent puts into the cgroups that the step will have.
+    pub parked: i32,
 }
 
 /// The zygote's answer; with a pidfd of the supervisor when it was forked.

@@ -1,9 +1,10 @@
 //! The zygote: a small process, started once by the agent, from which every supervisor is forked. Forking
 //! costs time in proportion to the parent's memory, and the agent's grows; the zygote's does not.
 
-use crate::control::{ForkAnswer, ForkRequest, receive, send};
+use crate::control::{Begin, ForkAnswer, ForkRequest, StandingBy, receive, send};
 use crate::spool::StepDir;
 use crate::supervisor;
+use berth_runtime::Parked;
 use berth_runtime::sys::exec;
 use berth_runtime::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -41,10 +42,9 @@ pub fn run(socket: OwnedFd) -> i32 {
             Ok(None) => return 0,
             Err(e) => return failed("the agent's request", &e),
         };
-        let mut fds = fds.into_iter();
-        let answer = match (fds.next(), fds.next()) {
-            (Some(listener), Some(log)) => start(&request, listener, log, fds.collect()),
-            _ => Err(io::Error::other("the request came without its descriptors")),
+        let answer = match request {
+            ForkRequest::Supervise(begin) => start(&begin, fds),
+            ForkRequest::StandBy { system } => start_waiting(system, fds),
         };
         let sent = match answer {
             Ok((pid, pidfd)) => {
@@ -79,33 +79,67 @@ fn wait(socket: &OwnedFd, children: &[OwnedFd]) -> io::Result<Ready> {
     Ok(Ready { socket: flags.next().unwrap_or(false), children: flags.collect() })
 }
 
-/// `held`: descriptors that the supervisor keeps open while it lives, such as the use of an image.
-fn start(
-    request: &ForkRequest,
-    listener: OwnedFd,
-    log: OwnedFd,
-    held: Vec<OwnedFd>,
-) -> io::Result<(i32, OwnedFd)> {
+/// Forks the supervisor of a step.
+fn start(begin: &Begin, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
     match fork(CloneOptions::default())? {
         Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
-        Forked::Child => {
-            let code = match become_supervisor(&listener, &log, &held) {
-                Ok(()) => supervisor::run(&StepDir::at(request.spool.as_path()), listener),
-                Err(e) => failed("a supervisor's start", &e),
-            };
-            exit_now(code)
-        }
+        Forked::Child => exit_now(ended(leave_zygote(&fds).and_then(|()| supervise(begin, fds, None)))),
     }
 }
 
+/// Forks a supervisor that waits for its step.
+fn start_waiting(system: bool, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
+    match fork(CloneOptions::default())? {
+        Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Forked::Child => exit_now(ended(leave_zygote(&fds).and_then(|()| stand_by(system, fds)))),
+    }
+}
+
+fn ended(result: io::Result<i32>) -> i32 {
+    result.unwrap_or_else(|e| failed("a supervisor's start", &e))
+}
+
+/// Waits for a step. The agent's end is this one's end too.
+fn stand_by(system: bool, fds: Vec<OwnedFd>) -> io::Result<i32> {
+    let agent = fds.into_iter().next().ok_or_else(no_descriptors)?;
+    if system {
+        supervisor::hide()?;
+    }
+    let parked = Parked::new().map_err(io::Error::other)?;
+    send(agent.as_fd(), &StandingBy { parked: parked.pid() }, &[])?;
+    match receive::<Begin>(agent.as_fd())? {
+        Some((begin, fds)) => {
+            drop(agent);
+            supervise(&begin, fds, Some(parked))
+        }
+        None => Ok(0),
+    }
+}
+
+/// The descriptors after the first two stay open while the supervisor lives, such as the use of an image.
+fn supervise(begin: &Begin, fds: Vec<OwnedFd>, parked: Option<Parked>) -> io::Result<i32> {
+    let mut fds = fds.into_iter();
+    let (Some(listener), Some(log)) = (fds.next(), fds.next()) else { return Err(no_descriptors()) };
+    exec::place_at(log.as_fd(), 2)?;
+    drop(log);
+    let held: Vec<OwnedFd> = fds.collect();
+    let code = supervisor::run(&StepDir::at(begin.spool.as_path()), listener, parked);
+    drop(held);
+    Ok(code)
+}
+
+fn no_descriptors() -> io::Error {
+    io::Error::other("the request came without its descriptors")
+}
+
 /// Leaves everything of the zygote's behind: its session and its descriptors.
-fn become_supervisor(listener: &OwnedFd, log: &OwnedFd, held: &[OwnedFd]) -> io::Result<()> {
+fn leave_zygote(keep: &[OwnedFd]) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
-    exec::place_at(null.as_fd(), 0)?;
-    exec::place_at(null.as_fd(), 1)?;
-    exec::place_at(log.as_fd(), 2)?;
-    let keep: Vec<i32> = std::iter::once(listener).chain(held).map(AsRawFd::as_raw_fd).collect();
+    for n in 0..3 {
+        exec::place_at(null.as_fd(), n)?;
+    }
+    let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     exec::close_all_from(3, &keep)?;
     // Closed above with everything else.
     std::mem::forget(null);

@@ -368,3 +368,47 @@ fn the_login_environment_is_the_ground_for_the_submitted_one() {
     let error = read_all(&mut step.attach()).exit.unwrap().launch_error.unwrap();
     assert!(error.contains("--get-user-env") && error.contains("/bin/false"), "{error}");
 }
+
+#[test]
+fn a_supervisor_that_stood_by_runs_its_step_from_the_process_it_parked() {
+    let rig = Rig::new();
+    let (waiting, socket, parked) = rig.stand_by();
+    // What a process inherits from its parent shows which one that was: here a limit, on a node a cgroup.
+    let limit = rustix::process::Rlimit { current: Some(77), maximum: Some(77) };
+    let pid = rustix::process::Pid::from_raw(parked);
+    rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap();
+    let mut step = rig.begin(waiting, &socket, rig.launch(&["sh", "-c", "ulimit -n; exit 4"]));
+    let mut client = step.attach();
+    let seen = read_all(&mut client);
+    assert_eq!((seen.text().as_str(), seen.exit.unwrap().status), ("77\n", code(4)));
+    drop(client);
+    assert!(step.gone(Duration::from_secs(5)), "the supervisor stays after its work");
+}
+
+#[test]
+fn a_supervisor_that_stands_by_goes_with_the_agent_and_takes_along_what_it_parked() {
+    let rig = Rig::new();
+    let (waiting, socket, parked) = rig.stand_by();
+    let pid = rustix::process::Pid::from_raw(parked).unwrap();
+    let parked = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    assert!(!waiting.gone(Duration::from_millis(50)));
+    drop(socket);
+    assert!(waiting.gone(Duration::from_secs(5)));
+    let mut set = [rustix::event::PollFd::new(&parked, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut set, Some(&patience)).unwrap(), 1);
+}
+
+#[test]
+fn a_step_starts_although_what_was_parked_for_it_is_gone() {
+    let rig = Rig::new();
+    let (waiting, socket, parked) = rig.stand_by();
+    let pid = rustix::process::Pid::from_raw(parked).unwrap();
+    let held = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let mut set = [rustix::event::PollFd::new(&held, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut set, None).unwrap();
+    let mut step = rig.begin(waiting, &socket, rig.launch(&["sh", "-c", "exit 6"]));
+    let mut client = step.attach();
+    assert_eq!(read_all(&mut client).exit.unwrap().status, code(6));
+}

@@ -41,7 +41,10 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             other => other?,
         }
     }
-    if stop(&dir)? {
+    let stopped = stop(&dir)?;
+    // An agent that was killed could not take away what it had made.
+    berth_agent::remove_groups(&dir.0);
+    if stopped {
         out::print(&format!("The cluster in {} is down.\n", dir.0.display()))?;
     } else {
         out::print(&format!("No cluster runs in {}.\n", dir.0.display()))?;

@@ -51,7 +51,8 @@ pub(super) fn processes(dir: &Path, into: &mut Vec<i32>) {
     }
 }
 
-fn children(dir: &Path) -> Vec<std::path::PathBuf> {
+/// The groups directly below.
+pub(super) fn children(dir: &Path) -> Vec<std::path::PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }

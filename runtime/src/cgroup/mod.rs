@@ -144,12 +144,49 @@ impl Cgroup {
                 hint: "a group's name is a relative path without '.' and '..'",
             });
         }
-        let group = Cgroup { v1: v1::V1::new(facts, name), v2: v2::V2::new(facts, name) };
+        let group = Cgroup::named(facts, name);
         for backend in group.backends() {
             backend.create()?;
         }
         group.apply(limits)?;
         Ok(group)
+    }
+
+    /// Makes a group, without limits, in the hierarchies of v1 alone: a place for a process that is parked until
+    /// the group's purpose, and with it its name, is known. `None` on a node without v1 controllers, where
+    /// nothing has to be parked.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn parking(facts: &CgroupFacts, name: &str) -> Result<Option<Cgroup>> {
+        let Some(v1) = v1::V1::new(facts, name) else { return Ok(None) };
+        v1.create()?;
+        Ok(Some(Cgroup { v1: Some(v1), v2: None }))
+    }
+
+    /// Gives a group of [`Cgroup::parking`] its name, beside the one that it had.
+    ///
+    /// # Errors
+    /// A group of that name exists, or the kernel refuses.
+    pub fn rename(&mut self, name: &str) -> Result<()> {
+        self.v1.iter_mut().try_for_each(|v1| v1.rename(name))
+    }
+
+    /// Names of the groups directly below one, in whichever hierarchy they are.
+    pub fn below(facts: &CgroupFacts, name: &str) -> Vec<String> {
+        let bases = facts.v1.values().chain(&facts.v2);
+        let mut names: Vec<String> = bases
+            .flat_map(|base| files::children(&base.join(name)))
+            .filter_map(|dir| Some(dir.file_name()?.to_str()?.to_string()))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// A group by its name, whether it exists or not.
+    pub fn named(facts: &CgroupFacts, name: &str) -> Cgroup {
+        Cgroup { v1: v1::V1::new(facts, name), v2: v2::V2::new(facts, name) }
     }
 
     fn backends(&self) -> impl Iterator<Item = &dyn Backend> {

@@ -3,7 +3,7 @@
 use super::files::{cpu_list, keyed, make_dir, number, read, write};
 use super::{Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A group's directory by controller, with the caller's own group above it.
@@ -21,6 +21,23 @@ impl V1 {
         }
         let dirs = facts.v1.iter().map(|(c, base)| (*c, base.join(name))).collect();
         Some(V1 { name: name.into(), bases: facts.v1.clone(), dirs })
+    }
+
+    /// Gives the group another name beside its own, in every hierarchy.
+    pub fn rename(&mut self, name: &str) -> Result<()> {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        for dir in self.places() {
+            std::fs::rename(dir, dir.with_file_name(last))
+                .map_err(|e| CgroupError::new("rename the group", dir, &e))?;
+        }
+        self.dirs = self.bases.iter().map(|(c, base)| (*c, base.join(name))).collect();
+        self.name = name.into();
+        Ok(())
+    }
+
+    /// The group's directories, each once: controllers can share a hierarchy.
+    fn places(&self) -> BTreeSet<&Path> {
+        self.dirs.values().map(PathBuf::as_path).collect()
     }
 
     fn dir(&self, controller: Controller) -> Option<&Path> {
@@ -94,11 +111,11 @@ impl Backend for V1 {
     }
 
     fn join(&self, pid: i32) -> Result<()> {
-        self.dirs.values().try_for_each(|dir| write(dir, "cgroup.procs", &pid.to_string()))
+        self.places().into_iter().try_for_each(|dir| write(dir, "cgroup.procs", &pid.to_string()))
     }
 
     fn dirs(&self) -> Vec<&Path> {
-        self.dirs.values().map(PathBuf::as_path).collect()
+        self.places().into_iter().collect()
     }
 
     fn kill_at_once(&self) -> bool {

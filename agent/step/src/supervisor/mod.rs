@@ -14,12 +14,20 @@ mod streams;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, read_json, start_ticks, write_json};
 use berth_model::launch::StepPhase;
+use berth_runtime::Parked;
 use rustix::fd::OwnedFd;
 use std::io;
 
-/// Supervises the step whose directory this is. `listener`: the step's control socket.
-pub fn run(dir: &StepDir, listener: OwnedFd) -> i32 {
-    match supervise(dir, listener) {
+/// Closes the process to debuggers: the step's processes may have no uid of ours, but a mistake must not be
+/// enough.
+pub fn hide() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// Supervises the step whose directory this is. `listener`: the step's control socket. `parked`: a process
+/// that is in the step's cgroups already.
+pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> i32 {
+    match supervise(dir, listener, parked) {
         Ok(()) => 0,
         Err(e) => {
             // Goes to the step's supervisor.log; the agent finds no exit and reports the step as lost.
@@ -29,7 +37,7 @@ pub fn run(dir: &StepDir, listener: OwnedFd) -> i32 {
     }
 }
 
-fn supervise(dir: &StepDir, listener: OwnedFd) -> io::Result<()> {
+fn supervise(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> io::Result<()> {
     let file: LaunchFile = read_json(&dir.launch())?;
     if file.format != FORMAT {
         return Err(io::Error::other(format!(
@@ -38,8 +46,7 @@ fn supervise(dir: &StepDir, listener: OwnedFd) -> io::Result<()> {
         )));
     }
     if file.node.system {
-        // The step's processes may have the same uid as nobody of ours, but a mistake must not be enough.
-        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        hide()?;
     }
     let pid = std::process::id().cast_signed();
     let state = StateFile {
@@ -51,5 +58,5 @@ fn supervise(dir: &StepDir, listener: OwnedFd) -> io::Result<()> {
         phase: StepPhase::Starting,
     };
     write_json(&dir.state(), &state)?;
-    step::Step::new(dir.clone(), file, state, listener).run()
+    step::Step::new(dir.clone(), file, state, listener, parked).run()
 }

@@ -65,7 +65,12 @@ pub struct Processes {
 }
 
 /// Makes the container and asks for its tasks. Returns notes for the user too.
-pub fn start(file: &LaunchFile, io: Vec<TaskFiles>) -> Result<(Processes, Vec<String>), LaunchFailure> {
+/// `standing`: a process that was parked in the step's cgroups before the step was known.
+pub fn start(
+    file: &LaunchFile,
+    io: Vec<TaskFiles>,
+    standing: Option<Parked>,
+) -> Result<(Processes, Vec<String>), LaunchFailure> {
     let (argv, script) = command(file)?;
     let mut request = request(file)?;
     request.command = argv;
@@ -75,7 +80,10 @@ pub fn start(file: &LaunchFile, io: Vec<TaskFiles>) -> Result<(Processes, Vec<St
     let group = cgroup.and_then(Cgroup::v2_dir);
     let options = StartOptions {
         cgroup: group.as_ref().map(AsFd::as_fd),
-        parked: parked(cgroup)?,
+        parked: match standing.filter(Parked::waits) {
+            None => parked(cgroup)?,
+            found => found,
+        },
         ..StartOptions::default()
     };
     let mut init = start_init(&plan, options).map_err(|e| LaunchFailure::new(e.to_string()))?;

@@ -10,6 +10,7 @@ use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
+use berth_runtime::Parked;
 use berth_stream::Frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -33,6 +34,7 @@ pub struct Step {
     file: LaunchFile,
     state: StateFile,
     listener: OwnedFd,
+    parked: Option<Parked>,
     agents: Vec<OwnedFd>,
     streams: Streams,
     messages: Messages,
@@ -45,7 +47,13 @@ pub struct Step {
 }
 
 impl Step {
-    pub fn new(dir: StepDir, file: LaunchFile, state: StateFile, listener: OwnedFd) -> Step {
+    pub fn new(
+        dir: StepDir,
+        file: LaunchFile,
+        state: StateFile,
+        listener: OwnedFd,
+        parked: Option<Parked>,
+    ) -> Step {
         let local = file.launch.layout.tasks.get(file.launch.node_index as usize);
         let tasks = local.into_iter().flatten().map(|task| (*task, None)).collect();
         let streams = Streams::new(file.launch.attached);
@@ -54,6 +62,7 @@ impl Step {
             file,
             state,
             listener,
+            parked,
             agents: Vec::new(),
             streams,
             messages: Messages::default(),
@@ -87,7 +96,7 @@ impl Step {
     fn start(&mut self) -> Result<Processes, LaunchFailure> {
         let (io, messages) = files::open(&self.file.launch, &mut self.streams)?;
         self.messages = messages;
-        let (processes, notes) = processes::start(&self.file, io)?;
+        let (processes, notes) = processes::start(&self.file, io, self.parked.take())?;
         for note in notes {
             self.say_line(format!("slurmstepd: info: {note}"));
         }

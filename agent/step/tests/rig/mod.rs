@@ -7,10 +7,12 @@ use berth_model::ids::{Attempt, Gid, JobId, StepId, StepKey, Uid};
 use berth_model::launch::{JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase};
 use berth_model::spec::{Identity, IoSpec, JobKind};
 use berth_model::time::{Span, Time};
-use berth_step::control::{ForkAnswer, ForkRequest, FromSupervisor, ToSupervisor, receive, send};
+use berth_step::control::{
+    Begin, ForkAnswer, ForkRequest, FromSupervisor, StandingBy, ToSupervisor, receive, send,
+};
 use berth_step::spool::{FORMAT, LaunchFile, NodePart, StepDir, write_json};
 use berth_stream::{Frame, blocking};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::unix::net::UnixStream;
@@ -63,7 +65,40 @@ impl Rig {
         self.start_with(launch, NodePart::default())
     }
 
+    /// A supervisor that waits for its step: its pid, its socket, and the pid of what it parked.
+    pub fn stand_by(&self) -> (Step, OwnedFd, i32) {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        let (pid, pidfd) = self.ask(&ForkRequest::StandBy { system: false }, &[theirs.as_fd()]);
+        drop(theirs);
+        let (word, _) = receive::<StandingBy>(ours.as_fd()).unwrap().unwrap();
+        let dir = StepDir::at(self.dir.path());
+        (Step { dir, pid, pidfd, control: None }, ours, word.parked)
+    }
+
+    /// Gives a supervisor that waits its step.
+    pub fn begin(&self, waiting: Step, socket: &OwnedFd, launch: StepLaunch) -> Step {
+        let (dir, begin, listener, log) = self.prepare(launch, NodePart::default());
+        send(socket.as_fd(), &begin, &[listener.as_fd(), log.as_fd()]).unwrap();
+        Step { dir, ..waiting }
+    }
+
     pub fn start_with(&self, launch: StepLaunch, node: NodePart) -> Step {
+        let (dir, begin, listener, log) = self.prepare(launch, node);
+        let (pid, pidfd) = self.ask(&ForkRequest::Supervise(begin), &[listener.as_fd(), log.as_fd()]);
+        Step { dir, pid, pidfd, control: None }
+    }
+
+    fn ask(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> (i32, OwnedFd) {
+        let socket = self.socket.as_ref().unwrap();
+        send(socket.as_fd(), request, fds).unwrap();
+        let (answer, fds) = receive::<ForkAnswer>(socket.as_fd()).unwrap().unwrap();
+        let ForkAnswer::Forked(pid) = answer else { panic!("{answer:?}") };
+        (pid, fds.into_iter().next().unwrap())
+    }
+
+    fn prepare(&self, launch: StepLaunch, node: NodePart) -> (StepDir, Begin, OwnedFd, OwnedFd) {
         let step = StepDir::of(self.dir.path(), launch.key);
         step.create().unwrap();
         write_json(&step.launch(), &LaunchFile { format: FORMAT, launch, node }).unwrap();
@@ -79,12 +114,8 @@ impl Rig {
         rustix::net::listen(&listener, 8).unwrap();
         let log = rustix::fs::open(step.log(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
             .unwrap();
-        let socket = self.socket.as_ref().unwrap();
-        let request = ForkRequest { spool: ByteStr::from(step.path()) };
-        send(socket.as_fd(), &request, &[listener.as_fd(), log.as_fd()]).unwrap();
-        let (answer, fds) = receive::<ForkAnswer>(socket.as_fd()).unwrap().unwrap();
-        let ForkAnswer::Forked(pid) = answer else { panic!("{answer:?}") };
-        Step { dir: step, pid, pidfd: fds.into_iter().next().unwrap(), control: None }
+        let begin = Begin { spool: ByteStr::from(step.path()) };
+        (step, begin, listener, log)
     }
 }
 
