@@ -72,7 +72,7 @@ impl Images {
         let percent = Percent { state: Mutex::default(), tell };
         let prepared = match &helpers {
             Some(helpers) => helpers.ensure(&store, &manifest, &percent),
-            None => open_source(&manifest.source, manifest.insecure, &Credentials::from_env())
+            None => open_source(&manifest.source, manifest.insecure, &credentials(launch))
                 .and_then(|source| store.ensure(&manifest, source.as_ref(), &percent)),
         };
         let prepared = prepared.map_err(|e| e.to_string())?;
@@ -107,7 +107,7 @@ impl Images {
             None => {
                 let directory = Some(directory.to_path_buf());
                 let options = ResolveOptions { insecure, directory, ..ResolveOptions::default() };
-                resolve(&reference, &Credentials::from_env(), &options)
+                resolve(&reference, &credentials(launch), &options)
             }
         };
         Ok(match resolved.map_err(|e| e.to_string())? {
@@ -122,6 +122,22 @@ impl Images {
     }
 }
 
+/// Variables of the submitter's that say where logins of registries are kept.
+const LOGIN_VARIABLES: [&str; 3] = ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"];
+
+/// The value that a variable had where the step was submitted.
+fn submitted(launch: &StepLaunch, name: &str) -> Option<OsString> {
+    let value = |text: &ByteStr| text.0.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+    launch.env.iter().find_map(value).filter(|v| !v.is_empty()).map(OsString::from_vec)
+}
+
+/// The logins that the submitter had in mind; the agent's own environment is another one, even where both are one user.
+fn credentials(launch: &StepLaunch) -> Credentials {
+    let [docker, file, runtime] = LOGIN_VARIABLES.map(|name| submitted(launch, name).map(PathBuf::from));
+    let home = launch.identity.home.as_path();
+    Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
+}
+
 fn helpers(program: &Path, launch: &StepLaunch) -> Helpers {
     let user = &launch.identity;
     let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
@@ -130,9 +146,9 @@ fn helpers(program: &Path, launch: &StepLaunch) -> Helpers {
         ("USER".into(), (&user.user).into()),
         ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
     ];
-    for text in &launch.env {
-        if let Some(value) = text.0.strip_prefix(b"DOCKER_CONFIG=") {
-            environment.push(("DOCKER_CONFIG".into(), OsString::from_vec(value.to_vec())));
+    for name in LOGIN_VARIABLES {
+        if let Some(value) = submitted(launch, name) {
+            environment.push((name.into(), value));
         }
     }
     for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
