@@ -1,7 +1,7 @@
 //! What the node is made of: processors, memory, temporary space, boot. Read from the kernel, and only as
 //! much of it as this process itself may use.
 
-use berth_model::hardware::{Core, GresDevice, Hardware};
+use berth_model::hardware::{Core, Hardware};
 use berth_model::time::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,8 +29,9 @@ fn cannot(what: impl Into<String>) -> impl FnOnce(io::Error) -> ProbeError {
     move |source| ProbeError { what, source }
 }
 
-/// Detects the node's hardware. `enforces`: whether limits will be enforced by cgroups.
-pub fn hardware(gres: Vec<GresDevice>, enforces: bool) -> Result<Hardware, ProbeError> {
+/// Detects the node's hardware. `enforces`: whether limits will be enforced by cgroups. Generic resources that only the
+/// configuration names are the controller's to add.
+pub fn hardware(enforces: bool) -> Result<Hardware, ProbeError> {
     let allowed = allowed_cpus().map_err(cannot("this process's CPUs"))?;
     let system = Path::new("/sys/devices/system");
     let cores = cores(system, &allowed).map_err(cannot("/sys/devices/system/cpu"))?;
@@ -44,7 +45,7 @@ pub fn hardware(gres: Vec<GresDevice>, enforces: bool) -> Result<Hardware, Probe
         memory,
         memory_reserved: reserve(memory),
         tmp_disk: space("/tmp"),
-        gres,
+        gres: Vec::new(),
         enforces,
     })
 }
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_read() {
-        let found = hardware(Vec::new(), false).unwrap();
+        let found = hardware(false).unwrap();
         assert!(found.cpus() >= 1 && found.memory > found.memory_reserved);
         assert!(!found.arch.is_empty() && found.os.starts_with("Linux "));
         assert!(boot().unwrap().time.secs() > 1_000_000_000);

@@ -95,7 +95,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     let cgroups = Arc::new(cgroups);
     say_what_is_enforced(&cgroups, options.system)?;
     protect(options.system);
-    let mut hardware = probe::hardware(devices, cgroups.enforces())?;
+    let mut hardware = probe::hardware(cgroups.enforces())?;
     if let Some(reserved) = gres::memory_reserved(&options.config, &name) {
         hardware.memory_reserved = reserved.min(hardware.memory);
     }
