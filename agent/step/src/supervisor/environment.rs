@@ -16,7 +16,13 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     // A container has the job's own socket, and no path of the node's state directory means anything in it.
     let enters = |name: &[u8]| !NEVER.contains(&name) && (host || name != b"BERTH_STATE");
     let mut env: Vec<ByteStr> = submitter.iter().filter(|text| enters(&name(text))).cloned().collect();
+    let own_tmp = host && !env.iter().any(|text| name(text) == b"TMPDIR");
     env.extend(joined(step_variables(&file.launch, devices(file))));
+    if let (Some(scratch), true) = (&file.node.scratch, own_tmp) {
+        // The node's /tmp stays in sight of a step on its own filesystem, so its private one has another place.
+        env.retain(|text| name(text) != b"TMPDIR");
+        env.push(ByteStr([b"TMPDIR=".as_slice(), scratch.0.as_slice(), b"/tmp"].concat()));
+    }
     if let (Some(dir), true) = (&file.node.state_dir, host) {
         env.push(ByteStr([b"BERTH_STATE=".as_slice(), dir.0.as_slice()].concat()));
     }
