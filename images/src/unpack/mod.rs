@@ -190,6 +190,10 @@ impl<'a> Unpacker<'a> {
             return Err(refused(path.as_bytes(), "it hides a name that could lead outside the image"));
         }
         let (mut place, _) = path.split().unwrap_or_default();
+        // umoci replaces a directory by a file and still lists what was in it: the file hides all that by itself.
+        if matches!(self.tree.open_dir(&place), Err(Errno::NOTDIR)) {
+            return Ok(true);
+        }
         place.push(name);
         let place = self.tree.place(place)?;
         self.remember(place.as_bytes().len())?;

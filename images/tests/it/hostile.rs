@@ -439,10 +439,14 @@ fn a_whiteout_of_a_name_that_the_layer_brings_is_no_whiteout() {
         .file("b/c", b"new")
         .file(".wh.b", b"")
         .file(".wh.gone", b"")
+        // What umoci writes where a file takes a directory's place.
+        .file("f", b"now a file")
+        .file("f/.wh.inside", b"")
         .end();
     let image = taken(&bench, tar);
     let layer = only_layer(&image);
     assert_eq!(std::fs::read(layer.join("a")).unwrap(), b"new");
+    assert_eq!(std::fs::read(layer.join("f")).unwrap(), b"now a file");
     // The directory hides the removed one below.
     assert_eq!(xattr(&layer.join("b"), "user.overlay.opaque").as_deref(), Some(&b"y"[..]));
     assert_eq!(std::fs::read(layer.join("b/c")).unwrap(), b"new");
