@@ -2,8 +2,8 @@
 //!
 //! Jobs are named by their ids (12, 12_3, 12_[1-5], 12.0, 12.batch) or chosen by filters, or both: then the filters
 //! narrow the ids. Without --signal a job gets SIGCONT and SIGTERM, and SIGKILL after KillWait seconds. With --signal
-//! the signal goes to the job's steps; --batch sends it to the batch script alone, --full to script and steps. An id
-//! that is unknown or over is no error; --verbose says so.
+//! the signal goes to the job's steps; --batch sends it to the batch script alone, --full to script and steps. A job
+//! that is over is no error; --verbose says so. An id that is unknown is one, unlike with Slurm: it may be a typing error.
 
 use super::{job_state, nodes, words};
 use crate::error::{Failure, Outcome};
@@ -43,7 +43,7 @@ pub const SPEC: Spec = Spec {
         opt("jobname", None, Arg::Required("NAME"), "As --name"),
         opt("nodelist", Some('w'), Arg::Required("NODES"), "Jobs that use one of these nodes"),
         opt("partition", Some('p'), Arg::Required("NAME"), "Jobs of this partition"),
-        opt("quiet", Some('Q'), Arg::None, "Say nothing of jobs that are over or unknown"),
+        opt("quiet", Some('Q'), Arg::None, "Say nothing of jobs that are over"),
         opt("signal", Some('s'), Arg::Required("SIGNAL"), "Send this signal instead of ending the job"),
         opt("state", Some('t'), Arg::Required("STATES"), "Jobs in these states: PENDING, RUNNING, SUSPENDED"),
         opt("user", Some('u'), Arg::Required("NAME"), "Jobs of this user"),
@@ -126,9 +126,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let mut code = 0;
         for (selector, refusal) in refused {
             let about_step = selector.contains('.');
-            let harmless = matches!(refusal.code, RefusalCode::NotFound | RefusalCode::WrongState)
-                && request.signal.is_none()
-                && !about_step;
+            let harmless = refusal.code == RefusalCode::WrongState && request.signal.is_none() && !about_step;
             if !harmless || verbose {
                 let what = if about_step { "job step id" } else { "job id" };
                 out::complain(&format!(
