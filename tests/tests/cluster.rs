@@ -17,7 +17,7 @@ each_user! {
         assert!(format!("{}{}", again.text(), again.err()).contains("already"), "{again}");
         let pid = sandbox.controller();
         assert_eq!(sandbox.down().rc, 0);
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        assert!(berth_tests::sandbox::gone(pid), "berth down left the controller running");
         sandbox.cmd("berth").arg("status").fails().says(&["berth up"]);
         sandbox.cmd("squeue").fails().says(&["berth up"]);
     }

@@ -61,9 +61,9 @@ each_user! {
         assert_eq!(text, "none");
         let text = sandbox.srun_in(&image, ["--container-mount-home", "sh", "-c", &look]).ok().text();
         assert_eq!(text, home);
-        let text = sandbox.srun_in(images::configured(), ["--container-env=FROM_IMAGE", "printenv", "FROM_IMAGE"]).env("FROM_IMAGE", "host").ok().text();
+        let text = sandbox.srun_in(images::configured(), ["--container-env=FROM_IMAGE", "sh", "-c", "echo $FROM_IMAGE"]).env("FROM_IMAGE", "host").ok().text();
         assert_eq!(text, "host");
-        let text = sandbox.srun_in(images::configured(), ["printenv", "FROM_IMAGE"]).env("FROM_IMAGE", "host").ok().text();
+        let text = sandbox.srun_in(images::configured(), ["sh", "-c", "echo $FROM_IMAGE"]).env("FROM_IMAGE", "host").ok().text();
         assert_eq!(text, "yes", "the image's value wins over the login environment");
     }
 
@@ -83,7 +83,7 @@ each_user! {
         let sandbox = Sandbox::start(who);
         let image = format!("--container-image={}", images::debian().display());
         let script = "#!/bin/bash\nset -e\nsrun -n2 --label bash -c '. /etc/os-release; echo $ID $SLURM_STEP_ID'\nsqueue -h -j $SLURM_JOB_ID -o %T\n";
-        let job = sandbox.sbatch(&[&image, "-n2", "--overcommit", "--output=out", "--wait"], script);
+        let job = sandbox.sbatch(&[&image, "-n2", "--output=out", "--wait"], script);
         let out = sandbox.read("out");
         assert!(out.contains("0: debian 0\n") && out.contains("1: debian 0\n") && out.contains("RUNNING"), "{out}");
         assert_eq!(sandbox.job_state(job), "COMPLETED");
@@ -102,7 +102,7 @@ each_user! {
         let sandbox = Sandbox::start(who);
         let script = "[ $SLURM_PROCID = 0 ] && { sleep 0.3; echo met > /tmp/meeting; exit; }; \
                       for i in $(seq 100); do [ -e /tmp/meeting ] && { cat /tmp/meeting; exit; }; sleep 0.1; done; exit 1";
-        let text = sandbox.srun_in(images::busybox(), ["-n2", "--overcommit", "sh", "-c", script]).ok().text();
+        let text = sandbox.srun_in(images::busybox(), ["-n2", "sh", "-c", script]).ok().text();
         assert_eq!(text, "met");
     }
 

@@ -31,8 +31,8 @@ each_user! {
 
     fn slurm_variables_are_set(who) {
         let sandbox = Sandbox::start(who.clone());
-        let script = "#!/bin/sh\nenv | grep ^SLURM > batch.env\nsrun -n2 --overcommit sh -c 'env | grep ^SLURM > step.$SLURM_PROCID.env'\n";
-        let job = sandbox.sbatch(&["--wait", "-J", "vars", "-n2", "--overcommit"], script);
+        let script = "#!/bin/sh\nenv | grep ^SLURM > batch.env\nsrun -n2 sh -c 'env | grep ^SLURM > step.$SLURM_PROCID.env'\n";
+        let job = sandbox.sbatch(&["--wait", "-J", "vars", "-n2"], script);
         let batch = sandbox.read("batch.env");
         let node = sandbox.node();
         for line in [

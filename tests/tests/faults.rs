@@ -30,7 +30,7 @@ each_user! {
         let mut step = sandbox.srun_in(images::busybox(), ["sh", "-c", "echo ready; while read x; do echo got $x; done; exit 8"]).stdin_open().limit(90).spawn();
         step.wait_for("ready", 30);
         let script = "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\nexit 6\n";
-        let job = sandbox.sbatch(&["-c1", "--mem=64M", "--output=out", "--overcommit"], script);
+        let job = sandbox.sbatch(&["-c1", "--mem=64M", "--output=out"], script);
         let agent = sandbox.agent();
         sandbox.kill_9(agent);
         step.write(b"while dead\n");

@@ -17,7 +17,7 @@ each_user! {
         assert!(fetched >= 4, "{fetched} blobs were fetched");
         // Several at once, the docker spelling, and a second tag of the same layers.
         let again = registry.push(&images::layers(), "team/layers:2", &[]);
-        let line = format!("for i in 1 2 3; do srun --overcommit --mem=16M -c1 --container-image=docker://{again} cat /data/replaced & done; wait");
+        let line = format!("for i in 1 2 3; do srun --mem=16M -c1 --container-image=docker://{again} cat /data/replaced & done; wait");
         assert_eq!(sandbox.cmd("sh").args(["-c", &line]).ok().text(), "a file now\na file now\na file now");
         let more = registry.requests("GET", "/blobs/") - fetched;
         assert!(more <= 1, "{more} blobs were fetched again");

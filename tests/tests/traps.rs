@@ -33,7 +33,7 @@ each_user! {
         let sandbox = Sandbox::start(who);
         for rank in 0..2 {
             let script = format!("[ $SLURM_PROCID != {rank} ] || exit 3");
-            assert_eq!(sandbox.srun(["-n2", "--overcommit", "sh", "-c", &script]).run().rc, 3);
+            assert_eq!(sandbox.srun(["-n2", "sh", "-c", &script]).run().rc, 3);
         }
     }
 
