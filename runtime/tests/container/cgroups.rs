@@ -17,6 +17,10 @@ pub const TESTS: &[Test] = &[
     ("cgroups::a_device_program_is_accepted", a_device_program_is_accepted),
     ("cgroups::kill_and_remove", kill_and_remove),
     ("cgroups::names_stay_below", names_stay_below),
+    (
+        "cgroups::a_parking_place_keeps_its_process_under_a_new_name",
+        a_parking_place_keeps_its_process_under_a_new_name,
+    ),
 ];
 
 /// Facts, when this process can limit with this controller; an ordinary user without a delegated group
@@ -188,4 +192,31 @@ fn names_stay_below() {
         let error = Cgroup::create(&facts, bad, &CgroupLimits::default()).unwrap_err();
         assert!(error.to_string().contains("relative path"), "{bad}: {error}");
     }
+}
+
+fn a_parking_place_keeps_its_process_under_a_new_name() {
+    let facts = CgroupFacts::detect();
+    if facts.v1.is_empty() {
+        println!("not tried: no controller of v1 can be used");
+        assert!(Cgroup::parking(&facts, &name("slot")).unwrap().is_none());
+        return;
+    }
+    let mut slot = Cgroup::parking(&facts, &name("slot")).unwrap().unwrap();
+    let next = Cgroup::parking(&facts, &name("slot/next")).unwrap().unwrap();
+    let mut parked = Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(parked.id()).unwrap();
+    next.join(pid).unwrap();
+    slot.rename(&name("job_1")).unwrap();
+    // Its limits come with the name, and the group is the same as one that was made so.
+    let limits = CgroupLimits { cpus: vec![0], memory: Some(64 << 20), ..CgroupLimits::default() };
+    let step = Cgroup::create(&facts, &name("job_1/next"), &limits).unwrap();
+    assert_eq!(step.processes(), [pid]);
+    assert!(Cgroup::create(&facts, &name("job_1"), &limits).is_ok(), "the step has CPUs that its job lacks");
+    assert!(!facts.v1.values().any(|base| base.join(name("slot")).exists()));
+    // A name that is taken is refused.
+    let mut other = Cgroup::parking(&facts, &name("other")).unwrap().unwrap();
+    assert!(other.rename(&name("job_1")).is_err());
+    parked.kill().unwrap();
+    parked.wait().unwrap();
+    clean(&facts);
 }

@@ -112,8 +112,8 @@ impl Run {
         if asked.elapsed() > submit::SOON {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
-        let records = submit::records(client, job.id).await?;
-        follow::follow(self.step(key, layout, client).await, records).await
+        let (records, kill_wait) = tokio::join!(submit::records(client, job.id), kill_wait(client));
+        follow::follow(self.step(key, layout, kill_wait), records?).await
     }
 
     fn tell(&self, line: &str) {
@@ -176,7 +176,8 @@ impl Run {
             return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
         };
         submit::warn(Submit::Srun, &notes, self.options.quiet);
-        let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
+        let (lease, records, kill_wait) =
+            tokio::join!(client.lease(job), submit::records(client, job), kill_wait(client));
         let _lease = lease.ok(); // a job that is over already has none
         let mut records = records?;
         if converted.spec.hold {
@@ -203,12 +204,12 @@ impl Run {
         let layout =
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
-        let code = follow::follow(self.step(key, layout, client).await, records.clone()).await;
+        let code = follow::follow(self.step(key, layout, kill_wait), records.clone()).await;
         settled(&mut records).await;
         code
     }
 
-    async fn step(&self, key: StepKey, layout: berth_model::launch::Layout, client: &Client) -> follow::Step {
+    fn step(&self, key: StepKey, layout: berth_model::launch::Layout, kill_wait: Span) -> follow::Step {
         let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
         let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
         let of = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks);
@@ -228,7 +229,7 @@ impl Run {
             input,
             only_stdout: output,
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
-            kill_wait: kill_wait(client).await,
+            kill_wait,
         }
     }
 }
