@@ -7,7 +7,9 @@ each_user! {
         let sandbox = Sandbox::start(who.clone());
         let job = sandbox.sbatch(&["-J", "a-long-name-indeed", "-c1"], "#!/bin/sh\nsleep 60\n");
         let held = sandbox.sbatch(&["--hold", "-J", "held"], "#!/bin/sh\n:\n");
-        sandbox.wait_state(job, "RUNNING", 20);
+        // Until its first task runs, squeue says that it is being configured.
+        let shown = || sandbox.cmd("squeue").args(["-h", "-o", "%t", "-j", &job.to_string()]).ok().text();
+        assert!(wait(20, || (shown().trim() == "R").then_some(())).is_some(), "{}", shown());
         let text = sandbox.cmd("squeue").ok().text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "             JOBID PARTITION     NAME     USER ST       TIME  NODES NODELIST(REASON)", "{text}");
