@@ -1,4 +1,4 @@
-//! `berth completions`.
+//! `berth completions`: prints a shell's completions.
 
 use berth_client::error::Outcome;
 use berth_model::options::{Command, Shell, completion_script};

@@ -1,4 +1,4 @@
-//! `berth config`.
+//! `berth config`: judges a configuration, or shows the one in force.
 
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;

@@ -1,4 +1,4 @@
-//! `berth controller`.
+//! `berth controller`: runs a controller in the foreground.
 
 use crate::daemon;
 use berth_client::error::{Failure, Kind, Outcome};

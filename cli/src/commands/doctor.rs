@@ -1,4 +1,4 @@
-//! `berth doctor`.
+//! `berth doctor`: says what this machine lacks, and what to do.
 
 use berth_client::error::Outcome;
 use berth_client::out;

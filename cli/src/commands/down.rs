@@ -1,4 +1,4 @@
-//! `berth down`.
+//! `berth down`: stops the cluster of this machine.
 
 use crate::daemon::{self, Part};
 use berth_client::error::{Failure, Kind, Outcome};

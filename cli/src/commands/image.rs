@@ -1,4 +1,4 @@
-//! `berth image`.
+//! `berth image`: looks after the images of a store.
 
 use crate::images::{self, Bar};
 use berth_client::error::{Failure, Kind, Outcome};

@@ -1,4 +1,4 @@
-//! `berth install-links`.
+//! `berth install-links`: makes the commands' names as links.
 
 use berth_client::error::{Failure, Outcome};
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! `berth man`.
+//! `berth man`: writes the man pages.
 
 use berth_client::error::{Failure, Outcome};
 use berth_model::options::{Command, man_page};

@@ -1,4 +1,4 @@
-//! `berth agent`.
+//! `berth agent`: runs a node's agent in the foreground.
 
 use crate::daemon::{self, Part};
 use berth_client::error::{Failure, Kind, Outcome};

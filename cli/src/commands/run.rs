@@ -1,4 +1,4 @@
-//! `berth run`.
+//! `berth run`: runs a command in an image, without a cluster.
 
 use crate::images::{self, Bar};
 use berth_client::error::{Failure, Kind, Outcome};

@@ -1,4 +1,4 @@
-//! `berth sim`.
+//! `berth sim`: runs both cores in the simulator.
 
 use berth_client::error::Outcome;
 use berth_client::out;

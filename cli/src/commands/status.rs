@@ -1,4 +1,4 @@
-//! `berth status`.
+//! `berth status`: shows the controller and the agents.
 
 use crate::daemon;
 use berth_client::error::{Failure, Outcome};

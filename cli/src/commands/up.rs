@@ -1,4 +1,4 @@
-//! `berth up`.
+//! `berth up`: starts a cluster of this machine.
 
 use super::{config, doctor};
 use crate::daemon::{self, Part};
