@@ -45,9 +45,8 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         children.push((Part::Agent, daemon::start(&dir, Part::Agent, file.as_deref())?));
     }
     // The controller may still hold an agent for connected that was killed a moment ago; the new one tells its pid.
-    let lives = |s: &Status| {
-        s.agents.iter().any(|a| a.connected) && daemon::pid_file(&dir, Part::Agent).is_some()
-    };
+    let lives =
+        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(&dir, Part::Agent).is_some();
     let now = wait(&dir, &mut children, |s| lives(s).then(|| s.clone()))?;
     announce(&dir, &now, children.is_empty(), before.is_some())?;
     if args.detach || children.is_empty() {
