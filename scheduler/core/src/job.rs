@@ -59,7 +59,10 @@ impl Job {
         }
         if matches!(self.row.phase, Phase::Running(_)) {
             let first = self.progress.iter().next().and_then(|(_, p)| p.first());
-            if let (Some(Progress::Preparing(percent)), 1) = (first, self.steps.len()) {
+            // A step on the node's own filesystem has nothing to prepare that a user would wait for.
+            let own = self.steps.values().next().and_then(|s| s.spec.as_ref()?.container.as_ref());
+            let image = own.or(info.spec.container.as_ref()).is_some();
+            if let (Some(Progress::Preparing(percent)), 1, true) = (first, self.steps.len(), image) {
                 info.state = JobState::Configuring;
                 info.reason = Reason::ImagePull(*percent);
             }
