@@ -121,6 +121,18 @@ pub enum EtcFile {
     },
 }
 
+impl EtcFile {
+    /// Its path in the container.
+    fn path(&self) -> Vec<u8> {
+        let name = match self {
+            EtcFile::Passwd { .. } => "passwd",
+            EtcFile::Group { .. } => "group",
+            EtcFile::Copy { name, .. } => name,
+        };
+        [b"/etc/", name.as_bytes()].concat()
+    }
+}
+
 /// The directory in which tasks start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkdirPlan {
@@ -198,6 +210,9 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
                 .into(),
         );
     }
+    let mut etc = if host { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? };
+    // What the user mounts over a file of /etc is what the user wants to see there.
+    etc.retain(|file| !mounts.iter().any(|m| m.target.0 == b"/etc" || m.target.0 == file.path()));
     Ok(Plan {
         mode,
         root,
@@ -213,7 +228,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         uid_map: ids.uid_map,
         gid_map: ids.gid_map,
         mounts,
-        etc: if host { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? },
+        etc,
         env,
         workdir,
         argv,

@@ -1,7 +1,7 @@
 //! `/dev`: a filesystem of the container's own with the standard devices and the allocated ones.
 
-use super::target::{self, Kind};
-use super::{Doing, Setup, SetupFailure, attach, overlay};
+use super::target::{self, Kind, Root};
+use super::{Doing, Setup, SetupFailure, attach, overlay, rights};
 use crate::plan::PlannedMount;
 use crate::sys::Errno;
 use berth_model::ByteStr;
@@ -31,12 +31,7 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// Mounts it on the planned target and fills it.
-pub(super) fn make(
-    root: &OwnedFd,
-    m: &PlannedMount,
-    devices: &[ByteStr],
-    attrs: MountAttrFlags,
-) -> Setup<()> {
+pub(super) fn make(root: &Root, m: &PlannedMount, devices: &[ByteStr], attrs: MountAttrFlags) -> Setup<()> {
     let what = "make /dev";
     let options = [("mode", "755"), ("size", "1m")];
     let dev = overlay::tmpfs(&options, attrs).doing(what)?;
@@ -57,7 +52,9 @@ pub(super) fn make(
         bind(&source, &dev, name.as_bytes()).doing_at("bring in", &path.into())?;
     }
     for device in devices {
-        let source = open_device(device.as_os(), None).map_err(|e| {
+        // The node's list of devices names them, not the user.
+        let opened = rights::with_roots(|| open_device(device.as_os(), None));
+        let source = opened.and_then(|opened| opened).map_err(|e| {
             SetupFailure::at("bring in the allocated device", device, e)
                 .hint("the node's list of devices (gres) names a file that is no device")
         })?;

@@ -1,6 +1,6 @@
 //! The last steps into the container: pivot, identity, working directory, confinement.
 
-use super::target::{self, Kind};
+use super::target::{self, Kind, Root};
 use super::{Doing, Setup, SetupFailure, SetupFds};
 use crate::plan::{IdMap, Mode, Plan, RootPlan};
 use crate::sys::{Errno, fork, userns};
@@ -9,7 +9,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use std::fmt::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 pub(super) const USERNS_HINT: &str = "user namespaces may be restricted here: `berth doctor` says how to allow them \
     (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)";
@@ -35,7 +35,7 @@ pub(super) fn write_own_maps(plan: &Plan) -> Setup<()> {
 }
 
 /// Makes the container's root the root of this mount namespace and takes the node's away.
-pub(super) fn pivot(root: &OwnedFd) -> Setup<()> {
+pub(super) fn pivot(root: &Root) -> Setup<()> {
     rustix::process::fchdir(root).doing("enter the container's root")?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => take_away_old_root(root)?,
@@ -50,7 +50,7 @@ pub(super) fn pivot(root: &OwnedFd) -> Setup<()> {
 
 /// The node's root now lies over the container's, perhaps with more on top of it. `/..` follows whatever
 /// lies over the root, so it shows when the last of them is gone.
-fn take_away_old_root(root: &OwnedFd) -> Setup<()> {
+fn take_away_old_root(root: &Root) -> Setup<()> {
     let what = "take the node's root away";
     let same = |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
     let own = rustix::fs::fstat(root).doing(what)?;
@@ -111,7 +111,7 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
 }
 
 /// Makes an image's WORKDIR and the user's HOME where the image lacks them.
-pub(super) fn make_workdir(plan: &Plan, root: &OwnedFd) -> Setup<()> {
+pub(super) fn make_workdir(plan: &Plan, root: &Root) -> Setup<()> {
     if plan.workdir.create {
         target::ensure(root, &plan.workdir.path, Kind::Directory)?;
     }

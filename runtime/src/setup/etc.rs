@@ -2,10 +2,10 @@
 //!
 //! What the image has there is read without following a link, without blocking, and only when it is a
 //! regular file. New content is bound over the file; a container whose user acts as root has it written
-//! instead, because tools such as useradd replace these files by rename.
+//! instead, because tools such as useradd replace these files by rename. What was mounted there is left alone.
 
-use super::target::{self, Kind};
-use super::{Doing, Setup, attach};
+use super::target::{self, Kind, Root};
+use super::{Doing, Setup, attach, rights};
 use crate::plan::{EtcFile, Plan, RootPlan};
 use crate::sys::Errno;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -16,28 +16,28 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const MAX_LENGTH: u64 = 4 << 20;
 
 /// Writes the planned files.
-pub(super) fn write(
-    plan: &Plan,
-    root: &OwnedFd,
-    staging: BorrowedFd<'_>,
-    notes: &mut Vec<String>,
-) -> Setup<()> {
+pub(super) fn write(plan: &Plan, root: &Root, staging: BorrowedFd<'_>, notes: &mut Vec<String>) -> Setup<()> {
     if plan.etc.is_empty() {
         return Ok(());
     }
     let in_place = matches!(plan.root, RootPlan::InPlace(_));
     let etc = target::ensure(root, &"/etc".into(), Kind::Directory)?;
+    if !root.holds(etc.as_fd()).doing("look at /etc")? {
+        notes.push("left as it is: /etc is a mount".into());
+        return Ok(());
+    }
     let replace = plan.identity.keep_caps && !in_place;
     for file in &plan.etc {
         let (name, content) = content(file, root, &etc);
         let done = if replace {
-            replace_file(&etc, name, &content)
+            root.change(etc.as_fd(), || replace_file(&etc, name, &content))
         } else {
-            bind_file(&etc, staging, name, &content, !in_place)
+            bind_file(root, &etc, staging, name, &content, !in_place)
         };
         match done {
             Ok(true) => {}
             Ok(false) => notes.push(format!("left as it is: /etc/{name} is no regular file")),
+            Err(Errno::BUSY) => notes.push(format!("left as it is: /etc/{name} is a mount")),
             // A root directory that belongs to someone else can be run all the same.
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
                 notes.push(format!("left as it is: /etc/{name} cannot be made in this root"));
@@ -51,7 +51,7 @@ pub(super) fn write(
     Ok(())
 }
 
-fn content<'a>(file: &'a EtcFile, root: &OwnedFd, etc: &OwnedFd) -> (&'a str, Vec<u8>) {
+fn content<'a>(file: &'a EtcFile, root: &Root, etc: &OwnedFd) -> (&'a str, Vec<u8>) {
     match file {
         EtcFile::Copy { name, content } => (name, content.0.clone()),
         EtcFile::Passwd { line, name, fallback_line, shell } => {
@@ -147,6 +147,7 @@ fn write_new<D: AsFd>(dir: D, name: &str, content: &[u8]) -> Result<OwnedFd, Err
 
 /// Binds a file of ours over the image's. `Ok(false)`: something else is there and may not be replaced.
 fn bind_file(
+    root: &Root,
     etc: &OwnedFd,
     staging: BorrowedFd<'_>,
     name: &str,
@@ -155,7 +156,9 @@ fn bind_file(
 ) -> Result<bool, Errno> {
     let open =
         || rustix::fs::openat(etc, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let make = || root.change(etc.as_fd(), || target::make_file(etc, name.as_bytes()));
     let place = match open() {
+        Ok(fd) if !root.holds(fd.as_fd())? => return Err(Errno::BUSY),
         Ok(fd) => {
             let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)?;
             let kind = FileType::from_raw_mode(stat.st_mode);
@@ -164,18 +167,18 @@ fn bind_file(
             } else if kind.is_dir() || !may_replace {
                 return Ok(false);
             } else {
-                rustix::fs::unlinkat(etc, name, AtFlags::empty())?;
-                target::make_file(etc, name.as_bytes())?;
+                root.change(etc.as_fd(), || rustix::fs::unlinkat(etc, name, AtFlags::empty()))?;
+                make()?;
                 open()?
             }
         }
         Err(Errno::NOENT) => {
-            target::make_file(etc, name.as_bytes())?;
+            make()?;
             open()?
         }
         Err(e) => return Err(e),
     };
-    drop(write_new(staging, name, content)?);
+    drop(rights::with_roots(|| write_new(staging, name, content))??);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(staging, name, flags)?;
     attach(tree.as_fd(), &place, "")?;
@@ -184,10 +187,14 @@ fn bind_file(
 
 /// apt changes to a user of its own for downloads and checks that it worked; with pretended ids it cannot,
 /// so it is told to stay root.
-fn apt_as_root(root: &OwnedFd) -> Setup<()> {
+fn apt_as_root(root: &Root) -> Setup<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let Ok(dir) = target::open(root, b"/etc/apt/apt.conf.d", flags) else { return Ok(()) };
-    replace_file(&dir, "99berth-remap-root", b"APT::Sandbox::User \"root\";\n")
+    if !root.holds(dir.as_fd()).doing("look at the configuration of apt")? {
+        return Ok(());
+    }
+    let content = b"APT::Sandbox::User \"root\";\n";
+    root.change(dir.as_fd(), || replace_file(&dir, "99berth-remap-root", content))
         .map(drop)
         .doing("configure apt for a mapped root")
 }

@@ -9,18 +9,20 @@ mod enter;
 mod etc;
 mod mounts;
 mod overlay;
+mod rights;
 mod target;
 
 pub(crate) use enter::{enter_directory, map_text, workdir_hint};
 
 use crate::plan::{Mode, Plan, RootPlan};
-use crate::sys::{Errno, fork, identity, mountattr};
+use crate::sys::{Errno, fork, mountattr};
 use berth_model::ByteStr;
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use target::Root;
 
 /// Why a container could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +141,7 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
 
 fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, FileMode::empty()).doing("open /")?;
+    let root = Root::new(root, false)?;
     let sources = mounts::open_sources(plan)?;
     mounts::perform(plan, &root, sources, notes)
 }
@@ -146,13 +149,13 @@ fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
 fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> {
     let staging = overlay::staging(plan)?;
     let root = match &plan.root {
-        RootPlan::Overlay { .. } => overlay::mount(plan, &staging, fds)?,
-        RootPlan::InPlace(dir) => in_place(plan, dir)?,
+        RootPlan::Overlay { .. } => Root::new(overlay::mount(plan, &staging, fds)?, true)?,
+        RootPlan::InPlace(dir) => Root::new(in_place(plan, dir)?, false)?,
         RootPlan::Host => return Err(SetupFailure::new("make a container of the node's root", Errno::INVAL)),
     };
-    act_as_user(plan)?;
+    // From here on nothing is done with root's rights that is not done by name.
+    rights::act_as_user(plan)?;
     let sources = mounts::open_sources(plan)?;
-    regain_capabilities(plan)?;
     mounts::perform(plan, &root, sources, notes)?;
     etc::write(plan, &root, staging.as_fd(), notes)?;
     enter::make_workdir(plan, &root)?;
@@ -163,32 +166,9 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> 
     enter::pivot(&root)
 }
 
-/// In system mode: what belongs to the user is opened with the user's rights, and what is made for the
-/// user belongs to the user.
-fn act_as_user(plan: &Plan) -> Setup<()> {
-    if plan.mode == Mode::User {
-        return Ok(());
-    }
-    let id = &plan.identity;
-    enter::set_groups(&id.groups)?;
-    identity::set_fs_ids(id.uid, id.gid).doing("act as the user")
-}
-
-/// Takes back what the change of file ids took: the container's directories may be read-only even to
-/// their owner, and targets must be made in them. Targets never lead out of the container's root.
-fn regain_capabilities(plan: &Plan) -> Setup<()> {
-    if plan.mode == Mode::User {
-        return Ok(());
-    }
-    let caps = rustix::thread::capabilities(None).doing("read capabilities")?;
-    let full = rustix::thread::CapabilitySets { effective: caps.permitted, ..caps };
-    rustix::thread::set_capabilities(None, full).doing("regain capabilities")
-}
-
 fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
-    act_as_user(plan)?;
+    rights::act_as_user(plan)?;
     let source = open_path(dir).map_err(|e| root_dir_failure(dir, e))?;
-    regain_capabilities(plan)?;
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(&source, "", flags).doing_at("use as root", dir)?;

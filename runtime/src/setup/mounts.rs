@@ -1,8 +1,8 @@
 //! Performs the planned mounts, each on a descriptor opened beneath the container's root.
 
 use super::overlay::{filesystem, tmpfs};
-use super::target::{self, Kind};
-use super::{Doing, Setup, SetupFailure, attach, dev, open_path};
+use super::target::{self, Kind, Root};
+use super::{Doing, Setup, SetupFailure, attach, dev, open_path, rights};
 use crate::plan::{Attrs, Mode, MountKind, Plan, PlannedMount};
 use crate::sys::{Errno, mountattr};
 use rustix::fs::OFlags;
@@ -39,7 +39,7 @@ fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno)
 /// Performs them in order.
 pub(super) fn perform(
     plan: &Plan,
-    root: &OwnedFd,
+    root: &Root,
     sources: Vec<Option<OwnedFd>>,
     notes: &mut Vec<String>,
 ) -> Setup<()> {
@@ -58,7 +58,7 @@ pub(super) fn perform(
     Ok(())
 }
 
-fn one(root: &OwnedFd, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
+fn one(root: &Root, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
     let attrs = attr_flags(m.attrs);
     match &m.kind {
         MountKind::Proc => {
@@ -70,7 +70,8 @@ fn one(root: &OwnedFd, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
         MountKind::Bind { source: path, recursive, slave } => {
             let source = match source {
                 Some(fd) => fd,
-                None => open_path(path).map_err(|e| source_failure(m, path, e))?,
+                // Berth's own: see `open_sources`.
+                None => rights::lend(|| open_path(path).map_err(|e| source_failure(m, path, e)))?,
             };
             bind(root, m, &source, *recursive, *slave)
         }
@@ -116,7 +117,7 @@ fn attr_flags(a: Attrs) -> MountAttrFlags {
     flags
 }
 
-fn place(root: &OwnedFd, m: &PlannedMount, mount: BorrowedFd<'_>, kind: Kind) -> Setup<()> {
+fn place(root: &Root, m: &PlannedMount, mount: BorrowedFd<'_>, kind: Kind) -> Setup<()> {
     let target = target::ensure(root, &m.target, kind)?;
     attach(mount, &target, "").doing_at("mount on", &m.target)
 }
@@ -130,7 +131,7 @@ fn clone_tree(source: &OwnedFd, recursive: bool) -> Result<OwnedFd, Errno> {
     rustix::mount::open_tree(source, "", flags)
 }
 
-fn bind(root: &OwnedFd, m: &PlannedMount, source: &OwnedFd, recursive: bool, slave: bool) -> Setup<()> {
+fn bind(root: &Root, m: &PlannedMount, source: &OwnedFd, recursive: bool, slave: bool) -> Setup<()> {
     let directory = target::is_directory(source).doing_at("look at the source of", &m.target)?;
     if m.create_dir.is_some_and(|dir| dir != directory) && m.origin == "--container-mounts" {
         return Err(SetupFailure::refuse(
@@ -162,7 +163,7 @@ fn bind(root: &OwnedFd, m: &PlannedMount, source: &OwnedFd, recursive: bool, sla
     place(root, m, tree.as_fd(), if directory { Kind::Directory } else { Kind::File })
 }
 
-fn umount(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+fn umount(root: &Root, m: &PlannedMount) -> Setup<()> {
     let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("unmount", &m.target)?;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(|e| {
@@ -171,7 +172,7 @@ fn umount(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
     })
 }
 
-fn read_only(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+fn read_only(root: &Root, m: &PlannedMount) -> Setup<()> {
     let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("protect", &m.target)?;
     let tree = clone_tree(&fd, true).doing_at("protect", &m.target)?;
     let change =
@@ -180,7 +181,7 @@ fn read_only(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
     attach(tree.as_fd(), &fd, "").doing_at("protect", &m.target)
 }
 
-fn mask(root: &OwnedFd, m: &PlannedMount) -> Setup<()> {
+fn mask(root: &Root, m: &PlannedMount) -> Setup<()> {
     let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("mask", &m.target)?;
     let cover = if target::is_directory(&fd).doing_at("mask", &m.target)? {
         tmpfs(&[("mode", "555"), ("size", "4096")], MountAttrFlags::MOUNT_ATTR_RDONLY)

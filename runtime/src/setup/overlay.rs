@@ -1,9 +1,9 @@
 //! The root filesystem: read-only layers under a writable one.
 
-use super::{Doing, Setup, SetupFailure, SetupFds, act_as_user, attach, open_path, root_dir_failure};
+use super::{Doing, Setup, SetupFailure, SetupFds, attach, open_path, rights, root_dir_failure};
 use crate::plan::{Mode, Plan, RootPlan};
 use crate::request::WritableLayer;
-use crate::sys::{Errno, identity, mountattr};
+use crate::sys::{Errno, mountattr};
 use berth_model::ByteStr;
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
@@ -60,13 +60,13 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     if plan.mode == Mode::User {
         lower.extend(layers.iter().cloned());
     } else if *as_user {
-        act_as_user(plan)?;
+        rights::act_as_user(plan)?;
         for layer in layers {
             let fd = open_path(layer).map_err(|e| root_dir_failure(layer, e))?;
             lower.push(fd_path(&fd));
             held.push(fd);
         }
-        act_as_root(plan)?;
+        rights::act_as_root(plan)?;
     } else {
         rustix::fs::mkdirat(staging, "layers", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
         for (number, layer) in layers.iter().enumerate() {
@@ -89,14 +89,6 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     })?;
     attach(root.as_fd(), CWD, "/").doing("mount the root filesystem")?;
     Ok(root)
-}
-
-fn act_as_root(plan: &Plan) -> Setup<()> {
-    if plan.mode == Mode::System {
-        identity::set_fs_ids(0, 0).doing("act as root again")?;
-        super::regain_capabilities(plan)?;
-    }
-    Ok(())
 }
 
 fn layer_failure(layer: &ByteStr, errno: Errno) -> SetupFailure {
@@ -159,7 +151,7 @@ fn writable(plan: &Plan, staging: &OwnedFd, upper: &WritableLayer) -> Setup<(Own
     let (base, volatile) = match upper {
         WritableLayer::Tmpfs => (staging, true),
         WritableLayer::Dir(dir) => {
-            act_as_user(plan)?;
+            rights::act_as_user(plan)?;
             own = rustix::fs::open(dir.as_os(), dir_flags, FileMode::empty())
                 .doing_at("open the directory of the writable layer", dir)?;
             (&own, false)
@@ -188,7 +180,7 @@ fn writable(plan: &Plan, staging: &OwnedFd, upper: &WritableLayer) -> Setup<(Own
         .doing(what)?;
     }
     if !volatile {
-        act_as_root(plan)?;
+        rights::act_as_root(plan)?;
     }
     Ok((upper_dir, work, volatile))
 }

@@ -4,13 +4,55 @@
 //! `RESOLVE_IN_ROOT`), so that a symbolic link in the image, or one swapped in while a mount is made, can
 //! lead nowhere else.
 
-use super::{Doing, Setup, SetupFailure};
+use super::{Doing, Setup, SetupFailure, rights};
 use crate::sys::Errno;
 use berth_model::ByteStr;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+
+/// The container's root while the container is made.
+pub(super) struct Root {
+    fd: OwnedFd,
+    mount: u64,
+    made: bool,
+}
+
+impl Root {
+    /// `made`: the filesystem was made for this container and shows the user nothing of the node's that could be
+    /// written: what is made in it may be made with root's rights. Anything else is the user's own affair.
+    pub fn new(fd: OwnedFd, made: bool) -> Setup<Root> {
+        let mount = mount_id(fd.as_fd()).doing("look at the container's root")?;
+        Ok(Root { fd, mount, made })
+    }
+
+    /// Whether a place lies in the root itself, and not in something that was mounted into it.
+    pub fn holds(&self, place: BorrowedFd<'_>) -> Result<bool, Errno> {
+        Ok(mount_id(place)? == self.mount)
+    }
+
+    /// Does something to a directory: with the user's rights, and where these do not suffice, and the directory lies in
+    /// a root that was made for this container, with root's. Layers have directories that even their owner cannot
+    /// write.
+    pub fn change<T>(&self, dir: BorrowedFd<'_>, action: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match action() {
+            Err(Errno::ACCESS | Errno::PERM) if self.made && self.holds(dir)? => rights::with_roots(action)?,
+            other => other,
+        }
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 { Err(Errno::NOSYS) } else { Ok(stat.stx_mnt_id) }
+}
 
 /// What a target is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +62,7 @@ pub(super) enum Kind {
 }
 
 /// Opens what is at an absolute path of the container, without reading it.
-pub(super) fn open(root: &OwnedFd, path: &[u8], extra: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open(root: &Root, path: &[u8], extra: OFlags) -> Result<OwnedFd, Errno> {
     let relative = match path {
         b"/" | b"" => b".",
         p => p.strip_prefix(b"/").unwrap_or(p),
@@ -43,7 +85,7 @@ pub(super) fn open(root: &OwnedFd, path: &[u8], extra: OFlags) -> Result<OwnedFd
 }
 
 /// Opens a mount target, making it and the directories above it where they are missing.
-pub(super) fn ensure(root: &OwnedFd, path: &ByteStr, kind: Kind) -> Setup<OwnedFd> {
+pub(super) fn ensure(root: &Root, path: &ByteStr, kind: Kind) -> Setup<OwnedFd> {
     match open(root, &path.0, OFlags::PATH) {
         Ok(fd) => return check(fd, path, kind),
         Err(Errno::NOENT) => {}
@@ -58,11 +100,13 @@ pub(super) fn ensure(root: &OwnedFd, path: &ByteStr, kind: Kind) -> Setup<OwnedF
         parent = match open(root, prefix, OFlags::PATH) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
-                let made = if last && kind == Kind::File {
-                    make_file(&parent, name)
-                } else {
-                    rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::from_raw_mode(0o755))
-                };
+                let made = root.change(parent.as_fd(), || {
+                    if last && kind == Kind::File {
+                        make_file(&parent, name)
+                    } else {
+                        rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::from_raw_mode(0o755))
+                    }
+                });
                 made.map_err(|e| not_made(path, e))?;
                 open(root, prefix, OFlags::PATH).doing_at("open the mount target", path)?
             }
@@ -79,6 +123,8 @@ fn not_made(path: &ByteStr, errno: Errno) -> SetupFailure {
         Errno::EXIST => {
             failure.hint("the image has a symbolic link there that leads to nothing: mount elsewhere")
         }
+        Errno::ACCESS | Errno::PERM => failure
+            .hint("you may not write in the directory that is mounted there: make it, or mount elsewhere"),
         Errno::ROFS => {
             failure.hint("make it in the directory that is mounted read-only there, or mount elsewhere")
         }
@@ -131,6 +177,7 @@ mod tests {
         }
         std::os::unix::fs::symlink("../outside", inside.join("link")).unwrap();
         let root = rustix::fs::open(&inside, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let root = Root::new(root, false).unwrap();
         let stop = AtomicBool::new(false);
         let (mut made, mut refused) = (0, 0);
         std::thread::scope(|scope| {

@@ -14,6 +14,7 @@ mod cgroups;
 mod escape;
 mod helper;
 mod options;
+mod rights;
 mod tasks;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +27,7 @@ fn main() {
     if args.first().is_some_and(|a| a == helper::FLAG) {
         helper::child_main(&args[1]);
     }
-    let tests: Vec<Test> = [tasks::TESTS, options::TESTS, escape::TESTS, cgroups::TESTS]
+    let tests: Vec<Test> = [tasks::TESTS, options::TESTS, escape::TESTS, rights::TESTS, cgroups::TESTS]
         .into_iter()
         .flatten()
         .copied()
