@@ -21,6 +21,7 @@ pub mod limit;
 pub mod limits;
 pub mod link;
 pub mod memory;
+pub mod mount;
 pub mod options;
 pub mod pattern;
 pub mod query;

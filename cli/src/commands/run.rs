@@ -83,7 +83,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         return out::print(&(text + "\n")).map(|()| 0);
     }
     let init = start_init(&plan, StartOptions::default()).map_err(|e| launch(&e))?;
-    for note in init.notes() {
+    for note in plan.notes.iter().chain(init.notes()) {
         out::complain(&format!("berth: note: {note}"));
     }
     let wants_pty = args.pty || (terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()));

@@ -1,32 +1,12 @@
 //! `--container-mounts`: `SOURCE[:TARGET[:FLAG+FLAG...]],...` with Pyxis's meaning.
 
+use crate::mount::{MountWhat, is_flag, mount_flags};
 use crate::spec::MountSpec;
 
 /// A mount entry that cannot be read; in Pyxis's words where it has them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadMount(pub String);
-
-/// Flags that the runtime follows. `size=` and `mode=` are for tmpfs.
-const FLAGS: &[&str] = &[
-    "ro",
-    "rw",
-    "suid",
-    "nosuid",
-    "dev",
-    "nodev",
-    "exec",
-    "noexec",
-    "rbind",
-    "bind",
-    "slave",
-    "rslave",
-    "private",
-    "rprivate",
-    "x-create=auto",
-    "x-create=dir",
-    "x-create=file",
-];
 
 /// The entries of a list. A source alone is its own target. A path cannot contain a comma or a colon.
 pub fn parse_mounts(text: &[u8]) -> Result<Vec<MountSpec>, BadMount> {
@@ -44,9 +24,14 @@ fn entry_of(entry: &[u8]) -> Result<MountSpec, BadMount> {
     let shown = String::from_utf8_lossy(entry).into_owned();
     let mut parts = entry.splitn(3, |b| *b == b':');
     let source = parts.next().unwrap_or_default();
-    let special = source == b"tmpfs" || source == b"umount";
+    let special = MountWhat::of(source) != MountWhat::Bind;
     if source.is_empty() {
         return Err(BadMount(format!("--container-mounts: invalid format: '{shown}'")));
+    }
+    if !entry.contains(&b':') && is_flag(entry) {
+        return Err(BadMount(format!(
+            "--container-mounts: '{shown}': mount source must be a path; flags are joined by '+' (SOURCE:TARGET:ro+noexec)"
+        )));
     }
     if !special && !matches!(source[0], b'/' | b'.') {
         return Err(BadMount(format!(
@@ -69,36 +54,20 @@ fn entry_of(entry: &[u8]) -> Result<MountSpec, BadMount> {
             "--container-mounts: '{shown}': mount target must be a relative path or an absolute path"
         )));
     }
-    let mut flags = Vec::new();
+    let mut flags: Vec<String> = Vec::new();
     if let Some(list) = parts.next() {
         for flag in list.split(|b| *b == b'+') {
             let flag = String::from_utf8_lossy(flag).into_owned();
-            let known = FLAGS.contains(&flag.as_str())
-                || (source == b"tmpfs" && (flag.starts_with("size=") || flag.starts_with("mode=")))
-                || (source == b"umount" && flag == "x-detach");
-            if !known {
-                return Err(BadMount(format!(
-                    "--container-mounts: '{shown}': unknown mount flag '{flag}'; join flags by +, of {}, and for \
-                     tmpfs size=BYTES and mode=OCTAL",
-                    FLAGS.join(" ")
-                )));
-            }
             if !flags.contains(&flag) {
                 flags.push(flag);
             }
         }
     }
-    for (one, other) in
-        [("ro", "rw"), ("suid", "nosuid"), ("dev", "nodev"), ("exec", "noexec"), ("bind", "rbind")]
-    {
-        let has = |flag: &str| flags.iter().any(|f| f == flag);
-        if has(one) && has(other) {
-            return Err(BadMount(format!(
-                "--container-mounts: '{shown}': both {one} and {other} were specified"
-            )));
-        }
+    let mount = MountSpec { source: source.into(), target: target.into(), flags };
+    match mount_flags(&mount) {
+        Ok(_) => Ok(mount),
+        Err(why) => Err(BadMount(format!("--container-mounts: '{shown}': {why}"))),
     }
-    Ok(MountSpec { source: source.into(), target: target.into(), flags })
 }
 
 #[cfg(test)]
@@ -133,8 +102,10 @@ mod tests {
             ("/a:b", "mount target must be"),
             ("/a::ro", "mount target must be"),
             ("tmpfs", "tmpfs:TARGET"),
-            ("/a:/b:bogus", "unknown mount flag 'bogus'"),
-            ("/a:/b:size=3", "unknown mount flag"),
+            ("/a:/b:bogus", "the mount flag 'bogus' is unknown"),
+            ("/a:/b:size=3", "is none of a path of the node"),
+            ("/a:/b:ro,noexec", "joined by '+'"),
+            ("/a:/b:", "the mount flag '' is unknown"),
             ("/a:/b:ro+rw", "both ro and rw"),
         ] {
             let error = parse_mounts(text.as_bytes()).unwrap_err().to_string();

@@ -13,18 +13,8 @@ pub enum PlanError {
          'tmpfs' or 'umount'"
     )]
     MountSource(String),
-    #[error(
-        "--container-mounts: unknown flag '{flag}' in the mount on {target}; known flags: ro, rw, bind, \
-         rbind, suid, nosuid, dev, nodev, exec, noexec, private, rprivate, slave, rslave, \
-         x-create=auto, x-create=dir, x-create=file, x-detach, and size=, mode= for tmpfs"
-    )]
-    MountFlag { flag: String, target: String },
-    #[error(
-        "--container-mounts: the flags '{first}' and '{second}' of the mount on {target} exclude each other"
-    )]
-    MountFlagConflict { first: String, second: String, target: String },
-    #[error("--container-mounts: the flag '{flag}' of the mount on {target}: {reason}")]
-    MountFlagValue { flag: String, target: String, reason: String },
+    #[error("--container-mounts: the mount on {target}: {reason}")]
+    MountFlag { target: String, reason: String },
     #[error("--container-mounts: '{0}' is not an absolute path in the container")]
     MountTarget(String),
     #[error("{what} '{path}' must be an absolute path without '..'")]

@@ -12,6 +12,7 @@ mod paths;
 mod print;
 #[cfg(test)]
 mod tests;
+mod user_mounts;
 
 pub use env::{EnvVar, Origin};
 pub use error::PlanError;
@@ -200,7 +201,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     let home = identity::home(request, host);
     let env = env::plan(request, &home, host, facts)?;
     let workdir = workdir(request, host)?;
-    let mounts = mounts::plan(request, facts, mode, &home, &root)?;
+    let mounts = mounts::plan(request, facts, mode, &home, &root, &mut notes)?;
     let (argv, argv_prefix) = command::plan(request);
     let namespaced = mode == Mode::System || !host;
     if !namespaced {

@@ -75,8 +75,10 @@ impl Plan {
     fn mount(&self, f: &mut fmt::Formatter<'_>, m: &super::PlannedMount) -> fmt::Result {
         let what = match &m.kind {
             MountKind::Proc => "new proc".into(),
-            MountKind::Bind { source, recursive, .. } => {
-                format!("{} {}", if *recursive { "rbind" } else { "bind" }, source.display())
+            MountKind::Bind { source, recursive, slave } => {
+                let kind = if *recursive { "rbind" } else { "bind" };
+                let later = if *slave { ", with what is mounted there later" } else { "" };
+                format!("{kind} {}{later}", source.display())
             }
             MountKind::Tmpfs { size, mode } => match size {
                 Some(n) => format!("tmpfs of {n} bytes, mode {mode:o}"),
@@ -93,7 +95,13 @@ impl Plan {
             MountKind::Mask => "mask".into(),
         };
         let a = m.attrs;
-        let flags = [(a.read_only, "ro"), (a.nosuid, "nosuid"), (a.nodev, "nodev"), (a.noexec, "noexec")];
+        let flags = [
+            (a.read_only, "ro"),
+            (a.nosuid, "nosuid"),
+            (a.nodev, "nodev"),
+            (a.noexec, "noexec"),
+            (!m.required, "nofail"),
+        ];
         let flags: Vec<&str> = flags.iter().filter(|(on, _)| *on).map(|(_, n)| *n).collect();
         writeln!(f, "mount: {} <- {what} [{}] ({})", m.target.display(), flags.join(","), m.origin)
     }

@@ -13,16 +13,30 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 ///
 /// In system mode Berth's own sources are opened later, by root: the state directory may be closed to the
 /// user.
-pub(super) fn open_sources(plan: &Plan) -> Setup<Vec<Option<OwnedFd>>> {
-    plan.mounts
-        .iter()
-        .map(|m| match &m.kind {
-            MountKind::Bind { source, .. } if !(plan.mode == Mode::System && m.origin == "berth") => {
-                open_path(source).map(Some).map_err(|e| source_failure(m, source, e))
-            }
-            _ => Ok(None),
-        })
-        .collect()
+pub(super) fn open_sources(plan: &Plan) -> Setup<Vec<Source>> {
+    let open = |m: &PlannedMount| match &m.kind {
+        MountKind::Bind { .. } if plan.mode == Mode::System && m.origin == "berth" => Ok(Source::Ours),
+        MountKind::Bind { source, .. } => match open_path(source).map_err(|e| source_failure(m, source, e)) {
+            Ok(fd) => Ok(Source::Open(fd)),
+            // The user's rights do not suffice, and no other rights are tried.
+            Err(failure) if !m.required => Ok(Source::Absent(failure)),
+            Err(failure) => Err(failure),
+        },
+        _ => Ok(Source::None),
+    };
+    plan.mounts.iter().map(open).collect()
+}
+
+/// What a mount shows.
+pub(super) enum Source {
+    /// Nothing of the node.
+    None,
+    /// Something of the node, open.
+    Open(OwnedFd),
+    /// Something of Berth's own, which root opens.
+    Ours,
+    /// It could not be opened, and the container does without.
+    Absent(SetupFailure),
 }
 
 fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno) -> SetupFailure {
@@ -37,18 +51,13 @@ fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno)
 }
 
 /// Performs them in order.
-pub(super) fn perform(
-    plan: &Plan,
-    root: &Root,
-    sources: Vec<Option<OwnedFd>>,
-    notes: &mut Vec<String>,
-) -> Setup<()> {
+pub(super) fn perform(plan: &Plan, root: &Root, sources: Vec<Source>, notes: &mut Vec<String>) -> Setup<()> {
     for (m, source) in plan.mounts.iter().zip(sources) {
         match one(root, m, source) {
             Ok(()) => {}
             Err(e) if !m.required => {
                 // What is absent needs no protection.
-                if e.errno != libc::ENOENT {
+                if !m.silent && (e.errno != libc::ENOENT || m.origin != "berth") {
                     notes.push(format!("left out: {e}"));
                 }
             }
@@ -58,7 +67,7 @@ pub(super) fn perform(
     Ok(())
 }
 
-fn one(root: &Root, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
+fn one(root: &Root, m: &PlannedMount, source: Source) -> Setup<()> {
     let attrs = attr_flags(m.attrs);
     match &m.kind {
         MountKind::Proc => {
@@ -69,9 +78,10 @@ fn one(root: &Root, m: &PlannedMount, source: Option<OwnedFd>) -> Setup<()> {
         }
         MountKind::Bind { source: path, recursive, slave } => {
             let source = match source {
-                Some(fd) => fd,
-                // Berth's own: see `open_sources`.
-                None => rights::lend(|| open_path(path).map_err(|e| source_failure(m, path, e)))?,
+                Source::Open(fd) => fd,
+                Source::Ours => rights::lend(|| open_path(path).map_err(|e| source_failure(m, path, e)))?,
+                Source::Absent(failure) => return Err(failure),
+                Source::None => return Err(SetupFailure::at("find the source of", &m.target, Errno::INVAL)),
             };
             bind(root, m, &source, *recursive, *slave)
         }

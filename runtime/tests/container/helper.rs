@@ -268,7 +268,7 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
         options.parked = Some(parked);
     }
     let mut init = start_init(&plan, options)?;
-    for note in init.notes() {
+    for note in plan.notes.iter().chain(init.notes()) {
         eprintln!("note: {note}");
     }
     for (id, argv) in (0..).zip(&order.tasks) {

@@ -12,6 +12,8 @@ use berth_runtime::{Rootfs, Workdir, WritableLayer};
 pub const TESTS: &[Test] = &[
     ("options::mounts", mounts),
     ("options::mounts_that_cannot_be", mounts_that_cannot_be),
+    ("options::mounts_that_need_not_be", mounts_that_need_not_be),
+    ("options::mounts_over_each_other", mounts_over_each_other),
     ("options::working_directory", working_directory),
     ("options::read_only_root", read_only_root),
     ("options::root_directory_in_place", root_directory_in_place),
@@ -71,14 +73,18 @@ fn mounts_that_cannot_be() {
             (mount("relative", "/x", &[]), "must be an absolute path"),
             (mount("/etc", "x", &[]), "not an absolute path in the container"),
             (mount("/etc", "/a/../b", &[]), "not an absolute path in the container"),
-            (mount("/etc", "/x", &["sticky"]), "unknown flag 'sticky'"),
-            (mount("/etc", "/x", &["ro", "rw"]), "'ro' and 'rw'"),
-            (mount("/etc", "/x", &["size=4"]), "only a tmpfs"),
+            (mount("/etc", "/x", &["sticky"]), "'sticky' is unknown"),
+            (mount("/etc", "/x", &["rshared"]), "never reaches the node"),
+            (mount("/etc", "/x", &["ro", "rw"]), "both ro and rw"),
+            (mount("/etc", "/x", &["size=4"]), "none of a path of the node"),
             (mount("tmpfs", "/x", &["size=lots"]), "expected a number"),
+            (mount("/etc/passwd", "/x", &["x-create=dir"]), "x-create=dir, but the source is a file"),
+            (mount("/etc", "/x", &["x-create=file"]), "x-create=file, but the source is a directory"),
             (mount("/etc", "/", &[]), "the root cannot be mounted over"),
             (mount("/etc", "/bin/sh", &[]), "the container has a file there"),
             (mount("/etc/passwd", "/bin", &[]), "the container has a directory there"),
             (mount("umount", "/bin", &[]), "nothing is mounted there"),
+            (mount("umount", "/nosuch", &[]), "cannot unmount /nosuch"),
         ];
         for (m, text) in cases {
             let mut r = request(&layer, mode);
@@ -87,6 +93,64 @@ fn mounts_that_cannot_be() {
             assert!(outcome.code == 125 && outcome.err.contains(text), "{text}: {outcome:?}");
             assert!(outcome.out.is_empty());
         }
+    });
+}
+
+fn mounts_that_need_not_be() {
+    each(|mode| {
+        let dir = Dir::new();
+        let layer = busybox(&dir, mode);
+        let closed = dir.at("closed");
+        std::fs::create_dir(&closed).unwrap();
+        give(&closed, if mode == As::Root { 0 } else { uid() });
+        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let inner = closed.join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let mut r = request(&layer, mode);
+        r.mounts = vec![
+            mount("/no/such/thing", "/x", &["nofail"]),
+            mount("/no/such/either", "/y", &["nofail", "silent"]),
+            mount("/etc", "/bin/sh", &["nofail"]),
+            mount("umount", "/bin", &["nofail", "silent"]),
+            mount(inner.to_str().unwrap(), "/inner", &["nofail"]),
+        ];
+        let outcome = launch(&Order::new(r, "ls -d /x /y /inner 2>/dev/null; echo ran"), mode);
+        // Root's rights are not tried where the user's do not suffice.
+        let sees = if mode == As::Root { "ran\n" } else { "/inner\nran\n" };
+        assert_eq!(outcome.out, sees, "{outcome:?}");
+        for (text, said) in
+            [("/no/such/thing", true), ("/bin/sh", true), ("either", false), ("unmount", false)]
+        {
+            assert_eq!(outcome.err.contains(text), said, "{text}: {outcome:?}");
+        }
+        assert_eq!(outcome.err.contains("Permission denied"), mode == As::Root, "{outcome:?}");
+    });
+}
+
+fn mounts_over_each_other() {
+    each(|mode| {
+        let dir = Dir::new();
+        let data = dir.at("data");
+        std::fs::create_dir_all(data.join("sub")).unwrap();
+        std::fs::write(data.join("file"), "content\n").unwrap();
+        give(&data, uid());
+        let text = data.to_str().unwrap();
+        let mut r = request(&busybox(&dir, mode), mode);
+        r.mounts = vec![
+            mount(text, "/a/b", &["ro", "noexec", "bind", "rslave"]),
+            mount("tmpfs", "/a/b/sub", &["size=64k", "mode=1777"]),
+            mount(&format!("{text}/file"), "/etc/deep/file", &["ro", "x-create=file"]),
+            mount("umount", "/sys", &[]),
+        ];
+        let out = script(
+            r,
+            mode,
+            "cat /etc/deep/file; echo x 2>/dev/null >> /etc/deep/file || echo ro; stat -c %a /a/b/sub; \
+            head -c 100000 /dev/zero > /a/b/sub/f 2>/dev/null || echo full; ls /sys | wc -l; \
+            awk '$5 == \"/a/b\" {print $6}' /proc/self/mountinfo | tr , '\n' | grep -c -E '^(ro|noexec|nosuid|nodev)$'",
+        );
+        assert_eq!(out, "content\nro\n1777\nfull\n0\n4\n", "{mode:?}");
+        assert!(std::fs::read_dir(data.join("sub")).unwrap().next().is_none());
     });
 }
 

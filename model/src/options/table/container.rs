@@ -55,7 +55,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help(
             "Directories and files of the node to show in the container; the option may be repeated. SOURCE alone \
              is its own target; tmpfs:TARGET makes an empty one, umount:TARGET takes one away. FLAGS are joined \
-             by +, such as ro+nosuid. A source that does not exist is an error.",
+             by +, such as ro+noexec; of a path they are ro, noexec, dev, bind, rslave and nofail, of tmpfs also size=1g \
+             and mode=1777. A source that does not exist is an error, unless nofail.",
         )
         .set(|o, g| {
             if g.first {
