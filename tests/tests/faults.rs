@@ -1,6 +1,6 @@
 //! Parts are killed without warning under running steps; nothing acknowledged is lost or run twice.
 
-use berth_tests::{Sandbox, each_user, images, sandbox::wait};
+use berth_tests::{Sandbox, each_user, images, leftovers, sandbox::wait};
 use std::collections::BTreeSet;
 
 /// Starts again what was killed; `up` starts what is missing and leaves alone what runs.
@@ -100,6 +100,24 @@ each_user! {
         sandbox.write("go", "");
         sandbox.wait_state(job, "FAILED", 60);
         assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["3:0"]);
+    }
+
+    fn down_ends_what_a_killed_agent_left(who) {
+        let mut sandbox = Sandbox::start(who);
+        let script = "#!/bin/sh\necho begun\nsleep 300\n";
+        let plain = sandbox.sbatch(&["-c1", "--mem=64M", "--output=plain"], script);
+        let image = format!("--container-image={}", images::busybox().display());
+        sandbox.sbatch(&["-c1", "--mem=64M", "--output=inside", &image], script);
+        sandbox.wait_file("plain", "begun", 30);
+        sandbox.wait_file("inside", "begun", 30);
+        let agent = sandbox.agent();
+        sandbox.kill_9(agent);
+        assert_eq!(sandbox.job_state(plain), "RUNNING");
+        // The sandbox's own end looks for processes, mounts and control groups; here `down` alone must do.
+        let output = sandbox.down();
+        assert_eq!(output.rc, 0, "{output}");
+        let left = leftovers::processes(&sandbox.state());
+        assert!(left.is_empty(), "{left:?}");
     }
 
     fn a_killed_client_takes_its_step_along(who) {

@@ -58,6 +58,16 @@ each_user! {
         let output = sandbox.srun(["sh", "-c", "kill -9 $$"]).run();
         assert_eq!(output.rc, 137, "{output}");
         assert!(output.err().contains("Killed"), "{output}");
+        assert!(output.err().contains("Force Terminated StepId="), "{output}");
+    }
+
+    fn input_for_one_task_leaves_the_others_without(who) {
+        let sandbox = Sandbox::start(who);
+        for task in ["0", "1"] {
+            let output = sandbox.srun(["-n2", "--label", "--input", task, "cat"]).stdin(b"word\n").limit(60).ok();
+            assert_eq!(output.text(), format!("{task}: word"));
+        }
+        assert_eq!(sandbox.srun(["-n2", "--input=none", "cat"]).stdin(b"word\n").limit(60).ok().text(), "");
     }
 
     fn signals_are_forwarded(who) {

@@ -110,8 +110,14 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         pending: Vec::new(),
         heard: String::new(),
     };
-    if me.step.input.is_none() {
-        me.pending.push(Frame::StdinEof { task: ALL_TASKS });
+    match me.step.input {
+        None => me.pending.push(Frame::StdinEof { task: ALL_TASKS }),
+        Some(ALL_TASKS) => {}
+        // Our input is one task's; that of the others ends at once, or they would wait for it for ever.
+        Some(task) => {
+            let others = me.step.layout.tasks.iter().flatten().filter(|other| **other != task);
+            me.pending.extend(others.map(|other| Frame::StdinEof { task: *other }));
+        }
     }
     let mut connecting = me.connect();
     // When the record says that the step is over: its stream gets a moment for the last word.
@@ -366,6 +372,15 @@ impl Follower {
             }
         } else {
             self.tell(exit.oom);
+            let ended_by = |signal| self.exits.values().any(|s| i32::from(s.signal) == signal);
+            // Somebody ended it, and it was neither we nor a cancellation, which has its own line.
+            if self.deadline.is_none()
+                && !exit.oom
+                && !self.heard.contains(" CANCELLED AT ")
+                && (ended_by(SIGKILL) || ended_by(libc_signal(SignalKind::terminate())))
+            {
+                out::complain(&format!("srun: Force Terminated StepId={}", self.step.key));
+            }
         }
         let code = exits::code(self.exits.values().copied().chain([exit.status]));
         if code == 0 && exit.oom {

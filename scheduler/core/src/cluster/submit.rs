@@ -223,15 +223,14 @@ impl Cluster {
     /// Whether nodes of the partition could ever run it. Nodes that never registered might.
     fn check_possible(&self, spec: &JobSpec, rules: &PartitionRules) -> Result<Vec<String>, Refusal> {
         let unknown: Vec<&NodeName> = self.unknown_nodes(rules).collect();
+        let named = spec.resources.node_list.iter().chain(&spec.resources.exclude);
+        if let Some(name) = named.into_iter().find(|n| !self.nodes.contains_key(*n) && !unknown.contains(n)) {
+            return refuse(
+                RefusalCode::NotFound,
+                format!("Invalid node name specified: {name} is not a node of this cluster (see sinfo -N)"),
+            );
+        }
         for name in &spec.resources.node_list {
-            if !self.nodes.contains_key(name) && !unknown.contains(&name) {
-                return refuse(
-                    RefusalCode::NotFound,
-                    format!(
-                        "Invalid node name specified: {name} is not a node of this cluster (see sinfo -N)"
-                    ),
-                );
-            }
             if !rules.has(name) {
                 return refuse(
                     RefusalCode::Impossible,
