@@ -23,4 +23,4 @@ mod supervisors;
 mod zygote;
 
 pub use images::STORE_ID;
-pub use start::{AgentError, AgentOptions, remove_groups, run};
+pub use start::{AgentError, AgentOptions, holds_steps, remove_groups, run};

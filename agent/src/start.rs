@@ -195,6 +195,11 @@ pub fn remove_groups(state_dir: &Path) {
     cgroups.leave(&jobs.into_iter().filter(|job| cgroups.lives(*job)).collect::<Vec<_>>());
 }
 
+/// Whether steps of this state directory run, or ended and were not yet reported.
+pub fn holds_steps(state_dir: &Path) -> bool {
+    std::fs::read_dir(Paths::new(state_dir).spool()).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 fn jobs_on_disk(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }

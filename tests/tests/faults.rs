@@ -113,9 +113,10 @@ each_user! {
         let agent = sandbox.agent();
         sandbox.kill_9(agent);
         assert_eq!(sandbox.job_state(plain), "RUNNING");
-        // The sandbox's own end looks for processes, mounts and control groups; here `down` alone must do.
+        // The end of the sandbox looks for what `down` left: processes, mounts and control groups.
         let output = sandbox.down();
         assert_eq!(output.rc, 0, "{output}");
+        assert!(output.err().contains("without their agent"), "{output}");
         let left = leftovers::processes(&sandbox.state());
         assert!(left.is_empty(), "{left:?}");
     }

@@ -1,5 +1,6 @@
 //! `berth down`: stops the cluster of this machine.
 
+use super::up;
 use crate::daemon::{self, Part};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
@@ -30,18 +31,21 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         Some(dir) => dir,
         None => Site::find(None).ok().and_then(|site| site.state).map_or_else(StateDir::own, Ok)?,
     };
-    let endpoint = Endpoint::Unix(dir.controller_socket());
+    let mut revived = Vec::new();
     if !args.keep_jobs {
-        let ended = berth_client::block_on(async {
-            let client = Client::connect(&endpoint).await?;
-            end_jobs(&client).await
-        });
-        match ended {
-            Err(e) if e.kind == Kind::Unreachable => {}
-            other => other?,
+        // Steps outlive agent and controller: only these can end them and put the end on record.
+        let whole = [Part::Agent, Part::Controller].iter().all(|p| daemon::pid_file(&dir, *p).is_some());
+        if !whole && berth_agent::holds_steps(&dir.0) {
+            out::complain("berth: steps run on without their agent or controller: starting it to end them");
+            revived = up::start_missing(&dir, None, up::status(&dir).is_some())?.1;
         }
+        end_jobs(&dir)?;
     }
     let stopped = stop(&dir)?;
+    for (_, mut child) in revived {
+        // Its end was waited for; this takes its exit code.
+        let _ = child.wait();
+    }
     // An agent that was killed could not take away what it had made.
     berth_agent::remove_groups(&dir.0);
     if stopped {
@@ -52,8 +56,21 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     Ok(0)
 }
 
+/// Ends the jobs that run, where a controller answers.
+pub fn end_jobs(dir: &StateDir) -> Result<(), Failure> {
+    let endpoint = Endpoint::Unix(dir.controller_socket());
+    let ended = berth_client::block_on(async {
+        let client = Client::connect(&endpoint).await?;
+        cancel_and_wait(&client).await
+    });
+    match ended {
+        Err(e) if e.kind == Kind::Unreachable => Ok(()),
+        other => other,
+    }
+}
+
 /// Cancels what has nodes and waits until it is gone.
-async fn end_jobs(client: &Client) -> Result<(), Failure> {
+async fn cancel_and_wait(client: &Client) -> Result<(), Failure> {
     let kill_wait = u64::from(client.config().await?.kill_wait_seconds);
     let deadline = Instant::now() + Duration::from_secs(kill_wait + 10);
     let mut told = false;

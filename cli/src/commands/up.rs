@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// user's alone and needs no privilege. What runs already is left alone.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Come back when the cluster is up; without it, the cluster ends with this command
+    /// Come back when the cluster is up; without it, the cluster and its running jobs end with this command
     #[arg(long, short = 'd')]
     detach: bool,
     /// Configuration [default: berth.toml in the state directory]
@@ -34,29 +34,38 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
     config::of(&dir, file.as_deref())?;
     daemon::make_state(&dir)?;
-    let mut children = Vec::new();
     let before = status(&dir);
-    if before.is_none() {
-        let child = daemon::start(&dir, Part::Controller, file.as_deref())?;
-        children.push((Part::Controller, child));
-    }
-    wait(&dir, &mut children, |s| Some(s.clone()))?;
-    if daemon::pid_file(&dir, Part::Agent).is_none() {
-        children.push((Part::Agent, daemon::start(&dir, Part::Agent, file.as_deref())?));
-    }
-    // The controller may still hold an agent for connected that was killed a moment ago; the new one tells its pid.
-    let lives =
-        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(&dir, Part::Agent).is_some();
-    let now = wait(&dir, &mut children, |s| lives(s).then(|| s.clone()))?;
+    let (now, mut children) = start_missing(&dir, file.as_deref(), before.is_some())?;
     announce(&dir, &now, children.is_empty(), before.is_some())?;
     if args.detach || children.is_empty() {
         return Ok(0);
     }
-    foreground(&dir, children)
+    foreground(&dir, &mut children)
+}
+
+/// Starts what does not run and waits until the agent is connected; says what it started.
+pub fn start_missing(
+    dir: &StateDir,
+    config: Option<&Path>,
+    controller_runs: bool,
+) -> Result<(Status, Vec<(Part, Child)>), Failure> {
+    let mut children = Vec::new();
+    if !controller_runs {
+        children.push((Part::Controller, daemon::start(dir, Part::Controller, config)?));
+    }
+    wait(dir, &mut children, |s| Some(s.clone()))?;
+    if daemon::pid_file(dir, Part::Agent).is_none() {
+        children.push((Part::Agent, daemon::start(dir, Part::Agent, config)?));
+    }
+    // The controller may still hold an agent for connected that was killed a moment ago; the new one tells its pid.
+    let lives =
+        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(dir, Part::Agent).is_some();
+    let now = wait(dir, &mut children, |s| lives(s).then(|| s.clone()))?;
+    Ok((now, children))
 }
 
 /// The status of a controller that answers.
-fn status(dir: &StateDir) -> Option<Status> {
+pub fn status(dir: &StateDir) -> Option<Status> {
     let endpoint = Endpoint::Unix(dir.controller_socket());
     berth_client::block_on(async { Ok(Client::connect(&endpoint).await?.status().await?) }).ok()
 }
@@ -127,7 +136,7 @@ fn announce(
 }
 
 /// Stays until a signal, then ends what was started.
-fn foreground(dir: &StateDir, mut children: Vec<(Part, Child)>) -> Outcome {
+fn foreground(dir: &StateDir, children: &mut [(Part, Child)]) -> Outcome {
     use nix::sys::signal::SigSet;
     use nix::sys::signalfd::{SfdFlags, SignalFd};
     let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
@@ -143,7 +152,7 @@ fn foreground(dir: &StateDir, mut children: Vec<(Part, Child)>) -> Outcome {
         if signals.read_signal().map_err(fault)?.is_some() {
             break;
         }
-        for (part, child) in &mut children {
+        for (part, child) in children.iter_mut() {
             if let Ok(Some(how)) = child.try_wait() {
                 let failure = failed(dir, *part, &format!("ended ({how})"));
                 super::down::stop(dir)?;
@@ -152,8 +161,9 @@ fn foreground(dir: &StateDir, mut children: Vec<(Part, Child)>) -> Outcome {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+    super::down::end_jobs(dir)?;
     super::down::stop(dir)?;
-    for (_, child) in &mut children {
+    for (_, child) in children {
         // Their end was waited for; this takes their exit codes.
         let _ = child.wait();
     }
