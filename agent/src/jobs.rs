@@ -5,6 +5,7 @@ use crate::paths::Paths;
 use berth_model::ids::{Attempt, Gid, JobId, Uid};
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{SCRIPT_FD, read_json, write_json};
+use berth_step::tree::remove_tree;
 use nix::unistd::chown;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -107,32 +108,6 @@ fn mkdir(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)?;
     // The umask has no say here.
     fs::set_permissions(path, Permissions::from_mode(mode))
-}
-
-/// Removes a tree that its user may have filled: directories that refuse their own owner (as overlay's
-/// working directories do) are opened first. Symbolic links are removed, never followed.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// Gives the owner back every directory of a tree that is the caller's own.
-fn open_up(path: &Path) -> io::Result<()> {
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return Ok(());
-    }
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        open_up(&entry?.path())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The client programs that containers see in `/run/berth/bin`: one small static program under many names.
 
-use crate::jobs::remove_tree;
+use berth_step::tree::remove_tree;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

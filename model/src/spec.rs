@@ -166,6 +166,27 @@ pub struct MountSpec {
     pub flags: Vec<String>,
 }
 
+/// What holds what a container writes to its root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerKind {
+    /// Memory, charged to the job.
+    #[default]
+    Tmpfs,
+    /// The node's disk.
+    Disk,
+}
+
+/// `--container-writable-layer`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerSpec {
+    /// Where.
+    pub kind: LayerKind,
+    /// Its limit in MiB.
+    pub size: Option<u64>,
+}
+
 /// The container options of a job or step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -192,6 +213,9 @@ pub struct ContainerSpec {
     /// `--container-entrypoint` / `--no-…`; absent means the site's default (no).
     #[serde(default)]
     pub entrypoint: Option<bool>,
+    /// `--container-writable-layer`; absent means memory without a limit of its own.
+    #[serde(default)]
+    pub layer: Option<LayerSpec>,
 }
 
 /// A signal to send some time before the time limit (`--signal`).

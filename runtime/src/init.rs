@@ -1,6 +1,6 @@
 //! The container's pid 1: starts tasks, reaps everything, reports, and ends with its supervisor.
 
-use crate::plan::Plan;
+use crate::plan::{Plan, RootPlan};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
 use crate::setup::{self, SetupFailure, SetupFds};
 use crate::start::start;
@@ -36,7 +36,7 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     drop(fds);
     let ready = signals::signalfd(signals::bit(libc::SIGCHLD));
     let mut init = match ready {
-        Ok(signal_fd) => Init { plan, sock, signal_fd, tasks: BTreeMap::new() },
+        Ok(signal_fd) => Init { plan, sock, signal_fd, tasks: BTreeMap::new(), full: false },
         Err(e) => {
             let _ = send(sock.as_fd(), &Message::Failed(failure("watch for ended tasks", e)), &[]);
             return 1;
@@ -59,7 +59,7 @@ fn failure(action: &str, errno: Errno) -> SetupFailure {
 /// Keeps the socket and the namespaces; standard streams become `/dev/null`.
 fn only_own_descriptors(sock: &OwnedFd, fds: &SetupFds) -> SysResult<()> {
     let mut keep: Vec<RawFd> = vec![sock.as_raw_fd()];
-    keep.extend([&fds.user_ns, &fds.idmap_ns].into_iter().flatten().map(AsRawFd::as_raw_fd));
+    keep.extend([&fds.user_ns, &fds.idmap_ns, &fds.layer].into_iter().flatten().map(AsRawFd::as_raw_fd));
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
     for n in 0..3 {
         if !keep.contains(&n) {
@@ -76,7 +76,12 @@ struct Init<'a> {
     signal_fd: OwnedFd,
     /// Task numbers by pid.
     tasks: BTreeMap<i32, u32>,
+    /// The user was told that the writable layer is full.
+    full: bool,
 }
+
+/// Less than this left over is nothing for a program: a filesystem refuses a large write before it is full.
+const FULL: u64 = 1 << 20;
 
 impl Init<'_> {
     fn tell(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
@@ -161,6 +166,13 @@ impl Init<'_> {
         let _ = rustix::io::read(&self.signal_fd, &mut scratch);
         while let Ok(Some(r)) = wait::reap_any() {
             if let Some(task) = self.tasks.remove(&r.pid) {
+                if r.status != 0
+                    && !self.full
+                    && let Some(note) = full_layer(self.plan)
+                {
+                    self.full = true;
+                    self.tell(&Message::Note(note), &[])?;
+                }
                 self.tell(
                     &Message::Exited {
                         task,
@@ -175,6 +187,19 @@ impl Init<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a task may have failed: what it may write is used up.
+fn full_layer(plan: &Plan) -> Option<String> {
+    let RootPlan::Overlay { size: Some(size), .. } = &plan.root else { return None };
+    let space = rustix::fs::statvfs("/").ok()?;
+    (space.f_bavail.saturating_mul(space.f_frsize) < FULL.min(*size / 8)).then(|| {
+        format!(
+            "the container's writable layer is full: {} MiB (--container-writable-layer); ask for more, or write to a \
+             directory of --container-mounts",
+            size >> 20
+        )
+    })
 }
 
 /// Ends every descendant of init, which adopts all orphans (it has no pid namespace to do that by ending).

@@ -53,6 +53,8 @@ pub enum Event {
         /// Why.
         error: ExecError,
     },
+    /// Something that the user should know.
+    Note(String),
     /// A task ended.
     Exited {
         /// The task's number.
@@ -142,7 +144,8 @@ pub struct InitHandle {
 /// # Errors
 /// [`LaunchError`] names the step that failed, the file, the reason and what to do.
 pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, LaunchError> {
-    let mut fds = SetupFds { user_ns: options.namespaces.user, idmap_ns: options.namespaces.idmap };
+    let layer = crate::layer::make(plan)?;
+    let mut fds = SetupFds { user_ns: options.namespaces.user, idmap_ns: options.namespaces.idmap, layer };
     // Reaped when init is on its way: waiting for them here would lie on the start path.
     let mut helpers = Vec::new();
     if plan.mode == Mode::System && plan.root != RootPlan::Host {
@@ -312,6 +315,7 @@ impl InitHandle {
                     Event::Started { task, pid, pty: if pty { fds.pop() } else { None } }
                 }
                 Message::ExecFailed { task, error } => Event::ExecFailed { task, error },
+                Message::Note(text) => Event::Note(text),
                 Message::Exited { task, status, user_us, system_us, max_rss_kib } => Event::Exited {
                     task,
                     status: exit_status(status),

@@ -44,6 +44,7 @@ pub mod task;
 mod exec;
 mod init;
 mod launch;
+mod layer;
 mod park;
 mod protocol;
 mod setup;

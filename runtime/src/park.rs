@@ -28,6 +28,7 @@ struct Order {
     plan: Plan,
     user_ns: bool,
     idmap_ns: bool,
+    layer: bool,
     cgroup: bool,
 }
 
@@ -85,10 +86,11 @@ impl Parked {
             plan: plan.clone(),
             user_ns: fds.user_ns.is_some(),
             idmap_ns: fds.idmap_ns.is_some(),
+            layer: fds.layer.is_some(),
             cgroup: cgroup.is_some(),
         };
         let mut sent = vec![sock.as_fd()];
-        sent.extend([&fds.user_ns, &fds.idmap_ns].into_iter().flatten().map(AsFd::as_fd));
+        sent.extend([&fds.user_ns, &fds.idmap_ns, &fds.layer].into_iter().flatten().map(AsFd::as_fd));
         sent.extend(cgroup);
         send(self.sock.as_fd(), &order, &sent).map_err(system("wake the parked process"))?;
         let mut receiver = Receiver::default();
@@ -145,6 +147,7 @@ fn parked(sock: &OwnedFd) -> i32 {
     let setup = SetupFds {
         user_ns: if order.user_ns { fds.next() } else { None },
         idmap_ns: if order.idmap_ns { fds.next() } else { None },
+        layer: if order.layer { fds.next() } else { None },
     };
     let cgroup = if order.cgroup { fds.next() } else { None };
     let answer = match fork_init(&order.plan, init_sock, setup, cgroup.as_ref().map(AsFd::as_fd), true) {

@@ -81,6 +81,7 @@ pub(crate) enum Message {
         task: u32,
         error: ExecError,
     },
+    Note(String),
     Exited {
         task: u32,
         status: i32,

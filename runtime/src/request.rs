@@ -57,6 +57,9 @@ pub enum WritableLayer {
     Tmpfs,
     /// A directory of the user's on a disk; `upper` and `work` are made in it, so that both lie on one mount.
     Dir(ByteStr),
+    /// A file in a directory of root's, which holds a filesystem of its own and so has a limit (system mode). It is made
+    /// for this container and goes with it.
+    Image(ByteStr),
 }
 
 /// A mount that Berth itself adds, such as the job's `/tmp`.
@@ -116,6 +119,9 @@ pub struct ContainerRequest {
     /// Where writes go.
     #[serde(default)]
     pub writable_layer: WritableLayer,
+    /// How much of it, in bytes.
+    #[serde(default)]
+    pub writable_size: Option<u64>,
     /// `--container-entrypoint`: run the image's entrypoint before the command.
     #[serde(default)]
     pub entrypoint: bool,
@@ -168,6 +174,7 @@ impl ContainerRequest {
             remap_root: false,
             writable: None,
             writable_layer: WritableLayer::Tmpfs,
+            writable_size: None,
             entrypoint: false,
             container_env: Vec::new(),
             env: Vec::new(),

@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod host_jobs;
 mod limits;
+mod packages;
 mod quickstart;
 mod registries;
 mod streams;

@@ -5,4 +5,5 @@
 pub mod control;
 pub mod spool;
 pub mod supervisor;
+pub mod tree;
 pub mod zygote;

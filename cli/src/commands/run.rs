@@ -7,7 +7,7 @@ use berth_client::step::terminal::{self, Raw};
 use berth_images::{
     Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, Store, open_source, resolve,
 };
-use berth_model::spec::{Identity, MountSpec};
+use berth_model::spec::{Identity, LayerKind, MountSpec};
 use berth_model::{ByteStr, Gid, Uid};
 use berth_runtime::{
     ContainerRequest, Event, HostFacts, ImageConfig, InitHandle, LaunchError, Rootfs, SignalTarget,
@@ -46,6 +46,9 @@ pub struct Args {
     /// Make the container's root read-only
     #[arg(long)]
     container_readonly: bool,
+    /// Bound what may be written to the root: tmpfs:SIZE, in MiB or with K, M, G or T
+    #[arg(long, value_name = "tmpfs[:SIZE]", conflicts_with = "container_readonly")]
+    container_writable_layer: Option<String>,
     /// Variables whose value outside wins over the image's
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     container_env: Vec<String>,
@@ -166,8 +169,7 @@ fn request(args: &Args, root: Rootfs, image: ImageConfig) -> Result<ContainerReq
     let mut mounts: Vec<MountSpec> = Vec::new();
     for list in &args.container_mounts {
         mounts.extend(
-            berth_model::options::parse_mounts(list.as_bytes())
-                .map_err(|e| Failure::user(format!("--container-mounts: {e}")))?,
+            berth_model::options::parse_mounts(list.as_bytes()).map_err(|e| Failure::user(e.to_string()))?,
         );
     }
     let mut request = ContainerRequest::new(root, identity()?, ByteStr::from(cwd.as_path()));
@@ -188,6 +190,14 @@ fn request(args: &Args, root: Rootfs, image: ImageConfig) -> Result<ContainerReq
         (_, true) => Some(false),
         _ => None,
     };
+    if let Some(text) = &args.container_writable_layer {
+        let refused = |why: &str| Failure::user(format!("--container-writable-layer: '{text}': {why}"));
+        let layer = berth_model::options::parse_layer(text).map_err(|why| refused(&why))?;
+        if layer.kind == LayerKind::Disk {
+            return Err(refused("berth run keeps what is written in memory: write tmpfs or tmpfs:SIZE"));
+        }
+        request.writable_size = layer.size.map(|mib| mib << 20);
+    }
     request.entrypoint = args.container_entrypoint || args.command.is_empty();
     request.container_env = args.container_env.clone();
     request.env = std::env::vars_os()
@@ -254,6 +264,7 @@ fn follow(mut init: InitHandle, wants_pty: bool) -> Outcome {
                     out::complain(&format!("berth: error: {error}"));
                     return Ok(u8::try_from(error.exit_code()).unwrap_or(1));
                 }
+                Event::Note(text) => out::complain(&format!("berth: note: {text}")),
                 Event::Exited { status, .. } => {
                     if let Some(master) = &pty {
                         drain(master);

@@ -18,6 +18,7 @@ impl ContainerOptions {
             (!self.env.is_empty(), "--container-env"),
             (self.entrypoint == Some(true), "--container-entrypoint"),
             (self.entrypoint == Some(false), "--no-container-entrypoint"),
+            (self.layer.is_some(), "--container-writable-layer"),
         ];
         named.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }
@@ -40,6 +41,13 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
         if quiet.map(|s| s.rank()) == verbose.map(|s| s.rank()) {
             return Err(OptionError::fatal("don't specify both --verbose (-v) and --quiet (-Q)"));
         }
+    }
+    if options.container.writable == Some(false) && options.container.layer.is_some() {
+        let lines = vec![
+            "both --container-readonly and --container-writable-layer were specified".to_string(),
+            "leave one of them out: a read-only container has nothing to write to".to_string(),
+        ];
+        return Err(OptionError::error(255, lines));
     }
     if options.nodelist.iter().any(|node| options.exclude.contains(node)) {
         let lines = vec![

@@ -461,6 +461,7 @@ impl ContainerOptions {
             writable: self.writable,
             env: self.env.clone(),
             entrypoint: self.entrypoint,
+            layer: self.layer,
         }
     }
 
@@ -476,6 +477,7 @@ impl ContainerOptions {
             writable: own.writable.or(job.writable),
             env: if own.env.is_empty() { job.env.clone() } else { own.env },
             entrypoint: own.entrypoint.or(job.entrypoint),
+            layer: own.layer.or(job.layer),
         }
     }
 }

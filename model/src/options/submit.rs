@@ -8,7 +8,7 @@ use crate::export::ExportSpec;
 use crate::gres::Wanted;
 use crate::ids::NodeName;
 use crate::limits::Resource;
-use crate::spec::{ArraySpec, JobSelector, MountSpec, OpenMode, TimeLimit, WarnSignal};
+use crate::spec::{ArraySpec, JobSelector, LayerSpec, MountSpec, OpenMode, TimeLimit, WarnSignal};
 use crate::time::{Span, Time};
 use std::collections::BTreeMap;
 
@@ -43,6 +43,8 @@ pub struct ContainerOptions {
     pub env: Vec<String>,
     /// `--container-entrypoint`.
     pub entrypoint: Option<bool>,
+    /// `--container-writable-layer`.
+    pub layer: Option<LayerSpec>,
 }
 
 /// All submit options, typed. Members are `None`, empty or `false` where nothing was given.

@@ -9,8 +9,8 @@ use berth_model::launch::{
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
-    MemoryRequest, MountSpec, OpenMode, ResolvedImage, ResourceRequest, StepSpec, TermSize, TimeLimit,
-    WarnSignal,
+    LayerKind, LayerSpec, MemoryRequest, MountSpec, OpenMode, ResolvedImage, ResourceRequest, StepSpec,
+    TermSize, TimeLimit, WarnSignal,
 };
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::tres::GresKey;
@@ -28,6 +28,7 @@ enums! {
     }
     JobKind { Batch, Run, Alloc }
     OpenMode { Truncate, Append }
+    LayerKind { Tmpfs, Disk }
 }
 
 structs! {
@@ -46,7 +47,8 @@ structs! {
     IoSpec { stdin, stdout, stderr, open_mode }
     ImageRef { typed, resolved }
     MountSpec { source, target, flags }
-    ContainerSpec { image, mounts, workdir, mount_home, remap_root, writable, env, entrypoint }
+    LayerSpec { kind, size }
+    ContainerSpec { image, mounts, workdir, mount_home, remap_root, writable, env, entrypoint, layer }
     WarnSignal { signal, before, batch_only }
     ArraySpec { ranges, max_running }
     JobSpec {

@@ -17,6 +17,8 @@ pub enum PlanError {
     MountFlag { target: String, reason: String },
     #[error("--container-mounts: '{0}' is not an absolute path in the container")]
     MountTarget(String),
+    #[error("--container-writable-layer: {0}")]
+    Layer(&'static str),
     #[error("{what} '{path}' must be an absolute path without '..'")]
     Path { what: String, path: String },
     #[error("the root directory is '/': use host: to run on the node's own filesystem")]

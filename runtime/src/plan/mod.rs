@@ -51,6 +51,9 @@ pub enum RootPlan {
         as_user: bool,
         /// Where writes go.
         upper: WritableLayer,
+        /// At most so many bytes of them.
+        #[serde(default)]
+        size: Option<u64>,
         /// Made read-only once everything is mounted.
         read_only: bool,
         /// By mount(2): kernels before 6.8 take no layer by itself through `fsconfig`.
@@ -256,6 +259,8 @@ fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError>
         "--container-writable"
     } else if request.writable == Some(false) {
         "--container-readonly"
+    } else if request.writable_layer != WritableLayer::Tmpfs || request.writable_size.is_some() {
+        "--container-writable-layer"
     } else if request.entrypoint {
         "--container-entrypoint"
     } else if !request.container_env.is_empty() {
@@ -267,11 +272,27 @@ fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError>
 }
 
 fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<RootPlan, PlanError> {
+    let read_only = request.writable == Some(false);
     let upper = match &request.writable_layer {
         WritableLayer::Tmpfs => WritableLayer::Tmpfs,
         WritableLayer::Dir(d) => WritableLayer::Dir(clean_absolute(d, "the writable layer")?),
+        WritableLayer::Image(file) => WritableLayer::Image(clean_absolute(file, "the writable layer")?),
     };
-    let read_only = request.writable == Some(false);
+    let size = request.writable_size;
+    let layered = upper != WritableLayer::Tmpfs || size.is_some();
+    match (&upper, size) {
+        _ if layered && read_only => {
+            return Err(PlanError::Layer(
+                "a read-only container has nothing to write to: leave one option out",
+            ));
+        }
+        (WritableLayer::Dir(_), Some(_)) => return Err(PlanError::Layer(NO_LIMIT_ON_DISK)),
+        (WritableLayer::Image(_), _) if mode == Mode::User => return Err(PlanError::Layer(NO_LIMIT_ON_DISK)),
+        (WritableLayer::Image(_), None) => {
+            return Err(PlanError::Layer("a filesystem of its own needs a size"));
+        }
+        _ => {}
+    }
     let one_string = facts.kernel < (6, 8);
     Ok(match &request.root {
         Rootfs::Host => RootPlan::Host,
@@ -281,6 +302,11 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
                 return Err(PlanError::RootIsHost);
             }
             if request.writable == Some(true) {
+                if layered {
+                    return Err(PlanError::Layer(
+                        "a root directory with --container-writable is written where it is: leave one option out",
+                    ));
+                }
                 RootPlan::InPlace(dir)
             } else {
                 RootPlan::Overlay {
@@ -288,6 +314,7 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
                     owner: None,
                     as_user: true,
                     upper,
+                    size,
                     read_only,
                     one_string,
                 }
@@ -302,10 +329,13 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
             }
             let layers = layers.iter().map(|l| clean_absolute(l, "a layer")).collect::<Result<_, _>>()?;
             let owner = owner.filter(|_| mode == Mode::System);
-            RootPlan::Overlay { layers, owner, as_user: false, upper, read_only, one_string }
+            RootPlan::Overlay { layers, owner, as_user: false, upper, size, read_only, one_string }
         }
     })
 }
+
+const NO_LIMIT_ON_DISK: &str = "only root can bound what is written on disk, with a filesystem of its own: leave the size out, \
+     or write tmpfs:SIZE";
 
 /// What overlayfs takes as lower directories.
 const MAX_LAYERS: usize = 500;

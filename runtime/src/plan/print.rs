@@ -54,11 +54,18 @@ impl Plan {
         match &self.root {
             RootPlan::Host => writeln!(f, "root: the node's own filesystem"),
             RootPlan::InPlace(dir) => writeln!(f, "root: {}, written in place", dir.display()),
-            RootPlan::Overlay { layers, upper, read_only, owner, .. } => {
+            RootPlan::Overlay { layers, upper, size, read_only, owner, .. } => {
                 let to = match upper {
                     _ if *read_only => "read-only".into(),
                     WritableLayer::Tmpfs => "writes go to memory and are lost at the end".into(),
                     WritableLayer::Dir(d) => format!("writes go to {}", d.display()),
+                    WritableLayer::Image(file) => {
+                        format!("writes go to a filesystem in {} and are lost at the end", file.display())
+                    }
+                };
+                let to = match size {
+                    Some(bytes) => format!("{to}, at most {bytes} bytes"),
+                    None => to,
                 };
                 writeln!(f, "root: overlay of {} layers, {to}", layers.len())?;
                 for layer in layers {

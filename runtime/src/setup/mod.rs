@@ -105,6 +105,8 @@ pub(crate) struct SetupFds {
     pub user_ns: Option<OwnedFd>,
     /// A user namespace whose map makes the store's owner appear as the user.
     pub idmap_ns: Option<OwnedFd>,
+    /// The mounted filesystem of a writable layer with a limit on disk.
+    pub layer: Option<OwnedFd>,
 }
 
 /// Makes the container around this process. Returns notes for the user.

@@ -20,7 +20,14 @@ const STAGING_PLACE: &str = "/proc/fs/nfsd";
 /// It holds the writable layer (overlayfs keeps its own reference), attached layers, and files for `/etc`.
 pub(super) fn staging(plan: &Plan) -> Setup<OwnedFd> {
     let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let staging = tmpfs(&[("mode", "755")], attrs)
+    // The limit of the writable layer, of which the files that are made for the container take a little.
+    let size = match &plan.root {
+        RootPlan::Overlay { upper: WritableLayer::Tmpfs, size: Some(bytes), .. } => Some(bytes.to_string()),
+        _ => None,
+    };
+    let mut options = vec![("mode", "755")];
+    options.extend(size.as_deref().map(|bytes| ("size", bytes)));
+    let staging = tmpfs(&options, attrs)
         .doing("make a filesystem in memory")
         .map_err(|f| if plan.mode == Mode::User { f.hint(super::enter::USERNS_HINT) } else { f })?;
     attach(staging.as_fd(), CWD, STAGING_PLACE)
@@ -78,7 +85,7 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
             held.push(fd);
         }
     }
-    let (upper_dir, work_dir, volatile) = writable(plan, staging, upper)?;
+    let (upper_dir, work_dir, volatile) = writable(plan, staging, upper, fds)?;
     let (upper_path, work_path) = (fd_path(&upper_dir), fd_path(&work_dir));
     if *one_string {
         return old_api(staging, &lower, &upper_path, &work_path, volatile);
@@ -144,12 +151,25 @@ fn layer_mount(layer: &ByteStr, idmap: bool, fds: &SetupFds) -> Setup<OwnedFd> {
 }
 
 /// Upper and work directory, on one mount, and whether they may be lost.
-fn writable(plan: &Plan, staging: &OwnedFd, upper: &WritableLayer) -> Setup<(OwnedFd, OwnedFd, bool)> {
+fn writable(
+    plan: &Plan,
+    staging: &OwnedFd,
+    upper: &WritableLayer,
+    fds: &SetupFds,
+) -> Setup<(OwnedFd, OwnedFd, bool)> {
     let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |base: &OwnedFd, name: &str| rustix::fs::openat(base, name, dir_flags, FileMode::empty());
     let own;
     let (base, volatile) = match upper {
         WritableLayer::Tmpfs => (staging, true),
+        WritableLayer::Image(file) => {
+            let mount = fds.layer.as_ref();
+            let mount =
+                mount.ok_or_else(|| SetupFailure::at("use the writable layer", file, Errno::INVAL))?;
+            rustix::fs::mkdirat(staging, "disk", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
+            attach(mount.as_fd(), staging, "disk").doing_at("attach the writable layer", file)?;
+            (mount, true)
+        }
         WritableLayer::Dir(dir) => {
             rights::act_as_user(plan)?;
             own = rustix::fs::open(dir.as_os(), dir_flags, FileMode::empty())

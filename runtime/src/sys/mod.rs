@@ -8,6 +8,7 @@ pub mod exec;
 pub mod fork;
 pub mod identity;
 pub mod limits;
+pub mod loopdev;
 pub mod mountattr;
 pub mod seccomp;
 pub mod signals;

@@ -334,6 +334,7 @@ fn watch(init: &mut berth_runtime::InitHandle, order: &Order) -> Result<i32, Box
                 worst = worst.max(error.exit_code());
                 left -= 1;
             }
+            Some(Event::Note(text)) => eprintln!("note: {text}"),
             Some(Event::Exited { task, status, usage }) => {
                 eprintln!("task {task} {status} {} {}", usage.user_us + usage.system_us, usage.max_rss);
                 worst = worst.max(status.shell_code());

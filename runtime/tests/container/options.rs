@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("options::read_only_root", read_only_root),
     ("options::root_directory_in_place", root_directory_in_place),
     ("options::writable_layer_on_disk", writable_layer_on_disk),
+    ("options::writable_layer_with_a_limit", writable_layer_with_a_limit),
     ("options::layers_and_whiteouts", layers_and_whiteouts),
     ("options::layers_by_mount2", layers_by_mount2),
     ("options::mapped_root", mapped_root),
@@ -221,6 +222,48 @@ fn writable_layer_on_disk() {
         assert_eq!(std::fs::read_to_string(place.join("upper/made/file")).unwrap(), "here\n");
         // The same directory serves a second start: nothing is lost, nothing in the way.
         assert_eq!(script(r, mode, "cat /made/file; test -e /bin/vi || echo gone"), "here\ngone\n");
+    });
+}
+
+fn writable_layer_with_a_limit() {
+    each(|mode| {
+        let dir = Dir::new();
+        let mut r = request(&busybox(&dir, mode), mode);
+        r.writable_size = Some(4 << 20);
+        let fill =
+            "echo small > /small && dd if=/dev/zero of=/large bs=1M count=9; rc=$?; cat /small; exit $rc";
+        let full = |r: &berth_runtime::ContainerRequest| {
+            let outcome = launch(&Order::new(r.clone(), fill), mode);
+            assert_eq!((outcome.out.as_str(), outcome.code), ("small\n", 1), "{mode:?}: {outcome:?}");
+            for text in ["No space left on device", "writable layer is full: ", "--container-writable-layer"]
+            {
+                assert!(outcome.err.contains(text), "{mode:?}: {text}: {outcome:?}");
+            }
+        };
+        full(&r);
+        assert!(!launch(&Order::new(r.clone(), "exit 3"), mode).err.contains("full"));
+        let file = dir.at("layer.img");
+        r.writable_layer = WritableLayer::Image(ByteStr::from(file.as_path()));
+        if mode == As::User {
+            let refused = launch(&Order::new(r.clone(), "true"), mode);
+            assert!(refused.code == 125 && refused.err.contains("write tmpfs:SIZE"), "{refused:?}");
+            r.writable_layer = WritableLayer::Dir(ByteStr::from(dir.path()));
+            let refused = launch(&Order::new(r, "true"), mode);
+            assert!(refused.code == 125 && refused.err.contains("write tmpfs:SIZE"), "{refused:?}");
+            return;
+        }
+        r.writable_size = Some(8 << 20);
+        full(&r);
+        // The file went when it was mounted; what is in it cannot be reached by its name.
+        assert!(!file.exists());
+        r.writable = Some(false);
+        assert!(launch(&Order::new(r.clone(), "true"), mode).err.contains("nothing to write to"));
+        // A file that is there already is nobody's layer.
+        std::fs::write(&file, "mine").unwrap();
+        r.writable = None;
+        let refused = launch(&Order::new(r, "true"), mode);
+        assert!(refused.code == 125 && refused.err.contains("exists"), "{refused:?}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
     });
 }
 

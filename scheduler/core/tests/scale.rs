@@ -52,6 +52,7 @@ fn usual(i: u32) -> JobSpec {
         writable: None,
         env: vec![],
         entrypoint: None,
+        layer: None,
     });
     spec
 }

@@ -6,6 +6,7 @@ mod client;
 mod ending;
 mod environment;
 mod files;
+mod layers;
 mod login;
 mod processes;
 mod script;

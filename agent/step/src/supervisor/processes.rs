@@ -2,6 +2,7 @@
 
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
+use super::layers;
 use super::login;
 use super::script;
 use super::step::LaunchFailure;
@@ -36,6 +37,8 @@ pub enum TaskEvent {
         /// What, why, and what to do.
         why: String,
     },
+    /// Something that the user should know.
+    Note(String),
     /// A task ended.
     Exited {
         /// Which.
@@ -56,6 +59,7 @@ pub enum TaskEvent {
 pub struct Processes {
     init: Option<InitHandle>,
     cgroup: Option<Cgroup>,
+    layer: Option<layers::OnDisk>,
     terminal: Option<OwnedFd>,
     /// Tasks that were neither started nor refused yet.
     starting: usize,
@@ -74,6 +78,7 @@ pub fn start(
     let (argv, script) = command(file)?;
     let mut request = request(file)?;
     request.command = argv;
+    let layer = layers::OnDisk::of(file, &request);
     let facts = HostFacts::gather(&request);
     let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
     let cgroup = file.node.cgroup.as_ref();
@@ -110,6 +115,7 @@ pub fn start(
     let processes = Processes {
         init: Some(init),
         cgroup: file.node.cgroup.clone(),
+        layer,
         terminal: None,
         starting: tasks,
         living: tasks,
@@ -199,6 +205,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         request.entrypoint = container.entrypoint.unwrap_or(node.container.entrypoint);
         request.writable = container.writable;
         request.container_env.clone_from(&container.env);
+        layers::ask(file, container, &mut request)?;
     }
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
@@ -297,6 +304,7 @@ impl Processes {
                 self.living = self.living.saturating_sub(1);
                 self.started(told);
             }
+            Event::Note(text) => told.push(TaskEvent::Note(text)),
             Event::Exited { task, status, usage } => {
                 self.usage.merge(&usage);
                 self.living = self.living.saturating_sub(1);
@@ -331,6 +339,7 @@ impl Processes {
             eprintln!("berth-step: {e}");
         }
         self.terminal = None;
+        drop(self.layer.take());
         let (usage, oom_kills) = match &self.cgroup {
             Some(group) => counted(group.usage(), self.usage),
             None => (self.usage, 0),

@@ -283,6 +283,7 @@ impl Step {
                     self.launch_error.get_or_insert(why);
                     self.task_ended(task, status);
                 }
+                TaskEvent::Note(text) => self.say(&text),
                 TaskEvent::Exited { task, status } => self.task_ended(task, status),
                 TaskEvent::AllGone { usage, oom_kills } => {
                     self.processes = None;

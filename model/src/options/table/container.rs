@@ -1,6 +1,7 @@
 //! The container options, with Pyxis's meaning; none of them is ever ignored.
 
 use crate::bytes::ByteStr;
+use crate::options::layer::parse_layer;
 use crate::options::mounts::parse_mounts;
 use crate::options::resolve::{Bad, Given};
 use crate::options::row::{Commands, OptionRow, row};
@@ -112,6 +113,23 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["PYXIS_CONTAINER_READONLY"])
         .help("Mount the container's root directory read-only.")
         .set(|o, g| either(&mut o.container.writable, g, !g.is_on(), WRITE)),
+    row("container-writable-layer", Commands::ABR)
+        .takes("tmpfs|disk[:SIZE]")
+        .help(
+            "What holds what the container writes to its root: memory that is charged to the job (tmpfs, the default), or \
+             the node's disk. SIZE bounds it, in MiB or with K, M, G or T: a program that writes more gets 'No space left on \
+             device'. A bound on disk needs a cluster that root started.",
+        )
+        .set(|o, g| {
+            let text = g.text()?;
+            let layer = parse_layer(text).map_err(|why| {
+                Bad::Own(vec![
+                    format!("--container-writable-layer: '{text}': {why}"),
+                    "write tmpfs, disk, tmpfs:SIZE or disk:SIZE, such as tmpfs:2G".to_string(),
+                ])
+            })?;
+            once(&mut o.container.layer, g, layer)
+        }),
     row("container-env", Commands::ABR)
         .takes("NAME,...")
         .env(&["PYXIS_CONTAINER_ENV"])

@@ -1,0 +1,72 @@
+//! Where a step's container writes to its root, when that is not memory: a place on the node's disk that goes with the step.
+
+use super::as_user::as_user;
+use super::step::LaunchFailure;
+use crate::spool::LaunchFile;
+use crate::tree::remove_tree;
+use berth_model::ByteStr;
+use berth_model::spec::{ContainerSpec, LayerKind};
+use berth_runtime::{ContainerRequest, WritableLayer};
+use std::path::PathBuf;
+
+/// Asks the runtime for the layer that `--container-writable-layer` names, and makes its directory.
+pub fn ask(
+    file: &LaunchFile,
+    container: &ContainerSpec,
+    request: &mut ContainerRequest,
+) -> Result<(), LaunchFailure> {
+    let Some(layer) = container.layer else { return Ok(()) };
+    request.writable_size = layer.size.map(|mib| mib << 20);
+    if layer.kind == LayerKind::Tmpfs {
+        return Ok(());
+    }
+    let (Some(place), Some(job)) =
+        (place(file), file.node.scratch.as_ref().and_then(|s| s.as_path().parent()))
+    else {
+        return Err(LaunchFailure::new(
+            "--container-writable-layer=disk: the job has no directory on this node",
+        ));
+    };
+    if layer.size.is_some() && file.node.system {
+        // Beside the user's directory, in one of root's: the kernel mounts only what root made.
+        let image = job.join(format!("layer-{}.img", file.launch.key.step));
+        request.writable_layer = WritableLayer::Image(ByteStr::from(image.as_path()));
+        return Ok(());
+    }
+    request.writable_layer = WritableLayer::Dir(ByteStr::from(place.as_path()));
+    if layer.size.is_some() {
+        // Refused by the planner, in words of its own.
+        return Ok(());
+    }
+    as_user(&file.launch.identity, 0o077, || std::fs::create_dir(&place))
+        .and_then(|made| made)
+        .map_err(|e| LaunchFailure::new(format!("cannot make the directory {}: {e}", place.display())))
+}
+
+/// The step's own directory in the one that the job's user can write.
+fn place(file: &LaunchFile) -> Option<PathBuf> {
+    let scratch = file.node.scratch.as_ref()?;
+    Some(scratch.as_path().join(format!("layer-{}", file.launch.key.step)))
+}
+
+/// A layer in a directory of the step's own: removed when it is dropped.
+pub struct OnDisk(PathBuf);
+
+impl OnDisk {
+    /// The one of this request.
+    pub fn of(file: &LaunchFile, request: &ContainerRequest) -> Option<OnDisk> {
+        let place = place(file)?;
+        match &request.writable_layer {
+            WritableLayer::Dir(dir) if dir.as_path() == place => Some(OnDisk(place)),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for OnDisk {
+    fn drop(&mut self) {
+        if let Err(e) = remove_tree(&self.0) {
+            eprintln!("berth-step: {}: {e}", self.0.display());
+        }
+    }
+}
