@@ -22,6 +22,8 @@ pub struct HostFacts {
     pub resolv_conf: Option<ByteStr>,
     /// `/etc/hosts`.
     pub hosts: Option<ByteStr>,
+    /// `/etc/localtime`: the node's time zone.
+    pub localtime: Option<ByteStr>,
     /// Names in `/etc/group` of the node.
     pub group_names: BTreeMap<u32, String>,
     /// Absolute mount sources of the request that do not exist.
@@ -50,6 +52,7 @@ impl HostFacts {
         }
         facts.resolv_conf = etc_file("/etc/resolv.conf");
         facts.hosts = etc_file("/etc/hosts");
+        facts.localtime = etc_file("/etc/localtime");
         if privileged && request.identity.groups.iter().any(|g| !request.group_names.contains_key(&g.0)) {
             facts.group_names = etc_file("/etc/group").map(|t| group_names(&t.display())).unwrap_or_default();
         }

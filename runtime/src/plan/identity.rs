@@ -2,7 +2,7 @@
 
 use super::{EtcFile, Mode, PlanError};
 use crate::facts::HostFacts;
-use crate::request::ContainerRequest;
+use crate::request::{ContainerRequest, Rootfs};
 use berth_model::ByteStr;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -200,7 +200,12 @@ pub(super) fn etc_files(
         },
         EtcFile::Group { groups },
     ];
-    for (name, content) in [("resolv.conf", &facts.resolv_conf), ("hosts", &facts.hosts)] {
+    // A root directory that is written in place keeps its own time zone: there it is a link that would have to go.
+    let in_place = matches!(request.root, Rootfs::Dir(_)) && request.writable == Some(true);
+    let zone = facts.localtime.as_ref().filter(|_| !in_place).cloned();
+    for (name, content) in
+        [("resolv.conf", &facts.resolv_conf), ("hosts", &facts.hosts), ("localtime", &zone)]
+    {
         if let Some(content) = content {
             files.push(EtcFile::Copy { name: name.into(), content: content.clone() });
         }

@@ -210,13 +210,19 @@ fn strange_files_in_etc() {
         symlink(&outside, layer.join("etc/group")).unwrap();
         symlink("/proc/self/fd/1", layer.join("etc/resolv.conf")).unwrap();
         std::fs::create_dir(layer.join("etc/hosts")).unwrap();
+        symlink(&outside, layer.join("etc/localtime")).unwrap();
+        fifo(&layer.join("etc/hostname"));
         give(&layer, if mode == As::Root { STORE } else { uid() });
         for remap in [false, true] {
             let mut r = request(&layer, mode);
             r.remap_root = remap;
             let name = if remap { "root" } else { "ann" };
-            let out = script(r, mode, "id -un; test -f /etc/group && test -d /etc/hosts && echo files");
-            assert_eq!(out, format!("{name}\nfiles\n"), "{mode:?}");
+            let look = "id -un; test -f /etc/group && test -d /etc/hosts && echo files; \
+                        test -f /etc/hostname && ! test -L /etc/localtime && cat /etc/localtime";
+            let order = Order { zone: Some("zone".into()), ..Order::new(r, look) };
+            let outcome = launch(&order, mode);
+            assert_eq!(outcome.out, format!("{name}\nfiles\nzone"), "{mode:?}: {outcome:?}");
+            assert!(outcome.err.contains("left as it is: /etc/hosts"), "{outcome:?}");
         }
         assert_eq!(std::fs::read_to_string(&outside).unwrap(), "untouched");
     });

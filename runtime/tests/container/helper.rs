@@ -157,6 +157,8 @@ pub struct Order {
     pub parked: bool,
     /// Kernel version to plan for.
     pub kernel: Option<(u32, u32)>,
+    /// The node's time zone to plan with.
+    pub zone: Option<String>,
     /// Open this before launching, at a number that is kept over exec.
     pub leak: Option<PathBuf>,
     /// A script that the tasks get as a descriptor, and run.
@@ -178,6 +180,7 @@ impl Order {
             pty: false,
             parked: false,
             kernel: None,
+            zone: None,
             leak: None,
             script: None,
             signal: None,
@@ -252,6 +255,9 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
     let mut facts = HostFacts::gather(&order.request);
     if let Some(kernel) = order.kernel {
         facts.kernel = kernel;
+    }
+    if let Some(zone) = &order.zone {
+        facts.localtime = Some(zone.as_str().into());
     }
     let plan = plan(&order.request, &facts)?;
     let group = match &order.cgroup {
