@@ -13,7 +13,6 @@ use crate::{notes, probe, supervisors};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
-use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
@@ -391,18 +390,11 @@ impl Driver {
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());
         }
-        let path = |p: std::path::PathBuf| Some(ByteStr::from(p.as_path()));
         let part = NodePart {
-            system: node.system,
             boot_id: node.boot_id.clone(),
             image: ready.image,
             cgroup,
-            scratch: path(node.paths.scratch(key.job)),
-            client_dir: path(node.paths.client_dir(key.job)),
-            client_programs: path(node.paths.client_programs()),
-            state_dir: path(node.paths.state().to_path_buf()),
-            container: node.defaults,
-            group_names: BTreeMap::new(),
+            ..node.paths.part(key.job, node.system, node.defaults)
         };
         let dir = StepDir::of(&node.paths.spool(), key);
         let start = || -> io::Result<supervisors::Link> {

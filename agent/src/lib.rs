@@ -23,4 +23,5 @@ mod supervisors;
 mod zygote;
 
 pub use images::STORE_ID;
+pub use paths::Paths;
 pub use start::{AgentError, AgentOptions, holds_steps, remove_groups, run};

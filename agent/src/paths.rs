@@ -1,6 +1,8 @@
 //! Where the agent keeps what, below the state directory.
 
+use berth_model::ByteStr;
 use berth_model::ids::JobId;
+use berth_step::spool::{ContainerDefaults, NodePart};
 use std::path::{Path, PathBuf};
 
 /// The state directory.
@@ -10,6 +12,20 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// What every step of a job finds prepared on the node, but for its image and its control groups.
+    pub fn part(&self, job: JobId, system: bool, container: ContainerDefaults) -> NodePart {
+        let path = |p: PathBuf| Some(ByteStr::from(p.as_path()));
+        NodePart {
+            system,
+            scratch: path(self.scratch(job)),
+            client_dir: path(self.client_dir(job)),
+            client_programs: path(self.client_programs()),
+            state_dir: path(self.state.clone()),
+            container,
+            ..NodePart::default()
+        }
+    }
+
     /// Paths below `state`.
     pub fn new(state: &Path) -> Paths {
         Paths { state: state.to_path_buf() }

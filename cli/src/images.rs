@@ -2,12 +2,14 @@
 
 use berth_client::ImageResolver;
 use berth_client::error::{Failure, Kind};
+use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
     Credentials, Error, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved, RunAs, Store,
     resolve,
 };
 use berth_model::ByteStr;
+use berth_model::options::Explain;
 use berth_model::spec::ResolvedImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -37,10 +39,15 @@ impl ImageResolver for Resolver {
             Resolved::Host => ResolvedImage::Host,
         })
     }
+
+    fn explain(&self, step: &Explained, format: Explain) -> Result<String, Failure> {
+        crate::explain::submission(step, format)
+    }
 }
 
 impl Resolver {
-    fn insecure(&self, reference: &Reference) -> bool {
+    /// Whether the cluster's configuration calls the image's registry insecure.
+    pub fn insecure(&self, reference: &Reference) -> bool {
         let Reference::Registry(name) = reference else { return false };
         let site = Site::find(self.state.as_deref());
         let config =
@@ -61,9 +68,19 @@ pub fn failed(e: &Error) -> Failure {
     Failure::user(e.to_string())
 }
 
-/// The store of the caller: of the named state directory, else of the caller's own.
-pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
+/// The directory of the caller's own images and containers: the one named by option; the one that BERTH_STATE names
+/// unless it is somebody else's, as that of the cluster in whose job we are; the caller's own.
+pub fn local_dir(state: Option<&Path>) -> Result<StateDir, Failure> {
+    use std::os::unix::fs::MetadataExt;
     let dir = StateDir::named_or_own(state)?;
+    let me = nix::unistd::geteuid();
+    let foreign = |dir: &StateDir| std::fs::metadata(&dir.0).is_ok_and(|m| m.uid() != me.as_raw());
+    if state.is_none() && !me.is_root() && foreign(&dir) { StateDir::own() } else { Ok(dir) }
+}
+
+/// The store of the caller: of [`local_dir`].
+pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
+    let dir = local_dir(state)?;
     crate::daemon::make_state(&dir)?;
     let root = dir.images();
     let owner = if nix::unistd::geteuid().is_root() { Some(berth_agent::STORE_ID) } else { None };

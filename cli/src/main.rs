@@ -4,7 +4,10 @@
 
 mod commands;
 mod daemon;
+mod doors;
+mod explain;
 mod images;
+mod local;
 
 use berth_client::error::Failure;
 use clap::{CommandFactory, Parser};
@@ -30,6 +33,9 @@ fn main() -> ExitCode {
     let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
     if berth_client::command(name).is_some() {
         return berth_client::main_by_name(argv, Some(&images::Resolver::default()));
+    }
+    if let Some(door) = name.to_str().and_then(doors::find) {
+        return door.main(argv);
     }
     if let Some((state, words)) = cluster_command(&argv) {
         let resolver = images::Resolver { state: state.clone() };

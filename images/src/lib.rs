@@ -34,6 +34,7 @@ mod progress;
 mod reference;
 mod registry;
 mod remote;
+mod save;
 mod source;
 mod store;
 mod unpack;
@@ -46,6 +47,7 @@ pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
 pub use registry::{Credentials, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
+pub use save::{describe, layer_place, save_archive};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
     open_source, resolve,

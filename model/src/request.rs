@@ -3,7 +3,7 @@
 
 use crate::bytes::ByteStr;
 use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
-use crate::launch::Layout;
+use crate::launch::{Layout, NodeShare};
 use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
 use crate::state::{ExitStatus, JobState};
 use crate::time::{Span, Time};
@@ -151,6 +151,8 @@ pub enum Response {
         nodes: Vec<NodeName>,
         /// Partition.
         partition: String,
+        /// What it would have on each node, in the order of `nodes`.
+        shares: Vec<NodeShare>,
     },
     /// A step has its resources and is being started.
     StepCreated {

@@ -40,6 +40,16 @@ impl HostFacts {
     /// rights when the container is made.
     pub fn gather(request: &ContainerRequest) -> HostFacts {
         let privileged = is_privileged();
+        HostFacts::look(request, privileged, !privileged)
+    }
+
+    /// As [`HostFacts::gather`] by a process that is privileged or not, whatever this one is, for a plan that is
+    /// shown and not carried out: the caller's own process looks at the mount sources.
+    pub fn gather_as(request: &ContainerRequest, privileged: bool) -> HostFacts {
+        HostFacts::look(request, privileged, true)
+    }
+
+    fn look(request: &ContainerRequest, privileged: bool, at_sources: bool) -> HostFacts {
         let mut facts = HostFacts {
             privileged,
             uid: rustix::process::geteuid().as_raw(),
@@ -56,7 +66,7 @@ impl HostFacts {
         if privileged && request.identity.groups.iter().any(|g| !request.group_names.contains_key(&g.0)) {
             facts.group_names = etc_file("/etc/group").map(|t| group_names(&t.display())).unwrap_or_default();
         }
-        if !privileged {
+        if at_sources {
             for spec in &request.mounts {
                 let source = match spec.source.0.first() {
                     Some(b'/') => spec.source.as_path().to_path_buf(),

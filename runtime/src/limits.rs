@@ -40,6 +40,11 @@ fn number(resource: Resource) -> (u32, &'static str) {
     }
 }
 
+/// A resource's name in the kernel's spelling.
+pub fn name(resource: Resource) -> &'static str {
+    number(resource).1
+}
+
 const UNLIMITED: u64 = u64::MAX;
 
 fn show(value: u64) -> String {

@@ -52,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "berth-sched-core",
             "berth-agent-core",
             "berth-sim",
+            "berth-step",
         ],
     ),
     ("berth-tests", &[]),

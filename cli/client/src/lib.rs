@@ -8,6 +8,7 @@
 pub mod commands;
 mod doc;
 pub mod error;
+pub mod explain;
 pub mod fmt;
 pub mod getopt;
 pub mod out;
@@ -27,10 +28,17 @@ use std::process::ExitCode;
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Resolves an image reference as typed to what it means now, with the caller's own credentials.
+/// What the full program does for the commands and a client inside a container cannot.
 pub trait ImageResolver {
-    /// The pinned image, or one line that names the reference, the reason and the next step.
+    /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the reference, the reason and the next step.
     fn resolve(&self, typed: &str) -> Result<ResolvedImage, String>;
+
+    /// Plans a step as its node would, and prints the plan: see [`explain`].
+    fn explain(
+        &self,
+        step: &explain::Explained,
+        format: berth_model::options::Explain,
+    ) -> Result<String, Failure>;
 }
 
 /// What a command is told besides its arguments.

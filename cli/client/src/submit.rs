@@ -188,7 +188,7 @@ pub async fn submit(
 
 /// What `--test-only` prints.
 pub fn would_start(command: Command, response: &Response) -> Outcome {
-    let Response::WouldStart { job, at, cpus, nodes, partition } = response else { return Ok(0) };
+    let Response::WouldStart { job, at, cpus, nodes, partition, .. } = response else { return Ok(0) };
     let zone = jiff::tz::TimeZone::system();
     let at = berth_model::stamp::TimeFormat::Iso.print(*at, crate::commands::now(), &zone);
     out::complain(&format!(

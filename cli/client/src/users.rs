@@ -1,6 +1,9 @@
 //! Users by name: the name service of the machine, as far as the C library linked here reads it.
 
-use nix::unistd::{Uid, User};
+use crate::error::{Failure, Kind};
+use berth_model::spec::Identity;
+use berth_model::{ByteStr, Gid};
+use nix::unistd::{Group, Uid, User};
 
 /// The numeric id of a user, given as a name or as a number.
 pub fn uid(name: &str) -> Option<u32> {
@@ -16,4 +19,23 @@ pub fn name(uid: u32) -> String {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
     }
+}
+
+/// Who we are, as jobs and containers of ours run.
+pub fn own_identity() -> Result<Identity, Failure> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let user = User::from_uid(uid).ok().flatten();
+    let group = Group::from_gid(gid).ok().flatten();
+    let groups = nix::unistd::getgroups()
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot read the supplementary groups: {e}")))?;
+    let home = std::env::var_os("HOME").map(ByteStr::from);
+    Ok(Identity {
+        uid: berth_model::Uid(uid.as_raw()),
+        gid: Gid(gid.as_raw()),
+        groups: groups.into_iter().map(|g| Gid(g.as_raw())).collect(),
+        user: user.as_ref().map_or_else(|| uid.to_string(), |u| u.name.clone()),
+        group: group.map_or_else(|| gid.to_string(), |g| g.name),
+        home: user.as_ref().map(|u| ByteStr::from(u.dir.as_path())).or(home).unwrap_or_else(|| "/".into()),
+        shell: user.map_or_else(|| "/bin/sh".into(), |u| ByteStr::from(u.shell.as_path())),
+    })
 }

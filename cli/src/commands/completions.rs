@@ -7,6 +7,9 @@ use clap::ValueEnum;
 /// Print the completion of berth, srun, sbatch and salloc for a shell
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Print those of apptainer, singularity, docker and enroot, too
+    #[arg(long)]
+    front_doors: bool,
     /// The shell
     shell: Kind,
 }
@@ -26,6 +29,9 @@ pub fn run(args: &Args) -> Outcome {
     };
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut crate::definition(), "berth", &mut text);
+    for door in crate::doors::DOORS.iter().filter(|_| args.front_doors) {
+        clap_complete::generate(shell, &mut (door.definition)(), door.name, &mut text);
+    }
     let mut text = String::from_utf8_lossy(&text).into_owned();
     for command in Command::ALL {
         text.push('\n');

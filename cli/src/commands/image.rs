@@ -118,9 +118,8 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         }
         Args::Prune { all, older_than } => {
             let older_than = older_than.map(|d| Duration::from_secs(u64::from(d) * 86_400));
-            removed(
-                &store.prune(&PruneOptions { older_than, all, ..PruneOptions::default() }).map_err(failed)?,
-            )?;
+            let keep = crate::local::named::digests(&images::local_dir(state)?)?.into_iter().collect();
+            removed(&store.prune(&PruneOptions { older_than, all, keep }).map_err(failed)?)?;
         }
         Args::Df { json } => {
             let usage = store.df().map_err(failed)?;

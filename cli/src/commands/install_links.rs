@@ -7,8 +7,14 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 /// Put srun, sbatch, squeue and the other names into a directory, as links to this program
+///
+/// With --front-doors also the names of other container tools. A directory before theirs in PATH then takes their calls.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Put apptainer, singularity, docker and enroot there, too: they do what scripts say to those tools, with
+    /// Berth's own engine
+    #[arg(long)]
+    front_doors: bool,
     /// Directory for the links; made if it is not there
     dir: PathBuf,
 }
@@ -20,7 +26,8 @@ pub fn run(args: &Args) -> Outcome {
         Failure::user(format!("{}: {e}; choose a directory that you may write", what.display()))
     };
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
-    for name in crate::link_names().chain([OsStr::new("berth")]) {
+    let doors = crate::doors::DOORS.iter().map(|d| OsStr::new(d.name)).filter(|_| args.front_doors);
+    for name in crate::link_names().chain([OsStr::new("berth")]).chain(doors) {
         let link = dir.join(name);
         match std::fs::symlink_metadata(&link) {
             Ok(meta) if meta.is_symlink() => std::fs::remove_file(&link).map_err(|e| failed(&link, e))?,

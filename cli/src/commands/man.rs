@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Write the man pages of berth and of the cluster's commands into a directory
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Write those of apptainer, singularity, docker and enroot, too
+    #[arg(long)]
+    front_doors: bool,
     /// Directory for the pages; made if it is not there
     dir: PathBuf,
 }
@@ -16,6 +19,9 @@ pub fn run(args: &Args) -> Outcome {
     let failed = |e: std::io::Error| Failure::user(format!("{}: {e}", dir.display()));
     std::fs::create_dir_all(dir).map_err(failed)?;
     clap_mangen::generate_to(crate::definition(), dir).map_err(failed)?;
+    for door in crate::doors::DOORS.iter().filter(|_| args.front_doors) {
+        clap_mangen::generate_to((door.definition)(), dir).map_err(failed)?;
+    }
     for command in Command::ALL {
         write(dir, command.name(), &man_page(command, berth_client::VERSION))?;
     }

@@ -10,7 +10,7 @@ mod install_links;
 mod internal;
 mod man;
 mod node;
-mod run;
+pub mod run;
 mod sim;
 mod status;
 mod up;
@@ -26,6 +26,7 @@ pub enum Command {
     Down(down::Args),
     Status(status::Args),
     Run(run::Args),
+    Shell(run::Shell),
     #[command(subcommand)]
     Image(image::Args),
     Doctor(doctor::Args),
@@ -50,6 +51,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Down(args) => down::run(&args, state.as_deref()),
         Command::Status(args) => status::run(&args, state.as_deref()),
         Command::Run(args) => run::run(args, state.as_deref()),
+        Command::Shell(args) => run::shell(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),
         Command::Doctor(args) => doctor::run(&args, state.as_deref()),
         Command::Config(args) => config::run(&args, state.as_deref()),

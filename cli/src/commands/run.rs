@@ -1,38 +1,56 @@
-//! `berth run`: runs a command in an image, without a cluster.
+//! `berth run` and `berth shell`: a command or a shell in an image, without a cluster.
 
-use crate::images::{self, Bar};
-use berth_client::error::{Failure, Kind, Outcome};
-use berth_client::out;
-use berth_client::step::terminal::{self, Raw};
-use berth_images::{
-    Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, Store, open_source, resolve,
-};
-use berth_model::spec::{Identity, LayerKind, MountSpec};
-use berth_model::{ByteStr, Gid, Uid};
-use berth_runtime::{
-    ContainerRequest, Event, HostFacts, ImageConfig, InitHandle, LaunchError, Rootfs, SignalTarget,
-    StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
-};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Group, User};
-use rustix::event::{PollFd, PollFlags, poll};
-use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use crate::local::{self, Container, Entry, Pull, RootInside, Tty};
+use berth_client::error::{Failure, Outcome};
+use berth_model::ByteStr;
+use berth_model::options::Explain;
+use berth_model::spec::{LayerKind, MountSpec};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Run a command in an image, without a cluster
 ///
 /// The image is fetched into the caller's own store when it is not there yet. Without a command, the image's own runs.
-/// The exit code is the command's, 128 and the signal's number when a signal ended it.
+/// The exit code is the command's, 128 and the signal's number when a signal ended it. Nothing of the container stays.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "berth run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
 pub struct Args {
-    /// Mounts: SRC:DST[:FLAGS],...
-    #[arg(long, visible_alias = "mounts", value_name = "LIST")]
+    #[command(flatten)]
+    shared: Shared,
+    /// Run the image's entrypoint before the command
+    #[arg(long)]
+    container_entrypoint: bool,
+    /// Run this program in place of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "container_entrypoint")]
+    entrypoint: Option<OsString>,
+    /// Image, such as debian:12, ghcr.io/team/app:1, a path, or host:; then command and arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "IMAGE")]
+    words: Vec<OsString>,
+}
+
+/// Open a shell in an image, without a cluster
+///
+/// It is the image's bash where there is one, else its sh. Options are those of 'berth run'.
+#[derive(Debug, clap::Args)]
+pub struct Shell {
+    #[command(flatten)]
+    shared: Shared,
+    /// The shell, as a path in the image
+    #[arg(short, long, value_name = "PATH")]
+    shell: Option<OsString>,
+    /// Image, such as debian:12, ghcr.io/team/app:1, or a path
+    image: String,
+}
+
+/// What both take.
+#[derive(Debug, clap::Args)]
+struct Shared {
+    /// Mounts: SRC:DST[:FLAGS],...; also of docker's form, once for each
+    #[arg(short = 'v', long, visible_aliases = ["mounts", "volume", "bind"], value_name = "LIST")]
     container_mounts: Vec<OsString>,
     /// Working directory in the container
-    #[arg(long, visible_alias = "workdir", value_name = "DIR")]
+    #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR")]
     container_workdir: Option<OsString>,
     /// Mount the home directory
     #[arg(long)]
@@ -44,7 +62,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "container_readonly")]
     container_writable: bool,
     /// Make the container's root read-only
-    #[arg(long)]
+    #[arg(long, visible_alias = "read-only")]
     container_readonly: bool,
     /// Bound what may be written to the root: tmpfs:SIZE, in MiB or with K, M, G or T
     #[arg(long, value_name = "tmpfs[:SIZE]", conflicts_with = "container_readonly")]
@@ -52,9 +70,33 @@ pub struct Args {
     /// Variables whose value outside wins over the image's
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     container_env: Vec<String>,
-    /// Run the image's entrypoint before the command
+    /// Set a variable, over all others; without a value, the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Set the variables of a file with NAME=VALUE lines
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// A host name of its own
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Size of /dev/shm, such as 2g [default: half of the memory]
+    #[arg(long, value_name = "SIZE")]
+    shm_size: Option<String>,
+    /// Show a device file in the container, under its own path
+    #[arg(long, value_name = "PATH")]
+    device: Vec<OsString>,
+    /// Show the devices that the job in which this runs has as GPUs
     #[arg(long)]
-    container_entrypoint: bool,
+    gpus: bool,
+    /// Name in the list of running containers
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Remove the container when it ends: it always is
+    #[arg(long)]
+    rm: bool,
+    /// Pass standard input on, also where there is no terminal: it always is
+    #[arg(short, long)]
+    interactive: bool,
     /// Look whether the registry has a newer image of that name
     #[arg(long)]
     pull: bool,
@@ -62,300 +104,152 @@ pub struct Args {
     #[arg(long)]
     insecure: bool,
     /// A terminal of its own even where standard input or output is none
-    #[arg(long)]
+    #[arg(short = 't', long, visible_alias = "tty")]
     pty: bool,
-    /// Print what would be done, and do nothing
-    #[arg(long)]
-    explain: bool,
-    /// Image, such as debian:12, ghcr.io/team/app:1, a path, or host:
-    image: String,
-    /// Command and arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<OsString>,
+    /// Say nothing of fetching, and no notes
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print what would be done, and do nothing: as text, or as JSON
+    #[arg(long, value_name = "text|json", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    explain: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {
-    let reference: Reference = args.image.parse().map_err(|e: Error| images::failed(&e))?;
-    let (root, config, guard) = root(&args, &reference, state)?;
-    let request = request(&args, root, config)?;
-    let facts = HostFacts::gather(&request);
-    let plan = plan(&request, &facts).map_err(|e| Failure::user(e.to_string()))?;
-    if args.explain {
-        let text = serde_json::to_string_pretty(&plan)
-            .map_err(|e| Failure::new(Kind::Internal, format!("cannot print the plan: {e}")))?;
-        return out::print(&(text + "\n")).map(|()| 0);
-    }
-    let init = start_init(&plan, StartOptions::default()).map_err(|e| launch(&e))?;
-    for note in plan.notes.iter().chain(init.notes()) {
-        out::complain(&format!("berth: note: {note}"));
-    }
-    let wants_pty = args.pty || (terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()));
-    let code = follow(init, wants_pty);
-    drop(guard);
-    code
-}
-
-fn launch(e: &LaunchError) -> Failure {
-    Failure::user(format!("the container did not start: {e}"))
-}
-
-/// The root filesystem, and what keeps the image from being removed meanwhile.
-fn root(
-    args: &Args,
-    reference: &Reference,
-    state: Option<&Path>,
-) -> Result<(Rootfs, ImageConfig, Option<PreparedImage>), Failure> {
-    let failed = |e: Error| images::failed(&e);
-    if *reference == Reference::Host {
-        return Ok((Rootfs::Host, ImageConfig::default(), None));
-    }
-    let store = images::store(state)?;
-    let known = if args.pull { None } else { store.find(&args.image).ok() };
-    let present = match known {
-        Some(digest) => store.prepared(&digest).map_err(failed)?,
-        None => None,
+    let (image, command) = image_and_command(args.words)?;
+    let mut container = args.shared.container(image, state)?;
+    container.entry = match (args.entrypoint, args.container_entrypoint) {
+        (Some(program), _) => Entry::Own(program),
+        (None, true) => Entry::Image,
+        (None, false) => Entry::Command,
     };
-    let prepared = match present {
-        Some(prepared) => prepared,
-        None => {
-            let credentials = Credentials::from_env();
-            let options = ResolveOptions { insecure: args.insecure, ..ResolveOptions::default() };
-            match resolve(reference, &credentials, &options).map_err(failed)? {
-                Resolved::Host => return Ok((Rootfs::Host, ImageConfig::default(), None)),
-                Resolved::RootDir(path) => {
-                    return Ok((Rootfs::Dir(ByteStr::from(path.as_path())), ImageConfig::default(), None));
-                }
-                Resolved::Manifest(pinned) => fetch(&store, &args.image, &pinned, &credentials)?,
-            }
-        }
-    };
-    let owner = nix::unistd::geteuid()
-        .is_root()
-        .then_some(StoreOwner { uid: berth_agent::STORE_ID.0, gid: berth_agent::STORE_ID.1 });
-    let layers = prepared.layers.iter().map(|l| ByteStr::from(l.as_path())).collect();
-    let bytes = |list: &[String]| list.iter().map(|s| ByteStr::from(s.as_str())).collect();
-    let c = &prepared.config;
-    let config = ImageConfig {
-        env: bytes(&c.env),
-        entrypoint: bytes(&c.entrypoint),
-        cmd: bytes(&c.cmd),
-        workdir: (!c.workdir.is_empty()).then(|| ByteStr::from(c.workdir.as_str())),
-        user: (!c.user.is_empty()).then(|| c.user.clone()),
-    };
-    Ok((Rootfs::Overlay { layers, owner }, config, Some(prepared)))
+    container.command = command;
+    local::run(container)
 }
 
-/// Makes an image present.
-pub fn fetch(
-    store: &Store,
-    name: &str,
-    pinned: &berth_images::ResolvedManifest,
-    credentials: &Credentials,
-) -> Result<PreparedImage, Failure> {
-    let bar = Bar::new(name, false);
-    let prepared = match images::helpers()? {
-        Some(helpers) => helpers.ensure(store, pinned, &bar),
-        None => open_source(&pinned.source, pinned.insecure, credentials)
-            .and_then(|source| store.ensure(pinned, source.as_ref(), &bar)),
-    };
-    bar.finish();
-    prepared.map_err(|e| images::failed(&e))
+/// The first word and the others: what stands behind the image is the command's, options included.
+pub fn image_and_command(words: Vec<OsString>) -> Result<(String, Vec<OsString>), Failure> {
+    let mut words = words.into_iter();
+    let image = words.next().unwrap_or_default().into_string().map_err(|i| {
+        Failure::user(format!("'{}' is no image's name: it is not text", i.to_string_lossy()))
+    })?;
+    Ok((image, words.collect()))
 }
 
-fn request(args: &Args, root: Rootfs, image: ImageConfig) -> Result<ContainerRequest, Failure> {
-    let host = root == Rootfs::Host;
-    let cwd = std::env::current_dir()
-        .map_err(|e| Failure::user(format!("the current directory cannot be read: {e}")))?;
-    let mut mounts: Vec<MountSpec> = Vec::new();
-    for list in &args.container_mounts {
-        mounts.extend(
-            berth_model::options::parse_mounts(list.as_bytes()).map_err(|e| Failure::user(e.to_string()))?,
-        );
-    }
-    let mut request = ContainerRequest::new(root, identity()?, ByteStr::from(cwd.as_path()));
-    request.image = image;
-    request.mounts = mounts;
-    request.workdir = args
-        .container_workdir
-        .as_ref()
-        .map(|d| Workdir { path: ByteStr::from(d.as_os_str()), origin: "--container-workdir".to_string() });
-    if host && request.workdir.is_none() {
-        request.workdir =
-            Some(Workdir { path: ByteStr::from(cwd.as_path()), origin: "the current directory".to_string() });
-    }
-    request.mount_home = args.container_mount_home;
-    request.remap_root = args.container_remap_root;
-    request.writable = match (args.container_writable, args.container_readonly) {
-        (true, _) => Some(true),
-        (_, true) => Some(false),
-        _ => None,
-    };
-    if let Some(text) = &args.container_writable_layer {
-        let refused = |why: &str| Failure::user(format!("--container-writable-layer: '{text}': {why}"));
-        let layer = berth_model::options::parse_layer(text).map_err(|why| refused(&why))?;
-        if layer.kind == LayerKind::Disk {
-            return Err(refused("berth run keeps what is written in memory: write tmpfs or tmpfs:SIZE"));
-        }
-        request.writable_size = layer.size.map(|mib| mib << 20);
-    }
-    request.entrypoint = args.container_entrypoint || args.command.is_empty();
-    request.container_env = args.container_env.clone();
-    request.env = std::env::vars_os()
-        .map(|(name, value)| ByteStr([name.as_bytes(), b"=", value.as_bytes()].concat()))
-        .collect();
-    request.command = args.command.iter().map(|w| ByteStr::from(w.as_os_str())).collect();
-    Ok(request)
+pub fn shell(args: Shell, state: Option<&Path>) -> Outcome {
+    let mut container = args.shared.container(args.image, state)?;
+    container.command = shell_command(args.shell);
+    local::run(container)
 }
 
-/// Who we are.
-fn identity() -> Result<Identity, Failure> {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let user = User::from_uid(uid).ok().flatten();
-    let group = Group::from_gid(gid).ok().flatten();
-    let groups = nix::unistd::getgroups()
-        .map_err(|e| Failure::new(Kind::Internal, format!("cannot read the supplementary groups: {e}")))?;
-    let home = std::env::var_os("HOME").map(ByteStr::from);
-    Ok(Identity {
-        uid: Uid(uid.as_raw()),
-        gid: Gid(gid.as_raw()),
-        groups: groups.into_iter().map(|g| Gid(g.as_raw())).collect(),
-        user: user.as_ref().map_or_else(|| uid.to_string(), |u| u.name.clone()),
-        group: group.map_or_else(|| gid.to_string(), |g| g.name),
-        home: user.as_ref().map(|u| ByteStr::from(u.dir.as_path())).or(home).unwrap_or_else(|| "/".into()),
-        shell: user.map_or_else(|| "/bin/sh".into(), |u| ByteStr::from(u.shell.as_path())),
-    })
-}
-
-/// Starts the one task and follows it to its end.
-fn follow(mut init: InitHandle, wants_pty: bool) -> Outcome {
-    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
-    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
-    let stdio = if wants_pty {
-        TaskStdio::Pty(terminal::size().unwrap_or(berth_model::spec::TermSize { rows: 24, cols: 80 }))
-    } else {
-        TaskStdio::Fds {
-            stdin: copy(rustix::stdio::stdin()),
-            stdout: copy(rustix::stdio::stdout()),
-            stderr: copy(rustix::stdio::stderr()),
-        }
-    };
-    let umask = rustix::process::umask(rustix::fs::Mode::empty());
-    rustix::process::umask(umask);
-    init.spawn(TaskSpec { stdio, umask: Some(umask.bits()), ..TaskSpec::default() })
-        .map_err(|e| launch(&e))?;
-    let mut set = SigSet::empty();
-    for signal in FORWARDED.iter().chain(&[Signal::SIGWINCH]) {
-        set.add(*signal);
-    }
-    set.thread_block().map_err(fault)?;
-    let signals =
-        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)?;
-    let mut pty: Option<OwnedFd> = None;
-    let mut raw: Option<Raw> = None;
-    let mut input = true;
-    let status = loop {
-        while let Some(event) = init.next_event(false).map_err(|e| launch(&e))? {
-            match event {
-                Event::Started { pty: master, .. } => {
-                    raw = if master.is_some() { Raw::enter() } else { None };
-                    pty = master;
-                }
-                Event::ExecFailed { error, .. } => {
-                    out::complain(&format!("berth: error: {error}"));
-                    return Ok(u8::try_from(error.exit_code()).unwrap_or(1));
-                }
-                Event::Note(text) => out::complain(&format!("berth: note: {text}")),
-                Event::Exited { status, .. } => {
-                    if let Some(master) = &pty {
-                        drain(master);
-                    }
-                    drop(raw.take());
-                    // What is left of the container goes with it; the task's exit code is known.
-                    let _ = init.finish();
-                    return Ok(u8::try_from(status.shell_code()).unwrap_or(u8::MAX));
-                }
-            }
-        }
-        let stdin = rustix::stdio::stdin();
-        let mut fds = vec![PollFd::from_borrowed_fd(init.fd(), PollFlags::IN)];
-        fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
-        if let Some(master) = &pty {
-            fds.push(PollFd::new(master, PollFlags::IN));
-            if input {
-                fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
-            }
-        }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => break e,
-        }
-        let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
-        if ready[1] {
-            while let Ok(Some(info)) = signals.read_signal() {
-                pass_on(&mut init, i32::try_from(info.ssi_signo).unwrap_or(0), pty.as_ref())?;
-            }
-        }
-        if let Some(master) = &pty {
-            if ready[2] {
-                copy_some(master.as_fd(), rustix::stdio::stdout());
-            }
-            if ready.get(3) == Some(&true) {
-                input = copy_some(stdin, master.as_fd());
-            }
-        }
-    };
-    Err(Failure::new(Kind::Internal, format!("cannot wait for the container: {status}")))
-}
-
-const FORWARDED: &[Signal] =
-    &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-
-fn pass_on(init: &mut InitHandle, number: i32, pty: Option<&OwnedFd>) -> Result<(), Failure> {
-    if number == Signal::SIGWINCH as i32 {
-        if let (Some(master), Some(size)) = (pty, terminal::size()) {
-            let size =
-                rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-            // A terminal that is gone has no size.
-            let _ = rustix::termios::tcsetwinsize(master, size);
-        }
-        return Ok(());
-    }
-    init.signal(SignalTarget::AllTasks, number).map_err(|e| launch(&e))
-}
-
-/// Copies what is there; false at the end of the source.
-fn copy_some(from: impl AsFd, to: impl AsFd) -> bool {
-    let mut buffer = [0_u8; 16 * 1024];
-    match rustix::io::read(&from, &mut buffer) {
-        Ok(0) => false,
-        Ok(n) => {
-            let mut rest = &buffer[..n];
-            while !rest.is_empty() {
-                match rustix::io::write(&to, rest) {
-                    Ok(n) => rest = &rest[n..],
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return false,
-                }
-            }
-            true
-        }
-        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => true,
-        Err(_) => false,
+/// The command of a shell: the one that was named, else bash where the image has it, else sh.
+pub fn shell_command(named: Option<OsString>) -> Vec<OsString> {
+    match named {
+        Some(path) => vec![path],
+        // Only the image's own shell can look for the better one.
+        None => ["/bin/sh", "-c", "if command -v bash >/dev/null 2>&1; then exec bash; else exec sh; fi"]
+            .map(OsString::from)
+            .to_vec(),
     }
 }
 
-/// What the task wrote last is still in its terminal.
-fn drain(master: &OwnedFd) {
-    loop {
-        let mut fds = [PollFd::new(master, PollFlags::IN)];
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, Some(&zero)) {
-            Ok(n) if n > 0 && fds[0].revents().contains(PollFlags::IN) => {
-                if !copy_some(master, rustix::stdio::stdout()) {
-                    return;
-                }
-            }
-            _ => return,
+impl Shared {
+    fn container(self, image: String, state: Option<&Path>) -> Result<Container, Failure> {
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            env.extend(local::variables_of("--env-file", file)?);
         }
+        for text in &self.env {
+            env.extend(local::variable("--env", text)?);
+        }
+        let mut devices = Vec::new();
+        for path in &self.device {
+            devices.push(device("--device", path)?);
+        }
+        if self.gpus {
+            let (files, names) = own_gpus("--gpus", state)?;
+            devices.extend(files);
+            env.extend(names);
+        }
+        let mut mounts: Vec<MountSpec> = Vec::new();
+        for list in &self.container_mounts {
+            mounts.extend(
+                berth_model::options::parse_mounts(list.as_bytes())
+                    .map_err(|e| Failure::user(e.to_string()))?,
+            );
+        }
+        Ok(Container {
+            door: "berth",
+            state: state.map(Path::to_path_buf),
+            image,
+            insecure: self.insecure,
+            pull: if self.pull { Pull::Always } else { Pull::Missing },
+            quiet: self.quiet,
+            notes: true,
+            env,
+            env_names: self.container_env,
+            mounts,
+            workdir: self.container_workdir.map(|d| (d, "--container-workdir")),
+            mount_home: self.container_mount_home,
+            root: if self.container_remap_root { RootInside::Yes } else { RootInside::No },
+            writable: match (self.container_writable, self.container_readonly) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                _ => None,
+            },
+            writable_size: self.container_writable_layer.as_deref().map(layer).transpose()?.flatten(),
+            tty: if self.pty { Tty::Yes } else { Tty::Auto },
+            input: true,
+            shm_size: self.shm_size.as_deref().map(|s| local::size("--shm-size", s)).transpose()?,
+            hostname: self.hostname,
+            devices,
+            name: self.name,
+            explain: self.explain.map(|f| match f {
+                Format::Text => Explain::Text,
+                Format::Json => Explain::Json,
+            }),
+            ..Container::default()
+        })
+    }
+}
+
+/// `--container-writable-layer`: the size in bytes.
+fn layer(text: &str) -> Result<Option<u64>, Failure> {
+    let refused = |why: &str| Failure::user(format!("--container-writable-layer: '{text}': {why}"));
+    let layer = berth_model::options::parse_layer(text).map_err(|why| refused(&why))?;
+    if layer.kind == LayerKind::Disk {
+        return Err(refused("berth run keeps what is written in memory: write tmpfs or tmpfs:SIZE"));
+    }
+    Ok(layer.size.map(|mib| mib << 20))
+}
+
+/// A device file that exists.
+pub fn device(option: &str, path: &OsStr) -> Result<ByteStr, Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    let shown = Path::new(path).display();
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_char_device() || meta.file_type().is_block_device() => {
+            Ok(ByteStr::from(path))
+        }
+        Ok(_) => Err(Failure::user(format!("{option}: {shown} is no device file: mount it instead"))),
+        Err(e) => Err(Failure::user(format!("{option}: {shown}: {}", berth_client::error::io_text(&e)))),
+    }
+}
+
+/// All GPUs of the job, or why there are none.
+pub fn own_gpus(option: &str, state: Option<&Path>) -> Result<local::allocation::Given, Failure> {
+    match local::allocation::gpus(state)? {
+        local::allocation::Gpus::Outside => Err(Failure::user(format!(
+            "{option}: outside of a job no GPU is given: run it in one, by 'srun --gres=gpu:1 …' or in a batch script"
+        ))),
+        local::allocation::Gpus::Job(gpus) if gpus.is_empty() => Err(Failure::user(format!(
+            "{option}: this job has no GPU: ask for one with --gres=gpu:1 when you submit it"
+        ))),
+        local::allocation::Gpus::Job(gpus) => Ok(local::allocation::given(&gpus)),
     }
 }

@@ -192,7 +192,7 @@ impl Store {
     }
 
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(diff_id.file_name()).join("fs")
+        crate::save::layer_place(&self.root, diff_id)
     }
 
     /// Whether a directory stands at `name`.

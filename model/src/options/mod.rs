@@ -29,7 +29,7 @@ pub use man::man_page;
 pub use mounts::{BadMount, parse_mounts};
 pub use resolve::{Bad, Context, Given, OptionError, Setting, Severity, Source, from_environment, resolve};
 pub use row::{Action, Command, Commands, Info, OptionRow, Section, ValueKind};
-pub use submit::{ContainerOptions, Propagate, SubmitOptions};
+pub use submit::{ContainerOptions, Explain, Propagate, SubmitOptions};
 pub use table::SECTIONS;
 pub use words::{Words, parse};
 

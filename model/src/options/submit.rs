@@ -24,6 +24,15 @@ pub enum Propagate {
     Only(Vec<Resource>),
 }
 
+/// How `--explain` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Explain {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// The container options as given. What is absent is the site's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerOptions {
@@ -63,6 +72,7 @@ pub struct SubmitOptions {
     pub exact: bool,
     pub exclude: Vec<NodeName>,
     pub exclusive: bool,
+    pub explain: Option<Explain>,
     pub export: ExportSpec,
     pub get_user_env: bool,
     pub gpus: Option<Wanted>,
@@ -120,6 +130,7 @@ impl SubmitOptions {
             exact: false,
             exclude: Vec::new(),
             exclusive: false,
+            explain: None,
             export: ExportSpec::default(),
             get_user_env: false,
             gpus: None,

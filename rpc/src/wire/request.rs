@@ -46,13 +46,16 @@ impl Field<pb::Response> for Response {
             Response::Submitted { job, step, notes } => {
                 Kind::Submitted(pb::Submitted { job: job.put(), step: step.put(), notes: notes.clone() })
             }
-            Response::WouldStart { job, at, cpus, nodes, partition } => Kind::WouldStart(pb::WouldStart {
-                job: job.put(),
-                at: at.put(),
-                cpus: *cpus,
-                nodes: nodes.put(),
-                partition: partition.clone(),
-            }),
+            Response::WouldStart { job, at, cpus, nodes, partition, shares } => {
+                Kind::WouldStart(pb::WouldStart {
+                    job: job.put(),
+                    at: at.put(),
+                    cpus: *cpus,
+                    nodes: nodes.put(),
+                    partition: partition.clone(),
+                    shares: shares.put(),
+                })
+            }
             Response::StepCreated { key, layout, waited } => Kind::StepCreated(pb::StepCreated {
                 key: key.put(),
                 layout: layout.put(),
@@ -72,13 +75,16 @@ impl Field<pb::Response> for Response {
             Kind::Submitted(pb::Submitted { job, step, notes }) => {
                 Response::Submitted { job: Field::get(job)?, step: Field::get(step)?, notes }
             }
-            Kind::WouldStart(pb::WouldStart { job, at, cpus, nodes, partition }) => Response::WouldStart {
-                job: Field::get(job)?,
-                at: Field::get(at)?,
-                cpus,
-                nodes: Field::get(nodes)?,
-                partition,
-            },
+            Kind::WouldStart(pb::WouldStart { job, at, cpus, nodes, partition, shares }) => {
+                Response::WouldStart {
+                    job: Field::get(job)?,
+                    at: Field::get(at)?,
+                    cpus,
+                    nodes: Field::get(nodes)?,
+                    partition,
+                    shares: Field::get(shares)?,
+                }
+            }
             Kind::StepCreated(pb::StepCreated { key, layout, waited }) => Response::StepCreated {
                 key: required(key)?,
                 layout: required(layout)?,

@@ -250,6 +250,7 @@ impl Arbitrary for Response {
                 cpus: Arbitrary::arbitrary(r),
                 nodes: Arbitrary::arbitrary(r),
                 partition: Arbitrary::arbitrary(r),
+                shares: Arbitrary::arbitrary(r),
             },
             3 => Response::StepCreated {
                 key: Arbitrary::arbitrary(r),

@@ -1,7 +1,8 @@
 //! A plan as text, for `--explain`.
 
-use super::{Mode, MountKind, Plan, RootPlan};
+use super::{Mode, MountKind, Origin, Plan, RootPlan};
 use crate::request::WritableLayer;
+use berth_model::limits::LimitValue;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -25,11 +26,13 @@ impl fmt::Display for Plan {
             self.mount(f, m)?;
         }
         for v in &self.env {
-            writeln!(f, "env: {}={} ({:?})", v.name.display(), v.value.display(), v.origin)?;
+            writeln!(f, "env: {}={} ({})", v.name.display(), v.value.display(), origin(v.origin))?;
         }
         writeln!(f, "workdir: {} ({})", self.workdir.path.display(), self.workdir.origin)?;
         let argv: Vec<_> = self.argv.iter().map(|a| a.display()).collect();
         writeln!(f, "command: {}", argv.join(" "))?;
+        self.ids(f)?;
+        self.limits(f)?;
         let c = self.confinement;
         writeln!(
             f,
@@ -49,7 +52,42 @@ fn on(flag: bool) -> &'static str {
     if flag { "on" } else { "off" }
 }
 
+/// Where a variable comes from, in the words of `docs/containers.md`.
+fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Submitter => "submitter",
+        Origin::Image => "image",
+        Origin::Berth => "Berth",
+        Origin::Job => "job",
+        Origin::ContainerEnv => "--container-env",
+    }
+}
+
 impl Plan {
+    fn ids(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.root == RootPlan::Host {
+            return writeln!(f, "id maps: none, ids are the node's");
+        }
+        for (what, map) in [("uid", &self.uid_map), ("gid", &self.gid_map)] {
+            let lines: Vec<String> =
+                map.iter().map(|m| format!("{} is {} on the node", m.inside, m.outside)).collect();
+            writeln!(f, "{what} map: {}", lines.join(", "))?;
+        }
+        Ok(())
+    }
+
+    fn limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (resource, value) in &self.limits.soft {
+            let value = match value {
+                LimitValue::At(n) => n.to_string(),
+                LimitValue::Unlimited => "unlimited".to_string(),
+            };
+            let must = if self.limits.required.contains(resource) { ", or the start fails" } else { "" };
+            writeln!(f, "limit: {} {value}{must}", crate::limits::name(*resource))?;
+        }
+        Ok(())
+    }
+
     fn root(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.root {
             RootPlan::Host => writeln!(f, "root: the node's own filesystem"),

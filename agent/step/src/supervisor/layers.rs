@@ -9,7 +9,7 @@ use berth_model::spec::{ContainerSpec, LayerKind};
 use berth_runtime::{ContainerRequest, WritableLayer};
 use std::path::PathBuf;
 
-/// Asks the runtime for the layer that `--container-writable-layer` names, and makes its directory.
+/// Asks the runtime for the layer that `--container-writable-layer` names.
 pub fn ask(
     file: &LaunchFile,
     container: &ContainerSpec,
@@ -34,8 +34,15 @@ pub fn ask(
         return Ok(());
     }
     request.writable_layer = WritableLayer::Dir(ByteStr::from(place.as_path()));
-    if layer.size.is_some() {
-        // Refused by the planner, in words of its own.
+    Ok(())
+}
+
+/// Makes the directory of a layer that [`ask`] put on disk.
+pub fn make(file: &LaunchFile, request: &ContainerRequest) -> Result<(), LaunchFailure> {
+    let Some(place) = place(file) else { return Ok(()) };
+    let asked = matches!(&request.writable_layer, WritableLayer::Dir(dir) if dir.as_path() == place);
+    // One with a size is refused by the planner, in words of its own.
+    if !asked || request.writable_size.is_some() {
         return Ok(());
     }
     as_user(&file.launch.identity, 0o077, || std::fs::create_dir(&place))

@@ -14,8 +14,9 @@ mod step;
 mod streams;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, read_json, start_ticks, write_json};
+use berth_model::ByteStr;
 use berth_model::launch::StepPhase;
-use berth_runtime::Parked;
+use berth_runtime::{ContainerRequest, Parked};
 use rustix::fd::OwnedFd;
 use std::io;
 
@@ -23,6 +24,16 @@ use std::io;
 /// enough.
 pub fn hide() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// What would be asked of the runtime for a step: its container, with the command, and what only its first task has
+/// in its environment. Nothing is made.
+///
+/// # Errors
+/// What would keep the step from starting: what, why, and what to do.
+pub fn planned(file: &LaunchFile) -> Result<(ContainerRequest, Vec<ByteStr>), String> {
+    let request = processes::asked(file).map_err(|failure| failure.text)?;
+    Ok((request, environment::of_task(file, 0)))
 }
 
 /// Supervises the step whose directory this is. `listener`: the step's control socket. `parked`: a process

@@ -76,8 +76,8 @@ pub fn start(
     standing: Option<Parked>,
 ) -> Result<(Processes, Vec<String>), LaunchFailure> {
     let (argv, script) = command(file)?;
-    let mut request = request(file)?;
-    request.command = argv;
+    let request = ContainerRequest { command: argv, ..request(file)? };
+    layers::make(file, &request)?;
     let layer = layers::OnDisk::of(file, &request);
     let facts = HostFacts::gather(&request);
     let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
@@ -122,6 +122,12 @@ pub fn start(
         usage: Usage::default(),
     };
     Ok((processes, notes))
+}
+
+/// The container that the step asks for.
+pub fn asked(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
+    let (argv, _) = command(file)?;
+    Ok(ContainerRequest { command: argv, ..request(file)? })
 }
 
 /// What the tasks run, and the sealed script for it.

@@ -4,6 +4,7 @@
 //! command it is the user's shell. The exit code is the command's.
 
 use crate::error::{Failure, Kind, Outcome};
+use crate::explain::Asked;
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, block_on, fmt, out};
 use berth_model::options::{self, Command as Submit};
@@ -46,6 +47,13 @@ fn run(call: &Invocation<'_>) -> Outcome {
     };
     block_on(async {
         let client = site.connect_patiently().await?;
+        if let Some(format) = options.explain {
+            let env = options.environment(&submit::environment(), &by, false);
+            let payload = Payload { env, ..Payload::default() };
+            let (job, step) = (Some(&converted.spec), None);
+            let command = Submit::Salloc;
+            return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
+        }
         let response = submit::submit(&client, &converted.spec, &Payload::default(), None, false).await;
         let response = response.map_err(|e| submit::refused("Job submit/allocate failed", e))?;
         let Response::Submitted { job, notes, .. } = response else {

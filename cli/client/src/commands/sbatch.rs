@@ -4,6 +4,7 @@
 //! the environment (SBATCH_*) and the command line go before them.
 
 use crate::error::{Failure, Kind, Outcome};
+use crate::explain::Asked;
 use crate::submit::{self, Read};
 use crate::{Command, Invocation, block_on, out};
 use berth_model::options::{self, Command as Submit, SubmitOptions};
@@ -57,6 +58,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let site = call.site()?;
     block_on(async {
         let client = site.connect_patiently().await?;
+        if let Some(format) = options.explain {
+            let (job, step) = (Some(&converted.spec), None);
+            let command = Submit::Sbatch;
+            return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
+        }
         let response = submit::submit(&client, &converted.spec, &payload, None, options.test_only).await;
         let response = response.map_err(|e| failed(e, options.test_only))?;
         if options.test_only {

@@ -5,6 +5,7 @@
 //! the tasks', 128 and the signal's number for one that a signal ended.
 
 use crate::error::{Failure, Kind, Outcome};
+use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
@@ -50,6 +51,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let run = Run { options, by, argv, image, site };
     block_on(async {
         let client = run.site.connect_patiently().await?;
+        if let Some(format) = run.options.explain {
+            return run.explain(&client, call, format).await;
+        }
         match run.options.jobid.clone() {
             Some(selector) => run.inside(&client, &selector).await,
             None => run.outside(&client).await,
@@ -81,6 +85,21 @@ impl Run {
             spec.submission = submit::submission_id()?;
         }
         Ok(spec)
+    }
+
+    /// Says what would be made, and makes nothing.
+    async fn explain(&self, client: &Client, call: &Invocation<'_>, format: options::Explain) -> Outcome {
+        let (command, payload) = (Submit::Srun, &Payload::default());
+        if let Some(selector) = &self.options.jobid {
+            let info = self.job(client, selector).await?;
+            let step = self.step_spec(Some(&info))?;
+            let asked = Asked { command, call, format, job: None, step: Some(&step), payload };
+            return asked.inside(client, &info).await;
+        }
+        let converted = self.options.job_spec(&self.by, self.image.clone());
+        let job = converted.map_err(|e| submit::bad_option(Submit::Srun, &e))?.spec;
+        let step = self.step_spec(None)?;
+        Asked { command, call, format, job: Some(&job), step: Some(&step), payload }.outside(client).await
     }
 
     /// A step of the job that we are in, or that was named.

@@ -15,6 +15,12 @@ impl View {
     }
 }
 
+/// `2026-11-20T22:45:33` in the caller's zone.
+pub fn iso(at: Time) -> String {
+    let zone = jiff::tz::TimeZone::system();
+    berth_model::stamp::TimeFormat::Iso.print(at, crate::now(), &zone)
+}
+
 /// `0:05`, `1:02:03`, `2-03:04:05`.
 pub fn short(span: Span) -> String {
     elapsed::short(u64::try_from(span.secs()).unwrap_or(0))

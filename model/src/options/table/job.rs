@@ -2,6 +2,7 @@
 
 use crate::options::resolve::Bad;
 use crate::options::row::{Commands, OptionRow, row};
+use crate::options::submit::Explain;
 use crate::signal;
 use crate::spec::{ArraySpec, TimeLimit};
 use crate::when::{self, Sense};
@@ -143,6 +144,22 @@ pub(super) static ROWS: &[OptionRow] = &[
         )
         .set(|o, g| {
             o.signal = Some(g.parse(signal::parse_warning)?);
+            Ok(())
+        }),
+    row("explain", Commands::ABR)
+        .may_take("text|json")
+        .choices(&["text", "json"])
+        .help(
+            "Print what would be made and submit nothing: the image as resolved, where it would run, mounts, every \
+             variable of the environment with where it comes from, devices, limits, namespaces, filter and id maps. \
+             As text, or as JSON.",
+        )
+        .set(|o, g| {
+            o.explain = Some(match g.value {
+                None | Some(b"text") => Explain::Text,
+                Some(b"json") => Explain::Json,
+                Some(_) => return Err(Bad::Spec("write --explain, --explain=text or --explain=json".to_string())),
+            });
             Ok(())
         }),
     row("test-only", Commands::BR)

@@ -383,6 +383,7 @@ impl Cluster {
             cpus: a.shares.iter().map(|s| s.cpus.len() as u64).sum(),
             nodes: a.nodes.clone(),
             partition: rules.name.to_string(),
+            shares: a.shares.clone(),
         };
         let now = spec.begin.map_or(self.clock, |b| b.max(self.clock));
         let mut nodes: Vec<Node> = self.nodes_of(rules, Node::available).cloned().collect();

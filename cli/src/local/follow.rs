@@ -1,0 +1,158 @@
+//! A container that runs on this machine, followed to its end: streams, terminal, signals, exit code.
+
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_client::step::terminal::{self, Raw};
+use berth_runtime::{Event, InitHandle, LaunchError, SignalTarget, TaskSpec, TaskStdio};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What is connected to the container's one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// A terminal of its own.
+    pub terminal: bool,
+    /// Standard input; without it the task reads nothing.
+    pub input: bool,
+}
+
+/// A failure to make a container, or to keep in touch with it.
+pub fn launch(e: &LaunchError) -> Failure {
+    Failure::user(format!("the container did not start: {e}"))
+}
+
+/// Starts the one task and follows it to its end.
+pub fn follow(mut init: InitHandle, door: &str, streams: Streams) -> Outcome {
+    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
+    let stdio = if streams.terminal {
+        TaskStdio::Pty(terminal::size().unwrap_or(berth_model::spec::TermSize { rows: 24, cols: 80 }))
+    } else {
+        TaskStdio::Fds {
+            stdin: if streams.input { copy(rustix::stdio::stdin()) } else { None },
+            stdout: copy(rustix::stdio::stdout()),
+            stderr: copy(rustix::stdio::stderr()),
+        }
+    };
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    init.spawn(TaskSpec { stdio, umask: Some(umask.bits()), ..TaskSpec::default() })
+        .map_err(|e| launch(&e))?;
+    let mut set = SigSet::empty();
+    for signal in FORWARDED.iter().chain(&[Signal::SIGWINCH]) {
+        set.add(*signal);
+    }
+    set.thread_block().map_err(fault)?;
+    let signals =
+        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)?;
+    let mut pty: Option<OwnedFd> = None;
+    let mut raw: Option<Raw> = None;
+    let mut input = streams.input;
+    let status = loop {
+        while let Some(event) = init.next_event(false).map_err(|e| launch(&e))? {
+            match event {
+                Event::Started { pty: master, .. } => {
+                    raw = if master.is_some() { Raw::enter() } else { None };
+                    pty = master;
+                }
+                Event::ExecFailed { error, .. } => {
+                    out::complain(&format!("{door}: error: {error}"));
+                    return Ok(u8::try_from(error.exit_code()).unwrap_or(1));
+                }
+                Event::Note(text) => out::complain(&format!("{door}: note: {text}")),
+                Event::Exited { status, .. } => {
+                    if let Some(master) = &pty {
+                        drain(master);
+                    }
+                    drop(raw.take());
+                    // What is left of the container goes with it; the task's exit code is known.
+                    let _ = init.finish();
+                    return Ok(u8::try_from(status.shell_code()).unwrap_or(u8::MAX));
+                }
+            }
+        }
+        let stdin = rustix::stdio::stdin();
+        let mut fds = vec![PollFd::from_borrowed_fd(init.fd(), PollFlags::IN)];
+        fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
+        if let Some(master) = &pty {
+            fds.push(PollFd::new(master, PollFlags::IN));
+            if input {
+                fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+            }
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => break e,
+        }
+        let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+        if ready[1] {
+            while let Ok(Some(info)) = signals.read_signal() {
+                pass_on(&mut init, i32::try_from(info.ssi_signo).unwrap_or(0), pty.as_ref())?;
+            }
+        }
+        if let Some(master) = &pty {
+            if ready[2] {
+                copy_some(master.as_fd(), rustix::stdio::stdout());
+            }
+            if ready.get(3) == Some(&true) {
+                input = copy_some(stdin, master.as_fd());
+            }
+        }
+    };
+    Err(Failure::new(Kind::Internal, format!("cannot wait for the container: {status}")))
+}
+
+const FORWARDED: &[Signal] =
+    &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+fn pass_on(init: &mut InitHandle, number: i32, pty: Option<&OwnedFd>) -> Result<(), Failure> {
+    if number == Signal::SIGWINCH as i32 {
+        if let (Some(master), Some(size)) = (pty, terminal::size()) {
+            let size =
+                rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+            // A terminal that is gone has no size.
+            let _ = rustix::termios::tcsetwinsize(master, size);
+        }
+        return Ok(());
+    }
+    init.signal(SignalTarget::AllTasks, number).map_err(|e| launch(&e))
+}
+
+/// Copies what is there; false at the end of the source.
+fn copy_some(from: impl AsFd, to: impl AsFd) -> bool {
+    let mut buffer = [0_u8; 16 * 1024];
+    match rustix::io::read(&from, &mut buffer) {
+        Ok(0) => false,
+        Ok(n) => {
+            let mut rest = &buffer[..n];
+            while !rest.is_empty() {
+                match rustix::io::write(&to, rest) {
+                    Ok(n) => rest = &rest[n..],
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => return false,
+                }
+            }
+            true
+        }
+        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+/// What the task wrote last is still in its terminal.
+fn drain(master: &OwnedFd) {
+    loop {
+        let mut fds = [PollFd::new(master, PollFlags::IN)];
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut fds, Some(&zero)) {
+            Ok(n) if n > 0 && fds[0].revents().contains(PollFlags::IN) => {
+                if !copy_some(master, rustix::stdio::stdout()) {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}

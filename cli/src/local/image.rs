@@ -1,0 +1,123 @@
+//! The root filesystem of a local container: from the caller's store, fetched where it is missing.
+
+use super::Container;
+use crate::images::{self, Bar};
+use berth_client::error::Failure;
+use berth_images::{
+    Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest, Store,
+    open_source, resolve,
+};
+use berth_model::ByteStr;
+use berth_runtime::{ImageConfig, Rootfs, StoreOwner};
+use std::path::Path;
+
+/// When an image is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// When the store does not have it.
+    #[default]
+    Missing,
+    /// When the registry has a newer one of that name.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What an image means now, by the caller's own logins.
+pub fn pinned(image: &str, insecure: bool, state: Option<&Path>) -> Result<Resolved, Failure> {
+    let reference: Reference = image.parse().map_err(|e: Error| images::failed(&e))?;
+    let insecure = insecure || images::Resolver { state: state.map(Path::to_path_buf) }.insecure(&reference);
+    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+    resolve(&reference, &Credentials::from_env(), &options).map_err(|e| images::failed(&e))
+}
+
+/// Makes an image present.
+pub fn fetch(
+    store: &Store,
+    name: &str,
+    pinned: &ResolvedManifest,
+    quiet: bool,
+) -> Result<PreparedImage, Failure> {
+    let credentials = Credentials::from_env();
+    let bar = Bar::new(name, quiet);
+    let prepared = match images::helpers()? {
+        Some(helpers) => helpers.ensure(store, pinned, &bar),
+        None => open_source(&pinned.source, pinned.insecure, &credentials)
+            .and_then(|source| store.ensure(pinned, source.as_ref(), &bar)),
+    };
+    bar.finish();
+    prepared.map_err(|e| images::failed(&e))
+}
+
+/// An image's layers and configuration; `None` for what is used where it is.
+fn prepare(
+    image: &str,
+    insecure: bool,
+    pull: Pull,
+    quiet: bool,
+    state: Option<&Path>,
+) -> Result<Result<PreparedImage, Resolved>, Failure> {
+    let failed = |e: Error| images::failed(&e);
+    let reference: Reference = image.parse().map_err(failed)?;
+    if reference == Reference::Host {
+        return Ok(Err(Resolved::Host));
+    }
+    let store = images::store(state)?;
+    // A path may hold another image than when it was fetched; looking is cheap there.
+    let known = match (pull, &reference) {
+        (Pull::Always, _) | (Pull::Missing, Reference::Path(_)) => None,
+        _ => store.find(image).ok(),
+    };
+    if let Some(digest) = known
+        && let Some(prepared) = store.prepared(&digest).map_err(failed)?
+    {
+        return Ok(Ok(prepared));
+    }
+    if pull == Pull::Never {
+        return Err(Failure::user(format!(
+            "{image} is not in the store and --pull=never forbids to fetch it: 'berth image ls' shows what is there"
+        )));
+    }
+    match pinned(image, insecure, state)? {
+        Resolved::Manifest(pinned) => fetch(&store, image, &pinned, quiet).map(Ok),
+        other => Ok(Err(other)),
+    }
+}
+
+/// The root filesystem, and what keeps the image from being removed meanwhile.
+pub(super) fn prepare_for(
+    container: &Container,
+) -> Result<(Rootfs, ImageConfig, Option<PreparedImage>), Failure> {
+    let c = container;
+    let found = if c.known {
+        let store = images::store(c.state.as_deref())?;
+        let digest = store.find(&c.image).map_err(|e| images::failed(&e))?;
+        let prepared = store.prepared(&digest).map_err(|e| images::failed(&e))?;
+        prepared
+            .map(Ok)
+            .ok_or_else(|| Failure::user(format!("image {digest} is not in the store any more")))?
+    } else {
+        prepare(&c.image, c.insecure, c.pull, c.quiet, c.state.as_deref())?
+    };
+    let prepared = match found {
+        Ok(prepared) => prepared,
+        Err(Resolved::RootDir(path)) => {
+            return Ok((Rootfs::Dir(ByteStr::from(path.as_path())), ImageConfig::default(), None));
+        }
+        Err(_) => return Ok((Rootfs::Host, ImageConfig::default(), None)),
+    };
+    let owner = nix::unistd::geteuid()
+        .is_root()
+        .then_some(StoreOwner { uid: berth_agent::STORE_ID.0, gid: berth_agent::STORE_ID.1 });
+    let layers = prepared.layers.iter().map(|l| ByteStr::from(l.as_path())).collect();
+    let bytes = |list: &[String]| list.iter().map(|s| ByteStr::from(s.as_str())).collect();
+    let c = &prepared.config;
+    let config = ImageConfig {
+        env: bytes(&c.env),
+        entrypoint: bytes(&c.entrypoint),
+        cmd: bytes(&c.cmd),
+        workdir: (!c.workdir.is_empty()).then(|| ByteStr::from(c.workdir.as_str())),
+        user: (!c.user.is_empty()).then(|| c.user.clone()),
+    };
+    Ok((Rootfs::Overlay { layers, owner }, config, Some(prepared)))
+}
