@@ -281,7 +281,8 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
     let size = request.writable_size;
     let layered = upper != WritableLayer::Tmpfs || size.is_some();
     match (&upper, size) {
-        _ if layered && read_only => {
+        // A directory may hold what an earlier run wrote, for this one to read.
+        (WritableLayer::Image(_), _) | (_, Some(_)) if read_only => {
             return Err(PlanError::Layer(
                 "a read-only container has nothing to write to: leave one option out",
             ));
