@@ -110,24 +110,29 @@ impl Cgroups {
 
     /// The group of a job, with the job's limits. `standing`: the place for its next step is there already.
     pub fn job(&self, job: JobId, share: &NodeShare, standing: bool) -> Result<Option<Cgroup>, CgroupError> {
-        if standing && let Some(next) = self.next(job)? {
+        let name = format!("{}/job_{job}", self.root);
+        if standing && let Some(next) = self.next(job) {
             // A group of the first version has no CPU that the one above it lacks: it is narrowed first.
             next.apply(&CgroupLimits { cpus: share.cpus.clone(), ..CgroupLimits::default() })?;
+            return Cgroup::complete(&self.facts, &name, &limits(share, None)).map(Some);
         }
         self.create(&format!("job_{job}"), &limits(share, None))
     }
 
-    fn next(&self, job: JobId) -> Result<Option<Cgroup>, CgroupError> {
-        Cgroup::parking(&self.facts, &format!("{}/job_{job}/{NEXT}", self.root))
+    fn next(&self, job: JobId) -> Option<Cgroup> {
+        Cgroup::parked(&self.facts, &format!("{}/job_{job}/{NEXT}", self.root))
     }
 
     /// The group of a step, within its job's. `standing`: the job's place for its next step becomes it.
     pub fn step(&self, launch: &StepLaunch, standing: bool) -> Result<Option<Cgroup>, CgroupError> {
-        if standing && let Some(mut next) = self.next(launch.key.job)? {
-            next.rename(&format!("{}/job_{}/step_{}", self.root, launch.key.job, launch.key.step))?;
-        }
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);
-        self.create(&name, &limits(&launch.share, Some(self.devices(launch))))
+        let limits = limits(&launch.share, Some(self.devices(launch)));
+        if standing && let Some(mut next) = self.next(launch.key.job) {
+            let name = format!("{}/{name}", self.root);
+            next.rename(&name)?;
+            return Cgroup::complete(&self.facts, &name, &limits).map(Some);
+        }
+        self.create(&name, &limits)
     }
 
     /// Takes away what no living job has: what an agent that was killed left, above all.

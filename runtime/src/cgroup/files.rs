@@ -15,6 +15,14 @@ pub(super) fn write(dir: &Path, file: &str, value: &str) -> Result<()> {
         .map_err(|e| CgroupError::new("write", &path, &e))
 }
 
+/// Writes several values into one file, each in one call.
+pub(super) fn write_each(dir: &Path, file: &str, values: impl IntoIterator<Item = String>) -> Result<()> {
+    let path = dir.join(file);
+    let failed = |e: io::Error| CgroupError::new("write", &path, &e);
+    let mut open = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
+    values.into_iter().try_for_each(|value| open.write_all(value.as_bytes()).map_err(failed))
+}
+
 /// A file's text, without the line end.
 pub(super) fn read(dir: &Path, file: &str) -> Option<String> {
     fs::read_to_string(dir.join(file)).ok().map(|s| s.trim_end().to_string())
@@ -59,11 +67,18 @@ pub(super) fn children(dir: &Path) -> Vec<std::path::PathBuf> {
 
 /// Removes a group and those below it.
 pub(super) fn remove(dir: &Path) -> Result<()> {
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    match fs::remove_dir(dir) {
+        // Processes, or groups below.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(e) if !gone(&e) => return Err(CgroupError::new("remove the group", dir, &e)),
+        _ => return Ok(()),
+    }
     for child in children(dir) {
         remove(&child)?;
     }
     match fs::remove_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(CgroupError::new("remove the group", dir, &e)),
+        Err(e) if !gone(&e) => Err(CgroupError::new("remove the group", dir, &e)),
         _ => Ok(()),
     }
 }

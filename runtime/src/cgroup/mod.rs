@@ -164,6 +164,24 @@ impl Cgroup {
         Ok(Some(Cgroup { v1: Some(v1), v2: None }))
     }
 
+    /// The group of [`Cgroup::parking`] that was made under this name.
+    pub fn parked(facts: &CgroupFacts, name: &str) -> Option<Cgroup> {
+        Some(Cgroup { v1: Some(v1::V1::new(facts, name)?), v2: None })
+    }
+
+    /// Makes of a group of [`Cgroup::parking`] what [`Cgroup::create`] would have made.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn complete(facts: &CgroupFacts, name: &str, limits: &CgroupLimits) -> Result<Cgroup> {
+        let group = Cgroup::named(facts, name);
+        if let Some(v2) = &group.v2 {
+            v2.create()?;
+        }
+        group.apply(limits)?;
+        Ok(group)
+    }
+
     /// Gives a group of [`Cgroup::parking`] its name, beside the one that it had.
     ///
     /// # Errors
@@ -287,11 +305,12 @@ impl Cgroup {
         let start = Instant::now();
         let mut pause = Duration::from_micros(200);
         loop {
-            self.kill()?;
+            // Most often nothing lives any more, and what does keeps the kernel from removing the group.
             match self.remove() {
                 Err(e) if e.errno == libc::EBUSY && start.elapsed() < patience => {}
                 done => return done,
             }
+            self.kill()?;
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }

@@ -1,6 +1,6 @@
 //! Control groups, version 1: one directory in each controller's own hierarchy.
 
-use super::files::{cpu_list, keyed, make_dir, number, read, write};
+use super::files::{cpu_list, keyed, make_dir, number, read, write, write_each};
 use super::{Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,20 +57,32 @@ fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes `name` below `base`, and only where they are missing the groups above it: most often they are there.
+fn make_below(base: &Path, name: &str, cpuset: bool) -> Result<()> {
+    let dir = base.join(name);
+    let above = name.rsplit_once('/').map(|(above, _)| above);
+    match (make_dir(&dir), above) {
+        (Err(e), Some(above)) if e.errno == libc::ENOENT => {
+            make_below(base, above, cpuset)?;
+            make_dir(&dir)?;
+        }
+        (made, _) => made?,
+    }
+    let Some(parent) = dir.parent().filter(|_| cpuset) else { return Ok(()) };
+    if let Some(above) = above
+        && read(parent, "cpuset.mems").is_some_and(|v| v.is_empty())
+    {
+        // Whoever made it did not live long enough to fill it.
+        make_below(base, above, cpuset)?;
+    }
+    inherit_cpuset(parent, &dir)
+}
+
 impl Backend for V1 {
     fn create(&self) -> Result<()> {
-        for (controller, base) in &self.bases {
-            let mut dir = base.clone();
-            for part in self.name.split('/') {
-                let parent = dir.clone();
-                dir.push(part);
-                make_dir(&dir)?;
-                if *controller == Controller::Cpuset {
-                    inherit_cpuset(&parent, &dir)?;
-                }
-            }
-        }
-        Ok(())
+        self.bases.iter().try_for_each(|(controller, base)| {
+            make_below(base, &self.name, *controller == Controller::Cpuset)
+        })
     }
 
     fn apply(&self, limits: &CgroupLimits) -> Result<()> {
@@ -144,10 +156,10 @@ fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
     match policy {
         DevicePolicy::AllowOnly(rules) => {
             write(dir, "devices.deny", "a")?;
-            rules.iter().try_for_each(|r| write(dir, "devices.allow", &r.to_string()))
+            write_each(dir, "devices.allow", rules.iter().map(ToString::to_string))
         }
         DevicePolicy::DenyOnly(rules) => {
-            rules.iter().try_for_each(|r| write(dir, "devices.deny", &r.to_string()))
+            write_each(dir, "devices.deny", rules.iter().map(ToString::to_string))
         }
     }
 }

@@ -52,6 +52,13 @@ impl V2 {
 
 impl Backend for V2 {
     fn create(&self) -> Result<()> {
+        // Where the groups above have nothing to pass on, only a missing one is worth a look.
+        if self.controllers.is_empty() {
+            match make_dir(&self.dir) {
+                Err(e) if e.errno == libc::ENOENT => {}
+                done => return done,
+            }
+        }
         let mut dir = self.base.clone();
         for part in self.name.split('/') {
             self.enable(&dir)?;

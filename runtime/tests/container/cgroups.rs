@@ -209,9 +209,15 @@ fn a_parking_place_keeps_its_process_under_a_new_name() {
     slot.rename(&name("job_1")).unwrap();
     // Its limits come with the name, and the group is the same as one that was made so.
     let limits = CgroupLimits { cpus: vec![0], memory: Some(64 << 20), ..CgroupLimits::default() };
-    let step = Cgroup::create(&facts, &name("job_1/next"), &limits).unwrap();
+    let next = Cgroup::parked(&facts, &name("job_1/next")).unwrap();
+    next.apply(&CgroupLimits { cpus: vec![0], ..CgroupLimits::default() }).unwrap();
+    assert!(
+        Cgroup::complete(&facts, &name("job_1"), &limits).is_ok(),
+        "the step has CPUs that its job lacks"
+    );
+    let step = Cgroup::complete(&facts, &name("job_1/next"), &limits).unwrap();
     assert_eq!(step.processes(), [pid]);
-    assert!(Cgroup::create(&facts, &name("job_1"), &limits).is_ok(), "the step has CPUs that its job lacks");
+    assert_eq!(step, Cgroup::create(&facts, &name("job_1/next"), &limits).unwrap());
     assert!(!facts.v1.values().any(|base| base.join(name("slot")).exists()));
     // A name that is taken is refused.
     let mut other = Cgroup::parking(&facts, &name("other")).unwrap().unwrap();
