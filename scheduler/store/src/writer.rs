@@ -247,7 +247,7 @@ impl SqliteStore {
             Ok(u32::try_from(jobs.len()).unwrap_or(u32::MAX))
         };
         let purged = purge(&mut self.connection).map_err(|e| self.sqlite(&e))?;
-        self.checkpointer.committed(&self.connection);
+        self.checkpointer.committed(&self.connection, self.full);
         Ok(purged)
     }
 
@@ -282,7 +282,7 @@ impl Store for SqliteStore {
         };
         match applied {
             Ok(()) => {
-                self.checkpointer.committed(&self.connection);
+                self.checkpointer.committed(&self.connection, self.full);
                 Ok(())
             }
             Err((e, unknown)) => {
