@@ -7,7 +7,7 @@ use crate::jobs::{self, JobRecord};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
 use crate::registry::Registry;
-use crate::standby::{Slots, Standby};
+use crate::standby::{PAUSE, Slots, Standby};
 use crate::zygote::Zygote;
 use crate::{notes, probe, supervisors};
 use berth_agent_core::{
@@ -31,12 +31,10 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long the kernel may take until a killed job's processes are gone before that is worth a word.
 const REMOVAL: Duration = Duration::from_secs(10);
+/// How long an agent that stops waits for what is being removed.
+const SETTLE: Duration = Duration::from_secs(2);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
-
-/// From a step's start until a place for the job's next step is made: a job that is over by then needs none, and
-/// the start itself is past.
-const BEFORE_NEXT: Duration = Duration::from_millis(20);
 
 /// Something for the driver.
 pub enum Input {
@@ -46,6 +44,8 @@ pub enum Input {
     Link(LinkEvent),
     /// A step's image is there, or cannot be had.
     Image(StepKey, Box<Result<Ready, String>>),
+    /// A run's files are gone.
+    Cleared(JobId, Attempt),
     /// A job may soon start another step.
     WantNext(JobId, Attempt),
     /// A supervisor waits for a job's next step.
@@ -71,7 +71,7 @@ pub struct Node {
     /// Forks supervisors.
     pub zygote: Arc<Zygote>,
     /// Supervisors that wait for steps.
-    pub slots: Slots,
+    pub slots: Arc<Slots>,
     /// Steps, for clients.
     pub registry: Registry,
     /// For listeners.
@@ -106,6 +106,8 @@ pub struct Driver {
     ready: BTreeMap<StepKey, Ready>,
     jobs: BTreeMap<JobId, Job>,
     groups: BTreeMap<StepKey, Cgroup>,
+    /// Those who remove the files of runs that are over.
+    clearing: BTreeMap<JobId, (Attempt, JoinHandle<()>)>,
 }
 
 impl Driver {
@@ -128,6 +130,7 @@ impl Driver {
             ready: BTreeMap::new(),
             jobs: BTreeMap::new(),
             groups,
+            clearing: BTreeMap::new(),
         };
         for record in adopted_jobs {
             let listener = driver.listen(&record);
@@ -141,6 +144,18 @@ impl Driver {
         let at = self.core.next_wake()?;
         let left = at.0.saturating_sub(boot_clock().0);
         Some(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
+    }
+
+    /// Lets what is being removed go, for a moment: whoever looks at what is left must not find half of it.
+    pub async fn settle(&mut self) {
+        let all = async {
+            for (_, clearing) in std::mem::take(&mut self.clearing).into_values() {
+                let _ = clearing.await;
+            }
+        };
+        if tokio::time::timeout(SETTLE, all).await.is_err() {
+            tracing::warn!("some jobs' parts are still there");
+        }
     }
 
     /// The time of [`Driver::wake`] has come.
@@ -180,6 +195,11 @@ impl Driver {
                     self.feed(AgentEvent::Image { key, event });
                 }
             }
+            Input::Cleared(job, attempt) => {
+                if self.clearing.get(&job).is_some_and(|(of, _)| *of == attempt) {
+                    self.clearing.remove(&job);
+                }
+            }
             Input::WantNext(job, attempt) => self.make_next(job, attempt),
             Input::Next(job, attempt, standby) => {
                 if let Some(job) = self.jobs.get_mut(&job).filter(|j| j.record.attempt == attempt) {
@@ -192,20 +212,19 @@ impl Driver {
 
     /// Takes what a supervisor did.
     pub fn supervisor(&mut self, key: StepKey, event: SupervisorEvent) {
-        if !matches!(event, SupervisorEvent::Started) {
-            // Nothing of the step lives any more, or nothing of it may.
-            if let Some(group) = self.groups.remove(&key) {
-                tokio::task::spawn_blocking(move || {
-                    if let Err(e) = group.kill_and_remove(REMOVAL) {
-                        tracing::error!("step {key}: {e}; processes left: {:?}", group.processes());
-                    }
-                });
-            }
-        }
+        let over = !matches!(event, SupervisorEvent::Started);
         if let SupervisorEvent::Exited(exit) = &event {
             self.node.registry.ended(key, exit);
         }
         self.feed(AgentEvent::Supervisor { key, event });
+        // Nothing of the step lives any more, or nothing of it may. Where its job went, its group went, too.
+        if over && let Some(group) = self.groups.remove(&key) {
+            tokio::task::spawn_blocking(move || {
+                if let Err(e) = group.kill_and_remove(REMOVAL) {
+                    tracing::error!("step {key}: {e}; processes left: {:?}", group.processes());
+                }
+            });
+        }
     }
 
     fn feed(&mut self, event: AgentEvent) {
@@ -295,7 +314,12 @@ impl Driver {
             cgroup: None,
         };
         let mut next = None;
+        let clearing = self.clearing.remove(&job);
         let made = tokio::task::block_in_place(|| -> Result<(), String> {
+            if let Some((_, earlier)) = clearing {
+                // The run before had its files under the same name.
+                let _ = tokio::runtime::Handle::current().block_on(earlier);
+            }
             next = self.node.slots.take(job);
             let share = &launch.job.share;
             record.cgroup = self.node.cgroups.job(job, share, next.is_some()).map_err(|e| e.to_string())?;
@@ -318,6 +342,10 @@ impl Driver {
         if !lives || job.next.is_some() || job.making_next.is_some() {
             return;
         }
+        if self.node.slots.are_wanted() {
+            // Jobs that start come first.
+            return self.want_next(id, attempt);
+        }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         job.making_next = Some(tokio::task::spawn_blocking(move || match node.slots.next_step(id) {
             Ok(Some(standby)) => {
@@ -328,16 +356,16 @@ impl Driver {
         }));
     }
 
-    /// Has what the start of a step used up made again.
-    fn replenish(&self, key: StepKey) {
+    /// Has a place for the job's next step made when the start of this one is past: a job that is over by then needs
+    /// none.
+    fn want_next(&self, job: JobId, attempt: Attempt) {
         if !self.node.cgroups.parks() {
             return;
         }
-        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+        let inputs = self.inputs.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(BEFORE_NEXT).await;
-            let _ = inputs.send(Input::WantNext(key.job, key.attempt));
-            let _ = tokio::task::spawn_blocking(move || node.slots.fill()).await;
+            tokio::time::sleep(PAUSE).await;
+            let _ = inputs.send(Input::WantNext(job, attempt));
         });
     }
 
@@ -405,7 +433,7 @@ impl Driver {
         };
         let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
-        self.replenish(key);
+        self.want_next(key.job, key.attempt);
         Ok(())
     }
 
@@ -434,22 +462,32 @@ impl Driver {
             }
             (gone, making) = (Some(j.record), j.making_next);
         }
+        // From the inside out, so that nothing has to be looked for.
+        let steps: Vec<StepKey> = self.groups.keys().filter(|key| key.job == job).copied().collect();
+        let steps: Vec<Cgroup> = steps.iter().filter_map(|key| self.groups.remove(key)).collect();
         let handle = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || {
+        let cleared = tokio::task::spawn_blocking(move || {
             if let Some(making) = making {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
+            }
+            for step in steps {
+                // What does not go shows below.
+                let _ = step.kill_and_remove(REMOVAL);
             }
             if let Some(group) = gone.and_then(|record| record.cgroup) {
                 while let Err(e) = group.kill_and_remove(REMOVAL) {
                     tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));
                 }
             }
+            // The controller need not wait for the files.
+            let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
             if let Err(e) = jobs::remove(&node.paths, job) {
                 tracing::error!("job {job}: cannot remove {}: {e}", node.paths.job(job).display());
             }
-            let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+            let _ = inputs.send(Input::Cleared(job, attempt));
         });
+        self.clearing.insert(job, (attempt, cleared));
     }
 }
 

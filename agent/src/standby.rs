@@ -11,11 +11,15 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How many wait for jobs that are not known yet.
 const READY: usize = 4;
+/// From a start until what it used up is made again: the start itself is past by then.
+pub const PAUSE: Duration = Duration::from_millis(20);
 /// How long processes that were told to end may take.
 const REMOVAL: Duration = Duration::from_secs(2);
 
@@ -63,6 +67,9 @@ pub struct Slots {
     state: Mutex<State>,
     /// Held while one is made.
     making: Mutex<()>,
+    /// Told when one was taken.
+    taken: Notify,
+    wanted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -75,16 +82,47 @@ struct State {
 impl Slots {
     /// Without any yet: see [`Slots::fill`].
     pub fn new(cgroups: Arc<Cgroups>, zygote: Arc<Zygote>, system: bool) -> Slots {
-        Slots { cgroups, zygote, system, state: Mutex::default(), making: Mutex::default() }
+        Slots {
+            cgroups,
+            zygote,
+            system,
+            state: Mutex::default(),
+            making: Mutex::default(),
+            taken: Notify::new(),
+            wanted: AtomicBool::new(false),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether some are about to be made.
+    pub fn are_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Keeps as many waiting as are to, until the task is dropped. What a start used up is made again when the start
+    /// is past; where starts follow each other without a pause, at once.
+    pub async fn keep(self: Arc<Self>) {
+        while self.cgroups.parks() {
+            let slots = Arc::clone(&self);
+            if let Err(e) = tokio::task::spawn_blocking(move || slots.fill()).await {
+                tracing::error!("no supervisors stand by any more: {e}");
+                return self.wanted.store(false, Ordering::Relaxed);
+            }
+            self.wanted.store(false, Ordering::Relaxed);
+            self.taken.notified().await;
+            self.wanted.store(true, Ordering::Relaxed);
+            if self.state().ready.len() >= READY / 2 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
     /// Makes as many as are to wait. Takes long: not on anything's path.
-    pub fn fill(&self) {
-        while self.cgroups.parks() && self.add() {}
+    fn fill(&self) {
+        while self.add() {}
     }
 
     /// Makes one; whether another is to be made.
@@ -122,6 +160,7 @@ impl Slots {
 
     /// The cgroups of a slot become the job's; its supervisor waits for the job's next step.
     pub fn take(&self, job: JobId) -> Option<Standby> {
+        self.taken.notify_one();
         let slot = self.state().ready.pop_front()?;
         let Slot { name, mut group, standby } = slot;
         match self.cgroups.give(&mut group, job) {

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -130,7 +131,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         earlier.sweep(&living);
     }
     cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
-    let slots = Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system);
+    let slots = Arc::new(Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system));
     let jobs = found.jobs.iter().map(|j| (j.job, j.attempt)).collect();
     let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
     let container = &options.config.container;
@@ -153,8 +154,9 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     });
     let (inputs, mut from_tasks) = mpsc::unbounded_channel();
     let parts = Arc::clone(&node);
-    let filled = Arc::clone(&node);
-    tokio::task::spawn_blocking(move || filled.slots.fill());
+    // Ends with this function, however that ends.
+    let mut standing_by = JoinSet::new();
+    standing_by.spawn(Arc::clone(&node.slots).keep());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
@@ -178,7 +180,9 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     }
     link.abort();
     clients.abort();
+    standing_by.abort_all();
     let _ = fs::remove_file(paths.agent_socket());
+    driver.settle().await;
     drop(driver);
     parts.slots.close();
     parts.zygote.end();

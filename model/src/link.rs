@@ -41,7 +41,8 @@ pub enum FromAgent {
         /// How far.
         phase: StepPhase,
     },
-    /// Nothing of the job is left on the node (answer to `EndJob`).
+    /// No process of the job is left on the node: the answer to `EndJob`, and what follows by itself when the step
+    /// ended by which the job lives.
     JobGone {
         /// Registration that this belongs to.
         session: Session,
@@ -49,6 +50,8 @@ pub enum FromAgent {
         job: JobId,
         /// Which run.
         attempt: Attempt,
+        /// Exits of its steps that are not acknowledged: the controller records all of it at once.
+        steps: Vec<(StepKey, StepPhase)>,
     },
     /// Sign of life.
     Heartbeat {

@@ -6,8 +6,9 @@ use crate::event::{
 };
 use crate::state::{Ending, Over, Run, RunKey, Step, made_up};
 use berth_model::ids::{Session, StepId, StepKey, Term};
-use berth_model::launch::{StepExit, StepPhase};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase};
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::spec::JobKind;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ const SIGTERM: i32 = 15;
 const SIGCONT: i32 = 18;
 /// How long the controller may take to answer before it is told again.
 const REPEAT: Span = Span::from_secs(5);
+/// How long an exit may wait for the end of its run, to be told with it.
+const HOLD: Span = Span(50_000);
 /// How often a step that does not die is killed again.
 const KILL_AGAIN: Span = Span::from_secs(10);
 
@@ -115,7 +118,7 @@ impl AgentCore {
             AgentEvent::JobRemoved { job, attempt } => {
                 if self.runs.remove(&(job, attempt)).is_some() {
                     self.over.add((job, attempt));
-                    self.job_gone((job, attempt));
+                    self.job_gone((job, attempt), now);
                 }
             }
             AgentEvent::Tick => {}
@@ -234,8 +237,19 @@ impl AgentCore {
         }
     }
 
-    fn job_gone(&mut self, (job, attempt): RunKey) {
-        self.send(|session| FromAgent::JobGone { session, job, attempt });
+    fn job_gone(&mut self, run: RunKey, now: Time) {
+        if self.session.is_none() {
+            return; // the next Hello tells
+        }
+        // With every exit that is not recorded: one that was told may not have arrived.
+        let mut steps = Vec::new();
+        for (key, step) in self.steps.iter_mut().filter(|(key, s)| run_of(**key) == run && !s.live()) {
+            step.news = false;
+            step.repeat = Some(now + REPEAT);
+            steps.push((*key, step.phase.clone()));
+        }
+        let (job, attempt) = run;
+        self.send(|session| FromAgent::JobGone { session, job, attempt, steps });
     }
 
     fn start(&mut self, start: Start, now: Time) {
@@ -311,7 +325,31 @@ impl AgentCore {
             exit.ended_by = step.ending.map(|e| e.cause);
         }
         step.repeat = Some(now + REPEAT);
-        self.advance(key, StepPhase::Exited(exit));
+        let (drives, attached) = (drives(&step.launch), step.launch.attached);
+        if self.session.is_none() || !self.ends_run(key, drives) {
+            return self.advance(key, StepPhase::Exited(exit));
+        }
+        if attached {
+            // Somebody waits for it.
+            self.advance(key, StepPhase::Exited(exit));
+        } else if let Some(step) = self.steps.get_mut(&key) {
+            // Told with the end of the run, so that the controller writes both down at once; but a run that does
+            // not go does not hold it back.
+            step.phase = StepPhase::Exited(exit);
+            step.news = true;
+            step.repeat = Some(now + HOLD);
+        }
+        if let Some(run) = self.runs.get_mut(&run_of(key)) {
+            run.ending = true;
+        }
+        self.remove_if_done(run_of(key));
+    }
+
+    /// Whether the run is over here with this step: it is being ended, or lives by the step, and nothing else of it
+    /// is alive.
+    fn ends_run(&self, key: StepKey, drives: bool) -> bool {
+        let others = self.steps.iter().any(|(k, s)| run_of(*k) == run_of(key) && *k != key && s.live());
+        !others && self.runs.get(&run_of(key)).is_some_and(|run| (run.ending || drives) && !run.removing)
     }
 
     fn recorded(&mut self, key: StepKey) {
@@ -330,7 +368,7 @@ impl AgentCore {
     }
 
     fn remove_if_done(&mut self, run_key: RunKey) {
-        if self.steps.keys().any(|key| run_of(*key) == run_key) {
+        if self.steps.iter().any(|(key, step)| run_of(*key) == run_key && step.live()) {
             return;
         }
         let Some(run) = self.runs.get_mut(&run_key).filter(|r| r.ending && !r.removing) else { return };
@@ -389,7 +427,7 @@ impl AgentCore {
     fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
         let Some(run) = self.runs.get_mut(&run_key) else {
             self.over.add(run_key);
-            return self.job_gone(run_key);
+            return self.job_gone(run_key, now);
         };
         run.ending = true;
         for key in self.steps_of(run_key) {
@@ -445,6 +483,15 @@ impl AgentCore {
     fn limit_reached(&mut self, key: StepKey, whole_job: bool, now: Time) {
         let Some(kill_wait) = self.steps.get(&key).map(|s| s.launch.kill_wait) else { return };
         self.terminate(key, kill_wait, EndCause::TimeLimit, whole_job, now);
+    }
+}
+
+/// Whether the job is over when this step is over on this node.
+fn drives(launch: &StepLaunch) -> bool {
+    match launch.job.kind {
+        JobKind::Batch => launch.key.step == StepId::Batch,
+        JobKind::Run => launch.key.step == StepId::Number(0) && launch.layout.nodes.len() <= 1,
+        JobKind::Alloc => false,
     }
 }
 

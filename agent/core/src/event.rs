@@ -87,7 +87,7 @@ pub enum AgentEvent {
         /// What it did.
         event: SupervisorEvent,
     },
-    /// `RemoveJob` is done: nothing of the run is left on the node.
+    /// No process of the run is left on the node.
     JobRemoved {
         /// Which.
         job: JobId,
@@ -200,7 +200,7 @@ pub enum AgentEffect {
         /// Which step.
         key: StepKey,
     },
-    /// No step of the run is left: remove the job's parts and answer `JobRemoved`.
+    /// No step of the run is alive: end what is left of it, answer `JobRemoved`, and remove the job's parts.
     RemoveJob {
         /// Which.
         job: JobId,

@@ -278,7 +278,57 @@ fn limits_hold_without_a_controller_and_the_exit_waits_for_one() {
 }
 
 #[test]
-fn a_job_goes_when_its_last_exit_is_recorded() {
+fn a_batch_job_goes_with_its_script_and_tells_the_exit_once() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.seen.clear();
+    n.exits(BATCH, 0);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1, "its end needs no order");
+    assert!(n.phases(BATCH).is_empty(), "the exit waits for the end of the run");
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    let told = |n: &Node| {
+        n.seen.iter().find_map(|e| match e {
+            AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
+            _ => None,
+        })
+    };
+    assert!(matches!(told(&n).unwrap()[..], [(BATCH, StepPhase::Exited(_))]));
+    n.later(Span::from_secs(1));
+    assert!(n.phases(BATCH).is_empty(), "it was told");
+    n.later(Span::from_secs(5));
+    assert!(!n.phases(BATCH).is_empty(), "what is not recorded is told again");
+    n.say(ToAgent::ExitRecorded { key: BATCH });
+    n.running(BATCH);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::Spawn { .. })), 0, "a late Start runs it again");
+}
+
+#[test]
+fn a_run_that_does_not_go_holds_its_exit_back_only_for_a_moment() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.exits(BATCH, 0);
+    n.seen.clear();
+    n.later(Span(60_000));
+    assert_eq!(n.phases(BATCH).len(), 1);
+    n.seen.clear();
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    let [AgentEffect::Send(FromAgent::JobGone { steps, .. })] = &n.seen[..] else { panic!() };
+    assert_eq!(steps.len(), 1, "what was told may not have arrived");
+}
+
+#[test]
+fn a_batch_job_stays_while_a_step_of_it_lives() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.running(FIRST);
+    n.seen.clear();
+    n.exits(BATCH, 0);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 0);
+    assert_eq!(n.phases(BATCH).len(), 1);
+}
+
+#[test]
+fn a_job_goes_when_its_last_step_is_over() {
     let mut n = Node::new(vec![]);
     n.running(BATCH);
     n.running(FIRST);
@@ -287,7 +337,6 @@ fn a_job_goes_when_its_last_exit_is_recorded() {
     for key in [BATCH, FIRST] {
         assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 0);
         n.exits(key, 15);
-        n.say(ToAgent::ExitRecorded { key });
     }
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 0);
@@ -329,5 +378,7 @@ fn a_failed_image_is_the_end_of_its_step_alone() {
     n.say(ToAgent::Terminate { term: Term(3), key: BATCH, kill_wait: WAIT, cause: EndCause::Cancelled });
     n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready });
     assert_eq!(n.spawns(), 0);
-    assert!(matches!(n.phases(BATCH).last(), Some(StepPhase::Exited(_))));
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    let Some(AgentEffect::Send(FromAgent::JobGone { steps, .. })) = n.seen.last() else { panic!() };
+    assert!(matches!(steps[..], [(BATCH, StepPhase::Exited(_))]));
 }

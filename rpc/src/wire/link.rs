@@ -86,9 +86,12 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
             }
-            FromAgent::JobGone { session, job, attempt } => {
-                Kind::JobGone(pb::JobGone { session: session.put(), job: job.put(), attempt: attempt.put() })
-            }
+            FromAgent::JobGone { session, job, attempt, steps } => Kind::JobGone(pb::JobGone {
+                session: session.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+                steps: steps.put(),
+            }),
             FromAgent::Heartbeat { session, load, free_memory } => Kind::Heartbeat(pb::Heartbeat {
                 session: session.put(),
                 load: *load,
@@ -127,10 +130,11 @@ impl Field<pb::FromAgent> for FromAgent {
                 key: required(key)?,
                 phase: required(phase)?,
             },
-            Kind::JobGone(pb::JobGone { session, job, attempt }) => FromAgent::JobGone {
+            Kind::JobGone(pb::JobGone { session, job, attempt, steps }) => FromAgent::JobGone {
                 session: Field::get(session)?,
                 job: Field::get(job)?,
                 attempt: Field::get(attempt)?,
+                steps: Field::get(steps)?,
             },
             Kind::Heartbeat(pb::Heartbeat { session, load, free_memory }) => {
                 FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory }

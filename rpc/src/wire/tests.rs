@@ -277,9 +277,12 @@ impl Arbitrary for FromAgent {
                 jobs: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
-            2 => {
-                FromAgent::JobGone { session, job: Arbitrary::arbitrary(r), attempt: Arbitrary::arbitrary(r) }
-            }
+            2 => FromAgent::JobGone {
+                session,
+                job: Arbitrary::arbitrary(r),
+                attempt: Arbitrary::arbitrary(r),
+                steps: Arbitrary::arbitrary(r),
+            },
             _ => FromAgent::Heartbeat {
                 session,
                 load: Arbitrary::arbitrary(r),

@@ -4,7 +4,7 @@ mod common;
 use berth_model::config::{Config, PartitionConfig, PartitionState};
 use berth_model::ids::*;
 use berth_model::launch::{Program, StepPhase};
-use berth_model::link::{EndCause, ToAgent};
+use berth_model::link::{EndCause, FromAgent, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
@@ -31,6 +31,20 @@ fn a_batch_job_runs_to_its_end() {
     assert_eq!(w.state(id), JobState::Completed);
     w.later(Span::from_secs(301));
     assert!(w.core.snapshot().job(id).is_none(), "an old job stays in memory");
+}
+
+#[test]
+fn an_exit_that_comes_with_the_end_of_the_run_is_recorded_with_it() {
+    let mut w = World::small();
+    let (id, next) = (w.batch("a", |_| {}), w.batch("b", |s| s.resources.exclusive = true));
+    assert_eq!(w.state(next), JobState::Pending);
+    w.sent.clear();
+    let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(FAILED)))];
+    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps });
+    assert_eq!((w.state(id), w.info(id).exit), (JobState::Failed, FAILED));
+    assert!(w.sent.iter().any(|m| matches!(m, ToAgent::ExitRecorded { key } if *key == batch_key(id, 0))));
+    assert!(!w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { .. })), "it is gone already");
+    assert_eq!(w.state(next), JobState::Running, "what it had is free");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 
 use crate::driver::{Input, Outgoing};
 use berth_model::link::ToAgent;
+use berth_model::request::Payload;
 use berth_rpc::AgentConnection;
-use berth_sched_core::fill_payload;
+use berth_sched_core::{PayloadKey, fill_payload};
 use berth_store::Reader;
 use std::sync::mpsc::Sender;
 use tokio::sync::mpsc;
@@ -43,12 +44,24 @@ pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>
 }
 
 async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent>, reader: Reader) {
+    // The tasks of an array, which follow each other, share one.
+    let mut last: Option<(PayloadKey, Payload)> = None;
     while let Some(Outgoing { mut message, payload }) = outgoing.recv().await {
         if let (ToAgent::Start(start), Some(key)) = (&mut message, payload) {
+            if let Some((_, payload)) = last.as_ref().filter(|(of, _)| *of == key) {
+                fill_payload(&mut start.launch, payload);
+                if wire.send(message).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             let reader = reader.clone();
             let read = tokio::task::spawn_blocking(move || reader.payload(key)).await;
             match read {
-                Ok(Ok(Some(payload))) => fill_payload(&mut start.launch, &payload),
+                Ok(Ok(Some(payload))) => {
+                    fill_payload(&mut start.launch, &payload);
+                    last = matches!(key, PayloadKey::Job(_)).then_some((key, payload));
+                }
                 Ok(Ok(None)) => {
                     // Ended meanwhile: its end follows in the queue.
                     tracing::debug!("{}: not started, it is over", start.launch.key);

@@ -274,7 +274,7 @@ async fn a_job_from_submission_to_its_record() {
     wait_for(|| told.lock().unwrap().contains(&ToAgent::ExitRecorded { key })).await;
     wait_for(|| told.lock().unwrap().iter().any(|m| matches!(m, ToAgent::EndJob { .. }))).await;
     let attempt = key.attempt;
-    sender.send(&FromAgent::JobGone { session, job: id, attempt }).await.unwrap();
+    sender.send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![] }).await.unwrap();
     let mut states = vec![first.state];
     while let Some(info) = watch.next().await.unwrap() {
         states.push(info.state);

@@ -522,8 +522,9 @@ impl World {
                 }
             }
             AgentEffect::RemoveJob { job, attempt } => {
-                if let Some(key) = m.spool.keys().find(|k| k.job == job && k.attempt == attempt) {
-                    return Err(format!("job {job} is removed from {node} while {key} is in the spool"));
+                let of_run = |key: &StepKey| key.job == job && key.attempt == attempt;
+                if let Some((key, _)) = m.spool.iter().find(|(key, s)| of_run(key) && s.exit.is_none()) {
+                    return Err(format!("job {job} is removed from {node} while {key} runs"));
                 }
                 let after = Span(self.rng.between(500, 100_000));
                 self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });

@@ -53,9 +53,13 @@ impl Cluster {
                     self.step_report(node, key, phase);
                 }
             }
-            FromAgent::JobGone { session, job, attempt } => {
+            FromAgent::JobGone { session, job, attempt, steps } => {
                 if self.heard(node, connection, session) {
+                    for (key, phase) in steps {
+                        self.step_report(node, key, phase);
+                    }
                     self.job_gone(node, job, attempt);
+                    self.spare_end(job, attempt);
                 }
             }
             FromAgent::Heartbeat { session, load, free_memory } => {
@@ -67,6 +71,19 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// A job that ended by a message which also says that it is gone need not be ended there.
+    fn spare_end(&mut self, gone: JobId, run: Attempt) {
+        if self.job(gone).is_some_and(|j| matches!(j.row.phase, Phase::Ending { .. })) {
+            return;
+        }
+        self.out.effects.retain(|effect| match effect {
+            Effect::Send { message: ToAgent::EndJob { job, attempt, .. }, .. } => {
+                (*job, *attempt) != (gone, run)
+            }
+            _ => true,
+        });
     }
 
     fn turn_away(&mut self, connection: u64, why: String) {

@@ -199,7 +199,7 @@ impl World {
         let phase = StepPhase::Exited(exit(status));
         let message = FromAgent::Step { session, key, phase };
         self.quiet_event(Event::Agent { node: node.clone(), connection, message });
-        let message = FromAgent::JobGone { session, job: key.job, attempt: key.attempt };
+        let message = FromAgent::JobGone { session, job: key.job, attempt: key.attempt, steps: vec![] };
         self.quiet_event(Event::Agent { node, connection, message });
     }
 
@@ -295,7 +295,12 @@ impl World {
     }
 
     pub fn gone(&mut self, node: &str, job: JobId, attempt: u32) {
-        self.tell(node, |session| FromAgent::JobGone { session, job, attempt: Attempt(attempt) });
+        self.tell(node, |session| FromAgent::JobGone {
+            session,
+            job,
+            attempt: Attempt(attempt),
+            steps: vec![],
+        });
     }
 
     pub fn info(&self, id: JobId) -> JobInfo {
