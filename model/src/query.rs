@@ -3,6 +3,8 @@
 use crate::bytes::ByteStr;
 use crate::ids::{JobId, NodeName, Uid};
 use crate::record::JobInfo;
+#[cfg(doc)]
+use crate::spec::JobSpec;
 use crate::state::JobState;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,9 @@ pub struct JobQuery {
     pub states: Vec<JobState>,
     /// Whether jobs that ended lately are wanted, too.
     pub include_finished: bool,
+    /// Whether what a list of jobs shows is enough: see [`JobSpec::brief`]. Steps, what the job has on each node and
+    /// the owner's home, shell and groups are left out, too.
+    pub brief: bool,
 }
 
 impl JobQuery {

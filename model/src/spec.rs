@@ -315,6 +315,42 @@ pub struct JobSpec {
     pub submit_sid: u32,
 }
 
+impl JobSpec {
+    /// The specification without what no list shows: directories, streams, containers, limits, and the command as
+    /// typed.
+    #[must_use]
+    pub fn brief(&self) -> JobSpec {
+        JobSpec {
+            submission: SubmissionId(String::new()),
+            kind: self.kind,
+            name: self.name.clone(),
+            partition: None,
+            account: self.account.clone(),
+            resources: self.resources.clone(),
+            time_limit: self.time_limit,
+            begin: self.begin,
+            hold: self.hold,
+            nice: self.nice,
+            requeue: self.requeue,
+            array: self.array.clone(),
+            immediate: None,
+            comment: None,
+            work_dir: ByteStr::default(),
+            submit_dir: ByteStr::default(),
+            io: IoSpec::default(),
+            container: None,
+            limits: Limits::default(),
+            umask: self.umask,
+            warn_signal: None,
+            user_env: self.user_env,
+            command: ByteStr::default(),
+            submit_line: ByteStr::default(),
+            submit_host: String::new(),
+            submit_sid: self.submit_sid,
+        }
+    }
+}
+
 /// A time limit in whole minutes, as it is stored and printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

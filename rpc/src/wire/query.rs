@@ -5,7 +5,7 @@ use crate::pb;
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 
 structs! {
-    JobQuery { ids, users, states, include_finished }
+    JobQuery { ids, users, states, include_finished, brief }
     AccountingQuery { ids, users, states, from, until, names, partitions, accounts }
     AgentStatus { node, version, connected, started }
 }

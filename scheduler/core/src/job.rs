@@ -6,6 +6,7 @@ use crate::tasks::Tasks;
 use berth_model::ids::StepId;
 use berth_model::launch::{Layout, NodeShare, Usage};
 use berth_model::record::{JobInfo, StepInfo};
+use berth_model::spec::Identity;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Time;
 use berth_model::tres::{GresKey, Tres};
@@ -53,7 +54,19 @@ impl Job {
 
     pub(crate) fn info(&self) -> JobInfo {
         let steps: Vec<&StepRow> = self.steps.values().map(|s| &**s).collect();
-        let mut info = assemble(View::Queue, self.spec.row(), &self.row, &steps);
+        self.as_it_is(assemble(View::Queue, self.spec.row(), &self.row, &steps))
+    }
+
+    /// What a list shows of the job.
+    pub(crate) fn brief(&self) -> JobInfo {
+        let info = assemble(View::Queue, self.spec.brief(), &self.row, &[]);
+        let (groups, home, shell) = Default::default();
+        let identity = Identity { groups, home, shell, ..info.identity };
+        self.as_it_is(JobInfo { shares: Vec::new(), identity, ..info })
+    }
+
+    /// Adds what is known beside the rows.
+    fn as_it_is(&self, mut info: JobInfo) -> JobInfo {
         if self.is_pending() && info.reason == Reason::None {
             info.reason = self.wait.clone().unwrap_or(Reason::Priority);
         }
@@ -61,7 +74,7 @@ impl Job {
             let first = self.progress.iter().next().and_then(|(_, p)| p.first());
             // A step on the node's own filesystem has nothing to prepare that a user would wait for.
             let own = self.steps.values().next().and_then(|s| s.spec.as_ref()?.container.as_ref());
-            let image = own.or(info.spec.container.as_ref()).is_some();
+            let image = own.or(self.spec.spec.container.as_ref()).is_some();
             if let (Some(Progress::Preparing(percent)), 1, true) = (first, self.steps.len(), image) {
                 info.state = JobState::Configuring;
                 info.reason = Reason::ImagePull(*percent);

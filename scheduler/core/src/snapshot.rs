@@ -40,6 +40,17 @@ impl Snapshot {
             .map(|j| j.info())
     }
 
+    /// As [`Snapshot::jobs_where`], and of each record only what a list shows.
+    pub fn list_where<'a>(
+        &'a self,
+        wanted: impl Fn(JobId, Uid) -> bool + 'a,
+    ) -> impl Iterator<Item = JobInfo> + 'a {
+        self.jobs
+            .values()
+            .filter(move |j| !j.row.is_empty_array() && wanted(j.row.job, j.spec.identity.uid))
+            .map(|j| j.brief())
+    }
+
     /// Every record of the array, or the one record of a plain job.
     pub fn array(&self, array: JobId) -> impl Iterator<Item = JobInfo> + '_ {
         self.jobs

@@ -52,6 +52,20 @@ impl Spec {
         &self.submission
     }
 
+    /// What lists show of it.
+    pub(crate) fn brief(&self) -> SpecRow {
+        SpecRow {
+            version: ROW_VERSION,
+            job: self.job,
+            spec: JobSpec { name: self.name.to_string(), begin: self.begin, ..self.spec.brief() },
+            identity: self.identity.clone(),
+            partition: self.partition.clone(),
+            time_limit: self.time_limit,
+            submitted: self.submitted,
+            first_step: None,
+        }
+    }
+
     /// The whole of it again, as it is stored and shown.
     pub(crate) fn row(&self) -> SpecRow {
         SpecRow {

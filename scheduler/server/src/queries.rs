@@ -65,7 +65,11 @@ pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<Vec<JobInfo>> {
         if query.ids.is_empty() {
             let wanted =
                 |_: JobId, owner: berth_model::Uid| query.users.is_empty() || query.users.contains(&owner);
-            send(Box::new(snapshot.jobs_where(wanted).filter(|job| query.matches(job))));
+            if query.brief {
+                send(Box::new(snapshot.list_where(wanted).filter(|job| query.matches(job))));
+            } else {
+                send(Box::new(snapshot.jobs_where(wanted).filter(|job| query.matches(job))));
+            }
             return;
         }
         let mut ids = query.ids.clone();

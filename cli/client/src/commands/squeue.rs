@@ -196,13 +196,8 @@ async fn show(
     let by_name = parsed.text("Format").or_else(|| std::env::var("SQUEUE_FORMAT2").ok());
     let names_cluster = json || by_name.as_ref().is_some_and(|f| f.to_ascii_lowercase().contains("cluster"));
     let view = view(names_cluster.then_some(client)).await;
-    let all =
-        client.jobs(&JobQuery { ids: ids(request), include_finished: true, ..JobQuery::default() }).await?;
-    check(client, request, &all).await?;
-    let mut jobs: Vec<JobInfo> = all.into_iter().filter(|j| wanted(request, j)).collect();
-    if parsed.has("array") || std::env::var_os("SQUEUE_ARRAY").is_some() {
-        jobs = jobs.iter().flat_map(job::split).filter(|j| selected(request, j)).collect();
-    }
+    let whole = json || parsed.has("steps");
+    let cells = if whole { Vec::new() } else { columns(parsed, by_name, request.start) };
     let default_sort = if request.start { "S,P,-p" } else { "P,t,-p" };
     let sort = match parsed.text("sort") {
         Some(text) => text,
@@ -211,6 +206,17 @@ async fn show(
     let keys = squeue::sort_keys(&sort).map_err(|k| {
         Failure::user(format!("Invalid sort specification: {k}\nkeys are letters of -o, such as P,t,-p"))
     })?;
+    let shown = cells.iter().filter_map(|cell| cell.field).chain(keys.iter().map(|(field, _)| *field));
+    let brief = !whole && shown.into_iter().all(squeue::Field::is_brief);
+    let include_finished =
+        request.selectors.is_some() || request.states.is_some() || !request.users.is_empty();
+    let query = JobQuery { ids: ids(request), include_finished, brief, ..JobQuery::default() };
+    let all = client.jobs(&query).await?;
+    check(client, request, &all).await?;
+    let mut jobs: Vec<JobInfo> = all.into_iter().filter(|j| wanted(request, j)).collect();
+    if parsed.has("array") || std::env::var_os("SQUEUE_ARRAY").is_some() {
+        jobs = jobs.iter().flat_map(job::split).filter(|j| selected(request, j)).collect();
+    }
     squeue::sort(&mut jobs, &keys, &view);
     if json {
         let items = jobs.iter().map(|j| json::job(j, &view)).collect();
@@ -226,7 +232,6 @@ async fn show(
         text.push_str(&steps(&jobs, request, parsed, &view, header));
         return Ok(text);
     }
-    let cells = columns(parsed, by_name, request.start);
     if header {
         text.push_str(&squeue::header(&cells));
     }

@@ -184,6 +184,17 @@ pub fn steps_by_names(format: &str) -> Format<&'static StepField> {
     cells::names(format, |n| STEP_FIELDS.iter().find(|f| f.name == n))
 }
 
+/// Fields that a brief record has no answer to (see [`berth_model::query::JobQuery::brief`]).
+const WHOLE: &[&str] =
+    &["allocnodes", "command", "comment", "container", "openmode", "stderr", "stdin", "stdout", "workdir"];
+
+impl Field {
+    /// Whether a brief record is enough for it.
+    pub fn is_brief(&self) -> bool {
+        !WHOLE.contains(&self.name)
+    }
+}
+
 /// The header line of a job table.
 pub fn header(cells: &[Cell<&'static Field>]) -> String {
     cells::line(cells, |f| f.header.to_string())
@@ -249,6 +260,10 @@ fn compare(field: &Field, a: &JobInfo, b: &JobInfo, view: &View) -> Ordering {
         'l' | 'L' => a.time_limit.cmp(&b.time_limit),
         'p' | 'Q' => a.priority.cmp(&b.priority),
         'm' => a.requested.mem.cmp(&b.requested.mem),
+        'P' => a.partition.cmp(&b.partition),
+        't' => a.state.code().cmp(b.state.code()),
+        'T' => a.state.name().cmp(b.state.name()),
+        'u' => a.identity.user.cmp(&b.identity.user),
         _ => {
             let (x, y) = ((field.get)(a, view), (field.get)(b, view));
             match (x.parse::<i64>(), y.parse::<i64>()) {
@@ -363,6 +378,21 @@ mod tests {
     }
 
     use berth_model::{JobId, StepId};
+
+    #[test]
+    fn a_brief_record_shows_what_the_whole_one_shows() {
+        for mut whole in [job(9, "run2"), array(11), pending(job(17, "wantall"), Reason::Resources)] {
+            whole.spec.comment = Some("c".into());
+            whole.spec.io.stdout = Some("out".into());
+            let mut brief =
+                JobInfo { spec: whole.spec.brief(), shares: vec![], steps: vec![], ..whole.clone() };
+            brief.identity.groups.clear();
+            for field in FIELDS {
+                let same = (field.get)(&brief, &view(87)) == (field.get)(&whole, &view(87));
+                assert!(same || !field.is_brief(), "{}", field.name);
+            }
+        }
+    }
 
     #[test]
     fn every_field_has_one_name_and_prints() {
