@@ -16,6 +16,7 @@ mod limits;
 mod packages;
 mod quickstart;
 mod registries;
+mod starts;
 mod streams;
 mod traps;
 
