@@ -76,7 +76,7 @@ each_user! {
             let output = docker(&sandbox, &[&["run"], *options, &[&busybox, "true"]].concat()).fails();
             output.says(words);
         }
-        for (command, word) in [("build", "podman build"), ("exec", "srun --overlap"), ("push", "registry"), ("compose", "jobs"), ("login", "podman login"), ("frobnicate", "docker --help")] {
+        for (command, word) in [("build", "podman build"), ("push", "registry"), ("compose", "jobs"), ("login", "podman login"), ("frobnicate", "docker --help")] {
             docker(&sandbox, &[command, "x"]).fails().says(&[command, word]);
         }
         docker(&sandbox, &["ps", "-a"]).fails().says(&["-a", "sacct"]);
@@ -106,6 +106,16 @@ each_user! {
         let text = docker(&sandbox, &["ps", "--format", "{{.Names}} {{.Image}}"]).ok().text();
         assert_eq!(text, format!("mine {image}\nstep-1.0 {image}"));
         docker(&sandbox, &["run", "--name", "mine", &image, "true"]).fails().says(&["mine", "already"]);
+        // Further commands in it, by name and by number, with the exit code and the streams of their own.
+        let text = docker(&sandbox, &["exec", "-i", "-e", "A=b", "-w", "/bin", "mine", "sh", "-c", "echo $A; pwd; cat"]).stdin("through").ok().text();
+        assert_eq!(text, "b\n/bin\nthrough");
+        let pid = docker(&sandbox, &["ps", "--format", "{{.ID}}"]).ok().text().lines().next().unwrap().to_string();
+        assert_eq!(sandbox.cmd("enroot").args(["exec", &pid, "sh", "-c", "exit 5"]).run().rc, 5);
+        docker(&sandbox, &["exec", "mine", "touch", "/left-by-one"]).ok();
+        docker(&sandbox, &["exec", "mine", "ls", "/left-by-one"]).ok();
+        docker(&sandbox, &["exec", "mine", "no-such-program"]).fails().says(&["no-such-program"]);
+        docker(&sandbox, &["exec", "nobody", "true"]).fails().says(&["nobody", "docker ps"]);
+        docker(&sandbox, &["exec", "-d", "mine", "true"]).fails().says(&["-d"]);
         docker(&sandbox, &["rmi", &image]).fails().says(&["used by a container"]);
         running.close();
         step.close();

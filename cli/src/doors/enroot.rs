@@ -34,6 +34,7 @@ enum Cmd {
     Create(Create),
     Load(Create),
     Start(Start),
+    Exec(Exec),
     List(List),
     Remove(Remove),
     /// Print the digest of an image
@@ -89,6 +90,18 @@ struct Start {
     words: Vec<OsString>,
 }
 
+/// Run a command in a running container
+#[derive(Debug, Args)]
+#[command(override_usage = "enroot exec [OPTIONS] PID|NAME COMMAND [ARG]...")]
+struct Exec {
+    /// Set a variable; without a value, the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// The container, by the pid that 'enroot list -f' shows or by name; then command and arguments
+    #[arg(trailing_var_arg = true, required = true, num_args = 2.., value_name = "PID")]
+    words: Vec<OsString>,
+}
+
 /// List the containers that are kept
 #[derive(Debug, Args)]
 struct List {
@@ -114,6 +127,14 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
         Cmd::Import(args) => import(&args),
         Cmd::Create(args) | Cmd::Load(args) => create(&args),
         Cmd::Start(args) => start(args),
+        Cmd::Exec(args) => {
+            let (what, command) = image_and_command(args.words)?;
+            let mut env = Vec::new();
+            for text in &args.env {
+                env.extend(local::variable("--env", text)?);
+            }
+            local::exec::run("enroot", &images::local_dir(None)?, &what, command, env, None)
+        }
         Cmd::List(args) => list(&args),
         Cmd::Remove(args) => remove(&args),
         Cmd::Digest { image } => out::print(&format!("{}\n", manifest(&image)?.digest)).map(|()| 0),

@@ -1,5 +1,6 @@
 //! A container that runs on this machine, followed to its end: streams, terminal, signals, exit code.
 
+use super::exec::Entrance;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::step::terminal::{self, Raw};
@@ -24,7 +25,7 @@ pub fn launch(e: &LaunchError) -> Failure {
 }
 
 /// Starts the one task and follows it to its end.
-pub fn follow(mut init: InitHandle, door: &str, streams: Streams) -> Outcome {
+pub fn follow(mut init: InitHandle, mut entrance: Entrance, door: &str, streams: Streams) -> Outcome {
     let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
     let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let stdio = if streams.terminal {
@@ -53,6 +54,17 @@ pub fn follow(mut init: InitHandle, door: &str, streams: Streams) -> Outcome {
     let status = loop {
         while let Some(event) = init.next_event(false).map_err(|e| launch(&e))? {
             match event {
+                Event::Started { task, .. } if task != OWN => {}
+                Event::ExecFailed { task, error } if task != OWN => {
+                    entrance.ended(
+                        task,
+                        u8::try_from(error.exit_code()).unwrap_or(1),
+                        Some(error.to_string()),
+                    );
+                }
+                Event::Exited { task, status, .. } if task != OWN => {
+                    entrance.ended(task, u8::try_from(status.shell_code()).unwrap_or(u8::MAX), None);
+                }
                 Event::Started { pty: master, .. } => {
                     raw = if master.is_some() { Raw::enter() } else { None };
                     pty = master;
@@ -76,6 +88,7 @@ pub fn follow(mut init: InitHandle, door: &str, streams: Streams) -> Outcome {
         let stdin = rustix::stdio::stdin();
         let mut fds = vec![PollFd::from_borrowed_fd(init.fd(), PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
+        fds.push(PollFd::from_borrowed_fd(entrance.fd(), PollFlags::IN));
         if let Some(master) = &pty {
             fds.push(PollFd::new(master, PollFlags::IN));
             if input {
@@ -92,17 +105,23 @@ pub fn follow(mut init: InitHandle, door: &str, streams: Streams) -> Outcome {
                 pass_on(&mut init, i32::try_from(info.ssi_signo).unwrap_or(0), pty.as_ref())?;
             }
         }
+        if ready[2] {
+            entrance.answer(&mut init, umask.bits());
+        }
         if let Some(master) = &pty {
-            if ready[2] {
+            if ready[3] {
                 copy_some(master.as_fd(), rustix::stdio::stdout());
             }
-            if ready.get(3) == Some(&true) {
+            if ready.get(4) == Some(&true) {
                 input = copy_some(stdin, master.as_fd());
             }
         }
     };
     Err(Failure::new(Kind::Internal, format!("cannot wait for the container: {status}")))
 }
+
+/// The container's own command among its tasks.
+const OWN: u32 = 0;
 
 const FORWARDED: &[Signal] =
     &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];

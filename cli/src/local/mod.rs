@@ -2,6 +2,7 @@
 //! `berth run`, `berth shell` and the front doors have in common.
 
 pub mod allocation;
+pub mod exec;
 mod follow;
 mod image;
 pub mod named;
@@ -144,7 +145,7 @@ pub fn run(container: Container) -> Outcome {
     let request_of = image::prepare_for(&container)?;
     let request = request(&container, request_of.0, request_of.1)?;
     let facts = HostFacts::gather(&request);
-    let plan = plan(&request, &facts).map_err(|e| Failure::user(e.to_string()))?;
+    let mut plan = plan(&request, &facts).map_err(|e| Failure::user(e.to_string()))?;
     if let Some(format) = container.explain {
         let text = match format {
             Explain::Json => explain::json(&plan)?,
@@ -152,6 +153,8 @@ pub fn run(container: Container) -> Outcome {
         };
         return out::print(&text).map(|()| 0);
     }
+    // The entrypoint is in the container's own command, and is no part of what is run in it later.
+    plan.argv_prefix.clear();
     let init = start_init(&plan, StartOptions::default()).map_err(|e| follow::launch(&e))?;
     if container.notes && !container.quiet {
         for note in plan.notes.iter().chain(init.notes()) {
@@ -159,13 +162,15 @@ pub fn run(container: Container) -> Outcome {
         }
     }
     let record = record(&container, &plan.argv, init.pid())?;
-    let kept = records::keep(&images::local_dir(container.state.as_deref())?, &record)?;
+    let state = images::local_dir(container.state.as_deref())?;
+    let kept = records::keep(&state, &record)?;
+    let entrance = exec::Entrance::open(&state, &record.name)?;
     let terminal = match container.tty {
         Tty::Yes => true,
         Tty::No => false,
         Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
     };
-    let code = follow::follow(init, container.door, Streams { terminal, input: container.input });
+    let code = follow::follow(init, entrance, container.door, Streams { terminal, input: container.input });
     drop(kept);
     drop(request_of.2);
     code

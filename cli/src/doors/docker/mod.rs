@@ -27,6 +27,7 @@ struct Docker {
 #[derive(Debug, Subcommand)]
 enum Cmd {
     Run(Box<Run>),
+    Exec(Exec),
     Pull(PullArgs),
     Images(Images),
     Rmi(Rmi),
@@ -158,6 +159,27 @@ struct Run {
     words: Vec<OsString>,
 }
 
+/// Run a command in a running container of this machine
+#[derive(Debug, Args)]
+#[command(override_usage = "docker exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
+struct Exec {
+    /// Set a variable; without a value, the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<OsString>,
+    /// Pass standard input on: it always is
+    #[arg(short, long)]
+    interactive: bool,
+    /// Use the terminal that standard input and output are
+    #[arg(short, long)]
+    tty: bool,
+    /// Container, command and arguments
+    #[arg(trailing_var_arg = true, required = true, num_args = 2.., value_name = "CONTAINER")]
+    words: Vec<OsString>,
+}
+
 /// Fetch an image into your store
 #[derive(Debug, Args)]
 struct PullArgs {
@@ -233,6 +255,7 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
     let docker = Docker::from_arg_matches(matches).map_err(|e| Failure::usage(e.to_string()))?;
     match docker.command {
         Cmd::Run(args) | Cmd::Container(ContainerCmd::Run(args)) => start::run(*args),
+        Cmd::Exec(args) => start::exec(args),
         Cmd::Pull(args) | Cmd::Image(ImageCmd::Pull(args)) => store::pull(&args),
         Cmd::Images(args) | Cmd::Image(ImageCmd::Ls(args)) => store::list(&args),
         Cmd::Rmi(args) | Cmd::Image(ImageCmd::Rm(args)) => store::remove(&args),

@@ -1,8 +1,9 @@
 //! `docker run`: from its options to a container of ours.
 
-use super::Run;
+use super::{Exec, Run};
 use crate::commands::run::{device, image_and_command, own_gpus};
 use crate::doors::refusal;
+use crate::images;
 use crate::local::allocation::Given;
 use crate::local::{self, Container, Entry, Inherit, Pull, RootInside, Tty};
 use berth_client::error::{Failure, Outcome};
@@ -99,6 +100,16 @@ pub fn run(args: Run) -> Outcome {
         name: args.name,
         ..Container::default()
     })
+}
+
+/// Runs a command in a running container.
+pub fn exec(args: Exec) -> Outcome {
+    let (what, command) = image_and_command(args.words)?;
+    let mut env = Vec::new();
+    for text in &args.env {
+        env.extend(local::variable("--env", text)?);
+    }
+    local::exec::run("docker", &images::local_dir(None)?, &what, command, env, args.workdir)
 }
 
 /// `--user`: oneself, or root inside.
