@@ -37,6 +37,14 @@ fn main() -> ExitCode {
     if let Some(door) = name.to_str().and_then(doors::find) {
         return door.main(argv);
     }
+    if name == commands::oci::NAME {
+        return match commands::oci::ByName::try_parse_from(&argv) {
+            Ok(by_name) => {
+                berth_client::finish(commands::oci::NAME, false, commands::oci::run(by_name.args, argv))
+            }
+            Err(e) => usage(&e),
+        };
+    }
     if let Some((state, words)) = cluster_command(&argv) {
         let resolver = images::Resolver { state: state.clone() };
         return berth_client::run(words, state, Some(&resolver));

@@ -36,6 +36,8 @@ pub mod cgroup;
 pub mod doctor;
 pub mod facts;
 pub mod limits;
+#[cfg(feature = "oci")]
+pub mod oci;
 pub mod plan;
 pub mod request;
 pub mod seccomp;

@@ -13,6 +13,7 @@ mod front_doors;
 mod harness;
 mod host_jobs;
 mod limits;
+mod oci;
 mod packages;
 mod quickstart;
 mod registries;

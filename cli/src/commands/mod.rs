@@ -10,6 +10,7 @@ mod install_links;
 mod internal;
 mod man;
 mod node;
+pub mod oci;
 pub mod run;
 mod sim;
 mod status;
@@ -38,6 +39,7 @@ pub enum Command {
     Man(man::Args),
     Controller(controller::Args),
     Agent(node::Args),
+    Oci(Box<oci::Args>),
     #[command(hide = true)]
     InternalFetch(internal::Fetch),
     #[command(hide = true)]
@@ -60,6 +62,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Controller(args) => controller::run(&args, state.as_deref()),
+        Command::Oci(args) => oci::run(*args, std::env::args_os().collect()),
         Command::Agent(args) => node::run(&args, state.as_deref()),
         Command::InternalFetch(args) => internal::fetch(args),
         Command::InternalUnpack(args) => internal::unpack(args),

@@ -41,6 +41,53 @@ pub enum DevicePolicy {
     DenyOnly(Vec<DeviceRule>),
 }
 
+/// A rule among others of which the last that matches decides, as a `config.json` has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceAccess {
+    /// Else refused.
+    pub allow: bool,
+    /// Character or block.
+    pub kind: DeviceKind,
+    /// Major number; absent means all.
+    pub major: Option<u32>,
+    /// Minor number; absent means all.
+    pub minor: Option<u32>,
+    /// Reading.
+    pub read: bool,
+    /// Writing.
+    pub write: bool,
+    /// Making the file.
+    pub make: bool,
+}
+
+impl From<DeviceRule> for DeviceAccess {
+    fn from(r: DeviceRule) -> Self {
+        let use_it = !r.make_only;
+        DeviceAccess {
+            allow: true,
+            kind: r.kind,
+            major: r.major,
+            minor: r.minor,
+            read: use_it,
+            write: use_it,
+            make: true,
+        }
+    }
+}
+
+/// As v1's files take it: `c 1:3 rw`.
+impl fmt::Display for DeviceAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.kind == DeviceKind::Char { 'c' } else { 'b' };
+        let number = |n: Option<u32>| n.map_or_else(|| "*".to_string(), |n| n.to_string());
+        write!(f, "{kind} {}:{} ", number(self.major), number(self.minor))?;
+        [(self.read, "r"), (self.write, "w"), (self.make, "m")]
+            .iter()
+            .filter(|(on, _)| *on)
+            .try_for_each(|(_, word)| f.write_str(word))
+    }
+}
+
 /// As v1's files take it: `c 1:3 rwm`.
 impl fmt::Display for DeviceRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +134,8 @@ const MOVE: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
 const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const SHIFT_RIGHT: u8 = 0x74; // BPF_ALU | BPF_RSH | BPF_K
 const JUMP_NOT: u8 = 0x55; // BPF_JMP | BPF_JNE | BPF_K
+#[cfg(feature = "oci")]
+const JUMP_EQUAL: u8 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const EXIT: u8 = 0x95;
 const MAKE: i32 = 1; // BPF_DEVCG_ACC_MKNOD; reading is 2, writing 4
 
@@ -132,6 +181,46 @@ pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
     out
 }
 
+/// The program for rules of which the last that matches decides; what none matches is refused.
+///
+/// An access asks for several things at once: it passes where one rule allows them all, and is refused where
+/// a rule refuses any of them.
+#[cfg(feature = "oci")]
+pub(crate) fn access_program(rules: &[DeviceAccess]) -> Vec<Insn> {
+    let mut out = vec![
+        insn(LOAD_WORD, 2, 1, 0, 0),
+        insn(MOVE_REG, 3, 2, 0, 0),
+        insn(AND, 2, 0, 0, 0xffff),
+        insn(SHIFT_RIGHT, 3, 0, 0, 16),
+        insn(LOAD_WORD, 4, 1, 4, 0),
+        insn(LOAD_WORD, 5, 1, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        let bits = [(rule.make, 1), (rule.read, 2), (rule.write, 4)];
+        let mask = bits.iter().filter(|(on, _)| *on).fold(0, |mask, (_, bit)| mask | bit);
+        let mut tests = vec![(2, if rule.kind == DeviceKind::Block { 1 } else { 2 })];
+        tests.extend(rule.major.map(|n| (4, n.cast_signed())));
+        tests.extend(rule.minor.map(|n| (5, n.cast_signed())));
+        let answer = i32::from(rule.allow);
+        // Allowed: nothing beyond the rule is asked for. Refused: something of the rule is.
+        let (kept, jump) = if rule.allow { (!mask, JUMP_NOT) } else { (mask, JUMP_EQUAL) };
+        let tail = [
+            insn(MOVE_REG, 6, 3, 0, 0),
+            insn(AND, 6, 0, 0, kept),
+            insn(jump, 6, 0, 2, 0),
+            insn(MOVE, 0, 0, 0, answer),
+            insn(EXIT, 0, 0, 0, 0),
+        ];
+        for (n, (register, value)) in tests.iter().enumerate() {
+            let skip = i16::try_from(tests.len() - n - 1 + tail.len()).unwrap_or(i16::MAX);
+            out.push(insn(JUMP_NOT, *register, 0, skip, *value));
+        }
+        out.extend(tail);
+    }
+    out.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +242,12 @@ mod tests {
                 SHIFT_RIGHT => r[dst] >>= i.imm,
                 JUMP_NOT => {
                     if r[dst] != i64::from(i.imm) {
+                        pc += usize::try_from(i.off).unwrap();
+                    }
+                }
+                #[cfg(feature = "oci")]
+                JUMP_EQUAL => {
+                    if r[dst] == i64::from(i.imm) {
                         pc += usize::try_from(i.off).unwrap();
                     }
                 }
@@ -184,5 +279,29 @@ mod tests {
         assert_eq!(run(&p, CHAR, READ, 195, 1), 0);
         assert_eq!(run(&p, CHAR, READ, 195, 0), 1);
         assert_eq!(gpu.to_string(), "c 195:1 rwm");
+    }
+
+    #[cfg(feature = "oci")]
+    #[test]
+    fn the_last_rule_that_matches_decides() {
+        let rule = |allow, major, access: &str| DeviceAccess {
+            allow,
+            kind: DeviceKind::Char,
+            major,
+            minor: None,
+            read: access.contains('r'),
+            write: access.contains('w'),
+            make: access.contains('m'),
+        };
+        let p = access_program(&[
+            rule(true, None, "rwm"),
+            rule(false, Some(10), "rwm"),
+            rule(true, Some(10), "r"),
+            rule(false, Some(11), "w"),
+        ]);
+        assert_eq!((run(&p, CHAR, READ, 10, 1), run(&p, CHAR, READ | 4, 10, 1)), (1, 0));
+        assert_eq!((run(&p, CHAR, READ, 11, 1), run(&p, CHAR, 4, 11, 1)), (1, 0));
+        assert_eq!((run(&p, CHAR, 7, 12, 1), run(&p, BLOCK, READ, 12, 1)), (1, 0));
+        assert_eq!(rule(true, Some(1), "rw").to_string(), "c 1:* rw");
     }
 }

@@ -81,12 +81,12 @@ impl CgroupFacts {
 }
 
 /// A hierarchy's mount point with the subtree it shows.
-struct Mount<'a> {
+pub(crate) struct Mount<'a> {
     root: &'a str,
-    point: PathBuf,
+    pub(crate) point: PathBuf,
     /// Controllers, or empty for v2.
-    options: Vec<&'a str>,
-    v2: bool,
+    pub(crate) options: Vec<&'a str>,
+    pub(crate) v2: bool,
 }
 
 /// mountinfo escapes blanks as octal.
@@ -94,7 +94,7 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
 }
 
-fn parse_mounts(text: &str) -> Vec<Mount<'_>> {
+pub(crate) fn parse_mounts(text: &str) -> Vec<Mount<'_>> {
     text.lines()
         .filter_map(|line| {
             let (left, right) = line.split_once(" - ")?;
@@ -110,7 +110,7 @@ fn parse_mounts(text: &str) -> Vec<Mount<'_>> {
 }
 
 /// The directory of a group, given its path in the hierarchy and a mount that may show a part of it.
-fn locate(mount: &Mount<'_>, path: &str) -> Option<PathBuf> {
+pub(crate) fn locate(mount: &Mount<'_>, path: &str) -> Option<PathBuf> {
     let below = if mount.root == "/" { path } else { path.strip_prefix(mount.root)? };
     Some(mount.point.join(below.trim_start_matches('/')))
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// Writes a value in one call, as the kernel wants it.
-pub(super) fn write(dir: &Path, file: &str, value: &str) -> Result<()> {
+pub(crate) fn write(dir: &Path, file: &str, value: &str) -> Result<()> {
     let path = dir.join(file);
     fs::OpenOptions::new()
         .write(true)
@@ -16,7 +16,7 @@ pub(super) fn write(dir: &Path, file: &str, value: &str) -> Result<()> {
 }
 
 /// Writes several values into one file, each in one call.
-pub(super) fn write_each(dir: &Path, file: &str, values: impl IntoIterator<Item = String>) -> Result<()> {
+pub(crate) fn write_each(dir: &Path, file: &str, values: impl IntoIterator<Item = String>) -> Result<()> {
     let path = dir.join(file);
     let failed = |e: io::Error| CgroupError::new("write", &path, &e);
     let mut open = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
@@ -24,22 +24,22 @@ pub(super) fn write_each(dir: &Path, file: &str, values: impl IntoIterator<Item 
 }
 
 /// A file's text, without the line end.
-pub(super) fn read(dir: &Path, file: &str) -> Option<String> {
+pub(crate) fn read(dir: &Path, file: &str) -> Option<String> {
     fs::read_to_string(dir.join(file)).ok().map(|s| s.trim_end().to_string())
 }
 
 /// A file that holds one number.
-pub(super) fn number(dir: &Path, file: &str) -> Option<u64> {
+pub(crate) fn number(dir: &Path, file: &str) -> Option<u64> {
     read(dir, file)?.parse().ok()
 }
 
 /// The number behind a key, in a file of `key number` lines.
-pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
+pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// Makes one directory; an existing one is no error.
-pub(super) fn make_dir(path: &Path) -> Result<()> {
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             Err(CgroupError::new("make the group", path, &e))
@@ -49,7 +49,7 @@ pub(super) fn make_dir(path: &Path) -> Result<()> {
 }
 
 /// Adds the pids in a group and in those below it.
-pub(super) fn processes(dir: &Path, into: &mut Vec<i32>) {
+pub(crate) fn processes(dir: &Path, into: &mut Vec<i32>) {
     if let Some(text) = read(dir, "cgroup.procs") {
         // 0 is a process that this pid namespace does not see.
         into.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|pid| *pid > 0));
@@ -60,13 +60,13 @@ pub(super) fn processes(dir: &Path, into: &mut Vec<i32>) {
 }
 
 /// The groups directly below.
-pub(super) fn children(dir: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn children(dir: &Path) -> Vec<std::path::PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
 
 /// Removes a group and those below it.
-pub(super) fn remove(dir: &Path) -> Result<()> {
+pub(crate) fn remove(dir: &Path) -> Result<()> {
     let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
     match fs::remove_dir(dir) {
         // Processes, or groups below.
@@ -84,7 +84,7 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
 }
 
 /// CPU numbers as the kernel lists them: `0-2,5`.
-pub(super) fn cpu_list(cpus: &[u32]) -> String {
+pub(crate) fn cpu_list(cpus: &[u32]) -> String {
     let mut sorted = cpus.to_vec();
     sorted.sort_unstable();
     sorted.dedup();

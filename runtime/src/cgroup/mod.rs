@@ -22,12 +22,14 @@
 //! ```
 
 mod devices;
-mod facts;
-mod files;
-mod v1;
+pub(crate) mod facts;
+pub(crate) mod files;
+pub(crate) mod v1;
 mod v2;
 
-pub use devices::{DeviceKind, DevicePolicy, DeviceRule, device_of, standard_devices};
+#[cfg(feature = "oci")]
+pub(crate) use devices::access_program;
+pub use devices::{DeviceAccess, DeviceKind, DevicePolicy, DeviceRule, device_of, standard_devices};
 pub use facts::{CgroupFacts, Controller};
 
 use rustix::fs::{Mode, OFlags};
@@ -96,13 +98,13 @@ pub struct CgroupError {
 }
 
 impl CgroupError {
-    fn new(action: &'static str, path: &Path, error: &io::Error) -> Self {
+    pub(crate) fn new(action: &'static str, path: &Path, error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         CgroupError { action, path: path.into(), errno, hint: "" }
     }
 }
 
-type Result<T> = std::result::Result<T, CgroupError>;
+pub(crate) type Result<T> = std::result::Result<T, CgroupError>;
 
 /// One version of control groups, for one group.
 trait Backend {

@@ -46,7 +46,7 @@ impl V1 {
 }
 
 /// A new v1 cpuset is empty and takes no process: it starts with what is above it.
-fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<()> {
+pub(crate) fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if read(dir, file).is_none_or(|v| v.is_empty())
             && let Some(value) = read(parent, file)

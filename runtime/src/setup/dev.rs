@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Devices that every container has, with their numbers (Linux's `devices.txt`).
-const STANDARD: [(&str, (u32, u32)); 6] = [
+pub(crate) const STANDARD: [(&str, (u32, u32)); 6] = [
     ("null", (1, 3)),
     ("zero", (1, 5)),
     ("full", (1, 7)),
@@ -21,7 +21,7 @@ const STANDARD: [(&str, (u32, u32)); 6] = [
     ("tty", (5, 0)),
 ];
 
-const LINKS: [(&str, &str); 6] = [
+pub(crate) const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -89,7 +89,7 @@ fn make_parents(dev: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
 
 /// Opens a device of the node by path and checks on the descriptor that it is one, and which.
 /// `ENXIO`: something else is there.
-pub(super) fn open_device<P: rustix::path::Arg>(
+pub(crate) fn open_device<P: rustix::path::Arg>(
     path: P,
     number: Option<(u32, u32)>,
 ) -> Result<OwnedFd, Errno> {

@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use std::fmt::Write;
 use std::os::fd::AsFd;
 
-pub(super) const USERNS_HINT: &str = "user namespaces may be restricted here: `berth doctor` says how to allow them \
+pub(crate) const USERNS_HINT: &str = "user namespaces may be restricted here: `berth doctor` says how to allow them \
     (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)";
 
 /// A map as the kernel reads it.
@@ -35,14 +35,21 @@ pub(super) fn write_own_maps(plan: &Plan) -> Setup<()> {
 }
 
 /// Makes the container's root the root of this mount namespace and takes the node's away.
-pub(super) fn pivot(root: &Root) -> Setup<()> {
+pub(crate) fn pivot(root: &Root) -> Setup<()> {
+    pivot_from(root, true)
+}
+
+/// As [`pivot`]; only a root that is mounted over `/` may be changed to where it cannot be pivoted to.
+pub(crate) fn pivot_from(root: &Root, over_root: bool) -> Setup<()> {
     rustix::process::fchdir(root).doing("enter the container's root")?;
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => take_away_old_root(root)?,
         // The node runs from its initramfs, whose root cannot be pivoted. The container's root is mounted
         // over `/` already; after chroot nothing below it can be named, and `..` from outside the chroot
         // ends at the topmost mount on `/`, which is the container's root again.
-        Err(Errno::INVAL) => rustix::process::chroot(".").doing("change to the container's root")?,
+        Err(Errno::INVAL) if over_root => {
+            rustix::process::chroot(".").doing("change to the container's root")?
+        }
         Err(e) => return Err(SetupFailure::new("pivot to the container's root", e)),
     }
     rustix::process::chdir("/").doing("enter the container's root")
@@ -66,7 +73,7 @@ fn take_away_old_root(root: &Root) -> Setup<()> {
 /// At most this many mounts lie over the new root: the old root, and what was stacked on it.
 const STACKED_MOUNTS: usize = 16;
 
-pub(super) fn set_groups(groups: &[u32]) -> Setup<()> {
+pub(crate) fn set_groups(groups: &[u32]) -> Setup<()> {
     let groups: Vec<_> = groups.iter().map(|g| rustix::process::Gid::from_raw(*g)).collect();
     rustix::thread::set_thread_groups(&groups).doing("set supplementary groups")
 }

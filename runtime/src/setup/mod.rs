@@ -4,13 +4,13 @@
 //! the order is what keeps the shared layers safe: everything is mounted by root, the root is pivoted, and
 //! only then is the user namespace entered and the mount namespace unshared again, which locks each mount.
 
-mod dev;
-mod enter;
+pub(crate) mod dev;
+pub(crate) mod enter;
 mod etc;
-mod mounts;
-mod overlay;
+pub(crate) mod mounts;
+pub(crate) mod overlay;
 mod rights;
-mod target;
+pub(crate) mod target;
 
 pub(crate) use enter::{enter_directory, map_text, workdir_hint};
 
@@ -63,11 +63,11 @@ pub(crate) fn errno_text(errno: i32) -> String {
 }
 
 impl SetupFailure {
-    fn new(action: &str, errno: Errno) -> Self {
+    pub(crate) fn new(action: &str, errno: Errno) -> Self {
         SetupFailure { action: action.into(), path: None, errno: errno.raw_os_error(), hint: None }
     }
 
-    fn at(action: &str, path: &ByteStr, errno: Errno) -> Self {
+    pub(crate) fn at(action: &str, path: &ByteStr, errno: Errno) -> Self {
         SetupFailure { path: Some(path.clone()), ..Self::new(action, errno) }
     }
 
@@ -75,13 +75,13 @@ impl SetupFailure {
         SetupFailure { action: action.into(), path: Some(path.clone()), errno: 0, hint: Some(hint.into()) }
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 }
 
-type Setup<T> = Result<T, SetupFailure>;
+pub(crate) type Setup<T> = Result<T, SetupFailure>;
 
 /// Names what failed.
 trait Doing<T> {
@@ -186,12 +186,12 @@ fn root_dir_failure(dir: &ByteStr, errno: Errno) -> SetupFailure {
 }
 
 /// Opens a place in the filesystem without reading it.
-fn open_path(path: &ByteStr) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_path(path: &ByteStr) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path.as_os(), OFlags::PATH | OFlags::CLOEXEC, FileMode::empty())
 }
 
 /// Attaches a detached mount. An empty `path` means the descriptor itself.
-fn attach<D: AsFd>(mount: BorrowedFd<'_>, dir: D, path: &str) -> Result<(), Errno> {
+pub(crate) fn attach<D: AsFd>(mount: BorrowedFd<'_>, dir: D, path: &str) -> Result<(), Errno> {
     let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     if path.is_empty() {
         flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

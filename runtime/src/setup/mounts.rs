@@ -5,6 +5,7 @@ use super::target::{self, Kind, Root};
 use super::{Doing, Setup, SetupFailure, attach, dev, open_path, rights};
 use crate::plan::{Attrs, Mode, MountKind, Plan, PlannedMount};
 use crate::sys::{Errno, mountattr};
+use berth_model::ByteStr;
 use rustix::fs::OFlags;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -106,8 +107,8 @@ fn one(root: &Root, m: &PlannedMount, source: Source) -> Setup<()> {
             place(root, m, fs.as_fd(), Kind::Directory)
         }
         MountKind::Umount => umount(root, m),
-        MountKind::ReadOnly => read_only(root, m),
-        MountKind::Mask => mask(root, m),
+        MountKind::ReadOnly => read_only(root, &m.target),
+        MountKind::Mask => mask(root, &m.target),
     }
 }
 
@@ -132,7 +133,7 @@ fn place(root: &Root, m: &PlannedMount, mount: BorrowedFd<'_>, kind: Kind) -> Se
     attach(mount, &target, "").doing_at("mount on", &m.target)
 }
 
-fn clone_tree(source: &OwnedFd, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn clone_tree(source: &OwnedFd, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
@@ -182,21 +183,23 @@ fn umount(root: &Root, m: &PlannedMount) -> Setup<()> {
     })
 }
 
-fn read_only(root: &Root, m: &PlannedMount) -> Setup<()> {
-    let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("protect", &m.target)?;
-    let tree = clone_tree(&fd, true).doing_at("protect", &m.target)?;
+/// Makes a path of the container, with all below it, read-only.
+pub(crate) fn read_only(root: &Root, target: &ByteStr) -> Setup<()> {
+    let fd = target::open(root, &target.0, OFlags::PATH).doing_at("protect", target)?;
+    let tree = clone_tree(&fd, true).doing_at("protect", target)?;
     let change =
         mountattr::Change { set: mountattr::RDONLY, recursive: true, ..mountattr::Change::default() };
-    mountattr::mount_setattr(tree.as_fd(), change).doing_at("protect", &m.target)?;
-    attach(tree.as_fd(), &fd, "").doing_at("protect", &m.target)
+    mountattr::mount_setattr(tree.as_fd(), change).doing_at("protect", target)?;
+    attach(tree.as_fd(), &fd, "").doing_at("protect", target)
 }
 
-fn mask(root: &Root, m: &PlannedMount) -> Setup<()> {
-    let fd = target::open(root, &m.target.0, OFlags::PATH).doing_at("mask", &m.target)?;
-    let cover = if target::is_directory(&fd).doing_at("mask", &m.target)? {
+/// Covers a path of the container: a file by the null device, checked by its number, a directory by an empty one.
+pub(crate) fn mask(root: &Root, target: &ByteStr) -> Setup<()> {
+    let fd = target::open(root, &target.0, OFlags::PATH).doing_at("mask", target)?;
+    let cover = if target::is_directory(&fd).doing_at("mask", target)? {
         tmpfs(&[("mode", "555"), ("size", "4096")], MountAttrFlags::MOUNT_ATTR_RDONLY)
     } else {
         dev::open_device("/dev/null", Some((1, 3))).and_then(|null| clone_tree(&null, false))
     };
-    attach(cover.doing_at("mask", &m.target)?.as_fd(), &fd, "").doing_at("mask", &m.target)
+    attach(cover.doing_at("mask", target)?.as_fd(), &fd, "").doing_at("mask", target)
 }

@@ -37,12 +37,12 @@ pub(super) fn staging(plan: &Plan) -> Setup<OwnedFd> {
 }
 
 /// A detached tmpfs with these options.
-pub(super) fn tmpfs(options: &[(&str, &str)], attrs: MountAttrFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn tmpfs(options: &[(&str, &str)], attrs: MountAttrFlags) -> Result<OwnedFd, Errno> {
     filesystem("tmpfs", options, attrs)
 }
 
 /// A detached mount of a filesystem without a device.
-pub(super) fn filesystem(
+pub(crate) fn filesystem(
     kind: &str,
     options: &[(&str, &str)],
     attrs: MountAttrFlags,

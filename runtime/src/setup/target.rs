@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// The container's root while the container is made.
-pub(super) struct Root {
+pub(crate) struct Root {
     fd: OwnedFd,
     mount: u64,
     made: bool,
@@ -56,13 +56,13 @@ fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 
 /// What a target is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Directory,
     File,
 }
 
 /// Opens what is at an absolute path of the container, without reading it.
-pub(super) fn open(root: &Root, path: &[u8], extra: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(root: &Root, path: &[u8], extra: OFlags) -> Result<OwnedFd, Errno> {
     let relative = match path {
         b"/" | b"" => b".",
         p => p.strip_prefix(b"/").unwrap_or(p),
@@ -85,7 +85,7 @@ pub(super) fn open(root: &Root, path: &[u8], extra: OFlags) -> Result<OwnedFd, E
 }
 
 /// Opens a mount target, making it and the directories above it where they are missing.
-pub(super) fn ensure(root: &Root, path: &ByteStr, kind: Kind) -> Setup<OwnedFd> {
+pub(crate) fn ensure(root: &Root, path: &ByteStr, kind: Kind) -> Setup<OwnedFd> {
     match open(root, &path.0, OFlags::PATH) {
         Ok(fd) => return check(fd, path, kind),
         Err(Errno::NOENT) => {}
@@ -133,7 +133,7 @@ fn not_made(path: &ByteStr, errno: Errno) -> SetupFailure {
 }
 
 /// Makes an empty file that was not there before.
-pub(super) fn make_file<D: AsFd>(dir: D, name: &[u8]) -> Result<(), Errno> {
+pub(crate) fn make_file<D: AsFd>(dir: D, name: &[u8]) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::from_raw_mode(0o644)).map(drop)
 }
@@ -156,7 +156,7 @@ fn check(fd: OwnedFd, path: &ByteStr, kind: Kind) -> Setup<OwnedFd> {
 }
 
 /// Whether a descriptor is a directory.
-pub(super) fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
+pub(crate) fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
     let stat = rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH)?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
 }

@@ -55,6 +55,28 @@ fn close_range(from: RawFd, to: RawFd) -> SysResult<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)
 }
 
+/// Marks every descriptor from `first` on to be closed by `execve`.
+pub fn close_on_exec_from(first: RawFd) -> SysResult<()> {
+    // SAFETY: this changes a flag of descriptors and touches no memory.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
+}
+
+/// Whether something is open under this number.
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: this reads a flag of a descriptor and touches no memory.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+}
+
+/// Lets the program have a descriptor that the caller left open under this number.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub fn keep_open(number: RawFd) -> SysResult<()> {
+    // SAFETY: this changes a flag of a descriptor and touches no memory.
+    check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })).map(drop)
+}
+
 /// Makes `fd` also be number `target`, without close-on-exec.
 pub fn place_at(fd: BorrowedFd<'_>, target: RawFd) -> SysResult<()> {
     if fd.as_raw_fd() == target {

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod limits;
 pub mod loopdev;
 pub mod mountattr;
+pub mod process;
 pub mod seccomp;
 pub mod signals;
 pub mod userns;

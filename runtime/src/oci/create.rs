@@ -1,0 +1,362 @@
+//! `create` and `start`: a container is made completely, waits, and then becomes its program.
+
+use super::cgroup::{Group, Hierarchies};
+use super::channel::{Channel, FromChild, ToChild};
+use super::error::{Naming, OciError, Result, invalid, unsupported};
+use super::finish::Listener;
+use super::plan::{self, ContainerPlan, Facts, maps, resources};
+use super::procfs::Procfs;
+use super::stage::{self, Inherited};
+use super::store::{Container, Record, Status, Store, process_times};
+use super::{config, console, hooks, rootfs};
+use crate::sys::fork::{CloneOptions, Forked, fork};
+use crate::sys::{signals, wait};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::CapabilitySet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How a container is created.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Its id.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Where the terminal goes.
+    pub console_socket: Option<PathBuf>,
+    /// A terminal's other end that the caller holds itself.
+    pub console_fd: Option<OwnedFdBox>,
+    /// Where the pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// Descriptors from 3 on that the program shall have.
+    pub preserve_fds: u32,
+    /// No session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// A descriptor in a cloneable place.
+pub type OwnedFdBox = std::sync::Arc<OwnedFd>;
+
+/// A created container.
+#[derive(Debug)]
+pub struct Created {
+    /// Its first process; a child of this one.
+    pub pidfd: OwnedFd,
+    /// Pid of it.
+    pub pid: i32,
+    /// What the specification wants to be warned of.
+    pub warnings: Vec<String>,
+}
+
+/// Whether the calling process has a capability in its own user namespace.
+pub fn has(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(capability))
+}
+
+/// Reads and plans a bundle.
+pub fn read_bundle(bundle: &Path, warnings: &mut Vec<String>) -> Result<(ContainerPlan, serde_json::Value)> {
+    let bundle = std::fs::canonicalize(bundle).named_at("find the bundle", bundle)?;
+    let json = config::read_json(&bundle.join("config.json"))?;
+    let spec = config::spec(json.clone(), warnings)?;
+    let plan = plan::plan(&spec, &Facts { bundle, privileged: has(CapabilitySet::SYS_ADMIN) })?;
+    Ok((plan, json))
+}
+
+/// Creates a container. On failure nothing is left of it.
+pub fn create(store: &Store, options: &CreateOptions) -> Result<Created> {
+    let mut warnings = Vec::new();
+    let (plan, json) = read_bundle(&options.bundle, &mut warnings)?;
+    let terminal = plan.process.as_ref().is_some_and(|p| p.terminal);
+    let given = options.console_socket.is_some() || options.console_fd.is_some();
+    match (terminal, given) {
+        (true, false) => {
+            return Err(invalid("process.terminal is set and there is no --console-socket", "give one"));
+        }
+        (false, true) => {
+            return Err(invalid(
+                "--console-socket without process.terminal",
+                "set it in config.json, or leave the option out",
+            ));
+        }
+        _ => {}
+    }
+    if !plan.root.is_dir() {
+        return Err(invalid(
+            format!("the root {} is not a directory", plan.root.display()),
+            "correct root.path",
+        ));
+    }
+    let container = store.reserve(&options.id)?;
+    let h = Hierarchies::detect();
+    let group = Group::of(&h, plan.cgroup.as_deref(), &options.id);
+    let record = Record {
+        version: plan.version.clone(),
+        id: options.id.clone(),
+        bundle: plan.bundle.clone(),
+        rootfs: plan.root.clone(),
+        created: jiff::Timestamp::now().to_string(),
+        pid: None,
+        start_time: 0,
+        started: false,
+        annotations: plan.annotations.clone(),
+        group: Group::default(),
+        hooks: plan.hooks.clone(),
+        namespaces: plan.new | plan.join.iter().fold(0, |all, (flag, _)| all | flag),
+        config: json,
+    };
+    let made = group.and_then(|group| make(&container, plan, record, group, &h, options));
+    match made {
+        Ok((pid, pidfd)) => {
+            drop(container);
+            Ok(Created { pidfd, pid, warnings })
+        }
+        Err(e) => {
+            let _ = container.remove();
+            Err(e)
+        }
+    }
+}
+
+fn make(
+    container: &Container,
+    plan: ContainerPlan,
+    mut record: Record,
+    mut group: Group,
+    h: &Hierarchies,
+    options: &CreateOptions,
+) -> Result<(i32, OwnedFd)> {
+    if group.in_use() {
+        return Err(invalid(
+            "the container's control group has processes in it",
+            "choose another linux.cgroupsPath",
+        ));
+    }
+    let made_group = group.create(h)?;
+    record.group = group.clone();
+    let done = (|| {
+        limit(&plan, &group, h, made_group)?;
+        launch(container, plan, &mut record, &group, options)
+    })();
+    if done.is_err() {
+        let _ = group.remove(Duration::from_secs(5));
+    }
+    done
+}
+
+/// Limits of the group; a user without groups can have none.
+fn limit(plan: &ContainerPlan, group: &Group, h: &Hierarchies, made: bool) -> Result<()> {
+    let Some(r) = &plan.resources else { return Ok(()) };
+    let mut changes = resources::plan(r, &h.controllers())?;
+    if !made || !crate::facts::is_privileged() {
+        // Devices are closed to an ordinary user by the file system, and no program can be loaded for them.
+        changes.devices = None;
+    }
+    group.apply(&changes, true)
+}
+
+fn launch(
+    container: &Container,
+    plan: ContainerPlan,
+    record: &mut Record,
+    group: &Group,
+    options: &CreateOptions,
+) -> Result<(i32, OwnedFd)> {
+    let proc = Procfs::open()?;
+    let privileged = has(CapabilitySet::SYS_ADMIN);
+    let prepared = if privileged { rootfs::prepare(&plan)? } else { rootfs::Prepared::default() };
+    let join = plan.join.iter().map(|(flag, path)| {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        Ok((*flag, fd.named_at("open the namespace", path)?))
+    });
+    let join = join.collect::<Result<Vec<_>>>()?;
+    let console = match (&options.console_fd, &options.console_socket) {
+        (Some(fd), _) => Some(rustix::io::fcntl_dupfd_cloexec(fd, 3).named("pass the terminal on")?),
+        (None, Some(path)) => Some(console::connect(path)?),
+        (None, None) => None,
+    };
+    let listener = match plan.process.as_ref().and_then(|p| p.seccomp.as_ref()?.listener.as_ref()) {
+        None => None,
+        Some((path, metadata)) => Some(Listener {
+            socket: console::connect(path)?,
+            message: serde_json::json!({
+                "ociVersion": record.version, "fds": ["seccompFd"], "metadata": metadata,
+            }),
+        }),
+    };
+    let (uids, gids) = (plan.uids.clone(), plan.gids.clone());
+    let plan_hooks = plan.hooks.clone();
+    let cgroup = group.v2_dir();
+    let (mut here, there) = Channel::pair()?;
+    let inherited = Inherited {
+        plan,
+        record: record.clone(),
+        group: group.clone(),
+        proc,
+        prepared,
+        join,
+        console,
+        knock: listen(container)?,
+        listener,
+        preserve: options.preserve_fds,
+        keyring: !options.no_new_keyring,
+        groups: false,
+    };
+    let clone = CloneOptions { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..CloneOptions::default() };
+    let (middle, middle_fd) = match fork(clone).named("start the container's first process")? {
+        Forked::Child => {
+            drop(here);
+            stage::middle(there, inherited)
+        }
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(there);
+    let proc = Procfs::open()?;
+    drop(inherited);
+    let made = (|| {
+        group.join(middle)?;
+        here.tell(&ToChild::Go)?;
+        let mut message = here.answer()?;
+        if let FromChild::NeedMaps = message {
+            let groups = write_maps(&proc, middle, &uids, &gids)?;
+            here.tell(&ToChild::Mapped { groups })?;
+            message = here.answer()?;
+        }
+        let FromChild::Child(pid) = message else {
+            return Err(invalid("the runtime's processes do not understand each other", "report this"));
+        };
+        Ok(pid)
+    })();
+    if made.is_err() {
+        let _ = signals::kill(middle, libc::SIGKILL);
+    }
+    let _ = wait::wait_pidfd(&middle_fd);
+    let pid = made?;
+    let pidfd = Pid::from_raw(pid)
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .named("open the container's first process")?;
+    let done = introduce(container, record, &plan_hooks, &mut here, pid, options);
+    if let Err(e) = done {
+        let _ = signals::kill(pid, libc::SIGKILL);
+        let _ = wait::wait_pidfd(&pidfd);
+        return Err(e);
+    }
+    Ok((pid, pidfd))
+}
+
+/// The rest of the first process's way to being created.
+fn introduce(
+    container: &Container,
+    record: &mut Record,
+    plan_hooks: &plan::Hooks,
+    here: &mut Channel,
+    pid: i32,
+    options: &CreateOptions,
+) -> Result<()> {
+    here.tell(&ToChild::Pid(pid))?;
+    let FromChild::Mounted = here.answer()? else {
+        return Err(invalid("the runtime's processes do not understand each other", "report this"));
+    };
+    record.pid = Some(pid);
+    record.start_time = process_times(pid).map_or(0, |(start, _)| start);
+    let state = record.state(Status::Creating).to_string();
+    hooks::run("prestart", &plan_hooks.prestart, &state)?;
+    hooks::run("createRuntime", &plan_hooks.create_runtime, &state)?;
+    here.tell(&ToChild::HooksDone)?;
+    here.answer()?;
+    container.write(record)?;
+    if let Some(path) = &options.pid_file {
+        write_pid(path, pid)?;
+    }
+    Ok(())
+}
+
+/// Writes a pid, atomically.
+pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let new = path.with_file_name(format!(".{name}.new"));
+    std::fs::write(&new, pid.to_string()).named_at("write", &new)?;
+    std::fs::rename(&new, path).named_at("write", path)
+}
+
+/// The socket on which the first process waits. Bound by descriptor: its path may be long.
+fn listen(container: &Container) -> Result<OwnedFd> {
+    let action = "make the socket for start";
+    let dir =
+        rustix::fs::open(&container.dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named(action)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .named(action)?;
+    rustix::net::bind(&socket, &address(&dir)?).named(action)?;
+    rustix::net::listen(&socket, 1).named(action)?;
+    Ok(socket)
+}
+
+fn address(dir: &OwnedFd) -> Result<SocketAddrUnix> {
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/start.sock", dir.as_raw_fd()))
+        .named("name the socket for start")
+}
+
+/// Writes the maps of a new user namespace. Whether its processes may set groups.
+fn write_maps(proc: &Procfs, pid: i32, uids: &[maps::IdRange], gids: &[maps::IdRange]) -> Result<bool> {
+    let (uid_text, gid_text) = (maps::text(uids), maps::text(gids));
+    if has(CapabilitySet::SETUID) && has(CapabilitySet::SETGID) {
+        proc.write(&format!("{pid}/uid_map"), &uid_text)?;
+        proc.write(&format!("{pid}/gid_map"), &gid_text)?;
+        return Ok(true);
+    }
+    let own = |ranges: &[maps::IdRange], id: u32| matches!(ranges, [r] if r.count == 1 && r.outside == id);
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if own(uids, uid) && own(gids, gid) {
+        // Required before an unprivileged gid map: else a process could drop a group that denies it access.
+        proc.write(&format!("{pid}/setgroups"), "deny")?;
+        proc.write(&format!("{pid}/uid_map"), &uid_text)?;
+        proc.write(&format!("{pid}/gid_map"), &gid_text)?;
+        return Ok(false);
+    }
+    for (tool, ranges) in [("newuidmap", uids), ("newgidmap", gids)] {
+        let program = format!("/usr/bin/{tool}");
+        let words = ranges.iter().flat_map(|r| [r.inside, r.outside, r.count]).map(|n| n.to_string());
+        let output = Command::new(&program).arg(pid.to_string()).args(words).env_clear().output();
+        let output = output.named_at("run", &program)?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_string();
+            return Err(invalid(
+                format!("the id mapping was refused: {why}"),
+                "a user may map the own id, and ranges of /etc/subuid and /etc/subgid",
+            ));
+        }
+    }
+    Ok(true)
+}
+
+/// Starts a created container's program.
+pub fn start(store: &Store, id: &str) -> Result<Vec<OciError>> {
+    let (container, mut record) = store.find(id)?;
+    record.require("start", &[Status::Created], "only a created container can be started")?;
+    let action = "reach the container's first process";
+    let dir =
+        rustix::fs::open(&container.dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named(action)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .named(action)?;
+    rustix::net::connect(&socket, &address(&dir)?).named(action)?;
+    let mut channel = Channel::new(socket);
+    channel.tell(&ToChild::Start)?;
+    // It ends without a word when the program has taken over.
+    match channel.hear::<FromChild>()? {
+        None => {}
+        Some(FromChild::Failed(e)) => return Err(e),
+        Some(_) => return Err(unsupported("what the container's first process said", "report this")),
+    }
+    let _ = std::fs::remove_file(container.start_socket());
+    record.started = true;
+    container.write(&record)?;
+    let state = record.state(Status::Running).to_string();
+    Ok(hooks::run_all("poststart", &record.hooks.poststart, &state))
+}

@@ -1,0 +1,240 @@
+//! The last steps of a process into its program: limits, identity, capabilities, filter, exec.
+
+use super::error::{Naming, OciError, Result, invalid};
+use super::plan::process::{Caps, ProcessPlan};
+use super::plan::seccomp::SeccompPlan;
+use super::procfs::Procfs;
+use crate::exec::{candidates, diagnose};
+use crate::setup::{SetupFailure, enter};
+use crate::sys::exec::{ExecVectors, close_on_exec_from, execve};
+use crate::sys::{Errno, limits, seccomp, signals};
+use berth_model::ByteStr;
+use rustix::fs::Mode;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::ffi::CString;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+/// Where the descriptor of notified calls goes, connected before the root was changed.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// What is sent beside the descriptor.
+    pub message: serde_json::Value,
+}
+
+/// What needs no waiting for `start`: limits, and which descriptors the program gets.
+///
+/// # Errors
+/// A value that the kernel refuses, by name.
+pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: u32) -> Result<()> {
+    if let Some(score) = p.oom_score_adj {
+        // What is so already needs no right to set.
+        if proc.read("self/oom_score_adj").ok().as_deref().map(str::trim) != Some(&score.to_string()) {
+            proc.write("self/oom_score_adj", &score.to_string())?;
+        }
+    }
+    for limit in &p.rlimits {
+        limits::set(limit.number, limit.pair).map_err(|e| {
+            let f = SetupFailure::new(
+                &format!("set {} to {}:{}", limit.name, limit.pair.soft, limit.pair.hard),
+                e,
+            );
+            OciError::System(f.hint("only a process with CAP_SYS_RESOURCE may raise a hard limit"))
+        })?;
+    }
+    // Before any filter, which need not allow it. Every descriptor that is opened later closes on exec, too.
+    close_on_exec_from(3).named("close descriptors")?;
+    let keep = RawFd::try_from(preserve).unwrap_or(RawFd::MAX - 3);
+    for n in 3..3 + keep {
+        crate::sys::exec::keep_open(n).map_err(|_| {
+            invalid(
+                format!("--preserve-fds {keep}, but descriptor {n} is not open"),
+                "open it, or preserve fewer",
+            )
+        })?;
+    }
+    super::console::own_streams(p.uid);
+    Ok(())
+}
+
+/// Becomes the program's user, under its filter where that can only be loaded with rights.
+///
+/// # Errors
+/// An id, a capability or a directory that cannot be had.
+pub fn become_user(p: &ProcessPlan, may_set_groups: bool, listener: Option<&Listener>) -> Result<()> {
+    signals::reset();
+    if p.no_new_privs {
+        rustix::thread::set_no_new_privs(true).named("set no_new_privs")?;
+    } else if let Some(s) = &p.seccomp {
+        load(s, listener)?;
+    }
+    identity(p, may_set_groups)?;
+    enter_cwd(p)?;
+    if let Some(mask) = p.umask {
+        rustix::process::umask(Mode::from_raw_mode(mask));
+    }
+    // The change of identity made the process traceable again.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .named("protect the runtime")
+}
+
+fn enter_cwd(p: &ProcessPlan) -> Result<()> {
+    enter::enter_directory(&p.cwd.as_path().into()).map_err(|e| {
+        let f = SetupFailure::at("enter the working directory", &p.cwd.as_path().into(), e);
+        OciError::System(if e == Errno::XDEV { f.hint("it is not in the container's root") } else { f })
+    })
+}
+
+fn sets(bits: u64) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(bits)
+}
+
+/// Single capabilities of a set, as far as the kernel knows them.
+fn each(bits: u64) -> impl Iterator<Item = CapabilitySet> {
+    (0..64).map(|n| sets(1 << n)).filter(move |c| bits & c.bits() != 0)
+}
+
+/// Becomes the user with exactly these capabilities.
+fn identity(p: &ProcessPlan, may_set_groups: bool) -> Result<()> {
+    for cap in (0..64).map(|n| sets(1 << n)) {
+        let Ok(has) = rustix::thread::capability_is_in_bounding_set(cap) else { break };
+        if has && p.caps.bounding & cap.bits() == 0 {
+            rustix::thread::remove_capability_from_bounding_set(cap).named("limit capabilities")?;
+        }
+    }
+    rustix::thread::set_keep_capabilities(true).named("keep capabilities")?;
+    if may_set_groups {
+        enter::set_groups(&p.groups)?;
+    } else if !p.groups.is_empty() {
+        return Err(invalid(
+            "process.user.additionalGids cannot be set by a user with one mapped id",
+            "leave them out, or map a range of ids (newuidmap, newgidmap)",
+        ));
+    }
+    let (uid, gid) = (Uid::from_raw(p.uid), Gid::from_raw(p.gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).named("become the container's group")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).named("become the container's user")?;
+    rustix::thread::set_keep_capabilities(false).named("keep capabilities")?;
+    capabilities(&p.caps)
+}
+
+fn capabilities(caps: &Caps) -> Result<()> {
+    let now = rustix::thread::capabilities(None).named("read capabilities")?;
+    // What this process does not have it cannot give: the specification wants the rest all the same.
+    let held = now.permitted.bits();
+    let want = CapabilitySets {
+        effective: sets(caps.effective & caps.permitted & held),
+        permitted: sets(caps.permitted & held),
+        inheritable: sets(caps.inheritable & held),
+    };
+    rustix::thread::clear_ambient_capability_set().named("clear ambient capabilities")?;
+    rustix::thread::set_capabilities(None, want).named("set capabilities")?;
+    let possible = want.permitted.bits() & want.inheritable.bits();
+    for cap in each(caps.ambient & possible) {
+        rustix::thread::configure_capability_in_ambient_set(cap, true).named("set ambient capabilities")?;
+    }
+    Ok(())
+}
+
+fn load(s: &SeccompPlan, listener: Option<&Listener>) -> Result<()> {
+    let fd = seccomp::load_with(&s.program, s.flags).named("load the seccomp filter")?;
+    let (Some(fd), Some(listener)) = (fd, listener) else { return Ok(()) };
+    let text = listener.message.to_string();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(
+        &listener.socket,
+        &[IoSlice::new(text.as_bytes())],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .named("send the seccomp listener")
+}
+
+/// A program ready to run.
+pub struct Program {
+    files: Vec<CString>,
+    found: Vec<ByteStr>,
+    path: Option<Vec<u8>>,
+    vectors: ExecVectors,
+    command: String,
+}
+
+/// Finds the program in the container as its user, and prepares its arguments.
+///
+/// # Errors
+/// Nothing of that name is there.
+pub fn find(p: &ProcessPlan) -> Result<Program> {
+    let Some(command) = p.args.first().filter(|c| !c.is_empty()) else {
+        return Err(invalid("config.json has no process.args", "name the program to run"));
+    };
+    let path = p.env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).map(|v| v.as_bytes().to_vec());
+    let found = candidates(&ByteStr::from(command.as_str()), path.as_deref());
+    let present = |f: &ByteStr| rustix::fs::stat(f.as_os()).is_ok();
+    if !found.iter().any(present) {
+        return Err(missing(command, path.as_deref()));
+    }
+    let c = |s: &str| CString::new(s).map_err(|_| invalid("a zero byte in process.args", "take it out"));
+    let args = p.args.iter().map(|a| c(a)).collect::<Result<Vec<_>>>()?;
+    let env = p.env.iter().map(|a| c(a)).collect::<Result<Vec<_>>>()?;
+    let files = found.iter().map(|f| CString::new(f.0.clone()).map_err(|_| missing(command, None)));
+    Ok(Program {
+        files: files.collect::<Result<_>>()?,
+        found,
+        path,
+        vectors: ExecVectors::new(args, env),
+        command: command.clone(),
+    })
+}
+
+/// In words that engines above know, to tell it from other failures.
+fn missing(command: &str, path: Option<&[u8]>) -> OciError {
+    if command.contains('/') {
+        return invalid(
+            format!("cannot run {command}: no such file or directory"),
+            "name a program of the container",
+        );
+    }
+    let path = String::from_utf8_lossy(path.unwrap_or(b"/usr/bin:/bin")).into_owned();
+    invalid(
+        format!("cannot run {command}: executable file not found in $PATH ({path})"),
+        "name a program of the container",
+    )
+}
+
+/// Becomes the program; returns only to say why not.
+pub fn exec(p: &ProcessPlan, program: &Program, listener: Option<&Listener>) -> OciError {
+    if let Some(s) = p.seccomp.as_ref().filter(|_| p.no_new_privs)
+        && let Err(e) = load(s, listener)
+    {
+        return e;
+    }
+    let (mut result, mut tried) = (Errno::NOENT, 0);
+    for (n, file) in program.files.iter().enumerate() {
+        match execve(file, &program.vectors) {
+            // As execvp(3): look on, but remember that a file was there.
+            Errno::NOENT | Errno::NOTDIR => {
+                if result == Errno::NOENT && rustix::fs::stat(file).is_ok() {
+                    tried = n;
+                }
+            }
+            Errno::ACCESS => (result, tried) = (Errno::ACCESS, n),
+            e => {
+                (result, tried) = (e, n);
+                break;
+            }
+        }
+    }
+    let command = ByteStr::from(program.command.as_str());
+    let why = diagnose(&command, None, &program.found, tried, program.path.as_deref(), result);
+    let kernel = crate::setup::errno_text(result.raw_os_error()).to_lowercase();
+    invalid(format!("cannot run {}: {kernel}", program.command), why.to_string())
+}

@@ -1,0 +1,75 @@
+//! The OCI runtime command line: containers from a `config.json`, planned purely and then made.
+//!
+//! Everything here runs in a process with one thread. A container's first process is a fork of the `create`
+//! call; it makes itself ready, waits on a socket, and becomes the program when `start` knocks.
+
+mod cgroup;
+mod channel;
+mod config;
+mod console;
+mod copy;
+mod create;
+mod error;
+mod exec;
+mod features;
+mod finish;
+mod hooks;
+mod lifecycle;
+pub mod plan;
+mod procfs;
+mod rootfs;
+mod run;
+mod seal;
+mod stage;
+mod stats;
+mod store;
+
+pub use config::read_json;
+pub use create::{CreateOptions, create, start};
+pub use error::{OciError, Result};
+pub use exec::{ExecOptions, exec};
+pub use features::{features, template};
+pub use lifecycle::{delete, kill, pause, processes, resume, signal_number, state, update};
+pub use run::{Foreground, attach, wait};
+pub use seal::seal;
+pub use store::{Status, Store};
+
+/// The time, as RFC 3339 has it.
+pub fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
+/// Checks that the caller left `count` descriptors from 3 on open for the program. To be asked before anything
+/// is opened: else one of the runtime's own could be taken for one of them.
+///
+/// # Errors
+/// The first that is not open.
+pub fn check_preserved(count: u32) -> Result<()> {
+    let end = i32::try_from(count).ok().and_then(|n| n.checked_add(3)).unwrap_or(i32::MAX);
+    match (3..end).find(|n| !crate::sys::exec::is_open(*n)) {
+        None => Ok(()),
+        Some(n) => Err(error::invalid(
+            format!("--preserve-fds {count}, but descriptor {n} is not open"),
+            "open it, or preserve fewer",
+        )),
+    }
+}
+
+/// What a container uses now, as runc's `events` has it.
+///
+/// # Errors
+/// No such container, or one that does not run.
+pub fn stats(store: &Store, id: &str) -> Result<serde_json::Value> {
+    let record = store.look(id)?;
+    record.require("watch", &[Status::Created, Status::Running, Status::Paused], "")?;
+    Ok(stats::collect(&record.group))
+}
+
+/// Whether a container has ended, and how many of its processes the memory limit has killed.
+///
+/// # Errors
+/// No such container.
+pub fn watch(store: &Store, id: &str) -> Result<(bool, u64)> {
+    let record = store.look(id)?;
+    Ok((record.status() == Status::Stopped, stats::oom_kills(&record.group)))
+}

@@ -1,0 +1,432 @@
+//! `berth oci`: lifecycle, confinement and refusals of containers from a config.json, and attacks on them.
+
+use berth_tests::{Cmd, Output, Sandbox, Who, each_user, machine};
+use serde_json::{Value, json};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+
+/// A bundle of busybox, and the containers that are made from it.
+struct Bundle {
+    sandbox: Sandbox,
+    config: Value,
+}
+
+impl Bundle {
+    fn new(who: Who) -> Bundle {
+        let sandbox = Sandbox::empty(who);
+        let rootfs = sandbox.work().join("rootfs");
+        for dir in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
+            std::fs::create_dir_all(rootfs.join(dir)).unwrap();
+        }
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| std::fs::metadata(p).is_ok()).unwrap();
+        std::fs::copy(busybox, rootfs.join("bin/busybox")).unwrap();
+        for applet in [
+            "sh", "cat", "id", "ls", "sleep", "stat", "grep", "echo", "true", "touch", "hostname", "umount",
+            "head", "dd", "tty", "test", "mkdir", "env",
+        ] {
+            symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+        }
+        give_all(&rootfs, sandbox.who());
+        let rootless: &[&str] = if sandbox.who().is_root() { &[] } else { &["--rootless"] };
+        sandbox.cmd("berth").args(["oci", "spec"]).args(rootless).ok();
+        let mut config: Value = serde_json::from_str(&sandbox.read("config.json")).unwrap();
+        config["process"]["terminal"] = json!(false);
+        config["process"]["rlimits"] = json!([]);
+        config["root"]["readonly"] = json!(false);
+        // Tests run side by side, and all name their container alike.
+        let own = sandbox.work().to_string_lossy().replace('/', "_");
+        config["linux"]["cgroupsPath"] = json!(format!("/bt-oci{own}"));
+        Bundle { sandbox, config }
+    }
+
+    fn script(&mut self, text: &str) -> &mut Bundle {
+        self.config["process"]["args"] = json!(["sh", "-c", text]);
+        self
+    }
+
+    fn set(&mut self, change: impl FnOnce(&mut Value)) -> &mut Bundle {
+        change(&mut self.config);
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.sandbox.work().join(name)
+    }
+
+    fn oci(&self, words: &[&str]) -> Cmd {
+        self.sandbox.write("config.json", self.config.to_string());
+        let root = self.sandbox.work().join("containers");
+        self.sandbox.cmd("berth").arg("oci").arg("--root").arg(root).args(words)
+    }
+
+    fn run(&self) -> Output {
+        self.oci(&["run", "c"]).run()
+    }
+
+    fn says(&self) -> String {
+        let output = self.run();
+        assert!(output.err().is_empty(), "{output}");
+        output.text()
+    }
+
+    fn status(&self) -> String {
+        let state: Value = serde_json::from_str(&self.oci(&["state", "c"]).ok().text()).unwrap();
+        state["status"].as_str().unwrap().to_string()
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let _ = self.oci(&["delete", "--force", "c"]).run();
+    }
+}
+
+fn give_all(path: &std::path::Path, who: &Who) {
+    Cmd::new("chown").args(["-hR", &format!("{}:{}", who.uid, who.gid)]).arg(path).run();
+    machine::give(path, who);
+}
+
+each_user! {
+    fn a_container_goes_through_its_life(who) {
+        let mut b = Bundle::new(who);
+        b.script("echo started > /tmp/mark; exec sleep 1000");
+        let pid_file = b.path("pid");
+        b.oci(&["create", "--pid-file", pid_file.to_str().unwrap(), "c"]).ok();
+        assert_eq!(b.status(), "created");
+        assert!(!b.path("rootfs/tmp/mark").exists(), "the program ran before start");
+        let pid: i32 = b.sandbox.read("pid").parse().unwrap();
+        assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+        b.oci(&["create", "c"]).fails().says(&["container c exists already"]);
+        b.oci(&["delete", "c"]).fails().says(&["cannot delete container c", "created", "--force"]);
+        b.oci(&["start", "c"]).ok();
+        b.sandbox.wait_file("rootfs/tmp/mark", "started", 20);
+        assert_eq!(b.status(), "running");
+        b.oci(&["start", "c"]).fails().says(&["cannot start container c: it is running"]);
+        assert_eq!(b.oci(&["exec", "c", "sh", "-c", "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; exit 7"]).run().rc, 7);
+        b.oci(&["kill", "c", "NOSUCH"]).fails().says(&["there is no signal"]);
+        b.oci(&["kill", "c", "KILL"]).ok();
+        berth_tests::sandbox::wait(20, || (b.status() == "stopped").then_some(())).expect("it did not stop");
+        b.oci(&["kill", "c", "KILL"]).fails().says(&["cannot kill container c: it is stopped"]);
+        b.oci(&["exec", "c", "true"]).fails().says(&["it is stopped"]);
+        b.oci(&["delete", "c"]).ok();
+        b.oci(&["state", "c"]).fails().says(&["container c does not exist"]);
+        b.oci(&["delete", "--force", "c"]).ok();
+    }
+
+    fn namespaces_identity_and_confinement(who) {
+        let mut b = Bundle::new(who);
+        b.script("id -u; hostname; echo $$; grep -E 'NoNewPrivs|CapEff|CapInh|CapBnd|CapAmb|Seccomp:' /proc/self/status; umask; pwd")
+            .set(|c| {
+                c["process"]["user"]["umask"] = json!(0o27);
+                c["process"]["cwd"] = json!("/tmp/made");
+                c["hostname"] = json!("inside");
+                c["process"]["capabilities"]["inheritable"] = json!(["CAP_KILL"]);
+                c["process"]["capabilities"]["ambient"] = json!(["CAP_KILL", "CAP_SYS_BOOT"]);
+                c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_ERRNO"}]});
+            });
+        let said = b.says();
+        for line in ["0", "inside", "1", "CapInh:\t0000000000000020", "CapEff:\t0000000020000420", "CapBnd:\t0000000020000420", "CapAmb:\t0000000000000020", "NoNewPrivs:\t1", "Seccomp:\t2", "0027", "/tmp/made"] {
+            assert!(said.lines().any(|l| l == line), "{line} is missing in {said}");
+        }
+    }
+
+    fn masks_read_only_paths_and_devices(who) {
+        let mut b = Bundle::new(who);
+        std::fs::create_dir(b.path("rootfs/secret")).unwrap();
+        std::fs::write(b.path("rootfs/secret/a"), "hidden").unwrap();
+        std::fs::write(b.path("rootfs/plain"), "hidden").unwrap();
+        std::fs::create_dir(b.path("rootfs/fixed")).unwrap();
+        b.script(
+            "ls /secret | grep -c a; cat /plain; stat -c %t:%T /dev/null /dev/zero /dev/tty; echo x > /dev/null && echo null; \
+             touch /fixed/x 2>/dev/null || echo fixed; (echo 1 > /proc/sys/kernel/sysrq) 2>/dev/null || echo protected; \
+             touch /x 2>/dev/null || echo readonly; ls -l /dev/fd | grep -o '/proc.*'",
+        )
+        .set(|c| {
+            c["linux"]["maskedPaths"] = json!(["/secret", "/plain", "/missing/x"]);
+            c["linux"]["readonlyPaths"] = json!(["/fixed", "/proc/sys", "/missing"]);
+            c["root"]["readonly"] = json!(true);
+        });
+        assert_eq!(b.says(), "0\n1:3\n1:5\n5:0\nnull\nfixed\nprotected\nreadonly\n/proc/self/fd");
+    }
+
+    fn hooks_of_all_kinds_run_in_their_order_with_the_state(who) {
+        let mut b = Bundle::new(who);
+        let log = b.path("log");
+        let hook = |name: &str, fail: bool| {
+            let script = format!(
+                "s=$(cat); case \"$s\" in *'\"id\":\"c\"'*) echo {name}:$(echo \"$s\" | grep -o '\"status\":\"[a-z]*\"') >> {}; esac; {}",
+                log.display(),
+                if fail { "exit 3" } else { "true" }
+            );
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "timeout": 20}])
+        };
+        let hooks = json!({
+            "prestart": hook("prestart", false), "createRuntime": hook("createRuntime", false),
+            "createContainer": hook("createContainer", false), "poststart": hook("poststart", true), "poststop": hook("poststop", false),
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/state; echo ran > /tmp/startContainer"], "env": ["PATH=/bin"]}],
+        });
+        b.script("cat /tmp/startContainer; grep -c '\"status\":\"created\"' /tmp/state").set(|c| c["hooks"] = hooks);
+        let output = b.run();
+        output.clone().says(&["the poststart hook /bin/sh failed: exit code 3"]);
+        assert_eq!(output.text(), "ran\n1");
+        let lines: Vec<String> = b.sandbox.read("log").lines().map(String::from).collect();
+        let running = "poststart:\"status\":\"running\"";
+        assert_eq!(
+            lines,
+            ["prestart:\"status\":\"creating\"", "createRuntime:\"status\":\"creating\"", "createContainer:\"status\":\"creating\"", running, "poststop:\"status\":\"stopped\""]
+        );
+    }
+
+    fn a_hook_that_fails_or_hangs_leaves_nothing(who) {
+        let mut b = Bundle::new(who);
+        for (kind, args, word) in [
+            ("createRuntime", json!(["sh", "-c", "exit 9"]), "the createRuntime hook /bin/sh failed: exit code 9"),
+            ("createContainer", json!(["sh", "-c", "sleep 1000"]), "longer than its timeout of 1 s"),
+            ("startContainer", json!(["sh", "-c", "kill -9 $$"]), "killed by signal 9"),
+        ] {
+            b.set(|c| c["hooks"] = json!({kind: [{"path": "/bin/sh", "args": args, "env": ["PATH=/bin:/usr/bin"], "timeout": 1}]}));
+            b.run().says(&[word]);
+            b.oci(&["state", "c"]).fails().says(&["does not exist"]);
+        }
+    }
+
+    fn what_is_wrong_is_named(who) {
+        let b = Bundle::new(who);
+        let changes: [(&str, Value, &str); 9] = [
+            ("/process/args", json!(["nothing-here"]), "cannot run nothing-here: executable file not found in $PATH"),
+            ("/process/args", json!(["/none"]), "cannot run /none: no such file or directory"),
+            ("/process/args", json!(["/etc"]), "cannot run /etc: permission denied"),
+            ("/process/cwd", json!("bin"), "process.cwd bin is not absolute"),
+            ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported"),
+            ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),
+            ("/ociVersion", json!("3.0.0"), "ociVersion"),
+            ("/mounts", json!([{"destination": "/proc", "source": "/none", "options": ["bind"]}]), "cannot open the mount source /none"),
+            ("/linux/sysctl", json!({"kernel.core_pattern": "|/bin/sh"}), "linux.sysctl kernel.core_pattern is not supported"),
+        ];
+        for (pointer, value, word) in changes {
+            let mut config = b.config.clone();
+            let (above, key) = pointer.rsplit_once('/').unwrap();
+            config.pointer_mut(above).unwrap()[key] = value;
+            b.sandbox.write("config.json", config.to_string());
+            let root = b.path("containers");
+            let output = b.sandbox.cmd("berth").arg("oci").arg("--root").arg(root).args(["run", "c"]).fails();
+            output.says(&[word]);
+        }
+        b.oci(&["--systemd-cgroup", "run", "c"]).fails().says(&["--systemd-cgroup is not supported", "cgroupfs"]);
+        b.oci(&["run", "--no-pivot", "c"]).fails().says(&["--no-pivot is not supported"]);
+        b.oci(&["run", "../c"]).fails().says(&["is no container id"]);
+        let log = b.path("log.json");
+        b.oci(&["--log", log.to_str().unwrap(), "--log-format", "json", "start", "none"]).fails();
+        let line: Value = serde_json::from_str(b.sandbox.read("log.json").trim()).unwrap();
+        assert_eq!((line["level"].as_str(), line["msg"].as_str().map(|m| m.contains("none does not exist"))), (Some("error"), Some(true)));
+    }
+
+    fn no_link_in_the_root_leads_a_mount_or_a_device_outside(who) {
+        let mut b = Bundle::new(who);
+        let outside = b.path("outside");
+        std::fs::create_dir_all(outside.join("dev")).unwrap();
+        machine::give(&outside, b.sandbox.who());
+        machine::give(&outside.join("dev"), b.sandbox.who());
+        let deep = "../../../../../../..";
+        symlink(format!("{deep}{}", outside.display()), b.path("rootfs/out")).unwrap();
+        std::fs::remove_dir(b.path("rootfs/dev")).unwrap();
+        symlink(format!("{deep}{}/dev", outside.display()), b.path("rootfs/dev")).unwrap();
+        std::fs::create_dir(b.path("source")).unwrap();
+        b.script("true").set(|c| {
+            let mounts = c["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({"destination": "/out/made/here", "source": "source", "options": ["bind"]}));
+            mounts.push(json!({"destination": "/out/tmpfs", "type": "tmpfs", "source": "tmpfs"}));
+        });
+        b.run();
+        let left: Vec<_> = std::fs::read_dir(&outside).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["dev"], "something was made outside the root");
+        assert_eq!(std::fs::read_dir(outside.join("dev")).unwrap().count(), 0, "a device was made outside the root");
+        // The kernel's own files are mounted through no link at all.
+        std::fs::remove_dir(b.path("rootfs/proc")).unwrap();
+        symlink("tmp", b.path("rootfs/proc")).unwrap();
+        b.run().says(&["/proc is not an ordinary directory in the root"]);
+    }
+
+    fn the_working_directory_is_no_descriptor_of_the_node(who) {
+        let mut b = Bundle::new(who);
+        let open = std::fs::File::open("/").unwrap();
+        b.script("pwd; ls /proc/self/fd").set(|c| c["process"]["cwd"] = json!("/proc/self/fd/9"));
+        let line = format!("exec 9</; exec {} oci --root {} run c", machine::programs().join("berth").display(), b.path("containers").display());
+        b.oci(&["features"]).ok();
+        let output = b.sandbox.cmd("sh").args(["-c", &line]).fails();
+        output.says(&["working directory"]);
+        drop(open);
+        // And none is there for the program.
+        b.script("ls /proc/self/fd | grep -v 3; true").set(|c| c["process"]["cwd"] = json!("/"));
+        b.oci(&["features"]).ok();
+        let output = b.sandbox.cmd("sh").args(["-c", &line]).ok();
+        assert_eq!(output.text(), "0\n1\n2");
+    }
+
+    fn the_runtimes_own_program_cannot_be_written_from_a_container(who) {
+        let mut b = Bundle::new(who);
+        let copy = b.path("berth-oci");
+        std::fs::copy(machine::programs().join("berth"), &copy).unwrap();
+        machine::give(&copy, b.sandbox.who());
+        let before = std::fs::metadata(&copy).unwrap();
+        // The program is a script whose interpreter is whatever runs it: the runtime.
+        std::fs::write(b.path("rootfs/attack"), "#!/proc/self/exe\n").unwrap();
+        std::fs::set_permissions(b.path("rootfs/attack"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        b.set(|c| c["process"]["args"] = json!(["/attack"]));
+        let root = b.path("containers");
+        b.oci(&["features"]).ok();
+        let _ = b.sandbox.cmd(&copy).arg("--root").arg(&root).args(["run", "c"]).run();
+        // And a program of the container that looks for the runtime among the processes that join it.
+        b.script(
+            "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); for p in /proc/[0-9]*; do \
+             case $p in /proc/1|/proc/self|/proc/$$) continue;; esac; \
+             head -c 4 $p/exe > /tmp/seen 2>/dev/null && (echo x >> $p/exe) 2>/dev/null && echo WROTE > /tmp/wrote; done; done",
+        )
+        .set(|c| c["process"]["capabilities"] = json!({}));
+        b.sandbox.write("config.json", b.config.to_string());
+        b.sandbox.cmd(&copy).arg("--root").arg(&root).args(["run", "--detach", "c"]).ok();
+        for _ in 0..10 {
+            let _ = b.sandbox.cmd(&copy).arg("--root").arg(&root).args(["exec", "c", "/bin/true"]).run();
+            let _ = b.sandbox.cmd(&copy).arg("--root").arg(&root).args(["exec", "c", "/attack"]).run();
+        }
+        assert!(!b.path("rootfs/tmp/wrote").exists(), "the runtime's program was written to");
+        let after = std::fs::metadata(&copy).unwrap();
+        assert_eq!((before.len(), before.ino()), (after.len(), after.ino()));
+        let same = Cmd::new("cmp").arg(&copy).arg(machine::programs().join("berth")).run();
+        assert!(same.rc == 0, "the runtime's program was changed");
+    }
+
+    fn exec_is_strict_about_users_and_gives_no_inheritable_capability(who) {
+        let mut b = Bundle::new(who);
+        b.script("exec sleep 1000");
+        b.oci(&["run", "--detach", "c"]).ok();
+        for user in ["-1", "4294967295", "4294967296", "root", "0x0", "1:"] {
+            b.oci(&["exec", &format!("--user={user}"), "c", "id"]).fails().says(&["--user"]);
+        }
+        let caps = b.oci(&["exec", "--cap", "CAP_SYS_BOOT", "c", "grep", "-E", "CapInh|CapEff|CapAmb", "/proc/self/status"]).ok().text();
+        assert_eq!(caps, "CapInh:\t0000000000000000\nCapEff:\t0000000020400420\nCapAmb:\t0000000000000000");
+        b.oci(&["exec", "--cap", "cap_all", "c", "true"]).fails().says(&["there is no capability"]);
+        assert_eq!(b.oci(&["exec", "--env", "A=b", "--cwd", "/tmp", "c", "sh", "-c", "echo $A; pwd"]).ok().text(), "b\n/tmp");
+        b.oci(&["exec", "c", "nothing"]).fails().says(&["cannot run nothing: executable file not found"]);
+        let given = b.oci(&["exec", "--preserve-fds", "1", "c", "true"]).fails();
+        given.says(&["descriptor 3 is not open"]);
+    }
+
+    fn seccomp_rules_act_as_written(who) {
+        let mut b = Bundle::new(who);
+        b.script("mkdir /tmp/d; echo made $?; hostname x 2>&1 | grep -o 'Operation not permitted'; stat -c %n /tmp >/dev/null; echo on")
+            .set(|c| {
+                c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+                    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64"],
+                    "syscalls": [
+                        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+                        {"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}]});
+            });
+        let output = b.run();
+        output.clone().says(&["No space left on device"]);
+        assert_eq!(output.text(), "made 1\nOperation not permitted\non");
+        b.script("sleep 0; echo not reached").set(|c| {
+            c["linux"]["seccomp"]["syscalls"] = json!([{"names": ["nanosleep", "clock_nanosleep"], "action": "SCMP_ACT_KILL_PROCESS"}]);
+        });
+        b.script("sleep 1; echo status $?");
+        assert_eq!(b.run().text(), "status 159");
+    }
+
+    fn a_terminal_of_its_own(who) {
+        let mut b = Bundle::new(who);
+        b.script("tty; test -c /dev/console && echo console; ls -l /proc/self/fd/0 | grep -o '/dev/.*'").set(|c| c["process"]["terminal"] = json!(true));
+        b.oci(&["create", "c"]).fails().says(&["--console-socket"]);
+        let said = b.run().text();
+        let lines: Vec<&str> = said.lines().map(str::trim).collect();
+        assert_eq!(lines, ["/dev/pts/0", "console", "/dev/pts/0"]);
+    }
+
+    fn mounts_with_their_options(who) {
+        let mut b = Bundle::new(who);
+        std::fs::create_dir_all(b.path("source/below")).unwrap();
+        std::fs::write(b.path("source/file"), "content").unwrap();
+        std::fs::write(b.path("rootfs/tmp/kept"), "kept").unwrap();
+        give_all(&b.path("source"), b.sandbox.who());
+        b.script(
+            "cat /bound/file; touch /bound/x 2>/dev/null || echo ro; cat /one/file.txt; touch /writable/made && echo rw; \
+             grep ' /bound ' /proc/self/mountinfo | grep -o 'ro,nosuid,nodev,noexec'; cat /tmp/kept; stat -c %a /small; \
+             dd if=/dev/zero of=/small/x bs=1k count=100 2>&1 | grep -o 'No space left'",
+        )
+        .set(|c| {
+            let mounts = c["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({"destination": "/bound", "source": "source", "options": ["rbind", "rro", "nosuid", "nodev", "noexec"]}));
+            mounts.push(json!({"destination": "/one/file.txt", "source": "source/file", "options": ["bind", "ro"]}));
+            mounts.push(json!({"destination": "/writable", "source": "source", "options": ["bind"]}));
+            mounts.push(json!({"destination": "/small", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=711"]}));
+            mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+        });
+        assert_eq!(b.says(), "contentro\ncontentrw\nro,nosuid,nodev,noexec\nkept711\nNo space left");
+        assert!(b.path("source/made").exists());
+    }
+}
+
+#[test]
+fn control_groups_limit_freeze_and_go_as_root() {
+    let mut b = Bundle::new(Who::root());
+    b.script("exec sleep 1000").set(|c| {
+        c["linux"]["cgroupsPath"] = json!(format!("/bt-oci-{}", std::process::id()));
+        c["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
+        c["linux"]["resources"]["pids"] = json!({"limit": 20});
+    });
+    b.oci(&["run", "--detach", "c"]).ok();
+    let stats: Value = serde_json::from_str(&b.oci(&["events", "--stats", "c"]).ok().text()).unwrap();
+    assert_eq!(
+        (stats["type"].as_str(), stats["data"]["memory"]["usage"]["limit"].as_u64()),
+        (Some("stats"), Some(67_108_864))
+    );
+    assert_eq!(stats["data"]["pids"]["limit"], 20);
+    b.oci(&["update", "--memory", "134217728", "--pids-limit", "30", "c"]).ok();
+    let stats: Value = serde_json::from_str(&b.oci(&["events", "--stats", "c"]).ok().text()).unwrap();
+    assert_eq!(
+        (stats["data"]["memory"]["usage"]["limit"].as_u64(), stats["data"]["pids"]["limit"].as_u64()),
+        (Some(134_217_728), Some(30))
+    );
+    b.oci(&["pause", "c"]).ok();
+    assert_eq!(b.status(), "paused");
+    b.oci(&["exec", "c", "true"]).fails().says(&["it is paused"]);
+    b.oci(&["resume", "c"]).ok();
+    assert_eq!(b.status(), "running");
+    let pids: Value = serde_json::from_str(&b.oci(&["ps", "--format", "json", "c"]).ok().text()).unwrap();
+    assert_eq!(pids.as_array().unwrap().len(), 1);
+    assert!(b.oci(&["ps", "c"]).ok().text().contains("sleep 1000"));
+    b.oci(&["update", "--pids-limit", "x", "c"]).fails();
+    b.oci(&["pause", "c"]).ok();
+    b.oci(&["delete", "--force", "c"]).ok();
+    let left = Cmd::new("find")
+        .args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &format!("bt-oci-{}", std::process::id())])
+        .ok();
+    assert_eq!(left.text(), "");
+}
+
+#[test]
+fn namespaces_are_joined_by_path_and_checked_as_root() {
+    let mut b = Bundle::new(Who::root());
+    b.script("exec sleep 1000");
+    b.oci(&["run", "--detach", "c"]).ok();
+    let state: Value = serde_json::from_str(&b.oci(&["state", "c"]).ok().text()).unwrap();
+    let pid = state["pid"].as_i64().unwrap();
+    let mut joined = Bundle::new(Who::root());
+    let types = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup")];
+    joined.script("for n in pid net ipc uts cgroup; do readlink /proc/self/ns/$n; done").set(|c| {
+        let all =
+            types.iter().map(|(kind, file)| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+        c["linux"]["namespaces"] = all.chain([json!({"type": "mount"})]).collect();
+        c.as_object_mut().unwrap().remove("hostname");
+    });
+    symlink("busybox", joined.path("rootfs/bin/readlink")).unwrap();
+    let want: Vec<String> = types
+        .iter()
+        .map(|(_, file)| std::fs::read_link(format!("/proc/{pid}/ns/{file}")).unwrap().display().to_string())
+        .collect();
+    assert_eq!(joined.says().lines().collect::<Vec<_>>(), want);
+    joined.set(|c| c["linux"]["namespaces"][0]["path"] = json!(format!("/proc/{pid}/ns/net")));
+    joined.run().says(&["cannot join the namespace", "of another kind"]);
+    joined.set(|c| c["linux"]["namespaces"][0]["path"] = json!("/etc/passwd"));
+    joined.run().says(&["cannot join the namespace"]);
+}
