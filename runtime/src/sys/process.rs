@@ -18,6 +18,9 @@ pub fn personality(domain: u32) -> SysResult<()> {
     check(libc::c_long::from(unsafe { libc::personality(libc::c_ulong::from(domain)) })).map(drop)
 }
 
+/// `SIOCSIFFLAGS`, in the type that this C library's ioctl takes.
+const SET_FLAGS: libc::Ioctl = 0x8914;
+
 /// Brings the loopback device up; `socket` is any socket of the network namespace.
 pub fn loopback_up(socket: BorrowedFd<'_>) -> SysResult<()> {
     // SAFETY: ifreq is plain data, for which all-zero bytes are a value.
@@ -28,7 +31,6 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> SysResult<()> {
     let flags = libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| Errno::INVAL)?;
     // SAFETY: `request` is a whole ifreq with a name and flags, and lives across the call.
-    let ret =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, std::ptr::from_mut(&mut request)) };
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), SET_FLAGS, std::ptr::from_mut(&mut request)) };
     check(libc::c_long::from(ret)).map(drop)
 }
