@@ -8,6 +8,7 @@ use crate::supervisors;
 use berth_agent_core::{Adopted, AdoptedPhase, StepTimers, SupervisorEvent};
 use berth_model::ids::StepKey;
 use berth_model::launch::StepPhase;
+use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{self, LaunchFile, StepDir, read_json};
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ pub async fn adopt(
     }
     for record in jobs::scan(paths)? {
         if record.boot_id == boot_id {
+            // Of steps whose supervisor is gone, while no agent was there to see it.
+            record.namespaces.iter().for_each(JobNamespaces::end_orphans);
             found.jobs.push(record);
         } else {
             jobs::remove(paths, record.job)?;

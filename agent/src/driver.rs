@@ -2,8 +2,9 @@
 
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
+use crate::holders::Holders;
 use crate::images::{Images, Ready};
-use crate::jobs::{self, JobRecord};
+use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
 use crate::registry::Registry;
@@ -29,8 +30,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
-/// How long the kernel may take until a killed job's processes are gone before that is worth a word.
-const REMOVAL: Duration = Duration::from_secs(10);
 /// How long an agent that stops waits for what is being removed.
 const SETTLE: Duration = Duration::from_secs(2);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
@@ -72,6 +71,8 @@ pub struct Node {
     pub zygote: Arc<Zygote>,
     /// Supervisors that wait for steps.
     pub slots: Arc<Slots>,
+    /// Processes that wait for jobs whose namespaces they will hold.
+    pub holders: Holders,
     /// Steps, for clients.
     pub registry: Registry,
     /// For listeners.
@@ -213,6 +214,11 @@ impl Driver {
     /// Takes what a supervisor did.
     pub fn supervisor(&mut self, key: StepKey, event: SupervisorEvent) {
         let over = !matches!(event, SupervisorEvent::Started);
+        let namespaces = self.jobs.get(&key.job).and_then(|job| job.record.namespaces);
+        if let Some(namespaces) = namespaces.filter(|_| matches!(event, SupervisorEvent::Gone)) {
+            // The supervisor would have done it.
+            tokio::task::spawn_blocking(move || namespaces.end_orphans());
+        }
         if let SupervisorEvent::Exited(exit) = &event {
             self.node.registry.ended(key, exit);
         }
@@ -312,6 +318,7 @@ impl Driver {
             gid: identity.gid,
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
+            namespaces: None,
         };
         let mut next = None;
         let clearing = self.clearing.remove(&job);
@@ -320,12 +327,21 @@ impl Driver {
                 // The run before had its files under the same name.
                 let _ = tokio::runtime::Handle::current().block_on(earlier);
             }
-            next = self.node.slots.take(job);
+            let node = &self.node;
+            // They are made while the rest is.
+            let holder = node.holders.begin(launch)?;
+            next = node.slots.take(job);
             let share = &launch.job.share;
-            record.cgroup = self.node.cgroups.job(job, share, next.is_some()).map_err(|e| e.to_string())?;
-            jobs::make(&self.node.paths, &record).map_err(|e| {
-                format!("cannot make the job's directory {}: {e}", self.node.paths.job(job).display())
-            })
+            record.cgroup = node.cgroups.job(job, share, next.is_some()).map_err(|e| e.to_string())?;
+            record.namespaces = holder.as_ref().map(|h| h.namespaces);
+            jobs::make(&node.paths, &record).map_err(|e| {
+                format!("cannot make the job's directory {}: {e}", node.paths.job(job).display())
+            })?;
+            if !node.holders.stay(holder)? && record.namespaces.take().is_some() {
+                let again = jobs::rewrite(&node.paths, &record);
+                again.map_err(|e| format!("cannot write the job's record: {e}"))?;
+            }
+            Ok(())
         });
         let failure = made.err();
         if let Some(why) = &failure {
@@ -356,16 +372,16 @@ impl Driver {
         }));
     }
 
-    /// Has a place for the job's next step made when the start of this one is past: a job that is over by then needs
-    /// none.
+    /// Has a process made that holds the next job's namespaces, and a place for this job's next step, when the start
+    /// of this one is past: a job that is over by then needs none.
     fn want_next(&self, job: JobId, attempt: Attempt) {
-        if !self.node.cgroups.parks() {
-            return;
-        }
-        let inputs = self.inputs.clone();
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         tokio::spawn(async move {
             tokio::time::sleep(PAUSE).await;
-            let _ = inputs.send(Input::WantNext(job, attempt));
+            if node.cgroups.parks() {
+                let _ = inputs.send(Input::WantNext(job, attempt));
+            }
+            let _ = tokio::task::spawn_blocking(move || node.holders.fill()).await;
         });
     }
 
@@ -422,6 +438,7 @@ impl Driver {
             boot_id: node.boot_id.clone(),
             image: ready.image,
             cgroup,
+            namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)
         };
         let dir = StepDir::of(&node.paths.spool(), key);
@@ -470,6 +487,9 @@ impl Driver {
             if let Some(making) = making {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
+            }
+            if let Some(record) = &gone {
+                jobs::end(record);
             }
             for step in steps {
                 // What does not go shows below.

@@ -3,6 +3,7 @@
 
 use crate::paths::Paths;
 use berth_model::ids::{Attempt, Gid, JobId, Uid};
+use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{SCRIPT_FD, read_json, write_json};
 use berth_step::tree::remove_tree;
@@ -14,6 +15,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 use tokio::net::UnixListener;
 
 /// `job.json`: whose a job's directory is, and what the job has besides.
@@ -32,15 +34,24 @@ pub struct JobRecord {
     /// The job's cgroup, where there is one.
     #[serde(default)]
     pub cgroup: Option<Cgroup>,
+    /// The namespaces that its containers share.
+    #[serde(default)]
+    pub namespaces: Option<JobNamespaces>,
 }
+
+/// How long the kernel may take until a killed job's processes are gone before that is worth a word.
+pub const REMOVAL: Duration = Duration::from_secs(10);
 
 /// Makes a job's directory. What an earlier run left is removed first.
 pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
     let dir = paths.job(record.job);
+    if let Ok(earlier) = read_json::<JobRecord>(&dir.join("job.json")) {
+        end(&earlier);
+    }
     remove_tree(&dir)?;
     mkdir(&dir, 0o711)?;
     // Written first: a half-made directory is recognised, and removed with its job.
-    write_json(&dir.join("job.json"), record)?;
+    rewrite(paths, record)?;
     let client = paths.client_dir(record.job);
     mkdir(&client, 0o755)?;
     mkdir(&client.join("bin"), 0o755)?;
@@ -54,6 +65,21 @@ pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
         chown(&scratch, Some(uid), Some(gid))?;
     }
     Ok(())
+}
+
+/// Writes a job's record again.
+pub fn rewrite(paths: &Paths, record: &JobRecord) -> io::Result<()> {
+    write_json(&paths.job(record.job).join("job.json"), record)
+}
+
+/// Ends what is left of a job's processes, those in its namespaces at once. Waits until they are gone; what
+/// does not go (a process in state D) stays behind with a word about it.
+pub fn end(record: &JobRecord) {
+    if let Some(namespaces) = &record.namespaces
+        && !namespaces.end(REMOVAL)
+    {
+        tracing::error!("job {}: processes of it do not end although they were killed", record.job);
+    }
 }
 
 /// Opens the job's listener, in place of one that an earlier agent had.
@@ -123,6 +149,7 @@ mod tests {
             gid: Gid(gid.as_raw()),
             boot_id: "boot".into(),
             cgroup: None,
+            namespaces: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod cgroups;
 mod clients;
 mod driver;
 mod gres;
+mod holders;
 mod images;
 mod jobs;
 mod link;

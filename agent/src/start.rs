@@ -3,6 +3,7 @@
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::driver::{Driver, Input, Node, wall_clock};
+use crate::holders::Holders;
 use crate::images::Images;
 use crate::jobs::{self, listen_at};
 use crate::link;
@@ -132,6 +133,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     }
     cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
     let slots = Arc::new(Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system));
+    let holders = Holders::new(Arc::clone(&zygote));
     let jobs = found.jobs.iter().map(|j| (j.job, j.attempt)).collect();
     let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
     let container = &options.config.container;
@@ -148,6 +150,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         images: Arc::new(images),
         zygote,
         slots,
+        holders,
         registry,
         service: Arc::clone(&service),
         paths: paths.clone(),
@@ -157,6 +160,8 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     // Ends with this function, however that ends.
     let mut standing_by = JoinSet::new();
     standing_by.spawn(Arc::clone(&node.slots).keep());
+    let filled = Arc::clone(&node);
+    tokio::task::spawn_blocking(move || filled.holders.fill());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
@@ -185,6 +190,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     driver.settle().await;
     drop(driver);
     parts.slots.close();
+    parts.holders.close();
     parts.zygote.end();
     parts.cgroups.leave(&jobs_on_disk(&paths));
     tracing::info!("agent of node {name} stopped; its steps run on");

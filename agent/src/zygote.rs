@@ -44,14 +44,23 @@ impl Zygote {
         self.request(&ForkRequest::StandBy { system }, &[socket])
     }
 
+    /// Has the first process of a job forked, which takes orders on `socket`.
+    pub fn hold(&self, system: bool, socket: BorrowedFd<'_>) -> io::Result<(i32, OwnedFd)> {
+        self.ask_for(&ForkRequest::Hold { system }, &[socket])
+    }
+
     fn request(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+        self.ask_for(request, fds).map(|(_, pidfd)| pidfd)
+    }
+
+    fn ask_for(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<(i32, OwnedFd)> {
         let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let first = match slot.as_ref() {
             Some(running) => ask(running, request, fds),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
         match first {
-            Ok(Ok(pidfd)) => return Ok(pidfd),
+            Ok(Ok(forked)) => return Ok(forked),
             Ok(Err(refused)) => return Err(refused),
             Err(e) => tracing::warn!("the zygote is gone ({e}): starting another"),
         }
@@ -97,12 +106,14 @@ fn spawn(program: &PathBuf, settle: &Settle) -> io::Result<Running> {
     Ok(Running { socket: ours, child })
 }
 
+type Forked = (i32, OwnedFd);
+
 /// The outer error means that the zygote is of no further use, the inner one that it could not fork.
-fn ask(running: &Running, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<io::Result<OwnedFd>> {
+fn ask(running: &Running, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<io::Result<Forked>> {
     send(running.socket.as_fd(), request, fds)?;
     let (answer, fds) = receive::<ForkAnswer>(running.socket.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok(match (answer, fds.into_iter().next()) {
-        (ForkAnswer::Forked(_), Some(pidfd)) => Ok(pidfd),
+        (ForkAnswer::Forked(pid), Some(pidfd)) => Ok((pid, pidfd)),
         (ForkAnswer::Forked(_), None) => Err(io::Error::other("the zygote sent no pidfd")),
         (ForkAnswer::Failed(why), _) => Err(io::Error::other(why)),
     })

@@ -1,6 +1,8 @@
-//! The container's pid 1: starts tasks, reaps everything, reports, and ends with its supervisor.
+//! The container's init, which is pid 1 where the pid namespace is its own: starts tasks, reaps everything,
+//! reports, and ends with its supervisor.
 
-use crate::plan::{Plan, RootPlan};
+use crate::plan::{Ns, Plan, RootPlan};
+use crate::procfs::descendants;
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
 use crate::setup::{self, SetupFailure, SetupFds};
 use crate::start::start;
@@ -46,7 +48,7 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
         return 1;
     }
     init.serve();
-    if !plan.namespaces.pid {
+    if plan.namespaces.pid != Ns::Own {
         kill_descendants();
     }
     0
@@ -59,7 +61,7 @@ fn failure(action: &str, errno: Errno) -> SetupFailure {
 /// Keeps the socket and the namespaces; standard streams become `/dev/null`.
 fn only_own_descriptors(sock: &OwnedFd, fds: &SetupFds) -> SysResult<()> {
     let mut keep: Vec<RawFd> = vec![sock.as_raw_fd()];
-    keep.extend([&fds.user_ns, &fds.idmap_ns, &fds.layer].into_iter().flatten().map(AsRawFd::as_raw_fd));
+    keep.extend(fds.all().map(AsRawFd::as_raw_fd));
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
     for n in 0..3 {
         if !keep.contains(&n) {
@@ -155,8 +157,13 @@ impl Init<'_> {
             SignalTarget::Process(task) => wanted(task).for_each(send),
             SignalTarget::Task(task) => wanted(task).for_each(|pid| send(-pid)),
             SignalTarget::AllTasks => self.tasks.keys().for_each(|pid| send(-pid)),
-            SignalTarget::Everything if self.plan.namespaces.pid => send(-1),
-            SignalTarget::Everything => descendants().into_iter().for_each(send),
+            SignalTarget::Everything if self.plan.namespaces.pid == Ns::Own => send(-1),
+            // Other steps live in the same pid namespace. Where `/proc` was taken away the tasks are known.
+            SignalTarget::Everything => {
+                let found = descendants();
+                let missed: Vec<i32> = self.tasks.keys().copied().filter(|t| !found.contains(t)).collect();
+                found.into_iter().chain(missed).for_each(send);
+            }
         }
     }
 
@@ -202,7 +209,8 @@ fn full_layer(plan: &Plan) -> Option<String> {
     })
 }
 
-/// Ends every descendant of init, which adopts all orphans (it has no pid namespace to do that by ending).
+/// Ends every descendant of init, which adopts all orphans (it has no pid namespace of its own to do that by
+/// ending).
 fn kill_descendants() {
     // Each round's orphans come to init; processes that are not ours to signal end the loop.
     for _ in 0..1000 {
@@ -215,20 +223,4 @@ fn kill_descendants() {
         let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         let _ = poll(&mut [], Some(&pause));
     }
-}
-
-/// Pids of all live descendants, from the kernel's lists of children.
-fn descendants() -> Vec<i32> {
-    let mut all: Vec<i32> = Vec::new();
-    let mut next = vec![rustix::process::getpid().as_raw_nonzero().get()];
-    while let Some(pid) = next.pop() {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        for child in text.split_whitespace().filter_map(|t| t.parse::<i32>().ok()) {
-            if !all.contains(&child) {
-                all.push(child);
-                next.push(child);
-            }
-        }
-    }
-    all
 }

@@ -1,7 +1,8 @@
 //! Starts a container's init and speaks with it: the supervisor's side.
 
 use crate::exec::ExecError;
-use crate::plan::{Mode, Plan, RootPlan};
+use crate::job::{Holder, Prepared};
+use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send_and_collect};
 use crate::setup::{SetupFailure, SetupFds, map_text};
 use crate::sys::fork::{CloneOptions, Forked, fork};
@@ -26,6 +27,8 @@ pub enum LaunchError {
          thread, or from the step supervisor"
     )]
     Threads,
+    #[error("the container is to join its job's namespaces, and nobody says where they are")]
+    NoJob,
     #[error("the container's init ended unexpectedly ({0})")]
     InitLost(String),
 }
@@ -73,25 +76,8 @@ pub struct StartOptions<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A process parked beforehand in cgroups made beforehand (v1): it forks init.
     pub parked: Option<crate::park::Parked>,
-    /// Namespaces made beforehand; what is absent is made for this container.
+    /// What the container takes from its job, where the plan says so; what is absent is made for it.
     pub namespaces: Prepared,
-}
-
-/// Namespaces made beforehand by root, which the containers of a job share (system mode).
-#[derive(Debug, Default)]
-pub struct Prepared {
-    /// From [`job_user_namespace`].
-    pub user: Option<OwnedFd>,
-    /// From [`store_mapping`].
-    pub idmap: Option<OwnedFd>,
-}
-
-/// Makes the user namespace of a plan: owned by root, the user's ids mapped.
-///
-/// # Errors
-/// The kernel's.
-pub fn job_user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
-    user_namespace(plan).map(|(ns, _)| ns)
 }
 
 fn user_namespace(plan: &Plan) -> Result<(OwnedFd, userns::Helper), LaunchError> {
@@ -99,15 +85,8 @@ fn user_namespace(plan: &Plan) -> Result<(OwnedFd, userns::Helper), LaunchError>
         .map_err(clone_failed("make the user namespace"))
 }
 
-/// Makes the user namespace through which a store's files appear as the user's; absent where the plan
-/// needs none.
-///
-/// # Errors
-/// The kernel's.
-pub fn store_mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
-    Ok(mapping(plan)?.map(|(ns, _)| ns))
-}
-
+/// Makes the user namespace through which a store's files appear as the user's; absent where the plan needs
+/// none.
 fn mapping(plan: &Plan) -> Result<Option<(OwnedFd, userns::Helper)>, LaunchError> {
     let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
     let id = &plan.identity;
@@ -124,6 +103,17 @@ fn clone_failed(action: &'static str) -> impl Fn(Errno) -> LaunchError {
     }
 }
 
+/// What has to be done for the container's processes to end.
+#[derive(Debug)]
+enum EndOfInit {
+    /// They end with init, which is pid 1.
+    Namespace,
+    /// Init is killed, and its orphans come to the job's holder.
+    Orphans(Holder),
+    /// Init ends its descendants.
+    Descendants,
+}
+
 /// A running container. Dropping it ends the container.
 #[derive(Debug)]
 pub struct InitHandle {
@@ -131,8 +121,7 @@ pub struct InitHandle {
     pidfd: OwnedFd,
     sock: OwnedFd,
     receiver: Receiver,
-    /// The container's processes end with init.
-    own_pids: bool,
+    end: EndOfInit,
     ended: bool,
     notes: Vec<String>,
 }
@@ -145,7 +134,24 @@ pub struct InitHandle {
 /// [`LaunchError`] names the step that failed, the file, the reason and what to do.
 pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, LaunchError> {
     let layer = crate::layer::make(plan)?;
-    let mut fds = SetupFds { user_ns: options.namespaces.user, idmap_ns: options.namespaces.idmap, layer };
+    let Prepared { holder, user, idmap } = options.namespaces;
+    let own_user = plan.namespaces.user != Ns::Job;
+    let mut fds = SetupFds { user_ns: user.filter(|_| !own_user), idmap_ns: idmap, layer, holder: None };
+    let mut parked = options.parked;
+    let end = match (plan.namespaces.pid, holder) {
+        (Ns::Own, _) => EndOfInit::Namespace,
+        (Ns::Node, _) => EndOfInit::Descendants,
+        (Ns::Job, None) => return Err(LaunchError::NoJob),
+        (Ns::Job, Some(holder)) => {
+            let copy = rustix::io::fcntl_dupfd_cloexec(holder.as_fd(), 3);
+            fds.holder = Some(copy.map_err(system("hold the job's namespaces"))?);
+            if parked.is_none() {
+                // Whoever enters them does not come back: not this process.
+                parked = Some(crate::park::Parked::new()?);
+            }
+            EndOfInit::Orphans(holder)
+        }
+    };
     // Reaped when init is on its way: waiting for them here would lie on the start path.
     let mut helpers = Vec::new();
     if plan.mode == Mode::System && plan.root != RootPlan::Host {
@@ -164,7 +170,7 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(system("make a socket"))?;
-    let (pid, pidfd) = match options.parked {
+    let (pid, pidfd) = match parked {
         Some(parked) => parked.launch(plan, theirs, fds, options.cgroup)?,
         None => fork_init(plan, theirs, fds, options.cgroup, false)?,
     };
@@ -174,7 +180,7 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         pidfd,
         sock: ours,
         receiver: Receiver::default(),
-        own_pids: plan.namespaces.pid,
+        end,
         ended: false,
         notes: Vec::new(),
     };
@@ -192,12 +198,13 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
 /// `CLONE_NEW*` bits of a plan. The cgroup namespace is made later, in the cgroup.
 fn clone_flags(plan: &Plan) -> u64 {
     let ns = plan.namespaces;
-    let user = ns.user && plan.mode == Mode::User;
+    // Within the job's, one of the container's own is made last.
+    let user = ns.user == Ns::Own && plan.mode == Mode::User && !ns.in_job();
     let bits = [
         (user, libc::CLONE_NEWUSER),
         (ns.mount, libc::CLONE_NEWNS),
-        (ns.pid, libc::CLONE_NEWPID),
-        (ns.ipc, libc::CLONE_NEWIPC),
+        (ns.pid == Ns::Own, libc::CLONE_NEWPID),
+        (ns.ipc == Ns::Own, libc::CLONE_NEWIPC),
         (ns.uts, libc::CLONE_NEWUTS),
     ];
     bits.iter().filter(|(on, _)| *on).fold(0, |flags, (_, bit)| flags | u64::from(bit.cast_unsigned()))
@@ -349,7 +356,7 @@ impl InitHandle {
     fn lost(&mut self) -> LaunchError {
         let how = match wait::wait_pidfd(&self.pidfd) {
             Ok(code) => {
-                self.ended = true;
+                self.gone();
                 format!("exit code {code}")
             }
             Err(e) => e.to_string(),
@@ -359,8 +366,9 @@ impl InitHandle {
 
     /// Ends the container: every process of it, and its mounts with them. Waits until they are gone.
     ///
-    /// Without a pid namespace (`host:` in user mode) init ends its descendants first; one that changed to
-    /// another user can only be ended through its cgroup.
+    /// In a job's pid namespace only this container's processes end. Without a pid namespace (`host:` in user
+    /// mode) init ends its descendants first; one that changed to another user can only be ended through its
+    /// cgroup.
     ///
     /// # Errors
     /// The kernel's.
@@ -368,17 +376,25 @@ impl InitHandle {
         self.end().map_err(system("end the container"))
     }
 
+    /// Init has ended; what it leaves ends too.
+    fn gone(&mut self) {
+        self.ended = true;
+        if let EndOfInit::Orphans(holder) = &self.end {
+            holder.end_orphans();
+        }
+    }
+
     fn end(&mut self) -> Result<(), Errno> {
         if self.ended {
             return Ok(());
         }
-        if self.own_pids {
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        } else {
+        if matches!(self.end, EndOfInit::Descendants) {
             let _ = rustix::net::shutdown(&self.sock, rustix::net::Shutdown::Both);
+        } else {
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         wait::wait_pidfd(&self.pidfd)?;
-        self.ended = true;
+        self.gone();
         Ok(())
     }
 }

@@ -35,6 +35,7 @@
 pub mod cgroup;
 pub mod doctor;
 pub mod facts;
+pub mod job;
 pub mod limits;
 #[cfg(feature = "oci")]
 pub mod oci;
@@ -48,6 +49,7 @@ mod init;
 mod launch;
 mod layer;
 mod park;
+pub mod procfs;
 mod protocol;
 mod setup;
 mod start;
@@ -55,9 +57,8 @@ pub mod sys;
 
 pub use exec::ExecError;
 pub use facts::HostFacts;
-pub use launch::{
-    Event, InitHandle, LaunchError, Prepared, StartOptions, job_user_namespace, start_init, store_mapping,
-};
+pub use job::{HolderLink, JobNamespaces, JobRequest, Prepared, fork_holder};
+pub use launch::{Event, InitHandle, LaunchError, StartOptions, start_init};
 pub use park::Parked;
 pub use plan::{Plan, PlanError, plan};
 pub use protocol::SignalTarget;

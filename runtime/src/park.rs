@@ -29,6 +29,7 @@ struct Order {
     user_ns: bool,
     idmap_ns: bool,
     layer: bool,
+    holder: bool,
     cgroup: bool,
 }
 
@@ -87,10 +88,11 @@ impl Parked {
             user_ns: fds.user_ns.is_some(),
             idmap_ns: fds.idmap_ns.is_some(),
             layer: fds.layer.is_some(),
+            holder: fds.holder.is_some(),
             cgroup: cgroup.is_some(),
         };
         let mut sent = vec![sock.as_fd()];
-        sent.extend([&fds.user_ns, &fds.idmap_ns, &fds.layer].into_iter().flatten().map(AsFd::as_fd));
+        sent.extend(fds.all().map(AsFd::as_fd));
         sent.extend(cgroup);
         send(self.sock.as_fd(), &order, &sent).map_err(system("wake the parked process"))?;
         let mut receiver = Receiver::default();
@@ -148,9 +150,14 @@ fn parked(sock: &OwnedFd) -> i32 {
         user_ns: if order.user_ns { fds.next() } else { None },
         idmap_ns: if order.idmap_ns { fds.next() } else { None },
         layer: if order.layer { fds.next() } else { None },
+        holder: if order.holder { fds.next() } else { None },
     };
     let cgroup = if order.cgroup { fds.next() } else { None };
-    let answer = match fork_init(&order.plan, init_sock, setup, cgroup.as_ref().map(AsFd::as_fd), true) {
+    let forked = match crate::job::enter(&order.plan, &setup) {
+        Ok(()) => fork_init(&order.plan, init_sock, setup, cgroup.as_ref().map(AsFd::as_fd), true),
+        Err(failure) => Err(LaunchError::Setup(failure)),
+    };
+    let answer = match forked {
         Ok((pid, _)) => Answer::Pid(pid),
         Err(LaunchError::Setup(failure)) => Answer::Failed(failure),
         Err(LaunchError::Threads) => Answer::Threads,

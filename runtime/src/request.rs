@@ -143,6 +143,10 @@ pub struct ContainerRequest {
     /// Size of `/dev/shm` in bytes; absent means the kernel's default, half of the memory.
     #[serde(default)]
     pub shm_size: Option<u64>,
+    /// The container is one of a job's: it joins the job's user, pid and ipc namespace and its `/dev/shm`
+    /// instead of making its own.
+    #[serde(default)]
+    pub in_job: bool,
     /// A host name of the container's own; absent shares the node's.
     #[serde(default)]
     pub hostname: Option<String>,
@@ -182,6 +186,7 @@ impl ContainerRequest {
             command: Vec::new(),
             devices: Vec::new(),
             shm_size: None,
+            in_job: false,
             hostname: None,
             seccomp: true,
             limits: Limits::default(),

@@ -12,6 +12,7 @@ mod faults;
 mod front_doors;
 mod harness;
 mod host_jobs;
+mod job_namespaces;
 mod limits;
 mod oci;
 mod packages;

@@ -23,6 +23,12 @@ const MAX_FDS: usize = 4;
 pub enum ForkRequest {
     /// A supervisor for a step.
     Supervise(Begin),
+    /// The first process of a job, which holds the job's namespaces. Beside the packet: the socket on which it
+    /// takes orders ([`berth_runtime::HolderLink`]).
+    Hold {
+        /// The agent is root and acts for users.
+        system: bool,
+    },
     /// A supervisor that waits until there is a step for it, with a process parked from which it will fork the
     /// step's init. Beside the packet: a socket on which it says [`StandingBy`] and gets [`Begin`].
     StandBy {

@@ -3,8 +3,10 @@
 
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
-use berth_model::launch::{StepExit, StepLaunch, StepPhase};
+use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
+use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
+pub use berth_runtime::procfs::start_ticks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +45,8 @@ pub struct NodePart {
     pub image: Option<PreparedImage>,
     /// The step's cgroups, made beforehand; absent where none can be made.
     pub cgroup: Option<Cgroup>,
+    /// The job's namespaces; absent where each step makes its own.
+    pub namespaces: Option<JobNamespaces>,
     /// Directory of the job on this node that its user can write (private `/tmp` and writable layers).
     pub scratch: Option<ByteStr>,
     /// Directory shown in containers as `/run/berth`: the job's socket and the link to the batch script.
@@ -55,6 +59,11 @@ pub struct NodePart {
     pub container: ContainerDefaults,
     /// Names of the user's supplementary groups, where known.
     pub group_names: BTreeMap<u32, String>,
+}
+
+/// Bytes of a job's `/dev/shm`: the job's memory, where that is enforced; else the kernel's default.
+pub fn shm_size(system: bool, job: &NodeShare) -> Option<u64> {
+    (system && job.memory > 0).then_some(job.memory << 20)
 }
 
 /// The site's `[container]` section.
@@ -219,15 +228,6 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&bytes)?;
     fs::rename(&temporary, path)
-}
-
-/// When a process started, in ticks since boot; `None` when there is none of that pid.
-pub fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, parentheses included: fields are counted after the last.
-    let after = stat.iter().rposition(|b| *b == b')')? + 1;
-    let text = std::str::from_utf8(stat.get(after..)?).ok()?;
-    text.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// The kernel's boot id.

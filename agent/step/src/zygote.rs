@@ -4,9 +4,10 @@
 use crate::control::{Begin, ForkAnswer, ForkRequest, StandingBy, receive, send};
 use crate::spool::StepDir;
 use crate::supervisor;
-use berth_runtime::Parked;
+use berth_runtime::plan::Mode;
 use berth_runtime::sys::exec;
 use berth_runtime::sys::fork::{CloneOptions, Forked, exit_now, fork};
+use berth_runtime::{Parked, fork_holder};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -45,6 +46,7 @@ pub fn run(socket: OwnedFd) -> i32 {
         let answer = match request {
             ForkRequest::Supervise(begin) => start(&begin, fds),
             ForkRequest::StandBy { system } => start_waiting(system, fds),
+            ForkRequest::Hold { system } => hold(system, fds),
         };
         let sent = match answer {
             Ok((pid, pidfd)) => {
@@ -97,6 +99,13 @@ fn start_waiting(system: bool, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> 
 
 fn ended(result: io::Result<i32>) -> i32 {
     result.unwrap_or_else(|e| failed("a supervisor's start", &e))
+}
+
+/// Forks the process that holds a job's namespaces.
+fn hold(system: bool, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
+    let socket = fds.into_iter().next().ok_or_else(no_descriptors)?;
+    let mode = if system { Mode::System } else { Mode::User };
+    fork_holder(mode, socket).map_err(io::Error::other)
 }
 
 /// Waits for a step. The agent's end is this one's end too.

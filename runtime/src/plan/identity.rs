@@ -4,6 +4,7 @@ use super::{EtcFile, Mode, PlanError};
 use crate::facts::HostFacts;
 use crate::request::{ContainerRequest, Rootfs};
 use berth_model::ByteStr;
+use berth_model::spec::Identity;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
@@ -118,23 +119,14 @@ pub(super) fn plan(
             return Err(PlanError::Hostname(name.clone()));
         }
     }
-    let mut groups: Vec<u32> = who.groups.iter().map(|g| g.0).filter(|g| *g != gid).collect();
-    groups.sort_unstable();
-    groups.dedup();
+    let groups = other_groups(who);
     let (inside_uid, inside_gid) = if request.remap_root { (0, 0) } else { (uid, gid) };
-    let uid_map = vec![IdMap { inside: inside_uid, outside: uid }];
-    let mut gid_map = vec![IdMap { inside: inside_gid, outside: gid }];
-    if mode == Mode::System {
-        // A group whose number the primary group already has inside cannot be mapped as well.
-        let rest = groups.iter().filter(|g| **g != inside_gid);
-        gid_map.extend(rest.map(|g| IdMap { inside: *g, outside: *g }));
-        if gid_map.len() > MAX_MAP_LINES {
-            notes.push(format!(
-                "{} supplementary groups; the kernel maps {MAX_MAP_LINES}, the others are left out",
-                groups.len()
-            ));
-            gid_map.truncate(MAX_MAP_LINES);
-        }
+    let (uid_map, gid_map) = maps(who, mode, request.remap_root);
+    if mode == Mode::System && groups.len() >= MAX_MAP_LINES {
+        notes.push(format!(
+            "{} supplementary groups; the kernel maps {MAX_MAP_LINES}, the others are left out",
+            groups.len()
+        ));
     }
     let inside_groups = gid_map.iter().skip(1).map(|m| m.inside).collect();
     Ok(Ids {
@@ -150,6 +142,31 @@ pub(super) fn plan(
         uid_map,
         gid_map,
     })
+}
+
+fn other_groups(who: &Identity) -> Vec<u32> {
+    let mut groups: Vec<u32> = who.groups.iter().map(|g| g.0).filter(|g| *g != who.gid.0).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// The maps of the user namespace that a job's containers share.
+pub(crate) fn job_maps(who: &Identity, mode: Mode) -> (Vec<IdMap>, Vec<IdMap>) {
+    maps(who, mode, false)
+}
+
+fn maps(who: &Identity, mode: Mode, remap_root: bool) -> (Vec<IdMap>, Vec<IdMap>) {
+    let (inside_uid, inside_gid) = if remap_root { (0, 0) } else { (who.uid.0, who.gid.0) };
+    let uid_map = vec![IdMap { inside: inside_uid, outside: who.uid.0 }];
+    let mut gid_map = vec![IdMap { inside: inside_gid, outside: who.gid.0 }];
+    if mode == Mode::System {
+        // A group whose number the primary group already has inside cannot be mapped as well.
+        let rest = other_groups(who).into_iter().filter(|g| *g != inside_gid);
+        gid_map.extend(rest.map(|g| IdMap { inside: g, outside: g }));
+        gid_map.truncate(MAX_MAP_LINES);
+    }
+    (uid_map, gid_map)
 }
 
 /// The kernel's limit on lines in `uid_map` and `gid_map` (user_namespaces(7)).

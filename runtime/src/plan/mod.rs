@@ -16,6 +16,7 @@ mod user_mounts;
 
 pub use env::{EnvVar, Origin};
 pub use error::PlanError;
+pub(crate) use identity::job_maps;
 pub use identity::{IdMap, ProcessIdentity, UserSpec};
 pub use mounts::{Attrs, MountKind, PlannedMount};
 pub use paths::clean_absolute;
@@ -66,22 +67,42 @@ pub enum RootPlan {
     Host,
 }
 
-/// Namespaces made for the container.
+/// Whose a namespace is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ns {
+    /// The node's.
+    #[default]
+    Node,
+    /// The job's: every step of the job on the node has it.
+    Job,
+    /// Made for this container.
+    Own,
+}
+
+/// Namespaces of the container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Namespaces {
-    /// User namespace.
-    pub user: bool,
+    /// User namespace. In user mode one of its own lies within the job's, where there is one.
+    pub user: Ns,
     /// Mount namespace.
     pub mount: bool,
     /// Process ids.
-    pub pid: bool,
+    pub pid: Ns,
     /// System V IPC and POSIX message queues.
-    pub ipc: bool,
+    pub ipc: Ns,
     /// View of cgroups.
     pub cgroup: bool,
     /// Host name.
     pub uts: bool,
+}
+
+impl Namespaces {
+    /// Whether processes of the container are among those of its job.
+    pub fn in_job(&self) -> bool {
+        self.pid == Ns::Job
+    }
 }
 
 /// What the task's process may not do.
@@ -207,6 +228,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     let mounts = mounts::plan(request, facts, mode, &home, &root, &mut notes)?;
     let (argv, argv_prefix) = command::plan(request);
     let namespaced = mode == Mode::System || !host;
+    let shared = if request.in_job { Ns::Job } else { Ns::Own };
     if !namespaced {
         notes.push(
             "host: in user mode runs as plain processes: no namespace can be made without \
@@ -221,10 +243,14 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         mode,
         root,
         namespaces: Namespaces {
-            user: !host,
+            user: match (host, request.remap_root) {
+                (true, _) => Ns::Node,
+                (false, true) => Ns::Own,
+                (false, false) => shared,
+            },
             mount: namespaced,
-            pid: namespaced,
-            ipc: !host,
+            pid: if namespaced { shared } else { Ns::Node },
+            ipc: if host { Ns::Node } else { shared },
             cgroup: namespaced,
             uts: namespaced && request.hostname.is_some(),
         },

@@ -44,6 +44,8 @@ pub enum MountKind {
         /// Permission bits of its root.
         mode: u32,
     },
+    /// The job's `/dev/shm`, which all its containers share.
+    JobShm,
     /// `/dev` with the standard devices, and those of the allocation.
     Dev {
         /// Absolute paths below `/dev` on the node.
@@ -165,7 +167,11 @@ fn standard(request: &ContainerRequest, mounts: &mut Vec<PlannedMount>) -> Resul
     mounts.push(own(sys, "/sys", Attrs { read_only: true, ..SAFE }));
     mounts.push(own(MountKind::Dev { devices }, "/dev", Attrs { nosuid: true, noexec: true, ..NONE }));
     mounts.push(own(MountKind::Devpts, "/dev/pts", Attrs { nosuid: true, noexec: true, ..NONE }));
-    let shm = MountKind::Tmpfs { size: request.shm_size, mode: 0o1777 };
+    let shm = if request.in_job {
+        MountKind::JobShm
+    } else {
+        MountKind::Tmpfs { size: request.shm_size, mode: 0o1777 }
+    };
     mounts.push(own(shm, "/dev/shm", Attrs { nosuid: true, nodev: true, ..NONE }));
     mounts.push(PlannedMount { required: false, ..own(MountKind::Mqueue, "/dev/mqueue", SAFE) });
     Ok(())

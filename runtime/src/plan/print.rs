@@ -1,6 +1,6 @@
 //! A plan as text, for `--explain`.
 
-use super::{Mode, MountKind, Origin, Plan, RootPlan};
+use super::{Mode, MountKind, Ns, Origin, Plan, RootPlan};
 use crate::request::WritableLayer;
 use berth_model::limits::LimitValue;
 use std::fmt;
@@ -12,16 +12,23 @@ impl fmt::Display for Plan {
         let id = &self.identity;
         writeln!(f, "user: {}:{} on the node, {}:{} inside", id.uid, id.gid, id.inside_uid, id.inside_gid)?;
         let ns = self.namespaces;
+        let own = |on| if on { Ns::Own } else { Ns::Node };
         let names = [
             (ns.user, "user"),
-            (ns.mount, "mount"),
+            (own(ns.mount), "mount"),
             (ns.pid, "pid"),
             (ns.ipc, "ipc"),
-            (ns.cgroup, "cgroup"),
-            (ns.uts, "uts"),
+            (own(ns.cgroup), "cgroup"),
+            (own(ns.uts), "uts"),
         ];
-        let list: Vec<&str> = names.iter().filter(|(on, _)| *on).map(|(_, n)| *n).collect();
-        writeln!(f, "namespaces: {}", if list.is_empty() { "none".into() } else { list.join(", ") })?;
+        let list = |whose| {
+            let found: Vec<&str> = names.iter().filter(|(ns, _)| *ns == whose).map(|(_, n)| *n).collect();
+            if found.is_empty() { "none".to_string() } else { found.join(", ") }
+        };
+        writeln!(f, "namespaces: {}", list(Ns::Own))?;
+        if ns.in_job() {
+            writeln!(f, "the job's namespaces: {}", list(Ns::Job))?;
+        }
         for m in &self.mounts {
             self.mount(f, m)?;
         }
@@ -129,6 +136,7 @@ impl Plan {
                 Some(n) => format!("tmpfs of {n} bytes, mode {mode:o}"),
                 None => format!("tmpfs, mode {mode:o}"),
             },
+            MountKind::JobShm => "the job's memory, shared by its steps".into(),
             MountKind::Dev { devices } => {
                 let extra: Vec<_> = devices.iter().map(|d| d.display()).collect();
                 format!("own dev with the standard devices {}", extra.join(" "))

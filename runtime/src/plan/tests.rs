@@ -114,7 +114,8 @@ fn a_host_step_is_not_confined() {
     r.extra_mounts = vec![ExtraMount { source: "/j/tmp".into(), target: "/tmp".into(), read_only: false }];
     let system = plan(&r, &facts(true)).unwrap();
     assert_eq!(system.confinement, Confinement::default());
-    assert!(!system.namespaces.user && system.namespaces.pid && system.namespaces.mount);
+    assert_eq!((system.namespaces.user, system.namespaces.pid), (Ns::Node, Ns::Own));
+    assert!(system.namespaces.mount);
     assert_eq!(env(&system, "TMPDIR"), Some((&b"/tmp"[..], Origin::Berth)));
     let user = plan(&r, &facts(false)).unwrap();
     assert_eq!(user.namespaces, Namespaces::default());

@@ -2,7 +2,7 @@
 
 use super::target::{self, Kind, Root};
 use super::{Doing, Setup, SetupFailure, SetupFds};
-use crate::plan::{IdMap, Mode, Plan, RootPlan};
+use crate::plan::{IdMap, Mode, Ns, Plan, RootPlan};
 use crate::sys::{Errno, fork, userns};
 use berth_model::ByteStr;
 use rustix::mount::UnmountFlags;
@@ -23,15 +23,15 @@ pub(crate) fn map_text(map: &[IdMap]) -> String {
     })
 }
 
-/// User mode: maps the caller's one uid and gid in the namespace it was cloned into.
-pub(super) fn write_own_maps(plan: &Plan) -> Setup<()> {
+/// User mode: maps the caller's one uid and gid in the namespace it is in.
+pub(crate) fn map_own_ids(uid_map: &[IdMap], gid_map: &[IdMap]) -> Setup<()> {
     let map = |file: &str, text: &str| {
         userns::write_file(file, text).doing_at("write", &file.into()).map_err(|f| f.hint(USERNS_HINT))
     };
     // Required before an unprivileged gid map: else a process could drop a group that denies it access.
     map("/proc/self/setgroups", "deny")?;
-    map("/proc/self/uid_map", &map_text(&plan.uid_map))?;
-    map("/proc/self/gid_map", &map_text(&plan.gid_map))
+    map("/proc/self/uid_map", &map_text(uid_map))?;
+    map("/proc/self/gid_map", &map_text(gid_map))
 }
 
 /// Makes the container's root the root of this mount namespace and takes the node's away.
@@ -102,7 +102,18 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).doing("become the user's group")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).doing("become the user")?;
     }
-    if !plan.namespaces.user {
+    if plan.mode == Mode::User && plan.namespaces.user == Ns::Own && plan.namespaces.in_job() {
+        // Within the job's, and only now: what is mounted belongs to the job's user namespace, which alone
+        // may show its processes in /proc. As above, the copy locks the mounts.
+        fork::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+            .doing("make a user namespace")
+            .map_err(|f| f.hint(USERNS_HINT))?;
+        let within = |map: &[IdMap], job: u32| -> Vec<IdMap> {
+            map.iter().map(|m| IdMap { inside: m.inside, outside: job }).collect()
+        };
+        map_own_ids(&within(&plan.uid_map, id.uid), &within(&plan.gid_map, id.gid))?;
+    }
+    if plan.namespaces.user == Ns::Node {
         // The ids say it all: setresuid took root's capabilities, and root keeps them.
         let caps = rustix::thread::capabilities(None).doing("read capabilities")?;
         let sets = CapabilitySets { inheritable: CapabilitySet::empty(), ..caps };
@@ -171,7 +182,7 @@ pub(super) fn confine(plan: &Plan) -> Setup<()> {
     // init, read its memory or reach its program file.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).doing("tie init to its parent")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("protect init")?;
-    if !plan.namespaces.pid {
+    if plan.namespaces.pid != Ns::Own {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).doing("adopt orphans")?;
     }
     if plan.confinement.no_new_privs {

@@ -10,11 +10,13 @@ mod etc;
 pub(crate) mod mounts;
 pub(crate) mod overlay;
 mod rights;
+mod shm;
 pub(crate) mod target;
 
-pub(crate) use enter::{enter_directory, map_text, workdir_hint};
+pub(crate) use enter::{enter_directory, map_own_ids, map_text, workdir_hint};
+pub(crate) use shm::hold as hold_shm;
 
-use crate::plan::{Mode, Plan, RootPlan};
+use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::sys::{Errno, fork, mountattr};
 use berth_model::ByteStr;
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
@@ -107,13 +109,22 @@ pub(crate) struct SetupFds {
     pub idmap_ns: Option<OwnedFd>,
     /// The mounted filesystem of a writable layer with a limit on disk.
     pub layer: Option<OwnedFd>,
+    /// The process that holds the job's namespaces.
+    pub holder: Option<OwnedFd>,
+}
+
+impl SetupFds {
+    /// Those that are there, in this order.
+    pub fn all(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.user_ns, &self.idmap_ns, &self.layer, &self.holder].into_iter().flatten()
+    }
 }
 
 /// Makes the container around this process. Returns notes for the user.
 pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
     let mut notes = Vec::new();
-    if plan.mode == Mode::User && plan.namespaces.user {
-        enter::write_own_maps(plan)?;
+    if plan.mode == Mode::User && plan.namespaces.user == Ns::Own && !plan.namespaces.in_job() {
+        map_own_ids(&plan.uid_map, &plan.gid_map)?;
     }
     if plan.namespaces.cgroup {
         // Here and not in clone3: the namespace's root is the cgroup the process is in by now.
@@ -145,10 +156,12 @@ fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, FileMode::empty()).doing("open /")?;
     let root = Root::new(root, false)?;
     let sources = mounts::open_sources(plan)?;
-    mounts::perform(plan, &root, sources, notes)
+    mounts::perform(plan, &root, sources, None, notes)
 }
 
 fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> {
+    // Before anything lies over the node's root, by which the way back is found.
+    let shm = shm::take(plan, fds)?;
     let staging = overlay::staging(plan)?;
     let root = match &plan.root {
         RootPlan::Overlay { .. } => Root::new(overlay::mount(plan, &staging, fds)?, true)?,
@@ -158,7 +171,7 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> 
     // From here on nothing is done with root's rights that is not done by name.
     rights::act_as_user(plan)?;
     let sources = mounts::open_sources(plan)?;
-    mounts::perform(plan, &root, sources, notes)?;
+    mounts::perform(plan, &root, sources, shm, notes)?;
     etc::write(plan, &root, staging.as_fd(), notes)?;
     enter::make_workdir(plan, &root)?;
     if matches!(plan.root, RootPlan::Overlay { read_only: true, .. }) {

@@ -52,8 +52,19 @@ fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno)
 }
 
 /// Performs them in order.
-pub(super) fn perform(plan: &Plan, root: &Root, sources: Vec<Source>, notes: &mut Vec<String>) -> Setup<()> {
+pub(super) fn perform(
+    plan: &Plan,
+    root: &Root,
+    sources: Vec<Source>,
+    mut shm: Option<OwnedFd>,
+    notes: &mut Vec<String>,
+) -> Setup<()> {
     for (m, source) in plan.mounts.iter().zip(sources) {
+        // The job's memory was opened before its place was known.
+        let source = match (&m.kind, shm.take_if(|_| m.kind == MountKind::JobShm)) {
+            (MountKind::JobShm, Some(shm)) => Source::Open(shm),
+            _ => source,
+        };
         match one(root, m, source) {
             Ok(()) => {}
             Err(e) if !m.required => {
@@ -94,6 +105,14 @@ fn one(root: &Root, m: &PlannedMount, source: Source) -> Setup<()> {
                 options.push(("size", size));
             }
             let fs = tmpfs(&options, attrs).doing_at("make a filesystem in memory for", &m.target)?;
+            place(root, m, fs.as_fd(), Kind::Directory)
+        }
+        MountKind::JobShm => {
+            let Source::Open(fs) = source else {
+                return Err(SetupFailure::at("find the source of", &m.target, Errno::INVAL));
+            };
+            let change = mountattr::Change { set: u64::from(attrs.bits()), ..mountattr::Change::default() };
+            mountattr::mount_setattr(fs.as_fd(), change).doing("set the flags of /dev/shm")?;
             place(root, m, fs.as_fd(), Kind::Directory)
         }
         MountKind::Dev { devices } => dev::make(root, m, devices, attrs),

@@ -33,6 +33,21 @@ pub fn reset() {
     set_mask(0);
 }
 
+/// Ignores a signal. With SIGCHLD ignored, children that end are reaped by the kernel.
+pub fn ignore(signal: i32) {
+    let ignore = KernelSigaction { handler: libc::SIG_IGN, ..KernelSigaction::default() };
+    // SAFETY: `ignore` is a kernel sigaction without a handler to call; the mask size is the kernel's.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            std::ptr::from_ref(&ignore),
+            std::ptr::null_mut::<KernelSigaction>(),
+            8usize,
+        );
+    }
+}
+
 /// Sets the calling thread's mask of blocked signals (bit 0 is signal 1).
 pub fn set_mask(mask: u64) {
     // SAFETY: `mask` lives across the call and its size is given; SIG_SETMASK cannot fail with it.

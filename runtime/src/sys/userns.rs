@@ -4,7 +4,7 @@ use super::fork::{CloneOptions, Forked, exit_now, fork};
 use super::{Errno, SysResult};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The helper that was born in a namespace; reaped when dropped. It ends by itself.
 #[derive(Debug)]
@@ -21,6 +21,22 @@ impl Drop for Helper {
 /// A child is cloned into the namespace, the maps are written from here, and the child ends: the namespace
 /// lives on through the descriptor. Dropping the helper waits for the child, so it is best dropped later.
 pub fn create(uid_map: &str, gid_map: &str) -> SysResult<(OwnedFd, Helper)> {
+    make(uid_map, gid_map, |pid, _| Some(pid))
+}
+
+/// As [`create`], for a caller in a pid namespace below that of `/proc`, where the child has another pid.
+pub fn create_seen_from_above(uid_map: &str, gid_map: &str) -> SysResult<(OwnedFd, Helper)> {
+    make(uid_map, gid_map, |_, pidfd| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+        info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+    })
+}
+
+fn make(
+    uid_map: &str,
+    gid_map: &str,
+    seen: impl Fn(i32, &OwnedFd) -> Option<i32>,
+) -> SysResult<(OwnedFd, Helper)> {
     let (rx, tx) = pipe_with(PipeFlags::CLOEXEC)?;
     match fork(CloneOptions { namespaces: libc::CLONE_NEWUSER as u64, ..CloneOptions::default() })? {
         Forked::Child => {
@@ -33,7 +49,8 @@ pub fn create(uid_map: &str, gid_map: &str) -> SysResult<(OwnedFd, Helper)> {
         Forked::Parent { pid, pidfd } => {
             let helper = Helper(pidfd);
             drop(rx);
-            let result = adopt_namespace(pid, uid_map, gid_map);
+            let pid = seen(pid, &helper.0).ok_or(Errno::SRCH);
+            let result = pid.and_then(|pid| adopt_namespace(pid, uid_map, gid_map));
             drop(tx);
             result.map(|ns| (ns, helper))
         }

@@ -3,8 +3,8 @@
 use berth_model::spec::{Identity, TermSize};
 use berth_model::{ByteStr, Gid, Uid};
 use berth_runtime::{
-    ContainerRequest, Event, HostFacts, Parked, Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec,
-    TaskStdio, plan, start_init,
+    ContainerRequest, Event, HolderLink, HostFacts, JobNamespaces, JobRequest, Parked, Rootfs, SignalTarget,
+    StartOptions, StoreOwner, TaskSpec, TaskStdio, fork_holder, plan, start_init,
 };
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -167,6 +167,8 @@ pub struct Order {
     pub signal: Option<(SignalTarget, i32)>,
     /// Kill the launching process itself once the tasks run.
     pub die: bool,
+    /// Scripts of the steps of one job, instead of one container's tasks.
+    pub steps: Vec<String>,
     /// cgroup v1/v2 name to run in.
     pub cgroup: Option<(String, berth_runtime::cgroup::CgroupLimits)>,
 }
@@ -185,6 +187,7 @@ impl Order {
             script: None,
             signal: None,
             die: false,
+            steps: Vec::new(),
             cgroup: None,
         }
     }
@@ -260,6 +263,9 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
         facts.localtime = Some(zone.as_str().into());
     }
     let plan = plan(&order.request, &facts)?;
+    if !order.steps.is_empty() {
+        return run_job(&order, &plan);
+    }
     let group = match &order.cgroup {
         Some((name, limits)) => Some(Cgroup::create(&CgroupFacts::detect(), name, limits)?),
         None => None,
@@ -312,6 +318,44 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
         group.kill_and_remove(std::time::Duration::from_secs(5))?;
     }
     Ok(code)
+}
+
+/// Steps of one job: all are started, then each is waited for and ended, in order.
+fn run_job(order: &Order, plan: &berth_runtime::Plan) -> Result<i32, Box<dyn std::error::Error>> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let (pid, _held) = fork_holder(plan.mode, theirs.into())?;
+    let mut link = HolderLink::new(ours.into());
+    let owner = StoreOwner { uid: STORE, gid: STORE };
+    let r = &order.request;
+    link.begin(JobRequest::new(&r.identity, plan.mode, Some(owner), r.shm_size))?;
+    link.ready()?;
+    link.stay()?;
+    let job = JobNamespaces::of(pid)?;
+    let mut steps = Vec::new();
+    for script in &order.steps {
+        let options = StartOptions { namespaces: job.open(plan.mode)?, ..StartOptions::default() };
+        let mut init = start_init(plan, options)?;
+        let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+        let stdio = TaskStdio::Fds {
+            stdin: None,
+            stdout: Some(own(std::io::stdout().as_fd())?),
+            stderr: Some(own(std::io::stderr().as_fd())?),
+        };
+        let argv = ["/bin/sh", "-c", script].map(ByteStr::from).to_vec();
+        init.spawn(TaskSpec { argv, stdio, ..TaskSpec::default() })?;
+        steps.push(init);
+    }
+    if let Some((target, signal)) = order.signal
+        && let Some(last) = steps.last_mut()
+    {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        last.signal(target, signal)?;
+    }
+    for mut init in steps {
+        while !matches!(init.next_event(true)?, Some(Event::Exited { .. } | Event::ExecFailed { .. })) {}
+        init.finish()?;
+    }
+    Ok(i32::from(!job.end(std::time::Duration::from_secs(5)) || job.holder().is_some()))
 }
 
 fn watch(init: &mut berth_runtime::InitHandle, order: &Order) -> Result<i32, Box<dyn std::error::Error>> {

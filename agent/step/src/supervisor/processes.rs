@@ -7,15 +7,15 @@ use super::login;
 use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
-use crate::spool::{LaunchFile, SCRIPT_FD};
+use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
 use berth_model::launch::{Program, Usage};
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
 use berth_runtime::{
-    ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle, Parked, Rootfs,
-    SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
+    ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle, Parked, Prepared,
+    Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io;
@@ -89,7 +89,10 @@ pub fn start(
             None => parked(cgroup)?,
             found => found,
         },
-        ..StartOptions::default()
+        namespaces: match file.node.namespaces.filter(|_| plan.namespaces.in_job()) {
+            Some(job) => job.open(plan.mode).map_err(|e| LaunchFailure::new(e.to_string()))?,
+            None => Prepared::default(),
+        },
     };
     let mut init = start_init(&plan, options).map_err(|e| LaunchFailure::new(e.to_string()))?;
     if file.node.system {
@@ -190,9 +193,8 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     request.env = environment::of_step(file, &submitted);
     request.limits = launch.limits.clone();
     request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
-    if node.system && launch.job.share.memory > 0 {
-        request.shm_size = Some(launch.job.share.memory << 20);
-    }
+    request.in_job = node.namespaces.is_some();
+    request.shm_size = shm_size(node.system, &launch.job.share);
     let chdir = || Workdir { path: launch.work_dir.clone(), origin: "--chdir".into() };
     if host {
         let origin = if launch.work_dir_explicit { "--chdir" } else { "the directory of submission" };
