@@ -73,6 +73,8 @@ fn document(step: &Explained) -> Result<Document, Failure> {
         entrypoint: container.entrypoint,
     };
     let mut node = paths.part(launch.key.job, step.system, defaults);
+    // Every job has them; which process holds them is known when it runs.
+    node.namespaces = Some(berth_runtime::JobNamespaces { pid: 0, start_ticks: 0 });
     node.image = image(&launch, &paths, step.system)?;
     if step.enforced {
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);

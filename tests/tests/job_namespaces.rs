@@ -141,7 +141,7 @@ fn the_same_user_outside_cannot_enter_as_root() {
 fn a_container_does_not_leave_by_a_script_on_the_node_as_root() {
     let sandbox = Sandbox::start(Who::root());
     let user = Who::user();
-    let look = "for p in /proc/[0-9]*; do ls $p/root/home 2>/dev/null; grep -a SECRET $p/environ 2>/dev/null; done\n\
+    let look = "for p in /proc/[0-9]*; do ls -d $p/root/var/lib/dpkg 2>/dev/null; grep -a SECRET $p/environ 2>/dev/null; done\n\
                 ps -o args | grep -c ^sleep.1000\n";
     let image = images::busybox();
     let script = format!(
