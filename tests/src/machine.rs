@@ -130,15 +130,19 @@ pub fn lock(name: &str) -> nix::fcntl::Flock<std::fs::File> {
 pub fn programs() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let built = match std::env::var_os("BERTH_TEST_BIN") {
-            Some(path) => PathBuf::from(path),
-            None => target().join("debug"),
+        let built = match std::env::var_os("BERTH_TEST_BIN").map(PathBuf::from) {
+            Some(path) => [path.join("berth"), path.join("berth-step")],
+            // Not target/debug/berth-step: cargo puts a dynamic one there when it tests that package.
+            None => {
+                let debug = format!("{}-unknown-linux-musl/debug", std::env::consts::ARCH);
+                [target().join("debug/berth"), target().join(debug).join("berth-step")]
+            }
         };
-        let stamps: Vec<String> = ["berth", "berth-step"]
+        let stamps: Vec<String> = built
             .iter()
-            .map(|name| {
-                let meta = std::fs::metadata(built.join(name)).unwrap_or_else(|e| {
-                    panic!("{}: {e}; build it with `cargo xtask build --debug`", built.join(name).display())
+            .map(|file| {
+                let meta = std::fs::metadata(file).unwrap_or_else(|e| {
+                    panic!("{}: {e}; build it with `cargo xtask build --debug`", file.display())
                 });
                 format!("{:x}.{:x}", meta.mtime(), meta.mtime_nsec())
             })
@@ -151,8 +155,8 @@ pub fn programs() -> &'static Path {
             let fresh = cache().join("bin.new");
             let _ = std::fs::remove_dir_all(&fresh);
             std::fs::create_dir(&fresh).unwrap();
-            for name in ["berth", "berth-step"] {
-                std::fs::copy(built.join(name), fresh.join(name)).unwrap();
+            for file in &built {
+                std::fs::copy(file, fresh.join(file.file_name().unwrap())).unwrap();
             }
             std::fs::rename(&fresh, &path).unwrap();
         }

@@ -267,12 +267,19 @@ impl Bench {
     /// Nothing but the store's own files: no layer, no image, no work in progress.
     pub fn assert_empty(&self) {
         for name in ["layers", "images", "tmp"] {
-            let left: Vec<_> = std::fs::read_dir(self.path().join("store").join(name))
-                .unwrap()
-                .map(|e| e.unwrap().file_name())
-                .collect();
+            let left = self.records(name);
             assert!(left.is_empty(), "{name} has {left:?}");
         }
+    }
+
+    /// What a directory of the store has, without the file that a killed process was just writing: nobody can tell
+    /// it from one that a living process writes, so that it is swept ten minutes later.
+    pub fn records(&self, name: &str) -> Vec<String> {
+        std::fs::read_dir(self.path().join("store").join(name))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|file| !file.starts_with('.'))
+            .collect()
     }
 }
 
