@@ -1,12 +1,13 @@
 //! The sockets for clients: `agent.sock` for everyone on the node, and one `job.sock` for each job, which
 //! is also seen from inside its containers. Who calls is what the kernel says, never what the caller says.
 
+use crate::kept::KeptContainers;
 use crate::registry::{Registry, StepStage};
 use berth_model::ids::{Gid, JobId, StepKey, Uid};
 use berth_model::request::Peer;
 use berth_step::control::ToSupervisor;
 use berth_stream::asynchronous::{read_frame, write_frame};
-use berth_stream::{Attach, Frame, FrameError};
+use berth_stream::{Attach, Frame, FrameError, KeptQuery};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Service {
     pub registry: Registry,
     /// The controller's socket for agents.
     pub node_socket: PathBuf,
+    /// Containers that are kept.
+    pub kept: Arc<KeptContainers>,
 }
 
 /// Accepts clients until the task is dropped. `job`: the job whose listener this is.
@@ -82,12 +85,56 @@ async fn client(
             Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
             Err(None) => Ok(()),
         },
+        Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
         Some(Frame::Controller) => proxy(stream, peer, service).await,
         Some(_) => {
-            let text = "expected Attach or Controller as the first frame".to_string();
+            let text = "expected Attach, Controller or Kept as the first frame".to_string();
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),
+    }
+}
+
+/// Answers what is asked of the kept containers: everyone's own; root, outside jobs, has a say in all.
+async fn kept(
+    stream: &mut UnixStream,
+    query: KeptQuery,
+    peer: Peer,
+    service: &Service,
+) -> Result<(), FrameError> {
+    let kept = Arc::clone(&service.kept);
+    let caller = peer.uid;
+    let may_all = caller.0 == 0 && peer.job.is_none();
+    let whose = move |all: bool| if all && may_all { None } else { Some(caller) };
+    let answer = tokio::task::spawn_blocking(move || -> Result<Vec<Frame>, String> {
+        match query {
+            KeptQuery::List { all: true } | KeptQuery::Prune { all: true, .. } if !may_all => {
+                Err("only root sees the containers of others: leave --all out".to_string())
+            }
+            KeptQuery::Remove { uid: Some(uid), .. } if uid != caller && !may_all => {
+                Err(format!("only root removes the containers of others, and you are uid {caller}"))
+            }
+            KeptQuery::List { all } => {
+                Ok(kept.list(whose(all)).into_iter().map(|one| Frame::KeptContainer(Box::new(one))).collect())
+            }
+            KeptQuery::Remove { name, uid } => {
+                kept.remove(uid.unwrap_or(caller), &name).map(|()| vec![Frame::Message(name)])
+            }
+            KeptQuery::Prune { unused, all } => Ok(kept
+                .prune(whose(all), Duration::from_secs(unused))
+                .into_iter()
+                .map(Frame::Message)
+                .collect()),
+        }
+    });
+    match answer.await.map_err(io::Error::other)? {
+        Ok(frames) => {
+            for frame in frames {
+                write_frame(stream, &frame).await?;
+            }
+            write_frame(stream, &Frame::Accepted).await
+        }
+        Err(why) => write_frame(stream, &Frame::Refused(why)).await,
     }
 }
 

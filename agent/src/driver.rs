@@ -14,6 +14,7 @@ use crate::{notes, probe, supervisors};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
+use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
@@ -24,7 +25,8 @@ use berth_step::control::ToSupervisor;
 use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, NodePart, StepDir, write_json};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -67,6 +69,8 @@ pub struct Node {
     pub cgroups: Arc<Cgroups>,
     /// Images.
     pub images: Arc<Images>,
+    /// The `berth` program.
+    pub program: PathBuf,
     /// Forks supervisors.
     pub zygote: Arc<Zygote>,
     /// Supervisors that wait for steps.
@@ -402,7 +406,7 @@ impl Driver {
     fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>) {
         self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
         if launch.container.is_none() {
-            self.ready.insert(key, Ready { resolved: None, image: None, guard: None });
+            self.ready.insert(key, Ready::nothing());
             let ready = AgentEvent::Image { key, event: ImageEvent::Ready };
             let _ = self.inputs.send(Input::Core(ready));
             return;
@@ -436,6 +440,8 @@ impl Driver {
         }
         let part = NodePart {
             boot_id: node.boot_id.clone(),
+            program: Some(ByteStr::from(node.program.as_path())),
+            kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
             image: ready.image,
             cgroup,
             namespaces: job.record.namespaces,
@@ -446,7 +452,9 @@ impl Driver {
             dir.create()?;
             write_json(&dir.path().join(TIMERS), &timers)?;
             write_json(&dir.launch(), &LaunchFile { format: FORMAT, launch, node: part })?;
-            supervisors::spawn(&node.zygote, &dir, ready.guard.as_ref().map(AsFd::as_fd), standby)
+            let held: Vec<BorrowedFd<'_>> =
+                ready.guard.iter().map(AsFd::as_fd).chain(ready.kept.iter().map(AsFd::as_fd)).collect();
+            supervisors::spawn(&node.zygote, &dir, &held, standby)
         };
         let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());

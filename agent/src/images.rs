@@ -1,18 +1,19 @@
 //! Images for steps: found in the store, or fetched with the user's own logins and unpacked by the store's
 //! own identity. Everything here blocks; one thread for each step that waits.
 
+use crate::kept::{Claim, KeptContainers};
 use berth_images::{
     Credentials, Digest, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
     ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::launch::StepLaunch;
-use berth_model::spec::ResolvedImage;
+use berth_model::spec::{ImageRef, ResolvedImage};
 use berth_step::spool::PreparedImage;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
 /// distributions or container engines give out.
@@ -24,6 +25,7 @@ pub struct Images {
     /// The `berth` program, where fetching and unpacking are processes of their own (system mode).
     program: Option<PathBuf>,
     insecure: Vec<String>,
+    kept: Arc<KeptContainers>,
 }
 
 /// An image that is ready for its step.
@@ -34,12 +36,26 @@ pub struct Ready {
     pub image: Option<PreparedImage>,
     /// Keeps the image from being removed while the step needs it.
     pub guard: Option<UseGuard>,
+    /// The container that the step names, claimed for it.
+    pub kept: Option<Claim>,
+}
+
+impl Ready {
+    /// Of a step that needs nothing.
+    pub fn nothing() -> Ready {
+        Ready { resolved: None, image: None, guard: None, kept: None }
+    }
 }
 
 impl Images {
     /// Opens the store, or makes it. `program`: in system mode, the `berth` program.
-    pub fn open(root: PathBuf, program: Option<PathBuf>, insecure: Vec<String>) -> Result<Images, String> {
-        let images = Images { root, program, insecure };
+    pub fn open(
+        root: PathBuf,
+        program: Option<PathBuf>,
+        insecure: Vec<String>,
+        kept: Arc<KeptContainers>,
+    ) -> Result<Images, String> {
+        let images = Images { root, program, insecure, kept };
         images.store().map_err(|e| e.to_string())?;
         Ok(images)
     }
@@ -50,23 +66,51 @@ impl Images {
 
     /// Makes the step's image present. `tell` hears the percentage, where it is known.
     pub fn prepare(&self, launch: &StepLaunch, tell: impl Fn(Option<u8>) + Sync) -> Result<Ready, String> {
-        let Some(container) = &launch.container else {
-            return Ok(Ready { resolved: None, image: None, guard: None });
-        };
+        let Some(container) = &launch.container else { return Ok(Ready::nothing()) };
+        let Some(named) = &container.named else { return self.make_present(launch, &container.image, &tell) };
+        loop {
+            if let Some(claim) = self.kept.find(launch, container, named)? {
+                let ready = self.make_present(launch, &claim.image, &tell)?;
+                return Ok(Ready { kept: Some(claim), ..ready });
+            }
+            if container.image.resolved == Some(ResolvedImage::Kept) {
+                return Err(format!(
+                    "a container with name \"{}\" does not exist, and --container-image is not set: name the image of \
+                     which to make it",
+                    named.name
+                ));
+            }
+            let ready = self.make_present(launch, &container.image, &tell)?;
+            if ready.resolved == Some(ResolvedImage::Host) {
+                return Err("--container-name: the node's own filesystem (host:) is no container".into());
+            }
+            let image = ImageRef { resolved: ready.resolved.clone(), ..container.image.clone() };
+            if let Some(claim) = self.kept.make(launch, named, image)? {
+                return Ok(Ready { kept: Some(claim), ..ready });
+            }
+        }
+    }
+
+    fn make_present(
+        &self,
+        launch: &StepLaunch,
+        wanted: &ImageRef,
+        tell: &(impl Fn(Option<u8>) + Sync),
+    ) -> Result<Ready, String> {
         let helpers = self.program.as_ref().map(|program| helpers(program, launch));
-        let resolved = match &container.image.resolved {
+        let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
-            None => self.resolve(&container.image.typed, launch, helpers.as_ref())?,
+            None => self.resolve(&wanted.typed, launch, helpers.as_ref())?,
         };
         let ResolvedImage::Manifest { source, digest, insecure } = &resolved else {
-            return Ok(Ready { resolved: Some(resolved), image: None, guard: None });
+            return Ok(Ready { resolved: Some(resolved), ..Ready::nothing() });
         };
         let digest: Digest = digest.parse().map_err(|e: berth_images::Error| e.to_string())?;
         let manifest = ResolvedManifest {
             source: source.clone(),
             digest,
             insecure: *insecure,
-            name: container.image.typed.parse::<Reference>().ok().map(|r| r.to_string()),
+            name: wanted.typed.parse::<Reference>().ok().map(|r| r.to_string()),
         };
         let store = self.store().map_err(|e| e.to_string())?;
         let percent = Percent { state: Mutex::default(), tell };
@@ -88,7 +132,7 @@ impl Images {
             workdir: some(config.workdir).map(ByteStr::from),
             user: some(config.user),
         };
-        Ok(Ready { resolved: Some(resolved), image: Some(image), guard: Some(prepared.guard) })
+        Ok(Ready { resolved: Some(resolved), image: Some(image), guard: Some(prepared.guard), kept: None })
     }
 
     /// For references that the client could not resolve: it ran inside a container.

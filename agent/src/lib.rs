@@ -12,6 +12,7 @@ mod gres;
 mod holders;
 mod images;
 mod jobs;
+mod kept;
 mod link;
 mod notes;
 mod paths;

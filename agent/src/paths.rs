@@ -1,7 +1,8 @@
 //! Where the agent keeps what, below the state directory.
 
 use berth_model::ByteStr;
-use berth_model::ids::JobId;
+use berth_model::ids::{JobId, Uid};
+use berth_model::spec::NameScope;
 use berth_step::spool::{ContainerDefaults, NodePart};
 use std::path::{Path, PathBuf};
 
@@ -86,6 +87,26 @@ impl Paths {
     /// The user's own part of the job's directory.
     pub fn scratch(&self, job: JobId) -> PathBuf {
         self.job(job).join("scratch")
+    }
+    /// What is known of containers that are kept for their users' later jobs; the cluster's alone.
+    pub fn kept_records(&self) -> PathBuf {
+        self.private().join("kept")
+    }
+    /// What was written to them: a directory for each user.
+    pub fn kept_written(&self) -> PathBuf {
+        self.state.join("kept")
+    }
+    /// A container of `--container-name`: where it is recorded, and where what is written to it is kept.
+    pub fn kept(&self, scope: NameScope, job: JobId, uid: Uid, name: &str) -> (PathBuf, PathBuf) {
+        match scope {
+            NameScope::Job => {
+                (self.job(job).join("kept").join(name), self.scratch(job).join(format!("kept-{name}")))
+            }
+            NameScope::User => {
+                let uid = uid.to_string();
+                (self.kept_records().join(&uid).join(name), self.kept_written().join(&uid).join(name))
+            }
+        }
     }
     /// The client programs for containers.
     pub fn client_programs(&self) -> PathBuf {

@@ -6,6 +6,7 @@ use crate::driver::{Driver, Input, Node, wall_clock};
 use crate::holders::Holders;
 use crate::images::Images;
 use crate::jobs::{self, listen_at};
+use crate::kept::KeptContainers;
 use crate::link;
 use crate::paths::Paths;
 use crate::probe::{self, ProbeError};
@@ -104,15 +105,21 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     let boot = probe::boot()?;
     programs::install(&options.step_program, &paths.client_programs())
         .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
+    let kept = Arc::new(KeptContainers::new(paths.clone()));
     let images = Images::open(
         paths.images(),
         options.system.then(|| options.program.clone()),
         options.config.container.insecure_registries.clone(),
+        Arc::clone(&kept),
     )
     .map_err(AgentError::Images)?;
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
-    let service = Arc::new(Service { registry: registry.clone(), node_socket: paths.node_socket() });
+    let service = Arc::new(Service {
+        registry: registry.clone(),
+        node_socket: paths.node_socket(),
+        kept: Arc::clone(&kept),
+    });
 
     let (supervised, mut from_supervisors) = mpsc::unbounded_channel::<(StepKey, SupervisorEvent)>();
     let found = adopt::adopt(&paths, &boot.id, &registry, &supervised)
@@ -148,6 +155,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         },
         cgroups,
         images: Arc::new(images),
+        program: options.program.clone(),
         zygote,
         slots,
         holders,
@@ -160,6 +168,9 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     // Ends with this function, however that ends.
     let mut standing_by = JoinSet::new();
     standing_by.spawn(Arc::clone(&node.slots).keep());
+    if options.config.container.keep_days > 0 {
+        standing_by.spawn(expire(kept, options.config.container.keep_days));
+    }
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
@@ -195,6 +206,19 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     parts.cgroups.leave(&jobs_on_disk(&paths));
     tracing::info!("agent of node {name} stopped; its steps run on");
     Ok(())
+}
+
+/// Removes kept containers that were not used for so many days, now and every hour.
+async fn expire(kept: Arc<KeptContainers>, days: u32) {
+    let unused = Duration::from_secs(u64::from(days) * 24 * 3600);
+    loop {
+        let kept = Arc::clone(&kept);
+        let removed = tokio::task::spawn_blocking(move || kept.prune(None, unused)).await.unwrap_or_default();
+        for name in removed {
+            tracing::info!("the container '{name}' was not used for {days} days and was removed");
+        }
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
 }
 
 /// Removes the control groups that an agent which is gone left for this state directory, but for those of jobs

@@ -35,7 +35,7 @@ pub struct Link {
 pub fn spawn(
     zygote: &Zygote,
     dir: &StepDir,
-    held: Option<BorrowedFd<'_>>,
+    held: &[BorrowedFd<'_>],
     standby: Option<Standby>,
 ) -> io::Result<Link> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -52,7 +52,8 @@ pub fn spawn(
         OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC,
         Mode::RUSR | Mode::WUSR,
     )?;
-    let fds: Vec<BorrowedFd<'_>> = [listener.as_fd(), log.as_fd()].into_iter().chain(held).collect();
+    let fds: Vec<BorrowedFd<'_>> =
+        [listener.as_fd(), log.as_fd()].into_iter().chain(held.iter().copied()).collect();
     let begin = Begin { spool: ByteStr::from(dir.path()) };
     let pidfd = match standby.map(|s| s.begin(&begin, &fds)) {
         Some(Ok(pidfd)) => pidfd,

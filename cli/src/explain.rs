@@ -4,14 +4,15 @@ use crate::images;
 use berth_agent::{Paths, STORE_ID};
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
-use berth_images::{Credentials, Digest, ResolvedManifest, describe, layer_place, open_source};
+use berth_images::{Credentials, Digest, ResolvedManifest, SaveForm, describe, layer_place, open_source};
 use berth_model::ByteStr;
 use berth_model::launch::StepLaunch;
 use berth_model::options::Explain;
-use berth_model::spec::ResolvedImage;
+use berth_model::spec::{NamedSpec, ResolvedImage};
 use berth_runtime::cgroup::{Cgroup, CgroupFacts};
 use berth_runtime::plan::{EnvVar, Origin};
 use berth_runtime::{HostFacts, Plan, plan};
+use berth_step::kept::KeptPart;
 use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, PreparedImage};
 use serde::Serialize;
 
@@ -76,6 +77,27 @@ fn document(step: &Explained) -> Result<Document, Failure> {
     // Every job has them; which process holds them is known when it runs.
     node.namespaces = Some(berth_runtime::JobNamespaces { pid: 0, start_ticks: 0 });
     node.image = image(&launch, &paths, step.system)?;
+    let named = launch.container.as_ref().and_then(|c| c.named.as_ref());
+    node.kept = named.map(|named| kept(&paths, &launch, named));
+    let mut notes = step.notes.clone();
+    if let Some(path) = launch.container.as_ref().and_then(|c| c.save.as_ref()) {
+        let form = match SaveForm::of(path.as_path()) {
+            SaveForm::Squashfs => "squashfs",
+            SaveForm::Archive => "an archive",
+            SaveForm::Layout => "an OCI layout",
+        };
+        notes.push(format!(
+            "the container is saved as {form} to {} when its tasks have ended",
+            path.display()
+        ));
+    }
+    if let Some(named) = named {
+        notes.push(format!(
+            "the container '{}' is shown as it would be made; one that is there keeps what it holds, and a step joins one \
+             that runs in its job as it was started",
+            named.name
+        ));
+    }
     if step.enforced {
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);
         node.cgroup = Some(Cgroup::named(&CgroupFacts::detect(), &name));
@@ -105,8 +127,20 @@ fn document(step: &Explained) -> Result<Document, Failure> {
         },
         task_env: task_env.iter().filter_map(variable).collect(),
         plan,
-        notes: step.notes.clone(),
+        notes,
     })
+}
+
+/// Where the container of a name would be.
+fn kept(paths: &Paths, launch: &StepLaunch, named: &NamedSpec) -> KeptPart {
+    let (record, written) = paths.kept(named.scope, launch.key.job, launch.identity.uid, &named.name);
+    KeptPart {
+        name: named.name.clone(),
+        record: ByteStr::from(record.as_path()),
+        written: ByteStr::from(written.as_path()),
+        fresh: true,
+        join: None,
+    }
 }
 
 fn variable(text: &ByteStr) -> Option<EnvVar> {
@@ -161,6 +195,9 @@ fn text(d: &Document) -> String {
         }
         Some(Image { typed, resolved: ResolvedImage::Host }) => {
             line(format!("image: {typed} is the node's own filesystem"));
+        }
+        Some(Image { typed, resolved: ResolvedImage::Kept }) => {
+            line(format!("image: that of which the container of {typed} was made"));
         }
     }
     let g = &d.control_group;

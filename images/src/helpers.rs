@@ -264,7 +264,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
     Ok(options)
 }
 
-fn parse_identity(text: &str) -> Option<RunAs> {
+pub(crate) fn parse_identity(text: &str) -> Option<RunAs> {
     let mut parts = text.splitn(3, ':');
     let uid = parts.next()?.parse().ok()?;
     let gid = parts.next()?.parse().ok()?;
@@ -275,7 +275,7 @@ fn parse_identity(text: &str) -> Option<RunAs> {
 }
 
 /// Becomes the identity for good. Called before anything else is read or opened.
-fn become_identity(identity: Option<&RunAs>) -> Result<()> {
+pub(crate) fn become_identity(identity: Option<&RunAs>) -> Result<()> {
     let Some(RunAs { uid, gid, groups }) = identity else { return Ok(()) };
     let failed = |e: nix::Error| Error::io(format!("becoming uid {uid}"), std::io::Error::from(e));
     let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();

@@ -34,8 +34,10 @@ mod progress;
 mod reference;
 mod registry;
 mod remote;
+mod root;
 mod save;
 mod source;
+mod squashfs;
 mod store;
 mod unpack;
 
@@ -47,6 +49,7 @@ pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
 pub use registry::{Credentials, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
+pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, layer_place, save_archive};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,

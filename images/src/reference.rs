@@ -19,7 +19,7 @@ pub const DEFAULT_REGISTRY: &str = "docker.io";
 /// | `[USER@][REGISTRY#]IMAGE[:TAG]` | the same, as Pyxis and Enroot write it |
 /// | `oci:/path[:name]` | an OCI layout directory |
 /// | `oci-archive:/path.tar[:name]` | an OCI layout in a tar file |
-/// | `/path`, `./path`, `../path`, `~/path` | an OCI layout, an OCI tar or a root directory, told apart by content |
+/// | `/path`, `./path`, `../path`, `~/path` | an OCI layout, an OCI tar, a squashfs file or a root directory, told apart by content |
 /// | `host:` | the node's own file system |
 ///
 /// Printing gives the canonical spelling, which reads back as the same value.
@@ -173,13 +173,11 @@ const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
 ];
 const CONVERT_ARCHIVE: &str =
     "convert it with `skopeo copy docker-archive:FILE.tar oci-archive:NEW.tar` and name oci-archive:NEW.tar";
-const CONVERT_SQUASHFS: &str = "unpack it with `unsquashfs -d DIR FILE` and name the directory, or use the registry image that it was made from";
 const CONVERT_SIF: &str = "use the registry image that it was made from, or `apptainer build --sandbox DIR FILE` and name the directory";
 
 /// Refuses a file form that a later version will read.
 pub(crate) fn unsupported_file(what: &str, form: &str) -> Error {
     let next = match form {
-        "squashfs" => CONVERT_SQUASHFS,
         "SIF" => CONVERT_SIF,
         _ => CONVERT_ARCHIVE,
     };
@@ -241,10 +239,12 @@ fn is_path(text: &str) -> bool {
 }
 
 fn refuse_suffix(text: &str, quoted: &str) -> Result<()> {
-    for (suffixes, form) in [([".sqsh", ".squashfs"], "squashfs"), ([".sif", ".simg"], "SIF")] {
-        if suffixes.iter().any(|s| text.ends_with(s)) {
-            return Err(unsupported_file(quoted, form));
-        }
+    if [".sqsh", ".squashfs"].iter().any(|s| text.ends_with(s)) {
+        return Err(Error::new(ErrorKind::Reference, quoted, "looks like a file and is written like a name")
+            .next(format!("write ./{text}, or the whole path")));
+    }
+    if [".sif", ".simg"].iter().any(|s| text.ends_with(s)) {
+        return Err(unsupported_file(quoted, "SIF"));
     }
     Ok(())
 }
@@ -499,7 +499,7 @@ mod tests {
             ("-a", "names have"),
             ("a@sha256:12", "digest"),
             ("a@md5:d41d8cd98f00b204e9800998ecf8427e", "sha256"),
-            ("x.sqsh", "unsquashfs"),
+            ("x.sqsh", "./x.sqsh"),
             ("x.sif", "apptainer"),
             ("docker-archive:/x.tar", "skopeo"),
             ("https://r/x", "without a scheme"),

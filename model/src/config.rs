@@ -57,8 +57,8 @@ impl Default for Config {
     }
 }
 
-/// `[container]`: what container options mean when they are not given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `[container]`: what container options mean when they are not given, and what is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContainerConfig {
     /// Mount the home directory.
@@ -69,6 +69,21 @@ pub struct ContainerConfig {
     pub entrypoint: bool,
     /// Registries spoken to without TLS, as `host:port`.
     pub insecure_registries: Vec<String>,
+    /// Days after which a container that is kept for a user (`--container-scope=user`) and was not used is removed; 0
+    /// keeps it until its user removes it.
+    pub keep_days: u32,
+}
+
+impl Default for ContainerConfig {
+    fn default() -> Self {
+        ContainerConfig {
+            mount_home: false,
+            remap_root: false,
+            entrypoint: false,
+            insecure_registries: Vec::new(),
+            keep_days: 30,
+        }
+    }
 }
 
 /// `[[partition]]`.

@@ -39,5 +39,6 @@ pub mod when;
 
 pub use bytes::ByteStr;
 pub use ids::{Attempt, Gid, JobId, NodeName, Session, StepId, StepKey, SubmissionId, Term, Uid};
+pub use options::is_container_name;
 pub use time::{Span, Time};
 pub use tres::Tres;

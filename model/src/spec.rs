@@ -152,6 +152,8 @@ pub enum ResolvedImage {
     },
     /// The node's own filesystem (`host:`), which is also what a step without an image gets.
     Host,
+    /// None was named: the container of `--container-name` must be there.
+    Kept,
 }
 
 /// One `--container-mounts` entry.
@@ -187,6 +189,57 @@ pub struct LayerSpec {
     pub size: Option<u64>,
 }
 
+/// For whom a container of `--container-name` is kept (`--container-scope`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NameScope {
+    /// For the steps of one job; it goes with the job.
+    #[default]
+    Job,
+    /// For later jobs of the same user on the node, too.
+    User,
+}
+
+/// What `--container-name` does about a container that is there, or is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NameFlag {
+    /// Joins one that runs, starts one that is there, makes one that is not.
+    #[default]
+    Auto,
+    /// Makes one; one that is there is an error.
+    Create,
+    /// Joins one that runs; everything else is an error.
+    Exec,
+    /// As auto, but one that runs is an error.
+    NoExec,
+}
+
+/// `--container-name` and `--container-scope`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedSpec {
+    /// Letters, digits, `_`, `-` and `.`; the first is a letter or digit.
+    pub name: String,
+    /// What is there already.
+    #[serde(default)]
+    pub flag: NameFlag,
+    /// For whom it is kept.
+    #[serde(default)]
+    pub scope: NameScope,
+}
+
+/// A namespace of `--container-unshare`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unshared {
+    /// Network: the loopback device alone.
+    Net,
+    /// System V IPC, POSIX message queues and `/dev/shm`.
+    Ipc,
+    /// Host name.
+    Uts,
+}
+
 /// The container options of a job or step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -216,6 +269,15 @@ pub struct ContainerSpec {
     /// `--container-writable-layer`; absent means memory without a limit of its own.
     #[serde(default)]
     pub layer: Option<LayerSpec>,
+    /// `--container-name`.
+    #[serde(default)]
+    pub named: Option<NamedSpec>,
+    /// `--container-unshare`, in order and without repetition.
+    #[serde(default)]
+    pub unshare: Vec<Unshared>,
+    /// `--container-save`: absolute path on the node.
+    #[serde(default)]
+    pub save: Option<ByteStr>,
 }
 
 /// A signal to send some time before the time limit (`--signal`).

@@ -1,13 +1,14 @@
 //! The container's init, which is pid 1 where the pid namespace is its own: starts tasks, reaps everything,
 //! reports, and ends with its supervisor.
 
+use crate::join;
 use crate::plan::{Ns, Plan, RootPlan};
 use crate::procfs::descendants;
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
-use crate::setup::{self, SetupFailure, SetupFds};
+use crate::setup::{self, Made, SetupFailure, SetupFds};
 use crate::start::start;
 use crate::sys::exec::{close_all_from, place_at};
-use crate::sys::fork::exit_now;
+use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use crate::sys::{Errno, SysResult, signals, wait};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -28,8 +29,8 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     // The supervisor's own mask is for its spool; mount targets and /etc are for everyone in the container.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let result = prepared.map_err(|e| failure("close the supervisor's descriptors", e));
-    let notes = match result.and_then(|()| setup::run(plan, &fds)) {
-        Ok(notes) => notes,
+    let Made { notes, root } = match result.and_then(|()| setup::run(plan, &fds)) {
+        Ok(made) => made,
         Err(e) => {
             let _ = send(sock.as_fd(), &Message::Failed(e), &[]);
             return 1;
@@ -38,13 +39,21 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     drop(fds);
     let ready = signals::signalfd(signals::bit(libc::SIGCHLD));
     let mut init = match ready {
-        Ok(signal_fd) => Init { plan, sock, signal_fd, tasks: BTreeMap::new(), full: false },
+        Ok(signal_fd) => Init { plan, sock, signal_fd, root, tasks: BTreeMap::new(), full: false },
         Err(e) => {
             let _ = send(sock.as_fd(), &Message::Failed(failure("watch for ended tasks", e)), &[]);
             return 1;
         }
     };
-    if init.tell(&Message::Ready { notes }, &[]).is_err() {
+    let open = if join::init_opens(plan) { join::open(plan, "self") } else { Ok(Vec::new()) };
+    let told = match open {
+        Ok(open) => {
+            let fds: Vec<BorrowedFd<'_>> = open.iter().map(|(_, fd)| fd.as_fd()).collect();
+            init.tell(&Message::Ready { notes, opened: open.iter().map(|(ns, _)| *ns).collect() }, &fds)
+        }
+        Err(e) => init.tell(&Message::Failed(failure("keep the container's namespaces at hand", e)), &[]),
+    };
+    if told.is_err() {
         return 1;
     }
     init.serve();
@@ -76,6 +85,8 @@ struct Init<'a> {
     plan: &'a Plan,
     sock: OwnedFd,
     signal_fd: OwnedFd,
+    /// The root's mount alone, where its files are to be read.
+    root: Option<OwnedFd>,
     /// Task numbers by pid.
     tasks: BTreeMap<i32, u32>,
     /// The user was told that the writable layer is full.
@@ -132,6 +143,10 @@ impl Init<'_> {
                 self.signal(target, signal);
                 Ok(())
             }
+            Request::Export => {
+                self.export(&fds);
+                Ok(())
+            }
             Request::Spawn(spawn) => {
                 let task = spawn.task;
                 match start(self.plan, *spawn, fds) {
@@ -144,6 +159,30 @@ impl Init<'_> {
                     Err(error) => self.tell(&Message::ExecFailed { task, error }, &[]),
                 }
             }
+        }
+    }
+
+    /// Has a process of the container's write its files. What goes wrong is told by its end of the second descriptor.
+    fn export(&self, fds: &[OwnedFd]) {
+        let [out, unread] = fds else { return };
+        let tell = |failure: &SetupFailure| {
+            // Whoever does not listen is gone.
+            let _ = rustix::io::write(unread, failure.to_string().as_bytes());
+        };
+        let Some(root) = &self.root else {
+            return tell(&failure("read the container's files", Errno::NOENT));
+        };
+        match fork(CloneOptions::default()) {
+            Ok(Forked::Child) => {
+                signals::set_mask(0);
+                let result = crate::export::write(root.as_fd(), out.as_fd());
+                if let Err(failure) = &result {
+                    tell(failure);
+                }
+                exit_now(i32::from(result.is_err()))
+            }
+            Ok(Forked::Parent { .. }) => {}
+            Err(e) => tell(&failure("start a process", e)),
         }
     }
 

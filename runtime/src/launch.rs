@@ -2,6 +2,7 @@
 
 use crate::exec::ExecError;
 use crate::job::{Holder, Prepared};
+use crate::join::{ContainerNamespaces, Entered, JoinedNamespaces};
 use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send_and_collect};
 use crate::setup::{SetupFailure, SetupFds, map_text};
@@ -78,16 +79,18 @@ pub struct StartOptions<'a> {
     pub parked: Option<crate::park::Parked>,
     /// What the container takes from its job, where the plan says so; what is absent is made for it.
     pub namespaces: Prepared,
+    /// The running container that is entered, where the plan says so.
+    pub joined: JoinedNamespaces,
 }
 
-fn user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
+fn user_namespace(plan: &Plan) -> Result<(OwnedFd, userns::Helper), LaunchError> {
     userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
         .map_err(clone_failed("make the user namespace"))
 }
 
 /// Makes the user namespace through which a store's files appear as the user's; absent where the plan needs
 /// none.
-fn mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
+fn mapping(plan: &Plan) -> Result<Option<(OwnedFd, userns::Helper)>, LaunchError> {
     let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
     let id = &plan.identity;
     // In a mount's map the left side is the id on disk, the right side the id it appears as.
@@ -124,6 +127,7 @@ pub struct InitHandle {
     end: EndOfInit,
     ended: bool,
     notes: Vec<String>,
+    open: crate::join::Open,
 }
 
 /// Makes the container and waits until it stands. No task runs yet.
@@ -136,7 +140,20 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
     let layer = crate::layer::make(plan)?;
     let Prepared { holder, user, idmap } = options.namespaces;
     let own_user = plan.namespaces.user != Ns::Job;
-    let mut fds = SetupFds { user_ns: user.filter(|_| !own_user), idmap_ns: idmap, layer, holder: None };
+    let mut fds = SetupFds {
+        user_ns: user.filter(|_| !own_user),
+        idmap_ns: idmap,
+        layer,
+        holder: None,
+        join: options.joined.0,
+    };
+    if plan.root == RootPlan::Joined && plan.mode == Mode::System && own_user {
+        let at = fds.join.iter().position(|(ns, _)| *ns == Entered::User);
+        fds.user_ns = at.map(|at| fds.join.remove(at).1);
+        if fds.user_ns.is_none() {
+            return Err(LaunchError::NoJob);
+        }
+    }
     let mut parked = options.parked;
     let end = match (plan.namespaces.pid, holder) {
         (Ns::Own, _) => EndOfInit::Namespace,
@@ -152,12 +169,19 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
             EndOfInit::Orphans(holder)
         }
     };
+    // Reaped when init is on its way: waiting for them here would lie on the start path.
+    let mut helpers = Vec::new();
     if plan.mode == Mode::System && plan.root != RootPlan::Host {
         if fds.user_ns.is_none() {
-            fds.user_ns = Some(user_namespace(plan)?);
+            let (ns, helper) = user_namespace(plan)?;
+            fds.user_ns = Some(ns);
+            helpers.push(helper);
         }
-        if fds.idmap_ns.is_none() {
-            fds.idmap_ns = mapping(plan)?;
+        if fds.idmap_ns.is_none()
+            && let Some((ns, helper)) = mapping(plan)?
+        {
+            fds.idmap_ns = Some(ns);
+            helpers.push(helper);
         }
     }
     let (ours, theirs) =
@@ -167,6 +191,7 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         Some(parked) => parked.launch(plan, theirs, fds, options.cgroup)?,
         None => fork_init(plan, theirs, fds, options.cgroup, false)?,
     };
+    drop(helpers);
     let mut handle = InitHandle {
         pid,
         pidfd,
@@ -175,10 +200,16 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         end,
         ended: false,
         notes: Vec::new(),
+        open: Vec::new(),
     };
     match handle.message(true)? {
-        Some((Message::Ready { notes }, _)) => {
+        Some((Message::Ready { notes, opened }, fds)) => {
             handle.notes = notes;
+            handle.open = opened.into_iter().zip(fds).collect();
+            if plan.joinable && !crate::join::init_opens(plan) {
+                handle.open = crate::join::open(plan, &pid.to_string())
+                    .map_err(system("keep the container's namespaces at hand"))?;
+            }
             Ok(handle)
         }
         Some((Message::Failed(failure), _)) => Err(LaunchError::Setup(failure)),
@@ -190,6 +221,10 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
 /// `CLONE_NEW*` bits of a plan. The cgroup namespace is made later, in the cgroup.
 fn clone_flags(plan: &Plan) -> u64 {
     let ns = plan.namespaces;
+    if plan.root == RootPlan::Joined {
+        // All that it has is there.
+        return 0;
+    }
     // Within the job's, one of the container's own is made last.
     let user = ns.user == Ns::Own && plan.mode == Mode::User && !ns.in_job();
     let bits = [
@@ -198,6 +233,7 @@ fn clone_flags(plan: &Plan) -> u64 {
         (ns.pid == Ns::Own, libc::CLONE_NEWPID),
         (ns.ipc == Ns::Own, libc::CLONE_NEWIPC),
         (ns.uts, libc::CLONE_NEWUTS),
+        (ns.net, libc::CLONE_NEWNET),
     ];
     bits.iter().filter(|(on, _)| *on).fold(0, |flags, (_, bit)| flags | u64::from(bit.cast_unsigned()))
 }
@@ -250,6 +286,11 @@ impl InitHandle {
         self.pidfd.as_fd()
     }
 
+    /// Where this process keeps the container's namespaces for other steps, where the plan says so.
+    pub fn namespaces(&self) -> Option<ContainerNamespaces> {
+        if self.open.is_empty() { None } else { crate::join::held(&self.open) }
+    }
+
     /// What was done otherwise than asked, such as a clamped limit.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -292,6 +333,21 @@ impl InitHandle {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         send_and_collect(self.sock.as_fd(), &request, &borrowed, &mut self.receiver)
             .map_err(system("ask init for a task"))
+    }
+
+    /// Has the root's files, without what is mounted in it, given to `out` as a POSIX archive; what goes wrong is told to
+    /// `unread`. Both are closed at the end.
+    ///
+    /// # Errors
+    /// Init is gone.
+    pub fn export(&mut self, out: OwnedFd, unread: OwnedFd) -> Result<(), LaunchError> {
+        send_and_collect(
+            self.sock.as_fd(),
+            &Request::Export,
+            &[out.as_fd(), unread.as_fd()],
+            &mut self.receiver,
+        )
+        .map_err(system("ask init for the container's files"))
     }
 
     /// Sends a signal.

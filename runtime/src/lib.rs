@@ -36,6 +36,7 @@ pub mod cgroup;
 pub mod doctor;
 pub mod facts;
 pub mod job;
+pub mod join;
 pub mod limits;
 #[cfg(feature = "oci")]
 pub mod oci;
@@ -45,6 +46,7 @@ pub mod seccomp;
 pub mod task;
 
 mod exec;
+mod export;
 mod init;
 mod launch;
 mod layer;
@@ -58,6 +60,7 @@ pub mod sys;
 pub use exec::ExecError;
 pub use facts::HostFacts;
 pub use job::{HolderLink, JobNamespaces, JobRequest, Prepared, fork_holder};
+pub use join::{ContainerNamespaces, JoinedNamespaces};
 pub use launch::{Event, InitHandle, LaunchError, StartOptions, start_init};
 pub use park::Parked;
 pub use plan::{Plan, PlanError, plan};

@@ -4,6 +4,7 @@
 //! early, its pid is written to the `cgroup.procs` of groups made beforehand, and when the container starts
 //! it forks init, which is born in those groups.
 
+use crate::join::Entered;
 use crate::launch::{LaunchError, fork_init};
 use crate::plan::Plan;
 use crate::protocol::{Receiver, send};
@@ -30,6 +31,7 @@ struct Order {
     idmap_ns: bool,
     layer: bool,
     holder: bool,
+    join: Vec<Entered>,
     cgroup: bool,
 }
 
@@ -89,6 +91,7 @@ impl Parked {
             idmap_ns: fds.idmap_ns.is_some(),
             layer: fds.layer.is_some(),
             holder: fds.holder.is_some(),
+            join: fds.join.iter().map(|(ns, _)| *ns).collect(),
             cgroup: cgroup.is_some(),
         };
         let mut sent = vec![sock.as_fd()];
@@ -151,6 +154,7 @@ fn parked(sock: &OwnedFd) -> i32 {
         idmap_ns: if order.idmap_ns { fds.next() } else { None },
         layer: if order.layer { fds.next() } else { None },
         holder: if order.holder { fds.next() } else { None },
+        join: order.join.iter().copied().zip(fds.by_ref()).collect(),
     };
     let cgroup = if order.cgroup { fds.next() } else { None };
     let forked = match crate::job::enter(&order.plan, &setup) {

@@ -1,6 +1,7 @@
 //! What supervisor and init say to each other: frames of JSON over a stream socket, with descriptors.
 
 use crate::exec::ExecError;
+use crate::join::Entered;
 use crate::setup::SetupFailure;
 use crate::sys::{Errno, SysResult};
 use berth_model::ByteStr;
@@ -22,7 +23,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     Spawn(Box<SpawnRequest>),
-    Signal { target: SignalTarget, signal: i32 },
+    Signal {
+        target: SignalTarget,
+        signal: i32,
+    },
+    /// Give the root's files as an archive to the first descriptor, and what goes wrong to the second.
+    Export,
 }
 
 /// A task, without its descriptors, which travel beside it: those of stdio first.
@@ -67,8 +73,10 @@ pub enum SignalTarget {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
+    /// Namespaces that were asked for travel beside it.
     Ready {
         notes: Vec<String>,
+        opened: Vec<Entered>,
     },
     Failed(SetupFailure),
     /// A pty's master travels beside it.

@@ -2,7 +2,7 @@
 
 use berth_model::ByteStr;
 use berth_model::limits::Limits;
-use berth_model::spec::{Identity, MountSpec};
+use berth_model::spec::{Identity, MountSpec, Unshared};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ pub enum Rootfs {
     Dir(ByteStr),
     /// The node's own filesystem (`host:`).
     Host,
+    /// That of a container of the same job, which runs: its mount namespace is entered.
+    Joined,
 }
 
 /// Owner of the files of a shared store.
@@ -147,6 +149,16 @@ pub struct ContainerRequest {
     /// instead of making its own.
     #[serde(default)]
     pub in_job: bool,
+    /// Namespaces of its own that it would share otherwise (`--container-unshare`); of one that is joined, those that it
+    /// has.
+    #[serde(default)]
+    pub unshare: Vec<Unshared>,
+    /// Its files will be read when its tasks have ended (`--container-save`).
+    #[serde(default)]
+    pub export: bool,
+    /// Other steps of the job may enter it.
+    #[serde(default)]
+    pub joinable: bool,
     /// A host name of the container's own; absent shares the node's.
     #[serde(default)]
     pub hostname: Option<String>,
@@ -187,6 +199,9 @@ impl ContainerRequest {
             devices: Vec::new(),
             shm_size: None,
             in_job: false,
+            unshare: Vec::new(),
+            export: false,
+            joinable: false,
             hostname: None,
             seccomp: true,
             limits: Limits::default(),

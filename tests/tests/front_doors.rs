@@ -181,8 +181,9 @@ each_user! {
         open(&sandbox);
         let run = |words: &[&str]| sandbox.cmd("enroot").args(words);
         let uri = format!("docker://{}", image.replacen('/', "#", 1));
-        let output = run(&["import", "-o", "own.sqsh", &uri]).ok();
-        assert!(output.err().contains("OCI archive and no squashfs"), "{output}");
+        run(&["import", "-o", "own.sqsh", &uri]).ok();
+        assert!(std::fs::read(sandbox.work().join("own.sqsh")).unwrap().starts_with(b"hsqs"));
+        assert!(run(&["start", "own.sqsh", "sh", "-c", "echo $FROM_IMAGE"]).ok().text().ends_with("yes"));
         run(&["import", "-o", "own.sqsh", &uri]).fails().says(&["own.sqsh", "exists"]);
         assert!(run(&["digest", &uri]).ok().text().starts_with("sha256:"));
         assert_eq!(run(&["create", "own.sqsh"]).ok().text(), "own");
@@ -207,6 +208,11 @@ each_user! {
         assert!(text.lines().any(|l| l.contains("own") && l.contains("running")) && text.contains("stopped"), "{text}");
         running.close();
         running.finish();
+        run(&["export", "own"]).ok();
+        run(&["export", "own"]).fails().says(&["own.sqsh", "--force"]);
+        run(&["export", "-f", "-o", "own.sqsh", "own"]).ok();
+        assert!(run(&["start", "own.sqsh", "cat", "/written"]).ok().text().ends_with("kept"));
+        run(&["export", "nobody"]).fails().says(&["nobody", "enroot list"]);
         run(&["remove", "own"]).stdin("n\n").fails().says(&["own", "-f"]);
         run(&["remove", "-f", "own", "second"]).ok();
         assert_eq!(run(&["list"]).ok().text(), "");

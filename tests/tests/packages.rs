@@ -4,7 +4,7 @@ use berth_tests::{Sandbox, each_user, images};
 
 /// Builds a package that makes a user and two groups, gives files away and makes a device, puts it into a repository of
 /// its own, and installs it as anybody would. Nothing is fetched.
-const INSTALL: &str = r#"set -e
+pub const INSTALL: &str = r#"set -e
 mkdir -p /repo/pkg/DEBIAN /repo/pkg/usr/share/keeper /repo/pkg/var/lib/keeper
 cd /repo
 echo content > pkg/usr/share/keeper/data

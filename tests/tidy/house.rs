@@ -15,8 +15,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-model", &[]),
     ("berth-stream", &["berth-model"]),
     ("berth-rpc", &["berth-model", "berth-stream"]),
-    ("berth-images", &["berth-model"]),
-    ("berth-runtime", &["berth-model"]),
+    ("berth-tar", &[]),
+    ("berth-images", &["berth-model", "berth-tar"]),
+    ("berth-runtime", &["berth-model", "berth-tar"]),
     ("berth-sched-core", &["berth-model"]),
     ("berth-store", &["berth-model", "berth-sched-core"]),
     ("berth-controller", &["berth-model", "berth-rpc", "berth-sched-core", "berth-store"]),
@@ -62,6 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Packages that must stay free of an asynchronous runtime, with what else they may not see.
 const WITHOUT: &[(&str, &[&str])] = &[
     ("berth-model", &["tokio", "nix", "rustix", "libc"]),
+    ("berth-tar", &["tokio", "nix", "rustix", "libc"]),
     ("berth-sched-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-agent-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-runtime", &["tokio"]),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod kept;
 pub mod spool;
 pub mod supervisor;
 pub mod tree;

@@ -1,6 +1,7 @@
 //! A step's spool directory: what the agent leaves for the supervisor, and what the supervisor leaves for
 //! every later agent. Files are replaced by rename and never synced: no step outlives a reboot.
 
+use crate::kept::KeptPart;
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
@@ -59,6 +60,10 @@ pub struct NodePart {
     pub container: ContainerDefaults,
     /// Names of the user's supplementary groups, where known.
     pub group_names: BTreeMap<u32, String>,
+    /// The `berth` program, which writes images for `--container-save`.
+    pub program: Option<ByteStr>,
+    /// The container that `--container-name` names.
+    pub kept: Option<KeptPart>,
 }
 
 /// Bytes of a job's `/dev/shm`: the job's memory, where that is enforced; else the kernel's default.

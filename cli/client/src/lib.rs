@@ -11,6 +11,7 @@ pub mod error;
 pub mod explain;
 pub mod fmt;
 pub mod getopt;
+pub mod kept;
 pub mod out;
 pub mod site;
 pub mod step;

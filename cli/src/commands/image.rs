@@ -156,7 +156,7 @@ fn document(value: &impl serde::Serialize) -> Result<String, Failure> {
 }
 
 /// Columns as wide as their longest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     rows.iter()

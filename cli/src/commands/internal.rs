@@ -1,5 +1,5 @@
-//! What the agent calls: the fetcher, which speaks to registries as the user, and the unpacker, which writes the
-//! store as its own identity. Both stand before any thread.
+//! What agent and supervisors call: the fetcher, which speaks to registries as the user, the unpacker, which writes the
+//! store as its own identity, and the saver, which writes images as the user. They stand before any thread.
 
 use berth_client::error::{Failure, Outcome};
 use std::ffi::OsString;
@@ -16,6 +16,17 @@ pub struct Fetch {
 pub struct Unpack {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
+}
+
+/// Write a container's files as an image (called by a step's supervisor)
+#[derive(Debug, clap::Args)]
+pub struct Save {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+pub fn save(args: Save) -> Outcome {
+    done(berth_images::saver_main(args.words, std::io::stdin(), std::io::stderr()))
 }
 
 pub fn fetch(args: Fetch) -> Outcome {

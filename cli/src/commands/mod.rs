@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod container;
 mod controller;
 mod doctor;
 mod down;
@@ -26,10 +27,12 @@ pub enum Command {
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
-    #[command(flatten)]
-    Start(Start),
+    Run(run::Args),
+    Shell(run::Shell),
     #[command(subcommand)]
     Image(image::Args),
+    #[command(subcommand)]
+    Container(container::Args),
     Doctor(doctor::Args),
     #[command(subcommand)]
     Config(config::Args),
@@ -44,21 +47,8 @@ pub enum Command {
     InternalFetch(internal::Fetch),
     #[command(hide = true)]
     InternalUnpack(internal::Unpack),
-}
-
-/// What starts a container.
-#[derive(Debug, Subcommand)]
-pub enum Start {
-    Run(run::Args),
-    Shell(run::Shell),
-}
-
-/// Starts it.
-pub fn start(command: Start, state: Option<PathBuf>) -> Outcome {
-    match command {
-        Start::Run(args) => run::run(args, state.as_deref()),
-        Start::Shell(args) => run::shell(args, state.as_deref()),
-    }
+    #[command(hide = true)]
+    InternalSave(internal::Save),
 }
 
 /// Runs it.
@@ -67,8 +57,10 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Up(args) => up::run(&args, state.as_deref()),
         Command::Down(args) => down::run(&args, state.as_deref()),
         Command::Status(args) => status::run(&args, state.as_deref()),
-        Command::Start(command) => start(command, state),
+        Command::Run(args) => run::run(args, state.as_deref()),
+        Command::Shell(args) => run::shell(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),
+        Command::Container(args) => container::run(args, state.as_deref()),
         Command::Doctor(args) => doctor::run(&args, state.as_deref()),
         Command::Config(args) => config::run(&args, state.as_deref()),
         Command::InstallLinks(args) => install_links::run(&args),
@@ -80,5 +72,6 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Agent(args) => node::run(&args, state.as_deref()),
         Command::InternalFetch(args) => internal::fetch(args),
         Command::InternalUnpack(args) => internal::unpack(args),
+        Command::InternalSave(args) => internal::save(args),
     }
 }

@@ -490,7 +490,7 @@ fn pull(door: &str, args: &Pull, quiet: bool) -> Outcome {
 }
 
 /// Writes an image into an OCI archive.
-pub fn write_archive(
+fn write_archive(
     pinned: &berth_images::ResolvedManifest,
     name: &str,
     path: &Path,

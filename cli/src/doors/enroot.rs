@@ -1,14 +1,13 @@
-//! `enroot import`, `create`, `load`, `start`, `list`, `remove` and `digest` over Berth's engine.
+//! `enroot import`, `create`, `load`, `start`, `export`, `list`, `remove` and `digest` over Berth's engine.
 
 use super::Door;
-use super::apptainer::write_archive;
 use super::refused::ENROOT;
 use crate::commands::run::image_and_command;
 use crate::images;
 use crate::local::{self, Container, Entry, Kept, RootInside, named, records};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_images::{Resolved, ResolvedManifest};
+use berth_images::{Resolved, ResolvedManifest, SaveForm};
 use berth_model::spec::MountSpec;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
@@ -18,9 +17,9 @@ pub const DOOR: Door = Door { name: "enroot", definition: Enroot::command, refus
 
 /// The enroot commands that scripts use, over Berth's own engine
 ///
-/// 'import' writes an OCI archive, 'create' keeps a container of an image under a name, 'start' runs it. A container
-/// runs as you, or as root inside with --root; it is read-only unless --rw. Inside a job it has the job's cores, memory
-/// and devices. Squashfs files are not read yet.
+/// 'import' writes an image as squashfs, 'create' keeps a container of an image under a name, 'start' runs it, 'export' writes
+/// what it holds. A container runs as you, or as root inside with --root; it is read-only unless --rw. Inside a job it has
+/// the job's cores, memory and devices.
 #[derive(Debug, Parser)]
 #[command(name = "enroot", version, disable_help_subcommand = true, max_term_width = 100)]
 struct Enroot {
@@ -35,6 +34,7 @@ enum Cmd {
     Load(Create),
     Start(Start),
     Exec(Exec),
+    Export(Export),
     List(List),
     Remove(Remove),
     /// Print the digest of an image
@@ -46,7 +46,7 @@ enum Cmd {
     Version,
 }
 
-/// Write an image into a file, as an OCI archive
+/// Write an image into a file, as squashfs
 #[derive(Debug, Args)]
 struct Import {
     /// The file [default: IMAGE+TAG.sqsh]
@@ -102,6 +102,19 @@ struct Exec {
     words: Vec<OsString>,
 }
 
+/// Write a container that is kept into a file, as squashfs
+#[derive(Debug, Args)]
+struct Export {
+    /// The file [default: NAME.sqsh]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(short, long)]
+    force: bool,
+    /// Name
+    name: String,
+}
+
 /// List the containers that are kept
 #[derive(Debug, Args)]
 struct List {
@@ -135,6 +148,7 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
             }
             local::exec::run("enroot", &images::local_dir(None)?, &what, command, env, None)
         }
+        Cmd::Export(args) => export(&args),
         Cmd::List(args) => list(&args),
         Cmd::Remove(args) => remove(&args),
         Cmd::Digest { image } => out::print(&format!("{}\n", manifest(&image)?.digest)).map(|()| 0),
@@ -179,12 +193,48 @@ fn import(args: &Import) -> Outcome {
     if path.exists() {
         return Err(Failure::user(format!("{} exists already: remove it, or use --output", path.display())));
     }
-    write_archive(&pinned, &args.image, &path, false)?;
-    out::complain(&format!(
-        "enroot: note: {} is an OCI archive and no squashfs: 'enroot create' of Berth and srun --container-image take it; \
-         a real enroot does not",
-        path.display()
-    ));
+    local::fetch(&images::store(None)?, &args.image, &pinned, false)?;
+    let image = pinned.digest.to_string();
+    local::save(
+        &Container { door: "enroot", image, known: true, ..Container::default() },
+        &squashfs(&path)?,
+    )?;
+    Ok(0)
+}
+
+/// A path whose form is squashfs, whatever else its ending means to `--container-save`.
+fn squashfs(path: &Path) -> Result<PathBuf, Failure> {
+    if SaveForm::of(path) == SaveForm::Squashfs {
+        return Ok(path.to_path_buf());
+    }
+    Err(Failure::user(format!("{}: enroot writes squashfs: name a file that ends in .sqsh", path.display())))
+}
+
+fn export(args: &Export) -> Outcome {
+    let state = images::local_dir(None)?;
+    let Some(kept) = named::find(&state, &args.name)? else {
+        return Err(Failure::user(format!(
+            "there is no container named '{}': 'enroot list' shows those that there are",
+            args.name
+        )));
+    };
+    let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.sqsh", args.name)));
+    if path.exists() && !args.force {
+        return Err(Failure::user(format!("{} exists already: --force replaces it", path.display())));
+    }
+    let path = squashfs(&path)?;
+    let hold = named::hold(&state, &args.name)?;
+    let store = images::store(None)?;
+    if store.prepared(&kept.pinned.digest).map_err(|e| images::failed(&e))?.is_none() {
+        local::fetch(&store, &kept.image, &kept.pinned, false)?;
+    }
+    let upper = Some(Kept { upper: hold.upper.clone() });
+    let image = kept.pinned.digest.to_string();
+    local::save(
+        &Container { door: "enroot", image, kept: upper, known: true, ..Container::default() },
+        &path,
+    )?;
+    drop(hold);
     Ok(0)
 }
 

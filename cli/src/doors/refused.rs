@@ -232,7 +232,7 @@ pub const APPTAINER: &[Row] = &[
     any("--dmtcp-launch", "checkpoints are not made"),
     any("--dmtcp-restart", "checkpoints are not made"),
     any("--fusemount", "mount it on the node, and show the directory with --bind"),
-    any("--unsquash", "squashfs files are not read yet: unpack it with unsquashfs and name the directory"),
+    any("--unsquash", "squashfs files are read as they are: leave it out"),
     any("--pem-path", "encrypted images are not read"),
     any("--passphrase", "encrypted images are not read"),
     any("--docker-login", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
@@ -323,6 +323,5 @@ pub const ENROOT: &[Row] = &[
     at("start", "--uts", NAMESPACES),
     any("batch", NO_CONFIG),
     any("bundle", "there are no self-extracting images: 'enroot import' writes one file"),
-    any("export", "what a container holds is kept under its name; a file of it is not written yet"),
     any("info", "use 'berth doctor' and 'berth status'"),
 ];

@@ -5,12 +5,13 @@ pub mod allocation;
 pub mod exec;
 mod follow;
 mod image;
-mod listing;
 pub mod named;
 pub mod records;
+mod save;
 
 pub use follow::Streams;
 pub use image::{Pull, fetch, pinned};
+pub use save::save;
 
 use crate::{explain, images};
 use berth_client::error::{Failure, Outcome};
@@ -23,7 +24,6 @@ use berth_model::spec::MountSpec;
 use berth_runtime::{
     ContainerRequest, HostFacts, Rootfs, StartOptions, Workdir, WritableLayer, plan, start_init,
 };
-use listing::Listing;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -165,16 +165,15 @@ pub fn run(container: Container) -> Outcome {
     }
     let record = record(&container, &plan.argv, init.pid())?;
     let state = images::local_dir(container.state.as_deref())?;
-    let listing = match container.name {
-        Some(_) => Listing::named(state, record)?,
-        None => Listing::later(state, record),
-    };
+    let kept = records::keep(&state, &record)?;
+    let entrance = exec::Entrance::open(&state, &record.name)?;
     let terminal = match container.tty {
         Tty::Yes => true,
         Tty::No => false,
         Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
     };
-    let code = follow::follow(init, listing, container.door, Streams { terminal, input: container.input });
+    let code = follow::follow(init, entrance, container.door, Streams { terminal, input: container.input });
+    drop(kept);
     drop(request_of.2);
     code
 }

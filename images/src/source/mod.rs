@@ -13,9 +13,11 @@ use crate::error::{Error, ErrorKind, Result, recover};
 use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
 use crate::reference::{Reference, RegistryRef};
 use crate::registry::{Credentials, Registry};
+use crate::squashfs::SquashfsSource;
 use crate::unpack::Limits;
 
 pub use layout::{ArchiveSource, LayoutSource};
+pub(crate) use sniff::open_regular;
 
 /// Registries keep manifests apart from all other blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +86,8 @@ pub enum Resolved {
 /// An image pinned by the digest of its manifest for one platform.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedManifest {
-    /// Canonical source, which [`open_source`] opens: `docker://registry/repository`, `oci:/path` or
-    /// `oci-archive:/path`.
+    /// Canonical source, which [`open_source`] opens: `docker://registry/repository`, `oci:/path`,
+    /// `oci-archive:/path` or `sqsh:/path`.
     pub source: String,
     /// Digest of the manifest.
     pub digest: Digest,
@@ -143,6 +145,13 @@ pub fn resolve(
                     resolve_layout(&ArchiveSource::open(&path)?, "oci-archive", &path, None, options)
                         .map(Resolved::Manifest)
                 }
+                sniff::Form::Squashfs => {
+                    let source = SquashfsSource::open(&path)?;
+                    let name = Some(format!("sqsh:{}", path.display()));
+                    let digest = source.digest()?;
+                    let source = source.describe();
+                    Ok(Resolved::Manifest(ResolvedManifest { source, digest, insecure: false, name }))
+                }
                 sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
             }
         }
@@ -158,13 +167,17 @@ pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> R
         Error::new(
             ErrorKind::Reference,
             format!("source {source:?}"),
-            "is not docker://, oci:/path or oci-archive:/path",
+            "is not docker://, oci:/path, oci-archive:/path or sqsh:/path",
         )
         .next("resolve the image reference again")
     };
     if let Some(path) = source.strip_prefix("oci-archive:") {
         let path = Path::new(path);
         return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
+    }
+    if let Some(path) = source.strip_prefix("sqsh:") {
+        let path = Path::new(path);
+        return if path.is_absolute() { Ok(Box::new(SquashfsSource::open(path)?)) } else { Err(relative()) };
     }
     if let Some(path) = source.strip_prefix("oci:") {
         let path = Path::new(path);

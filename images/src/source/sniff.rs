@@ -14,6 +14,7 @@ use crate::reference::unsupported_file;
 pub(super) enum Form {
     Layout,
     Archive,
+    Squashfs,
     RootDir,
 }
 
@@ -38,7 +39,7 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
     let length = read_start(&file, &mut start).map_err(|e| Error::path(path, e))?;
     let start = &start[..length];
     if start.starts_with(b"hsqs") {
-        return Err(unsupported_file(&what, "squashfs"));
+        return Ok(Form::Squashfs);
     }
     if start.get(32..41) == Some(b"SIF_MAGIC") {
         return Err(unsupported_file(&what, "SIF"));
@@ -60,14 +61,14 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
             what,
             "is not a tar file, and no other known image file",
         )
-        .next("name an OCI layout, an OCI tar file or a root directory"));
+        .next("name an OCI layout, an OCI tar file, a squashfs file or a root directory"));
     }
     // Opening tells OCI from docker-archive by the members.
     ArchiveSource::open(path).map(|_| Form::Archive)
 }
 
 /// Opens a regular file without waiting on a FIFO that somebody put in its place.
-pub(super) fn open_regular(path: &Path) -> Result<File> {
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file =
         File::options().read(true).custom_flags(nonblock).open(path).map_err(|e| Error::path(path, e))?;

@@ -209,7 +209,7 @@ fn paths_are_sniffed_by_content() {
     assert_eq!(check(&at("root")).unwrap(), Resolved::RootDir(at("root").canonicalize().unwrap()));
     std::fs::create_dir(at("empty")).unwrap();
     for (name, content, word) in [
-        ("squash", b"hsqs0000".to_vec(), "unsquashfs"),
+        ("squash", b"hsqs0000".to_vec(), "shorter than its head"),
         (
             "sif",
             [b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC".to_vec(), vec![0; 600]].concat(),

@@ -15,4 +15,5 @@ mod hostile;
 mod layouts;
 mod overlay;
 mod registry;
+mod squashfs;
 mod store;

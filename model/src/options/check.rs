@@ -2,6 +2,7 @@
 
 use super::resolve::OptionError;
 use super::submit::{ContainerOptions, SubmitOptions};
+use crate::spec::{ImageRef, LayerKind, ResolvedImage};
 
 impl ContainerOptions {
     /// The options given other than the image, by name.
@@ -19,6 +20,9 @@ impl ContainerOptions {
             (self.entrypoint == Some(true), "--container-entrypoint"),
             (self.entrypoint == Some(false), "--no-container-entrypoint"),
             (self.layer.is_some(), "--container-writable-layer"),
+            (!self.unshare.is_empty(), "--container-unshare"),
+            (self.scope.is_some(), "--container-scope"),
+            (self.save.is_some(), "--container-save"),
         ];
         named.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }
@@ -49,6 +53,24 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
         ];
         return Err(OptionError::error(255, lines));
     }
+    if let (Some(_), None) = (options.container.scope, &options.container.name) {
+        let lines = vec![
+            "--container-scope was given without --container-name".to_string(),
+            "add --container-name=NAME: only a container that has a name is kept".to_string(),
+        ];
+        return Err(OptionError::error(255, lines));
+    }
+    if let (Some(layer), Some((name, _))) = (options.container.layer, &options.container.name)
+        && (layer.kind == LayerKind::Tmpfs || layer.size.is_some())
+    {
+        let lines = vec![
+            format!(
+                "--container-writable-layer cannot be that of --container-name={name}, which is kept on the node's disk"
+            ),
+            "leave --container-writable-layer out, or write --container-writable-layer=disk".to_string(),
+        ];
+        return Err(OptionError::error(255, lines));
+    }
     if options.nodelist.iter().any(|node| options.exclude.contains(node)) {
         let lines = vec![
             "Invalid node name specified".to_string(),
@@ -73,7 +95,31 @@ pub(super) fn container_needs_image(options: &SubmitOptions) -> Result<(), Optio
         255,
         vec![
             format!("{first}{source} was given, but --container-image is not set"),
-            format!("add --container-image=IMAGE, or leave out {}", given.join(", ")),
+            format!(
+                "add --container-image=IMAGE or --container-name=NAME, or leave out {}",
+                given.join(", ")
+            ),
+        ],
+    ))
+}
+
+/// Refuses container options of a step that is to run on the node's own filesystem.
+pub(super) fn not_of_host(options: &ContainerOptions, image: Option<&ImageRef>) -> Result<(), OptionError> {
+    if image.is_none_or(|image| image.resolved != Some(ResolvedImage::Host)) {
+        return Ok(());
+    }
+    let mut given = options.given();
+    if options.name.is_some() {
+        given.push("--container-name");
+    }
+    let Some(first) = given.first() else { return Ok(()) };
+    Err(OptionError::error(
+        255,
+        vec![
+            format!(
+                "{first} was given, but --container-image=host: is the node's own filesystem and no container"
+            ),
+            format!("name an image, or leave out {}", given.join(", ")),
         ],
     ))
 }

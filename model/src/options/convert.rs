@@ -1,6 +1,6 @@
 //! From typed options to the job and step specifications that go to the controller.
 
-use super::check::container_needs_image;
+use super::check::{container_needs_image, not_of_host};
 use super::resolve::{OptionError, Source};
 use super::row::Command;
 use super::submit::{ContainerOptions, Propagate, SubmitOptions};
@@ -9,8 +9,8 @@ use crate::gres::Wanted;
 use crate::ids::SubmissionId;
 use crate::limits::Limits;
 use crate::spec::{
-    ContainerSpec, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, MountSpec, ResourceRequest, StepSpec,
-    TermSize,
+    ContainerSpec, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, MountSpec, NamedSpec, ResolvedImage,
+    ResourceRequest, StepSpec, TermSize,
 };
 
 /// The circumstances of a submission that are no options.
@@ -171,16 +171,20 @@ impl SubmitOptions {
         }
         let mut notes = Vec::new();
         let work_dir = self.work_dir(&by.cwd);
+        not_of_host(&self.container, image.as_ref())?;
         let container = match (image, inside.and_then(|job| job.container.as_ref())) {
             (Some(image), _) => Some(self.container.spec(image, &work_dir)),
-            (None, Some(job)) if !self.container.given().is_empty() => {
+            (None, Some(job)) if self.container.name.is_some() || !self.container.given().is_empty() => {
                 Some(self.container.over(job, &work_dir))
             }
             (None, Some(_)) => None,
-            (None, None) => {
-                container_needs_image(self)?;
-                None
-            }
+            (None, None) => match self.container.kept() {
+                Some(kept) => Some(self.container.spec(kept, &work_dir)),
+                None => {
+                    container_needs_image(self)?;
+                    None
+                }
+            },
         };
         let tasks = self.ntasks.or_else(|| self.nodes.map(|n| n.min)).unwrap_or(1);
         let file = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks).file();
@@ -240,7 +244,8 @@ impl SubmitOptions {
         image: Option<ImageRef>,
         work_dir: &ByteStr,
     ) -> Result<Option<ContainerSpec>, OptionError> {
-        match image {
+        not_of_host(&self.container, image.as_ref())?;
+        match image.or_else(|| self.container.kept()) {
             Some(image) => Ok(Some(self.container.spec(image, work_dir))),
             None => container_needs_image(self).map(|()| None),
         }
@@ -450,6 +455,17 @@ impl SubmitOptions {
 }
 
 impl ContainerOptions {
+    /// The image of a container that is named alone: it must be there.
+    fn kept(&self) -> Option<ImageRef> {
+        let (name, _) = self.name.as_ref()?;
+        Some(ImageRef { typed: format!("--container-name={name}"), resolved: Some(ResolvedImage::Kept) })
+    }
+
+    fn named(&self) -> Option<NamedSpec> {
+        let (name, flag) = self.name.clone()?;
+        Some(NamedSpec { name, flag, scope: self.scope.unwrap_or_default() })
+    }
+
     /// The specification with an image of its own.
     fn spec(&self, image: ImageRef, work_dir: &ByteStr) -> ContainerSpec {
         ContainerSpec {
@@ -462,6 +478,16 @@ impl ContainerOptions {
             env: self.env.clone(),
             entrypoint: self.entrypoint,
             layer: self.layer,
+            named: self.named(),
+            unshare: self.unshare.clone(),
+            save: self.save.as_ref().map(|path| {
+                let mut place = absolute(work_dir, path);
+                // A slash at the end says that a directory is meant.
+                if path.0.ends_with(b"/") && !place.0.ends_with(b"/") {
+                    place.0.push(b'/');
+                }
+                place
+            }),
         }
     }
 
@@ -478,6 +504,10 @@ impl ContainerOptions {
             env: if own.env.is_empty() { job.env.clone() } else { own.env },
             entrypoint: own.entrypoint.or(job.entrypoint),
             layer: own.layer.or(job.layer),
+            named: own.named.or_else(|| job.named.clone()),
+            unshare: if own.unshare.is_empty() { job.unshare.clone() } else { own.unshare },
+            // What a job saves is its script's container.
+            save: own.save,
         }
     }
 }

@@ -8,7 +8,10 @@ use crate::export::ExportSpec;
 use crate::gres::Wanted;
 use crate::ids::NodeName;
 use crate::limits::Resource;
-use crate::spec::{ArraySpec, JobSelector, LayerSpec, MountSpec, OpenMode, TimeLimit, WarnSignal};
+use crate::spec::{
+    ArraySpec, JobSelector, LayerSpec, MountSpec, NameFlag, NameScope, OpenMode, TimeLimit, Unshared,
+    WarnSignal,
+};
 use crate::time::{Span, Time};
 use std::collections::BTreeMap;
 
@@ -54,6 +57,14 @@ pub struct ContainerOptions {
     pub entrypoint: Option<bool>,
     /// `--container-writable-layer`.
     pub layer: Option<LayerSpec>,
+    /// `--container-name`: the name, and what is there already.
+    pub name: Option<(String, NameFlag)>,
+    /// `--container-scope`.
+    pub scope: Option<NameScope>,
+    /// `--container-unshare`.
+    pub unshare: Vec<Unshared>,
+    /// `--container-save`, not yet absolute.
+    pub save: Option<ByteStr>,
 }
 
 /// All submit options, typed. Members are `None`, empty or `false` where nothing was given.

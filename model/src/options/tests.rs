@@ -5,7 +5,10 @@ use crate::bytes::ByteStr;
 use crate::grammar::soup;
 use crate::ids::{JobId, NodeName, SubmissionId};
 use crate::limits::{LimitValue, Limits, Resource};
-use crate::spec::{ImageRef, JobKind, JobSelector, MemoryRequest, OpenMode, ResolvedImage, TimeLimit};
+use crate::spec::{
+    ImageRef, JobKind, JobSelector, MemoryRequest, NameFlag, NameScope, OpenMode, ResolvedImage, TimeLimit,
+    Unshared,
+};
 use crate::time::{Span, Time};
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
@@ -174,7 +177,7 @@ fn usage_errors_have_getopts_words() {
 #[test]
 fn refused_options_name_themselves_and_the_way_out() {
     for line in
-        ["--qos=high", "-q high", "-C big", "--dependency=afterok:1", "--container-name=x", "--mail-type=END"]
+        ["--qos=high", "-q high", "-C big", "--dependency=afterok:1", "--container-id=x", "--mail-type=END"]
     {
         let error = sbatch(line).unwrap_err();
         assert_eq!((error.exit_code, error.lines.len()), (255, 2), "{line}");
@@ -346,7 +349,10 @@ fn submitter() -> Submitter {
 }
 
 fn image() -> ImageRef {
-    ImageRef { typed: "host:".into(), resolved: Some(ResolvedImage::Host) }
+    ImageRef {
+        typed: "/images/root".into(),
+        resolved: Some(ResolvedImage::RootDir { path: "/images/root".into() }),
+    }
 }
 
 #[test]
@@ -403,6 +409,41 @@ fn gpus_are_gres_of_one_node() {
     );
     assert_eq!(step("--gres=none", &[("SLURM_GPUS", "2")]).map(|g| g.len()), Some(0));
     assert_eq!(step("", &[]), None);
+}
+
+#[test]
+fn a_name_needs_no_image_and_what_belongs_to_it_needs_a_name() {
+    let line = "--container-name=box:exec --container-scope=user --container-unshare=net,uts --container-save=a/b.oci/";
+    let spec = sbatch(line).unwrap().job_spec(&submitter(), None).unwrap().spec.container.unwrap();
+    let named = spec.named.clone().unwrap();
+    assert_eq!((named.name.as_str(), named.flag, named.scope), ("box", NameFlag::Exec, NameScope::User));
+    assert_eq!(spec.image.resolved, Some(ResolvedImage::Kept));
+    assert_eq!(spec.unshare, [Unshared::Net, Unshared::Uts]);
+    assert_eq!(
+        spec.save,
+        Some(ByteStr::from("/home/alice/work/a/b.oci/")),
+        "a slash at the end says directory"
+    );
+    // A step of the job has the name, and saves nothing.
+    let job = sbatch(line).unwrap().job_spec(&submitter(), None).unwrap().spec;
+    let step = srun("--container-workdir=/ true").unwrap();
+    let step = step.step_spec(&submitter(), words("true"), vec![], None, None, Some(&job)).unwrap().spec;
+    let container = step.container.unwrap();
+    assert_eq!((container.named, container.save), (Some(named), None));
+    let host = ImageRef { typed: "host:".into(), resolved: Some(ResolvedImage::Host) };
+    let error = sbatch("--container-name=x").unwrap().job_spec(&submitter(), Some(host)).unwrap_err();
+    assert!(error.lines[0].contains("--container-name") && error.lines[0].contains("host:"), "{error}");
+    for line in [
+        "--container-scope=user",
+        "--container-name=a --container-name=b",
+        "--container-name=a/b",
+        "--container-name=a:now",
+        "--container-name=a --container-writable-layer=tmpfs",
+        "--container-unshare=pid",
+    ] {
+        let error = sbatch(line).unwrap_err();
+        assert!(error.exit_code == 255 && error.lines.len() == 2, "{line}: {error}");
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use berth_model::launch::{
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
-    LayerKind, LayerSpec, MemoryRequest, MountSpec, OpenMode, ResolvedImage, ResourceRequest, StepSpec,
-    TermSize, TimeLimit, WarnSignal,
+    LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode, ResolvedImage,
+    ResourceRequest, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
 };
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::tres::GresKey;
@@ -29,6 +29,9 @@ enums! {
     JobKind { Batch, Run, Alloc }
     OpenMode { Truncate, Append }
     LayerKind { Tmpfs, Disk }
+    NameScope { Job, User }
+    NameFlag { Auto, Create, Exec, NoExec }
+    Unshared { Net, Ipc, Uts }
 }
 
 structs! {
@@ -48,7 +51,10 @@ structs! {
     ImageRef { typed, resolved }
     MountSpec { source, target, flags }
     LayerSpec { kind, size }
-    ContainerSpec { image, mounts, workdir, mount_home, remap_root, writable, env, entrypoint, layer }
+    NamedSpec { name, flag, scope }
+    ContainerSpec {
+        image, mounts, workdir, mount_home, remap_root, writable, env, entrypoint, layer, named, unshare, save,
+    }
     WarnSignal { signal, before, batch_only }
     ArraySpec { ranges, max_running }
     JobSpec {
@@ -209,6 +215,7 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
                 }),
                 ResolvedImage::RootDir { path } => Kind::RootDir(path.put()),
                 ResolvedImage::Host => Kind::Host(pb::HostRoot {}),
+                ResolvedImage::Kept => Kind::Kept(pb::KeptRoot {}),
             }),
         }
     }
@@ -220,6 +227,7 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
             }
             Some(Kind::RootDir(path)) => Ok(ResolvedImage::RootDir { path: ByteStr(path) }),
             Some(Kind::Host(pb::HostRoot {})) => Ok(ResolvedImage::Host),
+            Some(Kind::Kept(pb::KeptRoot {})) => Ok(ResolvedImage::Kept),
             None => Err(Malformed::new("not a known kind of image")),
         }
     }

@@ -147,13 +147,14 @@ impl Arbitrary for TimeLimit {
 }
 impl Arbitrary for ResolvedImage {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(3) {
+        match r.below(4) {
             0 => ResolvedImage::Manifest {
                 source: Arbitrary::arbitrary(r),
                 digest: Arbitrary::arbitrary(r),
                 insecure: Arbitrary::arbitrary(r),
             },
             1 => ResolvedImage::RootDir { path: Arbitrary::arbitrary(r) },
+            2 => ResolvedImage::Kept,
             _ => ResolvedImage::Host,
         }
     }

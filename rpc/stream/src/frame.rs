@@ -1,5 +1,6 @@
 //! The frames themselves: bytes to meaning and back, for bytes from anyone.
 
+use crate::kept::{KeptContainer, KeptQuery};
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::StepExit;
 use berth_model::spec::TermSize;
@@ -76,11 +77,15 @@ pub enum Kind {
     Detach = 15,
     /// Supervisor to client: this many bytes of standard input went on to the tasks.
     Credit = 16,
+    /// Client to agent: what of the containers that are kept there.
+    Kept = 17,
+    /// Agent to client: one of them.
+    KeptContainer = 18,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 16] = [
+        const ALL: [Kind; 18] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -97,6 +102,8 @@ impl Kind {
             Kind::Message,
             Kind::Detach,
             Kind::Credit,
+            Kind::Kept,
+            Kind::KeptContainer,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -161,6 +168,10 @@ pub enum Frame {
     Detach,
     /// This many bytes of standard input went on to the tasks: the client may send as many more.
     Credit(u32),
+    /// What of the containers that are kept on the node; answered by them, or by names, and Accepted.
+    Kept(KeptQuery),
+    /// A container that is kept.
+    KeptContainer(Box<KeptContainer>),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -245,6 +256,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Message(text) => put(Kind::Message, ALL_TASKS, cut(text)),
         Frame::Detach => put(Kind::Detach, ALL_TASKS, &[]),
         Frame::Credit(n) => put(Kind::Credit, ALL_TASKS, &n.to_le_bytes()),
+        Frame::Kept(query) => put(Kind::Kept, ALL_TASKS, &json(Kind::Kept, query)?),
+        Frame::KeptContainer(one) => put(Kind::KeptContainer, ALL_TASKS, &json(Kind::KeptContainer, one)?),
     }
 }
 
@@ -322,6 +335,8 @@ impl Frame {
             },
             Kind::Message => Ok(Frame::Message(text(payload))),
             Kind::Detach => none(Frame::Detach),
+            Kind::Kept => Ok(Frame::Kept(parse(kind, &payload)?)),
+            Kind::KeptContainer => Ok(Frame::KeptContainer(Box::new(parse(kind, &payload)?))),
             Kind::Credit => match <[u8; 4]>::try_from(&payload[..]) {
                 Ok(bytes) => Ok(Frame::Credit(u32::from_le_bytes(bytes))),
                 Err(_) => Err(bad("expected a number of bytes")),

@@ -15,8 +15,10 @@
 pub mod asynchronous;
 pub mod blocking;
 mod frame;
+mod kept;
 
 pub use frame::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, STDIN_WINDOW,
     data_header, encode,
 };
+pub use kept::{KeptContainer, KeptQuery, KeptState};

@@ -1,10 +1,13 @@
 //! Frames survive the wire, in any pieces; garbage is refused and never believed.
-use berth_model::ids::{Attempt, JobId, StepId};
+use berth_model::ids::{Attempt, JobId, StepId, Uid};
 use berth_model::launch::{StepExit, Usage};
 use berth_model::spec::TermSize;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
-use berth_stream::{ALL_TASKS, Attach, Decoder, Frame, FrameError, MAX_PAYLOAD, blocking, encode};
+use berth_stream::{
+    ALL_TASKS, Attach, Decoder, Frame, FrameError, KeptContainer, KeptQuery, KeptState, MAX_PAYLOAD,
+    blocking, encode,
+};
 use proptest::prelude::*;
 
 fn status() -> impl Strategy<Value = ExitStatus> {
@@ -44,6 +47,16 @@ fn frame() -> impl Strategy<Value = Frame> {
         ".{0,40}".prop_map(Frame::Message),
         Just(Frame::Detach),
         any::<u32>().prop_map(Frame::Credit),
+        ".{0,40}".prop_map(|name| Frame::Kept(KeptQuery::Remove { name, uid: None })),
+        (".{0,40}", any::<u32>()).prop_map(|(name, n)| Frame::KeptContainer(Box::new(KeptContainer {
+            name: name.clone(),
+            uid: Uid(n),
+            job: Some(JobId(n)),
+            image: name,
+            created: Time(5),
+            used: Time(6),
+            state: KeptState::Running(JobId(n)),
+        }))),
     ]
 }
 

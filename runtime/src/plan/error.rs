@@ -19,6 +19,11 @@ pub enum PlanError {
     MountTarget(String),
     #[error("--container-writable-layer: {0}")]
     Layer(&'static str),
+    #[error(
+        "a running container is entered only by steps of its own job, and the job's steps share no namespaces here: \
+         'berth doctor' says why"
+    )]
+    NotOfOneJob,
     #[error("{what} '{path}' must be an absolute path without '..'")]
     Path { what: String, path: String },
     #[error("the root directory is '/': use host: to run on the node's own filesystem")]

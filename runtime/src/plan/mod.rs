@@ -26,6 +26,7 @@ use crate::facts::HostFacts;
 use crate::request::{ContainerRequest, Rootfs, StoreOwner, WritableLayer};
 use berth_model::ByteStr;
 use berth_model::limits::Limits;
+use berth_model::spec::Unshared;
 use serde::{Deserialize, Serialize};
 
 /// How much privilege the launcher has.
@@ -65,6 +66,8 @@ pub enum RootPlan {
     InPlace(ByteStr),
     /// The node's own root.
     Host,
+    /// The root of a running container, with all that is mounted in it.
+    Joined,
 }
 
 /// Whose a namespace is.
@@ -96,6 +99,8 @@ pub struct Namespaces {
     pub cgroup: bool,
     /// Host name.
     pub uts: bool,
+    /// Network: the loopback device alone.
+    pub net: bool,
 }
 
 impl Namespaces {
@@ -198,6 +203,12 @@ pub struct Plan {
     pub argv_prefix: Vec<ByteStr>,
     /// Host name of the container's own.
     pub hostname: Option<String>,
+    /// Its root's files can be read as an archive when its tasks have ended.
+    #[serde(default)]
+    pub export: bool,
+    /// Its namespaces are kept at hand for other steps that enter it.
+    #[serde(default)]
+    pub joinable: bool,
     /// What the processes may not do.
     pub confinement: Confinement,
     /// Limits, applied before privilege is dropped.
@@ -213,6 +224,7 @@ pub struct Plan {
 pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanError> {
     let mode = if facts.privileged { Mode::System } else { Mode::User };
     let host = request.root == Rootfs::Host;
+    let joined = request.root == Rootfs::Joined;
     if mode == Mode::User && request.identity.uid.0 != facts.uid {
         return Err(PlanError::OtherUser { uid: facts.uid, wanted: request.identity.uid.0 });
     }
@@ -225,7 +237,11 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     let home = identity::home(request, host);
     let env = env::plan(request, &home, host, facts)?;
     let workdir = workdir(request, host)?;
-    let mounts = mounts::plan(request, facts, mode, &home, &root, &mut notes)?;
+    if joined && !request.in_job {
+        return Err(PlanError::NotOfOneJob);
+    }
+    let mounts =
+        if joined { Vec::new() } else { mounts::plan(request, facts, mode, &home, &root, &mut notes)? };
     let (argv, argv_prefix) = command::plan(request);
     let namespaced = mode == Mode::System || !host;
     let shared = if request.in_job { Ns::Job } else { Ns::Own };
@@ -236,7 +252,8 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
                 .into(),
         );
     }
-    let mut etc = if host { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? };
+    let own = |which| request.unshare.contains(&which);
+    let mut etc = if host || joined { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? };
     // What the user mounts over a file of /etc is what the user wants to see there.
     etc.retain(|file| !mounts.iter().any(|m| m.target.0 == b"/etc" || m.target.0 == file.path()));
     Ok(Plan {
@@ -250,9 +267,14 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
             },
             mount: namespaced,
             pid: if namespaced { shared } else { Ns::Node },
-            ipc: if host { Ns::Node } else { shared },
+            ipc: match (host, own(Unshared::Ipc)) {
+                (true, _) => Ns::Node,
+                (false, true) => Ns::Own,
+                (false, false) => shared,
+            },
             cgroup: namespaced,
-            uts: namespaced && request.hostname.is_some(),
+            uts: namespaced && (request.hostname.is_some() || own(Unshared::Uts)),
+            net: own(Unshared::Net),
         },
         identity: ids.process,
         uid_map: ids.uid_map,
@@ -264,6 +286,8 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         argv,
         argv_prefix,
         hostname: request.hostname.clone(),
+        export: request.export && !host && !joined,
+        joinable: request.joinable,
         confinement: Confinement {
             no_new_privs: !host,
             seccomp: !host && request.seccomp,
@@ -287,6 +311,8 @@ fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError>
         "--container-readonly"
     } else if request.writable_layer != WritableLayer::Tmpfs || request.writable_size.is_some() {
         "--container-writable-layer"
+    } else if !request.unshare.is_empty() {
+        "--container-unshare"
     } else if request.entrypoint {
         "--container-entrypoint"
     } else if !request.container_env.is_empty() {
@@ -323,6 +349,7 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
     let one_string = facts.kernel < (6, 8);
     Ok(match &request.root {
         Rootfs::Host => RootPlan::Host,
+        Rootfs::Joined => RootPlan::Joined,
         Rootfs::Dir(dir) => {
             let dir = clean_absolute(dir, "the root directory")?;
             if dir.0 == b"/" {
@@ -380,7 +407,12 @@ fn workdir(request: &ContainerRequest, host: bool) -> Result<WorkdirPlan, PlanEr
                 bytes.insert(0, b'/');
             }
             let path = clean_absolute(&ByteStr(bytes), "the image's WORKDIR")?;
-            Ok(WorkdirPlan { path, origin: "the image's WORKDIR".into(), create: true })
+            // In a container that runs nothing is made by anyone but its tasks.
+            Ok(WorkdirPlan {
+                path,
+                origin: "the image's WORKDIR".into(),
+                create: request.root != Rootfs::Joined,
+            })
         }
         _ => Ok(WorkdirPlan { path: "/".into(), origin: "default".into(), create: false }),
     }

@@ -6,6 +6,7 @@ use super::{Mode, PlanError, RootPlan};
 use crate::facts::HostFacts;
 use crate::request::{ContainerRequest, Rootfs};
 use berth_model::ByteStr;
+use berth_model::spec::Unshared;
 use serde::{Deserialize, Serialize};
 
 /// Flags of a mount.
@@ -167,7 +168,7 @@ fn standard(request: &ContainerRequest, mounts: &mut Vec<PlannedMount>) -> Resul
     mounts.push(own(sys, "/sys", Attrs { read_only: true, ..SAFE }));
     mounts.push(own(MountKind::Dev { devices }, "/dev", Attrs { nosuid: true, noexec: true, ..NONE }));
     mounts.push(own(MountKind::Devpts, "/dev/pts", Attrs { nosuid: true, noexec: true, ..NONE }));
-    let shm = if request.in_job {
+    let shm = if request.in_job && !request.unshare.contains(&Unshared::Ipc) {
         MountKind::JobShm
     } else {
         MountKind::Tmpfs { size: request.shm_size, mode: 0o1777 }

@@ -20,6 +20,7 @@ impl fmt::Display for Plan {
             (ns.ipc, "ipc"),
             (own(ns.cgroup), "cgroup"),
             (own(ns.uts), "uts"),
+            (own(ns.net), "net"),
         ];
         let list = |whose| {
             let found: Vec<&str> = names.iter().filter(|(ns, _)| *ns == whose).map(|(_, n)| *n).collect();
@@ -48,6 +49,12 @@ impl fmt::Display for Plan {
             on(c.seccomp),
             on(c.fake_ids)
         )?;
+        if self.export {
+            writeln!(
+                f,
+                "export: the root's files, without what is mounted in it, when the tasks have ended"
+            )?;
+        }
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }
@@ -98,6 +105,9 @@ impl Plan {
     fn root(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.root {
             RootPlan::Host => writeln!(f, "root: the node's own filesystem"),
+            RootPlan::Joined => {
+                writeln!(f, "root: that of the running container, with what is mounted there")
+            }
             RootPlan::InPlace(dir) => writeln!(f, "root: {}, written in place", dir.display()),
             RootPlan::Overlay { layers, upper, size, read_only, owner, .. } => {
                 let to = match upper {

@@ -2,6 +2,7 @@
 
 use super::target::{self, Kind, Root};
 use super::{Doing, Setup, SetupFailure, SetupFds};
+use crate::join::Entered;
 use crate::plan::{IdMap, Mode, Ns, Plan, RootPlan};
 use crate::sys::{Errno, fork, userns};
 use berth_model::ByteStr;
@@ -81,7 +82,7 @@ pub(crate) fn set_groups(groups: &[u32]) -> Setup<()> {
 /// Becomes the user.
 pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
     let id = &plan.identity;
-    let host = plan.root == RootPlan::Host;
+    let (host, joined) = (plan.root == RootPlan::Host, plan.root == RootPlan::Joined);
     if plan.mode == Mode::System {
         let (uid, gid, groups) = if host {
             (id.uid, id.gid, &id.groups)
@@ -92,8 +93,10 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
                 .ok_or_else(|| SetupFailure::new("enter the user namespace", Errno::INVAL))?;
             rustix::thread::move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::User))
                 .doing("enter the user namespace")?;
-            // A copy owned by the user namespace: every mount in it is locked.
-            fork::unshare(libc::CLONE_NEWNS).doing("lock the mounts")?;
+            if !joined {
+                // A copy owned by the user namespace: every mount in it is locked.
+                fork::unshare(libc::CLONE_NEWNS).doing("lock the mounts")?;
+            }
             (id.inside_uid, id.inside_gid, &id.inside_groups)
         };
         set_groups(groups)?;
@@ -102,7 +105,15 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).doing("become the user's group")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).doing("become the user")?;
     }
-    if plan.mode == Mode::User && plan.namespaces.user == Ns::Own && plan.namespaces.in_job() {
+    let within_jobs = plan.mode == Mode::User && plan.namespaces.user == Ns::Own && plan.namespaces.in_job();
+    if within_jobs && joined {
+        let ns =
+            fds.join.iter().find(|(ns, _)| *ns == Entered::User).ok_or_else(|| {
+                SetupFailure::new("enter the running container's user namespace", Errno::INVAL)
+            })?;
+        rustix::thread::move_into_link_name_space(ns.1.as_fd(), Some(LinkNameSpaceType::User))
+            .doing("enter the running container's user namespace")?;
+    } else if within_jobs {
         // Within the job's, and only now: what is mounted belongs to the job's user namespace, which alone
         // may show its processes in /proc. As above, the copy locks the mounts.
         fork::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
@@ -119,10 +130,12 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
         let sets = CapabilitySets { inheritable: CapabilitySet::empty(), ..caps };
         return rustix::thread::set_capabilities(None, sets).doing("clear inheritable capabilities");
     }
-    let keep = if id.keep_caps {
-        rustix::thread::capabilities(None).doing("read capabilities")?.permitted
-    } else {
-        CapabilitySet::empty()
+    let held = rustix::thread::capabilities(None).doing("read capabilities")?.permitted;
+    let keep = match (id.keep_caps, plan.export) {
+        (true, _) => held,
+        // Of init alone, which the user's processes neither trace nor become: to read what the user has closed.
+        (false, true) => held & CapabilitySet::DAC_READ_SEARCH,
+        (false, false) => CapabilitySet::empty(),
     };
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).doing("drop capabilities")

@@ -111,18 +111,31 @@ pub(crate) struct SetupFds {
     pub layer: Option<OwnedFd>,
     /// The process that holds the job's namespaces.
     pub holder: Option<OwnedFd>,
+    /// The namespaces of the running container that is entered.
+    pub join: crate::join::Open,
 }
 
 impl SetupFds {
     /// Those that are there, in this order.
     pub fn all(&self) -> impl Iterator<Item = &OwnedFd> {
-        [&self.user_ns, &self.idmap_ns, &self.layer, &self.holder].into_iter().flatten()
+        let join = self.join.iter().map(|(_, fd)| fd);
+        [&self.user_ns, &self.idmap_ns, &self.layer, &self.holder].into_iter().flatten().chain(join)
     }
 }
 
-/// Makes the container around this process. Returns notes for the user.
-pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
-    let mut notes = Vec::new();
+/// What was made.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// For the user.
+    pub notes: Vec<String>,
+    /// The root's mount alone, where its files are to be read.
+    pub root: Option<OwnedFd>,
+}
+
+/// Makes the container around this process.
+pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Made> {
+    let mut made = Made::default();
+    let notes = &mut made.notes;
     if plan.mode == Mode::User && plan.namespaces.user == Ns::Own && !plan.namespaces.in_job() {
         map_own_ids(&plan.uid_map, &plan.gid_map)?;
     }
@@ -130,17 +143,32 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
         // Here and not in clone3: the namespace's root is the cgroup the process is in by now.
         fork::unshare(libc::CLONE_NEWCGROUP).doing("make a cgroup namespace")?;
     }
-    if let Some(name) = plan.hostname.as_deref().filter(|_| plan.namespaces.uts) {
+    if let Some(name) =
+        plan.hostname.as_deref().filter(|_| plan.namespaces.uts && plan.root != RootPlan::Joined)
+    {
         rustix::system::sethostname(name.as_bytes()).doing("set the host name")?;
     }
-    if plan.namespaces.mount {
+    if plan.root == RootPlan::Joined {
+        crate::join::enter(plan, &fds.join)?;
+    } else if plan.namespaces.net {
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+        socket
+            .and_then(|socket| crate::sys::process::loopback_up(socket.as_fd()))
+            .doing("bring the loopback device up")?;
+    }
+    if plan.namespaces.mount && plan.root != RootPlan::Joined {
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .doing("detach the mounts from the node's")?;
-        if plan.root == RootPlan::Host { host(plan, &mut notes)? } else { container(plan, fds, &mut notes)? }
+        if plan.root == RootPlan::Host {
+            host(plan, notes)?;
+        } else {
+            made.root = container(plan, fds, notes)?;
+        }
     }
     // With the privilege to raise them, and not earlier: a low limit on open files or on file size is
     // meant for the tasks, not for what is made here.
-    crate::limits::apply(&plan.limits, &mut notes).map_err(|e| SetupFailure {
+    crate::limits::apply(&plan.limits, &mut made.notes).map_err(|e| SetupFailure {
         action: e.to_string(),
         path: None,
         errno: 0,
@@ -149,7 +177,7 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Vec<String>> {
     enter::take_identity(plan, fds)?;
     enter::workdir(plan)?;
     enter::confine(plan)?;
-    Ok(notes)
+    Ok(made)
 }
 
 fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
@@ -159,14 +187,16 @@ fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
     mounts::perform(plan, &root, sources, None, notes)
 }
 
-fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> {
+fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<Option<OwnedFd>> {
     // Before anything lies over the node's root, by which the way back is found.
     let shm = shm::take(plan, fds)?;
     let staging = overlay::staging(plan)?;
     let root = match &plan.root {
         RootPlan::Overlay { .. } => Root::new(overlay::mount(plan, &staging, fds)?, true)?,
         RootPlan::InPlace(dir) => Root::new(in_place(plan, dir)?, false)?,
-        RootPlan::Host => return Err(SetupFailure::new("make a container of the node's root", Errno::INVAL)),
+        RootPlan::Host | RootPlan::Joined => {
+            return Err(SetupFailure::new("make a container of a root that is there", Errno::INVAL));
+        }
     };
     // From here on nothing is done with root's rights that is not done by name.
     rights::act_as_user(plan)?;
@@ -178,7 +208,15 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<()> 
         let change = mountattr::Change { set: mountattr::RDONLY, ..mountattr::Change::default() };
         mountattr::mount_setattr(root.as_fd(), change).doing("make the root read-only")?;
     }
-    enter::pivot(&root)
+    // Before mounts are locked, and without what is mounted in it.
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let alone = match plan.export {
+        true => Some(rustix::mount::open_tree(&root, "", flags).doing("hold the root for --container-save")?),
+        false => None,
+    };
+    enter::pivot(&root)?;
+    Ok(alone)
 }
 
 fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {

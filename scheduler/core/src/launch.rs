@@ -52,7 +52,11 @@ pub(crate) fn start(
         work_dir: own.map_or_else(|| spec.work_dir.clone(), |s| s.work_dir.clone()),
         work_dir_explicit: own.is_some_and(|s| s.work_dir_explicit),
         io,
-        container: container.filter(|c| !is_host(c)).cloned(),
+        container: container.filter(|c| !is_host(c)).map(|c| {
+            // Of the job's container only the script's own step saves what it leaves.
+            let save = if own.is_some_and(|s| s.container.is_none()) { None } else { c.save.clone() };
+            ContainerSpec { save, ..c.clone() }
+        }),
         limits: own.map_or_else(|| spec.limits.clone(), |s| s.limits.clone()),
         umask: own.map_or(spec.umask, |s| s.umask),
         pty: own.and_then(|s| s.pty),

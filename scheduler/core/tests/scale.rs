@@ -53,6 +53,9 @@ fn usual(i: u32) -> JobSpec {
         env: vec![],
         entrypoint: None,
         layer: None,
+        named: None,
+        unshare: vec![],
+        save: None,
     });
     spec
 }

@@ -15,6 +15,16 @@ pub fn ask(
     container: &ContainerSpec,
     request: &mut ContainerRequest,
 ) -> Result<(), LaunchFailure> {
+    if let Some(kept) = &file.node.kept {
+        if container.layer.is_some_and(|l| l.kind == LayerKind::Tmpfs || l.size.is_some()) {
+            return Err(LaunchFailure::new(format!(
+                "the container '{}' (--container-name) is kept on the node's disk: leave --container-writable-layer out",
+                kept.name
+            )));
+        }
+        request.writable_layer = WritableLayer::Dir(kept.written.clone());
+        return Ok(());
+    }
     let Some(layer) = container.layer else { return Ok(()) };
     request.writable_size = layer.size.map(|mib| mib << 20);
     if layer.kind == LayerKind::Tmpfs {
@@ -39,6 +49,15 @@ pub fn ask(
 
 /// Makes the directory of a layer that [`ask`] put on disk.
 pub fn make(file: &LaunchFile, request: &ContainerRequest) -> Result<(), LaunchFailure> {
+    if let Some(kept) = file.node.kept.as_ref().filter(|kept| kept.join.is_none()) {
+        let made = as_user(&file.launch.identity, 0o077, || std::fs::create_dir(kept.written.as_path()));
+        return match made.and_then(|made| made) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(LaunchFailure::new(format!("cannot make the directory {}: {e}", kept.written.display())))
+            }
+            _ => Ok(()),
+        };
+    }
     let Some(place) = place(file) else { return Ok(()) };
     let asked = matches!(&request.writable_layer, WritableLayer::Dir(dir) if dir.as_path() == place);
     // One with a size is refused by the planner, in words of its own.

@@ -9,6 +9,7 @@ mod files;
 mod layers;
 mod login;
 mod processes;
+mod saving;
 mod script;
 mod step;
 mod streams;

@@ -4,9 +4,11 @@ use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
 use super::login;
+use super::saving::Saving;
 use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
+use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
 use berth_model::launch::{Program, Usage};
@@ -14,11 +16,17 @@ use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
 use berth_runtime::{
-    ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle, Parked, Prepared,
-    Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, Workdir, plan, start_init,
+    ContainerNamespaces, ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle,
+    JoinedNamespaces, Parked, Prepared, Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio,
+    Workdir, WritableLayer, plan, start_init,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io;
+
+/// Signals that end a task from outside: SIGKILL and SIGTERM.
+const ENDING: [u8; 2] = [9, 15];
+
+const NOT_SAVED: &str = "--container-save: the step was ended before its container was saved";
 
 /// Where containers see the job's socket and the client programs.
 const CLIENT_DIR: &str = "/run/berth";
@@ -46,6 +54,8 @@ pub enum TaskEvent {
         /// How.
         status: ExitStatus,
     },
+    /// The container's files were saved there, or not, and why.
+    Saved(Result<String, String>),
     /// No process of the step is left.
     AllGone {
         /// What they used.
@@ -60,6 +70,8 @@ pub struct Processes {
     init: Option<InitHandle>,
     cgroup: Option<Cgroup>,
     layer: Option<layers::OnDisk>,
+    told: Option<Told>,
+    saving: Option<Saving>,
     terminal: Option<OwnedFd>,
     /// Tasks that were neither started nor refused yet.
     starting: usize,
@@ -79,11 +91,18 @@ pub fn start(
     let request = ContainerRequest { command: argv, ..request(file)? };
     layers::make(file, &request)?;
     let layer = layers::OnDisk::of(file, &request);
+    let saving = Saving::of(file, &request)?;
     let facts = HostFacts::gather(&request);
     let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
     let cgroup = file.node.cgroup.as_ref();
     let group = cgroup.and_then(Cgroup::v2_dir);
+    let kept = file.node.kept.as_ref();
+    let joined = match kept.and_then(|kept| kept.join.as_ref()) {
+        Some(member) => member.namespaces.open().map_err(|e| LaunchFailure::new(e.to_string()))?,
+        None => JoinedNamespaces::default(),
+    };
     let options = StartOptions {
+        joined,
         cgroup: group.as_ref().map(AsFd::as_fd),
         parked: match standing.filter(Parked::waits) {
             None => parked(cgroup)?,
@@ -100,6 +119,10 @@ pub fn start(
         // supervisor is small enough not to be the kernel's first choice.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     }
+    let told = match (kept, init.namespaces()) {
+        (Some(kept), Some(namespaces)) => Some(tell(file, kept, namespaces, &request)?),
+        _ => None,
+    };
     // What a step on the node's own filesystem does without is the same for all of them, and is said when the
     // agent starts.
     let mut notes = if is_host(&file.launch) { Vec::new() } else { plan.notes.clone() };
@@ -119,12 +142,41 @@ pub fn start(
         init: Some(init),
         cgroup: file.node.cgroup.clone(),
         layer,
+        told,
+        saving,
         terminal: None,
         starting: tasks,
         living: tasks,
         usage: Usage::default(),
     };
     Ok((processes, notes))
+}
+
+/// Tells later steps of the job how they enter the container.
+fn tell(
+    file: &LaunchFile,
+    kept: &KeptPart,
+    namespaces: ContainerNamespaces,
+    request: &ContainerRequest,
+) -> Result<Told, LaunchFailure> {
+    let started = match &kept.join {
+        Some(member) => member.started.clone(),
+        None => StartedWith {
+            mounts: request.mounts.clone(),
+            mount_home: request.mount_home,
+            remap_root: request.remap_root,
+            read_only: request.writable == Some(false),
+            unshare: request.unshare.clone(),
+        },
+    };
+    let member = Member { job: file.launch.key.job, namespaces, started };
+    Told::of(kept.record.as_path(), file.launch.key, &member).map_err(|e| {
+        LaunchFailure::new(format!(
+            "cannot tell of the container '{}' in {}: {e}",
+            kept.name,
+            kept.record.display()
+        ))
+    })
 }
 
 /// The container that the step asks for.
@@ -180,6 +232,11 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
             };
             (Rootfs::Overlay { layers: image.layers.clone(), owner }, config)
         }
+        Some((Some(ResolvedImage::Kept), None)) => {
+            return Err(LaunchFailure::new(
+                "what a container of --container-name holds is known when the step starts: name its image as well",
+            ));
+        }
         Some((_, None)) => {
             return Err(LaunchFailure::new("the step's image was not made ready before its start"));
         }
@@ -213,7 +270,26 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         request.entrypoint = container.entrypoint.unwrap_or(node.container.entrypoint);
         request.writable = container.writable;
         request.container_env.clone_from(&container.env);
+        request.unshare.clone_from(&container.unshare);
         layers::ask(file, container, &mut request)?;
+    }
+    let saves = launch.container.as_ref().is_some_and(|c| c.save.is_some());
+    request.export = saves && launch.node_index == 0;
+    if let Some(kept) = &node.kept {
+        request.joinable = request.in_job;
+        // What is written is kept, in whatever directory the root comes from.
+        request.writable = request.writable.filter(|writable| !writable);
+        if let Some(member) = &kept.join {
+            let started = &member.started;
+            request.root = Rootfs::Joined;
+            request.export = false;
+            request.mounts = Vec::new();
+            request.writable = None;
+            request.writable_layer = WritableLayer::Tmpfs;
+            request.mount_home = started.mount_home;
+            request.remap_root = started.remap_root;
+            request.unshare.clone_from(&started.unshare);
+        }
     }
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
@@ -292,7 +368,7 @@ impl Processes {
                 }
             }
             if self.living == 0 {
-                self.all_gone(&mut told);
+                self.tasks_ended(&mut told);
             }
         }
         told
@@ -315,6 +391,11 @@ impl Processes {
             Event::Note(text) => told.push(TaskEvent::Note(text)),
             Event::Exited { task, status, usage } => {
                 self.usage.merge(&usage);
+                if ENDING.contains(&status.signal) && self.saving.as_ref().is_some_and(|s| !s.begun()) {
+                    // By scancel, a limit or want of memory: whatever it was about to do is half done.
+                    self.saving = None;
+                    told.push(TaskEvent::Note(NOT_SAVED.to_string()));
+                }
                 self.living = self.living.saturating_sub(1);
                 told.push(TaskEvent::Exited { task: task as usize, status });
             }
@@ -339,6 +420,49 @@ impl Processes {
         }
     }
 
+    /// No task is left: the container's files are saved where that was asked for, and then everything ends.
+    fn tasks_ended(&mut self, told: &mut Vec<TaskEvent>) {
+        match (&mut self.saving, &mut self.init) {
+            (Some(saving), Some(_)) if saving.begun() => {}
+            (Some(saving), Some(init)) => {
+                if let Err(why) = saving.begin(init) {
+                    self.saving = None;
+                    told.push(TaskEvent::Saved(Err(why)));
+                    self.all_gone(told);
+                }
+            }
+            _ => self.all_gone(told),
+        }
+    }
+
+    /// Readable when [`Processes::advance`] has something to do.
+    pub fn saving_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.saving.as_ref().and_then(Saving::fd)
+    }
+
+    /// Goes on with saving the container's files.
+    pub fn advance(&mut self) -> Vec<TaskEvent> {
+        let mut told = Vec::new();
+        if let Some(result) = self.saving.as_mut().and_then(Saving::advance) {
+            self.saving = None;
+            told.push(TaskEvent::Saved(result));
+            self.all_gone(&mut told);
+        }
+        told
+    }
+
+    /// The step is ended from outside: what it leaves is nothing to be kept.
+    pub fn give_up_saving(&mut self) -> Vec<TaskEvent> {
+        let mut told = Vec::new();
+        if self.saving.take().is_some() {
+            told.push(TaskEvent::Note(NOT_SAVED.to_string()));
+            if self.living == 0 {
+                self.all_gone(&mut told);
+            }
+        }
+        told
+    }
+
     /// Ends what is left, and reads what all of it used.
     fn all_gone(&mut self, told: &mut Vec<TaskEvent>) {
         if let Some(init) = self.init.take()
@@ -347,6 +471,10 @@ impl Processes {
             eprintln!("berth-step: {e}");
         }
         self.terminal = None;
+        if self.saving.take().is_some() {
+            told.push(TaskEvent::Note(NOT_SAVED.to_string()));
+        }
+        drop(self.told.take());
         drop(self.layer.take());
         let (usage, oom_kills) = match &self.cgroup {
             Some(group) => counted(group.usage(), self.usage),

@@ -7,6 +7,7 @@ use super::processes::{self, Processes, TaskEvent};
 use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
+use crate::tree::remove_tree;
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -26,6 +27,7 @@ enum Token {
     Listener,
     Agent(usize),
     Processes,
+    Saving,
     Stream(StreamToken),
 }
 
@@ -81,7 +83,10 @@ impl Step {
         }
         match self.start() {
             Ok(processes) => self.processes = Some(processes),
-            Err(failure) => self.end(Some(failure), Usage::default(), false)?,
+            Err(failure) => {
+                self.undo_container();
+                self.end(Some(failure), Usage::default(), false)?;
+            }
         }
         while !self.finished() {
             self.turn()?;
@@ -103,6 +108,16 @@ impl Step {
         Ok(processes)
     }
 
+    /// A container that was made under a name for this step alone, which could not be started, is none.
+    fn undo_container(&self) {
+        let Some(kept) = self.file.node.kept.as_ref().filter(|kept| kept.fresh) else { return };
+        for dir in [&kept.record, &kept.written] {
+            if let Err(e) = remove_tree(dir.as_path()) {
+                eprintln!("berth-step: {}: {e}", dir.display());
+            }
+        }
+    }
+
     /// One wait and what comes of it.
     fn turn(&mut self) -> io::Result<()> {
         let ready = self.wait()?;
@@ -111,6 +126,10 @@ impl Step {
                 Token::Listener => self.welcome_agent(),
                 Token::Agent(i) => self.hear_agent(i)?,
                 Token::Processes => self.hear_processes()?,
+                Token::Saving => {
+                    let events = self.processes.as_mut().map(Processes::advance).unwrap_or_default();
+                    self.act_on(events)?;
+                }
                 Token::Stream(token) => {
                     for event in self.streams.ready(token, flags) {
                         self.hear_client(event);
@@ -153,6 +172,10 @@ impl Step {
         if let Some(processes) = self.processes.as_ref().and_then(Processes::fd) {
             tokens.push(Token::Processes);
             set.push(PollFd::from_borrowed_fd(processes, PollFlags::IN));
+        }
+        if let Some(saving) = self.processes.as_ref().and_then(Processes::saving_fd) {
+            tokens.push(Token::Saving);
+            set.push(PollFd::from_borrowed_fd(saving, PollFlags::IN));
         }
         for (token, fd, flags) in self.streams.interests() {
             tokens.push(Token::Stream(token));
@@ -285,6 +308,16 @@ impl Step {
                 }
                 TaskEvent::Note(text) => self.say(&text),
                 TaskEvent::Exited { task, status } => self.task_ended(task, status),
+                TaskEvent::Saved(Ok(path)) => {
+                    let node = self.launch().node.clone();
+                    self.say_line(format!("slurmstepd: info: the container was saved to {path} on {node}"));
+                }
+                TaskEvent::Saved(Err(why)) => {
+                    if self.launch_error.is_none() {
+                        self.say_failure(&why);
+                    }
+                    self.launch_error.get_or_insert(why);
+                }
                 TaskEvent::AllGone { usage, oom_kills } => {
                     self.processes = None;
                     if oom_kills > 0 {
@@ -332,6 +365,11 @@ impl Step {
             tasks.extend(self.tasks.iter().map(|(task, status)| (*task, status.unwrap_or(killed))));
         }
         let worst = tasks.iter().map(|(_, s)| *s).max_by_key(|s| s.shell_code()).unwrap_or(ExitStatus::OK);
+        // A step that could not do all that it was asked for did not succeed.
+        let worst = match (worst.success(), &self.launch_error) {
+            (true, Some(_)) => ExitStatus { code: 1, signal: 0 },
+            _ => worst,
+        };
         let status = failure.as_ref().map_or(worst, |f| f.status);
         let launch_error = failure.map(|f| f.text).or(self.launch_error.take());
         let exit = StepExit { status, tasks, oom, launch_error, ended_by: None, usage, ended: wall_clock() };
@@ -384,6 +422,10 @@ impl Step {
         if first {
             self.signal(nix::libc::SIGCONT, false);
             self.signal(nix::libc::SIGTERM, false);
+        }
+        let events = self.processes.as_mut().map(Processes::give_up_saving).unwrap_or_default();
+        if let Err(e) = self.act_on(events) {
+            eprintln!("berth-step: {}: {e}", self.launch().key);
         }
     }
 

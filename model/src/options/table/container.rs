@@ -3,6 +3,7 @@
 use crate::bytes::ByteStr;
 use crate::options::layer::parse_layer;
 use crate::options::mounts::parse_mounts;
+use crate::options::named::{parse_name, parse_scope, parse_unshare};
 use crate::options::resolve::{Bad, Given};
 use crate::options::row::{Commands, OptionRow, row};
 
@@ -129,6 +130,51 @@ pub(super) static ROWS: &[OptionRow] = &[
                 ])
             })?;
             once(&mut o.container.layer, g, layer)
+        }),
+    row("container-name", Commands::ABR)
+        .takes("NAME[:auto|create|exec|no_exec]")
+        .env(&["PYXIS_CONTAINER_NAME"])
+        .help(
+            "Keep the container's filesystem under a name. auto (the default): join the container if it runs in the job,              start it if it is there, else make it of --container-image; create: one that is there is an error; exec: it              must run; no_exec: one that runs is an error. What is written to it stays, as long as --container-scope says.",
+        )
+        .set(|o, g| {
+            let named = parse_name(g.text()?).map_err(Bad::Own)?;
+            once(&mut o.container.name, g, named)
+        }),
+    row("container-scope", Commands::ABR)
+        .takes("job|user")
+        .choices(&["job", "user"])
+        .help(
+            "For whom --container-name is kept on the node: job (the default: it goes with the job), or user (your later              jobs there find it; see 'berth container').",
+        )
+        .set(|o, g| {
+            let scope = parse_scope(g.text()?).map_err(Bad::Own)?;
+            once(&mut o.container.scope, g, scope)
+        }),
+    row("container-save", Commands::BR)
+        .takes("PATH")
+        .env(&["PYXIS_CONTAINER_SAVE"])
+        .help(
+            "When the tasks have ended, save the container's filesystem as an image: to an archive that docker and OCI tools \
+             read (PATH ends in .tar), an OCI layout directory (.oci, or a slash) or squashfs (everything else). A relative \
+             PATH is below the working directory. What is mounted is left out; of several nodes the first one saves.",
+        )
+        .set(|o, g| once(&mut o.container.save, g, ByteStr::from(g.bytes()))),
+    row("container-unshare", Commands::ABR)
+        .takes("net|ipc|uts,...")
+        .env(&["PYXIS_CONTAINER_UNSHARE"])
+        .help(
+            "Namespaces of the container's own: net (only the loopback device), ipc (with /dev/shm) and uts (host name).              By default it has the node's network and host name, and its job's ipc.",
+        )
+        .set(|o, g| {
+            let unshare = parse_unshare(g.text()?).map_err(Bad::Own)?;
+            if g.first {
+                o.container.unshare.clear();
+            }
+            o.container.unshare.extend(unshare);
+            o.container.unshare.sort();
+            o.container.unshare.dedup();
+            Ok(())
         }),
     row("container-env", Commands::ABR)
         .takes("NAME,...")

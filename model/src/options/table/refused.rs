@@ -26,7 +26,7 @@ const ONE_CLUSTER: &str = "choose the cluster by its state directory: BERTH_STAT
 const MAIL: &str = "send mail at the end of the script, or wait with 'sbatch --wait' and send it then";
 const UNUSED: &str = "leave it out";
 const CONTAINER: &str = "use --container-image, which takes OCI layouts, archives and root directories";
-const NAMED: &str = "a container lives as long as its step; keep files with --container-mounts";
+const NAMED: &str = "use --container-name";
 
 pub(super) static ROWS: &[OptionRow] = &[
     refused("accel-bind", R, BIND).takes("FLAGS"),
@@ -65,13 +65,9 @@ pub(super) static ROWS: &[OptionRow] = &[
         "SBATCH_CONTAINER_ID",
         "SALLOC_CONTAINER_ID",
     ]),
-    refused("container-name", ABR, NAMED).takes("NAME[:FLAG]").env(&["PYXIS_CONTAINER_NAME"]),
-    refused("container-save", ABR, "write what is to be kept into a directory of --container-mounts")
+    refused("container-save", A, "give it to srun or sbatch: salloc itself runs nothing in a container")
         .takes("PATH")
         .env(&["PYXIS_CONTAINER_SAVE"]),
-    refused("container-unshare", ABR, "a container shares the node's network; leave it out")
-        .takes("NAMESPACES")
-        .env(&["PYXIS_CONTAINER_UNSHARE"]),
     refused("container-entrypoint-log", ABR, "the entrypoint writes to the task's own output; leave it out")
         .env(&["PYXIS_CONTAINER_ENTRYPOINT_LOG"]),
     refused("context", ABR, "leave it out: tasks run in the security context of their container")

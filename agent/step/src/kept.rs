@@ -1,0 +1,164 @@
+//! A container that is kept under a name: what the agent found and claimed for a step, and what its supervisors tell the
+//! supervisors of later steps of the job.
+
+use crate::spool::{read_json, write_json};
+use berth_model::ByteStr;
+use berth_model::ids::{JobId, StepKey};
+use berth_model::spec::{ContainerSpec, MountSpec, Unshared};
+use berth_runtime::ContainerNamespaces;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The container of a step, as the agent prepared it. The agent's claim on it is a lock that the supervisor keeps open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeptPart {
+    /// Its name.
+    pub name: String,
+    /// Directory of the cluster's own, closed to users: what is known of the container.
+    pub record: ByteStr,
+    /// Directory of the user's: what was written to the container.
+    pub written: ByteStr,
+    /// It was made for this step, and goes again when the step cannot be started.
+    #[serde(default)]
+    pub fresh: bool,
+    /// It runs, and the step enters it.
+    #[serde(default)]
+    pub join: Option<Member>,
+}
+
+/// A step that runs in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The step's job.
+    pub job: JobId,
+    /// How further steps enter.
+    pub namespaces: ContainerNamespaces,
+    /// How the container was started.
+    pub started: StartedWith,
+}
+
+/// Options that were decided when a container was started, and are the same for all who enter it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartedWith {
+    /// Its mounts.
+    pub mounts: Vec<MountSpec>,
+    /// The home directory is mounted.
+    pub mount_home: bool,
+    /// The user is root inside.
+    pub remap_root: bool,
+    /// It is read-only.
+    pub read_only: bool,
+    /// Namespaces of its own.
+    pub unshare: Vec<Unshared>,
+}
+
+impl StartedWith {
+    /// An option of a step which the container, as it runs, does not fulfil.
+    pub fn contradicts(&self, asked: &ContainerSpec) -> Option<&'static str> {
+        let other = |asked: Option<bool>, is: bool| asked.is_some_and(|asked| asked != is);
+        if !asked.mounts.is_empty() && asked.mounts != self.mounts {
+            return Some("--container-mounts");
+        }
+        if other(asked.mount_home, self.mount_home) {
+            return Some("--container-mount-home");
+        }
+        if other(asked.remap_root, self.remap_root) {
+            return Some("--container-remap-root");
+        }
+        if other(asked.writable, !self.read_only) {
+            return Some(if self.read_only { "--container-writable" } else { "--container-readonly" });
+        }
+        if asked.unshare.iter().any(|ns| !self.unshare.contains(ns)) {
+            return Some("--container-unshare");
+        }
+        None
+    }
+}
+
+/// Where members of a container are told of.
+pub fn members_dir(record: &Path) -> PathBuf {
+    record.join("members")
+}
+
+/// Tells later steps of one that runs in a container; untold when it is dropped.
+#[derive(Debug)]
+pub struct Told(PathBuf);
+
+impl Told {
+    /// Tells.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn of(record: &Path, step: StepKey, member: &Member) -> io::Result<Told> {
+        let path = members_dir(record).join(format!("{}.{}.json", step.job, step.step));
+        write_json(&path, member)?;
+        Ok(Told(path))
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // A member that is not alive is no member, whatever the file says.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Steps that run in a container, and whose supervisors live.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn members(record: &Path) -> io::Result<Vec<Member>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(members_dir(record))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        // One that ends at this moment takes its file away.
+        let Ok(member) = read_json::<Member>(&path) else { continue };
+        if member.namespaces.alive() {
+            found.push(member);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::spec::ImageRef;
+
+    #[test]
+    fn an_option_that_a_running_container_cannot_fulfil_is_named() {
+        let mut asked = ContainerSpec {
+            image: ImageRef { typed: "x".into(), resolved: None },
+            mounts: Vec::new(),
+            workdir: None,
+            mount_home: None,
+            remap_root: None,
+            writable: None,
+            env: Vec::new(),
+            entrypoint: None,
+            layer: None,
+            named: None,
+            unshare: Vec::new(),
+            save: None,
+        };
+        let started =
+            StartedWith { unshare: vec![Unshared::Net], remap_root: true, ..StartedWith::default() };
+        assert_eq!(started.contradicts(&asked), None);
+        asked.remap_root = Some(true);
+        asked.unshare = vec![Unshared::Net];
+        asked.writable = Some(true);
+        assert_eq!(started.contradicts(&asked), None);
+        asked.unshare = vec![Unshared::Ipc, Unshared::Net];
+        assert_eq!(started.contradicts(&asked), Some("--container-unshare"));
+        asked.writable = Some(false);
+        assert_eq!(started.contradicts(&asked), Some("--container-readonly"));
+        asked.mounts = vec![MountSpec { source: "/a".into(), target: "/a".into(), flags: Vec::new() }];
+        assert_eq!(started.contradicts(&asked), Some("--container-mounts"));
+    }
+}

@@ -1,0 +1,435 @@
+//! A container's root filesystem, which comes as a POSIX archive, kept as an image: a squashfs file, an archive that
+//! docker and OCI tools read, or an OCI layout. Nothing is seen under its name before it is complete.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use berth_tar::{END, Kind, Member, padding};
+use serde_json::json;
+
+use crate::archive::{EntryKind, Reader};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result, recover};
+use crate::helpers::{RunAs, become_identity, parse_identity};
+use crate::manifest::{ImageConfig, Platform};
+use crate::squashfs::{self, CONFIG_PATH, configuration_of};
+
+/// The form of an image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveForm {
+    /// A squashfs file, as Pyxis and Enroot keep images.
+    Squashfs,
+    /// A tar file that is an OCI layout and a docker-archive at once.
+    Archive,
+    /// An OCI layout directory.
+    Layout,
+}
+
+impl SaveForm {
+    /// The form that a path asks for: `.tar` is an archive, `.oci` or a slash at the end an OCI layout directory, and
+    /// everything else squashfs.
+    pub fn of(path: &Path) -> SaveForm {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.ends_with(b".tar") {
+            SaveForm::Archive
+        } else if bytes.ends_with(b"/") || bytes.ends_with(b".oci") {
+            SaveForm::Layout
+        } else {
+            SaveForm::Squashfs
+        }
+    }
+}
+
+/// Writes the archive that `input` gives as an image at `path`. A file that is there is replaced; a directory is refused.
+///
+/// # Errors
+/// The archive ends early, or the image cannot be written; nothing is left then, and what was there is as it was.
+pub fn save_root(input: impl Read, path: &Path, config: &ImageConfig) -> Result<()> {
+    let form = SaveForm::of(path);
+    let (place, temporary) = places(path)?;
+    if place.is_dir() {
+        return Err(Error::new(ErrorKind::Refused, place.display().to_string(), "target is a directory")
+            .next("name a file, or an OCI layout directory that is not there yet (NAME.oci)"));
+    }
+    let written = match form {
+        SaveForm::Squashfs => squashfs_file(input, &temporary, config),
+        SaveForm::Archive => archive_file(input, &temporary, config, &place),
+        SaveForm::Layout => layout(input, &temporary, config, &place),
+    };
+    let done = written.and_then(|()| {
+        fs::rename(&temporary, &place).map_err(|e| Error::path(&place, e))?;
+        sync_parent(&place)
+    });
+    if done.is_err() {
+        // The error that counts is the first.
+        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    done
+}
+
+fn sync_parent(place: &Path) -> Result<()> {
+    let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| Error::path(parent, e))
+}
+
+/// The place, and a name beside it for what is not complete.
+fn places(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    let none = || {
+        Error::new(ErrorKind::Reference, path.display().to_string(), "names no file")
+            .next("write a path such as /data/image.sqsh")
+    };
+    let name = path.file_name().ok_or_else(none)?;
+    let place = match path.parent() {
+        Some(parent) => parent.join(name),
+        None => PathBuf::from(name),
+    };
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(OsStr::new(&format!(".{}.partial", std::process::id())));
+    let temporary = place.with_file_name(hidden);
+    Ok((place, temporary))
+}
+
+fn create(path: &Path) -> Result<File> {
+    let file = File::options().write(true).read(true).create_new(true).open(path);
+    file.map_err(|e| Error::path(path, e).next("name a directory that exists and that you may write to"))
+}
+
+/// Hashes and passes on what is read.
+struct Tee<R, W> {
+    inner: BufReader<R>,
+    hasher: Hasher,
+    out: W,
+    failed: Option<io::Error>,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+impl<R: Read, W: Write> BufRead for Tee<R, W> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => self.inner.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        let used = &self.inner.buffer()[..amount];
+        self.hasher.update(used);
+        if let Err(e) = self.out.write_all(used) {
+            self.failed = Some(e);
+        }
+        self.inner.consume(amount);
+    }
+}
+
+/// A compressed layer: digest and length of the blob, and digest of what is in it.
+struct Blob {
+    digest: Digest,
+    size: u64,
+    diff_id: Digest,
+}
+
+/// Hashes and counts what is written.
+struct Counted<W> {
+    out: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn failed(e: io::Error) -> Error {
+    Error::io("image", e)
+}
+
+/// Writes the layer, gzipped as every tool reads it, and checks on the way that the archive is whole.
+fn blob(input: impl Read, out: impl Write) -> Result<Blob> {
+    let counted = Counted { out, hasher: Hasher::new(Algorithm::Sha256), size: 0 };
+    let gzip = flate2::write::GzEncoder::new(counted, flate2::Compression::fast());
+    let tee = Tee {
+        inner: BufReader::with_capacity(1 << 18, input),
+        hasher: Hasher::new(Algorithm::Sha256),
+        out: gzip,
+        failed: None,
+    };
+    let mut reader = Reader::new(tee);
+    while reader.next()?.is_some() {}
+    let mut tee = reader.into_inner();
+    if let Some(e) = tee.failed.take() {
+        return Err(failed(e));
+    }
+    ended(&mut tee.inner)?;
+    let mut counted = tee.out.finish().map_err(failed)?;
+    counted.flush().map_err(failed)?;
+    Ok(Blob { digest: counted.hasher.finish(), size: counted.size, diff_id: tee.hasher.finish() })
+}
+
+/// What follows the archive of a container whose files could all be read.
+const WHOLE: &[u8] = b"whole\n";
+
+/// An archive that was cut off between two files looks like one that is complete, but for what follows it.
+fn ended(rest: &mut impl Read) -> Result<()> {
+    let mut word = Vec::new();
+    rest.take(64).read_to_end(&mut word).map_err(|e| recover("image", e))?;
+    if word == WHOLE {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, "the container's files", "they end too early")
+        .next("the step was ended while it was saved, or a file could not be read; save it again"))
+}
+
+fn manifest_of(blob: &Blob, config: &[u8]) -> Vec<u8> {
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": Digest::of(Algorithm::Sha256, config).to_string(),
+            "size": config.len(),
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": blob.digest.to_string(),
+            "size": blob.size,
+        }],
+    });
+    manifest.to_string().into_bytes()
+}
+
+/// `index.json`, with a name by which tools list the image.
+fn index_of(manifest: &[u8], name: &str) -> Vec<u8> {
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
+            "size": manifest.len(),
+            "platform": {"architecture": Platform::default().architecture, "os": "linux"},
+            "annotations": {"org.opencontainers.image.ref.name": name},
+        }],
+    });
+    index.to_string().into_bytes()
+}
+
+/// The file's name without its ending, in letters that a tag may have.
+fn tag_of(place: &Path) -> String {
+    let stem = place.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let tag: String = stem.chars().map(|c| if fits(c) { c } else { '_' }).collect();
+    let tag = tag.trim_start_matches(['.', '-']).to_string();
+    if tag.is_empty() { "saved".to_string() } else { tag }
+}
+
+const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
+    let io = |e| Error::path(dir, e);
+    let blobs = dir.join("blobs/sha256");
+    fs::create_dir(dir)
+        .and_then(|()| fs::create_dir_all(&blobs))
+        .map_err(|e| Error::path(dir, e).next("name a directory that exists and that you may write to"))?;
+    let partial = blobs.join("partial");
+    let file = create(&partial)?;
+    let blob = blob(input, io::BufWriter::new(&file))?;
+    file.sync_all().map_err(io)?;
+    fs::rename(&partial, dir.join(blob_name(&blob.digest))).map_err(io)?;
+    let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
+    let manifest = manifest_of(&blob, &config);
+    for bytes in [&config, &manifest] {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        fs::write(dir.join(blob_name(&digest)), bytes).map_err(io)?;
+    }
+    fs::write(dir.join("index.json"), index_of(&manifest, &tag_of(place))).map_err(io)?;
+    fs::write(dir.join("oci-layout"), MARKER).map_err(io)
+}
+
+fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
+    let io = |e| Error::path(path, e);
+    let mut file = create(path)?;
+    // The blob's name and length are known when it is written: its header comes last.
+    let member = |name: &str, size: u64| {
+        let mtime = (0, 0);
+        let path = name.as_bytes();
+        Member { path, kind: Kind::File, mode: 0o644, size, mtime, link: b"", xattrs: &[] }.header()
+    };
+    // A member with a name of this length and any size below 8 GiB has one block; a larger one has more.
+    let stand_in = member(&blob_name(&Digest::of(Algorithm::Sha256, b"")), 0);
+    file.write_all(&stand_in).map_err(io)?;
+    let mut out = io::BufWriter::with_capacity(1 << 20, &file);
+    let blob = blob(input, &mut out)?;
+    out.write_all(&vec![0; padding(blob.size)]).map_err(io)?;
+    let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
+    let manifest = manifest_of(&blob, &config);
+    let tag = tag_of(place);
+    let config_name = blob_name(&Digest::of(Algorithm::Sha256, &config));
+    let docker = json!([{
+        "Config": config_name,
+        "RepoTags": [format!("{}:latest", tag.to_ascii_lowercase())],
+        "Layers": [blob_name(&blob.digest)],
+    }]);
+    let manifest_name = blob_name(&Digest::of(Algorithm::Sha256, &manifest));
+    for (name, bytes) in [
+        (config_name.as_str(), config.as_slice()),
+        (manifest_name.as_str(), manifest.as_slice()),
+        ("index.json", index_of(&manifest, &tag).as_slice()),
+        ("manifest.json", docker.to_string().as_bytes()),
+        ("oci-layout", MARKER),
+    ] {
+        out.write_all(&member(name, bytes.len() as u64)).map_err(io)?;
+        out.write_all(bytes).map_err(io)?;
+        out.write_all(&vec![0; padding(bytes.len() as u64)]).map_err(io)?;
+    }
+    out.write_all(&END).map_err(io)?;
+    out.flush().map_err(io)?;
+    drop(out);
+    let header = member(&blob_name(&blob.digest), blob.size);
+    if header.len() != stand_in.len() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "image",
+            "a compressed root of 8 GiB does not fit a .tar here",
+        )
+        .next("save it as .sqsh, or as an OCI layout directory (.oci)"));
+    }
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.write_all(&header).and_then(|()| file.sync_all()).map_err(io)
+}
+
+/// Enroot starts an image by this script, with the command as its arguments.
+fn start_script(config: &ImageConfig) -> Vec<u8> {
+    let quote = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+    let words = |list: &[String]| list.iter().map(quote).collect::<Vec<_>>().join(" ");
+    let mut text = String::from("#!/bin/sh\n");
+    if !config.workdir.is_empty() {
+        let dir = quote(&config.workdir);
+        text.push_str(&format!("mkdir -p {dir} 2>/dev/null\ncd {dir} || exit 1\n"));
+    }
+    let entry = words(&config.entrypoint);
+    let cmd =
+        if config.cmd.is_empty() && entry.is_empty() { "/bin/sh".to_string() } else { words(&config.cmd) };
+    text.push_str(&format!(
+        "if [ $# -gt 0 ]; then\n    exec {entry} \"$@\"\nelse\n    exec {entry} {cmd}\nfi\n"
+    ));
+    text.into_bytes()
+}
+
+fn squashfs_file(input: impl Read, path: &Path, config: &ImageConfig) -> Result<()> {
+    let io = |e| Error::path(path, e);
+    let mut image = squashfs::Writer::new(create(path)?, 0).map_err(io)?;
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, input));
+    let saved = serde_json::to_vec(config).map_err(|e| Error::new(ErrorKind::Io, "image", e.to_string()))?;
+    let mut environment = config.env.join("\n").into_bytes();
+    environment.push(b'\n');
+    // What a real enroot looks for, and what we look for ourselves.
+    let own: [(&[u8], Vec<u8>, u32); 3] = [
+        (CONFIG_PATH, saved, 0o644),
+        (b"etc/rc", start_script(config), 0o755),
+        (b"etc/environment", environment, 0o644),
+    ];
+    while let Some(entry) = reader.next()? {
+        let name = entry.path.strip_suffix(b"/").unwrap_or(&entry.path).to_vec();
+        if own.iter().any(|(path, _, _)| *path == name) && entry.kind != EntryKind::Directory {
+            continue;
+        }
+        let meta = squashfs::Meta { mode: entry.mode, mtime: entry.mtime.0, xattrs: entry.xattrs };
+        match entry.kind {
+            EntryKind::Directory => image.directory(&name, meta).map_err(io)?,
+            EntryKind::Symlink => image.symlink(&name, &entry.link, meta).map_err(io)?,
+            EntryKind::Fifo => image.fifo(&name, meta).map_err(io)?,
+            EntryKind::HardLink => image.hard_link(&name, &entry.link).map_err(io)?,
+            EntryKind::CharDevice | EntryKind::BlockDevice => {}
+            EntryKind::File => {
+                let content = image.file(&name, meta, |buffer| {
+                    let data = reader.data().map_err(io::Error::from)?;
+                    let length = data.len().min(buffer.len());
+                    buffer[..length].copy_from_slice(&data[..length]);
+                    reader.consume(length);
+                    Ok(length)
+                });
+                content.map_err(|e| recover("image", e))?;
+            }
+        }
+    }
+    ended(&mut reader.into_inner())?;
+    for (name, bytes, mode) in own {
+        let mut rest = bytes.as_slice();
+        let meta = squashfs::Meta { mode, mtime: 0, xattrs: Vec::new() };
+        image.file(name, meta, |buffer| rest.read(buffer)).map_err(io)?;
+    }
+    image.finish().and_then(|file| file.sync_all()).map_err(io)
+}
+
+/// The program behind a supervisor that saves: reads an archive from `input`, becomes the user that `--as` names, and
+/// writes the image to `--to`. Says what failed in one line.
+pub fn saver_main(
+    arguments: impl IntoIterator<Item = OsString>,
+    input: impl Read,
+    mut errors: impl Write,
+) -> u8 {
+    match save_as(arguments, input) {
+        Ok(()) => 0,
+        Err(e) => {
+            // Whoever does not listen is gone.
+            let _ = writeln!(errors, "{e}");
+            1
+        }
+    }
+}
+
+fn save_as(arguments: impl IntoIterator<Item = OsString>, input: impl Read) -> Result<()> {
+    let bad = |what: &str| {
+        Error::new(
+            ErrorKind::Reference,
+            format!("argument {what:?}"),
+            "is not understood by this internal command",
+        )
+    };
+    let (mut identity, mut to, mut config, mut mask) = (None::<RunAs>, None, ImageConfig::default(), 0o022);
+    let mut arguments = arguments.into_iter();
+    while let Some(name) = arguments.next() {
+        let name = name.to_string_lossy().into_owned();
+        let value = arguments.next().ok_or_else(|| bad(&name))?;
+        let text = || value.to_str().ok_or_else(|| bad(&name));
+        match name.as_str() {
+            "--as" => identity = Some(parse_identity(text()?).ok_or_else(|| bad(&name))?),
+            "--to" => to = Some(PathBuf::from(&value)),
+            "--umask" => mask = u32::from_str_radix(text()?, 8).map_err(|_| bad(&name))?,
+            "--config" => config = serde_json::from_str(text()?).map_err(|_| bad(&name))?,
+            _ => return Err(bad(&name)),
+        }
+    }
+    let to = to.ok_or_else(|| bad("--to"))?;
+    become_identity(identity.as_ref())?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777));
+    // The tasks of other jobs come first.
+    let _ = rustix::process::nice(10);
+    save_root(input, &to, &config)
+}

@@ -1,0 +1,607 @@
+//! Reads an image and gives its files as a POSIX archive, always in the same order. Nothing in the image is believed:
+//! places, lengths, depths and counts are bounded before memory is taken.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use berth_tar::{BLOCK, END, Kind, Member, padding};
+
+use super::{
+    CONFIG_PATH, DIRECTORY, EXTENDED, FIFO, FILE, GZIP, MAGIC, METADATA, NO_TABLE, NONE, PLAIN_DATA,
+    PLAIN_METADATA, SUPERBLOCK, SYMLINK, ZSTD,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::unpack::{Limits, over};
+
+/// Metadata blocks that are kept unpacked.
+const CACHED: usize = 256;
+/// Bytes of attributes of one file, and of the configuration.
+const SMALL: usize = 256 << 10;
+
+/// Why an image is refused.
+fn bad(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Refused, "squashfs image", reason)
+        .next("it is damaged or hostile; make or copy it again from a source you trust")
+}
+
+/// Gives bytes on.
+pub(super) type Give<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Numbers of a structure, one after another.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8]> {
+        let (head, rest) =
+            self.0.split_at_checked(length).ok_or_else(|| bad("a structure ends too early"))?;
+        self.0 = rest;
+        Ok(head)
+    }
+    fn u16(&mut self) -> Result<u16> {
+        self.take(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
+    }
+    fn u32(&mut self) -> Result<u32> {
+        self.take(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+    fn u64(&mut self) -> Result<u64> {
+        let (low, high) = (self.u32()?, self.u32()?);
+        Ok(u64::from(high) << 32 | u64::from(low))
+    }
+}
+
+/// An opened image.
+pub(super) struct Image {
+    file: File,
+    block: usize,
+    compressor: u16,
+    root: u64,
+    inode_table: u64,
+    directory_table: u64,
+    fragments: Vec<(u64, u32)>,
+    /// Where values of attributes begin, and for each list where in there it is and how many it has.
+    xattrs: (u64, Vec<(u64, u32)>),
+    length: u64,
+}
+
+/// What is read of the image beside its files.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The configuration that Berth wrote.
+    pub(super) config: Option<Vec<u8>>,
+    /// `/etc/environment`, where enroot has an image's variables.
+    pub(super) environment: Option<Vec<u8>>,
+}
+
+enum Inode {
+    Directory {
+        size: u32,
+        block: u32,
+        offset: u16,
+    },
+    File {
+        start: u64,
+        size: u64,
+        fragment: u32,
+        offset: u32,
+        sizes: Vec<u32>,
+    },
+    Symlink(Vec<u8>),
+    Fifo,
+    /// Devices and sockets, which no layer has.
+    Other,
+}
+
+struct Head {
+    mode: u32,
+    mtime: i64,
+    number: u32,
+    links: u32,
+    xattr: u32,
+}
+
+impl Image {
+    pub(super) fn open(file: File) -> Result<Image> {
+        let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
+        let mut head = [0; SUPERBLOCK];
+        file.read_exact_at(&mut head, 0).map_err(|_| bad("it is shorter than its head"))?;
+        let mut f = Fields(&head);
+        let (magic, _inodes, _time, block, fragments) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+        let (compressor, log, _flags, _ids) = (f.u16()?, f.u16()?, f.u16()?, f.u16()?);
+        let version = (f.u16()?, f.u16()?);
+        let (root, used, _ids, xattr_table) = (f.u64()?, f.u64()?, f.u64()?, f.u64()?);
+        let (inode_table, directory_table, fragment_table) = (f.u64()?, f.u64()?, f.u64()?);
+        if magic != MAGIC || version != (4, 0) {
+            return Err(bad(format!("it is of version {}.{}, and only 4.0 is read", version.0, version.1)));
+        }
+        if !(12..=20).contains(&log) || block != 1 << log {
+            return Err(bad("its block size is none"));
+        }
+        if used > length {
+            return Err(bad("it is cut off"));
+        }
+        if !matches!(compressor, GZIP | ZSTD) {
+            let name =
+                ["gzip", "lzma", "lzo", "xz", "lz4", "zstd"].get(usize::from(compressor).wrapping_sub(1));
+            let what = format!("is compressed with {}", name.unwrap_or(&"something unknown"));
+            return Err(Error::new(ErrorKind::Unsupported, "squashfs image", what)
+                .next("make it again with `mksquashfs DIR FILE -comp zstd`"));
+        }
+        let block = usize::try_from(block).map_err(|_| bad("its block size is none"))?;
+        let mut image = Image {
+            file,
+            block,
+            compressor,
+            root,
+            inode_table,
+            directory_table,
+            fragments: Vec::new(),
+            xattrs: (0, Vec::new()),
+            length,
+        };
+        image.fragments = image.fragment_table(fragment_table, fragments)?;
+        if xattr_table != NO_TABLE {
+            image.xattrs = image.xattr_table(xattr_table)?;
+        }
+        Ok(image)
+    }
+
+    fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>> {
+        if at.checked_add(length as u64).is_none_or(|end| end > self.length) {
+            return Err(bad("a place lies outside of the file"));
+        }
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io("squashfs image", e))?;
+        Ok(bytes)
+    }
+
+    /// Unpacks what becomes at most `most` bytes.
+    fn unpack(&self, packed: &[u8], most: usize) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        let limit = most as u64 + 1;
+        let result = if self.compressor == GZIP {
+            flate2::read::ZlibDecoder::new(packed).take(limit).read_to_end(&mut out)
+        } else {
+            let decoder = zstd::Decoder::with_buffer(packed).and_then(|mut decoder| {
+                decoder.window_log_max(21)?;
+                Ok(decoder)
+            });
+            decoder.and_then(|decoder| decoder.take(limit).read_to_end(&mut out))
+        };
+        result.map_err(|e| bad(format!("a block cannot be decompressed: {e}")))?;
+        if out.len() > most { Err(bad("a block is larger than it may be")) } else { Ok(out) }
+    }
+
+    /// A metadata block, and where the next one begins.
+    fn metadata(&self, at: u64) -> Result<(Vec<u8>, u64)> {
+        let head = self.bytes(at, 2)?;
+        let mark = u16::from_le_bytes([head[0], head[1]]);
+        let length = usize::from(mark & !PLAIN_METADATA);
+        if length == 0 || length > METADATA {
+            return Err(bad("a metadata block is empty or too large"));
+        }
+        let bytes = self.bytes(at + 2, length)?;
+        let block = if mark & PLAIN_METADATA != 0 { bytes } else { self.unpack(&bytes, METADATA)? };
+        Ok((block, at + 2 + length as u64))
+    }
+
+    /// The blocks to which an index of so many entries of `each` bytes leads.
+    fn indexed(&self, index: u64, count: usize, each: usize) -> Result<Vec<u8>> {
+        let blocks = (count * each).div_ceil(METADATA);
+        let places = self.bytes(index, blocks * 8)?;
+        let mut fields = Fields(&places);
+        let mut all = Vec::new();
+        for _ in 0..blocks {
+            all.extend(self.metadata(fields.u64()?)?.0);
+        }
+        if all.len() < count * each { Err(bad("a table is too short")) } else { Ok(all) }
+    }
+
+    fn fragment_table(&self, index: u64, count: u32) -> Result<Vec<(u64, u32)>> {
+        let count = self.counted(count)?;
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let table = self.indexed(index, count, 16)?;
+        let mut fields = Fields(&table);
+        (0..count)
+            .map(|_| {
+                let entry = (fields.u64()?, fields.u32()?);
+                fields.u32()?;
+                Ok(entry)
+            })
+            .collect()
+    }
+
+    /// A count of things of which each takes at least a byte of the file, packed a hundredfold.
+    fn counted(&self, count: u32) -> Result<usize> {
+        if u64::from(count) > self.length.saturating_mul(100) {
+            return Err(bad("it counts more than it can hold"));
+        }
+        usize::try_from(count).map_err(|_| bad("it counts more than it can hold"))
+    }
+
+    fn xattr_table(&self, at: u64) -> Result<(u64, Vec<(u64, u32)>)> {
+        let head = self.bytes(at, 16)?;
+        let mut fields = Fields(&head);
+        let (values, count) = (fields.u64()?, fields.u32()?);
+        let count = self.counted(count)?;
+        let table = self.indexed(at + 16, count, 16)?;
+        let mut fields = Fields(&table);
+        let lists = (0..count).map(|_| {
+            let list = (fields.u64()?, fields.u32()?);
+            fields.u32()?;
+            Ok(list)
+        });
+        Ok((values, lists.collect::<Result<_>>()?))
+    }
+
+    /// Gives the archive to `out`, and what is of interest in it.
+    pub(super) fn archive(&self, limits: &Limits, out: &mut Give<'_>) -> Result<Found> {
+        let mut walk = Walk {
+            image: self,
+            limits,
+            out,
+            cache: HashMap::new(),
+            links: HashMap::new(),
+            open: Vec::new(),
+            entries: 0,
+            bytes: 0,
+            found: Found::default(),
+        };
+        let (head, inode) = walk.inode(self.root)?;
+        let Inode::Directory { .. } = inode else { return Err(bad("its root is no directory")) };
+        walk.directory(&head, &inode, &mut Vec::new())?;
+        (walk.out)(&END)?;
+        Ok(walk.found)
+    }
+}
+
+struct Walk<'a> {
+    image: &'a Image,
+    limits: &'a Limits,
+    out: &'a mut Give<'a>,
+    /// Metadata blocks by place, and where the next begins.
+    cache: HashMap<u64, (Vec<u8>, u64)>,
+    /// First names of files that have several, by number.
+    links: HashMap<u32, Vec<u8>>,
+    /// Numbers of the directories above.
+    open: Vec<u32>,
+    entries: u64,
+    bytes: u64,
+    found: Found,
+}
+
+/// Reads on in a metadata table, across blocks.
+struct Cursor {
+    at: u64,
+    offset: usize,
+}
+
+impl Walk<'_> {
+    fn read(&mut self, cursor: &mut Cursor, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length.min(METADATA));
+        while bytes.len() < length {
+            if !self.cache.contains_key(&cursor.at) {
+                if self.cache.len() >= CACHED {
+                    self.cache.clear();
+                }
+                let block = self.image.metadata(cursor.at)?;
+                self.cache.insert(cursor.at, block);
+            }
+            let Some((block, next)) = self.cache.get(&cursor.at) else { return Err(bad("a block is lost")) };
+            let rest =
+                block.get(cursor.offset..).ok_or_else(|| bad("an offset lies outside of its block"))?;
+            let take = rest.len().min(length - bytes.len());
+            bytes.extend_from_slice(&rest[..take]);
+            cursor.offset += take;
+            if take == rest.len() {
+                *cursor = Cursor { at: *next, offset: 0 };
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn inode(&mut self, place: u64) -> Result<(Head, Inode)> {
+        let at = self.image.inode_table.checked_add(place >> 16).ok_or_else(|| bad("a place overflows"))?;
+        let mut cursor = Cursor { at, offset: usize::try_from(place & 0xffff).unwrap_or(0) };
+        let common = self.read(&mut cursor, 16)?;
+        let mut f = Fields(&common);
+        let (kind, mode) = (f.u16()?, f.u16()?);
+        f.u32()?;
+        let (mtime, number) = (f.u32()?, f.u32()?);
+        let mut head =
+            Head { mode: u32::from(mode) & 0o7777, mtime: mtime.into(), number, links: 1, xattr: NONE };
+        let mut more = |walk: &mut Self, length| walk.read(&mut cursor, length);
+        let inode = match kind {
+            DIRECTORY => {
+                let bytes = more(self, 16)?;
+                let mut f = Fields(&bytes);
+                let (block, _links, size, offset) = (f.u32()?, f.u32()?, f.u16()?, f.u16()?);
+                Inode::Directory { size: size.into(), block, offset }
+            }
+            8 => {
+                let bytes = more(self, 24)?;
+                let mut f = Fields(&bytes);
+                let (_links, size, block, _parent) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+                let (_index, offset, xattr) = (f.u16()?, f.u16()?, f.u32()?);
+                head.xattr = xattr;
+                Inode::Directory { size, block, offset }
+            }
+            FILE => {
+                let bytes = more(self, 16)?;
+                let mut f = Fields(&bytes);
+                let (start, fragment, offset, size) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+                let sizes = self.sizes(&mut cursor, size.into(), fragment)?;
+                Inode::File { start: start.into(), size: size.into(), fragment, offset, sizes }
+            }
+            9 => {
+                let bytes = more(self, 40)?;
+                let mut f = Fields(&bytes);
+                let (start, size, _holes) = (f.u64()?, f.u64()?, f.u64()?);
+                let (links, fragment, offset, xattr) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+                (head.links, head.xattr) = (links, xattr);
+                let sizes = self.sizes(&mut cursor, size, fragment)?;
+                Inode::File { start, size, fragment, offset, sizes }
+            }
+            SYMLINK | 10 => {
+                let bytes = more(self, 8)?;
+                let mut f = Fields(&bytes);
+                let (links, length) = (f.u32()?, f.u32()?);
+                head.links = links;
+                if length == 0 || length > 4095 {
+                    return Err(bad("a symbolic link is empty or too long"));
+                }
+                Inode::Symlink(more(self, usize::try_from(length).unwrap_or(0))?)
+            }
+            FIFO | 13 => {
+                let bytes = more(self, 4)?;
+                head.links = Fields(&bytes).u32()?;
+                Inode::Fifo
+            }
+            4 | 5 | 7 | 11 | 12 | 14 => Inode::Other,
+            other => return Err(bad(format!("an inode is of the unknown kind {other}"))),
+        };
+        Ok((head, inode))
+    }
+
+    /// Lengths of a file's blocks; of one whose end is in a fragment there are only the whole ones.
+    fn sizes(&mut self, cursor: &mut Cursor, size: u64, fragment: u32) -> Result<Vec<u32>> {
+        if size > self.limits.bytes {
+            return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
+        }
+        let block = self.image.block as u64;
+        let count = if fragment == NONE { size.div_ceil(block) } else { size / block };
+        self.limits.check_ratio(self.image.length, self.bytes.saturating_add(size))?;
+        let mut sizes = Vec::new();
+        let mut left = count;
+        while left > 0 {
+            let some = left.min(1024);
+            let bytes = self.read(cursor, usize::try_from(some * 4).unwrap_or(0))?;
+            let mut f = Fields(&bytes);
+            for _ in 0..some {
+                sizes.push(f.u32()?);
+            }
+            left -= some;
+        }
+        Ok(sizes)
+    }
+
+    fn attributes(&mut self, list: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        if list == NONE {
+            return Ok(Vec::new());
+        }
+        let index = usize::try_from(list).unwrap_or(usize::MAX);
+        let (base, lists) = &self.image.xattrs;
+        let (place, count) = *lists.get(index).ok_or_else(|| bad("a list of attributes is not there"))?;
+        let at = base.checked_add(place >> 16).ok_or_else(|| bad("a place overflows"))?;
+        let mut cursor = Cursor { at, offset: usize::try_from(place & 0xffff).unwrap_or(0) };
+        let (base, mut found, mut total) = (*base, Vec::new(), 0);
+        for _ in 0..count {
+            let head = self.read(&mut cursor, 4)?;
+            let mut f = Fields(&head);
+            let (kind, length) = (f.u16()?, usize::from(f.u16()?));
+            let name = self.read(&mut cursor, length)?;
+            let head = self.read(&mut cursor, 4)?;
+            let length = usize::try_from(Fields(&head).u32()?).unwrap_or(usize::MAX);
+            total += name.len().saturating_add(length.min(SMALL + 1));
+            if total > SMALL {
+                return Err(bad("the attributes of a file are too large"));
+            }
+            let mut value = self.read(&mut cursor, length)?;
+            if kind & 0x100 != 0 {
+                // The value stands elsewhere, and here is where.
+                let place = Fields(&value).u64()?;
+                let at = base.checked_add(place >> 16).ok_or_else(|| bad("a place overflows"))?;
+                let mut there = Cursor { at, offset: usize::try_from(place & 0xffff).unwrap_or(0) };
+                let head = self.read(&mut there, 4)?;
+                let length = usize::try_from(Fields(&head).u32()?).unwrap_or(usize::MAX);
+                total = total.saturating_add(length);
+                if total > SMALL {
+                    return Err(bad("the attributes of a file are too large"));
+                }
+                value = self.read(&mut there, length)?;
+            }
+            // Those of users alone reach a layer; the others are root's.
+            if kind & 0xff == 0 && !name.contains(&0) && !name.is_empty() {
+                found.push(([b"user.".as_slice(), &name].concat(), value));
+            }
+        }
+        found.sort();
+        found.dedup_by(|a, b| a.0 == b.0);
+        Ok(found)
+    }
+
+    fn listing(&mut self, inode: &Inode) -> Result<Vec<(Vec<u8>, u64)>> {
+        let Inode::Directory { size, block, offset } = inode else { return Ok(Vec::new()) };
+        let mut left = usize::try_from(size.saturating_sub(3)).unwrap_or(0);
+        let at = self.image.directory_table.checked_add((*block).into());
+        let at = at.ok_or_else(|| bad("a place overflows"))?;
+        let mut cursor = Cursor { at, offset: (*offset).into() };
+        let mut names = Vec::new();
+        while left > 0 {
+            let head = self.read(&mut cursor, 12)?;
+            let mut f = Fields(&head);
+            let (count, start, _number) = (f.u32()?, f.u32()?, f.u32()?);
+            if count >= 256 {
+                return Err(bad("a directory has too many entries behind one header"));
+            }
+            left = left.checked_sub(12).ok_or_else(|| bad("a directory ends too early"))?;
+            for _ in 0..=count {
+                let head = self.read(&mut cursor, 8)?;
+                let mut f = Fields(&head);
+                let (offset, _difference, _kind, length) = (f.u16()?, f.u16()?, f.u16()?, f.u16()?);
+                let length = usize::from(length) + 1;
+                let name = self.read(&mut cursor, length)?;
+                left = left.checked_sub(8 + length).ok_or_else(|| bad("a directory ends too early"))?;
+                if length > 256
+                    || matches!(name.as_slice(), b"." | b"..")
+                    || name.iter().any(|b| matches!(b, 0 | b'/'))
+                {
+                    return Err(bad("a name leads elsewhere"));
+                }
+                self.entries += 1;
+                if self.entries > self.limits.entries {
+                    return Err(over(format!("it has more than {} entries", self.limits.entries)));
+                }
+                names.push((name, u64::from(start) << 16 | u64::from(offset)));
+            }
+        }
+        names.sort();
+        if names.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(bad("a directory has a name twice"));
+        }
+        Ok(names)
+    }
+
+    fn directory(&mut self, head: &Head, inode: &Inode, path: &mut Vec<u8>) -> Result<()> {
+        if self.open.contains(&head.number) {
+            return Err(bad("a directory is below itself"));
+        }
+        if self.open.len() >= self.limits.depth {
+            return Err(over(format!("it is deeper than {} directories", self.limits.depth)));
+        }
+        self.open.push(head.number);
+        for (name, place) in self.listing(inode)? {
+            let length = path.len();
+            if length > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            self.entry(place, path)?;
+            path.truncate(length);
+        }
+        self.open.pop();
+        Ok(())
+    }
+
+    fn entry(&mut self, place: u64, path: &mut Vec<u8>) -> Result<()> {
+        let (head, inode) = self.inode(place)?;
+        let xattrs = self.attributes(head.xattr)?;
+        let several = head.links > 1 && !matches!(inode, Inode::Directory { .. } | Inode::Other);
+        if several && let Some(first) = self.links.get(&head.number).cloned() {
+            return self.header(path, Kind::HardLink, &head, 0, &first, &[]);
+        }
+        match &inode {
+            Inode::Directory { .. } => {
+                self.header(path, Kind::Directory, &head, 0, b"", &xattrs)?;
+                return self.directory(&head, &inode, path);
+            }
+            Inode::File { size, .. } => {
+                let hidden = path.as_slice() == CONFIG_PATH;
+                let wanted = (hidden || path.as_slice() == b"etc/environment") && *size <= SMALL as u64;
+                let mut kept = Vec::new();
+                if !hidden {
+                    self.header(path, Kind::File, &head, *size, b"", &xattrs)?;
+                }
+                self.content(&inode, &mut |walk, bytes| {
+                    if wanted {
+                        kept.extend_from_slice(bytes);
+                    }
+                    if hidden { Ok(()) } else { (walk.out)(bytes) }
+                })?;
+                if !hidden {
+                    (self.out)(&[0; BLOCK][..padding(*size)])?;
+                }
+                if wanted && hidden {
+                    self.found.config = Some(kept);
+                } else if wanted {
+                    self.found.environment = Some(kept);
+                }
+            }
+            Inode::Symlink(target) => self.header(path, Kind::Symlink, &head, 0, target, &[])?,
+            Inode::Fifo => self.header(path, Kind::Fifo, &head, 0, b"", &[])?,
+            Inode::Other => return Ok(()),
+        }
+        if several {
+            self.links.insert(head.number, path.clone());
+        }
+        Ok(())
+    }
+
+    fn header(
+        &mut self,
+        path: &[u8],
+        kind: Kind,
+        head: &Head,
+        size: u64,
+        link: &[u8],
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<()> {
+        let member = Member { path, kind, mode: head.mode, size, mtime: (head.mtime, 0), link, xattrs };
+        (self.out)(&member.header())
+    }
+
+    /// The bytes of a file, block by block.
+    fn content(&mut self, inode: &Inode, give: &mut dyn FnMut(&mut Self, &[u8]) -> Result<()>) -> Result<()> {
+        let Inode::File { start, size, fragment, offset, sizes } = inode else { return Ok(()) };
+        let block = self.image.block;
+        self.bytes = self.bytes.saturating_add(*size);
+        if self.bytes > self.limits.bytes {
+            return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
+        }
+        self.limits.check_ratio(self.image.length, self.bytes)?;
+        let (mut at, mut left) = (*start, *size);
+        for mark in sizes {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(block);
+            let length = usize::try_from(mark & !PLAIN_DATA).unwrap_or(usize::MAX);
+            let bytes = if *mark == 0 {
+                vec![0; most]
+            } else {
+                if length > block {
+                    return Err(bad("a block is larger than it may be"));
+                }
+                let stored = self.image.bytes(at, length)?;
+                at += length as u64;
+                if mark & PLAIN_DATA != 0 { stored } else { self.image.unpack(&stored, block)? }
+            };
+            if bytes.len() != most {
+                return Err(bad("a block has not the length that its file needs"));
+            }
+            give(self, &bytes)?;
+            left -= most as u64;
+        }
+        if left > 0 {
+            let index = usize::try_from(*fragment).unwrap_or(usize::MAX);
+            let (place, mark) =
+                *self.image.fragments.get(index).ok_or_else(|| bad("a fragment is not there"))?;
+            let length = usize::try_from(mark & !PLAIN_DATA).unwrap_or(usize::MAX);
+            if length > block {
+                return Err(bad("a fragment is larger than it may be"));
+            }
+            let stored = self.image.bytes(place, length)?;
+            let whole = if mark & PLAIN_DATA != 0 { stored } else { self.image.unpack(&stored, block)? };
+            let from = usize::try_from(*offset).unwrap_or(usize::MAX);
+            let end = from.checked_add(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = end.and_then(|end| whole.get(from..end));
+            give(self, part.ok_or_else(|| bad("the end of a file lies outside of its fragment"))?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The extended kinds are named by number in [`Walk::inode`].
+const _: () = assert!(
+    DIRECTORY + EXTENDED == 8 && FILE + EXTENDED == 9 && SYMLINK + EXTENDED == 10 && FIFO + EXTENDED == 13
+);

@@ -1,0 +1,236 @@
+//! A squashfs image as a source of blobs: a manifest, a configuration and one layer, all made from the file.
+//!
+//! The layer is the archive that the reader makes of it, which is always the same: so its digest pins what is in the file,
+//! and a file that changed is another image.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::read::{Found, Image};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{ImageConfig, Platform};
+use crate::source::{BlobKind, BlobSource, open_regular};
+use crate::unpack::Limits;
+
+/// Bytes that are handed over at once, and how many pieces may wait.
+const CHUNK: usize = 256 << 10;
+const QUEUE: usize = 8;
+
+/// A squashfs file.
+pub(crate) struct SquashfsSource {
+    path: PathBuf,
+    image: Arc<Image>,
+    /// Manifest and configuration, once they were asked for.
+    described: Mutex<Option<Arc<Described>>>,
+}
+
+struct Described {
+    manifest: Vec<u8>,
+    manifest_digest: Digest,
+    config: Vec<u8>,
+    config_digest: Digest,
+    layer: Digest,
+}
+
+impl SquashfsSource {
+    /// Opens the file at an absolute path.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is no squashfs image that can be read.
+    pub(crate) fn open(path: &Path) -> Result<SquashfsSource> {
+        let image = Image::open(open_regular(path)?).map_err(|e| e.within(&path.display().to_string()))?;
+        Ok(SquashfsSource { path: path.to_path_buf(), image: Arc::new(image), described: Mutex::default() })
+    }
+
+    /// Digest of the manifest; the whole file is read for it.
+    ///
+    /// # Errors
+    /// The image is damaged or hostile.
+    pub(crate) fn digest(&self) -> Result<Digest> {
+        Ok(self.described()?.manifest_digest.clone())
+    }
+
+    fn described(&self) -> Result<Arc<Described>> {
+        let mut kept = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(described) = &*kept {
+            return Ok(Arc::clone(described));
+        }
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut size = 0_u64;
+        let found = self.image.archive(&Limits::default(), &mut |bytes| {
+            hasher.update(bytes);
+            size += bytes.len() as u64;
+            Ok(())
+        });
+        let found = found.map_err(|e| e.within(&self.path.display().to_string()))?;
+        let layer = hasher.finish();
+        let config = configuration(&found, &layer).to_string().into_bytes();
+        let config_digest = Digest::of(Algorithm::Sha256, &config);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": config_digest.to_string(),
+                "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": layer.to_string(),
+                "size": size,
+            }],
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let manifest_digest = Digest::of(Algorithm::Sha256, &manifest);
+        let described = Arc::new(Described { manifest, manifest_digest, config, config_digest, layer });
+        *kept = Some(Arc::clone(&described));
+        Ok(described)
+    }
+}
+
+/// How the image is to be run: as it was saved, or with the variables that enroot's images have.
+fn configuration(found: &Found, layer: &Digest) -> Value {
+    let saved = found.config.as_deref().and_then(|text| serde_json::from_slice::<ImageConfig>(text).ok());
+    let config = saved.unwrap_or_else(|| ImageConfig {
+        env: found.environment.as_deref().map(variables).unwrap_or_default(),
+        ..ImageConfig::default()
+    });
+    configuration_of(&config, layer)
+}
+
+/// An image's configuration for a root filesystem of one layer.
+pub(crate) fn configuration_of(config: &ImageConfig, layer: &Digest) -> Value {
+    let mut run = serde_json::Map::new();
+    let mut list = |key: &str, words: &[String]| {
+        if !words.is_empty() {
+            run.insert(key.to_string(), json!(words));
+        }
+    };
+    list("Env", &config.env);
+    list("Entrypoint", &config.entrypoint);
+    list("Cmd", &config.cmd);
+    for (key, text) in
+        [("WorkingDir", &config.workdir), ("User", &config.user), ("StopSignal", &config.stop_signal)]
+    {
+        if !text.is_empty() {
+            run.insert(key.to_string(), json!(text));
+        }
+    }
+    if !config.labels.is_empty() {
+        run.insert("Labels".to_string(), json!(config.labels));
+    }
+    json!({
+        "architecture": Platform::default().architecture,
+        "os": "linux",
+        "config": run,
+        "rootfs": {"type": "layers", "diff_ids": [layer.to_string()]},
+    })
+}
+
+/// The lines `NAME=VALUE` of a file of variables; quotes around a value are not part of it.
+fn variables(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines
+        .filter_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+            if name.is_empty() || !name.bytes().all(fits) {
+                return None;
+            }
+            let quoted = |mark| value.strip_prefix(mark).and_then(|v: &str| v.strip_suffix(mark));
+            Some(format!("{name}={}", quoted('"').or_else(|| quoted('\'')).unwrap_or(value)))
+        })
+        .collect()
+}
+
+impl BlobSource for SquashfsSource {
+    fn describe(&self) -> String {
+        format!("sqsh:{}", self.path.display())
+    }
+
+    fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        let described = self.described()?;
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let from = |bytes: &[u8]| bytes.get(skip..).unwrap_or_default().to_vec();
+        if *digest == described.manifest_digest {
+            return Ok(Box::new(std::io::Cursor::new(from(&described.manifest))));
+        }
+        if *digest == described.config_digest {
+            return Ok(Box::new(std::io::Cursor::new(from(&described.config))));
+        }
+        if *digest != described.layer {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                self.describe(),
+                format!("it has no blob {digest}: the file is another one than when it was named"),
+            )
+            .next("submit again"));
+        }
+        let mut layer = Layer::of(Arc::clone(&self.image));
+        std::io::copy(&mut (&mut layer).take(offset), &mut std::io::sink())
+            .map_err(|e| Error::io(self.describe(), e))?;
+        Ok(Box::new(layer))
+    }
+}
+
+/// The archive as a stream: a thread of its own makes it.
+struct Layer {
+    pieces: Receiver<Result<Vec<u8>>>,
+    current: Vec<u8>,
+    at: usize,
+}
+
+impl Layer {
+    fn of(image: Arc<Image>) -> Layer {
+        let (out, pieces) = sync_channel(QUEUE);
+        std::thread::spawn(move || {
+            let mut piece = Vec::with_capacity(CHUNK);
+            let gone = || Error::new(ErrorKind::Io, "squashfs image", "nobody reads it any more");
+            let made = image.archive(&Limits::default(), &mut |bytes| {
+                piece.extend_from_slice(bytes);
+                if piece.len() >= CHUNK {
+                    let full = std::mem::replace(&mut piece, Vec::with_capacity(CHUNK));
+                    out.send(Ok(full)).map_err(|_| gone())?;
+                }
+                Ok(())
+            });
+            // A reader that is gone has its own reasons.
+            let _ = out.send(made.map(|_| piece));
+        });
+        Layer { pieces, current: Vec::new(), at: 0 }
+    }
+}
+
+impl Read for Layer {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.current.len() {
+            match self.pieces.recv() {
+                Ok(Ok(piece)) => (self.current, self.at) = (piece, 0),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => return Ok(0),
+            }
+        }
+        let rest = &self.current[self.at..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.at += length;
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_an_environment_file() {
+        let text = b"# comment\nPATH=/usr/bin:/bin\nA=\"x y\"\nB='z'\n=no\nbad name=1\nC=\n";
+        assert_eq!(variables(text), ["PATH=/usr/bin:/bin", "A=x y", "B=z", "C="]);
+    }
+}

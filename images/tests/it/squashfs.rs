@@ -1,0 +1,210 @@
+//! Squashfs images: ours as squashfs-tools see them, theirs as we see them, and hostile ones.
+
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::support::{Bench, Tar, tool};
+use berth_images::{Credentials, ErrorKind, ImageConfig, ResolveOptions, Resolved, resolve, save_root};
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// An image of a directory, by mksquashfs.
+fn made(bench: &Bench, name: &str, options: &[&str], fill: impl FnOnce(&Path)) -> PathBuf {
+    let tree = bench.path().join(format!("{name}.tree"));
+    std::fs::create_dir_all(tree.join("etc")).unwrap();
+    fill(&tree);
+    let image = bench.path().join(name);
+    let (from, to) = (text(&tree), text(&image));
+    let fixed = [from.as_str(), to.as_str(), "-quiet", "-no-progress", "-all-root"];
+    tool("squashfs-tools", "mksquashfs", &[&fixed, options].concat());
+    image
+}
+
+fn looked_at(path: &Path) -> Result<Resolved, berth_images::Error> {
+    resolve(&text(path).parse()?, &Credentials::anonymous(), &ResolveOptions::default())
+}
+
+fn random(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// A root with what images have, as the archive of a container.
+fn archive(large: &[u8]) -> Vec<u8> {
+    let mut bytes = Tar::new()
+        .dir("usr/", 0o755)
+        .dir("usr/bin/", 0o755)
+        .file("usr/bin/large", large)
+        .hardlink("usr/bin/other", "usr/bin/large")
+        .symlink("bin", "usr/bin")
+        .file("usr/zeros", &vec![0; 300_000])
+        .file("usr/small", b"small")
+        .pax(&[("SCHILY.xattr.user.mark", b"kept")])
+        .file("usr/marked", b"marked")
+        .entry("usr/pipe", b'6', 0o600, "", b"")
+        .end();
+    bytes.extend_from_slice(b"whole\n");
+    bytes
+}
+
+#[test]
+fn what_we_write_is_read_by_us_and_by_squashfs_tools() {
+    let bench = Bench::new();
+    let large = random(300_001);
+    let path = bench.path().join("own.sqsh");
+    let config = ImageConfig {
+        env: vec!["A=b c".to_string()],
+        cmd: vec!["/bin/large".to_string()],
+        workdir: "/srv".to_string(),
+        ..ImageConfig::default()
+    };
+    save_root(archive(&large).as_slice(), &path, &config).unwrap();
+    let prepared = bench.import_text(&text(&path)).unwrap();
+    assert_eq!((&prepared.config.env, &prepared.config.cmd), (&config.env, &config.cmd));
+    assert_eq!((prepared.config.workdir.as_str(), prepared.layers.len()), ("/srv", 1));
+    let layer = &prepared.layers[0];
+    assert_eq!(std::fs::read(layer.join("usr/bin/large")).unwrap(), large);
+    assert_eq!(std::fs::metadata(layer.join("usr/bin/other")).unwrap().nlink(), 2);
+    assert_eq!(std::fs::read(layer.join("usr/zeros")).unwrap(), vec![0; 300_000]);
+    assert_eq!(std::fs::read_link(layer.join("bin")).unwrap(), Path::new("usr/bin"));
+    assert_eq!(
+        std::fs::symlink_metadata(layer.join("usr/pipe")).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(xattr::get(layer.join("usr/marked"), "user.mark").unwrap().as_deref(), Some(&b"kept"[..]));
+    assert!(!layer.join("etc/berth-image.json").exists() && layer.join("etc/rc").exists());
+    let out = bench.path().join("unpacked");
+    tool("squashfs-tools", "unsquashfs", &["-quiet", "-no-progress", "-dest", &text(&out), &text(&path)]);
+    assert_eq!(std::fs::read(out.join("usr/bin/other")).unwrap(), large);
+    assert_eq!(std::fs::metadata(out.join("usr/bin/other")).unwrap().nlink(), 2);
+    assert_eq!(std::fs::read(out.join("usr/small")).unwrap(), b"small");
+    assert_eq!(xattr::get(out.join("usr/marked"), "user.mark").unwrap().as_deref(), Some(&b"kept"[..]));
+    assert_eq!(std::fs::read_to_string(out.join("etc/environment")).unwrap(), "A=b c\n");
+}
+
+#[test]
+fn an_archive_that_is_cut_off_makes_no_image() {
+    let bench = Bench::new();
+    let whole = archive(&random(5000));
+    for name in ["cut.sqsh", "cut.tar", "cut.oci"] {
+        let path = bench.path().join(name);
+        // Before the word behind the end, between two files, within one.
+        for length in [whole.len() - 6, 2 * 512, 3 * 512 + 100, 0] {
+            save_root(&whole[..length], &path, &ImageConfig::default()).unwrap_err();
+            assert!(!path.exists());
+        }
+        let left = std::fs::read_dir(bench.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("partial"));
+        assert_eq!(left.count(), 0);
+    }
+}
+
+#[test]
+fn images_of_mksquashfs_are_read_whatever_their_blocks_and_tables_are() {
+    let bench = Bench::new();
+    for (name, options) in [
+        ("gzip", &["-comp", "gzip"][..]),
+        ("zstd", &["-comp", "zstd", "-b", "1M"]),
+        ("small", &["-comp", "gzip", "-b", "4096"]),
+        ("plain", &["-comp", "gzip", "-noI", "-noD", "-noF", "-noX"]),
+        ("whole", &["-comp", "zstd", "-no-fragments"]),
+    ] {
+        let large = random(70_000);
+        let image = made(&bench, name, options, |tree| {
+            std::fs::write(tree.join("etc/environment"), "FROM=enroot\n").unwrap();
+            std::fs::write(tree.join("large"), &large).unwrap();
+            std::fs::hard_link(tree.join("large"), tree.join("again")).unwrap();
+            xattr::set(tree.join("large"), "user.mark", b"kept").unwrap();
+            let many = tree.join("many");
+            std::fs::create_dir(&many).unwrap();
+            for n in 0..700 {
+                std::fs::write(many.join(format!("file-{n}")), n.to_string()).unwrap();
+            }
+            std::fs::create_dir(tree.join("empty")).unwrap();
+        });
+        let prepared = bench.import_text(&text(&image)).unwrap();
+        assert_eq!(prepared.config.env, ["FROM=enroot"], "{name}");
+        let layer = &prepared.layers[0];
+        assert_eq!(std::fs::read(layer.join("again")).unwrap(), large, "{name}");
+        assert_eq!(std::fs::metadata(layer.join("again")).unwrap().nlink(), 2, "{name}");
+        assert_eq!(std::fs::read_dir(layer.join("many")).unwrap().count(), 700, "{name}");
+        assert_eq!(std::fs::read_to_string(layer.join("many/file-699")).unwrap(), "699", "{name}");
+        assert_eq!(
+            xattr::get(layer.join("large"), "user.mark").unwrap().as_deref(),
+            Some(&b"kept"[..]),
+            "{name}"
+        );
+        assert!(layer.join("empty").is_dir(), "{name}");
+    }
+    let image = made(&bench, "xz", &["-comp", "xz"], |_| {});
+    let error = looked_at(&image).unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Unsupported && error.to_string().contains("compressed with xz"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_directory_below_itself_and_a_bomb_are_refused() {
+    let bench = Bench::new();
+    let image = made(&bench, "loop", &["-comp", "gzip", "-noI", "-noD", "-noF", "-noX"], |tree| {
+        std::fs::create_dir(tree.join("below")).unwrap();
+        std::fs::write(tree.join("below/file"), "x").unwrap();
+    });
+    let mut bytes = std::fs::read(&image).unwrap();
+    looked_at(&image).unwrap();
+    // The entry of `below` in the root's listing: its inode becomes the root's own.
+    let entry = [&1_u16.to_le_bytes()[..], &4_u16.to_le_bytes(), b"below"].concat();
+    let at = bytes.windows(entry.len()).position(|w| w == entry).expect("the listing is not compressed");
+    let root = [bytes[32], bytes[33]];
+    bytes[at - 4..at - 2].copy_from_slice(&root);
+    std::fs::write(&image, &bytes).unwrap();
+    let error = looked_at(&image).unwrap_err().to_string();
+    assert!(error.contains("below itself"), "{error}");
+    let image = made(&bench, "bomb", &["-comp", "gzip"], |tree| {
+        std::fs::File::create(tree.join("hole")).unwrap().set_len(3 << 30).unwrap();
+    });
+    let error = looked_at(&image).unwrap_err().to_string();
+    assert!(error.contains("decompression bomb"), "{error}");
+}
+
+#[test]
+fn damaged_images_are_errors_and_nothing_worse() {
+    let bench = Bench::new();
+    let image = made(&bench, "sound", &["-comp", "gzip", "-noI", "-noD", "-noF", "-noX"], |tree| {
+        for n in 0..40 {
+            std::fs::write(tree.join(format!("file-{n}")), vec![b'x'; n * 100]).unwrap();
+        }
+        std::os::unix::fs::symlink("file-1", tree.join("link")).unwrap();
+        xattr::set(tree.join("file-2"), "user.mark", b"kept").unwrap();
+    });
+    let sound = std::fs::read(&image).unwrap();
+    let (mut seed, mut refused) = (7_u64, 0);
+    let mut next = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    // In the head, in the tables at the end, and anywhere.
+    for round in 0..900 {
+        let mut bytes = sound.clone();
+        for _ in 0..=next(3) {
+            let at = match round % 3 {
+                0 => next(96),
+                1 => bytes.len() - 1 - next(bytes.len() / 2),
+                _ => next(bytes.len()),
+            };
+            bytes[at] = u8::try_from(next(256)).unwrap();
+        }
+        if round % 50 == 0 {
+            bytes.truncate(next(sound.len()));
+        }
+        std::fs::write(&image, &bytes).unwrap();
+        refused += usize::from(looked_at(&image).is_err());
+    }
+    assert!(refused > 200, "only {refused} of 900 were refused");
+}
