@@ -19,9 +19,8 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
-    /// Directory that holds everything of a cluster, or of a user's images [default: /var/lib/berth for root, the XDG
-    /// state directory for others; BERTH_STATE sets it, too]
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Where everything is.
+    #[arg(long, global = true, value_name = "DIR", help = STATE)]
     state: Option<PathBuf>,
     #[command(subcommand)]
     command: commands::Command,
@@ -49,18 +48,49 @@ fn main() -> ExitCode {
         let resolver = images::Resolver { state: state.clone() };
         return berth_client::run(words, state, Some(&resolver));
     }
+    if own_command(&argv).is_some_and(|word| word == "run" || word == "shell") {
+        return match Starting::try_parse_from(&argv) {
+            Ok(cli) => berth_client::finish("berth", false, commands::start(cli.command, cli.state)),
+            Err(e) => usage(&e),
+        };
+    }
     match Cli::try_parse_from(&argv) {
         Ok(cli) => berth_client::finish("berth", false, commands::run(cli.command, cli.state)),
         Err(e) => usage(&e),
     }
 }
 
+/// The part of the definition that starts containers: to build the whole takes longer than to make one.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Starting {
+    /// As of [`Cli`].
+    #[arg(long, global = true, value_name = "DIR", help = STATE)]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: commands::Start,
+}
+
+const STATE: &str = "Directory that holds everything of a cluster, or of a user's images [default: /var/lib/berth for root, the XDG \
+                     state directory for others; BERTH_STATE sets it, too]";
+
 /// `berth [--state DIR] srun …`: the state directory and the command's words.
 fn cluster_command(argv: &[OsString]) -> Option<(Option<PathBuf>, Vec<OsString>)> {
+    let (state, at) = first_word(argv)?;
+    berth_client::command(&argv[at]).map(|_| (state, argv[at..].to_vec()))
+}
+
+/// The first word behind the program's name and the state directory.
+fn own_command(argv: &[OsString]) -> Option<&OsStr> {
+    first_word(argv).map(|(_, at)| argv[at].as_os_str())
+}
+
+/// The state directory that is named before the first word, and where that word is.
+fn first_word(argv: &[OsString]) -> Option<(Option<PathBuf>, usize)> {
     let mut state = None;
     let mut at = 1;
-    while let Some(word) = argv.get(at) {
-        let text = word.to_string_lossy();
+    loop {
+        let text = argv.get(at)?.to_string_lossy();
         if let Some(dir) = text.strip_prefix("--state=") {
             state = Some(PathBuf::from(dir));
             at += 1;
@@ -68,10 +98,9 @@ fn cluster_command(argv: &[OsString]) -> Option<(Option<PathBuf>, Vec<OsString>)
             state = Some(PathBuf::from(argv.get(at + 1)?));
             at += 2;
         } else {
-            return berth_client::command(word).map(|_| (state, argv[at..].to_vec()));
+            return Some((state, at));
         }
     }
-    None
 }
 
 /// Prints what clap has to say, where and with what code it belongs.
@@ -130,5 +159,21 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         definition().debug_assert();
+        Starting::command().debug_assert();
+    }
+
+    #[test]
+    fn the_part_that_starts_containers_says_what_the_whole_says() {
+        let help = |mut whole: clap::Command, name: &str| {
+            whole.build();
+            whole.find_subcommand_mut(name).unwrap().render_long_help().to_string()
+        };
+        for name in ["run", "shell"] {
+            assert_eq!(help(Starting::command(), name), help(Cli::command(), name));
+            assert_eq!(
+                own_command(&words(&["berth", "--state", "/x", name, "debian"])),
+                Some(OsStr::new(name))
+            );
+        }
     }
 }

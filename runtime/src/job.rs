@@ -226,7 +226,7 @@ fn make(mode: Mode, request: &JobRequest) -> Result<(), SetupFailure> {
 
 /// Makes a user namespace and keeps it under a number at which it is found.
 fn keep(number: RawFd, (uid_map, gid_map): &(String, String)) -> Result<(), Errno> {
-    let (ns, _helper) = userns::create_seen_from_above(uid_map, gid_map)?;
+    let ns = userns::create_seen_from_above(uid_map, gid_map)?;
     // It may have been given the very number.
     let away = rustix::io::fcntl_dupfd_cloexec(&ns, OUT_OF_THE_WAY)?;
     drop(ns);

@@ -83,14 +83,14 @@ pub struct StartOptions<'a> {
     pub joined: JoinedNamespaces,
 }
 
-fn user_namespace(plan: &Plan) -> Result<(OwnedFd, userns::Helper), LaunchError> {
+fn user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
     userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
         .map_err(clone_failed("make the user namespace"))
 }
 
 /// Makes the user namespace through which a store's files appear as the user's; absent where the plan needs
 /// none.
-fn mapping(plan: &Plan) -> Result<Option<(OwnedFd, userns::Helper)>, LaunchError> {
+fn mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
     let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
     let id = &plan.identity;
     // In a mount's map the left side is the id on disk, the right side the id it appears as.
@@ -169,19 +169,12 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
             EndOfInit::Orphans(holder)
         }
     };
-    // Reaped when init is on its way: waiting for them here would lie on the start path.
-    let mut helpers = Vec::new();
     if plan.mode == Mode::System && plan.root != RootPlan::Host {
         if fds.user_ns.is_none() {
-            let (ns, helper) = user_namespace(plan)?;
-            fds.user_ns = Some(ns);
-            helpers.push(helper);
+            fds.user_ns = Some(user_namespace(plan)?);
         }
-        if fds.idmap_ns.is_none()
-            && let Some((ns, helper)) = mapping(plan)?
-        {
-            fds.idmap_ns = Some(ns);
-            helpers.push(helper);
+        if fds.idmap_ns.is_none() {
+            fds.idmap_ns = mapping(plan)?;
         }
     }
     let (ours, theirs) =
@@ -191,7 +184,6 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         Some(parked) => parked.launch(plan, theirs, fds, options.cgroup)?,
         None => fork_init(plan, theirs, fds, options.cgroup, false)?,
     };
-    drop(helpers);
     let mut handle = InitHandle {
         pid,
         pidfd,

@@ -5,11 +5,9 @@ use crate::plan::Plan;
 use crate::protocol::{SpawnRequest, WireStdio};
 use crate::setup;
 use crate::sys::exec::{ExecVectors, close_all_from, execve, place_at};
-use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
-use crate::sys::{Errno, SysResult, signals, wait};
+use crate::sys::{Errno, SysResult, share, signals, wait};
 use berth_model::ByteStr;
 use rustix::fs::{Mode, OFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -25,11 +23,14 @@ fn other(action: &str, errno: Errno) -> ExecError {
     ExecError::Other { action: action.into(), errno: errno.raw_os_error() }
 }
 
-/// Stages in the child that can fail, as they come over the pipe.
-const STAGE_EXEC: u8 = 0;
-const STAGE_WORKDIR: u8 = 1;
-const STAGE_STREAMS: u8 = 2;
-const STAGE_CPUS: u8 = 3;
+/// What can fail in the child.
+#[derive(Clone, Copy)]
+enum Stage {
+    Exec,
+    Workdir,
+    Streams,
+    Cpus,
+}
 
 /// Starts a task; returns when its program runs, or with the reason why it cannot.
 pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, fds: Vec<OwnedFd>) -> Result<Started, ExecError> {
@@ -58,30 +59,25 @@ pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, fds: Vec<OwnedFd>) -> Resu
     for (name, value) in &env {
         env_list.push([name.as_slice(), b"=", value.as_slice()].concat());
     }
-    let mut env_c = c_strings(env_list)?;
-    let (rx, tx) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| other("make a pipe", e))?;
-    match fork(CloneOptions::default()).map_err(|e| other("start a process", e))? {
-        Forked::Child => {
-            if let Some(name) = &spawn.pid_env
-                && let Ok(var) = CString::new(format!("{name}={}", rustix::process::getpid()))
-            {
-                env_c.push(var);
-            }
-            let vectors = ExecVectors::new(argv_c, env_c);
-            let slave = terminal.as_ref().map(|t| t.slave.as_fd());
-            child(&spawn, &fds, slave, tx, &files_c, &vectors);
-            exit_now(127)
+    let mut vectors = ExecVectors::new(argv_c, c_strings(env_list)?);
+    let mut failed = None;
+    // The child writes into this memory: it has no other.
+    let mut task = || {
+        if let Some(name) = &spawn.pid_env
+            && let Ok(var) = CString::new(format!("{name}={}", rustix::process::getpid()))
+        {
+            vectors.add(var);
         }
-        Forked::Parent { pid, pidfd } => {
-            drop(tx);
-            match read_report(&rx) {
-                None => Ok(Started { pid, master: terminal.map(|t| t.master) }),
-                Some((stage, errno, tried)) => {
-                    let _ = wait::wait_pidfd(&pidfd);
-                    let files: Vec<ByteStr> = files.iter().map(|f| as_init_sees(f, &spawn, &fds)).collect();
-                    Err(explain(plan, &spawn, &command, &files, path.as_deref(), (stage, errno, tried)))
-                }
-            }
+        let slave = terminal.as_ref().map(|t| t.slave.as_fd());
+        failed = Some(child(&spawn, &fds, slave, &files_c, &vectors));
+    };
+    let (pid, pidfd) = share::run(&mut task).map_err(|e| other("start a process", e))?;
+    match failed {
+        None => Ok(Started { pid, master: terminal.map(|t| t.master) }),
+        Some(failed) => {
+            let _ = wait::wait_pidfd(&pidfd);
+            let files: Vec<ByteStr> = files.iter().map(|f| as_init_sees(f, &spawn, &fds)).collect();
+            Err(explain(plan, &spawn, &command, &files, path.as_deref(), failed))
         }
     }
 }
@@ -101,11 +97,11 @@ fn explain(
     command: &ByteStr,
     files: &[ByteStr],
     path: Option<&[u8]>,
-    (stage, errno, tried): (u8, Errno, usize),
+    (stage, errno, tried): (Stage, Errno, usize),
 ) -> ExecError {
     match stage {
-        STAGE_EXEC => diagnose(command, spawn.name.as_deref(), files, tried, path, errno),
-        STAGE_WORKDIR => {
+        Stage::Exec => diagnose(command, spawn.name.as_deref(), files, tried, path, errno),
+        Stage::Workdir => {
             let cwd = spawn.cwd.clone().unwrap_or_default();
             let host = plan.root == crate::plan::RootPlan::Host;
             ExecError::Workdir {
@@ -114,26 +110,9 @@ fn explain(
                 hint: setup::workdir_hint(&cwd, &spawn.cwd_origin, host, errno),
             }
         }
-        STAGE_CPUS => other(&format!("bind the task to the CPUs {:?}", spawn.cpus), errno),
-        _ => other("connect the task's streams", errno),
+        Stage::Cpus => other(&format!("bind the task to the CPUs {:?}", spawn.cpus), errno),
+        Stage::Streams => other("connect the task's streams", errno),
     }
-}
-
-/// Blocks until the child runs its program (end of file) or says why it cannot.
-fn read_report(rx: &OwnedFd) -> Option<(u8, Errno, usize)> {
-    let mut report = [0u8; 9];
-    let mut got = 0;
-    while got < report.len() {
-        match rustix::io::read(rx, &mut report[got..]) {
-            Ok(0) => return None,
-            Ok(n) => got += n,
-            Err(Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-    let errno = i32::from_le_bytes([report[1], report[2], report[3], report[4]]);
-    let tried = u32::from_le_bytes([report[5], report[6], report[7], report[8]]);
-    Some((report[0], Errno::from_raw_os_error(errno), usize::try_from(tried).unwrap_or(0)))
 }
 
 fn environment(plan: &Plan, spawn: &SpawnRequest) -> BTreeMap<Vec<u8>, Vec<u8>> {
@@ -175,18 +154,16 @@ fn open_pty(size: berth_model::spec::TermSize) -> SysResult<Terminal> {
 /// First number to which descriptors are moved out of the way of those that a task asked for.
 const OUT_OF_THE_WAY: RawFd = 512;
 
-/// The new process: becomes the task, or reports why not.
+/// The new process: becomes the task, or returns the stage, the reason, and which file it was.
 fn child(
     spawn: &SpawnRequest,
     fds: &[OwnedFd],
     slave: Option<BorrowedFd<'_>>,
-    tx: OwnedFd,
     files: &[CString],
     vectors: &ExecVectors,
-) {
-    let mut pipe = tx;
+) -> (Stage, Errno, usize) {
     let mut tried = 0;
-    let (stage, errno) = match become_task(spawn, fds, slave, &mut pipe) {
+    let (stage, errno) = match become_task(spawn, fds, slave) {
         Err(failed) => failed,
         Ok(()) => {
             let mut result = Errno::NOENT;
@@ -207,28 +184,24 @@ fn child(
                     }
                 }
             }
-            (STAGE_EXEC, result)
+            (Stage::Exec, result)
         }
     };
-    let mut message = vec![stage];
-    message.extend_from_slice(&errno.raw_os_error().to_le_bytes());
-    message.extend_from_slice(&u32::try_from(tried).unwrap_or(0).to_le_bytes());
-    let _ = rustix::io::write(&pipe, &message);
+    (stage, errno, tried)
 }
 
 fn become_task(
     spawn: &SpawnRequest,
     fds: &[OwnedFd],
     slave: Option<BorrowedFd<'_>>,
-    pipe: &mut OwnedFd,
-) -> Result<(), (u8, Errno)> {
-    let streams = |e| (STAGE_STREAMS, e);
+) -> Result<(), (Stage, Errno)> {
+    let streams = |e| (Stage::Streams, e);
     // A session of its own: signals of the terminal and to the group reach this task alone.
     rustix::process::setsid().map_err(streams)?;
     let mut sent = fds.iter();
     match &spawn.stdio {
         WireStdio::Pty(_) => {
-            let slave = slave.ok_or((STAGE_STREAMS, Errno::NOTTY))?;
+            let slave = slave.ok_or((Stage::Streams, Errno::NOTTY))?;
             rustix::process::ioctl_tiocsctty(slave).map_err(streams)?;
             for n in 0..3 {
                 place_at(slave, n).map_err(streams)?;
@@ -237,7 +210,7 @@ fn become_task(
         WireStdio::Fds(present) => {
             // What was not sent stays init's own `/dev/null`.
             for (n, _) in (0..3).zip(present).filter(|(_, p)| **p) {
-                let fd = sent.next().ok_or((STAGE_STREAMS, Errno::BADF))?;
+                let fd = sent.next().ok_or((Stage::Streams, Errno::BADF))?;
                 place_at(fd.as_fd(), n).map_err(streams)?;
             }
         }
@@ -246,22 +219,20 @@ fn become_task(
     if !spawn.extra.is_empty() {
         let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY).map_err(streams);
         let moved = sent.map(away).collect::<Result<Vec<_>, _>>()?;
-        *pipe = away(pipe)?;
         if spawn.extra.iter().any(|n| !(3..OUT_OF_THE_WAY).contains(n)) || moved.len() != spawn.extra.len() {
-            return Err((STAGE_STREAMS, Errno::BADF));
+            return Err((Stage::Streams, Errno::BADF));
         }
         for (fd, number) in moved.iter().zip(&spawn.extra) {
             place_at(fd.as_fd(), *number).map_err(streams)?;
             keep.push(*number);
         }
     }
-    keep.push(pipe.as_raw_fd());
     if !spawn.cpus.is_empty() {
-        bind_cpus(&spawn.cpus).map_err(|e| (STAGE_CPUS, e))?;
+        bind_cpus(&spawn.cpus).map_err(|e| (Stage::Cpus, e))?;
     }
     rustix::process::umask(Mode::from_raw_mode(spawn.umask.unwrap_or(0o022)));
     if let Some(cwd) = &spawn.cwd {
-        setup::enter_directory(cwd).map_err(|e| (STAGE_WORKDIR, e))?;
+        setup::enter_directory(cwd).map_err(|e| (Stage::Workdir, e))?;
     }
     close_all_from(3, &keep).map_err(streams)?;
     signals::set_mask(0);

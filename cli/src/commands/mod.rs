@@ -27,8 +27,8 @@ pub enum Command {
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
-    Run(run::Args),
-    Shell(run::Shell),
+    #[command(flatten)]
+    Start(Start),
     #[command(subcommand)]
     Image(image::Args),
     #[command(subcommand)]
@@ -51,14 +51,28 @@ pub enum Command {
     InternalSave(internal::Save),
 }
 
+/// What starts a container.
+#[derive(Debug, Subcommand)]
+pub enum Start {
+    Run(run::Args),
+    Shell(run::Shell),
+}
+
+/// Starts it.
+pub fn start(command: Start, state: Option<PathBuf>) -> Outcome {
+    match command {
+        Start::Run(args) => run::run(args, state.as_deref()),
+        Start::Shell(args) => run::shell(args, state.as_deref()),
+    }
+}
+
 /// Runs it.
 pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
     match command {
         Command::Up(args) => up::run(&args, state.as_deref()),
         Command::Down(args) => down::run(&args, state.as_deref()),
         Command::Status(args) => status::run(&args, state.as_deref()),
-        Command::Run(args) => run::run(args, state.as_deref()),
-        Command::Shell(args) => run::shell(args, state.as_deref()),
+        Command::Start(command) => start(command, state),
         Command::Image(args) => image::run(args, state.as_deref()),
         Command::Container(args) => container::run(args, state.as_deref()),
         Command::Doctor(args) => doctor::run(&args, state.as_deref()),

@@ -1,6 +1,6 @@
 //! A container that runs on this machine, followed to its end: streams, terminal, signals, exit code.
 
-use super::exec::Entrance;
+use super::listing::Listing;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::step::terminal::{self, Raw};
@@ -25,7 +25,7 @@ pub fn launch(e: &LaunchError) -> Failure {
 }
 
 /// Starts the one task and follows it to its end.
-pub fn follow(mut init: InitHandle, mut entrance: Entrance, door: &str, streams: Streams) -> Outcome {
+pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: Streams) -> Outcome {
     let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
     let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let stdio = if streams.terminal {
@@ -56,14 +56,12 @@ pub fn follow(mut init: InitHandle, mut entrance: Entrance, door: &str, streams:
             match event {
                 Event::Started { task, .. } if task != OWN => {}
                 Event::ExecFailed { task, error } if task != OWN => {
-                    entrance.ended(
-                        task,
-                        u8::try_from(error.exit_code()).unwrap_or(1),
-                        Some(error.to_string()),
-                    );
+                    let code = u8::try_from(error.exit_code()).unwrap_or(1);
+                    ended(&mut listing, task, code, Some(error.to_string()));
                 }
                 Event::Exited { task, status, .. } if task != OWN => {
-                    entrance.ended(task, u8::try_from(status.shell_code()).unwrap_or(u8::MAX), None);
+                    let code = u8::try_from(status.shell_code()).unwrap_or(u8::MAX);
+                    ended(&mut listing, task, code, None);
                 }
                 Event::Started { pty: master, .. } => {
                     raw = if master.is_some() { Raw::enter() } else { None };
@@ -88,36 +86,59 @@ pub fn follow(mut init: InitHandle, mut entrance: Entrance, door: &str, streams:
         let stdin = rustix::stdio::stdin();
         let mut fds = vec![PollFd::from_borrowed_fd(init.fd(), PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
-        fds.push(PollFd::from_borrowed_fd(entrance.fd(), PollFlags::IN));
+        let pty_at = fds.len();
         if let Some(master) = &pty {
             fds.push(PollFd::new(master, PollFlags::IN));
             if input {
                 fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
             }
         }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let patience = listing.patience();
+        let entrance_at = fds.len();
+        if let Some(entrance) = listing.entrance() {
+            fds.push(PollFd::from_borrowed_fd(entrance.fd(), PollFlags::IN));
+        }
+        match poll(&mut fds, patience.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
             Err(e) => break e,
         }
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+        if listing.is_due()
+            && let Err(e) = listing.enter()
+        {
+            // It runs; only the list lacks it.
+            out::complain(&format!(
+                "{door}: warning: the container is not in the list of those that run: {e}"
+            ));
+        }
         if ready[1] {
             while let Ok(Some(info)) = signals.read_signal() {
                 pass_on(&mut init, i32::try_from(info.ssi_signo).unwrap_or(0), pty.as_ref())?;
             }
         }
-        if ready[2] {
+        if ready.get(entrance_at) == Some(&true)
+            && let Some(entrance) = listing.entrance()
+        {
             entrance.answer(&mut init, umask.bits());
         }
         if let Some(master) = &pty {
-            if ready[3] {
+            if ready[pty_at] {
                 copy_some(master.as_fd(), rustix::stdio::stdout());
             }
-            if ready.get(4) == Some(&true) {
+            if input && ready[pty_at + 1] {
                 input = copy_some(stdin, master.as_fd());
             }
         }
     };
     Err(Failure::new(Kind::Internal, format!("cannot wait for the container: {status}")))
+}
+
+/// Tells who asked for a further command how it ended.
+fn ended(listing: &mut Listing, task: u32, code: u8, error: Option<String>) {
+    if let Some(entrance) = listing.entrance() {
+        entrance.ended(task, code, error);
+    }
 }
 
 /// The container's own command among its tasks.

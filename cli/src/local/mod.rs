@@ -5,6 +5,7 @@ pub mod allocation;
 pub mod exec;
 mod follow;
 mod image;
+mod listing;
 pub mod named;
 pub mod records;
 mod save;
@@ -24,6 +25,7 @@ use berth_model::spec::MountSpec;
 use berth_runtime::{
     ContainerRequest, HostFacts, Rootfs, StartOptions, Workdir, WritableLayer, plan, start_init,
 };
+use listing::Listing;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -165,15 +167,16 @@ pub fn run(container: Container) -> Outcome {
     }
     let record = record(&container, &plan.argv, init.pid())?;
     let state = images::local_dir(container.state.as_deref())?;
-    let kept = records::keep(&state, &record)?;
-    let entrance = exec::Entrance::open(&state, &record.name)?;
+    let listing = match container.name {
+        Some(_) => Listing::named(state, record)?,
+        None => Listing::later(state, record),
+    };
     let terminal = match container.tty {
         Tty::Yes => true,
         Tty::No => false,
         Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
     };
-    let code = follow::follow(init, entrance, container.door, Streams { terminal, input: container.input });
-    drop(kept);
+    let code = follow::follow(init, listing, container.door, Streams { terminal, input: container.input });
     drop(request_of.2);
     code
 }

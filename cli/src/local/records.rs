@@ -52,19 +52,34 @@ fn fault(path: &std::path::Path, e: &std::io::Error) -> Failure {
 /// Records a container. A name that a running container has is refused.
 pub fn keep(state: &StateDir, record: &Record) -> Result<Kept, Failure> {
     let dir = dir(state);
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-    made.map_err(|e| fault(&dir, &e))?;
-    if let Some(other) = list(state)?.iter().find(|r| r.name == record.name) {
-        return Err(Failure::user(format!(
-            "a container named '{}' runs already (pid {}): choose another name, or end that one",
-            record.name, other.pid
-        )));
-    }
     let path = dir.join(format!("{}.json", record.name));
     let text = serde_json::to_vec(record).map_err(|e| fault(&path, &std::io::Error::other(e)))?;
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    file.and_then(|mut f| std::io::Write::write_all(&mut f, &text)).map_err(|e| fault(&path, &e))?;
-    Ok(Kept(path))
+    let create = || std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    let mut file = create();
+    if file.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists) {
+        // Of a container that runs, or left by a process that was killed: then looking removes it.
+        if let Some(other) = list(state)?.iter().find(|r| r.name == record.name) {
+            return Err(taken(other));
+        }
+        file = create();
+    }
+    let kept = Kept(path);
+    file.and_then(|mut f| std::io::Write::write_all(&mut f, &text)).map_err(|e| fault(&kept.0, &e))?;
+    Ok(kept)
+}
+
+/// Makes the directory of records and sockets.
+pub fn prepare(state: &StateDir) -> Result<(), Failure> {
+    let dir = dir(state);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(|e| fault(&dir, &e))
+}
+
+fn taken(other: &Record) -> Failure {
+    Failure::user(format!(
+        "a container named '{}' runs already (pid {}): choose another name, or end that one",
+        other.name, other.pid
+    ))
 }
 
 /// Those that run, the newest first.
@@ -82,7 +97,11 @@ pub fn list(state: &StateDir) -> Result<Vec<Record>, Failure> {
         match read {
             Some(record) if start_ticks(record.pid) == Some(record.ticks) => found.push(record),
             // Half a record may be being written by a process that lives.
-            Some(_) => drop(Kept(path)),
+            Some(_) => {
+                // Its socket, as far as there is one.
+                let _ = std::fs::remove_file(path.with_extension("sock"));
+                drop(Kept(path));
+            }
             None => {}
         }
     }

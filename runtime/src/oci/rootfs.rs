@@ -97,7 +97,7 @@ fn map_ids(plan: &ContainerPlan, idmap: &Idmap, tree: &OwnedFd) -> Result<()> {
             "give uidMappings and gidMappings on the mount",
         ));
     }
-    let (ns, _helper) = userns::create(&maps::text(&uids), &maps::text(&gids)).named("make an id mapping")?;
+    let ns = userns::create(&maps::text(&uids), &maps::text(&gids)).named("make an id mapping")?;
     let change = mountattr::Change {
         idmap: Some(ns.as_fd()),
         recursive: idmap.recursive,

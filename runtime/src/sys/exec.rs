@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 /// Argument and environment vectors in the form `execve` wants.
 pub struct ExecVectors {
     _args: Vec<CString>,
-    _env: Vec<CString>,
+    env: Vec<CString>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
 }
@@ -19,7 +19,14 @@ impl ExecVectors {
             v.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
         };
         let (argv, envp) = (point(&args), point(&env));
-        ExecVectors { _args: args, _env: env, argv, envp }
+        ExecVectors { _args: args, env, argv, envp }
+    }
+
+    /// Adds a variable.
+    pub fn add(&mut self, var: CString) {
+        let end = self.envp.len() - 1;
+        self.envp.insert(end, var.as_ptr());
+        self.env.push(var);
     }
 }
 

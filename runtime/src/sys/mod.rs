@@ -12,6 +12,7 @@ pub mod loopdev;
 pub mod mountattr;
 pub mod process;
 pub mod seccomp;
+pub mod share;
 pub mod signals;
 pub mod userns;
 pub mod wait;

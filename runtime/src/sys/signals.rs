@@ -62,6 +62,22 @@ pub fn set_mask(mask: u64) {
     }
 }
 
+/// Blocks every signal that can be blocked, and gives the mask as it was.
+pub fn block_all() -> u64 {
+    let (all, mut before) = (u64::MAX, 0u64);
+    // SAFETY: both masks live across the call and their size is given; SIG_SETMASK cannot fail with them.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            std::ptr::from_ref(&all),
+            std::ptr::from_mut(&mut before),
+            8usize,
+        );
+    }
+    before
+}
+
 /// A descriptor that becomes readable when one of the signals in `mask`, which must be blocked, arrives.
 pub fn signalfd(mask: u64) -> SysResult<OwnedFd> {
     // SAFETY: `mask` lives across the call and its size is given.
