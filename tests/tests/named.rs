@@ -92,6 +92,8 @@ each_user! {
         sandbox.cmd("berth").args(["container", "rm", "lasting"]).ok();
         sandbox.cmd("berth").args(["container", "rm", "lasting"]).fails().says(&["no container 'lasting'"]);
         sandbox.srun([scope, "--container-name=lasting", "true"]).fails();
+        sandbox.srun_in(&busybox, [scope, "--container-name=old", "true"]).ok();
+        assert_eq!(sandbox.cmd("berth").args(["container", "prune", "--older-than=0"]).ok().text(), "removed old");
         // One that could not be started is none.
         sandbox.srun_in(&busybox, [scope, "--container-name=never", "--container-workdir=/nowhere", "true"]).fails();
         assert_eq!(listed().lines().count(), 1, "{}", listed());
