@@ -120,6 +120,13 @@ pub enum Reason {
     Dependency,
 }
 
+impl Reason {
+    /// Whether it waits for somebody to release it.
+    pub fn is_hold(&self) -> bool {
+        matches!(self, Reason::JobHeldUser | Reason::JobHeldAdmin)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -94,6 +94,46 @@ each_user! {
         assert_eq!(sandbox.read("stdin.txt").trim(), "from stdin");
     }
 
+    fn what_a_partition_adds_is_told_and_impossible_wishes_are_named(who) {
+        let partition = "[[partition]]\nname = \"debug\"\ndefault = true\ndefault_mem_per_cpu = 20\n";
+        let sandbox = Sandbox::with_config(who, partition);
+        let held = sandbox.sbatch(&["--hold"], "#!/bin/sh\n:\n");
+        let show = sandbox.cmd("scontrol").args(["show", "job", &held.to_string()]).ok().text();
+        for words in ["EligibleTime=Unknown", "NumNodes=1-1 NumCPUs=1", "ReqTRES=cpu=1,mem=20M,node=1,billing=1", "MinMemoryCPU=20M"] {
+            assert!(show.contains(words), "{words}\n{show}");
+        }
+        sandbox.cmd("scancel").arg(held.to_string()).ok();
+        let env = sandbox.srun(["sh", "-c", "echo $SLURM_MEM_PER_CPU:$SLURM_MEM_PER_NODE"]).ok();
+        assert_eq!(env.text(), "20:", "{env}");
+        let refused = |options: &[&str], lines: &[&str]| {
+            let output = sandbox.cmd("sbatch").args(options).args(["--wrap", ":"]).run();
+            assert_eq!(output.rc, 1, "{output}");
+            let said = output.err();
+            let said: Vec<&str> = said.lines().map(|l| l.strip_prefix("sbatch: error: ").unwrap_or(l)).collect();
+            for (line, start) in said.iter().zip(lines) {
+                assert!(line.starts_with(start), "{start}\n{output}");
+            }
+            assert!(said.len() >= lines.len(), "{output}");
+        };
+        let failed = "Batch job submission failed: Requested node configuration is not available: ";
+        refused(&["--mem=900000G"], &["Memory specification can not be satisfied", failed]);
+        refused(&["-c", "5000"], &["CPU count per node can not be satisfied", failed]);
+        refused(&["--gres=bogus:1"], &["Invalid generic resource (gres) specification", failed]);
+        refused(&["-p", "nosuch"], &["invalid partition specified: nosuch", "Batch job submission failed: Invalid partition name specified"]);
+        refused(&["--array=3-1"], &["Batch job submission failed: Invalid job array specification: "]);
+        let output = sandbox.srun(["--jobid=999999", "true"]).fails();
+        assert!(output.err().contains("srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 999999"), "{output}");
+        // A step that may not wait is refused while another has the CPUs, and says nothing of waiting.
+        let script = "#!/bin/sh\nsrun sleep 30 &\nfor i in $(seq 100); do squeue -s -h | grep -q '\\.0 ' && break; sleep 0.1; done\n\
+                      srun -I true\necho rc=$?\nscancel $SLURM_JOB_ID.0\nwait\n";
+        let job = sandbox.sbatch(&["--output=busy"], script);
+        sandbox.wait_state(job, "COMPLETED", 40);
+        let said = sandbox.read("busy");
+        assert!(said.contains("Requested nodes are busy") && said.contains("rc=1"), "{said}");
+        assert!(said.contains(&format!("*** STEP {job}.0 ON ")) && said.contains("DUE to SIGNAL Terminated ***"), "{said}");
+        assert!(said.contains("srun: Job step aborted: Waiting up to 32 seconds for job step to finish."), "{said}");
+    }
+
     fn time_limit_ends_a_job_at_once(who) {
         let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 1\n");
         let job = sandbox.sbatch(&["--time=1", "--output=out"], "#!/bin/sh\necho begun\nsleep 300\n");

@@ -14,7 +14,7 @@ pub enum Arg {
     Required(&'static str),
     /// Only behind `=`.
     Optional(&'static str),
-    /// Behind `=`, or in the next word when that begins with a digit, as an id does.
+    /// Behind `=`, or in the next word unless that is an option.
     Ids(&'static str),
 }
 
@@ -262,13 +262,10 @@ impl Spec {
     }
 }
 
-/// Takes the next word if it begins with a digit.
+/// Takes the next word unless it is an option.
 fn next_id(rest: &mut std::slice::Iter<'_, OsString>) -> Option<OsString> {
     let next = rest.as_slice().first()?;
-    if !next.as_bytes().first()?.is_ascii_digit() {
-        return None;
-    }
-    rest.next().cloned()
+    if next.as_bytes().starts_with(b"-") { None } else { rest.next().cloned() }
 }
 
 impl Opt {
@@ -317,6 +314,7 @@ mod tests {
         // An id does.
         assert_eq!(parse(&["-j", "7,8"]).unwrap().text("jobs").as_deref(), Some("7,8"));
         assert_eq!(parse(&["--jobs", "7"]).unwrap().text("jobs").as_deref(), Some("7"));
+        assert_eq!(parse(&["-j", "abc"]).unwrap().text("jobs").as_deref(), Some("abc"));
         assert_eq!(p.words, ["7", "-x"]);
         assert!(parse(&["--nohead"]).unwrap().has("noheader"));
         assert_eq!(parse(&["-j7"]).unwrap().text("jobs").as_deref(), Some("7"));

@@ -2,6 +2,7 @@
 //! a lost answer does no harm, and waiting for the allocation.
 
 use crate::error::{Failure, Kind, Outcome};
+use crate::site::Site;
 use crate::{Invocation, out};
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::options::{
@@ -161,6 +162,13 @@ pub fn image(options: &SubmitOptions, call: &Invocation<'_>) -> Result<Option<Im
     Ok(Some(ImageRef { typed, resolved }))
 }
 
+/// With `--verbose`: whom the command asks.
+pub fn announce(options: &SubmitOptions, site: &Site) {
+    if options.verbose > 0 {
+        out::complain(&format!("{}: asking {}", options.command.name(), site.endpoint.path().display()));
+    }
+}
+
 /// Tells notes as warnings.
 pub fn warn(command: Command, notes: &[String], quiet: bool) {
     if !quiet {
@@ -212,14 +220,33 @@ pub fn refused(what: &str, e: RpcError) -> Failure {
     match e {
         RpcError::Refused(refusal) => Failure {
             kind: code(&refusal).map_or(Kind::Refused(refusal.code), Kind::Options),
-            text: match refusal.message.starts_with(what) {
-                true => refusal.message,
-                false => format!("{what}: {}", refusal.message),
-            },
+            text: worded(what, &refusal.message),
             raw: false,
         },
         other => Failure::from(other).while_trying(what),
     }
+}
+
+/// `WHAT: reason`. Of several lines, those before the last say what the reason is about and stand alone.
+fn worded(what: &str, message: &str) -> String {
+    let (lead, reason) = message.rsplit_once('\n').map_or(("", message), |(lead, reason)| (lead, reason));
+    let reason = match reason.starts_with(what) {
+        true => reason.to_string(),
+        false => format!("{what}: {reason}"),
+    };
+    if lead.is_empty() { reason } else { format!("{lead}\n{reason}") }
+}
+
+/// The resources were not there within `--immediate`.
+pub fn busy() -> Failure {
+    let refusal = Refusal::new(RefusalCode::Busy, "Requested nodes are busy");
+    refused(Command::Srun.failed(), RpcError::Refused(refusal))
+}
+
+/// The refusal of `--test-only`, as all commands word it.
+pub fn not_even_then(refusal: &Refusal) -> Failure {
+    let reason = refusal.message.rsplit('\n').next().unwrap_or_default();
+    Failure::raw(Kind::Refused(refusal.code), format!("allocation failure: {reason}"))
 }
 
 /// A job's record, as it changes.
@@ -282,5 +309,34 @@ pub async fn granted(
                 ));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_first_what_it_is_about() {
+        let message =
+            "Memory specification can not be satisfied\nRequested node configuration is not available: why";
+        let failure = refused(
+            "Batch job submission failed",
+            RpcError::Refused(Refusal::new(RefusalCode::Impossible, message)),
+        );
+        assert_eq!(
+            failure.report("sbatch"),
+            "sbatch: error: Memory specification can not be satisfied\n\
+             sbatch: error: Batch job submission failed: Requested node configuration is not available: why\n"
+        );
+        let only = not_even_then(&Refusal::new(RefusalCode::Impossible, message));
+        assert_eq!(
+            only.report("sbatch"),
+            "allocation failure: Requested node configuration is not available: why\n"
+        );
+        assert_eq!(
+            busy().report("srun"),
+            "srun: error: Unable to allocate resources: Requested nodes are busy\n"
+        );
     }
 }

@@ -72,11 +72,11 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
         return Err(OptionError::error(255, lines));
     }
     if options.nodelist.iter().any(|node| options.exclude.contains(node)) {
-        let lines = vec![
-            "Invalid node name specified".to_string(),
-            "a node stands both in --nodelist and in --exclude; leave it out of one of them".to_string(),
-        ];
-        return Err(OptionError::error(1, lines));
+        let line = format!(
+            "{}: Invalid node name specified: a node stands both in --nodelist and in --exclude; leave it out of one of them",
+            options.command.failed()
+        );
+        return Err(OptionError::error(1, vec![line]));
     }
     Ok(())
 }

@@ -112,6 +112,10 @@ pub enum Bad {
     Number(String),
     /// Lines of its own; the exit code is 255.
     Own(Vec<String>),
+    /// What Slurm finds only when it submits: introduced by what failed, as the cluster's own refusals; the exit code is 1.
+    Submission(String),
+    /// `fatal`, with lines of its own; the exit code is 1.
+    Fatal(Vec<String>),
 }
 
 /// How an error is introduced.
@@ -202,19 +206,25 @@ pub fn resolve(
             context,
             first: before != Some(setting.source.rank()),
         };
-        apply(&mut options, &given).map_err(|bad| explain(setting, bad))?;
+        apply(&mut options, &given).map_err(|bad| explain(command, setting, bad))?;
         options.sources.insert(row.key, setting.source);
     }
     super::check::contradictions(&options)?;
     Ok(options)
 }
 
-fn explain(setting: &Setting, bad: Bad) -> OptionError {
+fn explain(command: Command, setting: &Setting, bad: Bad) -> OptionError {
     let long = setting.row.long;
     let value = setting.value.as_ref().map(|v| v.display()).unwrap_or_default();
     let place = match setting.source {
         Source::CommandLine => String::new(),
         other => format!("{other}: "),
+    };
+    let and_where = |mut lines: Vec<String>| {
+        if setting.source != Source::CommandLine {
+            lines.push(format!("it stands in {}", setting.source));
+        }
+        lines
     };
     match bad {
         Bad::Spec(detail) => OptionError::error(
@@ -225,12 +235,11 @@ fn explain(setting: &Setting, bad: Bad) -> OptionError {
             1,
             vec![format!("Invalid numeric value \"{value}\" for --{long}."), format!("{place}{detail}")],
         ),
-        Bad::Own(mut lines) => {
-            if setting.source != Source::CommandLine {
-                lines.push(format!("it stands in {}", setting.source));
-            }
-            OptionError::error(255, lines)
+        Bad::Own(lines) => OptionError::error(255, and_where(lines)),
+        Bad::Submission(why) => {
+            OptionError::error(1, and_where(vec![format!("{}: {why}", command.failed())]))
         }
+        Bad::Fatal(lines) => OptionError { severity: Severity::Fatal, lines: and_where(lines), exit_code: 1 },
     }
 }
 

@@ -26,6 +26,15 @@ impl Command {
             Command::Salloc => "salloc",
         }
     }
+
+    /// How it introduces the reason for which a submission failed.
+    pub fn failed(self) -> &'static str {
+        match self {
+            Command::Srun => "Unable to allocate resources",
+            Command::Sbatch => "Batch job submission failed",
+            Command::Salloc => "Job submit/allocate failed",
+        }
+    }
 }
 
 /// A set of commands.

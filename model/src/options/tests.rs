@@ -141,7 +141,7 @@ fn words_follow_getopt_long() {
     assert!(!srun("-K0 true").unwrap().kill_on_bad_exit);
     assert!(srun("-K 0").unwrap().kill_on_bad_exit);
     assert_eq!(read("-K 0").rest, words("0"));
-    assert_eq!(srun("-I true").unwrap().immediate, Some(Span::from_secs(5)));
+    assert_eq!(srun("-I true").unwrap().immediate, Some(Span::from_secs(1)));
     assert_eq!(srun("--immediate=9 true").unwrap().immediate, Some(Span::from_secs(9)));
     // Prefixes.
     assert_eq!(sbatch("--job x").unwrap().job_name.as_deref(), Some("x"));
@@ -208,14 +208,27 @@ fn values_are_refused_in_slurms_words() {
         ("-m bogus", 255, "sbatch: error: Invalid --distribution specification"),
         ("--nice=99999999999", 255, "sbatch: error: Invalid --nice value, out of range (+/- 2147483645)"),
         ("--begin=now+1min", 255, "sbatch: error: Invalid --begin specification"),
-        ("-a 5-1", 255, "sbatch: error: Invalid job array specification"),
-        ("-w n[1", 255, "sbatch: error: Invalid node list specified"),
+        (
+            "-a 5-1",
+            1,
+            "sbatch: error: Batch job submission failed: Invalid job array specification: '5-1' is not an array specification: a range must ascend",
+        ),
+        (
+            "-N 0",
+            1,
+            "sbatch: error: Batch job submission failed: Node count specification invalid: write a number from 1, or MIN-MAX; k means 1024 and m 1048576",
+        ),
+        ("-w n[1", 1, "sbatch: fatal: Invalid node list specified"),
         (
             "--mem=1 --mem-per-cpu=1",
             1,
             "sbatch: fatal: --mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.",
         ),
-        ("-w n1 -x n1", 1, "sbatch: error: Invalid node name specified"),
+        (
+            "-w n1 -x n1",
+            1,
+            "sbatch: error: Batch job submission failed: Invalid node name specified: a node stands both in --nodelist and in --exclude; leave it out of one of them",
+        ),
         ("-o %S", 255, "sbatch: error: Invalid --output specification"),
         ("-p a,b", 255, "sbatch: error: Invalid --partition specification"),
         ("--gres=gpu:-1", 255, "sbatch: error: Invalid --gres specification"),

@@ -11,6 +11,7 @@ use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Time;
 use berth_model::tres::{GresKey, Tres};
 use imbl::OrdMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How far a step is on one node, as last heard. Not durable: agents tell it again when they connect.
@@ -145,7 +146,13 @@ impl SpecRow {
             MemoryRequest::PerNode(mib) => nodes.saturating_mul(mib),
             MemoryRequest::PerCpu(mib) => cpu.saturating_mul(mib),
         };
-        let gres = r.gres.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        let mut gres: BTreeMap<GresKey, u64> =
+            r.gres.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        // As in what is allocated, the amount without a type is the sum.
+        for (key, n) in r.gres.iter().filter(|(key, _)| key.kind.is_some()) {
+            let all = gres.entry(GresKey { name: key.name.clone(), kind: None }).or_default();
+            *all = all.saturating_add(n.saturating_mul(nodes));
+        }
         Tres { cpu, mem, node: nodes, gres }
     }
 }

@@ -322,24 +322,37 @@ pub(crate) fn spread_block(tasks: u32, room: &[u32]) -> Option<Vec<u32>> {
 
 /// Why the request can never run on `nodes`, for the person who made it.
 pub(crate) fn explain_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> String {
+    let (kind, why) = why_never(need, partition, nodes);
+    let lead = kind.map_or_else(String::new, |kind| format!("{kind}\n"));
+    format!("{lead}Requested node configuration is not available: {why}")
+}
+
+/// What cannot be satisfied, where that has a name of its own, and the figures.
+fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'static str>, String) {
     let r = need.request;
     let usable: Vec<&&Node> = nodes.iter().filter(|n| need.admits(&n.row.name)).collect();
     let what = if usable.len() as u64 != nodes.len() as u64 { " that the request allows" } else { "" };
     let min = need.min_nodes() as usize;
     if min > usable.len() {
-        return format!("{min} nodes were asked for, partition {partition} has {}{what}", usable.len());
+        return (
+            None,
+            format!("{min} nodes were asked for, partition {partition} has {}{what}", usable.len()),
+        );
     }
     if need.max_nodes > 0 && need.min_nodes() > need.max_nodes {
-        return format!("{min} nodes were asked for, partition {partition} gives at most {}", need.max_nodes);
+        let why =
+            format!("{min} nodes were asked for, partition {partition} gives at most {}", need.max_nodes);
+        return (None, why);
     }
     let largest = usable.iter().max_by_key(|n| n.hardware.cpus());
     let per_node = u64::from(need.least_tasks()).saturating_mul(need.cpus_per_task());
     if let Some(node) = largest.filter(|n| n.hardware.cpus() < per_node) {
-        return format!(
+        let why = format!(
             "{per_node} CPUs on one node were asked for, the largest of partition {partition} ({}) has {}",
             node.row.name,
             node.hardware.cpus()
         );
+        return (Some("CPU count per node can not be satisfied"), why);
     }
     let roomy = usable.iter().max_by_key(|n| usable_memory(&n.hardware));
     let memory = match r.memory {
@@ -348,30 +361,38 @@ pub(crate) fn explain_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -
         MemoryRequest::Default => 0,
     };
     if let Some(node) = roomy.filter(|n| usable_memory(&n.hardware) < memory) {
-        return format!(
+        let why = format!(
             "{memory} MiB of memory on one node were asked for, the largest of partition {partition} ({}) gives {}",
             node.row.name,
             usable_memory(&node.hardware)
         );
+        return (Some("Memory specification can not be satisfied"), why);
     }
     for (key, n) in &r.gres {
         let wish = BTreeMap::from([(key.clone(), *n)]);
         if !usable.iter().any(|node| choose_devices(node, &wish, Against::Empty).is_some()) {
-            return format!(
-                "{n} x {key} on one node was asked for, no node of partition {partition} has that"
-            );
+            let why =
+                format!("{n} x {key} on one node was asked for, no node of partition {partition} has that");
+            let known = usable.iter().any(|node| node.hardware.gres.iter().any(|d| d.name == key.name));
+            return ((!known).then_some("Invalid generic resource (gres) specification"), why);
         }
     }
     if let Some(n) = r.tasks {
         let sum: u64 = usable.iter().map(|node| u64::from(room(need, node, Against::Empty))).sum();
         if sum < u64::from(n) {
-            return format!(
+            let why = format!(
                 "{n} tasks of {} CPUs were asked for, the nodes of partition {partition} can take {sum} of them",
                 need.cpus_per_task()
             );
+            return (None, why);
         }
     }
-    format!("no set of nodes of partition {partition} has all of what was asked for at once; ask for less")
+    (
+        None,
+        format!(
+            "no set of nodes of partition {partition} has all of what was asked for at once; ask for less"
+        ),
+    )
 }
 
 /// Devices of `have` for the wish, without those in `taken`; `None` when there are too few.

@@ -206,7 +206,10 @@ fn states(parsed: &Parsed) -> Result<Vec<JobState>, Failure> {
         .map(|w| {
             job_state(w).ok_or_else(|| {
                 let all: Vec<&str> = JobState::ALL.iter().map(|s| s.name()).collect();
-                Failure::user(format!("unrecognized job state value '{w}'\nstates are {}", all.join(", ")))
+                fatal(
+                    &format!("unrecognized job state value '{w}'"),
+                    &format!("states are {}", all.join(", ")),
+                )
             })
         })
         .collect()
@@ -218,7 +221,12 @@ fn ids(parsed: &Parsed) -> Result<Ids, Failure> {
     let Some(text) = parsed.text("jobs") else { return Ok(None) };
     berth_model::jobid::list(&text)
         .map(Some)
-        .map_err(|e| Failure::user(format!("Bad job/step specified: {text}\n{e}")))
+        .map_err(|e| fatal(&format!("Bad job/step specified: {text}"), &e.to_string()))
+}
+
+/// What is wrong, as Slurm introduces it, and what to do.
+fn fatal(what: &str, next: &str) -> Failure {
+    Failure::raw(Kind::User, format!("sacct: fatal: {what}\nsacct: {next}"))
 }
 
 fn names(selector: &JobSelector, job: &JobInfo) -> bool {

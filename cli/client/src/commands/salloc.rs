@@ -39,6 +39,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let converted = options.job_spec(&by, image).map_err(|e| submit::bad_option(Submit::Salloc, &e))?;
     submit::warn(Submit::Salloc, &converted.notes, options.quiet);
     let site = call.site()?;
+    submit::announce(&options, &site);
     let quiet = options.quiet;
     let tell = |line: String| {
         if !quiet {
@@ -55,7 +56,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
         let response = submit::submit(&client, &converted.spec, &Payload::default(), None, false).await;
-        let response = response.map_err(|e| submit::refused("Job submit/allocate failed", e))?;
+        let response = response.map_err(|e| submit::refused(Submit::Salloc.failed(), e))?;
         let Response::Submitted { job, notes, .. } = response else {
             return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));
         };
@@ -66,9 +67,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let mut stop = Stop::new()?;
         let granted = tokio::select! {
             granted = submit::granted(&mut records, || {
-                waited = true;
-                tell(format!("salloc: Pending job allocation {job}"));
-                tell(format!("salloc: job {job} queued and waiting for resources"));
+                waited = options.immediate.is_none();
+                if waited {
+                    tell(format!("salloc: Pending job allocation {job}"));
+                    tell(format!("salloc: job {job} queued and waiting for resources"));
+                }
             }) => granted?,
             _ = stop.next() => {
                 end(&client, job, ExitStatus::default()).await;
@@ -78,16 +81,19 @@ fn run(call: &Invocation<'_>) -> Outcome {
         };
         let info = match granted {
             Granted::Yes(info) => info,
+            Granted::No(info) if options.immediate.is_some() && info.state == JobState::Cancelled => {
+                return Err(submit::busy());
+            }
             Granted::No(info) => {
-                if info.state == JobState::Cancelled {
-                    tell("salloc: Job has been cancelled".to_string());
-                }
+                let why = match info.state {
+                    JobState::Cancelled => {
+                        tell("salloc: Job has been cancelled".to_string());
+                        "Job/step already completing or completed".to_string()
+                    }
+                    state => format!("the job ended as {} ({})", state.name(), fmt::job::reason(&info)),
+                };
                 tell(format!("salloc: Job allocation {job} has been revoked."));
-                return Err(Failure::user(format!(
-                    "Job submit/allocate failed: the job ended as {} ({})",
-                    info.state.name(),
-                    fmt::job::reason(&info)
-                )));
+                return Err(Failure::user(format!("{}: {why}", Submit::Salloc.failed())));
             }
         };
         if waited {

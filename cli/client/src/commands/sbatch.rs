@@ -3,7 +3,7 @@
 //! The script is a file, or standard input, or made of one command by --wrap. Its `#SBATCH` lines are options, too;
 //! the environment (SBATCH_*) and the command line go before them.
 
-use crate::error::{Failure, Kind, Outcome};
+use crate::error::{Failure, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Read};
 use crate::{Command, Invocation, block_on, out};
@@ -56,6 +56,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let env = options.environment(&submit::environment(), &by, false);
     let payload = Payload { script: Some(BatchScript { text: script.text, args: script.args }), env };
     let site = call.site()?;
+    submit::announce(&options, &site);
     block_on(async {
         let client = site.connect_patiently().await?;
         if let Some(format) = options.explain {
@@ -81,10 +82,8 @@ fn run(call: &Invocation<'_>) -> Outcome {
 
 fn failed(e: RpcError, test_only: bool) -> Failure {
     match e {
-        RpcError::Refused(refusal) if test_only => {
-            Failure::raw(Kind::Refused(refusal.code), format!("allocation failure: {}", refusal.message))
-        }
-        e => submit::refused("Batch job submission failed", e),
+        RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
+        e => submit::refused(Submit::Sbatch.failed(), e),
     }
 }
 

@@ -7,7 +7,7 @@
 //!   show partition [NAME]         partitions
 //!   show step [ID[.STEP]]         running steps
 //!   show config                   the configuration in force
-//!   show hostnames [LIST]         a hostlist, one name a line (default: SLURM_JOB_NODELIST)
+//!   show hostnames [LIST]         a hostlist, one name a line (default: SLURM_JOB_NODELIST, SLURM_NODELIST)
 //!   show hostlist NAMES           names as a hostlist in the order given; hostlistsorted sorts them
 //!   hold IDS, release IDS         keep waiting jobs from starting, and let them
 //!   requeue IDS                   end running batch jobs, or take ended ones, and queue them again
@@ -207,26 +207,31 @@ fn show(call: &Invocation<'_>, parsed: &Parsed, entity: &str, rest: &[String]) -
 fn hostnames(argument: Option<String>) -> Outcome {
     let list = argument
         .or_else(|| std::env::var("SLURM_JOB_NODELIST").ok())
-        .ok_or_else(|| Failure::user("no hostlist given, and SLURM_JOB_NODELIST is not set"))?;
-    let names =
-        berth_model::hostlist::expand(&list).map_err(|e| Failure::user(format!("Invalid hostlist: {e}")))?;
+        .or_else(|| std::env::var("SLURM_NODELIST").ok())
+        .ok_or_else(|| {
+            Failure::user("host list is empty: name one, or set SLURM_JOB_NODELIST, as it is in a job")
+        })?;
+    let names = expand(&list)?;
     out::print(&names.iter().map(|n| format!("{n}\n")).collect::<String>()).map(|()| 0)
 }
 
+fn expand(list: &str) -> Result<Vec<String>, Failure> {
+    berth_model::hostlist::expand(list).map_err(|e| plain(format!("Invalid hostlist: {list}: {}", e.why)))
+}
+
 fn hostlist(argument: Option<String>, sorted: bool) -> Outcome {
-    let list =
-        argument.ok_or_else(|| Failure::user("no names given: scontrol show hostlist NAME,NAME,..."))?;
+    let list = argument
+        .ok_or_else(|| plain("invalid encode argument\nname hosts: scontrol show hostlist NAME,NAME,..."))?;
     let text = if list.contains('/') {
         std::fs::read_to_string(&list)
-            .map_err(|e| Failure::user(format!("Could not open file '{list}': {e}")))?
+            .map_err(|e| plain(format!("Can not open {list}: {}", crate::error::io_text(&e))))?
             .split_whitespace()
             .collect::<Vec<_>>()
             .join(",")
     } else {
         list
     };
-    let names =
-        berth_model::hostlist::expand(&text).map_err(|e| Failure::user(format!("Invalid hostlist: {e}")))?;
+    let names = expand(&text)?;
     let compressed = if sorted {
         berth_model::hostlist::compress_sorted(&names)
     } else {
@@ -413,6 +418,14 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
 }
 
 /// `hold`, `release` and `requeue`.
+/// `WHAT for job 12: why`, as Slurm begins it.
+fn about(message: &str, selector: &str) -> String {
+    match message.split_once(": ") {
+        Some((what, why)) => format!("{what} for job {selector}: {why}"),
+        None => format!("{message} for job {selector}"),
+    }
+}
+
 fn act(call: &Invocation<'_>, verb: &str, rest: &[String]) -> Outcome {
     let mut selectors = Vec::new();
     for word in rest {
@@ -436,7 +449,7 @@ fn act(call: &Invocation<'_>, verb: &str, rest: &[String]) -> Outcome {
         match response {
             Ok(Response::Acted { refused, .. }) => {
                 for (selector, refusal) in &refused {
-                    out::complain(&format!("{} for job {selector}", refusal.message));
+                    out::complain(&about(&refusal.message, selector));
                 }
                 Ok(u8::from(!refused.is_empty()))
             }
@@ -588,6 +601,15 @@ mod tests {
         assert!(update_of(&["nodename=n6", "CPUs=8"]).unwrap_err().text.contains("not supported: CPUs=8"));
         assert_eq!(update_of(&["nodename=n6"]).unwrap_err().text, "No changes specified");
         assert!(update_of(&["JobId=3", "Nice=4"]).unwrap_err().text.contains("hold, release and requeue"));
+    }
+
+    #[test]
+    fn a_refusal_names_the_job_behind_the_reason() {
+        assert_eq!(
+            about("Invalid job id specified: 12 is not known", "12"),
+            "Invalid job id specified for job 12: 12 is not known"
+        );
+        assert_eq!(about("Job has already finished", "12"), "Job has already finished for job 12");
     }
 
     #[test]

@@ -177,8 +177,9 @@ fn columns(parsed: &Parsed) -> Vec<Cell<&'static Field>> {
             Err(_) => sinfo::by_letters(default),
         },
     };
+    let kind = if parsed.has("Format") { "job" } else { "node" };
     for unknown in &format.unknown {
-        out::complain(&format!("sinfo: error: Invalid node format specification: {unknown}"));
+        out::complain(&format!("sinfo: error: Invalid {kind} format specification: {unknown}"));
     }
     format.cells
 }

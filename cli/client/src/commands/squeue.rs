@@ -334,7 +334,10 @@ fn steps(jobs: &[JobInfo], request: &Request, parsed: &Parsed, view: &View, head
                 .as_ref()
                 .is_none_or(|list| list.iter().any(|(_, step)| step.is_none_or(|s| s == id)))
         };
-        for step in job.steps.iter().filter(|s| s.ended.is_none() && named(s.id)) {
+        let mut steps: Vec<_> = job.steps.iter().filter(|s| s.ended.is_none() && named(s.id)).collect();
+        // Numbered steps first.
+        steps.sort_by_key(|s| (!matches!(s.id, StepId::Number(_)), s.id));
+        for step in steps {
             text.push_str(&squeue::step_row(&cells, job, step, view));
         }
     }

@@ -48,6 +48,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
     let image = submit::image(&options, call)?;
     let site = call.site()?;
+    submit::announce(&options, &site);
     let run = Run { options, by, argv, image, site };
     block_on(async {
         let client = run.site.connect_patiently().await?;
@@ -112,7 +113,8 @@ impl Run {
         tokio::pin!(create);
         let response = tokio::select! {
             response = &mut create => response,
-            () = tokio::time::sleep(submit::SOON) => {
+            // With --immediate it is over soon, one way or the other.
+            () = tokio::time::sleep(submit::SOON), if self.options.immediate.is_none() => {
                 self.tell(&format!(
                     "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
                     job.id
@@ -128,7 +130,7 @@ impl Run {
                 format!("{what}: unexpected answer from the controller"),
             ));
         };
-        if asked.elapsed() > submit::SOON {
+        if asked.elapsed() > submit::SOON && self.options.immediate.is_none() {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
         let (records, kill_wait) = tokio::join!(submit::records(client, job.id), kill_wait(client));
@@ -153,17 +155,17 @@ impl Run {
             JobSelector::Task(array, task) => j.array == Some(*array) && j.task == Some(*task),
             _ => j.id == id,
         });
-        let hint = if self.options.typed("jobid") {
-            String::new()
-        } else {
-            format!("\nCheck SLURM_JOB_ID environment variable. Expired or invalid job {selector}")
+        let expired = |why: String| {
+            let hint =
+                format!("srun: Check SLURM_JOB_ID environment variable. Expired or invalid job {selector}");
+            Failure::raw(Kind::User, format!("srun: error: {why}\n{hint}"))
         };
         match job {
-            None => Err(Failure::user(format!(
-                "Unable to confirm allocation for job {selector}: Invalid job id specified{hint}"
+            None => Err(expired(format!(
+                "Unable to confirm allocation for job {selector}: Invalid job id specified"
             ))),
             Some(job) if job.state.is_terminal() => {
-                Err(Failure::user(format!("Job {selector} has expired: it is {}{hint}", job.state.name())))
+                Err(expired(format!("Slurm job {selector} has expired: it is {}", job.state.name())))
             }
             Some(job) if job.state == JobState::Pending => Err(Failure::user(format!(
                 "Job {selector} has no nodes yet ({}); wait until it runs",
@@ -183,10 +185,8 @@ impl Run {
         let test_only = self.options.test_only;
         let response = submit::submit(client, &converted.spec, &payload, Some(&step), test_only).await;
         let response = response.map_err(|e| match e {
-            RpcError::Refused(refusal) if test_only => {
-                Failure::raw(Kind::Refused(refusal.code), format!("allocation failure: {}", refusal.message))
-            }
-            e => submit::refused("Unable to allocate resources", e),
+            RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
+            e => submit::refused(Submit::Srun.failed(), e),
         })?;
         if test_only {
             return submit::would_start(Submit::Srun, &response);
@@ -206,14 +206,20 @@ impl Run {
         let mut interrupt = interrupts()?;
         let granted = tokio::select! {
             granted = submit::granted(&mut records, || {
-                waited = true;
-                self.tell(&format!("srun: job {job} queued and waiting for resources"));
+                // With --immediate it is over soon, one way or the other.
+                waited = self.options.immediate.is_none();
+                if waited {
+                    self.tell(&format!("srun: job {job} queued and waiting for resources"));
+                }
             }) => granted?,
             () = interrupt.pressed() => return revoke(client, job).await,
         };
         let info = match granted {
             Granted::Yes(info) => info,
             Granted::No(info) if info.started.is_some() => info,
+            Granted::No(info) if self.options.immediate.is_some() && info.state == JobState::Cancelled => {
+                return Err(submit::busy());
+            }
             Granted::No(info) => return Err(never_ran(&info)),
         };
         drop(interrupt);

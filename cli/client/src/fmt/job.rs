@@ -33,8 +33,43 @@ pub fn is_spent(job: &JobInfo) -> bool {
     job.array.is_some() && job.task.is_none() && job.waiting.as_ref().is_none_or(|w| w.ranges.is_empty())
 }
 
-/// Ranges of indices without a throttle: `1-3,7,10-20:5`.
+/// As many characters as Slurm gives a list of indices before it shortens it.
+const LIST: usize = 64;
+
+/// Indices without a throttle: `1-3,7,10,15,20`, and with steps, `1-100:3`, what would be too long as a list.
 pub fn indices(ranges: &[(u32, u32, u32)]) -> String {
+    let count =
+        |(first, last, step): &(u32, u32, u32)| (last.saturating_sub(*first) / (*step).max(1)) as usize;
+    if ranges.iter().map(|range| count(range).saturating_add(1)).sum::<usize>() <= LIST {
+        let each = ranges.iter().flat_map(|(first, last, step)| {
+            (*first..=*last).step_by(usize::try_from(*step).unwrap_or(1).max(1))
+        });
+        let mut each: Vec<u32> = each.collect();
+        each.sort_unstable();
+        each.dedup();
+        let list = ranges_text(&joined(each.into_iter().map(|index| (index, index, 1))));
+        if list.len() <= LIST {
+            return list;
+        }
+    }
+    ranges_text(&joined(ranges.iter().copied()))
+}
+
+/// Neighbours without a step become one range.
+fn joined(ranges: impl Iterator<Item = (u32, u32, u32)>) -> Vec<(u32, u32, u32)> {
+    let mut out: Vec<(u32, u32, u32)> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if last.2 <= 1 && range.2 <= 1 && last.1.checked_add(1) == Some(range.0) => {
+                last.1 = range.1
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+fn ranges_text(ranges: &[(u32, u32, u32)]) -> String {
     let parts: Vec<String> = ranges
         .iter()
         .map(|(first, last, step)| match (first == last, step) {
@@ -76,6 +111,11 @@ pub fn step_elapsed(step: &StepInfo, view: &View) -> Span {
     step.ended.unwrap_or(view.now).since(step.started)
 }
 
+/// When it started, or will not start before: `--begin`, while that lies ahead.
+pub fn start(job: &JobInfo, view: &View) -> Option<Time> {
+    job.started.or_else(|| job.spec.begin.filter(|begin| job.state == JobState::Pending && *begin > view.now))
+}
+
 /// When it ended, or will end at its limit.
 pub fn end(job: &JobInfo) -> Option<Time> {
     job.ended.or_else(|| match (job.started, job.time_limit.span()) {
@@ -91,6 +131,13 @@ pub fn node_count(job: &JobInfo) -> u64 {
     } else {
         job.layout.nodes.len() as u64
     }
+}
+
+/// Nodes it may get at most: as `--nodes` says, else one for each task.
+pub fn most_nodes(job: &JobInfo) -> u64 {
+    let r = &job.spec.resources;
+    let named = r.max_nodes.map(u64::from);
+    named.unwrap_or_else(|| r.tasks.map_or(1, u64::from)).max(node_count(job))
 }
 
 /// CPUs it has or had; as many as it asks for while it waits.
@@ -209,4 +256,21 @@ pub fn split(job: &JobInfo) -> Vec<JobInfo> {
         }
     }
     if rows.is_empty() { vec![job.clone()] } else { rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::indices;
+
+    #[test]
+    fn short_lists_of_indices_are_written_out() {
+        assert_eq!(indices(&[(1, 5, 2)]), "1,3,5");
+        assert_eq!(indices(&[(1, 5, 2), (6, 7, 1)]), "1,3,5-7");
+        assert_eq!(indices(&[(1, 5, 2), (10, 20, 5)]), "1,3,5,10,15,20");
+        assert_eq!(indices(&[(0, 12, 4)]), "0,4,8,12");
+        assert_eq!(indices(&[(1, 100, 3)]), "1-100:3");
+        assert_eq!(indices(&[(0, 1000, 1)]), "0-1000");
+        assert_eq!(indices(&[(1, 2, 1), (4, 4, 1), (8, 8, 1), (9, 9, 1)]), "1-2,4,8-9");
+        assert_eq!(indices(&[(0, 499, 1), (500, 999, 1)]), "0-999");
+    }
 }

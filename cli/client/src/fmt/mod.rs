@@ -63,11 +63,28 @@ fn amounts(tres: &Tres, billing: bool) -> String {
     parts.join(",")
 }
 
-/// Generic resources as `gres/gpu=2,gres/gpu:a100=2`: the sum over types first.
+/// Generic resources as `gpu:a100:2`, each device under its type alone. The amount without a type is the sum of all.
+pub fn gres_apart(tres: &Tres) -> Vec<String> {
+    let typed = |name: &str| -> u64 {
+        tres.gres.iter().filter(|(key, _)| key.kind.is_some() && key.name == name).map(|(_, n)| *n).sum()
+    };
+    let rest = tres.gres.iter().map(|(key, n)| match key.kind {
+        Some(_) => (key, *n),
+        None => (key, n.saturating_sub(typed(&key.name))),
+    });
+    rest.filter(|(_, n)| *n > 0).map(|(key, n)| format!("{key}:{n}")).collect()
+}
+
+/// Generic resources as `gres/gpu=2,gres/gpu:a100=2`: the sum over types first. Amounts of hardware and of
+/// allocations have the sum already, as the amount without a type.
 pub fn gres_amounts(tres: &Tres) -> Vec<String> {
-    let mut sums: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    let mut typed: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
     for (key, n) in &tres.gres {
-        *sums.entry(&key.name).or_default() += n;
+        *typed.entry(&key.name).or_default() += if key.kind.is_some() { *n } else { 0 };
+    }
+    let mut sums = typed;
+    for (key, n) in tres.gres.iter().filter(|(key, _)| key.kind.is_none()) {
+        sums.entry(&key.name).and_modify(|sum| *sum = (*sum).max(*n));
     }
     let mut parts: Vec<String> = sums.iter().map(|(name, n)| format!("gres/{name}={n}")).collect();
     parts.extend(tres.gres.iter().filter(|(k, _)| k.kind.is_some()).map(|(k, n)| format!("gres/{k}={n}")));
@@ -77,4 +94,28 @@ pub fn gres_amounts(tres: &Tres) -> Vec<String> {
 /// A size in MiB with the largest suffix that keeps it whole: `500M`, `1G`, `1500M`.
 pub fn mebibytes(mib: u64) -> String {
     berth_model::memory::print(mib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::tres::GresKey;
+
+    #[test]
+    fn each_device_is_counted_once() {
+        let key = |kind: Option<&str>| GresKey { name: "gpu".into(), kind: kind.map(str::to_string) };
+        let amounts = |list: &[(Option<&str>, u64)]| Tres {
+            gres: list.iter().map(|(kind, n)| (key(*kind), *n)).collect(),
+            ..Tres::default()
+        };
+        // What a node has and what a job got: the amount without a type is the sum.
+        let typed = amounts(&[(None, 2), (Some("test"), 2)]);
+        assert_eq!(gres_apart(&typed), ["gpu:test:2"]);
+        assert_eq!(gres_amounts(&typed), ["gres/gpu=2", "gres/gpu:test=2"]);
+        let mixed = amounts(&[(None, 3), (Some("test"), 2)]);
+        assert_eq!(gres_apart(&mixed), ["gpu:1", "gpu:test:2"]);
+        assert_eq!(gres_amounts(&mixed), ["gres/gpu=3", "gres/gpu:test=2"]);
+        // A wish may name a type alone.
+        assert_eq!(gres_amounts(&amounts(&[(Some("test"), 1)])), ["gres/gpu=1", "gres/gpu:test=1"]);
+    }
 }

@@ -125,7 +125,7 @@ pub fn usable(node: &NodeInfo) -> bool {
 
 /// Generic resources as configured: `gpu:test:2,nic:1`.
 pub fn gres(node: &NodeInfo) -> String {
-    let parts: Vec<String> = node.total.gres.iter().map(|(key, n)| format!("{key}:{n}")).collect();
+    let parts = super::gres_apart(&node.total);
     if parts.is_empty() { "(null)".to_string() } else { parts.join(",") }
 }
 

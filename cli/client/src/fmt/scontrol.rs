@@ -2,11 +2,13 @@
 
 use super::{View, hosts, job, node, step_tres, time, tres};
 use berth_model::config::PartitionState;
+use berth_model::hardware::GresDevice;
 use berth_model::pattern::Place;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
 use berth_model::spec::{JobKind, TimeLimit};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, StepId, Time};
+use std::collections::BTreeMap;
 
 /// Joins the lines of a record.
 pub fn record(lines: &[String], oneline: bool) -> String {
@@ -77,19 +79,23 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     }
     let limit = j.time_limit.span().map_or("UNLIMITED".to_string(), time::long);
     lines.push(format!("RunTime={} TimeLimit={limit} TimeMin=N/A", time::long(job::elapsed(j, view))));
-    let eligible =
-        if pending && j.eligible > view.now && j.spec.begin.is_none() { None } else { Some(j.eligible) };
+    // A held job becomes eligible when it is released, or later where --begin says so.
+    let held = pending && j.reason.is_hold() && j.spec.begin.is_none_or(|begin| begin <= view.now);
+    let eligible = if held { None } else { Some(j.eligible) };
     lines.push(format!(
         "SubmitTime={} EligibleTime={}",
         at(view, Some(j.submitted), "Unknown"),
         at(view, eligible, "Unknown")
     ));
-    let started = if pending { j.spec.begin } else { j.started };
+    let accrue = eligible.filter(|eligible| !pending || *eligible <= view.now);
+    lines.push(format!("AccrueTime={}", at(view, accrue, "Unknown")));
+    let end = job::end(j).or_else(|| Some(job::start(j, view)? + j.time_limit.span()?));
     lines.push(format!(
         "StartTime={} EndTime={} Deadline=N/A",
-        at(view, started, "Unknown"),
-        at(view, job::end(j), "Unknown")
+        at(view, job::start(j, view), "Unknown"),
+        at(view, end, "Unknown")
     ));
+    lines.push("SuspendTime=None SecsPreSuspend=0".to_string());
     lines.push(format!(
         "Partition={} AllocNode:Sid={}:{}",
         j.partition, j.spec.submit_host, j.spec.submit_sid
@@ -99,9 +105,9 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     if batch && let Some(first) = j.layout.nodes.first() {
         lines.push(format!("BatchHost={first}"));
     }
-    let nodes = match r.max_nodes {
-        Some(max) if pending => format!("{}-{max}", r.min_nodes),
-        _ => job::node_count(j).to_string(),
+    let nodes = match pending {
+        true => format!("{}-{}", job::node_count(j), job::most_nodes(j)),
+        false => job::node_count(j).to_string(),
     };
     lines.push(format!(
         "NumNodes={nodes} NumCPUs={} NumTasks={} CPUs/Task={} ReqB:S:C:T=0:0:*:*",
@@ -156,21 +162,29 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
 fn shares(j: &JobInfo) -> Vec<String> {
     let one = |(name, share): (&berth_model::NodeName, &berth_model::launch::NodeShare)| {
         let cpus: Vec<(u32, u32, u32)> = runs(&share.cpus);
-        let gres: Vec<String> = share
-            .gres
-            .iter()
-            .map(|d| {
-                format!(
-                    "{}{}:{}",
-                    d.name,
-                    d.kind.as_ref().map_or(String::new(), |k| format!(":{k}")),
-                    d.index
-                )
-            })
+        let gres: Vec<String> = devices(&share.gres)
+            .into_iter()
+            .map(|(name, indices)| format!("{name}:{}(IDX:{})", indices.len(), job::indices(&runs(&indices))))
             .collect();
         format!("  Nodes={name} CPU_IDs={} Mem={} GRES={}", job::indices(&cpus), share.memory, gres.join(","))
     };
-    j.layout.nodes.iter().zip(&j.shares).map(one).collect()
+    let all: Vec<GresDevice> = j.shares.iter().flat_map(|share| share.gres.iter().cloned()).collect();
+    let sums: Vec<String> =
+        devices(&all).into_iter().map(|(name, of)| format!("{name}:{}", of.len())).collect();
+    let mut lines = vec![format!("JOB_GRES={}", null(sums.join(",")))];
+    lines.extend(j.layout.nodes.iter().zip(&j.shares).map(one));
+    lines
+}
+
+/// Indices of devices by name and type: `gpu:a100`.
+fn devices(all: &[GresDevice]) -> BTreeMap<String, Vec<u32>> {
+    let mut of: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for d in all {
+        let kind = d.kind.as_ref().map_or(String::new(), |k| format!(":{k}"));
+        of.entry(format!("{}{kind}", d.name)).or_default().push(d.index);
+    }
+    of.values_mut().for_each(|indices| indices.sort_unstable());
+    of
 }
 
 /// Ascending numbers as ranges.
@@ -374,6 +388,47 @@ mod tests {
         assert!(text.contains("\n   StartTime=Unknown EndTime=Unknown Deadline=N/A\n"));
         assert!(text.contains("\n   NodeList=\n") && text.contains("AllocTRES=(null)"));
         assert!(text.contains("StdOut=/home/alice/work/slurm-11_4294967294.out"));
+    }
+
+    #[test]
+    fn a_held_job_is_not_eligible_and_its_nodes_are_a_range() {
+        use super::super::samples::pending;
+        use berth_model::state::Reason;
+        let mut held = pending(sample(19, "heldu"), Reason::JobHeldUser);
+        let text = record(&job(&held, &view(0), false), false);
+        assert!(
+            text.contains(" EligibleTime=Unknown\n   AccrueTime=Unknown\n   StartTime=Unknown "),
+            "{text}"
+        );
+        assert!(text.contains("\n   SuspendTime=None SecsPreSuspend=0\n"), "{text}");
+        assert!(text.contains("\n   NumNodes=1-1 NumCPUs="), "{text}");
+        held.spec.resources.tasks = Some(2);
+        held.spec.resources.max_nodes = None;
+        assert!(record(&job(&held, &view(0), false), false).contains("\n   NumNodes=1-2 "));
+        let begin = view(0).now + berth_model::Span::from_secs(3600);
+        held.spec.begin = Some(begin);
+        held.eligible = begin;
+        let text = record(&job(&held, &view(0), false), false);
+        let at = view(0).time(begin);
+        for words in [
+            format!(" EligibleTime={at}\n"),
+            "AccrueTime=Unknown\n".into(),
+            format!("StartTime={at} EndTime=2026-"),
+        ] {
+            assert!(text.contains(&words), "{words}\n{text}");
+        }
+    }
+
+    #[test]
+    fn details_name_the_devices() {
+        let mut j = sample(10, "gpujob");
+        let device =
+            |index| GresDevice { name: "gpu".into(), kind: Some("test".into()), index, files: Vec::new() };
+        let gres = vec![device(1), device(0)];
+        j.shares = vec![berth_model::launch::NodeShare { cpus: vec![0, 1], memory: 1000, gres }];
+        let text = record(&job(&j, &view(0), true), false);
+        assert!(text.contains("\n   JOB_GRES=gpu:test:2\n     Nodes=n1 CPU_IDs="), "{text}");
+        assert!(text.contains(" GRES=gpu:test:2(IDX:0-1)\n"), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::cells::{self, Cell, Format};
 use super::job::{self, JobKey};
 use super::{View, hosts, time, tres};
+use berth_model::StepId;
 use berth_model::record::{JobInfo, StepInfo};
 use berth_model::spec::{JobKind, OpenMode};
 use berth_model::state::JobState;
@@ -91,7 +92,7 @@ pub const FIELDS: &[Field] = fields![
     'Q', "prioritylong", "PRIORITY", |j, _| j.priority.to_string();
     'r', "reason", "REASON", |j, _| job::reason(j);
     'R', "reasonlist", "NODELIST(REASON)", |j, _| job::nodes_or_reason(j);
-    'S', "starttime", "START_TIME", |j, v| at(v, j.started);
+    'S', "starttime", "START_TIME", |j, v| at(v, job::start(j, v));
     't', "statecompact", "ST", |j, _| j.state.code().into();
     'T', "state", "STATE", |j, _| j.state.name().into();
     'u', "username", "USER", |j, _| j.identity.user.clone();
@@ -106,28 +107,43 @@ pub const FIELDS: &[Field] = fields![
     'Y', "schednodes", "SCHEDNODES", |_, _| null(None);
     'z', "sct", "S:C:T", |_, _| "*:*:*".into();
     'Z', "workdir", "WORK_DIR", |j, _| j.spec.work_dir.display().into_owned();
+    NONE, "accruetime", "ACCRUE_TIME", |j, v| at(v, Some(j.eligible));
     NONE, "allocnodes", "ALLOC_NODES", |j, _| j.spec.submit_host.clone();
     NONE, "allocsid", "ALLOC_SID", |j, _| j.spec.submit_sid.to_string();
     NONE, "batchflag", "BATCH_FLAG", |j, _| u8::from(j.spec.kind == JobKind::Batch).to_string();
     NONE, "cluster", "CLUSTER", |_, v| v.cluster.clone();
     NONE, "container", "CONTAINER", |j, _| null(j.spec.container.as_ref().map(|c| c.image.typed.clone()));
     NONE, "cpus-per-task", "CPUS_PER_TASK", |j, _| job::cpus_per_task(j).to_string();
+    NONE, "cpus-per-tres", "CPUS_PER_TRES", |_, _| "N/A".into();
     NONE, "deadline", "DEADLINE", |_, _| "N/A".into();
     NONE, "derivedec", "DERIVED_EC", |j, _| j.derived_exit.to_string();
     NONE, "eligibletime", "ELIGIBLE_TIME", |j, v| at(v, Some(j.eligible));
     NONE, "exit_code", "EXIT_CODE", |j, _| j.exit.to_string();
+    NONE, "hetjobid", "HET_JOB_ID", |_, _| "N/A".into();
+    NONE, "hetjobidset", "HET_JOB_ID_SET", |_, _| "N/A".into();
+    NONE, "hetjoboffset", "HET_JOB_OFFSET", |_, _| "N/A".into();
     NONE, "maxcpus", "MAX_CPUS", |j, _| job::cpu_count(j).to_string();
-    NONE, "maxnodes", "MAX_NODES", |j, _| j.spec.resources.max_nodes.unwrap_or(0).to_string();
+    NONE, "maxnodes", "MAX_NODES", |j, _| job::most_nodes(j).to_string();
+    NONE, "mem-per-tres", "MEM_PER_TRES", |_, _| "N/A".into();
+    NONE, "mintime", "TIME_MIN", |_, _| "0:00".into();
     NONE, "numtasks", "TASKS", |j, _| job::task_count(j).to_string();
     NONE, "pendingtime", "PENDING_TIME", |j, v| j.started.unwrap_or(v.now).since(j.submitted).secs().to_string();
+    NONE, "prefer", "PREFER", |_, _| null(None);
+    NONE, "reboot", "REBOOT", |_, _| "0".into();
+    NONE, "reqswitch", "REQ_SWITCH", |_, _| "0".into();
     NONE, "requeue", "REQUEUE", |j, _| u8::from(j.spec.requeue.unwrap_or(true)).to_string();
+    NONE, "resizetime", "RESIZE_TIME", |_, _| "N/A".into();
     NONE, "restartcnt", "RESTART_COUNT", |j, _| j.attempt.to_string();
     NONE, "stderr", "STDERR", |j, _| null(path(&j.spec.io.stderr));
     NONE, "stdin", "STDIN", |j, _| path(&j.spec.io.stdin).unwrap_or_else(|| "/dev/null".into());
     NONE, "stdout", "STDOUT", |j, _| null(path(&j.spec.io.stdout).or_else(|| job::default_output(j)));
     NONE, "openmode", "OPEN_MODE", |j, _| match j.spec.io.open_mode {
         None => "N/A".into(), Some(OpenMode::Append) => "append".into(), Some(OpenMode::Truncate) => "truncate".into() };
+    NONE, "system_comment", "SYSTEM_COMMENT", |j, _| null(job::failure(j).map(str::to_string));
     NONE, "tres-alloc", "TRES_ALLOC", |j, _| tres(if j.allocated.is_zero() { &j.requested } else { &j.allocated });
+    NONE, "tres-per-job", "TRES_PER_JOB", |_, _| "N/A".into();
+    NONE, "tres-per-socket", "TRES_PER_SOCKET", |_, _| "N/A".into();
+    NONE, "tres-per-task", "TRES_PER_TASK", |j, _| j.spec.resources.cpus_per_task.map_or("N/A".into(), |n| format!("cpu={n}"));
 ];
 
 fn time_left(j: &JobInfo, v: &View) -> String {
@@ -150,8 +166,8 @@ macro_rules! step_fields {
 pub const STEP_FIELDS: &[StepField] = step_fields![
     'A', "numtasks", "TASKS", |_, s, _| s.layout.tasks.iter().map(Vec::len).sum::<usize>().max(1).to_string();
     'b', "tres-per-job", "TRES_PER_JOB", |_, s, _| {
-        let gres = super::gres_amounts(&s.allocated);
-        if gres.is_empty() { "(null)".into() } else { gres.join(",") } };
+        let gres: Vec<String> = super::gres_apart(&s.allocated).iter().map(|g| format!("gres/{g}")).collect();
+        if gres.is_empty() || s.id == StepId::Batch { "(null)".into() } else { gres.join(",") } };
     'i', "stepid", "STEPID", |j, s, _| job::step_id(j, s);
     'j', "stepname", "NAME", |_, s, _| s.name.clone();
     'l', "timelimit", "TIME_LIMIT", |_, s, _| s.time_limit.and_then(|l| l.span()).map_or("UNLIMITED".into(), time::short);
@@ -253,7 +269,7 @@ pub fn sort(jobs: &mut [JobInfo], keys: &[SortKey], view: &View) {
 fn compare(field: &Field, a: &JobInfo, b: &JobInfo, view: &View) -> Ordering {
     match field.letter {
         'i' => JobKey::of(a).cmp(&JobKey::of(b)),
-        'S' => a.started.cmp(&b.started),
+        'S' => job::start(a, view).cmp(&job::start(b, view)),
         'e' => job::end(a).cmp(&job::end(b)),
         'V' => a.submitted.cmp(&b.submitted),
         'M' => job::elapsed(a, view).cmp(&job::elapsed(b, view)),
@@ -377,7 +393,7 @@ mod tests {
         assert!(sort_keys("bogus").is_err());
     }
 
-    use berth_model::{JobId, StepId};
+    use berth_model::JobId;
 
     #[test]
     fn a_brief_record_shows_what_the_whole_one_shows() {

@@ -258,6 +258,12 @@ impl Follower {
             }
             Event::Frame(Frame::Message(text)) => {
                 stream::message(text.trim_end_matches('\n'));
+                if text.contains(" CANCELLED AT ") && !self.heard.contains(" CANCELLED AT ") {
+                    let seconds = self.step.kill_wait.secs().saturating_add(2);
+                    out::complain(&format!(
+                        "srun: Job step aborted: Waiting up to {seconds} seconds for job step to finish."
+                    ));
+                }
                 self.heard.push_str(&text);
             }
             Event::Frame(_) => {}

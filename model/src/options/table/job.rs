@@ -26,9 +26,8 @@ pub(super) static ROWS: &[OptionRow] = &[
              task finds its index in SLURM_ARRAY_TASK_ID.",
         )
         .set(|o, g| {
-            let invalid = |why: String| Bad::Own(vec!["Invalid job array specification".to_string(), why]);
-            let text = g.text()?;
-            o.array = Some(text.parse::<ArraySpec>().map_err(|e| invalid(e.to_string()))?);
+            let invalid = |e| Bad::Submission(format!("Invalid job array specification: {e}"));
+            o.array = Some(g.text()?.parse::<ArraySpec>().map_err(invalid)?);
             Ok(())
         }),
     row("begin", Commands::ABR)
@@ -64,10 +63,10 @@ pub(super) static ROWS: &[OptionRow] = &[
         .short(b'I')
         .may_take("SECONDS")
         .env(&["SLURM_IMMEDIATE", "SALLOC_IMMEDIATE"])
-        .help("Give up if the resources are not there within SECONDS (5 when no value is given).")
+        .help("Give up if the resources are not there within SECONDS (1 when no value is given).")
         .set(|o, g| {
             let seconds = match g.value {
-                None => 5,
+                None => 1,
                 Some(_) => g.parse(crate::count::number)?,
             };
             o.immediate = Some(crate::time::Span::from_secs(i64::from(seconds)));

@@ -7,7 +7,7 @@ use crate::{gres, hostlist, memory};
 /// Nodes of `-w` and `-x`. A file of nodes is refused by name, since the node and not the client would read it.
 fn nodes(given: &Given<'_>) -> Result<Vec<crate::NodeName>, Bad> {
     let text = given.text()?;
-    let invalid = |why: String| Bad::Own(vec!["Invalid node list specified".to_string(), why]);
+    let invalid = |why: String| Bad::Fatal(vec!["Invalid node list specified".to_string(), why]);
     if text.contains('/') {
         return Err(invalid(format!("'{text}' is a file name; write the nodes themselves, such as n[1-4]")));
     }
@@ -124,6 +124,9 @@ pub(super) static ROWS: &[OptionRow] = &[
             let count = g.text()?.parse().map_err(|e: crate::grammar::BadText| {
                 if e.why.starts_with("Maximum") {
                     return Bad::Own(vec![e.why]);
+                }
+                if e.text == "0" {
+                    return Bad::Submission(format!("Node count specification invalid: {}", e.why));
                 }
                 Bad::Own(vec![format!("\"{}\" is not a valid node count", e.text), e.why])
             })?;

@@ -20,7 +20,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help("Run the step in this job: 12, or 12_3 for a task of an array. Inside a job, that job is the default.")
         .set(|o, g| {
             let selector = g.text()?.parse::<JobSelector>().map_err(|e| {
-                Bad::Own(vec![format!("Bad job/step specified: {}", e.text), e.why])
+                Bad::Fatal(vec![format!("Bad job/step specified: {}", e.text), e.why])
             })?;
             if matches!(selector, JobSelector::Tasks(..)) {
                 return Err(Bad::Own(vec![format!(
@@ -136,7 +136,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("verbose", Commands::ABR)
         .short(b'v')
-        .help("Say what is done; repeat for more.")
+        .help("Say which cluster is asked.")
         .set(|o, _| {
             o.verbose = o.verbose.saturating_add(1);
             Ok(())

@@ -213,7 +213,7 @@ impl Cluster {
             if patience.0 == 0 {
                 return Err(Refusal::new(
                     RefusalCode::Busy,
-                    format!("Unable to create step for job {job}: other steps use its resources"),
+                    format!("Unable to create step for job {job}: Requested nodes are busy with other steps"),
                 ));
             }
             self.timers.insert((self.clock + patience, Timer::StepImmediate(job, request)));
@@ -405,7 +405,7 @@ impl Cluster {
         }
         if gone && tell {
             let busy =
-                format!("Unable to create step for job {job}: other steps used its resources for too long");
+                format!("Unable to create step for job {job}: Requested nodes are busy with other steps");
             self.reply(request, Err(Refusal::new(RefusalCode::Busy, busy)));
         }
     }

@@ -13,7 +13,7 @@ use crate::store::{PayloadKey, Write};
 use crate::tasks::{TaskSet, Tasks};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
-use berth_model::spec::{Identity, JobKind, JobSpec, StepSpec, TimeLimit};
+use berth_model::spec::{Identity, JobKind, JobSpec, MemoryRequest, StepSpec, TimeLimit};
 use berth_model::time::{Span, Time};
 use std::sync::Arc;
 
@@ -177,7 +177,10 @@ impl Cluster {
                 let names: Vec<&str> = self.config.partitions.iter().map(|p| &*p.name).collect();
                 Refusal::new(
                     RefusalCode::NotFound,
-                    format!("invalid partition specified: {name} (there is {})", names.join(", ")),
+                    format!(
+                        "invalid partition specified: {name} (there is {})\nInvalid partition name specified",
+                        names.join(", ")
+                    ),
                 )
             })?,
             None => self.config.default_partition().ok_or_else(|| {
@@ -255,13 +258,7 @@ impl Cluster {
             return Ok(notes);
         }
         let nodes: Vec<&Node> = self.nodes_of(rules, |_| true).collect();
-        refuse(
-            RefusalCode::Impossible,
-            format!(
-                "Requested node configuration is not available: {}",
-                explain_never(&need, &rules.name, &nodes)
-            ),
-        )
+        refuse(RefusalCode::Impossible, explain_never(&need, &rules.name, &nodes))
     }
 
     /// Puts the job into the books; it is not in the queue yet.
@@ -279,6 +276,10 @@ impl Cluster {
         let id = self.new_job_id();
         spec.partition = Some(rules.name.to_string());
         spec.time_limit = Some(time_limit);
+        if spec.resources.memory == MemoryRequest::Default && rules.config.default_mem_per_cpu > 0 {
+            // Said as if it had been asked for: records, steps and the job's environment show what it has.
+            spec.resources.memory = MemoryRequest::PerCpu(rules.config.default_mem_per_cpu);
+        }
         let tasks = spec.array.as_ref().map_or(Tasks::None, |a| Tasks::Range(TaskSet::new(a)));
         let hold = if spec.hold { Some(Hold::User) } else { None };
         let eligible = spec.begin.map_or(now, |b| b.max(now));

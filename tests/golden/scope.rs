@@ -1,0 +1,99 @@
+//! Which recorded commands this release can be held to, in which words, and where it differs on purpose: `scope.tsv`.
+
+use regex::Regex;
+
+/// A line of the table.
+#[derive(Debug)]
+struct Rule {
+    file: Regex,
+    command: Regex,
+    kind: Kind,
+    reason: String,
+}
+
+/// What a line says of the commands that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Not run: it is about something that this release does not have.
+    Later,
+    /// A difference that is meant, and documented.
+    Purpose,
+    /// Run in other words, which the reason column holds: what is to be shown does not depend on the difference.
+    Instead,
+    /// A script that root runs just before, which makes what the transcript takes for granted; it prints their id and ours.
+    Before,
+    /// Jobs, by number, whose lines are left out of both outputs: they are about something that this release does not have.
+    Without,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Scope(Vec<Rule>);
+
+impl Scope {
+    /// Reads the table: file, command, kind and reason, separated by tabs; files and commands are regular expressions.
+    ///
+    /// # Errors
+    /// A line that is none of that.
+    pub fn parse(text: &str) -> Result<Scope, String> {
+        let lines = text.lines().enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
+        let rule = |(number, line): (usize, &str)| {
+            let at = |what: &str| format!("scope.tsv:{}: {what}", number + 1);
+            let mut cells = line.split('\t');
+            let mut cell = |name: &str| cells.next().ok_or_else(|| at(&format!("it has no {name}")));
+            let (file, command, kind, reason) =
+                (cell("file")?, cell("command")?, cell("kind")?, cell("reason")?);
+            let pattern = |text: &str| Regex::new(text).map_err(|e| at(&e.to_string()));
+            let kind = match kind {
+                "later" => Kind::Later,
+                "purpose" => Kind::Purpose,
+                "instead" => Kind::Instead,
+                "without" => Kind::Without,
+                "before" => Kind::Before,
+                other => {
+                    return Err(at(&format!(
+                        "{other} is no kind: later, purpose, instead, before or without"
+                    )));
+                }
+            };
+            let file = pattern(&format!("^(?:{file})$"))?;
+            Ok(Rule { file, command: pattern(command)?, kind, reason: reason.to_string() })
+        };
+        lines.map(rule).collect::<Result<_, _>>().map(Scope)
+    }
+
+    /// Why a command is not compared, or why it may differ.
+    pub fn reason(&self, kind: Kind, file: &str, command: &str) -> Option<&str> {
+        let mut rules = self.0.iter().filter(|r| r.kind == kind);
+        rules.find(|r| r.file.is_match(file) && r.command.is_match(command)).map(|r| r.reason.as_str())
+    }
+
+    /// The command as it is run here.
+    pub fn instead(&self, file: &str, command: &str) -> String {
+        let rules = self.0.iter().filter(|r| r.kind == Kind::Instead && r.file.is_match(file));
+        rules.fold(command.to_string(), |text, rule| {
+            rule.command.replace_all(&text, &rule.reason).into_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_well_formed() {
+        Scope::parse(include_str!("scope.tsv")).unwrap();
+    }
+
+    #[test]
+    fn a_rule_names_files_and_commands() {
+        let scope =
+            Scope::parse("# said\nsbatch|srun\t-A \\S+\tlater\taccounts\n.*\t-V$\tpurpose\tour version\n")
+                .unwrap();
+        assert_eq!(scope.reason(Kind::Later, "sbatch", "sbatch -A x"), Some("accounts"));
+        assert_eq!(scope.reason(Kind::Later, "salloc", "sbatch -A x"), None);
+        assert_eq!(scope.reason(Kind::Purpose, "salloc", "salloc -V"), Some("our version"));
+        assert!(Scope::parse("a\tb\tnever\tc").is_err());
+    }
+}
