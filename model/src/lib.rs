@@ -20,6 +20,7 @@ pub mod launch;
 pub mod limit;
 pub mod limits;
 pub mod link;
+pub mod listing;
 pub mod memory;
 pub mod mount;
 pub mod options;

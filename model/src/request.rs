@@ -138,6 +138,8 @@ pub enum Response {
         step: Option<StepKey>,
         /// Notes for the user, such as a clamped limit.
         notes: Vec<String>,
+        /// Where the first step's tasks are, when the job has its nodes already.
+        started: Option<Layout>,
     },
     /// `--test-only`.
     WouldStart {

@@ -35,6 +35,8 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterListPartitions
         | Method::ClusterAccounting
         | Method::ClusterWatchJob => &[Administrator, User, Inside],
+        // Delays the caller's own reads and nothing else.
+        Method::ClusterEndSeen => &[Administrator, User, Inside],
         // Changes to jobs: the core checks whose job it is.
         Method::ClusterSubmit
         | Method::ClusterCreateStep
@@ -84,6 +86,7 @@ xxx. /berth.v1.Cluster/ListPartitions
 xxx. /berth.v1.Cluster/Accounting
 xxx. /berth.v1.Cluster/WatchJob
 xxx. /berth.v1.Cluster/HoldLease
+xxx. /berth.v1.Cluster/EndSeen
 ...x /berth.v1.Node/Session
 ";
         assert_eq!(table, expected);

@@ -8,6 +8,7 @@ use crate::transport::Endpoint;
 use crate::wire::{Field, Malformed};
 use berth_model::JobId;
 use berth_model::config::Config;
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
@@ -201,7 +202,15 @@ impl Client {
     /// Jobs in the controller's memory, in the order of their ids.
     pub async fn jobs(&self, query: &JobQuery) -> Result<Vec<JobInfo>, RpcError> {
         let query: pb::JobQuery = query.put();
-        collect(self.grpc.clone().list_jobs(sized(query)?).await, |p| Field::get(p.jobs)).await
+        let page = |wire: pb::JobList| {
+            let list: JobList = Field::get(wire)?;
+            list.records().ok_or(Malformed::new("a list of jobs whose columns contradict each other"))
+        };
+        let mut jobs = collect(self.grpc.clone().list_jobs(sized(query)?).await, page).await?;
+        if !jobs.is_sorted_by_key(|job| job.id) {
+            jobs.sort_unstable_by_key(|job| job.id);
+        }
+        Ok(jobs)
     }
 
     /// All nodes.
@@ -226,6 +235,11 @@ impl Client {
         Ok(JobWatch { client: self.clone(), job, stream: Some(stream), last: None })
     }
 
+    /// As [`Client::watch_job`], asking when the first state is waited for.
+    pub fn watch_job_later(&self, job: JobId) -> JobWatch {
+        JobWatch { client: self.clone(), job, stream: None, last: None }
+    }
+
     async fn open_watch(&self, job: JobId) -> Result<tonic::Streaming<pb::JobInfo>, RpcError> {
         let answer = self.grpc.clone().watch_job(pb::WatchRequest { job: job.put() }).await;
         answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
@@ -236,8 +250,24 @@ impl Client {
     pub async fn lease(&self, job: JobId) -> Result<LeaseGuard, RpcError> {
         let stream = self.open_lease(job).await?;
         let client = self.clone();
-        let task = tokio::spawn(async move { client.keep_lease(job, stream).await });
+        let task = tokio::spawn(async move { client.keep_lease(job, Some(stream)).await });
         Ok(LeaseGuard { task })
+    }
+
+    /// As [`Client::lease`], beginning after a while: a job that is over by then needs none.
+    pub fn lease_after(&self, job: JobId, wait: Duration) -> LeaseGuard {
+        let client = self.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            client.keep_lease(job, None).await;
+        });
+        LeaseGuard { task }
+    }
+
+    /// Says that this client has seen the job's end. What the same user asks from now on finds it on record, or waits
+    /// a moment for that.
+    pub async fn end_seen(&self, job: JobId) -> Result<(), RpcError> {
+        nothing(self.grpc.clone().end_seen(pb::WatchRequest { job: job.put() }).await)
     }
 
     async fn open_lease(&self, job: JobId) -> Result<tonic::Streaming<pb::LeaseBeat>, RpcError> {
@@ -245,20 +275,20 @@ impl Client {
         answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
     }
 
-    async fn keep_lease(&self, job: JobId, mut stream: tonic::Streaming<pb::LeaseBeat>) {
+    async fn keep_lease(&self, job: JobId, mut held: Option<tonic::Streaming<pb::LeaseBeat>>) {
         let mut backoff = Backoff::new();
         loop {
-            while let Ok(Some(pb::LeaseBeat {})) = stream.message().await {
-                backoff.reset();
-            }
-            stream = loop {
-                backoff.wait().await;
-                match self.open_lease(job).await {
-                    Ok(stream) => break stream,
-                    Err(e) if e.is_transient() => {}
-                    Err(_) => return, // the job is over, or not ours: nothing left to hold
+            if let Some(mut stream) = held.take() {
+                while let Ok(Some(pb::LeaseBeat {})) = stream.message().await {
+                    backoff.reset();
                 }
-            };
+                backoff.wait().await;
+            }
+            match self.open_lease(job).await {
+                Ok(stream) => held = Some(stream),
+                Err(e) if e.is_transient() => backoff.wait().await,
+                Err(_) => return, // the job is over, or not ours: nothing left to hold
+            }
         }
     }
 }

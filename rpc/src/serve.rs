@@ -9,10 +9,11 @@ use crate::transport::Preface;
 use crate::wire::{Field, required};
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
-use berth_model::{JobId, NodeName};
+use berth_model::{JobId, NodeName, Uid};
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
@@ -68,15 +69,20 @@ pub trait Service: Send + Sync + 'static {
         actor: Actor,
         request: Request,
     ) -> impl Future<Output = Result<Response, Refusal>> + Send;
-    /// Jobs in memory, in pages of [`PAGE`] at most.
-    fn jobs(&self, query: JobQuery) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
+    /// Jobs in memory, in pages of [`PAGE`] records at most, waiting ones apart. `reader`: who asks.
+    fn jobs(
+        &self,
+        reader: Uid,
+        query: JobQuery,
+    ) -> impl Future<Output = Result<Answers<JobList>, Refusal>> + Send;
     /// All nodes, in pages.
-    fn nodes(&self) -> impl Future<Output = Result<Answers<Vec<NodeInfo>>, Refusal>> + Send;
+    fn nodes(&self, reader: Uid) -> impl Future<Output = Result<Answers<Vec<NodeInfo>>, Refusal>> + Send;
     /// All partitions, in pages.
     fn partitions(&self) -> impl Future<Output = Result<Answers<Vec<PartitionInfo>>, Refusal>> + Send;
     /// Jobs on record.
     fn accounting(
         &self,
+        reader: Uid,
         query: AccountingQuery,
     ) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
     /// A job's states, from now on.
@@ -87,6 +93,8 @@ pub trait Service: Send + Sync + 'static {
         actor: Actor,
         job: JobId,
     ) -> impl Future<Output = Result<Box<dyn Send + Sync>, Refusal>> + Send;
+    /// The actor has seen the end of its job: what the same user asks next finds it on record.
+    fn end_seen(&self, actor: Actor, job: JobId) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// The configuration in force.
     fn config(&self) -> impl Future<Output = Result<Config, Refusal>> + Send;
     /// About the controller.
@@ -207,11 +215,8 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
         let Ok(cred) = stream.peer_cred() else { continue };
         // One user must not use up the descriptors of all; closing tells the client at once.
         let Some(place) = Place::take(&connections, cred.uid()) else { continue };
-        let caller = Caller::Client(Peer {
-            uid: berth_model::Uid(cred.uid()),
-            gid: berth_model::Gid(cred.gid()),
-            job: None,
-        });
+        let caller =
+            Caller::Client(Peer { uid: Uid(cred.uid()), gid: berth_model::Gid(cred.gid()), job: None });
         if accepted.send(Ok(Proven { stream, caller, _place: Some(place) })).await.is_err() {
             return;
         }
@@ -479,17 +484,17 @@ impl<S: Service> Cluster for Shell<S> {
         .await
     }
 
-    type ListJobsStream = Outgoing<pb::JobPage>;
+    type ListJobsStream = Outgoing<pb::JobList>;
     async fn list_jobs(&self, request: tonic::Request<pb::JobQuery>) -> Answer<Self::ListJobsStream> {
-        self.admit(Method::ClusterListJobs, &request).await?;
+        let reader = self.admit(Method::ClusterListJobs, &request).await?.identity.uid;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        outgoing(self.service.jobs(query).await, |jobs| pb::JobPage { jobs: jobs.put() })
+        outgoing(self.service.jobs(reader, query).await, |list| list.put())
     }
 
     type ListNodesStream = Outgoing<pb::NodePage>;
     async fn list_nodes(&self, request: tonic::Request<pb::Nothing>) -> Answer<Self::ListNodesStream> {
-        self.admit(Method::ClusterListNodes, &request).await?;
-        outgoing(self.service.nodes().await, |nodes| pb::NodePage { nodes: nodes.put() })
+        let reader = self.admit(Method::ClusterListNodes, &request).await?.identity.uid;
+        outgoing(self.service.nodes(reader).await, |nodes| pb::NodePage { nodes: nodes.put() })
     }
 
     type ListPartitionsStream = Outgoing<pb::PartitionPage>;
@@ -506,9 +511,9 @@ impl<S: Service> Cluster for Shell<S> {
         &self,
         request: tonic::Request<pb::AccountingQuery>,
     ) -> Answer<Self::AccountingStream> {
-        self.admit(Method::ClusterAccounting, &request).await?;
+        let reader = self.admit(Method::ClusterAccounting, &request).await?.identity.uid;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        outgoing(self.service.accounting(query).await, |jobs| pb::JobPage { jobs: jobs.put() })
+        outgoing(self.service.accounting(reader, query).await, |jobs| pb::JobPage { jobs: jobs.put() })
     }
 
     type WatchJobStream = Outgoing<pb::JobInfo>;
@@ -530,6 +535,13 @@ impl<S: Service> Cluster for Shell<S> {
             Ok(pb::LeaseBeat {})
         });
         Ok(tonic::Response::new(self.until_stopped(beats)))
+    }
+
+    async fn end_seen(&self, request: tonic::Request<pb::WatchRequest>) -> Answer<pb::Nothing> {
+        let actor = self.admit(Method::ClusterEndSeen, &request).await?;
+        let job = JobId(request.into_inner().job);
+        self.service.end_seen(actor, job).await.map_err(|refusal| to_status(&refusal))?;
+        Ok(tonic::Response::new(pb::Nothing {}))
     }
 }
 

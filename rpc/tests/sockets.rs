@@ -3,6 +3,7 @@
 
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, NodeStateChange, Peer, Refusal, RefusalCode, Request, Response};
@@ -61,17 +62,17 @@ impl Service for Recorder {
         self.seen.lock().unwrap().push((actor, request));
         answer
     }
-    async fn jobs(&self, _: JobQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+    async fn jobs(&self, _: Uid, _: JobQuery) -> Result<Answers<JobList>, Refusal> {
         refuse(RefusalCode::Unavailable)
     }
-    async fn nodes(&self) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+    async fn nodes(&self, _: Uid) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
         let page = |from: u32| (from..from + 100).map(|i| node(&format!("n{i}"))).collect::<Vec<_>>();
         Ok(Box::pin(tokio_stream::iter([Ok(page(0)), Ok(page(100)), Ok(page(200))])))
     }
     async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
         Ok(Box::pin(tokio_stream::iter([Ok(vec![]), refuse(RefusalCode::Internal)])))
     }
-    async fn accounting(&self, _: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+    async fn accounting(&self, _: Uid, _: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
         Ok(Box::pin(tokio_stream::empty()))
     }
     async fn watch(&self, _: JobId) -> Result<Answers<JobInfo>, Refusal> {
@@ -80,6 +81,9 @@ impl Service for Recorder {
     async fn lease(&self, _: Actor, _: JobId) -> Result<Box<dyn Send + Sync>, Refusal> {
         self.leases.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Held(Arc::clone(&self.leases))))
+    }
+    async fn end_seen(&self, _: Actor, _: JobId) -> Result<(), Refusal> {
+        Ok(())
     }
     async fn config(&self) -> Result<Config, Refusal> {
         Ok(Config::default())

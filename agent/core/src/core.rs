@@ -20,6 +20,8 @@ const SIGCONT: i32 = 18;
 const REPEAT: Span = Span::from_secs(5);
 /// How long an exit may wait for the end of its run, to be told with it.
 const HOLD: Span = Span(50_000);
+/// How long the progress of a step waits until it is told: of one that ends sooner the exit says all.
+const SOON: Span = Span(100_000);
 /// How often a step that does not die is killed again.
 const KILL_AGAIN: Span = Span::from_secs(10);
 
@@ -83,6 +85,7 @@ impl AgentCore {
                 ending: None,
                 repeat,
                 news: true,
+                tell: None,
             };
             core.steps.insert(key, step);
         }
@@ -109,7 +112,7 @@ impl AgentCore {
             AgentEvent::Supervisor { key, event } => match event {
                 SupervisorEvent::Started => {
                     if self.steps.get(&key).is_some_and(|s| s.phase == StepPhase::Starting) {
-                        self.advance(key, StepPhase::Running);
+                        self.advance(key, StepPhase::Running, now);
                     }
                 }
                 SupervisorEvent::Exited(exit) => self.exited(key, exit, now),
@@ -132,9 +135,10 @@ impl AgentCore {
         let told = self.session.is_some();
         let steps = self.steps.values().flat_map(move |s| {
             let own = if s.live() {
-                [s.timers.step_limit.filter(|_| s.ending.is_none()), s.ending.map(|e| e.kill_at)]
+                let limit = s.timers.step_limit.filter(|_| s.ending.is_none());
+                [limit, s.ending.map(|e| e.kill_at), s.tell.filter(|_| told)]
             } else {
-                [s.repeat.filter(|_| told), None]
+                [s.repeat.filter(|_| told), None, None]
             };
             own.into_iter().flatten()
         });
@@ -226,13 +230,18 @@ impl AgentCore {
         let told = self.session.is_some();
         let Some(step) = self.steps.get_mut(&key) else { return };
         step.news = !told;
+        step.tell = None;
         let phase = step.phase.clone();
         self.send(|session| FromAgent::Step { session, key, phase });
     }
 
-    fn advance(&mut self, key: StepKey, phase: StepPhase) {
-        if let Some(step) = self.steps.get_mut(&key) {
-            step.phase = phase;
+    fn advance(&mut self, key: StepKey, phase: StepPhase, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        step.phase = phase;
+        if step.live() {
+            step.news = true;
+            step.tell.get_or_insert(now + SOON);
+        } else {
             self.report(key);
         }
     }
@@ -292,10 +301,10 @@ impl AgentCore {
             spooled: false,
             ending: None,
             repeat: None,
-            news: false,
+            news: true,
+            tell: Some(now + SOON),
         };
         self.steps.insert(key, step);
-        self.report(key);
     }
 
     fn image(&mut self, key: StepKey, event: ImageEvent, now: Time) {
@@ -304,12 +313,12 @@ impl AgentCore {
             return;
         }
         match event {
-            ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent)),
+            ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent), now),
             ImageEvent::Ready => {
                 step.spooled = true;
                 let spawn = AgentEffect::Spawn { key, launch: step.launch.clone(), timers: step.timers };
                 self.out.push(spawn);
-                self.advance(key, StepPhase::Starting);
+                self.advance(key, StepPhase::Starting, now);
             }
             ImageEvent::Failed(why) => {
                 let status = ExitStatus { code: 1, signal: 0 };
@@ -325,14 +334,11 @@ impl AgentCore {
             exit.ended_by = step.ending.map(|e| e.cause);
         }
         step.repeat = Some(now + REPEAT);
-        let (drives, attached) = (drives(&step.launch), step.launch.attached);
+        let drives = drives(&step.launch);
         if self.session.is_none() || !self.ends_run(key, drives) {
-            return self.advance(key, StepPhase::Exited(exit));
+            return self.advance(key, StepPhase::Exited(exit), now);
         }
-        if attached {
-            // Somebody waits for it.
-            self.advance(key, StepPhase::Exited(exit));
-        } else if let Some(step) = self.steps.get_mut(&key) {
+        if let Some(step) = self.steps.get_mut(&key) {
             // Told with the end of the run, so that the controller writes both down at once; but a run that does
             // not go does not hold it back.
             step.phase = StepPhase::Exited(exit);
@@ -464,6 +470,10 @@ impl AgentCore {
                 }
                 continue;
             }
+            if self.session.is_some() && passed(step.tell) {
+                self.report(key);
+            }
+            let Some(step) = self.steps.get_mut(&key) else { continue };
             if let Some(ending) = step.ending.as_mut().filter(|e| e.kill_at <= now) {
                 ending.kill_at = now + KILL_AGAIN;
                 self.out.push(AgentEffect::KillStep { key });

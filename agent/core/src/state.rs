@@ -42,6 +42,8 @@ pub(crate) struct Step {
     pub(crate) repeat: Option<Time>,
     /// Whether the phase changed since the controller was last told.
     pub(crate) news: bool,
+    /// When the phase of a step that lives is told.
+    pub(crate) tell: Option<Time>,
 }
 
 /// A step that is being ended.

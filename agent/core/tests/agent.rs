@@ -303,6 +303,18 @@ fn a_batch_job_goes_with_its_script_and_tells_the_exit_once() {
 }
 
 #[test]
+fn progress_is_told_of_steps_that_take_longer_than_a_moment() {
+    let mut n = Node::new(vec![]);
+    n.running(FIRST);
+    assert!(n.phases(FIRST).is_empty());
+    n.later(Span::from_secs(1));
+    assert_eq!(n.phases(FIRST), [StepPhase::Running], "the last one is told, and once");
+    n.start(start(BATCH, 3));
+    n.later(Span::from_secs(1));
+    assert_eq!(n.phases(BATCH), [StepPhase::Preparing(None)]);
+}
+
+#[test]
 fn a_run_that_does_not_go_holds_its_exit_back_only_for_a_moment() {
     let mut n = Node::new(vec![]);
     n.running(BATCH);

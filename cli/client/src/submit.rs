@@ -13,7 +13,7 @@ use berth_model::request::{Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{ImageRef, JobSpec, StepSpec};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, JobId, SubmissionId};
-use berth_rpc::{Client, RpcError};
+use berth_rpc::{Client, JobWatch, RpcError};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -253,17 +253,30 @@ pub fn not_even_then(refusal: &Refusal) -> Failure {
 pub type Records = watch::Receiver<Option<JobInfo>>;
 
 /// Follows a job's record from now on. The last value stays when nothing more will happen.
-pub async fn records(client: &Client, job: JobId) -> Result<watch::Receiver<Option<JobInfo>>, Failure> {
-    let mut watch_job = client.watch_job(job).await?;
+pub async fn records(client: &Client, job: JobId) -> Result<Records, Failure> {
+    let watched = client.watch_job(job).await?;
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(keep_telling(watched, sender));
+    Ok(receiver)
+}
+
+/// As [`records`], beginning after a while, for what is over in less as a rule.
+pub fn records_after(client: &Client, job: JobId, wait: Duration) -> Records {
+    let watched = client.watch_job_later(job);
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
-        while let Ok(Some(info)) = watch_job.next().await {
-            if sender.send(Some(info)).is_err() {
-                return;
-            }
-        }
+        tokio::time::sleep(wait).await;
+        keep_telling(watched, sender).await;
     });
-    Ok(receiver)
+    receiver
+}
+
+async fn keep_telling(mut watched: JobWatch, told: watch::Sender<Option<JobInfo>>) {
+    while let Ok(Some(info)) = watched.next().await {
+        if told.send(Some(info)).is_err() {
+            return;
+        }
+    }
 }
 
 /// How waiting for an allocation ended.

@@ -2,6 +2,7 @@
 
 use super::{enums, structs};
 use berth_model::config::{Config, ContainerConfig, GresConfig, NodeConfig, PartitionConfig, PartitionState};
+use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
 
 enums! {
@@ -18,6 +19,12 @@ structs! {
         requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,
         ended, steps,
     }
+    Origin { submission, command, submit_line }
+    WaitingJobs {
+        kinds, names, reasons, id, kind, name, reason, attempt, priority, submitted, eligible, begin_of, begin,
+        origin,
+    }
+    JobList { jobs, waiting }
     NodeInfo {
         name, hardware, condition, partitions, total, allocated, completing, version, boot_time, agent_start,
         last_busy, load, free_memory,

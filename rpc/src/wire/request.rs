@@ -43,9 +43,12 @@ impl Field<pb::Response> for Response {
         use pb::response::Kind;
         let kind = match self {
             Response::Done => Kind::Done(pb::Nothing {}),
-            Response::Submitted { job, step, notes } => {
-                Kind::Submitted(pb::Submitted { job: job.put(), step: step.put(), notes: notes.clone() })
-            }
+            Response::Submitted { job, step, notes, started } => Kind::Submitted(pb::Submitted {
+                job: job.put(),
+                step: step.put(),
+                notes: notes.clone(),
+                started: started.put(),
+            }),
             Response::WouldStart { job, at, cpus, nodes, partition, shares } => {
                 Kind::WouldStart(pb::WouldStart {
                     job: job.put(),
@@ -72,9 +75,12 @@ impl Field<pb::Response> for Response {
         use pb::response::Kind;
         Ok(match wire.kind.ok_or(Malformed::new("an answer without content"))? {
             Kind::Done(pb::Nothing {}) => Response::Done,
-            Kind::Submitted(pb::Submitted { job, step, notes }) => {
-                Response::Submitted { job: Field::get(job)?, step: Field::get(step)?, notes }
-            }
+            Kind::Submitted(pb::Submitted { job, step, notes, started }) => Response::Submitted {
+                job: Field::get(job)?,
+                step: Field::get(step)?,
+                notes,
+                started: Field::get(started)?,
+            },
             Kind::WouldStart(pb::WouldStart { job, at, cpus, nodes, partition, shares }) => {
                 Response::WouldStart {
                     job: Field::get(job)?,

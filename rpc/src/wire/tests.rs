@@ -244,6 +244,7 @@ impl Arbitrary for Response {
                 job: Arbitrary::arbitrary(r),
                 step: Arbitrary::arbitrary(r),
                 notes: Arbitrary::arbitrary(r),
+                started: Arbitrary::arbitrary(r),
             },
             2 => Response::WouldStart {
                 job: Arbitrary::arbitrary(r),

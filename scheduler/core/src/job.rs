@@ -66,10 +66,19 @@ impl Job {
         self.as_it_is(JobInfo { shares: Vec::new(), identity, ..info })
     }
 
+    /// Why a waiting job does not run.
+    pub(crate) fn waits_for(&self) -> Reason {
+        match self.row.hold {
+            Some(Hold::User) => Reason::JobHeldUser,
+            Some(Hold::Admin) => Reason::JobHeldAdmin,
+            None => self.wait.clone().unwrap_or(Reason::Priority),
+        }
+    }
+
     /// Adds what is known beside the rows.
     fn as_it_is(&self, mut info: JobInfo) -> JobInfo {
-        if self.is_pending() && info.reason == Reason::None {
-            info.reason = self.wait.clone().unwrap_or(Reason::Priority);
+        if self.is_pending() {
+            info.reason = self.waits_for();
         }
         if matches!(self.row.phase, Phase::Running(_)) {
             let first = self.progress.iter().next().and_then(|(_, p)| p.first());

@@ -12,6 +12,7 @@ mod config;
 mod event;
 mod job;
 mod launch;
+mod listing;
 mod node;
 mod place;
 mod rows;

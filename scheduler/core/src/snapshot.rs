@@ -3,8 +3,10 @@
 use crate::config::PartitionRules;
 use crate::job::Job;
 use crate::node::Node;
+use crate::rows::Phase;
 use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::state::JobState;
 use berth_model::tres::Tres;
 use imbl::OrdMap;
 use std::sync::Arc;
@@ -24,31 +26,17 @@ impl Snapshot {
         self.jobs.get(&id).filter(|j| !j.row.is_empty_array()).map(|j| j.info())
     }
 
+    /// A record's state as shown.
+    pub fn state(&self, id: JobId) -> Option<JobState> {
+        self.jobs.get(&id).map(|j| match &j.row.phase {
+            Phase::Ending { .. } => JobState::Completing,
+            _ => j.row.base_state(),
+        })
+    }
+
     /// All records, by id.
     pub fn jobs(&self) -> impl Iterator<Item = JobInfo> + '_ {
         self.jobs.values().filter(|j| !j.row.is_empty_array()).map(|j| j.info())
-    }
-
-    /// The records for which `wanted(id, owner)` holds, by id; the others are not put together.
-    pub fn jobs_where<'a>(
-        &'a self,
-        wanted: impl Fn(JobId, Uid) -> bool + 'a,
-    ) -> impl Iterator<Item = JobInfo> + 'a {
-        self.jobs
-            .values()
-            .filter(move |j| !j.row.is_empty_array() && wanted(j.row.job, j.spec.identity.uid))
-            .map(|j| j.info())
-    }
-
-    /// As [`Snapshot::jobs_where`], and of each record only what a list shows.
-    pub fn list_where<'a>(
-        &'a self,
-        wanted: impl Fn(JobId, Uid) -> bool + 'a,
-    ) -> impl Iterator<Item = JobInfo> + 'a {
-        self.jobs
-            .values()
-            .filter(move |j| !j.row.is_empty_array() && wanted(j.row.job, j.spec.identity.uid))
-            .map(|j| j.brief())
     }
 
     /// Every record of the array, or the one record of a plain job.

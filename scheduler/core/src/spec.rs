@@ -2,6 +2,7 @@
 
 use crate::rows::{ROW_VERSION, SpecRow};
 use berth_model::ids::{JobId, SubmissionId, Uid};
+use berth_model::listing::Origin;
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::time::Time;
 use std::collections::{BTreeMap, VecDeque};
@@ -50,6 +51,19 @@ impl Spec {
 
     pub(crate) fn submission(&self) -> &str {
         &self.submission
+    }
+
+    pub(crate) fn begin(&self) -> Option<Time> {
+        self.begin
+    }
+
+    /// How it was submitted.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin {
+            submission: SubmissionId(self.submission.to_string()),
+            command: self.command.to_vec().into(),
+            submit_line: self.submit_line.to_vec().into(),
+        }
     }
 
     /// What lists show of it.

@@ -7,6 +7,7 @@
 mod agents;
 mod clock;
 mod driver;
+mod ends;
 mod identity;
 mod leases;
 mod queries;

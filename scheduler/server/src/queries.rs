@@ -2,8 +2,9 @@
 
 use crate::shared::Shared;
 use berth_model::JobId;
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, JobQuery};
-use berth_model::record::JobInfo;
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Refusal, RefusalCode};
 use berth_rpc::{Answers, PAGE};
 use berth_store::{Reader, Stop, StoreError};
@@ -15,62 +16,61 @@ use tokio_stream::wrappers::ReceiverStream;
 /// How long a reader may take for one page.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Page<T> = Result<Vec<T>, Refusal>;
-
 /// Where pages go. Waits for a slow reader, but not for ever.
-struct Pages<T> {
-    to: mpsc::Sender<Page<T>>,
+pub(crate) struct Pages<P> {
+    to: mpsc::Sender<Result<P, Refusal>>,
     runtime: tokio::runtime::Handle,
 }
 
-impl<T: Send + 'static> Pages<T> {
-    fn send(&self, page: Page<T>) -> Result<(), Stop> {
+impl<P: Send + 'static> Pages<P> {
+    fn send(&self, page: Result<P, Refusal>) -> Result<(), Stop> {
         self.runtime.block_on(self.to.send_timeout(page, PATIENCE)).map_err(|_| Stop)
     }
 
-    fn send_all(&self, items: impl Iterator<Item = T>) {
-        let mut page = Vec::with_capacity(PAGE);
-        for item in items {
-            page.push(item);
-            if page.len() == PAGE && self.send(Ok(std::mem::take(&mut page))).is_err() {
+    /// Sends pages until nobody reads them any more.
+    fn send_all(&self, pages: impl IntoIterator<Item = P>) {
+        for page in pages {
+            if self.send(Ok(page)).is_err() {
                 return;
             }
-        }
-        if !page.is_empty() {
-            // The last one: whether it is taken changes nothing.
-            let _ = self.send(Ok(page));
         }
     }
 }
 
+/// Items in groups of [`PAGE`].
+pub(crate) fn grouped<T>(mut items: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
+    std::iter::from_fn(move || {
+        let page: Vec<T> = items.by_ref().take(PAGE).collect();
+        (!page.is_empty()).then_some(page)
+    })
+}
+
 /// Runs `work` on a thread where it may wait, and streams its pages.
-pub(crate) fn paged<T, W>(work: W) -> Answers<Vec<T>>
-where
-    T: Send + 'static,
-    W: FnOnce(&dyn Fn(Box<dyn Iterator<Item = T> + '_>)) + Send + 'static,
-{
+pub(crate) fn paged<P: Send + 'static>(work: impl FnOnce(&Pages<P>) + Send + 'static) -> Answers<P> {
     let (to, pages) = mpsc::channel(2);
     let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let out = Pages { to, runtime };
-        work(&|items| out.send_all(items));
-    });
+    tokio::task::spawn_blocking(move || work(&Pages { to, runtime }));
     Box::pin(ReceiverStream::new(pages))
 }
 
-/// Jobs in memory.
-pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<Vec<JobInfo>> {
+/// All nodes.
+pub(crate) fn nodes(shared: &Shared) -> Answers<Vec<NodeInfo>> {
     let snapshot = shared.snapshot();
-    paged(move |send| {
+    paged(move |out| out.send_all(grouped(snapshot.nodes())))
+}
+
+/// All partitions.
+pub(crate) fn partitions(shared: &Shared) -> Answers<Vec<PartitionInfo>> {
+    let snapshot = shared.snapshot();
+    paged(move |out| out.send_all(grouped(snapshot.partitions())))
+}
+
+/// Jobs in memory.
+pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<JobList> {
+    let snapshot = shared.snapshot();
+    paged(move |out| {
         if query.ids.is_empty() {
-            let wanted =
-                |_: JobId, owner: berth_model::Uid| query.users.is_empty() || query.users.contains(&owner);
-            if query.brief {
-                send(Box::new(snapshot.list_where(wanted).filter(|job| query.matches(job))));
-            } else {
-                send(Box::new(snapshot.jobs_where(wanted).filter(|job| query.matches(job))));
-            }
-            return;
+            return out.send_all(snapshot.list(&query));
         }
         let mut ids = query.ids.clone();
         ids.sort_unstable();
@@ -80,22 +80,19 @@ pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<Vec<JobInfo>> {
             let array = single.is_none().then(|| snapshot.array(id));
             single.into_iter().chain(array.into_iter().flatten())
         };
-        send(Box::new(ids.iter().flat_map(|id| one_or_array(*id)).filter(|job| query.matches(job))));
+        let found = ids.iter().flat_map(|id| one_or_array(*id)).filter(|job| query.matches(job));
+        out.send_all(grouped(found).map(JobList::from));
     })
 }
 
 /// Jobs on record.
 pub(crate) fn accounting(reader: Reader, query: AccountingQuery) -> Answers<Vec<JobInfo>> {
-    let (to, pages) = mpsc::channel(2);
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let out = Pages { to, runtime };
+    paged(move |out| {
         if let Err(e) = reader.accounting(&query, PAGE, |page| out.send(Ok(page))) {
             // The reader may be gone.
             let _ = out.send(Err(unreadable(&e)));
         }
-    });
-    Box::pin(ReceiverStream::new(pages))
+    })
 }
 
 fn unreadable(e: &StoreError) -> Refusal {

@@ -2,22 +2,25 @@
 
 use crate::agents;
 use crate::driver::Input;
+use crate::ends::Ends;
 use crate::identity::Identities;
 use crate::leases::Leases;
 use crate::queries;
 use crate::shared::Shared;
 use berth_model::config::Config;
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobKind;
-use berth_model::{ByteStr, JobId, Time};
+use berth_model::{ByteStr, JobId, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Service};
 use berth_sched_core::RequestId;
 use berth_store::Reader;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Requests in the core's queue at most; others wait at their sockets.
@@ -33,6 +36,7 @@ pub(crate) struct Controller {
     reader: Reader,
     shared: Arc<Shared>,
     leases: Leases,
+    ends: Ends,
     queue: Semaphore,
     stop: watch::Sender<bool>,
 }
@@ -78,9 +82,22 @@ impl Controller {
             reader,
             shared,
             leases: Leases::default(),
+            ends: Ends::default(),
             queue: Semaphore::new(QUEUE),
             stop,
         }
+    }
+
+    /// A job that is the actor's to drive.
+    fn own_job(&self, actor: &Actor, job: JobId) -> Result<JobInfo, Refusal> {
+        let Some(info) = self.shared.snapshot().job(job) else {
+            return Err(Refusal::new(RefusalCode::NotFound, format!("Invalid job id specified: {job}")));
+        };
+        if info.identity.uid != actor.identity.uid && !actor.administrator {
+            let text = format!("Access/permission denied: job {job} belongs to {}", info.identity.user);
+            return Err(Refusal::new(RefusalCode::Denied, text));
+        }
+        Ok(info)
     }
 
     pub(crate) fn leases(&self) -> Leases {
@@ -120,21 +137,26 @@ impl Service for Controller {
         Ok(response)
     }
 
-    async fn jobs(&self, query: JobQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+    async fn jobs(&self, reader: Uid, query: JobQuery) -> Result<Answers<JobList>, Refusal> {
+        self.ends.recorded(&self.shared, reader).await;
         Ok(queries::jobs(&self.shared, query))
     }
 
-    async fn nodes(&self) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
-        let snapshot = self.shared.snapshot();
-        Ok(queries::paged(move |send| send(Box::new(snapshot.nodes()))))
+    async fn nodes(&self, reader: Uid) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+        self.ends.recorded(&self.shared, reader).await;
+        Ok(queries::nodes(&self.shared))
     }
 
     async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
-        let snapshot = self.shared.snapshot();
-        Ok(queries::paged(move |send| send(Box::new(snapshot.partitions()))))
+        Ok(queries::partitions(&self.shared))
     }
 
-    async fn accounting(&self, query: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+    async fn accounting(
+        &self,
+        reader: Uid,
+        query: AccountingQuery,
+    ) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+        self.ends.recorded(&self.shared, reader).await;
         Ok(queries::accounting(self.reader.clone(), query))
     }
 
@@ -143,14 +165,7 @@ impl Service for Controller {
     }
 
     async fn lease(&self, actor: Actor, job: JobId) -> Result<Box<dyn Send + Sync>, Refusal> {
-        let snapshot = self.shared.snapshot();
-        let Some(info) = snapshot.job(job) else {
-            return Err(Refusal::new(RefusalCode::NotFound, format!("Invalid job id specified: {job}")));
-        };
-        if info.identity.uid != actor.identity.uid && !actor.administrator {
-            let text = format!("Access/permission denied: job {job} belongs to {}", info.identity.user);
-            return Err(Refusal::new(RefusalCode::Denied, text));
-        }
+        let info = self.own_job(&actor, job)?;
         if info.state.is_terminal() {
             return Err(Refusal::new(RefusalCode::WrongState, format!("job {job} is over")));
         }
@@ -159,6 +174,12 @@ impl Service for Controller {
             return Err(Refusal::new(RefusalCode::WrongState, text));
         }
         Ok(Box::new(self.leases.hold(job)))
+    }
+
+    async fn end_seen(&self, actor: Actor, job: JobId) -> Result<(), Refusal> {
+        let info = self.own_job(&actor, job)?;
+        self.ends.seen(&self.shared, info.identity.uid, job, Instant::now());
+        Ok(())
     }
 
     async fn config(&self) -> Result<Config, Refusal> {

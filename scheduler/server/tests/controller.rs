@@ -290,6 +290,47 @@ async fn a_job_from_submission_to_its_record() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_has_seen_its_user_finds_on_record() {
+    let dir = state();
+    let _controller = Running::start(dir.path());
+    let client = connect(dir.path()).await;
+    let (sender, told) = agent(dir.path(), 2).await;
+    let id = submit(&client, &job("seen")).await.unwrap();
+    let start = || {
+        told.lock().unwrap().iter().find_map(|m| match m {
+            ToAgent::Start(start) => Some(start.launch.key),
+            _ => None,
+        })
+    };
+    wait_for(|| start().is_some()).await;
+    let key = start().unwrap();
+    client.end_seen(id).await.unwrap();
+    let exit = StepExit {
+        status: ExitStatus { code: 7, signal: 0 },
+        tasks: vec![],
+        oom: false,
+        launch_error: None,
+        usage: Default::default(),
+        ended: Time(5),
+        ended_by: None,
+    };
+    let (session, steps) = (session(&told).unwrap(), vec![(key, StepPhase::Exited(exit))]);
+    let gone = FromAgent::JobGone { session, job: id, attempt: key.attempt, steps };
+    let query = AccountingQuery { ids: vec![id], ..Default::default() };
+    // Asked before the agent has told the end.
+    let (record, sent) = tokio::join!(client.accounting(&query), async { sender.send(&gone).await });
+    sent.unwrap();
+    assert_eq!(record.unwrap()[0].state, JobState::Failed);
+    // One that never comes is not waited for for ever.
+    let runs = submit(&client, &job("runs")).await.unwrap();
+    client.end_seen(runs).await.unwrap();
+    let query = JobQuery { ids: vec![runs], ..Default::default() };
+    assert_eq!(client.jobs(&query).await.unwrap()[0].state, JobState::Running);
+    let unknown = client.end_seen(JobId(999)).await;
+    assert!(matches!(unknown, Err(RpcError::Refused(r)) if r.code == RefusalCode::NotFound));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_survives_a_kill_of_the_controller() {
     let dir = state();
     let controller = Running::start(dir.path());
@@ -333,6 +374,8 @@ async fn child_client_of_another_user() {
     assert!(matches!(denied, RpcError::Refused(r) if r.code == RefusalCode::Denied));
     let lease = client.lease(other).await.unwrap_err();
     assert!(matches!(lease, RpcError::Refused(r) if r.code == RefusalCode::Denied));
+    let seen = client.end_seen(other).await.unwrap_err();
+    assert!(matches!(seen, RpcError::Refused(r) if r.code == RefusalCode::Denied));
     // The private socket, where an agent says for whom it speaks, is out of reach.
     let private = UnixStream::connect(dir.join("private/node.sock")).unwrap_err();
     assert_eq!(private.kind(), std::io::ErrorKind::PermissionDenied);

@@ -1,6 +1,6 @@
 //! Reading beside the writer: scripts and environments for starts, and accounting.
 
-use crate::encode::{decode, payload_key};
+use crate::encode::{decode, decode_payload, payload_key};
 use crate::error::StoreError;
 use crate::schema;
 use berth_model::query::AccountingQuery;
@@ -64,7 +64,7 @@ impl Reader {
                 .prepare_cached("SELECT version, row FROM payloads WHERE job = ?1 AND step = ?2")
                 .map_err(|e| self.sqlite(&e))?;
             statement
-                .query_row(payload_key(key), |row| Ok(decode(&self.path, "payloads", row)))
+                .query_row(payload_key(key), |row| Ok(decode_payload(&self.path, row)))
                 .optional()
                 .map_err(|e| self.sqlite(&e))?
                 .transpose()

@@ -2,14 +2,14 @@
 
 use crate::DATABASE;
 use crate::checkpoint::{Checkpointer, checkpoint};
-use crate::encode::{CHUNK, RawRow, decode_all, payload_key, step_number};
+use crate::encode::{CHUNK, PAYLOAD_VERSION, RawRow, decode_all, payload_bytes, payload_key, step_number};
 use crate::error::{StoreError, is_full};
 use crate::lock::{DirectoryLock, private_directory};
 use crate::reader::Reader;
 use crate::schema;
 use crate::space::{Ballast, Room};
 use berth_model::{Term, Time};
-use berth_sched_core::{CommitError, JobRow, Phase, ROW_VERSION, Store, Stored, Write};
+use berth_sched_core::{CommitError, JobRow, Phase, Store, Stored, Write};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -328,7 +328,7 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                     "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4)
                      ON CONFLICT (job, step) DO UPDATE SET version = ?3, row = ?4",
                 )?
-                .execute(params![job, step, ROW_VERSION, json(payload)?])?
+                .execute(params![job, step, PAYLOAD_VERSION, payload_bytes(payload)])?
         }
         Write::DeletePayload(key) => transaction
             .prepare_cached("DELETE FROM payloads WHERE job = ?1 AND step = ?2")?

@@ -219,8 +219,8 @@ async fn show(
     }
     squeue::sort(&mut jobs, &keys, &view);
     if json {
-        let items = jobs.iter().map(|j| json::job(j, &view)).collect();
-        return Ok(json::document("jobs", items, &command_line("squeue", &call.args), &view.cluster));
+        let command = command_line("squeue", &call.args);
+        return Ok(json::document_of("jobs", &jobs, |j| json::job(j, &view), &command, &view.cluster));
     }
     let header = !parsed.has("noheader");
     let mut text = String::new();

@@ -16,14 +16,18 @@ use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
 use berth_model::spec::{ImageRef, JobSelector, StepSpec};
 use berth_model::state::JobState;
-use berth_model::{ByteStr, JobId, Span, StepKey};
+use berth_model::{ByteStr, JobId, StepKey};
 use berth_rpc::{Client, RpcError};
 use berth_stream::ALL_TASKS;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 /// The command.
 pub const COMMAND: Command =
     Command { name: "srun", run, submits: true, help: || options::help(Submit::Srun) };
+
+/// When a job that started at once is asked after, and said to have its client: most are over by then.
+const LATER: Duration = Duration::from_millis(250);
 
 fn run(call: &Invocation<'_>) -> Outcome {
     let words = match submit::words(Submit::Srun, call)? {
@@ -133,8 +137,8 @@ impl Run {
         if asked.elapsed() > submit::SOON && self.options.immediate.is_none() {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
-        let (records, kill_wait) = tokio::join!(submit::records(client, job.id), kill_wait(client));
-        follow::follow(self.step(key, layout, kill_wait), records?).await
+        let records = submit::records_after(client, job.id, LATER);
+        follow::follow(self.step(client, key, layout), records).await
     }
 
     fn tell(&self, line: &str) {
@@ -191,12 +195,17 @@ impl Run {
         if test_only {
             return submit::would_start(Submit::Srun, &response);
         }
-        let Response::Submitted { job, step: Some(key), notes } = response else {
+        let Response::Submitted { job, step: Some(key), notes, started } = response else {
             return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
         };
         submit::warn(Submit::Srun, &notes, self.options.quiet);
-        let (lease, records, kill_wait) =
-            tokio::join!(client.lease(job), submit::records(client, job), kill_wait(client));
+        if let Some(layout) = started {
+            // It has its nodes: what else there is to ask can wait until it turns out to be a long one.
+            let _lease = client.lease_after(job, LATER);
+            let records = submit::records_after(client, job, LATER);
+            return self.to_its_end(client, job, self.step(client, key, layout), records).await;
+        }
+        let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
         let _lease = lease.ok(); // a job that is over already has none
         let mut records = records?;
         if converted.spec.hold {
@@ -229,12 +238,25 @@ impl Run {
         let layout =
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
-        let code = follow::follow(self.step(key, layout, kill_wait), records.clone()).await;
-        settled(&mut records).await;
+        self.to_its_end(client, job, self.step(client, key, layout), records).await
+    }
+
+    /// Follows the step of a job of our own, and says that we have seen its end, so that what is asked next finds it:
+    /// the record is made without us. A controller that is away is not waited for.
+    async fn to_its_end(
+        &self,
+        client: &Client,
+        job: JobId,
+        step: follow::Step,
+        records: submit::Records,
+    ) -> Outcome {
+        let code = follow::follow(step, records).await;
+        // A job that is over is on record already, and a controller that does not answer tells nothing else either.
+        let _ = tokio::time::timeout(Duration::from_secs(1), client.end_seen(job)).await;
         code
     }
 
-    fn step(&self, key: StepKey, layout: berth_model::launch::Layout, kill_wait: Span) -> follow::Step {
+    fn step(&self, client: &Client, key: StepKey, layout: berth_model::launch::Layout) -> follow::Step {
         let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
         let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
         let of = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks);
@@ -247,6 +269,7 @@ impl Run {
         let output = only(of(&self.options.output));
         follow::Step {
             socket: self.site.streams.clone(),
+            client: client.clone(),
             key,
             layout,
             label: self.options.label && !self.options.pty,
@@ -254,28 +277,8 @@ impl Run {
             input,
             only_stdout: output,
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
-            kill_wait,
         }
     }
-}
-
-/// Waits a moment until the record has the job's end, so that what is asked next finds it. A controller that is away
-/// is not waited for.
-async fn settled(records: &mut submit::Records) {
-    let over = |job: &JobInfo| job.state.is_terminal() || job.state == JobState::Completing;
-    let told = async {
-        while !records.borrow_and_update().as_ref().is_some_and(over) {
-            if records.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), told).await; // it comes later, then
-}
-
-async fn kill_wait(client: &Client) -> Span {
-    let seconds = client.config().await.map_or(30, |c| c.kill_wait_seconds);
-    Span::from_secs(i64::from(seconds))
 }
 
 /// Ctrl-C and SIGTERM while the job waits.

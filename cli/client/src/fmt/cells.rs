@@ -1,8 +1,6 @@
 //! Formats of `squeue` and `sinfo`: `%[.][width]letter` and `name[:[.]width[suffix]]`, one header line, cells cut
 //! at their width.
 
-use std::fmt::Write as _;
-
 /// A column's place in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell<F> {
@@ -120,10 +118,16 @@ impl<F> Cell<F> {
     pub fn put(&self, line: &mut String, value: &str) {
         match self.width {
             Some(width) => {
-                let cut: String = value.chars().take(width).collect();
-                // Writing to a string cannot fail.
-                let _ =
-                    if self.right { write!(line, "{cut:>width$}") } else { write!(line, "{cut:<width$}") };
+                let end = value.char_indices().nth(width).map_or(value.len(), |(at, _)| at);
+                let cut = &value[..end];
+                let blanks = width - if value.is_ascii() { end } else { cut.chars().count() };
+                if self.right {
+                    line.extend(std::iter::repeat_n(' ', blanks));
+                    line.push_str(cut);
+                } else {
+                    line.push_str(cut);
+                    line.extend(std::iter::repeat_n(' ', blanks));
+                }
             }
             None => line.push_str(value),
         }
@@ -133,7 +137,7 @@ impl<F> Cell<F> {
 
 /// One line of a table: what `value` gives for each field.
 pub fn line<F>(cells: &[Cell<F>], mut value: impl FnMut(&F) -> String) -> String {
-    let mut out = String::new();
+    let mut out = String::with_capacity(128);
     for cell in cells {
         let text = cell.field.as_ref().map(&mut value).unwrap_or_default();
         cell.put(&mut out, &text);

@@ -8,24 +8,79 @@ use berth_model::state::ExitStatus;
 use berth_model::{ByteStr, Time};
 use serde_json::{Value, json};
 
-/// The whole document.
+/// Records of one thread's share at a time: from two such shares on, two threads are worth their start.
+const SHARE: usize = 2000;
+
+/// The whole document of a collection.
 pub fn document(collection: &str, items: Vec<Value>, command: &[String], cluster: &str) -> String {
-    let mut doc = serde_json::Map::new();
-    doc.insert(collection.to_string(), Value::Array(items));
-    doc.insert(
-        "meta".to_string(),
-        json!({
-            "command": command,
-            "client": {"source": "", "user": crate::users::name(nix::unistd::geteuid().as_raw())},
-            "slurm": {"version": version(), "release": crate::VERSION, "cluster": cluster},
-            "berth": {"version": crate::VERSION},
-        }),
-    );
-    doc.insert("errors".to_string(), json!([]));
-    doc.insert("warnings".to_string(), json!([]));
-    let mut text = serde_json::to_string_pretty(&Value::Object(doc)).unwrap_or_default();
-    text.push('\n');
+    document_of(collection, &items, Value::clone, command, cluster)
+}
+
+/// The whole document of what `make` makes of each record. Values are made where they are printed: those of 100,000
+/// jobs at once would take a gigabyte.
+pub fn document_of<T: Sync>(
+    collection: &str,
+    records: &[T],
+    make: impl Fn(&T) -> Value + Sync,
+    command: &[String],
+    cluster: &str,
+) -> String {
+    let meta = json!({
+        "command": command,
+        "client": {"source": "", "user": crate::users::name(nix::unistd::geteuid().as_raw())},
+        "slurm": {"version": version(), "release": crate::VERSION, "cluster": cluster},
+        "berth": {"version": crate::VERSION},
+    });
+    let mut parts = [
+        (collection, array(records, &make)),
+        ("meta", pretty(&meta, "  ")),
+        ("errors", "[]".to_string()),
+        ("warnings", "[]".to_string()),
+    ];
+    parts.sort_unstable_by_key(|(name, _)| *name);
+    let mut text = String::with_capacity(parts.iter().map(|(_, part)| part.len() + 32).sum());
+    for (at, (name, part)) in parts.iter().enumerate() {
+        text.push_str(if at == 0 { "{\n  \"" } else { ",\n  \"" });
+        text.push_str(name);
+        text.push_str("\": ");
+        text.push_str(part);
+    }
+    text.push_str("\n}\n");
     text
+}
+
+/// The array of the records' values, a level deep.
+fn array<T: Sync>(records: &[T], make: &(impl Fn(&T) -> Value + Sync)) -> String {
+    if records.is_empty() {
+        return "[]".to_string();
+    }
+    let some = |share: &[T]| {
+        let mut text = String::new();
+        for record in share {
+            text.push_str(if text.is_empty() { "\n    " } else { ",\n    " });
+            text.push_str(&pretty(&make(record), "    "));
+        }
+        text
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let share = records.len().div_ceil(threads).max(SHARE);
+    let texts: Vec<String> = std::thread::scope(|scope| {
+        let mut shares = records.chunks(share);
+        let first = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || some(share))).collect();
+        let others = others.into_iter().map(|other| match other.join() {
+            Ok(text) => text,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        std::iter::once(some(first)).chain(others).collect()
+    });
+    format!("[{}\n  ]", texts.join(","))
+}
+
+/// A value over several lines, of which all but the first are indented. No line begins within a text: those have
+/// their line feeds escaped.
+fn pretty(value: &Value, indent: &str) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default().replace('\n', &format!("\n{indent}"))
 }
 
 fn version() -> Value {
@@ -277,4 +332,21 @@ pub fn sinfo(p: &PartitionInfo, nodes: &[&NodeInfo], view: &View) -> Value {
         "gres": {"total": nodes.first().map(|n| node::gres(n)).unwrap_or_default()},
         "reason": {"description": nodes.first().and_then(|n| n.condition.reason.clone()).unwrap_or_default()},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_is_printed_as_its_value_would_be() {
+        for count in [0, 1, 2 * SHARE + 1] {
+            let records: Vec<usize> = (0..count).collect();
+            let make = |n: &usize| json!({"n": n, "text": "a\nb", "inner": {"list": [n, []], "none": {}}});
+            let text = document_of("jobs", &records, make, &["squeue".to_string()], "c");
+            let value: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["jobs"], Value::Array(records.iter().map(make).collect()));
+            assert_eq!(text, serde_json::to_string_pretty(&value).unwrap() + "\n");
+        }
+    }
 }

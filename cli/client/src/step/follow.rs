@@ -7,10 +7,11 @@ use super::stream::{self, Event, NotAttached, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
+use berth_model::StepKey;
 use berth_model::launch::{Layout, StepExit};
 use berth_model::record::{JobInfo, StepInfo};
 use berth_model::state::{ExitStatus, JobState};
-use berth_model::{Span, StepKey};
+use berth_rpc::Client;
 use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ const GATHER: Duration = Duration::from_millis(100);
 pub struct Step {
     /// Socket for its streams.
     pub socket: PathBuf,
+    /// The controller, for what is asked rarely.
+    pub client: Client,
     /// Which.
     pub key: StepKey,
     /// Its tasks.
@@ -46,8 +49,6 @@ pub struct Step {
     pub only_stdout: Option<u32>,
     /// The same for standard error.
     pub only_stderr: Option<u32>,
-    /// From SIGTERM to SIGKILL.
-    pub kill_wait: Span,
 }
 
 /// The job's record, as it changes.
@@ -325,10 +326,10 @@ impl Follower {
                 self.deadline = Some(Instant::now());
                 return;
             }
-            let wait = Duration::from_micros(u64::try_from(self.step.kill_wait.0).unwrap_or(30_000_000));
-            self.deadline = Some(Instant::now() + wait);
+            let asked = Instant::now();
             self.send(Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32)).await;
             self.send(Frame::Signal(number)).await;
+            self.deadline = Some(asked + kill_wait(&self.step.client).await);
         } else {
             self.send(Frame::Signal(number)).await;
         }
@@ -452,6 +453,12 @@ impl Follower {
         let code = exits::code(self.exits.values().copied().chain([step.exit]));
         Ok(Some(if code == 0 && step.state != JobState::Completed { 1 } else { code }))
     }
+}
+
+/// From SIGTERM to SIGKILL: the cluster's time, or the usual one where the controller does not answer.
+async fn kill_wait(client: &Client) -> Duration {
+    let config = tokio::time::timeout(Duration::from_secs(1), client.config()).await;
+    Duration::from_secs(config.ok().and_then(Result::ok).map_or(30, |c| u64::from(c.kill_wait_seconds)))
 }
 
 /// The signals that srun passes on, or acts on.

@@ -81,6 +81,10 @@ impl Cluster {
             }
             self.timers.insert((self.clock + patience, Timer::Immediate(id)));
         }
+        if first_env {
+            // Its client is to know at once where the step runs.
+            self.pass();
+        }
         Ok(self.submitted(id, notes))
     }
 
@@ -93,7 +97,9 @@ impl Cluster {
     fn submitted(&self, job: JobId, notes: Vec<String>) -> Response {
         let record = self.job(job).filter(|j| j.spec.first_step.is_some());
         let step = record.map(|j| StepKey { job, attempt: j.row.attempt, step: StepId::Number(0) });
-        Response::Submitted { job, step, notes }
+        let running = record.filter(|j| matches!(j.row.phase, Phase::Running(_)));
+        let started = running.and_then(|j| Some(j.steps.get(&StepId::Number(0))?.layout(j.run())));
+        Response::Submitted { job, step, notes, started }
     }
 
     /// What can be said without looking at nodes; returns the partition.
