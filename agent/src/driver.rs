@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long an agent that stops waits for what is being removed.
-const SETTLE: Duration = Duration::from_secs(2);
+pub const SETTLE: Duration = Duration::from_secs(2);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
 
@@ -142,6 +142,11 @@ impl Driver {
             driver.jobs.insert(record.job, Job::new(record, listener, None));
         }
         driver
+    }
+
+    /// Whether the controller is about to acknowledge an exit, upon which its files go.
+    pub fn awaits_acknowledgement(&self) -> bool {
+        self.core.awaits_acknowledgement()
     }
 
     /// When the core wants to be woken at the latest.

@@ -2,7 +2,7 @@
 
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
-use crate::driver::{Driver, Input, Node, wall_clock};
+use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
 use crate::images::Images;
 use crate::jobs::{self, listen_at};
@@ -183,11 +183,15 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
 
     tokio::pin!(shutdown);
-    loop {
+    let mut leave_at: Option<tokio::time::Instant> = None;
+    // A job whose end is on record leaves nothing behind: its acknowledgement is waited for, for a moment.
+    while leave_at.is_none() || driver.awaits_acknowledgement() {
         let wake = driver.wake().unwrap_or(Duration::from_secs(3600));
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            () = &mut shutdown, if leave_at.is_none() => leave_at = Some(tokio::time::Instant::now() + SETTLE),
+            () = async { tokio::time::sleep_until(leave_at.unwrap_or_else(tokio::time::Instant::now)).await },
+                if leave_at.is_some() => break,
             Some((key, event)) = from_supervisors.recv() => driver.supervisor(key, event),
             Some(input) = from_tasks.recv() => driver.take(input),
             Some(event) = from_link.recv() => driver.take(Input::Link(event)),

@@ -148,6 +148,11 @@ impl AgentCore {
         steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).min()
     }
 
+    /// Whether the controller listens and has an exit to acknowledge.
+    pub fn awaits_acknowledgement(&self) -> bool {
+        self.session.is_some() && self.steps.values().any(|step| !step.live())
+    }
+
     fn hello(&mut self, now: Time) {
         self.hello_again = Some(now + REPEAT);
         for step in self.steps.values_mut() {

@@ -293,11 +293,13 @@ fn a_batch_job_goes_with_its_script_and_tells_the_exit_once() {
         })
     };
     assert!(matches!(told(&n).unwrap()[..], [(BATCH, StepPhase::Exited(_))]));
+    assert!(n.core.awaits_acknowledgement());
     n.later(Span::from_secs(1));
     assert!(n.phases(BATCH).is_empty(), "it was told");
     n.later(Span::from_secs(5));
     assert!(!n.phases(BATCH).is_empty(), "what is not recorded is told again");
     n.say(ToAgent::ExitRecorded { key: BATCH });
+    assert!(!n.core.awaits_acknowledgement());
     n.running(BATCH);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Spawn { .. })), 0, "a late Start runs it again");
 }
