@@ -260,7 +260,7 @@ impl Follower {
             Event::Frame(Frame::Message(text)) => {
                 stream::message(text.trim_end_matches('\n'));
                 if text.contains(" CANCELLED AT ") && !self.heard.contains(" CANCELLED AT ") {
-                    let seconds = self.step.kill_wait.secs().saturating_add(2);
+                    let seconds = kill_wait(&self.step.client).await.as_secs().saturating_add(2);
                     out::complain(&format!(
                         "srun: Job step aborted: Waiting up to {seconds} seconds for job step to finish."
                     ));
