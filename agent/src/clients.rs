@@ -3,9 +3,11 @@
 
 use crate::kept::KeptContainers;
 use crate::registry::{Registry, StepStage};
+use berth_model::effective::Effective;
 use berth_model::ids::{Gid, JobId, StepKey, Uid};
 use berth_model::request::Peer;
 use berth_step::control::ToSupervisor;
+use berth_step::spool::{LaunchFile, StepDir, read_json};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame, FrameError, KeptQuery};
 use std::io;
@@ -29,6 +31,10 @@ pub struct Service {
     pub node_socket: PathBuf,
     /// Containers that are kept.
     pub kept: Arc<KeptContainers>,
+    /// Where the steps' files are.
+    pub spool: PathBuf,
+    /// The node's name.
+    pub node: String,
 }
 
 /// Accepts clients until the task is dropped. `job`: the job whose listener this is.
@@ -86,9 +92,16 @@ async fn client(
             Err(None) => Ok(()),
         },
         Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
+        Some(Frame::Describe(step)) => {
+            let answer = match describe(step.key(), peer, service).await {
+                Ok(what) => Frame::Description(Box::new(what)),
+                Err(why) => Frame::Refused(why),
+            };
+            write_frame(&mut stream, &answer).await
+        }
         Some(Frame::Controller) => proxy(stream, peer, service).await,
         Some(_) => {
-            let text = "expected Attach, Controller or Kept as the first frame".to_string();
+            let text = "expected Attach, Describe, Kept or Controller as the first frame".to_string();
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),
@@ -176,6 +189,30 @@ async fn attach_to(
             () = gone(stream) => return Err(None),
         }
     }
+}
+
+/// What a step has on this node: for its owner and for root.
+async fn describe(key: StepKey, peer: Peer, service: &Service) -> Result<Effective, String> {
+    if peer.job.is_some_and(|job| job != key.job) {
+        return Err(format!("step {key} is not of the job that this socket belongs to"));
+    }
+    match service.registry.get(key) {
+        Some(((owner, _), _)) if owner != peer.uid && peer.uid.0 != 0 => {
+            return Err(format!("step {key} belongs to uid {owner}, and you are uid {}", peer.uid));
+        }
+        Some((_, StepStage::Live(_))) => {}
+        Some(_) => return Err(format!("step {key} does not run")),
+        None => return Err(no_such(key)),
+    }
+    let (dir, node) = (StepDir::of(&service.spool, key), service.node.clone());
+    let look = tokio::task::spawn_blocking(move || {
+        let state = dir.read_state()?.ok_or_else(|| io::Error::other("it has not started"))?;
+        let file: LaunchFile = read_json(&dir.launch())?;
+        let what = berth_runtime::effective(state.pid, file.node.cgroup.as_ref());
+        Ok::<_, io::Error>(Effective { node, ..what })
+    });
+    let found = look.await.map_err(io::Error::other).and_then(|found| found);
+    found.map_err(|e| format!("cannot look at step {key}: {e}"))
 }
 
 fn no_such(key: StepKey) -> String {

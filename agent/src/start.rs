@@ -119,6 +119,8 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
         registry: registry.clone(),
         node_socket: paths.node_socket(),
         kept: Arc::clone(&kept),
+        spool: paths.spool(),
+        node: name.to_string(),
     });
 
     let (supervised, mut from_supervisors) = mpsc::unbounded_channel::<(StepKey, SupervisorEvent)>();

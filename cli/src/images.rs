@@ -11,6 +11,7 @@ use berth_images::{
 use berth_model::ByteStr;
 use berth_model::options::Explain;
 use berth_model::spec::ResolvedImage;
+use berth_runtime::facts::is_privileged;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -83,13 +84,14 @@ pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     let dir = local_dir(state)?;
     crate::daemon::make_state(&dir)?;
     let root = dir.images();
-    let owner = if nix::unistd::geteuid().is_root() { Some(berth_agent::STORE_ID) } else { None };
+    // Root of a container is a user like others: only root of the node has other users to protect the store from.
+    let owner = is_privileged().then_some(berth_agent::STORE_ID);
     Store::open_for(&root, owner).map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
 }
 
 /// The two processes that fetch and unpack for root, where the store has an identity of its own.
 pub fn helpers() -> Result<Option<Helpers>, Failure> {
-    if !nix::unistd::geteuid().is_root() {
+    if !is_privileged() {
         return Ok(None);
     }
     let names =

@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod check;
 pub mod config;
 pub mod count;
+pub mod effective;
 pub mod elapsed;
 pub mod env;
 pub mod export;

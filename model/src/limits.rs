@@ -70,6 +70,11 @@ impl Resource {
     }
 }
 
+/// Limits of a login shell that say something of the login node and not of the job: they travel only when an explicit
+/// `--propagate` names them, or from inside a job, whose own they are.
+pub const OF_A_LOGIN: [Resource; 5] =
+    [Resource::As, Resource::Cpu, Resource::Memlock, Resource::Nofile, Resource::Rss];
+
 /// A soft limit: a number in the resource's own unit, or none at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,6 +83,15 @@ pub enum LimitValue {
     At(u64),
     /// RLIM_INFINITY.
     Unlimited,
+}
+
+impl std::fmt::Display for LimitValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LimitValue::At(n) => write!(f, "{n}"),
+            LimitValue::Unlimited => f.write_str("unlimited"),
+        }
+    }
 }
 
 /// The submitter's soft limits.

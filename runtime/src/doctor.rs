@@ -6,6 +6,8 @@ use crate::request::{ContainerRequest, Rootfs, StoreOwner};
 use crate::{LaunchError, StartOptions, plan, start_init};
 use berth_model::spec::Identity;
 use berth_model::{ByteStr, Gid, Uid};
+use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +45,7 @@ pub fn examine() -> Vec<Finding> {
     let mut all = vec![kernel(), container()];
     all.extend(restrictions(Path::new("/proc/sys")));
     all.extend(groups(&CgroupFacts::detect()));
-    all.push(memlock());
+    all.extend(limits());
     all
 }
 
@@ -203,23 +205,62 @@ fn groups(facts: &CgroupFacts) -> Vec<Finding> {
         .collect()
 }
 
-/// RDMA and GPU libraries lock memory by the gigabyte.
-const ENOUGH_MEMLOCK: u64 = 1 << 30;
+/// A limit up to which jobs can go on this node: how much is enough, and for what.
+struct Ceiling {
+    name: &'static str,
+    of: Resource,
+    unit: &'static str,
+    enough: u64,
+    advice: &'static str,
+}
 
-fn memlock() -> Finding {
-    let hard = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum;
-    match hard {
-        None => finding("locked memory", Verdict::Good, "unlimited", None),
-        Some(n) if n >= ENOUGH_MEMLOCK => finding("locked memory", Verdict::Good, format!("{n} bytes"), None),
-        Some(n) => finding(
-            "locked memory",
-            Verdict::Less,
-            format!("at most {n} bytes"),
-            Some(
-                "InfiniBand and GPU programs want more: LimitMEMLOCK=infinity in the agent's service".into(),
-            ),
-        ),
-    }
+const CEILINGS: [Ceiling; 4] = [
+    Ceiling {
+        name: "limit: locked memory",
+        of: Resource::Memlock,
+        unit: "bytes",
+        enough: 1 << 30,
+        advice: "InfiniBand and GPU programs want more: LimitMEMLOCK=infinity in the agent's service",
+    },
+    Ceiling {
+        name: "limit: open files",
+        of: Resource::Nofile,
+        unit: "files",
+        enough: 1 << 16,
+        advice: "programs with many ranks or data loaders want more: LimitNOFILE=1048576 in the agent's service",
+    },
+    Ceiling {
+        name: "limit: stack",
+        of: Resource::Stack,
+        unit: "bytes",
+        enough: 64 << 20,
+        advice: "Fortran and OpenMP programs want more: LimitSTACK=infinity in the agent's service",
+    },
+    Ceiling {
+        name: "limit: processes",
+        of: Resource::Nproc,
+        unit: "processes",
+        enough: 1 << 12,
+        advice: "jobs of many processes want more: LimitNPROC=infinity in the agent's service",
+    },
+];
+
+/// Hard limits of this process, which are those of the jobs that it or its agent starts.
+pub fn limits() -> Vec<Finding> {
+    let raises =
+        rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_RESOURCE));
+    let judged = |c: &Ceiling| match rustix::process::getrlimit(c.of).maximum {
+        None => finding(c.name, Verdict::Good, "unlimited", None),
+        Some(n) if raises => {
+            let found = format!("{n} {}, and raised where a job asks for more", c.unit);
+            finding(c.name, Verdict::Good, found, None)
+        }
+        Some(n) if n >= c.enough => finding(c.name, Verdict::Good, format!("{n} {}", c.unit), None),
+        Some(n) => {
+            finding(c.name, Verdict::Less, format!("at most {n} {}", c.unit), Some(c.advice.to_string()))
+        }
+    };
+    CEILINGS.iter().map(judged).collect()
 }
 
 #[cfg(test)]

@@ -205,7 +205,8 @@ fn make(mode: Mode, request: &JobRequest) -> Result<(), SetupFailure> {
         }
     };
     if mode == Mode::User {
-        crate::setup::map_own_ids(&request.uid_map, &request.gid_map)?;
+        let proc = crate::setup::open_procfs()?;
+        crate::setup::map_own_ids(&proc, &request.uid_map, &request.gid_map)?;
     } else {
         let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
         let user = (map_text(&request.uid_map), map_text(&request.gid_map));

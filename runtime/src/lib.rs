@@ -45,6 +45,7 @@ pub mod request;
 pub mod seccomp;
 pub mod task;
 
+mod effective;
 mod exec;
 mod export;
 mod init;
@@ -57,6 +58,7 @@ mod setup;
 mod start;
 pub mod sys;
 
+pub use effective::effective;
 pub use exec::ExecError;
 pub use facts::HostFacts;
 pub use job::{HolderLink, JobNamespaces, JobRequest, Prepared, fork_holder};

@@ -60,6 +60,12 @@ impl Sandbox {
         self.cmd("berth").args(["up", "--detach"]).ok();
     }
 
+    /// As [`Sandbox::up`], by a shell that lowered its limits with these `ulimit` words.
+    pub fn up_with_limits(&mut self, limits: &str) {
+        self.started = true;
+        self.cmd("sh").args(["-c", &format!("ulimit {limits} && exec berth up --detach")]).ok();
+    }
+
     /// Runs `berth down`.
     pub fn down(&mut self) -> Output {
         self.started = false;

@@ -5,6 +5,7 @@ mod bad_input;
 mod cluster;
 mod commands;
 mod containers;
+mod documented;
 mod environment;
 mod escape;
 mod explain;
@@ -22,7 +23,9 @@ mod registries;
 mod saving;
 mod starts;
 mod streams;
+mod tools;
 mod traps;
+mod ulimits;
 
 /// A module that nobody names here would never be run.
 #[test]

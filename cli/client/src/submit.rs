@@ -108,7 +108,9 @@ pub fn submitter(
         default_name,
         cwd: ByteStr::from(cwd.as_path()),
         umask: umask.bits(),
-        limits: limits(std::env::var_os("SLURM_JOB_ID").is_some()),
+        limits: limits(),
+        // Only the node sets this: salloc's own command has the job's other variables and a login's limits.
+        in_job: std::env::var_os("SLURM_TASK_PID").is_some(),
         host,
         sid,
         command,
@@ -116,32 +118,29 @@ pub fn submitter(
     })
 }
 
-/// The caller's soft limits. Of a login shell's, those on processor time, memory, locked memory and open files are
-/// the login node's own affair and stay; inside a job all of them are the job's.
-fn limits(inside: bool) -> Limits {
+/// The caller's soft limits.
+fn limits() -> Limits {
     use rustix::process::{Resource as R, getrlimit};
-    const ALL: &[(Resource, R, bool)] = &[
-        (Resource::As, R::As, true),
-        (Resource::Core, R::Core, false),
-        (Resource::Cpu, R::Cpu, true),
-        (Resource::Data, R::Data, false),
-        (Resource::Fsize, R::Fsize, false),
-        (Resource::Locks, R::Locks, false),
-        (Resource::Memlock, R::Memlock, true),
-        (Resource::Msgqueue, R::Msgqueue, false),
-        (Resource::Nice, R::Nice, false),
-        (Resource::Nofile, R::Nofile, true),
-        (Resource::Nproc, R::Nproc, false),
-        (Resource::Rss, R::Rss, true),
-        (Resource::Rtprio, R::Rtprio, false),
-        (Resource::Rttime, R::Rttime, false),
-        (Resource::Sigpending, R::Sigpending, false),
-        (Resource::Stack, R::Stack, false),
+    const ALL: &[(Resource, R)] = &[
+        (Resource::As, R::As),
+        (Resource::Core, R::Core),
+        (Resource::Cpu, R::Cpu),
+        (Resource::Data, R::Data),
+        (Resource::Fsize, R::Fsize),
+        (Resource::Locks, R::Locks),
+        (Resource::Memlock, R::Memlock),
+        (Resource::Msgqueue, R::Msgqueue),
+        (Resource::Nice, R::Nice),
+        (Resource::Nofile, R::Nofile),
+        (Resource::Nproc, R::Nproc),
+        (Resource::Rss, R::Rss),
+        (Resource::Rtprio, R::Rtprio),
+        (Resource::Rttime, R::Rttime),
+        (Resource::Sigpending, R::Sigpending),
+        (Resource::Stack, R::Stack),
     ];
     let value = |r: R| getrlimit(r).current.map_or(LimitValue::Unlimited, LimitValue::At);
-    let soft =
-        ALL.iter().filter(|(_, _, local)| inside || !local).map(|(name, r, _)| (*name, value(*r))).collect();
-    Limits { soft, required: Vec::new() }
+    Limits { soft: ALL.iter().map(|(name, r)| (*name, value(*r))).collect(), required: Vec::new() }
 }
 
 /// The environment as pairs.

@@ -4,6 +4,7 @@ use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
 use berth_runtime::cgroup::{CgroupFacts, Controller};
+use berth_runtime::doctor;
 use serde::Serialize;
 use std::path::Path;
 
@@ -27,7 +28,7 @@ enum Verdict {
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
 struct Finding {
-    what: &'static str,
+    what: String,
     verdict: Verdict,
     found: String,
     /// What to do; empty where there is nothing.
@@ -35,7 +36,7 @@ struct Finding {
 }
 
 fn good(what: &'static str, found: impl Into<String>) -> Finding {
-    Finding { what, verdict: Verdict::Good, found: found.into(), todo: String::new() }
+    Finding { what: what.into(), verdict: Verdict::Good, found: found.into(), todo: String::new() }
 }
 
 fn finding(
@@ -44,7 +45,7 @@ fn finding(
     found: impl Into<String>,
     todo: impl Into<String>,
 ) -> Finding {
-    Finding { what, verdict, found: found.into(), todo: todo.into() }
+    Finding { what: what.into(), verdict, found: found.into(), todo: todo.into() }
 }
 
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
@@ -62,9 +63,9 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             Verdict::Limited => "limited",
             Verdict::Bad => "BAD    ",
         };
-        text.push_str(&format!("{mark}  {:<17} {}\n", f.what, f.found));
+        text.push_str(&format!("{mark}  {:<20} {}\n", f.what, f.found));
         if !f.todo.is_empty() {
-            text.push_str(&format!("{:28}-> {}\n", "", f.todo));
+            text.push_str(&format!("{:31}-> {}\n", "", f.todo));
         }
     }
     out::print(&text)?;
@@ -77,6 +78,16 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
     all.extend(apparmor(root));
     all.push(programs());
     all.push(cgroups(root));
+    all.extend(doctor::limits().into_iter().map(|found| Finding {
+        what: found.name,
+        verdict: match found.verdict {
+            doctor::Verdict::Good => Verdict::Good,
+            doctor::Verdict::Less => Verdict::Limited,
+            doctor::Verdict::Bad => Verdict::Bad,
+        },
+        found: found.found,
+        todo: found.advice.unwrap_or_default(),
+    }));
     all.push(state_dir(state));
     all
 }

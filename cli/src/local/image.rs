@@ -8,6 +8,7 @@ use berth_images::{
     open_source, resolve,
 };
 use berth_model::ByteStr;
+use berth_runtime::facts::is_privileged;
 use berth_runtime::{ImageConfig, Rootfs, StoreOwner};
 use std::path::Path;
 
@@ -106,9 +107,8 @@ pub(super) fn prepare_for(
         }
         Err(_) => return Ok((Rootfs::Host, ImageConfig::default(), None)),
     };
-    let owner = nix::unistd::geteuid()
-        .is_root()
-        .then_some(StoreOwner { uid: berth_agent::STORE_ID.0, gid: berth_agent::STORE_ID.1 });
+    let owner =
+        is_privileged().then_some(StoreOwner { uid: berth_agent::STORE_ID.0, gid: berth_agent::STORE_ID.1 });
     let layers = prepared.layers.iter().map(|l| ByteStr::from(l.as_path())).collect();
     let bytes = |list: &[String]| list.iter().map(|s| ByteStr::from(s.as_str())).collect();
     let c = &prepared.config;

@@ -7,7 +7,7 @@ use super::submit::{ContainerOptions, Propagate, SubmitOptions};
 use crate::bytes::ByteStr;
 use crate::gres::Wanted;
 use crate::ids::SubmissionId;
-use crate::limits::Limits;
+use crate::limits::{Limits, OF_A_LOGIN, Resource};
 use crate::spec::{
     ContainerSpec, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, MountSpec, NamedSpec, ResolvedImage,
     ResourceRequest, StepSpec, TermSize,
@@ -26,6 +26,8 @@ pub struct Submitter {
     pub umask: u32,
     /// Soft limits of the command.
     pub limits: Limits,
+    /// The command runs in a job, on its node: its limits are the job's.
+    pub in_job: bool,
     /// Its host.
     pub host: String,
     /// Its session.
@@ -138,7 +140,7 @@ impl SubmitOptions {
             submit_dir: by.cwd.clone(),
             io,
             container,
-            limits: self.limits(&by.limits),
+            limits: self.limits(by),
             umask: by.umask,
             warn_signal: self.signal,
             user_env: self.get_user_env || (kind == JobKind::Batch && self.export.wants_login_environment()),
@@ -225,7 +227,7 @@ impl SubmitOptions {
                 open_mode: self.open_mode,
             },
             container,
-            limits: self.limits(&by.limits),
+            limits: self.limits(by),
             umask: by.umask,
             pty: terminal.filter(|_| self.pty),
             kill_on_bad_exit: self.kill_on_bad_exit,
@@ -384,14 +386,22 @@ impl SubmitOptions {
         Ok(Some(all))
     }
 
-    fn limits(&self, own: &Limits) -> Limits {
+    fn limits(&self, by: &Submitter) -> Limits {
+        let those = |wanted: &dyn Fn(Resource) -> bool| {
+            by.limits.soft.iter().filter(|(r, _)| wanted(**r)).map(|(r, v)| (*r, *v)).collect()
+        };
         match &self.propagate {
-            Propagate::All => Limits { soft: own.soft.clone(), required: Vec::new() },
+            Propagate::Inherit => {
+                let travels = |r: Resource| by.in_job || !OF_A_LOGIN.contains(&r);
+                Limits { soft: those(&travels), required: Vec::new() }
+            }
+            Propagate::All => {
+                Limits { soft: by.limits.soft.clone(), required: by.limits.soft.keys().copied().collect() }
+            }
             Propagate::None => Limits::default(),
-            Propagate::Only(names) => Limits {
-                soft: own.soft.iter().filter(|(r, _)| names.contains(r)).map(|(r, v)| (*r, *v)).collect(),
-                required: names.clone(),
-            },
+            Propagate::Only(names) => {
+                Limits { soft: those(&|r| names.contains(&r)), required: names.clone() }
+            }
         }
     }
 

@@ -18,8 +18,10 @@ use std::collections::BTreeMap;
 /// Which of the submitter's limits travel with the job (`--propagate`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Propagate {
-    /// All of them (the default).
+    /// Those that say something of the job, lowered where a node allows less (the default).
     #[default]
+    Inherit,
+    /// All of them, and the node must be able to give them.
     All,
     /// None.
     None,
@@ -167,7 +169,7 @@ impl SubmitOptions {
             overlap: false,
             parsable: false,
             partition: None,
-            propagate: Propagate::All,
+            propagate: Propagate::Inherit,
             pty: false,
             quiet: false,
             requeue: None,

@@ -353,12 +353,37 @@ fn submitter() -> Submitter {
         default_name: "name".into(),
         cwd: ByteStr::from("/home/alice/work"),
         umask: 0o22,
-        limits: Limits { soft: BTreeMap::from([(Resource::Nofile, LimitValue::At(1024))]), required: vec![] },
+        limits: Limits {
+            soft: BTreeMap::from([
+                (Resource::Nofile, LimitValue::At(1024)),
+                (Resource::Stack, LimitValue::Unlimited),
+            ]),
+            required: vec![],
+        },
+        in_job: false,
         host: "node0".into(),
         sid: 7,
         command: ByteStr::from("/home/alice/work/ok.sh"),
         submit_line: ByteStr::from("sbatch ok.sh"),
     }
+}
+
+#[test]
+fn limits_travel_as_propagate_says() {
+    let of = |line: &str, in_job| {
+        let by = Submitter { in_job, ..submitter() };
+        let limits = sbatch(line).unwrap().job_spec(&by, None).unwrap().spec.limits;
+        (limits.soft.into_keys().collect::<Vec<_>>(), limits.required)
+    };
+    let (files, stack) = (Resource::Nofile, Resource::Stack);
+    assert_eq!(of("", false), (vec![stack], vec![]));
+    assert_eq!(of("", true), (vec![files, stack], vec![]));
+    for all in ["--propagate", "--propagate=ALL"] {
+        assert_eq!(of(all, false), (vec![files, stack], vec![files, stack]));
+    }
+    assert_eq!(of("--propagate=NONE", true), (vec![], vec![]));
+    assert_eq!(of("--propagate=RLIMIT_NOFILE", false), (vec![files], vec![files]));
+    assert!(sbatch("--propagate=FILES").unwrap_err().to_string().contains("FILES"));
 }
 
 fn image() -> ImageRef {
@@ -392,7 +417,7 @@ fn options_become_a_job() {
         (plain.name.as_str(), plain.resources.min_nodes, plain.resources.max_nodes),
         ("name", 1, None)
     );
-    assert_eq!(plain.limits.soft.len(), 1);
+    assert_eq!(plain.limits.soft.keys().collect::<Vec<_>>(), [&Resource::Stack]);
     let fewer = sbatch("-N3 -n1").unwrap().job_spec(&submitter(), None).unwrap();
     assert_eq!(fewer.spec.resources.min_nodes, 1);
     assert_eq!(fewer.notes, ["can't run 1 processes on 3 nodes, setting nnodes to 1"]);

@@ -1,6 +1,7 @@
 //! The frames themselves: bytes to meaning and back, for bytes from anyone.
 
 use crate::kept::{KeptContainer, KeptQuery};
+use berth_model::effective::Effective;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::StepExit;
 use berth_model::spec::TermSize;
@@ -81,11 +82,15 @@ pub enum Kind {
     Kept = 17,
     /// Agent to client: one of them.
     KeptContainer = 18,
+    /// Client to agent: what does this step have?
+    Describe = 19,
+    /// Agent to client: what it has.
+    Description = 20,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 18] = [
+        const ALL: [Kind; 20] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -104,6 +109,8 @@ impl Kind {
             Kind::Credit,
             Kind::Kept,
             Kind::KeptContainer,
+            Kind::Describe,
+            Kind::Description,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -172,6 +179,10 @@ pub enum Frame {
     Kept(KeptQuery),
     /// A container that is kept.
     KeptContainer(Box<KeptContainer>),
+    /// What does this step have on the node?
+    Describe(Attach),
+    /// What a step has on the node.
+    Description(Box<Effective>),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -258,6 +269,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Credit(n) => put(Kind::Credit, ALL_TASKS, &n.to_le_bytes()),
         Frame::Kept(query) => put(Kind::Kept, ALL_TASKS, &json(Kind::Kept, query)?),
         Frame::KeptContainer(one) => put(Kind::KeptContainer, ALL_TASKS, &json(Kind::KeptContainer, one)?),
+        Frame::Describe(step) => put(Kind::Describe, ALL_TASKS, &json(Kind::Describe, step)?),
+        Frame::Description(what) => put(Kind::Description, ALL_TASKS, &json(Kind::Description, what)?),
     }
 }
 
@@ -341,6 +354,8 @@ impl Frame {
                 Ok(bytes) => Ok(Frame::Credit(u32::from_le_bytes(bytes))),
                 Err(_) => Err(bad("expected a number of bytes")),
             },
+            Kind::Describe => Ok(Frame::Describe(parse(kind, &payload)?)),
+            Kind::Description => Ok(Frame::Description(Box::new(parse(kind, &payload)?))),
         }
     }
 }

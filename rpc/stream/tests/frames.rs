@@ -1,4 +1,5 @@
 //! Frames survive the wire, in any pieces; garbage is refused and never believed.
+use berth_model::effective::Effective;
 use berth_model::ids::{Attempt, JobId, StepId, Uid};
 use berth_model::launch::{StepExit, Usage};
 use berth_model::spec::TermSize;
@@ -56,6 +57,16 @@ fn frame() -> impl Strategy<Value = Frame> {
             created: Time(5),
             used: Time(6),
             state: KeptState::Running(JobId(n)),
+        }))),
+        (any::<u32>(), any::<u32>()).prop_map(|(j, a)| Frame::Describe(Attach {
+            job: JobId(j),
+            attempt: Attempt(a),
+            step: StepId::Batch
+        })),
+        (".{0,20}", any::<u64>()).prop_map(|(node, number)| Frame::Description(Box::new(Effective {
+            node,
+            namespaces: vec![("user".into(), number)],
+            ..Effective::default()
         }))),
     ]
 }

@@ -247,6 +247,28 @@ impl Cgroup {
         self.backends().fold(CgroupUsage::default(), |u, b| u.or(b.usage()))
     }
 
+    /// What the files of its limits hold, by path.
+    pub fn values(&self) -> Vec<(String, String)> {
+        const FILES: [&str; 10] = [
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "memory.max",
+            "memory.swap.max",
+            "cpuset.cpus",
+            "cpuset.mems",
+            "cpu.cfs_quota_us",
+            "cpu.max",
+            "pids.max",
+            "devices.list",
+        ];
+        let dirs = self.backends().flat_map(Backend::dirs);
+        let held = |dir: &Path, file: &str| {
+            let value = files::read(dir, file)?.replace('\n', ";");
+            Some((dir.join(file).display().to_string(), value))
+        };
+        dirs.flat_map(|dir| FILES.iter().filter_map(move |file| held(dir, file))).collect()
+    }
+
     /// Processes in it and below.
     pub fn processes(&self) -> Vec<i32> {
         let mut all = Vec::new();

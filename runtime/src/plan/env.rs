@@ -38,10 +38,10 @@ pub struct EnvVar {
 }
 
 /// What a container has as PATH when its image says nothing.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Variables of the submitter that describe the submitter's machine and mean nothing, or harm, in an image.
-const NOT_INHERITED: &[&str] = &[
+pub(super) const NOT_INHERITED: &[&str] = &[
     "_",
     "DBUS_SESSION_BUS_ADDRESS",
     "HOME",
@@ -63,8 +63,8 @@ const NOT_INHERITED: &[&str] = &[
 ];
 
 /// Names and prefixes of variables that belong to the job and win over the image's.
-const JOB_PREFIXES: &[&str] = &["SLURM_", "SLURMD_", "SRUN_", "BERTH_", "PMI_", "PMIX_"];
-const JOB_NAMES: &[&str] = &[
+pub(super) const JOB_PREFIXES: &[&str] = &["SLURM_", "SLURMD_", "SRUN_", "BERTH_", "PMI_", "PMIX_"];
+pub(super) const JOB_NAMES: &[&str] = &[
     "CUDA_VISIBLE_DEVICES",
     "GPU_DEVICE_ORDINAL",
     "HIP_VISIBLE_DEVICES",

@@ -2,7 +2,6 @@
 
 use super::{Mode, MountKind, Ns, Origin, Plan, RootPlan};
 use crate::request::WritableLayer;
-use berth_model::limits::LimitValue;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -92,10 +91,6 @@ impl Plan {
 
     fn limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (resource, value) in &self.limits.soft {
-            let value = match value {
-                LimitValue::At(n) => n.to_string(),
-                LimitValue::Unlimited => "unlimited".to_string(),
-            };
             let must = if self.limits.required.contains(resource) { ", or the start fails" } else { "" };
             writeln!(f, "limit: {} {value}{must}", crate::limits::name(*resource))?;
         }

@@ -190,3 +190,19 @@ proptest! {
         prop_assert!(a.env.iter().all(|v| !v.name.0.is_empty() && !v.name.0.contains(&b'=') && !v.value.0.contains(&0)));
     }
 }
+
+/// `docs/containers.md` lists the variables that are treated apart: exactly those of the code.
+#[test]
+fn the_page_lists_the_variables_as_they_are() {
+    use super::env::{DEFAULT_PATH, JOB_NAMES, JOB_PREFIXES, NOT_INHERITED};
+    let page = include_str!("../../../docs/containers.md");
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>();
+    let row = |origin: &str| page.lines().find(|l| l.contains(&format!("| {origin} |"))).unwrap().to_string();
+    let start = page.find("Not inherited from the submitter").unwrap();
+    let list = &page[start..start + page[start..].find("`/run/berth/bin`").unwrap()];
+    let mut stay: Vec<String> = quoted(list);
+    stay.retain(|name| name != "--container-env");
+    assert_eq!(stay, NOT_INHERITED);
+    assert_eq!(quoted(&row("job")), [JOB_PREFIXES, JOB_NAMES].concat());
+    assert!(quoted(&row("image")).contains(&DEFAULT_PATH.to_string()));
+}

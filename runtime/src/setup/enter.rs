@@ -10,7 +10,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use std::fmt::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 pub(crate) const USERNS_HINT: &str = "user namespaces may be restricted here: `berth doctor` says how to allow them \
     (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)";
@@ -24,15 +24,21 @@ pub(crate) fn map_text(map: &[IdMap]) -> String {
     })
 }
 
+/// The `/proc` of the node, through which ids are mapped even when the container has another.
+pub(crate) fn open_procfs() -> Setup<OwnedFd> {
+    userns::open_procfs().doing_at("use as the kernel's process table", &"/proc".into())
+}
+
 /// User mode: maps the caller's one uid and gid in the namespace it is in.
-pub(crate) fn map_own_ids(uid_map: &[IdMap], gid_map: &[IdMap]) -> Setup<()> {
+pub(crate) fn map_own_ids(proc: &OwnedFd, uid_map: &[IdMap], gid_map: &[IdMap]) -> Setup<()> {
     let map = |file: &str, text: &str| {
-        userns::write_file(file, text).doing_at("write", &file.into()).map_err(|f| f.hint(USERNS_HINT))
+        let named = ByteStr::from(format!("/proc/self/{file}"));
+        userns::write_own(proc, file, text).doing_at("write", &named).map_err(|f| f.hint(USERNS_HINT))
     };
     // Required before an unprivileged gid map: else a process could drop a group that denies it access.
-    map("/proc/self/setgroups", "deny")?;
-    map("/proc/self/uid_map", &map_text(uid_map))?;
-    map("/proc/self/gid_map", &map_text(gid_map))
+    map("setgroups", "deny")?;
+    map("uid_map", &map_text(uid_map))?;
+    map("gid_map", &map_text(gid_map))
 }
 
 /// Makes the container's root the root of this mount namespace and takes the node's away.
@@ -80,7 +86,9 @@ pub(crate) fn set_groups(groups: &[u32]) -> Setup<()> {
 }
 
 /// Becomes the user.
-pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
+///
+/// `proc`: of [`open_procfs`], where the user's own ids are to be mapped. By now `/proc` is the container's.
+pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>) -> Setup<()> {
     let id = &plan.identity;
     let (host, joined) = (plan.root == RootPlan::Host, plan.root == RootPlan::Joined);
     if plan.mode == Mode::System {
@@ -105,15 +113,15 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).doing("become the user's group")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).doing("become the user")?;
     }
-    let within_jobs = plan.mode == Mode::User && plan.namespaces.user == Ns::Own && plan.namespaces.in_job();
-    if within_jobs && joined {
+    let within_jobs = proc.filter(|_| plan.namespaces.in_job());
+    if within_jobs.is_some() && joined {
         let ns =
             fds.join.iter().find(|(ns, _)| *ns == Entered::User).ok_or_else(|| {
                 SetupFailure::new("enter the running container's user namespace", Errno::INVAL)
             })?;
         rustix::thread::move_into_link_name_space(ns.1.as_fd(), Some(LinkNameSpaceType::User))
             .doing("enter the running container's user namespace")?;
-    } else if within_jobs {
+    } else if let Some(proc) = within_jobs {
         // Within the job's, and only now: what is mounted belongs to the job's user namespace, which alone
         // may show its processes in /proc. As above, the copy locks the mounts.
         fork::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
@@ -122,7 +130,7 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds) -> Setup<()> {
         let within = |map: &[IdMap], job: u32| -> Vec<IdMap> {
             map.iter().map(|m| IdMap { inside: m.inside, outside: job }).collect()
         };
-        map_own_ids(&within(&plan.uid_map, id.uid), &within(&plan.gid_map, id.gid))?;
+        map_own_ids(proc, &within(&plan.uid_map, id.uid), &within(&plan.gid_map, id.gid))?;
     }
     if plan.namespaces.user == Ns::Node {
         // The ids say it all: setresuid took root's capabilities, and root keeps them.

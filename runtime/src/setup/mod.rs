@@ -12,8 +12,10 @@ pub(crate) mod overlay;
 mod rights;
 mod shm;
 pub(crate) mod target;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use enter::{enter_directory, map_own_ids, map_text, workdir_hint};
+pub(crate) use enter::{enter_directory, map_own_ids, map_text, open_procfs, workdir_hint};
 pub(crate) use shm::hold as hold_shm;
 
 use crate::plan::{Mode, Ns, Plan, RootPlan};
@@ -136,8 +138,11 @@ pub(crate) struct Made {
 pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Made> {
     let mut made = Made::default();
     let notes = &mut made.notes;
-    if plan.mode == Mode::User && plan.namespaces.user == Ns::Own && !plan.namespaces.in_job() {
-        map_own_ids(&plan.uid_map, &plan.gid_map)?;
+    // Whoever maps the own ids may have mounted anything over `/proc` by the time it is done.
+    let own_ids = plan.mode == Mode::User && plan.namespaces.user == Ns::Own;
+    let proc = own_ids.then(open_procfs).transpose()?;
+    if let Some(proc) = proc.as_ref().filter(|_| !plan.namespaces.in_job()) {
+        map_own_ids(proc, &plan.uid_map, &plan.gid_map)?;
     }
     if plan.namespaces.cgroup {
         // Here and not in clone3: the namespace's root is the cgroup the process is in by now.
@@ -174,7 +179,7 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Made> {
         errno: 0,
         hint: None,
     })?;
-    enter::take_identity(plan, fds)?;
+    enter::take_identity(plan, fds, proc.as_ref())?;
     enter::workdir(plan)?;
     enter::confine(plan)?;
     Ok(made)

@@ -79,7 +79,8 @@ pub(super) fn perform(
     Ok(())
 }
 
-fn one(root: &Root, m: &PlannedMount, source: Source) -> Setup<()> {
+/// One mount.
+pub(super) fn one(root: &Root, m: &PlannedMount, source: Source) -> Setup<()> {
     let attrs = attr_flags(m.attrs);
     match &m.kind {
         MountKind::Proc => {
@@ -174,6 +175,8 @@ fn bind(root: &Root, m: &PlannedMount, source: &OwnedFd, recursive: bool, slave:
             },
         ));
     }
+    // The place first: a clone that is not attached in the end costs the kernel a grace period.
+    let place = target::ensure(root, &m.target, if directory { Kind::Directory } else { Kind::File })?;
     let tree = clone_tree(source, recursive).map_err(|e| {
         let failure = SetupFailure::at("bind the source of", &m.target, e);
         // The kernel does not let a user namespace reveal what lies under the node's mounts.
@@ -190,7 +193,7 @@ fn bind(root: &Root, m: &PlannedMount, source: &OwnedFd, recursive: bool, slave:
         ..mountattr::Change::default()
     };
     mountattr::mount_setattr(tree.as_fd(), change).doing_at("set the flags of the mount on", &m.target)?;
-    place(root, m, tree.as_fd(), if directory { Kind::Directory } else { Kind::File })
+    attach(tree.as_fd(), &place, "").doing_at("mount on", &m.target)
 }
 
 fn umount(root: &Root, m: &PlannedMount) -> Setup<()> {

@@ -2,7 +2,7 @@
 
 use super::share::Waiting;
 use super::{Errno, SysResult};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Makes a user namespace with these maps (`inside outside count` lines) and returns its descriptor.
@@ -33,10 +33,33 @@ fn adopt_namespace(pid: i32, uid_map: &str, gid_map: &str) -> SysResult<OwnedFd>
     rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
+// linux/magic.h
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
+/// Opens `/proc`, to be written through later, when a name in `/proc` may be anybody's. `ENODEV`: it is no procfs.
+pub fn open_procfs() -> SysResult<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty())?;
+    if rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC { Ok(proc) } else { Err(Errno::NODEV) }
+}
+
+/// Writes a file of the calling process through a procfs that was opened before; no link and no mount is followed.
+pub fn write_own(proc: &OwnedFd, file: &str, text: &str) -> SysResult<()> {
+    let pid = rustix::fs::readlinkat(proc, "self", Vec::new())?;
+    let path = format!("{}/{file}", pid.to_str().map_err(|_| Errno::INVAL)?);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    whole(&rustix::fs::openat2(proc, path, flags, Mode::empty(), resolve)?, text)
+}
+
 /// Writes a file of `/proc` in one call, as the kernel wants its maps.
-pub fn write_file(path: &str, text: &str) -> SysResult<()> {
+fn write_file(path: &str, text: &str) -> SysResult<()> {
     let fd = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    match rustix::io::write(&fd, text.as_bytes())? {
+    whole(&fd, text)
+}
+
+fn whole(fd: &OwnedFd, text: &str) -> SysResult<()> {
+    match rustix::io::write(fd, text.as_bytes())? {
         n if n == text.len() => Ok(()),
         _ => Err(Errno::IO),
     }

@@ -169,6 +169,10 @@ pub struct Order {
     pub die: bool,
     /// Scripts of the steps of one job, instead of one container's tasks.
     pub steps: Vec<String>,
+    /// Make and end the container so often, going on where it is refused.
+    pub rounds: u32,
+    /// Show this file instead of the node's `/dev/null` (root).
+    pub null: Option<PathBuf>,
     /// cgroup v1/v2 name to run in.
     pub cgroup: Option<(String, berth_runtime::cgroup::CgroupLimits)>,
 }
@@ -188,6 +192,8 @@ impl Order {
             signal: None,
             die: false,
             steps: Vec::new(),
+            rounds: 0,
+            null: None,
             cgroup: None,
         }
     }
@@ -213,10 +219,24 @@ pub fn launch(order: &Order, mode: As) -> Outcome {
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let file = dir.at("order.json");
     std::fs::write(&file, serde_json::to_vec(order).unwrap()).unwrap();
-    let mut command = Command::new(&program);
+    let mut command = match &order.null {
+        None => Command::new(&program),
+        Some(null) => {
+            // The user's rights are taken after the mount, for which root's are needed.
+            let mut outer = Command::new("unshare");
+            let change = if mode == As::User {
+                format!("setpriv --reuid {USER} --regid {USER} --clear-groups")
+            } else {
+                String::new()
+            };
+            let text = format!("mount --bind \"$1\" /dev/null && shift && exec {change} \"$@\"");
+            outer.args(["--mount", "sh", "-c", &text, "sh"]).arg(null).arg(&program);
+            outer
+        }
+    };
     command.arg(FLAG).arg(&file).current_dir("/").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    if is_root() && mode == As::User {
+    if is_root() && mode == As::User && order.null.is_none() {
         command.uid(USER).gid(USER);
     }
     let result = command.output().unwrap();
@@ -265,6 +285,9 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
     let plan = plan(&order.request, &facts)?;
     if !order.steps.is_empty() {
         return run_job(&order, &plan);
+    }
+    if order.rounds > 0 {
+        return repeat(&order, &plan);
     }
     let group = match &order.cgroup {
         Some((name, limits)) => Some(Cgroup::create(&CgroupFacts::detect(), name, limits)?),
@@ -318,6 +341,29 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
         group.kill_and_remove(std::time::Duration::from_secs(5))?;
     }
     Ok(code)
+}
+
+/// The same container again and again: says how often it could be made.
+fn repeat(order: &Order, plan: &berth_runtime::Plan) -> Result<i32, Box<dyn std::error::Error>> {
+    let (mut made, mut refused) = (0, 0);
+    for _ in 0..order.rounds {
+        match start_init(plan, StartOptions::default()) {
+            Err(_) => refused += 1,
+            Ok(mut init) => {
+                let stdout = Some(std::io::stdout().as_fd().try_clone_to_owned()?);
+                let stdio = TaskStdio::Fds { stdin: None, stdout, stderr: None };
+                let argv = order.tasks[0].iter().map(|a| ByteStr::from(a.as_str())).collect();
+                init.spawn(TaskSpec { argv, stdio, ..TaskSpec::default() })?;
+                while !matches!(init.next_event(true)?, Some(Event::Exited { .. } | Event::ExecFailed { .. }))
+                {
+                }
+                init.finish()?;
+                made += 1;
+            }
+        }
+    }
+    println!("{made} made, {refused} refused");
+    Ok(0)
 }
 
 /// Steps of one job: all are started, then each is waited for and ended, in order.

@@ -11,10 +11,12 @@
 )]
 
 mod cgroups;
+mod disguises;
 mod escape;
 mod helper;
 mod job;
 mod options;
+mod races;
 mod rights;
 mod tasks;
 
@@ -28,12 +30,20 @@ fn main() {
     if args.first().is_some_and(|a| a == helper::FLAG) {
         helper::child_main(&args[1]);
     }
-    let tests: Vec<Test> =
-        [tasks::TESTS, options::TESTS, escape::TESTS, rights::TESTS, cgroups::TESTS, job::TESTS]
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
+    let tests: Vec<Test> = [
+        tasks::TESTS,
+        options::TESTS,
+        escape::TESTS,
+        disguises::TESTS,
+        races::TESTS,
+        rights::TESTS,
+        cgroups::TESTS,
+        job::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+    .collect();
     if args.iter().any(|a| a == "--list") {
         // The part of libtest's protocol that nextest speaks; no test is ignored.
         if !args.iter().any(|a| a == "--ignored") {

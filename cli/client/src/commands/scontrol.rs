@@ -20,12 +20,13 @@ use super::{command_line, nodes, view};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::{View, json, scontrol};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::step::stream::describe;
 use crate::{Command, Invocation, block_on, out};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{NodeStateChange, RefusalCode, Response};
 use berth_model::spec::JobSelector;
-use berth_model::{JobId, NodeName, StepId};
+use berth_model::{JobId, NodeName, StepId, StepKey};
 use berth_rpc::{Client, RpcError};
 
 crate::doc::about!("scontrol.rs");
@@ -44,7 +45,12 @@ pub const SPEC: Spec = Spec {
     about: ABOUT,
     options: &[
         opt("all", Some('a'), Arg::None, "Everything (nothing is hidden anyway)"),
-        opt("details", Some('d'), Arg::None, "What a job has on each node"),
+        opt(
+            "details",
+            Some('d'),
+            Arg::None,
+            "What a job has on each node, and a step's limits, control groups and namespaces on this one",
+        ),
         opt("json", None, Arg::None, "As JSON"),
         opt("oneliner", Some('o'), Arg::None, "A line for each record"),
         opt("quiet", Some('Q'), Arg::None, "No messages beside errors"),
@@ -406,7 +412,16 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
                 None => out::print("No job steps in the system\n").map(|()| 0),
             };
         }
-        let records = found.iter().map(|(j, s)| scontrol::step(j, s, &view)).collect();
+        let mut records: Vec<Vec<String>> = found.iter().map(|(j, s)| scontrol::step(j, s, &view)).collect();
+        if parsed.has("details") {
+            for ((job, step), lines) in found.iter().zip(&mut records) {
+                let key = StepKey { job: job.id, attempt: step.attempt, step: step.id };
+                match describe(&site.streams, key).await {
+                    Ok(what) => lines.extend(scontrol::effective(&what)),
+                    Err(why) => out::complain(&format!("scontrol: StepId={key}: no details: {why}")),
+                }
+            }
+        }
         print(
             records,
             parsed,

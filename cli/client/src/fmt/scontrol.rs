@@ -2,7 +2,9 @@
 
 use super::{View, hosts, job, node, step_tres, time, tres};
 use berth_model::config::PartitionState;
+use berth_model::effective::{Effective, EffectiveLimit};
 use berth_model::hardware::GresDevice;
+use berth_model::limits::LimitValue;
 use berth_model::pattern::Place;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
 use berth_model::spec::{JobKind, TimeLimit};
@@ -310,6 +312,25 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Vec<String> {
     ];
     if let Some(image) = &s.image {
         lines.push(format!("Container={image}"));
+    }
+    lines
+}
+
+/// What a step has on a node: `scontrol -d show step` adds it to the record.
+pub fn effective(e: &Effective) -> Vec<String> {
+    let limits = |value: fn(&EffectiveLimit) -> LimitValue| {
+        let words = e.limits.iter().map(|l| format!("{}:{}", l.resource.name().to_lowercase(), value(l)));
+        null(words.collect::<Vec<_>>().join(","))
+    };
+    let namespaces = e.namespaces.iter().map(|(kind, number)| format!("{kind}:{number}"));
+    let mut lines = vec![
+        format!("Node={} SoftLimits={}", e.node, limits(|l| l.soft)),
+        format!("HardLimits={}", limits(|l| l.hard)),
+        format!("Namespaces={}", null(namespaces.collect::<Vec<_>>().join(","))),
+    ];
+    lines.extend(e.control_groups.iter().map(|(file, value)| format!("ControlGroup={file}:{value}")));
+    if e.control_groups.is_empty() {
+        lines.push("ControlGroup=(null)".to_string());
     }
     lines
 }

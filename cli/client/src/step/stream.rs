@@ -3,6 +3,7 @@
 
 use super::labels::Labels;
 use berth_model::StepKey;
+use berth_model::effective::Effective;
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame, MAX_PAYLOAD};
 use std::io::{self, Read, Write};
@@ -37,6 +38,22 @@ pub async fn attach(socket: &Path, key: StepKey) -> Result<UnixStream, NotAttach
             Err(away("unexpected answer; use the same version of berth on both sides".to_string()))
         }
         Ok(None) => Err(away("the connection was closed before the step answered".to_string())),
+        Err(e) => Err(away(e.to_string())),
+    }
+}
+
+/// Asks the node's agent what a step has there. The error is in the agent's words.
+pub async fn describe(socket: &Path, key: StepKey) -> Result<Effective, String> {
+    let away = |e: String| format!("{}: {e}", socket.display());
+    let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
+    write_frame(&mut stream, &Frame::Describe(Attach::from(key))).await.map_err(|e| away(e.to_string()))?;
+    match read_frame(&mut stream).await {
+        Ok(Some(Frame::Description(what))) => Ok(*what),
+        Ok(Some(Frame::Refused(why))) => Err(why),
+        Ok(Some(_)) => {
+            Err(away("unexpected answer; use the same version of berth on both sides".to_string()))
+        }
+        Ok(None) => Err(away("the connection was closed without an answer".to_string())),
         Err(e) => Err(away(e.to_string())),
     }
 }

@@ -103,7 +103,12 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("propagate", Commands::ABR)
         .may_take("ALL|NONE|LIMIT,...")
         .choices(&["ALL", "NONE"])
-        .help("Soft resource limits (ulimit) that go with the job: ALL (the default, lowered where a node allows less), NONE, or names such as NOFILE,STACK, which a node must be able to give.")
+        .help(
+            "Soft resource limits (ulimit) that go with the job: ALL (also without a value), NONE, or names such as \
+             NOFILE,STACK. What is asked for by this option a node must be able to give. Without the option limits \
+             are lowered where a node allows less, and AS, CPU, MEMLOCK, NOFILE and RSS of a login shell stay behind; \
+             inside a job all of its limits go with its steps.",
+        )
         .set(|o, g| {
             o.propagate = match g.value {
                 None => Propagate::All,

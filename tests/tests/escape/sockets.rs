@@ -1,0 +1,43 @@
+//! Sockets of ours: none is abstract, because abstract ones are reached from every container that shares the node's network.
+
+use berth_tests::{Sandbox, each_user, images, leftovers};
+use std::collections::BTreeMap;
+
+/// Unix sockets of the node by inode: `@name` for abstract ones, a path, or nothing.
+fn unix_sockets() -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let fields = text.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>());
+    fields.map(|f| (f[6].to_string(), f.get(7).unwrap_or(&"").to_string())).collect()
+}
+
+fn of_process(pid: i32) -> Vec<String> {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = links.filter_map(|e| std::fs::read_link(e.path()).ok()?.to_str().map(str::to_string));
+    links.filter_map(|l| Some(l.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())).collect()
+}
+
+each_user! {
+    fn no_part_of_ours_has_an_abstract_one(who) {
+        let sandbox = Sandbox::start(who);
+        let option = format!("--container-image={}", images::busybox().display());
+        let job = sandbox.sbatch(&["-o", "/dev/null"], "#!/bin/sh\nsleep 1000\n");
+        let mut step = sandbox.srun([&option, "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
+        step.wait_for("ready", 60);
+        let ours = leftovers::processes(&sandbox.state());
+        let known = unix_sockets();
+        let mut paths = 0;
+        for (pid, line) in &ours {
+            for inode in of_process(*pid) {
+                let name = known.get(&inode).cloned().unwrap_or_default();
+                assert!(!name.starts_with('@'), "{line} has the abstract socket {name}");
+                paths += usize::from(name.ends_with(".sock"));
+            }
+        }
+        // The named ones were seen, so an abstract one would have been.
+        assert!(paths >= 3, "only {paths} sockets of {} processes were found", ours.len());
+        step.signal(nix::sys::signal::Signal::SIGINT);
+        step.signal(nix::sys::signal::Signal::SIGINT);
+        sandbox.cmd("scancel").arg(job.to_string()).ok();
+        drop(step);
+    }
+}

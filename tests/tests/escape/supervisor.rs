@@ -1,0 +1,141 @@
+//! The supervisor of a step and its word: it cannot be killed, traced or starved, and nobody else says how a step ended.
+
+use berth_tests::{Cmd, Sandbox, Who, each_user, images, leftovers};
+use std::os::unix::fs::MetadataExt;
+
+/// What a user can try on a process that is not the user's; those that worked.
+fn harm(who: &Who, pid: i32) -> Vec<String> {
+    let attacks = [
+        format!("kill -9 {pid}"),
+        format!("kill -STOP {pid}"),
+        format!("strace -f -o /dev/null -p {pid} & sleep 0.3; kill -INT $!; wait $!"),
+        format!("cat /proc/{pid}/environ"),
+        format!("ls /proc/{pid}/fd/"),
+        format!("ls /proc/{pid}/root/"),
+        format!("dd if=/proc/{pid}/mem bs=1 count=1"),
+        format!("echo 1000 > /proc/{pid}/oom_score_adj"),
+        format!("renice 19 {pid}"),
+        format!("prlimit --pid {pid} --nofile=1:1"),
+        format!("nsenter -t {pid} -m /bin/true"),
+    ];
+    let worked = |line: &String| {
+        Cmd::new("sh").args(["-c", &format!("({line}) > /dev/null 2>&1")]).who(who).dir("/").run().rc == 0
+    };
+    attacks.into_iter().filter(worked).collect()
+}
+
+fn owner(pid: i32) -> Option<u32> {
+    std::fs::metadata(format!("/proc/{pid}")).ok().map(|m| m.uid())
+}
+
+/// The process of a user's with this command line.
+fn task(who: &Who, command: &str) -> i32 {
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let line = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut found = pids.filter(|pid| {
+        owner(*pid) == Some(who.uid) && line(*pid).trim_end_matches('\0').replace('\0', " ") == command
+    });
+    found.next().expect("the task is not found")
+}
+
+/// The process and what it descends from.
+fn ancestors(pid: i32) -> Vec<i32> {
+    let parent = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        status.lines().find_map(|l| l.strip_prefix("PPid:"))?.trim().parse::<i32>().ok().filter(|p| *p > 0)
+    };
+    std::iter::successors(Some(pid), parent).collect()
+}
+
+#[test]
+fn a_user_cannot_harm_the_supervisor_of_the_own_job_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let user = Who::user();
+    let image = format!("--container-image={}", images::busybox().display());
+    for options in [&["-n1"][..], &[&image]] {
+        let words = options.iter().chain(&["sh", "-c", "echo ready; read x; exit 5"]);
+        let mut step = sandbox.cmd_as(&user, "srun").dir("/").args(words).stdin_open().spawn();
+        step.wait_for("ready", 60);
+        let above = ancestors(task(&user, "sh -c echo ready; read x; exit 5"));
+        let supervisors: Vec<i32> =
+            above.into_iter().filter(|pid| *pid != 1 && owner(*pid) == Some(0)).collect();
+        assert!(!supervisors.is_empty(), "no supervisor was found");
+        let others =
+            leftovers::processes(&sandbox.state()).into_iter().filter(|(_, line)| line.contains("berth"));
+        let others: Vec<i32> = others.map(|(pid, _)| pid).filter(|pid| owner(*pid) == Some(0)).collect();
+        assert!(others.len() >= 2, "controller and agent were not found");
+        for pid in supervisors.into_iter().chain(others) {
+            assert_eq!(harm(&user, pid), Vec::<String>::new(), "{pid}");
+        }
+        step.write(b"x\n");
+        assert_eq!(step.finish().rc, 5, "{options:?}");
+    }
+}
+
+/// All that a job's user can write below the state directory: what is told to others must not be among it.
+#[test]
+fn a_user_writes_nothing_by_which_an_exit_is_told_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let user = Who::user();
+    let state = sandbox.state().display().to_string();
+    let script = format!("find {state} -writable ! -type l ! -path '{state}/jobs/*/tmp*' 2>/dev/null | sort");
+    let text = sandbox.cmd_as(&user, "srun").dir("/").args(["sh", "-c", &script]).ok().text();
+    let inside = |line: &str| line.strip_prefix(&state).unwrap_or(line).to_string();
+    // Sockets behind which the kernel says who calls, and what the job itself was given.
+    let other: Vec<String> = text
+        .lines()
+        .map(inside)
+        .filter(|l| !["/run/agent.sock", "/run/controller.sock"].contains(&l.as_str()))
+        .filter(|l| !l.starts_with("/jobs/"))
+        .collect();
+    assert_eq!(other, Vec::<String>::new(), "{text}");
+    assert!(text.contains("/run/agent.sock"), "nothing was found: {text}");
+}
+
+/// Another user asks the agent for a step that is not the own one, in the agent's own words.
+#[test]
+fn another_user_is_not_attached_to_a_step_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let (user, stranger) = (Who::user(), Who::stranger());
+    let mut step = sandbox
+        .cmd_as(&user, "srun")
+        .dir("/")
+        .args(["sh", "-c", "echo ready; read x; echo $x"])
+        .stdin_open()
+        .spawn();
+    step.wait_for("ready", 60);
+    let job = sandbox.cmd("squeue").args(["-h", "-o", "%i"]).ok().text();
+    let socket = sandbox.state().join("run/agent.sock");
+    let ask = "use IO::Socket::UNIX; my ($path, $job) = @ARGV; my $s = IO::Socket::UNIX->new(Peer => $path) or die;
+        my $json = qq({\"job\":$job,\"attempt\":0,\"step\":{\"number\":0}}); my $other = qq({\"job\":$job,\"attempt\":0,\"step\":\"0\"});
+        for my $text ($json, $other) { my $s = IO::Socket::UNIX->new(Peer => $path) or die;
+            print $s pack('CVV', 1, 0xffffffff, length $text), $text; $s->flush; my $head; read($s, $head, 9); my ($kind) = unpack('C', $head // ''); print 'kind ', $kind // 'none', ' '; }";
+    let line = Cmd::new("perl").args(["-e", ask]).arg(&socket).arg(&job);
+    let text = line.who(&stranger).run().text();
+    assert!(text.contains("kind 4") && !text.contains("kind 3"), "not refused: {text}");
+    step.write(b"mine\n");
+    assert_eq!(step.finish().text(), "ready\nmine");
+}
+
+each_user! {
+    fn killing_what_runs_a_task_is_no_success(who) {
+        let sandbox = Sandbox::start(who);
+        let image = format!("--container-image={}", images::busybox().display());
+        // The parent of a task is the step's init, which has the user's uid.
+        for options in [&["-n1"][..], &[&image], &[&image, "--container-remap-root"]] {
+            // In a container the job's processes are all that a signal for everything reaches.
+            let everything = if options.contains(&"-n1") { "" } else { "kill -9 -1;" };
+            let line = format!("kill -9 $PPID; {everything} sleep 5; exit 0");
+            let command = ["sh", "-c", line.as_str()];
+            let words = options.iter().chain(&command);
+            let output = sandbox.srun(words).run();
+            assert_ne!(output.rc, 0, "{options:?}: {output}");
+        }
+        let rows = sandbox.cmd("sacct").args(["-n", "-P", "-X", "-o", "State,ExitCode"]).ok().text();
+        assert_eq!(rows.lines().count(), 3, "{rows}");
+        assert!(!rows.contains("COMPLETED") && !rows.contains("|0:0"), "{rows}");
+    }
+}
