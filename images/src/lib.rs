@@ -28,6 +28,8 @@
 mod archive;
 mod digest;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod helpers;
 mod manifest;
 mod progress;

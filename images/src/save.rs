@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::archive::BLOCK;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::manifest::{
@@ -99,7 +98,7 @@ fn write(
     let layers: Vec<&LayerInfo> = head.layers.iter().filter(|l| seen.insert(&l.digest)).collect();
     let bytes = layers.iter().map(|l| l.size).sum();
     progress.event(ProgressEvent::Start { layers: layers.len(), cached: 0, bytes });
-    let mut tar = Tar(BufWriter::with_capacity(1 << 18, file));
+    let mut archive = tar::Builder::new(BufWriter::with_capacity(1 << 18, file));
     let index = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -110,86 +109,80 @@ fn write(
             "annotations": {"org.opencontainers.image.ref.name": name},
         }],
     });
-    tar.member("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
-    tar.member("index.json", index.to_string().as_bytes()).map_err(io)?;
-    tar.member(&blob(&image.digest), &head.manifest).map_err(io)?;
-    tar.member(&blob(&head.config_digest), &head.config).map_err(io)?;
+    let mut member = |name: &str, bytes: &[u8]| add(&mut archive, name, bytes.len() as u64, bytes);
+    member("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
+    member("index.json", index.to_string().as_bytes()).map_err(io)?;
+    member(&blob(&image.digest), &head.manifest).map_err(io)?;
+    member(&blob(&head.config_digest), &head.config).map_err(io)?;
     for layer in layers {
-        let what = format!("layer {} of {}", layer.digest, head.what);
-        let mut from = source.open(BlobKind::Blob, &layer.digest, 0)?.take(layer.size);
-        let mut hasher = Hasher::new(layer.digest.algorithm());
-        tar.header(&blob(&layer.digest), layer.size).map_err(io)?;
-        let mut buffer = vec![0; 1 << 18];
-        let mut total = 0;
-        loop {
-            let n = from.read(&mut buffer).map_err(|e| recover(&what, e))?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(&buffer[..n]);
-            tar.0.write_all(&buffer[..n]).map_err(io)?;
-            total += n as u64;
-            progress.event(ProgressEvent::Fetched { bytes: n as u64 });
-        }
-        if total != layer.size {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                what,
-                format!("it has {total} bytes and not {}", layer.size),
-            )
-            .next("try again; if it stays so, push the image again"));
-        }
-        let found = hasher.finish();
-        if found != layer.digest {
-            return Err(mismatch(&what, &layer.digest, &found));
-        }
-        tar.pad(layer.size).map_err(io)?;
+        let mut verified = Verified {
+            what: format!("layer {} of {}", layer.digest, head.what),
+            from: source.open(BlobKind::Blob, &layer.digest, 0)?.take(layer.size),
+            hasher: Hasher::new(layer.digest.algorithm()),
+            total: 0,
+            progress,
+        };
+        add(&mut archive, &blob(&layer.digest), layer.size, &mut verified)
+            .map_err(|e| recover(&format!("archive of {}", head.what), e))?;
+        verified.check(layer)?;
     }
     progress.event(ProgressEvent::Syncing);
-    tar.0.write_all(&[0; 2 * BLOCK]).map_err(io)?;
-    let file = tar.0.into_inner().map_err(|e| io(e.into_error()))?;
-    file.sync_all().map_err(io)
+    let file = archive.into_inner().and_then(|buffer| buffer.into_inner().map_err(|e| e.into_error()));
+    file.and_then(|file| file.sync_all()).map_err(io)
+}
+
+/// Adds a file to the archive, the same whoever writes it and whenever.
+fn add(
+    archive: &mut tar::Builder<impl Write>,
+    name: &str,
+    size: u64,
+    from: impl Read,
+) -> std::io::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
+    archive.append_data(&mut header, name, from)
+}
+
+/// A blob on its way into the archive: counted and hashed as it is read.
+struct Verified<'a, R> {
+    what: String,
+    from: R,
+    hasher: Hasher,
+    total: u64,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Verified<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        // An error of the source names the layer, not the file that is written.
+        let n = self.from.read(buffer).map_err(|e| recover(&self.what, e))?;
+        self.hasher.update(&buffer[..n]);
+        self.total += n as u64;
+        if n > 0 {
+            self.progress.event(ProgressEvent::Fetched { bytes: n as u64 });
+        }
+        Ok(n)
+    }
+}
+
+impl<R> Verified<'_, R> {
+    /// Whether what was read is the layer.
+    fn check(self, layer: &LayerInfo) -> Result<()> {
+        if self.total != layer.size {
+            let reason = format!("it has {} bytes and not {}", self.total, layer.size);
+            return Err(Error::new(ErrorKind::Corrupt, self.what, reason)
+                .next("try again; if it stays so, push the image again"));
+        }
+        let found = self.hasher.finish();
+        if found == layer.digest { Ok(()) } else { Err(mismatch(&self.what, &layer.digest, &found)) }
+    }
 }
 
 fn blob(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
-}
-
-/// Writes members of a POSIX ustar archive (IEEE Std 1003.1, pax).
-struct Tar<W: Write>(W);
-
-impl<W: Write> Tar<W> {
-    fn header(&mut self, name: &str, size: u64) -> std::io::Result<()> {
-        let mut block = [0_u8; BLOCK];
-        let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, name.as_bytes());
-        put(100, b"0000644\0");
-        put(108, b"0000000\0");
-        put(116, b"0000000\0");
-        if size < 1 << 33 {
-            put(124, format!("{size:011o}\0").as_bytes());
-        } else {
-            // Sizes that octal digits cannot hold are in base 256, marked by the first bit.
-            put(124, &[0x80, 0, 0, 0]);
-            put(128, &size.to_be_bytes());
-        }
-        put(136, b"00000000000\0");
-        put(148, b"        ");
-        put(156, b"0");
-        put(257, b"ustar\x0000");
-        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        self.0.write_all(&block)
-    }
-
-    fn pad(&mut self, size: u64) -> std::io::Result<()> {
-        let over = usize::try_from(size % BLOCK as u64).unwrap_or(0);
-        if over == 0 { Ok(()) } else { self.0.write_all(&[0; BLOCK][over..]) }
-    }
-
-    fn member(&mut self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        self.header(name, bytes.len() as u64)?;
-        self.0.write_all(bytes)?;
-        self.pad(bytes.len() as u64)
-    }
 }

@@ -11,6 +11,8 @@ mod agent;
 pub mod auth;
 mod client;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod retry;
 mod serve;
 mod transport;

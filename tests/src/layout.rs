@@ -3,68 +3,66 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use tar::EntryType;
 
 /// A layer under construction.
-#[derive(Default)]
 pub struct Layer {
-    bytes: Vec<u8>,
+    archive: tar::Builder<Vec<u8>>,
+}
+
+impl Default for Layer {
+    fn default() -> Layer {
+        Layer { archive: tar::Builder::new(Vec::new()) }
+    }
 }
 
 impl Layer {
     /// Adds an entry with exactly this name, however wrong it is.
-    fn entry(mut self, name: &str, kind: u8, mode: u32, link: &str, content: &[u8]) -> Layer {
-        let mut header = [0_u8; 512];
-        put(&mut header, 0, name.as_bytes());
-        put(&mut header, 100, format!("{mode:07o}\0").as_bytes());
-        put(&mut header, 108, b"0000000\0");
-        put(&mut header, 116, b"0000000\0");
-        put(&mut header, 124, format!("{:011o}\0", content.len()).as_bytes());
-        put(&mut header, 136, b"00000000000\0");
-        put(&mut header, 148, b"        ");
-        header[156] = kind;
-        put(&mut header, 157, link.as_bytes());
-        put(&mut header, 257, b"ustar\x0000");
-        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-        put(&mut header, 148, format!("{sum:06o}\0 ").as_bytes());
-        self.bytes.extend_from_slice(&header);
-        self.bytes.extend_from_slice(content);
-        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
+    fn entry(mut self, name: &str, kind: EntryType, mode: u32, link: &str, content: &[u8]) -> Layer {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        // The crate's own setters refuse what hostile layers hold.
+        let fields = header.as_old_mut();
+        fields.name[..name.len()].copy_from_slice(name.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        self.archive.append(&header, content).unwrap();
         self
     }
 
     /// A regular file.
     pub fn file(self, name: &str, mode: u32, content: &[u8]) -> Layer {
-        self.entry(name, b'0', mode, "", content)
+        self.entry(name, EntryType::Regular, mode, "", content)
     }
 
     /// A directory.
     pub fn directory(self, name: &str) -> Layer {
-        self.entry(name, b'5', 0o755, "", b"")
+        self.entry(name, EntryType::Directory, 0o755, "", b"")
     }
 
     /// A symbolic link.
     pub fn symlink(self, name: &str, target: &str) -> Layer {
-        self.entry(name, b'2', 0o777, target, b"")
+        self.entry(name, EntryType::Symlink, 0o777, target, b"")
     }
 
     /// A hard link.
     pub fn hardlink(self, name: &str, target: &str) -> Layer {
-        self.entry(name, b'1', 0o644, target, b"")
+        self.entry(name, EntryType::Link, 0o644, target, b"")
     }
 
     /// A named pipe.
     pub fn fifo(self, name: &str) -> Layer {
-        self.entry(name, b'6', 0o644, "", b"")
+        self.entry(name, EntryType::Fifo, 0o644, "", b"")
     }
 
-    fn finish(mut self) -> Vec<u8> {
-        self.bytes.resize(self.bytes.len() + 1024, 0);
-        self.bytes
+    fn finish(self) -> Vec<u8> {
+        self.archive.into_inner().unwrap()
     }
-}
-
-fn put(header: &mut [u8; 512], at: usize, bytes: &[u8]) {
-    header[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 /// The layer of busybox with what a program needs to run; the first layer of a hostile image.

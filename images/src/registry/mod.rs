@@ -374,6 +374,12 @@ fn query(pairs: &[(&str, String)]) -> String {
     text
 }
 
+/// For `fuzzing`.
+#[cfg(fuzzing)]
+pub(crate) fn read_challenge(header: &str) {
+    challenge::parse(std::iter::once(header));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,6 +38,10 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
     let mut start = [0u8; 512];
     let length = read_start(&file, &mut start).map_err(|e| Error::path(path, e))?;
     let start = &start[..length];
+    if start.is_empty() {
+        return Err(Error::new(ErrorKind::Unsupported, what, "is an empty file, and no image")
+            .next("make or fetch it again, or name an OCI layout, an OCI tar file or a root directory"));
+    }
     if start.starts_with(b"hsqs") {
         return Ok(Form::Squashfs);
     }

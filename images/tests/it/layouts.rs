@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
-use berth_images::{Credentials, ErrorKind, Reference, ResolveOptions, Resolved, resolve};
+use berth_images::{
+    Credentials, ErrorKind, Reference, ResolveOptions, Resolved, open_source, resolve, save_archive,
+};
 
-use crate::support::{Bench, Compression, ImageBuilder, Tar, is_whiteout, mode, only_layer, tool};
+use crate::support::{
+    Bench, Compression, ImageBuilder, Tar, is_whiteout, mode, only_layer, resolve_text, tool,
+};
 
 /// An image of two layers made by umoci from a directory, as people make them.
 fn umoci_image(bench: &Bench) -> String {
@@ -106,6 +110,45 @@ fn an_image_of_umoci_is_read_in_every_file_form() {
     let error = bench.import_text(&layout).unwrap_err().to_string();
     assert!(error.contains("several images: v1, v2"), "{error}");
     bench.import_text(&format!("oci:{layout}:v2")).unwrap();
+}
+
+#[test]
+fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
+    let bench = Bench::new();
+    let layer = Tar::new().file("usr/data", &[7; 1000]).end();
+    let other = Tar::new().file("usr/more", &[8; 513]).end();
+    let layout = bench.layout();
+    ImageBuilder::new(vec![layer.clone(), other, layer]).compressed(Compression::Gzip).write(&layout);
+    let image = resolve_text(&format!("oci:{}", layout.display()), &Credentials::anonymous(), false).unwrap();
+    let source = open_source(&image.source, false, &Credentials::anonymous()).unwrap();
+    let path = bench.path().join("saved.tar");
+    save_archive(&image, source.as_ref(), "v1", &path, &()).unwrap();
+    let archive = path.display().to_string();
+    let listed = tool("tar", "tar", &["-tvf", &archive]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    // Layout, index, manifest, configuration, and each different layer once.
+    assert_eq!(listed.lines().count(), 6, "{listed}");
+    assert!(listed.lines().all(|l| l.starts_with("-rw-r--r-- 0/0")), "{listed}");
+    tool("skopeo", "skopeo", &["inspect", &format!("oci-archive:{archive}:v1")]);
+    let read = bench.import_text(&format!("oci-archive:{archive}:v1")).unwrap();
+    assert_eq!((read.digest, read.layers.len()), (image.digest.clone(), 2));
+
+    let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|e| e.unwrap().path());
+    let largest = blobs.max_by_key(|p| std::fs::metadata(p).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, &bytes).unwrap();
+    let again = bench.path().join("again.tar");
+    let error = save_archive(&image, source.as_ref(), "v1", &again, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    std::fs::write(&largest, &bytes[..middle]).unwrap();
+    let error = save_archive(&image, source.as_ref(), "v1", &again, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let left =
+        std::fs::read_dir(bench.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let left: Vec<_> = left.filter(|name| name.contains("again")).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
@@ -217,6 +260,7 @@ fn paths_are_sniffed_by_content() {
         ),
         ("gz", crate::support::gzip(b"x"), "gunzip"),
         ("text", b"hello".to_vec(), "not a tar file"),
+        ("nothing", Vec::new(), "is an empty file"),
         ("rootfs.tar", Tar::new().file("etc/passwd", b"x").end(), "without oci-layout"),
         ("docker.tar", Tar::new().file("manifest.json", b"[]").end(), "skopeo copy docker-archive"),
         ("twice.tar", Tar::new().file("oci-layout", b"{}").file("oci-layout", b"{}").end(), "twice"),

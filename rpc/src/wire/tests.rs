@@ -322,30 +322,6 @@ impl Arbitrary for ToAgent {
     }
 }
 
-/// Runs `check` on messages of every kind that can arrive.
-macro_rules! for_each_message {
-    ($check:ident, $r:expr) => {
-        $check::<JobSpec, pb::JobSpec>($r)?;
-        $check::<StepSpec, pb::StepSpec>($r)?;
-        $check::<Payload, pb::Payload>($r)?;
-        $check::<CancelRequest, pb::CancelRequest>($r)?;
-        $check::<Response, pb::Response>($r)?;
-        $check::<Refusal, pb::Refusal>($r)?;
-        $check::<StepLaunch, pb::StepLaunch>($r)?;
-        $check::<FromAgent, pb::FromAgent>($r)?;
-        $check::<ToAgent, pb::ToAgent>($r)?;
-        $check::<JobInfo, pb::JobInfo>($r)?;
-        $check::<NodeInfo, pb::NodeInfo>($r)?;
-        $check::<PartitionInfo, pb::PartitionInfo>($r)?;
-        $check::<PartitionConfig, pb::PartitionConfig>($r)?;
-        $check::<Config, pb::Config>($r)?;
-        $check::<JobQuery, pb::JobQuery>($r)?;
-        $check::<AccountingQuery, pb::AccountingQuery>($r)?;
-        $check::<AgentStatus, pb::AgentStatus>($r)?;
-        $check::<Status, pb::StatusReply>($r)?;
-    };
-}
-
 fn survives<T, P>(r: &mut Source) -> Result<(), TestCaseError>
 where
     T: Field<P> + Arbitrary + PartialEq + std::fmt::Debug,

@@ -1,0 +1,8 @@
+//! Throws text at the reader of a registry's demand for a login.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|header: &str| {
+    berth_images::fuzzing::challenge(header);
+});

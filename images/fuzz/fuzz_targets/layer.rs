@@ -1,0 +1,63 @@
+//! Unpacks archives of arbitrary entries: nothing outside of the layer's directory may change.
+#![no_main]
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+use std::os::fd::OwnedFd;
+
+/// Few names, so that entries meet: links to directories, files in place of directories, whiteouts of both.
+const NAMES: [&str; 16] = [
+    "a", "b", "a/b", "a/b/c", "../x", "/x", "a/../../x", "", ".", "a/", ".wh.a", "a/.wh.b", ".wh..wh..opq",
+    "a/.wh..wh..opq", ".wh...", "b/x",
+];
+
+#[derive(Arbitrary, Debug)]
+struct Entry {
+    name: u8,
+    link: u8,
+    kind: u8,
+    mode: u16,
+    free: Option<Vec<u8>>,
+    data: Vec<u8>,
+}
+
+fuzz_target!(|entries: Vec<Entry>| {
+    let outside = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::fs::write(outside.path().join("x"), "untouched").unwrap();
+    let root = outside.path().join("layer");
+    std::fs::create_dir(&root).unwrap();
+    let directory = std::fs::File::open(&root).unwrap();
+    let mut archive = tar::Builder::new(Vec::new());
+    for entry in &entries {
+        let mut header = tar::Header::new_gnu();
+        let kind = b"0123456"[usize::from(entry.kind % 7)];
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_mode(u32::from(entry.mode));
+        let data = if kind == b'0' { &entry.data[..entry.data.len().min(600)] } else { &[] };
+        header.set_size(data.len() as u64);
+        let name = entry.free.as_deref().unwrap_or(NAMES[usize::from(entry.name % 16)].as_bytes());
+        let link = NAMES[usize::from(entry.link % 16)].as_bytes();
+        let field = &mut header.as_old_mut().name;
+        field[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
+        header.set_cksum();
+        archive.append(&header, data).unwrap();
+    }
+    let archive = archive.into_inner().unwrap();
+    let _ = berth_images::fuzzing::unpack(&archive, OwnedFd::from(directory));
+    assert_eq!(std::fs::read(outside.path().join("x")).unwrap(), b"untouched");
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 2, "something was made outside");
+    assert!(!std::path::Path::new("/x").exists());
+    make_removable(&root);
+});
+
+/// Directories without permissions would keep the temporary directory from being removed.
+fn make_removable(directory: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            make_removable(&entry.path());
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Doors for the fuzz targets of `images/fuzz` to parsers that this crate keeps to itself. Built for them alone
+//! (`--cfg fuzzing`); nothing else may call them.
+
+use std::os::fd::OwnedFd;
+
+use crate::archive::{Reader, refused};
+use crate::error::Result;
+use crate::manifest::{
+    Document, ImageConfig, LayerInfo, Platform, check_config_type, choose, descriptor_digest, parse_document,
+    read_config,
+};
+use crate::unpack::{LayerReport, Limits, Unpacker};
+
+/// Limits that a fuzzer's machine can bear.
+fn limits() -> Limits {
+    Limits { bytes: 1 << 20, ..Limits::default() }
+}
+
+/// Reads an archive to its end; gives the bytes of data that it handed out.
+///
+/// # Errors
+/// The archive is refused.
+pub fn archive(bytes: &[u8]) -> Result<u64> {
+    let mut reader = Reader::new(bytes);
+    let mut total = 0;
+    while reader.next()?.is_some() {
+        loop {
+            let length = reader.data()?.len();
+            if length == 0 {
+                break;
+            }
+            reader.consume(length);
+            total += length as u64;
+        }
+    }
+    Ok(total)
+}
+
+/// Unpacks an archive into an empty directory.
+///
+/// # Errors
+/// The archive is refused, or the machine fails.
+pub fn unpack(bytes: &[u8], directory: OwnedFd) -> Result<LayerReport> {
+    Unpacker::new(directory, &limits(), false).run(&mut Reader::new(bytes))
+}
+
+/// Reads a manifest or an index as a registry sends it, and what it names.
+///
+/// # Errors
+/// The document is refused.
+pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<()> {
+    match parse_document("fuzz", bytes, content_type)? {
+        Document::Index(index) => {
+            let chosen = choose("fuzz", &index, &Platform::default())?;
+            descriptor_digest("fuzz", chosen).map(drop)
+        }
+        Document::Manifest(manifest) => {
+            check_config_type("fuzz", &manifest)?;
+            descriptor_digest("fuzz", manifest.config()).map(drop)
+        }
+    }
+}
+
+/// Joins a configuration to the layers of a manifest.
+///
+/// # Errors
+/// One of the two is refused.
+pub fn config(manifest: &[u8], config: &[u8]) -> Result<(ImageConfig, Vec<LayerInfo>)> {
+    match parse_document("fuzz", manifest, None)? {
+        Document::Manifest(manifest) => {
+            read_config("fuzz", &manifest, config, &Platform::default(), &limits())
+        }
+        Document::Index(_) => Err(refused(&[], "an index has no configuration")),
+    }
+}
+
+/// Reads a `WWW-Authenticate` header.
+pub fn challenge(header: &str) {
+    crate::registry::read_challenge(header);
+}
