@@ -38,8 +38,12 @@ pub fn mounts(directory: &Path) -> Vec<String> {
     text.lines().filter(|l| l.contains(&needle)).map(str::to_string).collect()
 }
 
-/// Control groups that any part of a Berth cluster made, on every hierarchy. Compare before and after.
-pub fn control_groups() -> Vec<PathBuf> {
+/// Trees of control groups of the cluster with this state directory, on every hierarchy. They are named after the
+/// directory, by FNV-1a.
+pub fn control_groups(state: &Path) -> Vec<PathBuf> {
+    let bytes = state.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
+    let tree = format!("berth-{hash:08x}");
     let mut result = Vec::new();
     let mut left = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((path, depth)) = left.pop() {
@@ -47,7 +51,7 @@ pub fn control_groups() -> Vec<PathBuf> {
             if !entry.file_type().is_ok_and(|t| t.is_dir()) {
                 continue;
             }
-            if entry.file_name().to_string_lossy().contains("berth") {
+            if entry.file_name().to_string_lossy() == tree {
                 result.push(entry.path());
             }
             if depth < 6 {

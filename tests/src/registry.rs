@@ -1,6 +1,8 @@
 //! A real registry on a free port of the loopback, with or without a login, that keeps a log of what was asked of it.
 
 use crate::Cmd;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -76,6 +78,25 @@ impl Registry {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();
         let start = format!("\"{method} /v2/");
         log.lines().filter(|l| l.contains(&start) && l.contains(path)).count()
+    }
+
+    /// A configuration under which the registry is spoken to without TLS.
+    pub fn without_tls(&self) -> String {
+        format!("[container]\ninsecure_registries = [\"{}\"]\n", self.host())
+    }
+
+    /// From now on it takes connections and says nothing, until [`Registry::thaw`].
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// It goes on where it was frozen.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        nix::sys::signal::kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     /// Files of the blobs as the registry keeps them, largest first.

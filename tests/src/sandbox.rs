@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 pub struct Sandbox {
     who: Who,
     directory: PathBuf,
-    groups_before: Vec<PathBuf>,
     started: bool,
 }
 
@@ -45,7 +44,7 @@ impl Sandbox {
             std::fs::set_permissions(directory.join(name), open.clone()).unwrap();
             machine::give(&directory.join(name), &who);
         }
-        let sandbox = Sandbox { who, directory, groups_before: leftovers::control_groups(), started: false };
+        let sandbox = Sandbox { who, directory, started: false };
         sandbox
             .cmd(machine::programs().join("berth"))
             .arg("install-links")
@@ -265,13 +264,8 @@ impl Drop for Sandbox {
         for mount in leftovers::mounts(&self.directory) {
             complaints.push(format!("a mount is left: {mount}"));
         }
-        let text = self.directory.display().to_string();
-        let id = text.rsplit('-').next().unwrap_or("").to_string();
-        for group in leftovers::control_groups() {
-            // Other tests run at the same time; only groups that carry our name are surely ours.
-            if !self.groups_before.contains(&group) && group.to_string_lossy().contains(&id) {
-                complaints.push(format!("a control group is left: {}", group.display()));
-            }
+        for group in leftovers::control_groups(&self.state()) {
+            complaints.push(format!("a control group is left: {}", group.display()));
         }
         for name in ["spool", "jobs"] {
             for entry in std::fs::read_dir(self.state().join(name)).into_iter().flatten().flatten() {

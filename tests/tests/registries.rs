@@ -2,16 +2,11 @@
 
 use berth_tests::{Cmd, Registry, Sandbox, each_user, images, machine, registry};
 
-/// A configuration under which the registry is spoken to without TLS.
-fn without_tls(registry: &Registry) -> String {
-    format!("[container]\ninsecure_registries = [\"{}\"]\n", registry.host())
-}
-
 each_user! {
     fn a_step_pulls_its_image_once(who) {
         let registry = Registry::open();
         let image = registry.push(&images::layers(), "team/layers:1", &[]);
-        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
         assert_eq!(sandbox.srun_in(&image, ["cat", "/data/kept"]).ok().text(), "kept");
         let fetched = registry.requests("GET", "/blobs/");
         assert!(fetched >= 4, "{fetched} blobs were fetched");
@@ -33,7 +28,7 @@ each_user! {
         let registry = Registry::open();
         let zstd = registry.push(&images::layers(), "z:1", &["--dest-compress", "--dest-compress-format=zstd", "--dest-compress-level=3"]);
         let docker = registry.push(&images::layers(), "d:1", &["--format=v2s2"]);
-        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
         for image in [zstd, docker] {
             let text = sandbox.srun_in(&image, ["sh", "-c", "cat /data/kept /data/emptied/c; ls /data/opaque"]).ok().text();
             assert_eq!(text, "kept\nchanged\nnew", "{image}");
@@ -43,7 +38,7 @@ each_user! {
     fn a_digest_is_a_promise(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
-        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
         let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]).arg(format!("docker://{image}"));
         let digest = inspect.env("HOME", "/tmp").ok().text();
         let pinned = format!("{}@{digest}", registry.image("bb"));
@@ -55,7 +50,7 @@ each_user! {
     fn a_login_from_the_users_own_configuration(who) {
         let registry = Registry::with_login();
         let image = registry.push(&images::busybox(), "private:1", &[]);
-        let sandbox = Sandbox::with_config(who.clone(), &without_tls(&registry));
+        let sandbox = Sandbox::with_config(who.clone(), &registry.without_tls());
         sandbox.srun_in(&image, ["true"]).fails().says(&["private", "login"]);
         let directory = sandbox.work().join("docker");
         std::fs::create_dir(&directory).unwrap();
@@ -76,7 +71,7 @@ each_user! {
     fn removal_and_pruning(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
-        let sandbox = Sandbox::with_config(who, &without_tls(&registry));
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
         sandbox.cmd("berth").args(["image", "pull", "--insecure", &image]).ok();
         assert!(sandbox.cmd("berth").args(["image", "ls"]).ok().text().contains("bb"));
         sandbox.cmd("berth").args(["image", "rm", &image]).ok();

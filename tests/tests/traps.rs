@@ -1,6 +1,6 @@
 //! Mistakes that a rival made, each shown not to be made here.
 
-use berth_tests::{Sandbox, Who, each_user, images, layout, sandbox::wait};
+use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, sandbox::wait};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -72,17 +72,24 @@ each_user! {
     }
 
     fn an_image_that_loads_delays_nobody_else(who) {
-        let sandbox = Sandbox::start(who);
-        // A pipe nobody writes to: reading the image takes as long as it likes.
-        let slow = sandbox.work().join("slow");
-        let made = berth_tests::Cmd::new("mkfifo").arg(&slow).who(sandbox.who()).ok();
-        assert_eq!(made.rc, 0);
-        let waiting = sandbox.srun_in(&slow, ["-c1", "true"]).spawn();
-        std::thread::sleep(Duration::from_millis(300));
-        let start = Instant::now();
-        assert_eq!(sandbox.srun(["-c1", "echo", "not delayed"]).limit(20).ok().text(), "not delayed");
-        assert!(start.elapsed() < Duration::from_secs(5));
-        drop(waiting);
+        let registry = Registry::open();
+        let option = format!("--container-image={}", registry.push(&images::layers(), "slow:1", &[]));
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let slow = sandbox.sbatch(&["--hold", "-c1", "--mem=64M", "--output=slow", &option], "#!/bin/sh\ncat /data/kept\n");
+        // The image is resolved and not fetched; from now on its registry takes connections and says nothing.
+        registry.freeze();
+        sandbox.cmd("scontrol").args(["release", &slow.to_string()]).ok();
+        let state = || sandbox.cmd("squeue").args(["-h", "-o", "%t", "-j", &slow.to_string()]).ok().text();
+        assert!(wait(20, || (state().trim() != "PD").then_some(())).is_some(), "the job got no node: {}", state());
+        let other = ["-c1", "--mem=64M", "echo", "not delayed"];
+        assert_eq!(sandbox.srun(other).ok().text(), "not delayed");
+        assert_eq!(sandbox.srun_in(images::busybox(), other).ok().text(), "not delayed");
+        assert!(["CF", "R"].contains(&state().trim()), "{}", state());
+        let written = std::fs::read_to_string(sandbox.work().join("slow")).unwrap_or_default();
+        assert!(!written.contains("kept"), "the image was there already");
+        registry.thaw();
+        sandbox.wait_state(slow, "COMPLETED", 60);
+        assert_eq!(sandbox.read("slow"), "kept\n");
     }
 
     fn a_torn_file_does_not_keep_the_controller_from_starting(who) {
