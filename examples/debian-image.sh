@@ -7,6 +7,7 @@ set -euo pipefail
 die() { printf 'debian-image: error: %s\n' "$*" >&2; exit 1; }
 
 [ $# -ge 1 ] || die "name the directory to make: examples/debian-image.sh DIRECTORY [PACKAGE...]"
+case "$1" in -*) die "there are no options: examples/debian-image.sh DIRECTORY [PACKAGE...]" ;; esac
 layout=$1
 shift
 packages=(base-files base-passwd bash coreutils dash debianutils findutils grep gzip hostname libc-bin mawk sed tar "$@")

@@ -43,14 +43,24 @@ fn is_ours(pid: i32, part: Part) -> bool {
     command.split(|b| *b == 0).any(|word| word == part.name().as_bytes())
 }
 
+/// A state directory that cannot be one.
+fn no_place(path: &Path, e: &std::io::Error) -> Failure {
+    let text = format!("state directory {}: {e}; name another with --state or BERTH_STATE", path.display());
+    Failure::new(Kind::Configuration, text)
+}
+
+/// Whether the state directory is there, or may come to be.
+pub fn check_place(dir: &StateDir) -> Result<(), Failure> {
+    match std::fs::metadata(&dir.0) {
+        Ok(found) if !found.is_dir() => Err(no_place(&dir.0, &std::io::ErrorKind::NotADirectory.into())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(no_place(&dir.0, &e)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the state directory and what clients need of it.
 pub fn make_state(dir: &StateDir) -> Result<(), Failure> {
-    let failed = |path: &Path, e: std::io::Error| {
-        Failure::new(
-            Kind::Configuration,
-            format!("state directory {}: {e}; name another with --state or BERTH_STATE", path.display()),
-        )
-    };
+    let failed = |path: &Path, e: std::io::Error| no_place(path, &e);
     for path in [dir.0.clone(), dir.run(), dir.log()] {
         if !path.is_dir() {
             DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(|e| failed(&path, e))?;
@@ -184,18 +194,29 @@ pub fn tail(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// Whether we may end a daemon.
+pub fn may_stop(pid: i32, part: Part) -> Result<(), Failure> {
+    match kill(Pid::from_raw(pid), None) {
+        Err(e @ nix::errno::Errno::EPERM) => Err(not_ours(pid, part, e)),
+        _ => Ok(()),
+    }
+}
+
+fn not_ours(pid: i32, part: Part, e: nix::errno::Errno) -> Failure {
+    Failure::user(format!(
+        "cannot end the {} (pid {pid}): {}; do it as the user who started the cluster, or as root",
+        part.name(),
+        e.desc()
+    ))
+}
+
 /// Asks a process to end and waits until it is gone; without regard after `patience`.
 pub fn stop(pid: i32, part: Part, patience: Duration) -> Result<(), Failure> {
     let target = Pid::from_raw(pid);
     match kill(target, Signal::SIGTERM) {
         Ok(()) => {}
         Err(nix::errno::Errno::ESRCH) => return Ok(()),
-        Err(e) => {
-            return Err(Failure::user(format!(
-                "cannot end the {} (pid {pid}): {e}; do it as the user who started the cluster, or as root",
-                part.name()
-            )));
-        }
+        Err(e) => return Err(not_ours(pid, part, e)),
     }
     let deadline = Instant::now() + patience;
     let mut forced = false;

@@ -108,9 +108,13 @@ pub fn helpers() -> Result<Option<Helpers>, Failure> {
     }))
 }
 
-/// Shows an import on a terminal, and nothing elsewhere but notes.
+/// Fewer bytes to fetch than these are not worth a line where there is no terminal.
+const WORTH_A_LINE: u64 = 8 << 20;
+
+/// Shows an import: a bar on a terminal; elsewhere a line for one that takes a while, and notes.
 pub struct Bar {
     bar: ProgressBar,
+    name: String,
     quiet: bool,
 }
 
@@ -125,7 +129,14 @@ impl Bar {
         let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(name.to_string());
-        Bar { bar, quiet }
+        Bar { bar, name: name.to_string(), quiet }
+    }
+
+    /// A line where no bar is seen.
+    fn line(&self, text: &str) {
+        if self.bar.is_hidden() && !self.quiet {
+            berth_client::out::complain(&format!("berth: {}: {text}", self.name));
+        }
     }
 
     /// Takes the bar away.
@@ -137,9 +148,21 @@ impl Bar {
 impl Progress for Bar {
     fn event(&self, event: ProgressEvent) {
         match event {
-            ProgressEvent::Start { bytes, .. } => self.bar.set_length(bytes),
+            ProgressEvent::Start { layers, cached, bytes } => {
+                self.bar.set_length(bytes);
+                if bytes >= WORTH_A_LINE {
+                    self.line(&format!(
+                        "fetching {} of {layers} layers, {}",
+                        layers - cached.min(layers),
+                        size(bytes)
+                    ));
+                }
+            }
             ProgressEvent::Fetched { bytes } => self.bar.inc(bytes),
-            ProgressEvent::Waiting { what } => self.bar.set_message(format!("waiting for {what}")),
+            ProgressEvent::Waiting { what } => {
+                self.line(&format!("waiting for {what}"));
+                self.bar.set_message(format!("waiting for {what}"));
+            }
             ProgressEvent::Syncing => self.bar.set_message("writing to disk"),
             ProgressEvent::LayerDone { .. } => {}
             ProgressEvent::Note { text } if !self.quiet => {

@@ -95,11 +95,30 @@ impl Client {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Result<T, RpcError>>,
     {
+        self.persist_telling(patience, call, |_| {}).await
+    }
+
+    /// As [`Client::persist`]; `waits` hears why, once, when it takes longer than a second.
+    pub async fn persist_telling<T, F, Fut>(
+        &self,
+        patience: Option<Duration>,
+        call: F,
+        waits: impl Fn(&RpcError),
+    ) -> Result<T, RpcError>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Result<T, RpcError>>,
+    {
         let begun = Instant::now();
         let mut backoff = Backoff::new();
+        let mut told = false;
         loop {
             match call(self.clone()).await {
                 Err(e) if e.is_transient() && patience.is_none_or(|p| begun.elapsed() < p) => {
+                    if !told && begun.elapsed() > Duration::from_secs(1) {
+                        told = true;
+                        waits(&e);
+                    }
                     backoff.wait().await;
                 }
                 done => return done,

@@ -121,6 +121,57 @@ each_user! {
         assert_eq!(sandbox.cmd("sacct").args(["-n", "-X"]).ok().text(), "", "nothing was submitted");
     }
 
+    fn interpreters_that_are_missing(who) {
+        let sandbox = Sandbox::start(who);
+        let script = sandbox.write("lost", "#!/no/such/shell\necho never\n");
+        sandbox.srun([&script]).fails().says(&["/no/such/shell", "install it"]);
+        let job = sandbox.cmd("sbatch").args(["--parsable", "--wait", "--output=out"]).arg(&script).fails();
+        sandbox.wait_state(job.text().parse().unwrap(), "FAILED", 20);
+        let said = sandbox.read("out");
+        assert!(said.contains("the batch script's interpreter /no/such/shell"), "{said}");
+    }
+
+    fn directories_that_are_missing_at_submit(who) {
+        let sandbox = Sandbox::start(who);
+        let submit = |words: &[&str]| sandbox.cmd("sbatch").args(words).args(["--wait", "--wrap", "touch ran"]);
+        submit(&["-D", "/nonexistent"]).fails().says(&["--chdir", "there is no directory /nonexistent", "could not open", "make its directory first"]);
+        submit(&["-D", "/nonexistent", "-o", "/dev/null"]).fails().says(&["--chdir", "cannot enter the working directory /nonexistent"]);
+        submit(&["-e", "/nonexistent/err"]).fails().says(&["--error", "could not open", "/nonexistent/err"]);
+        let quiet = submit(&["-o", "out-%j/x"]).fails();
+        assert!(!quiet.err().contains("there is no directory"), "a pattern is not known before the job is: {quiet}");
+        assert!(!sandbox.work().join("ran").exists());
+        let output = submit(&["-o", "out"]).ok();
+        assert_eq!(output.err(), "");
+    }
+
+    fn what_cannot_start_at_once(who) {
+        let sandbox = Sandbox::start(who);
+        let node = format!("NodeName={}", sandbox.node());
+        sandbox.cmd("scontrol").args(["update", &node, "State=DRAIN", "Reason=a test"]).ok();
+        sandbox.srun(["--immediate=1", "touch", "ran"]).fails().says(&["Requested nodes are busy", "--immediate"]);
+        sandbox.cmd("scontrol").args(["update", &node, "State=RESUME"]).ok();
+        nothing_happened(&sandbox);
+        assert!(!sandbox.work().join("ran").exists());
+    }
+
+    fn state_directories_that_cannot_be_used(who) {
+        let sandbox = Sandbox::empty(who.clone());
+        let up = |state: &std::path::Path| sandbox.cmd("berth").args(["up", "--detach", "--state"]).arg(state).fails();
+        let file = sandbox.write("file", "");
+        up(&file).says(&["state directory", "file", "not a directory", "--state"]);
+        up(&file.join("below")).says(&["state directory", "--state"]);
+        up(&sandbox.work().join("x".repeat(120))).says(&["107 bytes", "shorter state directory"]);
+        if !who.is_root() {
+            up(std::path::Path::new("/proc/1/root/s")).says(&["state directory", "Permission denied", "--state"]);
+            up(std::path::Path::new("/usr/s")).says(&["state directory", "Permission denied", "--state"]);
+        }
+        let toml = sandbox.state().join("berth.toml");
+        std::fs::write(&toml, "max_array_siz = 1\n").unwrap();
+        up(&sandbox.state()).says(&["berth.toml", "max_array_siz"]);
+        let left = std::fs::read_dir(sandbox.state()).unwrap().count();
+        assert_eq!(left, 1, "something was made beside the wrong configuration");
+    }
+
     fn output_that_cannot_be_written(who) {
         let sandbox = Sandbox::start(who);
         let output = sandbox.cmd("sbatch").args(["--parsable", "-o", "/nonexistent/out", "--wrap", "touch ran"]).run();
@@ -149,6 +200,10 @@ each_user! {
         check("kill_wait_seconds = \"soon\"\n").fails().says(&["kill_wait_seconds"]);
         check("[[partition]]\nname = \"a\"\nmax_time = \"soon\"\n").fails().says(&["soon"]);
         check("not toml").fails();
+        check("").ok();
+        let check = |words: &[&str]| sandbox.cmd("berth").args(["config", "check"]).args(words);
+        check(&["/nonexistent/berth.toml"]).fails().says(&["/nonexistent/berth.toml", "that can be read"]);
+        assert!(check(&[]).ok().text().contains("the defaults are in force"));
     }
 
     fn a_hostile_image_configuration_is_refused(who) {

@@ -97,6 +97,29 @@ each_user! {
 }
 
 #[test]
+fn a_users_up_and_down_leave_the_cluster_of_root_as_it_is_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let user = Who::user();
+    let line = sandbox.cmd_as(&user, "sbatch").dir("/tmp").args([
+        "--parsable",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 60",
+    ]);
+    let job = line.ok().text();
+    sandbox.wait_state(job.parse().unwrap(), "RUNNING", 20);
+    let up = sandbox.cmd_as(&user, "berth").dir("/").args(["up", "--detach"]).ok();
+    assert!(up.text().contains("is already up") && up.text().contains("(system mode)"), "{up}");
+    assert_eq!(up.err(), "", "what root enforces is no user's guess");
+    let output = sandbox.cmd_as(&user, "berth").dir("/").arg("down").fails();
+    output.says(&["Operation not permitted", "the user who started the cluster", "root"]);
+    assert_eq!(sandbox.job_state(job.parse().unwrap()), "RUNNING", "the user's own job ended all the same");
+    sandbox.cmd_as(&user, "scancel").dir("/").arg(&job).ok();
+    sandbox.wait_state(job.parse().unwrap(), "CANCELLED", 20);
+}
+
+#[test]
 fn users_share_a_cluster_of_roots_and_cannot_touch_each_other_as_root() {
     let sandbox = Sandbox::start(Who::root());
     let (alice, bob) = (Who::user(), Who::stranger());

@@ -97,6 +97,24 @@ each_user! {
         assert!(idle.is_some(), "the step of a closed pipe lives on");
     }
 
+    fn output_that_cannot_be_written_is_said(who) {
+        let sandbox = Sandbox::start(who);
+        for options in ["", "--label ", "-n2 "] {
+            let line = format!("srun {options}echo lost > /dev/full");
+            sandbox.cmd("sh").args(["-c", &line]).fails().says(&["srun: error: cannot write to standard output", "No space left"]);
+        }
+        for command in ["squeue", "sinfo", "sacct", "scontrol show node", "berth status", "berth --help", "srun --help", "sbatch --wrap :"] {
+            let line = format!("{command} > /dev/full");
+            sandbox.cmd("sh").args(["-c", &line]).fails().says(&["cannot write to standard output"]);
+        }
+        // A reader that leaves is no error of anybody's.
+        for command in ["squeue", "sinfo", "sacct", "scontrol show job", "scontrol show node", "berth config show", "srun seq 100000"] {
+            let line = format!("{command} | head -n 0; exit 0");
+            let output = sandbox.cmd("sh").args(["-c", &line]).ok();
+            assert!(!output.err().contains("panicked") && !output.err().contains("cannot write"), "{command}: {output}");
+        }
+    }
+
     fn a_gibibyte_of_random_bytes_in_and_out_alone(who) {
         let sandbox = Sandbox::start(who.clone());
         let file = sandbox.work().join("random");

@@ -56,7 +56,7 @@ impl Asked<'_> {
         let Some(job) = self.job else {
             return Err(Failure::new(Kind::Internal, "--explain was asked for without a job"));
         };
-        let response = submit::submit(client, job, self.payload, self.step, true).await;
+        let response = submit::submit(self.command, client, job, self.payload, self.step, true).await;
         let response = response.map_err(|e| submit::refused("it would be refused", e))?;
         let Response::WouldStart { job: id, at, nodes, partition, shares, .. } = response else {
             return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));

@@ -177,8 +177,10 @@ pub fn warn(command: Command, notes: &[String], quiet: bool) {
     }
 }
 
-/// Submits, and submits again under the same id while it is unknown whether an answer was lost.
+/// Submits, and submits again under the same id while it is unknown whether an answer was lost, or while the
+/// controller takes no jobs; says so when that takes longer than a moment.
 pub async fn submit(
+    command: Command,
     client: &Client,
     spec: &JobSpec,
     payload: &Payload,
@@ -186,9 +188,16 @@ pub async fn submit(
     test_only: bool,
 ) -> Result<Response, RpcError> {
     client
-        .persist(
+        .persist_telling(
             Some(PATIENCE),
             |client| async move { client.submit(spec, payload, first_step, test_only).await },
+            |why| {
+                out::complain(&format!(
+                    "{}: {why}; trying again for {} s",
+                    command.name(),
+                    PATIENCE.as_secs()
+                ));
+            },
         )
         .await
 }

@@ -39,7 +39,12 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     match args {
         Args::Check { file } => {
             let dir = StateDir::named_or_own(state)?;
-            let file = file.clone().unwrap_or_else(|| dir.0.join("berth.toml"));
+            let Some(file) = file.clone().or_else(|| Some(dir.0.join("berth.toml")).filter(|f| f.exists()))
+            else {
+                let text =
+                    format!("{}: there is no berth.toml, so the defaults are in force\n", dir.0.display());
+                return out::print(&text).map(|()| 0);
+            };
             let config = of(&dir, Some(&file))?;
             out::print(&format!(
                 "{}: good: cluster '{}', {} partitions\n",

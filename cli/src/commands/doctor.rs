@@ -229,6 +229,10 @@ fn state_dir(state: Option<&Path>) -> Finding {
             return finding("state directory", Verdict::Bad, e.text, "name one with --state or BERTH_STATE");
         }
     };
+    if dir.exists() && !dir.is_dir() {
+        let found = format!("{} is not a directory", dir.display());
+        return finding("state directory", Verdict::Bad, found, "name another with --state or BERTH_STATE");
+    }
     // The nearest directory that exists tells the file system.
     let Some(there) = dir.ancestors().find(|d| d.is_dir()) else {
         return finding(

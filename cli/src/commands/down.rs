@@ -31,6 +31,12 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         Some(dir) => dir,
         None => Site::find(None).ok().and_then(|site| site.state).map_or_else(StateDir::own, Ok)?,
     };
+    // Before any job is ended: somebody else's cluster stays as it is.
+    for part in [Part::Agent, Part::Controller] {
+        if let Some(pid) = daemon::pid_file(&dir, part) {
+            daemon::may_stop(pid, part)?;
+        }
+    }
     let mut revived = Vec::new();
     if !args.keep_jobs {
         // Steps outlive agent and controller: only these can end them and put the end on record.

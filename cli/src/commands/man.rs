@@ -16,7 +16,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let dir = &args.dir;
-    let failed = |e: std::io::Error| Failure::user(format!("{}: {e}", dir.display()));
+    let failed = |e: std::io::Error| {
+        Failure::user(format!("{}: {e}; choose a directory that you may write", dir.display()))
+    };
     std::fs::create_dir_all(dir).map_err(failed)?;
     clap_mangen::generate_to(crate::definition(), dir).map_err(failed)?;
     for door in crate::doors::DOORS.iter().filter(|_| args.front_doors) {
@@ -33,7 +35,8 @@ pub fn run(args: &Args) -> Outcome {
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
     let path = dir.join(format!("{name}.1"));
-    std::fs::write(&path, text).map_err(|e| Failure::user(format!("{}: {e}", path.display())))
+    std::fs::write(&path, text)
+        .map_err(|e| Failure::user(format!("{}: {e}; choose a directory that you may write", path.display())))
 }
 
 /// A help text as a man page.

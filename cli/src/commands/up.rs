@@ -8,6 +8,7 @@ use berth_client::site::StateDir;
 use berth_model::query::Status;
 use berth_rpc::{Client, Endpoint};
 use nix::sys::signal::Signal;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let dir = StateDir::named_or_own(state)?;
+    daemon::check_place(&dir)?;
     let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
     config::of(&dir, file.as_deref())?;
     daemon::make_state(&dir)?;
@@ -117,7 +119,8 @@ fn announce(
         (false, true) => "is up again (the controller was already up, the agent was started)",
         _ => "is up",
     };
-    let mode = if nix::unistd::geteuid().is_root() { "system mode" } else { "user mode" };
+    let owner = std::fs::metadata(&dir.0).map_or_else(|_| nix::unistd::geteuid().as_raw(), |m| m.uid());
+    let mode = if owner == 0 { "system mode" } else { "user mode" };
     out::print(&format!(
         "The cluster in {} {how}: controller pid {}, node {} ({mode}). Stop it with: berth down{}\n",
         dir.0.display(),
@@ -129,6 +132,10 @@ fn announce(
             format!(" --state {}", dir.0.display())
         }
     ))?;
+    if owner != nix::unistd::geteuid().as_raw() {
+        // What its owner may enforce cannot be seen from here.
+        return Ok(());
+    }
     for line in doctor::not_enforced() {
         out::complain(&format!("berth: warning: {line}"));
     }

@@ -15,7 +15,10 @@ pub fn load_config(state_dir: &Path, explicit: Option<&Path>) -> Result<Config, 
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound && explicit.is_none() => return Ok(Config::default()),
-        Err(e) => return Err(ControllerError::Config(format!("{}: {e}", path.display()))),
+        Err(e) => {
+            let text = format!("{}: {e}; name a configuration (berth.toml) that can be read", path.display());
+            return Err(ControllerError::Config(text));
+        }
     };
     // toml's text has the line, the column and the line's content.
     toml::from_str(&text)

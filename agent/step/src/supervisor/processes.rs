@@ -88,6 +88,7 @@ pub fn start(
     standing: Option<Parked>,
 ) -> Result<(Processes, Vec<String>), LaunchFailure> {
     let (argv, script) = command(file)?;
+    let interpreter = argv.first().map_or_else(String::new, |program| program.display().into_owned());
     let request = ContainerRequest { command: argv, ..request(file)? };
     layers::make(file, &request)?;
     let layer = layers::OnDisk::of(file, &request);
@@ -134,7 +135,7 @@ pub fn start(
             let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
                 .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
             task.extra_fds.push((SCRIPT_FD, copy));
-            task.name = Some("the batch script".to_string());
+            task.name = Some(format!("the batch script's interpreter {interpreter}"));
         }
         init.spawn(task).map_err(|e| LaunchFailure::new(e.to_string()))?;
     }

@@ -55,7 +55,8 @@ fn run(call: &Invocation<'_>) -> Outcome {
             let command = Submit::Salloc;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
-        let response = submit::submit(&client, &converted.spec, &Payload::default(), None, false).await;
+        let response =
+            submit::submit(Submit::Salloc, &client, &converted.spec, &Payload::default(), None, false).await;
         let response = response.map_err(|e| submit::refused(Submit::Salloc.failed(), e))?;
         let Response::Submitted { job, notes, .. } = response else {
             return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));

@@ -11,7 +11,7 @@ use berth_model::options::{self, Command as Submit, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
-use berth_model::spec::BatchScript;
+use berth_model::spec::{BatchScript, JobSpec};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, JobId};
 use berth_rpc::{Client, RpcError};
@@ -53,6 +53,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let image = submit::image(&options, call)?;
     let converted = options.job_spec(&by, image).map_err(bad)?;
     submit::warn(Submit::Sbatch, &converted.notes, options.quiet);
+    submit::warn(Submit::Sbatch, &missing(&options, &converted.spec), options.quiet);
     let env = options.environment(&submit::environment(), &by, false);
     let payload = Payload { script: Some(BatchScript { text: script.text, args: script.args }), env };
     let site = call.site()?;
@@ -64,7 +65,8 @@ fn run(call: &Invocation<'_>) -> Outcome {
             let command = Submit::Sbatch;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
-        let response = submit::submit(&client, &converted.spec, &payload, None, options.test_only).await;
+        let response =
+            submit::submit(Submit::Sbatch, &client, &converted.spec, &payload, None, options.test_only).await;
         let response = response.map_err(|e| failed(e, options.test_only))?;
         if options.test_only {
             return submit::would_start(Submit::Sbatch, &response);
@@ -78,6 +80,31 @@ fn run(call: &Invocation<'_>) -> Outcome {
         }
         if options.wait { wait(&client, job, options.array.is_some()).await } else { Ok(0) }
     })
+}
+
+/// Directories that the options name and that are not here. They may be made before the job starts, or be its node's.
+fn missing(options: &SubmitOptions, spec: &JobSpec) -> Vec<String> {
+    let work_dir = spec.work_dir.as_path();
+    let of_file = |long: &'static str, name: &Option<ByteStr>| {
+        let directory = work_dir.join(name.as_ref()?.as_path()).parent()?.to_path_buf();
+        // What a pattern stands for is not known yet.
+        let known = !directory.as_os_str().as_encoded_bytes().contains(&b'%');
+        known.then_some((long, directory))
+    };
+    // In a container the working directory is the container's.
+    let own = (options.source("chdir").is_some() && spec.container.is_none())
+        .then(|| ("chdir", work_dir.to_path_buf()));
+    let named = [own, of_file("output", &options.output), of_file("error", &options.error)];
+    let mut gone: Vec<_> = named.into_iter().flatten().filter(|(_, directory)| !directory.is_dir()).collect();
+    gone.dedup_by(|a, b| a.1 == b.1);
+    gone.into_iter()
+        .map(|(long, directory)| {
+            format!(
+                "--{long}: there is no directory {} here; the job fails unless its node has it when it starts",
+                directory.display()
+            )
+        })
+        .collect()
 }
 
 fn failed(e: RpcError, test_only: bool) -> Failure {
@@ -139,6 +166,7 @@ async fn wait(client: &Client, job: JobId, array: bool) -> Outcome {
         loop {
             let now = records.borrow_and_update().clone();
             if let Some(info) = now.filter(|i| i.state.is_terminal()) {
+                tell(&info);
                 return Ok(code(&info));
             }
             if records.changed().await.is_err() {
@@ -158,6 +186,7 @@ async fn wait(client: &Client, job: JobId, array: bool) -> Outcome {
                 return Err(Failure::user(format!("job {job} is not known any more; see sacct -j {job}")));
             }
             Ok(jobs) if jobs.iter().all(|j| j.state.is_terminal()) => {
+                jobs.iter().for_each(tell);
                 return Ok(jobs.iter().map(code).max().unwrap_or(0));
             }
             Err(RpcError::Refused(r)) if r.code == RefusalCode::NotFound => return Err(r.into()),
@@ -166,6 +195,13 @@ async fn wait(client: &Client, job: JobId, array: bool) -> Outcome {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Says what kept a job from starting: there is no output that could.
+fn tell(job: &JobInfo) {
+    if let Some(why) = crate::fmt::job::failure(job) {
+        out::complain(&format!("sbatch: error: job {}: {why}", job.id));
     }
 }
 

@@ -187,7 +187,8 @@ impl Run {
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;
-        let response = submit::submit(client, &converted.spec, &payload, Some(&step), test_only).await;
+        let response =
+            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only).await;
         let response = response.map_err(|e| match e {
             RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
             e => submit::refused(Submit::Srun.failed(), e),
@@ -318,8 +319,18 @@ async fn revoke(client: &Client, job: JobId) -> Outcome {
     Ok(1)
 }
 
+/// Whether the job's own `--immediate` cancelled it, and not a person.
+fn gave_up(job: &JobInfo) -> bool {
+    let waited = |patience| job.ended.is_some_and(|end| end.since(job.submitted) >= patience);
+    job.spec.immediate.is_some_and(waited)
+}
+
 fn never_ran(job: &JobInfo) -> Failure {
     let why = match job.state {
+        JobState::Cancelled if gave_up(job) => {
+            "Requested nodes are busy: the job could not start within the time that --immediate gives it"
+                .to_string()
+        }
         JobState::Cancelled => {
             out::complain("srun: Job has been cancelled");
             "Job/step already completing or completed".to_string()

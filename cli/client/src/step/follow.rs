@@ -184,9 +184,9 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
     connecting.abort();
     drop(events_in);
     let mut done = output.close();
-    loop {
+    let lost = loop {
         tokio::select! {
-            _ = &mut done => break,
+            lost = &mut done => break lost.ok().flatten(),
             number = signals.next() => {
                 // The step is over; a slow reader of its output alone keeps us.
                 if number == libc_signal(SignalKind::interrupt()) || number == libc_signal(SignalKind::terminate()) {
@@ -194,8 +194,17 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                 }
             }
         }
+    };
+    let code = by_record.unwrap_or_else(|| me.finish());
+    match lost {
+        None => Ok(code),
+        Some(e) => {
+            out::complain(&format!(
+                "srun: error: cannot write to standard output: {e}; what the tasks wrote is lost"
+            ));
+            Ok(code.max(1))
+        }
     }
-    Ok(by_record.unwrap_or_else(|| me.finish()))
 }
 
 /// Waits until then; for ever where there is no such time.

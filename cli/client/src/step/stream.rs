@@ -91,8 +91,9 @@ pub struct Wanted {
 pub struct Output {
     pieces: mpsc::Sender<Piece>,
     wanted: Wanted,
-    /// Resolves when the writer has written everything it was given, and its senders are gone.
-    pub done: oneshot::Receiver<()>,
+    /// Resolves when the writer has written everything it was given, and its senders are gone; with what kept
+    /// standard output from being written.
+    pub done: oneshot::Receiver<Option<io::Error>>,
 }
 
 impl Output {
@@ -101,8 +102,8 @@ impl Output {
         let (pieces, queue) = mpsc::channel(WAITING);
         let (finished, done) = oneshot::channel();
         std::thread::Builder::new().name("output".to_string()).spawn(move || {
-            write_all(queue, labels, &events);
-            let _ = finished.send(()); // nobody waits: the command is ending
+            let lost = write_all(queue, labels, &events);
+            let _ = finished.send(lost); // nobody waits: the command is ending
         })?;
         Ok(Output { pieces, wanted, done })
     }
@@ -140,13 +141,20 @@ impl Output {
     }
 
     /// No more connections: the writer ends when what is under way is written.
-    pub fn close(self) -> oneshot::Receiver<()> {
+    pub fn close(self) -> oneshot::Receiver<Option<io::Error>> {
         self.done
     }
 }
 
-fn write_all(mut queue: mpsc::Receiver<Piece>, mut labels: Option<Labels>, events: &mpsc::Sender<Event>) {
+/// Writes until there is nothing more to come. Gives what kept standard output from being written, unless its reader
+/// left on purpose.
+fn write_all(
+    mut queue: mpsc::Receiver<Piece>,
+    mut labels: Option<Labels>,
+    events: &mpsc::Sender<Event>,
+) -> Option<io::Error> {
     let mut gone = [false, false];
+    let mut failure = None;
     let mut put = |stderr: bool, bytes: &[u8]| {
         let lost = &mut gone[usize::from(stderr)];
         if *lost || bytes.is_empty() {
@@ -154,10 +162,11 @@ fn write_all(mut queue: mpsc::Receiver<Piece>, mut labels: Option<Labels>, event
         }
         // Unbuffered: what a task wrote is seen when it wrote it.
         let written = if stderr { raw_write(2, bytes) } else { raw_write(1, bytes) };
-        if written.is_err() {
+        if let Err(e) = written {
             *lost = true;
             if !stderr {
                 let _ = events.blocking_send(Event::StdoutGone); // the command is ending
+                failure = Some(e).filter(|e| e.kind() != io::ErrorKind::BrokenPipe);
             }
         }
     };
@@ -170,6 +179,7 @@ fn write_all(mut queue: mpsc::Receiver<Piece>, mut labels: Option<Labels>, event
     for (stderr, line) in labels.as_mut().map(Labels::finish).unwrap_or_default() {
         put(stderr, &line);
     }
+    failure
 }
 
 /// Writes past the buffers of the standard library, which would hold back what has no line feed.
