@@ -6,10 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+die() { printf 'tests/fuzz.sh: error: %s\n' "$*" >&2; exit 1; }
+
 seconds=${1-60}
-case "$seconds" in "" | *[!0-9]*) printf 'tests/fuzz.sh: error: %s is no number of seconds; usage: tests/fuzz.sh [SECONDS [TARGET…]]\n' "$seconds" >&2; exit 1 ;; esac
-shift || true
-command -v cargo-fuzz >/dev/null || { printf 'tests/fuzz.sh: error: cargo-fuzz is missing; cargo install cargo-fuzz\n' >&2; exit 1; }
+case "$seconds" in
+    "" | *[!0-9]*) die "$seconds is no number of seconds; usage: tests/fuzz.sh [SECONDS [TARGET…]]" ;;
+esac
+[ $# -eq 0 ] || shift
+command -v cargo-fuzz >/dev/null || die "cargo-fuzz is missing: cargo install cargo-fuzz"
 # The sanitiser's flags are not in stable releases of the compiler.
 export RUSTC_BOOTSTRAP=1
 
@@ -42,4 +46,4 @@ for package in model images rpc; do
         done
     done
 done
-[ ${#failed[@]} -eq 0 ] || { printf 'tests/fuzz.sh: error: %s found something\n' "${failed[*]}" >&2; exit 1; }
+[ ${#failed[@]} -eq 0 ] || die "${failed[*]} found something"

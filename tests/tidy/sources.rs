@@ -18,7 +18,9 @@ fn sources() -> Vec<Source> {
     for name in files(|n| n.ends_with(".rs")) {
         let text = std::fs::read_to_string(workspace().join(&name)).unwrap();
         let stem_is_test = Path::new(&name).file_name().is_some_and(|f| f == "tests.rs");
-        let all_test = name.starts_with("tests/") || name.contains("/tests/") || stem_is_test;
+        // A panic is how a fuzz target tells what it found.
+        let fuzz = name.contains("/fuzz_targets/");
+        let all_test = name.starts_with("tests/") || name.contains("/tests/") || stem_is_test || fuzz;
         result.push(Source { lines: lines(&text), name, text, all_test });
     }
     assert!(result.len() > 20, "the walk found only {} sources", result.len());

@@ -66,6 +66,14 @@ pub fn run(profile: Profile) -> Result<(), String> {
 
 fn build(mut command: Command) -> Result<(), String> {
     command.current_dir(workspace());
+    // What cargo told this program of its own package would make build scripts that look at it run again, here and
+    // at the next plain `cargo build`: half of the dependencies twice.
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"CARGO_PKG_") || bytes.starts_with(b"CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     let status = command.status().map_err(|e| format!("cannot run cargo: {e}"))?;
     if status.success() {
         Ok(())
