@@ -26,4 +26,4 @@ mod zygote;
 
 pub use images::STORE_ID;
 pub use paths::Paths;
-pub use start::{AgentError, AgentOptions, holds_steps, remove_groups, run};
+pub use start::{AgentError, AgentOptions, holds_steps, is_swept, remove_groups, run};

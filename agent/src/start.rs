@@ -240,6 +240,11 @@ pub fn holds_steps(state_dir: &Path) -> bool {
     std::fs::read_dir(Paths::new(state_dir).spool()).is_ok_and(|mut entries| entries.next().is_some())
 }
 
+/// Whether nothing of a step or of a job is on the disk any more.
+pub fn is_swept(state_dir: &Path) -> bool {
+    !holds_steps(state_dir) && jobs_on_disk(&Paths::new(state_dir)).is_empty()
+}
+
 fn jobs_on_disk(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }

@@ -26,6 +26,9 @@ pub struct Args {
 /// How long a daemon may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long the agent may take to remove what ended jobs left on the disk.
+const SWEEPING: Duration = Duration::from_secs(5);
+
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let dir = match StateDir::named(state)? {
         Some(dir) => dir,
@@ -70,9 +73,18 @@ pub fn end_jobs(dir: &StateDir) -> Result<(), Failure> {
         cancel_and_wait(&client).await
     });
     match ended {
-        Err(e) if e.kind == Kind::Unreachable => Ok(()),
-        other => other,
+        Err(e) if e.kind == Kind::Unreachable => return Ok(()),
+        other => other?,
     }
+    // The jobs are over for the controller; the agent is still taking away what they left.
+    let deadline = Instant::now() + SWEEPING;
+    while !berth_agent::is_swept(&dir.0)
+        && daemon::pid_file(dir, Part::Agent).is_some()
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Cancels what has nodes and waits until it is gone.
