@@ -115,7 +115,9 @@ fn an_image_of_umoci_is_read_in_every_file_form() {
 #[test]
 fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
     let bench = Bench::new();
-    let layer = Tar::new().file("usr/data", &[7; 1000]).end();
+    // What does not compress makes this layer the largest blob.
+    let noise: Vec<u8> = (1..5000_u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let layer = Tar::new().file("usr/data", &noise).end();
     let other = Tar::new().file("usr/more", &[8; 513]).end();
     let layout = bench.layout();
     ImageBuilder::new(vec![layer.clone(), other, layer]).compressed(Compression::Gzip).write(&layout);
