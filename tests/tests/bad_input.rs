@@ -148,7 +148,7 @@ each_user! {
         let sandbox = Sandbox::start(who);
         let node = format!("NodeName={}", sandbox.node());
         sandbox.cmd("scontrol").args(["update", &node, "State=DRAIN", "Reason=a test"]).ok();
-        sandbox.srun(["--immediate=1", "touch", "ran"]).fails().says(&["Requested nodes are busy", "--immediate"]);
+        sandbox.srun(["--immediate=1", "touch", "ran"]).fails().says(&["Requested nodes are busy"]);
         sandbox.cmd("scontrol").args(["update", &node, "State=RESUME"]).ok();
         nothing_happened(&sandbox);
         assert!(!sandbox.work().join("ran").exists());

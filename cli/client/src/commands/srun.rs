@@ -319,18 +319,8 @@ async fn revoke(client: &Client, job: JobId) -> Outcome {
     Ok(1)
 }
 
-/// Whether the job's own `--immediate` cancelled it, and not a person.
-fn gave_up(job: &JobInfo) -> bool {
-    let waited = |patience| job.ended.is_some_and(|end| end.since(job.submitted) >= patience);
-    job.spec.immediate.is_some_and(waited)
-}
-
 fn never_ran(job: &JobInfo) -> Failure {
     let why = match job.state {
-        JobState::Cancelled if gave_up(job) => {
-            "Requested nodes are busy: the job could not start within the time that --immediate gives it"
-                .to_string()
-        }
         JobState::Cancelled => {
             out::complain("srun: Job has been cancelled");
             "Job/step already completing or completed".to_string()
