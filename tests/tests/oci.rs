@@ -98,11 +98,11 @@ each_user! {
         let pid: i32 = b.sandbox.read("pid").parse().unwrap();
         assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
         b.oci(&["create", "c"]).fails().says(&["container c exists already"]);
-        b.oci(&["delete", "c"]).fails().says(&["cannot delete container c", "created", "--force"]);
         b.oci(&["start", "c"]).ok();
         b.sandbox.wait_file("rootfs/tmp/mark", "started", 20);
         assert_eq!(b.status(), "running");
         b.oci(&["start", "c"]).fails().says(&["cannot start container c: it is running"]);
+        b.oci(&["delete", "c"]).fails().says(&["cannot delete container c", "running", "--force"]);
         assert_eq!(b.oci(&["exec", "c", "sh", "-c", "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; exit 7"]).run().rc, 7);
         b.oci(&["kill", "c", "NOSUCH"]).fails().says(&["there is no signal"]);
         b.oci(&["kill", "c", "KILL"]).ok();
@@ -163,18 +163,16 @@ each_user! {
         };
         let hooks = json!({
             "prestart": hook("prestart", false), "createRuntime": hook("createRuntime", false),
-            "createContainer": hook("createContainer", false), "poststart": hook("poststart", true), "poststop": hook("poststop", false),
+            "createContainer": hook("createContainer", false), "poststart": hook("poststart", false), "poststop": hook("poststop", false),
             "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/state; echo ran > /tmp/startContainer"], "env": ["PATH=/bin"]}],
         });
         b.script("cat /tmp/startContainer; grep -c '\"status\":\"created\"' /tmp/state").set(|c| c["hooks"] = hooks);
-        let output = b.run();
-        output.clone().says(&["the poststart hook /bin/sh failed: exit code 3"]);
-        assert_eq!(output.text(), "ran\n1");
+        assert_eq!(b.says(), "ran\n1");
         let lines: Vec<String> = b.sandbox.read("log").lines().map(String::from).collect();
         let running = "poststart:\"status\":\"running\"";
         assert_eq!(
             lines,
-            ["prestart:\"status\":\"creating\"", "createRuntime:\"status\":\"creating\"", "createContainer:\"status\":\"creating\"", running, "poststop:\"status\":\"stopped\""]
+            ["prestart:\"status\":\"created\"", "createRuntime:\"status\":\"created\"", "createContainer:\"status\":\"created\"", running, "poststop:\"status\":\"stopped\""]
         );
     }
 
@@ -184,6 +182,7 @@ each_user! {
             ("createRuntime", json!(["sh", "-c", "exit 9"]), "the createRuntime hook /bin/sh failed: exit code 9"),
             ("createContainer", json!(["sh", "-c", "sleep 1000"]), "longer than its timeout of 1 s"),
             ("startContainer", json!(["sh", "-c", "kill -9 $$"]), "killed by signal 9"),
+            ("poststart", json!(["sh", "-c", "exit 3"]), "the poststart hook /bin/sh failed: exit code 3"),
         ] {
             b.set(|c| c["hooks"] = json!({kind: [{"path": "/bin/sh", "args": args, "env": ["PATH=/bin:/usr/bin"], "timeout": 1}]}));
             b.run().says(&[word]);
@@ -193,11 +192,12 @@ each_user! {
 
     fn what_is_wrong_is_named(who) {
         let b = Bundle::new(who);
-        let changes: [(&str, Value, &str); 9] = [
+        let changes: [(&str, Value, &str); 10] = [
             ("/process/args", json!(["nothing-here"]), "cannot run nothing-here: executable file not found in $PATH"),
             ("/process/args", json!(["/none"]), "cannot run /none: no such file or directory"),
             ("/process/args", json!(["/etc"]), "cannot run /etc: permission denied"),
             ("/process/cwd", json!("bin"), "process.cwd bin is not absolute"),
+            ("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler.priority is 0"),
             ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),
             ("/ociVersion", json!("3.0.0"), "ociVersion"),
@@ -214,7 +214,6 @@ each_user! {
             output.says(&[word]);
         }
         b.oci(&["--systemd-cgroup", "run", "c"]).fails().says(&["--systemd-cgroup is not supported", "cgroupfs"]);
-        b.oci(&["run", "--no-pivot", "c"]).fails().says(&["--no-pivot is not supported"]);
         b.oci(&["run", "../c"]).fails().says(&["is no container id"]);
         let log = b.path("log.json");
         b.oci(&["--log", log.to_str().unwrap(), "--log-format", "json", "start", "none"]).fails();
@@ -245,7 +244,7 @@ each_user! {
         // The kernel's own files are mounted through no link at all.
         std::fs::remove_dir(b.path("rootfs/proc")).unwrap();
         symlink("tmp", b.path("rootfs/proc")).unwrap();
-        b.run().says(&["/proc is not an ordinary directory in the root"]);
+        b.run().says(&["/proc must be mounted on ordinary directory"]);
     }
 
     fn the_working_directory_is_no_descriptor_of_the_node(who) {
@@ -308,9 +307,13 @@ each_user! {
         assert_eq!(caps, "CapInh:\t0000000000000000\nCapEff:\t0000000020400420\nCapAmb:\t0000000000000000");
         b.oci(&["exec", "--cap", "cap_all", "c", "true"]).fails().says(&["there is no capability"]);
         assert_eq!(b.oci(&["exec", "--env", "A=b", "--cwd", "/tmp", "c", "sh", "-c", "echo $A; pwd"]).ok().text(), "b\n/tmp");
+        let twice = b.oci(&["exec", "--env", "PATH=/bin:/none", "c", "env"]).ok().text();
+        assert_eq!(twice.lines().filter(|l| l.starts_with("PATH=")).collect::<Vec<_>>(), ["PATH=/bin:/none"]);
         b.oci(&["exec", "c", "nothing"]).fails().says(&["cannot run nothing: executable file not found"]);
-        let given = b.oci(&["exec", "--preserve-fds", "1", "c", "true"]).fails();
-        given.says(&["descriptor 3 is not open"]);
+        // Those of the caller that are open, and none of the runtime's own in place of one that is not.
+        let line = format!("exec 3<&- 4</dev/null; exec {} oci --root {} exec --preserve-fds 2 c ls /proc/self/fd", machine::programs().join("berth").display(), b.path("containers").display());
+        let open = b.sandbox.cmd("sh").args(["-c", &line]).ok().text();
+        assert_eq!(open.lines().collect::<Vec<_>>(), ["0", "1", "2", "3", "4"], "3 is the directory that ls reads");
     }
 
     fn seccomp_rules_act_as_written(who) {
@@ -331,6 +334,50 @@ each_user! {
         });
         b.script("sleep 1; echo status $?");
         assert_eq!(b.run().text(), "status 159");
+    }
+
+    fn a_filter_need_not_allow_what_the_runtime_does(who) {
+        let mut b = Bundle::new(who);
+        b.script("echo ran").set(|c| {
+            c["process"]["noNewPrivileges"] = json!(false);
+            c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["getcwd", "chdir", "fchdir", "setgroups", "setresuid", "umask"], "action": "SCMP_ACT_ERRNO"}]});
+        });
+        assert_eq!(b.says(), "ran");
+    }
+
+    fn scheduling_of_the_program_and_of_added_ones(who) {
+        let mut b = Bundle::new(who);
+        b.script("exec sleep 1000").set(|c| {
+            c["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 3});
+            c["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+            c["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+            c["linux"]["memoryPolicy"] = json!({"mode": "MPOL_INTERLEAVE", "nodes": "0"});
+            c["linux"]["personality"] = json!({"domain": "LINUX32"});
+        });
+        symlink("busybox", b.path("rootfs/bin/uname")).unwrap();
+        b.oci(&["run", "--detach", "c"]).ok();
+        let state: Value = serde_json::from_str(&b.oci(&["state", "c"]).ok().text()).unwrap();
+        let pid = state["pid"].to_string();
+        let seen = Cmd::new("chrt").args(["--pid", &pid]).ok().text();
+        assert!(seen.contains("SCHED_BATCH"), "{seen}");
+        assert_eq!(Cmd::new("ps").args(["-o", "ni=", "-p", &pid]).ok().text().trim(), "3");
+        assert_eq!(Cmd::new("ionice").args(["-p", &pid]).ok().text(), "idle");
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/numa_maps"));
+        assert!(maps.is_err() || maps.unwrap().contains("interleave:0"), "no memory policy is in force");
+        let added = b.oci(&["--debug", "exec", "c", "sh", "-c", "uname -m; grep Cpus_allowed_list /proc/self/status"]).ok();
+        added.clone().says(&["initial CPU affinity: 0x1"]);
+        let said = added.text();
+        assert!(said.ends_with("Cpus_allowed_list:\t0"), "{said}");
+        if cfg!(target_arch = "x86_64") {
+            assert!(said.starts_with("i686"), "{said}");
+        }
+    }
+
+    fn the_nodes_root_is_covered_where_it_may_not_be_left(who) {
+        let mut b = Bundle::new(who);
+        b.script("ls / | grep -c -E '^(home|usr|var)$'; cd /; cd ../../..; ls bin | grep -x busybox");
+        assert_eq!(b.oci(&["run", "--no-pivot", "c"]).run().text(), "0\nbusybox");
     }
 
     fn a_terminal_of_its_own(who) {
@@ -387,6 +434,19 @@ fn control_groups_limit_freeze_and_go_as_root() {
         (stats["data"]["memory"]["usage"]["limit"].as_u64(), stats["data"]["pids"]["limit"].as_u64()),
         (Some(134_217_728), Some(30))
     );
+    for wrong in ["../x", "nothing", "nothing:x"] {
+        b.oci(&["exec", "--cgroup", wrong, "c", "true"]).fails().says(&["--cgroup", wrong]);
+    }
+    let own = format!("bt-oci-{}", std::process::id());
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::create_dir(hierarchy.path().join(&own).join("below"));
+    }
+    let said = b.oci(&["exec", "--cgroup", "pids:below", "c", "cat", "/proc/self/cgroup"]).run().text();
+    assert!(
+        said.lines().any(|l| l.ends_with(":pids:/below"))
+            || !std::path::Path::new("/sys/fs/cgroup/pids").exists(),
+        "{said}"
+    );
     b.oci(&["pause", "c"]).ok();
     assert_eq!(b.status(), "paused");
     b.oci(&["exec", "c", "true"]).fails().says(&["it is paused"]);
@@ -429,4 +489,34 @@ fn namespaces_are_joined_by_path_and_checked_as_root() {
     joined.run().says(&["cannot join the namespace", "of another kind"]);
     joined.set(|c| c["linux"]["namespaces"][0]["path"] = json!("/etc/passwd"));
     joined.run().says(&["cannot join the namespace"]);
+}
+
+#[test]
+fn a_container_shares_the_mount_namespace_where_it_has_none_of_its_own_as_root() {
+    let mut b = Bundle::new(Who::root());
+    b.script("exec sleep 1000").set(|c| {
+        c["linux"]["namespaces"] = json!([{"type": "pid"}]);
+        c.as_object_mut().unwrap().remove("hostname");
+        c["mounts"].as_array_mut().unwrap().retain(|m| m["type"] != "sysfs" && m["type"] != "cgroup");
+    });
+    let mounted = |b: &Bundle| {
+        std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(b.path("rootfs").to_str().unwrap())
+    };
+    symlink("busybox", b.path("rootfs/bin/readlink")).unwrap();
+    b.oci(&["run", "--detach", "c"]).ok();
+    assert!(mounted(&b), "the root is not mounted on the node");
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap().display().to_string();
+    let said =
+        b.oci(&["exec", "c", "sh", "-c", "readlink /proc/self/ns/mnt; ls / | grep -c usr; pwd"]).ok().text();
+    assert_eq!(said, format!("{own}\n0\n/"), "a process that is added is not in the container's root");
+    b.oci(&["delete", "--force", "c"]).ok();
+    assert!(!mounted(&b), "a mount was left on the node");
+    b.set(|c| {
+        c["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"destination": "/x", "type": "nosuchfs", "source": "x"}))
+    });
+    b.run().says(&["nosuchfs"]);
+    assert!(!mounted(&b), "a container that could not be made left a mount on the node");
 }

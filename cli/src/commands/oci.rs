@@ -2,7 +2,7 @@
 
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_runtime::oci::{self, CreateOptions, ExecOptions, Foreground, OciError, Store, read_json};
+use berth_runtime::oci::{self, CreateOptions, Created, ExecOptions, Foreground, OciError, Store, read_json};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -25,6 +25,9 @@ pub struct Args {
     /// How they are written there
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
+    /// Also write what is made, for looking into a failure
+    #[arg(long)]
+    debug: bool,
     /// Refused: control groups are made directly, without systemd
     #[arg(long)]
     systemd_cgroup: bool,
@@ -136,13 +139,13 @@ struct Create {
     /// File for the pid of the first process
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// Give the program N further descriptors, from 3 on
+    /// Give the program those of the N descriptors from 3 on that are open
     #[arg(long, default_value_t = 0, value_name = "N")]
     preserve_fds: u32,
     /// Keep the caller's session keyring
     #[arg(long)]
     no_new_keyring: bool,
-    /// Refused: the root is always changed for good
+    /// Cover the node's root with the container's instead of taking it away: for a root that cannot be left
     #[arg(long)]
     no_pivot: bool,
     /// Name of the container
@@ -184,12 +187,15 @@ struct Exec {
     /// File for its pid
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// Give the program N further descriptors, from 3 on
+    /// Give the program those of the N descriptors from 3 on that are open
     #[arg(long, default_value_t = 0, value_name = "N")]
     preserve_fds: u32,
     /// Also into a paused container; the process runs when that is resumed
     #[arg(long)]
     ignore_paused: bool,
+    /// Put it into a control group below the container's
+    #[arg(long, value_name = "[CONTROLLER,...:]PATH")]
+    cgroup: Vec<String>,
     /// Name of the container
     id: String,
     /// Program and arguments
@@ -256,6 +262,7 @@ fn becomes_container(command: &Command) -> Option<u32> {
 struct Log<'a> {
     file: Option<&'a Path>,
     format: LogFormat,
+    debug: bool,
 }
 
 impl Log<'_> {
@@ -272,6 +279,13 @@ impl Log<'_> {
         }
     }
 
+    fn debug(&self, notes: &[String]) {
+        for text in notes.iter().filter(|_| self.debug) {
+            out::complain(&format!("berth oci: debug: {text}"));
+            self.line("debug", text);
+        }
+    }
+
     fn warn(&self, text: &str) {
         out::complain(&format!("berth oci: warning: {text}"));
         self.line("warning", text);
@@ -283,7 +297,7 @@ pub fn run(args: Args, argv: Vec<OsString>) -> Outcome {
         out::print(&format!("berth-oci version {}\nspec: 1.2.1\n", env!("CARGO_PKG_VERSION")))?;
         return Ok(0);
     }
-    let log = Log { file: args.log.as_deref(), format: args.log_format };
+    let log = Log { file: args.log.as_deref(), format: args.log_format, debug: args.debug };
     let failed = |text: String| {
         log.line("error", &text);
         Failure::new(Kind::User, text)
@@ -298,15 +312,16 @@ pub fn run(args: Args, argv: Vec<OsString>) -> Outcome {
                 .into(),
         ));
     }
-    if let Some(preserve) = becomes_container(&command) {
-        oci::check_preserved(preserve).map_err(|e| failed(e.to_string()))?;
+    // First of all: nothing of this program's own is open yet.
+    let preserved = becomes_container(&command).map(oci::preserved);
+    if preserved.is_some() {
         oci::seal(argv).map_err(|e| failed(e.to_string()))?;
     }
     let done = match command {
         Command::Features => print_json(&oci::features()),
         Command::Spec { bundle, rootless } => spec(&bundle, rootless),
         command => match Store::open(args.root.as_deref()) {
-            Ok(store) => dispatch(command, &store, &log),
+            Ok(store) => dispatch(command, &store, &log, preserved.unwrap_or_default()),
             Err(e) => Err(Stop::Oci(e)),
         },
     };
@@ -344,18 +359,19 @@ fn code(status: i32) -> u8 {
     u8::try_from(status).unwrap_or(255)
 }
 
-fn dispatch(command: Command, store: &Store, log: &Log<'_>) -> Done {
+fn dispatch(command: Command, store: &Store, log: &Log<'_>, preserved: Vec<i32>) -> Done {
     match command {
         Command::Create(c) => {
-            let created = oci::create(store, &options(c)?)?;
-            created.warnings.iter().for_each(|w| log.warn(w));
+            create(store, &options(c, preserved), log)?;
             Ok(0)
         }
         Command::Start { id } => {
-            oci::start(store, &id)?.iter().for_each(|w| log.warn(&w.to_string()));
+            oci::start(store, &id)?;
             Ok(0)
         }
-        Command::Run { create, detach, keep } => run_container(create, detach, keep, store, log),
+        Command::Run { create, detach, keep } => {
+            run_container(options(create, preserved), detach, keep, store, log)
+        }
         Command::State { id } => print_json(&oci::state(store, &id)?),
         Command::Kill { all, id, signal } => {
             oci::kill(store, &id, oci::signal_number(&signal)?, all)?;
@@ -365,7 +381,7 @@ fn dispatch(command: Command, store: &Store, log: &Log<'_>) -> Done {
             oci::delete(store, &id, force)?.iter().for_each(|w| log.warn(&w.to_string()));
             Ok(0)
         }
-        Command::Exec(e) => exec(e, store, log),
+        Command::Exec(e) => exec(e, preserved, store, log),
         Command::Ps { format, id, options } => ps(store, &id, format, &options),
         Command::Pause { id } => Ok(oci::pause(store, &id).map(|()| 0)?),
         Command::Resume { id } => Ok(oci::resume(store, &id).map(|()| 0)?),
@@ -381,27 +397,27 @@ fn print_json(value: &Value) -> Done {
     Ok(0)
 }
 
-fn options(c: Create) -> Result<CreateOptions, Stop> {
-    if c.no_pivot {
-        return Err(Stop::Oci(OciError::Unsupported {
-            what: "--no-pivot".into(),
-            instead: "leave it out: on a node that runs from its initramfs the root is covered instead"
-                .into(),
-        }));
-    }
-    Ok(CreateOptions {
+fn options(c: Create, preserve_fds: Vec<i32>) -> CreateOptions {
+    CreateOptions {
         id: c.id,
         bundle: c.bundle,
         console_socket: c.console_socket,
         console_fd: None,
         pid_file: c.pid_file,
-        preserve_fds: c.preserve_fds,
+        preserve_fds,
         no_new_keyring: c.no_new_keyring,
-    })
+        no_pivot: c.no_pivot,
+    }
 }
 
-fn run_container(create: Create, detach: bool, keep: bool, store: &Store, log: &Log<'_>) -> Done {
-    let mut o = options(create)?;
+fn create(store: &Store, o: &CreateOptions, log: &Log<'_>) -> Result<Created, OciError> {
+    let mut warnings = Vec::new();
+    let created = oci::create(store, o, &mut warnings);
+    warnings.iter().for_each(|w| log.warn(w));
+    created.inspect(|c| log.debug(&c.notes))
+}
+
+fn run_container(mut o: CreateOptions, detach: bool, keep: bool, store: &Store, log: &Log<'_>) -> Done {
     let config = read_json(&o.bundle.join("config.json"))?;
     let terminal = config["process"]["terminal"] == true && o.console_socket.is_none();
     if terminal && detach {
@@ -410,13 +426,11 @@ fn run_container(create: Create, detach: bool, keep: bool, store: &Store, log: &
     let foreground = if terminal { Some(Foreground::new()?) } else { None };
     o.console_fd = foreground.as_ref().map(|f| f.there.clone());
     let id = o.id.clone();
-    let created = oci::create(store, &o)?;
+    let created = create(store, &o, log)?;
     o.console_fd = None;
-    created.warnings.iter().for_each(|w| log.warn(w));
     let started = oci::start(store, &id);
     let status = match started {
-        Ok(warnings) => {
-            warnings.iter().for_each(|w| log.warn(&w.to_string()));
+        Ok(()) => {
             if detach {
                 return Ok(0);
             }
@@ -434,7 +448,7 @@ fn run_container(create: Create, detach: bool, keep: bool, store: &Store, log: &
     Ok(code(status?))
 }
 
-fn exec(e: Exec, store: &Store, log: &Log<'_>) -> Done {
+fn exec(e: Exec, preserve_fds: Vec<i32>, store: &Store, log: &Log<'_>) -> Done {
     let process = e.process.as_deref().map(read_json).transpose()?;
     let terminal = process.as_ref().map_or(e.tty, |p| p["terminal"] == true);
     let own = terminal && e.console_socket.is_none();
@@ -459,11 +473,13 @@ fn exec(e: Exec, store: &Store, log: &Log<'_>) -> Done {
             console_socket: e.console_socket,
             console_fd: foreground.as_ref().map(|f| f.there.clone()),
             pid_file: e.pid_file,
-            preserve_fds: e.preserve_fds,
+            preserve_fds,
             ignore_paused: e.ignore_paused,
+            cgroups: e.cgroup,
         },
     )?;
     started.warnings.iter().for_each(|w| log.warn(w));
+    log.debug(&started.notes);
     if e.detach {
         return Ok(0);
     }

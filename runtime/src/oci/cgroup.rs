@@ -17,10 +17,10 @@ pub struct Hierarchies {
     /// Version 1: mount points by controller; named hierarchies as `name=systemd`.
     v1: BTreeMap<String, PathBuf>,
     /// This process's own group in them.
-    own: BTreeMap<String, PathBuf>,
+    pub own: BTreeMap<String, PathBuf>,
     /// Version 2's mount point.
     v2: Option<PathBuf>,
-    own_v2: Option<PathBuf>,
+    pub own_v2: Option<PathBuf>,
     /// Controllers of version 2.
     v2_controllers: Vec<String>,
 }
@@ -117,6 +117,40 @@ impl Group {
             v1: bases.iter().map(|(name, base)| (name.clone(), base.join(&path))).collect(),
             v2: base_v2.as_ref().map(|base| base.join(&path)),
         })
+    }
+
+    /// The groups below for a process that is added: `PATH` in every hierarchy, `CONTROLLER[,CONTROLLER]:PATH` in
+    /// those of version 1.
+    pub fn below(&self, wanted: &[String]) -> Result<Group> {
+        let mut group = self.clone();
+        for text in wanted {
+            let (controllers, path) =
+                text.split_once(':').map_or((None, text.as_str()), |(c, p)| (Some(c), p));
+            let path = Path::new(path.trim_start_matches('/'));
+            if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(invalid(format!("--cgroup {text:?}"), "name a group below the container's"));
+            }
+            let mut dirs: Vec<&mut PathBuf> = Vec::new();
+            match controllers {
+                None => dirs.extend(group.v1.values_mut().chain(&mut group.v2)),
+                Some(names) => {
+                    let named = |c: &str| names.split(',').any(|n| c.strip_prefix("name=").unwrap_or(c) == n);
+                    dirs.extend(group.v1.iter_mut().filter(|(c, _)| named(c)).map(|(_, dir)| dir));
+                }
+            }
+            if dirs.is_empty() {
+                let next = "leave the controllers out: the container has no group of version 1 with them";
+                return Err(invalid(format!("--cgroup {text:?}"), next));
+            }
+            for dir in dirs {
+                dir.push(path);
+                if !dir.is_dir() {
+                    let what = format!("--cgroup {text:?}: there is no {}", dir.display());
+                    return Err(invalid(what, "make it in the container first"));
+                }
+            }
+        }
+        Ok(group)
     }
 
     fn dirs(&self) -> Vec<&Path> {

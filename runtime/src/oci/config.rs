@@ -42,17 +42,23 @@ pub fn spec(mut value: Value, warnings: &mut Vec<String>) -> Result<Spec> {
 /// Takes unknown capabilities out of a process.
 pub fn clean_capabilities(process: &mut Value, warnings: &mut Vec<String>) {
     let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else { return };
-    for (set, list) in sets {
-        let Some(list) = list.as_array_mut() else { continue };
+    let mut unknown = Vec::new();
+    for list in sets.values_mut().filter_map(Value::as_array_mut) {
         list.retain(|name| {
             let Some(text) = name.as_str() else { return true };
             let known = capability(text).is_some();
-            if !known {
-                warnings
-                    .push(format!("process.capabilities.{set}: there is no capability {text:?}; left out"));
+            if !known && !unknown.contains(&text.to_string()) {
+                unknown.push(text.to_string());
             }
             known
         });
+    }
+    if !unknown.is_empty() {
+        // In the words of other runtimes, which are looked for.
+        warnings.push(format!(
+            "process.capabilities: ignoring unknown or unavailable capabilities: [{}]",
+            unknown.join(" ")
+        ));
     }
 }
 
@@ -69,7 +75,7 @@ mod tests {
         let spec = spec(config, &mut warnings).unwrap();
         let process = spec.process().clone().unwrap();
         let bounding = process.capabilities().clone().unwrap().bounding().clone().unwrap();
-        assert_eq!((bounding.len(), warnings.len()), (1, 2), "{warnings:?}");
+        assert_eq!((bounding.len(), warnings.len()), (1, 1), "{warnings:?}");
         assert!(super::spec(serde_json::json!({"ociVersion": 1}), &mut warnings).is_err());
     }
 }

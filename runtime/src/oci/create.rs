@@ -2,7 +2,7 @@
 
 use super::cgroup::{Group, Hierarchies};
 use super::channel::{Channel, FromChild, ToChild};
-use super::error::{Naming, OciError, Result, invalid, unsupported};
+use super::error::{Naming, Result, invalid, unsupported};
 use super::finish::Listener;
 use super::plan::{self, ContainerPlan, Facts, maps, resources};
 use super::procfs::Procfs;
@@ -33,10 +33,12 @@ pub struct CreateOptions {
     pub console_fd: Option<OwnedFdBox>,
     /// Where the pid is written.
     pub pid_file: Option<PathBuf>,
-    /// Descriptors from 3 on that the program shall have.
-    pub preserve_fds: u32,
+    /// Descriptors that the program shall have.
+    pub preserve_fds: Vec<i32>,
     /// No session keyring.
     pub no_new_keyring: bool,
+    /// The node's root is covered, not taken away.
+    pub no_pivot: bool,
 }
 
 /// A descriptor in a cloneable place.
@@ -49,8 +51,8 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// Pid of it.
     pub pid: i32,
-    /// What the specification wants to be warned of.
-    pub warnings: Vec<String>,
+    /// What was made, in words.
+    pub notes: Vec<String>,
 }
 
 /// Whether the calling process has a capability in its own user namespace.
@@ -63,14 +65,35 @@ pub fn read_bundle(bundle: &Path, warnings: &mut Vec<String>) -> Result<(Contain
     let bundle = std::fs::canonicalize(bundle).named_at("find the bundle", bundle)?;
     let json = config::read_json(&bundle.join("config.json"))?;
     let spec = config::spec(json.clone(), warnings)?;
-    let plan = plan::plan(&spec, &Facts { bundle, privileged: has(CapabilitySet::SYS_ADMIN) })?;
+    let facts = Facts {
+        bundle,
+        privileged: has(CapabilitySet::SYS_ADMIN),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+    };
+    let plan = plan::plan(&spec, &facts)?;
+    if !facts.selinux && spec.linux().as_ref().is_some_and(|l| l.mount_label().is_some()) {
+        warnings.push("linux.mountLabel has no effect: this node runs without SELinux".into());
+    }
     Ok((plan, json))
 }
 
-/// Creates a container. On failure nothing is left of it.
-pub fn create(store: &Store, options: &CreateOptions) -> Result<Created> {
-    let mut warnings = Vec::new();
-    let (plan, json) = read_bundle(&options.bundle, &mut warnings)?;
+/// What a plan comes to, in words.
+fn notes(plan: &ContainerPlan) -> Vec<String> {
+    let named = |chosen: &dyn Fn(i32) -> bool| {
+        let names = plan::NAMESPACES.iter().filter(|(_, flag, _)| chosen(*flag)).map(|(_, _, name)| *name);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let joined = |flag: i32| plan.join.iter().any(|(f, _)| *f == flag);
+    vec![
+        format!("root: {}; mounts: {}", plan.root.display(), plan.mounts.len()),
+        format!("new namespaces: {}; joined: {}", named(&|f| plan.new & f != 0), named(&joined)),
+    ]
+}
+
+/// Creates a container. On failure nothing is left of it; what the specification wants to be warned of is said all
+/// the same.
+pub fn create(store: &Store, options: &CreateOptions, warnings: &mut Vec<String>) -> Result<Created> {
+    let (plan, json) = read_bundle(&options.bundle, warnings)?;
     let terminal = plan.process.as_ref().is_some_and(|p| p.terminal);
     let given = options.console_socket.is_some() || options.console_fd.is_some();
     match (terminal, given) {
@@ -107,13 +130,16 @@ pub fn create(store: &Store, options: &CreateOptions) -> Result<Created> {
         group: Group::default(),
         hooks: plan.hooks.clone(),
         namespaces: plan.new | plan.join.iter().fold(0, |all, (flag, _)| all | flag),
+        node_mount: None,
         config: json,
     };
+    let mut notes = notes(&plan);
     let made = group.and_then(|group| make(&container, plan, record, group, &h, options));
     match made {
         Ok((pid, pidfd)) => {
             drop(container);
-            Ok(Created { pidfd, pid, warnings })
+            notes.push(format!("first process: {pid}"));
+            Ok(Created { pidfd, pid, notes })
         }
         Err(e) => {
             let _ = container.remove();
@@ -124,7 +150,7 @@ pub fn create(store: &Store, options: &CreateOptions) -> Result<Created> {
 
 fn make(
     container: &Container,
-    plan: ContainerPlan,
+    mut plan: ContainerPlan,
     mut record: Record,
     mut group: Group,
     h: &Hierarchies,
@@ -138,14 +164,29 @@ fn make(
     }
     let made_group = group.create(h)?;
     record.group = group.clone();
+    let shared = !plan.own(libc::CLONE_NEWNS);
+    let before = rootfs::mount_id(&record.rootfs);
     let done = (|| {
         limit(&plan, &group, h, made_group)?;
-        launch(container, plan, &mut record, &group, options)
+        let shown = if made_group { group.clone() } else { show_own(&mut plan, h) };
+        launch(container, plan, &mut record, &group, shown, options)
     })();
     if done.is_err() {
+        let left = rootfs::mount_id(&record.rootfs);
+        if let Some(mount) = left.filter(|_| shared && left != before) {
+            let _ = rootfs::detach_from_node(&record.rootfs, mount);
+        }
         let _ = group.remove(Duration::from_secs(5));
     }
     done
+}
+
+/// The caller's own groups, for a container that has none: to look at alone.
+fn show_own(plan: &mut ContainerPlan, h: &Hierarchies) -> Group {
+    for m in plan.mounts.iter_mut().filter(|m| m.source == plan::mounts::Source::Cgroup) {
+        m.set |= crate::sys::mountattr::RDONLY;
+    }
+    Group { v1: h.own.clone(), v2: h.own_v2.clone() }
 }
 
 /// Limits of the group; a user without groups can have none.
@@ -164,6 +205,7 @@ fn launch(
     plan: ContainerPlan,
     record: &mut Record,
     group: &Group,
+    shown: Group,
     options: &CreateOptions,
 ) -> Result<(i32, OwnedFd)> {
     let proc = Procfs::open()?;
@@ -195,15 +237,16 @@ fn launch(
     let inherited = Inherited {
         plan,
         record: record.clone(),
-        group: group.clone(),
+        group: shown,
         proc,
         prepared,
         join,
         console,
         knock: listen(container)?,
         listener,
-        preserve: options.preserve_fds,
+        preserve: options.preserve_fds.clone(),
         keyring: !options.no_new_keyring,
+        pivot: !options.no_pivot,
         groups: false,
     };
     let clone = CloneOptions { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..CloneOptions::default() };
@@ -262,11 +305,15 @@ fn introduce(
     let FromChild::Mounted = here.answer()? else {
         return Err(invalid("the runtime's processes do not understand each other", "report this"));
     };
+    if record.namespaces & libc::CLONE_NEWNS == 0 {
+        record.node_mount = rootfs::mount_id(&record.rootfs);
+    }
     record.pid = Some(pid);
     record.start_time = process_times(pid).map_or(0, |(start, _)| start);
-    let state = record.state(Status::Creating).to_string();
-    hooks::run("prestart", &plan_hooks.prestart, &state)?;
-    hooks::run("createRuntime", &plan_hooks.create_runtime, &state)?;
+    // The environment is made: what the specification calls created, while the operation goes on.
+    let state = record.state(Status::Created).to_string();
+    hooks::run("prestart", &plan_hooks.prestart, &state, &[])?;
+    hooks::run("createRuntime", &plan_hooks.create_runtime, &state, &[])?;
     here.tell(&ToChild::HooksDone)?;
     here.answer()?;
     container.write(record)?;
@@ -336,7 +383,7 @@ fn write_maps(proc: &Procfs, pid: i32, uids: &[maps::IdRange], gids: &[maps::IdR
 }
 
 /// Starts a created container's program.
-pub fn start(store: &Store, id: &str) -> Result<Vec<OciError>> {
+pub fn start(store: &Store, id: &str) -> Result<()> {
     let (container, mut record) = store.find(id)?;
     record.require("start", &[Status::Created], "only a created container can be started")?;
     let action = "reach the container's first process";
@@ -358,5 +405,8 @@ pub fn start(store: &Store, id: &str) -> Result<Vec<OciError>> {
     record.started = true;
     container.write(&record)?;
     let state = record.state(Status::Running).to_string();
-    Ok(hooks::run_all("poststart", &record.hooks.poststart, &state))
+    let Err(failed) = hooks::run("poststart", &record.hooks.poststart, &state, &[]) else { return Ok(()) };
+    // As the specification has it since 1.3: an error, and the container is stopped.
+    super::lifecycle::end(&record)?;
+    Err(failed)
 }

@@ -48,10 +48,12 @@ pub struct ExecOptions {
     pub console_fd: Option<OwnedFdBox>,
     /// Where the pid is written.
     pub pid_file: Option<PathBuf>,
-    /// Descriptors from 3 on that the program shall have.
-    pub preserve_fds: u32,
+    /// Descriptors that the program shall have.
+    pub preserve_fds: Vec<i32>,
     /// Also into a paused container; it runs when that is resumed.
     pub ignore_paused: bool,
+    /// Groups below the container's.
+    pub cgroups: Vec<String>,
 }
 
 /// Plans the process.
@@ -60,15 +62,15 @@ pub struct ExecOptions {
 /// What cannot be honoured, by name.
 pub fn plan(record: &Record, o: &ExecOptions, warnings: &mut Vec<String>) -> Result<ProcessPlan> {
     let spec = config::spec(record.config.clone(), warnings)?;
-    let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let linux = spec.linux().as_ref();
     let mut p = match (&o.process, spec.process()) {
         (Some(json), _) => {
             let mut json = json.clone();
             config::clean_capabilities(&mut json, warnings);
-            process::plan(&config::typed(&json, "the process")?, filter)?
+            process::plan(&config::typed(&json, "the process")?, linux)?
         }
         (None, Some(own)) => {
-            let mut p = process::plan(own, filter)?;
+            let mut p = process::plan(own, linux)?;
             p.args.clone_from(&o.args);
             p.terminal = o.terminal;
             p
@@ -83,7 +85,11 @@ pub fn plan(record: &Record, o: &ExecOptions, warnings: &mut Vec<String>) -> Res
     if let Some(wrong) = o.env.iter().find(|v| v.find('=').is_none_or(|at| at == 0)) {
         return Err(invalid(format!("--env {wrong:?}"), "each is NAME=value"));
     }
-    p.env.extend(o.env.iter().cloned());
+    let name = |v: &str| v.split('=').next().unwrap_or_default().to_string();
+    for v in &o.env {
+        p.env.retain(|old| name(old) != name(v));
+        p.env.push(v.clone());
+    }
     if let Some(cwd) = &o.cwd {
         p.cwd = PathBuf::from(cwd);
         if !p.cwd.is_absolute() {
@@ -142,6 +148,8 @@ pub struct Started {
     pub pid: i32,
     /// What the specification wants to be warned of.
     pub warnings: Vec<String>,
+    /// What was made, in words.
+    pub notes: Vec<String>,
 }
 
 /// Everything that the new process inherits.
@@ -150,9 +158,11 @@ struct Inherited {
     proc: Procfs,
     target: OwnedFd,
     mount: OwnedFd,
+    /// The container's root, where its mount namespace is the runtime's.
+    root: Option<OwnedFd>,
     namespaces: libc::c_int,
     console: Option<OwnedFd>,
-    preserve: u32,
+    preserve: Vec<i32>,
 }
 
 /// Runs a process in a container.
@@ -180,6 +190,12 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).named(action)
     };
     let mount = of("mnt")?;
+    let root = if record.namespaces & libc::CLONE_NEWNS == 0 {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Some(rustix::fs::open(format!("/proc/{target}/root"), flags, Mode::empty()).named(action)?)
+    } else {
+        None
+    };
     // The pid could have come to mean another process while it was looked at.
     record.require("add a process to", &allowed, "")?;
     let console = match (&o.console_fd, &o.console_socket) {
@@ -187,17 +203,22 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         (None, Some(path)) => Some(console::connect(path)?),
         (None, None) => None,
     };
+    // This process itself: the new one is there before it is in the container's control group.
+    finish::run_on(&process.affinity.initial, "initial")?;
+    let affinity = cpu_mask();
     let inherited = Inherited {
         process,
         proc: Procfs::open()?,
         target: pidfd,
         mount,
+        root,
         namespaces: other_namespaces(target.as_raw_nonzero().get(), record.namespaces),
         console,
-        preserve: o.preserve_fds,
+        preserve: o.preserve_fds.clone(),
     };
     let (mut here, there) = Channel::pair()?;
-    let cgroup = record.group.v2_dir();
+    let group = record.group.below(&o.cgroups)?;
+    let cgroup = group.v2_dir();
     let clone = CloneOptions { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..CloneOptions::default() };
     let (middle, middle_fd) = match fork(clone).named("start a process")? {
         Forked::Child => {
@@ -208,7 +229,7 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
     };
     drop((there, inherited));
     let made = (|| {
-        record.group.join(middle)?;
+        group.join(middle)?;
         here.tell(&ToChild::Go)?;
         match here.answer()? {
             FromChild::Child(pid) => Ok(pid),
@@ -244,7 +265,16 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         let _ = wait::wait_pidfd(&pidfd);
         return Err(e);
     }
-    Ok(Started { pidfd, pid, warnings })
+    let notes = vec![format!("process: {pid}"), format!("initial CPU affinity: {affinity}")];
+    Ok(Started { pidfd, pid, warnings, notes })
+}
+
+/// The CPUs of this process, as taskset(1) writes them.
+fn cpu_mask() -> String {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return "unknown".into() };
+    let digit = |n: usize| (0..4).fold(0u32, |d, bit| d | u32::from(set.is_set(4 * n + bit)) << bit);
+    let digits = (0..256).rev().map(digit).skip_while(|d| *d == 0).filter_map(|d| char::from_digit(d, 16));
+    format!("0x{}", digits.collect::<String>())
 }
 
 /// Those of the container's namespaces that this process is not in already.
@@ -308,6 +338,14 @@ fn become_process(channel: &mut Channel, inherited: &Inherited) -> OciError {
             move_into_link_name_space(inherited.mount.as_fd(), link(libc::CLONE_NEWNS))
                 .named("enter the container's mount namespace")?;
         }
+        if let Some(root) = &inherited.root {
+            let enter = || {
+                rustix::process::fchdir(root)?;
+                rustix::process::chroot(".")?;
+                rustix::process::chdir("/")
+            };
+            enter().named("enter the container's root")?;
+        }
         if inherited.namespaces & libc::CLONE_NEWUSER != 0 {
             let set = || {
                 rustix::thread::set_thread_res_gid(
@@ -334,13 +372,16 @@ fn become_process(channel: &mut Channel, inherited: &Inherited) -> OciError {
             console::take(&terminal.slave)?;
         }
         let groups = inherited.proc.read("self/setgroups").is_ok_and(|t| t.trim() == "allow");
-        finish::prepare(&inherited.process, &inherited.proc, inherited.preserve)?;
+        finish::prepare(&inherited.process, &inherited.proc, &inherited.preserve)?;
+        finish::run_on(&inherited.process.affinity.later, "final")?;
         let program = finish::find(&inherited.process)?;
+        signals::reset();
         finish::become_user(&inherited.process, groups, None)?;
+        finish::confine(&inherited.process, None)?;
         Ok(program)
     })();
     match prepared {
-        Ok(program) => finish::exec(&inherited.process, &program, None),
+        Ok(program) => finish::exec(&program),
         Err(e) => e,
     }
 }

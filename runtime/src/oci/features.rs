@@ -131,7 +131,8 @@ mod tests {
     fn templates_can_be_planned() {
         for rootless in [None, Some((1000, 1000))] {
             let spec = serde_json::from_value(template(rootless)).unwrap();
-            let facts = Facts { bundle: "/bundle".into(), privileged: rootless.is_none() };
+            let facts =
+                Facts { bundle: "/bundle".into(), privileged: rootless.is_none(), ..Facts::default() };
             let plan = plan(&spec, &facts).unwrap();
             assert_eq!(plan.own(libc::CLONE_NEWUSER), rootless.is_some());
         }

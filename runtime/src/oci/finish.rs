@@ -7,12 +7,12 @@ use super::procfs::Procfs;
 use crate::exec::{candidates, diagnose};
 use crate::setup::{SetupFailure, enter};
 use crate::sys::exec::{ExecVectors, close_on_exec_from, execve};
-use crate::sys::{Errno, limits, seccomp, signals};
+use crate::sys::{Errno, limits, process, schedule, seccomp};
 use berth_model::ByteStr;
 use rustix::fs::Mode;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Gid, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use std::ffi::CString;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -31,13 +31,14 @@ pub struct Listener {
 ///
 /// # Errors
 /// A value that the kernel refuses, by name.
-pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: u32) -> Result<()> {
+pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: &[RawFd]) -> Result<()> {
     if let Some(score) = p.oom_score_adj {
         // What is so already needs no right to set.
         if proc.read("self/oom_score_adj").ok().as_deref().map(str::trim) != Some(&score.to_string()) {
             proc.write("self/oom_score_adj", &score.to_string())?;
         }
     }
+    run_as_planned(p)?;
     for limit in &p.rlimits {
         limits::set(limit.number, limit.pair).map_err(|e| {
             let f = SetupFailure::new(
@@ -49,14 +50,8 @@ pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: u32) -> Result<()> {
     }
     // Before any filter, which need not allow it. Every descriptor that is opened later closes on exec, too.
     close_on_exec_from(3).named("close descriptors")?;
-    let keep = RawFd::try_from(preserve).unwrap_or(RawFd::MAX - 3);
-    for n in 3..3 + keep {
-        crate::sys::exec::keep_open(n).map_err(|_| {
-            invalid(
-                format!("--preserve-fds {keep}, but descriptor {n} is not open"),
-                "open it, or preserve fewer",
-            )
-        })?;
+    for n in preserve {
+        crate::sys::exec::keep_open(*n).named(&format!("pass the descriptor {n} on"))?;
     }
     super::console::own_streams(p.uid);
     Ok(())
@@ -67,20 +62,54 @@ pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: u32) -> Result<()> {
 /// # Errors
 /// An id, a capability or a directory that cannot be had.
 pub fn become_user(p: &ProcessPlan, may_set_groups: bool, listener: Option<&Listener>) -> Result<()> {
-    signals::reset();
     if p.no_new_privs {
         rustix::thread::set_no_new_privs(true).named("set no_new_privs")?;
-    } else if let Some(s) = &p.seccomp {
-        load(s, listener)?;
     }
     identity(p, may_set_groups)?;
-    enter_cwd(p)?;
     if let Some(mask) = p.umask {
         rustix::process::umask(Mode::from_raw_mode(mask));
+    }
+    match p.seccomp.as_ref().filter(|_| !p.no_new_privs) {
+        None => capabilities(&p.caps).and_then(|()| enter_cwd(p))?,
+        Some(filter) => {
+            // One right more than the program will have, to load the filter as late as can be: it need not
+            // allow what is done before.
+            effective(p.caps.effective | CapabilitySet::SYS_ADMIN.bits())?;
+            enter_cwd(p)?;
+            load(filter, listener)?;
+            capabilities(&p.caps)?;
+        }
     }
     // The change of identity made the process traceable again.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .named("protect the runtime")
+}
+
+/// Execution domain, memory, scheduling: what the program inherits of this process.
+fn run_as_planned(p: &ProcessPlan) -> Result<()> {
+    if let Some(domain) = p.personality {
+        process::personality(domain).named("set the execution domain")?;
+    }
+    if let Some(memory) = &p.memory {
+        schedule::set_memory_policy(memory.mode, &memory.nodes).named("set linux.memoryPolicy")?;
+    }
+    if let Some((class, level)) = p.io_priority {
+        schedule::set_io_priority(class, level).named("set process.ioPriority")?;
+    }
+    match &p.scheduler {
+        Some(attributes) => schedule::set_scheduler(attributes).named("set process.scheduler"),
+        None => Ok(()),
+    }
+}
+
+/// Runs this process on these CPUs alone; on those of its control group where none are named.
+pub fn run_on(cpus: &[u32], what: &str) -> Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|n| set.set(*n as usize));
+    rustix::thread::sched_setaffinity(None, &set).named(&format!("set process.execCPUAffinity.{what}"))
 }
 
 fn enter_cwd(p: &ProcessPlan) -> Result<()> {
@@ -99,7 +128,7 @@ fn each(bits: u64) -> impl Iterator<Item = CapabilitySet> {
     (0..64).map(|n| sets(1 << n)).filter(move |c| bits & c.bits() != 0)
 }
 
-/// Becomes the user with exactly these capabilities.
+/// Becomes the user, with every capability still at hand but above the bounding set.
 fn identity(p: &ProcessPlan, may_set_groups: bool) -> Result<()> {
     for cap in (0..64).map(|n| sets(1 << n)) {
         let Ok(has) = rustix::thread::capability_is_in_bounding_set(cap) else { break };
@@ -119,8 +148,14 @@ fn identity(p: &ProcessPlan, may_set_groups: bool) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(p.uid), Gid::from_raw(p.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).named("become the container's group")?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).named("become the container's user")?;
-    rustix::thread::set_keep_capabilities(false).named("keep capabilities")?;
-    capabilities(&p.caps)
+    rustix::thread::set_keep_capabilities(false).named("keep capabilities")
+}
+
+/// Puts those of the capabilities that this process has in force, and gives none up.
+fn effective(bits: u64) -> Result<()> {
+    let now = rustix::thread::capabilities(None).named("read capabilities")?;
+    let want = CapabilitySets { effective: sets(bits & now.permitted.bits()), ..now };
+    rustix::thread::set_capabilities(None, want).named("set capabilities")
 }
 
 fn capabilities(caps: &Caps) -> Result<()> {
@@ -210,13 +245,19 @@ fn missing(command: &str, path: Option<&[u8]>) -> OciError {
     )
 }
 
-/// Becomes the program; returns only to say why not.
-pub fn exec(p: &ProcessPlan, program: &Program, listener: Option<&Listener>) -> OciError {
-    if let Some(s) = p.seccomp.as_ref().filter(|_| p.no_new_privs)
-        && let Err(e) = load(s, listener)
-    {
-        return e;
+/// Loads the filter of a program that can gain nothing: that needs no rights, and comes last.
+///
+/// # Errors
+/// The kernel does not take it, or nobody takes its listener.
+pub fn confine(p: &ProcessPlan, listener: Option<&Listener>) -> Result<()> {
+    match p.seccomp.as_ref().filter(|_| p.no_new_privs) {
+        Some(filter) => load(filter, listener),
+        None => Ok(()),
     }
+}
+
+/// Becomes the program; returns only to say why not.
+pub fn exec(program: &Program) -> OciError {
     let (mut result, mut tried) = (Errno::NOENT, 0);
     for (n, file) in program.files.iter().enumerate() {
         match execve(file, &program.vectors) {

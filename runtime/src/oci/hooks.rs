@@ -8,20 +8,20 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Runs hooks in order.
+/// Runs hooks in order; those without an environment of their own with `env`.
 ///
 /// # Errors
 /// The first that fails; those behind it are not run.
-pub fn run(kind: &str, hooks: &[HookPlan], state: &str) -> Result<()> {
-    hooks.iter().try_for_each(|hook| one(kind, hook, state))
+pub fn run(kind: &str, hooks: &[HookPlan], state: &str, env: &[String]) -> Result<()> {
+    hooks.iter().try_for_each(|hook| one(kind, hook, state, env))
 }
 
 /// Runs hooks in order, all of them.
 pub fn run_all(kind: &str, hooks: &[HookPlan], state: &str) -> Vec<OciError> {
-    hooks.iter().filter_map(|hook| one(kind, hook, state).err()).collect()
+    hooks.iter().filter_map(|hook| one(kind, hook, state, &[]).err()).collect()
 }
 
-fn one(kind: &str, hook: &HookPlan, state: &str) -> Result<()> {
+fn one(kind: &str, hook: &HookPlan, state: &str, env: &[String]) -> Result<()> {
     let failed =
         |why: String| OciError::Hook { kind: kind.into(), path: hook.path.display().to_string(), why };
     // A file and not a pipe: a hook that reads nothing holds nothing up.
@@ -33,7 +33,7 @@ fn one(kind: &str, hook: &HookPlan, state: &str) -> Result<()> {
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    command.envs(hook.env.iter().filter_map(|v| v.split_once('=')));
+    command.envs(hook.env.as_deref().unwrap_or(env).iter().filter_map(|v| v.split_once('=')));
     let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
     let status = wait(&mut child, hook.timeout).named("wait for a hook")?;
     match status {

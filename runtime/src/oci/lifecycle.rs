@@ -4,7 +4,7 @@ use super::cgroup::Hierarchies;
 use super::error::{Naming, OciError, Result, invalid, unsupported};
 use super::plan::resources;
 use super::store::{Record, Status, Store};
-use super::{config, hooks};
+use super::{config, hooks, rootfs};
 use crate::sys::{Errno, signals};
 use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -145,19 +145,27 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<Vec<OciError>> {
     };
     match record.status() {
         Status::Stopped => {}
+        // Nothing of its program runs: as runc and crun have it, there is nothing to lose.
+        Status::Created => end(&record)?,
         _ if force => end(&record)?,
         _ => {
             record.require("delete", &[Status::Stopped], "kill it first, or delete it with --force")?;
         }
     }
     record.group.remove(Duration::from_secs(10))?;
+    if let Some(mount) = record.node_mount {
+        rootfs::detach_from_node(&record.rootfs, mount)?;
+    }
     container.remove()?;
     let state = record.state(Status::Stopped).to_string();
     Ok(hooks::run_all("poststop", &record.hooks.poststop, &state))
 }
 
 /// Kills the first process, and waits for it.
-fn end(record: &Record) -> Result<()> {
+pub fn end(record: &Record) -> Result<()> {
+    if record.status() == Status::Stopped {
+        return Ok(());
+    }
     let Some(pid) = record.pid.and_then(Pid::from_raw) else { return Ok(()) };
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Err(Errno::SRCH) => return Ok(()),

@@ -25,7 +25,7 @@ mod stats;
 mod store;
 
 pub use config::read_json;
-pub use create::{CreateOptions, create, start};
+pub use create::{CreateOptions, Created, create, start};
 pub use error::{OciError, Result};
 pub use exec::{ExecOptions, exec};
 pub use features::{features, template};
@@ -39,20 +39,14 @@ pub fn now() -> String {
     jiff::Timestamp::now().to_string()
 }
 
-/// Checks that the caller left `count` descriptors from 3 on open for the program. To be asked before anything
+/// More descriptors than the kernel gives a process by default (`fs.nr_open`).
+const MOST_DESCRIPTORS: u32 = 1 << 20;
+
+/// Which of the `count` descriptors from 3 on the caller left open for the program. To be asked before anything
 /// is opened: else one of the runtime's own could be taken for one of them.
-///
-/// # Errors
-/// The first that is not open.
-pub fn check_preserved(count: u32) -> Result<()> {
-    let end = i32::try_from(count).ok().and_then(|n| n.checked_add(3)).unwrap_or(i32::MAX);
-    match (3..end).find(|n| !crate::sys::exec::is_open(*n)) {
-        None => Ok(()),
-        Some(n) => Err(error::invalid(
-            format!("--preserve-fds {count}, but descriptor {n} is not open"),
-            "open it, or preserve fewer",
-        )),
-    }
+pub fn preserved(count: u32) -> Vec<i32> {
+    let end = i32::try_from(count.min(MOST_DESCRIPTORS)).unwrap_or(0) + 3;
+    (3..end).filter(|n| crate::sys::exec::is_open(*n)).collect()
 }
 
 /// What a container uses now, as runc's `events` has it.

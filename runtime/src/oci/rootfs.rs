@@ -10,8 +10,8 @@ use crate::setup::target::{self, Kind, Root as Target};
 use crate::setup::{attach, mounts as tools, open_path, overlay};
 use crate::sys::{Errno, mountattr, userns};
 use berth_model::ByteStr;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,10 +29,14 @@ pub struct Prepared {
 /// Takes the trees. What is not taken here is taken inside, with the container's rights.
 pub fn prepare(plan: &ContainerPlan) -> Result<Prepared> {
     let root = take_root(plan)?;
+    // Elsewhere they are taken in turn, and the container's list of mounts has the order of the configuration. In a
+    // user namespace they cannot all be; and what is mounted in them must reach the node where the root is shared.
+    let early = plan.own(libc::CLONE_NEWUSER)
+        || plan.propagation.is_some_and(|(propagation, _)| propagation == libc::MS_SHARED);
     let mut binds = Vec::new();
     for m in &plan.mounts {
         binds.push(match &m.source {
-            Source::Bind { path, recursive } => Some(take_bind(plan, m, path, *recursive)?),
+            Source::Bind { path, recursive } if early => Some(take_bind(plan, m, path, *recursive)?),
             _ => None,
         });
     }
@@ -70,7 +74,8 @@ fn change(tree: std::os::fd::BorrowedFd<'_>, m: &MountPlan, recursive: bool) -> 
     let private = (libc::MS_PRIVATE, recursive);
     let (flag, below) = m.propagation.unwrap_or(private);
     let apply = |set: u64, clear: u64, propagation: u64, recursive: bool| {
-        let clear = if set & 0x70 != 0 { clear | 0x70 } else { clear };
+        // The kernel changes how access times are kept only as a whole; without a choice, to relatime.
+        let clear = if (set | clear) & mountattr::ATIME != 0 { clear | mountattr::ATIME } else { clear };
         let change = mountattr::Change { set, clear, propagation, recursive, idmap: None };
         mountattr::mount_setattr(tree, change).named_at("set the flags of the mount on", at)
     };
@@ -115,7 +120,10 @@ pub struct Root {
 }
 
 /// Attaches the root in this mount namespace, at its own place where that can be reached: hooks look there.
-fn attach_root(plan: &ContainerPlan, prepared: &mut Prepared) -> Result<Root> {
+fn attach_root(plan: &ContainerPlan, prepared: &mut Prepared, pivot: bool) -> Result<Root> {
+    if !plan.own(libc::CLONE_NEWNS) {
+        return attach_on_node(plan, prepared);
+    }
     let all = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", all).named("detach the mounts from the node's")?;
     let tree = match prepared.root.take() {
@@ -128,6 +136,7 @@ fn attach_root(plan: &ContainerPlan, prepared: &mut Prepared) -> Result<Root> {
         rustix::fs::open(&plan.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     if let Ok(place) = place
         && !in_memory
+        && pivot
         && attach(tree.as_fd(), &place, "").is_ok()
     {
         return Ok(Root { fd: Target::new(tree, false)?, over_root: false });
@@ -136,9 +145,44 @@ fn attach_root(plan: &ContainerPlan, prepared: &mut Prepared) -> Result<Root> {
     Ok(Root { fd: Target::new(tree, false)?, over_root: true })
 }
 
+/// Attaches the root at its own place in the runtime's mount namespace, which the container shares.
+fn attach_on_node(plan: &ContainerPlan, prepared: &mut Prepared) -> Result<Root> {
+    let action = "mount the root on";
+    let tree = match prepared.root.take() {
+        Some(tree) => tree,
+        None => take_root(plan)?,
+    };
+    let place =
+        rustix::fs::open(&plan.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .named_at(action, &plan.root)?;
+    attach(tree.as_fd(), &place, "").named_at(action, &plan.root)?;
+    // On a shared mount it became shared itself.
+    let change =
+        mountattr::Change { propagation: libc::MS_PRIVATE, recursive: true, ..mountattr::Change::default() };
+    mountattr::mount_setattr(tree.as_fd(), change).named_at(action, &plan.root)?;
+    Ok(Root { fd: Target::new(tree, false)?, over_root: false })
+}
+
+/// The mount that is seen at a path.
+pub fn mount_id(path: &std::path::Path) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID).ok()?;
+    (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id)
+}
+
+/// Takes the root and all that is mounted in it off the node, where a container without a mount namespace of its
+/// own left them; and nothing else that is mounted there.
+pub fn detach_from_node(path: &std::path::Path, mount: u64) -> Result<()> {
+    if mount_id(path) != Some(mount) {
+        return Ok(());
+    }
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    rustix::mount::unmount(path, flags).named_at("unmount the root from", path)
+}
+
 /// Mounts everything that the plan has, and makes the devices.
-pub fn build(plan: &ContainerPlan, prepared: &mut Prepared, group: &Group) -> Result<Root> {
-    let root = attach_root(plan, prepared)?;
+pub fn build(plan: &ContainerPlan, prepared: &mut Prepared, group: &Group, pivot: bool) -> Result<Root> {
+    let root = attach_root(plan, prepared, pivot)?;
     // Modes are as they are asked for.
     rustix::process::umask(Mode::empty());
     let mut binds = std::mem::take(&mut prepared.binds);
@@ -274,7 +318,7 @@ fn plain_directory(root: &Target, path: &ByteStr) -> Result<OwnedFd> {
     let open = || rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve);
     let refuse = |e: Errno| match e {
         Errno::LOOP | Errno::NOTDIR => invalid(
-            format!("{} is not an ordinary directory in the root", path.display()),
+            format!("{} must be mounted on ordinary directory, and the root has none there", path.display()),
             "the kernel's files are mounted through no link: make it a directory",
         ),
         e => Err::<(), _>(e)
@@ -310,7 +354,7 @@ fn cgroups(root: &Target, m: &MountPlan, group: &Group) -> Result<()> {
         let Some(dir) = &group.v2 else {
             return Err(unsupported(
                 format!("the cgroup mount on {}", m.target.display()),
-                "this container has no control group: leave the mount out, or bind /sys/fs/cgroup read-only",
+                "no control groups are mounted here: leave the mount out",
             ));
         };
         return bind(dir, &place);

@@ -5,6 +5,7 @@ use super::channel::{Channel, FromChild, ToChild};
 use super::error::{Naming, OciError, Result, invalid};
 use super::finish::{self, Listener};
 use super::plan::ContainerPlan;
+use super::plan::process::ProcessPlan;
 use super::procfs::Procfs;
 use super::rootfs::{self, Prepared};
 use super::store::{Record, Status};
@@ -25,7 +26,7 @@ pub struct Inherited {
     pub plan: ContainerPlan,
     /// What is remembered, for hooks.
     pub record: Record,
-    /// Its control group.
+    /// The control group that it sees.
     pub group: Group,
     /// The runtime's procfs.
     pub proc: Procfs,
@@ -40,9 +41,11 @@ pub struct Inherited {
     /// Where the seccomp descriptor goes.
     pub listener: Option<Listener>,
     /// Descriptors of the caller that the program shall have.
-    pub preserve: u32,
+    pub preserve: Vec<i32>,
     /// A session keyring is made.
     pub keyring: bool,
+    /// The node's root is taken away, not covered.
+    pub pivot: bool,
     /// Supplementary groups can be set.
     pub groups: bool,
 }
@@ -132,7 +135,10 @@ fn make_namespaces(channel: &mut Channel, inherited: &mut Inherited) -> Result<O
     if plan.new & libc::CLONE_NEWTIME != 0 {
         unshare(libc::CLONE_NEWTIME).named("make a time namespace")?;
         if !plan.time_offsets.is_empty() {
+            // As with the maps: in a user namespace the file belongs to who may be traced.
+            set_dumpable_behavior(DumpableBehavior::Dumpable).named("make a time namespace")?;
             inherited.proc.write("self/timens_offsets", &plan.time_offsets)?;
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).named("protect the runtime")?;
         }
     }
     // The others of these need the process to be inside already.
@@ -192,15 +198,28 @@ fn become_program(inherited: &Inherited, program: Option<finish::Program>) -> Oc
             "name the program to run, and create the container again",
         );
     };
+    signals::reset();
     let listener = inherited.listener.as_ref();
     // The hooks run what the image has there: with no more rights than its program.
-    let ready = finish::become_user(process, inherited.groups, listener).and_then(|()| {
-        hooks::run("startContainer", &inherited.plan.hooks.start_container, &state(inherited))
-    });
+    let ready =
+        if late(process, listener) { finish::become_user(process, inherited.groups, None) } else { Ok(()) };
+    let ready = ready
+        .and_then(|()| {
+            let hooks = &inherited.plan.hooks.start_container;
+            hooks::run("startContainer", hooks, &state(inherited), &process.env)
+        })
+        .and_then(|()| if listener.is_some() { Ok(()) } else { finish::confine(process, None) });
     match ready {
-        Ok(()) => finish::exec(process, &program, listener),
+        Ok(()) => finish::exec(&program),
         Err(e) => e,
     }
+}
+
+/// Whether the program's user can only be become at `start`: with its rights a filter goes, that need not allow the
+/// wait for `start`. A filter with a listener is loaded before, for whoever listens expects it when the container is
+/// created.
+fn late(process: &ProcessPlan, listener: Option<&Listener>) -> bool {
+    process.seccomp.is_some() && !process.no_new_privs && listener.is_none()
 }
 
 fn state(inherited: &Inherited) -> String {
@@ -243,15 +262,15 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
     if let Some((flag, fd)) = inherited.join.iter().find(|(flag, _)| *flag == libc::CLONE_NEWNS) {
         move_into_link_name_space(fd.as_fd(), link(*flag)).map_err(|e| not_joined(plan, *flag, e))?;
     }
-    let root = rootfs::build(plan, &mut inherited.prepared, &inherited.group)?;
+    let root = rootfs::build(plan, &mut inherited.prepared, &inherited.group, inherited.pivot)?;
     for (path, value) in &plan.sysctl {
         inherited.proc.write(&format!("sys/{path}"), value)?;
     }
     inherited.record.pid = Some(pid);
     channel.tell(&FromChild::Mounted)?;
     let ToChild::HooksDone = channel.told()? else { return Err(out_of_order()) };
-    let creating = inherited.record.state(Status::Creating).to_string();
-    hooks::run("createContainer", &plan.hooks.create_container, &creating)?;
+    let created = inherited.record.state(Status::Created).to_string();
+    hooks::run("createContainer", &plan.hooks.create_container, &created, &[])?;
     rootfs::protect(plan, &root.fd)?;
     let terminal = match plan.process.as_ref().filter(|p| p.terminal) {
         None => None,
@@ -261,13 +280,14 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
             Some(terminal)
         }
     };
-    enter::pivot_from(&root.fd, root.over_root)?;
+    if inherited.pivot && plan.own(libc::CLONE_NEWNS) {
+        enter::pivot_from(&root.fd, root.over_root)?;
+    } else {
+        enter::cover(&root.fd)?;
+    }
     // Only now: nothing can be pivoted to a shared mount.
     rootfs::propagate(plan, &root.fd)?;
     drop(root);
-    if let Some(domain) = plan.personality {
-        process::personality(domain).named("set the execution domain")?;
-    }
     if let (Some(terminal), Some(socket)) = (terminal, inherited.console.take()) {
         console::send(socket.as_fd(), &terminal.master)?;
         console::take(&terminal.slave)?;
@@ -280,9 +300,16 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
             listener.message["state"] = inherited.record.state(Status::Creating);
         }
         inherited.groups = groups;
-        finish::prepare(process, &inherited.proc, inherited.preserve)?;
+        finish::prepare(process, &inherited.proc, &inherited.preserve)?;
         if !process.args.is_empty() {
             program = Some(finish::find(process)?);
+        }
+        let listener = inherited.listener.as_ref();
+        if !late(process, listener) {
+            finish::become_user(process, groups, listener)?;
+        }
+        if listener.is_some() {
+            finish::confine(process, listener)?;
         }
     }
     channel.tell(&FromChild::Ready)?;

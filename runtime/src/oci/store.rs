@@ -37,6 +37,8 @@ pub struct Record {
     pub hooks: Hooks,
     /// `CLONE_NEW*` of the namespaces that are not the runtime's.
     pub namespaces: i32,
+    /// The mount of the root in the runtime's own mount namespace, where the container has none.
+    pub node_mount: Option<u64>,
     /// The configuration as it was read.
     pub config: serde_json::Value,
 }

@@ -54,11 +54,16 @@ pub(crate) fn pivot_from(root: &Root, over_root: bool) -> Setup<()> {
         // The node runs from its initramfs, whose root cannot be pivoted. The container's root is mounted
         // over `/` already; after chroot nothing below it can be named, and `..` from outside the chroot
         // ends at the topmost mount on `/`, which is the container's root again.
-        Err(Errno::INVAL) if over_root => {
-            rustix::process::chroot(".").doing("change to the container's root")?
-        }
+        Err(Errno::INVAL) if over_root => return cover(root),
         Err(e) => return Err(SetupFailure::new("pivot to the container's root", e)),
     }
+    rustix::process::chdir("/").doing("enter the container's root")
+}
+
+/// Changes to the container's root, and leaves the node's where it is: below it, where it is mounted over `/`.
+pub(crate) fn cover(root: &Root) -> Setup<()> {
+    rustix::process::fchdir(root).doing("enter the container's root")?;
+    rustix::process::chroot(".").doing("change to the container's root")?;
     rustix::process::chdir("/").doing("enter the container's root")
 }
 

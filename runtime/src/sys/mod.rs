@@ -11,6 +11,7 @@ pub mod limits;
 pub mod loopdev;
 pub mod mountattr;
 pub mod process;
+pub mod schedule;
 pub mod seccomp;
 pub mod share;
 pub mod signals;

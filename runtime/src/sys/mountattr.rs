@@ -9,6 +9,8 @@ pub const RDONLY: u64 = 0x1;
 pub const NOSUID: u64 = 0x2;
 /// `MOUNT_ATTR_NODEV`.
 pub const NODEV: u64 = 0x4;
+/// Every way of keeping access times; relatime is none of its bits.
+pub const ATIME: u64 = 0x70;
 const IDMAP: u64 = 0x0010_0000;
 
 #[repr(C)]

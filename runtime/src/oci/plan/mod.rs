@@ -4,6 +4,7 @@ pub mod maps;
 pub mod mounts;
 pub mod process;
 pub mod resources;
+pub mod schedule;
 pub mod seccomp;
 
 use super::error::{Result, invalid, unsupported};
@@ -35,6 +36,8 @@ pub struct Facts {
     pub bundle: PathBuf,
     /// The caller may mount in its own namespaces.
     pub privileged: bool,
+    /// SELinux is in force on the node: labels mean something.
+    pub selinux: bool,
 }
 
 /// A device file.
@@ -70,8 +73,8 @@ pub struct HookPlan {
     pub path: PathBuf,
     /// With the program's name.
     pub args: Vec<String>,
-    /// All there is.
-    pub env: Vec<String>,
+    /// All there is; where it is not given, a startContainer hook has the program's.
+    pub env: Option<Vec<String>>,
     /// Seconds.
     pub timeout: Option<u32>,
 }
@@ -132,8 +135,6 @@ pub struct ContainerPlan {
     pub read_only_paths: Vec<ByteStr>,
     /// Names below `/proc/sys` with slashes, and values.
     pub sysctl: Vec<(String, String)>,
-    /// Execution domain, as personality(2) has it.
-    pub personality: Option<u32>,
     /// The program.
     pub process: Option<ProcessPlan>,
     /// Hooks.
@@ -158,7 +159,7 @@ impl ContainerPlan {
 /// # Errors
 /// The first property that is wrong or cannot be honoured, by name.
 pub fn plan(spec: &Spec, facts: &Facts) -> Result<ContainerPlan> {
-    refuse_elsewhere(spec)?;
+    refuse_elsewhere(spec, facts)?;
     let Some(root) = spec.root() else {
         return Err(invalid("config.json has no root", "name the root directory in root.path"));
     };
@@ -182,7 +183,6 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<ContainerPlan> {
         masked: paths(linux.masked_paths().as_deref())?,
         read_only_paths: paths(linux.readonly_paths().as_deref())?,
         sysctl: Vec::new(),
-        personality: None,
         process: None,
         hooks: hooks(spec)?,
         cgroup: linux.cgroups_path().clone().filter(|p| !p.as_os_str().is_empty()),
@@ -206,13 +206,13 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<ContainerPlan> {
     p.standard_devices = !p.mounts.iter().any(bound_dev);
     p.devices = linux.devices().iter().flatten().map(device).collect::<Result<_>>()?;
     sysctl(&linux, &mut p)?;
-    p.process = spec.process().as_ref().map(|q| process::plan(q, linux.seccomp().as_ref())).transpose()?;
+    p.process = spec.process().as_ref().map(|q| process::plan(q, Some(&linux))).transpose()?;
     identity(&p)?;
     Ok(p)
 }
 
 /// What a Linux container of Berth has no use for, or does not do.
-fn refuse_elsewhere(spec: &Spec) -> Result<()> {
+fn refuse_elsewhere(spec: &Spec, facts: &Facts) -> Result<()> {
     let version = spec.version();
     let known = version.strip_prefix("1.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     if !known {
@@ -229,32 +229,21 @@ fn refuse_elsewhere(spec: &Spec) -> Result<()> {
     if linux.intel_rdt().is_some() {
         return Err(unsupported("linux.intelRdt", none));
     }
-    if linux.memory_policy().is_some() {
-        return Err(unsupported("linux.memoryPolicy", "leave it out, and start the program with numactl"));
-    }
     if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
         return Err(unsupported(
             "linux.netDevices",
             "move the device into a network namespace and join that by path",
         ));
     }
-    if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
+    if facts.selinux && linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
         return Err(unsupported("linux.mountLabel", "leave it out: Berth confines without SELinux"));
     }
     Ok(())
 }
 
+/// As everywhere, what does not start with a slash counts from the root.
 fn paths(list: Option<&[String]>) -> Result<Vec<ByteStr>> {
-    list.unwrap_or_default()
-        .iter()
-        .map(|p| {
-            if p.starts_with('/') {
-                return mounts::target(Path::new(p));
-            }
-            let what = format!("the path {p:?} of linux.maskedPaths or readonlyPaths is not absolute");
-            Err(invalid(what, "start it with a slash"))
-        })
-        .collect()
+    list.unwrap_or_default().iter().map(|p| mounts::target(Path::new(p))).collect()
 }
 
 fn namespaces(linux: &Linux, facts: &Facts, p: &mut ContainerPlan) -> Result<()> {
@@ -276,9 +265,10 @@ fn namespaces(linux: &Linux, facts: &Facts, p: &mut ContainerPlan) -> Result<()>
             Some(path) => p.join.push((*flag, path.clone())),
         }
     }
-    if !p.own(libc::CLONE_NEWNS) {
+    if !p.own(libc::CLONE_NEWNS) && p.own(libc::CLONE_NEWUSER) {
+        // Its mounts would be the runtime's, which root of another user namespace cannot make.
         return Err(unsupported(
-            "a container without a mount namespace of its own",
+            "a container with a user namespace and without a mount namespace of its own",
             "add one to linux.namespaces",
         ));
     }
@@ -331,15 +321,6 @@ fn namespaces(linux: &Linux, facts: &Facts, p: &mut ContainerPlan) -> Result<()>
             let line = format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
             p.time_offsets.push_str(&line);
         }
-    }
-    if let Some(personality) = linux.personality() {
-        if personality.flags().as_ref().is_some_and(|f| !f.is_empty()) {
-            return Err(unsupported("linux.personality.flags", "leave them out"));
-        }
-        p.personality = Some(match personality.domain() {
-            oci_spec::runtime::LinuxPersonalityDomain::PerLinux32 => 0x0008,
-            oci_spec::runtime::LinuxPersonalityDomain::PerLinux => 0,
-        });
     }
     Ok(())
 }
@@ -443,7 +424,7 @@ fn hooks(spec: &Spec) -> Result<Hooks> {
                 };
                 let own = || vec![path.to_string_lossy().into_owned()];
                 let args = hook.args().clone().filter(|a| !a.is_empty()).unwrap_or_else(own);
-                Ok(HookPlan { args, env: hook.env().clone().unwrap_or_default(), timeout, path })
+                Ok(HookPlan { args, env: hook.env().clone(), timeout, path })
             })
             .collect()
     };

@@ -89,7 +89,7 @@ const ATTRIBUTES: [(&str, u64, u64); 18] = [
     ("nodiratime", NODIRATIME, 0),
     ("diratime", 0, NODIRATIME),
     ("relatime", 0, ATIME),
-    ("norelatime", STRICTATIME, ATIME),
+    ("norelatime", 0, 0),
     ("noatime", NOATIME, ATIME),
     ("atime", 0, NOATIME),
     ("strictatime", STRICTATIME, ATIME),

@@ -1,9 +1,11 @@
 //! From a process of config.json, or of `exec --process`, to what it becomes.
 
+use super::schedule::{self, Affinity, MemoryPolicy};
 use super::seccomp::{self, SeccompPlan};
 use crate::oci::error::{Result, invalid, unsupported};
 use crate::sys::limits::Pair;
-use oci_spec::runtime::{Capabilities, LinuxSeccomp, PosixRlimitType, Process};
+use crate::sys::schedule::Attributes;
+use oci_spec::runtime::{Capabilities, Linux, LinuxPersonalityDomain, PosixRlimitType, Process};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -64,6 +66,16 @@ pub struct ProcessPlan {
     pub size: Option<(u16, u16)>,
     /// The filter.
     pub seccomp: Option<SeccompPlan>,
+    /// Execution domain, as personality(2) has it.
+    pub personality: Option<u32>,
+    /// From which nodes its memory comes.
+    pub memory: Option<MemoryPolicy>,
+    /// Scheduling policy.
+    pub scheduler: Option<Attributes>,
+    /// Class and level of its I/O.
+    pub io_priority: Option<(u32, u32)>,
+    /// Its CPUs, where it is added to a running container.
+    pub affinity: Affinity,
 }
 
 /// Capability names by the kernel's numbers (`linux/capability.h`).
@@ -145,21 +157,12 @@ const RLIMITS: [(PosixRlimitType, u32, &str); 16] = [
 ///
 /// # Errors
 /// What cannot be honoured, by name.
-pub fn plan(p: &Process, filter: Option<&LinuxSeccomp>) -> Result<ProcessPlan> {
+pub fn plan(p: &Process, linux: Option<&Linux>) -> Result<ProcessPlan> {
     if p.apparmor_profile().as_ref().is_some_and(|s| !s.is_empty()) {
         return Err(unsupported("process.apparmorProfile", "leave it out: Berth confines without AppArmor"));
     }
     if p.selinux_label().as_ref().is_some_and(|s| !s.is_empty()) {
         return Err(unsupported("process.selinuxLabel", "leave it out: Berth confines without SELinux"));
-    }
-    if p.io_priority().is_some() {
-        return Err(unsupported("process.ioPriority", "leave it out, and start the program with ionice"));
-    }
-    if p.scheduler().is_some() {
-        return Err(unsupported("process.scheduler", "leave it out, and start the program with chrt"));
-    }
-    if p.exec_cpu_affinity().is_some() {
-        return Err(unsupported("process.execCPUAffinity", "limit linux.resources.cpu.cpus instead"));
     }
     let cwd = p.cwd().clone();
     if !cwd.is_absolute() {
@@ -210,7 +213,12 @@ pub fn plan(p: &Process, filter: Option<&LinuxSeccomp>) -> Result<ProcessPlan> {
             .console_size()
             .filter(|_| p.terminal() == Some(true))
             .map(|s| (clamp(s.height()), clamp(s.width()))),
-        seccomp: filter.map(seccomp::plan).transpose()?,
+        seccomp: linux.and_then(|l| l.seccomp().as_ref()).map(seccomp::plan).transpose()?,
+        personality: linux.map(personality).transpose()?.flatten(),
+        memory: linux.and_then(|l| l.memory_policy().as_ref()).map(schedule::memory).transpose()?,
+        scheduler: p.scheduler().as_ref().map(schedule::scheduler).transpose()?,
+        io_priority: p.io_priority().as_ref().map(schedule::io_priority).transpose()?,
+        affinity: p.exec_cpu_affinity().as_ref().map(schedule::affinity).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -220,6 +228,17 @@ fn id(n: u32, what: &str) -> Result<u32> {
         return Err(invalid(format!("{what} is {n}"), "ids are from 0 to 4294967294"));
     }
     Ok(n)
+}
+
+fn personality(linux: &Linux) -> Result<Option<u32>> {
+    let Some(personality) = linux.personality() else { return Ok(None) };
+    if personality.flags().as_ref().is_some_and(|f| !f.is_empty()) {
+        return Err(unsupported("linux.personality.flags", "leave them out"));
+    }
+    Ok(Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux32 => 0x0008,
+        LinuxPersonalityDomain::PerLinux => 0,
+    }))
 }
 
 fn rlimits(p: &Process) -> Result<Vec<Rlimit>> {

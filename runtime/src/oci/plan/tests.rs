@@ -15,7 +15,7 @@ fn base() -> Value {
 fn planned(change: impl FnOnce(&mut Value)) -> Result<ContainerPlan> {
     let mut config = base();
     change(&mut config);
-    let facts = Facts { bundle: "/bundle".into(), privileged: true };
+    let facts = Facts { bundle: "/bundle".into(), privileged: true, selinux: true };
     plan(&serde_json::from_value(config).unwrap(), &facts)
 }
 
@@ -42,7 +42,15 @@ fn refused_by_name() {
     let cases: Vec<(Change, &str)> = vec![
         (Box::new(|c| c["ociVersion"] = json!("2.0.0")), "ociVersion"),
         (Box::new(|c| drop(c.as_object_mut().unwrap().remove("root"))), "root"),
-        (Box::new(|c| c["linux"]["namespaces"] = json!([{"type": "pid"}])), "mount namespace"),
+        (
+            Box::new(|c| {
+                c["linux"]["namespaces"] = json!([{"type": "user"}]);
+                for maps in ["uidMappings", "gidMappings"] {
+                    c["linux"][maps] = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+                }
+            }),
+            "mount namespace",
+        ),
         (
             Box::new(|c| c["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "mount"}])),
             "mount twice",
@@ -58,7 +66,7 @@ fn refused_by_name() {
         (Box::new(|c| c["linux"]["sysctl"] = json!({"kernel.shm/../../core_pattern": "1"})), "linux.sysctl"),
         (Box::new(|c| c["linux"]["sysctl"] = json!({"net/../kernel/core_pattern": "1"})), "linux.sysctl"),
         (Box::new(|c| c["linux"]["rootfsPropagation"] = json!("open")), "rootfsPropagation"),
-        (Box::new(|c| c["linux"]["maskedPaths"] = json!(["proc/kcore"])), "maskedPaths"),
+        (Box::new(|c| c["linux"]["maskedPaths"] = json!(["../kcore"])), ".."),
         (Box::new(|c| c["linux"]["readonlyPaths"] = json!(["/proc/../../x"])), ".."),
         (Box::new(|c| c["linux"]["mountLabel"] = json!("x")), "mountLabel"),
         (Box::new(|c| c["linux"]["intelRdt"] = json!({})), "intelRdt"),
@@ -87,7 +95,7 @@ fn refused_by_name() {
 
 #[test]
 fn an_ordinary_user_needs_a_user_namespace() {
-    let facts = Facts { bundle: "/b".into(), privileged: false };
+    let facts = Facts { bundle: "/b".into(), privileged: false, ..Facts::default() };
     let error = plan(&serde_json::from_value(base()).unwrap(), &facts).unwrap_err().to_string();
     assert!(error.contains("user namespace"), "{error}");
 }
