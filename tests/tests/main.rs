@@ -6,6 +6,7 @@ mod cluster;
 mod commands;
 mod containers;
 mod documented;
+mod engine;
 mod environment;
 mod escape;
 mod explain;
