@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn lists() {
         assert_eq!(list("0-2,7, 1", "x").unwrap(), [0, 1, 2, 7]);
-        assert_eq!(list("", "x").unwrap(), []);
+        assert!(list("", "x").unwrap().is_empty());
         for wrong in ["a", "1-", "-1", "3-1", "1,,2", "1024", "0-99999999999", "+1"] {
             assert!(list(wrong, "x").unwrap_err().to_string().contains("x is"), "{wrong}");
         }
@@ -201,7 +201,7 @@ mod tests {
         let of = |json: &str| memory(&serde_json::from_str(json).unwrap());
         let bind = of(r#"{"mode":"MPOL_BIND","nodes":"0,65","flags":["MPOL_F_STATIC_NODES"]}"#).unwrap();
         assert_eq!((bind.mode, bind.nodes), (2 | 1 << 15, vec![1, 2]));
-        assert_eq!(of(r#"{"mode":"MPOL_DEFAULT","nodes":""}"#).unwrap().nodes, []);
+        assert!(of(r#"{"mode":"MPOL_DEFAULT","nodes":""}"#).unwrap().nodes.is_empty());
         assert!(of(r#"{"mode":"MPOL_BIND","nodes":"5000"}"#).is_err());
     }
 }
