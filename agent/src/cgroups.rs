@@ -22,6 +22,7 @@ const SUPERVISORS: &str = "supervisors";
 pub struct Cgroups {
     facts: CgroupFacts,
     root: String,
+    /// Something can be limited.
     usable: bool,
     /// Devices that are allocated to steps: refused to those that were not given them.
     allocated: Vec<(String, DeviceRule)>,
@@ -31,7 +32,7 @@ impl Cgroups {
     /// Looks at what this process may do. `devices`: device files of the node's generic resources.
     pub fn detect(state: &Path, devices: &[String]) -> Result<Cgroups, CgroupError> {
         let facts = CgroupFacts::detect();
-        let usable = facts.has(Controller::Memory) && facts.has(Controller::Cpuset);
+        let usable = [Controller::Memory, Controller::Cpuset, Controller::Pids].iter().any(|c| facts.has(*c));
         let allocated = devices.iter().filter_map(|file| match device_of(Path::new(file)) {
             Ok(rule) => Some((file.clone(), rule)),
             Err(e) => {
@@ -41,15 +42,15 @@ impl Cgroups {
         });
         let allocated = allocated.collect();
         if usable {
-            vacate(&facts, "berth-agent")?;
+            vacate(&facts)?;
         }
-        Ok(Cgroups { facts, root: format!("berth-{:08x}", hash(state)), usable, allocated })
+        Ok(Cgroups { facts, root: tree_name(state), usable, allocated })
     }
 
     /// The tree that an earlier agent wrote down by [`Cgroups::record`]; it may have been started elsewhere.
     pub fn recorded(state: &Path, record: &Path) -> Option<Cgroups> {
         let facts = read_json(record).ok()?;
-        let root = format!("berth-{:08x}", hash(state));
+        let root = tree_name(state);
         Some(Cgroups { facts, root, usable: true, allocated: Vec::new() })
     }
 
@@ -63,8 +64,13 @@ impl Cgroups {
         !Cgroup::named(&self.facts, &format!("{}/job_{job}", self.root)).processes().is_empty()
     }
 
-    /// Whether limits are enforced.
+    /// Whether the limits that a job's share of the node has are enforced: memory and cores.
     pub fn enforces(&self) -> bool {
+        self.facts.has(Controller::Memory) && self.facts.has(Controller::Cpuset)
+    }
+
+    /// Whether anything can be limited.
+    pub fn usable(&self) -> bool {
         self.usable
     }
 
@@ -196,6 +202,11 @@ fn limits(share: &NodeShare, devices: Option<DevicePolicy>) -> CgroupLimits {
         devices,
         ..CgroupLimits::default()
     }
+}
+
+/// Name of the tree of a state directory.
+pub fn tree_name(state: &Path) -> String {
+    format!("berth-{:08x}", hash(state))
 }
 
 /// FNV-1a: the same directory has the same tree after a restart, another one has another.

@@ -24,6 +24,7 @@ mod start;
 mod supervisors;
 mod zygote;
 
+pub use cgroups::tree_name;
 pub use images::STORE_ID;
 pub use paths::Paths;
 pub use start::{AgentError, AgentOptions, holds_steps, is_swept, remove_groups, run};

@@ -285,12 +285,12 @@ fn lock(paths: &Paths) -> Result<File, AgentError> {
 
 fn say_what_is_enforced(cgroups: &Cgroups, system: bool) -> Result<(), AgentError> {
     let missing = cgroups.missing();
-    if cgroups.enforces() {
+    if system && !cgroups.enforces() {
+        return Err(AgentError::NoLimits(missing.join("; ")));
+    }
+    if cgroups.usable() {
         missing.iter().for_each(|m| tracing::warn!("not enforced: {m}"));
         return Ok(());
-    }
-    if system {
-        return Err(AgentError::NoLimits(missing.join("; ")));
     }
     tracing::warn!(
         "user mode: limits on memory, CPU time and devices are not enforced, because control groups cannot be \

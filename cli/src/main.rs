@@ -8,6 +8,7 @@ mod doors;
 mod explain;
 mod images;
 mod local;
+mod scope;
 
 use berth_client::error::Failure;
 use clap::{CommandFactory, Parser};

@@ -1,5 +1,6 @@
 //! `berth doctor`: says what this machine lacks, and what to do.
 
+use crate::scope::{self, Place};
 use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
@@ -74,7 +75,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
 
 fn look(state: Option<&Path>) -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
-    let mut all = vec![mode(root), kernel(), user_namespaces(root)];
+    let mut all = vec![mode(root), kernel(root), user_namespaces(root)];
     all.extend(apparmor(root));
     all.push(programs());
     all.push(cgroups(root));
@@ -107,20 +108,28 @@ fn mode(root: bool) -> Finding {
     )
 }
 
-fn kernel() -> Finding {
+fn kernel(root: bool) -> Finding {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (5, 12) {
-        good("kernel", format!("{release} (overlay in user namespaces, idmapped mounts)"))
-    } else {
-        finding(
+    if version < (5, 12) {
+        return finding(
             "kernel",
             Verdict::Bad,
             release,
             "Berth needs Linux 5.12 or newer: Debian 12, Ubuntu 22.04, RHEL 9",
-        )
+        );
     }
+    // In system mode the layers are the store's, shown as the user's.
+    if root && version < (5, 19) {
+        return finding(
+            "kernel",
+            Verdict::Limited,
+            format!("{release} (no overlays over idmapped mounts, unless its maker added them)"),
+            "images in a cluster of the machine need Linux 5.19 or newer; a cluster of an ordinary user does not",
+        );
+    }
+    good("kernel", format!("{release} (overlay in user namespaces, idmapped mounts)"))
 }
 
 fn setting(path: &str) -> Option<u64> {
@@ -187,27 +196,50 @@ fn missing() -> Vec<&'static str> {
     NEEDED.iter().filter(|c| !facts.has(**c)).map(|c| c.name()).collect()
 }
 
+/// What a cluster started from here would not have, and why it has no more.
+fn missing_after_start(root: bool) -> (Vec<&'static str>, String) {
+    match scope::find() {
+        Place::Here => (missing(), String::new()),
+        Place::Refused(why) => (missing(), why),
+        Place::Scope(controllers) => {
+            // Its program needs no controller, but root.
+            let has = |c: &Controller| controllers.contains(c) || (*c == Controller::Devices && root);
+            (NEEDED.iter().filter(|c| !has(c)).map(|c| c.name()).collect(), String::new())
+        }
+    }
+}
+
 fn cgroups(root: bool) -> Finding {
-    let missing = missing();
+    let (missing, why) = missing_after_start(root);
     if missing.is_empty() {
         return good("control groups", "memory, cpu, cpuset, pids and devices are enforced");
     }
     let list = missing.join(", ");
+    let because = if why.is_empty() { why } else { format!(": {why}") };
     if root {
         finding(
             "control groups",
             Verdict::Bad,
-            format!("not usable: {list}"),
+            format!("not usable: {list}{because}"),
             "mount the hierarchies (systemd does), or start Berth in a group that has these controllers",
         )
     } else {
         finding(
             "control groups",
             Verdict::Limited,
-            format!("not enforced for your jobs: {list}"),
-            "ask root for a delegated control group (systemd: Delegate=yes), or for a cluster of the machine ('berth up' as root)",
+            format!("not enforced for your jobs: {list}{because}"),
+            todo_as_user(&missing),
         )
     }
+}
+
+/// Devices are root's alone; all else can be delegated.
+fn todo_as_user(missing: &[&str]) -> &'static str {
+    if missing == ["devices"] {
+        return "devices are enforced only in a cluster of the machine ('berth up' as root)";
+    }
+    "ask root to delegate the controllers (systemctl edit user@.service: [Service] Delegate=cpu cpuset io memory pids), \
+     or for a cluster of the machine ('berth up' as root)"
 }
 
 /// What jobs of a cluster started now would not be held to, in words.
@@ -217,7 +249,7 @@ pub fn not_enforced() -> Vec<String> {
         return Vec::new();
     }
     vec![format!(
-        "limits on {} are not enforced here: no control group is delegated to this user ('berth doctor' says more)",
+        "limits on {} are not enforced here: not delegated to this user ('berth doctor' says more)",
         missing.join(", ")
     )]
 }

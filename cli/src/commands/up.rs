@@ -2,6 +2,7 @@
 
 use super::{config, doctor};
 use crate::daemon::{self, Part};
+use crate::scope;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::StateDir;
@@ -52,6 +53,12 @@ pub fn start_missing(
     controller_runs: bool,
 ) -> Result<(Status, Vec<(Part, Child)>), Failure> {
     let mut children = Vec::new();
+    // What is started is born in the group of this process.
+    if daemon::pid_file(dir, Part::Agent).is_none()
+        && let Err(e) = scope::enter(dir)
+    {
+        out::complain(&format!("berth: warning: the cluster has no control group of its own: {e}"));
+    }
     if !controller_runs {
         children.push((Part::Controller, daemon::start(dir, Part::Controller, config)?));
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// What can be limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,6 +81,79 @@ impl CgroupFacts {
     }
 }
 
+/// Where the node has all of its control groups: v2 alone, as systemd of these years mounts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unified {
+    /// The hierarchy's mount point.
+    pub mount: PathBuf,
+    /// This process's own group; where it is the leaf of [`super::vacate`], the group above.
+    pub own: PathBuf,
+}
+
+impl Unified {
+    /// Looks at `/proc/self/mountinfo` and `/proc/self/cgroup`. `None` on nodes that have v1 controllers.
+    pub fn detect() -> Option<Unified> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        unified(&mounts, &own)
+    }
+
+    /// Whether systemd gave the own group to those in it, to divide as they like (`Delegate=`).
+    pub fn is_delegated(&self) -> bool {
+        // The second is older, and can be read by root alone.
+        let marked = ["user.delegate", "trusted.delegate"].iter().any(|name| {
+            let mut value = [0u8; 1];
+            rustix::fs::getxattr(&self.own, *name, &mut value[..]).is_ok_and(|n| n == 1 && value == *b"1")
+        });
+        marked || self.unit_is_delegated()
+    }
+
+    /// Asks the manager of the own unit: that of a user, in Debian 12, marks no group.
+    fn unit_is_delegated(&self) -> bool {
+        let Some(unit) = self.own.file_name() else { return false };
+        let mut command = Command::new("/usr/bin/systemctl");
+        command.env_clear().stdin(Stdio::null()).stderr(Stdio::null());
+        let uid = rustix::process::geteuid();
+        if !uid.is_root() {
+            command.env("XDG_RUNTIME_DIR", format!("/run/user/{}", uid.as_raw())).arg("--user");
+        }
+        let answer = command.args(["show", "--property=Delegate", "--value", "--"]).arg(unit).output();
+        answer.is_ok_and(|o| o.stdout == b"yes\n")
+    }
+
+    /// Controllers that a group has for the groups below.
+    pub fn controllers(group: &Path) -> Vec<Controller> {
+        let listed = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+        listed_in(&listed)
+    }
+}
+
+fn unified(mountinfo: &str, own: &str) -> Option<Unified> {
+    let mounts = parse_mounts(mountinfo);
+    if mounts.iter().any(|m| !m.v2 && Controller::ALL.iter().any(|c| m.options.contains(&c.name()))) {
+        return None;
+    }
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+    mounts
+        .iter()
+        .filter(|m| m.v2)
+        .find_map(|m| Some(Unified { mount: m.point.clone(), own: locate(m, above_leaf(path))? }))
+}
+
+/// The path of a group, or of the one that was divided when its processes went into a leaf.
+fn above_leaf(path: &str) -> &str {
+    match path.strip_suffix(super::LEAF).and_then(|above| above.strip_suffix('/')) {
+        Some("") => "/",
+        Some(above) => above,
+        None => path,
+    }
+}
+
+fn listed_in(text: &str) -> Vec<Controller> {
+    let has = |c: &Controller| text.split_whitespace().any(|n| n == c.name());
+    Controller::ALL.into_iter().filter(has).collect()
+}
+
 /// A hierarchy's mount point with the subtree it shows.
 pub(crate) struct Mount<'a> {
     root: &'a str,
@@ -132,14 +206,13 @@ fn from_texts(
             continue;
         };
         if names.is_empty() {
+            let path = above_leaf(path);
             let Some(dir) = mounts.iter().filter(|m| m.v2).find_map(|m| locate(m, path)) else { continue };
             if !usable(&dir) {
                 v2_denied = Some(dir);
                 continue;
             }
-            let text = listed(&dir);
-            let has = |c: &Controller| text.split_whitespace().any(|n| n == c.name());
-            facts.v2_controllers = Controller::ALL.into_iter().filter(has).collect();
+            facts.v2_controllers = listed_in(&listed(&dir));
             if facts.v2_controllers.contains(&Controller::Cpu) {
                 facts.v2_controllers.push(Controller::Cpuacct);
             }
@@ -173,11 +246,9 @@ fn from_texts(
         }
         let dir = not_writable.get(&controller).or(v2_denied.as_ref());
         let reason = match (dir, controller, &facts.v2) {
-            (Some(dir), _, _) => format!(
-                "{} is not writable: this user has no delegated control group (systemd-run --user --scope \
-                 -p Delegate=yes gives one)",
-                dir.display()
-            ),
+            (Some(dir), _, _) => {
+                format!("{} is not writable: no control group is delegated to this user there", dir.display())
+            }
             (None, Controller::Devices, Some(_)) => "a device program can only be loaded by root".into(),
             (None, _, Some(dir)) => {
                 format!("the {} controller is not delegated to {}", controller.name(), dir.display())
@@ -219,6 +290,22 @@ mod tests {
             from_texts(mounts, "0::/kube/pod1/c\n", |_| true, |_| "cpuset cpu memory pids".into(), true);
         assert_eq!(facts.v2, Some(PathBuf::from("/sys/fs/cgroup/c")));
         assert!(facts.missing.is_empty(), "{:?}", facts.missing);
+    }
+
+    #[test]
+    fn a_process_in_the_leaf_has_the_group_above() {
+        let mounts = "40 23 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let own = "0::/system.slice/b.scope/berth-agent\n";
+        let facts = from_texts(mounts, own, |_| true, |_| "memory".into(), true);
+        assert_eq!(facts.v2, Some(PathBuf::from("/sys/fs/cgroup/system.slice/b.scope")));
+        let found = unified(mounts, own).unwrap();
+        assert_eq!((found.mount, Some(found.own)), ("/sys/fs/cgroup".into(), facts.v2));
+        assert_eq!(unified(mounts, "0::/berth-agent\n").unwrap().own, Path::new("/sys/fs/cgroup/"));
+        assert_eq!(
+            unified(mounts, "0::/my-berth-agent\n").unwrap().own,
+            Path::new("/sys/fs/cgroup/my-berth-agent")
+        );
+        assert_eq!(unified(HYBRID, own), None);
     }
 
     #[test]

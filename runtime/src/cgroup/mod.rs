@@ -30,7 +30,7 @@ mod v2;
 #[cfg(feature = "oci")]
 pub(crate) use devices::access_program;
 pub use devices::{DeviceAccess, DeviceKind, DevicePolicy, DeviceRule, device_of, standard_devices};
-pub use facts::{CgroupFacts, Controller};
+pub use facts::{CgroupFacts, Controller, Unified};
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -356,18 +356,42 @@ impl Cgroup {
 
 const KILL_ROUNDS: usize = 100;
 
-/// Moves the calling process into a leaf below its own v2 group, so that the groups beside the leaf can
-/// have controllers: v2 gives them to no group whose parent holds processes. Without v2, and in the root
-/// group, where that rule does not hold, there is nothing to do.
+/// Name of the leaf of [`vacate`].
+pub const LEAF: &str = "berth-agent";
+
+/// Moves the processes of this process's own v2 group into a leaf below it, so that the groups beside the leaf
+/// can have controllers: v2 gives them to no group whose parent holds processes. Where the group is not ours to
+/// divide, only the calling process goes. Without v2, and in the root group, where that rule does not hold,
+/// there is nothing to do.
 ///
 /// # Errors
 /// The file that refused.
-pub fn vacate(facts: &CgroupFacts, leaf: &str) -> Result<()> {
+pub fn vacate(facts: &CgroupFacts) -> Result<()> {
     let Some(base) = &facts.v2 else { return Ok(()) };
     if facts.v2_controllers.is_empty() || !base.join("cgroup.type").exists() {
         return Ok(());
     }
-    let dir = base.join(leaf);
+    let dir = base.join(LEAF);
     files::make_dir(&dir)?;
-    files::write(&dir, "cgroup.procs", "0")
+    files::write(&dir, "cgroup.procs", "0")?;
+    let systemd = Path::new("/run/systemd/system").exists();
+    if systemd && !Unified::detect().is_some_and(|own| own.is_delegated()) {
+        return Ok(());
+    }
+    // A fork that ran meanwhile is found by the next round.
+    for _ in 0..KILL_ROUNDS {
+        let listed = files::read(base, "cgroup.procs").unwrap_or_default();
+        // 0 is a process of another pid namespace.
+        let pids: Vec<&str> = listed.lines().filter(|pid| *pid != "0").collect();
+        if pids.is_empty() {
+            break;
+        }
+        for pid in pids {
+            match files::write(&dir, "cgroup.procs", pid) {
+                Err(e) if e.errno != libc::ESRCH => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }

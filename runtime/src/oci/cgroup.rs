@@ -70,6 +70,14 @@ impl Hierarchies {
         Controllers { v1, v2: self.v2_controllers.iter().cloned().collect() }
     }
 
+    /// Where groups without an absolute path are made in version 2. Where it has the controllers, they are beside
+    /// the caller's own group: one that holds processes can give none to the groups below it.
+    fn beside_own(&self) -> Option<PathBuf> {
+        let own = self.own_v2.as_ref()?;
+        let above = own.parent().filter(|_| self.pure_v2() && self.v2.as_ref() != Some(own));
+        Some(above.unwrap_or(own).to_path_buf())
+    }
+
     /// Whether version 2 holds every controller.
     pub fn pure_v2(&self) -> bool {
         self.v1.is_empty() && self.v2.is_some()
@@ -85,7 +93,8 @@ pub struct Group {
     pub v2: Option<PathBuf>,
 }
 
-/// A group's path: absolute ones count from each hierarchy's mount point, others from the caller's own group.
+/// A group's path: absolute ones count from each hierarchy's mount point, others from the caller's own group, or in
+/// version 2 alone from the one above it.
 fn clean(path: &Path) -> Result<(PathBuf, bool)> {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -112,10 +121,10 @@ impl Group {
         let fallback = PathBuf::from(id);
         let (path, absolute) = clean(path.unwrap_or(&fallback))?;
         let bases = if absolute { &h.v1 } else { &h.own };
-        let base_v2 = if absolute { &h.v2 } else { &h.own_v2 };
+        let base_v2 = if absolute { h.v2.clone() } else { h.beside_own() };
         Ok(Group {
             v1: bases.iter().map(|(name, base)| (name.clone(), base.join(&path))).collect(),
-            v2: base_v2.as_ref().map(|base| base.join(&path)),
+            v2: base_v2.map(|base| base.join(&path)),
         })
     }
 
@@ -219,6 +228,12 @@ impl Group {
                     let Some(swap) = swap else { return Err(e.into()) };
                     files::write(dir, &swap.file, &swap.value)?;
                     files::write(dir, &w.file, &w.value)?;
+                }
+                Err(e) if e.errno == libc::ENOENT => {
+                    return Err(unsupported(
+                        format!("the limit {}", w.file),
+                        "the control group has no such controller here: leave it out, or have it delegated",
+                    ));
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -403,7 +418,11 @@ fn enable(parent: &Path, h: &Hierarchies) -> crate::cgroup::Result<()> {
     for name in &h.v2_controllers {
         let has = |list: &str| list.split_whitespace().any(|n| n == name);
         if !has(&enabled) && has(&available) {
-            files::write(parent, "cgroup.subtree_control", &format!("+{name}"))?;
+            match files::write(parent, "cgroup.subtree_control", &format!("+{name}")) {
+                // The groups above are someone else's: what is there is what was delegated.
+                Err(e) if is_denied(e.errno) => {}
+                done => done?,
+            }
         }
     }
     Ok(())
@@ -429,6 +448,14 @@ mod tests {
         assert_eq!(absolute.dirs().len(), 4, "cpu and cpuacct share one");
         let relative = group(None).unwrap();
         assert_eq!(relative.v1["memory"], Path::new("/c/memory/me/id"));
+        let alone = "40 23 0:29 / /c rw - cgroup2 cgroup2 rw\n";
+        let v2 = |own: &str, path: Option<&str>| {
+            let h = Hierarchies::from_texts(alone, own);
+            Group::of(&h, path.map(Path::new), "id").unwrap().v2.unwrap()
+        };
+        assert_eq!(v2("0::/user/session.scope\n", None), Path::new("/c/user/id"), "beside its own");
+        assert_eq!(v2("0::/\n", None), Path::new("/c/id"));
+        assert_eq!(v2("0::/user/session.scope\n", Some("/a")), Path::new("/c/a"));
         for bad in ["/a/../../x", "..", "/"] {
             assert!(group(Some(bad)).is_err(), "{bad}");
         }

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Runs the cases of tests/vm/cases in an emulated Debian 12: control groups v2 alone, systemd, kernel 6.1 (and a newer one).
+# usage: tests/vm/run.sh [--kernel stable|backports] [--programs DIRECTORY] [CASE...]
+#   --kernel    stable: Debian 12's own, 6.1; backports: the newest that Debian 12 offers [default: stable]
+#   --programs  berth and berth-step to try [default: those of cargo xtask build --debug]
+#   CASE        names of cases [default: all]
+# Needs root and Debian 12's debootstrap, qemu-system-x86, e2fsprogs and binutils. The machine is kept in target/vm, so that only the
+# first run fetches anything; logs are there too, one for each case.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+die() { printf 'tests/vm/run.sh: error: %s\n' "$*" >&2; exit 1; }
+say() { printf '== %s (%s s)\n' "$*" "$SECONDS"; }
+
+kernel=stable programs='' cases=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --kernel) kernel=${2-} && shift 2 ;;
+        --programs) programs=${2-} && shift 2 ;;
+        -*) die "unknown option $1; the first lines of this script say what there is" ;;
+        *) cases+=("$1") && shift ;;
+    esac
+done
+[[ $kernel =~ ^(stable|backports)$ ]] || die "--kernel takes stable or backports, not '$kernel'"
+[ "$(id -u)" -eq 0 ] || die "it makes a Debian root directory, which needs root: run it as root"
+[ "$(uname -m)" = x86_64 ] || die "the emulated machine runs programs of x86-64, and this one has others"
+lacking=()
+while read -r program package; do
+    command -v "$program" >/dev/null || lacking+=("$package")
+done <<< "debootstrap debootstrap
+qemu-system-x86_64 qemu-system-x86
+mke2fs e2fsprogs
+strip binutils"
+[ ${#lacking[@]} -eq 0 ] || die "packages are missing: apt-get install --no-install-recommends ${lacking[*]}"
+
+if [ -z "$programs" ]; then
+    step=target/x86_64-unknown-linux-musl/debug/berth-step
+    [ -x target/debug/berth ] && [ -x $step ] || die "berth is not built: cargo xtask build --debug, or name --programs"
+    berth=target/debug/berth
+else
+    berth=$programs/berth step=$programs/berth-step
+    [ -x "$berth" ] && [ -x "$step" ] || die "$programs has no berth and berth-step"
+fi
+
+work=target/vm
+mkdir -p $work
+exec 9> $work/lock
+flock -n 9 || die "another run has the machine in $work"
+
+# The machine's root, by what it is made of. Not on the network, no password, nothing of this machine in it.
+packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,libnss-systemd,udev,kmod,linux-image-cloud-amd64
+packages+=,initramfs-tools,zstd,strace,procps,apparmor,busybox-static,e2fsprogs,umoci
+recipe=$(cat "$here/machine.sh" <(echo "$packages") | sha256sum | cut -c1-16)
+root=$work/$kernel-$recipe
+if [ ! -e "$root/done" ]; then
+    say "making the machine: Debian 12, kernel $kernel"
+    rm -rf "$work/$kernel"-*
+    mkdir -p "$root"
+    "$here/machine.sh" "$root" "$kernel" "$packages" > "$work/machine.log" 2>&1 ||
+        die "$work/machine.log says why not; its end: $(tail -3 "$work/machine.log")"
+    touch "$root/done"
+fi
+
+say "copying the programs and the cases in"
+data=$work/data
+rm -rf $data
+mkdir -p $data/bin
+cp "$berth" "$step" $data/bin
+strip $data/bin/berth $data/bin/berth-step
+cp -r "$here/guest.sh" "$here/cases" $data
+printf '%s\n' "${cases[@]}" > $data/selected
+chmod -R a+rX $data
+mke2fs -q -t ext4 -d $data -E root_owner=0:0 $work/data.img "$(($(du -sm $data | cut -f1) + 40))M"
+rm -f $work/results.img && truncate -s 64M $work/results.img
+
+# One thread of this machine, however many processors the emulated one has. No cmpxchg16b: qemu 7.2 leaves wrong flags
+# behind it, and kernel 6.12 stumbles over them.
+say "booting"
+rm -rf $work/logs && mkdir $work/logs
+timeout --foreground "${BERTH_VM_LIMIT:-1500}" qemu-system-x86_64 \
+    -accel tcg,thread=single -cpu qemu64,-cx16 -smp 2 -m 640 -nodefaults -no-reboot -display none \
+    -kernel "$root/vmlinuz" -initrd "$root/initrd" \
+    -append "root=/dev/vda rw console=ttyS0 panic=-1 systemd.show_status=0 systemd.default_timeout_start_sec=300s" \
+    -drive "file=$root/root.img,format=raw,if=virtio,snapshot=on" \
+    -drive "file=$work/data.img,format=raw,if=virtio,readonly=on" \
+    -drive "file=$work/results.img,format=raw,if=virtio" \
+    -serial "file:$work/logs/console" -serial stdio < /dev/null | tee $work/logs/summary || true # judged by its words
+
+tar -xf $work/results.img -C $work/logs 2>/dev/null || die "the machine did not end by itself; $work/logs/console is its console"
+verdict=$(tail -1 $work/logs/summary)
+[[ $verdict =~ ^[0-9]+\ passed,\ ([0-9]+)\ failed$ ]] || die "the machine did not come to the end: $verdict"
+say "logs: $work/logs"
+[ "${BASH_REMATCH[1]}" -eq 0 ]
