@@ -3,7 +3,7 @@
 # A case is a function of cases/*.sh whose name begins with case_; each runs in a shell of its own, in their order.
 set -u
 exec > /dev/ttyS1 2>&1
-trap 'sync; systemctl poweroff -ff' EXIT
+trap 'sync; systemctl poweroff -ff > /dev/null 2>&1' EXIT
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
 logs=/run/cases
 mkdir -p $logs /opt/berth
