@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Takes out one defence at a time, builds, and runs the tests that attack it: each must fail then. Not part of tests/run.sh;
-# its outcome is recorded in docs/security.md. Run as root in a clean checkout.
+# Takes out one defence at a time, builds, and runs the tests that attack it: each must fail then. Not part of tests/run.sh:
+# it builds once for each defence. Run as root in a clean checkout.
 # usage: tests/escape/mutations.sh [--runtime|--cluster] [NAME...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -54,15 +54,15 @@ pub enum Command {
 /// What starts a container.
 #[derive(Debug, Subcommand)]
 pub enum Start {
-    Run(run::Args),
-    Shell(run::Shell),
+    Run(Box<run::Args>),
+    Shell(Box<run::Shell>),
 }
 
 /// Starts it.
 pub fn start(command: Start, state: Option<PathBuf>) -> Outcome {
     match command {
-        Start::Run(args) => run::run(args, state.as_deref()),
-        Start::Shell(args) => run::shell(args, state.as_deref()),
+        Start::Run(args) => run::run(*args, state.as_deref()),
+        Start::Shell(args) => run::shell(*args, state.as_deref()),
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(blocks[156], b'x');
         let text = String::from_utf8_lossy(&blocks);
         assert!(text.contains("310 path=ppp") && text.contains("mtime=7.000000005\n"));
-        assert!(text.contains("23 SCHILY.xattr.user.x=\0\u{1}\n"));
+        assert!(text.contains("26 SCHILY.xattr.user.x=\0\u{1}\n"));
     }
 
     #[test]

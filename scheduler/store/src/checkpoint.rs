@@ -45,16 +45,16 @@ impl Checkpointer {
     }
 
     /// Says that something was committed on `writer`; lets the log begin anew when that is asked for. `full`: the
-    /// disk has no room for a log that grows.
+    /// disk has no room for a log that grows, so it begins anew each time.
     pub(crate) fn committed(&self, writer: &Connection, full: bool) {
-        if self.restart.load(Ordering::Acquire) {
+        if full || self.restart.load(Ordering::Acquire) {
             // Only what came after the last copy is left to do.
             if let Err(e) = checkpoint(writer, "RESTART") {
                 tracing::warn!("checkpoint: {e}");
             }
             self.restart.store(false, Ordering::Release);
         }
-        self.commits.fetch_add(if full { MANY } else { 1 }, Ordering::Relaxed);
+        self.commits.fetch_add(1, Ordering::Relaxed);
         if let Some(wake) = &self.wake
             && let Err(TrySendError::Disconnected(())) = wake.try_send(())
         {

@@ -1,5 +1,5 @@
 //! Attacks from inside a container and beside it, run and not mocked: each must fail. `docs/security.md` lists them with
-//! their defences; `tests/escape/mutations.sh` shows that each fails when its defence is taken out.
+//! their defences; `tests/escape/mutations.sh` takes defences out, one at a time, to see the attacks succeed.
 
 mod helpers;
 mod node;
