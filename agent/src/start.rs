@@ -276,12 +276,24 @@ fn lock(paths: &Paths) -> Result<File, AgentError> {
         .write(true)
         .open(&path)
         .map_err(doing(format!("cannot open {}", path.display())))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Running(paths.state().to_path_buf())),
-        Err(e) => Err(doing(format!("cannot lock {}", path.display()))(e.into())),
+    let begun = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // One that was killed a moment ago holds it until the last of its threads is gone.
+            Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < DYING => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(AgentError::Running(paths.state().to_path_buf()));
+            }
+            Err(e) => return Err(doing(format!("cannot lock {}", path.display()))(e.into())),
+        }
     }
 }
+
+/// How long a killed agent may take to let go of its lock.
+const DYING: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn say_what_is_enforced(cgroups: &Cgroups, system: bool) -> Result<(), AgentError> {
     let missing = cgroups.missing();

@@ -57,6 +57,8 @@ impl Drop for Podman {
         } else {
             let storage = self.sandbox.work().join("storage");
             let _ = self.cmd(&["unshare", "rm", "-rf"]).arg(storage).run();
+            // The process that keeps the user's namespaces between two commands.
+            let _ = self.cmd(&["system", "migrate"]).run();
         }
     }
 }

@@ -6,6 +6,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Makes the directory if need be: for its owner only.
 pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
@@ -47,7 +48,7 @@ impl DirectoryLock {
             .mode(0o600)
             .open(&path)
             .map_err(|e| StoreError::file(&path, e))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match patient(file) {
             Ok(mut file) => {
                 // The pid is only for the message below.
                 let noted = file
@@ -69,3 +70,20 @@ impl DirectoryLock {
         }
     }
 }
+
+/// Locks it. A controller that was killed a moment ago holds it until the last of its threads is gone.
+fn patient(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errno)> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() < DYING => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// How long a killed controller may take to let go of its lock.
+const DYING: Duration = Duration::from_secs(1);
