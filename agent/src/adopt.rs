@@ -61,7 +61,18 @@ pub async fn adopt(
         found.steps.push(Adopted { launch: file.launch, timers, phase });
     }
     for record in jobs::scan(paths)? {
-        if record.boot_id == boot_id {
+        let has_steps = found.steps.iter().any(|s| s.launch.key.job == record.job);
+        if record.boot_id == boot_id && !has_steps && record.namespaces.is_some_and(|n| !n.are_held()) {
+            // The agent ended while it made the job: what holds its namespaces had not been told to stay. The controller
+            // sends the first step again, and the job is made anew.
+            tracing::warn!("job {} was never made to its end: removing what is there of it", record.job);
+            if let Some(group) = &record.cgroup
+                && let Err(e) = group.kill_and_remove(std::time::Duration::from_secs(10))
+            {
+                tracing::error!("job {}: {e}", record.job);
+            }
+            jobs::remove(paths, record.job)?;
+        } else if record.boot_id == boot_id {
             // Of steps whose supervisor is gone, while no agent was there to see it.
             record.namespaces.iter().for_each(JobNamespaces::end_orphans);
             found.jobs.push(record);

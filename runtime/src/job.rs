@@ -328,6 +328,11 @@ impl JobNamespaces {
         holder.ended(patience)
     }
 
+    /// Whether the process that holds them lives. Without it they are gone, or go with the last step.
+    pub fn are_held(&self) -> bool {
+        self.holder().is_some()
+    }
+
     /// Ends what steps left whose init is gone; see [`Holder::end_orphans`].
     pub fn end_orphans(&self) {
         if let Some(holder) = self.holder() {

@@ -114,7 +114,7 @@ fn main() {
     let mut totals: BTreeMap<String, BTreeMap<Class, usize>> = BTreeMap::new();
     for (nodes, group) in GROUPS {
         let wanted = |name: &&str| request.only.is_empty() || request.only.iter().any(|o| o == *name);
-        let Some(last) = group.iter().rposition(|n| wanted(n)) else { continue };
+        let Some(last) = group.iter().rposition(wanted) else { continue };
         stage.fresh(*nodes);
         let mut ids = Ids::default();
         // Those before it make the state that it is about.

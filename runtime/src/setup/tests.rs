@@ -133,7 +133,8 @@ struct Race {
 impl Race {
     /// A directory on one that is there, and a file on a target that has to be made.
     fn round(&mut self, n: u32, root: &Root, real: &OwnedFd) {
-        let (name, source) = if n % 2 == 0 { ("there".to_string(), 0) } else { (format!("made{n}"), 1) };
+        let (name, source) =
+            if n.is_multiple_of(2) { ("there".to_string(), 0) } else { (format!("made{n}"), 1) };
         let m = PlannedMount {
             kind: MountKind::Bind { source: "/".into(), recursive: false, slave: false },
             target: format!("/swap/{name}").into(),
@@ -147,7 +148,7 @@ impl Race {
         let result = one(root, &m, Source::Open(self.sources[source].try_clone().unwrap()));
         let far = &self.far;
         assert_eq!(below(far, "there").map(mount_id), Some(mount_id(far)), "round {n}: mounted outside");
-        assert!(below(far, &name).is_none_or(|_| n % 2 == 0), "round {n}: made outside");
+        assert!(below(far, &name).is_none_or(|_| n.is_multiple_of(2)), "round {n}: made outside");
         match result {
             Ok(()) => {
                 self.made += 1;
