@@ -137,6 +137,7 @@ impl SubmitOptions {
             immediate: self.immediate,
             comment: self.comment.clone(),
             work_dir,
+            work_dir_explicit: self.chdir.is_some(),
             submit_dir: by.cwd.clone(),
             io,
             container,
