@@ -163,7 +163,6 @@ fn spec(kind: JobKind, dir: &Path, id: &str) -> JobSpec {
         immediate: None,
         comment: None,
         work_dir: dir.into(),
-        work_dir_explicit: false,
         submit_dir: dir.into(),
         io: IoSpec::default(),
         container: None,

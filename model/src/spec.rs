@@ -344,9 +344,6 @@ pub struct JobSpec {
     pub comment: Option<String>,
     /// `--chdir`, else the submit directory. Absolute.
     pub work_dir: ByteStr,
-    /// Whether the user named it (`--chdir`).
-    #[serde(default)]
-    pub work_dir_explicit: bool,
     /// Where the command was typed (`SLURM_SUBMIT_DIR`), whatever `--chdir` says. Absolute.
     #[serde(default)]
     pub submit_dir: ByteStr,
@@ -401,7 +398,6 @@ impl JobSpec {
             immediate: None,
             comment: None,
             work_dir: ByteStr::default(),
-            work_dir_explicit: false,
             submit_dir: ByteStr::default(),
             io: IoSpec::default(),
             container: None,

@@ -30,7 +30,6 @@ fn spec(number: usize) -> JobSpec {
         immediate: None,
         comment: None,
         work_dir: "/tmp".into(),
-        work_dir_explicit: false,
         submit_dir: "/tmp".into(),
         io: IoSpec::default(),
         container: None,

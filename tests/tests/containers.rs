@@ -79,15 +79,6 @@ each_user! {
         sandbox.srun_in(&image, ["--container-writable", "--container-readonly", "true"]).fails().says(&["container-writable", "container-readonly"]);
     }
 
-    fn chdir_of_a_batch_script_holds_in_its_container(who) {
-        let sandbox = Sandbox::start(who);
-        let image = format!("--container-image={}", images::busybox().display());
-        let out = sandbox.work().join("out").display().to_string();
-        let output = format!("--output={out}");
-        let job = sandbox.sbatch(&[&image, "--chdir=/bin", &output, "--wait"], "#!/bin/sh\npwd\n");
-        assert_eq!(sandbox.read("out"), "/bin\n", "job {job}");
-    }
-
     fn srun_inside_a_containerised_script_makes_steps_in_the_image(who) {
         let sandbox = Sandbox::start(who);
         let image = format!("--container-image={}", images::debian().display());

@@ -305,7 +305,6 @@ impl Asked<'_> {
 fn of_job(launch: StepLaunch, job: &JobSpec) -> StepLaunch {
     StepLaunch {
         work_dir: job.work_dir.clone(),
-        work_dir_explicit: job.work_dir_explicit,
         io: job.io.clone(),
         limits: job.limits.clone(),
         umask: job.umask,

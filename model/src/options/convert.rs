@@ -137,7 +137,6 @@ impl SubmitOptions {
             immediate: self.immediate,
             comment: self.comment.clone(),
             work_dir,
-            work_dir_explicit: self.chdir.is_some(),
             submit_dir: by.cwd.clone(),
             io,
             container,

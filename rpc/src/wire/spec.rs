@@ -60,7 +60,7 @@ structs! {
     JobSpec {
         submission, kind, name, partition, account, resources, time_limit, begin, hold, nice, requeue, array,
         immediate, comment, work_dir, io, container, limits, umask, warn_signal, user_env, command, submit_line,
-        submit_host, submit_sid, submit_dir, work_dir_explicit,
+        submit_host, submit_sid, submit_dir,
     }
     BatchScript { text, args }
     TermSize { rows, cols }

@@ -50,7 +50,7 @@ pub(crate) fn start(
         env: Vec::new(),
         user_env: own.is_none() && spec.user_env,
         work_dir: own.map_or_else(|| spec.work_dir.clone(), |s| s.work_dir.clone()),
-        work_dir_explicit: own.map_or(spec.work_dir_explicit, |s| s.work_dir_explicit),
+        work_dir_explicit: own.is_some_and(|s| s.work_dir_explicit),
         io,
         container: container.filter(|c| !is_host(c)).map(|c| {
             // Of the job's container only the script's own step saves what it leaves.

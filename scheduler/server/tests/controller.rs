@@ -150,7 +150,6 @@ fn job(submission: &str) -> JobSpec {
         immediate: None,
         comment: None,
         work_dir: "/".into(),
-        work_dir_explicit: false,
         submit_dir: "/".into(),
         io: IoSpec::default(),
         container: None,

@@ -320,7 +320,6 @@ impl World {
             immediate: None,
             comment: None,
             work_dir: "/".into(),
-            work_dir_explicit: false,
             submit_dir: "/".into(),
             io: IoSpec::default(),
             container: None,

@@ -42,7 +42,6 @@ fn spec(job: u32) -> Write {
             immediate: None,
             comment: None,
             work_dir: ByteStr(b"/home/\xff".to_vec()),
-            work_dir_explicit: false,
             submit_dir: ByteStr(b"/home/\xff".to_vec()),
             io: IoSpec::default(),
             container: None,

@@ -48,7 +48,6 @@ pub fn job(id: u32, name: &str) -> JobInfo {
             immediate: None,
             comment: None,
             work_dir: "/home/alice/work".into(),
-            work_dir_explicit: false,
             submit_dir: "/home/alice/work".into(),
             io: IoSpec::default(),
             container: None,

@@ -79,7 +79,6 @@ pub fn job(kind: JobKind, submission: &str) -> JobSpec {
         immediate: None,
         comment: None,
         work_dir: "/".into(),
-        work_dir_explicit: false,
         submit_dir: "/".into(),
         io: IoSpec::default(),
         container: None,

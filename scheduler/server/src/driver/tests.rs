@@ -58,7 +58,6 @@ fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
         immediate: None,
         comment: None,
         work_dir: "/".into(),
-        work_dir_explicit: false,
         submit_dir: "/".into(),
         io: IoSpec::default(),
         container: None,
