@@ -37,13 +37,8 @@ fn main() -> ExitCode {
     if let Some(door) = name.to_str().and_then(doors::find) {
         return door.main(argv);
     }
-    if name == commands::oci::NAME {
-        return match commands::oci::ByName::try_parse_from(&argv) {
-            Ok(by_name) => {
-                berth_client::finish(commands::oci::NAME, false, commands::oci::run(by_name.args, argv))
-            }
-            Err(e) => usage(&e),
-        };
+    if name == berth_oci::NAME {
+        return berth_oci::main_by_name(argv);
     }
     if let Some((state, words)) = cluster_command(&argv) {
         let resolver = images::Resolver { state: state.clone() };

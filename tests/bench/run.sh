@@ -157,6 +157,20 @@ for runtime in crun runc; do
         if apart $line 2>"$work/$runtime.err"; then commands+=("$runtime" "$line"); else note "$runtime does not run here: $(tail -1 "$work/$runtime.err")"; fi
     fi
 done
+# The same bundle with both engines of the OCI command line. The second is in no release; its row is there when it was built:
+# cargo build --release --package berth-oci --features libcontainer
+engines=no
+if berth-oci --engine own features >/dev/null 2>&1; then
+    engines=yes
+    mkdir -p "$work/engines"
+    (cd "$work/engines" && berth-oci spec "${rootless[@]}") || die "berth-oci spec fails"
+    jq --arg root "$lower" '.process.args = ["/bin/true"] | .process.terminal = false | .root.readonly = true | .root.path = $root' "$work/engines/config.json" > "$work/engines/new"
+    mv "$work/engines/new" "$work/engines/config.json"
+    for engine in own libcontainer; do
+        line="berth-oci --engine $engine --root $work/run-$engine run --bundle $work/engines bench-$engine"
+        if $line 2>"$work/$engine.err"; then commands+=("engine-$engine" "$line"); else note "the engine $engine does not run here: $(tail -1 "$work/$engine.err")"; engines=no; fi
+    done
+fi
 if has bwrap; then
     line="bwrap --unshare-user --unshare-pid --unshare-ipc --ro-bind $lower / --dev /dev --proc /proc /bin/true"
     if $line 2>"$work/bwrap.err"; then commands+=(bubblewrap "$line"); else note "bubblewrap does not run here: $(tail -1 "$work/bwrap.err")"; fi
@@ -172,6 +186,11 @@ for peer in smallest:2 bubblewrap:1 crun:0.5 runc:0.5; do
         skip "berth run true, median ms" "$(ms "$ours")" "$name"
     fi
 done
+if [ $engines = yes ]; then
+    row "berth oci run true, median ms" "$(ms "$(field engine-own 2 "$work/start")")" "the same with libcontainer" "$(ms "$(field engine-libcontainer 2 "$work/start")")" 1
+else
+    skip "berth oci run true, median ms" "" "libcontainer (build berth-oci with it)"
+fi
 row "berth run true, p99 ms" "$(ms "$(field berth 4 "$work/start")")" smallest "$(ms "$(field smallest 4 "$work/start")")" 2
 
 together=$(apart bench-alternate rate 200 8 "berth run $image true") || die "eight at a time fail"

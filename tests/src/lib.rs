@@ -1,6 +1,7 @@
 //! Harness of the integration tests: clusters of their own, a real registry, real images, and what must not be left behind.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod command;
 pub mod images;
 pub mod layout;
@@ -9,6 +10,7 @@ pub mod machine;
 pub mod registry;
 pub mod sandbox;
 
+pub use bundle::Bundle;
 pub use command::{Cmd, Output, Running};
 pub use machine::Who;
 pub use registry::Registry;

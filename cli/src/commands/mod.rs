@@ -11,7 +11,7 @@ mod install_links;
 mod internal;
 mod man;
 mod node;
-pub mod oci;
+mod oci;
 pub mod run;
 mod sim;
 mod status;
@@ -42,7 +42,7 @@ pub enum Command {
     Man(man::Args),
     Controller(controller::Args),
     Agent(node::Args),
-    Oci(Box<oci::Args>),
+    Oci(Box<berth_oci::Args>),
     #[command(hide = true)]
     InternalFetch(internal::Fetch),
     #[command(hide = true)]

@@ -9,6 +9,7 @@ mod config;
 mod console;
 mod copy;
 mod create;
+mod engine;
 mod error;
 mod exec;
 mod features;
@@ -26,8 +27,9 @@ mod store;
 
 pub use config::read_json;
 pub use create::{CreateOptions, Created, create, start};
+pub use engine::Engine;
 pub use error::{OciError, Result};
-pub use exec::{ExecOptions, exec};
+pub use exec::{ExecOptions, Started, exec};
 pub use features::{features, template};
 pub use lifecycle::{delete, kill, pause, processes, resume, signal_number, state, update};
 pub use run::{Foreground, attach, wait};

@@ -91,11 +91,19 @@ impl Store {
     /// # Errors
     /// A directory that belongs to someone else, or that others may write.
     pub fn open(root: Option<&Path>) -> Result<Store> {
+        Store::open_as("berth-oci", root)
+    }
+
+    /// As [`Store::open`], with another name for the default place: each engine has its own.
+    ///
+    /// # Errors
+    /// There is no default place for this user.
+    pub fn open_as(name: &str, root: Option<&Path>) -> Result<Store> {
         let root = match root {
             Some(root) => std::path::absolute(root).named_at("find", root)?,
-            None if crate::facts::is_privileged() => PathBuf::from("/run/berth-oci"),
+            None if crate::facts::is_privileged() => Path::new("/run").join(name),
             None => match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
-                Some(dir) => PathBuf::from(dir).join("berth-oci"),
+                Some(dir) => PathBuf::from(dir).join(name),
                 None => {
                     return Err(invalid(
                         "no place for containers: XDG_RUNTIME_DIR is not set",
@@ -107,7 +115,16 @@ impl Store {
         Ok(Store { root })
     }
 
-    fn prepare(&self) -> Result<()> {
+    /// Where the containers are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the directory, and checks whose it is.
+    ///
+    /// # Errors
+    /// It belongs to someone else, or others may write it.
+    pub fn prepare(&self) -> Result<()> {
         if let Some(above) = self.root.parent() {
             std::fs::create_dir_all(above).named_at("make", above)?;
         }
@@ -127,7 +144,11 @@ impl Store {
         Ok(())
     }
 
-    fn dir(&self, id: &str) -> Result<PathBuf> {
+    /// A container's directory, by its id.
+    ///
+    /// # Errors
+    /// The text is no id.
+    pub fn dir(&self, id: &str) -> Result<PathBuf> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
         if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(plain) {
             return Err(invalid(format!("{id:?} is no container id"), "use letters, digits and _ + . -"));
