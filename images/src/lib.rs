@@ -32,6 +32,7 @@ mod error;
 pub mod fuzzing;
 mod helpers;
 mod manifest;
+mod outer;
 mod progress;
 mod reference;
 mod registry;

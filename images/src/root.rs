@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use berth_tar::{END, Kind, Member, padding};
+use berth_tar::{BLOCK, END, padding};
 use serde_json::json;
 
 use crate::archive::{EntryKind, Reader};
@@ -15,6 +15,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::helpers::{RunAs, become_identity, parse_identity};
 use crate::manifest::{ImageConfig, Platform};
+use crate::outer::header;
 use crate::squashfs::{self, CONFIG_PATH, configuration_of};
 
 /// The form of an image file.
@@ -263,26 +264,27 @@ fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> R
     fs::rename(&partial, dir.join(blob_name(&blob.digest))).map_err(io)?;
     let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
     let manifest = manifest_of(&blob, &config);
+    let write = |name: &str, bytes: &[u8]| {
+        let mut file = create(&dir.join(name))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)
+    };
     for bytes in [&config, &manifest] {
-        let digest = Digest::of(Algorithm::Sha256, bytes);
-        fs::write(dir.join(blob_name(&digest)), bytes).map_err(io)?;
+        write(&blob_name(&Digest::of(Algorithm::Sha256, bytes)), bytes)?;
     }
-    fs::write(dir.join("index.json"), index_of(&manifest, &tag_of(place))).map_err(io)?;
-    fs::write(dir.join("oci-layout"), MARKER).map_err(io)
+    write("index.json", &index_of(&manifest, &tag_of(place)))?;
+    write("oci-layout", MARKER)?;
+    // The names, too, before the whole gets its own.
+    for names in [&blobs, dir] {
+        File::open(names).and_then(|names| names.sync_all()).map_err(io)?;
+    }
+    Ok(())
 }
 
 fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
     let io = |e| Error::path(path, e);
     let mut file = create(path)?;
-    // The blob's name and length are known when it is written: its header comes last.
-    let member = |name: &str, size: u64| {
-        let mtime = (0, 0);
-        let path = name.as_bytes();
-        Member { path, kind: Kind::File, mode: 0o644, size, mtime, link: b"", xattrs: &[] }.header()
-    };
-    // A member with a name of this length and any size below 8 GiB has one block; a larger one has more.
-    let stand_in = member(&blob_name(&Digest::of(Algorithm::Sha256, b"")), 0);
-    file.write_all(&stand_in).map_err(io)?;
+    // The blob's name and length are known when it is written: its header comes last, into this block.
+    file.write_all(&[0; BLOCK]).map_err(io)?;
     let mut out = io::BufWriter::with_capacity(1 << 20, &file);
     let blob = blob(input, &mut out)?;
     out.write_all(&vec![0; padding(blob.size)]).map_err(io)?;
@@ -303,24 +305,16 @@ fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Pat
         ("manifest.json", docker.to_string().as_bytes()),
         ("oci-layout", MARKER),
     ] {
-        out.write_all(&member(name, bytes.len() as u64)).map_err(io)?;
+        out.write_all(header(name, bytes.len() as u64).map_err(io)?.as_bytes()).map_err(io)?;
         out.write_all(bytes).map_err(io)?;
         out.write_all(&vec![0; padding(bytes.len() as u64)]).map_err(io)?;
     }
     out.write_all(&END).map_err(io)?;
     out.flush().map_err(io)?;
     drop(out);
-    let header = member(&blob_name(&blob.digest), blob.size);
-    if header.len() != stand_in.len() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "image",
-            "a compressed root of 8 GiB does not fit a .tar here",
-        )
-        .next("save it as .sqsh, or as an OCI layout directory (.oci)"));
-    }
+    let header = header(&blob_name(&blob.digest), blob.size).map_err(io)?;
     file.seek(SeekFrom::Start(0)).map_err(io)?;
-    file.write_all(&header).and_then(|()| file.sync_all()).map_err(io)
+    file.write_all(header.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
 }
 
 /// Enroot starts an image by this script, with the command as its arguments.

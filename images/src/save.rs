@@ -2,7 +2,7 @@
 //! image-layout.md), every blob verified on the way; and what an image says of itself, without any layer.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read};
 use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, Hasher};
@@ -11,6 +11,7 @@ use crate::manifest::{
     Document, ImageConfig, LayerInfo, Platform, check_config_type, descriptor_digest, parse_document,
     read_config,
 };
+use crate::outer::header;
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, mismatch, read_verified};
 use crate::unpack::Limits;
@@ -109,7 +110,7 @@ fn write(
             "annotations": {"org.opencontainers.image.ref.name": name},
         }],
     });
-    let mut member = |name: &str, bytes: &[u8]| add(&mut archive, name, bytes.len() as u64, bytes);
+    let mut member = |name: &str, bytes: &[u8]| archive.append(&header(name, bytes.len() as u64)?, bytes);
     member("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
     member("index.json", index.to_string().as_bytes()).map_err(io)?;
     member(&blob(&image.digest), &head.manifest).map_err(io)?;
@@ -122,30 +123,14 @@ fn write(
             total: 0,
             progress,
         };
-        add(&mut archive, &blob(&layer.digest), layer.size, &mut verified)
+        header(&blob(&layer.digest), layer.size)
+            .and_then(|header| archive.append(&header, &mut verified))
             .map_err(|e| recover(&format!("archive of {}", head.what), e))?;
         verified.check(layer)?;
     }
     progress.event(ProgressEvent::Syncing);
     let file = archive.into_inner().and_then(|buffer| buffer.into_inner().map_err(|e| e.into_error()));
     file.and_then(|file| file.sync_all()).map_err(io)
-}
-
-/// Adds a file to the archive, the same whoever writes it and whenever.
-fn add(
-    archive: &mut tar::Builder<impl Write>,
-    name: &str,
-    size: u64,
-    from: impl Read,
-) -> std::io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(size);
-    archive.append_data(&mut header, name, from)
 }
 
 /// A blob on its way into the archive: counted and hashed as it is read.
