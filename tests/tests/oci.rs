@@ -297,6 +297,15 @@ each_user! {
         assert_eq!(b.oci(&["run", "--no-pivot", "c"]).run().text(), "0\nbusybox");
     }
 
+    fn who_ends_first_when_memory_runs_out(who) {
+        let mut b = Bundle::new(who);
+        b.script("cat /proc/self/oom_score_adj").set(|c| c["process"]["oomScoreAdj"] = json!(500));
+        assert_eq!(b.says(), "500");
+        b.script("exec sleep 1000");
+        b.oci(&["run", "--detach", "c"]).ok();
+        assert_eq!(b.oci(&["exec", "c", "cat", "/proc/self/oom_score_adj"]).ok().text(), "500");
+    }
+
     fn a_terminal_of_its_own(who) {
         let mut b = Bundle::new(who);
         b.script("tty; test -c /dev/console && echo console; ls -l /proc/self/fd/0 | grep -o '/dev/.*'").set(|c| c["process"]["terminal"] = json!(true));
@@ -409,6 +418,24 @@ fn namespaces_are_joined_by_path_and_checked_as_root() {
 }
 
 #[test]
+fn a_poststart_hook_that_fails_leaves_no_process_as_root() {
+    let mut b = Bundle::new(Who::root());
+    b.script("sleep 987654 & exec sleep 987654").set(|c| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "pid");
+        c["hooks"] = json!({"poststart": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 0.3; exit 1"]}]});
+    });
+    b.oci(&["create", "c"]).ok();
+    let group = b.config["linux"]["cgroupsPath"].as_str().unwrap().to_string();
+    b.oci(&["start", "c"]).fails().says(&["poststart"]);
+    let left = || {
+        let groups =
+            ["pids", "memory", "unified", ""].map(|c| format!("/sys/fs/cgroup/{c}{group}/cgroup.procs"));
+        groups.iter().filter_map(|f| std::fs::read_to_string(f).ok()).collect::<String>()
+    };
+    assert!(berth_tests::sandbox::wait(10, || left().is_empty().then_some(())).is_some(), "left: {}", left());
+}
+
+#[test]
 fn a_container_shares_the_mount_namespace_where_it_has_none_of_its_own_as_root() {
     let mut b = Bundle::new(Who::root());
     b.script("exec sleep 1000").set(|c| {
@@ -428,6 +455,13 @@ fn a_container_shares_the_mount_namespace_where_it_has_none_of_its_own_as_root()
     assert_eq!(said, format!("{own}\n0\n/"), "a process that is added is not in the container's root");
     b.oci(&["delete", "--force", "c"]).ok();
     assert!(!mounted(&b), "a mount was left on the node");
+    // A root that is named by a link is found again, too.
+    symlink("rootfs", b.path("link")).unwrap();
+    b.set(|c| c["root"]["path"] = json!("link"));
+    b.oci(&["run", "--detach", "c"]).ok();
+    assert!(mounted(&b));
+    b.oci(&["delete", "--force", "c"]).ok();
+    assert!(!mounted(&b), "a mount was left on the node behind a link");
     b.set(|c| {
         c["mounts"]
             .as_array_mut()

@@ -1,275 +1,30 @@
 //! `berth oci`: the OCI runtime command line, over the same code as every container of Berth.
 #![forbid(unsafe_code)]
 
+mod args;
 mod engine;
 mod out;
 
+pub use args::Args;
+use args::{Command, Create, Exec, LogFormat, PsFormat, Update};
 use berth_runtime::oci::{
     self, CreateOptions, Created, Engine, ExecOptions, Foreground, OciError, Store, read_json,
 };
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::Parser;
 use engine::Chosen;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// Run containers from OCI bundles: the command line of OCI runtimes, as podman calls it
-///
-/// The program also behaves so when it is called by the name berth-oci.
-#[derive(Debug, clap::Args)]
-#[command(disable_version_flag = true)]
-pub struct Args {
-    /// Directory for the state of containers [default: /run/berth-oci for root, else berth-oci in XDG_RUNTIME_DIR]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// File for errors and warnings, beside standard error
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
-    /// How they are written there
-    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    log_format: LogFormat,
-    /// Also write what is made, for looking into a failure
-    #[arg(long)]
-    debug: bool,
-    /// Refused: control groups are made directly, without systemd
-    #[arg(long)]
-    systemd_cgroup: bool,
-    #[cfg_attr(
-        feature = "libcontainer",
-        doc = "Which engine makes the containers; each needs a --root of its own"
-    )]
-    #[cfg_attr(
-        not(feature = "libcontainer"),
-        doc = "Refused: this program was built with Berth's own engine alone"
-    )]
-    #[arg(long, value_enum, value_name = "ENGINE")]
-    engine: Option<engine::Choice>,
-    /// Print name and version
-    #[arg(long, short = 'v')]
-    version: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-/// What is done.
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Create a container, which then waits for start
-    Create(Create),
-    /// Start the program of a created container
-    Start { id: String },
-    /// Create a container, start it, and wait for its end
-    Run {
-        #[command(flatten)]
-        create: Create,
-        /// Do not wait
-        #[arg(long, short)]
-        detach: bool,
-        /// Do not delete the container when it has ended
-        #[arg(long)]
-        keep: bool,
-    },
-    /// Print the state of a container as JSON
-    State { id: String },
-    /// Send a signal to a container's first process
-    Kill {
-        /// To all its processes
-        #[arg(long, short)]
-        all: bool,
-        id: String,
-        /// Name or number
-        #[arg(default_value = "TERM", allow_hyphen_values = true)]
-        signal: String,
-    },
-    /// Delete a stopped container
-    Delete {
-        /// Kill it first; it is no error when there is none
-        #[arg(long, short)]
-        force: bool,
-        id: String,
-    },
-    /// Run another process in a container
-    Exec(Exec),
-    /// List the processes of a container
-    Ps {
-        /// table or json
-        #[arg(long, short, value_enum, default_value = "table")]
-        format: PsFormat,
-        id: String,
-        /// Options of ps(1) for the table
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<OsString>,
-    },
-    /// Freeze all processes of a container
-    Pause { id: String },
-    /// Let them go on
-    Resume { id: String },
-    /// Change the limits of a container
-    Update(Box<Update>),
-    /// Print what a container uses, and when its memory ran out
-    Events {
-        /// Once
-        #[arg(long)]
-        stats: bool,
-        /// How often, such as 5s or 500ms
-        #[arg(long, default_value = "5s", value_name = "TIME")]
-        interval: String,
-        id: String,
-    },
-    /// Print what this runtime can do, as JSON
-    Features,
-    /// Write a config.json to start from
-    Spec {
-        /// Directory of the bundle
-        #[arg(long, short, default_value = ".", value_name = "DIR")]
-        bundle: PathBuf,
-        /// For an ordinary user, with the own ids as root
-        #[arg(long)]
-        rootless: bool,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PsFormat {
-    Table,
-    Json,
-}
-
-#[derive(Debug, clap::Args)]
-struct Create {
-    /// Directory with config.json
-    #[arg(long, short, default_value = ".", value_name = "DIR")]
-    bundle: PathBuf,
-    /// Socket that the terminal's outer end is sent to
-    #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
-    /// File for the pid of the first process
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// Give the program those of the N descriptors from 3 on that are open
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    preserve_fds: u32,
-    /// Keep the caller's session keyring
-    #[arg(long)]
-    no_new_keyring: bool,
-    /// Cover the node's root with the container's instead of taking it away: for a root that cannot be left
-    #[arg(long)]
-    no_pivot: bool,
-    /// Name of the container
-    id: String,
-}
-
-#[derive(Debug, clap::Args)]
-struct Exec {
-    /// File with the process, as config.json has it
-    #[arg(long, short, value_name = "FILE")]
-    process: Option<PathBuf>,
-    /// Set a variable
-    #[arg(long, short, value_name = "NAME=VALUE")]
-    env: Vec<String>,
-    /// Working directory
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
-    /// User
-    #[arg(long, short, value_name = "UID[:GID]")]
-    user: Option<String>,
-    /// Further group
-    #[arg(long, short = 'g', value_name = "GID")]
-    additional_gids: Vec<u32>,
-    /// Further capability
-    #[arg(long, short, value_name = "CAP")]
-    cap: Vec<String>,
-    /// Give it a terminal
-    #[arg(long, short)]
-    tty: bool,
-    /// Let it gain nothing by a program file
-    #[arg(long)]
-    no_new_privs: bool,
-    /// Do not wait
-    #[arg(long, short)]
-    detach: bool,
-    /// Socket that the terminal's outer end is sent to
-    #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
-    /// File for its pid
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// Give the program those of the N descriptors from 3 on that are open
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    preserve_fds: u32,
-    /// Also into a paused container; the process runs when that is resumed
-    #[arg(long)]
-    ignore_paused: bool,
-    /// Put it into a control group below the container's
-    #[arg(long, value_name = "[CONTROLLER,...:]PATH")]
-    cgroup: Vec<String>,
-    /// Name of the container
-    id: String,
-    /// Program and arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
-}
-
-#[derive(Debug, clap::Args)]
-struct Update {
-    /// File with linux.resources as JSON; - is standard input
-    #[arg(long, short, value_name = "FILE")]
-    resources: Option<PathBuf>,
-    /// Memory limit in bytes; -1 is none
-    #[arg(long, allow_hyphen_values = true)]
-    memory: Option<i64>,
-    /// Memory that is kept free of reclaim, in bytes
-    #[arg(long, allow_hyphen_values = true)]
-    memory_reservation: Option<i64>,
-    /// Memory and swap together, in bytes; -1 is no limit
-    #[arg(long, allow_hyphen_values = true)]
-    memory_swap: Option<i64>,
-    /// Length of a CPU period in microseconds
-    #[arg(long)]
-    cpu_period: Option<u64>,
-    /// CPU time in each period in microseconds; -1 is no limit
-    #[arg(long, allow_hyphen_values = true)]
-    cpu_quota: Option<i64>,
-    /// CPU time that can be saved up, in microseconds
-    #[arg(long)]
-    cpu_burst: Option<u64>,
-    /// Relative weight of CPU time
-    #[arg(long, visible_alias = "cpu-shares")]
-    cpu_share: Option<u64>,
-    /// 1: only CPU time that nobody else wants
-    #[arg(long)]
-    cpu_idle: Option<i64>,
-    /// CPUs, such as 0-2,5
-    #[arg(long)]
-    cpuset_cpus: Option<String>,
-    /// Memory nodes
-    #[arg(long)]
-    cpuset_mems: Option<String>,
-    /// Processes; -1 is no limit
-    #[arg(long, allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
-    /// Relative weight of block I/O
-    #[arg(long)]
-    blkio_weight: Option<u16>,
-    /// Name of the container
-    id: String,
-}
 
 /// Whether a command line makes a process of a container, and so needs a program file that cannot be written; with
 /// how many of the caller's descriptors.
 fn becomes_container(command: &Command) -> Option<u32> {
     match command {
-        Command::Create(c) | Command::Run { create: c, .. } => Some(c.preserve_fds),
-        Command::Exec(e) => Some(e.preserve_fds),
+        Command::Create(c) | Command::Run { create: c, .. } => Some(c.handed.preserve_fds),
+        Command::Exec(e) => Some(e.handed.preserve_fds),
         _ => None,
     }
 }
@@ -443,9 +198,9 @@ fn options(c: Create, preserve_fds: Vec<i32>) -> CreateOptions {
     CreateOptions {
         id: c.id,
         bundle: c.bundle,
-        console_socket: c.console_socket,
+        console_socket: c.handed.console_socket,
         console_fd: None,
-        pid_file: c.pid_file,
+        pid_file: c.handed.pid_file,
         preserve_fds,
         no_new_keyring: c.no_new_keyring,
         no_pivot: c.no_pivot,
@@ -493,7 +248,7 @@ fn run_container(mut o: CreateOptions, detach: bool, keep: bool, engine: &dyn En
 fn exec(e: Exec, preserve_fds: Vec<i32>, engine: &dyn Engine, log: &Log<'_>) -> Done {
     let process = e.process.as_deref().map(read_json).transpose()?;
     let terminal = process.as_ref().map_or(e.tty, |p| p["terminal"] == true);
-    let own = terminal && e.console_socket.is_none();
+    let own = terminal && e.handed.console_socket.is_none();
     if own && e.detach {
         return Err(user("a detached process with a terminal needs --console-socket"));
     }
@@ -511,9 +266,9 @@ fn exec(e: Exec, preserve_fds: Vec<i32>, engine: &dyn Engine, log: &Log<'_>) -> 
             terminal,
             size: if own { Foreground::size() } else { None },
             no_new_privs: e.no_new_privs,
-            console_socket: e.console_socket,
+            console_socket: e.handed.console_socket,
             console_fd: foreground.as_ref().map(|f| f.there.clone()),
-            pid_file: e.pid_file,
+            pid_file: e.handed.pid_file,
             preserve_fds,
             ignore_paused: e.ignore_paused,
             cgroups: e.cgroup,

@@ -148,7 +148,10 @@ impl Group {
                 }
             }
             if dirs.is_empty() {
-                let next = "leave the controllers out: the container has no group of version 1 with them";
+                let next = match controllers {
+                    None => "leave it out: the container has no control group",
+                    Some(_) => "leave the controllers out: the container has no group of version 1 with them",
+                };
                 return Err(invalid(format!("--cgroup {text:?}"), next));
             }
             for dir in dirs {

@@ -70,8 +70,11 @@ pub fn read_bundle(bundle: &Path, warnings: &mut Vec<String>) -> Result<(Contain
         privileged: has(CapabilitySet::SYS_ADMIN),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
     };
-    let plan = plan::plan(&spec, &facts)?;
-    if !facts.selinux && spec.linux().as_ref().is_some_and(|l| l.mount_label().is_some()) {
+    let mut plan = plan::plan(&spec, &facts)?;
+    // What is mounted on it is found there again, whatever links led to it.
+    plan.root = std::fs::canonicalize(&plan.root).named_at("find the root", &plan.root)?;
+    let labelled = |l: &oci_spec::runtime::Linux| l.mount_label().as_ref().is_some_and(|l| !l.is_empty());
+    if !facts.selinux && spec.linux().as_ref().is_some_and(labelled) {
         warnings.push("linux.mountLabel has no effect: this node runs without SELinux".into());
     }
     Ok((plan, json))

@@ -298,6 +298,7 @@ fn other_namespaces(pid: i32, of_container: libc::c_int) -> libc::c_int {
 fn enter(mut channel: Channel, inherited: Inherited) -> ! {
     let result = (|| -> Result<Option<i32>> {
         let Some(ToChild::Go) = channel.hear()? else { return Ok(Some(0)) };
+        finish::score(&inherited.process, &inherited.proc)?;
         // Nobody in the container may trace this process or reach its program file through it.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).named("protect the runtime")?;
         // The mount namespace comes last, in the child: till then the node's /proc is at hand.
@@ -372,7 +373,7 @@ fn become_process(channel: &mut Channel, inherited: &Inherited) -> OciError {
             console::take(&terminal.slave)?;
         }
         let groups = inherited.proc.read("self/setgroups").is_ok_and(|t| t.trim() == "allow");
-        finish::prepare(&inherited.process, &inherited.proc, &inherited.preserve)?;
+        finish::prepare(&inherited.process, &inherited.preserve)?;
         finish::run_on(&inherited.process.affinity.later, "final")?;
         let program = finish::find(&inherited.process)?;
         signals::reset();

@@ -27,17 +27,25 @@ pub struct Listener {
     pub message: serde_json::Value,
 }
 
+/// How readily the program is ended when memory runs out. Before the process is closed to those who trace: then the file
+/// is root's. What is forked has it, too.
+///
+/// # Errors
+/// The kernel's: lowering it needs CAP_SYS_RESOURCE.
+pub fn score(p: &ProcessPlan, proc: &Procfs) -> Result<()> {
+    let Some(score) = p.oom_score_adj.map(|score| score.to_string()) else { return Ok(()) };
+    // What is so already needs no right to set.
+    if proc.read("self/oom_score_adj").ok().as_deref().map(str::trim) == Some(&score) {
+        return Ok(());
+    }
+    proc.write("self/oom_score_adj", &score)
+}
+
 /// What needs no waiting for `start`: limits, and which descriptors the program gets.
 ///
 /// # Errors
 /// A value that the kernel refuses, by name.
-pub fn prepare(p: &ProcessPlan, proc: &Procfs, preserve: &[RawFd]) -> Result<()> {
-    if let Some(score) = p.oom_score_adj {
-        // What is so already needs no right to set.
-        if proc.read("self/oom_score_adj").ok().as_deref().map(str::trim) != Some(&score.to_string()) {
-            proc.write("self/oom_score_adj", &score.to_string())?;
-        }
-    }
+pub fn prepare(p: &ProcessPlan, preserve: &[RawFd]) -> Result<()> {
     run_as_planned(p)?;
     for limit in &p.rlimits {
         limits::set(limit.number, limit.pair).map_err(|e| {

@@ -91,7 +91,7 @@ const SIGNALS: [(&str, i32); 33] = [
 /// Sends a signal to the first process, or to all.
 pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
     let (_container, record) = store.find(id)?;
-    let shares_pids = record.namespaces & libc::CLONE_NEWPID == 0;
+    let shares_pids = shares_pids(&record);
     if all {
         let status = record.status();
         if status == Status::Stopped && !shares_pids {
@@ -103,10 +103,7 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
     record.require("kill", &[Status::Created, Status::Running, Status::Paused], "")?;
     send(&record, signal)?;
     if signal == libc::SIGKILL {
-        if shares_pids {
-            // Nothing else ends the rest: it would outlive its first process.
-            record.group.signal(libc::SIGKILL)?;
-        }
+        end_rest(&record)?;
         // A frozen process of version 1 does not die before it is thawed.
         if record.group.frozen() {
             record.group.freeze(false)?;
@@ -161,8 +158,18 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<Vec<OciError>> {
     Ok(hooks::run_all("poststop", &record.hooks.poststop, &state))
 }
 
-/// Kills the first process, and waits for it.
+fn shares_pids(record: &Record) -> bool {
+    record.namespaces & libc::CLONE_NEWPID == 0
+}
+
+/// Kills what would outlive the first process, where no pid namespace ends with that.
+fn end_rest(record: &Record) -> Result<()> {
+    if shares_pids(record) { record.group.signal(libc::SIGKILL) } else { Ok(()) }
+}
+
+/// Kills the container's processes, and waits for the first.
 pub fn end(record: &Record) -> Result<()> {
+    end_rest(record)?;
     if record.status() == Status::Stopped {
         return Ok(());
     }

@@ -82,6 +82,9 @@ pub fn middle(mut channel: Channel, mut inherited: Inherited) -> ! {
 
 fn make_namespaces(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<i32>> {
     let ToChild::Go = channel.told()? else { return Err(out_of_order()) };
+    if let Some(process) = &inherited.plan.process {
+        finish::score(process, &inherited.proc)?;
+    }
     // No process of the container may trace this one or reach its program file through it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).named("protect the runtime")?;
     let plan = &inherited.plan;
@@ -300,7 +303,7 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
             listener.message["state"] = inherited.record.state(Status::Creating);
         }
         inherited.groups = groups;
-        finish::prepare(process, &inherited.proc, &inherited.preserve)?;
+        finish::prepare(process, &inherited.preserve)?;
         if !process.args.is_empty() {
             program = Some(finish::find(process)?);
         }
