@@ -54,17 +54,24 @@ pub fn keep(state: &StateDir, record: &Record) -> Result<Kept, Failure> {
     let dir = dir(state);
     let path = dir.join(format!("{}.json", record.name));
     let text = serde_json::to_vec(record).map_err(|e| fault(&path, &std::io::Error::other(e)))?;
+    let exists = |e: &std::io::Error| e.kind() == std::io::ErrorKind::AlreadyExists;
     let create = || std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     let mut file = create();
-    if file.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists) {
+    if file.as_ref().is_err_and(exists) {
         // Of a container that runs, or left by a process that was killed: then looking removes it.
         if let Some(other) = list(state)?.iter().find(|r| r.name == record.name) {
-            return Err(taken(other));
+            return Err(taken(&record.name, &format!("pid {}", other.pid)));
         }
         file = create();
     }
+    let mut file = match file {
+        // Another one was quicker, and may not have written it yet.
+        Err(e) if exists(&e) => return Err(taken(&record.name, "it has just started")),
+        file => file.map_err(|e| fault(&path, &e))?,
+    };
+    // Ours from here on, and removed with us.
     let kept = Kept(path);
-    file.and_then(|mut f| std::io::Write::write_all(&mut f, &text)).map_err(|e| fault(&kept.0, &e))?;
+    std::io::Write::write_all(&mut file, &text).map_err(|e| fault(&kept.0, &e))?;
     Ok(kept)
 }
 
@@ -75,10 +82,9 @@ pub fn prepare(state: &StateDir) -> Result<(), Failure> {
     made.map_err(|e| fault(&dir, &e))
 }
 
-fn taken(other: &Record) -> Failure {
+fn taken(name: &str, which: &str) -> Failure {
     Failure::user(format!(
-        "a container named '{}' runs already (pid {}): choose another name, or end that one",
-        other.name, other.pid
+        "a container named '{name}' runs already ({which}): choose another name, or end that one"
     ))
 }
 
@@ -121,6 +127,38 @@ pub fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_is_removed_by_its_own_container_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let state = StateDir(state.path().to_path_buf());
+        prepare(&state).unwrap();
+        let pid = std::process::id().cast_signed();
+        let record = Record {
+            name: "web".into(),
+            image: "i".into(),
+            command: "c".into(),
+            pid,
+            ticks: start_ticks(pid).unwrap(),
+            init: pid,
+            created: 0,
+            job: None,
+        };
+        let file = dir(&state).join("web.json");
+        // Whoever makes it has not written it yet.
+        std::fs::write(&file, "").unwrap();
+        assert!(keep(&state, &record).unwrap_err().text.contains("'web' runs already"));
+        assert!(file.exists(), "somebody else's record is gone");
+        std::fs::remove_file(&file).unwrap();
+        let kept = keep(&state, &record).unwrap();
+        assert!(keep(&state, &record).unwrap_err().text.contains(&format!("pid {pid}")));
+        assert!(file.exists());
+        drop(kept);
+        assert!(!file.exists());
+        // One of a process that is gone makes room.
+        std::fs::write(&file, serde_json::to_vec(&Record { ticks: 1, ..record.clone() }).unwrap()).unwrap();
+        keep(&state, &record).unwrap();
+    }
 
     #[test]
     fn names_are_parts_of_paths() {
