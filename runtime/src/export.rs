@@ -36,7 +36,18 @@ pub(crate) fn write(root: BorrowedFd<'_>, out: BorrowedFd<'_>) -> Result<(), Set
 const WHOLE: &[u8] = b"whole\n";
 
 fn unread(path: &[u8], errno: Errno) -> SetupFailure {
-    SetupFailure::at("read for --container-save:", &path.into(), errno)
+    SetupFailure::at("read the container's file", &path.into(), errno)
+        .hint("nothing was saved; make it readable in the container, or remove it there")
+}
+
+/// What is there under a name; nothing when it went, or became something else, while it was looked for: programs of
+/// other steps may still be at work.
+fn unless_gone<T>(found: Result<T, Errno>, path: &[u8]) -> Result<Option<T>, SetupFailure> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::INVAL | Errno::NXIO) => Ok(None),
+        Err(e) => Err(unread(path, e)),
+    }
 }
 
 struct Writer<'a> {
@@ -53,7 +64,7 @@ impl Writer<'_> {
                 Ok(n) => bytes = &bytes[n..],
                 Err(Errno::INTR) => {}
                 Err(e) => {
-                    return Err(SetupFailure::new("pass the container's files on for --container-save", e));
+                    return Err(SetupFailure::new("pass the container's files on", e));
                 }
             }
         }
@@ -92,11 +103,8 @@ impl Writer<'_> {
         path: &mut Vec<u8>,
         depth: usize,
     ) -> Result<(), SetupFailure> {
-        let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            // It went while it was looked for; programs of other steps may still be at work.
-            Err(Errno::NOENT) => return Ok(()),
-            Err(e) => return Err(unread(path, e)),
+        let Some(stat) = unless_gone(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), path)? else {
+            return Ok(());
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let several = kind != FileType::Directory && stat.st_nlink > 1;
@@ -106,7 +114,8 @@ impl Writer<'_> {
         match kind {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let below = openat(dir, name, flags, Mode::empty()).map_err(|e| unread(path, e))?;
+                let below = openat(dir, name, flags, Mode::empty());
+                let Some(below) = unless_gone(below, path)? else { return Ok(()) };
                 let attributes = attributes(&below);
                 self.header(path, Kind::Directory, &stat, 0, b"", &attributes)?;
                 self.directory(&below, path, depth + 1)?;
@@ -114,7 +123,8 @@ impl Writer<'_> {
             FileType::RegularFile => {
                 let flags =
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = openat(dir, name, flags, Mode::empty()).map_err(|e| unread(path, e))?;
+                let file = openat(dir, name, flags, Mode::empty());
+                let Some(file) = unless_gone(file, path)? else { return Ok(()) };
                 // What was opened counts, whatever was looked at.
                 let stat = rustix::fs::fstat(&file).map_err(|e| unread(path, e))?;
                 if !FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -126,7 +136,8 @@ impl Writer<'_> {
                 self.content(&file, path, size)?;
             }
             FileType::Symlink => {
-                let target = readlinkat(dir, name, Vec::new()).map_err(|e| unread(path, e))?;
+                let target = readlinkat(dir, name, Vec::new());
+                let Some(target) = unless_gone(target, path)? else { return Ok(()) };
                 self.header(path, Kind::Symlink, &stat, 0, target.as_bytes(), &[])?;
             }
             FileType::Fifo => self.header(path, Kind::Fifo, &stat, 0, b"", &[])?,

@@ -188,26 +188,37 @@ fn import(args: &Import) -> Outcome {
             args.image
         )));
     }
-    let pinned = manifest(&args.image)?;
-    let path = args.output.clone().unwrap_or_else(|| PathBuf::from(file_name(&args.image)));
+    // All that can be told of the place, before anything is fetched.
+    let path = squashfs(args.output.clone().unwrap_or_else(|| PathBuf::from(file_name(&args.image))))?;
     if path.exists() {
         return Err(Failure::user(format!("{} exists already: remove it, or use --output", path.display())));
     }
+    let pinned = manifest(&args.image)?;
     local::fetch(&images::store(None)?, &args.image, &pinned, false)?;
     let image = pinned.digest.to_string();
-    local::save(
-        &Container { door: "enroot", image, known: true, ..Container::default() },
-        &squashfs(&path)?,
-    )?;
+    local::save(&Container { door: "enroot", image, known: true, ..Container::default() }, &path)?;
     Ok(0)
 }
 
-/// A path whose form is squashfs, whatever else its ending means to `--container-save`.
-fn squashfs(path: &Path) -> Result<PathBuf, Failure> {
-    if SaveForm::of(path) == SaveForm::Squashfs {
-        return Ok(path.to_path_buf());
+/// A path whose form is squashfs, whatever else its ending means to `--container-save`, in a directory where a file can
+/// be made.
+fn squashfs(path: PathBuf) -> Result<PathBuf, Failure> {
+    if SaveForm::of(&path) != SaveForm::Squashfs {
+        return Err(Failure::user(format!(
+            "{}: enroot writes squashfs: name a file that ends in .sqsh",
+            path.display()
+        )));
     }
-    Err(Failure::user(format!("{}: enroot writes squashfs: name a file that ends in .sqsh", path.display())))
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::accessat(rustix::fs::CWD, parent, wanted, rustix::fs::AtFlags::EACCESS).map_err(|e| {
+        Failure::user(format!(
+            "{}: {}; make the directory first, or name one that you may write to",
+            parent.display(),
+            berth_client::error::io_text(&e.into())
+        ))
+    })?;
+    Ok(path)
 }
 
 fn export(args: &Export) -> Outcome {
@@ -218,11 +229,10 @@ fn export(args: &Export) -> Outcome {
             args.name
         )));
     };
-    let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.sqsh", args.name)));
+    let path = squashfs(args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.sqsh", args.name))))?;
     if path.exists() && !args.force {
         return Err(Failure::user(format!("{} exists already: --force replaces it", path.display())));
     }
-    let path = squashfs(&path)?;
     let hold = named::hold(&state, &args.name)?;
     let store = images::store(None)?;
     if store.prepared(&kept.pinned.digest).map_err(|e| images::failed(&e))?.is_none() {
