@@ -50,6 +50,21 @@ pub struct ImageConfig {
     pub user: Option<String>,
 }
 
+impl ImageConfig {
+    /// As it is kept in an image that is made of the container (`berth-images`, `ImageConfig`): text, and empty where
+    /// there is nothing.
+    pub fn saved(&self) -> serde_json::Value {
+        let list = |words: &[ByteStr]| words.iter().map(|w| w.display().into_owned()).collect::<Vec<_>>();
+        serde_json::json!({
+            "env": list(&self.env),
+            "entrypoint": list(&self.entrypoint),
+            "cmd": list(&self.cmd),
+            "workdir": self.workdir.as_ref().map(|w| w.display().into_owned()).unwrap_or_default(),
+            "user": self.user.clone().unwrap_or_default(),
+        })
+    }
+}
+
 /// Where what a container writes to its root goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -248,10 +248,12 @@ pub fn not_enforced() -> Vec<String> {
     if missing.is_empty() {
         return Vec::new();
     }
-    vec![format!(
-        "limits on {} are not enforced here: not delegated to this user ('berth doctor' says more)",
-        missing.join(", ")
-    )]
+    let why = if rustix::process::geteuid().is_root() {
+        "no control group here has these controllers"
+    } else {
+        "not delegated to this user"
+    };
+    vec![format!("limits on {} are not enforced here: {why} ('berth doctor' says more)", missing.join(", "))]
 }
 
 fn state_dir(state: Option<&Path>) -> Finding {

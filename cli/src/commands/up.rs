@@ -126,7 +126,9 @@ fn announce(
         (false, true) => "is up again (the controller was already up, the agent was started)",
         _ => "is up",
     };
-    let owner = std::fs::metadata(&dir.0).map_or_else(|_| nix::unistd::geteuid().as_raw(), |m| m.uid());
+    // Not the directory's owner: whoever made that need not be who started the cluster.
+    let owner = std::fs::metadata(format!("/proc/{}", status.pid))
+        .map_or_else(|_| nix::unistd::geteuid().as_raw(), |m| m.uid());
     let mode = if owner == 0 { "system mode" } else { "user mode" };
     out::print(&format!(
         "The cluster in {} {how}: controller pid {}, node {} ({mode}). Stop it with: berth down{}\n",

@@ -5,7 +5,6 @@ use super::{Container, follow, image, request};
 use crate::images;
 use berth_client::error::{Failure, Kind};
 use berth_images::{ImageConfig, save_root};
-use berth_model::ByteStr;
 use berth_runtime::{HostFacts, Rootfs, StartOptions, plan, start_init};
 use std::fs::File;
 use std::io::Read;
@@ -17,15 +16,8 @@ pub fn save(container: &Container, path: &Path) -> Result<(), Failure> {
     if root == Rootfs::Host {
         return Err(Failure::user("the node's own filesystem is no image".to_string()));
     }
-    let text = |list: &[ByteStr]| list.iter().map(|s| s.display().into_owned()).collect::<Vec<_>>();
-    let saved = ImageConfig {
-        env: text(&config.env),
-        entrypoint: text(&config.entrypoint),
-        cmd: text(&config.cmd),
-        workdir: config.workdir.as_ref().map(|w| w.display().into_owned()).unwrap_or_default(),
-        user: config.user.clone().unwrap_or_default(),
-        ..ImageConfig::default()
-    };
+    let saved: ImageConfig = serde_json::from_value(config.saved())
+        .map_err(|e| Failure::new(Kind::Internal, format!("the image's configuration: {e}")))?;
     let mut request = request(container, root, config)?;
     request.export = true;
     let facts = HostFacts::gather(&request);

@@ -23,6 +23,13 @@ fn rounds() -> u32 {
 /// Makes containers while each pair of names changes places; what they said, and how often one was made and refused.
 fn race(mut order: Order, mode: As, pairs: &[(PathBuf, PathBuf)]) -> (String, u32, u32) {
     order.rounds = rounds();
+    /// A failed launch must end the mutator too, or the scope would wait for it.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -32,9 +39,8 @@ fn race(mut order: Order, mode: As, pairs: &[(PathBuf, PathBuf)]) -> (String, u3
                 }
             }
         });
-        let outcome = launch(&order, mode);
-        stop.store(true, Ordering::Relaxed);
-        outcome
+        let _done = Done(&stop);
+        launch(&order, mode)
     });
     assert_eq!(outcome.code, 0, "{outcome:?}");
     let (said, counts) = outcome.out.trim_end().rsplit_once('\n').unwrap_or(("", outcome.out.trim_end()));

@@ -68,7 +68,8 @@ impl Saving {
             arguments.extend(["--as".into(), format!("{}:{}:{}", id.uid, id.gid, groups.join(",")).into()]);
         }
         arguments.extend(["--umask".into(), format!("{:o}", launch.umask).into()]);
-        arguments.extend(["--config".into(), configuration(request).into()]);
+        // It is to be run as the one that it was made of.
+        arguments.extend(["--config".into(), request.image.saved().to_string().into()]);
         arguments.extend(["--to".into(), OsString::from_vec(path.0.clone())]);
         Ok(Some(Saving { path, program, arguments, running: None }))
     }
@@ -169,18 +170,4 @@ fn target_of(path: &Path) -> Result<(), String> {
             errno_text(e)
         )
     })
-}
-
-/// How the saved image is to be run: as the one that it was made of.
-fn configuration(request: &ContainerRequest) -> String {
-    let image = &request.image;
-    let list = |words: &[ByteStr]| words.iter().map(|w| w.display().into_owned()).collect::<Vec<_>>();
-    let config = serde_json::json!({
-        "env": list(&image.env),
-        "entrypoint": list(&image.entrypoint),
-        "cmd": list(&image.cmd),
-        "workdir": image.workdir.as_ref().map(|w| w.display().into_owned()).unwrap_or_default(),
-        "user": image.user.clone().unwrap_or_default(),
-    });
-    config.to_string()
 }
