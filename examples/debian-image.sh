@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Makes a Debian image as an OCI layout directory from Debian's own packages; needs no root and no container tool.
 # usage: examples/debian-image.sh DIRECTORY [PACKAGE...]
-# Packages are fetched by apt with its signatures checked, unpacked, and not configured: enough for programs, not for daemons.
+# apt chooses and fetches the packages, with its signatures checked. They are unpacked and recorded in dpkg's database, so that
+# more can be installed in a container (name apt as a package for that); their scripts are not run: enough for programs, not
+# for daemons.
 set -euo pipefail
 
 die() { printf 'debian-image: error: %s\n' "$*" >&2; exit 1; }
@@ -12,9 +14,14 @@ layout=$1
 shift
 packages=(base-files base-passwd bash coreutils dash debianutils findutils grep gzip hostname libc-bin mawk sed tar "$@")
 [ ! -e "$layout" ] || die "$layout exists; remove it or name another directory"
-for tool in apt-get apt-cache dpkg-deb tar gzip sha256sum; do
+for tool in apt-get apt-cache dpkg dpkg-deb tar gzip md5sum sha256sum; do
     command -v "$tool" >/dev/null || die "$tool is missing; this script needs a Debian or Ubuntu machine with it"
 done
+arch=$(dpkg --print-architecture)
+case $arch in
+    amd64 | arm64) ;; # images call them so too
+    *) die "images are made on amd64 and arm64, not on $arch" ;;
+esac
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/debian-image.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -28,24 +35,60 @@ if ! apt-cache show coreutils >/dev/null 2>&1; then
     apt-get "${apt_options[@]}" -qq update || die "apt-get update failed; is a Debian mirror reachable?"
 fi
 
-mapfile -t wanted < <(
-    apt-cache "${apt_options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-        --no-replaces --no-enhances "${packages[@]}" | grep -E '^[a-z0-9]' | grep -v -E ':|^(debconf|cdebconf|perl|dpkg|install-info)' | sort -u
-)
-[ ${#wanted[@]} -gt 0 ] || die "apt knows none of: ${packages[*]}"
-# Pure virtual packages have no candidate to download; show leaves them out (and says so on stderr).
-mapfile -t real < <(apt-cache "${apt_options[@]}" show --no-all-versions "${wanted[@]}" 2>/dev/null |
-    sed -n 's/^Package: //p' | sort -u)
-[ ${#real[@]} -gt 0 ] || die "apt has no candidate for any of: ${packages[*]}"
-(cd "$work/debs" && apt-get "${apt_options[@]}" -qq download "${real[@]}") ||
-    die "apt-get download failed; is a Debian mirror reachable?"
+# As on a machine on which nothing is installed yet.
+: > "$work/status"
+mkdir "$work/debs/partial"
+apt-get "${apt_options[@]}" -o "Dir::State::status=$work/status" -o "Dir::Cache::archives=$work/debs" --download-only \
+    --no-install-recommends -qq -y install "${packages[@]}" > "$work/apt.log" 2>&1 ||
+    die "apt cannot choose or fetch the packages: $(tail -3 "$work/apt.log")"
 
 root=$work/root
 # Debian's merged /usr: the packages still carry paths below /bin and /lib.
 mkdir -p "$root"/usr/{bin,sbin,lib,lib64}
 for name in bin sbin lib lib64; do ln -s "usr/$name" "$root/$name"; done
+database=$root/var/lib/dpkg
+mkdir -p "$database"/{info,updates,triggers,alternatives}
+printf '1\n' > "$database/info/format"
+: > "$database/status"
+
+# What dpkg would remember of a package: its fields, the files of its control archive, its configuration files and triggers.
+record() { # CONTROL-DIRECTORY FILE-LIST
+    local control=$1 name word file
+    name=$(sed -n 's/^Package: *//p' "$control/control")
+    ! grep -qx 'Multi-Arch: same' "$control/control" || name+=:$arch
+    mv "$2" "$database/info/$name.list"
+    {
+        sed 's/^Package: .*/&\nStatus: install ok installed/' "$control/control"
+        if [ -s "$control/conffiles" ]; then
+            echo Conffiles:
+            grep ^/ "$control/conffiles" | while read -r file; do
+                printf ' %s %s\n' "$file" "$(md5sum < "$root$file" | cut -d' ' -f1)"
+            done
+        fi
+        echo
+    } >> "$database/status"
+    if [ -s "$control/triggers" ]; then
+        sed -n -E 's/^interest(-await|(-noawait))? +([^ ]+).*/\3 \2/p' "$control/triggers" | while read -r word file; do
+            case $word in
+                /*) printf '%s %s%s\n' "$word" "$name" "${file/-//}" >> "$database/triggers/File" ;;
+                *) printf '%s%s\n' "$name" "${file/-//}" >> "$database/triggers/$word" ;;
+            esac
+        done
+    fi
+    rm "$control/control"
+    for file in "$control"/*; do
+        [ ! -e "$file" ] || mv "$file" "$database/info/$name.${file##*/}"
+    done
+}
+
+count=0
 for deb in "$work"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$deb" | tar -x --no-same-owner --keep-directory-symlink -C "$root"
+    dpkg-deb --fsys-tarfile "$deb" | tar -xv --no-same-owner --keep-directory-symlink -C "$root" |
+        sed 's,^\./,/,; s,/$,,; s,^$,/.,' > "$work/list"
+    rm -rf "$work/control"
+    dpkg-deb --control "$deb" "$work/control"
+    record "$work/control" "$work/list"
+    count=$((count + 1))
 done
 # What the packages' own scripts would have done, as far as programs need it.
 [ -e "$root/usr/bin/sh" ] || ln -s dash "$root/usr/bin/sh"
@@ -54,6 +97,11 @@ cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
 mkdir -p "$root"/{dev,proc,sys,run,tmp,root,home,mnt,etc}
 chmod 1777 "$root/tmp"
+# Where apt in a container finds more: where it is found here, as far as the image has the keys.
+if [ -d "$root/etc/apt" ]; then
+    apt-get "${apt_options[@]}" indextargets --format '$(ORIGIN) deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        sed -n -E 's/^(Debian|Ubuntu) (deb [^@]+)$/\2/p' | sort -u > "$root/etc/apt/sources.list"
+fi
 rm -rf "$root"/usr/share/{doc,man,info,locale,lintian}/*
 
 blobs=$work/layout/blobs/sha256
@@ -70,11 +118,6 @@ gzip -n -4 "$work/layer.tar"
 layer_size=$(stat -c %s "$work/layer.tar.gz")
 layer=$(put "$work/layer.tar.gz")
 
-case $(dpkg --print-architecture) in
-    amd64) arch=amd64 ;;
-    arm64) arch=arm64 ;;
-    *) die "images are made on amd64 and arm64, not on $(dpkg --print-architecture)" ;;
-esac
 printf '{"architecture":"%s","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["bash"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
     "$arch" "$diff_id" > "$work/config"
 config_size=$(stat -c %s "$work/config")
@@ -89,4 +132,4 @@ printf '{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.
 
 mkdir -p "$(dirname "$layout")"
 mv "$work/layout" "$layout"
-printf 'debian-image: %s: %s packages, %s MiB\n' "$layout" "${#real[@]}" "$(du -sm "$layout" | cut -f1)"
+printf 'debian-image: %s: %s packages, %s MiB\n' "$layout" "$count" "$(du -sm "$layout" | cut -f1)"

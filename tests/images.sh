@@ -93,7 +93,7 @@ case $name in
             umoci_quiet init --layout "$new"
             umoci_quiet new --image "$new:latest"
             debian_root() {
-                debootstrap --variant=minbase bookworm "$work/debian" >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; return 1; }
+                debootstrap --variant=minbase --include=procps bookworm "$work/debian" >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; return 1; }
                 rm -rf "$work"/debian/var/cache/apt/archives/*.deb "$work"/debian/var/lib/apt/lists/* "$work"/debian/dev/*
                 cp -a "$work/debian/." .
             }
@@ -101,7 +101,8 @@ case $name in
             umoci_quiet config --image "$new:latest" --config.cmd bash \
                 --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
         else
-            "$here/../examples/debian-image.sh" "$new"
+            # What debootstrap's minimal variant has of what the tests use.
+            "$here/../examples/debian-image.sh" "$new" apt diffutils dpkg mount passwd procps util-linux
         fi
         ;;
     large) # for the benchmark of imports: this machine's own files in several layers

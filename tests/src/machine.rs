@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// As whom a cluster and its clients run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +152,7 @@ pub fn programs() -> &'static Path {
         let path = cache().join(format!("bin-{}", stamps.join("-")));
         let _guard = lock("bin.lock");
         if !path.exists() {
-            remove_old_programs();
+            remove_old(cache(), "bin-", HOUR);
             let fresh = cache().join("bin.new");
             let _ = std::fs::remove_dir_all(&fresh);
             std::fs::create_dir(&fresh).unwrap();
@@ -164,13 +165,16 @@ pub fn programs() -> &'static Path {
     })
 }
 
-fn remove_old_programs() {
-    for entry in std::fs::read_dir(cache()).unwrap().flatten() {
+/// Longer than a run of the tests, which may still use what another run has replaced.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Removes directories whose names begin so, if they were made this long ago.
+pub(crate) fn remove_old(directory: &Path, prefix: &str, age: Duration) {
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
         let name = entry.file_name();
-        let day = std::time::Duration::from_secs(3600);
-        let old =
-            entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > day));
-        if name.to_string_lossy().starts_with("bin-") && old {
+        let made = entry.metadata().and_then(|m| m.modified());
+        let old = made.is_ok_and(|t| t.elapsed().is_ok_and(|since| since > age));
+        if name.to_string_lossy().starts_with(prefix) && old {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
