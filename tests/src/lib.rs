@@ -1,6 +1,7 @@
 //! Harness of the integration tests: clusters of their own, a real registry, real images, and what must not be left behind.
 #![forbid(unsafe_code)]
 
+pub mod attacks;
 pub mod bundle;
 pub mod command;
 pub mod images;

@@ -2,7 +2,7 @@
 
 use crate::Test;
 use crate::helper::{
-    As, Dir, Order, STORE, busybox, each, fingerprint, give, is_root, launch, request, script, uid,
+    As, Dir, Order, STORE, busybox, each, fingerprint, give, is_root, launch, node_usr, request, script, uid,
 };
 use crate::options::mount;
 use berth_model::ByteStr;
@@ -194,34 +194,35 @@ fn rights_of_a_file_mean_nothing() {
     }
     each(|mode| {
         let dir = Dir::new();
-        let layer = busybox(&dir, mode);
+        // Not busybox, which gives up what it gained before it does anything.
+        let layer = node_usr(&dir, mode);
         // VFS_CAP_REVISION_2, effective, every capability; capabilities(7).
         let mut all = vec![1, 0, 0, 2];
         all.extend([0xff; 4]);
         all.extend([0; 4]);
         all.extend([0xff, 1, 0, 0]);
         all.extend([0; 4]);
-        for name in ["busybox-caps", "busybox-setuid"] {
-            std::fs::copy(layer.join("bin/busybox"), layer.join("bin").join(name)).unwrap();
+        let (caps, set_id) = (layer.join("grep-caps"), layer.join("grep-setuid"));
+        for copy in [&caps, &set_id] {
+            std::fs::copy("/usr/bin/grep", copy).unwrap();
         }
         give(&layer, if mode == As::Root { STORE } else { uid() });
-        set(&layer.join("bin/busybox-caps"), "security.capability", &all);
-        std::os::unix::fs::chown(layer.join("bin/busybox-setuid"), Some(0), Some(0)).unwrap();
-        let bits = std::os::unix::fs::PermissionsExt::from_mode(0o6755);
-        std::fs::set_permissions(layer.join("bin/busybox-setuid"), bits).unwrap();
-        let look = "/bin/busybox-caps grep -E '^Cap(Eff|Prm|Inh|Amb):' /proc/self/status | cut -f2 | sort -u; /bin/busybox-setuid id -u; \
-                    /bin/busybox-setuid grep -E '^(Uid|CapEff):' /proc/self/status | tr '\\t' ' '";
+        set(&caps, "security.capability", &all);
+        std::os::unix::fs::chown(&set_id, Some(0), Some(0)).unwrap();
+        std::fs::set_permissions(&set_id, std::os::unix::fs::PermissionsExt::from_mode(0o6755)).unwrap();
+        let look = "/grep-caps -E '^Cap(Eff|Prm|Inh|Amb):' /proc/self/status | cut -f2 | sort -u; \
+                    /grep-setuid -E '^([UG]id|CapEff):' /proc/self/status | tr '\\t' ' '";
         for overlay in [true, false] {
             let mut r = request(&layer, mode);
+            r.mounts = vec![mount("/usr", "/usr", &["ro"])];
             if !overlay {
-                give(&layer.join("bin/busybox"), uid());
                 r.root = Rootfs::Dir(ByteStr::from(layer.as_path()));
             }
             let out = script(r, mode, look);
             let (id, none) = (uid(), "0000000000000000");
             assert_eq!(
                 out,
-                format!("{none}\n{id}\nUid: {id} {id} {id} {id}\nCapEff: {none}\n"),
+                format!("{none}\nUid: {id} {id} {id} {id}\nGid: {id} {id} {id} {id}\nCapEff: {none}\n"),
                 "{mode:?} {overlay}"
             );
         }

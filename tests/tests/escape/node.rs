@@ -1,5 +1,6 @@
 //! The node as a container sees it: its processes, its control groups, its programs, its settings.
 
+use berth_tests::attacks::TOOLS;
 use berth_tests::{Sandbox, Who, each_user, images};
 
 /// Ways to a control group's files, and what is written to them there. Prints what was changed, and in which group the
@@ -77,7 +78,8 @@ each_user! {
         };
         let before = programs(&sandbox);
         for options in [&["-n1"][..], &["--container-remap-root"]] {
-            let words = options.iter().chain(&["sh", "-c"]).copied().chain([script]);
+            let script = format!("{TOOLS}{script}");
+            let words = options.iter().chain(&["sh", "-c"]).copied().chain([script.as_str()]);
             let output = sandbox.srun_in(images::debian(), words).ok();
             assert_eq!(output.text(), "tried", "{options:?}: {output}");
         }
@@ -89,7 +91,8 @@ each_user! {
         // Root of the node that is shown as root keeps rights over its own groups: `docs/security.md` says so.
         let all = [&["-n1"][..], &["--container-remap-root"]];
         for options in all.into_iter().take(if who.is_root() { 1 } else { 2 }) {
-            let words = options.iter().chain(&["bash", "-c", ON_GROUPS]);
+            let script = format!("{TOOLS}{ON_GROUPS}");
+            let words = options.iter().chain(&["bash", "-c"]).copied().chain([script.as_str()]);
             let output = sandbox.srun_in(images::debian(), words).limit(120).ok();
             assert_eq!(output.text(), "tried", "{options:?}: {output}");
         }
@@ -109,7 +112,7 @@ fn limits_hold_whatever_a_container_writes_as_root() {
     let user = Who::user();
     let image = format!("--container-image={}", images::debian().display());
     let srun = |words: &[&str]| sandbox.cmd_as(&user, "srun").dir("/").args(words).limit(120);
-    let eat = format!("{{ {ON_GROUPS} }} 2>/dev/null; nproc; head -c 800M /dev/zero | tail | wc -c");
+    let eat = format!("{{ {TOOLS} {ON_GROUPS} }} 2>/dev/null; nproc; head -c 800M /dev/zero | tail | wc -c");
     for options in [&["-n1"][..], &["--container-remap-root"]] {
         let mut words = vec![image.as_str(), "--mem=64M", "-c1"];
         words.extend(options);

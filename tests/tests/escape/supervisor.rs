@@ -1,27 +1,24 @@
 //! The supervisor of a step and its word: it cannot be killed, traced or starved, and nobody else says how a step ended.
 
-use berth_tests::{Cmd, Sandbox, Who, each_user, images, leftovers};
+use berth_tests::{Cmd, Sandbox, Who, attacks, each_user, images, leftovers};
 use std::os::unix::fs::MetadataExt;
 
 /// What a user can try on a process that is not the user's; those that worked.
 fn harm(who: &Who, pid: i32) -> Vec<String> {
     let attacks = [
+        attacks::trace(pid),
+        attacks::open_memory(pid),
         format!("kill -9 {pid}"),
         format!("kill -STOP {pid}"),
-        format!("strace -f -o /dev/null -p {pid} & sleep 0.3; kill -INT $!; wait $!"),
         format!("cat /proc/{pid}/environ"),
         format!("ls /proc/{pid}/fd/"),
         format!("ls /proc/{pid}/root/"),
-        format!("dd if=/proc/{pid}/mem bs=1 count=1"),
         format!("echo 1000 > /proc/{pid}/oom_score_adj"),
         format!("renice 19 {pid}"),
         format!("prlimit --pid {pid} --nofile=1:1"),
         format!("nsenter -t {pid} -m /bin/true"),
     ];
-    let worked = |line: &String| {
-        Cmd::new("sh").args(["-c", &format!("({line}) > /dev/null 2>&1")]).who(who).dir("/").run().rc == 0
-    };
-    attacks.into_iter().filter(worked).collect()
+    attacks::worked(who, attacks)
 }
 
 fn owner(pid: i32) -> Option<u32> {
