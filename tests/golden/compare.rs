@@ -85,13 +85,17 @@ static LEVEL: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 
 static SHAPE: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
-        (r"\b\d+-\d\d:\d\d:\d\d\b", "DURATION"),
-        (r"\b\d+:\d\d(:\d\d)?(\.\d+)?\b", "DURATION"),
+        // An exit code is no duration.
+        (r"ExitCode=(\d+):(\d+)", "ExitCode=$1.$2"),
+        // What has been running, here and there, has done so for less than ten minutes; limits of time are longer.
+        (r"\b00:0\d:\d\d(\.\d+)?\b", "DURATION"),
+        (r"\b0?\d:\d\d( |\.\d+|$)", "DURATION$1"),
         (r"(Priority|CPULoad|FreeMem|TmpDisk|Port|OS|Version|Arch)=\S*", "$1="),
         (r"\b0\.\d{14}\b", "PRIORITY"),
-        (r"NumNodes=1-1 ", "NumNodes=1 "),
+        // A job fills another share of a node with other cores.
         (r"\b(mix-?|alloc|mixed-?|allocated)(\s|\||$)", "BUSY$2"),
-        (r"\b\d+(\.\d+)?[KMG]?\|", "FIGURE|"),
+        // Usage of memory and of disks.
+        (r"\b\d+(\.\d+)?[KMG]\|", "FIGURE|"),
         (r" +$", ""),
         (r" {2,}", " "),
     ]
@@ -174,16 +178,18 @@ impl Ids {
             WORD.find_iter(line.trim_start()).map(|m| m.as_str().to_string()).collect::<Vec<_>>()
         };
         let (a, b) = (split(theirs), split(ours));
-        let mut fresh = Vec::new();
+        let mut fresh: BTreeMap<String, String> = BTreeMap::new();
         let number = |w: &String| w.starts_with(|c: char| c.is_ascii_digit());
         let matches = a.len() == b.len()
-            && a.iter().zip(&b).all(|(x, y)| match self.ours.get(x) {
+            && a.iter().zip(&b).all(|(x, y)| match self.ours.get(x).or_else(|| fresh.get(x)) {
                 _ if !number(x) || !number(y) => x == y,
                 Some(pair) if pair == y => true,
                 _ if x == y => true,
                 None if self.is_id(x) && (x.len() > 2 || self.submission && SUBMITTED.is_match(theirs)) => {
-                    fresh.push((x.clone(), y.clone()));
-                    true
+                    // One id of ours is not two of theirs.
+                    let taken = self.ours.values().chain(fresh.values()).any(|other| other == y);
+                    fresh.insert(x.clone(), y.clone());
+                    !taken
                 }
                 _ => false,
             });
@@ -241,9 +247,12 @@ impl Ids {
         }
     }
 
-    /// Whether ours has all their lines, perhaps continued, among others.
+    /// Whether ours has all their lines, perhaps continued, among others. Where they say nothing there is nothing to add to.
     fn within(&mut self, theirs: &str, ours: &str) -> bool {
         let (a, b) = (level(theirs, &LEVEL), level(ours, &LEVEL));
+        if a.trim().is_empty() {
+            return false;
+        }
         let left: Vec<&str> = b.lines().collect();
         let longer =
             |line: &str, wanted: &str| wanted.len() > 12 && line.contains(wanted.trim_end_matches('.'));
@@ -257,6 +266,12 @@ impl Ids {
 pub fn without(text: &str, jobs: &str) -> String {
     let about = re(&format!(r"^\s*(\S+ )?({jobs})(_\[?\d\S*)?([\s|.]|$)|\s({jobs})$"));
     text.lines().filter(|l| !about.is_match(l)).map(|l| format!("{l}\n")).collect()
+}
+
+/// The text without the lines that match.
+pub fn without_lines(text: &str, pattern: &str) -> String {
+    let pattern = re(pattern);
+    text.lines().filter(|l| !pattern.is_match(l)).map(|l| format!("{l}\n")).collect()
 }
 
 /// Lines of both, `-` theirs and `+` ours, equal ones left out but for a few.
@@ -309,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn one_id_of_ours_is_not_two_of_theirs() {
+        let mut ids = Ids::default();
+        ids.harvest(["Submitted batch job 147\nSubmitted batch job 149\n"].into_iter());
+        let row = |first: u32, second: u32| said(&format!("{first} R\n{second} PD\n"), "");
+        assert_eq!(ids.compare("squeue", &row(147, 148), &row(3, 3)), Verdict::Differs);
+        assert_eq!(ids.compare("squeue", &row(147, 148), &row(3, 4)), Verdict::Same);
+        assert_eq!(ids.compare("squeue", &said("147 147\n", ""), &said("3 3\n", "")), Verdict::Same);
+        assert_eq!(ids.compare("squeue", &said("147 149\n", ""), &said("3 4\n", "")), Verdict::Differs);
+    }
+
+    #[test]
     fn times_are_levelled_and_durations_compared_by_shape() {
         let mut ids = Ids::default();
         let at = |t: &str| said(&format!("StartTime=2026-11-20T{t} EndTime=Unknown\n"), "");
@@ -322,6 +348,21 @@ mod tests {
             Verdict::Shape
         );
         assert_eq!(ids.compare("sbatch x", &said("b\na\n", ""), &said("a\nb\n", "")), Verdict::Shape);
+    }
+
+    #[test]
+    fn limits_counts_and_exit_codes_are_no_shapes() {
+        for (theirs, ours) in [
+            ("TimeLimit=00:30:00\n", "TimeLimit=01:00:00\n"),
+            ("30:00 n1\n", "1:00:00 n1\n"),
+            ("1-00:00:00\n", "2-00:00:00\n"),
+            ("ExitCode=0:15\n", "ExitCode=0:10\n"),
+            ("CANCELLED|0:15|\n", "CANCELLED|0:10|\n"),
+            ("4|8|\n", "4|9|\n"),
+        ] {
+            let verdict = Ids::default().compare("sacct", &said(theirs, ""), &said(ours, ""));
+            assert_eq!(verdict, Verdict::Differs, "{theirs}{ours}");
+        }
     }
 
     #[test]
@@ -341,6 +382,10 @@ mod tests {
             Verdict::Fuller
         );
         assert_eq!(ids.compare("sbatch x", &theirs, &said("", "x: do this\n")), Verdict::Differs);
+        assert_eq!(
+            ids.compare("sbatch x", &said("", ""), &said("", "x: a word of ours\n")),
+            Verdict::Differs
+        );
         assert_eq!(
             ids.compare("sbatch x", &theirs, &Said { rc: "1".into(), ..theirs.clone() }),
             Verdict::Differs

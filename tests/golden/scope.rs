@@ -1,6 +1,7 @@
 //! Which recorded commands this release can be held to, in which words, and where it differs on purpose: `scope.tsv`.
 
 use regex::Regex;
+use std::cell::Cell;
 
 /// A line of the table.
 #[derive(Debug)]
@@ -9,6 +10,10 @@ struct Rule {
     command: Regex,
     kind: Kind,
     reason: String,
+    /// Its line in the table.
+    number: usize,
+    /// Whether there was a command for it.
+    used: Cell<bool>,
 }
 
 /// What a line says of the commands that it names.
@@ -24,6 +29,8 @@ pub enum Kind {
     Before,
     /// Jobs, by number, whose lines are left out of both outputs: they are about something that this release does not have.
     Without,
+    /// Lines of both outputs, by regular expression, that are left out: they differ on purpose, or are of a later release.
+    Lines,
 }
 
 /// The table.
@@ -49,15 +56,24 @@ impl Scope {
                 "purpose" => Kind::Purpose,
                 "instead" => Kind::Instead,
                 "without" => Kind::Without,
+                "lines" => Kind::Lines,
                 "before" => Kind::Before,
                 other => {
                     return Err(at(&format!(
-                        "{other} is no kind: later, purpose, instead, before or without"
+                        "{other} is no kind: later, purpose, instead, before, without or lines"
                     )));
                 }
             };
             let file = pattern(&format!("^(?:{file})$"))?;
-            Ok(Rule { file, command: pattern(command)?, kind, reason: reason.to_string() })
+            let reason = reason.to_string();
+            Ok(Rule {
+                file,
+                command: pattern(command)?,
+                kind,
+                reason,
+                number: number + 1,
+                used: Cell::new(false),
+            })
         };
         lines.map(rule).collect::<Result<_, _>>().map(Scope)
     }
@@ -65,13 +81,23 @@ impl Scope {
     /// Why a command is not compared, or why it may differ.
     pub fn reason(&self, kind: Kind, file: &str, command: &str) -> Option<&str> {
         let mut rules = self.0.iter().filter(|r| r.kind == kind);
-        rules.find(|r| r.file.is_match(file) && r.command.is_match(command)).map(|r| r.reason.as_str())
+        let rule = rules.find(|r| r.file.is_match(file) && r.command.is_match(command))?;
+        rule.used.set(true);
+        Some(&rule.reason)
+    }
+
+    /// The lines that no command was for; to be asked when all were run.
+    pub fn idle(&self) -> Vec<String> {
+        let idle = self.0.iter().filter(|rule| !rule.used.get());
+        idle.map(|r| format!("scope.tsv:{}: no command needs it: {} {}", r.number, r.file, r.command))
+            .collect()
     }
 
     /// The command as it is run here.
     pub fn instead(&self, file: &str, command: &str) -> String {
         let rules = self.0.iter().filter(|r| r.kind == Kind::Instead && r.file.is_match(file));
         rules.fold(command.to_string(), |text, rule| {
+            rule.used.set(rule.used.get() || rule.command.is_match(&text));
             rule.command.replace_all(&text, &rule.reason).into_owned()
         })
     }
@@ -95,5 +121,7 @@ mod tests {
         assert_eq!(scope.reason(Kind::Later, "salloc", "sbatch -A x"), None);
         assert_eq!(scope.reason(Kind::Purpose, "salloc", "salloc -V"), Some("our version"));
         assert!(Scope::parse("a\tb\tnever\tc").is_err());
+        assert_eq!(scope.idle(), Vec::<String>::new());
+        assert_eq!(Scope::parse("a\tb\tlater\tc").unwrap().idle().len(), 1);
     }
 }

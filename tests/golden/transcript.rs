@@ -39,8 +39,6 @@ pub struct Block {
     pub out: String,
     /// Standard error.
     pub err: String,
-    /// Whether something was left out of the record.
-    pub partial: bool,
 }
 
 /// Reads a transcript.
@@ -80,7 +78,6 @@ fn entry(lines: &[(usize, &str)]) -> Option<Entry> {
         return Some(Entry::File { name: name.to_string(), mode, data });
     }
     let mut block = Block { line: number, command: first[2..].to_string(), ..Block::default() };
-    block.partial = lines.iter().any(|(_, l)| l.starts_with("# (") && l.contains("left out"));
     let mut header = true;
     for (_, line) in rest {
         if let Some(more) = line.strip_prefix("> ").filter(|_| header) {
