@@ -15,13 +15,20 @@ say() { printf '== %s (%s s)\n' "$*" "$SECONDS"; }
 kernel=stable programs='' cases=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --kernel) kernel=${2-} && shift 2 ;;
-        --programs) programs=${2-} && shift 2 ;;
+        --kernel | --programs)
+            [ $# -ge 2 ] || die "$1 takes a value; the first lines of this script say which"
+            printf -v "${1#--}" %s "$2"
+            shift 2
+            ;;
         -*) die "unknown option $1; the first lines of this script say what there is" ;;
         *) cases+=("$1") && shift ;;
     esac
 done
 [[ $kernel =~ ^(stable|backports)$ ]] || die "--kernel takes stable or backports, not '$kernel'"
+known=$(sed -n 's/^case_\([a-z0-9_]*\)().*/\1/p' "$here"/cases/*.sh)
+for name in "${cases[@]}"; do
+    grep -qx -- "$name" <<< "$known" || die "no case is called $name; tests/vm/cases has them, each a function case_NAME"
+done
 [ "$(id -u)" -eq 0 ] || die "it makes a Debian root directory, which needs root: run it as root"
 [ "$(uname -m)" = x86_64 ] || die "the emulated machine runs programs of x86-64, and this one has others"
 lacking=()

@@ -2,7 +2,7 @@
 
 case_the_node_has_v2_alone() {
     same "file system of /sys/fs/cgroup" cgroup2fs "$(stat -fc %T /sys/fs/cgroup)"
-    ! grep -q ' - cgroup cgroup ' /proc/self/mountinfo
+    none grep ' - cgroup cgroup ' /proc/self/mountinfo
     same "init" systemd "$(cat /proc/1/comm)"
     cat /sys/fs/cgroup/cgroup.controllers
     # The rule of Ubuntu is not in Debian's kernel, though AppArmor is on.

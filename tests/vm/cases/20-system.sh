@@ -94,9 +94,16 @@ case_a_device_that_was_not_allocated_is_refused() {
     look='for d in /dev/loop-control /dev/fuse; do [ -e $d ] && echo $d; done; echo end'
     same "in a container" end "$(srun -c1 --container-image=/srv/image sh -c "$look")"
     same "one in a container" 2 "$(srun -c1 --gres=gpu:1 --container-image=/srv/image sh -c "$look" | wc -l)"
-    # A device file of one's own making opens as little.
-    text=$(srun -c1 sh -c 'mknod /tmp/mine b 254 0 && (exec 3</tmp/mine) 2>&1; rm -f /tmp/mine; echo end')
-    has "$text" end
+    # A device file of one's own making opens as little: of the machine's disk, which opens outside.
+    major=$((0x$(stat -c %t /dev/vda))) minor=$((0x$(stat -c %T /dev/vda)))
+    mknod /srv/disk b $major $minor
+    look='for d in /srv/disk /srv/own; do (exec 3<$d) && echo opens; done; rm -f /srv/own; echo end'
+    mknod /srv/own b $major $minor
+    same "outside" $'opens\nopens\nend' "$(sh -c "$look")"
+    text=$(srun -c1 sh -c "mknod /srv/own b $major $minor; $look" 2>&1)
+    has "$text" "/srv/disk: Operation not permitted" end
+    [[ $text != *opens* ]] || fail "the disk opens: $text"
+    rm /srv/disk
     text=$(srun -c1 --container-image=/srv/image sh -c 'mknod /tmp/fuse c 10 229 && cat /tmp/fuse; echo end' 2>&1)
     has "$text" "not permitted" end
 }
@@ -202,8 +209,8 @@ case_end_down_leaves_nothing() {
     text=$(as root "berth down" 2>&1)
     has "$text" "is down"
     within 30 none_left
-    ! pgrep -x sleep
-    ! pgrep -f berth-step
-    ! grep -E 'overlay|berth' /proc/mounts
+    none pgrep -ax sleep
+    none pgrep -af berth-step
+    none grep -E 'overlay|berth' /proc/mounts
     same "spool and jobs" "" "$(find $state/spool $state/jobs -mindepth 1)"
 }

@@ -26,6 +26,6 @@ case_end_stopping_the_service_leaves_nothing() {
     within 60 pgrep -x sleep
     systemctl stop berth-cluster
     within 30 none_left
-    ! pgrep -x sleep
-    ! pgrep -f berth-step
+    none pgrep -ax sleep
+    none pgrep -af berth-step
 }

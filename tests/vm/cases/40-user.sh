@@ -44,7 +44,7 @@ case_a_users_steps_outlive_the_agent() {
 case_a_users_down_leaves_nothing() {
     as ben "berth down"
     within 30 none_left
-    ! pgrep -f berth-step
+    none pgrep -af berth-step
 }
 
 case_a_user_in_a_delegated_scope_of_his_own() {
