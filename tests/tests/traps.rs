@@ -1,5 +1,6 @@
 //! Mistakes that a rival made, each shown not to be made here.
 
+use berth_model::options::{Command, SECTIONS, ValueKind};
 use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, sandbox::wait};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -16,15 +17,27 @@ each_user! {
 
     fn a_container_option_without_an_image_is_an_error(who) {
         let sandbox = Sandbox::start(who);
-        let options = [
-            "--container-mounts=/tmp:/mnt", "--container-workdir=/", "--container-mount-home", "--no-container-mount-home",
-            "--container-remap-root", "--container-writable", "--container-readonly", "--container-env=X",
-            "--container-entrypoint", "--no-container-entrypoint",
-        ];
-        for option in options {
-            let name = option.split('=').next().unwrap();
-            sandbox.srun([option, "true"]).fails().says(&[name, "--container-image"]);
-            sandbox.cmd("sbatch").args([option, "--wrap", "true"]).fails().says(&[name, "--container-image"]);
+        let container = SECTIONS.iter().find(|section| section.title == "Container").unwrap();
+        // An image is what is missing, and a name stands in for one.
+        let needing = container.rows.iter().filter(|row| !["container-image", "container-name"].contains(&row.long));
+        for row in needing {
+            let value = match (row.long, row.value) {
+                (_, ValueKind::Flag | ValueKind::Switch) => "",
+                ("container-mounts", _) => "=/tmp:/mnt",
+                ("container-workdir", _) => "=/",
+                ("container-env", _) => "=X",
+                ("container-writable-layer", _) => "=disk",
+                ("container-scope", _) => "=user",
+                ("container-save", _) => "=saved.sqsh",
+                ("container-unshare", _) => "=net",
+                (other, _) => panic!("--{other} takes a value: give it one here"),
+            };
+            let (name, option) = (format!("--{}", row.long), format!("--{}{value}", row.long));
+            let next = if row.long == "container-scope" { "--container-name" } else { "--container-image" };
+            for command in Command::ALL.into_iter().filter(|command| row.commands.contains(*command)) {
+                let words: &[&str] = if command == Command::Sbatch { &["--wrap", "true"] } else { &["true"] };
+                sandbox.cmd(command.name()).arg(&option).args(words).fails().says(&[&name, next]);
+            }
         }
         assert_eq!(sandbox.cmd("sacct").args(["-n", "-X"]).ok().text(), "", "nothing was submitted");
     }
