@@ -1,6 +1,6 @@
 //! A bundle of busybox for an OCI runtime, and the containers that are made from it.
 
-use crate::{Cmd, Output, Sandbox, Who, machine};
+use crate::{Cmd, Output, Sandbox, Who, leftovers, machine};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::os::unix::fs::symlink;
@@ -45,8 +45,7 @@ impl Bundle {
         config["process"]["rlimits"] = json!([]);
         config["root"]["readonly"] = json!(false);
         // Tests run side by side, and all name their container alike.
-        let own = sandbox.work().to_string_lossy().replace('/', "_");
-        config["linux"]["cgroupsPath"] = json!(format!("/bt-oci{own}"));
+        config["linux"]["cgroupsPath"] = json!(format!("/{}", group(&sandbox)));
         Bundle { sandbox, config, runtime: runtime.to_vec() }
     }
 
@@ -97,7 +96,16 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         let _ = self.oci(&["delete", "--force", "c"]).run();
+        let left = leftovers::control_groups_named(&group(&self.sandbox));
+        if !std::thread::panicking() {
+            assert_eq!(left, Vec::<PathBuf>::new(), "control groups are left");
+        }
     }
+}
+
+/// Name of the control group of a bundle's container.
+fn group(sandbox: &Sandbox) -> String {
+    format!("bt-oci{}", sandbox.work().to_string_lossy().replace('/', "_"))
 }
 
 /// Gives a tree to someone.

@@ -43,7 +43,11 @@ pub fn mounts(directory: &Path) -> Vec<String> {
 pub fn control_groups(state: &Path) -> Vec<PathBuf> {
     let bytes = state.as_os_str().as_encoded_bytes();
     let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
-    let tree = format!("berth-{hash:08x}");
+    control_groups_named(&format!("berth-{hash:08x}"))
+}
+
+/// Control groups of this name, on every hierarchy.
+pub fn control_groups_named(name: &str) -> Vec<PathBuf> {
     let mut result = Vec::new();
     let mut left = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((path, depth)) = left.pop() {
@@ -51,7 +55,7 @@ pub fn control_groups(state: &Path) -> Vec<PathBuf> {
             if !entry.file_type().is_ok_and(|t| t.is_dir()) {
                 continue;
             }
-            if entry.file_name().to_string_lossy() == tree {
+            if entry.file_name().to_string_lossy() == name {
                 result.push(entry.path());
             }
             if depth < 6 {

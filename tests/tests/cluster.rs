@@ -96,18 +96,17 @@ each_user! {
     }
 }
 
+/// A job of someone's that sleeps for a minute.
+fn sleeper(sandbox: &Sandbox, who: &Who) -> String {
+    let line = sandbox.cmd_as(who, "sbatch").dir("/tmp");
+    line.args(["--parsable", "-o", "/dev/null", "--wrap", "sleep 60"]).ok().text()
+}
+
 #[test]
 fn a_users_up_and_down_leave_the_cluster_of_root_as_it_is_as_root() {
     let sandbox = Sandbox::start(Who::root());
     let user = Who::user();
-    let line = sandbox.cmd_as(&user, "sbatch").dir("/tmp").args([
-        "--parsable",
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "sleep 60",
-    ]);
-    let job = line.ok().text();
+    let job = sleeper(&sandbox, &user);
     sandbox.wait_state(job.parse().unwrap(), "RUNNING", 20);
     let up = sandbox.cmd_as(&user, "berth").dir("/").args(["up", "--detach"]).ok();
     assert!(up.text().contains("is already up") && up.text().contains("(system mode)"), "{up}");
@@ -125,14 +124,7 @@ fn users_share_a_cluster_of_roots_and_cannot_touch_each_other_as_root() {
     let (alice, bob) = (Who::user(), Who::stranger());
     let name = sandbox.cmd_as(&alice, "srun").dir("/").args(["id", "-un"]).ok().text();
     assert_eq!(name, alice.name);
-    let line = sandbox.cmd_as(&alice, "sbatch").dir("/tmp").args([
-        "--parsable",
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "sleep 60",
-    ]);
-    let job = line.ok().text();
+    let job = sleeper(&sandbox, &alice);
     sandbox.cmd_as(&bob, "scancel").dir("/").arg(&job).fails().says(&["denied"]);
     sandbox.cmd_as(&bob, "scontrol").dir("/").args(["hold", &job]).fails();
     assert!(sandbox.cmd_as(&bob, "squeue").dir("/").ok().text().contains(&job), "the queue is public");

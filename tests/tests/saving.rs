@@ -29,16 +29,14 @@ each_user! {
             sandbox.srun([name, "--container-scope=user", &save, "true"]).limit(120).ok();
         }
         let expected = format!(
-            "/made/file 4750 2 regular file\n/made/linked 4750 2 regular file\n/made/pipe 644 1 fifo\n/made/shut 0 1 directory\n\
+            "/made/file 4750 2 regular file\n/made/linked 4750 2 regular file\n/made/pipe 644 1 fifo\n/made/shut 0 N directory\n\
              ../made/file\ncontent\n86400\n{sum}\n262144"
         );
-        let expected = expected.replace("/made/shut 0 1", "/made/shut 0 N");
+        // A directory's links are counted otherwise by every filesystem.
         let count = |text: String| text.replace("/made/shut 0 1 ", "/made/shut 0 N ").replace("/made/shut 0 2 ", "/made/shut 0 N ");
-        for (form, set_id) in [("./out.sqsh", "4750"), ("./out.tar", "4750"), ("./out.oci", "4750")] {
+        for form in ["./out.sqsh", "./out.tar", "./out.oci"] {
             let image = format!("--container-image={form}");
             let text = sandbox.srun([&image, "--container-remap-root", "sh", "-c", LOOK]).limit(120).ok().text();
-            // In root's own store a set-user-id file would belong to root: there the bit is left out.
-            let text = if who.is_root() { text.replace(" 750 ", &format!(" {set_id} ")) } else { text };
             assert_eq!(count(text), expected, "{form}");
         }
         let path = |name: &str| sandbox.work().join(name).display().to_string();
@@ -99,7 +97,7 @@ each_user! {
 
 /// In root's cluster an image is written by its user: not where the user may not write, and as the user's file.
 #[test]
-fn as_root_an_image_is_written_with_its_users_rights() {
+fn an_image_is_written_with_its_users_rights_as_root() {
     use std::os::unix::fs::MetadataExt;
     let sandbox = Sandbox::start(Who::root());
     let ann = Who::user();

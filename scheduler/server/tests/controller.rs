@@ -32,6 +32,19 @@ fn again(test: &str, dir: &Path) -> Command {
     command
 }
 
+/// The end of a step whose program gave this exit code.
+fn exited(code: u8) -> StepExit {
+    StepExit {
+        status: ExitStatus { code, signal: 0 },
+        tasks: vec![],
+        oom: false,
+        launch_error: None,
+        usage: Default::default(),
+        ended: Time(5),
+        ended_by: None,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the controller's process of the other tests"]
 async fn child_controller() {
@@ -261,15 +274,7 @@ async fn a_job_from_submission_to_its_record() {
     let key = start.launch.key;
     let report = |phase| FromAgent::Step { session, key, phase };
     sender.send(&report(StepPhase::Running)).await.unwrap();
-    let exit = StepExit {
-        status: ExitStatus { code: 7, signal: 0 },
-        tasks: vec![],
-        oom: false,
-        launch_error: None,
-        usage: Default::default(),
-        ended: Time(5),
-        ended_by: None,
-    };
+    let exit = exited(7);
     sender.send(&report(StepPhase::Exited(exit))).await.unwrap();
     wait_for(|| told.lock().unwrap().contains(&ToAgent::ExitRecorded { key })).await;
     wait_for(|| told.lock().unwrap().iter().any(|m| matches!(m, ToAgent::EndJob { .. }))).await;
@@ -305,15 +310,7 @@ async fn what_a_client_has_seen_its_user_finds_on_record() {
     wait_for(|| start().is_some()).await;
     let key = start().unwrap();
     client.end_seen(id).await.unwrap();
-    let exit = StepExit {
-        status: ExitStatus { code: 7, signal: 0 },
-        tasks: vec![],
-        oom: false,
-        launch_error: None,
-        usage: Default::default(),
-        ended: Time(5),
-        ended_by: None,
-    };
+    let exit = exited(7);
     let (session, steps) = (session(&told).unwrap(), vec![(key, StepPhase::Exited(exit))]);
     let gone = FromAgent::JobGone { session, job: id, attempt: key.attempt, steps };
     let query = AccountingQuery { ids: vec![id], ..Default::default() };
@@ -643,15 +640,7 @@ async fn a_step_that_waits_is_forgotten_with_its_client() {
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
     let Response::StepCreated { key, .. } = first else { unreachable!() };
-    let exit = StepExit {
-        status: ExitStatus::OK,
-        tasks: vec![],
-        oom: false,
-        launch_error: None,
-        usage: Default::default(),
-        ended: Time(5),
-        ended_by: None,
-    };
+    let exit = exited(0);
     let report = FromAgent::Step { session: session(&told).unwrap(), key, phase: StepPhase::Exited(exit) };
     _sender.send(&report).await.unwrap();
     let third = tokio::time::timeout(Duration::from_secs(10), third).await.unwrap().unwrap().unwrap();
