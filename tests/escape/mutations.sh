@@ -1,60 +1,98 @@
 #!/usr/bin/env bash
-# Takes out one defence at a time, builds, and runs the tests that attack it: each must fail then. Not part of tests/run.sh:
-# it builds once for each defence. Run as root in a clean checkout.
+# Takes out one defence at a time, builds, and runs the tests that attack it. Not part of tests/run.sh: it builds once for each
+# defence. The table in docs/security.md has what was found. Run as root in a clean checkout.
 # usage: tests/escape/mutations.sh [--runtime|--cluster] [NAME...]
+#        tests/escape/mutations.sh --check    changes and builds nothing: are the texts and the tests there?
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 die() { printf 'mutations.sh: error: %s\n' "$*" >&2; exit 1; }
-[ "$(id -u)" -eq 0 ] || die "attacks on what root does need root: run it as root"
-[ -z "$(git status --porcelain --untracked-files=no)" ] || die "the checkout has changes, which would be lost: commit them first"
 
 groups="runtime cluster"
 names=()
+run=yes
 for word in "$@"; do
     case $word in
         --runtime | --cluster) groups=${word#--} ;;
-        -*) die "unknown option $word" ;;
+        --check) run=no ;;
+        -*) die "unknown option $word; the first lines of this script say what there is" ;;
         *) names+=("$word") ;;
     esac
 done
-
-log=$(mktemp /tmp/mutations.XXXXXX)
-restore() { git checkout -q -- agent model rpc runtime scheduler; }
-trap 'restore; rm -f "$log"' EXIT
 failures=0
+
+[ $run = yes ] || [ $# -eq 1 ] || die "--check looks at all of them: give it nothing else"
+if [ $run = yes ]; then
+    known=$(tests/escape/mutations.sh --check)
+    for name in "${names[@]}"; do
+        grep -qx -- "$name" <<< "$known" || die "no defence is called $name; they are: ${known//$'\n'/ }"
+    done
+    [ "$(id -u)" -eq 0 ] || die "attacks on what root does need root: run it as root"
+    [ -z "$(git status --porcelain --untracked-files=no)" ] || die "the checkout has changes, which would be lost: commit them first"
+    log=$(mktemp /tmp/mutations.XXXXXX)
+    trap finish EXIT
+fi
+restore() { git checkout -q -- agent model rpc runtime scheduler; }
+# Nothing weakened is left: neither sources nor programs.
+finish() {
+    restore
+    cargo xtask build --debug > "$log" 2>&1 || {
+        rm -f "${CARGO_TARGET_DIR:-target}"/debug/berth{,-step} "${CARGO_TARGET_DIR:-target}"/*-linux-musl/debug/berth-step
+        printf 'mutations.sh: the programs do not build without changes, and are removed: %s\n' "$(tail -3 "$log")" >&2
+    }
+    rm -f "$log"
+}
 
 # Replaces a text, which must be there once, in a file.
 change() { # FILE OLD NEW
-    OLD=$2 NEW=$3 perl -0pi -e '
-        my $n = () = /\Q$ENV{OLD}\E/g;
-        die "mutations.sh: error: the text is there $n times in $ARGV\n" if $n != 1;
-        s/\Q$ENV{OLD}\E/$ENV{NEW}/' "$1"
+    local count
+    count=$(OLD=$2 perl -0ne 'print scalar(() = /\Q$ENV{OLD}\E/g)' "$1")
+    [ "$count" = 1 ] || die "$1 has the text $count times: $2"
+    [ $run = no ] || OLD=$2 NEW=$3 perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/' "$1"
 }
 
-# Builds and runs the tests, each of which must fail; a build that fails shows nothing.
-attack() { # GROUP NAME TEST...
-    local group=$1 name=$2 test package=berth-runtime
-    shift 2
+# Builds and runs the tests. Of a defence that stands alone each must fail then; of one with others behind it each must pass still.
+attack() { judge fails "$@"; } # GROUP NAME TEST...
+layered() { judge passes "$@"; } # GROUP NAME TEST...
+
+judge() { # fails|passes GROUP NAME TEST...
+    local expected=$1 group=$2 name=$3 test found package=berth-runtime
+    shift 3
+    if [ $run = no ]; then
+        for test in "$@"; do
+            found=${test%::as_user}
+            grep -rqw "fn ${found##*::}" runtime tests/tests || die "$name: there is no test $test"
+        done
+        return
+    fi
     if [ "$group" = cluster ]; then
         package=berth-tests
         cargo xtask build --debug > "$log" 2>&1 || { tail -20 "$log"; die "$name does not build"; }
     fi
     cargo nextest run -p "$package" --no-run > "$log" 2>&1 || { tail -20 "$log"; die "$name does not build"; }
     for test in "$@"; do
-        if cargo nextest run -p "$package" --retries 0 -E "test(=$test)" > "$log" 2>&1; then
-            printf '%-26s %-70s PASSES, so the test shows nothing\n' "$name" "$test"
-            failures=$((failures + 1))
-        elif grep -q 'no tests to run' "$log"; then
-            die "there is no test $test"
+        found=passes
+        if ! cargo nextest run -p "$package" --retries 0 -E "test(=$test)" > "$log" 2>&1; then
+            found=fails
+            grep -q 'no tests to run' "$log" && die "there is no test $test"
+        fi
+        printf '%-26s %-80s %s' "$name" "$test" $found
+        if [ $found = $expected ]; then
+            echo
         else
-            printf '%-26s %-70s fails\n' "$name" "$test"
+            printf ', and not %s\n' $expected
+            failures=$((failures + 1))
         fi
     done
     restore
 }
 
+# Whether it is to be tried; with --check its name is printed, and it is looked at.
 wanted() { # GROUP NAME
+    if [ $run = no ]; then
+        echo "$2"
+        return
+    fi
     [[ " $groups " == *" $1 "* ]] || return 1
     [ ${#names[@]} -eq 0 ] || [[ " ${names[*]} " == *" $2 "* ]]
 }
@@ -104,7 +142,8 @@ if wanted runtime init-not-dumpable; then
 fi
 
 if wanted runtime drop-capabilities; then
-    change $r/setup/enter.rs 'let keep = if id.keep_caps {' 'let keep = if id.keep_caps || plan.mode == Mode::User {'
+    change $r/setup/enter.rs '(false, false) => CapabilitySet::empty(),' \
+        '(false, false) => if plan.mode == Mode::User { held } else { CapabilitySet::empty() },'
     attack runtime drop-capabilities escape::no_capability_is_left
 fi
 
@@ -149,6 +188,18 @@ if wanted runtime layer-descriptors; then
     attack runtime layer-descriptors escape::no_descriptor_leaks
 fi
 
+# Behind these two: no uid but the user's is mapped in the container, and the kernel lets no other be gained.
+if wanted runtime set-id; then
+    change $r/setup/overlay.rs 'set: mountattr::RDONLY | mountattr::NOSUID | mountattr::NODEV' 'set: mountattr::RDONLY | mountattr::NODEV'
+    change $r/setup/overlay.rs '    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs).map_err(create)' \
+        '    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV).map_err(create)'
+    change $r/setup/overlay.rs 'let flags = MountFlags::NOSUID | MountFlags::NODEV;' 'let flags = MountFlags::NODEV;'
+    change $r/setup/mod.rs 'set: mountattr::NOSUID | mountattr::NODEV, ' 'set: mountattr::NODEV, '
+    change $r/setup/enter.rs 'if plan.confinement.no_new_privs {' 'if plan.confinement.no_new_privs && plan.mode == Mode::System && plan.identity.uid == 1 {'
+    layered runtime set-id disguises::rights_of_a_file_mean_nothing
+fi
+
 if wanted runtime masked-for-root; then
     change $r/plan/mounts.rs 'if mode == Mode::System && request.identity.uid.0 == 0 {' 'if mode == Mode::System && request.identity.uid.0 == 1 {'
     attack runtime masked-for-root escape::roots_container_does_not_command_the_node
@@ -177,4 +228,4 @@ if wanted cluster read-only-client; then
     attack cluster read-only-client escape::node::the_programs_of_the_node_cannot_be_written::as_user
 fi
 
-[ $failures -eq 0 ] || die "$failures tests pass without the defence that they are for"
+[ $failures -eq 0 ] || die "$failures tests do not end as docs/security.md says"

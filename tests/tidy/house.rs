@@ -182,6 +182,17 @@ fn scripts_parse_and_can_be_run() {
 }
 
 #[test]
+fn every_defence_can_still_be_taken_out() {
+    let script = workspace().join("tests/escape/mutations.sh");
+    let output = Command::new(script).arg("--check").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = std::fs::read_to_string(workspace().join("docs/security.md")).unwrap();
+    for name in String::from_utf8(output.stdout).unwrap().lines() {
+        assert!(table.contains(&format!("\n| {name} |")), "{name} is not in the table of docs/security.md");
+    }
+}
+
+#[test]
 fn links_in_the_documentation_resolve() {
     let mut complaints = Complaints::default();
     for name in files(|n| n.ends_with(".md")) {
