@@ -6,10 +6,20 @@ use std::io;
 /// among them) hand each file to the owner that the archive names, and may do so for their own alone. A size of 8 GiB
 /// and more is written in the binary form that every tool reads.
 pub(crate) fn header(name: &str, size: u64) -> io::Result<tar::Header> {
+    member(name, tar::EntryType::Regular, 0o644, size)
+}
+
+/// The header of a directory. Every directory has one, before what is in it: those tools hand one that the archive does not name
+/// to root.
+pub(crate) fn directory(name: &str) -> io::Result<tar::Header> {
+    member(&format!("{name}/"), tar::EntryType::Directory, 0o755, 0)
+}
+
+fn member(name: &str, kind: tar::EntryType, mode: u32, size: u64) -> io::Result<tar::Header> {
     let mut header = tar::Header::new_ustar();
     header.set_path(name)?;
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o644);
+    header.set_entry_type(kind);
+    header.set_mode(mode);
     header.set_uid(u64::from(rustix::process::geteuid().as_raw()));
     header.set_gid(u64::from(rustix::process::getegid().as_raw()));
     header.set_mtime(0);
@@ -37,8 +47,9 @@ mod tests {
 
     #[test]
     fn the_files_are_the_writers() {
-        let header = header("index.json", 1).unwrap();
-        assert_eq!(header.uid().unwrap(), u64::from(rustix::process::geteuid().as_raw()));
-        assert_eq!(header.gid().unwrap(), u64::from(rustix::process::getegid().as_raw()));
+        for header in [header("index.json", 1).unwrap(), directory("blobs").unwrap()] {
+            assert_eq!(header.uid().unwrap(), u64::from(rustix::process::geteuid().as_raw()));
+            assert_eq!(header.gid().unwrap(), u64::from(rustix::process::getegid().as_raw()));
+        }
     }
 }

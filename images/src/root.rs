@@ -15,7 +15,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::helpers::{RunAs, become_identity, parse_identity};
 use crate::manifest::{ImageConfig, Platform};
-use crate::outer::header;
+use crate::outer::{directory, header};
 use crate::squashfs::{self, CONFIG_PATH, configuration_of};
 
 /// The form of an image file.
@@ -283,7 +283,11 @@ fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> R
 fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
     let io = |e| Error::path(path, e);
     let mut file = create(path)?;
+    for name in ["blobs", "blobs/sha256"] {
+        file.write_all(directory(name).map_err(io)?.as_bytes()).map_err(io)?;
+    }
     // The blob's name and length are known when it is written: its header comes last, into this block.
+    let place_of_header = file.stream_position().map_err(io)?;
     file.write_all(&[0; BLOCK]).map_err(io)?;
     let mut out = io::BufWriter::with_capacity(1 << 20, &file);
     let blob = blob(input, &mut out)?;
@@ -313,7 +317,7 @@ fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Pat
     out.flush().map_err(io)?;
     drop(out);
     let header = header(&blob_name(&blob.digest), blob.size).map_err(io)?;
-    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.seek(SeekFrom::Start(place_of_header)).map_err(io)?;
     file.write_all(header.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
 }
 

@@ -11,7 +11,7 @@ use crate::manifest::{
     Document, ImageConfig, LayerInfo, Platform, check_config_type, descriptor_digest, parse_document,
     read_config,
 };
-use crate::outer::header;
+use crate::outer::{directory, header};
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, mismatch, read_verified};
 use crate::unpack::Limits;
@@ -110,6 +110,12 @@ fn write(
             "annotations": {"org.opencontainers.image.ref.name": name},
         }],
     });
+    let digests = layers.iter().map(|l| &l.digest).chain([&image.digest, &head.config_digest]);
+    let algorithms: std::collections::BTreeSet<_> = digests.map(|d| d.algorithm().name()).collect();
+    let directories = algorithms.iter().map(|algorithm| format!("blobs/{algorithm}"));
+    for name in std::iter::once("blobs".to_string()).chain(directories) {
+        archive.append(&directory(&name).map_err(io)?, std::io::empty()).map_err(io)?;
+    }
     let mut member = |name: &str, bytes: &[u8]| archive.append(&header(name, bytes.len() as u64)?, bytes);
     member("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
     member("index.json", index.to_string().as_bytes()).map_err(io)?;

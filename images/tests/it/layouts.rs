@@ -1,5 +1,6 @@
 //! Images in files: layouts and tars made by umoci and skopeo, sniffing, and what is refused by name.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use berth_images::{
@@ -86,7 +87,6 @@ fn an_image_of_umoci_is_read_in_every_file_form() {
         assert_eq!(std::fs::read(bottom.join("etc/old/file")).unwrap(), b"old");
         assert!(is_whiteout(&top.join("etc/old")));
         assert_eq!(std::fs::read(top.join("etc/new")).unwrap(), b"new");
-        use std::os::unix::fs::MetadataExt;
         assert_eq!(std::fs::metadata(bottom.join("usr/bin/same")).unwrap().nlink(), 2);
         let c = &image.config;
         assert_eq!(
@@ -128,9 +128,13 @@ fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
     let archive = path.display().to_string();
     let listed = tool("tar", "tar", &["-tvf", &archive]);
     let listed = String::from_utf8(listed.stdout).unwrap();
-    // Layout, index, manifest, configuration, and each different layer once.
-    assert_eq!(listed.lines().count(), 6, "{listed}");
-    assert!(listed.lines().all(|l| l.starts_with("-rw-r--r-- 0/0")), "{listed}");
+    // Layout, index, manifest, configuration, and each different layer once; before them every directory, or skopeo gives it to root.
+    let owner = std::fs::metadata(&path).unwrap();
+    let (directory, file) = ("drwxr-xr-x", "-rw-r--r--");
+    for (line, mode) in listed.lines().zip([directory, directory, file, file, file, file, file, file]) {
+        assert!(line.starts_with(&format!("{mode} {}/{} ", owner.uid(), owner.gid())), "{listed}");
+    }
+    assert_eq!(listed.lines().count(), 8, "{listed}");
     tool("skopeo", "skopeo", &["inspect", &format!("oci-archive:{archive}:v1")]);
     let read = bench.import_text(&format!("oci-archive:{archive}:v1")).unwrap();
     assert_eq!((read.digest, read.layers.len()), (image.digest.clone(), 2));
@@ -227,7 +231,6 @@ fn metadata_is_kept() {
     let image = bench.import(vec![tar]).unwrap();
     let layer = only_layer(&image);
     use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(layer.join("d/f")).unwrap();
     assert_eq!(
         (meta.mtime(), meta.mtime_nsec(), mode(&layer.join("d/f"))),
