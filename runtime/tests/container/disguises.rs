@@ -118,7 +118,9 @@ fn device_paths_are_taken_by_component() {
             let mut r = request(&layer, mode);
             r.devices = vec![device.into()];
             let outcome = launch(&Order::new(r, "true"), mode);
-            assert_eq!(outcome.code, 125, "{mode:?} {device}: {outcome:?}");
+            // Not because there is no such device: one could be there.
+            let named = outcome.err.contains("device") && !outcome.err.contains("No such file");
+            assert!(outcome.code == 125 && named, "{mode:?} {device}: {outcome:?}");
         }
     });
 }
@@ -220,11 +222,10 @@ fn rights_of_a_file_mean_nothing() {
             }
             let out = script(r, mode, look);
             let (id, none) = (uid(), "0000000000000000");
-            assert_eq!(
-                out,
-                format!("{none}\nUid: {id} {id} {id} {id}\nGid: {id} {id} {id} {id}\nCapEff: {none}\n"),
-                "{mode:?} {overlay}"
-            );
+            // Or it does not even start: where nosuid does not hide the capabilities, the kernel refuses a program that cannot have them.
+            let set_id = out.strip_prefix(&format!("{none}\n")).unwrap_or(&out);
+            let expected = format!("Uid: {id} {id} {id} {id}\nGid: {id} {id} {id} {id}\nCapEff: {none}\n");
+            assert_eq!(set_id, expected, "{mode:?} {overlay}");
         }
     });
 }

@@ -1,5 +1,6 @@
 //! The supervisor of a step and its word: it cannot be killed, traced or starved, and nobody else says how a step ended.
 
+use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_tests::{Cmd, Sandbox, Who, attacks, each_user, images, leftovers};
 use std::os::unix::fs::MetadataExt;
 
@@ -104,15 +105,25 @@ fn another_user_is_not_attached_to_a_step_as_root() {
         .stdin_open()
         .spawn();
     step.wait_for("ready", 60);
-    let job = sandbox.cmd("squeue").args(["-h", "-o", "%i"]).ok().text();
-    let socket = sandbox.state().join("run/agent.sock");
-    let ask = "use IO::Socket::UNIX; my ($path, $job) = @ARGV; my $s = IO::Socket::UNIX->new(Peer => $path) or die;
-        my $json = qq({\"job\":$job,\"attempt\":0,\"step\":{\"number\":0}}); my $other = qq({\"job\":$job,\"attempt\":0,\"step\":\"0\"});
-        for my $text ($json, $other) { my $s = IO::Socket::UNIX->new(Peer => $path) or die;
-            print $s pack('CVV', 1, 0xffffffff, length $text), $text; $s->flush; my $head; read($s, $head, 9); my ($kind) = unpack('C', $head // ''); print 'kind ', $kind // 'none', ' '; }";
-    let line = Cmd::new("perl").args(["-e", ask]).arg(&socket).arg(&job);
-    let text = line.who(&stranger).run().text();
-    assert!(text.contains("kind 4") && !text.contains("kind 3"), "not refused: {text}");
+    let spool = std::fs::read_dir(sandbox.state().join("spool")).unwrap();
+    let names = spool.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names: Vec<String> = names.filter(|name| name.split('.').count() == 3).collect();
+    let [name] = names.as_slice() else { panic!("one step runs: {names:?}") };
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = |n: usize| parts[n].parse::<u32>().unwrap();
+    let key = StepKey { job: JobId(number(0)), attempt: Attempt(number(1)), step: StepId::Number(number(2)) };
+    let key = serde_json::to_string(&key).unwrap();
+    let ask = "use IO::Socket::UNIX; my ($path, $text) = @ARGV; my $s = IO::Socket::UNIX->new(Peer => $path) or die;
+        print $s pack('CVV', 1, 0xffffffff, length $text), $text; $s->flush; my $head; read($s, $head, 9) == 9 or die;
+        my ($kind, $task, $length) = unpack('CVV', $head); read($s, my $said, $length) if $length; print \"kind $kind $said\";";
+    let attach = |who: &Who| {
+        let line = Cmd::new("perl").args(["-e", ask]).arg(sandbox.state().join("run/agent.sock")).arg(&key);
+        line.who(who).run().text()
+    };
+    let (to_stranger, to_user) = (attach(&stranger), attach(&user));
+    assert!(to_stranger.starts_with("kind 4 ") && to_stranger.contains("belongs to uid"), "{to_stranger}");
+    // The own request goes past the agent, to the step, which has its client.
+    assert!(to_user.contains("another client is attached"), "the attack is none: {to_user}");
     step.write(b"mine\n");
     assert_eq!(step.finish().text(), "ready\nmine");
 }
