@@ -32,6 +32,8 @@ if [ $run = yes ]; then
     log=$(mktemp /tmp/mutations.XXXXXX)
     trap finish EXIT
 fi
+# A race that can be won is won in so many containers.
+export BERTH_RACE_CONTAINERS=2000
 restore() { git checkout -q -- agent model rpc runtime scheduler; }
 # Nothing weakened is left: neither sources nor programs.
 finish() {
@@ -162,7 +164,15 @@ if wanted runtime files-of-etc; then
     change $r/setup/etc.rs '    if !FileType::from_raw_mode(stat.st_mode).is_file() || size > MAX_LENGTH {
         return Vec::new();
     }' '    let _ = size;'
-    attack runtime files-of-etc disguises::devices_and_sockets_in_etc
+    attack runtime files-of-etc escape::strange_files_in_etc
+fi
+
+# Behind it: roots are mounted so that no device opens, and nothing waits for a pipe.
+if wanted runtime devices-of-etc; then
+    change $r/setup/etc.rs '    if !FileType::from_raw_mode(stat.st_mode).is_file() || size > MAX_LENGTH {
+        return Vec::new();
+    }' '    let _ = (size, stat.st_mode, FileType::RegularFile);'
+    layered runtime devices-of-etc disguises::devices_and_sockets_in_etc
 fi
 
 if wanted runtime users-rights; then
@@ -188,7 +198,7 @@ if wanted runtime layer-descriptors; then
     attack runtime layer-descriptors escape::no_descriptor_leaks
 fi
 
-# Behind these two: no uid but the user's is mapped in the container, and the kernel lets no other be gained.
+# Capabilities of files are gained then. Another uid is not, even so: none but the user's is mapped.
 if wanted runtime set-id; then
     change $r/setup/overlay.rs 'set: mountattr::RDONLY | mountattr::NOSUID | mountattr::NODEV' 'set: mountattr::RDONLY | mountattr::NODEV'
     change $r/setup/overlay.rs '    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -196,8 +206,12 @@ if wanted runtime set-id; then
         '    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV).map_err(create)'
     change $r/setup/overlay.rs 'let flags = MountFlags::NOSUID | MountFlags::NODEV;' 'let flags = MountFlags::NODEV;'
     change $r/setup/mod.rs 'set: mountattr::NOSUID | mountattr::NODEV, ' 'set: mountattr::NODEV, '
-    change $r/setup/enter.rs 'if plan.confinement.no_new_privs {' 'if plan.confinement.no_new_privs && plan.mode == Mode::System && plan.identity.uid == 1 {'
-    layered runtime set-id disguises::rights_of_a_file_mean_nothing
+    # A filter cannot be loaded without no_new_privs.
+    change $r/setup/enter.rs '    if plan.confinement.no_new_privs {
+        rustix::thread::set_no_new_privs(true).doing("set no_new_privs")?;
+    }
+    if plan.confinement.seccomp || plan.confinement.fake_ids {' '    if plan.identity.uid == 1 {'
+    attack runtime set-id disguises::rights_of_a_file_mean_nothing
 fi
 
 if wanted runtime masked-for-root; then
