@@ -32,8 +32,6 @@ if [ $run = yes ]; then
     log=$(mktemp /tmp/mutations.XXXXXX)
     trap finish EXIT
 fi
-# A race that can be won is won in so many containers.
-export BERTH_RACE_CONTAINERS=2000
 restore() { git checkout -q -- agent model rpc runtime scheduler; }
 # Nothing weakened is left: neither sources nor programs.
 finish() {
@@ -102,11 +100,12 @@ wanted() { # GROUP NAME
 r=runtime/src
 
 if wanted runtime beneath-the-root; then
+    # Not the race of whole containers: it is won in some runs only. These race the same lookup, or need no luck.
     change $r/setup/target.rs 'ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS' 'ResolveFlags::NO_MAGICLINKS'
     attack runtime beneath-the-root \
         setup::tests::no_swap_while_mounts_are_made_leads_one_outside \
         setup::target::tests::no_swap_of_a_directory_and_a_link_leads_outside \
-        races::no_swap_in_the_root_leads_outside escape::links_in_the_image_lead_nowhere
+        escape::links_in_the_image_lead_nowhere
 fi
 
 if wanted runtime device-numbers; then

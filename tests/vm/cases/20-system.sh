@@ -94,16 +94,14 @@ case_a_device_that_was_not_allocated_is_refused() {
     look='for d in /dev/loop-control /dev/fuse; do [ -e $d ] && echo $d; done; echo end'
     same "in a container" end "$(srun -c1 --container-image=/srv/image sh -c "$look")"
     same "one in a container" 2 "$(srun -c1 --gres=gpu:1 --container-image=/srv/image sh -c "$look" | wc -l)"
-    # A device file of one's own making opens as little: of the machine's disk, which opens outside.
-    major=$((0x$(stat -c %t /dev/vda))) minor=$((0x$(stat -c %T /dev/vda)))
-    mknod /srv/disk b $major $minor
-    look='for d in /srv/disk /srv/own; do (exec 3<$d) && echo opens; done; rm -f /srv/own; echo end'
-    mknod /srv/own b $major $minor
-    same "outside" $'opens\nopens\nend' "$(sh -c "$look")"
-    text=$(srun -c1 sh -c "mknod /srv/own b $major $minor; $look" 2>&1)
-    has "$text" "/srv/disk: Operation not permitted" end
-    [[ $text != *opens* ]] || fail "the disk opens: $text"
-    rm /srv/disk
+    # Nor does a device file of one's own making, though it does outside.
+    mknod /srv/fuse c 10 229
+    look='for d in /srv/fuse /srv/own; do (exec 3<$d) && echo opens; done; rm -f /srv/own; echo end'
+    same "outside" $'opens\nopens\nend' "$(sh -c "mknod /srv/own c 10 229; $look")"
+    text=$(srun -c1 sh -c "mknod /srv/own c 10 229; $look" 2>&1)
+    has "$text" "/srv/fuse: Operation not permitted" end
+    [[ $text != *opens* ]] || fail "a device opens: $text"
+    rm /srv/fuse
     text=$(srun -c1 --container-image=/srv/image sh -c 'mknod /tmp/fuse c 10 229 && cat /tmp/fuse; echo end' 2>&1)
     has "$text" "not permitted" end
 }
