@@ -31,7 +31,8 @@ pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
     }
 }
 
-/// The form of payload rows: lengths and bytes, because scripts and environments are most of what is written.
+/// The form of payload rows: lengths and bytes, because scripts and environments are most of what is written. Version
+/// 1 was JSON.
 pub(crate) const PAYLOAD_VERSION: u32 = 2;
 
 /// A payload as its row holds it: whether there is a script, its text and arguments, and the environment.
@@ -87,7 +88,8 @@ pub(crate) fn payload_of(bytes: &[u8]) -> Option<Payload> {
 /// A payload's row: version and content.
 pub(crate) fn decode_payload(path: &Path, row: &Row<'_>) -> Result<Payload, StoreError> {
     let raw = RawRow::take(path, row)?;
-    if raw.version != i64::from(PAYLOAD_VERSION) {
+    raw.not_newer(path, PAYLOAD_VERSION)?;
+    if raw.version < i64::from(PAYLOAD_VERSION) {
         return raw.decode(path, "payloads");
     }
     payload_of(&raw.content)
@@ -111,16 +113,16 @@ impl RawRow {
         read().map_err(|e| StoreError::from_sqlite(path, &e))
     }
 
-    pub(crate) fn decode<T: DeserializeOwned>(&self, path: &Path, table: &str) -> Result<T, StoreError> {
-        let known = i64::from(ROW_VERSION);
-        if self.version > known {
-            return Err(StoreError::Newer {
-                path: path.to_path_buf(),
-                what: "row version",
-                found: self.version,
-                known,
-            });
+    fn not_newer(&self, path: &Path, known: u32) -> Result<(), StoreError> {
+        let (found, known) = (self.version, i64::from(known));
+        if found > known {
+            return Err(StoreError::Newer { path: path.to_path_buf(), what: "row version", found, known });
         }
+        Ok(())
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self, path: &Path, table: &str) -> Result<T, StoreError> {
+        self.not_newer(path, ROW_VERSION)?;
         serde_json::from_slice(&self.content).map_err(|e| StoreError::row(path, table, e))
     }
 }

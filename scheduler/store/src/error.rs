@@ -49,6 +49,17 @@ pub enum StoreError {
         /// What was found.
         why: String,
     },
+    /// There was one, and its content is gone.
+    #[error(
+        "the database {} {why}; restore it from a backup, or move the directory {} away to begin with an empty cluster",
+        path.display(), path.parent().unwrap_or(path).display()
+    )]
+    Lost {
+        /// The database.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
     /// The file system or SQLite refuses.
     #[error("the database {}: {why}", path.display())]
     Database {

@@ -3,6 +3,7 @@
 use crate::encode::{decode, decode_payload, payload_key};
 use crate::error::StoreError;
 use crate::schema;
+use berth_model::listing::{PAGE_BYTES, size};
 use berth_model::query::AccountingQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::Payload;
@@ -71,8 +72,8 @@ impl Reader {
         })
     }
 
-    /// Live and finished jobs that the query wants, by id, in pages of at most `page`, all from one
-    /// transaction. `receive` may end it early.
+    /// Live and finished jobs that the query wants, by id, in pages of at most `page` (fewer that are large), all from
+    /// one transaction. `receive` may end it early.
     ///
     /// # Errors
     /// The database's own, and a receiver that takes longer than a minute in all.
@@ -87,6 +88,7 @@ impl Reader {
             let transaction =
                 Transaction::new(connection, TransactionBehavior::Deferred).map_err(|e| self.sqlite(&e))?;
             let mut found = Vec::with_capacity(page);
+            let mut bytes = 0;
             let mut specs: HashMap<u32, Arc<SpecRow>> = HashMap::new();
             let (text, values) = select(query);
             let mut statement = transaction.prepare_cached(&text).map_err(|e| self.sqlite(&e))?;
@@ -98,10 +100,14 @@ impl Reader {
                 let steps: Vec<&StepRow> = steps.iter().collect();
                 let info = job_info(View::Accounting, &spec, &job, &steps);
                 if query.matches(&info) {
+                    bytes += size(&info);
                     found.push(info);
                 }
-                if found.len() == page && receive(std::mem::take(&mut found)).is_err() {
-                    return Ok(());
+                if found.len() == page || bytes >= PAGE_BYTES {
+                    bytes = 0;
+                    if receive(std::mem::take(&mut found)).is_err() {
+                        return Ok(());
+                    }
                 }
                 if begun.elapsed() > LONGEST {
                     return Err(StoreError::Database {

@@ -1,9 +1,12 @@
 //! Tables, and how older ones become today's. A migration only ever adds; what it makes superfluous goes a
 //! release later.
 
+use crate::checkpoint::checkpoint;
 use crate::error::StoreError;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// "Brth": tells our database from another program's.
@@ -54,13 +57,9 @@ const MIGRATIONS: &[&str] = &["
 
 /// Opens a connection with the settings that every connection has.
 pub(crate) fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> {
-    let mode = if write {
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE
-    } else {
-        // Read-only connections still take part in the write-ahead log's bookkeeping.
-        OpenFlags::SQLITE_OPEN_READ_WRITE
-    };
-    let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // Read-only connections still take part in the write-ahead log's bookkeeping.
+    let mode = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, mode)?;
     connection.busy_timeout(Duration::from_secs(30))?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
@@ -77,30 +76,65 @@ pub(crate) fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> 
     Ok(connection)
 }
 
-/// Opens the database for writing: makes it, or brings it up to date, or refuses it.
-pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+/// Makes an empty database. It gets its name when it is whole, so that what bears the name was whole once: a
+/// database that is empty or gone was not left so by a first start that was cut short.
+pub(crate) fn make(path: &Path) -> Result<(), StoreError> {
     let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(path, &e);
-    let mut connection = connect(path, true).map_err(sqlite)?;
-    let number = |name: &str, connection: &Connection| {
-        connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-    };
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
-    if tables == 0 {
-        // Only possible before the first table.
-        connection.pragma_update(None, "auto_vacuum", "incremental").map_err(sqlite)?;
-    } else {
-        let application = number("application_id", &connection).map_err(sqlite)?;
-        if application != i64::from(APPLICATION) {
-            let why = "it is another program's database".to_string();
-            return Err(StoreError::Damaged { path: path.to_path_buf(), why });
-        }
-        let found = number("user_version", &connection).map_err(sqlite)?;
-        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-        if found > known {
-            return Err(StoreError::Newer { path: path.to_path_buf(), what: "schema", found, known });
+    let new = beside(path, ".new");
+    for end in [".new", ".new-wal", ".new-shm", ".new-journal"] {
+        let old = beside(path, end);
+        match std::fs::remove_file(&old) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::file(&old, e)),
+            _ => {}
         }
     }
+    // SQLite gives the log and the index the same permissions as the database.
+    let file = OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(|e| StoreError::file(&new, e))?;
+    let connection = connect(&new, true).map_err(sqlite)?;
+    // Only possible before the first table.
+    connection.pragma_update(None, "auto_vacuum", "incremental").map_err(sqlite)?;
+    let connection = prepare(path, connection)?;
+    // The log has the other name: nothing may be left in it.
+    checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
+    connection.close().map_err(|(_, e)| sqlite(e))?;
+    let named = file.sync_all().and_then(|()| std::fs::rename(&new, path));
+    let durable = named.and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
+    durable.map_err(|e| StoreError::file(path, e))
+}
+
+/// The file whose name goes on after the database's.
+pub(crate) fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(end);
+    PathBuf::from(name)
+}
+
+/// Opens the database for writing and brings it up to date, or refuses it.
+pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(path, &e);
+    let connection = connect(path, true).map_err(sqlite)?;
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let application = number("application_id").map_err(sqlite)?;
+    if application != i64::from(APPLICATION) {
+        let why = "it is another program's database".to_string();
+        return Err(StoreError::Damaged { path: path.to_path_buf(), why });
+    }
+    let found = number("user_version").map_err(sqlite)?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_path_buf(), what: "schema", found, known });
+    }
+    prepare(path, connection)
+}
+
+/// What holds for the writer's connection alone: the log, and that commits are durable; then the tables.
+fn prepare(path: &Path, mut connection: Connection) -> Result<Connection, StoreError> {
+    let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(path, &e);
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(sqlite)?;
     if mode != "wal" {

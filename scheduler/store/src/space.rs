@@ -34,6 +34,15 @@ impl Ballast {
         Ballast { dir: dir.to_path_buf(), file: dir.join("ballast"), size }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.file
+    }
+
+    /// In bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Gives its space to the database.
     pub(crate) fn release(&self) {
         match std::fs::remove_file(&self.file) {

@@ -13,8 +13,6 @@ use berth_sched_core::{CommitError, JobRow, Phase, Store, Stored, Write};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,14 +41,10 @@ impl SqliteStore {
         private_directory(dir)?;
         let lock = DirectoryLock::take(dir)?;
         let path = dir.join(DATABASE);
-        // SQLite gives the log and the index the same permissions as the database.
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| StoreError::file(&path, e))?;
         let ballast = Ballast::new(dir);
+        if !is_there(&path, &ballast)? {
+            schema::make(&path)?;
+        }
         let connection = match schema::open(&path) {
             Err(StoreError::Database { why, .. }) if why.contains("full") => {
                 ballast.release();
@@ -58,7 +52,8 @@ impl SqliteStore {
             }
             opened => opened,
         }?;
-        let checkpointer = Checkpointer::start(&path).map_err(|e| StoreError::file(&path, e))?;
+        let checkpointer =
+            Checkpointer::start(&path, ballast.size() / 2).map_err(|e| StoreError::file(&path, e))?;
         let mut store = SqliteStore {
             connection,
             path,
@@ -290,6 +285,24 @@ impl Store for SqliteStore {
                 Err(if unknown { CommitError::Unknown(why) } else { CommitError::Failed(why) })
             }
         }
+    }
+}
+
+/// Whether the database is there; `false` where there never was one. A database that was lost is refused: a new one
+/// would give jobs' numbers again, and SQLite would remove the log of the old one, in which jobs may still be.
+fn is_there(path: &Path, ballast: &Ballast) -> Result<bool, StoreError> {
+    let lost = |why: String| Err(StoreError::Lost { path: path.to_path_buf(), why });
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.len() > 0 => Ok(true),
+        Ok(_) => lost("is empty".to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let log = schema::beside(path, "-wal");
+            match [log.as_path(), ballast.path()].into_iter().find(|left| left.exists()) {
+                Some(left) => lost(format!("is gone, its {} is still there", left.display())),
+                None => Ok(false),
+            }
+        }
+        Err(e) => Err(StoreError::file(path, e)),
     }
 }
 

@@ -290,6 +290,28 @@ fn a_newer_database_is_refused() {
 }
 
 #[test]
+fn scripts_of_earlier_versions_are_read_and_those_of_later_ones_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    commit(&mut store, &[payload(1, 3), payload(2, 3), payload(3, 3)]).unwrap();
+    let path = dir.path().join(DATABASE);
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    let old = r##"{"script":{"text":"#!/bin/sh\n","args":["a b",{"hex":"ff0a"}]},"env":["A=1"]}"##;
+    raw.execute("UPDATE payloads SET version = 1, row = ?1 WHERE job = 1", [old.as_bytes()]).unwrap();
+    raw.execute("UPDATE payloads SET version = 1, row = x'7b' WHERE job = 2", []).unwrap();
+    raw.execute("UPDATE payloads SET version = 9 WHERE job = 3", []).unwrap();
+    drop(raw);
+    let read = |job| store.reader().payload(PayloadKey::Job(JobId(job)));
+    let args = vec![ByteStr::from("a b"), ByteStr(vec![0xff, b'\n'])];
+    let script = Some(BatchScript { text: "#!/bin/sh\n".into(), args });
+    assert_eq!(read(1).unwrap(), Some(Payload { script, env: vec!["A=1".into()] }));
+    let damaged = read(2).unwrap_err();
+    assert!(matches!(damaged, StoreError::Damaged { .. }), "{damaged}");
+    let newer = read(3).unwrap_err().to_string();
+    assert!(newer.contains("row version 9, this version knows up to 2"), "{newer}");
+}
+
+#[test]
 fn foreign_and_damaged_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(DATABASE);
@@ -304,6 +326,57 @@ fn foreign_and_damaged_files_are_named() {
     drop(raw);
     let error = SqliteStore::open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("another program's database"), "{error}");
+}
+
+#[test]
+fn a_database_that_was_lost_is_not_taken_for_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, wal) = (dir.path().join(DATABASE), dir.path().join(format!("{DATABASE}-wal")));
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    commit(&mut store, &[spec(1), pending(1)]).unwrap();
+    // As a crash leaves it: nothing but an emptied file, beside a log with a job in it.
+    let crashed = tempfile::tempdir().unwrap();
+    let (empty, log) = (crashed.path().join(DATABASE), crashed.path().join(wal.file_name().unwrap()));
+    std::fs::write(&empty, "").unwrap();
+    std::fs::copy(&wal, &log).unwrap();
+    let refused = |dir: &Path, why: &str| {
+        let text = SqliteStore::open(dir).unwrap_err().to_string();
+        for part in [why, dir.join(DATABASE).to_str().unwrap(), "backup", "move the directory"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    };
+    refused(crashed.path(), "is empty");
+    std::fs::remove_file(&empty).unwrap();
+    refused(crashed.path(), "-wal is still there");
+    assert!(std::fs::metadata(&log).unwrap().len() > 0, "the log is kept");
+    // As an orderly end leaves it, with the ballast.
+    assert_eq!(store.room(), Room::Enough);
+    drop(store);
+    assert!(!wal.exists());
+    std::fs::write(&path, "").unwrap();
+    refused(dir.path(), "is empty");
+    std::fs::remove_file(&path).unwrap();
+    refused(dir.path(), "ballast is still there");
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_is_made_up_for() {
+    let whole = tempfile::tempdir().unwrap();
+    drop(SqliteStore::open(whole.path()).unwrap());
+    let content = std::fs::read(whole.path().join(DATABASE)).unwrap();
+    for length in [0, 1, 100, 4096, content.len() - 1, content.len()] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("lock"), "1").unwrap();
+        for end in ["", "-wal", "-shm", "-journal"] {
+            std::fs::write(dir.path().join(format!("{DATABASE}.new{end}")), &content[..length]).unwrap();
+        }
+        let mut store = SqliteStore::open(dir.path()).unwrap();
+        assert_eq!(store.term(), berth_model::Term(1));
+        commit(&mut store, &[spec(1), pending(1)]).unwrap();
+        let left = |name: &str| name.starts_with(&format!("{DATABASE}.new"));
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| left(name.to_str().unwrap())));
+    }
 }
 
 #[test]
