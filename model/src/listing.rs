@@ -5,6 +5,31 @@ use crate::ids::{Attempt, JobId, SubmissionId};
 use crate::record::JobInfo;
 use crate::state::Reason;
 use crate::time::Time;
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// From this size a page of an answer is sent: far below what a message may hold, for the last record may be large.
+pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Bytes of a record as it is stored: somewhat more than it takes in a message.
+pub fn size(record: &impl Serialize) -> usize {
+    struct Counted(usize);
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    match serde_json::to_writer(&mut counted, record) {
+        Ok(()) => counted.0,
+        // What cannot be stored has no place in a message either.
+        Err(_) => usize::MAX,
+    }
+}
 
 /// A part of a list of jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +96,21 @@ impl JobList {
         let JobList { mut jobs, waiting } = self;
         waiting.append_to(&mut jobs)?;
         Some(jobs)
+    }
+}
+
+impl JobList {
+    /// Takes out of records that are not the reader's own (`of`) what only their owners may know.
+    pub fn hide(&mut self, of: impl Fn(&JobInfo) -> bool) {
+        self.jobs.iter_mut().filter(|job| of(job)).for_each(JobInfo::hide);
+        let WaitingJobs { kinds, kind, origin, .. } = &mut self.waiting;
+        for (origin, kind) in origin.iter_mut().zip(kind) {
+            let kind = kinds.get(*kind as usize);
+            if kind.is_some_and(|kind| of(kind) && kind.names_a_container()) {
+                origin.submit_line = ByteStr::default();
+            }
+        }
+        kinds.iter_mut().filter(|kind| of(kind)).for_each(JobInfo::hide);
     }
 }
 

@@ -75,6 +75,38 @@ pub struct JobInfo {
     pub steps: Vec<StepInfo>,
 }
 
+impl JobInfo {
+    /// Whether it says under which name a container is kept.
+    pub fn names_a_container(&self) -> bool {
+        self.spec.container.as_ref().is_some_and(|c| c.named.is_some())
+    }
+
+    /// Takes out what only its owner and administrators may know: under which names containers are kept, where they are
+    /// saved, and what repeats that: the command line of a job that says it, and why something could not be started.
+    pub fn hide(&mut self) {
+        if self.names_a_container() {
+            self.spec.submit_line = ByteStr::default();
+        }
+        if let Some(container) = &mut self.spec.container {
+            (container.named, container.save) = (None, None);
+            container.image.typed = without_name(&container.image.typed);
+        }
+        if let Reason::LaunchFailed(why) = &mut self.reason {
+            why.clear();
+        }
+        for step in &mut self.steps {
+            step.message = None;
+            step.image = step.image.as_deref().map(without_name);
+        }
+    }
+}
+
+/// An image as typed, or the option that stands where a container is named alone.
+fn without_name(image: &str) -> String {
+    let option = "--container-name";
+    if image.starts_with(option) { option.to_string() } else { image.to_string() }
+}
+
 /// A step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepInfo {

@@ -228,6 +228,18 @@ pub struct NamedSpec {
     pub scope: NameScope,
 }
 
+impl NamedSpec {
+    /// What a step has of its job's: the script's step made or started the container, and steps beside it join it.
+    #[must_use]
+    pub fn of_a_step(&self) -> NamedSpec {
+        let flag = match self.flag {
+            NameFlag::Create | NameFlag::NoExec => NameFlag::Auto,
+            flag @ (NameFlag::Auto | NameFlag::Exec) => flag,
+        };
+        NamedSpec { flag, ..self.clone() }
+    }
+}
+
 /// A namespace of `--container-unshare`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -278,6 +290,14 @@ pub struct ContainerSpec {
     /// `--container-save`: absolute path on the node.
     #[serde(default)]
     pub save: Option<ByteStr>,
+}
+
+impl ContainerSpec {
+    /// What a step has of its job's container. Only the script's own step saves what it leaves.
+    #[must_use]
+    pub fn of_a_step(&self) -> ContainerSpec {
+        ContainerSpec { named: self.named.as_ref().map(NamedSpec::of_a_step), save: None, ..self.clone() }
+    }
 }
 
 /// A signal to send some time before the time limit (`--signal`).

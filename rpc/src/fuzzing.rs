@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::launch::StepLaunch;
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, Payload, Refusal, Response};
@@ -23,12 +24,23 @@ struct Input<'a> {
 
 /// Reads `bytes` as the message kind of this number. What can be read of it can be written and read again.
 pub fn message(kind: u8, bytes: &[u8]) {
-    let input = &mut Input { wanted: kind % 18, next: 0, bytes };
+    let mut kinds = 0;
+    let count_all = |kinds: &mut u8| -> Result<(), Infallible> {
+        for_each_message!(count, kinds);
+        Ok(())
+    };
+    let Ok(()) = count_all(&mut kinds);
+    let input = &mut Input { wanted: kind % kinds, next: 0, bytes };
     let read_all = |input: &mut Input<'_>| -> Result<(), Infallible> {
         for_each_message!(read, input);
         Ok(())
     };
     let Ok(()) = read_all(input);
+}
+
+fn count<T: Field<P>, P>(kinds: &mut u8) -> Result<(), Infallible> {
+    *kinds += 1;
+    Ok(())
 }
 
 fn read<T, P>(input: &mut Input<'_>) -> Result<(), Infallible>

@@ -310,16 +310,21 @@ where
     result.map(|value| tonic::Response::new(value.put())).map_err(|refusal| to_status(&refusal))
 }
 
+/// Whether all of a job's record is for the caller.
+fn owns(actor: &Actor, job: &JobInfo) -> bool {
+    actor.administrator || job.identity.uid == actor.identity.uid
+}
+
 /// Converts the pages of a long answer as the caller reads them.
 fn outgoing<T, P, F>(result: Result<Answers<T>, Refusal>, convert: F) -> Answer<Outgoing<P>>
 where
     T: 'static,
     P: Send + 'static,
-    F: Fn(&T) -> P + Send + 'static,
+    F: Fn(T) -> P + Send + 'static,
 {
     let answers = result.map_err(|refusal| to_status(&refusal))?;
     let pages = answers.map(move |page| match page {
-        Ok(page) => Ok(convert(&page)),
+        Ok(page) => Ok(convert(page)),
         Err(refusal) => Err(to_status(&refusal)),
     });
     Ok(tonic::Response::new(Box::pin(pages)))
@@ -486,9 +491,12 @@ impl<S: Service> Cluster for Shell<S> {
 
     type ListJobsStream = Outgoing<pb::JobList>;
     async fn list_jobs(&self, request: tonic::Request<pb::JobQuery>) -> Answer<Self::ListJobsStream> {
-        let reader = self.admit(Method::ClusterListJobs, &request).await?.identity.uid;
+        let actor = self.admit(Method::ClusterListJobs, &request).await?;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        outgoing(self.service.jobs(reader, query).await, |list| list.put())
+        outgoing(self.service.jobs(actor.identity.uid, query).await, move |mut list| {
+            list.hide(|job| !owns(&actor, job));
+            list.put()
+        })
     }
 
     type ListNodesStream = Outgoing<pb::NodePage>;
@@ -511,17 +519,25 @@ impl<S: Service> Cluster for Shell<S> {
         &self,
         request: tonic::Request<pb::AccountingQuery>,
     ) -> Answer<Self::AccountingStream> {
-        let reader = self.admit(Method::ClusterAccounting, &request).await?.identity.uid;
+        let actor = self.admit(Method::ClusterAccounting, &request).await?;
         let query = Field::get(request.into_inner()).map_err(|e| malformed(&e))?;
-        outgoing(self.service.accounting(reader, query).await, |jobs| pb::JobPage { jobs: jobs.put() })
+        outgoing(self.service.accounting(actor.identity.uid, query).await, move |mut jobs| {
+            jobs.iter_mut().filter(|job| !owns(&actor, job)).for_each(JobInfo::hide);
+            pb::JobPage { jobs: jobs.put() }
+        })
     }
 
     type WatchJobStream = Outgoing<pb::JobInfo>;
     async fn watch_job(&self, request: tonic::Request<pb::WatchRequest>) -> Answer<Self::WatchJobStream> {
-        self.admit(Method::ClusterWatchJob, &request).await?;
+        let actor = self.admit(Method::ClusterWatchJob, &request).await?;
         let job = JobId(request.into_inner().job);
         let states = self.service.watch(job).await.map(|states| self.until_stopped(states));
-        outgoing(states, |info| info.put())
+        outgoing(states, move |mut info: JobInfo| {
+            if !owns(&actor, &info) {
+                info.hide();
+            }
+            info.put()
+        })
     }
 
     type HoldLeaseStream = Outgoing<pb::LeaseBeat>;

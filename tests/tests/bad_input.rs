@@ -136,6 +136,11 @@ each_user! {
         let submit = |words: &[&str]| sandbox.cmd("sbatch").args(words).args(["--wait", "--wrap", "touch ran"]);
         submit(&["-D", "/nonexistent"]).fails().says(&["--chdir", "there is no directory /nonexistent", "could not open", "make its directory first"]);
         submit(&["-D", "/nonexistent", "-o", "/dev/null"]).fails().says(&["--chdir", "cannot enter the working directory /nonexistent"]);
+        // A script in a container begins elsewhere, and its output is there all the same.
+        let image = format!("--container-image={}", images::busybox().display());
+        submit(&["-D", "/nonexistent", &image]).fails().says(&["--chdir", "there is no directory /nonexistent", "could not open"]);
+        let elsewhere = submit(&["-D", "/nonexistent", "-o", "/dev/null", &image]).ok();
+        assert_eq!(elsewhere.err(), "");
         submit(&["-e", "/nonexistent/err"]).fails().says(&["--error", "could not open", "/nonexistent/err"]);
         let quiet = submit(&["-o", "out-%j/x"]).fails();
         assert!(!quiet.err().contains("there is no directory"), "a pattern is not known before the job is: {quiet}");
@@ -149,6 +154,15 @@ each_user! {
         let node = format!("NodeName={}", sandbox.node());
         sandbox.cmd("scontrol").args(["update", &node, "State=DRAIN", "Reason=a test"]).ok();
         sandbox.srun(["--immediate=1", "touch", "ran"]).fails().says(&["Requested nodes are busy"]);
+        // Somebody cancels what still has patience.
+        for command in ["srun", "salloc"] {
+            let waits = sandbox.cmd(command).args(["--immediate=60", "touch", "ran"]).limit(30).spawn();
+            let job = || sandbox.cmd("squeue").args(["-h", "-o", "%i"]).ok().text();
+            let id = wait(20, || Some(job()).filter(|id| !id.is_empty())).unwrap();
+            sandbox.cmd("scancel").arg(id).ok();
+            let told = waits.finish().says(&["has been cancelled"]);
+            assert!(told.rc != 0 && !told.err().contains("busy"), "{told}");
+        }
         sandbox.cmd("scontrol").args(["update", &node, "State=RESUME"]).ok();
         nothing_happened(&sandbox);
         assert!(!sandbox.work().join("ran").exists());

@@ -63,6 +63,28 @@ each_user! {
         }
     }
 
+    fn a_flag_of_a_script_is_not_one_of_its_steps(who) {
+        let sandbox = Sandbox::start(who);
+        let image = image(&images::busybox());
+        let script = "#!/bin/sh\n\
+            echo made > /note\n\
+            srun --overlap cat /note || exit 1\n\
+            srun --overlap --container-env=HOME cat /note || exit 2\n\
+            srun --overlap --container-name=box:create true && exit 3\n\
+            echo finished\n";
+        for flag in ["create", "no_exec"] {
+            let name = format!("--container-name=box:{flag}");
+            sandbox.sbatch(&[&image, &name, "--output=out", "--error=err", "--wait"], script);
+            assert_eq!(sandbox.read("out"), "made\nmade\nfinished\n", "{flag}: {}", sandbox.read("err"));
+            assert!(sandbox.read("err").contains("already exists"), "{}", sandbox.read("err"));
+            // An allocation makes no container: the flag is for the step that makes it.
+            sandbox.cmd("salloc").args([image.as_str(), name.as_str(), "true"]).fails().says(&["salloc makes no container", &name]);
+        }
+        let inside = "srun --container-name=box:create sh -c 'echo made > /note' && srun --container-name=box cat /note";
+        let told = sandbox.cmd("salloc").args([image.as_str(), "sh", "-c", inside]).ok();
+        assert_eq!(told.text(), "made");
+    }
+
     fn a_users_container_outlives_its_job_and_serves_one_job_at_a_time(who) {
         let sandbox = Sandbox::start(who);
         let busybox = images::busybox();
@@ -152,6 +174,20 @@ fn a_named_container_is_its_users_alone_as_root() {
     as_who(&other, &["berth", "container", "rm", "--user", &ann.name, "secret"]).fails().says(&["only root"]);
     as_who(&other, &["berth", "container", "ls", "--all"]).fails().says(&["only root"]);
     assert_eq!(as_who(&other, &["berth", "container", "ls"]).ok().text().lines().count(), 1);
+    // By records of the jobs that used it.
+    for words in [
+        ["sacct", "--json", "-j", "1"],
+        ["scontrol", "--json", "show", "job"],
+        ["squeue", "--json", "-t", "all"],
+    ] {
+        let told = |who| {
+            let told: serde_json::Value = serde_json::from_str(&as_who(who, &words).ok().text()).unwrap();
+            // What the other typed itself is its own.
+            told["jobs"].as_array().unwrap().iter().find(|job| job["job_id"] == 1).unwrap().to_string()
+        };
+        assert!(!told(&other).contains("secret"), "{words:?}: {}", told(&other));
+        assert!(words[0] != "sacct" || told(&ann).contains("secret"), "{}", told(&ann));
+    }
     // By path: neither what was written, nor what is known of it, nor whether there is one.
     let state = sandbox.state();
     let written = state.join("kept").join(ann.uid.to_string());

@@ -120,6 +120,15 @@ each_user! {
             assert!(seen.lines().any(|l| l == format!("{kind}:[{number}]")), "{pair} is not in {seen}");
         }
         assert_eq!(field("Namespaces")[0].split(',').count(), 7);
+        // As JSON, too.
+        let json = |options: &[&str]| {
+            let value: serde_json::Value = serde_json::from_str(&show(options).text()).unwrap();
+            value["steps"][0].clone()
+        };
+        assert!(json(&["--json"]).get("details").is_none());
+        let details = json(&["-d", "--json"])["details"].clone();
+        assert_eq!(details["namespaces"].as_array().map(Vec::len), Some(7), "{details}");
+        assert_eq!(details["limits"].as_array().map(Vec::len), Some(16), "{details}");
         if who.is_root() {
             let groups = field("ControlGroup");
             let memory = groups.iter().any(|g| g.contains("memory") && g.ends_with(&format!(":{}", 64 << 20)));

@@ -163,7 +163,7 @@ impl Asked<'_> {
         };
         let mut step = step.clone();
         if step.container.is_none() {
-            step.container.clone_from(&info.spec.container);
+            step.container = info.spec.container.as_ref().map(ContainerSpec::of_a_step);
         }
         let id = StepId::Number(next.unwrap_or(0));
         let launch = self.step_launch(info.id, id, &step, facts, share, layout)?;

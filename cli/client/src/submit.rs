@@ -12,7 +12,7 @@ use berth_model::record::JobInfo;
 use berth_model::request::{Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{ImageRef, JobSpec, StepSpec};
 use berth_model::state::JobState;
-use berth_model::{ByteStr, JobId, SubmissionId};
+use berth_model::{ByteStr, JobId, Span, SubmissionId};
 use berth_rpc::{Client, JobWatch, RpcError};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
@@ -251,6 +251,11 @@ pub fn busy() -> Failure {
     refused(Command::Srun.failed(), RpcError::Refused(refusal))
 }
 
+/// Whether a job that never ran ended because its `--immediate` was over, and not because somebody cancelled it.
+pub fn patience_is_over(job: &JobInfo, immediate: Option<Span>) -> bool {
+    immediate.is_some() && job.state == JobState::Cancelled && job.cancelled_by.is_none()
+}
+
 /// The refusal of `--test-only`, as all commands word it.
 pub fn not_even_then(refusal: &Refusal) -> Failure {
     let reason = refusal.message.rsplit('\n').next().unwrap_or_default();
@@ -336,6 +341,18 @@ pub async fn granted(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_somebody_cancelled_did_not_find_nodes_busy() {
+        let mut job = crate::fmt::samples::job(1, "x");
+        job.state = JobState::Cancelled;
+        let patience = Some(Span::from_secs(10));
+        assert!(patience_is_over(&job, patience) && !patience_is_over(&job, None));
+        job.cancelled_by = Some(berth_model::Uid(0));
+        assert!(!patience_is_over(&job, patience));
+        (job.cancelled_by, job.state) = (None, JobState::Failed);
+        assert!(!patience_is_over(&job, patience));
+    }
 
     #[test]
     fn a_refusal_says_first_what_it_is_about() {

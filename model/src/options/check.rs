@@ -2,7 +2,7 @@
 
 use super::resolve::OptionError;
 use super::submit::{ContainerOptions, SubmitOptions};
-use crate::spec::{ImageRef, LayerKind, ResolvedImage};
+use crate::spec::{ImageRef, LayerKind, NameFlag, ResolvedImage};
 
 impl ContainerOptions {
     /// The options given other than the image, by name.
@@ -68,6 +68,19 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
                 "--container-writable-layer cannot be that of --container-name={name}, which is kept on the node's disk"
             ),
             "leave --container-writable-layer out, or write --container-writable-layer=disk".to_string(),
+        ];
+        return Err(OptionError::error(255, lines));
+    }
+    if let (super::Command::Salloc, Some((name, flag))) = (options.command, &options.container.name)
+        && let Some(flag) = [(NameFlag::Create, "create"), (NameFlag::NoExec, "no_exec")]
+            .iter()
+            .find_map(|(known, word)| (known == flag).then_some(word))
+    {
+        let lines = vec![
+            format!("--container-name={name}:{flag}: salloc makes no container itself, its steps do"),
+            format!(
+                "write --container-name={name}, and give the flag to the first step: srun --container-name={name}:{flag}"
+            ),
         ];
         return Err(OptionError::error(255, lines));
     }

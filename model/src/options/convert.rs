@@ -503,20 +503,20 @@ impl ContainerOptions {
 
     /// The job's container with these options over it.
     fn over(&self, job: &ContainerSpec, work_dir: &ByteStr) -> ContainerSpec {
-        let own = self.spec(job.image.clone(), work_dir);
+        let job = job.of_a_step();
+        let own = self.spec(job.image, work_dir);
         ContainerSpec {
             image: own.image,
-            mounts: if own.mounts.is_empty() { job.mounts.clone() } else { own.mounts },
-            workdir: own.workdir.or_else(|| job.workdir.clone()),
+            mounts: if own.mounts.is_empty() { job.mounts } else { own.mounts },
+            workdir: own.workdir.or(job.workdir),
             mount_home: own.mount_home.or(job.mount_home),
             remap_root: own.remap_root.or(job.remap_root),
             writable: own.writable.or(job.writable),
-            env: if own.env.is_empty() { job.env.clone() } else { own.env },
+            env: if own.env.is_empty() { job.env } else { own.env },
             entrypoint: own.entrypoint.or(job.entrypoint),
             layer: own.layer.or(job.layer),
-            named: own.named.or_else(|| job.named.clone()),
-            unshare: if own.unshare.is_empty() { job.unshare.clone() } else { own.unshare },
-            // What a job saves is its script's container.
+            named: own.named.or(job.named),
+            unshare: if own.unshare.is_empty() { job.unshare } else { own.unshare },
             save: own.save,
         }
     }

@@ -6,8 +6,8 @@ use crate::grammar::soup;
 use crate::ids::{JobId, NodeName, SubmissionId};
 use crate::limits::{LimitValue, Limits, Resource};
 use crate::spec::{
-    ImageRef, JobKind, JobSelector, MemoryRequest, NameFlag, NameScope, OpenMode, ResolvedImage, TimeLimit,
-    Unshared,
+    ImageRef, JobKind, JobSelector, MemoryRequest, NameFlag, NameScope, NamedSpec, OpenMode, ResolvedImage,
+    TimeLimit, Unshared,
 };
 use crate::time::{Span, Time};
 use jiff::tz::TimeZone;
@@ -119,6 +119,8 @@ fn names_letters_and_variables_are_unique_and_every_row_is_explained() {
                 Action::Refused(instead) => assert!(!instead.is_empty(), "{}", row.long),
                 _ => assert!(row.help.ends_with('.'), "{}", row.long),
             }
+            // As a line that goes on without saying so would leave them.
+            assert!(!row.help.contains("  "), "{}: two blanks in a row", row.long);
         }
     }
 }
@@ -451,10 +453,10 @@ fn gpus_are_gres_of_one_node() {
 
 #[test]
 fn a_name_needs_no_image_and_what_belongs_to_it_needs_a_name() {
-    let line = "--container-name=box:exec --container-scope=user --container-unshare=net,uts --container-save=a/b.oci/";
+    let line = "--container-name=box:create --container-scope=user --container-unshare=net,uts --container-save=a/b.oci/";
     let spec = sbatch(line).unwrap().job_spec(&submitter(), None).unwrap().spec.container.unwrap();
     let named = spec.named.clone().unwrap();
-    assert_eq!((named.name.as_str(), named.flag, named.scope), ("box", NameFlag::Exec, NameScope::User));
+    assert_eq!((named.name.as_str(), named.flag, named.scope), ("box", NameFlag::Create, NameScope::User));
     assert_eq!(spec.image.resolved, Some(ResolvedImage::Kept));
     assert_eq!(spec.unshare, [Unshared::Net, Unshared::Uts]);
     assert_eq!(
@@ -462,12 +464,28 @@ fn a_name_needs_no_image_and_what_belongs_to_it_needs_a_name() {
         Some(ByteStr::from("/home/alice/work/a/b.oci/")),
         "a slash at the end says directory"
     );
-    // A step of the job has the name, and saves nothing.
-    let job = sbatch(line).unwrap().job_spec(&submitter(), None).unwrap().spec;
-    let step = srun("--container-workdir=/ true").unwrap();
-    let step = step.step_spec(&submitter(), words("true"), vec![], None, None, Some(&job)).unwrap().spec;
-    let container = step.container.unwrap();
-    assert_eq!((container.named, container.save), (Some(named), None));
+    // A step of the job has the name, finds what the script made, and saves nothing.
+    let step = |job: &str, options: &str| {
+        let job = sbatch(job).unwrap().job_spec(&submitter(), None).unwrap().spec;
+        let step = srun(&format!("{options} true")).unwrap();
+        step.step_spec(&submitter(), words("true"), vec![], None, None, Some(&job))
+            .unwrap()
+            .spec
+            .container
+            .unwrap()
+    };
+    let container = step(line, "--container-workdir=/");
+    assert_eq!((container.named, container.save), (Some(NamedSpec { flag: NameFlag::Auto, ..named }), None));
+    let flag = |job: &str, options: &str| step(job, options).named.unwrap().flag;
+    assert_eq!(flag("--container-name=box:no_exec", "--container-workdir=/"), NameFlag::Auto);
+    assert_eq!(flag("--container-name=box:exec", "--container-workdir=/"), NameFlag::Exec);
+    assert_eq!(flag("--container-name=box:create", "--container-name=box:no_exec"), NameFlag::NoExec);
+    // salloc makes no container itself.
+    for flag in ["create", "no_exec"] {
+        let error = all(Command::Salloc, &format!("--container-name=box:{flag}"), &[]).unwrap_err();
+        assert!(error.lines[1].contains(&format!("srun --container-name=box:{flag}")), "{error}");
+    }
+    assert!(all(Command::Salloc, "--container-name=box:exec", &[]).is_ok());
     let host = ImageRef { typed: "host:".into(), resolved: Some(ResolvedImage::Host) };
     let error = sbatch("--container-name=x").unwrap().job_spec(&submitter(), Some(host)).unwrap_err();
     assert!(error.lines[0].contains("--container-name") && error.lines[0].contains("host:"), "{error}");

@@ -208,6 +208,7 @@ macro_rules! for_each_message {
         $check::<AccountingQuery, pb::AccountingQuery>($r)?;
         $check::<AgentStatus, pb::AgentStatus>($r)?;
         $check::<Status, pb::StatusReply>($r)?;
+        $check::<JobList, pb::JobList>($r)?;
     };
 }
 

@@ -6,6 +6,7 @@ use berth_model::config::{Config, PartitionConfig};
 use berth_model::launch::{Program, StepLaunch, StepPhase};
 use berth_model::limits::LimitValue;
 use berth_model::link::{FromAgent, SignalTarget, ToAgent};
+use berth_model::listing::JobList;
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, Payload, Refusal, Response};

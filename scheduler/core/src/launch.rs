@@ -7,7 +7,7 @@ use crate::tasks::Tasks;
 use berth_model::ids::{StepId, Term};
 use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
 use berth_model::link::Start;
-use berth_model::spec::{ContainerSpec, MemoryRequest, OpenMode, ResolvedImage, TimeLimit};
+use berth_model::spec::{ContainerSpec, MemoryRequest, OpenMode, ResolvedImage, StepSpec, TimeLimit};
 use berth_model::time::{Span, Time};
 
 /// What every Start of this cluster has in common.
@@ -35,7 +35,11 @@ pub(crate) fn start(
     if step.key.step == StepId::Batch && job.row.attempt.0 > 0 && io.open_mode.is_none() {
         io.open_mode = Some(OpenMode::Append);
     }
-    let container = own.and_then(|s| s.container.as_ref()).or(spec.container.as_ref());
+    let container = match own {
+        Some(StepSpec { container: Some(own), .. }) => Some(own.clone()),
+        Some(_) => spec.container.as_ref().map(ContainerSpec::of_a_step),
+        None => spec.container.clone(),
+    };
     let launch = StepLaunch {
         key: step.key,
         node: here.node.clone(),
@@ -52,11 +56,7 @@ pub(crate) fn start(
         work_dir: own.map_or_else(|| spec.work_dir.clone(), |s| s.work_dir.clone()),
         work_dir_explicit: own.is_some_and(|s| s.work_dir_explicit),
         io,
-        container: container.filter(|c| !is_host(c)).map(|c| {
-            // Of the job's container only the script's own step saves what it leaves.
-            let save = if own.is_some_and(|s| s.container.is_none()) { None } else { c.save.clone() };
-            ContainerSpec { save, ..c.clone() }
-        }),
+        container: container.filter(|c| !is_host(c)),
         limits: own.map_or_else(|| spec.limits.clone(), |s| s.limits.clone()),
         umask: own.map_or(spec.umask, |s| s.umask),
         pty: own.and_then(|s| s.pty),

@@ -4,7 +4,7 @@ use crate::job::Job;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use berth_model::ids::{Attempt, JobId, SubmissionId};
-use berth_model::listing::{JobList, WaitingJobs};
+use berth_model::listing::{JobList, PAGE_BYTES, WaitingJobs, size};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::spec::TimeLimit;
@@ -17,8 +17,6 @@ use std::sync::Arc;
 const RECORDS: usize = 256;
 /// Most waiting jobs in a page.
 const ROWS: usize = 4096;
-/// Most bytes of what was typed in a page.
-const BYTES: usize = 1 << 20;
 
 /// What waiting jobs of one kind share: addresses of the shared parts, and the limit in force.
 type KindKey = (usize, usize, usize, TimeLimit);
@@ -62,6 +60,7 @@ struct Page<'a> {
     /// The last kind and name: neighbours are mostly alike.
     last_kind: Option<(KindKey, u32)>,
     last_name: Option<(&'a str, u32)>,
+    /// Of records, kinds, names, reasons and what was typed; the columns of numbers are small.
     bytes: usize,
 }
 
@@ -85,13 +84,14 @@ impl<'a> Page<'a> {
 
     fn has_room(&self) -> bool {
         let WaitingJobs { kinds, id, .. } = &self.list.waiting;
-        self.list.jobs.len() + kinds.len() < RECORDS && id.len() < ROWS && self.bytes < BYTES
+        self.list.jobs.len() + kinds.len() < RECORDS && id.len() < ROWS && self.bytes < PAGE_BYTES
     }
 
     fn add(&mut self, job: &'a Job) {
         if !job.is_pending() || !matches!(job.row.tasks, Tasks::None) || !job.steps.is_empty() {
             let info = if self.query.brief { job.brief() } else { job.info() };
             if self.query.matches(&info) {
+                self.bytes += size(&info);
                 self.list.jobs.push(info);
             }
             return;
@@ -103,6 +103,7 @@ impl<'a> Page<'a> {
         let columns = &mut self.list.waiting;
         let wait = job.waits_for();
         let reason = columns.reasons.iter().position(|known| *known == wait).unwrap_or_else(|| {
+            self.bytes += size(&wait);
             columns.reasons.push(wait);
             columns.reasons.len() - 1
         });
@@ -120,7 +121,7 @@ impl<'a> Page<'a> {
         columns.eligible.push(job.row.eligible);
         if !self.query.brief {
             let origin = job.spec.origin();
-            self.bytes += origin.command.0.len() + origin.submit_line.0.len();
+            self.bytes += origin.submission.0.len() + origin.command.0.len() + origin.submit_line.0.len();
             columns.origin.push(origin);
         }
     }
@@ -138,7 +139,9 @@ impl<'a> Page<'a> {
         }
         let kinds = &mut self.list.waiting.kinds;
         let kind = *self.kinds.entry(key).or_insert_with(|| {
-            kinds.push(in_common(job, self.query.brief));
+            let common = in_common(job, self.query.brief);
+            self.bytes += size(&common);
+            kinds.push(common);
             place(kinds.len() - 1)
         });
         self.last_kind = Some((key, kind));
@@ -151,6 +154,7 @@ impl<'a> Page<'a> {
         }
         let names = &mut self.list.waiting.names;
         let at = *self.names.entry(name).or_insert_with(|| {
+            self.bytes += name.len();
             names.push(name.to_string());
             place(names.len() - 1)
         });

@@ -17,20 +17,15 @@ pub(crate) enum Against {
     Empty,
 }
 
-/// A request with what its partition adds.
+/// A request within the bounds of its partition.
 pub(crate) struct Need<'a> {
     pub(crate) request: &'a ResourceRequest,
-    pub(crate) mem_per_cpu: u64,
     pub(crate) max_nodes: u32,
 }
 
 impl<'a> Need<'a> {
     pub(crate) fn new(request: &'a ResourceRequest, partition: &PartitionRules) -> Need<'a> {
-        Need {
-            request,
-            mem_per_cpu: partition.config.default_mem_per_cpu,
-            max_nodes: partition.config.max_nodes,
-        }
+        Need { request, max_nodes: partition.config.max_nodes }
     }
 
     fn cpus_per_task(&self) -> u64 {
@@ -141,13 +136,11 @@ fn choose_devices(node: &Node, wanted: &BTreeMap<GresKey, u64>, against: Against
 /// Memory in MiB for that many CPUs and cores of the node.
 fn memory_for(need: &Need<'_>, node: &Node, cpus: u64, cores: usize) -> u64 {
     let usable = usable_memory(&node.hardware);
-    let per_cpu = |mib: u64| mib.saturating_mul(cpus);
     match need.request.memory {
         MemoryRequest::PerNode(0) => usable,
         MemoryRequest::PerNode(mib) => mib,
-        MemoryRequest::PerCpu(mib) => per_cpu(mib),
+        MemoryRequest::PerCpu(mib) => mib.saturating_mul(cpus),
         MemoryRequest::Default if need.request.exclusive => usable,
-        MemoryRequest::Default if need.mem_per_cpu > 0 => per_cpu(need.mem_per_cpu),
         MemoryRequest::Default => {
             let by_cores = share_of(usable, cores as u64, node.hardware.cores.len() as u64);
             let gpus = |name: &str| name == "gpu";
@@ -199,7 +192,6 @@ fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
     let memory = memory_of(node, against);
     let per_cpu = match need.request.memory {
         MemoryRequest::PerCpu(mib) => mib,
-        MemoryRequest::Default if !need.request.exclusive => need.mem_per_cpu,
         _ => 0,
     };
     if let Some(by_memory) = memory.checked_div(per_cpu) {

@@ -170,6 +170,14 @@ fn what_can_never_run_is_refused_by_name() {
         ("nodes", Box::new(|s| s.resources.min_nodes = 2), RefusalCode::Impossible, "2 nodes"),
         ("part", Box::new(|s| s.partition = Some("big".into())), RefusalCode::NotFound, "big"),
         ("nice", Box::new(|s| s.nice = -1), RefusalCode::Denied, "--nice"),
+        ("name", Box::new(|s| s.name = "n".repeat(1025)), RefusalCode::Invalid, "--job-name has 1025 bytes"),
+        ("out", Box::new(|s| s.io.stdout = Some("o".repeat(4097).into())), RefusalCode::Invalid, "--output"),
+        (
+            "line",
+            Box::new(|s| s.submit_line = "x".repeat(3 << 20).into()),
+            RefusalCode::Invalid,
+            "parameter too long: what was submitted",
+        ),
         ("node", Box::new(|s| s.resources.node_list = vec!["n9".into()]), RefusalCode::NotFound, "n9"),
         (
             "gres",
@@ -210,8 +218,11 @@ fn steps_wait_for_their_jobs_resources() {
     assert!(matches!(w.request(actor(1000), body), Ok(Response::StepCreated { .. })));
     w.exited("n1", key, FAILED);
     assert!(matches!(w.replies.remove(&second), Some(Ok(Response::StepCreated { .. }))));
-    // Somebody else's step, and one that can never fit.
+    // Somebody else's step, one that can never fit, and one whose name would fill lists.
     assert_eq!(w.request(actor(1001), make("s3")).unwrap_err().code, RefusalCode::Denied);
+    let long = StepSpec { name: "n".repeat(1025), ..step("long") };
+    let body = Request::CreateStep { job: id, spec: Box::new(long) };
+    assert_eq!(w.request(actor(1000), body).unwrap_err().code, RefusalCode::Invalid);
     let mut big = step("s4");
     big.tasks = Some(3);
     let body = Request::CreateStep { job: id, spec: Box::new(big) };
@@ -220,6 +231,49 @@ fn steps_wait_for_their_jobs_resources() {
     let info = w.info(id);
     assert_eq!(info.derived_exit, FAILED);
     assert_eq!(info.exit, ExitStatus::OK);
+}
+
+#[test]
+fn steps_find_the_container_that_their_script_made() {
+    let mut w = World::small();
+    let contained = |flag| {
+        let named = NamedSpec { name: "box".into(), flag, scope: NameScope::Job };
+        ContainerSpec {
+            image: ImageRef { typed: "debian".into(), resolved: Some(ResolvedImage::Kept) },
+            mounts: vec![],
+            workdir: None,
+            mount_home: None,
+            remap_root: None,
+            writable: None,
+            env: vec![],
+            entrypoint: None,
+            layer: None,
+            named: Some(named),
+            unshare: vec![],
+            save: Some("/out".into()),
+        }
+    };
+    let told = |w: &mut World, job_flag, step_flag: Option<NameFlag>| {
+        w.sent.clear();
+        let id = w.batch(&format!("{job_flag:?} {step_flag:?}"), |s| s.container = Some(contained(job_flag)));
+        let spec =
+            StepSpec { container: step_flag.map(contained), overlap: true, ..step(&format!("of {id}")) };
+        let made = w.request(actor(1000), Request::CreateStep { job: id, spec: Box::new(spec) });
+        assert!(matches!(made, Ok(Response::StepCreated { .. })), "{made:?}");
+        let of = |m: &ToAgent| if let ToAgent::Start(s) = m { s.launch.container.clone() } else { None };
+        let flags = w.sent.iter().filter_map(of).map(|c| (c.named.unwrap().flag, c.save.is_some()));
+        let flags: Vec<_> = flags.collect();
+        w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+        w.gone("n1", id, 0);
+        flags
+    };
+    for flag in [NameFlag::Create, NameFlag::NoExec] {
+        assert_eq!(told(&mut w, flag, None), [(flag, true), (NameFlag::Auto, false)]);
+    }
+    assert_eq!(told(&mut w, NameFlag::Auto, None), [(NameFlag::Auto, true), (NameFlag::Auto, false)]);
+    // What the step says itself holds.
+    let both = [(NameFlag::Auto, true), (NameFlag::Create, true)];
+    assert_eq!(told(&mut w, NameFlag::Auto, Some(NameFlag::Create)), both);
 }
 
 #[test]
@@ -474,6 +528,30 @@ fn a_closed_partition_says_so() {
     w.node("n1", hardware(1, 1, 1000, 0));
     let id = w.batch("a", |_| {});
     assert_eq!(w.info(id).reason, Reason::PartitionDown);
+}
+
+#[test]
+fn a_default_of_memory_is_for_jobs_that_share_their_nodes() {
+    let default_of = |mib| {
+        let partition = PartitionConfig { name: "p".into(), default_mem_per_cpu: mib, ..Default::default() };
+        let mut w = World::new(&Config { partitions: vec![partition], ..Config::default() });
+        w.node("n1", hardware(4, 1, 4000, 0));
+        w
+    };
+    // Four CPUs of 1500 MiB are more than the node has: whoever has it to himself has what there is.
+    let mut w = default_of(1500);
+    let id = w.batch("alone", |s| s.resources.exclusive = true);
+    assert_eq!((w.state(id), w.info(id).shares[0].memory), (JobState::Running, 4000));
+    assert_eq!(w.info(id).spec.resources.memory, MemoryRequest::Default);
+    // A job beside others gets the default, and what cannot have it is told at once.
+    let mut w = default_of(1500);
+    let id = w.batch("beside", |s| s.resources.tasks = Some(2));
+    assert_eq!((w.state(id), w.info(id).shares[0].memory), (JobState::Running, 3000));
+    assert_eq!(w.info(id).spec.resources.memory, MemoryRequest::PerCpu(1500));
+    let mut spec = job(JobKind::Batch, "never");
+    spec.resources.cpus_per_task = Some(4);
+    let refusal = w.submit(spec).unwrap_err();
+    assert!(refusal.message.contains("6000 MiB"), "{refusal}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 mod common;
 
+use berth_model::config::Config;
+use berth_model::listing::{PAGE_BYTES, size};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::Request;
@@ -95,5 +97,30 @@ fn columns_that_contradict_each_other_are_no_list() {
     begins.waiting.begin_of[0] = 1_000_000;
     for list in [short, astray, begins] {
         assert_eq!(list.records(), None);
+    }
+}
+
+#[test]
+fn no_page_is_large_whatever_its_jobs_are_called_and_ask_for() {
+    let mut w = World::new(&Config::default());
+    for i in 0..400_u32 {
+        w.batch(&format!("{i}"), |s| {
+            s.name = format!("{i:01000}");
+            s.comment = Some("c".repeat(1000));
+            // Each a kind of its own.
+            s.account = Some(format!("{i:01000}"));
+            s.submit_line = "l".repeat(20_000).into();
+        });
+    }
+    for brief in [false, true] {
+        let (query, mut jobs) = (JobQuery { brief, ..JobQuery::default() }, 0);
+        for page in w.core.snapshot().list(&query) {
+            let records: usize = page.jobs.iter().chain(&page.waiting.kinds).map(size).sum();
+            let typed: usize = page.waiting.origin.iter().map(|o| o.submit_line.0.len()).sum();
+            let names: usize = page.waiting.names.iter().map(String::len).sum();
+            assert!(records + typed + names < PAGE_BYTES + (64 << 10), "{records} {typed} {names}");
+            jobs += page.records().unwrap().len();
+        }
+        assert_eq!(jobs, 400);
     }
 }

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Ends of one user that are waited for at most. One who says more waits for the last of them.
 const MOST: usize = 256;
 
-/// Ends to come, by owner.
+/// Ends to come, by who has seen them.
 #[derive(Debug, Default)]
 pub(crate) struct Ends {
     coming: Mutex<HashMap<Uid, Vec<(JobId, Instant)>>>,
@@ -29,8 +29,8 @@ impl Ends {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A client of `owner` has seen the end of its job.
-    pub(crate) fn seen(&self, shared: &Shared, owner: Uid, job: JobId, now: Instant) {
+    /// A client of `reader` has seen the end of a job.
+    pub(crate) fn seen(&self, shared: &Shared, reader: Uid, job: JobId, now: Instant) {
         if is_over(shared, job) {
             return;
         }
@@ -40,7 +40,7 @@ impl Ends {
             jobs.retain(|(_, until)| *until > now);
             !jobs.is_empty()
         });
-        let jobs = coming.entry(owner).or_default();
+        let jobs = coming.entry(reader).or_default();
         if jobs.len() == MOST {
             jobs.remove(0);
         }

@@ -2,12 +2,13 @@
 
 use crate::shared::Shared;
 use berth_model::JobId;
-use berth_model::listing::JobList;
+use berth_model::listing::{JobList, PAGE_BYTES, size};
 use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Refusal, RefusalCode};
 use berth_rpc::{Answers, PAGE};
 use berth_store::{Reader, Stop, StoreError};
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -37,10 +38,17 @@ impl<P: Send + 'static> Pages<P> {
     }
 }
 
-/// Items in groups of [`PAGE`].
-pub(crate) fn grouped<T>(mut items: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
+/// Items in groups of [`PAGE`], or fewer that are large.
+pub(crate) fn grouped<T: Serialize>(mut items: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
     std::iter::from_fn(move || {
-        let page: Vec<T> = items.by_ref().take(PAGE).collect();
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while page.len() < PAGE
+            && bytes < PAGE_BYTES
+            && let Some(item) = items.next()
+        {
+            bytes += size(&item);
+            page.push(item);
+        }
         (!page.is_empty()).then_some(page)
     })
 }

@@ -10,7 +10,8 @@ use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
 use berth_model::spec::{
-    BatchScript, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, ResourceRequest, StepSpec, TimeLimit,
+    BatchScript, ContainerSpec, ImageRef, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, NameFlag,
+    NameScope, NamedSpec, ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
 };
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::{ByteStr, JobId, NodeName, Session, SubmissionId, Term, Time, Uid};
@@ -359,8 +360,14 @@ async fn child_client_of_another_user() {
     let Some(dir) = std::env::var_os("CONTROLLER_DIR") else { return };
     let dir = PathBuf::from(dir);
     let client = connect(&dir).await;
-    let id = submit(&client, &job("from nobody")).await.unwrap();
+    let id = submit(&client, &JobSpec { hold: true, ..in_a_kept_container("from nobody") }).await.unwrap();
     let other = JobId(1);
+    for record in told_of(&client, other).await {
+        assert!(!record.contains("secret") && !record.contains("/saved"), "{record}");
+    }
+    for record in told_of(&client, id).await {
+        assert!(record.contains("secret") && record.contains("/saved"), "{record}");
+    }
     let refused = client.cancel_one(other, None).await.unwrap();
     let Response::Acted { jobs, refused } = refused else { panic!() };
     assert!(jobs.is_empty());
@@ -393,7 +400,7 @@ async fn who_asks_is_what_the_kernel_says() {
     let _controller = Running::start(dir.path());
     let client = connect(dir.path()).await;
     let _agent = agent(dir.path(), 2).await;
-    let ours = JobSpec { hold: true, ..job("from root") };
+    let ours = JobSpec { hold: true, ..in_a_kept_container("from root") };
     assert_eq!(submit(&client, &ours).await.unwrap(), JobId(1));
     let child = again("child_client_of_another_user", dir.path());
     let output = Command::new("setpriv")
@@ -409,6 +416,67 @@ async fn who_asks_is_what_the_kernel_says() {
     let two = client.jobs(&JobQuery { ids: vec![JobId(2)], ..Default::default() }).await.unwrap();
     assert_eq!(two[0].identity.uid, Uid(65534));
     assert_eq!(two[0].identity.user, "nobody");
+    // An administrator sees all of it.
+    for record in told_of(&client, JobId(2)).await {
+        assert!(record.contains("secret") && record.contains("/saved"), "{record}");
+    }
+}
+
+/// A job that says under which name its container is kept, wherever a job can say it.
+fn in_a_kept_container(submission: &str) -> JobSpec {
+    let named = NamedSpec { name: "secret".into(), flag: NameFlag::Auto, scope: NameScope::User };
+    let typed = "--container-name=secret";
+    let container = ContainerSpec {
+        image: ImageRef { typed: typed.into(), resolved: Some(ResolvedImage::Kept) },
+        mounts: vec![],
+        workdir: None,
+        mount_home: None,
+        remap_root: None,
+        writable: None,
+        env: vec![],
+        entrypoint: None,
+        layer: None,
+        named: Some(named),
+        unshare: vec![],
+        save: Some("/saved".into()),
+    };
+    let submit_line = ByteStr::from(format!("sbatch {typed} script"));
+    JobSpec { container: Some(container), submit_line, ..job(submission) }
+}
+
+/// Every record of a job that a client can ask for.
+async fn told_of(client: &Client, id: JobId) -> Vec<String> {
+    let named = client.jobs(&JobQuery { ids: vec![id], ..Default::default() }).await.unwrap();
+    let listed = client.jobs(&JobQuery { include_finished: true, ..Default::default() }).await.unwrap();
+    let on_record =
+        client.accounting(&AccountingQuery { ids: vec![id], ..Default::default() }).await.unwrap();
+    let watched = client.watch_job(id).await.unwrap().next().await.unwrap();
+    let all = [named, listed, on_record, watched.into_iter().collect()];
+    let of_job = |jobs: Vec<JobInfo>| jobs.into_iter().find(|job| job.id == id).unwrap();
+    all.into_iter().map(|jobs| format!("{:?}", of_job(jobs))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_of_large_records_arrive() {
+    let dir = state();
+    let _controller = Running::start(dir.path());
+    let client = connect(dir.path()).await;
+    // 20 MiB in all, more than one message holds.
+    let submit_line = ByteStr::from("l".repeat(100_000));
+    for i in 0..200 {
+        let name = format!("{i:01024}");
+        let large = JobSpec { hold: true, account: Some(name.clone()), name, ..job(&i.to_string()) };
+        submit(&client, &JobSpec { submit_line: submit_line.clone(), ..large }).await.unwrap();
+    }
+    let ids: Vec<JobId> = (1..=200).map(JobId).collect();
+    for query in [JobQuery::default(), JobQuery { ids: ids.clone(), ..JobQuery::default() }] {
+        let found = client.jobs(&query).await.unwrap();
+        assert!(found.iter().all(|job| job.spec.submit_line == submit_line));
+        assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), ids);
+    }
+    assert_eq!(client.accounting(&AccountingQuery::default()).await.unwrap().len(), 200);
+    let long = submit(&client, &JobSpec { name: "n".repeat(1025), ..job("long") }).await;
+    assert!(matches!(long, Err(RpcError::Refused(r)) if r.message.contains("--job-name")));
 }
 
 #[test]

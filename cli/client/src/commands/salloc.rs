@@ -82,7 +82,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         };
         let info = match granted {
             Granted::Yes(info) => info,
-            Granted::No(info) if options.immediate.is_some() && info.state == JobState::Cancelled => {
+            Granted::No(info) if submit::patience_is_over(&info, options.immediate) => {
                 return Err(submit::busy());
             }
             Granted::No(info) => {

@@ -91,9 +91,12 @@ fn missing(options: &SubmitOptions, spec: &JobSpec) -> Vec<String> {
         let known = !directory.as_os_str().as_encoded_bytes().contains(&b'%');
         known.then_some((long, directory))
     };
-    // In a container the working directory is the container's.
-    let own = (options.source("chdir").is_some() && spec.container.is_none())
-        .then(|| ("chdir", work_dir.to_path_buf()));
+    // In a container the script begins elsewhere, and its outputs are below this directory all the same.
+    let relative = |name: &ByteStr| !name.0.starts_with(b"/");
+    let used = spec.container.is_none()
+        || options.output.as_ref().is_none_or(relative)
+        || options.error.as_ref().is_some_and(relative);
+    let own = (options.source("chdir").is_some() && used).then(|| ("chdir", work_dir.to_path_buf()));
     let named = [own, of_file("output", &options.output), of_file("error", &options.error)];
     let mut gone: Vec<_> = named.into_iter().flatten().filter(|(_, directory)| !directory.is_dir()).collect();
     gone.dedup_by(|a, b| a.1 == b.1);

@@ -22,6 +22,7 @@ use crate::fmt::{View, json, scontrol};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
 use crate::step::stream::describe;
 use crate::{Command, Invocation, block_on, out};
+use berth_model::effective::Effective;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{NodeStateChange, RefusalCode, Response};
@@ -412,27 +413,27 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
                 None => out::print("No job steps in the system\n").map(|()| 0),
             };
         }
-        let mut records: Vec<Vec<String>> = found.iter().map(|(j, s)| scontrol::step(j, s, &view)).collect();
+        let mut details: Vec<Option<Effective>> = vec![None; found.len()];
         if parsed.has("details") {
-            for ((job, step), lines) in found.iter().zip(&mut records) {
+            for ((job, step), details) in found.iter().zip(&mut details) {
                 let key = StepKey { job: job.id, attempt: step.attempt, step: step.id };
                 match describe(&site.streams, key).await {
-                    Ok(what) => lines.extend(scontrol::effective(&what)),
+                    Ok(what) => *details = Some(what),
                     Err(why) => out::complain(&format!("scontrol: StepId={key}: no details: {why}")),
                 }
             }
         }
-        print(
-            records,
-            parsed,
-            || ("steps", found.iter().map(|(j, s)| json::step(j, s, &view)).collect()),
-            call,
-            &view,
-        )
+        let detailed = || found.iter().zip(&details);
+        let records = detailed().map(|((j, s), what)| {
+            let mut lines = scontrol::step(j, s, &view);
+            lines.extend(what.iter().flat_map(scontrol::effective));
+            lines
+        });
+        let values = || detailed().map(|((j, s), what)| json::detailed_step(j, s, what.as_ref(), &view));
+        print(records.collect(), parsed, || ("steps", values().collect()), call, &view)
     })
 }
 
-/// `hold`, `release` and `requeue`.
 /// `WHAT for job 12: why`, as Slurm begins it.
 fn about(message: &str, selector: &str) -> String {
     match message.split_once(": ") {
@@ -441,6 +442,7 @@ fn about(message: &str, selector: &str) -> String {
     }
 }
 
+/// `hold`, `release` and `requeue`.
 fn act(call: &Invocation<'_>, verb: &str, rest: &[String]) -> Outcome {
     let mut selectors = Vec::new();
     for word in rest {

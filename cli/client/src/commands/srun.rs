@@ -227,7 +227,7 @@ impl Run {
         let info = match granted {
             Granted::Yes(info) => info,
             Granted::No(info) if info.started.is_some() => info,
-            Granted::No(info) if self.options.immediate.is_some() && info.state == JobState::Cancelled => {
+            Granted::No(info) if submit::patience_is_over(&info, self.options.immediate) => {
                 return Err(submit::busy());
             }
             Granted::No(info) => return Err(never_ran(&info)),

@@ -2,6 +2,7 @@
 //! unlimited are `{"set":…,"infinite":…,"number":…}`.
 
 use super::{View, hosts, job, node, tres};
+use berth_model::effective::Effective;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
 use berth_model::spec::{JobKind, MemoryRequest, TimeLimit};
 use berth_model::state::ExitStatus;
@@ -67,10 +68,15 @@ fn array<T: Sync>(records: &[T], make: &(impl Fn(&T) -> Value + Sync)) -> String
     let texts: Vec<String> = std::thread::scope(|scope| {
         let mut shares = records.chunks(share);
         let first = shares.next().unwrap_or_default();
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || some(share))).collect();
-        let others = others.into_iter().map(|other| match other.join() {
-            Ok(text) => text,
-            Err(panic) => std::panic::resume_unwind(panic),
+        // Where no thread can be had (a limit on processes), a share is made here.
+        let others: Vec<_> = shares
+            .map(|share| {
+                std::thread::Builder::new().spawn_scoped(scope, move || some(share)).map_err(|_| share)
+            })
+            .collect();
+        let others = others.into_iter().map(|other| match other {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(share) => some(share),
         });
         std::iter::once(some(first)).chain(others).collect()
     });
@@ -240,6 +246,12 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Value {
         "tres": {"allocated": tres_list(&s.allocated)},
         "message": s.message.clone().unwrap_or_default(),
     })
+}
+
+/// A step of `scontrol show step`; with `-d` what it has on the node, as the kernel says.
+pub fn detailed_step(j: &JobInfo, s: &StepInfo, details: Option<&Effective>, view: &View) -> Value {
+    let details = details.map_or_else(|| json!({}), |what| json!({"details": what}));
+    joined(step(j, s, view), details)
 }
 
 fn tres_list(t: &berth_model::Tres) -> Vec<Value> {

@@ -135,7 +135,9 @@ pub(super) static ROWS: &[OptionRow] = &[
         .takes("NAME[:auto|create|exec|no_exec]")
         .env(&["PYXIS_CONTAINER_NAME"])
         .help(
-            "Keep the container's filesystem under a name. auto (the default): join the container if it runs in the job,              start it if it is there, else make it of --container-image; create: one that is there is an error; exec: it              must run; no_exec: one that runs is an error. What is written to it stays, as long as --container-scope says.",
+            "Keep the container's filesystem under a name. auto (the default): join the container if it runs in the job, \
+             start it if it is there, else make it of --container-image; create: one that is there is an error; exec: it \
+             must run; no_exec: one that runs is an error. What is written to it stays, as long as --container-scope says.",
         )
         .set(|o, g| {
             let named = parse_name(g.text()?).map_err(Bad::Own)?;
@@ -145,7 +147,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .takes("job|user")
         .choices(&["job", "user"])
         .help(
-            "For whom --container-name is kept on the node: job (the default: it goes with the job), or user (your later              jobs there find it; see 'berth container').",
+            "For whom --container-name is kept on the node: job (the default: it goes with the job), or user (your later \
+             jobs there find it; see 'berth container').",
         )
         .set(|o, g| {
             let scope = parse_scope(g.text()?).map_err(Bad::Own)?;
@@ -164,7 +167,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .takes("net|ipc|uts,...")
         .env(&["PYXIS_CONTAINER_UNSHARE"])
         .help(
-            "Namespaces of the container's own: net (only the loopback device), ipc (with /dev/shm) and uts (host name).              By default it has the node's network and host name, and its job's ipc.",
+            "Namespaces of the container's own: net (only the loopback device), ipc (with /dev/shm) and uts (host name). \
+             By default it has the node's network and host name, and its job's ipc.",
         )
         .set(|o, g| {
             let unshare = parse_unshare(g.text()?).map_err(Bad::Own)?;

@@ -11,6 +11,7 @@ mod restore;
 mod select;
 mod steps;
 mod submit;
+mod texts;
 mod timers;
 
 use crate::config::CoreConfig;

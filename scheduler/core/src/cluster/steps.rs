@@ -1,7 +1,7 @@
 //! Steps: made in a running allocation when their resources are free, waiting until then.
 
-use super::Cluster;
 use super::timers::Timer;
+use super::{Cluster, texts};
 use crate::event::RequestId;
 use crate::job::{Job, Progress};
 use crate::place::{pick_devices, spread_block};
@@ -172,6 +172,7 @@ impl Cluster {
         job: JobId,
         spec: StepSpec,
     ) -> Result<(), Refusal> {
+        texts::check_step(&spec)?;
         let record = self.owned(actor, job)?;
         if actor.inside.is_some_and(|inside| inside != job) {
             return Err(Refusal::new(

@@ -1,8 +1,8 @@
 //! Submissions: refused when they can never run, recorded once, started at once where there is room.
 
-use super::Cluster;
 use super::steps::NoRoom;
 use super::timers::Timer;
+use super::{Cluster, texts};
 use crate::config::PartitionRules;
 use crate::job::Job;
 use crate::node::Node;
@@ -33,7 +33,7 @@ impl Cluster {
     pub(super) fn submit(
         &mut self,
         actor: &Actor,
-        spec: JobSpec,
+        mut spec: JobSpec,
         payload: Payload,
         first_step: Option<StepSpec>,
         test_only: bool,
@@ -51,6 +51,7 @@ impl Cluster {
         let partitions = self.config.partitions.clone();
         let rules = self.check(actor, &spec, &payload, first_step.as_ref())?;
         let rules = partitions.iter().find(|p| p.name == rules).ok_or_else(|| gone(&rules))?;
+        spec.resources.memory = memory(&spec, rules);
         let time_limit = self.check_limits(&spec, rules)?;
         let notes = self.check_possible(&spec, rules)?;
         if test_only {
@@ -124,6 +125,10 @@ impl Cluster {
                     spec.nice
                 ),
             );
+        }
+        texts::check_job(spec)?;
+        if let Some(step) = first_step {
+            texts::check_step(step)?;
         }
         let r = &spec.resources;
         let zero = [
@@ -282,10 +287,6 @@ impl Cluster {
         let id = self.new_job_id();
         spec.partition = Some(rules.name.to_string());
         spec.time_limit = Some(time_limit);
-        if spec.resources.memory == MemoryRequest::Default && rules.config.default_mem_per_cpu > 0 {
-            // Said as if it had been asked for: records, steps and the job's environment show what it has.
-            spec.resources.memory = MemoryRequest::PerCpu(rules.config.default_mem_per_cpu);
-        }
         let tasks = spec.array.as_ref().map_or(Tasks::None, |a| Tasks::Range(TaskSet::new(a)));
         let hold = if spec.hold { Some(Hold::User) } else { None };
         let eligible = spec.begin.map_or(now, |b| b.max(now));
@@ -415,6 +416,15 @@ impl Cluster {
                 format!("partition {} has no node that is known yet; start an agent first", rules.name),
             ),
         }
+    }
+}
+
+/// The memory that is asked for once the partition's default is in it, as if it had been typed: every check,
+/// records, steps and the job's environment go by it. A job that has its nodes to itself has all their memory.
+fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
+    match (spec.resources.memory, rules.config.default_mem_per_cpu) {
+        (MemoryRequest::Default, mib) if mib > 0 && !spec.resources.exclusive => MemoryRequest::PerCpu(mib),
+        (asked, _) => asked,
     }
 }
 

@@ -97,7 +97,7 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
 }
 
 fn need(request: &ResourceRequest) -> Need<'_> {
-    Need { request, mem_per_cpu: 0, max_nodes: 0 }
+    Need { request, max_nodes: 0 }
 }
 
 proptest! {

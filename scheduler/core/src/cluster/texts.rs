@@ -1,0 +1,62 @@
+//! How long the texts of a submission may be: records of all jobs travel in lists, which no single job may make too
+//! large to be read.
+
+use berth_model::ByteStr;
+use berth_model::listing::size;
+use berth_model::request::{Refusal, RefusalCode};
+use berth_model::spec::{ContainerSpec, IoSpec, JobSpec, StepSpec};
+
+/// Most bytes of a name or a comment, as in Slurm.
+const NAME: usize = 1024;
+/// Most bytes of a path: no kernel takes a longer one.
+const PATH: usize = 4096;
+/// Most bytes of a job's specification as stored, script and environment apart.
+const ALL: usize = 2 << 20;
+
+/// What, how long it is, and how long it may be.
+type Length = (&'static str, usize, usize);
+
+/// Checks the texts of a job.
+pub(super) fn check_job(spec: &JobSpec) -> Result<(), Refusal> {
+    let name = |what, text: Option<&String>| (what, text.map_or(0, String::len), NAME);
+    let own = [
+        name("--job-name", Some(&spec.name)),
+        name("--comment", spec.comment.as_ref()),
+        name("--account", spec.account.as_ref()),
+        name("--partition", spec.partition.as_ref()),
+        ("the submit directory", spec.submit_dir.0.len(), PATH),
+        ("the command", spec.command.0.len(), PATH),
+        ("what was submitted, script and environment apart,", size(spec), ALL),
+    ];
+    fits(own.into_iter().chain(places(&spec.work_dir, &spec.io, spec.container.as_ref())))
+}
+
+/// Checks the texts of a step.
+pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
+    let name = ("--job-name", spec.name.len(), NAME);
+    fits(places(&spec.work_dir, &spec.io, spec.container.as_ref()).chain([name]))
+}
+
+fn places<'a>(
+    work_dir: &'a ByteStr,
+    io: &'a IoSpec,
+    container: Option<&'a ContainerSpec>,
+) -> impl Iterator<Item = Length> + 'a {
+    let files = [("--input", &io.stdin), ("--output", &io.stdout), ("--error", &io.stderr)];
+    let files = files.into_iter().map(|(what, name)| (what, name.as_ref().map_or(0, |n| n.0.len()), PATH));
+    let image = container.map(|c| ("--container-image", c.image.typed.len(), PATH));
+    [("--chdir", work_dir.0.len(), PATH)].into_iter().chain(files).chain(image)
+}
+
+fn fits(lengths: impl Iterator<Item = Length>) -> Result<(), Refusal> {
+    for (what, length, most) in lengths {
+        if length > most {
+            let text = format!(
+                "Pathname of a file, directory or other parameter too long: {what} has {length} bytes, of which \
+                 {most} are allowed"
+            );
+            return Err(Refusal::new(RefusalCode::Invalid, text));
+        }
+    }
+    Ok(())
+}
