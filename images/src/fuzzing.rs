@@ -78,3 +78,21 @@ pub fn config(manifest: &[u8], config: &[u8]) -> Result<(ImageConfig, Vec<LayerI
 pub fn challenge(header: &str) {
     crate::registry::read_challenge(header);
 }
+
+/// Reads a squashfs image to its end; gives the bytes of the archive that it makes.
+///
+/// # Errors
+/// The image is refused.
+pub fn squashfs(file: std::fs::File) -> Result<u64> {
+    let mut total = 0;
+    crate::squashfs::read_whole(file, &limits(), &mut |bytes| {
+        total += bytes.len() as u64;
+        Ok(())
+    })?;
+    Ok(total)
+}
+
+/// Unpacks a block of lzo into at most `most` bytes; nothing where it is damaged.
+pub fn lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+    crate::squashfs::unpack_lzo(bytes, most)
+}

@@ -1,6 +1,57 @@
-//! The files of an archive that is an image: what stands around the layers.
+//! What stands around the layers of an OCI image: manifest, index, the layout's files, and their headers in an archive.
 
+use std::ffi::OsString;
 use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::digest::{Algorithm, Digest};
+
+/// `oci-layout` (image specification, image-layout.md).
+pub(crate) const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// Types of a manifest and of an uncompressed layer.
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The name of a blob's file in a layout.
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+/// A name beside a file for what is not complete.
+pub(crate) fn partial(place: &Path) -> PathBuf {
+    let mut hidden = OsString::from(".");
+    hidden.push(place.file_name().unwrap_or_default());
+    hidden.push(format!(".{}.partial", std::process::id()));
+    place.with_file_name(hidden)
+}
+
+/// The manifest of an image of one layer: its type, digest and length.
+pub(crate) fn manifest(config: &[u8], (kind, layer, size): (&str, &Digest, u64)) -> Vec<u8> {
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": Digest::of(Algorithm::Sha256, config).to_string(),
+            "size": config.len(),
+        },
+        "layers": [{"mediaType": kind, "digest": layer.to_string(), "size": size}],
+    });
+    manifest.to_string().into_bytes()
+}
+
+/// `index.json` for a manifest's descriptor, with a name by which tools list the image.
+pub(crate) fn index(mut descriptor: Value, name: &str) -> Vec<u8> {
+    descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [descriptor],
+    });
+    index.to_string().into_bytes()
+}
 
 /// The header of a file. It belongs to whoever writes the archive: tools that read such archives as ordinary users (skopeo
 /// among them) hand each file to the owner that the archive names, and may do so for their own alone. A size of 8 GiB

@@ -1,21 +1,21 @@
 //! A container's root filesystem, which comes as a POSIX archive, kept as an image: a squashfs file, an archive that
 //! docker and OCI tools read, or an OCI layout. Nothing is seen under its name before it is complete.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use berth_tar::{BLOCK, END, padding};
+use berth_tar::{BLOCK, END, WHOLE, padding};
 use serde_json::json;
 
-use crate::archive::{EntryKind, Reader};
+use crate::archive::{EntryKind, Reader, read_buffered};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::helpers::{RunAs, become_identity, parse_identity};
 use crate::manifest::{ImageConfig, Platform};
-use crate::outer::{directory, header};
+use crate::outer::{self, MARKER, blob_name, directory, header};
 use crate::squashfs::{self, CONFIG_PATH, configuration_of};
 
 /// The form of an image file.
@@ -51,10 +51,7 @@ impl SaveForm {
 pub fn save_root(input: impl Read, path: &Path, config: &ImageConfig) -> Result<()> {
     let form = SaveForm::of(path);
     let (place, temporary) = places(path)?;
-    if place.is_dir() {
-        return Err(Error::new(ErrorKind::Refused, place.display().to_string(), "target is a directory")
-            .next("name a file, or an OCI layout directory that is not there yet (NAME.oci)"));
-    }
+    check_target(&place, form)?;
     let written = match form {
         SaveForm::Squashfs => squashfs_file(input, &temporary, config),
         SaveForm::Archive => archive_file(input, &temporary, config, &place),
@@ -70,6 +67,24 @@ pub fn save_root(input: impl Read, path: &Path, config: &ImageConfig) -> Result<
         let _ = fs::remove_dir_all(&temporary);
     }
     done
+}
+
+/// Refuses what an image cannot take the place of: `rename` would replace a device, too.
+fn check_target(place: &Path, form: SaveForm) -> Result<()> {
+    let Ok(found) = fs::metadata(place) else { return Ok(()) };
+    let refuse = |why: &str, next: &str| {
+        Err(Error::new(ErrorKind::Refused, place.display().to_string(), why).next(next))
+    };
+    let layout = "name a file, or an OCI layout directory that is not there yet (NAME.oci)";
+    if found.is_dir() {
+        refuse("target is a directory", layout)
+    } else if !found.is_file() {
+        refuse("target is no regular file", "name a file, or one that is not there yet")
+    } else if form == SaveForm::Layout {
+        refuse("target is a file, and an OCI layout is a directory", layout)
+    } else {
+        Ok(())
+    }
 }
 
 fn sync_parent(place: &Path) -> Result<()> {
@@ -88,10 +103,7 @@ fn places(path: &Path) -> Result<(PathBuf, PathBuf)> {
         Some(parent) => parent.join(name),
         None => PathBuf::from(name),
     };
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(OsStr::new(&format!(".{}.partial", std::process::id())));
-    let temporary = place.with_file_name(hidden);
+    let temporary = outer::partial(&place);
     Ok((place, temporary))
 }
 
@@ -110,11 +122,7 @@ struct Tee<R, W> {
 
 impl<R: Read, W: Write> Read for Tee<R, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        read_buffered(self, buffer)
     }
 }
 
@@ -188,9 +196,6 @@ fn blob(input: impl Read, out: impl Write) -> Result<Blob> {
     Ok(Blob { digest: counted.hasher.finish(), size: counted.size, diff_id: tee.hasher.finish() })
 }
 
-/// What follows the archive of a container whose files could all be read.
-const WHOLE: &[u8] = b"whole\n";
-
 /// An archive that was cut off between two files looks like one that is complete, but for what follows it.
 fn ended(rest: &mut impl Read) -> Result<()> {
     let mut word = Vec::new();
@@ -203,37 +208,17 @@ fn ended(rest: &mut impl Read) -> Result<()> {
 }
 
 fn manifest_of(blob: &Blob, config: &[u8]) -> Vec<u8> {
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": Digest::of(Algorithm::Sha256, config).to_string(),
-            "size": config.len(),
-        },
-        "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-            "digest": blob.digest.to_string(),
-            "size": blob.size,
-        }],
-    });
-    manifest.to_string().into_bytes()
+    outer::manifest(config, (&format!("{}+gzip", outer::LAYER), &blob.digest, blob.size))
 }
 
-/// `index.json`, with a name by which tools list the image.
 fn index_of(manifest: &[u8], name: &str) -> Vec<u8> {
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
-            "size": manifest.len(),
-            "platform": {"architecture": Platform::default().architecture, "os": "linux"},
-            "annotations": {"org.opencontainers.image.ref.name": name},
-        }],
+    let descriptor = json!({
+        "mediaType": outer::MANIFEST,
+        "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
+        "size": manifest.len(),
+        "platform": {"architecture": Platform::default().architecture, "os": "linux"},
     });
-    index.to_string().into_bytes()
+    outer::index(descriptor, name)
 }
 
 /// The file's name without its ending, in letters that a tag may have.
@@ -243,12 +228,6 @@ fn tag_of(place: &Path) -> String {
     let tag: String = stem.chars().map(|c| if fits(c) { c } else { '_' }).collect();
     let tag = tag.trim_start_matches(['.', '-']).to_string();
     if tag.is_empty() { "saved".to_string() } else { tag }
-}
-
-const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-
-fn blob_name(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
 fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
@@ -354,9 +333,6 @@ fn squashfs_file(input: impl Read, path: &Path, config: &ImageConfig) -> Result<
     ];
     while let Some(entry) = reader.next()? {
         let name = entry.path.strip_suffix(b"/").unwrap_or(&entry.path).to_vec();
-        if own.iter().any(|(path, _, _)| *path == name) && entry.kind != EntryKind::Directory {
-            continue;
-        }
         let meta = squashfs::Meta { mode: entry.mode, mtime: entry.mtime.0, xattrs: entry.xattrs };
         match entry.kind {
             EntryKind::Directory => image.directory(&name, meta).map_err(io)?,
@@ -377,6 +353,7 @@ fn squashfs_file(input: impl Read, path: &Path, config: &ImageConfig) -> Result<
         }
     }
     ended(&mut reader.into_inner())?;
+    // In place of what the container has there, of which there may be further names.
     for (name, bytes, mode) in own {
         let mut rest = bytes.as_slice();
         let meta = squashfs::Meta { mode, mtime: 0, xattrs: Vec::new() };

@@ -11,7 +11,7 @@ use crate::manifest::{
     Document, ImageConfig, LayerInfo, Platform, check_config_type, descriptor_digest, parse_document,
     read_config,
 };
-use crate::outer::{directory, header};
+use crate::outer::{self, blob_name, directory, header};
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, mismatch, read_verified};
 use crate::unpack::Limits;
@@ -39,10 +39,10 @@ fn head(image: &ResolvedManifest, source: &dyn BlobSource) -> Result<Head> {
     let config_digest = descriptor_digest(&what, manifest.config())?;
     let config = read_verified(source, BlobKind::Blob, &config_digest, limits.config_bytes)?;
     let (parsed, layers) = read_config(&what, &manifest, &config, &Platform::default(), &limits)?;
-    let media_type = manifest.media_type().as_ref().map_or_else(
-        || "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        std::string::ToString::to_string,
-    );
+    let media_type = manifest
+        .media_type()
+        .as_ref()
+        .map_or_else(|| outer::MANIFEST.to_owned(), std::string::ToString::to_string);
     Ok(Head { what, manifest: bytes, media_type, config_digest, config, parsed, layers })
 }
 
@@ -72,9 +72,7 @@ pub fn save_archive(
     progress: &dyn Progress,
 ) -> Result<()> {
     let head = head(image, source)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.partial", std::process::id()));
-    let temporary = PathBuf::from(temporary);
+    let temporary = outer::partial(path);
     let file = File::options().write(true).create_new(true).open(&temporary);
     let file = file.map_err(|e| Error::path(path, e).next("choose another file, or make room"))?;
     let written = write(image, &head, source, name, file, progress)
@@ -100,16 +98,12 @@ fn write(
     let bytes = layers.iter().map(|l| l.size).sum();
     progress.event(ProgressEvent::Start { layers: layers.len(), cached: 0, bytes });
     let mut archive = tar::Builder::new(BufWriter::with_capacity(1 << 18, file));
-    let index = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{
-            "mediaType": head.media_type,
-            "digest": image.digest.to_string(),
-            "size": head.manifest.len(),
-            "annotations": {"org.opencontainers.image.ref.name": name},
-        }],
+    let descriptor = serde_json::json!({
+        "mediaType": head.media_type,
+        "digest": image.digest.to_string(),
+        "size": head.manifest.len(),
     });
+    let index = outer::index(descriptor, name);
     let digests = layers.iter().map(|l| &l.digest).chain([&image.digest, &head.config_digest]);
     let algorithms: std::collections::BTreeSet<_> = digests.map(|d| d.algorithm().name()).collect();
     let directories = algorithms.iter().map(|algorithm| format!("blobs/{algorithm}"));
@@ -117,10 +111,10 @@ fn write(
         archive.append(&directory(&name).map_err(io)?, std::io::empty()).map_err(io)?;
     }
     let mut member = |name: &str, bytes: &[u8]| archive.append(&header(name, bytes.len() as u64)?, bytes);
-    member("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
-    member("index.json", index.to_string().as_bytes()).map_err(io)?;
-    member(&blob(&image.digest), &head.manifest).map_err(io)?;
-    member(&blob(&head.config_digest), &head.config).map_err(io)?;
+    member("oci-layout", outer::MARKER).map_err(io)?;
+    member("index.json", &index).map_err(io)?;
+    member(&blob_name(&image.digest), &head.manifest).map_err(io)?;
+    member(&blob_name(&head.config_digest), &head.config).map_err(io)?;
     for layer in layers {
         let mut verified = Verified {
             what: format!("layer {} of {}", layer.digest, head.what),
@@ -129,7 +123,7 @@ fn write(
             total: 0,
             progress,
         };
-        header(&blob(&layer.digest), layer.size)
+        header(&blob_name(&layer.digest), layer.size)
             .and_then(|header| archive.append(&header, &mut verified))
             .map_err(|e| recover(&format!("archive of {}", head.what), e))?;
         verified.check(layer)?;
@@ -172,8 +166,4 @@ impl<R> Verified<'_, R> {
         let found = self.hasher.finish();
         if found == layer.digest { Ok(()) } else { Err(mismatch(&self.what, &layer.digest, &found)) }
     }
-}
-
-fn blob(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }

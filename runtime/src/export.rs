@@ -5,7 +5,7 @@
 
 use crate::setup::SetupFailure;
 use crate::sys::Errno;
-use berth_tar::{BLOCK, END, Kind, Member, padding};
+use berth_tar::{BLOCK, END, Kind, Member, WHOLE, padding};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -31,9 +31,6 @@ pub(crate) fn write(root: BorrowedFd<'_>, out: BorrowedFd<'_>) -> Result<(), Set
     writer.put(&END)?;
     writer.put(WHOLE)
 }
-
-/// Follows the end of the archive: without it, one that was cut off between two files would look complete.
-const WHOLE: &[u8] = b"whole\n";
 
 fn unread(path: &[u8], errno: Errno) -> SetupFailure {
     SetupFailure::at("read the container's file", &path.into(), errno)

@@ -66,3 +66,12 @@ pub(crate) fn refused(path: &[u8], reason: impl Into<String>) -> Error {
 pub(crate) fn show(path: &[u8]) -> String {
     format!("{:?}", crate::error::printable(&String::from_utf8_lossy(path), 200))
 }
+
+/// [`std::io::Read::read`] of what has a buffer of its own.
+pub(crate) fn read_buffered(from: &mut impl std::io::BufRead, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let available = from.fill_buf()?;
+    let length = available.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&available[..length]);
+    from.consume(length);
+    Ok(length)
+}

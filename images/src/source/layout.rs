@@ -12,6 +12,7 @@ use super::{BlobKind, BlobSource, Layout};
 use crate::archive::{EntryKind, Reader};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::outer::blob_name;
 use crate::reference::unsupported_file;
 use crate::unpack::{CleanPath, Limits};
 
@@ -132,7 +133,7 @@ impl BlobSource for ArchiveSource {
     }
 
     fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
-        let name = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
+        let name = blob_name(digest);
         match self.members.get(name.as_bytes()) {
             Some((start, length)) => Ok(Box::new(self.member(*start, *length, offset))),
             None => Err(no_blob(&self.describe(), digest)),

@@ -146,7 +146,7 @@ pub fn resolve(
                         .map(Resolved::Manifest)
                 }
                 sniff::Form::Squashfs => {
-                    let source = SquashfsSource::open(&path)?;
+                    let source = SquashfsSource::open(&path, credentials.home())?;
                     let name = Some(format!("sqsh:{}", path.display()));
                     let digest = source.digest()?;
                     let source = source.describe();
@@ -177,7 +177,11 @@ pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> R
     }
     if let Some(path) = source.strip_prefix("sqsh:") {
         let path = Path::new(path);
-        return if path.is_absolute() { Ok(Box::new(SquashfsSource::open(path)?)) } else { Err(relative()) };
+        return if path.is_absolute() {
+            Ok(Box::new(SquashfsSource::open(path, credentials.home())?))
+        } else {
+            Err(relative())
+        };
     }
     if let Some(path) = source.strip_prefix("oci:") {
         let path = Path::new(path);

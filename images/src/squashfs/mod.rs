@@ -4,7 +4,10 @@
 //! All numbers are little-endian. Inodes, directories, fragments, ids and attributes stand in metadata blocks of at most
 //! 8 KiB, each behind two bytes of length whose top bit says that it is not compressed.
 
+mod compressor;
+mod lzo;
 mod read;
+mod remembered;
 mod source;
 mod write;
 
@@ -25,6 +28,8 @@ const PLAIN_DATA: u32 = 1 << 24;
 const NONE: u32 = u32::MAX;
 const NO_TABLE: u64 = u64::MAX;
 const GZIP: u16 = 1;
+const LZO: u16 = 3;
+const XZ: u16 = 4;
 const ZSTD: u16 = 6;
 /// The flag of an image without attributes.
 const NO_XATTRS: u16 = 0x200;
@@ -38,3 +43,17 @@ const EXTENDED: u16 = 7;
 
 /// Where what an image is to be run with stands in the images that we write.
 pub(crate) const CONFIG_PATH: &[u8] = b"etc/berth-image.json";
+
+/// What the fuzz targets get at.
+#[cfg(fuzzing)]
+pub(crate) use {doors::read_whole, lzo::unpack as unpack_lzo};
+#[cfg(fuzzing)]
+mod doors {
+    use super::read::{Give, Image};
+    use crate::error::Result;
+    use crate::unpack::Limits;
+
+    pub(crate) fn read_whole(file: std::fs::File, limits: &Limits, out: &mut Give<'_>) -> Result<()> {
+        Image::open(file)?.archive(limits, out).map(drop)
+    }
+}

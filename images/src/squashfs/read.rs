@@ -1,22 +1,28 @@
 //! Reads an image and gives its files as a POSIX archive, always in the same order. Nothing in the image is believed:
 //! places, lengths, depths and counts are bounded before memory is taken.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, Metadata};
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use berth_tar::{BLOCK, END, Kind, Member, padding};
 
+use super::compressor::Compressor;
 use super::{
-    CONFIG_PATH, DIRECTORY, EXTENDED, FIFO, FILE, GZIP, MAGIC, METADATA, NO_TABLE, NONE, PLAIN_DATA,
-    PLAIN_METADATA, SUPERBLOCK, SYMLINK, ZSTD,
+    CONFIG_PATH, DIRECTORY, EXTENDED, FIFO, FILE, MAGIC, METADATA, NO_TABLE, NONE, PLAIN_DATA,
+    PLAIN_METADATA, SUPERBLOCK, SYMLINK,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::unpack::{Limits, over};
 
 /// Metadata blocks that are kept unpacked.
 const CACHED: usize = 256;
+/// Fragment blocks that are kept unpacked: the ends of many files stand in one, one after another.
+const FRAGMENTS: usize = 4;
+/// Bytes of an entry of a table to which an index leads, and how many of them a metadata block has.
+const ENTRY: usize = 16;
+const ENTRIES: u32 = 512;
 /// Bytes of attributes of one file, and of the configuration.
 const SMALL: usize = 256 << 10;
 
@@ -55,14 +61,22 @@ impl<'a> Fields<'a> {
 pub(super) struct Image {
     file: File,
     block: usize,
-    compressor: u16,
+    compressor: Compressor,
     root: u64,
     inode_table: u64,
     directory_table: u64,
-    fragments: Vec<(u64, u32)>,
+    /// For each fragment block where it is, and its length.
+    fragments: Table,
     /// Where values of attributes begin, and for each list where in there it is and how many it has.
-    xattrs: (u64, Vec<(u64, u32)>),
+    xattrs: Option<(u64, Table)>,
     length: u64,
+}
+
+/// A table that an index finds. Its entries are read when they are needed: an image may count what it does not have.
+#[derive(Clone, Copy)]
+struct Table {
+    index: u64,
+    count: u32,
 }
 
 /// What is read of the image beside its files.
@@ -121,30 +135,29 @@ impl Image {
         if used > length {
             return Err(bad("it is cut off"));
         }
-        if !matches!(compressor, GZIP | ZSTD) {
-            let name =
-                ["gzip", "lzma", "lzo", "xz", "lz4", "zstd"].get(usize::from(compressor).wrapping_sub(1));
-            let what = format!("is compressed with {}", name.unwrap_or(&"something unknown"));
-            return Err(Error::new(ErrorKind::Unsupported, "squashfs image", what)
-                .next("make it again with `mksquashfs DIR FILE -comp zstd`"));
-        }
-        let block = usize::try_from(block).map_err(|_| bad("its block size is none"))?;
         let mut image = Image {
             file,
-            block,
-            compressor,
+            block: usize::try_from(block).map_err(|_| bad("its block size is none"))?,
+            compressor: Compressor::of(compressor)?,
             root,
             inode_table,
             directory_table,
-            fragments: Vec::new(),
-            xattrs: (0, Vec::new()),
+            fragments: Table { index: fragment_table, count: fragments },
+            xattrs: None,
             length,
         };
-        image.fragments = image.fragment_table(fragment_table, fragments)?;
         if xattr_table != NO_TABLE {
-            image.xattrs = image.xattr_table(xattr_table)?;
+            let head = image.bytes(xattr_table, ENTRY)?;
+            let mut fields = Fields(&head);
+            let (values, count) = (fields.u64()?, fields.u32()?);
+            image.xattrs = Some((values, Table { index: xattr_table + ENTRY as u64, count }));
         }
         Ok(image)
+    }
+
+    /// The file, as it is now.
+    pub(super) fn file_metadata(&self) -> Result<Metadata> {
+        self.file.metadata().map_err(|e| Error::io("squashfs image", e))
     }
 
     fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>> {
@@ -158,18 +171,10 @@ impl Image {
 
     /// Unpacks what becomes at most `most` bytes.
     fn unpack(&self, packed: &[u8], most: usize) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        let limit = most as u64 + 1;
-        let result = if self.compressor == GZIP {
-            flate2::read::ZlibDecoder::new(packed).take(limit).read_to_end(&mut out)
-        } else {
-            let decoder = zstd::Decoder::with_buffer(packed).and_then(|mut decoder| {
-                decoder.window_log_max(21)?;
-                Ok(decoder)
-            });
-            decoder.and_then(|decoder| decoder.take(limit).read_to_end(&mut out))
-        };
-        result.map_err(|e| bad(format!("a block cannot be decompressed: {e}")))?;
+        let out = self
+            .compressor
+            .unpack(packed, most)
+            .map_err(|e| bad(format!("a block cannot be decompressed: {e}")))?;
         if out.len() > most { Err(bad("a block is larger than it may be")) } else { Ok(out) }
     }
 
@@ -183,58 +188,10 @@ impl Image {
         }
         let bytes = self.bytes(at + 2, length)?;
         let block = if mark & PLAIN_METADATA != 0 { bytes } else { self.unpack(&bytes, METADATA)? };
+        if block.is_empty() {
+            return Err(bad("a metadata block is empty or too large"));
+        }
         Ok((block, at + 2 + length as u64))
-    }
-
-    /// The blocks to which an index of so many entries of `each` bytes leads.
-    fn indexed(&self, index: u64, count: usize, each: usize) -> Result<Vec<u8>> {
-        let blocks = (count * each).div_ceil(METADATA);
-        let places = self.bytes(index, blocks * 8)?;
-        let mut fields = Fields(&places);
-        let mut all = Vec::new();
-        for _ in 0..blocks {
-            all.extend(self.metadata(fields.u64()?)?.0);
-        }
-        if all.len() < count * each { Err(bad("a table is too short")) } else { Ok(all) }
-    }
-
-    fn fragment_table(&self, index: u64, count: u32) -> Result<Vec<(u64, u32)>> {
-        let count = self.counted(count)?;
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let table = self.indexed(index, count, 16)?;
-        let mut fields = Fields(&table);
-        (0..count)
-            .map(|_| {
-                let entry = (fields.u64()?, fields.u32()?);
-                fields.u32()?;
-                Ok(entry)
-            })
-            .collect()
-    }
-
-    /// A count of things of which each takes at least a byte of the file, packed a hundredfold.
-    fn counted(&self, count: u32) -> Result<usize> {
-        if u64::from(count) > self.length.saturating_mul(100) {
-            return Err(bad("it counts more than it can hold"));
-        }
-        usize::try_from(count).map_err(|_| bad("it counts more than it can hold"))
-    }
-
-    fn xattr_table(&self, at: u64) -> Result<(u64, Vec<(u64, u32)>)> {
-        let head = self.bytes(at, 16)?;
-        let mut fields = Fields(&head);
-        let (values, count) = (fields.u64()?, fields.u32()?);
-        let count = self.counted(count)?;
-        let table = self.indexed(at + 16, count, 16)?;
-        let mut fields = Fields(&table);
-        let lists = (0..count).map(|_| {
-            let list = (fields.u64()?, fields.u32()?);
-            fields.u32()?;
-            Ok(list)
-        });
-        Ok((values, lists.collect::<Result<_>>()?))
     }
 
     /// Gives the archive to `out`, and what is of interest in it.
@@ -244,9 +201,11 @@ impl Image {
             limits,
             out,
             cache: HashMap::new(),
+            fragments: VecDeque::new(),
             links: HashMap::new(),
             open: Vec::new(),
             entries: 0,
+            names: 0,
             bytes: 0,
             found: Found::default(),
         };
@@ -264,11 +223,15 @@ struct Walk<'a> {
     out: &'a mut Give<'a>,
     /// Metadata blocks by place, and where the next begins.
     cache: HashMap<u64, (Vec<u8>, u64)>,
+    /// Fragment blocks by number, the one that was used last first.
+    fragments: VecDeque<(u32, Rc<Vec<u8>>)>,
     /// First names of files that have several, by number.
     links: HashMap<u32, Vec<u8>>,
     /// Numbers of the directories above.
     open: Vec<u32>,
     entries: u64,
+    /// Bytes of names, and of what was given on.
+    names: u64,
     bytes: u64,
     found: Found,
 }
@@ -301,6 +264,38 @@ impl Walk<'_> {
             }
         }
         Ok(bytes)
+    }
+
+    /// An entry of a table, if it has so many.
+    fn entry_of(&mut self, table: Table, number: u32) -> Result<Option<(u64, u32)>> {
+        if number >= table.count {
+            return Ok(None);
+        }
+        let at = table.index.checked_add(u64::from(number / ENTRIES) * 8);
+        let place = self.image.bytes(at.ok_or_else(|| bad("a place overflows"))?, 8)?;
+        let at = Fields(&place).u64()?;
+        let offset = usize::try_from(number % ENTRIES).unwrap_or(0) * ENTRY;
+        let entry = self.read(&mut Cursor { at, offset }, ENTRY)?;
+        let mut fields = Fields(&entry);
+        Ok(Some((fields.u64()?, fields.u32()?)))
+    }
+
+    /// Counts what is given on.
+    fn grow(&mut self, bytes: u64) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.limits.bytes {
+            return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
+        }
+        self.limits.check_ratio(self.image.length, self.bytes)
+    }
+
+    /// Counts names that are held in memory.
+    fn remember(&mut self, name: &[u8]) -> Result<()> {
+        self.names += name.len() as u64;
+        if self.names > self.limits.name_bytes {
+            return Err(over(format!("its names have more than {} bytes", self.limits.name_bytes)));
+        }
+        Ok(())
     }
 
     fn inode(&mut self, place: u64) -> Result<(Head, Inode)> {
@@ -392,12 +387,12 @@ impl Walk<'_> {
         if list == NONE {
             return Ok(Vec::new());
         }
-        let index = usize::try_from(list).unwrap_or(usize::MAX);
-        let (base, lists) = &self.image.xattrs;
-        let (place, count) = *lists.get(index).ok_or_else(|| bad("a list of attributes is not there"))?;
+        let missing = || bad("a list of attributes is not there");
+        let (base, lists) = self.image.xattrs.ok_or_else(missing)?;
+        let (place, count) = self.entry_of(lists, list)?.ok_or_else(missing)?;
         let at = base.checked_add(place >> 16).ok_or_else(|| bad("a place overflows"))?;
         let mut cursor = Cursor { at, offset: usize::try_from(place & 0xffff).unwrap_or(0) };
-        let (base, mut found, mut total) = (*base, Vec::new(), 0);
+        let (mut found, mut total) = (Vec::new(), 0);
         for _ in 0..count {
             let head = self.read(&mut cursor, 4)?;
             let mut f = Fields(&head);
@@ -405,7 +400,7 @@ impl Walk<'_> {
             let name = self.read(&mut cursor, length)?;
             let head = self.read(&mut cursor, 4)?;
             let length = usize::try_from(Fields(&head).u32()?).unwrap_or(usize::MAX);
-            total += name.len().saturating_add(length.min(SMALL + 1));
+            total += 8 + name.len() + length.min(SMALL + 1);
             if total > SMALL {
                 return Err(bad("the attributes of a file are too large"));
             }
@@ -465,6 +460,7 @@ impl Walk<'_> {
                 if self.entries > self.limits.entries {
                     return Err(over(format!("it has more than {} entries", self.limits.entries)));
                 }
+                self.remember(&name)?;
                 names.push((name, u64::from(start) << 16 | u64::from(offset)));
             }
         }
@@ -535,6 +531,7 @@ impl Walk<'_> {
             Inode::Other => return Ok(()),
         }
         if several {
+            self.remember(path)?;
             self.links.insert(head.number, path.clone());
         }
         Ok(())
@@ -550,18 +547,16 @@ impl Walk<'_> {
         xattrs: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<()> {
         let member = Member { path, kind, mode: head.mode, size, mtime: (head.mtime, 0), link, xattrs };
-        (self.out)(&member.header())
+        let bytes = member.header();
+        self.grow(bytes.len() as u64)?;
+        (self.out)(&bytes)
     }
 
     /// The bytes of a file, block by block.
     fn content(&mut self, inode: &Inode, give: &mut dyn FnMut(&mut Self, &[u8]) -> Result<()>) -> Result<()> {
         let Inode::File { start, size, fragment, offset, sizes } = inode else { return Ok(()) };
         let block = self.image.block;
-        self.bytes = self.bytes.saturating_add(*size);
-        if self.bytes > self.limits.bytes {
-            return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
-        }
-        self.limits.check_ratio(self.image.length, self.bytes)?;
+        self.grow(*size)?;
         let (mut at, mut left) = (*start, *size);
         for mark in sizes {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(block);
@@ -583,21 +578,37 @@ impl Walk<'_> {
             left -= most as u64;
         }
         if left > 0 {
-            let index = usize::try_from(*fragment).unwrap_or(usize::MAX);
-            let (place, mark) =
-                *self.image.fragments.get(index).ok_or_else(|| bad("a fragment is not there"))?;
-            let length = usize::try_from(mark & !PLAIN_DATA).unwrap_or(usize::MAX);
-            if length > block {
-                return Err(bad("a fragment is larger than it may be"));
-            }
-            let stored = self.image.bytes(place, length)?;
-            let whole = if mark & PLAIN_DATA != 0 { stored } else { self.image.unpack(&stored, block)? };
+            let whole = self.fragment(*fragment)?;
             let from = usize::try_from(*offset).unwrap_or(usize::MAX);
             let end = from.checked_add(usize::try_from(left).unwrap_or(usize::MAX));
             let part = end.and_then(|end| whole.get(from..end));
             give(self, part.ok_or_else(|| bad("the end of a file lies outside of its fragment"))?)?;
         }
         Ok(())
+    }
+
+    /// A fragment block, unpacked.
+    fn fragment(&mut self, number: u32) -> Result<Rc<Vec<u8>>> {
+        let known = self.fragments.iter().position(|(of, _)| *of == number);
+        let found = match known.and_then(|at| self.fragments.remove(at)) {
+            Some(found) => found,
+            None => {
+                let entry = self.entry_of(self.image.fragments, number)?;
+                let (place, mark) = entry.ok_or_else(|| bad("a fragment is not there"))?;
+                let length = usize::try_from(mark & !PLAIN_DATA).unwrap_or(usize::MAX);
+                if length > self.image.block {
+                    return Err(bad("a fragment is larger than it may be"));
+                }
+                let stored = self.image.bytes(place, length)?;
+                let plain = mark & PLAIN_DATA != 0;
+                let whole = if plain { stored } else { self.image.unpack(&stored, self.image.block)? };
+                self.fragments.truncate(FRAGMENTS - 1);
+                (number, Rc::new(whole))
+            }
+        };
+        let whole = Rc::clone(&found.1);
+        self.fragments.push_front(found);
+        Ok(whole)
     }
 }
 

@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::read::{Found, Image};
+use super::remembered::{Entry, Remembered};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{ImageConfig, Platform};
+use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_document};
+use crate::outer;
 use crate::source::{BlobKind, BlobSource, open_regular};
 use crate::unpack::Limits;
 
@@ -25,6 +27,8 @@ const QUEUE: usize = 8;
 pub(crate) struct SquashfsSource {
     path: PathBuf,
     image: Arc<Image>,
+    /// Whose cache remembers what the file is called.
+    home: Option<PathBuf>,
     /// Manifest and configuration, once they were asked for.
     described: Mutex<Option<Arc<Described>>>,
 }
@@ -37,17 +41,46 @@ struct Described {
     layer: Digest,
 }
 
+impl Described {
+    fn of(manifest: Vec<u8>, config: Vec<u8>, layer: Digest) -> Described {
+        let manifest_digest = Digest::of(Algorithm::Sha256, &manifest);
+        let config_digest = Digest::of(Algorithm::Sha256, &config);
+        Described { manifest, manifest_digest, config, config_digest, layer }
+    }
+
+    /// As it was remembered; nothing, where that does not hang together.
+    fn again(Entry { manifest, config }: Entry) -> Option<Described> {
+        let parsed = parse_document("squashfs image", manifest.as_bytes(), None).ok()?;
+        let Document::Manifest(parsed) = parsed else { return None };
+        let [layer] = parsed.layers().as_slice() else { return None };
+        let layer = descriptor_digest("squashfs image", layer).ok()?;
+        let named = descriptor_digest("squashfs image", parsed.config()).ok()?;
+        let described = Described::of(manifest.into_bytes(), config.into_bytes(), layer);
+        (named == described.config_digest).then_some(described)
+    }
+
+    fn entry(&self) -> Entry {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Entry { manifest: text(&self.manifest), config: text(&self.config) }
+    }
+}
+
 impl SquashfsSource {
-    /// Opens the file at an absolute path.
+    /// Opens the file at an absolute path; what it is called is remembered in the cache below `home`.
     ///
     /// # Errors
     /// It cannot be opened, or is no squashfs image that can be read.
-    pub(crate) fn open(path: &Path) -> Result<SquashfsSource> {
+    pub(crate) fn open(path: &Path, home: Option<&Path>) -> Result<SquashfsSource> {
         let image = Image::open(open_regular(path)?).map_err(|e| e.within(&path.display().to_string()))?;
-        Ok(SquashfsSource { path: path.to_path_buf(), image: Arc::new(image), described: Mutex::default() })
+        Ok(SquashfsSource {
+            path: path.to_path_buf(),
+            image: Arc::new(image),
+            home: home.map(Path::to_path_buf),
+            described: Mutex::default(),
+        })
     }
 
-    /// Digest of the manifest; the whole file is read for it.
+    /// Digest of the manifest; the whole file is read for it, unless it is remembered.
     ///
     /// # Errors
     /// The image is damaged or hostile.
@@ -60,6 +93,33 @@ impl SquashfsSource {
         if let Some(described) = &*kept {
             return Ok(Arc::clone(described));
         }
+        let before = self.remembered()?;
+        let known = before.as_ref().and_then(Remembered::read).and_then(Described::again);
+        let described = match known {
+            Some(known) => known,
+            None => {
+                let found = self.describe_anew()?;
+                if let (Some(before), Ok(Some(after))) = (&before, self.remembered())
+                    && after.is(before)
+                {
+                    // Without a place for it, the file is read again the next time.
+                    let _ = before.write(&found.entry(), std::time::SystemTime::now());
+                }
+                found
+            }
+        };
+        let described = Arc::new(described);
+        *kept = Some(Arc::clone(&described));
+        Ok(described)
+    }
+
+    fn remembered(&self) -> Result<Option<Remembered>> {
+        let Some(home) = &self.home else { return Ok(None) };
+        Ok(Some(Remembered::of(home, &self.image.file_metadata()?)))
+    }
+
+    /// Reads the whole file.
+    fn describe_anew(&self) -> Result<Described> {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut size = 0_u64;
         let found = self.image.archive(&Limits::default(), &mut |bytes| {
@@ -70,26 +130,8 @@ impl SquashfsSource {
         let found = found.map_err(|e| e.within(&self.path.display().to_string()))?;
         let layer = hasher.finish();
         let config = configuration(&found, &layer).to_string().into_bytes();
-        let config_digest = Digest::of(Algorithm::Sha256, &config);
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": config_digest.to_string(),
-                "size": config.len(),
-            },
-            "layers": [{
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                "digest": layer.to_string(),
-                "size": size,
-            }],
-        });
-        let manifest = manifest.to_string().into_bytes();
-        let manifest_digest = Digest::of(Algorithm::Sha256, &manifest);
-        let described = Arc::new(Described { manifest, manifest_digest, config, config_digest, layer });
-        *kept = Some(Arc::clone(&described));
-        Ok(described)
+        let manifest = outer::manifest(&config, (outer::LAYER, &layer, size));
+        Ok(Described::of(manifest, config, layer))
     }
 }
 

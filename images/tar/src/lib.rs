@@ -6,6 +6,9 @@
 pub const BLOCK: usize = 512;
 /// The end of an archive.
 pub const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+/// Follows the end of a container's archive that was written whole: without it, one that was cut off between two files would
+/// look complete.
+pub const WHOLE: &[u8] = b"whole\n";
 /// What eleven octal digits hold.
 const OCTAL: u64 = 0o77_777_777_777;
 
