@@ -462,6 +462,9 @@ impl Driver {
             supervisors::spawn(&node.zygote, &dir, &held, standby)
         };
         let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
+        if let Some(claim) = ready.kept {
+            claim.hand_over();
+        }
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
         self.want_next(key.job, key.attempt);
         Ok(())

@@ -10,7 +10,7 @@ use berth_model::launch::StepLaunch;
 use berth_model::spec::{ContainerSpec, ImageRef, NameFlag, NameScope, NamedSpec, ResolvedImage};
 use berth_model::time::Time;
 use berth_model::{ByteStr, is_container_name};
-use berth_step::kept::{KeptPart, Member, members, members_dir};
+use berth_step::kept::{KeptPart, Member, forget, is_forgotten, members, members_dir};
 use berth_step::spool::{read_json, write_json};
 use berth_step::tree::remove_tree;
 use berth_stream::{KeptContainer, KeptState};
@@ -41,13 +41,33 @@ struct Record {
     created: Time,
 }
 
-/// A container that a step has claimed. The claim lasts until every copy of its descriptor is closed.
+/// A container that a step has claimed. The claim lasts until every copy of its descriptor is closed. A container that was
+/// made for the step goes with the claim, until the step's supervisor has it.
 pub struct Claim {
     /// For the supervisor.
     pub part: KeptPart,
     /// What the container was made of.
     pub image: ImageRef,
     lock: File,
+    handed_over: bool,
+}
+
+impl Claim {
+    /// The step's supervisor has a copy of the descriptor, and answers for the container.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.part.fresh
+            && !self.handed_over
+            && let Err(e) = self.part.undo()
+        {
+            tracing::warn!("the container '{}' ({}): {e}", self.part.name, self.part.record.display());
+        }
+    }
 }
 
 impl AsFd for Claim {
@@ -76,6 +96,7 @@ impl Place {
         Place { name: name.to_string(), record, written }
     }
 
+    /// What is known of the container; nothing, where there is none.
     fn read(&self) -> Result<Option<Record>, String> {
         match read_json(&self.record.join("container.json")) {
             Ok(record) => Ok(Some(record)),
@@ -88,17 +109,20 @@ impl Place {
         format!("the container '{}' ({}): {e}", self.name, self.record.display())
     }
 
-    fn lock(&self) -> Result<File, String> {
-        let file = File::options().read(true).open(self.record.join("lock"));
-        file.map_err(|e| self.trouble(&e))
+    /// What claims are made with; none, where the container has just gone.
+    fn lock(&self) -> Result<Option<File>, String> {
+        match File::options().read(true).open(self.record.join("lock")) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.trouble(&e)),
+        }
     }
 
-    /// A lock that nobody else has, or none.
-    fn idle(&self) -> Result<Option<File>, String> {
-        let file = self.lock()?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+    /// Whether nobody else has claimed it, until the lock is closed.
+    fn is_idle(&self, lock: &File) -> Result<bool, String> {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(self.trouble(&e.into())),
         }
     }
@@ -112,7 +136,7 @@ impl Place {
             fresh,
             join,
         };
-        Ok(Claim { part, image, lock })
+        Ok(Claim { part, image, lock, handed_over: false })
     }
 
     /// Forgets members that are no more, and notes the time of use.
@@ -132,14 +156,6 @@ impl Place {
     fn used(&self) -> SystemTime {
         let times = fs::metadata(members_dir(&self.record)).and_then(|m| m.modified());
         times.unwrap_or(SystemTime::UNIX_EPOCH)
-    }
-
-    /// Removes it; its lock must be held alone.
-    fn remove(&self) -> io::Result<()> {
-        // Without this file it is none, whatever is left.
-        fs::remove_file(self.record.join("container.json"))?;
-        remove_tree(&self.written)?;
-        remove_tree(&self.record)
     }
 }
 
@@ -181,12 +197,11 @@ impl KeptContainers {
     ) -> Result<Option<Claim>, String> {
         let deadline = Instant::now() + STARTING;
         let name = &named.name;
+        let none = || if named.flag == NameFlag::Exec { Err(not_running(name)) } else { Ok(None) };
         loop {
             let turn = self.turn();
             let place = self.place(launch, named)?;
-            let Some(record) = place.read()? else {
-                return if named.flag == NameFlag::Exec { Err(not_running(name)) } else { Ok(None) };
-            };
+            let Some(record) = place.read()? else { return none() };
             if named.flag == NameFlag::Create {
                 return Err(format!(
                     "\"create\" flag was passed to --container-name but the container '{name}' already exists: leave the \
@@ -200,9 +215,11 @@ impl KeptContainers {
                     record.image.typed, spec.image.typed
                 ));
             }
-            if let Some(lock) = place.idle()? {
-                if named.flag == NameFlag::Exec {
-                    return Err(not_running(name));
+            let Some(lock) = place.lock()? else { return none() };
+            if place.is_idle(&lock)? {
+                // A step that could not start may have taken it away a moment ago.
+                if named.flag == NameFlag::Exec || place.read()?.is_none() {
+                    return none();
                 }
                 place.sweep().map_err(|e| place.trouble(&e))?;
                 return place.claim(lock, record.image, false, None).map(Some);
@@ -221,7 +238,7 @@ impl KeptContainers {
                          leave it out to join the container, or take another name"
                     ));
                 }
-                let (lock, member) = (place.lock()?, member.clone());
+                let member = member.clone();
                 return place.claim(lock, record.image, false, Some(member)).map(Some);
             }
             if let Some(member) = members.first() {
@@ -266,9 +283,9 @@ impl KeptContainers {
             created: crate::driver::wall_clock(),
         };
         self.write(&place, &record, launch).map_err(|e| place.trouble(&e))?;
-        match place.idle()? {
-            Some(lock) => place.claim(lock, image, true, None).map(Some),
-            None => Err(format!("the container '{}' was taken by somebody else", named.name)),
+        match place.lock()? {
+            Some(lock) if place.is_idle(&lock)? => place.claim(lock, image, true, None).map(Some),
+            _ => Err(format!("the container '{}' was taken by somebody else", named.name)),
         }
     }
 
@@ -306,9 +323,10 @@ impl KeptContainers {
     }
 
     fn describe(place: &Place, record: &Record) -> Option<KeptContainer> {
-        let state = match place.idle().ok()? {
-            Some(_) => KeptState::Idle,
-            None => match place.members().ok()?.first() {
+        let lock = place.lock().ok()??;
+        let state = match place.is_idle(&lock).ok()? {
+            true => KeptState::Idle,
+            false => match place.members().ok()?.first() {
                 Some(member) => KeptState::Running(member.job),
                 None => KeptState::Starting,
             },
@@ -328,7 +346,10 @@ impl KeptContainers {
     fn all(&self, of: Option<Uid>) -> Vec<(Place, Record)> {
         let names = |dir: &Path| -> Vec<String> {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+            entries
+                .filter_map(|e| e.file_name().into_string().ok())
+                .filter(|n| is_container_name(n))
+                .collect()
         };
         let mut places = Vec::new();
         for text in names(&self.paths.kept_records()) {
@@ -352,7 +373,6 @@ impl KeptContainers {
     /// # Errors
     /// There is none, or something runs in it.
     pub fn remove(&self, uid: Uid, name: &str) -> Result<(), String> {
-        let _turn = self.turn();
         let missing = || {
             format!(
                 "there is no container '{name}' that is kept for you: 'berth container ls' shows those that there are"
@@ -362,33 +382,89 @@ impl KeptContainers {
             return Err(missing());
         }
         let place = Place::of(&self.paths, NameScope::User, JobId(0), uid, name);
-        if place.read()?.is_none() {
-            return Err(missing());
-        }
-        match place.idle()? {
-            Some(_lock) => place.remove().map_err(|e| place.trouble(&e)),
-            None => Err(format!(
-                "the container '{name}' is in use: 'berth container ls' shows the job; end it with scancel first"
-            )),
-        }
+        let taken = {
+            let _turn = self.turn();
+            if place.read()?.is_none() {
+                return Err(missing());
+            }
+            let lock = place.lock()?.ok_or_else(missing)?;
+            if !place.is_idle(&lock)? {
+                return Err(format!(
+                    "the container '{name}' is in use: 'berth container ls' shows the job; end it with scancel first"
+                ));
+            }
+            self.take_away(&place).map_err(|e| place.trouble(&e))?
+        };
+        remove_tree(&taken).map_err(|e| place.trouble(&e))
     }
 
     /// Removes the containers that nothing was run in for this long; their names.
     pub fn prune(&self, of: Option<Uid>, unused: Duration) -> Vec<String> {
-        let _turn = self.turn();
         let old = |place: &Place| place.used().elapsed().is_ok_and(|age| age >= unused);
         let mut removed = Vec::new();
+        let mut all_taken = Vec::new();
+        let turn = self.turn();
         for (place, record) in self.all(of) {
             if record.scope != NameScope::User || !old(&place) {
                 continue;
             }
-            let Ok(Some(_lock)) = place.idle() else { continue };
-            match place.remove() {
-                Ok(()) => removed.push(record.name),
+            let Ok(Some(lock)) = place.lock() else { continue };
+            if !place.is_idle(&lock).unwrap_or(false) {
+                continue;
+            }
+            match self.take_away(&place) {
+                Ok(taken) => {
+                    removed.push(record.name);
+                    all_taken.push((place, taken));
+                }
                 Err(e) => tracing::warn!("{}", place.trouble(&e)),
             }
         }
+        drop(turn);
+        for (place, taken) in all_taken {
+            if let Err(e) = remove_tree(&taken) {
+                tracing::warn!("{}", place.trouble(&e));
+            }
+        }
         removed
+    }
+
+    /// Takes a container of a user's out of the way, whose lock is held alone: it is there no more, and its files lie
+    /// where nobody looks, to be removed when others have had their turn.
+    fn take_away(&self, place: &Place) -> io::Result<PathBuf> {
+        let trash = self.paths.kept_trash();
+        mkdir(&trash, 0o700)?;
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let taken = trash.join(format!("{}-{}", place.name, since.as_nanos()));
+        // Without this file it is none, whatever is left.
+        fs::remove_file(place.record.join("container.json"))?;
+        match fs::rename(&place.written, &taken) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        forget(&place.record)?;
+        Ok(taken)
+    }
+
+    /// Has what an agent that ended had taken away, and not yet removed, removed beside everything else.
+    pub fn sweep(&self) {
+        let within = |dir: &Path| -> Vec<PathBuf> {
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        };
+        let mut left = within(&self.paths.kept_trash());
+        for of_user in within(&self.paths.kept_records()) {
+            left.extend(within(&of_user).into_iter().filter(|path| is_forgotten(path)));
+        }
+        if left.is_empty() {
+            return;
+        }
+        std::thread::spawn(move || {
+            for path in left {
+                if let Err(e) = remove_tree(&path) {
+                    tracing::warn!("{}: {e}", path.display());
+                }
+            }
+        });
     }
 }
 
@@ -398,3 +474,6 @@ fn not_running(name: &str) -> String {
          this job first, or leave the flag out"
     )
 }
+
+#[cfg(test)]
+mod tests;

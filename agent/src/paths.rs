@@ -96,6 +96,10 @@ impl Paths {
     pub fn kept_written(&self) -> PathBuf {
         self.state.join("kept")
     }
+    /// What was written to containers that are being removed.
+    pub fn kept_trash(&self) -> PathBuf {
+        self.kept_written().join("trash")
+    }
     /// A container of `--container-name`: where it is recorded, and where what is written to it is kept.
     pub fn kept(&self, scope: NameScope, job: JobId, uid: Uid, name: &str) -> (PathBuf, PathBuf) {
         match scope {

@@ -106,6 +106,7 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     programs::install(&options.step_program, &paths.client_programs())
         .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
     let kept = Arc::new(KeptContainers::new(paths.clone()));
+    kept.sweep();
     let images = Images::open(
         paths.images(),
         options.system.then(|| options.program.clone()),

@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 /// The program of this build, made now if it is not there: tests of one package do not build another's.
@@ -34,7 +35,7 @@ fn step_program() -> PathBuf {
 struct Cluster {
     dir: tempfile::TempDir,
     controller: JoinHandle<()>,
-    agent: Option<JoinHandle<()>>,
+    agent: Option<Agent>,
     stop: tokio::sync::watch::Sender<bool>,
 }
 
@@ -83,19 +84,23 @@ impl Cluster {
             step_program: step_program(),
         };
         let mut stopped = self.stop.subscribe();
-        self.agent = Some(tokio::spawn(async move {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let task = runtime.spawn(async move {
             let done = async move {
                 let _ = stopped.wait_for(|s| *s).await;
             };
             berth_agent::run(options, done).await.unwrap();
-        }));
+        });
+        self.agent = Some(Agent { task, runtime: Some(runtime) });
     }
 
-    /// As a crash does it: nothing is said to anyone.
+    /// As a crash does it: nothing is said to anyone, and no thread of it goes on.
     async fn lose_agent(&mut self) {
-        let agent = self.agent.take().unwrap();
-        agent.abort();
-        let _ = agent.await;
+        let mut agent = self.agent.take().unwrap();
+        agent.task.abort();
+        let _ = (&mut agent.task).await;
+        agent.end().await;
     }
 
     async fn client(&self) -> Client {
@@ -139,10 +144,34 @@ impl Cluster {
 
     async fn stop(self) {
         self.stop.send_replace(true);
-        if let Some(agent) = self.agent {
-            agent.await.unwrap();
+        if let Some(mut agent) = self.agent {
+            (&mut agent.task).await.unwrap();
+            agent.end().await;
         }
         self.controller.await.unwrap();
+    }
+}
+
+/// An agent with threads of its own, as in a process of its own.
+struct Agent {
+    task: JoinHandle<()>,
+    runtime: Option<Runtime>,
+}
+
+impl Agent {
+    /// Waits for what its threads are doing.
+    async fn end(mut self) {
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(20))).await.unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // A test that failed waits for nothing.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -59,6 +59,7 @@ each_user! {
         // What cannot be written is refused before the step runs.
         std::fs::create_dir(sandbox.work().join("here")).unwrap();
         sandbox.srun([name, "--container-scope=user", "--container-save=here", "touch", "/ran"]).fails().says(&["target is a directory", "here"]);
+        sandbox.srun([name, "--container-scope=user", "--container-save=/dev/null", "touch", "/ran"]).fails().says(&["target is no regular file", "/dev/null"]);
         sandbox.srun([name, "--container-scope=user", "--container-save=no/such/x.sqsh", "touch", "/ran"]).fails().says(&["--container-save", "no/such"]);
         sandbox.srun([name, "--container-scope=user", "ls", "/ran"]).fails();
         sandbox.cmd("salloc").args(["--container-image=x", "--container-save=x", "true"]).fails().says(&["--container-save", "srun or sbatch"]);

@@ -2,6 +2,7 @@
 //! supervisors of later steps of the job.
 
 use crate::spool::{read_json, write_json};
+use crate::tree::remove_tree;
 use berth_model::ByteStr;
 use berth_model::ids::{JobId, StepKey};
 use berth_model::spec::{ContainerSpec, MountSpec, Unshared};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The container of a step, as the agent prepared it. The agent's claim on it is a lock that the supervisor keeps open.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +28,41 @@ pub struct KeptPart {
     /// It runs, and the step enters it.
     #[serde(default)]
     pub join: Option<Member>,
+}
+
+impl KeptPart {
+    /// Removes a container that was made for one step alone and in which nothing ran. The claim on it must be held:
+    /// until its record is gone, which it is all at once, nobody else takes the name.
+    ///
+    /// # Errors
+    /// What cannot be removed; the container is there then as before, but for its files.
+    pub fn undo(&self) -> io::Result<()> {
+        remove_tree(self.written.as_path())?;
+        forget(self.record.as_path())
+    }
+}
+
+/// How the names of records begin that are being removed; no container's name begins with a dot.
+const GONE: &str = ".gone-";
+
+/// Whether this is a record whose removal was cut short.
+pub fn is_forgotten(record: &Path) -> bool {
+    record.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(GONE.as_bytes()))
+}
+
+/// Removes a container's record: of those who look for it none finds half of it.
+///
+/// # Errors
+/// It cannot be removed. One that is not there is no error.
+pub fn forget(record: &Path) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let gone = record.with_file_name(format!("{GONE}{}-{number}", std::process::id()));
+    match fs::rename(record, &gone) {
+        Ok(()) => remove_tree(&gone),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// A step that runs in a container.

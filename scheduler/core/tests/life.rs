@@ -565,6 +565,8 @@ fn a_cancelled_step_ends_alone() {
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Terminate { key: k, .. } if *k == key)));
     let mut e = exit(ExitStatus { code: 0, signal: 15 });
     e.ended_by = Some(EndCause::Cancelled);
+    // What it could not do any more is said, and is not why it ended.
+    e.launch_error = Some("its container was not saved".into());
     w.phase("n1", key, StepPhase::Exited(e));
     let info = w.info(id);
     assert_eq!((info.state, info.steps[1].state), (JobState::Running, JobState::Cancelled));

@@ -366,6 +366,7 @@ impl Processes {
                     // Killed, most likely: by the kernel for want of memory, or with the whole step.
                     eprintln!("berth-step: {e}");
                     self.all_gone(&mut told);
+                    return told;
                 }
             }
             if self.living == 0 {
@@ -426,10 +427,12 @@ impl Processes {
         match (&mut self.saving, &mut self.init) {
             (Some(saving), Some(_)) if saving.begun() => {}
             (Some(saving), Some(init)) => {
-                if let Err(why) = saving.begin(init) {
-                    self.saving = None;
+                if let Err(why) = saving.begin(init, self.cgroup.as_ref()) {
                     told.push(TaskEvent::Saved(Err(why)));
+                    let saving = self.saving.take();
                     self.all_gone(told);
+                    // Only now has its input ended.
+                    drop(saving);
                 }
             }
             _ => self.all_gone(told),
@@ -455,11 +458,10 @@ impl Processes {
     /// The step is ended from outside: what it leaves is nothing to be kept.
     pub fn give_up_saving(&mut self) -> Vec<TaskEvent> {
         let mut told = Vec::new();
-        if self.saving.take().is_some() {
-            told.push(TaskEvent::Note(NOT_SAVED.to_string()));
-            if self.living == 0 {
-                self.all_gone(&mut told);
-            }
+        if self.saving.is_some() && self.living == 0 {
+            self.all_gone(&mut told);
+        } else if self.saving.take().is_some() {
+            told.push(TaskEvent::Saved(Err(NOT_SAVED.to_string())));
         }
         told
     }
@@ -472,8 +474,9 @@ impl Processes {
             eprintln!("berth-step: {e}");
         }
         self.terminal = None;
+        // After init: with it the writer's input has ended.
         if self.saving.take().is_some() {
-            told.push(TaskEvent::Note(NOT_SAVED.to_string()));
+            told.push(TaskEvent::Saved(Err(NOT_SAVED.to_string())));
         }
         drop(self.told.take());
         drop(self.layer.take());

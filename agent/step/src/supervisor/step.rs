@@ -7,7 +7,6 @@ use super::processes::{self, Processes, TaskEvent};
 use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
-use crate::tree::remove_tree;
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -111,10 +110,8 @@ impl Step {
     /// A container that was made under a name for this step alone, which could not be started, is none.
     fn undo_container(&self) {
         let Some(kept) = self.file.node.kept.as_ref().filter(|kept| kept.fresh) else { return };
-        for dir in [&kept.record, &kept.written] {
-            if let Err(e) = remove_tree(dir.as_path()) {
-                eprintln!("berth-step: {}: {e}", dir.display());
-            }
+        if let Err(e) = kept.undo() {
+            eprintln!("berth-step: the container '{}' ({}): {e}", kept.name, kept.record.display());
         }
     }
 
@@ -313,9 +310,8 @@ impl Step {
                     self.say_line(format!("slurmstepd: info: the container was saved to {path} on {node}"));
                 }
                 TaskEvent::Saved(Err(why)) => {
-                    if self.launch_error.is_none() {
-                        self.say_failure(&why);
-                    }
+                    // Beside what became of the tasks, which the client says when it has heard of this.
+                    self.say(&why);
                     self.launch_error.get_or_insert(why);
                 }
                 TaskEvent::AllGone { usage, oom_kills } => {

@@ -70,6 +70,8 @@ fn judge(step: &StepRow, limit: Option<Time>, now: Time) -> StepResult {
     let exits = || step.nodes.iter().filter_map(|n| n.exit.as_ref());
     let mut exit = exits().map(|e| e.status).fold(ExitStatus::OK, worst);
     let message = exits().find_map(|e| e.launch_error.clone());
+    // One that was ended had its reason, whatever it could not do any more.
+    let failed = exits().any(|e| e.launch_error.is_some() && e.ended_by.is_none());
     let by = |cause| exits().any(|e| e.ended_by == Some(cause));
     // An agent that was restarted while it ended a step may have lost why: the time tells.
     let late = limit.is_some_and(|l| now >= l) && matches!(exit.signal, 9 | 15);
@@ -80,7 +82,7 @@ fn judge(step: &StepRow, limit: Option<Time>, now: Time) -> StepResult {
         JobState::NodeFail
     } else if by(EndCause::TimeLimit) || late {
         JobState::Timeout
-    } else if message.is_some() {
+    } else if failed {
         JobState::Failed
     } else if by(EndCause::Cancelled) || by(EndCause::JobEnded) || by(EndCause::Requeued) {
         JobState::Cancelled
