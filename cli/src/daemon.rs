@@ -9,6 +9,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Which daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +136,34 @@ impl Drop for PidFile {
     }
 }
 
-/// Log lines to stderr, which is a daemon's log file. `BERTH_LOG` chooses what is told.
-pub fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+/// Log lines to stderr, which is a daemon's log file. `BERTH_LOG` chooses what is told: a level, or levels of parts.
+///
+/// # Errors
+/// It does not say that.
+pub fn log_to_stderr() -> Result<(), Failure> {
+    let filter = match std::env::var_os("BERTH_LOG").filter(|text| !text.is_empty()) {
+        None => Targets::new().with_default(LevelFilter::INFO),
+        Some(text) => levels(&text.to_string_lossy())?,
+    };
     let colours = rustix::termios::isatty(rustix::stdio::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    tracing_subscriber::registry().with(lines).with(filter).init();
+    Ok(())
+}
+
+fn levels(text: &str) -> Result<Targets, Failure> {
+    // A word alone would be taken for a part of which everything is told, and nothing of the rest.
+    let strange = text.split(',').find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err());
+    let read = match strange {
+        Some(word) => Err(format!("{word:?} is no level")),
+        None => text.parse::<Targets>().map_err(|e| e.to_string()),
+    };
+    read.map_err(|e| {
+        Failure::user(format!(
+            "BERTH_LOG={text}: {e}; write a level (error, warn, info, debug, trace, off), or levels of parts such as \
+             info,berth_agent=debug"
+        ))
+    })
 }
 
 /// Runs a daemon's asynchronous part.
@@ -237,5 +262,23 @@ pub fn stop(pid: i32, part: Part, patience: Duration) -> Result<(), Failure> {
             std::thread::sleep(Duration::from_millis(500));
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn levels_are_for_all_or_for_parts() {
+        let of = |text: &str, target: &str, level| levels(text).unwrap().would_enable(target, &level);
+        assert!(of("debug", "berth_agent", Level::DEBUG) && !of("warn", "berth_agent", Level::INFO));
+        assert!(of("info,berth_agent=trace", "berth_agent::kept", Level::TRACE));
+        assert!(!of("info,berth_agent=trace", "berth_controller", Level::DEBUG));
+        for bad in ["loud", "info,berth_agent=loud"] {
+            let text = levels(bad).unwrap_err().text;
+            assert!(text.contains(bad) && text.contains("info,berth_agent=debug"), "{text}");
+        }
     }
 }

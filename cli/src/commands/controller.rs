@@ -22,7 +22,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     let dir = StateDir::named_or_own(state)?;
     daemon::make_state(&dir)?;
-    daemon::log_to_stderr();
+    daemon::log_to_stderr()?;
     let system = nix::unistd::geteuid().is_root();
     let options =
         berth_controller::ControllerOptions { state_dir: dir.0, config_path: args.config.clone(), system };

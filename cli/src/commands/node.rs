@@ -22,7 +22,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     let dir = StateDir::named_or_own(state)?;
     daemon::make_state(&dir)?;
-    daemon::log_to_stderr();
+    daemon::log_to_stderr()?;
     let config = super::config::of(&dir, args.config.as_deref())?;
     let options = berth_agent::AgentOptions {
         state_dir: dir.0.clone(),
