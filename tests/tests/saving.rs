@@ -86,6 +86,26 @@ each_user! {
         assert!(std::fs::read(sandbox.work().join("kept.sqsh")).unwrap().starts_with(b"hsqs"));
     }
 
+    fn a_writer_that_stands_still_holds_nothing_up(who) {
+        let sandbox = Sandbox::start(who);
+        // So large that nobody sees its end.
+        let running = sandbox.srun_in(images::busybox(), ["--container-save=big.sqsh", "truncate", "-s", "300G", "/hole"]).limit(90).spawn();
+        let target = sandbox.work().join("big.sqsh");
+        let writers = || berth_tests::leftovers::processes(&target).into_iter().filter(|(_, line)| line.contains("internal-save"));
+        let (writer, _) = wait(30, || writers().next()).expect("nobody writes the image");
+        // The user's process, and so the user's to stop.
+        let stopped = sandbox.cmd("kill").args(["-STOP", &writer.to_string()]).run();
+        assert_eq!(stopped.rc, 0, "{stopped}");
+        let job = sandbox.cmd("squeue").args(["-h", "-o", "%A"]).ok().text();
+        sandbox.cmd("scancel").arg(job.trim()).ok();
+        let told = running.finish();
+        assert_ne!(told.rc, 0, "{told}");
+        assert!(told.err().contains("--container-save"), "{told}");
+        assert!(wait(30, || writers().next().is_none().then_some(())).is_some(), "the writer is left");
+        assert!(!target.exists());
+        sandbox.srun(["true"]).ok();
+    }
+
     fn a_package_that_makes_users_is_in_the_saved_image(who) {
         let sandbox = Sandbox::start(who);
         let words = ["--container-remap-root", "--container-writable", "--container-save=tools.sqsh", "sh", "-c", crate::packages::INSTALL];

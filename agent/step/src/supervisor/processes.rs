@@ -466,6 +466,13 @@ impl Processes {
         told
     }
 
+    /// A signal that ends, when no task is left that it could end: then it is the saving that is not wanted.
+    pub fn signalled_while_saving(&mut self, signal: i32) -> Vec<TaskEvent> {
+        let begun = self.saving.as_ref().is_some_and(Saving::begun);
+        let ends = ENDING.iter().any(|ending| i32::from(*ending) == signal);
+        if begun && self.living == 0 && ends { self.give_up_saving() } else { Vec::new() }
+    }
+
     /// Ends what is left, and reads what all of it used.
     fn all_gone(&mut self, told: &mut Vec<TaskEvent>) {
         if let Some(init) = self.init.take()

@@ -290,6 +290,13 @@ mod tests {
         let saving = writer("kill -STOP $$");
         let pid = saving.running.as_ref().unwrap().child.id();
         drop(saving);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is killed and reaped");
+        // It is killed, and reaped if it went as quickly as such a process goes.
+        let lives =
+            || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while lives() {
+            assert!(std::time::Instant::now() < end, "it is not killed");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 }
