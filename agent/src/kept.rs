@@ -384,14 +384,15 @@ impl KeptContainers {
         let place = Place::of(&self.paths, NameScope::User, JobId(0), uid, name);
         let taken = {
             let _turn = self.turn();
-            if place.read()?.is_none() {
-                return Err(missing());
-            }
             let lock = place.lock()?.ok_or_else(missing)?;
             if !place.is_idle(&lock)? {
                 return Err(format!(
                     "the container '{name}' is in use: 'berth container ls' shows the job; end it with scancel first"
                 ));
+            }
+            // A step that could not start may have taken it away a moment ago.
+            if place.read()?.is_none() {
+                return Err(missing());
             }
             self.take_away(&place).map_err(|e| place.trouble(&e))?
         };
@@ -409,7 +410,7 @@ impl KeptContainers {
                 continue;
             }
             let Ok(Some(lock)) = place.lock() else { continue };
-            if !place.is_idle(&lock).unwrap_or(false) {
+            if !place.is_idle(&lock).unwrap_or(false) || !matches!(place.read(), Ok(Some(_))) {
                 continue;
             }
             match self.take_away(&place) {

@@ -85,7 +85,7 @@ pub fn challenge(header: &str) {
 /// The image is refused.
 pub fn squashfs(file: std::fs::File) -> Result<u64> {
     let mut total = 0;
-    crate::squashfs::read_whole(file, &limits(), &mut |bytes| {
+    crate::squashfs::doors::read_whole(file, &limits(), &mut |bytes| {
         total += bytes.len() as u64;
         Ok(())
     })?;
@@ -94,5 +94,5 @@ pub fn squashfs(file: std::fs::File) -> Result<u64> {
 
 /// Unpacks a block of lzo into at most `most` bytes; nothing where it is damaged.
 pub fn lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
-    crate::squashfs::unpack_lzo(bytes, most)
+    crate::squashfs::doors::unpack_lzo(bytes, most)
 }

@@ -1,5 +1,6 @@
 //! Unpacks LZO1X blocks, as mksquashfs and the kernel write them (kernel documentation, staging/lzo: the stream format,
-//! version 0). The crates that could do it are under the GPL or were left at their first release. No place outside of what was unpacked is read, and no more is unpacked than may be.
+//! version 0). The crates that could do it are under the GPL or were left at their first release. No place outside of what
+//! was unpacked is read, and no more is unpacked than may be.
 
 /// What the block holds; `None` when it is damaged or becomes more than `most` bytes.
 pub(super) fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {

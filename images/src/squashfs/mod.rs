@@ -44,16 +44,18 @@ const EXTENDED: u16 = 7;
 /// Where what an image is to be run with stands in the images that we write.
 pub(crate) const CONFIG_PATH: &[u8] = b"etc/berth-image.json";
 
-/// What the fuzz targets get at.
+/// Doors for the fuzz targets.
 #[cfg(fuzzing)]
-pub(crate) use {doors::read_whole, lzo::unpack as unpack_lzo};
-#[cfg(fuzzing)]
-mod doors {
+pub(crate) mod doors {
     use super::read::{Give, Image};
     use crate::error::Result;
     use crate::unpack::Limits;
 
     pub(crate) fn read_whole(file: std::fs::File, limits: &Limits, out: &mut Give<'_>) -> Result<()> {
         Image::open(file)?.archive(limits, out).map(drop)
+    }
+
+    pub(crate) fn unpack_lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+        super::lzo::unpack(bytes, most)
     }
 }

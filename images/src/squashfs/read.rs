@@ -207,6 +207,7 @@ impl Image {
             entries: 0,
             names: 0,
             bytes: 0,
+            work: 0,
             found: Found::default(),
         };
         let (head, inode) = walk.inode(self.root)?;
@@ -233,6 +234,8 @@ struct Walk<'a> {
     /// Bytes of names, and of what was given on.
     names: u64,
     bytes: u64,
+    /// Bytes that were unpacked for several entries, and of attributes: nothing else bounds how often.
+    work: u64,
     found: Found,
 }
 
@@ -251,6 +254,7 @@ impl Walk<'_> {
                     self.cache.clear();
                 }
                 let block = self.image.metadata(cursor.at)?;
+                self.toil(block.0.len())?;
                 self.cache.insert(cursor.at, block);
             }
             let Some((block, next)) = self.cache.get(&cursor.at) else { return Err(bad("a block is lost")) };
@@ -287,6 +291,12 @@ impl Walk<'_> {
             return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
         }
         self.limits.check_ratio(self.image.length, self.bytes)
+    }
+
+    /// Counts what is read again and again without being given on.
+    fn toil(&mut self, bytes: usize) -> Result<()> {
+        self.work = self.work.saturating_add(bytes as u64);
+        self.limits.check_ratio(self.image.length, self.work)
     }
 
     /// Counts names that are held in memory.
@@ -423,6 +433,7 @@ impl Walk<'_> {
                 found.push(([b"user.".as_slice(), &name].concat(), value));
             }
         }
+        self.toil(total)?;
         found.sort();
         found.dedup_by(|a, b| a.0 == b.0);
         Ok(found)
@@ -494,11 +505,12 @@ impl Walk<'_> {
 
     fn entry(&mut self, place: u64, path: &mut Vec<u8>) -> Result<()> {
         let (head, inode) = self.inode(place)?;
-        let xattrs = self.attributes(head.xattr)?;
         let several = head.links > 1 && !matches!(inode, Inode::Directory { .. } | Inode::Other);
         if several && let Some(first) = self.links.get(&head.number).cloned() {
             return self.header(path, Kind::HardLink, &head, 0, &first, &[]);
         }
+        let bears = matches!(inode, Inode::Directory { .. } | Inode::File { .. });
+        let xattrs = if bears { self.attributes(head.xattr)? } else { Vec::new() };
         match &inode {
             Inode::Directory { .. } => {
                 self.header(path, Kind::Directory, &head, 0, b"", &xattrs)?;
@@ -602,6 +614,7 @@ impl Walk<'_> {
                 let stored = self.image.bytes(place, length)?;
                 let plain = mark & PLAIN_DATA != 0;
                 let whole = if plain { stored } else { self.image.unpack(&stored, self.image.block)? };
+                self.toil(whole.len())?;
                 self.fragments.truncate(FRAGMENTS - 1);
                 (number, Rc::new(whole))
             }

@@ -16,6 +16,8 @@ use crate::source::open_regular;
 
 /// Below the home directory.
 const DIRECTORY: &str = ".cache/berth/squashfs";
+/// Which archive is made of an image: to be raised when another one is made of the same files.
+const FORMAT: u32 = 1;
 /// Bytes of an entry, and how many entries are kept.
 const LARGEST: u64 = 1 << 20;
 const MOST: usize = 256;
@@ -39,10 +41,9 @@ pub(super) struct Remembered {
 impl Remembered {
     /// The place for a file as it is now.
     pub(super) fn of(home: &Path, file: &Metadata) -> Remembered {
-        // Another version may make another archive of the same file.
         let name = format!(
             "{}-{:x}-{:x}-{:x}-{:x}.{}-{:x}.{}",
-            env!("CARGO_PKG_VERSION"),
+            FORMAT,
             file.dev(),
             file.ino(),
             file.size(),
@@ -80,8 +81,9 @@ impl Remembered {
         private(&self.directory)?;
         if fs::read_dir(&self.directory)?.count() >= MOST {
             // It fills again with what is in use.
-            for old in fs::read_dir(&self.directory)? {
-                fs::remove_file(old?.path())?;
+            for old in fs::read_dir(&self.directory)?.flatten() {
+                // Somebody else may be about it, too.
+                let _ = fs::remove_file(old.path());
             }
         }
         let temporary = self.directory.join(format!(".{}.{}", std::process::id(), self.name));

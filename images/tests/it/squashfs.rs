@@ -217,6 +217,11 @@ fn what_the_saved_image_says_of_itself_takes_no_name_of_the_containers_files() {
     let config = ImageConfig { env: vec!["NEW=2".to_string()], ..ImageConfig::default() };
     save_root(bytes.as_slice(), &path, &config).unwrap();
     let layer = &bench.import_text(&text(&path)).unwrap().layers[0];
+    let digest = layer.parent().unwrap().file_name().unwrap();
+    assert_eq!(
+        digest, "sha256-03f7eb856a83c1cce2468bea76611b2ef6e796428eb9ea96327beb5c0ec51482",
+        "if another archive is made of an image, raise FORMAT in squashfs/remembered.rs"
+    );
     let read = |name: &str| std::fs::read_to_string(layer.join(name)).unwrap();
     assert_eq!((read("etc/kept").as_str(), read("etc/environment").as_str()), ("OLD=1\n", "NEW=2\n"));
     assert!(
@@ -324,4 +329,30 @@ fn damaged_images_are_errors_and_nothing_worse() {
         refused += usize::from(looked_at(&image).is_err());
     }
     assert!(refused > 200, "only {refused} of 900 were refused");
+}
+
+#[test]
+fn blocks_that_would_be_unpacked_again_for_each_file_are_refused() {
+    let bench = Bench::new();
+    let sorted = bench.path().join("order");
+    let of = |name: &str, options: &[&str]| {
+        let image = made(
+            &bench,
+            name,
+            &[&["-comp", "zstd", "-b", "1M", "-no-duplicates"], options].concat(),
+            |tree| {
+                let mut order = String::new();
+                for n in 0..6144 {
+                    std::fs::write(tree.join(format!("file-{n:04}")), [b'x'; 1024]).unwrap();
+                    order.push_str(&format!("file-{n:04} {}\n", n % 6));
+                }
+                std::fs::write(&sorted, order).unwrap();
+            },
+        );
+        looked_at(&image)
+    };
+    of("honest", &[]).unwrap();
+    // Six blocks of a MiB, and each file has its end in another one than the file before it.
+    let error = of("turning", &["-sort", &text(&sorted)]).unwrap_err().to_string();
+    assert!(error.contains("decompression bomb"), "{error}");
 }
