@@ -136,7 +136,10 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
 pub fn image_and_command(words: Vec<OsString>) -> Result<(String, Vec<OsString>), Failure> {
     let mut words = words.into_iter();
     let image = words.next().unwrap_or_default().into_string().map_err(|i| {
-        Failure::user(format!("'{}' is no image's name: it is not text", i.to_string_lossy()))
+        Failure::user(format!(
+            "'{}' is no image's name: it is not UTF-8 text; make a link to the file with a name that is",
+            i.to_string_lossy()
+        ))
     })?;
     Ok((image, words.collect()))
 }

@@ -81,7 +81,9 @@ impl<'a> Given<'a> {
 
     /// The value as text.
     pub fn text(&self) -> Result<&'a str, Bad> {
-        std::str::from_utf8(self.bytes()).map_err(|_| Bad::Spec("the value is not UTF-8".to_string()))
+        let next =
+            "the value is not UTF-8 text: write it so; a file of such a name needs a link with another one";
+        std::str::from_utf8(self.bytes()).map_err(|_| Bad::Spec(next.to_string()))
     }
 
     /// The value read by a grammar.
