@@ -75,11 +75,6 @@ pub enum ToSupervisor {
         /// Only to the tasks themselves and not to what they started (`scancel -b`).
         leaders_only: bool,
     },
-    /// End the step: SIGCONT and SIGTERM now, SIGKILL after this many milliseconds.
-    Terminate {
-        /// From SIGTERM to SIGKILL.
-        kill_wait_ms: u64,
-    },
     /// SIGKILL for everything, now.
     Kill,
     /// A line for the user's standard error.

@@ -7,6 +7,7 @@ use berth_model::ids::StepId;
 use berth_model::launch::Program;
 use berth_model::spec::{JobKind, OpenMode, TermSize};
 use berth_model::state::ExitStatus;
+use berth_model::time::Span;
 use berth_step::control::{FromSupervisor, ToSupervisor};
 use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW, blocking};
 use rig::{Rig, read_all, tasks};
@@ -152,13 +153,13 @@ fn a_step_ends_some_time_after_its_first_task() {
 #[test]
 fn what_ignores_sigterm_is_killed_after_the_wait() {
     let rig = Rig::new();
-    let mut step =
-        rig.start(rig.launch(&["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]));
+    let mut launch = rig.launch(&["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
+    launch.kill_wait = Span::from_secs(1);
+    let mut step = rig.start(launch);
     let mut client = step.attach();
     while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::Stdout { .. })) {}
-    step.tell(&ToSupervisor::Terminate { kill_wait_ms: 300 });
-    let seen = read_all(&mut client);
-    assert_eq!(seen.exit.unwrap().status, ExitStatus { code: 0, signal: 9 });
+    drop(client);
+    assert_eq!(step.exit().status, ExitStatus { code: 0, signal: 9 });
 }
 
 #[test]
@@ -303,7 +304,7 @@ fn the_line_about_a_time_limit_goes_into_the_error_file() {
     let mut step = rig.start(launch);
     step.hear(FromSupervisor::Running);
     step.tell(&ToSupervisor::Note("*** JOB 12 ON n1 CANCELLED AT x DUE TO TIME LIMIT ***".into()));
-    step.tell(&ToSupervisor::Terminate { kill_wait_ms: 5000 });
+    step.tell(&ToSupervisor::Signal { signal: 15, leaders_only: false });
     assert_eq!(step.exit().status, ExitStatus { code: 0, signal: 15 });
     let text = std::fs::read_to_string(rig.work().join("err")).unwrap();
     assert!(

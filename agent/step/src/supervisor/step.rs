@@ -231,10 +231,6 @@ impl Step {
                 let events = self.processes.as_mut().map(|p| p.signalled_while_saving(signal));
                 self.act_on(events.unwrap_or_default())?;
             }
-            ToSupervisor::Terminate { kill_wait_ms } => {
-                let wait = i64::try_from(kill_wait_ms.saturating_mul(1000)).unwrap_or(i64::MAX);
-                self.terminate(Span(wait));
-            }
             ToSupervisor::Kill => self.kill()?,
             ToSupervisor::Note(text) => self.say(&text),
         }
