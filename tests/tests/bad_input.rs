@@ -179,6 +179,16 @@ each_user! {
             up(std::path::Path::new("/proc/1/root/s")).says(&["state directory", "Permission denied", "--state"]);
             up(std::path::Path::new("/usr/s")).says(&["state directory", "Permission denied", "--state"]);
         }
+        // The user who unpacks images is another than root, and does not get into what is closed to others.
+        let closed = sandbox.work().join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        let mode = if who.is_root() { 0o700 } else { 0o000 };
+        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        let run = sandbox.cmd("berth").arg("--state").arg(closed.join("s")).arg("run").arg(images::busybox()).arg("true").fails();
+        let told = run.says(&["Permission denied", "--state"]);
+        if who.is_root() {
+            told.says(&["image store", "chmod o+x"]);
+        }
         let toml = sandbox.state().join("berth.toml");
         std::fs::write(&toml, "max_array_siz = 1\n").unwrap();
         up(&sandbox.state()).says(&["berth.toml", "max_array_siz"]);

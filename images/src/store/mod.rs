@@ -99,9 +99,10 @@ impl Store {
         }
         let owner = owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
         let io = |e: Errno| Error::io(what.clone(), e);
-        make_root(root, owner).map_err(|e| Error::io(what.clone(), e))?;
+        make_root(root, owner).map_err(|e| out_of_reach(&what, e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root_fd = rustix::fs::open(root, flags, Mode::empty()).map_err(io)?;
+        let root_fd =
+            rustix::fs::open(root, flags, Mode::empty()).map_err(|e| out_of_reach(&what, e.into()))?;
         let stat = fstat(&root_fd).map_err(io)?;
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         check_owner(&what, &root_fd, uid, stat.st_mode, owner)?;
@@ -200,6 +201,20 @@ impl Store {
         statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
     }
+}
+
+/// The store could not be made or entered.
+fn out_of_reach(what: &str, error: std::io::Error) -> Error {
+    let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+    let error = Error::io(what, error);
+    if !denied {
+        return error;
+    }
+    error.next(format!(
+        "user {} unpacks images into it and has to get there: open the directories above it (chmod o+x), or name another \
+         place with --state or BERTH_STATE",
+        geteuid().as_raw()
+    ))
 }
 
 /// Makes the root directory, closed to others from the start.
