@@ -43,6 +43,7 @@ mod source;
 mod squashfs;
 mod store;
 mod unpack;
+mod unseen;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind, Result};

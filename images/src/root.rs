@@ -17,6 +17,7 @@ use crate::helpers::{RunAs, become_identity, parse_identity};
 use crate::manifest::{ImageConfig, Platform};
 use crate::outer::{self, MARKER, blob_name, directory, header};
 use crate::squashfs::{self, CONFIG_PATH, configuration_of};
+use crate::unseen::Unseen;
 
 /// The form of an image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,21 +53,23 @@ pub fn save_root(input: impl Read, path: &Path, config: &ImageConfig) -> Result<
     let form = SaveForm::of(path);
     let (place, temporary) = places(path)?;
     check_target(&place, form)?;
-    let written = match form {
-        SaveForm::Squashfs => squashfs_file(input, &temporary, config),
-        SaveForm::Archive => archive_file(input, &temporary, config, &place),
-        SaveForm::Layout => layout(input, &temporary, config, &place),
-    };
-    let done = written.and_then(|()| {
-        fs::rename(&temporary, &place).map_err(|e| Error::path(&place, e))?;
-        sync_parent(&place)
-    });
-    if done.is_err() {
-        // The error that counts is the first.
-        let _ = fs::remove_file(&temporary);
-        let _ = fs::remove_dir_all(&temporary);
+    if form == SaveForm::Layout {
+        let done = layout(input, &temporary, config, &place)
+            .and_then(|()| fs::rename(&temporary, &place).map_err(|e| Error::path(&place, e)));
+        if done.is_err() {
+            // The error that counts is the first.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        done?;
+    } else {
+        let unseen = Unseen::create(&place).map_err(|e| cannot_create(&place, e))?;
+        match form {
+            SaveForm::Archive => archive_file(input, unseen.file(), config, &place)?,
+            _ => squashfs_file(input, unseen.file(), config, &place)?,
+        }
+        unseen.publish().map_err(|e| Error::path(&place, e))?;
     }
-    done
+    sync_parent(&place)
 }
 
 /// Refuses what an image cannot take the place of: `rename` would replace a device, too.
@@ -109,7 +112,11 @@ fn places(path: &Path) -> Result<(PathBuf, PathBuf)> {
 
 fn create(path: &Path) -> Result<File> {
     let file = File::options().write(true).read(true).create_new(true).open(path);
-    file.map_err(|e| Error::path(path, e).next("name a directory that exists and that you may write to"))
+    file.map_err(|e| cannot_create(path, e))
+}
+
+fn cannot_create(path: &Path, e: io::Error) -> Error {
+    Error::path(path, e).next("name a directory that exists and that you may write to")
 }
 
 /// Hashes and passes on what is read.
@@ -233,9 +240,7 @@ fn tag_of(place: &Path) -> String {
 fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
     let io = |e| Error::path(dir, e);
     let blobs = dir.join("blobs/sha256");
-    fs::create_dir(dir)
-        .and_then(|()| fs::create_dir_all(&blobs))
-        .map_err(|e| Error::path(dir, e).next("name a directory that exists and that you may write to"))?;
+    fs::create_dir(dir).and_then(|()| fs::create_dir_all(&blobs)).map_err(|e| cannot_create(dir, e))?;
     let partial = blobs.join("partial");
     let file = create(&partial)?;
     let blob = blob(input, io::BufWriter::new(&file))?;
@@ -259,16 +264,15 @@ fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> R
     Ok(())
 }
 
-fn archive_file(input: impl Read, path: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
-    let io = |e| Error::path(path, e);
-    let mut file = create(path)?;
+fn archive_file(input: impl Read, mut file: &File, config: &ImageConfig, place: &Path) -> Result<()> {
+    let io = |e| Error::path(place, e);
     for name in ["blobs", "blobs/sha256"] {
         file.write_all(directory(name).map_err(io)?.as_bytes()).map_err(io)?;
     }
     // The blob's name and length are known when it is written: its header comes last, into this block.
     let place_of_header = file.stream_position().map_err(io)?;
     file.write_all(&[0; BLOCK]).map_err(io)?;
-    let mut out = io::BufWriter::with_capacity(1 << 20, &file);
+    let mut out = io::BufWriter::with_capacity(1 << 20, file);
     let blob = blob(input, &mut out)?;
     out.write_all(&vec![0; padding(blob.size)]).map_err(io)?;
     let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
@@ -318,9 +322,9 @@ fn start_script(config: &ImageConfig) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn squashfs_file(input: impl Read, path: &Path, config: &ImageConfig) -> Result<()> {
-    let io = |e| Error::path(path, e);
-    let mut image = squashfs::Writer::new(create(path)?, 0).map_err(io)?;
+fn squashfs_file(input: impl Read, file: &File, config: &ImageConfig, place: &Path) -> Result<()> {
+    let io = |e| Error::path(place, e);
+    let mut image = squashfs::Writer::new(file.try_clone().map_err(io)?, 0).map_err(io)?;
     let mut reader = Reader::new(BufReader::with_capacity(1 << 18, input));
     let saved = serde_json::to_vec(config).map_err(|e| Error::new(ErrorKind::Io, "image", e.to_string()))?;
     let mut environment = config.env.join("\n").into_bytes();

@@ -15,6 +15,7 @@ use crate::outer::{self, blob_name, directory, header};
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, mismatch, read_verified};
 use crate::unpack::Limits;
+use crate::unseen::Unseen;
 
 /// Manifest and configuration of an image, as they came.
 struct Head {
@@ -72,16 +73,10 @@ pub fn save_archive(
     progress: &dyn Progress,
 ) -> Result<()> {
     let head = head(image, source)?;
-    let temporary = outer::partial(path);
-    let file = File::options().write(true).create_new(true).open(&temporary);
-    let file = file.map_err(|e| Error::path(path, e).next("choose another file, or make room"))?;
-    let written = write(image, &head, source, name, file, progress)
-        .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::path(path, e)));
-    if written.is_err() {
-        // The error that counts is the first.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    let unseen = Unseen::create(path);
+    let unseen = unseen.map_err(|e| Error::path(path, e).next("choose another file, or make room"))?;
+    write(image, &head, source, name, unseen.file(), progress)?;
+    unseen.publish().map_err(|e| Error::path(path, e))
 }
 
 fn write(
@@ -89,7 +84,7 @@ fn write(
     head: &Head,
     source: &dyn BlobSource,
     name: &str,
-    file: File,
+    file: &File,
     progress: &dyn Progress,
 ) -> Result<()> {
     let io = |e| Error::io(format!("archive of {}", head.what), e);
