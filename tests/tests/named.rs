@@ -126,12 +126,13 @@ each_user! {
         let busybox = images::busybox();
         let look = "for ns in net ipc uts pid; do busybox readlink /proc/self/ns/$ns; done; busybox ip -o link | busybox grep -c . ; busybox ip -o addr show lo | busybox grep -c 127.0.0.1; \
                     (echo x > /dev/shm/mark) && ls /dev/shm";
-        let run = |options: &[&str]| {
-            sandbox.srun_in(&busybox, options.iter().copied().chain(["sh", "-c", look])).ok().text()
-        };
-        let lines = |text: String| text.lines().map(str::to_string).collect::<Vec<_>>();
-        let shared = lines(run(&[]));
-        let own = lines(run(&["--container-unshare=net,ipc,uts"]));
+        // Steps of one job: the numbers of namespaces of one that is over are given again.
+        let steps = "srun --container-image=\"$IMAGE\" sh -c \"$LOOK\"; echo --; \
+                     srun --container-image=\"$IMAGE\" --container-unshare=net,ipc,uts sh -c \"$LOOK\"";
+        let told = sandbox.cmd("salloc").args(["sh", "-c", steps]).env("IMAGE", &busybox).env("LOOK", look).ok().text();
+        let (shared, own) = told.split_once("--\n").unwrap();
+        let lines = |text: &str| text.lines().map(str::to_string).collect::<Vec<_>>();
+        let (shared, own) = (lines(shared), lines(own));
         let node = |ns: &str| std::fs::read_link(format!("/proc/self/ns/{ns}")).unwrap().display().to_string();
         assert_eq!(shared[0], node("net"));
         assert_eq!(shared[2], node("uts"));
