@@ -44,7 +44,14 @@ fn main() -> ExitCode {
         let resolver = images::Resolver { state: state.clone() };
         return berth_client::run(words, state, Some(&resolver));
     }
-    if own_command(&argv).is_some_and(|word| word == "run" || word == "shell") {
+    if let Some((state, at)) = first_word(&argv).filter(|(_, at)| argv[*at] == "run" || argv[*at] == "shell")
+    {
+        if argv[at] == "run"
+            && state.as_ref().is_none_or(|dir| !dir.as_os_str().is_empty())
+            && let Some(args) = commands::run::Args::plain(&argv[at + 1..])
+        {
+            return berth_client::finish("berth", false, commands::run::run(args, state.as_deref()));
+        }
         return match Starting::try_parse_from(&argv) {
             Ok(cli) => berth_client::finish("berth", false, commands::start(cli.command, cli.state)),
             Err(e) => usage(&e),
@@ -74,11 +81,6 @@ const STATE: &str = "Directory that holds everything of a cluster, or of a user'
 fn cluster_command(argv: &[OsString]) -> Option<(Option<PathBuf>, Vec<OsString>)> {
     let (state, at) = first_word(argv)?;
     berth_client::command(&argv[at]).map(|_| (state, argv[at..].to_vec()))
-}
-
-/// The first word behind the program's name and the state directory.
-fn own_command(argv: &[OsString]) -> Option<&OsStr> {
-    first_word(argv).map(|(_, at)| argv[at].as_os_str())
 }
 
 /// The state directory that is named before the first word, and where that word is.
@@ -167,9 +169,24 @@ mod tests {
         for name in ["run", "shell"] {
             assert_eq!(help(Starting::command(), name), help(Cli::command(), name));
             assert_eq!(
-                own_command(&words(&["berth", "--state", "/x", name, "debian"])),
-                Some(OsStr::new(name))
+                first_word(&words(&["berth", "--state", "/x", name, "debian"])),
+                Some((Some("/x".into()), 3))
             );
+        }
+    }
+
+    #[test]
+    fn words_without_options_mean_what_the_definition_makes_of_them() {
+        for line in [&["debian", "ls", "-l", "--state", "/y"][..], &["debian"], &["./root", "--", "x"]] {
+            let plain = commands::run::Args::plain(&words(line)).unwrap();
+            let argv: Vec<OsString> = ["berth", "run"].iter().chain(line).map(OsString::from).collect();
+            let commands::Start::Run(defined) = Starting::try_parse_from(argv).unwrap().command else {
+                panic!()
+            };
+            assert_eq!(format!("{plain:?}"), format!("{defined:?}"));
+        }
+        for line in [&["--rm", "debian"][..], &["-v", "/a:/b", "debian"], &["--", "debian"], &[""], &[]] {
+            assert!(commands::run::Args::plain(&words(line)).is_none(), "{line:?}");
         }
     }
 }

@@ -39,7 +39,9 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     drop(fds);
     let ready = signals::signalfd(signals::bit(libc::SIGCHLD));
     let mut init = match ready {
-        Ok(signal_fd) => Init { plan, sock, signal_fd, root, tasks: BTreeMap::new(), full: false },
+        Ok(signal_fd) => {
+            Init { plan, sock, signal_fd, root, tasks: BTreeMap::new(), last: None, over: false, full: false }
+        }
         Err(e) => {
             let _ = send(sock.as_fd(), &Message::Failed(failure("watch for ended tasks", e)), &[]);
             return 1;
@@ -89,6 +91,10 @@ struct Init<'a> {
     root: Option<OwnedFd>,
     /// Task numbers by pid.
     tasks: BTreeMap<i32, u32>,
+    /// The task with which the container ends.
+    last: Option<u32>,
+    /// It has ended.
+    over: bool,
     /// The user was told that the writable layer is full.
     full: bool,
 }
@@ -111,7 +117,7 @@ impl Init<'_> {
                 Err(_) => return,
             }
             let (talk, child) = (!polled[0].revents().is_empty(), !polled[1].revents().is_empty());
-            if child && self.reap().is_err() {
+            if child && (self.reap().is_err() || self.over) {
                 return;
             }
             if talk {
@@ -149,6 +155,9 @@ impl Init<'_> {
             }
             Request::Spawn(spawn) => {
                 let task = spawn.task;
+                if spawn.last {
+                    self.last = Some(task);
+                }
                 match start(self.plan, *spawn, fds) {
                     Ok(started) => {
                         self.tasks.insert(started.pid, task);
@@ -212,6 +221,7 @@ impl Init<'_> {
         let _ = rustix::io::read(&self.signal_fd, &mut scratch);
         while let Ok(Some(r)) = wait::reap_any() {
             if let Some(task) = self.tasks.remove(&r.pid) {
+                self.over |= self.last == Some(task);
                 if r.status != 0
                     && !self.full
                     && let Some(note) = full_layer(self.plan)

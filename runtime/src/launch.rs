@@ -7,6 +7,7 @@ use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, SpawnRequest, WireStdio, send_and_collect};
 use crate::setup::{SetupFailure, SetupFds, map_text};
 use crate::sys::fork::{CloneOptions, Forked, fork};
+use crate::sys::share::Waiting;
 use crate::sys::{Errno, userns, wait};
 use crate::task::{TaskSpec, TaskStdio};
 use berth_model::launch::Usage;
@@ -81,22 +82,36 @@ pub struct StartOptions<'a> {
     pub namespaces: Prepared,
     /// The running container that is entered, where the plan says so.
     pub joined: JoinedNamespaces,
+    /// Tasks that start as soon as the container stands, asked for while it is made; their events follow.
+    pub tasks: Vec<TaskSpec>,
 }
 
-fn user_namespace(plan: &Plan) -> Result<OwnedFd, LaunchError> {
-    userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
-        .map_err(clone_failed("make the user namespace"))
-}
-
-/// Makes the user namespace through which a store's files appear as the user's; absent where the plan needs
-/// none.
-fn mapping(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
-    let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root else { return Ok(None) };
-    let id = &plan.identity;
-    // In a mount's map the left side is the id on disk, the right side the id it appears as.
-    let uid = format!("{} {} 1\n", owner.uid, id.uid);
-    let gid = format!("{} {} 1\n", owner.gid, id.gid);
-    userns::create(&uid, &gid).map(Some).map_err(clone_failed("make the mapping of the store's owner"))
+/// Makes the user namespaces of a container of root's making that nobody prepared: the container's own, and the one through
+/// which a store's files appear as the user's. Their makers end beside what comes next, and are waited for when dropped.
+fn user_namespaces(plan: &Plan, fds: &mut SetupFds) -> Result<Vec<Waiting>, LaunchError> {
+    let mut makers = Vec::new();
+    if plan.mode != Mode::System || plan.root == RootPlan::Host {
+        return Ok(makers);
+    }
+    if fds.user_ns.is_none() {
+        let (namespace, maker) = userns::begin(&map_text(&plan.uid_map), &map_text(&plan.gid_map))
+            .map_err(clone_failed("make the user namespace"))?;
+        fds.user_ns = Some(namespace);
+        makers.push(maker);
+    }
+    if fds.idmap_ns.is_none()
+        && let RootPlan::Overlay { owner: Some(owner), .. } = &plan.root
+    {
+        let id = &plan.identity;
+        // In a mount's map the left side is the id on disk, the right side the id it appears as.
+        let uid = format!("{} {} 1\n", owner.uid, id.uid);
+        let gid = format!("{} {} 1\n", owner.gid, id.gid);
+        let (namespace, maker) =
+            userns::begin(&uid, &gid).map_err(clone_failed("make the mapping of the store's owner"))?;
+        fds.idmap_ns = Some(namespace);
+        makers.push(maker);
+    }
+    Ok(makers)
 }
 
 fn clone_failed(action: &'static str) -> impl Fn(Errno) -> LaunchError {
@@ -169,14 +184,7 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
             EndOfInit::Orphans(holder)
         }
     };
-    if plan.mode == Mode::System && plan.root != RootPlan::Host {
-        if fds.user_ns.is_none() {
-            fds.user_ns = Some(user_namespace(plan)?);
-        }
-        if fds.idmap_ns.is_none() {
-            fds.idmap_ns = mapping(plan)?;
-        }
-    }
+    let makers = user_namespaces(plan, &mut fds)?;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(system("make a socket"))?;
@@ -194,6 +202,13 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         notes: Vec::new(),
         open: Vec::new(),
     };
+    for task in options.tasks {
+        if handle.spawn(task).is_err() {
+            // Init is gone, and what it said of that is read below.
+            break;
+        }
+    }
+    drop(makers);
     match handle.message(true)? {
         Some((Message::Ready { notes, opened }, fds)) => {
             handle.notes = notes;
@@ -263,7 +278,7 @@ fn namespace_failure(plan: &Plan, errno: Errno) -> SetupFailure {
 
 impl InitHandle {
     /// Readable when something happened: then call [`InitHandle::next_event`] until it says `None`, because
-    /// one read may bring several events.
+    /// one read may bring several events. Where tasks were given to [`start_init`], also before the first wait.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.sock.as_fd()
     }
@@ -321,6 +336,7 @@ impl InitHandle {
             pid_env: task.pid_env,
             name: task.name,
             extra,
+            last: task.last,
         }));
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         send_and_collect(self.sock.as_fd(), &request, &borrowed, &mut self.receiver)

@@ -45,6 +45,8 @@ pub(crate) struct SpawnRequest {
     pub pid_env: Option<String>,
     pub name: Option<String>,
     pub extra: Vec<i32>,
+    /// The container ends with this task.
+    pub last: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -182,7 +184,7 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Reads what is there. With `wait`, waits for something; else a quiet socket is no error.
     pub fn fill<S: AsFd>(&mut self, sock: S, wait: bool) -> SysResult<()> {
-        let mut buffer = [0u8; 16384];
+        let mut buffer = [0u8; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut flags = RecvFlags::CMSG_CLOEXEC;

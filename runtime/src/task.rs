@@ -46,4 +46,6 @@ pub struct TaskSpec {
     pub name: Option<String>,
     /// Further descriptors and the numbers they have in the task, such as a script's.
     pub extra_fds: Vec<(i32, OwnedFd)>,
+    /// The container ends with this task, without being told to.
+    pub last: bool,
 }

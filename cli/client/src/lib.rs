@@ -12,6 +12,7 @@ pub mod explain;
 pub mod fmt;
 pub mod getopt;
 pub mod kept;
+mod local_names;
 pub mod out;
 pub mod site;
 pub mod step;

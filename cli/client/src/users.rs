@@ -1,6 +1,7 @@
 //! Users by name: the name service of the machine, as far as the C library linked here reads it.
 
 use crate::error::{Failure, Kind};
+use crate::local_names::{self, Entry};
 use berth_model::spec::Identity;
 use berth_model::{ByteStr, Gid};
 use nix::unistd::{Group, Uid, User};
@@ -21,11 +22,24 @@ pub fn name(uid: u32) -> String {
     }
 }
 
+/// A user as jobs and containers know one.
+fn account(uid: Uid) -> Option<Entry> {
+    local_names::user(uid.as_raw()).or_else(|| {
+        let user = User::from_uid(uid).ok().flatten()?;
+        Some(Entry {
+            name: user.name,
+            home: ByteStr::from(user.dir.as_path()),
+            shell: ByteStr::from(user.shell.as_path()),
+        })
+    })
+}
+
 /// Who we are, as jobs and containers of ours run.
 pub fn own_identity() -> Result<Identity, Failure> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let user = User::from_uid(uid).ok().flatten();
-    let group = Group::from_gid(gid).ok().flatten();
+    let user = account(uid);
+    let group = local_names::group(gid.as_raw())
+        .or_else(|| Group::from_gid(gid).ok().flatten().map(|group| group.name));
     let groups = nix::unistd::getgroups()
         .map_err(|e| Failure::new(Kind::Internal, format!("cannot read the supplementary groups: {e}")))?;
     let home = std::env::var_os("HOME").map(ByteStr::from);
@@ -34,8 +48,8 @@ pub fn own_identity() -> Result<Identity, Failure> {
         gid: Gid(gid.as_raw()),
         groups: groups.into_iter().map(|g| Gid(g.as_raw())).collect(),
         user: user.as_ref().map_or_else(|| uid.to_string(), |u| u.name.clone()),
-        group: group.map_or_else(|| gid.to_string(), |g| g.name),
-        home: user.as_ref().map(|u| ByteStr::from(u.dir.as_path())).or(home).unwrap_or_else(|| "/".into()),
-        shell: user.map_or_else(|| "/bin/sh".into(), |u| ByteStr::from(u.shell.as_path())),
+        group: group.unwrap_or_else(|| gid.to_string()),
+        home: user.as_ref().map(|u| u.home.clone()).or(home).unwrap_or_else(|| "/".into()),
+        shell: user.map_or_else(|| "/bin/sh".into(), |u| u.shell),
     })
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 ///
 /// The image is fetched into the caller's own store when it is not there yet. Without a command, the image's own runs.
 /// The exit code is the command's, 128 and the signal's number when a signal ended it. Nothing of the container stays.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(override_usage = "berth run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
 pub struct Args {
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct Shell {
 }
 
 /// What both take.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 struct Shared {
     /// Mounts: SRC:DST[:FLAGS],...; also of docker's form, once for each
     #[arg(short = 'v', long, visible_aliases = ["mounts", "volume", "bind"], value_name = "LIST")]
@@ -118,6 +118,16 @@ struct Shared {
 enum Format {
     Text,
     Json,
+}
+
+impl Args {
+    /// Of words without any option before the image, which need no definition of the options to be understood: to build it
+    /// is a tenth of a container's start. `None`: there are options, or nothing.
+    pub fn plain(words: &[OsString]) -> Option<Args> {
+        let image = words.first()?;
+        let plain = !image.is_empty() && !image.as_bytes().starts_with(b"-");
+        plain.then(|| Args { words: words.to_vec(), ..Args::default() })
+    }
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {

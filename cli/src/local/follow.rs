@@ -24,9 +24,8 @@ pub fn launch(e: &LaunchError) -> Failure {
     Failure::user(format!("the container did not start: {e}"))
 }
 
-/// Starts the one task and follows it to its end.
-pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: Streams) -> Outcome {
-    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
+/// The container's own task, with which the container ends.
+pub fn own_task(streams: Streams) -> TaskSpec {
     let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let stdio = if streams.terminal {
         TaskStdio::Pty(terminal::size().unwrap_or(berth_model::spec::TermSize { rows: 24, cols: 80 }))
@@ -37,10 +36,19 @@ pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: S
             stderr: copy(rustix::stdio::stderr()),
         }
     };
+    TaskSpec { id: OWN, stdio, umask: Some(own_umask()), last: true, ..TaskSpec::default() }
+}
+
+fn own_umask() -> u32 {
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
-    init.spawn(TaskSpec { stdio, umask: Some(umask.bits()), ..TaskSpec::default() })
-        .map_err(|e| launch(&e))?;
+    umask.bits()
+}
+
+/// Follows the container and its one task to their end.
+pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: Streams) -> Outcome {
+    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
+    let umask = own_umask();
     let mut set = SigSet::empty();
     for signal in FORWARDED.iter().chain(&[Signal::SIGWINCH]) {
         set.add(*signal);
@@ -120,7 +128,7 @@ pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: S
         if ready.get(entrance_at) == Some(&true)
             && let Some(entrance) = listing.entrance()
         {
-            entrance.answer(&mut init, umask.bits());
+            entrance.answer(&mut init, umask);
         }
         if let Some(master) = &pty {
             if ready[pty_at] {

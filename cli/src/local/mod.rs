@@ -159,24 +159,33 @@ pub fn run(container: Container) -> Outcome {
     }
     // The entrypoint is in the container's own command, and is no part of what is run in it later.
     plan.argv_prefix.clear();
-    let init = start_init(&plan, StartOptions::default()).map_err(|e| follow::launch(&e))?;
+    let terminal = match container.tty {
+        Tty::Yes => true,
+        Tty::No => false,
+        Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
+    };
+    let streams = Streams { terminal, input: container.input };
+    let task = follow::own_task(streams);
+    // A name can be another's: the task has to wait until it is known to be free.
+    let (tasks, later) = if container.name.is_none() { (vec![task], None) } else { (Vec::new(), Some(task)) };
+    // What can still fail does before it runs.
+    let state = images::local_dir(container.state.as_deref())?;
+    let options = StartOptions { tasks, ..StartOptions::default() };
+    let mut init = start_init(&plan, options).map_err(|e| follow::launch(&e))?;
     if container.notes && !container.quiet {
         for note in plan.notes.iter().chain(init.notes()) {
             out::complain(&format!("{}: note: {note}", container.door));
         }
     }
     let record = record(&container, &plan.argv, init.pid())?;
-    let state = images::local_dir(container.state.as_deref())?;
     let listing = match container.name {
         Some(_) => Listing::named(state, record)?,
         None => Listing::later(state, record),
     };
-    let terminal = match container.tty {
-        Tty::Yes => true,
-        Tty::No => false,
-        Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
-    };
-    let code = follow::follow(init, listing, container.door, Streams { terminal, input: container.input });
+    if let Some(task) = later {
+        init.spawn(task).map_err(|e| follow::launch(&e))?;
+    }
+    let code = follow::follow(init, listing, container.door, streams);
     drop(request_of.2);
     code
 }

@@ -118,9 +118,16 @@ impl Waiting {
     }
 }
 
+impl Waiting {
+    /// Lets it end, and does not wait for that.
+    pub fn release(&mut self) {
+        self.release = None;
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.release = None;
+        self.release();
         let _ = super::wait::wait_pidfd(&self.pidfd);
     }
 }

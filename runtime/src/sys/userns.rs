@@ -13,6 +13,15 @@ pub fn create(uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
     make(uid_map, gid_map, |child| Some(child.pid))
 }
 
+/// As [`create`], for a caller that has more to do meanwhile: the child may end later than this. It is waited for when the
+/// second value is dropped.
+pub fn begin(uid_map: &str, gid_map: &str) -> SysResult<(OwnedFd, Waiting)> {
+    let mut child = Waiting::new(libc::CLONE_NEWUSER)?;
+    let namespace = adopt_namespace(child.pid, uid_map, gid_map)?;
+    child.release();
+    Ok((namespace, child))
+}
+
 /// As [`create`], for a caller in a pid namespace below that of `/proc`, where the child has another pid.
 pub fn create_seen_from_above(uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
     make(uid_map, gid_map, |child| {

@@ -167,6 +167,8 @@ pub struct Order {
     pub signal: Option<(SignalTarget, i32)>,
     /// Kill the launching process itself once the tasks run.
     pub die: bool,
+    /// The tasks are asked for while the container is made, and it ends with the first of them.
+    pub at_once: bool,
     /// Scripts of the steps of one job, instead of one container's tasks.
     pub steps: Vec<String>,
     /// Make and end the container so often, going on where it is refused.
@@ -191,6 +193,7 @@ impl Order {
             script: None,
             signal: None,
             die: false,
+            at_once: false,
             steps: Vec::new(),
             rounds: 0,
             null: None,
@@ -302,10 +305,7 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
         }
         options.parked = Some(parked);
     }
-    let mut init = start_init(&plan, options)?;
-    for note in plan.notes.iter().chain(init.notes()) {
-        eprintln!("note: {note}");
-    }
+    let mut tasks = Vec::new();
     for (id, argv) in (0..).zip(&order.tasks) {
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let stdio = if order.pty {
@@ -324,7 +324,7 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
             rustix::io::write(&file, text.as_bytes())?;
             extra_fds.push((9, file));
         }
-        init.spawn(TaskSpec {
+        tasks.push(TaskSpec {
             id,
             extra_fds,
             name: order.script.as_ref().map(|_| "the batch script".into()),
@@ -332,10 +332,26 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
             stdio,
             env: order.env.clone(),
             pid_env: Some("TASK_PID".into()),
+            last: order.at_once && id == 0,
             ..TaskSpec::default()
-        })?;
+        });
+    }
+    let later = if order.at_once { Vec::new() } else { std::mem::take(&mut tasks) };
+    options.tasks = tasks;
+    let mut init = start_init(&plan, options)?;
+    for note in plan.notes.iter().chain(init.notes()) {
+        eprintln!("note: {note}");
+    }
+    for task in later {
+        init.spawn(task)?;
     }
     let code = watch(&mut init, &order)?;
+    if order.at_once {
+        let mut ended = [rustix::event::PollFd::from_borrowed_fd(init.pidfd(), rustix::event::PollFlags::IN)];
+        let patience = rustix::time::Timespec { tv_sec: 20, tv_nsec: 0 };
+        let by_itself = rustix::event::poll(&mut ended, Some(&patience))? == 1;
+        println!("{}", if by_itself { "ended by itself" } else { "goes on" });
+    }
     init.finish()?;
     if let Some(group) = group {
         group.kill_and_remove(std::time::Duration::from_secs(5))?;

@@ -2,6 +2,7 @@
 
 use crate::Test;
 use crate::helper::{As, Dir, Order, busybox, each, give, is_root, launch, request, script, uid};
+use berth_model::ByteStr;
 use berth_runtime::SignalTarget;
 use std::os::unix::fs::PermissionsExt;
 
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("tasks::host_runs_on_the_node", host_runs_on_the_node),
     ("tasks::many_tasks_with_long_environments", many_tasks_with_long_environments),
     ("tasks::a_script_by_descriptor", a_script_by_descriptor),
+    ("tasks::asked_for_at_once", asked_for_at_once),
     ("tasks::the_doctor_agrees", the_doctor_agrees),
 ];
 
@@ -291,5 +293,29 @@ fn many_tasks_with_long_environments() {
         order.tasks = (0..400).map(|_| vec!["/bin/true".to_string()]).collect();
         let outcome = launch(&order, mode);
         assert_eq!((outcome.code, outcome.err.matches(" 0:0 ").count()), (0, 400), "{mode:?}");
+    });
+}
+
+/// Tasks that are asked for before the container stands, and a container that ends with its task although others run in it.
+fn asked_for_at_once() {
+    each(|mode| {
+        let dir = Dir::new();
+        let mut order = Order::new(request(&busybox(&dir, mode), mode), "sleep 1000 & echo first; exit 3");
+        order.at_once = true;
+        for parked in [false, true] {
+            order.parked = parked;
+            let outcome = launch(&order, mode);
+            assert_eq!(
+                (outcome.out.as_str(), outcome.code),
+                ("first\nended by itself\n", 3),
+                "{mode:?}: {outcome:?}"
+            );
+        }
+        // What the container fails by is said all the same, and no task runs.
+        order.request.mounts = vec![crate::options::mount("/nonexistent-source", "/mnt", &[])];
+        order.env = vec![ByteStr(vec![b'x'; 300_000])];
+        let outcome = launch(&order, mode);
+        assert!(outcome.code == 125 && outcome.err.contains("/nonexistent-source"), "{mode:?}: {outcome:?}");
+        assert_eq!(outcome.out, "");
     });
 }

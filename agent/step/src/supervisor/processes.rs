@@ -102,7 +102,22 @@ pub fn start(
         Some(member) => member.namespaces.open().map_err(|e| LaunchFailure::new(e.to_string()))?,
         None => JoinedNamespaces::default(),
     };
+    let mut tasks = Vec::with_capacity(io.len());
+    for (index, files) in io.into_iter().enumerate() {
+        let mut task = task(file, index, files)?;
+        if let Some(script) = &script {
+            let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
+                .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
+            task.extra_fds.push((SCRIPT_FD, copy));
+            task.name = Some(format!("the batch script's interpreter {interpreter}"));
+        }
+        tasks.push(task);
+    }
+    let number = tasks.len();
+    // Later steps may look for a container that is kept as soon as its tasks run: they are told of it first.
+    let (tasks, later) = if kept.is_some() { (Vec::new(), tasks) } else { (tasks, Vec::new()) };
     let options = StartOptions {
+        tasks,
         joined,
         cgroup: group.as_ref().map(AsFd::as_fd),
         parked: match standing.filter(Parked::waits) {
@@ -128,15 +143,7 @@ pub fn start(
     // agent starts.
     let mut notes = if is_host(&file.launch) { Vec::new() } else { plan.notes.clone() };
     notes.extend_from_slice(init.notes());
-    let tasks = io.len();
-    for (index, files) in io.into_iter().enumerate() {
-        let mut task = task(file, index, files)?;
-        if let Some(script) = &script {
-            let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
-                .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
-            task.extra_fds.push((SCRIPT_FD, copy));
-            task.name = Some(format!("the batch script's interpreter {interpreter}"));
-        }
+    for task in later {
         init.spawn(task).map_err(|e| LaunchFailure::new(e.to_string()))?;
     }
     let processes = Processes {
@@ -146,8 +153,8 @@ pub fn start(
         told,
         saving,
         terminal: None,
-        starting: tasks,
-        living: tasks,
+        starting: number,
+        living: number,
         usage: Usage::default(),
     };
     Ok((processes, notes))
@@ -338,6 +345,7 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         pid_env: Some("SLURM_TASK_PID".into()),
         name: None,
         extra_fds: Vec::new(),
+        last: false,
     })
 }
 

@@ -81,7 +81,11 @@ impl Step {
             self.deadlines.client_in(Instant::now(), CLIENT_COMES);
         }
         match self.start() {
-            Ok(processes) => self.processes = Some(processes),
+            Ok(processes) => {
+                self.processes = Some(processes);
+                // What tasks did meanwhile may have come with the word that the container stands; a short one may be over.
+                self.hear_processes()?;
+            }
             Err(failure) => {
                 self.undo_container();
                 self.end(Some(failure), Usage::default(), false)?;
