@@ -27,6 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 /// How long a container may take to come up until a step that waits for it gives up.
 const STARTING: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a step may hold its container after its user was told that it is over.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// `container.json`: what is known of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -382,19 +384,24 @@ impl KeptContainers {
             return Err(missing());
         }
         let place = Place::of(&self.paths, NameScope::User, JobId(0), uid, name);
-        let taken = {
-            let _turn = self.turn();
+        let deadline = Instant::now() + LETS_GO;
+        let taken = loop {
+            let turn = self.turn();
             let lock = place.lock()?.ok_or_else(missing)?;
-            if !place.is_idle(&lock)? {
+            if place.is_idle(&lock)? {
+                // A step that could not start may have taken it away a moment ago.
+                if place.read()?.is_none() {
+                    return Err(missing());
+                }
+                break self.take_away(&place).map_err(|e| place.trouble(&e))?;
+            }
+            drop((lock, turn));
+            if Instant::now() > deadline {
                 return Err(format!(
                     "the container '{name}' is in use: 'berth container ls' shows the job; end it with scancel first"
                 ));
             }
-            // A step that could not start may have taken it away a moment ago.
-            if place.read()?.is_none() {
-                return Err(missing());
-            }
-            self.take_away(&place).map_err(|e| place.trouble(&e))?
+            std::thread::sleep(PAUSE);
         };
         remove_tree(&taken).map_err(|e| place.trouble(&e))
     }

@@ -156,8 +156,13 @@ fn what_is_removed_is_gone_with_all_that_was_written() {
     let claim = node.find(NameFlag::Auto).unwrap().unwrap();
     assert!(node.kept.remove(uid, "box").is_err_and(|e| e.contains("is in use")));
     assert!(node.kept.prune(None, Duration::ZERO).is_empty());
-    drop(claim);
-    node.kept.remove(uid, "box").unwrap();
+    // A step whose end was told holds it for some moments more.
+    std::thread::scope(|threads| {
+        let removed = threads.spawn(|| node.kept.remove(uid, "box"));
+        std::thread::sleep(PAUSE * 5);
+        drop(claim);
+        removed.join().unwrap().unwrap();
+    });
     assert!(node.kept.remove(uid, "box").is_err_and(|e| e.contains("there is no container 'box'")));
     node.idle();
     assert_eq!(node.kept.prune(Some(uid), Duration::ZERO), ["box"]);
