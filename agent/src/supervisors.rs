@@ -47,6 +47,8 @@ pub fn spawn(
     }
     bind(&listener, &address)?;
     listen(&listener, 64)?;
+    // What can fail comes before there is a supervisor: none lives whose step counts as not started.
+    let control = dial(dir)?;
     let log = rustix::fs::open(
         dir.log(),
         OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC,
@@ -63,7 +65,7 @@ pub fn spawn(
         }
         None => zygote.fork(dir, &fds)?,
     };
-    Ok(Link { control: dial(dir)?, pidfd })
+    Ok(Link { control, pidfd })
 }
 
 /// The directory's socket by a short name, however long the directory's own is: a socket's address holds
