@@ -184,6 +184,12 @@ impl Init<'_> {
         match fork(CloneOptions::default()) {
             Ok(Forked::Child) => {
                 signals::set_mask(0);
+                // The supervisor notices init's end by its socket, which nobody else may hold.
+                let keep = [root.as_raw_fd(), out.as_raw_fd(), unread.as_raw_fd()];
+                if let Err(e) = close_all_from(3, &keep) {
+                    tell(&failure("close init's descriptors", e));
+                    exit_now(1);
+                }
                 let result = crate::export::write(root.as_fd(), out.as_fd());
                 if let Err(failure) = &result {
                     tell(failure);

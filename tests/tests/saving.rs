@@ -78,8 +78,7 @@ each_user! {
         sandbox.cmd("scancel").arg(job.trim()).ok();
         running.finish();
         assert_eq!(sandbox.read("kept.sqsh"), "as it was");
-        let left = || std::fs::read_dir(sandbox.work()).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("partial")).count();
-        assert!(wait(10, || (left() == 0).then_some(())).is_some(), "half an image is left");
+        assert!(wait(10, || (of_name(&sandbox, "kept") == 1).then_some(())).is_some(), "half an image is left");
         // A failed task's container is saved all the same, and the exit code is the task's.
         let output = sandbox.srun_in(images::busybox(), ["--container-save=kept.sqsh", "sh", "-c", "exit 7"]).run();
         assert_eq!(output.rc, 7, "{output}");
@@ -102,7 +101,28 @@ each_user! {
         assert_ne!(told.rc, 0, "{told}");
         assert!(told.err().contains("--container-save"), "{told}");
         assert!(wait(30, || writers().next().is_none().then_some(())).is_some(), "the writer is left");
-        assert!(!target.exists());
+        // It was killed, and could take nothing away.
+        assert_eq!(of_name(&sandbox, "big"), 0, "half an image is left");
+        sandbox.srun(["true"]).ok();
+    }
+
+    fn a_container_that_dies_while_it_is_saved(who) {
+        let sandbox = Sandbox::start(who);
+        let running = sandbox.srun_in(images::busybox(), ["--container-save=big.sqsh", "truncate", "-s", "300G", "/hole"]).limit(90).spawn();
+        let target = sandbox.work().join("big.sqsh");
+        let writers = || berth_tests::leftovers::processes(&target).into_iter().filter(|(_, line)| line.contains("internal-save"));
+        let (writer, _) = wait(30, || writers().next()).expect("nobody writes the image");
+        // The supervisor's other child is the container's init.
+        let status = std::fs::read_to_string(format!("/proc/{writer}/status")).unwrap();
+        let supervisor = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_string();
+        let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+        let init = children.split_whitespace().find(|pid| **pid != writer.to_string()).expect("no init");
+        sandbox.cmd("kill").args(["-KILL", init]).ok();
+        let told = running.finish();
+        assert_ne!(told.rc, 0, "{told}");
+        assert!(told.err().contains("--container-save"), "{told}");
+        assert!(wait(30, || writers().next().is_none().then_some(())).is_some(), "the writer is left");
+        assert_eq!(of_name(&sandbox, "big"), 0, "half an image is left");
         sandbox.srun(["true"]).ok();
     }
 
@@ -114,6 +134,12 @@ each_user! {
         let text = sandbox.srun(["--container-image=./tools.sqsh", "sh", "-c", look]).limit(120).ok().text();
         assert_eq!(text, "Status: install ok installed\nwatchers:keeper\ncontent");
     }
+}
+
+/// How many files of the working directory have a name with this part.
+fn of_name(sandbox: &Sandbox, part: &str) -> usize {
+    let names = std::fs::read_dir(sandbox.work()).unwrap().map(|e| e.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains(part)).count()
 }
 
 /// In root's cluster an image is written by its user: not where the user may not write, and as the user's file.
