@@ -10,7 +10,7 @@ use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::standby::{PAUSE, Slots, Standby};
 use crate::zygote::Zygote;
-use crate::{notes, probe, supervisors};
+use crate::{enter, notes, probe, supervisors};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
@@ -410,18 +410,27 @@ impl Driver {
 
     fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>) {
         self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
-        if launch.container.is_none() {
+        if launch.container.is_none() && launch.enter.is_none() {
             self.ready.insert(key, Ready::nothing());
             let ready = AgentEvent::Image { key, event: ImageEvent::Ready };
             let _ = self.inputs.send(Input::Core(ready));
             return;
         }
-        let (images, inputs) = (Arc::clone(&self.node.images), self.inputs.clone());
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let result = images.prepare(&launch, |percent| {
+            let tell = |percent| {
                 let event = ImageEvent::Progress(percent);
                 let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
-            });
+            };
+            let result = match launch.enter {
+                None => node.images.prepare(&launch, tell),
+                Some(step) => {
+                    enter::find(&node.paths.spool(), &node.registry, &launch, step).and_then(|entered| {
+                        let ready = node.images.prepare(&entered.launch, tell)?;
+                        Ok(Ready { entered: Some(Box::new(entered)), ..ready })
+                    })
+                }
+            };
             let _ = inputs.send(Input::Image(key, Box::new(result)));
         });
         self.preparing.insert(key, task.abort_handle());
@@ -429,7 +438,11 @@ impl Driver {
 
     fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, timers: StepTimers) -> Result<(), String> {
         let node = Arc::clone(&self.node);
-        let ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
+        let mut ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
+        let mut join = None;
+        if let Some(entered) = ready.entered.take() {
+            (launch, join) = (entered.launch, entered.join);
+        }
         let job = self.jobs.get_mut(&key.job).ok_or("its job has no directory on the node")?;
         if let Some(why) = &job.failure {
             return Err(why.clone());
@@ -447,6 +460,7 @@ impl Driver {
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
+            join,
             image: ready.image,
             cgroup,
             namespaces: job.record.namespaces,

@@ -1,6 +1,7 @@
 //! Images for steps: found in the store, or fetched with the user's own logins and unpacked by the store's
 //! own identity. Everything here blocks; one thread for each step that waits.
 
+use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use berth_images::{
     Credentials, Digest, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
@@ -38,12 +39,14 @@ pub struct Ready {
     pub guard: Option<UseGuard>,
     /// The container that the step names, claimed for it.
     pub kept: Option<Claim>,
+    /// The step that is entered, and what that makes of this one.
+    pub entered: Option<Box<Entered>>,
 }
 
 impl Ready {
     /// Of a step that needs nothing.
     pub fn nothing() -> Ready {
-        Ready { resolved: None, image: None, guard: None, kept: None }
+        Ready { resolved: None, image: None, guard: None, kept: None, entered: None }
     }
 }
 
@@ -132,7 +135,8 @@ impl Images {
             workdir: some(config.workdir).map(ByteStr::from),
             user: some(config.user),
         };
-        Ok(Ready { resolved: Some(resolved), image: Some(image), guard: Some(prepared.guard), kept: None })
+        let ready = Ready { resolved: Some(resolved), image: Some(image), ..Ready::nothing() };
+        Ok(Ready { guard: Some(prepared.guard), ..ready })
     }
 
     /// For references that the client could not resolve: it ran inside a container.

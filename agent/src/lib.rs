@@ -8,6 +8,7 @@ mod adopt;
 mod cgroups;
 mod clients;
 mod driver;
+mod enter;
 mod gres;
 mod holders;
 mod images;

@@ -234,6 +234,7 @@ fn step(dir: &Path, argv: &[&str], id: &str) -> StepSpec {
         wait_after_first_exit: None,
         time_limit: None,
         attached: true,
+        enter: None,
     }
 }
 

@@ -346,6 +346,7 @@ mod tests {
             wait_after_first_exit: None,
             attached: false,
             kill_wait: Span::from_secs(30),
+            enter: None,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::bytes::ByteStr;
 use crate::hardware::GresDevice;
-use crate::ids::{JobId, NodeName, StepKey};
+use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, TermSize};
 use crate::state::ExitStatus;
@@ -174,6 +174,9 @@ pub struct StepLaunch {
     pub attached: bool,
     /// From SIGTERM to SIGKILL.
     pub kill_wait: Span,
+    /// The step of the same job on this node whose container is entered (`berth exec`).
+    #[serde(default)]
+    pub enter: Option<StepId>,
 }
 
 /// What a step used on one node.

@@ -1,7 +1,7 @@
 //! What a user asks for: job and step specifications. Container fields are members of their own.
 
 use crate::bytes::ByteStr;
-use crate::ids::{Gid, JobId, NodeName, SubmissionId, Uid};
+use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
@@ -526,6 +526,20 @@ pub struct StepSpec {
     pub time_limit: Option<TimeLimit>,
     /// Whether a client will attach and drives the step: it ends when that client is gone.
     pub attached: bool,
+    /// `berth exec`: the step runs where another step of the job does.
+    #[serde(default)]
+    pub enter: Option<EnterSpec>,
+}
+
+/// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets
+/// over them what it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnterSpec {
+    /// Which step is entered.
+    pub step: StepId,
+    /// On which of its nodes; absent where it has one.
+    #[serde(default)]
+    pub node: Option<NodeName>,
 }
 
 /// Names one array task or job on the command line, resolved by the controller.

@@ -214,8 +214,11 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
             handle.notes = notes;
             handle.open = opened.into_iter().zip(fds).collect();
             if plan.joinable && !crate::join::init_opens(plan) {
-                handle.open = crate::join::open(plan, &pid.to_string())
-                    .map_err(system("keep the container's namespaces at hand"))?;
+                handle.open = match crate::join::open(plan, &pid.to_string()) {
+                    // Its tasks run already, and may have ended it: then nobody joins it.
+                    Err(Errno::NOENT | Errno::SRCH) => Vec::new(),
+                    open => open.map_err(system("keep the container's namespaces at hand"))?,
+                };
             }
             Ok(handle)
         }

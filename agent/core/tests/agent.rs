@@ -67,6 +67,7 @@ fn launch(key: StepKey) -> StepLaunch {
         wait_after_first_exit: None,
         attached: false,
         kill_wait: WAIT,
+        enter: None,
     }
 }
 

@@ -59,6 +59,7 @@ fn launch() -> StepLaunch {
         wait_after_first_exit: None,
         attached: false,
         kill_wait: Span::from_secs(30),
+        enter: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A step's spool directory: what the agent leaves for the supervisor, and what the supervisor leaves for
 //! every later agent. Files are replaced by rename and never synced: no step outlives a reboot.
 
-use crate::kept::KeptPart;
+use crate::kept::{KeptPart, Member};
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
@@ -64,6 +64,15 @@ pub struct NodePart {
     pub program: Option<ByteStr>,
     /// The container that `--container-name` names.
     pub kept: Option<KeptPart>,
+    /// The step runs in the container of another one, which has no name (`berth exec`).
+    pub join: Option<Member>,
+}
+
+impl NodePart {
+    /// The running container that the step enters, if it does.
+    pub fn joined(&self) -> Option<&Member> {
+        self.kept.as_ref().and_then(|kept| kept.join.as_ref()).or(self.join.as_ref())
+    }
 }
 
 /// Bytes of a job's `/dev/shm`: the job's memory, where that is enforced; else the kernel's default.
@@ -118,6 +127,9 @@ pub struct StateFile {
     pub boot_id: String,
     /// How far.
     pub phase: StepPhase,
+    /// How further steps of the job enter its container, once it stands; absent without one.
+    #[serde(default)]
+    pub member: Option<Member>,
 }
 
 /// A step's directory, and the names of what is in it.
@@ -276,6 +288,7 @@ mod tests {
             start_ticks: start_ticks(pid).unwrap(),
             boot_id: boot_id().unwrap(),
             phase: StepPhase::Running,
+            member: None,
         };
         let boot = boot_id().unwrap();
         assert!(state.supervisor_alive(&boot));

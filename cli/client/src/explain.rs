@@ -272,6 +272,7 @@ impl Asked<'_> {
             wait_after_first_exit: None,
             attached: false,
             kill_wait: Span::from_secs(30),
+            enter: None,
         })
     }
 

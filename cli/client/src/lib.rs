@@ -7,6 +7,7 @@
 
 pub mod commands;
 mod doc;
+pub mod enter;
 pub mod error;
 pub mod explain;
 pub mod fmt;

@@ -6,6 +6,7 @@ mod container;
 mod controller;
 mod doctor;
 mod down;
+mod exec;
 mod image;
 mod install_links;
 mod internal;
@@ -29,6 +30,7 @@ pub enum Command {
     Status(status::Args),
     #[command(flatten)]
     Start(Start),
+    Exec(exec::Args),
     #[command(subcommand)]
     Image(image::Args),
     #[command(subcommand)]
@@ -73,6 +75,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Down(args) => down::run(&args, state.as_deref()),
         Command::Status(args) => status::run(&args, state.as_deref()),
         Command::Start(command) => start(command, state),
+        Command::Exec(args) => exec::run(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),
         Command::Container(args) => container::run(args, state.as_deref()),
         Command::Doctor(args) => doctor::run(&args, state.as_deref()),

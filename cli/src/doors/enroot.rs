@@ -146,7 +146,10 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
             for text in &args.env {
                 env.extend(local::variable("--env", text)?);
             }
-            local::exec::run("enroot", &images::local_dir(None)?, &what, command, env, None)
+            let state = images::local_dir(None)?;
+            let record = local::exec::find(&state, &what)?;
+            let asked = local::exec::Asked::new(command, env, None, local::has_terminal());
+            local::exec::enter("enroot", &state, &record, &asked)
         }
         Cmd::Export(args) => export(&args),
         Cmd::List(args) => list(&args),

@@ -2,10 +2,13 @@
 //! them. Nobody enters namespaces from outside; the socket is the caller's own, and asks who calls.
 
 use super::records::{self, Record};
+use super::terminal::Shown;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::StateDir;
+use berth_client::step::terminal;
 use berth_model::ByteStr;
+use berth_model::spec::TermSize;
 use berth_runtime::{InitHandle, TaskSpec, TaskStdio};
 use berth_step::control::{receive, send};
 use rustix::fs::{Mode, OFlags};
@@ -17,19 +20,45 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// A command for a container; its three streams come beside it.
+/// A command for a container; its three streams come beside it, where it gets no terminal.
 #[derive(Debug, Serialize, Deserialize)]
-struct Asked {
+pub struct Asked {
     argv: Vec<ByteStr>,
     env: Vec<ByteStr>,
     cwd: Option<ByteStr>,
+    terminal: Option<TermSize>,
 }
 
-/// How it ended.
+impl Asked {
+    /// A command with variables that are set over all others, and a terminal of its own where that is wanted.
+    pub fn new(
+        command: Vec<OsString>,
+        env: Vec<(OsString, OsString)>,
+        cwd: Option<OsString>,
+        terminal: bool,
+    ) -> Asked {
+        let pair = |(name, value): (OsString, OsString)| {
+            let mut text = name;
+            text.push("=");
+            text.push(value);
+            ByteStr::from(text)
+        };
+        Asked {
+            argv: command.into_iter().map(ByteStr::from).collect(),
+            env: env.into_iter().map(pair).collect(),
+            cwd: cwd.map(ByteStr::from),
+            terminal: terminal.then(|| terminal::size().unwrap_or(TermSize { rows: 24, cols: 80 })),
+        }
+    }
+}
+
+/// What the caller is told.
 #[derive(Debug, Serialize, Deserialize)]
-struct Ended {
-    code: u8,
-    error: Option<String>,
+enum Answer {
+    /// Its terminal comes beside this.
+    Terminal,
+    /// How it ended.
+    Ended { code: u8, error: Option<String> },
 }
 
 /// The side of the process that follows the container.
@@ -106,12 +135,16 @@ impl Entrance {
         let Ok(Some((asked, fds))) = receive::<Asked>(caller.as_fd()) else { return };
         let mut fds = fds.into_iter();
         self.last += 1;
+        let stdio = match asked.terminal {
+            Some(size) => TaskStdio::Pty(size),
+            None => TaskStdio::Fds { stdin: fds.next(), stdout: fds.next(), stderr: fds.next() },
+        };
         let task = TaskSpec {
             id: self.last,
             argv: asked.argv,
             env: asked.env,
             cwd: asked.cwd.map(|dir| (dir, "--workdir".to_string())),
-            stdio: TaskStdio::Fds { stdin: fds.next(), stdout: fds.next(), stderr: fds.next() },
+            stdio,
             umask: Some(umask),
             ..TaskSpec::default()
         };
@@ -119,21 +152,28 @@ impl Entrance {
             Ok(()) => {
                 self.callers.insert(self.last, caller);
             }
-            Err(e) => tell(&caller, 1, Some(e.to_string())),
+            Err(e) => tell(&caller, &Answer::Ended { code: 1, error: Some(e.to_string()) }, &[]),
+        }
+    }
+
+    /// Hands the caller the terminal of a command that has started.
+    pub fn started(&mut self, task: u32, terminal: Option<OwnedFd>) {
+        if let (Some(caller), Some(terminal)) = (self.callers.get(&task), terminal) {
+            tell(caller, &Answer::Terminal, &[terminal.as_fd()]);
         }
     }
 
     /// Tells the caller how the command ended.
     pub fn ended(&mut self, task: u32, code: u8, error: Option<String>) {
         if let Some(caller) = self.callers.remove(&task) {
-            tell(&caller, code, error);
+            tell(&caller, &Answer::Ended { code, error }, &[]);
         }
     }
 }
 
-fn tell(caller: &OwnedFd, code: u8, error: Option<String>) {
+fn tell(caller: &OwnedFd, answer: &Answer, fds: &[BorrowedFd<'_>]) {
     // One that is gone wants no answer.
-    let _ = send(caller.as_fd(), &Ended { code, error }, &[]);
+    let _ = send(caller.as_fd(), answer, fds);
 }
 
 /// Which container of this machine is meant: by name, or by the pid of its first process or of the one that made it.
@@ -143,53 +183,49 @@ pub fn find(state: &StateDir, what: &str) -> Result<Record, Failure> {
     all.into_iter().find(|r| r.name == what || number.is_some_and(|n| n == r.init || n == r.pid)).ok_or_else(|| {
         Failure::user(format!(
             "no container '{what}' of yours runs on this machine: 'docker ps' and 'enroot list -f' show those that do; \
-             into a job's step goes 'srun --overlap --jobid=JOB'"
+             into a job goes 'berth exec JOB'"
         ))
     })
 }
 
-/// Runs a command in a running container, with our streams; the exit code is the command's.
-pub fn run(
-    door: &str,
-    state: &StateDir,
-    what: &str,
-    command: Vec<OsString>,
-    env: Vec<(OsString, OsString)>,
-    cwd: Option<OsString>,
-) -> Outcome {
-    let record = find(state, what)?;
+/// Runs a command in a running container, with our streams or a terminal of its own; the exit code is the command's.
+pub fn enter(door: &str, state: &StateDir, record: &Record, asked: &Asked) -> Outcome {
+    let name = &record.name;
     let lost = |e: io::Error| {
-        Failure::user(format!("the container '{}' does not answer: {e}; does it still run?", record.name))
+        Failure::user(format!("the container '{name}' does not answer: {e}; does it still run?"))
     };
     let called = || -> io::Result<OwnedFd> {
-        let (_dir, address) = address(&place(state, &record.name))?;
+        let (_dir, address) = address(&place(state, name))?;
         let socket = socket(SocketFlags::empty())?;
         rustix::net::connect(&socket, &address)?;
         Ok(socket)
     };
     let socket = called().map_err(lost)?;
-    let pair = |(name, value): (OsString, OsString)| {
-        let mut text = name;
-        text.push("=");
-        text.push(value);
-        ByteStr::from(text)
-    };
-    let asked = Asked {
-        argv: command.into_iter().map(ByteStr::from).collect(),
-        env: env.into_iter().map(pair).collect(),
-        cwd: cwd.map(ByteStr::from),
-    };
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    send(socket.as_fd(), &asked, &streams).map_err(lost)?;
-    match receive::<Ended>(socket.as_fd()) {
-        Ok(Some((ended, _))) => {
-            if let Some(error) = ended.error {
-                out::complain(&format!("{door}: error: {error}"));
+    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let streams: &[BorrowedFd<'_>] = if asked.terminal.is_some() { &[] } else { &own };
+    send(socket.as_fd(), asked, streams).map_err(lost)?;
+    let mut shown = None;
+    loop {
+        match receive::<Answer>(socket.as_fd()) {
+            Ok(Some((Answer::Terminal, fds))) => {
+                let Some(master) = fds.into_iter().next() else { continue };
+                let mut terminal = Shown::new(master)?;
+                // Until there is something to be heard.
+                terminal.until(socket.as_fd())?;
+                shown = Some(terminal);
             }
-            Ok(ended.code)
+            Ok(Some((Answer::Ended { code, error }, _))) => {
+                if let Some(terminal) = shown.take() {
+                    terminal.close();
+                }
+                if let Some(error) = error {
+                    out::complain(&format!("{door}: error: {error}"));
+                }
+                return Ok(code);
+            }
+            // It ended, and took its commands with it.
+            Ok(None) => return Err(Failure::user(format!("the container '{name}' ended"))),
+            Err(e) => return Err(lost(e)),
         }
-        // It ended, and took its commands with it.
-        Ok(None) => Err(Failure::user(format!("the container '{}' ended", record.name))),
-        Err(e) => Err(lost(e)),
     }
 }

@@ -1,12 +1,12 @@
 //! A container that runs on this machine, followed to its end: streams, terminal, signals, exit code.
 
 use super::listing::Listing;
+use super::terminal::{copy_some, drain, resize, signals};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::step::terminal::{self, Raw};
 use berth_runtime::{Event, InitHandle, LaunchError, SignalTarget, TaskSpec, TaskStdio};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -47,22 +47,19 @@ fn own_umask() -> u32 {
 
 /// Follows the container and its one task to their end.
 pub fn follow(mut init: InitHandle, mut listing: Listing, door: &str, streams: Streams) -> Outcome {
-    let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));
     let umask = own_umask();
-    let mut set = SigSet::empty();
-    for signal in FORWARDED.iter().chain(&[Signal::SIGWINCH]) {
-        set.add(*signal);
-    }
-    set.thread_block().map_err(fault)?;
-    let signals =
-        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(fault)?;
+    let signals = signals(&[FORWARDED, &[Signal::SIGWINCH]].concat())?;
     let mut pty: Option<OwnedFd> = None;
     let mut raw: Option<Raw> = None;
     let mut input = streams.input;
     let status = loop {
         while let Some(event) = init.next_event(false).map_err(|e| launch(&e))? {
             match event {
-                Event::Started { task, .. } if task != OWN => {}
+                Event::Started { task, pty, .. } if task != OWN => {
+                    if let Some(entrance) = listing.entrance() {
+                        entrance.started(task, pty);
+                    }
+                }
                 Event::ExecFailed { task, error } if task != OWN => {
                     let code = u8::try_from(error.exit_code()).unwrap_or(1);
                     ended(&mut listing, task, code, Some(error.to_string()));
@@ -157,50 +154,8 @@ const FORWARDED: &[Signal] =
 
 fn pass_on(init: &mut InitHandle, number: i32, pty: Option<&OwnedFd>) -> Result<(), Failure> {
     if number == Signal::SIGWINCH as i32 {
-        if let (Some(master), Some(size)) = (pty, terminal::size()) {
-            let size =
-                rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-            // A terminal that is gone has no size.
-            let _ = rustix::termios::tcsetwinsize(master, size);
-        }
+        pty.into_iter().for_each(resize);
         return Ok(());
     }
     init.signal(SignalTarget::AllTasks, number).map_err(|e| launch(&e))
-}
-
-/// Copies what is there; false at the end of the source.
-fn copy_some(from: impl AsFd, to: impl AsFd) -> bool {
-    let mut buffer = [0_u8; 16 * 1024];
-    match rustix::io::read(&from, &mut buffer) {
-        Ok(0) => false,
-        Ok(n) => {
-            let mut rest = &buffer[..n];
-            while !rest.is_empty() {
-                match rustix::io::write(&to, rest) {
-                    Ok(n) => rest = &rest[n..],
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return false,
-                }
-            }
-            true
-        }
-        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => true,
-        Err(_) => false,
-    }
-}
-
-/// What the task wrote last is still in its terminal.
-fn drain(master: &OwnedFd) {
-    loop {
-        let mut fds = [PollFd::new(master, PollFlags::IN)];
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, Some(&zero)) {
-            Ok(n) if n > 0 && fds[0].revents().contains(PollFlags::IN) => {
-                if !copy_some(master, rustix::stdio::stdout()) {
-                    return;
-                }
-            }
-            _ => return,
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod listing;
 pub mod named;
 pub mod records;
 mod save;
+mod terminal;
 
 pub use follow::Streams;
 pub use image::{Pull, fetch, pinned};
@@ -17,7 +18,6 @@ pub use save::save;
 use crate::{explain, images};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_client::step::terminal;
 use berth_model::ByteStr;
 use berth_model::limits::Limits;
 use berth_model::options::Explain;
@@ -162,7 +162,7 @@ pub fn run(container: Container) -> Outcome {
     let terminal = match container.tty {
         Tty::Yes => true,
         Tty::No => false,
-        Tty::Auto => terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout()),
+        Tty::Auto => has_terminal(),
     };
     let streams = Streams { terminal, input: container.input };
     let task = follow::own_task(streams);
@@ -188,6 +188,11 @@ pub fn run(container: Container) -> Outcome {
     let code = follow::follow(init, listing, container.door, streams);
     drop(request_of.2);
     code
+}
+
+/// Whether the caller sits before a terminal: what is typed and what is written both go by one.
+pub fn has_terminal() -> bool {
+    berth_client::step::terminal::is_terminal() && rustix::termios::isatty(rustix::stdio::stdout())
 }
 
 fn record(container: &Container, argv: &[ByteStr], init: i32) -> Result<records::Record, Failure> {

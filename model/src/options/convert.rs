@@ -237,6 +237,7 @@ impl SubmitOptions {
                 .map(|s| crate::time::Span::from_secs(i64::from(s))),
             time_limit: self.time,
             attached: true,
+            enter: None,
         };
         Ok(Converted { spec, notes })
     }

@@ -8,9 +8,9 @@ use berth_model::launch::{
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::spec::{
-    ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
-    LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode, ResolvedImage,
-    ResourceRequest, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
+    ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
+    JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
+    ResolvedImage, ResourceRequest, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
 };
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::tres::GresKey;
@@ -67,8 +67,9 @@ structs! {
     StepSpec {
         submission, name, tasks, nodes, tasks_per_node, cpus_per_task, memory, gres, overlap, exact, immediate,
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
-        wait_after_first_exit, time_limit, attached,
+        wait_after_first_exit, time_limit, attached, enter,
     }
+    EnterSpec { step, node }
     NodeShare { cpus, memory, gres }
     Layout { nodes, tasks, cpus }
     ArrayPlace { array, task, count, min, max, step }
@@ -79,7 +80,7 @@ structs! {
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
-        attached, kill_wait,
+        attached, kill_wait, enter,
     }
     Usage { user_us, system_us, max_rss }
     StepExit { status, tasks, oom, launch_error, usage, ended, ended_by }

@@ -67,6 +67,7 @@ pub(crate) fn start(
         wait_after_first_exit: own.and_then(|s| s.wait_after_first_exit),
         attached: own.is_some_and(|s| s.attached),
         kill_wait: common.kill_wait,
+        enter: own.and_then(|s| s.enter.as_ref()).map(|e| e.step),
     };
     let payload = match step.key.step {
         StepId::Batch => PayloadKey::Job(job.row.spec_of),

@@ -572,3 +572,53 @@ fn a_cancelled_step_ends_alone() {
     assert_eq!((info.state, info.steps[1].state), (JobState::Running, JobState::Cancelled));
     assert_eq!(info.steps[1].cancelled_by, Some(Uid(1000)));
 }
+
+#[test]
+fn a_step_that_runs_is_entered_where_it_is_with_what_it_has() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", hardware(2, 1, 4000, 2));
+    w.node("n2", hardware(2, 1, 4000, 2));
+    let id = w.batch("a", |s| {
+        s.resources.min_nodes = 2;
+        s.resources.exclusive = true;
+    });
+    let create = |w: &mut World, by: u32, spec: StepSpec| {
+        w.request(actor(by), Request::CreateStep { job: id, spec: Box::new(spec) })
+    };
+    let entering = |name: &str, step: StepId, node: Option<&str>| StepSpec {
+        enter: Some(EnterSpec { step, node: node.map(Into::into) }),
+        ..common::step(name)
+    };
+    // A step on both nodes that takes everything: what enters waits for nothing.
+    let both = StepSpec { nodes: Some(2), tasks: Some(2), ..step("both") };
+    create(&mut w, 1000, both).unwrap();
+    let why = |refused: Result<Response, Refusal>| refused.unwrap_err().message;
+    let text = why(create(&mut w, 1000, entering("x", StepId::Number(0), None)));
+    assert!(text.contains("n[1-2]") && text.contains("--node"), "{text}");
+    let text = why(create(&mut w, 1000, entering("x", StepId::Number(0), Some("n7"))));
+    assert!(text.contains("not on node n7"), "{text}");
+    let text = why(create(&mut w, 1000, entering("x", StepId::Number(5), None)));
+    assert!(text.contains("no step 5") && text.contains("batch, 0"), "{text}");
+    let text = why(create(&mut w, 1001, entering("x", StepId::Batch, None)));
+    assert!(text.contains("Access/permission denied"), "{text}");
+    w.sent.clear();
+    create(&mut w, 1000, entering("in n2", StepId::Number(0), Some("n2"))).unwrap();
+    create(&mut w, 1000, entering("in the script", StepId::Batch, None)).unwrap();
+    let started: Vec<_> = w
+        .sent
+        .iter()
+        .filter_map(|m| if let ToAgent::Start(s) = m { Some(s.launch.clone()) } else { None })
+        .collect();
+    assert_eq!(started.len(), 2);
+    assert_eq!((started[0].node.0.as_str(), started[0].enter), ("n2", Some(StepId::Number(0))));
+    assert_eq!((started[1].node.0.as_str(), started[1].enter), ("n1", Some(StepId::Batch)));
+    assert_eq!(started[0].share.cpus.len(), 2);
+    // One that is over, on a node or altogether.
+    let first = StepKey { job: id, attempt: Attempt(0), step: StepId::Number(0) };
+    w.exited("n2", first, ExitStatus::OK);
+    let text = why(create(&mut w, 1000, entering("y", StepId::Number(0), Some("n2"))));
+    assert!(text.contains("over on node n2"), "{text}");
+    w.exited("n1", first, ExitStatus::OK);
+    let text = why(create(&mut w, 1000, entering("y", StepId::Number(0), None)));
+    assert!(text.contains("is over (COMPLETED)"), "{text}");
+}

@@ -692,6 +692,7 @@ async fn a_step_that_waits_is_forgotten_with_its_client() {
         wait_after_first_exit: None,
         time_limit: None,
         attached: true,
+        enter: None,
     };
     let first = client.create_step(id, &step("first")).await.unwrap();
     assert!(matches!(first, Response::StepCreated { .. }), "{first:?}");

@@ -397,6 +397,7 @@ impl World {
             wait_after_first_exit: None,
             time_limit: self.rng.permille(100).then_some(TimeLimit::Minutes(1)),
             attached: false,
+            enter: None,
         }
     }
 

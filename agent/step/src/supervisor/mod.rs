@@ -69,6 +69,7 @@ fn supervise(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> io::Re
         start_ticks: start_ticks(pid).unwrap_or(0),
         boot_id: boot_id()?,
         phase: StepPhase::Starting,
+        member: None,
     };
     write_json(&dir.state(), &state)?;
     step::Step::new(dir.clone(), file, state, listener, parked).run()

@@ -71,6 +71,9 @@ pub struct Processes {
     cgroup: Option<Cgroup>,
     layer: Option<layers::OnDisk>,
     told: Option<Told>,
+    member: Option<Member>,
+    /// A command that cannot be started ends as a shell would have it, and not as Slurm has it.
+    as_shell: bool,
     saving: Option<Saving>,
     terminal: Option<OwnedFd>,
     /// Tasks that were neither started nor refused yet.
@@ -98,7 +101,7 @@ pub fn start(
     let cgroup = file.node.cgroup.as_ref();
     let group = cgroup.and_then(Cgroup::v2_dir);
     let kept = file.node.kept.as_ref();
-    let joined = match kept.and_then(|kept| kept.join.as_ref()) {
+    let joined = match file.node.joined() {
         Some(member) => member.namespaces.open().map_err(|e| LaunchFailure::new(e.to_string()))?,
         None => JoinedNamespaces::default(),
     };
@@ -135,13 +138,15 @@ pub fn start(
         // supervisor is small enough not to be the kernel's first choice.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     }
-    let told = match (kept, init.namespaces()) {
-        (Some(kept), Some(namespaces)) => Some(tell(file, kept, namespaces, &request)?),
+    let member = init.namespaces().map(|namespaces| member(file, namespaces, &request));
+    let told = match (kept, &member) {
+        (Some(kept), Some(member)) => Some(tell(file, kept, member)?),
         _ => None,
     };
     // What a step on the node's own filesystem does without is the same for all of them, and is said when the
-    // agent starts.
-    let mut notes = if is_host(&file.launch) { Vec::new() } else { plan.notes.clone() };
+    // agent starts; of a container that is entered it was said before.
+    let said = is_host(&file.launch) || file.launch.enter.is_some();
+    let mut notes = if said { Vec::new() } else { plan.notes.clone() };
     notes.extend_from_slice(init.notes());
     for task in later {
         init.spawn(task).map_err(|e| LaunchFailure::new(e.to_string()))?;
@@ -151,6 +156,8 @@ pub fn start(
         cgroup: file.node.cgroup.clone(),
         layer,
         told,
+        member,
+        as_shell: file.launch.enter.is_some(),
         saving,
         terminal: None,
         starting: number,
@@ -160,14 +167,9 @@ pub fn start(
     Ok((processes, notes))
 }
 
-/// Tells later steps of the job how they enter the container.
-fn tell(
-    file: &LaunchFile,
-    kept: &KeptPart,
-    namespaces: ContainerNamespaces,
-    request: &ContainerRequest,
-) -> Result<Told, LaunchFailure> {
-    let started = match &kept.join {
+/// How later steps of the job enter the container.
+fn member(file: &LaunchFile, namespaces: ContainerNamespaces, request: &ContainerRequest) -> Member {
+    let started = match file.node.joined() {
         Some(member) => member.started.clone(),
         None => StartedWith {
             mounts: request.mounts.clone(),
@@ -177,8 +179,12 @@ fn tell(
             unshare: request.unshare.clone(),
         },
     };
-    let member = Member { job: file.launch.key.job, namespaces, started };
-    Told::of(kept.record.as_path(), file.launch.key, &member).map_err(|e| {
+    Member { job: file.launch.key.job, namespaces, started }
+}
+
+/// Tells them.
+fn tell(file: &LaunchFile, kept: &KeptPart, member: &Member) -> Result<Told, LaunchFailure> {
+    Told::of(kept.record.as_path(), file.launch.key, member).map_err(|e| {
         LaunchFailure::new(format!(
             "cannot tell of the container '{}' in {}: {e}",
             kept.name,
@@ -269,6 +275,9 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     if let Some(container) = &launch.container {
         request.mounts.clone_from(&container.mounts);
         request.workdir = match &container.workdir {
+            Some(path) if launch.enter.is_some() => {
+                Some(Workdir { path: path.clone(), origin: "--workdir".into() })
+            }
             Some(path) => Some(Workdir { path: path.clone(), origin: "--container-workdir".into() }),
             None if launch.work_dir_explicit => Some(chdir()),
             None => None,
@@ -283,21 +292,21 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     }
     let saves = launch.container.as_ref().is_some_and(|c| c.save.is_some());
     request.export = saves && launch.node_index == 0;
-    if let Some(kept) = &node.kept {
-        request.joinable = request.in_job;
+    request.joinable = request.in_job;
+    if node.kept.is_some() {
         // What is written is kept, in whatever directory the root comes from.
         request.writable = request.writable.filter(|writable| !writable);
-        if let Some(member) = &kept.join {
-            let started = &member.started;
-            request.root = Rootfs::Joined;
-            request.export = false;
-            request.mounts = Vec::new();
-            request.writable = None;
-            request.writable_layer = WritableLayer::Tmpfs;
-            request.mount_home = started.mount_home;
-            request.remap_root = started.remap_root;
-            request.unshare.clone_from(&started.unshare);
-        }
+    }
+    if let Some(member) = node.joined() {
+        let started = &member.started;
+        request.root = Rootfs::Joined;
+        request.export = false;
+        request.mounts = Vec::new();
+        request.writable = None;
+        request.writable_layer = WritableLayer::Tmpfs;
+        request.mount_home = started.mount_home;
+        request.remap_root = started.remap_root;
+        request.unshare.clone_from(&started.unshare);
     }
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
@@ -358,6 +367,11 @@ fn parked(cgroup: Option<&Cgroup>) -> Result<Option<Parked>, LaunchFailure> {
 }
 
 impl Processes {
+    /// How further steps enter the container.
+    pub fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
+    }
+
     /// Readable when [`Processes::events`] has something to say.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.init.as_ref().map(InitHandle::fd)
@@ -393,7 +407,8 @@ impl Processes {
                 self.started(told);
             }
             Event::ExecFailed { task, error } => {
-                let status = ExitStatus { code: exec_code(&error), signal: 0 };
+                let code = if self.as_shell { error.exit_code() } else { exec_code(&error).into() };
+                let status = ExitStatus { code: code.try_into().unwrap_or(1), signal: 0 };
                 told.push(TaskEvent::NotStarted { task: task as usize, status, why: error.to_string() });
                 self.living = self.living.saturating_sub(1);
                 self.started(told);

@@ -105,6 +105,8 @@ impl Step {
         let (io, messages) = files::open(&self.file.launch, &mut self.streams)?;
         self.messages = messages;
         let (processes, notes) = processes::start(&self.file, io, self.parked.take())?;
+        // Told with the step's being under way.
+        self.state.member = processes.member().cloned();
         for note in notes {
             self.say_line(format!("slurmstepd: info: {note}"));
         }

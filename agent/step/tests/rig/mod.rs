@@ -262,6 +262,7 @@ pub fn launch(work: &Path, argv: &[&str]) -> StepLaunch {
         wait_after_first_exit: None,
         attached: true,
         kill_wait: Span::from_secs(5),
+        enter: None,
     }
 }
 

@@ -269,6 +269,7 @@ impl Run {
         let only = |stream: Stream| if let Stream::Task(task) = stream { Some(task) } else { None };
         let output = only(of(&self.options.output));
         follow::Step {
+            voice: follow::Voice::Srun,
             socket: self.site.streams.clone(),
             client: client.clone(),
             key,

@@ -28,9 +28,30 @@ const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 /// Exits that come within this time of one another share their lines.
 const GATHER: Duration = Duration::from_millis(100);
 
+/// Who follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// `srun`: of tasks that fail is told, and Ctrl-C asks before it does anything.
+    Srun,
+    /// `berth exec`: as if the one command had been started here. Its exit code says how it ended.
+    Exec,
+}
+
+impl Voice {
+    /// The program's name in messages.
+    fn name(self) -> &'static str {
+        match self {
+            Voice::Srun => "srun",
+            Voice::Exec => "berth",
+        }
+    }
+}
+
 /// A step to follow.
 #[derive(Debug)]
 pub struct Step {
+    /// How we speak.
+    pub voice: Voice,
     /// Socket for its streams.
     pub socket: PathBuf,
     /// The controller, for what is asked rarely.
@@ -88,6 +109,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
+    let name = step.voice.name();
     let wanted = Wanted { stdout: step.only_stdout, stderr: step.only_stderr };
     let output = Output::start(labels, wanted, events_in.clone())
         .map_err(|e| internal("start a thread for output", e))?;
@@ -200,7 +222,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         None => Ok(code),
         Some(e) => {
             out::complain(&format!(
-                "srun: error: cannot write to standard output: {e}; what the tasks wrote is lost"
+                "{name}: error: cannot write to standard output: {e}; what the tasks wrote is lost"
             ));
             Ok(code.max(1))
         }
@@ -268,7 +290,10 @@ impl Follower {
             }
             Event::Frame(Frame::Message(text)) => {
                 stream::message(text.trim_end_matches('\n'));
-                if text.contains(" CANCELLED AT ") && !self.heard.contains(" CANCELLED AT ") {
+                if self.step.voice == Voice::Srun
+                    && text.contains(" CANCELLED AT ")
+                    && !self.heard.contains(" CANCELLED AT ")
+                {
                     let seconds = kill_wait(&self.step.client).await.as_secs().saturating_add(2);
                     out::complain(&format!(
                         "srun: Job step aborted: Waiting up to {seconds} seconds for job step to finish."
@@ -306,11 +331,12 @@ impl Follower {
 
     async fn signal(&mut self, number: i32) {
         let id = self.step.key;
+        let exec = self.step.voice == Voice::Exec;
         if number == libc_signal(SignalKind::window_change()) {
             if let Some(size) = terminal::size().filter(|_| self.step.pty) {
                 self.send(Frame::Winch(size)).await;
             }
-        } else if number == libc_signal(SignalKind::interrupt()) {
+        } else if number == libc_signal(SignalKind::interrupt()) && !exec {
             match self.presses.press(Instant::now()) {
                 Press::Report => {
                     out::complain("srun: interrupt (one more within 1 sec to abort)");
@@ -329,7 +355,9 @@ impl Follower {
             .into_iter()
             .any(|k| libc_signal(k) == number)
         {
-            out::complain("srun: forcing job termination");
+            if !exec {
+                out::complain("srun: forcing job termination");
+            }
             if self.deadline.is_some() {
                 // Asked twice: without waiting.
                 self.deadline = Some(Instant::now());
@@ -369,6 +397,9 @@ impl Follower {
         let fresh: Vec<(u32, ExitStatus)> =
             self.exits.iter().filter(|(t, _)| !self.told.contains_key(t)).map(|(t, s)| (*t, *s)).collect();
         self.told.extend(fresh.iter().copied());
+        if self.step.voice == Voice::Exec {
+            return;
+        }
         for line in exits::lines(&self.step.layout, &fresh) {
             let line = match line.strip_suffix(": Killed") {
                 Some(start) if oom => format!("{start}: Out Of Memory"),
@@ -378,19 +409,29 @@ impl Follower {
         }
     }
 
+    /// Why the step could not be started.
+    fn complain_of_launch(&self, why: &str) {
+        let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
+        for line in why.lines() {
+            match self.step.voice {
+                Voice::Srun => out::complain(&format!("srun: error: {node}: {line}")),
+                Voice::Exec => out::complain(&format!("berth: error: {line}")),
+            }
+        }
+    }
+
     /// The step's last words and the exit code.
     fn finish(mut self) -> u8 {
         let Some(exit) = self.ended.take() else { return 1 };
+        let name = self.step.voice.name();
         if let Some(why) = exit.launch_error.as_ref().filter(|why| !self.heard.contains(why.trim())) {
-            let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
-            for line in why.lines() {
-                out::complain(&format!("srun: error: {node}: {line}"));
-            }
+            self.complain_of_launch(why);
         } else {
             self.tell(exit.oom);
             let ended_by = |signal| self.exits.values().any(|s| i32::from(s.signal) == signal);
             // Somebody ended it, and it was neither we nor a cancellation, which has its own line.
             if self.deadline.is_none()
+                && self.step.voice == Voice::Srun
                 && !exit.oom
                 && !self.heard.contains(" CANCELLED AT ")
                 && (ended_by(SIGKILL) || ended_by(libc_signal(SignalKind::terminate())))
@@ -402,7 +443,7 @@ impl Follower {
         if code == 0 && exit.oom {
             // A task may have gone on without the process that was killed: the step did not do its work.
             let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
-            out::complain(&format!("srun: error: {node}: StepId={}: Out Of Memory", self.step.key));
+            out::complain(&format!("{name}: error: {node}: StepId={}: Out Of Memory", self.step.key));
         }
         if code == 0 && (exit.oom || exit.launch_error.is_some()) { 1 } else { code }
     }
@@ -443,21 +484,21 @@ impl Follower {
             };
         }
         self.tell(false);
+        let name = self.step.voice.name();
         let record = records.borrow().clone();
         let Some(job) = record else { return Ok(None) };
         let Some(step) = self.record(&job) else {
             out::complain(&format!(
-                "srun: error: StepId={} did not start: {}",
+                "{name}: error: StepId={} did not start: {}",
                 self.step.key,
                 crate::fmt::job::reason(&job)
             ));
             return Ok(Some(1));
         };
-        let node = step.layout.nodes.first().map_or("", |n| n.0.as_str());
         match &step.message {
-            Some(why) => why.lines().for_each(|l| out::complain(&format!("srun: error: {node}: {l}"))),
+            Some(why) => self.complain_of_launch(why),
             None if step.state == JobState::Completed => {}
-            None => out::complain(&format!("srun: error: StepId={} {}", self.step.key, step.state.name())),
+            None => out::complain(&format!("{name}: error: StepId={} {}", self.step.key, step.state.name())),
         }
         let code = exits::code(self.exits.values().copied().chain([step.exit]));
         Ok(Some(if code == 0 && step.state != JobState::Completed { 1 } else { code }))

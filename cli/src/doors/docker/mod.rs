@@ -172,7 +172,7 @@ struct Exec {
     /// Pass standard input on: it always is
     #[arg(short, long)]
     interactive: bool,
-    /// Use the terminal that standard input and output are
+    /// A terminal of its own
     #[arg(short, long)]
     tty: bool,
     /// Container, command and arguments

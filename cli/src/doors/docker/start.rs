@@ -109,7 +109,10 @@ pub fn exec(args: Exec) -> Outcome {
     for text in &args.env {
         env.extend(local::variable("--env", text)?);
     }
-    local::exec::run("docker", &images::local_dir(None)?, &what, command, env, args.workdir)
+    let state = images::local_dir(None)?;
+    let record = local::exec::find(&state, &what)?;
+    let asked = local::exec::Asked::new(command, env, args.workdir, args.tty);
+    local::exec::enter("docker", &state, &record, &asked)
 }
 
 /// `--user`: oneself, or root inside.

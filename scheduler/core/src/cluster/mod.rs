@@ -5,6 +5,7 @@ mod agents;
 mod audit;
 mod cancel;
 mod ending;
+mod enter;
 mod pass;
 mod queue;
 mod restore;

@@ -27,12 +27,12 @@ pub(super) struct Waiting {
 
 /// A step about to begin.
 pub(super) struct Plan {
-    name: String,
-    spec: Option<StepSpec>,
-    nodes: Vec<StepNode>,
-    consumes: bool,
-    started: Time,
-    time_limit: Option<TimeLimit>,
+    pub(super) name: String,
+    pub(super) spec: Option<StepSpec>,
+    pub(super) nodes: Vec<StepNode>,
+    pub(super) consumes: bool,
+    pub(super) started: Time,
+    pub(super) time_limit: Option<TimeLimit>,
 }
 
 impl Plan {
@@ -196,6 +196,11 @@ impl Cluster {
                 RefusalCode::WrongState,
                 format!("Job {job} {text}; no step can start in it"),
             ));
+        }
+        if let Some(enter) = &spec.enter {
+            let plan = self.plan_entering(record, &spec, enter)?;
+            self.begin_asked_step(request, job, plan, self.clock);
+            return Ok(());
         }
         let queued = self.waiting.get_mut(&job).into_iter().flatten();
         if let Some(old) = queued.into_iter().find(|w| w.spec.submission == spec.submission) {

@@ -129,6 +129,12 @@ impl Cluster {
         texts::check_job(spec)?;
         if let Some(step) = first_step {
             texts::check_step(step)?;
+            if step.enter.is_some() {
+                return refuse(
+                    RefusalCode::Invalid,
+                    "a job's first step can enter no other: there is none yet",
+                );
+            }
         }
         let r = &spec.resources;
         let zero = [

@@ -119,6 +119,7 @@ pub fn step(submission: &str) -> StepSpec {
         wait_after_first_exit: None,
         time_limit: None,
         attached: true,
+        enter: None,
     }
 }
 
