@@ -34,7 +34,7 @@ pub async fn adopt(
 ) -> io::Result<Found> {
     let mut found = Found { steps: Vec::new(), groups: BTreeMap::new(), jobs: Vec::new() };
     for (key, dir) in spool::scan(&paths.spool())? {
-        let file = match read_json::<LaunchFile>(&dir.launch()) {
+        let file = match dir.read_launch() {
             Ok(file) if file.launch.key == key && file.node.boot_id == boot_id => file,
             Ok(_) => {
                 // No step outlives a reboot; the controller learns it from the new boot id.

@@ -7,7 +7,7 @@ use berth_model::effective::Effective;
 use berth_model::ids::{Gid, JobId, StepKey, Uid};
 use berth_model::request::Peer;
 use berth_step::control::ToSupervisor;
-use berth_step::spool::{LaunchFile, StepDir, read_json};
+use berth_step::spool::StepDir;
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame, FrameError, KeptQuery};
 use std::io;
@@ -207,7 +207,7 @@ async fn describe(key: StepKey, peer: Peer, service: &Service) -> Result<Effecti
     let (dir, node) = (StepDir::of(&service.spool, key), service.node.clone());
     let look = tokio::task::spawn_blocking(move || {
         let state = dir.read_state()?.ok_or_else(|| io::Error::other("it has not started"))?;
-        let file: LaunchFile = read_json(&dir.launch())?;
+        let file = dir.read_launch()?;
         let what = berth_runtime::effective(state.pid, file.node.cgroup.as_ref());
         Ok::<_, io::Error>(Effective { node, ..what })
     });

@@ -470,7 +470,7 @@ impl Driver {
         let start = || -> io::Result<supervisors::Link> {
             dir.create()?;
             write_json(&dir.path().join(TIMERS), &timers)?;
-            write_json(&dir.launch(), &LaunchFile { format: FORMAT, launch, node: part })?;
+            dir.write_launch(&LaunchFile { format: FORMAT, launch, node: part })?;
             let held: Vec<BorrowedFd<'_>> =
                 ready.guard.iter().map(AsFd::as_fd).chain(ready.kept.iter().map(AsFd::as_fd)).collect();
             supervisors::spawn(&node.zygote, &dir, &held, standby)

@@ -28,4 +28,4 @@ mod zygote;
 pub use cgroups::tree_name;
 pub use images::STORE_ID;
 pub use paths::Paths;
-pub use start::{AgentError, AgentOptions, holds_steps, is_swept, remove_groups, run};
+pub use start::{AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, remove_groups, run};

@@ -32,7 +32,7 @@ pub async fn keep(socket: PathBuf, node: NodeName, events: mpsc::UnboundedSender
                 }
                 let why = loop {
                     tokio::select! {
-                        said = receiver.next() => match said {
+                        said = receiver.receive() => match said {
                             Ok(Some(message)) => {
                                 if events.send(LinkEvent::Said(connection, message)).is_err() {
                                     return;

@@ -22,6 +22,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -82,7 +83,18 @@ fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
 }
 
 /// Runs the agent until `shutdown` is done. Steps live on; the next agent adopts them.
-pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+pub fn run(options: AgentOptions, shutdown: Shutdown) -> Running {
+    Box::pin(serve(options, shutdown))
+}
+
+/// Completes when the agent is to stop.
+pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An agent's life. Boxed, so that all that serves is compiled in this package and optimised as its settings say, not
+/// once more where it is awaited.
+pub type Running = Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send>>;
+
+async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), AgentError> {
     if options.system && !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
@@ -185,7 +197,6 @@ pub async fn run(options: AgentOptions, shutdown: impl Future<Output = ()>) -> R
     let link = tokio::spawn(link::keep(paths.node_socket(), name.clone(), link_events));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
 
-    tokio::pin!(shutdown);
     let mut leave_at: Option<tokio::time::Instant> = None;
     // A job whose end is on record leaves nothing behind: its acknowledgement is waited for, for a moment.
     while leave_at.is_none() || driver.awaits_acknowledgement() {

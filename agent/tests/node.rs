@@ -50,7 +50,7 @@ impl Cluster {
             let done = async move {
                 let _ = stopped.wait_for(|s| *s).await;
             };
-            berth_controller::run(options, done).await.unwrap();
+            berth_controller::run(options, Box::pin(done)).await.unwrap();
         });
         let mut cluster = Cluster { dir, controller, agent: None, stop };
         cluster.start_agent();
@@ -90,7 +90,7 @@ impl Cluster {
             let done = async move {
                 let _ = stopped.wait_for(|s| *s).await;
             };
-            berth_agent::run(options, done).await.unwrap();
+            berth_agent::run(options, Box::pin(done)).await.unwrap();
         });
         self.agent = Some(Agent { task, runtime: Some(runtime) });
     }
@@ -112,7 +112,7 @@ impl Cluster {
         let end = Duration::from_secs(60);
         tokio::time::timeout(end, async {
             loop {
-                let info = watch.next().await.unwrap().unwrap();
+                let info = watch.next_state().await.unwrap().unwrap();
                 if info.state.is_terminal() {
                     return info;
                 }

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -167,7 +168,7 @@ fn levels(text: &str) -> Result<Targets, Failure> {
 }
 
 /// Runs a daemon's asynchronous part.
-pub fn serve(work: impl Future<Output = Result<(), Failure>>) -> berth_client::error::Outcome {
+pub fn serve(work: Pin<Box<dyn Future<Output = Result<(), Failure>>>>) -> berth_client::error::Outcome {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()

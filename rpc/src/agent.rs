@@ -1,16 +1,19 @@
 //! The agents' side of their link to the controller.
 
+use crate::auth::Method;
+use crate::client::{Call, message, path, ready};
 use crate::error::RpcError;
 use crate::pb;
-use crate::pb::node_client::NodeClient;
+use crate::raw::{Raw, encoded};
 use crate::transport::{Preface, private_channel};
 use crate::wire::Field;
 use berth_model::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
+use bytes::Bytes;
 use std::path::Path;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
 /// Messages that may wait for the connection: a Hello and reports of many steps at once.
 const QUEUE: usize = 1024;
@@ -22,35 +25,40 @@ pub struct AgentLink;
 /// Sends to the controller.
 #[derive(Debug, Clone)]
 pub struct AgentSender {
-    queue: mpsc::Sender<pb::FromAgent>,
+    queue: mpsc::Sender<Bytes>,
 }
 
 /// Receives from the controller.
 #[derive(Debug)]
 pub struct AgentReceiver {
-    stream: tonic::Streaming<pb::ToAgent>,
+    stream: Streaming<Bytes>,
 }
 
 impl AgentLink {
     /// Connects to the controller's private socket as the agent of `node`. The first message to send is the
     /// Hello.
-    pub async fn connect(socket: &Path, node: &NodeName) -> Result<(AgentSender, AgentReceiver), RpcError> {
-        let channel = private_channel(socket, &Preface::Node { node: node.clone() }).await?;
-        let mut grpc = NodeClient::new(channel)
-            .max_decoding_message_size(crate::MAX_MESSAGE)
-            .max_encoding_message_size(crate::MAX_MESSAGE);
-        let (queue, outgoing) = mpsc::channel(QUEUE);
-        let answer = grpc.session(ReceiverStream::new(outgoing)).await;
-        let stream = answer.map_err(|status| RpcError::from_status(&status))?.into_inner();
-        Ok((AgentSender { queue }, AgentReceiver { stream }))
+    pub fn connect<'a>(socket: &'a Path, node: &'a NodeName) -> Call<'a, (AgentSender, AgentReceiver)> {
+        Box::pin(async move {
+            let channel = private_channel(socket, &Preface::Node { node: node.clone() }).await?;
+            let mut grpc = tonic::client::Grpc::new(channel)
+                .max_decoding_message_size(crate::MAX_MESSAGE)
+                .max_encoding_message_size(crate::MAX_MESSAGE);
+            ready(&mut grpc).await?;
+            let (queue, outgoing) = mpsc::channel(QUEUE);
+            let request = tonic::Request::new(ReceiverStream::new(outgoing));
+            let answer = grpc.streaming(request, path(Method::NodeSession), Raw).await;
+            let stream = answer.map_err(|status| RpcError::from_status(&status))?.into_inner();
+            Ok((AgentSender { queue }, AgentReceiver { stream }))
+        })
     }
 }
 
 impl AgentSender {
     /// Sends a message; an error means that the link is gone.
     pub async fn send(&self, message: &FromAgent) -> Result<(), RpcError> {
+        let message: pb::FromAgent = message.put();
         self.queue
-            .send(message.put())
+            .send(encoded(&message))
             .await
             .map_err(|_| RpcError::Lost("the link to the controller is closed".to_string()))
     }
@@ -58,11 +66,10 @@ impl AgentSender {
 
 impl AgentReceiver {
     /// The next message; `None` when the controller closed the link.
-    pub async fn next(&mut self) -> Result<Option<ToAgent>, RpcError> {
-        match self.stream.next().await {
-            None => Ok(None),
-            Some(Ok(wire)) => Ok(Some(ToAgent::get(wire)?)),
-            Some(Err(status)) => Err(RpcError::from_status(&status)),
-        }
+    pub fn receive(&mut self) -> Call<'_, Option<ToAgent>> {
+        Box::pin(async {
+            let wire: Option<pb::ToAgent> = message(&mut self.stream).await?;
+            Ok(wire.map(ToAgent::get).transpose()?)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The one table of who may call what. Whose job or node it is about is decided later, by the core.
 
-include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+include!("generated/methods.rs");
 
 /// What a caller is, by the connection it came through and the name it resolved to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,8 +1,9 @@
 //! The clients' side: one async method for each thing that can be asked.
 
+use crate::auth::Method;
 use crate::error::RpcError;
 use crate::pb;
-use crate::pb::cluster_client::ClusterClient;
+use crate::raw::{Raw, encoded};
 use crate::retry::Backoff;
 use crate::transport::Endpoint;
 use crate::wire::{Field, Malformed};
@@ -15,34 +16,28 @@ use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, Ref
 use berth_model::spec::{JobSelector, JobSpec, StepSpec};
 use berth_model::state::ExitStatus;
 use berth_model::{NodeName, StepId};
+use bytes::Bytes;
+use prost::Message;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
+use tonic::Streaming;
 use tonic::transport::Channel;
 
-type Grpc = ClusterClient<Channel>;
+/// A call under way. It is boxed here, so that what lies beneath it is compiled in this package alone and not once more
+/// in each one that awaits it.
+pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, RpcError>> + Send + 'a>>;
 
 /// A connection to the controller. Cheap to clone; clones share the connection, which comes back by itself
 /// when the controller does.
 #[derive(Debug, Clone)]
 pub struct Client {
-    grpc: Grpc,
+    grpc: tonic::client::Grpc<Channel>,
 }
 
-/// An answer's content, converted.
-fn open<P, T: Field<P>>(answer: Result<tonic::Response<P>, tonic::Status>) -> Result<T, RpcError> {
-    match answer {
-        Ok(message) => Ok(T::get(message.into_inner())?),
-        Err(status) => Err(RpcError::from_status(&status)),
-    }
-}
-
-fn nothing(answer: Result<tonic::Response<pb::Nothing>, tonic::Status>) -> Result<(), RpcError> {
-    answer.map(|_| ()).map_err(|status| RpcError::from_status(&status))
-}
-
-/// Refuses here what the other side would not read: on the way, the error would lose its meaning.
-fn sized<P: prost::Message>(request: P) -> Result<P, RpcError> {
+/// The request's bytes. Refuses here what the other side would not read: on the way, the error would lose its meaning.
+fn sized(request: &impl Message) -> Result<Bytes, RpcError> {
     match request.encoded_len() {
-        n if n <= crate::MAX_MESSAGE => Ok(request),
+        n if n <= crate::MAX_MESSAGE => Ok(encoded(request)),
         n => Err(RpcError::Refused(Refusal::new(
             RefusalCode::Invalid,
             format!(
@@ -53,39 +48,37 @@ fn sized<P: prost::Message>(request: P) -> Result<P, RpcError> {
     }
 }
 
-/// All pages of a long answer.
-async fn collect<P, T>(
-    answer: Result<tonic::Response<tonic::Streaming<P>>, tonic::Status>,
-    page: impl Fn(P) -> Result<Vec<T>, Malformed>,
-) -> Result<Vec<T>, RpcError> {
-    let mut pages = answer.map_err(|status| RpcError::from_status(&status))?.into_inner();
-    let mut all = Vec::new();
-    while let Some(next) = pages.message().await.map_err(|status| RpcError::from_status(&status))? {
-        all.append(&mut page(next)?);
-    }
-    Ok(all)
+/// The next message of a long answer; `None` at its end.
+pub(crate) async fn message<P: Message + Default>(
+    from: &mut Streaming<Bytes>,
+) -> Result<Option<P>, RpcError> {
+    let next = from.message().await.map_err(|status| RpcError::from_status(&status))?;
+    Ok(next.map(P::decode).transpose()?)
 }
 
 impl Client {
     /// Connects; an error tells what to do.
-    pub async fn connect(endpoint: &Endpoint) -> Result<Client, RpcError> {
-        let channel = endpoint.channel().await?;
-        let grpc = ClusterClient::new(channel)
-            .max_decoding_message_size(crate::MAX_MESSAGE)
-            .max_encoding_message_size(usize::MAX); // see `sized`
-        Ok(Client { grpc })
+    pub fn connect(endpoint: &Endpoint) -> Call<'_, Client> {
+        Box::pin(async {
+            let grpc = tonic::client::Grpc::new(endpoint.channel().await?)
+                .max_decoding_message_size(crate::MAX_MESSAGE)
+                .max_encoding_message_size(usize::MAX); // see `sized`
+            Ok(Client { grpc })
+        })
     }
 
     /// Connects, and tries again until `patience` is over if the controller is away.
-    pub async fn connect_patiently(endpoint: &Endpoint, patience: Duration) -> Result<Client, RpcError> {
-        let begun = Instant::now();
-        let mut backoff = Backoff::new();
-        loop {
-            match Client::connect(endpoint).await {
-                Err(e) if e.is_transient() && begun.elapsed() < patience => backoff.wait().await,
-                done => return done,
+    pub fn connect_patiently(endpoint: &Endpoint, patience: Duration) -> Call<'_, Client> {
+        Box::pin(async move {
+            let begun = Instant::now();
+            let mut backoff = Backoff::new();
+            loop {
+                match Client::connect(endpoint).await {
+                    Err(e) if e.is_transient() && begun.elapsed() < patience => backoff.wait().await,
+                    done => return done,
+                }
             }
-        }
+        })
     }
 
     /// Repeats a call until it gets an answer, for as long as the controller is away and `patience` lasts
@@ -126,132 +119,196 @@ impl Client {
         }
     }
 
+    /// Opens a call. Short answers are streams of one message.
+    async fn open(&self, method: Method, request: Bytes) -> Result<Streaming<Bytes>, RpcError> {
+        let mut grpc = self.grpc.clone();
+        ready(&mut grpc).await?;
+        let answer = grpc.server_streaming(tonic::Request::new(request), path(method), Raw).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
+    }
+
+    /// A call with a short answer, as it came.
+    async fn short(&self, method: Method, request: Bytes) -> Result<Bytes, RpcError> {
+        let mut grpc = self.grpc.clone();
+        ready(&mut grpc).await?;
+        let answer = grpc.unary(tonic::Request::new(request), path(method), Raw).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
+    }
+
+    /// A call with a short answer.
+    fn ask<P, T>(&self, method: Method, request: &impl Message) -> Call<'_, T>
+    where
+        P: Message + Default,
+        T: Field<P>,
+    {
+        let request = sized(request);
+        Box::pin(async move { Ok(T::get(P::decode(self.short(method, request?).await?)?)?) })
+    }
+
+    /// A call whose answer is that it was done.
+    fn tell(&self, method: Method, request: &impl Message) -> Call<'_, ()> {
+        let request = sized(request);
+        Box::pin(async move { self.short(method, request?).await.map(drop) })
+    }
+
+    /// All pages of a long answer.
+    fn collect<P, T>(
+        &self,
+        method: Method,
+        request: &impl Message,
+        page: fn(P) -> Result<Vec<T>, Malformed>,
+    ) -> Call<'_, Vec<T>>
+    where
+        P: Message + Default + 'static,
+        T: Send + 'static,
+    {
+        let request = sized(request);
+        Box::pin(async move {
+            let mut pages = self.open(method, request?).await?;
+            let mut all = Vec::new();
+            while let Some(next) = message(&mut pages).await? {
+                all.append(&mut page(next)?);
+            }
+            Ok(all)
+        })
+    }
+
     /// Is anyone there?
-    pub async fn ping(&self) -> Result<(), RpcError> {
-        nothing(self.grpc.clone().ping(pb::Nothing {}).await)
+    pub fn ping(&self) -> Call<'_, ()> {
+        self.tell(Method::ClusterPing, &pb::Nothing {})
     }
 
     /// The controller and its agents.
-    pub async fn status(&self) -> Result<Status, RpcError> {
-        open(self.grpc.clone().status(pb::Nothing {}).await)
+    pub fn status(&self) -> Call<'_, Status> {
+        self.ask::<pb::StatusReply, _>(Method::ClusterStatus, &pb::Nothing {})
     }
 
     /// The configuration in force.
-    pub async fn config(&self) -> Result<Config, RpcError> {
-        open(self.grpc.clone().get_config(pb::Nothing {}).await)
+    pub fn config(&self) -> Call<'_, Config> {
+        self.ask::<pb::Config, _>(Method::ClusterGetConfig, &pb::Nothing {})
     }
 
     /// Stops the controller; steps run on. For administrators.
-    pub async fn shutdown(&self) -> Result<(), RpcError> {
-        nothing(self.grpc.clone().shutdown(pb::Nothing {}).await)
+    pub fn shutdown(&self) -> Call<'_, ()> {
+        self.tell(Method::ClusterShutdown, &pb::Nothing {})
     }
 
     /// Submits a job, with its first step where one commit should hold both. Answers
     /// [`Response::Submitted`], or [`Response::WouldStart`] for `test_only`.
-    pub async fn submit(
+    pub fn submit(
         &self,
         spec: &JobSpec,
         payload: &Payload,
         first_step: Option<&StepSpec>,
         test_only: bool,
-    ) -> Result<Response, RpcError> {
+    ) -> Call<'_, Response> {
         let request = pb::SubmitRequest {
             spec: Some(spec.put()),
             payload: Some(payload.put()),
             first_step: first_step.map(Field::put),
             test_only,
         };
-        open(self.grpc.clone().submit(sized(request)?).await)
+        self.change(Method::ClusterSubmit, &request)
     }
 
     /// Makes a step in an allocation; answers [`Response::StepCreated`] when it has its resources.
-    pub async fn create_step(&self, job: JobId, spec: &StepSpec) -> Result<Response, RpcError> {
+    pub fn create_step(&self, job: JobId, spec: &StepSpec) -> Call<'_, Response> {
         let request = pb::CreateStepRequest { job: job.put(), spec: Some(spec.put()) };
-        open(self.grpc.clone().create_step(sized(request)?).await)
+        self.change(Method::ClusterCreateStep, &request)
     }
 
     /// Ends or signals jobs; answers [`Response::Acted`].
-    pub async fn cancel(&self, request: &CancelRequest) -> Result<Response, RpcError> {
+    pub fn cancel(&self, request: &CancelRequest) -> Call<'_, Response> {
         let request: pb::CancelRequest = request.put();
-        open(self.grpc.clone().cancel(sized(request)?).await)
+        self.change(Method::ClusterCancel, &request)
     }
 
     /// Ends one job or one step of it.
-    pub async fn cancel_one(&self, job: JobId, step: Option<StepId>) -> Result<Response, RpcError> {
+    pub fn cancel_one(&self, job: JobId, step: Option<StepId>) -> Call<'_, Response> {
         let jobs = vec![(JobSelector::Job(job), step)];
-        self.cancel(&CancelRequest { jobs, ..CancelRequest::default() }).await
+        self.cancel(&CancelRequest { jobs, ..CancelRequest::default() })
     }
 
     /// Holds waiting jobs; answers [`Response::Acted`].
-    pub async fn hold(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().hold(sized(selection(jobs))?).await)
+    pub fn hold(&self, jobs: &[JobSelector]) -> Call<'_, Response> {
+        self.change(Method::ClusterHold, &selection(jobs))
     }
 
     /// Releases held jobs; answers [`Response::Acted`].
-    pub async fn release(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().release(sized(selection(jobs))?).await)
+    pub fn release(&self, jobs: &[JobSelector]) -> Call<'_, Response> {
+        self.change(Method::ClusterRelease, &selection(jobs))
     }
 
     /// Puts running or finished batch jobs back into the queue; answers [`Response::Acted`].
-    pub async fn requeue(&self, jobs: &[JobSelector]) -> Result<Response, RpcError> {
-        open(self.grpc.clone().requeue(sized(selection(jobs))?).await)
+    pub fn requeue(&self, jobs: &[JobSelector]) -> Call<'_, Response> {
+        self.change(Method::ClusterRequeue, &selection(jobs))
     }
 
     /// Changes what nodes do. For administrators.
-    pub async fn update_node(
+    pub fn update_node(
         &self,
         nodes: &[NodeName],
         state: NodeStateChange,
         reason: Option<&str>,
-    ) -> Result<Response, RpcError> {
+    ) -> Call<'_, Response> {
         let request = pb::UpdateNodeRequest {
             nodes: nodes.iter().map(Field::put).collect(),
             state: state.put(),
             reason: reason.map(str::to_string),
         };
-        open(self.grpc.clone().update_node(sized(request)?).await)
+        self.change(Method::ClusterUpdateNode, &request)
     }
 
     /// Gives an allocation back.
-    pub async fn end_allocation(&self, job: JobId, status: ExitStatus) -> Result<Response, RpcError> {
+    pub fn end_allocation(&self, job: JobId, status: ExitStatus) -> Call<'_, Response> {
         let request = pb::EndAllocationRequest { job: job.put(), status: Some(status.put()) };
-        open(self.grpc.clone().end_allocation(request).await)
+        self.change(Method::ClusterEndAllocation, &request)
+    }
+
+    fn change(&self, method: Method, request: &impl Message) -> Call<'_, Response> {
+        self.ask::<pb::Response, _>(method, request)
     }
 
     /// Jobs in the controller's memory, in the order of their ids.
-    pub async fn jobs(&self, query: &JobQuery) -> Result<Vec<JobInfo>, RpcError> {
+    pub fn jobs(&self, query: &JobQuery) -> Call<'_, Vec<JobInfo>> {
         let query: pb::JobQuery = query.put();
-        let page = |wire: pb::JobList| {
+        let pages = self.collect(Method::ClusterListJobs, &query, |wire: pb::JobList| {
             let list: JobList = Field::get(wire)?;
             list.records().ok_or(Malformed::new("a list of jobs whose columns contradict each other"))
-        };
-        let mut jobs = collect(self.grpc.clone().list_jobs(sized(query)?).await, page).await?;
-        if !jobs.is_sorted_by_key(|job| job.id) {
-            jobs.sort_unstable_by_key(|job| job.id);
-        }
-        Ok(jobs)
+        });
+        Box::pin(async move {
+            let mut jobs = pages.await?;
+            if !jobs.is_sorted_by_key(|job| job.id) {
+                jobs.sort_unstable_by_key(|job| job.id);
+            }
+            Ok(jobs)
+        })
     }
 
     /// All nodes.
-    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, RpcError> {
-        collect(self.grpc.clone().list_nodes(pb::Nothing {}).await, |p| Field::get(p.nodes)).await
+    pub fn nodes(&self) -> Call<'_, Vec<NodeInfo>> {
+        self.collect(Method::ClusterListNodes, &pb::Nothing {}, |p: pb::NodePage| Field::get(p.nodes))
     }
 
     /// All partitions.
-    pub async fn partitions(&self) -> Result<Vec<PartitionInfo>, RpcError> {
-        collect(self.grpc.clone().list_partitions(pb::Nothing {}).await, |p| Field::get(p.partitions)).await
+    pub fn partitions(&self) -> Call<'_, Vec<PartitionInfo>> {
+        self.collect(Method::ClusterListPartitions, &pb::Nothing {}, |p: pb::PartitionPage| {
+            Field::get(p.partitions)
+        })
     }
 
     /// Jobs on record, live and finished, in the order of their ids.
-    pub async fn accounting(&self, query: &AccountingQuery) -> Result<Vec<JobInfo>, RpcError> {
+    pub fn accounting(&self, query: &AccountingQuery) -> Call<'_, Vec<JobInfo>> {
         let query: pb::AccountingQuery = query.put();
-        collect(self.grpc.clone().accounting(sized(query)?).await, |p| Field::get(p.jobs)).await
+        self.collect(Method::ClusterAccounting, &query, |p: pb::JobPage| Field::get(p.jobs))
     }
 
     /// The job as it is now, then after every change. A refusal (no such job) comes at once.
-    pub async fn watch_job(&self, job: JobId) -> Result<JobWatch, RpcError> {
-        let stream = self.open_watch(job).await?;
-        Ok(JobWatch { client: self.clone(), job, stream: Some(stream), last: None })
+    pub fn watch_job(&self, job: JobId) -> Call<'_, JobWatch> {
+        Box::pin(async move {
+            let stream = self.open_watch(job).await?;
+            Ok(JobWatch { client: self.clone(), job, stream: Some(stream), last: None })
+        })
     }
 
     /// As [`Client::watch_job`], asking when the first state is waited for.
@@ -259,18 +316,19 @@ impl Client {
         JobWatch { client: self.clone(), job, stream: None, last: None }
     }
 
-    async fn open_watch(&self, job: JobId) -> Result<tonic::Streaming<pb::JobInfo>, RpcError> {
-        let answer = self.grpc.clone().watch_job(pb::WatchRequest { job: job.put() }).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
+    async fn open_watch(&self, job: JobId) -> Result<Streaming<Bytes>, RpcError> {
+        self.open(Method::ClusterWatchJob, encoded(&pb::WatchRequest { job: job.put() })).await
     }
 
     /// Shows the controller that this client is there; without it, an allocation ends after 30 s. The guard
     /// renews itself over restarts of the controller, until it is dropped or the job is over.
-    pub async fn lease(&self, job: JobId) -> Result<LeaseGuard, RpcError> {
-        let stream = self.open_lease(job).await?;
-        let client = self.clone();
-        let task = tokio::spawn(async move { client.keep_lease(job, Some(stream)).await });
-        Ok(LeaseGuard { task })
+    pub fn lease(&self, job: JobId) -> Call<'_, LeaseGuard> {
+        Box::pin(async move {
+            let stream = self.open_lease(job).await?;
+            let client = self.clone();
+            let task = tokio::spawn(async move { client.keep_lease(job, Some(stream)).await });
+            Ok(LeaseGuard { task })
+        })
     }
 
     /// As [`Client::lease`], beginning after a while: a job that is over by then needs none.
@@ -285,20 +343,19 @@ impl Client {
 
     /// Says that this client has seen the job's end. What the same user asks from now on finds it on record, or waits
     /// a moment for that.
-    pub async fn end_seen(&self, job: JobId) -> Result<(), RpcError> {
-        nothing(self.grpc.clone().end_seen(pb::WatchRequest { job: job.put() }).await)
+    pub fn end_seen(&self, job: JobId) -> Call<'_, ()> {
+        self.tell(Method::ClusterEndSeen, &pb::WatchRequest { job: job.put() })
     }
 
-    async fn open_lease(&self, job: JobId) -> Result<tonic::Streaming<pb::LeaseBeat>, RpcError> {
-        let answer = self.grpc.clone().hold_lease(pb::LeaseRequest { job: job.put() }).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| RpcError::from_status(&status))
+    async fn open_lease(&self, job: JobId) -> Result<Streaming<Bytes>, RpcError> {
+        self.open(Method::ClusterHoldLease, encoded(&pb::LeaseRequest { job: job.put() })).await
     }
 
-    async fn keep_lease(&self, job: JobId, mut held: Option<tonic::Streaming<pb::LeaseBeat>>) {
+    async fn keep_lease(&self, job: JobId, mut held: Option<Streaming<Bytes>>) {
         let mut backoff = Backoff::new();
         loop {
             if let Some(mut stream) = held.take() {
-                while let Ok(Some(pb::LeaseBeat {})) = stream.message().await {
+                while let Ok(Some(pb::LeaseBeat {})) = message(&mut stream).await {
                     backoff.reset();
                 }
                 backoff.wait().await;
@@ -312,6 +369,14 @@ impl Client {
     }
 }
 
+pub(crate) async fn ready(grpc: &mut tonic::client::Grpc<Channel>) -> Result<(), RpcError> {
+    grpc.ready().await.map_err(|e| RpcError::Lost(format!("the connection is not ready: {e}")))
+}
+
+pub(crate) fn path(method: Method) -> http::uri::PathAndQuery {
+    http::uri::PathAndQuery::from_static(method.path())
+}
+
 fn selection(jobs: &[JobSelector]) -> pb::Selection {
     pb::Selection { jobs: jobs.iter().map(Field::put).collect() }
 }
@@ -321,14 +386,18 @@ fn selection(jobs: &[JobSelector]) -> pb::Selection {
 pub struct JobWatch {
     client: Client,
     job: JobId,
-    stream: Option<tonic::Streaming<pb::JobInfo>>,
+    stream: Option<Streaming<Bytes>>,
     last: Option<JobInfo>,
 }
 
 impl JobWatch {
     /// The job's next state: the current one first, then each change. Waits as long as the controller is
     /// away. `None` after a state in which nothing more will happen was seen.
-    pub async fn next(&mut self) -> Result<Option<JobInfo>, RpcError> {
+    pub fn next_state(&mut self) -> Call<'_, Option<JobInfo>> {
+        Box::pin(self.follow())
+    }
+
+    async fn follow(&mut self) -> Result<Option<JobInfo>, RpcError> {
         let mut backoff = Backoff::new();
         loop {
             let stream = match &mut self.stream {
@@ -342,7 +411,7 @@ impl JobWatch {
                     Err(e) => return Err(e),
                 },
             };
-            match stream.message().await {
+            match message::<pb::JobInfo>(stream).await {
                 Ok(Some(wire)) => {
                     let info = JobInfo::get(wire)?;
                     if self.last.as_ref() == Some(&info) {
@@ -355,10 +424,8 @@ impl JobWatch {
                     return Ok(None);
                 }
                 Ok(None) => self.stream = None,
-                Err(status) => match RpcError::from_status(&status) {
-                    e if e.is_transient() => self.stream = None,
-                    e => return Err(e),
-                },
+                Err(e) if e.is_transient() => self.stream = None,
+                Err(e) => return Err(e),
             }
             backoff.wait().await;
         }

@@ -60,6 +60,12 @@ impl RpcError {
     }
 }
 
+impl From<prost::DecodeError> for RpcError {
+    fn from(e: prost::DecodeError) -> RpcError {
+        RpcError::Protocol(e.to_string())
+    }
+}
+
 impl From<Malformed> for RpcError {
     fn from(e: Malformed) -> RpcError {
         RpcError::Protocol(e.to_string())

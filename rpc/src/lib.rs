@@ -13,22 +13,24 @@ mod client;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod methods;
+mod raw;
 mod retry;
 mod serve;
 mod transport;
 mod wire;
 
 pub use agent::{AgentLink, AgentReceiver, AgentSender};
-pub use client::{Client, JobWatch, LeaseGuard};
+pub use client::{Call, Client, JobWatch, LeaseGuard};
 pub use error::RpcError;
 pub use retry::Backoff;
 pub use serve::{AgentConnection, Answers, Caller, Listeners, PAGE, Service, serve};
 pub use transport::{Endpoint, Preface};
 
-/// Generated from `proto/`; private to the crate.
+/// Generated from `proto/` by `tests/generated.rs`; private to the crate.
 #[allow(missing_docs, clippy::all, clippy::pedantic)] // generated code
 mod pb {
-    tonic::include_proto!("berth.v1");
+    include!("generated/messages.rs");
 }
 
 /// Largest message that either side reads: a job's script, environment and specification together.

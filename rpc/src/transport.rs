@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -66,14 +67,11 @@ impl Endpoint {
 
     pub(crate) async fn channel(&self) -> Result<Channel, RpcError> {
         let to = self.clone();
-        connect(
-            move || {
-                let to = to.clone();
-                async move { to.open().await }
-            },
-            |e| self.unreachable(e),
-        )
-        .await
+        let open: Opener = Arc::new(move || {
+            let to = to.clone();
+            Box::pin(async move { to.open().await })
+        });
+        connect(self, open).await
     }
 
     async fn open(&self) -> io::Result<Prefixed> {
@@ -151,27 +149,23 @@ async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> 
 
 /// Connects to the private socket and says for whom.
 pub(crate) async fn private_channel(socket: &Path, preface: &Preface) -> Result<Channel, RpcError> {
-    let endpoint = Endpoint::Unix(socket.to_path_buf());
     let (path, line) = (socket.to_path_buf(), preface.line());
-    connect(
-        move || {
-            let (path, line) = (path.clone(), line.clone());
-            async move {
-                let mut stream = UnixStream::connect(&path).await?;
-                in_time(stream.write_all(&line)).await?;
-                Ok(Prefixed { first: None, stream })
-            }
-        },
-        |e| endpoint.unreachable(e),
-    )
-    .await
+    let open: Opener = Arc::new(move || {
+        let (path, line) = (path.clone(), line.clone());
+        Box::pin(async move {
+            let mut stream = UnixStream::connect(&path).await?;
+            in_time(stream.write_all(&line)).await?;
+            Ok(Prefixed { first: None, stream })
+        })
+    });
+    connect(&Endpoint::Unix(socket.to_path_buf()), open).await
 }
 
-async fn connect<O, F>(open: O, explain: impl Fn(&io::Error) -> RpcError) -> Result<Channel, RpcError>
-where
-    O: Fn() -> F + Send + Sync + 'static,
-    F: Future<Output = io::Result<Prefixed>> + Send + 'static,
-{
+/// Opens a connection, and opens it again after it was lost. One type for both sockets, because HTTP/2 beneath a channel
+/// is compiled once for each.
+type Opener = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Prefixed>> + Send>> + Send + Sync>;
+
+async fn connect(to: &Endpoint, open: Opener) -> Result<Channel, RpcError> {
     // Never resolved: the connector knows where to go.
     let endpoint = tonic::transport::Endpoint::from_static("http://berth.invalid")
         .initial_stream_window_size(1 << 20)
@@ -184,11 +178,11 @@ where
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
         while let Some(c) = cause {
             if let Some(io) = c.downcast_ref::<io::Error>() {
-                return explain(io);
+                return to.unreachable(io);
             }
             cause = c.source();
         }
-        explain(&io::Error::other(e.to_string()))
+        to.unreachable(&io::Error::other(e.to_string()))
     })
 }
 

@@ -275,7 +275,7 @@ async fn agents_are_known_by_their_preface() {
         sender.send(&beat).await.unwrap();
     }
     for load in 0..100 {
-        let told = receiver.next().await.unwrap();
+        let told = receiver.receive().await.unwrap();
         assert_eq!(told, Some(ToAgent::Refused(format!("node-1 {load}"))));
     }
 }

@@ -196,6 +196,16 @@ impl StepDir {
         }
     }
 
+    /// Reads what the supervisor is to do.
+    pub fn read_launch(&self) -> io::Result<LaunchFile> {
+        read_json(&self.launch())
+    }
+
+    /// Writes it.
+    pub fn write_launch(&self, file: &LaunchFile) -> io::Result<()> {
+        write_json(&self.launch(), file)
+    }
+
     /// Reads the state; `None` when the supervisor has not written one.
     pub fn read_state(&self) -> io::Result<Option<StateFile>> {
         match read_json(&self.state()) {

@@ -26,6 +26,7 @@ use error::{Failure, Kind, Outcome};
 use site::Site;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 /// The version of this build.
@@ -136,12 +137,19 @@ pub fn finish(name: &str, submits: bool, outcome: Outcome) -> ExitCode {
 
 /// Runs a command's asynchronous part on this thread.
 pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut outcome = None;
+    drive(Box::pin(async { outcome = Some(work.await) }))?;
+    outcome.unwrap_or_else(|| Err(Failure::new(Kind::Internal, "ended without an outcome")))
+}
+
+/// Whatever the work is, tokio's part of running it is compiled once.
+fn drive(work: Pin<Box<dyn Future<Output = ()> + '_>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?;
-    let outcome = runtime.block_on(work);
+    runtime.block_on(work);
     // Nothing that still waits on the network matters after the answer.
     runtime.shutdown_background();
-    outcome
+    Ok(())
 }

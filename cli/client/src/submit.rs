@@ -285,7 +285,7 @@ pub fn records_after(client: &Client, job: JobId, wait: Duration) -> Records {
 }
 
 async fn keep_telling(mut watched: JobWatch, told: watch::Sender<Option<JobInfo>>) {
-    while let Ok(Some(info)) = watched.next().await {
+    while let Ok(Some(info)) = watched.next_state().await {
         if told.send(Some(info)).is_err() {
             return;
         }

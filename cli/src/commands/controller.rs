@@ -26,10 +26,10 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let system = nix::unistd::geteuid().is_root();
     let options =
         berth_controller::ControllerOptions { state_dir: dir.0, config_path: args.config.clone(), system };
-    daemon::serve(async move {
+    daemon::serve(Box::pin(async move {
         // It minds SIGTERM and SIGINT by itself.
-        berth_controller::run(options, std::future::pending())
+        berth_controller::run(options, Box::pin(std::future::pending()))
             .await
             .map_err(|e| Failure::new(Kind::Internal, e.to_string()))
-    })
+    }))
 }

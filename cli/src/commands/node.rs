@@ -33,9 +33,9 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         step_program: daemon::step_program()?,
     };
     let _pid = daemon::PidFile::write(&dir, Part::Agent)?;
-    daemon::serve(async move {
-        berth_agent::run(options, daemon::ended_by_signal()?)
+    daemon::serve(Box::pin(async move {
+        berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
             .await
             .map_err(|e| Failure::new(Kind::Internal, e.to_string()))
-    })
+    }))
 }

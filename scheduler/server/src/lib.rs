@@ -26,6 +26,7 @@ use berth_rpc::Listeners;
 use berth_sched_core::CoreConfig;
 use berth_store::SqliteStore;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -83,10 +84,18 @@ pub enum ControllerError {
 ///
 /// # Errors
 /// Names what is in the way of a start, or what made it stop.
-pub async fn run(
-    options: ControllerOptions,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ControllerError> {
+pub fn run(options: ControllerOptions, shutdown: Shutdown) -> Running {
+    Box::pin(serve(options, shutdown))
+}
+
+/// Completes when the controller is to stop.
+pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A controller's life. Boxed, so that all that serves is compiled in this package and optimised as its settings say, not
+/// once more where it is awaited.
+pub type Running = Pin<Box<dyn Future<Output = Result<(), ControllerError>> + Send>>;
+
+async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), ControllerError> {
     let system = |what| move |error| ControllerError::System { what, error };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;

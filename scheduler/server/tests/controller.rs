@@ -51,7 +51,7 @@ fn exited(code: u8) -> StepExit {
 async fn child_controller() {
     let Some(dir) = std::env::var_os("CONTROLLER_DIR") else { return };
     let options = ControllerOptions { state_dir: PathBuf::from(dir), config_path: None, system: true };
-    if let Err(e) = run(options, std::future::pending()).await {
+    if let Err(e) = run(options, Box::pin(std::future::pending())).await {
         eprintln!("controller: error: {e}");
         std::process::exit(3);
     }
@@ -120,7 +120,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
     let told: Told = Arc::default();
     let log = Arc::clone(&told);
     tokio::spawn(async move {
-        while let Ok(Some(message)) = receiver.next().await {
+        while let Ok(Some(message)) = receiver.receive().await {
             log.lock().unwrap().push(message);
         }
     });
@@ -257,7 +257,7 @@ async fn a_job_from_submission_to_its_record() {
     // A read includes every acknowledged write.
     assert_eq!(client.jobs(&JobQuery { ids: vec![id], ..Default::default() }).await.unwrap().len(), 1);
     let mut watch = client.watch_job(id).await.unwrap();
-    let first = watch.next().await.unwrap().unwrap();
+    let first = watch.next_state().await.unwrap().unwrap();
     assert_eq!(first.id, id);
     let start = || {
         told.lock().unwrap().iter().find_map(|m| match m {
@@ -282,7 +282,7 @@ async fn a_job_from_submission_to_its_record() {
     let attempt = key.attempt;
     sender.send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![] }).await.unwrap();
     let mut states = vec![first.state];
-    while let Some(info) = watch.next().await.unwrap() {
+    while let Some(info) = watch.next_state().await.unwrap() {
         states.push(info.state);
     }
     assert_eq!(states.last(), Some(&JobState::Failed), "{states:?}");
@@ -337,10 +337,10 @@ async fn a_watch_survives_a_kill_of_the_controller() {
     let held = JobSpec { hold: true, ..job("held") };
     let id = submit(&client, &held).await.unwrap();
     let mut watch = client.watch_job(id).await.unwrap();
-    assert_eq!(watch.next().await.unwrap().unwrap().state, JobState::Pending);
+    assert_eq!(watch.next_state().await.unwrap().unwrap().state, JobState::Pending);
     let seen = tokio::spawn(async move {
         let mut last = None;
-        while let Some(info) = watch.next().await.unwrap() {
+        while let Some(info) = watch.next_state().await.unwrap() {
             last = Some(info.state);
         }
         last
@@ -450,7 +450,7 @@ async fn told_of(client: &Client, id: JobId) -> Vec<String> {
     let listed = client.jobs(&JobQuery { include_finished: true, ..Default::default() }).await.unwrap();
     let on_record =
         client.accounting(&AccountingQuery { ids: vec![id], ..Default::default() }).await.unwrap();
-    let watched = client.watch_job(id).await.unwrap().next().await.unwrap();
+    let watched = client.watch_job(id).await.unwrap().next_state().await.unwrap();
     let all = [named, listed, on_record, watched.into_iter().collect()];
     let of_job = |jobs: Vec<JobInfo>| jobs.into_iter().find(|job| job.id == id).unwrap();
     all.into_iter().map(|jobs| format!("{:?}", of_job(jobs))).collect()

@@ -14,7 +14,7 @@ mod script;
 mod step;
 mod streams;
 
-use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, read_json, start_ticks, write_json};
+use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, start_ticks, write_json};
 use berth_model::ByteStr;
 use berth_model::launch::StepPhase;
 use berth_runtime::{ContainerRequest, Parked};
@@ -51,7 +51,7 @@ pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> i32 {
 }
 
 fn supervise(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> io::Result<()> {
-    let file: LaunchFile = read_json(&dir.launch())?;
+    let file = dir.read_launch()?;
     if file.format != FORMAT {
         return Err(io::Error::other(format!(
             "launch.json has format {} and this supervisor reads {FORMAT}",

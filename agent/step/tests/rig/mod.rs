@@ -10,7 +10,7 @@ use berth_model::time::{Span, Time};
 use berth_step::control::{
     Begin, ForkAnswer, ForkRequest, FromSupervisor, StandingBy, ToSupervisor, receive, send,
 };
-use berth_step::spool::{FORMAT, LaunchFile, NodePart, StepDir, write_json};
+use berth_step::spool::{FORMAT, LaunchFile, NodePart, StepDir};
 use berth_stream::{Frame, blocking};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -101,7 +101,7 @@ impl Rig {
     fn prepare(&self, launch: StepLaunch, node: NodePart) -> (StepDir, Begin, OwnedFd, OwnedFd) {
         let step = StepDir::of(self.dir.path(), launch.key);
         step.create().unwrap();
-        write_json(&step.launch(), &LaunchFile { format: FORMAT, launch, node }).unwrap();
+        step.write_launch(&LaunchFile { format: FORMAT, launch, node }).unwrap();
         let kind = SocketType::SEQPACKET;
         let listener = rustix::net::socket_with(
             AddressFamily::UNIX,

@@ -1,0 +1,359 @@
+//! The controller's side of each method: the table is asked who may call it, messages become model types and back.
+
+use crate::auth::{Method, Role, allowed};
+use crate::error::{malformed, to_status};
+use crate::pb;
+use crate::raw::{Raw, encoded};
+use crate::serve::{AgentConnection, Answers, Caller, Service};
+use crate::wire::{Field, Malformed, required};
+use berth_model::JobId;
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::record::JobInfo;
+use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
+use berth_model::spec::JobSelector;
+use bytes::Bytes;
+use prost::Message;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+use tonic::body::Body;
+
+/// Messages that may wait for a slow agent before its link is cut; it then comes back and compares notes.
+const AGENT_QUEUE: usize = 16_384;
+
+/// What lies between HTTP/2 and the service.
+pub(crate) struct Shell<S> {
+    pub service: Arc<S>,
+    /// Closed when the server stops.
+    pub stopping: watch::Receiver<()>,
+}
+
+impl<S> Clone for Shell<S> {
+    fn clone(&self) -> Self {
+        Shell { service: Arc::clone(&self.service), stopping: self.stopping.clone() }
+    }
+}
+
+/// The messages of an answer. A short answer is a stream of one, as it is on the wire.
+type Outgoing = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send + 'static>>;
+
+fn denied(message: String) -> Status {
+    to_status(&Refusal::new(RefusalCode::Denied, message))
+}
+
+fn one(message: &impl Message) -> Outgoing {
+    Box::pin(tokio_stream::once(Ok(encoded(message))))
+}
+
+fn answer<T, P>(result: Result<T, Refusal>) -> Result<Outgoing, Status>
+where
+    T: Field<P>,
+    P: Message,
+{
+    result.map(|value| one(&value.put())).map_err(|refusal| to_status(&refusal))
+}
+
+fn done(result: Result<(), Refusal>) -> Result<Outgoing, Status> {
+    result.map(|()| one(&pb::Nothing {})).map_err(|refusal| to_status(&refusal))
+}
+
+/// Reads a request.
+fn read<P: Message + Default>(bytes: Bytes) -> Result<P, Status> {
+    P::decode(bytes)
+        .map_err(|e| to_status(&Refusal::new(RefusalCode::Invalid, format!("malformed message: {e}"))))
+}
+
+/// Whether all of a job's record is for the caller.
+fn owns(actor: &Actor, job: &JobInfo) -> bool {
+    actor.administrator || job.identity.uid == actor.identity.uid
+}
+
+/// Converts the pages of a long answer as the caller reads them.
+fn outgoing<T, P, F>(result: Result<Answers<T>, Refusal>, convert: F) -> Result<Outgoing, Status>
+where
+    T: 'static,
+    P: Message,
+    F: Fn(T) -> P + Send + 'static,
+{
+    let answers = result.map_err(|refusal| to_status(&refusal))?;
+    Ok(Box::pin(answers.map(move |page| match page {
+        Ok(page) => Ok(encoded(&convert(page))),
+        Err(refusal) => Err(to_status(&refusal)),
+    })))
+}
+
+/// A stream that ends when the server stops, so that its other end looks for the next server.
+struct Until<S> {
+    stream: S,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<S: Stream + Unpin> Stream for Until<S> {
+    type Item = S::Item;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.stream).poll_next(cx)
+    }
+}
+
+impl<S: Service> Shell<S> {
+    /// Answers a request of HTTP/2: the path says the method, the connection who calls.
+    pub fn carry(
+        self,
+        request: http::Request<Body>,
+    ) -> Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>> {
+        Box::pin(async move {
+            let path = request.uri().path();
+            let Some(method) = Method::ALL.iter().copied().find(|method| method.path() == path) else {
+                return Ok(Status::unimplemented(format!("there is no method {path}")).into_http());
+            };
+            let mut grpc = tonic::server::Grpc::new(Raw)
+                .max_decoding_message_size(crate::MAX_MESSAGE)
+                .max_encoding_message_size(crate::MAX_MESSAGE);
+            Ok(match method {
+                Method::NodeSession => {
+                    let session = |request: tonic::Request<tonic::Streaming<Bytes>>| {
+                        let shell = self.clone();
+                        async move {
+                            let caller = request.extensions().get::<Caller>().cloned();
+                            shell.session(caller, request.into_inner()).await.map(tonic::Response::new)
+                        }
+                    };
+                    grpc.streaming(tower::service_fn(session), request).await
+                }
+                _ => {
+                    let call = |request: tonic::Request<Bytes>| {
+                        let shell = self.clone();
+                        async move {
+                            let caller = request.extensions().get::<Caller>().cloned();
+                            shell.call(method, caller, request.into_inner()).await.map(tonic::Response::new)
+                        }
+                    };
+                    grpc.server_streaming(tower::service_fn(call), request).await
+                }
+            })
+        })
+    }
+
+    fn until_stopped<T: 'static>(
+        &self,
+        stream: impl Stream<Item = T> + Send + Unpin + 'static,
+    ) -> Pin<Box<dyn Stream<Item = T> + Send + 'static>> {
+        let mut stopping = self.stopping.clone();
+        // Nothing is ever sent: the channel only closes.
+        let stopped = Box::pin(async move { while stopping.changed().await.is_ok() {} });
+        Box::pin(Until { stream, stopped })
+    }
+
+    /// The only way to an [`Actor`]: proves who calls and asks the table.
+    async fn admit(&self, method: Method, caller: Option<Caller>) -> Result<Actor, Status> {
+        let peer = match caller {
+            Some(Caller::Client(peer)) => peer,
+            Some(Caller::Agent(node)) => {
+                return Err(denied(format!("{}: not for agents (node {node})", method.path())));
+            }
+            None => return Err(denied("a connection without identity".to_string())),
+        };
+        let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
+        let role = if peer.job.is_some() {
+            actor.administrator = false;
+            actor.inside = peer.job;
+            Role::Inside
+        } else if actor.administrator {
+            Role::Administrator
+        } else {
+            Role::User
+        };
+        if !allowed(method, role) {
+            let name = method.path().rsplit('/').next().unwrap_or_default();
+            return Err(denied(match role {
+                Role::Inside => format!("{name}: not from inside a job; run it on the host"),
+                _ => format!(
+                    "{name}: only for administrators of the cluster, and {} is none",
+                    actor.identity.user
+                ),
+            }));
+        }
+        Ok(actor)
+    }
+
+    /// Answers one call.
+    async fn call(&self, method: Method, caller: Option<Caller>, body: Bytes) -> Result<Outgoing, Status> {
+        // Agents may ask, too.
+        if method == Method::ClusterPing
+            && matches!(caller, Some(Caller::Agent(_)))
+            && allowed(method, Role::Agent)
+        {
+            return done(Ok(()));
+        }
+        let actor = self.admit(method, caller).await?;
+        match method {
+            Method::ClusterPing => done(Ok(())),
+            Method::ClusterStatus => answer::<_, pb::StatusReply>(self.service.status().await),
+            Method::ClusterGetConfig => answer::<_, pb::Config>(self.service.config().await),
+            Method::ClusterShutdown => done(self.service.shutdown().await),
+            Method::ClusterSubmit => self.change(actor, read(body).map(submission)?).await,
+            Method::ClusterCreateStep => self.change(actor, read(body).map(step)?).await,
+            Method::ClusterCancel => {
+                let request = Field::get(read::<pb::CancelRequest>(body)?).map(Request::Cancel);
+                self.change(actor, request).await
+            }
+            Method::ClusterHold => self.change(actor, selected(body)?.map(Request::Hold)).await,
+            Method::ClusterRelease => self.change(actor, selected(body)?.map(Request::Release)).await,
+            Method::ClusterRequeue => self.change(actor, selected(body)?.map(Request::Requeue)).await,
+            Method::ClusterUpdateNode => self.change(actor, read(body).map(update)?).await,
+            Method::ClusterEndAllocation => self.change(actor, read(body).map(end)?).await,
+            Method::ClusterListJobs => {
+                let query = Field::get(read::<pb::JobQuery>(body)?).map_err(|e| malformed(&e))?;
+                outgoing(self.service.jobs(actor.identity.uid, query).await, move |mut list| {
+                    list.hide(|job| !owns(&actor, job));
+                    let list: pb::JobList = list.put();
+                    list
+                })
+            }
+            Method::ClusterListNodes => {
+                let nodes = self.service.nodes(actor.identity.uid).await;
+                outgoing(nodes, |nodes| pb::NodePage { nodes: nodes.put() })
+            }
+            Method::ClusterListPartitions => {
+                let partitions = self.service.partitions().await;
+                outgoing(partitions, |list| pb::PartitionPage { partitions: list.put() })
+            }
+            Method::ClusterAccounting => {
+                let query = Field::get(read::<pb::AccountingQuery>(body)?).map_err(|e| malformed(&e))?;
+                outgoing(self.service.accounting(actor.identity.uid, query).await, move |mut jobs| {
+                    jobs.iter_mut().filter(|job| !owns(&actor, job)).for_each(JobInfo::hide);
+                    pb::JobPage { jobs: jobs.put() }
+                })
+            }
+            Method::ClusterWatchJob => {
+                let job = JobId(read::<pb::WatchRequest>(body)?.job);
+                let states = self.service.watch(job).await.map(|states| self.until_stopped(states));
+                outgoing(states, move |mut info: JobInfo| {
+                    if !owns(&actor, &info) {
+                        info.hide();
+                    }
+                    let info: pb::JobInfo = info.put();
+                    info
+                })
+            }
+            Method::ClusterHoldLease => {
+                let job = JobId(read::<pb::LeaseRequest>(body)?.job);
+                let guard = self.service.lease(actor, job).await.map_err(|refusal| to_status(&refusal))?;
+                // The stream says something now and then only so that a dead connection is noticed.
+                let beats = ticks(Duration::from_secs(5)).map(move |()| {
+                    let _held = &guard;
+                    Ok(encoded(&pb::LeaseBeat {}))
+                });
+                Ok(self.until_stopped(beats))
+            }
+            Method::ClusterEndSeen => {
+                let job = JobId(read::<pb::WatchRequest>(body)?.job);
+                done(self.service.end_seen(actor, job).await)
+            }
+            // The link has a stream of requests, and is carried by itself.
+            Method::NodeSession => Err(denied("the agents' link is for agents".to_string())),
+        }
+    }
+
+    async fn change(&self, actor: Actor, request: Result<Request, Malformed>) -> Result<Outgoing, Status> {
+        let request = request.map_err(|e| malformed(&e))?;
+        answer::<Response, pb::Response>(self.service.request(actor, request).await)
+    }
+
+    /// Opens an agent's link.
+    async fn session(
+        &self,
+        caller: Option<Caller>,
+        said: tonic::Streaming<Bytes>,
+    ) -> Result<Outgoing, Status> {
+        let node = match caller {
+            Some(Caller::Agent(node)) if allowed(Method::NodeSession, Role::Agent) => node,
+            _ => return Err(denied("the agents' link is for agents".to_string())),
+        };
+        let (outgoing, to_agent) = mpsc::channel(AGENT_QUEUE);
+        let (from_agent, incoming) = mpsc::channel(256);
+        tokio::spawn(forward(said, from_agent));
+        let connection = AgentConnection { node, incoming, outgoing };
+        self.service.agent(connection).await.map_err(|refusal| to_status(&refusal))?;
+        let messages = ReceiverStream::new(to_agent).map(|message: ToAgent| {
+            let message: pb::ToAgent = message.put();
+            Ok(encoded(&message))
+        });
+        Ok(self.until_stopped(messages))
+    }
+}
+
+fn selected(body: Bytes) -> Result<Result<Vec<JobSelector>, Malformed>, Status> {
+    Ok(Field::get(read::<pb::Selection>(body)?.jobs))
+}
+
+fn submission(r: pb::SubmitRequest) -> Result<Request, Malformed> {
+    Ok(Request::Submit {
+        spec: Field::get(r.spec)?,
+        payload: required(r.payload)?,
+        first_step: r.first_step.map(|s| Field::get(s).map(Box::new)).transpose()?,
+        test_only: r.test_only,
+    })
+}
+
+fn step(r: pb::CreateStepRequest) -> Result<Request, Malformed> {
+    Ok(Request::CreateStep { job: Field::get(r.job)?, spec: Field::get(r.spec)? })
+}
+
+fn update(r: pb::UpdateNodeRequest) -> Result<Request, Malformed> {
+    Ok(Request::UpdateNode { nodes: Field::get(r.nodes)?, state: Field::get(r.state)?, reason: r.reason })
+}
+
+fn end(r: pb::EndAllocationRequest) -> Result<Request, Malformed> {
+    Ok(Request::EndAllocation { job: Field::get(r.job)?, status: required(r.status)? })
+}
+
+/// Ticks at once and then at every period.
+fn ticks(period: Duration) -> impl Stream<Item = ()> + Send {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    Ticks { interval }
+}
+
+struct Ticks {
+    interval: tokio::time::Interval,
+}
+
+impl Stream for Ticks {
+    type Item = ();
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        self.interval.poll_tick(cx).map(|_| Some(()))
+    }
+}
+
+/// Converts what an agent says until its link ends or makes no sense.
+async fn forward(mut wire: tonic::Streaming<Bytes>, to: mpsc::Sender<FromAgent>) {
+    while let Ok(Some(message)) = wire.message().await {
+        let Ok(message) = pb::FromAgent::decode(message) else { return };
+        let Ok(message) = FromAgent::get(message) else { return };
+        if to.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_message_are_refused_as_invalid() {
+        let status = read::<pb::JobQuery>(Bytes::from_static(b"\x0a\xff")).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(status.message().starts_with("malformed message: "), "{status}");
+    }
+}
