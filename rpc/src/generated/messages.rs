@@ -443,6 +443,15 @@ pub struct StepSpec {
     pub time_limit: ::core::option::Option<TimeLimit>,
     #[prost(bool, tag = "24")]
     pub attached: bool,
+    #[prost(message, optional, tag = "25")]
+    pub enter: ::core::option::Option<EnterSpec>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnterSpec {
+    #[prost(message, optional, tag = "1")]
+    pub step: ::core::option::Option<StepId>,
+    #[prost(string, optional, tag = "2")]
+    pub node: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskSelector {
@@ -627,6 +636,8 @@ pub struct StepLaunch {
     pub attached: bool,
     #[prost(int64, tag = "23")]
     pub kill_wait: i64,
+    #[prost(message, optional, tag = "24")]
+    pub enter: ::core::option::Option<StepId>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
