@@ -2,6 +2,8 @@
 //! berth needs no compiler of definitions; this test has one, and writes the code anew when asked:
 //!
 //!     BERTH_GENERATE=1 cargo nextest run -p berth-rpc the_generated_code
+//!
+//! The package must compile for that: change `proto/` and run it first, and `src/wire` after.
 #![allow(clippy::unwrap_used)] // a failure is a failed test
 
 use std::fmt::Write;
