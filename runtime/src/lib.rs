@@ -57,6 +57,7 @@ mod protocol;
 mod setup;
 mod start;
 pub mod sys;
+pub mod systemd;
 
 pub use effective::effective;
 pub use exec::ExecError;

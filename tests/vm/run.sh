@@ -56,7 +56,7 @@ flock -n 9 || die "another run has the machine in $work"
 
 # The machine's root, by what it is made of. Not on the network, no password, nothing of this machine in it.
 packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,libnss-systemd,udev,kmod,linux-image-cloud-amd64
-packages+=,initramfs-tools,zstd,strace,procps,apparmor,busybox-static,e2fsprogs,umoci
+packages+=,initramfs-tools,zstd,strace,procps,apparmor,busybox-static,e2fsprogs,umoci,podman,netavark,uidmap
 recipe=$(cat "$here/machine.sh" <(echo "$packages") | sha256sum | cut -c1-16)
 root=$work/$kernel-$recipe
 if [ ! -e "$root/done" ]; then

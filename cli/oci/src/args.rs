@@ -23,7 +23,7 @@ pub struct Args {
     /// Also write what is made, for looking into a failure
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Refused: control groups are made directly, without systemd
+    /// create and run have systemd make the control group: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     #[cfg_attr(

@@ -77,14 +77,6 @@ pub fn run(args: Args, argv: Vec<OsString>) -> Result<u8, Stop> {
         return Err(Stop::Failed("no command: berth oci --help lists them".into()));
     };
     let done = (|| {
-        if args.systemd_cgroup {
-            return Err(OciError::Unsupported {
-                what: "--systemd-cgroup".into(),
-                instead: "control groups are made directly: leave it out (podman: --cgroup-manager cgroupfs)"
-                    .into(),
-            }
-            .into());
-        }
         engine::check(args.engine)?;
         // First of all: nothing of this program's own is open yet.
         let preserved = becomes_container(&command).map(oci::preserved);
@@ -99,7 +91,7 @@ pub fn run(args: Args, argv: Vec<OsString>) -> Result<u8, Stop> {
             Command::Spec { bundle, rootless } => spec(&bundle, rootless),
             command => {
                 let chosen = Chosen::open(args.engine, args.root.as_deref())?;
-                dispatch(command, &chosen, &log, preserved.unwrap_or_default())
+                dispatch(command, &chosen, &log, preserved.unwrap_or_default(), args.systemd_cgroup)
             }
         }
     })();
@@ -150,11 +142,11 @@ fn code(status: i32) -> u8 {
     u8::try_from(status).unwrap_or(255)
 }
 
-fn dispatch(command: Command, chosen: &Chosen, log: &Log<'_>, preserved: Vec<i32>) -> Done {
+fn dispatch(command: Command, chosen: &Chosen, log: &Log<'_>, preserved: Vec<i32>, systemd: bool) -> Done {
     let engine = chosen.engine();
     match command {
         Command::Create(c) => {
-            create(engine, &options(c, preserved), log)?;
+            create(engine, &options(c, preserved, systemd), log)?;
             Ok(0)
         }
         Command::Start { id } => {
@@ -162,7 +154,7 @@ fn dispatch(command: Command, chosen: &Chosen, log: &Log<'_>, preserved: Vec<i32
             Ok(0)
         }
         Command::Run { create, detach, keep } => {
-            run_container(options(create, preserved), detach, keep, engine, log)
+            run_container(options(create, preserved, systemd), detach, keep, engine, log)
         }
         Command::State { id } => print_json(&engine.state(&id)?),
         Command::Kill { all, id, signal } => {
@@ -194,7 +186,7 @@ fn print_json(value: &Value) -> Done {
     Ok(0)
 }
 
-fn options(c: Create, preserve_fds: Vec<i32>) -> CreateOptions {
+fn options(c: Create, preserve_fds: Vec<i32>, systemd: bool) -> CreateOptions {
     CreateOptions {
         id: c.id,
         bundle: c.bundle,
@@ -204,6 +196,7 @@ fn options(c: Create, preserve_fds: Vec<i32>) -> CreateOptions {
         preserve_fds,
         no_new_keyring: c.no_new_keyring,
         no_pivot: c.no_pivot,
+        systemd,
     }
 }
 

@@ -23,8 +23,11 @@ pub fn threads() -> Result<()> {
 }
 
 /// # Errors
-/// A terminal of the caller's own.
+/// A terminal of the caller's own, or a unit of systemd's: libcontainer is built without D-Bus.
 pub fn creation(o: &CreateOptions) -> Result<()> {
+    if o.systemd {
+        return Err(unsupported("--systemd-cgroup", "leave it out, and control groups are made directly"));
+    }
     match o.console_fd {
         None => Ok(()),
         Some(_) => Err(unsupported("a terminal in the foreground", "give --console-socket")),

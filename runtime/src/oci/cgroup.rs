@@ -2,6 +2,7 @@
 
 use super::error::{Naming, OciError, Result, invalid, unsupported};
 use super::plan::resources::{Changes, Controllers};
+use super::unit::{self, Unit};
 use crate::cgroup::{DeviceAccess, access_program, facts, files, standard_devices, v1};
 use crate::sys::{bpf, signals};
 use rustix::fs::{Mode, OFlags};
@@ -91,6 +92,9 @@ pub struct Group {
     pub v1: BTreeMap<String, PathBuf>,
     /// Directory in version 2.
     pub v2: Option<PathBuf>,
+    /// The unit of systemd's that it is.
+    #[serde(default)]
+    pub unit: Option<String>,
 }
 
 /// A group's path: absolute ones count from each hierarchy's mount point, others from the caller's own group, or in
@@ -125,7 +129,23 @@ impl Group {
         Ok(Group {
             v1: bases.iter().map(|(name, base)| (name.clone(), base.join(&path))).collect(),
             v2: base_v2.map(|base| base.join(&path)),
+            unit: None,
         })
+    }
+
+    /// Has systemd make the group around a process.
+    pub fn create_unit(&mut self, h: &Hierarchies, unit: &Unit, pid: i32, changes: &Changes) -> Result<()> {
+        unit.start(pid, changes)?;
+        // From here on it is the container's, and goes with it.
+        self.unit = Some(unit.name.clone());
+        let path = unit::wait(&unit.name, pid)?;
+        self.v2 = h.v2.as_ref().map(|root| root.join(path));
+        Ok(())
+    }
+
+    /// The unit whose manager moves processes in: an ordinary user may not move them from where the user logged in.
+    fn moved_by(&self) -> Option<&str> {
+        self.unit.as_deref().filter(|_| crate::systemd::user().is_some())
     }
 
     /// The groups below for a process that is added: `PATH` in every hierarchy, `CONTROLLER[,CONTROLLER]:PATH` in
@@ -215,6 +235,9 @@ impl Group {
                 "give more, or set checkBeforeUpdate to false",
             ));
         }
+        if let Some(name) = self.unit.as_deref().filter(|_| !fresh) {
+            unit::update(name, changes)?;
+        }
         for w in &changes.writes {
             let dir = if w.v2 { self.v2.as_ref() } else { self.v1.get(&w.controller) };
             let Some(dir) = dir else {
@@ -274,6 +297,9 @@ impl Group {
 
     /// Moves a process in.
     pub fn join(&self, pid: i32) -> Result<()> {
+        if let (Some(name), Some(dir)) = (self.moved_by(), &self.v2) {
+            return unit::attach(name, dir, pid);
+        }
         self.dirs().into_iter().try_for_each(|dir| Ok(files::write(dir, "cgroup.procs", &pid.to_string())?))
     }
 
@@ -302,6 +328,12 @@ impl Group {
     /// Kills what is in it and removes it.
     pub fn remove(&self, patience: Duration) -> Result<()> {
         let start = Instant::now();
+        if let Some(name) = &self.unit {
+            let _ = self.freeze(false);
+            self.signal(libc::SIGKILL)?;
+            // It may have gone with its last process. What it leaves is removed here.
+            let _ = crate::systemd::stop(name);
+        }
         loop {
             // A frozen process of version 1 does not even die.
             let _ = self.freeze(false);
@@ -386,6 +418,9 @@ impl Group {
 
     /// The v2 directory, to start a process in.
     pub fn v2_dir(&self) -> Option<OwnedFd> {
+        if self.moved_by().is_some() {
+            return None;
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(self.v2.as_ref()?, flags, Mode::empty()).ok()
     }

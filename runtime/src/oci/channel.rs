@@ -1,5 +1,6 @@
 //! What the runtime and the processes that become the container say to each other.
 
+use super::cgroup::Group;
 use super::error::{Naming, OciError, Result, invalid};
 use crate::protocol::{Receiver, send};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -9,8 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 /// From the runtime.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
-    /// The process is in its control group.
-    Go,
+    /// The process is in its control group; which that is, where it was not known before.
+    Go(Option<Box<Group>>),
     /// The id maps are written.
     Mapped {
         /// Supplementary groups can be set.

@@ -4,10 +4,12 @@ use super::cgroup::{Group, Hierarchies};
 use super::channel::{Channel, FromChild, ToChild};
 use super::error::{Naming, Result, invalid, unsupported};
 use super::finish::Listener;
+use super::plan::resources::Changes;
 use super::plan::{self, ContainerPlan, Facts, maps, resources};
 use super::procfs::Procfs;
 use super::stage::{self, Inherited};
 use super::store::{Container, Record, Status, Store, process_times};
+use super::unit::Unit;
 use super::{config, console, hooks, rootfs};
 use crate::sys::fork::{CloneOptions, Forked, fork};
 use crate::sys::{signals, wait};
@@ -39,6 +41,8 @@ pub struct CreateOptions {
     pub no_new_keyring: bool,
     /// The node's root is covered, not taken away.
     pub no_pivot: bool,
+    /// The control group is a scope that systemd makes.
+    pub systemd: bool,
 }
 
 /// A descriptor in a cloneable place.
@@ -119,7 +123,12 @@ pub fn create(store: &Store, options: &CreateOptions, warnings: &mut Vec<String>
     }
     let container = store.reserve(&options.id)?;
     let h = Hierarchies::detect();
-    let group = Group::of(&h, plan.cgroup.as_deref(), &options.id);
+    let place = match options.systemd {
+        false => Group::of(&h, plan.cgroup.as_deref(), &options.id).map(Place::Group),
+        true => {
+            Unit::of(plan.cgroup.as_deref(), &plan.annotations, &options.id, h.pure_v2()).map(Place::Unit)
+        }
+    };
     let record = Record {
         version: plan.version.clone(),
         id: options.id.clone(),
@@ -137,7 +146,7 @@ pub fn create(store: &Store, options: &CreateOptions, warnings: &mut Vec<String>
         config: json,
     };
     let mut notes = notes(&plan);
-    let made = group.and_then(|group| make(&container, plan, record, group, &h, options));
+    let made = place.and_then(|place| make(&container, plan, record, place, &h, options));
     match made {
         Ok((pid, pidfd)) => {
             drop(container);
@@ -151,28 +160,46 @@ pub fn create(store: &Store, options: &CreateOptions, warnings: &mut Vec<String>
     }
 }
 
+/// Where a container's processes are put.
+enum Place {
+    /// In a group that is made here.
+    Group(Group),
+    /// In a unit that systemd makes.
+    Unit(Unit),
+}
+
 fn make(
     container: &Container,
     mut plan: ContainerPlan,
     mut record: Record,
-    mut group: Group,
+    place: Place,
     h: &Hierarchies,
     options: &CreateOptions,
 ) -> Result<(i32, OwnedFd)> {
+    let (mut group, unit) = match place {
+        Place::Group(group) => (group, None),
+        Place::Unit(unit) => (Group::default(), Some(unit)),
+    };
     if group.in_use() {
         return Err(invalid(
             "the container's control group has processes in it",
             "choose another linux.cgroupsPath",
         ));
     }
-    let made_group = group.create(h)?;
-    record.group = group.clone();
+    let made_group = group.create(h)? || unit.is_some();
     let shared = !plan.own(libc::CLONE_NEWNS);
     let before = rootfs::mount_id(&record.rootfs);
     let done = (|| {
-        limit(&plan, &group, h, made_group)?;
+        let changes = limits(&plan, h, made_group)?;
         let shown = if made_group { group.clone() } else { show_own(&mut plan, h) };
-        launch(container, plan, &mut record, &group, shown, options)
+        let unit = match unit {
+            Some(unit) => Some((unit, changes, h)),
+            None => {
+                group.apply(&changes, true)?;
+                None
+            }
+        };
+        launch(container, plan, &mut record, &mut group, unit, shown, options)
     })();
     if done.is_err() {
         let left = rootfs::mount_id(&record.rootfs);
@@ -189,25 +216,26 @@ fn show_own(plan: &mut ContainerPlan, h: &Hierarchies) -> Group {
     for m in plan.mounts.iter_mut().filter(|m| m.source == plan::mounts::Source::Cgroup) {
         m.set |= crate::sys::mountattr::RDONLY;
     }
-    Group { v1: h.own.clone(), v2: h.own_v2.clone() }
+    Group { v1: h.own.clone(), v2: h.own_v2.clone(), unit: None }
 }
 
 /// Limits of the group; a user without groups can have none.
-fn limit(plan: &ContainerPlan, group: &Group, h: &Hierarchies, made: bool) -> Result<()> {
-    let Some(r) = &plan.resources else { return Ok(()) };
+fn limits(plan: &ContainerPlan, h: &Hierarchies, made: bool) -> Result<Changes> {
+    let Some(r) = &plan.resources else { return Ok(Changes::default()) };
     let mut changes = resources::plan(r, &h.controllers())?;
     if !made || !crate::facts::is_privileged() {
         // Devices are closed to an ordinary user by the file system, and no program can be loaded for them.
         changes.devices = None;
     }
-    group.apply(&changes, true)
+    Ok(changes)
 }
 
 fn launch(
     container: &Container,
     plan: ContainerPlan,
     record: &mut Record,
-    group: &Group,
+    group: &mut Group,
+    unit: Option<(Unit, Changes, &Hierarchies)>,
     shown: Group,
     options: &CreateOptions,
 ) -> Result<(i32, OwnedFd)> {
@@ -264,8 +292,19 @@ fn launch(
     let proc = Procfs::open()?;
     drop(inherited);
     let made = (|| {
-        group.join(middle)?;
-        here.tell(&ToChild::Go)?;
+        let shown = match unit {
+            None => {
+                group.join(middle)?;
+                None
+            }
+            Some((unit, changes, h)) => {
+                group.create_unit(h, &unit, middle, &changes)?;
+                group.apply(&changes, true)?;
+                Some(Box::new(group.clone()))
+            }
+        };
+        record.group = group.clone();
+        here.tell(&ToChild::Go(shown))?;
         let mut message = here.answer()?;
         if let FromChild::NeedMaps = message {
             let groups = write_maps(&proc, middle, &uids, &gids)?;

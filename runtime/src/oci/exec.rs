@@ -230,7 +230,7 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
     drop((there, inherited));
     let made = (|| {
         group.join(middle)?;
-        here.tell(&ToChild::Go)?;
+        here.tell(&ToChild::Go(None))?;
         match here.answer()? {
             FromChild::Child(pid) => Ok(pid),
             _ => Err(invalid("the runtime's processes do not understand each other", "report this")),
@@ -246,7 +246,7 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
         .named("open the new process")?;
     let done = (|| {
-        here.tell(&ToChild::Go)?;
+        here.tell(&ToChild::Go(None))?;
         // Its end is the program's beginning.
         match here.hear::<FromChild>()? {
             None => {}
@@ -297,7 +297,7 @@ fn other_namespaces(pid: i32, of_container: libc::c_int) -> libc::c_int {
 /// The process between: enters the namespaces, then forks into the pid namespace.
 fn enter(mut channel: Channel, inherited: Inherited) -> ! {
     let result = (|| -> Result<Option<i32>> {
-        let Some(ToChild::Go) = channel.hear()? else { return Ok(Some(0)) };
+        let Some(ToChild::Go(_)) = channel.hear()? else { return Ok(Some(0)) };
         finish::score(&inherited.process, &inherited.proc)?;
         // Nobody in the container may trace this process or reach its program file through it.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).named("protect the runtime")?;

@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod features;
 mod finish;
+mod gvariant;
 mod hooks;
 mod lifecycle;
 pub mod plan;
@@ -24,6 +25,7 @@ mod seal;
 mod stage;
 mod stats;
 mod store;
+mod unit;
 
 pub use config::read_json;
 pub use create::{CreateOptions, Created, create, start};

@@ -81,7 +81,10 @@ pub fn middle(mut channel: Channel, mut inherited: Inherited) -> ! {
 }
 
 fn make_namespaces(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<i32>> {
-    let ToChild::Go = channel.told()? else { return Err(out_of_order()) };
+    let ToChild::Go(group) = channel.told()? else { return Err(out_of_order()) };
+    if let Some(group) = group {
+        inherited.group = *group;
+    }
     if let Some(process) = &inherited.plan.process {
         finish::score(process, &inherited.proc)?;
     }
