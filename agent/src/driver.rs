@@ -3,6 +3,7 @@
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::holders::Holders;
+use crate::hooks::Hooks;
 use crate::images::{Images, Ready};
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::link::LinkEvent;
@@ -65,6 +66,8 @@ pub struct Node {
     pub paths: Paths,
     /// The site's defaults for containers.
     pub defaults: ContainerDefaults,
+    /// The administrator's hooks.
+    pub hooks: Hooks,
     /// Control groups.
     pub cgroups: Arc<Cgroups>,
     /// Images.
@@ -456,7 +459,15 @@ impl Driver {
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());
         }
+        let dir = StepDir::of(&node.paths.spool(), key);
+        let joins = join.is_some() || ready.kept.as_ref().is_some_and(|claim| claim.part.join.is_some());
+        let hooks = match joins {
+            // It was made with its own.
+            true => None,
+            false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
+        };
         let part = NodePart {
+            hooks,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
@@ -466,7 +477,6 @@ impl Driver {
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)
         };
-        let dir = StepDir::of(&node.paths.spool(), key);
         let start = || -> io::Result<supervisors::Link> {
             dir.create()?;
             write_json(&dir.path().join(TIMERS), &timers)?;

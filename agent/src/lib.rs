@@ -11,6 +11,7 @@ mod driver;
 mod enter;
 mod gres;
 mod holders;
+pub mod hooks;
 mod images;
 mod jobs;
 mod kept;

@@ -4,6 +4,7 @@ use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
+use crate::hooks::Hooks;
 use crate::images::Images;
 use crate::jobs::{self, listen_at};
 use crate::kept::KeptContainers;
@@ -72,6 +73,9 @@ pub enum AgentError {
     /// The image store.
     #[error("{0}")]
     Images(String),
+    /// The administrator's hooks.
+    #[error("container.hooks_dirs: {0}")]
+    Hooks(String),
     /// Limits cannot be enforced in system mode.
     #[error("system mode enforces limits by control groups, and these cannot be used here: {0}")]
     NoLimits(String),
@@ -126,6 +130,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         Arc::clone(&kept),
     )
     .map_err(AgentError::Images)?;
+    let hooks = Hooks::load(&options.config.container.hooks_dirs, rustix::process::geteuid().as_raw());
+    let hooks = hooks.map_err(AgentError::Hooks)?;
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
     let service = Arc::new(Service {
@@ -168,6 +174,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
             remap_root: container.remap_root,
             entrypoint: container.entrypoint,
         },
+        hooks,
         cgroups,
         images: Arc::new(images),
         program: options.program.clone(),

@@ -1,6 +1,7 @@
 //! `--explain` of a submission: the step planned with the supervisor's and the runtime's own code, and printed.
 
 use crate::images;
+use berth_agent::hooks::Hooks;
 use berth_agent::{Paths, STORE_ID};
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
@@ -13,7 +14,7 @@ use berth_runtime::cgroup::{Cgroup, CgroupFacts};
 use berth_runtime::plan::{EnvVar, Origin};
 use berth_runtime::{HostFacts, Plan, plan};
 use berth_step::kept::KeptPart;
-use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, PreparedImage};
+use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, PreparedImage, StepDir};
 use serde::Serialize;
 
 /// Everything that is said of a submission. Its JSON is what programs read; members are only ever added.
@@ -102,6 +103,9 @@ fn document(step: &Explained) -> Result<Document, Failure> {
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);
         node.cgroup = Some(Cgroup::named(&CgroupFacts::detect(), &name));
     }
+    // A step that joins a container that runs finds it made.
+    let dir = StepDir::of(&paths.spool(), launch.key);
+    node.hooks = hooks(step)?.of_step(&launch, node.image.as_ref(), defaults, dir.path());
     let file = LaunchFile { format: FORMAT, launch, node };
     let (request, task_env) = berth_step::supervisor::planned(&file).map_err(Failure::user)?;
     let facts = HostFacts::gather_as(&request, step.system);
@@ -129,6 +133,13 @@ fn document(step: &Explained) -> Result<Document, Failure> {
         plan,
         notes,
     })
+}
+
+/// The hooks of the node.
+fn hooks(step: &Explained) -> Result<Hooks, Failure> {
+    let owner = if step.system { 0 } else { step.launch.identity.uid.0 };
+    Hooks::load(&step.config.container.hooks_dirs, owner)
+        .map_err(|why| Failure::new(Kind::Configuration, format!("container.hooks_dirs: {why}")))
 }
 
 /// Where the container of a name would be.

@@ -65,6 +65,9 @@ impl Config {
                 out.add("container.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
             }
         }
+        for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
+            out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
+        }
         self.check_partitions(&mut out);
         for (at, node) in self.nodes.iter().enumerate() {
             check_node(&format!("node[{}]", at + 1), node, &mut out);
@@ -263,6 +266,7 @@ mod tests {
             administrators: vec!["a:b".into()],
             container: crate::config::ContainerConfig {
                 insecure_registries: vec!["http://x".into()],
+                hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
                 ..Default::default()
             },
             partitions: vec![
@@ -311,6 +315,7 @@ mod tests {
                 "max_jobs",
                 "administrators",
                 "container.insecure_registries",
+                "container.hooks_dirs",
                 "partition[1].nodes",
                 "partition[2].name",
                 "partition[2].nodes",

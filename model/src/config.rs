@@ -67,6 +67,9 @@ pub struct ContainerConfig {
     pub remap_root: bool,
     /// Run the image's entrypoint.
     pub entrypoint: bool,
+    /// Directories with OCI hooks (`*.json`, oci-hooks(5)), absolute; a file in a later one takes the place of one of the
+    /// same name.
+    pub hooks_dirs: Vec<ByteStr>,
     /// Registries spoken to without TLS, as `host:port`.
     pub insecure_registries: Vec<String>,
     /// Days after which a container that is kept for a user (`--container-scope=user`) and was not used is removed; 0
@@ -80,6 +83,7 @@ impl Default for ContainerConfig {
             mount_home: false,
             remap_root: false,
             entrypoint: false,
+            hooks_dirs: Vec::new(),
             insecure_registries: Vec::new(),
             keep_days: 30,
         }

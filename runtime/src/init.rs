@@ -5,7 +5,7 @@ use crate::join;
 use crate::plan::{Ns, Plan, RootPlan};
 use crate::procfs::descendants;
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
-use crate::setup::{self, Made, SetupFailure, SetupFds};
+use crate::setup::{self, Made, Refused, SetupFailure, SetupFds};
 use crate::start::start;
 use crate::sys::exec::{close_all_from, place_at};
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
@@ -28,11 +28,17 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     signals::set_mask(u64::MAX);
     // The supervisor's own mask is for its spool; mount targets and /etc are for everyone in the container.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let result = prepared.map_err(|e| failure("close the supervisor's descriptors", e));
-    let Made { notes, root } = match result.and_then(|()| setup::run(plan, &fds)) {
+    let result = prepared.map_err(|e| failure("close the supervisor's descriptors", e).into());
+    let pause = Pause { sock: sock.as_fd() };
+    let made = result.and_then(|()| setup::run(plan, &fds, &pause)).and_then(|made| inside(plan, made));
+    let Made { notes, root, .. } = match made {
         Ok(made) => made,
-        Err(e) => {
-            let _ = send(sock.as_fd(), &Message::Failed(e), &[]);
+        Err(refused) => {
+            let message = match refused {
+                Refused::Setup(failure) => Message::Failed(failure),
+                Refused::Hook(failure) => Message::HookFailed(failure),
+            };
+            let _ = send(sock.as_fd(), &message, &[]);
             return 1;
         }
     };
@@ -63,6 +69,45 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
         kill_descendants();
     }
     0
+}
+
+/// Where the making of a container waits for hooks.
+pub(crate) struct Pause<'a> {
+    sock: BorrowedFd<'a>,
+}
+
+impl Pause<'_> {
+    /// Says that all is mounted, and waits until the supervisor has run what runs on the node. Returns the own pid, as the
+    /// node sees it.
+    pub(crate) fn mounted(&self) -> SysResult<i32> {
+        send(self.sock, &Message::Mounted, &[])?;
+        let mut receiver = Receiver::default();
+        loop {
+            match receiver.next::<Request>()? {
+                Some((Request::Go { pid }, _)) => return Ok(pid),
+                Some(_) => return Err(Errno::PROTO),
+                None if receiver.ended => return Err(Errno::PIPE),
+                None => receiver.fill(self.sock, true)?,
+            }
+        }
+    }
+}
+
+/// Runs the hooks that run in the container.
+fn inside(plan: &Plan, made: Made) -> Result<Made, Refused> {
+    if let Some(hooks) = plan.hooks.as_ref().filter(|hooks| !hooks.hooks.start_container.is_empty()) {
+        let pid = made.pid.unwrap_or_else(|| rustix::process::getpid().as_raw_nonzero().get());
+        unblocked(|| hooks.inside(pid)).map_err(Refused::Hook)?;
+    }
+    Ok(made)
+}
+
+/// Programs start with the mask of whoever starts them.
+pub(crate) fn unblocked<T>(action: impl FnOnce() -> T) -> T {
+    signals::set_mask(0);
+    let result = action();
+    signals::set_mask(u64::MAX);
+    result
 }
 
 fn failure(action: &str, errno: Errno) -> SetupFailure {
@@ -149,6 +194,8 @@ impl Init<'_> {
                 self.signal(target, signal);
                 Ok(())
             }
+            // Told once, while the container was made.
+            Request::Go { .. } => Ok(()),
             Request::Export => {
                 self.export(&fds);
                 Ok(())

@@ -1,6 +1,7 @@
 //! Starts a container's init and speaks with it: the supervisor's side.
 
 use crate::exec::ExecError;
+use crate::hooks::HookFailure;
 use crate::job::{Holder, Prepared};
 use crate::join::{ContainerNamespaces, Entered, JoinedNamespaces};
 use crate::plan::{Mode, Ns, Plan, RootPlan};
@@ -31,6 +32,8 @@ pub enum LaunchError {
     Threads,
     #[error("the container is to join its job's namespaces, and nobody says where they are")]
     NoJob,
+    #[error("cannot make the container: {0}")]
+    Hook(HookFailure),
     #[error("the container's init ended unexpectedly ({0})")]
     InitLost(String),
 }
@@ -202,14 +205,24 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
         notes: Vec::new(),
         open: Vec::new(),
     };
-    for task in options.tasks {
+    // With hooks init waits for a word before it reads of tasks.
+    let (tasks, later) =
+        if plan.hooks.is_some() { (Vec::new(), options.tasks) } else { (options.tasks, Vec::new()) };
+    for task in tasks {
         if handle.spawn(task).is_err() {
             // Init is gone, and what it said of that is read below.
             break;
         }
     }
     drop(makers);
-    match handle.message(true)? {
+    let mut said = handle.message(true)?;
+    if let (Some((Message::Mounted, _)), Some(hooks)) = (&said, &plan.hooks) {
+        hooks.made(pid).map_err(LaunchError::Hook)?;
+        send_and_collect(handle.sock.as_fd(), &Request::Go { pid }, &[], &mut handle.receiver)
+            .map_err(system("tell init that hooks have run"))?;
+        said = handle.message(true)?;
+    }
+    match said {
         Some((Message::Ready { notes, opened }, fds)) => {
             handle.notes = notes;
             handle.open = opened.into_iter().zip(fds).collect();
@@ -220,9 +233,13 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
                     open => open.map_err(system("keep the container's namespaces at hand"))?,
                 };
             }
+            for task in later {
+                handle.spawn(task)?;
+            }
             Ok(handle)
         }
         Some((Message::Failed(failure), _)) => Err(LaunchError::Setup(failure)),
+        Some((Message::HookFailed(failure), _)) => Err(LaunchError::Hook(failure)),
         Some(_) => Err(LaunchError::InitLost("it answered out of turn".into())),
         None => Err(handle.lost()),
     }
@@ -387,7 +404,7 @@ impl InitHandle {
                     status: exit_status(status),
                     usage: Usage { user_us, system_us, max_rss: max_rss_kib.saturating_mul(1024) },
                 },
-                Message::Ready { .. } | Message::Failed(_) => {
+                Message::Ready { .. } | Message::Failed(_) | Message::Mounted | Message::HookFailed(_) => {
                     return Err(LaunchError::InitLost("it answered out of turn".into()));
                 }
             })),

@@ -35,6 +35,7 @@
 pub mod cgroup;
 pub mod doctor;
 pub mod facts;
+pub mod hooks;
 pub mod job;
 pub mod join;
 pub mod limits;

@@ -1,6 +1,7 @@
 //! What supervisor and init say to each other: frames of JSON over a stream socket, with descriptors.
 
 use crate::exec::ExecError;
+use crate::hooks::HookFailure;
 use crate::join::Entered;
 use crate::setup::SetupFailure;
 use crate::sys::{Errno, SysResult};
@@ -26,6 +27,10 @@ pub(crate) enum Request {
     Signal {
         target: SignalTarget,
         signal: i32,
+    },
+    /// Hooks in the node's namespaces have run; go on. The pid is init's own, as the node sees it.
+    Go {
+        pid: i32,
     },
     /// Give the root's files as an archive to the first descriptor, and what goes wrong to the second.
     Export,
@@ -81,6 +86,9 @@ pub(crate) enum Message {
         opened: Vec<Entered>,
     },
     Failed(SetupFailure),
+    /// All is mounted and the root not yet changed: hooks may run.
+    Mounted,
+    HookFailed(HookFailure),
     /// A pty's master travels beside it.
     Started {
         task: u32,

@@ -1,5 +1,6 @@
 //! What a container is asked to be: the planner's input.
 
+use crate::hooks::ContainerHooks;
 use berth_model::ByteStr;
 use berth_model::limits::Limits;
 use berth_model::spec::{Identity, MountSpec, Unshared};
@@ -177,6 +178,9 @@ pub struct ContainerRequest {
     /// A host name of the container's own; absent shares the node's.
     #[serde(default)]
     pub hostname: Option<String>,
+    /// The administrator's hooks.
+    #[serde(default)]
+    pub hooks: Option<ContainerHooks>,
     /// The default seccomp filter.
     #[serde(default = "yes")]
     pub seccomp: bool,
@@ -218,6 +222,7 @@ impl ContainerRequest {
             export: false,
             joinable: false,
             hostname: None,
+            hooks: None,
             seccomp: true,
             limits: Limits::default(),
         }

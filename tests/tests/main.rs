@@ -14,6 +14,7 @@ mod explain;
 mod faults;
 mod front_doors;
 mod harness;
+mod hooks;
 mod host_jobs;
 mod job_namespaces;
 mod limits;

@@ -7,6 +7,7 @@ use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
+use berth_runtime::hooks::ContainerHooks;
 pub use berth_runtime::procfs::start_ticks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,8 @@ pub struct NodePart {
     pub kept: Option<KeptPart>,
     /// The step runs in the container of another one, which has no name (`berth exec`).
     pub join: Option<Member>,
+    /// The administrator's hooks that this step's container matches.
+    pub hooks: Option<ContainerHooks>,
 }
 
 impl NodePart {

@@ -32,6 +32,10 @@ pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
         let lines: Vec<String> = problems.iter().map(|p| format!("{}: {p}", name.display())).collect();
         return Err(Failure::new(Kind::Configuration, lines.join("\n")));
     }
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(&dir.0).map_or(0, |m| m.uid());
+    berth_agent::hooks::Hooks::load(&config.container.hooks_dirs, owner)
+        .map_err(|why| wrong(&format!("container.hooks_dirs: {why}")))?;
     Ok(config)
 }
 

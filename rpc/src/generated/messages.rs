@@ -877,6 +877,8 @@ pub struct ContainerConfig {
     pub insecure_registries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "5")]
     pub keep_days: u32,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub hooks_dirs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {

@@ -33,7 +33,7 @@ structs! {
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
-    ContainerConfig { mount_home, remap_root, entrypoint, insecure_registries, keep_days }
+    ContainerConfig { mount_home, remap_root, entrypoint, insecure_registries, keep_days, hooks_dirs }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, partitions, nodes,

@@ -10,7 +10,8 @@ use super::procfs::Procfs;
 use super::stage::{self, Inherited};
 use super::store::{Container, Record, Status, Store, process_times};
 use super::unit::Unit;
-use super::{config, console, hooks, rootfs};
+use super::{config, console, rootfs};
+use crate::hooks::{self, HookRun, Hooks};
 use crate::sys::fork::{CloneOptions, Forked, fork};
 use crate::sys::{signals, wait};
 use rustix::fs::{Mode, OFlags};
@@ -338,7 +339,7 @@ fn launch(
 fn introduce(
     container: &Container,
     record: &mut Record,
-    plan_hooks: &plan::Hooks,
+    plan_hooks: &Hooks,
     here: &mut Channel,
     pid: i32,
     options: &CreateOptions,
@@ -354,8 +355,8 @@ fn introduce(
     record.start_time = process_times(pid).map_or(0, |(start, _)| start);
     // The environment is made: what the specification calls created, while the operation goes on.
     let state = record.state(Status::Created).to_string();
-    hooks::run("prestart", &plan_hooks.prestart, &state, &[])?;
-    hooks::run("createRuntime", &plan_hooks.create_runtime, &state, &[])?;
+    hooks::run("prestart", &plan_hooks.prestart, &state, HookRun::default())?;
+    hooks::run("createRuntime", &plan_hooks.create_runtime, &state, HookRun::default())?;
     here.tell(&ToChild::HooksDone)?;
     here.answer()?;
     container.write(record)?;
@@ -447,8 +448,10 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     record.started = true;
     container.write(&record)?;
     let state = record.state(Status::Running).to_string();
-    let Err(failed) = hooks::run("poststart", &record.hooks.poststart, &state, &[]) else { return Ok(()) };
+    let Err(failed) = hooks::run("poststart", &record.hooks.poststart, &state, HookRun::default()) else {
+        return Ok(());
+    };
     // As the specification has it since 1.3: an error, and the container is stopped.
     super::lifecycle::end(&record)?;
-    Err(failed)
+    Err(failed.into())
 }

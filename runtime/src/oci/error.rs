@@ -1,6 +1,7 @@
 //! Why a call of the OCI command line failed, in words that name the thing, the reason and the next step.
 
 use crate::cgroup::CgroupError;
+use crate::hooks::HookFailure;
 use crate::setup::SetupFailure;
 use crate::sys::Errno;
 use serde::{Deserialize, Serialize};
@@ -41,15 +42,8 @@ pub enum OciError {
         hint: String,
     },
     /// A hook failed.
-    #[error("the {kind} hook {path} failed: {why}")]
-    Hook {
-        /// Which kind.
-        kind: String,
-        /// Its program.
-        path: String,
-        /// Exit status, signal, time-out or error.
-        why: String,
-    },
+    #[error("{0}")]
+    Hook(HookFailure),
     /// The system refused.
     #[error("{0}")]
     System(SetupFailure),
@@ -57,6 +51,12 @@ pub enum OciError {
 
 /// What a step of the command line gives.
 pub type Result<T> = std::result::Result<T, OciError>;
+
+impl From<HookFailure> for OciError {
+    fn from(failure: HookFailure) -> Self {
+        OciError::Hook(failure)
+    }
+}
 
 impl From<SetupFailure> for OciError {
     fn from(failure: SetupFailure) -> Self {

@@ -4,7 +4,8 @@ use super::cgroup::Hierarchies;
 use super::error::{Naming, OciError, Result, invalid, unsupported};
 use super::plan::resources;
 use super::store::{Record, Status, Store};
-use super::{config, hooks, rootfs};
+use super::{config, rootfs};
+use crate::hooks::{self, HookRun};
 use crate::sys::{Errno, signals};
 use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -155,7 +156,8 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<Vec<OciError>> {
     }
     container.remove()?;
     let state = record.state(Status::Stopped).to_string();
-    Ok(hooks::run_all("poststop", &record.hooks.poststop, &state))
+    let failed = hooks::run_all("poststop", &record.hooks.poststop, &state, HookRun::default());
+    Ok(failed.into_iter().map(OciError::Hook).collect())
 }
 
 fn shares_pids(record: &Record) -> bool {

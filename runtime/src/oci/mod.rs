@@ -15,7 +15,6 @@ mod exec;
 mod features;
 mod finish;
 mod gvariant;
-mod hooks;
 mod lifecycle;
 pub mod plan;
 mod procfs;

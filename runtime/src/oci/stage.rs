@@ -2,6 +2,7 @@
 
 use super::cgroup::Group;
 use super::channel::{Channel, FromChild, ToChild};
+use super::console;
 use super::error::{Naming, OciError, Result, invalid};
 use super::finish::{self, Listener};
 use super::plan::ContainerPlan;
@@ -9,7 +10,7 @@ use super::plan::process::ProcessPlan;
 use super::procfs::Procfs;
 use super::rootfs::{self, Prepared};
 use super::store::{Record, Status};
-use super::{console, hooks};
+use crate::hooks::{self, HookRun};
 use crate::setup::enter;
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork, unshare};
 use crate::sys::{Errno, SysResult, process, signals};
@@ -212,7 +213,8 @@ fn become_program(inherited: &Inherited, program: Option<finish::Program>) -> Oc
     let ready = ready
         .and_then(|()| {
             let hooks = &inherited.plan.hooks.start_container;
-            hooks::run("startContainer", hooks, &state(inherited), &process.env)
+            let how = HookRun { env: &process.env, ..HookRun::default() };
+            Ok(hooks::run("startContainer", hooks, &state(inherited), how)?)
         })
         .and_then(|()| if listener.is_some() { Ok(()) } else { finish::confine(process, None) });
     match ready {
@@ -276,7 +278,7 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
     channel.tell(&FromChild::Mounted)?;
     let ToChild::HooksDone = channel.told()? else { return Err(out_of_order()) };
     let created = inherited.record.state(Status::Created).to_string();
-    hooks::run("createContainer", &plan.hooks.create_container, &created, &[])?;
+    hooks::run("createContainer", &plan.hooks.create_container, &created, HookRun::default())?;
     rootfs::protect(plan, &root.fd)?;
     let terminal = match plan.process.as_ref().filter(|p| p.terminal) {
         None => None,

@@ -2,7 +2,7 @@
 
 use super::cgroup::Group;
 use super::error::{Naming, OciError, Result, invalid};
-use super::plan::Hooks;
+use crate::hooks::Hooks;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -23,6 +23,7 @@ pub use paths::clean_absolute;
 pub(crate) use paths::lexical as lexical_source;
 
 use crate::facts::HostFacts;
+use crate::hooks::ContainerHooks;
 use crate::request::{ContainerRequest, Rootfs, StoreOwner, WritableLayer};
 use berth_model::ByteStr;
 use berth_model::limits::Limits;
@@ -209,6 +210,9 @@ pub struct Plan {
     /// Its namespaces are kept at hand for other steps that enter it.
     #[serde(default)]
     pub joinable: bool,
+    /// The administrator's hooks.
+    #[serde(default)]
+    pub hooks: Option<ContainerHooks>,
     /// What the processes may not do.
     pub confinement: Confinement,
     /// Limits, applied before privilege is dropped.
@@ -288,6 +292,8 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         hostname: request.hostname.clone(),
         export: request.export && !host && !joined,
         joinable: request.joinable,
+        // A container that runs was made with its own, and the node's filesystem is none.
+        hooks: request.hooks.clone().filter(|hooks| !host && !joined && !hooks.hooks.is_empty()),
         confinement: Confinement {
             no_new_privs: !host,
             seccomp: !host && request.seccomp,

@@ -54,6 +54,16 @@ impl fmt::Display for Plan {
                 "export: the root's files, without what is mounted in it, when the tasks have ended"
             )?;
         }
+        for (kind, hook) in self
+            .hooks
+            .iter()
+            .flat_map(|h| h.hooks.kinds())
+            .flat_map(|(kind, hooks)| hooks.iter().map(move |hook| (kind, hook)))
+        {
+            let file = hook.file.as_deref().unwrap_or_default();
+            let args: String = hook.args.iter().skip(1).map(|arg| format!(" {arg}")).collect();
+            writeln!(f, "hook: {kind} {}{args} ({file})", hook.path.display())?;
+        }
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }

@@ -18,6 +18,8 @@ mod tests;
 pub(crate) use enter::{enter_directory, map_own_ids, map_text, open_procfs, workdir_hint};
 pub(crate) use shm::hold as hold_shm;
 
+use crate::hooks::{ContainerHooks, HookFailure};
+use crate::init::{Pause, unblocked};
 use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::sys::{Errno, fork, mountattr};
 use berth_model::ByteStr;
@@ -87,6 +89,21 @@ impl SetupFailure {
 
 pub(crate) type Setup<T> = Result<T, SetupFailure>;
 
+/// What keeps a container from being made.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The system.
+    Setup(SetupFailure),
+    /// A hook of the administrator's.
+    Hook(HookFailure),
+}
+
+impl From<SetupFailure> for Refused {
+    fn from(failure: SetupFailure) -> Self {
+        Refused::Setup(failure)
+    }
+}
+
 /// Names what failed.
 trait Doing<T> {
     fn doing(self, action: &str) -> Setup<T>;
@@ -132,10 +149,12 @@ pub(crate) struct Made {
     pub notes: Vec<String>,
     /// The root's mount alone, where its files are to be read.
     pub root: Option<OwnedFd>,
+    /// The own pid as the node sees it, where hooks were told of it.
+    pub pid: Option<i32>,
 }
 
 /// Makes the container around this process.
-pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Made> {
+pub(crate) fn run(plan: &Plan, fds: &SetupFds, pause: &Pause<'_>) -> Result<Made, Refused> {
     let mut made = Made::default();
     let notes = &mut made.notes;
     // Whoever maps the own ids may have mounted anything over `/proc` by the time it is done.
@@ -168,7 +187,7 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds) -> Setup<Made> {
         if plan.root == RootPlan::Host {
             host(plan, notes)?;
         } else {
-            made.root = container(plan, fds, notes)?;
+            (made.root, made.pid) = container(plan, fds, pause, notes)?;
         }
     }
     // With the privilege to raise them, and not earlier: a low limit on open files or on file size is
@@ -192,7 +211,12 @@ fn host(plan: &Plan, notes: &mut Vec<String>) -> Setup<()> {
     mounts::perform(plan, &root, sources, None, notes)
 }
 
-fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<Option<OwnedFd>> {
+fn container(
+    plan: &Plan,
+    fds: &SetupFds,
+    pause: &Pause<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(Option<OwnedFd>, Option<i32>), Refused> {
     // Before anything lies over the node's root, by which the way back is found.
     let shm = shm::take(plan, fds)?;
     let staging = overlay::staging(plan)?;
@@ -200,7 +224,7 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<Opti
         RootPlan::Overlay { .. } => Root::new(overlay::mount(plan, &staging, fds)?, true)?,
         RootPlan::InPlace(dir) => Root::new(in_place(plan, dir)?, false)?,
         RootPlan::Host | RootPlan::Joined => {
-            return Err(SetupFailure::new("make a container of a root that is there", Errno::INVAL));
+            return Err(SetupFailure::new("make a container of a root that is there", Errno::INVAL).into());
         }
     };
     // From here on nothing is done with root's rights that is not done by name.
@@ -209,6 +233,10 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<Opti
     mounts::perform(plan, &root, sources, shm, notes)?;
     etc::write(plan, &root, staging.as_fd(), notes)?;
     enter::make_workdir(plan, &root)?;
+    let pid = match &plan.hooks {
+        Some(hooks) => run_hooks(plan, hooks, pause)?,
+        None => None,
+    };
     if matches!(plan.root, RootPlan::Overlay { read_only: true, .. }) {
         let change = mountattr::Change { set: mountattr::RDONLY, ..mountattr::Change::default() };
         mountattr::mount_setattr(root.as_fd(), change).doing("make the root read-only")?;
@@ -220,8 +248,36 @@ fn container(plan: &Plan, fds: &SetupFds, notes: &mut Vec<String>) -> Setup<Opti
         true => Some(rustix::mount::open_tree(&root, "", flags).doing("hold the root for --container-save")?),
         false => None,
     };
-    enter::pivot(&root)?;
-    Ok(alone)
+    enter::pivot_from(&root, plan.hooks.is_none())?;
+    Ok((alone, pid))
+}
+
+/// Runs what is to run before the root is changed: by the supervisor on the node, and then here, with the rights of root
+/// where root makes the container.
+fn run_hooks(plan: &Plan, hooks: &ContainerHooks, pause: &Pause<'_>) -> Result<Option<i32>, Refused> {
+    let pid = pause.mounted().doing("hear from the supervisor that hooks have run")?;
+    if !hooks.hooks.create_container.is_empty() {
+        rights::act_as_root(plan)?;
+        if plan.mode == Mode::System {
+            enter::set_groups(&[])?;
+        }
+        unblocked(|| hooks.within(pid)).map_err(Refused::Hook)?;
+        rights::act_as_user(plan)?;
+    }
+    Ok(Some(pid))
+}
+
+/// Mounts the root where it is till it becomes the root: over the node's, or where hooks find it by its path.
+fn place_root(plan: &Plan, root: BorrowedFd<'_>) -> Result<(), Errno> {
+    match &plan.hooks {
+        None => attach(root, CWD, "/"),
+        // The directory is closed to the user, as whom much of this is done.
+        Some(hooks) => rights::with_roots(|| {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let place = rustix::fs::open(hooks.rootfs().as_os(), flags, FileMode::empty())?;
+            attach(root, &place, "")
+        })?,
+    }
 }
 
 fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
@@ -233,7 +289,7 @@ fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
     let change =
         mountattr::Change { set: mountattr::NOSUID | mountattr::NODEV, ..mountattr::Change::default() };
     mountattr::mount_setattr(tree.as_fd(), change).doing_at("use as root", dir)?;
-    attach(tree.as_fd(), CWD, "/").doing_at("mount the root", dir)?;
+    place_root(plan, tree.as_fd()).doing_at("mount the root", dir)?;
     Ok(tree)
 }
 

@@ -88,13 +88,22 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     let (upper_dir, work_dir, volatile) = writable(plan, staging, upper, fds)?;
     let (upper_path, work_path) = (fd_path(&upper_dir), fd_path(&work_dir));
     if *one_string {
-        return old_api(staging, &lower, &upper_path, &work_path, volatile);
+        let root = old_api(staging, &lower, &upper_path, &work_path, volatile)?;
+        if plan.hooks.is_none() {
+            return Ok(root);
+        }
+        // The mount itself stays in the staging filesystem, which goes with the node's root.
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let copy = rustix::mount::open_tree(&root, "", flags).doing("mount the root filesystem")?;
+        super::place_root(plan, copy.as_fd()).doing("mount the root filesystem")?;
+        return Ok(copy);
     }
     let root = new_api(&lower, &upper_path, &work_path, volatile).map_err(|e| match e {
         OverlayError::Layer(n, e) => layer_failure(&layers[n], e),
         OverlayError::Create(e) => create_failure(layers, upper, e),
     })?;
-    attach(root.as_fd(), CWD, "/").doing("mount the root filesystem")?;
+    super::place_root(plan, root.as_fd()).doing("mount the root filesystem")?;
     Ok(root)
 }
 

@@ -16,7 +16,7 @@ mod streams;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, start_ticks, write_json};
 use berth_model::ByteStr;
-use berth_model::launch::StepPhase;
+use berth_model::launch::{Program, StepLaunch, StepPhase};
 use berth_runtime::{ContainerRequest, Parked};
 use rustix::fd::OwnedFd;
 use std::io;
@@ -35,6 +35,15 @@ pub fn hide() -> io::Result<()> {
 pub fn planned(file: &LaunchFile) -> Result<(ContainerRequest, Vec<ByteStr>), String> {
     let request = processes::asked(file).map_err(|failure| failure.text)?;
     Ok((request, environment::of_task(file, 0)))
+}
+
+/// The program that a step runs, as it is named; `None` when that is the image's own.
+pub fn program(launch: &StepLaunch) -> Option<ByteStr> {
+    match &launch.program {
+        Program::Argv(argv) => argv.first().cloned(),
+        Program::LoginShell => Some(launch.identity.shell.clone()),
+        Program::Script { text, .. } => script::interpreter(&text.0).ok()?.into_iter().next(),
+    }
 }
 
 /// Supervises the step whose directory this is. `listener`: the step's control socket. `parked`: a process

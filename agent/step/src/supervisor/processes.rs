@@ -15,6 +15,7 @@ use berth_model::launch::{Program, Usage};
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
+use berth_runtime::hooks::{ContainerHooks, make_bundle};
 use berth_runtime::{
     ContainerNamespaces, ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle,
     JoinedNamespaces, Parked, Prepared, Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio,
@@ -47,6 +48,8 @@ pub enum TaskEvent {
     },
     /// Something that the user should know.
     Note(String),
+    /// Something without which the step is not to go on.
+    Failed(String),
     /// A task ended.
     Exited {
         /// Which.
@@ -81,6 +84,7 @@ pub struct Processes {
     /// Tasks that did not end yet.
     living: usize,
     usage: Usage,
+    hooks: Option<ContainerHooks>,
 }
 
 /// Makes the container and asks for its tasks. Returns notes for the user too.
@@ -132,7 +136,18 @@ pub fn start(
             None => Prepared::default(),
         },
     };
-    let mut init = start_init(&plan, options).map_err(|e| LaunchFailure::new(e.to_string()))?;
+    if let Some(hooks) = &plan.hooks {
+        make_bundle(hooks, &plan)
+            .map_err(|e| LaunchFailure::new(format!("cannot make the hooks' bundle: {e}")))?;
+    }
+    let mut init = start_init(&plan, options).map_err(|e| {
+        // As the specification has it: what hooks began is ended.
+        plan.hooks
+            .iter()
+            .flat_map(ContainerHooks::stopped)
+            .for_each(|failed| eprintln!("berth-step: {failed}"));
+        LaunchFailure::new(e.to_string())
+    })?;
     if file.node.system {
         // Only now: tasks inherit what their ancestor had when it was forked. Where this is not allowed, the
         // supervisor is small enough not to be the kernel's first choice.
@@ -163,6 +178,7 @@ pub fn start(
         starting: number,
         living: number,
         usage: Usage::default(),
+        hooks: plan.hooks,
     };
     Ok((processes, notes))
 }
@@ -258,6 +274,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     let mut request = ContainerRequest::new(root, launch.identity.clone(), launch.work_dir.clone());
     request.image = image;
     request.group_names.clone_from(&node.group_names);
+    request.hooks.clone_from(&node.hooks);
     // The login environment is the ground; what was submitted stands over it.
     let mut submitted = if launch.user_env { login::environment(&launch.identity)? } else { Vec::new() };
     submitted.extend(launch.env.iter().cloned());
@@ -429,8 +446,15 @@ impl Processes {
 
     fn started(&mut self, told: &mut Vec<TaskEvent>) {
         self.starting = self.starting.saturating_sub(1);
-        if self.starting == 0 {
-            told.push(TaskEvent::Running);
+        if self.starting > 0 {
+            return;
+        }
+        told.push(TaskEvent::Running);
+        if let (Some(hooks), Some(init)) = (&self.hooks, &self.init)
+            && let Err(failed) = hooks.started(init.pid())
+        {
+            // As the specification has it since 1.3: an error, and the container is stopped.
+            told.push(TaskEvent::Failed(failed.to_string()));
         }
     }
 
@@ -510,6 +534,10 @@ impl Processes {
         }
         drop(self.told.take());
         drop(self.layer.take());
+        for failed in self.hooks.iter().flat_map(ContainerHooks::stopped) {
+            // A warning, by the specification: the container did what it was to do.
+            told.push(TaskEvent::Note(failed.to_string()));
+        }
         let (usage, oom_kills) = match &self.cgroup {
             Some(group) => counted(group.usage(), self.usage),
             None => (self.usage, 0),

@@ -310,6 +310,11 @@ impl Step {
                     self.task_ended(task, status);
                 }
                 TaskEvent::Note(text) => self.say(&text),
+                TaskEvent::Failed(why) => {
+                    self.say_failure(&why);
+                    self.launch_error.get_or_insert(why);
+                    self.kill()?;
+                }
                 TaskEvent::Exited { task, status } => self.task_ended(task, status),
                 TaskEvent::Saved(Ok(path)) => {
                     let node = self.launch().node.clone();

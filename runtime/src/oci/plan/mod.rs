@@ -8,12 +8,12 @@ pub mod schedule;
 pub mod seccomp;
 
 use super::error::{Result, invalid, unsupported};
+use crate::hooks::{HookPlan, Hooks};
 use berth_model::ByteStr;
 use maps::IdRange;
 use mounts::MountPlan;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use process::ProcessPlan;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -64,36 +64,6 @@ pub enum DeviceFile {
     Block(u32, u32),
     /// A FIFO.
     Fifo,
-}
-
-/// A hook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HookPlan {
-    /// Absolute.
-    pub path: PathBuf,
-    /// With the program's name.
-    pub args: Vec<String>,
-    /// All there is; where it is not given, a startContainer hook has the program's.
-    pub env: Option<Vec<String>>,
-    /// Seconds.
-    pub timeout: Option<u32>,
-}
-
-/// Hooks by kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hooks {
-    /// Before createRuntime ones.
-    pub prestart: Vec<HookPlan>,
-    /// In the runtime's namespaces, before the root is changed.
-    pub create_runtime: Vec<HookPlan>,
-    /// In the container's namespaces, before the root is changed.
-    pub create_container: Vec<HookPlan>,
-    /// In the container, before its program.
-    pub start_container: Vec<HookPlan>,
-    /// After the program was started.
-    pub poststart: Vec<HookPlan>,
-    /// After the container was deleted.
-    pub poststop: Vec<HookPlan>,
 }
 
 /// Everything that is done for a container.
@@ -424,7 +394,7 @@ fn hooks(spec: &Spec) -> Result<Hooks> {
                 };
                 let own = || vec![path.to_string_lossy().into_owned()];
                 let args = hook.args().clone().filter(|a| !a.is_empty()).unwrap_or_else(own);
-                Ok(HookPlan { args, env: hook.env().clone(), timeout, path })
+                Ok(HookPlan { args, env: hook.env().clone(), timeout, path, file: None })
             })
             .collect()
     };

@@ -1,0 +1,173 @@
+//! Running hooks: the container's state on standard input, nothing inherited, ended after their time-out.
+
+use super::{HookFailure, HookPlan};
+use crate::setup::errno_text;
+use crate::sys::Errno;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, OFlags, SeekFrom};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How hooks are run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HookRun<'a> {
+    /// What hooks without an environment of their own have.
+    pub env: &'a [String],
+    /// Their last line of standard error goes into the failure, instead of all of it to this process's.
+    pub keep_stderr: bool,
+    /// For those that give no time-out.
+    pub timeout: Option<u32>,
+    /// Only programs that nobody can change but root and this user are run.
+    pub owner: Option<u32>,
+    /// They start in `/`, instead of where this process is.
+    pub at_root: bool,
+}
+
+/// Runs hooks in order.
+///
+/// # Errors
+/// The first that fails; those behind it are not run.
+pub fn run(kind: &str, hooks: &[HookPlan], state: &str, how: HookRun<'_>) -> Result<(), HookFailure> {
+    hooks.iter().try_for_each(|hook| one(kind, hook, state, how))
+}
+
+/// Runs hooks in order, all of them.
+pub fn run_all(kind: &str, hooks: &[HookPlan], state: &str, how: HookRun<'_>) -> Vec<HookFailure> {
+    hooks.iter().filter_map(|hook| one(kind, hook, state, how).err()).collect()
+}
+
+fn one(kind: &str, hook: &HookPlan, state: &str, how: HookRun<'_>) -> Result<(), HookFailure> {
+    let failed = |why: String| HookFailure::of(kind, hook, why);
+    let path = match how.owner {
+        None => hook.path.clone(),
+        Some(owner) => super::trust::unchangeable(&hook.path, owner).map_err(failed)?,
+    };
+    // A file and not a pipe: a hook that reads nothing holds nothing up.
+    let stdin = state_file(state).map_err(|e| failed(format!("its state cannot be written: {}", text(e))))?;
+    let mut command = Command::new(path);
+    command.env_clear().stdin(Stdio::from(stdin)).stdout(Stdio::null());
+    command.stderr(if how.keep_stderr { Stdio::piped() } else { Stdio::inherit() });
+    // A group of its own: what it started is ended with it when its time is up.
+    command.process_group(0);
+    if how.at_root {
+        command.current_dir("/");
+    }
+    if let Some((name, rest)) = hook.args.split_first() {
+        command.arg0(name).args(rest);
+    }
+    command.envs(hook.env.as_deref().unwrap_or(how.env).iter().filter_map(|v| v.split_once('=')));
+    let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
+    let said = child.stderr.take();
+    let seconds = hook.timeout.or(how.timeout);
+    let (status, last) = wait(&mut child, said, seconds).map_err(|e| failed(format!("it is lost: {e}")))?;
+    let last = if last.is_empty() { last } else { format!(": {last}") };
+    match status {
+        None => Err(failed(format!("it ran longer than its timeout of {} s{last}", seconds.unwrap_or(0)))),
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(failed(match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}{last}"),
+            (None, signal) => format!("killed by signal {}{last}", signal.unwrap_or(0)),
+        })),
+    }
+}
+
+fn text(errno: Errno) -> String {
+    errno_text(errno.raw_os_error())
+}
+
+fn state_file(state: &str) -> Result<OwnedFd, Errno> {
+    let file = rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?;
+    let mut rest = state.as_bytes();
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest)?;
+        rest = &rest[written..];
+    }
+    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+/// Waits, and keeps the end of what it says; no status when it was ended after its time.
+fn wait(
+    child: &mut Child,
+    said: Option<ChildStderr>,
+    seconds: Option<u32>,
+) -> std::io::Result<(Option<ExitStatus>, String)> {
+    let pid =
+        i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::InvalidData)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
+    let mut tail = Tail::of(said)?;
+    loop {
+        let timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|left| rustix::time::Timespec::try_from(left).ok());
+        let mut set = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        set.extend(tail.pipe.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
+        match poll(&mut set, timeout.as_ref()) {
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(0) => {
+                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                child.wait()?;
+                tail.read();
+                return Ok((None, tail.last_line()));
+            }
+            Ok(_) => {}
+        }
+        let over = !set[0].revents().is_empty();
+        drop(set);
+        // Something that it left behind may hold the pipe open: the end is the process's, not the pipe's.
+        tail.read();
+        if over {
+            let status = child.wait()?;
+            return Ok((Some(status), tail.last_line()));
+        }
+    }
+}
+
+/// The end of what a hook says.
+struct Tail {
+    pipe: Option<ChildStderr>,
+    kept: Vec<u8>,
+}
+
+/// Longest last line that is told.
+const LONGEST: usize = 512;
+
+impl Tail {
+    fn of(pipe: Option<ChildStderr>) -> std::io::Result<Tail> {
+        if let Some(pipe) = &pipe {
+            rustix::fs::fcntl_setfl(pipe, rustix::fs::fcntl_getfl(pipe)? | OFlags::NONBLOCK)?;
+        }
+        Ok(Tail { pipe, kept: Vec::new() })
+    }
+
+    /// Takes what is there, but no more than a pipe holds: who writes without end is heard again later.
+    fn read(&mut self) {
+        let mut chunk = [0u8; 4096];
+        for _ in 0..16 {
+            let Some(pipe) = &mut self.pipe else { return };
+            match pipe.read(&mut chunk) {
+                Ok(0) => self.pipe = None,
+                Ok(n) => {
+                    self.kept.extend_from_slice(&chunk[..n]);
+                    let surplus = self.kept.len().saturating_sub(2 * LONGEST);
+                    self.kept.drain(..surplus);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    /// For a terminal: without anything that would steer it.
+    fn last_line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.kept);
+        let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        last.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
+    }
+}
