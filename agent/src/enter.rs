@@ -103,6 +103,7 @@ fn merged(own: StepLaunch, entered: StepLaunch) -> StepLaunch {
         container,
         limits: entered.limits,
         umask: entered.umask,
+        x11: entered.x11,
         ..own
     }
 }

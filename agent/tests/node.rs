@@ -235,6 +235,7 @@ fn step(dir: &Path, argv: &[&str], id: &str) -> StepSpec {
         time_limit: None,
         attached: true,
         enter: None,
+        x11: None,
     }
 }
 

@@ -347,6 +347,7 @@ mod tests {
             attached: false,
             kill_wait: Span::from_secs(30),
             enter: None,
+            x11: None,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
+use crate::x11::X11Spec;
 use serde::{Deserialize, Serialize};
 
 /// What a step has on one node.
@@ -177,6 +178,9 @@ pub struct StepLaunch {
     /// The step of the same job on this node whose container is entered (`berth exec`).
     #[serde(default)]
     pub enter: Option<StepId>,
+    /// The display that is reached from this node (`--x11`).
+    #[serde(default)]
+    pub x11: Option<X11Spec>,
 }
 
 /// What a step used on one node.

@@ -38,6 +38,7 @@ pub mod state;
 pub mod time;
 pub mod tres;
 pub mod when;
+pub mod x11;
 
 pub use bytes::ByteStr;
 pub use ids::{Attempt, Gid, JobId, NodeName, Session, StepId, StepKey, SubmissionId, Term, Uid};

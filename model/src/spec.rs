@@ -5,6 +5,7 @@ use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
+use crate::x11::X11Spec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -529,6 +530,9 @@ pub struct StepSpec {
     /// `berth exec`: the step runs where another step of the job does.
     #[serde(default)]
     pub enter: Option<EnterSpec>,
+    /// `--x11`; the cookie is in the environment, under [`crate::x11::COOKIE`].
+    #[serde(default)]
+    pub x11: Option<X11Spec>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -29,6 +29,7 @@ mod streams;
 mod tools;
 mod traps;
 mod ulimits;
+mod x11;
 
 /// A module that nobody names here would never be run.
 #[test]

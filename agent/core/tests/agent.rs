@@ -68,6 +68,7 @@ fn launch(key: StepKey) -> StepLaunch {
         attached: false,
         kill_wait: WAIT,
         enter: None,
+        x11: None,
     }
 }
 

@@ -60,6 +60,7 @@ fn launch() -> StepLaunch {
         attached: false,
         kill_wait: Span::from_secs(30),
         enter: None,
+        x11: None,
     }
 }
 

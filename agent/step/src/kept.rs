@@ -90,6 +90,8 @@ pub struct StartedWith {
     pub read_only: bool,
     /// Namespaces of its own.
     pub unshare: Vec<Unshared>,
+    /// The display that it shows (`--x11`).
+    pub display: Option<String>,
 }
 
 impl StartedWith {

@@ -112,6 +112,7 @@ async fn create(
         time_limit: None,
         attached: true,
         enter: Some(EnterSpec { step, node: enter.node.clone() }),
+        x11: None,
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

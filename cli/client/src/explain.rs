@@ -197,6 +197,7 @@ impl Asked<'_> {
             pty: step.pty,
             cpus_per_task: step.cpus_per_task.unwrap_or(1),
             attached: true,
+            x11: step.x11.clone(),
             ..launch
         })
     }
@@ -273,6 +274,7 @@ impl Asked<'_> {
             attached: false,
             kill_wait: Span::from_secs(30),
             enter: None,
+            x11: None,
         })
     }
 

@@ -19,6 +19,7 @@ pub mod site;
 pub mod step;
 pub mod submit;
 pub mod users;
+mod x11;
 
 use berth_model::spec::ResolvedImage;
 pub use commands::now;

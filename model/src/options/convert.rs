@@ -238,6 +238,7 @@ impl SubmitOptions {
             time_limit: self.time,
             attached: true,
             enter: None,
+            x11: None,
         };
         Ok(Converted { spec, notes })
     }

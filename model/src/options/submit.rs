@@ -113,6 +113,8 @@ pub struct SubmitOptions {
     pub partition: Option<String>,
     pub propagate: Propagate,
     pub pty: bool,
+    /// `--x11`.
+    pub x11: Option<crate::x11::X11Nodes>,
     pub quiet: bool,
     pub requeue: Option<bool>,
     pub signal: Option<WarnSignal>,
@@ -171,6 +173,7 @@ impl SubmitOptions {
             partition: None,
             propagate: Propagate::Inherit,
             pty: false,
+            x11: None,
             quiet: false,
             requeue: None,
             signal: None,

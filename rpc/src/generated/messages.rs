@@ -445,6 +445,15 @@ pub struct StepSpec {
     pub attached: bool,
     #[prost(message, optional, tag = "25")]
     pub enter: ::core::option::Option<EnterSpec>,
+    #[prost(message, optional, tag = "26")]
+    pub x11: ::core::option::Option<X11Spec>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct X11Spec {
+    #[prost(string, tag = "1")]
+    pub display: ::prost::alloc::string::String,
+    #[prost(enumeration = "X11Nodes", tag = "2")]
+    pub nodes: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnterSpec {
@@ -638,6 +647,8 @@ pub struct StepLaunch {
     pub kill_wait: i64,
     #[prost(message, optional, tag = "24")]
     pub enter: ::core::option::Option<StepId>,
+    #[prost(message, optional, tag = "25")]
+    pub x11: ::core::option::Option<X11Spec>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1356,6 +1367,41 @@ impl Unshared {
             "UNSHARED_NET" => Some(Self::Net),
             "UNSHARED_IPC" => Some(Self::Ipc),
             "UNSHARED_UTS" => Some(Self::Uts),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum X11Nodes {
+    Unspecified = 0,
+    All = 1,
+    First = 2,
+    Last = 3,
+    Batch = 4,
+}
+impl X11Nodes {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "X11_NODES_UNSPECIFIED",
+            Self::All => "X11_NODES_ALL",
+            Self::First => "X11_NODES_FIRST",
+            Self::Last => "X11_NODES_LAST",
+            Self::Batch => "X11_NODES_BATCH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "X11_NODES_UNSPECIFIED" => Some(Self::Unspecified),
+            "X11_NODES_ALL" => Some(Self::All),
+            "X11_NODES_FIRST" => Some(Self::First),
+            "X11_NODES_LAST" => Some(Self::Last),
+            "X11_NODES_BATCH" => Some(Self::Batch),
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ use berth_model::spec::{
 };
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::tres::GresKey;
+use berth_model::x11::{X11Nodes, X11Spec};
 use berth_model::{ByteStr, StepId, StepKey, Tres};
 use std::collections::BTreeMap;
 
@@ -32,6 +33,7 @@ enums! {
     NameScope { Job, User }
     NameFlag { Auto, Create, Exec, NoExec }
     Unshared { Net, Ipc, Uts }
+    X11Nodes { All, First, Last, Batch }
 }
 
 structs! {
@@ -68,8 +70,10 @@ structs! {
         submission, name, tasks, nodes, tasks_per_node, cpus_per_task, memory, gres, overlap, exact, immediate,
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
+        x11,
     }
     EnterSpec { step, node }
+    X11Spec { display, nodes }
     NodeShare { cpus, memory, gres }
     Layout { nodes, tasks, cpus }
     ArrayPlace { array, task, count, min, max, step }
@@ -80,7 +84,7 @@ structs! {
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
-        attached, kill_wait, enter,
+        attached, kill_wait, enter, x11,
     }
     Usage { user_us, system_us, max_rss }
     StepExit { status, tasks, oom, launch_error, usage, ended, ended_by }

@@ -68,6 +68,11 @@ pub(crate) fn start(
         attached: own.is_some_and(|s| s.attached),
         kill_wait: common.kill_wait,
         enter: own.and_then(|s| s.enter.as_ref()).map(|e| e.step),
+        x11: own.and_then(|s| s.x11.clone()).filter(|x11| {
+            let nodes = &run.allocation.nodes;
+            let place = nodes.iter().position(|node| *node == here.node);
+            place.is_some_and(|at| x11.nodes.takes(at, nodes.len()))
+        }),
     };
     let payload = match step.key.step {
         StepId::Batch => PayloadKey::Job(job.row.spec_of),

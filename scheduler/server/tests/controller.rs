@@ -693,6 +693,7 @@ async fn a_step_that_waits_is_forgotten_with_its_client() {
         time_limit: None,
         attached: true,
         enter: None,
+        x11: None,
     };
     let first = client.create_step(id, &step("first")).await.unwrap();
     assert!(matches!(first, Response::StepCreated { .. }), "{first:?}");

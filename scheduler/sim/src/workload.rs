@@ -398,6 +398,7 @@ impl World {
             time_limit: self.rng.permille(100).then_some(TimeLimit::Minutes(1)),
             attached: false,
             enter: None,
+            x11: None,
         }
     }
 

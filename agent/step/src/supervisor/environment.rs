@@ -5,9 +5,17 @@ use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::env::{Devices, TaskPlace, step_variables, task_variables};
 use berth_model::launch::StepLaunch;
+use berth_model::x11;
 
 /// Variables that belong to the submitter's own session and mean nothing in a job.
-const NEVER: &[&[u8]] = &[b"XDG_RUNTIME_DIR", b"XDG_SESSION_ID", b"DBUS_SESSION_BUS_ADDRESS"];
+const NEVER: &[&[u8]] = &[
+    b"XDG_RUNTIME_DIR",
+    b"XDG_SESSION_ID",
+    b"DBUS_SESSION_BUS_ADDRESS",
+    // The supervisor's, for a file that only the user can read.
+    x11::COOKIE.as_bytes(),
+    x11::WANTED.as_bytes(),
+];
 
 /// What every task of the step has. `submitter`: the environment that the step was submitted with.
 pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
@@ -25,6 +33,10 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     }
     if let (Some(dir), true) = (&file.node.state_dir, host) {
         env.push(ByteStr([b"BERTH_STATE=".as_slice(), dir.0.as_slice()].concat()));
+    }
+    for (own, value) in super::x11::variables(file) {
+        env.retain(|text| name(text) != own.as_bytes());
+        env.push(ByteStr([own.as_bytes(), b"=", &value.0].concat()));
     }
     env
 }

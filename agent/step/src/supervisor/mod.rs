@@ -13,6 +13,7 @@ mod saving;
 mod script;
 mod step;
 mod streams;
+mod x11;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, start_ticks, write_json};
 use berth_model::ByteStr;

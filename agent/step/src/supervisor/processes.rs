@@ -8,6 +8,7 @@ use super::saving::Saving;
 use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
+use super::x11;
 use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
@@ -30,7 +31,7 @@ const ENDING: [u8; 2] = [9, 15];
 const NOT_SAVED: &str = "--container-save: the step was ended before its container was saved";
 
 /// Where containers see the job's socket and the client programs.
-const CLIENT_DIR: &str = "/run/berth";
+pub const CLIENT_DIR: &str = "/run/berth";
 
 /// What happened to the tasks. Tasks are counted as they stand in this node's part of the layout.
 #[derive(Debug)]
@@ -74,6 +75,7 @@ pub struct Processes {
     cgroup: Option<Cgroup>,
     layer: Option<layers::OnDisk>,
     told: Option<Told>,
+    authority: Option<x11::Authority>,
     member: Option<Member>,
     /// A command that cannot be started ends as a shell would have it, and not as Slurm has it.
     as_shell: bool,
@@ -104,6 +106,7 @@ pub fn start(
     let plan = plan(&request, &facts).map_err(|e| LaunchFailure::new(e.to_string()))?;
     let cgroup = file.node.cgroup.as_ref();
     let group = cgroup.and_then(Cgroup::v2_dir);
+    let authority = x11::Authority::of(file)?;
     let kept = file.node.kept.as_ref();
     let joined = match file.node.joined() {
         Some(member) => member.namespaces.open().map_err(|e| LaunchFailure::new(e.to_string()))?,
@@ -171,6 +174,7 @@ pub fn start(
         cgroup: file.node.cgroup.clone(),
         layer,
         told,
+        authority,
         member,
         as_shell: file.launch.enter.is_some(),
         saving,
@@ -188,11 +192,12 @@ fn member(file: &LaunchFile, namespaces: ContainerNamespaces, request: &Containe
     let started = match file.node.joined() {
         Some(member) => member.started.clone(),
         None => StartedWith {
-            mounts: request.mounts.clone(),
+            mounts: file.launch.container.as_ref().map(|c| c.mounts.clone()).unwrap_or_default(),
             mount_home: request.mount_home,
             remap_root: request.remap_root,
             read_only: request.writable == Some(false),
             unshare: request.unshare.clone(),
+            display: file.launch.x11.as_ref().map(|x11| x11.display.clone()),
         },
     };
     Member { job: file.launch.key.job, namespaces, started }
@@ -325,6 +330,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         request.remap_root = started.remap_root;
         request.unshare.clone_from(&started.unshare);
     }
+    x11::ask(file, &mut request)?;
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
         source.extend_from_slice(b"/tmp");
@@ -538,6 +544,7 @@ impl Processes {
             // A warning, by the specification: the container did what it was to do.
             told.push(TaskEvent::Note(failed.to_string()));
         }
+        drop(self.authority.take());
         let (usage, oom_kills) = match &self.cgroup {
             Some(group) => counted(group.usage(), self.usage),
             None => (self.usage, 0),

@@ -263,6 +263,7 @@ pub fn launch(work: &Path, argv: &[&str]) -> StepLaunch {
         attached: true,
         kill_wait: Span::from_secs(5),
         enter: None,
+        x11: None,
     }
 }
 

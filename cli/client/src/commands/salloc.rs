@@ -6,7 +6,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, block_on, fmt, out};
+use crate::{Command, Invocation, block_on, fmt, out, x11};
 use berth_model::options::{self, Command as Submit};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
@@ -38,6 +38,10 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let image = submit::image(&options, call)?;
     let converted = options.job_spec(&by, image).map_err(|e| submit::bad_option(Submit::Salloc, &e))?;
     submit::warn(Submit::Salloc, &converted.notes, options.quiet);
+    if let Some(nodes) = options.x11 {
+        // Each step asks anew; what is missing is better known before anything is allocated.
+        x11::forward(nodes)?;
+    }
     let site = call.site()?;
     submit::announce(&options, &site);
     let quiet = options.quiet;
@@ -105,6 +109,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
         let submitted = options.environment(&submit::environment(), &by, false);
         let mut env = allocation(&info, &cluster, &by.cwd);
+        if let Some(nodes) = options.x11 {
+            env.push((berth_model::x11::WANTED.to_string(), nodes.to_string()));
+        }
         if let Some(dir) = &site.state {
             env.push(("BERTH_STATE".to_string(), dir.0.display().to_string()));
         }

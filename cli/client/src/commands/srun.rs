@@ -9,7 +9,7 @@ use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, x11};
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -51,9 +51,10 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let name = program.as_path().file_name().unwrap_or_default().as_bytes();
     let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
     let image = submit::image(&options, call)?;
+    let x11 = options.x11.map(x11::forward).transpose()?;
     let site = call.site()?;
     submit::announce(&options, &site);
-    let run = Run { options, by, argv, image, site };
+    let run = Run { options, by, argv, image, x11, site };
     block_on(async {
         let client = run.site.connect_patiently().await?;
         if let Some(format) = run.options.explain {
@@ -71,6 +72,7 @@ struct Run {
     by: options::Submitter,
     argv: Vec<ByteStr>,
     image: Option<ImageRef>,
+    x11: Option<x11::Forward>,
     site: Site,
 }
 
@@ -85,6 +87,10 @@ impl Run {
             .map_err(|e| submit::bad_option(Submit::Srun, &e))?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let mut spec = converted.spec;
+        if let Some(forward) = &self.x11 {
+            spec.x11 = Some(forward.spec.clone());
+            spec.env.push(forward.variable.clone());
+        }
         if inside.is_some() {
             // A submission of its own: the job was one.
             spec.submission = submit::submission_id()?;

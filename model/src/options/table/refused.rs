@@ -5,7 +5,6 @@ use crate::options::row::{Commands, OptionRow, refused};
 
 const ABR: Commands = Commands::ABR;
 const AB: Commands = Commands::AB;
-const AR: Commands = Commands::AR;
 const A: Commands = Commands::A;
 const B: Commands = Commands::B;
 const R: Commands = Commands::R;
@@ -68,8 +67,12 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("container-save", A, "give it to srun or sbatch: salloc itself runs nothing in a container")
         .takes("PATH")
         .env(&["PYXIS_CONTAINER_SAVE"]),
-    refused("container-entrypoint-log", ABR, "the entrypoint writes to the task's own output; leave it out")
-        .env(&["PYXIS_CONTAINER_ENTRYPOINT_LOG"]),
+    refused(
+        "container-entrypoint-log",
+        ABR,
+        "an entrypoint's output is always shown, with the task's own; leave it out",
+    )
+    .env(&["PYXIS_CONTAINER_ENTRYPOINT_LOG"]),
     refused("context", ABR, "leave it out: tasks run in the security context of their container")
         .takes("LABEL"),
     refused("contiguous", ABR, NODES),
@@ -281,7 +284,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         "SALLOC_WCKEY",
     ]),
     refused("whole", R, "a step has all of the job's CPUs unless --exact is given; leave it out"),
-    refused("x11", AR, "use 'ssh -X' to the node").may_take("WHERE"),
 ];
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::count;
 use crate::options::resolve::Bad;
 use crate::options::row::{Commands, Info, OptionRow, row};
 use crate::spec::JobSelector;
+use crate::x11::X11Nodes;
 
 pub(super) static ROWS: &[OptionRow] = &[
     row("exact", Commands::R)
@@ -87,6 +88,22 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help("Give task 0 a terminal of its own, connected to srun's.")
         .set(|o, _| {
             o.pty = true;
+            Ok(())
+        }),
+    row("x11", Commands::AR)
+        .may_take("NODES")
+        .env(&[crate::x11::WANTED])
+        .choices(&["all", "first", "last", "batch"])
+        .help(
+            "Let the tasks use the X server that DISPLAY names: on all nodes (the default), or on the first, the last or that of \
+             the batch script. They get the display and a file of their own with its magic cookie (XAUTHORITY), which goes with the \
+             step. With salloc, the steps that srun starts in the allocation.",
+        )
+        .set(|o, g| {
+            o.x11 = Some(match g.value {
+                None => X11Nodes::All,
+                Some(_) => g.text()?.parse().map_err(Bad::Spec)?,
+            });
             Ok(())
         }),
     row("wait", Commands::R)

@@ -34,7 +34,8 @@ pub(super) fn check_job(spec: &JobSpec) -> Result<(), Refusal> {
 /// Checks the texts of a step.
 pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
     let name = ("--job-name", spec.name.len(), NAME);
-    fits(places(&spec.work_dir, &spec.io, spec.container.as_ref()).chain([name]))
+    let display = ("the display of --x11", spec.x11.as_ref().map_or(0, |x11| x11.display.len()), NAME);
+    fits(places(&spec.work_dir, &spec.io, spec.container.as_ref()).chain([name, display]))
 }
 
 fn places<'a>(

@@ -120,6 +120,7 @@ pub fn step(submission: &str) -> StepSpec {
         time_limit: None,
         attached: true,
         enter: None,
+        x11: None,
     }
 }
 
