@@ -18,20 +18,14 @@ pub struct Entry {
     pub shell: ByteStr,
 }
 
-/// A user of `/etc/passwd`; `None`: the name service may know more.
-pub fn user(uid: u32) -> Option<Entry> {
-    if !files_first(&read("/etc/nsswitch.conf")?, "passwd") {
-        return None;
-    }
-    find_user(&read("/etc/passwd")?, uid)
-}
-
-/// The name of a group of `/etc/group`; `None`: the name service may know more.
-pub fn group(gid: u32) -> Option<String> {
-    if !files_first(&read("/etc/nsswitch.conf")?, "group") {
-        return None;
-    }
-    find_group(&read("/etc/group")?, gid)
+/// A user of `/etc/passwd`, and the name of a group of `/etc/group`; where one is `None`, the name service may know more.
+pub fn user_and_group(uid: u32, gid: u32) -> (Option<Entry>, Option<String>) {
+    let Some(configuration) = read("/etc/nsswitch.conf") else { return (None, None) };
+    let list = |database, path| files_first(&configuration, database).then(|| read(path)).flatten();
+    (
+        list("passwd", "/etc/passwd").and_then(|text| find_user(&text, uid)),
+        list("group", "/etc/group").and_then(|text| find_group(&text, gid)),
+    )
 }
 
 fn read(path: &str) -> Option<Vec<u8>> {
@@ -117,14 +111,15 @@ mod tests {
 
     #[test]
     fn it_says_what_the_name_service_says() {
-        for uid in [0, 1, 2, 65534, nix::unistd::geteuid().as_raw()] {
-            let Some(found) = user(uid) else { continue };
-            let known = nix::unistd::User::from_uid(uid.into()).unwrap().unwrap();
-            assert_eq!((found.name, found.home.as_path()), (known.name, known.dir.as_path()));
-        }
-        for gid in [0, 1, 50, 65534] {
-            let Some(found) = group(gid) else { continue };
-            assert_eq!(found, nix::unistd::Group::from_gid(gid.into()).unwrap().unwrap().name);
+        for id in [0, 1, 2, 50, 65534, nix::unistd::geteuid().as_raw()] {
+            let (user, group) = user_and_group(id, id);
+            if let Some(found) = user {
+                let known = nix::unistd::User::from_uid(id.into()).unwrap().unwrap();
+                assert_eq!((found.name, found.home.as_path()), (known.name, known.dir.as_path()));
+            }
+            if let Some(found) = group {
+                assert_eq!(found, nix::unistd::Group::from_gid(id.into()).unwrap().unwrap().name);
+            }
         }
     }
 }

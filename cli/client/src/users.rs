@@ -22,24 +22,22 @@ pub fn name(uid: u32) -> String {
     }
 }
 
-/// A user as jobs and containers know one.
+/// A user that the name service knows.
 fn account(uid: Uid) -> Option<Entry> {
-    local_names::user(uid.as_raw()).or_else(|| {
-        let user = User::from_uid(uid).ok().flatten()?;
-        Some(Entry {
-            name: user.name,
-            home: ByteStr::from(user.dir.as_path()),
-            shell: ByteStr::from(user.shell.as_path()),
-        })
+    let user = User::from_uid(uid).ok().flatten()?;
+    Some(Entry {
+        name: user.name,
+        home: ByteStr::from(user.dir.as_path()),
+        shell: ByteStr::from(user.shell.as_path()),
     })
 }
 
 /// Who we are, as jobs and containers of ours run.
 pub fn own_identity() -> Result<Identity, Failure> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let user = account(uid);
-    let group = local_names::group(gid.as_raw())
-        .or_else(|| Group::from_gid(gid).ok().flatten().map(|group| group.name));
+    let (user, group) = local_names::user_and_group(uid.as_raw(), gid.as_raw());
+    let user = user.or_else(|| account(uid));
+    let group = group.or_else(|| Group::from_gid(gid).ok().flatten().map(|group| group.name));
     let groups = nix::unistd::getgroups()
         .map_err(|e| Failure::new(Kind::Internal, format!("cannot read the supplementary groups: {e}")))?;
     let home = std::env::var_os("HOME").map(ByteStr::from);
