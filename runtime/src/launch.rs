@@ -1,7 +1,7 @@
 //! Starts a container's init and speaks with it: the supervisor's side.
 
 use crate::exec::ExecError;
-use crate::hooks::HookFailure;
+use crate::hooks::{Alone, Attend, Attended, HookFailure};
 use crate::job::{Holder, Prepared};
 use crate::join::{ContainerNamespaces, Entered, JoinedNamespaces};
 use crate::plan::{Mode, Ns, Plan, RootPlan};
@@ -34,6 +34,8 @@ pub enum LaunchError {
     NoJob,
     #[error("cannot make the container: {0}")]
     Hook(HookFailure),
+    #[error("the step was ended before its container was made: {0}")]
+    GivenUp(String),
     #[error("the container's init ended unexpectedly ({0})")]
     InitLost(String),
 }
@@ -155,6 +157,18 @@ pub struct InitHandle {
 /// # Errors
 /// [`LaunchError`] names the step that failed, the file, the reason and what to do.
 pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, LaunchError> {
+    start_attended(plan, options, &mut Alone)
+}
+
+/// [`start_init`] by someone who has more to attend to while hooks run.
+///
+/// # Errors
+/// As there, and [`LaunchError::GivenUp`].
+pub fn start_attended(
+    plan: &Plan,
+    options: StartOptions<'_>,
+    attend: &mut dyn Attend,
+) -> Result<InitHandle, LaunchError> {
     let layer = crate::layer::make(plan)?;
     let Prepared { holder, user, idmap } = options.namespaces;
     let own_user = plan.namespaces.user != Ns::Job;
@@ -217,10 +231,13 @@ pub fn start_init(plan: &Plan, options: StartOptions<'_>) -> Result<InitHandle, 
     drop(makers);
     let mut said = handle.message(true)?;
     if let (Some((Message::Mounted, _)), Some(hooks)) = (&said, &plan.hooks) {
-        hooks.made(pid).map_err(LaunchError::Hook)?;
+        hooks.made(pid, attend).map_err(|failure| match failure.given_up {
+            true => LaunchError::GivenUp(failure.to_string()),
+            false => LaunchError::Hook(failure),
+        })?;
         send_and_collect(handle.sock.as_fd(), &Request::Go { pid }, &[], &mut handle.receiver)
             .map_err(system("tell init that hooks have run"))?;
-        said = handle.message(true)?;
+        said = handle.message_of_hooks(attend)?;
     }
     match said {
         Some((Message::Ready { notes, opened }, fds)) => {
@@ -425,6 +442,29 @@ impl InitHandle {
             self.receiver.fill(&self.sock, wait).map_err(system("hear from init"))?;
             if !wait {
                 return self.receiver.next().map_err(system("understand init"));
+            }
+        }
+    }
+
+    /// The next message, which comes when init has run its hooks. Where they are not waited for, they end with init.
+    fn message_of_hooks(
+        &mut self,
+        attend: &mut dyn Attend,
+    ) -> Result<Option<(Message, Vec<OwnedFd>)>, LaunchError> {
+        loop {
+            let said = self.message(false)?;
+            if said.is_some() || self.receiver.ended {
+                return Ok(said);
+            }
+            match attend.wait(&[self.sock.as_fd()], None) {
+                Ok(Attended::On) => {}
+                Ok(Attended::GivenUp) => {
+                    return Err(LaunchError::GivenUp("its hooks in the container were ended with it".into()));
+                }
+                Err(e) => {
+                    let errno = e.raw_os_error().unwrap_or(libc::EIO);
+                    return Err(LaunchError::System { action: "wait for init", errno });
+                }
             }
         }
     }

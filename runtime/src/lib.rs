@@ -65,7 +65,7 @@ pub use exec::ExecError;
 pub use facts::HostFacts;
 pub use job::{HolderLink, JobNamespaces, JobRequest, Prepared, fork_holder};
 pub use join::{ContainerNamespaces, JoinedNamespaces};
-pub use launch::{Event, InitHandle, LaunchError, StartOptions, start_init};
+pub use launch::{Event, InitHandle, LaunchError, StartOptions, start_attended, start_init};
 pub use park::Parked;
 pub use plan::{Plan, PlanError, plan};
 pub use protocol::SignalTarget;

@@ -1,7 +1,7 @@
 //! The administrator's OCI hooks: each kind where and when it belongs, failures that name themselves, and nobody else's hand.
 
 use berth_tests::bundle::give_all;
-use berth_tests::{Sandbox, Who, each_user, images, layout, machine, sandbox};
+use berth_tests::{Sandbox, Who, each_user, images, layout, leftovers, machine, sandbox};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -49,6 +49,40 @@ impl Site {
     fn add(&self, file: &str, program: Value, when: Value, stages: &[&str]) {
         let text = json!({"version": "1.0.0", "hook": program, "when": when, "stages": stages}).to_string();
         self.sandbox.write(file, text);
+    }
+
+    /// A hook of this job that runs lines of shell, with the job's number as name of its file.
+    fn of_job(&self, job: usize, kind: &str, lines: &str) {
+        let mark = format!("MARK={}", self.mark(job).display());
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", lines], "env": ["PATH=/usr/bin:/bin", mark], "timeout": 3600});
+        let when = json!({"annotations": {"^berth\\.job$": format!("^{job}$")}});
+        self.add(&format!("first/{job}.json"), hook, when, &[kind]);
+    }
+
+    fn mark(&self, job: usize) -> PathBuf {
+        self.sandbox.work().join(format!("hook-{job}-"))
+    }
+
+    /// Processes of that hook.
+    fn hook_runs(&self, job: usize) -> bool {
+        !leftovers::processes(&self.mark(job)).is_empty()
+    }
+
+    fn wait_hook(&self, job: usize, runs: bool) {
+        let seen = sandbox::wait(30, || (self.hook_runs(job) == runs).then_some(()));
+        assert!(seen.is_some(), "the hook of job {job} {}", if runs { "does not run" } else { "runs on" });
+    }
+
+    /// A batch job in a container, whose hook hangs by now.
+    fn submit_hanging(&self, job: usize, options: &str) -> u64 {
+        let script = format!(
+            "#!/bin/sh\n#SBATCH --container-image={} {options}\nsleep 600\n",
+            images::busybox().display()
+        );
+        let id = self.sandbox.sbatch(&[], &script);
+        assert_eq!(id, job as u64, "hooks of this test go by the number of their job");
+        self.wait_hook(job, true);
+        id
     }
 
     fn script(&self, name: &str, text: &str) -> PathBuf {
@@ -149,6 +183,77 @@ each_user! {
         let gone = || fs::read_to_string(&stat).map_or(true, |s| s.contains(") Z ") || !s.contains("(sleep)"));
         assert!(sandbox::wait(10, || gone().then_some(())).is_some(), "what a hook started ends with it");
         site.sandbox.srun_in(images::busybox(), ["true"]).ok();
+    }
+
+    fn whoever_ends_a_step_ends_the_hooks_with_which_it_begins(who) {
+        let mut site = Site::new(who);
+        let hang = "sleep 600 & wait";
+        site.of_job(1, "prestart", hang);
+        for (kind, n) in KINDS.iter().zip(2..=6) {
+            site.of_job(n, kind, hang);
+        }
+        site.of_job(7, "createRuntime", hang);
+        let until = |name: &str| format!("until [ -e {} ]; do sleep 0.1; done", site.sandbox.work().join(name).display());
+        site.of_job(8, "prestart", &until("go"));
+        site.of_job(9, "poststop", &format!("{}; echo over > {}", until("clear"), site.sandbox.work().join("cleared").display()));
+        site.of_job(10, "createContainer", hang);
+        // None of them ends because the cluster's patience does.
+        let config = site.sandbox.state().join("berth.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("kill_wait_seconds = 600\n{text}")).unwrap();
+        site.sandbox.up();
+        let scancel = |options: &[&str], job: u64| { site.sandbox.cmd("scancel").args(options).arg(job.to_string()).ok(); };
+        // The shortest limit is a minute: it runs out beside the others.
+        let limited = site.submit_hanging(1, "--time=1");
+        for n in 2..=6 {
+            let job = site.submit_hanging(n, "");
+            scancel(&[], job);
+            site.sandbox.wait_state(job, "CANCELLED", 30);
+            site.wait_hook(n, false);
+        }
+        // Its client is gone.
+        let srun = site.sandbox.srun_in(images::busybox(), ["sleep", "600"]).spawn();
+        site.wait_hook(7, true);
+        site.sandbox.kill_9(srun.pid());
+        site.wait_hook(7, false);
+        drop(srun);
+        // What is meant for the tasks waits for them.
+        let srun = site.sandbox.srun_in(images::busybox(), ["sleep", "600"]).spawn();
+        site.wait_hook(8, true);
+        scancel(&["--signal=USR1"], 8);
+        site.sandbox.write("go", "");
+        assert_eq!(srun.finish().rc, 128 + 10);
+        // What clears up is the administrator's, and nobody else cuts it short.
+        let srun = site.sandbox.srun_in(images::busybox(), ["true"]).spawn();
+        site.wait_hook(9, true);
+        scancel(&["--signal=KILL"], 9);
+        scancel(&[], 9);
+        site.sandbox.write("clear", "");
+        site.sandbox.wait_file("cleared", "over", 30);
+        site.wait_hook(9, false);
+        drop(srun);
+        site.sandbox.wait_state(limited, "TIMEOUT", 120);
+        site.wait_hook(1, false);
+        // Without an agent too.
+        site.submit_hanging(10, "");
+        site.sandbox.kill_9(site.sandbox.agent());
+        assert!(site.hook_runs(10), "hooks do not depend on the agent");
+        let output = site.sandbox.down();
+        assert!(!site.hook_runs(10), "{output}");
+    }
+
+    fn a_hook_that_does_not_end_keeps_no_cluster_up(who) {
+        let mut site = Site::new(who);
+        site.of_job(1, "poststop", "sleep 600 & wait");
+        let config = site.sandbox.state().join("berth.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("kill_wait_seconds = 1\n{text}")).unwrap();
+        site.sandbox.up();
+        let srun = site.sandbox.srun_in(images::busybox(), ["true"]).spawn();
+        site.wait_hook(1, true);
+        let output = site.sandbox.down();
+        assert!(!site.hook_runs(1) && !output.err().contains("do not end"), "{output}");
+        drop(srun);
     }
 
     fn conditions_choose_and_names_order(who) {

@@ -6,7 +6,7 @@ mod run;
 mod trust;
 
 pub use bundle::make as make_bundle;
-pub use run::{HookRun, run, run_all};
+pub use run::{Alone, Attend, Attended, HookRun, run, run_all};
 pub use trust::unchangeable;
 
 use berth_model::ByteStr;
@@ -91,12 +91,14 @@ pub struct HookFailure {
     pub file: Option<String>,
     /// How it ended.
     pub why: String,
+    /// It was ended because what it ran for was no longer wanted.
+    pub given_up: bool,
 }
 
 impl HookFailure {
     fn of(kind: &str, hook: &HookPlan, why: String) -> HookFailure {
         let path = hook.path.display().to_string();
-        HookFailure { kind: kind.into(), path, file: hook.file.clone(), why }
+        HookFailure { kind: kind.into(), path, file: hook.file.clone(), why, given_up: false }
     }
 }
 
@@ -105,6 +107,9 @@ impl fmt::Display for HookFailure {
         write!(f, "the {} hook {}", self.kind, self.path)?;
         if let Some(file) = &self.file {
             write!(f, " ({file})")?;
+        }
+        if self.given_up {
+            return write!(f, " was ended with the step");
         }
         write!(f, " failed: {}", self.why)?;
         if self.file.is_some() {
@@ -119,7 +124,7 @@ impl fmt::Display for HookFailure {
 
 impl std::error::Error for HookFailure {}
 
-/// Seconds for a hook of the administrator's that gives no time-out: the step waits for it and cannot be ended meanwhile.
+/// Seconds for a hook of the administrator's that gives no time-out: the step waits for it.
 const USUAL_TIMEOUT: u32 = 60;
 
 /// The administrator's hooks for the container of a step.
@@ -173,10 +178,10 @@ impl ContainerHooks {
     }
 
     /// Before the root is changed, in the namespaces of the node.
-    pub(crate) fn made(&self, pid: i32) -> Result<(), HookFailure> {
+    pub(crate) fn made(&self, pid: i32, attend: &mut dyn Attend) -> Result<(), HookFailure> {
         let state = self.state("creating", Some(pid));
-        run("prestart", &self.hooks.prestart, &state, self.how())?;
-        run("createRuntime", &self.hooks.create_runtime, &state, self.how())?;
+        run("prestart", &self.hooks.prestart, &state, self.how(), attend)?;
+        run("createRuntime", &self.hooks.create_runtime, &state, self.how(), attend)?;
         // For the next: in a user namespace, root's files are no longer seen to be root's.
         self.hooks.create_container.iter().try_for_each(|hook| {
             let found = unchangeable(&hook.path, self.owner);
@@ -184,28 +189,31 @@ impl ContainerHooks {
         })
     }
 
-    /// Before the root is changed, in the namespaces of the container.
+    /// Before the root is changed, in the namespaces of the container. Ended with its init.
     pub(crate) fn within(&self, pid: i32) -> Result<(), HookFailure> {
         let how = HookRun { owner: None, ..self.how() };
-        run("createContainer", &self.hooks.create_container, &self.state("creating", Some(pid)), how)
+        let state = self.state("creating", Some(pid));
+        run("createContainer", &self.hooks.create_container, &state, how, &mut Alone)
     }
 
-    /// In the container, as its user, with no more rights than its tasks: the program is what lies there.
+    /// In the container, as its user, with no more rights than its tasks: the program is what lies there. Ended with its init.
     pub(crate) fn inside(&self, pid: i32) -> Result<(), HookFailure> {
         let how = HookRun { owner: None, ..self.how() };
-        run("startContainer", &self.hooks.start_container, &self.state("created", Some(pid)), how)
+        let state = self.state("created", Some(pid));
+        run("startContainer", &self.hooks.start_container, &state, how, &mut Alone)
     }
 
     /// When the tasks were started.
     ///
     /// # Errors
     /// The first that fails.
-    pub fn started(&self, pid: i32) -> Result<(), HookFailure> {
-        run("poststart", &self.hooks.poststart, &self.state("running", Some(pid)), self.how())
+    pub fn started(&self, pid: i32, attend: &mut dyn Attend) -> Result<(), HookFailure> {
+        let state = self.state("running", Some(pid));
+        run("poststart", &self.hooks.poststart, &state, self.how(), attend)
     }
 
     /// When the container is gone, or was not made. All of them run; those that fail are returned.
-    pub fn stopped(&self) -> Vec<HookFailure> {
-        run_all("poststop", &self.hooks.poststop, &self.state("stopped", None), self.how())
+    pub fn stopped(&self, attend: &mut dyn Attend) -> Vec<HookFailure> {
+        run_all("poststop", &self.hooks.poststop, &self.state("stopped", None), self.how(), attend)
     }
 }

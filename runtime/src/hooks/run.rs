@@ -6,8 +6,8 @@ use crate::sys::Errno;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, OFlags, SeekFrom};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -27,20 +27,72 @@ pub struct HookRun<'a> {
     pub at_root: bool,
 }
 
+/// Who has hooks run, while they run.
+pub trait Attend {
+    /// Waits until one of `fds` is readable or `until` is past, and does meanwhile whatever else there is to do.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn wait(&mut self, fds: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<Attended>;
+}
+
+/// What came of a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attended {
+    /// It goes on.
+    On,
+    /// What hooks are run for is no longer wanted.
+    GivenUp,
+}
+
+/// Has nothing else to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone;
+
+impl Attend for Alone {
+    fn wait(&mut self, fds: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<Attended> {
+        let left = until.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| rustix::time::Timespec::try_from(left).ok());
+        let mut set: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut set, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(Attended::On),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
 /// Runs hooks in order.
 ///
 /// # Errors
 /// The first that fails; those behind it are not run.
-pub fn run(kind: &str, hooks: &[HookPlan], state: &str, how: HookRun<'_>) -> Result<(), HookFailure> {
-    hooks.iter().try_for_each(|hook| one(kind, hook, state, how))
+pub fn run(
+    kind: &str,
+    hooks: &[HookPlan],
+    state: &str,
+    how: HookRun<'_>,
+    attend: &mut dyn Attend,
+) -> Result<(), HookFailure> {
+    hooks.iter().try_for_each(|hook| one(kind, hook, state, how, attend))
 }
 
 /// Runs hooks in order, all of them.
-pub fn run_all(kind: &str, hooks: &[HookPlan], state: &str, how: HookRun<'_>) -> Vec<HookFailure> {
-    hooks.iter().filter_map(|hook| one(kind, hook, state, how).err()).collect()
+pub fn run_all(
+    kind: &str,
+    hooks: &[HookPlan],
+    state: &str,
+    how: HookRun<'_>,
+    attend: &mut dyn Attend,
+) -> Vec<HookFailure> {
+    hooks.iter().filter_map(|hook| one(kind, hook, state, how, attend).err()).collect()
 }
 
-fn one(kind: &str, hook: &HookPlan, state: &str, how: HookRun<'_>) -> Result<(), HookFailure> {
+fn one(
+    kind: &str,
+    hook: &HookPlan,
+    state: &str,
+    how: HookRun<'_>,
+    attend: &mut dyn Attend,
+) -> Result<(), HookFailure> {
     let failed = |why: String| HookFailure::of(kind, hook, why);
     let path = match how.owner {
         None => hook.path.clone(),
@@ -63,16 +115,39 @@ fn one(kind: &str, hook: &HookPlan, state: &str, how: HookRun<'_>) -> Result<(),
     let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
     let said = child.stderr.take();
     let seconds = hook.timeout.or(how.timeout);
-    let (status, last) = wait(&mut child, said, seconds).map_err(|e| failed(format!("it is lost: {e}")))?;
+    let mut tail = Tail::of(said).map_err(|e| failed(format!("its errors cannot be read: {e}")))?;
+    let ended = wait(&mut child, &mut tail, seconds, attend);
+    // Not left behind, whatever became of the wait.
+    let ended = ended.inspect_err(|_| end(&mut child)).map_err(|e| failed(format!("it is lost: {e}")))?;
+    tail.read();
+    let last = tail.last_line();
     let last = if last.is_empty() { last } else { format!(": {last}") };
-    match status {
-        None => Err(failed(format!("it ran longer than its timeout of {} s{last}", seconds.unwrap_or(0)))),
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(failed(match (status.code(), status.signal()) {
+    match ended {
+        Ended::GivenUp => Err(HookFailure { given_up: true, ..failed("the step was ended".into()) }),
+        Ended::TooLong => {
+            Err(failed(format!("it ran longer than its timeout of {} s{last}", seconds.unwrap_or(0))))
+        }
+        Ended::By(status) if status.success() => Ok(()),
+        Ended::By(status) => Err(failed(match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}{last}"),
             (None, signal) => format!("killed by signal {}{last}", signal.unwrap_or(0)),
         })),
     }
+}
+
+/// How a hook ended.
+enum Ended {
+    By(ExitStatus),
+    TooLong,
+    GivenUp,
+}
+
+/// Kills a hook with what it started.
+fn end(child: &mut Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.wait();
 }
 
 fn text(errno: Errno) -> String {
@@ -90,40 +165,27 @@ fn state_file(state: &str) -> Result<OwnedFd, Errno> {
     Ok(file)
 }
 
-/// Waits, and keeps the end of what it says; no status when it was ended after its time.
+/// Waits for the end, and keeps the last of what it says.
 fn wait(
     child: &mut Child,
-    said: Option<ChildStderr>,
+    tail: &mut Tail,
     seconds: Option<u32>,
-) -> std::io::Result<(Option<ExitStatus>, String)> {
-    let pid =
-        i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::InvalidData)?;
+    attend: &mut dyn Attend,
+) -> io::Result<Ended> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
-    let mut tail = Tail::of(said)?;
+    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
     loop {
-        let timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let timeout = timeout.and_then(|left| rustix::time::Timespec::try_from(left).ok());
-        let mut set = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        set.extend(tail.pipe.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
-        match poll(&mut set, timeout.as_ref()) {
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-            Ok(0) => {
-                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-                child.wait()?;
-                tail.read();
-                return Ok((None, tail.last_line()));
-            }
-            Ok(_) => {}
-        }
-        let over = !set[0].revents().is_empty();
-        drop(set);
+        let fds: Vec<_> = [pidfd.as_fd()].into_iter().chain(tail.pipe.as_ref().map(AsFd::as_fd)).collect();
+        let attended = attend.wait(&fds, until)?;
         // Something that it left behind may hold the pipe open: the end is the process's, not the pipe's.
+        if let Some(status) = child.try_wait()? {
+            return Ok(Ended::By(status));
+        }
         tail.read();
-        if over {
-            let status = child.wait()?;
-            return Ok((Some(status), tail.last_line()));
+        if attended == Attended::GivenUp || until.is_some_and(|until| until <= Instant::now()) {
+            end(child);
+            return Ok(if attended == Attended::GivenUp { Ended::GivenUp } else { Ended::TooLong });
         }
     }
 }
@@ -138,7 +200,7 @@ struct Tail {
 const LONGEST: usize = 512;
 
 impl Tail {
-    fn of(pipe: Option<ChildStderr>) -> std::io::Result<Tail> {
+    fn of(pipe: Option<ChildStderr>) -> io::Result<Tail> {
         if let Some(pipe) = &pipe {
             rustix::fs::fcntl_setfl(pipe, rustix::fs::fcntl_getfl(pipe)? | OFlags::NONBLOCK)?;
         }
@@ -157,8 +219,8 @@ impl Tail {
                     let surplus = self.kept.len().saturating_sub(2 * LONGEST);
                     self.kept.drain(..surplus);
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.pipe = None,
             }
         }

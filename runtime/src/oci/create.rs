@@ -355,8 +355,8 @@ fn introduce(
     record.start_time = process_times(pid).map_or(0, |(start, _)| start);
     // The environment is made: what the specification calls created, while the operation goes on.
     let state = record.state(Status::Created).to_string();
-    hooks::run("prestart", &plan_hooks.prestart, &state, HookRun::default())?;
-    hooks::run("createRuntime", &plan_hooks.create_runtime, &state, HookRun::default())?;
+    hooks::run("prestart", &plan_hooks.prestart, &state, HookRun::default(), &mut hooks::Alone)?;
+    hooks::run("createRuntime", &plan_hooks.create_runtime, &state, HookRun::default(), &mut hooks::Alone)?;
     here.tell(&ToChild::HooksDone)?;
     here.answer()?;
     container.write(record)?;
@@ -448,7 +448,9 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     record.started = true;
     container.write(&record)?;
     let state = record.state(Status::Running).to_string();
-    let Err(failed) = hooks::run("poststart", &record.hooks.poststart, &state, HookRun::default()) else {
+    let Err(failed) =
+        hooks::run("poststart", &record.hooks.poststart, &state, HookRun::default(), &mut hooks::Alone)
+    else {
         return Ok(());
     };
     // As the specification has it since 1.3: an error, and the container is stopped.

@@ -156,7 +156,8 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<Vec<OciError>> {
     }
     container.remove()?;
     let state = record.state(Status::Stopped).to_string();
-    let failed = hooks::run_all("poststop", &record.hooks.poststop, &state, HookRun::default());
+    let failed =
+        hooks::run_all("poststop", &record.hooks.poststop, &state, HookRun::default(), &mut hooks::Alone);
     Ok(failed.into_iter().map(OciError::Hook).collect())
 }
 

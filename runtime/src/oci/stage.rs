@@ -214,7 +214,7 @@ fn become_program(inherited: &Inherited, program: Option<finish::Program>) -> Oc
         .and_then(|()| {
             let hooks = &inherited.plan.hooks.start_container;
             let how = HookRun { env: &process.env, ..HookRun::default() };
-            Ok(hooks::run("startContainer", hooks, &state(inherited), how)?)
+            Ok(hooks::run("startContainer", hooks, &state(inherited), how, &mut hooks::Alone)?)
         })
         .and_then(|()| if listener.is_some() { Ok(()) } else { finish::confine(process, None) });
     match ready {
@@ -278,7 +278,13 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
     channel.tell(&FromChild::Mounted)?;
     let ToChild::HooksDone = channel.told()? else { return Err(out_of_order()) };
     let created = inherited.record.state(Status::Created).to_string();
-    hooks::run("createContainer", &plan.hooks.create_container, &created, HookRun::default())?;
+    hooks::run(
+        "createContainer",
+        &plan.hooks.create_container,
+        &created,
+        HookRun::default(),
+        &mut hooks::Alone,
+    )?;
     rootfs::protect(plan, &root.fd)?;
     let terminal = match plan.process.as_ref().filter(|p| p.terminal) {
         None => None,

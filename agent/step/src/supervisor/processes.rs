@@ -16,17 +16,22 @@ use berth_model::launch::{Program, Usage};
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
-use berth_runtime::hooks::{ContainerHooks, make_bundle};
+use berth_runtime::hooks::{Attend, ContainerHooks, make_bundle};
 use berth_runtime::{
     ContainerNamespaces, ContainerRequest, Event, ExecError, ExtraMount, HostFacts, ImageConfig, InitHandle,
-    JoinedNamespaces, Parked, Prepared, Rootfs, SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio,
-    Workdir, WritableLayer, plan, start_init,
+    JoinedNamespaces, LaunchError, Parked, Prepared, Rootfs, SignalTarget, StartOptions, StoreOwner,
+    TaskSpec, TaskStdio, Workdir, WritableLayer, plan, start_attended,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io;
 
 /// Signals that end a task from outside: SIGKILL and SIGTERM.
 const ENDING: [u8; 2] = [9, 15];
+
+/// Whether this signal is sent to end what gets it.
+pub fn ends(signal: i32) -> bool {
+    ENDING.iter().any(|ending| i32::from(*ending) == signal)
+}
 
 const NOT_SAVED: &str = "--container-save: the step was ended before its container was saved";
 
@@ -49,8 +54,6 @@ pub enum TaskEvent {
     },
     /// Something that the user should know.
     Note(String),
-    /// Something without which the step is not to go on.
-    Failed(String),
     /// A task ended.
     Exited {
         /// Which.
@@ -90,11 +93,12 @@ pub struct Processes {
 }
 
 /// Makes the container and asks for its tasks. Returns notes for the user too.
-/// `standing`: a process that was parked in the step's cgroups before the step was known.
+/// `standing`: a process that was parked in the step's cgroups before the step was known. `attend`: for the time of hooks.
 pub fn start(
     file: &LaunchFile,
     io: Vec<TaskFiles>,
     standing: Option<Parked>,
+    attend: &mut dyn Attend,
 ) -> Result<(Processes, Vec<String>), LaunchFailure> {
     let (argv, script) = command(file)?;
     let interpreter = argv.first().map_or_else(String::new, |program| program.display().into_owned());
@@ -143,13 +147,13 @@ pub fn start(
         make_bundle(hooks, &plan)
             .map_err(|e| LaunchFailure::new(format!("cannot make the hooks' bundle: {e}")))?;
     }
-    let mut init = start_init(&plan, options).map_err(|e| {
-        // As the specification has it: what hooks began is ended.
-        plan.hooks
-            .iter()
-            .flat_map(ContainerHooks::stopped)
-            .for_each(|failed| eprintln!("berth-step: {failed}"));
-        LaunchFailure::new(e.to_string())
+    let mut init = start_attended(&plan, options, attend).map_err(|e| {
+        let failure = LaunchFailure::new(e.to_string());
+        let status = match e {
+            LaunchError::GivenUp(_) => ExitStatus { code: 0, signal: 15 },
+            _ => failure.status,
+        };
+        LaunchFailure { status, begun: plan.hooks.clone().map(Box::new), ..failure }
     })?;
     if file.node.system {
         // Only now: tasks inherit what their ancestor had when it was forked. Where this is not allowed, the
@@ -400,13 +404,18 @@ impl Processes {
         self.init.as_ref().map(InitHandle::fd)
     }
 
-    /// What happened since the last call. After `AllGone` nothing more comes.
+    /// What happened since the last call. After `AllGone` nothing more comes; where hooks follow on `Running`, nothing
+    /// comes with it either, and it is asked again when they have run.
     pub fn events(&mut self, streams: &mut Streams) -> Vec<TaskEvent> {
         let mut told = Vec::new();
-        while let Some(init) = &mut self.init {
+        loop {
+            if self.living == 0 {
+                self.tasks_ended(&mut told);
+            }
+            let Some(init) = &mut self.init else { return told };
             match init.next_event(false) {
                 Ok(Some(event)) => self.note(event, streams, &mut told),
-                Ok(None) => break,
+                Ok(None) => return told,
                 Err(e) => {
                     // Killed, most likely: by the kernel for want of memory, or with the whole step.
                     eprintln!("berth-step: {e}");
@@ -414,11 +423,10 @@ impl Processes {
                     return told;
                 }
             }
-            if self.living == 0 {
-                self.tasks_ended(&mut told);
+            if self.hooks.is_some() && matches!(told.last(), Some(TaskEvent::Running)) {
+                return told;
             }
         }
-        told
     }
 
     fn note(&mut self, event: Event, streams: &mut Streams, told: &mut Vec<TaskEvent>) {
@@ -456,12 +464,16 @@ impl Processes {
             return;
         }
         told.push(TaskEvent::Running);
-        if let (Some(hooks), Some(init)) = (&self.hooks, &self.init)
-            && let Err(failed) = hooks.started(init.pid())
-        {
-            // As the specification has it since 1.3: an error, and the container is stopped.
-            told.push(TaskEvent::Failed(failed.to_string()));
-        }
+    }
+
+    /// The container's hooks, with the pid of its init.
+    pub fn hooks(&self) -> Option<(&ContainerHooks, i32)> {
+        self.hooks.as_ref().zip(self.init.as_ref().map(InitHandle::pid))
+    }
+
+    /// What is left to be run when all is gone.
+    pub fn into_hooks(self) -> Option<ContainerHooks> {
+        self.hooks
     }
 
     fn adopt_terminal(&mut self, task: u32, master: OwnedFd, streams: &mut Streams) {
@@ -522,8 +534,7 @@ impl Processes {
     /// A signal that ends, when no task is left that it could end: then it is the saving that is not wanted.
     pub fn signalled_while_saving(&mut self, signal: i32) -> Vec<TaskEvent> {
         let begun = self.saving.as_ref().is_some_and(Saving::begun);
-        let ends = ENDING.iter().any(|ending| i32::from(*ending) == signal);
-        if begun && self.living == 0 && ends { self.give_up_saving() } else { Vec::new() }
+        if begun && self.living == 0 && ends(signal) { self.give_up_saving() } else { Vec::new() }
     }
 
     /// Ends what is left, and reads what all of it used.
@@ -540,10 +551,6 @@ impl Processes {
         }
         drop(self.told.take());
         drop(self.layer.take());
-        for failed in self.hooks.iter().flat_map(ContainerHooks::stopped) {
-            // A warning, by the specification: the container did what it was to do.
-            told.push(TaskEvent::Note(failed.to_string()));
-        }
         drop(self.authority.take());
         let (usage, oom_kills) = match &self.cgroup {
             Some(group) => counted(group.usage(), self.usage),

@@ -11,11 +11,13 @@ use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use berth_runtime::Parked;
+use berth_runtime::hooks::{Attend, Attended, ContainerHooks};
 use berth_stream::Frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::io;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long the client of an attached step may take to come, and how long the end of one is kept for it.
@@ -30,9 +32,27 @@ enum Token {
     Stream(StreamToken),
 }
 
+/// Whose hooks run just now, if any do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hooks {
+    Idle,
+    /// Of a container that is made or has just begun: who ends the step ends them.
+    Beginning {
+        /// The step was ended.
+        given_up: bool,
+    },
+    /// Of one that is gone. They clear up for the node, and are ended only with a step that does not end otherwise.
+    Clearing {
+        /// When the one that runs was started, or the first.
+        since: Instant,
+        /// It is to be ended.
+        given_up: bool,
+    },
+}
+
 pub struct Step {
     dir: StepDir,
-    file: LaunchFile,
+    file: Rc<LaunchFile>,
     state: StateFile,
     listener: OwnedFd,
     parked: Option<Parked>,
@@ -40,6 +60,9 @@ pub struct Step {
     streams: Streams,
     messages: Messages,
     processes: Option<Processes>,
+    hooks: Hooks,
+    /// For tasks that are not there yet, and whether for their first processes alone.
+    signals: Vec<(i32, bool)>,
     tasks: Vec<(u32, Option<ExitStatus>)>,
     launch_error: Option<String>,
     deadlines: Deadlines,
@@ -60,7 +83,7 @@ impl Step {
         let streams = Streams::new(file.launch.attached);
         Step {
             dir,
-            file,
+            file: Rc::new(file),
             state,
             listener,
             parked,
@@ -68,6 +91,8 @@ impl Step {
             streams,
             messages: Messages::default(),
             processes: None,
+            hooks: Hooks::Idle,
+            signals: Vec::new(),
             tasks,
             launch_error: None,
             deadlines: Deadlines::default(),
@@ -83,16 +108,20 @@ impl Step {
         match self.start() {
             Ok(processes) => {
                 self.processes = Some(processes);
+                for (signal, leaders_only) in std::mem::take(&mut self.signals) {
+                    self.signal(signal, leaders_only);
+                }
                 // What tasks did meanwhile may have come with the word that the container stands; a short one may be over.
                 self.hear_processes()?;
             }
-            Err(failure) => {
+            Err(mut failure) => {
+                self.clear_up(failure.begun.take().map(|hooks| *hooks));
                 self.undo_container();
                 self.end(Some(failure), Usage::default(), false)?;
             }
         }
         while !self.finished() {
-            self.turn()?;
+            self.turn(&[], None)?;
         }
         Ok(())
     }
@@ -102,15 +131,51 @@ impl Step {
     }
 
     fn start(&mut self) -> Result<Processes, LaunchFailure> {
-        let (io, messages) = files::open(&self.file.launch, &mut self.streams)?;
+        let file = Rc::clone(&self.file);
+        let (io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
-        let (processes, notes) = processes::start(&self.file, io, self.parked.take())?;
+        let parked = self.parked.take();
+        self.hooks = Hooks::Beginning { given_up: false };
+        let started = processes::start(&file, io, parked, self);
+        self.hooks = Hooks::Idle;
+        let (processes, notes) = started?;
         // Told with the step's being under way.
         self.state.member = processes.member().cloned();
         for note in notes {
             self.say_line(format!("slurmstepd: info: {note}"));
         }
         Ok(processes)
+    }
+
+    /// Runs the hooks that come when all tasks were started.
+    fn run_poststart(&mut self) -> io::Result<()> {
+        let hooks = self.processes.as_ref().and_then(Processes::hooks);
+        let Some((hooks, init)) = hooks.map(|(hooks, init)| (hooks.clone(), init)) else { return Ok(()) };
+        self.hooks = Hooks::Beginning { given_up: false };
+        let ran = hooks.started(init, self);
+        self.hooks = Hooks::Idle;
+        let Err(failed) = ran else { return Ok(()) };
+        // As the specification has it since 1.3: an error, and the container is stopped.
+        let why = failed.to_string();
+        if failed.given_up {
+            self.say(&why);
+        } else {
+            self.say_failure(&why);
+            self.launch_error.get_or_insert(why);
+        }
+        self.kill()
+    }
+
+    /// Runs the hooks that come when the container is gone. That one fails is a warning, by the specification: the
+    /// container did what it was to do.
+    fn clear_up(&mut self, hooks: Option<ContainerHooks>) {
+        let Some(hooks) = hooks else { return };
+        self.hooks = Hooks::Clearing { since: Instant::now(), given_up: false };
+        let failed = hooks.stopped(self);
+        self.hooks = Hooks::Idle;
+        for failed in failed {
+            self.say(&failed.to_string());
+        }
     }
 
     /// A container that was made under a name for this step alone, which could not be started, is none.
@@ -121,9 +186,9 @@ impl Step {
         }
     }
 
-    /// One wait and what comes of it.
-    fn turn(&mut self) -> io::Result<()> {
-        let ready = self.wait()?;
+    /// One wait and what comes of it. `also`, `until`: what else ends the wait.
+    fn turn(&mut self, also: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<()> {
+        let ready = self.ready(also, until)?;
         for (token, flags) in ready {
             match token {
                 Token::Listener => self.welcome_agent(),
@@ -165,18 +230,24 @@ impl Step {
         Ok(())
     }
 
-    fn wait(&mut self) -> io::Result<Vec<(Token, PollFlags)>> {
+    fn ready(
+        &mut self,
+        also: &[BorrowedFd<'_>],
+        until: Option<Instant>,
+    ) -> io::Result<Vec<(Token, PollFlags)>> {
         let mut tokens = vec![Token::Listener];
         let mut set = vec![PollFd::new(&self.listener, PollFlags::IN)];
         for (i, agent) in self.agents.iter().enumerate() {
             tokens.push(Token::Agent(i));
             set.push(PollFd::new(agent, PollFlags::IN));
         }
-        if let Some(processes) = self.processes.as_ref().and_then(Processes::fd) {
+        // What tasks do is heard when the hooks that began with them have run.
+        let processes = self.processes.as_ref().filter(|_| self.hooks == Hooks::Idle);
+        if let Some(processes) = processes.and_then(Processes::fd) {
             tokens.push(Token::Processes);
             set.push(PollFd::from_borrowed_fd(processes, PollFlags::IN));
         }
-        if let Some(saving) = self.processes.as_ref().and_then(Processes::saving_fd) {
+        if let Some(saving) = processes.and_then(Processes::saving_fd) {
             tokens.push(Token::Saving);
             set.push(PollFd::from_borrowed_fd(saving, PollFlags::IN));
         }
@@ -184,7 +255,11 @@ impl Step {
             tokens.push(Token::Stream(token));
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let timeout = self.deadlines.until(Instant::now()).and_then(|d| Timespec::try_from(d).ok());
+        set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        let now = Instant::now();
+        let until = until.map(|until| until.saturating_duration_since(now));
+        let left = [self.deadlines.until(now), until].into_iter().flatten().min();
+        let timeout = left.and_then(|d| Timespec::try_from(d).ok());
         match poll(&mut set, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
@@ -286,11 +361,16 @@ impl Step {
     }
 
     fn hear_processes(&mut self) -> io::Result<()> {
-        let events = match &mut self.processes {
-            Some(processes) => processes.events(&mut self.streams),
-            None => return Ok(()),
-        };
-        self.act_on(events)
+        while let Some(processes) = &mut self.processes {
+            let events = processes.events(&mut self.streams);
+            // It may have been a pause, for hooks.
+            let more = matches!(events.last(), Some(TaskEvent::Running));
+            self.act_on(events)?;
+            if !more {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn act_on(&mut self, events: Vec<TaskEvent>) -> io::Result<()> {
@@ -301,6 +381,7 @@ impl Step {
                     self.publish()?;
                     self.streams.tell(&Frame::Started);
                     self.streams.run();
+                    self.run_poststart()?;
                 }
                 TaskEvent::NotStarted { task, status, why } => {
                     if self.launch_error.is_none() {
@@ -310,11 +391,6 @@ impl Step {
                     self.task_ended(task, status);
                 }
                 TaskEvent::Note(text) => self.say(&text),
-                TaskEvent::Failed(why) => {
-                    self.say_failure(&why);
-                    self.launch_error.get_or_insert(why);
-                    self.kill()?;
-                }
                 TaskEvent::Exited { task, status } => self.task_ended(task, status),
                 TaskEvent::Saved(Ok(path)) => {
                     let node = self.launch().node.clone();
@@ -326,7 +402,8 @@ impl Step {
                     self.launch_error.get_or_insert(why);
                 }
                 TaskEvent::AllGone { usage, oom_kills } => {
-                    self.processes = None;
+                    let hooks = self.processes.take().and_then(Processes::into_hooks);
+                    self.clear_up(hooks);
                     if oom_kills > 0 {
                         let step = self.launch().key;
                         self.say(&format!(
@@ -415,13 +492,30 @@ impl Step {
     }
 
     fn signal(&mut self, signal: i32, leaders_only: bool) {
+        if processes::ends(signal) && self.give_up_hooks() {
+            return;
+        }
         if let Some(processes) = &mut self.processes {
             processes.signal(signal, leaders_only);
+        } else if self.hooks_begin() {
+            self.signals.push((signal, leaders_only));
         }
     }
 
+    fn hooks_begin(&self) -> bool {
+        matches!(self.hooks, Hooks::Beginning { .. })
+    }
+
+    /// The step is ended from outside: with the hooks with which it begins, if those run. Whether they do.
+    fn give_up_hooks(&mut self) -> bool {
+        if self.hooks_begin() {
+            self.hooks = Hooks::Beginning { given_up: true };
+        }
+        self.hooks_begin()
+    }
+
     fn terminate(&mut self, kill_wait: Span) {
-        if self.processes.is_none() {
+        if self.give_up_hooks() || self.processes.is_none() {
             return;
         }
         let first = !self.deadlines.ending();
@@ -437,6 +531,14 @@ impl Step {
     }
 
     fn kill(&mut self) -> io::Result<()> {
+        if self.give_up_hooks() {
+            return Ok(());
+        }
+        if let Hooks::Clearing { since, .. } = self.hooks {
+            let left = duration(self.launch().kill_wait).saturating_sub(since.elapsed());
+            self.hooks = Hooks::Clearing { since, given_up: left.is_zero() };
+            self.deadlines.kill_in(Instant::now(), left);
+        }
         match self.processes.as_mut().map(Processes::kill) {
             Some(events) => self.act_on(events),
             None => Ok(()),
@@ -464,6 +566,21 @@ impl Step {
     }
 }
 
+impl Attend for Step {
+    fn wait(&mut self, fds: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<Attended> {
+        self.turn(fds, until)?;
+        Ok(match self.hooks {
+            Hooks::Beginning { given_up: true } => Attended::GivenUp,
+            Hooks::Clearing { given_up: true, .. } => {
+                // The next has the same time.
+                self.hooks = Hooks::Clearing { since: Instant::now(), given_up: false };
+                Attended::GivenUp
+            }
+            _ => Attended::On,
+        })
+    }
+}
+
 /// Why a step could not be started.
 #[derive(Clone, Debug)]
 pub struct LaunchFailure {
@@ -471,12 +588,14 @@ pub struct LaunchFailure {
     pub text: String,
     /// What counts as the exit of its tasks.
     pub status: ExitStatus,
+    /// The container's hooks, where some may have run: what they began is ended by others of them.
+    pub begun: Option<Box<ContainerHooks>>,
 }
 
 impl LaunchFailure {
     /// A failure before any task ran.
     pub fn new(text: impl Into<String>) -> LaunchFailure {
-        LaunchFailure { text: text.into(), status: ExitStatus { code: 1, signal: 0 } }
+        LaunchFailure { text: text.into(), status: ExitStatus { code: 1, signal: 0 }, begun: None }
     }
 }
 
