@@ -13,6 +13,11 @@ set -euo pipefail
 runtime=$(command -v "$1") || { echo "run.sh: error: no runtime $1" >&2; exit 1; }
 runtime=$(realpath -s "$runtime")
 limit=${CASE_LIMIT:-60}
+# Some cases look at what is open, and take what this script's caller left open for the runtime's. 255 is the shell's own.
+for fd in /proc/$$/fd/*; do
+    fd=${fd##*/}
+    [ "$fd" -le 2 ] || [ "$fd" -eq 255 ] || eval "exec $fd>&-"
+done
 ledger=$(realpath "$(dirname "$0")/ledger.tsv")
 log=${CASE_LOG:-/dev/null}
 

@@ -1,6 +1,6 @@
 //! `berth oci`: lifecycle, confinement and refusals of containers from a config.json, and attacks on them.
 
-use berth_tests::{Bundle, Cmd, Who, bundle::give_all, each_user, machine};
+use berth_tests::{Bundle, Cmd, Who, bundle::give_all, each_user, machine, sandbox};
 use serde_json::{Value, json};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
@@ -23,7 +23,7 @@ each_user! {
         assert_eq!(b.oci(&["exec", "c", "sh", "-c", "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; exit 7"]).run().rc, 7);
         b.oci(&["kill", "c", "NOSUCH"]).fails().says(&["there is no signal"]);
         b.oci(&["kill", "c", "KILL"]).ok();
-        berth_tests::sandbox::wait(20, || (b.status() == "stopped").then_some(())).expect("it did not stop");
+        sandbox::wait(20, || (b.status() == "stopped").then_some(())).expect("it did not stop");
         b.oci(&["kill", "c", "KILL"]).fails().says(&["cannot kill container c: it is stopped"]);
         b.oci(&["exec", "c", "true"]).fails().says(&["it is stopped"]);
         b.oci(&["delete", "c"]).ok();
@@ -401,6 +401,33 @@ fn control_groups_limit_freeze_and_go_as_root() {
         .args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &format!("bt-oci-{}", std::process::id())])
         .ok();
     assert_eq!(left.text(), "");
+}
+
+#[test]
+fn a_process_added_to_a_paused_container_waits_and_keeps_nobody_out_as_root() {
+    let mut b = Bundle::new(Who::root());
+    b.script("exec sleep 1000");
+    let added = |b: &Bundle| {
+        let exec = b.oci(&["exec", "--ignore-paused", "c", "echo", "ran"]).spawn();
+        let both = || {
+            let pids: Value =
+                serde_json::from_str(&b.oci(&["ps", "--format", "json", "c"]).ok().text()).unwrap();
+            (pids.as_array().unwrap().len() == 2).then_some(())
+        };
+        assert!(sandbox::wait(20, both).is_some(), "the added process is in the container's group");
+        exec
+    };
+    b.oci(&["run", "--detach", "c"]).ok();
+    b.oci(&["pause", "c"]).ok();
+    let exec = added(&b);
+    b.oci(&["resume", "c"]).ok();
+    let output = exec.finish();
+    assert_eq!((output.rc, output.text().as_str()), (0, "ran"), "{output}");
+    b.oci(&["pause", "c"]).ok();
+    let exec = added(&b);
+    b.oci(&["delete", "--force", "c"]).ok();
+    let output = exec.finish();
+    assert!(output.rc != 0 && output.text().is_empty(), "{output}");
 }
 
 #[test]

@@ -167,7 +167,7 @@ struct Inherited {
 
 /// Runs a process in a container.
 pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
-    let (_container, record) = store.find(id)?;
+    let (container, record) = store.find(id)?;
     let mut warnings = Vec::new();
     let mut allowed = vec![Status::Created, Status::Running];
     if o.ignore_paused {
@@ -197,7 +197,9 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         None
     };
     // The pid could have come to mean another process while it was looked at.
-    record.require("add a process to", &allowed, "")?;
+    let status = record.require("add a process to", &allowed, "")?;
+    // What joins a frozen group is frozen with it: who resumes, kills or deletes the container meanwhile must get at it.
+    let container = (status != Status::Paused).then_some(container);
     let console = match (&o.console_fd, &o.console_socket) {
         (Some(fd), _) => Some(rustix::io::fcntl_dupfd_cloexec(fd, 3).named("pass the terminal on")?),
         (None, Some(path)) => Some(console::connect(path)?),
@@ -231,9 +233,14 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
     let made = (|| {
         group.join(middle)?;
         here.tell(&ToChild::Go(None))?;
-        match here.answer()? {
-            FromChild::Child(pid) => Ok(pid),
-            _ => Err(invalid("the runtime's processes do not understand each other", "report this")),
+        match here.hear()? {
+            Some(FromChild::Child(pid)) => Ok(pid),
+            Some(FromChild::Failed(e)) => Err(e),
+            Some(_) => Err(invalid("the runtime's processes do not understand each other", "report this")),
+            None => Err(invalid(
+                "the new process was ended before it was in the container",
+                "look at the container's state, and at its memory limit",
+            )),
         }
     })();
     if made.is_err() {
@@ -265,6 +272,7 @@ pub fn exec(store: &Store, id: &str, o: &ExecOptions) -> Result<Started> {
         let _ = wait::wait_pidfd(&pidfd);
         return Err(e);
     }
+    drop(container);
     let notes = vec![format!("process: {pid}"), format!("initial CPU affinity: {affinity}")];
     Ok(Started { pidfd, pid, warnings, notes })
 }
