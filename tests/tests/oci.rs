@@ -129,7 +129,7 @@ each_user! {
             ("/process/args", json!(["/etc"]), "cannot run /etc: permission denied"),
             ("/process/cwd", json!("bin"), "process.cwd bin is not absolute"),
             ("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler.priority is 0"),
-            ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported"),
+            ("/process/apparmorProfile", json!("x"), "process.apparmorProfile x is not supported"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),
             ("/ociVersion", json!("3.0.0"), "ociVersion"),
             ("/mounts", json!([{"destination": "/proc", "source": "/none", "options": ["bind"]}]), "cannot open the mount source /none"),

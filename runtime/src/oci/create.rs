@@ -3,7 +3,7 @@
 use super::cgroup::{Group, Hierarchies};
 use super::channel::{Channel, FromChild, ToChild};
 use super::error::{Naming, Result, invalid, unsupported};
-use super::finish::Listener;
+use super::finish::{self, Listener};
 use super::plan::resources::Changes;
 use super::plan::{self, ContainerPlan, Facts, maps, resources};
 use super::procfs::Procfs;
@@ -74,6 +74,7 @@ pub fn read_bundle(bundle: &Path, warnings: &mut Vec<String>) -> Result<(Contain
         bundle,
         privileged: has(CapabilitySet::SYS_ADMIN),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        apparmor: finish::apparmor(),
     };
     let mut plan = plan::plan(&spec, &facts)?;
     // What is mounted on it is found there again, whatever links led to it.

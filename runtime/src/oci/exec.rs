@@ -67,10 +67,10 @@ pub fn plan(record: &Record, o: &ExecOptions, warnings: &mut Vec<String>) -> Res
         (Some(json), _) => {
             let mut json = json.clone();
             config::clean_capabilities(&mut json, warnings);
-            process::plan(&config::typed(&json, "the process")?, linux)?
+            process::plan(&config::typed(&json, "the process")?, linux, finish::apparmor())?
         }
         (None, Some(own)) => {
-            let mut p = process::plan(own, linux)?;
+            let mut p = process::plan(own, linux, finish::apparmor())?;
             p.args.clone_from(&o.args);
             p.terminal = o.terminal;
             p
@@ -385,7 +385,7 @@ fn become_process(channel: &mut Channel, inherited: &Inherited) -> OciError {
         finish::run_on(&inherited.process.affinity.later, "final")?;
         let program = finish::find(&inherited.process)?;
         signals::reset();
-        finish::become_user(&inherited.process, groups, None)?;
+        finish::become_user(&inherited.process, &inherited.proc, groups, None)?;
         finish::confine(&inherited.process, None)?;
         Ok(program)
     })();

@@ -65,11 +65,43 @@ pub fn prepare(p: &ProcessPlan, preserve: &[RawFd]) -> Result<()> {
     Ok(())
 }
 
-/// Becomes the program's user, under its filter where that can only be loaded with rights.
+/// Whether AppArmor is in force on the node.
+pub fn apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
+/// Has the next program run under its profile; the hooks in the container too, which have no more rights than that.
+fn profile(p: &ProcessPlan, proc: &Procfs) -> Result<()> {
+    let Some(name) = &p.apparmor else { return Ok(()) };
+    let word = format!("exec {name}");
+    let written = match proc.try_write("self/attr/apparmor/exec", &word) {
+        // Kernels before 5.8 have one place for whichever module is in force.
+        Err(Errno::NOENT) if proc.read("self/attr/apparmor/current").is_err() => {
+            proc.try_write("self/attr/exec", &word)
+        }
+        written => written,
+    };
+    written.map_err(|e| {
+        let failure = SetupFailure::new(&format!("set process.apparmorProfile {name}"), e);
+        OciError::System(match e {
+            Errno::NOENT => failure.hint("load the profile first: apparmor_parser -r FILE"),
+            Errno::ACCESS | Errno::PERM => failure.hint("the runtime's own profile has to allow the change"),
+            _ => failure,
+        })
+    })
+}
+
+/// Becomes the program's user, under its profile, and under its filter where that can only be loaded with rights.
 ///
 /// # Errors
-/// An id, a capability or a directory that cannot be had.
-pub fn become_user(p: &ProcessPlan, may_set_groups: bool, listener: Option<&Listener>) -> Result<()> {
+/// A profile, an id, a capability or a directory that cannot be had.
+pub fn become_user(
+    p: &ProcessPlan,
+    proc: &Procfs,
+    may_set_groups: bool,
+    listener: Option<&Listener>,
+) -> Result<()> {
+    profile(p, proc)?;
     if p.no_new_privs {
         rustix::thread::set_no_new_privs(true).named("set no_new_privs")?;
     }

@@ -208,8 +208,10 @@ fn become_program(inherited: &Inherited, program: Option<finish::Program>) -> Oc
     signals::reset();
     let listener = inherited.listener.as_ref();
     // The hooks run what the image has there: with no more rights than its program.
-    let ready =
-        if late(process, listener) { finish::become_user(process, inherited.groups, None) } else { Ok(()) };
+    let ready = match late(process, listener) {
+        true => finish::become_user(process, &inherited.proc, inherited.groups, None),
+        false => Ok(()),
+    };
     let ready = ready
         .and_then(|()| {
             let hooks = &inherited.plan.hooks.start_container;
@@ -320,7 +322,7 @@ fn make(channel: &mut Channel, inherited: &mut Inherited) -> Result<Option<Start
         }
         let listener = inherited.listener.as_ref();
         if !late(process, listener) {
-            finish::become_user(process, groups, listener)?;
+            finish::become_user(process, &inherited.proc, groups, listener)?;
         }
         if listener.is_some() {
             finish::confine(process, listener)?;

@@ -131,12 +131,38 @@ case_oci_systemd_for_an_ordinary_user() {
     [ -z "$(find /sys/fs/cgroup -name app-ben.scope)" ] || fail "the group is left"
 }
 
+case_oci_apparmor_profiles_hold() {
+    grep -q ^Y /sys/module/apparmor/parameters/enabled || fail "this kernel has no AppArmor in force"
+    bundle /srv/aa 'cat /proc/self/attr/current; echo x > /tmp/x || echo refused'
+    profiled() { # PROFILE: what its program says
+        edit /srv/aa 's/("apparmorProfile": "[^"]*", )?"args"/"apparmorProfile": "'"$1"'", "args"/'
+        berth oci run --bundle /srv/aa aa < /dev/null 2>&1
+    }
+    same unconfined unconfined "$(profiled unconfined)"
+    fails profiled berth-not-loaded
+    has "$said" berth-not-loaded 'apparmor_parser -r'
+    printf 'profile berth-case flags=(attach_disconnected,mediate_deleted) {\n  file,\n  signal,\n  deny /tmp/** w,\n}\n' |
+        apparmor_parser -r -K
+    said=$(profiled berth-case)
+    has "$said" 'berth-case (enforce)' refused
+    # A process that is added has it too.
+    edit /srv/aa 's/"args": \[[^\]]*\]/"args": ["sh", "-c", "sleep 300"]/'
+    berth oci run --detach --bundle /srv/aa aa < /dev/null > /srv/aa/out 2>&1
+    same added 'berth-case (enforce)' "$(berth oci exec aa cat /proc/self/attr/current)"
+    berth oci delete --force aa
+    # Podman asks for its own profile, which it loads, unless it is told otherwise.
+    ln -sf /opt/berth/berth /usr/local/bin/berth-oci
+    podman='podman --runtime /usr/local/bin/berth-oci --cgroup-manager systemd --events-backend none'
+    with="--rm --network none --log-driver none --rootfs /srv/aa/rootfs cat /proc/self/attr/current"
+    has "$($podman run $with)" 'containers-default' '(enforce)'
+    same podman unconfined "$($podman run --security-opt apparmor=unconfined $with)"
+}
+
 case_oci_systemd_under_podman() {
     bundle /srv/p 'exit 0'
     ln -sf /opt/berth/berth /usr/local/bin/berth-oci
     podman='podman --runtime /usr/local/bin/berth-oci --cgroup-manager systemd --events-backend none'
-    # Privileged: podman would ask for a profile of AppArmor.
-    $podman run -d --name p1 --privileged --network none --log-driver none --memory 48m --cpus 0.5 --rootfs /srv/p/rootfs sleep 600
+    $podman run -d --name p1 --network none --log-driver none --memory 48m --cpus 0.5 --rootfs /srv/p/rootfs sleep 600
     unit=libpod-$($podman inspect --format '{{.Id}}' p1).scope
     same Slice machine.slice "$(shows "$unit" Slice)"
     same MemoryMax 50331648 "$(shows "$unit" MemoryMax)"

@@ -38,6 +38,8 @@ pub struct Facts {
     pub privileged: bool,
     /// SELinux is in force on the node: labels mean something.
     pub selinux: bool,
+    /// AppArmor is in force on the node.
+    pub apparmor: bool,
 }
 
 /// A device file.
@@ -176,7 +178,8 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<ContainerPlan> {
     p.standard_devices = !p.mounts.iter().any(bound_dev);
     p.devices = linux.devices().iter().flatten().map(device).collect::<Result<_>>()?;
     sysctl(&linux, &mut p)?;
-    p.process = spec.process().as_ref().map(|q| process::plan(q, Some(&linux))).transpose()?;
+    p.process =
+        spec.process().as_ref().map(|q| process::plan(q, Some(&linux), facts.apparmor)).transpose()?;
     identity(&p)?;
     Ok(p)
 }

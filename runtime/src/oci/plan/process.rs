@@ -66,6 +66,8 @@ pub struct ProcessPlan {
     pub size: Option<(u16, u16)>,
     /// The filter.
     pub seccomp: Option<SeccompPlan>,
+    /// The AppArmor profile of its program.
+    pub apparmor: Option<String>,
     /// Execution domain, as personality(2) has it.
     pub personality: Option<u32>,
     /// From which nodes its memory comes.
@@ -153,14 +155,11 @@ const RLIMITS: [(PosixRlimitType, u32, &str); 16] = [
     (PosixRlimitType::RlimitRttime, 15, "RLIMIT_RTTIME"),
 ];
 
-/// Plans a process.
+/// Plans a process. `apparmor`: it is in force on the node.
 ///
 /// # Errors
 /// What cannot be honoured, by name.
-pub fn plan(p: &Process, linux: Option<&Linux>) -> Result<ProcessPlan> {
-    if p.apparmor_profile().as_ref().is_some_and(|s| !s.is_empty()) {
-        return Err(unsupported("process.apparmorProfile", "leave it out: Berth confines without AppArmor"));
-    }
+pub fn plan(p: &Process, linux: Option<&Linux>, apparmor: bool) -> Result<ProcessPlan> {
     if p.selinux_label().as_ref().is_some_and(|s| !s.is_empty()) {
         return Err(unsupported("process.selinuxLabel", "leave it out: Berth confines without SELinux"));
     }
@@ -214,6 +213,7 @@ pub fn plan(p: &Process, linux: Option<&Linux>) -> Result<ProcessPlan> {
             .filter(|_| p.terminal() == Some(true))
             .map(|s| (clamp(s.height()), clamp(s.width()))),
         seccomp: linux.and_then(|l| l.seccomp().as_ref()).map(seccomp::plan).transpose()?,
+        apparmor: profile(p, apparmor)?,
         personality: linux.map(personality).transpose()?.flatten(),
         memory: linux.and_then(|l| l.memory_policy().as_ref()).map(schedule::memory).transpose()?,
         scheduler: p.scheduler().as_ref().map(schedule::scheduler).transpose()?,
@@ -228,6 +228,18 @@ fn id(n: u32, what: &str) -> Result<u32> {
         return Err(invalid(format!("{what} is {n}"), "ids are from 0 to 4294967294"));
     }
     Ok(n)
+}
+
+/// What is not confined by AppArmor is unconfined already.
+fn profile(p: &Process, apparmor: bool) -> Result<Option<String>> {
+    match p.apparmor_profile().as_deref().filter(|name| !name.is_empty()) {
+        Some(name) if apparmor => Ok(Some(name.to_string())),
+        None | Some("unconfined") => Ok(None),
+        Some(name) => Err(unsupported(
+            format!("process.apparmorProfile {name}"),
+            "this node runs without AppArmor: leave it out",
+        )),
+    }
 }
 
 fn personality(linux: &Linux) -> Result<Option<u32>> {
@@ -271,7 +283,7 @@ mod tests {
     use super::*;
 
     fn process(json: &str) -> Result<ProcessPlan> {
-        plan(&serde_json::from_str(json).unwrap(), None)
+        plan(&serde_json::from_str(json).unwrap(), None, false)
     }
 
     #[test]
@@ -297,7 +309,7 @@ mod tests {
         for (json, word) in [
             (format!(r#"{{{user},"cwd":"tmp"}}"#), "cwd"),
             (format!(r#"{{{user},"cwd":"/","env":["=x"]}}"#), "env"),
-            (format!(r#"{{{user},"cwd":"/","apparmorProfile":"x"}}"#), "apparmorProfile"),
+            (format!(r#"{{{user},"cwd":"/","apparmorProfile":"x"}}"#), "apparmorProfile x"),
             (format!(r#"{{{user},"cwd":"/","selinuxLabel":"x"}}"#), "selinuxLabel"),
             (r#"{"user":{"uid":4294967295,"gid":0},"cwd":"/"}"#.into(), "uid"),
             (
@@ -310,5 +322,19 @@ mod tests {
             let error = process(&json).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn a_profile_is_applied_where_there_are_any() {
+        let of = |profile: &str, apparmor: bool| {
+            let json = format!(r#"{{"user":{{"uid":0,"gid":0}},"cwd":"/","apparmorProfile":"{profile}"}}"#);
+            plan(&serde_json::from_str(&json).unwrap(), None, apparmor).map(|p| p.apparmor)
+        };
+        assert_eq!((of("", true).unwrap(), of("", false).unwrap()), (None, None));
+        assert_eq!(of("x", true).unwrap().as_deref(), Some("x"));
+        // A program that a profile is attached to would have it, if nobody asked for none.
+        assert_eq!(of("unconfined", true).unwrap().as_deref(), Some("unconfined"));
+        assert_eq!(of("unconfined", false).unwrap(), None);
+        assert!(of("x", false).is_err());
     }
 }

@@ -15,7 +15,7 @@ fn base() -> Value {
 fn planned(change: impl FnOnce(&mut Value)) -> Result<ContainerPlan> {
     let mut config = base();
     change(&mut config);
-    let facts = Facts { bundle: "/bundle".into(), privileged: true, selinux: true };
+    let facts = Facts { bundle: "/bundle".into(), privileged: true, selinux: true, apparmor: false };
     plan(&serde_json::from_value(config).unwrap(), &facts)
 }
 
