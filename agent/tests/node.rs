@@ -3,10 +3,10 @@
 
 use berth_agent::AgentOptions;
 use berth_controller::ControllerOptions;
-use berth_model::ids::{JobId, StepKey, SubmissionId};
+use berth_model::ids::{JobId, StepKey};
 use berth_model::launch::StepExit;
 use berth_model::request::{Payload, Response};
-use berth_model::spec::{BatchScript, IoSpec, JobKind, JobSpec, MemoryRequest, ResourceRequest, StepSpec};
+use berth_model::spec::{BatchScript, JobKind, JobSpec, StepSpec};
 use berth_model::state::{ExitStatus, JobState};
 use berth_rpc::{Client, Endpoint};
 use berth_stream::{Attach, Frame, asynchronous};
@@ -178,64 +178,15 @@ impl Drop for Agent {
 }
 
 fn spec(kind: JobKind, dir: &Path, id: &str) -> JobSpec {
-    JobSpec {
-        submission: SubmissionId(id.into()),
-        kind,
-        name: "test".into(),
-        partition: None,
-        account: None,
-        resources: ResourceRequest::default(),
-        time_limit: None,
-        begin: None,
-        hold: false,
-        nice: 0,
-        requeue: None,
-        array: None,
-        immediate: None,
-        comment: None,
-        work_dir: dir.into(),
-        submit_dir: dir.into(),
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o022,
-        warn_signal: None,
-        user_env: false,
-        command: "test".into(),
-        submit_line: "test".into(),
-        submit_host: "n1".into(),
-        submit_sid: 0,
-    }
+    JobSpec { work_dir: dir.into(), submit_dir: dir.into(), ..berth_samples::job(kind, id) }
 }
 
 fn step(dir: &Path, argv: &[&str], id: &str) -> StepSpec {
     StepSpec {
-        submission: SubmissionId(id.into()),
-        name: "test".into(),
-        tasks: None,
-        nodes: None,
-        tasks_per_node: None,
-        cpus_per_task: None,
-        memory: MemoryRequest::Default,
-        gres: None,
-        overlap: false,
-        exact: false,
-        immediate: None,
         argv: argv.iter().map(|a| (*a).into()).collect(),
         env: vec!["PATH=/usr/bin:/bin".into()],
         work_dir: dir.into(),
-        work_dir_explicit: false,
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o022,
-        pty: None,
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        time_limit: None,
-        attached: true,
-        enter: None,
-        x11: None,
+        ..berth_samples::step(id)
     }
 }
 

@@ -13,6 +13,7 @@ const MOST_PACKAGES: usize = 400;
 /// `images`, `runtime` ← `agent`; the scheduler never sees them; `cli` sees all. Nothing points back.
 const ARROWS: &[(&str, &[&str])] = &[
     ("berth-model", &[]),
+    ("berth-samples", &["berth-model"]),
     ("berth-stream", &["berth-model"]),
     ("berth-rpc", &["berth-model", "berth-stream"]),
     ("berth-tar", &[]),

@@ -6,7 +6,7 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::*;
 use berth_model::launch::*;
 use berth_model::link::*;
-use berth_model::spec::{Identity, JobKind, WarnSignal};
+use berth_model::spec::{JobKind, WarnSignal};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 
@@ -16,60 +16,8 @@ const FIRST: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepI
 const WAIT: Span = Span::from_secs(30);
 
 fn launch(key: StepKey) -> StepLaunch {
-    StepLaunch {
-        key,
-        node: "n1".into(),
-        node_index: 0,
-        identity: Identity {
-            uid: Uid(1),
-            gid: Gid(1),
-            groups: vec![],
-            user: "u".into(),
-            group: "g".into(),
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        },
-        job: JobFacts {
-            kind: JobKind::Batch,
-            name: "j".into(),
-            partition: "main".into(),
-            account: None,
-            cluster: "c".into(),
-            array: None,
-            restarts: 0,
-            start: Time(0),
-            end: None,
-            layout: Layout::default(),
-            submit_dir: "/".into(),
-            submit_host: "h".into(),
-            tasks: None,
-            tasks_per_node: None,
-            cpus_per_task: None,
-            mem_per_node: None,
-            mem_per_cpu: None,
-            share: NodeShare::default(),
-        },
-        name: "s".into(),
-        program: Program::Argv(vec!["true".into()]),
-        env: vec![],
-        user_env: false,
-        work_dir: "/".into(),
-        work_dir_explicit: false,
-        io: Default::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0,
-        pty: None,
-        layout: Layout::default(),
-        cpus_per_task: 1,
-        share: NodeShare::default(),
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        attached: false,
-        kill_wait: WAIT,
-        enter: None,
-        x11: None,
-    }
+    let launch = berth_samples::launch(key);
+    StepLaunch { job: JobFacts { kind: JobKind::Batch, ..launch.job }, kill_wait: WAIT, ..launch }
 }
 
 fn start(key: StepKey, term: u64) -> Start {

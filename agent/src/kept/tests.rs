@@ -1,66 +1,13 @@
 //! Claims that end in every way, and removal beside others.
 
 use super::*;
-use berth_model::ids::{Attempt, Gid, StepId, StepKey};
-use berth_model::launch::{JobFacts, Layout, NodeShare, Program};
-use berth_model::spec::{Identity, JobKind};
-use berth_model::time::Span;
+use berth_model::ids::{Attempt, StepId, StepKey};
 
 fn launch() -> StepLaunch {
-    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let key = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Number(0) };
     StepLaunch {
-        key: StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Number(0) },
-        node: "n1".into(),
-        node_index: 0,
-        identity: Identity {
-            uid: Uid(uid.as_raw()),
-            gid: Gid(gid.as_raw()),
-            groups: Vec::new(),
-            user: "u".into(),
-            group: "g".into(),
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        },
-        job: JobFacts {
-            kind: JobKind::Run,
-            name: "j".into(),
-            partition: "main".into(),
-            account: None,
-            cluster: "c".into(),
-            array: None,
-            restarts: 0,
-            start: Time(0),
-            end: None,
-            layout: Layout::default(),
-            submit_dir: "/".into(),
-            submit_host: "h".into(),
-            tasks: None,
-            tasks_per_node: None,
-            cpus_per_task: None,
-            mem_per_node: None,
-            mem_per_cpu: None,
-            share: NodeShare::default(),
-        },
-        name: "s".into(),
-        program: Program::Argv(vec!["true".into()]),
-        env: Vec::new(),
-        user_env: false,
-        work_dir: "/".into(),
-        work_dir_explicit: false,
-        io: Default::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0,
-        pty: None,
-        layout: Layout::default(),
-        cpus_per_task: 1,
-        share: NodeShare::default(),
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        attached: false,
-        kill_wait: Span::from_secs(30),
-        enter: None,
-        x11: None,
+        identity: berth_samples::identity(nix::unistd::getuid().as_raw()),
+        ..berth_samples::launch(key)
     }
 }
 
@@ -73,20 +20,7 @@ fn image() -> ImageRef {
 }
 
 fn spec() -> ContainerSpec {
-    ContainerSpec {
-        image: image(),
-        mounts: Vec::new(),
-        workdir: None,
-        mount_home: None,
-        remap_root: None,
-        writable: None,
-        env: Vec::new(),
-        entrypoint: None,
-        layer: None,
-        named: None,
-        unshare: Vec::new(),
-        save: None,
-    }
+    berth_samples::container("x", None)
 }
 
 struct Node {

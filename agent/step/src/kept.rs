@@ -168,24 +168,10 @@ pub fn members(record: &Path) -> io::Result<Vec<Member>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_model::spec::ImageRef;
 
     #[test]
     fn an_option_that_a_running_container_cannot_fulfil_is_named() {
-        let mut asked = ContainerSpec {
-            image: ImageRef { typed: "x".into(), resolved: None },
-            mounts: Vec::new(),
-            workdir: None,
-            mount_home: None,
-            remap_root: None,
-            writable: None,
-            env: Vec::new(),
-            entrypoint: None,
-            layer: None,
-            named: None,
-            unshare: Vec::new(),
-            save: None,
-        };
+        let mut asked = berth_samples::container("x", None);
         let started =
             StartedWith { unshare: vec![Unshared::Net], remap_root: true, ..StartedWith::default() };
         assert_eq!(started.contradicts(&asked), None);

@@ -239,18 +239,9 @@ fn steps_find_the_container_that_their_script_made() {
     let contained = |flag| {
         let named = NamedSpec { name: "box".into(), flag, scope: NameScope::Job };
         ContainerSpec {
-            image: ImageRef { typed: "debian".into(), resolved: Some(ResolvedImage::Kept) },
-            mounts: vec![],
-            workdir: None,
-            mount_home: None,
-            remap_root: None,
-            writable: None,
-            env: vec![],
-            entrypoint: None,
-            layer: None,
             named: Some(named),
-            unshare: vec![],
             save: Some("/out".into()),
+            ..berth_samples::container("debian", Some(ResolvedImage::Kept))
         }
     };
     let told = |w: &mut World, job_flag, step_flag: Option<NameFlag>| {

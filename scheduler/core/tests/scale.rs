@@ -36,27 +36,12 @@ fn usual(i: u32) -> JobSpec {
     ];
     spec.limits =
         Limits { soft: all.into_iter().map(|r| (r, LimitValue::Unlimited)).collect(), required: vec![] };
-    spec.container = Some(ContainerSpec {
-        image: ImageRef {
-            typed: "debian:12".into(),
-            resolved: Some(ResolvedImage::Manifest {
-                source: "docker://registry-1.docker.io/library/debian".into(),
-                digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
-                insecure: false,
-            }),
-        },
-        mounts: vec![],
-        workdir: None,
-        mount_home: None,
-        remap_root: None,
-        writable: None,
-        env: vec![],
-        entrypoint: None,
-        layer: None,
-        named: None,
-        unshare: vec![],
-        save: None,
-    });
+    let image = ResolvedImage::Manifest {
+        source: "docker://registry-1.docker.io/library/debian".into(),
+        digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
+        insecure: false,
+    };
+    spec.container = Some(berth_samples::container("debian:12", Some(image)));
     spec
 }
 

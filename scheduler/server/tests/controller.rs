@@ -10,11 +10,11 @@ use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
 use berth_model::spec::{
-    BatchScript, ContainerSpec, ImageRef, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, NameFlag,
-    NameScope, NamedSpec, ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
+    BatchScript, ContainerSpec, JobKind, JobSelector, JobSpec, NameFlag, NameScope, NamedSpec, ResolvedImage,
+    StepSpec, TimeLimit,
 };
 use berth_model::state::{ExitStatus, JobState};
-use berth_model::{ByteStr, JobId, NodeName, Session, SubmissionId, Term, Time, Uid};
+use berth_model::{ByteStr, JobId, NodeName, Session, Term, Time, Uid};
 use berth_rpc::{AgentLink, AgentSender, Client, Endpoint, RpcError};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -149,32 +149,10 @@ async fn wait_for(condition: impl Fn() -> bool) {
 
 fn job(submission: &str) -> JobSpec {
     JobSpec {
-        submission: SubmissionId(submission.into()),
-        kind: JobKind::Batch,
-        name: "j".into(),
-        partition: None,
-        account: None,
-        resources: ResourceRequest::default(),
         time_limit: Some(TimeLimit::Minutes(5)),
-        begin: None,
-        hold: false,
-        nice: 0,
-        requeue: None,
-        array: None,
-        immediate: None,
-        comment: None,
-        work_dir: "/".into(),
-        submit_dir: "/".into(),
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o22,
-        warn_signal: None,
-        user_env: false,
         command: "script".into(),
         submit_line: "sbatch script".into(),
-        submit_host: "n1".into(),
-        submit_sid: 1,
+        ..berth_samples::job(JobKind::Batch, submission)
     }
 }
 
@@ -427,18 +405,9 @@ fn in_a_kept_container(submission: &str) -> JobSpec {
     let named = NamedSpec { name: "secret".into(), flag: NameFlag::Auto, scope: NameScope::User };
     let typed = "--container-name=secret";
     let container = ContainerSpec {
-        image: ImageRef { typed: typed.into(), resolved: Some(ResolvedImage::Kept) },
-        mounts: vec![],
-        workdir: None,
-        mount_home: None,
-        remap_root: None,
-        writable: None,
-        env: vec![],
-        entrypoint: None,
-        layer: None,
         named: Some(named),
-        unshare: vec![],
         save: Some("/saved".into()),
+        ..berth_samples::container(typed, Some(ResolvedImage::Kept))
     };
     let submit_line = ByteStr::from(format!("sbatch {typed} script"));
     JobSpec { container: Some(container), submit_line, ..job(submission) }
@@ -667,34 +636,7 @@ async fn a_step_that_waits_is_forgotten_with_its_client() {
     let client = connect(dir.path()).await;
     let (_sender, told) = agent(dir.path(), 1).await;
     let id = submit(&client, &JobSpec { kind: JobKind::Alloc, ..job("alloc") }).await.unwrap();
-    let step = |name: &str| StepSpec {
-        submission: SubmissionId(name.into()),
-        name: name.into(),
-        tasks: Some(1),
-        nodes: None,
-        tasks_per_node: None,
-        cpus_per_task: None,
-        memory: MemoryRequest::Default,
-        gres: None,
-        overlap: false,
-        exact: false,
-        immediate: None,
-        argv: vec!["true".into()],
-        env: vec![],
-        work_dir: "/".into(),
-        work_dir_explicit: false,
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o22,
-        pty: None,
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        time_limit: None,
-        attached: true,
-        enter: None,
-        x11: None,
-    };
+    let step = |name: &str| StepSpec { tasks: Some(1), ..berth_samples::step(name) };
     let first = client.create_step(id, &step("first")).await.unwrap();
     assert!(matches!(first, Response::StepCreated { .. }), "{first:?}");
     let second = step("second");

@@ -4,9 +4,9 @@
 
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, Gid, JobId, StepId, StepKey, Uid};
-use berth_model::launch::{JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase};
-use berth_model::spec::{Identity, IoSpec, JobKind};
-use berth_model::time::{Span, Time};
+use berth_model::launch::{JobFacts, Layout, Program, StepExit, StepLaunch, StepPhase};
+use berth_model::spec::Identity;
+use berth_model::time::Span;
 use berth_step::control::{
     Begin, ForkAnswer, ForkRequest, FromSupervisor, StandingBy, ToSupervisor, receive, send,
 };
@@ -219,51 +219,18 @@ pub fn me() -> Identity {
 
 pub fn launch(work: &Path, argv: &[&str]) -> StepLaunch {
     let layout = Layout { nodes: vec!["n1".into()], tasks: vec![vec![0]], cpus: vec![1] };
+    let launch =
+        berth_samples::launch(StepKey { job: JobId(12), attempt: Attempt(0), step: StepId::Number(0) });
     StepLaunch {
-        key: StepKey { job: JobId(12), attempt: Attempt(0), step: StepId::Number(0) },
-        node: "n1".into(),
-        node_index: 0,
         identity: me(),
-        job: JobFacts {
-            kind: JobKind::Run,
-            name: "test".into(),
-            partition: "main".into(),
-            account: None,
-            cluster: "berth".into(),
-            array: None,
-            restarts: 0,
-            start: Time(0),
-            end: None,
-            layout: layout.clone(),
-            submit_dir: ByteStr::from(work),
-            submit_host: "n1".into(),
-            tasks: None,
-            tasks_per_node: None,
-            cpus_per_task: None,
-            mem_per_node: None,
-            mem_per_cpu: None,
-            share: NodeShare::default(),
-        },
-        name: "test".into(),
+        job: JobFacts { layout: layout.clone(), submit_dir: ByteStr::from(work), ..launch.job },
         program: Program::Argv(argv.iter().map(|a| ByteStr::from(*a)).collect()),
         env: vec!["PATH=/usr/bin:/bin".into()],
-        user_env: false,
         work_dir: ByteStr::from(work),
-        work_dir_explicit: false,
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o022,
-        pty: None,
         layout,
-        cpus_per_task: 1,
-        share: NodeShare::default(),
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
         attached: true,
         kill_wait: Span::from_secs(5),
-        enter: None,
-        x11: None,
+        ..launch
     }
 }
 

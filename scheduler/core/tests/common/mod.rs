@@ -47,81 +47,13 @@ pub fn hardware(cores: u32, threads: u32, memory: u64, gpus: u32) -> Hardware {
 }
 
 pub fn actor(uid: u32) -> Actor {
-    Actor {
-        identity: Identity {
-            uid: Uid(uid),
-            gid: Gid(uid),
-            groups: vec![],
-            user: format!("user{uid}"),
-            group: format!("group{uid}"),
-            home: "/home/user".into(),
-            shell: "/bin/sh".into(),
-        },
-        administrator: uid == 0,
-        inside: None,
-    }
+    Actor { identity: berth_samples::identity(uid), administrator: uid == 0, inside: None }
 }
 
-pub fn job(kind: JobKind, submission: &str) -> JobSpec {
-    JobSpec {
-        submission: SubmissionId(submission.into()),
-        kind,
-        name: "job".into(),
-        partition: None,
-        account: None,
-        resources: ResourceRequest::default(),
-        time_limit: None,
-        begin: None,
-        hold: false,
-        nice: 0,
-        requeue: None,
-        array: None,
-        immediate: None,
-        comment: None,
-        work_dir: "/".into(),
-        submit_dir: "/".into(),
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o22,
-        warn_signal: None,
-        user_env: false,
-        command: "true".into(),
-        submit_line: "sbatch".into(),
-        submit_host: "host".into(),
-        submit_sid: 1,
-    }
-}
+pub use berth_samples::job;
 
 pub fn step(submission: &str) -> StepSpec {
-    StepSpec {
-        submission: SubmissionId(submission.into()),
-        name: "true".into(),
-        tasks: None,
-        nodes: None,
-        tasks_per_node: None,
-        cpus_per_task: None,
-        memory: MemoryRequest::Default,
-        gres: None,
-        overlap: false,
-        exact: false,
-        immediate: None,
-        argv: vec!["true".into()],
-        env: vec!["A=1".into()],
-        work_dir: "/".into(),
-        work_dir_explicit: false,
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o22,
-        pty: None,
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        time_limit: None,
-        attached: true,
-        enter: None,
-        x11: None,
-    }
+    StepSpec { env: vec!["A=1".into()], ..berth_samples::step(submission) }
 }
 
 pub fn script() -> Payload {
