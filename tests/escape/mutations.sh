@@ -213,6 +213,12 @@ if wanted runtime set-id; then
     attack runtime set-id disguises::rights_of_a_file_mean_nothing
 fi
 
+if wanted runtime unchangeable-hooks; then
+    change $r/hooks/trust.rs 'if stat.st_uid != 0 && stat.st_uid != owner {' 'if stat.st_uid != 0 && stat.st_uid != owner && links > MOST_LINKS {'
+    change $r/hooks/trust.rs 'if stat.st_mode & 0o022 != 0 && !sticky {' 'if stat.st_mode & 0o022 != 0 && !sticky && links > MOST_LINKS {'
+    attack runtime unchangeable-hooks hooks::trust::tests::only_what_nobody_else_can_exchange_is_taken
+fi
+
 if wanted runtime masked-for-root; then
     change $r/plan/mounts.rs 'if mode == Mode::System && request.identity.uid.0 == 0 {' 'if mode == Mode::System && request.identity.uid.0 == 1 {'
     attack runtime masked-for-root escape::roots_container_does_not_command_the_node
@@ -239,6 +245,17 @@ if wanted cluster read-only-client; then
             read_only: true,' '            target: target.clone(),
             read_only: false,'
     attack cluster read-only-client escape::node::the_programs_of_the_node_cannot_be_written::as_user
+fi
+
+if wanted cluster hooks-before-each-run; then
+    change $r/hooks/run.rs 'Some(owner) => super::trust::unchangeable(&hook.path, owner).map_err(failed)?,' 'Some(_) => hook.path.clone(),'
+    attack cluster hooks-before-each-run hooks::what_others_could_change_is_not_run_as_root
+fi
+
+if wanted cluster hooks-own-words; then
+    change $r/hooks/bundle.rs '"env": hooks.env,' \
+        '"env": plan.env.iter().map(|v| format!("{}={}", v.name.display(), v.value.display())).collect::<Vec<_>>(),'
+    attack cluster hooks-own-words hooks::neither_image_nor_user_adds_or_feeds_hooks_as_root
 fi
 
 [ $failures -eq 0 ] || die "$failures tests do not end as docs/security.md says"
