@@ -28,10 +28,6 @@ else
     command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
     command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
     command -v cc >/dev/null || die "a C compiler is missing; as root: apt-get install build-essential"
-    target="$(uname -m)-unknown-linux-musl"
-    if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
-        show rustup target add "$target"
-    fi
     show cargo xtask build
 fi
 

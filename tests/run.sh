@@ -50,10 +50,6 @@ say "toolchain"
 command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
 cargo --version
-target="$(uname -m)-unknown-linux-musl"
-if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
-    rustup target add "$target"
-fi
 
 say "build"
 cargo xtask build --debug

@@ -37,7 +37,7 @@ restore() { git checkout -q -- agent model rpc runtime scheduler; }
 finish() {
     restore
     cargo xtask build --debug > "$log" 2>&1 || {
-        rm -f "${CARGO_TARGET_DIR:-target}"/debug/berth{,-step} "${CARGO_TARGET_DIR:-target}"/*-linux-musl/debug/berth-step
+        rm -f "${CARGO_TARGET_DIR:-target}"/debug/{berth,berth-step,static/berth-step}
         printf 'mutations.sh: the programs do not build without changes, and are removed: %s\n' "$(tail -3 "$log")" >&2
     }
     rm -f "$log"

@@ -133,11 +133,7 @@ pub fn programs() -> &'static Path {
     PATH.get_or_init(|| {
         let built = match std::env::var_os("BERTH_TEST_BIN").map(PathBuf::from) {
             Some(path) => [path.join("berth"), path.join("berth-step")],
-            // Not target/debug/berth-step: cargo puts a dynamic one there when it tests that package.
-            None => {
-                let debug = format!("{}-unknown-linux-musl/debug", std::env::consts::ARCH);
-                [target().join("debug/berth"), target().join(debug).join("berth-step")]
-            }
+            None => ["debug/berth", "debug/static/berth-step"].map(|file| target().join(file)),
         };
         let stamps: Vec<String> = built
             .iter()

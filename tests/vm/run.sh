@@ -41,7 +41,7 @@ strip binutils"
 [ ${#lacking[@]} -eq 0 ] || die "packages are missing: apt-get install --no-install-recommends ${lacking[*]}"
 
 if [ -z "$programs" ]; then
-    step=target/x86_64-unknown-linux-musl/debug/berth-step
+    step=target/debug/static/berth-step
     [ -x target/debug/berth ] && [ -x $step ] || die "berth is not built: cargo xtask build --debug, or name --programs"
     berth=target/debug/berth
 else

@@ -22,57 +22,55 @@ impl Profile {
     }
 }
 
-/// A supervisor is forked from a small static zygote: non-PIE, so that nothing is relocated on the way to a task.
-const STATIC_FLAGS: &str = "-C relocation-model=static -C target-feature=+crt-static";
+/// In images of any distribution the client has no C library but its own, and a supervisor is forked from a small program
+/// without a loader. The flags are those of the last crate alone: everything before it serves both programs.
+const STATIC: [&str; 2] = ["-C", "target-feature=+crt-static"];
 
-/// The program is loaded at a fixed address: every command is a process of its own, and a third of what starting one took
+/// The programs are loaded at a fixed address: every command is a process of its own, and a third of what starting one took
 /// was relocating 44,000 pointers and copying the pages that hold them, once more in each fork. Libraries, stack and heap
 /// stay where chance puts them.
 const FIXED: [&str; 2] = ["-C", "relocation-model=static"];
 
 /// Builds both artefacts and prints where they are.
 pub fn run(profile: Profile) -> Result<(), String> {
-    let target = static_target()?;
-    require_target(&target)?;
-
-    let mut berth = Command::new(cargo());
+    require_static_library()?;
+    let root = target_directory().join(profile.directory());
+    let (berth, step) = (root.join("berth"), root.join("berth-step"));
     match profile {
-        Profile::Release => {
-            berth.args(["rustc", "--release", "--package", "berth", "--bin", "berth", "--"]).args(FIXED)
-        }
+        Profile::Release => build(&["rustc", "--release"], "berth", &FIXED)?,
         // As cargo itself builds it for the tests, or each would undo the other's work.
-        Profile::Debug => berth.args(["build", "--package", "berth", "--bin", "berth"]),
+        Profile::Debug => build(&["build"], "berth", &[])?,
+    }
+    let release = if profile == Profile::Release { &["--release"][..] } else { &[] };
+    build(&[&["rustc"], release].concat(), "berth-step", &[&FIXED[..], &STATIC].concat())?;
+    elf::require_static(&step)?;
+    // Linkers write through a mapping, page by page, and that is how the kernel then keeps the file in memory: each
+    // start of a program has to map these pages one at a time. A file that was copied is kept in large pieces; with it a
+    // container starts in a fifth less time.
+    let step = match profile {
+        Profile::Release => {
+            publish(&berth, &berth)?;
+            publish(&step, &step)?;
+            step
+        }
+        // A plain `cargo build` puts a dynamic one in its place.
+        Profile::Debug => {
+            let kept = root.join("static/berth-step");
+            publish(&step, &kept)?;
+            kept
+        }
     };
-    build(berth)?;
-
-    let mut step = Command::new(cargo());
-    step.args(["build", "--package", "berth-step", "--bin", "berth-step", "--target", &target]);
-    if profile == Profile::Release {
-        step.arg("--release");
-    }
-    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
-    step.env(variable, STATIC_FLAGS);
-    build(step)?;
-
-    let root = target_directory();
-    let built = root.join(&target).join(profile.directory()).join("berth-step");
-    elf::require_static(&built)?;
-    let directory = root.join(profile.directory());
-    let step = directory.join("berth-step");
-    publish(&built, &step)?;
-    let berth = directory.join("berth");
-    if profile == Profile::Release {
-        // Linkers write through a mapping, page by page, and that is how the kernel then keeps the file in memory: each
-        // start of a program has to map these pages one at a time. A file that was copied is kept in large pieces; with it a
-        // container starts in a fifth less time.
-        publish(&berth, &berth)?;
-    }
     println!("{}\n{}", berth.display(), step.display());
     Ok(())
 }
 
-fn build(mut command: Command) -> Result<(), String> {
-    command.current_dir(workspace());
+/// Builds a program of package `berth`, with flags for its own crate.
+fn build(how: &[&str], program: &str, flags: &[&str]) -> Result<(), String> {
+    let mut command = Command::new(cargo());
+    command.args(how).args(["--package", "berth", "--bin", program]).current_dir(workspace());
+    if !flags.is_empty() {
+        command.arg("--").args(flags);
+    }
     // What cargo told this program of its own package would make build scripts that look at it run again, here and
     // at the next plain `cargo build`: half of the dependencies twice.
     for (name, _) in std::env::vars_os() {
@@ -96,44 +94,33 @@ fn target_directory() -> PathBuf {
     }
 }
 
-/// The static target of this machine's architecture.
-fn static_target() -> Result<String, String> {
-    match std::env::consts::ARCH {
-        arch @ ("x86_64" | "aarch64") => Ok(format!("{arch}-unknown-linux-musl")),
-        other => Err(format!("berth-step is built for x86_64 and aarch64; this machine is {other}")),
-    }
-}
-
-fn require_target(target: &str) -> Result<(), String> {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_string());
-    let output = Command::new(&rustc)
-        .args(["--print", "target-libdir", "--target", target])
-        .current_dir(workspace())
-        .output()
-        .map_err(|e| format!("cannot run {rustc}: {e}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let directory = Path::new(text.trim());
-    let installed = std::fs::read_dir(directory).is_ok_and(|mut entries| {
-        entries.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("libstd-")))
-    });
-    if installed {
+/// Fails where the C library has no static form.
+fn require_static_library() -> Result<(), String> {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
+    let output = Command::new(&compiler).arg("-print-file-name=libc.a").output().map_err(|e| {
+        format!("cannot run the C compiler {compiler}: {e}; Debian's package is build-essential")
+    })?;
+    // A compiler that has none answers with the bare name.
+    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_absolute() {
         return Ok(());
     }
-    let has_rustup = Command::new("rustup").arg("--version").output().is_ok_and(|o| o.status.success());
-    Err(if has_rustup {
-        format!("the static target {target} is not installed; add it with\n    rustup target add {target}")
-    } else {
-        format!(
-            "the static target {target} is not installed, and this Rust was not installed by rustup, which could \
-             add it. Install rustup (https://rustup.rs) and then run\n    rustup target add {target}\nor add your \
-             distribution's package of Rust's standard library for {target}"
-        )
-    })
+    Err("the C library has no static form (libc.a) here, which berth-step needs; it is in libc6-dev of Debian and Ubuntu, \
+         and in glibc-static of Fedora and Red Hat"
+        .to_string())
 }
 
-/// Copies beside the target and renames, because the old file may be running.
+/// Copies beside the target and renames, because the old file may be running. The time is kept: by it the tests know what
+/// they have seen.
 fn publish(from: &Path, to: &Path) -> Result<(), String> {
     let fresh = to.with_extension("new");
-    let copied = std::fs::copy(from, &fresh).and_then(|_| std::fs::rename(&fresh, to));
+    let copied = (|| {
+        to.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::copy(from, &fresh)?;
+        std::fs::File::options()
+            .append(true)
+            .open(&fresh)?
+            .set_modified(std::fs::metadata(from)?.modified()?)?;
+        std::fs::rename(&fresh, to)
+    })();
     copied.map_err(|e| format!("cannot put {} in place: {e}", to.display()))
 }

@@ -13,8 +13,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
 commands:
-  build [--debug]   build `berth` and the static `berth-step`, and put both into target/release
-                    (with --debug: target/debug)
+  build [--debug]   build `berth` and the static `berth-step` into target/release
+                    (with --debug: target/debug and target/debug/static)
   licences          check the licence of every dependency against the list in deny.toml, then the
                     advisory database where a tool for it is installed";
 

@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod kept;
+pub mod program;
 pub mod spool;
 pub mod supervisor;
 pub mod tree;

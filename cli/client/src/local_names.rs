@@ -28,6 +28,21 @@ pub fn user_and_group(uid: u32, gid: u32) -> (Option<Entry>, Option<String>) {
     )
 }
 
+/// A user of `/etc/passwd`.
+pub fn user(uid: u32) -> Option<Entry> {
+    find_user(&read("/etc/passwd")?, uid)
+}
+
+/// The number of a user of `/etc/passwd`.
+pub fn uid(name: &str) -> Option<u32> {
+    find_uid(&read("/etc/passwd")?, name)
+}
+
+/// The name of a group of `/etc/group`.
+pub fn group(gid: u32) -> Option<String> {
+    find_group(&read("/etc/group")?, gid)
+}
+
 fn read(path: &str) -> Option<Vec<u8>> {
     let file = std::fs::File::open(path).ok()?;
     let mut text = Vec::with_capacity(4096);
@@ -72,6 +87,10 @@ fn find_user(text: &[u8], uid: u32) -> Option<Entry> {
     })
 }
 
+fn find_uid(text: &[u8], name: &str) -> Option<u32> {
+    number(entries(text).find(|f| f.len() == 7 && f[0] == name.as_bytes())?[2])
+}
+
 fn find_group(text: &[u8], gid: u32) -> Option<String> {
     name(entries(text).find(|f| f.len() == 4 && number(f[2]) == Some(gid))?[0])
 }
@@ -104,6 +123,8 @@ mod tests {
         );
         assert_eq!(user(7), Some(Entry { name: "ann".into(), home: "/home/ann".into(), shell: "".into() }));
         assert_eq!(user(8), None);
+        assert_eq!(find_uid(text, "ann"), Some(7));
+        assert_eq!(find_uid(text, "bad"), None);
         let groups = b"root:x:0:\nstaff:x:50:ann,bob\nbroken:x:51\n";
         assert_eq!(find_group(groups, 50).as_deref(), Some("staff"));
         assert_eq!(find_group(groups, 51), None);
@@ -113,6 +134,7 @@ mod tests {
     fn it_says_what_the_name_service_says() {
         for id in [0, 1, 2, 50, 65534, nix::unistd::geteuid().as_raw()] {
             let (user, group) = user_and_group(id, id);
+            assert_eq!((&self::user(id), &self::group(id)), (&user, &group));
             if let Some(found) = user {
                 let known = nix::unistd::User::from_uid(id.into()).unwrap().unwrap();
                 assert_eq!((found.name, found.home.as_path()), (known.name, known.dir.as_path()));

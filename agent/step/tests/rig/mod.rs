@@ -16,6 +16,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,7 +34,8 @@ impl Rig {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let zygote = Command::new(env!("CARGO_BIN_EXE_berth-step"))
+        let zygote = Command::new(env!("CARGO_BIN_EXE_step-of-tests"))
+            .arg0("berth-step")
             .arg("zygote")
             .stdin(Stdio::from(theirs))
             .spawn()
