@@ -1,6 +1,6 @@
 //! Manifests, indexes and configurations, read by one strict parser; and the choice of a platform.
 
-use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
+use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -130,9 +130,9 @@ pub(crate) fn parse_document(what: &str, bytes: &[u8], content_type: Option<&str
     }
     // From the bytes again: the first reading joins repeated keys, this one refuses them.
     let parsed = if index {
-        serde_json::from_slice(bytes).map(|index| Document::Index(Box::new(index)))
+        berth_oci_json::index(bytes).map(|index| Document::Index(Box::new(index)))
     } else {
-        serde_json::from_slice(bytes).map(|manifest| Document::Manifest(Box::new(manifest)))
+        berth_oci_json::manifest(bytes).map(|manifest| Document::Manifest(Box::new(manifest)))
     };
     parsed.map_err(|e| bad(format!("is malformed: {e}")))
 }
@@ -212,8 +212,7 @@ pub(crate) fn read_config(
         Error::new(ErrorKind::Refused, format!("configuration of {what}"), reason)
             .next("push the image again with a current tool")
     };
-    let config: ImageConfiguration =
-        serde_json::from_slice(bytes).map_err(|e| bad(format!("is malformed: {e}")))?;
+    let config = berth_oci_json::configuration(bytes).map_err(|e| bad(format!("is malformed: {e}")))?;
     if *config.os() != Os::Linux || arch_name(config.architecture()) != platform.architecture {
         let offered = format!("{}/{}", config.os(), arch_name(config.architecture()));
         return Err(wrong_platform(what, &offered, platform));

@@ -25,9 +25,9 @@ pub fn read_json(path: &Path) -> Result<Value> {
         .map_err(|e| invalid(format!("{} is not valid JSON: {e}", path.display()), "correct it"))
 }
 
-/// A typed value of a JSON one.
-pub fn typed<T: serde::de::DeserializeOwned>(value: &Value, what: &str) -> Result<T> {
-    T::deserialize(value).map_err(|e| invalid(format!("{what} is not valid: {e}"), "correct it"))
+/// What was read as one of the specification's types, where it can be.
+pub fn typed<T>(read: serde_json::Result<T>, what: &str) -> Result<T> {
+    read.map_err(|e| invalid(format!("{what} is not valid: {e}"), "correct it"))
 }
 
 /// The specification of a configuration. What the kernel does not know as a capability is taken out with a
@@ -36,7 +36,7 @@ pub fn spec(mut value: Value, warnings: &mut Vec<String>) -> Result<Spec> {
     if let Some(process) = value.get_mut("process") {
         clean_capabilities(process, warnings);
     }
-    typed(&value, "config.json")
+    typed(berth_oci_json::spec(&value), "config.json")
 }
 
 /// Takes unknown capabilities out of a process.

@@ -67,7 +67,11 @@ pub fn plan(record: &Record, o: &ExecOptions, warnings: &mut Vec<String>) -> Res
         (Some(json), _) => {
             let mut json = json.clone();
             config::clean_capabilities(&mut json, warnings);
-            process::plan(&config::typed(&json, "the process")?, linux, finish::apparmor())?
+            process::plan(
+                &config::typed(berth_oci_json::process(&json), "the process")?,
+                linux,
+                finish::apparmor(),
+            )?
         }
         (None, Some(own)) => {
             let mut p = process::plan(own, linux, finish::apparmor())?;

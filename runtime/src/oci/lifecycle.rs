@@ -7,7 +7,6 @@ use super::store::{Record, Status, Store};
 use super::{config, rootfs};
 use crate::hooks::{self, HookRun};
 use crate::sys::{Errno, signals};
-use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::time::Duration;
@@ -230,7 +229,7 @@ pub fn processes(store: &Store, id: &str) -> Result<Vec<i32>> {
 pub fn update(store: &Store, id: &str, resources: &serde_json::Value) -> Result<()> {
     let (_container, record) = store.find(id)?;
     record.require("update", &[Status::Created, Status::Running, Status::Paused], "")?;
-    let resources: LinuxResources = config::typed(resources, "the resources")?;
+    let resources = config::typed(berth_oci_json::resources(resources), "the resources")?;
     if resources.devices().is_some() {
         return Err(unsupported(
             "changing devices of a container",
