@@ -1,11 +1,11 @@
-//! A store that keeps rows as text, as the real one does, and fails when it is told to.
+//! A store that keeps rows in the form that the real one has, and fails when it is told to.
 
 use berth_model::ids::{JobId, StepKey};
 use berth_model::request::Payload;
 use berth_sched_core::{
     CommitError, JobRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, Write,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use berth_store::Content;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What happens to the next commit.
@@ -21,25 +21,27 @@ pub(crate) enum Mood {
     UnknownLost,
 }
 
-/// Rows as text.
+/// Rows as bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelStore {
-    meta: Option<String>,
-    specs: BTreeMap<JobId, String>,
-    jobs: BTreeMap<JobId, String>,
-    steps: BTreeMap<StepKey, String>,
-    nodes: BTreeMap<String, String>,
-    payloads: BTreeMap<PayloadKey, String>,
+    meta: Option<Vec<u8>>,
+    specs: BTreeMap<JobId, Vec<u8>>,
+    jobs: BTreeMap<JobId, Vec<u8>>,
+    steps: BTreeMap<StepKey, Vec<u8>>,
+    nodes: BTreeMap<String, Vec<u8>>,
+    payloads: BTreeMap<PayloadKey, Vec<u8>>,
     retired: BTreeSet<JobId>,
     pub(crate) mood: Mood,
 }
 
-fn write<T: Serialize>(row: &T) -> Result<String, CommitError> {
-    serde_json::to_string(row).map_err(|e| CommitError::Failed(e.to_string()))
+fn write(row: &impl Content) -> Result<Vec<u8>, CommitError> {
+    row.to_bytes().map_err(CommitError::Failed)
 }
 
-fn read<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|e| format!("{what} does not come back from its text: {e}: {text}"))
+fn read<T: Content>(what: &str, bytes: &[u8]) -> Result<T, String> {
+    T::from_bytes(bytes).map_err(|e| {
+        format!("{what} does not come back from its bytes: {e}: {}", String::from_utf8_lossy(bytes))
+    })
 }
 
 impl Store for ModelStore {
@@ -61,13 +63,13 @@ impl ModelStore {
     fn write_all(&mut self, writes: &[Write]) -> Result<(), CommitError> {
         for w in writes {
             match w {
-                Write::PutSpec(row) => drop(self.specs.insert(row.job, write(row)?)),
-                Write::PutJob(row) => drop(self.jobs.insert(row.job, write(row)?)),
+                Write::PutSpec(row) => drop(self.specs.insert(row.job, write(&**row)?)),
+                Write::PutJob(row) => drop(self.jobs.insert(row.job, write(&**row)?)),
                 Write::DeleteJob(id) => drop(self.jobs.remove(id)),
-                Write::PutStep(row) => drop(self.steps.insert(row.key, write(row)?)),
-                Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(payload)?)),
+                Write::PutStep(row) => drop(self.steps.insert(row.key, write(&**row)?)),
+                Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(&**payload)?)),
                 Write::DeletePayload(key) => drop(self.payloads.remove(key)),
-                Write::PutNode(row) => drop(self.nodes.insert(row.name.0.clone(), write(row)?)),
+                Write::PutNode(row) => drop(self.nodes.insert(row.name.0.clone(), write(&**row)?)),
                 Write::PutMeta(row) => self.meta = Some(write(row)?),
                 Write::Retire(id) => drop(self.retired.insert(*id)),
             }
@@ -87,9 +89,9 @@ impl ModelStore {
         })
     }
 
-    fn all<K: Ord + std::fmt::Debug, T: DeserializeOwned>(
+    fn all<K: Ord + std::fmt::Debug, T: Content>(
         &self,
-        rows: &BTreeMap<K, String>,
+        rows: &BTreeMap<K, Vec<u8>>,
         wanted: impl Fn(&K) -> bool,
     ) -> Result<Vec<T>, String> {
         let wanted = rows.iter().filter(|(k, _)| wanted(k));

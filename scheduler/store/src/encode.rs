@@ -1,12 +1,11 @@
-//! Rows as they lie in the tables: JSON with a version beside it.
+//! Rows as they lie in the tables: content with a version beside it.
 
+use crate::content::{Content, PAYLOAD_VERSION};
 use crate::error::StoreError;
+use berth_model::StepId;
 use berth_model::request::Payload;
-use berth_model::spec::BatchScript;
-use berth_model::{ByteStr, StepId};
 use berth_sched_core::{PayloadKey, ROW_VERSION};
 use rusqlite::Row;
-use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
@@ -31,73 +30,20 @@ pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
     }
 }
 
-/// The form of payload rows: lengths and bytes, because scripts and environments are most of what is written. Version
-/// 1 was JSON.
-pub(crate) const PAYLOAD_VERSION: u32 = 2;
-
-/// A payload as its row holds it: whether there is a script, its text and arguments, and the environment.
-pub(crate) fn payload_bytes(payload: &Payload) -> Vec<u8> {
-    fn put(out: &mut Vec<u8>, text: &ByteStr) {
-        count(out, text.0.len());
-        out.extend_from_slice(&text.0);
-    }
-    fn count(out: &mut Vec<u8>, n: usize) {
-        // A request is bounded far below.
-        out.extend_from_slice(&u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
-    }
-    let size = |texts: &[ByteStr]| texts.iter().map(|t| t.0.len() + 4).sum::<usize>();
-    let script = payload.script.as_ref().map_or(0, |s| s.text.0.len() + size(&s.args) + 8);
-    let mut out = Vec::with_capacity(script + size(&payload.env) + 8);
-    out.push(u8::from(payload.script.is_some()));
-    if let Some(script) = &payload.script {
-        put(&mut out, &script.text);
-        count(&mut out, script.args.len());
-        script.args.iter().for_each(|arg| put(&mut out, arg));
-    }
-    count(&mut out, payload.env.len());
-    payload.env.iter().for_each(|variable| put(&mut out, variable));
-    out
-}
-
-/// The payload in a row's bytes; `None` when they are none.
-pub(crate) fn payload_of(bytes: &[u8]) -> Option<Payload> {
-    fn number(rest: &mut &[u8]) -> Option<usize> {
-        let (first, others) = rest.split_first_chunk::<4>()?;
-        *rest = others;
-        usize::try_from(u32::from_le_bytes(*first)).ok()
-    }
-    fn text(rest: &mut &[u8]) -> Option<ByteStr> {
-        let length = number(rest)?;
-        let (text, others) = rest.split_at_checked(length)?;
-        *rest = others;
-        Some(text.into())
-    }
-    fn texts(rest: &mut &[u8]) -> Option<Vec<ByteStr>> {
-        (0..number(rest)?).map(|_| text(rest)).collect()
-    }
-    let (has_script, mut rest) = bytes.split_first()?;
-    let script = match has_script {
-        0 => None,
-        1 => Some(BatchScript { text: text(&mut rest)?, args: texts(&mut rest)? }),
-        _ => return None,
-    };
-    let payload = Payload { script, env: texts(&mut rest)? };
-    rest.is_empty().then_some(payload)
-}
-
 /// A payload's row: version and content.
 pub(crate) fn decode_payload(path: &Path, row: &Row<'_>) -> Result<Payload, StoreError> {
     let raw = RawRow::take(path, row)?;
     raw.not_newer(path, PAYLOAD_VERSION)?;
-    if raw.version < i64::from(PAYLOAD_VERSION) {
-        return raw.decode(path, "payloads");
-    }
-    payload_of(&raw.content)
-        .ok_or_else(|| StoreError::row(path, "payloads", "it ends too early, or too late"))
+    let content = if raw.version < i64::from(PAYLOAD_VERSION) {
+        serde_json::from_slice(&raw.content).map_err(|e| e.to_string())
+    } else {
+        Payload::from_bytes(&raw.content)
+    };
+    content.map_err(|e| StoreError::row(path, "payloads", e))
 }
 
 /// A row whose first two columns are version and content.
-pub(crate) fn decode<T: DeserializeOwned>(path: &Path, table: &str, row: &Row<'_>) -> Result<T, StoreError> {
+pub(crate) fn decode<T: Content>(path: &Path, table: &str, row: &Row<'_>) -> Result<T, StoreError> {
     RawRow::take(path, row)?.decode(path, table)
 }
 
@@ -121,9 +67,9 @@ impl RawRow {
         Ok(())
     }
 
-    pub(crate) fn decode<T: DeserializeOwned>(&self, path: &Path, table: &str) -> Result<T, StoreError> {
+    pub(crate) fn decode<T: Content>(&self, path: &Path, table: &str) -> Result<T, StoreError> {
         self.not_newer(path, ROW_VERSION)?;
-        serde_json::from_slice(&self.content).map_err(|e| StoreError::row(path, table, e))
+        T::from_bytes(&self.content).map_err(|e| StoreError::row(path, table, e))
     }
 }
 
@@ -203,27 +149,6 @@ mod tests {
             },
             |raw| raw.decode(Path::new("db"), "numbers"),
         )
-    }
-
-    #[test]
-    fn payloads_survive_as_bytes_and_damaged_ones_are_told() {
-        let texts = |list: &[&[u8]]| list.iter().map(|t| ByteStr(t.to_vec())).collect::<Vec<_>>();
-        let script =
-            BatchScript { text: ByteStr(b"#!/bin/sh\n\xff\n".to_vec()), args: texts(&[b"", b"a b"]) };
-        let env = texts(&[b"A=1", b"B=\xc3\x28", b""]);
-        for payload in [
-            Payload { script: Some(script), env: env.clone() },
-            Payload { script: None, env },
-            Payload::default(),
-        ] {
-            let bytes = payload_bytes(&payload);
-            assert_eq!(payload_of(&bytes).as_ref(), Some(&payload));
-            for cut in 0..bytes.len() {
-                assert_eq!(payload_of(&bytes[..cut]), None);
-            }
-            assert_eq!(payload_of(&[&bytes[..], b"x"].concat()), None);
-        }
-        assert_eq!(payload_of(&[1, 255, 255, 255, 255]), None, "a length beyond the end");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod content;
 mod encode;
 mod error;
 mod lock;
@@ -13,6 +14,7 @@ mod schema;
 mod space;
 mod writer;
 
+pub use content::Content;
 pub use error::StoreError;
 pub use reader::{Reader, Stop};
 pub use space::Room;

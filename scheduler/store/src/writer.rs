@@ -2,7 +2,8 @@
 
 use crate::DATABASE;
 use crate::checkpoint::{Checkpointer, checkpoint};
-use crate::encode::{CHUNK, PAYLOAD_VERSION, RawRow, decode_all, payload_bytes, payload_key, step_number};
+use crate::content::{Content, PAYLOAD_VERSION};
+use crate::encode::{CHUNK, RawRow, decode_all, payload_key, step_number};
 use crate::error::{StoreError, is_full};
 use crate::lock::{DirectoryLock, private_directory};
 use crate::reader::Reader;
@@ -11,8 +12,6 @@ use crate::space::{Ballast, Room};
 use berth_model::{Term, Time};
 use berth_sched_core::{CommitError, JobRow, Phase, Store, Stored, Write};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -137,7 +136,7 @@ impl SqliteStore {
             .optional()
             .map_err(|e| self.sqlite(&e))?;
         let meta = meta
-            .map(|bytes| serde_json::from_slice(&bytes))
+            .map(|bytes| Content::from_bytes(&bytes))
             .transpose()
             .map_err(|e| StoreError::row(&self.path, "counters", e))?;
         Ok(Stored {
@@ -158,7 +157,7 @@ impl SqliteStore {
     }
 
     /// Reads on this thread and decodes on several: decoding is most of the time of a restart.
-    fn rows<T: DeserializeOwned + Send>(&self, table: &str, query: &str) -> Result<Vec<T>, StoreError> {
+    fn rows<T: Content + Send>(&self, table: &str, query: &str) -> Result<Vec<T>, StoreError> {
         let sqlite = |e: rusqlite::Error| self.sqlite(&e);
         let mut statement = self.connection.prepare(query).map_err(sqlite)?;
         let mut rows = statement.query([]).map_err(sqlite)?;
@@ -306,22 +305,22 @@ fn is_there(path: &Path, ballast: &Ballast) -> Result<bool, StoreError> {
     }
 }
 
-fn json(value: &impl Serialize) -> rusqlite::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+fn bytes(row: &impl Content) -> rusqlite::Result<Vec<u8>> {
+    row.to_bytes().map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))
 }
 
 fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
     let changed = match write {
         Write::PutSpec(spec) => transaction
             .prepare_cached("INSERT OR REPLACE INTO specs VALUES (?1, ?2, ?3)")?
-            .execute(params![spec.job.0, spec.version, json(spec)?])?,
+            .execute(params![spec.job.0, spec.version, bytes(&**spec)?])?,
         Write::PutJob(job) => transaction
             .prepare_cached(
                 "INSERT INTO jobs (job, version, spec_of, ended, row) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (job) DO UPDATE SET
                  version = ?2, spec_of = ?3, ended = ?4, retired = 0, row = ?5",
             )?
-            .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), json(job)?])?,
+            .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), bytes(&**job)?])?,
         Write::DeleteJob(job) => {
             transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job.0])?
         }
@@ -332,7 +331,7 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                 step.key.attempt.0,
                 step_number(step.key.step),
                 step.version,
-                json(step)?
+                bytes(&**step)?
             ])?,
         Write::PutPayload { key, payload } => {
             let (job, step) = payload_key(*key);
@@ -341,17 +340,17 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
                     "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4)
                      ON CONFLICT (job, step) DO UPDATE SET version = ?3, row = ?4",
                 )?
-                .execute(params![job, step, PAYLOAD_VERSION, payload_bytes(payload)])?
+                .execute(params![job, step, PAYLOAD_VERSION, bytes(&**payload)?])?
         }
         Write::DeletePayload(key) => transaction
             .prepare_cached("DELETE FROM payloads WHERE job = ?1 AND step = ?2")?
             .execute(payload_key(*key))?,
         Write::PutNode(node) => transaction
             .prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)")?
-            .execute(params![node.name.0, node.version, json(node)?])?,
+            .execute(params![node.name.0, node.version, bytes(&**node)?])?,
         Write::PutMeta(meta) => transaction
             .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('counters', ?1)")?
-            .execute(params![json(meta)?])?,
+            .execute(params![bytes(meta)?])?,
         Write::Retire(job) => {
             transaction.prepare_cached("UPDATE jobs SET retired = 1 WHERE job = ?1")?.execute([job.0])?
         }
