@@ -5,6 +5,7 @@ use crate::images::STORE_ID;
 use crate::zygote::Zygote;
 use berth_model::launch::StepLaunch;
 use berth_runtime::plan::Mode;
+use berth_runtime::subids::SubIds;
 use berth_runtime::{HolderLink, JobNamespaces, JobRequest, StoreOwner};
 use berth_step::spool::shm_size;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -91,20 +92,24 @@ impl Holders {
     /// filesystem need none there.
     ///
     /// # Errors
-    /// In system mode: why there are none.
+    /// In system mode, and where the job is to have subordinate ids: why there are none.
     pub fn begin(&self, launch: &StepLaunch) -> Result<Option<Holding>, String> {
         let waiting = self.state().ready.pop_front().filter(Holding::lives);
         let made = waiting.map_or_else(|| Holding::new(&self.zygote, self.system), Ok);
         let mode = if self.system { Mode::System } else { Mode::User };
         let shm = shm_size(self.system, &launch.job.share);
         let owner = StoreOwner { uid: STORE_ID.0, gid: STORE_ID.1 };
-        let request = JobRequest::new(&launch.identity, mode, Some(owner), shm);
+        // In system mode each container that wants them has a user namespace beside the job's.
+        let subids = (launch.job.subids && !self.system).then(|| SubIds::of(&launch.identity)).transpose();
+        let subids = subids.map_err(|e| format!("--container-subids: {e}"))?;
+        let request = JobRequest::new(&launch.identity, mode, Some(owner), shm, subids.as_ref());
         let begun = made.map_err(|e| e.to_string()).and_then(|mut holding| {
-            holding.link.begin(request).map_err(|e| e.to_string())?;
+            holding.link.begin(holding.namespaces.pid, request).map_err(|e| e.to_string())?;
             Ok(holding)
         });
         match begun {
             Ok(holding) => Ok(Some(holding)),
+            Err(e) if subids.is_some() => Err(e),
             Err(e) if self.system => Err(format!("cannot make the job's namespaces: {e}")),
             Err(e) => {
                 tracing::warn!("{EACH_ITS_OWN}: {e}");

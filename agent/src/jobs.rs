@@ -6,7 +6,7 @@ use berth_model::ids::{Attempt, Gid, JobId, Uid};
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{SCRIPT_FD, read_json, write_json};
-use berth_step::tree::remove_tree;
+use berth_step::tree;
 use nix::unistd::chown;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -42,13 +42,21 @@ pub struct JobRecord {
 /// How long the kernel may take until a killed job's processes are gone before that is worth a word.
 pub const REMOVAL: Duration = Duration::from_secs(10);
 
+/// The program that this process runs, which is `berth`.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// Removes what users wrote, and with it what their containers wrote as other ids.
+pub fn remove_written(path: &Path) -> io::Result<()> {
+    tree::remove_written(path, Path::new(OWN_PROGRAM))
+}
+
 /// Makes a job's directory. What an earlier run left is removed first.
 pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
     let dir = paths.job(record.job);
     if let Ok(earlier) = read_json::<JobRecord>(&dir.join("job.json")) {
         end(&earlier);
     }
-    remove_tree(&dir)?;
+    remove_written(&dir)?;
     mkdir(&dir, 0o711)?;
     // Written first: a half-made directory is recognised, and removed with its job.
     rewrite(paths, record)?;
@@ -106,7 +114,7 @@ pub fn listen_at(path: &Path, mode: u32) -> io::Result<UnixListener> {
 
 /// Removes a job's directory; one that is gone already is no error.
 pub fn remove(paths: &Paths, job: JobId) -> io::Result<()> {
-    remove_tree(&paths.job(job))
+    remove_written(&paths.job(job))
 }
 
 /// Jobs that have a directory. One without a readable record is of no job any more, and is removed.
@@ -122,7 +130,7 @@ pub fn scan(paths: &Paths) -> io::Result<Vec<JobRecord>> {
             Ok(record) => found.push(record),
             Err(e) => {
                 tracing::warn!("{}: {e}: removing what is left of it", entry.path().display());
-                remove_tree(&entry.path())?;
+                remove_written(&entry.path())?;
             }
         }
     }

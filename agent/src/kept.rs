@@ -4,6 +4,7 @@
 //! What is known of a container lies where only the cluster writes; what was written to it lies in a directory of its
 //! user's. One agent decides, one step at a time; a lock that is held says that something runs in the container.
 
+use crate::jobs::remove_written;
 use crate::paths::Paths;
 use berth_model::ids::{JobId, Uid};
 use berth_model::launch::StepLaunch;
@@ -12,7 +13,6 @@ use berth_model::time::Time;
 use berth_model::{ByteStr, is_container_name};
 use berth_step::kept::{KeptPart, Member, forget, is_forgotten, members, members_dir};
 use berth_step::spool::{read_json, write_json};
-use berth_step::tree::remove_tree;
 use berth_stream::{KeptContainer, KeptState};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,31 @@ struct Record {
     /// What it was made of.
     image: ImageRef,
     created: Time,
+    /// What was written in it belongs to the user's subordinate ids.
+    #[serde(default)]
+    subids: bool,
+}
+
+impl Record {
+    /// An option of a step that asks for other ids than the container was made with: why it cannot be, and what to do.
+    fn other_ids(&self, asked: &ContainerSpec) -> Result<(), String> {
+        let name = &self.name;
+        let off = [
+            (asked.subids == Some(false), "--no-container-subids"),
+            (asked.remap_root == Some(false), "--no-container-remap-root"),
+        ];
+        match off.iter().find_map(|(given, option)| given.then_some(option)) {
+            Some(option) if self.subids => Err(format!(
+                "{option}: the container '{name}' was made with --container-subids, and its files belong to those ids: leave \
+                 {option} out, or take another name"
+            )),
+            None if asked.subids == Some(true) && !self.subids => Err(format!(
+                "--container-subids: the container '{name}' was made without it: leave it out (--no-container-subids in a job \
+                 that has it), or take another name"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A container that a step has claimed. The claim lasts until every copy of its descriptor is closed. A container that was
@@ -129,16 +154,17 @@ impl Place {
         }
     }
 
-    fn claim(self, lock: File, image: ImageRef, fresh: bool, join: Option<Member>) -> Result<Claim, String> {
+    fn claim(self, lock: File, record: Record, fresh: bool, join: Option<Member>) -> Result<Claim, String> {
         flock(&lock, FlockOperation::NonBlockingLockShared).map_err(|e| self.trouble(&e.into()))?;
         let part = KeptPart {
             name: self.name,
             record: ByteStr::from(self.record.as_path()),
             written: ByteStr::from(self.written.as_path()),
+            subids: record.subids,
             fresh,
             join,
         };
-        Ok(Claim { part, image, lock, handed_over: false })
+        Ok(Claim { part, image: record.image, lock, handed_over: false })
     }
 
     /// Forgets members that are no more, and notes the time of use.
@@ -217,6 +243,7 @@ impl KeptContainers {
                     record.image.typed, spec.image.typed
                 ));
             }
+            record.other_ids(spec)?;
             let Some(lock) = place.lock()? else { return none() };
             if place.is_idle(&lock)? {
                 // A step that could not start may have taken it away a moment ago.
@@ -224,7 +251,7 @@ impl KeptContainers {
                     return none();
                 }
                 place.sweep().map_err(|e| place.trouble(&e))?;
-                return place.claim(lock, record.image, false, None).map(Some);
+                return place.claim(lock, record, false, None).map(Some);
             }
             if named.flag == NameFlag::NoExec {
                 return Err(format!(
@@ -241,7 +268,7 @@ impl KeptContainers {
                     ));
                 }
                 let member = member.clone();
-                return place.claim(lock, record.image, false, Some(member)).map(Some);
+                return place.claim(lock, record, false, Some(member)).map(Some);
             }
             if let Some(member) = members.first() {
                 return Err(format!(
@@ -281,12 +308,13 @@ impl KeptContainers {
             scope: named.scope,
             uid: launch.identity.uid,
             job: launch.key.job,
-            image: image.clone(),
+            image,
             created: crate::driver::wall_clock(),
+            subids: launch.container.as_ref().is_some_and(|c| c.subids == Some(true)),
         };
         self.write(&place, &record, launch).map_err(|e| place.trouble(&e))?;
         match place.lock()? {
-            Some(lock) if place.is_idle(&lock)? => place.claim(lock, image, true, None).map(Some),
+            Some(lock) if place.is_idle(&lock)? => place.claim(lock, record, true, None).map(Some),
             _ => Err(format!("the container '{}' was taken by somebody else", named.name)),
         }
     }
@@ -307,8 +335,8 @@ impl KeptContainers {
             mkdir(parent, 0o700)?;
         }
         // What a crash left half made or half removed.
-        remove_tree(&place.record)?;
-        remove_tree(&place.written)?;
+        remove_written(&place.record)?;
+        remove_written(&place.written)?;
         mkdir(&place.record, 0o700)?;
         mkdir(&members_dir(&place.record), 0o700)?;
         File::create(place.record.join("lock"))?;
@@ -403,7 +431,7 @@ impl KeptContainers {
             }
             std::thread::sleep(PAUSE);
         };
-        remove_tree(&taken).map_err(|e| place.trouble(&e))
+        remove_written(&taken).map_err(|e| place.trouble(&e))
     }
 
     /// Removes the containers that nothing was run in for this long; their names.
@@ -430,7 +458,7 @@ impl KeptContainers {
         }
         drop(turn);
         for (place, taken) in all_taken {
-            if let Err(e) = remove_tree(&taken) {
+            if let Err(e) = remove_written(&taken) {
                 tracing::warn!("{}", place.trouble(&e));
             }
         }
@@ -468,7 +496,7 @@ impl KeptContainers {
         }
         std::thread::spawn(move || {
             for path in left {
-                if let Err(e) = remove_tree(&path) {
+                if let Err(e) = remove_written(&path) {
                     tracing::warn!("{}: {e}", path.display());
                 }
             }

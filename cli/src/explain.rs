@@ -149,6 +149,7 @@ fn kept(paths: &Paths, launch: &StepLaunch, named: &NamedSpec) -> KeptPart {
         name: named.name.clone(),
         record: ByteStr::from(record.as_path()),
         written: ByteStr::from(written.as_path()),
+        subids: false,
         fresh: true,
         join: None,
     }

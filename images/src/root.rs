@@ -337,7 +337,12 @@ fn squashfs_file(input: impl Read, file: &File, config: &ImageConfig, place: &Pa
     ];
     while let Some(entry) = reader.next()? {
         let name = entry.path.strip_suffix(b"/").unwrap_or(&entry.path).to_vec();
-        let meta = squashfs::Meta { mode: entry.mode, mtime: entry.mtime.0, xattrs: entry.xattrs };
+        let meta = squashfs::Meta {
+            mode: entry.mode,
+            owner: entry.owner,
+            mtime: entry.mtime.0,
+            xattrs: entry.xattrs,
+        };
         match entry.kind {
             EntryKind::Directory => image.directory(&name, meta).map_err(io)?,
             EntryKind::Symlink => image.symlink(&name, &entry.link, meta).map_err(io)?,
@@ -360,7 +365,7 @@ fn squashfs_file(input: impl Read, file: &File, config: &ImageConfig, place: &Pa
     // In place of what the container has there, of which there may be further names.
     for (name, bytes, mode) in own {
         let mut rest = bytes.as_slice();
-        let meta = squashfs::Meta { mode, mtime: 0, xattrs: Vec::new() };
+        let meta = squashfs::Meta { mode, owner: (0, 0), mtime: 0, xattrs: Vec::new() };
         image.file(name, meta, |buffer| rest.read(buffer)).map_err(io)?;
     }
     image.finish().and_then(|file| file.sync_all()).map_err(io)

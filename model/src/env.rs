@@ -327,6 +327,7 @@ mod tests {
                 mem_per_node: Some(500),
                 mem_per_cpu: Some(500),
                 share: share.clone(),
+                subids: false,
             },
             name: "batch".into(),
             program: Program::Argv(vec![]),

@@ -100,6 +100,9 @@ pub struct JobFacts {
     pub mem_per_cpu: Option<u64>,
     /// What the job has on this node (the step's share is within it).
     pub share: NodeShare,
+    /// The job was submitted with `--container-subids`: its steps may have containers with the user's subordinate ids.
+    #[serde(default)]
+    pub subids: bool,
 }
 
 /// What the tasks run.

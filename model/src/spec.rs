@@ -270,6 +270,9 @@ pub struct ContainerSpec {
     /// `--container-remap-root` / `--no-…`; absent means the site's default (no).
     #[serde(default)]
     pub remap_root: Option<bool>,
+    /// `--container-subids` / `--no-…`: with [`ContainerSpec::remap_root`]; absent means no.
+    #[serde(default)]
+    pub subids: Option<bool>,
     /// `--container-writable` (true) / `--container-readonly` (false); absent means writable and ephemeral.
     #[serde(default)]
     pub writable: Option<bool>,

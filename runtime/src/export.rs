@@ -19,12 +19,13 @@ const NOT_KEPT: &[u8] = b"user.overlay.";
 /// Largest list of attributes of a file that is kept.
 const ATTRIBUTES: usize = 256 << 10;
 
-/// Writes the archive of `root` to `out`.
+/// Writes the archive of `root` to `out`. `owners`: those of the files, as the container sees them; else all belong to root,
+/// because all belong to the one user.
 ///
 /// # Errors
 /// The file that cannot be read, or the archive that cannot be written.
-pub(crate) fn write(root: BorrowedFd<'_>, out: BorrowedFd<'_>) -> Result<(), SetupFailure> {
-    let mut writer = Writer { out, links: BTreeMap::new(), buffer: vec![0; 256 << 10] };
+pub(crate) fn write(root: BorrowedFd<'_>, out: BorrowedFd<'_>, owners: bool) -> Result<(), SetupFailure> {
+    let mut writer = Writer { out, owners, links: BTreeMap::new(), buffer: vec![0; 256 << 10] };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = openat(root, c".", flags, Mode::empty()).map_err(|e| unread(b".", e))?;
     writer.directory(&top, &mut Vec::new(), 0)?;
@@ -49,6 +50,7 @@ fn unless_gone<T>(found: Result<T, Errno>, path: &[u8]) -> Result<Option<T>, Set
 
 struct Writer<'a> {
     out: BorrowedFd<'a>,
+    owners: bool,
     /// The first name of each file that has several.
     links: BTreeMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
@@ -158,7 +160,9 @@ impl Writer<'_> {
     ) -> Result<(), SetupFailure> {
         let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
         let mode = stat.st_mode & 0o7777;
-        self.put(&Member { path, kind, mode, size, mtime: (stat.st_mtime, nanos), link, xattrs }.header())
+        let owner = if self.owners { (stat.st_uid, stat.st_gid) } else { (0, 0) };
+        let mtime = (stat.st_mtime, nanos);
+        self.put(&Member { path, kind, mode, owner, size, mtime, link, xattrs }.header())
     }
 
     /// Exactly as many bytes as the header says: one that shrinks meanwhile ends in zeros, what it gains is left out.

@@ -1,6 +1,7 @@
 //! What the planner must know of the node: gathered once, then passed in.
 
 use crate::request::{ContainerRequest, Rootfs};
+use crate::subids::SubIds;
 use berth_model::ByteStr;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,8 @@ pub struct HostFacts {
     pub group_names: BTreeMap<u32, String>,
     /// Absolute mount sources of the request that do not exist.
     pub missing_sources: BTreeSet<ByteStr>,
+    /// The user's subordinate ids, where the request wants them, or why there are none.
+    pub subids: Option<Result<SubIds, String>>,
 }
 
 /// A configuration file of the node is at most this long; what is longer is not one.
@@ -59,6 +62,9 @@ impl HostFacts {
         };
         if request.root == Rootfs::Host {
             return facts;
+        }
+        if request.subids && request.root != Rootfs::Joined {
+            facts.subids = Some(SubIds::of(&request.identity));
         }
         facts.resolv_conf = etc_file("/etc/resolv.conf");
         facts.hosts = etc_file("/etc/hosts");

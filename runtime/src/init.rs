@@ -237,7 +237,7 @@ impl Init<'_> {
                     tell(&failure("close init's descriptors", e));
                     exit_now(1);
                 }
-                let result = crate::export::write(root.as_fd(), out.as_fd());
+                let result = crate::export::write(root.as_fd(), out.as_fd(), self.plan.subids);
                 if let Err(failure) = &result {
                     tell(failure);
                 }

@@ -10,6 +10,7 @@ use crate::plan::{IdMap, Mode, Plan};
 use crate::protocol::{Receiver, send};
 use crate::request::StoreOwner;
 use crate::setup::{SetupFailure, SetupFds, map_text};
+use crate::subids::SubIds;
 use crate::sys::exec::{close_all_from, place_at};
 use crate::sys::fork::{self, CloneOptions, Forked, exit_now, fork};
 use crate::sys::{Errno, signals, userns};
@@ -49,15 +50,26 @@ pub struct JobRequest {
     /// On-disk owner of the store's files and the ids as which they appear.
     owner: Option<(StoreOwner, u32, u32)>,
     shm_size: Option<u64>,
+    /// The maps are written by whoever asks: an ordinary user maps one id without help.
+    #[serde(default)]
+    mapped: bool,
 }
 
 impl JobRequest {
     /// For a job of this user. `owner`: the store's identity, where that is not the user's (system mode).
-    /// `shm_size`: bytes for `/dev/shm`; absent means the kernel's default.
-    pub fn new(who: &Identity, mode: Mode, owner: Option<StoreOwner>, shm_size: Option<u64>) -> JobRequest {
-        let (uid_map, gid_map) = crate::plan::job_maps(who, mode);
+    /// `shm_size`: bytes for `/dev/shm`; absent means the kernel's default. `subids`: in user mode, those of the job's
+    /// containers; in system mode a container with such ids has a namespace beside the job's.
+    pub fn new(
+        who: &Identity,
+        mode: Mode,
+        owner: Option<StoreOwner>,
+        shm_size: Option<u64>,
+        subids: Option<&SubIds>,
+    ) -> JobRequest {
+        let subids = subids.filter(|_| mode == Mode::User);
+        let (uid_map, gid_map) = crate::plan::job_maps(who, mode, subids);
         let owner = owner.filter(|_| mode == Mode::System).map(|o| (o, who.uid.0, who.gid.0));
-        JobRequest { uid_map, gid_map, owner, shm_size }
+        JobRequest { uid_map, gid_map, owner, shm_size, mapped: subids.is_some() }
     }
 }
 
@@ -84,9 +96,14 @@ impl HolderLink {
 
     /// Asks for what the job needs; [`HolderLink::ready`] waits for it.
     ///
+    /// `pid`: the holder's on the node.
+    ///
     /// # Errors
-    /// The holder is gone.
-    pub fn begin(&mut self, request: JobRequest) -> Result<(), LaunchError> {
+    /// The holder is gone, or the user's ids cannot be mapped.
+    pub fn begin(&mut self, pid: i32, request: JobRequest) -> Result<(), LaunchError> {
+        if request.mapped {
+            crate::subids::map(pid, &request.uid_map, &request.gid_map).map_err(LaunchError::SubIds)?;
+        }
         send(self.sock.as_fd(), &Order::Begin(request), &[])
             .map_err(system("speak to the job's first process"))
     }
@@ -205,8 +222,10 @@ fn make(mode: Mode, request: &JobRequest) -> Result<(), SetupFailure> {
         }
     };
     if mode == Mode::User {
-        let proc = crate::setup::open_procfs()?;
-        crate::setup::map_own_ids(&proc, &request.uid_map, &request.gid_map)?;
+        if !request.mapped {
+            let proc = crate::setup::open_procfs()?;
+            crate::setup::map_own_ids(&proc, &request.uid_map, &request.gid_map)?;
+        }
     } else {
         let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
         let user = (map_text(&request.uid_map), map_text(&request.gid_map));

@@ -32,6 +32,8 @@ pub enum LaunchError {
     Threads,
     #[error("the container is to join its job's namespaces, and nobody says where they are")]
     NoJob,
+    #[error("--container-subids: {0}")]
+    SubIds(String),
     #[error("cannot make the container: {0}")]
     Hook(HookFailure),
     #[error("the step was ended before its container was made: {0}")]
@@ -93,8 +95,13 @@ pub struct StartOptions<'a> {
 
 /// Makes the user namespaces of a container of root's making that nobody prepared: the container's own, and the one through
 /// which a store's files appear as the user's. Their makers end beside what comes next, and are waited for when dropped.
+/// In user mode: the one of a container with subordinate ids, unless it lies within its job's.
 fn user_namespaces(plan: &Plan, fds: &mut SetupFds) -> Result<Vec<Waiting>, LaunchError> {
     let mut makers = Vec::new();
+    if enters_own(plan) && !plan.namespaces.in_job() {
+        let made = crate::subids::namespace(&plan.uid_map, &plan.gid_map);
+        fds.user_ns = Some(made.map_err(LaunchError::SubIds)?);
+    }
     if plan.mode != Mode::System || plan.root == RootPlan::Host {
         return Ok(makers);
     }
@@ -117,6 +124,12 @@ fn user_namespaces(plan: &Plan, fds: &mut SetupFds) -> Result<Vec<Waiting>, Laun
         makers.push(maker);
     }
     Ok(makers)
+}
+
+/// Whether init is forked by a process that has entered, or made, a user namespace with subordinate ids (user mode): init
+/// itself cannot map them.
+pub(crate) fn enters_own(plan: &Plan) -> bool {
+    plan.mode == Mode::User && plan.subids && plan.root != RootPlan::Joined
 }
 
 fn clone_failed(action: &'static str) -> impl Fn(Errno) -> LaunchError {
@@ -201,6 +214,9 @@ pub fn start_attended(
             EndOfInit::Orphans(holder)
         }
     };
+    if enters_own(plan) && parked.is_none() {
+        parked = Some(crate::park::Parked::new()?);
+    }
     let makers = user_namespaces(plan, &mut fds)?;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -269,8 +285,8 @@ fn clone_flags(plan: &Plan) -> u64 {
         // All that it has is there.
         return 0;
     }
-    // Within the job's, one of the container's own is made last.
-    let user = ns.user == Ns::Own && plan.mode == Mode::User && !ns.in_job();
+    // Within the job's, one of the container's own is made last; one with subordinate ids was entered before.
+    let user = ns.user == Ns::Own && plan.mode == Mode::User && !ns.in_job() && !plan.subids;
     let bits = [
         (user, libc::CLONE_NEWUSER),
         (ns.mount, libc::CLONE_NEWNS),

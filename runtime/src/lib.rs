@@ -57,6 +57,7 @@ pub mod procfs;
 mod protocol;
 mod setup;
 mod start;
+pub mod subids;
 pub mod sys;
 pub mod systemd;
 

@@ -8,9 +8,9 @@ use crate::join::Entered;
 use crate::launch::{LaunchError, fork_init};
 use crate::plan::Plan;
 use crate::protocol::{Receiver, send};
-use crate::setup::{SetupFailure, SetupFds};
+use crate::setup::{SetupFailure, SetupFds, map_text};
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
-use crate::sys::{Errno, exec, signals, wait};
+use crate::sys::{Errno, exec, signals, userns, wait};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,7 @@ fn parked(sock: &OwnedFd) -> i32 {
     };
     let mut fds = fds.into_iter();
     let Some(init_sock) = fds.next() else { return 1 };
-    let setup = SetupFds {
+    let mut setup = SetupFds {
         user_ns: if order.user_ns { fds.next() } else { None },
         idmap_ns: if order.idmap_ns { fds.next() } else { None },
         layer: if order.layer { fds.next() } else { None },
@@ -157,7 +157,8 @@ fn parked(sock: &OwnedFd) -> i32 {
         join: order.join.iter().copied().zip(fds.by_ref()).collect(),
     };
     let cgroup = if order.cgroup { fds.next() } else { None };
-    let forked = match crate::job::enter(&order.plan, &setup) {
+    let entered = crate::job::enter(&order.plan, &setup).and_then(|()| own_user(&order.plan, &mut setup));
+    let forked = match entered {
         Ok(()) => fork_init(&order.plan, init_sock, setup, cgroup.as_ref().map(AsFd::as_fd), true),
         Err(failure) => Err(LaunchError::Setup(failure)),
     };
@@ -168,4 +169,23 @@ fn parked(sock: &OwnedFd) -> i32 {
         Err(e) => Answer::Failed(SetupFailure { action: e.to_string(), path: None, errno: 0, hint: None }),
     };
     i32::from(send(sock.as_fd(), &answer, &[]).is_err())
+}
+
+/// User mode, with subordinate ids: enters the container's user namespace, so that init is born in it; within a job's makes
+/// it, with the rights over the job's, and leaves it to init to enter, when all is mounted.
+fn own_user(plan: &Plan, setup: &mut SetupFds) -> Result<(), SetupFailure> {
+    if !crate::launch::enters_own(plan) {
+        return Ok(());
+    }
+    let failed = |e: Errno| SetupFailure::new("make the container's user namespace", e);
+    if plan.namespaces.in_job() {
+        let made = userns::create(&map_text(&plan.uid_map), &map_text(&plan.gid_map));
+        setup.user_ns = Some(
+            made.map_err(|e| failed(e).hint("the job's own was made without the user's subordinate ids"))?,
+        );
+        return Ok(());
+    }
+    let ns = setup.user_ns.take().ok_or_else(|| failed(Errno::INVAL))?;
+    rustix::thread::move_into_link_name_space(ns.as_fd(), Some(rustix::thread::LinkNameSpaceType::User))
+        .map_err(failed)
 }

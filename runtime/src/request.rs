@@ -131,6 +131,10 @@ pub struct ContainerRequest {
     /// `--container-remap-root`.
     #[serde(default)]
     pub remap_root: bool,
+    /// `--container-subids`: root inside, as with [`ContainerRequest::remap_root`], which is then set as well; the other
+    /// ids are of the user's subordinate ones.
+    #[serde(default)]
+    pub subids: bool,
     /// `--container-writable` or `--container-readonly`; neither means writable, and gone afterwards.
     #[serde(default)]
     pub writable: Option<bool>,
@@ -207,6 +211,7 @@ impl ContainerRequest {
             workdir: None,
             mount_home: false,
             remap_root: false,
+            subids: false,
             writable: None,
             writable_layer: WritableLayer::Tmpfs,
             writable_size: None,

@@ -61,8 +61,13 @@ impl Sandbox {
 
     /// As [`Sandbox::up`], by a shell that lowered its limits with these `ulimit` words.
     pub fn up_with_limits(&mut self, limits: &str) {
+        self.up_by("sh", &["-c".to_string(), format!("ulimit {limits} && exec berth up --detach")]);
+    }
+
+    /// As [`Sandbox::up`], by a program with these arguments that comes to `berth up --detach`.
+    pub fn up_by(&mut self, program: &str, arguments: &[String]) {
         self.started = true;
-        self.cmd("sh").args(["-c", &format!("ulimit {limits} && exec berth up --detach")]).ok();
+        self.cmd(program).args(arguments).ok();
     }
 
     /// Runs `berth down`.

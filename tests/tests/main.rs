@@ -26,6 +26,7 @@ mod registries;
 mod saving;
 mod starts;
 mod streams;
+mod subids;
 mod tools;
 mod traps;
 mod ulimits;

@@ -123,3 +123,34 @@ fn a_container_that_is_taken_away_holds_nobody_up_and_is_swept() {
     }
     assert_eq!(node.kept.list(None).len(), 1);
 }
+
+#[test]
+fn a_container_keeps_the_ids_that_it_was_made_with() {
+    let node = Node::new();
+    let made = |subids: Option<bool>| {
+        let launch = StepLaunch { container: Some(ContainerSpec { subids, ..spec() }), ..launch() };
+        let claim = node.kept.make(&launch, &named(NameFlag::Create), image()).unwrap().unwrap();
+        let uid = launch.identity.uid;
+        assert_eq!(claim.part.subids, subids == Some(true));
+        claim.hand_over();
+        uid
+    };
+    let found = |subids, remap_root| {
+        let spec = ContainerSpec { subids, remap_root, ..spec() };
+        let claim = node.kept.find(&launch(), &spec, &named(NameFlag::Auto));
+        claim.map(|claim| claim.unwrap().part.subids)
+    };
+    let uid = made(Some(true));
+    assert_eq!((found(None, None), found(Some(true), Some(true))), (Ok(true), Ok(true)));
+    for (subids, remap_root, option) in
+        [(Some(false), None, "--no-container-subids"), (None, Some(false), "--no-container-remap-root")]
+    {
+        assert!(
+            found(subids, remap_root).is_err_and(|e| e.starts_with(option) && e.contains("another name"))
+        );
+    }
+    node.kept.remove(uid, "box").unwrap();
+    made(None);
+    assert_eq!((found(None, Some(false)), found(Some(false), None)), (Ok(false), Ok(false)));
+    assert!(found(Some(true), None).is_err_and(|e| e.contains("was made without it")));
+}

@@ -22,6 +22,9 @@ pub struct KeptPart {
     pub record: ByteStr,
     /// Directory of the user's: what was written to the container.
     pub written: ByteStr,
+    /// It was made with the user's subordinate ids, to which what was written in it belongs.
+    #[serde(default)]
+    pub subids: bool,
     /// It was made for this step, and goes again when the step cannot be started.
     #[serde(default)]
     pub fresh: bool,
@@ -86,6 +89,8 @@ pub struct StartedWith {
     pub mount_home: bool,
     /// The user is root inside.
     pub remap_root: bool,
+    /// With the user's subordinate ids.
+    pub subids: bool,
     /// It is read-only.
     pub read_only: bool,
     /// Namespaces of its own.
@@ -106,6 +111,9 @@ impl StartedWith {
         }
         if other(asked.remap_root, self.remap_root) {
             return Some("--container-remap-root");
+        }
+        if other(asked.subids, self.subids) {
+            return Some(if self.subids { "--no-container-subids" } else { "--container-subids" });
         }
         if other(asked.writable, !self.read_only) {
             return Some(if self.read_only { "--container-writable" } else { "--container-readonly" });

@@ -99,6 +99,7 @@ impl Asked<'_> {
             mem_per_node: Some(share.memory),
             mem_per_cpu: per_cpu(r.memory),
             share: share.clone(),
+            subids: has_subids(job.container.as_ref()),
         };
         let mut notes =
             vec!["job id, node, CPUs and devices are those that it would get at this moment".to_string()];
@@ -160,6 +161,7 @@ impl Asked<'_> {
             mem_per_node: Some(share.memory),
             mem_per_cpu: per_cpu(r.memory),
             share: share.clone(),
+            subids: has_subids(info.spec.container.as_ref()),
         };
         let mut step = step.clone();
         if step.container.is_none() {
@@ -338,6 +340,10 @@ fn spread((tasks, per_node): (Option<u32>, Option<u32>), nodes: usize) -> Vec<Ve
             (next - here..next).collect()
         })
         .collect()
+}
+
+fn has_subids(container: Option<&ContainerSpec>) -> bool {
+    container.is_some_and(|c| c.subids == Some(true))
 }
 
 /// The first task of an array.

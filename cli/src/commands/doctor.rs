@@ -77,6 +77,7 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
     let mut all = vec![mode(root), kernel(root), user_namespaces(root)];
     all.extend(apparmor(root));
+    all.push(ranges(root));
     all.push(programs());
     all.push(cgroups(root));
     all.extend(doctor::limits().into_iter().map(|found| Finding {
@@ -178,6 +179,29 @@ fn apparmor(root: bool) -> Option<Finding> {
         "as root: give berth and berth-step a profile with 'userns,' in /etc/apparmor.d, or sysctl -w \
          kernel.apparmor_restrict_unprivileged_userns=0",
     ))
+}
+
+/// What `--container-subids` needs.
+fn ranges(root: bool) -> Finding {
+    let what = "ranges of ids";
+    if root {
+        let todo = "for --container-subids give users ranges that nobody else has: usermod --add-subuids 100000-165535 \
+                    --add-subgids 100000-165535 NAME";
+        return match berth_runtime::subids::users() {
+            0 => finding(what, Verdict::Limited, "/etc/subuid gives none to any user", todo),
+            n => good(what, format!("/etc/subuid has ranges for {n} users (--container-subids)")),
+        };
+    }
+    let tried = berth_client::users::own_identity()
+        .map_err(|e| e.text)
+        .and_then(|own| berth_runtime::subids::available(&own));
+    match tried {
+        Ok(()) => good(what, "a trial user namespace has 65536 ids (--container-subids)"),
+        Err(why) => {
+            let (found, todo) = why.split_once(": ").unwrap_or((&why, "have root look at /etc/subuid"));
+            finding(what, Verdict::Limited, format!("no --container-subids: {found}"), todo)
+        }
+    }
 }
 
 fn programs() -> Finding {

@@ -1,7 +1,7 @@
 //! What agent and supervisors call: the fetcher, which speaks to registries as the user, the unpacker, which writes the
 //! store as its own identity, and the saver, which writes images as the user. They stand before any thread.
 
-use berth_client::error::{Failure, Outcome};
+use berth_client::error::{Failure, Kind, Outcome};
 use std::ffi::OsString;
 
 /// Serve blobs of an image over the standard streams (called by the agent)
@@ -23,6 +23,20 @@ pub struct Unpack {
 pub struct Save {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
+}
+
+/// Remove what containers with subordinate ids left (called by the agent and by supervisors of an ordinary user)
+#[derive(Debug, clap::Args)]
+pub struct Remove {
+    #[arg(required = true)]
+    path: std::path::PathBuf,
+}
+
+pub fn remove(args: &Remove) -> Outcome {
+    let failed = |why: String| Failure::new(Kind::Internal, format!("{}: {why}", args.path.display()));
+    berth_runtime::subids::enter(&berth_client::users::own_identity()?).map_err(failed)?;
+    berth_step::tree::remove_tree(&args.path).map_err(|e| failed(e.to_string()))?;
+    Ok(0)
 }
 
 pub fn save(args: Save) -> Outcome {

@@ -51,6 +51,8 @@ pub enum Command {
     InternalUnpack(internal::Unpack),
     #[command(hide = true)]
     InternalSave(internal::Save),
+    #[command(hide = true)]
+    InternalRemove(internal::Remove),
 }
 
 /// What starts a container.
@@ -90,5 +92,6 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::InternalFetch(args) => internal::fetch(args),
         Command::InternalUnpack(args) => internal::unpack(args),
         Command::InternalSave(args) => internal::save(args),
+        Command::InternalRemove(args) => internal::remove(&args),
     }
 }

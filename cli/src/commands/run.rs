@@ -58,6 +58,9 @@ struct Shared {
     /// Appear as root inside
     #[arg(long)]
     container_remap_root: bool,
+    /// Be root inside with 65536 ids that are real there, of your ranges in /etc/subuid and /etc/subgid
+    #[arg(long, visible_alias = "subids")]
+    container_subids: bool,
     /// Let the container write to its root; what it writes is gone afterwards
     #[arg(long, conflicts_with = "container_readonly")]
     container_writable: bool,
@@ -210,6 +213,7 @@ impl Shared {
             workdir: self.container_workdir.map(|d| (d, "--container-workdir")),
             mount_home: self.container_mount_home,
             root: if self.container_remap_root { RootInside::Yes } else { RootInside::No },
+            subids: self.container_subids,
             writable: match (self.container_writable, self.container_readonly) {
                 (true, _) => Some(true),
                 (_, true) => Some(false),

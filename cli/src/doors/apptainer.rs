@@ -129,7 +129,7 @@ struct Shared {
     /// Empty directories in memory
     #[arg(short = 'S', long, value_name = "LIST", value_delimiter = ',')]
     scratch: Vec<String>,
-    /// Appear as root inside
+    /// Be root inside, with real ids where you have ranges in /etc/subuid and /etc/subgid
     #[arg(short, long)]
     fakeroot: bool,
     /// Write to a root directory in place
@@ -348,6 +348,8 @@ impl Shared {
             workdir: self.pwd.map(|d| (d, "--pwd")).or(workdir),
             mount_home,
             root: if self.fakeroot { RootInside::Yes } else { RootInside::No },
+            // As there: with ids of the user's ranges where there are some.
+            subids: self.fakeroot && local::has_subids()?,
             writable: match (self.writable, self.writable_tmpfs) {
                 (true, _) => Some(true),
                 (_, true) => None,

@@ -103,6 +103,8 @@ pub struct Container {
     pub mount_home: bool,
     /// The user appears as root.
     pub root: RootInside,
+    /// As root, with the user's subordinate ids.
+    pub subids: bool,
     /// Whether the root directory can be written; `None`: yes, and what was written is lost.
     pub writable: Option<bool>,
     /// How much may be written to the root, in bytes.
@@ -247,6 +249,8 @@ fn request(
         RootInside::Yes => true,
         RootInside::AsImage => image_root && !host,
     };
+    request.subids = container.subids;
+    request.remap_root |= container.subids;
     request.writable = container.writable;
     request.writable_size = container.writable_size;
     if let Some(kept) = &container.kept {
@@ -286,6 +290,11 @@ fn request(
     request.devices.clone_from(&container.devices);
     request.limits = container.limits.clone();
     Ok(request)
+}
+
+/// Whether the caller can have containers with subordinate ids.
+pub fn has_subids() -> Result<bool, Failure> {
+    Ok(berth_runtime::subids::available(&berth_client::users::own_identity()?).is_ok())
 }
 
 /// A mount of a path here, as an option of the user's says it: the source must exist, and is made absolute.

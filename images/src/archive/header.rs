@@ -59,6 +59,11 @@ impl<'a> Header<'a> {
         Ok(u32::try_from(self.number(100, 8, "mode")? & 0o7777).unwrap_or_default())
     }
 
+    /// A user or a group by number; whoever writes nonsense there writes root.
+    pub(super) fn id(&self, at: usize) -> u32 {
+        number(&self.0[at..at + 8]).and_then(|id| u32::try_from(id).ok()).unwrap_or(0)
+    }
+
     pub(super) fn size(&self) -> Result<u64> {
         u64::try_from(self.number(124, 12, "size")?)
             .map_err(|_| refused(&self.path(), "its size is negative"))

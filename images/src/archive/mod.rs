@@ -38,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) link: Vec<u8>,
     /// Permission bits, set-id and sticky bits.
     pub(crate) mode: u32,
+    /// Numbers of the user and of the group; no layer is unpacked with them.
+    pub(crate) owner: (u32, u32),
     /// Seconds and nanoseconds of the last change.
     pub(crate) mtime: (i64, u32),
     /// Bytes of the file as seen after unpacking.

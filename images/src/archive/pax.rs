@@ -10,6 +10,8 @@ pub(super) struct Pax {
     pub(super) link: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
     pub(super) mtime: Option<(i64, u32)>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: Option<PaxSparse>,
 }
@@ -67,6 +69,8 @@ impl Pax {
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link = Some(value.to_vec()),
             b"size" => self.size = Some(decimal(value).ok_or_else(|| bad("size"))?),
+            b"uid" => self.uid = id(value),
+            b"gid" => self.gid = id(value),
             b"mtime" => self.mtime = Some(time(value).ok_or_else(|| bad("mtime"))?),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -90,11 +94,16 @@ impl Pax {
                         }
                     }
                 }
-                // Everything else (atime, ctime, uid, gid, names, comments) does not reach an unpacked layer.
+                // Everything else (atime, ctime, names, comments) does not reach an unpacked layer.
             }
         }
         Ok(())
     }
+}
+
+/// Owners reach no unpacked layer: one that is no number is none.
+fn id(value: &[u8]) -> Option<u32> {
+    decimal(value).and_then(|id| u32::try_from(id).ok())
 }
 
 fn record(rest: &[u8]) -> Result<(&[u8], &[u8], &[u8])> {

@@ -156,6 +156,7 @@ impl<R: BufRead> Reader<R> {
             kind,
             link,
             mode: header.mode()?,
+            owner: (pax.uid.unwrap_or_else(|| header.id(108)), pax.gid.unwrap_or_else(|| header.id(116))),
             mtime: match pax.mtime {
                 Some(time) => time,
                 None => (header.mtime()?, 0),

@@ -558,7 +558,8 @@ impl Walk<'_> {
         link: &[u8],
         xattrs: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<()> {
-        let member = Member { path, kind, mode: head.mode, size, mtime: (head.mtime, 0), link, xattrs };
+        let member =
+            Member { path, kind, mode: head.mode, owner: (0, 0), size, mtime: (head.mtime, 0), link, xattrs };
         let bytes = member.header();
         self.grow(bytes.len() as u64)?;
         (self.out)(&bytes)

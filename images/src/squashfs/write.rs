@@ -31,6 +31,8 @@ enum Body {
 struct Node {
     body: Body,
     mode: u32,
+    /// Places of user and group in the table of ids.
+    owner: (u16, u16),
     mtime: u32,
     xattr: u32,
     /// Names that it has.
@@ -108,11 +110,16 @@ pub(crate) struct Writer {
     fragment: Vec<u8>,
     xattrs: Vec<Attributes>,
     xattr_ids: HashMap<Attributes, u32>,
+    /// Users and groups, root first.
+    ids: Vec<u32>,
+    id_places: HashMap<u32, u16>,
 }
 
 /// What every file has.
 pub(crate) struct Meta {
     pub(crate) mode: u32,
+    /// User and group.
+    pub(crate) owner: (u32, u32),
     pub(crate) mtime: i64,
     pub(crate) xattrs: Attributes,
 }
@@ -131,9 +138,14 @@ impl Writer {
             fragment: Vec::with_capacity(BLOCK),
             xattrs: Vec::new(),
             xattr_ids: HashMap::new(),
+            ids: vec![0],
+            id_places: HashMap::from([(0, 0)]),
         };
         writer.file.write_all(&[0; SUPERBLOCK])?;
-        writer.node(Body::Directory(BTreeMap::new()), Meta { mode: 0o755, mtime, xattrs: Vec::new() });
+        writer.node(
+            Body::Directory(BTreeMap::new()),
+            Meta { mode: 0o755, owner: (0, 0), mtime, xattrs: Vec::new() },
+        );
         Ok(writer)
     }
 
@@ -148,8 +160,32 @@ impl Writer {
             })
         };
         let mtime = u32::try_from(meta.mtime.clamp(0, i64::from(u32::MAX))).unwrap_or(0);
-        self.nodes.push(Node { body, mode: meta.mode & 0o7777, mtime, xattr, links: 0, written: None });
+        let owner = (self.id(meta.owner.0), self.id(meta.owner.1));
+        self.nodes.push(Node {
+            body,
+            mode: meta.mode & 0o7777,
+            owner,
+            mtime,
+            xattr,
+            links: 0,
+            written: None,
+        });
         self.nodes.len() - 1
+    }
+
+    /// Where an id stands in the table. The superblock counts 65535: whoever comes after them is root.
+    fn id(&mut self, id: u32) -> u16 {
+        if let Some(place) = self.id_places.get(&id) {
+            return *place;
+        }
+        match u16::try_from(self.ids.len()) {
+            Ok(place) if place < u16::MAX => {
+                self.ids.push(id);
+                self.id_places.insert(id, place);
+                place
+            }
+            _ => 0,
+        }
     }
 
     /// The directory in which a path's last name stands, made where it is missing, and that name.
@@ -163,7 +199,7 @@ impl Writer {
             at = match self.child(at, part) {
                 Some(found) => found,
                 None => {
-                    let meta = Meta { mode: 0o755, mtime: 0, xattrs: Vec::new() };
+                    let meta = Meta { mode: 0o755, owner: (0, 0), mtime: 0, xattrs: Vec::new() };
                     let made = self.node(Body::Directory(BTreeMap::new()), meta);
                     self.attach(at, part, made)?;
                     made
@@ -209,7 +245,8 @@ impl Writer {
             Some(known) => {
                 let described = self.nodes.pop().ok_or_else(|| io::Error::other("lost"))?;
                 let node = &mut self.nodes[known];
-                (node.mode, node.mtime, node.xattr) = (described.mode, described.mtime, described.xattr);
+                (node.mode, node.owner) = (described.mode, described.owner);
+                (node.mtime, node.xattr) = (described.mtime, described.xattr);
                 Ok(())
             }
             None => self.attach(dir, name, made),
@@ -334,7 +371,10 @@ impl Writer {
         let fragment_count = fragments_in(&fragments);
         let fragment_table = self.indexed(fragments)?;
         let mut ids = Table::new();
-        ids.put(&mut self.packer, &0_u32.to_le_bytes())?;
+        for id in &self.ids {
+            ids.put(&mut self.packer, &id.to_le_bytes())?;
+        }
+        let id_count = u16::try_from(self.ids.len()).map_err(io::Error::other)?;
         let id_table = self.indexed(ids)?;
         let xattr_table = self.write_attributes()?;
         let bytes_used = self.at;
@@ -347,7 +387,7 @@ impl Writer {
         head.extend_from_slice(&u32::try_from(BLOCK).map_err(io::Error::other)?.to_le_bytes());
         head.extend_from_slice(&fragment_count.to_le_bytes());
         let flags = if xattr_table == NO_TABLE { NO_XATTRS } else { 0 };
-        for number in [ZSTD, BLOCK_LOG, flags, 1, 4, 0] {
+        for number in [ZSTD, BLOCK_LOG, flags, id_count, 4, 0] {
             head.extend_from_slice(&number.to_le_bytes());
         }
         for number in
@@ -554,11 +594,11 @@ impl Writer {
     }
 }
 
-/// What every inode begins with. There is one id, root's, and it is both user and group.
+/// What every inode begins with.
 fn inode(kind: u16, node: &Node, number: u32) -> Vec<u8> {
     let mode = u16::try_from(node.mode).unwrap_or(0);
     let mut bytes = Vec::with_capacity(64);
-    for value in [kind, mode, 0, 0] {
+    for value in [kind, mode, node.owner.0, node.owner.1] {
         bytes.extend_from_slice(&value.to_le_bytes());
     }
     bytes.extend_from_slice(&node.mtime.to_le_bytes());

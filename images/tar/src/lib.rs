@@ -1,5 +1,5 @@
 //! Members of a POSIX archive, written: a ustar header, and in front of it an extended header for what ustar cannot hold
-//! (IEEE Std 1003.1, pax). The same member always gives the same bytes. Everything belongs to root.
+//! (IEEE Std 1003.1, pax). The same member always gives the same bytes.
 #![forbid(unsafe_code)]
 
 /// Bytes of a block.
@@ -9,6 +9,8 @@ pub const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 /// Follows the end of a container's archive that was written whole: without it, one that was cut off between two files would
 /// look complete.
 pub const WHOLE: &[u8] = b"whole\n";
+/// What seven octal digits hold.
+const OCTAL_ID: u32 = 0o7_777_777;
 /// What eleven octal digits hold.
 const OCTAL: u64 = 0o77_777_777_777;
 
@@ -48,6 +50,8 @@ pub struct Member<'a> {
     pub kind: Kind,
     /// Permission, set-id and sticky bits.
     pub mode: u32,
+    /// Numbers of the user and of the group.
+    pub owner: (u32, u32),
     /// Bytes of a file.
     pub size: u64,
     /// Seconds and nanoseconds of the last change.
@@ -76,6 +80,11 @@ impl Member<'_> {
         if size > OCTAL {
             record(&mut records, b"size", size.to_string().as_bytes());
         }
+        for (name, id) in [(b"uid", self.owner.0), (b"gid", self.owner.1)] {
+            if id > OCTAL_ID {
+                record(&mut records, name, id.to_string().as_bytes());
+            }
+        }
         let (seconds, nanos) = self.mtime;
         let fits = u64::try_from(seconds).is_ok_and(|s| s <= OCTAL);
         if nanos > 0 || !fits {
@@ -86,7 +95,7 @@ impl Member<'_> {
         }
         let mut out = Vec::with_capacity(BLOCK);
         if !records.is_empty() {
-            out.extend_from_slice(&block(b"pax", b'x', 0o644, records.len() as u64, 0, b""));
+            out.extend_from_slice(&block(b"pax", b'x', 0o644, (0, 0), records.len() as u64, 0, b""));
             let over = padding(records.len() as u64);
             out.extend_from_slice(&records);
             out.resize(out.len() + over, 0);
@@ -95,7 +104,7 @@ impl Member<'_> {
         // A size that the field cannot hold stands in the extended header alone.
         let size = if size > OCTAL { 0 } else { size };
         let (name, link) = (&path[..path.len().min(100)], &self.link[..self.link.len().min(100)]);
-        out.extend_from_slice(&block(name, self.kind.letter(), self.mode, size, seconds, link));
+        out.extend_from_slice(&block(name, self.kind.letter(), self.mode, self.owner, size, seconds, link));
         out
     }
 }
@@ -105,21 +114,36 @@ pub fn padding(size: u64) -> usize {
     usize::try_from(size.wrapping_neg() % BLOCK as u64).unwrap_or(0)
 }
 
-fn block(name: &[u8], letter: u8, mode: u32, size: u64, mtime: u64, link: &[u8]) -> [u8; BLOCK] {
+fn block(
+    name: &[u8],
+    letter: u8,
+    mode: u32,
+    (uid, gid): (u32, u32),
+    size: u64,
+    mtime: u64,
+    link: &[u8],
+) -> [u8; BLOCK] {
     let mut block = [0_u8; BLOCK];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, name);
     put(100, format!("{:07o}\0", mode & 0o7777).as_bytes());
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
+    // One that the field cannot hold stands in the extended header alone.
+    let field = |id: u32| format!("{:07o}\0", if id > OCTAL_ID { 0 } else { id });
+    put(108, field(uid).as_bytes());
+    put(116, field(gid).as_bytes());
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, format!("{mtime:011o}\0").as_bytes());
     put(148, b"        ");
     put(156, &[letter]);
     put(157, link);
     put(257, b"ustar\x0000");
-    put(265, b"root");
-    put(297, b"root");
+    // Other names than root's mean nothing without the image's own files of users.
+    if uid == 0 {
+        put(265, b"root");
+    }
+    if gid == 0 {
+        put(297, b"root");
+    }
     let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     block
@@ -156,7 +180,26 @@ mod tests {
     use super::*;
 
     fn member<'a>(path: &'a [u8]) -> Member<'a> {
-        Member { path, kind: Kind::File, mode: 0o4755, size: 5, mtime: (7, 0), link: b"", xattrs: &[] }
+        Member {
+            path,
+            kind: Kind::File,
+            mode: 0o4755,
+            owner: (0, 0),
+            size: 5,
+            mtime: (7, 0),
+            link: b"",
+            xattrs: &[],
+        }
+    }
+
+    #[test]
+    fn owners_are_numbers() {
+        let block = Member { owner: (33, 0), ..member(b"x") }.header();
+        assert_eq!((&block[108..116], &block[116..124]), (&b"0000041\0"[..], &b"0000000\0"[..]));
+        assert_eq!((&block[265..270], &block[297..302]), (&b"\0\0\0\0\0"[..], &b"root\0"[..]));
+        let blocks = Member { owner: (0, 3_000_000), ..member(b"x") }.header();
+        assert!(blocks[BLOCK..].starts_with(b"15 gid=3000000\n"));
+        assert_eq!(&blocks[2 * BLOCK + 116..2 * BLOCK + 124], b"0000000\0");
     }
 
     #[test]

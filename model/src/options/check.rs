@@ -14,6 +14,8 @@ impl ContainerOptions {
             (self.mount_home == Some(false), "--no-container-mount-home"),
             (self.remap_root == Some(true), "--container-remap-root"),
             (self.remap_root == Some(false), "--no-container-remap-root"),
+            (self.subids == Some(true), "--container-subids"),
+            (self.subids == Some(false), "--no-container-subids"),
             (self.writable == Some(true), "--container-writable"),
             (self.writable == Some(false), "--container-readonly"),
             (!self.env.is_empty(), "--container-env"),
@@ -50,6 +52,13 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
         let lines = vec![
             "both --container-readonly and --container-writable-layer were specified".to_string(),
             "leave one of them out: a read-only container has nothing to write to".to_string(),
+        ];
+        return Err(OptionError::error(255, lines));
+    }
+    if options.container.subids == Some(true) && options.container.remap_root == Some(false) {
+        let lines = vec![
+            "both --container-subids and --no-container-remap-root were specified".to_string(),
+            "leave one of them out: only root in the container can use other ids".to_string(),
         ];
         return Err(OptionError::error(255, lines));
     }

@@ -485,7 +485,9 @@ impl ContainerOptions {
             mounts: self.mounts.iter().map(|mount| absolute_mount(work_dir, mount)).collect(),
             workdir: self.workdir.clone(),
             mount_home: self.mount_home,
-            remap_root: self.remap_root,
+            // Only root inside can use the other ids.
+            remap_root: self.remap_root.or(self.subids.filter(|on| *on)),
+            subids: self.subids,
             writable: self.writable,
             env: self.env.clone(),
             entrypoint: self.entrypoint,
@@ -513,6 +515,7 @@ impl ContainerOptions {
             workdir: own.workdir.or(job.workdir),
             mount_home: own.mount_home.or(job.mount_home),
             remap_root: own.remap_root.or(job.remap_root),
+            subids: own.subids.or(job.subids.filter(|_| own.remap_root != Some(false))),
             writable: own.writable.or(job.writable),
             env: if own.env.is_empty() { job.env } else { own.env },
             entrypoint: own.entrypoint.or(job.entrypoint),

@@ -51,6 +51,8 @@ pub struct ContainerOptions {
     pub mount_home: Option<bool>,
     /// `--container-remap-root`.
     pub remap_root: Option<bool>,
+    /// `--container-subids`.
+    pub subids: Option<bool>,
     /// `--container-writable` or `--container-readonly`.
     pub writable: Option<bool>,
     /// `--container-env`.

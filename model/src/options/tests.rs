@@ -503,6 +503,36 @@ fn a_name_needs_no_image_and_what_belongs_to_it_needs_a_name() {
 }
 
 #[test]
+fn ranges_of_ids_are_for_root_in_the_container() {
+    let spec = |line: &str| sbatch(line).unwrap().job_spec(&submitter(), Some(image())).unwrap().spec;
+    let ids = |c: &crate::spec::ContainerSpec| (c.subids, c.remap_root);
+    assert_eq!(ids(&spec("--container-subids").container.unwrap()), (Some(true), Some(true)));
+    assert_eq!(ids(&spec("--no-container-subids").container.unwrap()), (Some(false), None));
+    assert_eq!(ids(&spec("--container-remap-root").container.unwrap()), (None, Some(true)));
+    let step = |options: &str| {
+        let job = spec("--container-subids");
+        let step = srun(&format!("{options} true")).unwrap();
+        let step = step.step_spec(&submitter(), words("true"), vec![], None, None, Some(&job));
+        ids(&step.unwrap().spec.container.unwrap())
+    };
+    assert_eq!(step("--container-workdir=/"), (Some(true), Some(true)));
+    assert_eq!(step("--no-container-subids"), (Some(false), Some(true)));
+    assert_eq!(step("--no-container-remap-root"), (None, Some(false)));
+    for (line, text) in [
+        ("--container-subids --no-container-subids", "both --container-subids and --no-container-subids"),
+        (
+            "--container-subids --no-container-remap-root",
+            "both --container-subids and --no-container-remap-root",
+        ),
+    ] {
+        let error = srun(line).unwrap_err();
+        assert!(error.lines[0].contains(text) && error.exit_code == 255, "{error}");
+    }
+    let error = sbatch("--container-subids").unwrap().job_spec(&submitter(), None).unwrap_err();
+    assert!(error.lines[0].starts_with("--container-subids was given"), "{error}");
+}
+
+#[test]
 fn options_become_a_step() {
     let job = sbatch("--container-mounts=/j --container-readonly")
         .unwrap()

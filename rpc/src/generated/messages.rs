@@ -283,6 +283,8 @@ pub struct ContainerSpec {
     pub unshare: ::prost::alloc::vec::Vec<i32>,
     #[prost(bytes = "vec", optional, tag = "12")]
     pub save: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bool, optional, tag = "13")]
+    pub subids: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedSpec {
@@ -571,6 +573,8 @@ pub struct JobFacts {
     pub mem_per_cpu: ::core::option::Option<u64>,
     #[prost(message, optional, tag = "18")]
     pub share: ::core::option::Option<NodeShare>,
+    #[prost(bool, tag = "19")]
+    pub subids: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArgvProgram {

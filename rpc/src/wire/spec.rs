@@ -56,6 +56,7 @@ structs! {
     NamedSpec { name, flag, scope }
     ContainerSpec {
         image, mounts, workdir, mount_home, remap_root, writable, env, entrypoint, layer, named, unshare, save,
+        subids,
     }
     WarnSignal { signal, before, batch_only }
     ArraySpec { ranges, max_running }
@@ -79,7 +80,7 @@ structs! {
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,
-        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, share,
+        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, share, subids,
     }
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,

@@ -41,7 +41,7 @@ fn describe(hooks: &ContainerHooks, plan: &Plan) -> Value {
     let namespaces: Vec<Value> =
         kinds.iter().filter(|(on, _)| *on).map(|(_, kind)| json!({"type": kind})).collect();
     let map = |ids: &[crate::plan::IdMap]| -> Vec<Value> {
-        ids.iter().map(|m| json!({"containerID": m.inside, "hostID": m.outside, "size": 1})).collect()
+        ids.iter().map(|m| json!({"containerID": m.inside, "hostID": m.outside, "size": m.count})).collect()
     };
     let args: Vec<_> = plan.argv.iter().map(|a| a.display().into_owned()).collect();
     let mounts: Vec<Value> = plan

@@ -20,7 +20,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::CapabilitySet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 /// How a container is created.
@@ -410,19 +409,12 @@ fn write_maps(proc: &Procfs, pid: i32, uids: &[maps::IdRange], gids: &[maps::IdR
         proc.write(&format!("{pid}/gid_map"), &gid_text)?;
         return Ok(false);
     }
-    for (tool, ranges) in [("newuidmap", uids), ("newgidmap", gids)] {
-        let program = format!("/usr/bin/{tool}");
-        let words = ranges.iter().flat_map(|r| [r.inside, r.outside, r.count]).map(|n| n.to_string());
-        let output = Command::new(&program).arg(pid.to_string()).args(words).env_clear().output();
-        let output = output.named_at("run", &program)?;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).trim().to_string();
-            return Err(invalid(
-                format!("the id mapping was refused: {why}"),
-                "a user may map the own id, and ranges of /etc/subuid and /etc/subgid",
-            ));
-        }
-    }
+    crate::subids::map(pid, uids, gids).map_err(|why| {
+        invalid(
+            format!("the id mapping was refused: {why}"),
+            "a user may map the own id, and ranges of /etc/subuid and /etc/subgid",
+        )
+    })?;
     Ok(true)
 }
 

@@ -44,6 +44,8 @@ pub enum PlanError {
     EnvFormat { origin: String, text: String },
     #[error("--container-env: '{0}' is not the name of a variable")]
     EnvName(String),
+    #[error("--container-subids: {0}")]
+    SubIds(String),
     #[error("device {0} must be a path below /dev")]
     DevicePath(String),
     #[error(

@@ -3,18 +3,32 @@
 use super::{EtcFile, Mode, PlanError};
 use crate::facts::HostFacts;
 use crate::request::{ContainerRequest, Rootfs};
+use crate::subids::SubIds;
 use berth_model::ByteStr;
 use berth_model::spec::Identity;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// One line of a user namespace's map.
+/// One line of a user namespace's map: ids from `inside` on are those from `outside` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
-    /// Id in the container.
+    /// First id in the namespace.
     pub inside: u32,
-    /// Id on the node.
+    /// First id above it: on the node, or in the job's namespace.
     pub outside: u32,
+    /// How many.
+    #[serde(default = "one")]
+    pub count: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl IdMap {
+    pub(crate) fn of_one(inside: u32, outside: u32) -> IdMap {
+        IdMap { inside, outside, count: 1 }
+    }
 }
 
 /// The user's ids, on the node and in the container.
@@ -97,6 +111,7 @@ pub(super) fn plan(
     request: &ContainerRequest,
     mode: Mode,
     host: bool,
+    subids: Option<&SubIds>,
     notes: &mut Vec<String>,
 ) -> Result<Ids, PlanError> {
     let who = &request.identity;
@@ -121,14 +136,21 @@ pub(super) fn plan(
     }
     let groups = other_groups(who);
     let (inside_uid, inside_gid) = if request.remap_root { (0, 0) } else { (uid, gid) };
-    let (uid_map, gid_map) = maps(who, mode, request.remap_root);
-    if mode == Mode::System && groups.len() >= MAX_MAP_LINES {
+    let (uid_map, gid_map) = match subids {
+        Some(subids) => subids.of_container((uid, gid)),
+        None => maps(who, mode, request.remap_root),
+    };
+    if mode == Mode::System && !request.subids && groups.len() >= MAX_MAP_LINES {
         notes.push(format!(
             "{} supplementary groups; the kernel maps {MAX_MAP_LINES}, the others are left out",
             groups.len()
         ));
     }
-    let inside_groups = gid_map.iter().skip(1).map(|m| m.inside).collect();
+    // Beside a range groups have no number inside, and what they grant all the same.
+    let inside_groups = match request.subids {
+        true => Vec::new(),
+        false => gid_map.iter().skip(1).map(|m| m.inside).collect(),
+    };
     Ok(Ids {
         process: ProcessIdentity {
             uid,
@@ -151,19 +173,22 @@ fn other_groups(who: &Identity) -> Vec<u32> {
     groups
 }
 
-/// The maps of the user namespace that a job's containers share.
-pub(crate) fn job_maps(who: &Identity, mode: Mode) -> (Vec<IdMap>, Vec<IdMap>) {
-    maps(who, mode, false)
+/// The maps of the user namespace that a job's containers share; `subids`: where it is to hold containers with these.
+pub(crate) fn job_maps(who: &Identity, mode: Mode, subids: Option<&SubIds>) -> (Vec<IdMap>, Vec<IdMap>) {
+    match subids {
+        Some(subids) => subids.of_job((who.uid.0, who.gid.0)),
+        None => maps(who, mode, false),
+    }
 }
 
 fn maps(who: &Identity, mode: Mode, remap_root: bool) -> (Vec<IdMap>, Vec<IdMap>) {
     let (inside_uid, inside_gid) = if remap_root { (0, 0) } else { (who.uid.0, who.gid.0) };
-    let uid_map = vec![IdMap { inside: inside_uid, outside: who.uid.0 }];
-    let mut gid_map = vec![IdMap { inside: inside_gid, outside: who.gid.0 }];
+    let uid_map = vec![IdMap::of_one(inside_uid, who.uid.0)];
+    let mut gid_map = vec![IdMap::of_one(inside_gid, who.gid.0)];
     if mode == Mode::System {
         // A group whose number the primary group already has inside cannot be mapped as well.
         let rest = other_groups(who).into_iter().filter(|g| *g != inside_gid);
-        gid_map.extend(rest.map(|g| IdMap { inside: g, outside: g }));
+        gid_map.extend(rest.map(|g| IdMap::of_one(g, g)));
         gid_map.truncate(MAX_MAP_LINES);
     }
     (uid_map, gid_map)
@@ -197,7 +222,7 @@ pub(super) fn etc_files(
     let (uid, gid) = if request.remap_root { (0, 0) } else { (who.uid.0, who.gid.0) };
     let line = |shell: &str| format!("{name}:x:{uid}:{gid}:{name}:{home_text}:{shell}");
     let mut groups = vec![(gid, if request.remap_root { "root".into() } else { who.group.clone() })];
-    if mode == Mode::System {
+    if mode == Mode::System && !request.subids {
         for g in who.groups.iter().filter(|g| **g != who.gid) {
             let known = request.group_names.get(&g.0).or_else(|| facts.group_names.get(&g.0));
             groups.push((g.0, known.cloned().unwrap_or_else(|| format!("group{}", g.0))));

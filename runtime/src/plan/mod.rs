@@ -190,6 +190,9 @@ pub struct Plan {
     pub uid_map: Vec<IdMap>,
     /// gid map of the user namespace.
     pub gid_map: Vec<IdMap>,
+    /// The maps hold a range of the user's subordinate ids (`--container-subids`).
+    #[serde(default)]
+    pub subids: bool,
     /// Mounts in order.
     pub mounts: Vec<PlannedMount>,
     /// Files of `/etc`.
@@ -236,7 +239,18 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         refuse_container_options(request)?;
     }
     let mut notes = Vec::new();
-    let ids = identity::plan(request, mode, host, &mut notes)?;
+    if request.subids && !request.remap_root && !host {
+        return Err(PlanError::SubIds(
+            "only root in the container can use other ids: add --container-remap-root".into(),
+        ));
+    }
+    let subids = match &facts.subids {
+        // One that runs has the ids that it was started with.
+        _ if !request.subids || host || joined => None,
+        Some(found) => Some(found.as_ref().map_err(|why| PlanError::SubIds(why.clone()))?),
+        None => return Err(PlanError::SubIds("the user's ranges of ids were not looked up".into())),
+    };
+    let ids = identity::plan(request, mode, host, subids, &mut notes)?;
     let root = root(request, facts, mode)?;
     let home = identity::home(request, host);
     let env = env::plan(request, &home, host, facts)?;
@@ -283,6 +297,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         identity: ids.process,
         uid_map: ids.uid_map,
         gid_map: ids.gid_map,
+        subids: !host && request.subids,
         mounts,
         etc,
         env,
@@ -297,7 +312,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         confinement: Confinement {
             no_new_privs: !host,
             seccomp: !host && request.seccomp,
-            fake_ids: !host && request.remap_root,
+            fake_ids: !host && request.remap_root && !request.subids,
         },
         limits: request.limits.clone(),
         notes,
@@ -309,6 +324,8 @@ fn refuse_container_options(request: &ContainerRequest) -> Result<(), PlanError>
         "--container-mounts"
     } else if request.mount_home {
         "--container-mount-home"
+    } else if request.subids {
+        "--container-subids"
     } else if request.remap_root {
         "--container-remap-root"
     } else if request.writable == Some(true) {

@@ -1,6 +1,6 @@
 //! A plan as text, for `--explain`.
 
-use super::{Mode, MountKind, Ns, Origin, Plan, RootPlan};
+use super::{IdMap, Mode, MountKind, Ns, Origin, Plan, RootPlan};
 use crate::request::WritableLayer;
 use std::fmt;
 
@@ -75,6 +75,16 @@ fn on(flag: bool) -> &'static str {
     if flag { "on" } else { "off" }
 }
 
+fn mapped(m: &IdMap) -> String {
+    match m.count {
+        1 => format!("{} is {} on the node", m.inside, m.outside),
+        n => {
+            let last = |first: u32| first.saturating_add(n - 1);
+            format!("{}-{} are {}-{} on the node", m.inside, last(m.inside), m.outside, last(m.outside))
+        }
+    }
+}
+
 /// Where a variable comes from, in the words of `docs/containers.md`.
 fn origin(origin: Origin) -> &'static str {
     match origin {
@@ -92,8 +102,7 @@ impl Plan {
             return writeln!(f, "id maps: none, ids are the node's");
         }
         for (what, map) in [("uid", &self.uid_map), ("gid", &self.gid_map)] {
-            let lines: Vec<String> =
-                map.iter().map(|m| format!("{} is {} on the node", m.inside, m.outside)).collect();
+            let lines: Vec<String> = map.iter().map(mapped).collect();
             writeln!(f, "{what} map: {}", lines.join(", "))?;
         }
         Ok(())

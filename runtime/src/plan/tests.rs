@@ -34,7 +34,7 @@ fn one_id_is_mapped_for_users_and_all_groups_by_root() {
     let user = plan(&request(), &facts(false)).unwrap();
     assert_eq!(user.gid_map.len(), 1);
     let system = plan(&request(), &facts(true)).unwrap();
-    assert_eq!(system.gid_map, [1000, 20].map(|g| IdMap { inside: g, outside: g }));
+    assert_eq!(system.gid_map, [1000, 20].map(|g| IdMap::of_one(g, g)));
     assert!(system.confinement.no_new_privs && system.confinement.seccomp && !system.confinement.fake_ids);
 }
 

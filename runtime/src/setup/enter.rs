@@ -19,7 +19,7 @@ pub(crate) const USERNS_HINT: &str = "user namespaces may be restricted here: `b
 pub(crate) fn map_text(map: &[IdMap]) -> String {
     map.iter().fold(String::new(), |mut text, m| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} {} 1", m.inside, m.outside);
+        let _ = writeln!(text, "{} {} {}", m.inside, m.outside, m.count);
         text
     })
 }
@@ -104,6 +104,10 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
                 .user_ns
                 .as_ref()
                 .ok_or_else(|| SetupFailure::new("enter the user namespace", Errno::INVAL))?;
+            if plan.subids {
+                // The range has their numbers inside: they are taken along from outside.
+                set_groups(&id.groups)?;
+            }
             rustix::thread::move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::User))
                 .doing("enter the user namespace")?;
             if !joined {
@@ -112,7 +116,9 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
             }
             (id.inside_uid, id.inside_gid, &id.inside_groups)
         };
-        set_groups(groups)?;
+        if host || !plan.subids {
+            set_groups(groups)?;
+        }
         let gid = rustix::process::Gid::from_raw(gid);
         let uid = rustix::process::Uid::from_raw(uid);
         rustix::thread::set_thread_res_gid(gid, gid, gid).doing("become the user's group")?;
@@ -126,6 +132,11 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
             })?;
         rustix::thread::move_into_link_name_space(ns.1.as_fd(), Some(LinkNameSpaceType::User))
             .doing("enter the running container's user namespace")?;
+    } else if let Some(ns) = fds.user_ns.as_ref().filter(|_| plan.mode == Mode::User && plan.subids) {
+        // As below, made by whoever has the right to map more than one id in the job's.
+        rustix::thread::move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::User))
+            .doing("enter the user namespace")?;
+        fork::unshare(libc::CLONE_NEWNS).doing("lock the mounts")?;
     } else if let Some(proc) = within_jobs {
         // Within the job's, and only now: what is mounted belongs to the job's user namespace, which alone
         // may show its processes in /proc. As above, the copy locks the mounts.
@@ -133,7 +144,7 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
             .doing("make a user namespace")
             .map_err(|f| f.hint(USERNS_HINT))?;
         let within = |map: &[IdMap], job: u32| -> Vec<IdMap> {
-            map.iter().map(|m| IdMap { inside: m.inside, outside: job }).collect()
+            map.iter().map(|m| IdMap::of_one(m.inside, job)).collect()
         };
         map_own_ids(proc, &within(&plan.uid_map, id.uid), &within(&plan.gid_map, id.gid))?;
     }

@@ -45,7 +45,7 @@ pub(super) fn write(plan: &Plan, root: &Root, staging: BorrowedFd<'_>, notes: &m
             Err(e) => return Err(super::SetupFailure::at("provide", &format!("/etc/{name}").into(), e)),
         }
     }
-    if replace {
+    if replace && plan.confinement.fake_ids {
         apt_as_root(root)?;
     }
     Ok(())

@@ -122,7 +122,8 @@ impl<T> Doing<T> for Result<T, Errno> {
 /// Namespaces made beforehand that the container enters.
 #[derive(Debug, Default)]
 pub(crate) struct SetupFds {
-    /// The job's user namespace (system mode), owned by root.
+    /// The job's or the container's own user namespace, owned by root (system mode). With subordinate ids in user mode:
+    /// the container's own, within the job's where there is one.
     pub user_ns: Option<OwnedFd>,
     /// A user namespace whose map makes the store's owner appear as the user.
     pub idmap_ns: Option<OwnedFd>,
@@ -159,8 +160,9 @@ pub(crate) fn run(plan: &Plan, fds: &SetupFds, pause: &Pause<'_>) -> Result<Made
     let notes = &mut made.notes;
     // Whoever maps the own ids may have mounted anything over `/proc` by the time it is done.
     let own_ids = plan.mode == Mode::User && plan.namespaces.user == Ns::Own;
+    let mapped = plan.subids && plan.root != RootPlan::Joined;
     let proc = own_ids.then(open_procfs).transpose()?;
-    if let Some(proc) = proc.as_ref().filter(|_| !plan.namespaces.in_job()) {
+    if let Some(proc) = proc.as_ref().filter(|_| !plan.namespaces.in_job() && !mapped) {
         map_own_ids(proc, &plan.uid_map, &plan.gid_map)?;
     }
     if plan.namespaces.cgroup {

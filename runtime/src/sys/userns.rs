@@ -39,6 +39,11 @@ fn make(uid_map: &str, gid_map: &str, seen: impl Fn(&Waiting) -> Option<i32>) ->
 fn adopt_namespace(pid: i32, uid_map: &str, gid_map: &str) -> SysResult<OwnedFd> {
     write_file(&format!("/proc/{pid}/uid_map"), uid_map)?;
     write_file(&format!("/proc/{pid}/gid_map"), gid_map)?;
+    of(pid)
+}
+
+/// The user namespace of a process.
+pub fn of(pid: i32) -> SysResult<OwnedFd> {
     rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 

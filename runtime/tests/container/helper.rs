@@ -389,7 +389,7 @@ fn run_job(order: &Order, plan: &berth_runtime::Plan) -> Result<i32, Box<dyn std
     let mut link = HolderLink::new(ours.into());
     let owner = StoreOwner { uid: STORE, gid: STORE };
     let r = &order.request;
-    link.begin(JobRequest::new(&r.identity, plan.mode, Some(owner), r.shm_size))?;
+    link.begin(pid, JobRequest::new(&r.identity, plan.mode, Some(owner), r.shm_size, None))?;
     link.ready()?;
     link.stay()?;
     let job = JobNamespaces::of(pid)?;

@@ -135,5 +135,6 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFact
             _ => None,
         },
         share,
+        subids: spec.container.as_ref().is_some_and(|c| c.subids == Some(true)),
     }
 }

@@ -3,7 +3,7 @@
 use super::as_user::as_user;
 use super::step::LaunchFailure;
 use crate::spool::LaunchFile;
-use crate::tree::remove_tree;
+use crate::tree::{remove_tree, remove_written};
 use berth_model::ByteStr;
 use berth_model::spec::{ContainerSpec, LayerKind};
 use berth_runtime::{ContainerRequest, WritableLayer};
@@ -76,14 +76,20 @@ fn place(file: &LaunchFile) -> Option<PathBuf> {
 }
 
 /// A layer in a directory of the step's own: removed when it is dropped.
-pub struct OnDisk(PathBuf);
+pub struct OnDisk {
+    place: PathBuf,
+    /// The `berth` program, which removes what belongs to other ids.
+    program: Option<ByteStr>,
+}
 
 impl OnDisk {
     /// The one of this request.
     pub fn of(file: &LaunchFile, request: &ContainerRequest) -> Option<OnDisk> {
         let place = place(file)?;
         match &request.writable_layer {
-            WritableLayer::Dir(dir) if dir.as_path() == place => Some(OnDisk(place)),
+            WritableLayer::Dir(dir) if dir.as_path() == place => {
+                Some(OnDisk { place, program: file.node.program.clone() })
+            }
             _ => None,
         }
     }
@@ -91,8 +97,12 @@ impl OnDisk {
 
 impl Drop for OnDisk {
     fn drop(&mut self) {
-        if let Err(e) = remove_tree(&self.0) {
-            eprintln!("berth-step: {}: {e}", self.0.display());
+        let removed = match &self.program {
+            Some(program) => remove_written(&self.place, program.as_path()),
+            None => remove_tree(&self.place),
+        };
+        if let Err(e) = removed {
+            eprintln!("berth-step: {}: {e}", self.place.display());
         }
     }
 }

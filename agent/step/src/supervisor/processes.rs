@@ -199,6 +199,7 @@ fn member(file: &LaunchFile, namespaces: ContainerNamespaces, request: &Containe
             mounts: file.launch.container.as_ref().map(|c| c.mounts.clone()).unwrap_or_default(),
             mount_home: request.mount_home,
             remap_root: request.remap_root,
+            subids: request.subids,
             read_only: request.writable == Some(false),
             unshare: request.unshare.clone(),
             display: file.launch.x11.as_ref().map(|x11| x11.display.clone()),
@@ -309,7 +310,8 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
             None => None,
         };
         request.mount_home = container.mount_home.unwrap_or(node.container.mount_home);
-        request.remap_root = container.remap_root.unwrap_or(node.container.remap_root);
+        request.subids = container.subids == Some(true) || node.kept.as_ref().is_some_and(|k| k.subids);
+        request.remap_root = request.subids || container.remap_root.unwrap_or(node.container.remap_root);
         request.entrypoint = container.entrypoint.unwrap_or(node.container.entrypoint);
         request.writable = container.writable;
         request.container_env.clone_from(&container.env);
@@ -332,7 +334,14 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         request.writable_layer = WritableLayer::Tmpfs;
         request.mount_home = started.mount_home;
         request.remap_root = started.remap_root;
+        request.subids = started.subids;
         request.unshare.clone_from(&started.unshare);
+    }
+    if request.subids && request.in_job && !node.system && !launch.job.subids {
+        return Err(LaunchFailure::new(
+            "--container-subids: the job was submitted without it, and what its steps share has one id: give it to sbatch, \
+             salloc or the srun that makes the job (only root's cluster gives it to single steps)",
+        ));
     }
     x11::ask(file, &mut request)?;
     if let Some(scratch) = &node.scratch {

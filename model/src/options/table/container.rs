@@ -38,6 +38,7 @@ fn once<T: PartialEq>(slot: &mut Option<T>, given: &Given<'_>, value: T) -> Resu
 
 const HOME: [&str; 2] = ["container-mount-home", "no-container-mount-home"];
 const ROOT: [&str; 2] = ["container-remap-root", "no-container-remap-root"];
+const SUBIDS: [&str; 2] = ["container-subids", "no-container-subids"];
 const ENTRY: [&str; 2] = ["container-entrypoint", "no-container-entrypoint"];
 const WRITE: [&str; 2] = ["container-writable", "container-readonly"];
 
@@ -103,6 +104,18 @@ pub(super) static ROWS: &[OptionRow] = &[
         .key("container-remap-root")
         .help("Keep the user's own uid inside, whatever the site's default.")
         .set(|o, g| either(&mut o.container.remap_root, g, false, ROOT)),
+    row("container-subids", Commands::ABR)
+        .switch()
+        .help(
+            "Be root inside the container, as with --container-remap-root, with 65536 ids that are real there: chown, su and \
+             daemons that change to a user of their own work. The other ids are of the ranges that /etc/subuid and /etc/subgid \
+             give to the user. In a cluster that an ordinary user started, it must be given when the job is submitted.",
+        )
+        .set(|o, g| either(&mut o.container.subids, g, g.is_on(), SUBIDS)),
+    row("no-container-subids", Commands::ABR)
+        .key("container-subids")
+        .help("Do without the ranges of ids in a step of a job that has them.")
+        .set(|o, g| either(&mut o.container.subids, g, false, SUBIDS)),
     row("container-writable", Commands::ABR)
         .switch()
         .env(&["PYXIS_CONTAINER_WRITABLE"])

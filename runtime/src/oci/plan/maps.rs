@@ -1,20 +1,9 @@
 //! Ranges of ids between a user namespace and the one above it.
 
 use crate::oci::error::{Result, invalid};
+pub use crate::plan::IdMap as IdRange;
+pub(crate) use crate::setup::map_text as text;
 use oci_spec::runtime::LinuxIdMapping;
-use serde::{Deserialize, Serialize};
-use std::fmt::Write;
-
-/// A range of ids: those from `inside` on are those from `outside` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdRange {
-    /// First id in the container.
-    pub inside: u32,
-    /// First id outside.
-    pub outside: u32,
-    /// How many.
-    pub count: u32,
-}
 
 /// Checks that no range is empty or runs over the end, and that there are no more than the kernel takes.
 pub fn ranges(list: &[LinuxIdMapping]) -> Result<Vec<IdRange>> {
@@ -32,15 +21,6 @@ pub fn ranges(list: &[LinuxIdMapping]) -> Result<Vec<IdRange>> {
             Ok(range)
         })
         .collect()
-}
-
-/// As the kernel reads them.
-pub fn text(ranges: &[IdRange]) -> String {
-    ranges.iter().fold(String::new(), |mut text, r| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} {} {}", r.inside, r.outside, r.count);
-        text
-    })
 }
 
 /// What an id of the container is outside.
