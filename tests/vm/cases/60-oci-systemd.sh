@@ -134,6 +134,7 @@ case_oci_systemd_for_an_ordinary_user() {
 case_oci_apparmor_profiles_hold() {
     grep -q ^Y /sys/module/apparmor/parameters/enabled || fail "this kernel has no AppArmor in force"
     bundle /srv/aa 'cat /proc/self/attr/current; echo x > /tmp/x || echo refused'
+    edit /srv/aa 's/"readonly": true/"readonly": false/'
     profiled() { # PROFILE: what its program says
         edit /srv/aa 's/("apparmorProfile": "[^"]*", )?"args"/"apparmorProfile": "'"$1"'", "args"/'
         berth oci run --bundle /srv/aa aa < /dev/null 2>&1
