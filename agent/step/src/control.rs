@@ -5,7 +5,7 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -115,7 +115,7 @@ pub fn send<T: Serialize>(socket: BorrowedFd<'_>, packet: &T, fds: &[BorrowedFd<
 
 /// Receives a packet with its descriptors; `None` when the other side closed.
 pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0u8; MAX_PACKET];
+    let mut bytes = vec![0u8; next_length(socket)?];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
@@ -140,6 +140,19 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option
     }
     let packet = serde_json::from_slice(&bytes[..received]).map_err(io::Error::other)?;
     Ok(Some((packet, fds)))
+}
+
+/// Bytes of the packet that comes next: a buffer for the largest would be mapped and unmapped for each.
+fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    loop {
+        match recv(socket, &mut [0u8; 0], RecvFlags::PEEK | RecvFlags::TRUNC) {
+            Ok((_, length)) => return Ok(length.min(MAX_PACKET)),
+            Err(Errno::INTR) => {}
+            // Told by the reading itself.
+            Err(Errno::CONNRESET) => return Ok(0),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 #[cfg(test)]
