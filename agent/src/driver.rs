@@ -35,6 +35,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long an agent that stops waits for what is being removed.
 pub const SETTLE: Duration = Duration::from_secs(2);
+/// How often the place for a job's next step waits a moment for jobs that start: half a second in all.
+const MOST_PUT_OFF: u32 = 25;
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
 
@@ -48,8 +50,8 @@ pub enum Input {
     Image(StepKey, Box<Result<Ready, String>>),
     /// A run's files are gone.
     Cleared(JobId, Attempt),
-    /// A job may soon start another step.
-    WantNext(JobId, Attempt),
+    /// A job may soon start another step. How often that was put off.
+    WantNext(JobId, Attempt, u32),
     /// A supervisor waits for a job's next step.
     Next(JobId, Attempt, Standby),
 }
@@ -213,7 +215,7 @@ impl Driver {
                     self.clearing.remove(&job);
                 }
             }
-            Input::WantNext(job, attempt) => self.make_next(job, attempt),
+            Input::WantNext(job, attempt, put_off) => self.make_next(job, attempt, put_off),
             Input::Next(job, attempt, standby) => {
                 if let Some(job) = self.jobs.get_mut(&job).filter(|j| j.record.attempt == attempt) {
                     job.next = Some(standby);
@@ -364,15 +366,15 @@ impl Driver {
     }
 
     /// Makes a place for the next step of a job that lives, beside everything else.
-    fn make_next(&mut self, id: JobId, attempt: Attempt) {
+    fn make_next(&mut self, id: JobId, attempt: Attempt, put_off: u32) {
         let lives = self.groups.keys().any(|key| key.job == id);
         let Some(job) = self.jobs.get_mut(&id).filter(|j| j.record.attempt == attempt) else { return };
         if !lives || job.next.is_some() || job.making_next.is_some() {
             return;
         }
-        if self.node.slots.are_wanted() {
+        if put_off < MOST_PUT_OFF && self.node.slots.are_wanted() {
             // Jobs that start come first.
-            return self.want_next(id, attempt);
+            return self.want_next(id, attempt, put_off + 1);
         }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         job.making_next = Some(tokio::task::spawn_blocking(move || match node.slots.next_step(id) {
@@ -386,12 +388,12 @@ impl Driver {
 
     /// Has a process made that holds the next job's namespaces, and a place for this job's next step, when the start
     /// of this one is past: a job that is over by then needs none.
-    fn want_next(&self, job: JobId, attempt: Attempt) {
+    fn want_next(&self, job: JobId, attempt: Attempt, put_off: u32) {
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         tokio::spawn(async move {
             tokio::time::sleep(PAUSE).await;
             if node.cgroups.parks() {
-                let _ = inputs.send(Input::WantNext(job, attempt));
+                let _ = inputs.send(Input::WantNext(job, attempt, put_off));
             }
             let _ = tokio::task::spawn_blocking(move || node.holders.fill()).await;
         });
@@ -490,7 +492,7 @@ impl Driver {
             claim.hand_over();
         }
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
-        self.want_next(key.job, key.attempt);
+        self.want_next(key.job, key.attempt, 0);
         Ok(())
     }
 
@@ -528,8 +530,12 @@ impl Driver {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
             }
-            if let Some(record) = &gone {
-                jobs::end(record);
+            let over = || inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+            // Where nothing of it lives its share of the node is free; the controller need wait neither for groups, whose
+            // removal waits for that of others, nor for files.
+            let told = gone.as_ref().is_some_and(jobs::end);
+            if told {
+                let _ = over();
             }
             for step in steps {
                 // What does not go shows below.
@@ -540,8 +546,9 @@ impl Driver {
                     tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));
                 }
             }
-            // The controller need not wait for the files.
-            let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+            if !told {
+                let _ = over();
+            }
             if let Err(e) = jobs::remove(&node.paths, job) {
                 tracing::error!("job {job}: cannot remove {}: {e}", node.paths.job(job).display());
             }

@@ -81,13 +81,16 @@ pub fn rewrite(paths: &Paths, record: &JobRecord) -> io::Result<()> {
 }
 
 /// Ends what is left of a job's processes, those in its namespaces at once. Waits until they are gone; what
-/// does not go (a process in state D) stays behind with a word about it.
-pub fn end(record: &JobRecord) {
+/// does not go (a process in state D) stays behind with a word about it. Whether it is certain that no process of the
+/// job is left.
+pub fn end(record: &JobRecord) -> bool {
     if let Some(namespaces) = &record.namespaces
         && !namespaces.end(REMOVAL)
     {
         tracing::error!("job {}: processes of it do not end although they were killed", record.job);
+        return false;
     }
+    record.cgroup.as_ref().is_some_and(|group| !group.is_populated())
 }
 
 /// Opens the job's listener, in place of one that an earlier agent had.

@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// How many wait for jobs that are not known yet.
+/// How many wait for jobs that are not known yet, on a quiet node.
 const READY: usize = 4;
+/// How many at most, where jobs start faster than they can be made.
+const MOST: usize = 32;
 /// From a start until what it used up is made again: the start itself is past by then.
 pub const PAUSE: Duration = Duration::from_millis(20);
 /// How long processes that were told to end may take.
@@ -72,11 +74,18 @@ pub struct Slots {
     wanted: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
     ready: VecDeque<Slot>,
+    /// How many are to wait.
+    wanted: usize,
     next: u64,
     closed: bool,
+}
+
+impl State {
+    fn are_few(&self) -> bool {
+        self.ready.len() <= self.wanted / 4
+    }
 }
 
 impl Slots {
@@ -86,7 +95,7 @@ impl Slots {
             cgroups,
             zygote,
             system,
-            state: Mutex::default(),
+            state: Mutex::new(State { ready: VecDeque::new(), wanted: READY, next: 0, closed: false }),
             making: Mutex::default(),
             taken: Notify::new(),
             wanted: AtomicBool::new(false),
@@ -97,13 +106,14 @@ impl Slots {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether some are about to be made.
+    /// Whether some are about to be made: jobs start, or did so a moment ago.
     pub fn are_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Keeps as many waiting as are to, until the task is dropped. What a start used up is made again when the start
-    /// is past; where starts follow each other without a pause, at once.
+    /// Keeps as many waiting as are to, until the task is dropped. What starts used up is made again when no more follow.
+    /// Where few are left before that, twice as many are made from then on: the first write to `cgroup.procs` after a pause
+    /// takes some ten milliseconds, in which no group of the whole machine is made, renamed or removed, so many share one.
     pub async fn keep(self: Arc<Self>) {
         while self.cgroups.parks() {
             let slots = Arc::clone(&self);
@@ -114,9 +124,12 @@ impl Slots {
             self.wanted.store(false, Ordering::Relaxed);
             self.taken.notified().await;
             self.wanted.store(true, Ordering::Relaxed);
-            if self.state().ready.len() >= READY / 2 {
-                tokio::time::sleep(PAUSE).await;
+            let mut quiet = false;
+            while !quiet && !self.state().are_few() {
+                quiet = tokio::time::timeout(PAUSE, self.taken.notified()).await.is_err();
             }
+            let mut state = self.state();
+            state.wanted = if quiet { READY } else { (state.wanted * 2).min(MOST) };
         }
     }
 
@@ -130,7 +143,7 @@ impl Slots {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let name = {
             let mut state = self.state();
-            if state.closed || state.ready.len() >= READY {
+            if state.closed || state.ready.len() >= state.wanted {
                 return false;
             }
             state.next += 1;

@@ -269,6 +269,15 @@ impl Cgroup {
         dirs.flat_map(|dir| FILES.iter().filter_map(move |file| held(dir, file))).collect()
     }
 
+    /// Whether a process is in it or below. A process is in the same group of every hierarchy, so one of them is asked.
+    pub fn is_populated(&self) -> bool {
+        let mut found = Vec::new();
+        if let Some(dir) = self.backends().next().and_then(|backend| backend.dirs().first().copied()) {
+            files::processes(dir, &mut found);
+        }
+        !found.is_empty()
+    }
+
     /// Processes in it and below.
     pub fn processes(&self) -> Vec<i32> {
         let mut all = Vec::new();
