@@ -80,6 +80,7 @@ pub async fn adopt(
             jobs::remove(paths, record.job)?;
         }
     }
+    jobs::sweep_scratch(paths, &found.jobs)?;
     Ok(found)
 }
 

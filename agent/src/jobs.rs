@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixListener;
 
@@ -56,7 +56,7 @@ pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
     if let Ok(earlier) = read_json::<JobRecord>(&dir.join("job.json")) {
         end(&earlier);
     }
-    remove_written(&dir)?;
+    remove(paths, record.job)?;
     mkdir(&dir, 0o711)?;
     // Written first: a half-made directory is recognised, and removed with its job.
     rewrite(paths, record)?;
@@ -115,9 +115,39 @@ pub fn listen_at(path: &Path, mode: u32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Removes a job's directory; one that is gone already is no error.
+/// Removes a job's directories; what is gone already is no error. What it wrote may be much and goes last: without a
+/// record it is nobody's.
 pub fn remove(paths: &Paths, job: JobId) -> io::Result<()> {
-    remove_written(&paths.job(job))
+    remove_written(&paths.job(job))?;
+    remove_written(&paths.scratch(job))
+}
+
+/// Removes what jobs wrote on the disk that have no record: those of an earlier boot, and what an earlier agent did not
+/// come to remove.
+pub fn sweep_scratch(paths: &Paths, known: &[JobRecord]) -> io::Result<()> {
+    for (job, path) in all_scratch(paths)? {
+        if known.iter().any(|record| record.job == job) {
+            continue;
+        }
+        match fs::symlink_metadata(&path)?.is_dir() {
+            true => remove_written(&path)?,
+            false => fs::remove_file(&path)?,
+        }
+    }
+    Ok(())
+}
+
+/// What jobs have on the disk. A writable layer with a size has its job's number and more, until it is mounted.
+pub fn all_scratch(paths: &Paths) -> io::Result<Vec<(JobId, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(paths.all_scratch())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(job) = name.to_str().and_then(|n| n.split('.').next()?.parse::<u32>().ok()) {
+            found.push((JobId(job), entry.path()));
+        }
+    }
+    Ok(found)
 }
 
 /// Jobs that have a directory. One without a readable record is of no job any more, and is removed.
@@ -164,6 +194,13 @@ mod tests {
         }
     }
 
+    fn place(state: &Path) -> Paths {
+        let paths = Paths::new(state);
+        fs::create_dir(paths.jobs()).unwrap();
+        fs::create_dir(paths.all_scratch()).unwrap();
+        paths
+    }
+
     fn names(dir: &Path) -> Vec<String> {
         let mut all: Vec<String> =
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -174,8 +211,7 @@ mod tests {
     #[test]
     fn what_is_made_is_found_and_removed_without_a_trace() {
         let state = tempfile::tempdir().unwrap();
-        let paths = Paths::new(state.path());
-        fs::create_dir(paths.jobs()).unwrap();
+        let paths = place(state.path());
         make(&paths, &record()).unwrap();
         assert_eq!(scan(&paths).unwrap(), [record()]);
         let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o7777;
@@ -192,12 +228,27 @@ mod tests {
     #[test]
     fn a_second_run_finds_nothing_of_the_first() {
         let state = tempfile::tempdir().unwrap();
-        let paths = Paths::new(state.path());
-        fs::create_dir(paths.jobs()).unwrap();
+        let paths = place(state.path());
         make(&paths, &record()).unwrap();
         fs::write(paths.scratch(JobId(7)).join("tmp/left"), b"x").unwrap();
         make(&paths, &JobRecord { attempt: Attempt(2), ..record() }).unwrap();
         assert!(names(&paths.scratch(JobId(7)).join("tmp")).is_empty());
+    }
+
+    #[test]
+    fn what_a_job_of_an_earlier_boot_wrote_is_swept_and_nothing_else() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = place(state.path());
+        make(&paths, &record()).unwrap();
+        let kept = ["7", "7.layer-0", "lost+found"];
+        for gone in ["8/tmp", "12/layer-0/work"] {
+            fs::create_dir_all(paths.all_scratch().join(gone)).unwrap();
+        }
+        fs::write(paths.all_scratch().join("8.layer-0"), b"x").unwrap();
+        fs::write(paths.all_scratch().join("7.layer-0"), b"x").unwrap();
+        fs::create_dir(paths.all_scratch().join("lost+found")).unwrap();
+        sweep_scratch(&paths, &scan(&paths).unwrap()).unwrap();
+        assert_eq!(names(&paths.all_scratch()), kept);
     }
 
     #[test]

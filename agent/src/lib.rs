@@ -16,6 +16,7 @@ mod images;
 mod jobs;
 mod kept;
 mod link;
+mod memory;
 mod notes;
 mod paths;
 mod probe;
@@ -29,4 +30,6 @@ mod zygote;
 pub use cgroups::tree_name;
 pub use images::STORE_ID;
 pub use paths::Paths;
-pub use start::{AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, remove_groups, run};
+pub use start::{
+    AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,
+};

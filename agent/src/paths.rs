@@ -64,13 +64,17 @@ impl Paths {
     pub fn cgroups(&self) -> PathBuf {
         self.private().join("agent-cgroups.json")
     }
-    /// Step directories.
+    /// Step directories; in system mode in memory.
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")
     }
-    /// Job directories.
+    /// Job directories; in system mode in memory.
     pub fn jobs(&self) -> PathBuf {
         self.state.join("jobs")
+    }
+    /// What jobs write while they run, on the disk.
+    pub fn all_scratch(&self) -> PathBuf {
+        self.state.join("scratch")
     }
     /// A job's directory.
     pub fn job(&self, job: JobId) -> PathBuf {
@@ -84,9 +88,9 @@ impl Paths {
     pub fn job_socket(&self, job: JobId) -> PathBuf {
         self.client_dir(job).join("job.sock")
     }
-    /// The user's own part of the job's directory.
+    /// The job's place on the disk, which is its user's.
     pub fn scratch(&self, job: JobId) -> PathBuf {
-        self.job(job).join("scratch")
+        self.all_scratch().join(job.to_string())
     }
     /// What is known of containers that are kept for their users' later jobs; the cluster's alone.
     pub fn kept_records(&self) -> PathBuf {

@@ -9,6 +9,7 @@ use crate::images::Images;
 use crate::jobs::{self, listen_at};
 use crate::kept::KeptContainers;
 use crate::link;
+use crate::memory;
 use crate::paths::Paths;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
@@ -105,6 +106,13 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     let paths = Paths::new(&options.state_dir);
     make_directories(&paths)?;
     let _lock = lock(&paths)?;
+    let short_lived = [(paths.spool(), 0o700), (paths.jobs(), 0o711)];
+    if options.system {
+        short_lived.iter().for_each(|(dir, mode)| memory::take(dir, *mode));
+    }
+    for (dir, mode) in &short_lived {
+        make(dir, *mode)?;
+    }
     let name = options.node.clone().unwrap_or_else(host_name);
     let (devices, wrong) = gres::devices(&options.config, &name);
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
@@ -228,7 +236,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     parts.slots.close();
     parts.holders.close();
     parts.zygote.end();
-    parts.cgroups.leave(&jobs_on_disk(&paths));
+    parts.cgroups.leave(&jobs_left(&paths));
     tracing::info!("agent of node {name} stopped; its steps run on");
     Ok(())
 }
@@ -249,7 +257,7 @@ async fn expire(kept: Arc<KeptContainers>, days: u32) {
 /// Removes the control groups that an agent which is gone left for this state directory, but for those of jobs
 /// that still have processes.
 pub fn remove_groups(state_dir: &Path) {
-    let jobs = jobs_on_disk(&Paths::new(state_dir));
+    let jobs = jobs_left(&Paths::new(state_dir));
     let Some(cgroups) = Cgroups::recorded(state_dir, &Paths::new(state_dir).cgroups()) else { return };
     cgroups.leave(&jobs.into_iter().filter(|job| cgroups.lives(*job)).collect::<Vec<_>>());
 }
@@ -259,12 +267,22 @@ pub fn holds_steps(state_dir: &Path) -> bool {
     std::fs::read_dir(Paths::new(state_dir).spool()).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Whether nothing of a step or of a job is on the disk any more.
-pub fn is_swept(state_dir: &Path) -> bool {
-    !holds_steps(state_dir) && jobs_on_disk(&Paths::new(state_dir)).is_empty()
+/// Gives back the memory in which an agent that is gone kept what its steps and jobs had, where none is left.
+pub fn release_memory(state_dir: &Path) -> io::Result<()> {
+    let paths = Paths::new(state_dir);
+    memory::give_back(&paths.spool())?;
+    memory::give_back(&paths.jobs())
 }
 
-fn jobs_on_disk(paths: &Paths) -> Vec<JobId> {
+/// Whether nothing of a step or of a job is there any more.
+pub fn is_swept(state_dir: &Path) -> bool {
+    let paths = Paths::new(state_dir);
+    !holds_steps(state_dir)
+        && jobs_left(&paths).is_empty()
+        && jobs::all_scratch(&paths).unwrap_or_default().is_empty()
+}
+
+fn jobs_left(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }
 
@@ -274,17 +292,17 @@ fn host_name() -> NodeName {
 
 /// Directories that the agent needs; those that exist keep their owner.
 fn make_directories(paths: &Paths) -> Result<(), AgentError> {
-    let make = |path: &Path, mode: u32| {
-        fs::create_dir_all(path)
-            .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
-            .map_err(doing(format!("cannot make the directory {}", path.display())))
-    };
     fs::create_dir_all(paths.state())
         .map_err(doing(format!("cannot make the directory {}", paths.state().display())))?;
     make(&paths.run(), 0o755)?;
     make(&paths.private(), 0o700)?;
-    make(&paths.spool(), 0o700)?;
-    make(&paths.jobs(), 0o711)
+    make(&paths.all_scratch(), 0o711)
+}
+
+fn make(path: &Path, mode: u32) -> Result<(), AgentError> {
+    fs::create_dir_all(path)
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(doing(format!("cannot make the directory {}", path.display())))
 }
 
 fn lock(paths: &Paths) -> Result<File, AgentError> {

@@ -133,7 +133,7 @@ impl Cluster {
     async fn assert_clean(&self) {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
-            let left = [self.names("jobs"), self.names("spool")].concat();
+            let left = [self.names("jobs"), self.names("spool"), self.names("scratch")].concat();
             if left.is_empty() {
                 return;
             }

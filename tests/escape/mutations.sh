@@ -236,7 +236,7 @@ if wanted cluster killed-is-killed; then
 fi
 
 if wanted cluster closed-spool; then
-    change agent/src/start.rs 'make(&paths.spool(), 0o700)?;' 'make(&paths.spool(), 0o777)?;'
+    change agent/src/start.rs '(paths.spool(), 0o700)' '(paths.spool(), 0o777)'
     attack cluster closed-spool escape::supervisor::a_user_writes_nothing_by_which_an_exit_is_told_as_root
 fi
 

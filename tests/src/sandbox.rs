@@ -272,7 +272,7 @@ impl Drop for Sandbox {
         for group in leftovers::control_groups(&self.state()) {
             complaints.push(format!("a control group is left: {}", group.display()));
         }
-        for name in ["spool", "jobs"] {
+        for name in ["spool", "jobs", "scratch"] {
             for entry in std::fs::read_dir(self.state().join(name)).into_iter().flatten().flatten() {
                 complaints.push(format!("the state directory still has {}", entry.path().display()));
             }

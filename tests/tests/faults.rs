@@ -2,6 +2,7 @@
 
 use berth_tests::{Sandbox, each_user, images, leftovers, sandbox::wait};
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 
 /// Starts again what was killed; `up` starts what is missing and leaves alone what runs.
 fn revive(sandbox: &mut Sandbox) {
@@ -45,6 +46,28 @@ each_user! {
         sandbox.wait_state(job, "FAILED", 60);
         assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["6:0"]);
         assert_eq!(sandbox.srun(["echo", "again"]).ok().text(), "again");
+    }
+
+    fn what_a_step_has_beside_its_scratch_is_in_memory_for_later_agents_too(who) {
+        let mut sandbox = Sandbox::start(who);
+        let device = |part: &str| std::fs::metadata(sandbox.state().join(part)).unwrap().dev();
+        let on_disk = || ["spool", "jobs", "scratch"].map(|part| device(part) == device("private"));
+        // An ordinary user can mount nothing.
+        let expected = if sandbox.who().is_root() { [false, false, true] } else { [true; 3] };
+        assert_eq!(on_disk(), expected);
+        let script = "#!/bin/sh\necho begun > $TMPDIR/file\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\nexit 7\n";
+        let job = sandbox.sbatch(&["--output=out"], script);
+        sandbox.wait_file("out", "begun", 30);
+        assert!(sandbox.state().join(format!("scratch/{job}/tmp/file")).exists());
+        assert!(sandbox.state().join(format!("spool/{job}.0.batch/state.json")).exists());
+        let agent = sandbox.agent();
+        sandbox.kill_9(agent);
+        revive(&mut sandbox);
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "FAILED", 60);
+        assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["7:0"]);
+        sandbox.down();
+        assert_eq!(leftovers::mounts(&sandbox.state()), Vec::<String>::new());
     }
 
     fn a_step_that_ends_while_the_agent_is_dead_keeps_its_exit_code(who) {

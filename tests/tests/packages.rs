@@ -54,11 +54,12 @@ each_user! {
         let sandbox = Sandbox::start(who.clone());
         let image = images::busybox();
         let layers = || -> Vec<std::path::PathBuf> {
-            let jobs = std::fs::read_dir(sandbox.state().join("jobs")).unwrap();
-            jobs.flat_map(|job| [job.as_ref().unwrap().path(), job.unwrap().path().join("scratch")])
+            let scratch = sandbox.state().join("scratch");
+            let jobs = std::fs::read_dir(&scratch).unwrap().map(|job| job.unwrap().path());
+            jobs.chain([scratch.clone()])
                 .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten())
                 .map(|entry| entry.unwrap().path())
-                .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("layer-"))
+                .filter(|path| path.file_name().unwrap().to_string_lossy().contains("layer-"))
                 .collect()
         };
         let kind = "awk '$5 == \"/\" {print $NF}' /proc/self/mountinfo | tr , '\n' | grep upperdir >/dev/null && echo overlay; \

@@ -57,6 +57,12 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     // An agent that was killed could not take away what it had made.
     berth_agent::remove_groups(&dir.0);
+    if let Err(e) = berth_agent::release_memory(&dir.0) {
+        out::complain(&format!(
+            "berth: warning: {} keeps a tmpfs mounted: {e}; unmount it before you remove the directory",
+            dir.0.display()
+        ));
+    }
     if stopped {
         out::print(&format!("The cluster in {} is down.\n", dir.0.display()))?;
     } else {

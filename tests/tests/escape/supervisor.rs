@@ -79,7 +79,8 @@ fn a_user_writes_nothing_by_which_an_exit_is_told_as_root() {
     let sandbox = Sandbox::start(Who::root());
     let user = Who::user();
     let state = sandbox.state().display().to_string();
-    let script = format!("find {state} -writable ! -type l ! -path '{state}/jobs/*/tmp*' 2>/dev/null | sort");
+    let script =
+        format!("find {state} -writable ! -type l ! -path '{state}/scratch/*/tmp*' 2>/dev/null | sort");
     let text = sandbox.cmd_as(&user, "srun").dir("/").args(["sh", "-c", &script]).ok().text();
     let inside = |line: &str| line.strip_prefix(&state).unwrap_or(line).to_string();
     // Sockets behind which the kernel says who calls, and what the job itself was given.
@@ -87,7 +88,9 @@ fn a_user_writes_nothing_by_which_an_exit_is_told_as_root() {
         .lines()
         .map(inside)
         .filter(|l| !["/run/agent.sock", "/run/controller.sock"].contains(&l.as_str()))
-        .filter(|l| !l.starts_with("/jobs/"))
+        .filter(|l| {
+            !(l.starts_with("/scratch/") || l.starts_with("/jobs/") && l.ends_with("/client/job.sock"))
+        })
         .collect();
     assert_eq!(other, Vec::<String>::new(), "{text}");
     assert!(text.contains("/run/agent.sock"), "nothing was found: {text}");

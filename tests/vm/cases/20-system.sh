@@ -210,5 +210,5 @@ case_end_down_leaves_nothing() {
     none pgrep -ax sleep
     none pgrep -af berth-step
     none grep -E 'overlay|berth' /proc/mounts
-    same "spool and jobs" "" "$(find $state/spool $state/jobs -mindepth 1)"
+    same "spool, jobs and scratch" "" "$(find $state/spool $state/jobs $state/scratch -mindepth 1)"
 }

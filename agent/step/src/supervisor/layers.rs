@@ -30,16 +30,14 @@ pub fn ask(
     if layer.kind == LayerKind::Tmpfs {
         return Ok(());
     }
-    let (Some(place), Some(job)) =
-        (place(file), file.node.scratch.as_ref().and_then(|s| s.as_path().parent()))
-    else {
+    let (Some(place), Some(job)) = (place(file), file.node.scratch.as_ref()) else {
         return Err(LaunchFailure::new(
             "--container-writable-layer=disk: the job has no directory on this node",
         ));
     };
     if layer.size.is_some() && file.node.system {
         // Beside the user's directory, in one of root's: the kernel mounts only what root made.
-        let image = job.join(format!("layer-{}.img", file.launch.key.step));
+        let image = job.as_path().with_extension(format!("layer-{}", file.launch.key.step));
         request.writable_layer = WritableLayer::Image(ByteStr::from(image.as_path()));
         return Ok(());
     }
