@@ -48,7 +48,15 @@ pub async fn adopt(
                 continue;
             }
         };
-        let phase = phase(&file, &dir, boot_id, registry, events).await?;
+        let Some(phase) = phase(&file, &dir, boot_id, registry, events).await? else {
+            // Nothing of it ran, and the controller sends it again.
+            tracing::warn!("step {key} was never started: the agent ended while its supervisor was made");
+            if let Some(group) = &file.node.cgroup {
+                clear(key, group);
+            }
+            dir.remove()?;
+            continue;
+        };
         tracing::info!("step {key} found: {}", word(&phase));
         match (&phase, file.node.cgroup) {
             (AdoptedPhase::Starting | AdoptedPhase::Running, Some(group)) => {
@@ -84,35 +92,39 @@ pub async fn adopt(
     Ok(found)
 }
 
+/// How far a step is; `None` when there never was a supervisor that came to say so, which each does first of all.
 async fn phase(
     file: &LaunchFile,
     dir: &StepDir,
     boot_id: &str,
     registry: &Registry,
     events: &mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
-) -> io::Result<AdoptedPhase> {
+) -> io::Result<Option<AdoptedPhase>> {
     let key = file.launch.key;
     let owner = (file.launch.identity.uid, file.launch.identity.gid);
     if let Some((link, state)) = supervisors::find(dir, boot_id).await? {
         supervise(registry, key, owner, dir.clone(), link, events.clone());
-        return Ok(match state.phase {
+        return Ok(Some(match state.phase {
             StepPhase::Exited(exit) => AdoptedPhase::Exited(exit),
             StepPhase::Running => AdoptedPhase::Running,
             StepPhase::Starting | StepPhase::Preparing(_) => AdoptedPhase::Starting,
-        });
+        }));
+    }
+    if matches!(dir.read_state(), Ok(None)) {
+        return Ok(None);
     }
     registry.prepare(key, owner);
-    match dir.read_exit() {
+    Ok(Some(match dir.read_exit() {
         Ok(Some(exit)) => {
             registry.ended(key, &exit);
-            Ok(AdoptedPhase::Exited(exit))
+            AdoptedPhase::Exited(exit)
         }
-        Ok(None) => Ok(AdoptedPhase::Gone),
+        Ok(None) => AdoptedPhase::Gone,
         Err(e) => {
             tracing::error!("step {key}: {e}");
-            Ok(AdoptedPhase::Gone)
+            AdoptedPhase::Gone
         }
-    }
+    }))
 }
 
 /// Ends what a supervisor that is gone could not end.

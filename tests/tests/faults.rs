@@ -1,12 +1,29 @@
 //! Parts are killed without warning under running steps; nothing acknowledged is lost or run twice.
 
-use berth_tests::{Sandbox, each_user, images, leftovers, sandbox::wait};
+use berth_tests::{Sandbox, Who, each_user, images, leftovers, sandbox::wait};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 
 /// Starts again what was killed; `up` starts what is missing and leaves alone what runs.
 fn revive(sandbox: &mut Sandbox) {
     sandbox.up();
+}
+
+/// As an ordinary user: root's agent has supervisors that were forked before.
+#[test]
+fn a_step_whose_supervisor_was_never_forked_is_started_by_the_next_agent_as_user() {
+    let mut sandbox = Sandbox::start(Who::user());
+    let agent = sandbox.agent();
+    let zygote = sandbox.cmd("pgrep").args(["-P", &agent.to_string()]).ok().text();
+    sandbox.cmd("kill").args(["-STOP", &zygote]).ok();
+    let job = sandbox.sbatch(&["--output=out"], "#!/bin/sh\necho ran\n");
+    let launch = sandbox.state().join(format!("spool/{job}.0.batch/launch.json"));
+    assert!(wait(30, || launch.exists().then_some(())).is_some(), "the agent does not come to its start");
+    sandbox.kill_9(agent);
+    sandbox.kill_9(zygote.parse().unwrap());
+    revive(&mut sandbox);
+    sandbox.wait_state(job, "COMPLETED", 60);
+    assert_eq!(sandbox.read("out"), "ran\n");
 }
 
 each_user! {
