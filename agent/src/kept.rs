@@ -439,24 +439,33 @@ impl KeptContainers {
         let old = |place: &Place| place.used().elapsed().is_ok_and(|age| age >= unused);
         let mut removed = Vec::new();
         let mut all_taken = Vec::new();
-        let turn = self.turn();
+        let deadline = Instant::now() + LETS_GO;
         for (place, record) in self.all(of) {
             if record.scope != NameScope::User || !old(&place) {
                 continue;
             }
-            let Ok(Some(lock)) = place.lock() else { continue };
-            if !place.is_idle(&lock).unwrap_or(false) || !matches!(place.read(), Ok(Some(_))) {
-                continue;
-            }
-            match self.take_away(&place) {
-                Ok(taken) => {
+            // A step whose end its user has seen may hold it for a moment yet.
+            let taken = loop {
+                let turn = self.turn();
+                let Ok(Some(lock)) = place.lock() else { break None };
+                if place.is_idle(&lock).unwrap_or(false) {
+                    break matches!(place.read(), Ok(Some(_))).then(|| self.take_away(&place));
+                }
+                drop((lock, turn));
+                if Instant::now() > deadline {
+                    break None;
+                }
+                std::thread::sleep(PAUSE);
+            };
+            match taken {
+                Some(Ok(taken)) => {
                     removed.push(record.name);
                     all_taken.push((place, taken));
                 }
-                Err(e) => tracing::warn!("{}", place.trouble(&e)),
+                Some(Err(e)) => tracing::warn!("{}", place.trouble(&e)),
+                None => {}
             }
         }
-        drop(turn);
         for (place, taken) in all_taken {
             if let Err(e) = remove_written(&taken) {
                 tracing::warn!("{}", place.trouble(&e));
