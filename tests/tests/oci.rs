@@ -476,6 +476,23 @@ fn a_poststart_hook_that_fails_leaves_no_process_as_root() {
 }
 
 #[test]
+fn a_hierarchy_that_something_covers_is_not_used_as_root() {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let of = |kind: &str| {
+        let line = mounts.lines().find(|line| line.contains(&format!(" - {kind} ")))?;
+        line.split(' ').nth(4).map(String::from)
+    };
+    // On nodes with v2 alone nothing would be left.
+    let (Some(_), Some(unified)) = (of("cgroup"), of("cgroup2")) else { return };
+    // As tools have it that are made for v1 alone.
+    let cover = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    let words = ["unshare", "--mount", "--propagation=private", "sh", "-c", cover, &unified, "berth", "oci"];
+    let mut b = Bundle::of(Who::root(), &words.map(Into::into));
+    b.script("echo runs");
+    assert_eq!(b.says(), "runs");
+}
+
+#[test]
 fn a_container_shares_the_mount_namespace_where_it_has_none_of_its_own_as_root() {
     let mut b = Bundle::new(Who::root());
     b.script("exec sleep 1000").set(|c| {

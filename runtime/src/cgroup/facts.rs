@@ -6,6 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// Of v1's filesystem, from `statfs(2)`.
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+/// Of v2's.
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
 /// What can be limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,7 +70,7 @@ pub struct CgroupFacts {
 impl CgroupFacts {
     /// Looks at `/proc/self/mountinfo`, `/proc/self/cgroup` and the groups' permissions.
     pub fn detect() -> CgroupFacts {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = mounted();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let usable = |dir: &Path| {
             rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
@@ -93,7 +98,7 @@ pub struct Unified {
 impl Unified {
     /// Looks at `/proc/self/mountinfo` and `/proc/self/cgroup`. `None` on nodes that have v1 controllers.
     pub fn detect() -> Option<Unified> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = mounted();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         unified(&mounts, &own)
     }
@@ -166,6 +171,22 @@ pub(crate) struct Mount<'a> {
 /// mountinfo escapes blanks as octal.
 fn unescape(text: &str) -> PathBuf {
     PathBuf::from(text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
+}
+
+/// `/proc/self/mountinfo`, without hierarchies that something is mounted over: in a namespace of its own that hides one from
+/// tools which are made for the other version.
+pub(crate) fn mounted() -> String {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let shown = |mount: &Mount<'_>| {
+        let kind = if mount.v2 { CGROUP2_SUPER_MAGIC } else { CGROUP_SUPER_MAGIC };
+        rustix::fs::statfs(&mount.point).is_ok_and(|found| found.f_type == kind)
+    };
+    uncovered(&text, shown)
+}
+
+fn uncovered(mountinfo: &str, shown: impl Fn(&Mount<'_>) -> bool) -> String {
+    let lines = mountinfo.lines().filter(|line| parse_mounts(line).iter().all(&shown));
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 pub(crate) fn parse_mounts(text: &str) -> Vec<Mount<'_>> {
@@ -270,6 +291,15 @@ mod tests {
 32 23 0:28 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
 33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
 ";
+
+    #[test]
+    fn a_hierarchy_that_something_covers_is_left_out() {
+        let shown = |mount: &Mount<'_>| !mount.v2;
+        let text = uncovered(&format!("1 0 8:1 / / rw - ext4 /dev/a rw\n{HYBRID}"), shown);
+        assert_eq!(text.lines().count(), 4);
+        assert!(!text.contains("unified") && text.contains("ext4"), "{text}");
+        assert!(mounted().lines().count() > 0);
+    }
 
     #[test]
     fn hybrid() {

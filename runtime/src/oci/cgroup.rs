@@ -32,7 +32,7 @@ const NO_CONTROLLERS: [&str; 6] = ["rw", "ro", "noprefix", "clone_children", "xa
 impl Hierarchies {
     /// Looks at the mounts and at the caller's own groups.
     pub fn detect() -> Hierarchies {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = facts::mounted();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self::from_texts(&mounts, &own)
     }
