@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the dynamic `berth` and the static `berth-step`, side by side in one directory.
+//! `cargo xtask build`: the dynamic `berth` and the static `berth-step`, from one build of what they share.
 
 use crate::{cargo, elf, workspace};
 use std::path::{Path, PathBuf};
