@@ -129,9 +129,13 @@ pub fn sweep_scratch(paths: &Paths, known: &[JobRecord]) -> io::Result<()> {
         if known.iter().any(|record| record.job == job) {
             continue;
         }
-        match fs::symlink_metadata(&path)?.is_dir() {
-            true => remove_written(&path)?,
-            false => fs::remove_file(&path)?,
+        let removed = fs::symlink_metadata(&path).and_then(|meta| match meta.is_dir() {
+            true => remove_written(&path),
+            false => fs::remove_file(&path),
+        });
+        // No reason for a node to stay away.
+        if let Err(e) = removed {
+            tracing::warn!("{}, which an earlier job wrote, is left there: {e}", path.display());
         }
     }
     Ok(())
