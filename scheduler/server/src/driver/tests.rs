@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::identity;
+use berth_model::Term;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::request::Payload;
-use berth_model::spec::{IoSpec, JobSpec, ResourceRequest, TimeLimit};
-use berth_model::{SubmissionId, Term};
+use berth_model::spec::{JobSpec, TimeLimit};
 use tempfile::TempDir;
 
 fn start(dir: &TempDir) -> Started {
@@ -43,32 +43,10 @@ fn connect(connection: u64, version: &str) -> ([Input; 2], mpsc::Receiver<Outgoi
 
 fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
     let spec = JobSpec {
-        submission: SubmissionId(name.into()),
-        kind: JobKind::Batch,
         name: name.into(),
-        partition: None,
-        account: None,
-        resources: ResourceRequest::default(),
         time_limit: Some(TimeLimit::Minutes(5)),
-        begin: None,
         hold: true,
-        nice: 0,
-        requeue: None,
-        array: None,
-        immediate: None,
-        comment: None,
-        work_dir: "/".into(),
-        submit_dir: "/".into(),
-        io: IoSpec::default(),
-        container: None,
-        limits: Default::default(),
-        umask: 0o22,
-        warn_signal: None,
-        user_env: false,
-        command: "c".into(),
-        submit_line: "c".into(),
-        submit_host: "h".into(),
-        submit_sid: 1,
+        ..berth_samples::job(JobKind::Batch, name)
     };
     let script = berth_model::spec::BatchScript { text: "#!/bin/sh\n".into(), args: vec![] };
     let payload = Payload { script: Some(script), env: vec![] };
