@@ -105,6 +105,12 @@ each_user! {
             lines,
             ["prestart:\"status\":\"created\"", "createRuntime:\"status\":\"created\"", "createContainer:\"status\":\"created\"", running, "poststop:\"status\":\"stopped\""]
         );
+        // One that fails in the container: `run` fails, and what runs on the node runs all the same.
+        std::fs::write(&log, "").unwrap();
+        b.set(|c| c["hooks"]["startContainer"] = hook("none", true));
+        b.oci(&["run", "c"]).fails().says(&["the startContainer hook /bin/sh failed: exit code 3"]);
+        let after: Vec<String> = b.sandbox.read("log").lines().skip(3).map(String::from).collect();
+        assert_eq!(after, ["poststart:\"status\":\"stopped\"", "poststop:\"status\":\"stopped\""]);
     }
 
     fn a_hook_that_fails_or_hangs_leaves_nothing(who) {

@@ -2,7 +2,7 @@
 
 use super::cgroup::{Group, Hierarchies};
 use super::channel::{Channel, FromChild, ToChild};
-use super::error::{Naming, Result, invalid, unsupported};
+use super::error::{Naming, OciError, Result, invalid, unsupported};
 use super::finish::{self, Listener};
 use super::plan::resources::Changes;
 use super::plan::{self, ContainerPlan, Facts, maps, resources};
@@ -434,7 +434,16 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     // It ends without a word when the program has taken over.
     match channel.hear::<FromChild>()? {
         None => {}
-        Some(FromChild::Failed(e)) => return Err(e),
+        Some(FromChild::Failed(e)) => {
+            // Here the specification goes on with the container's end. With runc, though, poststart hooks have run by now, in
+            // `create`: whoever pairs them with poststop hooks gets both. `start` fails already, whatever becomes of them.
+            if matches!(e, OciError::Hook(_)) {
+                let state = record.state(Status::Stopped).to_string();
+                let all = &record.hooks.poststart;
+                hooks::run_all("poststart", all, &state, HookRun::default(), &mut hooks::Alone);
+            }
+            return Err(e);
+        }
         Some(_) => return Err(unsupported("what the container's first process said", "report this")),
     }
     let _ = std::fs::remove_file(container.start_socket());

@@ -163,6 +163,21 @@ cases! {
             format!("{} {}", call(b, &["create", "c"]), status(b))
         }
 
+        after_a_start_container_hook_that_fails_the_other_hooks_run(b) = "error stopped poststart:stopped poststop:stopped" {
+            let log = b.path("log");
+            let note = |name: &str| hook(&format!("s=$(cat | tr -d ' '); echo {name}:$(echo \"$s\" | sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/') >> {}", log.display()));
+            let mut hooks = json!({"poststart": note("poststart"), "poststop": note("poststop")});
+            hooks["startContainer"] = hook("exit 3");
+            b.script("exec sleep 1000").set(|c| c["hooks"] = hooks);
+            b.oci(&["create", "c"]).ok();
+            let started = call(b, &["start", "c"]);
+            until(b, "stopped");
+            let ended = status(b);
+            b.oci(&["delete", "c"]).ok();
+            let lines: Vec<String> = b.sandbox.read("log").lines().map(String::from).collect();
+            format!("{started} {ended} {}", lines.join(" "))
+        }
+
         a_poststart_hook_that_fails_ends_the_container(b) = "error stopped" {
             b.script("exec sleep 1000").set(|c| c["hooks"] = json!({"poststart": hook("exit 3")}));
             b.oci(&["create", "c"]).ok();
