@@ -18,6 +18,7 @@ use berth_model::stamp::TimeFormat;
 use berth_model::state::JobState;
 use berth_model::when::Sense;
 use berth_model::{JobId, NodeName, StepId, Time, Uid};
+use std::io::{self, Write};
 
 crate::doc::about!("sacct.rs");
 
@@ -139,9 +140,16 @@ fn run(call: &Invocation<'_>) -> Outcome {
             jobs = jobs.iter().flat_map(job::split).collect();
         }
         if parsed.has("json") {
-            let items = jobs.iter().map(|j| json::account(j, &view)).collect();
-            out::print(&json::document("jobs", items, &command_line("sacct", &call.args), &view.cluster))?;
-            return Ok(0);
+            let command = command_line("sacct", &call.args);
+            let mut out = io::stdout().lock();
+            let written = json::write(
+                &mut out,
+                "jobs",
+                &jobs,
+                |j| json::account(j, &view).into(),
+                (&command, &view.cluster),
+            );
+            return written.and_then(|()| out.flush()).map(|()| 0).map_err(|e| out::failed(&e));
         }
         let style = Style { view, units };
         let mut text = if parsed.has("noheader") { String::new() } else { sacct::header(&columns, &layout) };

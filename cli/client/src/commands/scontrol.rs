@@ -278,7 +278,7 @@ fn print(
 ) -> Outcome {
     if parsed.has("json") {
         let (collection, items) = json();
-        let text = json::document(collection, items, &command_line("scontrol", &call.args), &view.cluster);
+        let text = json::document(collection, &items, &command_line("scontrol", &call.args), &view.cluster);
         return out::print(&text).map(|()| 0);
     }
     let oneline = parsed.has("oneliner");
@@ -312,7 +312,13 @@ fn jobs(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Out
         }
         let view = view(Some(&client)).await;
         let records = found.iter().map(|j| scontrol::job(j, &view, parsed.has("details"))).collect();
-        print(records, parsed, || ("jobs", found.iter().map(|j| json::job(j, &view)).collect()), call, &view)
+        print(
+            records,
+            parsed,
+            || ("jobs", found.iter().map(|j| json::job(j, &view).into_value()).collect()),
+            call,
+            &view,
+        )
     })
 }
 

@@ -220,9 +220,9 @@ fn show(
     })?;
     sinfo::sort(&mut groups, &keys, view);
     if parsed.has("json") {
-        let items =
+        let items: Vec<_> =
             groups.iter().filter_map(|g| g.partition.map(|p| json::sinfo(p, &g.nodes, view))).collect();
-        return Ok(json::document("sinfo", items, &command_line("sinfo", &call.args), &view.cluster));
+        return Ok(json::document("sinfo", &items, &command_line("sinfo", &call.args), &view.cluster));
     }
     if !given {
         let longest = |names: Vec<usize>| names.into_iter().max().unwrap_or(0);

@@ -18,6 +18,7 @@ use berth_model::spec::JobSelector;
 use berth_model::state::JobState;
 use berth_model::{JobId, NodeName, StepId};
 use berth_rpc::Client;
+use std::io::{self, Write};
 use std::time::Duration;
 
 crate::doc::about!("squeue.rs");
@@ -123,8 +124,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     block_on(async {
         let client = site.connect().await?;
         loop {
-            let text = show(&client, &request, &parsed, call).await?;
-            out::print(&text)?;
+            show(&client, &request, &parsed, call).await?;
             match every {
                 None => return Ok(0),
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -186,12 +186,13 @@ fn request(parsed: &Parsed) -> Result<Request, Failure> {
     })
 }
 
+/// Prints the list.
 async fn show(
     client: &Client,
     request: &Request,
     parsed: &Parsed,
     call: &Invocation<'_>,
-) -> Result<String, Failure> {
+) -> Result<(), Failure> {
     let json = parsed.has("json");
     let by_name = parsed.text("Format").or_else(|| std::env::var("SQUEUE_FORMAT2").ok());
     let names_cluster = json || by_name.as_ref().is_some_and(|f| f.to_ascii_lowercase().contains("cluster"));
@@ -220,7 +221,10 @@ async fn show(
     squeue::sort(&mut jobs, &keys, &view);
     if json {
         let command = command_line("squeue", &call.args);
-        return Ok(json::document_of("jobs", &jobs, |j| json::job(j, &view), &command, &view.cluster));
+        let mut out = io::stdout().lock();
+        let written =
+            json::write(&mut out, "jobs", &jobs, |j| json::job(j, &view), (&command, &view.cluster));
+        return written.and_then(|()| out.flush()).map_err(|e| out::failed(&e));
     }
     let header = !parsed.has("noheader");
     let mut text = String::new();
@@ -230,7 +234,7 @@ async fn show(
     }
     if parsed.has("steps") {
         text.push_str(&steps(&jobs, request, parsed, &view, header));
-        return Ok(text);
+        return out::print(&text);
     }
     if header {
         text.push_str(&squeue::header(&cells));
@@ -238,7 +242,7 @@ async fn show(
     for job in &jobs {
         text.push_str(&squeue::row(&cells, job, &view));
     }
-    Ok(text)
+    out::print(&text)
 }
 
 fn ids(request: &Request) -> Vec<JobId> {

@@ -1,6 +1,7 @@
 //! `--json`: one object with a collection, `meta`, `errors` and `warnings`; numbers that may be unset or
 //! unlimited are `{"set":…,"infinite":…,"number":…}`.
 
+use super::item::{Item, Number, object};
 use super::{View, hosts, job, node, tres};
 use berth_model::effective::Effective;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
@@ -8,85 +9,100 @@ use berth_model::spec::{JobKind, MemoryRequest, TimeLimit};
 use berth_model::state::ExitStatus;
 use berth_model::{ByteStr, Time};
 use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::io::{self, Write};
 
 /// Records of one thread's share at a time: from two such shares on, two threads are worth their start.
 const SHARE: usize = 2000;
 
 /// The whole document of a collection.
-pub fn document(collection: &str, items: Vec<Value>, command: &[String], cluster: &str) -> String {
-    document_of(collection, &items, Value::clone, command, cluster)
+pub fn document(collection: &str, items: &[Value], command: &[String], cluster: &str) -> String {
+    let mut text = Vec::new();
+    let written = write(&mut text, collection, items, |v| Item::Value(Cow::Borrowed(v)), (command, cluster));
+    // Nothing refuses what goes to memory, and JSON is text.
+    written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_default()
 }
 
-/// The whole document of what `make` makes of each record. Values are made where they are printed: those of 100,000
-/// jobs at once would take a gigabyte.
-pub fn document_of<T: Sync>(
-    collection: &str,
-    records: &[T],
-    make: impl Fn(&T) -> Value + Sync,
-    command: &[String],
-    cluster: &str,
-) -> String {
-    let meta = json!({
+fn meta(command: &[String], cluster: &str) -> Item<'static> {
+    json!({
         "command": command,
         "client": {"source": "", "user": crate::users::name(nix::unistd::geteuid().as_raw())},
         "slurm": {"version": version(), "release": crate::VERSION, "cluster": cluster},
         "berth": {"version": crate::VERSION},
-    });
-    let mut parts = [
-        (collection, array(records, &make)),
-        ("meta", pretty(&meta, "  ")),
-        ("errors", "[]".to_string()),
-        ("warnings", "[]".to_string()),
-    ];
-    parts.sort_unstable_by_key(|(name, _)| *name);
-    let mut text = String::with_capacity(parts.iter().map(|(_, part)| part.len() + 32).sum());
-    for (at, (name, part)) in parts.iter().enumerate() {
-        text.push_str(if at == 0 { "{\n  \"" } else { ",\n  \"" });
-        text.push_str(name);
-        text.push_str("\": ");
-        text.push_str(part);
-    }
-    text.push_str("\n}\n");
-    text
+    })
+    .into()
 }
 
-/// The array of the records' values, a level deep.
-fn array<T: Sync>(records: &[T], make: &(impl Fn(&T) -> Value + Sync)) -> String {
-    if records.is_empty() {
-        return "[]".to_string();
-    }
-    let some = |share: &[T]| {
-        let mut text = String::new();
-        for record in share {
-            text.push_str(if text.is_empty() { "\n    " } else { ",\n    " });
-            text.push_str(&pretty(&make(record), "    "));
+/// Writes the document of what `make` makes of each record for a command and a cluster, some thousand records at a time: the
+/// text of 100,000 jobs takes a third of a gigabyte.
+///
+/// # Errors
+/// Of the writer.
+pub fn write<'a, T: Sync>(
+    out: &mut impl Write,
+    collection: &str,
+    records: &'a [T],
+    make: impl Fn(&'a T) -> Item<'a> + Sync,
+    (command, cluster): (&[String], &str),
+) -> io::Result<()> {
+    let mut names = [collection, "meta", "errors", "warnings"];
+    names.sort_unstable();
+    for (at, name) in names.iter().enumerate() {
+        write!(out, "{}  \"{name}\": ", if at == 0 { "{\n" } else { ",\n" })?;
+        match *name {
+            "meta" => {
+                let mut text = Vec::new();
+                meta(command, cluster).pretty(1, &mut text)?;
+                out.write_all(&text)?;
+            }
+            "errors" | "warnings" => out.write_all(b"[]")?,
+            _ => write_array(out, records, &make)?,
         }
-        text
+    }
+    out.write_all(b"\n}\n")
+}
+
+/// The array of what is made of the records, a level deep.
+fn write_array<'a, T: Sync>(
+    out: &mut impl Write,
+    records: &'a [T],
+    make: &(impl Fn(&'a T) -> Item<'a> + Sync),
+) -> io::Result<()> {
+    let some = |share: &'a [T]| -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for record in share {
+            text.extend_from_slice(if text.is_empty() { b"\n    " } else { b",\n    " });
+            make(record).pretty(2, &mut text)?;
+        }
+        Ok(text)
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let share = records.len().div_ceil(threads).max(SHARE);
-    let texts: Vec<String> = std::thread::scope(|scope| {
-        let mut shares = records.chunks(share);
-        let first = shares.next().unwrap_or_default();
-        // Where no thread can be had (a limit on processes), a share is made here.
-        let others: Vec<_> = shares
-            .map(|share| {
-                std::thread::Builder::new().spawn_scoped(scope, move || some(share)).map_err(|_| share)
-            })
-            .collect();
-        let others = others.into_iter().map(|other| match other {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(share) => some(share),
+    let mut first = true;
+    out.write_all(b"[")?;
+    for round in records.chunks(threads * SHARE) {
+        let texts: io::Result<Vec<Vec<u8>>> = std::thread::scope(|scope| {
+            let mut shares = round.chunks(SHARE);
+            let own = shares.next().unwrap_or_default();
+            // Where no thread can be had (a limit on processes), a share is made here.
+            let others: Vec<_> = shares
+                .map(|share| {
+                    std::thread::Builder::new().spawn_scoped(scope, move || some(share)).map_err(|_| share)
+                })
+                .collect();
+            let others = others.into_iter().map(|other| match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(share) => some(share),
+            });
+            std::iter::once(some(own)).chain(others).collect()
         });
-        std::iter::once(some(first)).chain(others).collect()
-    });
-    format!("[{}\n  ]", texts.join(","))
-}
-
-/// A value over several lines, of which all but the first are indented. No line begins within a text: those have
-/// their line feeds escaped.
-fn pretty(value: &Value, indent: &str) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default().replace('\n', &format!("\n{indent}"))
+        for text in texts? {
+            if !std::mem::take(&mut first) {
+                out.write_all(b",")?;
+            }
+            out.write_all(&text)?;
+        }
+    }
+    out.write_all(if first { b"]" } else { b"\n  ]" })
 }
 
 fn version() -> Value {
@@ -95,34 +111,34 @@ fn version() -> Value {
     json!({"major": next(), "minor": next(), "micro": next()})
 }
 
-fn number(n: impl Into<i64>) -> Value {
-    json!({"set": true, "infinite": false, "number": n.into()})
+fn number(n: impl Into<i64>) -> Number {
+    Number { infinite: false, number: n.into(), set: true }
 }
 
-fn unset() -> Value {
-    json!({"set": false, "infinite": false, "number": 0})
+fn unset() -> Number {
+    Number { infinite: false, number: 0, set: false }
 }
 
-fn count(n: u64) -> Value {
+fn count(n: u64) -> Number {
     number(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
-fn maybe(n: Option<u32>) -> Value {
+fn maybe(n: Option<u32>) -> Number {
     n.map_or_else(unset, number)
 }
 
-fn when(t: Option<Time>) -> Value {
+fn when(t: Option<Time>) -> Number {
     t.map_or_else(unset, |t| number(t.secs()))
 }
 
-fn limit(l: TimeLimit) -> Value {
+fn limit(l: TimeLimit) -> Number {
     match l {
         TimeLimit::Minutes(m) => number(m),
-        TimeLimit::Unlimited => json!({"set": false, "infinite": true, "number": 0}),
+        TimeLimit::Unlimited => Number { infinite: true, number: 0, set: false },
     }
 }
 
-fn exit(e: ExitStatus) -> Value {
+fn exit(e: ExitStatus) -> Item<'static> {
     let signal = i32::from(e.signal);
     let name = nix::sys::signal::Signal::try_from(signal).map_or("", |s| s.as_str());
     let status = match (e.signal, e.code) {
@@ -130,44 +146,53 @@ fn exit(e: ExitStatus) -> Value {
         (0, _) => "ERROR",
         _ => "SIGNALED",
     };
-    json!({
+    object! {
         "return_code": number(e.code),
-        "signal": {"id": if signal == 0 { unset() } else { number(signal) }, "name": name.trim_start_matches("SIG")},
-        "status": [status],
-    })
+        "signal": object! {
+            "id": if signal == 0 { unset() } else { number(signal) },
+            "name": name.trim_start_matches("SIG"),
+        },
+        "status": vec![Item::from(status)],
+    }
 }
 
-fn text(b: &ByteStr) -> String {
-    b.display().into_owned()
+fn text(b: &ByteStr) -> Cow<'_, str> {
+    b.display()
+}
+
+fn optional(text: Option<&String>) -> &str {
+    text.map_or("", String::as_str)
 }
 
 /// A job in the shape of `squeue --json` and `scontrol show job --json`.
-pub fn job(j: &JobInfo, view: &View) -> Value {
+pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
     let r = &j.spec.resources;
     let (per_node, per_cpu) = match r.memory {
         MemoryRequest::PerCpu(m) => (unset(), count(m)),
         MemoryRequest::PerNode(m) => (count(m), unset()),
         MemoryRequest::Default => (count(j.requested.mem / job::node_count(j).max(1)), unset()),
     };
-    let gres: Vec<String> = j
+    let gres: Vec<Item<'_>> = j
         .shares
         .iter()
         .map(|s| s.gres.iter().map(|d| format!("{}:{}", d.name, d.index)).collect::<Vec<_>>().join(","))
         .filter(|g| !g.is_empty())
+        .map(Item::from)
         .collect();
-    let what = json!({
-        "account": j.spec.account.clone().unwrap_or_default(),
-        "allocating_node": j.spec.submit_host,
+    let stdout = j.spec.io.stdout.as_ref().map(text);
+    object! {
+        "account": optional(j.spec.account.as_ref()),
+        "allocating_node": &j.spec.submit_host,
         "array_job_id": number(j.array.map_or(0, |a| a.0)),
-        "array_task_id": maybe(j.task),
         "array_max_tasks": number(j.spec.array.as_ref().and_then(|a| a.max_running).unwrap_or(0)),
+        "array_task_id": maybe(j.task),
         "array_task_string": job::task_set(j).unwrap_or_default(),
         "batch_flag": j.spec.kind == JobKind::Batch,
         "batch_host": j.layout.nodes.first().map(ToString::to_string).unwrap_or_default(),
-        "cluster": view.cluster,
+        "cluster": &view.cluster,
         "command": job::command(j).unwrap_or_default(),
-        "comment": j.spec.comment.clone().unwrap_or_default(),
-        "container": j.spec.container.as_ref().map(|c| c.image.typed.clone()).unwrap_or_default(),
+        "comment": optional(j.spec.comment.as_ref()),
+        "container": j.spec.container.as_ref().map_or("", |c| c.image.typed.as_str()),
         "cpus": count(job::cpu_count(j)),
         "cpus_per_task": maybe(r.cpus_per_task),
         "current_working_directory": text(&j.spec.work_dir),
@@ -180,30 +205,29 @@ pub fn job(j: &JobInfo, view: &View) -> Value {
         "exit_code": exit(j.exit),
         "features": "",
         "gres_detail": gres,
-    });
-    let who = json!({
         "group_id": j.identity.gid.0,
-        "group_name": j.identity.group,
+        "group_name": &j.identity.group,
         "hold": j.spec.hold,
         "job_id": j.id.0,
-        "job_state": [j.state.name()],
+        "job_state": vec![Item::from(j.state.name())],
         "memory_per_cpu": per_cpu,
         "memory_per_node": per_node,
-        "name": j.spec.name,
+        "name": &j.spec.name,
         "nice": j.spec.nice,
         "node_count": count(job::node_count(j)),
         "nodes": hosts(&j.layout.nodes),
-        "partition": j.partition,
+        "partition": &j.partition,
         "priority": number(j.priority),
         "requeue": j.spec.requeue.unwrap_or(true),
         "required_nodes": hosts(&r.node_list),
         "restart_cnt": j.attempt.0,
         "standard_error": j.spec.io.stderr.as_ref().map(text).unwrap_or_default(),
-        "standard_input": j.spec.io.stdin.as_ref().map_or_else(|| "/dev/null".to_string(), text),
-        "standard_output": j.spec.io.stdout.as_ref().map(text).or_else(|| job::default_output(j)).unwrap_or_default(),
+        "standard_input": j.spec.io.stdin.as_ref().map_or(Cow::Borrowed("/dev/null"), text),
+        "standard_output": stdout.or_else(|| job::default_output(j).map(Cow::Owned)).unwrap_or_default(),
         "start_time": when(j.started),
         "state_description": "",
         "state_reason": job::reason(j),
+        "steps": j.steps.iter().map(|s| Item::from(step(j, s, view))).collect::<Vec<_>>(),
         "submit_line": text(&j.spec.submit_line),
         "submit_time": when(Some(j.submitted)),
         "tasks": count(job::task_count(j)),
@@ -213,10 +237,8 @@ pub fn job(j: &JobInfo, view: &View) -> Value {
         "tres_per_node": job::tres_per_node(j).unwrap_or_default(),
         "tres_req_str": tres(&j.requested),
         "user_id": j.identity.uid.0,
-        "user_name": j.identity.user,
-        "steps": j.steps.iter().map(|s| step(j, s, view)).collect::<Vec<_>>(),
-    });
-    joined(what, who)
+        "user_name": &j.identity.user,
+    }
 }
 
 /// Two objects in one.
@@ -352,13 +374,31 @@ mod tests {
 
     #[test]
     fn a_document_is_printed_as_its_value_would_be() {
-        for count in [0, 1, 2 * SHARE + 1] {
+        for count in [0, 1, 33 * SHARE + 1] {
             let records: Vec<usize> = (0..count).collect();
-            let make = |n: &usize| json!({"n": n, "text": "a\nb", "inner": {"list": [n, []], "none": {}}});
-            let text = document_of("jobs", &records, make, &["squeue".to_string()], "c");
+            let value_of =
+                |n: &usize| json!({"n": n, "text": "a\nb", "inner": {"list": [n, []], "none": {}}});
+            let mut text = Vec::new();
+            let command = ["squeue".to_string()];
+            write(&mut text, "jobs", &records, |n| value_of(n).into(), (&command, "c")).unwrap();
+            let text = String::from_utf8(text).unwrap();
             let value: Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(value["jobs"], Value::Array(records.iter().map(make).collect()));
+            let values: Vec<Value> = records.iter().map(value_of).collect();
             assert_eq!(text, serde_json::to_string_pretty(&value).unwrap() + "\n");
+            assert_eq!(document("jobs", &values, &command, "c"), text);
+            assert_eq!(value["jobs"], Value::Array(values));
         }
+    }
+
+    #[test]
+    fn an_item_is_printed_as_its_value_would_be() {
+        let item = object! {"b": exit(ExitStatus { code: 0, signal: 9 }), "a": vec![Item::from("x\n"), unset().into()], "c": true};
+        let mut text = Vec::new();
+        item.pretty(0, &mut text).unwrap();
+        let value = item.into_value();
+        assert_eq!(String::from_utf8(text).unwrap(), serde_json::to_string_pretty(&value).unwrap());
+        let number = json!({"set": false, "infinite": false, "number": 0});
+        assert_eq!(value["a"], json!(["x\n", number]));
+        assert_eq!(value["b"]["signal"]["name"], "KILL");
     }
 }

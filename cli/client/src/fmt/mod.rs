@@ -1,6 +1,7 @@
 //! Output formats, as pure functions from records to text.
 
 pub mod cells;
+pub mod item;
 pub mod job;
 pub mod json;
 pub mod node;
