@@ -49,19 +49,16 @@ impl ImageResolver for Resolver {
 impl Resolver {
     /// Whether the cluster's configuration calls the image's registry insecure.
     pub fn insecure(&self, reference: &Reference) -> bool {
-        let Reference::Registry(name) = reference else { return false };
+        matches!(reference, Reference::Registry(name) if self.insecure_registry(&name.registry))
+    }
+
+    /// Whether the cluster's configuration calls this registry, with its port, insecure.
+    pub fn insecure_registry(&self, registry: &str) -> bool {
         let site = Site::find(self.state.as_deref());
         let config =
             site.and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
-        config.is_ok_and(|c| is_insecure(&c.container.insecure_registries, &name.source()))
+        config.is_ok_and(|c| c.container.insecure_registries.iter().any(|entry| entry == registry))
     }
-}
-
-/// Whether the source's registry is one of those listed.
-fn is_insecure(list: &[String], source: &str) -> bool {
-    let rest = source.strip_prefix("docker://").unwrap_or(source);
-    let host = rest.split('/').next().unwrap_or(rest);
-    list.iter().any(|entry| entry == host)
 }
 
 /// A failure about an image.
@@ -94,8 +91,17 @@ pub fn helpers() -> Result<Option<Helpers>, Failure> {
     if !is_privileged() {
         return Ok(None);
     }
-    let names =
-        ["HOME", "USER", "PATH", "DOCKER_CONFIG", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy", "no_proxy"];
+    let names = [
+        "HOME",
+        "USER",
+        "PATH",
+        "DOCKER_CONFIG",
+        "REGISTRY_AUTH_FILE",
+        "XDG_RUNTIME_DIR",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+    ];
     let environment = names.into_iter().filter_map(|n| Some((n.into(), std::env::var_os(n)?))).collect();
     let (uid, gid) = berth_agent::STORE_ID;
     Ok(Some(Helpers {
@@ -181,17 +187,4 @@ pub fn size(bytes: u64) -> String {
 /// `5 minutes`, `3 days`.
 pub fn age(seconds: u64) -> String {
     indicatif::HumanDuration(Duration::from_secs(seconds)).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn insecure_registries_are_named_with_their_port() {
-        let list = ["localhost:5000".to_string()];
-        assert!(is_insecure(&list, "docker://localhost:5000/debian"));
-        assert!(!is_insecure(&list, "docker://localhost/debian"));
-        assert!(!is_insecure(&list, "docker://docker.io/library/debian"));
-    }
 }

@@ -8,6 +8,7 @@ mod doors;
 mod explain;
 mod images;
 mod local;
+mod logins;
 mod scope;
 
 use berth_client::error::Failure;

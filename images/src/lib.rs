@@ -51,7 +51,7 @@ pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
-pub use registry::{Credentials, Registry};
+pub use registry::{Credentials, Login, LoginTarget, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
 pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, layer_place, save_archive};

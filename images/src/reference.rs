@@ -395,6 +395,18 @@ fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Strin
     })
 }
 
+/// A registry as a person names it alone: `HOST[:PORT]`, with a scheme and a slash at its end if need be.
+pub(crate) fn registry_alone(text: &str) -> Result<String> {
+    let quoted = format!("registry {text:?}");
+    let bad = |reason: &str, next: &str| Error::new(ErrorKind::Reference, quoted.clone(), reason).next(next);
+    let host = ["https://", "http://", "docker://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let host = host.unwrap_or(text).trim_end_matches('/');
+    if host.contains('/') {
+        return Err(bad("has a path", "name the registry alone: HOST or HOST:PORT"));
+    }
+    registry_name(host, &bad)
+}
+
 fn check_repository(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<()> {
     if text.is_empty() {
         return Err(bad("has no repository name", "write NAME[:TAG], such as debian:12"));

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
@@ -23,14 +24,19 @@ pub(crate) struct Unseen {
 impl Unseen {
     /// Makes it in the directory of its place.
     pub fn create(place: &Path) -> io::Result<Unseen> {
+        Unseen::create_as(place, 0o666)
+    }
+
+    /// As [`Unseen::create`], with other permissions, less the umask.
+    pub fn create_as(place: &Path, mode: u32) -> io::Result<Unseen> {
         let directory = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let aside = partial(place);
-        let (file, named) = match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
+        let (file, named) = match rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)) {
             Ok(file) => (File::from(file), false),
             // Network filesystems, above all.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                (File::options().read(true).write(true).create_new(true).open(&aside)?, true)
+                (File::options().read(true).write(true).create_new(true).mode(mode).open(&aside)?, true)
             }
             Err(e) => return Err(e.into()),
         };

@@ -18,6 +18,7 @@ mod hooks;
 mod host_jobs;
 mod job_namespaces;
 mod limits;
+mod logins;
 mod named;
 mod oci;
 mod packages;

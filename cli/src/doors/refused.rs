@@ -33,6 +33,8 @@ const NETWORK: &str = "a container has the node's network and its names: leave i
 const NAMED: &str =
     "a running container is found with 'docker ps'; end it with 'kill PID', a job's step with scancel";
 const BUILD: &str = "images are built elsewhere (podman build, buildah, kaniko) and pushed to a registry";
+const NO_PASSWORD: &str =
+    "everybody on the machine sees a command's words: use --password-stdin, or type it when asked";
 const CAPS: &str =
     "there is no privilege to add or drop: --user 0 gives root inside, which suffices for apt-get";
 
@@ -121,6 +123,8 @@ pub const DOCKER: &[Row] = &[
     at("system", "--volumes", "there are no volumes: leave it out"),
     at("system", "--filter", "'berth image prune --older-than DAYS' removes by age"),
     at("image", "--filter", "'berth image prune --older-than DAYS' removes by age"),
+    at("login", "-p", NO_PASSWORD),
+    at("login", "--password", NO_PASSWORD),
     at("exec", "-d", BACKGROUND),
     at("exec", "--detach", BACKGROUND),
     at("exec", "-u", "commands run as the container does: leave it out"),
@@ -154,11 +158,6 @@ pub const DOCKER: &[Row] = &[
     any("inspect", "use 'berth image inspect' for images, 'scontrol show step' for steps"),
     any("kill", NAMED),
     any("load", "an OCI archive is run by its path: 'docker run ./FILE.tar'"),
-    any(
-        "login",
-        "use 'podman login --authfile ~/.docker/config.json', or write the file; DOCKER_CONFIG is respected",
-    ),
-    any("logout", "remove the registry from ~/.docker/config.json"),
     any("logs", "output is where the command's went; of a batch job in its slurm-JOB.out"),
     any("network", NETWORK),
     any("pause", "use 'scancel --signal=STOP' and CONT"),
@@ -185,6 +184,8 @@ pub const DOCKER: &[Row] = &[
 
 const NO_OVERLAY: &str = "mount a directory of yours with --bind, or use --writable-tmpfs";
 const NO_SIGNING: &str = "images are pinned by digest: name them NAME@sha256:…";
+const LOGINS: &str =
+    "log in with 'berth image login'; logins are those of ~/.docker/config.json (DOCKER_CONFIG)";
 const NO_INSTANCE: &str = "a service is a job: submit it with sbatch, or put & behind exec";
 
 /// What `apptainer` and `singularity` refuse.
@@ -235,9 +236,9 @@ pub const APPTAINER: &[Row] = &[
     any("--unsquash", "squashfs files are read as they are: leave it out"),
     any("--pem-path", "encrypted images are not read"),
     any("--passphrase", "encrypted images are not read"),
-    any("--docker-login", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
-    any("--docker-username", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
-    any("--docker-password", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
+    any("--docker-login", LOGINS),
+    any("--docker-username", LOGINS),
+    any("--docker-password", LOGINS),
     any("--docker-host", "there is no daemon to ask: name the registry's image"),
     any("--authfile", "set DOCKER_CONFIG to the directory of that file, as config.json"),
     at("exec", "--disable-cache", "'berth image rm' removes an image from your store"),
@@ -288,8 +289,8 @@ pub const APPTAINER: &[Row] = &[
     any("overlay", NO_OVERLAY),
     any("plugin", "there are no plug-ins"),
     any("push", BUILD),
-    any("registry", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
-    any("remote", "logins are those of ~/.docker/config.json (DOCKER_CONFIG)"),
+    any("registry", LOGINS),
+    any("remote", LOGINS),
     any("search", "registries are searched with a browser"),
     any("sif", "SIF files are not read yet: use the registry image that it was made from"),
     any("sign", NO_SIGNING),

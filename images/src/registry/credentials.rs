@@ -1,23 +1,24 @@
-//! The person's logins, from the files and helpers that `docker login` and `podman login` write.
+//! The person's logins, from the files and helpers that `berth image login`, docker and podman write.
 //!
 //! Formats: Docker's `config.json` (`auths`, `credHelpers`, `credsStore`, the docker-credential-helpers protocol)
 //! and containers-auth.json(5).
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use base64::Engine;
 use serde::Deserialize;
 
-use crate::error::{Error, ErrorKind, Result, printable};
+use super::helper;
+use crate::error::{Error, ErrorKind, Result};
 use crate::reference::DEFAULT_REGISTRY;
 
 /// Where logins are looked for: the files of one person, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     files: Vec<PathBuf>,
+    /// The file that a new login goes into.
+    own: Option<PathBuf>,
     home: Option<PathBuf>,
 }
 
@@ -66,7 +67,7 @@ impl std::fmt::Debug for Identity {
 /// One login file.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct AuthFile {
+pub(super) struct AuthFile {
     auths: BTreeMap<String, AuthEntry>,
     #[serde(rename = "credHelpers")]
     helpers: BTreeMap<String, String>,
@@ -81,13 +82,6 @@ struct AuthEntry {
     username: String,
     password: String,
     identitytoken: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: String,
 }
 
 impl Credentials {
@@ -117,6 +111,7 @@ impl Credentials {
     ) -> Self {
         let docker = docker_config.map(|d| d.join("config.json"));
         let user_docker = if docker.is_some() { None } else { home.map(|h| h.join(".docker/config.json")) };
+        let own = docker.clone().or_else(|| auth_file.map(Path::to_path_buf)).or_else(|| user_docker.clone());
         let files = [
             docker,
             auth_file.map(Path::to_path_buf),
@@ -124,7 +119,18 @@ impl Credentials {
             home.map(|h| h.join(".config/containers/auth.json")),
             user_docker,
         ];
-        Self { files: files.into_iter().flatten().collect(), home: home.map(Path::to_path_buf) }
+        Self { files: files.into_iter().flatten().collect(), own, home: home.map(Path::to_path_buf) }
+    }
+
+    /// The file that a new login goes into: the one that the environment names, or `~/.docker/config.json`, which
+    /// docker, podman and skopeo read as well.
+    pub(super) fn own(&self) -> Option<&Path> {
+        self.own.as_deref()
+    }
+
+    /// All files, in the order in which they are asked.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The person's home directory, for `~/`.
@@ -135,26 +141,8 @@ impl Credentials {
     /// The login for a repository; only one of `user` where a user is named.
     pub(super) fn lookup(&self, registry: &str, repository: &str, user: Option<&str>) -> Result<Identity> {
         for path in &self.files {
-            let text = match std::fs::read(path) {
-                Ok(text) => text,
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                    ) =>
-                {
-                    continue;
-                }
-                Err(e) => {
-                    return Err(Error::path(path, e)
-                        .next("registry logins are read from there; make it readable, or remove it"));
-                }
-            };
-            let file: AuthFile = serde_json::from_slice(&text).map_err(|e| {
-                Error::new(ErrorKind::Io, path.display().to_string(), format!("is not a login file: {e}"))
-                    .next("repair it, or log in again with `docker login` or `podman login`")
-            })?;
-            if let Some(identity) = file.lookup(path, registry, repository)?
+            let Some(text) = read(path)? else { continue };
+            if let Some(identity) = AuthFile::parse(path, &text)?.lookup(path, registry, repository, user)?
                 && user.is_none_or(
                     |user| matches!(&identity, Identity::Basic { user: found, .. } if found == user),
                 )
@@ -164,18 +152,86 @@ impl Credentials {
         }
         match user {
             None => Ok(Identity::Anonymous),
-            Some(user) => Err(Error::new(ErrorKind::Denied, format!("registry {registry}"), format!("there is no login of user {user:?}"))
-                .next(format!("run `docker login -u {user} {registry}` or `podman login -u {user} {registry}`, or leave out {user}@"))),
+            Some(user) => Err(Error::new(
+                ErrorKind::Denied,
+                format!("registry {registry}"),
+                format!("there is no login of user {user:?}"),
+            )
+            .next(format!("run `berth image login {user}@{registry}`, or leave out {user}@"))),
         }
     }
 }
 
+/// A login file's content; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(e) => {
+            Err(Error::path(path, e)
+                .next("registry logins are read from there; make it readable, or remove it"))
+        }
+    }
+}
+
+/// The name of a further login, beside the one that a registry is asked with where nobody is named.
+pub(super) fn of_user(user: &str, registry: &str) -> String {
+    format!("{user}@{registry}")
+}
+
 impl AuthFile {
-    fn lookup(&self, path: &Path, registry: &str, repository: &str) -> Result<Option<Identity>> {
+    /// Reads what `path` has.
+    pub(super) fn parse(path: &Path, text: &[u8]) -> Result<AuthFile> {
+        serde_json::from_slice(text).map_err(|e| {
+            Error::new(ErrorKind::Io, path.display().to_string(), format!("is not a login file: {e}"))
+                .next("repair it, or move it away and log in again with `berth image login`")
+        })
+    }
+
+    /// The helper that keeps logins of a registry in place of the file.
+    pub(super) fn helper(&self, registry: &str) -> Option<&str> {
+        let keys = keys(registry, "");
+        let own = keys.iter().find_map(|key| self.helpers.iter().find(|(name, _)| normal(name) == *key));
+        own.map(|(_, helper)| helper)
+            .or(Some(&self.store))
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
+    }
+
+    /// Whether the file itself has something under this name of a login.
+    pub(super) fn mentions(&self, login: &str) -> bool {
+        self.auths.keys().any(|name| is_of(name, login))
+    }
+
+    fn lookup(
+        &self,
+        path: &Path,
+        registry: &str,
+        repository: &str,
+        user: Option<&str>,
+    ) -> Result<Option<Identity>> {
+        if let Some(user) = user {
+            let login = of_user(user, registry);
+            let kept = match self.helper(registry) {
+                Some(helper) if self.mentions(&login) => helper::get(helper, &login)?,
+                _ => None,
+            };
+            let own = self.auths.iter().find(|(name, _)| is_of(name, &login));
+            let found = match (kept, own) {
+                (Some(identity), _) => Some(identity),
+                (None, Some((_, entry))) => entry.identity(path, &login)?,
+                (None, None) => None,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
         let keys = keys(registry, repository);
         for key in &keys {
             if let Some((_, helper)) = self.helpers.iter().find(|(name, _)| normal(name) == *key) {
-                return ask_helper(helper, registry);
+                return helper::get(helper, registry);
             }
         }
         for key in &keys {
@@ -185,7 +241,7 @@ impl AuthFile {
                 }
             }
         }
-        if self.store.is_empty() { Ok(None) } else { ask_helper(&self.store, registry) }
+        if self.store.is_empty() { Ok(None) } else { helper::get(&self.store, registry) }
     }
 }
 
@@ -206,7 +262,7 @@ impl AuthEntry {
                 path.display().to_string(),
                 format!("the login of {key} is not base64 of USER:PASSWORD"),
             )
-            .next(format!("log in again: `docker login {key}` or `podman login {key}`"))
+            .next(format!("log in again: `berth image login {key}`"))
         };
         let decoded =
             base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).map_err(|_| bad())?;
@@ -219,7 +275,8 @@ impl AuthEntry {
 /// Keys that name a repository's login, the most exact one first.
 fn keys(registry: &str, repository: &str) -> Vec<String> {
     let mut keys = Vec::new();
-    let mut path = format!("{registry}/{repository}");
+    let mut path =
+        if repository.is_empty() { registry.to_owned() } else { format!("{registry}/{repository}") };
     while path.len() > registry.len() {
         keys.push(path.clone());
         path.truncate(path.rfind('/').unwrap_or(registry.len()));
@@ -231,53 +288,17 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
     keys
 }
 
+/// Whether a key of a login file means this login.
+pub(super) fn is_of(key: &str, login: &str) -> bool {
+    let key = normal(key);
+    keys(login, "").contains(&key)
+}
+
 /// A key of a login file without scheme and API version.
 fn normal(key: &str) -> String {
     let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
     key.to_owned()
-}
-
-/// Runs `docker-credential-NAME get`; `None` when it has no login.
-fn ask_helper(name: &str, registry: &str) -> Result<Option<Identity>> {
-    let program = format!("docker-credential-{name}");
-    let fail = |reason: String| {
-        Error::new(ErrorKind::Denied, format!("login helper {program}"), reason).next(format!(
-            "your login file names this helper; install or repair it, or log in to {registry} without it"
-        ))
-    };
-    if name.is_empty() || name.contains('/') {
-        return Err(fail("is not the name of a program".to_owned()));
-    }
-    // Docker's helpers know Docker Hub by its first address.
-    let server = if registry == DEFAULT_REGISTRY { "https://index.docker.io/v1/" } else { registry };
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| fail(format!("cannot be run: {e}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that ends without reading is judged by its answer.
-        let _ = stdin.write_all(server.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(|e| fail(e.to_string()))?;
-    if !output.status.success() {
-        let said =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        if said.contains("not found") {
-            return Ok(None);
-        }
-        return Err(fail(format!("failed: {}", printable(said.trim(), 300))));
-    }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|e| fail(format!("gave no valid answer: {e}")))?;
-    Ok(Some(if answer.username == "<token>" {
-        Identity::Token { token: answer.secret }
-    } else {
-        Identity::Basic { user: answer.username, password: answer.secret }
-    }))
 }
 
 #[cfg(test)]
@@ -309,6 +330,11 @@ mod tests {
         assert_eq!(c.lookup("empty.io", "x", None).unwrap(), Identity::Anonymous);
         assert_eq!(c.lookup("other.io", "x", None).unwrap(), Identity::Anonymous);
         assert_eq!(c.lookup("r.io", "x", Some("alice")).unwrap(), basic("alice", "secret"));
+        // carol:d, beside the first.
+        let (_dir, several) =
+            with(r#"{"auths":{"r.io":{"auth":"YWxpY2U6c2VjcmV0"},"carol@r.io":{"auth":"Y2Fyb2w6ZA=="}}}"#);
+        assert_eq!(several.lookup("r.io", "x", Some("carol")).unwrap(), basic("carol", "d"));
+        assert_eq!(several.lookup("r.io", "x", None).unwrap(), basic("alice", "secret"));
         let error = c.lookup("r.io", "x", Some("carol")).unwrap_err().to_string();
         assert!(error.contains("carol") && error.contains("login"), "{error}");
     }

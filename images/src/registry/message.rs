@@ -4,6 +4,7 @@ use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
+use super::{Access, Client};
 use crate::error::{Error, ErrorKind, printable};
 
 #[derive(Default, Deserialize)]
@@ -23,11 +24,12 @@ struct Detail {
 /// An answer that is not success: which registry, as whom we asked, what it said, what to do.
 pub(super) fn refused(
     what: &str,
-    registry: &str,
+    client: &Client,
     url: &str,
     identity: &str,
     response: Response<Body>,
 ) -> Error {
+    let registry = &client.name.registry;
     let status = response.status();
     let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
     let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
@@ -38,8 +40,18 @@ pub(super) fn refused(
     let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
     let answered = format!("registry {registry} answered {status}{said} to {identity}");
     let asked = url.rsplit('/').next().unwrap_or_default();
-    let login = format!("log in with `docker login {registry}` or `podman login {registry}`");
+    let login = format!("log in with `berth image login {registry}`");
     match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if client.access == Access::Login => {
+            Error::new(ErrorKind::Denied, what, answered)
+                .next("check user name and password; many registries want a token in place of the password")
+        }
+        StatusCode::NOT_FOUND if client.access == Access::Login => Error::new(
+            ErrorKind::Unsupported,
+            what,
+            format!("it does not answer as a registry does: {answered}"),
+        )
+        .next("check host and port; an address in a browser may be another one"),
         StatusCode::NOT_FOUND if url.contains("/manifests/") => {
             Error::new(ErrorKind::NotFound, what, format!("there is no image {asked:?}: {answered}"))
                 .next("check the spelling of repository and tag")

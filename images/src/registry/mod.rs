@@ -2,7 +2,10 @@
 
 mod blob;
 mod challenge;
+mod config_file;
 mod credentials;
+mod helper;
+mod login;
 mod message;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +16,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, header};
 use ureq::{Agent, Body};
 
 pub use credentials::Credentials;
+pub use login::{Login, LoginTarget};
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +47,17 @@ struct Client {
     name: RegistryRef,
     credentials: Credentials,
     insecure: bool,
+    access: Access,
     session: Mutex<Session>,
+}
+
+/// What a registry is asked for, which decides what a token must allow and what a refusal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Whether it takes a login.
+    Login,
+    /// Manifests and blobs of the repository.
+    Pull,
 }
 
 /// What this process learned about how to authenticate.
@@ -65,32 +79,7 @@ impl Registry {
     /// # Errors
     /// The HTTP client cannot be configured.
     pub fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool) -> Result<Self> {
-        let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .https_only(!insecure)
-            // Followed by hand, because the login must not leave the registry.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(Duration::from_secs(20)))
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(60)))
-            .tls_config(
-                ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
-            );
-        if is_loopback(host) {
-            config = config.proxy(None);
-        }
-        Ok(Self(Arc::new(Client {
-            agent: config.build().new_agent(),
-            base: format!("{}://{host}", if insecure { "http" } else { "https" }),
-            name: name.clone(),
-            credentials: credentials.clone(),
-            insecure,
-            session: Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Client::new(name, credentials, insecure, Access::Pull))))
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
@@ -131,8 +120,41 @@ impl BlobSource for Registry {
 }
 
 impl Client {
+    fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool, access: Access) -> Self {
+        let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .https_only(!insecure)
+            // Followed by hand, because the login must not leave the registry.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(Duration::from_secs(20)))
+            .timeout_connect(Some(Duration::from_secs(20)))
+            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .tls_config(
+                ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
+            );
+        if is_loopback(host) {
+            config = config.proxy(None);
+        }
+        Self {
+            agent: config.build().new_agent(),
+            base: format!("{}://{host}", if insecure { "http" } else { "https" }),
+            name: name.clone(),
+            credentials: credentials.clone(),
+            insecure,
+            access,
+            session: Mutex::default(),
+        }
+    }
+
     fn what(&self) -> String {
-        self.name.source()
+        match self.access {
+            Access::Login => format!("registry {}", self.name.registry),
+            Access::Pull => self.name.source(),
+        }
     }
 
     fn url(&self, kind: BlobKind, selector: &str) -> String {
@@ -165,13 +187,7 @@ impl Client {
                     }
                     let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
                     if !busy || last {
-                        return Err(message::refused(
-                            &self.what(),
-                            &self.name.registry,
-                            url,
-                            &self.identity_name(),
-                            response,
-                        ));
+                        return Err(self.refused(&self.what(), url, &self.identity_name(), response));
                     }
                     if let Some(seconds) = retry_after(response.headers()) {
                         pause = Duration::from_secs(seconds).min(LONGEST_WAIT);
@@ -260,7 +276,7 @@ impl Client {
         Ok(())
     }
 
-    /// Gets a token for pulling (distribution specification, token authentication).
+    /// Gets a token for what is wanted (distribution specification, token authentication).
     fn token(
         &self,
         identity: &Identity,
@@ -277,8 +293,11 @@ impl Client {
             )
             .next("use a registry with TLS, or allow HTTP with --insecure"));
         }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository));
-        let mut pairs = vec![("scope", scope)];
+        let scope = match self.access {
+            Access::Login => scope,
+            Access::Pull => scope.or_else(|| Some(format!("repository:{}:pull", self.name.repository))),
+        };
+        let mut pairs: Vec<_> = scope.into_iter().map(|scope| ("scope", scope)).collect();
         pairs.extend(service.map(|service| ("service", service)));
         let result = if let Identity::Token { token } = identity {
             pairs.extend([
@@ -300,7 +319,7 @@ impl Client {
         };
         let response = result.map_err(|e| self.transport(&e))?;
         if !response.status().is_success() {
-            return Err(message::refused(&what, &self.name.registry, realm, &identity.name(), response));
+            return Err(self.refused(&what, realm, &identity.name(), response));
         }
         let body = response
             .into_body()
@@ -317,6 +336,10 @@ impl Client {
             None => Err(Error::new(ErrorKind::Unreachable, what, "its answer has no token")
                 .next("ask the registry's administrator")),
         }
+    }
+
+    fn refused(&self, what: &str, url: &str, identity: &str, response: Response<Body>) -> Error {
+        message::refused(what, self, url, identity, response)
     }
 
     fn transport(&self, error: &ureq::Error) -> Error {

@@ -94,7 +94,7 @@ fn a_login_is_needed_used_and_its_refusal_explained() {
     assert_eq!(error.kind(), ErrorKind::Denied);
     let text = error.to_string();
     assert!(
-        text.contains(&registry.address) && text.contains("anonymous") && text.contains("docker login"),
+        text.contains(&registry.address) && text.contains("anonymous") && text.contains("berth image login"),
         "{text}"
     );
 

@@ -1,4 +1,4 @@
-//! `docker run`, `pull`, `images`, `rmi`, `ps` and `system prune` over Berth's engine and image store.
+//! `docker run`, `pull`, `images`, `rmi`, `ps`, `login` and `system prune` over Berth's engine and image store.
 
 mod start;
 mod store;
@@ -32,6 +32,12 @@ enum Cmd {
     Images(Images),
     Rmi(Rmi),
     Ps(Ps),
+    Login(Login),
+    /// Forget the login of a registry
+    Logout {
+        /// Registry [default: docker.io]
+        server: Option<String>,
+    },
     /// Look after images
     #[command(subcommand)]
     Image(ImageCmd),
@@ -226,6 +232,19 @@ struct Rmi {
     images: Vec<String>,
 }
 
+/// Log in to a registry
+#[derive(Debug, Args)]
+struct Login {
+    /// Who logs in
+    #[arg(short, long, value_name = "NAME")]
+    username: Option<String>,
+    /// Read the password, or a token, from standard input
+    #[arg(long)]
+    password_stdin: bool,
+    /// Registry [default: docker.io]
+    server: Option<String>,
+}
+
 /// List your running containers: those of this machine, and the steps of your jobs
 #[derive(Debug, Args)]
 struct Ps {
@@ -265,6 +284,8 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
         }
         Cmd::Image(ImageCmd::Prune(args)) => store::prune(&args, "all images without a name"),
         Cmd::System(System::Df) => store::df(),
+        Cmd::Login(args) => store::log_in(&args),
+        Cmd::Logout { server } => store::log_out(server.as_deref()),
         Cmd::Version => {
             out::print(&format!("docker front door of berth {}\n", berth_client::VERSION)).map(|()| 0)
         }

@@ -1,8 +1,8 @@
-//! `docker pull`, `images`, `rmi`, `ps` and `prune`: the caller's store, and what runs.
+//! `docker pull`, `images`, `rmi`, `ps`, `prune`, `login` and `logout`: the caller's store and logins, and what runs.
 
 use super::start::platform;
-use super::{Images, Prune, Ps, PullArgs, Rmi};
-use crate::{images, local};
+use super::{Images, Login, Prune, Ps, PullArgs, Rmi};
+use crate::{images, local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::Site;
@@ -240,6 +240,30 @@ pub fn prune(args: &Prune, what: &str) -> Outcome {
         out::print(&format!("Deleted: {image}\n"))?;
     }
     out::print(&format!("Total reclaimed space: {}\n", images::size(removed.bytes))).map(|()| 0)
+}
+
+/// Logs in to a registry.
+pub fn log_in(args: &Login) -> Outcome {
+    let asked = logins::Asked {
+        registry: args.server.as_deref(),
+        username: args.username.as_deref(),
+        password_stdin: args.password_stdin,
+        insecure: false,
+    };
+    logins::log_in(&asked, None)?;
+    out::print("Login Succeeded\n").map(|()| 0)
+}
+
+/// Logs out; as with docker, a registry where nobody is logged in is no error.
+pub fn log_out(server: Option<&str>) -> Outcome {
+    let target = logins::target(server)?;
+    match logins::log_out(&target) {
+        Ok(()) => out::print(&format!("Removing login credentials for {}\n", target.registry)).map(|()| 0),
+        Err(e) if e.kind() == berth_images::ErrorKind::NotFound => {
+            out::print(&format!("Not logged in to {}\n", target.registry)).map(|()| 0)
+        }
+        Err(e) => Err(images::failed(&e)),
+    }
 }
 
 /// Says what the store takes.

@@ -1,10 +1,12 @@
 //! `berth image`: looks after the images of a store.
 
 use crate::images::{self, Bar};
+use crate::logins;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_images::{
-    Credentials, Error, PruneOptions, Reference, Removed, ResolveOptions, Resolved, open_source, resolve,
+    Credentials, Error, PruneOptions, Reference, Removed, ResolveOptions, Resolved, Store, open_source,
+    resolve,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -55,12 +57,60 @@ pub enum Args {
         #[arg(long)]
         json: bool,
     },
+    /// Log in to a registry, for docker, podman and skopeo, too
+    ///
+    /// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, in
+    /// $REGISTRY_AUTH_FILE, or in ~/.docker/config.json, or by the credential helper that this file names. A password is
+    /// asked for on the terminal, or read from standard input.
+    Login {
+        /// HOST or HOST:PORT; USER@HOST is a further login there, for images named USER@HOST#NAME [default: docker.io]
+        registry: Option<String>,
+        /// Who logs in
+        #[arg(long, short, value_name = "NAME")]
+        username: Option<String>,
+        /// Read the password, or a token, from standard input
+        #[arg(long)]
+        password_stdin: bool,
+        /// Speak to the registry without TLS
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// Forget the login of a registry
+    Logout {
+        /// HOST, HOST:PORT, or USER@HOST for that login alone [default: docker.io]
+        registry: Option<String>,
+    },
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {
-    let store = images::store(state)?;
     let failed = |e: Error| images::failed(&e);
     match args {
+        // These need no store.
+        Args::Login { registry, username, password_stdin, insecure } => {
+            let asked = logins::Asked {
+                registry: registry.as_deref(),
+                username: username.as_deref(),
+                password_stdin,
+                insecure,
+            };
+            let (target, user) = logins::log_in(&asked, state)?;
+            out::print(&format!("logged in to {} as {user}\n", target.registry))?;
+            Ok(0)
+        }
+        Args::Logout { registry } => {
+            let target = logins::target(registry.as_deref())?;
+            logins::log_out(&target).map_err(failed)?;
+            out::print(&format!("logged out of {}\n", target.registry))?;
+            Ok(0)
+        }
+        other => with_store(other, &images::store(state)?, state),
+    }
+}
+
+fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
+    let failed = |e: Error| images::failed(&e);
+    match args {
+        Args::Login { .. } | Args::Logout { .. } => {}
         Args::Pull { image, insecure, quiet } => {
             let reference: Reference = image.parse().map_err(failed)?;
             let credentials = Credentials::from_env();
@@ -71,7 +121,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             };
             let bar = Bar::new(&image, quiet);
             let prepared = match images::helpers()? {
-                Some(helpers) => helpers.ensure(&store, &pinned, &bar),
+                Some(helpers) => helpers.ensure(store, &pinned, &bar),
                 None => open_source(&pinned.source, pinned.insecure, &credentials)
                     .and_then(|source| store.ensure(&pinned, source.as_ref(), &bar)),
             };
