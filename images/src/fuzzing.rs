@@ -1,14 +1,16 @@
 //! Doors for the fuzz targets of `images/fuzz` to parsers that this crate keeps to itself. Built for them alone
 //! (`--cfg fuzzing`); nothing else may call them.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use crate::archive::{Reader, refused};
-use crate::error::Result;
+use crate::error::{Result, recover};
 use crate::manifest::{
     Document, ImageConfig, LayerInfo, Platform, check_config_type, choose, descriptor_digest, parse_document,
     read_config,
 };
+use crate::skeleton::{Rebuilt, Recorder};
 use crate::unpack::{LayerReport, Limits, Unpacker};
 
 /// Limits that a fuzzer's machine can bear.
@@ -36,12 +38,27 @@ pub fn archive(bytes: &[u8]) -> Result<u64> {
     Ok(total)
 }
 
-/// Unpacks an archive into an empty directory.
+/// Unpacks an archive into an empty directory, and makes it again from skeleton and files.
 ///
 /// # Errors
 /// The archive is refused, or the machine fails.
+///
+/// # Panics
+/// The archive that is made again is another one.
 pub fn unpack(bytes: &[u8], directory: OwnedFd) -> Result<LayerReport> {
-    Unpacker::new(directory, &limits(), false).run(&mut Reader::new(bytes))
+    let io = |e| recover("fuzz", e);
+    let tree = directory.try_clone().map_err(io)?;
+    let mut reader = Reader::new(Recorder::new(bytes, Vec::new()).map_err(io)?);
+    let report = Unpacker::new(directory, &limits(), false).run(&mut reader)?;
+    let mut recorder = reader.into_inner();
+    std::io::copy(&mut recorder, &mut std::io::sink()).map_err(io)?;
+    let (_, skeleton) = recorder.finish().map_err(io)?;
+    if report.replaced == 0 {
+        let mut again = Vec::new();
+        Rebuilt::new(&skeleton[..], &tree, false).map_err(io)?.read_to_end(&mut again).map_err(io)?;
+        assert!(again == bytes, "the archive that is made again is another one");
+    }
+    Ok(report)
 }
 
 /// Reads a manifest or an index as a registry sends it, and what it names.

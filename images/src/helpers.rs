@@ -94,6 +94,34 @@ impl Helpers {
         {
             return Ok(prepared);
         }
+        self.import(store, image, None, uid, progress)?;
+        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+    }
+
+    /// As [`Store::repair`], by the two processes.
+    ///
+    /// # Errors
+    /// As for [`Store::repair`]; or a process cannot be started or dies.
+    pub fn repair(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        layers: &[Digest],
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        self.import(store, image, Some(layers), uid, progress)
+    }
+
+    /// Has the two processes make the image present, or repair these layers of it, and grants it to `uid`.
+    fn import(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        repair: Option<&[Digest]>,
+        uid: u32,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let mut fetcher = Command::new(&self.program);
         fetcher.args(&self.fetch).args(["--source", &image.source]);
         if image.insecure {
@@ -106,7 +134,8 @@ impl Helpers {
         let (Some(to_fetcher), Some(from_fetcher)) = (to_fetcher, from_fetcher) else {
             return Err(start_failed("its pipes are missing"));
         };
-        let described = serde_json::to_string(image).map_err(|e| start_failed(&e.to_string()))?;
+        let json = |e: serde_json::Error| start_failed(&e.to_string());
+        let described = serde_json::to_string(image).map_err(json)?;
         let mut unpacker = Command::new(&self.program);
         unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
             "--image",
@@ -114,13 +143,15 @@ impl Helpers {
             "--grant",
             &uid.to_string(),
         ]);
+        if let Some(layers) = repair {
+            unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
+        }
         run_as(&mut unpacker, self.store.as_ref());
         unpacker.env_clear();
         let mut unpacker =
             Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
-        follow(report, progress)?;
-        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+        follow(report, progress)
     }
 
     /// As [`resolve`], by the fetcher as the user: for references that could not be resolved where they were typed.
@@ -230,6 +261,7 @@ struct Options {
     store: Option<PathBuf>,
     image: Option<String>,
     grant: Option<u32>,
+    repair: Option<String>,
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
@@ -257,6 +289,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
             "--store" => options.store = Some(PathBuf::from(&value)),
             "--image" => options.image = Some(text()?),
+            "--repair" => options.repair = Some(text()?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
         }
@@ -347,8 +380,8 @@ impl BlobSource for Unopened {
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--as UID:GID:GROUPS]` makes the image present from the
-/// fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
+/// The unpacker: `--store ROOT --image JSON --grant UID [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
+/// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -375,7 +408,16 @@ pub fn unpacker_main(
         let source = RemoteSource::new(image.source.clone(), input, output);
         // The user shows that the source gives them this image, also where another user's import is under way.
         store.prove(&image.digest, &source)?;
-        let prepared = store.ensure(&image, &source, &|event| say(&Report::Progress(event)))?;
+        let progress = |event| say(&Report::Progress(event));
+        let prepared = match &options.repair {
+            Some(layers) => {
+                let layers: Vec<Digest> =
+                    serde_json::from_str(layers).map_err(|e| start_failed(&e.to_string()))?;
+                store.repair(&image, &layers, &source, &progress)?;
+                None
+            }
+            None => Some(store.ensure(&image, &source, &progress)?),
+        };
         if let Some(uid) = options.grant {
             store.grant(&image.digest, uid)?;
         }

@@ -39,6 +39,7 @@ mod registry;
 mod remote;
 mod root;
 mod save;
+mod skeleton;
 mod source;
 mod squashfs;
 mod store;
@@ -60,7 +61,7 @@ pub use source::{
     open_source, resolve,
 };
 pub use store::{
-    DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, PruneOptions, Removed, Store, UseGuard,
-    VerifyReport,
+    Damage, DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, Problem, PruneOptions, Removed,
+    Store, Thing, UseGuard, VerifyReport,
 };
 pub use unpack::{LayerReport, Limits};

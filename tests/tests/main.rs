@@ -31,6 +31,7 @@ mod subids;
 mod tools;
 mod traps;
 mod ulimits;
+mod verifying;
 mod x11;
 
 /// A module that nobody names here would never be run.

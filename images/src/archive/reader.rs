@@ -43,6 +43,11 @@ impl<R: BufRead> Reader<R> {
         &self.input
     }
 
+    /// The underlying input, to tell it what is read.
+    pub(crate) fn inner_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The next entry, or `None` at the end marker or at the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extensions = Extensions::default();

@@ -250,9 +250,18 @@ impl Store {
             bytes: reports.iter().map(|r| r.bytes).sum(),
             layers,
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            source: Some(image.source.clone()),
+            insecure: image.insecure,
         };
         self.write_image_record(&record)?;
         Ok(record)
+    }
+
+    /// Fetches manifest and configuration of a known image where they are missing or damaged.
+    pub(super) fn blobs_again(&self, record: &ImageRecord, source: &dyn BlobSource) -> Result<()> {
+        self.blob(source, BlobKind::Manifest, &record.digest, self.limits.manifest_bytes)?;
+        self.blob(source, BlobKind::Blob, &record.config_digest, self.limits.config_bytes)?;
+        Ok(())
     }
 
     fn config(

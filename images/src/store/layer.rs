@@ -1,8 +1,9 @@
 //! One layer: present, or unpacked by exactly one process.
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::fs::{Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with};
 use rustix::process::geteuid;
 
 use super::lock::Hold;
@@ -14,10 +15,19 @@ use crate::error::{Error, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::BlobSource;
-use crate::unpack::{LayerReport, Unpacker, fingerprint};
+use crate::unpack::{LayerReport, Unpacker, listing};
 
 /// The mark of a layer whose files outlive a power cut.
 const SYNCED: &str = "synced";
+/// The listing of a layer's files.
+pub(super) const LISTING: &str = "files.zst";
+/// The skeleton of a layer's archive.
+pub(super) const SKELETON: &str = "skeleton.zst";
+
+/// What stands behind the name of a layer that was replaced and may still be in use, before a number.
+const ASIDE: &str = ".replaced-";
+/// The next step where a layer is damaged.
+const REPAIR: &str = "repair the image with `berth image verify --repair`";
 
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.
@@ -60,7 +70,13 @@ impl Store {
         let report = match self.layer_record(&layer.diff_id)? {
             Some(record) => record.report,
             None => {
-                let report = self.unpack_layer(layer, source, progress)?;
+                let (work, report) = self.unpack_layer(layer, source, progress)?;
+                let name = layer.diff_id.file_name();
+                // A torn or foreign directory in the way is moved aside first.
+                if Self::has_directory(self.layers.as_fd(), &name) {
+                    WorkDir::new(self)?.swallow(&name)?;
+                }
+                work.publish(&name)?;
                 progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
                 report
             }
@@ -71,12 +87,83 @@ impl Store {
         Ok(Some(report))
     }
 
-    fn unpack_layer(
+    /// Unpacks the layer anew in place of a damaged one. Containers that run on the damaged one keep it.
+    pub(super) fn replace_layer(
         &self,
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
-    ) -> Result<LayerReport> {
+    ) -> Result<()> {
+        let name = layer.diff_id.file_name();
+        let lock_name = format!("layer-{name}");
+        let lock = self.lock(&lock_name, Hold::Exclusive)?;
+        let (work, _) = self.unpack_layer(layer, source, progress)?;
+        if Self::has_directory(self.layers.as_fd(), &name) {
+            let aside = self.aside(&name)?;
+            work.publish(&aside)?;
+            // In one step, so that no container starts without the layer.
+            renameat_with(&self.layers, &aside, &self.layers, &name, RenameFlags::EXCHANGE)
+                .map_err(|e| Error::io(format!("image store: layer {name}"), e))?;
+        } else {
+            work.publish(&name)?;
+        }
+        progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
+        lock.remove(self.locks.as_fd(), &lock_name)
+            .map_err(|e| Error::io(format!("image store: lock {lock_name}"), e))
+    }
+
+    /// A name for a layer that was replaced.
+    fn aside(&self, name: &str) -> Result<String> {
+        let taken = self.names(&self.layers)?;
+        let free = (0_u64..).map(|n| format!("{name}{ASIDE}{n}")).find(|name| !taken.contains(name));
+        Ok(free.unwrap_or_default())
+    }
+
+    /// Removes layers that were replaced, unless something still runs on them: who does holds an image of the layer.
+    pub(super) fn remove_replaced(&self) -> Result<()> {
+        let mut bin = None;
+        for name in self.names(&self.layers)? {
+            let Some((layer, _)) = name.split_once(ASIDE) else { continue };
+            let mut used = false;
+            for image in self.records()? {
+                if image.layers.iter().any(|l| l.diff_id.file_name() == layer) {
+                    used |= self.in_use(&image.digest)?;
+                }
+            }
+            if !used {
+                let bin = match &mut bin {
+                    Some(bin) => bin,
+                    None => bin.insert(WorkDir::new(self)?),
+                };
+                bin.swallow(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the directory that a layer's files are in.
+    pub(super) fn layer_tree(&self, diff_id: &Digest) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let name = format!("{}/fs", diff_id.file_name());
+        openat(&self.layers, name, flags, Mode::empty())
+            .map_err(|e| Error::path(&self.layer_path(diff_id), e).next(REPAIR))
+    }
+
+    /// Opens a file that stands beside a layer's directory.
+    pub(super) fn layer_file(&self, diff_id: &Digest, name: &str) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = format!("{}/{name}", diff_id.file_name());
+        let opened = openat(&self.layers, &path, flags, Mode::empty());
+        opened.map(File::from).map_err(|e| Error::io(format!("image store: layers/{path}"), e).next(REPAIR))
+    }
+
+    /// Unpacks a layer where nobody sees it.
+    fn unpack_layer<'a>(
+        &'a self,
+        layer: &LayerInfo,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<(WorkDir<'a>, LayerReport)> {
         let name = layer.diff_id.file_name();
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
@@ -93,21 +180,28 @@ impl Store {
         // In root's own store a set-user-id file would belong to root.
         let keep_setid = !geteuid().is_root();
         let unpacker = Unpacker::new(root, &self.limits, keep_setid);
-        let report = pipeline::unpack(source, layer, &self.limits, progress, unpacker)?;
+        let beside = |name: &str| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&directory, name, flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(io)
+        };
+        let report = pipeline::unpack(source, layer, &self.limits, progress, unpacker, beside(SKELETON)?)?;
+        // Content that is gone cannot be put where the archive has it.
+        let rebuildable = report.replaced == 0;
+        if !rebuildable {
+            files::remove(directory.as_fd(), SKELETON)?;
+        }
+        listing::write(&tree, beside(LISTING)?)
+            .map_err(|e| Error::io(format!("image store: layer {name}"), e))?;
         let record = LayerRecord {
             version: VERSION,
             diff_id: layer.diff_id.clone(),
             report: report.clone(),
-            fingerprint: fingerprint(&tree).map_err(io)?,
+            listed: true,
+            rebuildable,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;
-        // A torn or foreign directory in the way is moved aside first.
-        if Self::has_directory(self.layers.as_fd(), &name) {
-            WorkDir::new(self)?.swallow(&name)?;
-        }
-        work.publish(&name)?;
-        Ok(report)
+        Ok((work, report))
     }
 
     /// Marks layers as outliving a power cut; call after syncfs.

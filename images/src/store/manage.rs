@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstatvfs, openat, statat};
+use rustix::fs::{AtFlags, Dir, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::ImageConfig;
 use crate::reference::Reference;
 use crate::source::verify;
-use crate::unpack::{LayerReport, fingerprint};
+use crate::unpack::LayerReport;
 
 /// One image, as `berth image ls` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,17 +107,6 @@ pub struct DiskUsage {
     pub reclaimable_bytes: u64,
     /// Bytes that the file system still has for the store.
     pub free_bytes: u64,
-}
-
-/// Result of looking for damage.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyReport {
-    /// Images looked at.
-    pub images: usize,
-    /// Layers looked at.
-    pub layers: usize,
-    /// Each problem, in words.
-    pub problems: Vec<String>,
 }
 
 impl Store {
@@ -269,47 +258,6 @@ impl Store {
         Ok(usage)
     }
 
-    /// Looks for damage: blobs that do not have their digest, layers that are missing or were changed.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn verify(&self) -> Result<VerifyReport> {
-        let mut report = VerifyReport::default();
-        let mut layers = BTreeSet::new();
-        for record in self.records()? {
-            report.images += 1;
-            for digest in [&record.digest, &record.config_digest] {
-                let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?;
-                if bytes.is_none_or(|bytes| verify("blob", &bytes, digest).is_err()) {
-                    report
-                        .problems
-                        .push(format!("image {}: blob {digest} is missing or damaged", record.digest));
-                }
-            }
-            layers.extend(record.layers.into_iter().map(|l| l.diff_id));
-        }
-        for diff_id in layers {
-            report.layers += 1;
-            let Some(record) = self.layer_record(&diff_id)? else {
-                report.problems.push(format!("layer {diff_id} is missing or incomplete"));
-                continue;
-            };
-            let root = self.layer_path(&diff_id);
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let name = format!("{}/fs", diff_id.file_name());
-            match openat(&self.layers, name, flags, Mode::empty()).and_then(fingerprint) {
-                Ok(now) if now == record.fingerprint => {}
-                Ok(_) => {
-                    report.problems.push(format!("layer {diff_id}: files in {} were changed", root.display()))
-                }
-                Err(errno) => report
-                    .problems
-                    .push(format!("layer {diff_id}: {} cannot be read: {errno}", root.display())),
-            }
-        }
-        Ok(report)
-    }
-
     /// All records that can be read. Damaged ones are skipped: their images are fetched again when asked for.
     pub(super) fn records(&self) -> Result<Vec<ImageRecord>> {
         let mut records = Vec::new();
@@ -342,7 +290,7 @@ impl Store {
         })
     }
 
-    fn in_use(&self, digest: &Digest) -> Result<bool> {
+    pub(super) fn in_use(&self, digest: &Digest) -> Result<bool> {
         // Shared locks of users exclude an exclusive one; ours lasts for a moment only.
         Ok(self.try_lock(&use_lock(digest), Hold::Exclusive)?.is_none())
     }
@@ -416,6 +364,7 @@ impl Store {
         }
         // Removing the files takes long and hinders nobody.
         drop(bin);
+        self.remove_replaced()?;
         Ok(removed)
     }
 
@@ -438,7 +387,7 @@ impl Store {
     }
 
     /// Names in a directory of the store, sorted; temporary files are left out.
-    fn names(&self, directory: impl AsFd) -> Result<Vec<String>> {
+    pub(super) fn names(&self, directory: impl AsFd) -> Result<Vec<String>> {
         let io = |e| Error::io("image store", e);
         let mut names = Vec::new();
         for entry in Dir::read_from(directory).map_err(io)? {

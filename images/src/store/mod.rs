@@ -4,7 +4,9 @@
 //! ROOT/            0700, of the identity that unpacks
 //!   version        layout version
 //!   blobs/         manifests and configurations, sha256-HEX
-//!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount), layer.json, synced
+//!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount), layer.json, synced; files.zst, what
+//!                  is in fs/; skeleton.zst, the tar without the files' content. sha256-HEX.replaced-N was damaged, and
+//!                  something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not
 //!   locks/         flock(2) files: fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
@@ -24,6 +26,7 @@ mod lock;
 mod manage;
 mod pipeline;
 mod record;
+mod verify;
 mod work;
 
 use std::fs::File;
@@ -37,7 +40,8 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
 pub use ensure::{PreparedImage, UseGuard};
-pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed, VerifyReport};
+pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use verify::{Damage, Problem, Thing, VerifyReport};
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};

@@ -3,6 +3,7 @@
 //! Three threads a layer: one reads and hashes the blob, one inflates, one hashes the tar stream and writes files.
 //! Between them stand short queues of chunks, so that memory stays bounded whatever the layer's size.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,6 +14,7 @@ use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
+use crate::skeleton::Recorder;
 use crate::source::{BlobKind, BlobSource, mismatch};
 use crate::unpack::{LayerReport, Limits, Unpacker};
 
@@ -26,13 +28,14 @@ enum Chunk {
     Failed(Error),
 }
 
-/// Unpacks one layer from `source` and verifies blob and tar stream.
+/// Unpacks one layer from `source`, writes its skeleton, and verifies blob and tar stream.
 pub(super) fn unpack(
     source: &dyn BlobSource,
     layer: &LayerInfo,
     limits: &Limits,
     progress: &dyn Progress,
     unpacker: Unpacker<'_>,
+    skeleton: File,
 ) -> Result<LayerReport> {
     let compressed = AtomicU64::new(0);
     let what = format!("layer {} of {}", layer.digest, source.describe());
@@ -45,17 +48,19 @@ pub(super) fn unpack(
         scope.spawn(move || {
             send_result(&tar_out, inflate(Chunks::new(blob_in, None), limits, counter, &tar_out))
         });
-        let mut reader = Reader::new(Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm()))));
+        let chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
+        let kept = |e| Error::io("image store: skeleton of a layer", e);
+        let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?);
         let result = unpacker.run(&mut reader);
-        let mut chunks = reader.into_inner();
+        let mut recorder = reader.into_inner();
         // Damaged bytes make a damaged archive; the digest then tells the true reason.
         let drained = match &result {
             Err(e) if e.kind() != ErrorKind::Corrupt => Ok(()),
-            _ => chunks.drain(),
+            _ => drain(&mut recorder),
         };
         match (result, drained) {
             (Ok(report), Ok(())) => {
-                let found = chunks.finish();
+                let found = recorder.finish().map_err(kept)?.0.finish();
                 match found {
                     Some(found) if found != layer.diff_id => {
                         Err(mismatch("uncompressed layer", &layer.diff_id, &found))
@@ -115,10 +120,10 @@ fn inflate(mut blob: Chunks, limits: &Limits, compressed: &AtomicU64, out: &Sync
     match (inflate_stream(&mut blob, limits, compressed, out), blob.failed.take()) {
         (Ok(false), _) => Ok(()),
         // Bytes after the compressed stream count for the digest.
-        (Ok(true), _) => blob.drain(),
+        (Ok(true), _) => drain(&mut blob),
         (Err(_), Some(fetching)) => Err(fetching),
         // Damaged bytes cannot be decompressed; the digest then tells the true reason.
-        (Err(error), None) if error.kind() == ErrorKind::Corrupt => blob.drain().and(Err(error)),
+        (Err(error), None) if error.kind() == ErrorKind::Corrupt => drain(&mut blob).and(Err(error)),
         (Err(error), None) => Err(error),
     }
 }
@@ -190,6 +195,17 @@ fn read_chunk(input: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
+/// Reads to the end, so that everything is hashed and verified.
+fn drain(input: &mut impl BufRead) -> Result<()> {
+    loop {
+        let length = input.fill_buf().map_err(|e| recover("layer", e))?.len();
+        if length == 0 {
+            return Ok(());
+        }
+        input.consume(length);
+    }
+}
+
 /// The receiving end of a queue, as a stream; hashes what passes.
 struct Chunks {
     queue: Receiver<Chunk>,
@@ -203,17 +219,6 @@ struct Chunks {
 impl Chunks {
     fn new(queue: Receiver<Chunk>, hasher: Option<Hasher>) -> Self {
         Self { queue, current: Vec::new(), at: 0, ended: false, failed: None, hasher }
-    }
-
-    /// Reads to the end, so that everything is hashed and verified.
-    fn drain(&mut self) -> Result<()> {
-        loop {
-            let length = self.fill_buf().map_err(|e| recover("layer", e))?.len();
-            if length == 0 {
-                return Ok(());
-            }
-            self.consume(length);
-        }
     }
 
     fn finish(self) -> Option<crate::digest::Digest> {

@@ -24,6 +24,12 @@ pub(super) struct ImageRecord {
     pub(super) bytes: u64,
     /// When it was completed, Unix seconds.
     pub(super) created: u64,
+    /// Where it came from, as [`crate::open_source`] takes it.
+    #[serde(default)]
+    pub(super) source: Option<String>,
+    /// Whether its registry was spoken to without TLS.
+    #[serde(default)]
+    pub(super) insecure: bool,
 }
 
 /// What an import in progress needs, so that nothing of it is collected.
@@ -39,8 +45,12 @@ pub(super) struct LayerRecord {
     pub(super) version: u32,
     pub(super) diff_id: Digest,
     pub(super) report: LayerReport,
-    /// Digest over names and metadata of all files.
-    pub(super) fingerprint: Digest,
+    /// Whether the layer has a listing of its files, as all have that this version made.
+    #[serde(default)]
+    pub(super) listed: bool,
+    /// Whether its archive can be made again from skeleton and files.
+    #[serde(default)]
+    pub(super) rebuildable: bool,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
 }

@@ -1,14 +1,14 @@
 //! Unpacking one layer: a tar stream becomes a directory that overlayfs can use as a lower layer.
 
-mod fingerprint;
 mod finish;
 mod limits;
+pub(crate) mod listing;
 mod path;
 mod remove;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
@@ -18,14 +18,15 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use fingerprint::fingerprint;
 pub use limits::Limits;
 pub(crate) use limits::over;
 pub(crate) use path::CleanPath;
 pub(crate) use remove::remove_tree;
+pub(crate) use tree::STRICT;
 
-use crate::archive::{Entry, EntryKind, Reader, refused};
+use crate::archive::{Entry, EntryKind, Reader, Segment, refused};
 use crate::error::Result;
+use crate::skeleton::Recorder;
 use tree::Tree;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -55,7 +56,12 @@ pub struct LayerReport {
     pub other_attributes_skipped: u64,
     /// Set-user-id and set-group-id bits removed, because the store belongs to root.
     pub setid_stripped: u64,
+    /// Entries that a later one of the same name took the place of.
+    pub replaced: u64,
 }
+
+/// An archive whose skeleton is kept.
+pub(crate) type Recorded<R, W> = Reader<Recorder<R, W>>;
 
 /// Metadata of a directory, applied when nothing more is made in it.
 struct DirMeta {
@@ -97,11 +103,12 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Unpacks all entries. The caller drains and verifies the input afterwards, and publishes nothing before.
-    pub(crate) fn run<R: BufRead>(mut self, reader: &mut Reader<R>) -> Result<LayerReport> {
+    pub(crate) fn run<R: BufRead, W: Write>(mut self, reader: &mut Recorded<R, W>) -> Result<LayerReport> {
         while let Some(entry) = reader.next()? {
             self.count(&entry)?;
             self.entry(entry, reader)?;
         }
+        self.report.replaced = self.tree.replaced;
         self.finish()
     }
 
@@ -126,7 +133,7 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn entry<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<()> {
+    fn entry<R: BufRead, W: Write>(&mut self, mut entry: Entry, reader: &mut Recorded<R, W>) -> Result<()> {
         let path = CleanPath::new(&entry.path, self.limits.depth)?;
         if self.whiteout(&path, entry.kind)? {
             return Ok(());
@@ -149,7 +156,17 @@ impl<'a> Unpacker<'a> {
                 self.tree.make_dir(&path)?;
                 self.directory(path, entry)
             }
-            EntryKind::File => self.file(&path, &entry, reader),
+            EntryKind::File => {
+                // What the store itself may not read stays in the skeleton.
+                if entry.size > 0 && entry.mode & 0o400 != 0 {
+                    let whole = || vec![Segment { offset: 0, length: entry.size }];
+                    let pieces = entry.sparse.clone().unwrap_or_else(whole);
+                    reader.inner_mut().begin(path.as_bytes(), pieces);
+                }
+                let made = self.file(&path, &entry, reader);
+                reader.inner_mut().end();
+                made
+            }
             EntryKind::Symlink => self.symlink(&path, &entry),
             EntryKind::HardLink => self.hard_link(&path, &entry),
             EntryKind::Fifo => self.fifo(&path, &entry),
@@ -208,7 +225,12 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn file<R: BufRead>(&mut self, path: &CleanPath, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+    fn file<R: BufRead, W: Write>(
+        &mut self,
+        path: &CleanPath,
+        entry: &Entry,
+        reader: &mut Recorded<R, W>,
+    ) -> Result<()> {
         let fd = self.create(path, entry.mode)?;
         match &entry.sparse {
             None => loop {

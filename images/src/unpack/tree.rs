@@ -17,7 +17,7 @@ use crate::archive::refused;
 use crate::error::Result;
 
 /// How the kernel resolves every path of a layer.
-const STRICT: ResolveFlags = ResolveFlags::BENEATH
+pub(crate) const STRICT: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
@@ -32,11 +32,13 @@ pub(super) struct Tree {
     cached: Option<(CleanPath, OwnedFd)>,
     /// Directories that no entry described so far.
     pub(super) implicit: Vec<CleanPath>,
+    /// How often an entry had to make room for a later one.
+    pub(super) replaced: u64,
 }
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root, cached: None, implicit: Vec::new() }
+        Self { root, cached: None, implicit: Vec::new(), replaced: 0 }
     }
 
     /// The physical place of `path`: its parent resolved and made where it is missing, links followed inside the
@@ -99,6 +101,7 @@ impl Tree {
         match self.kind_at(placed)? {
             None => Ok(()),
             Some(FileType::Directory) => {
+                self.replaced += 1;
                 let (directory, name) = self.at(placed)?;
                 remove_tree(directory, name).map_err(|e| placed.io(e))?;
                 // The cached directory may have been inside the removed one.
@@ -106,6 +109,7 @@ impl Tree {
                 Ok(())
             }
             Some(_) => {
+                self.replaced += 1;
                 let (directory, name) = self.at(placed)?;
                 unlinkat(directory, name, AtFlags::empty()).map_err(|e| placed.io(e))
             }

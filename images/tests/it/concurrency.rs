@@ -63,7 +63,7 @@ fn processes_that_want_the_same_image_fetch_it_once() {
     }
     // Configuration and two layers, each once; every process asked for the manifest to resolve the tag.
     assert_eq!(fake.count("/blobs/"), 3, "{:?}", fake.log());
-    assert_eq!(bench.store().verify().unwrap().problems, Vec::<String>::new());
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_killed_import_leaves_nothing_that_counts() {
         for info in store.list().unwrap() {
             assert!(store.prepared(&info.digest).unwrap().is_some());
         }
-        assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
         if round == 2 {
             // Collecting after a kill removes all that the dead process left.
             store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
@@ -137,7 +137,7 @@ fn a_killed_import_leaves_nothing_that_counts() {
     assert_eq!(std::fs::read_dir(image.layers[1].join("d0")).unwrap().count(), 120);
     assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "work of dead processes is swept");
     assert_eq!(bench.records("images").len(), 1);
-    assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+    assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
 #[test]

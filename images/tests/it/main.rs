@@ -17,3 +17,4 @@ mod overlay;
 mod registry;
 mod squashfs;
 mod store;
+mod verify;

@@ -1,5 +1,7 @@
 //! `berth image`: looks after the images of a store.
 
+mod verify;
+
 use crate::images::{self, Bar};
 use crate::logins;
 use berth_client::error::{Failure, Kind, Outcome};
@@ -57,6 +59,7 @@ pub enum Args {
         #[arg(long)]
         json: bool,
     },
+    Verify(verify::Args),
     /// Log in to a registry, for docker, podman and skopeo, too
     ///
     /// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, in
@@ -111,6 +114,7 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
     let failed = |e: Error| images::failed(&e);
     match args {
         Args::Login { .. } | Args::Logout { .. } => {}
+        Args::Verify(args) => return verify::run(&args, store),
         Args::Pull { image, insecure, quiet } => {
             let reference: Reference = image.parse().map_err(failed)?;
             let credentials = Credentials::from_env();

@@ -1,0 +1,147 @@
+//! `berth image verify`: what is damaged in the store, and fetched again where that is asked for.
+
+use crate::images::{self, Bar};
+use berth_client::error::{Failure, Outcome};
+use berth_client::out;
+use berth_images::{Credentials, Damage, Digest, Error, Store, Thing, VerifyReport, open_source};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// Problems of one thing that are shown to people.
+const SHOWN: usize = 10;
+
+/// Look for damage: every manifest, configuration and file of a layer, against what was fetched
+///
+/// Names, kinds, permissions, owners, sizes, times, links and extended attributes of all files are compared with what was
+/// unpacked, their content with the sums of that moment, and the whole with the digest of the layer, which is made again from
+/// the files. The exit code is 1 when something is damaged and was not repaired.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Names or digests; without one, all images of the store
+    images: Vec<String>,
+    /// Fetch again what is damaged; containers that run on it keep what they have until they end
+    #[arg(long)]
+    repair: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    report: &'a VerifyReport,
+    /// Digests of what was damaged and is whole again.
+    repaired: Vec<Digest>,
+}
+
+pub fn run(args: &Args, store: &Store) -> Outcome {
+    let failed = |e: Error| images::failed(&e);
+    let only: Vec<Digest> =
+        args.images.iter().map(|name| store.find(name)).collect::<Result<_, _>>().map_err(failed)?;
+    let mut report = store.verify(&only).map_err(failed)?;
+    let mut repaired = Vec::new();
+    if args.repair && !report.damaged.is_empty() {
+        if !args.json {
+            print(&report)?;
+        }
+        repair(store, &report)?;
+        let after = store.verify(&only).map_err(failed)?;
+        let still: BTreeSet<_> = after.damaged.iter().map(|d| &d.digest).collect();
+        repaired = report.damaged.iter().map(|d| d.digest.clone()).filter(|d| !still.contains(d)).collect();
+        report = after;
+    }
+    if args.json {
+        out::print(&super::document(&Document { report: &report, repaired })?)?;
+    } else {
+        if !args.repair {
+            print(&report)?;
+        }
+        for digest in &repaired {
+            out::print(&format!("repaired {digest}\n"))?;
+        }
+        out::print(&summary(&report))?;
+    }
+    if report.damaged.is_empty() {
+        return Ok(0);
+    }
+    let next = match args.repair {
+        true => {
+            "what could not be repaired is named above: remove such an image with 'berth image rm' and pull it again"
+        }
+        false => "'berth image verify --repair' fetches it again",
+    };
+    Err(Failure::user(format!(
+        "{} of the store's blobs and layers are damaged; {next}",
+        report.damaged.len()
+    )))
+}
+
+fn summary(report: &VerifyReport) -> String {
+    let mut text = format!("{} images, {} layers: ", report.images, report.layers);
+    text.push_str(&match report.damaged.len() {
+        0 => "all as they were fetched\n".to_string(),
+        n => format!("{n} damaged\n"),
+    });
+    if !report.without_content.is_empty() {
+        text.push_str(&format!(
+            "of {} layers contents were not compared: their archives have files that take the place of others\n",
+            report.without_content.len()
+        ));
+    }
+    text
+}
+
+fn print(report: &VerifyReport) -> Result<(), Failure> {
+    for Damage { thing, digest, images, problems } in &report.damaged {
+        let thing = match thing {
+            Thing::Record => "record",
+            Thing::Blob => "blob",
+            Thing::Layer => "layer",
+        };
+        let of: Vec<&str> = images.iter().map(Digest::short).collect();
+        out::print(&format!("{thing} {digest} of image {}\n", of.join(", ")))?;
+        for problem in problems.iter().take(SHOWN) {
+            let path = problem.path.iter().map(|path| format!("{path} ")).collect::<String>();
+            out::print(&format!("  {path}{}\n", problem.what))?;
+        }
+        if problems.len() > SHOWN {
+            out::print(&format!("  and {} more, which --json shows\n", problems.len() - SHOWN))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fetches again what is damaged, image by image; what fails is told, and the others go on.
+fn repair(store: &Store, report: &VerifyReport) -> Result<(), Failure> {
+    let mut done: BTreeSet<&Digest> = BTreeSet::new();
+    let all: BTreeSet<&Digest> = report.damaged.iter().flat_map(|damage| &damage.images).collect();
+    for image in all {
+        let damaged: Vec<&Damage> =
+            report.of(image).filter(|d| d.thing != Thing::Record && !done.contains(&d.digest)).collect();
+        if damaged.is_empty() {
+            continue;
+        }
+        let layers: Vec<Digest> =
+            damaged.iter().filter(|d| d.thing == Thing::Layer).map(|d| d.digest.clone()).collect();
+        match again(store, image, &layers) {
+            Ok(()) => done.extend(damaged.iter().map(|d| &d.digest)),
+            Err(e) => out::complain(&format!("berth: error: image {}: {e}", image.short())),
+        }
+    }
+    Ok(())
+}
+
+fn again(store: &Store, image: &Digest, layers: &[Digest]) -> Result<(), String> {
+    let text = |e: Error| e.to_string();
+    let origin = store.origin(image).map_err(text)?;
+    let bar = Bar::new(&origin.source, false);
+    let repaired = match images::helpers().map_err(|e| e.text)? {
+        Some(helpers) => helpers.repair(store, &origin, layers, &bar),
+        None => open_source(&origin.source, origin.insecure, &Credentials::from_env())
+            .and_then(|source| store.repair(&origin, layers, source.as_ref(), &bar)),
+    };
+    bar.finish();
+    repaired.map_err(text)
+}

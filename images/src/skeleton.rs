@@ -1,0 +1,337 @@
+//! An archive without its files' content: together with the unpacked files it gives the layer's very bytes again, so that
+//! the layer can be checked against its digest, and written anew without asking where it came from.
+//!
+//! A zstd stream: a magic word, then records. `R`: bytes of the archive as they stand (u32 length, bytes). `F`: the content of
+//! a file comes here (u32 CRC, u16 length of the path, path, u32 pieces, offset and length of each as u64). `E`: the end.
+//! Numbers are little endian.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use flate2::Crc;
+use rustix::fs::{FileType, Mode, OFlags, fstat, openat2};
+
+use crate::archive::{Segment, read_buffered, show};
+use crate::error::{Error, ErrorKind};
+use crate::unpack::STRICT;
+
+const MAGIC: &[u8] = b"BERTH-SKELETON-1";
+/// Bytes of an archive in one record.
+const PIECE: usize = 64 << 10;
+/// Headers are much alike: higher levels take time and give little.
+const LEVEL: i32 = 1;
+
+/// Passes an archive on and writes its skeleton.
+pub(crate) struct Recorder<R, W: Write> {
+    input: R,
+    out: zstd::Encoder<'static, W>,
+    raw: Vec<u8>,
+    content: Option<Content>,
+    failed: Option<io::Error>,
+}
+
+/// A file whose content passes.
+struct Content {
+    path: Vec<u8>,
+    pieces: Vec<Segment>,
+    crc: Crc,
+}
+
+impl<R: BufRead, W: Write> Recorder<R, W> {
+    pub(crate) fn new(input: R, out: W) -> io::Result<Self> {
+        let mut out = zstd::Encoder::new(out, LEVEL)?;
+        out.include_checksum(true)?;
+        out.write_all(MAGIC)?;
+        Ok(Self { input, out, raw: Vec::with_capacity(2 * PIECE), content: None, failed: None })
+    }
+
+    /// What comes now is the content of the file at `path`, which is where it was unpacked, in these pieces of it.
+    pub(crate) fn begin(&mut self, path: &[u8], pieces: Vec<Segment>) {
+        self.flush_raw();
+        self.content = Some(Content { path: path.to_vec(), pieces, crc: Crc::new() });
+    }
+
+    /// The content ended.
+    pub(crate) fn end(&mut self) {
+        if let Some(content) = self.content.take() {
+            let written = content.write(&mut self.out);
+            self.note(written);
+        }
+    }
+
+    /// The end of the archive: gives the input back, and what was written to.
+    pub(crate) fn finish(mut self) -> io::Result<(R, W)> {
+        self.flush_raw();
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        self.out.write_all(b"E")?;
+        Ok((self.input, self.out.finish()?))
+    }
+
+    fn flush_raw(&mut self) {
+        if self.raw.is_empty() {
+            return;
+        }
+        let length = u32::try_from(self.raw.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let written = self.out.write_all(b"R").and_then(|()| self.out.write_all(&length));
+        let written = written.and_then(|()| self.out.write_all(&self.raw));
+        self.raw.clear();
+        self.note(written);
+    }
+
+    /// Whoever reads learns of it next.
+    fn note(&mut self, written: io::Result<()>) {
+        if let Err(e) = written {
+            self.failed.get_or_insert(e);
+        }
+    }
+}
+
+impl Content {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let path = u16::try_from(self.path.len()).map_err(io::Error::other)?;
+        let pieces = u32::try_from(self.pieces.len()).map_err(io::Error::other)?;
+        out.write_all(b"F")?;
+        out.write_all(&self.crc.sum().to_le_bytes())?;
+        out.write_all(&path.to_le_bytes())?;
+        out.write_all(&self.path)?;
+        out.write_all(&pieces.to_le_bytes())?;
+        for piece in &self.pieces {
+            out.write_all(&piece.offset.to_le_bytes())?;
+            out.write_all(&piece.length.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: BufRead, W: Write> BufRead for Recorder<R, W> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => self.input.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        // It was filled before, or nothing could be used of it.
+        let Ok(buffer) = self.input.fill_buf() else { return };
+        let used = &buffer[..amount.min(buffer.len())];
+        match &mut self.content {
+            Some(content) => content.crc.update(used),
+            None => self.raw.extend_from_slice(used),
+        }
+        self.input.consume(amount);
+        if self.raw.len() >= PIECE {
+            self.flush_raw();
+        }
+    }
+}
+
+impl<R: BufRead, W: Write> Read for Recorder<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        read_buffered(self, buffer)
+    }
+}
+
+/// What is wrong with a file.
+#[derive(Debug)]
+pub(crate) struct Wrong {
+    pub(crate) path: Vec<u8>,
+    pub(crate) what: String,
+}
+
+/// The archive again, from its skeleton and the files.
+pub(crate) struct Rebuilt<'a, R: Read> {
+    records: BufReader<zstd::Decoder<'static, BufReader<R>>>,
+    tree: &'a OwnedFd,
+    now: Now,
+    begun: bool,
+    /// Files that are not as they were; noted where the reader wants all of them, else the first ends the reading.
+    wrong: Option<Vec<Wrong>>,
+}
+
+/// What is read next.
+enum Now {
+    Record,
+    Raw(u64),
+    File(Box<Place>),
+    End,
+}
+
+/// How far a file was read.
+struct Place {
+    path: Vec<u8>,
+    file: Option<File>,
+    wanted: u32,
+    crc: Crc,
+    pieces: std::vec::IntoIter<Segment>,
+    piece: Segment,
+}
+
+impl<'a, R: Read> Rebuilt<'a, R> {
+    /// Of the files below `tree`. With `all` it goes on behind a file that is not as it was, with other bytes in its place.
+    pub(crate) fn new(skeleton: R, tree: &'a OwnedFd, all: bool) -> io::Result<Self> {
+        let records = BufReader::with_capacity(PIECE, zstd::Decoder::new(skeleton)?);
+        Ok(Self { records, tree, now: Now::Record, begun: false, wrong: all.then(Vec::new) })
+    }
+
+    /// Files that are not as they were.
+    pub(crate) fn into_wrong(self) -> Vec<Wrong> {
+        self.wrong.unwrap_or_default()
+    }
+
+    fn complain(&mut self, path: &[u8], what: String) -> io::Result<()> {
+        match &mut self.wrong {
+            Some(list) => {
+                if list.last().is_none_or(|last| last.path != path) {
+                    list.push(Wrong { path: path.to_vec(), what });
+                }
+                Ok(())
+            }
+            None => {
+                let error = Error::new(ErrorKind::Corrupt, format!("stored file {}", show(path)), what)
+                    .next("repair the image with `berth image verify --repair`");
+                Err(error.into())
+            }
+        }
+    }
+
+    fn number<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.records.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads the next record.
+    fn record(&mut self) -> io::Result<Now> {
+        if !self.begun {
+            if self.number::<{ MAGIC.len() }>()? != *MAGIC {
+                return Err(malformed("it is none"));
+            }
+            self.begun = true;
+        }
+        match self.number::<1>()? {
+            [b'R'] => Ok(Now::Raw(u32::from_le_bytes(self.number()?).into())),
+            [b'F'] => {
+                let wanted = u32::from_le_bytes(self.number()?);
+                let mut path = vec![0; u16::from_le_bytes(self.number()?).into()];
+                self.records.read_exact(&mut path)?;
+                let mut pieces = Vec::new();
+                for _ in 0..u32::from_le_bytes(self.number()?) {
+                    let (offset, length) =
+                        (u64::from_le_bytes(self.number()?), u64::from_le_bytes(self.number()?));
+                    pieces.push(Segment { offset, length });
+                }
+                let file = match self.open(&path) {
+                    Ok(file) => Some(file),
+                    Err(e) => {
+                        self.complain(&path, e.to_string())?;
+                        None
+                    }
+                };
+                let piece = Segment { offset: 0, length: 0 };
+                Ok(Now::File(Box::new(Place {
+                    path,
+                    file,
+                    wanted,
+                    crc: Crc::new(),
+                    pieces: pieces.into_iter(),
+                    piece,
+                })))
+            }
+            [b'E'] => Ok(Now::End),
+            _ => Err(malformed("it has an unknown record")),
+        }
+    }
+
+    /// Opens a file of the layer, and nothing else.
+    fn open(&self, path: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat2(self.tree, path, flags, Mode::empty(), STRICT)?;
+        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::RegularFile => Ok(file.into()),
+            _ => Err(io::Error::other("it is no file any more")),
+        }
+    }
+
+    /// Bytes of a file; none at the end of its content.
+    fn file(&mut self, place: &mut Place, buffer: &mut [u8]) -> io::Result<usize> {
+        while place.piece.length == 0 {
+            match place.pieces.next() {
+                Some(piece) => place.piece = piece,
+                None => {
+                    if place.file.is_some() && place.crc.sum() != place.wanted {
+                        self.complain(&place.path, "its content was changed".to_owned())?;
+                    }
+                    return Ok(0);
+                }
+            }
+        }
+        let length = usize::try_from(place.piece.length).unwrap_or(usize::MAX).min(buffer.len());
+        let read = match &place.file {
+            Some(file) => match file.read_at(&mut buffer[..length], place.piece.offset) {
+                Ok(0) => Err("it is shorter than it was".to_owned()),
+                Ok(read) => Ok(read),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(e),
+                Err(e) => Err(format!("it cannot be read: {e}")),
+            },
+            None => {
+                buffer[..length].fill(0);
+                Ok(length)
+            }
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(what) => {
+                self.complain(&place.path, what)?;
+                place.file = None;
+                buffer[..length].fill(0);
+                length
+            }
+        };
+        place.crc.update(&buffer[..read]);
+        place.piece.offset += read as u64;
+        place.piece.length -= read as u64;
+        Ok(read)
+    }
+}
+
+impl<R: Read> Read for Rebuilt<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match std::mem::replace(&mut self.now, Now::End) {
+                Now::End => return Ok(0),
+                Now::Record | Now::Raw(0) => self.now = self.record()?,
+                Now::Raw(left) => {
+                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+                    let read = self.records.read(&mut buffer[..length])?;
+                    if read == 0 {
+                        return Err(malformed("it ends too early"));
+                    }
+                    self.now = Now::Raw(left - read as u64);
+                    return Ok(read);
+                }
+                Now::File(mut place) => {
+                    let read = self.file(&mut place, buffer);
+                    if !matches!(read, Ok(0)) {
+                        self.now = Now::File(place);
+                        return read;
+                    }
+                    self.now = Now::Record;
+                }
+            }
+        }
+    }
+}
+
+fn malformed(what: &str) -> io::Error {
+    let error = Error::new(ErrorKind::Corrupt, "image store: skeleton of a layer's archive", what)
+        .next("repair the image with `berth image verify --repair`");
+    error.into()
+}

@@ -1,0 +1,325 @@
+//! Looking for damage in the store, and fetching again what is damaged.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use rustix::fs::syncfs;
+use serde::{Deserialize, Serialize};
+
+use super::ensure::{fetch_lock, use_lock};
+use super::layer::{LISTING, SKELETON};
+use super::lock::Hold;
+use super::record::{ImageRecord, LayerRecord};
+use super::{Store, files};
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result, recover};
+use crate::progress::{Progress, ProgressEvent};
+use crate::reference::Reference;
+use crate::skeleton::Rebuilt;
+use crate::source::{BlobSource, ResolvedManifest, verify};
+use crate::unpack::listing;
+
+/// Result of looking for damage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Images looked at.
+    pub images: usize,
+    /// Layers looked at.
+    pub layers: usize,
+    /// Layers of whose files only names and metadata could be compared, because their archive has entries that take the
+    /// place of others.
+    pub without_content: Vec<Digest>,
+    /// What is damaged.
+    pub damaged: Vec<Damage>,
+}
+
+/// What can be damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Thing {
+    /// The record of an image.
+    Record,
+    /// A manifest or a configuration.
+    Blob,
+    /// An unpacked layer.
+    Layer,
+}
+
+/// Something damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// What it is.
+    pub thing: Thing,
+    /// Which one: digest of the image, of the blob, or of the uncompressed layer.
+    pub digest: Digest,
+    /// Images that need it.
+    pub images: Vec<Digest>,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The file of a layer, where it is one file's; bytes that are no text are replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// In words.
+    pub what: String,
+}
+
+impl Problem {
+    fn of(what: impl Into<String>) -> Self {
+        Self { path: None, what: what.into() }
+    }
+
+    /// Of the file `path` in a layer.
+    fn file(path: &[u8], what: String) -> Self {
+        let path = path.strip_prefix(b".").unwrap_or(path);
+        let path = if path.is_empty() { b"/" } else { path };
+        Self { path: Some(crate::error::printable(&String::from_utf8_lossy(path), 4096)), what }
+    }
+}
+
+impl VerifyReport {
+    /// What is damaged of an image.
+    pub fn of<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = &'a Damage> {
+        self.damaged.iter().filter(move |damage| damage.images.contains(image))
+    }
+
+    /// Every problem, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for damage in &self.damaged {
+            for Problem { path, what } in &damage.problems {
+                let thing = match damage.thing {
+                    Thing::Record => "record of image",
+                    Thing::Blob => "blob",
+                    Thing::Layer => "layer",
+                };
+                let path = path.iter().map(|path| format!("{path} ")).collect::<String>();
+                all.push(format!("{thing} {}: {path}{what}", damage.digest));
+            }
+        }
+        all
+    }
+}
+
+impl Store {
+    /// Looks for damage of the images named, or of all: blobs that do not have their digest; files of layers that are
+    /// missing, were added or changed; layers of which the archive that they came in cannot be made again.
+    ///
+    /// # Errors
+    /// An image is not in the store, or the store cannot be read.
+    pub fn verify(&self, only: &[Digest]) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let mut damage = Damages::default();
+        let (mut layers, mut blobs) = (BTreeMap::new(), BTreeSet::new());
+        for digest in only {
+            self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
+        }
+        for digest in self.recorded()? {
+            if !only.is_empty() && !only.contains(&digest) {
+                continue;
+            }
+            let record = match self.image_record(&digest) {
+                Ok(Some(record)) => record,
+                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                _ => {
+                    damage.add(
+                        Thing::Record,
+                        &digest,
+                        &digest,
+                        [Problem::of("is damaged, so that the image is not known")],
+                    );
+                    continue;
+                }
+            };
+            report.images += 1;
+            // What is looked at is not removed meanwhile.
+            let _guard = self.lock(&use_lock(&digest), Hold::Shared)?;
+            for blob in [&record.digest, &record.config_digest] {
+                if blobs.insert(blob.clone()) {
+                    damage.found(Thing::Blob, blob, self.look_at_blob(blob)?);
+                }
+                damage.needs(blob, &digest);
+            }
+            for layer in record.layers {
+                if !layers.contains_key(&layer.diff_id) {
+                    let (problems, complete) = self.look_at_layer(&layer.diff_id)?;
+                    damage.found(Thing::Layer, &layer.diff_id, problems);
+                    layers.insert(layer.diff_id.clone(), complete);
+                }
+                damage.needs(&layer.diff_id, &digest);
+            }
+        }
+        report.layers = layers.len();
+        report.without_content =
+            layers.into_iter().filter(|(_, whole)| !whole).map(|(layer, _)| layer).collect();
+        report.damaged = damage.0;
+        Ok(report)
+    }
+
+    /// Where an image of the store came from, to be fetched again.
+    ///
+    /// # Errors
+    /// The image is not in the store, or nobody noted it.
+    pub fn origin(&self, digest: &Digest) -> Result<ResolvedManifest> {
+        let record = self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
+        let ImageRecord { names, insecure, .. } = record;
+        let source = record.source.or_else(|| names.first().and_then(|name| source_of(name)));
+        let source = source.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("image {digest}"), "nobody noted where it came from")
+                .next("remove it with `berth image rm`, and pull it again by its name")
+        })?;
+        Ok(ResolvedManifest { source, digest: digest.clone(), insecure, name: None })
+    }
+
+    /// Fetches again what is damaged of an image: blobs where they are, and these layers. Containers that run on a damaged
+    /// layer keep it until they end; what starts from now on has the new one.
+    ///
+    /// # Errors
+    /// As for [`Store::ensure`]; what was there stays then.
+    pub fn repair(
+        &self,
+        image: &ResolvedManifest,
+        layers: &[Digest],
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        {
+            let fetch_name = fetch_lock(&image.digest);
+            let fetch = self.lock(&fetch_name, Hold::Exclusive)?;
+            let _guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
+            self.sweep()?;
+            let record =
+                self.image_record(&image.digest)?.ok_or_else(|| self.unknown(&image.digest.to_string()))?;
+            self.blobs_again(&record, source)?;
+            let mut seen = HashSet::new();
+            let again: Vec<_> = record
+                .layers
+                .iter()
+                .filter(|l| layers.contains(&l.diff_id) && seen.insert(&l.diff_id))
+                .cloned()
+                .collect();
+            let bytes = again.iter().map(|l| l.size).sum();
+            progress.event(ProgressEvent::Start { layers: again.len(), cached: 0, bytes });
+            for layer in &again {
+                self.replace_layer(layer, source, progress)?;
+            }
+            progress.event(ProgressEvent::Syncing);
+            syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
+            self.mark_synced(&again)?;
+            fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
+        }
+        self.remove_replaced()
+    }
+
+    /// Digests of images that have a record, be it damaged or not.
+    fn recorded(&self) -> Result<Vec<Digest>> {
+        let digest = |name: &String| name.strip_suffix(".json").and_then(Digest::from_file_name);
+        Ok(self.names(&self.images)?.iter().filter_map(digest).collect())
+    }
+
+    fn look_at_blob(&self, digest: &Digest) -> Result<Vec<Problem>> {
+        Ok(match files::read(self.blobs.as_fd(), &digest.file_name())? {
+            None => vec![Problem::of("is missing")],
+            Some(bytes) if verify("blob", &bytes, digest).is_err() => {
+                vec![Problem::of("does not have its digest")]
+            }
+            Some(_) => Vec::new(),
+        })
+    }
+
+    /// Problems of a layer, and whether contents could be compared.
+    fn look_at_layer(&self, diff_id: &Digest) -> Result<(Vec<Problem>, bool)> {
+        // It is not exchanged meanwhile.
+        let _lock = self.lock(&format!("layer-{}", diff_id.file_name()), Hold::Shared)?;
+        let Some(record) = self.layer_record(diff_id)? else {
+            return Ok((vec![Problem::of("is missing or incomplete")], true));
+        };
+        if !record.listed {
+            let what = "was unpacked by an earlier version, which did not note what is in it";
+            return Ok((vec![Problem::of(what)], true));
+        }
+        let rebuildable = record.rebuildable;
+        let problems = self.compare_layer(&record);
+        // Whatever cannot be read is damage, too.
+        Ok((problems.unwrap_or_else(|e| vec![Problem::of(e.to_string())]), rebuildable))
+    }
+
+    fn compare_layer(&self, record: &LayerRecord) -> Result<Vec<Problem>> {
+        let diff_id = &record.diff_id;
+        let tree = self.layer_tree(diff_id)?;
+        let what = format!("image store: layer {}", diff_id.file_name());
+        let changes =
+            listing::compare(&tree, self.layer_file(diff_id, LISTING)?).map_err(|e| recover(&what, e))?;
+        let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
+        if record.rebuildable {
+            let skeleton = self.layer_file(diff_id, SKELETON)?;
+            let mut archive = Rebuilt::new(skeleton, &tree, true).map_err(|e| recover(&what, e))?;
+            let found = digest_of(&mut archive, diff_id).map_err(|e| recover(&what, e))?;
+            let known: HashSet<_> = problems.iter().map(|p| p.path.clone()).collect();
+            let wrong = archive
+                .into_wrong()
+                .into_iter()
+                .map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));
+            problems.extend(wrong.filter(|problem| !known.contains(&problem.path)));
+            if problems.is_empty() && found != *diff_id {
+                problems.push(Problem::of(format!("its archive now has digest {found}")));
+            }
+        }
+        Ok(problems)
+    }
+}
+
+fn digest_of(archive: &mut impl Read, like: &Digest) -> std::io::Result<Digest> {
+    let mut hasher = Hasher::new(like.algorithm());
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match archive.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The source that a name of an image stands for.
+fn source_of(name: &str) -> Option<String> {
+    if name.starts_with("sqsh:") {
+        return Some(name.to_owned());
+    }
+    match name.parse().ok()? {
+        Reference::Registry(registry) => Some(registry.source()),
+        Reference::Oci { path, .. } => Some(format!("oci:{}", path.display())),
+        Reference::OciArchive { path, .. } => Some(format!("oci-archive:{}", path.display())),
+        Reference::Path(_) | Reference::Host => None,
+    }
+}
+
+/// Damage, each thing once.
+#[derive(Default)]
+struct Damages(Vec<Damage>);
+
+impl Damages {
+    fn found(&mut self, thing: Thing, digest: &Digest, problems: Vec<Problem>) {
+        if !problems.is_empty() {
+            self.0.push(Damage { thing, digest: digest.clone(), images: Vec::new(), problems });
+        }
+    }
+
+    /// Notes that an image needs what may be damaged.
+    fn needs(&mut self, digest: &Digest, image: &Digest) {
+        for damage in self.0.iter_mut().filter(|d| d.digest == *digest && !d.images.contains(image)) {
+            damage.images.push(image.clone());
+        }
+    }
+
+    fn add<const N: usize>(&mut self, thing: Thing, digest: &Digest, image: &Digest, problems: [Problem; N]) {
+        self.found(thing, digest, problems.into());
+        self.needs(digest, image);
+    }
+}

@@ -1,0 +1,285 @@
+//! What is in an unpacked layer, file by file, to notice later what was changed, removed or added.
+//!
+//! A listing is written as a zstd stream of `path NUL facts NUL`, in the order of the walk: a directory before what is in
+//! it, names in the order of their bytes. Contents are not in it; the skeleton of the archive has sums of them.
+
+use std::cmp::Ordering;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+
+use crate::digest::{Algorithm, Hasher};
+
+/// What [`Change::what`] may name, in the order in which facts are written.
+const FACTS: [&str; 6] = ["mode", "owner", "size", "time of change", "device number", "extended attributes"];
+
+/// One file that is not as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) path: Vec<u8>,
+    pub(crate) what: String,
+}
+
+/// Writes the listing of the tree at `root`.
+pub(crate) fn write(root: impl AsFd, out: impl Write) -> io::Result<()> {
+    let mut out = zstd::Encoder::new(out, 1)?;
+    walk(root, |path, facts| {
+        out.write_all(path)?;
+        out.write_all(b"\0")?;
+        out.write_all(facts)?;
+        out.write_all(b"\0")
+    })?;
+    out.finish()?.flush()
+}
+
+/// Compares the tree at `root` with a listing that was made of it before.
+pub(crate) fn compare(root: impl AsFd, listing: impl Read) -> io::Result<Vec<Change>> {
+    let mut listed = Listed { from: BufReader::new(zstd::Decoder::new(listing)?), next: None };
+    listed.advance()?;
+    let mut changes = Vec::new();
+    walk(root, |path, facts| {
+        while let Some((before, _)) = &listed.next
+            && order(before, path) == Ordering::Less
+        {
+            changes.push(Change { path: before.clone(), what: "is missing".to_owned() });
+            listed.advance()?;
+        }
+        match &listed.next {
+            Some((before, known)) if before == path => {
+                if known != facts {
+                    changes.push(Change { path: path.to_vec(), what: difference(known, facts) });
+                }
+                listed.advance()
+            }
+            _ => {
+                changes.push(Change { path: path.to_vec(), what: "was added".to_owned() });
+                Ok(())
+            }
+        }
+    })?;
+    while let Some((path, _)) = listed.next.take() {
+        changes.push(Change { path, what: "is missing".to_owned() });
+        listed.advance()?;
+    }
+    Ok(changes)
+}
+
+/// The order of the walk.
+fn order(one: &[u8], other: &[u8]) -> Ordering {
+    let components = |path| <[u8]>::split(path, |b| *b == b'/');
+    components(one).cmp(components(other))
+}
+
+/// In which facts two files differ.
+fn difference(known: &[u8], found: &[u8]) -> String {
+    let fields = |facts| <[u8]>::splitn(facts, FACTS.len() + 1, |b| *b == b' ').collect::<Vec<_>>();
+    let (known, found) = (fields(known), fields(found));
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let mut said = Vec::new();
+    for (at, name) in FACTS.iter().enumerate() {
+        if let (Some(known), Some(found)) = (known.get(at), found.get(at))
+            && known != found
+        {
+            // The sums of attributes mean nothing to anybody.
+            said.push(match at {
+                5 => format!("other {name}"),
+                _ => format!("{name} {} and not {}", text(found), text(known)),
+            });
+        }
+    }
+    if known.get(FACTS.len()) != found.get(FACTS.len()) {
+        said.push("other target".to_owned());
+    }
+    format!("has {}", said.join(", "))
+}
+
+/// A listing that is read again.
+struct Listed<R> {
+    from: R,
+    next: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<R: BufRead> Listed<R> {
+    fn advance(&mut self) -> io::Result<()> {
+        let mut word = || -> io::Result<Option<Vec<u8>>> {
+            let mut bytes = Vec::new();
+            self.from.read_until(0, &mut bytes)?;
+            Ok((bytes.pop() == Some(0)).then_some(bytes))
+        };
+        self.next = word()?.zip(word()?);
+        Ok(())
+    }
+}
+
+/// Tells of everything in the tree, itself included, in order.
+fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = openat(root.as_fd(), ".", flags, Mode::empty())?;
+    let stat = statat(&top, ".", AtFlags::SYMLINK_NOFOLLOW)?;
+    tell(b".", &facts(&top, b".", &stat)?)?;
+    let names = sorted(&top)?;
+    let mut levels: Vec<(OwnedFd, Vec<Vec<u8>>, usize)> = vec![(top, names, 1)];
+    let mut path = b".".to_vec();
+    while let Some((directory, names, length)) = levels.last_mut() {
+        path.truncate(*length);
+        let Some(name) = names.pop() else {
+            levels.pop();
+            continue;
+        };
+        let stat = statat(&*directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
+        path.push(b'/');
+        path.extend_from_slice(&name);
+        tell(&path, &facts(directory, &name, &stat)?)?;
+        // What its owner may not list looks the same to everybody.
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o500 == 0o500 {
+            let below = openat(&*directory, name.as_slice(), flags, Mode::empty())?;
+            let names = sorted(&below)?;
+            levels.push((below, names, path.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Names in a directory, last first.
+fn sorted(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+/// All that is known of a file without its content, as words.
+fn facts(directory: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Vec<u8>, Errno> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    // Sizes of directories depend on the file system's history.
+    let size = if kind == FileType::Directory { 0 } else { stat.st_size };
+    let mut facts = format!(
+        "{:o} {}:{} {size} {}.{:09} {} ",
+        stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec, stat.st_rdev
+    )
+    .into_bytes();
+    if matches!(kind, FileType::RegularFile | FileType::Directory) {
+        facts.extend_from_slice(attributes(directory, name, stat.st_mode)?.as_bytes());
+    } else {
+        facts.push(b'-');
+    }
+    facts.push(b' ');
+    if kind == FileType::Symlink {
+        facts.extend_from_slice(readlinkat(directory, name, Vec::new())?.as_bytes());
+    }
+    Ok(facts)
+}
+
+/// A sum of the extended attributes that say something about the file; `-` where there are none.
+fn attributes(directory: &OwnedFd, name: &[u8], mode: u32) -> Result<String, Errno> {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    let mut names = vec![0; 256];
+    let length = loop {
+        match llistxattr(path.as_slice(), names.as_mut_slice()) {
+            Ok(length) => break length,
+            Err(Errno::RANGE) => names.resize(names.len() * 4, 0),
+            Err(Errno::OPNOTSUPP) => return Ok("-".to_owned()),
+            Err(errno) => return Err(errno),
+        }
+    };
+    // `trusted.*` is shown to root alone, and labels are the machine's policy.
+    let counts = |name: &&[u8]| {
+        name.starts_with(b"user.")
+            || name.starts_with(b"system.posix_acl_")
+            || *name == b"security.capability"
+    };
+    let mut list: Vec<&[u8]> = names[..length].split(|b| *b == 0).filter(counts).collect();
+    if list.is_empty() {
+        return Ok("-".to_owned());
+    }
+    list.sort_unstable();
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for attribute in list {
+        hasher.update(attribute);
+        hasher.update(b"\0");
+        // Values of what its owner may not read are read by nobody, so that they look the same to everybody.
+        if mode & 0o400 != 0 {
+            let mut value = vec![0; 4096];
+            let length = loop {
+                match lgetxattr(path.as_slice(), attribute, value.as_mut_slice()) {
+                    Ok(length) => break length,
+                    Err(Errno::RANGE) => value.resize(value.len() * 4, 0),
+                    Err(errno) => return Err(errno),
+                }
+            };
+            hasher.update(&value[..length]);
+            hasher.update(b"\0");
+        }
+    }
+    Ok(hasher.finish().hex().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn changes(after: impl FnOnce(&std::path::Path)) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        for name in ["a.txt", "a/one", "a/b/two", "z"] {
+            std::fs::write(root.join(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("z", root.join("link")).unwrap();
+        let open = || OwnedFd::from(std::fs::File::open(&root).unwrap());
+        let mut listing = Vec::new();
+        write(open(), &mut listing).unwrap();
+        assert_eq!(compare(open(), &listing[..]).unwrap(), []);
+        let time = std::fs::metadata(root.join("a")).unwrap().modified().unwrap();
+        after(&root);
+        // Of the directory only what else is changed.
+        if let Ok(directory) = std::fs::File::open(root.join("a")) {
+            directory.set_modified(time).unwrap();
+        }
+        let changes = compare(open(), &listing[..]).unwrap();
+        changes.iter().map(|c| format!("{} {}", String::from_utf8_lossy(&c.path), c.what)).collect()
+    }
+
+    #[test]
+    fn every_change_is_named_with_its_file() {
+        assert_eq!(changes(|r| std::fs::remove_file(r.join("a/b/two")).unwrap())[1], "./a/b/two is missing");
+        assert_eq!(changes(|r| std::fs::write(r.join("a/new"), "x").unwrap()), ["./a/new was added"]);
+        let mode = changes(|r| {
+            std::fs::set_permissions(r.join("a/one"), PermissionsExt::from_mode(0o4755)).unwrap()
+        });
+        assert!(mode.len() == 1 && mode[0].starts_with("./a/one has mode 104755 and not 100"), "{mode:?}");
+        let grown = changes(|r| std::fs::write(r.join("z"), "longer").unwrap());
+        assert!(grown.len() == 1 && grown[0].contains("./z has size 6 and not 1"), "{grown:?}");
+        let attribute = changes(|r| xattr::set(r.join("a/one"), "user.x", b"y").unwrap());
+        assert_eq!(attribute, ["./a/one has other extended attributes"]);
+        let last = changes(|r| std::fs::remove_file(r.join("z")).unwrap());
+        assert!(last.contains(&"./z is missing".to_owned()), "{last:?}");
+        let linked = changes(|r| {
+            std::fs::remove_file(r.join("link")).unwrap();
+            std::os::unix::fs::symlink("y", r.join("link")).unwrap();
+        });
+        assert!(
+            linked.iter().any(|c| c.starts_with("./link has ") && c.contains("other target")),
+            "{linked:?}"
+        );
+    }
+
+    #[test]
+    fn names_that_sort_around_a_slash_are_in_the_order_of_the_walk() {
+        // `a.txt` sorts before `a/one` as bytes and after it in a walk.
+        assert_eq!(order(b"./a/one", b"./a.txt"), Ordering::Less);
+        assert_eq!(order(b"./a", b"./a/one"), Ordering::Less);
+    }
+}

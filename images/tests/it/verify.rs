@@ -1,0 +1,237 @@
+//! Damage of every kind is found and named, and repaired without taking anything from what runs.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use berth_images::{Algorithm, Digest, PreparedImage, Store, Thing, open_source};
+
+use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
+
+/// Files of all kinds, a sparse one, one that its owner may not read, whiteouts, names of every length.
+fn layer() -> Vec<u8> {
+    let long = "long/".repeat(30) + "name";
+    let sparse: &[(&str, &[u8])] = &[
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"sparse"),
+        ("GNU.sparse.realsize", b"100000"),
+    ];
+    // Two pieces, of three and four bytes.
+    let mut map = b"2\n10\n3\n99996\n4\n".to_vec();
+    map.resize(512, 0);
+    map.extend_from_slice(b"onefour");
+    Tar::new()
+        .dir("etc/", 0o755)
+        .file("etc/plain", b"plain text\n")
+        .file("etc/empty", b"")
+        .entry("etc/closed", b'0', 0o000, "", b"nobody reads it")
+        .entry("etc/setuid", b'0', 0o4755, "", b"#!/bin/sh\n")
+        .symlink("etc/link", "plain")
+        .hardlink("etc/linked", "etc/plain")
+        .entry("etc/pipe", b'6', 0o600, "", b"")
+        .entry("etc/null", b'3', 0o666, "", b"")
+        .file("etc/.wh.gone", b"")
+        .pax(&[("SCHILY.xattr.user.kept", b"value"), ("SCHILY.xattr.security.capability", b"x")])
+        .file("etc/attributes", b"with attributes")
+        .pax(&[("path", long.as_bytes())])
+        .file("short", &vec![7; 300_000])
+        .pax(sparse)
+        .file("GNUSparseFile/sparse", &map)
+        .end()
+}
+
+struct Damaged {
+    bench: Bench,
+    store: Store,
+    image: PreparedImage,
+}
+
+impl Damaged {
+    fn new() -> Damaged {
+        let bench = Bench::new();
+        let store = bench.store();
+        let builder = ImageBuilder::new(vec![Tar::new().file("below", b"below").end(), layer()]);
+        let image = bench.import_built(&builder.compressed(Compression::Gzip)).unwrap();
+        Damaged { bench, store, image }
+    }
+
+    /// The upper layer's directory.
+    fn root(&self) -> &Path {
+        &self.image.layers[0]
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.store.verify(&[]).unwrap().problems()
+    }
+
+    fn repair(&self) {
+        let text = format!("oci:{}", self.bench.layout().display());
+        let resolved = resolve_text(&text, &berth_images::Credentials::anonymous(), false).unwrap();
+        assert_eq!(self.store.origin(&resolved.digest).unwrap().source, text);
+        let source = open_source(&text, false, &berth_images::Credentials::anonymous()).unwrap();
+        let report = self.store.verify(&[]).unwrap();
+        let layers: Vec<Digest> =
+            report.damaged.iter().filter(|d| d.thing == Thing::Layer).map(|d| d.digest.clone()).collect();
+        self.store.repair(&resolved, &layers, source.as_ref(), &()).unwrap();
+        assert_eq!(self.problems(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_store_is_as_it_was_fetched() {
+    let damaged = Damaged::new();
+    let report = damaged.store.verify(&[]).unwrap();
+    assert_eq!(report.problems(), Vec::<String>::new());
+    assert_eq!((report.images, report.layers, report.without_content), (1, 2, vec![]));
+    assert!(damaged.store.verify(&[Digest::of(Algorithm::Sha256, b"none")]).is_err());
+}
+
+#[test]
+fn every_kind_of_damage_is_found_named_and_repaired() {
+    type Harm = fn(&Path);
+    let table: &[(&str, Harm, &str)] = &[
+        (
+            "a byte, with size and time as before",
+            |r| change_a_byte(&r.join("etc/plain")),
+            "/etc/plain its content was changed",
+        ),
+        ("a byte of a sparse file", |r| change_a_byte(&r.join("sparse")), "/sparse its content was changed"),
+        (
+            "a removed file",
+            |r| std::fs::remove_file(r.join("etc/attributes")).unwrap(),
+            "/etc/attributes is missing",
+        ),
+        ("an added file", |r| std::fs::write(r.join("etc/added"), "").unwrap(), "/etc/added was added"),
+        (
+            "an added directory",
+            |r| std::fs::create_dir_all(r.join("etc/new/deep")).unwrap(),
+            "/etc/new/deep was added",
+        ),
+        (
+            "a mode",
+            |r| std::fs::set_permissions(r.join("etc/plain"), PermissionsExt::from_mode(0o666)).unwrap(),
+            "/etc/plain has mode 100666 and not 100644",
+        ),
+        (
+            "an attribute",
+            |r| xattr::set(r.join("etc/attributes"), "user.kept", b"other").unwrap(),
+            "other extended attributes",
+        ),
+        (
+            "an added attribute",
+            |r| xattr::set(r.join("etc/plain"), "user.new", b"x").unwrap(),
+            "other extended attributes",
+        ),
+        (
+            "a link",
+            |r| {
+                std::fs::remove_file(r.join("etc/link")).unwrap();
+                std::os::unix::fs::symlink("/etc/shadow", r.join("etc/link")).unwrap();
+            },
+            "other target",
+        ),
+        ("a whiteout", |r| std::fs::remove_file(r.join("etc/gone")).unwrap(), "/etc/gone is missing"),
+        (
+            "a file in place of a directory",
+            |r| {
+                std::fs::remove_dir_all(r.join("long")).unwrap();
+                std::fs::write(r.join("long"), "x").unwrap();
+            },
+            "/long has mode 100",
+        ),
+        (
+            "a shorter file",
+            |r| std::fs::File::options().write(true).open(r.join("etc/plain")).unwrap().set_len(3).unwrap(),
+            "has size 3",
+        ),
+        (
+            "the listing",
+            |r| std::fs::write(r.parent().unwrap().join("files.zst"), "x").unwrap(),
+            "image store: layer",
+        ),
+        (
+            "the skeleton",
+            |r| std::fs::remove_file(r.parent().unwrap().join("skeleton.zst")).unwrap(),
+            "skeleton.zst",
+        ),
+    ];
+    for (what, harm, words) in table {
+        let damaged = Damaged::new();
+        harm(damaged.root());
+        let problems = damaged.problems();
+        assert!(problems.iter().any(|p| p.contains(words)), "{what}: {problems:?}");
+        let report = damaged.store.verify(&[]).unwrap();
+        assert!(report.damaged.iter().all(|d| d.images == [damaged.image.digest.clone()]), "{what}");
+        damaged.repair();
+    }
+    if rustix::process::geteuid().is_root() {
+        let damaged = Damaged::new();
+        std::os::unix::fs::lchown(damaged.root().join("etc/link"), Some(12345), None).unwrap();
+        let problems = damaged.problems();
+        assert!(problems.len() == 1 && problems[0].contains("/etc/link has owner 12345:"), "{problems:?}");
+        damaged.repair();
+    }
+}
+
+/// Changes the last byte and puts the time back.
+fn change_a_byte(file: &Path) {
+    let before = std::fs::metadata(file).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    let open = std::fs::File::options().write(true).open(file).unwrap();
+    std::io::Write::write_all(&mut &open, &bytes).unwrap();
+    open.set_modified(before).unwrap();
+}
+
+#[test]
+fn blobs_and_records() {
+    let damaged = Damaged::new();
+    let blobs = damaged.store.root().join("blobs");
+    let all: Vec<_> = std::fs::read_dir(&blobs).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(all.len(), 2);
+    std::fs::remove_file(&all[0]).unwrap();
+    std::fs::write(&all[1], "{}").unwrap();
+    let problems = damaged.problems();
+    assert!(problems.len() == 2 && problems.iter().any(|p| p.contains("is missing")), "{problems:?}");
+    assert!(problems.iter().any(|p| p.contains("does not have its digest")), "{problems:?}");
+    damaged.repair();
+    let record = format!("images/{}.json", damaged.image.digest.to_string().replace(':', "-"));
+    std::fs::write(damaged.store.root().join(record), "{").unwrap();
+    let report = damaged.store.verify(&[]).unwrap();
+    assert_eq!((report.images, report.damaged[0].thing), (0, Thing::Record));
+}
+
+#[test]
+fn what_runs_keeps_a_damaged_layer_until_it_ends() {
+    let damaged = Damaged::new();
+    // As a mounted container holds it: by the directory, not by its name.
+    let held = std::fs::File::open(damaged.root()).unwrap();
+    let inside = |name: &str| format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&held));
+    std::fs::write(damaged.root().join("etc/added"), "still there").unwrap();
+    damaged.repair();
+    assert_eq!(std::fs::read_to_string(inside("etc/added")).unwrap(), "still there");
+    assert_eq!(std::fs::read_to_string(inside("etc/plain")).unwrap(), "plain text\n");
+    assert!(!damaged.root().join("etc/added").exists());
+    let replaced =
+        || damaged.bench.records("layers").iter().filter(|name| name.contains(".replaced-")).count();
+    assert_eq!(replaced(), 1);
+    // Pruning takes it away when nobody uses an image of that layer any more.
+    damaged.store.prune(&berth_images::PruneOptions::default()).unwrap();
+    assert_eq!(replaced(), 1);
+    let Damaged { bench, store, image } = damaged;
+    drop(image);
+    store.prune(&berth_images::PruneOptions::default()).unwrap();
+    assert_eq!(bench.records("layers").iter().filter(|name| name.contains(".replaced-")).count(), 0);
+    assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn an_archive_with_entries_twice_is_checked_without_contents() {
+    let bench = Bench::new();
+    let twice = Tar::new().file("a", b"first").file("a", b"second").end();
+    let image = bench.import(vec![twice]).unwrap();
+    let report = bench.store().verify(&[]).unwrap();
+    assert_eq!((report.problems(), report.without_content.len()), (vec![], 1));
+    std::fs::write(image.layers[0].join("b"), "").unwrap();
+    assert_eq!(bench.store().verify(&[]).unwrap().damaged.len(), 1);
+}

@@ -1,0 +1,85 @@
+//! `berth image verify`: damage by hand, found, named and repaired under a running container.
+
+use berth_tests::{Registry, Sandbox, each_user, images};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file of the store's layers by the end of its path.
+fn stored(directory: &Path, end: &str) -> PathBuf {
+    let found = berth_tests::Cmd::new("find")
+        .arg(directory.join("images/layers"))
+        .args(["-path", &format!("*/fs/{end}"), "-not", "-path", "*.replaced-*"])
+        .ok()
+        .text();
+    assert!(!found.is_empty(), "{end} is not in the store");
+    PathBuf::from(found.lines().next().unwrap())
+}
+
+each_user! {
+    fn damage_is_named_and_repaired_under_a_running_container(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/layers:1", &[]);
+        let other = registry.push(&images::busybox(), "team/box:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let verify = |words: &[&str]| sandbox.cmd("berth").args(["image", "verify"]).args(words);
+        for image in [&image, &other] {
+            sandbox.cmd("berth").args(["image", "pull", "--quiet", "--insecure", image]).ok();
+        }
+        assert!(verify(&[]).ok().text().contains("2 images, "), "not all images");
+        let script = "echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done; cat /data/hard1; cat /data/replaced";
+        let mut running = sandbox.srun_in(&image, ["sh", "-c", script]).spawn();
+        running.wait_for("up", 60);
+        // A byte with size and time as they were, and a file that was never there.
+        let kept = stored(&sandbox.state(), "data/hard1");
+        let before = std::fs::metadata(&kept).unwrap().modified().unwrap();
+        std::fs::write(&kept, "onE\n").unwrap();
+        std::fs::File::options().write(true).open(&kept).unwrap().set_modified(before).unwrap();
+        let added = kept.with_file_name("added");
+        std::fs::write(&added, "x").unwrap();
+        std::fs::set_permissions(&added, PermissionsExt::from_mode(0o4755)).unwrap();
+        let told = verify(&[]).fails().says(&["--repair"]);
+        for line in ["/data/hard1 its content was changed", "/data/added was added"] {
+            assert!(told.text().contains(line), "{told}");
+        }
+        verify(&[&other]).ok();
+        let json: serde_json::Value = serde_json::from_str(&verify(&["--json", &image]).fails().text()).unwrap();
+        let damage = &json["damaged"][0];
+        assert_eq!((damage["thing"].as_str(), damage["images"].as_array().unwrap().len()), (Some("layer"), 1));
+        assert!(damage["problems"].as_array().unwrap().iter().any(|p| p["path"] == "/data/added"), "{json}");
+
+        let told = verify(&["--repair"]).ok();
+        assert!(told.text().contains("repaired sha256:"), "{told}");
+        verify(&[]).ok();
+        assert_eq!(sandbox.srun_in(&image, ["--mem=16M", "-c1", "sh", "-c", "cat /data/hard1; ls /data/added 2>&1"]).run().text().lines().next(), Some("one"));
+        assert!(!stored(&sandbox.state(), "data/hard1").with_file_name("added").exists());
+        // What ran all the while has what it began with, to its end.
+        let job = sandbox.cmd("squeue").args(["-h", "-o", "%A"]).ok().text();
+        sandbox.cmd("srun").args(["--overlap", "--jobid", job.trim(), "touch", "/tmp/go"]).ok();
+        let told = running.finish();
+        assert_eq!(told.rc, 0, "{told}");
+        assert!(told.text().contains("onE\n") && told.text().contains("a file now"), "{told}");
+        // And then nothing of it is left.
+        let replaced = || {
+            let layers = std::fs::read_dir(sandbox.state().join("images/layers")).unwrap();
+            layers.flatten().filter(|e| e.file_name().to_string_lossy().contains(".replaced-")).count()
+        };
+        let gone = || {
+            sandbox.cmd("berth").args(["image", "prune"]).ok();
+            (replaced() == 0).then_some(())
+        };
+        assert!(berth_tests::sandbox::wait(20, gone).is_some(), "the damaged layer is left");
+    }
+
+    fn what_cannot_be_fetched_again_is_said(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "team/box:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        sandbox.cmd("berth").args(["image", "pull", "--quiet", "--insecure", &image]).ok();
+        std::fs::remove_file(stored(&sandbox.state(), "bin/busybox")).unwrap();
+        let host = registry.host();
+        drop(registry);
+        let told = sandbox.cmd("berth").args(["image", "verify", "--repair"]).fails().says(&[&host, "cannot be reached"]);
+        assert!(told.text().contains("/bin/busybox is missing"), "{told}");
+        sandbox.cmd("berth").args(["image", "verify", "no-such-image"]).fails().says(&["no-such-image", "berth image ls"]);
+    }
+}
