@@ -117,16 +117,22 @@ pub fn helpers() -> Result<Option<Helpers>, Failure> {
 /// Fewer bytes to fetch than these are not worth a line where there is no terminal.
 const WORTH_A_LINE: u64 = 8 << 20;
 
-/// Shows an import: a bar on a terminal; elsewhere a line for one that takes a while, and notes.
+/// Shows an import or what else takes a while: a bar on a terminal; elsewhere a line for one that takes a while, and notes.
 pub struct Bar {
     bar: ProgressBar,
     name: String,
+    doing: &'static str,
     quiet: bool,
 }
 
 impl Bar {
-    /// For the named image.
+    /// For the named image, which is fetched.
     pub fn new(name: &str, quiet: bool) -> Bar {
+        Bar::named(name, "fetching", quiet)
+    }
+
+    /// For the named image, with which something else is done.
+    pub fn named(name: &str, doing: &'static str, quiet: bool) -> Bar {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
@@ -135,7 +141,7 @@ impl Bar {
         let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(name.to_string());
-        Bar { bar, name: name.to_string(), quiet }
+        Bar { bar, name: name.to_string(), doing, quiet }
     }
 
     /// A line where no bar is seen.
@@ -158,7 +164,8 @@ impl Progress for Bar {
                 self.bar.set_length(bytes);
                 if bytes >= WORTH_A_LINE {
                     self.line(&format!(
-                        "fetching {} of {layers} layers, {}",
+                        "{} {} of {layers} layers, {}",
+                        self.doing,
                         layers - cached.min(layers),
                         size(bytes)
                     ));

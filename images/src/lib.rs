@@ -26,11 +26,13 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod blobs;
 mod digest;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod helpers;
+mod layered;
 mod manifest;
 mod outer;
 mod progress;
@@ -61,7 +63,7 @@ pub use source::{
     open_source, resolve,
 };
 pub use store::{
-    Damage, DiskUsage, ImageDetails, ImageInfo, LayerDetails, PreparedImage, Problem, PruneOptions, Removed,
-    Store, Thing, UseGuard, VerifyReport,
+    Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails, PreparedImage, Problem,
+    PruneOptions, Pushed, Removed, Store, Thing, UseGuard, VerifyReport,
 };
 pub use unpack::{LayerReport, Limits};

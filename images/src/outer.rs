@@ -27,8 +27,9 @@ pub(crate) fn partial(place: &Path) -> PathBuf {
     place.with_file_name(hidden)
 }
 
-/// The manifest of an image of one layer: its type, digest and length.
-pub(crate) fn manifest(config: &[u8], (kind, layer, size): (&str, &Digest, u64)) -> Vec<u8> {
+/// The manifest of an image, with type, digest and length of each layer.
+pub(crate) fn manifest(config: &[u8], layers: &[(&str, &Digest, u64)]) -> Vec<u8> {
+    let layer = |(kind, digest, size): &(&str, &Digest, u64)| json!({"mediaType": kind, "digest": digest.to_string(), "size": size});
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -37,7 +38,7 @@ pub(crate) fn manifest(config: &[u8], (kind, layer, size): (&str, &Digest, u64))
             "digest": Digest::of(Algorithm::Sha256, config).to_string(),
             "size": config.len(),
         },
-        "layers": [{"mediaType": kind, "digest": layer.to_string(), "size": size}],
+        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
     });
     manifest.to_string().into_bytes()
 }

@@ -3,19 +3,20 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use berth_tar::{BLOCK, END, WHOLE, padding};
-use serde_json::json;
+use berth_tar::WHOLE;
 
 use crate::archive::{EntryKind, Reader, read_buffered};
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::blobs::{Blob, Compressor};
+use crate::digest::Algorithm;
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::helpers::{RunAs, become_identity, parse_identity};
-use crate::manifest::{ImageConfig, Platform};
-use crate::outer::{self, MARKER, blob_name, directory, header};
+use crate::layered::{Layered, Names, cannot_create};
+use crate::manifest::ImageConfig;
+use crate::outer;
 use crate::squashfs::{self, CONFIG_PATH, configuration_of};
 use crate::unseen::Unseen;
 
@@ -49,31 +50,44 @@ impl SaveForm {
 ///
 /// # Errors
 /// The archive ends early, or the image cannot be written; nothing is left then, and what was there is as it was.
-pub fn save_root(input: impl Read, path: &Path, config: &ImageConfig) -> Result<()> {
-    let form = SaveForm::of(path);
-    let (place, temporary) = places(path)?;
-    check_target(&place, form)?;
-    if form == SaveForm::Layout {
-        let done = layout(input, &temporary, config, &place)
-            .and_then(|()| fs::rename(&temporary, &place).map_err(|e| Error::path(&place, e)));
-        if done.is_err() {
-            // The error that counts is the first.
-            let _ = fs::remove_dir_all(&temporary);
+pub fn save_root(input: impl Read, path: &Path, form: SaveForm, config: &ImageConfig) -> Result<()> {
+    match form {
+        SaveForm::Squashfs => file_at(path, |file, place| squashfs_file(input, file, config, place)),
+        SaveForm::Archive => {
+            file_at(path, |file, place| one_layer(input, Layered::archive(file, place)?, config, place))
         }
-        done?;
-    } else {
-        let unseen = Unseen::create(&place).map_err(|e| cannot_create(&place, e))?;
-        match form {
-            SaveForm::Archive => archive_file(input, unseen.file(), config, &place)?,
-            _ => squashfs_file(input, unseen.file(), config, &place)?,
+        SaveForm::Layout => {
+            directory_at(path, |dir, place| one_layer(input, Layered::layout(dir)?, config, place))
         }
-        unseen.publish().map_err(|e| Error::path(&place, e))?;
     }
+}
+
+/// Has a file written that is at `path` when it is complete and on disk.
+pub(crate) fn file_at(path: &Path, write: impl FnOnce(&File, &Path) -> Result<()>) -> Result<()> {
+    let (place, _) = places(path)?;
+    check_target(&place, false)?;
+    let unseen = Unseen::create(&place).map_err(|e| cannot_create(&place, e))?;
+    write(unseen.file(), &place)?;
+    unseen.publish().map_err(|e| Error::path(&place, e))?;
+    sync_parent(&place)
+}
+
+/// Has a directory made and filled that is at `path` when it is complete and on disk.
+pub(crate) fn directory_at(path: &Path, write: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<()> {
+    let (place, temporary) = places(path)?;
+    check_target(&place, true)?;
+    let done = write(&temporary, &place)
+        .and_then(|()| fs::rename(&temporary, &place).map_err(|e| Error::path(&place, e)));
+    if done.is_err() {
+        // The error that counts is the first.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    done?;
     sync_parent(&place)
 }
 
 /// Refuses what an image cannot take the place of: `rename` would replace a device, too.
-fn check_target(place: &Path, form: SaveForm) -> Result<()> {
+fn check_target(place: &Path, is_directory: bool) -> Result<()> {
     let Ok(found) = fs::metadata(place) else { return Ok(()) };
     let refuse = |why: &str, next: &str| {
         Err(Error::new(ErrorKind::Refused, place.display().to_string(), why).next(next))
@@ -83,7 +97,7 @@ fn check_target(place: &Path, form: SaveForm) -> Result<()> {
         refuse("target is a directory", layout)
     } else if !found.is_file() {
         refuse("target is no regular file", "name a file, or one that is not there yet")
-    } else if form == SaveForm::Layout {
+    } else if is_directory {
         refuse("target is a file, and an OCI layout is a directory", layout)
     } else {
         Ok(())
@@ -110,19 +124,9 @@ fn places(path: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((place, temporary))
 }
 
-fn create(path: &Path) -> Result<File> {
-    let file = File::options().write(true).read(true).create_new(true).open(path);
-    file.map_err(|e| cannot_create(path, e))
-}
-
-fn cannot_create(path: &Path, e: io::Error) -> Error {
-    Error::path(path, e).next("name a directory that exists and that you may write to")
-}
-
-/// Hashes and passes on what is read.
+/// Passes on what is read.
 struct Tee<R, W> {
     inner: BufReader<R>,
-    hasher: Hasher,
     out: W,
     failed: Option<io::Error>,
 }
@@ -143,37 +147,10 @@ impl<R: Read, W: Write> BufRead for Tee<R, W> {
 
     fn consume(&mut self, amount: usize) {
         let used = &self.inner.buffer()[..amount];
-        self.hasher.update(used);
         if let Err(e) = self.out.write_all(used) {
             self.failed = Some(e);
         }
         self.inner.consume(amount);
-    }
-}
-
-/// A compressed layer: digest and length of the blob, and digest of what is in it.
-struct Blob {
-    digest: Digest,
-    size: u64,
-    diff_id: Digest,
-}
-
-/// Hashes and counts what is written.
-struct Counted<W> {
-    out: W,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
 
@@ -183,14 +160,8 @@ fn failed(e: io::Error) -> Error {
 
 /// Writes the layer, gzipped as every tool reads it, and checks on the way that the archive is whole.
 fn blob(input: impl Read, out: impl Write) -> Result<Blob> {
-    let counted = Counted { out, hasher: Hasher::new(Algorithm::Sha256), size: 0 };
-    let gzip = flate2::write::GzEncoder::new(counted, flate2::Compression::fast());
-    let tee = Tee {
-        inner: BufReader::with_capacity(1 << 18, input),
-        hasher: Hasher::new(Algorithm::Sha256),
-        out: gzip,
-        failed: None,
-    };
+    let out = Compressor::new(out, Algorithm::Sha256);
+    let tee = Tee { inner: BufReader::with_capacity(1 << 18, input), out, failed: None };
     let mut reader = Reader::new(tee);
     while reader.next()?.is_some() {}
     let mut tee = reader.into_inner();
@@ -198,9 +169,7 @@ fn blob(input: impl Read, out: impl Write) -> Result<Blob> {
         return Err(failed(e));
     }
     ended(&mut tee.inner)?;
-    let mut counted = tee.out.finish().map_err(failed)?;
-    counted.flush().map_err(failed)?;
-    Ok(Blob { digest: counted.hasher.finish(), size: counted.size, diff_id: tee.hasher.finish() })
+    tee.out.finish().map_err(failed)
 }
 
 /// An archive that was cut off between two files looks like one that is complete, but for what follows it.
@@ -214,94 +183,10 @@ fn ended(rest: &mut impl Read) -> Result<()> {
         .next("the step was ended while it was saved, or a file could not be read; save it again"))
 }
 
-fn manifest_of(blob: &Blob, config: &[u8]) -> Vec<u8> {
-    outer::manifest(config, (&format!("{}+gzip", outer::LAYER), &blob.digest, blob.size))
-}
-
-fn index_of(manifest: &[u8], name: &str) -> Vec<u8> {
-    let descriptor = json!({
-        "mediaType": outer::MANIFEST,
-        "digest": Digest::of(Algorithm::Sha256, manifest).to_string(),
-        "size": manifest.len(),
-        "platform": {"architecture": Platform::default().architecture, "os": "linux"},
-    });
-    outer::index(descriptor, name)
-}
-
-/// The file's name without its ending, in letters that a tag may have.
-fn tag_of(place: &Path) -> String {
-    let stem = place.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let tag: String = stem.chars().map(|c| if fits(c) { c } else { '_' }).collect();
-    let tag = tag.trim_start_matches(['.', '-']).to_string();
-    if tag.is_empty() { "saved".to_string() } else { tag }
-}
-
-fn layout(input: impl Read, dir: &Path, config: &ImageConfig, place: &Path) -> Result<()> {
-    let io = |e| Error::path(dir, e);
-    let blobs = dir.join("blobs/sha256");
-    fs::create_dir(dir).and_then(|()| fs::create_dir_all(&blobs)).map_err(|e| cannot_create(dir, e))?;
-    let partial = blobs.join("partial");
-    let file = create(&partial)?;
-    let blob = blob(input, io::BufWriter::new(&file))?;
-    file.sync_all().map_err(io)?;
-    fs::rename(&partial, dir.join(blob_name(&blob.digest))).map_err(io)?;
-    let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
-    let manifest = manifest_of(&blob, &config);
-    let write = |name: &str, bytes: &[u8]| {
-        let mut file = create(&dir.join(name))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)
-    };
-    for bytes in [&config, &manifest] {
-        write(&blob_name(&Digest::of(Algorithm::Sha256, bytes)), bytes)?;
-    }
-    write("index.json", &index_of(&manifest, &tag_of(place)))?;
-    write("oci-layout", MARKER)?;
-    // The names, too, before the whole gets its own.
-    for names in [&blobs, dir] {
-        File::open(names).and_then(|names| names.sync_all()).map_err(io)?;
-    }
-    Ok(())
-}
-
-fn archive_file(input: impl Read, mut file: &File, config: &ImageConfig, place: &Path) -> Result<()> {
-    let io = |e| Error::path(place, e);
-    for name in ["blobs", "blobs/sha256"] {
-        file.write_all(directory(name).map_err(io)?.as_bytes()).map_err(io)?;
-    }
-    // The blob's name and length are known when it is written: its header comes last, into this block.
-    let place_of_header = file.stream_position().map_err(io)?;
-    file.write_all(&[0; BLOCK]).map_err(io)?;
-    let mut out = io::BufWriter::with_capacity(1 << 20, file);
-    let blob = blob(input, &mut out)?;
-    out.write_all(&vec![0; padding(blob.size)]).map_err(io)?;
-    let config = configuration_of(config, &blob.diff_id).to_string().into_bytes();
-    let manifest = manifest_of(&blob, &config);
-    let tag = tag_of(place);
-    let config_name = blob_name(&Digest::of(Algorithm::Sha256, &config));
-    let docker = json!([{
-        "Config": config_name,
-        "RepoTags": [format!("{}:latest", tag.to_ascii_lowercase())],
-        "Layers": [blob_name(&blob.digest)],
-    }]);
-    let manifest_name = blob_name(&Digest::of(Algorithm::Sha256, &manifest));
-    for (name, bytes) in [
-        (config_name.as_str(), config.as_slice()),
-        (manifest_name.as_str(), manifest.as_slice()),
-        ("index.json", index_of(&manifest, &tag).as_slice()),
-        ("manifest.json", docker.to_string().as_bytes()),
-        ("oci-layout", MARKER),
-    ] {
-        out.write_all(header(name, bytes.len() as u64).map_err(io)?.as_bytes()).map_err(io)?;
-        out.write_all(bytes).map_err(io)?;
-        out.write_all(&vec![0; padding(bytes.len() as u64)]).map_err(io)?;
-    }
-    out.write_all(&END).map_err(io)?;
-    out.flush().map_err(io)?;
-    drop(out);
-    let header = header(&blob_name(&blob.digest), blob.size).map_err(io)?;
-    file.seek(SeekFrom::Start(place_of_header)).map_err(io)?;
-    file.write_all(header.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
+fn one_layer(input: impl Read, mut image: Layered<'_>, config: &ImageConfig, place: &Path) -> Result<()> {
+    let diff_id = image.layer(|out| blob(input, out))?;
+    let config = configuration_of(config, &diff_id).to_string().into_bytes();
+    image.finish(&config, &Names::of_file(place))
 }
 
 /// Enroot starts an image by this script, with the command as its arguments.
@@ -415,5 +300,5 @@ fn save_as(arguments: impl IntoIterator<Item = OsString>, input: impl Read) -> R
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777));
     // The tasks of other jobs come first.
     let _ = rustix::process::nice(10);
-    save_root(input, &to, &config)
+    save_root(input, &to, SaveForm::of(&to), &config)
 }

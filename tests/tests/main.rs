@@ -19,6 +19,7 @@ mod host_jobs;
 mod job_namespaces;
 mod limits;
 mod logins;
+mod moving;
 mod named;
 mod oci;
 mod packages;

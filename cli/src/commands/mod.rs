@@ -7,7 +7,7 @@ mod controller;
 mod doctor;
 mod down;
 mod exec;
-mod image;
+pub mod image;
 mod install_links;
 mod internal;
 mod man;

@@ -199,7 +199,11 @@ fn import(args: &Import) -> Outcome {
     let pinned = manifest(&args.image)?;
     local::fetch(&images::store(None)?, &args.image, &pinned, false)?;
     let image = pinned.digest.to_string();
-    local::save(&Container { door: "enroot", image, known: true, ..Container::default() }, &path)?;
+    local::save(
+        &Container { door: "enroot", image, known: true, ..Container::default() },
+        &path,
+        SaveForm::Squashfs,
+    )?;
     Ok(0)
 }
 
@@ -246,6 +250,7 @@ fn export(args: &Export) -> Outcome {
     local::save(
         &Container { door: "enroot", image, kept: upper, known: true, ..Container::default() },
         &path,
+        SaveForm::Squashfs,
     )?;
     drop(hold);
     Ok(0)

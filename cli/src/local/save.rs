@@ -4,14 +4,14 @@
 use super::{Container, follow, image, request};
 use crate::images;
 use berth_client::error::{Failure, Kind};
-use berth_images::{ImageConfig, save_root};
+use berth_images::{ImageConfig, SaveForm, save_root};
 use berth_runtime::{HostFacts, Rootfs, StartOptions, plan, start_init};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Writes it to `path`, in the form that the path asks for.
-pub fn save(container: &Container, path: &Path) -> Result<(), Failure> {
+/// Writes it to `path`.
+pub fn save(container: &Container, path: &Path, form: SaveForm) -> Result<(), Failure> {
     let (root, config, guard) = image::prepare_for(container)?;
     if root == Rootfs::Host {
         return Err(Failure::user("the node's own filesystem is no image".to_string()));
@@ -29,7 +29,7 @@ pub fn save(container: &Container, path: &Path) -> Result<(), Failure> {
     };
     let ((archive, archive_in), (unread, unread_in)) = (pipe()?, pipe()?);
     init.export(archive_in, unread_in).map_err(|e| follow::launch(&e))?;
-    let written = save_root(File::from(archive), path, &saved);
+    let written = save_root(File::from(archive), path, form, &saved);
     let mut why = String::new();
     // What could not be read is the better reason for what could not be written.
     let _ = File::from(unread).take(4096).read_to_string(&mut why);

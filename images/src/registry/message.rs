@@ -40,6 +40,7 @@ pub(super) fn refused(
     let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
     let answered = format!("registry {registry} answered {status}{said} to {identity}");
     let asked = url.rsplit('/').next().unwrap_or_default();
+    let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if client.access == Access::Login => {
@@ -52,6 +53,17 @@ pub(super) fn refused(
             format!("it does not answer as a registry does: {answered}"),
         )
         .next("check host and port; an address in a browser may be another one"),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if pushing => {
+            let next = match identity {
+                "anonymous" => login,
+                _ => format!("check that the login may push to {}, or {login} as somebody who may", client.name.repository),
+            };
+            Error::new(ErrorKind::Denied, what, answered).next(next)
+        }
+        status if pushing && status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+            Error::new(ErrorKind::Refused, what, answered)
+                .next("check the name: some registries want a repository to be made before it is pushed to, or limit what they take")
+        }
         StatusCode::NOT_FOUND if url.contains("/manifests/") => {
             Error::new(ErrorKind::NotFound, what, format!("there is no image {asked:?}: {answered}"))
                 .next("check the spelling of repository and tag")

@@ -7,16 +7,18 @@ mod credentials;
 mod helper;
 mod login;
 mod message;
+mod push;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, RequestBuilder};
 
 pub use credentials::Credentials;
 pub use login::{Login, LoginTarget};
+pub(crate) use push::{Bytes, Uploader};
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, ErrorKind, Result};
@@ -52,12 +54,14 @@ struct Client {
 }
 
 /// What a registry is asked for, which decides what a token must allow and what a refusal means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Access {
     /// Whether it takes a login.
     Login,
     /// Manifests and blobs of the repository.
     Pull,
+    /// To take manifests and blobs, and to take blobs over from another repository.
+    Push { from: Option<String> },
 }
 
 /// What this process learned about how to authenticate.
@@ -131,7 +135,11 @@ impl Client {
             .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(Duration::from_secs(20)))
             .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_response(Some(match access {
+                // It may read all of a blob again before it takes it.
+                Access::Push { .. } => Duration::from_secs(600),
+                _ => Duration::from_secs(60),
+            }))
             .timeout_per_read(Some(Duration::from_secs(60)))
             .tls_config(
                 ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
@@ -153,7 +161,7 @@ impl Client {
     fn what(&self) -> String {
         match self.access {
             Access::Login => format!("registry {}", self.name.registry),
-            Access::Pull => self.name.source(),
+            Access::Pull | Access::Push { .. } => self.name.source(),
         }
     }
 
@@ -165,19 +173,29 @@ impl Client {
         format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
     }
 
-    /// Sends a GET until it is answered: authenticates once if asked to, waits and tries again when the registry
-    /// is busy or the connection breaks.
+    /// Sends a GET until it is answered.
     fn request(&self, url: &str, accept: Option<&str>, offset: u64) -> Result<Response<Body>> {
+        self.persevere(url, &|status| status.is_success(), &mut || self.send(url, accept, offset))
+    }
+
+    /// Sends what `send` sends until the answer is a known one: authenticates once if asked to, waits and tries again when
+    /// the registry is busy or the connection breaks.
+    fn persevere(
+        &self,
+        url: &str,
+        known: &dyn Fn(StatusCode) -> bool,
+        send: &mut dyn FnMut() -> std::result::Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>> {
         let mut wait = FIRST_WAIT;
         let mut asked = false;
         let mut attempt = 1;
         loop {
             let last = attempt >= ATTEMPTS;
             let mut pause = wait;
-            match self.send(url, accept, offset) {
+            match send() {
                 Ok(response) => {
                     let status = response.status();
-                    if status.is_success() {
+                    if known(status) {
                         return Ok(response);
                     }
                     if status == StatusCode::UNAUTHORIZED && !asked {
@@ -213,17 +231,12 @@ impl Client {
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         let mut target = url.to_owned();
         for _ in 0..=REDIRECTS {
-            let mut request = self.agent.get(&target);
+            let mut request = self.allowed(self.agent.get(&target), &target);
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }
             if offset > 0 {
                 request = request.header(header::RANGE, format!("bytes={offset}-"));
-            }
-            if let Some(authorization) = self.session().authorization.clone()
-                && origin(&target) == Some(self.base.as_str())
-            {
-                request = request.header(header::AUTHORIZATION, authorization);
             }
             let response = request.call()?;
             if !response.status().is_redirection() {
@@ -234,6 +247,16 @@ impl Client {
             target = join(&target, location).ok_or(ureq::Error::RedirectFailed)?;
         }
         Err(ureq::Error::TooManyRedirects)
+    }
+
+    /// A request with what the registry wants to see, if it goes to the registry itself.
+    fn allowed<B>(&self, request: RequestBuilder<B>, target: &str) -> RequestBuilder<B> {
+        match self.session().authorization.clone() {
+            Some(authorization) if origin(target) == Some(self.base.as_str()) => {
+                request.header(header::AUTHORIZATION, authorization)
+            }
+            _ => request,
+        }
     }
 
     fn session(&self) -> std::sync::MutexGuard<'_, Session> {
@@ -293,11 +316,21 @@ impl Client {
             )
             .next("use a registry with TLS, or allow HTTP with --insecure"));
         }
-        let scope = match self.access {
-            Access::Login => scope,
-            Access::Pull => scope.or_else(|| Some(format!("repository:{}:pull", self.name.repository))),
+        let own = &self.name.repository;
+        let scopes: Vec<String> = match &self.access {
+            Access::Login => scope.into_iter().collect(),
+            Access::Pull => vec![scope.unwrap_or_else(|| format!("repository:{own}:pull"))],
+            // All at once: the registry names only what the request at hand needs.
+            Access::Push { from } => std::iter::once(format!("repository:{own}:pull,push"))
+                .chain(from.iter().map(|from| format!("repository:{from}:pull")))
+                .collect(),
         };
-        let mut pairs: Vec<_> = scope.into_iter().map(|scope| ("scope", scope)).collect();
+        let mut pairs: Vec<_> = match identity {
+            // As OAuth 2 has it: one parameter, with spaces.
+            Identity::Token { .. } if !scopes.is_empty() => vec![("scope", scopes.join(" "))],
+            Identity::Token { .. } => Vec::new(),
+            _ => scopes.into_iter().map(|scope| ("scope", scope)).collect(),
+        };
         pairs.extend(service.map(|service| ("service", service)));
         let result = if let Identity::Token { token } = identity {
             pairs.extend([

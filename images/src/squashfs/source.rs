@@ -130,7 +130,7 @@ impl SquashfsSource {
         let found = found.map_err(|e| e.within(&self.path.display().to_string()))?;
         let layer = hasher.finish();
         let config = configuration(&found, &layer).to_string().into_bytes();
-        let manifest = outer::manifest(&config, (outer::LAYER, &layer, size));
+        let manifest = outer::manifest(&config, &[(outer::LAYER, &layer, size)]);
         Ok(Described::of(manifest, config, layer))
     }
 }

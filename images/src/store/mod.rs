@@ -19,12 +19,15 @@
 //! Order of locks: fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
 
 mod ensure;
+mod export;
 mod files;
 mod grant;
+mod history;
 mod layer;
 mod lock;
 mod manage;
 mod pipeline;
+mod push;
 mod record;
 mod verify;
 mod work;
@@ -40,7 +43,9 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
 pub use ensure::{PreparedImage, UseGuard};
+pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use push::Pushed;
 pub use verify::{Damage, Problem, Thing, VerifyReport};
 
 use crate::digest::Digest;

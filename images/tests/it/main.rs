@@ -14,6 +14,7 @@ mod concurrency;
 mod hostile;
 mod layouts;
 mod overlay;
+mod push;
 mod registry;
 mod squashfs;
 mod store;

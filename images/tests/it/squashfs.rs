@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::support::{Bench, Tar, tool};
-use berth_images::{Credentials, ErrorKind, ImageConfig, ResolveOptions, Resolved, resolve, save_root};
+use berth_images::{
+    Credentials, ErrorKind, ImageConfig, ResolveOptions, Resolved, SaveForm, resolve, save_root,
+};
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -62,7 +64,7 @@ fn what_we_write_is_read_by_us_and_by_squashfs_tools() {
         workdir: "/srv".to_string(),
         ..ImageConfig::default()
     };
-    save_root(archive(&large).as_slice(), &path, &config).unwrap();
+    save_root(archive(&large).as_slice(), &path, SaveForm::of(&path), &config).unwrap();
     let prepared = bench.import_text(&text(&path)).unwrap();
     assert_eq!((&prepared.config.env, &prepared.config.cmd), (&config.env, &config.cmd));
     assert_eq!((prepared.config.workdir.as_str(), prepared.layers.len()), ("/srv", 1));
@@ -94,7 +96,7 @@ fn an_archive_that_is_cut_off_makes_no_image() {
         let path = bench.path().join(name);
         // Before the word behind the end, between two files, within one.
         for length in [whole.len() - 6, 2 * 512, 3 * 512 + 100, 0] {
-            save_root(&whole[..length], &path, &ImageConfig::default()).unwrap_err();
+            save_root(&whole[..length], &path, SaveForm::of(&path), &ImageConfig::default()).unwrap_err();
             assert!(!path.exists());
         }
         let left = std::fs::read_dir(bench.path())
@@ -215,7 +217,7 @@ fn what_the_saved_image_says_of_itself_takes_no_name_of_the_containers_files() {
     bytes.extend_from_slice(b"whole\n");
     let path = bench.path().join("own.sqsh");
     let config = ImageConfig { env: vec!["NEW=2".to_string()], ..ImageConfig::default() };
-    save_root(bytes.as_slice(), &path, &config).unwrap();
+    save_root(bytes.as_slice(), &path, SaveForm::of(&path), &config).unwrap();
     let layer = &bench.import_text(&text(&path)).unwrap().layers[0];
     let digest = layer.parent().unwrap().file_name().unwrap();
     assert_eq!(
@@ -243,7 +245,8 @@ fn what_is_no_file_is_not_replaced_by_an_image() {
         (&bench.path().to_path_buf(), "directory"),
     ] {
         // Nothing is read before.
-        let error = save_root(&b""[..], path, &ImageConfig::default()).unwrap_err().to_string();
+        let error =
+            save_root(&b""[..], path, SaveForm::of(path), &ImageConfig::default()).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");

@@ -1,15 +1,13 @@
 //! `berth image`: looks after the images of a store.
 
+pub mod transfer;
 mod verify;
 
-use crate::images::{self, Bar};
-use crate::logins;
+use crate::images;
+use crate::{local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_images::{
-    Credentials, Error, PruneOptions, Reference, Removed, ResolveOptions, Resolved, Store, open_source,
-    resolve,
-};
+use berth_images::{Error, PruneOptions, Reference, Removed, Resolved, Store};
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,6 +58,9 @@ pub enum Args {
         json: bool,
     },
     Verify(verify::Args),
+    History(transfer::History),
+    Export(transfer::Export),
+    Push(transfer::Push),
     /// Log in to a registry, for docker, podman and skopeo, too
     ///
     /// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, in
@@ -115,22 +116,15 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
     match args {
         Args::Login { .. } | Args::Logout { .. } => {}
         Args::Verify(args) => return verify::run(&args, store),
+        Args::History(args) => return transfer::history(&args, store),
+        Args::Export(args) => return transfer::export(&args, store, state),
+        Args::Push(args) => return transfer::push(&args, store, state),
         Args::Pull { image, insecure, quiet } => {
             let reference: Reference = image.parse().map_err(failed)?;
-            let credentials = Credentials::from_env();
-            let options = ResolveOptions { insecure, ..ResolveOptions::default() };
-            let Resolved::Manifest(pinned) = resolve(&reference, &credentials, &options).map_err(failed)?
-            else {
+            let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {
                 return Err(Failure::user(format!("{image} is used where it is; there is nothing to fetch")));
             };
-            let bar = Bar::new(&image, quiet);
-            let prepared = match images::helpers()? {
-                Some(helpers) => helpers.ensure(store, &pinned, &bar),
-                None => open_source(&pinned.source, pinned.insecure, &credentials)
-                    .and_then(|source| store.ensure(&pinned, source.as_ref(), &bar)),
-            };
-            bar.finish();
-            let digest = prepared.map_err(failed)?.digest;
+            let digest = local::fetch(store, &image, &pinned, quiet)?.digest;
             let line =
                 if quiet { format!("{digest}\n") } else { format!("{reference} is present: {digest}\n") };
             out::print(&line)?;

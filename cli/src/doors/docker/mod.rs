@@ -1,5 +1,6 @@
-//! `docker run`, `pull`, `images`, `rmi`, `ps`, `login` and `system prune` over Berth's engine and image store.
+//! `docker run`, `pull`, `images`, `rmi`, `ps`, `login`, `push`, `save` and `system prune` over Berth's engine and image store.
 
+mod moved;
 mod start;
 mod store;
 
@@ -32,6 +33,9 @@ enum Cmd {
     Images(Images),
     Rmi(Rmi),
     Ps(Ps),
+    Push(Push),
+    Save(Save),
+    History(History),
     Login(Login),
     /// Forget the login of a registry
     Logout {
@@ -55,6 +59,9 @@ enum Cmd {
 enum ImageCmd {
     Ls(Images),
     Pull(PullArgs),
+    Push(Push),
+    Save(Save),
+    History(History),
     Rm(Rmi),
     Prune(Prune),
 }
@@ -232,6 +239,42 @@ struct Rmi {
     images: Vec<String>,
 }
 
+/// Push an image of your store to the registry that its name has
+#[derive(Debug, Args)]
+struct Push {
+    /// Print the digest alone
+    #[arg(short, long)]
+    quiet: bool,
+    /// Image, as REGISTRY/NAME:TAG
+    image: String,
+}
+
+/// Write an image of your store to a tar file, which is a docker-archive and an OCI layout at once
+#[derive(Debug, Args)]
+struct Save {
+    /// File to write
+    #[arg(short, long, value_name = "FILE", required = true)]
+    output: PathBuf,
+    /// Image
+    image: String,
+}
+
+/// Show in which steps an image of your store was made, the last first
+#[derive(Debug, Args)]
+struct History {
+    /// Digests alone
+    #[arg(short, long)]
+    quiet: bool,
+    /// Whole commands
+    #[arg(long)]
+    no_trunc: bool,
+    /// json, or a template of {{.ID}}, {{.CreatedAt}}, {{.CreatedBy}}, {{.Size}} and {{.Comment}}
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+    /// Image
+    image: String,
+}
+
 /// Log in to a registry
 #[derive(Debug, Args)]
 struct Login {
@@ -284,6 +327,9 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
         }
         Cmd::Image(ImageCmd::Prune(args)) => store::prune(&args, "all images without a name"),
         Cmd::System(System::Df) => store::df(),
+        Cmd::Push(args) | Cmd::Image(ImageCmd::Push(args)) => moved::push(args),
+        Cmd::Save(args) | Cmd::Image(ImageCmd::Save(args)) => moved::save(&args),
+        Cmd::History(args) | Cmd::Image(ImageCmd::History(args)) => moved::history(&args),
         Cmd::Login(args) => store::log_in(&args),
         Cmd::Logout { server } => store::log_out(server.as_deref()),
         Cmd::Version => {

@@ -79,7 +79,7 @@ pub fn list(args: &Images) -> Outcome {
     print_columns(&["REPOSITORY", "TAG", "IMAGE ID", "DIGEST", "CREATED", "SIZE"], &columns, &rows)
 }
 
-type Row = Vec<(&'static str, String)>;
+pub(super) type Row = Vec<(&'static str, String)>;
 
 fn row(image: &ImageInfo, repository: String, tag: String, now: u64, whole: bool) -> Row {
     let id = if whole { image.digest.to_string() } else { image.digest.short().to_string() };
@@ -93,7 +93,7 @@ fn row(image: &ImageInfo, repository: String, tag: String, now: u64, whole: bool
     ]
 }
 
-fn print_columns(heads: &[&str], columns: &[usize], rows: &[Row]) -> Outcome {
+pub(super) fn print_columns(heads: &[&str], columns: &[usize], rows: &[Row]) -> Outcome {
     let mut table: Vec<Vec<&str>> = vec![columns.iter().map(|c| heads[*c]).collect()];
     table.extend(rows.iter().map(|r| columns.iter().map(|c| r[*c].1.as_str()).collect::<Vec<_>>()));
     let width = |at: usize| table.iter().map(|r| r[at].chars().count()).max().unwrap_or(0);
@@ -108,7 +108,7 @@ fn print_columns(heads: &[&str], columns: &[usize], rows: &[Row]) -> Outcome {
 }
 
 /// Docker's templates as far as names of fields go.
-fn print_by(template: &str, rows: &[Row]) -> Outcome {
+pub(super) fn print_by(template: &str, rows: &[Row]) -> Outcome {
     let mut text = String::new();
     for row in rows {
         if template == "json" || template == "{{json .}}" {

@@ -1,7 +1,7 @@
 //! A small HTTP server that serves an OCI layout as a registry and misbehaves on demand.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub wrong_header: bool,
     /// Every blob redirects to this address.
     pub redirect: Option<String>,
+    /// So many uploads end with a closed connection.
+    pub cut_uploads: u32,
 }
 
 #[derive(Default)]
@@ -74,11 +76,16 @@ impl FakeRegistry {
 }
 
 fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own: &str) -> Option<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next()?.ok()?;
+    let mut input = BufReader::new(stream);
+    let mut next = || {
+        let mut line = String::new();
+        let read = input.read_line(&mut line).ok()?;
+        (read > 0).then(|| line.trim_end().to_owned())
+    };
+    let first = next()?;
     let mut headers = BTreeMap::new();
     loop {
-        let line = lines.next()?.ok()?;
+        let line = next()?;
         if line.is_empty() {
             break;
         }
@@ -87,6 +94,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     }
     let mut words = first.split(' ');
     let (method, path) = (words.next()?, words.next()?.to_owned());
+    let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
+    input.read_exact(&mut body).ok()?;
     let mut line = format!("{method} {path}");
     if headers.contains_key("range") {
         line += " range";
@@ -134,10 +143,43 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
                     stream,
                     "401 Unauthorized",
                     &[("WWW-Authenticate", &challenge)],
-                    br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+                    if method == "HEAD" {
+                        b""
+                    } else {
+                        br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#
+                    },
                 );
             }
         }
+    }
+    match method {
+        "POST" => {
+            let place = format!("{path}session?state=x");
+            return answer(stream, "202 Accepted", &[("Location", &place)], b"");
+        }
+        "PUT" => {
+            {
+                let mut state = state.lock().unwrap();
+                if state.behaviour.cut_uploads > 0 {
+                    state.behaviour.cut_uploads -= 1;
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
+                    return None;
+                }
+            }
+            let found = Digest::of(berth_images::Algorithm::Sha256, &body);
+            let said = path.split_once("digest=").map(|(_, digest)| digest.replace("%3A", ":"));
+            if said.is_some_and(|said| said != found.to_string()) {
+                return answer(stream, "400 Bad Request", &[], br#"{"errors":[{"code":"DIGEST_INVALID"}]}"#);
+            }
+            super::put_blob(layout, &found, &body);
+            return answer(stream, "201 Created", &[], b"");
+        }
+        "HEAD" => {
+            let known =
+                path.rsplit('/').next()?.parse().is_ok_and(|digest| blob_path(layout, &digest).exists());
+            return answer(stream, if known { "200 OK" } else { "404 Not Found" }, &[], b"");
+        }
+        _ => {}
     }
     let digest = match path.rsplit('/').next()?.parse::<Digest>() {
         Ok(digest) => digest,

@@ -272,6 +272,12 @@ impl Bench {
         }
     }
 
+    /// Nothing in progress.
+    pub fn assert_no_work(&self) {
+        let left = self.records("tmp");
+        assert!(left.is_empty(), "tmp has {left:?}");
+    }
+
     /// What a directory of the store has, without the file that a killed process was just writing: nobody can tell
     /// it from one that a living process writes, so that it is swept ten minutes later.
     pub fn records(&self, name: &str) -> Vec<String> {
