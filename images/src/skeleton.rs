@@ -151,6 +151,8 @@ pub(crate) struct Rebuilt<'a, R: Read> {
     begun: bool,
     /// Files that are not as they were; noted where the reader wants all of them, else the first ends the reading.
     wrong: Option<Vec<Wrong>>,
+    /// Whether a directory of the image forbids its owner to get at a file.
+    unread: bool,
 }
 
 /// What is read next.
@@ -175,12 +177,12 @@ impl<'a, R: Read> Rebuilt<'a, R> {
     /// Of the files below `tree`. With `all` it goes on behind a file that is not as it was, with other bytes in its place.
     pub(crate) fn new(skeleton: R, tree: &'a OwnedFd, all: bool) -> io::Result<Self> {
         let records = BufReader::with_capacity(PIECE, zstd::Decoder::new(skeleton)?);
-        Ok(Self { records, tree, now: Now::Record, begun: false, wrong: all.then(Vec::new) })
+        Ok(Self { records, tree, now: Now::Record, begun: false, wrong: all.then(Vec::new), unread: false })
     }
 
-    /// Files that are not as they were.
-    pub(crate) fn into_wrong(self) -> Vec<Wrong> {
-        self.wrong.unwrap_or_default()
+    /// Files that are not as they were, and whether all could be read.
+    pub(crate) fn into_wrong(self) -> (Vec<Wrong>, bool) {
+        (self.wrong.unwrap_or_default(), !self.unread)
     }
 
     fn complain(&mut self, path: &[u8], what: String) -> io::Result<()> {
@@ -227,6 +229,11 @@ impl<'a, R: Read> Rebuilt<'a, R> {
                 }
                 let file = match self.open(&path) {
                     Ok(file) => Some(file),
+                    // An ordinary user's store holds images to their permissions.
+                    Err(e) if e.kind() == io::ErrorKind::PermissionDenied && self.wrong.is_some() => {
+                        self.unread = true;
+                        None
+                    }
                     Err(e) => {
                         self.complain(&path, e.to_string())?;
                         None

@@ -157,6 +157,13 @@ each_user! {
         assert!(uploads() <= first + 1, "{} uploads after {first}", uploads());
         push(&[&from, &format!("{}@{again}", registry.image("team/a"))]).fails().says(&["under a tag"]);
         push(&[&from, "./x.tar"]).fails().says(&["./x.tar", "berth image export"]);
+        // A squashfs image is one layer.
+        berth(&sandbox, &["export", &from, "x.sqsh"]).ok();
+        berth(&sandbox, &["pull", "--quiet", "./x.sqsh"]).ok();
+        let told = push(&["./x.sqsh", &registry.image("team/squashed:1")]).ok();
+        assert!(told.text().contains("(1 layers sent"), "{told}");
+        let squashed = sandbox.srun_in(registry.image("team/squashed:1"), ["cat", "/data/kept"]).env("DOCKER_CONFIG", &docker);
+        assert_eq!(squashed.ok().text(), "kept");
         let closed = format!("127.0.0.1:{}/x:1", berth_tests::registry::closed_port());
         push(&["--insecure", &from, &closed]).fails().says(&["connection refused"]);
     }

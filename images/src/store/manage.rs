@@ -130,8 +130,9 @@ impl Store {
         match text.parse::<Reference>() {
             Ok(Reference::Path(path)) => {
                 if let Ok(path) = path.canonicalize() {
-                    wanted
-                        .extend(["oci", "oci-archive"].map(|scheme| format!("{scheme}:{}", path.display())));
+                    wanted.extend(
+                        ["oci", "oci-archive", "sqsh"].map(|scheme| format!("{scheme}:{}", path.display())),
+                    );
                 }
             }
             Ok(reference) => wanted.push(reference.to_string()),

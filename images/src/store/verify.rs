@@ -27,8 +27,8 @@ pub struct VerifyReport {
     pub images: usize,
     /// Layers looked at.
     pub layers: usize,
-    /// Layers of whose files only names and metadata could be compared, because their archive has entries that take the
-    /// place of others.
+    /// Layers of whose files not all contents could be compared, because their archive has entries that take the place of
+    /// others, or a directory of the image forbids its owner to get at them.
     pub without_content: Vec<Digest>,
     /// What is damaged.
     pub damaged: Vec<Damage>,
@@ -243,34 +243,32 @@ impl Store {
             let what = "was unpacked by an earlier version, which did not note what is in it";
             return Ok((vec![Problem::of(what)], true));
         }
-        let rebuildable = record.rebuildable;
-        let problems = self.compare_layer(&record);
         // Whatever cannot be read is damage, too.
-        Ok((problems.unwrap_or_else(|e| vec![Problem::of(e.to_string())]), rebuildable))
+        Ok(self.compare_layer(&record).unwrap_or_else(|e| (vec![Problem::of(e.to_string())], true)))
     }
 
-    fn compare_layer(&self, record: &LayerRecord) -> Result<Vec<Problem>> {
+    fn compare_layer(&self, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         let diff_id = &record.diff_id;
         let tree = self.layer_tree(diff_id)?;
         let what = format!("image store: layer {}", diff_id.file_name());
         let changes =
             listing::compare(&tree, self.layer_file(diff_id, LISTING)?).map_err(|e| recover(&what, e))?;
         let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
+        let mut complete = false;
         if record.rebuildable {
             let skeleton = self.layer_file(diff_id, SKELETON)?;
             let mut archive = Rebuilt::new(skeleton, &tree, true).map_err(|e| recover(&what, e))?;
             let found = digest_of(&mut archive, diff_id).map_err(|e| recover(&what, e))?;
             let known: HashSet<_> = problems.iter().map(|p| p.path.clone()).collect();
-            let wrong = archive
-                .into_wrong()
-                .into_iter()
-                .map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));
+            let (wrong, all) = archive.into_wrong();
+            complete = all;
+            let wrong = wrong.into_iter().map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));
             problems.extend(wrong.filter(|problem| !known.contains(&problem.path)));
-            if problems.is_empty() && found != *diff_id {
+            if problems.is_empty() && all && found != *diff_id {
                 problems.push(Problem::of(format!("its archive now has digest {found}")));
             }
         }
-        Ok(problems)
+        Ok((problems, complete))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Dir, Mode, OFlags, mkdirat, openat, renameat};
+use rustix::fs::{Dir, Mode, OFlags, fchown, mkdirat, openat, renameat};
 use rustix::io::Errno;
 
 use super::Store;
@@ -31,7 +31,13 @@ impl<'a> WorkDir<'a> {
             let Some(lock) = lock else { continue };
             match mkdirat(&store.tmp, name.as_str(), Mode::RWXU) {
                 Ok(()) => {
-                    return Ok(Self { store, name, lock: Some(lock), published: false });
+                    // Made before it is given away, so that it is removed again where that fails.
+                    let work = Self { store, name, lock: Some(lock), published: false };
+                    if let Some((uid, gid)) = store.give_to {
+                        // Root may be killed, and the store's own identity sweeps.
+                        fchown(work.open()?, Some(uid), Some(gid)).map_err(io)?;
+                    }
+                    return Ok(work);
                 }
                 // A killed process of the same number left it, and its lock is now ours.
                 Err(Errno::EXIST) => {
@@ -105,4 +111,23 @@ impl Store {
 
 fn io(errno: Errno) -> Error {
     Error::io("image store: work in progress", errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn what_root_was_killed_over_can_be_swept_by_the_stores_own_identity() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = Store::open_for(&root, Some((12345, 12345))).unwrap();
+        let work = WorkDir::new(&store).unwrap();
+        let made = std::fs::metadata(root.join("tmp").join(&work.name)).unwrap();
+        assert_eq!((made.uid(), made.gid()), (12345, 12345));
+    }
 }

@@ -184,6 +184,21 @@ fn change_a_byte(file: &Path) {
 }
 
 #[test]
+fn what_the_image_itself_closes_to_its_owner_is_no_damage() {
+    let bench = Bench::new();
+    let closed = Tar::new()
+        .dir("shut/", 0o000)
+        .file("shut/inside", b"x")
+        .dir("seen/", 0o400)
+        .file("seen/inside", b"y");
+    bench.import(vec![closed.end()]).unwrap();
+    let report = bench.store().verify(&[]).unwrap();
+    assert_eq!(report.problems(), Vec::<String>::new());
+    // Root reads it all the same.
+    assert_eq!(report.without_content.is_empty(), rustix::process::geteuid().is_root());
+}
+
+#[test]
 fn blobs_and_records() {
     let damaged = Damaged::new();
     let blobs = damaged.store.root().join("blobs");

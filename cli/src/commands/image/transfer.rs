@@ -178,7 +178,7 @@ pub fn push(args: &Push, store: &Store, state: Option<&Path>) -> Outcome {
     };
     let digest = store.find(&args.image).map_err(failed)?;
     let insecure = args.insecure || Resolver { state: state.map(Path::to_path_buf) }.insecure(&reference);
-    let bar = Bar::named(&args.image, "sending", args.quiet);
+    let bar = Bar::named(&args.image, "pushing", args.quiet);
     let pushed = store.push(&digest, to, &Credentials::from_env(), insecure, &bar);
     bar.finish();
     let pushed = pushed.map_err(failed)?;

@@ -86,7 +86,8 @@ fn summary(report: &VerifyReport) -> String {
     });
     if !report.without_content.is_empty() {
         text.push_str(&format!(
-            "of {} layers contents were not compared: their archives have files that take the place of others\n",
+            "of {} layers not all contents could be compared: their archives have files that take the place of others, or a \
+             directory in them is closed to its owner\n",
             report.without_content.len()
         ));
     }
