@@ -109,6 +109,14 @@ pub fn squashfs(file: std::fs::File) -> Result<u64> {
     Ok(total)
 }
 
+/// Reads head and descriptors of a SIF file; gives place and length of the image in it.
+///
+/// # Errors
+/// The file is refused.
+pub fn sif(file: &std::fs::File) -> Result<(u64, u64)> {
+    crate::sif::Sif::read(file).map(|sif| sif.place)
+}
+
 /// Unpacks a block of lzo into at most `most` bytes; nothing where it is damaged.
 pub fn lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     crate::squashfs::doors::unpack_lzo(bytes, most)

@@ -41,6 +41,7 @@ mod registry;
 mod remote;
 mod root;
 mod save;
+mod sif;
 mod skeleton;
 mod source;
 mod squashfs;

@@ -41,6 +41,13 @@ pub enum Reference {
         /// As in [`Reference::Oci`].
         name: Option<String>,
     },
+    /// A tar file of `docker save`.
+    DockerArchive {
+        /// Where the tar file is.
+        path: PathBuf,
+        /// One of the names in its `RepoTags`.
+        name: Option<String>,
+    },
     /// A path whose content decides what it is.
     Path(PathBuf),
     /// The node's own file system.
@@ -111,6 +118,7 @@ impl fmt::Display for Reference {
             Reference::Registry(registry) => registry.fmt(f),
             Reference::Oci { path, name } => layout(f, "oci", path, name),
             Reference::OciArchive { path, name } => layout(f, "oci-archive", path, name),
+            Reference::DockerArchive { path, name } => layout(f, "docker-archive", path, name),
             Reference::Path(path) => path.display().fmt(f),
             Reference::Host => f.write_str("host:"),
         }
@@ -119,7 +127,6 @@ impl fmt::Display for Reference {
 
 /// Forms that other tools know and this version does not, and what to do instead.
 const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
-    ("docker-archive:", "docker-archive files are not supported yet", CONVERT_ARCHIVE),
     (
         "docker-daemon:",
         "images inside a Docker daemon are not read",
@@ -171,18 +178,6 @@ const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
         "write REGISTRY/NAME:TAG and allow HTTP with --insecure",
     ),
 ];
-const CONVERT_ARCHIVE: &str =
-    "convert it with `skopeo copy docker-archive:FILE.tar oci-archive:NEW.tar` and name oci-archive:NEW.tar";
-const CONVERT_SIF: &str = "use the registry image that it was made from, or `apptainer build --sandbox DIR FILE` and name the directory";
-
-/// Refuses a file form that a later version will read.
-pub(crate) fn unsupported_file(what: &str, form: &str) -> Error {
-    let next = match form {
-        "SIF" => CONVERT_SIF,
-        _ => CONVERT_ARCHIVE,
-    };
-    Error::new(ErrorKind::Unsupported, what, format!("{form} images are not supported yet")).next(next)
-}
 
 impl FromStr for Reference {
     type Err = Error;
@@ -215,6 +210,10 @@ impl FromStr for Reference {
             let (path, name) = layout_parts(rest, &bad)?;
             return Ok(Reference::OciArchive { path, name });
         }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (path, name) = layout_parts(rest, &bad)?;
+            return Ok(Reference::DockerArchive { path, name });
+        }
         if let Some(rest) = text.strip_prefix("oci:") {
             let (path, name) = layout_parts(rest, &bad)?;
             return Ok(Reference::Oci { path, name });
@@ -239,12 +238,9 @@ fn is_path(text: &str) -> bool {
 }
 
 fn refuse_suffix(text: &str, quoted: &str) -> Result<()> {
-    if [".sqsh", ".squashfs"].iter().any(|s| text.ends_with(s)) {
+    if [".sqsh", ".squashfs", ".sif"].iter().any(|s| text.ends_with(s)) {
         return Err(Error::new(ErrorKind::Reference, quoted, "looks like a file and is written like a name")
             .next(format!("write ./{text}, or the whole path")));
-    }
-    if [".sif", ".simg"].iter().any(|s| text.ends_with(s)) {
-        return Err(unsupported_file(quoted, "SIF"));
     }
     Ok(())
 }
@@ -512,8 +508,8 @@ mod tests {
             ("a@sha256:12", "digest"),
             ("a@md5:d41d8cd98f00b204e9800998ecf8427e", "sha256"),
             ("x.sqsh", "./x.sqsh"),
-            ("x.sif", "apptainer"),
-            ("docker-archive:/x.tar", "skopeo"),
+            ("x.sif", "./x.sif"),
+            ("docker-archive:", "path"),
             ("https://r/x", "without a scheme"),
             ("docker://", "REGISTRY"),
             ("oci:", "path"),

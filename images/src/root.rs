@@ -17,7 +17,7 @@ use crate::helpers::{RunAs, become_identity, parse_identity};
 use crate::layered::{Layered, Names, cannot_create};
 use crate::manifest::ImageConfig;
 use crate::outer;
-use crate::squashfs::{self, CONFIG_PATH, configuration_of};
+use crate::squashfs::{self, CONFIG, configuration_of};
 use crate::unseen::Unseen;
 
 /// The form of an image file.
@@ -216,7 +216,7 @@ fn squashfs_file(input: impl Read, file: &File, config: &ImageConfig, place: &Pa
     environment.push(b'\n');
     // What a real enroot looks for, and what we look for ourselves.
     let own: [(&[u8], Vec<u8>, u32); 3] = [
-        (CONFIG_PATH, saved, 0o644),
+        (CONFIG.as_bytes(), saved, 0o644),
         (b"etc/rc", start_script(config), 0o755),
         (b"etc/environment", environment, 0o644),
     ];

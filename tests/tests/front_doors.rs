@@ -173,6 +173,41 @@ each_user! {
         }
     }
 
+    fn sif_images_run_as_apptainer_made_them(who) {
+        let sandbox = Sandbox::start(who);
+        open(&sandbox);
+        let make = "mkdir -p tree/bin tree/.singularity.d/env && cp \"$(command -v busybox)\" tree/bin/busybox &&
+            for name in sh id echo cat env; do ln -s busybox tree/bin/$name; done &&
+            printf 'export PATH=\"/bin\"\\nexport FROM=\"${FROM:-\"image\"}\"\\n' > tree/.singularity.d/env/10-docker2singularity.sh &&
+            printf '#!/bin/sh\\necho \"runscript: $*\"\\n' > tree/.singularity.d/runscript && chmod 755 tree/.singularity.d/runscript &&
+            mksquashfs tree root.sqsh -quiet -no-progress >/dev/null && siftool new x.sif &&
+            siftool add x.sif root.sqsh --datatype 4 --parttype 2 --partfs 1 --partarch $(case $(uname -m) in aarch64) echo 4;; *) echo 2;; esac) --groupid 1";
+        sandbox.cmd("sh").args(["-c", make]).ok();
+        let said = |words: &[&str]| sandbox.cmd("apptainer").args(words).ok().text();
+        assert_eq!(said(&["exec", "x.sif", "sh", "-c", "echo $FROM"]), "image");
+        assert_eq!(said(&["run", "x.sif", "a", "b"]), "runscript: a b");
+        let path = sandbox.work().join("x.sif").display().to_string();
+        let image = format!("--container-image={path}");
+        assert_eq!(sandbox.srun([&image, "sh", "-c", "echo in $FROM"]).ok().text(), "in image");
+        let inspected = sandbox.cmd("berth").args(["image", "inspect", &format!("sif:{path}")]).ok().text();
+        assert!(inspected.contains("\"io.berth.sif.signatures\": \"none\""), "{inspected}");
+        sandbox.cmd("srun").args(["--container-image=x.sif", "true"]).fails().says(&["./x.sif"]);
+    }
+
+    fn what_docker_save_wrote_runs(who) {
+        let sandbox = Sandbox::start(who);
+        open(&sandbox);
+        let archive = sandbox.work().join("saved.tar").display().to_string();
+        let from = format!("oci:{}", images::configured().display());
+        let copy = ["--insecure-policy", "copy", "--quiet", &from, &format!("docker-archive:{archive}:team/own:1")];
+        sandbox.cmd("skopeo").args(copy).ok();
+        for name in [archive.clone(), format!("docker-archive:{archive}:team/own:1")] {
+            let image = format!("--container-image={name}");
+            assert_eq!(sandbox.srun([&image, "sh", "-c", "echo $FROM_IMAGE"]).ok().text(), "yes");
+        }
+        assert_eq!(docker(&sandbox, &["run", "--rm", &archive]).ok().text(), "entrypoint: echo default-command\ndefault-command");
+    }
+
     fn enroot_as_scripts_call_it(who) {
         let registry = Registry::open();
         let image = registry.push(&images::configured(), "team/own:1", &[]);

@@ -26,9 +26,9 @@ pub const SINGULARITY: Door = Door {
 
 /// The apptainer commands that scripts use, over Berth's own engine: no setuid program, no image to convert
 ///
-/// An image is docker://NAME, an OCI layout or archive, a root directory, or what 'pull' wrote. A container runs as
-/// you, with your home, working directory, /tmp and environment, read-only unless --writable-tmpfs. Inside a job it has
-/// the job's cores, memory and devices. SIF files are not read yet.
+/// An image is docker://NAME, a SIF or squashfs file, an OCI layout or archive, what 'docker save' wrote, a root directory, or
+/// what 'pull' wrote. A container runs as you, with your home, working directory, /tmp and environment, read-only unless
+/// --writable-tmpfs. Inside a job it has the job's cores, memory and devices.
 #[derive(Debug, Parser)]
 #[command(name = "apptainer", version, disable_help_subcommand = true, max_term_width = 100)]
 struct Apptainer {

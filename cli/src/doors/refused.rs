@@ -299,7 +299,7 @@ pub const APPTAINER: &[Row] = &[
     any("registry", LOGINS),
     any("remote", LOGINS),
     any("search", "registries are searched with a browser"),
-    any("sif", "SIF files are not read yet: use the registry image that it was made from"),
+    any("sif", "SIF files are read and not made: 'berth image inspect' shows what is in one"),
     any("sign", NO_SIGNING),
     any("test", "tests are of SIF images alone: name the program with exec"),
     any("verify", NO_SIGNING),

@@ -1,19 +1,19 @@
-//! OCI layouts: a directory, or the same in a tar file (image specification, image-layout.md).
+//! OCI layouts: a directory, or the same in a tar file (image specification, image-layout.md); and the tar file of `docker save`.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::docker::{Blob, Images};
 use super::sniff::{open_regular, read_small};
 use super::{BlobKind, BlobSource, Layout};
 use crate::archive::{EntryKind, Reader};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outer::blob_name;
-use crate::reference::unsupported_file;
 use crate::unpack::{CleanPath, Limits};
 
 /// Bytes of `oci-layout`.
@@ -74,38 +74,45 @@ impl Layout for LayoutSource {
     }
 }
 
-/// A tar file that holds an OCI layout, read in place.
+/// A tar file that holds an OCI layout, or what `docker save` writes, read in place.
 pub struct ArchiveSource {
     path: PathBuf,
     file: Arc<File>,
     /// Offset and length of each regular member.
-    members: HashMap<Vec<u8>, (u64, u64)>,
+    pub(super) members: HashMap<Vec<u8>, (u64, u64)>,
+    /// Targets of symbolic links.
+    pub(super) links: HashMap<Vec<u8>, Vec<u8>>,
+    /// Of an archive of docker's.
+    docker: Option<Images>,
 }
 
 impl ArchiveSource {
     /// Opens the file at an absolute path and finds its members.
     ///
     /// # Errors
-    /// It is not a tar file, or not one of an OCI layout.
+    /// It is not a tar file, or one of neither form.
     pub fn open(path: &Path) -> Result<Self> {
         let what = format!("oci-archive:{}", path.display());
         let file = open_regular(path)?;
-        let members = scan(&file).map_err(|e| e.within(&what))?;
-        let source = Self { path: path.to_path_buf(), file: Arc::new(file), members };
+        let (members, links) = scan(&file).map_err(|e| e.within(&what))?;
+        let mut source =
+            Self { path: path.to_path_buf(), file: Arc::new(file), members, links, docker: None };
         match source.small(b"oci-layout", MAX_MARKER)? {
             Some(marker) => check_marker(&what, &marker)?,
             None if source.members.contains_key(&b"manifest.json"[..]) => {
-                return Err(unsupported_file(&path.display().to_string(), "docker-archive"));
+                let manifest = source.small(b"manifest.json", Limits::default().manifest_bytes)?;
+                let images = Images::of(&source, &manifest.unwrap_or_default());
+                source.docker = Some(images.map_err(|e| e.within(&path.display().to_string()))?);
             }
             None => {
-                return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file without oci-layout, so it is not an OCI image")
+                return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file with neither oci-layout nor manifest.json, so it is no image")
                     .next("make one with `skopeo copy … oci-archive:FILE.tar`; a tar of a root file system is unpacked first and named as a directory"));
             }
         }
         Ok(source)
     }
 
-    fn small(&self, name: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
+    pub(super) fn small(&self, name: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
         let Some((offset, length)) = self.members.get(name).copied() else {
             return Ok(None);
         };
@@ -121,7 +128,7 @@ impl ArchiveSource {
         Ok(Some(bytes))
     }
 
-    fn member(&self, offset: u64, length: u64, skip: u64) -> Member {
+    pub(super) fn member(&self, offset: u64, length: u64, skip: u64) -> Member {
         let skip = skip.min(length);
         Member { file: Arc::clone(&self.file), at: offset + skip, left: length - skip }
     }
@@ -129,10 +136,21 @@ impl ArchiveSource {
 
 impl BlobSource for ArchiveSource {
     fn describe(&self) -> String {
-        format!("oci-archive:{}", self.path.display())
+        let scheme = if self.docker.is_some() { "docker-archive" } else { "oci-archive" };
+        format!("{scheme}:{}", self.path.display())
     }
 
     fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        if let Some(images) = &self.docker {
+            return match images.blobs.get(digest) {
+                Some(Blob::Made(bytes)) => {
+                    let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+                    Ok(Box::new(Cursor::new(bytes.get(skip..).unwrap_or_default().to_vec())))
+                }
+                Some(Blob::Member(start, length)) => Ok(Box::new(self.member(*start, *length, offset))),
+                None => Err(no_blob(&self.describe(), digest)),
+            };
+        }
         let name = blob_name(digest);
         match self.members.get(name.as_bytes()) {
             Some((start, length)) => Ok(Box::new(self.member(*start, *length, offset))),
@@ -143,6 +161,9 @@ impl BlobSource for ArchiveSource {
 
 impl Layout for ArchiveSource {
     fn index(&self) -> Result<Vec<u8>> {
+        if let Some(images) = &self.docker {
+            return Ok(images.index.clone());
+        }
         self.small(b"index.json", Limits::default().manifest_bytes)?.ok_or_else(|| {
             Error::new(ErrorKind::Refused, self.describe(), "it has no index.json")
                 .next("make the archive again")
@@ -151,7 +172,7 @@ impl Layout for ArchiveSource {
 }
 
 /// A part of a file, read without moving the file's position.
-struct Member {
+pub(super) struct Member {
     file: Arc<File>,
     at: u64,
     left: u64,
@@ -192,12 +213,22 @@ impl BufRead for Position {
     }
 }
 
-fn scan(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
+type Members = HashMap<Vec<u8>, (u64, u64)>;
+type Links = HashMap<Vec<u8>, Vec<u8>>;
+
+fn scan(file: &File) -> Result<(Members, Links)> {
     let total = file.metadata().map_err(|e| Error::io("archive", e))?.len();
     let file = file.try_clone().map_err(|e| Error::io("archive", e))?;
     let mut reader = Reader::new(Position { inner: BufReader::new(file), at: 0 });
-    let mut members = HashMap::new();
+    let (mut members, mut links) = (HashMap::new(), HashMap::new());
     while let Some(entry) = reader.next()? {
+        if entry.kind == EntryKind::Symlink {
+            let path = CleanPath::new(&entry.path, Limits::default().depth)?;
+            links.insert(path.as_bytes().to_vec(), entry.link.clone());
+            if links.len() > MAX_MEMBERS {
+                return Err(crate::archive::refused(&[], "the archive has too many members to be an image"));
+            }
+        }
         if entry.kind == EntryKind::File && entry.sparse.is_none() {
             let path = CleanPath::new(&entry.path, Limits::default().depth)?;
             let at = reader.inner().at;
@@ -219,7 +250,7 @@ fn scan(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
             })?;
         }
     }
-    Ok(members)
+    Ok((members, links))
 }
 
 fn check_marker(what: &str, bytes: &[u8]) -> Result<()> {

@@ -1,8 +1,10 @@
 //! Where blobs come from: one trait, whatever stands behind it, and the way from a reference to a pinned image.
 
+mod docker;
 mod layout;
 mod sniff;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -87,7 +89,7 @@ pub enum Resolved {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedManifest {
     /// Canonical source, which [`open_source`] opens: `docker://registry/repository`, `oci:/path`,
-    /// `oci-archive:/path` or `sqsh:/path`.
+    /// `oci-archive:/path`, `docker-archive:/path`, `sqsh:/path` or `sif:/path`.
     pub source: String,
     /// Digest of the manifest.
     pub digest: Digest,
@@ -126,30 +128,37 @@ pub fn resolve(
         Reference::Registry(name) => resolve_registry(name, credentials, options).map(Resolved::Manifest),
         Reference::Oci { path, name } => {
             let path = absolute(path, credentials, options)?;
-            resolve_layout(&LayoutSource::open(&path)?, "oci", &path, name.as_deref(), options)
-                .map(Resolved::Manifest)
+            resolve_layout(&LayoutSource::open(&path)?, name.as_deref(), options).map(Resolved::Manifest)
         }
-        Reference::OciArchive { path, name } => {
+        Reference::OciArchive { path, name } | Reference::DockerArchive { path, name } => {
             let path = absolute(path, credentials, options)?;
-            resolve_layout(&ArchiveSource::open(&path)?, "oci-archive", &path, name.as_deref(), options)
-                .map(Resolved::Manifest)
+            resolve_layout(&ArchiveSource::open(&path)?, name.as_deref(), options).map(Resolved::Manifest)
         }
         Reference::Path(path) => {
             let path = absolute(path, credentials, options)?;
             match sniff::sniff(&path)? {
                 sniff::Form::Layout => {
-                    resolve_layout(&LayoutSource::open(&path)?, "oci", &path, None, options)
-                        .map(Resolved::Manifest)
+                    resolve_layout(&LayoutSource::open(&path)?, None, options).map(Resolved::Manifest)
                 }
                 sniff::Form::Archive => {
-                    resolve_layout(&ArchiveSource::open(&path)?, "oci-archive", &path, None, options)
-                        .map(Resolved::Manifest)
+                    resolve_layout(&ArchiveSource::open(&path)?, None, options).map(Resolved::Manifest)
                 }
                 sniff::Form::Squashfs => {
                     let source = SquashfsSource::open(&path, credentials.home())?;
-                    let name = Some(format!("sqsh:{}", path.display()));
+                    let wanted = &options.platform.architecture;
+                    if let Some(found) = source.architecture()
+                        && found != wanted
+                    {
+                        return Err(Error::new(
+                            ErrorKind::Unsupported,
+                            source.describe(),
+                            format!("it is for linux/{found}, and this machine is linux/{wanted}"),
+                        )
+                        .next("use an image that was built for this machine"));
+                    }
                     let digest = source.digest()?;
                     let source = source.describe();
+                    let name = Some(source.clone());
                     Ok(Resolved::Manifest(ResolvedManifest { source, digest, insecure: false, name }))
                 }
                 sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
@@ -167,15 +176,16 @@ pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> R
         Error::new(
             ErrorKind::Reference,
             format!("source {source:?}"),
-            "is not docker://, oci:/path, oci-archive:/path or sqsh:/path",
+            "is none of docker://, oci:/path, oci-archive:/path, docker-archive:/path, sqsh:/path, sif:/path",
         )
         .next("resolve the image reference again")
     };
-    if let Some(path) = source.strip_prefix("oci-archive:") {
+    if let Some(path) = source.strip_prefix("oci-archive:").or_else(|| source.strip_prefix("docker-archive:"))
+    {
         let path = Path::new(path);
         return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
     }
-    if let Some(path) = source.strip_prefix("sqsh:") {
+    if let Some(path) = source.strip_prefix("sqsh:").or_else(|| source.strip_prefix("sif:")) {
         let path = Path::new(path);
         return if path.is_absolute() {
             Ok(Box::new(SquashfsSource::open(path, credentials.home())?))
@@ -280,24 +290,32 @@ pub(crate) trait Layout: BlobSource {
 
 fn resolve_layout<L: Layout>(
     layout: &L,
-    scheme: &str,
-    path: &Path,
     name: Option<&str>,
     options: &ResolveOptions,
 ) -> Result<ResolvedManifest> {
     const NAME: &str = "org.opencontainers.image.ref.name";
-    let source = format!("{scheme}:{}", path.display());
+    let source = layout.describe();
     let Document::Index(index) = parse_document(&source, &layout.index()?, None)? else {
         return Err(Error::new(ErrorKind::Refused, source, "its index.json is a manifest and not an index")
             .next("make the layout again"));
     };
     let named = |d: &oci_spec::image::Descriptor| d.annotations().as_ref().and_then(|a| a.get(NAME)).cloned();
     let mut selected = index.clone();
+    let mut manifests = index.manifests().clone();
     if let Some(name) = name {
-        selected.set_manifests(
-            index.manifests().iter().filter(|d| named(d).as_deref() == Some(name)).cloned().collect(),
-        );
+        if manifests.iter().any(|d| named(d).as_deref() == Some(name)) {
+            manifests.retain(|d| named(d).as_deref() == Some(name));
+        } else {
+            // Written in another way: tools put docker.io/library/debian:12 where people say debian:12.
+            let meaning = |text: &str| text.parse::<Reference>().ok();
+            let wanted = meaning(name);
+            manifests.retain(|d| wanted.is_some() && named(d).and_then(|text| meaning(&text)) == wanted);
+        }
     }
+    // Two names of one image are one image.
+    let mut seen = BTreeSet::new();
+    manifests.retain(|d| seen.insert(d.digest().to_string()));
+    selected.set_manifests(manifests);
     let mut names: Vec<String> = index.manifests().iter().filter_map(named).collect();
     names.sort();
     names.dedup();
@@ -305,21 +323,18 @@ fn resolve_layout<L: Layout>(
         let have = if names.is_empty() { "no named images".to_owned() } else { names.join(", ") };
         return Err(Error::new(
             ErrorKind::NotFound,
-            source,
+            source.clone(),
             format!("there is no image of that name (it has: {have})"),
         )
-        .next(format!(
-            "write {scheme}:{}:NAME with one of its names, or no name for the only image",
-            path.display()
-        )));
+        .next(format!("write {source}:NAME with one of its names, or no name for the only image")));
     }
-    if name.is_none() && names.len() > 1 {
+    if name.is_none() && names.len() > 1 && seen.len() > 1 {
         return Err(Error::new(
             ErrorKind::Reference,
-            source,
+            source.clone(),
             format!("it has several images: {}", names.join(", ")),
         )
-        .next(format!("write {scheme}:{}:NAME", path.display())));
+        .next(format!("write {source}:NAME")));
     }
     let fetch =
         |digest: &Digest| read_verified(layout, BlobKind::Manifest, digest, Limits::default().manifest_bytes);

@@ -7,13 +7,14 @@ use std::path::Path;
 
 use super::layout::ArchiveSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::reference::unsupported_file;
+use crate::sif::{MAGIC, MAGIC_AT};
 
 /// The supported forms of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Layout,
     Archive,
+    /// Alone, or in a SIF file.
     Squashfs,
     RootDir,
 }
@@ -42,11 +43,9 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         return Err(Error::new(ErrorKind::Unsupported, what, "is an empty file, and no image")
             .next("make or fetch it again, or name an OCI layout, an OCI tar file or a root directory"));
     }
-    if start.starts_with(b"hsqs") {
+    let sif = start.get(MAGIC_AT..MAGIC_AT + MAGIC.len()) == Some(MAGIC);
+    if start.starts_with(b"hsqs") || sif {
         return Ok(Form::Squashfs);
-    }
-    if start.get(32..41) == Some(b"SIF_MAGIC") {
-        return Err(unsupported_file(&what, "SIF"));
     }
     for (magic, name, tool) in [
         (&b"\x1f\x8b"[..], "gzip", "gunzip"),
@@ -65,7 +64,7 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
             what,
             "is not a tar file, and no other known image file",
         )
-        .next("name an OCI layout, an OCI tar file, a squashfs file or a root directory"));
+        .next("name an OCI layout, an OCI tar file, a squashfs or SIF file or a root directory"));
     }
     // Opening tells OCI from docker-archive by the members.
     ArchiveSource::open(path).map(|_| Form::Archive)

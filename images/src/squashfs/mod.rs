@@ -42,7 +42,7 @@ const FIFO: u16 = 6;
 const EXTENDED: u16 = 7;
 
 /// Where what an image is to be run with stands in the images that we write.
-pub(crate) const CONFIG_PATH: &[u8] = b"etc/berth-image.json";
+pub(crate) const CONFIG: &str = "etc/berth-image.json";
 
 /// Doors for the fuzz targets.
 #[cfg(fuzzing)]
@@ -52,7 +52,8 @@ pub(crate) mod doors {
     use crate::unpack::Limits;
 
     pub(crate) fn read_whole(file: std::fs::File, limits: &Limits, out: &mut Give<'_>) -> Result<()> {
-        Image::open(file)?.archive(limits, out).map(drop)
+        let length = file.metadata().map_err(|e| crate::error::Error::io("squashfs image", e))?.len();
+        Image::open(file, (0, length))?.archive(limits, out).map(drop)
     }
 
     pub(crate) fn unpack_lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {

@@ -10,10 +10,11 @@ use berth_tar::{BLOCK, END, Kind, Member, padding};
 
 use super::compressor::Compressor;
 use super::{
-    CONFIG_PATH, DIRECTORY, EXTENDED, FIFO, FILE, MAGIC, METADATA, NO_TABLE, NONE, PLAIN_DATA,
-    PLAIN_METADATA, SUPERBLOCK, SYMLINK,
+    CONFIG, DIRECTORY, EXTENDED, FIFO, FILE, MAGIC, METADATA, NO_TABLE, NONE, PLAIN_DATA, PLAIN_METADATA,
+    SUPERBLOCK, SYMLINK,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::sif::inside;
 use crate::unpack::{Limits, over};
 
 /// Metadata blocks that are kept unpacked.
@@ -60,6 +61,8 @@ impl<'a> Fields<'a> {
 /// An opened image.
 pub(super) struct Image {
     file: File,
+    /// Where it begins in the file.
+    base: u64,
     block: usize,
     compressor: Compressor,
     root: u64,
@@ -79,14 +82,13 @@ struct Table {
     count: u32,
 }
 
-/// What is read of the image beside its files.
-#[derive(Default)]
-pub(super) struct Found {
-    /// The configuration that Berth wrote.
-    pub(super) config: Option<Vec<u8>>,
-    /// `/etc/environment`, where enroot has an image's variables.
-    pub(super) environment: Option<Vec<u8>>,
-}
+/// Files that say how the image is to be run: the configuration that Berth wrote, enroot's variables, and what Apptainer has.
+const TELLING: [&str; 6] =
+    [CONFIG, ENVIRONMENT, inside::VARIABLES[0], inside::VARIABLES[1], inside::LABELS, inside::RUNSCRIPT];
+pub(super) const ENVIRONMENT: &str = "etc/environment";
+
+/// Those that are in the image, by name.
+pub(super) type Found = HashMap<&'static str, Vec<u8>>;
 
 enum Inode {
     Directory {
@@ -116,10 +118,10 @@ struct Head {
 }
 
 impl Image {
-    pub(super) fn open(file: File) -> Result<Image> {
-        let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
+    /// Opens the image that takes so many bytes of a file from a place on.
+    pub(super) fn open(file: File, (base, length): (u64, u64)) -> Result<Image> {
         let mut head = [0; SUPERBLOCK];
-        file.read_exact_at(&mut head, 0).map_err(|_| bad("it is shorter than its head"))?;
+        file.read_exact_at(&mut head, base).map_err(|_| bad("it is shorter than its head"))?;
         let mut f = Fields(&head);
         let (magic, _inodes, _time, block, fragments) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?, f.u32()?);
         let (compressor, log, _flags, _ids) = (f.u16()?, f.u16()?, f.u16()?, f.u16()?);
@@ -137,6 +139,7 @@ impl Image {
         }
         let mut image = Image {
             file,
+            base,
             block: usize::try_from(block).map_err(|_| bad("its block size is none"))?,
             compressor: Compressor::of(compressor)?,
             root,
@@ -165,7 +168,7 @@ impl Image {
             return Err(bad("a place lies outside of the file"));
         }
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io("squashfs image", e))?;
+        self.file.read_exact_at(&mut bytes, self.base + at).map_err(|e| Error::io("squashfs image", e))?;
         Ok(bytes)
     }
 
@@ -517,14 +520,15 @@ impl Walk<'_> {
                 return self.directory(&head, &inode, path);
             }
             Inode::File { size, .. } => {
-                let hidden = path.as_slice() == CONFIG_PATH;
-                let wanted = (hidden || path.as_slice() == b"etc/environment") && *size <= SMALL as u64;
+                let telling = TELLING.into_iter().find(|name| path.as_slice() == name.as_bytes());
+                let hidden = telling == Some(CONFIG);
+                let wanted = telling.filter(|_| *size <= SMALL as u64);
                 let mut kept = Vec::new();
                 if !hidden {
                     self.header(path, Kind::File, &head, *size, b"", &xattrs)?;
                 }
                 self.content(&inode, &mut |walk, bytes| {
-                    if wanted {
+                    if wanted.is_some() {
                         kept.extend_from_slice(bytes);
                     }
                     if hidden { Ok(()) } else { (walk.out)(bytes) }
@@ -532,10 +536,8 @@ impl Walk<'_> {
                 if !hidden {
                     (self.out)(&[0; BLOCK][..padding(*size)])?;
                 }
-                if wanted && hidden {
-                    self.found.config = Some(kept);
-                } else if wanted {
-                    self.found.environment = Some(kept);
+                if let Some(name) = wanted {
+                    self.found.insert(name, kept);
                 }
             }
             Inode::Symlink(target) => self.header(path, Kind::Symlink, &head, 0, target, &[])?,

@@ -16,8 +16,8 @@ use crate::source::open_regular;
 
 /// Below the home directory.
 const DIRECTORY: &str = ".cache/berth/squashfs";
-/// Which archive is made of an image: to be raised when another one is made of the same files.
-const FORMAT: u32 = 1;
+/// Which archive and configuration are made of an image: to be raised when others are made of the same files.
+const FORMAT: u32 = 2;
 /// Bytes of an entry, and how many entries are kept.
 const LARGEST: u64 = 1 << 20;
 const MOST: usize = 256;

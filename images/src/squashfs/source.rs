@@ -1,21 +1,25 @@
-//! A squashfs image as a source of blobs: a manifest, a configuration and one layer, all made from the file.
+//! A squashfs image, alone or in a SIF file, as a source of blobs: a manifest, a configuration and one layer, all made from the file.
 //!
 //! The layer is the archive that the reader makes of it, which is always the same: so its digest pins what is in the file,
 //! and a file that changed is another image.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::read::{Found, Image};
+use super::CONFIG;
+use super::read::{ENVIRONMENT, Found, Image};
 use super::remembered::{Entry, Remembered};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_document};
 use crate::outer;
+use crate::sif::{self, Sif, inside};
 use crate::source::{BlobKind, BlobSource, open_regular};
 use crate::unpack::Limits;
 
@@ -23,9 +27,10 @@ use crate::unpack::Limits;
 const CHUNK: usize = 256 << 10;
 const QUEUE: usize = 8;
 
-/// A squashfs file.
+/// A squashfs file, or a SIF file with such an image.
 pub(crate) struct SquashfsSource {
     path: PathBuf,
+    sif: Option<Sif>,
     image: Arc<Image>,
     /// Whose cache remembers what the file is called.
     home: Option<PathBuf>,
@@ -69,15 +74,22 @@ impl SquashfsSource {
     /// Opens the file at an absolute path; what it is called is remembered in the cache below `home`.
     ///
     /// # Errors
-    /// It cannot be opened, or is no squashfs image that can be read.
+    /// It cannot be opened, or has no squashfs image that can be read.
     pub(crate) fn open(path: &Path, home: Option<&Path>) -> Result<SquashfsSource> {
-        let image = Image::open(open_regular(path)?).map_err(|e| e.within(&path.display().to_string()))?;
+        let file = open_regular(path)?;
+        let (sif, image) = images(file).map_err(|e| e.within(&path.display().to_string()))?;
         Ok(SquashfsSource {
             path: path.to_path_buf(),
+            sif,
             image: Arc::new(image),
             home: home.map(Path::to_path_buf),
             described: Mutex::default(),
         })
+    }
+
+    /// For which architecture the image is, where the file says it.
+    pub(crate) fn architecture(&self) -> Option<&str> {
+        self.sif.as_ref().map(|sif| sif.architecture.as_str())
     }
 
     /// Digest of the manifest; the whole file is read for it, unless it is remembered.
@@ -131,16 +143,52 @@ impl SquashfsSource {
         let layer = hasher.finish();
         let config = configuration(&found, &layer).to_string().into_bytes();
         let manifest = outer::manifest(&config, &[(outer::LAYER, &layer, size)]);
+        let manifest = self.sif.as_ref().map_or(manifest.clone(), |sif| signed(&manifest, sif));
         Ok(Described::of(manifest, config, layer))
     }
 }
 
-/// How the image is to be run: as it was saved, or with the variables that enroot's images have.
+/// The image of a file, and the SIF head around it.
+fn images(file: File) -> Result<(Option<Sif>, Image)> {
+    let mut magic = [0; sif::MAGIC.len()];
+    // A file that is too short for it is none.
+    let found = file.read_exact_at(&mut magic, sif::MAGIC_AT as u64).is_ok() && magic == sif::MAGIC;
+    let sif = if found { Some(Sif::read(&file)?) } else { None };
+    let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
+    let place = sif.as_ref().map_or((0, length), |sif| sif.place);
+    Ok((sif, Image::open(file, place)?))
+}
+
+/// The manifest with what is known of the file's signatures: whose they say they are. Nobody checked them.
+fn signed(manifest: &[u8], sif: &Sif) -> Vec<u8> {
+    let text = match sif.signers.as_slice() {
+        [] => "none".to_owned(),
+        signers => format!("not checked, by {}", signers.join(" and ")),
+    };
+    let mut manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    manifest["annotations"] = json!({"io.berth.sif.signatures": text});
+    manifest.to_string().into_bytes()
+}
+
+/// How the image is to be run: as it was saved, or as enroot's and Apptainer's images have it.
 fn configuration(found: &Found, layer: &Digest) -> Value {
-    let saved = found.config.as_deref().and_then(|text| serde_json::from_slice::<ImageConfig>(text).ok());
-    let config = saved.unwrap_or_else(|| ImageConfig {
-        env: found.environment.as_deref().map(variables).unwrap_or_default(),
-        ..ImageConfig::default()
+    let saved = found.get(CONFIG).and_then(|text| serde_json::from_slice::<ImageConfig>(text).ok());
+    let config = saved.unwrap_or_else(|| {
+        let mut env = found.get(ENVIRONMENT).map(|text| variables(text)).unwrap_or_default();
+        let mut exported = Vec::new();
+        for script in inside::VARIABLES.iter().filter_map(|name| found.get(name)) {
+            inside::variables(script, &mut exported);
+        }
+        let names: Vec<String> = exported.iter().map(|(name, _)| format!("{name}=")).collect();
+        env.retain(|line| !names.iter().any(|name| line.starts_with(name.as_str())));
+        env.extend(exported.into_iter().map(|(name, value)| format!("{name}={value}")));
+        let run = found.contains_key(inside::RUNSCRIPT).then(|| format!("/{}", inside::RUNSCRIPT));
+        ImageConfig {
+            env,
+            entrypoint: run.into_iter().collect(),
+            labels: found.get(inside::LABELS).map(|text| inside::labels(text)).unwrap_or_default(),
+            ..ImageConfig::default()
+        }
     });
     configuration_of(&config, layer)
 }
@@ -193,7 +241,8 @@ fn variables(text: &[u8]) -> Vec<String> {
 
 impl BlobSource for SquashfsSource {
     fn describe(&self) -> String {
-        format!("sqsh:{}", self.path.display())
+        let scheme = if self.sif.is_some() { "sif" } else { "sqsh" };
+        format!("{scheme}:{}", self.path.display())
     }
 
     fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {

@@ -287,13 +287,14 @@ fn digest_of(archive: &mut impl Read, like: &Digest) -> std::io::Result<Digest> 
 
 /// The source that a name of an image stands for.
 fn source_of(name: &str) -> Option<String> {
-    if name.starts_with("sqsh:") {
+    if name.starts_with("sqsh:") || name.starts_with("sif:") {
         return Some(name.to_owned());
     }
     match name.parse().ok()? {
         Reference::Registry(registry) => Some(registry.source()),
         Reference::Oci { path, .. } => Some(format!("oci:{}", path.display())),
         Reference::OciArchive { path, .. } => Some(format!("oci-archive:{}", path.display())),
+        Reference::DockerArchive { path, .. } => Some(format!("docker-archive:{}", path.display())),
         Reference::Path(_) | Reference::Host => None,
     }
 }

@@ -3,12 +3,15 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use serde_json::json;
+
 use berth_images::{
-    Credentials, ErrorKind, Reference, ResolveOptions, Resolved, open_source, resolve, save_archive,
+    Algorithm, Credentials, Digest, ErrorKind, Reference, ResolveOptions, Resolved, open_source, resolve,
+    save_archive,
 };
 
 use crate::support::{
-    Bench, Compression, ImageBuilder, Tar, is_whiteout, mode, only_layer, resolve_text, tool,
+    Bench, Compression, ImageBuilder, Tar, arch, gzip, is_whiteout, mode, only_layer, resolve_text, tool,
 };
 
 /// An image of two layers made by umoci from a directory, as people make them.
@@ -107,9 +110,105 @@ fn an_image_of_umoci_is_read_in_every_file_form() {
     let error = bench.import_text(&format!("oci:{layout}:v2")).unwrap_err().to_string();
     assert!(error.contains("v1"), "{error}");
     tool("umoci", "umoci", &["tag", "--image", &format!("{layout}:v1"), "v2"]);
+    // Two names of one image are no question; of two images they are.
+    bench.import_text(&layout).unwrap();
+    tool("umoci", "umoci", &["config", "--image", &format!("{layout}:v2"), "--config.label", "k=w"]);
     let error = bench.import_text(&layout).unwrap_err().to_string();
     assert!(error.contains("several images: v1, v2"), "{error}");
     bench.import_text(&format!("oci:{layout}:v2")).unwrap();
+}
+
+#[test]
+fn what_docker_save_writes_is_read_with_its_names() {
+    let bench = Bench::new();
+    let layout = umoci_image(&bench);
+    let archive = bench.path().join("docker.tar").display().to_string();
+    let copy = [
+        "--insecure-policy",
+        "copy",
+        "--quiet",
+        &format!("oci:{layout}:v1"),
+        &format!("docker-archive:{archive}:localhost/a/b:v1"),
+    ];
+    tool("skopeo", "skopeo", &copy);
+    for text in [
+        archive.clone(),
+        format!("docker-archive:{archive}"),
+        format!("docker-archive:{archive}:localhost/a/b:v1"),
+    ] {
+        let image = bench.import_text(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let (top, bottom) = (&image.layers[0], &image.layers[1]);
+        assert_eq!(std::fs::read(bottom.join("etc/old/file")).unwrap(), b"old");
+        assert!(is_whiteout(&top.join("etc/old")));
+        assert_eq!(image.config.entrypoint, ["/bin/tool"]);
+    }
+    let copy = [
+        "--insecure-policy",
+        "copy",
+        "--quiet",
+        &format!("oci:{layout}:v1"),
+        &format!("docker-archive:{archive}2:debian:12"),
+    ];
+    tool("skopeo", "skopeo", &copy);
+    // skopeo writes docker.io/library/debian:12 into it.
+    bench.import_text(&format!("docker-archive:{archive}2:debian:12")).unwrap();
+    // The same layers as those of the layout: they are there once.
+    bench.import_text(&format!("oci:{layout}")).unwrap();
+    assert_eq!(bench.store().df().unwrap().layers, 2);
+    let error = bench.import_text(&format!("docker-archive:{archive}:x")).unwrap_err().to_string();
+    assert!(error.contains("localhost/a/b:v1"), "{error}");
+}
+
+/// `docker save` of two layers: one compressed, one found by a link, as old versions write them.
+fn docker_archive(manifest: &str, ids: &[Digest]) -> Vec<u8> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let config =
+        json!({"architecture": arch(), "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}});
+    Tar::new()
+        .file("c.json", config.to_string().as_bytes())
+        .file("1/layer.tar", &gzip(&first_layer()))
+        .file("2/layer.tar", &second_layer())
+        .symlink("3/layer.tar", "../2/layer.tar")
+        .symlink("4/layer.tar", "../../../etc/passwd")
+        .symlink("5/layer.tar", "layer.tar")
+        .file("manifest.json", manifest.as_bytes())
+        .end()
+}
+
+fn first_layer() -> Vec<u8> {
+    Tar::new().file("a", b"first").end()
+}
+
+fn second_layer() -> Vec<u8> {
+    Tar::new().file("a", b"second").end()
+}
+
+#[test]
+fn old_and_odd_archives_of_docker() {
+    let bench = Bench::new();
+    let path = bench.path().join("x.tar");
+    let of = |bytes: Vec<u8>| Digest::of(Algorithm::Sha256, &bytes);
+    let (first, second) = (of(first_layer()), of(second_layer()));
+    let taken = |manifest: serde_json::Value, ids: &[Digest]| {
+        std::fs::write(&path, docker_archive(&manifest.to_string(), ids)).unwrap();
+        bench.import_text(&path.display().to_string())
+    };
+    let image = |layers: &[&str]| json!([{"Config": "c.json", "RepoTags": null, "Layers": layers}]);
+    let found = taken(image(&["1/layer.tar", "3/layer.tar"]), &[first.clone(), second.clone()]).unwrap();
+    assert_eq!(std::fs::read(found.layers[0].join("a")).unwrap(), b"second");
+    assert_eq!(std::fs::read(found.layers[1].join("a")).unwrap(), b"first");
+    for (manifest, ids, word) in [
+        (image(&["1/layer.tar"]), vec![first.clone(), second.clone()], "1 layers, and 2 digests"),
+        (image(&["4/layer.tar"]), vec![first.clone()], "no file \"4/layer.tar\""),
+        (image(&["5/layer.tar"]), vec![first.clone()], "no file \"5/layer.tar\""),
+        (image(&["2/layer.tar"]), vec![of(b"other".to_vec())], "the bytes have digest"),
+        (json!([{"Config": "../c.json", "Layers": []}]), vec![], "no file \"../c.json\""),
+        (json!({"Config": 1}), vec![], "manifest.json is none"),
+        (json!([]), vec![], "no images"),
+    ] {
+        let error = taken(manifest, &ids).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
 }
 
 #[test]
@@ -261,13 +360,13 @@ fn paths_are_sniffed_by_content() {
         (
             "sif",
             [b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC".to_vec(), vec![0; 600]].concat(),
-            "apptainer",
+            "only 01 is read",
         ),
         ("gz", crate::support::gzip(b"x"), "gunzip"),
         ("text", b"hello".to_vec(), "not a tar file"),
         ("nothing", Vec::new(), "is an empty file"),
-        ("rootfs.tar", Tar::new().file("etc/passwd", b"x").end(), "without oci-layout"),
-        ("docker.tar", Tar::new().file("manifest.json", b"[]").end(), "skopeo copy docker-archive"),
+        ("rootfs.tar", Tar::new().file("etc/passwd", b"x").end(), "neither oci-layout nor manifest.json"),
+        ("docker.tar", Tar::new().file("manifest.json", b"[]").end(), "no images"),
         ("twice.tar", Tar::new().file("oci-layout", b"{}").file("oci-layout", b"{}").end(), "twice"),
     ] {
         std::fs::write(at(name), content).unwrap();

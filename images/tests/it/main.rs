@@ -16,6 +16,7 @@ mod layouts;
 mod overlay;
 mod push;
 mod registry;
+mod sif;
 mod squashfs;
 mod store;
 mod verify;
