@@ -395,7 +395,8 @@ fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Strin
 pub(crate) fn registry_alone(text: &str) -> Result<String> {
     let quoted = format!("registry {text:?}");
     let bad = |reason: &str, next: &str| Error::new(ErrorKind::Reference, quoted.clone(), reason).next(next);
-    let host = ["https://", "http://", "docker://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let host =
+        ["https://", "http://", "docker://", "oras://"].iter().find_map(|scheme| text.strip_prefix(scheme));
     let host = host.unwrap_or(text).trim_end_matches('/');
     if host.contains('/') {
         return Err(bad("has a path", "name the registry alone: HOST or HOST:PORT"));

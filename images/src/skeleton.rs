@@ -342,3 +342,92 @@ fn malformed(what: &str) -> io::Error {
         .next("repair the image with `berth image verify --repair`");
     error.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::archive::Reader;
+    use crate::unpack::{Limits, Unpacker};
+
+    /// Few names, so that entries meet: directories, links to them, files below them, whiteouts.
+    const NAMES: [&str; 10] =
+        ["a", "b", "a/b", "a/b/c", "d/e", "d", "a/.wh.b", ".wh.b", "d/.wh..wh..opq", "link/x"];
+
+    fn archive(entries: &[(u8, u8, u8, u16, Vec<u8>)], tail: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, link, kind, mode, data) in entries {
+            let mut header = tar::Header::new_gnu();
+            let kind = b"0125"[usize::from(kind % 4)];
+            header.set_entry_type(tar::EntryType::new(kind));
+            header.set_mode(u32::from(*mode) & 0o7777);
+            let data = if kind == b'0' { &data[..] } else { &[] };
+            header.set_size(data.len() as u64);
+            let name = NAMES[usize::from(*name) % NAMES.len()].as_bytes();
+            let link = NAMES[usize::from(*link) % NAMES.len()].as_bytes();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
+            header.set_cksum();
+            builder.append(&header, data).unwrap();
+        }
+        let mut bytes = builder.into_inner().unwrap();
+        // What stands behind the end marker counts for the digest.
+        bytes.extend_from_slice(tail);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn an_archive_that_was_unpacked_is_made_again_byte_for_byte(
+            entries in proptest::collection::vec(
+                (any::<u8>(), any::<u8>(), any::<u8>(), any::<u16>(), proptest::collection::vec(any::<u8>(), 0..2000)),
+                0..8,
+            ),
+            tail in proptest::collection::vec(any::<u8>(), 0..700),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = OwnedFd::from(File::open(dir.path()).unwrap());
+            let bytes = archive(&entries, &tail);
+            let mut reader = Reader::new(Recorder::new(&bytes[..], Vec::new()).unwrap());
+            let limits = Limits::default();
+            let unpacked = Unpacker::new(tree.try_clone().unwrap(), &limits, true).run(&mut reader);
+            if let Ok(report) = unpacked && report.replaced == 0 {
+                let mut recorder = reader.into_inner();
+                io::copy(&mut recorder, &mut io::sink()).unwrap();
+                let (_, skeleton) = recorder.finish().unwrap();
+                let mut again = Vec::new();
+                match Rebuilt::new(&skeleton[..], &tree, false).unwrap().read_to_end(&mut again) {
+                    Ok(_) => prop_assert!(again == bytes),
+                    // An ordinary user cannot enter every directory.
+                    Err(e) => prop_assert!(!rustix::process::geteuid().is_root(), "{}", e),
+                }
+            }
+            crate::unpack::remove_tree(rustix::fs::CWD, std::os::unix::ffi::OsStrExt::as_bytes(dir.path().as_os_str())).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_skeleton_that_is_none_or_ends_early_is_told() {
+        let tree = OwnedFd::from(File::open("/").unwrap());
+        let read = |bytes: &[u8]| {
+            let mut all = Vec::new();
+            Rebuilt::new(bytes, &tree, true)
+                .and_then(|mut rebuilt| rebuilt.read_to_end(&mut all))
+                .unwrap_err()
+        };
+        let mut recorder = Recorder::new(&b"some bytes"[..], Vec::new()).unwrap();
+        io::copy(&mut recorder, &mut io::sink()).unwrap();
+        let (_, skeleton) = recorder.finish().unwrap();
+        read(&skeleton[..skeleton.len() / 2]);
+        read(b"no skeleton");
+        assert!(
+            read(&zstd::encode_all(&b"BERTH-SKELETON-9"[..], 1).unwrap()).to_string().contains("it is none")
+        );
+        assert!(
+            read(&zstd::encode_all(&b"BERTH-SKELETON-1Q"[..], 1).unwrap())
+                .to_string()
+                .contains("unknown record")
+        );
+    }
+}

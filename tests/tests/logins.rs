@@ -200,14 +200,18 @@ each_user! {
         std::fs::write(person.config(), "{").unwrap();
         person.login(&[&open.host(), "-u", "x"], "y").fails().says(&["config.json", "is not a login file"]);
         assert_eq!(std::fs::read_to_string(person.config()).unwrap(), "{");
-        // Root's file in a user's directory is not taken away, and the other way round.
-        std::os::unix::fs::chown(person.config(), Some(if who.is_root() { 1 } else { who.uid }), None).unwrap();
         if who.is_root() {
+            // A user's file and directory are not taken over by root.
+            std::os::unix::fs::chown(person.config(), Some(1), None).unwrap();
             person.login(&[&open.host(), "-u", "x"], "y").fails().says(&["config.json", "uid 1"]);
+            std::os::unix::fs::chown(&person.home, Some(1), None).unwrap();
+            std::fs::remove_dir_all(person.home.join(".docker")).unwrap();
+            person.login(&[&open.host(), "-u", "x"], "y").fails().says(&["work/home", "uid 1"]);
+            assert!(!person.home.join(".docker").exists());
         }
     }
 
-    fn docker_s_door_logs_in(who) {
+    fn doors_log_in(who) {
         let registry = Registry::with_login();
         let image = registry.push(&images::busybox(), "private:1", &[]);
         let host = registry.host();
@@ -223,5 +227,14 @@ each_user! {
         docker(&["pull", &image]).ok();
         assert!(docker(&["logout", &host]).ok().text().contains("Removing login credentials"));
         assert!(docker(&["logout", &host]).ok().text().contains("Not logged in"));
+        let apptainer = |words: &[&str]| {
+            sandbox.cmd(doors.join("apptainer")).args(words).env("DOCKER_CONFIG", sandbox.work().join("docker"))
+        };
+        let uri = format!("docker://{host}");
+        apptainer(&["registry", "login", "-p", LOGIN.1, &uri]).fails().says(&["-p", "--password-stdin"]);
+        apptainer(&["registry", "login", "-u", LOGIN.0, "--password-stdin", &uri]).stdin(LOGIN.1).ok();
+        docker(&["pull", &image]).ok();
+        apptainer(&["registry", "logout", &uri]).ok();
+        apptainer(&["registry", "logout", &uri]).fails().says(&[&host]);
     }
 }

@@ -1,4 +1,4 @@
-//! `apptainer` and `singularity`: `exec`, `run`, `shell`, `pull` and `inspect` over Berth's engine.
+//! `apptainer` and `singularity`: `exec`, `run`, `shell`, `pull`, `inspect` and `registry` over Berth's engine.
 
 use super::refused::APPTAINER;
 use super::{Door, refusal};
@@ -6,6 +6,7 @@ use crate::commands::run::{image_and_command, shell_command};
 use crate::images::{self, Bar};
 use crate::local::allocation::{Gpus, given, gpus};
 use crate::local::{self, Container, Entry, Inherit, RootInside};
+use crate::logins;
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
 use berth_images::{Credentials, Resolved, describe, open_source, save_archive};
@@ -49,6 +50,9 @@ enum Cmd {
     Shell(Shell),
     Pull(Pull),
     Inspect(Inspect),
+    /// Look after logins
+    #[command(subcommand)]
+    Registry(Registry),
     /// Print the version
     Version,
 }
@@ -191,6 +195,26 @@ struct Pull {
     words: Vec<String>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Registry {
+    /// Log in to a registry
+    Login {
+        /// Who logs in
+        #[arg(short, long, value_name = "NAME")]
+        username: Option<String>,
+        /// Read the password, or a token, from standard input
+        #[arg(long)]
+        password_stdin: bool,
+        /// Registry, such as docker://ghcr.io
+        uri: String,
+    },
+    /// Forget the login of a registry
+    Logout {
+        /// Registry
+        uri: String,
+    },
+}
+
 /// Show what an image says of itself: by default its labels
 #[derive(Debug, Args)]
 struct Inspect {
@@ -235,6 +259,16 @@ fn run(name: &'static str, matches: &ArgMatches) -> Outcome {
         }
         Cmd::Pull(args) => pull(name, &args, quiet),
         Cmd::Inspect(args) => inspect(&args),
+        Cmd::Registry(Registry::Login { username, password_stdin, uri }) => {
+            let username = username.as_deref();
+            let asked = logins::Asked { registry: Some(&uri), username, password_stdin, insecure: false };
+            logins::log_in(&asked, None)?;
+            Ok(0)
+        }
+        Cmd::Registry(Registry::Logout { uri }) => {
+            logins::log_out(&logins::target(Some(&uri))?).map_err(|e| images::failed(&e))?;
+            Ok(0)
+        }
         Cmd::Version => {
             out::print(&format!("{name} front door of berth {}\n", berth_client::VERSION)).map(|()| 0)
         }

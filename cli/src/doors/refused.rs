@@ -261,6 +261,8 @@ pub const APPTAINER: &[Row] = &[
     at("pull", "--library", "Sylabs library images are not supported: use a registry's"),
     at("pull", "-U", NO_SIGNING),
     at("pull", "--allow-unsigned", NO_SIGNING),
+    at("registry", "-p", NO_PASSWORD),
+    at("registry", "--password", NO_PASSWORD),
     at("inspect", "-d", "definition files are of SIF images alone: 'berth image inspect' shows all there is"),
     at(
         "inspect",
@@ -296,7 +298,6 @@ pub const APPTAINER: &[Row] = &[
         "push",
         "SIF files are not written: 'berth image push IMAGE REGISTRY/NAME:TAG' pushes an image of your store",
     ),
-    any("registry", LOGINS),
     any("remote", LOGINS),
     any("search", "registries are searched with a browser"),
     any("sif", "SIF files are read and not made: 'berth image inspect' shows what is in one"),

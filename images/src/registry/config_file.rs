@@ -26,17 +26,16 @@ impl ConfigFile {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let io = |e| Error::path(&path, e).next("logins are kept there; make it possible to write it");
         let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if geteuid().is_root() {
+            // Root makes nothing where a user could lead it elsewhere; `sudo -E` leaves the user's HOME.
+            let there = directory.ancestors().find(|d| d.exists());
+            there.map_or(Ok(()), own)?;
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
         let alone = File::open(directory).map_err(io)?;
         // Two logins at once must not lose one of them. Network filesystems may know no locks of directories.
         let _ = flock(&alone, FlockOperation::LockExclusive);
-        if let Ok(found) = std::fs::symlink_metadata(&path)
-            && found.uid() != geteuid().as_raw()
-        {
-            let reason = format!("belongs to uid {} and not to you", found.uid());
-            return Err(Error::new(ErrorKind::Denied, path.display().to_string(), reason)
-                .next("log in as that user, or name a directory of yours by DOCKER_CONFIG"));
-        }
+        own(&path)?;
         let text = match read(&path)? {
             None => None,
             Some(bytes) => {
@@ -68,6 +67,18 @@ impl ConfigFile {
         unseen.publish().map_err(io)?;
         self.text = Some(text);
         Ok(())
+    }
+}
+
+/// Refuses what belongs to somebody else. What is not there yet belongs to nobody.
+fn own(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.uid() != geteuid().as_raw() => {
+            let reason = format!("belongs to uid {} and not to you", found.uid());
+            Err(Error::new(ErrorKind::Denied, path.display().to_string(), reason)
+                .next("log in as that user, or name a directory of yours by DOCKER_CONFIG"))
+        }
+        _ => Ok(()),
     }
 }
 
