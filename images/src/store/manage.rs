@@ -130,9 +130,8 @@ impl Store {
         match text.parse::<Reference>() {
             Ok(Reference::Path(path)) => {
                 if let Ok(path) = path.canonicalize() {
-                    wanted.extend(
-                        ["oci", "oci-archive", "sqsh"].map(|scheme| format!("{scheme}:{}", path.display())),
-                    );
+                    let schemes = ["oci", "oci-archive", "docker-archive", "sqsh", "sif"];
+                    wanted.extend(schemes.map(|scheme| format!("{scheme}:{}", path.display())));
                 }
             }
             Ok(reference) => wanted.push(reference.to_string()),

@@ -142,6 +142,7 @@ fn what_docker_save_writes_is_read_with_its_names() {
         assert!(is_whiteout(&top.join("etc/old")));
         assert_eq!(image.config.entrypoint, ["/bin/tool"]);
     }
+    bench.store().find(&archive).unwrap();
     let copy = [
         "--insecure-policy",
         "copy",

@@ -92,6 +92,8 @@ fn an_image_of_apptainer_is_read_with_what_it_says_of_itself() {
     assert_eq!(image.config.labels["org.label-schema.usage"], "none");
     let name = format!("sif:{}", path.display());
     assert_eq!(signatures(&bench, &name), "none");
+    assert_eq!(bench.store().find(&text(&path)).unwrap(), image.digest);
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
     // The same root as that of the squashfs image alone: its layer is there once.
     bench.import_text(&text(&bench.path().join("root.sqsh"))).unwrap();
     assert_eq!(bench.store().df().unwrap().layers, 1);
