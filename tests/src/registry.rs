@@ -80,6 +80,16 @@ impl Registry {
         log.lines().filter(|l| l.contains(&start) && l.contains(path)).count()
     }
 
+    /// The paths of blobs that were asked for by GET, sorted.
+    pub fn fetched(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();
+        let lines = log.lines().filter(|l| l.contains("/blobs/"));
+        let paths = lines.filter_map(|l| l.split_once("\"GET ")?.1.split(' ').next());
+        let mut paths: Vec<String> = paths.map(str::to_owned).collect();
+        paths.sort();
+        paths
+    }
+
     /// A configuration under which the registry is spoken to without TLS.
     pub fn without_tls(&self) -> String {
         format!("[container]\ninsecure_registries = [\"{}\"]\n", self.host())

@@ -24,6 +24,24 @@ each_user! {
         assert_eq!(sandbox.srun_in(slurm_spelling, ["cat", "/data/kept"]).ok().text(), "kept");
     }
 
+    fn forty_steps_that_start_at_once_fetch_once(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/forty:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        // One job, so that nothing but the image holds them back.
+        let steps = format!(
+            "for i in $(seq 40); do srun --overlap -n1 --mem=0 --container-image={image} sh -c \"cat /data/kept; echo\" & done; wait"
+        );
+        let text = sandbox.cmd("salloc").args(["-n1", "--mem=400M", "sh", "-c", &steps]).limit(180).ok().text();
+        assert_eq!(text.lines().filter(|line| *line == "kept").count(), 40, "{text}");
+        // Every blob of the image, each once.
+        let log = registry.fetched();
+        let mut once = log.clone();
+        once.dedup();
+        assert_eq!(log, once, "a blob was fetched more than once");
+        assert!(log.len() >= 4, "{log:?}");
+    }
+
     fn zstd_layers_and_docker_manifests(who) {
         let registry = Registry::open();
         let zstd = registry.push(&images::layers(), "z:1", &["--dest-compress", "--dest-compress-format=zstd", "--dest-compress-level=3"]);

@@ -56,7 +56,7 @@ fn processes_that_want_the_same_image_fetch_it_once() {
         Behaviour { slow: Duration::from_millis(100), ..Behaviour::default() },
     );
     let name = format!("{}/x:1", fake.address);
-    let children: Vec<Child> = (0..4).map(|_| import(&bench, &name)).collect();
+    let children: Vec<Child> = (0..40).map(|_| import(&bench, &name)).collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -138,6 +138,49 @@ fn a_killed_import_leaves_nothing_that_counts() {
     assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "work of dead processes is swept");
     assert_eq!(bench.records("images").len(), 1);
     assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+}
+
+/// How often a pull is killed; more by BERTH_KILL_ROUNDS.
+const KILLS: u64 = 10;
+
+#[test]
+fn a_pull_that_was_killed_at_any_moment_is_made_good_by_the_next() {
+    let rounds = std::env::var("BERTH_KILL_ROUNDS").map_or(KILLS, |text| text.parse().unwrap());
+    let bench = Bench::new();
+    ImageBuilder::new(vec![many_files(300), many_files(150), Tar::new().file("b", b"x").end()])
+        .compressed(Compression::Gzip)
+        .write(&bench.layout());
+    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let name = format!("{}/x:1", fake.address);
+    let store = bench.store();
+    let whole = Instant::now();
+    assert!(import(&bench, &name).wait().unwrap().success());
+    // A little beyond the end, so that every moment has its turn.
+    let span = u64::try_from(whole.elapsed().as_micros()).unwrap() * 11 / 10;
+    let (mut seed, mut within) = (u64::from(std::process::id()), 0);
+    let collect = || store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
+    collect();
+    for round in 0..rounds {
+        let mut child = import(&bench, &name);
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let moment = Duration::from_micros((seed >> 33) % span);
+        std::thread::sleep(moment);
+        within += u64::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What is there is whole, and the next pull succeeds.
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new(), "round {round}, {moment:?}");
+        let output = import(&bench, &name).wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "round {round}, {moment:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new(), "round {round}, {moment:?}");
+        collect();
+        bench.assert_empty();
+    }
+    assert!(within >= rounds / 4, "{within} of {rounds} pulls were killed before their end");
 }
 
 #[test]
