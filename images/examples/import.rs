@@ -1,6 +1,6 @@
 //! Imports one image and prints what it took; also the two helper programs, for tests and measurements.
 //!
-//! `import [--insecure] [--store DIR] REFERENCE`
+//! `import [--insecure] [--store DIR] [--form directory|erofs] REFERENCE`
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use berth_images::{
-    Credentials, Error, ErrorKind, ProgressEvent, Reference, ResolveOptions, Resolved, Result, Store,
-    fetcher_main, open_source, resolve, unpacker_main,
+    Credentials, Error, ErrorKind, LayerForm, ProgressEvent, Reference, ResolveOptions, Resolved, Result,
+    Store, fetcher_main, open_source, resolve, unpacker_main,
 };
 
 fn main() -> ExitCode {
@@ -37,16 +37,28 @@ fn main() -> ExitCode {
 
 fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let usage = || {
-        Error::new(ErrorKind::Reference, "arguments", "usage: import [--insecure] [--store DIR] REFERENCE")
+        Error::new(
+            ErrorKind::Reference,
+            "arguments",
+            "usage: import [--insecure] [--store DIR] [--form directory|erofs] REFERENCE",
+        )
     };
     let mut root = std::env::temp_dir().join("berth-import");
     let mut insecure = false;
+    let mut form = LayerForm::Directory;
     let mut text = None;
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--insecure") => insecure = true,
             Some("--store") => root = PathBuf::from(arguments.next().ok_or_else(usage)?),
+            Some("--form") => {
+                form = match arguments.next().ok_or_else(usage)?.to_str() {
+                    Some("directory") => LayerForm::Directory,
+                    Some("erofs") => LayerForm::Erofs,
+                    _ => return Err(usage()),
+                }
+            }
             Some(name) if text.is_none() => text = Some(name.to_owned()),
             _ => return Err(usage()),
         }
@@ -63,7 +75,7 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
         ));
     };
     let source = open_source(&image.source, insecure, &credentials)?;
-    let store = Store::open(&root)?;
+    let store = Store::open(&root)?.with_form(form);
     let prepared = store.ensure(&image, source.as_ref(), &|event| match event {
         ProgressEvent::Note { text } => eprintln!("{text}"),
         ProgressEvent::Syncing => eprintln!("syncing after {:.3} s", start.elapsed().as_secs_f64()),

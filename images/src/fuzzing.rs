@@ -5,13 +5,14 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use crate::archive::{Reader, refused};
+use crate::erofs::Image;
 use crate::error::{Result, recover};
 use crate::manifest::{
     Document, ImageConfig, LayerInfo, Platform, check_config_type, choose, descriptor_digest, parse_document,
     read_config,
 };
 use crate::skeleton::{Rebuilt, Recorder};
-use crate::unpack::{LayerReport, Limits, Unpacker};
+use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker};
 
 /// Limits that a fuzzer's machine can bear.
 fn limits() -> Limits {
@@ -48,17 +49,34 @@ pub fn archive(bytes: &[u8]) -> Result<u64> {
 pub fn unpack(bytes: &[u8], directory: OwnedFd) -> Result<LayerReport> {
     let io = |e| recover("fuzz", e);
     let tree = directory.try_clone().map_err(io)?;
-    let mut reader = Reader::new(Recorder::new(bytes, Vec::new()).map_err(io)?);
-    let report = Unpacker::new(directory, &limits(), false).run(&mut reader)?;
-    let mut recorder = reader.into_inner();
-    std::io::copy(&mut recorder, &mut std::io::sink()).map_err(io)?;
-    let (_, skeleton) = recorder.finish().map_err(io)?;
+    let (report, _, skeleton) = fill(bytes, Tree::new(directory))?;
     if report.replaced == 0 {
         let mut again = Vec::new();
         Rebuilt::new(&skeleton[..], &tree, false).map_err(io)?.read_to_end(&mut again).map_err(io)?;
         assert!(again == bytes, "the archive that is made again is another one");
     }
     Ok(report)
+}
+
+/// Writes an archive into an empty file, as an image.
+///
+/// # Errors
+/// The archive is refused, or the machine fails.
+pub fn image(bytes: &[u8], file: OwnedFd) -> Result<LayerReport> {
+    let (report, image, _) = fill(bytes, Image::new(file, (0, 0), [1; 16]))?;
+    image.seal().map_err(|e| crate::error::Error::io("image", e))?;
+    Ok(report)
+}
+
+/// Fills a form; gives it back, with the archive's skeleton.
+fn fill<F: Form>(bytes: &[u8], form: F) -> Result<(LayerReport, F, Vec<u8>)> {
+    let io = |e| recover("fuzz", e);
+    let mut reader = Reader::new(Recorder::new(bytes, Vec::new()).map_err(io)?);
+    let (report, form) = Unpacker::new(form, &limits(), false).run(&mut reader)?;
+    let mut recorder = reader.into_inner();
+    std::io::copy(&mut recorder, &mut std::io::sink()).map_err(io)?;
+    let (_, skeleton) = recorder.finish().map_err(io)?;
+    Ok((report, form, skeleton))
 }
 
 /// Reads a manifest or an index as a registry sends it, and what it names.

@@ -2,7 +2,7 @@
 //!
 //! The way of an image: a text becomes a [`Reference`]; [`resolve`] pins it to a digest with the person's own
 //! [`Credentials`]; [`open_source`] opens where its blobs are; [`Store::ensure`] makes its layers present and gives
-//! a [`PreparedImage`] with directories to mount and the image's configuration.
+//! a [`PreparedImage`] with directories or EROFS images to mount and the image's configuration.
 //!
 //! ```no_run
 //! use berth_images::{Credentials, Reference, ResolveOptions, Resolved, Store, open_source, resolve};
@@ -28,6 +28,7 @@
 mod archive;
 mod blobs;
 mod digest;
+mod erofs;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -58,13 +59,14 @@ pub use reference::{Reference, RegistryRef};
 pub use registry::{Credentials, Login, LoginTarget, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
 pub use root::{SaveForm, save_root, saver_main};
-pub use save::{describe, layer_place, save_archive};
+pub use save::{describe, save_archive};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
     open_source, resolve,
 };
 pub use store::{
-    Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails, PreparedImage, Problem,
-    PruneOptions, Pushed, Removed, Store, Thing, UseGuard, VerifyReport,
+    Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails, LayerForm, MountImage,
+    PreparedImage, Problem, PruneOptions, Pushed, Removed, Store, Thing, TryImage, UseGuard, VerifyReport,
+    layer_place, settled_form, try_image,
 };
 pub use unpack::{LayerReport, Limits};

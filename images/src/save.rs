@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
@@ -53,11 +53,6 @@ fn head(image: &ResolvedManifest, source: &dyn BlobSource) -> Result<Head> {
 /// The source fails, or its manifest or configuration is damaged or for another platform.
 pub fn describe(image: &ResolvedManifest, source: &dyn BlobSource) -> Result<(ImageConfig, Vec<LayerInfo>)> {
     head(image, source).map(|head| (head.parsed, head.layers))
-}
-
-/// Where a store at `root` has a layer that it has unpacked.
-pub fn layer_place(root: &Path, diff_id: &Digest) -> PathBuf {
-    root.join("layers").join(diff_id.file_name()).join("fs")
 }
 
 /// Writes the image into a new file at `path`, by renaming it into place when it is complete. `name` is recorded

@@ -349,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::archive::Reader;
-    use crate::unpack::{Limits, Unpacker};
+    use crate::unpack::{Limits, Tree, Unpacker};
 
     /// Few names, so that entries meet: directories, links to them, files below them, whiteouts.
     const NAMES: [&str; 10] =
@@ -391,8 +391,9 @@ mod tests {
             let bytes = archive(&entries, &tail);
             let mut reader = Reader::new(Recorder::new(&bytes[..], Vec::new()).unwrap());
             let limits = Limits::default();
-            let unpacked = Unpacker::new(tree.try_clone().unwrap(), &limits, true).run(&mut reader);
-            if let Ok(report) = unpacked && report.replaced == 0 {
+            let form = Tree::new(tree.try_clone().unwrap());
+            let unpacked = Unpacker::new(form, &limits, true).run(&mut reader);
+            if let Ok((report, _)) = unpacked && report.replaced == 0 {
                 let mut recorder = reader.into_inner();
                 io::copy(&mut recorder, &mut io::sink()).unwrap();
                 let (_, skeleton) = recorder.finish().unwrap();

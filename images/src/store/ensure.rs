@@ -31,7 +31,7 @@ pub struct PreparedImage {
     pub digest: Digest,
     /// How the image wants to be run.
     pub config: ImageConfig,
-    /// Directories to mount, top layer first, as overlayfs takes them; absolute paths.
+    /// What to mount, top layer first, as overlayfs takes it; absolute paths. What is a file is an EROFS image.
     pub layers: Vec<PathBuf>,
     /// Keeps the image from being removed.
     pub guard: UseGuard,
@@ -110,8 +110,8 @@ impl Store {
             return Ok(None);
         };
         for layer in &record.layers {
-            if !Self::has_directory(self.layers.as_fd(), &format!("{}/fs", layer.diff_id.file_name())) {
-                // Somebody removed files by hand; importing again repairs it.
+            if self.form_of(&layer.diff_id.file_name()).is_none() {
+                // Somebody removed files by hand, or images cannot be mounted any more; importing again repairs it.
                 return Ok(None);
             }
         }

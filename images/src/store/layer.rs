@@ -1,21 +1,20 @@
 //! One layer: present, or unpacked by exactly one process.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
-use rustix::fs::{Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with};
-use rustix::process::geteuid;
+use rustix::fs::{Mode, OFlags, RenameFlags, openat, renameat_with};
 
 use super::lock::Hold;
 use super::record::{LayerRecord, VERSION, parse, print};
 use super::work::WorkDir;
-use super::{Store, boot_id, files, pipeline};
+use super::{Store, boot_id, files};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::BlobSource;
-use crate::unpack::{LayerReport, Unpacker, listing};
+use crate::unpack::LayerReport;
 
 /// The mark of a layer whose files outlive a power cut.
 const SYNCED: &str = "synced";
@@ -27,13 +26,13 @@ pub(super) const SKELETON: &str = "skeleton.zst";
 /// What stands behind the name of a layer that was replaced and may still be in use, before a number.
 const ASIDE: &str = ".replaced-";
 /// The next step where a layer is damaged.
-const REPAIR: &str = "repair the image with `berth image verify --repair`";
+pub(super) const REPAIR: &str = "repair the image with `berth image verify --repair`";
 
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.
     pub(super) fn layer_record(&self, diff_id: &Digest) -> Result<Option<LayerRecord>> {
         let name = diff_id.file_name();
-        if !Self::has_directory(self.layers.as_fd(), &format!("{name}/fs")) {
+        if self.form_of(&name).is_none() {
             return Ok(None);
         }
         let Some(bytes) = files::read(self.layers.as_fd(), &format!("{name}/layer.json"))? else {
@@ -135,18 +134,11 @@ impl Store {
                     Some(bin) => bin,
                     None => bin.insert(WorkDir::new(self)?),
                 };
+                self.empty(&name);
                 bin.swallow(&name)?;
             }
         }
         Ok(())
-    }
-
-    /// Opens the directory that a layer's files are in.
-    pub(super) fn layer_tree(&self, diff_id: &Digest) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let name = format!("{}/fs", diff_id.file_name());
-        openat(&self.layers, name, flags, Mode::empty())
-            .map_err(|e| Error::path(&self.layer_path(diff_id), e).next(REPAIR))
     }
 
     /// Opens a file that stands beside a layer's directory.
@@ -164,40 +156,17 @@ impl Store {
         source: &dyn BlobSource,
         progress: &dyn Progress,
     ) -> Result<(WorkDir<'a>, LayerReport)> {
-        let name = layer.diff_id.file_name();
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
-        let io = |e| Error::io(format!("image store: layer {name}"), e);
-        mkdirat(&directory, "fs", Mode::RWXU).map_err(io)?;
-        let tree = openat(
-            &directory,
-            "fs",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(io)?;
-        let root = tree.try_clone().map_err(|e| Error::io("image store", e))?;
-        // In root's own store a set-user-id file would belong to root.
-        let keep_setid = !geteuid().is_root();
-        let unpacker = Unpacker::new(root, &self.limits, keep_setid);
-        let beside = |name: &str| {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(&directory, name, flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(io)
-        };
-        let report = pipeline::unpack(source, layer, &self.limits, progress, unpacker, beside(SKELETON)?)?;
-        // Content that is gone cannot be put where the archive has it.
+        let (report, image) = self.make_layer(&directory, layer, source, progress)?;
         let rebuildable = report.replaced == 0;
-        if !rebuildable {
-            files::remove(directory.as_fd(), SKELETON)?;
-        }
-        listing::write(&tree, beside(LISTING)?)
-            .map_err(|e| Error::io(format!("image store: layer {name}"), e))?;
         let record = LayerRecord {
             version: VERSION,
             diff_id: layer.diff_id.clone(),
             report: report.clone(),
             listed: true,
             rebuildable,
+            image,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;

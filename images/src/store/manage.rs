@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Dir, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
+use super::form::LayerForm;
 use super::grant::grants_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
@@ -64,7 +65,9 @@ pub struct LayerDetails {
     pub digest: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// Its directory.
+    /// How it is kept; absent when the layer is damaged.
+    pub form: Option<LayerForm>,
+    /// Its directory or image.
     pub path: PathBuf,
     /// What was unpacked and what was left out; absent when the layer is damaged.
     pub report: Option<LayerReport>,
@@ -173,6 +176,7 @@ impl Store {
                 diff_id: layer.diff_id.clone(),
                 digest: layer.digest.clone(),
                 size: layer.size,
+                form: self.form_of(&layer.diff_id.file_name()),
                 path: self.layer_path(&layer.diff_id),
                 report: self.layer_record(&layer.diff_id)?.map(|l| l.report),
             });
@@ -352,6 +356,7 @@ impl Store {
                 if !layers.contains(&diff_id) {
                     removed.layers += 1;
                     removed.bytes += self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
+                    self.empty(&diff_id.file_name());
                     bin.swallow(&diff_id.file_name())?;
                 }
             }

@@ -4,9 +4,10 @@
 //! ROOT/            0700, of the identity that unpacks
 //!   version        layout version
 //!   blobs/         manifests and configurations, sha256-HEX
-//!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount), layer.json, synced; files.zst, what
-//!                  is in fs/; skeleton.zst, the tar without the files' content. sha256-HEX.replaced-N was damaged, and
-//!                  something may still run on it
+//!   form           in which form new layers are kept, until the machine starts anew
+//!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount) or fs.erofs (an image to mount),
+//!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content.
+//!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not
 //!   locks/         flock(2) files: fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
@@ -21,6 +22,7 @@
 mod ensure;
 mod export;
 mod files;
+mod form;
 mod grant;
 mod history;
 mod layer;
@@ -43,6 +45,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
 pub use ensure::{PreparedImage, UseGuard};
+pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_image};
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
 pub use push::Pushed;
@@ -84,6 +87,14 @@ pub struct Store {
     give_to: Option<(Uid, Gid)>,
     limits: Limits,
     platform: Platform,
+    /// Form of new layers.
+    form: LayerForm,
+    /// How images are mounted to read their files.
+    mount: Option<MountImage>,
+    /// Bytes of a blob below which a layer is a directory in any case.
+    smallest_image: u64,
+    /// Whether layers that are images can be mounted.
+    images_mount: bool,
 }
 
 impl Store {
@@ -139,7 +150,7 @@ impl Store {
             }
             openat(&root_fd, name, flags, Mode::empty()).map_err(io)
         };
-        let store = Self {
+        let mut store = Self {
             blobs: sub("blobs")?,
             layers: sub("layers")?,
             images: sub("images")?,
@@ -150,8 +161,13 @@ impl Store {
             give_to,
             limits: Limits::default(),
             platform: Platform::default(),
+            form: LayerForm::default(),
+            mount: None,
+            smallest_image: 0,
+            images_mount: false,
         };
         store.check_version()?;
+        store.read_form()?;
         Ok(store)
     }
 
@@ -202,7 +218,8 @@ impl Store {
     }
 
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        crate::save::layer_place(&self.root, diff_id)
+        let name = diff_id.file_name();
+        self.form_of(&name).unwrap_or(self.form).place(&self.root.join("layers").join(name))
     }
 
     /// Whether a directory stands at `name`.

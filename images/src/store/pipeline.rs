@@ -16,7 +16,7 @@ use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::skeleton::Recorder;
 use crate::source::{BlobKind, BlobSource, mismatch};
-use crate::unpack::{LayerReport, Limits, Unpacker};
+use crate::unpack::{Form, LayerReport, Limits, Unpacker};
 
 const CHUNK: usize = 256 << 10;
 const QUEUE: usize = 6;
@@ -28,15 +28,15 @@ enum Chunk {
     Failed(Error),
 }
 
-/// Unpacks one layer from `source`, writes its skeleton, and verifies blob and tar stream.
-pub(super) fn unpack(
+/// Unpacks one layer from `source`, writes its skeleton, and verifies blob and tar stream. Gives the form that was filled.
+pub(super) fn unpack<F: Form>(
     source: &dyn BlobSource,
     layer: &LayerInfo,
     limits: &Limits,
     progress: &dyn Progress,
-    unpacker: Unpacker<'_>,
+    unpacker: Unpacker<'_, F>,
     skeleton: File,
-) -> Result<LayerReport> {
+) -> Result<(LayerReport, F)> {
     let compressed = AtomicU64::new(0);
     let what = format!("layer {} of {}", layer.digest, source.describe());
     thread::scope(|scope| {
@@ -59,13 +59,13 @@ pub(super) fn unpack(
             _ => drain(&mut recorder),
         };
         match (result, drained) {
-            (Ok(report), Ok(())) => {
+            (Ok(made), Ok(())) => {
                 let found = recorder.finish().map_err(kept)?.0.finish();
                 match found {
                     Some(found) if found != layer.diff_id => {
                         Err(mismatch("uncompressed layer", &layer.diff_id, &found))
                     }
-                    _ => Ok(report),
+                    _ => Ok(made),
                 }
             }
             (Err(error), Ok(())) => Err(error),

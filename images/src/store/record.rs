@@ -51,6 +51,9 @@ pub(super) struct LayerRecord {
     /// Whether its archive can be made again from skeleton and files.
     #[serde(default)]
     pub(super) rebuildable: bool,
+    /// Digest of the layer's image, where it is one: it stands for a listing.
+    #[serde(default)]
+    pub(super) image: Option<Digest>,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
 }

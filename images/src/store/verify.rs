@@ -249,6 +249,10 @@ impl Store {
 
     fn compare_layer(&self, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         let diff_id = &record.diff_id;
+        if let Some(written) = &record.image {
+            let changed = self.image_changed(diff_id, written)?;
+            return Ok((Vec::from_iter(changed.then(|| Problem::of("its image was changed"))), true));
+        }
         let tree = self.layer_tree(diff_id)?;
         let what = format!("image store: layer {}", diff_id.file_name());
         let changes =

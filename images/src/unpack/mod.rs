@@ -1,33 +1,31 @@
-//! Unpacking one layer: a tar stream becomes a directory that overlayfs can use as a lower layer.
+//! Unpacking one layer: a tar stream becomes a tree that overlayfs can use as a lower layer, in one of its forms.
 
 mod finish;
+mod form;
 mod limits;
 pub(crate) mod listing;
 mod path;
+mod place;
 mod remove;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
-use std::os::fd::OwnedFd;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr, ftruncate,
-    futimens, linkat, mkfifoat, openat, symlinkat, utimensat,
-};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use form::{Form, Meta, Whiteout};
 pub use limits::Limits;
 pub(crate) use limits::over;
 pub(crate) use path::CleanPath;
 pub(crate) use remove::remove_tree;
-pub(crate) use tree::STRICT;
+pub(crate) use tree::{STRICT, Tree};
 
 use crate::archive::{Entry, EntryKind, Reader, Segment, refused};
 use crate::error::Result;
 use crate::skeleton::Recorder;
-use tree::Tree;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -63,52 +61,49 @@ pub struct LayerReport {
 /// An archive whose skeleton is kept.
 pub(crate) type Recorded<R, W> = Reader<Recorder<R, W>>;
 
-/// Metadata of a directory, applied when nothing more is made in it.
-struct DirMeta {
-    mode: u32,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
 /// A layer being unpacked.
-pub(crate) struct Unpacker<'a> {
-    tree: Tree,
+pub(crate) struct Unpacker<'a, F> {
+    form: F,
     limits: &'a Limits,
     report: LayerReport,
     names: u64,
-    directories: BTreeMap<CleanPath, DirMeta>,
+    directories: BTreeMap<CleanPath, Meta>,
+    /// Directories that no entry described so far.
+    implicit: Vec<CleanPath>,
     whiteouts: BTreeSet<CleanPath>,
     opaque: BTreeSet<CleanPath>,
     /// Device nodes left out, so that a hard link to one is left out too.
     skipped: BTreeSet<CleanPath>,
     keep_setid: bool,
-    umask: u32,
 }
 
-impl<'a> Unpacker<'a> {
-    /// Starts in an empty directory. With `keep_setid` false, set-id bits are removed.
-    pub(crate) fn new(root: OwnedFd, limits: &'a Limits, keep_setid: bool) -> Self {
+impl<'a, F: Form> Unpacker<'a, F> {
+    /// Starts in an empty tree. With `keep_setid` false, set-id bits are removed.
+    pub(crate) fn new(form: F, limits: &'a Limits, keep_setid: bool) -> Self {
         Self {
-            tree: Tree::new(root),
+            form,
             limits,
             report: LayerReport::default(),
             names: 0,
             directories: BTreeMap::new(),
+            implicit: Vec::new(),
             whiteouts: BTreeSet::new(),
             opaque: BTreeSet::new(),
             skipped: BTreeSet::new(),
             keep_setid,
-            umask: current_umask(),
         }
     }
 
     /// Unpacks all entries. The caller drains and verifies the input afterwards, and publishes nothing before.
-    pub(crate) fn run<R: BufRead, W: Write>(mut self, reader: &mut Recorded<R, W>) -> Result<LayerReport> {
+    pub(crate) fn run<R: BufRead, W: Write>(
+        mut self,
+        reader: &mut Recorded<R, W>,
+    ) -> Result<(LayerReport, F)> {
         while let Some(entry) = reader.next()? {
             self.count(&entry)?;
             self.entry(entry, reader)?;
         }
-        self.report.replaced = self.tree.replaced;
+        self.report.replaced = self.form.replaced();
         self.finish()
     }
 
@@ -150,10 +145,13 @@ impl<'a> Unpacker<'a> {
             }
             entry.mode &= !0o6000;
         }
-        let path = self.tree.place(path)?;
+        let path = self.place(path)?;
+        if F::ENTRY > 0 {
+            self.remember(F::ENTRY + path.split_bytes().1.len() + entry.link.len())?;
+        }
         match entry.kind {
             EntryKind::Directory => {
-                self.tree.make_dir(&path)?;
+                self.form.make_dir(&path)?;
                 self.directory(path, entry)
             }
             EntryKind::File => {
@@ -163,7 +161,7 @@ impl<'a> Unpacker<'a> {
                     let pieces = entry.sparse.clone().unwrap_or_else(whole);
                     reader.inner_mut().begin(path.as_bytes(), pieces);
                 }
-                let made = self.file(&path, &entry, reader);
+                let made = self.file(&path, entry, reader);
                 reader.inner_mut().end();
                 made
             }
@@ -171,7 +169,7 @@ impl<'a> Unpacker<'a> {
             EntryKind::HardLink => self.hard_link(&path, &entry),
             EntryKind::Fifo => self.fifo(&path, &entry),
             EntryKind::CharDevice | EntryKind::BlockDevice => {
-                self.tree.clear(&path)?;
+                self.form.clear(&path)?;
                 self.report.devices_skipped += 1;
                 self.remember(path.as_bytes().len())?;
                 self.skipped.insert(path);
@@ -196,7 +194,7 @@ impl<'a> Unpacker<'a> {
         }
         if hidden == OPAQUE {
             // Placing the mark itself resolves its directory, and makes it where it is missing.
-            let placed = self.tree.place(path.clone())?;
+            let placed = self.place(path.clone())?;
             let (place, _) = placed.split().unwrap_or_default();
             self.remember(place.as_bytes().len())?;
             self.opaque.insert(place);
@@ -208,11 +206,11 @@ impl<'a> Unpacker<'a> {
         }
         let (mut place, _) = path.split().unwrap_or_default();
         // umoci replaces a directory by a file and still lists what was in it: the file hides all that by itself.
-        if matches!(self.tree.open_dir(&place), Err(Errno::NOTDIR)) {
+        if matches!(self.form.enter(place.as_bytes()), Err(Errno::NOTDIR)) {
             return Ok(true);
         }
         place.push(name);
-        let place = self.tree.place(place)?;
+        let place = self.place(place)?;
         self.remember(place.as_bytes().len())?;
         self.whiteouts.insert(place);
         Ok(true)
@@ -221,76 +219,41 @@ impl<'a> Unpacker<'a> {
     fn directory(&mut self, path: CleanPath, entry: Entry) -> Result<()> {
         self.remember(path.as_bytes().len())?;
         let xattrs = self.allowed(entry.xattrs)?;
-        self.directories.insert(path, DirMeta { mode: entry.mode, mtime: Some(entry.mtime), xattrs });
+        self.directories.insert(path, Meta { mode: entry.mode, mtime: Some(entry.mtime), xattrs });
         Ok(())
     }
 
     fn file<R: BufRead, W: Write>(
         &mut self,
         path: &CleanPath,
-        entry: &Entry,
+        entry: Entry,
         reader: &mut Recorded<R, W>,
     ) -> Result<()> {
-        let fd = self.create(path, entry.mode)?;
-        match &entry.sparse {
-            None => loop {
+        let mut file = self.form.create(path, entry.mode)?;
+        let whole = [Segment { offset: 0, length: entry.size }];
+        for segment in entry.sparse.as_deref().unwrap_or(&whole) {
+            let mut offset = segment.offset;
+            let end = segment.offset + segment.length;
+            while offset < end {
                 let data = reader.data()?;
-                if data.is_empty() {
-                    break;
-                }
-                let length = data.len();
-                write_all(&fd, data).map_err(|e| path.io(e))?;
+                let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(data.len());
+                self.form.write(&mut file, &data[..length], offset).map_err(|e| path.io(e))?;
                 reader.consume(length);
-            },
-            Some(segments) => {
-                for segment in segments {
-                    let mut offset = segment.offset;
-                    let end = segment.offset + segment.length;
-                    while offset < end {
-                        let data = reader.data()?;
-                        let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(data.len());
-                        write_all_at(&fd, &data[..length], offset).map_err(|e| path.io(e))?;
-                        reader.consume(length);
-                        offset += length as u64;
-                    }
-                }
-                ftruncate(&fd, entry.size).map_err(|e| path.io(e))?;
+                offset += length as u64;
             }
         }
-        if !entry.xattrs.is_empty() {
-            let xattrs = self.allowed(entry.xattrs.clone())?;
-            self.set_xattrs(&fd, &xattrs, path)?;
-        }
-        if entry.mode & self.umask != 0 || entry.mode & 0o7000 != 0 {
-            fchmod(&fd, Mode::from_raw_mode(entry.mode)).map_err(|e| path.io(e))?;
-        }
-        futimens(&fd, &times(entry.mtime)).map_err(|e| path.io(e))
-    }
-
-    /// A new file, in place of whatever an earlier entry made.
-    fn create(&mut self, path: &CleanPath, mode: u32) -> Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Set-id bits wait until the content is complete: a write would remove them.
-        let mode = Mode::from_raw_mode(mode & 0o777);
-        let (directory, name) = self.tree.at(path)?;
-        match openat(directory, name, flags, mode) {
-            Err(Errno::EXIST) => {
-                self.tree.clear(path)?;
-                let (directory, name) = self.tree.at(path)?;
-                openat(directory, name, flags, mode).map_err(|e| path.io(e))
-            }
-            other => other.map_err(|e| path.io(e)),
-        }
+        let meta = Meta { mode: entry.mode, mtime: Some(entry.mtime), xattrs: self.allowed(entry.xattrs)? };
+        let skipped = self.form.complete(file, entry.size, &meta).map_err(|e| path.io(e))?;
+        self.report.other_attributes_skipped += skipped;
+        Ok(())
     }
 
     fn symlink(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
         if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
             return Err(refused(&entry.path, "its link target is empty, too long, or holds a NUL"));
         }
-        self.tree.clear(path)?;
-        let (directory, name) = self.tree.at(path)?;
-        symlinkat(entry.link.as_slice(), directory, name).map_err(|e| path.io(e))?;
-        utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))?;
+        self.form.clear(path)?;
+        self.form.symlink(path, &entry.link, entry.mtime)?;
         self.report.other_attributes_skipped += entry.xattrs.len() as u64;
         Ok(())
     }
@@ -310,7 +273,7 @@ impl<'a> Unpacker<'a> {
             )
         };
         // Placing the target could make directories; a target whose parent is missing is missing itself.
-        let target = self.tree.place(target)?;
+        let target = self.place(target)?;
         if self.skipped.contains(&target) {
             self.report.devices_skipped += 1;
             self.remember(path.as_bytes().len())?;
@@ -320,31 +283,27 @@ impl<'a> Unpacker<'a> {
         if target == *path {
             return Err(refused(&entry.path, "it is a hard link to itself"));
         }
-        match self.tree.kind_at(&target)? {
+        match self.form.kind_at(&target)? {
             None => return Err(missing()),
             Some(FileType::Directory) => {
                 return Err(refused(&entry.path, "it is a hard link to a directory"));
             }
             Some(_) => {}
         }
-        self.tree.clear(path)?;
-        let (source_parent, source_name) = target.split().unwrap_or_default();
-        let source = self.tree.open_dir(&source_parent).map_err(|e| match e {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => missing(),
-            other => target.io(other),
-        })?;
-        let (directory, name) = self.tree.at(path)?;
-        linkat(&source, source_name, directory, name, AtFlags::empty()).map_err(|e| match e {
-            Errno::NOENT => missing(),
-            other => path.io(other),
-        })
+        self.form.clear(path)?;
+        // Making room may have removed the target: it lay below what stood here.
+        let (target_parent, _) = target.split_bytes();
+        match self.form.enter(target_parent) {
+            Ok(()) => {}
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
+            Err(errno) => return Err(target.io(errno)),
+        }
+        self.form.hard_link(&target, path)
     }
 
     fn fifo(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
-        self.tree.clear(path)?;
-        let (directory, name) = self.tree.at(path)?;
-        mkfifoat(directory, name, Mode::from_raw_mode(entry.mode & 0o777)).map_err(|e| path.io(e))?;
-        utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))
+        self.form.clear(path)?;
+        self.form.fifo(path, entry.mode & 0o777, entry.mtime)
     }
 
     /// Keeps attributes of users, counts the others.
@@ -364,59 +323,4 @@ impl<'a> Unpacker<'a> {
         }
         Ok(kept)
     }
-
-    fn set_xattrs(&mut self, fd: &OwnedFd, xattrs: &[(Vec<u8>, Vec<u8>)], path: &CleanPath) -> Result<()> {
-        for (name, value) in xattrs {
-            match fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
-                Ok(()) => {}
-                // The file system has no attributes, or no room for one this large.
-                Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM) => {
-                    self.report.other_attributes_skipped += 1;
-                }
-                Err(errno) => return Err(path.io(errno)),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Access time set like the modification time.
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-fn write_all(fd: &OwnedFd, mut data: &[u8]) -> std::result::Result<(), Errno> {
-    while !data.is_empty() {
-        match rustix::io::write(fd, data) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(written) => data = &data[written..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-fn write_all_at(fd: &OwnedFd, mut data: &[u8], mut offset: u64) -> std::result::Result<(), Errno> {
-    while !data.is_empty() {
-        match rustix::io::pwrite(fd, data, offset) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(written) => {
-                data = &data[written..];
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-/// The process's umask, read without changing it: another thread may be creating files.
-fn current_umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    // Unknown: assume that it hides everything, so that every mode is set explicitly.
-    mask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
 }

@@ -1,93 +1,84 @@
-//! The directory that a layer is unpacked into, reached only by descriptor and never left.
+//! A layer as a directory, reached only by descriptor and never left.
 //!
-//! Paths are resolved by the kernel with `openat2(2)`: beneath the root, through no symbolic link, across no
-//! mount. Where a layer names an entry below one of its own symbolic links (`lib -> usr/lib`, then `lib/x`), the
-//! link is followed by text inside the root, as other tools do, and the result is resolved in the same strict way.
+//! Paths are resolved by the kernel with `openat2(2)`: beneath the root, through no symbolic link, across no mount.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat, statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr,
+    ftruncate, futimens, linkat, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
+use super::form::{Form, Meta, Whiteout};
 use super::path::CleanPath;
 use super::remove::remove_tree;
-use crate::archive::refused;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// How the kernel resolves every path of a layer.
 pub(crate) const STRICT: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
-/// Most symbolic links followed for one name, as in the kernel.
-const MAX_LINKS: usize = 40;
 const WORKING_MODE: Mode = Mode::RWXU;
 
-/// A tree being filled.
-pub(super) struct Tree {
+/// A directory being filled.
+pub(crate) struct Tree {
     root: OwnedFd,
     /// The directory used last: archives list a directory's entries together.
-    cached: Option<(CleanPath, OwnedFd)>,
-    /// Directories that no entry described so far.
-    pub(super) implicit: Vec<CleanPath>,
-    /// How often an entry had to make room for a later one.
-    pub(super) replaced: u64,
+    cached: Option<(Vec<u8>, OwnedFd)>,
+    umask: u32,
+    replaced: u64,
 }
 
 impl Tree {
-    pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root, cached: None, implicit: Vec::new(), replaced: 0 }
+    /// Starts in an empty directory.
+    pub(crate) fn new(root: OwnedFd) -> Self {
+        Self { root, cached: None, umask: current_umask(), replaced: 0 }
     }
 
-    /// The physical place of `path`: its parent resolved and made where it is missing, links followed inside the
-    /// root. The last component is never followed.
-    pub(super) fn place(&mut self, path: CleanPath) -> Result<CleanPath> {
-        let (parent, _) = path.split_bytes();
-        if self.cached.as_ref().is_some_and(|(cached, _)| cached.as_bytes() == parent) {
-            return Ok(path);
-        }
-        let Some((parent, name)) = path.split() else {
-            return Ok(path);
-        };
-        match self.open_dir(&parent) {
-            Ok(directory) => {
-                self.cached = Some((parent, directory));
-                Ok(path)
-            }
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
-                let physical = self.make_parents(&parent, &path)?;
-                let directory = self.open_dir(&physical).map_err(|e| physical.io(e))?;
-                let mut placed = physical.clone();
-                placed.push(name);
-                self.cached = Some((physical, directory));
-                Ok(placed)
-            }
-            Err(errno) => Err(path.io(errno)),
-        }
-    }
-
-    /// The parent directory and the name of a path that [`Tree::place`] gave.
-    pub(super) fn at<'a>(&'a mut self, placed: &'a CleanPath) -> Result<(BorrowedFd<'a>, &'a [u8])> {
+    /// The parent directory and the name of a placed path.
+    fn at<'a>(&'a mut self, placed: &'a CleanPath) -> Result<(BorrowedFd<'a>, &'a [u8])> {
         let (parent, name) = placed.split_bytes();
-        if self.cached.as_ref().is_none_or(|(cached, _)| cached.as_bytes() != parent) {
-            let parent = placed.split().map(|(parent, _)| parent).unwrap_or_default();
-            let directory = self.open_dir(&parent).map_err(|e| placed.io(e))?;
-            self.cached = Some((parent, directory));
-        }
+        self.enter(parent).map_err(|e| placed.io(e))?;
         let directory = self.cached.as_ref().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
         Ok((directory, name))
     }
 
-    /// Opens a directory for finishing it.
-    pub(super) fn open_dir(&self, path: &CleanPath) -> std::result::Result<OwnedFd, Errno> {
-        let name: &[u8] = if path.is_root() { b"." } else { path.as_bytes() };
+    fn open_dir(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        let name: &[u8] = if path.is_empty() { b"." } else { path };
         openat2(&self.root, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), STRICT)
     }
 
-    /// What stands at a placed path, not following a link.
-    pub(super) fn kind_at(&mut self, placed: &CleanPath) -> Result<Option<FileType>> {
+    /// Opens a directory for finishing it; a later entry may have replaced it.
+    fn finished(&self, placed: &CleanPath) -> Result<Option<OwnedFd>> {
+        match self.open_dir(placed.as_bytes()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(placed.io(errno)),
+        }
+    }
+}
+
+/// A file of a directory's, and the end of what was written.
+pub(crate) struct Written {
+    fd: OwnedFd,
+    end: u64,
+}
+
+impl Form for Tree {
+    type File = Written;
+    const ENTRY: usize = 0;
+
+    fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno> {
+        if self.cached.as_ref().is_none_or(|(cached, _)| cached != path) {
+            self.cached = Some((path.to_vec(), self.open_dir(path)?));
+        }
+        Ok(())
+    }
+
+    fn kind_at(&mut self, placed: &CleanPath) -> Result<Option<FileType>> {
         let (directory, name) = self.at(placed)?;
         match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
@@ -96,8 +87,12 @@ impl Tree {
         }
     }
 
-    /// Makes room for an entry: what an earlier entry of the same name made is removed, as the last one counts.
-    pub(super) fn clear(&mut self, placed: &CleanPath) -> Result<()> {
+    fn target_at(&mut self, placed: &CleanPath) -> Result<Vec<u8>> {
+        let (directory, name) = self.at(placed)?;
+        readlinkat(directory, name, Vec::new()).map(std::ffi::CString::into_bytes).map_err(|e| placed.io(e))
+    }
+
+    fn clear(&mut self, placed: &CleanPath) -> Result<()> {
         match self.kind_at(placed)? {
             None => Ok(()),
             Some(FileType::Directory) => {
@@ -116,8 +111,11 @@ impl Tree {
         }
     }
 
-    /// Makes a directory unless there is one.
-    pub(super) fn make_dir(&mut self, placed: &CleanPath) -> Result<()> {
+    fn replaced(&self) -> u64 {
+        self.replaced
+    }
+
+    fn make_dir(&mut self, placed: &CleanPath) -> Result<()> {
         for _ in 0..2 {
             let (directory, name) = self.at(placed)?;
             match mkdirat(directory, name, WORKING_MODE) {
@@ -133,55 +131,156 @@ impl Tree {
         Err(placed.io(Errno::EXIST))
     }
 
-    /// Walks `parent` component by component, following links by text and making what is missing.
-    fn make_parents(&mut self, parent: &CleanPath, entry: &CleanPath) -> Result<CleanPath> {
-        let mut todo: Vec<Vec<u8>> = parent.components().map(<[u8]>::to_vec).collect();
-        todo.reverse();
-        let mut physical = CleanPath::default();
-        let mut links = 0;
-        while let Some(component) = todo.pop() {
-            match component.as_slice() {
-                b"" | b"." => continue,
-                // Only from the text of a link; above the root is the root, as after chroot.
-                b".." => {
-                    physical.pop();
-                    continue;
-                }
-                _ => {}
+    fn create(&mut self, placed: &CleanPath, mode: u32) -> Result<Written> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Set-id bits wait until the content is complete: a write would remove them.
+        let mode = Mode::from_raw_mode(mode & 0o777);
+        let (directory, name) = self.at(placed)?;
+        let opened = match openat(directory, name, flags, mode) {
+            Err(Errno::EXIST) => {
+                self.clear(placed)?;
+                let (directory, name) = self.at(placed)?;
+                openat(directory, name, flags, mode)
             }
-            let mut here = physical.clone();
-            here.push(&component);
-            match self.kind_at(&here)? {
-                Some(FileType::Directory) => physical = here,
-                Some(FileType::Symlink) => {
-                    links += 1;
-                    if links > MAX_LINKS || todo.len() > 4096 {
-                        return Err(refused(
-                            entry.as_bytes(),
-                            "its name leads through too many symbolic links",
-                        ));
-                    }
-                    let (directory, name) = self.at(&here)?;
-                    let target = readlinkat(directory, name, Vec::new()).map_err(|e| here.io(e))?;
-                    let target = target.as_bytes();
-                    if target.starts_with(b"/") {
-                        physical = CleanPath::default();
-                    }
-                    todo.extend(target.split(|b| *b == b'/').map(<[u8]>::to_vec).rev());
+            other => other,
+        };
+        opened.map(|fd| Written { fd, end: 0 }).map_err(|e| placed.io(e))
+    }
+
+    fn write(
+        &mut self,
+        file: &mut Written,
+        mut data: &[u8],
+        mut offset: u64,
+    ) -> std::result::Result<(), Errno> {
+        file.end = offset + data.len() as u64;
+        while !data.is_empty() {
+            match rustix::io::pwrite(&file.fd, data, offset) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => {
+                    data = &data[written..];
+                    offset += written as u64;
                 }
-                Some(_) => {
-                    return Err(refused(
-                        entry.as_bytes(),
-                        "the layer has a file where a directory of this name is needed",
-                    ));
-                }
-                None => {
-                    self.make_dir(&here)?;
-                    self.implicit.push(here.clone());
-                    physical = here;
-                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
             }
         }
-        Ok(physical)
+        Ok(())
     }
+
+    fn complete(&mut self, file: Written, size: u64, meta: &Meta) -> std::result::Result<u64, Errno> {
+        let Written { fd: file, end } = file;
+        if end < size {
+            ftruncate(&file, size)?;
+        }
+        let skipped = set_xattrs(&file, &meta.xattrs)?;
+        if meta.mode & self.umask != 0 || meta.mode & 0o7000 != 0 {
+            fchmod(&file, Mode::from_raw_mode(meta.mode))?;
+        }
+        if let Some(mtime) = meta.mtime {
+            futimens(&file, &times(mtime))?;
+        }
+        Ok(skipped)
+    }
+
+    fn symlink(&mut self, placed: &CleanPath, target: &[u8], mtime: (i64, u32)) -> Result<()> {
+        let (directory, name) = self.at(placed)?;
+        symlinkat(target, directory, name)
+            .and_then(|()| utimensat(directory, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW))
+            .map_err(|e| placed.io(e))
+    }
+
+    fn hard_link(&mut self, target: &CleanPath, placed: &CleanPath) -> Result<()> {
+        let (source_parent, source_name) = target.split_bytes();
+        let source = self.open_dir(source_parent).map_err(|e| target.io(e))?;
+        let (directory, name) = self.at(placed)?;
+        linkat(&source, source_name, directory, name, AtFlags::empty()).map_err(|e| placed.io(e))
+    }
+
+    fn fifo(&mut self, placed: &CleanPath, mode: u32, mtime: (i64, u32)) -> Result<()> {
+        let umask = self.umask;
+        let (directory, name) = self.at(placed)?;
+        let mode = Mode::from_raw_mode(mode & 0o777);
+        let made = mknodat(directory, name, FileType::Fifo, mode, 0).and_then(|()| {
+            if mode.as_raw_mode() & umask != 0 {
+                rustix::fs::chmodat(directory, name, mode, AtFlags::empty())?;
+            }
+            utimensat(directory, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
+        });
+        made.map_err(|e| placed.io(e))
+    }
+
+    /// A whiteout is a character device 0/0, which any user may make since Linux 5.8; where the file system
+    /// forbids it, an empty file with an attribute (kernel documentation, overlayfs, "whiteouts and opaque
+    /// directories").
+    fn whiteout(&mut self, placed: &CleanPath) -> Result<Whiteout> {
+        let (directory, name) = self.at(placed)?;
+        match mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => return Ok(Whiteout::Device),
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) => {}
+            Err(errno) => return Err(placed.io(errno)),
+        }
+        let file = self.create(placed, 0o600)?;
+        fsetxattr(&file.fd, "user.overlay.whiteout", b"y", XattrFlags::empty())
+            .map_err(|e| no_whiteouts(placed, e))?;
+        Ok(Whiteout::File)
+    }
+
+    fn mark(&mut self, placed: &CleanPath, value: &[u8]) -> Result<()> {
+        let Some(fd) = self.finished(placed)? else { return Ok(()) };
+        fsetxattr(&fd, "user.overlay.opaque", value, XattrFlags::empty()).map_err(|e| no_whiteouts(placed, e))
+    }
+
+    fn describe(&mut self, placed: &CleanPath, meta: &Meta) -> Result<u64> {
+        let Some(fd) = self.finished(placed)? else { return Ok(0) };
+        let described = set_xattrs(&fd, &meta.xattrs).and_then(|skipped| {
+            fchmod(&fd, Mode::from_raw_mode(meta.mode))?;
+            if let Some(mtime) = meta.mtime {
+                futimens(&fd, &times(mtime))?;
+            }
+            Ok(skipped)
+        });
+        described.map_err(|e| placed.io(e))
+    }
+}
+
+/// Sets attributes; gives how many the file system does not take.
+fn set_xattrs(fd: &OwnedFd, xattrs: &[(Vec<u8>, Vec<u8>)]) -> std::result::Result<u64, Errno> {
+    let mut skipped = 0;
+    for (name, value) in xattrs {
+        match fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
+            Ok(()) => {}
+            // The file system has no attributes, or no room for one this large.
+            Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM) => skipped += 1,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(skipped)
+}
+
+/// Access time set like the modification time.
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn no_whiteouts(path: &CleanPath, errno: Errno) -> Error {
+    if matches!(errno, Errno::OPNOTSUPP | Errno::PERM) {
+        let reason = format!(
+            "the file system cannot mark files hidden by {:?}: no extended attributes of users",
+            String::from_utf8_lossy(path.as_bytes())
+        );
+        return Error::new(ErrorKind::Io, "image store", reason).next(
+            "put the store (--state) on a local file system such as ext4, xfs, btrfs, or tmpfs of Linux 6.6",
+        );
+    }
+    path.io(errno)
+}
+
+/// The process's umask, read without changing it: another thread may be creating files.
+fn current_umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    // Unknown: assume that it hides everything, so that every mode is set explicitly.
+    mask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
 }

@@ -277,7 +277,7 @@ fn a_private_image_serves_only_those_who_could_pull_it() {
         return;
     }
     let dir = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/var/tmp").unwrap();
-    let bench = Bench { dir };
+    let bench = Bench { dir, form: berth_images::LayerForm::Directory };
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(bench.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
     ImageBuilder::new(vec![Tar::new().entry("su", b'0', 0o4755, "", b"x").dir("locked", 0).end()])

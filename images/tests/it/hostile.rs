@@ -6,16 +6,20 @@ use std::path::Path;
 use berth_images::{Error, ErrorKind, Limits, PreparedImage, Store};
 
 use crate::support::{
-    Bench, Compression, ImageBuilder, Tar, ensure_text, is_whiteout, mode, only_layer, xattr,
+    Bench, Compression, FORMS, ImageBuilder, Tar, ensure_text, is_whiteout, mode, only_layer, xattr,
 };
 
-/// Refused with `word`, and nothing is left.
+/// Refused with `word`, whatever the form of layers, and nothing is left.
 fn refused(tar: Vec<u8>, word: &str) {
-    let bench = Bench::new();
-    let error = bench.import(vec![tar]).expect_err(word);
-    assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Corrupt), "{error:?}");
-    assert!(error.to_string().contains(word), "wanted {word:?}: {error}");
-    bench.assert_empty();
+    let errors = FORMS.map(|form| {
+        let bench = Bench::of(form);
+        let error = bench.import(vec![tar.clone()]).expect_err(word);
+        assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Corrupt), "{error:?}");
+        assert!(error.to_string().contains(word), "wanted {word:?}: {error}");
+        bench.assert_empty();
+        bench.without_place(&error)
+    });
+    assert_eq!(errors[0], errors[1]);
 }
 
 fn taken(bench: &Bench, tar: Vec<u8>) -> PreparedImage {

@@ -11,6 +11,7 @@
 mod support;
 
 mod concurrency;
+mod erofs;
 mod hostile;
 mod layouts;
 mod overlay;

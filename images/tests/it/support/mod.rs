@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use berth_images::{
-    Algorithm, Credentials, Digest, Error, PreparedImage, Reference, ResolveOptions, Resolved,
+    Algorithm, Credentials, Digest, Error, LayerForm, PreparedImage, Reference, ResolveOptions, Resolved,
     ResolvedManifest, Store, open_source, resolve,
 };
 
@@ -228,11 +228,20 @@ impl Tar {
 /// A temporary directory with a store and a layout.
 pub struct Bench {
     pub dir: tempfile::TempDir,
+    pub form: LayerForm,
 }
+
+/// Both forms of layers.
+pub const FORMS: [LayerForm; 2] = [LayerForm::Directory, LayerForm::Erofs];
 
 impl Bench {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self::of(LayerForm::Directory)
+    }
+
+    /// With layers in this form.
+    pub fn of(form: LayerForm) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), form }
     }
 
     pub fn path(&self) -> &Path {
@@ -240,7 +249,12 @@ impl Bench {
     }
 
     pub fn store(&self) -> Store {
-        Store::open(&self.path().join("store")).unwrap()
+        Store::open(&self.path().join("store")).unwrap().with_form(self.form)
+    }
+
+    /// What an error says, but for where this is.
+    pub fn without_place(&self, error: &Error) -> String {
+        error.to_string().replace(&self.path().display().to_string(), "")
     }
 
     pub fn layout(&self) -> PathBuf {

@@ -1,0 +1,330 @@
+//! The forms in which the store keeps layers, and how they are told apart.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat};
+use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
+use serde::{Deserialize, Serialize};
+
+use super::layer::{LISTING, REPAIR, SKELETON};
+use super::record::print;
+use super::{Store, boot_id, files, pipeline};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::erofs::{self, Image};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::LayerInfo;
+use crate::progress::Progress;
+use crate::source::BlobSource;
+use crate::unpack::{LayerReport, Tree, Unpacker, listing};
+
+/// How a layer is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerForm {
+    /// As the directory that is mounted. Works everywhere.
+    #[default]
+    Directory,
+    /// As one read-only EROFS image, which root mounts.
+    Erofs,
+}
+
+impl LayerForm {
+    const ALL: [LayerForm; 2] = [LayerForm::Directory, LayerForm::Erofs];
+
+    /// Its name within the layer's own directory.
+    fn name(self) -> &'static str {
+        match self {
+            LayerForm::Directory => "fs",
+            LayerForm::Erofs => "fs.erofs",
+        }
+    }
+
+    fn file_type(self) -> FileType {
+        match self {
+            LayerForm::Directory => FileType::Directory,
+            LayerForm::Erofs => FileType::RegularFile,
+        }
+    }
+
+    /// Where the layer in directory `layer` is, in this form.
+    pub(super) fn place(self, layer: &Path) -> PathBuf {
+        layer.join(self.name())
+    }
+}
+
+impl fmt::Display for LayerForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LayerForm::Directory => "directory",
+            LayerForm::Erofs => "erofs",
+        })
+    }
+}
+
+/// What was decided about the forms of layers, until the machine starts anew, perhaps with another kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Settled {
+    boot: String,
+    /// Form of new layers.
+    form: LayerForm,
+    /// Whether images can be mounted.
+    images: bool,
+    /// Layers whose blob has less bytes are directories in any case.
+    smallest: u64,
+}
+
+/// Below this many bytes a layer is made as a directory about as fast, and a container starts about as fast as it can.
+const SMALL: u64 = 4 << 20;
+
+/// Name of the file that holds it.
+const SETTLED: &str = "form";
+
+/// Mounts an image as a start would, or says why that cannot be done.
+pub type TryImage<'a> = &'a dyn Fn(&File) -> std::result::Result<(), String>;
+
+/// Mounts an image out of everybody's sight; gives the mount, with which it goes.
+pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
+
+/// Tries whether an image on the filesystem of `directory` can be mounted.
+///
+/// # Errors
+/// The reason why not.
+pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::result::Result<(), String> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let file = openat(directory, ".", flags, Mode::RUSR | Mode::WUSR)
+        .and_then(erofs::trial)
+        .map_err(|e| format!("no image can be written: {e}"))?;
+    attempt(&File::from(file))
+}
+
+impl Store {
+    /// Settles the form in which layers are kept, for everybody who opens the store until the machine starts anew:
+    /// `wanted`, or, where nothing is wanted, images where they can be mounted and directories for small layers. Layers that
+    /// are there stay as they are, unless they are images and cannot be mounted any more.
+    ///
+    /// # Errors
+    /// Images are wanted and cannot be mounted; or the store cannot be written.
+    pub fn settle_form(&mut self, wanted: Option<LayerForm>, attempt: TryImage<'_>) -> Result<LayerForm> {
+        let tried = try_image(&self.tmp, attempt);
+        let form = match (wanted, &tried) {
+            (Some(LayerForm::Erofs), Err(why)) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("image store {}", self.root.display()),
+                    format!("layers cannot be kept as EROFS images here: {why}"),
+                )
+                .next("write layer_form = \"auto\" or \"directory\" in [container] of berth.toml"));
+            }
+            (Some(wanted), _) => wanted,
+            (None, Ok(())) => LayerForm::Erofs,
+            (None, Err(_)) => LayerForm::Directory,
+        };
+        let smallest = if wanted.is_none() { SMALL } else { 0 };
+        let settled = Settled { boot: boot_id(), form, images: tried.is_ok(), smallest };
+        files::write(self.root_fd.as_fd(), SETTLED, &print(&settled)?, self.give_to)?;
+        self.take_form(&settled);
+        Ok(form)
+    }
+
+    /// The same store with another form for new layers, for as long as this value lives.
+    #[must_use]
+    pub fn with_form(mut self, form: LayerForm) -> Self {
+        self.form = form;
+        self.images_mount |= form == LayerForm::Erofs;
+        self.smallest_image = 0;
+        self
+    }
+
+    /// The form of new layers.
+    pub fn form(&self) -> LayerForm {
+        self.form
+    }
+
+    /// Whether the form was settled since the machine started.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn is_settled(&self) -> Result<bool> {
+        Ok(settled(self.root_fd.as_fd())?.is_some())
+    }
+
+    /// Takes over what was settled.
+    pub(super) fn read_form(&mut self) -> Result<()> {
+        if let Some(settled) = settled(self.root_fd.as_fd())? {
+            self.take_form(&settled);
+        }
+        Ok(())
+    }
+
+    fn take_form(&mut self, settled: &Settled) {
+        self.form = settled.form;
+        self.images_mount = settled.images;
+        self.smallest_image = settled.smallest;
+    }
+
+    /// The form of the layer in directory `name` of the layers, if it is there and can be used.
+    pub(super) fn form_of(&self, name: &str) -> Option<LayerForm> {
+        let stands = |form: &LayerForm| {
+            statat(&self.layers, format!("{name}/{}", form.name()), AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == form.file_type())
+        };
+        LayerForm::ALL
+            .into_iter()
+            .filter(|form| *form == LayerForm::Directory || self.images_mount)
+            .find(stands)
+    }
+
+    /// Makes a layer in `directory`, in the form that is settled, with what is needed to look for damage and to make its
+    /// archive again. Gives what was made, and the digest of an image.
+    pub(super) fn make_layer(
+        &self,
+        directory: &OwnedFd,
+        layer: &LayerInfo,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<(LayerReport, Option<Digest>)> {
+        let what = format!("image store: layer {}", layer.diff_id.short());
+        let io = |e: Errno| Error::io(&what, e);
+        let form = if layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
+        let name = form.name();
+        let new = |name: &str| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(directory, name, flags, Mode::RUSR | Mode::WUSR).map_err(io)
+        };
+        let skeleton = File::from(new(SKELETON)?);
+        // In root's own store a set-user-id file would belong to root.
+        let keep_setid = !geteuid().is_root();
+        let (report, sum) = match form {
+            LayerForm::Directory => {
+                mkdirat(directory, name, Mode::RWXU).map_err(io)?;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let tree = openat(directory, name, flags, Mode::empty()).map_err(io)?;
+                let root = tree.try_clone().map_err(|e| Error::io("image store", e))?;
+                let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid);
+                let (report, _) =
+                    pipeline::unpack(source, layer, &self.limits, progress, unpacker, skeleton)?;
+                listing::write(&tree, File::from(new(LISTING)?)).map_err(|e| Error::io(&what, e))?;
+                (report, None)
+            }
+            LayerForm::Erofs => {
+                let owner = (geteuid().as_raw(), getegid().as_raw());
+                let image = Image::new(new(name)?, owner, filesystem_id(&layer.diff_id));
+                let unpacker = Unpacker::new(image, &self.limits, keep_setid);
+                let (report, image) =
+                    pipeline::unpack(source, layer, &self.limits, progress, unpacker, skeleton)?;
+                let file = File::from(image.seal().map_err(io)?);
+                (report, Some(sum(&file).map_err(|e| Error::io(&what, e))?))
+            }
+        };
+        // Content that is gone cannot be put where the archive has it.
+        if report.replaced > 0 {
+            files::remove(directory.as_fd(), SKELETON)?;
+        }
+        Ok((report, sum))
+    }
+
+    /// The same store, with a way to mount layers that are images, where their files have to be read.
+    #[must_use]
+    pub fn mounting(mut self, mount: MountImage) -> Self {
+        self.mount = Some(mount);
+        self
+    }
+
+    /// Opens the directory that a layer's files are in.
+    pub(super) fn layer_tree(&self, diff_id: &Digest) -> Result<OwnedFd> {
+        let name = diff_id.file_name();
+        let failed = |e: std::io::Error| Error::path(&self.layer_path(diff_id), e).next(REPAIR);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self.form_of(&name) {
+            Some(LayerForm::Erofs) => {
+                let image = self.layer_file(diff_id, LayerForm::Erofs.name())?;
+                let mount = self.mount.ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Denied,
+                        format!("layer {diff_id}"),
+                        "it is an image, which root mounts",
+                    )
+                    .next("do it as root")
+                })?;
+                let mounted = mount(&image).map_err(failed)?;
+                openat(&mounted, ".", flags, Mode::empty()).map_err(|e| failed(e.into()))
+            }
+            _ => {
+                let place = format!("{name}/{}", LayerForm::Directory.name());
+                openat(&self.layers, place, flags, Mode::empty()).map_err(|e| failed(e.into()))
+            }
+        }
+    }
+
+    /// Whether the image of a layer has other bytes than those that were written.
+    pub(super) fn image_changed(&self, diff_id: &Digest, written: &Digest) -> Result<bool> {
+        let image = self.layer_file(diff_id, LayerForm::Erofs.name())?;
+        Ok(sum(&image).map_err(|e| Error::path(&self.layer_path(diff_id), e))? != *written)
+    }
+
+    /// Gives back at once the space of a layer that nobody uses and that is about to be removed: an agent may still have
+    /// its image mounted.
+    pub(super) fn empty(&self, name: &str) {
+        let place = format!("{name}/{}", LayerForm::Erofs.name());
+        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        // It has none, or its removal says what is wrong.
+        let _ = openat(&self.layers, place, flags, Mode::empty());
+    }
+}
+
+fn settled(root: BorrowedFd<'_>) -> Result<Option<Settled>> {
+    let bytes = files::read(root, SETTLED)?;
+    // What is damaged is settled anew.
+    let settled = bytes.and_then(|bytes| serde_json::from_slice::<Settled>(&bytes).ok());
+    Ok(settled.filter(|settled| settled.boot == boot_id()))
+}
+
+/// The form that was settled for the store at `root` since the machine started, where the caller can see it.
+pub fn settled_form(root: &Path) -> Option<LayerForm> {
+    settled(File::open(root).ok()?.as_fd()).ok().flatten().map(|settled| settled.form)
+}
+
+/// Where a store at `root` has a layer, or will have it. A caller who cannot look into the store is told of the layer's
+/// own directory, in which it is in one form or another.
+pub fn layer_place(root: &Path, diff_id: &Digest) -> PathBuf {
+    let layer = root.join("layers").join(diff_id.file_name());
+    let looked = LayerForm::ALL.map(|form| form.place(&layer)).map(|place| (place.symlink_metadata(), place));
+    if looked
+        .iter()
+        .any(|(found, _)| found.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied))
+    {
+        return layer;
+    }
+    let there = looked.into_iter().find(|(found, _)| found.is_ok()).map(|(_, place)| place);
+    there.unwrap_or_else(|| settled_form(root).unwrap_or_default().place(&layer))
+}
+
+/// The digest of all bytes of an image.
+fn sum(image: &File) -> std::io::Result<Digest> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        let read = image.read_at(&mut buffer, at)?;
+        if read == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&buffer[..read]);
+        at += read as u64;
+    }
+}
+
+/// Two filesystems with one identity cannot lie below one overlay; that of a layer is its digest's start.
+fn filesystem_id(diff_id: &Digest) -> [u8; 16] {
+    let mut id = [0; 16];
+    for (byte, digits) in id.iter_mut().zip(diff_id.hex().as_bytes().chunks_exact(2)) {
+        let text = std::str::from_utf8(digits).unwrap_or_default();
+        *byte = u8::from_str_radix(text, 16).unwrap_or_default();
+    }
+    id
+}

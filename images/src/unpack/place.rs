@@ -1,0 +1,86 @@
+//! Where an entry belongs: its parents resolved and made where they are missing.
+//!
+//! Where a layer names an entry below one of its own symbolic links (`lib -> usr/lib`, then `lib/x`), the link is
+//! followed by text inside the root, as other tools do, and the result is resolved in the form's strict way.
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::Unpacker;
+use super::form::Form;
+use super::path::CleanPath;
+use crate::archive::refused;
+use crate::error::Result;
+
+/// Most symbolic links followed for one name, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+impl<F: Form> Unpacker<'_, F> {
+    /// The physical place of `path`: its parent resolved and made where it is missing, links followed inside the
+    /// root. The last component is never followed.
+    pub(super) fn place(&mut self, path: CleanPath) -> Result<CleanPath> {
+        let (parent, name) = path.split_bytes();
+        match self.form.enter(parent) {
+            Ok(()) => Ok(path),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
+                let mut placed = self.make_parents(parent, &path)?;
+                placed.push(name);
+                Ok(placed)
+            }
+            Err(errno) => Err(path.io(errno)),
+        }
+    }
+
+    /// Walks `parent` component by component, following links by text and making what is missing.
+    fn make_parents(&mut self, parent: &[u8], entry: &CleanPath) -> Result<CleanPath> {
+        let mut todo: Vec<Vec<u8>> = parent.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
+        todo.reverse();
+        let mut physical = CleanPath::default();
+        let mut links = 0;
+        while let Some(component) = todo.pop() {
+            match component.as_slice() {
+                b"" | b"." => continue,
+                // Only from the text of a link; above the root is the root, as after chroot.
+                b".." => {
+                    physical.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let mut here = physical.clone();
+            here.push(&component);
+            match self.form.kind_at(&here)? {
+                Some(FileType::Directory) => physical = here,
+                Some(FileType::Symlink) => {
+                    links += 1;
+                    if links > MAX_LINKS || todo.len() > 4096 {
+                        return Err(refused(
+                            entry.as_bytes(),
+                            "its name leads through too many symbolic links",
+                        ));
+                    }
+                    let target = self.form.target_at(&here)?;
+                    if target.starts_with(b"/") {
+                        physical = CleanPath::default();
+                    }
+                    todo.extend(target.split(|b| *b == b'/').map(<[u8]>::to_vec).rev());
+                }
+                Some(_) => {
+                    return Err(refused(
+                        entry.as_bytes(),
+                        "the layer has a file where a directory of this name is needed",
+                    ));
+                }
+                None => {
+                    self.form.make_dir(&here)?;
+                    if F::ENTRY > 0 {
+                        self.remember(F::ENTRY + component.len())?;
+                    }
+                    self.implicit.push(here.clone());
+                    physical = here;
+                }
+            }
+        }
+        Ok(physical)
+    }
+}
