@@ -87,6 +87,8 @@ pub struct StartOptions<'a> {
     pub parked: Option<crate::park::Parked>,
     /// What the container takes from its job, where the plan says so; what is absent is made for it.
     pub namespaces: Prepared,
+    /// Images of layers that are mounted already: [`crate::MountedImages`].
+    pub images: Option<OwnedFd>,
     /// The running container that is entered, where the plan says so.
     pub joined: JoinedNamespaces,
     /// Tasks that start as soon as the container stands, asked for while it is made; their events follow.
@@ -189,6 +191,7 @@ pub fn start_attended(
         user_ns: user.filter(|_| !own_user),
         idmap_ns: idmap,
         layer,
+        images: options.images.filter(|_| plan.mode == Mode::System),
         holder: None,
         join: options.joined.0,
     };

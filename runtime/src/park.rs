@@ -30,6 +30,7 @@ struct Order {
     user_ns: bool,
     idmap_ns: bool,
     layer: bool,
+    images: bool,
     holder: bool,
     join: Vec<Entered>,
     cgroup: bool,
@@ -90,6 +91,7 @@ impl Parked {
             user_ns: fds.user_ns.is_some(),
             idmap_ns: fds.idmap_ns.is_some(),
             layer: fds.layer.is_some(),
+            images: fds.images.is_some(),
             holder: fds.holder.is_some(),
             join: fds.join.iter().map(|(ns, _)| *ns).collect(),
             cgroup: cgroup.is_some(),
@@ -153,6 +155,7 @@ fn parked(sock: &OwnedFd) -> i32 {
         user_ns: if order.user_ns { fds.next() } else { None },
         idmap_ns: if order.idmap_ns { fds.next() } else { None },
         layer: if order.layer { fds.next() } else { None },
+        images: if order.images { fds.next() } else { None },
         holder: if order.holder { fds.next() } else { None },
         join: order.join.iter().copied().zip(fds.by_ref()).collect(),
     };

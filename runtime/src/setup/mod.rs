@@ -7,6 +7,7 @@
 pub(crate) mod dev;
 pub(crate) mod enter;
 mod etc;
+pub(crate) mod image;
 pub(crate) mod mounts;
 pub(crate) mod overlay;
 mod rights;
@@ -129,6 +130,8 @@ pub(crate) struct SetupFds {
     pub idmap_ns: Option<OwnedFd>,
     /// The mounted filesystem of a writable layer with a limit on disk.
     pub layer: Option<OwnedFd>,
+    /// Images of layers that are mounted already ([`image::MountedImages`]).
+    pub images: Option<OwnedFd>,
     /// The process that holds the job's namespaces.
     pub holder: Option<OwnedFd>,
     /// The namespaces of the running container that is entered.
@@ -139,7 +142,10 @@ impl SetupFds {
     /// Those that are there, in this order.
     pub fn all(&self) -> impl Iterator<Item = &OwnedFd> {
         let join = self.join.iter().map(|(_, fd)| fd);
-        [&self.user_ns, &self.idmap_ns, &self.layer, &self.holder].into_iter().flatten().chain(join)
+        [&self.user_ns, &self.idmap_ns, &self.layer, &self.images, &self.holder]
+            .into_iter()
+            .flatten()
+            .chain(join)
     }
 }
 

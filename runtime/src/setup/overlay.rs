@@ -1,8 +1,8 @@
 //! The root filesystem: read-only layers under a writable one.
 
-use super::{Doing, Setup, SetupFailure, SetupFds, attach, open_path, rights, root_dir_failure};
+use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_path, rights, root_dir_failure};
 use crate::plan::{Mode, Plan, RootPlan};
-use crate::request::WritableLayer;
+use crate::request::{StoreOwner, WritableLayer};
 use crate::sys::{Errno, mountattr};
 use berth_model::ByteStr;
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
@@ -77,7 +77,7 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     } else {
         rustix::fs::mkdirat(staging, "layers", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
         for (number, layer) in layers.iter().enumerate() {
-            let fd = layer_mount(layer, owner.is_some(), fds)?;
+            let fd = layer_mount(layer, *owner, fds)?;
             let place = format!("layers/{number}");
             rustix::fs::mkdirat(staging, &place, FileMode::from_raw_mode(0o700)).doing("make a directory")?;
             attach(fd.as_fd(), staging, &place).doing_at("attach the layer", layer)?;
@@ -107,7 +107,7 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     Ok(root)
 }
 
-fn layer_failure(layer: &ByteStr, errno: Errno) -> SetupFailure {
+pub(super) fn layer_failure(layer: &ByteStr, errno: Errno) -> SetupFailure {
     SetupFailure::at("use the layer", layer, errno).hint(
         "the image's layer is missing or unreadable: remove the image (berth image rm) and pull it again",
     )
@@ -140,11 +140,21 @@ fn fd_path(fd: &OwnedFd) -> ByteStr {
 }
 
 /// A read-only mount of a layer, its owner shown as the user.
-fn layer_mount(layer: &ByteStr, idmap: bool, fds: &SetupFds) -> Setup<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rustix::mount::open_tree(CWD, layer.as_os(), flags).map_err(|e| layer_failure(layer, e))?;
-    let ns = fds.idmap_ns.as_ref().filter(|_| idmap);
-    if idmap && ns.is_none() {
+fn layer_mount(layer: &ByteStr, owner: Option<StoreOwner>, fds: &SetupFds) -> Setup<OwnedFd> {
+    let tree = match image::open(layer, owner)? {
+        Some(image) => image.mount(fds.images.as_ref()).map_err(|e| {
+            layer_failure(layer, e).hint(
+                "the kernel does not mount the image that holds the layer: remove it (berth image rm), write layer_form = \
+                 \"directory\" in [container] of berth.toml, and pull it again",
+            )
+        })?,
+        None => {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            rustix::mount::open_tree(CWD, layer.as_os(), flags).map_err(|e| layer_failure(layer, e))?
+        }
+    };
+    let ns = fds.idmap_ns.as_ref().filter(|_| owner.is_some());
+    if owner.is_some() && ns.is_none() {
         return Err(SetupFailure::at("map the owner of the layer", layer, Errno::INVAL));
     }
     let change = mountattr::Change {

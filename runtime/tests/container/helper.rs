@@ -3,8 +3,8 @@
 use berth_model::spec::{Identity, TermSize};
 use berth_model::{ByteStr, Gid, Uid};
 use berth_runtime::{
-    ContainerRequest, Event, HolderLink, HostFacts, JobNamespaces, JobRequest, Parked, Rootfs, SignalTarget,
-    StartOptions, StoreOwner, TaskSpec, TaskStdio, fork_holder, plan, start_init,
+    ContainerRequest, Event, HolderLink, HostFacts, JobNamespaces, JobRequest, MountedImages, Parked, Rootfs,
+    SignalTarget, StartOptions, StoreOwner, TaskSpec, TaskStdio, fork_holder, plan, start_init,
 };
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -175,6 +175,8 @@ pub struct Order {
     pub rounds: u32,
     /// Show this file instead of the node's `/dev/null` (root).
     pub null: Option<PathBuf>,
+    /// Layers that are images are mounted beforehand.
+    pub images: bool,
     /// cgroup v1/v2 name to run in.
     pub cgroup: Option<(String, berth_runtime::cgroup::CgroupLimits)>,
 }
@@ -197,6 +199,7 @@ impl Order {
             steps: Vec::new(),
             rounds: 0,
             null: None,
+            images: false,
             cgroup: None,
         }
     }
@@ -304,6 +307,15 @@ fn run(order: Order) -> Result<i32, Box<dyn std::error::Error>> {
             group.join(parked.pid())?;
         }
         options.parked = Some(parked);
+    }
+    let mounted = MountedImages::new();
+    if let (true, Rootfs::Overlay { layers, .. }) = (order.images, &order.request.root) {
+        let mounted = mounted?;
+        // The second time there is nothing to do.
+        for layer in layers.iter().chain(layers) {
+            mounted.add(layer.as_path())?;
+        }
+        options.images = Some(mounted.as_fd().try_clone_to_owned()?);
     }
     let mut tasks = Vec::new();
     for (id, argv) in (0..).zip(&order.tasks) {

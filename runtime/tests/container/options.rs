@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("options::writable_layer_with_a_limit", writable_layer_with_a_limit),
     ("options::layers_and_whiteouts", layers_and_whiteouts),
     ("options::layers_by_mount2", layers_by_mount2),
+    ("options::layers_as_images", layers_as_images),
+    ("options::images_that_others_can_write", images_that_others_can_write),
     ("options::mapped_root", mapped_root),
     ("options::limits_travel", limits_travel),
     ("options::shared_memory_and_host_name", shared_memory_and_host_name),
@@ -320,6 +322,80 @@ fn layers_by_mount2() {
         let outcome = launch(&order, mode);
         assert_eq!(outcome.out, "new\ngone\n0\nok\n", "{mode:?}: {outcome:?}");
     });
+}
+
+/// The layers of a request as EROFS images of mkfs.erofs's making, owned as the store's. `None` where this kernel mounts no
+/// image from a file, or we may not.
+fn as_images(
+    dir: &Dir,
+    mut request: berth_runtime::ContainerRequest,
+) -> Option<berth_runtime::ContainerRequest> {
+    use std::os::unix::fs::PermissionsExt;
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut version = kernel.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    if !crate::helper::is_root() || (version.next(), version.next()) < (Some(6), Some(12)) {
+        return None;
+    }
+    let Rootfs::Overlay { layers, .. } = &mut request.root else { return None };
+    for (number, layer) in layers.iter_mut().enumerate() {
+        let image = dir.at(&format!("{number}.erofs"));
+        let made = std::process::Command::new("mkfs.erofs").arg(&image).arg(layer.as_path()).output();
+        let made =
+            made.unwrap_or_else(|e| panic!("the tests need erofs-utils: apt-get install erofs-utils: {e}"));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        std::fs::set_permissions(&image, PermissionsExt::from_mode(0o600)).unwrap();
+        give(&image, crate::helper::STORE);
+        *layer = ByteStr::from(image.as_path());
+    }
+    Some(request)
+}
+
+fn layers_as_images() {
+    let dir = Dir::new();
+    let Some(r) = as_images(&dir, two_layers(&dir, As::Root)) else { return };
+    let whose = "ls -ln /opt | grep new | tr -s ' ' | cut -d' ' -f3,4; ls /proc/self/fd | tr '\\n' ' '";
+    let expected = format!("new\ngone\n0\nok\n{uid} {uid}\n0 1 2 3 ", uid = uid());
+    for (images, parked, kernel) in
+        [(false, false, None), (true, false, None), (true, true, None), (true, false, Some((6, 1)))]
+    {
+        let mut order = Order::new(r.clone(), &format!("{LAYERS}; {whose}"));
+        (order.images, order.parked, order.kernel) = (images, parked, kernel);
+        let outcome = launch(&order, As::Root);
+        assert_eq!(outcome.out, expected, "mounted beforehand: {images}, parked: {parked}: {outcome:?}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("erofs"), "{mounts}");
+}
+
+fn images_that_others_can_write() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new();
+    let Some(r) = as_images(&dir, request(&busybox(&dir, As::Root), As::Root)) else { return };
+    let image = dir.at("0.erofs");
+    assert_eq!(script(r.clone(), As::Root, "echo fine"), "fine\n");
+    let refused = || {
+        let outcome = launch(&Order::new(r.clone(), "echo ran"), As::Root);
+        assert!(outcome.code == 125 && outcome.err.contains("store's owner"), "{outcome:?}");
+    };
+    std::fs::set_permissions(&image, PermissionsExt::from_mode(0o620)).unwrap();
+    refused();
+    std::fs::set_permissions(&image, PermissionsExt::from_mode(0o600)).unwrap();
+    give(&image, crate::helper::USER);
+    refused();
+    give(&image, crate::helper::STORE);
+    // A link leads to a file that is as it must be.
+    let real = dir.at("real");
+    std::fs::rename(&image, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &image).unwrap();
+    let outcome = launch(&Order::new(r.clone(), "echo ran"), As::Root);
+    assert_eq!((outcome.code, outcome.out.as_str()), (125, ""), "{outcome:?}");
+    // What is no image is the kernel's to refuse.
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+    std::fs::set_permissions(&image, PermissionsExt::from_mode(0o600)).unwrap();
+    give(&image, crate::helper::STORE);
+    let outcome = launch(&Order::new(r, "echo ran"), As::Root);
+    assert!(outcome.code == 125 && outcome.err.contains("layer_form"), "{outcome:?}");
 }
 
 fn mapped_root() {
