@@ -485,7 +485,7 @@ impl Driver {
             dir.write_launch(&LaunchFile { format: FORMAT, launch, node: part })?;
             let held: Vec<BorrowedFd<'_>> =
                 ready.guard.iter().map(AsFd::as_fd).chain(ready.kept.iter().map(AsFd::as_fd)).collect();
-            supervisors::spawn(&node.zygote, &dir, &held, standby)
+            supervisors::spawn(&node.zygote, &dir, node.images.mounted(), &held, standby)
         };
         let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
         if let Some(claim) = ready.kept {

@@ -4,14 +4,17 @@
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use berth_images::{
-    Credentials, Digest, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
+    Credentials, Digest, Helpers, LayerForm, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
     ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
+use berth_model::config::{ContainerConfig, LayerForm as ConfigForm};
 use berth_model::launch::StepLaunch;
 use berth_model::spec::{ImageRef, ResolvedImage};
+use berth_runtime::MountedImages;
 use berth_step::spool::PreparedImage;
 use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -27,6 +30,8 @@ pub struct Images {
     program: Option<PathBuf>,
     insecure: Vec<String>,
     kept: Arc<KeptContainers>,
+    /// Layers that are images, mounted once for all containers (system mode, from Linux 6.15).
+    mounted: Option<MountedImages>,
 }
 
 /// An image that is ready for its step.
@@ -55,12 +60,34 @@ impl Images {
     pub fn open(
         root: PathBuf,
         program: Option<PathBuf>,
-        insecure: Vec<String>,
+        container: &ContainerConfig,
         kept: Arc<KeptContainers>,
     ) -> Result<Images, String> {
-        let images = Images { root, program, insecure, kept };
-        images.store().map_err(|e| e.to_string())?;
+        let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
+        let insecure = container.insecure_registries.clone();
+        let images = Images { root, program, insecure, kept, mounted };
+        let mut store = images.store().map_err(|e| e.to_string())?;
+        let wanted = match container.layer_form {
+            ConfigForm::Auto => None,
+            ConfigForm::Directory => Some(LayerForm::Directory),
+            ConfigForm::Erofs => Some(LayerForm::Erofs),
+        };
+        if images.program.is_some() {
+            let form = store.settle_form(wanted, &berth_runtime::try_image).map_err(|e| e.to_string())?;
+            tracing::info!("layers of images are kept in form: {form}");
+        } else if wanted == Some(LayerForm::Erofs) {
+            return Err(
+                "container.layer_form: an ordinary user's node mounts no EROFS images: write \"auto\" or \
+                        \"directory\", or start the cluster as root"
+                    .into(),
+            );
+        }
         Ok(images)
+    }
+
+    /// Layers that are mounted, for a supervisor.
+    pub fn mounted(&self) -> Option<BorrowedFd<'_>> {
+        self.mounted.as_ref().map(AsFd::as_fd)
     }
 
     fn store(&self) -> berth_images::Result<Store> {
@@ -123,6 +150,13 @@ impl Images {
                 .and_then(|source| store.ensure(&manifest, source.as_ref(), &percent)),
         };
         let prepared = prepared.map_err(|e| e.to_string())?;
+        if let Some(mounted) = &self.mounted {
+            for layer in &prepared.layers {
+                if let Err(e) = mounted.add(layer) {
+                    tracing::debug!("{}: every container mounts it anew: {e}", layer.display());
+                }
+            }
+        }
         let bytes = |all: Vec<String>| all.into_iter().map(ByteStr::from).collect();
         let config = prepared.config;
         let some = |text: String| (!text.is_empty()).then_some(text);

@@ -31,10 +31,12 @@ pub struct Link {
 }
 
 /// Starts the supervisor of a step whose directory holds `launch.json`. Blocks for about a millisecond.
-/// `held`: what it is to keep open while it lives. `standby`: one that waits in the step's cgroups.
+/// `images`: those of layers that are mounted. `held`: what it is to keep open while it lives. `standby`: one that waits in
+/// the step's cgroups.
 pub fn spawn(
     zygote: &Zygote,
     dir: &StepDir,
+    images: Option<BorrowedFd<'_>>,
     held: &[BorrowedFd<'_>],
     standby: Option<Standby>,
 ) -> io::Result<Link> {
@@ -55,15 +57,15 @@ pub fn spawn(
         Mode::RUSR | Mode::WUSR,
     )?;
     let fds: Vec<BorrowedFd<'_>> =
-        [listener.as_fd(), log.as_fd()].into_iter().chain(held.iter().copied()).collect();
-    let begin = Begin { spool: ByteStr::from(dir.path()) };
+        [listener.as_fd(), log.as_fd()].into_iter().chain(images).chain(held.iter().copied()).collect();
+    let begin = Begin { spool: ByteStr::from(dir.path()), images: images.is_some() };
     let pidfd = match standby.map(|s| s.begin(&begin, &fds)) {
         Some(Ok(pidfd)) => pidfd,
         Some(Err(e)) => {
             tracing::warn!("{e}: forking another");
-            zygote.fork(dir, &fds)?
+            zygote.fork(&begin, &fds)?
         }
-        None => zygote.fork(dir, &fds)?,
+        None => zygote.fork(&begin, &fds)?,
     };
     Ok(Link { control, pidfd })
 }

@@ -1,8 +1,6 @@
 //! The agent's side of the zygote: starts it, asks it for supervisors, starts another when it is gone.
 
-use berth_model::ByteStr;
 use berth_step::control::{Begin, ForkAnswer, ForkRequest, receive, send};
-use berth_step::spool::StepDir;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::io;
@@ -32,11 +30,10 @@ impl Zygote {
         Ok(Zygote { program, settle, running: Mutex::new(Some(running)) })
     }
 
-    /// Has a supervisor forked for a step's directory. Blocks for about a millisecond. The supervisor gets
-    /// its listening control socket, its log, and what it is to keep open while it lives; the answer is a
-    /// descriptor of its process.
-    pub fn fork(&self, dir: &StepDir, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
-        self.request(&ForkRequest::Supervise(Begin { spool: ByteStr::from(dir.path()) }), fds)
+    /// Has a supervisor forked for a step. Blocks for about a millisecond. The supervisor gets what [`Begin`] says; the
+    /// answer is a descriptor of its process.
+    pub fn fork(&self, begin: &Begin, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+        self.request(&ForkRequest::Supervise(begin.clone()), fds)
     }
 
     /// Has a supervisor forked that waits for its step and speaks on `socket` until then.

@@ -83,7 +83,14 @@ pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     let root = dir.images();
     // Root of a container is a user like others: only root of the node has other users to protect the store from.
     let owner = is_privileged().then_some(berth_agent::STORE_ID);
-    Store::open_for(&root, owner).map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
+    let opened = Store::open_for(&root, owner).and_then(|mut store| {
+        // An agent settles it by its configuration; without one the kernel decides.
+        if owner.is_some() && !store.is_settled()? {
+            store.settle_form(None, &berth_runtime::try_image)?;
+        }
+        Ok(if owner.is_some() { store.mounting(berth_runtime::mount_image) } else { store })
+    });
+    opened.map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
 }
 
 /// The two processes that fetch and unpack for root, where the store has an identity of its own.

@@ -75,6 +75,21 @@ pub struct ContainerConfig {
     /// Days after which a container that is kept for a user (`--container-scope=user`) and was not used is removed; 0
     /// keeps it until its user removes it.
     pub keep_days: u32,
+    /// How layers of images are kept.
+    pub layer_form: LayerForm,
+}
+
+/// How nodes keep layers of images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerForm {
+    /// As images where root acts for users and the node's kernel mounts them, elsewhere as directories.
+    #[default]
+    Auto,
+    /// As directories.
+    Directory,
+    /// As read-only EROFS images.
+    Erofs,
 }
 
 impl Default for ContainerConfig {
@@ -86,6 +101,7 @@ impl Default for ContainerConfig {
             hooks_dirs: Vec::new(),
             insecure_registries: Vec::new(),
             keep_days: 30,
+            layer_form: LayerForm::Auto,
         }
     }
 }

@@ -72,5 +72,5 @@ pub use plan::{Plan, PlanError, plan};
 pub use protocol::SignalTarget;
 pub use request::{ContainerRequest, ExtraMount, ImageConfig, Rootfs, StoreOwner, Workdir, WritableLayer};
 pub use setup::SetupFailure;
-pub use setup::image::{MountedImages, try_image};
+pub use setup::image::{MountedImages, mount_image, try_image};
 pub use task::{TaskSpec, TaskStdio};

@@ -187,14 +187,19 @@ if wanted runtime device-paths; then
 fi
 
 if wanted runtime layer-descriptors; then
-    change $r/setup/overlay.rs '    let ns = fds.idmap_ns.as_ref().filter(|_| idmap);' \
+    change $r/setup/overlay.rs '    let ns = fds.idmap_ns.as_ref().filter(|_| owner.is_some());' \
         '    if let Ok(copy) = rustix::io::dup(&tree) {
         let _ = rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty());
         std::mem::forget(copy);
     }
-    let ns = fds.idmap_ns.as_ref().filter(|_| idmap);'
+    let ns = fds.idmap_ns.as_ref().filter(|_| owner.is_some());'
     change $r/start.rs '    close_all_from(3, &keep).map_err(streams)?;' ''
     attack runtime layer-descriptors escape::no_descriptor_leaks
+fi
+
+if wanted runtime image-owner; then
+    change $r/setup/image.rs 'if stat.st_uid != owner.map_or(0, |owner| owner.uid) || stat.st_mode & 0o022 != 0 {' 'if owner.is_none() {'
+    attack runtime image-owner options::images_that_others_can_write
 fi
 
 # Capabilities of files are gained then. Another uid is not, even so: none but the user's is mapped.

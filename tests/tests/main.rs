@@ -12,6 +12,7 @@ mod environment;
 mod escape;
 mod explain;
 mod faults;
+mod forms;
 mod front_doors;
 mod harness;
 mod hooks;

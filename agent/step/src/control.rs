@@ -14,8 +14,8 @@ use std::mem::MaybeUninit;
 
 /// Largest packet.
 const MAX_PACKET: usize = 64 * 1024;
-/// Most descriptors beside a packet.
-const MAX_FDS: usize = 4;
+/// Most descriptors beside a packet: socket, log, images of layers, the use of an image, and of a container that is kept.
+const MAX_FDS: usize = 5;
 
 /// From the agent to the zygote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +37,15 @@ pub enum ForkRequest {
     },
 }
 
-/// A step for a supervisor; with the step's listening control socket, its log file, and what the supervisor is
-/// to keep open while it lives.
+/// A step for a supervisor; with the step's listening control socket, its log file, images of layers that are mounted,
+/// and what the supervisor is to keep open while it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin {
     /// The step's spool directory.
     pub spool: berth_model::ByteStr,
+    /// Whether there are images of layers among the descriptors.
+    #[serde(default)]
+    pub images: bool,
 }
 
 /// From a supervisor that waits for a step: it is ready.

@@ -125,14 +125,15 @@ fn stand_by(system: bool, fds: Vec<OwnedFd>) -> io::Result<i32> {
     }
 }
 
-/// The descriptors after the first two stay open while the supervisor lives, such as the use of an image.
+/// The descriptors after those that [`Begin`] speaks of stay open while the supervisor lives, such as the use of an image.
 fn supervise(begin: &Begin, fds: Vec<OwnedFd>, parked: Option<Parked>) -> io::Result<i32> {
     let mut fds = fds.into_iter();
     let (Some(listener), Some(log)) = (fds.next(), fds.next()) else { return Err(no_descriptors()) };
     exec::place_at(log.as_fd(), 2)?;
     drop(log);
+    let images = if begin.images { fds.next() } else { None };
     let held: Vec<OwnedFd> = fds.collect();
-    let code = supervisor::run(&StepDir::at(begin.spool.as_path()), listener, parked);
+    let code = supervisor::run(&StepDir::at(begin.spool.as_path()), listener, parked, images);
     drop(held);
     Ok(code)
 }

@@ -4,6 +4,7 @@ use crate::scope::{self, Place};
 use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
+use berth_images::{LayerForm, settled_form};
 use berth_runtime::cgroup::{CgroupFacts, Controller};
 use berth_runtime::doctor;
 use serde::Serialize;
@@ -91,7 +92,31 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
         todo: found.advice.unwrap_or_default(),
     }));
     all.push(state_dir(state));
+    if root {
+        all.extend(layer_images(state));
+    }
     all
+}
+
+/// Where the state directory is, or will be: the nearest directory that exists.
+fn nearest(dir: &Path) -> Option<&Path> {
+    dir.ancestors().find(|d| d.is_dir())
+}
+
+/// How layers of images are kept, which is root's to choose.
+fn layer_images(state: Option<&Path>) -> Option<Finding> {
+    let what = "layers of images";
+    let dir = StateDir::named_or_own(state).ok()?;
+    let place = nearest(&dir.0).and_then(|there| std::fs::File::open(there).ok())?;
+    let todo = "nothing has to be done: directories do, and take longer to make. EROFS images need Linux 6.12 and a state \
+                directory on a disk";
+    Some(match (berth_images::try_image(&place, &berth_runtime::try_image), settled_form(&dir.images())) {
+        (Ok(()), Some(LayerForm::Directory)) => {
+            good(what, "kept as directories (layer_form in berth.toml); EROFS images could be mounted")
+        }
+        (Ok(()), _) => good(what, "kept as EROFS images: a trial one was mounted"),
+        (Err(why), _) => finding(what, Verdict::Limited, format!("kept as directories: {why}"), todo),
+    })
 }
 
 fn mode(root: bool) -> Finding {
@@ -292,7 +317,7 @@ fn state_dir(state: Option<&Path>) -> Finding {
         return finding("state directory", Verdict::Bad, found, "name another with --state or BERTH_STATE");
     }
     // The nearest directory that exists tells the file system.
-    let Some(there) = dir.ancestors().find(|d| d.is_dir()) else {
+    let Some(there) = nearest(&dir) else {
         return finding(
             "state directory",
             Verdict::Bad,

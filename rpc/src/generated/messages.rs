@@ -894,6 +894,8 @@ pub struct ContainerConfig {
     pub keep_days: u32,
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub hooks_dirs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(enumeration = "LayerForm", tag = "7")]
+    pub layer_form: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {
@@ -1479,6 +1481,38 @@ impl PartitionState {
             "PARTITION_STATE_DOWN" => Some(Self::Down),
             "PARTITION_STATE_DRAIN" => Some(Self::Drain),
             "PARTITION_STATE_INACTIVE" => Some(Self::Inactive),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LayerForm {
+    Unspecified = 0,
+    Auto = 1,
+    Directory = 2,
+    Erofs = 3,
+}
+impl LayerForm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LAYER_FORM_UNSPECIFIED",
+            Self::Auto => "LAYER_FORM_AUTO",
+            Self::Directory => "LAYER_FORM_DIRECTORY",
+            Self::Erofs => "LAYER_FORM_EROFS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LAYER_FORM_UNSPECIFIED" => Some(Self::Unspecified),
+            "LAYER_FORM_AUTO" => Some(Self::Auto),
+            "LAYER_FORM_DIRECTORY" => Some(Self::Directory),
+            "LAYER_FORM_EROFS" => Some(Self::Erofs),
             _ => None,
         }
     }

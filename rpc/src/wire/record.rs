@@ -1,12 +1,15 @@
 //! Answers to queries and the configuration on the wire.
 
 use super::{enums, structs};
-use berth_model::config::{Config, ContainerConfig, GresConfig, NodeConfig, PartitionConfig, PartitionState};
+use berth_model::config::{
+    Config, ContainerConfig, GresConfig, LayerForm, NodeConfig, PartitionConfig, PartitionState,
+};
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
 
 enums! {
     PartitionState { Up, Down, Drain, Inactive }
+    LayerForm { Auto, Directory, Erofs }
 }
 
 structs! {
@@ -33,7 +36,9 @@ structs! {
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
-    ContainerConfig { mount_home, remap_root, entrypoint, insecure_registries, keep_days, hooks_dirs }
+    ContainerConfig {
+        mount_home, remap_root, entrypoint, insecure_registries, keep_days, hooks_dirs, layer_form,
+    }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, partitions, nodes,

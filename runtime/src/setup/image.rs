@@ -112,6 +112,14 @@ impl AsFd for MountedImages {
     }
 }
 
+/// Mounts an image, detached and read-only, to read its files; the mount goes with what is opened on it.
+///
+/// # Errors
+/// The kernel's.
+pub fn mount_image(file: &File) -> std::io::Result<OwnedFd> {
+    Ok(mount(file.as_fd())?)
+}
+
 fn mount(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let fs = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&fs, "source", format!("/proc/self/fd/{}", file.as_raw_fd()))?;

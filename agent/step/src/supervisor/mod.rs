@@ -49,8 +49,8 @@ pub fn program(launch: &StepLaunch) -> Option<ByteStr> {
 
 /// Supervises the step whose directory this is. `listener`: the step's control socket. `parked`: a process
 /// that is in the step's cgroups already.
-pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> i32 {
-    match supervise(dir, listener, parked) {
+pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>, images: Option<OwnedFd>) -> i32 {
+    match supervise(dir, listener, parked, images) {
         Ok(()) => 0,
         Err(e) => {
             // Goes to the step's supervisor.log; the agent finds no exit and reports the step as lost.
@@ -60,7 +60,12 @@ pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> i32 {
     }
 }
 
-fn supervise(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> io::Result<()> {
+fn supervise(
+    dir: &StepDir,
+    listener: OwnedFd,
+    parked: Option<Parked>,
+    images: Option<OwnedFd>,
+) -> io::Result<()> {
     let file = dir.read_launch()?;
     if file.format != FORMAT {
         return Err(io::Error::other(format!(
@@ -82,5 +87,5 @@ fn supervise(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>) -> io::Re
         member: None,
     };
     write_json(&dir.state(), &state)?;
-    step::Step::new(dir.clone(), file, state, listener, parked).run()
+    step::Step::new(dir.clone(), file, state, listener, (parked, images)).run()
 }

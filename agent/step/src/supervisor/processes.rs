@@ -93,11 +93,12 @@ pub struct Processes {
 }
 
 /// Makes the container and asks for its tasks. Returns notes for the user too.
-/// `standing`: a process that was parked in the step's cgroups before the step was known. `attend`: for the time of hooks.
+/// `standing`: a process that was parked in the step's cgroups before the step was known, and images of layers that are
+/// mounted. `attend`: for the time of hooks.
 pub fn start(
     file: &LaunchFile,
     io: Vec<TaskFiles>,
-    standing: Option<Parked>,
+    (standing, images): (Option<Parked>, Option<OwnedFd>),
     attend: &mut dyn Attend,
 ) -> Result<(Processes, Vec<String>), LaunchFailure> {
     let (argv, script) = command(file)?;
@@ -133,6 +134,7 @@ pub fn start(
     let options = StartOptions {
         tasks,
         joined,
+        images,
         cgroup: group.as_ref().map(AsFd::as_fd),
         parked: match standing.filter(Parked::waits) {
             None => parked(cgroup)?,

@@ -56,6 +56,7 @@ pub struct Step {
     state: StateFile,
     listener: OwnedFd,
     parked: Option<Parked>,
+    images: Option<OwnedFd>,
     agents: Vec<OwnedFd>,
     streams: Streams,
     messages: Messages,
@@ -76,7 +77,7 @@ impl Step {
         file: LaunchFile,
         state: StateFile,
         listener: OwnedFd,
-        parked: Option<Parked>,
+        (parked, images): (Option<Parked>, Option<OwnedFd>),
     ) -> Step {
         let local = file.launch.layout.tasks.get(file.launch.node_index as usize);
         let tasks = local.into_iter().flatten().map(|task| (*task, None)).collect();
@@ -87,6 +88,7 @@ impl Step {
             state,
             listener,
             parked,
+            images,
             agents: Vec::new(),
             streams,
             messages: Messages::default(),
@@ -134,7 +136,7 @@ impl Step {
         let file = Rc::clone(&self.file);
         let (io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
-        let parked = self.parked.take();
+        let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
         self.hooks = Hooks::Idle;

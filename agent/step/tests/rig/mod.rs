@@ -116,7 +116,7 @@ impl Rig {
         rustix::net::listen(&listener, 8).unwrap();
         let log = rustix::fs::open(step.log(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
             .unwrap();
-        let begin = Begin { spool: ByteStr::from(step.path()) };
+        let begin = Begin { spool: ByteStr::from(step.path()), images: false };
         (step, begin, listener, log)
     }
 }

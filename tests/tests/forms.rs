@@ -1,0 +1,198 @@
+//! Layers as EROFS images, which root's clusters keep: what containers see, what is left, what is given back.
+
+use berth_tests::{Cmd, Sandbox, Who, each_user, images, layout, leftovers, sandbox::wait};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn with_form(who: Who, form: &str) -> Sandbox {
+    Sandbox::with_config(who, &format!("[container]\nlayer_form = \"{form}\"\n"))
+}
+
+/// The forms of an image's layers.
+fn forms(sandbox: &Sandbox, image: &Path) -> Vec<String> {
+    let text = sandbox.cmd("berth").args(["image", "inspect"]).arg(image).ok().text();
+    let details: Value = serde_json::from_str(&text).unwrap();
+    details["layers"].as_array().unwrap().iter().map(|l| l["form"].as_str().unwrap().to_string()).collect()
+}
+
+/// Whether the kernel mounts images from files.
+fn can(sandbox: &Sandbox) -> bool {
+    sandbox.cmd("berth").arg("doctor").run().text().contains("a trial one was mounted")
+}
+
+#[test]
+fn both_forms_are_one_to_a_container_as_root() {
+    let script = "cd /data && find . | sort | grep -v nnn && cat kept replaced emptied/c && stat -c %h hard1 && ls | grep -c nnnnn; \
+                  find /bin /data -exec stat -c '%n %f %u %g' {} + | sort; find /bin /data -not -type d -exec stat -c '%n %Y' {} + | sort";
+    let texts = ["directory", "erofs"].map(|form| {
+        let sandbox = with_form(Who::root(), form);
+        let text = sandbox.srun_in(images::layers(), ["sh", "-c", script]).ok().text();
+        if form == "directory" || can(&sandbox) {
+            assert!(forms(&sandbox, &images::layers()).iter().all(|f| f == form));
+        }
+        // By an ordinary user, by root's own container, and by many at once.
+        let user =
+            sandbox.cmd_as(&Who::user(), "srun").dir("/").arg("--container-image").arg(images::layers());
+        assert_eq!(user.args(["cat", "/data/kept"]).ok().text(), "kept");
+        assert_eq!(
+            sandbox
+                .cmd("berth")
+                .args(["run", "--quiet"])
+                .arg(images::layers())
+                .args(["cat", "/data/kept"])
+                .ok()
+                .text(),
+            "kept"
+        );
+        let mounts = Cmd::new("cat").arg("/proc/self/mountinfo").ok().text();
+        assert!(!mounts.contains(" erofs "), "a mount of a layer is seen on the node: {mounts}");
+        text
+    });
+    let only = |a: &str, b: &str| -> Vec<String> {
+        a.lines().filter(|line| !b.lines().any(|l| l == *line)).map(str::to_string).collect()
+    };
+    assert_eq!((only(&texts[0], &texts[1]), only(&texts[1], &texts[0])), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn the_choice_is_by_size_and_can_be_forced_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    sandbox.srun_in(images::busybox(), ["true"]).ok();
+    sandbox.srun_in(images::debian(), ["true"]).limit(120).ok();
+    assert_eq!(forms(&sandbox, &images::busybox()), ["directory"]);
+    if can(&sandbox) {
+        assert!(forms(&sandbox, &images::debian()).contains(&"erofs".to_string()));
+    }
+    let mut refused = Sandbox::empty(Who::user());
+    std::fs::write(refused.state().join("berth.toml"), "[container]\nlayer_form = \"erofs\"\n").unwrap();
+    refused.cmd("berth").args(["up", "--detach"]).fails().says(&[
+        "container.layer_form",
+        "\"directory\"",
+        "as root",
+    ]);
+    refused.down();
+    std::fs::write(refused.state().join("berth.toml"), "[container]\nlayer_form = \"squashfs\"\n").unwrap();
+    refused.cmd("berth").args(["config", "check"]).fails().says(&["layer_form", "erofs"]);
+}
+
+#[test]
+fn images_are_verified_repaired_and_exported_as_root() {
+    let sandbox = with_form(Who::root(), "erofs");
+    let image = images::layers();
+    let look = || sandbox.srun_in(&image, ["cat", "/data/kept", "/data/replaced"]).limit(60).ok().text();
+    let before = look();
+    sandbox.cmd("berth").args(["image", "verify"]).arg(&image).ok();
+    let text = sandbox.cmd("berth").args(["image", "inspect"]).arg(&image).ok().text();
+    let details: Value = serde_json::from_str(&text).unwrap();
+    for layer in details["layers"].as_array().unwrap() {
+        let place = Path::new(layer["path"].as_str().unwrap());
+        let mut bytes = std::fs::read(place).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(place, bytes).unwrap();
+    }
+    let verify = || sandbox.cmd("berth").args(["image", "verify"]).arg(&image);
+    assert!(verify().fails().text().contains("its image was changed"));
+    sandbox.cmd("berth").args(["image", "verify", "--repair"]).arg(&image).limit(60).ok();
+    verify().ok();
+    assert_eq!(look(), before);
+    assert!(forms(&sandbox, &image).iter().all(|form| form == "erofs"));
+    sandbox.cmd("berth").args(["image", "export"]).arg(&image).arg("whole.oci").ok();
+    let whole = sandbox.work().join("whole.oci");
+    assert_eq!(
+        sandbox.srun_in(&whole, ["cat", "/data/kept", "/data/replaced"]).limit(60).ok().text(),
+        before
+    );
+}
+
+/// Bytes that the filesystem of a directory still has.
+fn available(place: &Path) -> u64 {
+    let text = Cmd::new("stat").args(["-f", "-c", "%a %S"]).arg(place).ok().text();
+    let numbers: Vec<u64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    numbers[0] * numbers[1]
+}
+
+#[test]
+fn an_image_that_goes_gives_its_space_back_and_may_come_again_as_root() {
+    // A small filesystem of its own, so that nobody else's files count.
+    let disk = tempfile::Builder::new().prefix("bt-disk-").tempdir_in("/var/tmp").unwrap();
+    let (file, place) = (disk.path().join("file"), disk.path().join("place"));
+    std::fs::create_dir(&place).unwrap();
+    Cmd::new("truncate").args(["-s", "200M"]).arg(&file).ok();
+    Cmd::new("mkfs.ext4").arg("-q").arg(&file).ok();
+    Cmd::new("mount").args(["-o", "loop"]).arg(&file).arg(&place).ok();
+    let unmount = Unmount(place.clone());
+    std::os::unix::fs::chown(&place, Some(0), Some(0)).unwrap();
+    let mut sandbox = Sandbox::empty(Who::root());
+    std::fs::write(sandbox.state().join("berth.toml"), "[container]\nlayer_form = \"erofs\"\n").unwrap();
+    std::fs::create_dir(place.join("images")).unwrap();
+    let store = sandbox.state().join("images");
+    std::fs::create_dir(&store).unwrap();
+    Cmd::new("mount").arg("--bind").arg(place.join("images")).arg(&store).ok();
+    let bound = Unmount(store.clone());
+    std::os::unix::fs::chown(&store, Some(0x7000_0001), Some(0x7000_0001)).unwrap();
+    sandbox.up();
+    let image = sandbox.work().join("large");
+    // Nothing that a compressor or a hole makes small.
+    let mut state = 1u64;
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    })
+    .take(60 << 20)
+    .collect();
+    layout::write(
+        &image,
+        vec![layout::busybox(), layout::Layer::default().file("large", 0o644, &content)],
+        json!({}),
+    );
+    let before = available(&place);
+    let look = |words: [&str; 3]| sandbox.srun_in(&image, words).limit(60).ok().text();
+    for _ in 0..2 {
+        let sum = look(["/bin/busybox", "md5sum", "/large"]);
+        assert!(sum.ends_with("/large"), "{sum}");
+        assert_eq!(look(["/bin/busybox", "md5sum", "/large"]), sum);
+        assert!(available(&place) < before - (50 << 20));
+        // While it is used it stays.
+        let mut step =
+            sandbox.srun_in(&image, ["sh", "-c", "echo ready; read x"]).stdin_open().limit(90).spawn();
+        step.wait_for("ready", 30);
+        let remove = || sandbox.cmd("berth").args(["image", "rm"]).arg(&image);
+        // While it is used it stays.
+        remove().fails().says(&["is used"]);
+        step.write(b"x\n");
+        step.close();
+        assert!(wait(30, || (remove().run().rc == 0).then_some(())).is_some(), "the image stays in use");
+        let after = available(&place);
+        assert!(after > before - (8 << 20), "{before} bytes were free, {after} are");
+    }
+    assert_eq!(sandbox.down().rc, 0);
+    assert_eq!(leftovers::mounts(&sandbox.state()).len(), 1, "the store's own");
+    drop(bound);
+    drop(unmount);
+}
+
+/// Unmounts when it is dropped.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        // Also when the test failed, and something of it is still there.
+        Cmd::new("umount").arg("--lazy").arg(&self.0).ok();
+    }
+}
+
+each_user! {
+    fn an_agent_that_comes_anew_mounts_anew(who) {
+        let mut sandbox = if who.is_root() { with_form(who, "erofs") } else { Sandbox::start(who) };
+        let image = images::layers();
+        assert_eq!(sandbox.srun_in(&image, ["cat", "/data/kept"]).ok().text(), "kept");
+        let mut step = sandbox.srun_in(&image, ["sh", "-c", "echo ready; read x; cat /data/kept"]).stdin_open().limit(90).spawn();
+        step.wait_for("ready", 30);
+        sandbox.kill_9(sandbox.agent());
+        sandbox.up();
+        assert_eq!(sandbox.srun_in(&image, ["cat", "/data/kept"]).limit(60).ok().text(), "kept");
+        step.write(b"x\n");
+        step.wait_for("kept", 30);
+        step.close();
+    }
+}
