@@ -141,7 +141,7 @@ fn everything() -> Vec<u8> {
         .hardlink("bin/tool2", "bin/tool")
         .hardlink("bin/tool3", "bin/tool2")
         .entry("tmp", b'5', 0o1777, "", b"")
-        .entry("closed", b'5', 0o000, "", b"")
+        .entry("closed", b'5', 0o700, "", b"")
         .entry("closed/inside", b'0', 0o000, "", b"hidden")
         .symlink("link", "etc/small")
         .hardlink("link2", "link")
@@ -399,6 +399,8 @@ proptest! {
         let mut tar = Tar::new();
         for (name, link, kind, mode, size) in entries {
             let kind = b"0123456"[kind];
+            // Others than root could not remove what is below a directory that they may not change.
+            let mode = if kind == b'5' { mode | 0o700 } else { mode };
             let data = if kind == b'0' { vec![size as u8; size] } else { Vec::new() };
             tar = tar.entry(NAMES[name], kind, mode, NAMES[link], &data);
         }
