@@ -4,8 +4,9 @@
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::ser::Formatter;
 use std::borrow::Cow;
+use std::io::{self, Write};
 
 /// A number that may be unset or unlimited.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -52,12 +53,8 @@ impl<'a> Item<'a> {
     /// Appends the value over several lines, at a depth of so many levels. No line begins within a text: those have their
     /// line feeds escaped.
     pub fn pretty(&self, depth: usize, out: &mut Vec<u8>) -> serde_json::Result<()> {
-        let mut formatter = PrettyFormatter::new();
-        for _ in 0..depth {
-            // A formatter counts levels by their beginnings.
-            formatter.begin_array(&mut std::io::sink()).map_err(serde_json::Error::io)?;
-        }
-        self.serialize(&mut serde_json::Serializer::with_formatter(out, formatter))
+        let lines = Lines { depth, filled: false };
+        self.serialize(&mut serde_json::Serializer::with_formatter(out, lines))
     }
 }
 
@@ -78,6 +75,79 @@ impl Serialize for Item<'_> {
             }
             Item::Value(value) => value.serialize(serializer),
         }
+    }
+}
+
+/// serde's pretty form, with one write for a line's beginning instead of one for each level.
+struct Lines {
+    depth: usize,
+    /// Whether the innermost array or object has anything.
+    filled: bool,
+}
+
+/// The end of a member and the beginning of the next line.
+const BEGINNING: &str = ",\n                                ";
+
+impl Lines {
+    fn line<W: ?Sized + Write>(&self, out: &mut W, after_another: bool) -> io::Result<()> {
+        let spaces = 2 * self.depth;
+        let there = BEGINNING.len().min(2 + spaces);
+        out.write_all(&BEGINNING.as_bytes()[usize::from(!after_another)..there])?;
+        (there..2 + spaces).try_for_each(|_| out.write_all(b" "))
+    }
+
+    fn begin<W: ?Sized + Write>(&mut self, out: &mut W, mark: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.filled = false;
+        out.write_all(mark)
+    }
+
+    fn end<W: ?Sized + Write>(&mut self, out: &mut W, mark: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if self.filled {
+            self.line(out, false)?;
+        }
+        out.write_all(mark)
+    }
+}
+
+impl Formatter for Lines {
+    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"[")
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.line(out, !first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.filled = true;
+        Ok(())
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.line(out, !first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.filled = true;
+        Ok(())
     }
 }
 

@@ -391,6 +391,17 @@ mod tests {
     }
 
     #[test]
+    fn deep_values_are_printed_as_serde_prints_them() {
+        let mut value = json!({"last": [], "none": {}});
+        for depth in 0..40 {
+            value = if depth % 2 == 0 { json!([value, depth]) } else { json!({"deeper": value}) };
+        }
+        let mut text = Vec::new();
+        Item::from(value.clone()).pretty(0, &mut text).unwrap();
+        assert_eq!(String::from_utf8(text).unwrap(), serde_json::to_string_pretty(&value).unwrap());
+    }
+
+    #[test]
     fn an_item_is_printed_as_its_value_would_be() {
         let item = object! {"b": exit(ExitStatus { code: 0, signal: 9 }), "a": vec![Item::from("x\n"), unset().into()], "c": true};
         let mut text = Vec::new();
