@@ -85,6 +85,14 @@ else
     fi
 fi
 
+# A build of its own: nothing that is released has the second engine's packages.
+if [ $am_root = yes ]; then
+    say "the same cases with both engines of berth oci"
+    tests/oci/engines.sh || status=$?
+else
+    printf 'tests/oci/engines.sh: not run, because libcontainer needs root\n'
+fi
+
 say "done"
 [ $status -eq 0 ] || die "tests failed; each failure is above"
 printf 'all checks passed in %s s, as %s\n' "$SECONDS" "$(id -un)"
