@@ -68,6 +68,8 @@ impl Registry {
             .arg(format!("docker://{}", self.image(name)))
             .env("HOME", home)
             .env("TMPDIR", home)
+            // Else skopeo looks for logins below /run/containers, which root's podman closes to others.
+            .env("XDG_RUNTIME_DIR", home)
             .limit(180)
             .ok();
         self.image(name)

@@ -58,7 +58,7 @@ each_user! {
         let image = registry.push(&images::busybox(), "bb:1", &[]);
         let sandbox = Sandbox::with_config(who, &registry.without_tls());
         let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]).arg(format!("docker://{image}"));
-        let digest = inspect.env("HOME", "/tmp").ok().text();
+        let digest = inspect.env("HOME", "/tmp").env("XDG_RUNTIME_DIR", "/nonexistent").ok().text();
         let pinned = format!("{}@{digest}", registry.image("bb"));
         assert_eq!(sandbox.srun_in(&pinned, ["echo", "pinned"]).ok().text(), "pinned");
         let wrong = format!("{}@sha256:{}", registry.image("bb"), "0".repeat(64));

@@ -17,6 +17,8 @@ use berth_images::{
 pub fn tool(package: &str, program: &str, arguments: &[&str]) -> Output {
     let output = Command::new(program)
         .args(arguments)
+        // Else skopeo looks below /run/containers, which root's podman closes to others.
+        .env("XDG_RUNTIME_DIR", "/nonexistent")
         .output()
         .unwrap_or_else(|e| panic!("cannot run {program}: {e}; install the Debian package {package}"));
     assert!(
