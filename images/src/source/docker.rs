@@ -17,6 +17,8 @@ use crate::unpack::Limits;
 const LINKS: usize = 8;
 /// Layers of an image; as many as the store takes.
 const LAYERS: usize = 4096;
+/// Images of an archive: each costs the reading of a configuration, and nothing else bounds how often one is named.
+const IMAGES: usize = 256;
 
 /// An entry of `manifest.json`.
 #[derive(Deserialize)]
@@ -52,10 +54,13 @@ impl Images {
         if listed.is_empty() {
             return Err(bad("it has no images"));
         }
-        let mut blobs = HashMap::new();
+        if listed.len() > IMAGES {
+            return Err(bad(&format!("it has {} images, and at most {IMAGES} are read", listed.len())));
+        }
+        let (mut blobs, mut read) = (HashMap::new(), HashMap::new());
         let mut descriptors = Vec::new();
         for image in &listed {
-            let descriptor = describe(archive, image, &mut blobs)?;
+            let descriptor = describe(archive, image, &mut blobs, &mut read)?;
             let tags = image.tags.as_deref().unwrap_or_default();
             if tags.is_empty() {
                 descriptors.push(descriptor.clone());
@@ -79,8 +84,14 @@ fn bad(reason: &str) -> Error {
     Error::new(ErrorKind::Refused, "docker-archive", reason).next("write it again with `docker save`")
 }
 
-/// The descriptor of an image's manifest; it, the configuration and the layers come to the blobs.
-fn describe(archive: &ArchiveSource, image: &Image, blobs: &mut HashMap<Digest, Blob>) -> Result<Value> {
+/// The descriptor of an image's manifest; it, the configuration and the layers come to the blobs. `read`: digests of compressed
+/// layers by their place, so that one that is named often is read once.
+fn describe(
+    archive: &ArchiveSource,
+    image: &Image,
+    blobs: &mut HashMap<Digest, Blob>,
+    read: &mut HashMap<u64, Digest>,
+) -> Result<Value> {
     let limit = Limits::default().manifest_bytes;
     let missing = |name: &str| bad(&format!("it has no file {name:?}, which its manifest.json names"));
     let config = archive.small(image.config.as_bytes(), limit)?.ok_or_else(|| missing(&image.config))?;
@@ -96,7 +107,15 @@ fn describe(archive: &ArchiveSource, image: &Image, blobs: &mut HashMap<Digest, 
         let (place, length) = followed(archive, name).ok_or_else(|| missing(name))?;
         let id: Digest =
             id.as_str().and_then(|id| id.parse().ok()).ok_or_else(|| bad("a layer's digest is none"))?;
-        let digest = if plain(archive, (place, length))? { id } else { hashed(archive, (place, length))? };
+        let digest = match read.get(&place) {
+            Some(known) => known.clone(),
+            None if plain(archive, (place, length))? => id,
+            None => {
+                let found = hashed(archive, (place, length))?;
+                read.insert(place, found.clone());
+                found
+            }
+        };
         layers.push((digest.clone(), length));
         blobs.insert(digest, Blob::Member(place, length));
     }

@@ -206,6 +206,7 @@ fn old_and_odd_archives_of_docker() {
         (json!([{"Config": "../c.json", "Layers": []}]), vec![], "no file \"../c.json\""),
         (json!({"Config": 1}), vec![], "manifest.json is none"),
         (json!([]), vec![], "no images"),
+        (json!(vec![json!({"Config": "c.json", "Layers": []}); 257]), vec![], "257 images"),
     ] {
         let error = taken(manifest, &ids).unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");

@@ -17,6 +17,7 @@ case_layers_as_images_where_the_kernel_mounts_them() {
     if ! mounts_files; then
         fails as root "BERTH_STATE=$state berth up --detach"
         has "$said" "EROFS" 'layer_form = "auto"'
+        # Whether a refused start has left anything to take down is not what is looked at here.
         as root "BERTH_STATE=$state berth down" || true
         sed -i s/erofs/auto/ $state/berth.toml
         as root "BERTH_STATE=$state berth up --detach"
