@@ -410,18 +410,20 @@ fn a_full_disk_is_named_and_nothing_half_made_stays() {
     .write(&bench.layout());
     let disk = bench.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size=4m disk {disk} && {program} --store {disk}/store {image}; echo \"exit $?\"
+    for form in ["directory", "erofs"] {
+        let script = format!(
+        "mount -t tmpfs -o size=4m disk {disk} && {program} --store {disk}/store --form {form} {image}; echo \"exit $?\"
         find {disk}/store/tmp {disk}/store/images -mindepth 1",
         disk = disk.display(),
         program = program().display(),
         image = bench.layout().display()
     );
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
-        .output()
-        .unwrap_or_else(|e| panic!("cannot run unshare: {e}; install the Debian package util-linux"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(out, "exit 1\n", "{err}");
-    assert!(err.contains("No space left") && err.contains("berth image prune"), "{err}");
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .output()
+            .unwrap_or_else(|e| panic!("cannot run unshare: {e}; install the Debian package util-linux"));
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(out, "exit 1\n", "{form}: {err}");
+        assert!(err.contains("No space left") && err.contains("berth image prune"), "{form}: {err}");
+    }
 }
