@@ -8,7 +8,7 @@ use berth_images::{
     ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
-use berth_model::config::{ContainerConfig, LayerForm as ConfigForm};
+use berth_model::config::{ImagesConfig, LayerForm as ConfigForm};
 use berth_model::launch::StepLaunch;
 use berth_model::spec::{ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
@@ -60,14 +60,14 @@ impl Images {
     pub fn open(
         root: PathBuf,
         program: Option<PathBuf>,
-        container: &ContainerConfig,
+        config: &ImagesConfig,
         kept: Arc<KeptContainers>,
     ) -> Result<Images, String> {
         let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
-        let insecure = container.insecure_registries.clone();
+        let insecure = config.insecure_registries.clone();
         let images = Images { root, program, insecure, kept, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
-        let wanted = match container.layer_form {
+        let wanted = match config.layer_form {
             ConfigForm::Auto => None,
             ConfigForm::Directory => Some(LayerForm::Directory),
             ConfigForm::Erofs => Some(LayerForm::Erofs),
@@ -77,7 +77,7 @@ impl Images {
             tracing::info!("layers of images are kept in form: {form}");
         } else if wanted == Some(LayerForm::Erofs) {
             return Err(
-                "container.layer_form: an ordinary user's node mounts no EROFS images: write \"auto\" or \
+                "images.layer_form: an ordinary user's node mounts no EROFS images: write \"auto\" or \
                         \"directory\", or start the cluster as root"
                     .into(),
             );

@@ -134,7 +134,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     let images = Images::open(
         paths.images(),
         options.system.then(|| options.program.clone()),
-        &options.config.container,
+        &options.config.images,
         Arc::clone(&kept),
     )
     .map_err(AgentError::Images)?;

@@ -57,7 +57,7 @@ impl Resolver {
         let site = Site::find(self.state.as_deref());
         let config =
             site.and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
-        config.is_ok_and(|c| c.container.insecure_registries.iter().any(|entry| entry == registry))
+        config.is_ok_and(|c| c.images.insecure_registries.iter().any(|entry| entry == registry))
     }
 }
 

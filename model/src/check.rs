@@ -60,9 +60,9 @@ impl Config {
         for user in self.administrators.iter().filter(|user| !is_user(user)) {
             out.add("administrators", format!("'{user}' is not a user's name"));
         }
-        for registry in &self.container.insecure_registries {
+        for registry in &self.images.insecure_registries {
             if registry.is_empty() || registry.contains(['/', ' ', '@', '#']) {
-                out.add("container.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
+                out.add("images.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
             }
         }
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
@@ -265,8 +265,11 @@ mod tests {
             max_jobs: 0,
             administrators: vec!["a:b".into()],
             container: crate::config::ContainerConfig {
-                insecure_registries: vec!["http://x".into()],
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
+                ..Default::default()
+            },
+            images: crate::config::ImagesConfig {
+                insecure_registries: vec!["http://x".into()],
                 ..Default::default()
             },
             partitions: vec![
@@ -314,7 +317,7 @@ mod tests {
                 "max_array_size",
                 "max_jobs",
                 "administrators",
-                "container.insecure_registries",
+                "images.insecure_registries",
                 "container.hooks_dirs",
                 "partition[1].nodes",
                 "partition[2].name",

@@ -29,6 +29,8 @@ pub struct Config {
     pub administrators: Vec<String>,
     /// Defaults of containers.
     pub container: ContainerConfig,
+    /// Images: sources and the nodes' stores.
+    pub images: ImagesConfig,
     /// Partitions; without any there is one, `main`, of all nodes.
     #[serde(rename = "partition")]
     pub partitions: Vec<PartitionConfig>,
@@ -51,6 +53,7 @@ impl Default for Config {
             keep_records_days: 0,
             administrators: Vec::new(),
             container: ContainerConfig::default(),
+            images: ImagesConfig::default(),
             partitions: Vec::new(),
             nodes: Vec::new(),
         }
@@ -70,11 +73,17 @@ pub struct ContainerConfig {
     /// Directories with OCI hooks (`*.json`, oci-hooks(5)), absolute; a file in a later one takes the place of one of the
     /// same name.
     pub hooks_dirs: Vec<ByteStr>,
-    /// Registries spoken to without TLS, as `host:port`.
-    pub insecure_registries: Vec<String>,
     /// Days after which a container that is kept for a user (`--container-scope=user`) and was not used is removed; 0
     /// keeps it until its user removes it.
     pub keep_days: u32,
+}
+
+/// `[images]`: where images come from and how nodes keep them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImagesConfig {
+    /// Registries spoken to without TLS, as `host:port`.
+    pub insecure_registries: Vec<String>,
     /// How layers of images are kept.
     pub layer_form: LayerForm,
 }
@@ -99,9 +108,7 @@ impl Default for ContainerConfig {
             remap_root: false,
             entrypoint: false,
             hooks_dirs: Vec::new(),
-            insecure_registries: Vec::new(),
             keep_days: 30,
-            layer_form: LayerForm::Auto,
         }
     }
 }

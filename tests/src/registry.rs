@@ -94,7 +94,7 @@ impl Registry {
 
     /// A configuration under which the registry is spoken to without TLS.
     pub fn without_tls(&self) -> String {
-        format!("[container]\ninsecure_registries = [\"{}\"]\n", self.host())
+        format!("[images]\ninsecure_registries = [\"{}\"]\n", self.host())
     }
 
     /// From now on it takes connections and says nothing, until [`Registry::thaw`].

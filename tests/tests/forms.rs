@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 fn with_form(who: Who, form: &str) -> Sandbox {
-    Sandbox::with_config(who, &format!("[container]\nlayer_form = \"{form}\"\n"))
+    Sandbox::with_config(who, &format!("[images]\nlayer_form = \"{form}\"\n"))
 }
 
 /// The forms of an image's layers.
@@ -64,14 +64,14 @@ fn the_choice_is_by_size_and_can_be_forced_as_root() {
         assert!(forms(&sandbox, &images::debian()).contains(&"erofs".to_string()));
     }
     let mut refused = Sandbox::empty(Who::user());
-    std::fs::write(refused.state().join("berth.toml"), "[container]\nlayer_form = \"erofs\"\n").unwrap();
+    std::fs::write(refused.state().join("berth.toml"), "[images]\nlayer_form = \"erofs\"\n").unwrap();
     refused.cmd("berth").args(["up", "--detach"]).fails().says(&[
-        "container.layer_form",
+        "images.layer_form",
         "\"directory\"",
         "as root",
     ]);
     refused.down();
-    std::fs::write(refused.state().join("berth.toml"), "[container]\nlayer_form = \"squashfs\"\n").unwrap();
+    std::fs::write(refused.state().join("berth.toml"), "[images]\nlayer_form = \"squashfs\"\n").unwrap();
     refused.cmd("berth").args(["config", "check"]).fails().says(&["layer_form", "erofs"]);
 }
 
@@ -123,7 +123,7 @@ fn an_image_that_goes_gives_its_space_back_and_may_come_again_as_root() {
     let unmount = Unmount(place.clone());
     std::os::unix::fs::chown(&place, Some(0), Some(0)).unwrap();
     let mut sandbox = Sandbox::empty(Who::root());
-    std::fs::write(sandbox.state().join("berth.toml"), "[container]\nlayer_form = \"erofs\"\n").unwrap();
+    std::fs::write(sandbox.state().join("berth.toml"), "[images]\nlayer_form = \"erofs\"\n").unwrap();
     std::fs::create_dir(place.join("images")).unwrap();
     let store = sandbox.state().join("images");
     std::fs::create_dir(&store).unwrap();

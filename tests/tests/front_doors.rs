@@ -86,7 +86,7 @@ each_user! {
     fn docker_looks_after_images_and_containers(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "team/box:1", &[]);
-        let config = format!("[container]\ninsecure_registries = [\"{}\"]\n", registry.host());
+        let config = format!("[images]\ninsecure_registries = [\"{}\"]\n", registry.host());
         let sandbox = Sandbox::with_config(who, &config);
         open(&sandbox);
         let text = docker(&sandbox, &["pull", &image]).ok().text();
@@ -211,7 +211,7 @@ each_user! {
     fn enroot_as_scripts_call_it(who) {
         let registry = Registry::open();
         let image = registry.push(&images::configured(), "team/own:1", &[]);
-        let config = format!("[container]\ninsecure_registries = [\"{}\"]\n", registry.host());
+        let config = format!("[images]\ninsecure_registries = [\"{}\"]\n", registry.host());
         let sandbox = Sandbox::with_config(who.clone(), &config);
         open(&sandbox);
         let run = |words: &[&str]| sandbox.cmd("enroot").args(words);

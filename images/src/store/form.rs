@@ -118,7 +118,7 @@ impl Store {
                     format!("image store {}", self.root.display()),
                     format!("layers cannot be kept as EROFS images here: {why}"),
                 )
-                .next("write layer_form = \"auto\" or \"directory\" in [container] of berth.toml"));
+                .next("write layer_form = \"auto\" or \"directory\" in [images] of berth.toml"));
             }
             (Some(wanted), _) => wanted,
             (None, Ok(())) => LayerForm::Erofs,

@@ -888,13 +888,16 @@ pub struct ContainerConfig {
     pub remap_root: bool,
     #[prost(bool, tag = "3")]
     pub entrypoint: bool,
-    #[prost(string, repeated, tag = "4")]
-    pub insecure_registries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(uint32, tag = "5")]
+    #[prost(uint32, tag = "4")]
     pub keep_days: u32,
-    #[prost(bytes = "vec", repeated, tag = "6")]
+    #[prost(bytes = "vec", repeated, tag = "5")]
     pub hooks_dirs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(enumeration = "LayerForm", tag = "7")]
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagesConfig {
+    #[prost(string, repeated, tag = "1")]
+    pub insecure_registries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "LayerForm", tag = "2")]
     pub layer_form: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -925,6 +928,8 @@ pub struct Config {
     pub nodes: ::prost::alloc::vec::Vec<NodeConfig>,
     #[prost(uint32, tag = "13")]
     pub keep_records_days: u32,
+    #[prost(message, optional, tag = "14")]
+    pub images: ::core::option::Option<ImagesConfig>,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -2,7 +2,7 @@
 
 use super::{enums, structs};
 use berth_model::config::{
-    Config, ContainerConfig, GresConfig, LayerForm, NodeConfig, PartitionConfig, PartitionState,
+    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, NodeConfig, PartitionConfig, PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
@@ -36,11 +36,10 @@ structs! {
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
-    ContainerConfig {
-        mount_home, remap_root, entrypoint, insecure_registries, keep_days, hooks_dirs, layer_form,
-    }
+    ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
+    ImagesConfig { insecure_registries, layer_form }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, keep_records_days, administrators, container, partitions, nodes,
+        root_jobs, requeue, keep_records_days, administrators, container, images, partitions, nodes,
     }
 }

@@ -145,7 +145,7 @@ fn layer_mount(layer: &ByteStr, owner: Option<StoreOwner>, fds: &SetupFds) -> Se
         Some(image) => image.mount(fds.images.as_ref()).map_err(|e| {
             layer_failure(layer, e).hint(
                 "the kernel does not mount the image that holds the layer: remove it (berth image rm), write layer_form = \
-                 \"directory\" in [container] of berth.toml, and pull it again",
+                 \"directory\" in [images] of berth.toml, and pull it again",
             )
         })?,
         None => {

@@ -13,7 +13,7 @@ forms_of() { berth image inspect "$1" | grep -o '"form": *"[a-z]*"' | sort -u | 
 
 case_layers_as_images_where_the_kernel_mounts_them() {
     mkdir -p $state
-    printf '[container]\nlayer_form = "erofs"\n[[node]]\nname = "ALL"\nmemory_reserved = 100\n' > $state/berth.toml
+    printf '[images]\nlayer_form = "erofs"\n[[node]]\nname = "ALL"\nmemory_reserved = 100\n' > $state/berth.toml
     if ! mounts_files; then
         fails as root "BERTH_STATE=$state berth up --detach"
         has "$said" "EROFS" 'layer_form = "auto"'
