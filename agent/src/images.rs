@@ -4,8 +4,8 @@
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use berth_images::{
-    Credentials, Digest, Helpers, LayerForm, Progress, ProgressEvent, Reference, ResolveOptions, Resolved,
-    ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
+    Credentials, Digest, Helpers, LayerForm, Progress, ProgressEvent, Reference, Registries, ResolveOptions,
+    Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm};
@@ -23,12 +23,17 @@ use std::sync::{Arc, Mutex};
 /// distributions or container engines give out.
 pub const STORE_ID: (u32, u32) = (0x7000_0001, 0x7000_0001);
 
+/// How the cluster's configuration says that registries are reached.
+pub fn registries(config: &ImagesConfig) -> Registries {
+    Registries { insecure: config.insecure_registries.clone() }
+}
+
 /// The node's image store and how to fill it.
 pub struct Images {
     root: PathBuf,
     /// The `berth` program, where fetching and unpacking are processes of their own (system mode).
     program: Option<PathBuf>,
-    insecure: Vec<String>,
+    registries: Registries,
     kept: Arc<KeptContainers>,
     /// Layers that are images, mounted once for all containers (system mode, from Linux 6.15).
     mounted: Option<MountedImages>,
@@ -64,8 +69,8 @@ impl Images {
         kept: Arc<KeptContainers>,
     ) -> Result<Images, String> {
         let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
-        let insecure = config.insecure_registries.clone();
-        let images = Images { root, program, insecure, kept, mounted };
+        let registries = registries(config);
+        let images = Images { root, program, registries, kept, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = match config.layer_form {
             ConfigForm::Auto => None,
@@ -127,7 +132,7 @@ impl Images {
         wanted: &ImageRef,
         tell: &(impl Fn(Option<u8>) + Sync),
     ) -> Result<Ready, String> {
-        let helpers = self.program.as_ref().map(|program| helpers(program, launch));
+        let helpers = self.program.as_ref().map(|program| helpers(program, &self.registries, launch));
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => self.resolve(&wanted.typed, launch, helpers.as_ref())?,
@@ -146,7 +151,7 @@ impl Images {
         let percent = Percent { state: Mutex::default(), tell };
         let prepared = match &helpers {
             Some(helpers) => helpers.ensure(&store, &manifest, &percent),
-            None => open_source(&manifest.source, manifest.insecure, &credentials(launch))
+            None => open_source(&manifest, &self.registries, &credentials(launch))
                 .and_then(|source| store.ensure(&manifest, source.as_ref(), &percent)),
         };
         let prepared = prepared.map_err(|e| e.to_string())?;
@@ -181,14 +186,13 @@ impl Images {
         helpers: Option<&Helpers>,
     ) -> Result<ResolvedImage, String> {
         let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
-        let insecure = matches!(&reference, Reference::Registry(r)
-            if self.insecure.iter().any(|host| r.to_string().contains(&format!("{host}/"))));
         let directory = launch.work_dir.as_path();
         let resolved = match helpers {
-            Some(helpers) => helpers.resolve(&reference, insecure, directory),
+            Some(helpers) => helpers.resolve(&reference, directory),
             None => {
                 let directory = Some(directory.to_path_buf());
-                let options = ResolveOptions { insecure, directory, ..ResolveOptions::default() };
+                let registries = self.registries.clone();
+                let options = ResolveOptions { registries, directory, ..ResolveOptions::default() };
                 resolve(&reference, &credentials(launch), &options)
             }
         };
@@ -220,7 +224,7 @@ fn credentials(launch: &StepLaunch) -> Credentials {
     Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
 }
 
-fn helpers(program: &Path, launch: &StepLaunch) -> Helpers {
+fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Helpers {
     let user = &launch.identity;
     let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
     let mut environment: Vec<(OsString, OsString)> = vec![
@@ -242,6 +246,7 @@ fn helpers(program: &Path, launch: &StepLaunch) -> Helpers {
         program: program.to_path_buf(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
+        registries: registries.clone(),
         user: Some(RunAs {
             uid: user.uid.0,
             gid: user.gid.0,

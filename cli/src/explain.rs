@@ -7,6 +7,7 @@ use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_images::{Credentials, Digest, ResolvedManifest, SaveForm, describe, layer_place, open_source};
 use berth_model::ByteStr;
+use berth_model::config::ImagesConfig;
 use berth_model::launch::StepLaunch;
 use berth_model::options::Explain;
 use berth_model::spec::{NamedSpec, ResolvedImage};
@@ -77,7 +78,7 @@ fn document(step: &Explained) -> Result<Document, Failure> {
     let mut node = paths.part(launch.key.job, step.system, defaults);
     // Every job has them; which process holds them is known when it runs.
     node.namespaces = Some(berth_runtime::JobNamespaces { pid: 0, start_ticks: 0 });
-    node.image = image(&launch, &paths, step.system)?;
+    node.image = image(&launch, &paths, step.system, &step.config.images)?;
     let named = launch.container.as_ref().and_then(|c| c.named.as_ref());
     node.kept = named.map(|named| kept(&paths, &launch, named));
     let mut notes = step.notes.clone();
@@ -161,14 +162,18 @@ fn variable(text: &ByteStr) -> Option<EnvVar> {
 }
 
 /// The image as the node will have it: its layers need not be there yet.
-fn image(launch: &StepLaunch, paths: &Paths, system: bool) -> Result<Option<PreparedImage>, Failure> {
+fn image(
+    launch: &StepLaunch,
+    paths: &Paths,
+    system: bool,
+    config: &ImagesConfig,
+) -> Result<Option<PreparedImage>, Failure> {
     let resolved = launch.container.as_ref().and_then(|c| c.image.resolved.as_ref());
     let Some(ResolvedImage::Manifest { source, digest, insecure }) = resolved else { return Ok(None) };
     let digest: Digest = digest.parse().map_err(|e| images::failed(&e))?;
-    let credentials = Credentials::from_env();
     let manifest = ResolvedManifest { source: source.clone(), digest, insecure: *insecure, name: None };
-    let described =
-        open_source(source, *insecure, &credentials).and_then(|source| describe(&manifest, source.as_ref()));
+    let described = open_source(&manifest, &berth_agent::registries(config), &Credentials::from_env())
+        .and_then(|source| describe(&manifest, source.as_ref()));
     let (config, mut layers) = described.map_err(|e| images::failed(&e))?;
     layers.reverse();
     let mut seen = std::collections::HashSet::new();

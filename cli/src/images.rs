@@ -5,8 +5,8 @@ use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
-    Credentials, Error, Helpers, Progress, ProgressEvent, Reference, ResolveOptions, Resolved, RunAs, Store,
-    resolve,
+    BlobSource, Credentials, Error, Helpers, Progress, ProgressEvent, Reference, Registries, ResolveOptions,
+    Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::options::Explain;
@@ -17,8 +17,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-/// Resolves images with the caller's own logins. Registries that the cluster's configuration calls insecure are spoken
-/// to without TLS.
+/// Resolves images with the caller's own logins, and asks registries as the cluster's configuration says.
 #[derive(Debug, Default)]
 pub struct Resolver {
     /// The state directory named on the command line.
@@ -28,7 +27,8 @@ pub struct Resolver {
 impl ImageResolver for Resolver {
     fn resolve(&self, typed: &str) -> Result<ResolvedImage, String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
-        let options = ResolveOptions { insecure: self.insecure(&reference), ..ResolveOptions::default() };
+        let registries = registries_of(&reference, self.state.as_deref());
+        let options = ResolveOptions { registries, ..ResolveOptions::default() };
         let resolved = resolve(&reference, &Credentials::from_env(), &options).map_err(|e| e.to_string())?;
         Ok(match resolved {
             Resolved::Manifest(m) => ResolvedImage::Manifest {
@@ -46,19 +46,29 @@ impl ImageResolver for Resolver {
     }
 }
 
-impl Resolver {
-    /// Whether the cluster's configuration calls the image's registry insecure.
-    pub fn insecure(&self, reference: &Reference) -> bool {
-        matches!(reference, Reference::Registry(name) if self.insecure_registry(&name.registry))
-    }
+/// How registries are reached: as the cluster's configuration says, where there is a cluster.
+pub fn registries(state: Option<&Path>) -> Registries {
+    let config = Site::find(state)
+        .and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
+    config.map(|config| berth_agent::registries(&config.images)).unwrap_or_default()
+}
 
-    /// Whether the cluster's configuration calls this registry, with its port, insecure.
-    pub fn insecure_registry(&self, registry: &str) -> bool {
-        let site = Site::find(self.state.as_deref());
-        let config =
-            site.and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
-        config.is_ok_and(|c| c.images.insecure_registries.iter().any(|entry| entry == registry))
+/// As [`registries`], for one image; files need none.
+pub fn registries_of(reference: &Reference, state: Option<&Path>) -> Registries {
+    match reference {
+        Reference::Registry(_) => registries(state),
+        _ => Registries::default(),
     }
+}
+
+/// As [`registries_of`], for an image that is pinned.
+fn registries_for(pinned: &ResolvedManifest, state: Option<&Path>) -> Registries {
+    pinned.source.parse().map(|source| registries_of(&source, state)).unwrap_or_default()
+}
+
+/// Opens where a pinned image is, with the caller's own logins.
+pub fn open(pinned: &ResolvedManifest, state: Option<&Path>) -> berth_images::Result<Box<dyn BlobSource>> {
+    open_source(pinned, &registries_for(pinned, state), &Credentials::from_env())
 }
 
 /// A failure about an image.
@@ -93,8 +103,8 @@ pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     opened.map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
 }
 
-/// The two processes that fetch and unpack for root, where the store has an identity of its own.
-pub fn helpers() -> Result<Option<Helpers>, Failure> {
+/// The two processes that fetch and unpack the image for root, where the store has an identity of its own.
+pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option<Helpers>, Failure> {
     if !is_privileged() {
         return Ok(None);
     }
@@ -115,6 +125,7 @@ pub fn helpers() -> Result<Option<Helpers>, Failure> {
         program: crate::own_path()?,
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
+        registries: registries_for(pinned, state),
         user: None,
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),

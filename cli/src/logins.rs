@@ -1,6 +1,6 @@
 //! Logging in to registries and out: the name and the secret asked for, and what became of them told.
 
-use crate::images::{self, Resolver};
+use crate::images;
 use berth_client::error::{Failure, Kind};
 use berth_client::out;
 use berth_client::step::terminal::{Raw, is_terminal};
@@ -55,9 +55,9 @@ pub fn log_in(asked: &Asked<'_>, state: Option<&Path>) -> Result<(LoginTarget, S
     } else {
         ask_secret(&format!("Password of {user} at {}: ", target.registry))?
     };
-    let insecure = asked.insecure
-        || Resolver { state: state.map(Path::to_path_buf) }.insecure_registry(&target.registry);
-    let login = Credentials::from_env().login(&target, &user, &password, insecure);
+    let registries = images::registries(state);
+    let registries = if asked.insecure { registries.without_tls(&target.registry) } else { registries };
+    let login = Credentials::from_env().login(&target, &user, &password, &registries);
     tell(&target, &login.map_err(|e| images::failed(&e))?);
     Ok((target, user))
 }

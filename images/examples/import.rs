@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use berth_images::{
-    Credentials, Error, ErrorKind, LayerForm, ProgressEvent, Reference, ResolveOptions, Resolved, Result,
-    Store, fetcher_main, open_source, resolve, unpacker_main,
+    Credentials, Error, ErrorKind, LayerForm, ProgressEvent, Reference, Registries, ResolveOptions, Resolved,
+    Result, Store, fetcher_main, open_source, resolve, unpacker_main,
 };
 
 fn main() -> ExitCode {
@@ -66,7 +66,11 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let reference: Reference = text.ok_or_else(usage)?.parse()?;
     let credentials = Credentials::from_env();
     let start = Instant::now();
-    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+    let registries = match insecure {
+        true => Registries::default().without_tls_of(&reference),
+        false => Registries::default(),
+    };
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
     let Resolved::Manifest(image) = resolve(&reference, &credentials, &options)? else {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -74,7 +78,7 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
             "is used in place, there is nothing to import",
         ));
     };
-    let source = open_source(&image.source, insecure, &credentials)?;
+    let source = open_source(&image, &options.registries, &credentials)?;
     let store = Store::open(&root)?.with_form(form);
     let prepared = store.ensure(&image, source.as_ref(), &|event| match event {
         ProgressEvent::Note { text } => eprintln!("{text}"),

@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
-use crate::registry::Credentials;
+use crate::registry::{Credentials, Registries};
 use crate::remote::{RemoteSource, serve_fetcher};
 use crate::source::{BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, open_source, resolve};
 use crate::store::{PreparedImage, Store};
@@ -47,6 +47,8 @@ pub struct Helpers {
     pub fetch: Vec<OsString>,
     /// First arguments that reach [`unpacker_main`], such as `internal-unpack`.
     pub unpack: Vec<OsString>,
+    /// How registries are reached.
+    pub registries: Registries,
     /// The user for whom the image is fetched; `None` to stay who we are.
     pub user: Option<RunAs>,
     /// Environment of the fetcher: the user's `HOME`, `DOCKER_CONFIG`, `XDG_RUNTIME_DIR`, `PATH`, and the proxy
@@ -122,11 +124,10 @@ impl Helpers {
         uid: u32,
         progress: &dyn Progress,
     ) -> Result<()> {
+        let json = |e: serde_json::Error| start_failed(&e.to_string());
+        let described = serde_json::to_string(image).map_err(json)?;
         let mut fetcher = Command::new(&self.program);
-        fetcher.args(&self.fetch).args(["--source", &image.source]);
-        if image.insecure {
-            fetcher.arg("--insecure");
-        }
+        fetcher.args(&self.fetch).args(["--image", &described, "--registries", &self.described()?]);
         run_as(&mut fetcher, self.user.as_ref());
         fetcher.env_clear().envs(self.environment.iter().cloned());
         let mut fetcher = Running::start(fetcher.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
@@ -134,8 +135,6 @@ impl Helpers {
         let (Some(to_fetcher), Some(from_fetcher)) = (to_fetcher, from_fetcher) else {
             return Err(start_failed("its pipes are missing"));
         };
-        let json = |e: serde_json::Error| start_failed(&e.to_string());
-        let described = serde_json::to_string(image).map_err(json)?;
         let mut unpacker = Command::new(&self.program);
         unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
             "--image",
@@ -159,16 +158,13 @@ impl Helpers {
     ///
     /// # Errors
     /// As for [`resolve`]; or the process cannot be started or dies.
-    pub fn resolve(&self, reference: &Reference, insecure: bool, directory: &Path) -> Result<Resolved> {
+    pub fn resolve(&self, reference: &Reference, directory: &Path) -> Result<Resolved> {
         let mut resolver = Command::new(&self.program);
         resolver
             .args(&self.fetch)
-            .args(["--resolve", &reference.to_string()])
+            .args(["--resolve", &reference.to_string(), "--registries", &self.described()?])
             .arg("--directory")
             .arg(directory);
-        if insecure {
-            resolver.arg("--insecure");
-        }
         run_as(&mut resolver, self.user.as_ref());
         resolver.env_clear().envs(self.environment.iter().cloned());
         let mut resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
@@ -183,6 +179,10 @@ impl Helpers {
             Ok(Answer::Failed(error)) => Err(error.sanitised()),
             Err(_) => Err(died("resolving")),
         }
+    }
+
+    fn described(&self) -> Result<String> {
+        serde_json::to_string(&self.registries).map_err(|e| start_failed(&e.to_string()))
     }
 }
 
@@ -250,18 +250,26 @@ impl Drop for Running {
     }
 }
 
-/// Options of the two programs, all of them `--name value` or flags.
+/// Options of the two programs, all of them `--name value`.
 #[derive(Default)]
 struct Options {
-    source: Option<String>,
     resolve: Option<String>,
     directory: Option<PathBuf>,
-    insecure: bool,
+    registries: Option<String>,
     identity: Option<RunAs>,
     store: Option<PathBuf>,
     image: Option<String>,
     grant: Option<u32>,
     repair: Option<String>,
+}
+
+impl Options {
+    fn registries(&self) -> Result<Registries> {
+        match &self.registries {
+            Some(text) => serde_json::from_str(text).map_err(|e| start_failed(&e.to_string())),
+            None => Ok(Registries::default()),
+        }
+    }
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
@@ -276,15 +284,11 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
     let mut arguments = arguments.into_iter();
     while let Some(name) = arguments.next() {
         let name = name.into_string().map_err(|name| bad(&String::from_utf8_lossy(name.as_bytes())))?;
-        if name == "--insecure" {
-            options.insecure = true;
-            continue;
-        }
         let value = arguments.next().ok_or_else(|| bad(&name))?;
         let text = || value.clone().into_string().map_err(|_| bad(&name));
         match name.as_str() {
-            "--source" => options.source = Some(text()?),
             "--resolve" => options.resolve = Some(text()?),
+            "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
             "--store" => options.store = Some(PathBuf::from(&value)),
@@ -319,9 +323,9 @@ pub(crate) fn become_identity(identity: Option<&RunAs>) -> Result<()> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Error::io("no_new_privs", e))
 }
 
-/// The fetcher: `--source SOURCE [--insecure] [--as UID:GID:GROUPS]` serves blobs over `input` and `output`, which
-/// are the standard streams; `--resolve REFERENCE --directory DIR` writes what the reference means. Gives the
-/// exit code. Call it before any thread exists.
+/// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
+/// --directory DIR` writes what the reference means. Both take `--registries JSON` and `--as UID:GID:GROUPS`. Gives the exit
+/// code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
     input: impl Read,
@@ -341,11 +345,13 @@ pub fn fetcher_main(
         let written = serde_json::to_writer(&mut output, &answer).is_ok() && output.flush().is_ok();
         return u8::from(failed || !written);
     }
-    let source = options.source.clone().unwrap_or_default();
-    let result = match open_source(&source, options.insecure, &credentials) {
+    let text = options.image.as_deref().unwrap_or_default();
+    let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));
+    let opened = image.and_then(|image| open_source(&image, &options.registries()?, &credentials));
+    let result = match opened {
         Ok(source) => serve_fetcher(source.as_ref(), input, output),
         // The other side gets the reason as the answer to its first request.
-        Err(error) => serve_fetcher(&Unopened(source, error), input, output),
+        Err(error) => serve_fetcher(&Unopened(error), input, output),
     };
     u8::from(result.is_err())
 }
@@ -353,7 +359,7 @@ pub fn fetcher_main(
 fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
     let resolved = text.parse::<Reference>().and_then(|reference| {
         let options = ResolveOptions {
-            insecure: options.insecure,
+            registries: options.registries()?,
             directory: options.directory.clone(),
             ..ResolveOptions::default()
         };
@@ -368,15 +374,15 @@ fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
 }
 
 /// A source that could not be opened.
-struct Unopened(String, Error);
+struct Unopened(Error);
 
 impl BlobSource for Unopened {
     fn describe(&self) -> String {
-        self.0.clone()
+        self.0.what().to_owned()
     }
 
     fn open(&self, _: BlobKind, _: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
-        Err(self.1.clone())
+        Err(self.0.clone())
     }
 }
 

@@ -10,8 +10,9 @@
 //! # fn main() -> berth_images::Result<()> {
 //! let credentials = Credentials::from_env();
 //! let reference: Reference = "debian:12".parse()?;
-//! if let Resolved::Manifest(image) = resolve(&reference, &credentials, &ResolveOptions::default())? {
-//!     let source = open_source(&image.source, image.insecure, &credentials)?;
+//! let options = ResolveOptions::default();
+//! if let Resolved::Manifest(image) = resolve(&reference, &credentials, &options)? {
+//!     let source = open_source(&image, &options.registries, &credentials)?;
 //!     let store = Store::open(std::path::Path::new("/home/me/.local/state/berth/images"))?;
 //!     let prepared = store.ensure(&image, source.as_ref(), &())?;
 //!     println!("{:?} {:?}", prepared.config.env, prepared.layers);
@@ -56,7 +57,7 @@ pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
-pub use registry::{Credentials, Login, LoginTarget, Registry};
+pub use registry::{Credentials, Login, LoginTarget, Registries, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
 pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, save_archive};

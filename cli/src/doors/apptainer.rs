@@ -9,7 +9,7 @@ use crate::local::{self, Container, Entry, Inherit, RootInside};
 use crate::logins;
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_images::{Credentials, Resolved, describe, open_source, save_archive};
+use berth_images::{Resolved, describe, save_archive};
 use berth_model::ByteStr;
 use berth_model::spec::MountSpec;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -533,8 +533,8 @@ fn write_archive(
     quiet: bool,
 ) -> Result<(), Failure> {
     let bar = Bar::new(name, quiet);
-    let written = open_source(&pinned.source, pinned.insecure, &Credentials::from_env())
-        .and_then(|source| save_archive(pinned, source.as_ref(), name, path, &bar));
+    let written =
+        images::open(pinned, None).and_then(|source| save_archive(pinned, source.as_ref(), name, path, &bar));
     bar.finish();
     written.map_err(|e| images::failed(&e))
 }
@@ -551,7 +551,7 @@ fn inspect(args: &Inspect) -> Outcome {
     let typed = reference(&args.image)?;
     let config = match local::pinned(&typed, false, None)? {
         Resolved::Manifest(pinned) => {
-            open_source(&pinned.source, pinned.insecure, &Credentials::from_env())
+            images::open(&pinned, None)
                 .and_then(|source| describe(&pinned, source.as_ref()))
                 .map_err(|e| images::failed(&e))?
                 .0

@@ -197,7 +197,7 @@ fn import(args: &Import) -> Outcome {
         return Err(Failure::user(format!("{} exists already: remove it, or use --output", path.display())));
     }
     let pinned = manifest(&args.image)?;
-    local::fetch(&images::store(None)?, &args.image, &pinned, false)?;
+    local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
     let image = pinned.digest.to_string();
     local::save(
         &Container { door: "enroot", image, known: true, ..Container::default() },
@@ -243,7 +243,7 @@ fn export(args: &Export) -> Outcome {
     let hold = named::hold(&state, &args.name)?;
     let store = images::store(None)?;
     if store.prepared(&kept.pinned.digest).map_err(|e| images::failed(&e))?.is_none() {
-        local::fetch(&store, &kept.image, &kept.pinned, false)?;
+        local::fetch(&store, &kept.image, &kept.pinned, false, None)?;
     }
     let upper = Some(Kept { upper: hold.upper.clone() });
     let image = kept.pinned.digest.to_string();
@@ -268,7 +268,7 @@ fn create(args: &Create) -> Outcome {
     if args.force && named::find(&state, &name)?.is_some() {
         named::remove(&state, &name)?;
     }
-    local::fetch(&images::store(None)?, &args.image, &pinned, false)?;
+    local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
     let container = named::Named { image: args.image.clone(), pinned, created: berth_client::now().secs() };
     named::create(&state, &name, &container)?;
     out::print(&format!("{name}\n")).map(|()| 0)
@@ -308,7 +308,7 @@ fn start(args: Start) -> Outcome {
         let hold = named::hold(&state, &name)?;
         let store = images::store(None)?;
         if store.prepared(&kept.pinned.digest).map_err(|e| images::failed(&e))?.is_none() {
-            local::fetch(&store, &kept.image, &kept.pinned, false)?;
+            local::fetch(&store, &kept.image, &kept.pinned, false, None)?;
         }
         let image = kept.pinned.digest.to_string();
         let upper = Some(Kept { upper: hold.upper.clone() });

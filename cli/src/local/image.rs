@@ -4,8 +4,7 @@ use super::Container;
 use crate::images::{self, Bar};
 use berth_client::error::Failure;
 use berth_images::{
-    Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest, Store,
-    open_source, resolve,
+    Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest, Store, resolve,
 };
 use berth_model::ByteStr;
 use berth_runtime::facts::is_privileged;
@@ -27,8 +26,9 @@ pub enum Pull {
 /// What an image means now, by the caller's own logins.
 pub fn pinned(image: &str, insecure: bool, state: Option<&Path>) -> Result<Resolved, Failure> {
     let reference: Reference = image.parse().map_err(|e: Error| images::failed(&e))?;
-    let insecure = insecure || images::Resolver { state: state.map(Path::to_path_buf) }.insecure(&reference);
-    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+    let registries = images::registries_of(&reference, state);
+    let registries = if insecure { registries.without_tls_of(&reference) } else { registries };
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
     resolve(&reference, &Credentials::from_env(), &options).map_err(|e| images::failed(&e))
 }
 
@@ -38,13 +38,12 @@ pub fn fetch(
     name: &str,
     pinned: &ResolvedManifest,
     quiet: bool,
+    state: Option<&Path>,
 ) -> Result<PreparedImage, Failure> {
-    let credentials = Credentials::from_env();
     let bar = Bar::new(name, quiet);
-    let prepared = match images::helpers()? {
+    let prepared = match images::helpers(pinned, state)? {
         Some(helpers) => helpers.ensure(store, pinned, &bar),
-        None => open_source(&pinned.source, pinned.insecure, &credentials)
-            .and_then(|source| store.ensure(pinned, source.as_ref(), &bar)),
+        None => images::open(pinned, state).and_then(|source| store.ensure(pinned, source.as_ref(), &bar)),
     };
     bar.finish();
     prepared.map_err(|e| images::failed(&e))
@@ -80,7 +79,7 @@ fn prepare(
         )));
     }
     match pinned(image, insecure, state)? {
-        Resolved::Manifest(pinned) => fetch(&store, image, &pinned, quiet).map(Ok),
+        Resolved::Manifest(pinned) => fetch(&store, image, &pinned, quiet, state).map(Ok),
         other => Ok(Err(other)),
     }
 }

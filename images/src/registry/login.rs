@@ -7,7 +7,7 @@ use base64::Engine;
 
 use super::config_file::ConfigFile;
 use super::credentials::{AuthFile, Identity, of_user, read};
-use super::{Access, Client, Credentials, helper};
+use super::{Access, Client, Credentials, Registries, helper};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef, registry_alone};
 
@@ -70,7 +70,13 @@ impl Credentials {
     ///
     /// # Errors
     /// The registry refuses it or cannot be reached, or it cannot be kept; nothing is changed then.
-    pub fn login(&self, target: &LoginTarget, user: &str, password: &str, insecure: bool) -> Result<Login> {
+    pub fn login(
+        &self,
+        target: &LoginTarget,
+        user: &str,
+        password: &str,
+        registries: &Registries,
+    ) -> Result<Login> {
         let what = format!("login to {}", target.registry);
         check_user(user, ":", &what)?;
         if target.user.as_ref().is_some_and(|named| named != user) {
@@ -81,7 +87,7 @@ impl Credentials {
             return Err(Error::new(ErrorKind::Reference, what, "the password is empty")
                 .next("give the password, or a token, of that user"));
         }
-        let checked = self.check(&target.registry, user, password, insecure)?;
+        let checked = self.check(&target.registry, user, password, registries)?;
         let mut file = ConfigFile::open(self.place(&what)?)?;
         let (logins, name) = (file.logins()?, target.name());
         let helper = logins.helper(&target.registry).map(str::to_owned);
@@ -156,7 +162,7 @@ impl Credentials {
     }
 
     /// Asks the registry; false where it wants to know from nobody who they are.
-    fn check(&self, registry: &str, user: &str, password: &str, insecure: bool) -> Result<bool> {
+    fn check(&self, registry: &str, user: &str, password: &str, registries: &Registries) -> Result<bool> {
         let name = RegistryRef {
             user: None,
             registry: registry.to_owned(),
@@ -164,7 +170,7 @@ impl Credentials {
             tag: None,
             digest: None,
         };
-        let client = Client::new(&name, self, insecure, Access::Login);
+        let client = Client::new(&name, self, registries, Access::Login);
         client.session().identity =
             Some(Identity::Basic { user: user.to_owned(), password: password.to_owned() });
         client.request(&format!("{}/v2/", client.base), None, 0)?;

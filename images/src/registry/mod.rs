@@ -8,6 +8,7 @@ mod helper;
 mod login;
 mod message;
 mod push;
+mod reach;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use ureq::{Agent, Body, RequestBuilder};
 pub use credentials::Credentials;
 pub use login::{Login, LoginTarget};
 pub(crate) use push::{Bytes, Uploader};
+pub use reach::Registries;
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, ErrorKind, Result};
@@ -82,8 +84,8 @@ impl Registry {
     ///
     /// # Errors
     /// The HTTP client cannot be configured.
-    pub fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool) -> Result<Self> {
-        Ok(Self(Arc::new(Client::new(name, credentials, insecure, Access::Pull))))
+    pub fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries) -> Result<Self> {
+        Ok(Self(Arc::new(Client::new(name, credentials, registries, Access::Pull))))
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
@@ -124,7 +126,8 @@ impl BlobSource for Registry {
 }
 
 impl Client {
-    fn new(name: &RegistryRef, credentials: &Credentials, insecure: bool, access: Access) -> Self {
+    fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries, access: Access) -> Self {
+        let insecure = registries.is_insecure(&name.registry);
         let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
         let mut config = Agent::config_builder()
             .http_status_as_error(false)

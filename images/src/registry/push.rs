@@ -7,7 +7,7 @@ use std::io::{Seek, SeekFrom};
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
-use super::{Access, Client, Credentials, join, query};
+use super::{Access, Client, Credentials, Registries, join, query};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::RegistryRef;
@@ -31,9 +31,9 @@ impl Uploader {
         name: &RegistryRef,
         from: Option<String>,
         credentials: &Credentials,
-        insecure: bool,
+        registries: &Registries,
     ) -> Self {
-        Self(Client::new(name, credentials, insecure, Access::Push { from }))
+        Self(Client::new(name, credentials, registries, Access::Push { from }))
     }
 
     /// Whether the repository has the blob.

@@ -14,7 +14,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
 use crate::reference::{Reference, RegistryRef};
-use crate::registry::{Credentials, Registry};
+use crate::registry::{Credentials, Registries, Registry};
 use crate::squashfs::SquashfsSource;
 use crate::unpack::Limits;
 
@@ -93,7 +93,7 @@ pub struct ResolvedManifest {
     pub source: String,
     /// Digest of the manifest.
     pub digest: Digest,
-    /// Whether the registry is spoken to without TLS.
+    /// Whether the registry was spoken to without TLS, and is where the image is fetched.
     #[serde(default)]
     pub insecure: bool,
     /// The name under which people list and remove the image: the reference's canonical spelling.
@@ -104,8 +104,8 @@ pub struct ResolvedManifest {
 /// How to resolve and open.
 #[derive(Clone, Debug, Default)]
 pub struct ResolveOptions {
-    /// Speak to the registry over HTTP, or HTTPS without checking its certificate.
-    pub insecure: bool,
+    /// How registries are reached.
+    pub registries: Registries,
     /// For which platform; this machine's by default.
     pub platform: Platform,
     /// Directory that relative paths start from; the process's own by default.
@@ -171,7 +171,12 @@ pub fn resolve(
 ///
 /// # Errors
 /// The text is not a canonical source, or the file is gone. A registry is asked only when a blob is opened.
-pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> Result<Box<dyn BlobSource>> {
+pub fn open_source(
+    image: &ResolvedManifest,
+    registries: &Registries,
+    credentials: &Credentials,
+) -> Result<Box<dyn BlobSource>> {
+    let source = image.source.as_str();
     let relative = || {
         Error::new(
             ErrorKind::Reference,
@@ -200,10 +205,10 @@ pub fn open_source(source: &str, insecure: bool, credentials: &Credentials) -> R
     if !source.starts_with("docker://") {
         return Err(relative());
     }
-    match source.parse()? {
-        Reference::Registry(name) => Ok(Box::new(Registry::new(&name, credentials, insecure)?)),
-        _ => Err(relative()),
-    }
+    let Reference::Registry(name) = source.parse()? else { return Err(relative()) };
+    let registries =
+        if image.insecure { registries.clone().without_tls(&name.registry) } else { registries.clone() };
+    Ok(Box::new(Registry::new(&name, credentials, &registries)?))
 }
 
 fn absolute(path: &Path, credentials: &Credentials, options: &ResolveOptions) -> Result<PathBuf> {
@@ -245,13 +250,14 @@ fn resolve_registry(
     credentials: &Credentials,
     options: &ResolveOptions,
 ) -> Result<ResolvedManifest> {
-    let registry = Registry::new(name, credentials, options.insecure)?;
+    let registry = Registry::new(name, credentials, &options.registries)?;
     let what = Reference::Registry(name.clone()).to_string();
     let (bytes, content_type, digest) = registry.manifest(&name.selector())?;
     let digest = descend(&what, bytes, content_type.as_deref(), digest, &options.platform, &|digest| {
         read_verified(&registry, BlobKind::Manifest, digest, Limits::default().manifest_bytes)
     })?;
-    Ok(ResolvedManifest { source: name.source(), digest, insecure: options.insecure, name: Some(what) })
+    let insecure = options.registries.is_insecure(&name.registry);
+    Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what) })
 }
 
 /// Follows indexes until a manifest for the platform is found, and gives its digest.

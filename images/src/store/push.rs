@@ -14,7 +14,7 @@ use crate::manifest::LayerInfo;
 use crate::outer;
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::{Reference, RegistryRef};
-use crate::registry::{Bytes, Credentials, Uploader};
+use crate::registry::{Bytes, Credentials, Registries, Uploader};
 
 /// What pushing did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Store {
         image: &Digest,
         to: &RegistryRef,
         credentials: &Credentials,
-        insecure: bool,
+        registries: &Registries,
         progress: &dyn Progress,
     ) -> Result<Pushed> {
         let what = Reference::Registry(to.clone()).to_string();
@@ -60,7 +60,7 @@ impl Store {
         let config = self.stored_blob(&record.config_digest)?;
         let mut manifest: serde_json::Value = serde_json::from_slice(&original)
             .map_err(|e| Error::new(ErrorKind::Corrupt, format!("blob {image}"), e.to_string()))?;
-        let uploader = Uploader::new(to, sister(record.source.as_deref(), to), credentials, insecure);
+        let uploader = Uploader::new(to, sister(record.source.as_deref(), to), credentials, registries);
         let mut pushed = Pushed { digest: image.clone(), uploaded: 0, mounted: 0, anew: false };
         let bytes = record.layers.iter().map(|l| l.size).sum();
         progress.event(ProgressEvent::Start { layers: record.layers.len(), cached: 0, bytes });

@@ -5,7 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use berth_images::{Credentials, ErrorKind, Helpers, ProgressEvent, ResolveOptions, Resolved, RunAs, Store};
+use berth_images::{
+    Credentials, ErrorKind, Helpers, ProgressEvent, Registries, ResolveOptions, Resolved, RunAs, Store,
+};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
@@ -220,6 +222,7 @@ fn helpers(
         program: program(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
+        registries: Registries::default(),
         user,
         environment,
         store,
@@ -244,15 +247,15 @@ fn fetcher_and_unpacker_import_with_the_users_own_login() {
     .unwrap();
     let store = bench.store();
     let name = format!("{}/x:1", fake.address);
-    let with_login = helpers(None, None, vec![("DOCKER_CONFIG".into(), home.clone().into())]);
-    let without = helpers(None, None, vec![]);
+    let registries = Registries::default().without_tls(&fake.address);
+    let make = |environment| Helpers { registries: registries.clone(), ..helpers(None, None, environment) };
+    let with_login = make(vec![("DOCKER_CONFIG".into(), home.clone().into())]);
+    let without = make(vec![]);
 
     let reference = name.parse().unwrap();
-    let error = without.resolve(&reference, true, bench.path()).unwrap_err();
+    let error = without.resolve(&reference, bench.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    let Resolved::Manifest(image) = with_login.resolve(&reference, true, bench.path()).unwrap() else {
-        panic!()
-    };
+    let Resolved::Manifest(image) = with_login.resolve(&reference, bench.path()).unwrap() else { panic!() };
     assert_eq!(
         image,
         resolve_text(&name, &Credentials::from_parts(Some(&home), None, None, None), true).unwrap()
@@ -301,12 +304,16 @@ fn a_private_image_serves_only_those_who_could_pull_it() {
     let id = |uid| Some(RunAs { uid, gid: uid, groups: vec![uid] });
     let owner = 54_321;
     let store = Store::open_for(&bench.path().join("store"), Some((owner, owner))).unwrap();
-    let make =
-        |uid, environment| Helpers { program: copy.clone(), ..helpers(id(uid), id(owner), environment) };
+    let registries = Registries::default().without_tls(&fake.address);
+    let make = |uid, environment| Helpers {
+        program: copy.clone(),
+        registries: registries.clone(),
+        ..helpers(id(uid), id(owner), environment)
+    };
     let alice = make(54_001, vec![("DOCKER_CONFIG".into(), home.into())]);
     let bob = make(54_002, vec![]);
     let Resolved::Manifest(image) =
-        alice.resolve(&format!("{}/x:1", fake.address).parse().unwrap(), true, bench.path()).unwrap()
+        alice.resolve(&format!("{}/x:1", fake.address).parse().unwrap(), bench.path()).unwrap()
     else {
         panic!()
     };
@@ -357,7 +364,7 @@ fn a_helper_that_dies_is_an_error() {
     let options = ResolveOptions { directory: Some(bench.path().to_path_buf()), ..ResolveOptions::default() };
     let relative: berth_images::Reference = "./layout".parse().unwrap();
     assert_eq!(
-        helpers(None, None, vec![]).resolve(&relative, false, bench.path()).unwrap(),
+        helpers(None, None, vec![]).resolve(&relative, bench.path()).unwrap(),
         berth_images::resolve(&relative, &Credentials::anonymous(), &options).unwrap()
     );
 }

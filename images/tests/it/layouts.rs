@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use berth_images::{
-    Algorithm, Credentials, Digest, ErrorKind, Reference, ResolveOptions, Resolved, open_source, resolve,
-    save_archive,
+    Algorithm, Credentials, Digest, ErrorKind, Reference, Registries, ResolveOptions, Resolved, open_source,
+    resolve, save_archive,
 };
 
 use crate::support::{
@@ -223,7 +223,7 @@ fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
     let layout = bench.layout();
     ImageBuilder::new(vec![layer.clone(), other, layer]).compressed(Compression::Gzip).write(&layout);
     let image = resolve_text(&format!("oci:{}", layout.display()), &Credentials::anonymous(), false).unwrap();
-    let source = open_source(&image.source, false, &Credentials::anonymous()).unwrap();
+    let source = open_source(&image, &Registries::default(), &Credentials::anonymous()).unwrap();
     let path = bench.path().join("saved.tar");
     save_archive(&image, source.as_ref(), "v1", &path, &()).unwrap();
     let archive = path.display().to_string();

@@ -1,6 +1,6 @@
 //! Pushing to registries that misbehave, and archives that are made again.
 
-use berth_images::{Credentials, Error, ErrorKind, Pushed, Reference, Store};
+use berth_images::{Credentials, Error, ErrorKind, Pushed, Reference, Registries, Store};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::{Bench, Compression, ImageBuilder, Tar};
@@ -12,7 +12,7 @@ fn layer() -> Vec<u8> {
 fn push(store: &Store, bench: &Bench, registry: &FakeRegistry) -> Result<Pushed, Error> {
     let digest = store.find(&format!("oci:{}", bench.layout().display())).unwrap();
     let Reference::Registry(to) = format!("{}/x:1", registry.address).parse().unwrap() else { panic!() };
-    store.push(&digest, &to, &Credentials::anonymous(), true, &())
+    store.push(&digest, &to, &Credentials::anonymous(), &Registries::default().without_tls(&to.registry), &())
 }
 
 /// An image in a store, and a registry that has nothing yet.

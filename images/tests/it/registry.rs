@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use berth_images::{Credentials, ErrorKind, ProgressEvent, Reference, ResolveOptions, open_source, resolve};
+use berth_images::{
+    Credentials, ErrorKind, ProgressEvent, Reference, Registries, ResolveOptions, open_source, resolve,
+};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::registry::{PASSWORD, RealRegistry, USER};
@@ -334,13 +336,14 @@ fn progress_adds_up() {
         Behaviour { slow: Duration::from_millis(5), ..Behaviour::default() },
     );
     let reference: Reference = format!("{}/x:1", fake.address).parse().unwrap();
-    let options = ResolveOptions { insecure: true, ..ResolveOptions::default() };
+    let registries = Registries::default().without_tls_of(&reference);
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
     let berth_images::Resolved::Manifest(resolved) =
         resolve(&reference, &Credentials::anonymous(), &options).unwrap()
     else {
         panic!()
     };
-    let source = open_source(&resolved.source, true, &Credentials::anonymous()).unwrap();
+    let source = open_source(&resolved, &Registries::default(), &Credentials::anonymous()).unwrap();
     let events = Mutex::new(Vec::new());
     bench.store().ensure(&resolved, source.as_ref(), &|e| events.lock().unwrap().push(e)).unwrap();
     let events = events.into_inner().unwrap();

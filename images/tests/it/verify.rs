@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use berth_images::{Algorithm, Digest, PreparedImage, Store, Thing, open_source};
+use berth_images::{Algorithm, Digest, PreparedImage, Registries, Store, Thing, open_source};
 
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
 
@@ -68,7 +68,8 @@ impl Damaged {
         let text = format!("oci:{}", self.bench.layout().display());
         let resolved = resolve_text(&text, &berth_images::Credentials::anonymous(), false).unwrap();
         assert_eq!(self.store.origin(&resolved.digest).unwrap().source, text);
-        let source = open_source(&text, false, &berth_images::Credentials::anonymous()).unwrap();
+        let source =
+            open_source(&resolved, &Registries::default(), &berth_images::Credentials::anonymous()).unwrap();
         let report = self.store.verify(&[]).unwrap();
         let layers: Vec<Digest> =
             report.damaged.iter().filter(|d| d.thing == Thing::Layer).map(|d| d.digest.clone()).collect();

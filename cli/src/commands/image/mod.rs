@@ -115,7 +115,7 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
     let failed = |e: Error| images::failed(&e);
     match args {
         Args::Login { .. } | Args::Logout { .. } => {}
-        Args::Verify(args) => return verify::run(&args, store),
+        Args::Verify(args) => return verify::run(&args, store, state),
         Args::History(args) => return transfer::history(&args, store),
         Args::Export(args) => return transfer::export(&args, store, state),
         Args::Push(args) => return transfer::push(&args, store, state),
@@ -124,7 +124,7 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
             let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {
                 return Err(Failure::user(format!("{image} is used where it is; there is nothing to fetch")));
             };
-            let digest = local::fetch(store, &image, &pinned, quiet)?.digest;
+            let digest = local::fetch(store, &image, &pinned, quiet, state)?.digest;
             let line =
                 if quiet { format!("{digest}\n") } else { format!("{reference} is present: {digest}\n") };
             out::print(&line)?;

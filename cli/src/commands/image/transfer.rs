@@ -1,6 +1,6 @@
 //! `berth image history`, `export` and `push`: what an image is made of, and images of the store for other tools.
 
-use crate::images::{self, Bar, Resolver};
+use crate::images::{self, Bar};
 use crate::local::{self, Container};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
@@ -177,9 +177,10 @@ pub fn push(args: &Push, store: &Store, state: Option<&Path>) -> Outcome {
         )));
     };
     let digest = store.find(&args.image).map_err(failed)?;
-    let insecure = args.insecure || Resolver { state: state.map(Path::to_path_buf) }.insecure(&reference);
+    let registries = images::registries(state);
+    let registries = if args.insecure { registries.without_tls_of(&reference) } else { registries };
     let bar = Bar::named(&args.image, "pushing", args.quiet);
-    let pushed = store.push(&digest, to, &Credentials::from_env(), insecure, &bar);
+    let pushed = store.push(&digest, to, &Credentials::from_env(), &registries, &bar);
     bar.finish();
     let pushed = pushed.map_err(failed)?;
     if args.quiet {

@@ -3,9 +3,10 @@
 use crate::images::{self, Bar};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_images::{Credentials, Damage, Digest, Error, Store, Thing, VerifyReport, open_source};
+use berth_images::{Damage, Digest, Error, Store, Thing, VerifyReport};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Problems of one thing that are shown to people.
 const SHOWN: usize = 10;
@@ -36,7 +37,7 @@ struct Document<'a> {
     repaired: Vec<Digest>,
 }
 
-pub fn run(args: &Args, store: &Store) -> Outcome {
+pub fn run(args: &Args, store: &Store, state: Option<&Path>) -> Outcome {
     let failed = |e: Error| images::failed(&e);
     let only: Vec<Digest> =
         args.images.iter().map(|name| store.find(name)).collect::<Result<_, _>>().map_err(failed)?;
@@ -46,7 +47,7 @@ pub fn run(args: &Args, store: &Store) -> Outcome {
         if !args.json {
             print(&report)?;
         }
-        repair(store, &report)?;
+        repair(store, &report, state)?;
         let after = store.verify(&only).map_err(failed)?;
         let still: BTreeSet<_> = after.damaged.iter().map(|d| &d.digest).collect();
         repaired = report.damaged.iter().map(|d| d.digest.clone()).filter(|d| !still.contains(d)).collect();
@@ -115,7 +116,7 @@ fn print(report: &VerifyReport) -> Result<(), Failure> {
 }
 
 /// Fetches again what is damaged, image by image; what fails is told, and the others go on.
-fn repair(store: &Store, report: &VerifyReport) -> Result<(), Failure> {
+fn repair(store: &Store, report: &VerifyReport, state: Option<&Path>) -> Result<(), Failure> {
     let mut done: BTreeSet<&Digest> = BTreeSet::new();
     let all: BTreeSet<&Digest> = report.damaged.iter().flat_map(|damage| &damage.images).collect();
     for image in all {
@@ -126,7 +127,7 @@ fn repair(store: &Store, report: &VerifyReport) -> Result<(), Failure> {
         }
         let layers: Vec<Digest> =
             damaged.iter().filter(|d| d.thing == Thing::Layer).map(|d| d.digest.clone()).collect();
-        match again(store, image, &layers) {
+        match again(store, image, &layers, state) {
             Ok(()) => done.extend(damaged.iter().map(|d| &d.digest)),
             Err(e) => out::complain(&format!("berth: error: image {}: {e}", image.short())),
         }
@@ -134,13 +135,13 @@ fn repair(store: &Store, report: &VerifyReport) -> Result<(), Failure> {
     Ok(())
 }
 
-fn again(store: &Store, image: &Digest, layers: &[Digest]) -> Result<(), String> {
+fn again(store: &Store, image: &Digest, layers: &[Digest], state: Option<&Path>) -> Result<(), String> {
     let text = |e: Error| e.to_string();
     let origin = store.origin(image).map_err(text)?;
     let bar = Bar::new(&origin.source, false);
-    let repaired = match images::helpers().map_err(|e| e.text)? {
+    let repaired = match images::helpers(&origin, state).map_err(|e| e.text)? {
         Some(helpers) => helpers.repair(store, &origin, layers, &bar),
-        None => open_source(&origin.source, origin.insecure, &Credentials::from_env())
+        None => images::open(&origin, state)
             .and_then(|source| store.repair(&origin, layers, source.as_ref(), &bar)),
     };
     bar.finish();

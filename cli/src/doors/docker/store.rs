@@ -19,7 +19,7 @@ pub fn pull(args: &PullArgs) -> Outcome {
         return Err(Failure::user(format!("{} is used where it is; there is nothing to fetch", args.image)));
     };
     let present = store.prepared(&pinned.digest).map_err(|e| images::failed(&e))?.is_some();
-    local::fetch(&store, &args.image, &pinned, args.quiet)?;
+    local::fetch(&store, &args.image, &pinned, args.quiet, None)?;
     let reference: Reference = args.image.parse().map_err(|e| images::failed(&e))?;
     let name = reference.to_string();
     let name = name.strip_prefix("docker://").unwrap_or(&name);

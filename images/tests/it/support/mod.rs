@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use berth_images::{
-    Algorithm, Credentials, Digest, Error, LayerForm, PreparedImage, Reference, ResolveOptions, Resolved,
-    ResolvedManifest, Store, open_source, resolve,
+    Algorithm, Credentials, Digest, Error, LayerForm, PreparedImage, Reference, Registries, ResolveOptions,
+    Resolved, ResolvedManifest, Store, open_source, resolve,
 };
 
 /// Runs a program of Debian package `package`, which must be installed.
@@ -312,7 +312,7 @@ pub fn ensure_text(
     insecure: bool,
 ) -> Result<PreparedImage, Error> {
     let resolved = resolve_text(text, credentials, insecure)?;
-    let source = open_source(&resolved.source, insecure, credentials)?;
+    let source = open_source(&resolved, &Registries::default(), credentials)?;
     store.ensure(&resolved, source.as_ref(), &())
 }
 
@@ -322,7 +322,11 @@ pub fn resolve_text(
     insecure: bool,
 ) -> Result<ResolvedManifest, Error> {
     let reference: Reference = text.parse()?;
-    let options = ResolveOptions { insecure, ..ResolveOptions::default() };
+    let registries = match insecure {
+        true => Registries::default().without_tls_of(&reference),
+        false => Registries::default(),
+    };
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
     match resolve(&reference, credentials, &options)? {
         Resolved::Manifest(manifest) => Ok(manifest),
         other => panic!("{text} is {other:?}"),
