@@ -1,11 +1,11 @@
 //! After a restart: the steps that an earlier agent left in the spool, with or without their supervisors.
 
-use crate::driver::{TIMERS, supervise};
+use crate::driver::{KEPT, Kept, supervise};
 use crate::jobs::{self, JobRecord};
 use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::supervisors;
-use berth_agent_core::{Adopted, AdoptedPhase, StepTimers, SupervisorEvent};
+use berth_agent_core::{Adopted, AdoptedPhase, SupervisorEvent};
 use berth_model::ids::StepKey;
 use berth_model::launch::StepPhase;
 use berth_runtime::JobNamespaces;
@@ -65,8 +65,8 @@ pub async fn adopt(
             (_, Some(group)) => clear(key, &group),
             _ => {}
         }
-        let timers = read_json::<StepTimers>(&dir.path().join(TIMERS)).unwrap_or_default();
-        found.steps.push(Adopted { launch: file.launch, timers, phase });
+        let Kept { timers, pull } = read_json(&dir.path().join(KEPT)).unwrap_or_default();
+        found.steps.push(Adopted { launch: file.launch, timers, phase, pull });
     }
     for record in jobs::scan(paths)? {
         let has_steps = found.steps.iter().any(|s| s.launch.key.job == record.job);

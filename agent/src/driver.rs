@@ -4,7 +4,7 @@ use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
-use crate::images::{Images, Ready};
+use crate::images::{Images, Pulling, Ready};
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
@@ -13,11 +13,11 @@ use crate::standby::{PAUSE, Slots, Standby};
 use crate::zygote::Zygote;
 use crate::{enter, notes, probe, supervisors};
 use berth_agent_core::{
-    AgentCore, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
+    AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
-use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
@@ -47,7 +47,7 @@ pub enum Input {
     /// Of the link.
     Link(LinkEvent),
     /// A step's image is there, or cannot be had.
-    Image(StepKey, Box<Result<Ready, String>>),
+    Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
     /// A run's files are gone.
     Cleared(JobId, Attempt),
     /// A job may soon start another step. How often that was put off.
@@ -197,15 +197,15 @@ impl Driver {
                     self.feed(AgentEvent::Disconnected);
                 }
             }
-            Input::Image(key, result) => {
+            Input::Image(key, result, fetched) => {
                 // One that was cancelled meanwhile is of no more interest.
                 if self.preparing.remove(&key).is_some() {
                     let event = match *result {
                         Ok(ready) => {
                             self.ready.insert(key, ready);
-                            ImageEvent::Ready
+                            ImageEvent::Ready(fetched)
                         }
-                        Err(why) => ImageEvent::Failed(why),
+                        Err(why) => ImageEvent::Failed(why, fetched),
                     };
                     self.feed(AgentEvent::Image { key, event });
                 }
@@ -269,8 +269,9 @@ impl Driver {
                 self.preparing.remove(&key);
                 self.ready.remove(&key);
             }
-            AgentEffect::Spawn { key, launch, timers } => {
-                let result = tokio::task::block_in_place(|| self.spawn(key, *launch, timers));
+            AgentEffect::Spawn { key, launch, timers, pull } => {
+                let kept = Kept { timers, pull };
+                let result = tokio::task::block_in_place(|| self.spawn(key, *launch, &kept));
                 if let Err(why) = result {
                     tracing::warn!("step {key} could not be started: {why}");
                     self.supervisor(key, SupervisorEvent::Exited(not_started(why)));
@@ -417,31 +418,33 @@ impl Driver {
         self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
         if launch.container.is_none() && launch.enter.is_none() {
             self.ready.insert(key, Ready::nothing());
-            let ready = AgentEvent::Image { key, event: ImageEvent::Ready };
+            let ready = AgentEvent::Image { key, event: ImageEvent::Ready(None) };
             let _ = self.inputs.send(Input::Core(ready));
             return;
         }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let tell = |percent| {
+            let pulling = Pulling::new(|percent| {
                 let event = ImageEvent::Progress(percent);
                 let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
-            };
+            });
             let result = match launch.enter {
-                None => node.images.prepare(&launch, tell),
+                None => node.images.prepare(&launch, &pulling),
                 Some(step) => {
                     enter::find(&node.paths.spool(), &node.registry, &launch, step).and_then(|entered| {
-                        let ready = node.images.prepare(&entered.launch, tell)?;
+                        let ready = node.images.prepare(&entered.launch, &pulling)?;
                         Ok(Ready { entered: Some(Box::new(entered)), ..ready })
                     })
                 }
             };
-            let _ = inputs.send(Input::Image(key, Box::new(result)));
+            // What is entered has its image.
+            let fetched = pulling.fetched().filter(|_| launch.enter.is_none());
+            let _ = inputs.send(Input::Image(key, Box::new(result), fetched));
         });
         self.preparing.insert(key, task.abort_handle());
     }
 
-    fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, timers: StepTimers) -> Result<(), String> {
+    fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, kept: &Kept) -> Result<(), String> {
         let node = Arc::clone(&self.node);
         let mut ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
         let mut join = None;
@@ -481,7 +484,7 @@ impl Driver {
         };
         let start = || -> io::Result<supervisors::Link> {
             dir.create()?;
-            write_json(&dir.path().join(TIMERS), &timers)?;
+            write_json(&dir.path().join(KEPT), kept)?;
             dir.write_launch(&LaunchFile { format: FORMAT, launch, node: part })?;
             let held: Vec<BorrowedFd<'_>> =
                 ready.guard.iter().map(AsFd::as_fd).chain(ready.kept.iter().map(AsFd::as_fd)).collect();
@@ -530,12 +533,15 @@ impl Driver {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
             }
-            let over = || inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+            let over = || {
+                // Nobody listens where the agent ends.
+                let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+            };
             // Where nothing of it lives its share of the node is free; the controller need wait neither for groups, whose
             // removal waits for that of others, nor for files.
             let told = gone.as_ref().is_some_and(jobs::end);
             if told {
-                let _ = over();
+                over();
             }
             for step in steps {
                 // What does not go shows below.
@@ -547,7 +553,7 @@ impl Driver {
                 }
             }
             if !told {
-                let _ = over();
+                over();
             }
             if let Err(e) = jobs::remove(&node.paths, job) {
                 tracing::error!("job {job}: cannot remove {}: {e}", node.paths.job(job).display());
@@ -558,8 +564,19 @@ impl Driver {
     }
 }
 
-/// Name of the file in a step's directory that holds its timers.
-pub const TIMERS: &str = "timers.json";
+/// Name of the file in a step's directory that holds what the core wants back ([`Kept`]).
+pub const KEPT: &str = "timers.json";
+
+/// What the core wants back of a step when the agent starts again.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    /// When things are due.
+    #[serde(flatten)]
+    pub timers: StepTimers,
+    /// What its image took.
+    pub pull: Option<ImagePull>,
+}
 
 /// Attends to a step's supervisor in a task of its own.
 pub fn supervise(
@@ -587,6 +604,7 @@ fn not_started(why: String) -> StepExit {
         oom: false,
         launch_error: Some(why),
         ended_by: None,
+        image: None,
         usage: Usage::default(),
         ended: wall_clock(),
     }

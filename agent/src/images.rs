@@ -3,6 +3,7 @@
 
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
+use berth_agent_core::Fetched;
 use berth_images::{
     Credentials, Digest, Helpers, LayerForm, Progress, ProgressEvent, Reference, Registries, ResolveOptions,
     Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
@@ -17,7 +18,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
 /// distributions or container engines give out.
@@ -99,13 +100,19 @@ impl Images {
         Store::open_for(&self.root, self.program.is_some().then_some(STORE_ID))
     }
 
-    /// Makes the step's image present. `tell` hears the percentage, where it is known.
-    pub fn prepare(&self, launch: &StepLaunch, tell: impl Fn(Option<u8>) + Sync) -> Result<Ready, String> {
+    /// Makes the step's image present; `pulling` is told of it.
+    pub fn prepare<F: Fn(Option<u8>) + Sync>(
+        &self,
+        launch: &StepLaunch,
+        pulling: &Pulling<F>,
+    ) -> Result<Ready, String> {
         let Some(container) = &launch.container else { return Ok(Ready::nothing()) };
-        let Some(named) = &container.named else { return self.make_present(launch, &container.image, &tell) };
+        let Some(named) = &container.named else {
+            return self.make_present(launch, &container.image, pulling);
+        };
         loop {
             if let Some(claim) = self.kept.find(launch, container, named)? {
-                let ready = self.make_present(launch, &claim.image, &tell)?;
+                let ready = self.make_present(launch, &claim.image, pulling)?;
                 return Ok(Ready { kept: Some(claim), ..ready });
             }
             if container.image.resolved == Some(ResolvedImage::Kept) {
@@ -115,7 +122,7 @@ impl Images {
                     named.name
                 ));
             }
-            let ready = self.make_present(launch, &container.image, &tell)?;
+            let ready = self.make_present(launch, &container.image, pulling)?;
             if ready.resolved == Some(ResolvedImage::Host) {
                 return Err("--container-name: the node's own filesystem (host:) is no container".into());
             }
@@ -126,20 +133,28 @@ impl Images {
         }
     }
 
-    fn make_present(
+    fn make_present<F: Fn(Option<u8>) + Sync>(
         &self,
         launch: &StepLaunch,
         wanted: &ImageRef,
-        tell: &(impl Fn(Option<u8>) + Sync),
+        pulling: &Pulling<F>,
     ) -> Result<Ready, String> {
         let helpers = self.program.as_ref().map(|program| helpers(program, &self.registries, launch));
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
-            None => self.resolve(&wanted.typed, launch, helpers.as_ref())?,
+            None => {
+                pulling.state().wanted = true;
+                self.resolve(&wanted.typed, launch, helpers.as_ref())?
+            }
         };
         let ResolvedImage::Manifest { source, digest, insecure } = &resolved else {
+            pulling.state().wanted = false;
             return Ok(Ready { resolved: Some(resolved), ..Ready::nothing() });
         };
+        {
+            let mut state = pulling.state();
+            (state.wanted, state.digest) = (true, Some(digest.clone()));
+        }
         let digest: Digest = digest.parse().map_err(|e: berth_images::Error| e.to_string())?;
         let manifest = ResolvedManifest {
             source: source.clone(),
@@ -148,11 +163,10 @@ impl Images {
             name: wanted.typed.parse::<Reference>().ok().map(|r| r.to_string()),
         };
         let store = self.store().map_err(|e| e.to_string())?;
-        let percent = Percent { state: Mutex::default(), tell };
         let prepared = match &helpers {
-            Some(helpers) => helpers.ensure(&store, &manifest, &percent),
+            Some(helpers) => helpers.ensure(&store, &manifest, pulling),
             None => open_source(&manifest, &self.registries, &credentials(launch))
-                .and_then(|source| store.ensure(&manifest, source.as_ref(), &percent)),
+                .and_then(|source| store.ensure(&manifest, source.as_ref(), pulling)),
         };
         let prepared = prepared.map_err(|e| e.to_string())?;
         if let Some(mounted) = &self.mounted {
@@ -258,23 +272,53 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
 }
 
 #[derive(Default)]
-struct Fetched {
+struct State {
+    /// There is an image to be made present.
+    wanted: bool,
+    digest: Option<String>,
+    /// Layers had to be fetched, or were being fetched by somebody else.
+    missing: bool,
     bytes: u64,
     total: u64,
     told: Option<u8>,
 }
 
-/// Turns an import's events into a percentage that is told when it changes.
-struct Percent<F> {
-    state: Mutex<Fetched>,
+/// Adds up an import's events, and turns them into a percentage that is told when it changes.
+pub struct Pulling<F> {
+    state: Mutex<State>,
     tell: F,
 }
 
-impl<F: Fn(Option<u8>) + Sync> Progress for Percent<F> {
+impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
+    /// `tell` hears the percentage, where it is known.
+    pub fn new(tell: F) -> Pulling<F> {
+        Pulling { state: Mutex::default(), tell }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it came to; `None` where no image was wanted.
+    pub fn fetched(&self) -> Option<Fetched> {
+        let state = self.state();
+        let hit = state.digest.is_some() && !state.missing;
+        state.wanted.then(|| Fetched { bytes: state.bytes, hit, digest: state.digest.clone() })
+    }
+}
+
+impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
     fn event(&self, event: ProgressEvent) {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state();
         match event {
-            ProgressEvent::Start { bytes, .. } => state.total = bytes,
+            ProgressEvent::Waiting { .. } => {
+                state.missing = true;
+                return;
+            }
+            ProgressEvent::Start { bytes, layers, cached } => {
+                state.total = bytes;
+                state.missing |= cached < layers;
+            }
             ProgressEvent::Fetched { bytes } => state.bytes = state.bytes.saturating_add(bytes),
             _ => return,
         }

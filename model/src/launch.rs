@@ -207,6 +207,20 @@ impl Usage {
     }
 }
 
+/// What making a step's image present took on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePull {
+    /// From the Start to the image being there, or to the failure.
+    pub took: Span,
+    /// Bytes that this step fetched; none where another step fetched them.
+    pub bytes: u64,
+    /// All of it was there when the step came.
+    pub hit: bool,
+    /// `sha256:...` of the manifest; absent where no image could be found.
+    #[serde(default)]
+    pub digest: Option<String>,
+}
+
 /// How a step ended on one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepExit {
@@ -224,6 +238,9 @@ pub struct StepExit {
     /// Why it was ended from outside, where it was; filled in by the agent's core.
     #[serde(default)]
     pub ended_by: Option<crate::link::EndCause>,
+    /// What its image took; filled in by the agent's core.
+    #[serde(default)]
+    pub image: Option<ImagePull>,
     /// What it used.
     #[serde(default)]
     pub usage: Usage,

@@ -3,7 +3,7 @@
 
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
-use crate::launch::{StepLaunch, StepPhase};
+use crate::launch::{ImagePull, StepLaunch, StepPhase};
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,15 @@ pub enum FromAgent {
         key: StepKey,
         /// How far.
         phase: StepPhase,
+    },
+    /// What the image of a step that lives took. Of one that ended its exit says it.
+    Pulled {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which.
+        key: StepKey,
+        /// What it took.
+        pull: ImagePull,
     },
     /// No process of the job is left on the node: the answer to `EndJob`, and what follows by itself when the step
     /// ended by which the job lives.

@@ -6,7 +6,7 @@ use crate::ids::{Attempt, JobId, NodeName, StepId};
 use crate::launch::{Layout, NodeShare, Usage};
 use crate::spec::{ArraySpec, Identity, JobSpec, TimeLimit};
 use crate::state::{ExitStatus, JobState, NodeCondition, Reason};
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::tres::Tres;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,17 @@ pub struct JobInfo {
 }
 
 impl JobInfo {
+    /// `sha256:...` of the image's manifest: as pinned at submission, else as the nodes found it.
+    pub fn digest(&self) -> Option<&str> {
+        let pinned = self.spec.container.as_ref().and_then(|c| c.image.digest());
+        pinned.or_else(|| self.steps.iter().find_map(|s| s.digest.as_deref()))
+    }
+
+    /// What the images of its steps took, as far as it is known.
+    pub fn pull(&self) -> Option<PullInfo> {
+        self.steps.iter().filter_map(|s| s.pull).reduce(PullInfo::and)
+    }
+
     /// Whether it says under which name a container is kept.
     pub fn names_a_container(&self) -> bool {
         self.spec.container.as_ref().is_some_and(|c| c.named.is_some())
@@ -121,6 +132,12 @@ pub struct StepInfo {
     /// Image as typed.
     #[serde(default)]
     pub image: Option<String>,
+    /// `sha256:...` of the manifest that it runs.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// What making its image present took; absent until every node has said it.
+    #[serde(default)]
+    pub pull: Option<PullInfo>,
     /// What it has.
     pub allocated: Tres,
     /// Tasks and where they are.
@@ -148,6 +165,32 @@ pub struct StepInfo {
     /// Who cancelled it, by uid.
     #[serde(default)]
     pub cancelled_by: Option<crate::ids::Uid>,
+}
+
+/// What making images present took, over all nodes of a step, or all steps of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullInfo {
+    /// The longest that a node took.
+    pub took: Span,
+    /// Bytes fetched.
+    pub bytes: u64,
+    /// Whether everything was there already.
+    pub hit: bool,
+    /// Time of GPUs that were allocated and waited: the sum over them.
+    pub gpu_wait: Span,
+}
+
+impl PullInfo {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: PullInfo) -> PullInfo {
+        PullInfo {
+            took: self.took.max(other.took),
+            bytes: self.bytes.saturating_add(other.bytes),
+            hit: self.hit && other.hit,
+            gpu_wait: Span(self.gpu_wait.0.saturating_add(other.gpu_wait.0)),
+        }
+    }
 }
 
 /// A node.

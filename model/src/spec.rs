@@ -132,6 +132,16 @@ pub struct ImageRef {
     pub resolved: Option<ResolvedImage>,
 }
 
+impl ImageRef {
+    /// `sha256:...` of the manifest that it is pinned to.
+    pub fn digest(&self) -> Option<&str> {
+        match &self.resolved {
+            Some(ResolvedImage::Manifest { digest, .. }) => Some(digest),
+            _ => None,
+        }
+    }
+}
+
 /// A resolved image. Its meaning never changes between submit and any later run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]

@@ -24,6 +24,7 @@ mod moving;
 mod named;
 mod oci;
 mod packages;
+mod pulls;
 mod quickstart;
 mod registries;
 mod saving;

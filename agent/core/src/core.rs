@@ -1,12 +1,12 @@
 //! The agent's state machine: the controller's commands, images, supervisors, and what is told back.
 
 use crate::event::{
-    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers,
-    SupervisorEvent,
+    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget,
+    StepTimers, SupervisorEvent,
 };
 use crate::state::{Ending, Over, Run, RunKey, Step, made_up};
 use berth_model::ids::{Session, StepId, StepKey, Term};
-use berth_model::launch::{StepExit, StepLaunch, StepPhase};
+use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase};
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
 use berth_model::spec::JobKind;
 use berth_model::state::ExitStatus;
@@ -74,13 +74,20 @@ impl AgentCore {
             let (phase, repeat) = match entry.phase {
                 AdoptedPhase::Starting => (StepPhase::Starting, None),
                 AdoptedPhase::Running => (StepPhase::Running, None),
-                AdoptedPhase::Exited(exit) => (StepPhase::Exited(exit), Some(now)),
-                AdoptedPhase::Gone => (StepPhase::Exited(vanished(key, now)), Some(now)),
+                AdoptedPhase::Exited(exit) => {
+                    (StepPhase::Exited(StepExit { image: entry.pull.clone(), ..exit }), Some(now))
+                }
+                AdoptedPhase::Gone => {
+                    let exit = vanished(key, now);
+                    (StepPhase::Exited(StepExit { image: entry.pull.clone(), ..exit }), Some(now))
+                }
             };
             let step = Step {
                 launch: Box::new(entry.launch),
                 timers: entry.timers,
                 phase,
+                since: now,
+                pull: entry.pull,
                 spooled: true,
                 ending: None,
                 repeat,
@@ -223,6 +230,13 @@ impl AgentCore {
         for key in keys {
             self.report(key);
         }
+        // The Hello says how far steps are, and not what their images took.
+        let live = self.steps.iter().filter(|(_, s)| s.live());
+        let pulls: Vec<(StepKey, ImagePull)> =
+            live.filter_map(|(key, s)| Some((*key, s.pull.clone()?))).collect();
+        for (key, pull) in pulls {
+            self.send(|session| FromAgent::Pulled { session, key, pull });
+        }
     }
 
     fn send(&mut self, make: impl FnOnce(Session) -> FromAgent) {
@@ -237,7 +251,11 @@ impl AgentCore {
         step.news = !told;
         step.tell = None;
         let phase = step.phase.clone();
+        let pull = step.pull.clone().filter(|_| step.live());
         self.send(|session| FromAgent::Step { session, key, phase });
+        if let Some(pull) = pull {
+            self.send(|session| FromAgent::Pulled { session, key, pull });
+        }
     }
 
     fn advance(&mut self, key: StepKey, phase: StepPhase, now: Time) {
@@ -303,6 +321,8 @@ impl AgentCore {
             launch,
             timers,
             phase: StepPhase::Preparing(None),
+            since: now,
+            pull: None,
             spooled: false,
             ending: None,
             repeat: None,
@@ -319,13 +339,20 @@ impl AgentCore {
         }
         match event {
             ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent), now),
-            ImageEvent::Ready => {
+            ImageEvent::Ready(fetched) => {
                 step.spooled = true;
-                let spawn = AgentEffect::Spawn { key, launch: step.launch.clone(), timers: step.timers };
+                step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
+                let spawn = AgentEffect::Spawn {
+                    key,
+                    launch: step.launch.clone(),
+                    timers: step.timers,
+                    pull: step.pull.clone(),
+                };
                 self.out.push(spawn);
                 self.advance(key, StepPhase::Starting, now);
             }
-            ImageEvent::Failed(why) => {
+            ImageEvent::Failed(why, fetched) => {
+                step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
                 let status = ExitStatus { code: 1, signal: 0 };
                 self.exited(key, made_up(status, Some(why), now), now);
             }
@@ -338,6 +365,7 @@ impl AgentCore {
         if exit.ended_by.is_none() {
             exit.ended_by = step.ending.map(|e| e.cause);
         }
+        exit.image.clone_from(&step.pull);
         step.repeat = Some(now + REPEAT);
         let drives = drives(&step.launch);
         if self.session.is_none() || !self.ends_run(key, drives) {
@@ -508,6 +536,11 @@ fn drives(launch: &StepLaunch) -> bool {
         JobKind::Run => launch.key.step == StepId::Number(0) && launch.layout.nodes.len() <= 1,
         JobKind::Alloc => false,
     }
+}
+
+fn pulled(fetched: Fetched, since: Time, now: Time) -> ImagePull {
+    let Fetched { bytes, hit, digest } = fetched;
+    ImagePull { took: now.since(since), bytes, hit, digest }
 }
 
 fn vanished(key: StepKey, now: Time) -> StepExit {

@@ -2,7 +2,7 @@
 
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
-use berth_model::launch::{StepExit, StepLaunch};
+use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
 use berth_model::spec::WarnSignal;
 use berth_model::time::Time;
@@ -37,6 +37,8 @@ pub struct Adopted {
     pub timers: StepTimers,
     /// How far it is (`state.json`).
     pub phase: AdoptedPhase,
+    /// What its image took, as it came with [`AgentEffect::Spawn`].
+    pub pull: Option<ImagePull>,
 }
 
 /// How far an adopted step is.
@@ -104,9 +106,20 @@ pub enum ImageEvent {
     /// Percent, where known.
     Progress(Option<u8>),
     /// It is present; also for a step without an image.
-    Ready,
-    /// What is wrong, why, and what to do.
-    Failed(String),
+    Ready(Option<Fetched>),
+    /// What is wrong, why, and what to do; and what was fetched until then.
+    Failed(String, Option<Fetched>),
+}
+
+/// What a step's image came to, as the shell saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes fetched for this step.
+    pub bytes: u64,
+    /// All of it was there.
+    pub hit: bool,
+    /// `sha256:...` of the manifest, where it is known.
+    pub digest: Option<String>,
 }
 
 /// What a supervisor did.
@@ -170,6 +183,8 @@ pub enum AgentEffect {
         launch: Box<StepLaunch>,
         /// To be kept in the spool and given back in [`Adopted`].
         timers: StepTimers,
+        /// As the timers.
+        pull: Option<ImagePull>,
     },
     /// Send a signal to a step's processes.
     SignalStep {

@@ -12,6 +12,6 @@ mod state;
 
 pub use crate::core::AgentCore;
 pub use event::{
-    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, ImageEvent, ProcessTarget, StepTimers,
-    SupervisorEvent,
+    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget,
+    StepTimers, SupervisorEvent,
 };

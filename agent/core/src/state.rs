@@ -2,7 +2,7 @@
 
 use crate::event::StepTimers;
 use berth_model::ids::{Attempt, JobId, StepId};
-use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::EndCause;
 use berth_model::spec::WarnSignal;
 use berth_model::state::ExitStatus;
@@ -35,6 +35,10 @@ pub(crate) struct Step {
     pub(crate) launch: Box<StepLaunch>,
     pub(crate) timers: StepTimers,
     pub(crate) phase: StepPhase,
+    /// When its Start came.
+    pub(crate) since: Time,
+    /// What its image took, once that is known.
+    pub(crate) pull: Option<ImagePull>,
     /// Whether the spool has an entry of it.
     pub(crate) spooled: bool,
     pub(crate) ending: Option<Ending>,
@@ -68,6 +72,7 @@ pub(crate) fn made_up(status: ExitStatus, launch_error: Option<String>, now: Tim
         oom: false,
         launch_error,
         ended_by: None,
+        image: None,
         usage: Usage::default(),
         ended: now,
     }

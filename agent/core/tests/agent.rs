@@ -35,6 +35,7 @@ fn exit(signal: u8) -> StepExit {
         oom: false,
         launch_error: None,
         ended_by: None,
+        image: None,
         usage: Usage::default(),
         ended: Time(0),
     }
@@ -84,7 +85,7 @@ impl Node {
     }
 
     fn ready(&mut self, key: StepKey) {
-        self.event(AgentEvent::Image { key, event: ImageEvent::Ready });
+        self.event(AgentEvent::Image { key, event: ImageEvent::Ready(None) });
         self.event(AgentEvent::Supervisor { key, event: SupervisorEvent::Started });
     }
 
@@ -312,8 +313,8 @@ fn a_job_goes_when_its_last_step_is_over() {
 fn steps_of_the_spool_are_taken_up_again() {
     let timers = StepTimers { job_limit: Some(Time::from_secs(200)), ..StepTimers::default() };
     let mut n = Node::new(vec![
-        Adopted { launch: launch(BATCH), timers, phase: AdoptedPhase::Running },
-        Adopted { launch: launch(FIRST), timers, phase: AdoptedPhase::Gone },
+        Adopted { launch: launch(BATCH), timers, phase: AdoptedPhase::Running, pull: None },
+        Adopted { launch: launch(FIRST), timers, phase: AdoptedPhase::Gone, pull: None },
     ]);
     let (steps, jobs) = n.introduced();
     assert_eq!(jobs, vec![JOB]);
@@ -331,8 +332,8 @@ fn a_failed_image_is_the_end_of_its_step_alone() {
     let mut n = Node::new(vec![]);
     n.start(start(BATCH, 3));
     n.start(start(FIRST, 3));
-    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Failed("no image 'x'".into()) });
-    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready });
+    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Failed("no image 'x'".into(), None) });
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
     let Some(StepPhase::Exited(e)) = n.phases(FIRST).pop() else { panic!() };
     assert_eq!(e.launch_error.as_deref(), Some("no image 'x'"));
     assert_eq!(n.spawns(), 1);
@@ -340,9 +341,59 @@ fn a_failed_image_is_the_end_of_its_step_alone() {
     let mut n = Node::new(vec![]);
     n.start(start(BATCH, 3));
     n.say(ToAgent::Terminate { term: Term(3), key: BATCH, kill_wait: WAIT, cause: EndCause::Cancelled });
-    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready });
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
     assert_eq!(n.spawns(), 0);
     n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
     let Some(AgentEffect::Send(FromAgent::JobGone { steps, .. })) = n.seen.last() else { panic!() };
     assert!(matches!(steps[..], [(BATCH, StepPhase::Exited(_))]));
+}
+
+#[test]
+fn what_an_image_took_is_told_with_progress_with_the_exit_and_after_a_restart() {
+    let pulls = |n: &Node| -> Vec<ImagePull> {
+        let told = n.seen.iter().filter_map(|e| match e {
+            AgentEffect::Send(FromAgent::Pulled { pull, .. }) => Some(pull.clone()),
+            _ => None,
+        });
+        told.collect()
+    };
+    let fetched = Fetched { bytes: 70, hit: false, digest: Some("sha256:1".into()) };
+    let took = ImagePull { took: Span::from_secs(3), bytes: 70, hit: false, digest: Some("sha256:1".into()) };
+    let mut n = Node::new(vec![]);
+    n.start(start(BATCH, 3));
+    n.later(Span::from_secs(3));
+    assert!(pulls(&n).is_empty(), "nothing is known yet");
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(Some(fetched.clone())) });
+    let kept = n.seen.iter().find_map(|e| match e {
+        AgentEffect::Spawn { pull, .. } => pull.clone(),
+        _ => None,
+    });
+    assert_eq!(kept, Some(took.clone()));
+    n.event(AgentEvent::Supervisor { key: BATCH, event: SupervisorEvent::Started });
+    n.later(Span::from_secs(1));
+    assert_eq!(pulls(&n), std::slice::from_ref(&took));
+    n.exits(BATCH, 0);
+    n.later(Span::from_secs(1));
+    let Some(StepPhase::Exited(exit)) = n.phases(BATCH).pop() else { panic!("no exit was told") };
+    assert_eq!(exit.image, Some(took.clone()));
+    // A later agent has it from the spool, and tells it when it is welcome.
+    let again = Adopted {
+        launch: launch(BATCH),
+        timers: StepTimers::default(),
+        phase: AdoptedPhase::Running,
+        pull: kept,
+    };
+    let mut n = Node::new(vec![again]);
+    assert_eq!(pulls(&n), std::slice::from_ref(&took));
+    n.exits(BATCH, 0);
+    n.later(Span::from_secs(1));
+    let Some(StepPhase::Exited(exit)) = n.phases(BATCH).pop() else { panic!("no exit was told") };
+    assert_eq!(exit.image, Some(took.clone()));
+    // A failure took time, too.
+    let mut n = Node::new(vec![]);
+    n.start(start(FIRST, 3));
+    n.later(Span::from_secs(3));
+    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Failed("gone".into(), Some(fetched)) });
+    let Some(StepPhase::Exited(exit)) = n.phases(FIRST).pop() else { panic!("no exit was told") };
+    assert_eq!(exit.image, Some(took));
 }

@@ -686,6 +686,19 @@ pub struct StepExit {
     pub ended: i64,
     #[prost(enumeration = "EndCause", optional, tag = "7")]
     pub ended_by: ::core::option::Option<i32>,
+    #[prost(message, optional, tag = "8")]
+    pub image: ::core::option::Option<ImagePull>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePull {
+    #[prost(int64, tag = "1")]
+    pub took: i64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(bool, tag = "3")]
+    pub hit: bool,
+    #[prost(string, optional, tag = "4")]
+    pub digest: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Preparing {
@@ -751,6 +764,21 @@ pub struct StepInfo {
     pub work_dir: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint32, optional, tag = "15")]
     pub cancelled_by: ::core::option::Option<u32>,
+    #[prost(string, optional, tag = "16")]
+    pub digest: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "17")]
+    pub pull: ::core::option::Option<PullInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullInfo {
+    #[prost(int64, tag = "1")]
+    pub took: i64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(bool, tag = "3")]
+    pub hit: bool,
+    #[prost(int64, tag = "4")]
+    pub gpu_wait: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JobInfo {
@@ -1941,6 +1969,15 @@ pub struct StepReport {
     #[prost(message, optional, tag = "3")]
     pub phase: ::core::option::Option<StepPhase>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePulled {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(message, optional, tag = "2")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(message, optional, tag = "3")]
+    pub pull: ::core::option::Option<ImagePull>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JobGone {
     #[prost(uint64, tag = "1")]
@@ -1963,7 +2000,7 @@ pub struct Heartbeat {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -1978,6 +2015,8 @@ pub mod from_agent {
         JobGone(super::JobGone),
         #[prost(message, tag = "4")]
         Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "5")]
+        Pulled(super::ImagePulled),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

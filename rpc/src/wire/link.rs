@@ -86,6 +86,9 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
             }
+            FromAgent::Pulled { session, key, pull } => {
+                Kind::Pulled(pb::ImagePulled { session: session.put(), key: key.put(), pull: pull.put() })
+            }
             FromAgent::JobGone { session, job, attempt, steps } => Kind::JobGone(pb::JobGone {
                 session: session.put(),
                 job: job.put(),
@@ -129,6 +132,11 @@ impl Field<pb::FromAgent> for FromAgent {
                 session: Field::get(session)?,
                 key: required(key)?,
                 phase: required(phase)?,
+            },
+            Kind::Pulled(pb::ImagePulled { session, key, pull }) => FromAgent::Pulled {
+                session: Field::get(session)?,
+                key: required(key)?,
+                pull: required(pull)?,
             },
             Kind::JobGone(pb::JobGone { session, job, attempt, steps }) => FromAgent::JobGone {
                 session: Field::get(session)?,

@@ -5,7 +5,7 @@ use berth_model::config::{
     Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, NodeConfig, PartitionConfig, PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
-use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 
 enums! {
     PartitionState { Up, Down, Drain, Inactive }
@@ -15,8 +15,9 @@ enums! {
 structs! {
     StepInfo {
         id, name, attempt, state, image, allocated, layout, exit, message, started, ended, usage, time_limit,
-        work_dir, cancelled_by,
+        work_dir, cancelled_by, digest, pull,
     }
+    PullInfo { took, bytes, hit, gpu_wait }
     JobInfo {
         id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,
         requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,

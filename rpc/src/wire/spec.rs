@@ -4,7 +4,7 @@ use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::launch::{
-    ArrayPlace, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
+    ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::spec::{
@@ -88,7 +88,8 @@ structs! {
         attached, kill_wait, enter, x11,
     }
     Usage { user_us, system_us, max_rss }
-    StepExit { status, tasks, oom, launch_error, usage, ended, ended_by }
+    ImagePull { took, bytes, hit, digest }
+    StepExit { status, tasks, oom, launch_error, usage, ended, ended_by, image }
 }
 
 required_member! {

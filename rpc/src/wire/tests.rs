@@ -267,7 +267,7 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(4) {
+        match r.below(5) {
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -280,7 +280,8 @@ impl Arbitrary for FromAgent {
                 jobs: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
-            2 => FromAgent::JobGone {
+            2 => FromAgent::Pulled { session, key: Arbitrary::arbitrary(r), pull: Arbitrary::arbitrary(r) },
+            3 => FromAgent::JobGone {
                 session,
                 job: Arbitrary::arbitrary(r),
                 attempt: Arbitrary::arbitrary(r),

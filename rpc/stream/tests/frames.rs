@@ -39,6 +39,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                 oom,
                 launch_error,
                 ended_by: None,
+                image: None,
                 usage: Usage::default(),
                 ended: Time(5),
             }))
@@ -162,6 +163,7 @@ fn the_exit_of_a_step_with_very_many_tasks_still_fits() {
         oom: false,
         launch_error: Some("\u{1}".repeat(MAX_PAYLOAD)),
         ended_by: None,
+        image: None,
         usage: Usage::default(),
         ended: Time(0),
     };

@@ -5,10 +5,10 @@ use crate::spec::Spec;
 use crate::tasks::Tasks;
 use berth_model::ids::StepId;
 use berth_model::launch::{Layout, NodeShare, Usage};
-use berth_model::record::{JobInfo, StepInfo};
+use berth_model::record::{JobInfo, PullInfo, StepInfo};
 use berth_model::spec::Identity;
 use berth_model::state::{ExitStatus, JobState, Reason};
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
 use berth_model::tres::{GresKey, Tres};
 use imbl::OrdMap;
 use std::collections::BTreeMap;
@@ -305,12 +305,20 @@ fn step_info(spec: &SpecRow, run: Option<&Run>, step: &StepRow) -> StepInfo {
     }
     let shares = step.nodes.iter().filter_map(|n| run.map_or(n.share.as_ref(), |run| step.share(n, run)));
     let own = step.spec.as_ref().and_then(|s| s.container.as_ref());
+    let container = own.or(spec.spec.container.as_ref());
     StepInfo {
         id: step.key.step,
         name: step.name.clone(),
         attempt: step.key.attempt,
         state: step.result.as_ref().map_or(JobState::Running, |r| r.state),
-        image: own.or(spec.spec.container.as_ref()).map(|c| c.image.typed.clone()),
+        image: container.map(|c| c.image.typed.clone()),
+        digest: step
+            .nodes
+            .iter()
+            .find_map(|n| n.pull.as_ref()?.digest.as_deref())
+            .or_else(|| container?.image.digest())
+            .map(str::to_string),
+        pull: pull_info(run, step),
         allocated: total(shares),
         layout: step.layout(run),
         exit: step.result.as_ref().map_or(ExitStatus::OK, |r| r.exit),
@@ -322,4 +330,23 @@ fn step_info(spec: &SpecRow, run: Option<&Run>, step: &StepRow) -> StepInfo {
         work_dir: step_work_dir(step, &spec.spec),
         cancelled_by: step.cancelled_by,
     }
+}
+
+/// What a step's image took, once all of its nodes have said it.
+fn pull_info(run: Option<&Run>, step: &StepRow) -> Option<PullInfo> {
+    let gpus = |share: &NodeShare| share.gres.iter().filter(|d| d.name == "gpu").count();
+    let all = || run.map(|run| run.allocation.shares.iter().map(gpus).sum::<usize>());
+    let one = |part: &StepNode| {
+        let pull = part.pull.as_ref()?;
+        let waiting = match step.key.step {
+            // Before the script runs nothing of the job does, on all of its nodes.
+            StepId::Batch => all(),
+            _ => run.map_or(part.share.as_ref(), |run| step.share(part, run)).map(gpus),
+        };
+        let waiting = i64::try_from(waiting.unwrap_or(0)).unwrap_or(i64::MAX);
+        let gpu_wait = Span(pull.took.0.saturating_mul(waiting));
+        Some(PullInfo { took: pull.took, bytes: pull.bytes, hit: pull.hit, gpu_wait })
+    };
+    let parts: Option<Vec<PullInfo>> = step.nodes.iter().map(one).collect();
+    parts?.into_iter().reduce(PullInfo::and)
 }

@@ -4,7 +4,7 @@ use crate::tasks::Tasks;
 use berth_model::bytes::ByteStr;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
-use berth_model::launch::{NodeShare, StepExit};
+use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
@@ -207,6 +207,9 @@ pub struct StepNode {
     /// What it may use there; absent means all that the job has there.
     #[serde(default)]
     pub share: Option<NodeShare>,
+    /// What its image took there, once that is known.
+    #[serde(default)]
+    pub pull: Option<ImagePull>,
     /// How it ended there.
     #[serde(default)]
     pub exit: Option<StepExit>,

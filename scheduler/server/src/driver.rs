@@ -504,6 +504,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
     match &mut message {
         FromAgent::Hello { .. } => {}
         FromAgent::Step { session, .. }
+        | FromAgent::Pulled { session, .. }
         | FromAgent::JobGone { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }

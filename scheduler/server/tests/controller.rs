@@ -43,6 +43,7 @@ fn exited(code: u8) -> StepExit {
         usage: Default::default(),
         ended: Time(5),
         ended_by: None,
+        image: None,
     }
 }
 

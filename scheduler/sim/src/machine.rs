@@ -4,7 +4,7 @@
 use berth_agent_core::{Adopted, AdoptedPhase, AgentConfig, AgentCore, StepTimers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
-use berth_model::launch::{NodeShare, Program, StepExit, StepLaunch, Usage};
+use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use std::collections::BTreeMap;
@@ -43,6 +43,7 @@ impl Behaviour {
 pub(crate) struct Supervised {
     pub(crate) launch: StepLaunch,
     pub(crate) timers: StepTimers,
+    pub(crate) pull: Option<ImagePull>,
     pub(crate) running: bool,
     pub(crate) exit: Option<StepExit>,
     /// Grows when the end is moved, so that earlier plans of an end do not count.
@@ -98,6 +99,7 @@ impl Machine {
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),
             timers: s.timers,
+            pull: s.pull.clone(),
             phase: match (&s.exit, s.running) {
                 (Some(exit), _) => AdoptedPhase::Exited(exit.clone()),
                 (None, true) => AdoptedPhase::Running,
@@ -159,6 +161,7 @@ pub(crate) fn exit(status: ExitStatus, oom: bool, now: Time) -> StepExit {
         oom,
         launch_error: None,
         ended_by: None,
+        image: None,
         usage: Usage { user_us: 1000, system_us: 10, max_rss: 4096 },
         ended: now,
     }

@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use crate::store::{ModelStore, Mood};
 use crate::workload::{Client, ClientAct};
 use crate::{Failure, Options};
-use berth_agent_core::{AgentEffect, AgentEvent, ImageEvent, SupervisorEvent};
+use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, SupervisorEvent};
 use berth_model::config::Config;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
@@ -484,22 +484,25 @@ impl World {
             AgentEffect::MakeJob { job, attempt, launch } => m.make_job((job, attempt), &launch.job.share)?,
             AgentEffect::PrepareImage { key, .. } => {
                 let fails = self.rng.permille(10);
-                let event =
-                    if fails { ImageEvent::Failed("no such image".into()) } else { ImageEvent::Ready };
+                let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None });
+                let event = match fails {
+                    true => ImageEvent::Failed("no such image".into(), fetched),
+                    false => ImageEvent::Ready(fetched),
+                };
                 let first = Span(self.rng.between(1000, 100_000));
                 let event_at = Span(first.0 + self.rng.between(1000, 2_000_000));
                 let progress = ImageEvent::Progress(Some(50));
                 self.plan(first, Happening::Image { node: node.clone(), life, key, event: progress });
                 self.plan(event_at, Happening::Image { node: node.clone(), life, key, event });
             }
-            AgentEffect::Spawn { key, launch, timers } => {
+            AgentEffect::Spawn { key, launch, timers, pull } => {
                 let Some(job) = m.jobs.get(&(key.job, key.attempt)) else {
                     return Err(format!("step {key} starts on {node}, where its job has nothing"));
                 };
                 if launch.share.cpus.iter().any(|c| !job.cpus.contains(c)) || launch.share.cpus.is_empty() {
                     return Err(format!("step {key} gets CPUs on {node} that its job does not have"));
                 }
-                let entry = Supervised { launch: *launch, timers, running: false, exit: None, plan: 0 };
+                let entry = Supervised { launch: *launch, timers, pull, running: false, exit: None, plan: 0 };
                 m.spool.insert(key, entry);
                 if self.ran.insert((key, node.clone()), Ran { status: None }).is_some() {
                     return Err(format!("step {key} of attempt {} runs twice on {node}", key.attempt));

@@ -117,6 +117,7 @@ fn step(job: u32) -> Write {
             node: NodeName::from("n1"),
             tasks: 1,
             share: None,
+            pull: None,
             exit: Some(StepExit {
                 status: ExitStatus { code: 3, signal: 0 },
                 tasks: vec![],
@@ -125,6 +126,7 @@ fn step(job: u32) -> Write {
                 usage: Usage { user_us: 7, system_us: 8, max_rss: 9 },
                 ended: Time(60),
                 ended_by: None,
+                image: None,
             }),
         }],
         consumes: false,

@@ -458,7 +458,16 @@ impl Step {
         };
         let status = failure.as_ref().map_or(worst, |f| f.status);
         let launch_error = failure.map(|f| f.text).or(self.launch_error.take());
-        let exit = StepExit { status, tasks, oom, launch_error, ended_by: None, usage, ended: wall_clock() };
+        let exit = StepExit {
+            status,
+            tasks,
+            oom,
+            launch_error,
+            ended_by: None,
+            image: None,
+            usage,
+            ended: wall_clock(),
+        };
         self.state.phase = StepPhase::Exited(exit);
         self.publish()?;
         if self.launch().attached && !self.streams.attached() {

@@ -189,15 +189,21 @@ pub fn reason(job: &JobInfo) -> String {
     }
 }
 
-/// Nodes of a running or ended job, or the reason in parentheses.
+/// Nodes of a running or ended job, or in parentheses the reason why it waits, for its image too.
 pub fn nodes_or_reason(job: &JobInfo) -> String {
     let failed = matches!(job.state, JobState::Failed | JobState::Timeout | JobState::NodeFail);
-    let waits = job.state == JobState::Pending;
+    let waits = job.state == JobState::Pending || matches!(job.reason, Reason::ImagePull(_));
     if waits || (failed && job.reason != Reason::None) {
         format!("({})", reason(job))
     } else {
         hosts(&job.layout.nodes)
     }
+}
+
+/// Seconds to the millisecond.
+pub fn seconds(span: Span) -> String {
+    let millis = span.0.max(0) / 1000;
+    format!("{}.{:03}", millis / 1000, millis % 1000)
 }
 
 /// The program or script: what `sbatch --wrap` made has no name of its own.

@@ -4,7 +4,7 @@
 use super::item::{Item, Number, object};
 use super::{View, hosts, job, node, tres};
 use berth_model::effective::Effective;
-use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::spec::{JobKind, MemoryRequest, TimeLimit};
 use berth_model::state::ExitStatus;
 use berth_model::{ByteStr, Time};
@@ -208,6 +208,7 @@ pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
         "group_id": j.identity.gid.0,
         "group_name": &j.identity.group,
         "hold": j.spec.hold,
+        "image": image(j.digest(), j.pull()),
         "job_id": j.id.0,
         "job_state": vec![Item::from(j.state.name())],
         "memory_per_cpu": per_cpu,
@@ -241,6 +242,14 @@ pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
     }
 }
 
+/// The image, and what making it present took: null while that is not known.
+fn image(digest: Option<&str>, pull: Option<PullInfo>) -> Value {
+    let pull = pull.map(|p| {
+        json!({"microseconds": p.took.0, "bytes": p.bytes, "hit": p.hit, "gpu_microseconds": p.gpu_wait.0})
+    });
+    json!({"digest": digest.unwrap_or_default(), "pull": pull})
+}
+
 /// Two objects in one.
 fn joined(mut a: Value, b: Value) -> Value {
     if let (Value::Object(all), Value::Object(more)) = (&mut a, b) {
@@ -257,6 +266,7 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Value {
         "state": [s.state.name()],
         "exit_code": exit(s.exit),
         "container": s.image.clone().unwrap_or_default(),
+        "image": image(s.digest.as_deref(), s.pull),
         "nodes": {"count": s.layout.nodes.len(), "list": s.layout.nodes, "range": hosts(&s.layout.nodes)},
         "tasks": {"count": s.layout.tasks.iter().map(Vec::len).sum::<usize>()},
         "time": {
@@ -301,6 +311,7 @@ pub fn account(j: &JobInfo, view: &View) -> Value {
         "derived_exit_code": exit(j.derived_exit),
         "exit_code": exit(j.exit),
         "group": j.identity.group,
+        "image": image(j.digest(), j.pull()),
         "job_id": j.id.0,
         "kill_request_user": j.cancelled_by.map(|u| crate::users::name(u.0)).unwrap_or_default(),
         "name": j.spec.name,

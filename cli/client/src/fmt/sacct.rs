@@ -3,7 +3,7 @@
 
 use super::job::{self};
 use super::{View, gres_amounts, hosts, mebibytes, time};
-use berth_model::record::{JobInfo, StepInfo};
+use berth_model::record::{JobInfo, PullInfo, StepInfo};
 use berth_model::spec::{JobKind, MemoryRequest};
 use berth_model::state::{JobState, Reason};
 use berth_model::{Span, StepId, Time, Tres};
@@ -192,6 +192,15 @@ fn image(r: Row<'_>) -> String {
     }
 }
 
+fn digest(r: Row<'_>) -> String {
+    r.step.map_or_else(|| r.job.digest(), |s| s.digest.as_deref()).unwrap_or_default().to_string()
+}
+
+/// Empty while it is not known, and where there is no image.
+fn pull(r: Row<'_>, get: impl Fn(PullInfo) -> String) -> String {
+    r.step.map_or_else(|| r.job.pull(), |s| s.pull).map(get).unwrap_or_default()
+}
+
 fn nodes(r: Row<'_>) -> String {
     let list = r.step.map_or(&r.job.layout.nodes, |s| &s.layout.nodes);
     if list.is_empty() { "None assigned".to_string() } else { hosts(list) }
@@ -228,7 +237,12 @@ const RIGHT: &[Field] = fields![
     "End" 19 |r, s| when(s, r.step.map_or(r.job.ended, |st| st.ended));
     "ExitCode" 8 |r, _| r.step.map_or(r.job.exit, |s| s.exit).to_string();
     "GID" 6 |r, _| of_job(r, |j| j.identity.gid.to_string());
+    "GPUWait" 10 |r, _| pull(r, |p| job::seconds(p.gpu_wait));
     "Group" 9 |r, _| of_job(r, |j| j.identity.group.clone());
+    "ImageBytes" 12 |r, _| pull(r, |p| p.bytes.to_string());
+    "ImageDigest" 19 |r, _| digest(r);
+    "ImageHit" 8 |r, _| pull(r, |p| if p.hit { "Yes" } else { "No" }.to_string());
+    "ImagePull" 10 |r, _| pull(r, |p| job::seconds(p.took));
     "JobName" 10 |r, _| r.step.map_or_else(|| r.job.spec.name.clone(), |s| s.name.clone());
     "MaxRSS" 10 |r, s| of_step(r, |st| if st.ended.is_some() { bytes(st.usage.max_rss, s) } else { String::new() });
     "NCPUS" 10 |r, _| allocated(r).cpu.to_string();

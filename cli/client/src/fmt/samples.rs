@@ -132,6 +132,8 @@ pub fn step(id: StepId, name: &str, exit: ExitStatus) -> StepInfo {
         attempt: Attempt(0),
         state: if exit.success() { JobState::Completed } else { JobState::Failed },
         image: None,
+        digest: None,
+        pull: None,
         allocated: Tres { cpu: 2, mem: 1000, node: 1, ..Tres::default() },
         layout: layout(&["n1"], 2),
         exit,

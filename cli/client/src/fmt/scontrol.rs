@@ -6,7 +6,7 @@ use berth_model::effective::{Effective, EffectiveLimit};
 use berth_model::hardware::GresDevice;
 use berth_model::limits::LimitValue;
 use berth_model::pattern::Place;
-use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, StepInfo};
+use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::spec::{JobKind, TimeLimit};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, StepId, Time};
@@ -144,6 +144,7 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     }
     if let Some(container) = &j.spec.container {
         lines.push(format!("Container={}", container.image.typed));
+        lines.extend(image(j.digest(), j.pull().filter(|_| details)));
     }
     if batch {
         let io = &j.spec.io;
@@ -312,8 +313,23 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Vec<String> {
     ];
     if let Some(image) = &s.image {
         lines.push(format!("Container={image}"));
+        lines.extend(self::image(s.digest.as_deref(), s.pull));
     }
     lines
+}
+
+/// Which image it is, and what making it present took, as far as it is known: lines that Slurm does not have.
+fn image(digest: Option<&str>, pull: Option<PullInfo>) -> Vec<String> {
+    let pull = pull.map(|p| {
+        format!(
+            "ImagePull={} ImageBytes={} ImageHit={} GPUWait={}",
+            job::seconds(p.took),
+            p.bytes,
+            if p.hit { "Yes" } else { "No" },
+            job::seconds(p.gpu_wait)
+        )
+    });
+    digest.map(|d| format!("ImageDigest={d}")).into_iter().chain(pull).collect()
 }
 
 /// What a step has on a node: `scontrol -d show step` adds it to the record.

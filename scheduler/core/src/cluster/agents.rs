@@ -8,7 +8,7 @@ use crate::node::{Link, Node};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
-use berth_model::launch::StepPhase;
+use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
 use berth_model::state::NodeCondition;
 use berth_model::time::{Span, Time};
@@ -51,6 +51,11 @@ impl Cluster {
             FromAgent::Step { session, key, phase } => {
                 if self.heard(node, connection, session) {
                     self.step_report(node, key, phase);
+                }
+            }
+            FromAgent::Pulled { session, key, pull } => {
+                if self.heard(node, connection, session) {
+                    self.pulled(node, key, pull);
                 }
             }
             FromAgent::JobGone { session, job, attempt, steps } => {
@@ -324,6 +329,15 @@ impl Cluster {
             }
             StepPhase::Starting => self.advance(key, at, Progress::Starting),
             StepPhase::Running => self.advance(key, at, Progress::Running),
+        }
+    }
+
+    /// What a step's image took on its node: written down once.
+    fn pulled(&mut self, node: &NodeName, key: StepKey, pull: ImagePull) {
+        let parts = self.step(key).map(|s| s.nodes.as_slice()).unwrap_or_default();
+        let Some(at) = parts.iter().position(|p| p.node == *node && p.pull.is_none()) else { return };
+        if let Some(step) = self.step_mut(key.job, key.step) {
+            step.nodes[at].pull = Some(pull);
         }
     }
 

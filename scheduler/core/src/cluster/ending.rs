@@ -60,6 +60,7 @@ pub(super) fn unreported(cause: EndCause, now: Time) -> StepExit {
         oom: false,
         launch_error: None,
         ended_by: Some(cause),
+        image: None,
         usage: Usage::default(),
         ended: now,
     }
@@ -121,10 +122,11 @@ fn follow(step: &StepRow, result: &StepResult) -> Verdict {
 
 impl Cluster {
     /// A step ended on one of its nodes.
-    pub(super) fn step_exited(&mut self, job: JobId, id: StepId, at: usize, exit: StepExit) {
+    pub(super) fn step_exited(&mut self, job: JobId, id: StepId, at: usize, mut exit: StepExit) {
         let failed = exit.launch_error.is_some();
         let Some(step) = self.step_mut(job, id) else { return };
         let Some(part) = step.nodes.get_mut(at).filter(|p| p.exit.is_none()) else { return };
+        part.pull = exit.image.take().or(part.pull.take());
         part.exit = Some(exit);
         if step.nodes.iter().any(|p| p.exit.is_none()) {
             if failed {

@@ -30,6 +30,7 @@ impl Cluster {
                 node: here.node.clone(),
                 tasks: 1,
                 share: here.share.clone(),
+                pull: None,
                 exit: None,
             }],
             consumes: false,

@@ -41,7 +41,7 @@ impl Plan {
         Plan {
             name: "batch".to_string(),
             spec: None,
-            nodes: vec![StepNode { node, tasks: 1, share: None, exit: None }],
+            nodes: vec![StepNode { node, tasks: 1, share: None, pull: None, exit: None }],
             consumes: false,
             started: now,
             time_limit: None,
@@ -309,7 +309,7 @@ impl Cluster {
             let part =
                 Part { have: &run.allocation.shares[i], used: used(record, name), hardware: &node.hardware };
             let share = part.share(spec, tasks)?;
-            nodes.push(StepNode { node: name.clone(), tasks, share: Some(share), exit: None });
+            nodes.push(StepNode { node: name.clone(), tasks, share: Some(share), pull: None, exit: None });
         }
         Ok(Plan {
             name: spec.name.clone(),

@@ -70,6 +70,7 @@ pub fn exit(status: ExitStatus) -> StepExit {
         oom: false,
         launch_error: None,
         ended_by: None,
+        image: None,
         usage: Usage::default(),
         ended: Time(0),
     }

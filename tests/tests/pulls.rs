@@ -1,0 +1,112 @@
+//! An image's way with its job: pinned at submission, and what making it present took, on record.
+
+use berth_tests::sandbox::wait;
+use berth_tests::{Registry, Sandbox, each_user, images};
+use serde_json::Value;
+
+/// The digest that a tag has now.
+fn digest(sandbox: &Sandbox, image: &str) -> String {
+    let inspect = sandbox.cmd("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]);
+    let image = format!("docker://{image}");
+    inspect.arg(image).env("HOME", sandbox.work()).env("XDG_RUNTIME_DIR", sandbox.work()).ok().text()
+}
+
+/// Fields of one row of `sacct`.
+fn fields(sandbox: &Sandbox, job: u64, row: usize, names: &str) -> Vec<String> {
+    sandbox.sacct(job, names).swap_remove(row)
+}
+
+each_user! {
+    fn array_tasks_requeues_and_steps_run_what_was_submitted(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/moving:1", &[]);
+        let mut sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let container = format!("--container-image={image}");
+        let script = "#!/bin/sh\ncat /data/kept\nsrun cat /data/kept\n";
+        let first = digest(&sandbox, &image);
+        let job = sandbox.sbatch(&["--hold", "--array=1-2", "--mem=64M", "-c1", "--output=out.%a", "--open-mode=append", &container], script);
+        // The tag has another image from now on, and the controller forgets what it had in memory.
+        registry.push(&images::busybox(), "team/moving:1", &[]);
+        assert_ne!(digest(&sandbox, &image), first);
+        sandbox.down();
+        sandbox.up();
+        let shown = sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+        assert!(shown.contains(&format!("Container={image}\n   ImageDigest={first}\n")), "{shown}");
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        for task in [1, 2] {
+            sandbox.wait_file(&format!("out.{task}"), "kept\nkept\n", 60);
+        }
+        let text = || sandbox.cmd("sacct").args(["-n", "-P", "-j", &job.to_string(), "-o", "state,imagedigest"]).ok().text();
+        let wanted = format!("COMPLETED|{first}");
+        let all = wait(60, || Some(text()).filter(|t| t.lines().all(|line| line == wanted)));
+        assert_eq!(all.unwrap_or_else(text).lines().count(), 6, "two tasks, each with its script and a step: {}", text());
+        // Again under the same id.
+        sandbox.cmd("scontrol").args(["requeue", &format!("{job}_1")]).ok();
+        sandbox.wait_file("out.1", "kept\nkept\nkept\nkept\n", 60);
+        // What is submitted now means what the tag means now.
+        sandbox.srun_in(&image, ["cat", "/data/kept"]).fails();
+    }
+
+    fn what_a_pull_took_is_on_record(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/layers:1", &[]);
+        let config = format!("{}[[node]]\nname = \"ALL\"\ngres = [{{ name = \"gpu\", count = 2 }}]\n", registry.without_tls());
+        let mut sandbox = Sandbox::with_config(who, &config);
+        let container = format!("--container-image={image}");
+        let names = "ImagePull,ImageBytes,ImageHit,GPUWait,ImageDigest";
+        let work = sandbox.work().display().to_string();
+        let mount = format!("--container-mounts={work}");
+        let script = format!("#!/bin/sh\necho begun\nwhile [ ! -e {work}/go ]; do sleep 0.1; done\n");
+        // The registry says nothing for a while: the job waits for its image, visibly.
+        let job = sandbox.sbatch(&["--hold", "--gres=gpu:2", "--mem=64M", "--output=out", &mount, &container], &script);
+        registry.freeze();
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        let id = job.to_string();
+        let queue = || sandbox.cmd("squeue").args(["-h", "-j", &id, "-o", "%t %r %R"]).ok().text();
+        let waiting = wait(20, || Some(queue()).filter(|line| line.starts_with("CF ImagePull")));
+        assert!(waiting.is_some_and(|line| line.contains("(ImagePull")), "{}", queue());
+        let shown = sandbox.cmd("scontrol").args(["show", "job", &id]).ok().text();
+        assert!(shown.contains("JobState=CONFIGURING Reason=ImagePull"), "{shown}");
+        let json: Value = serde_json::from_str(&sandbox.cmd("squeue").args(["--json", "-j", &id]).ok().text()).unwrap();
+        assert!(json["jobs"][0]["state_reason"].as_str().is_some_and(|r| r.starts_with("ImagePull")), "{json}");
+        // Nothing is said before it is known.
+        assert_eq!(fields(&sandbox, job, 1, names)[..4], ["", "", "", ""]);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        registry.thaw();
+        sandbox.wait_file("out", "begun", 60);
+        let known = |row: usize| {
+            let row = wait(20, || Some(fields(&sandbox, job, row, names)).filter(|f| !f[0].is_empty()));
+            row.expect("nothing was recorded")
+        };
+        let record = known(1);
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        assert!(number(&record[0]) >= 1.0 && number(&record[0]) < 60.0, "{record:?}");
+        assert!(number(&record[1]) > 1000.0 && record[2] == "No", "{record:?}");
+        assert!((number(&record[3]) - 2.0 * number(&record[0])).abs() < 0.01, "{record:?}");
+        assert_eq!(record, known(0), "the job's line and its script's");
+        let (agent, controller) = (sandbox.agent(), sandbox.controller());
+        sandbox.kill_9(agent);
+        sandbox.kill_9(controller);
+        sandbox.up();
+        assert_eq!(fields(&sandbox, job, 1, names), record, "while it runs, after both were killed");
+        let step = sandbox.cmd("scontrol").args(["show", "step", &format!("{job}.batch")]).ok().text();
+        let line = format!("ImagePull={} ImageBytes={} ImageHit=No GPUWait={}", record[0], record[1], record[3]);
+        assert!(step.contains(&line) && step.contains(&format!("ImageDigest={}", record[4])), "{step}");
+        let shown = sandbox.cmd("scontrol").args(["-d", "show", "job", &id]).ok().text();
+        assert!(shown.contains(&line), "{shown}");
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "COMPLETED", 60);
+        assert_eq!(fields(&sandbox, job, 1, names), record, "after its end");
+        // The second one finds all of it.
+        let second = sandbox.sbatch(&["--wait", "--mem=64M", "--output=none", &container], "#!/bin/sh\nexit 0\n");
+        let again = fields(&sandbox, second, 1, names);
+        assert_eq!(again[1..], ["0", "Yes", "0.000", &record[4]]);
+        let json: Value = serde_json::from_str(&sandbox.cmd("sacct").args(["--json", "-j", &second.to_string()]).ok().text()).unwrap();
+        let step = &json["jobs"][0]["steps"][0]["image"];
+        assert_eq!((&step["pull"]["hit"], &step["digest"]), (&Value::Bool(true), &Value::String(record[4].clone())));
+        // Without an image there is nothing to say.
+        let plain = sandbox.sbatch(&["--wait", "--mem=64M", "--output=none"], "#!/bin/sh\nexit 0\n");
+        assert_eq!(fields(&sandbox, plain, 1, names), [""; 5]);
+        assert!(sandbox.cmd("sacct").arg("--helpformat").ok().text().contains("ImagePull"));
+    }
+}
