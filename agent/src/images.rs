@@ -26,7 +26,14 @@ pub const STORE_ID: (u32, u32) = (0x7000_0001, 0x7000_0001);
 
 /// How the cluster's configuration says that registries are reached.
 pub fn registries(config: &ImagesConfig) -> Registries {
-    Registries { insecure: config.insecure_registries.clone() }
+    Registries {
+        insecure: config.insecure_registries.clone(),
+        certificate_authorities: config
+            .certificate_authorities
+            .iter()
+            .map(|file| file.as_path().to_path_buf())
+            .collect(),
+    }
 }
 
 /// The node's image store and how to fill it.

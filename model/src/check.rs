@@ -65,6 +65,12 @@ impl Config {
                 out.add("images.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
             }
         }
+        for file in self.images.certificate_authorities.iter().filter(|file| !file.0.starts_with(b"/")) {
+            out.add(
+                "images.certificate_authorities",
+                format!("'{}' is not an absolute path", file.display()),
+            );
+        }
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
         }
@@ -270,6 +276,7 @@ mod tests {
             },
             images: crate::config::ImagesConfig {
                 insecure_registries: vec!["http://x".into()],
+                certificate_authorities: vec!["ca.pem".into(), "/etc/berth/ca.pem".into()],
                 ..Default::default()
             },
             partitions: vec![
@@ -318,6 +325,7 @@ mod tests {
                 "max_jobs",
                 "administrators",
                 "images.insecure_registries",
+                "images.certificate_authorities",
                 "container.hooks_dirs",
                 "partition[1].nodes",
                 "partition[2].name",

@@ -86,6 +86,8 @@ pub struct ImagesConfig {
     pub insecure_registries: Vec<String>,
     /// How layers of images are kept.
     pub layer_form: LayerForm,
+    /// PEM files on each node with authorities whose certificates registries may have, beside the system's; absolute.
+    pub certificate_authorities: Vec<ByteStr>,
 }
 
 /// How nodes keep layers of images.

@@ -1,4 +1,4 @@
-//! A real registry on a free port of the loopback, with or without a login, that keeps a log of what was asked of it.
+//! A real registry on a free port of the loopback, with or without login and TLS, that keeps a log of what was asked of it.
 
 use crate::Cmd;
 use nix::sys::signal::Signal;
@@ -24,20 +24,33 @@ pub struct Registry {
 impl Registry {
     /// Starts one that anybody may read.
     pub fn open() -> Registry {
-        Registry::start(false)
+        Registry::start(false, false)
     }
 
     /// Starts one that asks for [`LOGIN`].
     pub fn with_login() -> Registry {
-        Registry::start(true)
+        Registry::start(true, false)
     }
 
-    fn start(login: bool) -> Registry {
+    /// Starts one with TLS, with a certificate of an authority that nobody knows.
+    pub fn with_tls() -> Registry {
+        Registry::start(false, true)
+    }
+
+    /// The authority of a registry with TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    fn start(login: bool, tls: bool) -> Registry {
         let directory = tempfile::Builder::new().prefix("bt-reg-").tempdir_in("/tmp").unwrap();
+        if tls {
+            certify(directory.path());
+        }
         // The port is free now, and may be taken by someone else before the registry has it: then try another.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut child = launch(directory.path(), port, login);
+            let mut child = launch(directory.path(), port, login, tls);
             if answers(&mut child, port) {
                 return Registry { child, directory, port, login };
             }
@@ -130,7 +143,20 @@ impl Registry {
     }
 }
 
-fn launch(directory: &Path, port: u16, login: bool) -> Child {
+/// Makes an authority and a certificate of the loopback.
+fn certify(directory: &Path) {
+    let openssl = |words: &str| Cmd::new("openssl").args(words.split(' ')).dir(directory).ok();
+    let new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {new} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"));
+    openssl(&format!("req {new} -subj /CN=registry -keyout key.pem -out request.pem"));
+    std::fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        .unwrap();
+    openssl(
+        "x509 -req -days 2 -CAcreateserial -in request.pem -CA ca.pem -CAkey ca.key -extfile names -out cert.pem",
+    );
+}
+
+fn launch(directory: &Path, port: u16, login: bool, tls: bool) -> Child {
     let auth = if login {
         let file = directory.join("htpasswd");
         let line = Cmd::new("htpasswd").args(["-Bbn", LOGIN.0, LOGIN.1]).ok();
@@ -139,9 +165,14 @@ fn launch(directory: &Path, port: u16, login: bool) -> Child {
     } else {
         String::new()
     };
+    let tls = if tls {
+        format!(", tls: {{certificate: {0}/cert.pem, key: {0}/key.pem}}", directory.display())
+    } else {
+        String::new()
+    };
     let config = format!(
         "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: \
-         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{auth}",
+         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n{auth}",
         directory.display()
     );
     let file = directory.join("config.yml");

@@ -86,6 +86,26 @@ each_user! {
         }
     }
 
+    fn a_certificate_of_the_sites_own_authority(who) {
+        let registry = Registry::with_tls();
+        let image = registry.push(&images::busybox(), "bb:1", &[]);
+        let sandbox = Sandbox::start(who.clone());
+        sandbox.cmd("berth").args(["image", "pull", &image]).fails().says(&["certificate", "images.certificate_authorities"]);
+        let authority = sandbox.write("ca.pem", std::fs::read(registry.authority()).unwrap());
+        let config = format!("[images]\ncertificate_authorities = [\"{}\"]\n", authority.display());
+        let told = Sandbox::with_config(who, &config);
+        assert_eq!(told.srun_in(&image, ["echo", "in"]).ok().text(), "in");
+        // Judged where it is written.
+        let check = |text: &str| {
+            let file = told.write("check.toml", text);
+            told.cmd("berth").args(["config", "check"]).arg(file)
+        };
+        check(&config).ok();
+        std::fs::write(&authority, "no certificate").unwrap();
+        check(&config).fails().says(&["images.certificate_authorities", "ca.pem", "has no certificate"]);
+        check("[images]\ncertificate_authorities = [\"ca.pem\"]\n").fails().says(&["is not an absolute path"]);
+    }
+
     fn removal_and_pruning(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);

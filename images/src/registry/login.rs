@@ -170,7 +170,7 @@ impl Credentials {
             tag: None,
             digest: None,
         };
-        let client = Client::new(&name, self, registries, Access::Login);
+        let client = Client::new(&name, self, registries, Access::Login)?;
         client.session().identity =
             Some(Identity::Basic { user: user.to_owned(), password: password.to_owned() });
         client.request(&format!("{}/v2/", client.base), None, 0)?;

@@ -116,11 +116,11 @@ pub(super) fn unreachable(what: &str, registry: &str, insecure: bool, error: &ur
         // A server without TLS answers a handshake with plain text.
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) => (
             error.to_string(),
-            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, add the authority to the system's certificates",
+            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
         ),
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !insecure => (
             error.to_string(),
-            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, add the authority to the system's certificates",
+            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
         ),
         ureq::Error::RequireHttpsOnly(_) => (
             "it redirected to an unencrypted address".to_owned(),

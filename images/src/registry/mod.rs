@@ -1,6 +1,7 @@
 //! A client of the OCI distribution API, blocking, for manifests and blobs of one repository.
 
 mod blob;
+mod certificates;
 mod challenge;
 mod config_file;
 mod credentials;
@@ -83,9 +84,9 @@ impl Registry {
     /// A client for the repository of `name`. Nothing is asked yet.
     ///
     /// # Errors
-    /// The HTTP client cannot be configured.
+    /// A certificate that is to be taken is not one.
     pub fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries) -> Result<Self> {
-        Ok(Self(Arc::new(Client::new(name, credentials, registries, Access::Pull))))
+        Ok(Self(Arc::new(Client::new(name, credentials, registries, Access::Pull)?)))
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
@@ -126,7 +127,12 @@ impl BlobSource for Registry {
 }
 
 impl Client {
-    fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries, access: Access) -> Self {
+    fn new(
+        name: &RegistryRef,
+        credentials: &Credentials,
+        registries: &Registries,
+        access: Access,
+    ) -> Result<Self> {
         let insecure = registries.is_insecure(&name.registry);
         let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
         let mut config = Agent::config_builder()
@@ -144,13 +150,11 @@ impl Client {
                 _ => Duration::from_secs(60),
             }))
             .timeout_per_read(Some(Duration::from_secs(60)))
-            .tls_config(
-                ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
-            );
+            .tls_config(certificates::tls(registries, &name.registry, credentials.home())?);
         if is_loopback(host) {
             config = config.proxy(None);
         }
-        Self {
+        Ok(Self {
             agent: config.build().new_agent(),
             base: format!("{}://{host}", if insecure { "http" } else { "https" }),
             name: name.clone(),
@@ -158,7 +162,7 @@ impl Client {
             insecure,
             access,
             session: Mutex::default(),
-        }
+        })
     }
 
     fn what(&self) -> String {

@@ -32,8 +32,8 @@ impl Uploader {
         from: Option<String>,
         credentials: &Credentials,
         registries: &Registries,
-    ) -> Self {
-        Self(Client::new(name, credentials, registries, Access::Push { from }))
+    ) -> Result<Self> {
+        Client::new(name, credentials, registries, Access::Push { from }).map(Self)
     }
 
     /// Whether the repository has the blob.

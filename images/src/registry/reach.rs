@@ -1,7 +1,11 @@
 //! How registries are reached: what a site says of them beside their names, as one value for everyone who asks one.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
+use super::certificates;
+use crate::error::Result;
 use crate::reference::Reference;
 
 /// What is known of registries beside their names. It says nothing secret: processes hand it on in their arguments.
@@ -10,6 +14,8 @@ use crate::reference::Reference;
 pub struct Registries {
     /// Registries that are spoken to without TLS, as `host` or `host:port`.
     pub insecure: Vec<String>,
+    /// PEM files with authorities whose certificates are taken, beside the system's.
+    pub certificate_authorities: Vec<PathBuf>,
 }
 
 impl Registries {
@@ -29,6 +35,14 @@ impl Registries {
             self.insecure.push(registry.to_owned());
         }
         self
+    }
+
+    /// Judges what it names on this machine.
+    ///
+    /// # Errors
+    /// The file of an authority cannot be read, or has no certificate.
+    pub fn check(&self) -> Result<()> {
+        certificates::authorities(&self.certificate_authorities).map(|_| ())
     }
 
     /// Whether the registry is spoken to without TLS.

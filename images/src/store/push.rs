@@ -60,7 +60,7 @@ impl Store {
         let config = self.stored_blob(&record.config_digest)?;
         let mut manifest: serde_json::Value = serde_json::from_slice(&original)
             .map_err(|e| Error::new(ErrorKind::Corrupt, format!("blob {image}"), e.to_string()))?;
-        let uploader = Uploader::new(to, sister(record.source.as_deref(), to), credentials, registries);
+        let uploader = Uploader::new(to, sister(record.source.as_deref(), to), credentials, registries)?;
         let mut pushed = Pushed { digest: image.clone(), uploaded: 0, mounted: 0, anew: false };
         let bytes = record.layers.iter().map(|l| l.size).sum();
         progress.event(ProgressEvent::Start { layers: record.layers.len(), cached: 0, bytes });

@@ -10,6 +10,7 @@ use berth_images::{
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::registry::{Authority, RealRegistry};
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
 
 /// The example program, which is built together with the tests.
@@ -372,21 +373,9 @@ fn a_helper_that_dies_is_an_error() {
 #[test]
 fn tls_is_checked_against_the_systems_authorities() {
     let bench = Bench::new();
-    let at = |name: &str| bench.path().join(name).display().to_string();
-    let (ca_key, ca, key) = (at("ca.key"), at("ca.pem"), at("key.pem"));
-    let (request, certificate, names) = (at("request.pem"), at("cert.pem"), at("names"));
-    let openssl = |arguments: &str, rest: &[&str]| {
-        let arguments: Vec<&str> = arguments.split(' ').chain(rest.iter().copied()).collect();
-        crate::support::tool("openssl", "openssl", &arguments)
-    };
-    let curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {curve} -days 2 -subj /CN=authority"), &["-keyout", &ca_key, "-out", &ca]);
-    openssl(&format!("req {curve} -subj /CN=localhost"), &["-keyout", &key, "-out", &request]);
-    std::fs::write(&names, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let sign = ["-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-extfile", &names, "-out", &certificate];
-    openssl("x509 -req -days 2 -CAcreateserial", &sign);
-    let registry =
-        crate::support::registry::RealRegistry::start(false, Some((certificate.as_ref(), key.as_ref())));
+    let authority = Authority::new(bench.path());
+    let ca = authority.pem();
+    let registry = RealRegistry::with_tls(&authority.sign("server"), None);
     ImageBuilder::new(vec![Tar::new().file("a", b"x").end()]).write(&bench.layout());
     registry.push(&bench.layout().display().to_string(), "tls:1");
     let name = registry.name("tls:1");

@@ -8,7 +8,7 @@ use berth_images::{
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
-use crate::support::registry::{PASSWORD, RealRegistry, USER};
+use crate::support::registry::{Authority, PASSWORD, RealRegistry, USER};
 use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text, only_layer, resolve_text};
 
 fn image() -> ImageBuilder {
@@ -358,4 +358,69 @@ fn progress_adds_up() {
     assert_eq!(fetched, total);
     assert!(events.iter().any(|e| matches!(e, ProgressEvent::LayerDone { .. })));
     assert!(events.contains(&ProgressEvent::Syncing));
+}
+
+/// What `name` means where registries are reached so, by somebody with this home directory.
+fn resolve_so(name: &str, registries: Registries, home: &std::path::Path) -> berth_images::Result<()> {
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
+    let credentials = Credentials::from_parts(None, None, None, Some(home));
+    resolve(&name.parse::<Reference>()?, &credentials, &options).map(|_| ())
+}
+
+#[test]
+fn authorities_are_the_configurations_and_those_of_docker_and_podman() {
+    let bench = Bench::new();
+    let authority = Authority::new(bench.path());
+    let registry = RealRegistry::with_tls(&authority.sign("server"), None);
+    let layout = bench.layout();
+    image().write(&layout);
+    registry.push(&layout.display().to_string(), "tls:1");
+    let name = registry.name("tls:1");
+    let home = bench.path().join("home");
+
+    let error = resolve_so(&name, Registries::default(), &home).unwrap_err().to_string();
+    assert!(error.contains("certificate") && error.contains("images.certificate_authorities"), "{error}");
+    // Of another authority of the same name it is not taken either.
+    let other = bench.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let error = resolve_so(&name, Authority::new(&other).registries(), &home).unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    resolve_so(&name, authority.registries(), &home).unwrap();
+    // Several in one file.
+    let both = bench.path().join("both.pem");
+    let text = [other.join("ca.pem"), authority.pem()].map(|f| std::fs::read_to_string(f).unwrap()).concat();
+    std::fs::write(&both, text).unwrap();
+    resolve_so(&name, Registries { certificate_authorities: vec![both], ..Registries::default() }, &home)
+        .unwrap();
+
+    // As podman keeps it, for this registry alone.
+    let directory = home.join(".config/containers/certs.d").join(&registry.address);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::copy(authority.pem(), directory.join("ca.crt")).unwrap();
+    resolve_so(&name, Registries::default(), &home).unwrap();
+}
+
+#[test]
+fn a_clients_certificate_is_shown_to_its_registry() {
+    let bench = Bench::new();
+    let authority = Authority::new(bench.path());
+    let registry = RealRegistry::with_tls(&authority.sign("server"), Some(&authority));
+    let name = registry.name("none:1");
+    let home = bench.path().join("home");
+    let directory = home.join(".config/containers/certs.d").join(&registry.address);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::copy(authority.pem(), directory.join("ca.crt")).unwrap();
+    let refused = resolve_so(&name, Registries::default(), &home).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unreachable, "{refused}");
+    let (certificate, key) = authority.sign("client");
+    std::fs::copy(certificate, directory.join("me.cert")).unwrap();
+    let error = resolve_so(&name, Registries::default(), &home).unwrap_err().to_string();
+    assert!(error.contains("me.key"), "{error}");
+    std::fs::copy(authority.sign("another").1, directory.join("me.key")).unwrap();
+    let error = resolve_so(&name, Registries::default(), &home).unwrap_err().to_string();
+    assert!(error.contains("me.key") && error.contains("is not the key of"), "{error}");
+    std::fs::copy(key, directory.join("me.key")).unwrap();
+    // It answers: there is no such image.
+    let answered = resolve_so(&name, Registries::default(), &home).unwrap_err();
+    assert_eq!(answered.kind(), ErrorKind::NotFound, "{answered}");
 }

@@ -927,6 +927,8 @@ pub struct ImagesConfig {
     pub insecure_registries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(enumeration = "LayerForm", tag = "2")]
     pub layer_form: i32,
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub certificate_authorities: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {

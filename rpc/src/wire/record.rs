@@ -38,7 +38,7 @@ structs! {
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
-    ImagesConfig { insecure_registries, layer_form }
+    ImagesConfig { insecure_registries, layer_form, certificate_authorities }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, images, partitions, nodes,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use berth_images::Credentials;
+use berth_images::{Credentials, Registries};
 
 use super::tool;
 
@@ -21,15 +21,20 @@ pub const PASSWORD: &str = "correct horse";
 impl RealRegistry {
     /// A registry that anyone may use.
     pub fn open() -> Self {
-        Self::start(false, None)
+        Self::start(false, None, None)
     }
 
     /// A registry that wants a login.
     pub fn with_login() -> Self {
-        Self::start(true, None)
+        Self::start(true, None, None)
     }
 
-    pub fn start(login: bool, tls: Option<(&Path, &Path)>) -> Self {
+    /// A registry with TLS that anyone may use, or who shows a certificate of these `clients`' authority.
+    pub fn with_tls(certificate: &(PathBuf, PathBuf), clients: Option<&Authority>) -> Self {
+        Self::start(false, Some(certificate), clients)
+    }
+
+    fn start(login: bool, tls: Option<&(PathBuf, PathBuf)>, clients: Option<&Authority>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The port is free now; nobody else takes it in the moment until the registry does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -38,7 +43,11 @@ impl RealRegistry {
             dir.path().join("data").display()
         );
         if let Some((certificate, key)) = tls {
-            config += &format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display());
+            config += &format!("  tls: {{certificate: {}, key: {}", certificate.display(), key.display());
+            if let Some(clients) = clients {
+                config += &format!(", clientcas: [{}]", clients.pem().display());
+            }
+            config += "}\n";
         }
         if login {
             let file = dir.path().join("htpasswd");
@@ -110,6 +119,54 @@ impl RealRegistry {
         std::fs::write(home.join("config.json"), config.to_string()).unwrap();
         Credentials::from_parts(Some(&home), None, None, None)
     }
+}
+
+/// An authority that nobody knows, and what it signed.
+pub struct Authority(PathBuf);
+
+impl Authority {
+    /// Makes one in this directory.
+    pub fn new(directory: &Path) -> Self {
+        let (key, ca) = (directory.join("ca.key"), directory.join("ca.pem"));
+        let subject = format!("req -x509 {CURVE} -days 2 -subj /CN=authority");
+        openssl(&subject, &[("-keyout", &key), ("-out", &ca)]);
+        Self(directory.to_path_buf())
+    }
+
+    pub fn pem(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+
+    /// A certificate of 127.0.0.1, which a client can show too, and its key.
+    pub fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
+        let at = |end: &str| self.0.join(format!("{name}.{end}"));
+        let (key, request, certificate, names) = (at("key"), at("request"), at("cert"), at("names"));
+        openssl(&format!("req {CURVE} -subj /CN={name}"), &[("-keyout", &key), ("-out", &request)]);
+        std::fs::write(&names, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
+        let (ca, ca_key) = (self.pem(), self.0.join("ca.key"));
+        let files = [
+            ("-in", &request),
+            ("-CA", &ca),
+            ("-CAkey", &ca_key),
+            ("-extfile", &names),
+            ("-out", &certificate),
+        ];
+        openssl("x509 -req -days 2 -CAcreateserial", &files);
+        (certificate, key)
+    }
+
+    /// Registries as a configuration reaches them that names it.
+    pub fn registries(&self) -> Registries {
+        Registries { certificate_authorities: vec![self.pem()], ..Registries::default() }
+    }
+}
+
+const CURVE: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+
+fn openssl(words: &str, files: &[(&str, &PathBuf)]) {
+    let files = files.iter().flat_map(|(option, file)| [(*option).to_owned(), file.display().to_string()]);
+    let all: Vec<String> = words.split(' ').map(str::to_owned).chain(files).collect();
+    tool("openssl", "openssl", &all.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 impl Drop for RealRegistry {
