@@ -91,7 +91,7 @@ impl Helpers {
         progress: &dyn Progress,
     ) -> Result<PreparedImage> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        if store.is_granted(&image.digest, uid)?
+        if store.is_granted(image, uid)?
             && let Some(prepared) = store.prepared(&image.digest)?
         {
             return Ok(prepared);
@@ -425,7 +425,7 @@ pub fn unpacker_main(
             None => Some(store.ensure(&image, &source, &progress)?),
         };
         if let Some(uid) = options.grant {
-            store.grant(&image.digest, uid)?;
+            store.grant(&image, uid)?;
         }
         drop(prepared);
         Ok(())

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use berth_images::{
-    Credentials, ErrorKind, Helpers, ProgressEvent, Registries, ResolveOptions, Resolved, RunAs, Store,
+    Credentials, ErrorKind, Helpers, ProgressEvent, Registries, ResolveOptions, Resolved, ResolvedManifest,
+    RunAs, Store,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -341,8 +342,33 @@ fn a_private_image_serves_only_those_who_could_pull_it() {
     let digest = prepared.digest.clone();
     drop(prepared);
     store.remove(&digest).unwrap();
-    assert!(!store.is_granted(&digest, 54_001).unwrap());
+    assert!(!store.is_granted(&image, 54_001).unwrap());
     alice.ensure(&store, &image, &()).unwrap();
+}
+
+#[test]
+fn what_one_source_gave_is_not_given_as_another_sources() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![Tar::new().file("b", b"x").end()]).write(&bench.layout());
+    let text = format!("oci:{}", bench.layout().display());
+    let image = resolve_text(&text, &Credentials::anonymous(), false).unwrap();
+    let helpers = helpers(None, None, vec![]);
+    helpers.ensure(&bench.store(), &image, &()).unwrap();
+    // A site's rules go by names: whoever may not have it by one name does not get it by saying another.
+    let other = bench.path().join("allowed");
+    std::fs::create_dir(&other).unwrap();
+    ImageBuilder::new(vec![Tar::new().file("b", b"y").end()]).write(&other);
+    let claimed = ResolvedManifest { source: format!("oci:{}", other.display()), ..image.clone() };
+    let error = helpers.ensure(&bench.store(), &claimed, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    // Where it is, it is fetched for.
+    std::fs::remove_dir_all(&other).unwrap();
+    std::fs::rename(bench.layout(), &other).unwrap();
+    helpers.ensure(&bench.store(), &claimed, &()).unwrap();
+    // Both are known now, and nobody is asked any more.
+    std::fs::remove_dir_all(&other).unwrap();
+    helpers.ensure(&bench.store(), &image, &()).unwrap();
+    helpers.ensure(&bench.store(), &claimed, &()).unwrap();
 }
 
 #[test]
