@@ -5,11 +5,11 @@ use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use berth_agent_core::Fetched;
 use berth_images::{
-    Credentials, Digest, Helpers, LayerForm, Progress, ProgressEvent, Reference, Registries, ResolveOptions,
-    Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
+    Credentials, Digest, Helpers, LayerForm, Mirror, Progress, ProgressEvent, Reference, Registries,
+    ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
-use berth_model::config::{ImagesConfig, LayerForm as ConfigForm};
+use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
 use berth_model::launch::StepLaunch;
 use berth_model::spec::{ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
@@ -33,7 +33,13 @@ pub fn registries(config: &ImagesConfig) -> Registries {
             .iter()
             .map(|file| file.as_path().to_path_buf())
             .collect(),
+        mirrors: config.mirrors.iter().map(mirror).collect(),
     }
+}
+
+fn mirror(config: &MirrorConfig) -> Mirror {
+    let MirrorConfig { registry, urls, grants } = config.clone();
+    Mirror { registry, urls, grants }
 }
 
 /// The node's image store and how to fill it.

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Unreachable,
     /// Bytes do not have the digest or size that names them.
     Corrupt,
+    /// Bytes of a mirror do not have the digest that names them; asked again, others are given.
+    Mirror,
     /// The image is hostile, ambiguous or beyond a limit.
     Refused,
     /// A valid image in a form that this version does not handle, or for another platform.
@@ -88,6 +90,20 @@ impl Error {
     /// The thing that failed.
     pub fn what(&self) -> &str {
         &self.what
+    }
+
+    /// Why it failed.
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Tells too what failed before.
+    #[must_use]
+    pub(crate) fn after(mut self, before: &[String]) -> Self {
+        if !before.is_empty() {
+            self.reason = format!("{} (before that, {})", self.reason, before.join("; "));
+        }
+        self
     }
 
     /// Puts the image or layer in front of the thing that failed.

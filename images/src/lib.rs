@@ -57,7 +57,7 @@ pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};
-pub use registry::{Credentials, Login, LoginTarget, Registries, Registry};
+pub use registry::{Credentials, Login, LoginTarget, Mirror, Registries, Registry};
 pub use remote::{RemoteSource, serve_fetcher};
 pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, save_archive};

@@ -1,6 +1,6 @@
 //! Validation of `berth.toml` beyond its syntax: every problem at once, by key, with the next step.
 
-use crate::config::{Config, GresConfig, NodeConfig, PartitionConfig};
+use crate::config::{Config, GresConfig, ImagesConfig, NodeConfig, PartitionConfig};
 use crate::spec::TimeLimit;
 use crate::{array, hostlist};
 use std::collections::BTreeSet;
@@ -65,6 +65,7 @@ impl Config {
                 out.add("images.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
             }
         }
+        self.images.check_mirrors(&mut out);
         for file in self.images.certificate_authorities.iter().filter(|file| !file.0.starts_with(b"/")) {
             out.add(
                 "images.certificate_authorities",
@@ -102,6 +103,48 @@ impl Config {
             );
         }
     }
+}
+
+impl ImagesConfig {
+    fn check_mirrors(&self, out: &mut Problems) {
+        let mut seen = BTreeSet::new();
+        for (at, mirror) in self.mirrors.iter().enumerate() {
+            let key = format!("images.mirror[{}]", at + 1);
+            let registry = mirror.registry.as_str();
+            if registry.is_empty() || registry.contains(['/', ' ', '@', '#']) {
+                out.add(format!("{key}.registry"), format!("'{registry}' is not HOST or HOST:PORT"));
+            } else if !seen.insert(registry) {
+                out.add(
+                    format!("{key}.registry"),
+                    format!("there are two entries of '{registry}'; write all mirrors into urls of one"),
+                );
+            }
+            if mirror.urls.is_empty() {
+                out.add(
+                    format!("{key}.urls"),
+                    "there is none; write the addresses of mirrors, or remove the entry",
+                );
+            }
+            for url in mirror.urls.iter().filter(|url| !is_address(url)) {
+                out.add(
+                    format!("{key}.urls"),
+                    format!(
+                        "'{url}' is not http:// or https:// with HOST, perhaps :PORT and /PATH; logins are each user's own"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Whether it is an address without a login.
+fn is_address(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.starts_with('/')
+            && !rest.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c))
+    })
 }
 
 fn check_partition(key: &str, partition: &PartitionConfig, out: &mut Problems) {
@@ -218,6 +261,7 @@ fn is_gres_kind(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::ByteStr;
+    use crate::config::MirrorConfig;
 
     fn keys(config: &Config) -> Vec<String> {
         config.check().into_iter().map(|p| p.key).collect()
@@ -261,6 +305,14 @@ mod tests {
         assert_eq!(config.nodes[0].gres[0].device_files().unwrap().len(), 8);
     }
 
+    fn mirror(registry: &str, urls: &[&str]) -> MirrorConfig {
+        MirrorConfig {
+            registry: registry.into(),
+            urls: urls.iter().map(|url| (*url).to_string()).collect(),
+            grants: false,
+        }
+    }
+
     #[test]
     fn every_problem_is_named_at_once_by_its_key() {
         let config = Config {
@@ -274,9 +326,15 @@ mod tests {
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
                 ..Default::default()
             },
-            images: crate::config::ImagesConfig {
+            images: ImagesConfig {
                 insecure_registries: vec!["http://x".into()],
                 certificate_authorities: vec!["ca.pem".into(), "/etc/berth/ca.pem".into()],
+                mirrors: vec![
+                    mirror("docker.io", &["https://m.local:5000", "http://cache/path"]),
+                    mirror("docker.io", &["m.local"]),
+                    mirror("https://quay.io", &[]),
+                    mirror("quay.io", &["https://user:secret@m.local"]),
+                ],
                 ..Default::default()
             },
             partitions: vec![
@@ -325,6 +383,11 @@ mod tests {
                 "max_jobs",
                 "administrators",
                 "images.insecure_registries",
+                "images.mirror[2].registry",
+                "images.mirror[2].urls",
+                "images.mirror[3].registry",
+                "images.mirror[3].urls",
+                "images.mirror[4].urls",
                 "images.certificate_authorities",
                 "container.hooks_dirs",
                 "partition[1].nodes",

@@ -88,6 +88,22 @@ pub struct ImagesConfig {
     pub layer_form: LayerForm,
     /// PEM files on each node with authorities whose certificates registries may have, beside the system's; absolute.
     pub certificate_authorities: Vec<ByteStr>,
+    /// Places that are asked before a registry.
+    #[serde(rename = "mirror")]
+    pub mirrors: Vec<MirrorConfig>,
+}
+
+/// `[[images.mirror]]`: what has the images of a registry too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MirrorConfig {
+    /// The registry, as `host` or `host:port`; docker's is `docker.io`.
+    pub registry: String,
+    /// `http://` or `https://`, a host, and perhaps a port and a path; asked in this order, and then the registry.
+    pub urls: Vec<String>,
+    /// Whether whoever these mirrors give an image to may use it on a node that users share; else the registry itself is
+    /// asked whether they may.
+    pub grants: bool,
 }
 
 /// How nodes keep layers of images.

@@ -24,17 +24,22 @@ pub struct Registry {
 impl Registry {
     /// Starts one that anybody may read.
     pub fn open() -> Registry {
-        Registry::start(false, false)
+        Registry::start(false, false, None)
     }
 
     /// Starts one that asks for [`LOGIN`].
     pub fn with_login() -> Registry {
-        Registry::start(true, false)
+        Registry::start(true, false, None)
     }
 
     /// Starts one with TLS, with a certificate of an authority that nobody knows.
     pub fn with_tls() -> Registry {
-        Registry::start(false, true)
+        Registry::start(false, true, None)
+    }
+
+    /// Starts one that asks `other`, which wants no login, for what it does not have.
+    pub fn cache_of(other: &Registry) -> Registry {
+        Registry::start(false, false, Some(other))
     }
 
     /// The authority of a registry with TLS.
@@ -42,7 +47,7 @@ impl Registry {
         self.directory.path().join("ca.pem")
     }
 
-    fn start(login: bool, tls: bool) -> Registry {
+    fn start(login: bool, tls: bool, cache_of: Option<&Registry>) -> Registry {
         let directory = tempfile::Builder::new().prefix("bt-reg-").tempdir_in("/tmp").unwrap();
         if tls {
             certify(directory.path());
@@ -50,7 +55,7 @@ impl Registry {
         // The port is free now, and may be taken by someone else before the registry has it: then try another.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut child = launch(directory.path(), port, login, tls);
+            let mut child = launch(directory.path(), port, login, tls, cache_of);
             if answers(&mut child, port) {
                 return Registry { child, directory, port, login };
             }
@@ -93,6 +98,12 @@ impl Registry {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();
         let start = format!("\"{method} /v2/");
         log.lines().filter(|l| l.contains(&start) && l.contains(path)).count()
+    }
+
+    /// How many requests were a program's that calls itself so.
+    pub fn asked_by(&self, agent: &str) -> usize {
+        let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();
+        log.lines().filter(|line| line.contains(&format!("\"{agent}"))).count()
     }
 
     /// The paths of blobs that were asked for by GET, sorted.
@@ -156,7 +167,7 @@ fn certify(directory: &Path) {
     );
 }
 
-fn launch(directory: &Path, port: u16, login: bool, tls: bool) -> Child {
+fn launch(directory: &Path, port: u16, login: bool, tls: bool, cache_of: Option<&Registry>) -> Child {
     let auth = if login {
         let file = directory.join("htpasswd");
         let line = Cmd::new("htpasswd").args(["-Bbn", LOGIN.0, LOGIN.1]).ok();
@@ -165,6 +176,8 @@ fn launch(directory: &Path, port: u16, login: bool, tls: bool) -> Child {
     } else {
         String::new()
     };
+    let proxy = cache_of.map(|other| format!("proxy: {{remoteurl: 'http://{}'}}\n", other.host()));
+    let proxy = proxy.unwrap_or_default();
     let tls = if tls {
         format!(", tls: {{certificate: {0}/cert.pem, key: {0}/key.pem}}", directory.display())
     } else {
@@ -172,7 +185,7 @@ fn launch(directory: &Path, port: u16, login: bool, tls: bool) -> Child {
     };
     let config = format!(
         "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: \
-         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n{auth}",
+         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n{auth}{proxy}",
         directory.display()
     );
     let file = directory.join("config.yml");

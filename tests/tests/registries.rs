@@ -1,6 +1,6 @@
 //! Images from a real registry: logins, compressions, and nothing fetched twice.
 
-use berth_tests::{Cmd, Registry, Sandbox, each_user, images, machine, registry};
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, registry};
 
 each_user! {
     fn a_step_pulls_its_image_once(who) {
@@ -106,6 +106,27 @@ each_user! {
         check("[images]\ncertificate_authorities = [\"ca.pem\"]\n").fails().says(&["is not an absolute path"]);
     }
 
+    fn a_cache_in_front_of_a_registry(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "team/bb:1", &[]);
+        let cache = Registry::cache_of(&registry);
+        let mirror = format!("[[images.mirror]]\nregistry = \"{}\"\nurls = [\"http://{}\"]\n", registry.host(), cache.host());
+        let sandbox = Sandbox::with_config(who, &(registry.without_tls() + &mirror));
+        assert_eq!(sandbox.srun_in(&image, ["echo", "in"]).ok().text(), "in");
+        assert!(cache.asked_by("berth/") >= 3, "the cache was not asked");
+        assert_eq!(registry.asked_by("berth/"), 0, "the registry was asked");
+        // The tag means something without the registry.
+        drop(registry);
+        sandbox.cmd("berth").args(["image", "pull", &image]).ok();
+        // Without either, all who were asked are named.
+        let (host, address) = (image.split('/').next().unwrap().to_owned(), cache.host());
+        drop(cache);
+        sandbox.cmd("berth").args(["image", "pull", &image]).fails().says(&[
+            &format!("registry {host} cannot be reached"),
+            &format!("mirror http://{address} cannot be reached"),
+        ]);
+    }
+
     fn removal_and_pruning(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
@@ -117,4 +138,36 @@ each_user! {
         sandbox.cmd("berth").args(["image", "prune"]).ok();
         sandbox.cmd("berth").args(["image", "rm", &image]).fails().says(&["bb"]);
     }
+}
+
+#[test]
+fn a_cache_gives_nobody_a_private_image_on_a_shared_node_as_root() {
+    let registry = Registry::with_login();
+    let image = registry.push(&images::busybox(), "team/bb:1", &[]);
+    // A mirror that gives to everyone what it has.
+    let cache = Registry::open();
+    cache.push(&images::busybox(), "team/bb:1", &[]);
+    let mirror = format!(
+        "[[images.mirror]]\nregistry = \"{}\"\nurls = [\"http://{}\"]\n",
+        registry.host(),
+        cache.host()
+    );
+    let sandbox = Sandbox::with_config(Who::root(), &(registry.without_tls() + &mirror));
+    // Root may have it, so it is there.
+    sandbox.srun_in(&image, ["true"]).ok();
+    let option = format!("--container-image={image}");
+    let srun = |who: &Who| sandbox.cmd_as(who, "srun").arg(&option).args(["echo", "in"]);
+    let (user, stranger) = (Who::user(), Who::stranger());
+    srun(&stranger).fails().says(&["registry", "401", "login"]);
+    let secret =
+        Cmd::new("base64").arg("-w0").stdin(format!("{}:{}", registry::LOGIN.0, registry::LOGIN.1)).ok();
+    let directory = sandbox.work().join("docker");
+    std::fs::create_dir(&directory).unwrap();
+    let file = directory.join("config.json");
+    let text = format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{}\"}}}}}}", registry.host(), secret.text());
+    std::fs::write(&file, text).unwrap();
+    machine::give(&directory, &user);
+    machine::give(&file, &user);
+    assert_eq!(srun(&user).env("DOCKER_CONFIG", &directory).ok().text(), "in");
+    srun(&stranger).fails().says(&["401"]);
 }

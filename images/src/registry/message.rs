@@ -38,7 +38,7 @@ pub(super) fn refused(
         None => printable(&answer.details, 300),
     };
     let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
-    let answered = format!("registry {registry} answered {status}{said} to {identity}");
+    let answered = format!("{} answered {status}{said} to {identity}", client.label());
     let asked = url.rsplit('/').next().unwrap_or_default();
     let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
@@ -99,7 +99,8 @@ pub(super) fn may_pass(error: &ureq::Error) -> bool {
 }
 
 /// No answer at all.
-pub(super) fn unreachable(what: &str, registry: &str, insecure: bool, error: &ureq::Error) -> Error {
+pub(super) fn unreachable(client: &Client, error: &ureq::Error) -> Error {
+    let what = client.what();
     let (reason, next) = match error {
         ureq::Error::HostNotFound => (
             "its host name is unknown".to_owned(),
@@ -118,7 +119,7 @@ pub(super) fn unreachable(what: &str, registry: &str, insecure: bool, error: &ur
             error.to_string(),
             "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
         ),
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !insecure => (
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !client.insecure => (
             error.to_string(),
             "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
         ),
@@ -132,6 +133,6 @@ pub(super) fn unreachable(what: &str, registry: &str, insecure: bool, error: &ur
         }
         other => (other.to_string(), "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall"),
     };
-    Error::new(ErrorKind::Unreachable, what, format!("registry {registry} cannot be reached: {reason}"))
+    Error::new(ErrorKind::Unreachable, what, format!("{} cannot be reached: {reason}", client.label()))
         .next(next)
 }

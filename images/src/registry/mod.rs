@@ -10,8 +10,9 @@ mod login;
 mod message;
 mod push;
 mod reach;
+mod ways;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -21,20 +22,24 @@ use ureq::{Agent, Body, RequestBuilder};
 pub use credentials::Credentials;
 pub use login::{Login, LoginTarget};
 pub(crate) use push::{Bytes, Uploader};
-pub use reach::Registries;
+pub use reach::{Mirror, Registries};
+pub use ways::Registry;
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::ACCEPT;
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef};
-use crate::source::{BlobKind, BlobSource, mismatch};
+use crate::source::{BlobKind, mismatch};
 use crate::unpack::Limits;
 use challenge::Challenge;
 use credentials::Identity;
+use reach::Address;
 
 const TOKEN_BYTES: u64 = 1 << 20;
 /// How often one request is tried.
 const ATTEMPTS: u32 = 5;
+/// How often one is tried at a mirror, beside which there is another place to ask.
+const MIRROR_ATTEMPTS: u32 = 2;
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
 /// Wait before the second try; doubled each time.
@@ -42,14 +47,14 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait that a registry may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// One repository of a registry.
-pub struct Registry(Arc<Client>);
-
 struct Client {
     agent: Agent,
     /// `https://host:port`.
     base: String,
+    /// Registry and repository as they are asked: of a mirror, its own.
     name: RegistryRef,
+    /// What a mirror stands in for.
+    mirror_of: Option<String>,
     credentials: Credentials,
     insecure: bool,
     access: Access,
@@ -80,22 +85,98 @@ struct TokenAnswer {
     access_token: Option<String>,
 }
 
-impl Registry {
-    /// A client for the repository of `name`. Nothing is asked yet.
-    ///
-    /// # Errors
-    /// A certificate that is to be taken is not one.
-    pub fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries) -> Result<Self> {
-        Ok(Self(Arc::new(Client::new(name, credentials, registries, Access::Pull)?)))
+impl Client {
+    fn new(
+        name: &RegistryRef,
+        credentials: &Credentials,
+        registries: &Registries,
+        access: Access,
+    ) -> Result<Self> {
+        let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
+        let scheme = if registries.is_insecure(&name.registry) { "http" } else { "https" };
+        Self::at(format!("{scheme}://{host}"), name.clone(), None, credentials, registries, access)
+    }
+
+    /// For what a mirror has of the repository of `name`. It is asked with the login of its own host.
+    fn of_mirror(
+        name: &RegistryRef,
+        address: &Address,
+        credentials: &Credentials,
+        registries: &Registries,
+    ) -> Result<Self> {
+        let repository = match address.prefix.as_str() {
+            "" => name.repository.clone(),
+            prefix => format!("{prefix}/{}", name.repository),
+        };
+        let own = RegistryRef { user: None, registry: address.host.clone(), repository, ..name.clone() };
+        Self::at(address.base.clone(), own, Some(name.source()), credentials, registries, Access::Pull)
+    }
+
+    fn at(
+        base: String,
+        name: RegistryRef,
+        mirror_of: Option<String>,
+        credentials: &Credentials,
+        registries: &Registries,
+        access: Access,
+    ) -> Result<Self> {
+        let insecure = base.starts_with("http://");
+        // Beside a mirror there is somebody else to ask.
+        let patience = |seconds| Duration::from_secs(if mirror_of.is_some() { seconds / 4 } else { seconds });
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .https_only(!insecure)
+            // Followed by hand, because the login must not leave the registry.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(patience(20)))
+            .timeout_connect(Some(patience(20)))
+            .timeout_recv_response(Some(match access {
+                // It may read all of a blob again before it takes it.
+                Access::Push { .. } => Duration::from_secs(600),
+                _ => patience(60),
+            }))
+            .timeout_per_read(Some(patience(60)))
+            .tls_config(certificates::tls(registries, &name.registry, credentials.home())?);
+        if is_loopback(&name.registry) {
+            config = config.proxy(None);
+        }
+        Ok(Self {
+            agent: config.build().new_agent(),
+            base,
+            name,
+            mirror_of,
+            credentials: credentials.clone(),
+            insecure,
+            access,
+            session: Mutex::default(),
+        })
+    }
+
+    fn what(&self) -> String {
+        match (&self.mirror_of, &self.access) {
+            (Some(source), _) => source.clone(),
+            (None, Access::Login) => self.label(),
+            (None, Access::Pull | Access::Push { .. }) => self.name.source(),
+        }
+    }
+
+    /// Who is asked, for messages.
+    fn label(&self) -> String {
+        match self.mirror_of {
+            Some(_) => format!("mirror {}", self.base),
+            None => format!("registry {}", self.name.registry),
+        }
+    }
+
+    fn is_mirror(&self) -> bool {
+        self.mirror_of.is_some()
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
-    ///
-    /// # Errors
-    /// As for [`crate::resolve`].
-    pub(crate) fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
-        let client = &self.0;
-        let response = client.request(&client.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
+    fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
+        let response = self.request(&self.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let content_type = text("content-type");
         let announced = text("docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
@@ -105,76 +186,19 @@ impl Registry {
             .into_with_config()
             .limit(limit)
             .read_to_vec()
-            .map_err(|e| client.transport(&e))?;
+            .map_err(|e| self.transport(&e))?;
         let wanted = selector.parse::<Digest>().ok().or(announced);
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let found = Digest::of(algorithm, &bytes);
         match wanted {
-            Some(wanted) if wanted != found => Err(mismatch(&client.what(), &wanted, &found)),
+            Some(wanted) if wanted != found => Err(mismatch(&self.what(), &wanted, &found)),
             _ => Ok((bytes, content_type, found)),
-        }
-    }
-}
-
-impl BlobSource for Registry {
-    fn describe(&self) -> String {
-        self.0.what()
-    }
-
-    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn std::io::Read + Send>> {
-        blob::open(&self.0, kind, digest, offset)
-    }
-}
-
-impl Client {
-    fn new(
-        name: &RegistryRef,
-        credentials: &Credentials,
-        registries: &Registries,
-        access: Access,
-    ) -> Result<Self> {
-        let insecure = registries.is_insecure(&name.registry);
-        let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .https_only(!insecure)
-            // Followed by hand, because the login must not leave the registry.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(Duration::from_secs(20)))
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(match access {
-                // It may read all of a blob again before it takes it.
-                Access::Push { .. } => Duration::from_secs(600),
-                _ => Duration::from_secs(60),
-            }))
-            .timeout_per_read(Some(Duration::from_secs(60)))
-            .tls_config(certificates::tls(registries, &name.registry, credentials.home())?);
-        if is_loopback(host) {
-            config = config.proxy(None);
-        }
-        Ok(Self {
-            agent: config.build().new_agent(),
-            base: format!("{}://{host}", if insecure { "http" } else { "https" }),
-            name: name.clone(),
-            credentials: credentials.clone(),
-            insecure,
-            access,
-            session: Mutex::default(),
-        })
-    }
-
-    fn what(&self) -> String {
-        match self.access {
-            Access::Login => format!("registry {}", self.name.registry),
-            Access::Pull | Access::Push { .. } => self.name.source(),
         }
     }
 
     fn url(&self, kind: BlobKind, selector: &str) -> String {
         let part = match kind {
-            BlobKind::Manifest => "manifests",
+            BlobKind::Manifest | BlobKind::Proof => "manifests",
             BlobKind::Blob => "blobs",
         };
         format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
@@ -197,7 +221,7 @@ impl Client {
         let mut asked = false;
         let mut attempt = 1;
         loop {
-            let last = attempt >= ATTEMPTS;
+            let last = attempt >= if self.is_mirror() { MIRROR_ATTEMPTS } else { ATTEMPTS };
             let mut pause = wait;
             match send() {
                 Ok(response) => {
@@ -297,7 +321,7 @@ impl Client {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     self.what(),
-                    format!("registry {} wants a login of a kind that is not supported", self.name.registry),
+                    format!("{} wants a login of a kind that is not supported", self.label()),
                 )
                 .next("Basic and Bearer are supported; ask the registry's administrator"));
             }
@@ -383,7 +407,7 @@ impl Client {
     }
 
     fn transport(&self, error: &ureq::Error) -> Error {
-        message::unreachable(&self.what(), &self.name.registry, self.insecure, error)
+        message::unreachable(self, error)
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) use sniff::open_regular;
 pub enum BlobKind {
     /// A manifest or index.
     Manifest,
+    /// A manifest, of somebody who says who may have it: not of a mirror that gives it to everyone.
+    Proof,
     /// A configuration or layer.
     Blob,
 }

@@ -55,7 +55,7 @@ impl Store {
     /// # Errors
     /// The source refuses it, or gives something else.
     pub(crate) fn prove(&self, digest: &Digest, source: &dyn BlobSource) -> Result<()> {
-        let bytes = read_verified(source, BlobKind::Manifest, digest, self.limits.manifest_bytes)?;
+        let bytes = read_verified(source, BlobKind::Proof, digest, self.limits.manifest_bytes)?;
         // An import that follows need not ask for it again.
         files::write(self.blobs.as_fd(), &digest.file_name(), &bytes, self.give_to)
     }

@@ -10,7 +10,7 @@ use super::record::{LayerRecord, VERSION, parse, print};
 use super::work::WorkDir;
 use super::{Store, boot_id, files};
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::source::BlobSource;
@@ -27,6 +27,9 @@ pub(super) const SKELETON: &str = "skeleton.zst";
 const ASIDE: &str = ".replaced-";
 /// The next step where a layer is damaged.
 pub(super) const REPAIR: &str = "repair the image with `berth image verify --repair`";
+
+/// How often a layer is fetched anew because a mirror gave wrong bytes: whoever fetches may be hostile and say so for ever.
+const MOST_MIRRORS: usize = 8;
 
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.
@@ -149,8 +152,27 @@ impl Store {
         opened.map(File::from).map_err(|e| Error::io(format!("image store: layers/{path}"), e).next(REPAIR))
     }
 
-    /// Unpacks a layer where nobody sees it.
+    /// Unpacks a layer where nobody sees it; anew where a mirror gave wrong bytes, which is not asked again then.
     fn unpack_layer<'a>(
+        &'a self,
+        layer: &LayerInfo,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<(WorkDir<'a>, LayerReport)> {
+        for _ in 0..MOST_MIRRORS {
+            match self.unpack_once(layer, source, progress) {
+                Err(error) if error.kind() == ErrorKind::Mirror => {
+                    let text =
+                        format!("layer {}: {}; it is fetched anew", layer.digest.short(), error.reason());
+                    progress.event(ProgressEvent::Note { text });
+                }
+                done => return done,
+            }
+        }
+        self.unpack_once(layer, source, progress)
+    }
+
+    fn unpack_once<'a>(
         &'a self,
         layer: &LayerInfo,
         source: &dyn BlobSource,

@@ -15,7 +15,7 @@ use crate::support::registry::{Authority, RealRegistry};
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
 
 /// The example program, which is built together with the tests.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
     if path.ends_with("deps") {

@@ -14,6 +14,7 @@ mod concurrency;
 mod erofs;
 mod hostile;
 mod layouts;
+mod mirrors;
 mod overlay;
 mod push;
 mod registry;

@@ -287,7 +287,7 @@ fn a_registry_that_stays_busy_is_reported() {
 fn corrupt_blobs_are_refused_and_nothing_is_visible() {
     let bench = Bench::new();
     image().write(&bench.layout());
-    let fake = FakeRegistry::new(bench.layout(), Behaviour { corrupt: true, ..Behaviour::default() });
+    let fake = FakeRegistry::new(bench.layout(), Behaviour { corrupt: Some(1024), ..Behaviour::default() });
     let error =
         ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
             .unwrap_err();

@@ -922,6 +922,15 @@ pub struct ContainerConfig {
     pub hooks_dirs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MirrorConfig {
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub urls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "3")]
+    pub grants: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesConfig {
     #[prost(string, repeated, tag = "1")]
     pub insecure_registries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -929,6 +938,8 @@ pub struct ImagesConfig {
     pub layer_form: i32,
     #[prost(bytes = "vec", repeated, tag = "10")]
     pub certificate_authorities: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, repeated, tag = "11")]
+    pub mirrors: ::prost::alloc::vec::Vec<MirrorConfig>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {

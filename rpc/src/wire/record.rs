@@ -2,7 +2,8 @@
 
 use super::{enums, structs};
 use berth_model::config::{
-    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, NodeConfig, PartitionConfig, PartitionState,
+    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, MirrorConfig, NodeConfig, PartitionConfig,
+    PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
@@ -38,7 +39,8 @@ structs! {
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
-    ImagesConfig { insecure_registries, layer_form, certificate_authorities }
+    MirrorConfig { registry, urls, grants }
+    ImagesConfig { insecure_registries, layer_form, certificate_authorities, mirrors }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, images, partitions, nodes,

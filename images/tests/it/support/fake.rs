@@ -19,8 +19,10 @@ pub struct Behaviour {
     pub cut_after: Option<usize>,
     /// Ranges are not understood.
     pub no_ranges: bool,
-    /// Layers (blobs over 1 KiB) have one byte changed.
-    pub corrupt: bool,
+    /// Blobs over so many bytes have one byte changed.
+    pub corrupt: Option<usize>,
+    /// Every answer is this one.
+    pub answers: Option<&'static str>,
     /// Wants a bearer token, given to this `user:password` (base64), or to anyone for "".
     pub token: Option<String>,
     /// Tokens work for so many requests.
@@ -114,6 +116,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         state.behaviour.clone()
     };
     std::thread::sleep(behaviour.slow);
+    if let Some(status) = behaviour.answers {
+        return answer(stream, status, &[], b"");
+    }
     if path.starts_with("/token") {
         let wanted = behaviour.token.unwrap_or_default();
         if !wanted.is_empty() && headers.get("authorization") != Some(&format!("Basic {wanted}")) {
@@ -201,7 +206,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     if blob && let Some(target) = &behaviour.redirect {
         return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
     }
-    if blob && behaviour.corrupt && bytes.len() > 1024 {
+    if blob && behaviour.corrupt.is_some_and(|above| bytes.len() > above) {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     }

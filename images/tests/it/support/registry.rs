@@ -34,7 +34,21 @@ impl RealRegistry {
         Self::start(false, Some(certificate), clients)
     }
 
+    /// A cache of another registry, which it asks for what it does not have.
+    pub fn cache_of(other: &RealRegistry) -> Self {
+        Self::launch(false, None, None, Some(other))
+    }
+
     fn start(login: bool, tls: Option<&(PathBuf, PathBuf)>, clients: Option<&Authority>) -> Self {
+        Self::launch(login, tls, clients, None)
+    }
+
+    fn launch(
+        login: bool,
+        tls: Option<&(PathBuf, PathBuf)>,
+        clients: Option<&Authority>,
+        cache_of: Option<&RealRegistry>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The port is free now; nobody else takes it in the moment until the registry does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -48,6 +62,9 @@ impl RealRegistry {
                 config += &format!(", clientcas: [{}]", clients.pem().display());
             }
             config += "}\n";
+        }
+        if let Some(other) = cache_of {
+            config += &format!("proxy: {{remoteurl: 'http://{}'}}\n", other.address);
         }
         if login {
             let file = dir.path().join("htpasswd");
