@@ -412,11 +412,10 @@ pub fn unpacker_main(
             serde_json::from_str(image).map_err(|e| start_failed(&e.to_string()))?;
         let store = Store::open(root)?;
         let source = RemoteSource::new(image.source.clone(), input, output);
-        // The user shows that the source gives them this image, also where another user's import is under way. Root reads
-        // the store anyhow.
-        if options.grant != Some(0) {
-            store.prove(&image.digest, &source)?;
-        }
+        // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
+        // store anyhow, and need only find it at a mirror.
+        let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };
+        store.prove(&image.digest, &source, kind)?;
         let progress = |event| say(&Report::Progress(event));
         let prepared = match &options.repair {
             Some(layers) => {

@@ -50,12 +50,12 @@ impl Store {
         files::write(self.images.as_fd(), &grants_name(&image.digest), text.as_bytes(), self.give_to)
     }
 
-    /// Reads the image's manifest from `source`, which is asked with the logins of whoever wants the image.
+    /// Reads the image's manifest from `source`, which is asked with the logins of whoever wants the image, as this `kind`.
     ///
     /// # Errors
     /// The source refuses it, or gives something else.
-    pub(crate) fn prove(&self, digest: &Digest, source: &dyn BlobSource) -> Result<()> {
-        let bytes = read_verified(source, BlobKind::Proof, digest, self.limits.manifest_bytes)?;
+    pub(crate) fn prove(&self, digest: &Digest, source: &dyn BlobSource, kind: BlobKind) -> Result<()> {
+        let bytes = read_verified(source, kind, digest, self.limits.manifest_bytes)?;
         // An import that follows need not ask for it again.
         files::write(self.blobs.as_fd(), &digest.file_name(), &bytes, self.give_to)
     }
