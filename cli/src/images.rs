@@ -5,8 +5,8 @@ use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
-    BlobSource, Credentials, Error, Helpers, Progress, ProgressEvent, Reference, Registries, ResolveOptions,
-    Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
+    BlobSource, Credentials, Error, Helpers, Manifests, Progress, ProgressEvent, Reference, Registries,
+    ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::options::Explain;
@@ -28,7 +28,8 @@ impl ImageResolver for Resolver {
     fn resolve(&self, typed: &str) -> Result<ResolvedImage, String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
         let registries = registries_of(&reference, self.state.as_deref());
-        let options = ResolveOptions { registries, ..ResolveOptions::default() };
+        let manifests = Manifests::from_env();
+        let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
         let resolved = resolve(&reference, &Credentials::from_env(), &options).map_err(|e| e.to_string())?;
         Ok(match resolved {
             Resolved::Manifest(m) => ResolvedImage::Manifest {

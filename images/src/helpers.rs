@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result, printable};
+use crate::known::Manifests;
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
 use crate::registry::{Credentials, Registries};
@@ -360,6 +361,7 @@ fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
     let resolved = text.parse::<Reference>().and_then(|reference| {
         let options = ResolveOptions {
             registries: options.registries()?,
+            manifests: Manifests::from_env(),
             directory: options.directory.clone(),
             ..ResolveOptions::default()
         };

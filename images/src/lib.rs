@@ -34,6 +34,7 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod helpers;
+mod known;
 mod layered;
 mod manifest;
 mod outer;
@@ -54,6 +55,7 @@ mod unseen;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind, Result};
 pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
+pub use known::Manifests;
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};
 pub use reference::{Reference, RegistryRef};

@@ -53,6 +53,28 @@ each_user! {
         }
     }
 
+    fn repeated_submissions_and_arrays_take_no_manifests(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::busybox(), "bb:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let cache = sandbox.work().join("cache");
+        let submit = |options: &[&str]| {
+            let option = format!("--container-image={image}");
+            let all = options.iter().copied().chain([option.as_str(), "--wrap=true", "--hold"]);
+            sandbox.cmd("sbatch").args(all).env("XDG_CACHE_HOME", &cache).ok();
+        };
+        submit(&[]);
+        let asked = || (registry.requests("HEAD", "/manifests/"), registry.requests("GET", "/manifests/"));
+        let (heads, gets) = asked();
+        for n in 1..4 {
+            submit(&[]);
+            assert_eq!(asked(), (heads + n, gets));
+        }
+        // All tasks of an array are one question.
+        submit(&["--array=0-999"]);
+        assert_eq!(asked(), (heads + 4, gets));
+    }
+
     fn a_digest_is_a_promise(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);

@@ -4,7 +4,8 @@ use super::Container;
 use crate::images::{self, Bar};
 use berth_client::error::Failure;
 use berth_images::{
-    Credentials, Error, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest, Store, resolve,
+    Credentials, Error, Manifests, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest,
+    Store, resolve,
 };
 use berth_model::ByteStr;
 use berth_runtime::facts::is_privileged;
@@ -28,7 +29,8 @@ pub fn pinned(image: &str, insecure: bool, state: Option<&Path>) -> Result<Resol
     let reference: Reference = image.parse().map_err(|e: Error| images::failed(&e))?;
     let registries = images::registries_of(&reference, state);
     let registries = if insecure { registries.without_tls_of(&reference) } else { registries };
-    let options = ResolveOptions { registries, ..ResolveOptions::default() };
+    let manifests = Manifests::from_env();
+    let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
     resolve(&reference, &Credentials::from_env(), &options).map_err(|e| images::failed(&e))
 }
 

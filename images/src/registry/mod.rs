@@ -174,6 +174,19 @@ impl Client {
         self.mirror_of.is_some()
     }
 
+    /// Asks for a manifest's digest alone; `None` where the answer does not have it.
+    fn digest_of(&self, selector: &str) -> Result<Option<Digest>> {
+        let url = self.url(BlobKind::Manifest, selector);
+        let unknown = [StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST];
+        let known =
+            |status: StatusCode| status.is_success() || status.is_redirection() || unknown.contains(&status);
+        let response = self.persevere(&url, &known, &mut || {
+            self.allowed(self.agent.head(&url), &url).header(header::ACCEPT, ACCEPT).call()
+        })?;
+        let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
+        Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
+    }
+
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
     fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
         let response = self.request(&self.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;

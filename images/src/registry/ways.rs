@@ -55,6 +55,22 @@ impl Registry {
         Ok(Self(Arc::new(Ways(ways))))
     }
 
+    /// Asks for the digest of a manifest by tag or digest, without the manifest; `None` where that is not answered, and it is to
+    /// be asked for as a whole.
+    ///
+    /// # Errors
+    /// Nobody can be reached.
+    pub(crate) fn digest_of(&self, selector: &str) -> Result<Option<Digest>> {
+        let mut before = Vec::new();
+        let ask = &mut |client: &Client| client.digest_of(selector);
+        match self.0.first(0, BlobKind::Manifest, &mut before, ask) {
+            Ok((_, digest)) => Ok(digest),
+            Err(error) if error.kind() == ErrorKind::Unreachable => Err(error),
+            // An answer to HEAD has no reason in it.
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
+use crate::known::Manifests;
 use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
 use crate::reference::{Reference, RegistryRef};
 use crate::registry::{Credentials, Registries, Registry};
@@ -108,6 +109,8 @@ pub struct ResolvedManifest {
 pub struct ResolveOptions {
     /// How registries are reached.
     pub registries: Registries,
+    /// Manifests that were read before; by default nothing is known.
+    pub manifests: Manifests,
     /// For which platform; this machine's by default.
     pub platform: Platform,
     /// Directory that relative paths start from; the process's own by default.
@@ -254,12 +257,36 @@ fn resolve_registry(
 ) -> Result<ResolvedManifest> {
     let registry = Registry::new(name, credentials, &options.registries)?;
     let what = Reference::Registry(name.clone()).to_string();
-    let (bytes, content_type, digest) = registry.manifest(&name.selector())?;
-    let digest = descend(&what, bytes, content_type.as_deref(), digest, &options.platform, &|digest| {
-        read_verified(&registry, BlobKind::Manifest, digest, Limits::default().manifest_bytes)
-    })?;
-    let insecure = options.registries.is_insecure(&name.registry);
-    Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what) })
+    let known = &options.manifests;
+    let fetch = |digest: &Digest| {
+        if let Some(bytes) = known.get(digest) {
+            return Ok(bytes);
+        }
+        let bytes = read_verified(&registry, BlobKind::Manifest, digest, Limits::default().manifest_bytes)?;
+        known.put(digest, &bytes);
+        Ok(bytes)
+    };
+    let pinned = |digest| {
+        let insecure = options.registries.is_insecure(&name.registry);
+        Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what.clone()) })
+    };
+    // Asking what a name means shows that one may know it, too.
+    let mut selector = name.selector();
+    if known.any()
+        && let Some(digest) = registry.digest_of(&selector)?
+    {
+        if let Some(bytes) = known.get(&digest)
+            && let Ok(found) = descend(&what, bytes, None, digest.clone(), &options.platform, &fetch)
+        {
+            return pinned(found);
+        }
+        selector = digest.to_string();
+    }
+    let (bytes, content_type, first) = registry.manifest(&selector)?;
+    let digest =
+        descend(&what, bytes.clone(), content_type.as_deref(), first.clone(), &options.platform, &fetch)?;
+    known.put(&first, &bytes);
+    pinned(digest)
 }
 
 /// Follows indexes until a manifest for the platform is found, and gives its digest.

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use berth_images::{
-    Credentials, ErrorKind, ProgressEvent, Reference, Registries, ResolveOptions, open_source, resolve,
+    Credentials, Digest, ErrorKind, Manifests, ProgressEvent, Reference, Registries, ResolveOptions,
+    open_source, resolve,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -423,4 +424,55 @@ fn a_clients_certificate_is_shown_to_its_registry() {
     // It answers: there is no such image.
     let answered = resolve_so(&name, Registries::default(), &home).unwrap_err();
     assert_eq!(answered.kind(), ErrorKind::NotFound, "{answered}");
+}
+
+#[test]
+fn a_tag_that_means_the_same_is_asked_for_by_head_alone() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let place = bench.path().join("cache/manifests");
+    let pin = |address: &str, manifests: &Manifests| -> Result<Digest, berth_images::Error> {
+        let registries = Registries::default().without_tls(address);
+        let options =
+            ResolveOptions { registries, manifests: manifests.clone(), ..ResolveOptions::default() };
+        match resolve(&format!("{address}/x:1").parse()?, &Credentials::anonymous(), &options)? {
+            berth_images::Resolved::Manifest(manifest) => Ok(manifest.digest),
+            other => panic!("{other:?}"),
+        }
+    };
+    let known = Manifests::at(&place);
+    let counts = || (fake.count("HEAD "), fake.count("GET "));
+    let digest = pin(&fake.address, &known).unwrap();
+    assert_eq!(counts(), (1, 1));
+    for n in 2..5 {
+        assert_eq!(pin(&fake.address, &Manifests::at(&place)).unwrap(), digest);
+        assert_eq!(counts(), (n, 1));
+    }
+    // Where it is damaged or gone, the registry is asked, and it is made good.
+    let file = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&file, "{}").unwrap();
+    assert_eq!(pin(&fake.address, &known).unwrap(), digest);
+    assert_eq!(counts(), (5, 2));
+    assert_eq!(pin(&fake.address, &known).unwrap(), digest);
+    assert_eq!(counts(), (6, 2));
+    // A tag that was moved.
+    let moved = ImageBuilder::new(vec![Tar::new().file("other", b"x").end()]).write(&bench.layout());
+    assert_eq!(pin(&fake.address, &known).unwrap(), moved);
+    assert_eq!(counts(), (7, 3));
+
+    // A registry that knows no HEAD, or says another digest by it than it has, is asked for the whole.
+    let mute = FakeRegistry::new(bench.layout(), Behaviour { no_head: true, ..Behaviour::default() });
+    assert_eq!(pin(&mute.address, &known).unwrap(), moved);
+    assert_eq!(pin(&mute.address, &known).unwrap(), moved);
+    assert_eq!((mute.count("HEAD "), mute.count("GET ")), (2, 2));
+    // What is known opens nothing: a registry that refuses, refuses.
+    let closed = Behaviour { token: Some("nobody".to_owned()), ..Behaviour::default() };
+    let closed = FakeRegistry::new(bench.layout(), closed);
+    let error = pin(&closed.address, &known).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    // One that is busy is not asked twice as often for it.
+    let busy = FakeRegistry::new(bench.layout(), Behaviour { busy: 1000, ..Behaviour::default() });
+    assert!(pin(&busy.address, &known).unwrap_err().to_string().contains("503"));
+    assert_eq!(busy.log().len(), 5);
 }

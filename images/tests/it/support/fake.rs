@@ -33,6 +33,8 @@ pub struct Behaviour {
     pub wrong_header: bool,
     /// Every blob redirects to this address.
     pub redirect: Option<String>,
+    /// HEAD is refused.
+    pub no_head: bool,
     /// So many uploads end with a closed connection.
     pub cut_uploads: u32,
 }
@@ -180,19 +182,24 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             return answer(stream, "201 Created", &[], b"");
         }
         "HEAD" => {
-            let known =
-                path.rsplit('/').next()?.parse().is_ok_and(|digest| blob_path(layout, &digest).exists());
-            return answer(stream, if known { "200 OK" } else { "404 Not Found" }, &[], b"");
+            if behaviour.no_head {
+                return answer(stream, "405 Method Not Allowed", &[], b"");
+            }
+            let named = path.rsplit('/').next()?;
+            let digest = named.parse().ok().or_else(|| path.contains("/manifests/").then(|| tagged(layout)));
+            let known = digest.filter(|digest| blob_path(layout, digest).exists());
+            return match known {
+                Some(digest) => {
+                    answer(stream, "200 OK", &[("Docker-Content-Digest", &digest.to_string())], b"")
+                }
+                None => answer(stream, "404 Not Found", &[], b""),
+            };
         }
         _ => {}
     }
     let digest = match path.rsplit('/').next()?.parse::<Digest>() {
         Ok(digest) => digest,
-        Err(_) => {
-            let index: serde_json::Value =
-                serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
-            index["manifests"][0]["digest"].as_str()?.parse().ok()?
-        }
+        Err(_) => tagged(layout),
     };
     let Ok(mut bytes) = std::fs::read(blob_path(layout, &digest)) else {
         return answer(
@@ -236,6 +243,13 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         return None;
     }
     answer(stream, status, &extra, &bytes)
+}
+
+/// What every tag means.
+fn tagged(layout: &std::path::Path) -> Digest {
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap()
 }
 
 fn head(status: &str, headers: &[(&str, &str)], length: usize) -> String {
