@@ -238,6 +238,9 @@ impl Images {
 /// Variables of the submitter's that say where logins of registries are kept.
 const LOGIN_VARIABLES: [&str; 3] = ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"];
 
+/// Those that say where engines keep images, and where a large temporary file is welcome.
+const ENGINE_VARIABLES: [&str; 3] = ["DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "TMPDIR"];
+
 /// The value that a variable had where the step was submitted.
 fn submitted(launch: &StepLaunch, name: &str) -> Option<OsString> {
     let value = |text: &ByteStr| text.0.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
@@ -259,7 +262,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
         ("USER".into(), (&user.user).into()),
         ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
     ];
-    for name in LOGIN_VARIABLES {
+    for name in LOGIN_VARIABLES.into_iter().chain(ENGINE_VARIABLES) {
         if let Some(value) = submitted(launch, name) {
             environment.push((name.into(), value));
         }

@@ -19,10 +19,13 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::known::Manifests;
 use crate::progress::{Progress, ProgressEvent};
-use crate::reference::Reference;
+use crate::reference::{Engine, Reference};
 use crate::registry::{Credentials, Registries};
 use crate::remote::{RemoteSource, serve_fetcher};
-use crate::source::{BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, open_source, resolve};
+use crate::source::{
+    BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, leave_nothing_running, open_source,
+    resolve,
+};
 use crate::store::{PreparedImage, Store};
 
 /// Longest line of a report, and longest answer of a resolver.
@@ -95,7 +98,7 @@ impl Helpers {
         if store.is_granted(image, uid)?
             && let Some(prepared) = store.prepared(&image.digest)?
         {
-            return Ok(prepared);
+            return store.named(prepared, image);
         }
         self.import(store, image, None, uid, progress)?;
         store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
@@ -313,7 +316,7 @@ pub(crate) fn parse_identity(text: &str) -> Option<RunAs> {
 }
 
 /// Becomes the identity for good. Called before anything else is read or opened.
-pub(crate) fn become_identity(identity: Option<&RunAs>) -> Result<()> {
+pub(crate) fn become_identity(identity: Option<&RunAs>, setid: SetId) -> Result<()> {
     let Some(RunAs { uid, gid, groups }) = identity else { return Ok(()) };
     let failed = |e: nix::Error| Error::io(format!("becoming uid {uid}"), std::io::Error::from(e));
     let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
@@ -321,7 +324,18 @@ pub(crate) fn become_identity(identity: Option<&RunAs>) -> Result<()> {
     setgroups(&groups).map_err(failed)?;
     setresgid(gid, gid, gid).map_err(failed)?;
     setresuid(uid, uid, uid).map_err(failed)?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| Error::io("no_new_privs", e))
+    if setid == SetId::Off {
+        rustix::thread::set_no_new_privs(true).map_err(|e| Error::io("no_new_privs", e))?;
+    }
+    Ok(())
+}
+
+/// Whether programs that are run change identity by their set-user-id bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetId {
+    Off,
+    /// For podman: newuidmap(1) maps the user's subordinate ids for it.
+    On,
 }
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
@@ -332,7 +346,18 @@ pub fn fetcher_main(
     input: impl Read,
     mut output: impl Write + Send,
 ) -> u8 {
-    let options = match parse(arguments).and_then(|o| become_identity(o.identity.as_ref()).map(|()| o)) {
+    let become_user = |options: Options| {
+        let image =
+            options.image.as_deref().and_then(|text| serde_json::from_str::<ResolvedManifest>(text).ok());
+        let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
+        let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
+        become_identity(options.identity.as_ref(), if podman { SetId::On } else { SetId::Off })?;
+        if podman && options.identity.is_some() {
+            leave_nothing_running()?;
+        }
+        Ok(options)
+    };
+    let options = match parse(arguments).and_then(become_user) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("berth: {error}");
@@ -406,7 +431,7 @@ pub fn unpacker_main(
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
-        become_identity(options.identity.as_ref())?;
+        become_identity(options.identity.as_ref(), SetId::Off)?;
         let (Some(root), Some(image)) = (&options.store, &options.image) else {
             return Err(start_failed("--store and --image are needed"));
         };

@@ -20,6 +20,8 @@ pub const DEFAULT_REGISTRY: &str = "docker.io";
 /// | `oci:/path[:name]` | an OCI layout directory |
 /// | `oci-archive:/path.tar[:name]` | an OCI layout in a tar file |
 /// | `/path`, `./path`, `../path`, `~/path` | an OCI layout, an OCI tar, a squashfs file or a root directory, told apart by content |
+/// | `containers-storage:NAME`, `podman://NAME` | an image of the user's own podman |
+/// | `docker-daemon:NAME`, `dockerd://NAME` | an image of docker's daemon on this machine |
 /// | `host:` | the node's own file system |
 ///
 /// Printing gives the canonical spelling, which reads back as the same value.
@@ -50,8 +52,45 @@ pub enum Reference {
     },
     /// A path whose content decides what it is.
     Path(PathBuf),
+    /// An image in the local store of an engine.
+    Engine {
+        /// Whose store.
+        engine: Engine,
+        /// By a name or an id that the engine knows.
+        name: String,
+    },
     /// The node's own file system.
     Host,
+}
+
+/// An engine that keeps images on the machine it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Engine {
+    /// podman, with a storage for each user.
+    Podman,
+    /// docker, with a daemon for the machine.
+    Docker,
+}
+
+impl Engine {
+    /// What stands before the colon, as skopeo writes it.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Engine::Podman => "containers-storage",
+            Engine::Docker => "docker-daemon",
+        }
+    }
+
+    /// The engine that a text names, and what follows.
+    pub(crate) fn of(text: &str) -> Option<(Engine, &str)> {
+        let forms = [
+            ("containers-storage:", Engine::Podman),
+            ("podman://", Engine::Podman),
+            ("docker-daemon:", Engine::Docker),
+            ("dockerd://", Engine::Docker),
+        ];
+        forms.into_iter().find_map(|(scheme, engine)| Some((engine, text.strip_prefix(scheme)?)))
+    }
 }
 
 /// An image in a registry.
@@ -120,6 +159,7 @@ impl fmt::Display for Reference {
             Reference::OciArchive { path, name } => layout(f, "oci-archive", path, name),
             Reference::DockerArchive { path, name } => layout(f, "docker-archive", path, name),
             Reference::Path(path) => path.display().fmt(f),
+            Reference::Engine { engine, name } => write!(f, "{}:{name}", engine.scheme()),
             Reference::Host => f.write_str("host:"),
         }
     }
@@ -127,26 +167,6 @@ impl fmt::Display for Reference {
 
 /// Forms that other tools know and this version does not, and what to do instead.
 const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
-    (
-        "docker-daemon:",
-        "images inside a Docker daemon are not read",
-        "push it to a registry, or run `skopeo copy docker-daemon:NAME oci-archive:FILE.tar`",
-    ),
-    (
-        "dockerd://",
-        "images inside a Docker daemon are not read",
-        "push it to a registry, or run `skopeo copy docker-daemon:NAME oci-archive:FILE.tar`",
-    ),
-    (
-        "podman://",
-        "images inside podman's storage are not read",
-        "run `podman save --format oci-archive -o FILE.tar NAME` and name ./FILE.tar",
-    ),
-    (
-        "containers-storage:",
-        "images inside podman's storage are not read",
-        "run `podman save --format oci-archive -o FILE.tar NAME` and name ./FILE.tar",
-    ),
     (
         "dir:",
         "skopeo's dir: form is not supported",
@@ -218,6 +238,9 @@ impl FromStr for Reference {
             let (path, name) = layout_parts(rest, &bad)?;
             return Ok(Reference::Oci { path, name });
         }
+        if let Some((engine, name)) = Engine::of(text) {
+            return engine_name(name, &bad).map(|name| Reference::Engine { engine, name });
+        }
         if is_path(text) {
             // Whatever its name ends with: content decides.
             return Ok(Reference::Path(PathBuf::from(text)));
@@ -231,6 +254,29 @@ impl FromStr for Reference {
         }
         registry_ref(rest, &bad).map(Reference::Registry)
     }
+}
+
+/// A name or an id in an engine's store. The engine reads it; nothing in it is an option or another request.
+fn engine_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<String> {
+    if text.starts_with('[') {
+        return Err(bad(
+            "names a storage in brackets",
+            "name that storage in a file, and the file by CONTAINERS_STORAGE_CONF (containers-storage.conf(5))",
+        ));
+    }
+    // skopeo writes an id behind @.
+    let name = text.strip_prefix('@').unwrap_or(text);
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !name.bytes().all(fits)
+        || name.split('/').any(|part| matches!(part, "" | "." | ".."))
+    {
+        return Err(bad(
+            "has no valid name of an image",
+            "write NAME[:TAG] or an id, as the engine lists it",
+        ));
+    }
+    Ok(name.to_owned())
 }
 
 fn is_path(text: &str) -> bool {
@@ -483,6 +529,11 @@ mod tests {
             ("./a.tar", "./a.tar".to_owned()),
             ("/a:b", "/a:b".to_owned()),
             ("~/a", "~/a".to_owned()),
+            ("podman://box", "containers-storage:box".to_owned()),
+            ("containers-storage:localhost/box:1", "containers-storage:localhost/box:1".to_owned()),
+            ("containers-storage:@0123abcd", "containers-storage:0123abcd".to_owned()),
+            ("dockerd://debian:12", "docker-daemon:debian:12".to_owned()),
+            ("docker-daemon:sha256:01ab", "docker-daemon:sha256:01ab".to_owned()),
             ("host:", "host:".to_owned()),
         ] {
             if want == "host" {
@@ -514,6 +565,12 @@ mod tests {
             ("https://r/x", "without a scheme"),
             ("docker://", "REGISTRY"),
             ("oci:", "path"),
+            ("podman://", "NAME[:TAG]"),
+            ("containers-storage:--help", "NAME[:TAG]"),
+            ("containers-storage:[vfs@/x]y", "CONTAINERS_STORAGE_CONF"),
+            ("docker-daemon:x/../../containers", "NAME[:TAG]"),
+            ("dockerd://x?a=b", "NAME[:TAG]"),
+            ("docker-daemon:x HTTP/1.0", "NAME[:TAG]"),
             ("oci://x", "one slash"),
             ("oci:/x:", "colon"),
             ("host:5", "alone"),

@@ -13,7 +13,7 @@ use crate::archive::{EntryKind, Reader, read_buffered};
 use crate::blobs::{Blob, Compressor};
 use crate::digest::Algorithm;
 use crate::error::{Error, ErrorKind, Result, recover};
-use crate::helpers::{RunAs, become_identity, parse_identity};
+use crate::helpers::{RunAs, SetId, become_identity, parse_identity};
 use crate::layered::{Layered, Names, cannot_create};
 use crate::manifest::ImageConfig;
 use crate::outer;
@@ -296,7 +296,7 @@ fn save_as(arguments: impl IntoIterator<Item = OsString>, input: impl Read) -> R
         }
     }
     let to = to.ok_or_else(|| bad("--to"))?;
-    become_identity(identity.as_ref())?;
+    become_identity(identity.as_ref(), SetId::Off)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777));
     // The tasks of other jobs come first.
     let _ = rustix::process::nice(10);

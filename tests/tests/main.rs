@@ -7,6 +7,7 @@ mod commands;
 mod containers;
 mod documented;
 mod engine;
+mod engine_stores;
 mod entering;
 mod environment;
 mod escape;

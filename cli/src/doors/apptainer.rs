@@ -293,7 +293,8 @@ fn reference(image: &str) -> Result<String, Failure> {
     Ok(format!("./{image}"))
 }
 
-const SCHEMES: &[&str] = &["oci", "oci-archive", "docker-archive", "docker-daemon", "host"];
+const SCHEMES: &[&str] =
+    &["oci", "oci-archive", "docker-archive", "docker-daemon", "containers-storage", "host"];
 
 impl Shared {
     fn container(mut self, door: &'static str, image: &str, quiet: bool) -> Result<Container, Failure> {

@@ -39,7 +39,7 @@ enum Cmd {
     Remove(Remove),
     /// Print the digest of an image
     Digest {
-        /// docker://[USER@][REGISTRY#]IMAGE[:TAG]
+        /// docker://[USER@][REGISTRY#]IMAGE[:TAG], podman://IMAGE[:TAG] or dockerd://IMAGE[:TAG]
         image: String,
     },
     /// Print the version
@@ -52,7 +52,7 @@ struct Import {
     /// The file [default: IMAGE+TAG.sqsh]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// docker://[USER@][REGISTRY#]IMAGE[:TAG]
+    /// docker://[USER@][REGISTRY#]IMAGE[:TAG], podman://IMAGE[:TAG] or dockerd://IMAGE[:TAG]
     image: String,
 }
 
@@ -65,7 +65,7 @@ struct Create {
     /// Replace one of that name
     #[arg(short, long)]
     force: bool,
-    /// What import wrote, another archive or layout, or docker://IMAGE
+    /// What import wrote, another archive or layout, or docker://IMAGE, podman://IMAGE or dockerd://IMAGE
     image: String,
 }
 
@@ -187,7 +187,7 @@ fn file_name(image: &str) -> String {
 fn import(args: &Import) -> Outcome {
     if !args.image.contains("://") {
         return Err(Failure::user(format!(
-            "{}: the image to import is named as docker://[USER@][REGISTRY#]IMAGE[:TAG]",
+            "{}: the image to import is named as docker://[USER@][REGISTRY#]IMAGE[:TAG], podman://IMAGE or dockerd://IMAGE",
             args.image
         )));
     }

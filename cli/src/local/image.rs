@@ -67,7 +67,7 @@ fn prepare(
     let store = images::store(state)?;
     // A path may hold another image than when it was fetched; looking is cheap there.
     let known = match (pull, &reference) {
-        (Pull::Always, _) | (Pull::Missing, Reference::Path(_)) => None,
+        (Pull::Always, _) | (Pull::Missing, Reference::Path(_) | Reference::Engine { .. }) => None,
         _ => store.find(image).ok(),
     };
     if let Some(digest) = known

@@ -93,23 +93,36 @@ impl ArchiveSource {
     /// It is not a tar file, or one of neither form.
     pub fn open(path: &Path) -> Result<Self> {
         let what = format!("oci-archive:{}", path.display());
-        let file = open_regular(path)?;
-        let (members, links) = scan(&file).map_err(|e| e.within(&what))?;
-        let mut source =
-            Self { path: path.to_path_buf(), file: Arc::new(file), members, links, docker: None };
+        let mut source = Self::scanned(path, open_regular(path)?).map_err(|e| e.within(&what))?;
         match source.small(b"oci-layout", MAX_MARKER)? {
             Some(marker) => check_marker(&what, &marker)?,
-            None if source.members.contains_key(&b"manifest.json"[..]) => {
-                let manifest = source.small(b"manifest.json", Limits::default().manifest_bytes)?;
-                let images = Images::of(&source, &manifest.unwrap_or_default());
-                source.docker = Some(images.map_err(|e| e.within(&path.display().to_string()))?);
-            }
+            None if source.members.contains_key(&b"manifest.json"[..]) => source.take_docker()?,
             None => {
                 return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file with neither oci-layout nor manifest.json, so it is no image")
                     .next("make one with `skopeo copy … oci-archive:FILE.tar`; a tar of a root file system is unpacked first and named as a directory"));
             }
         }
         Ok(source)
+    }
+
+    /// What an engine has saved, named `path` in messages. Some engines save an OCI layout, too: as a docker-archive, an image has
+    /// the same manifest whichever engine saved it.
+    pub(super) fn saved(path: &Path, file: File) -> Result<Self> {
+        let mut source = Self::scanned(path, file)?;
+        source.take_docker()?;
+        Ok(source)
+    }
+
+    fn scanned(path: &Path, file: File) -> Result<Self> {
+        let (members, links) = scan(&file)?;
+        Ok(Self { path: path.to_path_buf(), file: Arc::new(file), members, links, docker: None })
+    }
+
+    fn take_docker(&mut self) -> Result<()> {
+        let manifest = self.small(b"manifest.json", Limits::default().manifest_bytes)?;
+        let images = Images::of(self, &manifest.unwrap_or_default());
+        self.docker = Some(images.map_err(|e| e.within(&self.path.display().to_string()))?);
+        Ok(())
     }
 
     pub(super) fn small(&self, name: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {

@@ -1,6 +1,7 @@
 //! Where blobs come from: one trait, whatever stands behind it, and the way from a reference to a pinned image.
 
 mod docker;
+mod engine;
 mod layout;
 mod sniff;
 
@@ -14,11 +15,13 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::known::Manifests;
 use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
-use crate::reference::{Reference, RegistryRef};
+use crate::reference::{Engine, Reference, RegistryRef};
 use crate::registry::{Credentials, Registries, Registry};
 use crate::squashfs::SquashfsSource;
 use crate::unpack::Limits;
 
+use engine::EngineSource;
+pub(crate) use engine::leave_nothing_running;
 pub use layout::{ArchiveSource, LayoutSource};
 pub(crate) use sniff::open_regular;
 
@@ -92,7 +95,8 @@ pub enum Resolved {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedManifest {
     /// Canonical source, which [`open_source`] opens: `docker://registry/repository`, `oci:/path`,
-    /// `oci-archive:/path`, `docker-archive:/path`, `sqsh:/path` or `sif:/path`.
+    /// `oci-archive:/path`, `docker-archive:/path`, `sqsh:/path`, `sif:/path`, `containers-storage:ID` or
+    /// `docker-daemon:ID`.
     pub source: String,
     /// Digest of the manifest.
     pub digest: Digest,
@@ -131,6 +135,9 @@ pub fn resolve(
     match reference {
         Reference::Host => Ok(Resolved::Host),
         Reference::Registry(name) => resolve_registry(name, credentials, options).map(Resolved::Manifest),
+        Reference::Engine { engine, name } => {
+            engine::resolve(*engine, name, credentials.home(), options).map(Resolved::Manifest)
+        }
         Reference::Oci { path, name } => {
             let path = absolute(path, credentials, options)?;
             resolve_layout(&LayoutSource::open(&path)?, name.as_deref(), options).map(Resolved::Manifest)
@@ -186,7 +193,8 @@ pub fn open_source(
         Error::new(
             ErrorKind::Reference,
             format!("source {source:?}"),
-            "is none of docker://, oci:/path, oci-archive:/path, docker-archive:/path, sqsh:/path, sif:/path",
+            "is none of docker://, oci:/path, oci-archive:/path, docker-archive:/path, sqsh:/path, sif:/path, \
+             containers-storage:ID, docker-daemon:ID",
         )
         .next("resolve the image reference again")
     };
@@ -206,6 +214,10 @@ pub fn open_source(
     if let Some(path) = source.strip_prefix("oci:") {
         let path = Path::new(path);
         return if path.is_absolute() { Ok(Box::new(LayoutSource::open(path)?)) } else { Err(relative()) };
+    }
+    if let Some((engine, id)) = Engine::of(source) {
+        let id = id.parse().map_err(|_| relative())?;
+        return Ok(Box::new(EngineSource::new(engine, id, credentials.home())));
     }
     if !source.starts_with("docker://") {
         return Err(relative());

@@ -7,7 +7,6 @@
 mod compressor;
 mod lzo;
 mod read;
-mod remembered;
 mod source;
 mod write;
 

@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 
 use super::CONFIG;
 use super::read::{ENVIRONMENT, Found, Image};
-use super::remembered::{Entry, Remembered};
+
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_document};
 use crate::outer;
+use crate::remembered::{Entry, Remembered};
 use crate::sif::{self, Sif, inside};
 use crate::source::{BlobKind, BlobSource, open_regular};
 use crate::unpack::Limits;

@@ -169,7 +169,7 @@ impl Store {
     }
 
     /// Adds the name under which the image was asked for, if it is new.
-    fn named(&self, prepared: PreparedImage, image: &ResolvedManifest) -> Result<PreparedImage> {
+    pub(crate) fn named(&self, prepared: PreparedImage, image: &ResolvedManifest) -> Result<PreparedImage> {
         let Some(name) = &image.name else {
             return Ok(prepared);
         };

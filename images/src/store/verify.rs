@@ -299,7 +299,8 @@ fn source_of(name: &str) -> Option<String> {
         Reference::Oci { path, .. } => Some(format!("oci:{}", path.display())),
         Reference::OciArchive { path, .. } => Some(format!("oci-archive:{}", path.display())),
         Reference::DockerArchive { path, .. } => Some(format!("docker-archive:{}", path.display())),
-        Reference::Path(_) | Reference::Host => None,
+        // An image of an engine may have another name by now: its record has its id.
+        Reference::Engine { .. } | Reference::Path(_) | Reference::Host => None,
     }
 }
 

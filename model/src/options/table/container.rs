@@ -48,8 +48,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["PYXIS_CONTAINER_IMAGE"])
         .help(
             "Image to run in: debian:12, registry.example#team/name:tag, name@sha256:..., docker://..., \
-             oci:/layout[:tag], oci-archive:/file.tar, a root directory (/path), or host: for the node's own \
-             filesystem. It is resolved when the job is submitted. Of a job, it is also its steps' image.",
+             oci:/layout[:tag], oci-archive:/file.tar, docker-archive:/file.tar, podman://NAME, dockerd://NAME, a \
+             root directory (/path), or host: for the node's own filesystem. It is resolved when the job is submitted. Of a job, it is also its steps' image.",
         )
         .set(|o, g| once(&mut o.container.image, g, g.text()?.to_string())),
     row("container-mounts", Commands::ABR)

@@ -1,5 +1,5 @@
 //! What an image is called, kept in its user's own cache: to name one, all of it has to be read, and a file that is as it
-//! was (device, inode, size, times of change) has the name that it had.
+//! was (device, inode, size, times of change) has the name that it had. So has an image of an engine with the id that it had.
 //!
 //! Nothing in the cache is believed by others: whoever fetches the layer checks it against its digest, as that of any
 //! source.
@@ -12,10 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::source::open_regular;
 
 /// Below the home directory.
 const DIRECTORY: &str = ".cache/berth/squashfs";
+const ENGINES: &str = ".cache/berth/engines";
 /// Which archive and configuration are made of an image: to be raised when others are made of the same files.
 const FORMAT: u32 = 2;
 /// Bytes of an entry, and how many entries are kept.
@@ -26,13 +28,13 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// An entry: manifest and configuration as they were made.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Entry {
-    pub(super) manifest: String,
-    pub(super) config: String,
+pub(crate) struct Entry {
+    pub(crate) manifest: String,
+    pub(crate) config: String,
 }
 
 /// Where a file is remembered.
-pub(super) struct Remembered {
+pub(crate) struct Remembered {
     directory: PathBuf,
     name: String,
     changed: SystemTime,
@@ -40,7 +42,7 @@ pub(super) struct Remembered {
 
 impl Remembered {
     /// The place for a file as it is now.
-    pub(super) fn of(home: &Path, file: &Metadata) -> Remembered {
+    pub(crate) fn of(home: &Path, file: &Metadata) -> Remembered {
         let name = format!(
             "{}-{:x}-{:x}-{:x}-{:x}.{}-{:x}.{}",
             FORMAT,
@@ -56,13 +58,19 @@ impl Remembered {
         Remembered { directory: home.join(DIRECTORY), name, changed: SystemTime::UNIX_EPOCH + seconds }
     }
 
+    /// The place for an image of an engine: its id is that of its content, which never changes.
+    pub(crate) fn of_image(home: &Path, engine: &str, id: &Digest) -> Remembered {
+        let name = format!("{FORMAT}-{engine}-{}", id.file_name());
+        Remembered { directory: home.join(ENGINES), name, changed: SystemTime::UNIX_EPOCH }
+    }
+
     /// Whether the file is still as it was.
-    pub(super) fn is(&self, other: &Remembered) -> bool {
+    pub(crate) fn is(&self, other: &Remembered) -> bool {
         self.name == other.name
     }
 
     /// What is remembered. One that is not ours alone to write, or that cannot be read, is none.
-    pub(super) fn read(&self) -> Option<Entry> {
+    pub(crate) fn read(&self) -> Option<Entry> {
         private(&self.directory).ok()?;
         let mut text = Vec::new();
         open_regular(&self.directory.join(&self.name)).ok()?.take(LARGEST).read_to_end(&mut text).ok()?;
@@ -73,7 +81,7 @@ impl Remembered {
     ///
     /// # Errors
     /// There is no place for it, which is no reason to fail.
-    pub(super) fn write(&self, entry: &Entry, now: SystemTime) -> io::Result<()> {
+    pub(crate) fn write(&self, entry: &Entry, now: SystemTime) -> io::Result<()> {
         if !now.duration_since(self.changed).is_ok_and(|age| age >= SETTLED) {
             return Ok(());
         }
