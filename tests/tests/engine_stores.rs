@@ -15,7 +15,11 @@ struct Podman<'a> {
     sandbox: &'a Sandbox,
     who: Who,
     home: PathBuf,
+    /// One at a time: podmans of one user share locks, and what is run as a service of theirs.
+    _alone: Alone,
 }
+
+type Alone = nix::fcntl::Flock<std::fs::File>;
 
 impl Podman<'_> {
     fn new(sandbox: &Sandbox, who: Who) -> Podman<'_> {
@@ -25,6 +29,7 @@ impl Podman<'_> {
     }
 
     fn empty(sandbox: &Sandbox, who: Who) -> Podman<'_> {
+        let alone = machine::lock(&format!("podman-{}.lock", who.name));
         let home = sandbox.work().join(format!("podman-{}", who.name));
         std::fs::create_dir(&home).unwrap();
         let own = |name: &str| home.join(name).display().to_string();
@@ -37,7 +42,7 @@ impl Podman<'_> {
         for path in [&home, &home.join("storage.conf")] {
             machine::give(path, &who);
         }
-        Podman { sandbox, who, home }
+        Podman { sandbox, who, home, _alone: alone }
     }
 
     /// The storage gets an image, in place of what had the name.
