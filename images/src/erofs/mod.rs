@@ -336,7 +336,7 @@ impl Form for Image {
             tail,
             number: self.next_number()? + 1,
             owner: self.owner,
-            mtime: meta.mtime.unwrap_or_default(),
+            mtime: meta.mtime,
             links: 1,
         };
         let mut bytes = inode.encode(&xattrs);
@@ -390,7 +390,7 @@ impl Form for Image {
         let (xattrs, left_out) = disk::xattrs(directory.opaque.then_some(MARK), &meta.xattrs, room);
         directory.xattrs = xattrs;
         directory.mode = meta.mode;
-        directory.mtime = meta.mtime.unwrap_or_default();
+        directory.mtime = meta.mtime;
         Ok(left_out)
     }
 }

@@ -12,8 +12,9 @@ use crate::error::Result;
 pub(crate) struct Meta {
     /// Permission bits, set-id and sticky bits.
     pub(crate) mode: u32,
-    /// Seconds and nanoseconds of the last change; `None` for what the archive does not describe.
-    pub(crate) mtime: Option<(i64, u32)>,
+    /// Seconds and nanoseconds of the last change. What the archive does not describe has none, which is 1970 in every form:
+    /// the time of unpacking would make another image of the same archive.
+    pub(crate) mtime: (i64, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

@@ -219,7 +219,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
     fn directory(&mut self, path: CleanPath, entry: Entry) -> Result<()> {
         self.remember(path.as_bytes().len())?;
         let xattrs = self.allowed(entry.xattrs)?;
-        self.directories.insert(path, Meta { mode: entry.mode, mtime: Some(entry.mtime), xattrs });
+        self.directories.insert(path, Meta { mode: entry.mode, mtime: entry.mtime, xattrs });
         Ok(())
     }
 
@@ -242,7 +242,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
                 offset += length as u64;
             }
         }
-        let meta = Meta { mode: entry.mode, mtime: Some(entry.mtime), xattrs: self.allowed(entry.xattrs)? };
+        let meta = Meta { mode: entry.mode, mtime: entry.mtime, xattrs: self.allowed(entry.xattrs)? };
         let skipped = self.form.complete(file, entry.size, &meta).map_err(|e| path.io(e))?;
         self.report.other_attributes_skipped += skipped;
         Ok(())

@@ -177,9 +177,7 @@ impl Form for Tree {
         if meta.mode & self.umask != 0 || meta.mode & 0o7000 != 0 {
             fchmod(&file, Mode::from_raw_mode(meta.mode))?;
         }
-        if let Some(mtime) = meta.mtime {
-            futimens(&file, &times(mtime))?;
-        }
+        futimens(&file, &times(meta.mtime))?;
         Ok(skipped)
     }
 
@@ -235,9 +233,7 @@ impl Form for Tree {
         let Some(fd) = self.finished(placed)? else { return Ok(0) };
         let described = set_xattrs(&fd, &meta.xattrs).and_then(|skipped| {
             fchmod(&fd, Mode::from_raw_mode(meta.mode))?;
-            if let Some(mtime) = meta.mtime {
-                futimens(&fd, &times(mtime))?;
-            }
+            futimens(&fd, &times(meta.mtime))?;
             Ok(skipped)
         });
         described.map_err(|e| placed.io(e))
