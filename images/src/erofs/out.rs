@@ -107,7 +107,8 @@ impl Out {
             return write_at(&self.file, bytes, at);
         };
         self.buffer[place..place + bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        // Metadata alone fills it, too, where files have no blocks of their own.
+        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -138,4 +139,20 @@ fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_to_be_written_is_bounded_also_where_all_is_metadata() {
+        let mut out = Out::new(tempfile::tempfile().unwrap().into());
+        for n in 0..2000 {
+            let at = out.reserve(4000);
+            out.put(at, &[7; 4000]).unwrap();
+            assert!(out.buffer.len() <= BUFFER, "{} bytes wait after {n}", out.buffer.len());
+        }
+        assert_eq!(std::fs::File::from(out.finish().unwrap()).metadata().unwrap().len(), 2001 * BLOCK as u64);
+    }
 }

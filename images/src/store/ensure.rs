@@ -1,6 +1,7 @@
 //! Making an image present: the fast answer when it is, one import when it is not.
 
 use std::collections::{HashSet, VecDeque};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -84,7 +85,10 @@ impl Store {
         // From here on the image cannot be removed under our hands.
         let guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
         self.sweep()?;
-        let result = self.import(image, source, progress);
+        let result = self.import(image, source, progress).and_then(|record| {
+            self.write_image_record(&record)?;
+            Ok(record)
+        });
         let pending = files::remove(self.images.as_fd(), &pending_name(&image.digest));
         let record = result?;
         pending?;
@@ -101,12 +105,13 @@ impl Store {
     /// The store cannot be read.
     pub fn prepared(&self, digest: &Digest) -> Result<Option<PreparedImage>> {
         let lock_name = use_lock(digest);
-        // Without a record there is nothing to guard, and no lock file should be left.
-        if self.image_record(digest)?.is_none() {
+        // Without a record there is nothing to guard, and no lock file should be left. A damaged one is written anew by an
+        // import.
+        if self.whole_record(digest)?.is_none() {
             return Ok(None);
         }
         let guard = self.lock(&lock_name, Hold::Shared)?;
-        let Some(record) = self.image_record(digest)? else {
+        let Some(record) = self.whole_record(digest)? else {
             return Ok(None);
         };
         for layer in &record.layers {
@@ -147,6 +152,14 @@ impl Store {
                 Ok((record.digest == *digest).then_some(record))
             }
             None => Ok(None),
+        }
+    }
+
+    /// The record of an image; `None` also where it is damaged.
+    pub(super) fn whole_record(&self, digest: &Digest) -> Result<Option<ImageRecord>> {
+        match self.image_record(digest) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            other => other,
         }
     }
 
@@ -207,6 +220,32 @@ impl Store {
         Ok(())
     }
 
+    /// Writes the damaged record of an image anew from what the store has of it. Names, and where it came from, are lost
+    /// with the old one: pulling the image by a name gives them back.
+    ///
+    /// # Errors
+    /// The store lacks a part of the image.
+    pub fn record_again(&self, digest: &Digest) -> Result<()> {
+        let fetch_name = fetch_lock(digest);
+        let fetch = self.lock(&fetch_name, Hold::Exclusive)?;
+        if self.whole_record(digest)?.is_none() {
+            let _guard = self.lock(&use_lock(digest), Hold::Shared)?;
+            let image = ResolvedManifest {
+                source: String::new(),
+                digest: digest.clone(),
+                insecure: false,
+                name: None,
+            };
+            let result = self
+                .import(&image, &StoreAlone, &())
+                .and_then(|record| self.write_image_record(&ImageRecord { source: None, ..record }));
+            let pending = files::remove(self.images.as_fd(), &pending_name(digest));
+            result?;
+            pending?;
+        }
+        fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))
+    }
+
     fn import(
         &self,
         image: &ResolvedManifest,
@@ -241,7 +280,7 @@ impl Store {
         syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
         self.mark_synced(&layers)?;
         notes(&what, &reports, progress);
-        let record = ImageRecord {
+        Ok(ImageRecord {
             version: VERSION,
             digest: image.digest.clone(),
             names: image.name.iter().cloned().collect(),
@@ -252,9 +291,7 @@ impl Store {
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             source: Some(image.source.clone()),
             insecure: image.insecure,
-        };
-        self.write_image_record(&record)?;
-        Ok(record)
+        })
     }
 
     /// Fetches manifest and configuration of a known image where they are missing or damaged.
@@ -363,6 +400,21 @@ impl Store {
                 }
             }
         }
+    }
+}
+
+/// A source for what is in the store already.
+struct StoreAlone;
+
+impl BlobSource for StoreAlone {
+    fn describe(&self) -> String {
+        "the store".to_owned()
+    }
+
+    fn open(&self, _: BlobKind, digest: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
+        let reason = "is not whole in the store, and the damaged record said where it came from";
+        Err(Error::new(ErrorKind::NotFound, format!("blob {digest}"), reason)
+            .next("pull the image again by its name, which writes the record anew"))
     }
 }
 

@@ -126,7 +126,7 @@ impl Store {
         let mut bin = None;
         for name in self.names(&self.layers)? {
             let Some((layer, _)) = name.split_once(ASIDE) else { continue };
-            let mut used = false;
+            let mut used = self.unknown_in_use()?;
             for image in self.records()? {
                 if image.layers.iter().any(|l| l.diff_id.file_name() == layer) {
                     used |= self.in_use(&image.digest)?;
@@ -137,8 +137,7 @@ impl Store {
                     Some(bin) => bin,
                     None => bin.insert(WorkDir::new(self)?),
                 };
-                self.empty(&name);
-                bin.swallow(&name)?;
+                bin.swallow_unused(&name)?;
             }
         }
         Ok(())

@@ -143,11 +143,13 @@ impl Store {
         if let Some(record) = records.iter().find(|r| r.names.iter().any(|name| wanted.contains(name))) {
             return Ok(record.digest.clone());
         }
+        // An image whose record is damaged has its digest left.
+        let recorded = self.recorded()?;
         let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
         let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        let matching: Vec<_> = records.iter().filter(|r| digits && r.digest.hex().starts_with(hex)).collect();
+        let matching: Vec<_> = recorded.iter().filter(|d| digits && d.hex().starts_with(hex)).collect();
         match matching[..] {
-            [only] => Ok(only.digest.clone()),
+            [only] => Ok(only.clone()),
             [] => Err(self.unknown(text)),
             _ => Err(Error::new(
                 ErrorKind::Reference,
@@ -195,7 +197,7 @@ impl Store {
     /// # Errors
     /// The image is not in the store, or is in use.
     pub fn remove(&self, digest: &Digest) -> Result<Removed> {
-        if self.image_record(digest)?.is_none() {
+        if !self.recorded()?.contains(digest) {
             return Err(self.unknown(&digest.to_string()));
         }
         if !self.forget(digest)? {
@@ -262,22 +264,30 @@ impl Store {
         Ok(usage)
     }
 
+    /// Digests of images that have a record, be it damaged or not.
+    pub(super) fn recorded(&self) -> Result<Vec<Digest>> {
+        let digest = |name: &String| name.strip_suffix(".json").and_then(Digest::from_file_name);
+        Ok(self.names(&self.images)?.iter().filter_map(digest).collect())
+    }
+
     /// All records that can be read. Damaged ones are skipped: their images are fetched again when asked for.
     pub(super) fn records(&self) -> Result<Vec<ImageRecord>> {
         let mut records = Vec::new();
-        for name in self.names(&self.images)? {
-            let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) else {
-                continue;
-            };
-            match self.image_record(&digest) {
-                Ok(Some(record)) => records.push(record),
-                Ok(None) => {}
-                Err(e) if e.kind() == ErrorKind::Corrupt => {}
-                Err(e) => return Err(e),
-            }
+        for digest in self.recorded()? {
+            records.extend(self.whole_record(&digest)?);
         }
         records.sort_by(|a, b| a.digest.cmp(&b.digest));
         Ok(records)
+    }
+
+    /// Whether something uses an image whose record is damaged, so that nobody knows what it needs.
+    pub(super) fn unknown_in_use(&self) -> Result<bool> {
+        for digest in self.recorded()? {
+            if self.whole_record(&digest)?.is_none() && self.in_use(&digest)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn info(&self, record: &ImageRecord) -> Result<ImageInfo> {
@@ -324,6 +334,8 @@ impl Store {
             let _store = self.lock("store", Hold::Exclusive)?;
             let mut layers = HashSet::new();
             let mut blobs = HashSet::new();
+            // Of an image that is in use and whose record is damaged, nobody knows what it needs.
+            let mut known = true;
             for name in self.names(&self.images)? {
                 if let Some(digest) = name.strip_suffix(".pending").and_then(Digest::from_file_name) {
                     if let Some(dead) = self.try_lock(&fetch_lock(&digest), Hold::Exclusive)? {
@@ -338,30 +350,26 @@ impl Store {
                     layers.extend(pending.layers);
                     blobs.extend([digest, pending.config_digest]);
                 } else if let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) {
-                    match self.image_record(&digest) {
-                        Ok(Some(record)) => {
+                    match self.whole_record(&digest)? {
+                        Some(record) => {
                             layers.extend(record.layers.into_iter().map(|l| l.diff_id));
                             blobs.extend([digest, record.config_digest]);
                         }
-                        // It can never be prepared again.
-                        Ok(None) => files::remove(self.images.as_fd(), &name)?,
-                        Err(e) if e.kind() == ErrorKind::Corrupt => {
-                            files::remove(self.images.as_fd(), &name)?
-                        }
-                        Err(e) => return Err(e),
+                        None if self.in_use(&digest)? => known = false,
+                        // Nobody can ask for it by a name.
+                        None => files::remove(self.images.as_fd(), &name)?,
                     }
                 }
             }
             for diff_id in self.stored_layers()? {
-                if !layers.contains(&diff_id) {
+                if known && !layers.contains(&diff_id) {
                     removed.layers += 1;
                     removed.bytes += self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
-                    self.empty(&diff_id.file_name());
-                    bin.swallow(&diff_id.file_name())?;
+                    bin.swallow_unused(&diff_id.file_name())?;
                 }
             }
             for name in self.names(&self.blobs)? {
-                if !Digest::from_file_name(&name).is_some_and(|digest| blobs.contains(&digest)) {
+                if known && !Digest::from_file_name(&name).is_some_and(|digest| blobs.contains(&digest)) {
                     files::remove(self.blobs.as_fd(), &name)?;
                 }
             }
@@ -377,7 +385,7 @@ impl Store {
     fn remove_idle_locks(&self) -> Result<()> {
         for name in self.names(&self.locks)? {
             let needed = match name.strip_prefix("use-").and_then(Digest::from_file_name) {
-                Some(digest) => self.image_record(&digest)?.is_some(),
+                Some(digest) => Self::has_file(self.images.as_fd(), &record_name(&digest)),
                 None => name == "store",
             };
             if !needed && let Some(lock) = self.try_lock(&name, Hold::Exclusive)? {

@@ -224,9 +224,18 @@ impl Store {
 
     /// Whether a directory stands at `name`.
     fn has_directory(directory: BorrowedFd<'_>, name: &str) -> bool {
-        statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+        has(directory, name, FileType::Directory)
     }
+
+    /// Whether a file stands at `name`.
+    fn has_file(directory: BorrowedFd<'_>, name: &str) -> bool {
+        has(directory, name, FileType::RegularFile)
+    }
+}
+
+fn has(directory: BorrowedFd<'_>, name: &str, kind: FileType) -> bool {
+    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == kind)
 }
 
 /// The store could not be made or entered.

@@ -51,8 +51,8 @@ pub(super) struct LayerRecord {
     /// Whether its archive can be made again from skeleton and files.
     #[serde(default)]
     pub(super) rebuildable: bool,
-    /// Digest of the layer's image, where it is one: it stands for a listing.
-    #[serde(default)]
+    /// Sum of the layer's image, where it is one: it stands for a listing.
+    #[serde(default, rename = "image_sum")]
     pub(super) image: Option<Digest>,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
@@ -66,7 +66,7 @@ pub(super) fn parse<T: for<'de> Deserialize<'de>>(what: &str, bytes: &[u8]) -> R
     }
     let damaged = |e: serde_json::Error| {
         Error::new(ErrorKind::Corrupt, format!("image store: {what}"), format!("the record is damaged: {e}"))
-            .next("remove the image with `berth image rm` and pull it again")
+            .next("pull the image again, or write the record anew with `berth image verify --repair`")
     };
     let versioned: Versioned = serde_json::from_slice(bytes).map_err(damaged)?;
     if versioned.version.is_some_and(|v| v > VERSION) {

@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{fetch_lock, use_lock};
+use super::ensure::{fetch_lock, record_name, use_lock};
+use super::form::LayerForm;
 use super::layer::{LISTING, SKELETON};
 use super::lock::Hold;
 use super::record::{ImageRecord, LayerRecord};
@@ -116,17 +117,22 @@ impl Store {
         let mut report = VerifyReport::default();
         let mut damage = Damages::default();
         let (mut layers, mut blobs) = (BTreeMap::new(), BTreeSet::new());
+        let recorded = self.recorded()?;
         for digest in only {
-            self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
+            if !recorded.contains(digest) {
+                return Err(self.unknown(&digest.to_string()));
+            }
         }
-        for digest in self.recorded()? {
+        for digest in recorded {
             if !only.is_empty() && !only.contains(&digest) {
                 continue;
             }
-            let record = match self.image_record(&digest) {
-                Ok(Some(record)) => record,
-                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
-                _ => {
+            // What is looked at is not removed meanwhile; what was removed before is not looked at.
+            let _guard = self.lock(&use_lock(&digest), Hold::Shared)?;
+            let record = match self.look_at_record(&digest)? {
+                Looked::Whole(record) => record,
+                Looked::Gone => continue,
+                Looked::Damaged => {
                     damage.add(
                         Thing::Record,
                         &digest,
@@ -137,8 +143,6 @@ impl Store {
                 }
             };
             report.images += 1;
-            // What is looked at is not removed meanwhile.
-            let _guard = self.lock(&use_lock(&digest), Hold::Shared)?;
             for blob in [&record.digest, &record.config_digest] {
                 if blobs.insert(blob.clone()) {
                     damage.found(Thing::Blob, blob, self.look_at_blob(blob)?);
@@ -216,10 +220,13 @@ impl Store {
         self.remove_replaced()
     }
 
-    /// Digests of images that have a record, be it damaged or not.
-    fn recorded(&self) -> Result<Vec<Digest>> {
-        let digest = |name: &String| name.strip_suffix(".json").and_then(Digest::from_file_name);
-        Ok(self.names(&self.images)?.iter().filter_map(digest).collect())
+    /// The record of an image that was listed, for the holder of its lock.
+    fn look_at_record(&self, digest: &Digest) -> Result<Looked> {
+        Ok(match self.whole_record(digest)? {
+            Some(record) => Looked::Whole(record),
+            None if Self::has_file(self.images.as_fd(), &record_name(digest)) => Looked::Damaged,
+            None => Looked::Gone,
+        })
     }
 
     fn look_at_blob(&self, digest: &Digest) -> Result<Vec<Problem>> {
@@ -239,7 +246,8 @@ impl Store {
         let Some(record) = self.layer_record(diff_id)? else {
             return Ok((vec![Problem::of("is missing or incomplete")], true));
         };
-        if !record.listed {
+        let summed = record.image.is_some() || self.form_of(&diff_id.file_name()) != Some(LayerForm::Erofs);
+        if !record.listed || !summed {
             let what = "was unpacked by an earlier version, which did not note what is in it";
             return Ok((vec![Problem::of(what)], true));
         }
@@ -304,6 +312,15 @@ fn source_of(name: &str) -> Option<String> {
     }
 }
 
+/// What there is of a record.
+#[derive(Debug, PartialEq)]
+enum Looked {
+    Whole(ImageRecord),
+    Damaged,
+    /// The image was removed after the images were listed.
+    Gone,
+}
+
 /// Damage, each thing once.
 #[derive(Default)]
 struct Damages(Vec<Damage>);
@@ -325,5 +342,23 @@ impl Damages {
     fn add<const N: usize>(&mut self, thing: Thing, digest: &Digest, image: &Digest, problems: [Problem; N]) {
         self.found(thing, digest, problems.into());
         self.needs(digest, image);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn an_image_that_was_removed_after_the_listing_is_not_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"an image");
+        assert_eq!(store.look_at_record(&digest).unwrap(), Looked::Gone);
+        for torn in ["", "{\"version\":1,"] {
+            std::fs::write(store.root().join("images").join(record_name(&digest)), torn).unwrap();
+            assert_eq!(store.look_at_record(&digest).unwrap(), Looked::Damaged);
+        }
     }
 }

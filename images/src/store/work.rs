@@ -7,6 +7,7 @@ use rustix::fs::{Dir, Mode, OFlags, fchown, mkdirat, openat, renameat};
 use rustix::io::Errno;
 
 use super::Store;
+use super::form::empty_image;
 use super::lock::{Hold, Lock};
 use crate::error::{Error, Result};
 use crate::unpack::remove_tree;
@@ -58,6 +59,14 @@ impl<'a> WorkDir<'a> {
     pub(super) fn publish(mut self, name: &str) -> Result<()> {
         renameat(&self.store.tmp, self.name.as_str(), &self.store.layers, name).map_err(io)?;
         self.published = true;
+        Ok(())
+    }
+
+    /// As [`WorkDir::swallow`], for a layer that nobody uses. The space of its image comes back at once, also where an
+    /// agent still has it mounted, and not before it is out of sight: whoever is killed between leaves no empty layer.
+    pub(super) fn swallow_unused(&self, name: &str) -> Result<()> {
+        self.swallow(name)?;
+        empty_image(&self.open()?, name);
         Ok(())
     }
 

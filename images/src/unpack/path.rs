@@ -4,7 +4,7 @@ use crate::archive::{refused, show};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest path that the kernel takes, without its NUL.
-const PATH_MAX: usize = 4095;
+pub(super) const PATH_MAX: usize = 4095;
 
 /// A relative path of plain components joined by single slashes; empty for the root of the layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

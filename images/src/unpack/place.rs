@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::Unpacker;
 use super::form::Form;
-use super::path::CleanPath;
+use super::path::{CleanPath, PATH_MAX};
 use crate::archive::refused;
 use crate::error::Result;
 
@@ -25,10 +25,27 @@ impl<F: Form> Unpacker<'_, F> {
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
                 let mut placed = self.make_parents(parent, &path)?;
                 placed.push(name);
+                self.bounded(&placed, &path)?;
                 Ok(placed)
             }
             Err(errno) => Err(path.io(errno)),
         }
+    }
+
+    /// What holds for a name holds for where its links lead: the kernel takes no longer paths, and each directory on the
+    /// way costs memory.
+    fn bounded(&self, placed: &CleanPath, entry: &CleanPath) -> Result<()> {
+        if placed.as_bytes().len() > PATH_MAX {
+            return Err(refused(entry.as_bytes(), "its links lead to a path of more than 4095 bytes"));
+        }
+        let depth = self.limits.depth;
+        if placed.depth() > depth {
+            return Err(refused(
+                entry.as_bytes(),
+                format!("its links lead to a path of more than {depth} components"),
+            ));
+        }
+        Ok(())
     }
 
     /// Walks `parent` component by component, following links by text and making what is missing.
@@ -49,6 +66,7 @@ impl<F: Form> Unpacker<'_, F> {
             }
             let mut here = physical.clone();
             here.push(&component);
+            self.bounded(&here, entry)?;
             match self.form.kind_at(&here)? {
                 Some(FileType::Directory) => physical = here,
                 Some(FileType::Symlink) => {
@@ -76,6 +94,7 @@ impl<F: Form> Unpacker<'_, F> {
                     if F::ENTRY > 0 {
                         self.remember(F::ENTRY + component.len())?;
                     }
+                    self.remember(here.as_bytes().len())?;
                     self.implicit.push(here.clone());
                     physical = here;
                 }

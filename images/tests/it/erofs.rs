@@ -292,6 +292,13 @@ fn the_store_looks_after_images_as_after_directories() {
     let found = other.store().prepared(&image.digest).unwrap();
     assert!(found.is_none(), "nobody said that images can be mounted");
     let bench = Bench { dir: other.dir, form: LayerForm::Erofs };
+    // One of which an earlier build noted another sum cannot be compared.
+    let record = details.layers[1].path.with_file_name("layer.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace("\"image_sum\"", "\"image\"")).unwrap();
+    let problems = store.verify(&[]).unwrap().problems();
+    assert!(problems.len() == 1 && problems[0].contains("earlier version"), "{problems:?}");
+    std::fs::write(&record, text).unwrap();
     let changed = &details.layers[0].path;
     let mut bytes = std::fs::read(changed).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

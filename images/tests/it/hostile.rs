@@ -388,6 +388,25 @@ fn entries_names_and_depth_are_bounded() {
 }
 
 #[test]
+fn what_links_lead_to_is_bounded_as_names_are() {
+    // Each link leads as deep below the one before as its text is long, so that a few hundred bytes of archive would make
+    // tens of thousands of directories.
+    let chain = |target: &str| {
+        let mut name = String::new();
+        let mut tar = Tar::new();
+        for n in 0..20 {
+            name.push_str(&format!("L{n}"));
+            tar = tar.pax(&[("linkpath", target.as_bytes())]).symlink(&name, "x");
+            name.push('/');
+        }
+        tar.file(&format!("{name}x"), b"").end()
+    };
+    refused(chain(&["a"; 2000].join("/")), "more than 256 components");
+    refused(chain(&["a"; 50].join("/")), "more than 256 components");
+    refused(chain(&["n".repeat(250), "n".repeat(250)].join("/")), "more than 4095 bytes");
+}
+
+#[test]
 fn unreadable_directories_are_made_used_and_removed() {
     let bench = Bench::new();
     let tar = Tar::new()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use berth_images::{Credentials, ErrorKind, PruneOptions, Store};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
-use crate::support::{Bench, ImageBuilder, Tar, ensure_text, only_layer};
+use crate::support::{Bench, ImageBuilder, Tar, ensure_text, only_layer, tool};
 
 fn layer(name: &str) -> Vec<u8> {
     Tar::new().file(name, name.as_bytes()).end()
@@ -131,6 +131,111 @@ fn damage_is_found_and_repaired_by_fetching_again() {
     store.prune(&PruneOptions::default()).unwrap();
     bench.assert_empty();
     bench.import(vec![layer("a")]).unwrap();
+}
+
+fn record_of(store: &berth_images::Store, digest: &berth_images::Digest) -> std::path::PathBuf {
+    store.root().join("images").join(format!("{}.json", digest.to_string().replace(':', "-")))
+}
+
+#[test]
+fn an_image_whose_record_is_damaged_can_be_had_again_and_removed() {
+    for torn in ["", "{\"version\":1,", "{\"version\":1}"] {
+        let bench = Bench::new();
+        let store = bench.store();
+        let image = bench.import(vec![layer("a"), layer("b")]).unwrap();
+        let digest = image.digest.clone();
+        let record = record_of(&store, &digest);
+        let whole = std::fs::read(&record).unwrap();
+        std::fs::write(&record, torn).unwrap();
+        let words = store.inspect(&digest).unwrap_err().to_string();
+        assert!(words.contains("damaged") && words.contains("pull") && words.contains("--repair"), "{words}");
+        assert!(store.prepared(&digest).unwrap().is_none());
+        assert_eq!(store.find(&digest.hex()[..12]).unwrap(), digest);
+        // Pulled again, with its name.
+        bench.import(vec![layer("a"), layer("b")]).unwrap();
+        assert_eq!(store.inspect(&digest).unwrap().info.names.len(), 1);
+        // Written anew without asking anybody.
+        std::fs::write(&record, torn).unwrap();
+        store.record_again(&digest).unwrap();
+        store.record_again(&digest).unwrap();
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+        let details = store.inspect(&digest).unwrap();
+        assert_eq!((details.info.names.len(), details.layers.len()), (0, 2));
+        assert!(store.origin(&digest).unwrap_err().to_string().contains("berth image rm"));
+        bench.import(vec![layer("a"), layer("b")]).unwrap();
+        assert!(store.origin(&digest).unwrap().source.starts_with("oci:"));
+        // Not where a part is missing, too: nobody knows from where to fetch it.
+        std::fs::write(&record, torn).unwrap();
+        std::fs::remove_dir_all(image.layers[0].parent().unwrap()).unwrap();
+        let words = store.record_again(&digest).unwrap_err().to_string();
+        assert!(words.contains("pull the image again by its name"), "{words}");
+        bench.assert_no_work();
+        assert_eq!(bench.records("images").len(), 1);
+        // While it is used it stays, and then it can be removed.
+        assert!(store.remove(&digest).unwrap_err().to_string().contains("used"));
+        drop(image);
+        store.remove(&digest).unwrap();
+        bench.assert_empty();
+        assert!(store.find(digest.hex()).is_err() && store.remove(&digest).is_err());
+        std::fs::write(&record, whole).unwrap();
+        assert!(store.prepared(&digest).unwrap().is_none(), "its layers are gone");
+    }
+}
+
+#[test]
+fn what_runs_keeps_its_layers_also_where_a_record_is_damaged() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let image = bench.import(vec![layer("a"), layer("b")]).unwrap();
+    let place = bench.path().join("other");
+    std::fs::create_dir(&place).unwrap();
+    ImageBuilder::new(vec![layer("c")]).write(&place);
+    let other = bench.import_text(&format!("oci:{}", place.display())).unwrap().digest;
+    // As a layer that was replaced under a container.
+    let aside = image.layers[0].parent().unwrap().with_extension("replaced-0");
+    std::fs::create_dir(&aside).unwrap();
+    std::fs::write(record_of(&store, &image.digest), "{").unwrap();
+    for _ in 0..2 {
+        store.prune(&PruneOptions { all: true, ..PruneOptions::default() }).unwrap();
+        assert!(image.layers.iter().all(|layer| layer.is_dir()) && aside.is_dir());
+        assert_eq!(store.record_again(&image.digest).err(), None);
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+        std::fs::write(record_of(&store, &image.digest), "{").unwrap();
+    }
+    assert!(store.prepared(&other).unwrap().is_none());
+    drop(image);
+    store.prune(&PruneOptions::default()).unwrap();
+    bench.assert_empty();
+}
+
+#[test]
+fn a_layer_that_cannot_be_taken_away_stays_whole() {
+    let bench = Bench::of(berth_images::LayerForm::Erofs);
+    let image = bench.import(vec![layer("a")]).unwrap();
+    let (digest, file) = (image.digest.clone(), only_layer(&image).to_path_buf());
+    drop(image);
+    let before = std::fs::read(&file).unwrap();
+    assert!(!before.is_empty());
+    // As if it ended before the layer is out of sight: nobody renames a place where something is mounted, nor in a
+    // directory that may not be changed.
+    let (own, all) = (file.parent().unwrap(), bench.path().join("store/layers"));
+    let root = rustix::process::geteuid().is_root();
+    let allow = |mode| std::fs::set_permissions(&all, PermissionsExt::from_mode(mode)).unwrap();
+    if root {
+        tool("mount", "mount", &["--bind", own.to_str().unwrap(), own.to_str().unwrap()]);
+    } else {
+        allow(0o500);
+    }
+    let failed = bench.store().remove(&digest);
+    if root {
+        tool("mount", "umount", &[own.to_str().unwrap()]);
+    } else {
+        allow(0o700);
+    }
+    assert!(failed.is_err());
+    assert!(std::fs::read(&file).unwrap() == before, "the image was emptied in its place");
+    bench.import(vec![layer("a")]).unwrap();
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
 #[test]

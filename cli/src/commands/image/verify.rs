@@ -20,7 +20,8 @@ const SHOWN: usize = 10;
 pub struct Args {
     /// Names or digests; without one, all images of the store
     images: Vec<String>,
-    /// Fetch again what is damaged; containers that run on it keep what they have until they end
+    /// Fetch again what is damaged; containers that run on it keep what they have until they end. A damaged record is
+    /// written anew from the rest of its image, without the names, which pulling by a name gives back
     #[arg(long)]
     repair: bool,
     /// As JSON
@@ -117,6 +118,11 @@ fn print(report: &VerifyReport) -> Result<(), Failure> {
 
 /// Fetches again what is damaged, image by image; what fails is told, and the others go on.
 fn repair(store: &Store, report: &VerifyReport, state: Option<&Path>) -> Result<(), Failure> {
+    for Damage { digest, .. } in report.damaged.iter().filter(|d| d.thing == Thing::Record) {
+        if let Err(e) = store.record_again(digest) {
+            out::complain(&format!("berth: error: image {}: {e}", digest.short()));
+        }
+    }
     let mut done: BTreeSet<&Digest> = BTreeSet::new();
     let all: BTreeSet<&Digest> = report.damaged.iter().flat_map(|damage| &damage.images).collect();
     for image in all {
