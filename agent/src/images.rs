@@ -42,6 +42,15 @@ fn mirror(config: &MirrorConfig) -> Mirror {
     Mirror { registry, urls, grants }
 }
 
+/// In which form the cluster's configuration says that layers are kept; `None` where the kernel decides.
+pub fn layer_form(config: &ImagesConfig) -> Option<LayerForm> {
+    match config.layer_form {
+        ConfigForm::Auto => None,
+        ConfigForm::Directory => Some(LayerForm::Directory),
+        ConfigForm::Erofs => Some(LayerForm::Erofs),
+    }
+}
+
 /// The node's image store and how to fill it.
 pub struct Images {
     root: PathBuf,
@@ -86,11 +95,7 @@ impl Images {
         let registries = registries(config);
         let images = Images { root, program, registries, kept, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
-        let wanted = match config.layer_form {
-            ConfigForm::Auto => None,
-            ConfigForm::Directory => Some(LayerForm::Directory),
-            ConfigForm::Erofs => Some(LayerForm::Erofs),
-        };
+        let wanted = layer_form(config);
         if images.program.is_some() {
             let form = store.settle_form(wanted, &berth_runtime::try_image).map_err(|e| e.to_string())?;
             tracing::info!("layers of images are kept in form: {form}");

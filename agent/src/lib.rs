@@ -28,7 +28,7 @@ mod supervisors;
 mod zygote;
 
 pub use cgroups::tree_name;
-pub use images::{STORE_ID, registries};
+pub use images::{STORE_ID, layer_form, registries};
 pub use paths::Paths;
 pub use start::{
     AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,

@@ -94,14 +94,19 @@ pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     let root = dir.images();
     // Root of a container is a user like others: only root of the node has other users to protect the store from.
     let owner = is_privileged().then_some(berth_agent::STORE_ID);
-    let opened = Store::open_for(&root, owner).and_then(|mut store| {
-        // An agent settles it by its configuration; without one the kernel decides.
-        if owner.is_some() && !store.is_settled()? {
-            store.settle_form(None, &berth_runtime::try_image)?;
-        }
-        Ok(if owner.is_some() { store.mounting(berth_runtime::mount_image) } else { store })
-    });
-    opened.map_err(|e| Failure::new(Kind::Configuration, format!("{e}")))
+    let wrong = |e: Error| Failure::new(Kind::Configuration, e.to_string());
+    let mut store = Store::open_for(&root, owner).map_err(wrong)?;
+    if owner.is_none() {
+        return Ok(store);
+    }
+    // As the agent of this place does, or will.
+    if !store.is_settled().map_err(wrong)? {
+        let config = crate::commands::config::of(&dir, None)?;
+        store
+            .settle_form(berth_agent::layer_form(&config.images), &berth_runtime::try_image)
+            .map_err(wrong)?;
+    }
+    Ok(store.mounting(berth_runtime::mount_image))
 }
 
 /// The two processes that fetch and unpack the image for root, where the store has an identity of its own.

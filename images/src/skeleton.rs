@@ -234,6 +234,15 @@ impl<'a, R: Read> Rebuilt<'a, R> {
                         self.unread = true;
                         None
                     }
+                    Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                        let reason = "a directory of the image is closed to its owner, and so to you";
+                        let error =
+                            Error::new(ErrorKind::Denied, format!("stored file {}", show(&path)), reason)
+                                .next(
+                                    "do it as root, or copy the image from where it came with `skopeo copy`",
+                                );
+                        return Err(error.into());
+                    }
                     Err(e) => {
                         self.complain(&path, e.to_string())?;
                         None

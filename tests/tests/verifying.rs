@@ -70,6 +70,34 @@ each_user! {
         assert!(berth_tests::sandbox::wait(20, gone).is_some(), "the damaged layer is left");
     }
 
+    fn a_damaged_record_is_written_anew_or_its_image_is_removed(who) {
+        let sandbox = Sandbox::start(who);
+        let image = images::busybox();
+        let berth = |words: &[&str]| sandbox.cmd("berth").arg("image").args(words);
+        let run = || sandbox.srun_in(&image, ["echo", "it runs"]).ok().text();
+        assert_eq!(run().trim(), "it runs");
+        let records = sandbox.state().join("images/images");
+        let names = std::fs::read_dir(&records).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names: Vec<String> = names.filter(|name| name.ends_with(".json")).collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        let digest = names[0].trim_end_matches(".json").replace('-', ":");
+        let tear = || std::fs::write(records.join(&names[0]), "{").unwrap();
+        tear();
+        assert!(berth(&["verify"]).fails().says(&["--repair"]).text().contains(&format!("record {digest}")));
+        berth(&["inspect", &digest]).fails().says(&["damaged", "--repair"]);
+        assert!(berth(&["verify", "--repair"]).ok().text().contains(&format!("repaired {digest}")));
+        assert!(berth(&["ls"]).ok().text().contains(&digest[7..19]));
+        tear();
+        // A run writes it anew by itself.
+        assert_eq!(run().trim(), "it runs");
+        berth(&["verify"]).ok();
+        tear();
+        let gone = || (berth(&["rm", &digest]).run().rc == 0).then_some(());
+        assert!(berth_tests::sandbox::wait(30, gone).is_some(), "the image cannot be removed");
+        assert_eq!(std::fs::read_dir(sandbox.state().join("images/layers")).unwrap().count(), 0);
+        assert_eq!(run().trim(), "it runs");
+    }
+
     fn what_cannot_be_fetched_again_is_said(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "team/box:1", &[]);

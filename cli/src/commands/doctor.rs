@@ -115,7 +115,13 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
             good(what, "kept as directories (layer_form in berth.toml); EROFS images could be mounted")
         }
         (Ok(()), _) => good(what, "kept as EROFS images: a trial one was mounted"),
-        (Err(why), _) => finding(what, Verdict::Limited, format!("kept as directories: {why}"), todo),
+        (Err(why), _) if why.kind() == std::io::ErrorKind::Unsupported => {
+            finding(what, Verdict::Limited, format!("kept as directories: {why}"), todo)
+        }
+        (Err(why), _) => {
+            let text = format!("it cannot be tried whether EROFS images can be mounted: {why}");
+            finding(what, Verdict::Bad, text, "put that right, and look again")
+        }
     })
 }
 

@@ -1,7 +1,7 @@
 //! The program's own commands, one file each; a command's doc comment is its help.
 
 mod completions;
-mod config;
+pub mod config;
 mod container;
 mod controller;
 mod doctor;

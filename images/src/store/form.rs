@@ -67,7 +67,7 @@ impl fmt::Display for LayerForm {
 }
 
 /// What was decided about the forms of layers, until the machine starts anew, perhaps with another kernel.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Settled {
     boot: String,
     /// Form of new layers.
@@ -84,8 +84,9 @@ const SMALL: u64 = 4 << 20;
 /// Name of the file that holds it.
 const SETTLED: &str = "form";
 
-/// Mounts an image as a start would, or says why that cannot be done.
-pub type TryImage<'a> = &'a dyn Fn(&File) -> std::result::Result<(), String>;
+/// Mounts an image as a start would. An error of kind `Unsupported` says that it cannot be done here; any other one says
+/// nothing of that.
+pub type TryImage<'a> = &'a dyn Fn(&File) -> std::io::Result<()>;
 
 /// Mounts an image out of everybody's sight; gives the mount, with which it goes.
 pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
@@ -93,24 +94,41 @@ pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
 /// Tries whether an image on the filesystem of `directory` can be mounted.
 ///
 /// # Errors
-/// The reason why not.
-pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::result::Result<(), String> {
+/// The reason why not, of kind `Unsupported`; any other where it could not be tried, as on a full disk.
+pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::io::Result<()> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-    let file = openat(directory, ".", flags, Mode::RUSR | Mode::WUSR)
-        .and_then(erofs::trial)
-        .map_err(|e| format!("no image can be written: {e}"))?;
+    let file =
+        openat(directory, ".", flags, Mode::RUSR | Mode::WUSR).and_then(erofs::trial).map_err(|e| {
+            let error = std::io::Error::from(e);
+            std::io::Error::new(error.kind(), format!("no image can be written: {error}"))
+        })?;
     attempt(&File::from(file))
 }
 
 impl Store {
     /// Settles the form in which layers are kept, for everybody who opens the store until the machine starts anew:
     /// `wanted`, or, where nothing is wanted, images where they can be mounted and directories for small layers. Layers that
-    /// are there stay as they are, unless they are images and cannot be mounted any more.
+    /// are there stay as they are, unless they are images and cannot be mounted any more. Where it cannot be tried now
+    /// whether images can be mounted, it stays as the last try since the machine started had it.
     ///
     /// # Errors
-    /// Images are wanted and cannot be mounted; or the store cannot be written.
+    /// Images are wanted and cannot be mounted; or it was never tried and cannot be tried; or the store cannot be written.
     pub fn settle_form(&mut self, wanted: Option<LayerForm>, attempt: TryImage<'_>) -> Result<LayerForm> {
-        let tried = try_image(&self.tmp, attempt);
+        let before = settled(self.root_fd.as_fd())?;
+        let tried = match (try_image(&self.tmp, attempt), &before) {
+            (Ok(()), _) => Ok(()),
+            (Err(e), _) if e.kind() == std::io::ErrorKind::Unsupported => Err(e),
+            (Err(_), Some(before)) if before.images => Ok(()),
+            (Err(e), Some(_)) => Err(e),
+            (Err(e), None) => {
+                return Err(Error::new(
+                    ErrorKind::Io,
+                    format!("image store {}", self.root.display()),
+                    format!("it cannot be tried whether layers can be kept as EROFS images: {e}"),
+                )
+                .next("put that right and start again: layers that are kept so would be taken for missing"));
+            }
+        };
         let form = match (wanted, &tried) {
             (Some(LayerForm::Erofs), Err(why)) => {
                 return Err(Error::new(
@@ -126,7 +144,10 @@ impl Store {
         };
         let smallest = if wanted.is_none() { SMALL } else { 0 };
         let settled = Settled { boot: boot_id(), form, images: tried.is_ok(), smallest };
-        files::write(self.root_fd.as_fd(), SETTLED, &print(&settled)?, self.give_to)?;
+        // Each start of an agent comes here, also on a full disk.
+        if before.as_ref() != Some(&settled) {
+            files::write(self.root_fd.as_fd(), SETTLED, &print(&settled)?, self.give_to)?;
+        }
         self.take_form(&settled);
         Ok(form)
     }

@@ -321,7 +321,8 @@ fn where_images_cannot_be_mounted_any_more_they_are_fetched_again_as_directories
     let bench = Bench::of(LayerForm::Directory);
     let layer = || vec![Tar::new().file("a", b"a").end()];
     let can = |_: &std::fs::File| Ok(());
-    let cannot = |_: &std::fs::File| Err("no such kernel".to_string());
+    let cannot =
+        |_: &std::fs::File| Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "no such kernel"));
     let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
     assert!(!open().is_settled().unwrap());
     assert_eq!(open().settle_form(None, &can).unwrap(), LayerForm::Erofs);
@@ -344,6 +345,32 @@ fn where_images_cannot_be_mounted_any_more_they_are_fetched_again_as_directories
     assert_eq!(open().verify(&[]).unwrap().problems(), Vec::<String>::new());
     let refused = open().settle_form(Some(LayerForm::Erofs), &cannot).unwrap_err().to_string();
     assert!(refused.contains("no such kernel") && refused.contains("layer_form"), "{refused}");
+}
+
+#[test]
+fn a_trial_that_fails_for_want_of_something_decides_nothing() {
+    let bench = Bench::new();
+    let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
+    let file = || std::fs::metadata(bench.path().join("store/form")).map(|m| m.ino()).ok();
+    let can = |_: &std::fs::File| Ok(());
+    let cannot = |_: &std::fs::File| Err(std::io::ErrorKind::Unsupported.into());
+    let full = |_: &std::fs::File| Err(rustix::io::Errno::MFILE.into());
+    for wanted in [None, Some(LayerForm::Directory), Some(LayerForm::Erofs)] {
+        let words = open().settle_form(wanted, &full).unwrap_err().to_string();
+        assert!(words.contains("Too many open files") && words.contains("start again"), "{words}");
+        assert!(!open().is_settled().unwrap());
+    }
+    assert_eq!(open().settle_form(None, &can).unwrap(), LayerForm::Erofs);
+    let written = file();
+    assert!(written.is_some());
+    assert_eq!(open().settle_form(None, &full).unwrap(), LayerForm::Erofs);
+    assert_eq!(open().settle_form(None, &can).unwrap(), LayerForm::Erofs);
+    assert_eq!(file(), written, "it is written where something is new");
+    assert_eq!(open().settle_form(Some(LayerForm::Erofs), &full).unwrap(), LayerForm::Erofs);
+    assert_eq!(open().settle_form(None, &cannot).unwrap(), LayerForm::Directory);
+    assert_eq!(open().settle_form(None, &full).unwrap(), LayerForm::Directory);
+    assert!(open().settle_form(Some(LayerForm::Erofs), &full).is_err());
+    assert_eq!(open().form(), LayerForm::Directory);
 }
 
 /// As root's programs mount an image.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use berth_images::{Algorithm, Digest, PreparedImage, Registries, Store, Thing, open_source};
+use berth_images::{Algorithm, Digest, ErrorKind, PreparedImage, Registries, Store, Thing, open_source};
 
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
 
@@ -191,12 +191,23 @@ fn what_the_image_itself_closes_to_its_owner_is_no_damage() {
         .dir("shut/", 0o000)
         .file("shut/inside", b"x")
         .dir("seen/", 0o400)
-        .file("seen/inside", b"y");
-    bench.import(vec![closed.end()]).unwrap();
+        .file("seen/inside", b"y")
+        .dir("entered/", 0o300)
+        .file("entered/inside", b"z");
+    let image = bench.import(vec![closed.end()]).unwrap();
     let report = bench.store().verify(&[]).unwrap();
     assert_eq!(report.problems(), Vec::<String>::new());
     // Root reads it all the same.
-    assert_eq!(report.without_content.is_empty(), rustix::process::geteuid().is_root());
+    let root = rustix::process::geteuid().is_root();
+    assert_eq!(report.without_content.is_empty(), root);
+    let target = bench.path().join("exported");
+    let exported = bench.store().export(&image.digest, &target, true, &());
+    assert_eq!((exported.is_ok(), target.exists()), (root, root));
+    if let Err(e) = exported {
+        let words = e.to_string();
+        assert_eq!(e.kind(), ErrorKind::Denied, "{words}");
+        assert!(words.contains("closed to its owner") && words.contains("skopeo"), "{words}");
+    }
 }
 
 #[test]

@@ -69,39 +69,48 @@ impl MountedImages {
     /// None yet.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's: before Linux 6.15 it mounts nothing where no mount namespace is.
     pub fn new() -> Result<MountedImages, Errno> {
         let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let all = super::overlay::tmpfs(&[("mode", "700")], attrs)?;
-        Ok(MountedImages { all, files: Mutex::default() })
+        let tmpfs = || super::overlay::tmpfs(&[("mode", "700")], attrs);
+        let images = MountedImages { all: tmpfs()?, files: Mutex::default() };
+        // Tried once, so that not every layer of every start is mounted in vain.
+        images.hang(&tmpfs()?, "trial")?;
+        rustix::fs::unlinkat(&images.all, "trial", AtFlags::REMOVEDIR)?;
+        Ok(images)
     }
 
-    /// Mounts an image unless it is mounted, and lets go of those whose files were removed.
+    /// Mounts an image unless it is mounted, and then lets go of those whose files were removed.
     ///
     /// # Errors
     /// The kernel's: a container then mounts the image itself.
     pub fn add(&self, image: &Path) -> Result<(), Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(image, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        let name = name(&stat);
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || files.contains_key(&name) {
+            return Ok(());
+        }
         let removed = |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0);
         files.retain(|name, file| {
             // The mount goes with the directory.
             !removed(file) || rustix::fs::unlinkat(&self.all, name, AtFlags::REMOVEDIR).is_err()
         });
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(image, flags, Mode::empty())?;
-        let stat = rustix::fs::fstat(&file)?;
-        let name = name(&stat);
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || files.contains_key(&name) {
-            return Ok(());
-        }
-        let mounted = mount(file.as_fd())?;
-        rustix::fs::mkdirat(&self.all, &name, Mode::RWXU)?;
+        self.hang(&mount(file.as_fd())?, &name)?;
+        files.insert(name, file);
+        Ok(())
+    }
+
+    /// Mounts what is detached under a name.
+    fn hang(&self, mounted: &OwnedFd, name: &str) -> Result<(), Errno> {
+        rustix::fs::mkdirat(&self.all, name, Mode::RWXU)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        if let Err(e) = rustix::mount::move_mount(&mounted, "", &self.all, &name, flags) {
-            rustix::fs::unlinkat(&self.all, &name, AtFlags::REMOVEDIR)?;
+        if let Err(e) = rustix::mount::move_mount(mounted, "", &self.all, name, flags) {
+            rustix::fs::unlinkat(&self.all, name, AtFlags::REMOVEDIR)?;
             return Err(e);
         }
-        files.insert(name, file);
         Ok(())
     }
 }
@@ -134,9 +143,23 @@ fn mount(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// directory hides what lies below: without it, deleted files of an image would come back.
 ///
 /// # Errors
-/// What the kernel cannot do.
-pub fn try_image(file: &File) -> Result<(), String> {
-    let mounted = mount(file.as_fd()).map_err(|e| match e {
+/// What the kernel cannot do, of kind `Unsupported`; any other where the machine lacked something for the trial.
+pub fn try_image(file: &File) -> std::io::Result<()> {
+    let cannot = |text: String| std::io::Error::new(std::io::ErrorKind::Unsupported, text);
+    let failed = |e: Errno, text: String| match e {
+        // These say nothing of what the kernel can do.
+        Errno::NOMEM
+        | Errno::MFILE
+        | Errno::NFILE
+        | Errno::NOSPC
+        | Errno::DQUOT
+        | Errno::IO
+        | Errno::INTR
+        | Errno::AGAIN => std::io::Error::new(std::io::Error::from(e).kind(), text),
+        _ => cannot(text),
+    };
+    let mounted = mount(file.as_fd()).map_err(|e| {
+        failed(e, match e {
         Errno::NODEV => "this kernel has no EROFS (CONFIG_EROFS_FS; modprobe erofs)".to_string(),
         Errno::NOTBLK => {
             "this kernel mounts no EROFS image from a file of this filesystem (it must be 6.12 or later, \
@@ -146,6 +169,7 @@ pub fn try_image(file: &File) -> Result<(), String> {
         other => {
             format!("this kernel does not mount an EROFS image: {}", super::errno_text(other.raw_os_error()))
         }
+    })
     })?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut value = [0; 8];
@@ -153,6 +177,9 @@ pub fn try_image(file: &File) -> Result<(), String> {
         .and_then(|root| rustix::fs::fgetxattr(&root, "user.overlay.opaque", &mut value));
     match marked {
         Ok(1) if value[0] == b'y' => Ok(()),
-        _ => Err("this kernel shows no attributes of EROFS images (CONFIG_EROFS_FS_XATTR)".to_string()),
+        other => {
+            let text = "this kernel shows no attributes of EROFS images (CONFIG_EROFS_FS_XATTR)".to_string();
+            Err(failed(other.err().unwrap_or(Errno::NODATA), text))
+        }
     }
 }
