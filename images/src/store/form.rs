@@ -3,18 +3,18 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, mkdirat, openat, seek, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::layer::{LISTING, REPAIR, SKELETON};
 use super::record::print;
+use super::sum::sum;
 use super::{Store, boot_id, files, pipeline};
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::Digest;
 use crate::erofs::{self, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
@@ -324,60 +324,6 @@ pub fn layer_place(root: &Path, diff_id: &Digest) -> PathBuf {
     there.unwrap_or_else(|| settled_form(root).unwrap_or_default().place(&layer))
 }
 
-/// Bytes that are looked at as one when an image is summed up.
-const SUMMED: usize = 4096;
-
-/// The digest of what an image has: its blocks that are not all zeros, each with its place, and its length. Holes, which
-/// may be far larger than a disk, are not read; and it is the same after a copy that made holes of zeros, or zeros of holes.
-fn sum(image: &File) -> std::io::Result<Digest> {
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut buffer = vec![0; 64 * SUMMED];
-    let mut end = 0;
-    let mut at = 0;
-    loop {
-        if at >= end {
-            // Where the filesystem says nothing of holes, all is data.
-            let Some(data) = found(seek(image, SeekFrom::Data(at)))? else { break };
-            at = data - data % SUMMED as u64;
-            end = found(seek(image, SeekFrom::Hole(data)))?.unwrap_or(data);
-        }
-        let wanted =
-            usize::try_from(end - at).unwrap_or(usize::MAX).next_multiple_of(SUMMED).min(buffer.len());
-        let read = read_full(image, &mut buffer[..wanted], at)?;
-        for (block, place) in buffer[..read].chunks(SUMMED).zip((at..).step_by(SUMMED)) {
-            if block.iter().any(|byte| *byte != 0) {
-                hasher.update(&place.to_le_bytes());
-                hasher.update(block);
-            }
-        }
-        at += wanted as u64;
-    }
-    hasher.update(&image.metadata()?.len().to_le_bytes());
-    Ok(hasher.finish())
-}
-
-/// `None` behind the last data.
-fn found(place: std::result::Result<u64, Errno>) -> std::io::Result<Option<u64>> {
-    match place {
-        Err(Errno::NXIO) => Ok(None),
-        other => Ok(Some(other?)),
-    }
-}
-
-/// Reads as much as there is.
-fn read_full(file: &File, buffer: &mut [u8], at: u64) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], at + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
-}
-
 /// Two filesystems with one identity cannot lie below one overlay; that of a layer is its digest's start.
 fn filesystem_id(diff_id: &Digest) -> [u8; 16] {
     let mut id = [0; 16];
@@ -386,40 +332,4 @@ fn filesystem_id(diff_id: &Digest) -> [u8; 16] {
         *byte = u8::from_str_radix(text, 16).unwrap_or_default();
     }
     id
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sum_says_what_is_where_and_not_how_holes_are_kept() {
-        let with = |length: u64, data: &[(u64, &[u8])]| {
-            let file = tempfile::tempfile().unwrap();
-            file.set_len(length).unwrap();
-            for (at, bytes) in data {
-                file.write_all_at(bytes, *at).unwrap();
-            }
-            sum(&file).unwrap()
-        };
-        let large = vec![7; 600_000];
-        // More than can be read while somebody waits.
-        let far = (1 << 41) - 5 * 4096;
-        let one = with(1 << 41, &[(0, b"start"), (10_000, &large), (far, b"end")]);
-        assert_eq!(one, with(1 << 41, &[(0, b"start"), (4096, &[0; 4096]), (10_000, &large), (far, b"end")]));
-        assert_eq!(
-            one,
-            with(1 << 41, &[(0, b"start"), (10_000, &large), (far, b"end"), (far - 70_000, &[0; 70_000])])
-        );
-        let others = [
-            with(1 << 41, &[(0, b"start"), (10_000, &large), (far + 1, b"end")]),
-            with(1 << 41, &[(0, b"start"), (10_000, &large), (far - 4096, b"end")]),
-            with(1 << 41, &[(0, b"stars"), (10_000, &large), (far, b"end")]),
-            with((1 << 41) - 4096, &[(0, b"start"), (10_000, &large), (far, b"end")]),
-            with(1 << 41, &[(0, b"start"), (10_000, &large[1..]), (far, b"end")]),
-        ];
-        assert!(others.iter().all(|other| *other != one));
-        assert_ne!(with(0, &[]), with(1, &[]));
-        assert_ne!(with(100, &[(99, b"x")]), with(101, &[(99, b"x")]));
-    }
 }

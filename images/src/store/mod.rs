@@ -31,6 +31,7 @@ mod manage;
 mod pipeline;
 mod push;
 mod record;
+mod sum;
 mod verify;
 mod work;
 

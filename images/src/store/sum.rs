@@ -1,0 +1,175 @@
+//! The sum of a layer's image, by which is told whether it has other bytes than those that were written.
+//!
+//! It is a digest of the digests of parts, so that several threads can make it; and of what is in the image, and not of how
+//! the filesystem keeps it: blocks of zeros do not count, so that holes, which may be far larger than a disk, are not read.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use crate::digest::{Algorithm, Digest, Hasher};
+
+/// Bytes that count as one: they are all zeros or not.
+const BLOCK: usize = 4096;
+/// Bytes that one thread takes at a time.
+const PART: u64 = 1 << 20;
+/// Below this many bytes one thread does it.
+const LARGE: u64 = 16 << 20;
+/// Layers are made several at a time.
+const MAX_THREADS: usize = 4;
+
+/// The sum of a file.
+pub(super) fn sum(image: &File) -> io::Result<Digest> {
+    let length = image.metadata()?.len();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if length < LARGE { 1 } else { cores.clamp(1, MAX_THREADS) };
+    let summer = Summer { image, next: Mutex::default(), sums: Mutex::new(Ok(Vec::new())) };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|| summer.work());
+        }
+        summer.work();
+    });
+    let mut sums = summer.sums.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    sums.sort_unstable_by_key(|(part, _)| *part);
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for (part, sum) in sums {
+        hasher.update(&part.to_le_bytes());
+        hasher.update(sum.hex().as_bytes());
+    }
+    hasher.update(&length.to_le_bytes());
+    Ok(hasher.finish())
+}
+
+/// What the threads share.
+struct Summer<'a> {
+    image: &'a File,
+    /// Where the next part is looked for; the holder also has the file's position.
+    next: Mutex<u64>,
+    sums: Mutex<io::Result<Vec<(u64, Digest)>>>,
+}
+
+impl Summer<'_> {
+    /// Sums up parts until there are no more.
+    fn work(&self) {
+        let mut made = Vec::new();
+        let result = self.parts(&mut made);
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *sums, result) {
+            (Ok(sums), Ok(())) => sums.append(&mut made),
+            (Ok(_), Err(e)) => *sums = Err(e),
+            (Err(_), _) => {}
+        }
+    }
+
+    fn parts(&self, made: &mut Vec<(u64, Digest)>) -> io::Result<()> {
+        let mut buffer = vec![0; usize::try_from(PART).unwrap_or(BLOCK)];
+        while let Some(part) = self.next_part()? {
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let mut something = false;
+            let end = part + PART;
+            let mut at = part;
+            while let Some((data, hole)) = self.data(at)?.filter(|(data, _)| *data < end) {
+                let start = data - data % BLOCK as u64;
+                at = hole.next_multiple_of(BLOCK as u64).min(end);
+                let wanted = usize::try_from(at - start).unwrap_or(BLOCK).min(buffer.len());
+                let read = read_full(self.image, &mut buffer[..wanted], start)?;
+                for (block, place) in buffer[..read].chunks(BLOCK).zip((start..).step_by(BLOCK)) {
+                    if block.iter().any(|byte| *byte != 0) {
+                        something = true;
+                        hasher.update(&place.to_le_bytes());
+                        hasher.update(block);
+                    }
+                }
+            }
+            if something {
+                made.push((part, hasher.finish()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next part that has data.
+    fn next_part(&self) -> io::Result<Option<u64>> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(data) = found(seek(self.image, SeekFrom::Data(*next)))? else { return Ok(None) };
+        let part = data - data % PART;
+        *next = part + PART;
+        Ok(Some(part))
+    }
+
+    /// From where to where the next data is that is not before `at`.
+    fn data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
+        let _position = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(data) = found(seek(self.image, SeekFrom::Data(at)))? else { return Ok(None) };
+        // A file that is cut off meanwhile has no hole either.
+        let hole = found(seek(self.image, SeekFrom::Hole(data)))?.unwrap_or(data);
+        Ok(Some((data, hole.max(data + 1))))
+    }
+}
+
+/// `None` behind the last data.
+fn found(place: std::result::Result<u64, Errno>) -> io::Result<Option<u64>> {
+    match place {
+        Err(Errno::NXIO) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
+/// Reads as much as there is.
+fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_says_what_is_where_and_not_how_holes_are_kept() {
+        let with = |length: u64, data: &[(u64, &[u8])]| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(length).unwrap();
+            for (at, bytes) in data {
+                file.write_all_at(bytes, *at).unwrap();
+            }
+            sum(&file).unwrap()
+        };
+        let large = vec![7; 600_000];
+        // More than can be read while somebody waits.
+        let far = (1 << 41) - 5 * 4096;
+        let one = with(1 << 41, &[(0, b"start"), (10_000, &large), (far, b"end")]);
+        assert_eq!(one, with(1 << 41, &[(0, b"start"), (4096, &[0; 4096]), (10_000, &large), (far, b"end")]));
+        assert_eq!(
+            one,
+            with(1 << 41, &[(0, b"start"), (10_000, &large), (far, b"end"), (far - 70_000, &[0; 70_000])])
+        );
+        let others = [
+            with(1 << 41, &[(0, b"start"), (10_000, &large), (far + 1, b"end")]),
+            with(1 << 41, &[(0, b"start"), (10_000, &large), (far - 4096, b"end")]),
+            with(1 << 41, &[(0, b"stars"), (10_000, &large), (far, b"end")]),
+            with((1 << 41) - 4096, &[(0, b"start"), (10_000, &large), (far, b"end")]),
+            with(1 << 41, &[(0, b"start"), (10_000, &large[1..]), (far, b"end")]),
+        ];
+        assert!(others.iter().all(|other| *other != one));
+        // As two parts, and as one and a hole.
+        let (two, one) = (vec![1; 2 << 20], vec![1; 1 << 20]);
+        assert_ne!(with(1 << 25, &[(0, &two)]), with(1 << 25, &[(0, &one)]));
+        assert_eq!(with(1 << 25, &[(0, &two)]), with(1 << 25, &[(1 << 20, &one), (0, &one)]));
+        assert_ne!(with(0, &[]), with(1, &[]));
+        assert_ne!(with(100, &[(99, b"x")]), with(101, &[(99, b"x")]));
+    }
+}
