@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oci_spec::image::ImageManifest;
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, syncfs, utimensat};
 
+use super::layer::REPAIR;
 use super::lock::{Hold, Lock};
 use super::record::{ImageRecord, PendingRecord, VERSION, parse, print};
 use super::{Store, files};
@@ -130,9 +131,20 @@ impl Store {
     /// Guards an image that is in use, without preparing it: for an agent that adopts running containers.
     ///
     /// # Errors
-    /// The image is not in the store.
+    /// The image is not in the store, or damaged.
     pub fn guard(&self, digest: &Digest) -> Result<UseGuard> {
-        self.prepared(digest)?.map(|p| p.guard).ok_or_else(|| self.unknown(&digest.to_string()))
+        if let Some(prepared) = self.prepared(digest)? {
+            return Ok(prepared.guard);
+        }
+        // Says so where the record is damaged.
+        let record = self.image_record(digest)?;
+        Err(record.map_or_else(
+            || self.unknown(&digest.to_string()),
+            |_| {
+                let reason = "a layer of it is missing, or cannot be mounted any more";
+                Error::new(ErrorKind::Corrupt, format!("image {digest}"), reason).next(REPAIR)
+            },
+        ))
     }
 
     pub(crate) fn unknown(&self, name: &str) -> Error {

@@ -150,6 +150,9 @@ fn an_image_whose_record_is_damaged_can_be_had_again_and_removed() {
         let words = store.inspect(&digest).unwrap_err().to_string();
         assert!(words.contains("damaged") && words.contains("pull") && words.contains("--repair"), "{words}");
         assert!(store.prepared(&digest).unwrap().is_none());
+        let target = bench.path().join("exported");
+        let words = store.export(&digest, &target, true, &()).unwrap_err().to_string();
+        assert!(words.contains("damaged") && words.contains("--repair"), "{words}");
         assert_eq!(store.find(&digest.hex()[..12]).unwrap(), digest);
         // Pulled again, with its name.
         bench.import(vec![layer("a"), layer("b")]).unwrap();
