@@ -223,7 +223,7 @@ impl Store {
     /// The record of an image that was listed, for the holder of its lock.
     fn look_at_record(&self, digest: &Digest) -> Result<Looked> {
         Ok(match self.whole_record(digest)? {
-            Some(record) => Looked::Whole(record),
+            Some(record) => Looked::Whole(Box::new(record)),
             None if Self::has_file(self.images.as_fd(), &record_name(digest)) => Looked::Damaged,
             None => Looked::Gone,
         })
@@ -315,7 +315,7 @@ fn source_of(name: &str) -> Option<String> {
 /// What there is of a record.
 #[derive(Debug, PartialEq)]
 enum Looked {
-    Whole(ImageRecord),
+    Whole(Box<ImageRecord>),
     Damaged,
     /// The image was removed after the images were listed.
     Gone,
