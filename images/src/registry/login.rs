@@ -7,7 +7,7 @@ use base64::Engine;
 
 use super::config_file::ConfigFile;
 use super::credentials::{AuthFile, Identity, of_user, read};
-use super::{Access, Client, Credentials, Registries, helper};
+use super::{Access, Client, Credentials, Range, Registries, helper};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef, registry_alone};
 
@@ -173,7 +173,7 @@ impl Credentials {
         let client = Client::new(&name, self, registries, Access::Login)?;
         client.session().identity =
             Some(Identity::Basic { user: user.to_owned(), password: password.to_owned() });
-        client.request(&format!("{}/v2/", client.base), None, 0)?;
+        client.request(&format!("{}/v2/", client.base), None, Range::default())?;
         let asked = client.session().authorization.is_some();
         Ok(asked)
     }

@@ -9,7 +9,9 @@ mod helper;
 mod login;
 mod message;
 mod push;
+mod ranges;
 mod reach;
+mod span;
 mod ways;
 
 use std::sync::{Mutex, PoisonError};
@@ -59,6 +61,24 @@ struct Client {
     insecure: bool,
     access: Access,
     session: Mutex<Session>,
+}
+
+/// Which bytes are asked for.
+#[derive(Clone, Copy, Default)]
+struct Range {
+    from: u64,
+    /// Before which byte they end, where not at the end.
+    end: Option<u64>,
+}
+
+impl Range {
+    fn header(self) -> Option<String> {
+        match (self.from, self.end) {
+            (0, None) => None,
+            (from, None) => Some(format!("bytes={from}-")),
+            (from, Some(end)) => Some(format!("bytes={from}-{}", end.saturating_sub(1))),
+        }
+    }
 }
 
 /// What a registry is asked for, which decides what a token must allow and what a refusal means.
@@ -129,6 +149,8 @@ impl Client {
             // Followed by hand, because the login must not leave the registry.
             .max_redirects(0)
             .max_redirects_will_error(false)
+            // One for each range of a large blob.
+            .max_idle_connections_per_host(ranges::AHEAD + ranges::EXTRA)
             .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(patience(20)))
             .timeout_connect(Some(patience(20)))
@@ -189,7 +211,8 @@ impl Client {
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
     fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
-        let response = self.request(&self.url(BlobKind::Manifest, selector), Some(ACCEPT), 0)?;
+        let response =
+            self.request(&self.url(BlobKind::Manifest, selector), Some(ACCEPT), Range::default())?;
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let content_type = text("content-type");
         let announced = text("docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
@@ -218,8 +241,8 @@ impl Client {
     }
 
     /// Sends a GET until it is answered.
-    fn request(&self, url: &str, accept: Option<&str>, offset: u64) -> Result<Response<Body>> {
-        self.persevere(url, &|status| status.is_success(), &mut || self.send(url, accept, offset))
+    fn request(&self, url: &str, accept: Option<&str>, range: Range) -> Result<Response<Body>> {
+        self.persevere(url, &|status| status.is_success(), &mut || self.send(url, accept, range))
     }
 
     /// Sends what `send` sends until the answer is a known one: authenticates once if asked to, waits and tries again when
@@ -271,7 +294,7 @@ impl Client {
         &self,
         url: &str,
         accept: Option<&str>,
-        offset: u64,
+        range: Range,
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         let mut target = url.to_owned();
         for _ in 0..=REDIRECTS {
@@ -279,8 +302,8 @@ impl Client {
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }
-            if offset > 0 {
-                request = request.header(header::RANGE, format!("bytes={offset}-"));
+            if let Some(range) = range.header() {
+                request = request.header(header::RANGE, range);
             }
             let response = request.call()?;
             if !response.status().is_redirection() {

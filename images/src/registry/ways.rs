@@ -1,10 +1,11 @@
 //! One repository of a registry by all ways to it: its mirrors in their order, then the registry itself.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::reach::Address;
-use super::{Access, Client, Credentials, Registries, blob};
+use super::{Access, Client, Credentials, Registries, blob, ranges};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::RegistryRef;
@@ -14,7 +15,11 @@ use crate::source::{BlobKind, BlobSource};
 pub struct Registry(Arc<Ways>);
 
 /// The ways to a repository.
-pub(super) struct Ways(Vec<Way>);
+pub(super) struct Ways {
+    all: Vec<Way>,
+    /// Connections that may still be opened beyond one a blob.
+    connections: Mutex<usize>,
+}
 
 /// One of them.
 struct Way {
@@ -23,11 +28,13 @@ struct Way {
     grants: bool,
     /// Why a mirror is not asked any more.
     given_up: Mutex<Option<String>>,
+    /// Blobs of which it gave bytes that nobody has judged.
+    gave: Mutex<BTreeSet<Digest>>,
 }
 
 impl Way {
     fn new(client: Client, grants: bool) -> Self {
-        Self { client, grants, given_up: Mutex::default() }
+        Self { client, grants, given_up: Mutex::default(), gave: Mutex::default() }
     }
 
     fn given_up(&self) -> std::sync::MutexGuard<'_, Option<String>> {
@@ -52,7 +59,7 @@ impl Registry {
             ways.push(Way::new(Client::of_mirror(name, &address, credentials, registries)?, grants));
         }
         ways.push(Way::new(Client::new(name, credentials, registries, Access::Pull)?, true));
-        Ok(Self(Arc::new(Ways(ways))))
+        Ok(Self(Arc::new(Ways { all: ways, connections: Mutex::new(ranges::EXTRA) })))
     }
 
     /// Asks for the digest of a manifest by tag or digest, without the manifest; `None` where that is not answered, and it is to
@@ -85,7 +92,7 @@ impl Registry {
 
 impl BlobSource for Registry {
     fn describe(&self) -> String {
-        self.0.origin().map_or_else(String::new, Client::what)
+        self.0.describe()
     }
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
@@ -96,11 +103,11 @@ impl BlobSource for Registry {
 impl Ways {
     /// The registry itself.
     fn origin(&self) -> Option<&Client> {
-        self.0.last().map(|way| &way.client)
+        self.all.last().map(|way| &way.client)
     }
 
     pub(super) fn client(&self, at: usize) -> Option<&Client> {
-        self.0.get(at).map(|way| &way.client)
+        self.all.get(at).map(|way| &way.client)
     }
 
     /// Asks one after the other, from the one at `start`, until one answers; gives which it was. `before` has what those
@@ -114,7 +121,7 @@ impl Ways {
         ask: &mut dyn FnMut(&Client) -> Result<T>,
     ) -> Result<(usize, T)> {
         let mut failed = None;
-        for (at, way) in self.0.iter().enumerate().skip(start).filter(|(_, way)| way.may_answer(kind)) {
+        for (at, way) in self.all.iter().enumerate().skip(start).filter(|(_, way)| way.may_answer(kind)) {
             let given_up = way.given_up().clone();
             if let Some(why) = given_up {
                 before.push(why);
@@ -132,7 +139,7 @@ impl Ways {
         let error = failed.unwrap_or_else(|| {
             Error::new(ErrorKind::Unreachable, self.describe(), "nobody is left to ask").next("try again")
         });
-        let closed = kind == BlobKind::Proof && self.0.iter().any(|way| !way.may_answer(kind));
+        let closed = kind == BlobKind::Proof && self.all.iter().any(|way| !way.may_answer(kind));
         let error = error.after(before);
         Err(if closed && error.kind() == ErrorKind::Unreachable {
             error.next(
@@ -146,7 +153,7 @@ impl Ways {
 
     /// Notes that a way failed, and for good where that lasts; gives the note.
     pub(super) fn fail(&self, at: usize, reason: &str, lasting: bool) -> String {
-        let Some(way) = self.0.get(at) else { return reason.to_owned() };
+        let Some(way) = self.all.get(at) else { return reason.to_owned() };
         let label = way.client.label();
         let note = if reason.contains(&label) { reason.to_owned() } else { format!("{label}: {reason}") };
         if lasting && way.client.is_mirror() {
@@ -155,7 +162,38 @@ impl Ways {
         note
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         self.origin().map_or_else(String::new, Client::what)
+    }
+
+    pub(super) fn has_mirrors(&self) -> bool {
+        self.all.len() > 1
+    }
+
+    /// Notes that bytes of a blob come from there.
+    pub(super) fn gave(&self, at: usize, digest: &Digest) {
+        if let Some(way) = self.all.get(at).filter(|way| way.client.is_mirror()) {
+            way.gave.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone());
+        }
+    }
+
+    /// Gives up the mirrors that gave of a blob, and tells which.
+    pub(super) fn blame(&self, digest: &Digest, reason: &str) -> Vec<String> {
+        let gave = |way: &Way| way.gave.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        let blamed: Vec<usize> =
+            self.all.iter().enumerate().filter(|(_, way)| gave(way)).map(|(at, _)| at).collect();
+        blamed.into_iter().map(|at| self.fail(at, reason, true)).collect()
+    }
+
+    /// Takes up to `most` connections beyond the one that a blob has.
+    pub(super) fn borrow_connections(&self, most: usize) -> usize {
+        let mut left = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = most.min(*left);
+        *left -= taken;
+        taken
+    }
+
+    pub(super) fn give_back_connection(&self) {
+        *self.connections.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     }
 }

@@ -17,6 +17,7 @@ mod layouts;
 mod mirrors;
 mod overlay;
 mod push;
+mod ranges;
 mod registry;
 mod sif;
 mod squashfs;

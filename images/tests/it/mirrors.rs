@@ -221,7 +221,12 @@ fn each_place_is_shown_its_own_login() {
     assert_eq!(registry.log().len(), asked);
 }
 
-fn helpers(bench: &Bench, registries: &Registries, uid: Option<u32>, login: Option<&Path>) -> Helpers {
+pub(crate) fn helpers(
+    bench: &Bench,
+    registries: &Registries,
+    uid: Option<u32>,
+    login: Option<&Path>,
+) -> Helpers {
     // The program must be readable by the users it becomes.
     let program = bench.path().join("import");
     if !program.exists() {

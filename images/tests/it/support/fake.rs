@@ -33,6 +33,8 @@ pub struct Behaviour {
     pub wrong_header: bool,
     /// Every blob redirects to this address.
     pub redirect: Option<String>,
+    /// Later ranges are given when so many were asked for at the same time.
+    pub together: usize,
     /// HEAD is refused.
     pub no_head: bool,
     /// So many uploads end with a closed connection.
@@ -45,6 +47,8 @@ struct State {
     log: Vec<String>,
     tokens: BTreeMap<String, u32>,
     issued: u32,
+    /// Requests for later ranges so far.
+    together: usize,
 }
 
 pub struct FakeRegistry {
@@ -69,7 +73,7 @@ impl FakeRegistry {
         Self { address, state }
     }
 
-    /// Requests so far, as `METHOD path`, with ` range` and ` auth` where they had one.
+    /// Requests so far, as `METHOD path`, with ` range` where they were for what comes after the start, and ` auth` where they had one.
     pub fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
@@ -101,7 +105,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
     input.read_exact(&mut body).ok()?;
     let mut line = format!("{method} {path}");
-    if headers.contains_key("range") {
+    if headers.get("range").is_some_and(|range| !range.starts_with("bytes=0-")) {
         line += " range";
     }
     if headers.contains_key("authorization") {
@@ -221,9 +225,23 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     let total = bytes.len();
     let mut range = String::new();
     if let (Some(asked), false) = (headers.get("range"), behaviour.no_ranges) {
-        let start: usize = asked.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()?;
-        range = format!("bytes {start}-{}/{total}", total - 1);
+        let (start, last) = asked.strip_prefix("bytes=")?.split_once('-')?;
+        let start: usize = start.parse().ok()?;
+        let end = last.parse::<usize>().map_or(total, |last| total.min(last + 1));
+        range = format!("bytes {start}-{}/{total}", end - 1);
+        bytes.truncate(end);
         bytes.drain(..start);
+        if start > 0 && behaviour.together > 0 {
+            state.lock().unwrap().together += 1;
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while state.lock().unwrap().together < behaviour.together {
+                if std::time::Instant::now() > deadline {
+                    // The client asks for one after the other.
+                    return None;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         status = "206 Partial Content";
     }
     let named =

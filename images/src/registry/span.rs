@@ -1,0 +1,218 @@
+//! Bytes of a blob one after the other, continued after cut connections from where they stopped, and from another place where
+//! one fails.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use ureq::http::{Response, StatusCode, header};
+use ureq::{Body, BodyReader};
+
+use super::ways::Ways;
+use super::{Client, Range};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::ACCEPT;
+use crate::source::BlobKind;
+
+/// How often a blob is continued without any progress in between.
+const RESUMES: u32 = 5;
+/// What a mirror gives of at most this size is judged before it is handed on.
+const JUDGED_WHOLE: u64 = 4 << 20;
+
+/// The bytes from one offset to another, or to the end.
+pub(super) struct Span {
+    ways: Arc<Ways>,
+    kind: BlobKind,
+    digest: Digest,
+    /// Offset of the next byte.
+    at: u64,
+    /// Where to stop, as far as the registry knows ranges and the blob is as long.
+    end: Option<u64>,
+    /// Who gives the bytes.
+    way: usize,
+    /// What those said who were asked in vain.
+    before: Vec<String>,
+    /// Length of the blob, where it was said.
+    total: Option<u64>,
+    body: Option<Bytes>,
+    left: u32,
+}
+
+enum Bytes {
+    Coming(BodyReader<'static>),
+    /// All that is left, which has its digest.
+    Judged(io::Cursor<Vec<u8>>),
+}
+
+impl Read for Bytes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Bytes::Coming(body) => body.read(buffer),
+            Bytes::Judged(bytes) => bytes.read(buffer),
+        }
+    }
+}
+
+/// What an answer has of a blob.
+struct Given {
+    /// Bytes in front of those that were asked for.
+    skip: u64,
+    /// Where it stops, where that is not the end of the blob.
+    end: Option<u64>,
+    total: Option<u64>,
+}
+
+impl Span {
+    /// Asks for the bytes from `at` to before `end`, and nobody who is before `way`.
+    pub(super) fn open(
+        ways: &Arc<Ways>,
+        kind: BlobKind,
+        digest: &Digest,
+        at: u64,
+        end: Option<u64>,
+        way: usize,
+    ) -> Result<Span> {
+        let mut span = Span {
+            ways: Arc::clone(ways),
+            kind,
+            digest: digest.clone(),
+            at,
+            end,
+            way,
+            before: Vec::new(),
+            total: None,
+            body: None,
+            left: RESUMES,
+        };
+        span.connect()?;
+        Ok(span)
+    }
+
+    /// Who gives the bytes.
+    pub(super) fn way(&self) -> usize {
+        self.way
+    }
+
+    /// Whether what comes was found to be what was asked for.
+    pub(super) fn is_judged(&self) -> bool {
+        matches!(self.body, Some(Bytes::Judged(_)))
+    }
+
+    /// What of the blob comes after this span, when it was read: from where, and to where.
+    pub(super) fn left(&self) -> Option<(u64, u64)> {
+        self.total.filter(|total| self.at < *total).map(|total| (self.at, total))
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        let (kind, digest, at, end) = (self.kind, &self.digest, self.at, self.end);
+        let accept = (kind != BlobKind::Blob).then_some(ACCEPT);
+        let mut ask = |client: &Client| {
+            let url = client.url(kind, &digest.to_string());
+            let response = client.request(&url, accept, Range { from: at, end })?;
+            let given = given(client, at, &response)?;
+            let mut body = response.into_body().into_reader();
+            // A registry without ranges starts over.
+            io::copy(&mut (&mut body).take(given.skip), &mut io::sink())
+                .map_err(|e| broken(client, at, &e))?;
+            let whole = at == 0 && given.end.is_none_or(|end| given.total == Some(end));
+            if client.is_mirror() && whole && given.total.is_some_and(|total| total <= JUDGED_WHOLE) {
+                return Ok((Bytes::Judged(judged(client, digest, body)?), given));
+            }
+            Ok((Bytes::Coming(body), given))
+        };
+        let (way, (bytes, given)) = self.ways.first(self.way, kind, &mut self.before, &mut ask)?;
+        if matches!(bytes, Bytes::Coming(_)) {
+            self.ways.gave(way, &self.digest);
+        }
+        // An answer without a range goes to the end of the blob.
+        self.end = given.end.or(given.total);
+        (self.way, self.body, self.total) = (way, Some(bytes), given.total.or(self.total));
+        Ok(())
+    }
+
+    /// What to do after a cut: nothing more, if it is to be gone on with.
+    fn cut(&mut self, error: &io::Error) -> Result<()> {
+        self.body = None;
+        let Some(client) = self.ways.client(self.way) else { return Ok(()) };
+        let broken = broken(client, self.at, error);
+        if client.is_mirror() {
+            // The next one goes on from here.
+            self.before.push(self.ways.fail(self.way, broken.reason(), true));
+            self.way += 1;
+            return Ok(());
+        }
+        if self.left == 0 {
+            return Err(broken.after(&self.before));
+        }
+        self.left -= 1;
+        std::thread::sleep(super::FIRST_WAIT);
+        Ok(())
+    }
+}
+
+/// What the answer to a request for the bytes from `at` has.
+fn given(client: &Client, at: u64, response: &Response<Body>) -> Result<Given> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return Ok(Given { skip: at, end: None, total: response.body().content_length() });
+    }
+    let range =
+        response.headers().get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let number = |text: &str| text.parse::<u64>().ok();
+    let parts = range.strip_prefix("bytes ").and_then(|r| {
+        let (span, total) = r.split_once('/')?;
+        let (start, last) = span.split_once('-')?;
+        Some((number(start)?, number(last)?.checked_add(1)?, number(total)))
+    });
+    match parts {
+        Some((start, end, total)) if start <= at && at < end && total.is_none_or(|total| end <= total) => {
+            Ok(Given { skip: at - start, end: Some(end), total })
+        }
+        _ => Err(Error::new(
+            ErrorKind::Unreachable,
+            client.what(),
+            format!("{} answered with another range than asked ({range:?})", client.label()),
+        )
+        .next("ask the registry's administrator")),
+    }
+}
+
+/// All of a small blob, if it is the one that was asked for.
+fn judged(client: &Client, digest: &Digest, body: BodyReader<'static>) -> Result<io::Cursor<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    body.take(JUDGED_WHOLE + 1).read_to_end(&mut bytes).map_err(|e| broken(client, 0, &e))?;
+    crate::source::verify(&client.what(), &bytes, digest)?;
+    Ok(io::Cursor::new(bytes))
+}
+
+fn broken(client: &Client, at: u64, error: &io::Error) -> Error {
+    let reason = format!("the connection to {} broke at byte {at}: {error}", client.label());
+    Error::new(ErrorKind::Unreachable, client.what(), reason).next("try again; what was complete is kept")
+}
+
+impl Read for Span {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.body.is_none() {
+                self.connect()?;
+            }
+            let Some(body) = self.body.as_mut() else {
+                continue;
+            };
+            let cut = match body.read(buffer) {
+                Ok(0) if !buffer.is_empty() && self.end.is_some_and(|end| self.at < end) => {
+                    io::Error::from(io::ErrorKind::UnexpectedEof)
+                }
+                Ok(read) => {
+                    self.at += read as u64;
+                    if read > 0 {
+                        self.left = RESUMES;
+                    }
+                    return Ok(read);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => e,
+            };
+            self.cut(&cut)?;
+        }
+    }
+}
