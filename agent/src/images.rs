@@ -5,8 +5,8 @@ use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use berth_agent_core::Fetched;
 use berth_images::{
-    Credentials, Digest, Helpers, LayerForm, Mirror, Progress, ProgressEvent, Reference, Registries,
-    ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
+    Credentials, Digest, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent, Reference,
+    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -272,7 +272,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
             environment.push((name.into(), value));
         }
     }
-    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+    for name in PROXY_VARIABLES {
         if let Some(value) = std::env::var_os(name) {
             environment.push((name.into(), value));
         }

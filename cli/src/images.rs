@@ -5,8 +5,8 @@ use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
-    BlobSource, Credentials, Error, Helpers, Manifests, Progress, ProgressEvent, Reference, Registries,
-    ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
+    BlobSource, Credentials, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent, Reference,
+    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::options::Explain;
@@ -124,11 +124,9 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         "DOCKER_HOST",
         "CONTAINERS_STORAGE_CONF",
         "TMPDIR",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
     ];
-    let environment = names.into_iter().filter_map(|n| Some((n.into(), std::env::var_os(n)?))).collect();
+    let names = names.into_iter().chain(PROXY_VARIABLES);
+    let environment = names.filter_map(|n| Some((n.into(), std::env::var_os(n)?))).collect();
     let (uid, gid) = berth_agent::STORE_ID;
     Ok(Some(Helpers {
         program: crate::own_path()?,

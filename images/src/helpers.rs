@@ -42,6 +42,18 @@ pub struct RunAs {
     pub groups: Vec<u32>,
 }
 
+/// Variables that say by which proxies registries are asked: of the machine's own environment, and nobody else's.
+pub const PROXY_VARIABLES: [&str; 8] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
+
 /// How the agent starts the two processes.
 #[derive(Clone, Debug)]
 pub struct Helpers {

@@ -55,7 +55,7 @@ mod unseen;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, ErrorKind, Result};
-pub use helpers::{Helpers, RunAs, fetcher_main, unpacker_main};
+pub use helpers::{Helpers, PROXY_VARIABLES, RunAs, fetcher_main, unpacker_main};
 pub use known::Manifests;
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};

@@ -133,6 +133,15 @@ pub(super) fn unreachable(client: &Client, error: &ureq::Error) -> Error {
         }
         other => (other.to_string(), "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall"),
     };
-    Error::new(ErrorKind::Unreachable, what, format!("{} cannot be reached: {reason}", client.label()))
+    // The address of the proxy may have a login in it.
+    let (by, next) = match client.proxy() {
+        Some(proxy) => (
+            format!(" by the proxy {proxy}"),
+            "check that the proxy of HTTPS_PROXY runs, takes the login in its address and reaches the registry, or name the \
+             registry in NO_PROXY",
+        ),
+        None => (String::new(), next),
+    };
+    Error::new(ErrorKind::Unreachable, what, format!("{} cannot be reached{by}: {reason}", client.label()))
         .next(next)
 }

@@ -192,6 +192,13 @@ impl Client {
         }
     }
 
+    /// Host and port of the proxy by which it is asked.
+    fn proxy(&self) -> Option<String> {
+        let target = self.base.parse::<ureq::http::Uri>().ok()?;
+        let proxy = self.agent.config().proxy().filter(|proxy| !proxy.is_no_proxy(&target))?;
+        Some(format!("{}:{}", proxy.host(), proxy.port()))
+    }
+
     fn is_mirror(&self) -> bool {
         self.mirror_of.is_some()
     }

@@ -16,6 +16,7 @@ mod hostile;
 mod layouts;
 mod mirrors;
 mod overlay;
+mod proxies;
 mod push;
 mod ranges;
 mod registry;

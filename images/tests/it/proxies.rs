@@ -1,0 +1,99 @@
+//! Registries behind a proxy, with a login for it in its address.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::{Bench, ImageBuilder, Tar};
+
+/// A proxy that takes CONNECT from who shows this header, and leads everything to one place.
+fn proxy(to: String, login: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, log) = (to.clone(), Arc::clone(&shared));
+            std::thread::spawn(move || tunnel(&stream, &to, login, &log));
+        }
+    });
+    (address, log)
+}
+
+fn tunnel(stream: &TcpStream, to: &str, login: &str, log: &Mutex<Vec<String>>) -> Option<()> {
+    let mut input = BufReader::new(stream);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if line.trim().is_empty() {
+            break;
+        }
+        head.push(line.trim().to_owned());
+    }
+    log.lock().unwrap().push(head[0].clone());
+    let mut out = stream;
+    let shown = head.iter().any(|line| {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        name.eq_ignore_ascii_case("proxy-authorization") && value.trim() == login
+    });
+    if !shown {
+        out.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n").ok()?;
+        return None;
+    }
+    let other = TcpStream::connect(to).ok()?;
+    out.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = std::io::copy(&mut &other, &mut &*stream);
+            let _ = stream.shutdown(Shutdown::Both);
+        });
+        let _ = std::io::copy(&mut input, &mut &other);
+        let _ = other.shutdown(Shutdown::Both);
+    });
+    Some(())
+}
+
+/// Imports an image of a registry that only a proxy knows, in a process with these variables.
+fn import(bench: &Bench, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(crate::concurrency::program());
+    command.args(["--insecure", "--store"]).arg(bench.path().join("store")).arg("registry.invalid:5000/x:1");
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        command.env_remove(name).env_remove(name.to_lowercase());
+    }
+    command.envs(variables.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn a_registry_is_asked_by_the_proxy_of_the_environment() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![Tar::new().file("a", b"x").end()]).write(&bench.layout());
+    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
+    // "alice:secret"
+    let (address, log) = proxy(fake.address.clone(), "Basic YWxpY2U6c2VjcmV0");
+    let with_login = format!("http://alice:secret@{address}");
+    for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"] {
+        let output = import(&bench, &[(name, &with_login)]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(log.lock().unwrap().iter().all(|line| line.starts_with("CONNECT registry.invalid:5000 ")));
+    let said = |variables: &[(&str, &str)]| {
+        let output = import(&bench, variables);
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // Without its login the proxy refuses, and is named.
+    let text = said(&[("HTTPS_PROXY", &format!("http://{address}"))]);
+    assert!(text.contains(&format!("by the proxy {address}")) && text.contains("407"), "{text}");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let text = said(&[("HTTPS_PROXY", &format!("http://alice:secret@{closed}"))]);
+    assert!(text.contains(&format!("by the proxy {closed}")) && !text.contains("secret"), "{text}");
+    // NO_PROXY names what is asked without it.
+    let asked = log.lock().unwrap().len();
+    let text = said(&[("HTTPS_PROXY", &with_login), ("NO_PROXY", "registry.invalid")]);
+    assert!(text.contains("cannot be reached: ") && !text.contains("by the proxy"), "{text}");
+    assert_eq!(log.lock().unwrap().len(), asked);
+}
