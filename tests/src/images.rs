@@ -1,4 +1,4 @@
-//! Real images, made once per machine and change of `tests/images.sh` and kept as OCI layouts in the cache.
+//! Real images, made once per machine and change of what makes them, and kept as OCI layouts in the cache.
 
 use crate::{Cmd, machine};
 use sha2::{Digest, Sha256};
@@ -7,27 +7,35 @@ use std::time::Duration;
 
 /// One layer with busybox; `Cmd` is `sh`.
 pub fn busybox() -> PathBuf {
-    made("busybox")
+    made("busybox", &IMAGES, &["busybox"])
 }
 
 /// Four layers over each other: files removed, directories emptied, replaced and made opaque, hard links.
 pub fn layers() -> PathBuf {
-    made("layers")
+    made("layers", &IMAGES, &["layers"])
 }
 
 /// busybox with ENV, WORKDIR, ENTRYPOINT, CMD and USER.
 pub fn configured() -> PathBuf {
-    made("configured")
+    made("configured", &IMAGES, &["configured"])
 }
 
 /// Debian, with apt, mount and procps: by debootstrap as root, from unpacked packages as an ordinary user.
 pub fn debian() -> PathBuf {
-    made("debian")
+    made("debian", &IMAGES, &["debian"])
 }
 
-/// By name and by what it is made of: a change of a script makes it anew.
-fn made(name: &str) -> PathBuf {
-    let scripts = ["tests/images.sh", "examples/debian-image.sh"].map(|path| machine::workspace().join(path));
+/// Debian, and over it two layers with everything odd that a layer may hold, below `/odd`.
+pub fn odd() -> PathBuf {
+    made("odd", &["tests/odd-image.sh", "examples/debian-image.sh"], &[])
+}
+
+/// What makes the images that have a name in the first of these.
+const IMAGES: [&str; 2] = ["tests/images.sh", "examples/debian-image.sh"];
+
+/// By name and by what it is made of: a change of a script makes it anew. The first of the scripts makes it.
+fn made(name: &str, scripts: &[&str; 2], words: &[&str]) -> PathBuf {
+    let scripts = scripts.map(|path| machine::workspace().join(path));
     let mut hash = Sha256::new();
     for script in &scripts {
         hash.update(std::fs::read(script).unwrap());
@@ -39,7 +47,7 @@ fn made(name: &str) -> PathBuf {
     if !path.join("index.json").exists() {
         std::fs::create_dir_all(&images).unwrap();
         machine::remove_old(&images, name, WEEK);
-        Cmd::new(&scripts[0]).arg(name).arg(&path).env("HOME", machine::cache()).limit(280).ok();
+        Cmd::new(&scripts[0]).args(words).arg(&path).env("HOME", machine::cache()).limit(280).ok();
     }
     path
 }

@@ -21,6 +21,7 @@ mod host_jobs;
 mod job_namespaces;
 mod limits;
 mod logins;
+mod matrix;
 mod moving;
 mod named;
 mod oci;

@@ -1,0 +1,281 @@
+//! Every source of images in both forms of layers: a container sees the file tree that umoci unpacks of the same image, to its
+//! times, links and attributes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use berth_tests::{Registry, Sandbox, Who, each_user, images, sandbox::wait};
+use serde_json::Value;
+
+/// Tells of everything below the working directory. The container's own file systems are left out.
+const LOOK: &str = r"look() { find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev \) -prune -o $1 ; }
+find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev \) -prune -o -printf '%P\0%y\0%m\0%s\0%T@\0%n\0%D:%i\0%l\0%U:%G\0'
+printf 'PART\0'
+look '-type f -size +0 -print0' | xargs -0 sha256sum -z
+printf 'PART\0'
+look -print0 | xargs -0 getfattr -h -d -m - -e hex --absolute-names";
+
+/// A file as a tree has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    kind: String,
+    mode: String,
+    size: u64,
+    /// Seconds, and what stands behind the point.
+    time: (i64, String),
+    links: u64,
+    /// Other names in the tree, this one among them, where there are any.
+    names: BTreeSet<String>,
+    target: String,
+    sum: String,
+    attributes: Vec<String>,
+}
+
+type Tree = BTreeMap<String, Seen>;
+
+/// Bytes as text that tells any two apart.
+fn text(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+/// What was told, and whose everything is.
+fn tree(told: &[u8]) -> (Tree, BTreeSet<String>) {
+    let parts: Vec<&[u8]> = told.split(|b| *b == 0).collect();
+    let mut parts = parts.split(|word| *word == b"PART");
+    let mut next = || parts.next().expect("a part of what was told is missing");
+    let (files, sums, attributes) = (next(), next(), next());
+    let (mut tree, mut owners) = (Tree::new(), BTreeSet::new());
+    let mut inodes = BTreeMap::<String, BTreeSet<String>>::new();
+    for words in files.chunks_exact(9) {
+        let words: Vec<String> = words.iter().map(|word| text(word)).collect();
+        let [name, kind, mode, size, time, links, inode, target, owner] = words.try_into().unwrap();
+        let (seconds, fraction) = time.split_once('.').unwrap();
+        let mut seen = Seen {
+            mode,
+            time: (seconds.parse().unwrap(), fraction.trim_end_matches('0').to_string()),
+            target,
+            ..Seen::default()
+        };
+        // How large a directory is and how many links it has is each file system's own affair.
+        if kind != "d" {
+            (seen.size, seen.links) = (size.parse().unwrap(), links.parse().unwrap());
+            inodes.entry(inode).or_default().insert(name.clone());
+        }
+        seen.kind = kind;
+        owners.insert(owner);
+        tree.insert(name, seen);
+    }
+    for names in inodes.into_values().filter(|names| names.len() > 1) {
+        for name in &names {
+            tree.get_mut(name).unwrap().names = names.clone();
+        }
+    }
+    for line in sums.iter().filter(|line| !line.is_empty()) {
+        let line = text(line);
+        let (sum, name) = line.split_once("  ./").unwrap();
+        tree.get_mut(name).unwrap_or_else(|| panic!("{name} has a sum and is nowhere")).sum = sum.to_string();
+    }
+    // getfattr writes names with escapes of its own, in octal.
+    for block in text(&attributes.concat()).split("# file: ./").skip(1) {
+        let mut lines = block.split("\\n").filter(|line| !line.is_empty()).map(str::to_string);
+        let name = lines.next().unwrap();
+        tree.get_mut(&name).unwrap_or_else(|| panic!("{name} has attributes and is nowhere")).attributes =
+            lines.collect();
+    }
+    (tree, owners)
+}
+
+/// What carries an image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Archives of layers.
+    Layers,
+    /// The file tree that umoci unpacked, in one squashfs.
+    Squashfs,
+}
+
+/// What a container sees otherwise than umoci leaves it, and why.
+struct Difference {
+    of: Kind,
+    reason: &'static str,
+    /// Makes of what umoci left what a container sees.
+    change: fn(&mut Tree),
+}
+
+const DIFFERENCES: [Difference; 5] = [
+    Difference {
+        of: Kind::Layers,
+        reason: "for an ordinary user, umoci writes owners down in an attribute of its own",
+        change: |tree| {
+            tree.values_mut()
+                .for_each(|seen| seen.attributes.retain(|line| !line.starts_with("user.rootlesscontainers=")))
+        },
+    },
+    Difference {
+        of: Kind::Layers,
+        reason: "umoci leaves out attributes without a value, which Linux allows and the archive has",
+        change: |tree| {
+            let empty = "user.empty=0x".to_string();
+            let attributes = &mut tree.get_mut("odd/attributes").unwrap().attributes;
+            assert!(!attributes.contains(&empty), "umoci keeps it");
+            attributes.push(empty);
+            attributes.sort();
+        },
+    },
+    Difference {
+        of: Kind::Layers,
+        reason: "overlayfs tells of a file's links what its layer has, also where a layer above hides one of the names",
+        change: |tree| tree.get_mut("odd/hard/away/symlink").unwrap().links = 2,
+    },
+    Difference {
+        of: Kind::Squashfs,
+        reason: "squashfs keeps times as whole seconds",
+        change: |tree| tree.values_mut().for_each(|seen| seen.time.1.clear()),
+    },
+    Difference {
+        of: Kind::Squashfs,
+        reason: "squashfs keeps seconds in 32 bits, which it (and the kernel) reads without a sign: 1969 becomes 2106",
+        change: |tree| tree.values_mut().for_each(|seen| seen.time.0 = seen.time.0.rem_euclid(1 << 32)),
+    },
+];
+
+/// Leaves out of both what the container brings: its mounts, its user's home directory, directories on the way to them that the
+/// image does not have, and the times of those that it has.
+fn without_own(places: &str, ours: &mut Tree, reference: &mut Tree) {
+    ours.get_mut("").unwrap().time = Default::default();
+    reference.get_mut("").unwrap().time = Default::default();
+    for mount in places.lines().map(|line| line.trim_start_matches('/')).filter(|mount| !mount.is_empty()) {
+        ours.remove(mount);
+        reference.remove(mount);
+        for parent in Path::new(mount).ancestors().skip(1).map(|parent| parent.display().to_string()) {
+            match reference.get_mut(&parent) {
+                Some(known) => {
+                    known.time = Default::default();
+                    ours.get_mut(&parent).unwrap_or_else(|| panic!("{parent} is missing")).time =
+                        Default::default();
+                }
+                None => drop(ours.remove(&parent)),
+            }
+        }
+    }
+}
+
+fn compare(source: &str, ours: &Tree, reference: &Tree) {
+    let mut wrong = Vec::new();
+    for name in ours.keys().chain(reference.keys()).collect::<BTreeSet<_>>() {
+        match (ours.get(name), reference.get(name)) {
+            (Some(ours), Some(other)) if ours != other => {
+                wrong.push(format!("{name}:\n  {ours:?}, and not\n  {other:?}"))
+            }
+            (Some(_), None) => wrong.push(format!("{name} is there, and should not be")),
+            (None, Some(_)) => wrong.push(format!("{name} is missing")),
+            _ => {}
+        }
+    }
+    let count = wrong.len();
+    wrong.truncate(20);
+    let known: Vec<&str> = DIFFERENCES.iter().map(|difference| difference.reason).collect();
+    assert!(
+        count == 0,
+        "{source}: {count} files are not what umoci unpacks:\n{}\nknown differences: {}",
+        wrong.join("\n"),
+        known.join("; ")
+    );
+}
+
+/// Makes every kind of source of one image in the working directory; gives their names.
+fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
+    let odd = images::odd();
+    let copy = |options: &[&str], from: String, to: &str| {
+        let words = [&["--insecure-policy", "copy", "--quiet"], options, &[from.as_str(), to]].concat();
+        sandbox.cmd("skopeo").args(words).limit(120).ok();
+    };
+    let layout = format!("oci:{}:latest", odd.display());
+    copy(&[], layout.clone(), "docker-archive:docker.tar:odd:1");
+    let docker = || "docker-archive:docker.tar".to_string();
+    copy(&["--dest-oci-accept-uncompressed-layers"], docker(), "oci:plain:1");
+    copy(&["--dest-compress-format", "zstd"], docker(), "oci:zstd:1");
+    copy(&["--dest-oci-accept-uncompressed-layers"], docker(), "oci-archive:plain.tar:1");
+    copy(&[], layout, "oci-archive:gzip.tar:1");
+    let work = sandbox.work();
+    let mut sources = vec![
+        (registry.push(&odd, "odd:gzip", &[]), Kind::Layers),
+        (registry.push(&work.join("zstd"), "odd:zstd", &[]), Kind::Layers),
+        (odd.display().to_string(), Kind::Layers),
+    ];
+    let mut here = |name: &str, kind| sources.push((format!("./{name}"), kind));
+    for name in ["plain", "plain.tar", "gzip.tar", "docker.tar"] {
+        here(name, Kind::Layers);
+    }
+    for options in
+        ["gzip -Xcompression-level 1", "lzo -Xalgorithm lzo1x_1", "xz", "zstd -Xcompression-level 1"]
+    {
+        let mut words = options.split(' ').peekable();
+        let name = format!("{}.sqsh", words.peek().unwrap());
+        let fixed = ["bundle/rootfs", &name, "-quiet", "-no-progress", "-comp"];
+        sandbox.cmd("mksquashfs").args(fixed.into_iter().chain(words)).limit(120).ok();
+        here(&name, Kind::Squashfs);
+    }
+    let architecture = if cfg!(target_arch = "aarch64") { "4" } else { "2" };
+    sandbox.cmd("siftool").args(["new", "image.sif"]).ok();
+    let partition =
+        ["--datatype", "4", "--parttype", "2", "--partfs", "1", "--partarch", architecture, "--groupid", "1"];
+    sandbox.cmd("siftool").args(["add", "image.sif", "zstd.sqsh"]).args(partition).ok();
+    here("image.sif", Kind::Squashfs);
+    sources
+}
+
+/// The forms that the layers of an image have in the store.
+fn forms(sandbox: &Sandbox, image: &str) -> BTreeSet<String> {
+    let shown: Value =
+        serde_json::from_str(&sandbox.cmd("berth").args(["image", "inspect", image]).ok().text()).unwrap();
+    shown["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["form"].as_str().unwrap().to_string())
+        .collect()
+}
+
+fn matrix(who: Who, form: &str) {
+    let registry = Registry::open();
+    let config = format!("{}layer_form = \"{form}\"\n", registry.without_tls());
+    let sandbox = Sandbox::with_config(who.clone(), &config);
+    let rootless: &[&str] = if who.is_root() { &[] } else { &["--rootless"] };
+    let image = format!("{}:latest", images::odd().display());
+    let unpack = [&["--log=error", "unpack"], rootless, &["--image", &image, "bundle"]].concat();
+    sandbox.cmd("umoci").args(unpack).limit(120).ok();
+    let rootfs = sandbox.work().join("bundle/rootfs");
+    let told = sandbox.cmd("sh").dir(&rootfs).args(["-c", LOOK]).limit(120).ok();
+    let (reference, _) = tree(&told.stdout);
+    assert!(reference.len() > 2500 && reference["odd/suid"].mode == "4755", "{} files", reference.len());
+    for (source, kind) in sources(&sandbox, &registry) {
+        let script = format!("{{ cut -d' ' -f5 /proc/self/mountinfo; echo $HOME; }} >&2; cd / && {LOOK}");
+        let seen = sandbox.srun_in(&source, ["sh", "-c", &script]).limit(180).ok();
+        let (mut ours, owners) = tree(&seen.stdout);
+        let mut expected = reference.clone();
+        DIFFERENCES
+            .iter()
+            .filter(|difference| difference.of == kind)
+            .for_each(|difference| (difference.change)(&mut expected));
+        without_own(&seen.err(), &mut ours, &mut expected);
+        compare(&source, &ours, &expected);
+        // No store keeps owners: all is whose the container is.
+        assert_eq!(owners, BTreeSet::from([format!("{}:{}", who.uid, who.gid)]), "{source}");
+        assert_eq!(forms(&sandbox, &source), BTreeSet::from([form.to_string()]), "{source}");
+        // Else the next source finds its layers there.
+        let remove = || sandbox.cmd("berth").args(["image", "rm", &source]).run();
+        assert!(wait(30, || (remove().rc == 0).then_some(())).is_some(), "{source} stays: {}", remove());
+    }
+}
+
+each_user! {
+    fn every_source_gives_the_tree_that_umoci_unpacks(who) {
+        matrix(who, "directory");
+    }
+}
+
+#[test]
+fn every_source_gives_the_tree_that_umoci_unpacks_as_an_image_as_root() {
+    matrix(Who::root(), "erofs");
+}
