@@ -12,7 +12,7 @@ use crate::manifest::{
     read_config,
 };
 use crate::skeleton::{Rebuilt, Recorder};
-use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker};
+use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker, listing};
 
 /// Limits that a fuzzer's machine can bear.
 fn limits() -> Limits {
@@ -138,4 +138,37 @@ pub fn sif(file: &std::fs::File) -> Result<(u64, u64)> {
 /// Unpacks a block of lzo into at most `most` bytes; nothing where it is damaged.
 pub fn lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     crate::squashfs::doors::unpack_lzo(bytes, most)
+}
+
+/// Makes at most a MiB of an archive again from a skeleton with these records and the files of a directory.
+///
+/// # Errors
+/// The skeleton is malformed, or a file is not as it says.
+pub fn skeleton(records: &[u8], tree: &OwnedFd, all: bool) -> std::io::Result<Vec<u8>> {
+    let packed = zstd::encode_all(records, 1)?;
+    let mut made = Vec::new();
+    Rebuilt::new(&packed[..], tree, all)?.take(1 << 20).read_to_end(&mut made)?;
+    Ok(made)
+}
+
+/// Compares a directory with the listing of these words; gives the number of changes.
+///
+/// # Errors
+/// The listing is malformed.
+///
+/// # Panics
+/// A listing of the directory itself finds changes.
+pub fn listing(words: &[u8], tree: &OwnedFd) -> std::io::Result<usize> {
+    let mut own = Vec::new();
+    listing::write(tree, &mut own)?;
+    assert!(listing::compare(tree, &own[..])?.is_empty(), "a tree is not what it is");
+    Ok(listing::compare(tree, &zstd::encode_all(words, 1)?[..])?.len())
+}
+
+/// Reads each kind of record.
+///
+/// # Panics
+/// What was read is another when it is written and read again.
+pub fn records(bytes: &[u8]) {
+    crate::store::doors::records(bytes);
 }

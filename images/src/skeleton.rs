@@ -309,7 +309,8 @@ impl<'a, R: Read> Rebuilt<'a, R> {
             }
         };
         place.crc.update(&buffer[..read]);
-        place.piece.offset += read as u64;
+        // A damaged skeleton names any place.
+        place.piece.offset = place.piece.offset.saturating_add(read as u64);
         place.piece.length -= read as u64;
         Ok(read)
     }
@@ -415,6 +416,18 @@ mod tests {
             }
             crate::unpack::remove_tree(rustix::fs::CWD, std::os::unix::ffi::OsStrExt::as_bytes(dir.path().as_os_str())).unwrap();
         }
+    }
+
+    /// Found by fuzzing: the place of a piece went beyond the last number there is.
+    #[test]
+    fn a_skeleton_may_name_any_place_in_a_file() {
+        let tree = OwnedFd::from(File::open("/").unwrap());
+        let piece = [&(u64::MAX - 3).to_le_bytes()[..], &9_u64.to_le_bytes()].concat();
+        let record = [b"F\0\0\0\0\x04\0gone\x01\0\0\0", piece.as_slice(), b"E"].concat();
+        let skeleton = zstd::encode_all(&[MAGIC, &record].concat()[..], 1).unwrap();
+        let mut rebuilt = Rebuilt::new(&skeleton[..], &tree, true).unwrap();
+        assert_eq!(rebuilt.read_to_end(&mut Vec::new()).unwrap(), 9);
+        assert_eq!(rebuilt.into_wrong().0.len(), 1);
     }
 
     #[test]

@@ -303,3 +303,23 @@ fn check_owner(what: &str, root: &OwnedFd, uid: Uid, mode: u32, wanted: Option<(
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
+
+/// Doors for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) mod doors {
+    use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};
+
+    /// # Panics
+    /// What was read is another when it is written and read again.
+    pub(crate) fn records(bytes: &[u8]) {
+        macro_rules! again {
+            ($($kind:ty)*) => { $(
+                if let Ok(written) = parse::<$kind>("fuzz", bytes).and_then(|record| print(&record)) {
+                    let again = parse::<$kind>("fuzz", &written).and_then(|record| print(&record));
+                    assert!(again.is_ok_and(|again| again == written), "another record");
+                }
+            )* };
+        }
+        again!(ImageRecord LayerRecord PendingRecord);
+    }
+}
