@@ -30,7 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long an agent that stops waits for what is being removed.
@@ -48,6 +48,8 @@ pub enum Input {
     Link(LinkEvent),
     /// A step's image is there, or cannot be had.
     Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
+    /// Which of these images do jobs need? No answer where nobody can say it.
+    AskNeeded(Vec<String>, oneshot::Sender<Option<Vec<String>>>),
     /// A run's files are gone.
     Cleared(JobId, Attempt),
     /// A job may soon start another step. How often that was put off.
@@ -118,6 +120,9 @@ pub struct Driver {
     groups: BTreeMap<StepKey, Cgroup>,
     /// Those who remove the files of runs that are over.
     clearing: BTreeMap<JobId, (Attempt, JoinHandle<()>)>,
+    /// Who waits to hear which images jobs need, by the number of the question.
+    asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
+    asked: u64,
 }
 
 impl Driver {
@@ -141,6 +146,8 @@ impl Driver {
             jobs: BTreeMap::new(),
             groups,
             clearing: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            asked: 0,
         };
         for record in adopted_jobs {
             let listener = driver.listen(&record);
@@ -210,6 +217,11 @@ impl Driver {
                     self.feed(AgentEvent::Image { key, event });
                 }
             }
+            Input::AskNeeded(digests, answer) => {
+                self.asked += 1;
+                self.asking.insert(self.asked, answer);
+                self.feed(AgentEvent::AskNeeded { ask: self.asked, digests });
+            }
             Input::Cleared(job, attempt) => {
                 if self.clearing.get(&job).is_some_and(|(of, _)| *of == attempt) {
                     self.clearing.remove(&job);
@@ -268,6 +280,12 @@ impl Driver {
                 // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
                 self.preparing.remove(&key);
                 self.ready.remove(&key);
+            }
+            AgentEffect::ImagesNeeded { ask, digests } => {
+                if let Some(answer) = self.asking.remove(&ask) {
+                    // Who does not wait any more asks again.
+                    let _ = answer.send(digests);
+                }
             }
             AgentEffect::Spawn { key, launch, timers, pull } => {
                 let kept = Kept { timers, pull };

@@ -3,10 +3,13 @@
 
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
+use crate::paths::Paths;
+use crate::room::{self, Room};
 use berth_agent_core::Fetched;
 use berth_images::{
-    Credentials, Digest, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent, Reference,
-    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source, resolve,
+    Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
+    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source,
+    resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -18,6 +21,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
@@ -58,6 +62,9 @@ pub struct Images {
     program: Option<PathBuf>,
     registries: Registries,
     kept: Arc<KeptContainers>,
+    /// The state directory, in which containers are kept by name without a cluster.
+    state: PathBuf,
+    room: Room,
     /// Layers that are images, mounted once for all containers (system mode, from Linux 6.15).
     mounted: Option<MountedImages>,
 }
@@ -86,16 +93,22 @@ impl Ready {
 impl Images {
     /// Opens the store, or makes it. `program`: in system mode, the `berth` program.
     pub fn open(
-        root: PathBuf,
+        paths: &Paths,
         program: Option<PathBuf>,
         config: &ImagesConfig,
         kept: Arc<KeptContainers>,
+        room: Room,
     ) -> Result<Images, String> {
         let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
         let registries = registries(config);
-        let images = Images { root, program, registries, kept, mounted };
+        let (root, state) = (paths.images(), paths.state().to_path_buf());
+        let images = Images { root, program, registries, kept, state, room, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
+        if let Err(e) = store.note_room_rules(&room::rules(config)) {
+            // On a full disk the agent is needed more than ever.
+            tracing::warn!("'berth image df' will not show how room is kept: {e}");
+        }
         if images.program.is_some() {
             let form = store.settle_form(wanted, &berth_runtime::try_image).map_err(|e| e.to_string())?;
             tracing::info!("layers of images are kept in form: {form}");
@@ -114,7 +127,19 @@ impl Images {
         self.mounted.as_ref().map(AsFd::as_fd)
     }
 
-    fn store(&self) -> berth_images::Result<Store> {
+    /// Those who keep room for images.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Images of containers that are kept by name.
+    pub fn kept_images(&self) -> Vec<Digest> {
+        let mut all = self.kept.images();
+        all.extend(room::named_images(&self.state));
+        all
+    }
+
+    pub(crate) fn store(&self) -> berth_images::Result<Store> {
         Store::open_for(&self.root, self.program.is_some().then_some(STORE_ID))
     }
 
@@ -181,12 +206,34 @@ impl Images {
             name: wanted.typed.parse::<Reference>().ok().map(|r| r.to_string()),
         };
         let store = self.store().map_err(|e| e.to_string())?;
-        let prepared = match &helpers {
-            Some(helpers) => helpers.ensure(&store, &manifest, pulling),
+        let kept = self.room.pulling(&manifest.digest);
+        let begun = AtomicU64::new(0);
+        let telling = |event: ProgressEvent| {
+            if let ProgressEvent::Start { bytes, .. } = &event
+                && *bytes > 0
+            {
+                begun.store(*bytes, Ordering::Relaxed);
+                self.room.look(*bytes);
+            }
+            pulling.event(event);
+        };
+        let ensure = || match &helpers {
+            Some(helpers) => helpers.ensure(&store, &manifest, &telling),
             None => open_source(&manifest, &self.registries, &credentials(launch))
-                .and_then(|source| store.ensure(&manifest, source.as_ref(), pulling)),
+                .and_then(|source| store.ensure(&manifest, source.as_ref(), &telling)),
+        };
+        let prepared = loop {
+            match ensure() {
+                // Layers that were complete are there still.
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.room.press() => {}
+                other => break other,
+            }
         };
         let prepared = prepared.map_err(|e| e.to_string())?;
+        drop(kept);
+        if begun.into_inner() > 0 {
+            self.room.look(0);
+        }
         if let Some(mounted) = &self.mounted {
             for layer in &prepared.layers {
                 if let Err(e) = mounted.add(layer) {

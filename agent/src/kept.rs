@@ -352,6 +352,12 @@ impl KeptContainers {
         found
     }
 
+    /// The images that kept containers are made of.
+    pub fn images(&self) -> Vec<berth_images::Digest> {
+        let all = self.all(None);
+        all.iter().filter_map(|(_, record)| record.image.digest()?.parse().ok()).collect()
+    }
+
     fn describe(place: &Place, record: &Record) -> Option<KeptContainer> {
         let lock = place.lock().ok()??;
         let state = match place.is_idle(&lock).ok()? {

@@ -22,6 +22,7 @@ mod paths;
 mod probe;
 mod programs;
 mod registry;
+mod room;
 mod standby;
 mod start;
 mod supervisors;
@@ -30,6 +31,7 @@ mod zygote;
 pub use cgroups::tree_name;
 pub use images::{STORE_ID, layer_form, registries};
 pub use paths::Paths;
+pub use room::named_images;
 pub use start::{
     AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,
 };

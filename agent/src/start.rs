@@ -13,6 +13,7 @@ use crate::memory;
 use crate::paths::Paths;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
+use crate::room::{self, Room};
 use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, gres, programs};
@@ -131,11 +132,13 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
     let kept = Arc::new(KeptContainers::new(paths.clone()));
     kept.sweep();
+    let (room, wants) = Room::new();
     let images = Images::open(
-        paths.images(),
+        &paths,
         options.system.then(|| options.program.clone()),
         &options.config.images,
         Arc::clone(&kept),
+        room,
     )
     .map_err(AgentError::Images)?;
     let hooks = Hooks::load(&options.config.container.hooks_dirs, rustix::process::geteuid().as_raw());
@@ -201,6 +204,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     if options.config.container.keep_days > 0 {
         standing_by.spawn(expire(kept, options.config.container.keep_days));
     }
+    let rules = room::rules(&options.config.images);
+    standing_by.spawn(room::keep(Arc::clone(&node.images), rules, wants, inputs.clone()));
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);

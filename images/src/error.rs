@@ -30,7 +30,9 @@ pub enum ErrorKind {
     Unsupported,
     /// The image is being used, so it cannot be removed.
     InUse,
-    /// The machine failed: disk full, permission of the store, and the like.
+    /// The disk is full, or its quota is used up.
+    NoSpace,
+    /// The machine failed otherwise: a disk that cannot be read, and the like.
     Io,
 }
 
@@ -63,6 +65,7 @@ impl Error {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             _ => ErrorKind::Io,
         };
         let next = match error.raw_os_error() {
@@ -120,12 +123,9 @@ impl Error {
     #[must_use]
     pub fn sanitised(&self) -> Self {
         let clean = |text: &str| printable(text, 2000);
-        Self {
-            kind: self.kind,
-            what: clean(&self.what),
-            reason: clean(&self.reason),
-            next: clean(&self.next),
-        }
+        // The disk that is full would be theirs: nobody's images are to go for it.
+        let kind = if self.kind == ErrorKind::NoSpace { ErrorKind::Io } else { self.kind };
+        Self { kind, what: clean(&self.what), reason: clean(&self.reason), next: clean(&self.next) }
     }
 }
 

@@ -69,8 +69,8 @@ pub use source::{
     open_source, resolve,
 };
 pub use store::{
-    Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails, LayerForm, MountImage,
-    PreparedImage, Problem, PruneOptions, Pushed, Removed, Store, Thing, TryImage, UseGuard, VerifyReport,
-    layer_place, settled_form, try_image,
+    Collected, CollectedImage, Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails,
+    LayerForm, MountImage, PreparedImage, Problem, PruneOptions, Pushed, Removed, RoomRules, RoomState,
+    Store, Thing, TryImage, UseGuard, VerifyReport, Wanted, layer_place, settled_form, try_image,
 };
 pub use unpack::{LayerReport, Limits};

@@ -72,6 +72,7 @@ impl Config {
                 format!("'{}' is not an absolute path", file.display()),
             );
         }
+        self.check_room(&mut out);
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
         }
@@ -80,6 +81,26 @@ impl Config {
             check_node(&format!("node[{}]", at + 1), node, &mut out);
         }
         out.0
+    }
+
+    fn check_room(&self, out: &mut Problems) {
+        let images = &self.images;
+        if images.high_watermark == 0 || images.high_watermark > 100 {
+            let why = format!("{} is no percentage from 1 to 100", images.high_watermark);
+            out.add("images.high_watermark", why);
+        }
+        if images.low_watermark > images.high_watermark {
+            let why = format!("{} is above high_watermark, {}", images.low_watermark, images.high_watermark);
+            out.add("images.low_watermark", why);
+        }
+        if images.max_size.is_empty() {
+            return;
+        }
+        match crate::memory::parse(&images.max_size) {
+            Ok(0) => out.add("images.max_size", "with 0 no image could stay; leave it out for no bound"),
+            Ok(_) => {}
+            Err(error) => out.add("images.max_size", error.to_string()),
+        }
     }
 
     fn check_partitions(&self, out: &mut Problems) {
@@ -335,6 +356,9 @@ mod tests {
                     mirror("https://quay.io", &[]),
                     mirror("quay.io", &["https://user:secret@m.local"]),
                 ],
+                high_watermark: 101,
+                low_watermark: 102,
+                max_size: "much".into(),
                 ..Default::default()
             },
             partitions: vec![
@@ -389,6 +413,9 @@ mod tests {
                 "images.mirror[3].urls",
                 "images.mirror[4].urls",
                 "images.certificate_authorities",
+                "images.high_watermark",
+                "images.low_watermark",
+                "images.max_size",
                 "container.hooks_dirs",
                 "partition[1].nodes",
                 "partition[2].name",

@@ -79,7 +79,7 @@ pub struct ContainerConfig {
 }
 
 /// `[images]`: where images come from and how nodes keep them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImagesConfig {
     /// Registries spoken to without TLS, as `host:port`.
@@ -88,9 +88,40 @@ pub struct ImagesConfig {
     pub layer_form: LayerForm,
     /// PEM files on each node with authorities whose certificates registries may have, beside the system's; absolute.
     pub certificate_authorities: Vec<ByteStr>,
+    /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
+    /// used for longest first; 100 waits until it is full.
+    pub high_watermark: u32,
+    /// Percent down to which they are removed then.
+    pub low_watermark: u32,
+    /// Most that the layers in a node's store may take, such as `200G`; empty sets no bound of its own.
+    pub max_size: String,
+    /// Days after which an image that was not used and that nobody needs is removed in any case; 0 keeps it.
+    pub keep_days: u32,
     /// Places that are asked before a registry.
     #[serde(rename = "mirror")]
     pub mirrors: Vec<MirrorConfig>,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        ImagesConfig {
+            insecure_registries: Vec::new(),
+            layer_form: LayerForm::Auto,
+            certificate_authorities: Vec::new(),
+            high_watermark: 85,
+            low_watermark: 75,
+            max_size: String::new(),
+            keep_days: 0,
+            mirrors: Vec::new(),
+        }
+    }
+}
+
+impl ImagesConfig {
+    /// Bytes of [`ImagesConfig::max_size`]; `None` without a bound, and for a text that [`Config::check`] refuses.
+    pub fn max_bytes(&self) -> Option<u64> {
+        crate::memory::parse(&self.max_size).ok().map(|mib| mib << 20)
+    }
 }
 
 /// `[[images.mirror]]`: what has the images of a registry too.

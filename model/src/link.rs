@@ -62,6 +62,15 @@ pub enum FromAgent {
         /// Exits of its steps that are not acknowledged: the controller records all of it at once.
         steps: Vec<(StepKey, StepPhase)>,
     },
+    /// Images in the node's store, before some are removed for lack of room: which of them do jobs need?
+    ImagesHeld {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Number of the question.
+        ask: u64,
+        /// `sha256:...` of their manifests.
+        digests: Vec<String>,
+    },
     /// Sign of life.
     Heartbeat {
         /// Registration that this belongs to.
@@ -126,6 +135,13 @@ pub enum ToAgent {
         kill_wait: Span,
         /// Why.
         cause: EndCause,
+    },
+    /// Answer to `ImagesHeld`: those that jobs which wait or run need. It says how things are when it is sent.
+    ImagesNeeded {
+        /// Number of the question.
+        ask: u64,
+        /// `sha256:...` of their manifests.
+        digests: Vec<String>,
     },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {

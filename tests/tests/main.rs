@@ -29,6 +29,7 @@ mod packages;
 mod pulls;
 mod quickstart;
 mod registries;
+mod room;
 mod saving;
 mod starts;
 mod streams;

@@ -11,7 +11,7 @@ use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
 use berth_model::spec::JobKind;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SIGKILL: u8 = 9;
 const SIGTERM: i32 = 15;
@@ -39,6 +39,8 @@ pub struct AgentCore {
     runs: BTreeMap<RunKey, Run>,
     steps: BTreeMap<StepKey, Step>,
     over: Over,
+    /// Questions about images that the controller was asked and has not answered.
+    asked: BTreeSet<u64>,
     out: Vec<AgentEffect>,
 }
 
@@ -60,6 +62,7 @@ impl AgentCore {
             runs: jobs.into_iter().map(|run| (run, Run::default())).collect(),
             steps: BTreeMap::new(),
             over: Over::default(),
+            asked: BTreeSet::new(),
             out: Vec::new(),
         };
         for entry in adopted {
@@ -106,11 +109,13 @@ impl AgentCore {
             AgentEvent::Connected => {
                 self.connected = true;
                 self.session = None;
+                self.give_up_asking();
                 self.hello(now);
             }
             AgentEvent::Disconnected => {
                 self.connected = false;
                 self.session = None;
+                self.give_up_asking();
                 self.hello_again = None;
                 self.next_heartbeat = None;
             }
@@ -131,6 +136,13 @@ impl AgentCore {
                     self.job_gone((job, attempt), now);
                 }
             }
+            AgentEvent::AskNeeded { ask, digests } => match self.session {
+                Some(session) => {
+                    self.asked.insert(ask);
+                    self.out.push(AgentEffect::Send(FromAgent::ImagesHeld { session, ask, digests }));
+                }
+                None => self.out.push(AgentEffect::ImagesNeeded { ask, digests: None }),
+            },
             AgentEvent::Tick => {}
         }
         self.due(now);
@@ -158,6 +170,13 @@ impl AgentCore {
     /// Whether the controller listens and has an exit to acknowledge.
     pub fn awaits_acknowledgement(&self) -> bool {
         self.session.is_some() && self.steps.values().any(|step| !step.live())
+    }
+
+    /// What was asked on a connection that is gone is not answered any more.
+    fn give_up_asking(&mut self) {
+        for ask in std::mem::take(&mut self.asked) {
+            self.out.push(AgentEffect::ImagesNeeded { ask, digests: None });
+        }
     }
 
     fn hello(&mut self, now: Time) {
@@ -215,6 +234,11 @@ impl AgentCore {
             ToAgent::EndJob { term, job, attempt, kill_wait, cause } => {
                 if self.follows(term) {
                     self.end_job((job, attempt), kill_wait, cause, now);
+                }
+            }
+            ToAgent::ImagesNeeded { ask, digests } => {
+                if self.asked.remove(&ask) {
+                    self.out.push(AgentEffect::ImagesNeeded { ask, digests: Some(digests) });
                 }
             }
             ToAgent::ExitRecorded { key } => self.recorded(key),

@@ -96,6 +96,14 @@ pub enum AgentEvent {
         /// Which run.
         attempt: Attempt,
     },
+    /// Before images are removed for lack of room: which of these do jobs need? Answered once, by
+    /// [`AgentEffect::ImagesNeeded`].
+    AskNeeded {
+        /// Number of the question.
+        ask: u64,
+        /// `sha256:...` of the manifests.
+        digests: Vec<String>,
+    },
     /// The time of [`crate::AgentCore::next_wake`] has come.
     Tick,
 }
@@ -174,6 +182,13 @@ pub enum AgentEffect {
     CancelImage {
         /// Which step.
         key: StepKey,
+    },
+    /// The answer to a question about images.
+    ImagesNeeded {
+        /// Which question.
+        ask: u64,
+        /// Those that jobs need; `None` while nobody can say it: then all of them are.
+        digests: Option<Vec<String>>,
     },
     /// Write the spool entry and start the supervisor.
     Spawn {

@@ -397,3 +397,41 @@ fn what_an_image_took_is_told_with_progress_with_the_exit_and_after_a_restart() 
     let Some(StepPhase::Exited(exit)) = n.phases(FIRST).pop() else { panic!("no exit was told") };
     assert_eq!(exit.image, Some(took));
 }
+
+/// Answers to questions about images, since the last call.
+fn answers(node: &mut Node) -> Vec<(u64, Option<Vec<String>>)> {
+    let seen = std::mem::take(&mut node.seen);
+    let answer = |effect| match effect {
+        AgentEffect::ImagesNeeded { ask, digests } => Some((ask, digests)),
+        _ => None,
+    };
+    seen.into_iter().filter_map(answer).collect()
+}
+
+#[test]
+fn what_jobs_need_is_known_only_while_the_controller_answers() {
+    let mut node = Node::new(vec![]);
+    let ask = |node: &mut Node, ask| {
+        node.event(AgentEvent::AskNeeded { ask, digests: vec!["a".into(), "b".into()] })
+    };
+    ask(&mut node, 1);
+    assert!(node.seen.iter().any(|e| matches!(
+        e,
+        AgentEffect::Send(FromAgent::ImagesHeld { session: Session(1), ask: 1, digests }) if digests.len() == 2
+    )));
+    assert_eq!(answers(&mut node), []);
+    let needed = |ask| ToAgent::ImagesNeeded { ask, digests: vec!["a".into()] };
+    node.say(needed(1));
+    // Once, and nothing that was not asked.
+    node.say(needed(1));
+    node.say(needed(2));
+    assert_eq!(answers(&mut node), [(1, Some(vec!["a".to_string()]))]);
+    // The link breaks before the answer, and none is there when it is asked again.
+    ask(&mut node, 3);
+    node.event(AgentEvent::Disconnected);
+    ask(&mut node, 4);
+    node.event(AgentEvent::Connected);
+    ask(&mut node, 5);
+    node.say(needed(3));
+    assert_eq!(answers(&mut node), [(3, None), (4, None), (5, None)]);
+}

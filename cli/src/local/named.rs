@@ -3,7 +3,7 @@
 
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
-use berth_images::{Digest, ResolvedManifest};
+use berth_images::ResolvedManifest;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -88,11 +88,6 @@ pub fn list(state: &StateDir) -> Result<Vec<(String, Named)>, Failure> {
         .collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(found)
-}
-
-/// The images that kept containers need.
-pub fn digests(state: &StateDir) -> Result<Vec<Digest>, Failure> {
-    Ok(list(state)?.into_iter().map(|(_, named)| named.pinned.digest).collect())
 }
 
 /// The one of that name, if there is one.

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::image::ImageManifest;
-use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, syncfs, utimensat};
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, renameat, syncfs, utimensat};
+use rustix::io::Errno;
 
 use super::layer::REPAIR;
 use super::lock::{Hold, Lock};
@@ -90,9 +91,20 @@ impl Store {
             self.write_image_record(&record)?;
             Ok(record)
         });
-        let pending = files::remove(self.images.as_fd(), &pending_name(&image.digest));
+        let (pending, partial) = (pending_name(&image.digest), partial_name(&image.digest));
+        let ended = match &result {
+            // Room may be made, and complete layers wait for the next try.
+            Err(e) if e.kind() == ErrorKind::NoSpace => {
+                match renameat(&self.images, &pending, &self.images, &partial) {
+                    Ok(()) | Err(Errno::NOENT) => Ok(()),
+                    Err(errno) => Err(Error::io(format!("image store: {pending}"), errno)),
+                }
+            }
+            _ => files::remove(self.images.as_fd(), &pending)
+                .and_then(|()| files::remove(self.images.as_fd(), &partial)),
+        };
         let record = result?;
-        pending?;
+        ended?;
         fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
         if let Some(name) = &image.name {
             self.take_name_from_others(name, &image.digest)?;
@@ -123,7 +135,7 @@ impl Store {
         }
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
-        // Only pruning by age reads it.
+        // Pruning by age and the choice of what goes for lack of room read it.
         let _ = utimensat(&self.images, record_name(digest), &times, AtFlags::SYMLINK_NOFOLLOW);
         Ok(Some(self.prepared_from(record, UseGuard(guard))))
     }
@@ -226,7 +238,16 @@ impl Store {
         for other in others {
             if let Some(mut record) = self.image_record(&other.digest)? {
                 record.names.retain(|n| n != name);
+                // Losing a name is no use of the image.
+                let used = self.last_used(&record);
                 self.write_image_record(&record)?;
+                let time = Timespec {
+                    tv_sec: i64::try_from(used / 1_000_000_000).unwrap_or_default(),
+                    tv_nsec: i64::try_from(used % 1_000_000_000).unwrap_or_default(),
+                };
+                let times = Timestamps { last_access: time, last_modification: time };
+                let _ =
+                    utimensat(&self.images, record_name(&record.digest), &times, AtFlags::SYMLINK_NOFOLLOW);
             }
         }
         Ok(())
@@ -457,6 +478,11 @@ pub(super) fn record_name(digest: &Digest) -> String {
 
 pub(super) fn pending_name(digest: &Digest) -> String {
     format!("{}.pending", digest.file_name())
+}
+
+/// What an import needed that failed on a full disk: kept for as long as somebody wants the image.
+pub(super) fn partial_name(digest: &Digest) -> String {
+    format!("{}.partial", digest.file_name())
 }
 
 pub(super) fn use_lock(digest: &Digest) -> String {

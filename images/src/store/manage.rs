@@ -13,6 +13,7 @@ use super::form::LayerForm;
 use super::grant::grants_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
+use super::room::RoomState;
 use super::work::WorkDir;
 use super::{Store, files};
 use crate::digest::Digest;
@@ -110,6 +111,9 @@ pub struct DiskUsage {
     pub reclaimable_bytes: u64,
     /// Bytes that the file system still has for the store.
     pub free_bytes: u64,
+    /// How room is kept, and what was last removed for it.
+    #[serde(default)]
+    pub room: RoomState,
 }
 
 impl Store {
@@ -208,7 +212,7 @@ impl Store {
             )
             .next("wait until the jobs that use it end, or cancel them"));
         }
-        let mut removed = self.collect()?;
+        let mut removed = self.collect(&BTreeSet::new())?;
         removed.images.push(digest.clone());
         Ok(removed)
     }
@@ -232,7 +236,7 @@ impl Store {
                 images.push(info.digest);
             }
         }
-        let mut removed = self.collect()?;
+        let mut removed = self.collect(&options.keep)?;
         removed.images = images;
         Ok(removed)
     }
@@ -261,6 +265,7 @@ impl Store {
         }
         let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
         usage.free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        usage.room = self.room_state()?;
         Ok(usage)
     }
 
@@ -291,17 +296,27 @@ impl Store {
     }
 
     fn info(&self, record: &ImageRecord) -> Result<ImageInfo> {
-        let last_used = statat(&self.images, record_name(&record.digest), AtFlags::SYMLINK_NOFOLLOW)
-            .map_or(record.created, |s| u64::try_from(s.st_mtime).unwrap_or_default());
         Ok(ImageInfo {
             digest: record.digest.clone(),
             names: record.names.clone(),
             bytes: record.bytes,
             layers: record.layers.len(),
             created: record.created,
-            last_used,
+            last_used: self.last_used(record) / 1_000_000_000,
             in_use: self.in_use(&record.digest)?,
         })
+    }
+
+    /// When it was last prepared, Unix nanoseconds.
+    pub(super) fn last_used(&self, record: &ImageRecord) -> u64 {
+        let nanos = |seconds: u64, more: u64| seconds.saturating_mul(1_000_000_000).saturating_add(more);
+        statat(&self.images, record_name(&record.digest), AtFlags::SYMLINK_NOFOLLOW).map_or_else(
+            |_| nanos(record.created, 0),
+            |s| {
+                let more = u32::try_from(s.st_mtime_nsec).unwrap_or_default();
+                nanos(u64::try_from(s.st_mtime).unwrap_or_default(), more.into())
+            },
+        )
     }
 
     pub(super) fn in_use(&self, digest: &Digest) -> Result<bool> {
@@ -310,7 +325,7 @@ impl Store {
     }
 
     /// Removes the record of an image unless it is in use.
-    fn forget(&self, digest: &Digest) -> Result<bool> {
+    pub(super) fn forget(&self, digest: &Digest) -> Result<bool> {
         let name = use_lock(digest);
         let Some(lock) = self.try_lock(&name, Hold::Exclusive)? else {
             return Ok(false);
@@ -322,8 +337,9 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes layers and blobs that no image and no import needs, and what killed processes left.
-    fn collect(&self) -> Result<Removed> {
+    /// Removes layers and blobs that no image and no import needs, and what killed processes left. What is there of an image
+    /// in `wanted` stays, although its import failed on a full disk.
+    pub(super) fn collect(&self, wanted: &BTreeSet<Digest>) -> Result<Removed> {
         self.sweep()?;
         for directory in [&self.root_fd, &self.blobs, &self.images] {
             files::sweep(directory.as_fd())?;
@@ -349,6 +365,15 @@ impl Store {
                     let pending: PendingRecord = parse(&name, &bytes)?;
                     layers.extend(pending.layers);
                     blobs.extend([digest, pending.config_digest]);
+                } else if let Some(digest) = name.strip_suffix(".partial").and_then(Digest::from_file_name) {
+                    let bytes = files::read(self.images.as_fd(), &name)?.filter(|_| wanted.contains(&digest));
+                    let Some(partial) = bytes.and_then(|bytes| parse::<PendingRecord>(&name, &bytes).ok())
+                    else {
+                        files::remove(self.images.as_fd(), &name)?;
+                        continue;
+                    };
+                    layers.extend(partial.layers);
+                    blobs.extend([digest, partial.config_digest]);
                 } else if let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) {
                     match self.whole_record(&digest)? {
                         Some(record) => {
@@ -395,7 +420,7 @@ impl Store {
         Ok(())
     }
 
-    fn stored_layers(&self) -> Result<Vec<Digest>> {
+    pub(super) fn stored_layers(&self) -> Result<Vec<Digest>> {
         Ok(self.names(&self.layers)?.iter().filter_map(|name| Digest::from_file_name(name)).collect())
     }
 

@@ -5,10 +5,12 @@
 //!   version        layout version
 //!   blobs/         manifests and configurations, sha256-HEX
 //!   form           in which form new layers are kept, until the machine starts anew
+//!   room.json      by which rules an agent keeps room, and what it last removed
 //!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount) or fs.erofs (an image to mount),
 //!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content.
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
-//!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not
+//!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
+//!                  .partial after an import that failed on a full disk
 //!   locks/         flock(2) files: fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
@@ -31,6 +33,7 @@ mod manage;
 mod pipeline;
 mod push;
 mod record;
+mod room;
 mod sum;
 mod verify;
 mod work;
@@ -50,6 +53,7 @@ pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_i
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
 pub use push::Pushed;
+pub use room::{Collected, CollectedImage, RoomRules, RoomState, Wanted};
 pub use verify::{Damage, Problem, Thing, VerifyReport};
 
 use crate::digest::Digest;

@@ -20,6 +20,7 @@ mod proxies;
 mod push;
 mod ranges;
 mod registry;
+mod room;
 mod sif;
 mod squashfs;
 mod store;

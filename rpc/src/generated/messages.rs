@@ -940,6 +940,14 @@ pub struct ImagesConfig {
     pub certificate_authorities: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(message, repeated, tag = "11")]
     pub mirrors: ::prost::alloc::vec::Vec<MirrorConfig>,
+    #[prost(uint32, tag = "30")]
+    pub high_watermark: u32,
+    #[prost(uint32, tag = "31")]
+    pub low_watermark: u32,
+    #[prost(string, tag = "32")]
+    pub max_size: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "33")]
+    pub keep_days: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {
@@ -2011,9 +2019,18 @@ pub struct Heartbeat {
     #[prost(uint64, tag = "3")]
     pub free_memory: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagesHeld {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint64, tag = "2")]
+    pub ask: u64,
+    #[prost(string, repeated, tag = "3")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -2030,6 +2047,8 @@ pub mod from_agent {
         Heartbeat(super::Heartbeat),
         #[prost(message, tag = "5")]
         Pulled(super::ImagePulled),
+        #[prost(message, tag = "6")]
+        ImagesHeld(super::ImagesHeld),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2124,9 +2143,16 @@ pub struct ExitRecorded {
     #[prost(message, optional, tag = "1")]
     pub key: ::core::option::Option<StepKey>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagesNeeded {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2147,5 +2173,7 @@ pub mod to_agent {
         EndJob(super::EndJob),
         #[prost(message, tag = "7")]
         ExitRecorded(super::ExitRecorded),
+        #[prost(message, tag = "8")]
+        ImagesNeeded(super::ImagesNeeded),
     }
 }

@@ -95,6 +95,11 @@ impl Field<pb::FromAgent> for FromAgent {
                 attempt: attempt.put(),
                 steps: steps.put(),
             }),
+            FromAgent::ImagesHeld { session, ask, digests } => Kind::ImagesHeld(pb::ImagesHeld {
+                session: session.put(),
+                ask: *ask,
+                digests: digests.clone(),
+            }),
             FromAgent::Heartbeat { session, load, free_memory } => Kind::Heartbeat(pb::Heartbeat {
                 session: session.put(),
                 load: *load,
@@ -144,6 +149,9 @@ impl Field<pb::FromAgent> for FromAgent {
                 attempt: Field::get(attempt)?,
                 steps: Field::get(steps)?,
             },
+            Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
+                FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }
+            }
             Kind::Heartbeat(pb::Heartbeat { session, load, free_memory }) => {
                 FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory }
             }
@@ -182,6 +190,9 @@ impl Field<pb::ToAgent> for ToAgent {
                 kill_wait: kill_wait.put(),
                 cause: cause.put(),
             }),
+            ToAgent::ImagesNeeded { ask, digests } => {
+                Kind::ImagesNeeded(pb::ImagesNeeded { ask: *ask, digests: digests.clone() })
+            }
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -217,6 +228,7 @@ impl Field<pb::ToAgent> for ToAgent {
                 kill_wait: Field::get(kill_wait)?,
                 cause: Field::get(cause)?,
             },
+            Kind::ImagesNeeded(pb::ImagesNeeded { ask, digests }) => ToAgent::ImagesNeeded { ask, digests },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

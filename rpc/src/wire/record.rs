@@ -40,7 +40,9 @@ structs! {
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     MirrorConfig { registry, urls, grants }
-    ImagesConfig { insecure_registries, layer_form, certificate_authorities, mirrors }
+    ImagesConfig {
+        insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
+    }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, images, partitions, nodes,

@@ -267,7 +267,7 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(5) {
+        match r.below(6) {
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -287,6 +287,11 @@ impl Arbitrary for FromAgent {
                 attempt: Arbitrary::arbitrary(r),
                 steps: Arbitrary::arbitrary(r),
             },
+            4 => FromAgent::ImagesHeld {
+                session,
+                ask: Arbitrary::arbitrary(r),
+                digests: Arbitrary::arbitrary(r),
+            },
             _ => FromAgent::Heartbeat {
                 session,
                 load: Arbitrary::arbitrary(r),
@@ -302,7 +307,7 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(7) {
+        match r.below(8) {
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),
@@ -319,6 +324,7 @@ impl Arbitrary for ToAgent {
             },
             4 => ToAgent::Terminate { term, key, kill_wait, cause },
             5 => ToAgent::EndJob { term, job, attempt, kill_wait, cause },
+            6 => ToAgent::ImagesNeeded { ask: Arbitrary::arbitrary(r), digests: Arbitrary::arbitrary(r) },
             _ => ToAgent::ExitRecorded { key },
         }
     }

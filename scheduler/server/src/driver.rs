@@ -506,6 +506,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         FromAgent::Step { session, .. }
         | FromAgent::Pulled { session, .. }
         | FromAgent::JobGone { session, .. }
+        | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }
     message

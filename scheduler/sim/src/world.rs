@@ -532,7 +532,8 @@ impl World {
                 let after = Span(self.rng.between(500, 100_000));
                 self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });
             }
-            AgentEffect::CancelImage { .. } | AgentEffect::Note { .. } => {}
+            AgentEffect::CancelImage { .. } | AgentEffect::Note { .. } | AgentEffect::ImagesNeeded { .. } => {
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::images;
 use crate::{local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_images::{Error, PruneOptions, Reference, Removed, Resolved, Store};
+use berth_images::{Error, PruneOptions, Reference, Removed, Resolved, RoomState, Store};
 use std::path::Path;
 use std::time::Duration;
 
@@ -166,7 +166,7 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
         }
         Args::Prune { all, older_than } => {
             let older_than = older_than.map(|d| Duration::from_secs(u64::from(d) * 86_400));
-            let keep = crate::local::named::digests(&images::local_dir(state)?)?.into_iter().collect();
+            let keep = berth_agent::named_images(&images::local_dir(state)?.0).into_iter().collect();
             removed(&store.prune(&PruneOptions { older_than, all, keep }).map_err(failed)?)?;
         }
         Args::Df { json } => {
@@ -185,9 +185,45 @@ fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
                 images::size(usage.free_bytes),
                 store.root().display()
             ))?;
+            out::print(&room(&usage.room))?;
         }
     }
     Ok(0)
+}
+
+/// By which rules room is kept, and what was last removed for it.
+fn room(room: &RoomState) -> String {
+    let mut text = match &room.rules {
+        None => "room         is not kept: no cluster has run here; 'berth image prune' removes images\n"
+            .to_string(),
+        Some(rules) => {
+            let mut parts = match rules.high_watermark {
+                100 => vec!["images go when the filesystem is full".to_string()],
+                high => vec![format!(
+                    "images go above {high}% of the filesystem, down to {}%",
+                    rules.low_watermark
+                )],
+            };
+            parts.extend(rules.max_size.map(|most| format!("above {} of layers", images::size(most))));
+            parts.extend(rules.keep_days.map(|days| format!("after {days} days without use")));
+            format!("room         {}\n", parts.join(", "))
+        }
+    };
+    if let Some(last) = &room.last {
+        let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
+        text += &format!(
+            "removed      {} images and {} layers, {}, {} ago: {}\n",
+            last.images.len(),
+            last.layers,
+            images::size(last.bytes),
+            images::age(now.saturating_sub(last.at)),
+            last.why
+        );
+        for image in &last.images {
+            text += &format!("             {} {}\n", image.digest.short(), image.names.join(","));
+        }
+    }
+    text
 }
 
 fn removed(removed: &Removed) -> Result<(), Failure> {

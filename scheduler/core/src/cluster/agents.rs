@@ -67,6 +67,12 @@ impl Cluster {
                     self.spare_end(job, attempt);
                 }
             }
+            FromAgent::ImagesHeld { session, ask, digests } => {
+                if self.heard(node, connection, session) {
+                    let digests = self.images_needed(digests);
+                    self.send(node, ToAgent::ImagesNeeded { ask, digests });
+                }
+            }
             FromAgent::Heartbeat { session, load, free_memory } => {
                 if self.heard(node, connection, session)
                     && let Some(n) = self.node_mut(node)

@@ -6,6 +6,7 @@ mod audit;
 mod cancel;
 mod ending;
 mod enter;
+mod images;
 mod pass;
 mod queue;
 mod restore;

@@ -1,0 +1,209 @@
+//! Keeps room in the node's image store: what was not used for longest goes before the disk is full, or when it is; never
+//! what a job, a kept container or a pull needs. What jobs need the controller says, each time: without it nothing goes.
+
+use crate::driver::Input;
+use crate::images::Images;
+use berth_images::{Collected, Digest, RoomRules, Store, Wanted};
+use berth_model::config::ImagesConfig;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// How often it is looked whether there is room.
+const EVERY: Duration = Duration::from_secs(300);
+/// How soon again where nobody could say what jobs need.
+const AGAIN: Duration = Duration::from_secs(10);
+/// How long the controller may take to say it.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// By which rules the cluster's configuration has room kept.
+pub fn rules(config: &ImagesConfig) -> RoomRules {
+    let percent = |value: u32| u8::try_from(value.min(100)).unwrap_or(100);
+    RoomRules {
+        high_watermark: percent(config.high_watermark),
+        low_watermark: percent(config.low_watermark),
+        max_size: config.max_bytes(),
+        keep_days: (config.keep_days > 0).then_some(config.keep_days),
+    }
+}
+
+/// A pull's word that it needs room.
+pub struct Want {
+    wanted: Wanted,
+    /// Hears whether something was removed.
+    done: Option<oneshot::Sender<bool>>,
+}
+
+/// What pulls tell the one who keeps room, and which of them are under way.
+pub struct Room {
+    wants: mpsc::UnboundedSender<Want>,
+    /// How many pulls of an image are under way.
+    pulling: Mutex<BTreeMap<Digest, usize>>,
+}
+
+impl Room {
+    /// The other end is for [`keep`].
+    pub fn new() -> (Room, mpsc::UnboundedReceiver<Want>) {
+        let (wants, receiver) = mpsc::unbounded_channel();
+        (Room { wants, pulling: Mutex::default() }, receiver)
+    }
+
+    fn pulls(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+        self.pulling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the image, and what is there of it, until the value is dropped.
+    pub fn pulling(&self, digest: &Digest) -> Pull<'_> {
+        *self.pulls().entry(digest.clone()).or_default() += 1;
+        Pull { room: self, digest: digest.clone() }
+    }
+
+    /// So many bytes are about to be fetched, or were. Nobody waits for it. They are compressed and come to about twice as much.
+    pub fn look(&self, bytes: u64) {
+        let wanted = Wanted { bytes: bytes.saturating_mul(2), pressing: false };
+        let _ = self.wants.send(Want { wanted, done: None });
+    }
+
+    /// The disk is full: waits until something was removed, or nothing can be.
+    pub fn press(&self) -> bool {
+        let (done, said) = oneshot::channel();
+        let wanted = Wanted { bytes: 0, pressing: true };
+        self.wants.send(Want { wanted, done: Some(done) }).is_ok() && said.blocking_recv().unwrap_or(false)
+    }
+}
+
+/// A pull that is under way.
+pub struct Pull<'a> {
+    room: &'a Room,
+    digest: Digest,
+}
+
+impl Drop for Pull<'_> {
+    fn drop(&mut self) {
+        let mut pulls = self.room.pulls();
+        if let Some(count) = pulls.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                pulls.remove(&self.digest);
+            }
+        }
+    }
+}
+
+/// Images of the containers that are kept in a state directory by name, without a cluster.
+pub fn named_images(state: &Path) -> Vec<Digest> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        pinned: Pinned,
+    }
+    #[derive(serde::Deserialize)]
+    struct Pinned {
+        digest: Digest,
+    }
+    let entries = std::fs::read_dir(state.join("containers")).into_iter().flatten().flatten();
+    let read = |entry: std::fs::DirEntry| {
+        let text = std::fs::read(entry.path().join("container.json")).ok()?;
+        serde_json::from_slice::<Named>(&text).ok().map(|named| named.pinned.digest)
+    };
+    entries.filter_map(read).collect()
+}
+
+/// Keeps room, until the agent ends.
+pub async fn keep(
+    images: Arc<Images>,
+    rules: RoomRules,
+    mut wants: mpsc::UnboundedReceiver<Want>,
+    inputs: mpsc::UnboundedSender<Input>,
+) {
+    let mut pause = Duration::ZERO;
+    loop {
+        let mut all = Vec::new();
+        tokio::select! {
+            want = wants.recv() => match want {
+                Some(want) => all.push(want),
+                None => return,
+            },
+            () = tokio::time::sleep(pause) => {}
+        }
+        // Pulls that ask at the same time are served at once.
+        while let Ok(want) = wants.try_recv() {
+            all.push(want);
+        }
+        let wanted = Wanted {
+            bytes: all.iter().map(|want| want.wanted.bytes).fold(0, u64::saturating_add),
+            pressing: all.iter().any(|want| want.wanted.pressing),
+        };
+        let made = make(&images, &rules, wanted, &inputs).await;
+        pause = if made.is_ok() { EVERY } else { AGAIN };
+        let removed = match made {
+            Ok(made) => made.as_ref().is_some_and(|made| {
+                tell(made);
+                true
+            }),
+            Err(why) => {
+                tracing::warn!("the image store lacks room, and nothing is removed: {why}");
+                false
+            }
+        };
+        for done in all.into_iter().filter_map(|want| want.done) {
+            let _ = done.send(removed);
+        }
+    }
+}
+
+async fn make(
+    images: &Arc<Images>,
+    rules: &RoomRules,
+    wanted: Wanted,
+    inputs: &mpsc::UnboundedSender<Input>,
+) -> Result<Option<Collected>, String> {
+    let (of, by) = (Arc::clone(images), rules.clone());
+    let held = tokio::task::spawn_blocking(move || of.held(&by, wanted));
+    let Some(held) = held.await.map_err(|e| e.to_string())?? else { return Ok(None) };
+    let (answer, said) = oneshot::channel();
+    let _ = inputs.send(Input::AskNeeded(held, answer));
+    let needed = match tokio::time::timeout(ANSWER, said).await {
+        Ok(Ok(Some(needed))) => needed,
+        _ => return Err("the controller does not say what jobs need".into()),
+    };
+    let (of, by) = (Arc::clone(images), rules.clone());
+    let made = tokio::task::spawn_blocking(move || of.make_room(&by, wanted, &needed));
+    made.await.map_err(|e| e.to_string())?
+}
+
+fn tell(made: &Collected) {
+    for image in &made.images {
+        let name = image.names.first().map_or("", String::as_str);
+        tracing::info!("image {} {name} was removed from the store: {}", image.digest, made.why);
+    }
+    tracing::info!("{} layers of images, {} bytes, were removed", made.layers, made.bytes);
+}
+
+impl Images {
+    /// The images in the store, if some of them would have to go.
+    fn held(&self, rules: &RoomRules, wanted: Wanted) -> Result<Option<Vec<String>>, String> {
+        let text = |e: berth_images::Error| e.to_string();
+        let store = self.store().map_err(text)?;
+        if !store.lacks_room(rules, wanted).map_err(text)? {
+            return Ok(None);
+        }
+        let list = store.list().map_err(text)?;
+        Ok(Some(list.into_iter().map(|image| image.digest.to_string()).collect()))
+    }
+
+    /// As [`Store::make_room`], with what jobs need, and what else on the node does.
+    fn make_room(
+        &self,
+        rules: &RoomRules,
+        wanted: Wanted,
+        needed: &[String],
+    ) -> Result<Option<Collected>, String> {
+        let mut all: BTreeSet<Digest> = needed.iter().filter_map(|digest| digest.parse().ok()).collect();
+        all.extend(self.kept_images());
+        all.extend(self.room().pulls().keys().cloned());
+        let store: Store = self.store().map_err(|e| e.to_string())?;
+        store.make_room(rules, wanted, &all).map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,135 @@
+//! Room in the store: what was not used for longest goes, what is needed, in use or half fetched stays.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+
+use berth_images::{
+    BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, PreparedImage, Registries, RoomRules, Store,
+    Wanted, open_source,
+};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use rustix::io::Errno;
+
+use crate::support::{Bench, ImageBuilder, Tar, resolve_text};
+
+const MIB: u64 = 1 << 20;
+
+fn layer(name: &str, mib: u64) -> Vec<u8> {
+    let content: Vec<u8> = name.bytes().cycle().take(usize::try_from(mib * MIB).unwrap()).collect();
+    Tar::new().file(name, &content).end()
+}
+
+/// Layers may take so much.
+fn most(mib: u64) -> RoomRules {
+    RoomRules { high_watermark: 100, low_watermark: 100, max_size: Some(mib * MIB), keep_days: None }
+}
+
+/// An image of its own layer of 2 MiB above a shared one of 1 MiB, last used so many seconds after 1970.
+fn image(bench: &Bench, name: &str, used: i64) -> Digest {
+    let image: PreparedImage = bench.import(vec![layer("shared", 1), layer(name, 2)]).unwrap();
+    let record = bench.store().root().join("images").join(format!("sha256-{}.json", image.digest.hex()));
+    let time = Timespec { tv_sec: used, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, record, &times, AtFlags::empty()).unwrap();
+    image.digest
+}
+
+fn left(store: &Store) -> BTreeSet<Digest> {
+    store.list().unwrap().into_iter().map(|image| image.digest).collect()
+}
+
+#[test]
+fn the_image_not_used_for_longest_goes_first_and_needed_ones_stay() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let [one, two, three, four] = [("one", 100), ("two", 200), ("three", 300), ("four", 400)]
+        .map(|(name, used)| image(&bench, name, used));
+    let none = BTreeSet::new();
+    let rules = most(9);
+    // 9 MiB and the shared one of them: nothing is to go, until more is to come.
+    assert!(!store.lacks_room(&rules, Wanted::default()).unwrap());
+    assert_eq!(store.make_room(&rules, Wanted::default(), &none).unwrap(), None);
+    let wanted = Wanted { bytes: MIB, pressing: false };
+    assert!(store.lacks_room(&rules, wanted).unwrap());
+    let needed = BTreeSet::from([one.clone()]);
+    let made = store.make_room(&rules, wanted, &needed).unwrap().unwrap();
+    assert_eq!(made.images.iter().map(|i| &i.digest).collect::<Vec<_>>(), [&two]);
+    assert_eq!((made.layers, made.bytes, made.images[0].last_used), (1, 2 * MIB, 200));
+    assert_eq!(left(&store), BTreeSet::from([one.clone(), three.clone(), four.clone()]));
+    assert_eq!(store.df().unwrap().room.last, Some(made));
+    // What is in use stays; and the shared layer, for as long as an image has it.
+    let guard = store.guard(&three).unwrap();
+    let made = store.make_room(&most(1), Wanted::default(), &none).unwrap().unwrap();
+    assert_eq!(made.images.iter().map(|i| &i.digest).collect::<Vec<_>>(), [&one, &four]);
+    assert_eq!(left(&store), BTreeSet::from([three.clone()]));
+    drop(guard);
+    // A pull that failed has the last one go that may; then nothing more can.
+    let pressing = Wanted { bytes: 0, pressing: true };
+    let full = RoomRules { max_size: None, ..most(1) };
+    assert_eq!(store.make_room(&full, pressing, &none).unwrap().unwrap().layers, 2);
+    assert_eq!(store.make_room(&full, pressing, &none).unwrap(), None);
+    assert_eq!(store.df().unwrap().bytes, 0);
+}
+
+#[test]
+fn what_was_not_used_for_days_goes_and_what_is_needed_does_not() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let (one, two) = (image(&bench, "one", 100), image(&bench, "two", 200));
+    let fresh = bench.import(vec![layer("fresh", 1)]).unwrap().digest;
+    let rules = RoomRules { max_size: None, keep_days: Some(30), ..most(1) };
+    assert!(store.lacks_room(&rules, Wanted::default()).unwrap());
+    let made = store.make_room(&rules, Wanted::default(), &BTreeSet::from([one.clone()])).unwrap().unwrap();
+    assert_eq!(made.why, "they were not used for 30 days");
+    assert_eq!(left(&store), BTreeSet::from([one, fresh]));
+    assert!(made.images.iter().all(|image| image.digest == two));
+}
+
+/// Has no room for one blob.
+struct Full(Box<dyn BlobSource>, u64);
+
+impl BlobSource for Full {
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+
+    fn open(
+        &self,
+        kind: BlobKind,
+        digest: &Digest,
+        offset: u64,
+    ) -> berth_images::Result<Box<dyn Read + Send>> {
+        let mut blob = Vec::new();
+        self.0.open(kind, digest, offset)?.read_to_end(&mut blob).unwrap();
+        match blob.len() as u64 > self.1 {
+            true => Err(Error::io("disk", Errno::NOSPC)),
+            false => Ok(Box::new(std::io::Cursor::new(blob))),
+        }
+    }
+}
+
+#[test]
+fn complete_layers_of_an_image_for_which_there_was_no_room_stay_for_its_next_try() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let other = image(&bench, "other", 100);
+    let digest = ImageBuilder::new(vec![layer("small", 1), layer("large", 3)]).write(&bench.layout());
+    let login = Credentials::anonymous();
+    let resolved = resolve_text(&format!("oci:{}", bench.layout().display()), &login, false).unwrap();
+    let source = open_source(&resolved, &Registries::default(), &login).unwrap();
+    let full = Full(source, 2 * MIB);
+    let layers = || store.df().unwrap().layers;
+    // The smaller one is complete when the larger one has failed, sooner or later.
+    while layers() < 3 {
+        assert_eq!(store.ensure(&resolved, &full, &()).unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+    let pressing = Wanted { bytes: 0, pressing: true };
+    let rules = RoomRules { max_size: None, ..most(1) };
+    let made = store.make_room(&rules, pressing, &BTreeSet::from([digest])).unwrap().unwrap();
+    assert!(made.images.iter().all(|image| image.digest == other));
+    assert_eq!(layers(), 1, "the layer that was complete");
+    // Nobody wants it any more.
+    store.make_room(&rules, pressing, &BTreeSet::new()).unwrap().unwrap();
+    assert_eq!(layers(), 0);
+    bench.assert_empty();
+}

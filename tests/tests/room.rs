@@ -1,0 +1,148 @@
+//! Room in the nodes' image stores: a small disk and a small store go on, and what jobs need stays there.
+
+use berth_tests::layout::{self, Layer};
+use berth_tests::sandbox::wait;
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user};
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Bytes that do not compress.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    noise
+}
+
+/// Pushes an image with 6 MiB of its own above a shared layer.
+fn push(registry: &Registry, name: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let own = Layer::default().file("name", 0o644, name.as_bytes()).file("noise", 0o644, &noise(6 << 20));
+    layout::write(directory.path(), vec![layout::busybox(), own], json!({}));
+    registry.push(directory.path(), &format!("team/{name}:1"), &[])
+}
+
+fn names(sandbox: &Sandbox) -> Vec<String> {
+    let text = sandbox.cmd("berth").args(["image", "ls", "--json"]).ok().text();
+    let list: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let name = |image: &Value| image["names"][0].as_str().unwrap_or_default().to_string();
+    let short = |name: String| name.rsplit_once("team/").map_or(String::new(), |(_, n)| n.replace(":1", ""));
+    list.iter().map(name).map(short).collect()
+}
+
+fn run(sandbox: &Sandbox, image: &str) -> String {
+    sandbox.srun_in(image, ["cat", "/name"]).ok().text()
+}
+
+/// A job that is held and needs the image.
+fn hold(sandbox: &Sandbox, image: &str) -> u64 {
+    let container = format!("--container-image={image}");
+    sandbox.sbatch(&["--hold", "--mem=64M", "--output=held", &container], "#!/bin/sh\ncat /name\n")
+}
+
+/// A filesystem of its own for a store.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, owner: u32) -> Disk {
+        std::fs::create_dir(at).unwrap();
+        let options = format!("size=40m,mode=700,uid={owner},gid={owner}");
+        Cmd::new("mount").args(["-t", "tmpfs", "-o", &options, "store"]).arg(at).ok();
+        Disk(at.to_path_buf())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+each_user! {
+    fn a_small_store_keeps_what_jobs_need_and_the_latest(who) {
+        let registry = Registry::open();
+        let config = format!("{}max_size = \"24M\"\n", registry.without_tls());
+        let mut sandbox = Sandbox::with_config(who, &config);
+        let images: Vec<String> = ["one", "two", "three"].map(|name| push(&registry, name)).to_vec();
+        assert_eq!(run(&sandbox, &images[0]), "one");
+        let job = hold(&sandbox, &images[0]);
+        assert_eq!(run(&sandbox, &images[1]), "two");
+        assert_eq!(run(&sandbox, &images[2]), "three");
+        // Who does not know what jobs need removes nothing: agent and controller start anew.
+        sandbox.down();
+        sandbox.up();
+        for name in ["four", "five"] {
+            let image = push(&registry, name);
+            assert_eq!(run(&sandbox, &image), name);
+        }
+        let fits = |names: Vec<String>| names.len() <= 3 && !names.iter().any(|n| n == "two");
+        wait(60, || Some(names(&sandbox)).filter(|n| fits(n.clone()))).unwrap_or_else(|| panic!("{:?}", names(&sandbox)));
+        let left = names(&sandbox);
+        assert!(left.contains(&"one".to_string()) && left.contains(&"five".to_string()), "{left:?}");
+        let df = sandbox.cmd("berth").args(["image", "df"]).ok().text();
+        assert!(df.contains("above 24.00 MiB of layers") && df.contains("it took more than images.max_size"), "{df}");
+        let fetched = registry.fetched().len();
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        sandbox.wait_file("held", "one", 60);
+        assert_eq!(registry.fetched().len(), fetched, "the held job's image was fetched again");
+        sandbox.wait_state(job, "COMPLETED", 60);
+    }
+}
+
+/// Eight images of 6 MiB on a disk of 40 MiB: every pull succeeds, and what a held job needs stays.
+fn goes_on(who: Who, rules: &str, why: &str) {
+    let registry = Registry::open();
+    let mut sandbox = Sandbox::empty(who.clone());
+    let owner = if who.is_root() { berth_agent_store() } else { who.uid };
+    let disk = Disk::mount(&sandbox.state().join("images"), owner);
+    let path = sandbox.write("../state/berth.toml", format!("{}{rules}", registry.without_tls()));
+    assert!(path.exists());
+    sandbox.up();
+    let first = push(&registry, "first");
+    assert_eq!(run(&sandbox, &first), "first");
+    let job = hold(&sandbox, &first);
+    for n in 0..7 {
+        let name = format!("n{n}");
+        let image = push(&registry, &name);
+        assert_eq!(run(&sandbox, &image), name);
+    }
+    let left = names(&sandbox);
+    assert!(left.contains(&"first".to_string()) && left.contains(&"n6".to_string()), "{left:?}");
+    assert!(!left.contains(&"n0".to_string()) && left.len() < 7, "{left:?}");
+    let df = sandbox.cmd("berth").args(["image", "df"]).ok().text();
+    assert!(df.contains(why), "{df}");
+    let json: Value =
+        serde_json::from_str(&sandbox.cmd("berth").args(["image", "df", "--json"]).ok().text()).unwrap();
+    assert!(json["room"]["last"]["images"].as_array().is_some_and(|all| !all.is_empty()), "{json}");
+    sandbox.cmd("berth").args(["image", "verify"]).ok();
+    sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+    sandbox.wait_file("held", "first", 60);
+    sandbox.wait_state(job, "COMPLETED", 60);
+    sandbox.down();
+    drop(disk);
+}
+
+/// Who owns the store of a cluster of the machine.
+fn berth_agent_store() -> u32 {
+    0x7000_0001
+}
+
+#[test]
+fn a_small_disk_is_kept_below_its_mark_as_root() {
+    goes_on(Who::root(), "", "images go above 85% of the filesystem, down to 75%");
+}
+
+#[test]
+fn a_small_disk_that_is_full_has_room_made_and_the_pull_goes_on_as_root() {
+    let rules = "high_watermark = 100\nlow_watermark = 100\n";
+    goes_on(Who::root(), rules, "an image could not be fetched for lack of space");
+}
+
+/// Only root makes the user's small disk.
+#[test]
+fn a_users_small_disk_that_is_full_goes_on_as_root() {
+    if berth_tests::machine::is_root() {
+        let rules = "high_watermark = 100\nlow_watermark = 100\n";
+        goes_on(Who::user(), rules, "an image could not be fetched for lack of space");
+    }
+}
