@@ -22,6 +22,7 @@ mod job_namespaces;
 mod limits;
 mod logins;
 mod matrix;
+mod memory;
 mod moving;
 mod named;
 mod oci;
