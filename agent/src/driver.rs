@@ -19,6 +19,7 @@ use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
+use berth_model::login::Login;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_runtime::cgroup::Cgroup;
@@ -275,7 +276,7 @@ impl Driver {
                 }
             }
             AgentEffect::MakeJob { job, attempt, launch } => self.make_job(job, attempt, &launch),
-            AgentEffect::PrepareImage { key, launch } => self.prepare_image(key, launch),
+            AgentEffect::PrepareImage { key, launch, login } => self.prepare_image(key, launch, login),
             AgentEffect::CancelImage { key } => {
                 // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
                 self.preparing.remove(&key);
@@ -432,7 +433,7 @@ impl Driver {
         }
     }
 
-    fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>) {
+    fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>, login: Option<Login>) {
         self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
         if launch.container.is_none() && launch.enter.is_none() {
             self.ready.insert(key, Ready::nothing());
@@ -447,10 +448,10 @@ impl Driver {
                 let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
             });
             let result = match launch.enter {
-                None => node.images.prepare(&launch, &pulling),
+                None => node.images.prepare(&launch, login.as_ref(), &pulling),
                 Some(step) => {
                     enter::find(&node.paths.spool(), &node.registry, &launch, step).and_then(|entered| {
-                        let ready = node.images.prepare(&entered.launch, &pulling)?;
+                        let ready = node.images.prepare(&entered.launch, login.as_ref(), &pulling)?;
                         Ok(Ready { entered: Some(Box::new(entered)), ..ready })
                     })
                 }

@@ -14,6 +14,7 @@ use berth_images::{
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
 use berth_model::launch::StepLaunch;
+use berth_model::login::Login;
 use berth_model::spec::{ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
 use berth_step::spool::PreparedImage;
@@ -90,6 +91,13 @@ impl Ready {
     }
 }
 
+/// A step's image on its way.
+struct Pull<'a, F> {
+    launch: &'a StepLaunch,
+    login: Option<&'a Login>,
+    pulling: &'a Pulling<F>,
+}
+
 impl Images {
     /// Opens the store, or makes it. `program`: in system mode, the `berth` program.
     pub fn open(
@@ -143,19 +151,21 @@ impl Images {
         Store::open_for(&self.root, self.program.is_some().then_some(STORE_ID))
     }
 
-    /// Makes the step's image present; `pulling` is told of it.
+    /// Makes the step's image present, with the login that came with it where there is one; `pulling` is told of it.
     pub fn prepare<F: Fn(Option<u8>) + Sync>(
         &self,
         launch: &StepLaunch,
+        login: Option<&Login>,
         pulling: &Pulling<F>,
     ) -> Result<Ready, String> {
+        let pull = Pull { launch, login, pulling };
         let Some(container) = &launch.container else { return Ok(Ready::nothing()) };
         let Some(named) = &container.named else {
-            return self.make_present(launch, &container.image, pulling);
+            return self.make_present(&pull, &container.image);
         };
         loop {
             if let Some(claim) = self.kept.find(launch, container, named)? {
-                let ready = self.make_present(launch, &claim.image, pulling)?;
+                let ready = self.make_present(&pull, &claim.image)?;
                 return Ok(Ready { kept: Some(claim), ..ready });
             }
             if container.image.resolved == Some(ResolvedImage::Kept) {
@@ -165,7 +175,7 @@ impl Images {
                     named.name
                 ));
             }
-            let ready = self.make_present(launch, &container.image, pulling)?;
+            let ready = self.make_present(&pull, &container.image)?;
             if ready.resolved == Some(ResolvedImage::Host) {
                 return Err("--container-name: the node's own filesystem (host:) is no container".into());
             }
@@ -178,16 +188,25 @@ impl Images {
 
     fn make_present<F: Fn(Option<u8>) + Sync>(
         &self,
-        launch: &StepLaunch,
+        pull: &Pull<'_, F>,
         wanted: &ImageRef,
-        pulling: &Pulling<F>,
     ) -> Result<Ready, String> {
-        let helpers = self.program.as_ref().map(|program| helpers(program, &self.registries, launch));
+        let Pull { launch, login, pulling } = *pull;
+        let helpers = self
+            .program
+            .as_ref()
+            .map(|program| Helpers { login: login.cloned(), ..helpers(program, &self.registries, launch) });
+        let credentials = match login {
+            // The fetcher has it.
+            Some(login) if helpers.is_none() => credentials(launch).with_login(login),
+            _ => Ok(credentials(launch)),
+        };
+        let credentials = credentials.map_err(|e| e.to_string())?;
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
                 pulling.state().wanted = true;
-                self.resolve(&wanted.typed, launch, helpers.as_ref())?
+                self.resolve(&wanted.typed, launch, helpers.as_ref(), &credentials)?
             }
         };
         let ResolvedImage::Manifest { source, digest, insecure } = &resolved else {
@@ -219,7 +238,7 @@ impl Images {
         };
         let ensure = || match &helpers {
             Some(helpers) => helpers.ensure(&store, &manifest, &telling),
-            None => open_source(&manifest, &self.registries, &credentials(launch))
+            None => open_source(&manifest, &self.registries, &credentials)
                 .and_then(|source| store.ensure(&manifest, source.as_ref(), &telling)),
         };
         let prepared = loop {
@@ -263,6 +282,7 @@ impl Images {
         typed: &str,
         launch: &StepLaunch,
         helpers: Option<&Helpers>,
+        credentials: &Credentials,
     ) -> Result<ResolvedImage, String> {
         let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
         let directory = launch.work_dir.as_path();
@@ -272,7 +292,7 @@ impl Images {
                 let directory = Some(directory.to_path_buf());
                 let registries = self.registries.clone();
                 let options = ResolveOptions { registries, directory, ..ResolveOptions::default() };
-                resolve(&reference, &credentials(launch), &options)
+                resolve(&reference, credentials, &options)
             }
         };
         Ok(match resolved.map_err(|e| e.to_string())? {
@@ -336,6 +356,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
         }),
         environment,
         store: Some(RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
+        login: None,
     }
 }
 

@@ -264,7 +264,7 @@ async fn a_batch_script_that_outlives_the_agent_is_adopted_and_its_exit_recorded
     let spec = spec(JobKind::Batch, cluster.path(), "c");
     let script =
         BatchScript { text: "#!/bin/sh\necho begin\nsleep 2\necho end\nexit 7\n".into(), args: Vec::new() };
-    let payload = Payload { script: Some(script), env: vec!["PATH=/usr/bin:/bin".into()] };
+    let payload = Payload { script: Some(script), env: vec!["PATH=/usr/bin:/bin".into()], login: None };
     let (job, _) = submit(&cluster, &spec, &payload, None).await;
     let out = cluster.path().join(format!("slurm-{job}.out"));
     let end = Instant::now() + Duration::from_secs(20);
@@ -324,7 +324,7 @@ async fn steps_run_in_groups_that_stood_by_and_no_group_outlives_the_agent() {
         let spec = spec(JobKind::Batch, cluster.path(), &format!("g{n}"));
         let text = "#!/bin/sh\necho begin\nuntil [ -e go ]; do sleep 0.01; done\n".into();
         let script = Some(BatchScript { text, args: Vec::new() });
-        let payload = Payload { script, env: vec!["PATH=/usr/bin:/bin".into()] };
+        let payload = Payload { script, env: vec!["PATH=/usr/bin:/bin".into()], login: None };
         let _ = std::fs::remove_file(cluster.path().join("go"));
         let (job, _) = submit(&cluster, &spec, &payload, None).await;
         let out = cluster.path().join(format!("slurm-{job}.out"));

@@ -9,6 +9,7 @@ use berth_images::{
     Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
 };
 use berth_model::ByteStr;
+use berth_model::login::{Login, SealedLogin};
 use berth_model::options::Explain;
 use berth_model::spec::ResolvedImage;
 use berth_runtime::facts::is_privileged;
@@ -25,13 +26,18 @@ pub struct Resolver {
 }
 
 impl ImageResolver for Resolver {
-    fn resolve(&self, typed: &str) -> Result<ResolvedImage, String> {
+    fn resolve(&self, typed: &str) -> Result<(ResolvedImage, Option<Login>), String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
         let registries = registries_of(&reference, self.state.as_deref());
         let manifests = Manifests::from_env();
         let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
-        let resolved = resolve(&reference, &Credentials::from_env(), &options).map_err(|e| e.to_string())?;
-        Ok(match resolved {
+        let credentials = Credentials::from_env();
+        let resolved = resolve(&reference, &credentials, &options).map_err(|e| e.to_string())?;
+        let login = match &reference {
+            Reference::Registry(name) => credentials.used(&name.registry),
+            _ => None,
+        };
+        let resolved = match resolved {
             Resolved::Manifest(m) => ResolvedImage::Manifest {
                 source: m.source,
                 digest: m.digest.to_string(),
@@ -39,7 +45,15 @@ impl ImageResolver for Resolver {
             },
             Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
             Resolved::Host => ResolvedImage::Host,
-        })
+        };
+        Ok((resolved, login))
+    }
+
+    fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String> {
+        let uid = nix::unistd::geteuid().as_raw();
+        let sealed = berth_seal::seal(&key.0, uid, &login.registry, &login.secret.0);
+        let sealed = sealed.map_err(|e| format!("the login of registry {}: {e}", login.registry))?;
+        Ok(SealedLogin { registry: login.registry.clone(), sealed: sealed.into() })
     }
 
     fn explain(&self, step: &Explained, format: Explain) -> Result<String, Failure> {
@@ -136,6 +150,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         user: None,
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
+        login: None,
     }))
 }
 

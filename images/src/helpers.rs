@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use berth_model::login::Login;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,8 @@ pub struct Helpers {
     pub environment: Vec<(OsString, OsString)>,
     /// The store's identity; `None` to stay who we are.
     pub store: Option<RunAs>,
+    /// A login that came with the user's job; the fetcher alone sees it, by a pipe.
+    pub login: Option<Login>,
 }
 
 /// One line of the unpacker's report.
@@ -145,12 +148,14 @@ impl Helpers {
         let mut fetcher = Command::new(&self.program);
         fetcher.args(&self.fetch).args(["--image", &described, "--registries", &self.described()?]);
         run_as(&mut fetcher, self.user.as_ref());
+        self.announce_login(&mut fetcher);
         fetcher.env_clear().envs(self.environment.iter().cloned());
         let mut fetcher = Running::start(fetcher.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
         let (to_fetcher, from_fetcher) = (fetcher.0.stdin.take(), fetcher.0.stdout.take());
-        let (Some(to_fetcher), Some(from_fetcher)) = (to_fetcher, from_fetcher) else {
+        let (Some(mut to_fetcher), Some(from_fetcher)) = (to_fetcher, from_fetcher) else {
             return Err(start_failed("its pipes are missing"));
         };
+        self.send_login(&mut to_fetcher)?;
         let mut unpacker = Command::new(&self.program);
         unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
             "--image",
@@ -182,8 +187,12 @@ impl Helpers {
             .arg("--directory")
             .arg(directory);
         run_as(&mut resolver, self.user.as_ref());
+        self.announce_login(&mut resolver);
         resolver.env_clear().envs(self.environment.iter().cloned());
-        let mut resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        let mut resolver = Running::start(resolver.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+        if let Some(mut input) = resolver.0.stdin.take() {
+            self.send_login(&mut input)?;
+        }
         let mut text = Vec::new();
         if let Some(stdout) = resolver.0.stdout.take() {
             stdout.take(MAX_LINE).read_to_end(&mut text).map_err(|e| Error::io("resolving process", e))?;
@@ -195,6 +204,21 @@ impl Helpers {
             Ok(Answer::Failed(error)) => Err(error.sanitised()),
             Err(_) => Err(died("resolving")),
         }
+    }
+
+    /// Says that a login comes first on the standard input.
+    fn announce_login(&self, fetcher: &mut Command) {
+        if let Some(login) = &self.login {
+            fetcher.args(["--login", &login.registry, "--login-bytes", &login.secret.0.len().to_string()]);
+        }
+    }
+
+    /// No other process has the pipe yet.
+    fn send_login(&self, pipe: &mut impl Write) -> Result<()> {
+        let Some(login) = &self.login else { return Ok(()) };
+        pipe.write_all(&login.secret.0)
+            .and_then(|()| pipe.flush())
+            .map_err(|e| Error::io("fetching process", e))
     }
 
     fn described(&self) -> Result<String> {
@@ -277,6 +301,8 @@ struct Options {
     image: Option<String>,
     grant: Option<u32>,
     repair: Option<String>,
+    login: Option<String>,
+    login_bytes: u64,
 }
 
 impl Options {
@@ -309,6 +335,8 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
             "--store" => options.store = Some(PathBuf::from(&value)),
             "--image" => options.image = Some(text()?),
+            "--login" => options.login = Some(text()?),
+            "--login-bytes" => options.login_bytes = text()?.parse().map_err(|_| bad(&name))?,
             "--repair" => options.repair = Some(text()?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
@@ -351,11 +379,11 @@ pub(crate) enum SetId {
 }
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
-/// --directory DIR` writes what the reference means. Both take `--registries JSON` and `--as UID:GID:GROUPS`. Gives the exit
-/// code. Call it before any thread exists.
+/// --directory DIR` writes what the reference means. Both take `--registries JSON` and `--as UID:GID:GROUPS`; with
+/// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
-    input: impl Read,
+    mut input: impl Read,
     mut output: impl Write + Send,
 ) -> u8 {
     let become_user = |options: Options| {
@@ -376,7 +404,13 @@ pub fn fetcher_main(
             return 1;
         }
     };
-    let credentials = Credentials::from_env();
+    let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            eprintln!("berth: {error}");
+            return 1;
+        }
+    };
     if let Some(text) = &options.resolve {
         let answer = answer(text, &options, &credentials);
         let failed = matches!(answer, Answer::Failed(_));
@@ -392,6 +426,17 @@ pub fn fetcher_main(
         Err(error) => serve_fetcher(&Unopened(error), input, output),
     };
     u8::from(result.is_err())
+}
+
+/// Adds the login that comes first on `input`, if one was announced. A core file of ours would have it in it: none is made.
+fn with_login(credentials: Credentials, options: &Options, input: &mut impl Read) -> Result<Credentials> {
+    let Some(registry) = &options.login else { return Ok(credentials) };
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none)
+        .map_err(|e| Error::io("core files", e))?;
+    let mut secret = vec![0; usize::try_from(options.login_bytes.min(MAX_LINE)).unwrap_or(0)];
+    input.read_exact(&mut secret).map_err(|e| Error::io("login that came with the job", e))?;
+    credentials.with_login(&Login { registry: registry.clone(), secret: secret.into() })
 }
 
 fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {

@@ -22,6 +22,7 @@ pub mod limit;
 pub mod limits;
 pub mod link;
 pub mod listing;
+pub mod login;
 pub mod memory;
 pub mod mount;
 pub mod options;

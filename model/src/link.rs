@@ -4,6 +4,7 @@
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use crate::launch::{ImagePull, StepLaunch, StepPhase};
+use crate::login::Login;
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +164,9 @@ pub struct Start {
     pub step_time_left: Option<Span>,
     /// `--signal`: sent this long before the end of the job.
     pub warn: Option<crate::spec::WarnSignal>,
+    /// The login that came with the job or the step, for its image.
+    #[serde(skip)]
+    pub login: Option<Login>,
 }
 
 /// Which of a job's steps a signal is for.

@@ -97,6 +97,9 @@ pub struct Status {
     pub alarms: Vec<String>,
     /// Agents that it knows.
     pub agents: Vec<AgentStatus>,
+    /// Public key to which logins of registries are sealed that travel with jobs.
+    #[serde(default)]
+    pub login_key: ByteStr,
 }
 
 /// An agent, as its controller sees it.

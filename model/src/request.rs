@@ -4,6 +4,7 @@
 use crate::bytes::ByteStr;
 use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use crate::launch::{Layout, NodeShare};
+use crate::login::SealedLogin;
 use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
 use crate::state::{ExitStatus, JobState};
 use crate::time::{Span, Time};
@@ -27,6 +28,9 @@ pub struct Payload {
     pub script: Option<BatchScript>,
     /// The environment for the batch script: `NAME=value`.
     pub env: Vec<ByteStr>,
+    /// For the job's image, where its registry wanted one.
+    #[serde(default)]
+    pub login: Option<SealedLogin>,
 }
 
 /// A request that may change something. Queries do not come here: they read snapshots.

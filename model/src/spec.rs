@@ -3,6 +3,7 @@
 use crate::bytes::ByteStr;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
+use crate::login::SealedLogin;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
 use crate::x11::X11Spec;
@@ -546,6 +547,9 @@ pub struct StepSpec {
     /// `--x11`; the cookie is in the environment, under [`crate::x11::COOKIE`].
     #[serde(default)]
     pub x11: Option<X11Spec>,
+    /// For the step's own image, where its registry wanted one.
+    #[serde(default)]
+    pub login: Option<SealedLogin>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

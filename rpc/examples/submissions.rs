@@ -52,6 +52,7 @@ fn payload(bytes: usize) -> Payload {
     Payload {
         script: Some(BatchScript { text: ByteStr(text), args: Vec::new() }),
         env: (0..bytes / 128).map(variable).collect(),
+        login: None,
     }
 }
 

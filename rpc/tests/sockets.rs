@@ -97,6 +97,7 @@ impl Service for Recorder {
             accepting: true,
             alarms: vec![],
             agents: vec![],
+            login_key: berth_model::ByteStr::default(),
         })
     }
     async fn shutdown(&self) -> Result<(), Refusal> {

@@ -121,6 +121,16 @@ impl Registry {
         format!("[images]\ninsecure_registries = [\"{}\"]\n", self.host())
     }
 
+    /// From now on the user of [`LOGIN`] has this password.
+    pub fn take_only(&self, password: &str) {
+        let file = self.directory.path().join("htpasswd");
+        let line = Cmd::new("htpasswd").args(["-Bbn", LOGIN.0, password]).ok();
+        std::fs::write(&file, line.stdout).unwrap();
+        // It reads the file again when its time is another one.
+        let later = std::time::SystemTime::now() + Duration::from_secs(60);
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
+    }
+
     /// From now on it takes connections and says nothing, until [`Registry::thaw`].
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);

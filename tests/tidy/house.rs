@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-model", &[]),
     ("berth-samples", &["berth-model"]),
     ("berth-stream", &["berth-model"]),
+    ("berth-seal", &[]),
     ("berth-rpc", &["berth-model", "berth-stream"]),
     ("berth-tar", &[]),
     ("berth-oci-json", &[]),
@@ -24,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-oci", &["berth-runtime", "berth-libcontainer"]),
     ("berth-sched-core", &["berth-model"]),
     ("berth-store", &["berth-model", "berth-sched-core"]),
-    ("berth-controller", &["berth-model", "berth-rpc", "berth-sched-core", "berth-store"]),
+    ("berth-controller", &["berth-model", "berth-rpc", "berth-seal", "berth-sched-core", "berth-store"]),
     ("berth-sim", &["berth-model", "berth-sched-core", "berth-agent-core", "berth-store"]),
     ("berth-agent-core", &["berth-model"]),
     (
@@ -47,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "berth-model",
             "berth-rpc",
+            "berth-seal",
             "berth-stream",
             "berth-client",
             "berth-oci",

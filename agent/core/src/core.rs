@@ -340,7 +340,7 @@ impl AgentCore {
             let (job, attempt) = run_key;
             self.out.push(AgentEffect::MakeJob { job, attempt, launch: launch.clone() });
         }
-        self.out.push(AgentEffect::PrepareImage { key, launch: launch.clone() });
+        self.out.push(AgentEffect::PrepareImage { key, launch: launch.clone(), login: start.login });
         let step = Step {
             launch,
             timers,

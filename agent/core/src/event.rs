@@ -4,6 +4,7 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::login::Login;
 use berth_model::spec::WarnSignal;
 use berth_model::time::Time;
 use serde::{Deserialize, Serialize};
@@ -177,6 +178,8 @@ pub enum AgentEffect {
         key: StepKey,
         /// What it will run.
         launch: Box<StepLaunch>,
+        /// The login that came with it.
+        login: Option<Login>,
     },
     /// The step is not wanted any more: stop preparing. No answer is expected, a late one is ignored.
     CancelImage {

@@ -21,7 +21,14 @@ fn launch(key: StepKey) -> StepLaunch {
 }
 
 fn start(key: StepKey, term: u64) -> Start {
-    Start { term: Term(term), launch: launch(key), job_time_left: None, step_time_left: None, warn: None }
+    Start {
+        term: Term(term),
+        launch: launch(key),
+        job_time_left: None,
+        step_time_left: None,
+        warn: None,
+        login: None,
+    }
 }
 
 fn end_job(cause: EndCause) -> ToAgent {

@@ -113,6 +113,7 @@ async fn create(
         attached: true,
         enter: Some(EnterSpec { step, node: enter.node.clone() }),
         x11: None,
+        login: None,
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

@@ -21,6 +21,8 @@ pub mod submit;
 pub mod users;
 mod x11;
 
+use berth_model::ByteStr;
+use berth_model::login::{Login, SealedLogin};
 use berth_model::spec::ResolvedImage;
 pub use commands::now;
 use error::{Failure, Kind, Outcome};
@@ -35,8 +37,12 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What the full program does for the commands and a client inside a container cannot.
 pub trait ImageResolver {
-    /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the reference, the reason and the next step.
-    fn resolve(&self, typed: &str) -> Result<ResolvedImage, String>;
+    /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the reference, the reason and the next step. And the login with which its
+    /// registry was asked, where it wanted one.
+    fn resolve(&self, typed: &str) -> Result<(ResolvedImage, Option<Login>), String>;
+
+    /// Seals the caller's login to the cluster's public key.
+    fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String>;
 
     /// Plans a step as its node would, and prints the plan: see [`explain`].
     fn explain(

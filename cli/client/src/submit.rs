@@ -5,6 +5,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::{Invocation, out};
 use berth_model::limits::{LimitValue, Limits, Resource};
+use berth_model::login::{Login, SealedLogin};
 use berth_model::options::{
     self, Command, Context, Info, OptionError, Setting, Severity, Source, SubmitOptions, Submitter, Words,
 };
@@ -148,9 +149,12 @@ pub fn environment() -> Vec<(ByteStr, ByteStr)> {
     std::env::vars_os().map(|(k, v)| (ByteStr::from(k), ByteStr::from(v))).collect()
 }
 
-/// The image that the options name, resolved where there is a resolver.
-pub fn image(options: &SubmitOptions, call: &Invocation<'_>) -> Result<Option<ImageRef>, Failure> {
-    let Some(typed) = options.container.image.clone() else { return Ok(None) };
+/// The image that the options name, resolved where there is a resolver, and the login that its registry wanted.
+pub fn image(
+    options: &SubmitOptions,
+    call: &Invocation<'_>,
+) -> Result<(Option<ImageRef>, Option<Login>), Failure> {
+    let Some(typed) = options.container.image.clone() else { return Ok((None, None)) };
     let resolved = match call.resolver {
         None => None,
         Some(resolver) => {
@@ -158,7 +162,22 @@ pub fn image(options: &SubmitOptions, call: &Invocation<'_>) -> Result<Option<Im
             Some(resolver.resolve(&typed).map_err(explain)?)
         }
     };
-    Ok(Some(ImageRef { typed, resolved }))
+    let (resolved, login) = resolved.unzip();
+    Ok((Some(ImageRef { typed, resolved }), login.flatten()))
+}
+
+/// Seals a login to the cluster, to travel with what is submitted.
+pub async fn seal(
+    login: Option<&Login>,
+    call: &Invocation<'_>,
+    client: &Client,
+) -> Result<Option<SealedLogin>, Failure> {
+    let (Some(login), Some(resolver)) = (login, call.resolver) else { return Ok(None) };
+    let status = client.persist(Some(PATIENCE), |client| async move { client.status().await }).await?;
+    if status.login_key.is_empty() {
+        return Ok(None); // a controller of an earlier version
+    }
+    resolver.seal(&status.login_key, login).map(Some).map_err(Failure::user)
 }
 
 /// With `--verbose`: whom the command asks.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use serde::Deserialize;
 
+use super::carried::Used;
 use super::helper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::DEFAULT_REGISTRY;
@@ -20,6 +21,9 @@ pub struct Credentials {
     /// The file that a new login goes into.
     own: Option<PathBuf>,
     home: Option<PathBuf>,
+    /// A registry's login that is in none of them.
+    pub(super) carried: Option<(String, Identity)>,
+    pub(super) used: Used,
 }
 
 /// As whom a registry is asked.
@@ -119,7 +123,12 @@ impl Credentials {
             home.map(|h| h.join(".config/containers/auth.json")),
             user_docker,
         ];
-        Self { files: files.into_iter().flatten().collect(), own, home: home.map(Path::to_path_buf) }
+        Self {
+            files: files.into_iter().flatten().collect(),
+            own,
+            home: home.map(Path::to_path_buf),
+            ..Self::default()
+        }
     }
 
     /// The file that a new login goes into: the one that the environment names, or `~/.docker/config.json`, which

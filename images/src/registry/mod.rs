@@ -1,6 +1,7 @@
 //! A client of the OCI distribution API, blocking, for manifests and blobs of one repository.
 
 mod blob;
+mod carried;
 mod certificates;
 mod challenge;
 mod config_file;
@@ -97,6 +98,10 @@ enum Access {
 struct Session {
     authorization: Option<String>,
     identity: Option<Identity>,
+    /// The identity came with a job.
+    is_carried: bool,
+    /// What came with a job was refused: the person's own logins count.
+    carried_refused: bool,
 }
 
 #[derive(Deserialize)]
@@ -274,7 +279,17 @@ impl Client {
                     }
                     if status == StatusCode::UNAUTHORIZED && !asked {
                         asked = true;
-                        self.authenticate(response.headers())?;
+                        match self.authenticate(response.headers()) {
+                            Err(e) if e.kind() == ErrorKind::Denied && self.give_up_carried() => {
+                                asked = false
+                            }
+                            done => done?,
+                        }
+                        continue;
+                    }
+                    let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+                    if refused && self.give_up_carried() {
+                        asked = false;
                         continue;
                     }
                     let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
@@ -346,10 +361,30 @@ impl Client {
         if let Some(identity) = self.session().identity.clone() {
             return Ok(identity);
         }
-        let identity =
-            self.credentials.lookup(&self.name.registry, &self.name.repository, self.name.user.as_deref())?;
-        self.session().identity = Some(identity.clone());
+        let (registry, user) = (&self.name.registry, self.name.user.as_deref());
+        let carried = match self.session().carried_refused {
+            true => None,
+            false => self.credentials.carried(registry, user),
+        };
+        let is_carried = carried.is_some();
+        let identity = match carried {
+            Some(identity) => identity,
+            None => self.credentials.lookup(registry, &self.name.repository, user)?,
+        };
+        self.credentials.used.note(registry, &identity);
+        let mut session = self.session();
+        (session.identity, session.is_carried) = (Some(identity.clone()), is_carried);
         Ok(identity)
+    }
+
+    /// After a refusal: whether the login that came with the job was used, which from now on is not.
+    fn give_up_carried(&self) -> bool {
+        let mut session = self.session();
+        if !session.is_carried {
+            return false;
+        }
+        *session = Session { carried_refused: true, ..Session::default() };
+        true
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Result<()> {

@@ -228,6 +228,7 @@ fn helpers(
         user,
         environment,
         store,
+        login: None,
     }
 }
 

@@ -84,6 +84,7 @@ pub fn step(submission: &str) -> StepSpec {
         attached: true,
         enter: None,
         x11: None,
+        login: None,
     }
 }
 

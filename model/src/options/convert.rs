@@ -239,6 +239,7 @@ impl SubmitOptions {
             attached: true,
             enter: None,
             x11: None,
+            login: None,
         };
         Ok(Converted { spec, notes })
     }

@@ -395,6 +395,14 @@ pub struct TermSize {
     #[prost(uint32, tag = "2")]
     pub cols: u32,
 }
+/// A login of a registry that only the controller can open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedLogin {
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub sealed: ::prost::alloc::vec::Vec<u8>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepSpec {
     #[prost(string, tag = "1")]
@@ -449,6 +457,8 @@ pub struct StepSpec {
     pub enter: ::core::option::Option<EnterSpec>,
     #[prost(message, optional, tag = "26")]
     pub x11: ::core::option::Option<X11Spec>,
+    #[prost(message, optional, tag = "27")]
+    pub login: ::core::option::Option<SealedLogin>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -1629,6 +1639,8 @@ pub struct Payload {
     pub script: ::core::option::Option<BatchScript>,
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub env: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub login: ::core::option::Option<SealedLogin>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubmitRequest {
@@ -1904,6 +1916,8 @@ pub struct StatusReply {
     pub alarms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub agents: ::prost::alloc::vec::Vec<AgentStatus>,
+    #[prost(bytes = "vec", tag = "8")]
+    pub login_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2072,6 +2086,15 @@ pub struct Start {
     pub step_time_left: ::core::option::Option<i64>,
     #[prost(message, optional, tag = "5")]
     pub warn: ::core::option::Option<WarnSignal>,
+    #[prost(message, optional, tag = "6")]
+    pub login: ::core::option::Option<Login>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Login {
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllSteps {

@@ -4,6 +4,7 @@ use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::login::Login;
 use berth_model::{Attempt, JobId, StepKey};
 
 enums! {
@@ -11,7 +12,8 @@ enums! {
 }
 
 structs! {
-    Start { term, launch, job_time_left, step_time_left, warn }
+    Start { term, launch, job_time_left, step_time_left, warn, login }
+    Login { registry, secret }
 }
 
 required_member!(SignalTarget => pb::SignalTarget);

@@ -12,7 +12,7 @@ structs! {
 
 impl Field<pb::StatusReply> for Status {
     fn put(&self) -> pb::StatusReply {
-        let Status { pid, version, state_dir, since, accepting, alarms, agents } = self;
+        let Status { pid, version, state_dir, since, accepting, alarms, agents, login_key } = self;
         pb::StatusReply {
             pid: *pid,
             version: version.clone(),
@@ -21,10 +21,11 @@ impl Field<pb::StatusReply> for Status {
             accepting: *accepting,
             alarms: alarms.clone(),
             agents: agents.put(),
+            login_key: login_key.put(),
         }
     }
     fn get(wire: pb::StatusReply) -> Result<Self, Malformed> {
-        let pb::StatusReply { pid, version, state_dir, since, accepting, alarms, agents } = wire;
+        let pb::StatusReply { pid, version, state_dir, since, accepting, alarms, agents, login_key } = wire;
         Ok(Status {
             pid,
             version,
@@ -33,6 +34,7 @@ impl Field<pb::StatusReply> for Status {
             accepting,
             alarms,
             agents: Field::get(agents)?,
+            login_key: Field::get(login_key)?,
         })
     }
 }

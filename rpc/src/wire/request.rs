@@ -12,7 +12,7 @@ enums! {
 }
 
 structs! {
-    Payload { script, env }
+    Payload { script, env, login }
     CancelRequest { jobs, user, name, partition, account, states, nodes, signal, batch, full }
     Refusal { code, message }
 }

@@ -7,6 +7,7 @@ use berth_model::launch::{
     ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
+use berth_model::login::SealedLogin;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
@@ -71,8 +72,9 @@ structs! {
         submission, name, tasks, nodes, tasks_per_node, cpus_per_task, memory, gres, overlap, exact, immediate,
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
-        x11,
+        x11, login,
     }
+    SealedLogin { registry, sealed }
     EnterSpec { step, node }
     X11Spec { display, nodes }
     NodeShare { cpus, memory, gres }

@@ -234,6 +234,7 @@ impl Arbitrary for Status {
             accepting: Arbitrary::arbitrary(r),
             alarms: Arbitrary::arbitrary(r),
             agents: Arbitrary::arbitrary(r),
+            login_key: Arbitrary::arbitrary(r),
         }
     }
 }

@@ -105,6 +105,9 @@ pub enum Effect {
         /// For a `Start` whose script and environment are in the store: fill them in before sending, with
         /// [`crate::fill_payload`].
         payload: Option<PayloadKey>,
+        /// For a `Start` for whose image a sealed login is in the store: open it before sending. It may be gone: the
+        /// image is fetched without it then.
+        login: Option<PayloadKey>,
     },
     /// Close a connection.
     Disconnect {

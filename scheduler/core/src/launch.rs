@@ -88,6 +88,7 @@ pub(crate) fn start(
         job_time_left: run.limit.map(|end| end.since(common.now)),
         step_time_left: step_end.map(|end| end.since(common.now)),
         warn: spec.warn_signal,
+        login: None,
     };
     Some((start, payload))
 }

@@ -51,6 +51,9 @@ pub struct SpecRow {
     /// The step that starts with the allocation, without its environment.
     #[serde(default)]
     pub first_step: Option<Arc<StepSpec>>,
+    /// A login for its image came with it.
+    #[serde(default)]
+    pub login: bool,
 }
 
 /// Who holds a job back.
@@ -195,6 +198,9 @@ pub struct StepRow {
     /// How it ended.
     #[serde(default)]
     pub result: Option<StepResult>,
+    /// A login for its own image came with it.
+    #[serde(default)]
+    pub login: bool,
 }
 
 /// A step's part on one node.

@@ -24,11 +24,13 @@ pub(crate) struct Spec {
     pub(crate) time_limit: TimeLimit,
     pub(crate) submitted: Time,
     pub(crate) first_step: Option<Arc<StepSpec>>,
+    pub(crate) login: bool,
 }
 
 impl Spec {
     pub(crate) fn new(row: SpecRow, common: &mut Common) -> Spec {
-        let SpecRow { job, mut spec, identity, partition, time_limit, submitted, first_step, .. } = row;
+        let SpecRow { job, mut spec, identity, partition, time_limit, submitted, first_step, login, .. } =
+            row;
         Spec {
             job,
             submission: std::mem::take(&mut spec.submission.0).into(),
@@ -42,6 +44,7 @@ impl Spec {
             time_limit,
             submitted,
             first_step,
+            login,
         }
     }
 
@@ -77,6 +80,7 @@ impl Spec {
             time_limit: self.time_limit,
             submitted: self.submitted,
             first_step: None,
+            login: self.login,
         }
     }
 
@@ -98,6 +102,7 @@ impl Spec {
             time_limit: self.time_limit,
             submitted: self.submitted,
             first_step: self.first_step.clone(),
+            login: self.login,
         }
     }
 }

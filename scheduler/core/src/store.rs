@@ -15,6 +15,27 @@ pub enum PayloadKey {
     Job(JobId),
     /// The environment of one step.
     Step(JobId, StepId),
+    /// The sealed login for the image of a job, or of a whole array; kept no longer than these.
+    Login(JobId),
+    /// That of one step's own image; kept no longer than the step.
+    StepLogin(JobId, StepId),
+}
+
+impl PayloadKey {
+    /// Whose it is.
+    pub fn job(self) -> JobId {
+        match self {
+            PayloadKey::Job(job)
+            | PayloadKey::Step(job, _)
+            | PayloadKey::Login(job)
+            | PayloadKey::StepLogin(job, _) => job,
+        }
+    }
+
+    /// Whether it is a login.
+    pub fn is_login(self) -> bool {
+        matches!(self, PayloadKey::Login(_) | PayloadKey::StepLogin(..))
+    }
 }
 
 /// One change of durable state. Rows carry their version; a later one with the same key replaces an earlier.

@@ -2,11 +2,13 @@
 //! environments filled in from the store on the way.
 
 use crate::driver::{Input, Outgoing};
-use berth_model::link::ToAgent;
+use crate::logins::Logins;
+use berth_model::link::{Start, ToAgent};
 use berth_model::request::Payload;
 use berth_rpc::AgentConnection;
 use berth_sched_core::{PayloadKey, fill_payload};
 use berth_store::Reader;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use tokio::sync::mpsc;
 
@@ -15,7 +17,7 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 16_384;
 
 /// Takes the link over.
-pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>, reader: Reader) {
+pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>, filling: Filling) {
     let (queue, outgoing) = mpsc::channel(QUEUE);
     let AgentConnection { node, mut incoming, outgoing: wire } = link;
     let opened = Input::AgentOpened { node: node.clone(), connection, queue };
@@ -23,7 +25,7 @@ pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>
         return; // stopping
     }
     tracing::info!("{node}: its agent has connected");
-    let mut telling = tokio::spawn(tell(outgoing, wire, reader));
+    let mut telling = tokio::spawn(tell(outgoing, wire, filling));
     tokio::spawn(async move {
         loop {
             let message = tokio::select! {
@@ -43,40 +45,67 @@ pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>
     });
 }
 
-async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent>, reader: Reader) {
+/// What a Start is filled in from.
+#[derive(Clone)]
+pub(crate) struct Filling {
+    pub(crate) reader: Reader,
+    pub(crate) logins: Arc<Logins>,
+}
+
+impl Filling {
+    /// The payload that the store has.
+    async fn read(&self, key: PayloadKey) -> Result<Option<Payload>, String> {
+        let reader = self.reader.clone();
+        let read = tokio::task::spawn_blocking(move || reader.payload(key)).await;
+        read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+
+    /// Opens the login that came with the job, for its owner.
+    async fn login(&self, start: &mut Start, key: PayloadKey) -> Result<(), String> {
+        let Some(sealed) = self.read(key).await?.and_then(|payload| payload.login) else { return Ok(()) };
+        start.login = self.logins.unseal(start.launch.identity.uid, &sealed);
+        if start.login.is_none() {
+            tracing::warn!(
+                "{}: the login for registry {} that came with it was sealed to another key: it is fetched without",
+                start.launch.key,
+                sealed.registry
+            );
+        }
+        Ok(())
+    }
+}
+
+async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent>, filling: Filling) {
     // The tasks of an array, which follow each other, share one.
     let mut last: Option<(PayloadKey, Payload)> = None;
-    while let Some(Outgoing { mut message, payload }) = outgoing.recv().await {
+    while let Some(Outgoing { mut message, payload, login }) = outgoing.recv().await {
         if let (ToAgent::Start(start), Some(key)) = (&mut message, payload) {
             if let Some((_, payload)) = last.as_ref().filter(|(of, _)| *of == key) {
                 fill_payload(&mut start.launch, payload);
-                if wire.send(message).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            let reader = reader.clone();
-            let read = tokio::task::spawn_blocking(move || reader.payload(key)).await;
-            match read {
-                Ok(Ok(Some(payload))) => {
-                    fill_payload(&mut start.launch, &payload);
-                    last = matches!(key, PayloadKey::Job(_)).then_some((key, payload));
-                }
-                Ok(Ok(None)) => {
-                    // Ended meanwhile: its end follows in the queue.
-                    tracing::debug!("{}: not started, it is over", start.launch.key);
-                    continue;
-                }
-                // The agent comes back and is told again.
-                Ok(Err(e)) => {
-                    tracing::error!("{}: {e}", start.launch.key);
-                    return;
-                }
-                Err(e) => {
-                    tracing::error!("{}: {e}", start.launch.key);
-                    return;
+            } else {
+                match filling.read(key).await {
+                    Ok(Some(payload)) => {
+                        fill_payload(&mut start.launch, &payload);
+                        last = matches!(key, PayloadKey::Job(_)).then_some((key, payload));
+                    }
+                    Ok(None) => {
+                        // Ended meanwhile: its end follows in the queue.
+                        tracing::debug!("{}: not started, it is over", start.launch.key);
+                        continue;
+                    }
+                    // The agent comes back and is told again.
+                    Err(e) => {
+                        tracing::error!("{}: {e}", start.launch.key);
+                        return;
+                    }
                 }
             }
+        }
+        if let (ToAgent::Start(start), Some(key)) = (&mut message, login)
+            && let Err(e) = filling.login(start, key).await
+        {
+            tracing::error!("{}: {e}", start.launch.key);
+            return;
         }
         if wire.send(message).await.is_err() {
             return;

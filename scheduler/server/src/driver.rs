@@ -52,6 +52,7 @@ pub(crate) type Answer = Result<Response, Refusal>;
 pub(crate) struct Outgoing {
     pub(crate) message: ToAgent,
     pub(crate) payload: Option<PayloadKey>,
+    pub(crate) login: Option<PayloadKey>,
 }
 
 /// Several events' outcomes on their way to one commit.
@@ -373,9 +374,9 @@ impl Driver {
                     let _ = reply.send(result);
                 }
             }
-            Effect::Send { connection, message, payload } => {
+            Effect::Send { connection, message, payload, login } => {
                 let Some((node, queue)) = self.agents.get(&connection) else { return };
-                if let Err(e) = queue.try_send(Outgoing { message, payload }) {
+                if let Err(e) = queue.try_send(Outgoing { message, payload, login }) {
                     tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
                     self.agents.remove(&connection);
                 }

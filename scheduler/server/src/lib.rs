@@ -10,6 +10,7 @@ mod driver;
 mod ends;
 mod identity;
 mod leases;
+mod logins;
 mod queries;
 mod service;
 mod settings;
@@ -20,6 +21,7 @@ mod watchers;
 use crate::clock::ClusterClock;
 use crate::driver::{Driver, Input, Started};
 use crate::identity::Identities;
+use crate::logins::Logins;
 use crate::service::Controller;
 use crate::state::{PidFile, StateDir};
 use berth_rpc::Listeners;
@@ -105,6 +107,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
     let dir = StateDir::prepare(&options.state_dir)?;
     let store = SqliteStore::open(&dir.database())?;
+    let logins = Logins::open(&dir.login_key())?;
     let reader = store.reader();
     let clock = ClusterClock::start(store.clock()?).map_err(system("CLOCK_BOOTTIME"))?;
 
@@ -130,6 +133,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
         inputs.clone(),
         reader,
         Arc::clone(&shared),
+        logins,
         stop,
     ));
     let leases = controller.leases();

@@ -5,6 +5,7 @@ use crate::driver::Input;
 use crate::ends::Ends;
 use crate::identity::Identities;
 use crate::leases::Leases;
+use crate::logins::Logins;
 use crate::queries;
 use crate::shared::Shared;
 use berth_model::config::Config;
@@ -35,6 +36,7 @@ pub(crate) struct Controller {
     inputs: Sender<Input>,
     reader: Reader,
     shared: Arc<Shared>,
+    logins: Arc<Logins>,
     leases: Leases,
     ends: Ends,
     queue: Semaphore,
@@ -71,6 +73,7 @@ impl Controller {
         inputs: Sender<Input>,
         reader: Reader,
         shared: Arc<Shared>,
+        logins: Logins,
         stop: watch::Sender<bool>,
     ) -> Controller {
         Controller {
@@ -81,6 +84,7 @@ impl Controller {
             inputs,
             reader,
             shared,
+            logins: Arc::new(logins),
             leases: Leases::default(),
             ends: Ends::default(),
             queue: Semaphore::new(QUEUE),
@@ -117,6 +121,7 @@ impl Service for Controller {
     }
 
     async fn request(&self, actor: Actor, body: Request) -> Result<Response, Refusal> {
+        self.logins.check(actor.identity.uid, &body)?;
         let driven = matches!(&body, Request::Submit { spec, .. } if spec.kind != JobKind::Batch);
         // A step may wait for its resources for hours: it holds no place in the queue.
         let place = match body {
@@ -206,6 +211,7 @@ impl Service for Controller {
             accepting: self.shared.accepting(),
             alarms: self.shared.alarms(),
             agents,
+            login_key: self.logins.public().into(),
         })
     }
 
@@ -216,7 +222,8 @@ impl Service for Controller {
 
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
         let number = self.shared.next_connection();
-        agents::take(number, connection, self.inputs.clone(), self.reader.clone());
+        let store = agents::Filling { reader: self.reader.clone(), logins: Arc::clone(&self.logins) };
+        agents::take(number, connection, self.inputs.clone(), store);
         Ok(())
     }
 }

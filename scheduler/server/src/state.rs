@@ -66,6 +66,10 @@ impl StateDir {
         self.root.join("db")
     }
 
+    pub(crate) fn login_key(&self) -> PathBuf {
+        self.root.join("private/login.key")
+    }
+
     fn public_socket(&self) -> PathBuf {
         self.root.join("run/controller.sock")
     }

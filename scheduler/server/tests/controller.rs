@@ -162,7 +162,7 @@ fn payload(size: usize) -> Payload {
     text.resize(size / 2, b'x');
     let env =
         (0..size / 2 / 64).map(|i| ByteStr::from(format!("VARIABLE_{i:03}={}", "v".repeat(50)))).collect();
-    Payload { script: Some(BatchScript { text: ByteStr(text), args: vec![] }), env }
+    Payload { script: Some(BatchScript { text: ByteStr(text), args: vec![] }), env, login: None }
 }
 
 async fn submit(client: &Client, spec: &JobSpec) -> Result<JobId, RpcError> {
@@ -568,7 +568,7 @@ async fn child_on_a_small_disk() {
     let controller = Running::start(&state);
     let client = connect(&state).await;
     let _agent = agent(&state, 2).await;
-    let large = Payload { script: payload(120_000).script, env: vec![] };
+    let large = Payload { script: payload(120_000).script, env: vec![], login: None };
     let mut ids = Vec::new();
     let refusal = loop {
         match client

@@ -4,6 +4,7 @@
 use crate::store::ModelStore;
 use crate::world::{Happening, World};
 use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
+use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
     ArraySpec, BatchScript, Identity, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, ResourceRequest,
@@ -352,6 +353,7 @@ impl World {
         let payload = Payload {
             script: Some(BatchScript { text: text.into(), args: Vec::new() }),
             env: vec!["HOME=/".into()],
+            login: self.rng.permille(200).then(|| SealedLogin { registry: "r".into(), sealed: "s".into() }),
         };
         Request::Submit { spec: Box::new(spec), payload, first_step: None, test_only: self.rng.permille(30) }
     }
@@ -398,6 +400,7 @@ impl World {
             time_limit: self.rng.permille(100).then_some(TimeLimit::Minutes(1)),
             attached: false,
             enter: None,
+            login: None,
             x11: None,
         }
     }

@@ -300,9 +300,12 @@ impl World {
                 let after = Span(self.rng.between(50, 5000));
                 self.plan(after, Happening::Client(ClientAct::Answer(request, Box::new(result))));
             }
-            Effect::Send { connection, mut message, payload } => {
+            Effect::Send { connection, mut message, payload, login } => {
                 if let (ToAgent::Start(start), Some(key)) = (&mut message, payload) {
                     fill_payload(&mut start.launch, &self.store.payload(key)?);
+                }
+                if login.is_some_and(|key| self.store.payload(key).is_ok()) {
+                    self.count("starts with a login");
                 }
                 let node = self.machines.values().find(|m| m.connection == Some(connection));
                 if let Some(node) = node.map(|m| m.name.clone()) {

@@ -20,6 +20,8 @@ const RESTART_FROM: u64 = 64 << 20;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a page, and about those of a frame of the log.
 const PAGE: u64 = 4096;
+/// How long cutting the log may wait for others, and they for it: it is tried again.
+const CUT_WAIT: Duration = Duration::from_millis(50);
 /// How many commits are many.
 const MANY: u32 = 64;
 
@@ -27,6 +29,7 @@ const MANY: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
     restart: Arc<AtomicBool>,
+    wipe: Arc<AtomicBool>,
     commits: Arc<AtomicU32>,
     turn: Arc<Turn>,
     /// Most bytes of the log that are not in the database.
@@ -73,16 +76,19 @@ impl Checkpointer {
         let database = database.to_path_buf();
         let restart = Arc::new(AtomicBool::new(false));
         let wanted = Arc::clone(&restart);
+        let wipe = Arc::new(AtomicBool::new(false));
+        let to_wipe = Arc::clone(&wipe);
         let commits = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&commits);
         let turn = Arc::new(Turn::default());
         let shared = Arc::clone(&turn);
-        let thread = std::thread::Builder::new()
-            .name("checkpoint".to_string())
-            .spawn(move || work(&database, &woken, &wanted, &counted, &shared))?;
+        let thread = std::thread::Builder::new().name("checkpoint".to_string()).spawn(move || {
+            work(&database, &woken, &Wishes { restart: &wanted, wipe: &to_wipe }, &counted, &shared)
+        })?;
         let complaint = Complaint::default();
         Ok(Checkpointer {
             restart,
+            wipe,
             commits,
             turn,
             most_behind,
@@ -90,6 +96,11 @@ impl Checkpointer {
             wake: Some(wake),
             thread: Some(thread),
         })
+    }
+
+    /// Says that the next commit deleted what is to be in no file any more: the log is copied and cut to nothing soon.
+    pub(crate) fn wipe(&self) {
+        self.wipe.store(true, Ordering::Release);
     }
 
     /// Says that something was committed on `writer`; copies the rest of the log when that is asked for. `full`: the
@@ -133,7 +144,26 @@ impl Drop for Checkpointer {
     }
 }
 
-fn work(database: &Path, woken: &Receiver<()>, restart: &AtomicBool, commits: &AtomicU32, turn: &Turn) {
+/// What is asked of the thread and of the writer.
+struct Wishes<'a> {
+    restart: &'a AtomicBool,
+    wipe: &'a AtomicBool,
+}
+
+/// Cuts the log to nothing; false while a reader or the writer is at work.
+fn cut(database: &Path, turn: &Turn) -> rusqlite::Result<bool> {
+    let connection = schema::connect(database, true)?;
+    connection.busy_timeout(CUT_WAIT)?;
+    let _turn = turn.take();
+    match checkpoint(&connection, "TRUNCATE") {
+        Ok((hindered, _, _)) => Ok(hindered == 0),
+        Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn work(database: &Path, woken: &Receiver<()>, wishes: &Wishes<'_>, commits: &AtomicU32, turn: &Turn) {
+    let Wishes { restart, wipe } = *wishes;
     let log = beside(database, "-wal");
     let size = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
     let mut connection: Option<Connection> = None;
@@ -145,6 +175,15 @@ fn work(database: &Path, woken: &Receiver<()>, restart: &AtomicBool, commits: &A
         match woken.recv_timeout(Duration::from_secs(5)) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if wipe.swap(false, Ordering::AcqRel) {
+            let outcome = cut(database, turn);
+            complaint.hear(database, &outcome);
+            if matches!(outcome, Ok(true)) {
+                done = 0;
+            } else {
+                wipe.store(true, Ordering::Release);
+            }
         }
         let early = last.is_some_and(|at| at.elapsed() < PAUSE);
         let few = commits.load(Ordering::Relaxed) < MANY;

@@ -1,6 +1,7 @@
 //! What rows hold, as bytes. The simulator keeps its rows in this form too.
 
 use berth_model::ByteStr;
+use berth_model::login::SealedLogin;
 use berth_model::request::Payload;
 use berth_model::spec::BatchScript;
 use berth_sched_core::{JobRow, MetaRow, NodeRow, SpecRow, StepRow};
@@ -51,8 +52,8 @@ impl Content for Payload {
 }
 
 /// The form of payload rows: lengths and bytes, because scripts and environments are most of what is written. Version
-/// 1 was JSON.
-pub(crate) const PAYLOAD_VERSION: u32 = 2;
+/// 1 was JSON; version 2 had no logins.
+pub(crate) const PAYLOAD_VERSION: u32 = 3;
 
 /// A payload as its row holds it: whether there is a script, its text and arguments, and the environment.
 fn payload_bytes(payload: &Payload) -> Vec<u8> {
@@ -75,6 +76,10 @@ fn payload_bytes(payload: &Payload) -> Vec<u8> {
     }
     count(&mut out, payload.env.len());
     payload.env.iter().for_each(|variable| put(&mut out, variable));
+    if let Some(SealedLogin { registry, sealed }) = &payload.login {
+        put(&mut out, &registry.as_str().into());
+        put(&mut out, sealed);
+    }
     out
 }
 
@@ -100,8 +105,15 @@ fn payload_of(bytes: &[u8]) -> Option<Payload> {
         1 => Some(BatchScript { text: text(&mut rest)?, args: texts(&mut rest)? }),
         _ => return None,
     };
-    let payload = Payload { script, env: texts(&mut rest)? };
-    rest.is_empty().then_some(payload)
+    let env = texts(&mut rest)?;
+    let login = match rest.is_empty() {
+        true => None,
+        false => {
+            let registry = String::from_utf8(text(&mut rest)?.0).ok()?;
+            Some(SealedLogin { registry, sealed: text(&mut rest)? })
+        }
+    };
+    rest.is_empty().then_some(Payload { script, env, login })
 }
 
 #[cfg(test)]
@@ -115,8 +127,8 @@ mod tests {
             BatchScript { text: ByteStr(b"#!/bin/sh\n\xff\n".to_vec()), args: texts(&[b"", b"a b"]) };
         let env = texts(&[b"A=1", b"B=\xc3\x28", b""]);
         for payload in [
-            Payload { script: Some(script), env: env.clone() },
-            Payload { script: None, env },
+            Payload { script: Some(script), env: env.clone(), login: None },
+            Payload { script: None, env, login: None },
             Payload::default(),
         ] {
             let bytes = payload_bytes(&payload);
@@ -127,5 +139,10 @@ mod tests {
             assert_eq!(payload_of(&[&bytes[..], b"x"].concat()), None);
         }
         assert_eq!(payload_of(&[1, 255, 255, 255, 255]), None, "a length beyond the end");
+        let sealed = SealedLogin { registry: "r.io:5000".into(), sealed: ByteStr(vec![0, 255]) };
+        let with_login = Payload { login: Some(sealed), ..Payload::default() };
+        let bytes = payload_bytes(&with_login);
+        assert_eq!(payload_of(&bytes).as_ref(), Some(&with_login));
+        assert_eq!(payload_of(&bytes[..bytes.len() - 1]), None);
     }
 }

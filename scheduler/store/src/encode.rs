@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The job's own script and environment, beside those of its steps.
 const OF_JOB: i64 = -3;
+/// The login of the job's image; below it those of steps.
+const LOGIN: i64 = -4;
 
 /// A step's place in its tables' keys: in the order in which steps are listed.
 pub(crate) fn step_number(step: StepId) -> i64 {
@@ -27,6 +29,9 @@ pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
     match key {
         PayloadKey::Job(job) => (job.0, OF_JOB),
         PayloadKey::Step(job, step) => (job.0, step_number(step)),
+        PayloadKey::Login(job) => (job.0, LOGIN),
+        // The smallest step is the batch script's, -2.
+        PayloadKey::StepLogin(job, step) => (job.0, LOGIN - 3 - step_number(step)),
     }
 }
 
@@ -34,7 +39,7 @@ pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
 pub(crate) fn decode_payload(path: &Path, row: &Row<'_>) -> Result<Payload, StoreError> {
     let raw = RawRow::take(path, row)?;
     raw.not_newer(path, PAYLOAD_VERSION)?;
-    let content = if raw.version < i64::from(PAYLOAD_VERSION) {
+    let content = if raw.version <= 1 {
         serde_json::from_slice(&raw.content).map_err(|e| e.to_string())
     } else {
         Payload::from_bytes(&raw.content)
@@ -136,6 +141,21 @@ pub(crate) fn decode_all<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn payloads_have_places_of_their_own() {
+        use berth_model::JobId;
+        let steps = [StepId::Batch, StepId::Interactive, StepId::Number(0), StepId::Number(u32::MAX)];
+        let job = JobId(1);
+        let mut places: Vec<_> =
+            [PayloadKey::Job(job), PayloadKey::Login(job)].into_iter().map(payload_key).collect();
+        places.extend(steps.iter().map(|s| payload_key(PayloadKey::Step(job, *s))));
+        places.extend(steps.iter().map(|s| payload_key(PayloadKey::StepLogin(job, *s))));
+        let count = places.len();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), count);
+    }
 
     fn decoded(count: usize) -> Result<Vec<usize>, StoreError> {
         let mut numbers = 0..count;

@@ -67,6 +67,8 @@ pub(crate) fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> 
     // The checkpointing thread decides when.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     if write {
+        // Of a deleted row no byte stays: logins were in some.
+        connection.pragma_update(None, "secure_delete", true)?;
         connection.pragma_update(None, "cache_size", -16_384)?;
     } else {
         connection.pragma_update(None, "query_only", true)?;

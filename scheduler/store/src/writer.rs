@@ -276,6 +276,9 @@ impl Store for SqliteStore {
         };
         match applied {
             Ok(()) => {
+                if writes.iter().any(|w| matches!(w, Write::DeletePayload(key) if key.is_login())) {
+                    self.checkpointer.wipe();
+                }
                 self.checkpointer.committed(&self.connection, self.full);
                 Ok(())
             }

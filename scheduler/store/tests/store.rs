@@ -5,6 +5,7 @@
 use berth_model::config::Config;
 use berth_model::launch::{NodeShare, StepExit, Usage};
 use berth_model::link::EndCause;
+use berth_model::login::SealedLogin;
 use berth_model::query::AccountingQuery;
 use berth_model::request::Payload;
 use berth_model::spec::{BatchScript, Identity, IoSpec, JobKind, JobSpec, ResourceRequest, TimeLimit};
@@ -67,6 +68,7 @@ fn spec(job: u32) -> Write {
         time_limit: TimeLimit::Minutes(5),
         submitted: Time(i64::from(job)),
         first_step: None,
+        login: false,
     }))
 }
 
@@ -140,6 +142,7 @@ fn step(job: u32) -> Write {
             message: None,
             ended: Time(60),
         }),
+        login: false,
     }))
 }
 
@@ -148,7 +151,7 @@ fn payload(job: u32, size: usize) -> Write {
     let env = vec![ByteStr(b"A=\xfe\n".to_vec())];
     Write::PutPayload {
         key: PayloadKey::Job(JobId(job)),
-        payload: Arc::new(Payload { script: Some(script), env }),
+        payload: Arc::new(Payload { script: Some(script), env, login: None }),
     }
 }
 
@@ -306,11 +309,11 @@ fn scripts_of_earlier_versions_are_read_and_those_of_later_ones_refused() {
     let read = |job| store.reader().payload(PayloadKey::Job(JobId(job)));
     let args = vec![ByteStr::from("a b"), ByteStr(vec![0xff, b'\n'])];
     let script = Some(BatchScript { text: "#!/bin/sh\n".into(), args });
-    assert_eq!(read(1).unwrap(), Some(Payload { script, env: vec!["A=1".into()] }));
+    assert_eq!(read(1).unwrap(), Some(Payload { script, env: vec!["A=1".into()], login: None }));
     let damaged = read(2).unwrap_err();
     assert!(matches!(damaged, StoreError::Damaged { .. }), "{damaged}");
     let newer = read(3).unwrap_err().to_string();
-    assert!(newer.contains("row version 9, this version knows up to 2"), "{newer}");
+    assert!(newer.contains("row version 9, this version knows up to 3"), "{newer}");
 }
 
 #[test]
@@ -570,4 +573,49 @@ fn a_full_disk_keeps_exits_durable() {
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("small disk survived"), "{text}");
+}
+
+/// Whether the bytes are anywhere in the directory's files.
+fn holds(dir: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let content = std::fs::read(entry.unwrap().path()).unwrap();
+        content.windows(bytes.len()).any(|w| w == bytes)
+    })
+}
+
+#[test]
+fn of_a_login_that_was_deleted_no_byte_is_left_in_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("db");
+    let mut store = SqliteStore::open(&db).unwrap();
+    let sealed = b"this-is-what-a-client-sealed".repeat(40);
+    let login = |n: u32| SealedLogin {
+        registry: "r.io".into(),
+        sealed: ByteStr([sealed.as_slice(), &n.to_le_bytes()].concat()),
+    };
+    let put = |n: u32| Write::PutPayload {
+        key: PayloadKey::Login(JobId(n)),
+        payload: Arc::new(Payload { login: Some(login(n)), ..Payload::default() }),
+    };
+    // Before and after a copy of the log into the database, in pages that are shared with others.
+    for n in 1..40 {
+        commit(&mut store, &[put(n), payload(n, 2000)]).unwrap();
+    }
+    drop(store);
+    let mut store = SqliteStore::open(&db).unwrap();
+    commit(&mut store, &[put(40)]).unwrap();
+    assert!(holds(&db, &sealed));
+    let reader = store.reader();
+    let found = reader.payload(PayloadKey::Login(JobId(7))).unwrap();
+    assert_eq!(found.unwrap().login, Some(login(7)));
+    for n in 1..=40 {
+        commit(&mut store, &[Write::DeletePayload(PayloadKey::Login(JobId(n)))]).unwrap();
+    }
+    // The log is cut by a thread of its own.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while holds(&db, &sealed) {
+        assert!(Instant::now() < deadline, "the login is still in the files");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(reader.payload(PayloadKey::Login(JobId(7))).unwrap().is_none());
 }

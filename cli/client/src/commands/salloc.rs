@@ -35,7 +35,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let argv = if words.rest.is_empty() { vec![shell()] } else { words.rest };
     let command = argv.first().cloned().unwrap_or_default();
     let by = submit::submitter(call, "interactive".to_string(), command)?;
-    let image = submit::image(&options, call)?;
+    let (image, login) = submit::image(&options, call)?;
     let converted = options.job_spec(&by, image).map_err(|e| submit::bad_option(Submit::Salloc, &e))?;
     submit::warn(Submit::Salloc, &converted.notes, options.quiet);
     if let Some(nodes) = options.x11 {
@@ -59,8 +59,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
             let command = Submit::Salloc;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
-        let response =
-            submit::submit(Submit::Salloc, &client, &converted.spec, &Payload::default(), None, false).await;
+        let login = submit::seal(login.as_ref(), call, &client).await?;
+        let payload = Payload { login, ..Payload::default() };
+        let response = submit::submit(Submit::Salloc, &client, &converted.spec, &payload, None, false).await;
         let response = response.map_err(|e| submit::refused(Submit::Salloc.failed(), e))?;
         let Response::Submitted { job, notes, .. } = response else {
             return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));

@@ -50,12 +50,13 @@ fn run(call: &Invocation<'_>) -> Outcome {
     }
     let options = submit::resolve(Submit::Sbatch, words.settings, directives.settings)?;
     let by = submit::submitter(call, script.name, script.command)?;
-    let image = submit::image(&options, call)?;
+    let (image, login) = submit::image(&options, call)?;
     let converted = options.job_spec(&by, image).map_err(bad)?;
     submit::warn(Submit::Sbatch, &converted.notes, options.quiet);
     submit::warn(Submit::Sbatch, &missing(&options, &converted.spec), options.quiet);
     let env = options.environment(&submit::environment(), &by, false);
-    let payload = Payload { script: Some(BatchScript { text: script.text, args: script.args }), env };
+    let mut payload =
+        Payload { script: Some(BatchScript { text: script.text, args: script.args }), env, login: None };
     let site = call.site()?;
     submit::announce(&options, &site);
     block_on(async {
@@ -65,6 +66,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             let command = Submit::Sbatch;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
+        payload.login = submit::seal(login.as_ref(), call, &client).await?;
         let response =
             submit::submit(Submit::Sbatch, &client, &converted.spec, &payload, None, options.test_only).await;
         let response = response.map_err(|e| failed(e, options.test_only))?;

@@ -10,6 +10,7 @@ use crate::site::Site;
 use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, block_on, out, x11};
+use berth_model::login::SealedLogin;
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -50,16 +51,17 @@ fn run(call: &Invocation<'_>) -> Outcome {
     }
     let name = program.as_path().file_name().unwrap_or_default().as_bytes();
     let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
-    let image = submit::image(&options, call)?;
+    let (image, login) = submit::image(&options, call)?;
     let x11 = options.x11.map(x11::forward).transpose()?;
     let site = call.site()?;
     submit::announce(&options, &site);
-    let run = Run { options, by, argv, image, x11, site };
+    let mut run = Run { options, by, argv, image, login: None, x11, site };
     block_on(async {
         let client = run.site.connect_patiently().await?;
         if let Some(format) = run.options.explain {
             return run.explain(&client, call, format).await;
         }
+        run.login = submit::seal(login.as_ref(), call, &client).await?;
         match run.options.jobid.clone() {
             Some(selector) => run.inside(&client, &selector).await,
             None => run.outside(&client).await,
@@ -72,6 +74,7 @@ struct Run {
     by: options::Submitter,
     argv: Vec<ByteStr>,
     image: Option<ImageRef>,
+    login: Option<SealedLogin>,
     x11: Option<x11::Forward>,
     site: Site,
 }
@@ -87,6 +90,7 @@ impl Run {
             .map_err(|e| submit::bad_option(Submit::Srun, &e))?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let mut spec = converted.spec;
+        spec.login.clone_from(&self.login);
         if let Some(forward) = &self.x11 {
             spec.x11 = Some(forward.spec.clone());
             spec.env.push(forward.variable.clone());

@@ -99,7 +99,7 @@ impl Cluster {
 
     fn turn_away(&mut self, connection: u64, why: String) {
         let message = ToAgent::Refused(why.clone());
-        self.out.effects.push(Effect::Send { connection, message, payload: None });
+        self.out.effects.push(Effect::Send { connection, message, payload: None, login: None });
         self.out.effects.push(Effect::Disconnect { connection, why });
     }
 

@@ -3,6 +3,7 @@
 use super::Cluster;
 use super::timers::Timer;
 use crate::rows::{Allocation, JobResult, Phase, Run, StepResult, StepRow};
+use crate::store::{PayloadKey, Write};
 use crate::tasks::Tasks;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, Uid};
 use berth_model::launch::{StepExit, Usage};
@@ -145,6 +146,9 @@ impl Cluster {
         let result = judge(step, limit, now);
         step.result = Some(result.clone());
         let verdict = follow(step, &result);
+        if step.login {
+            self.wipe(PayloadKey::StepLogin(job, id));
+        }
         let Some(record) = self.job_live(job) else { return };
         record.progress.remove(&id);
         let drives = match record.spec.spec.kind {
@@ -251,6 +255,7 @@ impl Cluster {
             return;
         }
         job.row.phase = Phase::Ended { run: Some(run.clone()), result: result.clone() };
+        self.wipe_login(id);
         self.active -= 1;
         let age = self.config.min_job_age;
         self.timers.insert((now + age, Timer::Purge(id)));
@@ -267,8 +272,8 @@ impl Cluster {
         job.progress = imbl::OrdMap::new();
         // The environments of this run's steps are of no more use; the next run's steps have the same keys.
         for step in steps.keys().filter(|s| **s != StepId::Batch) {
-            let key = crate::store::PayloadKey::Step(id, *step);
-            self.out.first.push(crate::store::Write::DeletePayload(key));
+            let key = PayloadKey::Step(id, *step);
+            self.out.first.push(Write::DeletePayload(key));
         }
         self.enqueue(id);
     }
@@ -292,9 +297,26 @@ impl Cluster {
         };
         job.row.hold = None;
         job.wait = None;
+        self.wipe_login(id);
         self.active -= 1;
         let age = self.config.min_job_age;
         self.timers.insert((now + age, Timer::Purge(id)));
+    }
+
+    /// Takes the login of a job that is over out of the store; that of an array with its last task.
+    fn wipe_login(&mut self, id: JobId) {
+        let Some(of) = self.job(id).filter(|j| j.spec.login).map(|j| j.row.spec_of) else { return };
+        let over = |job: &JobId| {
+            self.job(*job)
+                .is_none_or(|j| matches!(j.row.phase, Phase::Ended { .. }) || j.row.is_empty_array())
+        };
+        if self.arrays.get(&of).is_none_or(|array| array.members.iter().all(over)) {
+            self.wipe(PayloadKey::Login(of));
+        }
+    }
+
+    fn wipe(&mut self, login: PayloadKey) {
+        self.out.last.push(Write::DeletePayload(login));
     }
 
     /// The job's first step cannot begin in its own allocation.
@@ -423,7 +445,7 @@ impl Cluster {
         self.jobs.remove(&id);
         self.active -= 1;
         self.out.jobs.remove(&id);
-        self.out.last.push(crate::store::Write::DeleteJob(id));
+        self.out.last.push(Write::DeleteJob(id));
         if let Some(state) = self.arrays.get_mut(&array) {
             state.members.remove(&id);
         }
@@ -451,14 +473,14 @@ impl Cluster {
             let spec = &job.spec;
             let digest = super::submit::digest(spec.submission());
             self.submissions.remove(&(spec.identity.uid, digest, id));
-            self.out.last.push(crate::store::Write::DeletePayload(crate::store::PayloadKey::Job(id)));
+            self.out.last.push(Write::DeletePayload(PayloadKey::Job(id)));
         }
         for step in job.steps.keys().filter(|s| **s != StepId::Batch) {
-            self.out.last.push(crate::store::Write::DeletePayload(crate::store::PayloadKey::Step(id, *step)));
+            self.out.last.push(Write::DeletePayload(PayloadKey::Step(id, *step)));
         }
         self.out.jobs.remove(&id);
         self.out.changed.insert(id);
-        self.out.last.push(crate::store::Write::Retire(id));
+        self.out.last.push(Write::Retire(id));
         if array != id && self.arrays.get(&array).is_some_and(|s| s.members.len() == 1) {
             self.purge_array_record(array);
         }

@@ -206,7 +206,12 @@ impl Cluster {
 
     fn send(&mut self, node: &NodeName, message: ToAgent) {
         if let Some(link) = self.nodes.get(node).and_then(|n| n.link) {
-            self.out.effects.push(Effect::Send { connection: link.connection, message, payload: None });
+            self.out.effects.push(Effect::Send {
+                connection: link.connection,
+                message,
+                payload: None,
+                login: None,
+            });
         }
     }
 
@@ -223,6 +228,11 @@ impl Cluster {
         let Some((mut start, key)) = launch::start(&common, record, run, row, at) else { return };
         let node = start.launch.node.clone();
         let Some(link) = self.nodes.get(&node).and_then(|n| n.link) else { return };
+        let login = match (row.login, record.spec.login) {
+            (true, _) => Some(PayloadKey::StepLogin(job, step)),
+            (false, true) => Some(PayloadKey::Login(record.row.spec_of)),
+            (false, false) => None,
+        };
         let mut payload = Some(key);
         if let Some(found) = self.out.payloads.get(&key) {
             fill_payload(&mut start.launch, found);
@@ -232,6 +242,7 @@ impl Cluster {
             connection: link.connection,
             message: ToAgent::Start(Box::new(start)),
             payload,
+            login,
         });
     }
 

@@ -336,16 +336,24 @@ impl Cluster {
         let Some(attempt) = self.attempt_of(job) else { return };
         let key = StepKey { job, attempt, step: id };
         let now = self.clock;
+        let mut sealed = None;
         let spec = plan.spec.map(|mut spec| {
+            sealed = spec.login.take();
             let env = std::mem::take(&mut spec.env);
             let at = PayloadKey::Step(job, id);
             if !env.is_empty() || !self.first_step_env_is_stored(job, id) {
-                let payload = Arc::new(Payload { script: None, env });
+                let payload = Arc::new(Payload { env, ..Payload::default() });
                 self.out.first.push(Write::PutPayload { key: at, payload: payload.clone() });
                 self.out.payloads.insert(at, payload);
             }
             Arc::new(spec)
         });
+        let login = sealed.is_some();
+        if login {
+            let payload = Payload { login: sealed, ..Payload::default() };
+            let key = PayloadKey::StepLogin(job, id);
+            self.out.first.push(Write::PutPayload { key, payload: Arc::new(payload) });
+        }
         let parts = plan.nodes.len();
         let row = StepRow {
             version: ROW_VERSION,
@@ -359,6 +367,7 @@ impl Cluster {
             ending: None,
             cancelled_by: None,
             result: None,
+            login,
         };
         let Some(record) = self.job_live(job) else { return };
         record.steps.insert(id, Arc::new(row));

@@ -283,7 +283,7 @@ impl Cluster {
         &mut self,
         actor: &Actor,
         mut spec: JobSpec,
-        payload: Payload,
+        mut payload: Payload,
         first_step: Option<StepSpec>,
         rules: &PartitionRules,
         time_limit: TimeLimit,
@@ -298,13 +298,20 @@ impl Cluster {
         let eligible = spec.begin.map_or(now, |b| b.max(now));
         let base = i64::from(FIRST_PRIORITY) - i64::from(id.0) - i64::from(spec.nice);
         let priority = u32::try_from(base.max(1)).unwrap_or(u32::MAX);
+        let mut login = payload.login.take();
         let first_step = first_step.map(|mut step| {
+            // It lives as long as the job does.
+            login = step.login.take().or(login.take());
             let env = std::mem::take(&mut step.env);
-            self.put_payload(PayloadKey::Step(id, StepId::Number(0)), Payload { script: None, env });
+            self.put_payload(PayloadKey::Step(id, StepId::Number(0)), Payload { env, ..Payload::default() });
             Arc::new(step)
         });
         if spec.kind == JobKind::Batch {
             self.put_payload(PayloadKey::Job(id), payload);
+        }
+        let has_login = login.is_some();
+        if has_login {
+            self.put_payload(PayloadKey::Login(id), Payload { login, ..Payload::default() });
         }
         self.submissions.insert((uid, digest(&spec.submission.0), id));
         let identity = self.identity(&actor.identity);
@@ -317,6 +324,7 @@ impl Cluster {
             time_limit,
             submitted: now,
             first_step,
+            login: has_login,
         };
         self.out.first.push(Write::PutSpec(Arc::new(spec.clone())));
         let spec = Arc::new(Spec::new(spec, &mut self.common));
@@ -380,12 +388,10 @@ impl Cluster {
         self.out.changed.remove(&id);
         self.out.first.retain(|w| match w {
             Write::PutSpec(spec) => spec.job != id,
-            Write::PutPayload { key: PayloadKey::Job(job) | PayloadKey::Step(job, _), .. } => *job != id,
+            Write::PutPayload { key, .. } => key.job() != id,
             _ => true,
         });
-        self.out
-            .payloads
-            .retain(|key, _| !matches!(key, PayloadKey::Job(j) | PayloadKey::Step(j, _) if *j == id));
+        self.out.payloads.retain(|key, _| key.job() != id);
     }
 
     /// When and where a job would start, if nothing else were submitted: now, or when enough jobs have ended.

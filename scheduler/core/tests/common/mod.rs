@@ -60,6 +60,7 @@ pub fn script() -> Payload {
     Payload {
         script: Some(BatchScript { text: "#!/bin/sh\ntrue\n".into(), args: vec![] }),
         env: vec!["HOME=/".into()],
+        login: None,
     }
 }
 

@@ -49,7 +49,7 @@ fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
         ..berth_samples::job(JobKind::Batch, name)
     };
     let script = berth_model::spec::BatchScript { text: "#!/bin/sh\n".into(), args: vec![] };
-    let payload = Payload { script: Some(script), env: vec![] };
+    let payload = Payload { script: Some(script), env: vec![], login: None };
     let body = Request::Submit { spec: Box::new(spec), payload, first_step: None, test_only: false };
     let (reply, answer) = oneshot::channel();
     (Input::Client { request: RequestId(number), actor: identity::controller(), body, reply }, answer)
