@@ -497,6 +497,7 @@ impl Driver {
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
             join,
             image: ready.image,
+            notes: ready.notes,
             cgroup,
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)

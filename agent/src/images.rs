@@ -5,6 +5,7 @@ use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
 use crate::room::{self, Room};
+use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
     Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
@@ -62,6 +63,8 @@ pub struct Images {
     /// The `berth` program, where fetching and unpacking are processes of their own (system mode).
     program: Option<PathBuf>,
     registries: Registries,
+    /// The site's rules.
+    config: ImagesConfig,
     kept: Arc<KeptContainers>,
     /// The state directory, in which containers are kept by name without a cluster.
     state: PathBuf,
@@ -82,12 +85,14 @@ pub struct Ready {
     pub kept: Option<Claim>,
     /// The step that is entered, and what that makes of this one.
     pub entered: Option<Box<Entered>>,
+    /// What the user is told when the step starts.
+    pub notes: Vec<String>,
 }
 
 impl Ready {
     /// Of a step that needs nothing.
     pub fn nothing() -> Ready {
-        Ready { resolved: None, image: None, guard: None, kept: None, entered: None }
+        Ready { resolved: None, image: None, guard: None, kept: None, entered: None, notes: Vec::new() }
     }
 }
 
@@ -110,7 +115,7 @@ impl Images {
         let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
         let registries = registries(config);
         let (root, state) = (paths.images(), paths.state().to_path_buf());
-        let images = Images { root, program, registries, kept, state, room, mounted };
+        let images = Images { root, program, registries, config: config.clone(), kept, state, room, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
         if let Err(e) = store.note_room_rules(&room::rules(config)) {
@@ -192,7 +197,7 @@ impl Images {
         wanted: &ImageRef,
     ) -> Result<Ready, String> {
         let Pull { launch, login, pulling } = *pull;
-        let helpers = self
+        let mut helpers = self
             .program
             .as_ref()
             .map(|program| Helpers { login: login.cloned(), ..helpers(program, &self.registries, launch) });
@@ -209,22 +214,28 @@ impl Images {
                 self.resolve(&wanted.typed, launch, helpers.as_ref(), &credentials)?
             }
         };
-        let ResolvedImage::Manifest { source, digest, insecure } = &resolved else {
+        let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
+        let notes = Unsigned::default();
+        let Some(manifest) = pinned(&resolved, name).map_err(|e| e.to_string())? else {
             pulling.state().wanted = false;
-            return Ok(Ready { resolved: Some(resolved), ..Ready::nothing() });
+            if let ResolvedImage::RootDir { path } = &resolved {
+                let (path, told) = (path.display().to_string(), notes.also(pulling));
+                if let Some(signers) = signatures::signers(&self.config, &path)? {
+                    signers.unsigned(&path, signatures::DIRECTORY, &told).map_err(|e| e.to_string())?;
+                }
+            }
+            return Ok(Ready { resolved: Some(resolved), notes: notes.take(), ..Ready::nothing() });
         };
         {
             let mut state = pulling.state();
-            (state.wanted, state.digest) = (true, Some(digest.clone()));
+            (state.wanted, state.digest) = (true, Some(manifest.digest.to_string()));
         }
-        let digest: Digest = digest.parse().map_err(|e: berth_images::Error| e.to_string())?;
-        let manifest = ResolvedManifest {
-            source: source.clone(),
-            digest,
-            insecure: *insecure,
-            name: wanted.typed.parse::<Reference>().ok().map(|r| r.to_string()),
-        };
+        let signers = signatures::signers(&self.config, &manifest.place())?;
         let store = self.store().map_err(|e| e.to_string())?;
+        if let Some(helpers) = &mut helpers {
+            helpers.signers.clone_from(&signers);
+        }
+        let told = notes.also(pulling);
         let kept = self.room.pulling(&manifest.digest);
         let begun = AtomicU64::new(0);
         let telling = |event: ProgressEvent| {
@@ -234,12 +245,13 @@ impl Images {
                 begun.store(*bytes, Ordering::Relaxed);
                 self.room.look(*bytes);
             }
-            pulling.event(event);
+            told.event(event);
         };
         let ensure = || match &helpers {
             Some(helpers) => helpers.ensure(&store, &manifest, &telling),
-            None => open_source(&manifest, &self.registries, &credentials)
-                .and_then(|source| store.ensure(&manifest, source.as_ref(), &telling)),
+            None => open_source(&manifest, &self.registries, &credentials).and_then(|source| {
+                store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
+            }),
         };
         let prepared = loop {
             match ensure() {
@@ -272,7 +284,8 @@ impl Images {
             workdir: some(config.workdir).map(ByteStr::from),
             user: some(config.user),
         };
-        let ready = Ready { resolved: Some(resolved), image: Some(image), ..Ready::nothing() };
+        let notes = notes.take();
+        let ready = Ready { resolved: Some(resolved), image: Some(image), notes, ..Ready::nothing() };
         Ok(Ready { guard: Some(prepared.guard), ..ready })
     }
 
@@ -295,16 +308,33 @@ impl Images {
                 resolve(&reference, credentials, &options)
             }
         };
-        Ok(match resolved.map_err(|e| e.to_string())? {
-            Resolved::Host => ResolvedImage::Host,
-            Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
-            Resolved::Manifest(m) => ResolvedImage::Manifest {
-                source: m.source,
-                digest: m.digest.to_string(),
-                insecure: m.insecure,
-            },
-        })
+        resolved.map(resolved_image).map_err(|e| e.to_string())
     }
+}
+
+/// An image that was found, as jobs carry it.
+pub fn resolved_image(resolved: Resolved) -> ResolvedImage {
+    match resolved {
+        Resolved::Host => ResolvedImage::Host,
+        Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
+        Resolved::Manifest(m) => ResolvedImage::Manifest {
+            source: m.source,
+            digest: m.digest.to_string(),
+            insecure: m.insecure,
+            indexes: m.indexes.iter().map(Digest::to_string).collect(),
+        },
+    }
+}
+
+/// The other way round: nothing for what is used where it is. `name`: as people know it.
+///
+/// # Errors
+/// A digest is none.
+pub fn pinned(image: &ResolvedImage, name: Option<String>) -> berth_images::Result<Option<ResolvedManifest>> {
+    let ResolvedImage::Manifest { source, digest, insecure, indexes } = image else { return Ok(None) };
+    let indexes = indexes.iter().map(|index| index.parse()).collect::<Result<_, _>>()?;
+    let (source, insecure) = (source.clone(), *insecure);
+    Ok(Some(ResolvedManifest { source, digest: digest.parse()?, insecure, name, indexes }))
 }
 
 /// Variables of the submitter's that say where logins of registries are kept.
@@ -349,6 +379,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
         registries: registries.clone(),
+        signers: None,
         user: Some(RunAs {
             uid: user.uid.0,
             gid: user.gid.0,

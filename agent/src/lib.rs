@@ -23,13 +23,14 @@ mod probe;
 mod programs;
 mod registry;
 mod room;
+pub mod signatures;
 mod standby;
 mod start;
 mod supervisors;
 mod zygote;
 
 pub use cgroups::tree_name;
-pub use images::{STORE_ID, layer_form, registries};
+pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use paths::Paths;
 pub use room::named_images;
 pub use start::{

@@ -5,7 +5,7 @@ use berth_agent::hooks::Hooks;
 use berth_agent::{Paths, STORE_ID};
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
-use berth_images::{Credentials, Digest, ResolvedManifest, SaveForm, describe, layer_place, open_source};
+use berth_images::{Credentials, SaveForm, describe, layer_place, open_source};
 use berth_model::ByteStr;
 use berth_model::config::ImagesConfig;
 use berth_model::launch::StepLaunch;
@@ -169,9 +169,8 @@ fn image(
     config: &ImagesConfig,
 ) -> Result<Option<PreparedImage>, Failure> {
     let resolved = launch.container.as_ref().and_then(|c| c.image.resolved.as_ref());
-    let Some(ResolvedImage::Manifest { source, digest, insecure }) = resolved else { return Ok(None) };
-    let digest: Digest = digest.parse().map_err(|e| images::failed(&e))?;
-    let manifest = ResolvedManifest { source: source.clone(), digest, insecure: *insecure, name: None };
+    let pinned = resolved.map(|resolved| berth_agent::pinned(resolved, None)).transpose();
+    let Some(manifest) = pinned.map_err(|e| images::failed(&e))?.flatten() else { return Ok(None) };
     let described = open_source(&manifest, &berth_agent::registries(config), &Credentials::from_env())
         .and_then(|source| describe(&manifest, source.as_ref()));
     let (config, mut layers) = described.map_err(|e| images::failed(&e))?;

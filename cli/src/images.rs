@@ -6,9 +6,11 @@ use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
     BlobSource, Credentials, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent, Reference,
-    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
+    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, look_for_signature, open_source,
+    resolve,
 };
 use berth_model::ByteStr;
+use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::options::Explain;
 use berth_model::spec::ResolvedImage;
@@ -28,25 +30,24 @@ pub struct Resolver {
 impl ImageResolver for Resolver {
     fn resolve(&self, typed: &str) -> Result<(ResolvedImage, Option<Login>), String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
-        let registries = registries_of(&reference, self.state.as_deref());
+        if reference == Reference::Host {
+            return Ok((ResolvedImage::Host, None));
+        }
+        let config = cluster(self.state.as_deref());
+        let registries = config.as_ref().map(berth_agent::registries).unwrap_or_default();
         let manifests = Manifests::from_env();
         let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
         let credentials = Credentials::from_env();
         let resolved = resolve(&reference, &credentials, &options).map_err(|e| e.to_string())?;
+        if let Some(config) = &config {
+            refuse_unsigned(&resolved, config, &options.registries, &credentials)
+                .map_err(|e| e.to_string())?;
+        }
         let login = match &reference {
             Reference::Registry(name) => credentials.used(&name.registry),
             _ => None,
         };
-        let resolved = match resolved {
-            Resolved::Manifest(m) => ResolvedImage::Manifest {
-                source: m.source,
-                digest: m.digest.to_string(),
-                insecure: m.insecure,
-            },
-            Resolved::RootDir(path) => ResolvedImage::RootDir { path: ByteStr::from(path.as_path()) },
-            Resolved::Host => ResolvedImage::Host,
-        };
-        Ok((resolved, login))
+        Ok((berth_agent::resolved_image(resolved), login))
     }
 
     fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String> {
@@ -61,11 +62,42 @@ impl ImageResolver for Resolver {
     }
 }
 
-/// How registries are reached: as the cluster's configuration says, where there is a cluster.
-pub fn registries(state: Option<&Path>) -> Registries {
+/// What is refused on every node for want of a signature is refused when it is submitted. Where a key cannot be read here,
+/// nodes decide.
+fn refuse_unsigned(
+    resolved: &Resolved,
+    config: &ImagesConfig,
+    registries: &Registries,
+    credentials: &Credentials,
+) -> berth_images::Result<()> {
+    let required = |place: &str| {
+        berth_agent::signatures::signers(config, place).ok().flatten().filter(|signers| signers.required)
+    };
+    match resolved {
+        Resolved::Host => Ok(()),
+        Resolved::RootDir(path) => {
+            let path = path.display().to_string();
+            required(&path)
+                .map_or(Ok(()), |signers| signers.unsigned(&path, berth_agent::signatures::DIRECTORY, &()))
+        }
+        Resolved::Manifest(image) => {
+            let Some(signers) = required(&image.place()) else { return Ok(()) };
+            let source = open_source(image, registries, credentials)?;
+            signers.judge(image, &look_for_signature(image, source.as_ref(), &signers)?, &())
+        }
+    }
+}
+
+/// The configuration of the cluster, where there is one.
+fn cluster(state: Option<&Path>) -> Option<ImagesConfig> {
     let config = Site::find(state)
         .and_then(|site| berth_client::block_on(async { Ok(site.connect().await?.config().await?) }));
-    config.map(|config| berth_agent::registries(&config.images)).unwrap_or_default()
+    config.ok().map(|config| config.images)
+}
+
+/// How registries are reached: as the cluster's configuration says, where there is a cluster.
+pub fn registries(state: Option<&Path>) -> Registries {
+    cluster(state).map(|config| berth_agent::registries(&config)).unwrap_or_default()
 }
 
 /// As [`registries`], for one image; files need none.
@@ -147,6 +179,8 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
         registries: registries_for(pinned, state),
+        // The rules of a cluster are about its jobs.
+        signers: None,
         user: None,
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
@@ -218,6 +252,10 @@ impl Progress for Bar {
             }
             ProgressEvent::Syncing => self.bar.set_message("writing to disk"),
             ProgressEvent::LayerDone { .. } => {}
+            ProgressEvent::Unsigned { text } => {
+                self.bar
+                    .suspend(|| berth_client::out::complain(&format!("berth: note: unsigned image: {text}")));
+            }
             ProgressEvent::Note { text } if !self.quiet => {
                 self.bar.suspend(|| berth_client::out::complain(&format!("berth: note: {text}")));
             }

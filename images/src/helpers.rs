@@ -23,6 +23,7 @@ use crate::progress::{Progress, ProgressEvent};
 use crate::reference::{Engine, Reference};
 use crate::registry::{Credentials, Registries};
 use crate::remote::{RemoteSource, serve_fetcher};
+use crate::signature::Signers;
 use crate::source::{
     BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, leave_nothing_running, open_source,
     resolve,
@@ -66,6 +67,8 @@ pub struct Helpers {
     pub unpack: Vec<OsString>,
     /// How registries are reached.
     pub registries: Registries,
+    /// Whose signature images need.
+    pub signers: Option<Signers>,
     /// The user for whom the image is fetched; `None` to stay who we are.
     pub user: Option<RunAs>,
     /// Environment of the fetcher: the user's `HOME`, `DOCKER_CONFIG`, `XDG_RUNTIME_DIR`, `PATH`, and the proxy
@@ -113,7 +116,16 @@ impl Helpers {
         if store.is_granted(image, uid)?
             && let Some(prepared) = store.prepared(&image.digest)?
         {
-            return store.named(prepared, image);
+            if store.is_admitted(image, self.signers.as_ref(), progress)? {
+                return store.named(prepared, image);
+            }
+            if let Some(signers) = self.signers.as_ref().filter(|signers| !signers.required) {
+                // Nothing is refused, so neither because nobody can be asked.
+                if let Err(error) = self.import(store, image, None, uid, progress) {
+                    signers.unsigned(&image.source, &error.to_string(), progress)?;
+                }
+                return store.named(prepared, image);
+            }
         }
         self.import(store, image, None, uid, progress)?;
         store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
@@ -163,6 +175,9 @@ impl Helpers {
             "--grant",
             &uid.to_string(),
         ]);
+        if let Some(signers) = &self.signers {
+            unpacker.arg("--signers").arg(serde_json::to_string(signers).map_err(json)?);
+        }
         if let Some(layers) = repair {
             unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
         }
@@ -303,6 +318,7 @@ struct Options {
     repair: Option<String>,
     login: Option<String>,
     login_bytes: u64,
+    signers: Option<String>,
 }
 
 impl Options {
@@ -338,6 +354,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--login" => options.login = Some(text()?),
             "--login-bytes" => options.login_bytes = text()?.parse().map_err(|_| bad(&name))?,
             "--repair" => options.repair = Some(text()?),
+            "--signers" => options.signers = Some(text()?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
         }
@@ -470,7 +487,7 @@ impl BlobSource for Unopened {
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -494,6 +511,8 @@ pub fn unpacker_main(
         };
         let image: ResolvedManifest =
             serde_json::from_str(image).map_err(|e| start_failed(&e.to_string()))?;
+        let signers = options.signers.as_deref().map(serde_json::from_str::<Signers>).transpose();
+        let signers = signers.map_err(|e| start_failed(&e.to_string()))?;
         let store = Store::open(root)?;
         let source = RemoteSource::new(image.source.clone(), input, output);
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
@@ -508,7 +527,7 @@ pub fn unpacker_main(
                 store.repair(&image, &layers, &source, &progress)?;
                 None
             }
-            None => Some(store.ensure(&image, &source, &progress)?),
+            None => Some(store.ensure_signed(&image, &source, signers.as_ref(), &progress)?),
         };
         if let Some(uid) = options.grant {
             store.grant(&image, uid)?;

@@ -46,6 +46,7 @@ mod remote;
 mod root;
 mod save;
 mod sif;
+mod signature;
 mod skeleton;
 mod source;
 mod squashfs;
@@ -64,6 +65,7 @@ pub use registry::{Credentials, Login, LoginTarget, Mirror, Registries, Registry
 pub use remote::{RemoteSource, serve_fetcher};
 pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, save_archive};
+pub use signature::{SignerKey, Signers, Verdict, look_for_signature};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
     open_source, resolve,

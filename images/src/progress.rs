@@ -34,6 +34,11 @@ pub enum ProgressEvent {
     },
     /// All layers are there and are being written to disk.
     Syncing,
+    /// The image has no signature that counts, and is used all the same.
+    Unsigned {
+        /// Which image, and why.
+        text: String,
+    },
     /// Something was left out of the image on purpose, or another thing that a person may want to know.
     Note {
         /// The text.

@@ -1,6 +1,7 @@
 //! `berth.toml`: the controller's typed configuration, every key with its default. No file is needed.
 
 use crate::bytes::ByteStr;
+use crate::signature::{SignaturePolicy, SignatureRule};
 use serde::{Deserialize, Serialize};
 
 /// The whole file. Unknown keys are errors.
@@ -100,6 +101,11 @@ pub struct ImagesConfig {
     /// Places that are asked before a registry.
     #[serde(rename = "mirror")]
     pub mirrors: Vec<MirrorConfig>,
+    /// What comes of images without a signature for which there is no rule.
+    pub signatures: SignaturePolicy,
+    /// Whose signatures images need.
+    #[serde(rename = "signature")]
+    pub signature_rules: Vec<SignatureRule>,
 }
 
 impl Default for ImagesConfig {
@@ -113,6 +119,8 @@ impl Default for ImagesConfig {
             max_size: String::new(),
             keep_days: 0,
             mirrors: Vec::new(),
+            signatures: SignaturePolicy::default(),
+            signature_rules: Vec::new(),
         }
     }
 }

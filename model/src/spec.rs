@@ -156,6 +156,10 @@ pub enum ResolvedImage {
         /// Whether the registry is to be spoken to without TLS.
         #[serde(default)]
         insecure: bool,
+        /// Digests of the indexes on the way from the name to the manifest, outermost first: one of them may be what is
+        /// signed.
+        #[serde(default)]
+        indexes: Vec<String>,
     },
     /// An unpacked root directory on the node, used in place.
     RootDir {

@@ -33,6 +33,7 @@ mod quickstart;
 mod registries;
 mod room;
 mod saving;
+mod signatures;
 mod starts;
 mod streams;
 mod subids;

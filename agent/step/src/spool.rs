@@ -69,6 +69,8 @@ pub struct NodePart {
     pub join: Option<Member>,
     /// The administrator's hooks that this step's container matches.
     pub hooks: Option<ContainerHooks>,
+    /// What the agent has to tell the user.
+    pub notes: Vec<String>,
 }
 
 impl NodePart {

@@ -37,6 +37,7 @@ pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
     berth_agent::hooks::Hooks::load(&config.container.hooks_dirs, owner)
         .map_err(|why| wrong(&format!("container.hooks_dirs: {why}")))?;
     berth_agent::registries(&config.images).check().map_err(|e| wrong(&e))?;
+    berth_agent::signatures::check(&config.images).map_err(|e| wrong(&format!("images.signature: {e}")))?;
     Ok(config)
 }
 

@@ -12,6 +12,7 @@ mod message;
 mod push;
 mod ranges;
 mod reach;
+mod signatures;
 mod span;
 mod ways;
 
@@ -247,7 +248,7 @@ impl Client {
     fn url(&self, kind: BlobKind, selector: &str) -> String {
         let part = match kind {
             BlobKind::Manifest | BlobKind::Proof => "manifests",
-            BlobKind::Blob => "blobs",
+            BlobKind::Blob | BlobKind::Signatures => "blobs",
         };
         format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
     }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::reach::Address;
-use super::{Access, Client, Credentials, Registries, blob, ranges};
+use super::{Access, Client, Credentials, Registries, blob, ranges, signatures};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::RegistryRef;
@@ -96,6 +96,9 @@ impl BlobSource for Registry {
     }
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        if kind == BlobKind::Signatures {
+            return Ok(Box::new(std::io::Cursor::new(signatures::collect(&self.0, digest)?)));
+        }
         blob::open(&self.0, kind, digest, offset)
     }
 }

@@ -35,6 +35,8 @@ pub enum BlobKind {
     Proof,
     /// A configuration or layer.
     Blob,
+    /// What a registry has of signatures of a manifest, as one document that nobody vouches for.
+    Signatures,
 }
 
 /// A place that has blobs. It is trusted for nothing: every reader checks digest and size.
@@ -106,6 +108,9 @@ pub struct ResolvedManifest {
     /// The name under which people list and remove the image: the reference's canonical spelling.
     #[serde(default)]
     pub name: Option<String>,
+    /// The indexes on the way from the name to the manifest, outermost first: a signature may be of one of them.
+    #[serde(default)]
+    pub indexes: Vec<Digest>,
 }
 
 /// How to resolve and open.
@@ -171,7 +176,13 @@ pub fn resolve(
                     let digest = source.digest()?;
                     let source = source.describe();
                     let name = Some(source.clone());
-                    Ok(Resolved::Manifest(ResolvedManifest { source, digest, insecure: false, name }))
+                    Ok(Resolved::Manifest(ResolvedManifest {
+                        source,
+                        digest,
+                        insecure: false,
+                        name,
+                        indexes: Vec::new(),
+                    }))
                 }
                 sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
             }
@@ -278,9 +289,9 @@ fn resolve_registry(
         known.put(digest, &bytes);
         Ok(bytes)
     };
-    let pinned = |digest| {
+    let pinned = |(digest, indexes)| {
         let insecure = options.registries.is_insecure(&name.registry);
-        Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what.clone()) })
+        Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what.clone()), indexes })
     };
     // Asking what a name means shows that one may know it, too.
     let mut selector = name.selector();
@@ -295,13 +306,13 @@ fn resolve_registry(
         selector = digest.to_string();
     }
     let (bytes, content_type, first) = registry.manifest(&selector)?;
-    let digest =
+    let found =
         descend(&what, bytes.clone(), content_type.as_deref(), first.clone(), &options.platform, &fetch)?;
     known.put(&first, &bytes);
-    pinned(digest)
+    pinned(found)
 }
 
-/// Follows indexes until a manifest for the platform is found, and gives its digest.
+/// Follows indexes until a manifest for the platform is found, and gives its digest, and the indexes, outermost first.
 fn descend(
     what: &str,
     bytes: Vec<u8>,
@@ -309,7 +320,8 @@ fn descend(
     digest: Digest,
     platform: &Platform,
     fetch: &dyn Fn(&Digest) -> Result<Vec<u8>>,
-) -> Result<Digest> {
+) -> Result<(Digest, Vec<Digest>)> {
+    let mut indexes = Vec::new();
     let mut bytes = bytes;
     let mut digest = digest;
     let mut content_type = content_type;
@@ -317,9 +329,10 @@ fn descend(
         match parse_document(what, &bytes, content_type)? {
             Document::Manifest(manifest) => {
                 crate::manifest::check_config_type(what, &manifest)?;
-                return Ok(digest);
+                return Ok((digest, indexes));
             }
             Document::Index(index) => {
+                indexes.push(digest);
                 digest = descriptor_digest(what, choose(what, &index, platform)?)?;
                 bytes = fetch(&digest)?;
                 content_type = None;
@@ -386,7 +399,8 @@ fn resolve_layout<L: Layout>(
     let fetch =
         |digest: &Digest| read_verified(layout, BlobKind::Manifest, digest, Limits::default().manifest_bytes);
     let first = descriptor_digest(&source, choose(&source, &selected, &options.platform)?)?;
-    let digest = descend(&source, fetch(&first)?, None, first, &options.platform, &fetch)?;
+    // Nobody signs what a file holds, so that the way to the manifest is of no interest.
+    let (digest, _) = descend(&source, fetch(&first)?, None, first, &options.platform, &fetch)?;
     let shown = name.map_or_else(|| source.clone(), |name| format!("{source}:{name}"));
-    Ok(ResolvedManifest { source, digest, insecure: false, name: Some(shown) })
+    Ok(ResolvedManifest { source, digest, insecure: false, name: Some(shown), indexes: Vec::new() })
 }

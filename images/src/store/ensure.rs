@@ -268,6 +268,7 @@ impl Store {
                 digest: digest.clone(),
                 insecure: false,
                 name: None,
+                indexes: Vec::new(),
             };
             let result = self
                 .import(&image, &StoreAlone, &())

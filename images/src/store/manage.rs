@@ -14,12 +14,14 @@ use super::grant::grants_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::room::RoomState;
+use super::signed::verdicts_name;
 use super::work::WorkDir;
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::ImageConfig;
 use crate::reference::Reference;
+use crate::signature::Verdict;
 use crate::source::verify;
 use crate::unpack::LayerReport;
 
@@ -51,6 +53,8 @@ pub struct ImageDetails {
     pub config: ImageConfig,
     /// Layers, bottom first.
     pub layers: Vec<LayerDetails>,
+    /// What is known of its signatures: by which keys, or why by none.
+    pub signatures: Vec<Verdict>,
     /// The manifest as the registry has it.
     pub manifest: serde_json::Value,
     /// The image configuration as the registry has it.
@@ -192,6 +196,7 @@ impl Store {
             manifest: json(&record.digest)?,
             raw_config: json(&record.config_digest)?,
             config: record.config,
+            signatures: self.verdicts(digest)?,
             layers,
         })
     }
@@ -332,6 +337,7 @@ impl Store {
         };
         let _store = self.lock("store", Hold::Exclusive)?;
         files::remove(self.images.as_fd(), &grants_name(digest))?;
+        files::remove(self.images.as_fd(), &verdicts_name(digest))?;
         files::remove(self.images.as_fd(), &record_name(digest))?;
         lock.remove(self.locks.as_fd(), &name).map_err(|e| Error::io("image store: lock", e))?;
         Ok(true)

@@ -10,7 +10,8 @@
 //!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content.
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
-//!                  .partial after an import that failed on a full disk
+//!                  .partial after an import that failed on a full disk; .grants, who may read it; .signatures, what is
+//!                  known of them
 //!   locks/         flock(2) files: fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
@@ -34,6 +35,7 @@ mod pipeline;
 mod push;
 mod record;
 mod room;
+mod signed;
 mod sum;
 mod verify;
 mod work;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
+use crate::signature::Verdict;
 use crate::unpack::LayerReport;
 
 /// Version of the records and of the directory's layout.
@@ -30,6 +31,13 @@ pub(super) struct ImageRecord {
     /// Whether its registry was spoken to without TLS.
     #[serde(default)]
     pub(super) insecure: bool,
+}
+
+/// What is known of an image's signatures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SignatureRecord {
+    pub(super) version: u32,
+    pub(super) verdicts: Vec<Verdict>,
 }
 
 /// What an import in progress needs, so that nothing of it is collected.

@@ -225,6 +225,7 @@ fn helpers(
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
         registries: Registries::default(),
+        signers: None,
         user,
         environment,
         store,

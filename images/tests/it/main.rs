@@ -10,6 +10,7 @@
 
 mod support;
 
+mod around;
 mod concurrency;
 mod erofs;
 mod hostile;
@@ -22,6 +23,7 @@ mod ranges;
 mod registry;
 mod room;
 mod sif;
+mod signatures;
 mod squashfs;
 mod store;
 mod verify;

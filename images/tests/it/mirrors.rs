@@ -234,6 +234,7 @@ pub(crate) fn helpers(
     }
     let id = |uid| RunAs { uid, gid: uid, groups: vec![uid] };
     Helpers {
+        signers: None,
         program,
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],

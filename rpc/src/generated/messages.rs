@@ -208,6 +208,8 @@ pub struct ManifestImage {
     pub digest: ::prost::alloc::string::String,
     #[prost(bool, tag = "3")]
     pub insecure: bool,
+    #[prost(string, repeated, tag = "4")]
+    pub indexes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostRoot {
@@ -940,6 +942,17 @@ pub struct MirrorConfig {
     #[prost(bool, tag = "3")]
     pub grants: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignatureRule {
+    #[prost(string, tag = "1")]
+    pub images: ::prost::alloc::string::String,
+    #[prost(enumeration = "SignaturePolicy", tag = "2")]
+    pub policy: i32,
+    #[prost(string, repeated, tag = "3")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub signed_as: ::core::option::Option<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesConfig {
     #[prost(string, repeated, tag = "1")]
@@ -958,6 +971,10 @@ pub struct ImagesConfig {
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
     pub keep_days: u32,
+    #[prost(enumeration = "SignaturePolicy", tag = "60")]
+    pub signatures: i32,
+    #[prost(message, repeated, tag = "61")]
+    pub signature_rules: ::prost::alloc::vec::Vec<SignatureRule>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {
@@ -1577,6 +1594,38 @@ impl LayerForm {
             "LAYER_FORM_AUTO" => Some(Self::Auto),
             "LAYER_FORM_DIRECTORY" => Some(Self::Directory),
             "LAYER_FORM_EROFS" => Some(Self::Erofs),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SignaturePolicy {
+    Unspecified = 0,
+    Off = 1,
+    Warn = 2,
+    Require = 3,
+}
+impl SignaturePolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SIGNATURE_POLICY_UNSPECIFIED",
+            Self::Off => "SIGNATURE_POLICY_OFF",
+            Self::Warn => "SIGNATURE_POLICY_WARN",
+            Self::Require => "SIGNATURE_POLICY_REQUIRE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SIGNATURE_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "SIGNATURE_POLICY_OFF" => Some(Self::Off),
+            "SIGNATURE_POLICY_WARN" => Some(Self::Warn),
+            "SIGNATURE_POLICY_REQUIRE" => Some(Self::Require),
             _ => None,
         }
     }

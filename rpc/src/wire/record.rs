@@ -7,10 +7,12 @@ use berth_model::config::{
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
+use berth_model::signature::{SignaturePolicy, SignatureRule};
 
 enums! {
     PartitionState { Up, Down, Drain, Inactive }
     LayerForm { Auto, Directory, Erofs }
+    SignaturePolicy { Off, Warn, Require }
 }
 
 structs! {
@@ -40,8 +42,10 @@ structs! {
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     MirrorConfig { registry, urls, grants }
+    SignatureRule { images, policy, keys, signed_as }
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
+        signatures, signature_rules,
     }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,

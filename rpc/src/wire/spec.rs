@@ -217,11 +217,14 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
         use pb::resolved_image::Kind;
         pb::ResolvedImage {
             kind: Some(match self {
-                ResolvedImage::Manifest { source, digest, insecure } => Kind::Manifest(pb::ManifestImage {
-                    source: source.clone(),
-                    digest: digest.clone(),
-                    insecure: *insecure,
-                }),
+                ResolvedImage::Manifest { source, digest, insecure, indexes } => {
+                    Kind::Manifest(pb::ManifestImage {
+                        source: source.clone(),
+                        digest: digest.clone(),
+                        insecure: *insecure,
+                        indexes: indexes.clone(),
+                    })
+                }
                 ResolvedImage::RootDir { path } => Kind::RootDir(path.put()),
                 ResolvedImage::Host => Kind::Host(pb::HostRoot {}),
                 ResolvedImage::Kept => Kind::Kept(pb::KeptRoot {}),
@@ -231,8 +234,8 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
     fn get(wire: pb::ResolvedImage) -> Result<Self, Malformed> {
         use pb::resolved_image::Kind;
         match wire.kind {
-            Some(Kind::Manifest(pb::ManifestImage { source, digest, insecure })) => {
-                Ok(ResolvedImage::Manifest { source, digest, insecure })
+            Some(Kind::Manifest(pb::ManifestImage { source, digest, insecure, indexes })) => {
+                Ok(ResolvedImage::Manifest { source, digest, insecure, indexes })
             }
             Some(Kind::RootDir(path)) => Ok(ResolvedImage::RootDir { path: ByteStr(path) }),
             Some(Kind::Host(pb::HostRoot {})) => Ok(ResolvedImage::Host),

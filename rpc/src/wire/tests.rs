@@ -153,6 +153,7 @@ impl Arbitrary for ResolvedImage {
                 source: Arbitrary::arbitrary(r),
                 digest: Arbitrary::arbitrary(r),
                 insecure: Arbitrary::arbitrary(r),
+                indexes: Arbitrary::arbitrary(r),
             },
             1 => ResolvedImage::RootDir { path: Arbitrary::arbitrary(r) },
             2 => ResolvedImage::Kept,

@@ -40,6 +40,7 @@ fn usual(i: u32) -> JobSpec {
         source: "docker://registry-1.docker.io/library/debian".into(),
         digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
         insecure: false,
+        indexes: Vec::new(),
     };
     spec.container = Some(berth_samples::container("debian:12", Some(image)));
     spec

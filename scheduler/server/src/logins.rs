@@ -149,7 +149,8 @@ mod tests {
     fn registries_of_images() {
         let of = |source: &str| {
             let (source, digest) = (source.to_string(), String::new());
-            let resolved = Some(ResolvedImage::Manifest { source, digest, insecure: false });
+            let resolved =
+                Some(ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new() });
             let image = ImageRef { typed: String::new(), resolved };
             registry_of(&image).map(str::to_string)
         };

@@ -143,7 +143,7 @@ impl Step {
         let (processes, notes) = started?;
         // Told with the step's being under way.
         self.state.member = processes.member().cloned();
-        for note in notes {
+        for note in file.node.notes.iter().chain(&notes) {
             self.say_line(format!("slurmstepd: info: {note}"));
         }
         Ok(processes)

@@ -82,7 +82,13 @@ pub(super) fn resolve(
     })?;
     let source = EngineSource::new(engine, seen.id, home);
     let digest = source.describe_for(options)?.manifest.0.clone();
-    Ok(ResolvedManifest { source: source.describe(), digest, insecure: false, name: Some(shown) })
+    Ok(ResolvedManifest {
+        source: source.describe(),
+        digest,
+        insecure: false,
+        name: Some(shown),
+        indexes: Vec::new(),
+    })
 }
 
 fn look(engine: Engine, name: &str) -> Result<Option<Seen>> {
