@@ -19,7 +19,7 @@ use crate::source::open_regular;
 const DIRECTORY: &str = ".cache/berth/squashfs";
 const ENGINES: &str = ".cache/berth/engines";
 /// Which archive and configuration are made of an image: to be raised when others are made of the same files.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Bytes of an entry, and how many entries are kept.
 const LARGEST: u64 = 1 << 20;
 const MOST: usize = 256;

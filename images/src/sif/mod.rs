@@ -2,6 +2,7 @@
 //! primary system partition, which is a squashfs image (github.com/sylabs/sif, specification version 01).
 
 pub(crate) mod inside;
+pub(crate) mod script;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -83,8 +83,15 @@ struct Table {
 }
 
 /// Files that say how the image is to be run: the configuration that Berth wrote, enroot's variables, and what Apptainer has.
-const TELLING: [&str; 6] =
-    [CONFIG, ENVIRONMENT, inside::VARIABLES[0], inside::VARIABLES[1], inside::LABELS, inside::RUNSCRIPT];
+const TELLING: [&str; 7] = [
+    CONFIG,
+    ENVIRONMENT,
+    inside::VARIABLES[0],
+    inside::VARIABLES[1],
+    inside::VARIABLES[2],
+    inside::LABELS,
+    inside::RUNSCRIPT,
+];
 pub(super) const ENVIRONMENT: &str = "etc/environment";
 
 /// Those that are in the image, by name.

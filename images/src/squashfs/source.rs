@@ -3,6 +3,7 @@
 //! The layer is the archive that the reader makes of it, which is always the same: so its digest pins what is in the file,
 //! and a file that changed is another image.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -20,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_document};
 use crate::outer;
 use crate::remembered::{Entry, Remembered};
+use crate::sif::script::Shell;
 use crate::sif::{self, Sif, inside};
 use crate::source::{BlobKind, BlobSource, open_regular};
 use crate::unpack::Limits;
@@ -176,12 +178,11 @@ fn configuration(found: &Found, layer: &Digest) -> Value {
     let saved = found.get(CONFIG).and_then(|text| serde_json::from_slice::<ImageConfig>(text).ok());
     let config = saved.unwrap_or_else(|| {
         let mut env = found.get(ENVIRONMENT).map(|text| variables(text)).unwrap_or_default();
-        let mut exported = Vec::new();
-        for script in inside::VARIABLES.iter().filter_map(|name| found.get(name)) {
-            inside::variables(script, &mut exported);
-        }
-        let names: Vec<String> = exported.iter().map(|(name, _)| format!("{name}=")).collect();
-        env.retain(|line| !names.iter().any(|name| line.starts_with(name.as_str())));
+        let mut shell = Shell::starting_with(&env);
+        inside::VARIABLES.iter().filter_map(|name| found.get(name)).for_each(|script| shell.read(script));
+        let exported = shell.exported();
+        let names: BTreeSet<&str> = exported.iter().map(|(name, _)| name.as_str()).collect();
+        env.retain(|line| line.split_once('=').is_none_or(|(name, _)| !names.contains(name)));
         env.extend(exported.into_iter().map(|(name, value)| format!("{name}={value}")));
         let run = found.contains_key(inside::RUNSCRIPT).then(|| format!("/{}", inside::RUNSCRIPT));
         ImageConfig {

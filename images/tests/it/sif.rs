@@ -23,8 +23,9 @@ fn partition(bench: &Bench) -> PathBuf {
         ),
         (
             ".singularity.d/env/90-environment.sh",
-            "#!/bin/sh\nexport PATH=/opt/bin:$PATH\nif true; then\n  export HIDDEN=1\nfi\n",
+            "#!/bin/sh\n    export PATH=/opt/bin:$PATH\n    if true; then\n  export HIDDEN=1\n    fi\n    export SHOWN=1\n",
         ),
+        (".singularity.d/env/91-environment.sh", "export BUILT=\"$SHOWN 2\"\n"),
         (".singularity.d/labels.json", "{\"org.label-schema.usage\": \"none\"}"),
         (".singularity.d/runscript", "#!/bin/sh\nexec \"$@\"\n"),
     ] {
@@ -87,7 +88,7 @@ fn an_image_of_apptainer_is_read_with_what_it_says_of_itself() {
     let path = sif(&bench, "x.sif", ("1", own()));
     let image = bench.import_text(&text(&path)).unwrap();
     assert_eq!(std::fs::read(image.layers[0].join("bin/tool")).unwrap(), b"#!/bin/sh\n");
-    assert_eq!(image.config.env, ["LANG=C.UTF-8", "PATH=/opt/bin:/usr/bin:/bin"]);
+    assert_eq!(image.config.env, ["LANG=C.UTF-8", "PATH=/opt/bin:/usr/bin:/bin", "SHOWN=1", "BUILT=1 2"]);
     assert_eq!(image.config.entrypoint, ["/.singularity.d/runscript"]);
     assert_eq!(image.config.labels["org.label-schema.usage"], "none");
     let name = format!("sif:{}", path.display());
