@@ -1,6 +1,7 @@
 //! Pushing into one repository: what is there already stays there, what a sister repository has is mounted, the rest is
 //! uploaded in one request a blob (OCI distribution specification, "Push").
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
@@ -55,11 +56,13 @@ impl Uploader {
         let Access::Push { from: Some(from) } = &client.access else { return Ok(false) };
         let pairs = [("mount", digest.to_string()), ("from", from.clone())];
         let url = format!("{}?{}", self.uploads(), query(&pairs));
-        // A registry may refuse a repository that it does not show us, or know nothing of mounting.
-        let known = |status: StatusCode| {
-            status.is_success()
-                || (status.is_client_error()
-                    && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS))
+        // A registry may refuse a repository that it does not show us, or know nothing of mounting. Some say so by 401, which
+        // else means that a token has to be renewed: what a new one does not help is a refusal, and uploading says what of.
+        let asked = Cell::new(false);
+        let known = |status: StatusCode| match status {
+            StatusCode::UNAUTHORIZED => asked.replace(true),
+            StatusCode::TOO_MANY_REQUESTS => false,
+            status => status.is_success() || status.is_client_error(),
         };
         let response = client
             .persevere(&url, &known, &mut || client.allowed(client.agent.post(&url), &url).send_empty())?;

@@ -3,7 +3,7 @@
 use berth_images::{Credentials, Error, ErrorKind, Pushed, Reference, Registries, Store};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
-use crate::support::{Bench, Compression, ImageBuilder, Tar};
+use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text};
 
 fn layer() -> Vec<u8> {
     Tar::new().dir("etc/", 0o755).file("etc/hostname", b"berth\n").file("big", &vec![7; 300_000]).end()
@@ -57,6 +57,22 @@ fn a_token_is_asked_for_that_allows_pushing_and_renewed_while_pushing() {
     let tokens = fake.count("/token?");
     assert!(tokens > 1, "{tokens}");
     assert_eq!(fake.count("/token?scope=repository%3Ax%3Apull%2Cpush&"), tokens, "{:?}", fake.log());
+}
+
+#[test]
+fn what_a_registry_does_not_mount_is_uploaded() {
+    let bench = Bench::new();
+    let layout = bench.layout();
+    ImageBuilder::new(vec![layer()]).compressed(Compression::Gzip).write(&layout);
+    let behaviour = Behaviour { apart: Some("x"), token: Some(String::new()), ..Behaviour::default() };
+    let fake = FakeRegistry::new(layout, behaviour);
+    let name = format!("{}/y:1", fake.address);
+    let image = ensure_text(&bench.store(), &name, &Credentials::anonymous(), true).unwrap();
+    let Reference::Registry(to) = format!("{}/x:1", fake.address).parse().unwrap() else { panic!() };
+    let registries = Registries::default().without_tls(&to.registry);
+    let pushed = bench.store().push(&image.digest, &to, &Credentials::anonymous(), &registries, &()).unwrap();
+    assert_eq!((pushed.uploaded, pushed.mounted), (1, 0), "{:?}", fake.log());
+    assert_eq!(fake.count("mount="), 2, "{:?}", fake.log());
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct Behaviour {
     pub no_head: bool,
     /// So many uploads end with a closed connection.
     pub cut_uploads: u32,
+    /// This repository has only what was uploaded into it, and nothing is mounted there: no token allows it.
+    pub apart: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -163,7 +165,19 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             }
         }
     }
+    let apart = behaviour.apart.is_some_and(|name| path.starts_with(&format!("/v2/{name}/")));
     match method {
+        "POST" if apart && path.contains("?mount=") => {
+            let challenge = format!(
+                r#"Bearer realm="http://{own}/token",service="fake",scope="repository:x:pull",error="insufficient_scope""#
+            );
+            return answer(
+                stream,
+                "401 Unauthorized",
+                &[("WWW-Authenticate", &challenge)],
+                br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+            );
+        }
         "POST" => {
             let place = format!("{path}session?state=x");
             return answer(stream, "202 Accepted", &[("Location", &place)], b"");
@@ -191,7 +205,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             }
             let named = path.rsplit('/').next()?;
             let digest = named.parse().ok().or_else(|| path.contains("/manifests/").then(|| tagged(layout)));
-            let known = digest.filter(|digest| blob_path(layout, digest).exists());
+            let uploaded = format!("digest={}", named.replace(':', "%3A"));
+            let there = !apart || state.lock().unwrap().log.iter().any(|line| line.contains(&uploaded));
+            let known = digest.filter(|digest| there && blob_path(layout, digest).exists());
             return match known {
                 Some(digest) => {
                     answer(stream, "200 OK", &[("Docker-Content-Digest", &digest.to_string())], b"")
