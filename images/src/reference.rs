@@ -298,10 +298,16 @@ fn layout_parts(rest: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<(PathB
         None => (rest, None),
     };
     if path.is_empty() {
-        return Err(bad("has no path", "write oci:/path/to/layout or oci-archive:/path/to/file.tar"));
+        return Err(bad(
+            "has no path",
+            "write a path behind the colon, such as oci:/path/to/layout or docker-archive:file.tar",
+        ));
     }
     if path.starts_with("//") {
-        return Err(bad("is not a URL", "write oci:/path or oci-archive:/path with one slash"));
+        return Err(bad(
+            "is not a URL",
+            "write the path with one slash, such as oci:/path or docker-archive:/path",
+        ));
     }
     if name.is_some_and(|name| name.is_empty() || name.contains(char::is_whitespace)) {
         return Err(bad(
@@ -437,13 +443,19 @@ fn registry_name(text: &str, bad: &impl Fn(&str, &str) -> Error) -> Result<Strin
     })
 }
 
-/// A registry as a person names it alone: `HOST[:PORT]`, with a scheme and a slash at its end if need be.
+/// An address of a registry without a scheme, slashes at its end and a version of the API, which login files and scripts have.
+pub(crate) fn bare_address(text: &str) -> &str {
+    let schemes = ["https://", "http://", "docker://", "oras://"];
+    let text = schemes.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let text = text.trim_end_matches('/');
+    text.strip_suffix("/v1").or_else(|| text.strip_suffix("/v2")).unwrap_or(text)
+}
+
+/// A registry as a person names it alone: `HOST[:PORT]`, perhaps as [`bare_address`] takes it.
 pub(crate) fn registry_alone(text: &str) -> Result<String> {
     let quoted = format!("registry {text:?}");
     let bad = |reason: &str, next: &str| Error::new(ErrorKind::Reference, quoted.clone(), reason).next(next);
-    let host =
-        ["https://", "http://", "docker://", "oras://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let host = host.unwrap_or(text).trim_end_matches('/');
+    let host = bare_address(text);
     if host.contains('/') {
         return Err(bad("has a path", "name the registry alone: HOST or HOST:PORT"));
     }
@@ -561,7 +573,6 @@ mod tests {
             ("a@md5:d41d8cd98f00b204e9800998ecf8427e", "sha256"),
             ("x.sqsh", "./x.sqsh"),
             ("x.sif", "./x.sif"),
-            ("docker-archive:", "path"),
             ("https://r/x", "without a scheme"),
             ("docker://", "REGISTRY"),
             ("oci:", "path"),
@@ -572,6 +583,7 @@ mod tests {
             ("dockerd://x?a=b", "NAME[:TAG]"),
             ("docker-daemon:x HTTP/1.0", "NAME[:TAG]"),
             ("oci://x", "one slash"),
+            ("docker-archive:", "docker-archive:file.tar"),
             ("oci:/x:", "colon"),
             ("host:5", "alone"),
             ("r:0/x.y/z", "port"),

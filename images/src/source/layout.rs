@@ -92,13 +92,13 @@ impl ArchiveSource {
     /// # Errors
     /// It is not a tar file, or one of neither form.
     pub fn open(path: &Path) -> Result<Self> {
-        let what = format!("oci-archive:{}", path.display());
-        let mut source = Self::scanned(path, open_regular(path)?).map_err(|e| e.within(&what))?;
+        let shown = path.display().to_string();
+        let mut source = Self::scanned(path, open_regular(path)?).map_err(|e| e.within(&shown))?;
         match source.small(b"oci-layout", MAX_MARKER)? {
-            Some(marker) => check_marker(&what, &marker)?,
+            Some(marker) => check_marker(&source.describe(), &marker)?,
             None if source.members.contains_key(&b"manifest.json"[..]) => source.take_docker()?,
             None => {
-                return Err(Error::new(ErrorKind::Unsupported, what, "is a tar file with neither oci-layout nor manifest.json, so it is no image")
+                return Err(Error::new(ErrorKind::Unsupported, shown, "is a tar file with neither oci-layout nor manifest.json, so it is no image")
                     .next("make one with `skopeo copy … oci-archive:FILE.tar`; a tar of a root file system is unpacked first and named as a directory"));
             }
         }
@@ -132,9 +132,10 @@ impl ArchiveSource {
         if length > limit {
             return Err(Error::new(
                 ErrorKind::Refused,
-                self.describe(),
-                format!("a member is larger than {limit} bytes"),
-            ));
+                self.path.display().to_string(),
+                format!("its member {:?} is larger than {limit} bytes", String::from_utf8_lossy(name)),
+            )
+            .next("no image needs one this large; make the archive again"));
         }
         let mut bytes = Vec::new();
         self.member(offset, length, 0).read_to_end(&mut bytes).map_err(|e| Error::path(&self.path, e))?;
@@ -181,6 +182,10 @@ impl Layout for ArchiveSource {
             Error::new(ErrorKind::Refused, self.describe(), "it has no index.json")
                 .next("make the archive again")
         })
+    }
+
+    fn nameless_differ(&self) -> bool {
+        self.docker.is_some()
     }
 }
 
@@ -267,15 +272,18 @@ fn scan(file: &File) -> Result<(Members, Links)> {
 }
 
 fn check_marker(what: &str, bytes: &[u8]) -> Result<()> {
-    let value: serde_json::Value = serde_json::from_slice(bytes)
-        .map_err(|e| Error::new(ErrorKind::Refused, what, format!("its oci-layout is not JSON: {e}")))?;
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| {
+        Error::new(ErrorKind::Refused, what, format!("its oci-layout is not JSON: {e}"))
+            .next("make the layout again")
+    })?;
     match value.get("imageLayoutVersion").and_then(serde_json::Value::as_str) {
         Some(version) if version.starts_with("1.") => Ok(()),
         version => Err(Error::new(
             ErrorKind::Unsupported,
             what,
             format!("its layout version is {version:?}, and only 1.x is known"),
-        )),
+        )
+        .next("make the layout again with a tool that writes version 1.0.0")),
     }
 }
 

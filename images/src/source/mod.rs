@@ -346,6 +346,11 @@ fn descend(
 /// A source that also lists what it has: an OCI layout, be it a directory or a tar file.
 pub(crate) trait Layout: BlobSource {
     fn index(&self) -> Result<Vec<u8>>;
+
+    /// Whether each image without a name is one that somebody asked for, and not the same for another platform.
+    fn nameless_differ(&self) -> bool {
+        false
+    }
 }
 
 fn resolve_layout<L: Layout>(
@@ -388,13 +393,23 @@ fn resolve_layout<L: Layout>(
         )
         .next(format!("write {source}:NAME with one of its names, or no name for the only image")));
     }
-    if name.is_none() && names.len() > 1 && seen.len() > 1 {
+    let nameless = layout.nameless_differ() && index.manifests().iter().any(|d| named(d).is_none());
+    if name.is_none() && seen.len() > 1 && (nameless || names.len() > 1) {
+        let mut have = names;
+        let next = if have.is_empty() {
+            "save them by their names, or each in a file of its own".to_owned()
+        } else {
+            format!("write {source}:NAME")
+        };
+        if nameless {
+            have.push("some without a name".to_owned());
+        }
         return Err(Error::new(
             ErrorKind::Reference,
             source.clone(),
-            format!("it has several images: {}", names.join(", ")),
+            format!("it has several images: {}", have.join(", ")),
         )
-        .next(format!("write {source}:NAME")));
+        .next(next));
     }
     let fetch =
         |digest: &Digest| read_verified(layout, BlobKind::Manifest, digest, Limits::default().manifest_bytes);

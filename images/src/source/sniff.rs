@@ -5,7 +5,6 @@ use std::io::{ErrorKind as Io, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::layout::ArchiveSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sif::{MAGIC, MAGIC_AT};
 
@@ -13,12 +12,14 @@ use crate::sif::{MAGIC, MAGIC_AT};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Layout,
+    /// A tar file, perhaps of an image.
     Archive,
     /// Alone, or in a SIF file.
     Squashfs,
     RootDir,
 }
 
+/// Tells the form by the first bytes.
 pub(super) fn sniff(path: &Path) -> Result<Form> {
     let what = path.display().to_string();
     if path.is_dir() {
@@ -66,8 +67,8 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         )
         .next("name an OCI layout, an OCI tar file, a squashfs or SIF file or a root directory"));
     }
-    // Opening tells OCI from docker-archive by the members.
-    ArchiveSource::open(path).map(|_| Form::Archive)
+    // Of which kind is told by its members when it is opened.
+    Ok(Form::Archive)
 }
 
 /// Opens a regular file without waiting on a FIFO that somebody put in its place.
@@ -103,7 +104,8 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
             ErrorKind::Refused,
             path.display().to_string(),
             format!("is larger than {limit} bytes"),
-        ));
+        )
+        .next("no image needs one this large; make the layout again"));
     }
     Ok(bytes)
 }

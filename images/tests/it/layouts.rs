@@ -214,6 +214,46 @@ fn old_and_odd_archives_of_docker() {
 }
 
 #[test]
+fn an_archive_of_several_images_is_asked_which() {
+    let bench = Bench::new();
+    let path = bench.path().join("x.tar");
+    let layer = first_layer();
+    let id = Digest::of(Algorithm::Sha256, &layer).to_string();
+    let config = |label: &str| {
+        json!({"architecture": arch(), "os": "linux", "config": {"Labels": {"is": label}},
+               "rootfs": {"type": "layers", "diff_ids": [id]}})
+        .to_string()
+    };
+    let write = |tags: [serde_json::Value; 2]| {
+        let [a, b] = tags;
+        let image = |config: &str, tags| json!({"Config": config, "RepoTags": tags, "Layers": ["l.tar"]});
+        let manifest = json!([image("a.json", a), image("b.json", b)]).to_string();
+        let tar = Tar::new().file("l.tar", &layer).file("a.json", config("a").as_bytes());
+        let tar = tar.file("b.json", config("b").as_bytes()).file("manifest.json", manifest.as_bytes());
+        std::fs::write(&path, tar.end()).unwrap();
+    };
+    let text = path.display().to_string();
+    for (tags, words) in [
+        ([json!(null), json!([])], ["several images: some without a name", "save them by their names"]),
+        ([json!(["r.io/a:1"]), json!(null)], ["several images: r.io/a:1, some without a name", ":NAME"]),
+        ([json!(["r.io/a:1"]), json!(["r.io/b:1"])], ["several images: r.io/a:1, r.io/b:1", ":NAME"]),
+    ] {
+        write(tags);
+        for text in [text.clone(), format!("docker-archive:{text}")] {
+            let error = bench.import_text(&text).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+    let named = bench.import_text(&format!("docker-archive:{text}:r.io/b:1")).unwrap();
+    assert_eq!(named.config.labels["is"], "b");
+    // What cannot be read is not said to be of another form.
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..700]).unwrap();
+    let error = bench.import_text(&format!("docker-archive:{text}")).unwrap_err().to_string();
+    assert!(error.contains(&text) && !error.contains("oci-archive"), "{error}");
+}
+
+#[test]
 fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
     let bench = Bench::new();
     // What does not compress makes this layer the largest blob.
