@@ -116,9 +116,10 @@ fn ask_name(registry: &str) -> Result<String, Failure> {
 /// Reads a line of the terminal that is not shown. The terminal is raw meanwhile, so that nothing ends this program before
 /// it gave the terminal back.
 fn ask_secret(text: &str) -> Result<String, Failure> {
-    prompt(text);
     let raw =
         Raw::enter().ok_or_else(|| Failure::user("the terminal cannot be asked; use --password-stdin"))?;
+    // Who sees the question can answer it unseen.
+    prompt(text);
     let mut secret = Vec::new();
     let read = read_secret(&mut secret);
     drop(raw);

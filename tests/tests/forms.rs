@@ -115,6 +115,27 @@ fn images_are_verified_repaired_and_exported_file_backed_as_root() {
     );
 }
 
+#[test]
+fn the_doctor_knows_the_form_before_there_is_a_node_as_root() {
+    let sandbox = Sandbox::empty(Who::root());
+    let say = |form: &str| {
+        std::fs::write(sandbox.state().join("berth.toml"), format!("[images]\nlayer_form = \"{form}\"\n"))
+            .unwrap();
+        let text = sandbox.cmd("berth").arg("doctor").run().text();
+        text.lines()
+            .find(|line| line.contains("layers of images"))
+            .unwrap_or_else(|| panic!("{text}"))
+            .to_string()
+    };
+    let mounted = say("auto").contains("a trial one was mounted");
+    let said = say("directory");
+    assert!(said.contains("kept as directories") && said.contains("berth.toml") == mounted, "{said}");
+    let said = say("erofs");
+    assert!(if mounted { said.contains("kept as EROFS") } else { said.contains("BAD") }, "{said}");
+    let said = say("squashfs");
+    assert!(said.contains("BAD") && said.contains("configuration"), "{said}");
+}
+
 /// Bytes that the filesystem of a directory still has.
 fn available(place: &Path) -> u64 {
     let text = Cmd::new("stat").args(["-f", "-c", "%a %S"]).arg(place).ok().text();

@@ -107,6 +107,26 @@ each_user! {
         pull.env("REGISTRY_AUTH_FILE", &named).env("HOME", person.sandbox.work()).ok();
     }
 
+    fn a_file_that_is_new_or_broken_beside_it_does_not_stop_a_login(who) {
+        let registry = Registry::with_login();
+        let host = registry.host();
+        let person = Person::new(who);
+        // A home under a symbolic link, and a directory that is named from where one is.
+        std::os::unix::fs::symlink(&person.home, person.sandbox.work().join("link")).unwrap();
+        let linked = person.login(&[&host, "-u", LOGIN.0], LOGIN.1).env("HOME", person.sandbox.work().join("link")).ok();
+        assert!(!linked.err().contains("used before"), "{linked}");
+        let relative = person.login(&[&host, "-u", LOGIN.0], LOGIN.1).env("DOCKER_CONFIG", "other").ok();
+        assert!(!relative.err().contains("used before"), "{relative}");
+        assert!(person.sandbox.work().join("other/config.json").exists());
+        person.cmd("berth").args(["image", "logout", &host]).env("DOCKER_CONFIG", "other").ok();
+        // Another tool's file that nobody can read is not what is changed.
+        person.sandbox.cmd("mkdir").args(["-p", "home/.config/containers"]).ok();
+        person.sandbox.write("home/.config/containers/auth.json", "{");
+        person.login(&[&host, "-u", LOGIN.0], LOGIN.1).ok();
+        person.cmd("berth").args(["image", "logout", &host]).ok();
+        assert!(!std::fs::read_to_string(person.config()).unwrap().contains(&host));
+    }
+
     fn a_helper_keeps_the_login_in_place_of_the_file(who) {
         let registry = Registry::with_login();
         let image = registry.push(&images::busybox(), "private:1", &[]);

@@ -5,6 +5,7 @@ use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
 use berth_images::{LayerForm, settled_form};
+use berth_model::config::LayerForm as Wanted;
 use berth_runtime::cgroup::{CgroupFacts, Controller};
 use berth_runtime::doctor;
 use serde::Serialize;
@@ -110,15 +111,36 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
     let place = nearest(&dir.0).and_then(|there| std::fs::File::open(there).ok())?;
     let todo = "nothing has to be done: directories do, and take longer to make. EROFS images need Linux 6.12 and a state \
                 directory on a disk";
-    Some(match (berth_images::try_image(&place, &berth_runtime::try_image), settled_form(&dir.images())) {
-        (Ok(()), Some(LayerForm::Directory)) => {
+    // What runs was settled when it started; what does not run yet will be as its configuration says.
+    let settled = settled_form(&dir.images());
+    let wanted = match (super::config::of(&dir, None), settled) {
+        (Ok(config), _) => config.images.layer_form,
+        (Err(_), Some(_)) => Wanted::Auto,
+        (Err(_), None) => {
+            return Some(finding(
+                what,
+                Verdict::Bad,
+                format!("not known: the configuration in {} is not good", dir.0.display()),
+                "'berth config check' says what is wrong with it",
+            ));
+        }
+    };
+    let tried = berth_images::try_image(&place, &berth_runtime::try_image);
+    Some(match (tried, settled, wanted) {
+        (Ok(()), Some(LayerForm::Directory), _) | (Ok(()), None, Wanted::Directory) => {
             good(what, "kept as directories (layer_form in berth.toml); EROFS images could be mounted")
         }
-        (Ok(()), _) => good(what, "kept as EROFS images: a trial one was mounted"),
-        (Err(why), _) if why.kind() == std::io::ErrorKind::Unsupported => {
+        (Ok(()), _, _) => good(what, "kept as EROFS images: a trial one was mounted"),
+        (Err(why), _, Wanted::Erofs) if why.kind() == std::io::ErrorKind::Unsupported => finding(
+            what,
+            Verdict::Bad,
+            format!("layer_form = \"erofs\" in berth.toml cannot be had: {why}"),
+            "write layer_form = \"auto\" or \"directory\" in [images] of berth.toml",
+        ),
+        (Err(why), _, _) if why.kind() == std::io::ErrorKind::Unsupported => {
             finding(what, Verdict::Limited, format!("kept as directories: {why}"), todo)
         }
-        (Err(why), _) => {
+        (Err(why), _, _) => {
             let text = format!("it cannot be tried whether EROFS images can be mounted: {why}");
             finding(what, Verdict::Bad, text, "put that right, and look again")
         }

@@ -190,6 +190,8 @@ const NO_OVERLAY: &str = "mount a directory of yours with --bind, or use --writa
 const NO_SIGNING: &str = "images are pinned by digest: name them NAME@sha256:…";
 const LOGINS: &str =
     "log in with 'berth image login'; logins are those of ~/.docker/config.json (DOCKER_CONFIG)";
+const NO_DEFINITION: &str = "definition files are not read from images: 'apptainer exec IMAGE cat /.singularity.d/Singularity' shows it, \
+                             where there is one";
 const NO_INSTANCE: &str = "a service is a job: submit it with sbatch, or put & behind exec";
 
 /// What `apptainer` and `singularity` refuse.
@@ -263,18 +265,18 @@ pub const APPTAINER: &[Row] = &[
     at("pull", "--allow-unsigned", NO_SIGNING),
     at("registry", "-p", NO_PASSWORD),
     at("registry", "--password", NO_PASSWORD),
-    at("inspect", "-d", "definition files are of SIF images alone: 'berth image inspect' shows all there is"),
-    at(
-        "inspect",
-        "--deffile",
-        "definition files are of SIF images alone: 'berth image inspect' shows all there is",
-    ),
+    at("inspect", "-d", NO_DEFINITION),
+    at("inspect", "--deffile", NO_DEFINITION),
     at(
         "inspect",
         "--helpfile",
-        "help files are of SIF images alone: 'berth image inspect' shows all there is",
+        "help is not read from images: 'apptainer exec IMAGE cat /.singularity.d/runscript.help' shows it, where there is one",
     ),
-    at("inspect", "--test", "tests are of SIF images alone: 'berth image inspect' shows all there is"),
+    at(
+        "inspect",
+        "--test",
+        "tests are not read from images: 'apptainer exec IMAGE cat /.singularity.d/test' shows them, where there are any",
+    ),
     at("inspect", "--all", "'berth image inspect' shows all there is"),
     any("--debug", "messages name thing, reason and next step without it: leave it out"),
     any("-d", "messages name thing, reason and next step without it: leave it out"),
@@ -302,7 +304,7 @@ pub const APPTAINER: &[Row] = &[
     any("search", "registries are searched with a browser"),
     any("sif", "SIF files are read and not made: 'berth image inspect' shows what is in one"),
     any("sign", NO_SIGNING),
-    any("test", "tests are of SIF images alone: name the program with exec"),
+    any("test", "'apptainer exec IMAGE sh /.singularity.d/test' runs the image's tests, where it has any"),
     any("verify", NO_SIGNING),
 ];
 

@@ -65,10 +65,11 @@ fn prepare(
         return Ok(Err(Resolved::Host));
     }
     let store = images::store(state)?;
-    // A path may hold another image than when it was fetched; looking is cheap there.
     let known = match (pull, &reference) {
-        (Pull::Always, _) | (Pull::Missing, Reference::Path(_) | Reference::Engine { .. }) => None,
-        _ => store.find(image).ok(),
+        (Pull::Always, _) => None,
+        (Pull::Never, _) | (Pull::Missing, Reference::Registry(_)) => store.find(image).ok(),
+        // A file may hold another image than when it was fetched; looking is cheap there.
+        (Pull::Missing, _) => None,
     };
     if let Some(digest) = known
         && let Some(prepared) = store.prepared(&digest).map_err(failed)?

@@ -33,6 +33,11 @@ impl ConfigFile {
         }
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
         let alone = File::open(directory).map_err(io)?;
+        // A file that is not there yet is known by its directory, as it will be by itself.
+        let path = match (directory.canonicalize(), path.file_name()) {
+            (Ok(directory), Some(name)) => directory.join(name),
+            _ => path.clone(),
+        };
         // Two logins at once must not lose one of them. Network filesystems may know no locks of directories.
         let _ = flock(&alone, FlockOperation::LockExclusive);
         own(&path)?;

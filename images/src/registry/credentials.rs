@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::carried::Used;
 use super::helper;
 use crate::error::{Error, ErrorKind, Result};
-use crate::reference::DEFAULT_REGISTRY;
+use crate::reference::{DEFAULT_REGISTRY, bare_address};
 
 /// Where logins are looked for: the files of one person, in order.
 #[derive(Clone, Debug, Default)]
@@ -305,9 +305,7 @@ pub(super) fn is_of(key: &str, login: &str) -> bool {
 
 /// A key of a login file without scheme and API version.
 fn normal(key: &str) -> String {
-    let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
-    key.to_owned()
+    bare_address(key).to_owned()
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Credentials {
         file.set(&name, Some((helper::address(&name), &entry)))?;
         let own = file.path().to_path_buf();
         let hidden_by =
-            self.others(&own, target)?.into_iter().find(|(_, before)| *before).map(|(path, _)| path);
+            self.others(&own, target).into_iter().find(|(_, before)| *before).map(|(path, _)| path);
         Ok(Login { file: own, helper, checked, hidden_by })
     }
 
@@ -125,7 +125,7 @@ impl Credentials {
         if listed {
             file.set(&name, None)?;
         }
-        let others = self.others(file.path(), target)?.into_iter().map(|(path, _)| path).collect();
+        let others = self.others(file.path(), target).into_iter().map(|(path, _)| path).collect();
         if listed || erased {
             return Ok(others);
         }
@@ -146,19 +146,20 @@ impl Credentials {
         })
     }
 
-    /// Files beside `own` that mention the login, and whether they are asked before it.
-    fn others(&self, own: &Path, target: &LoginTarget) -> Result<Vec<(PathBuf, bool)>> {
+    /// Files beside `own` that mention the login, and whether they are asked before it. One that cannot be read mentions
+    /// nothing: whoever needs a login is told of it.
+    fn others(&self, own: &Path, target: &LoginTarget) -> Vec<(PathBuf, bool)> {
         let (mut found, mut before) = (Vec::new(), true);
         for path in self.files() {
             if path.canonicalize().is_ok_and(|path| path == own) {
                 before = false;
-            } else if let Some(text) = read(path)?
-                && AuthFile::parse(path, &text)?.mentions(&target.name())
+            } else if let Ok(Some(text)) = read(path)
+                && AuthFile::parse(path, &text).is_ok_and(|file| file.mentions(&target.name()))
             {
                 found.push((path.clone(), before));
             }
         }
-        Ok(found)
+        found
     }
 
     /// Asks the registry; false where it wants to know from nobody who they are.
@@ -201,6 +202,8 @@ mod tests {
         assert_eq!(of("https://R.io:5000/").unwrap(), "r.io:5000");
         assert_eq!(of("alice@r.io").unwrap(), "alice@r.io");
         assert_eq!(of("index.docker.io").unwrap(), "docker.io");
+        assert_eq!(of("https://index.docker.io/v1/").unwrap(), "docker.io");
+        assert_eq!(of("r.io:5000/v2").unwrap(), "r.io:5000");
         for (bad, word) in [("r.io/team", "path"), ("", "host name"), ("@r.io", "user"), ("a b@r.io", "user")]
         {
             let error = of(bad).unwrap_err().to_string();

@@ -15,7 +15,8 @@ fn digest(n: u32) -> String {
 
 fn container(n: u32) -> ContainerSpec {
     let source = "docker://x".to_string();
-    let resolved = ResolvedImage::Manifest { source, digest: digest(n), insecure: false };
+    let resolved =
+        ResolvedImage::Manifest { source, digest: digest(n), insecure: false, indexes: Vec::new() };
     berth_samples::container("x", Some(resolved))
 }
 
