@@ -17,7 +17,7 @@ mod span;
 mod ways;
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
@@ -297,8 +297,8 @@ impl Client {
                     if !busy || last {
                         return Err(self.refused(&self.what(), url, &self.identity_name(), response));
                     }
-                    if let Some(seconds) = retry_after(response.headers()) {
-                        pause = Duration::from_secs(seconds).min(LONGEST_WAIT);
+                    if let Some(wanted) = retry_after(response.headers(), SystemTime::now()) {
+                        pause = wanted.min(LONGEST_WAIT);
                     }
                 }
                 Err(error) if last || !message::may_pass(&error) => {
@@ -515,8 +515,14 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+/// How long a busy registry wants to be left alone: it says seconds, or a time (RFC 9110, section 10.2.3), which may be over.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let time = httpdate::parse_http_date(text).ok()?;
+    Some(time.duration_since(now).unwrap_or_default())
 }
 
 /// `k=v&k=v` with everything but unreserved characters escaped.
@@ -567,6 +573,23 @@ mod tests {
         assert_eq!(join(url, "http://s.io/a").as_deref(), Some("http://s.io/a"));
         assert_eq!(join(url, "a/b"), None);
         assert_ne!(origin("https://r.io:5@evil.io/x"), Some("https://r.io:5"));
+    }
+
+    #[test]
+    fn a_busy_registry_says_seconds_or_a_time() {
+        let now = httpdate::parse_http_date("Fri, 27 Nov 2026 10:00:00 GMT").unwrap();
+        let asked = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
+        assert_eq!(asked("Fri, 27 Nov 2026 10:00:05 GMT"), Some(Duration::from_secs(5)));
+        assert_eq!(asked("Fri, 27 Nov 2026 09:00:00 GMT"), Some(Duration::ZERO));
+        for odd in ["-1", "soon", "1.5", ""] {
+            assert_eq!(asked(odd), None, "{odd}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 
     #[test]
