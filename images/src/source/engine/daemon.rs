@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::spool::Spool;
-use super::{Seen, words};
+use super::{Inspected, Seen, words};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,14 +22,6 @@ const MOST: u64 = 16 << 20;
 const HEAD: u64 = 64 << 10;
 /// How long it may say nothing: it puts the whole image together before it answers.
 const PATIENCE: Duration = Duration::from_secs(1800);
-
-#[derive(Deserialize)]
-struct Inspected {
-    #[serde(rename = "Id")]
-    id: String,
-    #[serde(rename = "Size")]
-    size: u64,
-}
 
 #[derive(Deserialize)]
 struct Complaint {

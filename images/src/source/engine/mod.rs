@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use serde::Deserialize;
+
 use super::layout::ArchiveSource;
 use super::{BlobKind, BlobSource, ResolveOptions, ResolvedManifest, read_verified, resolve_layout};
 use crate::digest::{Algorithm, Digest};
@@ -27,6 +29,15 @@ use spool::Spool;
 
 /// Bytes of an engine's complaint that are shown.
 const WORDS: usize = 300;
+
+/// What both engines say of an image when they are asked to inspect it.
+#[derive(Deserialize)]
+struct Inspected {
+    #[serde(rename = "Id")]
+    id: String,
+    #[serde(rename = "Size")]
+    size: u64,
+}
 
 /// What an engine knows of an image without writing it.
 struct Seen {

@@ -7,10 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use serde::Deserialize;
 
 use super::spool::{Spool, unnamed};
-use super::{Seen, words};
+use super::{Inspected, Seen, words};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,14 +17,6 @@ use crate::error::{Error, ErrorKind, Result};
 const MOST: u64 = 16 << 20;
 
 static ALONE: Mutex<()> = Mutex::new(());
-
-#[derive(Deserialize)]
-struct Inspected {
-    #[serde(rename = "Id")]
-    id: String,
-    #[serde(rename = "Size")]
-    size: u64,
-}
 
 /// The image of that name or id, if there is one.
 pub(super) fn look(name: &str) -> Result<Option<Seen>> {
