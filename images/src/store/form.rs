@@ -256,6 +256,11 @@ impl Store {
         self
     }
 
+    /// Whether layers that are images can be mounted to read their files.
+    pub(super) fn mounts(&self) -> bool {
+        self.mount.is_some()
+    }
+
     /// Opens the directory that a layer's files are in.
     pub(super) fn layer_tree(&self, diff_id: &Digest) -> Result<OwnedFd> {
         let name = diff_id.file_name();

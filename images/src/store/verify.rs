@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
@@ -258,8 +258,20 @@ impl Store {
     fn compare_layer(&self, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         let diff_id = &record.diff_id;
         if let Some(written) = &record.image {
-            let changed = self.image_changed(diff_id, written)?;
-            return Ok((Vec::from_iter(changed.then(|| Problem::of("its image was changed"))), true));
+            if !self.image_changed(diff_id, written)? {
+                return Ok((Vec::new(), true));
+            }
+            let mut problems = vec![Problem::of("its image was changed")];
+            // What its files have now is only to be seen where it can be mounted, and as far as it can be read.
+            if self.mounts() && record.rebuildable {
+                problems.extend(
+                    self.layer_tree(diff_id).and_then(|tree| self.contents(record, &tree)).map_or_else(
+                        |e| vec![Problem::of(format!("its files cannot be looked at: {e}"))],
+                        |(wrong, ..)| wrong,
+                    ),
+                );
+            }
+            return Ok((problems, true));
         }
         let tree = self.layer_tree(diff_id)?;
         let what = format!("image store: layer {}", diff_id.file_name());
@@ -268,19 +280,27 @@ impl Store {
         let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
         let mut complete = false;
         if record.rebuildable {
-            let skeleton = self.layer_file(diff_id, SKELETON)?;
-            let mut archive = Rebuilt::new(skeleton, &tree, true).map_err(|e| recover(&what, e))?;
-            let found = digest_of(&mut archive, diff_id).map_err(|e| recover(&what, e))?;
             let known: HashSet<_> = problems.iter().map(|p| p.path.clone()).collect();
-            let (wrong, all) = archive.into_wrong();
+            let (wrong, all, found) = self.contents(record, &tree)?;
             complete = all;
-            let wrong = wrong.into_iter().map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));
-            problems.extend(wrong.filter(|problem| !known.contains(&problem.path)));
+            problems.extend(wrong.into_iter().filter(|problem| !known.contains(&problem.path)));
             if problems.is_empty() && all && found != *diff_id {
                 problems.push(Problem::of(format!("its archive now has digest {found}")));
             }
         }
         Ok((problems, complete))
+    }
+
+    /// Files of a layer whose content is not what its archive had; whether all could be read; the digest of the archive as it is
+    /// now.
+    fn contents(&self, record: &LayerRecord, tree: &OwnedFd) -> Result<(Vec<Problem>, bool, Digest)> {
+        let what = format!("image store: layer {}", record.diff_id.file_name());
+        let skeleton = self.layer_file(&record.diff_id, SKELETON)?;
+        let mut archive = Rebuilt::new(skeleton, tree, true).map_err(|e| recover(&what, e))?;
+        let found = digest_of(&mut archive, &record.diff_id).map_err(|e| recover(&what, e))?;
+        let (wrong, all) = archive.into_wrong();
+        let wrong = wrong.into_iter().map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));
+        Ok((wrong.collect(), all, found))
     }
 }
 

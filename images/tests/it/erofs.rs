@@ -399,9 +399,7 @@ fn the_archive_of_an_image_is_made_again_from_its_mount() {
     let target = bench.path().join("exported");
     let refused = bench.store().export(&image.digest, &target, true, &()).unwrap_err().to_string();
     assert!(refused.contains("root") && !target.exists(), "{refused}");
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut version = kernel.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
-    if !rustix::process::geteuid().is_root() || (version.next(), version.next()) < (Some(6), Some(12)) {
+    if !mounts_files() {
         return;
     }
     // The digest of the archive is compared as it is written.
@@ -409,6 +407,38 @@ fn the_archive_of_an_image_is_made_again_from_its_mount() {
     let again = Bench::new();
     let other = again.import_text(&format!("oci:{}", target.display())).unwrap();
     assert_eq!(std::fs::read(only_layer(&other).join("d/link")).unwrap(), [7; 70_000]);
+}
+
+/// Whether the tests' own way of mounting works: from the file, as root.
+fn mounts_files() -> bool {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut version = kernel.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    rustix::process::geteuid().is_root() && (version.next(), version.next()) >= (Some(6), Some(12))
+}
+
+#[test]
+fn files_of_a_changed_image_are_named_as_root() {
+    if !mounts_files() {
+        return;
+    }
+    let bench = Bench::of(LayerForm::Erofs);
+    let layer = Tar::new().dir("d", 0o750).file("d/small", b"small").file("d/large", &[7; 70_000]).end();
+    let image = bench.import(vec![layer]).unwrap();
+    let file = only_layer(&image).to_path_buf();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.windows(64).position(|w| w == [7; 64]).unwrap();
+    bytes[at + 100] = 8;
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::write(&file, &bytes).unwrap();
+    let told = bench.store().verify(&[]).unwrap().problems();
+    assert!(told.len() == 1 && told[0].contains("its image was changed"), "{told:?}");
+    let told = bench.store().mounting(mount).verify(&[]).unwrap().problems();
+    assert!(told.len() == 2 && told[1].contains("/d/large its content was changed"), "{told:?}");
+    // What cannot be mounted any more is told of, too.
+    bytes[1024..1028].fill(0);
+    std::fs::write(&file, &bytes).unwrap();
+    let told = bench.store().mounting(mount).verify(&[]).unwrap().problems();
+    assert!(told.len() == 2 && told[1].contains("cannot be looked at"), "{told:?}");
 }
 
 /// Few names, so that entries meet.
