@@ -292,6 +292,6 @@ fn missing(error: Error, what: &str, digest: &Digest) -> Error {
 }
 
 fn no_blob(what: &str, digest: &Digest) -> Error {
-    Error::new(ErrorKind::NotFound, what, format!("it has no blob {digest}"))
-        .next("the layout is incomplete; copy or make it again")
+    let reason = format!("it has no blob {digest}: it is another one than when it was named, or incomplete");
+    Error::new(ErrorKind::NotFound, what, reason).next("submit again, or copy or make it again")
 }

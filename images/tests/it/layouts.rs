@@ -427,3 +427,63 @@ fn paths_are_sniffed_by_content() {
         Resolved::Host
     );
 }
+
+/// Between submission and start a file may be exchanged: what was pinned runs, or nothing.
+#[test]
+fn a_file_that_was_replaced_is_named_and_not_run() {
+    for scheme in ["oci-archive", "docker-archive", "sqsh", "sif"] {
+        let bench = Bench::new();
+        let archive = bench.path().join("image");
+        let file = archive.display().to_string();
+        let text = if scheme.ends_with("archive") { format!("{scheme}:{file}") } else { file.clone() };
+        let write = |name: &str| {
+            let layout = bench.path().join(name);
+            ImageBuilder::new(vec![Tar::new().file("a", name.as_bytes()).end()]).write(&layout);
+            let tree = bench.path().join("tree");
+            let _ = std::fs::remove_dir_all(&tree);
+            std::fs::create_dir(&tree).unwrap();
+            std::fs::write(tree.join("a"), name).unwrap();
+            // In place of the other, as a build would.
+            let _ = std::fs::remove_file(&archive);
+            let from = format!("oci:{}", layout.display());
+            let squash = |to: &str| {
+                let fixed = ["-quiet", "-no-progress", "-noappend", "-all-time", "0", "-mkfs-time", "0"];
+                let tree = tree.display().to_string();
+                let words = [&[&tree, to][..], &fixed].concat();
+                tool("squashfs-tools", "mksquashfs", &words);
+            };
+            match scheme {
+                "docker-archive" => {
+                    tool("skopeo", "skopeo", &["copy", "--quiet", &from, &format!("{text}:box:1")]);
+                }
+                "oci-archive" => {
+                    tool("skopeo", "skopeo", &["copy", "--quiet", &from, &text]);
+                }
+                "sqsh" => squash(&file),
+                _ => {
+                    let part = bench.path().join("part").display().to_string();
+                    squash(&part);
+                    tool("siftool", "siftool", &["new", &file]);
+                    let kind = ["--datatype", "4", "--parttype", "2", "--partfs", "1"];
+                    let arch = if arch() == "arm64" { "4" } else { "2" };
+                    let words = [&["add", &file, &part][..], &kind, &["--partarch", arch]].concat();
+                    tool("siftool", "siftool", &words);
+                }
+            }
+        };
+        write("one");
+        let pinned = resolve_text(&text, &Credentials::anonymous(), false).unwrap();
+        write("two");
+        let source = open_source(&pinned, &Registries::default(), &Credentials::anonymous()).unwrap();
+        let error = bench.store().ensure(&pinned, source.as_ref(), &()).unwrap_err().to_string();
+        assert!(
+            error.contains("another one than when it was named") && error.contains("submit again"),
+            "{error}"
+        );
+        bench.assert_no_work();
+        // The same content is the same image, whenever and wherever the file was written: it is converted once.
+        write("one");
+        let again = resolve_text(&text, &Credentials::anonymous(), false).unwrap();
+        assert_eq!(again.digest, pinned.digest);
+    }
+}
