@@ -116,6 +116,7 @@ impl Helpers {
         if store.is_granted(image, uid)?
             && let Some(prepared) = store.prepared(&image.digest)?
         {
+            store.used_by(image, uid)?;
             if store.is_admitted(image, self.signers.as_ref(), progress)? {
                 return store.named(prepared, image);
             }

@@ -71,8 +71,9 @@ pub use source::{
     open_source, resolve,
 };
 pub use store::{
-    Collected, CollectedImage, Damage, DiskUsage, HistoryEntry, ImageDetails, ImageInfo, LayerDetails,
-    LayerForm, MountImage, PreparedImage, Problem, PruneOptions, Pushed, Removed, RoomRules, RoomState,
-    Store, Thing, TryImage, UseGuard, VerifyReport, Wanted, layer_place, settled_form, try_image,
+    Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,
+    LayerDetails, LayerForm, MountImage, PreparedImage, Problem, PruneOptions, Pushed, Removed, RoomRules,
+    RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted, find_granted, layer_place,
+    settled_form, try_image,
 };
 pub use unpack::{LayerReport, Limits};

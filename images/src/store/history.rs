@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LayerDetails, Store};
+use super::{ImageDetails, LayerDetails, Store};
 use crate::digest::Digest;
 use crate::error::Result;
 
@@ -35,11 +35,17 @@ impl Store {
     /// # Errors
     /// The image is not in the store, or its records are damaged.
     pub fn history(&self, digest: &Digest) -> Result<Vec<HistoryEntry>> {
-        let details = self.inspect(digest)?;
-        let written = details.raw_config.get("history").cloned().unwrap_or_default();
+        Ok(self.inspect(digest)?.history())
+    }
+}
+
+impl<I> ImageDetails<I> {
+    /// As [`Store::history`].
+    pub fn history(self) -> Vec<HistoryEntry> {
+        let written = self.raw_config.get("history").cloned().unwrap_or_default();
         // It is for people to read: what is no history is none.
         let written: Vec<Written> = serde_json::from_value(written).unwrap_or_default();
-        let mut layers = details.layers.into_iter();
+        let mut layers = self.layers.into_iter();
         let mut entries: Vec<_> = written
             .into_iter()
             .map(|step| HistoryEntry {
@@ -51,6 +57,6 @@ impl Store {
             .collect();
         entries.extend(layers.map(|layer| HistoryEntry { layer: Some(layer), ..HistoryEntry::default() }));
         entries.reverse();
-        Ok(entries)
+        entries
     }
 }

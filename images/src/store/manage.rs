@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
 use super::form::LayerForm;
-use super::grant::grants_name;
+use super::grant::parse_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::room::RoomState;
@@ -46,9 +46,9 @@ pub struct ImageInfo {
 
 /// Everything about one image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ImageDetails {
+pub struct ImageDetails<I = ImageInfo, D = serde_json::Value> {
     /// As in the list.
-    pub info: ImageInfo,
+    pub info: I,
     /// How the image wants to be run.
     pub config: ImageConfig,
     /// Layers, bottom first.
@@ -56,9 +56,25 @@ pub struct ImageDetails {
     /// What is known of its signatures: by which keys, or why by none.
     pub signatures: Vec<Verdict>,
     /// The manifest as the registry has it.
-    pub manifest: serde_json::Value,
+    pub manifest: D,
     /// The image configuration as the registry has it.
-    pub raw_config: serde_json::Value,
+    pub raw_config: D,
+}
+
+impl<I> ImageDetails<I, String> {
+    /// With manifest and configuration read: what its maker wrote may take many times its bytes in memory.
+    ///
+    /// # Errors
+    /// They are no JSON.
+    pub fn parsed(self) -> Result<ImageDetails<I>> {
+        let json = |text: &str| {
+            serde_json::from_str(text)
+                .map_err(|e| Error::new(ErrorKind::Corrupt, "manifest or configuration", e.to_string()))
+        };
+        let (manifest, raw_config) = (json(&self.manifest)?, json(&self.raw_config)?);
+        let ImageDetails { info, config, layers, signatures, manifest: _, raw_config: _ } = self;
+        Ok(ImageDetails { info, config, layers, signatures, manifest, raw_config })
+    }
 }
 
 /// One layer of an image.
@@ -120,6 +136,47 @@ pub struct DiskUsage {
     pub room: RoomState,
 }
 
+/// All spellings under which an image that people call `text` may be listed.
+fn spellings(text: &str) -> Vec<String> {
+    let mut wanted = vec![text.to_owned()];
+    match text.parse::<Reference>() {
+        Ok(Reference::Path(path)) => {
+            if let Ok(path) = path.canonicalize() {
+                let schemes = ["oci", "oci-archive", "docker-archive", "sqsh", "sif"];
+                wanted.extend(schemes.map(|scheme| format!("{scheme}:{}", path.display())));
+            }
+        }
+        Ok(reference) => wanted.push(reference.to_string()),
+        Err(_) => {}
+    }
+    wanted
+}
+
+/// The image that has a spelling of `text` for a name, or a digest that `text` is the beginning of.
+pub(super) fn choose_named<'a>(
+    text: &str,
+    named: impl IntoIterator<Item = (&'a Digest, &'a [String])>,
+    digests: &[&'a Digest],
+) -> Result<Option<&'a Digest>> {
+    let (wanted, mut named) = (spellings(text), named.into_iter());
+    if let Some((digest, _)) = named.find(|(_, names)| names.iter().any(|name| wanted.contains(name))) {
+        return Ok(Some(digest));
+    }
+    let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
+    let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    let matching: Vec<_> = digests.iter().filter(|d| digits && d.hex().starts_with(hex)).collect();
+    match matching[..] {
+        [only] => Ok(Some(only)),
+        [] => Ok(None),
+        _ => Err(Error::new(
+            ErrorKind::Reference,
+            format!("image {text}"),
+            format!("{} images have a digest that starts so", matching.len()),
+        )
+        .next("write more digits of it")),
+    }
+}
+
 impl Store {
     /// All complete images, the last used first.
     ///
@@ -137,35 +194,12 @@ impl Store {
     /// There is none, or there are several.
     pub fn find(&self, text: &str) -> Result<Digest> {
         let records = self.records()?;
-        let mut wanted = vec![text.to_owned()];
-        match text.parse::<Reference>() {
-            Ok(Reference::Path(path)) => {
-                if let Ok(path) = path.canonicalize() {
-                    let schemes = ["oci", "oci-archive", "docker-archive", "sqsh", "sif"];
-                    wanted.extend(schemes.map(|scheme| format!("{scheme}:{}", path.display())));
-                }
-            }
-            Ok(reference) => wanted.push(reference.to_string()),
-            Err(_) => {}
-        }
-        if let Some(record) = records.iter().find(|r| r.names.iter().any(|name| wanted.contains(name))) {
-            return Ok(record.digest.clone());
-        }
         // An image whose record is damaged has its digest left.
         let recorded = self.recorded()?;
-        let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
-        let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        let matching: Vec<_> = recorded.iter().filter(|d| digits && d.hex().starts_with(hex)).collect();
-        match matching[..] {
-            [only] => Ok(only.clone()),
-            [] => Err(self.unknown(text)),
-            _ => Err(Error::new(
-                ErrorKind::Reference,
-                format!("image {text}"),
-                format!("{} images have a digest that starts so", matching.len()),
-            )
-            .next("write more digits of it")),
-        }
+        let named = records.iter().map(|record| (&record.digest, record.names.as_slice()));
+        let digests: Vec<&Digest> = recorded.iter().collect();
+        let found = choose_named(text, named, &digests)?;
+        found.cloned().ok_or_else(|| self.unknown(text))
     }
 
     /// Everything about one image.
@@ -173,11 +207,20 @@ impl Store {
     /// # Errors
     /// The image is not in the store, or its records are damaged.
     pub fn inspect(&self, digest: &Digest) -> Result<ImageDetails> {
+        self.details(digest, |record| self.info(record))?.parsed()
+    }
+
+    /// As [`Store::inspect`], without reading what the image's maker wrote.
+    pub(super) fn details<I>(
+        &self,
+        digest: &Digest,
+        info: impl FnOnce(&ImageRecord) -> Result<I>,
+    ) -> Result<ImageDetails<I, String>> {
         let record = self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
-        let json = |digest: &Digest| -> Result<serde_json::Value> {
+        let text = |digest: &Digest| -> Result<String> {
             let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?.unwrap_or_default();
             verify("stored blob", &bytes, digest)?;
-            serde_json::from_slice(&bytes)
+            String::from_utf8(bytes)
                 .map_err(|e| Error::new(ErrorKind::Corrupt, format!("blob {digest}"), e.to_string()))
         };
         let mut layers = Vec::new();
@@ -192,9 +235,9 @@ impl Store {
             });
         }
         Ok(ImageDetails {
-            info: self.info(&record)?,
-            manifest: json(&record.digest)?,
-            raw_config: json(&record.config_digest)?,
+            info: info(&record)?,
+            manifest: text(&record.digest)?,
+            raw_config: text(&record.config_digest)?,
             config: record.config,
             signatures: self.verdicts(digest)?,
             layers,
@@ -219,6 +262,27 @@ impl Store {
         }
         let mut removed = self.collect(&BTreeSet::new())?;
         removed.images.push(digest.clone());
+        Ok(removed)
+    }
+
+    /// Removes those of these images that nobody has and nothing uses, and the layers that no image needs then; what is there
+    /// of an image in `wanted` stays, although its import failed on a full disk.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub fn drop_released(&self, images: &[Digest], wanted: &BTreeSet<Digest>) -> Result<Removed> {
+        let released = self.released()?;
+        let mut gone = Vec::new();
+        for digest in images.iter().filter(|digest| released.contains(digest)) {
+            if !wanted.contains(digest) && self.forget(digest)? {
+                gone.push(digest.clone());
+            }
+        }
+        if gone.is_empty() {
+            return Ok(Removed::default());
+        }
+        let mut removed = self.collect(wanted)?;
+        removed.images = gone;
         Ok(removed)
     }
 
@@ -336,7 +400,7 @@ impl Store {
             return Ok(false);
         };
         let _store = self.lock("store", Hold::Exclusive)?;
-        files::remove(self.images.as_fd(), &grants_name(digest))?;
+        self.remove_grants(digest)?;
         files::remove(self.images.as_fd(), &verdicts_name(digest))?;
         files::remove(self.images.as_fd(), &record_name(digest))?;
         lock.remove(self.locks.as_fd(), &name).map_err(|e| Error::io("image store: lock", e))?;
@@ -358,24 +422,25 @@ impl Store {
             let mut blobs = HashSet::new();
             // Of an image that is in use and whose record is damaged, nobody knows what it needs.
             let mut known = true;
-            for name in self.names(&self.images)? {
+            let names = self.names(&self.images)?;
+            for name in &names {
                 if let Some(digest) = name.strip_suffix(".pending").and_then(Digest::from_file_name) {
                     if let Some(dead) = self.try_lock(&fetch_lock(&digest), Hold::Exclusive)? {
-                        files::remove(self.images.as_fd(), &name)?;
+                        files::remove(self.images.as_fd(), name)?;
                         drop(dead);
                         continue;
                     }
-                    let Some(bytes) = files::read(self.images.as_fd(), &name)? else {
+                    let Some(bytes) = files::read(self.images.as_fd(), name)? else {
                         continue;
                     };
-                    let pending: PendingRecord = parse(&name, &bytes)?;
+                    let pending: PendingRecord = parse(name, &bytes)?;
                     layers.extend(pending.layers);
                     blobs.extend([digest, pending.config_digest]);
                 } else if let Some(digest) = name.strip_suffix(".partial").and_then(Digest::from_file_name) {
-                    let bytes = files::read(self.images.as_fd(), &name)?.filter(|_| wanted.contains(&digest));
-                    let Some(partial) = bytes.and_then(|bytes| parse::<PendingRecord>(&name, &bytes).ok())
+                    let bytes = files::read(self.images.as_fd(), name)?.filter(|_| wanted.contains(&digest));
+                    let Some(partial) = bytes.and_then(|bytes| parse::<PendingRecord>(name, &bytes).ok())
                     else {
-                        files::remove(self.images.as_fd(), &name)?;
+                        files::remove(self.images.as_fd(), name)?;
                         continue;
                     };
                     layers.extend(partial.layers);
@@ -388,8 +453,13 @@ impl Store {
                         }
                         None if self.in_use(&digest)? => known = false,
                         // Nobody can ask for it by a name.
-                        None => files::remove(self.images.as_fd(), &name)?,
+                        None => files::remove(self.images.as_fd(), name)?,
                     }
+                } else if name.ends_with(".grants")
+                    || parse_name(name).is_some_and(|(digest, _)| !names.contains(&record_name(&digest)))
+                {
+                    // Of an image that is gone, or as an earlier version wrote them: users show it anew.
+                    files::remove(self.images.as_fd(), name)?;
                 }
             }
             for diff_id in self.stored_layers()? {

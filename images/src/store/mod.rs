@@ -10,8 +10,8 @@
 //!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content.
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
-//!                  .partial after an import that failed on a full disk; .grants, who may read it; .signatures, what is
-//!                  known of them
+//!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
+//!                  gave it back; .signatures, what is known of them
 //!   locks/         flock(2) files: fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
@@ -27,6 +27,7 @@ mod export;
 mod files;
 mod form;
 mod grant;
+mod granted;
 mod history;
 mod layer;
 mod lock;
@@ -43,6 +44,7 @@ mod work;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, fstatfs, mkdirat, openat, statat,
@@ -52,6 +54,7 @@ use rustix::process::{Gid, Uid, geteuid};
 
 pub use ensure::{PreparedImage, UseGuard};
 pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_image};
+pub use granted::{GrantedImage, Usage, find_granted};
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
 pub use push::Pushed;
@@ -303,6 +306,11 @@ fn check_owner(what: &str, root: &OwnedFd, uid: Uid, mode: u32, wanted: Option<(
         fchmod(root, Mode::RWXU).map_err(|e| Error::io(what, e))?;
     }
     Ok(())
+}
+
+/// Unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// This boot of the machine, so that work which was not synced can be told from work that a power cut tore.

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
 use super::form::LayerForm;
-use super::{Store, files};
+use super::{Store, files, now};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -175,10 +174,6 @@ fn choose(images: &[Candidate], bytes: u64, unused_since: u64) -> Vec<Digest> {
     chosen
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 impl Store {
     /// Notes the rules by which the store's room is kept, for those who look at it.
     ///
@@ -276,10 +271,7 @@ impl Store {
     fn candidates(&self, needed: &BTreeSet<Digest>) -> Result<Vec<Candidate>> {
         let mut images = Vec::new();
         for record in self.records()? {
-            let mut layers = BTreeMap::new();
-            for layer in &record.layers {
-                layers.insert(layer.diff_id.clone(), self.layer_size(&layer.diff_id)?);
-            }
+            let layers = self.layer_sizes(&record)?;
             images.push(Candidate {
                 last_used: self.last_used(&record),
                 needed: needed.contains(&record.digest) || self.in_use(&record.digest)?,
@@ -299,7 +291,7 @@ impl Store {
     }
 
     /// Bytes that a layer takes: of its image, or of the files in its directory.
-    fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
+    pub(super) fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
         let name = diff_id.file_name();
         if self.form_of(&name) == Some(LayerForm::Erofs) {
             let image = LayerForm::Erofs.place(std::path::Path::new(&name));

@@ -13,6 +13,7 @@ mod support;
 mod around;
 mod concurrency;
 mod erofs;
+mod granted;
 mod hostile;
 mod layouts;
 mod mirrors;
