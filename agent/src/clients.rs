@@ -1,7 +1,9 @@
 //! The sockets for clients: `agent.sock` for everyone on the node, and one `job.sock` for each job, which
 //! is also seen from inside its containers. Who calls is what the kernel says, never what the caller says.
 
+use crate::images::Images;
 use crate::kept::KeptContainers;
+use crate::mine;
 use crate::registry::{Registry, StepStage};
 use berth_model::effective::Effective;
 use berth_model::ids::{Gid, JobId, StepKey, Uid};
@@ -31,6 +33,10 @@ pub struct Service {
     pub node_socket: PathBuf,
     /// Containers that are kept.
     pub kept: Arc<KeptContainers>,
+    /// Images.
+    pub images: Arc<Images>,
+    /// Users who ask about their images.
+    pub asking: mine::Asking,
     /// Where the steps' files are.
     pub spool: PathBuf,
     /// The node's name.
@@ -92,6 +98,7 @@ async fn client(
             Err(None) => Ok(()),
         },
         Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
+        Some(Frame::Images(query)) => mine::answer(&mut stream, query, peer.uid, service).await,
         Some(Frame::Describe(step)) => {
             let answer = match describe(step.key(), peer, service).await {
                 Ok(what) => Frame::Description(Box::new(what)),
@@ -101,7 +108,7 @@ async fn client(
         }
         Some(Frame::Controller) => proxy(stream, peer, service).await,
         Some(_) => {
-            let text = "expected Attach, Describe, Kept or Controller as the first frame".to_string();
+            let text = "expected Attach, Describe, Kept, Images or Controller as the first frame".to_string();
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),

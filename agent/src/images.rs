@@ -14,6 +14,7 @@ use berth_images::{
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
+use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
 use berth_model::spec::{ImageRef, ResolvedImage};
@@ -147,9 +148,24 @@ impl Images {
 
     /// Images of containers that are kept by name.
     pub fn kept_images(&self) -> Vec<Digest> {
-        let mut all = self.kept.images();
+        let mut all = self.kept.images(None);
         all.extend(room::named_images(&self.state));
         all
+    }
+
+    /// Those of the containers that a user keeps.
+    pub fn kept_images_of(&self, user: Uid) -> Vec<Digest> {
+        self.kept.images(Some(user))
+    }
+
+    /// Whether the store serves several users, who cannot enter it.
+    pub fn is_shared(&self) -> bool {
+        self.program.is_some()
+    }
+
+    /// The site's rules.
+    pub fn rules(&self) -> &ImagesConfig {
+        &self.config
     }
 
     pub(crate) fn store(&self) -> berth_images::Result<Store> {

@@ -352,9 +352,9 @@ impl KeptContainers {
         found
     }
 
-    /// The images that kept containers are made of.
-    pub fn images(&self) -> Vec<berth_images::Digest> {
-        let all = self.all(None);
+    /// The images that the kept containers of a user, or of all users, are made of.
+    pub fn images(&self, of: Option<Uid>) -> Vec<berth_images::Digest> {
+        let all = self.all(of);
         all.iter().filter_map(|(_, record)| record.image.digest()?.parse().ok()).collect()
     }
 

@@ -17,6 +17,7 @@ mod jobs;
 mod kept;
 mod link;
 mod memory;
+mod mine;
 mod notes;
 mod paths;
 mod probe;
@@ -31,6 +32,7 @@ mod zygote;
 
 pub use cgroups::tree_name;
 pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
+pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
 pub use room::named_images;
 pub use start::{

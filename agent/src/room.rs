@@ -1,5 +1,5 @@
-//! Keeps room in the node's image store: what was not used for longest goes before the disk is full, or when it is; never
-//! what a job, a kept container or a pull needs. What jobs need the controller says, each time: without it nothing goes.
+//! Keeps room in the node's image store: what was not used for longest goes before the disk is full, or when it is, and what
+//! its users gave back; never what a job, a kept container or a pull needs. What jobs need the controller says, each time: without it nothing goes.
 
 use crate::driver::Input;
 use crate::images::Images;
@@ -64,6 +64,14 @@ impl Room {
     pub fn look(&self, bytes: u64) {
         let wanted = Wanted { bytes: bytes.saturating_mul(2), pressing: false };
         let _ = self.wants.send(Want { wanted, done: None });
+    }
+
+    /// What was given back and nobody has any more is to go: waits until it is gone, or cannot go yet.
+    pub async fn drop_released(&self) {
+        let (done, said) = oneshot::channel();
+        if self.wants.send(Want { wanted: Wanted::default(), done: Some(done) }).is_ok() {
+            let _ = said.await;
+        }
     }
 
     /// The disk is full: waits until something was removed, or nothing can be.
@@ -143,7 +151,7 @@ pub async fn keep(
                 true
             }),
             Err(why) => {
-                tracing::warn!("the image store lacks room, and nothing is removed: {why}");
+                tracing::warn!("images are to go from the store, and nothing is removed: {why}");
                 false
             }
         };
@@ -151,6 +159,16 @@ pub async fn keep(
             let _ = done.send(removed);
         }
     }
+}
+
+/// What is in the store and may have to go.
+struct Held {
+    /// The images that the controller is asked about.
+    images: Vec<Digest>,
+    /// Those that were given back and that nobody has.
+    released: Vec<Digest>,
+    /// There is not enough room.
+    short: bool,
 }
 
 async fn make(
@@ -163,13 +181,14 @@ async fn make(
     let held = tokio::task::spawn_blocking(move || of.held(&by, wanted));
     let Some(held) = held.await.map_err(|e| e.to_string())?? else { return Ok(None) };
     let (answer, said) = oneshot::channel();
-    let _ = inputs.send(Input::AskNeeded(held, answer));
+    let digests = held.images.iter().map(Digest::to_string).collect();
+    let _ = inputs.send(Input::AskNeeded(digests, answer));
     let needed = match tokio::time::timeout(ANSWER, said).await {
         Ok(Ok(Some(needed))) => needed,
         _ => return Err("the controller does not say what jobs need".into()),
     };
     let (of, by) = (Arc::clone(images), rules.clone());
-    let made = tokio::task::spawn_blocking(move || of.make_room(&by, wanted, &needed));
+    let made = tokio::task::spawn_blocking(move || of.make_room(&by, wanted, &held, &needed));
     made.await.map_err(|e| e.to_string())?
 }
 
@@ -183,27 +202,39 @@ fn tell(made: &Collected) {
 
 impl Images {
     /// The images in the store, if some of them would have to go.
-    fn held(&self, rules: &RoomRules, wanted: Wanted) -> Result<Option<Vec<String>>, String> {
+    fn held(&self, rules: &RoomRules, wanted: Wanted) -> Result<Option<Held>, String> {
         let text = |e: berth_images::Error| e.to_string();
         let store = self.store().map_err(text)?;
-        if !store.lacks_room(rules, wanted).map_err(text)? {
-            return Ok(None);
-        }
-        let list = store.list().map_err(text)?;
-        Ok(Some(list.into_iter().map(|image| image.digest.to_string()).collect()))
+        let released = store.released().map_err(text)?;
+        let short = store.lacks_room(rules, wanted).map_err(text)?;
+        let images = match short {
+            true => store.list().map_err(text)?.into_iter().map(|image| image.digest).collect(),
+            false => released.clone(),
+        };
+        Ok((short || !released.is_empty()).then_some(Held { images, released, short }))
     }
 
-    /// As [`Store::make_room`], with what jobs need, and what else on the node does.
+    /// As [`Store::make_room`], with what jobs need, and what else on the node does. What was given back goes first.
     fn make_room(
         &self,
         rules: &RoomRules,
         wanted: Wanted,
+        held: &Held,
         needed: &[String],
     ) -> Result<Option<Collected>, String> {
         let mut all: BTreeSet<Digest> = needed.iter().filter_map(|digest| digest.parse().ok()).collect();
         all.extend(self.kept_images());
         all.extend(self.room().pulls().keys().cloned());
-        let store: Store = self.store().map_err(|e| e.to_string())?;
-        store.make_room(rules, wanted, &all).map_err(|e| e.to_string())
+        let text = |e: berth_images::Error| e.to_string();
+        let store: Store = self.store().map_err(text)?;
+        let removed = store.drop_released(&held.released, &all).map_err(text)?;
+        if removed.layers > 0 {
+            let (images, bytes) = (removed.images.len(), removed.bytes);
+            tracing::info!("{images} images that were given back, {bytes} bytes, were removed");
+        }
+        match held.short {
+            true => store.make_room(rules, wanted, &all).map_err(text),
+            false => Ok(None),
+        }
     }
 }

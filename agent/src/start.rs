@@ -16,7 +16,7 @@ use crate::registry::Registry;
 use crate::room::{self, Room};
 use crate::standby::Slots;
 use crate::zygote::Zygote;
-use crate::{adopt, gres, programs};
+use crate::{adopt, gres, mine, programs};
 use berth_agent_core::{AgentConfig, AgentCore, SupervisorEvent};
 use berth_model::config::Config;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
@@ -141,6 +141,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         room,
     )
     .map_err(AgentError::Images)?;
+    let images = Arc::new(images);
     let hooks = Hooks::load(&options.config.container.hooks_dirs, rustix::process::geteuid().as_raw());
     let hooks = hooks.map_err(AgentError::Hooks)?;
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
@@ -149,6 +150,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         registry: registry.clone(),
         node_socket: paths.node_socket(),
         kept: Arc::clone(&kept),
+        images: Arc::clone(&images),
+        asking: mine::Asking::default(),
         spool: paths.spool(),
         node: name.to_string(),
     });
@@ -187,7 +190,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         },
         hooks,
         cgroups,
-        images: Arc::new(images),
+        images,
         program: options.program.clone(),
         zygote,
         slots,

@@ -16,6 +16,7 @@ mod explain;
 mod faults;
 mod forms;
 mod front_doors;
+mod granted;
 mod harness;
 mod hooks;
 mod host_jobs;

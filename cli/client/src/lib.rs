@@ -5,6 +5,7 @@
 //! resolved by an [`ImageResolver`] that the program lends, or by the node.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod commands;
 mod doc;
 pub mod enter;

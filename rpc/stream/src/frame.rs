@@ -1,5 +1,6 @@
 //! The frames themselves: bytes to meaning and back, for bytes from anyone.
 
+use crate::images::ImagesQuery;
 use crate::kept::{KeptContainer, KeptQuery};
 use berth_model::effective::Effective;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
@@ -86,11 +87,15 @@ pub enum Kind {
     Describe = 19,
     /// Agent to client: what it has.
     Description = 20,
+    /// Client to agent: what of the images that I have there.
+    Images = 21,
+    /// Agent to client: bytes of the answer.
+    Part = 22,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 20] = [
+        const ALL: [Kind; 22] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -111,6 +116,8 @@ impl Kind {
             Kind::KeptContainer,
             Kind::Describe,
             Kind::Description,
+            Kind::Images,
+            Kind::Part,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -183,6 +190,10 @@ pub enum Frame {
     Describe(Attach),
     /// What a step has on the node.
     Description(Box<Effective>),
+    /// What of the images that the caller has on the node; answered by parts of a document, and Accepted.
+    Images(ImagesQuery),
+    /// The next bytes of an answer that may be longer than a frame.
+    Part(Vec<u8>),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -271,6 +282,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::KeptContainer(one) => put(Kind::KeptContainer, ALL_TASKS, &json(Kind::KeptContainer, one)?),
         Frame::Describe(step) => put(Kind::Describe, ALL_TASKS, &json(Kind::Describe, step)?),
         Frame::Description(what) => put(Kind::Description, ALL_TASKS, &json(Kind::Description, what)?),
+        Frame::Images(query) => put(Kind::Images, ALL_TASKS, &json(Kind::Images, query)?),
+        Frame::Part(bytes) => put(Kind::Part, ALL_TASKS, bytes),
     }
 }
 
@@ -356,6 +369,8 @@ impl Frame {
             },
             Kind::Describe => Ok(Frame::Describe(parse(kind, &payload)?)),
             Kind::Description => Ok(Frame::Description(Box::new(parse(kind, &payload)?))),
+            Kind::Images => Ok(Frame::Images(parse(kind, &payload)?)),
+            Kind::Part => Ok(Frame::Part(payload)),
         }
     }
 }

@@ -15,10 +15,12 @@
 pub mod asynchronous;
 pub mod blocking;
 mod frame;
+mod images;
 mod kept;
 
 pub use frame::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, STDIN_WINDOW,
     data_header, encode,
 };
+pub use images::ImagesQuery;
 pub use kept::{KeptContainer, KeptQuery, KeptState};

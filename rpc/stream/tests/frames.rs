@@ -6,8 +6,8 @@ use berth_model::spec::TermSize;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_stream::{
-    ALL_TASKS, Attach, Decoder, Frame, FrameError, KeptContainer, KeptQuery, KeptState, MAX_PAYLOAD,
-    blocking, encode,
+    ALL_TASKS, Attach, Decoder, Frame, FrameError, ImagesQuery, KeptContainer, KeptQuery, KeptState,
+    MAX_PAYLOAD, blocking, encode,
 };
 use proptest::prelude::*;
 
@@ -64,6 +64,8 @@ fn frame() -> impl Strategy<Value = Frame> {
             attempt: Attempt(a),
             step: StepId::Batch
         })),
+        ".{0,40}".prop_map(|digest| Frame::Images(ImagesQuery::Remove(digest))),
+        bytes().prop_map(Frame::Part),
         (".{0,20}", any::<u64>()).prop_map(|(node, number)| Frame::Description(Box::new(Effective {
             node,
             namespaces: vec![("user".into(), number)],

@@ -1,5 +1,8 @@
 //! `berth image`: looks after the images of a store.
 
+mod look;
+mod places;
+mod remove;
 pub mod transfer;
 mod verify;
 
@@ -7,11 +10,15 @@ use crate::images;
 use crate::{local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_images::{Error, PruneOptions, Reference, Removed, Resolved, RoomState, Store};
+use berth_images::{Error, Reference, Resolved};
+use places::{Places, Which};
 use std::path::Path;
-use std::time::Duration;
 
-/// Look after the images of this machine's cluster (root), or of your own store
+/// Look after the images of this machine's cluster (root), or of your own store and of what you have on this node
+///
+/// An ordinary user's 'berth run' has a store of its own. The jobs of a cluster of the machine's use the node's store, which
+/// nobody but root enters; its agent shows each user what they have there. Where there are both, ls, df and prune are about both, and
+/// an image is looked for in both; --own and --node choose one.
 #[derive(Debug, clap::Subcommand)]
 pub enum Args {
     /// Fetch an image into the store
@@ -25,25 +32,37 @@ pub enum Args {
         #[arg(long, short)]
         quiet: bool,
     },
-    /// List the images of the store
+    /// List images
     Ls {
+        #[command(flatten)]
+        which: Which,
         /// As JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show everything about an image of the store, as JSON
+    /// Show everything about an image, as JSON
     Inspect {
+        #[command(flatten)]
+        which: Which,
         /// Name or digest
         image: String,
     },
-    /// Remove images from the store
+    /// Remove images from the store; on a node that users share, give yours back
+    ///
+    /// An image on the node goes when nobody else has it, and no job, container or pull needs it.
     Rm {
+        #[command(flatten)]
+        which: Which,
         /// Names or digests
         #[arg(required = true)]
         images: Vec<String>,
     },
     /// Remove images that lost their names, and layers that no image needs
+    ///
+    /// On a node that users share yours are given back, but for those that your jobs or the containers that you keep need.
     Prune {
+        #[command(flatten)]
+        which: Which,
         /// All images that are not in use
         #[arg(long)]
         all: bool,
@@ -51,8 +70,10 @@ pub enum Args {
         #[arg(long, value_name = "DAYS", conflicts_with = "all")]
         older_than: Option<u32>,
     },
-    /// Show what the store takes on disk
+    /// Show what images take on disk
     Df {
+        #[command(flatten)]
+        which: Which,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -107,132 +128,32 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             out::print(&format!("logged out of {}\n", target.registry))?;
             Ok(0)
         }
-        other => with_store(other, &images::store(state)?, state),
-    }
-}
-
-fn with_store(args: Args, store: &Store, state: Option<&Path>) -> Outcome {
-    let failed = |e: Error| images::failed(&e);
-    match args {
-        Args::Login { .. } | Args::Logout { .. } => {}
-        Args::Verify(args) => return verify::run(&args, store, state),
-        Args::History(args) => return transfer::history(&args, store),
-        Args::Export(args) => return transfer::export(&args, store, state),
-        Args::Push(args) => return transfer::push(&args, store, state),
+        Args::Ls { which, json } => look::ls(&Places::find(which, state)?, json),
+        Args::Inspect { which, image } => look::inspect(&Places::find(which, state)?, &image),
+        Args::Df { which, json } => look::df(&Places::find(which, state)?, json),
+        Args::Rm { which, images } => remove::rm(&Places::find(which, state)?, &images),
+        Args::Prune { which, all, older_than } => {
+            remove::prune(&Places::find(which, state)?, all, older_than, state)
+        }
+        Args::History(args) => transfer::history(&args, &Places::find(args.which, state)?),
+        Args::Verify(args) => verify::run(&args, &images::store(state)?, state),
+        Args::Export(args) => transfer::export(&args, &images::store(state)?, state),
+        Args::Push(args) => transfer::push(&args, &images::store(state)?, state),
         Args::Pull { image, insecure, quiet } => {
+            let store = images::store(state)?;
             let reference: Reference = image.parse().map_err(failed)?;
             let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {
                 return Err(Failure::user(format!("{image} is used where it is; there is nothing to fetch")));
             };
-            let digest = local::fetch(store, &image, &pinned, quiet, state)?.digest;
+            let digest = local::fetch(&store, &image, &pinned, quiet, state)?.digest;
             let line =
                 if quiet { format!("{digest}\n") } else { format!("{reference} is present: {digest}\n") };
-            out::print(&line)?;
-        }
-        Args::Ls { json } => {
-            let list = store.list().map_err(failed)?;
-            if json {
-                out::print(&document(&list)?)?;
-                return Ok(0);
-            }
-            let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
-            let mut rows = vec![["NAME", "DIGEST", "SIZE", "LAYERS", "LAST USED"].map(str::to_string)];
-            for i in list {
-                let name = if i.names.is_empty() { "<none>".to_string() } else { i.names.join(",") };
-                let used = if i.in_use {
-                    "now".to_string()
-                } else {
-                    format!("{} ago", images::age(now.saturating_sub(i.last_used)))
-                };
-                rows.push([
-                    name,
-                    i.digest.short().to_string(),
-                    images::size(i.bytes),
-                    i.layers.to_string(),
-                    used,
-                ]);
-            }
-            out::print(&table(&rows))?;
-        }
-        Args::Inspect { image } => {
-            let digest = store.find(&image).map_err(failed)?;
-            out::print(&document(&store.inspect(&digest).map_err(failed)?)?)?;
-        }
-        Args::Rm { images: names } => {
-            for name in names {
-                let digest = store.find(&name).map_err(failed)?;
-                removed(&store.remove(&digest).map_err(failed)?)?;
-            }
-        }
-        Args::Prune { all, older_than } => {
-            let older_than = older_than.map(|d| Duration::from_secs(u64::from(d) * 86_400));
-            let keep = berth_agent::named_images(&images::local_dir(state)?.0).into_iter().collect();
-            removed(&store.prune(&PruneOptions { older_than, all, keep }).map_err(failed)?)?;
-        }
-        Args::Df { json } => {
-            let usage = store.df().map_err(failed)?;
-            if json {
-                out::print(&document(&usage)?)?;
-                return Ok(0);
-            }
-            out::print(&format!(
-                "images       {} ({} in use)\nlayers       {}\nsize         {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
-                usage.images,
-                usage.images_in_use,
-                usage.layers,
-                images::size(usage.bytes),
-                images::size(usage.reclaimable_bytes),
-                images::size(usage.free_bytes),
-                store.root().display()
-            ))?;
-            out::print(&room(&usage.room))?;
+            out::print(&line).map(|()| 0)
         }
     }
-    Ok(0)
 }
 
-/// By which rules room is kept, and what was last removed for it.
-fn room(room: &RoomState) -> String {
-    let mut text = match &room.rules {
-        None => "room         is not kept: no cluster has run here; 'berth image prune' removes images\n"
-            .to_string(),
-        Some(rules) => {
-            let mut parts = match rules.high_watermark {
-                100 => vec!["images go when the filesystem is full".to_string()],
-                high => vec![format!(
-                    "images go above {high}% of the filesystem, down to {}%",
-                    rules.low_watermark
-                )],
-            };
-            parts.extend(rules.max_size.map(|most| format!("above {} of layers", images::size(most))));
-            parts.extend(rules.keep_days.map(|days| format!("after {days} days without use")));
-            format!("room         {}\n", parts.join(", "))
-        }
-    };
-    if let Some(last) = &room.last {
-        let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
-        text += &format!(
-            "removed      {} images and {} layers, {}, {} ago: {}\n",
-            last.images.len(),
-            last.layers,
-            images::size(last.bytes),
-            images::age(now.saturating_sub(last.at)),
-            last.why
-        );
-        for image in &last.images {
-            text += &format!("             {} {}\n", image.digest.short(), image.names.join(","));
-        }
-    }
-    text
-}
-
-fn removed(removed: &Removed) -> Result<(), Failure> {
-    for image in &removed.images {
-        out::print(&format!("removed {image}\n"))?;
-    }
-    out::print(&format!("{} layers, {} freed\n", removed.layers, images::size(removed.bytes)))
-}
-
+/// A value as people and programs read it.
 fn document(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value)
         .map(|text| text + "\n")

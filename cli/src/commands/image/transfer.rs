@@ -1,5 +1,6 @@
 //! `berth image history`, `export` and `push`: what an image is made of, and images of the store for other tools.
 
+use super::places::{Found, Places, Which};
 use crate::images::{self, Bar};
 use crate::local::{self, Container};
 use berth_client::error::{Failure, Outcome};
@@ -13,6 +14,8 @@ const WIDTH: usize = 60;
 /// Show in which steps an image was made, the last first
 #[derive(Debug, clap::Args)]
 pub struct History {
+    #[command(flatten)]
+    pub which: Which,
     /// Name or digest
     image: String,
     /// Whole commands
@@ -86,10 +89,11 @@ pub struct Push {
 }
 
 /// Prints the steps.
-pub fn history(args: &History, store: &Store) -> Outcome {
-    let failed = |e: Error| images::failed(&e);
-    let digest = store.find(&args.image).map_err(failed)?;
-    let steps = store.history(&digest).map_err(failed)?;
+pub fn history(args: &History, places: &Places) -> Outcome {
+    let steps = match places.image(&args.image, false)? {
+        Found::Own(store, digest) => store.history(&digest).map_err(|e| images::failed(&e))?,
+        Found::Node(node, digest) => node.inspect(&digest)?.history(),
+    };
     if args.json {
         return out::print(&super::document(&steps)?).map(|()| 0);
     }

@@ -1,0 +1,163 @@
+//! `berth image ls`, `inspect` and `df`: what a store has, and what of it is the caller's on a node that users share.
+
+use super::places::{Found, Places};
+use super::{document, table};
+use crate::images;
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_images::{DiskUsage, Error, RoomState, Store};
+use serde_json::{Value, json};
+
+/// An image in the list, wherever it is.
+struct Row {
+    names: Vec<String>,
+    digest: String,
+    bytes: u64,
+    layers: usize,
+    /// Unix seconds; nothing where it is used now.
+    last_used: Option<u64>,
+    store: &'static str,
+}
+
+/// Lists images.
+pub fn ls(places: &Places, json: bool) -> Outcome {
+    let own = places.own.as_ref().map(Store::list).transpose().map_err(|e: Error| images::failed(&e))?;
+    let own = own.unwrap_or_default();
+    let node = places.node.as_ref().map_or(&[][..], |node| &node.images);
+    if json {
+        let mut all = own.iter().map(value).collect::<Result<Vec<Value>, _>>()?;
+        if places.node.is_some() {
+            all.iter_mut().for_each(|image| image["store"] = json!("own"));
+            for image in node {
+                let mut image = value(image)?;
+                image["store"] = json!("node");
+                all.push(image);
+            }
+        }
+        return out::print(&document(&all)?).map(|()| 0);
+    }
+    let own = own.into_iter().map(|image| Row {
+        names: image.names,
+        digest: image.digest.short().to_string(),
+        bytes: image.bytes,
+        layers: image.layers,
+        last_used: (!image.in_use).then_some(image.last_used),
+        store: "own",
+    });
+    let node = node.iter().map(|listed| &listed.image).map(|image| Row {
+        names: image.names.clone(),
+        digest: image.digest.short().to_string(),
+        bytes: image.bytes,
+        layers: image.layers,
+        last_used: Some(image.last_used),
+        store: "node",
+    });
+    let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
+    let mut rows = vec![["NAME", "DIGEST", "SIZE", "LAYERS", "LAST USED", "STORE"].map(str::to_string)];
+    for row in own.chain(node) {
+        let name = if row.names.is_empty() { "<none>".to_string() } else { row.names.join(",") };
+        let used = row
+            .last_used
+            .map_or("now".to_string(), |used| format!("{} ago", images::age(now.saturating_sub(used))));
+        let (size, layers) = (images::size(row.bytes), row.layers.to_string());
+        rows.push([name, row.digest, size, layers, used, row.store.to_string()]);
+    }
+    if places.node.is_some() {
+        return out::print(&table(&rows)).map(|()| 0);
+    }
+    let rows: Vec<[String; 5]> = rows
+        .into_iter()
+        .map(|[name, digest, size, layers, used, _]| [name, digest, size, layers, used])
+        .collect();
+    out::print(&table(&rows)).map(|()| 0)
+}
+
+/// Shows everything about an image.
+pub fn inspect(places: &Places, image: &str) -> Outcome {
+    let text = match places.image(image, false)? {
+        Found::Own(store, digest) => document(&store.inspect(&digest).map_err(|e| images::failed(&e))?)?,
+        Found::Node(node, digest) => document(&node.inspect(&digest)?)?,
+    };
+    out::print(&text).map(|()| 0)
+}
+
+/// Shows what images take.
+pub fn df(places: &Places, json: bool) -> Outcome {
+    let own = match &places.own {
+        Some(store) => Some((store.df().map_err(|e: Error| images::failed(&e))?, store)),
+        None => None,
+    };
+    let node = places.node.as_ref().map(|node| node.usage()).transpose()?;
+    if json {
+        let mut all = own.as_ref().map_or_else(|| Ok(json!({})), |(usage, _)| value(usage))?;
+        if let Some(node) = &node {
+            all["node"] = value(node)?;
+        }
+        return out::print(&document(&all)?).map(|()| 0);
+    }
+    if let Some((usage, store)) = &own {
+        out::print(&own_store(usage, store))?;
+    }
+    if let Some(usage) = node {
+        out::print(&format!(
+            "node         {} images of yours, {} layers, {}\n",
+            usage.images,
+            usage.layers,
+            images::size(usage.bytes)
+        ))?;
+    }
+    Ok(0)
+}
+
+fn own_store(usage: &DiskUsage, store: &Store) -> String {
+    let text = format!(
+        "images       {} ({} in use)\nlayers       {}\nsize         {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
+        usage.images,
+        usage.images_in_use,
+        usage.layers,
+        images::size(usage.bytes),
+        images::size(usage.reclaimable_bytes),
+        images::size(usage.free_bytes),
+        store.root().display()
+    );
+    text + &room(&usage.room)
+}
+
+fn value(of: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(of).map_err(|e| Failure::new(Kind::Internal, format!("cannot print: {e}")))
+}
+
+/// By which rules room is kept, and what was last removed for it.
+fn room(room: &RoomState) -> String {
+    let mut text = match &room.rules {
+        None => "room         is not kept: no cluster has run here; 'berth image prune' removes images\n"
+            .to_string(),
+        Some(rules) => {
+            let mut parts = match rules.high_watermark {
+                100 => vec!["images go when the filesystem is full".to_string()],
+                high => vec![format!(
+                    "images go above {high}% of the filesystem, down to {}%",
+                    rules.low_watermark
+                )],
+            };
+            parts.extend(rules.max_size.map(|most| format!("above {} of layers", images::size(most))));
+            parts.extend(rules.keep_days.map(|days| format!("after {days} days without use")));
+            format!("room         {}\n", parts.join(", "))
+        }
+    };
+    if let Some(last) = &room.last {
+        let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
+        text += &format!(
+            "removed      {} images and {} layers, {}, {} ago: {}\n",
+            last.images.len(),
+            last.layers,
+            images::size(last.bytes),
+            images::age(now.saturating_sub(last.at)),
+            last.why
+        );
+        for image in &last.images {
+            text += &format!("             {} {}\n", image.digest.short(), image.names.join(","));
+        }
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! Images of a node that users share: everyone sees and gives back what they have, and finds nothing of what others have.
+
+use berth_tests::layout::{self, Layer};
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images};
+use serde_json::{Value, json};
+
+/// Pushes an image with a layer of its own above a shared one, under these names.
+fn push(registry: &Registry, content: &str, names: &[&str]) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let own = Layer::default().file("name", 0o644, content.as_bytes());
+    layout::write(directory.path(), vec![layout::busybox(), own], json!({}));
+    names.iter().map(|name| registry.push(directory.path(), &format!("team/{name}:1"), &[])).collect()
+}
+
+fn run(sandbox: &Sandbox, who: &Who, image: &str) -> String {
+    sandbox.cmd_as(who, "srun").dir("/").args(["--container-image", image, "cat", "/name"]).ok().text()
+}
+
+/// `berth image` with these words.
+fn image(sandbox: &Sandbox, who: &Who, words: &[&str]) -> Cmd {
+    sandbox.cmd_as(who, "berth").dir("/").arg("image").args(words)
+}
+
+trait Tells {
+    fn tells(self, text: &str);
+}
+
+impl Tells for Cmd {
+    /// Succeeds and prints that.
+    fn tells(self, text: &str) {
+        let output = self.ok();
+        assert!(output.text().contains(text), "{output}");
+    }
+}
+
+fn list(sandbox: &Sandbox, who: &Who) -> Vec<Value> {
+    let words: &[&str] = if who.is_root() { &["ls", "--json"] } else { &["ls", "--json", "--node"] };
+    serde_json::from_str(&image(sandbox, who, words).ok().text()).unwrap()
+}
+
+/// Last parts of the names that the caller sees, sorted.
+fn names(sandbox: &Sandbox, who: &Who) -> Vec<String> {
+    let last = |name: &Value| name.as_str().unwrap().rsplit('/').next().unwrap().replace(":1", "");
+    let names = |image: &Value| image["names"].as_array().unwrap().iter().map(last).collect::<Vec<_>>();
+    let mut all: Vec<String> = list(sandbox, who).iter().flat_map(names).collect();
+    all.sort();
+    all
+}
+
+fn digest_of(sandbox: &Sandbox, who: &Who, name: &str) -> String {
+    let all = list(sandbox, who);
+    let named = |image: &&Value| image["names"].to_string().contains(&format!("/{name}:"));
+    all.iter().find(named).unwrap_or_else(|| panic!("{all:?}"))["digest"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn users_see_their_images_and_nothing_of_others_as_root() {
+    let registry = Registry::open();
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let (root, ann, bob) = (Who::root(), Who::user(), Who::stranger());
+    let [hers, his] = ["hers", "his"].map(|name| push(&registry, name, &[name]).remove(0));
+    let shared = push(&registry, "shared", &["for-ann", "for-bob"]);
+    for (who, image) in [(&ann, &hers), (&ann, &shared[0]), (&bob, &his), (&bob, &shared[1])] {
+        run(&sandbox, who, image);
+    }
+    assert_eq!(names(&sandbox, &ann), ["for-ann", "hers"]);
+    assert_eq!(names(&sandbox, &bob), ["for-bob", "his"]);
+    assert_eq!(names(&sandbox, &root), ["for-ann", "for-bob", "hers", "his"]);
+    let digest = digest_of(&sandbox, &bob, "his");
+
+    // Neither names nor digests nor sizes of others, by whatever way it is asked.
+    let hidden = ["for-bob", "his:", digest.as_str()];
+    let shared_digest = digest_of(&sandbox, &ann, "for-ann");
+    for words in [
+        &["ls"][..],
+        &["ls", "--json"],
+        &["df"],
+        &["df", "--json"],
+        &["inspect", "--node", &shared_digest],
+        &["history", "--node", &shared_digest],
+    ] {
+        let told = image(&sandbox, &ann, words).ok().text();
+        assert!(hidden.iter().all(|text| !told.contains(text)), "{words:?}: {told}");
+    }
+    let before = image(&sandbox, &bob, &["df", "--node", "--json"]).ok().text();
+    for command in ["inspect", "history", "rm"] {
+        for name in [his.as_str(), &digest, &digest["sha256:".len()..], &shared[1]] {
+            let told = image(&sandbox, &ann, &[command, "--node", name]).fails();
+            let missing = image(&sandbox, &ann, &[command, "--node", "quay.io/no/such:1"]).fails();
+            assert_eq!(told.err().replace(name, ""), missing.err().replace("quay.io/no/such:1", ""));
+        }
+    }
+    // Without the commands' manners, at the socket itself.
+    let socket = sandbox.state().join("run/agent.sock").display().to_string();
+    for query in ["inspect", "remove"] {
+        let ask = |who: &Who, digest: &str| {
+            let query = json!({ query: digest }).to_string();
+            Cmd::new("perl").who(who).dir("/").args(["-e", ASK, &socket, &query]).ok().text()
+        };
+        assert!(ask(&ann, &digest).contains("you have no such image"), "{}", ask(&ann, &digest));
+        if query == "inspect" {
+            let told = ask(&ann, &shared_digest);
+            assert!(told.contains("for-ann") && !told.contains("for-bob"), "{told}");
+        }
+    }
+    assert_eq!(image(&sandbox, &bob, &["df", "--node", "--json"]).ok().text(), before);
+    image(&sandbox, &ann, &["rm", "--node", &hers]).tells("gave back sha256:");
+    assert_eq!(names(&sandbox, &root), ["for-ann", "for-bob", "his"]);
+}
+
+/// Sends one frame, and prints what comes.
+const ASK: &str = r#"
+use IO::Socket::UNIX;
+my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "$!";
+print $s pack("CVV", 21, 0xffffffff, length $ARGV[1]), $ARGV[1];
+$s->flush; $s->shutdown(1);
+local $/; print <$s>;
+"#;
+
+#[test]
+fn what_is_given_back_goes_when_nobody_needs_it_as_root() {
+    let registry = Registry::open();
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let (root, ann, bob) = (Who::root(), Who::user(), Who::stranger());
+    let [kept, needed, both] =
+        ["kept", "needed", "both"].map(|name| push(&registry, name, &[name]).remove(0));
+    run(&sandbox, &ann, &both);
+    run(&sandbox, &bob, &both);
+    run(&sandbox, &ann, &needed);
+    sandbox
+        .cmd_as(&ann, "srun")
+        .dir("/")
+        .args(["--container-scope=user", "--container-name=box", "--container-image", &kept, "true"])
+        .ok();
+    let script = sandbox.write("job.sh", "#!/bin/sh\ncat /name\n");
+    let job = sandbox
+        .cmd_as(&ann, "sbatch")
+        .dir("/")
+        .args(["--parsable", "--hold", "--output=/dev/null", "--container-image", &needed])
+        .arg(script)
+        .ok()
+        .text();
+    assert_eq!(names(&sandbox, &ann), ["both", "kept", "needed"]);
+
+    // All that neither jobs nor containers of hers need: of "both" her part alone.
+    image(&sandbox, &ann, &["prune", "--node", "--all"]).tells("gave back sha256:");
+    assert_eq!(names(&sandbox, &ann), ["kept", "needed"]);
+    assert_eq!(names(&sandbox, &bob), ["both"]);
+    let fetched = registry.fetched().len();
+    assert_eq!(run(&sandbox, &bob, &both), "both");
+    // She shows anew that she may have it, and nothing else is fetched.
+    let manifests = registry.requests("GET", "/manifests/");
+    assert_eq!(run(&sandbox, &ann, &both), "both");
+    assert!(registry.requests("GET", "/manifests/") > manifests);
+    assert_eq!(registry.fetched().len(), fetched, "layers were fetched again");
+
+    // By name: also what a job or a container needs, which stays in the store for it.
+    for name in [&needed, &kept, &both] {
+        image(&sandbox, &ann, &["rm", "--node", name]).ok();
+    }
+    assert_eq!(names(&sandbox, &ann), Vec::<String>::new());
+    assert_eq!(names(&sandbox, &root), ["both", "kept", "needed"]);
+    sandbox.cmd_as(&ann, "berth").dir("/").args(["container", "rm", "box"]).ok();
+    sandbox.cmd_as(&ann, "scancel").dir("/").arg(&job).ok();
+    // The next one that is given back takes with it what could not go before.
+    image(&sandbox, &bob, &["rm", "--node", &both]).ok();
+    assert_eq!(names(&sandbox, &root), Vec::<String>::new());
+    let df: Value = serde_json::from_str(&image(&sandbox, &root, &["df", "--json"]).ok().text()).unwrap();
+    assert_eq!((df["images"].as_u64(), df["layers"].as_u64()), (Some(0), Some(0)), "{df}");
+    image(&sandbox, &root, &["verify"]).ok();
+}
+
+each_user! {
+    /// Who has one store has one place.
+    fn the_store_of_ones_own_cluster_is_ones_own(who) {
+        let sandbox = Sandbox::start(who);
+        sandbox.srun_in(images::busybox(), ["true"]).ok();
+        let berth = |words: &[&str]| sandbox.cmd("berth").arg("image").args(words);
+        let told = berth(&["ls"]).ok().text();
+        assert!(!told.contains("STORE") && told.contains("LAST USED"), "{told}");
+        berth(&["ls", "--node"]).fails().says(&["--node", "leave it out"]);
+        assert_eq!(berth(&["ls", "--own"]).ok().text().lines().count(), told.lines().count());
+        berth(&["ls", "--own", "--node"]).fails().says(&["cannot be used with"]);
+    }
+}
+
+/// One image in both places is named with its place.
+#[test]
+fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
+    let registry = Registry::open();
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let ann = Who::user();
+    let name = push(&registry, "twice", &["twice"]).remove(0);
+    let home = tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").unwrap();
+    berth_tests::machine::give(home.path(), &ann);
+    let berth = |words: &[&str]| image(&sandbox, &ann, words).env("XDG_STATE_HOME", home.path());
+    run(&sandbox, &ann, &name);
+    // No store of her own is made for looking.
+    let told = berth(&["ls"]).ok().text();
+    assert!(told.contains("STORE") && told.contains("twice"), "{told}");
+    assert!(!home.path().join("berth").exists());
+    berth(&["pull", "--insecure", &name]).ok();
+    let all: Vec<Value> = serde_json::from_str(&berth(&["ls", "--json"]).ok().text()).unwrap();
+    let stores: Vec<&str> = all.iter().map(|image| image["store"].as_str().unwrap()).collect();
+    assert_eq!(stores, ["own", "node"], "{all:?}");
+    berth(&["rm", &name]).fails().says(&["--own or --node"]);
+    berth(&["rm", "--own", &name]).tells("removed sha256:");
+    berth(&["rm", &name]).tells("gave back sha256:");
+    berth(&["rm", &name]).fails().says(&["you have none of that name", "srun --container-image="]);
+    let df: Value = serde_json::from_str(&berth(&["df", "--json"]).ok().text()).unwrap();
+    assert_eq!((df["images"].as_u64(), df["node"]["images"].as_u64()), (Some(0), Some(0)), "{df}");
+}
