@@ -44,10 +44,19 @@ pub(super) fn unpack<F: Form>(
         let (tar_out, tar_in) = sync_channel(QUEUE);
         let name = what.as_str();
         let counter = &compressed;
-        scope.spawn(move || send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out)));
-        scope.spawn(move || {
-            send_result(&tar_out, inflate(Chunks::new(blob_in, None), limits, counter, &tar_out))
-        });
+        // Named for whoever looks with top or perf where an import spends its time.
+        let stage = |name: &str| thread::Builder::new().name(name.to_string());
+        let refused = |e| Error::io("image store: another thread for an import", e);
+        stage("layer-fetch")
+            .spawn_scoped(scope, move || {
+                send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out));
+            })
+            .map_err(refused)?;
+        stage("layer-inflate")
+            .spawn_scoped(scope, move || {
+                send_result(&tar_out, inflate(Chunks::new(blob_in, None), limits, counter, &tar_out));
+            })
+            .map_err(refused)?;
         let chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
         let kept = |e| Error::io("image store: skeleton of a layer", e);
         let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?);
