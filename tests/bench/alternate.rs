@@ -1,6 +1,8 @@
 //! Measures commands for `tests/bench/run.sh`: several in turn, many at once, and the disk's fsync.
 #![forbid(unsafe_code)]
 
+mod cost;
+
 use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: bench-alternate latency ROUNDS (NAME COMMANDLINE)...   median, minimum and p99 of each, in microseconds
        bench-alternate rate TOTAL PARALLEL COMMANDLINE         wall time of all runs, in microseconds
+       bench-alternate cost ROUNDS (NAME PREPARATION COMMANDLINE)...   medians of wall and processor time in microseconds,
+                                                              and the most memory that a run's processes had together, in KiB
        bench-alternate fsync DIRECTORY COUNT                   median of write and fsync of 4 KiB, in microseconds
 A command line is split at blanks; a command that fails ends the measurement.";
 
@@ -17,6 +21,9 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["latency", rounds, commands @ ..] if !commands.is_empty() && commands.len() % 2 == 0 => {
             latency(rounds, commands)
+        }
+        ["cost", rounds, commands @ ..] if !commands.is_empty() && commands.len() % 3 == 0 => {
+            number(rounds).and_then(|rounds| cost::measure(rounds, commands))
         }
         ["rate", total, parallel, command] => rate(total, parallel, command),
         ["fsync", directory, count] => fsync(directory, count),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures Berth beside its peers in one run and prints one table: ours, peer, ratio, target, met or not.
-# A row whose peer is not installed says so. usage: tests/bench/run.sh [--quick | --big]; peers are listed in
-# tests/packages.txt. --big: only what 100,000 waiting jobs cost.
+# A row whose peer is not installed says so. usage: tests/bench/run.sh [--quick | --big | --import]; peers are listed in
+# tests/packages.txt. --big: only what 100,000 waiting jobs cost; --import: only what images cost.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,19 +9,19 @@ rounds=40
 array=2000
 submissions=200
 requests=20000
-big=no
+only=
+import_rounds=2
 if [ "${1-}" = --quick ]; then
-    rounds=20 array=200 submissions=50 requests=4000
-elif [ "${1-}" = --big ]; then
-    big=yes
+    rounds=20 array=200 submissions=50 requests=4000 import_rounds=1
+elif [ "${1-}" = --big ] || [ "${1-}" = --import ]; then
+    only=$1
 elif [ $# -gt 0 ]; then
-    printf 'bench: error: unknown argument %s; usage: tests/bench/run.sh [--quick | --big]\n' "$1" >&2
+    printf 'bench: error: unknown argument %s; usage: tests/bench/run.sh [--quick | --big | --import]\n' "$1" >&2
     exit 1
 fi
 
-die() { printf 'bench: error: %s\n' "$*" >&2; exit 1; }
-note() { printf '\n# %s\n' "$*" >&2; }
-has() { command -v "$1" >/dev/null; }
+. tests/bench/common.sh
+. tests/bench/import.sh
 
 am_root=no
 [ "$(id -u)" -ne 0 ] || am_root=yes
@@ -35,7 +35,7 @@ finish() {
     # Slurm's daemons detach from us; their pid files name them.
     for file in "$work"/slurm/*.pid; do [ ! -e "$file" ] || kill "$(cat "$file")" 2>/dev/null; done
     # podman leaves its store mounted; as an ordinary user its files have ids that only its own namespace can remove.
-    if [ $am_root = yes ]; then umount "$work/podman/root/overlay" 2>/dev/null; else ! has podman || podman unshare rm -rf "$work/podman"; fi
+    if [ $am_root = yes ]; then umount "$work"/podman/*/root/overlay 2>/dev/null; else ! has podman || podman unshare rm -rf "$work/podman"; fi
     chmod -R u+rwX "$work"
     rm -rf "$work"
 }
@@ -53,34 +53,6 @@ cc -O2 -static -o "$work/smallest" tests/bench/smallest.c || die "cannot compile
 mkdir -p "$work/bin" "$work/scratch"
 berth install-links "$work/bin" >/dev/null || die "berth install-links failed"
 
-rows=()
-# row WHAT OURS PEER THEIRS FACTOR: our figure must be at most FACTOR times the peer's (in the same unit; smaller is better)
-row() {
-    local verdict ratio
-    ratio=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", a / b }')
-    verdict=$(awk -v r="$ratio" -v f="$5" 'BEGIN { print (r <= f) ? "met" : "NOT met" }')
-    rows+=("| $1 | $2 | $3 $4 | $ratio | at most $5 | $verdict |")
-}
-# faster WHAT OURS PEER THEIRS FACTOR: our rate must be at least FACTOR times the peer's (greater is better)
-faster() {
-    local verdict ratio
-    ratio=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", a / b }')
-    verdict=$(awk -v r="$ratio" -v f="$5" 'BEGIN { print (r >= f) ? "met" : "NOT met" }')
-    rows+=("| $1 | $2 | $3 $4 | $ratio | at least $5 | $verdict |")
-}
-skip() { rows+=("| $1 | ${2:-} | $3 | | | peer absent, or does not run here |"); }
-ms() { awk -v us="$1" 'BEGIN { printf "%.2f", us / 1000 }'; }
-per_second() { awk -v n="$1" -v us="$2" 'BEGIN { printf "%.0f", n * 1000000 / us }'; }
-field() { awk -v name="$1" -v at="$2" '$1 == name { print $at }' "$3"; }
-
-# below WHAT OURS LIMIT, above WHAT OURS LIMIT: rows without a peer
-below() { rows+=("| $1 | $2 | | | below $3 | $(awk -v a="$2" -v b="$3" 'BEGIN { print (a < b) ? "met" : "NOT met" }') |"); }
-above() { rows+=("| $1 | $2 | | | at least $3 | $(awk -v a="$2" -v b="$3" 'BEGIN { print (a >= b) ? "met" : "NOT met" }') |"); }
-table() {
-    printf '\n%s, kernel %s, %s CPUs, as %s; fsync median %s ms\n\n' "$(date +%F)" "$(uname -r)" "$(nproc)" "$(id -un)" "$(ms "$fsync")"
-    printf '| what | ours | peer | ratio | target | |\n|---|---|---|---|---|---|\n'
-    printf '%s\n' "${rows[@]}"
-}
 pid_of() { berth status --json | jq .controller.pid; }
 resident() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
 # Processor time of a process in milliseconds, in steps of ten.
@@ -90,7 +62,7 @@ since() { printf '%s' $((${EPOCHREALTIME/./} - $1)); }
 fsync=$(bench-alternate fsync "$work" 200) || die "cannot measure fsync"
 
 # ---------------------------------------------------------------- 100,000 waiting jobs
-if [ $big = yes ]; then
+if [ "$only" = --big ]; then
     note "100,000 waiting jobs"
     jobs=100000
     export BERTH_STATE=$work/state
@@ -120,6 +92,12 @@ if [ $big = yes ]; then
     "$b/srun" true || die "srun fails after kill -9"
     below "from kill -9 with $jobs waiting jobs to the end of the next srun true, ms" "$(ms "$(since "$begin")")" 1000
     [ "$("$b/squeue" -h | wc -l)" -eq $((jobs + 1000)) ] || die "jobs were lost, or are there twice"
+    table
+    exit 0
+fi
+
+if [ "$only" = --import ]; then
+    imports
     table
     exit 0
 fi
@@ -203,53 +181,7 @@ if [ -n "$(field crun 2 "$work/start")" ]; then
 fi
 
 # ---------------------------------------------------------------- import
-note "import"
-port=$(awk 'BEGIN { srand(); print 20000 + int(rand() * 20000) }')
-registry=
-if has docker-registry && has skopeo; then
-    cat > "$work/registry.yml" <<YML
-version: 0.1
-log: {level: error}
-storage: {filesystem: {rootdirectory: $work/registry}}
-http: {addr: '127.0.0.1:$port'}
-YML
-    docker-registry serve "$work/registry.yml" > "$work/registry.log" 2>&1 &
-    pids+=($!)
-    for _ in $(seq 100); do curl -s -o /dev/null "http://127.0.0.1:$port/v2/" && registry=yes && break; sleep 0.1; done
-fi
-if [ -n "$registry" ]; then
-    # Made once: compressing it takes minutes.
-    large=$PWD/target/test-cache/images/large
-    [ -e "$large/index.json" ] || tests/images.sh large "$large" || die "cannot make the large image"
-    skopeo copy --quiet --dest-tls-verify=false "oci:$large" "docker://127.0.0.1:$port/large:1" || die "cannot push"
-    printf '#!/bin/sh\nrm -rf %s && BERTH_STATE=%s exec berth image pull --insecure 127.0.0.1:%s/large:1\n' "$work/import" "$work/import" "$port" > "$work/ours"
-    printf '#!/bin/sh\npodman --root %s/root --runroot %s/run rmi -af >/dev/null 2>&1; exec podman --root %s/root --runroot %s/run pull -q --tls-verify=false 127.0.0.1:%s/large:1\n' \
-        "$work/podman" "$work/podman" "$work/podman" "$work/podman" "$port" > "$work/theirs"
-    printf '#!/bin/sh\nrm -rf %s; mkdir %s; skopeo copy -q --src-tls-verify=false docker://127.0.0.1:%s/large:1 oci:%s/l:1 && umoci --log=error unpack %s --image %s/l:1 %s/b\n' \
-        "$work/um" "$work/um" "$port" "$work/um" "${rootless[*]}" "$work/um" "$work/um" > "$work/umoci"
-    chmod +x "$work/ours" "$work/theirs" "$work/umoci"
-    lines=(berth "$work/ours" umoci "$work/umoci")
-    if has podman && "$work/theirs" >/dev/null 2>"$work/podman.err"; then lines+=(podman "$work/theirs"); else note "podman does not pull here: $(tail -1 "$work/podman.err" 2>/dev/null)"; fi
-    if bench-alternate latency 2 "${lines[@]}" > "$work/pull"; then
-        ours=$(field berth 2 "$work/pull")
-        row "image pull of $(du -sm "$large" | cut -f1) MiB (compressed), ms" "$(ms "$ours")" skopeo+umoci "$(ms "$(field umoci 2 "$work/pull")")" 0.5
-        theirs=$(field podman 2 "$work/pull")
-        if [ -n "$theirs" ]; then
-            row "the same" "$(ms "$ours")" podman "$(ms "$theirs")" 0.8
-            line="podman --root $work/podman/root --runroot $work/podman/run run --rm --network=none --cgroups=disabled --ulimit host 127.0.0.1:$port/large:1 true"
-            if $line 2>"$work/podman.err"; then
-                bench-alternate latency $((rounds / 2)) podman "$line" berth "berth run $image true" > "$work/podman-start" &&
-                    row "berth run true, median ms" "$(ms "$(field berth 2 "$work/podman-start")")" podman "$(ms "$(field podman 2 "$work/podman-start")")" 0.1
-            else
-                note "podman does not run here: $(tail -1 "$work/podman.err")"
-            fi
-        else
-            skip "the same" "$(ms "$ours")" podman
-        fi
-    fi
-else
-    skip "image pull" "" "docker-registry and skopeo"
-fi
+imports
 
 # ---------------------------------------------------------------- control plane
 note "control plane"

@@ -1,0 +1,135 @@
+# What it costs to bring an image of 1.1 GB from a registry on the loopback to a root that can be started: ours in both forms of
+# layers, beside podman, skopeo with umoci, enroot, and curl, gzip and tar, which verify and keep nothing. Sourced by run.sh.
+#
+# Cold means an empty store; the registry's files are in the page cache. Each run has a directory of its own, and nothing is removed
+# before the end: ext4 passes over inodes that were freed in the last minute one by one, which would be measured otherwise. What
+# earlier runs wrote is on the disk before the clock starts. It takes some 8 GB of /tmp a round.
+
+costs=()
+# cost NAME COMMANDS [BEFORE]: commands that leave all they make in $here, an empty directory; BEFORE is not measured
+cost() {
+    mkdir "$work/$1"
+    printf '#!/bin/sh\nset -e\nhere=$(mktemp -d %s/XXXXXX)\nchmod 755 "$here"\necho "$here" > %s\n%s\nsync\n' "$work/$1" "$work/$1.here" "${3-}" > "$work/$1.before"
+    printf '#!/bin/sh\nset -e\nread -r here < %s\n%s\n' "$work/$1.here" "$2" > "$work/$1.cost"
+    chmod +x "$work/$1.before" "$work/$1.cost"
+    costs+=("$1" "$work/$1.before" "$work/$1.cost")
+}
+
+start_registry() {
+    has docker-registry && has skopeo || return 1
+    cat > "$work/registry.yml" <<YML
+version: 0.1
+log: {level: error}
+storage: {filesystem: {rootdirectory: $work/registry}}
+http: {addr: '127.0.0.1:$port'}
+YML
+    docker-registry serve "$work/registry.yml" > "$work/registry.log" 2>&1 &
+    pids+=($!)
+    for _ in $(seq 100); do curl -s -o /dev/null "http://127.0.0.1:$port/v2/" && return 0; sleep 0.1; done
+    return 1
+}
+
+# tag_ms STATE: what another tag of the same layers and one more takes
+tag_ms() {
+    local begin=${EPOCHREALTIME/./}
+    BERTH_STATE=$1 berth image pull --insecure "$where/large:2" > "$work/second" || return 1
+    ms "$(since "$begin")"
+}
+
+imports() {
+    note "import"
+    port=$(awk 'BEGIN { srand(); print 20000 + int(rand() * 20000) }')
+    where=127.0.0.1:$port
+    if ! start_registry; then
+        skip "image pull" "" "docker-registry and skopeo"
+        return
+    fi
+    # Made once: compressing it takes a minute.
+    local large=$PWD/target/test-cache/images/large-10 forms=(directory) form peer name
+    [ -e "$large/index.json" ] || tests/images.sh large "$large" || die "cannot make the large image"
+    skopeo copy --quiet --dest-tls-verify=false "oci:$large:latest" "docker://$where/large:1" || die "cannot push"
+    skopeo copy --quiet --dest-tls-verify=false "oci:$large:next" "docker://$where/large:2" || die "cannot push"
+    [ $am_root = no ] || forms+=(erofs)
+
+    for form in "${forms[@]}"; do
+        cost "berth-$form" "BERTH_STATE=\$here berth image pull --insecure $where/large:1" \
+            "printf '[images]\nlayer_form = \"$form\"\n' > \$here/berth.toml"
+    done
+    ! has podman || cost podman "podman --root \$here/root --runroot \$here/run pull -q --tls-verify=false $where/large:1"
+    local unprivileged=
+    [ $am_root = yes ] || unprivileged=--rootless
+    ! has umoci || cost umoci "skopeo copy -q --src-tls-verify=false docker://$where/large:1 oci:\$here/l:1
+umoci --log=error unpack $unprivileged --image \$here/l:1 \$here/b"
+    if has enroot; then
+        # It asks registries for docker's manifests alone.
+        skopeo copy --quiet --format v2s2 --dest-tls-verify=false "oci:$large:latest" "docker://$where/large:docker" || die "cannot push"
+        cost enroot "cd \$here
+mkdir cache data run tmp
+export ENROOT_CACHE_PATH=\$here/cache ENROOT_DATA_PATH=\$here/data ENROOT_RUNTIME_PATH=\$here/run ENROOT_TEMP_PATH=\$here/tmp ENROOT_ALLOW_HTTP=y
+enroot import -o large.sqsh docker://$where#large:docker
+enroot create -n large large.sqsh"
+    fi
+    # The least that moves these bytes.
+    cost curl "cd \$here
+curl -sf -H 'Accept: application/vnd.oci.image.manifest.v1+json' http://$where/v2/large/manifests/1 | jq -r '.layers[].digest' |
+    xargs -P 8 -I % sh -c 'mkdir \$1 && curl -sf http://$where/v2/large/blobs/\$1 | gzip -dc | tar -x -C \$1' sh %"
+    bench-alternate cost "$import_rounds" "${costs[@]}" > "$work/costs" || die "imports cannot be measured"
+
+    local ours theirs peak
+    for form in "${forms[@]}"; do
+        ours=$(field "berth-$form" 2 "$work/costs")
+        [ -n "$ours" ] || die "berth image pull fails"
+        peak=$(($(field "berth-$form" 4 "$work/costs") / 1024))
+        case $form in directory) set -- podman:0.8 umoci:0.5 ;; *) set -- podman:0.35 umoci:0.35 enroot:0.1 ;; esac
+        for peer in "$@"; do
+            name=${peer%:*}
+            theirs=$(field "$name" 2 "$work/costs")
+            if [ -n "$theirs" ]; then
+                row "import as $form, s" "$(seconds "$ours")" "$name" "$(seconds "$theirs")" "${peer#*:}"
+            else
+                skip "import as $form, s" "$(seconds "$ours")" "$name"
+            fi
+        done
+        below "import as $form, memory of all processes at their peak, MB" "$peak" 150
+    done
+    warm "${forms[@]}"
+    {
+        printf '\n| import of %s MiB (compressed) | wall s | CPU s | peak MB |\n|---|---|---|---|\n' "$(du -sm "$large" | cut -f1)"
+        while read -r name ours theirs peak; do
+            printf '| %s | %s | %s | %s |\n' "$name" "$(seconds "$ours")" "$(seconds "$theirs")" "$((peak / 1024))"
+        done < "$work/costs"
+    } > "$work/cost-table"
+}
+
+# What is there is neither fetched nor unpacked again, and a large image starts as fast as a small one.
+warm() {
+    local form state image=$where/large:1 commands=(bare /bin/true) took
+    [ -e "$work/small/index.json" ] || tests/images.sh busybox "$work/small" || die "cannot make the image"
+    for form in "$@"; do
+        read -r state < "$work/berth-$form.here"
+        sync
+        took=$(tag_ms "$state") || die "the second tag cannot be pulled: $(cat "$work/second")"
+        below "a second tag with one layer more, as $form, ms" "$took" 200
+        printf '#!/bin/sh\nexport BERTH_STATE=%s\nexec berth run --insecure "$@"\n' "$state" > "$work/run-$form"
+        chmod +x "$work/run-$form"
+        "$work/run-$form" "$work/small" true || die "berth run fails"
+        commands+=("small-$form" "$work/run-$form $work/small true" "large-$form" "$work/run-$form $image true")
+    done
+    bench-alternate latency "$((rounds / 2))" "${commands[@]}" > "$work/warm" || die "starts cannot be measured"
+    for form in "$@"; do
+        below "berth run of 1.1 GB as $form, ms more than /bin/true" \
+            "$(ms $(($(field "large-$form" 2 "$work/warm") - $(field bare 2 "$work/warm"))))" 20
+        below "berth run of 1.1 GB as $form, ms more than of 2 MB" \
+            "$(ms $(($(field "large-$form" 2 "$work/warm") - $(field "small-$form" 2 "$work/warm"))))" 20
+    done
+    has podman || return 0
+    local here
+    read -r here < "$work/podman.here"
+    local podman="podman --root $here/root --runroot $here/run run --rm --network=none --cgroups=disabled --ulimit host $image true"
+    if $podman 2>"$work/podman.err"; then
+        bench-alternate latency "$((rounds / 2))" podman "$podman" berth "$work/run-directory $image true" > "$work/podman-start" &&
+            row "berth run of 1.1 GB, median ms" "$(ms "$(field berth 2 "$work/podman-start")")" podman "$(ms "$(field podman 2 "$work/podman-start")")" 0.1
+    else
+        note "podman does not run here: $(tail -1 "$work/podman.err")"
+    fi
+}
