@@ -68,7 +68,7 @@ say "tests"
 # files (Linux 6.12) file_backed; no other test may be left out.
 status=0
 images_mount=yes
-if [ $am_root = yes ] && ! target/debug/berth --state /tmp doctor | grep -q 'a trial one was mounted'; then
+if [ $am_root = yes ] && ! target/debug/berth --state /tmp doctor | grep -q 'a trial one was mounted from its file'; then
     images_mount=no
 fi
 if cargo nextest --version >/dev/null 2>&1; then

@@ -57,7 +57,7 @@ impl HostFacts {
             privileged,
             uid: rustix::process::geteuid().as_raw(),
             hostname: hostname(),
-            kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
+            kernel: running_kernel(),
             ..HostFacts::default()
         };
         if request.root == Rootfs::Host {
@@ -105,6 +105,11 @@ pub fn is_privileged() -> bool {
 
 fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Version of the kernel that runs.
+pub(crate) fn running_kernel() -> (u32, u32) {
+    kernel_version(&rustix::system::uname().release().to_string_lossy())
 }
 
 /// `6.1.0-18-amd64` is (6, 1).

@@ -193,6 +193,7 @@ pub fn start_attended(
         layer,
         images: options.images.filter(|_| plan.mode == Mode::System),
         holder: None,
+        loops: crate::setup::image::by_loop(plan).map_err(LaunchError::Setup)?,
         join: options.joined.0,
     };
     if plan.root == RootPlan::Joined && plan.mode == Mode::System && own_user {

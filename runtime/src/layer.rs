@@ -45,7 +45,7 @@ pub(crate) fn make(plan: &Plan) -> Result<Option<OwnedFd>, LaunchError> {
 }
 
 fn mount(file: &File) -> Result<OwnedFd, (String, &'static str)> {
-    let (device, path) = crate::sys::loopdev::attach(file.as_fd())
+    let (device, path) = crate::sys::loopdev::attach(file.as_fd(), crate::sys::loopdev::Access::Full)
         .map_err(|e| (format!("no loop device can be had: {}", errno_text(e.raw_os_error())), ELSEWHERE))?;
     let ext4 = || {
         let fs = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;

@@ -33,6 +33,7 @@ struct Order {
     images: bool,
     holder: bool,
     join: Vec<Entered>,
+    loops: Vec<usize>,
     cgroup: bool,
 }
 
@@ -94,6 +95,7 @@ impl Parked {
             images: fds.images.is_some(),
             holder: fds.holder.is_some(),
             join: fds.join.iter().map(|(ns, _)| *ns).collect(),
+            loops: fds.loops.iter().map(|(number, _)| *number).collect(),
             cgroup: cgroup.is_some(),
         };
         let mut sent = vec![sock.as_fd()];
@@ -158,6 +160,7 @@ fn parked(sock: &OwnedFd) -> i32 {
         images: if order.images { fds.next() } else { None },
         holder: if order.holder { fds.next() } else { None },
         join: order.join.iter().copied().zip(fds.by_ref()).collect(),
+        loops: order.loops.iter().copied().zip(fds.by_ref()).collect(),
     };
     let cgroup = if order.cgroup { fds.next() } else { None };
     let entered = crate::job::enter(&order.plan, &setup).and_then(|()| own_user(&order.plan, &mut setup));

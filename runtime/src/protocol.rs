@@ -110,7 +110,8 @@ pub(crate) enum Message {
 }
 
 const MAX_FRAME: usize = 64 << 20;
-const MAX_FDS: usize = 32;
+/// Below what the kernel passes at once (`SCM_MAX_FD` is 253): mounts of layers are many.
+const MAX_FDS: usize = 240;
 const HEADER: usize = 5;
 
 /// Sends one frame: length, number of descriptors, JSON.

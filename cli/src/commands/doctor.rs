@@ -109,8 +109,8 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
     let what = "layers of images";
     let dir = StateDir::named_or_own(state).ok()?;
     let place = nearest(&dir.0).and_then(|there| std::fs::File::open(there).ok())?;
-    let todo = "nothing has to be done: directories do, and take longer to make. EROFS images need Linux 6.12 and a state \
-                directory on a disk";
+    let todo = "nothing has to be done: directories do, and take longer to make. EROFS images need Linux 6.12, or loop \
+                devices, and a state directory on a disk";
     // What runs was settled when it started; what does not run yet will be as its configuration says.
     let settled = settled_form(&dir.images());
     let wanted = match (super::config::of(&dir, None), settled) {
@@ -127,10 +127,11 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
     };
     let tried = berth_images::try_image(&place, &berth_runtime::try_image);
     Some(match (tried, settled, wanted) {
-        (Ok(()), Some(LayerForm::Directory), _) | (Ok(()), None, Wanted::Directory) => {
-            good(what, "kept as directories (layer_form in berth.toml); EROFS images could be mounted")
+        (Ok(way), Some(LayerForm::Directory), _) | (Ok(way), None, Wanted::Directory) => {
+            let text = "kept as directories (layer_form in berth.toml); an EROFS image could be mounted";
+            good(what, format!("{text} {way}"))
         }
-        (Ok(()), _, _) => good(what, "kept as EROFS images: a trial one was mounted"),
+        (Ok(way), _, _) => good(what, format!("kept as EROFS images: a trial one was mounted {way}")),
         (Err(why), _, Wanted::Erofs) if why.kind() == std::io::ErrorKind::Unsupported => finding(
             what,
             Verdict::Bad,

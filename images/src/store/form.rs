@@ -84,9 +84,9 @@ const SMALL: u64 = 4 << 20;
 /// Name of the file that holds it.
 const SETTLED: &str = "form";
 
-/// Mounts an image as a start would. An error of kind `Unsupported` says that it cannot be done here; any other one says
-/// nothing of that.
-pub type TryImage<'a> = &'a dyn Fn(&File) -> std::io::Result<()>;
+/// Mounts an image as a start would, and says in which way. An error of kind `Unsupported` says that it cannot be done
+/// here; any other one says nothing of that.
+pub type TryImage<'a> = &'a dyn Fn(&File) -> std::io::Result<String>;
 
 /// Mounts an image out of everybody's sight; gives the mount, with which it goes.
 pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
@@ -95,7 +95,7 @@ pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
 ///
 /// # Errors
 /// The reason why not, of kind `Unsupported`; any other where it could not be tried, as on a full disk.
-pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::io::Result<()> {
+pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::io::Result<String> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     let file =
         openat(directory, ".", flags, Mode::RUSR | Mode::WUSR).and_then(erofs::trial).map_err(|e| {
@@ -116,7 +116,7 @@ impl Store {
     pub fn settle_form(&mut self, wanted: Option<LayerForm>, attempt: TryImage<'_>) -> Result<LayerForm> {
         let before = settled(self.root_fd.as_fd())?;
         let tried = match (try_image(&self.tmp, attempt), &before) {
-            (Ok(()), _) => Ok(()),
+            (Ok(_), _) => Ok(()),
             (Err(e), _) if e.kind() == std::io::ErrorKind::Unsupported => Err(e),
             (Err(_), Some(before)) if before.images => Ok(()),
             (Err(e), Some(_)) => Err(e),

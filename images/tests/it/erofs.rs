@@ -320,7 +320,7 @@ fn the_store_looks_after_images_as_after_directories() {
 fn where_images_cannot_be_mounted_any_more_they_are_fetched_again_as_directories() {
     let bench = Bench::of(LayerForm::Directory);
     let layer = || vec![Tar::new().file("a", b"a").end()];
-    let can = |_: &std::fs::File| Ok(());
+    let can = |_: &std::fs::File| Ok("somehow".to_string());
     let cannot =
         |_: &std::fs::File| Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "no such kernel"));
     let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
@@ -352,7 +352,7 @@ fn a_trial_that_fails_for_want_of_something_decides_nothing() {
     let bench = Bench::new();
     let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
     let file = || std::fs::metadata(bench.path().join("store/form")).map(|m| m.ino()).ok();
-    let can = |_: &std::fs::File| Ok(());
+    let can = |_: &std::fs::File| Ok("somehow".to_string());
     let cannot = |_: &std::fs::File| Err(std::io::ErrorKind::Unsupported.into());
     let full = |_: &std::fs::File| Err(rustix::io::Errno::MFILE.into());
     for wanted in [None, Some(LayerForm::Directory), Some(LayerForm::Erofs)] {

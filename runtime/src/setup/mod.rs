@@ -134,6 +134,8 @@ pub(crate) struct SetupFds {
     pub images: Option<OwnedFd>,
     /// The process that holds the job's namespaces.
     pub holder: Option<OwnedFd>,
+    /// Layers that are images and are mounted by loop devices, by their numbers in the plan.
+    pub loops: Vec<(usize, OwnedFd)>,
     /// The namespaces of the running container that is entered.
     pub join: crate::join::Open,
 }
@@ -146,6 +148,7 @@ impl SetupFds {
             .into_iter()
             .flatten()
             .chain(join)
+            .chain(self.loops.iter().map(|(_, fd)| fd))
     }
 }
 

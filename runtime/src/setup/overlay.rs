@@ -77,7 +77,7 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     } else {
         rustix::fs::mkdirat(staging, "layers", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
         for (number, layer) in layers.iter().enumerate() {
-            let fd = layer_mount(layer, *owner, fds)?;
+            let fd = layer_mount(layer, number, *owner, fds)?;
             let place = format!("layers/{number}");
             rustix::fs::mkdirat(staging, &place, FileMode::from_raw_mode(0o700)).doing("make a directory")?;
             attach(fd.as_fd(), staging, &place).doing_at("attach the layer", layer)?;
@@ -140,8 +140,12 @@ fn fd_path(fd: &OwnedFd) -> ByteStr {
 }
 
 /// A read-only mount of a layer, its owner shown as the user.
-fn layer_mount(layer: &ByteStr, owner: Option<StoreOwner>, fds: &SetupFds) -> Setup<OwnedFd> {
+fn layer_mount(layer: &ByteStr, number: usize, owner: Option<StoreOwner>, fds: &SetupFds) -> Setup<OwnedFd> {
+    let beforehand = fds.loops.iter().find(|(n, _)| *n == number).map(|(_, mount)| mount);
     let tree = match image::open(layer, owner)? {
+        Some(_) if let Some(mount) = beforehand => {
+            rustix::io::fcntl_dupfd_cloexec(mount, 3).map_err(|e| layer_failure(layer, e))?
+        }
         Some(image) => image.mount(fds.images.as_ref()).map_err(|e| {
             layer_failure(layer, e).hint(
                 "the kernel does not mount the image that holds the layer: remove it (berth image rm), write layer_form = \
