@@ -206,8 +206,8 @@ fi
 if wanted runtime set-id; then
     change $r/setup/overlay.rs 'set: mountattr::RDONLY | mountattr::NOSUID | mountattr::NODEV' 'set: mountattr::RDONLY | mountattr::NODEV'
     change $r/setup/overlay.rs '    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs).map_err(create)' \
-        '    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV).map_err(create)'
+    rustix::mount::fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs)' \
+        '    rustix::mount::fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)'
     change $r/setup/overlay.rs 'let flags = MountFlags::NOSUID | MountFlags::NODEV;' 'let flags = MountFlags::NODEV;'
     change $r/setup/mod.rs 'set: mountattr::NOSUID | mountattr::NODEV, ' 'set: mountattr::NODEV, '
     # A filter cannot be loaded without no_new_privs.

@@ -260,3 +260,62 @@ fn before_a_cluster_is_up_its_configuration_counts_file_backed_as_root() {
         .fails()
         .says(&["berth.toml", "layer_form"]);
 }
+
+/// An image of so many layers: each has a file of its own and changes one that all have. What the lowest ones have is hidden
+/// by their neighbours and by the highest one.
+fn tower(directory: &Path, layers: usize) {
+    let lowest = layout::busybox().directory("t").directory("o").directory("p");
+    let lowest =
+        ["t/gone", "t/back", "o/old", "p/old"].iter().fold(lowest, |l, f| l.file(f, 0o644, b"lowest"));
+    let mut all = vec![lowest];
+    for n in 1..layers {
+        let text = n.to_string();
+        let mut layer = layout::Layer::default().directory("t");
+        layer = layer.file(&format!("t/{n}"), 0o644, text.as_bytes()).file("t/same", 0o644, text.as_bytes());
+        if n == 1 {
+            layer = layer.file("t/.wh.back", 0o644, b"").directory("o").file("o/.wh..wh..opq", 0o644, b"");
+            layer = layer.file("o/new", 0o644, b"");
+        }
+        if n == layers - 1 {
+            layer = layer.file("t/.wh.gone", 0o644, b"").directory("p").file("p/.wh..wh..opq", 0o644, b"");
+            layer = layer.file("p/new", 0o644, b"");
+        }
+        all.push(layer);
+    }
+    layout::write(directory, all, json!({"Env": ["PATH=/bin"]}));
+}
+
+fn towers(sandbox: &Sandbox, form: Option<&str>) {
+    let image = |layers: usize| {
+        let image = sandbox.work().join(layers.to_string());
+        tower(&image, layers);
+        image
+    };
+    for layers in [500, 501, 999] {
+        let image = image(layers);
+        let script = "cat /t/same /t/1 /t/77 /t/400; ls /t | busybox wc -l; echo $(ls /o /p /t/gone /t/back 2>/dev/null); \
+                      echo x > /t/1 && busybox rm /t/77 && busybox rm -r /o && busybox mkdir /o && ls /o && cat /t/1";
+        let said = sandbox.srun_in(&image, ["sh", "-c", script]).limit(180).ok().text();
+        assert_eq!(said, format!("{}177400{}\n/o: new /p: new\nx", layers - 1, layers), "{layers} layers");
+        if let Some(form) = form {
+            assert!(forms(sandbox, &image).iter().all(|f| f == form));
+        }
+    }
+    let many = image(1000);
+    sandbox.srun_in(&many, ["true"]).fails().says(&["1000 layers", "at most 999"]);
+}
+
+#[test]
+fn images_have_more_layers_than_one_overlay_takes_as_root() {
+    towers(&with_form("directory"), Some("directory"));
+}
+
+#[test]
+fn images_have_more_layers_than_one_overlay_takes_as_an_ordinary_user() {
+    towers(&Sandbox::start(Who::user()), None);
+}
+
+#[test]
+fn images_have_more_layers_than_one_overlay_takes_file_backed_as_root() {
+    towers(&with_form("erofs"), Some("erofs"));
+}

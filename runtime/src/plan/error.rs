@@ -31,9 +31,9 @@ pub enum PlanError {
     #[error("the image has no layers: it holds no filesystem that could be run")]
     NoLayers,
     #[error(
-        "the image has {count} layers and the kernel takes 500: rebuild it with fewer (docker build --squash)"
+        "the image has {count} layers and the kernel takes {most}: rebuild it with fewer (docker build --squash)"
     )]
-    TooManyLayers { count: usize },
+    TooManyLayers { count: usize, most: usize },
     #[error(
         "the image's USER '{text}' {reason}: rebuild the image with USER name, uid, name:group or uid:gid"
     )]

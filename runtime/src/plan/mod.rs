@@ -401,8 +401,10 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
             if layers.is_empty() {
                 return Err(PlanError::NoLayers);
             }
-            if layers.len() > MAX_LAYERS {
-                return Err(PlanError::TooManyLayers { count: layers.len() });
+            // In two overlays, one on the other.
+            let most = 2 * most_in_one(one_string) - 1;
+            if layers.len() > most {
+                return Err(PlanError::TooManyLayers { count: layers.len(), most });
             }
             let layers = layers.iter().map(|l| clean_absolute(l, "a layer")).collect::<Result<_, _>>()?;
             let owner = owner.filter(|_| mode == Mode::System);
@@ -414,8 +416,10 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
 const NO_LIMIT_ON_DISK: &str = "only root can bound what is written on disk, with a filesystem of its own: leave the size out, \
      or write tmpfs:SIZE";
 
-/// What overlayfs takes as lower directories.
-const MAX_LAYERS: usize = 500;
+/// Layers that one overlay takes (`OVL_MAX_STACK`), or whose descriptors' paths go into one string of a page.
+pub(crate) fn most_in_one(one_string: bool) -> usize {
+    if one_string { 200 } else { 500 }
+}
 
 fn workdir(request: &ContainerRequest, host: bool) -> Result<WorkdirPlan, PlanError> {
     if let Some(w) = &request.workdir {

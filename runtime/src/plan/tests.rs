@@ -57,6 +57,20 @@ fn the_images_user_is_read_and_noted() {
 }
 
 #[test]
+fn images_have_as_many_layers_as_two_overlays_take() {
+    for (kernel, most) in [((6, 18), 999), ((6, 8), 999), ((6, 7), 399)] {
+        let facts = HostFacts { kernel, ..facts(true) };
+        let of = |count: usize| {
+            let layers = (0..count).map(|n| format!("/l/{n}").into()).collect();
+            let root = Rootfs::Overlay { layers, owner: None };
+            plan(&ContainerRequest { root, ..request() }, &facts)
+        };
+        assert!(of(most).is_ok());
+        assert_eq!(of(most + 1), Err(PlanError::TooManyLayers { count: most + 1, most }));
+    }
+}
+
+#[test]
 fn precedence_of_the_environment() {
     let mut r = request();
     r.image = ImageConfig { env: vec!["A=image".into(), "HOME=/image".into()], ..ImageConfig::default() };

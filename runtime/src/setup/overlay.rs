@@ -1,7 +1,7 @@
 //! The root filesystem: read-only layers under a writable one.
 
 use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_path, rights, root_dir_failure};
-use crate::plan::{Mode, Plan, RootPlan};
+use crate::plan::{Mode, Plan, RootPlan, most_in_one};
 use crate::request::{StoreOwner, WritableLayer};
 use crate::sys::{Errno, mountattr};
 use berth_model::ByteStr;
@@ -61,34 +61,59 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
     let RootPlan::Overlay { layers, owner, as_user, upper, one_string, .. } = &plan.root else {
         return Err(SetupFailure::new("mount an overlay", Errno::INVAL));
     };
-    // Descriptors stay open until the overlay holds its own references.
-    let mut held = Vec::new();
-    let mut lower = Vec::new();
-    if plan.mode == Mode::User {
-        lower.extend(layers.iter().cloned());
-    } else if *as_user {
+    let most = most_in_one(*one_string);
+    // An overlay lies on another once. Nothing lies below the lowest layers, so that what their overlay shows of them is all
+    // that they say: whiteouts and opaque directories of an overlay's layers are not to be seen through it.
+    let direct = if layers.len() > most { most - 1 } else { layers.len() };
+    let (upper_layers, lowest) = layers.split_at(direct);
+    if plan.mode == Mode::System && !as_user {
+        rustix::fs::mkdirat(staging, "layers", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
+    }
+    // First, so that its layers' descriptors are closed before the others are open.
+    let below = if lowest.is_empty() {
+        None
+    } else {
+        let layers = lower_layers(plan.mode, lowest, direct, *owner, staging, fds)?;
+        let merged = as_one(&layers.paths, staging, *one_string);
+        Some(merged.map_err(|e| match e {
+            OverlayError::Layer(n, e) => layer_failure(&lowest[n], e),
+            OverlayError::Create(e) => SetupFailure::new("mount the overlay of the image's lowest layers", e),
+        })?)
+    };
+    let mut lower = if *as_user {
+        let mut lower = Lower::default();
         rights::act_as_user(plan)?;
-        for layer in layers {
+        for layer in upper_layers {
             let fd = open_path(layer).map_err(|e| root_dir_failure(layer, e))?;
-            lower.push(fd_path(&fd));
-            held.push(fd);
+            lower.paths.push(fd_path(&fd));
+            lower.held.push(fd);
         }
         rights::act_as_root(plan)?;
+        lower
     } else {
-        rustix::fs::mkdirat(staging, "layers", FileMode::from_raw_mode(0o700)).doing("make a directory")?;
-        for (number, layer) in layers.iter().enumerate() {
-            let fd = layer_mount(layer, number, *owner, fds)?;
-            let place = format!("layers/{number}");
-            rustix::fs::mkdirat(staging, &place, FileMode::from_raw_mode(0o700)).doing("make a directory")?;
-            attach(fd.as_fd(), staging, &place).doing_at("attach the layer", layer)?;
-            lower.push(fd_path(&fd));
-            held.push(fd);
-        }
+        lower_layers(plan.mode, upper_layers, 0, *owner, staging, fds)?
+    };
+    if let Some(merged) = below {
+        lower.paths.push(fd_path(&merged));
+        lower.held.push(merged);
     }
+    let lower_paths = &lower.paths;
     let (upper_dir, work_dir, volatile) = writable(plan, staging, upper, fds)?;
     let (upper_path, work_path) = (fd_path(&upper_dir), fd_path(&work_dir));
+    let failure = |e: OverlayError| match e {
+        OverlayError::Layer(n, e) => layer_failure(&layers[n], e),
+        OverlayError::Create(Errno::INVAL) if !lowest.is_empty() => {
+            let failure = SetupFailure::new("mount the overlay of the image's layers", Errno::INVAL);
+            failure.hint(format!(
+                "of more than {most} layers the lowest are an overlay below it, and the kernel takes no more than two filesystems \
+                 on one another: rebuild the image with fewer, or keep the store on a disk, with layer_form = \"directory\" in \
+                 [images] of berth.toml"
+            ))
+        }
+        OverlayError::Create(e) => create_failure(layers, upper, e),
+    };
     if *one_string {
-        let root = old_api(staging, &lower, &upper_path, &work_path, volatile)?;
+        let root = old_api(staging, lower_paths, &upper_path, &work_path, volatile).map_err(failure)?;
         if plan.hooks.is_none() {
             return Ok(root);
         }
@@ -99,12 +124,54 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
         super::place_root(plan, copy.as_fd()).doing("mount the root filesystem")?;
         return Ok(copy);
     }
-    let root = new_api(&lower, &upper_path, &work_path, volatile).map_err(|e| match e {
-        OverlayError::Layer(n, e) => layer_failure(&layers[n], e),
-        OverlayError::Create(e) => create_failure(layers, upper, e),
-    })?;
+    let root = new_api(lower_paths, &upper_path, &work_path, volatile).map_err(failure)?;
     super::place_root(plan, root.as_fd()).doing("mount the root filesystem")?;
     Ok(root)
+}
+
+/// Layers as an overlay takes them: paths, and what keeps these until the overlay holds its own references.
+#[derive(Default)]
+struct Lower {
+    paths: Vec<ByteStr>,
+    held: Vec<OwnedFd>,
+}
+
+/// Layers of the store, the first of which has the number `first` in the plan.
+fn lower_layers(
+    mode: Mode,
+    layers: &[ByteStr],
+    first: usize,
+    owner: Option<StoreOwner>,
+    staging: &OwnedFd,
+    fds: &SetupFds,
+) -> Setup<Lower> {
+    if mode == Mode::User {
+        return Ok(Lower { paths: layers.to_vec(), held: Vec::new() });
+    }
+    let mut lower = Lower::default();
+    for (number, layer) in (first..).zip(layers) {
+        let fd = layer_mount(layer, number, owner, fds)?;
+        let place = format!("layers/{number}");
+        rustix::fs::mkdirat(staging, &place, FileMode::from_raw_mode(0o700)).doing("make a directory")?;
+        attach(fd.as_fd(), staging, &place).doing_at("attach the layer", layer)?;
+        lower.paths.push(fd_path(&fd));
+        lower.held.push(fd);
+    }
+    Ok(lower)
+}
+
+/// A read-only overlay of layers, attached below the staging directory: another one lies on nothing else.
+fn as_one(lower: &[ByteStr], staging: &OwnedFd, one_string: bool) -> Result<OwnedFd, OverlayError> {
+    let create = OverlayError::Create;
+    let place = "lowest";
+    rustix::fs::mkdirat(staging, place, FileMode::from_raw_mode(0o700)).map_err(create)?;
+    if one_string {
+        let (layers, _held) = in_one_string(lower)?;
+        return mount_at(staging, place, &format!("lowerdir={layers},userxattr")).map_err(create);
+    }
+    let merged = created(&overlay_of(lower)?).map_err(create)?;
+    attach(merged.as_fd(), staging, place).map_err(create)?;
+    Ok(merged)
 }
 
 pub(super) fn layer_failure(layer: &ByteStr, errno: Errno) -> SetupFailure {
@@ -243,55 +310,72 @@ fn new_api(
 ) -> Result<OwnedFd, OverlayError> {
     use rustix::mount::{fsconfig_set_flag, fsconfig_set_string};
     let create = OverlayError::Create;
+    let fs = overlay_of(lower)?;
+    fsconfig_set_string(&fs, "upperdir", upper.as_os()).map_err(create)?;
+    fsconfig_set_string(&fs, "workdir", work.as_os()).map_err(create)?;
+    if volatile {
+        fsconfig_set_flag(&fs, "volatile").map_err(create)?;
+    }
+    created(&fs).map_err(create)
+}
+
+/// An overlay to be, with its layers.
+fn overlay_of(lower: &[ByteStr]) -> Result<OwnedFd, OverlayError> {
+    use rustix::mount::{fsconfig_set_flag, fsconfig_set_string};
+    let create = OverlayError::Create;
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(create)?;
     fsconfig_set_string(&fs, "source", "berth").map_err(create)?;
     for (n, layer) in lower.iter().enumerate() {
         fsconfig_set_string(&fs, "lowerdir+", layer.as_os()).map_err(|e| OverlayError::Layer(n, e))?;
     }
-    fsconfig_set_string(&fs, "upperdir", upper.as_os()).map_err(create)?;
-    fsconfig_set_string(&fs, "workdir", work.as_os()).map_err(create)?;
     fsconfig_set_flag(&fs, "userxattr").map_err(create)?;
-    if volatile {
-        fsconfig_set_flag(&fs, "volatile").map_err(create)?;
-    }
-    rustix::mount::fsconfig_create(&fs).map_err(create)?;
-    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs).map_err(create)
+    Ok(fs)
 }
 
-/// mount(2) for kernels before 6.8: its options are one string of at most a page, so layers are named by
-/// short descriptor paths.
+fn created(fs: &OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::mount::fsconfig_create(fs)?;
+    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    rustix::mount::fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs)
+}
+
+/// Layers for kernels before 6.8: the options of mount(2) are one string of at most a page, so they are named by short
+/// descriptor paths. Gives what keeps these, too.
+fn in_one_string(lower: &[ByteStr]) -> Result<(String, Vec<OwnedFd>), OverlayError> {
+    let mut held = Vec::new();
+    let mut short = Vec::new();
+    for (n, layer) in lower.iter().enumerate() {
+        let fd = open_path(layer).map_err(|e| OverlayError::Layer(n, e))?;
+        short.push(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        held.push(fd);
+    }
+    Ok((short.join(":"), held))
+}
+
+/// mount(2) of an overlay on a directory that is there.
+fn mount_at(staging: &OwnedFd, name: &str, options: &str) -> Result<OwnedFd, Errno> {
+    use rustix::mount::MountFlags;
+    let place = format!("/proc/self/fd/{}/{name}", staging.as_raw_fd());
+    let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("berth", &place, "overlay", flags, Some(options.as_c_str()))?;
+    rustix::fs::openat(staging, name, OFlags::PATH | OFlags::CLOEXEC, FileMode::empty())
+}
+
 fn old_api(
     staging: &OwnedFd,
     lower: &[ByteStr],
     upper: &ByteStr,
     work: &ByteStr,
     volatile: bool,
-) -> Setup<OwnedFd> {
-    use rustix::mount::MountFlags;
-    let what = "mount the overlay of the image's layers";
-    let mut held = Vec::new();
-    let mut short = Vec::new();
-    for layer in lower {
-        let fd = open_path(layer).map_err(|e| layer_failure(layer, e))?;
-        short.push(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        held.push(fd);
-    }
+) -> Result<OwnedFd, OverlayError> {
+    let create = OverlayError::Create;
+    let (layers, _held) = in_one_string(lower)?;
     let volatile = if volatile { ",volatile" } else { "" };
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},userxattr{volatile}",
-        short.join(":"),
+        "lowerdir={layers},upperdir={},workdir={},userxattr{volatile}",
         upper.display(),
         work.display()
     );
-    if options.len() > 4095 {
-        return Err(SetupFailure::new(what, Errno::TOOBIG)
-            .hint("kernels before 6.8 take about 200 layers: rebuild the image with fewer"));
-    }
-    rustix::fs::mkdirat(staging, "root", FileMode::from_raw_mode(0o755)).doing(what)?;
-    let place = format!("/proc/self/fd/{}/root", staging.as_raw_fd());
-    let options = std::ffi::CString::new(options).map_err(|_| SetupFailure::new(what, Errno::INVAL))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("berth", &place, "overlay", flags, Some(options.as_c_str())).doing(what)?;
-    rustix::fs::openat(staging, "root", OFlags::PATH | OFlags::CLOEXEC, FileMode::empty()).doing(what)
+    rustix::fs::mkdirat(staging, "root", FileMode::from_raw_mode(0o755)).map_err(create)?;
+    mount_at(staging, "root", &options).map_err(create)
 }
