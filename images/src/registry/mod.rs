@@ -4,6 +4,7 @@ mod blob;
 mod carried;
 mod certificates;
 mod challenge;
+mod chunks;
 mod config_file;
 mod credentials;
 mod helper;

@@ -1,13 +1,14 @@
 //! Pushing into one repository: what is there already stays there, what a sister repository has is mounted, the rest is
-//! uploaded in one request a blob (OCI distribution specification, "Push").
+//! uploaded in one request a blob, or in chunks where that does not do (OCI distribution specification, "Push").
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
+use super::chunks::{self, Upload};
 use super::{Access, Client, Credentials, Registries, join, query};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,7 +16,7 @@ use crate::reference::RegistryRef;
 use crate::source::BlobKind;
 
 /// A repository that is pushed to.
-pub(crate) struct Uploader(Client);
+pub(crate) struct Uploader(pub(super) Client);
 
 /// The bytes of a blob.
 #[derive(Clone, Copy)]
@@ -23,6 +24,38 @@ pub(crate) enum Bytes<'a> {
     Memory(&'a [u8]),
     /// All of the file.
     File(&'a File),
+}
+
+impl<'a> Bytes<'a> {
+    fn length(self) -> Result<u64> {
+        match self {
+            Bytes::Memory(bytes) => Ok(bytes.len() as u64),
+            Bytes::File(file) => {
+                file.metadata().map(|m| m.len()).map_err(|e| Error::io("image store: compressed layer", e))
+            }
+        }
+    }
+
+    /// What lies between two places, which are in it.
+    pub(super) fn part(self, from: u64, end: u64) -> io::Result<Box<dyn Read + 'a>> {
+        match self {
+            Bytes::Memory(bytes) => {
+                let place = |at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(Box::new(&bytes[place(from)..place(end)]))
+            }
+            Bytes::File(mut file) => {
+                file.seek(SeekFrom::Start(from))?;
+                Ok(Box::new(file.take(end.saturating_sub(from))))
+            }
+        }
+    }
+}
+
+/// What became of an upload in one request.
+enum Whole {
+    Done,
+    /// It is to be sent in chunks. Before the first one nothing is begun yet, or this upload.
+    InChunks(Option<Upload>),
 }
 
 impl Uploader {
@@ -75,40 +108,60 @@ impl Uploader {
         Ok(response.status() == StatusCode::CREATED)
     }
 
-    /// Uploads a blob.
+    /// Uploads a blob: in one request, unless the registry says how long chunks are to be at least, or the request is too large
+    /// for it, or breaks.
     pub(crate) fn upload(&self, digest: &Digest, bytes: Bytes<'_>) -> Result<()> {
-        let client = &self.0;
-        let url = self.uploads();
-        // An upload that broke is begun again as a whole: what the registry made of the first is unknown.
-        client
-            .persevere(&url, &|status| status.is_success(), &mut || self.upload_once(&url, digest, bytes))?;
-        Ok(())
+        let length = bytes.length()?;
+        match self.whole(digest, bytes, length)? {
+            Whole::Done => Ok(()),
+            Whole::InChunks(begun) => chunks::upload(self, digest, bytes, length, begun),
+        }
     }
 
-    fn upload_once(
-        &self,
-        url: &str,
-        digest: &Digest,
-        bytes: Bytes<'_>,
-    ) -> std::result::Result<Response<Body>, ureq::Error> {
+    fn whole(&self, digest: &Digest, bytes: Bytes<'_>, length: u64) -> Result<Whole> {
         let client = &self.0;
-        let begun = client.allowed(client.agent.post(url), url).send_empty()?;
-        if !begun.status().is_success() {
-            return Ok(begun);
-        }
-        let place = location(url, &begun).ok_or(ureq::Error::RedirectFailed)?;
-        let mark = if place.contains('?') { '&' } else { '?' };
-        let place = format!("{place}{mark}{}", query(&[("digest", digest.to_string())]));
-        let request = client
-            .allowed(client.agent.put(&place), &place)
-            .header(header::CONTENT_TYPE, "application/octet-stream");
-        match bytes {
-            Bytes::Memory(bytes) => request.send(bytes),
-            Bytes::File(mut file) => {
-                file.seek(SeekFrom::Start(0))?;
-                request.send(file)
+        let url = self.uploads();
+        let divisible = length > chunks::SMALLEST;
+        // An upload that broke is begun again, as a whole or in chunks: what the registry made of the first is unknown.
+        let (broke, upload) = (Cell::new(false), Cell::new(None));
+        let known = |status: StatusCode| {
+            status.is_success() || (divisible && status == StatusCode::PAYLOAD_TOO_LARGE)
+        };
+        let response = client.persevere(&url, &known, &mut || {
+            let begun = self.begin()?;
+            if !begun.status().is_success() {
+                return Ok(begun);
             }
-        }
+            let at = Upload::begun(&url, &begun, length).ok_or(ureq::Error::RedirectFailed)?;
+            if broke.get() || at.is_wanted(length) {
+                upload.set(Some(at));
+                return Ok(begun);
+            }
+            let request = client
+                .allowed(client.agent.put(&at.last(digest)), at.place())
+                .header(header::CONTENT_TYPE, "application/octet-stream");
+            let sent = match bytes {
+                Bytes::Memory(bytes) => request.send(bytes),
+                Bytes::File(mut file) => {
+                    file.seek(SeekFrom::Start(0))?;
+                    request.send(file)
+                }
+            };
+            broke.set(divisible && sent.is_err());
+            sent
+        })?;
+        Ok(match upload.take() {
+            Some(upload) => Whole::InChunks(Some(upload)),
+            None if response.status().is_success() => Whole::Done,
+            None => Whole::InChunks(None),
+        })
+    }
+
+    /// Asks for an upload.
+    pub(super) fn begin(&self) -> std::result::Result<Response<Body>, ureq::Error> {
+        let client = &self.0;
+        let url = self.uploads();
+        client.allowed(client.agent.post(&url), &url).send_empty()
     }
 
     /// Uploads the manifest under a tag; what it names must be there.
@@ -131,12 +184,12 @@ impl Uploader {
         Ok(())
     }
 
-    fn uploads(&self) -> String {
+    pub(super) fn uploads(&self) -> String {
         format!("{}/v2/{}/blobs/uploads/", self.0.base, self.0.name.repository)
     }
 }
 
 /// Where an answer sends us.
-fn location(url: &str, response: &Response<Body>) -> Option<String> {
+pub(super) fn location(url: &str, response: &Response<Body>) -> Option<String> {
     join(url, response.headers().get(header::LOCATION)?.to_str().ok()?)
 }

@@ -2,7 +2,12 @@
 
 use berth_images::{Credentials, Error, ErrorKind, Pushed, Reference, Registries, Store};
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
 use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::registry::RealRegistry;
 use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text};
 
 fn layer() -> Vec<u8> {
@@ -10,8 +15,12 @@ fn layer() -> Vec<u8> {
 }
 
 fn push(store: &Store, bench: &Bench, registry: &FakeRegistry) -> Result<Pushed, Error> {
+    push_to(store, bench, &registry.address)
+}
+
+fn push_to(store: &Store, bench: &Bench, address: &str) -> Result<Pushed, Error> {
     let digest = store.find(&format!("oci:{}", bench.layout().display())).unwrap();
-    let Reference::Registry(to) = format!("{}/x:1", registry.address).parse().unwrap() else { panic!() };
+    let Reference::Registry(to) = format!("{address}/x:1").parse().unwrap() else { panic!() };
     store.push(&digest, &to, &Credentials::anonymous(), &Registries::default().without_tls(&to.registry), &())
 }
 
@@ -46,6 +55,156 @@ fn an_upload_that_is_cut_is_begun_again() {
     let error = push(&store, &bench, &fake).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
     assert!(error.to_string().contains(&fake.address), "{error}");
+    bench.assert_no_work();
+}
+
+/// A layer that no compressor makes smaller.
+fn large(bench: &Bench) -> Store {
+    let mut state = 1_u64;
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    })
+    .take(6 << 20)
+    .collect();
+    bench.import(vec![Tar::new().file("large", &content).end()]).unwrap();
+    bench.store()
+}
+
+#[test]
+fn large_blobs_go_in_chunks_where_one_request_does_not_do() {
+    let cases: [(&str, Behaviour); 6] = [
+        (
+            "the registry says how long chunks are",
+            Behaviour { least_chunk: Some(2 << 20), ..Behaviour::default() },
+        ),
+        ("a proxy takes no more", Behaviour { largest_body: Some(1 << 20), ..Behaviour::default() }),
+        ("the request breaks", Behaviour { cut_uploads: 1, ..Behaviour::default() }),
+        ("chunks break, too", Behaviour { cut_uploads: 1, cut_chunks: 3, ..Behaviour::default() }),
+        ("the upload is forgotten", Behaviour { cut_uploads: 1, lost_uploads: 2, ..Behaviour::default() }),
+        (
+            "tokens run out",
+            Behaviour {
+                least_chunk: Some(1 << 20),
+                token: Some(String::new()),
+                token_uses: Some(2),
+                cut_chunks: 1,
+                ..Behaviour::default()
+            },
+        ),
+    ];
+    let bench = Bench::new();
+    let store = large(&bench);
+    for (number, (what, behaviour)) in cases.into_iter().enumerate() {
+        let place = bench.path().join(format!("registry{number}"));
+        std::fs::create_dir(&place).unwrap();
+        let (cut, lost) = (behaviour.cut_chunks, behaviour.lost_uploads);
+        let fake = FakeRegistry::new(place.clone(), behaviour);
+        // What came is what was sent: the registry compares digests.
+        let pushed = push(&store, &bench, &fake).unwrap_or_else(|e| panic!("{what}: {e}\n{:?}", fake.log()));
+        assert_eq!(pushed.uploaded, 1, "{what}");
+        let patches = fake.count("PATCH");
+        assert!(patches >= 3, "{what}: {:?}", fake.log());
+        if cut > 0 {
+            // It goes on after the half that came.
+            assert!(
+                fake.count("GET /v2/x/blobs/uploads/session") >= cut as usize,
+                "{what}: {:?}",
+                fake.log()
+            );
+            assert!(patches < 16, "{what}: {:?}", fake.log());
+        }
+        if lost > 0 {
+            assert_eq!(fake.count("POST"), 2 + 2 + 1, "{what}: {:?}", fake.log());
+        }
+        let again = push(&store, &bench, &fake).unwrap();
+        assert_eq!(again.uploaded, 0, "{what}");
+        bench.assert_no_work();
+    }
+    for (behaviour, said) in [
+        (Behaviour { largest_body: Some(1 << 19), ..Behaviour::default() }, "413"),
+        (Behaviour { cut_uploads: 1, lost_uploads: 100, ..Behaviour::default() }, "lost the upload"),
+        (Behaviour { cut_uploads: 1, cut_chunks: 100, ..Behaviour::default() }, "127.0.0.1"),
+    ] {
+        let place = tempfile::tempdir().unwrap();
+        let fake = FakeRegistry::new(place.path().to_path_buf(), behaviour);
+        let error = push(&store, &bench, &fake).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains(&fake.address), "{error}");
+        bench.assert_no_work();
+    }
+}
+
+/// What stands before a registry and takes no body of more than a MiB, and breaks one request, the third chunk, in its middle.
+fn front(to: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, log) = (to.clone(), Arc::clone(&shared));
+            std::thread::spawn(move || hand_on(&stream, &to, &log));
+        }
+    });
+    (address, log)
+}
+
+/// One request of a connection.
+fn hand_on(stream: &TcpStream, to: &str, log: &Mutex<Vec<String>>) -> Option<()> {
+    let mut input = BufReader::new(stream);
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if let Some(text) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = text.trim().parse().ok()?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+        head += &line;
+    }
+    head += "Connection: close\r\n\r\n";
+    let chunks = {
+        let mut log = log.lock().unwrap();
+        log.push(head.lines().next()?.to_owned());
+        log.iter().filter(|line| line.starts_with("PATCH")).count()
+    };
+    let mut body = vec![0; length];
+    input.read_exact(&mut body).ok()?;
+    let mut out = stream;
+    if length > 1 << 20 {
+        out.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .ok()?;
+        return None;
+    }
+    let mut other = TcpStream::connect(to).ok()?;
+    other.write_all(head.as_bytes()).ok()?;
+    if head.starts_with("PATCH") && chunks == 3 {
+        other.write_all(&body[..length / 2]).ok()?;
+        let _ = (other.shutdown(Shutdown::Both), out.shutdown(Shutdown::Both));
+        return None;
+    }
+    other.write_all(&body).ok()?;
+    std::io::copy(&mut other, &mut out).ok()?;
+    let _ = out.shutdown(Shutdown::Both);
+    None
+}
+
+#[test]
+fn a_real_registry_behind_a_proxy_that_takes_little_gets_chunks() {
+    let bench = Bench::new();
+    let store = large(&bench);
+    let registry = RealRegistry::open();
+    let (address, log) = front(registry.address.clone());
+    let pushed = push_to(&store, &bench, &address).unwrap_or_else(|e| panic!("{e}\n{:?}", log.lock()));
+    assert_eq!(pushed.uploaded, 1);
+    let log = log.lock().unwrap();
+    assert!(log.iter().filter(|line| line.starts_with("PATCH")).count() > 6, "{log:?}");
+    let other = Bench::new();
+    let name = format!("{}/x:1", registry.address);
+    let image = ensure_text(&other.store(), &name, &Credentials::anonymous(), true).unwrap();
+    assert_eq!(image.digest, pushed.digest);
     bench.assert_no_work();
 }
 

@@ -39,6 +39,14 @@ pub struct Behaviour {
     pub no_head: bool,
     /// So many uploads end with a closed connection.
     pub cut_uploads: u32,
+    /// So many chunks do, after half of each is kept.
+    pub cut_chunks: u32,
+    /// So many uploads are forgotten at their second chunk.
+    pub lost_uploads: u32,
+    /// Longer bodies are refused.
+    pub largest_body: Option<usize>,
+    /// Each chunk but the last must have so many bytes, and whoever asks for an upload is told so.
+    pub least_chunk: Option<usize>,
     /// This repository has only what was uploaded into it, and nothing is mounted there: no token allows it.
     pub apart: Option<&'static str>,
 }
@@ -51,6 +59,8 @@ struct State {
     issued: u32,
     /// Requests for later ranges so far.
     together: usize,
+    /// What came of uploads, by their numbers.
+    uploads: Vec<Option<Vec<u8>>>,
 }
 
 pub struct FakeRegistry {
@@ -178,9 +188,21 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
                 br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
             );
         }
+        _ if behaviour.largest_body.is_some_and(|most| body.len() > most) => {
+            return answer(stream, "413 Content Too Large", &[], b"");
+        }
         "POST" => {
-            let place = format!("{path}session?state=x");
-            return answer(stream, "202 Accepted", &[("Location", &place)], b"");
+            let mut state = state.lock().unwrap();
+            let place = format!("{path}session{}?state=x", state.uploads.len());
+            state.uploads.push(Some(Vec::new()));
+            drop(state);
+            let least = behaviour.least_chunk.map(|least| least.to_string());
+            let mut headers = vec![("Location", place.as_str())];
+            headers.extend(least.as_deref().map(|least| ("OCI-Chunk-Min-Length", least)));
+            return answer(stream, "202 Accepted", &headers, b"");
+        }
+        "PATCH" | "GET" if path.contains("/blobs/uploads/") => {
+            return chunk(stream, state, (method, &path), headers.get("content-range"), &body);
         }
         "PUT" => {
             {
@@ -190,6 +212,15 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
                     let _ = stream.shutdown(std::net::Shutdown::Both);
                     return None;
                 }
+            }
+            if let Some(number) = session(&path) {
+                let mut state = state.lock().unwrap();
+                let Some(mut all) = state.uploads[number].take() else {
+                    drop(state);
+                    return answer(stream, "404 Not Found", &[], b"");
+                };
+                all.extend_from_slice(&body);
+                body = all;
             }
             let found = Digest::of(berth_images::Algorithm::Sha256, &body);
             let said = path.split_once("digest=").map(|(_, digest)| digest.replace("%3A", ":"));
@@ -277,6 +308,51 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         return None;
     }
     answer(stream, status, &extra, &bytes)
+}
+
+fn session(path: &str) -> Option<usize> {
+    path.split_once("/session")?.1.split('?').next()?.parse().ok()
+}
+
+/// A chunk of an upload, or the question how far it is.
+fn chunk(
+    stream: &TcpStream,
+    state: &Mutex<State>,
+    (method, path): (&str, &str),
+    range: Option<&String>,
+    body: &[u8],
+) -> Option<()> {
+    let mut state = state.lock().unwrap();
+    let state = &mut *state;
+    let Some(all) = state.uploads[session(path)?].as_mut() else {
+        return answer(stream, "404 Not Found", &[], b"");
+    };
+    let mut status = "204 No Content";
+    if method == "PATCH" {
+        let (from, last) = range?.split_once('-')?;
+        let (from, last): (usize, usize) = (from.parse().ok()?, last.parse().ok()?);
+        if last + 1 - from != body.len() {
+            return answer(stream, "400 Bad Request", &[], b"");
+        }
+        if from > 0 && state.behaviour.lost_uploads > 0 {
+            state.behaviour.lost_uploads -= 1;
+            state.uploads[session(path)?] = None;
+            return answer(stream, "404 Not Found", &[], b"");
+        }
+        if from != all.len() {
+            return answer(stream, "416 Range Not Satisfiable", &[], b"");
+        }
+        if state.behaviour.cut_chunks > 0 {
+            state.behaviour.cut_chunks -= 1;
+            all.extend_from_slice(&body[..body.len() / 2]);
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return None;
+        }
+        all.extend_from_slice(body);
+        status = "202 Accepted";
+    }
+    let range = format!("0-{}", all.len().saturating_sub(1));
+    answer(stream, status, &[("Location", path), ("Range", &range)], b"")
 }
 
 /// What every tag means.
