@@ -4,6 +4,7 @@
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
+use crate::place;
 use crate::room::{self, Room};
 use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
@@ -115,7 +116,7 @@ impl Images {
     ) -> Result<Images, String> {
         let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
         let registries = registries(config);
-        let (root, state) = (paths.images(), paths.state().to_path_buf());
+        let (root, state) = (place::store_place(config, paths.state())?, paths.state().to_path_buf());
         let images = Images { root, program, registries, config: config.clone(), kept, state, room, mounted };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);

@@ -20,6 +20,7 @@ mod memory;
 mod mine;
 mod notes;
 mod paths;
+mod place;
 mod probe;
 mod programs;
 mod registry;
@@ -34,6 +35,7 @@ pub use cgroups::tree_name;
 pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
+pub use place::store_place;
 pub use room::named_images;
 pub use start::{
     AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,

@@ -120,7 +120,7 @@ impl Paths {
     pub fn client_programs(&self) -> PathBuf {
         self.state.join("client-bin")
     }
-    /// The image store.
+    /// The image store, where the configuration names no place for it.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")
     }

@@ -2,6 +2,7 @@
 
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
+use berth_model::ByteStr;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -35,10 +36,22 @@ impl Part {
 
 /// The pid that a daemon wrote down, if a process of that pid lives.
 pub fn pid_file(dir: &StateDir, part: Part) -> Option<i32> {
+    written(dir, part).map(|(pid, _)| pid)
+}
+
+/// The pid that a daemon wrote down and all else that it did, if a process of that pid lives.
+fn written(dir: &StateDir, part: Part) -> Option<(i32, serde_json::Value)> {
     let text = std::fs::read(dir.run().join(format!("{}.json", part.name()))).ok()?;
     let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let pid = i32::try_from(value.get("pid")?.as_i64()?).ok()?;
-    is_ours(pid, part).then_some(pid)
+    is_ours(pid, part).then_some((pid, value))
+}
+
+/// Where the agent that runs there keeps images.
+pub fn images(dir: &StateDir) -> Option<PathBuf> {
+    let (_, value) = written(dir, Part::Agent)?;
+    let place: ByteStr = serde_json::from_value(value.get("images")?.clone()).ok()?;
+    Some(place.as_path().to_path_buf())
 }
 
 /// Whether the process is that daemon: pids are given again to others.
@@ -109,8 +122,8 @@ pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child,
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes it. Another daemon of the kind that lives is an error.
-    pub fn write(dir: &StateDir, part: Part) -> Result<PidFile, Failure> {
+    /// Writes it, for an agent with the place of its image store. Another daemon of the kind that lives is an error.
+    pub fn write(dir: &StateDir, part: Part, images: Option<&Path>) -> Result<PidFile, Failure> {
         if let Some(pid) = pid_file(dir, part) {
             return Err(Failure::user(format!(
                 "an {} runs already in {} (pid {pid}); 'berth down' ends it",
@@ -120,8 +133,11 @@ impl PidFile {
         }
         let path = dir.run().join(format!("{}.json", part.name()));
         let fresh = path.with_extension("new");
-        let text =
-            serde_json::json!({"pid": std::process::id(), "version": berth_client::VERSION}).to_string();
+        let mut value = serde_json::json!({"pid": std::process::id(), "version": berth_client::VERSION});
+        if let Some(place) = images {
+            value["images"] = serde_json::json!(ByteStr::from(place));
+        }
+        let text = value.to_string();
         std::fs::write(&fresh, text + "\n")
             .and_then(|()| std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o644)))
             .and_then(|()| std::fs::rename(&fresh, &path))

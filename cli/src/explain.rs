@@ -173,21 +173,23 @@ fn image(
     let Some(manifest) = pinned.map_err(|e| images::failed(&e))?.flatten() else { return Ok(None) };
     let described = open_source(&manifest, &berth_agent::registries(config), &Credentials::from_env())
         .and_then(|source| describe(&manifest, source.as_ref()));
-    let (config, mut layers) = described.map_err(|e| images::failed(&e))?;
+    let (image, mut layers) = described.map_err(|e| images::failed(&e))?;
     layers.reverse();
     let mut seen = std::collections::HashSet::new();
     layers.retain(|l| seen.insert(l.diff_id.clone()));
-    let root = paths.images();
+    // Who may not look at the directories above it is told what the node was told.
+    let root = berth_agent::store_place(config, paths.state())
+        .unwrap_or_else(|_| config.path.as_path().to_path_buf());
     let bytes = |all: Vec<String>| all.into_iter().map(ByteStr::from).collect();
     let some = |text: String| (!text.is_empty()).then_some(text);
     Ok(Some(PreparedImage {
         layers: layers.iter().map(|l| ByteStr::from(layer_place(&root, &l.diff_id).as_path())).collect(),
         owner: system.then_some(STORE_ID),
-        env: bytes(config.env),
-        entrypoint: bytes(config.entrypoint),
-        cmd: bytes(config.cmd),
-        workdir: some(config.workdir).map(ByteStr::from),
-        user: some(config.user),
+        env: bytes(image.env),
+        entrypoint: bytes(image.entrypoint),
+        cmd: bytes(image.cmd),
+        workdir: some(image.workdir).map(ByteStr::from),
+        user: some(image.user),
     }))
 }
 

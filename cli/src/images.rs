@@ -17,7 +17,7 @@ use berth_model::spec::ResolvedImage;
 use berth_runtime::facts::is_privileged;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Resolves images with the caller's own logins, and asks registries as the cluster's configuration says.
@@ -133,11 +133,21 @@ pub fn local_dir(state: Option<&Path>) -> Result<StateDir, Failure> {
     if state.is_none() && !me.is_root() && foreign(&dir) { StateDir::own() } else { Ok(dir) }
 }
 
+/// Where the store of a state directory is: of the cluster that runs there; else as a `berth.toml` in it says.
+pub fn place(dir: &StateDir) -> Result<PathBuf, Failure> {
+    if let Some(place) = crate::daemon::images(dir) {
+        return Ok(place);
+    }
+    let wrong = |why: String| Failure::new(Kind::Configuration, why);
+    let config = berth_controller::load_config(&dir.0, None).map_err(|e| wrong(e.to_string()))?;
+    berth_agent::store_place(&config.images, &dir.0).map_err(wrong)
+}
+
 /// The store of the caller: of [`local_dir`].
 pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     let dir = local_dir(state)?;
     crate::daemon::make_state(&dir)?;
-    let root = dir.images();
+    let root = place(&dir)?;
     // Root of a container is a user like others: only root of the node has other users to protect the store from.
     let owner = is_privileged().then_some(berth_agent::STORE_ID);
     let wrong = |e: Error| Failure::new(Kind::Configuration, e.to_string());

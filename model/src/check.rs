@@ -72,6 +72,7 @@ impl Config {
                 format!("'{}' is not an absolute path", file.display()),
             );
         }
+        self.images.check_place(&mut out);
         self.check_room(&mut out);
         self.images.check_signatures(&mut |key, why| out.add(key, why));
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
@@ -128,6 +129,22 @@ impl Config {
 }
 
 impl ImagesConfig {
+    fn check_place(&self, out: &mut Problems) {
+        use std::path::Component;
+        let path = self.path.as_path();
+        let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        if path.as_os_str().is_empty() {
+            return;
+        }
+        if !path.is_absolute() || path.file_name().is_none() || !path.components().all(plain) {
+            let why = format!(
+                "'{}' is not the absolute path of a directory without '..', such as /local/berth-images",
+                path.display()
+            );
+            out.add("images.path", why);
+        }
+    }
+
     fn check_mirrors(&self, out: &mut Problems) {
         let mut seen = BTreeSet::new();
         for (at, mirror) in self.mirrors.iter().enumerate() {
@@ -357,6 +374,7 @@ mod tests {
                     mirror("https://quay.io", &[]),
                     mirror("quay.io", &["https://user:secret@m.local"]),
                 ],
+                path: "local/images".into(),
                 high_watermark: 101,
                 low_watermark: 102,
                 max_size: "much".into(),
@@ -414,6 +432,7 @@ mod tests {
                 "images.mirror[3].urls",
                 "images.mirror[4].urls",
                 "images.certificate_authorities",
+                "images.path",
                 "images.high_watermark",
                 "images.low_watermark",
                 "images.max_size",

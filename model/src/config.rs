@@ -89,6 +89,8 @@ pub struct ImagesConfig {
     pub layer_form: LayerForm,
     /// PEM files on each node with authorities whose certificates registries may have, beside the system's; absolute.
     pub certificate_authorities: Vec<ByteStr>,
+    /// Where each node keeps its store: an absolute path on a local disk; empty means `images` in the state directory.
+    pub path: ByteStr,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -114,6 +116,7 @@ impl Default for ImagesConfig {
             insecure_registries: Vec::new(),
             layer_form: LayerForm::Auto,
             certificate_authorities: Vec::new(),
+            path: ByteStr::default(),
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),

@@ -29,6 +29,7 @@ mod moving;
 mod named;
 mod oci;
 mod packages;
+mod place;
 mod pulls;
 mod quickstart;
 mod registries;

@@ -74,11 +74,6 @@ impl StateDir {
         self.run().join("agent.sock")
     }
 
-    /// The image store.
-    pub fn images(&self) -> PathBuf {
-        self.0.join("images")
-    }
-
     /// Logs of the daemons.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")

@@ -1,10 +1,11 @@
 //! `berth doctor`: says what this machine lacks, and what to do.
 
+use crate::images;
 use crate::scope::{self, Place};
 use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
-use berth_images::{LayerForm, settled_form};
+use berth_images::{LayerForm, settled_form, unfit_filesystem};
 use berth_model::config::LayerForm as Wanted;
 use berth_runtime::cgroup::{CgroupFacts, Controller};
 use berth_runtime::doctor;
@@ -93,6 +94,7 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
         todo: found.advice.unwrap_or_default(),
     }));
     all.push(state_dir(state));
+    all.extend(image_store(state));
     if root {
         all.extend(layer_images(state));
     }
@@ -108,11 +110,12 @@ fn nearest(dir: &Path) -> Option<&Path> {
 fn layer_images(state: Option<&Path>) -> Option<Finding> {
     let what = "layers of images";
     let dir = StateDir::named_or_own(state).ok()?;
-    let place = nearest(&dir.0).and_then(|there| std::fs::File::open(there).ok())?;
+    let store = images::place(&dir).unwrap_or_else(|_| dir.0.clone());
+    let place = nearest(&store).and_then(|there| std::fs::File::open(there).ok())?;
     let todo = "nothing has to be done: directories do, and take longer to make. EROFS images need Linux 6.12, or loop \
                 devices, and a state directory on a disk";
     // What runs was settled when it started; what does not run yet will be as its configuration says.
-    let settled = settled_form(&dir.images());
+    let settled = settled_form(&store);
     let wanted = match (super::config::of(&dir, None), settled) {
         (Ok(config), _) => config.images.layer_form,
         (Err(_), Some(_)) => Wanted::Auto,
@@ -354,27 +357,25 @@ fn state_dir(state: Option<&Path>) -> Finding {
             "name another with --state",
         );
     };
-    let network: &[(u64, &str)] =
-        &[(0x6969, "NFS"), (0xff53_4d42, "CIFS"), (0x0bd0_0bd0, "Lustre"), (0x00c3_6400, "Ceph")];
-    let stat = match rustix::fs::statfs(there) {
-        Ok(stat) => stat,
-        Err(e) => {
+    match unfit_filesystem(there) {
+        Ok(None) => {}
+        Ok(Some(why)) => {
             return finding(
                 "state directory",
                 Verdict::Bad,
-                format!("{}: {e}", there.display()),
-                "name another with --state",
+                format!("{} is on {why}", dir.display()),
+                "name a directory on a local disk with --state or BERTH_STATE",
             );
         }
-    };
-    let kind = u64::try_from(stat.f_type).unwrap_or(0) & 0xffff_ffff;
-    if let Some((_, name)) = network.iter().find(|(magic, _)| *magic == kind) {
-        return finding(
-            "state directory",
-            Verdict::Bad,
-            format!("{} is on {name}, a network file system", dir.display()),
-            "name a directory on a local disk with --state or BERTH_STATE",
-        );
+        Err(e) => {
+            let found = format!("{}: {e}", there.display());
+            return finding(
+                "state directory",
+                Verdict::Bad,
+                found,
+                "name another with --state or BERTH_STATE",
+            );
+        }
     }
     let writable = rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok();
     if !writable {
@@ -386,6 +387,23 @@ fn state_dir(state: Option<&Path>) -> Finding {
         );
     }
     good("state directory", dir.display().to_string())
+}
+
+/// Where images are, or will be kept.
+fn image_store(state: Option<&Path>) -> Option<Finding> {
+    let what = "image store";
+    let todo = "name a directory on a local disk: images.path in berth.toml";
+    let dir = StateDir::named_or_own(state).ok()?;
+    Some(match images::place(&dir) {
+        Err(e) => {
+            finding(what, Verdict::Bad, e.text, "'berth config check' says what is wrong with berth.toml")
+        }
+        Ok(place) => match unfit_filesystem(&place) {
+            Ok(None) => good(what, place.display().to_string()),
+            Ok(Some(why)) => finding(what, Verdict::Bad, format!("{} is on {why}", place.display()), todo),
+            Err(e) => finding(what, Verdict::Bad, format!("{}: {e}", place.display()), todo),
+        },
+    })
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     daemon::make_state(&dir)?;
     daemon::log_to_stderr()?;
     let config = super::config::of(&dir, args.config.as_deref())?;
+    let images = berth_agent::store_place(&config.images, &dir.0)
+        .map_err(|why| Failure::new(Kind::Configuration, why))?;
     let options = berth_agent::AgentOptions {
         state_dir: dir.0.clone(),
         node: None,
@@ -32,7 +34,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         program: crate::own_path()?,
         step_program: daemon::step_program()?,
     };
-    let _pid = daemon::PidFile::write(&dir, Part::Agent)?;
+    let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
     daemon::serve(Box::pin(async move {
         berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
             .await

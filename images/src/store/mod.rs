@@ -33,6 +33,7 @@ mod layer;
 mod lock;
 mod manage;
 mod pipeline;
+mod probe;
 mod push;
 mod record;
 mod room;
@@ -46,9 +47,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, fstatfs, mkdirat, openat, statat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
@@ -57,6 +56,7 @@ pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_i
 pub use granted::{GrantedImage, Usage, find_granted};
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use probe::unfit_filesystem;
 pub use push::Pushed;
 pub use room::{Collected, CollectedImage, RoomRules, RoomState, Wanted};
 pub use verify::{Damage, Problem, Thing, VerifyReport};
@@ -67,21 +67,9 @@ use crate::manifest::Platform;
 use crate::unpack::Limits;
 use lock::{Hold, Lock};
 
-/// File systems that a store must not be on, by the magic number of statfs(2): they are slow, lack what overlayfs
-/// needs, or do not lock between machines.
-const NETWORK: &[(u64, &str)] = &[
-    (0x6969, "NFS"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB2"),
-    (0x517b, "SMB"),
-    (0x0bd0_0bd0, "Lustre"),
-    (0x4750_4653, "GPFS"),
-    (0x1983_0326, "BeeGFS"),
-    (0x00c3_6400, "Ceph"),
-    (0x5346_414f, "AFS"),
-    (0x0102_1997, "9p"),
-    (0x2003_0528, "OrangeFS"),
-];
+/// Where a store can be instead.
+const ELSEWHERE: &str = "name a place on a local disk: images.path in berth.toml, or another state directory with --state or \
+                         BERTH_STATE";
 
 /// A store, open in this process.
 #[derive(Debug)]
@@ -111,8 +99,8 @@ impl Store {
     /// Opens the store at an absolute path, and makes it if there is none.
     ///
     /// # Errors
-    /// The directory cannot be made, belongs to someone else, is open to others, is on a network file system, or
-    /// was written by a newer version.
+    /// The directory cannot be made, belongs to someone else, is open to others, is on a filesystem that machines share or
+    /// that a program serves, or was written by a newer version.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_for(root, None)
     }
@@ -129,6 +117,10 @@ impl Store {
         }
         let owner = owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
         let io = |e: Errno| Error::io(what.clone(), e);
+        // Before anything is made there, or asked of a server.
+        if let Some(why) = unfit_filesystem(root).map_err(|e| out_of_reach(&what, e))? {
+            return Err(Error::new(ErrorKind::Unsupported, what, format!("is on {why}")).next(ELSEWHERE));
+        }
         make_root(root, owner).map_err(|e| out_of_reach(&what, e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root_fd =
@@ -136,15 +128,6 @@ impl Store {
         let stat = fstat(&root_fd).map_err(io)?;
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         check_owner(&what, &root_fd, uid, stat.st_mode, owner)?;
-        let kind = u64::try_from(fstatfs(&root_fd).map_err(io)?.f_type).unwrap_or_default() & 0xffff_ffff;
-        if let Some((_, name)) = NETWORK.iter().find(|(magic, _)| *magic == kind) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                what,
-                format!("is on {name}, a network file system"),
-            )
-            .next("put the state directory on a local disk with --state or BERTH_STATE"));
-        }
         let give_to = (geteuid().is_root() && !uid.is_root()).then_some((uid, gid));
         let sub = |name: &str| -> Result<OwnedFd> {
             let io = |e: Errno| Error::io(format!("{what}/{name}"), e);
@@ -257,7 +240,7 @@ fn out_of_reach(what: &str, error: std::io::Error) -> Error {
     }
     error.next(format!(
         "user {} unpacks images into it and has to get there: open the directories above it (chmod o+x), or name another \
-         place with --state or BERTH_STATE",
+         place: images.path in berth.toml, --state or BERTH_STATE",
         geteuid().as_raw()
     ))
 }
@@ -290,7 +273,7 @@ fn check_owner(what: &str, root: &OwnedFd, uid: Uid, mode: u32, wanted: Option<(
             what,
             format!("belongs to uid {} and not to you", uid.as_raw()),
         )
-        .next("use your own state directory (--state or BERTH_STATE)"));
+        .next("use a place of your own: images.path in berth.toml, --state or BERTH_STATE"));
     }
     if let Some((wanted, _)) = wanted
         && wanted != uid
@@ -300,7 +283,7 @@ fn check_owner(what: &str, root: &OwnedFd, uid: Uid, mode: u32, wanted: Option<(
             what,
             format!("belongs to uid {} and not to uid {}", uid.as_raw(), wanted.as_raw()),
         )
-        .next("use another state directory, or move this one away; images are fetched again"));
+        .next("use another place (images.path in berth.toml, or another state directory), or move this one away; images are fetched again"));
     }
     if mode & 0o077 != 0 {
         fchmod(root, Mode::RWXU).map_err(|e| Error::io(what, e))?;

@@ -971,6 +971,8 @@ pub struct ImagesConfig {
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
     pub keep_days: u32,
+    #[prost(bytes = "vec", tag = "50")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "SignaturePolicy", tag = "60")]
     pub signatures: i32,
     #[prost(message, repeated, tag = "61")]

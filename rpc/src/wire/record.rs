@@ -45,6 +45,7 @@ structs! {
     SignatureRule { images, policy, keys, signed_as }
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
+        path,
         signatures, signature_rules,
     }
     Config {

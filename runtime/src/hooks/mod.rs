@@ -7,7 +7,7 @@ mod trust;
 
 pub use bundle::make as make_bundle;
 pub use run::{Alone, Attend, Attended, HookRun, run, run_all};
-pub use trust::unchangeable;
+pub use trust::{unchangeable, unchangeable_place};
 
 use berth_model::ByteStr;
 use serde::{Deserialize, Serialize};

@@ -16,6 +16,18 @@ const MOST_LINKS: usize = 40;
 /// # Errors
 /// What is wrong with which part, and what to do.
 pub fn unchangeable(path: &Path, owner: u32) -> Result<PathBuf, String> {
+    follow(path, owner, false)
+}
+
+/// As [`unchangeable`], for a directory in which something of ours is to be: it may be one with the sticky bit itself.
+///
+/// # Errors
+/// As [`unchangeable`].
+pub fn unchangeable_place(path: &Path, owner: u32) -> Result<PathBuf, String> {
+    follow(path, owner, true)
+}
+
+fn follow(path: &Path, owner: u32, sticky_end: bool) -> Result<PathBuf, String> {
     if !path.is_absolute() {
         return Err(format!("'{}' is not an absolute path", path.display()));
     }
@@ -56,7 +68,8 @@ pub fn unchangeable(path: &Path, owner: u32) -> Result<PathBuf, String> {
             }
             continue;
         }
-        let sticky = kind == FileType::Directory && stat.st_mode & 0o1000 != 0 && !rest.is_empty();
+        let sticky =
+            kind == FileType::Directory && stat.st_mode & 0o1000 != 0 && (sticky_end || !rest.is_empty());
         if stat.st_mode & 0o022 != 0 && !sticky {
             return Err(format!(
                 "{} can be written by others than its owner: chmod go-w {0}",
@@ -69,7 +82,7 @@ pub fn unchangeable(path: &Path, owner: u32) -> Result<PathBuf, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::unchangeable;
+    use super::{unchangeable, unchangeable_place};
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -102,6 +115,9 @@ mod tests {
         mode("d", 0o1777);
         assert!(unchangeable(&at("d/hook"), own).is_ok());
         assert!(unchangeable(&at("d"), own).is_err());
+        assert!(unchangeable_place(&at("d"), own).is_ok());
+        mode("d", 0o777);
+        assert!(unchangeable_place(&at("d"), own).is_err());
         mode("d", 0o755);
         if own == 0 {
             std::os::unix::fs::lchown(at("link"), Some(65_501), None).unwrap();

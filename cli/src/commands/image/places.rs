@@ -94,7 +94,7 @@ impl Places {
 fn has_own(state: Option<&Path>) -> Result<bool, Failure> {
     let dir = images::local_dir(state)?;
     let me = nix::unistd::geteuid().as_raw();
-    Ok(std::fs::metadata(dir.images()).is_ok_and(|store| store.uid() == me))
+    Ok(std::fs::metadata(images::place(&dir)?).is_ok_and(|store| store.uid() == me))
 }
 
 impl Node {

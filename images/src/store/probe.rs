@@ -1,0 +1,143 @@
+//! On which filesystems a store cannot be: those that machines share, and those that a program serves. They are slow, lack
+//! what overlayfs needs, do not lock between machines, or wait for somebody else.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::io::Errno;
+
+/// What they have in common, in words.
+const SHARED: &str = "which machines share";
+const SERVED: &str = "which a program serves";
+
+/// By the kernel's name of the type, as `/proc/self/mountinfo` has it; of what begins with `fuse` see [`by_name`].
+const TYPES: &[&str] = &[
+    "9p",
+    "acfs",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "coda",
+    "gfs2",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "ocfs2",
+    "orangefs",
+    "panfs",
+    "pvfs2",
+    "smb3",
+    "smbfs",
+    "vboxsf",
+    "virtiofs",
+    "wekafs",
+];
+
+/// By the magic number of statfs(2), for mounts that `/proc` does not list.
+const MAGIC: &[(u64, &str, &str)] = &[
+    (0x6969, "NFS", SHARED),
+    (0xff53_4d42, "CIFS", SHARED),
+    (0xfe53_4d42, "SMB2", SHARED),
+    (0x517b, "SMB", SHARED),
+    (0x0bd0_0bd0, "Lustre", SHARED),
+    (0x4750_4653, "GPFS", SHARED),
+    (0x1983_0326, "BeeGFS", SHARED),
+    (0x00c3_6400, "Ceph", SHARED),
+    (0x5346_414f, "AFS", SHARED),
+    (0x0102_1997, "9p", SHARED),
+    (0x2003_0528, "OrangeFS", SHARED),
+    (0xaad7_aaea, "PanFS", SHARED),
+    (0x0116_1970, "GFS2", SHARED),
+    (0x7461_636f, "OCFS2", SHARED),
+    (0x6573_5546, "FUSE", SERVED),
+];
+
+/// Why no store can be at `place`, as the end of a sentence that begins with "is on"; what is not there yet comes to be on the
+/// filesystem of the nearest directory above it.
+///
+/// # Errors
+/// The directory cannot be reached, and the filesystem is not the reason.
+pub fn unfit_filesystem(place: &Path) -> io::Result<Option<String>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut failed = None;
+    for directory in place.ancestors() {
+        match rustix::fs::open(directory, flags, Mode::empty()) {
+            Ok(found) => {
+                return match (unfit(&found)?, failed) {
+                    (None, Some(errno)) => Err(io::Error::from(errno)),
+                    (found, _) => Ok(found),
+                };
+            }
+            Err(Errno::NOENT) => {}
+            // Of a filesystem whose server is gone, or keeps root out, the directory where it is mounted still tells.
+            Err(errno) => failed = failed.or(Some(errno)),
+        }
+    }
+    Ok(None)
+}
+
+fn unfit(directory: &OwnedFd) -> io::Result<Option<String>> {
+    // What serves a filesystem may be gone or hang, and statfs(2) would wait for it; the list of mounts is the kernel's.
+    if let Some(name) = type_name(directory) {
+        return Ok(by_name(&name).map(|why| format!("{name}, {why}")));
+    }
+    let magic = u64::try_from(fstatfs(directory.as_fd())?.f_type).unwrap_or_default() & 0xffff_ffff;
+    let found = MAGIC.iter().find(|(number, ..)| *number == magic);
+    Ok(found.map(|(_, name, why)| format!("{name}, {why}")))
+}
+
+/// The type of the filesystem that is mounted there, where `/proc` tells it.
+fn type_name(directory: &OwnedFd) -> Option<String> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd())).ok()?;
+    let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    // Paths of mounts need not be UTF-8.
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mounts = String::from_utf8_lossy(&mounts);
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(id))?;
+    line.split_once(" - ")?.1.split(' ').next().map(str::to_owned)
+}
+
+fn by_name(name: &str) -> Option<&'static str> {
+    // `fuseblk` has a disk below, but a program in between all the same.
+    if name == "fuse" || name == "fuseblk" || name.starts_with("fuse.") {
+        return Some(SERVED);
+    }
+    TYPES.contains(&name).then_some(SHARED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_machines_share_and_programs_serve_is_unfit() {
+        for name in ["nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "9p", "beegfs", "virtiofs"] {
+            assert_eq!(by_name(name), Some(SHARED), "{name}");
+        }
+        for name in ["fuse", "fuseblk", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"] {
+            assert_eq!(by_name(name), Some(SERVED), "{name}");
+        }
+        for name in ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "fusectl"] {
+            assert_eq!(by_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_directory_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = type_name(&rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap());
+        assert!(own.is_some_and(|name| !name.is_empty()));
+        assert_eq!(unfit_filesystem(&dir.path().join("not/there/yet")).unwrap(), None);
+        assert!(unfit_filesystem(Path::new("/proc/self/status")).is_err());
+        assert_eq!(
+            type_name(&rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap()).as_deref(),
+            Some("proc")
+        );
+    }
+}
