@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Takes out one defence at a time, builds, and runs the tests that attack it. Not part of tests/run.sh: it builds once for each
 # defence. The table in docs/security.md has what was found. Run as root in a clean checkout.
-# usage: tests/escape/mutations.sh [--runtime|--cluster] [NAME...]
+# usage: tests/escape/mutations.sh [--runtime|--images|--cluster] [NAME...]
 #        tests/escape/mutations.sh --check    changes and builds nothing: are the texts and the tests there?
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 die() { printf 'mutations.sh: error: %s\n' "$*" >&2; exit 1; }
 
-groups="runtime cluster"
+groups="runtime images cluster"
 names=()
 run=yes
 for word in "$@"; do
     case $word in
-        --runtime | --cluster) groups=${word#--} ;;
+        --runtime | --images | --cluster) groups=${word#--} ;;
         --check) run=no ;;
         -*) die "unknown option $word; the first lines of this script say what there is" ;;
         *) names+=("$word") ;;
@@ -32,7 +32,7 @@ if [ $run = yes ]; then
     log=$(mktemp /tmp/mutations.XXXXXX)
     trap finish EXIT
 fi
-restore() { git checkout -q -- agent model rpc runtime scheduler; }
+restore() { git checkout -q -- agent images model rpc runtime scheduler; }
 # Nothing weakened is left: neither sources nor programs.
 finish() {
     restore
@@ -61,10 +61,11 @@ judge() { # fails|passes GROUP NAME TEST...
     if [ $run = no ]; then
         for test in "$@"; do
             found=${test%::as_user}
-            grep -rqw "fn ${found##*::}" runtime tests/tests || die "$name: there is no test $test"
+            grep -rqw "fn ${found##*::}" runtime images tests/tests || die "$name: there is no test $test"
         done
         return
     fi
+    [ "$group" != images ] || package=berth-images
     if [ "$group" = cluster ]; then
         package=berth-tests
         cargo xtask build --debug > "$log" 2>&1 || { tail -20 "$log"; die "$name does not build"; }
@@ -227,6 +228,90 @@ fi
 if wanted runtime masked-for-root; then
     change $r/plan/mounts.rs 'if mode == Mode::System && request.identity.uid.0 == 0 {' 'if mode == Mode::System && request.identity.uid.0 == 1 {'
     attack runtime masked-for-root escape::roots_container_does_not_command_the_node
+fi
+
+i=images/src
+
+if wanted images layer-beneath; then
+    change $i/unpack/tree.rs 'pub(crate) const STRICT: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)' 'pub(crate) const STRICT: ResolveFlags = ResolveFlags::empty()'
+    attack images layer-beneath hostile::symlinks_never_lead_outside
+fi
+
+if wanted images layer-dot-dot; then
+    change $i/unpack/path.rs '                b".." => {
+                    return Err(refused(
+                        raw,
+                        "its name has a .. component, which could lead outside the image",
+                    ));
+                }
+' ''
+    attack images layer-dot-dot hostile::dot_dot_is_refused_everywhere
+fi
+
+if wanted images whiteout-names; then
+    change $i/unpack/mod.rs 'if matches!(name, b"" | b"." | b"..") {' 'if name == b"" {'
+    attack images whiteout-names hostile::whiteouts_cannot_reach_outside
+fi
+
+if wanted images overlay-attributes; then
+    change $i/unpack/mod.rs 'if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {' 'if name.starts_with(b"trusted.overlay.") {'
+    attack images overlay-attributes hostile::overlay_attributes_and_capabilities_are_stripped
+fi
+
+if wanted images bombs; then
+    change $i/unpack/limits.rs 'if plain > self.free_bytes && plain / self.ratio.max(1) > compressed {' 'if plain > self.free_bytes && compressed == 0 {'
+    attack images bombs hostile::bombs_are_refused_by_ratio
+fi
+
+if wanted images entries; then
+    change $i/unpack/mod.rs 'if self.report.entries > self.limits.entries {' 'if self.report.entries == u64::MAX {'
+    attack images entries hostile::entries_names_and_depth_are_bounded
+fi
+
+if wanted images links-lead-deep; then
+    change $i/unpack/place.rs '        self.bounded(&here, entry)?;
+' ''
+    change $i/unpack/place.rs '                self.bounded(&placed, &path)?;
+' ''
+    attack images links-lead-deep hostile::what_links_lead_to_is_bounded_as_names_are
+fi
+
+if wanted images two-sizes; then
+    change $i/archive/reader.rs 'if size != stored && (size <= OCTAL_LIMIT || !header.size_is_octal() || stored > 0) =>' 'if size == u64::MAX =>'
+    attack images two-sizes hostile::archives_that_two_readers_would_see_differently_are_refused
+fi
+
+if wanted images blob-digest; then
+    change $i/store/pipeline.rs 'if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }' 'let _ = found; Ok(())'
+    attack images blob-digest hostile::wrong_sizes_digests_and_counts_in_manifests_are_refused
+fi
+
+if wanted images diff-id; then
+    change $i/store/pipeline.rs 'Some(found) if found != layer.diff_id => {' 'Some(found) if found.hex().is_empty() => {'
+    attack images diff-id hostile::a_diff_id_that_does_not_fit_is_refused
+fi
+
+if wanted images devices; then
+    change $i/unpack/mod.rs '            EntryKind::CharDevice | EntryKind::BlockDevice => {
+                self.form.clear(&path)?;' '            EntryKind::CharDevice | EntryKind::BlockDevice if entry.mode == 0o7777 => {
+                self.form.clear(&path)?;'
+    change $i/unpack/mod.rs 'EntryKind::Fifo => self.fifo(&path, &entry),' '_ => self.fifo(&path, &entry),'
+    attack images devices hostile::device_nodes_are_left_out_and_reported
+fi
+
+if wanted images regular-files; then
+    change $i/source/sniff.rs 'if !file.metadata().map_err(|e| Error::path(path, e))?.is_file() {' 'if path.as_os_str().is_empty() {'
+    attack images regular-files around::what_is_no_file_in_a_layout_is_not_read
+fi
+
+if wanted images weak-digests; then
+    change $i/digest.rs '"sha512" => Algorithm::Sha512,
+            _' '"sha512" | "md5" | "sha1" => Algorithm::Sha512,
+            _'
+    change $i/digest.rs 'if hex.len() != algorithm.hex_len() {' 'if hex.len() > algorithm.hex_len() {'
+    attack images weak-digests around::weak_and_misshapen_digests_are_refused_wherever_they_stand
 fi
 
 if wanted cluster attach-owner; then
