@@ -36,19 +36,25 @@ tag_ms() {
     ms "$(since "$begin")"
 }
 
-imports() {
-    note "import"
+# Puts the image where it is fetched from; says in `where`, and in `large`.
+offer_large() {
     port=$(awk 'BEGIN { srand(); print 20000 + int(rand() * 20000) }')
     where=127.0.0.1:$port
-    if ! start_registry; then
-        skip "image pull" "" "docker-registry and skopeo"
-        return
-    fi
+    start_registry || return 1
     # Made once: compressing it takes a minute.
-    local large=$PWD/target/test-cache/images/large-10 forms=(directory) form peer name
+    large=$PWD/target/test-cache/images/large-10
     [ -e "$large/index.json" ] || tests/images.sh large "$large" || die "cannot make the large image"
     skopeo copy --quiet --dest-tls-verify=false "oci:$large:latest" "docker://$where/large:1" || die "cannot push"
     skopeo copy --quiet --dest-tls-verify=false "oci:$large:next" "docker://$where/large:2" || die "cannot push"
+}
+
+imports() {
+    note "import"
+    if ! offer_large; then
+        skip "image pull" "" "docker-registry and skopeo"
+        return
+    fi
+    local forms=(directory) form peer name
     [ $am_root = no ] || forms+=(erofs)
 
     for form in "${forms[@]}"; do

@@ -61,7 +61,7 @@ judge() { # fails|passes GROUP NAME TEST...
     if [ $run = no ]; then
         for test in "$@"; do
             found=${test%::as_user}
-            grep -rqw "fn ${found##*::}" runtime images tests/tests || die "$name: there is no test $test"
+            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images tests/tests || die "$name: there is no test $test"
         done
         return
     fi
