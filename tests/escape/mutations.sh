@@ -285,7 +285,7 @@ fi
 
 if wanted images blob-digest; then
     change $i/store/pipeline.rs 'if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }' 'let _ = found; Ok(())'
-    attack images blob-digest hostile::wrong_sizes_digests_and_counts_in_manifests_are_refused
+    attack images blob-digest hostile::another_blob_with_the_same_archive_in_it_is_refused
 fi
 
 if wanted images diff-id; then

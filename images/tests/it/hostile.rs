@@ -525,6 +525,30 @@ fn wrong_sizes_digests_and_counts_in_manifests_are_refused() {
     assert!(with(&|m| m["manifests"] = serde_json::json!([])).contains("at once"));
 }
 
+/// What is inflated is the same, so that only the blob's own digest tells.
+#[test]
+fn another_blob_with_the_same_archive_in_it_is_refused() {
+    for form in FORMS {
+        let bench = Bench::of(form);
+        let layout = bench.layout();
+        let built = ImageBuilder::new(vec![Tar::new().file("a", b"x").end()])
+            .compressed(Compression::Gzip)
+            .write(&layout);
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(crate::support::blob_path(&layout, &built)).unwrap())
+                .unwrap();
+        let layer: berth_images::Digest = manifest["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+        let mut blob = std::fs::read(crate::support::blob_path(&layout, &layer)).unwrap();
+        // The time in gzip's header (RFC 1952, 2.3).
+        blob[4] ^= 1;
+        crate::support::put_blob(&layout, &layer, &blob);
+        let error = bench.import_text(&format!("oci:{}", layout.display())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains(layer.hex()), "{error}");
+        bench.assert_empty();
+    }
+}
+
 #[test]
 fn a_diff_id_that_does_not_fit_is_refused() {
     let bench = Bench::new();
