@@ -1,5 +1,6 @@
 //! What an image is called, kept in its user's own cache: to name one, all of it has to be read, and a file that is as it
-//! was (device, inode, size, times of change) has the name that it had. So has an image of an engine with the id that it had.
+//! was (device, inode, size, times of change) has the name that it had, on all nodes that share it and the cache. So has an
+//! image of an engine with the id that it had.
 //!
 //! Nothing in the cache is believed by others: whoever fetches the layer checks it against its digest, as that of any
 //! source.
@@ -46,7 +47,7 @@ impl Remembered {
         let name = format!(
             "{}-{:x}-{:x}-{:x}-{:x}.{}-{:x}.{}",
             FORMAT,
-            file.dev(),
+            device(file.dev()),
             file.ino(),
             file.size(),
             file.mtime(),
@@ -110,6 +111,12 @@ impl Remembered {
     }
 }
 
+/// The device of a file as all nodes call it. A filesystem without a block device, as every network filesystem is, has a
+/// number of each node's own; inode, size and times, down to nanoseconds, are the server's.
+fn device(number: u64) -> u64 {
+    if rustix::fs::major(number) == 0 { 0 } else { number }
+}
+
 /// Refuses a directory into which others may write.
 fn private(directory: &Path) -> io::Result<()> {
     let found = fs::symlink_metadata(directory)?;
@@ -121,6 +128,13 @@ fn private(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_a_network_filesystem_is_the_same_on_all_nodes() {
+        let number = rustix::fs::makedev;
+        assert_eq!(device(number(0, 57)), device(number(0, 61)));
+        assert_ne!(device(number(259, 1)), device(number(259, 2)));
+    }
 
     #[test]
     fn what_has_changed_just_now_is_not_remembered() {
