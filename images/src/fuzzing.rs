@@ -127,12 +127,17 @@ pub fn squashfs(file: std::fs::File) -> Result<u64> {
     Ok(total)
 }
 
-/// Reads head and descriptors of a SIF file; gives place and length of the image in it.
+/// Reads head and descriptors of a SIF file; gives places and lengths of what is in it.
 ///
 /// # Errors
 /// The file is refused.
-pub fn sif(file: &std::fs::File) -> Result<(u64, u64)> {
-    crate::sif::Sif::read(file).map(|sif| sif.place)
+pub fn sif(file: &std::fs::File) -> Result<Vec<(u64, u64)>> {
+    crate::sif::Sif::read(file).map(|sif| match sif.holds {
+        crate::sif::Holds::Squashfs(place, _) => vec![place],
+        crate::sif::Holds::Oci { index, blobs } => {
+            std::iter::once(index).chain(blobs.into_values()).collect()
+        }
+    })
 }
 
 /// Unpacks a block of lzo into at most `most` bytes; nothing where it is damaged.

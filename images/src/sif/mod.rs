@@ -1,12 +1,15 @@
 //! The Singularity Image Format, as far as an image is to be found in it: a head, descriptors of objects, and among these the
-//! primary system partition, which is a squashfs image (github.com/sylabs/sif, specification version 01).
+//! primary system partition, which is a squashfs image, or an OCI image's index and blobs (github.com/sylabs/sif,
+//! specification version 01).
 
 pub(crate) mod inside;
 pub(crate) mod script;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Stands in the head, behind the line that a shell reads.
@@ -22,6 +25,7 @@ const MOST: u64 = 4096;
 const PARTITION: i32 = 0x4004;
 const SIGNATURE: i32 = 0x4005;
 const OCI_ROOT: i32 = 0x400a;
+const OCI_BLOB: i32 = 0x400b;
 const SQUASHFS: i32 = 1;
 const PRIMARY: i32 = 2;
 /// Names of architectures by their number: 01 is the first.
@@ -33,12 +37,18 @@ const ARCHITECTURES: [&str; 13] = [
 /// Where the image is in a file, and what stands beside it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sif {
-    /// Offset and bytes of the squashfs image.
-    pub(crate) place: (u64, u64),
-    /// For which architecture it is.
-    pub(crate) architecture: String,
+    pub(crate) holds: Holds,
     /// Fingerprints of who signed it, in hexadecimal digits; "unknown" where the signature itself has it.
     pub(crate) signers: Vec<String>,
+}
+
+/// In which form the image is there. Places are offset and bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// A squashfs image, and for which architecture.
+    Squashfs((u64, u64), String),
+    /// An OCI image, as Singularity 4 has it: what stands in a layout's `index.json`, and blobs.
+    Oci { index: (u64, u64), blobs: HashMap<Digest, (u64, u64)> },
 }
 
 fn bad(reason: impl Into<String>) -> Error {
@@ -74,6 +84,14 @@ impl Object<'_> {
             extra: bytes.get(201..DESCRIPTOR)?,
         })
     }
+
+    /// Where it is, if that is in the file.
+    fn within(&self, total: u64, what: &str) -> Result<(u64, u64)> {
+        match self.place.checked_add(self.length) {
+            Some(end) if end <= total => Ok((self.place, self.length)),
+            _ => Err(bad(format!("its {what} lies outside of the file"))),
+        }
+    }
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -81,6 +99,17 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl Sif {
+    /// What a file holds; nothing, where it is none of these.
+    ///
+    /// # Errors
+    /// As for [`Sif::read`].
+    pub(crate) fn of(file: &File) -> Result<Option<Sif>> {
+        let mut magic = [0; MAGIC.len()];
+        // A file that is too short for it is none.
+        let found = file.read_exact_at(&mut magic, MAGIC_AT as u64).is_ok() && magic == MAGIC;
+        found.then(|| Sif::read(file)).transpose()
+    }
+
     /// Reads head and descriptors. Nothing in them is believed: what they name lies in the file, or it is refused.
     ///
     /// # Errors
@@ -117,32 +146,49 @@ impl Sif {
 fn image(objects: &[Object<'_>], total: u64) -> Result<Sif> {
     let number = |o: &Object<'_>, at| field(o.extra, at).map_or(0, i32::from_le_bytes);
     let mut primary = objects.iter().filter(|o| o.kind == PARTITION && number(o, 4) == PRIMARY);
-    let Some(found) = primary.next() else {
-        return Err(match objects.iter().any(|o| o.kind == OCI_ROOT) {
-            true => other("it holds an OCI image and no partition".into()),
-            false => bad("it has no primary system partition"),
-        });
+    let (found, holds) = match primary.next() {
+        Some(found) => (found, partition(found, number(found, 0), total)?),
+        None => oci(objects, total)?,
     };
     if primary.next().is_some() {
         return Err(bad("it has several primary system partitions"));
     }
-    match number(found, 0) {
-        SQUASHFS => {}
-        2 => return Err(other("its partition is an ext3 filesystem, and only squashfs is read".into())),
-        5 => return Err(other("its partition is encrypted".into())),
-        n => return Err(other(format!("its partition has the unknown filesystem {n}"))),
-    }
-    if found.place.checked_add(found.length).is_none_or(|end| end > total) {
-        return Err(bad("its partition lies outside of the file"));
-    }
-    let code = std::str::from_utf8(&found.extra[8..10]).ok().and_then(|text| text.parse::<usize>().ok());
-    let architecture = code.and_then(|n| ARCHITECTURES.get(n.checked_sub(1)?)).copied().unwrap_or("unknown");
     // A signature is about an object, or about all of a group: then its link has the mark of groups.
     let signs = |o: &&Object<'_>| {
         o.kind == SIGNATURE && (o.link == found.id || (found.group != 0 && o.link == found.group))
     };
     let signers = objects.iter().filter(signs).map(|o| signer(&o.extra[4..])).collect();
-    Ok(Sif { place: (found.place, found.length), architecture: architecture.into(), signers })
+    Ok(Sif { holds, signers })
+}
+
+fn partition(found: &Object<'_>, filesystem: i32, total: u64) -> Result<Holds> {
+    match filesystem {
+        SQUASHFS => {}
+        2 => return Err(other("its partition is an ext3 filesystem, and only squashfs is read".into())),
+        5 => return Err(other("its partition is encrypted".into())),
+        n => return Err(other(format!("its partition has the unknown filesystem {n}"))),
+    }
+    let code = std::str::from_utf8(&found.extra[8..10]).ok().and_then(|text| text.parse::<usize>().ok());
+    let architecture = code.and_then(|n| ARCHITECTURES.get(n.checked_sub(1)?)).copied().unwrap_or("unknown");
+    Ok(Holds::Squashfs(found.within(total, "partition")?, architecture.into()))
+}
+
+fn oci<'a, 'b>(objects: &'a [Object<'b>], total: u64) -> Result<(&'a Object<'b>, Holds)> {
+    let mut roots = objects.iter().filter(|o| o.kind == OCI_ROOT);
+    let found = roots.next().ok_or_else(|| bad("it has no primary system partition, and no OCI image"))?;
+    if roots.next().is_some() {
+        return Err(bad("it has several OCI images' indexes"));
+    }
+    let index = found.within(total, "OCI index")?;
+    let mut blobs = HashMap::new();
+    for blob in objects.iter().filter(|o| o.kind == OCI_BLOB) {
+        // The digest as text, and zeros behind it.
+        let text = blob.extra.split(|b| *b == 0).next().unwrap_or_default();
+        let digest = std::str::from_utf8(text).ok().and_then(|text| text.parse::<Digest>().ok());
+        blobs
+            .insert(digest.ok_or_else(|| bad("an OCI blob has no digest"))?, blob.within(total, "OCI blob")?);
+    }
+    Ok((found, Holds::Oci { index, blobs }))
 }
 
 /// The fingerprint of a key, of 20 bytes. Signatures of other kinds than PGP's leave it empty.
@@ -213,7 +259,7 @@ mod tests {
         let all =
             [descriptor(0x4001, (1, GROUP, 0), (0, 1), &[]), image, by(GROUP, 0xab), by(2, 0), by(7, 1)];
         let found = read(b"01", 5, 4096, &all).unwrap();
-        assert_eq!((found.place, found.architecture.as_str()), ((32768, 100), "arm64"));
+        assert_eq!(found.holds, Holds::Squashfs((32768, 100), "arm64".into()));
         assert_eq!(found.signers, ["AB".repeat(20), "unknown".into()]);
     }
 
@@ -231,7 +277,6 @@ mod tests {
         says(read(b"01", 1, 4096, &one(5, PRIMARY, b"02")), "encrypted");
         says(read(b"01", 1, 4096, &one(9, PRIMARY, b"02")), "filesystem 9");
         says(read(b"01", 1, 4096, &one(SQUASHFS, 1, b"02")), "no primary system partition");
-        says(read(b"01", 1, 4096, &[descriptor(OCI_ROOT, (1, 0, 0), (0, 1), &[])]), "an OCI image");
         says(
             read(b"01", 2, 4096, &[one(SQUASHFS, PRIMARY, b"02"), one(SQUASHFS, PRIMARY, b"02")].concat()),
             "several",
@@ -244,6 +289,22 @@ mod tests {
         for (count, at) in [(u64::MAX, 4096), (4096, u64::MAX), (2, 65536 - 585), (1 << 32, 4096)] {
             says(read(b"01", count, at, &one(SQUASHFS, PRIMARY, b"02")), "descriptors");
         }
-        assert_eq!(read(b"01", 1, 4096, &one(SQUASHFS, PRIMARY, b"xx")).unwrap().architecture, "unknown");
+        let unknown = read(b"01", 1, 4096, &one(SQUASHFS, PRIMARY, b"xx")).unwrap();
+        assert_eq!(unknown.holds, Holds::Squashfs((32768, 100), "unknown".into()));
+        let root = |id| descriptor(OCI_ROOT, (id, GROUP, 0), (32768, 100), &[]);
+        let blob = |place, digest: &str| descriptor(OCI_BLOB, (9, GROUP, 0), place, digest.as_bytes());
+        let digest = format!("sha256:{}", "7".repeat(64));
+        for (objects, word) in [
+            (vec![root(1), root(2)], "several OCI"),
+            (vec![descriptor(OCI_ROOT, (1, 0, 0), (65536, 1), &[])], "OCI index lies outside"),
+            (vec![root(1), blob((65000, 1000), &digest)], "OCI blob lies outside"),
+            (vec![root(1), blob((0, 1), "md5:0")], "has no digest"),
+            (vec![blob((0, 1), &digest)], "no OCI image"),
+        ] {
+            says(read(b"01", objects.len() as u64, 4096, &objects), word);
+        }
+        let found = read(b"01", 2, 4096, &[root(1), blob((40000, 7), &digest)]).unwrap();
+        let blobs = HashMap::from([(digest.parse().unwrap(), (40000, 7))]);
+        assert_eq!(found.holds, Holds::Oci { index: (32768, 100), blobs });
     }
 }

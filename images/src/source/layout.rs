@@ -143,8 +143,7 @@ impl ArchiveSource {
     }
 
     pub(super) fn member(&self, offset: u64, length: u64, skip: u64) -> Member {
-        let skip = skip.min(length);
-        Member { file: Arc::clone(&self.file), at: offset + skip, left: length - skip }
+        Member::of(&self.file, (offset, length), skip)
     }
 }
 
@@ -194,6 +193,14 @@ pub(super) struct Member {
     file: Arc<File>,
     at: u64,
     left: u64,
+}
+
+impl Member {
+    /// What lies at a place of so many bytes, without the first `skip`.
+    pub(super) fn of(file: &Arc<File>, (offset, length): (u64, u64), skip: u64) -> Member {
+        let skip = skip.min(length);
+        Member { file: Arc::clone(file), at: offset + skip, left: length - skip }
+    }
 }
 
 impl Read for Member {
@@ -291,7 +298,7 @@ fn missing(error: Error, what: &str, digest: &Digest) -> Error {
     if error.kind() == ErrorKind::NotFound { no_blob(what, digest) } else { error }
 }
 
-fn no_blob(what: &str, digest: &Digest) -> Error {
+pub(super) fn no_blob(what: &str, digest: &Digest) -> Error {
     let reason = format!("it has no blob {digest}: it is another one than when it was named, or incomplete");
     Error::new(ErrorKind::NotFound, what, reason).next("submit again, or copy or make it again")
 }

@@ -3,6 +3,7 @@
 mod docker;
 mod engine;
 mod layout;
+mod oci_sif;
 mod sniff;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::unpack::Limits;
 use engine::EngineSource;
 pub(crate) use engine::leave_nothing_running;
 pub use layout::{ArchiveSource, LayoutSource};
+pub(crate) use oci_sif::{OciSif, Squashed};
 pub(crate) use sniff::open_regular;
 
 /// Registries keep manifests apart from all other blobs.
@@ -161,6 +163,12 @@ pub fn resolve(
                     resolve_layout(&ArchiveSource::open(&path)?, None, options).map(Resolved::Manifest)
                 }
                 sniff::Form::Squashfs => {
+                    if let Some(image) = OciSif::open(&path)? {
+                        let found = image.resolve(options)?;
+                        if image.squashed(&found.digest)?.is_none() {
+                            return Ok(Resolved::Manifest(found));
+                        }
+                    }
                     let source = SquashfsSource::open(&path, credentials.home())?;
                     let wanted = &options.platform.architecture;
                     if let Some(found) = source.architecture()
@@ -216,10 +224,12 @@ pub fn open_source(
     }
     if let Some(path) = source.strip_prefix("sqsh:").or_else(|| source.strip_prefix("sif:")) {
         let path = Path::new(path);
-        return if path.is_absolute() {
-            Ok(Box::new(SquashfsSource::open(path, credentials.home())?))
-        } else {
-            Err(relative())
+        if !path.is_absolute() {
+            return Err(relative());
+        }
+        return match OciSif::open(path)? {
+            Some(held) if held.has(&image.digest) => Ok(Box::new(held)),
+            _ => Ok(Box::new(SquashfsSource::open(path, credentials.home())?)),
         };
     }
     if let Some(path) = source.strip_prefix("oci:") {

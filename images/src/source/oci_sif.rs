@@ -28,7 +28,6 @@ pub(crate) struct OciSif {
     file: Arc<File>,
     index: (u64, u64),
     blobs: HashMap<Digest, (u64, u64)>,
-    signers: Vec<String>,
 }
 
 /// An image whose layers are squashfs images.
@@ -47,13 +46,8 @@ impl OciSif {
     pub(crate) fn open(path: &Path) -> Result<Option<OciSif>> {
         let file = open_regular(path)?;
         let sif = Sif::of(&file).map_err(|e| e.within(&path.display().to_string()))?;
-        let Some(Sif { holds: Holds::Oci { index, blobs }, signers }) = sif else { return Ok(None) };
-        Ok(Some(OciSif { path: path.to_path_buf(), file: Arc::new(file), index, blobs, signers }))
-    }
-
-    /// Who says to have signed it.
-    pub(crate) fn signers(&self) -> &[String] {
-        &self.signers
+        let Some(Sif { holds: Holds::Oci { index, blobs }, .. }) = sif else { return Ok(None) };
+        Ok(Some(OciSif { path: path.to_path_buf(), file: Arc::new(file), index, blobs }))
     }
 
     pub(super) fn has(&self, digest: &Digest) -> bool {
@@ -61,7 +55,7 @@ impl OciSif {
     }
 
     /// The image for a platform.
-    pub(super) fn resolve(&self, options: &ResolveOptions) -> Result<ResolvedManifest> {
+    pub(crate) fn resolve(&self, options: &ResolveOptions) -> Result<ResolvedManifest> {
         resolve_layout(self, None, options)
     }
 
@@ -78,8 +72,12 @@ impl OciSif {
             return Ok(None);
         }
         if !manifest.layers().iter().all(is) {
-            return Err(Error::new(ErrorKind::Unsupported, what, "some of its layers are squashfs images and some are none")
-                .next("make it again from the registry image"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                what,
+                "some of its layers are squashfs images and some are none",
+            )
+            .next("make it again from the registry image"));
         }
         self.parts(&manifest, &limits).map(Some)
     }
@@ -115,8 +113,12 @@ impl Layout for OciSif {
     fn index(&self) -> Result<Vec<u8>> {
         let limit = Limits::default().manifest_bytes;
         if self.index.1 > limit {
-            return Err(Error::new(ErrorKind::Refused, self.describe(), format!("its index is larger than {limit} bytes"))
-                .next("no image needs one this large; make the file again"));
+            return Err(Error::new(
+                ErrorKind::Refused,
+                self.describe(),
+                format!("its index is larger than {limit} bytes"),
+            )
+            .next("no image needs one this large; make the file again"));
         }
         let mut bytes = Vec::new();
         Member::of(&self.file, self.index, 0)

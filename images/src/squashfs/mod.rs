@@ -52,7 +52,7 @@ pub(crate) mod doors {
 
     pub(crate) fn read_whole(file: std::fs::File, limits: &Limits, out: &mut Give<'_>) -> Result<()> {
         let length = file.metadata().map_err(|e| crate::error::Error::io("squashfs image", e))?.len();
-        Image::open(file, (0, length))?.archive(limits, out).map(drop)
+        Image::open(file, (0, length), true)?.archive(limits, out).map(drop)
     }
 
     pub(crate) fn unpack_lzo(bytes: &[u8], most: usize) -> Option<Vec<u8>> {

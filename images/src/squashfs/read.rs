@@ -58,6 +58,10 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Attributes of root's, and the one by which a directory hides its namesakes in lower layers.
+const TRUSTED: u16 = 1;
+const OPAQUE: &[u8] = b"overlay.opaque";
+
 /// An opened image.
 pub(super) struct Image {
     file: File,
@@ -73,6 +77,8 @@ pub(super) struct Image {
     /// Where values of attributes begin, and for each list where in there it is and how many it has.
     xattrs: Option<(u64, Table)>,
     length: u64,
+    /// Whether character devices 0/0 and attributes of overlayfs hide what lower layers have.
+    hides: bool,
 }
 
 /// A table that an index finds. Its entries are read when they are needed: an image may count what it does not have.
@@ -112,7 +118,9 @@ enum Inode {
     },
     Symlink(Vec<u8>),
     Fifo,
-    /// Devices and sockets, which no layer has.
+    /// Character device 0/0: overlayfs's mark that a name is not there.
+    Whiteout,
+    /// Other devices and sockets, which no layer has.
     Other,
 }
 
@@ -125,8 +133,8 @@ struct Head {
 }
 
 impl Image {
-    /// Opens the image that takes so many bytes of a file from a place on.
-    pub(super) fn open(file: File, (base, length): (u64, u64)) -> Result<Image> {
+    /// Opens the image that takes so many bytes of a file from a place on, and may be a layer that hides what others have.
+    pub(super) fn open(file: File, (base, length): (u64, u64), hides: bool) -> Result<Image> {
         let mut head = [0; SUPERBLOCK];
         file.read_exact_at(&mut head, base).map_err(|_| bad("it is shorter than its head"))?;
         let mut f = Fields(&head);
@@ -155,6 +163,7 @@ impl Image {
             fragments: Table { index: fragment_table, count: fragments },
             xattrs: None,
             length,
+            hides,
         };
         if xattr_table != NO_TABLE {
             let head = image.bytes(xattr_table, ENTRY)?;
@@ -375,6 +384,12 @@ impl Walk<'_> {
                 head.links = Fields(&bytes).u32()?;
                 Inode::Fifo
             }
+            5 | 12 if self.image.hides => {
+                let bytes = more(self, 8)?;
+                let mut f = Fields(&bytes);
+                let (_links, device) = (f.u32()?, f.u32()?);
+                if device == 0 { Inode::Whiteout } else { Inode::Other }
+            }
             4 | 5 | 7 | 11 | 12 | 14 => Inode::Other,
             other => return Err(bad(format!("an inode is of the unknown kind {other}"))),
         };
@@ -439,7 +454,8 @@ impl Walk<'_> {
                 value = self.read(&mut there, length)?;
             }
             // Those of users alone reach a layer; the others are root's.
-            if kind & 0xff == 0 && !name.contains(&0) && !name.is_empty() {
+            let opaque = self.image.hides && kind & 0xff == TRUSTED && name == OPAQUE;
+            if (kind & 0xff == 0 || opaque) && !name.contains(&0) && !name.is_empty() {
                 found.push(([b"user.".as_slice(), &name].concat(), value));
             }
         }
@@ -515,7 +531,8 @@ impl Walk<'_> {
 
     fn entry(&mut self, place: u64, path: &mut Vec<u8>) -> Result<()> {
         let (head, inode) = self.inode(place)?;
-        let several = head.links > 1 && !matches!(inode, Inode::Directory { .. } | Inode::Other);
+        let several =
+            head.links > 1 && !matches!(inode, Inode::Directory { .. } | Inode::Whiteout | Inode::Other);
         if several && let Some(first) = self.links.get(&head.number).cloned() {
             return self.header(path, Kind::HardLink, &head, 0, &first, &[]);
         }
@@ -524,6 +541,13 @@ impl Walk<'_> {
         match &inode {
             Inode::Directory { .. } => {
                 self.header(path, Kind::Directory, &head, 0, b"", &xattrs)?;
+                let opaque = |(name, value): &(Vec<u8>, Vec<u8>)| {
+                    name.strip_prefix(b"user.") == Some(OPAQUE) && value == b"y"
+                };
+                if self.image.hides && xattrs.iter().any(opaque) {
+                    let mark = [path, b"/.wh..wh..opq".as_slice()].concat();
+                    self.header(&mark, Kind::File, &head, 0, b"", &[])?;
+                }
                 return self.directory(&head, &inode, path);
             }
             Inode::File { size, .. } => {
@@ -549,6 +573,11 @@ impl Walk<'_> {
             }
             Inode::Symlink(target) => self.header(path, Kind::Symlink, &head, 0, target, &[])?,
             Inode::Fifo => self.header(path, Kind::Fifo, &head, 0, b"", &[])?,
+            Inode::Whiteout => {
+                let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+                let mark = [&path[..at], b".wh.", &path[at..]].concat();
+                self.header(&mark, Kind::File, &head, 0, b"", &[])?;
+            }
             Inode::Other => return Ok(()),
         }
         if several {

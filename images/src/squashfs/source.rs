@@ -1,12 +1,11 @@
-//! A squashfs image, alone or in a SIF file, as a source of blobs: a manifest, a configuration and one layer, all made from the file.
+//! A squashfs image, alone or in a SIF file, or the squashfs layers of an OCI image in one, as a source of blobs: a manifest, a
+//! configuration and layers, all made from the file.
 //!
-//! The layer is the archive that the reader makes of it, which is always the same: so its digest pins what is in the file,
+//! A layer is the archive that the reader makes of it, which is always the same: so its digest pins what is in the file,
 //! and a file that changed is another image.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,19 +21,22 @@ use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_
 use crate::outer;
 use crate::remembered::{Entry, Remembered};
 use crate::sif::script::Shell;
-use crate::sif::{self, Sif, inside};
-use crate::source::{BlobKind, BlobSource, open_regular};
+use crate::sif::{Holds, Sif, inside};
+use crate::source::{BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, open_regular};
 use crate::unpack::Limits;
 
 /// Bytes that are handed over at once, and how many pieces may wait.
 const CHUNK: usize = 256 << 10;
 const QUEUE: usize = 8;
 
-/// A squashfs file, or a SIF file with such an image.
+/// A squashfs file, or a SIF file with such images.
 pub(crate) struct SquashfsSource {
     path: PathBuf,
     sif: Option<Sif>,
-    image: Arc<Image>,
+    /// One for each layer, lowest first.
+    images: Vec<Arc<Image>>,
+    /// Of an OCI image.
+    config: Option<Value>,
     /// Whose cache remembers what the file is called.
     home: Option<PathBuf>,
     /// Manifest and configuration, once they were asked for.
@@ -46,25 +48,25 @@ struct Described {
     manifest_digest: Digest,
     config: Vec<u8>,
     config_digest: Digest,
-    layer: Digest,
+    layers: Vec<Digest>,
 }
 
 impl Described {
-    fn of(manifest: Vec<u8>, config: Vec<u8>, layer: Digest) -> Described {
+    fn of(manifest: Vec<u8>, config: Vec<u8>, layers: Vec<Digest>) -> Described {
         let manifest_digest = Digest::of(Algorithm::Sha256, &manifest);
         let config_digest = Digest::of(Algorithm::Sha256, &config);
-        Described { manifest, manifest_digest, config, config_digest, layer }
+        Described { manifest, manifest_digest, config, config_digest, layers }
     }
 
     /// As it was remembered; nothing, where that does not hang together.
-    fn again(Entry { manifest, config }: Entry) -> Option<Described> {
+    fn again(Entry { manifest, config }: Entry, count: usize) -> Option<Described> {
         let parsed = parse_document("squashfs image", manifest.as_bytes(), None).ok()?;
         let Document::Manifest(parsed) = parsed else { return None };
-        let [layer] = parsed.layers().as_slice() else { return None };
-        let layer = descriptor_digest("squashfs image", layer).ok()?;
+        let layers: Option<Vec<_>> =
+            parsed.layers().iter().map(|layer| descriptor_digest("squashfs image", layer).ok()).collect();
         let named = descriptor_digest("squashfs image", parsed.config()).ok()?;
-        let described = Described::of(manifest.into_bytes(), config.into_bytes(), layer);
-        (named == described.config_digest).then_some(described)
+        let described = Described::of(manifest.into_bytes(), config.into_bytes(), layers?);
+        (named == described.config_digest && described.layers.len() == count).then_some(described)
     }
 
     fn entry(&self) -> Entry {
@@ -80,19 +82,40 @@ impl SquashfsSource {
     /// It cannot be opened, or has no squashfs image that can be read.
     pub(crate) fn open(path: &Path, home: Option<&Path>) -> Result<SquashfsSource> {
         let file = open_regular(path)?;
-        let (sif, image) = images(file).map_err(|e| e.within(&path.display().to_string()))?;
+        let within = |e: Error| e.within(&path.display().to_string());
+        let sif = Sif::of(&file).map_err(within)?;
+        let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
+        let (places, config) = match sif.as_ref().map(|sif| &sif.holds) {
+            None => (vec![(0, length)], None),
+            Some(Holds::Squashfs(place, _)) => (vec![*place], None),
+            Some(Holds::Oci { .. }) => {
+                let Squashed { layers, config } = oci(path)?;
+                (layers, Some(config))
+            }
+        };
+        // One of several may hide what lies below.
+        let hides = places.len() > 1;
+        let open = |place: &(u64, u64)| -> Result<Arc<Image>> {
+            let file = file.try_clone().map_err(|e| Error::io("squashfs image", e))?;
+            Ok(Arc::new(Image::open(file, *place, hides)?))
+        };
+        let images = places.iter().map(open).collect::<Result<_>>().map_err(within)?;
         Ok(SquashfsSource {
             path: path.to_path_buf(),
             sif,
-            image: Arc::new(image),
+            images,
+            config,
             home: home.map(Path::to_path_buf),
             described: Mutex::default(),
         })
     }
 
-    /// For which architecture the image is, where the file says it.
+    /// For which architecture the image is, where the file says it outside of a configuration.
     pub(crate) fn architecture(&self) -> Option<&str> {
-        self.sif.as_ref().map(|sif| sif.architecture.as_str())
+        match &self.sif.as_ref()?.holds {
+            Holds::Squashfs(_, architecture) => Some(architecture),
+            Holds::Oci { .. } => None,
+        }
     }
 
     /// Digest of the manifest; the whole file is read for it, unless it is remembered.
@@ -109,7 +132,8 @@ impl SquashfsSource {
             return Ok(Arc::clone(described));
         }
         let before = self.remembered()?;
-        let known = before.as_ref().and_then(Remembered::read).and_then(Described::again);
+        let known = before.as_ref().and_then(Remembered::read);
+        let known = known.and_then(|entry| Described::again(entry, self.images.len()));
         let described = match known {
             Some(known) => known,
             None => {
@@ -129,37 +153,54 @@ impl SquashfsSource {
     }
 
     fn remembered(&self) -> Result<Option<Remembered>> {
-        let Some(home) = &self.home else { return Ok(None) };
-        Ok(Some(Remembered::of(home, &self.image.file_metadata()?)))
+        let (Some(home), Some(image)) = (&self.home, self.images.first()) else { return Ok(None) };
+        Ok(Some(Remembered::of(home, &image.file_metadata()?)))
     }
 
     /// Reads the whole file.
     fn describe_anew(&self) -> Result<Described> {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        let mut size = 0_u64;
-        let found = self.image.archive(&Limits::default(), &mut |bytes| {
-            hasher.update(bytes);
-            size += bytes.len() as u64;
-            Ok(())
-        });
-        let found = found.map_err(|e| e.within(&self.path.display().to_string()))?;
-        let layer = hasher.finish();
-        let config = configuration(&found, &layer).to_string().into_bytes();
-        let manifest = outer::manifest(&config, &[(outer::LAYER, &layer, size)]);
+        let mut layers = Vec::new();
+        let mut last = Found::default();
+        for image in &self.images {
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let mut size = 0_u64;
+            let found = image.archive(&Limits::default(), &mut |bytes| {
+                hasher.update(bytes);
+                size += bytes.len() as u64;
+                Ok(())
+            });
+            last = found.map_err(|e| e.within(&self.path.display().to_string()))?;
+            layers.push((hasher.finish(), size));
+        }
+        let digests: Vec<Digest> = layers.iter().map(|(digest, _)| digest.clone()).collect();
+        let config = match (&self.config, digests.as_slice()) {
+            (Some(config), _) => {
+                let mut config = config.clone();
+                let ids: Vec<String> = digests.iter().map(Digest::to_string).collect();
+                config["rootfs"] = json!({"type": "layers", "diff_ids": ids});
+                config
+            }
+            (None, [layer]) => configuration(&last, layer),
+            (None, _) => return Err(Error::new(ErrorKind::Refused, self.describe(), "it has no layers")),
+        };
+        let config = config.to_string().into_bytes();
+        let layers: Vec<_> = layers.iter().map(|(digest, size)| (outer::LAYER, digest, *size)).collect();
+        let manifest = outer::manifest(&config, &layers);
         let manifest = self.sif.as_ref().map_or(manifest.clone(), |sif| signed(&manifest, sif));
-        Ok(Described::of(manifest, config, layer))
+        Ok(Described::of(manifest, config, digests))
     }
 }
 
-/// The image of a file, and the SIF head around it.
-fn images(file: File) -> Result<(Option<Sif>, Image)> {
-    let mut magic = [0; sif::MAGIC.len()];
-    // A file that is too short for it is none.
-    let found = file.read_exact_at(&mut magic, sif::MAGIC_AT as u64).is_ok() && magic == sif::MAGIC;
-    let sif = if found { Some(Sif::read(&file)?) } else { None };
-    let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
-    let place = sif.as_ref().map_or((0, length), |sif| sif.place);
-    Ok((sif, Image::open(file, place)?))
+/// The squashfs layers of an OCI image in a SIF file, for this machine.
+fn oci(path: &Path) -> Result<Squashed> {
+    let gone = || {
+        let what = format!("sif:{}", path.display());
+        Error::new(ErrorKind::NotFound, what, "the file is another one than when it was named")
+            .next("submit again")
+    };
+    let image = OciSif::open(path)?.ok_or_else(gone)?;
+    let pinned = image.resolve(&ResolveOptions::default())?;
+    image.squashed(&pinned.digest)?.ok_or_else(gone)
 }
 
 /// The manifest with what is known of the file's signatures: whose they say they are. Nobody checked them.
@@ -257,15 +298,17 @@ impl BlobSource for SquashfsSource {
         if *digest == described.config_digest {
             return Ok(Box::new(std::io::Cursor::new(from(&described.config))));
         }
-        if *digest != described.layer {
+        let Some(image) =
+            described.layers.iter().position(|layer| layer == digest).and_then(|n| self.images.get(n))
+        else {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 self.describe(),
                 format!("it has no blob {digest}: the file is another one than when it was named"),
             )
             .next("submit again"));
-        }
-        let mut layer = Layer::of(Arc::clone(&self.image));
+        };
+        let mut layer = Layer::of(Arc::clone(image));
         std::io::copy(&mut (&mut layer).take(offset), &mut std::io::sink())
             .map_err(|e| Error::io(self.describe(), e))?;
         Ok(Box::new(layer))

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use berth_images::{Credentials, Platform, ResolveOptions, resolve};
+use berth_images::{Algorithm, Credentials, Digest, Platform, ResolveOptions, resolve};
+use serde_json::json;
 
-use crate::support::{Bench, arch, tool};
+use crate::support::{Bench, ImageBuilder, Tar, arch, is_whiteout, tool, xattr};
 
 const KEY: &str = "433FE984155206BD962725E20E8713472A879943";
 
@@ -159,4 +160,146 @@ fn damaged_sif_files_are_errors_and_nothing_worse() {
         // Refused, or read: but neither a panic nor without an end.
         let _ = resolve(&text(&path).parse().unwrap(), &Credentials::anonymous(), &ResolveOptions::default());
     }
+}
+
+/// A SIF file around an OCI layout, as Singularity 4 makes it: the index and each blob are an object, and blobs have their
+/// digests in their descriptors.
+fn around(layout: &Path, to: &Path) {
+    let mut objects = vec![(0x400a_i32, std::fs::read(layout.join("index.json")).unwrap())];
+    for entry in std::fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+        objects.push((0x400b, std::fs::read(entry.unwrap().path()).unwrap()));
+    }
+    let start = 4096 + 585 * objects.len();
+    let (mut table, mut data) = (Vec::<u8>::new(), Vec::<u8>::new());
+    for (number, (kind, bytes)) in objects.iter().enumerate() {
+        let mut descriptor = kind.to_le_bytes().to_vec();
+        descriptor.push(1);
+        for field in [u32::try_from(number + 1).unwrap(), 0xf000_0001, 0] {
+            descriptor.extend(field.to_le_bytes());
+        }
+        let (place, length) = ((start + data.len()) as u64, bytes.len() as u64);
+        for field in [place, length, length] {
+            descriptor.extend(field.to_le_bytes());
+        }
+        descriptor.resize(201, 0);
+        descriptor.extend(Digest::of(Algorithm::Sha256, bytes).to_string().as_bytes());
+        descriptor.resize(585, 0);
+        table.extend(descriptor);
+        data.extend(bytes);
+    }
+    let mut file = b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC\x0001\0".to_vec();
+    file.extend(if own() == "4" { b"04\0" } else { b"02\0" });
+    file.resize(80, 0);
+    for field in [0, objects.len(), 4096, table.len(), start, data.len()] {
+        file.extend((field as u64).to_le_bytes());
+    }
+    file.resize(4096, 0);
+    file.extend(table);
+    file.extend(data);
+    std::fs::write(to, file).unwrap();
+    // It is one to the format's own tool.
+    let listed = tool("siftool", "siftool", &["list", &text(to)]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.lines().filter(|line| line.contains('|')).count() > objects.len(), "{listed}");
+}
+
+#[test]
+fn an_oci_image_in_a_sif_file_is_what_its_layout_is() {
+    let bench = Bench::new();
+    let layers = vec![
+        Tar::new().dir("d", 0o755).file("d/gone", b"1").file("kept", b"kept").end(),
+        Tar::new().file("d/.wh.gone", b"").file("new", b"new").end(),
+    ];
+    let digest =
+        ImageBuilder::new(layers).compressed(crate::support::Compression::Gzip).write(&bench.layout());
+    let path = bench.path().join("oci.sif");
+    around(&bench.layout(), &path);
+    let image = bench.import_text(&text(&path)).unwrap();
+    assert_eq!((image.digest, image.layers.len()), (digest, 2));
+    assert_eq!(std::fs::read(image.layers[0].join("new")).unwrap(), b"new");
+    assert!(is_whiteout(&image.layers[0].join("d/gone")));
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
+    // Wrong bytes are known by their digests.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let name = bytes.windows(14).rposition(|w| w == b"\"schemaVersion").unwrap();
+    bytes[name + 3] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(Bench::new().import_text(&text(&path)).is_err());
+}
+
+/// A layout of layers that are squashfs images of directories.
+fn squashed(bench: &Bench, trees: &[&Path], kind: &str) {
+    let layout = bench.layout();
+    std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+    let put = |bytes: &[u8], kind: &str| {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        crate::support::put_blob(&layout, &digest, bytes);
+        json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()})
+    };
+    let mut layers = Vec::new();
+    for (number, tree) in trees.iter().enumerate() {
+        let image = bench.path().join("layer.sqsh");
+        let _ = std::fs::remove_file(&image);
+        let words = [&text(tree), &text(&image), "-quiet", "-no-progress", "-p", "gone c 0 0 0 0 0"];
+        tool("squashfs-tools", "mksquashfs", &words[..if number == 0 { 4 } else { 6 }]);
+        layers.push(put(&std::fs::read(&image).unwrap(), if number == 0 { SQUASHFS } else { kind }));
+    }
+    let ids: Vec<_> = layers.iter().map(|layer| layer["digest"].clone()).collect();
+    let config = json!({
+        "architecture": arch(), "os": "linux", "config": {"Env": ["A=b"], "Cmd": ["/bin/x"]},
+        "rootfs": {"type": "layers", "diff_ids": ids},
+    });
+    let config = put(config.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers});
+    let manifest = put(manifest.to_string().as_bytes(), kind);
+    crate::support::write_layout(&layout, &json!({"schemaVersion": 2, "manifests": [manifest]}));
+}
+
+const SQUASHFS: &str = "application/vnd.sylabs.image.layer.v1.squashfs";
+
+#[test]
+fn squashfs_layers_of_an_oci_image_are_layers() {
+    let bench = Bench::new();
+    let (lower, upper) = (bench.path().join("lower"), bench.path().join("upper"));
+    for (tree, files) in [(&lower, &["gone", "kept", "d/old", "e/old"][..]), (&upper, &["d/new", "e/new"])] {
+        for file in files {
+            std::fs::create_dir_all(tree.join(file).parent().unwrap()).unwrap();
+            std::fs::write(tree.join(file), file).unwrap();
+        }
+    }
+    // As tools write it for root, and for others.
+    let root = rustix::process::geteuid().is_root();
+    let opaque = if root { "trusted.overlay.opaque" } else { "user.overlay.opaque" };
+    xattr::set(upper.join("d"), opaque, b"y").unwrap();
+    squashed(&bench, &[&lower, &upper], SQUASHFS);
+    let path = bench.path().join("oci.sif");
+    around(&bench.layout(), &path);
+    let image = bench.import_text(&text(&path)).unwrap();
+    assert_eq!((image.layers.len(), image.config.env[0].as_str()), (2, "A=b"));
+    assert_eq!(image.config.cmd, ["/bin/x"]);
+    let (top, bottom) = (&image.layers[0], &image.layers[1]);
+    assert_eq!(std::fs::read(bottom.join("gone")).unwrap(), b"gone");
+    assert!(is_whiteout(&top.join("gone")) && !top.join("kept").exists());
+    assert_eq!(xattr(&top.join("d"), "user.overlay.opaque").as_deref(), Some(&b"y"[..]));
+    assert_eq!(xattr(&top.join("e"), "user.overlay.opaque").filter(|value| value == b"y"), None);
+    assert_eq!(std::fs::read(top.join("d/new")).unwrap(), b"d/new");
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
+    // It is pinned by what is in it.
+    let again = crate::support::resolve_text(&text(&path), &Credentials::anonymous(), false).unwrap();
+    assert_eq!(again.digest, image.digest);
+    // One that stands in its place does not run.
+    let other = Bench::new();
+    squashed(&other, &[&upper], SQUASHFS);
+    around(&other.layout(), &path);
+    let source =
+        berth_images::open_source(&again, &berth_images::Registries::default(), &Credentials::anonymous());
+    let error = Bench::new().store().ensure(&again, source.unwrap().as_ref(), &()).unwrap_err().to_string();
+    assert!(error.contains("another one than when it was named"), "{error}");
+
+    let mixed = Bench::new();
+    squashed(&mixed, &[&lower, &upper], "application/vnd.oci.image.layer.v1.tar");
+    around(&mixed.layout(), &path);
+    let error = mixed.import_text(&text(&path)).unwrap_err().to_string();
+    assert!(error.contains("some of its layers are squashfs"), "{error}");
 }
