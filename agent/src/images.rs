@@ -127,6 +127,12 @@ impl Images {
         if images.program.is_some() {
             let form = store.settle_form(wanted, &berth_runtime::try_image).map_err(|e| e.to_string())?;
             tracing::info!("layers of images are kept in form: {form}");
+        } else if config.has_quotas() {
+            return Err(
+                "images.user_quota and images.quota: an ordinary user's cluster shares its store with nobody: leave them out, \
+                 and write images.max_size for a bound of your own"
+                    .into(),
+            );
         } else if wanted == Some(LayerForm::Erofs) {
             return Err(
                 "images.layer_form: an ordinary user's node mounts no EROFS images: write \"auto\" or \
@@ -214,10 +220,11 @@ impl Images {
         wanted: &ImageRef,
     ) -> Result<Ready, String> {
         let Pull { launch, login, pulling } = *pull;
-        let mut helpers = self
-            .program
-            .as_ref()
-            .map(|program| Helpers { login: login.cloned(), ..helpers(program, &self.registries, launch) });
+        let mut helpers = self.program.as_ref().map(|program| Helpers {
+            login: login.cloned(),
+            quota: self.config.quota_of(&launch.identity.user, launch.identity.uid.0),
+            ..helpers(program, &self.registries, launch)
+        });
         let credentials = match login {
             // The fetcher has it.
             Some(login) if helpers.is_none() => credentials(launch).with_login(login),
@@ -405,6 +412,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
         environment,
         store: Some(RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
         login: None,
+        quota: None,
     }
 }
 

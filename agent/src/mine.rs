@@ -25,8 +25,8 @@ pub enum ImagesAnswer {
     Details(Box<ImageDetails<GrantedImage, String>>),
     /// What was given back, and how much less the caller's images take now.
     Removed(GrantedImage, u64),
-    /// What they take.
-    Usage(Usage),
+    /// What they take, and may take at most.
+    Usage(Usage, Option<u64>),
 }
 
 /// An image in a user's list.
@@ -149,8 +149,14 @@ impl Images {
                 store.take_back(&image.digest, uid).map_err(text)?;
                 ImagesAnswer::Removed(image, before.bytes.saturating_sub(usage()?.bytes))
             }
-            ImagesQuery::Usage => ImagesAnswer::Usage(usage()?),
+            ImagesQuery::Usage => ImagesAnswer::Usage(usage()?, self.quota_of(caller)),
         })
+    }
+
+    fn quota_of(&self, user: Uid) -> Option<u64> {
+        // A user whom nobody knows has what is everybody's.
+        let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user.0)).ok().flatten();
+        self.rules().quota_of(known.as_ref().map_or("", |user| &user.name), user.0)
     }
 
     /// What signers have to call an image of these sources. What was found for others' sources is theirs.

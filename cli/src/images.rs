@@ -95,6 +95,14 @@ fn cluster(state: Option<&Path>) -> Option<ImagesConfig> {
     config.ok().map(|config| config.images)
 }
 
+/// The rules about images: of the cluster, else as a controller of the state directory would read them.
+pub fn rules(state: Option<&Path>) -> Result<ImagesConfig, Failure> {
+    match cluster(state) {
+        Some(rules) => Ok(rules),
+        None => Ok(crate::commands::config::of(&local_dir(state)?, None)?.images),
+    }
+}
+
 /// How registries are reached: as the cluster's configuration says, where there is a cluster.
 pub fn registries(state: Option<&Path>) -> Registries {
     cluster(state).map(|config| berth_agent::registries(&config)).unwrap_or_default()
@@ -195,6 +203,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
         login: None,
+        quota: None,
     }))
 }
 

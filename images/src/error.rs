@@ -32,6 +32,8 @@ pub enum ErrorKind {
     InUse,
     /// The disk is full, or its quota is used up.
     NoSpace,
+    /// It is more than the user's images may take.
+    Quota,
     /// The machine failed otherwise: a disk that cannot be read, and the like.
     Io,
 }

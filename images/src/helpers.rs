@@ -78,6 +78,8 @@ pub struct Helpers {
     pub store: Option<RunAs>,
     /// A login that came with the user's job; the fetcher alone sees it, by a pipe.
     pub login: Option<Login>,
+    /// Bytes that the user's images may take in the store; `None` without a bound.
+    pub quota: Option<u64>,
 }
 
 /// One line of the unpacker's report.
@@ -178,6 +180,9 @@ impl Helpers {
         ]);
         if let Some(signers) = &self.signers {
             unpacker.arg("--signers").arg(serde_json::to_string(signers).map_err(json)?);
+        }
+        if let Some(quota) = self.quota {
+            unpacker.args(["--quota", &quota.to_string()]);
         }
         if let Some(layers) = repair {
             unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
@@ -320,6 +325,7 @@ struct Options {
     login: Option<String>,
     login_bytes: u64,
     signers: Option<String>,
+    quota: Option<u64>,
 }
 
 impl Options {
@@ -356,6 +362,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--login-bytes" => options.login_bytes = text()?.parse().map_err(|_| bad(&name))?,
             "--repair" => options.repair = Some(text()?),
             "--signers" => options.signers = Some(text()?),
+            "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
         }
@@ -488,7 +495,7 @@ impl BlobSource for Unopened {
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -514,13 +521,25 @@ pub fn unpacker_main(
             serde_json::from_str(image).map_err(|e| start_failed(&e.to_string()))?;
         let signers = options.signers.as_deref().map(serde_json::from_str::<Signers>).transpose();
         let signers = signers.map_err(|e| start_failed(&e.to_string()))?;
-        let store = Store::open(root)?;
+        let mut store = Store::open(root)?;
+        if let (Some(uid), Some(limit), None) = (options.grant, options.quota, &options.repair) {
+            store = store.with_quota(uid, limit);
+        }
         let source = RemoteSource::new(image.source.clone(), input, output);
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
         // store anyhow, and need only find it at a mirror.
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };
         store.prove(&image.digest, &source, kind)?;
         let progress = |event| say(&Report::Progress(event));
+        let _turn = store.quota_turn(&progress)?;
+        let refused = |e: Error| {
+            if e.kind() == ErrorKind::Quota
+                && let Err(left) = store.drop_refused(&image.digest)
+            {
+                progress(ProgressEvent::Note { text: format!("what was fetched of it is left: {left}") });
+            }
+            e
+        };
         let prepared = match &options.repair {
             Some(layers) => {
                 let layers: Vec<Digest> =
@@ -528,12 +547,13 @@ pub fn unpacker_main(
                 store.repair(&image, &layers, &source, &progress)?;
                 None
             }
-            None => Some(store.ensure_signed(&image, &source, signers.as_ref(), &progress)?),
+            None => Some(store.ensure_signed(&image, &source, signers.as_ref(), &progress).map_err(refused)?),
         };
         if let Some(uid) = options.grant {
-            store.grant(&image, uid)?;
+            let granted = store.grant(&image, uid);
+            drop(prepared);
+            granted.map_err(refused)?;
         }
-        drop(prepared);
         Ok(())
     };
     match run() {

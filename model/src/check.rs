@@ -74,6 +74,7 @@ impl Config {
         }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
+        self.images.check_quotas(&mut |key, why| out.add(key, why));
         self.images.check_signatures(&mut |key, why| out.add(key, why));
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
@@ -283,7 +284,7 @@ fn is_word(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
-fn is_user(text: &str) -> bool {
+pub(crate) fn is_user(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('-') && !text.contains([':', ',', '\n', '/', ' '])
 }
 

@@ -1,6 +1,7 @@
 //! `berth.toml`: the controller's typed configuration, every key with its default. No file is needed.
 
 use crate::bytes::ByteStr;
+use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,11 @@ pub struct ImagesConfig {
     pub max_size: String,
     /// Days after which an image that was not used and that nobody needs is removed in any case; 0 keeps it.
     pub keep_days: u32,
+    /// Most that the images of one user may take on a node that users share, such as `200G`; empty sets no bound.
+    pub user_quota: String,
+    /// Other quotas for some users.
+    #[serde(rename = "quota")]
+    pub quotas: Vec<QuotaConfig>,
     /// Places that are asked before a registry.
     #[serde(rename = "mirror")]
     pub mirrors: Vec<MirrorConfig>,
@@ -121,6 +127,8 @@ impl Default for ImagesConfig {
             low_watermark: 75,
             max_size: String::new(),
             keep_days: 0,
+            user_quota: String::new(),
+            quotas: Vec::new(),
             mirrors: Vec::new(),
             signatures: SignaturePolicy::default(),
             signature_rules: Vec::new(),

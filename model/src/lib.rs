@@ -29,6 +29,7 @@ pub mod options;
 pub mod pattern;
 pub mod place;
 pub mod query;
+pub mod quota;
 pub mod record;
 pub mod request;
 pub mod runs;

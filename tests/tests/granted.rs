@@ -4,6 +4,11 @@ use berth_tests::layout::{self, Layer};
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images};
 use serde_json::{Value, json};
 
+/// Images stay, however full the machine's own disk is.
+fn config(registry: &Registry) -> String {
+    format!("{}high_watermark = 100\nlow_watermark = 100\n", registry.without_tls())
+}
+
 /// Pushes an image with a layer of its own above a shared one, under these names.
 fn push(registry: &Registry, content: &str, names: &[&str]) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
@@ -56,7 +61,7 @@ fn digest_of(sandbox: &Sandbox, who: &Who, name: &str) -> String {
 #[test]
 fn users_see_their_images_and_nothing_of_others_as_root() {
     let registry = Registry::open();
-    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let sandbox = Sandbox::with_config(Who::root(), &config(&registry));
     let (root, ann, bob) = (Who::root(), Who::user(), Who::stranger());
     let [hers, his] = ["hers", "his"].map(|name| push(&registry, name, &[name]).remove(0));
     let shared = push(&registry, "shared", &["for-ann", "for-bob"]);
@@ -120,7 +125,7 @@ local $/; print <$s>;
 #[test]
 fn what_is_given_back_goes_when_nobody_needs_it_as_root() {
     let registry = Registry::open();
-    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let sandbox = Sandbox::with_config(Who::root(), &config(&registry));
     let (root, ann, bob) = (Who::root(), Who::user(), Who::stranger());
     let [kept, needed, both] =
         ["kept", "needed", "both"].map(|name| push(&registry, name, &[name]).remove(0));
@@ -173,7 +178,8 @@ fn what_is_given_back_goes_when_nobody_needs_it_as_root() {
 each_user! {
     /// Who has one store has one place.
     fn the_store_of_ones_own_cluster_is_ones_own(who) {
-        let sandbox = Sandbox::start(who);
+        let rules = "[images]\nhigh_watermark = 100\nlow_watermark = 100\n";
+        let sandbox = Sandbox::with_config(who, rules);
         sandbox.srun_in(images::busybox(), ["true"]).ok();
         let berth = |words: &[&str]| sandbox.cmd("berth").arg("image").args(words);
         let told = berth(&["ls"]).ok().text();
@@ -188,7 +194,7 @@ each_user! {
 #[test]
 fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
     let registry = Registry::open();
-    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let sandbox = Sandbox::with_config(Who::root(), &config(&registry));
     let ann = Who::user();
     let name = push(&registry, "twice", &["twice"]).remove(0);
     let home = tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").unwrap();
@@ -209,4 +215,115 @@ fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
     berth(&["rm", &name]).fails().says(&["you have none of that name", "srun --container-image="]);
     let df: Value = serde_json::from_str(&berth(&["df", "--json"]).ok().text()).unwrap();
     assert_eq!((df["images"].as_u64(), df["node"]["images"].as_u64()), (Some(0), Some(0)), "{df}");
+}
+
+/// An image of so many bytes that do not compress, above the shared layer.
+fn push_noise(registry: &Registry, name: &str, bytes: usize) -> String {
+    use std::io::Read;
+    let mut noise = vec![0; bytes];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let own = Layer::default().file("name", 0o644, name.as_bytes()).file("noise", 0o644, &noise);
+    layout::write(directory.path(), vec![layout::busybox(), own], json!({}));
+    registry.push(directory.path(), &format!("team/{name}:1"), &[])
+}
+
+fn quota(sandbox: &Sandbox, who: &Who) -> Vec<Value> {
+    serde_json::from_str(&image(sandbox, who, &["quota", "--json"]).ok().text()).unwrap()
+}
+
+#[test]
+fn a_users_quota_holds_for_jobs_on_a_node_as_root() {
+    let registry = Registry::open();
+    let (root, ann, bob) = (Who::root(), Who::user(), Who::stranger());
+    let config = format!(
+        "{}user_quota = \"24M\"\n[[images.quota]]\nusers = [\"{}\"]\nsize = \"64M\"\n",
+        config(&registry),
+        bob.name
+    );
+    let sandbox = Sandbox::with_config(Who::root(), &config);
+    let [one, two, large] = [("one", 8 << 20), ("two", 8 << 20), ("large", 28 << 20)]
+        .map(|(name, bytes)| push_noise(&registry, name, bytes));
+    assert_eq!(run(&sandbox, &ann, &one), "one");
+    assert_eq!(run(&sandbox, &ann, &two), "two");
+    let hers = quota(&sandbox, &ann);
+    let (bytes, limit) = (hers[0]["bytes"].as_u64().unwrap(), hers[0]["quota"].as_u64().unwrap());
+    assert!(bytes > 16 << 20 && bytes < limit && limit == 24 << 20, "{hers:?}");
+    assert_eq!((hers.len(), hers[0]["user"].as_str().unwrap()), (1, ann.name.as_str()));
+
+    // Refused before a layer is fetched, by what the manifest says.
+    let fetched = registry.fetched().len();
+    let job = |who: &Who, image: &str| {
+        let options = ["--container-image", image, "cat", "/name"];
+        sandbox.cmd_as(who, "srun").dir("/").args(options)
+    };
+    job(&ann, &large).fails().says(&[
+        "your quota for images on this node is 24.00 MiB",
+        "compressed",
+        "berth image rm",
+    ]);
+    let own =
+        |blobs: &[String]| blobs[fetched..].iter().filter(|path| path.contains("/large/blobs/")).count();
+    assert!(
+        own(&registry.fetched()) <= 1,
+        "more than the configuration: {:?}",
+        &registry.fetched()[fetched..]
+    );
+    assert_eq!(names(&sandbox, &root), ["one", "two"]);
+    // The other has more, root has all, and a bomb of either ends where the quota does.
+    assert_eq!(run(&sandbox, &bob, &large), "large");
+    let zeros = tempfile::tempdir().unwrap();
+    let bomb = Layer::default().file("zeros", 0o644, &vec![0; 96 << 20]);
+    layout::write(zeros.path(), vec![layout::busybox(), bomb], json!({}));
+    let bomb = registry.push(zeros.path(), "team/bomb:1", &["--dest-compress"]);
+    for who in [&ann, &bob] {
+        job(who, &bomb).fails().says(&["more than is left", "berth image rm"]);
+    }
+    assert_eq!(names(&sandbox, &root), ["large", "one", "two"]);
+    let df: Value = serde_json::from_str(&image(&sandbox, &root, &["df", "--json"]).ok().text()).unwrap();
+    assert_eq!(df["layers"].as_u64(), Some(4), "layers of what was refused are left: {df}");
+    assert_eq!(std::fs::read_dir(sandbox.state().join("images/tmp")).unwrap().count(), 0);
+
+    // What others have counts, too; what is given back makes room.
+    job(&ann, &large).fails().says(&["your quota"]);
+    for name in [&one, &two] {
+        image(&sandbox, &ann, &["rm", "--node", name]).tells("gave back sha256:");
+    }
+    job(&ann, &large).fails().says(&["your images take 0.00 KiB"]);
+    assert_eq!(run(&sandbox, &ann, &one), "one");
+    let all = quota(&sandbox, &root);
+    let users: Vec<&str> = all.iter().map(|row| row["user"].as_str().unwrap()).collect();
+    assert_eq!(users, [&bob.name, &ann.name], "{all:?}");
+    assert_eq!(all[0]["quota"].as_u64(), Some(64 << 20));
+    let told = image(&sandbox, &ann, &["quota"]).ok().text();
+    assert!(told.contains("24.00 MiB") && !told.contains(&bob.name), "{told}");
+    let job = sandbox.cmd_as(&ann, "sbatch").dir("/").args(["--parsable", "--output=/dev/null"]);
+    let script = sandbox.write("job.sh", "#!/bin/sh\ncat /name\n");
+    let job = job.args(["--container-image", &large]).arg(script).ok().text().parse().unwrap();
+    sandbox.wait_state(job, "FAILED", 60);
+}
+
+each_user! {
+    fn a_quota_that_would_hold_for_nobody_is_refused(who) {
+        let mut sandbox = Sandbox::empty(who.clone());
+        let check = |text: &str| {
+            let path = sandbox.write("berth.toml", text);
+            sandbox.cmd("berth").args(["config", "check"]).arg(path)
+        };
+        check("[images]\nuser_quota = \"much\"\n").fails().says(&["images.user_quota"]);
+        check("[[images.quota]]\nusers = [\"no-such-user\"]\nsize = \"5G\"\n")
+            .fails()
+            .says(&["images.quota[1].users", "no user 'no-such-user'"]);
+        check("[[images.quota]]\nusers = [\"root\"]\nsize = \"unlimited\"\n").fails().says(&["images.quota[1].size"]);
+        check(&format!("[[images.quota]]\nusers = [\"{}\"]\nsize = \"UNLIMITED\"\n", who.name)).ok();
+        if !who.is_root() {
+            let path = sandbox.state().join("berth.toml");
+            std::fs::write(&path, "[images]\nuser_quota = \"1G\"\n").unwrap();
+            sandbox.cmd("berth").args(["up", "--detach"]).fails().says(&["images.user_quota", "images.max_size"]);
+            std::fs::remove_file(&path).unwrap();
+            sandbox.up();
+            let told = sandbox.cmd("berth").args(["image", "quota"]).ok().text();
+            assert!(told.lines().nth(1).unwrap().ends_with("none"), "{told}");
+        }
+    }
 }

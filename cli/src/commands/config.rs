@@ -1,8 +1,8 @@
 //! `berth config`: judges a configuration, or shows the one in force.
 
 use berth_client::error::{Failure, Kind, Outcome};
-use berth_client::out;
 use berth_client::site::{Site, StateDir};
+use berth_client::{out, users};
 use berth_model::config::Config;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
                 return out::print(&text).map(|()| 0);
             };
             let config = of(&dir, Some(&file))?;
+            know_users(&config, &file)?;
             out::print(&format!(
                 "{}: good: cluster '{}', {} partitions\n",
                 file.display(),
@@ -73,6 +74,18 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// Refuses quotas of users whom the name service does not know: here, where a typing error is seen. A controller starts also
+/// while the name service does not answer.
+fn know_users(config: &Config, file: &Path) -> Result<(), Failure> {
+    let users = config.images.quotas.iter().enumerate().flat_map(|(at, quota)| {
+        quota.users.iter().filter(|user| users::uid(user).is_none()).map(move |user| (at + 1, user))
+    });
+    let unknown: Vec<String> = users
+        .map(|(at, user)| format!("{}: images.quota[{at}].users: there is no user '{user}'", file.display()))
+        .collect();
+    if unknown.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Configuration, unknown.join("\n"))) }
 }
 
 fn in_force(state: Option<&Path>) -> Result<Config, Failure> {

@@ -299,6 +299,7 @@ impl Store {
         check_config_type(&what, &manifest)?;
         let config_digest = descriptor_digest(&what, manifest.config())?;
         let (config, layers) = self.config(&what, &manifest, &config_digest, source)?;
+        self.admit(&what, &layers)?;
         let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
         {
             // Written under the lock that collection takes alone: it sees this record, or we see what it removed.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::layer::{LISTING, REPAIR, SKELETON};
 use super::record::print;
 use super::sum::sum;
-use super::{Store, boot_id, files, pipeline};
+use super::{Charge, Store, boot_id, files, pipeline};
 use crate::digest::Digest;
 use crate::erofs::{self, Image};
 use crate::error::{Error, ErrorKind, Result};
@@ -208,6 +208,7 @@ impl Store {
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
+        charge: &Charge<'_>,
     ) -> Result<(LayerReport, Option<Digest>)> {
         let what = format!("image store: layer {}", layer.diff_id.short());
         let io = |e: Errno| Error::io(&what, e);
@@ -226,18 +227,18 @@ impl Store {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let tree = openat(directory, name, flags, Mode::empty()).map_err(io)?;
                 let root = tree.try_clone().map_err(|e| Error::io("image store", e))?;
-                let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid);
+                let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid).charging(charge);
                 let (report, _) =
-                    pipeline::unpack(source, layer, &self.limits, progress, unpacker, skeleton)?;
+                    pipeline::unpack(source, layer, (&self.limits, charge), progress, unpacker, skeleton)?;
                 listing::write(&tree, File::from(new(LISTING)?)).map_err(|e| Error::io(&what, e))?;
                 (report, None)
             }
             LayerForm::Erofs => {
                 let owner = (geteuid().as_raw(), getegid().as_raw());
                 let image = Image::new(new(name)?, owner, filesystem_id(&layer.diff_id));
-                let unpacker = Unpacker::new(image, &self.limits, keep_setid);
+                let unpacker = Unpacker::new(image, &self.limits, keep_setid).charging(charge);
                 let (report, image) =
-                    pipeline::unpack(source, layer, &self.limits, progress, unpacker, skeleton)?;
+                    pipeline::unpack(source, layer, (&self.limits, charge), progress, unpacker, skeleton)?;
                 let file = File::from(image.seal().map_err(io)?);
                 (report, Some(sum(&file).map_err(|e| Error::io(&what, e))?))
             }

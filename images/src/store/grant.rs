@@ -63,10 +63,11 @@ impl Store {
     /// Notes that `uid` may read the image from its source from now on, until the image is removed or they give it back.
     ///
     /// # Errors
-    /// The store cannot be written.
+    /// The store cannot be written, or that is more than their quota.
     pub fn grant(&self, image: &ResolvedManifest, uid: u32) -> Result<()> {
         let _store = self.lock("store", Hold::Exclusive)?;
         let mut grant = self.grant_of(&image.digest, uid)?.unwrap_or_default();
+        self.admit_whole(image.name.as_ref().unwrap_or(&image.source), &image.digest, uid)?;
         if grant.since == 0 {
             grant = Grant { version: VERSION, since: now(), ..grant };
         }
@@ -184,7 +185,7 @@ impl Store {
 /// Says that an image was given back.
 const RELEASED: &str = ".released";
 
-fn released_name(digest: &Digest) -> String {
+pub(super) fn released_name(digest: &Digest) -> String {
     format!("{}{RELEASED}", digest.file_name())
 }
 

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, RenameFlags, openat, renameat_with};
 use super::lock::Hold;
 use super::record::{LayerRecord, VERSION, parse, print};
 use super::work::WorkDir;
-use super::{Store, boot_id, files};
+use super::{Charge, Store, boot_id, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
@@ -179,7 +179,8 @@ impl Store {
     ) -> Result<(WorkDir<'a>, LayerReport)> {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
-        let (report, image) = self.make_layer(&directory, layer, source, progress)?;
+        let charge = Charge::new(self.quota.as_ref());
+        let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
         let rebuildable = report.replaced == 0;
         let record = LayerRecord {
             version: VERSION,
@@ -191,6 +192,7 @@ impl Store {
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;
+        charge.keep();
         Ok((work, report))
     }
 

@@ -12,7 +12,7 @@
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
 //!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
 //!                  gave it back; .signatures, what is known of them
-//!   locks/         flock(2) files: fetch-, use-, layer-, and store
+//!   locks/         flock(2) files: quota-, fetch-, use-, layer-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
 //!
@@ -20,7 +20,7 @@
 //! written after syncfs(2), which also lets its layers outlive the boot. Whatever instant a process or the machine
 //! dies at, the next `ensure` sees either a complete thing or none.
 //!
-//! Order of locks: fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
+//! Order of locks: a user's quota, then fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
 
 mod ensure;
 mod export;
@@ -35,6 +35,7 @@ mod manage;
 mod pipeline;
 mod probe;
 mod push;
+mod quota;
 mod record;
 mod room;
 mod signed;
@@ -58,6 +59,7 @@ pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
 pub use probe::unfit_filesystem;
 pub use push::Pushed;
+pub(crate) use quota::Charge;
 pub use room::{Collected, CollectedImage, RoomRules, RoomState, Wanted};
 pub use verify::{Damage, Problem, Thing, VerifyReport};
 
@@ -93,6 +95,8 @@ pub struct Store {
     smallest_image: u64,
     /// Whether layers that are images can be mounted.
     images_mount: bool,
+    /// Of the user for whom it is filled.
+    quota: Option<quota::Quota>,
 }
 
 impl Store {
@@ -158,6 +162,7 @@ impl Store {
             mount: None,
             smallest_image: 0,
             images_mount: false,
+            quota: None,
         };
         store.check_version()?;
         store.read_form()?;

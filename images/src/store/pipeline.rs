@@ -16,6 +16,7 @@ use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::skeleton::Recorder;
 use crate::source::{BlobKind, BlobSource, mismatch};
+use crate::store::Charge;
 use crate::unpack::{Form, LayerReport, Limits, Unpacker};
 
 const CHUNK: usize = 256 << 10;
@@ -32,7 +33,7 @@ enum Chunk {
 pub(super) fn unpack<F: Form>(
     source: &dyn BlobSource,
     layer: &LayerInfo,
-    limits: &Limits,
+    (limits, charge): (&Limits, &Charge<'_>),
     progress: &dyn Progress,
     unpacker: Unpacker<'_, F>,
     skeleton: File,
@@ -54,7 +55,10 @@ pub(super) fn unpack<F: Form>(
             .map_err(refused)?;
         stage("layer-inflate")
             .spawn_scoped(scope, move || {
-                send_result(&tar_out, inflate(Chunks::new(blob_in, None), limits, counter, &tar_out));
+                send_result(
+                    &tar_out,
+                    inflate(Chunks::new(blob_in, None), (limits, charge), counter, &tar_out),
+                );
             })
             .map_err(refused)?;
         let chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
@@ -125,8 +129,13 @@ fn fetch(
 }
 
 /// Inflates the blob, and waits for the verdict of its digest.
-fn inflate(mut blob: Chunks, limits: &Limits, compressed: &AtomicU64, out: &SyncSender<Chunk>) -> Result<()> {
-    match (inflate_stream(&mut blob, limits, compressed, out), blob.failed.take()) {
+fn inflate(
+    mut blob: Chunks,
+    bounds: (&Limits, &Charge<'_>),
+    compressed: &AtomicU64,
+    out: &SyncSender<Chunk>,
+) -> Result<()> {
+    match (inflate_stream(&mut blob, bounds, compressed, out), blob.failed.take()) {
         (Ok(false), _) => Ok(()),
         // Bytes after the compressed stream count for the digest.
         (Ok(true), _) => drain(&mut blob),
@@ -141,7 +150,7 @@ fn inflate(mut blob: Chunks, limits: &Limits, compressed: &AtomicU64, out: &Sync
 /// stage wants no more.
 fn inflate_stream(
     blob: &mut Chunks,
-    limits: &Limits,
+    (limits, charge): (&Limits, &Charge<'_>),
     compressed: &AtomicU64,
     out: &SyncSender<Chunk>,
 ) -> Result<bool> {
@@ -173,6 +182,7 @@ fn inflate_stream(
         }
         total += chunk.len() as u64;
         limits.check_ratio(compressed.load(Ordering::Relaxed), total)?;
+        charge.archive(chunk.len() as u64)?;
         if out.send(Chunk::Data(chunk)).is_err() {
             return Ok(false);
         }

@@ -26,6 +26,7 @@ pub(crate) use tree::{STRICT, Tree};
 use crate::archive::{Entry, EntryKind, Reader, Segment, refused};
 use crate::error::Result;
 use crate::skeleton::Recorder;
+use crate::store::Charge;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -75,6 +76,8 @@ pub(crate) struct Unpacker<'a, F> {
     /// Device nodes left out, so that a hard link to one is left out too.
     skipped: BTreeSet<CleanPath>,
     keep_setid: bool,
+    /// What it takes of a quota.
+    charge: Option<&'a Charge<'a>>,
 }
 
 impl<'a, F: Form> Unpacker<'a, F> {
@@ -91,7 +94,13 @@ impl<'a, F: Form> Unpacker<'a, F> {
             opaque: BTreeSet::new(),
             skipped: BTreeSet::new(),
             keep_setid,
+            charge: None,
         }
+    }
+
+    /// The same, counted against a quota.
+    pub(crate) fn charging(self, charge: &'a Charge<'a>) -> Self {
+        Self { charge: Some(charge), ..self }
     }
 
     /// Unpacks all entries. The caller drains and verifies the input afterwards, and publishes nothing before.
@@ -116,7 +125,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
         if self.report.bytes > self.limits.bytes {
             return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
         }
-        Ok(())
+        self.charge.map_or(Ok(()), |charge| charge.file(entry.size))
     }
 
     /// Accounts for a name that stays in memory until the end.

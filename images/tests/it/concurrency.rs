@@ -215,7 +215,7 @@ fn removal_and_import_at_the_same_time() {
     });
 }
 
-fn helpers(
+pub fn helpers(
     user: Option<RunAs>,
     store: Option<RunAs>,
     environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
@@ -230,6 +230,7 @@ fn helpers(
         environment,
         store,
         login: None,
+        quota: None,
     }
 }
 

@@ -20,6 +20,7 @@ mod mirrors;
 mod overlay;
 mod proxies;
 mod push;
+mod quota;
 mod ranges;
 mod registry;
 mod room;

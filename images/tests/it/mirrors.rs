@@ -243,6 +243,7 @@ pub(crate) fn helpers(
         environment: login.map(|home| ("DOCKER_CONFIG".into(), home.into())).into_iter().collect(),
         store: uid.map(|_| id(54_321)),
         login: None,
+        quota: None,
     }
 }
 

@@ -456,6 +456,7 @@ fn the_unpacker_refuses_before_a_layer_comes_and_remembers_what_it_saw() {
 fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
     Helpers {
         login: None,
+        quota: None,
         program: program(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],

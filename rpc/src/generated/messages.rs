@@ -953,6 +953,13 @@ pub struct SignatureRule {
     #[prost(string, optional, tag = "4")]
     pub signed_as: ::core::option::Option<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuotaConfig {
+    #[prost(string, repeated, tag = "1")]
+    pub users: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub size: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesConfig {
     #[prost(string, repeated, tag = "1")]
@@ -971,6 +978,10 @@ pub struct ImagesConfig {
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
     pub keep_days: u32,
+    #[prost(string, tag = "34")]
+    pub user_quota: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "35")]
+    pub quotas: ::prost::alloc::vec::Vec<QuotaConfig>,
     #[prost(bytes = "vec", tag = "50")]
     pub path: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "SignaturePolicy", tag = "60")]

@@ -6,6 +6,7 @@ use berth_model::config::{
     PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
+use berth_model::quota::QuotaConfig;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::signature::{SignaturePolicy, SignatureRule};
 
@@ -42,9 +43,11 @@ structs! {
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     MirrorConfig { registry, urls, grants }
+    QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
+        user_quota, quotas,
         path,
         signatures, signature_rules,
     }

@@ -90,17 +90,19 @@ pub fn df(places: &Places, json: bool) -> Outcome {
     let node = places.node.as_ref().map(|node| node.usage()).transpose()?;
     if json {
         let mut all = own.as_ref().map_or_else(|| Ok(json!({})), |(usage, _)| value(usage))?;
-        if let Some(node) = &node {
+        if let Some((node, limit)) = &node {
             all["node"] = value(node)?;
+            all["node"]["quota"] = json!(limit);
         }
         return out::print(&document(&all)?).map(|()| 0);
     }
     if let Some((usage, store)) = &own {
         out::print(&own_store(usage, store))?;
     }
-    if let Some(usage) = node {
+    if let Some((usage, limit)) = node {
+        let limit = limit.map_or(String::new(), |limit| format!(" of {}", images::size(limit)));
         out::print(&format!(
-            "node         {} images of yours, {} layers, {}\n",
+            "node         {} images of yours, {} layers, {}{limit}\n",
             usage.images,
             usage.layers,
             images::size(usage.bytes)

@@ -2,6 +2,7 @@
 
 mod look;
 mod places;
+mod quota;
 mod remove;
 pub mod transfer;
 mod verify;
@@ -78,6 +79,15 @@ pub enum Args {
         #[arg(long)]
         json: bool,
     },
+    /// Show how much of the node's store your images take, and may take; as root of everyone
+    ///
+    /// Layers of images that you were given on this node are counted, each once, by what they take on its disk. Root has no
+    /// quota, and neither has a store of your own.
+    Quota {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     Verify(verify::Args),
     History(transfer::History),
     Export(transfer::Export),
@@ -131,6 +141,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Ls { which, json } => look::ls(&Places::find(which, state)?, json),
         Args::Inspect { which, image } => look::inspect(&Places::find(which, state)?, &image),
         Args::Df { which, json } => look::df(&Places::find(which, state)?, json),
+        Args::Quota { json } => quota::run(json, state),
         Args::Rm { which, images } => remove::rm(&Places::find(which, state)?, &images),
         Args::Prune { which, all, older_than } => {
             remove::prune(&Places::find(which, state)?, all, older_than, state)

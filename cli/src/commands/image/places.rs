@@ -144,10 +144,10 @@ impl Node {
         }
     }
 
-    /// What the caller's images take.
-    pub fn usage(&self) -> Result<Usage, Failure> {
+    /// What the caller's images take, and may take at most.
+    pub fn usage(&self) -> Result<(Usage, Option<u64>), Failure> {
         match ask(&self.site, ImagesQuery::Usage)? {
-            ImagesAnswer::Usage(usage) => Ok(usage),
+            ImagesAnswer::Usage(usage, limit) => Ok((usage, limit)),
             _ => Err(unexpected()),
         }
     }
