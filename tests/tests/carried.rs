@@ -84,6 +84,20 @@ each_user! {
         sandbox.srun_in(&image, ["true"]).fails().says(&["login"]);
     }
 
+    fn a_login_whose_user_the_image_names_goes_with_the_job(who) {
+        let registry = Registry::with_login();
+        registry.push(&images::busybox(), "team/private:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let (directory, _) = login(&sandbox, &registry, LOGIN.1);
+        let container = format!("--container-image={}@{}#team/private:1", LOGIN.0, registry.host());
+        let script = sandbox.write("job.sh", "#!/bin/sh\necho ran\n");
+        let sbatch = sandbox.cmd("sbatch").args(["--parsable", "--hold", "--mem=64M", "-c1", "--output=out"]);
+        let job = sbatch.arg(&container).arg(&script).env("DOCKER_CONFIG", &directory).ok().text();
+        std::fs::remove_dir_all(&directory).unwrap();
+        sandbox.cmd("scontrol").args(["release", &job]).ok();
+        sandbox.wait_file("out", "ran", 60);
+    }
+
     fn a_login_that_is_not_taken_any_more_gives_way_to_the_one_on_the_node(who) {
         let registry = Registry::with_login();
         let image = registry.push(&images::busybox(), "team/private:1", &[]);

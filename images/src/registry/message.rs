@@ -4,6 +4,7 @@ use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
+use super::credentials::Identity;
 use super::{Access, Client};
 use crate::error::{Error, ErrorKind, printable};
 
@@ -31,14 +32,7 @@ pub(super) fn refused(
 ) -> Error {
     let registry = &client.name.registry;
     let status = response.status();
-    let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
-    let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
-    let said = match answer.errors.first() {
-        Some(detail) => printable(&format!("{}: {}", detail.code.to_ascii_lowercase(), detail.message), 300),
-        None => printable(&answer.details, 300),
-    };
-    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
-    let answered = format!("{} answered {status}{said} to {identity}", client.label());
+    let answered = format!("{} answered {}", client.label(), said(response, identity));
     let asked = url.rsplit('/').next().unwrap_or_default();
     let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
@@ -85,6 +79,36 @@ pub(super) fn refused(
         _ => Error::new(ErrorKind::Unreachable, what, answered)
             .next("try again later, or ask the registry's administrator"),
     }
+}
+
+/// The same of a server that the registry redirected to, or where it has uploads sent.
+pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, response: Response<Body>) -> Error {
+    let status = response.status();
+    let reason = format!(
+        "{server}, to which {} leads, answered {}",
+        client.label(),
+        said(response, &Identity::Anonymous.name())
+    );
+    if status == StatusCode::NOT_FOUND {
+        let asked = url.rsplit('/').next().unwrap_or_default();
+        return Error::new(ErrorKind::NotFound, client.what(), format!("there is no {asked}: {reason}"))
+            .next("the image is incomplete there; push it again");
+    }
+    Error::new(ErrorKind::Unreachable, client.what(), reason)
+        .next("no login is shown there: try again later, or ask the registry's administrator")
+}
+
+/// Status and words of an answer, and to whom it was given.
+fn said(response: Response<Body>, identity: &str) -> String {
+    let status = response.status();
+    let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
+    let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
+    let words = match answer.errors.first() {
+        Some(detail) => printable(&format!("{}: {}", detail.code.to_ascii_lowercase(), detail.message), 300),
+        None => printable(&answer.details, 300),
+    };
+    let words = if words.is_empty() { String::new() } else { format!(" ({words})") };
+    format!("{status}{words} to {identity}")
 }
 
 /// Whether another try may help.

@@ -13,15 +13,16 @@ mod message;
 mod push;
 mod ranges;
 mod reach;
+mod session;
 mod signatures;
 mod span;
+mod urls;
 mod ways;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-use ureq::http::{HeaderMap, Response, StatusCode, header};
+use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body, RequestBuilder};
 
 pub use credentials::Credentials;
@@ -36,11 +37,10 @@ use crate::manifest::ACCEPT;
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef};
 use crate::source::{BlobKind, mismatch};
 use crate::unpack::Limits;
-use challenge::Challenge;
-use credentials::Identity;
 use reach::Address;
+use session::Session;
+use urls::{is_loopback, join, origin, query, retry_after};
 
-const TOKEN_BYTES: u64 = 1 << 20;
 /// How often one request is tried.
 const ATTEMPTS: u32 = 5;
 /// How often one is tried at a mirror, beside which there is another place to ask.
@@ -93,23 +93,6 @@ enum Access {
     Pull,
     /// To take manifests and blobs, and to take blobs over from another repository.
     Push { from: Option<String> },
-}
-
-/// What this process learned about how to authenticate.
-#[derive(Default)]
-struct Session {
-    authorization: Option<String>,
-    identity: Option<Identity>,
-    /// The identity came with a job.
-    is_carried: bool,
-    /// What came with a job was refused: the person's own logins count.
-    carried_refused: bool,
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
 }
 
 impl Client {
@@ -279,7 +262,10 @@ impl Client {
                     if known(status) {
                         return Ok(response);
                     }
-                    if status == StatusCode::UNAUTHORIZED && !asked {
+                    // Whoever else answers has nothing to do with logins, and gets none by asking for one.
+                    let elsewhere = urls::elsewhere(&self.base, &response);
+                    let own = elsewhere.is_none();
+                    if own && status == StatusCode::UNAUTHORIZED && !asked {
                         asked = true;
                         match self.authenticate(response.headers()) {
                             Err(e) if e.kind() == ErrorKind::Denied && self.give_up_carried() => {
@@ -290,13 +276,19 @@ impl Client {
                         continue;
                     }
                     let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-                    if refused && self.give_up_carried() {
+                    if own
+                        && ((refused && self.give_up_carried())
+                            || (status == StatusCode::NOT_FOUND && self.change_carried()))
+                    {
                         asked = false;
                         continue;
                     }
                     let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
                     if !busy || last {
-                        return Err(self.refused(&self.what(), url, &self.identity_name(), response));
+                        return Err(match elsewhere {
+                            Some(server) => message::refused_elsewhere(self, &server, url, response),
+                            None => self.refused(&self.what(), url, &self.identity_name(), response),
+                        });
                     }
                     if let Some(wanted) = retry_after(response.headers(), SystemTime::now()) {
                         pause = wanted.min(LONGEST_WAIT);
@@ -350,138 +342,6 @@ impl Client {
         }
     }
 
-    fn session(&self) -> std::sync::MutexGuard<'_, Session> {
-        // A panic of another thread leaves at worst an old token, which is renewed.
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn identity_name(&self) -> String {
-        self.session().identity.as_ref().map_or_else(|| Identity::Anonymous.name(), Identity::name)
-    }
-
-    fn identity(&self) -> Result<Identity> {
-        if let Some(identity) = self.session().identity.clone() {
-            return Ok(identity);
-        }
-        let (registry, user) = (&self.name.registry, self.name.user.as_deref());
-        let carried = match self.session().carried_refused {
-            true => None,
-            false => self.credentials.carried(registry, user),
-        };
-        let is_carried = carried.is_some();
-        let identity = match carried {
-            Some(identity) => identity,
-            None => self.credentials.lookup(registry, &self.name.repository, user)?,
-        };
-        self.credentials.used.note(registry, &identity);
-        let mut session = self.session();
-        (session.identity, session.is_carried) = (Some(identity.clone()), is_carried);
-        Ok(identity)
-    }
-
-    /// After a refusal: whether the login that came with the job was used, which from now on is not.
-    fn give_up_carried(&self) -> bool {
-        let mut session = self.session();
-        if !session.is_carried {
-            return false;
-        }
-        *session = Session { carried_refused: true, ..Session::default() };
-        true
-    }
-
-    fn authenticate(&self, headers: &HeaderMap) -> Result<()> {
-        let identity = self.identity()?;
-        let lines = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
-        let authorization = match challenge::parse(lines) {
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                Some(self.token(&identity, &realm, service, scope)?)
-            }
-            Some(Challenge::Basic) => identity.basic(),
-            None => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    self.what(),
-                    format!("{} wants a login of a kind that is not supported", self.label()),
-                )
-                .next("Basic and Bearer are supported; ask the registry's administrator"));
-            }
-        };
-        self.session().authorization = authorization;
-        Ok(())
-    }
-
-    /// Gets a token for what is wanted (distribution specification, token authentication).
-    fn token(
-        &self,
-        identity: &Identity,
-        realm: &str,
-        service: Option<String>,
-        scope: Option<String>,
-    ) -> Result<String> {
-        let what = format!("{}: token server {realm}", self.what());
-        if !(realm.starts_with("https://") || (self.insecure && realm.starts_with("http://"))) {
-            return Err(Error::new(
-                ErrorKind::Denied,
-                what,
-                "a login is not sent over an unencrypted connection",
-            )
-            .next("use a registry with TLS, or allow HTTP with --insecure"));
-        }
-        let own = &self.name.repository;
-        let scopes: Vec<String> = match &self.access {
-            Access::Login => scope.into_iter().collect(),
-            Access::Pull => vec![scope.unwrap_or_else(|| format!("repository:{own}:pull"))],
-            // All at once: the registry names only what the request at hand needs.
-            Access::Push { from } => std::iter::once(format!("repository:{own}:pull,push"))
-                .chain(from.iter().map(|from| format!("repository:{from}:pull")))
-                .collect(),
-        };
-        let mut pairs: Vec<_> = match identity {
-            // As OAuth 2 has it: one parameter, with spaces.
-            Identity::Token { .. } if !scopes.is_empty() => vec![("scope", scopes.join(" "))],
-            Identity::Token { .. } => Vec::new(),
-            _ => scopes.into_iter().map(|scope| ("scope", scope)).collect(),
-        };
-        pairs.extend(service.map(|service| ("service", service)));
-        let result = if let Identity::Token { token } = identity {
-            pairs.extend([
-                ("grant_type", "refresh_token".to_owned()),
-                ("client_id", "berth".to_owned()),
-                ("refresh_token", token.clone()),
-            ]);
-            self.agent
-                .post(realm)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .send(query(&pairs))
-        } else {
-            let mark = if realm.contains('?') { '&' } else { '?' };
-            let mut request = self.agent.get(format!("{realm}{mark}{}", query(&pairs)));
-            if let Some(basic) = identity.basic() {
-                request = request.header(header::AUTHORIZATION, basic);
-            }
-            request.call()
-        };
-        let response = result.map_err(|e| self.transport(&e))?;
-        if !response.status().is_success() {
-            return Err(self.refused(&what, realm, &identity.name(), response));
-        }
-        let body = response
-            .into_body()
-            .into_with_config()
-            .limit(TOKEN_BYTES)
-            .read_to_vec()
-            .map_err(|e| self.transport(&e))?;
-        let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
-        match answer
-            .and_then(|a| a.token.or(a.access_token))
-            .filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()))
-        {
-            Some(token) => Ok(format!("Bearer {token}")),
-            None => Err(Error::new(ErrorKind::Unreachable, what, "its answer has no token")
-                .next("ask the registry's administrator")),
-        }
-    }
-
     fn refused(&self, what: &str, url: &str, identity: &str, response: Response<Body>) -> Error {
         message::refused(what, self, url, identity, response)
     }
@@ -491,111 +351,8 @@ impl Client {
     }
 }
 
-/// `scheme://host:port` of a URL.
-fn origin(url: &str) -> Option<&str> {
-    let start = url.find("://")? + 3;
-    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
-    Some(&url[..end])
-}
-
-/// Where a redirect leads: a whole address, or a path of the same server.
-fn join(url: &str, location: &str) -> Option<String> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return Some(location.to_owned());
-    }
-    if let Some(rest) = location.strip_prefix("//") {
-        return Some(format!("{}://{rest}", url.split("://").next()?));
-    }
-    if location.starts_with('/') { origin(url).map(|origin| format!("{origin}{location}")) } else { None }
-}
-
-/// As Go's HTTP library does: no proxy for this machine itself.
-fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// How long a busy registry wants to be left alone: it says seconds, or a time (RFC 9110, section 10.2.3), which may be over.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let time = httpdate::parse_http_date(text).ok()?;
-    Some(time.duration_since(now).unwrap_or_default())
-}
-
-/// `k=v&k=v` with everything but unreserved characters escaped.
-fn query(pairs: &[(&str, String)]) -> String {
-    let mut text = String::new();
-    for (key, value) in pairs {
-        if !text.is_empty() {
-            text.push('&');
-        }
-        text += key;
-        text.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    text.push(char::from(byte))
-                }
-                _ => text += &format!("%{byte:02X}"),
-            }
-        }
-    }
-    text
-}
-
 /// For `fuzzing`.
 #[cfg(fuzzing)]
 pub(crate) fn read_challenge(header: &str) {
     challenge::parse(std::iter::once(header));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn queries_are_escaped() {
-        assert_eq!(
-            query(&[("scope", "repository:a/b:pull".to_owned()), ("x", "ä &".to_owned())]),
-            "scope=repository%3Aa%2Fb%3Apull&x=%C3%A4%20%26"
-        );
-    }
-
-    #[test]
-    fn redirects() {
-        let url = "https://r.io:5/v2/x?y=1";
-        assert_eq!(origin(url), Some("https://r.io:5"));
-        assert_eq!(join(url, "/a/b").as_deref(), Some("https://r.io:5/a/b"));
-        assert_eq!(join(url, "//s.io/a").as_deref(), Some("https://s.io/a"));
-        assert_eq!(join(url, "http://s.io/a").as_deref(), Some("http://s.io/a"));
-        assert_eq!(join(url, "a/b"), None);
-        assert_ne!(origin("https://r.io:5@evil.io/x"), Some("https://r.io:5"));
-    }
-
-    #[test]
-    fn a_busy_registry_says_seconds_or_a_time() {
-        let now = httpdate::parse_http_date("Fri, 27 Nov 2026 10:00:00 GMT").unwrap();
-        let asked = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers, now)
-        };
-        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
-        assert_eq!(asked("Fri, 27 Nov 2026 10:00:05 GMT"), Some(Duration::from_secs(5)));
-        assert_eq!(asked("Fri, 27 Nov 2026 09:00:00 GMT"), Some(Duration::ZERO));
-        for odd in ["-1", "soon", "1.5", ""] {
-            assert_eq!(asked(odd), None, "{odd}");
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
-    }
-
-    #[test]
-    fn loopback() {
-        assert!(is_loopback("127.0.0.1:5000") && is_loopback("localhost") && is_loopback("[::1]:5"));
-        assert!(!is_loopback("registry:5000") && !is_loopback("10.0.0.1"));
-    }
 }

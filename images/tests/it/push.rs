@@ -209,6 +209,29 @@ fn a_real_registry_behind_a_proxy_that_takes_little_gets_chunks() {
 }
 
 #[test]
+fn a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one() {
+    let lure = FakeRegistry::new("/nonexistent".into(), Behaviour { lures: true, ..Behaviour::default() });
+    let behaviour = Behaviour {
+        token: Some(String::new()),
+        uploads_to: Some(format!("http://{}", lure.address)),
+        ..Behaviour::default()
+    };
+    let (bench, store, fake) = start(behaviour);
+    let digest = store.find(&format!("oci:{}", bench.layout().display())).unwrap();
+    let Reference::Registry(to) = format!("{}/x:1", fake.address).parse().unwrap() else { panic!() };
+    let home = bench.path().join("docker");
+    std::fs::create_dir(&home).unwrap();
+    // "alice:secret"
+    let login = format!(r#"{{"auths":{{"{}":{{"auth":"YWxpY2U6c2VjcmV0"}}}}}}"#, fake.address);
+    std::fs::write(home.join("config.json"), login).unwrap();
+    let credentials = Credentials::from_parts(Some(&home), None, None, None);
+    let registries = Registries::default().without_tls(&to.registry);
+    let error = store.push(&digest, &to, &credentials, &registries, &()).unwrap_err().to_string();
+    assert!(error.contains(&lure.address) && error.contains("401"), "{error}");
+    assert_eq!((lure.count("PUT"), lure.count("/token"), lure.count(" auth")), (1, 0, 0), "{:?}", lure.log());
+}
+
+#[test]
 fn a_token_is_asked_for_that_allows_pushing_and_renewed_while_pushing() {
     let behaviour = Behaviour { token: Some(String::new()), token_uses: Some(2), ..Behaviour::default() };
     let (bench, store, fake) = start(behaviour);

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use berth_model::login::Login;
+
 use berth_images::{
     Credentials, Digest, ErrorKind, Manifests, ProgressEvent, Reference, Registries, ResolveOptions,
     open_source, resolve,
@@ -326,6 +328,98 @@ fn logins_do_not_follow_redirects() {
         fake.count("/blobs/") >= 2 && fake.log().iter().any(|l| l.contains("/blobs/") && l.contains("auth"))
     );
     assert!(storage.count("/blobs/") == 2 && storage.count("auth") == 0, "{:?}", storage.log());
+}
+
+/// "alice:secret"
+const ALICE: &str = "YWxpY2U6c2VjcmV0";
+
+/// A directory with alice's login for the registry.
+fn alice(bench: &Bench, registry: &str) -> Credentials {
+    let home = bench.path().join("alice");
+    std::fs::create_dir(&home).unwrap();
+    let entry = format!(r#"{{"auths":{{"{registry}":{{"auth":"{ALICE}"}}}}}}"#);
+    std::fs::write(home.join("config.json"), entry).unwrap();
+    Credentials::from_parts(Some(&home), None, None, None)
+}
+
+/// As a job brings it: a login with password `secret`.
+fn brought(credentials: Credentials, registry: &str, user: &str) -> Credentials {
+    let secret = format!(r#"{{"basic":{{"user":"{user}","password":"secret"}}}}"#);
+    let login = Login { registry: registry.to_owned(), secret: secret.as_str().into() };
+    credentials.with_login(&login).unwrap()
+}
+
+#[test]
+fn a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let lure = FakeRegistry::new(bench.layout(), Behaviour { lures: true, ..Behaviour::default() });
+    let redirect = Some(format!("http://{}", lure.address));
+    let unlured = |error: berth_images::Error| {
+        let text = error.to_string();
+        assert!(text.contains(&lure.address) && text.contains("401") && text.contains("anonymous"), "{text}");
+        assert_eq!((lure.count("/token"), lure.count(" auth")), (0, 0), "{:?}", lure.log());
+    };
+    // Of a blob, behind a registry that wants a login itself.
+    let front =
+        Behaviour { token: Some(ALICE.to_owned()), redirect: redirect.clone(), ..Behaviour::default() };
+    let front = FakeRegistry::new(bench.layout(), front);
+    let credentials = alice(&bench, &front.address);
+    let name = format!("{}/x:1", front.address);
+    unlured(ensure_text(&bench.store(), &name, &credentials, true).unwrap_err());
+    assert!(lure.count("/blobs/") > 0);
+    // Of a manifest, and when logging in.
+    let open = Behaviour { redirect: redirect.clone(), redirect_all: true, ..Behaviour::default() };
+    let open = FakeRegistry::new(bench.layout(), open);
+    let credentials = brought(Credentials::anonymous(), &open.address, "alice");
+    unlured(resolve_text(&format!("{}/x:1", open.address), &credentials, true).unwrap_err());
+    let home = bench.path().join("new");
+    std::fs::create_dir(&home).unwrap();
+    let registries = Registries::default().without_tls(&open.address);
+    let new = Credentials::from_parts(Some(&home), None, None, None);
+    unlured(new.login(&open.address.parse().unwrap(), "alice", "secret", &registries).unwrap_err());
+    assert!(!home.join("config.json").exists());
+}
+
+#[test]
+fn a_jobs_login_is_kept_whatever_storage_behind_its_registry_says() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let closed = Behaviour { answers: Some("403 Forbidden"), ..Behaviour::default() };
+    let storage = FakeRegistry::new(bench.layout(), closed);
+    let front = Behaviour {
+        token: Some(ALICE.to_owned()),
+        redirect: Some(format!("http://{}", storage.address)),
+        ..Behaviour::default()
+    };
+    let fake = FakeRegistry::new(bench.layout(), front);
+    let credentials = brought(Credentials::anonymous(), &fake.address, "alice");
+    let name = format!("{}/x:1", fake.address);
+    let error = ensure_text(&bench.store(), &name, &credentials, true).unwrap_err().to_string();
+    assert!(error.contains(&storage.address) && error.contains("403"), "{error}");
+    let log = fake.log();
+    assert!(log.iter().filter(|line| line.contains("/token")).all(|line| line.ends_with(" auth")), "{log:?}");
+}
+
+#[test]
+fn a_jobs_login_that_does_not_see_the_image_gives_way_to_an_own_one() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    // "bob:secret"
+    let hiding = Behaviour {
+        token: Some(String::new()),
+        hides_from: Some("Ym9iOnNlY3JldA==".to_owned()),
+        ..Behaviour::default()
+    };
+    let fake = FakeRegistry::new(bench.layout(), hiding);
+    let name = format!("{}/x:1", fake.address);
+    let credentials = brought(alice(&bench, &fake.address), &fake.address, "bob");
+    ensure_text(&bench.store(), &name, &credentials, true).unwrap();
+    // Where there is no other one, it is not there.
+    let alone = brought(Credentials::anonymous(), &fake.address, "bob");
+    let error = resolve_text(&name, &alone, true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(error.to_string().contains("bob"), "{error}");
 }
 
 #[test]

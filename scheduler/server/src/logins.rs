@@ -101,11 +101,11 @@ impl Logins {
     }
 }
 
-/// `host:port` of `docker://host:port/repository`.
+/// `host:port` of `docker://host:port/repository`, of `docker://host#repository` where the host does not look like one, and of
+/// `docker://user@host:port#repository`, which names another login of the registry.
 fn registry_of(image: &ImageRef) -> Option<&str> {
     let Some(ResolvedImage::Manifest { source, .. }) = &image.resolved else { return None };
-    let (registry, _) = source.strip_prefix("docker://")?.split_once('/')?;
-    // Another login of the same registry is named in front of it.
+    let (registry, _) = source.strip_prefix("docker://")?.split_once(['/', '#'])?;
     Some(registry.rsplit_once('@').map_or(registry, |(_, host)| host))
 }
 
@@ -155,7 +155,10 @@ mod tests {
             registry_of(&image).map(str::to_string)
         };
         assert_eq!(of("docker://r.io:5/team/app").as_deref(), Some("r.io:5"));
-        assert_eq!(of("docker://bob@r.io/app").as_deref(), Some("r.io"));
+        // As the image library writes sources: with a user, and of a host that does not look like one.
+        assert_eq!(of("docker://bob@r.io:5#team/app").as_deref(), Some("r.io:5"));
+        assert_eq!(of("docker://build#team/app").as_deref(), Some("build"));
+        assert_eq!(of("docker://bob@build#app").as_deref(), Some("build"));
         assert_eq!((of("oci:/r.io/app"), of("docker://r.io")), (None, None));
     }
 }

@@ -37,6 +37,20 @@ pub struct Behaviour {
     pub together: usize,
     /// HEAD is refused.
     pub no_head: bool,
+    /// Whatever is read redirects, too.
+    pub redirect_all: bool,
+    /// Every answer but tokens' is 401, with its own token server.
+    pub lures: bool,
+    /// Blobs are to be uploaded to this address.
+    pub uploads_to: Option<String>,
+    /// With tokens of this `user:password` (base64), nothing is there.
+    pub hides_from: Option<String>,
+    /// What comes after the start is given from the start.
+    pub first_range_only: bool,
+    /// Ranges have at most so many bytes.
+    pub short_ranges: Option<usize>,
+    /// No answer to GET says its length.
+    pub no_length: bool,
     /// So many uploads end with a closed connection.
     pub cut_uploads: u32,
     /// So many chunks do, after half of each is kept.
@@ -149,9 +163,16 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         }
         let mut state = state.lock().unwrap();
         state.issued += 1;
-        let token = format!("token{}", state.issued);
+        let hidden = behaviour.hides_from.is_some_and(|login| {
+            headers.get("authorization").is_some_and(|shown| *shown == format!("Basic {login}"))
+        });
+        let token = format!("{}{}", if hidden { "hidden" } else { "token" }, state.issued);
         state.tokens.insert(token.clone(), behaviour.token_uses.unwrap_or(u32::MAX));
         return answer(stream, "200 OK", &[], format!(r#"{{"token":"{token}"}}"#).as_bytes());
+    }
+    if behaviour.lures {
+        let challenge = format!(r#"Bearer realm="http://{own}/token",service="lure""#);
+        return answer(stream, "401 Unauthorized", &[("WWW-Authenticate", &challenge)], b"");
     }
     if behaviour.token.is_some() {
         let mut state = state.lock().unwrap();
@@ -193,7 +214,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         }
         "POST" => {
             let mut state = state.lock().unwrap();
-            let place = format!("{path}session{}?state=x", state.uploads.len());
+            let to = behaviour.uploads_to.as_deref().unwrap_or_default();
+            let place = format!("{to}{path}session{}?state=x", state.uploads.len());
             state.uploads.push(Some(Vec::new()));
             drop(state);
             let least = behaviour.least_chunk.map(|least| least.to_string());
@@ -248,11 +270,18 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         }
         _ => {}
     }
+    let blob = path.contains("/blobs/");
+    if (blob || behaviour.redirect_all)
+        && let Some(target) = &behaviour.redirect
+    {
+        return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
+    }
     let digest = match path.rsplit('/').next()?.parse::<Digest>() {
         Ok(digest) => digest,
         Err(_) => tagged(layout),
     };
-    let Ok(mut bytes) = std::fs::read(blob_path(layout, &digest)) else {
+    let hidden = headers.get("authorization").is_some_and(|shown| shown.starts_with("Bearer hidden"));
+    let Some(mut bytes) = std::fs::read(blob_path(layout, &digest)).ok().filter(|_| !hidden) else {
         return answer(
             stream,
             "404 Not Found",
@@ -260,10 +289,6 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
         );
     };
-    let blob = path.contains("/blobs/");
-    if blob && let Some(target) = &behaviour.redirect {
-        return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
-    }
     if blob && behaviour.corrupt.is_some_and(|above| bytes.len() > above) {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
@@ -271,10 +296,13 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     let mut status = "200 OK";
     let total = bytes.len();
     let mut range = String::new();
-    if let (Some(asked), false) = (headers.get("range"), behaviour.no_ranges) {
+    let begins = headers.get("range").is_some_and(|range| range.starts_with("bytes=0-"));
+    let no_ranges = behaviour.no_ranges || (behaviour.first_range_only && !begins);
+    if let (Some(asked), false) = (headers.get("range"), no_ranges) {
         let (start, last) = asked.strip_prefix("bytes=")?.split_once('-')?;
         let start: usize = start.parse().ok()?;
         let end = last.parse::<usize>().map_or(total, |last| total.min(last + 1));
+        let end = behaviour.short_ranges.map_or(end, |most| end.min(start + most));
         range = format!("bytes {start}-{}/{total}", end - 1);
         bytes.truncate(end);
         bytes.drain(..start);
@@ -304,6 +332,14 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         let mut stream = stream;
         stream.write_all(head.as_bytes()).ok()?;
         stream.write_all(&bytes[..cut]).ok()?;
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        return None;
+    }
+    if behaviour.no_length {
+        let mut stream = stream;
+        let head = head(status, &extra, 0).replace("Content-Length: 0", "Connection: close");
+        stream.write_all(head.as_bytes()).ok()?;
+        stream.write_all(&bytes).ok()?;
         let _ = stream.shutdown(std::net::Shutdown::Both);
         return None;
     }
