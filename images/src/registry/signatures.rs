@@ -31,6 +31,14 @@ const MAX_BLOB: u64 = 256 << 10;
 const MAX_SIGNATURE: usize = 16 << 10;
 /// Most referrers that are looked at.
 const MAX_REFERRERS: usize = 64;
+/// Most descriptors of signatures that are looked at, whatever comes of them.
+const MAX_LOOKED_AT: usize = MAX_FOUND;
+
+/// What may still be looked at.
+struct Left {
+    bytes: u64,
+    descriptors: usize,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -76,7 +84,7 @@ pub(super) fn collect(ways: &Ways, subject: &Digest) -> Result<Vec<u8>> {
 
 fn collect_from(client: &Client, subject: &Digest) -> Result<Evidence> {
     let mut evidence = Evidence::default();
-    let mut left = MAX_EVIDENCE / 2;
+    let mut left = Left { bytes: MAX_EVIDENCE / 2, descriptors: MAX_LOOKED_AT };
     let tag = subject.file_name();
     if let Some(bytes) = ask(client, &client.url(BlobKind::Manifest, &format!("{tag}.sig")), ACCEPT)? {
         take(client, &bytes, &mut evidence, &mut left)?;
@@ -117,29 +125,31 @@ fn referrers(client: &Client, subject: &Digest, tag: &str, evidence: &mut Eviden
 }
 
 /// Takes the signatures of one manifest.
-fn take(client: &Client, manifest: &[u8], evidence: &mut Evidence, left: &mut u64) -> Result<()> {
+fn take(client: &Client, manifest: &[u8], evidence: &mut Evidence, left: &mut Left) -> Result<()> {
     let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else {
         evidence.passed.push("a manifest of signatures is malformed".to_owned());
         return Ok(());
     };
     for layer in manifest.layers {
-        if evidence.found.len() >= MAX_FOUND {
-            evidence.passed.push(format!("there are more than {MAX_FOUND} signatures"));
+        let layer = serde_json::from_value::<Entry>(layer).ok();
+        let simple = layer.as_ref().is_some_and(|layer| layer.media_type == SIMPLE);
+        if layer.as_ref().is_some_and(|layer| !simple && !layer.media_type.starts_with(BUNDLE)) {
+            continue;
+        }
+        if left.descriptors == 0 {
+            evidence.passed.push(format!("there are more than {MAX_LOOKED_AT} signatures"));
             return Ok(());
         }
-        let Ok(layer) = serde_json::from_value::<Entry>(layer) else {
+        left.descriptors -= 1;
+        let Some(layer) = layer else {
             evidence.passed.push("a signature has a malformed descriptor".to_owned());
             continue;
         };
-        let (simple, bundle) = (layer.media_type == SIMPLE, layer.media_type.starts_with(BUNDLE));
-        if !simple && !bundle {
-            continue;
-        }
-        if layer.size > MAX_BLOB || layer.size > *left {
+        if layer.size > MAX_BLOB || layer.size > left.bytes {
             evidence.passed.push(format!("a signature of {} bytes is too large", layer.size));
             continue;
         }
-        *left -= layer.size;
+        left.bytes -= layer.size;
         let url = client.url(BlobKind::Blob, &layer.digest.to_string());
         let Some(bytes) = ask(client, &url, "*/*")? else {
             evidence.passed.push(format!("a signature is missing: {}", layer.digest));

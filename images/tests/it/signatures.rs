@@ -1,12 +1,16 @@
 //! Signatures by cosign's formats, in a real registry, made with openssl: which count, and which do not whatever a registry says.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use berth_images::{
-    Algorithm, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries, ResolvedManifest,
-    SignerKey, Signers, Verdict, look_for_signature, open_source,
+    Algorithm, BlobKind, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries,
+    ResolvedManifest, SignerKey, Signers, Verdict, look_for_signature, open_source,
 };
 use serde_json::{Value, json};
 
@@ -490,4 +494,55 @@ fn a_file_has_no_signature() {
     let error = bench.store().ensure_signed(&image, source.as_ref(), Some(&signers), &()).unwrap_err();
     assert!(error.to_string().contains("no image of a registry"), "{error}");
     bench.assert_empty();
+}
+
+/// Answers everything but the one manifest with 404, and counts what it was asked.
+fn flooding(tag: String, manifest: Vec<u8>) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::Relaxed);
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read_exact(&mut byte).is_err() {
+                    break;
+                }
+                head.push(byte[0]);
+            }
+            let (status, body): (_, &[u8]) = match String::from_utf8_lossy(&head).contains(&tag) {
+                true => ("200 OK", &manifest),
+                false => ("404 Not Found", b""),
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn a_repository_with_thousands_of_signatures_that_are_not_there_is_asked_for_few() {
+    let bench = Bench::new();
+    let layout = bench.layout();
+    let digest = ImageBuilder::new(vec![Tar::new().file("a", b"x").end()]).write(&layout);
+    let mut image =
+        resolve_text(&format!("oci:{}", layout.display()), &Credentials::anonymous(), true).unwrap();
+    let missing = |n: usize| json!({"mediaType": SIMPLE, "digest": Digest::of(Algorithm::Sha256, n.to_string().as_bytes()).to_string(), "size": 0});
+    // Neither those that are missing nor those that are none may be as many as they like.
+    let layers: Vec<Value> = (0..4000).map(|n| if n % 2 == 0 { missing(n) } else { json!({}) }).collect();
+    let manifest = json!({"schemaVersion": 2, "layers": layers}).to_string();
+    let (address, asked) = flooding(format!("sha256-{}.sig", digest.hex()), manifest.into_bytes());
+    image.source = format!("docker://{address}/x");
+    let registries = Registries::default().without_tls(&address);
+    let source = open_source(&image, &registries, &Credentials::anonymous()).unwrap();
+    let mut told = String::new();
+    source.open(BlobKind::Signatures, &digest, 0).unwrap().read_to_string(&mut told).unwrap();
+    assert!(asked.load(Ordering::Relaxed) < 100, "{}", asked.load(Ordering::Relaxed));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(told["passed"].as_array().unwrap().len() < 200, "{told}");
 }
