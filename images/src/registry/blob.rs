@@ -31,6 +31,7 @@ pub(super) fn open(
         kind,
         digest: digest.clone(),
         part: Part::Span(first),
+        single: false,
         hasher,
     }))
 }
@@ -40,6 +41,8 @@ struct Blob {
     kind: BlobKind,
     digest: Digest,
     part: Part,
+    /// The rest comes by one connection.
+    single: bool,
     /// Sums up what is handed on, where a mirror may have given of it.
     hasher: Option<Hasher>,
 }
@@ -54,18 +57,22 @@ enum Part {
 impl Blob {
     /// What comes after the part at hand.
     fn next(&mut self) -> Result<()> {
-        if let Part::Span(span) = &self.part
-            && let Some((at, total)) = span.left()
-        {
-            let ranges = match total - at > LARGE {
-                true => Ranges::start(&self.ways, span.way(), &self.digest, at, total),
+        let (left, way) = match &self.part {
+            Part::Span(span) => (span.left(), span.way()),
+            Part::Ranges(ranges) => {
+                self.single = true;
+                (ranges.left(), ranges.way())
+            }
+            Part::End => (None, 0),
+        };
+        if let Some((at, total)) = left {
+            let ranges = match !self.single && total - at > LARGE {
+                true => Ranges::start(&self.ways, way, &self.digest, at, total),
                 false => None,
             };
             self.part = match ranges {
                 Some(ranges) => Part::Ranges(ranges),
-                None => {
-                    Part::Span(Span::open(&self.ways, self.kind, &self.digest, at, Some(total), span.way())?)
-                }
+                None => Part::Span(Span::open(&self.ways, self.kind, &self.digest, at, Some(total), way)?),
             };
             return Ok(());
         }

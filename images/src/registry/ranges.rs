@@ -11,7 +11,6 @@ use super::span::Span;
 use super::ways::Ways;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result, recover};
-use crate::source::BlobKind;
 
 /// Bytes that are fetched by one request.
 const PIECE: u64 = 4 << 20;
@@ -45,6 +44,8 @@ struct State {
     fetched: BTreeMap<u64, Vec<u8>>,
     /// Why no more comes.
     failed: Option<Error>,
+    /// They are not given as ranges: whoever reads goes on from there by one connection.
+    unranged: bool,
     /// Nothing more is wanted: something failed, or the reader went away.
     stopped: bool,
     /// Threads that fetch.
@@ -105,6 +106,20 @@ impl Ranges {
     }
 }
 
+impl Ranges {
+    /// Who gave the first part.
+    pub(super) fn way(&self) -> usize {
+        self.shared.way
+    }
+
+    /// Where to go on by one connection, and to where, after the last byte that was read.
+    pub(super) fn left(&self) -> Option<(u64, u64)> {
+        let state = self.shared.state();
+        let at = self.shared.start + state.wanted * PIECE;
+        (state.unranged && at < self.shared.total).then_some((at, self.shared.total))
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -138,9 +153,10 @@ impl Shared {
             let fetched = self.fetch(piece);
             let mut state = self.state();
             match fetched {
-                Ok(bytes) => {
+                Ok(Some(bytes)) => {
                     state.fetched.insert(piece, bytes);
                 }
+                Ok(None) => (state.unranged, state.stopped) = (true, true),
                 Err(error) => {
                     state.failed.get_or_insert(error);
                     state.stopped = true;
@@ -151,26 +167,35 @@ impl Shared {
         }
     }
 
-    fn fetch(&self, piece: u64) -> Result<Vec<u8>> {
+    /// The bytes of a piece; `None` where they are not given alone.
+    fn fetch(&self, piece: u64) -> Result<Option<Vec<u8>>> {
         let from = self.start + piece * PIECE;
         let end = self.total.min(from + PIECE);
-        let mut span = Span::open(&self.ways, BlobKind::Blob, &self.digest, from, Some(end), self.way)?;
         let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(0)];
         let what = || format!("{} of {}", self.digest, self.ways.describe());
         let mut filled = 0;
         while filled < bytes.len() {
-            if self.state().stopped {
-                return Err(Error::new(ErrorKind::Unreachable, what(), "nobody reads it any more"));
-            }
-            match span.read(&mut bytes[filled..]).map_err(|e| recover(&what(), e))? {
-                0 => {
-                    return Err(Error::new(ErrorKind::Corrupt, what(), "it ends before its end")
-                        .next("the copy there is damaged; nothing was kept. Push the image again"));
+            let range = (from + filled as u64, end);
+            let Some(mut span) = Span::open_range(&self.ways, &self.digest, range, self.way)? else {
+                return Ok(None);
+            };
+            let before = filled;
+            while filled < bytes.len() {
+                if self.state().stopped {
+                    return Err(Error::new(ErrorKind::Unreachable, what(), "nobody reads it any more"));
                 }
-                read => filled += read,
+                match span.read(&mut bytes[filled..]).map_err(|e| recover(&what(), e))? {
+                    // Perhaps it gave less than was asked for, which it may (RFC 9110, section 15.3.7).
+                    0 => break,
+                    read => filled += read,
+                }
+            }
+            if filled == before {
+                return Err(Error::new(ErrorKind::Corrupt, what(), "it ends before its end")
+                    .next("the copy there is damaged; nothing was kept. Push the image again"));
             }
         }
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 }
 
@@ -191,6 +216,9 @@ impl Read for Ranges {
             let fetched = loop {
                 if let Some(fetched) = state.fetched.remove(&wanted) {
                     break fetched;
+                }
+                if state.unranged {
+                    return Ok(0);
                 }
                 if let Some(error) = &state.failed {
                     return Err(error.clone().into());

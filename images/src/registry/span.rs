@@ -40,6 +40,8 @@ pub(super) struct Span {
 
 enum Bytes {
     Coming(BodyReader<'static>),
+    /// Some that were looked at, and what comes after them.
+    Begun(Box<io::Chain<io::Cursor<Vec<u8>>, BodyReader<'static>>>),
     /// All that is left, which has its digest.
     Judged(io::Cursor<Vec<u8>>),
 }
@@ -48,6 +50,7 @@ impl Read for Bytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Bytes::Coming(body) => body.read(buffer),
+            Bytes::Begun(body) => body.read(buffer),
             Bytes::Judged(bytes) => bytes.read(buffer),
         }
     }
@@ -72,7 +75,30 @@ impl Span {
         end: Option<u64>,
         way: usize,
     ) -> Result<Span> {
-        let mut span = Span {
+        let mut span = Self::new(ways, kind, digest, (at, end), way);
+        span.connect(false)?;
+        Ok(span)
+    }
+
+    /// The same of a blob's range in the middle; `None` where all in front of it would have to be read, too.
+    pub(super) fn open_range(
+        ways: &Arc<Ways>,
+        digest: &Digest,
+        (at, end): (u64, u64),
+        way: usize,
+    ) -> Result<Option<Span>> {
+        let mut span = Self::new(ways, BlobKind::Blob, digest, (at, Some(end)), way);
+        Ok(span.connect(true)?.then_some(span))
+    }
+
+    fn new(
+        ways: &Arc<Ways>,
+        kind: BlobKind,
+        digest: &Digest,
+        (at, end): (u64, Option<u64>),
+        way: usize,
+    ) -> Span {
+        Span {
             ways: Arc::clone(ways),
             kind,
             digest: digest.clone(),
@@ -83,9 +109,7 @@ impl Span {
             total: None,
             body: None,
             left: RESUMES,
-        };
-        span.connect()?;
-        Ok(span)
+        }
     }
 
     /// Who gives the bytes.
@@ -103,7 +127,8 @@ impl Span {
         self.total.filter(|total| self.at < *total).map(|total| (self.at, total))
     }
 
-    fn connect(&mut self) -> Result<()> {
+    /// Asks for the bytes; false where `ranges_only`, and they are given with others in front of them.
+    fn connect(&mut self, ranges_only: bool) -> Result<bool> {
         let (kind, digest, at, end) = (self.kind, &self.digest, self.at, self.end);
         let accept = (kind != BlobKind::Blob).then_some(ACCEPT);
         let mut ask = |client: &Client| {
@@ -111,23 +136,27 @@ impl Span {
             let response = client.request(&url, accept, Range { from: at, end })?;
             let given = given(client, at, &response)?;
             let mut body = response.into_body().into_reader();
+            if given.skip > 0 && ranges_only {
+                return Ok((None, given));
+            }
             // A registry without ranges starts over.
             io::copy(&mut (&mut body).take(given.skip), &mut io::sink())
                 .map_err(|e| broken(client, at, &e))?;
             let whole = at == 0 && given.end.is_none_or(|end| given.total == Some(end));
-            if client.is_mirror() && whole && given.total.is_some_and(|total| total <= JUDGED_WHOLE) {
-                return Ok((Bytes::Judged(judged(client, digest, body)?), given));
+            if client.is_mirror() && whole && given.total.is_none_or(|total| total <= JUDGED_WHOLE) {
+                return Ok((Some(judged(client, digest, body)?), given));
             }
-            Ok((Bytes::Coming(body), given))
+            Ok((Some(Bytes::Coming(body)), given))
         };
         let (way, (bytes, given)) = self.ways.first(self.way, kind, &mut self.before, &mut ask)?;
-        if matches!(bytes, Bytes::Coming(_)) {
+        if !matches!(bytes, Some(Bytes::Judged(_))) {
             self.ways.gave(way, &self.digest);
         }
         // An answer without a range goes to the end of the blob.
         self.end = given.end.or(given.total);
-        (self.way, self.body, self.total) = (way, Some(bytes), given.total.or(self.total));
-        Ok(())
+        (self.way, self.total) = (way, given.total.or(self.total));
+        self.body = bytes;
+        Ok(self.body.is_some())
     }
 
     /// What to do after a cut: nothing more, if it is to be gone on with.
@@ -176,12 +205,15 @@ fn given(client: &Client, at: u64, response: &Response<Body>) -> Result<Given> {
     }
 }
 
-/// All of a small blob, if it is the one that was asked for.
-fn judged(client: &Client, digest: &Digest, body: BodyReader<'static>) -> Result<io::Cursor<Vec<u8>>> {
+/// All of a small blob, if it is the one that was asked for. One whose length is not said may be too large to be judged.
+fn judged(client: &Client, digest: &Digest, mut body: BodyReader<'static>) -> Result<Bytes> {
     let mut bytes = Vec::new();
-    body.take(JUDGED_WHOLE + 1).read_to_end(&mut bytes).map_err(|e| broken(client, 0, &e))?;
+    (&mut body).take(JUDGED_WHOLE + 1).read_to_end(&mut bytes).map_err(|e| broken(client, 0, &e))?;
+    if bytes.len() as u64 > JUDGED_WHOLE {
+        return Ok(Bytes::Begun(Box::new(io::Cursor::new(bytes).chain(body))));
+    }
     crate::source::verify(&client.what(), &bytes, digest)?;
-    Ok(io::Cursor::new(bytes))
+    Ok(Bytes::Judged(io::Cursor::new(bytes)))
 }
 
 fn broken(client: &Client, at: u64, error: &io::Error) -> Error {
@@ -193,7 +225,7 @@ impl Read for Span {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             if self.body.is_none() {
-                self.connect()?;
+                self.connect(false)?;
             }
             let Some(body) = self.body.as_mut() else {
                 continue;

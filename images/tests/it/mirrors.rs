@@ -100,6 +100,23 @@ fn what_a_mirror_has_is_not_asked_of_the_registry() {
 }
 
 #[test]
+fn what_a_mirror_gives_without_its_length_is_judged_too() {
+    let bench = bench();
+    for (corrupt, asked) in [(Some(0), true), (None, false)] {
+        let mirror =
+            fake(&bench, Behaviour { corrupt, no_length: true, no_ranges: true, ..Behaviour::default() });
+        let registry = fake(&bench, Behaviour::default());
+        let name = format!("{}/x:1", registry.address);
+        let own = Store::open(&bench.path().join(format!("store-{asked}"))).unwrap();
+        let (image, _) =
+            pull(&own, &name, &mirrored(&registry.address, &[&mirror.address]), &anonymous()).unwrap();
+        whole(&image);
+        assert_eq!(registry.count("/blobs/") > 0, asked, "{:?}", registry.log());
+        assert!(mirror.count("/blobs/") > 0);
+    }
+}
+
+#[test]
 fn a_mirror_that_fails_leaves_it_to_the_next_and_is_not_asked_again() {
     for (behaviour, asked) in [
         // Busy: tried a second time, once and for all.

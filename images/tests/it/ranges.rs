@@ -88,6 +88,24 @@ fn a_registry_without_ranges_gives_one_stream() {
 }
 
 #[test]
+fn a_registry_that_stops_giving_ranges_is_not_asked_for_each_from_the_start() {
+    let bench = bench();
+    let behaviour = Behaviour { first_range_only: true, ..Behaviour::default() };
+    let fake = FakeRegistry::new(bench.layout(), behaviour);
+    whole(&pull(&bench, &fake).unwrap());
+    // By each connection once, and then all of the rest by one.
+    assert!(fake.count(" range") <= 5, "{:?}", fake.log());
+}
+
+#[test]
+fn ranges_that_are_shorter_than_asked_are_asked_on() {
+    let bench = bench();
+    let behaviour = Behaviour { short_ranges: Some(3 << 20), ..Behaviour::default() };
+    let fake = FakeRegistry::new(bench.layout(), behaviour);
+    whole(&pull(&bench, &fake).unwrap());
+}
+
+#[test]
 fn redirected_ranges_and_a_real_registry() {
     let bench = bench();
     let storage = FakeRegistry::new(bench.layout(), Behaviour::default());
