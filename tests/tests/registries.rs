@@ -1,6 +1,50 @@
 //! Images from a real registry: logins, compressions, and nothing fetched twice.
 
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, registry};
+use std::io::{BufRead, BufReader, Write, copy};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A proxy that leads every CONNECT to one place; gives its address and how often it was asked.
+fn proxy(to: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, count) = (to.clone(), Arc::clone(&count));
+            std::thread::spawn(move || tunnel(&stream, &to, &count));
+        }
+    });
+    (address, asked)
+}
+
+fn tunnel(stream: &TcpStream, to: &str, count: &AtomicUsize) -> Option<()> {
+    let mut input = BufReader::new(stream);
+    let mut line = String::new();
+    input.read_line(&mut line).ok()?;
+    if line.starts_with("CONNECT ") {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    while line.trim() != "" {
+        line.clear();
+        input.read_line(&mut line).ok()?;
+    }
+    let other = TcpStream::connect(to).ok()?;
+    let mut out = stream;
+    out.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = copy(&mut &other, &mut &*stream);
+            let _ = stream.shutdown(Shutdown::Both);
+        });
+        let _ = copy(&mut input, &mut &other);
+        let _ = other.shutdown(Shutdown::Both);
+    });
+    Some(())
+}
 
 each_user! {
     fn a_step_pulls_its_image_once(who) {
@@ -126,6 +170,24 @@ each_user! {
         std::fs::write(&authority, "no certificate").unwrap();
         check(&config).fails().says(&["images.certificate_authorities", "ca.pem", "has no certificate"]);
         check("[images]\ncertificate_authorities = [\"ca.pem\"]\n").fails().says(&["is not an absolute path"]);
+    }
+
+    fn a_node_asks_by_the_proxy_with_which_the_cluster_was_started(who) {
+        let registry = Registry::open();
+        registry.push(&images::busybox(), "team/bb:1", &[]);
+        let (of_node, node_asked) = proxy(registry.host());
+        let (of_user, user_asked) = proxy(registry.host());
+        let mut sandbox = Sandbox::empty(who);
+        // Nobody but a proxy knows the name.
+        let config = "[images]\ninsecure_registries = [\"registry.invalid:5000\"]\n";
+        let path = sandbox.state().join("berth.toml");
+        std::fs::write(&path, config).unwrap();
+        machine::give(&path, sandbox.who());
+        sandbox.up_by("env", &[format!("HTTPS_PROXY={of_node}"), "berth".into(), "up".into(), "--detach".into()]);
+        let srun = sandbox.cmd("srun").arg("--container-image=registry.invalid:5000/team/bb:1").args(["echo", "in"]);
+        assert_eq!(srun.env("HTTPS_PROXY", &of_user).ok().text(), "in");
+        let asked = || [&node_asked, &user_asked].map(|asked| asked.load(Ordering::Relaxed) > 0);
+        assert_eq!(asked(), [true, true]);
     }
 
     fn a_cache_in_front_of_a_registry(who) {

@@ -103,7 +103,8 @@ struct Shared {
     /// Look whether the registry has a newer image of that name
     #[arg(long)]
     pull: bool,
-    /// Speak to the registry without TLS, or without checking its certificate
+    /// Speak HTTP to the registry, without TLS. A certificate of your site's own needs its authority in place of this, in
+    /// ~/.config/containers/certs.d/HOST:PORT/ca.crt
     #[arg(long)]
     insecure: bool,
     /// A terminal of its own even where standard input or output is none

@@ -26,7 +26,8 @@ pub enum Args {
     Pull {
         /// Image, such as debian:12, ghcr.io/team/app:1, or a path
         image: String,
-        /// Speak to the registry without TLS, or without checking its certificate
+        /// Speak HTTP to the registry, without TLS. A certificate of your site's own needs its authority in place of this, in
+        /// ~/.config/containers/certs.d/HOST:PORT/ca.crt
         #[arg(long)]
         insecure: bool,
         /// Print the digest alone
