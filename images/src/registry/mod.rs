@@ -66,6 +66,27 @@ struct Client {
     session: Mutex<Session>,
 }
 
+/// How long a registry is waited for.
+struct Patience {
+    connect: Duration,
+    answer: Duration,
+    /// For more of an answer that began.
+    read: Duration,
+}
+
+impl Patience {
+    fn of(access: &Access, is_mirror: bool) -> Self {
+        // Beside a mirror there is somebody else to ask.
+        let of = |seconds| Duration::from_secs(if is_mirror { seconds / 4 } else { seconds });
+        let answer = match access {
+            // It may read all of a blob again before it takes it.
+            Access::Push { .. } => Duration::from_secs(600),
+            _ => of(60),
+        };
+        Self { connect: of(20), answer, read: of(60) }
+    }
+}
+
 /// Which bytes are asked for.
 #[derive(Clone, Copy, Default)]
 struct Range {
@@ -130,9 +151,20 @@ impl Client {
         registries: &Registries,
         access: Access,
     ) -> Result<Self> {
+        let patience = Patience::of(&access, mirror_of.is_some());
+        Self::patient(base, name, mirror_of, credentials, registries, access, &patience)
+    }
+
+    fn patient(
+        base: String,
+        name: RegistryRef,
+        mirror_of: Option<String>,
+        credentials: &Credentials,
+        registries: &Registries,
+        access: Access,
+        patience: &Patience,
+    ) -> Result<Self> {
         let insecure = base.starts_with("http://");
-        // Beside a mirror there is somebody else to ask.
-        let patience = |seconds| Duration::from_secs(if mirror_of.is_some() { seconds / 4 } else { seconds });
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .https_only(!insecure)
@@ -142,14 +174,10 @@ impl Client {
             // One for each range of a large blob.
             .max_idle_connections_per_host(ranges::AHEAD + ranges::EXTRA)
             .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(patience(20)))
-            .timeout_connect(Some(patience(20)))
-            .timeout_recv_response(Some(match access {
-                // It may read all of a blob again before it takes it.
-                Access::Push { .. } => Duration::from_secs(600),
-                _ => patience(60),
-            }))
-            .timeout_per_read(Some(patience(60)))
+            .timeout_resolve(Some(patience.connect))
+            .timeout_connect(Some(patience.connect))
+            .timeout_recv_response(Some(patience.answer))
+            .timeout_per_read(Some(patience.read))
             .tls_config(certificates::tls(registries, &name.registry, credentials.home())?);
         if is_loopback(&name.registry) {
             config = config.proxy(None);
@@ -355,4 +383,78 @@ impl Client {
 #[cfg(fuzzing)]
 pub(crate) fn read_challenge(header: &str) {
     challenge::parse(std::iter::once(header));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A registry that says this to each request and then nothing, and how often it was asked.
+    fn stalling(said: &'static str) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for mut stream in listener.incoming().flatten() {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = stream.write_all(said.as_bytes());
+                open.push(stream);
+            }
+        });
+        (address, asked)
+    }
+
+    fn client(address: &str, answer: Duration, read: Duration) -> Client {
+        let name = RegistryRef {
+            user: None,
+            registry: address.into(),
+            repository: "x".into(),
+            tag: None,
+            digest: None,
+        };
+        let patience = Patience { connect: LONG, answer, read };
+        let (none, registries) = (Credentials::anonymous(), Registries::default());
+        Client::patient(format!("http://{address}"), name, None, &none, &registries, Access::Pull, &patience)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_registry_that_stalls_is_asked_again_and_then_given_up() {
+        let (address, asked) = stalling("");
+        let error = client(&address, SOON, LONG).manifest("1").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        let text = error.to_string();
+        assert!(text.contains(&address) && text.contains("no answer in time"), "{text}");
+        // It may be slower to notice than the client is to go.
+        let all = || asked.load(Ordering::Relaxed) == usize::try_from(ATTEMPTS).unwrap();
+        assert!((0..2000).any(|_| all() || (std::thread::sleep(Duration::from_millis(10)), false).1));
+    }
+
+    #[test]
+    fn an_answer_that_stalls_is_given_up() {
+        let (address, asked) = stalling("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{");
+        let error = client(&address, LONG, SOON).manifest("1").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        assert!(error.to_string().contains("no answer in time"), "{error}");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_mirror_is_waited_for_less_and_an_upload_more() {
+        let answer = |access: Access, mirror| Patience::of(&access, mirror).answer;
+        assert!(answer(Access::Pull, true) < answer(Access::Pull, false));
+        assert!(answer(Access::Push { from: None }, false) > answer(Access::Pull, false));
+    }
 }
