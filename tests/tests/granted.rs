@@ -205,6 +205,7 @@ fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
     let told = berth(&["ls"]).ok().text();
     assert!(told.contains("STORE") && told.contains("twice"), "{told}");
     assert!(!home.path().join("berth").exists());
+    berth(&["pull", "--node", &name]).fails().says(&["srun --container-image="]);
     berth(&["pull", "--insecure", &name]).ok();
     let all: Vec<Value> = serde_json::from_str(&berth(&["ls", "--json"]).ok().text()).unwrap();
     let stores: Vec<&str> = all.iter().map(|image| image["store"].as_str().unwrap()).collect();

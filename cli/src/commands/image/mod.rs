@@ -33,6 +33,9 @@ pub enum Args {
         /// Print the digest alone
         #[arg(long, short)]
         quiet: bool,
+        /// Refused: says how a node fetches an image
+        #[arg(long, hide = true)]
+        node: bool,
     },
     /// List images
     Ls {
@@ -151,7 +154,10 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Verify(args) => verify::run(&args, &images::store(state)?, state),
         Args::Export(args) => transfer::export(&args, &images::store(state)?, state),
         Args::Push(args) => transfer::push(&args, &images::store(state)?, state),
-        Args::Pull { image, insecure, quiet } => {
+        Args::Pull { image, node: true, .. } => Err(Failure::user(format!(
+            "--node: a node fetches images for jobs: 'srun --container-image={image} true' has it fetch this one"
+        ))),
+        Args::Pull { image, insecure, quiet, node: false } => {
             let store = images::store(state)?;
             let reference: Reference = image.parse().map_err(failed)?;
             let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {
