@@ -134,11 +134,15 @@ pub fn failed(e: &Error) -> Failure {
 /// The directory of the caller's own images and containers: the one named by option; the one that BERTH_STATE names
 /// unless it is somebody else's, as that of the cluster in whose job we are; the caller's own.
 pub fn local_dir(state: Option<&Path>) -> Result<StateDir, Failure> {
-    use std::os::unix::fs::MetadataExt;
     let dir = StateDir::named_or_own(state)?;
+    if state.is_none() && is_anothers(&dir) { StateDir::own() } else { Ok(dir) }
+}
+
+/// Whether a state directory is somebody else's; to root none is.
+pub fn is_anothers(dir: &StateDir) -> bool {
+    use std::os::unix::fs::MetadataExt;
     let me = nix::unistd::geteuid();
-    let foreign = |dir: &StateDir| std::fs::metadata(&dir.0).is_ok_and(|m| m.uid() != me.as_raw());
-    if state.is_none() && !me.is_root() && foreign(&dir) { StateDir::own() } else { Ok(dir) }
+    !me.is_root() && std::fs::metadata(&dir.0).is_ok_and(|m| m.uid() != me.as_raw())
 }
 
 /// Where the store of a state directory is: of the cluster that runs there; else as a `berth.toml` in it says.
@@ -154,6 +158,16 @@ pub fn place(dir: &StateDir) -> Result<PathBuf, Failure> {
 /// The store of the caller: of [`local_dir`].
 pub fn store(state: Option<&Path>) -> Result<Store, Failure> {
     let dir = local_dir(state)?;
+    if is_anothers(&dir) {
+        return Err(Failure::new(
+            Kind::Configuration,
+            format!(
+                "state directory {}: is another user's: leave --state out for a store of your own; what you have on its node \
+                 'berth image ls' shows, without --own",
+                dir.0.display()
+            ),
+        ));
+    }
     crate::daemon::make_state(&dir)?;
     let root = place(&dir)?;
     // Root of a container is a user like others: only root of the node has other users to protect the store from.

@@ -202,6 +202,10 @@ fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
     let berth = |words: &[&str]| image(&sandbox, &ann, words).env("XDG_STATE_HOME", home.path());
     run(&sandbox, &ann, &name);
     // No store of her own is made for looking.
+    let state = sandbox.state();
+    let state = state.to_str().unwrap();
+    assert!(berth(&["ls", "--state", state]).ok().text().contains("twice"));
+    berth(&["ls", "--own", "--state", state]).fails().says(&["another user's", "leave --state out"]);
     let told = berth(&["ls"]).ok().text();
     assert!(told.contains("STORE") && told.contains("twice"), "{told}");
     assert!(!home.path().join("berth").exists());

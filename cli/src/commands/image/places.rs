@@ -94,7 +94,8 @@ impl Places {
 fn has_own(state: Option<&Path>) -> Result<bool, Failure> {
     let dir = images::local_dir(state)?;
     let me = nix::unistd::geteuid().as_raw();
-    Ok(std::fs::metadata(images::place(&dir)?).is_ok_and(|store| store.uid() == me))
+    Ok(!images::is_anothers(&dir)
+        && std::fs::metadata(images::place(&dir)?).is_ok_and(|store| store.uid() == me))
 }
 
 impl Node {
