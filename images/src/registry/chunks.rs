@@ -84,8 +84,14 @@ impl Upload {
 /// What became of a request.
 enum Step {
     On,
-    /// The registry knows nothing of the upload any more.
-    Lost,
+    /// The registry knows nothing of the upload any more; what it answered.
+    Lost(String),
+}
+
+impl Step {
+    fn lost(status: StatusCode) -> Step {
+        Step::Lost(format!("it answered {status}"))
+    }
 }
 
 /// Uploads all of a blob.
@@ -96,7 +102,7 @@ pub(super) fn upload(
     length: u64,
     begun: Option<Upload>,
 ) -> Result<()> {
-    let mut chunk = None;
+    let (mut chunk, mut said) = (None, String::new());
     let mut next = begun;
     for _ in 0..LOST {
         let mut upload = match next.take() {
@@ -106,13 +112,15 @@ pub(super) fn upload(
         if let Some(chunk) = chunk {
             upload.chunk = upload.least.max(chunk);
         }
-        if let Step::On = run(uploader, &mut upload, digest, bytes, length)? {
-            return Ok(());
+        match run(uploader, &mut upload, digest, bytes, length)? {
+            Step::On => return Ok(()),
+            Step::Lost(last) => said = last,
         }
         chunk = Some(upload.chunk);
     }
     let client = &uploader.0;
-    let reason = format!("registry {} lost the upload of {digest} {LOST} times", client.name.registry);
+    let registry = &client.name.registry;
+    let reason = format!("registry {registry} lost the upload of {digest} {LOST} times; at last {said}");
     Err(Error::new(ErrorKind::Unreachable, client.what(), reason)
         .next("push again; if it stays, ask the registry's administrator"))
 }
@@ -131,15 +139,16 @@ fn run(
     bytes: Bytes<'_>,
     length: u64,
 ) -> Result<Step> {
-    let mut idle = 0;
+    // One that says now this and now that comes to no end either.
+    let (mut idle, mut most) = (0, upload.at);
     while upload.at < length {
-        let before = upload.at;
-        if let Step::Lost = chunk(uploader, upload, bytes, length)? {
-            return Ok(Step::Lost);
+        if let Step::Lost(said) = chunk(uploader, upload, bytes, length)? {
+            return Ok(Step::Lost(said));
         }
-        idle = if upload.at > before { 0 } else { idle + 1 };
-        if idle == LOST || upload.at > length {
-            return Ok(Step::Lost);
+        idle = if upload.at > most { 0 } else { idle + 1 };
+        most = most.max(upload.at);
+        if idle == LOST || most > length {
+            return Ok(Step::Lost(format!("it had {} of {length} bytes", upload.at)));
         }
     }
     let client = &uploader.0;
@@ -152,7 +161,8 @@ fn run(
             .send_empty()
     })?;
     // One whose answer did not come may have done it.
-    Ok(if answer.status().is_success() || uploader.has(digest)? { Step::On } else { Step::Lost })
+    let there = answer.status().is_success() || uploader.has(digest)?;
+    Ok(if there { Step::On } else { Step::lost(answer.status()) })
 }
 
 fn is_lost(status: StatusCode) -> bool {
@@ -219,13 +229,13 @@ fn chunk(uploader: &Uploader, upload: &mut Upload, bytes: Bytes<'_>, length: u64
             let state = client
                 .persevere(&url, &known, &mut || client.allowed(client.agent.get(&url), &url).call())?;
             if !state.status().is_success() {
-                return Ok(Step::Lost);
+                return Ok(Step::lost(state.status()));
             }
             let at = upload.at;
             upload.follow(&state, at);
             Ok(Step::On)
         }
-        status if is_lost(status) => Ok(Step::Lost),
+        status if is_lost(status) => Ok(Step::lost(status)),
         _ => Ok(Step::On),
     }
 }

@@ -124,6 +124,7 @@ fn large_blobs_go_in_chunks_where_one_request_does_not_do() {
     for (behaviour, said) in [
         (Behaviour { largest_body: Some(1 << 19), ..Behaviour::default() }, "413"),
         (Behaviour { cut_uploads: 1, lost_uploads: 100, ..Behaviour::default() }, "lost the upload"),
+        (Behaviour { cut_uploads: 1, empty_uploads: true, ..Behaviour::default() }, "it had 0 of"),
         (Behaviour { cut_uploads: 1, cut_chunks: 100, ..Behaviour::default() }, "127.0.0.1"),
     ] {
         let place = tempfile::tempdir().unwrap();

@@ -55,6 +55,8 @@ pub struct Behaviour {
     pub cut_uploads: u32,
     /// So many chunks do, after half of each is kept.
     pub cut_chunks: u32,
+    /// Says of each chunk that nothing came.
+    pub empty_uploads: bool,
     /// So many uploads are forgotten at their second chunk.
     pub lost_uploads: u32,
     /// Longer bodies are refused.
@@ -386,6 +388,9 @@ fn chunk(
         }
         all.extend_from_slice(body);
         status = "202 Accepted";
+    }
+    if state.behaviour.empty_uploads {
+        all.clear();
     }
     let range = format!("0-{}", all.len().saturating_sub(1));
     answer(stream, status, &[("Location", path), ("Range", &range)], b"")
