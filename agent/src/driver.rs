@@ -436,9 +436,14 @@ impl Driver {
     fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>, login: Option<Login>) {
         self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
         if launch.container.is_none() && launch.enter.is_none() {
-            self.ready.insert(key, Ready::nothing());
-            let ready = AgentEvent::Image { key, event: ImageEvent::Ready(None) };
-            let _ = self.inputs.send(Input::Core(ready));
+            let event = match self.node.images.host_is_admitted(&launch) {
+                Ok(()) => {
+                    self.ready.insert(key, Ready::nothing());
+                    ImageEvent::Ready(None)
+                }
+                Err(why) => ImageEvent::Failed(why, None),
+            };
+            let _ = self.inputs.send(Input::Core(AgentEvent::Image { key, event }));
             return;
         }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());

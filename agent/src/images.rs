@@ -1,6 +1,7 @@
 //! Images for steps: found in the store, or fetched with the user's own logins and unpacked by the store's
 //! own identity. Everything here blocks; one thread for each step that waits.
 
+use crate::admission;
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
@@ -187,7 +188,9 @@ impl Images {
         pulling: &Pulling<F>,
     ) -> Result<Ready, String> {
         let pull = Pull { launch, login, pulling };
-        let Some(container) = &launch.container else { return Ok(Ready::nothing()) };
+        let Some(container) = &launch.container else {
+            return self.host_is_admitted(launch).map(|()| Ready::nothing());
+        };
         let Some(named) = &container.named else {
             return self.make_present(&pull, &container.image);
         };
@@ -214,6 +217,11 @@ impl Images {
         }
     }
 
+    /// Whether the step may run in the node's own filesystem.
+    pub(crate) fn host_is_admitted(&self, launch: &StepLaunch) -> Result<(), String> {
+        self.config.admits("", &ResolvedImage::Host, launch.job.account.as_deref())
+    }
+
     fn make_present<F: Fn(Option<u8>) + Sync>(
         &self,
         pull: &Pull<'_, F>,
@@ -238,6 +246,8 @@ impl Images {
                 self.resolve(&wanted.typed, launch, helpers.as_ref(), &credentials)?
             }
         };
+        let account = launch.job.account.as_deref();
+        admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
         let notes = Unsigned::default();
         let Some(manifest) = pinned(&resolved, name).map_err(|e| e.to_string())? else {

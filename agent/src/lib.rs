@@ -4,6 +4,7 @@
 //! what [`berth_agent_core`] decides. It may be killed at any instant; steps and their streams live on.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 mod adopt;
 mod cgroups;
 mod clients;

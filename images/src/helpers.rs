@@ -26,7 +26,7 @@ use crate::remote::{RemoteSource, serve_fetcher};
 use crate::signature::Signers;
 use crate::source::{
     BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, leave_nothing_running, open_source,
-    resolve,
+    real_path, resolve,
 };
 use crate::store::{PreparedImage, Store};
 
@@ -214,16 +214,21 @@ impl Helpers {
         if let Some(mut input) = resolver.0.stdin.take() {
             self.send_login(&mut input)?;
         }
-        let mut text = Vec::new();
-        if let Some(stdout) = resolver.0.stdout.take() {
-            stdout.take(MAX_LINE).read_to_end(&mut text).map_err(|e| Error::io("resolving process", e))?;
-        }
-        match serde_json::from_slice(&text) {
-            Ok(Answer::Manifest(manifest)) => Ok(Resolved::Manifest(manifest)),
-            Ok(Answer::RootDir(path)) => Ok(Resolved::RootDir(path)),
-            Ok(Answer::Host) => Ok(Resolved::Host),
-            Ok(Answer::Failed(error)) => Err(error.sanitised()),
-            Err(_) => Err(died("resolving")),
+        asked(resolver)
+    }
+
+    /// As [`real_path`], by the fetcher as the user.
+    ///
+    /// # Errors
+    /// As there; or the process cannot be started or dies.
+    pub fn real_path(&self, path: &Path) -> Result<PathBuf> {
+        let mut resolver = Command::new(&self.program);
+        resolver.args(&self.fetch).arg("--real-path").arg(path);
+        run_as(&mut resolver, self.user.as_ref());
+        resolver.env_clear();
+        match asked(Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?)? {
+            Resolved::RootDir(path) => Ok(path),
+            _ => Err(died("resolving")),
         }
     }
 
@@ -274,6 +279,21 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
     }
 }
 
+/// What the resolver answers.
+fn asked(mut resolver: Running) -> Result<Resolved> {
+    let mut text = Vec::new();
+    if let Some(stdout) = resolver.0.stdout.take() {
+        stdout.take(MAX_LINE).read_to_end(&mut text).map_err(|e| Error::io("resolving process", e))?;
+    }
+    match serde_json::from_slice(&text) {
+        Ok(Answer::Manifest(manifest)) => Ok(Resolved::Manifest(manifest)),
+        Ok(Answer::RootDir(path)) => Ok(Resolved::RootDir(path)),
+        Ok(Answer::Host) => Ok(Resolved::Host),
+        Ok(Answer::Failed(error)) => Err(error.sanitised()),
+        Err(_) => Err(died("resolving")),
+    }
+}
+
 fn run_as(command: &mut Command, identity: Option<&RunAs>) {
     if let Some(RunAs { uid, gid, groups }) = identity {
         let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
@@ -315,6 +335,7 @@ impl Drop for Running {
 #[derive(Default)]
 struct Options {
     resolve: Option<String>,
+    real_path: Option<PathBuf>,
     directory: Option<PathBuf>,
     registries: Option<String>,
     identity: Option<RunAs>,
@@ -353,6 +374,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
         let text = || value.clone().into_string().map_err(|_| bad(&name));
         match name.as_str() {
             "--resolve" => options.resolve = Some(text()?),
+            "--real-path" => options.real_path = Some(PathBuf::from(&value)),
             "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
@@ -404,7 +426,7 @@ pub(crate) enum SetId {
 }
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
-/// --directory DIR` writes what the reference means. Both take `--registries JSON` and `--as UID:GID:GROUPS`; with
+/// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links. All take `--registries JSON` and `--as UID:GID:GROUPS`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -429,6 +451,14 @@ pub fn fetcher_main(
             return 1;
         }
     };
+    let answered = |answer: &Answer, output: &mut dyn Write| {
+        let written = serde_json::to_writer(&mut *output, answer).is_ok() && output.flush().is_ok();
+        u8::from(matches!(answer, Answer::Failed(_)) || !written)
+    };
+    if let Some(path) = &options.real_path {
+        let answer = real_path(path).map_or_else(Answer::Failed, Answer::RootDir);
+        return answered(&answer, &mut output);
+    }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,
         Err(error) => {
@@ -437,10 +467,7 @@ pub fn fetcher_main(
         }
     };
     if let Some(text) = &options.resolve {
-        let answer = answer(text, &options, &credentials);
-        let failed = matches!(answer, Answer::Failed(_));
-        let written = serde_json::to_writer(&mut output, &answer).is_ok() && output.flush().is_ok();
-        return u8::from(failed || !written);
+        return answered(&answer(text, &options, &credentials), &mut output);
     }
     let text = options.image.as_deref().unwrap_or_default();
     let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));

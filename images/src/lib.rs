@@ -68,7 +68,7 @@ pub use save::{describe, save_archive};
 pub use signature::{SignerKey, Signers, Verdict, look_for_signature};
 pub use source::{
     ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest,
-    open_source, resolve,
+    open_source, real_path, resolve,
 };
 pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,

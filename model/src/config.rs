@@ -1,5 +1,6 @@
 //! `berth.toml`: the controller's typed configuration, every key with its default. No file is needed.
 
+use crate::admission::{ImageRule, places};
 use crate::bytes::ByteStr;
 use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
@@ -109,6 +110,16 @@ pub struct ImagesConfig {
     /// Places that are asked before a registry.
     #[serde(rename = "mirror")]
     pub mirrors: Vec<MirrorConfig>,
+    /// Where images of jobs may come from, where that is not everywhere: registries, repositories and paths, each with all
+    /// below it, and the stores of podman (`containers-storage:`) and docker (`docker-daemon:`).
+    #[serde(deserialize_with = "places", skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Where they may not come from, whatever is allowed; `host:` stands for jobs without an image.
+    #[serde(deserialize_with = "places", skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+    /// What holds for jobs of some accounts beside that.
+    #[serde(rename = "rule")]
+    pub rules: Vec<ImageRule>,
     /// What comes of images without a signature for which there is no rule.
     pub signatures: SignaturePolicy,
     /// Whose signatures images need.
@@ -130,6 +141,9 @@ impl Default for ImagesConfig {
             user_quota: String::new(),
             quotas: Vec::new(),
             mirrors: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            rules: Vec::new(),
             signatures: SignaturePolicy::default(),
             signature_rules: Vec::new(),
         }

@@ -2,6 +2,7 @@
 //! the texts in which people write them. Pure: no clock, no file, no socket; depends on nothing of ours.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod array;
 pub mod bytes;
 pub mod check;

@@ -4,13 +4,57 @@
 /// What comes after `rule` in `place`, without a slash in front; nothing where the rule does not cover it. `place` is
 /// `registry/repository` or an absolute path.
 ///
-/// A path with `..` in it is not what it looks like, and no rule covers it.
+/// A path with `..` in it is not what it looks like, and no rule covers it. Two ways to write one registry are the same.
 pub fn below<'a>(rule: &str, place: &'a str) -> Option<&'a str> {
     if place.split('/').any(|part| matches!(part, "." | "..")) {
         return None;
     }
-    let rest = place.strip_prefix(rule.trim_end_matches('/'))?;
+    let rule = rule.trim_end_matches('/');
+    let (rule_registry, rule_rest) = split(rule);
+    let (registry, rest) = split(place);
+    if address(rule_registry) != address(registry) {
+        return None;
+    }
+    let rest = rest.strip_prefix(rule_rest)?;
     if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+}
+
+/// The registry, which is empty in front of a path, and what follows from the slash on.
+fn split(place: &str) -> (&str, &str) {
+    place.split_at(place.find('/').unwrap_or(place.len()))
+}
+
+/// Where a registry is: 443 is the port of every registry that names none, and addresses and numbers have more than one
+/// spelling.
+fn address(registry: &str) -> (String, Option<u16>) {
+    let (host, port) = match registry.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => match port.parse() {
+            Ok(port) => (host, Some(port)),
+            Err(_) => (registry, None),
+        },
+        _ => (registry, None),
+    };
+    let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = match inside.and_then(|host| host.parse::<std::net::Ipv6Addr>().ok()) {
+        Some(address) => address.to_string(),
+        None => host.to_owned(),
+    };
+    (host, port.filter(|port| *port != 443))
+}
+
+/// Other names of docker.io.
+const ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+
+/// Whether the first component of a name is a registry and not part of a repository.
+pub fn is_registry(text: &str) -> bool {
+    text == "localhost" || text.contains(['.', ':'])
+}
+
+/// Whether a registry is written in the one way in which canonical sources have it.
+pub fn is_canonical(registry: &str) -> bool {
+    !registry.is_empty()
+        && !ALIASES.contains(&registry)
+        && registry.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b"-_.:[]".contains(&b))
 }
 
 /// How many components a rule has: the one with most is the closest.
@@ -39,12 +83,12 @@ pub fn check(rule: &str) -> Result<(), String> {
         );
     }
     let (host, repository) = rule.split_once('/').unwrap_or((rule, ""));
-    if !(host == "localhost" || host.contains(['.', ':'])) {
+    if !is_registry(host) {
         return wrong(
             "does not start with a registry's host; write docker.io/… for Docker Hub, or an absolute path",
         );
     }
-    if ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"].contains(&host) {
+    if ALIASES.contains(&host) {
         return wrong("is another name of docker.io; write that");
     }
     if rule.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -78,6 +122,11 @@ mod tests {
             ("ghcr.io", "ghcr.io.evil.org/team", None),
             ("ghcr.io/team/app", "ghcr.io/team", None),
             ("r.io", "r.io:5000/x", None),
+            ("r.io", "r.io:443/x", Some("x")),
+            ("r.io:443/x", "r.io/x/y", Some("y")),
+            ("r.io:05000", "r.io:5000/x", Some("x")),
+            ("[::1]:5000", "[0:0::1]:5000/x", Some("x")),
+            ("[::1]", "[::2]/x", None),
             ("/shared/images", "/shared/images/a.sqsh", Some("a.sqsh")),
             ("/shared/images", "/shared/images-of-mine/a.sqsh", None),
             ("/shared/images", "/shared/images/../../home/ann/a.sqsh", None),

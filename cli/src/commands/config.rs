@@ -38,6 +38,7 @@ pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
         .map_err(|why| wrong(&format!("container.hooks_dirs: {why}")))?;
     berth_agent::store_place(&config.images, &dir.0).map_err(|why| wrong(&why))?;
     berth_agent::registries(&config.images).check().map_err(|e| wrong(&e))?;
+    berth_agent::admission::check(&config.images).map_err(|e| wrong(&e))?;
     berth_agent::signatures::check(&config.images).map_err(|e| wrong(&format!("images.signature: {e}")))?;
     Ok(config)
 }

@@ -249,6 +249,26 @@ pub fn open_source(
     Ok(Box::new(Registry::new(&name, credentials, &registries)?))
 }
 
+/// What a path is without links; what is not there any more keeps its name, behind what is.
+///
+/// # Errors
+/// The way to it cannot be looked at, or a link on it leads nowhere, so that it may lead anywhere soon.
+pub fn real_path(path: &Path) -> Result<PathBuf> {
+    let mut there = path;
+    loop {
+        match there.canonicalize() {
+            Ok(real) => {
+                let gone = path.strip_prefix(there).unwrap_or(Path::new(""));
+                return Ok(if gone.as_os_str().is_empty() { real } else { real.join(gone) });
+            }
+            Err(e) => {
+                let missing = e.kind() == std::io::ErrorKind::NotFound && there.symlink_metadata().is_err();
+                there = there.parent().filter(|_| missing).ok_or_else(|| Error::path(there, e))?;
+            }
+        }
+    }
+}
+
 fn absolute(path: &Path, credentials: &Credentials, options: &ResolveOptions) -> Result<PathBuf> {
     let path = match path.strip_prefix("~") {
         Ok(rest) => credentials

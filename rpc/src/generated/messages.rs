@@ -960,6 +960,15 @@ pub struct QuotaConfig {
     #[prost(string, tag = "2")]
     pub size: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageRule {
+    #[prost(string, repeated, tag = "1")]
+    pub accounts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesConfig {
     #[prost(string, repeated, tag = "1")]
@@ -984,6 +993,12 @@ pub struct ImagesConfig {
     pub quotas: ::prost::alloc::vec::Vec<QuotaConfig>,
     #[prost(bytes = "vec", tag = "50")]
     pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "40")]
+    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "41")]
+    pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "42")]
+    pub rules: ::prost::alloc::vec::Vec<ImageRule>,
     #[prost(enumeration = "SignaturePolicy", tag = "60")]
     pub signatures: i32,
     #[prost(message, repeated, tag = "61")]

@@ -1,6 +1,7 @@
 //! Answers to queries and the configuration on the wire.
 
 use super::{enums, structs};
+use berth_model::admission::ImageRule;
 use berth_model::config::{
     Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, MirrorConfig, NodeConfig, PartitionConfig,
     PartitionState,
@@ -45,11 +46,11 @@ structs! {
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
+    ImageRule { accounts, allow, deny }
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
         user_quota, quotas,
-        path,
-        signatures, signature_rules,
+        path, allow, deny, rules, signatures, signature_rules,
     }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,

@@ -1,6 +1,6 @@
 //! The configuration as the core uses it: names expanded and limits parsed once.
 
-use berth_model::config::{Config, GresConfig, PartitionConfig, PartitionState};
+use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
@@ -42,6 +42,8 @@ pub struct CoreConfig {
     pub partitions: Arc<Vec<PartitionRules>>,
     /// Additions to nodes.
     pub nodes: Vec<NodeRules>,
+    /// Which images jobs may have.
+    pub images: ImagesConfig,
 }
 
 /// A partition with its texts parsed.
@@ -132,6 +134,7 @@ impl CoreConfig {
             requeue: config.requeue,
             partitions: Arc::new(partitions),
             nodes,
+            images: config.images.clone(),
         })
     }
 

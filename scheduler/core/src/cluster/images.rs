@@ -1,8 +1,9 @@
-//! What jobs need of the nodes' image stores.
+//! Images of jobs: which ones they may have, and which ones they need of the nodes' stores.
 
 use super::Cluster;
 use crate::rows::Phase;
-use berth_model::spec::ContainerSpec;
+use berth_model::request::{Refusal, RefusalCode};
+use berth_model::spec::{ContainerSpec, JobKind, JobSpec, ResolvedImage, StepSpec};
 use std::collections::BTreeSet;
 
 impl Cluster {
@@ -25,6 +26,37 @@ impl Cluster {
             needed.extend(steps.filter_map(|step| digest(&step.spec.as_ref()?.container)));
         }
         held.into_iter().filter(|digest| needed.contains(digest.as_str())).collect()
+    }
+
+    /// Refuses a job whose images are not for its account. Of what has no image named yet (an allocation) its steps are judged.
+    pub(super) fn check_job_images(
+        &self,
+        spec: &JobSpec,
+        first_step: Option<&StepSpec>,
+    ) -> Result<(), Refusal> {
+        match (spec.kind, first_step) {
+            (JobKind::Alloc, _) if spec.container.is_none() => Ok(()),
+            (_, Some(step)) => self.check_step_images(spec, step),
+            _ => self.check_image(spec.container.as_ref(), spec),
+        }
+    }
+
+    /// As [`Cluster::check_job_images`], for a step of a job.
+    pub(super) fn check_step_images(&self, job: &JobSpec, step: &StepSpec) -> Result<(), Refusal> {
+        self.check_image(step.container.as_ref().or(job.container.as_ref()), job)
+    }
+
+    fn check_image(&self, container: Option<&ContainerSpec>, job: &JobSpec) -> Result<(), Refusal> {
+        let (named, resolved) = match container {
+            None => ("", &ResolvedImage::Host),
+            Some(container) => match &container.image.resolved {
+                Some(resolved) => (container.image.typed.as_str(), resolved),
+                // Only the node finds out what it is, and judges it then.
+                None => return Ok(()),
+            },
+        };
+        let judged = self.config.images.admits(named, resolved, job.account.as_deref());
+        judged.map_err(|why| Refusal::new(RefusalCode::Denied, format!("Access/permission denied: {why}")))
     }
 }
 

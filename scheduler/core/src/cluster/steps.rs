@@ -202,6 +202,7 @@ impl Cluster {
             self.begin_asked_step(request, job, plan, self.clock);
             return Ok(());
         }
+        self.check_step_images(&record.spec.spec, &spec)?;
         let queued = self.waiting.get_mut(&job).into_iter().flatten();
         if let Some(old) = queued.into_iter().find(|w| w.spec.submission == spec.submission) {
             old.request = request;

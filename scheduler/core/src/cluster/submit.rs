@@ -136,6 +136,7 @@ impl Cluster {
                 );
             }
         }
+        self.check_job_images(spec, first_step)?;
         let r = &spec.resources;
         let zero = [
             (Some(r.min_nodes), "--nodes"),
