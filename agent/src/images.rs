@@ -247,6 +247,7 @@ impl Images {
             }
         };
         let account = launch.job.account.as_deref();
+        let came_by_name = wanted.resolved.is_none();
         admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
         let notes = Unsigned::default();
@@ -263,6 +264,7 @@ impl Images {
         {
             let mut state = pulling.state();
             (state.wanted, state.digest) = (true, Some(manifest.digest.to_string()));
+            state.found = came_by_name.then(|| Box::new(resolved.clone()));
         }
         let signers = signatures::signers(&self.config, &manifest.place())?;
         let store = self.store().map_err(|e| e.to_string())?;
@@ -431,6 +433,8 @@ struct State {
     /// There is an image to be made present.
     wanted: bool,
     digest: Option<String>,
+    /// What it is, where it came by its name alone.
+    found: Option<Box<ResolvedImage>>,
     /// Layers had to be fetched, or were being fetched by somebody else.
     missing: bool,
     bytes: u64,
@@ -458,7 +462,8 @@ impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
     pub fn fetched(&self) -> Option<Fetched> {
         let state = self.state();
         let hit = state.digest.is_some() && !state.missing;
-        state.wanted.then(|| Fetched { bytes: state.bytes, hit, digest: state.digest.clone() })
+        let (digest, found) = (state.digest.clone(), state.found.clone());
+        state.wanted.then(|| Fetched { bytes: state.bytes, hit, digest, found })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::bytes::ByteStr;
 use crate::hardware::GresDevice;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
-use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, TermSize};
+use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
 use crate::x11::X11Spec;
@@ -219,6 +219,10 @@ pub struct ImagePull {
     /// `sha256:...` of the manifest; absent where no image could be found.
     #[serde(default)]
     pub digest: Option<String>,
+    /// The image, where it came by a name alone and the node found what that means: for the job's specification, and not
+    /// kept here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Box<ResolvedImage>>,
 }
 
 /// How a step ended on one node.

@@ -47,6 +47,38 @@ each_user! {
         sandbox.srun_in(&image, ["cat", "/data/kept"]).fails();
     }
 
+    fn an_image_that_was_named_inside_a_container_is_kept_from_its_first_start_on(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/moving:1", &[]);
+        let mut sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let first = digest(&sandbox, &image);
+        let inner = sandbox.write("inner.sh", "#!/bin/sh\ncat /data/kept\nsrun cat /data/kept\n");
+        let (work, mount) = (sandbox.work().display().to_string(), format!("--container-mounts={}", sandbox.work().display()));
+        let script = format!(
+            "#!/bin/sh\ncd {work}\nsbatch --parsable --hold --array=1-2 --mem=64M -c1 -o {work}/out.%a --open-mode=append \
+             --container-image=$IMAGE {}\n",
+            inner.display()
+        );
+        let outer = sandbox.cmd("sbatch").args(["--wait", "--mem=64M", "-o", "outer", &mount, "--container-image", &image]);
+        outer.arg(sandbox.write("outer.sh", script)).env("IMAGE", &image).ok();
+        let job: u64 = sandbox.read("outer").trim().parse().unwrap();
+        let show = |sandbox: &Sandbox| sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+        assert!(!show(&sandbox).contains("ImageDigest"), "nobody has looked yet");
+        sandbox.cmd("scontrol").args(["release", &format!("{job}_1")]).ok();
+        sandbox.wait_file("out.1", "kept\nkept\n", 60);
+        sandbox.wait_state(job, "PENDING", 60);
+        let told = wait(60, || show(&sandbox).contains(&format!("ImageDigest={first}")).then_some(()));
+        assert!(told.is_some(), "{}", show(&sandbox));
+        // The name means something else now, and the controller forgets what it had in memory.
+        registry.push(&images::busybox(), "team/moving:1", &[]);
+        sandbox.down();
+        sandbox.up();
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        sandbox.wait_file("out.2", "kept\nkept\n", 60);
+        sandbox.cmd("scontrol").args(["requeue", &format!("{job}_1")]).ok();
+        sandbox.wait_file("out.1", "kept\nkept\nkept\nkept\n", 60);
+    }
+
     fn what_a_pull_took_is_on_record(who) {
         let registry = Registry::open();
         let image = registry.push(&images::layers(), "team/layers:1", &[]);

@@ -563,8 +563,8 @@ fn drives(launch: &StepLaunch) -> bool {
 }
 
 fn pulled(fetched: Fetched, since: Time, now: Time) -> ImagePull {
-    let Fetched { bytes, hit, digest } = fetched;
-    ImagePull { took: now.since(since), bytes, hit, digest }
+    let Fetched { bytes, hit, digest, found } = fetched;
+    ImagePull { took: now.since(since), bytes, hit, digest, found }
 }
 
 fn vanished(key: StepKey, now: Time) -> StepExit {

@@ -5,7 +5,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
 use berth_model::login::Login;
-use berth_model::spec::WarnSignal;
+use berth_model::spec::{ResolvedImage, WarnSignal};
 use berth_model::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +129,8 @@ pub struct Fetched {
     pub hit: bool,
     /// `sha256:...` of the manifest, where it is known.
     pub digest: Option<String>,
+    /// What the image's name was found to mean, where it came by its name alone.
+    pub found: Option<Box<ResolvedImage>>,
 }
 
 /// What a supervisor did.

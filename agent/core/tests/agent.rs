@@ -6,7 +6,7 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::*;
 use berth_model::launch::*;
 use berth_model::link::*;
-use berth_model::spec::{JobKind, WarnSignal};
+use berth_model::spec::{JobKind, ResolvedImage, WarnSignal};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 
@@ -364,8 +364,16 @@ fn what_an_image_took_is_told_with_progress_with_the_exit_and_after_a_restart() 
         });
         told.collect()
     };
-    let fetched = Fetched { bytes: 70, hit: false, digest: Some("sha256:1".into()) };
-    let took = ImagePull { took: Span::from_secs(3), bytes: 70, hit: false, digest: Some("sha256:1".into()) };
+    // What the node found by a name travels with it.
+    let found = Some(Box::new(ResolvedImage::Manifest {
+        source: "docker://docker.io/library/debian".into(),
+        digest: "sha256:1".into(),
+        insecure: false,
+        indexes: vec![],
+    }));
+    let digest = Some("sha256:1".to_owned());
+    let fetched = Fetched { bytes: 70, hit: false, digest: digest.clone(), found: found.clone() };
+    let took = ImagePull { took: Span::from_secs(3), bytes: 70, hit: false, digest, found };
     let mut n = Node::new(vec![]);
     n.start(start(BATCH, 3));
     n.later(Span::from_secs(3));

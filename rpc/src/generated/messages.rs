@@ -711,6 +711,8 @@ pub struct ImagePull {
     pub hit: bool,
     #[prost(string, optional, tag = "4")]
     pub digest: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "5")]
+    pub found: ::core::option::Option<ResolvedImage>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Preparing {

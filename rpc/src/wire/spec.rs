@@ -90,7 +90,7 @@ structs! {
         attached, kill_wait, enter, x11,
     }
     Usage { user_us, system_us, max_rss }
-    ImagePull { took, bytes, hit, digest }
+    ImagePull { took, bytes, hit, digest, found }
     StepExit { status, tasks, oom, launch_error, usage, ended, ended_by, image }
 }
 
@@ -209,6 +209,16 @@ impl Field<pb::TimeLimit> for TimeLimit {
     }
     fn get(wire: pb::TimeLimit) -> Result<Self, Malformed> {
         Ok(wire.minutes.map_or(TimeLimit::Unlimited, TimeLimit::Minutes))
+    }
+}
+
+impl Field<pb::ResolvedImage> for Box<ResolvedImage> {
+    fn put(&self) -> pb::ResolvedImage {
+        (**self).put()
+    }
+
+    fn get(wire: pb::ResolvedImage) -> Result<Self, Malformed> {
+        ResolvedImage::get(wire).map(Box::new)
     }
 }
 

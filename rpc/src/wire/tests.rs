@@ -92,6 +92,12 @@ impl Arbitrary for Span {
         Span(i64::arbitrary(r) & i64::MAX)
     }
 }
+impl<T: Arbitrary> Arbitrary for Box<T> {
+    fn arbitrary(r: &mut Source) -> Self {
+        Box::new(T::arbitrary(r))
+    }
+}
+
 impl<T: Arbitrary> Arbitrary for Option<T> {
     fn arbitrary(r: &mut Source) -> Self {
         bool::arbitrary(r).then(|| T::arbitrary(r))

@@ -5,9 +5,10 @@ mod common;
 
 use berth_model::ids::*;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
-use berth_model::link::FromAgent;
+use berth_model::link::{FromAgent, ToAgent};
 use berth_model::record::PullInfo;
-use berth_model::spec::JobKind;
+use berth_model::request::Request;
+use berth_model::spec::{ArraySpec, ContainerSpec, JobKind, JobSelector, ResolvedImage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
@@ -15,7 +16,7 @@ use berth_sched_core::Write;
 use common::*;
 
 fn pull(seconds: i64, bytes: u64, hit: bool) -> ImagePull {
-    ImagePull { took: Span::from_secs(seconds), bytes, hit, digest: Some("sha256:1".into()) }
+    ImagePull { took: Span::from_secs(seconds), bytes, hit, digest: Some("sha256:1".into()), found: None }
 }
 
 #[test]
@@ -64,4 +65,86 @@ fn a_batch_script_holds_all_devices_of_its_job_back() {
     let key = batch_key(id, 0);
     w.tell("n1", |session| FromAgent::Pulled { session, key, pull: pull(5, 1, false) });
     assert_eq!(w.info(id).pull().unwrap().gpu_wait, Span::from_secs(20));
+}
+
+/// A word of a node that found an image by its name.
+fn found(digest: &str) -> ImagePull {
+    let image = ResolvedImage::Manifest {
+        source: "docker://docker.io/library/debian".into(),
+        digest: digest.into(),
+        insecure: false,
+        indexes: vec![],
+    };
+    ImagePull { digest: Some(digest.into()), found: Some(Box::new(image)), ..pull(1, 1, false) }
+}
+
+fn named() -> Option<ContainerSpec> {
+    Some(berth_samples::container("debian", None))
+}
+
+/// Digests with which steps were started since the last look.
+fn started(w: &mut World) -> Vec<(StepKey, Option<String>)> {
+    let sent = std::mem::take(&mut w.sent);
+    let start = |message| match message {
+        ToAgent::Start(start) => Some(start.launch),
+        _ => None,
+    };
+    let digest = |c: &ContainerSpec| c.image.digest().map(str::to_owned);
+    sent.into_iter().filter_map(start).map(|l| (l.key, l.container.as_ref().and_then(digest))).collect()
+}
+
+#[test]
+fn what_the_first_node_found_is_the_image_of_all_tasks_steps_and_later_runs() {
+    let mut w = World::small();
+    let id = w.batch("array", |spec| {
+        spec.container = named();
+        spec.requeue = Some(true);
+        spec.array = Some(ArraySpec { ranges: vec![(1, 3, 1)], max_running: Some(1) });
+    });
+    let (key, digest) = started(&mut w).remove(0);
+    assert_eq!(digest, None, "the node is to find it");
+    w.tell("n1", |session| FromAgent::Pulled { session, key, pull: found("sha256:a") });
+    let kept = w.writes.iter().filter(|write| matches!(write, Write::PutSpec(_))).count();
+    // A second word, and what a later node might find, change nothing.
+    let exit = StepExit { image: Some(found("sha256:b")), ..exit(ExitStatus::OK) };
+    assert_eq!(w.info(id).digest(), Some("sha256:a"), "of the tasks that wait, too");
+    let body = Request::CreateStep { job: key.job, spec: Box::new(step("inside")) };
+    w.request(actor(1000), body).unwrap();
+    let (inside, digest) = started(&mut w).remove(0);
+    assert_eq!(digest.as_deref(), Some("sha256:a"), "a step has its job's");
+    w.exited("n1", inside, ExitStatus::OK);
+    w.phase("n1", key, StepPhase::Exited(exit));
+    w.gone("n1", key.job, 0);
+    let (second, digest) = started(&mut w).remove(0);
+    assert_ne!(second.job, key.job);
+    assert_eq!(digest.as_deref(), Some("sha256:a"), "the next task has it");
+    assert_eq!(w.writes.iter().filter(|write| matches!(write, Write::PutSpec(_))).count(), kept);
+    let rows = w.writes.iter().filter_map(|w| if let Write::PutStep(row) = w { Some(row) } else { None });
+    assert!(rows.flat_map(|row| &row.nodes).all(|n| n.pull.as_ref().is_none_or(|p| p.found.is_none())));
+}
+
+#[test]
+fn a_step_with_an_image_of_its_own_keeps_that_and_leaves_its_jobs_alone() {
+    let mut w = World::small();
+    let id = w.batch("b", |spec| spec.container = named());
+    w.starts();
+    let spec = berth_model::spec::StepSpec { container: named(), ..step("own") };
+    w.request(actor(1000), Request::CreateStep { job: id, spec: Box::new(spec) }).unwrap();
+    let (key, _) = started(&mut w).remove(0);
+    // Told by its end alone, as of a step that is over soon; others than nodes of the step have no say.
+    let exit = StepExit { image: Some(found("sha256:own")), ..exit(ExitStatus::OK) };
+    w.phase("n1", key, StepPhase::Exited(exit));
+    let row = w.writes.iter().rev().find_map(|w| if let Write::PutStep(row) = w { Some(row) } else { None });
+    let own = row.unwrap().spec.clone().unwrap();
+    assert_eq!(own.container.as_ref().unwrap().image.digest(), Some("sha256:own"));
+    let script = batch_key(id, 0);
+    w.tell("n1", |session| FromAgent::Pulled { session, key: script, pull: found("sha256:job") });
+    assert_eq!(w.info(id).digest(), Some("sha256:job"));
+    // A requeue has the image that the job had, whatever the name means by then.
+    w.request(actor(1000), Request::Requeue(vec![JobSelector::Job(id)])).unwrap();
+    w.exited("n1", script, ExitStatus::OK);
+    w.gone("n1", id, 0);
+    w.later(Span::from_secs(300));
+    let again = started(&mut w);
+    assert_eq!(again.last().unwrap().1.as_deref(), Some("sha256:job"), "{again:?}");
 }

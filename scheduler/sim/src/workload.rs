@@ -7,8 +7,8 @@ use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid}
 use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
-    ArraySpec, BatchScript, Identity, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest, ResourceRequest,
-    StepSpec, TimeLimit,
+    ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
+    MemoryRequest, ResourceRequest, StepSpec, TimeLimit,
 };
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
@@ -323,7 +323,7 @@ impl World {
             work_dir: "/".into(),
             submit_dir: "/".into(),
             io: IoSpec::default(),
-            container: None,
+            container: self.rng.permille(300).then(named_by_a_tag),
             limits: Default::default(),
             umask: 0o22,
             warn_signal: None,
@@ -422,5 +422,24 @@ impl World {
                 self.wish(actor(0), Request::ClientLost { job });
             }
         }
+    }
+}
+
+/// A container whose image only the nodes find, as of a client that is inside a container itself.
+fn named_by_a_tag() -> ContainerSpec {
+    ContainerSpec {
+        image: ImageRef { typed: "debian".into(), resolved: None },
+        mounts: Vec::new(),
+        workdir: None,
+        mount_home: None,
+        remap_root: None,
+        subids: None,
+        writable: None,
+        env: Vec::new(),
+        entrypoint: None,
+        layer: None,
+        named: None,
+        unshare: Vec::new(),
+        save: None,
     }
 }

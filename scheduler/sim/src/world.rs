@@ -10,6 +10,7 @@ use berth_model::config::Config;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::spec::ResolvedImage;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
@@ -67,6 +68,8 @@ pub(crate) struct World {
     open: BTreeSet<u64>,
     pub(crate) client: Client,
     pub(crate) ran: BTreeMap<(StepKey, NodeName), Ran>,
+    /// Digests of images that came by their names, by job or array.
+    images: BTreeMap<JobId, String>,
     pub(crate) faults: bool,
     calm: bool,
     pub(crate) log: Option<Vec<String>>,
@@ -107,6 +110,7 @@ impl World {
             next_connection: 0,
             open: BTreeSet::new(),
             ran: BTreeMap::new(),
+            images: BTreeMap::new(),
             faults: false,
             calm: false,
             log: log.then(Vec::new),
@@ -485,9 +489,26 @@ impl World {
             }
             AgentEffect::RememberTerm(term) => m.term = term,
             AgentEffect::MakeJob { job, attempt, launch } => m.make_job((job, attempt), &launch.job.share)?,
-            AgentEffect::PrepareImage { key, .. } => {
+            AgentEffect::PrepareImage { key, launch, .. } => {
                 let fails = self.rng.permille(10);
-                let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None });
+                let image = launch.container.as_ref().map(|container| &container.image);
+                if let Some(digest) = image.and_then(|image| image.digest()) {
+                    // It came by its name: a node found this one, and no other may take its place.
+                    let of = launch.job.array.map_or(key.job, |array| array.array);
+                    let kept = self.images.entry(of).or_insert_with(|| digest.to_owned());
+                    if kept != digest {
+                        return Err(format!("step {key} has the image {digest}, its job had {kept}"));
+                    }
+                }
+                // Each time the name means another image.
+                let found = image.filter(|image| image.resolved.is_none()).map(|_| ResolvedImage::Manifest {
+                    source: "docker://docker.io/library/debian".into(),
+                    digest: format!("sha256:{}", self.rng.below(1_000_000)),
+                    insecure: false,
+                    indexes: Vec::new(),
+                });
+                let fetched =
+                    Some(Fetched { bytes: 1000, hit: false, digest: None, found: found.map(Box::new) });
                 let event = match fails {
                     true => ImageEvent::Failed("no such image".into(), fetched),
                     false => ImageEvent::Ready(fetched),

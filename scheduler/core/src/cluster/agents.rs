@@ -339,7 +339,13 @@ impl Cluster {
     }
 
     /// What a step's image took on its node: written down once.
-    fn pulled(&mut self, node: &NodeName, key: StepKey, pull: ImagePull) {
+    fn pulled(&mut self, node: &NodeName, key: StepKey, mut pull: ImagePull) {
+        let found = pull.found.take();
+        if let Some(found) =
+            found.filter(|_| self.step(key).is_some_and(|s| s.nodes.iter().any(|p| p.node == *node)))
+        {
+            self.keep_image(key.job, key.step, *found);
+        }
         let parts = self.step(key).map(|s| s.nodes.as_slice()).unwrap_or_default();
         let Some(at) = parts.iter().position(|p| p.node == *node && p.pull.is_none()) else { return };
         if let Some(step) = self.step_mut(key.job, key.step) {

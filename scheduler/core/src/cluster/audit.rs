@@ -78,6 +78,10 @@ impl Cluster {
                 };
                 let holds = matches!(job.row.phase, Phase::Running(_) | Phase::Ending { .. });
                 running += u32::from(holds);
+                let own = self.jobs.get(id).map(|own| &own.spec.spec.container);
+                if own.is_some_and(|own| *own != job.spec.spec.container) {
+                    return Err(format!("member {member} of array {id} has another image than the array"));
+                }
                 let tasks: Vec<u32> = match &job.row.tasks {
                     Tasks::None => return Err(format!("member {member} of array {id} has no task")),
                     Tasks::One(task) => vec![*task],

@@ -125,6 +125,9 @@ impl Cluster {
     /// A step ended on one of its nodes.
     pub(super) fn step_exited(&mut self, job: JobId, id: StepId, at: usize, mut exit: StepExit) {
         let failed = exit.launch_error.is_some();
+        if let Some(found) = exit.image.as_mut().and_then(|pull| pull.found.take()) {
+            self.keep_image(job, id, *found);
+        }
         let Some(step) = self.step_mut(job, id) else { return };
         let Some(part) = step.nodes.get_mut(at).filter(|p| p.exit.is_none()) else { return };
         part.pull = exit.image.take().or(part.pull.take());
