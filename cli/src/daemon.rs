@@ -89,6 +89,26 @@ pub fn make_state(dir: &StateDir) -> Result<(), Failure> {
     Ok(())
 }
 
+/// With less than this on its disk no part of a cluster starts.
+const NO_ROOM: u64 = 256 << 10;
+
+/// That the state directory's disk is full, if it is, and what to do.
+pub fn full_disk(dir: &StateDir) -> Option<String> {
+    let disk = nix::sys::statvfs::statvfs(&dir.0).ok()?;
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+    // Some filesystems count no files.
+    let files = disk.files() > 0 && disk.files_available() == 0;
+    let left = match (free < NO_ROOM, files) {
+        (true, _) => format!("{} KiB free", free / 1024),
+        (false, true) => "no files left".to_owned(),
+        (false, false) => return None,
+    };
+    Some(format!(
+        "the disk of {} is full ({left}): make room there and run 'berth up' again; nothing that is recorded is lost",
+        dir.0.display()
+    ))
+}
+
 /// The log of a daemon.
 pub fn log(dir: &StateDir, part: Part) -> PathBuf {
     dir.log().join(format!("{}.log", part.name()))
@@ -97,7 +117,10 @@ pub fn log(dir: &StateDir, part: Part) -> PathBuf {
 /// Starts a daemon with its output in its log.
 pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child, Failure> {
     let path = log(dir, part);
-    let failed = |what: String, e: std::io::Error| Failure::new(Kind::Internal, format!("{what}: {e}"));
+    let failed = |what: String, e: std::io::Error| {
+        let full = full_disk(dir).map(|why| format!("; {why}")).unwrap_or_default();
+        Failure::new(Kind::Internal, format!("{what}: {e}{full}"))
+    };
     let open = || -> std::io::Result<(File, File)> {
         let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path)?;
         let again = file.try_clone()?;

@@ -171,3 +171,53 @@ each_user! {
         assert!(idle.is_some(), "{}", sandbox.cmd("squeue").ok());
     }
 }
+
+/// A cluster whose whole state is on a disk of its own.
+fn on_a_full_disk(who: Who) {
+    let sandbox = Sandbox::empty(who.clone());
+    let state = sandbox.work().join("disk");
+    let disk = crate::room::Disk::mount_of(&state, who.uid, "256m");
+    let cmd = |program: &str| sandbox.cmd(program).env("BERTH_STATE", &state).limit(60);
+    let up = || cmd("berth").args(["up", "--detach"]);
+    let filler = state.join("filler");
+    let fill = || cmd("sh").args(["-c", "cat /dev/zero >> \"$0\"; :"]).arg(&filler).run();
+    let disk_of = state.display().to_string();
+    let refused = [disk_of.as_str(), "is full", "KiB free", "run 'berth up' again"];
+    // Where there never was a cluster, none is half made.
+    fill();
+    up().fails().says(&refused);
+    std::fs::remove_file(&filler).unwrap();
+    up().ok();
+    let held = cmd("sbatch").args(["--parsable", "--hold", "--wrap", "true"]).ok().text();
+    cmd("berth").arg("down").ok();
+    fill();
+    // What is kept for that is enough for what runs and waits, and for nothing new.
+    up().ok();
+    let mut waits = cmd("sh").args(["-c", "sbatch --wrap true 2>&1"]).spawn();
+    waits.wait_for("takes no new jobs until its disk has room", 60);
+    drop(waits);
+    assert!(cmd("squeue").args(["-h", "-o", "%i"]).ok().text().contains(&held));
+    cmd("berth").arg("down").ok();
+    fill();
+    up().fails().says(&refused);
+    // And comes back with the room.
+    std::fs::remove_file(&filler).unwrap();
+    up().ok();
+    assert!(cmd("squeue").args(["-h", "-o", "%i"]).ok().text().contains(&held));
+    let ran = wait(60, || (cmd("srun").args(["echo", "ran"]).run().text() == "ran").then_some(()));
+    assert!(ran.is_some(), "it takes no new jobs");
+    cmd("berth").arg("down").ok();
+    drop(disk);
+}
+
+#[test]
+fn a_cluster_on_a_full_disk_says_so_and_comes_back_with_room_as_root() {
+    on_a_full_disk(Who::root());
+}
+
+#[test]
+fn a_users_cluster_on_a_full_disk_says_so_and_comes_back_with_room_as_root() {
+    if berth_tests::machine::is_root() {
+        on_a_full_disk(Who::user());
+    }
+}

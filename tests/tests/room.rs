@@ -41,12 +41,17 @@ fn hold(sandbox: &Sandbox, image: &str) -> u64 {
 }
 
 /// A filesystem of its own for a store.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
     fn mount(at: &Path, owner: u32) -> Disk {
+        Disk::mount_of(at, owner, "40m")
+    }
+
+    /// One of this size.
+    pub fn mount_of(at: &Path, owner: u32, size: &str) -> Disk {
         std::fs::create_dir(at).unwrap();
-        let options = format!("size=40m,mode=700,uid={owner},gid={owner}");
+        let options = format!("size={size},mode=700,uid={owner},gid={owner}");
         Cmd::new("mount").args(["-t", "tmpfs", "-o", &options, "store"]).arg(at).ok();
         Disk(at.to_path_buf())
     }

@@ -108,9 +108,11 @@ fn wait<T>(
 fn failed(dir: &StateDir, part: Part, what: &str) -> Failure {
     let log = daemon::log(dir, part);
     let tail = daemon::tail(&log, 5);
+    // Then there was no room for the log's last words either.
+    let full = daemon::full_disk(dir).map(|why| format!("{why}\n")).unwrap_or_default();
     Failure::new(
         Kind::Internal,
-        format!("the {} {what}; the end of its log {}:\n{tail}", part.name(), log.display()),
+        format!("the {} {what}; {full}the end of its log {}:\n{tail}", part.name(), log.display()),
     )
 }
 

@@ -60,6 +60,21 @@ pub enum StoreError {
         /// What was found.
         why: String,
     },
+    /// The disk is full.
+    #[error(
+        "the disk of {} is full ({} KiB free), and the database cannot be opened ({why}): free at least {} MiB there and run \
+         'berth up' again; what is recorded is whole", dir.display(), free / 1024, needed.div_ceil(1 << 20)
+    )]
+    Full {
+        /// The directory.
+        dir: PathBuf,
+        /// Bytes free.
+        free: u64,
+        /// Bytes with which new work is taken again.
+        needed: u64,
+        /// What refused.
+        why: String,
+    },
     /// The file system or SQLite refuses.
     #[error("the database {}: {why}", path.display())]
     Database {

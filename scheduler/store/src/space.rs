@@ -1,6 +1,7 @@
 //! Space on the disk: a ballast file that is let go when the disk is full, so that exits and cancellations
 //! stay durable while new work is refused.
 
+use crate::error::StoreError;
 use nix::fcntl::posix_fallocate;
 use nix::sys::statvfs::statvfs;
 use std::fs::OpenOptions;
@@ -9,6 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
+
+/// With less than this a database of ours cannot even be opened: its log's index alone takes 32 KiB.
+const NOTHING: u64 = 256 << 10;
 
 /// Whether there is room for new work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +23,7 @@ pub enum Room {
     Full(String),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ballast {
     dir: PathBuf,
     file: PathBuf,
@@ -49,6 +53,27 @@ impl Ballast {
             Ok(()) => tracing::error!("{}: released, the disk is full", self.file.display()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => tracing::error!("{}: cannot be released: {e}", self.file.display()),
+        }
+    }
+
+    /// Gives its space to the database where there is none at all.
+    pub(crate) fn release_if_full(&self) {
+        if space(&self.dir).is_ok_and(|(free, _)| free < NOTHING) {
+            self.release();
+        }
+    }
+
+    /// Why something failed, where the disk is what was in its way.
+    pub(crate) fn explain(&self, error: StoreError) -> StoreError {
+        let why = match &error {
+            StoreError::Database { why, .. } | StoreError::File { why, .. } => why.clone(),
+            _ => return error,
+        };
+        match space(&self.dir) {
+            Ok((free, _)) if free < NOTHING => {
+                StoreError::Full { dir: self.dir.clone(), free, needed: self.size * 2, why }
+            }
+            _ => error,
         }
     }
 

@@ -38,9 +38,16 @@ impl SqliteStore {
     /// Names the file, the reason and the next step.
     pub fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
         private_directory(dir)?;
+        let ballast = Ballast::new(dir);
+        if dir.join(DATABASE).exists() {
+            ballast.release_if_full();
+        }
+        SqliteStore::open_beside(dir, ballast.clone()).map_err(|error| ballast.explain(error))
+    }
+
+    fn open_beside(dir: &Path, ballast: Ballast) -> Result<SqliteStore, StoreError> {
         let lock = DirectoryLock::take(dir)?;
         let path = dir.join(DATABASE);
-        let ballast = Ballast::new(dir);
         if !is_there(&path, &ballast)? {
             schema::make(&path)?;
         }
