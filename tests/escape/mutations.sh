@@ -314,6 +314,19 @@ if wanted images weak-digests; then
     attack images weak-digests around::weak_and_misshapen_digests_are_refused_wherever_they_stand
 fi
 
+if wanted images others-challenge; then
+    change $i/registry/mod.rs 'let own = elsewhere.is_none();' 'let own = true;'
+    attack images others-challenge registry::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
+        registry::a_jobs_login_is_kept_whatever_storage_behind_its_registry_says \
+        push::a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one
+fi
+
+if wanted images signature-flood; then
+    change $i/registry/signatures.rs 'left.descriptors -= 1;' ''
+    attack images signature-flood \
+        signatures::a_repository_with_thousands_of_signatures_that_are_not_there_is_asked_for_few
+fi
+
 if wanted cluster attach-owner; then
     change agent/src/clients.rs '            Some(((owner, _), _)) if *owner != peer.uid && peer.uid.0 != 0 => {' \
         '            Some(((owner, _), _)) if *owner == peer.uid && peer.uid.0 == 1 => {'
