@@ -120,6 +120,10 @@ impl Paths {
     pub fn client_programs(&self) -> PathBuf {
         self.state.join("client-bin")
     }
+    /// The image store, where it is in memory.
+    pub fn images_in_memory(&self) -> PathBuf {
+        self.state.join("images-memory")
+    }
     /// The image store, where the configuration names no place for it.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")

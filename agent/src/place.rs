@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Somebody else could exchange the directory, or it cannot be looked at.
 pub fn store_place(config: &ImagesConfig, state: &Path) -> Result<PathBuf, String> {
+    if !config.memory.is_empty() {
+        return Ok(Paths::new(state).images_in_memory());
+    }
     let path = config.path.as_path();
     if path.as_os_str().is_empty() {
         return Ok(Paths::new(state).images());
@@ -52,6 +55,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         assert_eq!(store_place(&ImagesConfig::default(), &state).unwrap(), state.join("images"));
+        let memory = ImagesConfig { memory: "1G".into(), ..ImagesConfig::default() };
+        assert_eq!(store_place(&memory, &state).unwrap(), state.join("images-memory"));
         let place = dir.path().join("disk/images");
         let missing = store_place(&at(&place), &state).unwrap_err();
         assert!(missing.contains("images.path") && missing.contains("No such file"), "{missing}");

@@ -5,7 +5,7 @@ use crate::clients::{self, Service};
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
-use crate::images::Images;
+use crate::images::{Images, STORE_ID};
 use crate::jobs::{self, listen_at};
 use crate::kept::KeptContainers;
 use crate::link;
@@ -19,6 +19,7 @@ use crate::zygote::Zygote;
 use crate::{adopt, gres, mine, programs};
 use berth_agent_core::{AgentConfig, AgentCore, SupervisorEvent};
 use berth_model::config::Config;
+use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
 use berth_step::spool::{ContainerDefaults, read_json};
 use std::fs::{self, File, Permissions};
@@ -127,6 +128,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     if let Some(reserved) = gres::memory_reserved(&options.config, &name) {
         hardware.memory_reserved = reserved.min(hardware.memory);
     }
+    hardware.memory_reserved = hold_images(&paths, &options, &hardware)?;
     let boot = probe::boot()?;
     programs::install(&options.step_program, &paths.client_programs())
         .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
@@ -249,6 +251,35 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     Ok(())
 }
 
+/// Has images kept in memory where the configuration says so, and nowhere else; gives all MiB that jobs cannot have.
+fn hold_images(paths: &Paths, options: &AgentOptions, hardware: &Hardware) -> Result<u64, AgentError> {
+    let (place, mib) = (paths.images_in_memory(), options.config.images.memory_mib());
+    let reserved = hardware.memory_reserved;
+    if mib == 0 {
+        if options.system {
+            // Of an agent that was configured otherwise.
+            memory::give_back_store(&place).map_err(doing(format!("cannot unmount {}", place.display())))?;
+        }
+        return Ok(reserved);
+    }
+    if !options.system {
+        return Err(AgentError::Images(
+            "images.memory: an ordinary user's node mounts no tmpfs: leave it out, and write images.path = \
+             \"/dev/shm/NAME\" where there is no disk"
+                .into(),
+        ));
+    }
+    let reserved = reserved.saturating_add(mib);
+    if reserved >= hardware.memory {
+        let memory = hardware.memory;
+        return Err(AgentError::Images(format!(
+            "images.memory: {mib} MiB leave jobs nothing of the node's {memory} MiB: write less"
+        )));
+    }
+    memory::take_store(&place, mib, STORE_ID).map_err(AgentError::Images)?;
+    Ok(reserved)
+}
+
 /// Removes kept containers that were not used for so many days, now and every hour.
 async fn expire(kept: Arc<KeptContainers>, days: u32) {
     let unused = Duration::from_secs(u64::from(days) * 24 * 3600);
@@ -275,11 +306,13 @@ pub fn holds_steps(state_dir: &Path) -> bool {
     std::fs::read_dir(Paths::new(state_dir).spool()).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Gives back the memory in which an agent that is gone kept what its steps and jobs had, where none is left.
-pub fn release_memory(state_dir: &Path) -> io::Result<()> {
+/// Gives back the memory in which an agent that is gone kept what its steps and jobs had, where none is left, and `images` if
+/// the store was there.
+pub fn release_memory(state_dir: &Path, images: bool) -> io::Result<()> {
     let paths = Paths::new(state_dir);
     memory::give_back(&paths.spool())?;
-    memory::give_back(&paths.jobs())
+    memory::give_back(&paths.jobs())?;
+    if images { memory::give_back_store(&paths.images_in_memory()) } else { Ok(()) }
 }
 
 /// Whether nothing of a step or of a job is there any more.

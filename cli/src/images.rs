@@ -152,6 +152,10 @@ pub fn place(dir: &StateDir) -> Result<PathBuf, Failure> {
     }
     let wrong = |why: String| Failure::new(Kind::Configuration, why);
     let config = berth_controller::load_config(&dir.0, None).map_err(|e| wrong(e.to_string()))?;
+    if !config.images.memory.is_empty() {
+        let text = "images.memory: images are in memory while the cluster runs, and it does not: 'berth up' starts it";
+        return Err(wrong(format!("{text} ({})", dir.0.display())));
+    }
     berth_agent::store_place(&config.images, &dir.0).map_err(wrong)
 }
 

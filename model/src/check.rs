@@ -134,6 +134,19 @@ impl ImagesConfig {
     fn check_place(&self, out: &mut Problems) {
         use std::path::Component;
         let path = self.path.as_path();
+        if !self.memory.is_empty() {
+            match crate::memory::parse(&self.memory) {
+                Ok(0) => out.add(
+                    "images.memory",
+                    "with 0 no image could stay; leave it out to keep images on a disk",
+                ),
+                Ok(_) if !self.path.0.is_empty() => {
+                    out.add("images.memory", "images.path names a disk, too; keep one of them");
+                }
+                Ok(_) => {}
+                Err(error) => out.add("images.memory", error.to_string()),
+            }
+        }
         let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
         if path.as_os_str().is_empty() {
             return;
@@ -355,6 +368,22 @@ mod tests {
     }
 
     #[test]
+    fn images_are_in_memory_or_at_a_place() {
+        let config = |path: &str, memory: &str| Config {
+            images: ImagesConfig { path: path.into(), memory: memory.into(), ..Default::default() },
+            ..Default::default()
+        };
+        assert_eq!(keys(&config("/local/images", "")), Vec::<String>::new());
+        assert_eq!(keys(&config("", "8G")), Vec::<String>::new());
+        assert_eq!(config("", "8G").images.memory_mib(), 8192);
+        assert_eq!(keys(&config("/local/images", "8G")), ["images.memory"]);
+        assert_eq!(keys(&config("", "0")), ["images.memory"]);
+        for path in ["/", "/local/../images", "images"] {
+            assert_eq!(keys(&config(path, "")), ["images.path"], "{path}");
+        }
+    }
+
+    #[test]
     fn every_problem_is_named_at_once_by_its_key() {
         let config = Config {
             cluster: "a b".into(),
@@ -377,6 +406,7 @@ mod tests {
                     mirror("quay.io", &["https://user:secret@m.local"]),
                 ],
                 path: "local/images".into(),
+                memory: "1X".into(),
                 high_watermark: 101,
                 low_watermark: 102,
                 max_size: "much".into(),
@@ -434,6 +464,7 @@ mod tests {
                 "images.mirror[3].urls",
                 "images.mirror[4].urls",
                 "images.certificate_authorities",
+                "images.memory",
                 "images.path",
                 "images.high_watermark",
                 "images.low_watermark",

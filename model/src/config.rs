@@ -93,6 +93,8 @@ pub struct ImagesConfig {
     pub certificate_authorities: Vec<ByteStr>,
     /// Where each node keeps its store: an absolute path on a local disk; empty means `images` in the state directory.
     pub path: ByteStr,
+    /// Most that the store may take in each node's memory, where it is then, such as `8G`; empty keeps it on a disk.
+    pub memory: String,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -134,6 +136,7 @@ impl Default for ImagesConfig {
             layer_form: LayerForm::Auto,
             certificate_authorities: Vec::new(),
             path: ByteStr::default(),
+            memory: String::new(),
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
@@ -151,6 +154,11 @@ impl Default for ImagesConfig {
 }
 
 impl ImagesConfig {
+    /// MiB of [`ImagesConfig::memory`]; 0 for a store on a disk, and for a text that [`Config::check`] refuses.
+    pub fn memory_mib(&self) -> u64 {
+        crate::memory::parse(&self.memory).unwrap_or(0)
+    }
+
     /// Bytes of [`ImagesConfig::max_size`]; `None` without a bound, and for a text that [`Config::check`] refuses.
     pub fn max_bytes(&self) -> Option<u64> {
         crate::memory::parse(&self.max_size).ok().map(|mib| mib << 20)

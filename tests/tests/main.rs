@@ -7,6 +7,7 @@ mod carried;
 mod cluster;
 mod commands;
 mod containers;
+mod diskless;
 mod documented;
 mod engine;
 mod engine_stores;

@@ -116,6 +116,10 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
                 devices, and a state directory on a disk";
     // What runs was settled when it started; what does not run yet will be as its configuration says.
     let settled = settled_form(&store);
+    if settled.is_none() && super::config::of(&dir, None).is_ok_and(|c| !c.images.memory.is_empty()) {
+        // A filesystem that is not there yet.
+        return None;
+    }
     let wanted = match (super::config::of(&dir, None), settled) {
         (Ok(config), _) => config.images.layer_form,
         (Err(_), Some(_)) => Wanted::Auto,
@@ -394,6 +398,15 @@ fn image_store(state: Option<&Path>) -> Option<Finding> {
     let what = "image store";
     let todo = "name a directory on a local disk: images.path in berth.toml";
     let dir = StateDir::named_or_own(state).ok()?;
+    let memory = super::config::of(&dir, None).map(|config| config.images.memory).unwrap_or_default();
+    if !memory.is_empty() {
+        return Some(if nix::unistd::geteuid().is_root() {
+            good(what, format!("in memory while the cluster runs, {memory} at most (images.memory)"))
+        } else {
+            let todo = "leave images.memory out of berth.toml";
+            finding(what, Verdict::Bad, "in memory, which root alone can give it (images.memory)", todo)
+        });
+    }
     Some(match images::place(&dir) {
         Err(e) => {
             finding(what, Verdict::Bad, e.text, "'berth config check' says what is wrong with berth.toml")

@@ -57,7 +57,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     // An agent that was killed could not take away what it had made.
     berth_agent::remove_groups(&dir.0);
-    if let Err(e) = berth_agent::release_memory(&dir.0) {
+    if let Err(e) = berth_agent::release_memory(&dir.0, !args.keep_jobs) {
         out::complain(&format!(
             "berth: warning: {} keeps a tmpfs mounted: {e}; unmount it before you remove the directory",
             dir.0.display()

@@ -995,6 +995,8 @@ pub struct ImagesConfig {
     pub quotas: ::prost::alloc::vec::Vec<QuotaConfig>,
     #[prost(bytes = "vec", tag = "50")]
     pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "51")]
+    pub memory: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "40")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "41")]

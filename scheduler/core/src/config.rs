@@ -153,7 +153,8 @@ impl CoreConfig {
         let mut hw = detected.clone();
         for rules in self.nodes.iter().filter(|r| r.nodes.as_ref().is_none_or(|set| set.contains(node))) {
             if let Some(mib) = rules.memory_reserved {
-                hw.memory_reserved = mib;
+                // What the store of images takes the agent has counted in what it detected, and no rule takes it back.
+                hw.memory_reserved = mib.saturating_add(self.images.memory_mib());
             }
             for device in &rules.gres {
                 let index = hw.gres.iter().filter(|d| d.name == device.name).count();
