@@ -115,19 +115,20 @@ impl Helpers {
         progress: &dyn Progress,
     ) -> Result<PreparedImage> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        let user = store.user_of(uid)?;
         if store.is_granted(image, uid)?
             && let Some(prepared) = store.prepared(&image.digest)?
         {
             store.used_by(image, uid)?;
             if store.is_admitted(image, self.signers.as_ref(), progress)? {
-                return store.named(prepared, image);
+                return store.named(prepared, image, user);
             }
             if let Some(signers) = self.signers.as_ref().filter(|signers| !signers.required) {
                 // Nothing is refused, so neither because nobody can be asked.
                 if let Err(error) = self.import(store, image, None, uid, progress) {
                     signers.unsigned(&image.source, &error.to_string(), progress)?;
                 }
-                return store.named(prepared, image);
+                return store.named(prepared, image, user);
             }
         }
         self.import(store, image, None, uid, progress)?;
@@ -549,6 +550,9 @@ pub fn unpacker_main(
         let signers = options.signers.as_deref().map(serde_json::from_str::<Signers>).transpose();
         let signers = signers.map_err(|e| start_failed(&e.to_string()))?;
         let mut store = Store::open(root)?;
+        if let Some(uid) = options.grant {
+            store = store.working_for(uid)?;
+        }
         if let (Some(uid), Some(limit), None) = (options.grant, options.quota, &options.repair) {
             store = store.with_quota(uid, limit);
         }

@@ -289,7 +289,7 @@ if wanted images blob-digest; then
 fi
 
 if wanted images diff-id; then
-    change $i/store/pipeline.rs 'Some(found) if found != layer.diff_id => {' 'Some(found) if found.hex().is_empty() => {'
+    change $i/store/pipeline.rs 'Some(found) if found != layer.diff_id => Err(' 'Some(found) if found.hex().is_empty() => Err('
     attack images diff-id hostile::a_diff_id_that_does_not_fit_is_refused
 fi
 

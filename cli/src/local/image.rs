@@ -67,7 +67,7 @@ fn prepare(
     let store = images::store(state)?;
     let known = match (pull, &reference) {
         (Pull::Always, _) => None,
-        (Pull::Never, _) | (Pull::Missing, Reference::Registry(_)) => store.find(image).ok(),
+        (Pull::Never, _) | (Pull::Missing, Reference::Registry(_)) => store.find_own(image).ok(),
         // A file may hold another image than when it was fetched; looking is cheap there.
         (Pull::Missing, _) => None,
     };
@@ -78,7 +78,8 @@ fn prepare(
     }
     if pull == Pull::Never {
         return Err(Failure::user(format!(
-            "{image} is not in the store and --pull=never forbids to fetch it: 'berth image ls' shows what is there"
+            "{image} is not in the store under a name that you gave it, and --pull=never forbids to fetch it: 'berth image ls' \
+             shows what is there; name what jobs fetched by its digest"
         )));
     }
     match pinned(image, insecure, state)? {
@@ -94,7 +95,7 @@ pub(super) fn prepare_for(
     let c = container;
     let found = if c.known {
         let store = images::store(c.state.as_deref())?;
-        let digest = store.find(&c.image).map_err(|e| images::failed(&e))?;
+        let digest = store.find_own(&c.image).map_err(|e| images::failed(&e))?;
         let prepared = store.prepared(&digest).map_err(|e| images::failed(&e))?;
         prepared
             .map(Ok)

@@ -234,6 +234,18 @@ impl Client {
         Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
     }
 
+    /// Whether the repository has the blob.
+    fn has(&self, digest: &Digest) -> Result<bool> {
+        let url = self.url(BlobKind::Blob, &digest.to_string());
+        // Storage behind a registry need not answer to HEAD; that it is named is enough.
+        let known = |status: StatusCode| {
+            status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
+        };
+        let response =
+            self.persevere(&url, &known, &mut || self.allowed(self.agent.head(&url), &url).call())?;
+        Ok(response.status() != StatusCode::NOT_FOUND)
+    }
+
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
     fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
         let response =
@@ -260,7 +272,7 @@ impl Client {
     fn url(&self, kind: BlobKind, selector: &str) -> String {
         let part = match kind {
             BlobKind::Manifest | BlobKind::Proof => "manifests",
-            BlobKind::Blob | BlobKind::Signatures => "blobs",
+            BlobKind::Blob | BlobKind::Held | BlobKind::Signatures => "blobs",
         };
         format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
     }

@@ -72,15 +72,7 @@ impl Uploader {
 
     /// Whether the repository has the blob.
     pub(crate) fn has(&self, digest: &Digest) -> Result<bool> {
-        let client = &self.0;
-        let url = client.url(BlobKind::Blob, &digest.to_string());
-        // Storage behind a registry need not answer to HEAD; that it is named is enough.
-        let known = |status: StatusCode| {
-            status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
-        };
-        let response =
-            client.persevere(&url, &known, &mut || client.allowed(client.agent.head(&url), &url).call())?;
-        Ok(response.status() != StatusCode::NOT_FOUND)
+        self.0.has(digest)
     }
 
     /// Has the registry take the blob over from the sister repository; false where it does not.

@@ -43,7 +43,7 @@ impl Way {
     }
 
     fn may_answer(&self, kind: BlobKind) -> bool {
-        kind != BlobKind::Proof || self.grants || !self.client.is_mirror()
+        !matches!(kind, BlobKind::Proof | BlobKind::Held) || self.grants || !self.client.is_mirror()
     }
 }
 
@@ -98,6 +98,13 @@ impl BlobSource for Registry {
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
         if kind == BlobKind::Signatures {
             return Ok(Box::new(std::io::Cursor::new(signatures::collect(&self.0, digest)?)));
+        }
+        if kind == BlobKind::Held {
+            let mut before = Vec::new();
+            let (_, has) = self.0.first(0, kind, &mut before, &mut |client| client.has(digest))?;
+            let reason = "the repository does not have it";
+            let no = || Error::new(ErrorKind::NotFound, format!("{digest} of {}", self.describe()), reason);
+            return if has { Ok(Box::new(std::io::empty())) } else { Err(no().next("push the image again")) };
         }
         blob::open(&self.0, kind, digest, offset)
     }

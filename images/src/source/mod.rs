@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Hasher};
-use crate::error::{Error, ErrorKind, Result, recover};
+use crate::error::{Error, ErrorKind, Result, printable, recover};
 use crate::known::Manifests;
 use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_document};
 use crate::reference::{Engine, Reference, RegistryRef};
@@ -27,6 +27,9 @@ pub use layout::{ArchiveSource, LayoutSource};
 pub(crate) use oci_sif::{OciSif, Squashed};
 pub(crate) use sniff::open_regular;
 
+/// Most bytes of a canonical source: as many as a path may have.
+const MOST_SOURCE: usize = 4096;
+
 /// Registries keep manifests apart from all other blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,6 +40,8 @@ pub enum BlobKind {
     Proof,
     /// A configuration or layer.
     Blob,
+    /// Whether somebody who says who may have it has a layer: of a registry alone, which answers without the bytes.
+    Held,
     /// What a registry has of signatures of a manifest, as one document that nobody vouches for.
     Signatures,
 }
@@ -208,6 +213,15 @@ pub fn open_source(
     credentials: &Credentials,
 ) -> Result<Box<dyn BlobSource>> {
     let source = image.source.as_str();
+    if source.len() > MOST_SOURCE || source.chars().any(char::is_control) {
+        let shown = printable(source, 200);
+        return Err(Error::new(
+            ErrorKind::Reference,
+            format!("source {shown:?}"),
+            format!("has control characters, or more than {MOST_SOURCE} bytes"),
+        )
+        .next("resolve the image reference again"));
+    }
     let relative = || {
         Error::new(
             ErrorKind::Reference,

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::layer::REPAIR;
 use super::lock::{Hold, Lock};
 use super::record::{ImageRecord, PendingRecord, VERSION, parse, print};
+use super::verify::source_of;
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,11 +22,15 @@ use crate::manifest::{
     Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document, read_config,
 };
 use crate::progress::{Progress, ProgressEvent};
+use crate::reference::Engine;
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified, verify};
 use crate::unpack::LayerReport;
 
 /// Most layers unpacked at the same time.
-const MAX_PARALLEL: usize = 8;
+pub(super) const MAX_PARALLEL: usize = 8;
+
+/// Names of one image that are kept, of either kind; the oldest goes.
+const MOST_NAMES: usize = 64;
 
 /// An image whose layers are on disk and stay there while this value lives.
 #[derive(Debug)]
@@ -71,7 +76,8 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<PreparedImage> {
         if let Some(prepared) = self.prepared(&image.digest)? {
-            return self.named(prepared, image);
+            self.show_image(image, source, progress)?;
+            return self.named(prepared, image, self.user);
         }
         let fetch_name = fetch_lock(&image.digest);
         let fetch = match self.try_lock(&fetch_name, Hold::Exclusive)? {
@@ -82,7 +88,8 @@ impl Store {
             }
         };
         if let Some(prepared) = self.prepared(&image.digest)? {
-            return self.named(prepared, image);
+            self.show_image(image, source, progress)?;
+            return self.named(prepared, image, self.user);
         }
         // From here on the image cannot be removed under our hands.
         let guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
@@ -106,8 +113,8 @@ impl Store {
         let record = result?;
         ended?;
         fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
-        if let Some(name) = &image.name {
-            self.take_name_from_others(name, &image.digest)?;
+        if let Some(name) = name_of(image) {
+            self.take_name_from_others(&name, &image.digest, self.user.is_none())?;
         }
         Ok(self.prepared_from(record, UseGuard(guard)))
     }
@@ -205,39 +212,49 @@ impl Store {
         PreparedImage { digest: record.digest, config: record.config, layers, guard }
     }
 
-    /// Adds the name under which the image was asked for, if it is new.
-    pub(crate) fn named(&self, prepared: PreparedImage, image: &ResolvedManifest) -> Result<PreparedImage> {
-        let Some(name) = &image.name else {
+    /// Adds the name under which the image was asked for, if it is new: by `user`, or by those whose store it is.
+    pub(crate) fn named(
+        &self,
+        prepared: PreparedImage,
+        image: &ResolvedManifest,
+        user: Option<u32>,
+    ) -> Result<PreparedImage> {
+        let (Some(name), own) = (name_of(image), user.is_none()) else {
             return Ok(prepared);
         };
-        let known = |record: &ImageRecord| record.names.contains(name);
-        if self.image_record(&image.digest)?.is_some_and(|record| known(&record)) {
+        let known = |record: &mut ImageRecord| record.names_of(own).contains(&name);
+        if self.image_record(&image.digest)?.is_some_and(|mut record| known(&mut record)) {
             return Ok(prepared);
         }
         let _store = self.lock("store", Hold::Exclusive)?;
         if let Some(mut record) = self.image_record(&image.digest)?
-            && !known(&record)
+            && !known(&mut record)
         {
-            record.names.push(name.clone());
+            let names = record.names_of(own);
+            let old = names.len().saturating_sub(MOST_NAMES - 1);
+            names.drain(..old);
+            names.push(name.clone());
             self.write_image_record(&record)?;
         }
         drop(_store);
-        self.take_name_from_others(name, &image.digest)?;
+        self.take_name_from_others(&name, &image.digest, own)?;
         Ok(prepared)
     }
 
-    /// A name means the image that was asked for last.
-    fn take_name_from_others(&self, name: &str, digest: &Digest) -> Result<()> {
-        let others =
-            self.records()?.into_iter().filter(|r| r.digest != *digest && r.names.iter().any(|n| n == name));
+    /// A name means the image that was asked for last; a user's takes none from those whose store it is.
+    fn take_name_from_others(&self, name: &str, digest: &Digest, own: bool) -> Result<()> {
+        let named = |record: &mut ImageRecord| record.names_of(own).iter().any(|n| n == name);
+        let others = self.records()?.into_iter().filter_map(|mut record| {
+            (record.digest != *digest && named(&mut record)).then_some(record.digest)
+        });
         let others: Vec<_> = others.collect();
         if others.is_empty() {
             return Ok(());
         }
         let _store = self.lock("store", Hold::Exclusive)?;
         for other in others {
-            if let Some(mut record) = self.image_record(&other.digest)? {
-                record.names.retain(|n| n != name);
+            if let Some(mut record) = self.image_record(&other)? {
+                record.names_of(own).retain(|n| n != name);
                 // Losing a name is no use of the image.
                 let used = self.last_used(&record);
                 self.write_image_record(&record)?;
@@ -310,15 +327,18 @@ impl Store {
             self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
             self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
         }
-        let reports = self.layers(&layers, source, progress)?;
+        let (reports, fetched) = self.layers(&layers, source, progress)?;
+        self.show_layers(image, &layers, &fetched, source, progress)?;
         progress.event(ProgressEvent::Syncing);
         syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
         self.mark_synced(&layers)?;
         notes(&what, &reports, progress);
+        let (names, own) = (Vec::from_iter(name_of(image)), self.user.is_none());
         Ok(ImageRecord {
             version: VERSION,
             digest: image.digest.clone(),
-            names: image.name.iter().cloned().collect(),
+            names: if own { Vec::new() } else { names.clone() },
+            own: if own { names } else { Vec::new() },
             config_digest,
             config,
             bytes: reports.iter().map(|r| r.bytes).sum(),
@@ -343,7 +363,15 @@ impl Store {
         digest: &Digest,
         source: &dyn BlobSource,
     ) -> Result<(ImageConfig, Vec<LayerInfo>)> {
-        let bytes = self.blob(source, BlobKind::Blob, digest, self.limits.config_bytes)?;
+        let bytes = match self.user {
+            // They have to have it, whatever the store has.
+            Some(_) => {
+                let bytes = read_verified(source, BlobKind::Blob, digest, self.limits.config_bytes)?;
+                files::write(self.blobs.as_fd(), &digest.file_name(), &bytes, self.give_to)?;
+                bytes
+            }
+            None => self.blob(source, BlobKind::Blob, digest, self.limits.config_bytes)?,
+        };
         if bytes.len() as u64 != manifest.config().size() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -368,13 +396,13 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Makes all layers present, several at a time, the largest first.
+    /// Makes all layers present, several at a time, the largest first; tells which came from the source.
     fn layers(
         &self,
         layers: &[LayerInfo],
         source: &dyn BlobSource,
         progress: &dyn Progress,
-    ) -> Result<Vec<LayerReport>> {
+    ) -> Result<(Vec<LayerReport>, HashSet<Digest>)> {
         let mut distinct = HashSet::new();
         let mut queue: Vec<&LayerInfo> = layers.iter().filter(|l| distinct.insert(&l.diff_id)).collect();
         let total = queue.len();
@@ -396,45 +424,72 @@ impl Store {
         let workers = cores.clamp(2, MAX_PARALLEL).min(missing.len());
         let queue: Mutex<VecDeque<(&LayerInfo, bool)>> =
             Mutex::new(missing.into_iter().map(|l| (l, false)).collect());
-        let results = Mutex::new((reports, None::<Error>));
+        let results = Mutex::new(Results { reports, fetched: HashSet::new(), failed: None });
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| self.layer_worker(&queue, &results, source, progress));
             }
         });
-        let (reports, error) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match error {
+        let Results { reports, fetched, failed } =
+            results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match failed {
             Some(error) => Err(error),
-            None => Ok(reports),
+            None => Ok((reports, fetched)),
         }
     }
 
     fn layer_worker(
         &self,
         queue: &Mutex<VecDeque<(&LayerInfo, bool)>>,
-        results: &Mutex<(Vec<LayerReport>, Option<Error>)>,
+        results: &Mutex<Results>,
         source: &dyn BlobSource,
         progress: &dyn Progress,
     ) {
         let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if results().1.is_some() {
+            if results().failed.is_some() {
                 return;
             }
             let Some((layer, wait)) = queue().pop_front() else {
                 return;
             };
             match self.ensure_layer(layer, source, progress, wait) {
-                Ok(Some(report)) => results().0.push(report),
+                Ok(Some((report, fetched))) => {
+                    let mut results = results();
+                    results.reports.push(report);
+                    results.fetched.extend(fetched.then(|| layer.diff_id.clone()));
+                }
                 // Another process works on it: do the others first, then wait for it.
                 Ok(None) => queue().push_back((layer, true)),
                 Err(error) => {
-                    results().1.get_or_insert(error);
+                    results().failed.get_or_insert(error);
                     return;
                 }
             }
         }
+    }
+}
+
+/// What several threads make present.
+struct Results {
+    reports: Vec<LayerReport>,
+    /// Layers that came from the source.
+    fetched: HashSet<Digest>,
+    failed: Option<Error>,
+}
+
+/// The name that is noted of an image: one that its source stands for, else the source. What a job says it is called is its
+/// user's to choose, and only where it came from was seen.
+fn name_of(image: &ResolvedManifest) -> Option<String> {
+    let (name, source) = (image.name.as_ref()?, &image.source);
+    let fits = source_of(name).is_some_and(|of| of == *source);
+    match (Engine::of(name), Engine::of(source)) {
+        (Some((named, _)), Some((from, _))) if named == from => Some(name.clone()),
+        _ if fits => Some(name.clone()),
+        _ if source.starts_with("docker://") => Some(format!("{source}@{}", image.digest)),
+        // A path may lead there by links, or from another directory.
+        _ => Some(source.clone()),
     }
 }
 

@@ -45,7 +45,7 @@ impl Store {
                 progress.event(ProgressEvent::Fetched { bytes: layer.size });
             }
             let names = Names::of_file(place);
-            let docker = record.names.iter().find_map(|name| docker_name(name)).unwrap_or(names.docker);
+            let docker = record.all_names().iter().find_map(|name| docker_name(name)).unwrap_or(names.docker);
             image.finish(&config, &Names { docker, ..names })
         };
         if as_directory {

@@ -40,6 +40,26 @@ pub(super) fn write(
     bytes: &[u8],
     owner: Option<(Uid, Gid)>,
 ) -> Result<()> {
+    put(directory, name, bytes, owner, true)
+}
+
+/// As [`write`], for what may be lost or torn by a power cut: who reads it takes that for nothing.
+pub(super) fn write_lightly(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    owner: Option<(Uid, Gid)>,
+) -> Result<()> {
+    put(directory, name, bytes, owner, false)
+}
+
+fn put(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    owner: Option<(Uid, Gid)>,
+    safely: bool,
+) -> Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let temporary = format!(".{name}.{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let what = |e: std::io::Error| Error::io(format!("image store: {name}"), e);
@@ -60,9 +80,13 @@ pub(super) fn write(
         }
         let mut file = File::from(fd);
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if safely {
+            file.sync_all()?;
+        }
         renameat(directory, temporary.as_str(), directory, name)?;
-        fsync(directory)?;
+        if safely {
+            fsync(directory)?;
+        }
         Ok(())
     })();
     result.map_err(|e| {

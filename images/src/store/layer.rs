@@ -49,16 +49,17 @@ impl Store {
         Ok((record.diff_id == *diff_id && (synced || record.boot == boot_id())).then_some(record))
     }
 
-    /// Makes the layer present. `None` when `wait` is false and another process works on it.
+    /// Makes the layer present, and says whether it came from the source. `None` when `wait` is false and another process works
+    /// on it.
     pub(super) fn ensure_layer(
         &self,
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
         wait: bool,
-    ) -> Result<Option<LayerReport>> {
+    ) -> Result<Option<(LayerReport, bool)>> {
         if let Some(record) = self.layer_record(&layer.diff_id)? {
-            return Ok(Some(record.report));
+            return Ok(Some((record.report, false)));
         }
         let lock_name = format!("layer-{}", layer.diff_id.file_name());
         let lock = match self.try_lock(&lock_name, Hold::Exclusive)? {
@@ -70,7 +71,7 @@ impl Store {
             None => return Ok(None),
         };
         let report = match self.layer_record(&layer.diff_id)? {
-            Some(record) => record.report,
+            Some(record) => (record.report, false),
             None => {
                 let (work, report) = self.unpack_layer(layer, source, progress)?;
                 let name = layer.diff_id.file_name();
@@ -80,7 +81,7 @@ impl Store {
                 }
                 work.publish(&name)?;
                 progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
-                report
+                (report, true)
             }
         };
         // Nobody needs the lock's file any more: whoever comes finds the layer.

@@ -193,10 +193,24 @@ impl Store {
     /// # Errors
     /// There is none, or there are several.
     pub fn find(&self, text: &str) -> Result<Digest> {
+        self.find_named(text, true)
+    }
+
+    /// As [`Store::find`], but for names that others than those whose store it is gave to images: what is to run by its name.
+    ///
+    /// # Errors
+    /// As for [`Store::find`].
+    pub fn find_own(&self, text: &str) -> Result<Digest> {
+        self.find_named(text, false)
+    }
+
+    fn find_named(&self, text: &str, users: bool) -> Result<Digest> {
         let records = self.records()?;
         // An image whose record is damaged has its digest left.
         let recorded = self.recorded()?;
-        let named = records.iter().map(|record| (&record.digest, record.names.as_slice()));
+        let own = records.iter().map(|record| (&record.digest, record.own.as_slice()));
+        let others = records.iter().filter(|_| users).map(|record| (&record.digest, record.names.as_slice()));
+        let named = own.chain(others);
         let digests: Vec<&Digest> = recorded.iter().collect();
         let found = choose_named(text, named, &digests)?;
         found.cloned().ok_or_else(|| self.unknown(text))
@@ -367,7 +381,7 @@ impl Store {
     fn info(&self, record: &ImageRecord) -> Result<ImageInfo> {
         Ok(ImageInfo {
             digest: record.digest.clone(),
-            names: record.names.clone(),
+            names: record.all_names(),
             bytes: record.bytes,
             layers: record.layers.len(),
             created: record.created,

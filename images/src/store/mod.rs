@@ -7,7 +7,8 @@
 //!   form           in which form new layers are kept, until the machine starts anew
 //!   room.json      by which rules an agent keeps room, and what it last removed
 //!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount) or fs.erofs (an image to mount),
-//!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content.
+//!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content;
+//!                  shown.json, which users have shown that they have it.
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
 //!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
@@ -38,6 +39,7 @@ mod push;
 mod quota;
 mod record;
 mod room;
+mod shown;
 mod signed;
 mod sum;
 mod verify;
@@ -97,6 +99,10 @@ pub struct Store {
     images_mount: bool,
     /// Of the user for whom it is filled.
     quota: Option<quota::Quota>,
+    /// For which of its users work is done; nobody where it is for those whose store it is.
+    user: Option<u32>,
+    /// Whether it serves users, of whom each has to show what they have.
+    shared: bool,
 }
 
 impl Store {
@@ -163,6 +169,8 @@ impl Store {
             smallest_image: 0,
             images_mount: false,
             quota: None,
+            user: None,
+            shared: false,
         };
         store.check_version()?;
         store.read_form()?;
@@ -174,6 +182,21 @@ impl Store {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// The same store, which serves several users, with work to be done for `uid`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn working_for(mut self, uid: u32) -> Result<Self> {
+        (self.user, self.shared) = (self.user_of(uid)?, true);
+        Ok(self)
+    }
+
+    /// `uid` as one of the users that the store serves: nobody, where it is theirs, or root's.
+    pub(crate) fn user_of(&self, uid: u32) -> Result<Option<u32>> {
+        let owner = fstat(&self.root_fd).map_err(|e| Error::io("image store", e))?.st_uid;
+        Ok((uid != 0 && uid != owner).then_some(uid))
     }
 
     /// Where the store is.

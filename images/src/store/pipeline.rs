@@ -73,19 +73,48 @@ pub(super) fn unpack<F: Form>(
         };
         match (result, drained) {
             (Ok(made), Ok(())) => {
-                let found = recorder.finish().map_err(kept)?.0.finish();
-                match found {
-                    Some(found) if found != layer.diff_id => {
-                        Err(mismatch("uncompressed layer", &layer.diff_id, &found))
-                    }
-                    _ => Ok(made),
-                }
+                judge(recorder.finish().map_err(kept)?.0, layer)?;
+                Ok(made)
             }
             (Err(error), Ok(())) => Err(error),
             (_, Err(error)) => Err(error),
         }
     })
     .map_err(|e| e.within(&what))
+}
+
+/// Verifies one layer from `source` as [`unpack`] does, and writes nothing.
+pub(super) fn check(
+    source: &dyn BlobSource,
+    layer: &LayerInfo,
+    limits: &Limits,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let compressed = AtomicU64::new(0);
+    let what = format!("layer {} of {}", layer.digest, source.describe());
+    thread::scope(|scope| {
+        let (blob_out, blob_in) = sync_channel(QUEUE);
+        let (tar_out, tar_in) = sync_channel(QUEUE);
+        let (name, counter) = (what.as_str(), &compressed);
+        scope.spawn(move || send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out)));
+        scope.spawn(move || {
+            // What is not kept counts for nobody.
+            let bounds = (limits, &Charge::new(None));
+            send_result(&tar_out, inflate(Chunks::new(blob_in, None), bounds, counter, &tar_out))
+        });
+        let mut chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
+        drain(&mut chunks)?;
+        judge(chunks, layer)
+    })
+    .map_err(|e| e.within(&what))
+}
+
+/// Judges the content of the layer, all of which has passed.
+fn judge(content: Chunks, layer: &LayerInfo) -> Result<()> {
+    match content.finish() {
+        Some(found) if found != layer.diff_id => Err(mismatch("uncompressed layer", &layer.diff_id, &found)),
+        _ => Ok(()),
+    }
 }
 
 /// Reads and hashes the blob. Nothing but the exact bytes counts as its end.

@@ -16,7 +16,12 @@ pub(super) const VERSION: u32 = 1;
 pub(super) struct ImageRecord {
     pub(super) version: u32,
     pub(super) digest: Digest,
+    /// What the users of a shared store called it. Anybody may call an image as they like where its source fits, so these are
+    /// for people to read.
     pub(super) names: Vec<String>,
+    /// What those whose store it is called it: root, or its owner.
+    #[serde(default)]
+    pub(super) own: Vec<String>,
     pub(super) config_digest: Digest,
     pub(super) config: ImageConfig,
     /// Bottom first, as in the manifest.
@@ -31,6 +36,19 @@ pub(super) struct ImageRecord {
     /// Whether its registry was spoken to without TLS.
     #[serde(default)]
     pub(super) insecure: bool,
+}
+
+impl ImageRecord {
+    /// Names of one kind: of those whose store it is, or of users.
+    pub(super) fn names_of(&mut self, own: bool) -> &mut Vec<String> {
+        if own { &mut self.own } else { &mut self.names }
+    }
+
+    /// All names, each once.
+    pub(super) fn all_names(&self) -> Vec<String> {
+        let others = self.names.iter().filter(|name| !self.own.contains(name));
+        self.own.iter().chain(others).cloned().collect()
+    }
 }
 
 /// What is known of an image's signatures.

@@ -241,7 +241,7 @@ impl Store {
             let images = self.candidates(&stay)?;
             let before = made.images.len();
             for digest in choose(&images, bytes, since) {
-                let names = self.image_record(&digest)?.map(|r| r.names).unwrap_or_default();
+                let names = self.image_record(&digest)?.map(|r| r.all_names()).unwrap_or_default();
                 let last_used = images.iter().find(|i| i.digest == digest).map_or(0, |i| i.last_used / NANOS);
                 if self.forget(&digest)? {
                     made.images.push(CollectedImage { digest, names, last_used });

@@ -171,7 +171,7 @@ impl Store {
     /// The image is not in the store, or nobody noted it.
     pub fn origin(&self, digest: &Digest) -> Result<ResolvedManifest> {
         let record = self.image_record(digest)?.ok_or_else(|| self.unknown(&digest.to_string()))?;
-        let ImageRecord { names, insecure, .. } = record;
+        let (names, insecure) = (record.all_names(), record.insecure);
         let source = record.source.or_else(|| names.first().and_then(|name| source_of(name)));
         let source = source.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("image {digest}"), "nobody noted where it came from")
@@ -318,7 +318,7 @@ fn digest_of(archive: &mut impl Read, like: &Digest) -> std::io::Result<Digest> 
 }
 
 /// The source that a name of an image stands for.
-fn source_of(name: &str) -> Option<String> {
+pub(super) fn source_of(name: &str) -> Option<String> {
     if name.starts_with("sqsh:") || name.starts_with("sif:") {
         return Some(name.to_owned());
     }

@@ -215,7 +215,7 @@ fn removal_and_import_at_the_same_time() {
     });
 }
 
-pub fn helpers(
+pub(crate) fn helpers(
     user: Option<RunAs>,
     store: Option<RunAs>,
     environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,

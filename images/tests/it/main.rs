@@ -24,6 +24,7 @@ mod quota;
 mod ranges;
 mod registry;
 mod room;
+mod shared;
 mod sif;
 mod signatures;
 mod squashfs;

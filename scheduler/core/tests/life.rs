@@ -157,6 +157,11 @@ fn an_array_is_one_record_until_its_tasks_start() {
 #[test]
 fn what_can_never_run_is_refused_by_name() {
     let mut w = World::small();
+    let image_of = |spec: &mut JobSpec, source: String| {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let found = ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new() };
+        spec.container = Some(berth_samples::container("debian", Some(found)));
+    };
     type Case = (&'static str, Box<dyn Fn(&mut JobSpec)>, RefusalCode, &'static str);
     let cases: Vec<Case> = vec![
         ("cpus", Box::new(|s| s.resources.cpus_per_task = Some(64)), RefusalCode::Impossible, "64 CPUs"),
@@ -177,6 +182,24 @@ fn what_can_never_run_is_refused_by_name() {
             Box::new(|s| s.submit_line = "x".repeat(3 << 20).into()),
             RefusalCode::Invalid,
             "parameter too long: what was submitted",
+        ),
+        (
+            "typed",
+            Box::new(|s| s.container = Some(berth_samples::container("debian\n12", None))),
+            RefusalCode::Invalid,
+            "control characters",
+        ),
+        (
+            "image",
+            Box::new(move |s| image_of(s, "oci:/home/u/l\nx y".into())),
+            RefusalCode::Invalid,
+            "another name",
+        ),
+        (
+            "source",
+            Box::new(move |s| image_of(s, format!("oci:/{}", "x".repeat(4096)))),
+            RefusalCode::Invalid,
+            "what --container-image means has 4101 bytes",
         ),
         ("node", Box::new(|s| s.resources.node_list = vec!["n9".into()]), RefusalCode::NotFound, "n9"),
         (

@@ -4,7 +4,7 @@
 use berth_model::ByteStr;
 use berth_model::listing::size;
 use berth_model::request::{Refusal, RefusalCode};
-use berth_model::spec::{ContainerSpec, IoSpec, JobSpec, StepSpec};
+use berth_model::spec::{ContainerSpec, IoSpec, JobSpec, ResolvedImage, StepSpec};
 
 /// Most bytes of a name or a comment, as in Slurm.
 const NAME: usize = 1024;
@@ -28,6 +28,7 @@ pub(super) fn check_job(spec: &JobSpec) -> Result<(), Refusal> {
         ("the command", spec.command.0.len(), PATH),
         ("what was submitted, script and environment apart,", size(spec), ALL),
     ];
+    printable(spec.container.as_ref())?;
     fits(own.into_iter().chain(places(&spec.work_dir, &spec.io, spec.container.as_ref())))
 }
 
@@ -35,6 +36,7 @@ pub(super) fn check_job(spec: &JobSpec) -> Result<(), Refusal> {
 pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
     let name = ("--job-name", spec.name.len(), NAME);
     let display = ("the display of --x11", spec.x11.as_ref().map_or(0, |x11| x11.display.len()), NAME);
+    printable(spec.container.as_ref())?;
     fits(places(&spec.work_dir, &spec.io, spec.container.as_ref()).chain([name, display]))
 }
 
@@ -45,8 +47,29 @@ fn places<'a>(
 ) -> impl Iterator<Item = Length> + 'a {
     let files = [("--input", &io.stdin), ("--output", &io.stdout), ("--error", &io.stderr)];
     let files = files.into_iter().map(|(what, name)| (what, name.as_ref().map_or(0, |n| n.0.len()), PATH));
-    let image = container.map(|c| ("--container-image", c.image.typed.len(), PATH));
-    [("--chdir", work_dir.0.len(), PATH)].into_iter().chain(files).chain(image)
+    let typed = container.map(|c| ("--container-image", c.image.typed.len(), PATH));
+    let found = container.and_then(|c| c.image.resolved.as_ref()).map(|resolved| match resolved {
+        ResolvedImage::Manifest { source, .. } => source.len(),
+        ResolvedImage::RootDir { path } => path.0.len(),
+        ResolvedImage::Host | ResolvedImage::Kept => 0,
+    });
+    let found = found.map(|length| ("what --container-image means", length, PATH));
+    [("--chdir", work_dir.0.len(), PATH)].into_iter().chain(files).chain(typed).chain(found)
+}
+
+/// Clients of ours read image references, which have no control characters; a client may be anybody's.
+fn printable(container: Option<&ContainerSpec>) -> Result<(), Refusal> {
+    let Some(image) = container.map(|c| &c.image) else { return Ok(()) };
+    let source = match &image.resolved {
+        Some(ResolvedImage::Manifest { source, .. }) => source.as_str(),
+        _ => "",
+    };
+    if [image.typed.as_str(), source].iter().any(|text| text.chars().any(char::is_control)) {
+        let text = "--container-image: the image's name or source has control characters: give the file or directory \
+                    another name";
+        return Err(Refusal::new(RefusalCode::Invalid, text));
+    }
+    Ok(())
 }
 
 fn fits(lengths: impl Iterator<Item = Length>) -> Result<(), Refusal> {

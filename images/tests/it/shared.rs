@@ -1,0 +1,304 @@
+//! A store that several users share: what one of them says or does is not to hinder, deceive or expose the others.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use berth_images::{
+    Algorithm, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries, ResolvedManifest, RunAs,
+    Store, open_source,
+};
+
+use crate::concurrency::{helpers, program};
+use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::registry::{Authority, RealRegistry};
+use crate::support::{
+    Bench, Compression, ImageBuilder, Tar, arch, blob_path, gzip, put_blob, resolve_text, write_layout,
+};
+
+/// A store of an identity of its own, and users that fetch into it with a copy of the program that they can read.
+struct Shared {
+    bench: Bench,
+    store: Store,
+    copy: PathBuf,
+}
+
+impl Shared {
+    /// `None` where we are not root, who alone can act for several users.
+    fn new() -> Option<Shared> {
+        use std::os::unix::fs::PermissionsExt;
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/var/tmp").unwrap();
+        let bench = Bench { dir, form: berth_images::LayerForm::Directory };
+        std::fs::set_permissions(bench.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let copy = bench.path().join("import");
+        std::fs::copy(program(), &copy).unwrap();
+        let store = Store::open_for(&bench.path().join("store"), Some((54_321, 54_321))).unwrap();
+        Some(Shared { bench, store, copy })
+    }
+
+    /// How the user fetches; root with `None`.
+    fn user(
+        &self,
+        uid: Option<u32>,
+        registries: &Registries,
+        environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    ) -> Helpers {
+        let id = |uid| RunAs { uid, gid: uid, groups: vec![uid] };
+        Helpers {
+            program: self.copy.clone(),
+            registries: registries.clone(),
+            ..helpers(uid.map(id), Some(id(54_321)), environment)
+        }
+    }
+
+    /// A layout that everybody can read, with one image of these layers; gives the image.
+    fn layout(&self, name: &str, layers: Vec<Vec<u8>>) -> ResolvedManifest {
+        let layout = self.bench.path().join(name);
+        ImageBuilder::new(layers).compressed(Compression::Gzip).write(&layout);
+        resolve_text(&format!("oci:{}", layout.display()), &Credentials::anonymous(), false).unwrap()
+    }
+}
+
+#[test]
+fn what_one_user_has_noted_of_an_image_hinders_nobody_and_forges_nothing() {
+    let bench = Bench::new();
+    let image = ResolvedManifest {
+        source: "oci:/home/u/l\n1002 docker://r.example/x\nx y".to_owned(),
+        digest: ImageBuilder::new(vec![Tar::new().file("b", b"x").end()]).write(&bench.layout()),
+        insecure: false,
+        name: None,
+        indexes: Vec::new(),
+    };
+    let other = ResolvedManifest { source: "docker://r.example/x".to_owned(), ..image.clone() };
+    let store = bench.store();
+    store.grant(&image, 1001).unwrap();
+    assert!(!store.is_granted(&other, 1002).unwrap());
+    store.grant(&other, 1003).unwrap();
+    assert!(store.is_granted(&other, 1003).unwrap() && store.is_granted(&image, 1001).unwrap());
+    // What is damaged grants nothing, and is written anew.
+    for entry in std::fs::read_dir(store.root().join("images")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().contains(".grant") {
+            std::fs::write(path, "1003 docker://r.example/x\nx y\n").unwrap();
+        }
+    }
+    assert!(!store.is_granted(&other, 1003).unwrap());
+    store.grant(&other, 1003).unwrap();
+    assert!(store.is_granted(&other, 1003).unwrap());
+    // Such a source is not opened, nor one that no path is as long as.
+    let long = ResolvedManifest { source: format!("oci:/{}", "x".repeat(4096)), ..image.clone() };
+    for image in [image, long] {
+        let error = open_source(&image, &Registries::default(), &Credentials::anonymous()).err().unwrap();
+        assert!(
+            error.to_string().contains("control characters") && !error.to_string().contains('\n'),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn users_name_images_for_people_to_read_and_not_for_root_to_run() {
+    let Some(shared) = Shared::new() else { return };
+    let store = &shared.store;
+    let ubuntu = "docker://docker.io/library/ubuntu:24.04";
+    let bob = |registries: &Registries| shared.user(Some(54_002), registries, vec![]);
+    // Bob's own image by the name of a well-known one, as a client that he wrote himself may say.
+    let evil = shared.layout("evil", vec![Tar::new().file("b", b"evil").end()]);
+    let evil = ResolvedManifest { name: Some(ubuntu.to_owned()), ..evil };
+    bob(&Registries::default()).ensure(store, &evil, &()).unwrap();
+    assert_eq!(store.find(ubuntu).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.list().unwrap()[0].names, std::slice::from_ref(&evil.source), "it is called what it is");
+
+    // An older image of the repository, by the name of the newer one that root has.
+    let layout = shared.bench.layout();
+    let write = |text: &[u8]| ImageBuilder::new(vec![Tar::new().file("b", text).end()]).write(&layout);
+    let (old, new) = (write(b"old"), write(b"new"));
+    let fake = FakeRegistry::new(layout.clone(), Behaviour::default());
+    let registries = Registries::default().without_tls(&fake.address);
+    let (source, name) = (format!("docker://{}/x", fake.address), format!("docker://{}/x:1", fake.address));
+    let of = |digest: &Digest, name: &str| ResolvedManifest {
+        source: source.clone(),
+        digest: digest.clone(),
+        insecure: true,
+        name: Some(name.to_owned()),
+        indexes: Vec::new(),
+    };
+    bob(&registries).ensure(store, &of(&old, &name), &()).unwrap();
+    assert_eq!(store.find(&name).unwrap(), old, "root finds what a user fetched");
+    assert_eq!(
+        store.find_own(&name).unwrap_err().kind(),
+        ErrorKind::NotFound,
+        "and does not run it by that name"
+    );
+    assert_eq!(store.find_own(old.hex()).unwrap(), old, "but by its digest");
+    let root = shared.user(None, &registries, vec![]);
+    root.ensure(store, &of(&new, &name), &()).unwrap();
+    let claimed = of(&old, ubuntu);
+    bob(&registries).ensure(store, &claimed, &()).unwrap();
+    assert_eq!(store.find(ubuntu).unwrap_err().kind(), ErrorKind::NotFound);
+    for again in [&old, &new, &old] {
+        bob(&registries).ensure(store, &of(again, &name), &()).unwrap();
+        assert_eq!((store.find_own(&name).unwrap(), store.find(&name).unwrap()), (new.clone(), new.clone()));
+    }
+    // One user's names do not make the record grow for ever.
+    for n in 0..100 {
+        bob(&registries).ensure(store, &of(&old, &format!("docker://{}/x:t{n}", fake.address)), &()).unwrap();
+    }
+    let names = store.list().unwrap().into_iter().find(|image| image.digest == old).unwrap().names;
+    assert_eq!(names.len(), 64);
+    assert!(names.last().unwrap().ends_with(":t99"));
+}
+
+/// What an attacker knows of a victim's image: its manifest and configuration, but no layer.
+fn without_layers(shared: &Shared, image: &ResolvedManifest, name: &str) -> ResolvedManifest {
+    let (from, to) = (PathBuf::from(&image.source[4..]), shared.bench.path().join(name));
+    for file in ["oci-layout", "index.json"] {
+        std::fs::create_dir_all(&to).unwrap();
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    let manifest = std::fs::read(blob_path(&from, &image.digest)).unwrap();
+    let parsed: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let config: Digest = parsed["config"]["digest"].as_str().unwrap().parse().unwrap();
+    put_blob(&to, &image.digest, &manifest);
+    put_blob(&to, &config, &std::fs::read(blob_path(&from, &config)).unwrap());
+    ResolvedManifest { source: format!("oci:{}", to.display()), ..image.clone() }
+}
+
+/// An image of one blob that says it has the content of the layer `diff_id`, in a layout.
+fn claiming(shared: &Shared, name: &str, blob: &Digest, size: u64, diff_id: &str) -> ResolvedManifest {
+    let to = shared.bench.path().join(name);
+    let config = serde_json::json!({
+        "architecture": arch(), "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    });
+    let config = serde_json::to_vec(&config).unwrap();
+    let config_digest = Digest::of(Algorithm::Sha256, &config);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": config_digest.to_string(), "size": config.len(),
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": blob.to_string(), "size": size,
+        }],
+    });
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let digest = Digest::of(Algorithm::Sha256, &manifest);
+    put_blob(&to, &config_digest, &config);
+    put_blob(&to, &digest, &manifest);
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest.to_string(), "size": manifest.len(),
+    }]});
+    write_layout(&to, &index);
+    ResolvedManifest {
+        source: format!("oci:{}", to.display()),
+        digest,
+        insecure: false,
+        name: None,
+        indexes: Vec::new(),
+    }
+}
+
+/// Bytes that an import asked its source for, and that the importing user has the image.
+fn brought(helpers: &Helpers, store: &Store, image: &ResolvedManifest) -> u64 {
+    let bytes = AtomicU64::new(0);
+    let count = |event| {
+        if let ProgressEvent::Fetched { bytes: more } = event {
+            bytes.fetch_add(more, Ordering::Relaxed);
+        }
+    };
+    helpers.ensure(store, image, &count).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called() {
+    let Some(shared) = Shared::new() else { return };
+    let store = &shared.store;
+    let (alice, bob) = (54_001, 54_002);
+    let user = |uid| shared.user(Some(uid), &Registries::default(), vec![]);
+    let tar = Tar::new().file("secret", b"of Alice").end();
+    let diff_id = Digest::of(Algorithm::Sha256, &tar);
+    let image = shared.layout("private", vec![tar.clone()]);
+    let prepared = user(alice).ensure(store, &image, &()).unwrap();
+    let blob = gzip(&tar);
+    let digest = Digest::of(Algorithm::Sha256, &blob);
+    // The same manifest and configuration, and no layer.
+    let hollow = without_layers(&shared, &image, "hollow");
+    let error = user(bob).ensure(store, &hollow, &()).err().unwrap();
+    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("no blob"), "{error}");
+    assert!(!store.is_granted(&hollow, bob).unwrap());
+    // An image of his own that says it has that content, with the blob's name and without its bytes, or with other bytes.
+    let named = claiming(&shared, "named", &digest, blob.len() as u64, &diff_id.to_string());
+    let other = gzip(&Tar::new().file("secret", b"of Bob").end());
+    let own = Digest::of(Algorithm::Sha256, &other);
+    let forged = claiming(&shared, "forged", &own, other.len() as u64, &diff_id.to_string());
+    put_blob(&shared.bench.path().join("forged"), &own, &other);
+    for (image, word) in [(&named, "no blob"), (&forged, "have digest")] {
+        let error = user(bob).ensure(store, image, &()).err().unwrap().to_string();
+        assert!(error.contains(word), "{error}");
+        assert!(!store.is_granted(image, bob).unwrap());
+    }
+    assert_eq!(store.list().unwrap().len(), 1, "of what was refused no image is left");
+    // A registry of his own says yes to everything, and has nothing.
+    let fake = FakeRegistry::new(
+        shared.bench.path().join("named"),
+        Behaviour { has_all: true, ..Behaviour::default() },
+    );
+    let registries = Registries::default().without_tls(&fake.address);
+    let lying =
+        ResolvedManifest { source: format!("docker://{}/x", fake.address), insecure: true, ..named.clone() };
+    let error = shared.user(Some(bob), &registries, vec![]).ensure(store, &lying, &()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(!store.is_granted(&lying, bob).unwrap());
+    // Who has the content gets the layer that is there, whatever image it is in; and is asked for it once.
+    put_blob(&shared.bench.path().join("named"), &digest, &blob);
+    let (first, layers) = (brought(&user(bob), store, &named), store.df().unwrap().layers);
+    assert_eq!((first, layers), (blob.len() as u64, 1));
+    let again = claiming(&shared, "again", &digest, blob.len() as u64, &diff_id.to_string());
+    assert_eq!(again.digest, named.digest);
+    assert_eq!(brought(&user(bob), store, &again), 0);
+    // Root reads the store anyhow.
+    shared.user(None, &Registries::default(), vec![]).ensure(store, &hollow, &()).unwrap();
+    drop(prepared);
+}
+
+#[test]
+fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes() {
+    let Some(shared) = Shared::new() else { return };
+    let store = &shared.store;
+    let authority = Authority::new(shared.bench.path());
+    let registry = RealRegistry::with_tls(&authority.sign("server"), None);
+    std::os::unix::fs::chown(authority.pem(), Some(54_001), None).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(authority.pem(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let layers = vec![Tar::new().file("a", b"one").end(), Tar::new().file("b", b"two").end()];
+    let secret = layers[0].clone();
+    let image = shared.layout("layout", layers);
+    registry.push(&image.source[4..], "team/app:1");
+    let registries = authority.registries();
+    let user = |uid| shared.user(Some(uid), &registries, vec![]);
+    let at = |repository: &str| ResolvedManifest {
+        source: format!("docker://{}/{repository}", registry.address),
+        ..image.clone()
+    };
+    assert!(brought(&user(54_001), store, &at("team/app")) > 0);
+    assert_eq!(brought(&user(54_002), store, &at("team/app")), 0, "the registry's word is enough");
+    // Another repository, whose manifest names a blob that is not in it.
+    let blob = gzip(&secret);
+    let (digest, diff_id) = (Digest::of(Algorithm::Sha256, &blob), Digest::of(Algorithm::Sha256, &secret));
+    let claimed = claiming(&shared, "claimed", &digest, blob.len() as u64, &diff_id.to_string());
+    let fake = FakeRegistry::new(shared.bench.path().join("claimed"), Behaviour::default());
+    let lying =
+        ResolvedManifest { source: format!("docker://{}/x", fake.address), insecure: true, ..claimed };
+    let error = shared
+        .user(Some(54_003), &registries.clone().without_tls(&fake.address), vec![])
+        .ensure(store, &lying, &())
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}
