@@ -1,5 +1,6 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
+use crate::ahead::Ahead;
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::holders::Holders;
@@ -110,6 +111,7 @@ impl Job {
 
 /// The driver's state.
 pub struct Driver {
+    ahead: Ahead,
     node: Arc<Node>,
     core: AgentCore,
     inputs: mpsc::UnboundedSender<Input>,
@@ -136,7 +138,9 @@ impl Driver {
         adopted_jobs: Vec<JobRecord>,
         groups: BTreeMap<StepKey, Cgroup>,
     ) -> Driver {
+        let ahead = Ahead::start(Arc::clone(&node.images));
         let mut driver = Driver {
+            ahead,
             node,
             core,
             inputs,
@@ -282,6 +286,10 @@ impl Driver {
                 self.preparing.remove(&key);
                 self.ready.remove(&key);
             }
+            AgentEffect::Prefetch { job, attempt, launch, login } => {
+                self.ahead.fetch((job, attempt), launch, login);
+            }
+            AgentEffect::CancelPrefetch { job, attempt } => self.ahead.give_up((job, attempt)),
             AgentEffect::ImagesNeeded { ask, digests } => {
                 if let Some(answer) = self.asking.remove(&ask) {
                     // Who does not wait any more asks again.

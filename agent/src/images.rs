@@ -11,8 +11,8 @@ use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
     Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
-    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, open_source,
-    resolve,
+    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, Wanted,
+    open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
@@ -65,6 +65,8 @@ pub struct Images {
     root: PathBuf,
     /// The `berth` program, where fetching and unpacking are processes of their own (system mode).
     program: Option<PathBuf>,
+    /// That program, for what may have to end in the middle.
+    own_program: PathBuf,
     registries: Registries,
     /// The site's rules.
     config: ImagesConfig,
@@ -104,21 +106,34 @@ struct Pull<'a, F> {
     launch: &'a StepLaunch,
     login: Option<&'a Login>,
     pulling: &'a Pulling<F>,
+    /// The job may never come: nothing else gives way, and what is set here ends it.
+    ahead: Option<&'a Arc<AtomicBool>>,
 }
 
 impl Images {
-    /// Opens the store, or makes it. `program`: in system mode, the `berth` program.
+    /// Opens the store, or makes it. `program`: the `berth` program, and whether the node is in system mode.
     pub fn open(
         paths: &Paths,
-        program: Option<PathBuf>,
+        (program, system): (PathBuf, bool),
         config: &ImagesConfig,
         kept: Arc<KeptContainers>,
         room: Room,
     ) -> Result<Images, String> {
-        let mounted = program.is_some().then(MountedImages::new).and_then(Result::ok);
+        let (own_program, program) = (program.clone(), system.then_some(program));
+        let mounted = system.then(MountedImages::new).and_then(Result::ok);
         let registries = registries(config);
         let (root, state) = (place::store_place(config, paths.state())?, paths.state().to_path_buf());
-        let images = Images { root, program, registries, config: config.clone(), kept, state, room, mounted };
+        let images = Images {
+            root,
+            program,
+            own_program,
+            registries,
+            config: config.clone(),
+            kept,
+            state,
+            room,
+            mounted,
+        };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
         if let Err(e) = store.note_room_rules(&room::rules(config)) {
@@ -187,7 +202,7 @@ impl Images {
         login: Option<&Login>,
         pulling: &Pulling<F>,
     ) -> Result<Ready, String> {
-        let pull = Pull { launch, login, pulling };
+        let pull = Pull { launch, login, pulling, ahead: None };
         let Some(container) = &launch.container else {
             return self.host_is_admitted(launch).map(|()| Ready::nothing());
         };
@@ -222,16 +237,50 @@ impl Images {
         self.config.admits("", &ResolvedImage::Host, launch.job.account.as_deref())
     }
 
+    /// Fetches the image of a job that may start here soon, until `stop` is set; never where other images would have to go.
+    pub fn prefetch(
+        &self,
+        launch: &StepLaunch,
+        login: Option<&Login>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Option<Fetched>, String> {
+        let Some(container) = &launch.container else { return Ok(None) };
+        let digest = container.image.digest().and_then(|digest| digest.parse().ok());
+        if let (None, Some(digest)) = (&self.program, digest) {
+            // Nobody has to show that the image is theirs to use.
+            let there = self.store().and_then(|store| store.prepared(&digest));
+            if there.map_err(|e| e.to_string())?.is_some() {
+                return Ok(None);
+            }
+        }
+        let pulling = Pulling::new(|_| {});
+        let pull = Pull { launch, login, pulling: &pulling, ahead: Some(stop) };
+        self.make_present(&pull, &container.image)?;
+        Ok(pulling.fetched())
+    }
+
+    /// Whether so many bytes of blobs, twice that when unpacked, are more than there is room for.
+    fn is_short_of(&self, store: &Store, bytes: u64) -> bool {
+        let wanted = Wanted { bytes: bytes.saturating_mul(2), pressing: false };
+        store.lacks_room(&room::rules(&self.config), wanted).unwrap_or(true)
+    }
+
     fn make_present<F: Fn(Option<u8>) + Sync>(
         &self,
         pull: &Pull<'_, F>,
         wanted: &ImageRef,
     ) -> Result<Ready, String> {
-        let Pull { launch, login, pulling } = *pull;
-        let mut helpers = self.program.as_ref().map(|program| Helpers {
+        let Pull { launch, login, pulling, ahead } = *pull;
+        // What may have to end is done by processes also where one user is all there is.
+        let program = self.program.as_ref().or(ahead.map(|_| &self.own_program));
+        let mut helpers = program.map(|program| Helpers {
             login: login.cloned(),
-            quota: self.config.quota_of(&launch.identity.user, launch.identity.uid.0),
-            ..helpers(program, &self.registries, launch)
+            stop: ahead.cloned(),
+            quota: self
+                .program
+                .as_ref()
+                .and_then(|_| self.config.quota_of(&launch.identity.user, launch.identity.uid.0)),
+            ..helpers(program, &self.registries, launch, self.program.is_some())
         });
         let credentials = match login {
             // The fetcher has it.
@@ -279,7 +328,11 @@ impl Images {
                 && *bytes > 0
             {
                 begun.store(*bytes, Ordering::Relaxed);
-                self.room.look(*bytes);
+                match ahead {
+                    None => self.room.look(*bytes),
+                    Some(stop) if self.is_short_of(&store, *bytes) => stop.store(true, Ordering::Relaxed),
+                    Some(_) => {}
+                }
             }
             told.event(event);
         };
@@ -292,7 +345,7 @@ impl Images {
         let prepared = loop {
             match ensure() {
                 // Layers that were complete are there still.
-                Err(e) if e.kind() == ErrorKind::NoSpace && self.room.press() => {}
+                Err(e) if e.kind() == ErrorKind::NoSpace && ahead.is_none() && self.room.press() => {}
                 other => break other,
             }
         };
@@ -301,7 +354,7 @@ impl Images {
         if begun.into_inner() > 0 {
             self.room.look(0);
         }
-        if let Some(mounted) = &self.mounted {
+        if let (Some(mounted), None) = (&self.mounted, ahead) {
             for layer in &prepared.layers {
                 if let Err(e) = mounted.add(layer) {
                     tracing::debug!("{}: every container mounts it anew: {e}", layer.display());
@@ -392,7 +445,7 @@ fn credentials(launch: &StepLaunch) -> Credentials {
     Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
 }
 
-fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Helpers {
+fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch, system: bool) -> Helpers {
     let user = &launch.identity;
     let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
     let mut environment: Vec<(OsString, OsString)> = vec![
@@ -416,15 +469,16 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch) -> Help
         unpack: vec!["internal-unpack".into()],
         registries: registries.clone(),
         signers: None,
-        user: Some(RunAs {
+        user: system.then(|| RunAs {
             uid: user.uid.0,
             gid: user.gid.0,
             groups: user.groups.iter().map(|g| g.0).collect(),
         }),
         environment,
-        store: Some(RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
+        store: system.then(|| RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
         login: None,
         quota: None,
+        stop: None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod adopt;
+mod ahead;
 mod cgroups;
 mod clients;
 mod driver;

@@ -137,7 +137,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     let (room, wants) = Room::new();
     let images = Images::open(
         &paths,
-        options.system.then(|| options.program.clone()),
+        (options.program.clone(), options.system),
         &options.config.images,
         Arc::clone(&kept),
         room,

@@ -222,6 +222,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
         login: None,
         quota: None,
+        stop: None,
     }))
 }
 

@@ -11,6 +11,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_model::login::Login;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -80,6 +82,8 @@ pub struct Helpers {
     pub login: Option<Login>,
     /// Bytes that the user's images may take in the store; `None` without a bound.
     pub quota: Option<u64>,
+    /// Set by whoever does not want the image any more: what was begun ends at its next progress.
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 /// One line of the unpacker's report.
@@ -193,7 +197,7 @@ impl Helpers {
         let mut unpacker =
             Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
-        follow(report, progress)
+        follow(report, progress, self.stop.as_deref())
     }
 
     /// As [`resolve`], by the fetcher as the user: for references that could not be resolved where they were typed.
@@ -254,7 +258,7 @@ impl Helpers {
 }
 
 /// Relays the report until it says how things ended.
-fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
+fn follow(report: impl Read, progress: &dyn Progress, stop: Option<&AtomicBool>) -> Result<()> {
     let mut lines = BufReader::new(report);
     let mut stray = String::new();
     loop {
@@ -272,7 +276,12 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
             });
         }
         match serde_json::from_slice(&line) {
-            Ok(Report::Progress(event)) => progress.event(event),
+            Ok(Report::Progress(event)) => {
+                progress.event(event);
+                if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                    return Err(Error::new(ErrorKind::Io, "the import", "is not wanted any more"));
+                }
+            }
             Ok(Report::Done) => return Ok(()),
             Ok(Report::Failed(error)) => return Err(error),
             Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),
@@ -614,7 +623,7 @@ mod tests {
 
     #[test]
     fn a_report_that_stops_is_an_error_with_the_last_words() {
-        let error = follow(&b"thread panicked\n"[..], &()).unwrap_err().to_string();
+        let error = follow(&b"thread panicked\n"[..], &(), None).unwrap_err().to_string();
         assert!(error.contains("unpacking process") && error.contains("thread panicked"), "{error}");
     }
 }

@@ -95,6 +95,9 @@ pub struct ImagesConfig {
     pub path: ByteStr,
     /// Most that the store may take in each node's memory, where it is then, such as `8G`; empty keeps it on a disk.
     pub memory: String,
+    /// For how many waiting jobs a node may be told to fetch images before they start; 0 is written `"off"`.
+    #[serde(with = "prefetch")]
+    pub prefetch: u32,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -137,6 +140,7 @@ impl Default for ImagesConfig {
             certificate_authorities: Vec::new(),
             path: ByteStr::default(),
             memory: String::new(),
+            prefetch: 2,
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
@@ -162,6 +166,31 @@ impl ImagesConfig {
     /// Bytes of [`ImagesConfig::max_size`]; `None` without a bound, and for a text that [`Config::check`] refuses.
     pub fn max_bytes(&self) -> Option<u64> {
         crate::memory::parse(&self.max_size).ok().map(|mib| mib << 20)
+    }
+}
+
+/// A number, or `"off"`.
+mod prefetch {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(u32),
+        Word(String),
+    }
+
+    pub fn serialize<S: Serializer>(value: &u32, to: S) -> Result<S::Ok, S::Error> {
+        if *value == 0 { to.serialize_str("off") } else { to.serialize_u32(*value) }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        match Written::deserialize(from) {
+            Ok(Written::Number(value)) => Ok(value),
+            Ok(Written::Word(word)) if word == "off" => Ok(0),
+            _ => Err(D::Error::custom("write for how many waiting jobs a node may fetch images, or \"off\"")),
+        }
     }
 }
 

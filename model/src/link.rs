@@ -144,6 +144,18 @@ pub enum ToAgent {
         /// `sha256:...` of their manifests.
         digests: Vec<String>,
     },
+    /// A job that waits will probably run on the node: fetch the image of its first step, where there is room anyway, as
+    /// nothing else needs the node. Only identity, environment, image and login of the start are meant; the job may never come.
+    Prefetch(Box<Start>),
+    /// It will not, or somewhere else.
+    EndPrefetch {
+        /// Who leads.
+        term: Term,
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+    },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod ahead;
 mod bad_input;
 mod carried;
 mod cluster;

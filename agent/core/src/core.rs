@@ -39,6 +39,8 @@ pub struct AgentCore {
     runs: BTreeMap<RunKey, Run>,
     steps: BTreeMap<StepKey, Step>,
     over: Over,
+    /// Jobs that may start here, whose images are fetched.
+    ahead: BTreeSet<RunKey>,
     /// Questions about images that the controller was asked and has not answered.
     asked: BTreeSet<u64>,
     out: Vec<AgentEffect>,
@@ -62,6 +64,7 @@ impl AgentCore {
             runs: jobs.into_iter().map(|run| (run, Run::default())).collect(),
             steps: BTreeMap::new(),
             over: Over::default(),
+            ahead: BTreeSet::new(),
             asked: BTreeSet::new(),
             out: Vec::new(),
         };
@@ -110,6 +113,10 @@ impl AgentCore {
                 self.connected = true;
                 self.session = None;
                 self.give_up_asking();
+                // The controller tells anew what it wants; another one may want nothing of it.
+                for (job, attempt) in std::mem::take(&mut self.ahead) {
+                    self.out.push(AgentEffect::CancelPrefetch { job, attempt });
+                }
                 self.hello(now);
             }
             AgentEvent::Disconnected => {
@@ -241,7 +248,28 @@ impl AgentCore {
                     self.out.push(AgentEffect::ImagesNeeded { ask, digests: Some(digests) });
                 }
             }
+            ToAgent::Prefetch(start) => {
+                if self.follows(start.term) {
+                    self.prefetch(*start);
+                }
+            }
+            ToAgent::EndPrefetch { term, job, attempt } => {
+                if self.follows(term) && self.ahead.remove(&(job, attempt)) {
+                    self.out.push(AgentEffect::CancelPrefetch { job, attempt });
+                }
+            }
             ToAgent::ExitRecorded { key } => self.recorded(key),
+        }
+    }
+
+    fn prefetch(&mut self, start: Start) {
+        let run = run_of(start.launch.key);
+        let (job, attempt) = run;
+        // Messages may overtake each other: what has come or is over needs nothing ahead.
+        let late = self.runs.contains_key(&run) || self.over.has(run);
+        if self.session.is_some() && !late && self.ahead.insert(run) {
+            let Start { launch, login, .. } = start;
+            self.out.push(AgentEffect::Prefetch { job, attempt, launch: Box::new(launch), login });
         }
     }
 
@@ -321,6 +349,8 @@ impl AgentCore {
         if newer || self.over.has(run_key) {
             return;
         }
+        // What was begun for it is what its step waits for.
+        self.ahead.remove(&run_key);
         let fresh = !self.runs.contains_key(&run_key);
         let run = self.runs.entry(run_key).or_default();
         if run.ending || run.finished.contains(&key.step) {

@@ -188,6 +188,25 @@ pub enum AgentEffect {
         /// Which step.
         key: StepKey,
     },
+    /// A job may soon start here: fetch its image, one at a time, behind everything else, and only where there is room. No
+    /// answer is expected.
+    Prefetch {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Identity, environment and image of its first step.
+        launch: Box<StepLaunch>,
+        /// The login that came with it.
+        login: Option<Login>,
+    },
+    /// It will not: stop.
+    CancelPrefetch {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+    },
     /// The answer to a question about images.
     ImagesNeeded {
         /// Which question.

@@ -450,3 +450,41 @@ fn what_jobs_need_is_known_only_while_the_controller_answers() {
     node.say(needed(3));
     assert_eq!(answers(&mut node), [(3, None), (4, None), (5, None)]);
 }
+
+/// What is begun ahead, and what is given up, since the last call.
+fn ahead(node: &mut Node) -> (usize, usize) {
+    let seen = std::mem::take(&mut node.seen);
+    let begun =
+        seen.iter().filter(|e| matches!(e, AgentEffect::Prefetch { job, .. } if *job == JOB.0)).count();
+    let over =
+        seen.iter().filter(|e| matches!(e, AgentEffect::CancelPrefetch { job, .. } if *job == JOB.0)).count();
+    (begun, over)
+}
+
+#[test]
+fn an_image_is_fetched_ahead_once_and_given_up_once() {
+    let mut node = Node::new(vec![]);
+    let fetch = |node: &mut Node, term| node.say(ToAgent::Prefetch(Box::new(start(BATCH, term))));
+    let over = ToAgent::EndPrefetch { term: Term(3), job: JOB.0, attempt: JOB.1 };
+    fetch(&mut node, 2);
+    assert_eq!(ahead(&mut node), (0, 0), "of a controller that leads no more");
+    fetch(&mut node, 3);
+    fetch(&mut node, 3);
+    assert_eq!(ahead(&mut node), (1, 0));
+    node.say(over.clone());
+    node.say(over.clone());
+    assert_eq!(ahead(&mut node), (0, 1));
+    // Another connection: the controller says anew what it wants.
+    fetch(&mut node, 3);
+    node.event(AgentEvent::Disconnected);
+    node.event(AgentEvent::Connected);
+    assert_eq!(ahead(&mut node), (1, 1));
+    node.say(ToAgent::Welcome { term: Term(3), session: Session(2), heartbeat: Span::from_secs(10) });
+    fetch(&mut node, 3);
+    assert_eq!(ahead(&mut node), (1, 0));
+    // The job comes: what was begun is its own, and a late word changes nothing.
+    node.start(start(BATCH, 3));
+    node.say(over);
+    fetch(&mut node, 3);
+    assert_eq!(ahead(&mut node), (0, 0));
+}

@@ -231,6 +231,7 @@ pub(crate) fn helpers(
         store,
         login: None,
         quota: None,
+        stop: None,
     }
 }
 

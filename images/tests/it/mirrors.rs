@@ -261,6 +261,7 @@ pub(crate) fn helpers(
         store: uid.map(|_| id(54_321)),
         login: None,
         quota: None,
+        stop: None,
     }
 }
 

@@ -461,6 +461,7 @@ fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
     Helpers {
         login: None,
         quota: None,
+        stop: None,
         program: program(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],

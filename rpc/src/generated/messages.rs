@@ -997,6 +997,8 @@ pub struct ImagesConfig {
     pub path: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, tag = "51")]
     pub memory: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "52")]
+    pub prefetch: u32,
     #[prost(string, repeated, tag = "40")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "41")]
@@ -2254,9 +2256,18 @@ pub struct ImagesNeeded {
     #[prost(string, repeated, tag = "2")]
     pub digests: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndPrefetch {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint32, tag = "2")]
+    pub job: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2279,5 +2290,9 @@ pub mod to_agent {
         ExitRecorded(super::ExitRecorded),
         #[prost(message, tag = "8")]
         ImagesNeeded(super::ImagesNeeded),
+        #[prost(message, tag = "9")]
+        Prefetch(super::Start),
+        #[prost(message, tag = "10")]
+        EndPrefetch(super::EndPrefetch),
     }
 }

@@ -195,6 +195,12 @@ impl Field<pb::ToAgent> for ToAgent {
             ToAgent::ImagesNeeded { ask, digests } => {
                 Kind::ImagesNeeded(pb::ImagesNeeded { ask: *ask, digests: digests.clone() })
             }
+            ToAgent::Prefetch(start) => Kind::Prefetch((**start).put()),
+            ToAgent::EndPrefetch { term, job, attempt } => Kind::EndPrefetch(pb::EndPrefetch {
+                term: term.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+            }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -231,6 +237,12 @@ impl Field<pb::ToAgent> for ToAgent {
                 cause: Field::get(cause)?,
             },
             Kind::ImagesNeeded(pb::ImagesNeeded { ask, digests }) => ToAgent::ImagesNeeded { ask, digests },
+            Kind::Prefetch(start) => ToAgent::Prefetch(Box::new(Field::get(start)?)),
+            Kind::EndPrefetch(pb::EndPrefetch { term, job, attempt }) => ToAgent::EndPrefetch {
+                term: Field::get(term)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+            },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

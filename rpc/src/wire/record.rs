@@ -50,7 +50,7 @@ structs! {
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, max_size, keep_days,
         user_quota, quotas,
-        path, memory, allow, deny, rules, signatures, signature_rules,
+        path, memory, prefetch, allow, deny, rules, signatures, signature_rules,
     }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,

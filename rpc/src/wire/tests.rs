@@ -333,6 +333,8 @@ impl Arbitrary for ToAgent {
             4 => ToAgent::Terminate { term, key, kill_wait, cause },
             5 => ToAgent::EndJob { term, job, attempt, kill_wait, cause },
             6 => ToAgent::ImagesNeeded { ask: Arbitrary::arbitrary(r), digests: Arbitrary::arbitrary(r) },
+            7 => ToAgent::Prefetch(Box::new(Arbitrary::arbitrary(r))),
+            8 => ToAgent::EndPrefetch { term, job, attempt },
             _ => ToAgent::ExitRecorded { key },
         }
     }

@@ -102,10 +102,10 @@ pub enum Effect {
         connection: u64,
         /// The message.
         message: ToAgent,
-        /// For a `Start` whose script and environment are in the store: fill them in before sending, with
+        /// For a `Start` or a `Prefetch` whose script and environment are in the store: fill them in before sending, with
         /// [`crate::fill_payload`].
         payload: Option<PayloadKey>,
-        /// For a `Start` for whose image a sealed login is in the store: open it before sending. It may be gone: the
+        /// For those for whose image a sealed login is in the store: open it before sending. It may be gone: the
         /// image is fetched without it then.
         login: Option<PayloadKey>,
     },

@@ -1,14 +1,17 @@
 //! From a job, a step and a node to the Start that its agent gets.
 
 use crate::job::Job;
-use crate::rows::{Run, StepRow};
+use crate::rows::{Allocation, ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
-use berth_model::ids::{StepId, Term};
+use berth_model::ids::{NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
 use berth_model::link::Start;
-use berth_model::spec::{ContainerSpec, MemoryRequest, OpenMode, ResolvedImage, StepSpec, TimeLimit};
+use berth_model::spec::{
+    ContainerSpec, JobKind, MemoryRequest, OpenMode, ResolvedImage, StepSpec, TimeLimit,
+};
 use berth_model::time::{Span, Time};
+use std::sync::Arc;
 
 /// What every Start of this cluster has in common.
 pub(crate) struct Common<'a> {
@@ -90,6 +93,41 @@ pub(crate) fn start(
         warn: spec.warn_signal,
         login: None,
     };
+    Some((start, payload))
+}
+
+/// What a node is told of a job that may start there: as much of its first step's Start as its image needs, and where its
+/// environment is. `None` where no image is to be fetched.
+pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(Start, PayloadKey)> {
+    let first = job.spec.first_step.clone();
+    let step = match job.spec.spec.kind {
+        JobKind::Batch => StepId::Batch,
+        JobKind::Run => StepId::Number(0),
+        // What its steps will run in is not known.
+        JobKind::Alloc => return None,
+    };
+    let nodes = vec![node.clone()];
+    let allocation = Allocation { nodes, shares: vec![NodeShare::default()], tasks: vec![1] };
+    let run = Run { allocation: Arc::new(allocation), started: common.now, limit: None };
+    let row = StepRow {
+        version: ROW_VERSION,
+        key: StepKey { job: job.row.job, attempt: job.row.attempt, step },
+        name: String::new(),
+        spec: first,
+        nodes: vec![StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None }],
+        consumes: false,
+        started: common.now,
+        time_limit: None,
+        ending: None,
+        cancelled_by: None,
+        result: None,
+        login: false,
+    };
+    let (mut start, payload) = start(common, job, &run, &row, 0)?;
+    start.launch.program = Program::Argv(Vec::new());
+    start.launch.container.as_ref()?.image.digest()?;
+    // The environment of a task is its array's.
+    let payload = if step == StepId::Batch { payload } else { PayloadKey::Step(job.row.spec_of, step) };
     Some((start, payload))
 }
 

@@ -8,7 +8,7 @@ use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
-    MemoryRequest, ResourceRequest, StepSpec, TimeLimit,
+    MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
 };
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
@@ -323,7 +323,11 @@ impl World {
             work_dir: "/".into(),
             submit_dir: "/".into(),
             io: IoSpec::default(),
-            container: self.rng.permille(300).then(named_by_a_tag),
+            container: match self.rng.below(10) {
+                0..3 => Some(named_by_a_tag()),
+                3..7 => Some(pinned(self.rng.below(5))),
+                _ => None,
+            },
             limits: Default::default(),
             umask: 0o22,
             warn_signal: None,
@@ -442,4 +446,15 @@ fn named_by_a_tag() -> ContainerSpec {
         unshare: Vec::new(),
         save: None,
     }
+}
+
+/// One of a few images, found before.
+fn pinned(number: u64) -> ContainerSpec {
+    let resolved = ResolvedImage::Manifest {
+        source: "docker://r/x".into(),
+        digest: format!("sha256:{number:064x}"),
+        insecure: false,
+        indexes: Vec::new(),
+    };
+    ContainerSpec { image: ImageRef { typed: "r/x".into(), resolved: Some(resolved) }, ..named_by_a_tag() }
 }

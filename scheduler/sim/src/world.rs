@@ -305,7 +305,13 @@ impl World {
                 self.plan(after, Happening::Client(ClientAct::Answer(request, Box::new(result))));
             }
             Effect::Send { connection, mut message, payload, login } => {
-                if let (ToAgent::Start(start), Some(key)) = (&mut message, payload) {
+                if let (ToAgent::Prefetch(start), Some(core)) = (&message, &self.core) {
+                    let key = start.launch.key;
+                    core.audit_prefetch(key.job, &start.launch.node)?;
+                    self.count("images to be fetched ahead");
+                }
+                if let (ToAgent::Start(start) | ToAgent::Prefetch(start), Some(key)) = (&mut message, payload)
+                {
                     fill_payload(&mut start.launch, &self.store.payload(key)?);
                 }
                 if login.is_some_and(|key| self.store.payload(key).is_ok()) {
@@ -556,8 +562,11 @@ impl World {
                 let after = Span(self.rng.between(500, 100_000));
                 self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });
             }
-            AgentEffect::CancelImage { .. } | AgentEffect::Note { .. } | AgentEffect::ImagesNeeded { .. } => {
-            }
+            AgentEffect::CancelImage { .. }
+            | AgentEffect::Note { .. }
+            | AgentEffect::ImagesNeeded { .. }
+            | AgentEffect::Prefetch { .. }
+            | AgentEffect::CancelPrefetch { .. } => {}
         }
         Ok(())
     }

@@ -160,6 +160,9 @@ impl Cluster {
             self.fail_on_node(name);
         }
         self.register(name, &hello);
+        // What it was told before is over for it with the connection.
+        self.ahead.retain(|(node, ..)| node != name);
+        self.looking.stale = true;
         self.next_session += 1;
         let session = Session((self.term.0 << 32) | self.next_session);
         let now = self.clock;

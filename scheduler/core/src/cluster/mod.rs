@@ -2,6 +2,7 @@
 
 mod admin;
 mod agents;
+mod ahead;
 mod audit;
 mod cancel;
 mod ending;
@@ -58,6 +59,10 @@ pub struct Cluster {
     aside: BTreeSet<JobId>,
     /// Partitions to be gone through.
     dirty: BTreeSet<Arc<str>>,
+    /// Which nodes were told to fetch the images of which waiting jobs.
+    ahead: BTreeSet<(NodeName, JobId, Attempt)>,
+    /// Something changed since it was last looked what waiting jobs will run on, and whether it will be looked again.
+    looking: ahead::Looking,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
     waiting: BTreeMap<JobId, Vec<Waiting>>,
@@ -100,6 +105,8 @@ impl Cluster {
             blocked: BTreeMap::new(),
             aside: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            ahead: BTreeSet::new(),
+            looking: ahead::Looking::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
             waiting: BTreeMap::new(),
@@ -125,6 +132,7 @@ impl Cluster {
         }
         self.fire_timers();
         self.pass();
+        self.look_soon();
         self.outcome()
     }
 

@@ -36,6 +36,7 @@ impl Cluster {
                 continue;
             };
             self.blocked.remove(&name);
+            self.looking.stale = true;
             while let Some(key) = self.queue.get(&name).and_then(|q| q.first()).copied() {
                 if attempts == 0 {
                     self.dirty.insert(name);

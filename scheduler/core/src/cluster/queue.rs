@@ -61,12 +61,14 @@ impl Cluster {
         if self.blocked.get(&partition).is_none_or(|first| key < *first) {
             self.dirty.insert(partition.clone());
         }
+        self.looking.stale = true;
         self.queue.entry(partition).or_default().insert(key);
     }
 
     /// Takes a job out of the queue: it starts, ends, is held or waits for something else.
     pub(super) fn dequeue(&mut self, id: JobId) {
         self.aside.remove(&id);
+        self.looking.stale = true;
         let Some((partition, key)) = self.queue_key(id) else { return };
         if let Some(queue) = self.queue.get_mut(&partition) {
             queue.remove(&key);

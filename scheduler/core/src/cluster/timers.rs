@@ -32,6 +32,8 @@ pub(super) enum Timer {
     Repeat(JobId),
     /// A node still has runs that do not belong there.
     Settle(NodeName),
+    /// What waiting jobs will run on may have changed.
+    Ahead,
 }
 
 impl Cluster {
@@ -50,6 +52,7 @@ impl Cluster {
                 Timer::Silence(node) => self.check_silence(&node),
                 Timer::Repeat(job) => self.repeat(job),
                 Timer::Settle(node) => self.settle(&node),
+                Timer::Ahead => self.looking.due = true,
             }
         }
     }
