@@ -31,6 +31,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -117,7 +118,7 @@ pub struct Driver {
     inputs: mpsc::UnboundedSender<Input>,
     supervised: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
     link: Option<(u64, mpsc::UnboundedSender<FromAgent>)>,
-    preparing: BTreeMap<StepKey, AbortHandle>,
+    preparing: BTreeMap<StepKey, Arc<AtomicBool>>,
     ready: BTreeMap<StepKey, Ready>,
     jobs: BTreeMap<JobId, Job>,
     groups: BTreeMap<StepKey, Cgroup>,
@@ -283,7 +284,9 @@ impl Driver {
             AgentEffect::PrepareImage { key, launch, login } => self.prepare_image(key, launch, login),
             AgentEffect::CancelImage { key } => {
                 // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
-                self.preparing.remove(&key);
+                if let Some(stop) = self.preparing.remove(&key) {
+                    stop.store(true, Ordering::Relaxed);
+                }
                 self.ready.remove(&key);
             }
             AgentEffect::Prefetch { job, attempt, launch, login } => {
@@ -455,16 +458,18 @@ impl Driver {
             return;
         }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
-        let task = tokio::task::spawn_blocking(move || {
+        let stop = Arc::new(AtomicBool::new(false));
+        self.preparing.insert(key, Arc::clone(&stop));
+        tokio::task::spawn_blocking(move || {
             let pulling = Pulling::new(|percent| {
                 let event = ImageEvent::Progress(percent);
                 let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
             });
             let result = match launch.enter {
-                None => node.images.prepare(&launch, login.as_ref(), &pulling),
+                None => node.images.prepare(&launch, login.as_ref(), &pulling, &stop),
                 Some(step) => {
                     enter::find(&node.paths.spool(), &node.registry, &launch, step).and_then(|entered| {
-                        let ready = node.images.prepare(&entered.launch, login.as_ref(), &pulling)?;
+                        let ready = node.images.prepare(&entered.launch, login.as_ref(), &pulling, &stop)?;
                         Ok(Ready { entered: Some(Box::new(entered)), ..ready })
                     })
                 }
@@ -473,7 +478,6 @@ impl Driver {
             let fetched = pulling.fetched().filter(|_| launch.enter.is_none());
             let _ = inputs.send(Input::Image(key, Box::new(result), fetched));
         });
-        self.preparing.insert(key, task.abort_handle());
     }
 
     fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, kept: &Kept) -> Result<(), String> {

@@ -106,8 +106,10 @@ struct Pull<'a, F> {
     launch: &'a StepLaunch,
     login: Option<&'a Login>,
     pulling: &'a Pulling<F>,
-    /// The job may never come: nothing else gives way, and what is set here ends it.
-    ahead: Option<&'a Arc<AtomicBool>>,
+    /// What is set when nobody waits for it any more, which ends it.
+    stop: &'a Arc<AtomicBool>,
+    /// The job may never come: nothing else gives way.
+    ahead: bool,
 }
 
 impl Images {
@@ -201,8 +203,9 @@ impl Images {
         launch: &StepLaunch,
         login: Option<&Login>,
         pulling: &Pulling<F>,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Ready, String> {
-        let pull = Pull { launch, login, pulling, ahead: None };
+        let pull = Pull { launch, login, pulling, stop, ahead: false };
         let Some(container) = &launch.container else {
             return self.host_is_admitted(launch).map(|()| Ready::nothing());
         };
@@ -254,7 +257,7 @@ impl Images {
             }
         }
         let pulling = Pulling::new(|_| {});
-        let pull = Pull { launch, login, pulling: &pulling, ahead: Some(stop) };
+        let pull = Pull { launch, login, pulling: &pulling, stop, ahead: true };
         self.make_present(&pull, &container.image)?;
         Ok(pulling.fetched())
     }
@@ -270,12 +273,12 @@ impl Images {
         pull: &Pull<'_, F>,
         wanted: &ImageRef,
     ) -> Result<Ready, String> {
-        let Pull { launch, login, pulling, ahead } = *pull;
+        let Pull { launch, login, pulling, stop, ahead } = *pull;
         // What may have to end is done by processes also where one user is all there is.
-        let program = self.program.as_ref().or(ahead.map(|_| &self.own_program));
+        let program = self.program.as_ref().or(ahead.then_some(&self.own_program));
         let mut helpers = program.map(|program| Helpers {
             login: login.cloned(),
-            stop: ahead.cloned(),
+            stop: Some(Arc::clone(stop)),
             quota: self
                 .program
                 .as_ref()
@@ -328,10 +331,10 @@ impl Images {
                 && *bytes > 0
             {
                 begun.store(*bytes, Ordering::Relaxed);
-                match ahead {
-                    None => self.room.look(*bytes),
-                    Some(stop) if self.is_short_of(&store, *bytes) => stop.store(true, Ordering::Relaxed),
-                    Some(_) => {}
+                if !ahead {
+                    self.room.look(*bytes);
+                } else if self.is_short_of(&store, *bytes) {
+                    stop.store(true, Ordering::Relaxed);
                 }
             }
             told.event(event);
@@ -345,7 +348,7 @@ impl Images {
         let prepared = loop {
             match ensure() {
                 // Layers that were complete are there still.
-                Err(e) if e.kind() == ErrorKind::NoSpace && ahead.is_none() && self.room.press() => {}
+                Err(e) if e.kind() == ErrorKind::NoSpace && !ahead && self.room.press() => {}
                 other => break other,
             }
         };
@@ -354,7 +357,7 @@ impl Images {
         if begun.into_inner() > 0 {
             self.room.look(0);
         }
-        if let (Some(mounted), None) = (&self.mounted, ahead) {
+        if let (Some(mounted), false) = (&self.mounted, ahead) {
             for layer in &prepared.layers {
                 if let Err(e) = mounted.add(layer) {
                     tracing::debug!("{}: every container mounts it anew: {e}", layer.display());

@@ -8,6 +8,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_model::login::Login;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +35,8 @@ use crate::source::{
 };
 use crate::store::{PreparedImage, Store};
 
+/// Milliseconds between two looks whether an import is still wanted.
+const LOOKS: u16 = 500;
 /// Longest line of a report, and longest answer of a resolver.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -82,7 +87,7 @@ pub struct Helpers {
     pub login: Option<Login>,
     /// Bytes that the user's images may take in the store; `None` without a bound.
     pub quota: Option<u64>,
-    /// Set by whoever does not want the image any more: what was begun ends at its next progress.
+    /// Set by whoever does not want the image any more: the processes are ended within a second, whatever they wait for.
     pub stop: Option<Arc<AtomicBool>>,
 }
 
@@ -257,11 +262,22 @@ impl Helpers {
     }
 }
 
-/// Relays the report until it says how things ended.
-fn follow(report: impl Read, progress: &dyn Progress, stop: Option<&AtomicBool>) -> Result<()> {
+/// Relays the report until it says how things ended, or until nobody wants it any more.
+fn follow(report: impl Read + AsFd, progress: &dyn Progress, stop: Option<&AtomicBool>) -> Result<()> {
     let mut lines = BufReader::new(report);
     let mut stray = String::new();
     loop {
+        if let Some(stop) = stop {
+            while !stop.load(Ordering::Relaxed) && lines.buffer().is_empty() {
+                let mut fds = [PollFd::new(lines.get_ref().as_fd(), PollFlags::POLLIN)];
+                if !matches!(poll(&mut fds, LOOKS), Ok(0) | Err(Errno::EINTR)) {
+                    break;
+                }
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Io, "the import", "is not wanted any more"));
+            }
+        }
         let mut line = Vec::new();
         let read = (&mut lines)
             .take(MAX_LINE)
@@ -276,12 +292,7 @@ fn follow(report: impl Read, progress: &dyn Progress, stop: Option<&AtomicBool>)
             });
         }
         match serde_json::from_slice(&line) {
-            Ok(Report::Progress(event)) => {
-                progress.event(event);
-                if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-                    return Err(Error::new(ErrorKind::Io, "the import", "is not wanted any more"));
-                }
-            }
+            Ok(Report::Progress(event)) => progress.event(event),
             Ok(Report::Done) => return Ok(()),
             Ok(Report::Failed(error)) => return Err(error),
             Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),
@@ -622,8 +633,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_wanted_any_more_is_not_waited_for() {
+        let (read, _open) = std::io::pipe().unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| follow(read, &(), Some(&stop)));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!waiting.is_finished());
+            stop.store(true, Ordering::Relaxed);
+            assert!(waiting.join().unwrap().unwrap_err().to_string().contains("not wanted"));
+        });
+    }
+
+    #[test]
     fn a_report_that_stops_is_an_error_with_the_last_words() {
-        let error = follow(&b"thread panicked\n"[..], &(), None).unwrap_err().to_string();
+        let (read, mut write) = std::io::pipe().unwrap();
+        write.write_all(b"thread panicked\n").unwrap();
+        drop(write);
+        let error = follow(read, &(), None).unwrap_err().to_string();
         assert!(error.contains("unpacking process") && error.contains("thread panicked"), "{error}");
     }
 }

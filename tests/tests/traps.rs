@@ -5,6 +5,34 @@ use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, sandbox::wa
 use serde_json::json;
 use std::time::{Duration, Instant};
 
+/// Whoever waits for a registry that says nothing has the image's lock; a cancelled job waits for nothing.
+#[test]
+fn a_cancelled_job_gives_up_its_image_and_others_go_on_as_root() {
+    let registry = Registry::open();
+    let option = format!("--container-image={}", registry.push(&images::layers(), "slow:1", &[]));
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let slow = sandbox.sbatch(&["--hold", "-c1", "--mem=64M", &option], "#!/bin/sh\n:\n");
+    registry.freeze();
+    sandbox.cmd("scontrol").args(["release", &slow.to_string()]).ok();
+    let fetching = || {
+        let all = berth_tests::leftovers::processes(&sandbox.state());
+        all.into_iter().find(|(_, line)| line.contains("internal-unpack"))
+    };
+    assert!(wait(20, fetching).is_some(), "nothing is fetched");
+    // The same image from elsewhere.
+    let other =
+        sandbox.srun_in(images::layers(), ["-c1", "--mem=64M", "cat", "/data/kept"]).limit(30).spawn();
+    assert!(
+        wait(20, || (sandbox.cmd("squeue").args(["-h", "-t", "CF,R"]).ok().text().lines().count() == 2)
+            .then_some(()))
+        .is_some()
+    );
+    sandbox.cmd("scancel").arg(slow.to_string()).ok();
+    let other = other.finish();
+    assert_eq!((other.rc, other.text().as_str()), (0, "kept"), "{other}");
+    registry.thaw();
+}
+
 each_user! {
     fn a_container_request_never_runs_on_the_host(who) {
         let sandbox = Sandbox::start(who);

@@ -2,18 +2,25 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{Kind, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{BlobKind, BlobSource};
 
+/// How long a blob may keep us waiting for so much more of it. Whoever waits holds the layer's lock, and the other side belongs to a
+/// user, who may stop it, or name a registry that gives a byte a minute; registries that are only slow bring more.
+const PATIENCE: Duration = Duration::from_secs(600);
+const ENOUGH: u64 = 64 << 10;
+
 /// A source behind a pair of pipes, which [`super::serve_fetcher`] answers.
 pub struct RemoteSource {
     description: String,
     link: Arc<Link>,
+    patience: Duration,
 }
 
 struct Link {
@@ -67,7 +74,7 @@ impl RemoteSource {
                 }
             }
         });
-        Self { description: description.into(), link }
+        Self { description: description.into(), link, patience: PATIENCE }
     }
 }
 
@@ -98,6 +105,9 @@ impl BlobSource for RemoteSource {
             current: Vec::new(),
             at: 0,
             ended: false,
+            patience: self.patience,
+            waited: Duration::ZERO,
+            got: 0,
         };
         let request = serde_json::to_vec(&Open { kind, digest: digest.clone(), offset })
             .map_err(|e| broken(&e.to_string()))?;
@@ -164,16 +174,46 @@ struct RemoteBlob {
     current: Vec<u8>,
     at: usize,
     ended: bool,
+    patience: Duration,
+    /// Time spent waiting, and bytes that came in it, since it was last enough.
+    waited: Duration,
+    got: u64,
 }
 
 impl RemoteBlob {
+    fn next(&mut self) -> Result<Message> {
+        let begun = Instant::now();
+        let message = self.queue.recv_timeout(self.patience.saturating_sub(self.waited));
+        self.waited += begun.elapsed();
+        match message {
+            Ok(Message::Data(data)) => {
+                self.got += data.len() as u64;
+                if self.got >= ENOUGH {
+                    (self.waited, self.got) = (Duration::ZERO, 0);
+                }
+                Ok(Message::Data(data))
+            }
+            Ok(message) => Ok(message),
+            Err(RecvTimeoutError::Disconnected) => Err(broken("it ended before everything was fetched")),
+            Err(RecvTimeoutError::Timeout) => {
+                let reason = format!(
+                    "it brought {} bytes while {} s were waited for it",
+                    self.got,
+                    self.patience.as_secs()
+                );
+                Err(broken(&reason)
+                    .next("its source hardly answers: see whether it does for other tools, and try again"))
+            }
+        }
+    }
+
     /// Waits for the next piece when the current one is used up, and asks for as much more.
     fn fill(&mut self) -> Result<()> {
         if self.ended || self.at < self.current.len() {
             return Ok(());
         }
-        match self.queue.recv() {
-            Ok(Message::Data(data)) => {
+        match self.next()? {
+            Message::Data(data) => {
                 let bytes = data.len();
                 self.current = data;
                 self.at = 0;
@@ -185,12 +225,11 @@ impl RemoteBlob {
                 let _ = self.link.send(Kind::Credit, self.stream, &credit);
                 Ok(())
             }
-            Ok(Message::End) => {
+            Message::End => {
                 self.ended = true;
                 Ok(())
             }
-            Ok(Message::Failed(error)) => Err(error),
-            Err(_) => Err(broken("it ended before everything was fetched")),
+            Message::Failed(error) => Err(error),
         }
     }
 }
@@ -252,6 +291,44 @@ mod tests {
 
     fn pair() -> (UnixStream, UnixStream) {
         UnixStream::pair().unwrap()
+    }
+
+    /// The other side belongs to a user: it may be stopped, or have a source that gives next to nothing.
+    #[test]
+    fn who_brings_next_to_nothing_is_not_waited_for() {
+        struct Drips;
+        impl Read for Drips {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(20));
+                buffer[0] = 0;
+                Ok(1)
+            }
+        }
+        struct Slow;
+        impl BlobSource for Slow {
+            fn describe(&self) -> String {
+                "slow".to_owned()
+            }
+            fn open(&self, _: BlobKind, _: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
+                Ok(Box::new(Drips))
+            }
+        }
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let patience = Duration::from_millis(400);
+        let blames = |e: String| assert!(e.contains("it brought") && e.contains("hardly answers"), "{e}");
+        // Nobody answers at all.
+        let (ours, _theirs) = pair();
+        let silent = RemoteSource::new("remote", ours.try_clone().unwrap(), ours);
+        let silent = RemoteSource { patience, ..silent };
+        blames(silent.open(BlobKind::Blob, &digest, 0).err().unwrap().to_string());
+        let (ours, theirs) = pair();
+        std::thread::spawn(move || serve_fetcher(&Slow, theirs.try_clone().unwrap(), &theirs));
+        let slow = RemoteSource::new("remote", ours.try_clone().unwrap(), ours);
+        let slow = RemoteSource { patience, ..slow };
+        let read = slow.open(BlobKind::Blob, &digest, 0).and_then(|mut blob| {
+            blob.read_to_end(&mut Vec::new()).map_err(|e| e.downcast::<Error>().unwrap())
+        });
+        blames(read.unwrap_err().to_string());
     }
 
     #[test]
