@@ -5,31 +5,40 @@ use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, sandbox::wa
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Whoever waits for a registry that says nothing has the image's lock; a cancelled job waits for nothing.
+/// Whoever waits for a registry that says nothing any more has the image's lock; a cancelled job waits for nothing.
 #[test]
 fn a_cancelled_job_gives_up_its_image_and_others_go_on_as_root() {
     let registry = Registry::open();
-    let option = format!("--container-image={}", registry.push(&images::layers(), "slow:1", &[]));
     let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
-    let slow = sandbox.sbatch(&["--hold", "-c1", "--mem=64M", &option], "#!/bin/sh\n:\n");
-    registry.freeze();
-    sandbox.cmd("scontrol").args(["release", &slow.to_string()]).ok();
-    let fetching = || {
-        let all = berth_tests::leftovers::processes(&sandbox.state());
-        all.into_iter().find(|(_, line)| line.contains("internal-unpack"))
+    let layout = sandbox.work().join("large");
+    let content: Vec<u8> =
+        (0..16u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let layers = vec![layout::busybox(), layout::Layer::default().file("large", 0o644, &content)];
+    layout::write(&layout, layers, json!({}));
+    let option = format!("--container-image={}", registry.push(&layout, "large:1", &["--preserve-digests"]));
+    let slow = sandbox.sbatch(&["-c1", "--mem=64M", &option], "#!/bin/sh\n:\n");
+    // What is fetched is locked; from then on nothing more comes.
+    let locks = sandbox.state().join("images/locks");
+    let locked = || {
+        let mut names = std::fs::read_dir(&locks).into_iter().flatten().flatten();
+        names.any(|name| name.file_name().to_string_lossy().starts_with("fetch-"))
     };
-    assert!(wait(20, fetching).is_some(), "nothing is fetched");
+    let begun = Instant::now();
+    while !locked() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing is fetched");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    registry.freeze();
     // The same image from elsewhere.
-    let other =
-        sandbox.srun_in(images::layers(), ["-c1", "--mem=64M", "cat", "/data/kept"]).limit(30).spawn();
-    assert!(
-        wait(20, || (sandbox.cmd("squeue").args(["-h", "-t", "CF,R"]).ok().text().lines().count() == 2)
-            .then_some(()))
-        .is_some()
-    );
+    let other = sandbox
+        .srun_in(&layout, ["-c1", "--mem=64M", "/bin/busybox", "wc", "-c", "/large"])
+        .limit(30)
+        .spawn();
+    let both = || sandbox.cmd("squeue").args(["-h", "-t", "CF,R"]).ok().text().lines().count() == 2;
+    assert!(wait(20, || both().then_some(())).is_some(), "one of the two jobs has no node, or is over");
     sandbox.cmd("scancel").arg(slow.to_string()).ok();
     let other = other.finish();
-    assert_eq!((other.rc, other.text().as_str()), (0, "kept"), "{other}");
+    assert_eq!((other.rc, other.text()), (0, format!("{} /large", content.len())), "{other}");
     registry.thaw();
 }
 
