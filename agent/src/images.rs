@@ -172,10 +172,13 @@ impl Images {
     }
 
     /// Images of containers that are kept by name.
-    pub fn kept_images(&self) -> Vec<Digest> {
+    ///
+    /// # Errors
+    /// As of [`room::named_images`].
+    pub fn kept_images(&self) -> Result<Vec<Digest>, String> {
         let mut all = self.kept.images(None);
-        all.extend(room::named_images(&self.state));
-        all
+        all.extend(room::named_images(&self.state)?);
+        Ok(all)
     }
 
     /// Those of the containers that a user keeps.

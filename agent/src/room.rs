@@ -6,6 +6,7 @@ use crate::images::Images;
 use berth_images::{Collected, Digest, RoomRules, Store, Wanted};
 use berth_model::config::ImagesConfig;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -101,7 +102,10 @@ impl Drop for Pull<'_> {
 }
 
 /// Images of the containers that are kept in a state directory by name, without a cluster.
-pub fn named_images(state: &Path) -> Vec<Digest> {
+///
+/// # Errors
+/// What is known of a container cannot be read: nobody can say which images are needed.
+pub fn named_images(state: &Path) -> Result<Vec<Digest>, String> {
     #[derive(serde::Deserialize)]
     struct Named {
         pinned: Pinned,
@@ -110,12 +114,31 @@ pub fn named_images(state: &Path) -> Vec<Digest> {
     struct Pinned {
         digest: Digest,
     }
-    let entries = std::fs::read_dir(state.join("containers")).into_iter().flatten().flatten();
-    let read = |entry: std::fs::DirEntry| {
-        let text = std::fs::read(entry.path().join("container.json")).ok()?;
-        serde_json::from_slice::<Named>(&text).ok().map(|named| named.pinned.digest)
+    let containers = state.join("containers");
+    let failed = |path: &Path, e: &dyn std::fmt::Display| {
+        format!(
+            "{}: {e}: which image the container needs is not known; `enroot remove` or `berth container rm` removes it",
+            path.display()
+        )
     };
-    entries.filter_map(read).collect()
+    let entries = match std::fs::read_dir(&containers) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|e| failed(&containers, &e))?,
+    };
+    let mut digests = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| failed(&containers, &e))?.path().join("container.json");
+        match std::fs::read(&path) {
+            Ok(text) => {
+                let named: Named = serde_json::from_slice(&text).map_err(|e| failed(&path, &e))?;
+                digests.push(named.pinned.digest);
+            }
+            // Not made yet, or gone.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(failed(&path, &e)),
+        }
+    }
+    Ok(digests)
 }
 
 /// Keeps room, until the agent ends.
@@ -223,10 +246,14 @@ impl Images {
         needed: &[String],
     ) -> Result<Option<Collected>, String> {
         let mut all: BTreeSet<Digest> = needed.iter().filter_map(|digest| digest.parse().ok()).collect();
-        all.extend(self.kept_images());
+        all.extend(self.kept_images()?);
         all.extend(self.room().pulls().keys().cloned());
         let text = |e: berth_images::Error| e.to_string();
         let store: Store = self.store().map_err(text)?;
+        // The controller was not asked about what came meanwhile: the job for which it was fetched, or the other tasks of its
+        // array, may wait for it. Listed after the pulls: what is no pull any more is on the list.
+        let listed = store.list().map_err(text)?.into_iter().map(|image| image.digest);
+        all.extend(listed.filter(|digest| !held.images.contains(digest)));
         let removed = store.drop_released(&held.released, &all).map_err(text)?;
         if removed.layers > 0 {
             let (images, bytes) = (removed.images.len(), removed.bytes);
@@ -236,5 +263,30 @@ impl Images {
             true => store.make_room(rules, wanted, &all).map_err(text),
             false => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // what fails here fails the test
+
+    use super::*;
+
+    #[test]
+    fn a_container_of_which_nothing_can_be_read_keeps_all_images() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(named_images(dir.path()).unwrap(), []);
+        let container = |name: &str, text: &str| {
+            let place = dir.path().join("containers").join(name);
+            std::fs::create_dir_all(&place).unwrap();
+            std::fs::write(place.join("container.json"), text).unwrap();
+        };
+        let digest = format!("sha256:{:064x}", 1);
+        container("one", &format!(r#"{{"pinned": {{"digest": "{digest}"}}}}"#));
+        std::fs::create_dir(dir.path().join("containers/begun")).unwrap();
+        assert_eq!(named_images(dir.path()).unwrap(), [digest.parse().unwrap()]);
+        container("two", "{\"pinned\":");
+        let why = named_images(dir.path()).unwrap_err();
+        assert!(why.contains("two/container.json") && why.contains("removes it"), "{why}");
     }
 }

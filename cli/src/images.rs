@@ -5,9 +5,9 @@ use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_images::{
-    BlobSource, Credentials, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent, Reference,
-    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, look_for_signature, open_source,
-    resolve,
+    BlobSource, Credentials, Digest, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent,
+    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, look_for_signature,
+    open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::ImagesConfig;
@@ -129,6 +129,11 @@ pub fn open(pinned: &ResolvedManifest, state: Option<&Path>) -> berth_images::Re
 /// A failure about an image.
 pub fn failed(e: &Error) -> Failure {
     Failure::user(e.to_string())
+}
+
+/// Images that the caller's own containers need, in the directory of [`local_dir`].
+pub fn named(state: Option<&Path>) -> Result<Vec<Digest>, Failure> {
+    berth_agent::named_images(&local_dir(state)?.0).map_err(Failure::user)
 }
 
 /// The directory of the caller's own images and containers: the one named by option; the one that BERTH_STATE names
