@@ -38,7 +38,7 @@ pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
 pub use place::store_place;
-pub use room::named_images;
+pub use room::kept_images;
 pub use start::{
     AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,
 };

@@ -3,6 +3,8 @@
 
 use crate::driver::Input;
 use crate::images::Images;
+use crate::kept::KeptContainers;
+use crate::paths::Paths;
 use berth_images::{Collected, Digest, RoomRules, Store, Wanted};
 use berth_model::config::ImagesConfig;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,11 +103,17 @@ impl Drop for Pull<'_> {
     }
 }
 
-/// Images of the containers that are kept in a state directory by name, without a cluster.
+/// Images of all containers that are kept in a state directory: by jobs, and by name without a cluster.
 ///
 /// # Errors
 /// What is known of a container cannot be read: nobody can say which images are needed.
-pub fn named_images(state: &Path) -> Result<Vec<Digest>, String> {
+pub fn kept_images(state: &Path) -> Result<Vec<Digest>, String> {
+    let mut all = KeptContainers::new(Paths::new(state)).images(None);
+    all.extend(named_images(state)?);
+    Ok(all)
+}
+
+pub(crate) fn named_images(state: &Path) -> Result<Vec<Digest>, String> {
     #[derive(serde::Deserialize)]
     struct Named {
         pinned: Pinned,

@@ -1,21 +1,23 @@
 //! What the commands need of images: the resolver for submissions, the store to use, and progress on a terminal.
 
-use berth_client::ImageResolver;
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
+use berth_client::{ImageResolver, block_on};
 use berth_images::{
     BlobSource, Credentials, Digest, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent,
     Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, look_for_signature,
     open_source, resolve,
 };
-use berth_model::ByteStr;
 use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::options::Explain;
+use berth_model::query::JobQuery;
 use berth_model::spec::ResolvedImage;
+use berth_model::{ByteStr, Uid};
 use berth_runtime::facts::is_privileged;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -131,9 +133,23 @@ pub fn failed(e: &Error) -> Failure {
     Failure::user(e.to_string())
 }
 
-/// Images that the caller's own containers need, in the directory of [`local_dir`].
-pub fn named(state: Option<&Path>) -> Result<Vec<Digest>, Failure> {
-    berth_agent::named_images(&local_dir(state)?.0).map_err(Failure::user)
+/// Images that must stay in the store of [`local_dir`]: those of containers that are kept, and, where that is a cluster's, those that
+/// its jobs need which are not over.
+pub fn needed(state: Option<&Path>) -> Result<BTreeSet<Digest>, Failure> {
+    let dir = local_dir(state)?;
+    let kept = berth_agent::kept_images(&dir.0).map_err(Failure::user)?;
+    let site = Site::of(dir);
+    let jobs = if site.streams.exists() { needed_by_jobs(&site, &[])? } else { Vec::new() };
+    Ok(kept.into_iter().chain(jobs).collect())
+}
+
+/// The images that jobs of these users, or of all, need which are not over.
+pub fn needed_by_jobs(site: &Site, users: &[Uid]) -> Result<Vec<Digest>, Failure> {
+    let query = JobQuery { users: users.to_vec(), ..Default::default() };
+    let jobs = block_on(async { Ok(site.connect().await?.jobs(&query).await?) })?;
+    let pinned = jobs.iter().filter_map(|job| job.spec.container.as_ref()?.image.digest());
+    let found = jobs.iter().flat_map(|job| &job.steps).filter_map(|step| step.digest.as_deref());
+    Ok(pinned.chain(found).filter_map(|digest| digest.parse().ok()).collect())
 }
 
 /// The directory of the caller's own images and containers: the one named by option; the one that BERTH_STATE names

@@ -151,3 +151,36 @@ fn a_users_small_disk_that_is_full_goes_on_as_root() {
         goes_on(Who::user(), rules, "an image could not be fetched for lack of space");
     }
 }
+
+each_user! {
+    fn pruning_keeps_what_jobs_and_kept_containers_need(who) {
+        let registry = Registry::open();
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let images = ["waits", "kept", "nobody"].map(|name| push(&registry, name));
+        images.iter().for_each(|image| drop(run(&sandbox, image)));
+        let job = hold(&sandbox, &images[0]);
+        let keep = ["--container-name=box", "--container-scope=user", "true"];
+        sandbox.srun_in(&images[1], keep).ok();
+        let prune = || sandbox.cmd("berth").args(["image", "prune", "--all"]);
+        let left = |expected: &[&str]| {
+            let sorted = || {
+                let mut names = names(&sandbox);
+                names.sort();
+                names
+            };
+            // A step that was just over still has its image.
+            let seen = wait(20, || {
+                prune().ok();
+                (sorted() == expected).then_some(())
+            });
+            assert!(seen.is_some(), "{:?} are left, and not {expected:?}", sorted());
+        };
+        left(&["kept", "waits"]);
+        sandbox.cmd("scancel").arg(job.to_string()).ok();
+        left(&["kept"]);
+        // Nobody can say what jobs need.
+        sandbox.kill_9(sandbox.controller());
+        prune().fails();
+        assert_eq!(names(&sandbox), ["kept"]);
+    }
+}

@@ -128,7 +128,8 @@ impl Site {
         }
     }
 
-    fn of(dir: StateDir) -> Site {
+    /// The cluster of a state directory, whether it is up or not.
+    pub fn of(dir: StateDir) -> Site {
         Site {
             endpoint: Endpoint::Unix(dir.controller_socket()),
             streams: dir.agent_socket(),

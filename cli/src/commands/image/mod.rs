@@ -64,7 +64,8 @@ pub enum Args {
     },
     /// Remove images that lost their names, and layers that no image needs
     ///
-    /// On a node that users share yours are given back, but for those that your jobs or the containers that you keep need.
+    /// What jobs that are not over or containers that are kept need stays, as does what is in use; while the cluster is up its
+    /// controller is asked. On a node that users share yours are given back.
     Prune {
         #[command(flatten)]
         which: Which,

@@ -155,15 +155,7 @@ impl Node {
 
     /// The images that the caller's jobs need which are not over.
     pub fn needed_by_jobs(&self) -> Result<Vec<Digest>, Failure> {
-        let query = berth_model::query::JobQuery {
-            users: vec![berth_model::Uid(nix::unistd::geteuid().as_raw())],
-            ..Default::default()
-        };
-        let jobs = berth_client::block_on(async { Ok(self.site.connect().await?.jobs(&query).await?) })?;
-        let pinned = jobs.iter().filter_map(|job| job.spec.container.as_ref()?.image.digest());
-        let found = jobs.iter().flat_map(|job| &job.steps).filter_map(|step| step.digest.as_deref());
-        let digests = pinned.chain(found).filter_map(|digest| digest.parse().ok());
-        Ok(digests.collect())
+        images::needed_by_jobs(&self.site, &[berth_model::Uid(nix::unistd::geteuid().as_raw())])
     }
 }
 

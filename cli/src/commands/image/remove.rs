@@ -26,7 +26,7 @@ pub fn rm(places: &Places, names: &[String]) -> Outcome {
 pub fn prune(places: &Places, all: bool, older_than: Option<u32>, state: Option<&Path>) -> Outcome {
     let older_than = older_than.map(|days| Duration::from_secs(u64::from(days) * DAY));
     if let Some(store) = &places.own {
-        let keep = images::named(state)?.into_iter().collect();
+        let keep = images::needed(state)?;
         let options = PruneOptions { older_than, all, keep };
         removed(&store.prune(&options).map_err(|e: Error| images::failed(&e))?)?;
     }

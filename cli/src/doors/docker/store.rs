@@ -233,7 +233,7 @@ pub fn prune(args: &Prune, what: &str) -> Outcome {
         }
     }
     let store = images::store(None)?;
-    let keep = images::named(None)?.into_iter().collect();
+    let keep = images::needed(None)?;
     let options = PruneOptions { all: args.all, keep, ..PruneOptions::default() };
     let removed = store.prune(&options).map_err(|e| images::failed(&e))?;
     for image in &removed.images {
