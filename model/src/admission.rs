@@ -375,11 +375,12 @@ mod tests {
             assert_eq!(config.admits("x", &image(source), account).is_ok(), is, "{account:?} {source}");
         }
         let why = config.admits("quay.io/x:1", &image("docker://quay.io/x"), Some("bio")).unwrap_err();
-        for says in
-            ["quay.io/x:1", "from quay.io/x", "images.rule[1].allow names only ghcr.io, evil.org", "bio"]
-        {
+        for says in ["image quay.io/x:1 may", "images.rule[1].allow names only ghcr.io, evil.org", "bio"] {
             assert!(why.contains(says), "{why}");
         }
+        // Where the name does not say it.
+        let why = config.admits("box", &image("docker://quay.io/x"), Some("bio")).unwrap_err();
+        assert!(why.contains("image box (from quay.io/x) may"), "{why}");
     }
 
     #[test]
