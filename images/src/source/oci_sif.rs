@@ -35,7 +35,7 @@ pub(crate) struct Squashed {
     /// Where its layers are, lowest first.
     pub(crate) layers: Vec<(u64, u64)>,
     /// Its configuration.
-    pub(crate) config: serde_json::Value,
+    pub(crate) config: serde_json::Map<String, serde_json::Value>,
 }
 
 impl OciSif {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::CONFIG;
 use super::read::{ENVIRONMENT, Found, Image};
@@ -36,7 +36,7 @@ pub(crate) struct SquashfsSource {
     /// One for each layer, lowest first.
     images: Vec<Arc<Image>>,
     /// Of an OCI image.
-    config: Option<Value>,
+    config: Option<Map<String, Value>>,
     /// Whose cache remembers what the file is called.
     home: Option<PathBuf>,
     /// Manifest and configuration, once they were asked for.
@@ -177,8 +177,8 @@ impl SquashfsSource {
             (Some(config), _) => {
                 let mut config = config.clone();
                 let ids: Vec<String> = digests.iter().map(Digest::to_string).collect();
-                config["rootfs"] = json!({"type": "layers", "diff_ids": ids});
-                config
+                config.insert("rootfs".into(), json!({"type": "layers", "diff_ids": ids}));
+                Value::Object(config)
             }
             (None, [layer]) => configuration(&last, layer),
             (None, _) => return Err(Error::new(ErrorKind::Refused, self.describe(), "it has no layers")),
@@ -238,7 +238,7 @@ fn configuration(found: &Found, layer: &Digest) -> Value {
 
 /// An image's configuration for a root filesystem of one layer.
 pub(crate) fn configuration_of(config: &ImageConfig, layer: &Digest) -> Value {
-    let mut run = serde_json::Map::new();
+    let mut run = Map::new();
     let mut list = |key: &str, words: &[String]| {
         if !words.is_empty() {
             run.insert(key.to_string(), json!(words));

@@ -229,6 +229,11 @@ fn an_oci_image_in_a_sif_file_is_what_its_layout_is() {
 
 /// A layout of layers that are squashfs images of directories.
 fn squashed(bench: &Bench, trees: &[&Path], kind: &str) {
+    squashed_as(bench, trees, kind, None);
+}
+
+/// With this configuration, if one is given.
+fn squashed_as(bench: &Bench, trees: &[&Path], kind: &str, config: Option<serde_json::Value>) {
     let layout = bench.layout();
     std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let put = |bytes: &[u8], kind: &str| {
@@ -245,10 +250,11 @@ fn squashed(bench: &Bench, trees: &[&Path], kind: &str) {
         layers.push(put(&std::fs::read(&image).unwrap(), if number == 0 { SQUASHFS } else { kind }));
     }
     let ids: Vec<_> = layers.iter().map(|layer| layer["digest"].clone()).collect();
-    let config = json!({
+    let usual = json!({
         "architecture": arch(), "os": "linux", "config": {"Env": ["A=b"], "Cmd": ["/bin/x"]},
         "rootfs": {"type": "layers", "diff_ids": ids},
     });
+    let config = config.unwrap_or(usual);
     let config = put(config.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json");
     let kind = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers});
@@ -302,4 +308,17 @@ fn squashfs_layers_of_an_oci_image_are_layers() {
     around(&mixed.layout(), &path);
     let error = mixed.import_text(&text(&path)).unwrap_err().to_string();
     assert!(error.contains("some of its layers are squashfs"), "{error}");
+}
+
+#[test]
+fn a_configuration_that_is_none_is_refused() {
+    let tree = tempfile::tempdir().unwrap();
+    for config in [json!([]), json!("text"), json!(7), json!(null), json!(true)] {
+        let bench = Bench::new();
+        squashed_as(&bench, &[tree.path()], SQUASHFS, Some(config.clone()));
+        let path = bench.path().join("oci.sif");
+        around(&bench.layout(), &path);
+        let error = bench.import_text(&text(&path)).unwrap_err().to_string();
+        assert!(error.contains("is malformed"), "{config}: {error}");
+    }
 }
