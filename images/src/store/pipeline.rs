@@ -41,27 +41,7 @@ pub(super) fn unpack<F: Form>(
     let compressed = AtomicU64::new(0);
     let what = format!("layer {} of {}", layer.digest, source.describe());
     thread::scope(|scope| {
-        let (blob_out, blob_in) = sync_channel(QUEUE);
-        let (tar_out, tar_in) = sync_channel(QUEUE);
-        let name = what.as_str();
-        let counter = &compressed;
-        // Named for whoever looks with top or perf where an import spends its time.
-        let stage = |name: &str| thread::Builder::new().name(name.to_string());
-        let refused = |e| Error::io("image store: another thread for an import", e);
-        stage("layer-fetch")
-            .spawn_scoped(scope, move || {
-                send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out));
-            })
-            .map_err(refused)?;
-        stage("layer-inflate")
-            .spawn_scoped(scope, move || {
-                send_result(
-                    &tar_out,
-                    inflate(Chunks::new(blob_in, None), (limits, charge), counter, &tar_out),
-                );
-            })
-            .map_err(refused)?;
-        let chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
+        let chunks = content(scope, source, layer, &what, (limits, charge), (&compressed, progress))?;
         let kept = |e| Error::io("image store: skeleton of a layer", e);
         let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?);
         let result = unpacker.run(&mut reader);
@@ -90,23 +70,42 @@ pub(super) fn check(
     limits: &Limits,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let compressed = AtomicU64::new(0);
+    // What is not kept counts for nobody.
+    let (compressed, charge) = (AtomicU64::new(0), Charge::new(None));
     let what = format!("layer {} of {}", layer.digest, source.describe());
     thread::scope(|scope| {
-        let (blob_out, blob_in) = sync_channel(QUEUE);
-        let (tar_out, tar_in) = sync_channel(QUEUE);
-        let (name, counter) = (what.as_str(), &compressed);
-        scope.spawn(move || send_result(&blob_out, fetch(source, layer, name, counter, progress, &blob_out)));
-        scope.spawn(move || {
-            // What is not kept counts for nobody.
-            let bounds = (limits, &Charge::new(None));
-            send_result(&tar_out, inflate(Chunks::new(blob_in, None), bounds, counter, &tar_out))
-        });
-        let mut chunks = Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm())));
+        let mut chunks = content(scope, source, layer, &what, (limits, &charge), (&compressed, progress))?;
         drain(&mut chunks)?;
         judge(chunks, layer)
     })
     .map_err(|e| e.within(&what))
+}
+
+/// Starts the stages before the last one; gives the archive that comes out of them, which is hashed as it is read.
+fn content<'scope, 'env>(
+    scope: &'scope thread::Scope<'scope, 'env>,
+    source: &'env dyn BlobSource,
+    layer: &'env LayerInfo,
+    what: &'env str,
+    bounds: (&'env Limits, &'env Charge<'_>),
+    (compressed, progress): (&'env AtomicU64, &'env dyn Progress),
+) -> Result<Chunks> {
+    let (blob_out, blob_in) = sync_channel(QUEUE);
+    let (tar_out, tar_in) = sync_channel(QUEUE);
+    // Named for whoever looks with top or perf where an import spends its time.
+    let stage = |name: &str| thread::Builder::new().name(name.to_string());
+    let refused = |e| Error::io("image store: another thread for an import", e);
+    stage("layer-fetch")
+        .spawn_scoped(scope, move || {
+            send_result(&blob_out, fetch(source, layer, what, compressed, progress, &blob_out));
+        })
+        .map_err(refused)?;
+    stage("layer-inflate")
+        .spawn_scoped(scope, move || {
+            send_result(&tar_out, inflate(Chunks::new(blob_in, None), bounds, compressed, &tar_out));
+        })
+        .map_err(refused)?;
+    Ok(Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm()))))
 }
 
 /// Judges the content of the layer, all of which has passed.
