@@ -125,7 +125,8 @@ impl Client {
     ) -> Result<Self> {
         let host = if name.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &name.registry };
         let scheme = if registries.is_insecure(&name.registry) { "http" } else { "https" };
-        Self::at(format!("{scheme}://{host}"), name.clone(), None, credentials, registries, access)
+        let (base, patience) = (format!("{scheme}://{host}"), Patience::of(&access, false));
+        Self::at(base, name.clone(), None, credentials, registries, access, &patience)
     }
 
     /// For what a mirror has of the repository of `name`. It is asked with the login of its own host.
@@ -140,22 +141,11 @@ impl Client {
             prefix => format!("{prefix}/{}", name.repository),
         };
         let own = RegistryRef { user: None, registry: address.host.clone(), repository, ..name.clone() };
-        Self::at(address.base.clone(), own, Some(name.source()), credentials, registries, Access::Pull)
+        let (base, patience) = (address.base.clone(), Patience::of(&Access::Pull, true));
+        Self::at(base, own, Some(name.source()), credentials, registries, Access::Pull, &patience)
     }
 
     fn at(
-        base: String,
-        name: RegistryRef,
-        mirror_of: Option<String>,
-        credentials: &Credentials,
-        registries: &Registries,
-        access: Access,
-    ) -> Result<Self> {
-        let patience = Patience::of(&access, mirror_of.is_some());
-        Self::patient(base, name, mirror_of, credentials, registries, access, &patience)
-    }
-
-    fn patient(
         base: String,
         name: RegistryRef,
         mirror_of: Option<String>,
@@ -438,7 +428,7 @@ mod tests {
         };
         let patience = Patience { connect: LONG, answer, read };
         let (none, registries) = (Credentials::anonymous(), Registries::default());
-        Client::patient(format!("http://{address}"), name, None, &none, &registries, Access::Pull, &patience)
+        Client::at(format!("http://{address}"), name, None, &none, &registries, Access::Pull, &patience)
             .unwrap()
     }
 

@@ -135,13 +135,11 @@ fn granted(record: ImageRecord, grant: Grant, last_used: u64) -> GrantedImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::{Algorithm, Hasher};
+    use crate::digest::Algorithm;
     use proptest::prelude::*;
 
     fn digest(n: usize) -> Digest {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        hasher.update(&n.to_le_bytes());
-        hasher.finish()
+        Digest::of(Algorithm::Sha256, &n.to_le_bytes())
     }
 
     proptest! {

@@ -316,13 +316,11 @@ fn unused_since(rules: &RoomRules, now: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::{Algorithm, Hasher};
+    use crate::digest::Algorithm;
     use proptest::prelude::*;
 
     fn digest(n: usize) -> Digest {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        hasher.update(&n.to_le_bytes());
-        hasher.finish()
+        Digest::of(Algorithm::Sha256, &n.to_le_bytes())
     }
 
     const RULES: RoomRules =

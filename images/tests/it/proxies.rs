@@ -10,17 +10,7 @@ use crate::support::{Bench, ImageBuilder, Tar};
 
 /// A proxy that takes CONNECT from who shows this header, and leads everything to one place.
 fn proxy(to: String, login: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let shared = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (to, log) = (to.clone(), Arc::clone(&shared));
-            std::thread::spawn(move || tunnel(&stream, &to, login, &log));
-        }
-    });
-    (address, log)
+    crate::support::front(move |stream, log| tunnel(stream, &to, login, log))
 }
 
 fn tunnel(stream: &TcpStream, to: &str, login: &str, log: &Mutex<Vec<String>>) -> Option<()> {

@@ -3,7 +3,7 @@
 use berth_images::{Credentials, Error, ErrorKind, Pushed, Reference, Registries, Store};
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -137,17 +137,7 @@ fn large_blobs_go_in_chunks_where_one_request_does_not_do() {
 
 /// What stands before a registry and takes no body of more than a MiB, and breaks one request, the third chunk, in its middle.
 fn front(to: String) -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let shared = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (to, log) = (to.clone(), Arc::clone(&shared));
-            std::thread::spawn(move || hand_on(&stream, &to, &log));
-        }
-    });
-    (address, log)
+    crate::support::front(move |stream, log| hand_on(stream, &to, log))
 }
 
 /// One request of a connection.

@@ -162,7 +162,7 @@ const MAPPED: (u32, u32) = (5, 19);
 
 /// How the kernel gets at an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageWay {
+enum ImageWay {
     /// From its file (Linux 6.12 and later).
     File,
     /// By a read-only loop device.

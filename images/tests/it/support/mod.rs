@@ -4,9 +4,11 @@
 pub mod fake;
 pub mod registry;
 
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 
 use berth_images::{
     Algorithm, Credentials, Digest, Error, LayerForm, PreparedImage, Reference, Registries, ResolveOptions,
@@ -130,6 +132,23 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// A server that serves each connection by a thread; its address, and what they wrote down.
+pub fn front(
+    serve: impl Fn(&TcpStream, &Mutex<Vec<String>>) -> Option<()> + Send + Sync + 'static,
+) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let (shared, serve) = (Arc::clone(&log), Arc::new(serve));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (log, serve) = (Arc::clone(&shared), Arc::clone(&serve));
+            std::thread::spawn(move || serve(&stream, &log));
+        }
+    });
+    (address, log)
 }
 
 pub fn arch() -> &'static str {
