@@ -19,6 +19,20 @@ faster() {
     rows+=("| $1 | $2 | $3 $4 | $ratio | at least $5 | $verdict |")
 }
 skip() { rows+=("| $1 | ${2:-} | $3 | | | peer absent, or does not run here |"); }
+# against WHAT OURS FORMAT FILE PEER:FACTOR...: a row for each peer that FILE, as bench-alternate wrote it, has a figure of
+against() {
+    local what=$1 ours=$2 format=$3 file=$4 peer name theirs
+    shift 4
+    for peer in "$@"; do
+        name=${peer%:*}
+        theirs=$(field "$name" 2 "$file")
+        if [ -n "$theirs" ]; then
+            row "$what" "$($format "$ours")" "$name" "$($format "$theirs")" "${peer#*:}"
+        else
+            skip "$what" "$($format "$ours")" "$name"
+        fi
+    done
+}
 ms() { awk -v us="$1" 'BEGIN { printf "%.2f", us / 1000 }'; }
 per_second() { awk -v n="$1" -v us="$2" 'BEGIN { printf "%.0f", n * 1000000 / us }'; }
 field() { awk -v name="$1" -v at="$2" '$1 == name { print $at }' "$3"; }

@@ -54,7 +54,7 @@ imports() {
         skip "image pull" "" "docker-registry and skopeo"
         return
     fi
-    local forms=(directory) form peer name
+    local forms=(directory) form name
     [ $am_root = no ] || forms+=(erofs)
 
     for form in "${forms[@]}"; do
@@ -87,15 +87,7 @@ curl -sf -H 'Accept: application/vnd.oci.image.manifest.v1+json' http://$where/v
         [ -n "$ours" ] || die "berth image pull fails"
         peak=$(($(field "berth-$form" 4 "$work/costs") / 1024))
         case $form in directory) set -- podman:0.8 umoci:0.5 ;; *) set -- podman:0.35 umoci:0.35 enroot:0.1 ;; esac
-        for peer in "$@"; do
-            name=${peer%:*}
-            theirs=$(field "$name" 2 "$work/costs")
-            if [ -n "$theirs" ]; then
-                row "import as $form, s" "$(seconds "$ours")" "$name" "$(seconds "$theirs")" "${peer#*:}"
-            else
-                skip "import as $form, s" "$(seconds "$ours")" "$name"
-            fi
-        done
+        against "import as $form, s" "$ours" seconds "$work/costs" "$@"
         below "import as $form, memory of all processes at their peak, MB" "$peak" 150
     done
     warm "${forms[@]}"

@@ -156,15 +156,7 @@ if has bwrap; then
 fi
 apart bench-alternate latency $rounds "${commands[@]}" > "$work/start" || die "container start cannot be measured"
 ours=$(field berth 2 "$work/start")
-for peer in smallest:2 bubblewrap:1 crun:0.5 runc:0.5; do
-    name=${peer%:*}
-    theirs=$(field "$name" 2 "$work/start")
-    if [ -n "$theirs" ]; then
-        row "berth run true, median ms" "$(ms "$ours")" "$name" "$(ms "$theirs")" "${peer#*:}"
-    else
-        skip "berth run true, median ms" "$(ms "$ours")" "$name"
-    fi
-done
+against "berth run true, median ms" "$ours" ms "$work/start" smallest:2 bubblewrap:1 crun:0.5 runc:0.5
 if [ $engines = yes ]; then
     row "berth oci run true, median ms" "$(ms "$(field engine-own 2 "$work/start")")" "the same with libcontainer" "$(ms "$(field engine-libcontainer 2 "$work/start")")" 1
 else
