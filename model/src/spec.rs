@@ -312,6 +312,25 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
+    /// A container of an image, of which nothing else was asked for.
+    pub fn of(image: ImageRef) -> ContainerSpec {
+        ContainerSpec {
+            image,
+            mounts: Vec::new(),
+            workdir: None,
+            mount_home: None,
+            remap_root: None,
+            subids: None,
+            writable: None,
+            env: Vec::new(),
+            entrypoint: None,
+            layer: None,
+            named: None,
+            unshare: Vec::new(),
+            save: None,
+        }
+    }
+
     /// What a step has of its job's container. Only the script's own step saves what it leaves.
     #[must_use]
     pub fn of_a_step(&self) -> ContainerSpec {

@@ -142,19 +142,5 @@ pub fn launch(key: StepKey) -> StepLaunch {
 
 /// A container of an image.
 pub fn container(typed: &str, resolved: Option<ResolvedImage>) -> ContainerSpec {
-    ContainerSpec {
-        image: ImageRef { typed: typed.into(), resolved },
-        mounts: Vec::new(),
-        workdir: None,
-        mount_home: None,
-        remap_root: None,
-        subids: None,
-        writable: None,
-        env: Vec::new(),
-        entrypoint: None,
-        layer: None,
-        named: None,
-        unshare: Vec::new(),
-        save: None,
-    }
+    ContainerSpec::of(ImageRef { typed: typed.into(), resolved })
 }

@@ -7,8 +7,8 @@ use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid}
 use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
-    ArraySpec, BatchScript, ContainerSpec, Identity, IoSpec, JobKind, JobSelector, JobSpec, MemoryRequest,
-    ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
+    ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
+    MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
 };
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
@@ -431,7 +431,7 @@ impl World {
 
 /// A container whose image only the nodes find, as of a client that is inside a container itself.
 fn named_by_a_tag() -> ContainerSpec {
-    berth_samples::container("debian", None)
+    ContainerSpec::of(ImageRef { typed: "debian".into(), resolved: None })
 }
 
 /// One of a few images, found before.
@@ -442,5 +442,5 @@ fn pinned(number: u64) -> ContainerSpec {
         insecure: false,
         indexes: Vec::new(),
     };
-    berth_samples::container("r/x", Some(resolved))
+    ContainerSpec::of(ImageRef { typed: "r/x".into(), resolved: Some(resolved) })
 }
