@@ -202,7 +202,7 @@ impl Helpers {
         let mut unpacker =
             Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
-        follow(report, progress, self.stop.as_deref())
+        follow(Said { pipe: report, stop: self.stop.as_deref() }, progress)
     }
 
     /// As [`resolve`], by the fetcher as the user: for references that could not be resolved where they were typed.
@@ -224,7 +224,7 @@ impl Helpers {
         if let Some(mut input) = resolver.0.stdin.take() {
             self.send_login(&mut input)?;
         }
-        asked(resolver)
+        asked(resolver, self.stop.as_deref())
     }
 
     /// As [`real_path`], by the fetcher as the user.
@@ -236,7 +236,8 @@ impl Helpers {
         resolver.args(&self.fetch).arg("--real-path").arg(path);
         run_as(&mut resolver, self.user.as_ref());
         resolver.env_clear();
-        match asked(Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?)? {
+        let resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        match asked(resolver, self.stop.as_deref())? {
             Resolved::RootDir(path) => Ok(path),
             _ => Err(died("resolving")),
         }
@@ -262,22 +263,34 @@ impl Helpers {
     }
 }
 
-/// Relays the report until it says how things ended, or until nobody wants it any more.
-fn follow(report: impl Read + AsFd, progress: &dyn Progress, stop: Option<&AtomicBool>) -> Result<()> {
-    let mut lines = BufReader::new(report);
-    let mut stray = String::new();
-    loop {
-        if let Some(stop) = stop {
-            while !stop.load(Ordering::Relaxed) && lines.buffer().is_empty() {
-                let mut fds = [PollFd::new(lines.get_ref().as_fd(), PollFlags::POLLIN)];
+/// What a process says, for as long as it is wanted: it may be a user's, who may stop it.
+struct Said<'a, R> {
+    pipe: R,
+    stop: Option<&'a AtomicBool>,
+}
+
+impl<R: Read + AsFd> Read for Said<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(stop) = self.stop {
+            loop {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(std::io::Error::other("it is not wanted any more"));
+                }
+                let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
                 if !matches!(poll(&mut fds, LOOKS), Ok(0) | Err(Errno::EINTR)) {
                     break;
                 }
             }
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::new(ErrorKind::Io, "the import", "is not wanted any more"));
-            }
         }
+        self.pipe.read(buffer)
+    }
+}
+
+/// Relays the report until it says how things ended.
+fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
+    let mut lines = BufReader::new(report);
+    let mut stray = String::new();
+    loop {
         let mut line = Vec::new();
         let read = (&mut lines)
             .take(MAX_LINE)
@@ -301,10 +314,13 @@ fn follow(report: impl Read + AsFd, progress: &dyn Progress, stop: Option<&Atomi
 }
 
 /// What the resolver answers.
-fn asked(mut resolver: Running) -> Result<Resolved> {
+fn asked(mut resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
     let mut text = Vec::new();
-    if let Some(stdout) = resolver.0.stdout.take() {
-        stdout.take(MAX_LINE).read_to_end(&mut text).map_err(|e| Error::io("resolving process", e))?;
+    if let Some(pipe) = resolver.0.stdout.take() {
+        Said { pipe, stop }
+            .take(MAX_LINE)
+            .read_to_end(&mut text)
+            .map_err(|e| Error::io("resolving process", e))?;
     }
     match serde_json::from_slice(&text) {
         Ok(Answer::Manifest(manifest)) => Ok(Resolved::Manifest(manifest)),
@@ -634,23 +650,27 @@ mod tests {
 
     #[test]
     fn what_is_not_wanted_any_more_is_not_waited_for() {
-        let (read, _open) = std::io::pipe().unwrap();
+        let silent = || Running::start(Command::new("sleep").arg("1000").stdout(Stdio::piped())).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| follow(read, &(), Some(&stop)));
+            let importing = scope.spawn(|| {
+                let mut process = silent();
+                let pipe = process.0.stdout.take().unwrap();
+                follow(Said { pipe, stop: Some(&stop) }, &())
+            });
+            let resolving = scope.spawn(|| asked(silent(), Some(&stop)).map(drop));
             std::thread::sleep(std::time::Duration::from_millis(50));
-            assert!(!waiting.is_finished());
             stop.store(true, Ordering::Relaxed);
-            assert!(waiting.join().unwrap().unwrap_err().to_string().contains("not wanted"));
+            for waiting in [importing, resolving] {
+                let error = waiting.join().unwrap().unwrap_err().to_string();
+                assert!(error.contains("not wanted"), "{error}");
+            }
         });
     }
 
     #[test]
     fn a_report_that_stops_is_an_error_with_the_last_words() {
-        let (read, mut write) = std::io::pipe().unwrap();
-        write.write_all(b"thread panicked\n").unwrap();
-        drop(write);
-        let error = follow(read, &(), None).unwrap_err().to_string();
+        let error = follow(&b"thread panicked\n"[..], &()).unwrap_err().to_string();
         assert!(error.contains("unpacking process") && error.contains("thread panicked"), "{error}");
     }
 }
