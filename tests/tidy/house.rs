@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-samples", &["berth-model"]),
     ("berth-stream", &["berth-model"]),
     ("berth-seal", &[]),
+    ("berth-trust", &[]),
     ("berth-rpc", &["berth-model", "berth-stream"]),
     ("berth-tar", &[]),
     ("berth-oci-json", &[]),
@@ -71,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const WITHOUT: &[(&str, &[&str])] = &[
     ("berth-model", &["tokio", "nix", "rustix", "libc"]),
     ("berth-tar", &["tokio", "nix", "rustix", "libc"]),
+    ("berth-trust", &["tokio"]),
     ("berth-sched-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-agent-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-runtime", &["tokio"]),
