@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Takes out one defence at a time, builds, and runs the tests that attack it. Not part of tests/run.sh: it builds once for each
 # defence. The table in docs/security.md has what was found. Run as root in a clean checkout.
-# usage: tests/escape/mutations.sh [--runtime|--images|--cluster] [NAME...]
+# usage: tests/escape/mutations.sh [--runtime|--images|--trust|--cluster] [NAME...]
 #        tests/escape/mutations.sh --check    changes and builds nothing: are the texts and the tests there?
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 die() { printf 'mutations.sh: error: %s\n' "$*" >&2; exit 1; }
 
-groups="runtime images cluster"
+groups="runtime images trust cluster"
 names=()
 run=yes
 for word in "$@"; do
     case $word in
-        --runtime | --images | --cluster) groups=${word#--} ;;
+        --runtime | --images | --trust | --cluster) groups=${word#--} ;;
         --check) run=no ;;
         -*) die "unknown option $word; the first lines of this script say what there is" ;;
         *) names+=("$word") ;;
@@ -61,11 +61,12 @@ judge() { # fails|passes GROUP NAME TEST...
     if [ $run = no ]; then
         for test in "$@"; do
             found=${test%::as_user}
-            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images tests/tests || die "$name: there is no test $test"
+            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images rpc/trust tests/tests || die "$name: there is no test $test"
         done
         return
     fi
     [ "$group" != images ] || package=berth-images
+    [ "$group" != trust ] || package=berth-trust
     if [ "$group" = cluster ]; then
         package=berth-tests
         cargo xtask build --debug > "$log" 2>&1 || { tail -20 "$log"; die "$name does not build"; }
@@ -325,6 +326,43 @@ if wanted images signature-flood; then
     change $i/registry/signatures.rs 'left.descriptors -= 1;' ''
     attack images signature-flood \
         signatures::a_repository_with_thousands_of_signatures_that_are_not_there_is_asked_for_few
+fi
+
+t=rpc/trust/src
+if wanted trust certificate-key; then
+    change $t/tls.rs 'verify_tls13_signature(message, certificate, signed, &ALGORITHMS)' \
+        'verify_tls13_signature(message, certificate, signed, &ALGORITHMS).or(Ok(HandshakeSignatureValid::assertion()))'
+    attack trust certificate-key a_certificate_without_its_key_is_worth_nothing \
+        who_stands_in_between_while_a_machine_joins_is_found_out
+fi
+
+if wanted trust own-authority; then
+    change $t/tls.rs '_ => TrustError::OtherAuthority,
+        })' '_ => TrustError::OtherAuthority,
+        }).or_else(|e| if matches!(e, TrustError::OtherAuthority) { Ok(()) } else { Err(e) })'
+    attack trust own-authority another_authority_makes_no_member_whatever_it_is_called altered_certificates_are_never_members \
+        who_stands_in_between_while_a_machine_joins_is_found_out
+fi
+
+if wanted trust server-role; then
+    change $t/tls.rs 'if has == role && !machine.is_empty()' 'if !has.is_empty() && !machine.is_empty()'
+    attack trust server-role a_compute_nodes_certificate_does_not_pass_for_the_controllers
+fi
+
+if wanted trust named-authority; then
+    change $t/tls.rs 'sha256(p.public) == *fingerprint' 'sha256(p.public) != [0; 32] && !fingerprint.is_empty()'
+    attack trust named-authority who_stands_in_between_while_a_machine_joins_is_found_out
+fi
+
+if wanted trust own-words; then
+    change $t/tls.rs '&& p.signed_itself())' ')'
+    attack trust own-words who_stands_in_between_while_a_machine_joins_is_found_out
+fi
+
+if wanted trust private-keys; then
+    change $t/files.rs 'let open = meta.mode() & 0o7777 & !mode;' 'let open = 0 & mode;'
+    attack trust private-keys a_key_that_others_can_have_is_refused_with_what_to_do \
+        an_authority_in_files_that_others_can_have_is_refused
 fi
 
 if wanted cluster attach-owner; then
