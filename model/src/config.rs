@@ -22,8 +22,9 @@ pub struct Config {
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
     pub max_jobs: u32,
-    /// Whether root may run jobs.
-    pub root_jobs: bool,
+    /// Whether root may run jobs. Where nothing is said, it may as long as no other machine has joined the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_jobs: Option<bool>,
     /// Whether a failed or lost job goes back to the queue unless it says otherwise.
     pub requeue: bool,
     /// Days for which ended jobs stay on record for `sacct`; 0 means for ever.
@@ -51,7 +52,7 @@ impl Default for Config {
             node_timeout_seconds: 60,
             max_array_size: 1001,
             max_jobs: 1_000_000,
-            root_jobs: true,
+            root_jobs: None,
             requeue: true,
             keep_records_days: 0,
             administrators: Vec::new(),

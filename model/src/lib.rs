@@ -24,6 +24,7 @@ pub mod limits;
 pub mod link;
 pub mod listing;
 pub mod login;
+pub mod member;
 pub mod memory;
 pub mod mount;
 pub mod options;

@@ -5,6 +5,7 @@ use crate::bytes::ByteStr;
 use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use crate::launch::{Layout, NodeShare};
 use crate::login::SealedLogin;
+use crate::member::{KeyId, MemberInfo, MemberRole};
 use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
 use crate::state::{ExitStatus, JobState};
 use crate::time::{Span, Time};
@@ -83,6 +84,64 @@ pub enum Request {
         /// Which.
         job: JobId,
     },
+    /// `berth token create`: machines may join with a secret that only its hash is kept of.
+    CreateToken {
+        /// Names it: made by the server's shell, see [`crate::member::is_token_id`].
+        id: String,
+        /// SHA-256 of the secret, in lower-case hexadecimal digits.
+        hash: String,
+        /// What machines that join with it are for.
+        role: MemberRole,
+        /// For how long it is good.
+        ttl: Span,
+        /// How many machines may join with it.
+        uses: u32,
+        /// Who joins waits for `berth node approve`.
+        approval: bool,
+        /// Its machines may vouch for administrators; login nodes alone.
+        administrators: bool,
+    },
+    /// `berth token revoke`: nobody joins with it any more. Who did stays.
+    RevokeToken {
+        /// Which.
+        id: String,
+    },
+    /// A machine asks to become a member. Sent by the server's shell, which has proof that the machine has the key.
+    Enrol {
+        /// The id of the token that it shows.
+        token: String,
+        /// SHA-256 of the secret that it shows, in lower-case hexadecimal digits.
+        hash: String,
+        /// Its key.
+        key: KeyId,
+        /// Its full host name, by its own account.
+        name: NodeName,
+        /// The network address from which it asks.
+        from: String,
+    },
+    /// A member asks for another key. Sent by the server's shell, which has proof that the member has both.
+    Renew {
+        /// Which member.
+        name: NodeName,
+        /// The key by which it is known.
+        old: KeyId,
+        /// The key by which it is to be known.
+        new: KeyId,
+    },
+    /// `berth node approve`.
+    ApproveMember {
+        /// Which.
+        name: NodeName,
+    },
+    /// `berth node remove`: its key is good for nothing any more, and its name is free.
+    RemoveMember {
+        /// Which: a member, or a node that is not connected.
+        name: NodeName,
+        /// Also while jobs have something on it: they are lost.
+        force: bool,
+    },
+    /// `berth down` and its like: the controller is about to stop. Only noted; sent by the server's shell.
+    Shutdown,
 }
 
 /// What `scancel` was asked to do. Selectors and filter must both match; without selectors the filter decides.
@@ -175,6 +234,22 @@ pub enum Response {
         jobs: Vec<JobId>,
         /// Selectors (as text) that were refused, with the reason.
         refused: Vec<(String, Refusal)>,
+    },
+    /// A token was made. Its secret is shown this once; made of [`Response::Done`] by the server's shell.
+    TokenCreated {
+        /// Names it.
+        id: String,
+        /// The secret, in lower-case hexadecimal digits.
+        secret: String,
+        /// Until when it is good.
+        expires: Time,
+        /// All that a machine needs to join, as one word.
+        text: String,
+    },
+    /// A machine is a member, or waits to be approved.
+    Enrolled {
+        /// As it is known now.
+        member: MemberInfo,
     },
 }
 

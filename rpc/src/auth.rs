@@ -35,6 +35,8 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterListPartitions
         | Method::ClusterAccounting
         | Method::ClusterWatchJob => &[Administrator, User, Inside],
+        // Names and public keys.
+        Method::ClusterListMembers => &[Administrator, User],
         // Delays the caller's own reads and nothing else.
         Method::ClusterEndSeen => &[Administrator, User, Inside],
         // Changes to jobs: the core checks whose job it is.
@@ -48,6 +50,14 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterHoldLease => &[Administrator, User, Inside],
         // Changes to the cluster.
         Method::ClusterUpdateNode | Method::ClusterShutdown => &[Administrator],
+        // Who belongs to the cluster. Joining itself has no method: see `Request::Enrol`.
+        Method::ClusterCreateToken
+        | Method::ClusterRevokeToken
+        | Method::ClusterListTokens
+        | Method::ClusterApproveMember
+        | Method::ClusterRemoveMember => &[Administrator],
+        // Who decided what.
+        Method::ClusterAudit => &[Administrator],
         // The agents' link.
         Method::NodeSession => &[Agent],
     };
@@ -87,6 +97,13 @@ xxx. /berth.v1.Cluster/Accounting
 xxx. /berth.v1.Cluster/WatchJob
 xxx. /berth.v1.Cluster/HoldLease
 xxx. /berth.v1.Cluster/EndSeen
+x... /berth.v1.Cluster/CreateToken
+x... /berth.v1.Cluster/RevokeToken
+x... /berth.v1.Cluster/ListTokens
+xx.. /berth.v1.Cluster/ListMembers
+x... /berth.v1.Cluster/ApproveMember
+x... /berth.v1.Cluster/RemoveMember
+x... /berth.v1.Cluster/Audit
 ...x /berth.v1.Node/Session
 ";
         assert_eq!(table, expected);

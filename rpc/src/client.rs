@@ -10,6 +10,7 @@ use crate::wire::{Field, Malformed};
 use berth_model::JobId;
 use berth_model::config::Config;
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
@@ -263,6 +264,42 @@ impl Client {
     pub fn end_allocation(&self, job: JobId, status: ExitStatus) -> Call<'_, Response> {
         let request = pb::EndAllocationRequest { job: job.put(), status: Some(status.put()) };
         self.change(Method::ClusterEndAllocation, &request)
+    }
+
+    /// Makes a token with which machines join; answers [`Response::TokenCreated`]. For administrators.
+    pub fn create_token(&self, token: &NewToken) -> Call<'_, Response> {
+        let token: pb::NewToken = token.put();
+        self.change(Method::ClusterCreateToken, &token)
+    }
+
+    /// Makes a token good for nothing. For administrators.
+    pub fn revoke_token(&self, id: &str) -> Call<'_, Response> {
+        self.change(Method::ClusterRevokeToken, &pb::TokenName { id: id.to_string() })
+    }
+
+    /// All tokens that are good for something, by id. For administrators.
+    pub fn tokens(&self) -> Call<'_, Vec<TokenInfo>> {
+        self.collect(Method::ClusterListTokens, &pb::Nothing {}, |p: pb::TokenPage| Field::get(p.tokens))
+    }
+
+    /// All machines that joined, by name.
+    pub fn members(&self) -> Call<'_, Vec<MemberInfo>> {
+        self.collect(Method::ClusterListMembers, &pb::Nothing {}, |p: pb::MemberPage| Field::get(p.members))
+    }
+
+    /// Lets a machine in that waits for it. For administrators.
+    pub fn approve_member(&self, name: &NodeName) -> Call<'_, Response> {
+        self.change(Method::ClusterApproveMember, &pb::MemberName { name: name.put() })
+    }
+
+    /// Removes a machine; with `force` also while jobs have something on it. For administrators.
+    pub fn remove_member(&self, name: &NodeName, force: bool) -> Call<'_, Response> {
+        self.change(Method::ClusterRemoveMember, &pb::RemoveRequest { name: name.put(), force })
+    }
+
+    /// The last `most` entries of the audit log, or all, oldest first. For administrators.
+    pub fn audit(&self, most: Option<u32>) -> Call<'_, Vec<AuditInfo>> {
+        self.collect(Method::ClusterAudit, &pb::AuditQuery { most }, |p: pb::AuditPage| Field::get(p.entries))
     }
 
     fn change(&self, method: Method, request: &impl Message) -> Call<'_, Response> {

@@ -6,6 +6,7 @@ use berth_model::config::{Config, PartitionConfig};
 use berth_model::launch::StepLaunch;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, Payload, Refusal, Response};

@@ -6,11 +6,11 @@ use crate::pb;
 use crate::raw::{Raw, encoded};
 use crate::serve::{AgentConnection, Answers, Caller, Service};
 use crate::wire::{Field, Malformed, required};
-use berth_model::JobId;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::record::JobInfo;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobSelector;
+use berth_model::{JobId, NodeName};
 use bytes::Bytes;
 use prost::Message;
 use std::convert::Infallible;
@@ -199,7 +199,7 @@ impl<S: Service> Shell<S> {
             Method::ClusterPing => done(Ok(())),
             Method::ClusterStatus => answer::<_, pb::StatusReply>(self.service.status().await),
             Method::ClusterGetConfig => answer::<_, pb::Config>(self.service.config().await),
-            Method::ClusterShutdown => done(self.service.shutdown().await),
+            Method::ClusterShutdown => done(self.service.shutdown(actor).await),
             Method::ClusterSubmit => self.change(actor, read(body).map(submission)?).await,
             Method::ClusterCreateStep => self.change(actor, read(body).map(step)?).await,
             Method::ClusterCancel => {
@@ -258,6 +258,32 @@ impl<S: Service> Shell<S> {
             Method::ClusterEndSeen => {
                 let job = JobId(read::<pb::WatchRequest>(body)?.job);
                 done(self.service.end_seen(actor, job).await)
+            }
+            Method::ClusterCreateToken => {
+                let token = Field::get(read::<pb::NewToken>(body)?).map_err(|e| malformed(&e))?;
+                answer::<Response, pb::Response>(self.service.create_token(actor, token).await)
+            }
+            Method::ClusterRevokeToken => {
+                let pb::TokenName { id } = read(body)?;
+                self.change(actor, Ok(Request::RevokeToken { id })).await
+            }
+            Method::ClusterListTokens => {
+                outgoing(self.service.tokens().await, |tokens| pb::TokenPage { tokens: tokens.put() })
+            }
+            Method::ClusterListMembers => {
+                outgoing(self.service.members().await, |members| pb::MemberPage { members: members.put() })
+            }
+            Method::ClusterApproveMember => {
+                let pb::MemberName { name } = read(body)?;
+                self.change(actor, Ok(Request::ApproveMember { name: NodeName(name) })).await
+            }
+            Method::ClusterRemoveMember => {
+                let pb::RemoveRequest { name, force } = read(body)?;
+                self.change(actor, Ok(Request::RemoveMember { name: NodeName(name), force })).await
+            }
+            Method::ClusterAudit => {
+                let pb::AuditQuery { most } = read(body)?;
+                outgoing(self.service.audit(most).await, |entries| pb::AuditPage { entries: entries.put() })
             }
             // The link has a stream of requests, and is carried by itself.
             Method::NodeSession => Err(denied("the agents' link is for agents".to_string())),

@@ -5,6 +5,7 @@ use crate::transport::Preface;
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
@@ -92,7 +93,22 @@ pub trait Service: Send + Sync + 'static {
     /// About the controller.
     fn status(&self) -> impl Future<Output = Result<ClusterStatus, Refusal>> + Send;
     /// Begins to stop.
-    fn shutdown(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn shutdown(&self, actor: Actor) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Makes a token with a new secret; answers [`Response::TokenCreated`].
+    fn create_token(
+        &self,
+        actor: Actor,
+        token: NewToken,
+    ) -> impl Future<Output = Result<Response, Refusal>> + Send;
+    /// All tokens, in pages.
+    fn tokens(&self) -> impl Future<Output = Result<Answers<Vec<TokenInfo>>, Refusal>> + Send;
+    /// All members, in pages.
+    fn members(&self) -> impl Future<Output = Result<Answers<Vec<MemberInfo>>, Refusal>> + Send;
+    /// The last `most` entries of the audit log, or all, oldest first, in pages.
+    fn audit(
+        &self,
+        most: Option<u32>,
+    ) -> impl Future<Output = Result<Answers<Vec<AuditInfo>>, Refusal>> + Send;
     /// Takes an agent's link.
     fn agent(&self, connection: AgentConnection) -> impl Future<Output = Result<(), Refusal>> + Send;
 }

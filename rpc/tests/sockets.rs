@@ -4,6 +4,7 @@
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, NodeStateChange, Peer, Refusal, RefusalCode, Request, Response};
@@ -100,8 +101,20 @@ impl Service for Recorder {
             login_key: berth_model::ByteStr::default(),
         })
     }
-    async fn shutdown(&self) -> Result<(), Refusal> {
+    async fn shutdown(&self, _: Actor) -> Result<(), Refusal> {
         Ok(())
+    }
+    async fn create_token(&self, _: Actor, _: NewToken) -> Result<Response, Refusal> {
+        refuse(RefusalCode::Internal)
+    }
+    async fn tokens(&self) -> Result<Answers<Vec<TokenInfo>>, Refusal> {
+        refuse(RefusalCode::Internal)
+    }
+    async fn members(&self) -> Result<Answers<Vec<MemberInfo>>, Refusal> {
+        Ok(Box::pin(tokio_stream::empty()))
+    }
+    async fn audit(&self, _: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
+        refuse(RefusalCode::Internal)
     }
     async fn agent(&self, mut connection: AgentConnection) -> Result<(), Refusal> {
         tokio::spawn(async move {

@@ -67,7 +67,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             let text = if *json {
                 serde_json::to_string_pretty(&config).map_err(|e| e.to_string())
             } else {
-                toml::to_string(&config).map_err(|e| e.to_string())
+                toml::to_string(&config).map_err(|e| e.to_string()).map(|text| unsaid(&config) + &text)
             };
             let text = text
                 .map_err(|e| Failure::new(Kind::Internal, format!("cannot print the configuration: {e}")))?;
@@ -87,6 +87,16 @@ fn know_users(config: &Config, file: &Path) -> Result<(), Failure> {
         .map(|(at, user)| format!("{}: images.quota[{at}].users: there is no user '{user}'", file.display()))
         .collect();
     if unknown.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Configuration, unknown.join("\n"))) }
+}
+
+/// What is in force without having a value, as comments.
+fn unsaid(config: &Config) -> String {
+    match config.root_jobs {
+        Some(_) => String::new(),
+        None => {
+            "# root_jobs is not set: root may run jobs until another machine joins the cluster\n".to_string()
+        }
+    }
 }
 
 fn in_force(state: Option<&Path>) -> Result<Config, Failure> {

@@ -1,5 +1,7 @@
 //! The program's own commands, one file each; a command's doc comment is its help.
 
+mod agent;
+mod audit;
 mod completions;
 pub mod config;
 mod container;
@@ -16,6 +18,7 @@ mod oci;
 pub mod run;
 mod sim;
 mod status;
+mod token;
 mod up;
 
 use berth_client::error::Outcome;
@@ -28,6 +31,11 @@ pub enum Command {
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
+    #[command(subcommand)]
+    Token(token::Args),
+    #[command(subcommand)]
+    Node(node::Args),
+    Audit(audit::Args),
     #[command(flatten)]
     Start(Start),
     Exec(exec::Args),
@@ -43,7 +51,7 @@ pub enum Command {
     Completions(completions::Args),
     Man(man::Args),
     Controller(controller::Args),
-    Agent(node::Args),
+    Agent(agent::Args),
     Oci(Box<berth_oci::Args>),
     #[command(hide = true)]
     InternalFetch(internal::Fetch),
@@ -76,6 +84,9 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Up(args) => up::run(&args, state.as_deref()),
         Command::Down(args) => down::run(&args, state.as_deref()),
         Command::Status(args) => status::run(&args, state.as_deref()),
+        Command::Token(args) => token::run(args, state.as_deref()),
+        Command::Node(args) => node::run(args, state.as_deref()),
+        Command::Audit(args) => audit::run(&args, state.as_deref()),
         Command::Start(command) => start(command, state),
         Command::Exec(args) => exec::run(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),
@@ -88,7 +99,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Man(args) => man::run(&args),
         Command::Controller(args) => controller::run(&args, state.as_deref()),
         Command::Oci(args) => oci::run(*args, std::env::args_os().collect()),
-        Command::Agent(args) => node::run(&args, state.as_deref()),
+        Command::Agent(args) => agent::run(&args, state.as_deref()),
         Command::InternalFetch(args) => internal::fetch(args),
         Command::InternalUnpack(args) => internal::unpack(args),
         Command::InternalSave(args) => internal::save(args),

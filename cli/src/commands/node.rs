@@ -1,43 +1,200 @@
-//! `berth agent`: runs a node's agent in the foreground.
+//! `berth node`: lists the machines of the cluster, lets them in and removes them.
 
-use crate::daemon::{self, Part};
-use berth_client::error::{Failure, Kind, Outcome};
-use berth_client::site::StateDir;
-use std::path::{Path, PathBuf};
+use berth_client::error::{Failure, Outcome};
+use berth_client::fmt::time;
+use berth_client::out;
+use berth_client::site::Site;
+use berth_model::member::MemberInfo;
+use berth_model::query::AgentStatus;
+use berth_model::{NodeName, Time};
+use serde::Serialize;
+use std::path::Path;
 
-/// Run a node agent in the foreground ('berth up' starts one)
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Configuration of the cluster [default: berth.toml in the state directory]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Leave the caller's session
-    #[arg(long, hide = true)]
-    background: bool,
+/// List the machines of the cluster, let them in and remove them
+#[derive(Debug, clap::Subcommand)]
+pub enum Args {
+    /// List them: who joined, from where, with which key
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let machines in that joined with a token made with --approval
+    Approve {
+        /// Their names, as 'berth node ls' shows them; compare the keys first
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove machines: their keys are good for nothing from then on
+    Remove {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Also while jobs have something on them: these end as NODE_FAIL
+        #[arg(long)]
+        force: bool,
+    },
 }
 
-pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
-    if args.background {
-        daemon::leave_session();
+/// A machine, as it is listed.
+#[derive(Debug, Serialize)]
+struct Machine {
+    name: NodeName,
+    role: String,
+    state: String,
+    joined: Option<i64>,
+    from: Option<String>,
+    key: Option<String>,
+    renewed: Option<i64>,
+    token: Option<String>,
+    administrators: bool,
+    /// Of login nodes nothing is known.
+    connected: Option<bool>,
+}
+
+impl Machine {
+    fn member(member: MemberInfo, agent: Option<&AgentStatus>) -> Machine {
+        Machine {
+            name: member.name,
+            role: member.role.to_string(),
+            state: member.state.to_string(),
+            joined: Some(member.joined.secs()),
+            from: Some(member.from),
+            key: Some(member.key.0),
+            renewed: Some(member.renewed.secs()),
+            token: Some(member.token),
+            administrators: member.administrators,
+            connected: match member.role {
+                berth_model::member::MemberRole::Compute => Some(agent.is_some_and(|a| a.connected)),
+                berth_model::member::MemberRole::Login => None,
+            },
+        }
     }
-    let dir = StateDir::named_or_own(state)?;
-    daemon::make_state(&dir)?;
-    daemon::log_to_stderr()?;
-    let config = super::config::of(&dir, args.config.as_deref())?;
-    let images = berth_agent::store_place(&config.images, &dir.0)
-        .map_err(|why| Failure::new(Kind::Configuration, why))?;
-    let options = berth_agent::AgentOptions {
-        state_dir: dir.0.clone(),
-        node: None,
-        system: nix::unistd::geteuid().is_root(),
-        config,
-        program: crate::own_path()?,
-        step_program: daemon::step_program()?,
-    };
-    let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
-    daemon::serve(Box::pin(async move {
-        berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
-            .await
-            .map_err(|e| Failure::new(Kind::Internal, e.to_string()))
-    }))
+
+    /// The controller's own, whose agent needs no key: the kernel says who it is.
+    fn own(agent: &AgentStatus) -> Machine {
+        Machine {
+            name: agent.node.clone(),
+            role: "compute".to_string(),
+            state: "own".to_string(),
+            joined: None,
+            from: None,
+            key: None,
+            renewed: None,
+            token: None,
+            administrators: false,
+            connected: Some(agent.connected),
+        }
+    }
+}
+
+/// Everybody, by name.
+fn machines(members: Vec<MemberInfo>, agents: &[AgentStatus]) -> Vec<Machine> {
+    let own = agents.iter().filter(|a| members.iter().all(|m| m.name != a.node)).map(Machine::own);
+    let mut all: Vec<Machine> = own.collect();
+    for member in members {
+        let agent = agents.iter().find(|a| a.node == member.name);
+        all.push(Machine::member(member, agent));
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+fn table(all: &[Machine]) -> String {
+    let dash = || "-".to_string();
+    let mut rows = vec![["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED"].map(str::to_string)];
+    for m in all {
+        rows.push([
+            m.name.to_string(),
+            m.role.clone(),
+            m.state.clone(),
+            m.joined.map_or_else(dash, |at| time::iso(Time::from_secs(at))),
+            m.from.clone().unwrap_or_else(dash),
+            m.key.as_ref().map_or_else(dash, |key| key.chars().take(16).collect()),
+            m.connected.map_or_else(dash, |yes| if yes { "yes" } else { "no" }.to_string()),
+        ]);
+    }
+    super::image::table(&rows)
+}
+
+pub fn run(args: Args, state: Option<&Path>) -> Outcome {
+    let site = Site::find(state)?;
+    match args {
+        Args::Ls { json } => {
+            let (members, status) = berth_client::block_on(async {
+                let client = site.connect().await?;
+                Ok::<_, Failure>((client.members().await?, client.status().await?))
+            })?;
+            let all = machines(members, &status.agents);
+            if json {
+                return out::print(&crate::explain::json(&all)?).map(|()| 0);
+            }
+            out::print(&table(&all)).map(|()| 0)
+        }
+        Args::Approve { names } => each(&site, names, "approved", None),
+        Args::Remove { names, force } => each(&site, names, "removed", Some(force)),
+    }
+}
+
+/// Approves each machine, or removes it (`force`: in any case). What can be done is done.
+fn each(site: &Site, names: Vec<String>, done: &str, remove: Option<bool>) -> Outcome {
+    let mut failed = 0;
+    for name in names {
+        let node = NodeName(name);
+        let asked = berth_client::block_on(async {
+            let client = site.connect().await?;
+            match remove {
+                Some(force) => client.remove_member(&node, force).await?,
+                None => client.approve_member(&node).await?,
+            };
+            Ok::<_, Failure>(())
+        });
+        match asked {
+            Ok(()) => out::print(&format!("{done} {node}\n"))?,
+            Err(failure) => {
+                out::complain(failure.report("berth").trim_end());
+                failed = failure.exit_code(false);
+            }
+        }
+    }
+    Ok(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::member::{KeyId, MemberRole, MemberState};
+
+    #[test]
+    fn members_and_the_own_node_are_listed_by_name() {
+        let member = |name: &str, role| MemberInfo {
+            name: name.into(),
+            role,
+            state: MemberState::Approved,
+            key: KeyId::of_digest([0xab; 32]),
+            joined: Time(0),
+            token: "aaaaaaaa".into(),
+            from: "10.0.0.7".into(),
+            renewed: Time(0),
+            administrators: false,
+        };
+        let agent = |node: &str| AgentStatus {
+            node: node.into(),
+            version: "1".into(),
+            connected: true,
+            started: None,
+        };
+        let members = vec![
+            member("login", MemberRole::Login),
+            member("n2", MemberRole::Compute),
+            member("n3", MemberRole::Compute),
+        ];
+        let text = table(&machines(members, &[agent("head"), agent("n2")]));
+        let shown: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(shown[0], ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED"]);
+        assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "yes"]);
+        assert_eq!((shown[2][0], shown[2][1], shown[2][6]), ("login", "login", "-"));
+        assert_eq!((shown[3][4], shown[3][5], shown[3][6]), ("10.0.0.7", "abababababababab", "yes"));
+        assert_eq!((shown[4][0], shown[4][6]), ("n3", "no"));
+    }
 }

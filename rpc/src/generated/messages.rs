@@ -1024,8 +1024,8 @@ pub struct Config {
     pub max_array_size: u32,
     #[prost(uint32, tag = "6")]
     pub max_jobs: u32,
-    #[prost(bool, tag = "7")]
-    pub root_jobs: bool,
+    #[prost(bool, optional, tag = "7")]
+    pub root_jobs: ::core::option::Option<bool>,
     #[prost(bool, tag = "8")]
     pub requeue: bool,
     #[prost(string, repeated, tag = "9")]
@@ -1843,9 +1843,131 @@ pub struct Acted {
     #[prost(message, repeated, tag = "2")]
     pub refused: ::prost::alloc::vec::Vec<RefusedSelector>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberInfo {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "MemberRole", tag = "2")]
+    pub role: i32,
+    #[prost(enumeration = "MemberState", tag = "3")]
+    pub state: i32,
+    #[prost(string, tag = "4")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(int64, tag = "5")]
+    pub joined: i64,
+    #[prost(string, tag = "6")]
+    pub token: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(int64, tag = "8")]
+    pub renewed: i64,
+    #[prost(bool, tag = "9")]
+    pub administrators: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MemberPage {
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<MemberInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberName {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NewToken {
+    #[prost(enumeration = "MemberRole", tag = "1")]
+    pub role: i32,
+    #[prost(int64, tag = "2")]
+    pub ttl: i64,
+    #[prost(uint32, tag = "3")]
+    pub uses: u32,
+    #[prost(bool, tag = "4")]
+    pub approval: bool,
+    #[prost(bool, tag = "5")]
+    pub administrators: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenName {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenInfo {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(enumeration = "MemberRole", tag = "2")]
+    pub role: i32,
+    #[prost(int64, tag = "3")]
+    pub created: i64,
+    #[prost(string, tag = "4")]
+    pub by: ::prost::alloc::string::String,
+    #[prost(int64, tag = "5")]
+    pub expires: i64,
+    #[prost(uint32, tag = "6")]
+    pub uses_left: u32,
+    #[prost(bool, tag = "7")]
+    pub approval: bool,
+    #[prost(bool, tag = "8")]
+    pub administrators: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenPage {
+    #[prost(message, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<TokenInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenCreated {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub secret: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub expires: i64,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Enrolled {
+    #[prost(message, optional, tag = "1")]
+    pub member: ::core::option::Option<MemberInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditQuery {
+    /// The last so many; absent: all.
+    #[prost(uint32, optional, tag = "1")]
+    pub most: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditInfo {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(int64, tag = "2")]
+    pub at: i64,
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    #[prost(string, tag = "4")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "5")]
+    pub inside: ::core::option::Option<u32>,
+    #[prost(string, tag = "6")]
+    pub what: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditPage {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditInfo>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Response {
-    #[prost(oneof = "response::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "response::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<response::Kind>,
 }
 /// Nested message and enum types in `Response`.
@@ -1862,6 +1984,10 @@ pub mod response {
         StepCreated(super::StepCreated),
         #[prost(message, tag = "5")]
         Acted(super::Acted),
+        #[prost(message, tag = "6")]
+        TokenCreated(super::TokenCreated),
+        #[prost(message, tag = "7")]
+        Enrolled(super::Enrolled),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2039,6 +2165,64 @@ impl NodeStateChange {
             "NODE_STATE_CHANGE_RESUME" => Some(Self::Resume),
             "NODE_STATE_CHANGE_IDLE" => Some(Self::Idle),
             "NODE_STATE_CHANGE_UNDRAIN" => Some(Self::Undrain),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MemberRole {
+    Unspecified = 0,
+    Compute = 1,
+    Login = 2,
+}
+impl MemberRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEMBER_ROLE_UNSPECIFIED",
+            Self::Compute => "MEMBER_ROLE_COMPUTE",
+            Self::Login => "MEMBER_ROLE_LOGIN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEMBER_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEMBER_ROLE_COMPUTE" => Some(Self::Compute),
+            "MEMBER_ROLE_LOGIN" => Some(Self::Login),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MemberState {
+    Unspecified = 0,
+    Pending = 1,
+    Approved = 2,
+}
+impl MemberState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEMBER_STATE_UNSPECIFIED",
+            Self::Pending => "MEMBER_STATE_PENDING",
+            Self::Approved => "MEMBER_STATE_APPROVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEMBER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEMBER_STATE_PENDING" => Some(Self::Pending),
+            "MEMBER_STATE_APPROVED" => Some(Self::Approved),
             _ => None,
         }
     }

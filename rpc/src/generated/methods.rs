@@ -40,6 +40,20 @@ pub enum Method {
     ClusterHoldLease,
     /// `/berth.v1.Cluster/EndSeen`.
     ClusterEndSeen,
+    /// `/berth.v1.Cluster/CreateToken`.
+    ClusterCreateToken,
+    /// `/berth.v1.Cluster/RevokeToken`.
+    ClusterRevokeToken,
+    /// `/berth.v1.Cluster/ListTokens`.
+    ClusterListTokens,
+    /// `/berth.v1.Cluster/ListMembers`.
+    ClusterListMembers,
+    /// `/berth.v1.Cluster/ApproveMember`.
+    ClusterApproveMember,
+    /// `/berth.v1.Cluster/RemoveMember`.
+    ClusterRemoveMember,
+    /// `/berth.v1.Cluster/Audit`.
+    ClusterAudit,
     /// `/berth.v1.Node/Session`.
     NodeSession,
 }
@@ -66,6 +80,13 @@ impl Method {
         Method::ClusterWatchJob,
         Method::ClusterHoldLease,
         Method::ClusterEndSeen,
+        Method::ClusterCreateToken,
+        Method::ClusterRevokeToken,
+        Method::ClusterListTokens,
+        Method::ClusterListMembers,
+        Method::ClusterApproveMember,
+        Method::ClusterRemoveMember,
+        Method::ClusterAudit,
         Method::NodeSession,
     ];
 
@@ -91,6 +112,13 @@ impl Method {
             Method::ClusterWatchJob => "/berth.v1.Cluster/WatchJob",
             Method::ClusterHoldLease => "/berth.v1.Cluster/HoldLease",
             Method::ClusterEndSeen => "/berth.v1.Cluster/EndSeen",
+            Method::ClusterCreateToken => "/berth.v1.Cluster/CreateToken",
+            Method::ClusterRevokeToken => "/berth.v1.Cluster/RevokeToken",
+            Method::ClusterListTokens => "/berth.v1.Cluster/ListTokens",
+            Method::ClusterListMembers => "/berth.v1.Cluster/ListMembers",
+            Method::ClusterApproveMember => "/berth.v1.Cluster/ApproveMember",
+            Method::ClusterRemoveMember => "/berth.v1.Cluster/RemoveMember",
+            Method::ClusterAudit => "/berth.v1.Cluster/Audit",
             Method::NodeSession => "/berth.v1.Node/Session",
         }
     }

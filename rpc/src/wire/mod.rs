@@ -4,6 +4,7 @@
 //! names, so that the compiler notices a member that was forgotten on either side.
 
 mod link;
+mod member;
 mod query;
 mod record;
 mod request;
@@ -209,6 +210,10 @@ macro_rules! for_each_message {
         $check::<AgentStatus, pb::AgentStatus>($r)?;
         $check::<Status, pb::StatusReply>($r)?;
         $check::<JobList, pb::JobList>($r)?;
+        $check::<MemberInfo, pb::MemberInfo>($r)?;
+        $check::<NewToken, pb::NewToken>($r)?;
+        $check::<TokenInfo, pb::TokenInfo>($r)?;
+        $check::<AuditInfo, pb::AuditInfo>($r)?;
     };
 }
 

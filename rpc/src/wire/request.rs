@@ -67,6 +67,13 @@ impl Field<pb::Response> for Response {
             Response::Acted { jobs, refused } => {
                 Kind::Acted(pb::Acted { jobs: jobs.put(), refused: refused.put() })
             }
+            Response::TokenCreated { id, secret, expires, text } => Kind::TokenCreated(pb::TokenCreated {
+                id: id.clone(),
+                secret: secret.clone(),
+                expires: expires.put(),
+                text: text.clone(),
+            }),
+            Response::Enrolled { member } => Kind::Enrolled(pb::Enrolled { member: member.put() }),
         };
         pb::Response { kind: Some(kind) }
     }
@@ -99,6 +106,10 @@ impl Field<pb::Response> for Response {
             Kind::Acted(pb::Acted { jobs, refused }) => {
                 Response::Acted { jobs: Field::get(jobs)?, refused: Field::get(refused)? }
             }
+            Kind::TokenCreated(pb::TokenCreated { id, secret, expires, text }) => {
+                Response::TokenCreated { id, secret, expires: Field::get(expires)?, text }
+            }
+            Kind::Enrolled(pb::Enrolled { member }) => Response::Enrolled { member: required(member)? },
         })
     }
 }

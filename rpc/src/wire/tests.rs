@@ -7,6 +7,7 @@ use berth_model::launch::{Program, StepLaunch, StepPhase};
 use berth_model::limits::LimitValue;
 use berth_model::link::{FromAgent, SignalTarget, ToAgent};
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, Payload, Refusal, Response};
@@ -90,6 +91,11 @@ impl Arbitrary for ByteStr {
 impl Arbitrary for Span {
     fn arbitrary(r: &mut Source) -> Self {
         Span(i64::arbitrary(r) & i64::MAX)
+    }
+}
+impl Arbitrary for KeyId {
+    fn arbitrary(r: &mut Source) -> Self {
+        KeyId::of_digest([r.next().to_le_bytes()[0]; 32])
     }
 }
 impl<T: Arbitrary> Arbitrary for Box<T> {
@@ -247,7 +253,7 @@ impl Arbitrary for Status {
 }
 impl Arbitrary for Response {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(5) {
+        match r.below(7) {
             0 => Response::Done,
             1 => Response::Submitted {
                 job: Arbitrary::arbitrary(r),
@@ -268,6 +274,13 @@ impl Arbitrary for Response {
                 layout: Arbitrary::arbitrary(r),
                 waited: Arbitrary::arbitrary(r),
             },
+            4 => Response::TokenCreated {
+                id: Arbitrary::arbitrary(r),
+                secret: Arbitrary::arbitrary(r),
+                expires: Arbitrary::arbitrary(r),
+                text: Arbitrary::arbitrary(r),
+            },
+            5 => Response::Enrolled { member: Arbitrary::arbitrary(r) },
             _ => Response::Acted { jobs: Arbitrary::arbitrary(r), refused: Arbitrary::arbitrary(r) },
         }
     }

@@ -34,8 +34,8 @@ pub struct CoreConfig {
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
     pub max_jobs: u32,
-    /// Whether root may run jobs.
-    pub root_jobs: bool,
+    /// Whether root may run jobs; `None`: while no other machine belongs to the cluster.
+    pub root_jobs: Option<bool>,
     /// Whether batch jobs go back to the queue when their node is lost, unless they say otherwise.
     pub requeue: bool,
     /// Partitions, in order; the default one first among equals.

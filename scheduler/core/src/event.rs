@@ -109,6 +109,13 @@ pub enum Effect {
         /// image is fetched without it then.
         login: Option<PayloadKey>,
     },
+    /// Close every connection of a node's agent, also those on which it has not introduced itself yet.
+    CutOff {
+        /// Which node.
+        node: NodeName,
+        /// Why, for the log.
+        why: String,
+    },
     /// Close a connection.
     Disconnect {
         /// Which.

@@ -26,8 +26,8 @@ pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
 pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use rows::{
-    Allocation, Hold, JobResult, JobRow, MetaRow, NodeRow, Phase, ROW_VERSION, Run, SpecRow, StepNode,
-    StepResult, StepRow,
+    Allocation, AuditRow, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION, Run,
+    SpecRow, StepNode, StepResult, StepRow, TokenRow,
 };
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Committed, PayloadKey, Store, Stored, Write, commit, fill_payload};

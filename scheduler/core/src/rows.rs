@@ -6,6 +6,7 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
 use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, TokenInfo};
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::Time;
@@ -28,6 +29,9 @@ pub struct MetaRow {
     pub next_job: u32,
     /// Highest cluster time seen when this was written.
     pub clock: Time,
+    /// The number of the next entry of the audit log, from 1; 0 before there was a log.
+    #[serde(default)]
+    pub next_audit: u64,
 }
 
 /// A submission, immutable: shared by all tasks of an array.
@@ -255,6 +259,126 @@ pub struct NodeRow {
     pub agent_version: String,
     /// Down, drained, failing; `not_responding` is not stored.
     pub condition: NodeCondition,
+}
+
+/// A machine of the cluster, beside the controller's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Full host name.
+    pub name: NodeName,
+    /// What it is for.
+    pub role: MemberRole,
+    /// Whether it may do anything yet.
+    pub state: MemberState,
+    /// By which it is known.
+    pub key: KeyId,
+    /// When it joined.
+    pub joined: Time,
+    /// The id of the token with which it came.
+    pub token: String,
+    /// The hash of that token's secret: by it a machine that never saw the answer is known when it asks again.
+    #[serde(default)]
+    pub token_hash: String,
+    /// The network address from which it joined.
+    pub from: String,
+    /// When it last got a key.
+    pub renewed: Time,
+    /// It may vouch for administrators.
+    #[serde(default)]
+    pub administrators: bool,
+}
+
+impl MemberRow {
+    /// As it is shown.
+    pub fn info(&self) -> MemberInfo {
+        MemberInfo {
+            name: self.name.clone(),
+            role: self.role,
+            state: self.state,
+            key: self.key.clone(),
+            joined: self.joined,
+            token: self.token.clone(),
+            from: self.from.clone(),
+            renewed: self.renewed,
+            administrators: self.administrators,
+        }
+    }
+}
+
+/// A token with which machines may join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Names it.
+    pub id: String,
+    /// SHA-256 of its secret, in hexadecimal digits.
+    pub hash: String,
+    /// What its machines are for.
+    pub role: MemberRole,
+    /// When it was made.
+    pub created: Time,
+    /// Who made it.
+    pub by: String,
+    /// Until when it is good.
+    pub expires: Time,
+    /// How many machines may still join with it.
+    pub uses_left: u32,
+    /// Who joins waits to be approved.
+    #[serde(default)]
+    pub approval: bool,
+    /// Its machines may vouch for administrators.
+    #[serde(default)]
+    pub administrators: bool,
+}
+
+impl TokenRow {
+    /// As it is shown: without the hash.
+    pub fn info(&self) -> TokenInfo {
+        TokenInfo {
+            id: self.id.clone(),
+            role: self.role,
+            created: self.created,
+            by: self.by.clone(),
+            expires: self.expires,
+            uses_left: self.uses_left,
+            approval: self.approval,
+            administrators: self.administrators,
+        }
+    }
+}
+
+/// An entry of the audit log. Never changed, and not loaded again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// Version of this row.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// Counts upward from 1.
+    pub number: u64,
+    /// When.
+    pub at: Time,
+    /// Who.
+    pub uid: Uid,
+    /// Who, by name.
+    pub user: String,
+    /// The job from inside which it was asked.
+    #[serde(default)]
+    pub inside: Option<JobId>,
+    /// What was done.
+    pub what: String,
+}
+
+impl AuditRow {
+    /// As it is shown.
+    pub fn info(self) -> AuditInfo {
+        let AuditRow { version: _, number, at, uid, user, inside, what } = self;
+        AuditInfo { number, at, uid, user, inside, what }
+    }
 }
 
 /// Shown for a step without a working directory of its own.

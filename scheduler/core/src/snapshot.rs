@@ -3,21 +3,25 @@
 use crate::config::PartitionRules;
 use crate::job::Job;
 use crate::node::Node;
-use crate::rows::Phase;
+use crate::rows::{MemberRow, Phase, TokenRow};
 use berth_model::ids::{JobId, NodeName, Uid};
+use berth_model::member::{KeyId, MemberInfo, TokenInfo};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::state::JobState;
 use berth_model::tres::Tres;
 use imbl::OrdMap;
 use std::sync::Arc;
 
-/// An immutable view of jobs, nodes and partitions. Cloning costs nothing; records are put together on
+/// An immutable view of jobs, nodes, partitions, members and tokens. Cloning costs nothing; records are put together on
 /// reading. Publish it after the commit of what it contains.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) jobs: OrdMap<JobId, Arc<Job>>,
     pub(crate) nodes: OrdMap<NodeName, Arc<Node>>,
     pub(crate) partitions: Arc<Vec<PartitionRules>>,
+    pub(crate) members: OrdMap<NodeName, Arc<MemberRow>>,
+    pub(crate) keys: OrdMap<KeyId, NodeName>,
+    pub(crate) tokens: OrdMap<String, Arc<TokenRow>>,
 }
 
 impl Snapshot {
@@ -71,6 +75,31 @@ impl Snapshot {
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = NodeInfo> + '_ {
         self.nodes.values().map(|n| n.info(&self.partitions))
+    }
+
+    /// The member that has this key, waiting ones included.
+    pub fn member_by_key(&self, key: &KeyId) -> Option<MemberInfo> {
+        self.member(self.keys.get(key)?)
+    }
+
+    /// One member.
+    pub fn member(&self, name: &NodeName) -> Option<MemberInfo> {
+        self.members.get(name).map(|m| m.info())
+    }
+
+    /// All members, by name.
+    pub fn members(&self) -> impl Iterator<Item = MemberInfo> + '_ {
+        self.members.values().map(|m| m.info())
+    }
+
+    /// One token.
+    pub fn token(&self, id: &str) -> Option<TokenInfo> {
+        self.tokens.get(id).map(|t| t.info())
+    }
+
+    /// All tokens, by id.
+    pub fn tokens(&self) -> impl Iterator<Item = TokenInfo> + '_ {
+        self.tokens.values().map(|t| t.info())
     }
 
     /// All partitions, in the order of the configuration.

@@ -1,7 +1,7 @@
 //! The narrow trait behind which durable state lies, and the token that proves a commit.
 
-use crate::rows::{JobRow, MetaRow, NodeRow, SpecRow, StepRow};
-use berth_model::ids::{JobId, StepId};
+use crate::rows::{AuditRow, JobRow, MemberRow, MetaRow, NodeRow, SpecRow, StepRow, TokenRow};
+use berth_model::ids::{JobId, NodeName, StepId};
 use berth_model::launch::{Program, StepLaunch};
 use berth_model::request::Payload;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,18 @@ pub enum Write {
     DeletePayload(PayloadKey),
     /// A node. Key: name.
     PutNode(Box<NodeRow>),
+    /// It was removed from the cluster.
+    DeleteNode(NodeName),
+    /// A machine of the cluster. Key: name.
+    PutMember(Arc<MemberRow>),
+    /// It is none any more.
+    DeleteMember(NodeName),
+    /// A token. Key: id.
+    PutToken(Arc<TokenRow>),
+    /// It is used up, expired or revoked.
+    DeleteToken(String),
+    /// An entry of the audit log. Key: number; written once.
+    AddAudit(Box<AuditRow>),
     /// Counters. One row.
     PutMeta(MetaRow),
     /// The job left the core's memory: its rows stay for accounting and are not loaded again.
@@ -102,7 +114,7 @@ pub fn commit<S: Store + ?Sized>(store: &mut S, writes: &[Write]) -> Result<Comm
 }
 
 /// All rows that the core needs after a restart: specs and jobs that were not retired, the steps of the jobs'
-/// current attempts (older ones are harmless), every node, and the counters.
+/// current attempts (older ones are harmless), every node, member and token, and the counters.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
     /// Counters; absent in a new store.
@@ -115,6 +127,10 @@ pub struct Stored {
     pub steps: Vec<StepRow>,
     /// Nodes.
     pub nodes: Vec<NodeRow>,
+    /// Machines of the cluster.
+    pub members: Vec<MemberRow>,
+    /// Tokens.
+    pub tokens: Vec<TokenRow>,
 }
 
 /// Fills a `Start`'s script and environment in from what the store holds under the effect's key.

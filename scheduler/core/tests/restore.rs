@@ -8,33 +8,7 @@ use berth_model::ids::*;
 use berth_model::spec::ArraySpec;
 use berth_sched_core::*;
 use common::*;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// What a store would hold after the writes.
-fn stored(writes: &[Write]) -> Stored {
-    let (mut specs, mut jobs, mut steps, mut nodes) =
-        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let mut meta = None;
-    for w in writes {
-        match w {
-            Write::PutSpec(r) => drop(specs.insert(r.job, (**r).clone())),
-            Write::PutJob(r) => drop(jobs.insert(r.job, (**r).clone())),
-            Write::DeleteJob(id) => drop(jobs.remove(id)),
-            Write::PutStep(r) => drop(steps.insert(r.key, (**r).clone())),
-            Write::PutNode(r) => drop(nodes.insert(r.name.clone(), (**r).clone())),
-            Write::PutMeta(r) => meta = Some(r.clone()),
-            Write::PutPayload { .. } | Write::DeletePayload(_) | Write::Retire(_) => {}
-        }
-    }
-    Stored {
-        meta,
-        specs: specs.into_values().collect(),
-        jobs: jobs.into_values().collect(),
-        steps: steps.into_values().collect(),
-        nodes: nodes.into_values().collect(),
-    }
-}
 
 fn world() -> World {
     let mut w = World::small();

@@ -381,6 +381,13 @@ impl Driver {
                     self.agents.remove(&connection);
                 }
             }
+            Effect::CutOff { node, why } => {
+                let before = self.agents.len();
+                self.agents.retain(|_, (name, _)| *name != node);
+                if self.agents.len() < before {
+                    tracing::warn!("{node}: its agent is cut off: {why}");
+                }
+            }
             Effect::Disconnect { connection, why } => {
                 if let Some((node, _)) = self.agents.remove(&connection) {
                     tracing::warn!("{node}: its agent is cut off: {why}");

@@ -16,6 +16,7 @@ mod service;
 mod settings;
 mod shared;
 mod state;
+mod tokens;
 mod watchers;
 
 use crate::clock::ClusterClock;

@@ -3,6 +3,7 @@
 use crate::shared::Shared;
 use berth_model::JobId;
 use berth_model::listing::{JobList, PAGE_BYTES, size};
+use berth_model::member::{AuditInfo, MemberInfo, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Refusal, RefusalCode};
@@ -71,6 +72,28 @@ pub(crate) fn nodes(shared: &Shared) -> Answers<Vec<NodeInfo>> {
 pub(crate) fn partitions(shared: &Shared) -> Answers<Vec<PartitionInfo>> {
     let snapshot = shared.snapshot();
     paged(move |out| out.send_all(grouped(snapshot.partitions())))
+}
+
+/// All members.
+pub(crate) fn members(shared: &Shared) -> Answers<Vec<MemberInfo>> {
+    let snapshot = shared.snapshot();
+    paged(move |out| out.send_all(grouped(snapshot.members())))
+}
+
+/// All tokens.
+pub(crate) fn tokens(shared: &Shared) -> Answers<Vec<TokenInfo>> {
+    let snapshot = shared.snapshot();
+    paged(move |out| out.send_all(grouped(snapshot.tokens())))
+}
+
+/// The audit log's last entries.
+pub(crate) fn audit(reader: Reader, most: Option<u32>) -> Answers<Vec<AuditInfo>> {
+    paged(move |out| {
+        if let Err(e) = reader.audit(most, PAGE, |page| out.send(Ok(page))) {
+            // The reader may be gone.
+            let _ = out.send(Err(unreadable(&e)));
+        }
+    })
 }
 
 /// Jobs in memory.

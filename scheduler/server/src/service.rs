@@ -8,8 +8,10 @@ use crate::leases::Leases;
 use crate::logins::Logins;
 use crate::queries;
 use crate::shared::Shared;
+use crate::tokens;
 use berth_model::config::Config;
 use berth_model::listing::JobList;
+use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
@@ -21,11 +23,13 @@ use berth_store::Reader;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Requests in the core's queue at most; others wait at their sockets.
 const QUEUE: usize = 8192;
+/// How long a stop waits for being written down.
+const NOTING: Duration = Duration::from_secs(5);
 
 /// The services' state.
 pub(crate) struct Controller {
@@ -215,9 +219,42 @@ impl Service for Controller {
         })
     }
 
-    async fn shutdown(&self) -> Result<(), Refusal> {
+    async fn shutdown(&self, actor: Actor) -> Result<(), Refusal> {
+        // A controller that can write nothing down must be stopped all the same.
+        match tokio::time::timeout(NOTING, self.request(actor, Request::Shutdown)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(refusal)) => tracing::warn!("stopping is not in the audit log: {refusal}"),
+            Err(_) => tracing::warn!("stopping is not in the audit log: that took too long"),
+        }
         self.stop.send_replace(true);
         Ok(())
+    }
+
+    async fn create_token(&self, actor: Actor, token: NewToken) -> Result<Response, Refusal> {
+        let NewToken { role, ttl, uses, approval, administrators } = token;
+        let tokens::Made { id, secret, hash } = tokens::make()?;
+        let request =
+            Request::CreateToken { id: id.clone(), hash, role, ttl, uses, approval, administrators };
+        self.request(actor, request).await?;
+        // What was acknowledged is published.
+        let Some(made) = self.shared.snapshot().token(&id) else {
+            let text = format!("token {id} was revoked as soon as it was made");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        };
+        let text = tokens::token_text(&id, &secret);
+        Ok(Response::TokenCreated { id, secret, expires: made.expires, text })
+    }
+
+    async fn tokens(&self) -> Result<Answers<Vec<TokenInfo>>, Refusal> {
+        Ok(queries::tokens(&self.shared))
+    }
+
+    async fn members(&self) -> Result<Answers<Vec<MemberInfo>>, Refusal> {
+        Ok(queries::members(&self.shared))
+    }
+
+    async fn audit(&self, most: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
+        Ok(queries::audit(self.reader.clone(), most))
     }
 
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {

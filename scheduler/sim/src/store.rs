@@ -3,7 +3,8 @@
 use berth_model::ids::{JobId, StepKey};
 use berth_model::request::Payload;
 use berth_sched_core::{
-    CommitError, JobRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, Write,
+    CommitError, JobRow, MemberRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, TokenRow,
+    Write,
 };
 use berth_store::Content;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,9 @@ pub(crate) struct ModelStore {
     jobs: BTreeMap<JobId, Vec<u8>>,
     steps: BTreeMap<StepKey, Vec<u8>>,
     nodes: BTreeMap<String, Vec<u8>>,
+    members: BTreeMap<String, Vec<u8>>,
+    tokens: BTreeMap<String, Vec<u8>>,
+    log: BTreeMap<u64, Vec<u8>>,
     payloads: BTreeMap<PayloadKey, Vec<u8>>,
     retired: BTreeSet<JobId>,
     pub(crate) mood: Mood,
@@ -70,6 +74,12 @@ impl ModelStore {
                 Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(&**payload)?)),
                 Write::DeletePayload(key) => drop(self.payloads.remove(key)),
                 Write::PutNode(row) => drop(self.nodes.insert(row.name.0.clone(), write(&**row)?)),
+                Write::DeleteNode(name) => drop(self.nodes.remove(&name.0)),
+                Write::PutMember(row) => drop(self.members.insert(row.name.0.clone(), write(&**row)?)),
+                Write::DeleteMember(name) => drop(self.members.remove(&name.0)),
+                Write::PutToken(row) => drop(self.tokens.insert(row.id.clone(), write(&**row)?)),
+                Write::DeleteToken(id) => drop(self.tokens.remove(id)),
+                Write::AddAudit(row) => drop(self.log.insert(row.number, write(&**row)?)),
                 Write::PutMeta(row) => self.meta = Some(write(row)?),
                 Write::Retire(id) => drop(self.retired.insert(*id)),
             }
@@ -86,6 +96,8 @@ impl ModelStore {
             jobs: self.all(&self.jobs, live)?,
             steps: self.all(&self.steps, |key: &StepKey| live(&key.job))?,
             nodes: self.all::<String, NodeRow>(&self.nodes, |_| true)?,
+            members: self.all::<String, MemberRow>(&self.members, |_| true)?,
+            tokens: self.all::<String, TokenRow>(&self.tokens, |_| true)?,
         })
     }
 

@@ -322,6 +322,13 @@ impl World {
                     self.deliver(Happening::ToAgent { node, connection, message });
                 }
             }
+            Effect::CutOff { node, .. } => {
+                let connection = self.machines.values().find(|m| m.name == node).and_then(|m| m.connection);
+                if let Some(connection) = connection {
+                    self.open.remove(&connection);
+                    self.plan(Span(1000), Happening::Cut { node, connection });
+                }
+            }
             Effect::Disconnect { connection, .. } => {
                 self.open.remove(&connection);
                 let node = self.machines.values().find(|m| m.connection == Some(connection));

@@ -4,10 +4,11 @@ use crate::encode::{decode, decode_payload, payload_key};
 use crate::error::StoreError;
 use crate::schema;
 use berth_model::listing::{PAGE_BYTES, size};
+use berth_model::member::AuditInfo;
 use berth_model::query::AccountingQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::Payload;
-use berth_sched_core::{JobRow, PayloadKey, SpecRow, StepRow, View, job_info};
+use berth_sched_core::{AuditRow, JobRow, PayloadKey, SpecRow, StepRow, View, job_info};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params, params_from_iter};
 use std::collections::HashMap;
@@ -116,6 +117,48 @@ impl Reader {
                             "the query took longer than 60 s; ask for fewer jobs (--starttime, --endtime, -j)"
                                 .to_string(),
                     });
+                }
+            }
+            if !found.is_empty() {
+                // The end is near in any case.
+                let _ = receive(found);
+            }
+            Ok(())
+        })
+    }
+
+    /// The last `most` entries of the audit log (all of them with `None`), oldest first, in pages of at most `page`, from one
+    /// transaction. `receive` may end it early.
+    ///
+    /// # Errors
+    /// As of [`Reader::accounting`].
+    pub fn audit(
+        &self,
+        most: Option<u32>,
+        page: usize,
+        mut receive: impl FnMut(Vec<AuditInfo>) -> Result<(), Stop>,
+    ) -> Result<(), StoreError> {
+        self.with(|connection| {
+            let sqlite = |e: rusqlite::Error| self.sqlite(&e);
+            let begun = Instant::now();
+            let transaction = Transaction::new(connection, TransactionBehavior::Deferred).map_err(sqlite)?;
+            let most = most.map_or(-1, i64::from); // to SQLite, all of them
+            let mut statement = transaction
+                .prepare_cached(
+                    "SELECT version, row FROM audit WHERE number IN
+                     (SELECT number FROM audit ORDER BY number DESC LIMIT ?1) ORDER BY number",
+                )
+                .map_err(sqlite)?;
+            let mut rows = statement.query([most]).map_err(sqlite)?;
+            let mut found = Vec::with_capacity(page);
+            while let Some(row) = rows.next().map_err(sqlite)? {
+                found.push(decode::<AuditRow>(&self.path, "audit", row)?.info());
+                if found.len() == page && receive(std::mem::take(&mut found)).is_err() {
+                    return Ok(());
+                }
+                if begun.elapsed() > LONGEST {
+                    let why = "the query took longer than 60 s; ask for fewer entries (-n)".to_string();
+                    return Err(StoreError::Database { path: self.path.clone(), why });
                 }
             }
             if !found.is_empty() {

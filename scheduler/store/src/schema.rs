@@ -13,7 +13,8 @@ use std::time::Duration;
 const APPLICATION: i32 = 0x4272_7468;
 
 /// Each entry brings the schema from its index to the next version.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 
     -- What was submitted: immutable, one for a whole array.
@@ -53,7 +54,22 @@ const MIGRATIONS: &[&str] = &["
     CREATE UNIQUE INDEX payloads_key ON payloads (job, step);
 
     CREATE TABLE nodes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, row BLOB NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+    -- Machines that joined, and the tokens with which others may.
+    CREATE TABLE members (name TEXT PRIMARY KEY, version INTEGER NOT NULL, row BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE tokens (id TEXT PRIMARY KEY, version INTEGER NOT NULL, row BLOB NOT NULL) WITHOUT ROWID;
+
+    -- Who decided what. `at`: cluster time, for purging.
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY,
+        version INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        row BLOB NOT NULL
+    );
+    CREATE INDEX audit_at ON audit (at);
+",
+];
 
 /// Opens a connection with the settings that every connection has.
 pub(crate) fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> {

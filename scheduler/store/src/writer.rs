@@ -160,6 +160,8 @@ impl SqliteStore {
                  WHERE jobs.retired = 0 ORDER BY job, attempt, step",
             )?,
             nodes: self.rows("nodes", "SELECT version, row FROM nodes ORDER BY name")?,
+            members: self.rows("members", "SELECT version, row FROM members ORDER BY name")?,
+            tokens: self.rows("tokens", "SELECT version, row FROM tokens ORDER BY id")?,
         })
     }
 
@@ -217,8 +219,9 @@ impl SqliteStore {
         self.full
     }
 
-    /// Forgets at most `most` finished jobs that ended before `before`, and gives free pages back to the file
-    /// system. Returns how many: fewer than `most` means that nothing is left to do.
+    /// Forgets at most `most` finished jobs that ended before `before`, and as many entries of the audit log that are older,
+    /// and gives free pages back to the file system. Returns how many of which there were more: fewer than `most`
+    /// means that nothing is left to do.
     ///
     /// # Errors
     /// The database's own.
@@ -243,9 +246,14 @@ impl SqliteStore {
                     )?
                     .execute([spec])?;
             }
+            let entries = transaction
+                .prepare_cached(
+                    "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ?1 ORDER BY at LIMIT ?2)",
+                )?
+                .execute(params![before.0, most])?;
             transaction.commit()?;
             connection.execute_batch("PRAGMA incremental_vacuum(256)")?;
-            Ok(u32::try_from(jobs.len()).unwrap_or(u32::MAX))
+            Ok(u32::try_from(jobs.len().max(entries)).unwrap_or(u32::MAX))
         };
         let purged = purge(&mut self.connection).map_err(|e| self.sqlite(&e))?;
         self.checkpointer.committed(&self.connection, self.full);
@@ -358,6 +366,24 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
         Write::PutNode(node) => transaction
             .prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)")?
             .execute(params![node.name.0, node.version, bytes(&**node)?])?,
+        Write::DeleteNode(name) => {
+            transaction.prepare_cached("DELETE FROM nodes WHERE name = ?1")?.execute([&name.0])?
+        }
+        Write::PutMember(member) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO members VALUES (?1, ?2, ?3)")?
+            .execute(params![member.name.0, member.version, bytes(&**member)?])?,
+        Write::DeleteMember(name) => {
+            transaction.prepare_cached("DELETE FROM members WHERE name = ?1")?.execute([&name.0])?
+        }
+        Write::PutToken(token) => transaction
+            .prepare_cached("INSERT OR REPLACE INTO tokens VALUES (?1, ?2, ?3)")?
+            .execute(params![token.id, token.version, bytes(&**token)?])?,
+        Write::DeleteToken(id) => {
+            transaction.prepare_cached("DELETE FROM tokens WHERE id = ?1")?.execute([id])?
+        }
+        Write::AddAudit(entry) => transaction
+            .prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![number(entry.number), entry.version, entry.at.0, bytes(&**entry)?])?,
         Write::PutMeta(meta) => transaction
             .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('counters', ?1)")?
             .execute(params![bytes(meta)?])?,
@@ -367,6 +393,11 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
     };
     tracing::trace!(changed, "write");
     Ok(())
+}
+
+/// An entry's number as SQLite has it. There are never so many.
+pub(crate) fn number(of_entry: u64) -> i64 {
+    i64::try_from(of_entry).unwrap_or(i64::MAX)
 }
 
 fn ended(job: &JobRow) -> Option<i64> {

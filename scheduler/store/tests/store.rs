@@ -6,14 +6,16 @@ use berth_model::config::Config;
 use berth_model::launch::{NodeShare, StepExit, Usage};
 use berth_model::link::EndCause;
 use berth_model::login::SealedLogin;
+use berth_model::member::{AuditInfo, KeyId, MemberRole, MemberState};
 use berth_model::query::AccountingQuery;
 use berth_model::request::Payload;
 use berth_model::spec::{BatchScript, Identity, IoSpec, JobKind, JobSpec, ResourceRequest, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::{Attempt, ByteStr, Gid, JobId, NodeName, Span, StepId, StepKey, SubmissionId, Time, Uid};
 use berth_sched_core::{
-    Allocation, CommitError, CoreConfig, JobResult, JobRow, MetaRow, PayloadKey, Phase, ROW_VERSION, Run,
-    SpecRow, StepNode, StepResult, StepRow, Tasks, Write, commit,
+    Allocation, AuditRow, CommitError, CoreConfig, JobResult, JobRow, MemberRow, MetaRow, NodeRow,
+    PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow, Write,
+    commit,
 };
 use berth_store::{DATABASE, Room, SqliteStore, StoreError};
 use std::io::{BufRead, BufReader, Write as _};
@@ -156,7 +158,7 @@ fn payload(job: u32, size: usize) -> Write {
 }
 
 fn counters(next_job: u32) -> Write {
-    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(99) })
+    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(99), next_audit: 7 })
 }
 
 fn all_jobs(store: &SqliteStore, query: &AccountingQuery) -> Vec<u32> {
@@ -232,6 +234,117 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
     assert_eq!(store.purge(Time(1_000), 10).unwrap(), 0);
 }
 
+fn entry(number: u64) -> AuditRow {
+    AuditRow {
+        version: ROW_VERSION,
+        number,
+        at: Time(i64::try_from(number).unwrap() * 10),
+        uid: Uid(0),
+        user: "root".into(),
+        inside: None,
+        what: format!("did {number}"),
+    }
+}
+
+/// Numbers of the log's last entries, in pages of two.
+fn log(store: &SqliteStore, most: Option<u32>) -> Vec<u64> {
+    let mut all: Vec<AuditInfo> = Vec::new();
+    let reader = store.reader();
+    let read = reader.audit(most, 2, |page| {
+        assert!(page.len() <= 2);
+        all.extend(page);
+        Ok(())
+    });
+    read.unwrap();
+    all.iter().map(|e| e.number).collect()
+}
+
+#[test]
+fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = |name: &str, key: u8| {
+        Arc::new(MemberRow {
+            version: ROW_VERSION,
+            name: name.into(),
+            role: MemberRole::Login,
+            state: MemberState::Pending,
+            key: KeyId::of_digest([key; 32]),
+            joined: Time(1),
+            token: "aaaaaaaa".into(),
+            token_hash: "0".repeat(64),
+            from: "10.0.0.1".into(),
+            renewed: Time(2),
+            administrators: true,
+        })
+    };
+    let token = |id: &str, uses_left: u32| {
+        Arc::new(TokenRow {
+            version: ROW_VERSION,
+            id: id.into(),
+            hash: "0".repeat(64),
+            role: MemberRole::Compute,
+            created: Time(1),
+            by: "root".into(),
+            expires: Time(i64::MAX),
+            uses_left,
+            approval: true,
+            administrators: false,
+        })
+    };
+    let node = NodeRow {
+        version: ROW_VERSION,
+        name: "n1".into(),
+        hardware: Default::default(),
+        boot_id: "b".into(),
+        boot_time: Time(0),
+        agent_start: Time(0),
+        agent_version: "1".into(),
+        condition: Default::default(),
+    };
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let mut writes = vec![
+        Write::PutNode(Box::new(node.clone())),
+        Write::PutNode(Box::new(NodeRow { name: "n2".into(), ..node })),
+        Write::PutMember(member("n1", 1)),
+        Write::PutMember(member("n2", 2)),
+        Write::PutMember(member("n1", 3)),
+        Write::PutToken(token("aaaaaaaa", 2)),
+        Write::PutToken(token("aaaaaaab", 1)),
+        Write::PutToken(token("aaaaaaaa", 1)),
+        counters(1),
+    ];
+    writes.extend((1..=6).map(|n| Write::AddAudit(Box::new(entry(n)))));
+    commit(&mut store, &writes).unwrap();
+    let gone = [
+        Write::DeleteNode("n2".into()),
+        Write::DeleteMember("n2".into()),
+        Write::DeleteToken("aaaaaaab".into()),
+    ];
+    commit(&mut store, &gone).unwrap();
+    drop(store);
+
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let stored = store.load().unwrap();
+    assert_eq!(stored.members, [(*member("n1", 3)).clone()]);
+    assert_eq!(stored.tokens, [(*token("aaaaaaaa", 1)).clone()]);
+    assert_eq!(stored.nodes.iter().map(|n| n.name.0.as_str()).collect::<Vec<_>>(), ["n1"]);
+    assert_eq!(stored.meta.unwrap().next_audit, 7);
+
+    assert_eq!(log(&store, None), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(log(&store, Some(3)), [4, 5, 6]);
+    assert_eq!(log(&store, Some(99)), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(log(&store, Some(0)), [0; 0]);
+    // An entry is never written over.
+    assert!(commit(&mut store, &[Write::AddAudit(Box::new(entry(6)))]).is_err());
+    store.reopen().unwrap();
+    // Old entries go as old records do, a few at a time.
+    assert_eq!(store.purge(Time(40), 2).unwrap(), 2);
+    assert_eq!(log(&store, None), [3, 4, 5, 6]);
+    assert_eq!(store.purge(Time(40), 2).unwrap(), 1);
+    assert_eq!(log(&store, None), [4, 5, 6]);
+    assert_eq!(store.purge(Time(40), 2).unwrap(), 0);
+}
+
 #[test]
 fn a_restored_core_accepts_what_was_stored() {
     let dir = tempfile::tempdir().unwrap();
@@ -274,6 +387,26 @@ fn a_second_controller_is_refused_by_name() {
 }
 
 #[test]
+fn a_database_without_members_gets_their_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    commit(&mut store, &[spec(1), pending(1), counters(2)]).unwrap();
+    drop(store);
+    let raw = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    raw.execute_batch("DROP TABLE members; DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1")
+        .unwrap();
+    // What an earlier version wrote has no number for the log.
+    let counters = br#"{"version":1,"next_job":2,"clock":99}"#.to_vec();
+    raw.execute("UPDATE meta SET value = ?1 WHERE key = 'counters'", [counters]).unwrap();
+    drop(raw);
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let stored = store.load().unwrap();
+    assert_eq!((stored.jobs.len(), stored.members.len(), stored.meta.unwrap().next_audit), (1, 0, 0));
+    commit(&mut store, &[Write::AddAudit(Box::new(entry(1)))]).unwrap();
+    assert_eq!(log(&store, None), [1]);
+}
+
+#[test]
 fn a_newer_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(dir.path()).unwrap();
@@ -291,7 +424,7 @@ fn a_newer_database_is_refused() {
     raw.pragma_update(None, "user_version", 77).unwrap();
     drop(raw);
     let text = SqliteStore::open(dir.path()).unwrap_err().to_string();
-    assert!(text.contains("schema 77, this version knows up to 1"), "{text}");
+    assert!(text.contains("schema 77, this version knows up to 2"), "{text}");
 }
 
 #[test]

@@ -1,8 +1,21 @@
 //! What administrators make of nodes.
 
 use super::Cluster;
+use super::trail::administrators_only;
 use berth_model::ids::NodeName;
 use berth_model::request::{Actor, NodeStateChange, Refusal, RefusalCode, Response};
+
+/// As an administrator writes it.
+fn word(state: NodeStateChange) -> &'static str {
+    match state {
+        NodeStateChange::Down => "DOWN",
+        NodeStateChange::Drain => "DRAIN",
+        NodeStateChange::Fail => "FAIL",
+        NodeStateChange::Resume => "RESUME",
+        NodeStateChange::Idle => "IDLE",
+        NodeStateChange::Undrain => "UNDRAIN",
+    }
+}
 
 impl Cluster {
     pub(super) fn update_node(
@@ -12,12 +25,7 @@ impl Cluster {
         state: NodeStateChange,
         reason: Option<String>,
     ) -> Result<Response, Refusal> {
-        if !actor.administrator {
-            return Err(Refusal::new(
-                RefusalCode::Denied,
-                "Access/permission denied: only an administrator changes the state of nodes",
-            ));
-        }
+        administrators_only(actor, "changes the state of nodes")?;
         if let Some(name) = nodes.iter().find(|n| !self.nodes.contains_key(*n)) {
             return Err(Refusal::new(
                 RefusalCode::NotFound,
@@ -58,6 +66,11 @@ impl Cluster {
                 self.node_is_back(name);
             }
         }
+        let mut what = format!("set {} to {}", crate::node::names(nodes), word(state));
+        if let Some(reason) = reason.filter(|_| needs) {
+            what.push_str(&format!(": {reason}"));
+        }
+        self.note(actor, what);
         Ok(Response::Done)
     }
 

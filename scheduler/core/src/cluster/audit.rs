@@ -14,6 +14,7 @@ impl Cluster {
         self.audit_nodes()?;
         self.audit_arrays()?;
         self.audit_queue()?;
+        self.audit_members()?;
         let active = self.jobs.values().filter(|j| super::ending::is_active(j)).count();
         if active != self.active {
             return Err(format!("{active} jobs are active, {} are counted", self.active));

@@ -18,6 +18,8 @@ const SIGKILL: i32 = 9;
 struct Acts {
     jobs: Vec<JobId>,
     refused: Vec<(String, Refusal)>,
+    /// Other people's jobs on which an administrator acted, for the audit log.
+    foreign: Vec<String>,
 }
 
 impl Acts {
@@ -26,6 +28,11 @@ impl Acts {
             Ok(()) => self.jobs.extend(job),
             Err(refusal) => self.refused.push((what(), refusal)),
         }
+    }
+
+    /// Takes note of somebody else's job on which an administrator acted.
+    fn owned_by(&mut self, owner: Option<String>, what: impl FnOnce() -> String) {
+        self.foreign.extend(owner.map(|owner| format!("{} of {owner}", what())));
     }
 
     fn answer(self) -> Result<Response, Refusal> {
@@ -40,6 +47,10 @@ fn wrong_state(text: String) -> Refusal {
 impl Cluster {
     pub(super) fn cancel(&mut self, actor: &Actor, request: &CancelRequest) -> Result<Response, Refusal> {
         let mut acts = Acts::default();
+        let verb = match request.signal {
+            None => "cancelled".to_string(),
+            Some(signal) => format!("sent signal {signal} to"),
+        };
         if request.jobs.is_empty() {
             if request.user.is_some_and(|u| u != actor.identity.uid) && !actor.administrator {
                 return Err(Refusal::new(
@@ -50,10 +61,13 @@ impl Cluster {
             let ids: Vec<JobId> = self.jobs.keys().copied().collect();
             for id in ids.into_iter().filter(|id| self.owned(actor, *id).is_ok()).collect::<Vec<_>>() {
                 if self.matches(id, request) && self.job(id).is_some_and(super::ending::is_active) {
+                    let owner = self.foreign(actor, id);
                     let result = self.cancel_job(actor, id, request);
+                    acts.owned_by(owner.filter(|_| result.is_ok()), || id.to_string());
                     acts.note(|| id.to_string(), Some(id), result);
                 }
             }
+            self.note_jobs(actor, &verb, std::mem::take(&mut acts.foreign));
             return acts.answer();
         }
         for (selector, step) in &request.jobs {
@@ -73,13 +87,16 @@ impl Cluster {
                 if many && !self.job(id).is_some_and(super::ending::is_active) {
                     continue; // tasks of an array that ended before
                 }
+                let owner = self.foreign(actor, id);
                 let result = match step {
                     Some(step) => self.cancel_step(actor, id, *step, request.signal),
                     None => self.cancel_job(actor, id, request),
                 };
+                acts.owned_by(owner.filter(|_| result.is_ok()), what);
                 acts.note(what, Some(id), result);
             }
         }
+        self.note_jobs(actor, &verb, std::mem::take(&mut acts.foreign));
         acts.answer()
     }
 
@@ -197,6 +214,7 @@ impl Cluster {
     fn each(
         &mut self,
         actor: &Actor,
+        verb: &str,
         selectors: &[JobSelector],
         mut act: impl FnMut(&mut Cluster, JobId) -> Result<(), Refusal>,
     ) -> Result<Response, Refusal> {
@@ -206,7 +224,9 @@ impl Cluster {
                 Ok(ids) => {
                     let mut found = Acts::default();
                     for id in ids {
+                        let owner = self.foreign(actor, id);
                         let result = act(self, id);
+                        acts.owned_by(owner.filter(|_| result.is_ok()), || text(selector));
                         found.note(|| text(selector), Some(id), result);
                     }
                     // Of an array only the tasks in the right state are meant, as long as there are any.
@@ -219,12 +239,13 @@ impl Cluster {
                 Err(refusal) => acts.refused.push((text(selector), refusal)),
             }
         }
+        self.note_jobs(actor, verb, std::mem::take(&mut acts.foreign));
         acts.answer()
     }
 
     pub(super) fn hold(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
         let uid = actor.identity.uid;
-        self.each(actor, selectors, |cluster, id| {
+        self.each(actor, "held", selectors, |cluster, id| {
             let Some(job) = cluster.job(id) else { return Ok(()) };
             if !job.is_pending() {
                 return Err(wrong_state(format!(
@@ -243,7 +264,7 @@ impl Cluster {
 
     pub(super) fn release(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
         let administrator = actor.administrator;
-        self.each(actor, selectors, |cluster, id| {
+        self.each(actor, "released", selectors, |cluster, id| {
             let Some(job) = cluster.job(id) else { return Ok(()) };
             if !job.is_pending() {
                 return Err(wrong_state(format!("Job {id} is no longer pending; there is nothing to release")));
@@ -267,7 +288,7 @@ impl Cluster {
     }
 
     pub(super) fn requeue(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
-        self.each(actor, selectors, |cluster, id| {
+        self.each(actor, "requeued", selectors, |cluster, id| {
             let Some(job) = cluster.job(id) else { return Ok(()) };
             if job.spec.spec.kind != JobKind::Batch {
                 return Err(Refusal::new(

@@ -396,7 +396,11 @@ impl Cluster {
                 ..Verdict::new(JobState::Failed, EndCause::JobEnded)
             },
         };
-        match job.row.phase {
+        let phase = job.row.phase.clone();
+        if status.is_some() && matches!(phase, Phase::Pending | Phase::Running(_)) {
+            self.note_job(actor, "ended", id);
+        }
+        match phase {
             Phase::Pending => self.end_pending(id, Verdict::cancelled(None)),
             Phase::Running(_) => self.end_job(id, verdict),
             Phase::Ending { .. } | Phase::Ended { .. } => {}

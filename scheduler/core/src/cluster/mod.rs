@@ -8,6 +8,7 @@ mod cancel;
 mod ending;
 mod enter;
 mod images;
+mod members;
 mod pass;
 mod queue;
 mod restore;
@@ -16,18 +17,20 @@ mod steps;
 mod submit;
 mod texts;
 mod timers;
+mod trail;
 
 use crate::config::CoreConfig;
 use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
-use crate::rows::{MetaRow, Phase, StepRow};
+use crate::rows::{MemberRow, MetaRow, Phase, StepRow, TokenRow};
 use crate::snapshot::Snapshot;
 use crate::spec::Common;
 use crate::store::{PayloadKey, Write, fill_payload};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::link::ToAgent;
+use berth_model::member::{KeyId, NewToken};
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::Identity;
 use berth_model::time::Time;
@@ -49,8 +52,13 @@ pub struct Cluster {
     clock: Time,
     next_job: u32,
     next_session: u64,
+    next_audit: u64,
     jobs: OrdMap<JobId, Arc<Job>>,
     nodes: OrdMap<NodeName, Arc<Node>>,
+    members: OrdMap<NodeName, Arc<MemberRow>>,
+    /// The members' names by their keys.
+    keys: OrdMap<KeyId, NodeName>,
+    tokens: OrdMap<String, Arc<TokenRow>>,
     /// Jobs that could start, in order, by partition.
     queue: BTreeMap<Arc<str>, BTreeSet<QueueKey>>,
     /// First jobs for which there was no room; nothing behind them is tried until something changes.
@@ -99,8 +107,12 @@ impl Cluster {
             clock: Time::default(),
             next_job: 1,
             next_session: 0,
+            next_audit: 1,
             jobs: OrdMap::new(),
             nodes: OrdMap::new(),
+            members: OrdMap::new(),
+            keys: OrdMap::new(),
+            tokens: OrdMap::new(),
             queue: BTreeMap::new(),
             blocked: BTreeMap::new(),
             aside: BTreeSet::new(),
@@ -150,6 +162,9 @@ impl Cluster {
             jobs: self.jobs.clone(),
             nodes: self.nodes.clone(),
             partitions: self.config.partitions.clone(),
+            members: self.members.clone(),
+            keys: self.keys.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 
@@ -169,8 +184,9 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                if let Err(refusal) = self.create_step(request, &actor, job, *spec) {
-                    self.reply(request, Err(refusal));
+                match self.create_step(request, &actor, job, *spec) {
+                    Ok(()) => self.note_job(&actor, "made a step in", job),
+                    Err(refusal) => self.reply(request, Err(refusal)),
                 }
                 return;
             }
@@ -181,6 +197,18 @@ impl Cluster {
             Request::UpdateNode { nodes, state, reason } => self.update_node(&actor, &nodes, state, reason),
             Request::EndAllocation { job, status } => self.end_allocation(&actor, job, Some(status)),
             Request::ClientLost { job } => self.end_allocation(&actor, job, None),
+            Request::CreateToken { id, hash, role, ttl, uses, approval, administrators } => {
+                let token = NewToken { role, ttl, uses, approval, administrators };
+                self.create_token(&actor, id, hash, &token)
+            }
+            Request::RevokeToken { id } => self.revoke_token(&actor, &id),
+            Request::Enrol { token, hash, key, name, from } => {
+                self.enrol(&actor, &token, &hash, key, name, from)
+            }
+            Request::Renew { name, old, new } => self.renew(&actor, &name, &old, new),
+            Request::ApproveMember { name } => self.approve_member(&actor, &name),
+            Request::RemoveMember { name, force } => self.remove_member(&actor, &name, force),
+            Request::Shutdown => self.note_shutdown(&actor),
         };
         self.reply(request, result);
     }
@@ -322,6 +350,7 @@ impl Cluster {
                 version: crate::rows::ROW_VERSION,
                 next_job: self.next_job,
                 clock: self.clock,
+                next_audit: self.next_audit,
             }));
         }
         Outcome { writes, after_commit: AfterCommit::new(out.effects), changed: out.changed }

@@ -24,11 +24,11 @@ pub struct RestoreError {
     pub why: String,
 }
 
-fn bad<T>(row: impl Into<String>, why: impl Into<String>) -> Result<T, RestoreError> {
+pub(super) fn bad<T>(row: impl Into<String>, why: impl Into<String>) -> Result<T, RestoreError> {
     Err(RestoreError { row: row.into(), why: why.into() })
 }
 
-fn check_version(row: impl Fn() -> String, version: u32) -> Result<(), RestoreError> {
+pub(super) fn check_version(row: impl Fn() -> String, version: u32) -> Result<(), RestoreError> {
     if version > ROW_VERSION {
         return bad(
             row(),
@@ -58,6 +58,7 @@ impl Cluster {
             check_version(|| "counters".into(), meta.version)?;
             cluster.next_job = meta.next_job.max(1);
             cluster.clock = now.max(meta.clock);
+            cluster.next_audit = meta.next_audit.max(1);
         }
         for row in stored.nodes {
             let name = row.name.clone();
@@ -69,6 +70,7 @@ impl Cluster {
             cluster.nodes.insert(name.clone(), Arc::new(node));
             cluster.watch_silence(&name);
         }
+        cluster.restore_members(stored.members, stored.tokens)?;
         let mut specs: BTreeMap<JobId, Arc<Spec>> = BTreeMap::new();
         for mut spec in stored.specs {
             check_version(|| format!("specification of job {}", spec.job), spec.version)?;

@@ -111,10 +111,18 @@ impl Cluster {
         payload: &Payload,
         first_step: Option<&StepSpec>,
     ) -> Result<Arc<str>, Refusal> {
-        if actor.identity.uid == Uid(0) && !self.config.root_jobs {
+        if actor.identity.uid == Uid(0) && !self.config.root_jobs.unwrap_or(self.members.is_empty()) {
             return refuse(
                 RefusalCode::Denied,
-                "root may not run jobs on this cluster (root_jobs = false in berth.toml): submit as another user",
+                match self.config.root_jobs {
+                    Some(_) => {
+                        "root may not run jobs on this cluster (root_jobs = false in berth.toml): submit as another user"
+                    }
+                    None => {
+                        "root may not run jobs on this cluster since another machine joined it: submit as another user, \
+                         or write 'root_jobs = true' in the controller's berth.toml"
+                    }
+                },
             );
         }
         if spec.nice < 0 && !actor.administrator {

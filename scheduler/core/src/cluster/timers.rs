@@ -34,6 +34,8 @@ pub(super) enum Timer {
     Settle(NodeName),
     /// What waiting jobs will run on may have changed.
     Ahead,
+    /// A token expires.
+    Token,
 }
 
 impl Cluster {
@@ -53,6 +55,7 @@ impl Cluster {
                 Timer::Repeat(job) => self.repeat(job),
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
+                Timer::Token => self.drop_expired_tokens(),
             }
         }
     }

@@ -23,12 +23,47 @@ impl Store for Nowhere {
     }
 }
 
+/// What a store would hold after the writes.
+pub fn stored(writes: &[Write]) -> Stored {
+    let (mut specs, mut jobs, mut steps, mut nodes) =
+        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut members, mut tokens) = (BTreeMap::new(), BTreeMap::new());
+    let mut meta = None;
+    for w in writes {
+        match w {
+            Write::PutSpec(r) => drop(specs.insert(r.job, (**r).clone())),
+            Write::PutJob(r) => drop(jobs.insert(r.job, (**r).clone())),
+            Write::DeleteJob(id) => drop(jobs.remove(id)),
+            Write::PutStep(r) => drop(steps.insert(r.key, (**r).clone())),
+            Write::PutNode(r) => drop(nodes.insert(r.name.clone(), (**r).clone())),
+            Write::PutMeta(r) => meta = Some(r.clone()),
+            Write::DeleteNode(name) => drop(nodes.remove(name)),
+            Write::PutMember(r) => drop(members.insert(r.name.clone(), (**r).clone())),
+            Write::DeleteMember(name) => drop(members.remove(name)),
+            Write::PutToken(r) => drop(tokens.insert(r.id.clone(), (**r).clone())),
+            Write::DeleteToken(id) => drop(tokens.remove(id)),
+            Write::PutPayload { .. } | Write::DeletePayload(_) | Write::Retire(_) | Write::AddAudit(_) => {}
+        }
+    }
+    Stored {
+        meta,
+        specs: specs.into_values().collect(),
+        jobs: jobs.into_values().collect(),
+        steps: steps.into_values().collect(),
+        nodes: nodes.into_values().collect(),
+        members: members.into_values().collect(),
+        tokens: tokens.into_values().collect(),
+    }
+}
+
 pub struct World {
     pub core: Cluster,
     pub now: Time,
     pub sent: Vec<ToAgent>,
     pub replies: BTreeMap<u64, Result<Response, Refusal>>,
     pub writes: Vec<Write>,
+    /// Nodes whose agents were cut off.
+    pub cut: Vec<NodeName>,
     sessions: BTreeMap<NodeName, (u64, Session)>,
     next: u64,
 }
@@ -86,6 +121,7 @@ impl World {
             sent: vec![],
             replies: BTreeMap::new(),
             writes: vec![],
+            cut: vec![],
             sessions: BTreeMap::new(),
             next: 0,
         }
@@ -123,6 +159,7 @@ impl World {
                     }
                     self.sent.push(message);
                 }
+                Effect::CutOff { node, .. } => self.cut.push(node),
                 Effect::Disconnect { .. } => {}
             }
         }

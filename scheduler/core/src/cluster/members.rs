@@ -1,0 +1,388 @@
+//! Which machines belong to the cluster: tokens, joining, keys, approval and removal.
+
+use super::Cluster;
+use super::restore::{RestoreError, bad, check_version};
+use super::timers::Timer;
+use super::trail::administrators_only;
+use crate::event::Effect;
+use crate::rows::{MemberRow, ROW_VERSION, TokenRow};
+use crate::store::Write;
+use berth_model::ids::NodeName;
+use berth_model::member::{
+    KeyId, LONGEST_TTL, MOST_USES, MemberRole, MemberState, NewToken, SHORTEST_TTL, check_host_name,
+    is_digest, is_token_id,
+};
+use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use berth_model::time::Span;
+use std::sync::Arc;
+
+/// For how long a machine that never saw the answer may ask again with a token that is used up by then.
+const LOST_ANSWER: Span = Span::from_mins(10);
+
+/// One text for every reason, so that nobody learns which tokens there are.
+const NOT_VALID: &str = "this token is not valid (any more): have another one made with 'berth token create' on \
+                         the controller";
+
+fn refuse<T>(code: RefusalCode, text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(code, text))
+}
+
+/// Whether two texts are the same, in a time that does not tell where they differ.
+fn same(a: &str, b: &str) -> bool {
+    let differ = a.bytes().zip(b.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
+    a.len() == b.len() && std::hint::black_box(differ) == 0
+}
+
+/// What proves who asks lies in the server's shell: no client may ask for these.
+fn shell_only(actor: &Actor) -> Result<(), Refusal> {
+    if actor.administrator && actor.inside.is_none() {
+        return Ok(());
+    }
+    refuse(RefusalCode::Denied, "Access/permission denied: machines join over the network, with 'berth join'")
+}
+
+impl Cluster {
+    pub(super) fn create_token(
+        &mut self,
+        actor: &Actor,
+        id: String,
+        hash: String,
+        token: &NewToken,
+    ) -> Result<Response, Refusal> {
+        administrators_only(actor, "makes tokens with which machines join")?;
+        let NewToken { role, ttl, uses, approval, administrators } = *token;
+        if ttl < SHORTEST_TTL || ttl > LONGEST_TTL {
+            return refuse(
+                RefusalCode::Invalid,
+                "a token is good for 1 minute at least and 30 days at most: choose another --ttl",
+            );
+        }
+        if uses == 0 || uses > MOST_USES {
+            return refuse(
+                RefusalCode::Invalid,
+                format!("with one token 1 to {MOST_USES} machines can join: choose another --uses"),
+            );
+        }
+        if administrators && role != MemberRole::Login {
+            return refuse(
+                RefusalCode::Invalid,
+                "only login nodes vouch for users: --administrators goes with --role login alone",
+            );
+        }
+        if !is_token_id(&id) || !is_digest(&hash) {
+            return refuse(RefusalCode::Internal, "the controller made a token that is none");
+        }
+        self.drop_expired_tokens();
+        if self.tokens.contains_key(&id) {
+            return refuse(RefusalCode::Unavailable, format!("there is a token {id} already; try again"));
+        }
+        let row = TokenRow {
+            version: ROW_VERSION,
+            id: id.clone(),
+            hash,
+            role,
+            created: self.clock,
+            by: actor.identity.user.clone(),
+            expires: self.clock + ttl,
+            uses_left: uses,
+            approval,
+            administrators,
+        };
+        self.timers.insert((row.expires, Timer::Token));
+        let mut what = format!("made token {id} for {uses} {role} node{}", if uses == 1 { "" } else { "s" });
+        if approval {
+            what.push_str(", to be approved");
+        }
+        if administrators {
+            what.push_str(", which may vouch for administrators");
+        }
+        self.put_token(row);
+        self.note(actor, what);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn revoke_token(&mut self, actor: &Actor, id: &str) -> Result<Response, Refusal> {
+        administrators_only(actor, "revokes tokens")?;
+        self.drop_expired_tokens();
+        if !self.tokens.contains_key(id) {
+            let shown: String = id.chars().take(64).flat_map(char::escape_default).collect();
+            let text =
+                format!("there is no token '{shown}', or it is used up or expired (see 'berth token ls')");
+            return refuse(RefusalCode::NotFound, text);
+        }
+        self.delete_token(id);
+        self.note(actor, format!("revoked token {id}"));
+        Ok(Response::Done)
+    }
+
+    /// Takes what has expired out of the books.
+    pub(super) fn drop_expired_tokens(&mut self) {
+        let now = self.clock;
+        let over: Vec<String> =
+            self.tokens.values().filter(|t| t.expires <= now).map(|t| t.id.clone()).collect();
+        for id in over {
+            self.delete_token(&id);
+        }
+    }
+
+    fn put_token(&mut self, row: TokenRow) {
+        let row = Arc::new(row);
+        self.tokens.insert(row.id.clone(), row.clone());
+        self.out.last.push(Write::PutToken(row));
+    }
+
+    fn delete_token(&mut self, id: &str) {
+        self.tokens.remove(id);
+        self.out.last.push(Write::DeleteToken(id.to_string()));
+    }
+
+    fn put_member(&mut self, row: MemberRow) -> Response {
+        let row = Arc::new(row);
+        if let Some(old) = self.members.insert(row.name.clone(), row.clone()) {
+            self.keys.remove(&old.key);
+        }
+        self.keys.insert(row.key.clone(), row.name.clone());
+        let response = Response::Enrolled { member: row.info() };
+        self.out.last.push(Write::PutMember(row));
+        response
+    }
+
+    /// The token, if the secret is its own and it is good for another machine.
+    fn valid_token(&self, id: &str, hash: &str) -> Result<Arc<TokenRow>, Refusal> {
+        let found = self.tokens.get(id);
+        let good = same(found.map_or("", |t| &t.hash), hash);
+        match found.filter(|t| good && t.expires > self.clock && t.uses_left > 0) {
+            Some(token) => Ok(token.clone()),
+            None => refuse(RefusalCode::Denied, NOT_VALID),
+        }
+    }
+
+    pub(super) fn enrol(
+        &mut self,
+        actor: &Actor,
+        token: &str,
+        hash: &str,
+        key: KeyId,
+        name: NodeName,
+        from: String,
+    ) -> Result<Response, Refusal> {
+        shell_only(actor)?;
+        let now = self.clock;
+        let known = self.members.get(&name).filter(|m| m.key == key).cloned();
+        // The token may be gone with the use that this machine made of it.
+        if let Some(member) = &known
+            && member.token == token
+            && is_digest(&member.token_hash)
+            && same(&member.token_hash, hash)
+            && now < member.joined + LOST_ANSWER
+        {
+            return Ok(Response::Enrolled { member: member.info() });
+        }
+        let token = self.valid_token(token, hash)?;
+        if let Some(member) = known {
+            if member.role != token.role {
+                let text = format!(
+                    "{name} is a {} node already, and this token is for {} nodes: 'berth node remove {name}' on the \
+                     controller first, or have a token made for its role",
+                    member.role, token.role
+                );
+                return refuse(RefusalCode::WrongState, text);
+            }
+            return Ok(Response::Enrolled { member: member.info() });
+        }
+        if let Err(e) = KeyId::parse(&key.0) {
+            return refuse(RefusalCode::Invalid, e.to_string());
+        }
+        if let Err(e) = check_host_name(&name.0) {
+            return refuse(RefusalCode::Invalid, e.to_string());
+        }
+        if let Some(other) = self.keys.get(&key) {
+            let text = format!(
+                "the key of this machine is that of {other}, which has joined already: 'berth node remove {other}' on \
+                 the controller if it has another name now, or have a new key made if this is a copy of it"
+            );
+            return refuse(RefusalCode::WrongState, text);
+        }
+        // As names of hosts they are the same however they are written (RFC 4343).
+        let taken = self.members.keys().chain(self.nodes.keys()).find(|n| n.0.eq_ignore_ascii_case(&name.0));
+        if let Some(other) = taken {
+            let text = format!(
+                "there is a machine {other} in the cluster already, with another key: 'berth node remove {other}' on \
+                 the controller if it is gone or was installed anew"
+            );
+            return refuse(RefusalCode::WrongState, text);
+        }
+        let member = MemberRow {
+            version: ROW_VERSION,
+            name: name.clone(),
+            role: token.role,
+            state: if token.approval { MemberState::Pending } else { MemberState::Approved },
+            key,
+            joined: now,
+            token: token.id.clone(),
+            token_hash: token.hash.clone(),
+            from,
+            renewed: now,
+            administrators: token.administrators,
+        };
+        match token.uses_left - 1 {
+            0 => self.delete_token(&token.id),
+            left => self.put_token(TokenRow { uses_left: left, ..(*token).clone() }),
+        }
+        let what = format!(
+            "{name} joined as {} node from {} with key {}{}",
+            member.role,
+            member.from,
+            member.key.short(),
+            if token.approval { ", to be approved" } else { "" }
+        );
+        self.note_as(actor, format!("token {}", token.id), what);
+        Ok(self.put_member(member))
+    }
+
+    pub(super) fn renew(
+        &mut self,
+        actor: &Actor,
+        name: &NodeName,
+        old: &KeyId,
+        new: KeyId,
+    ) -> Result<Response, Refusal> {
+        shell_only(actor)?;
+        let Some(member) = self.members.get(name).cloned() else {
+            let text =
+                format!("{name} does not belong to this cluster (any more): it can join again with a token");
+            return refuse(RefusalCode::NotFound, text);
+        };
+        if member.key == new {
+            return Ok(Response::Enrolled { member: member.info() });
+        }
+        if member.key != *old {
+            let text = format!("{name} has another key by now: what has the old one is not trusted any more");
+            return refuse(RefusalCode::Denied, text);
+        }
+        if let Err(e) = KeyId::parse(&new.0) {
+            return refuse(RefusalCode::Invalid, e.to_string());
+        }
+        if let Some(other) = self.keys.get(&new) {
+            let text = format!("the new key of {name} is that of {other}: have another one made");
+            return refuse(RefusalCode::WrongState, text);
+        }
+        Ok(self.put_member(MemberRow { key: new, renewed: self.clock, ..(*member).clone() }))
+    }
+
+    pub(super) fn approve_member(&mut self, actor: &Actor, name: &NodeName) -> Result<Response, Refusal> {
+        administrators_only(actor, "approves machines")?;
+        let Some(member) = self.members.get(name).cloned() else {
+            let text = format!("no machine {name} has joined (see 'berth node ls')");
+            return refuse(RefusalCode::NotFound, text);
+        };
+        if member.state == MemberState::Pending {
+            self.note(actor, format!("approved {name} with key {}", member.key.short()));
+            self.put_member(MemberRow { state: MemberState::Approved, ..(*member).clone() });
+        }
+        Ok(Response::Done)
+    }
+
+    pub(super) fn remove_member(
+        &mut self,
+        actor: &Actor,
+        name: &NodeName,
+        force: bool,
+    ) -> Result<Response, Refusal> {
+        administrators_only(actor, "removes machines")?;
+        let member = self.members.get(name).cloned();
+        let node = self.nodes.get(name);
+        if member.is_none() && node.is_none() {
+            let text = format!("there is no machine {name} in the cluster (see 'berth node ls')");
+            return refuse(RefusalCode::NotFound, text);
+        }
+        if member.is_none() && node.is_some_and(|n| n.link.is_some()) {
+            let text = format!(
+                "{name} is the controller's own machine, and its agent is connected: stop that first, or take the node \
+                 out of service with 'scontrol update NodeName={name} State=DRAIN Reason=...'"
+            );
+            return refuse(RefusalCode::WrongState, text);
+        }
+        let held: Vec<String> =
+            node.into_iter().flat_map(|n| n.held.keys()).map(|(id, _)| id.to_string()).collect();
+        if !held.is_empty() && !force {
+            let more = held.len().saturating_sub(10);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let named = held.get(..10).unwrap_or(&held).join(", ");
+            let text = format!(
+                "jobs have something on {name}: {named}{more}; drain it and wait, or give --force: they are lost then \
+                 (NODE_FAIL)"
+            );
+            return refuse(RefusalCode::WrongState, text);
+        }
+        self.fail_on_node(name);
+        if self.nodes.remove(name).is_some() {
+            self.out.nodes.remove(name);
+            self.out.last.push(Write::DeleteNode(name.clone()));
+        }
+        self.ahead.retain(|(node, ..)| node != name);
+        self.looking.stale = true;
+        let mut what = format!("removed {name}");
+        if let Some(member) = &member {
+            self.members.remove(name);
+            self.keys.remove(&member.key);
+            self.out.last.push(Write::DeleteMember(name.clone()));
+            what.push_str(&format!(" with key {}", member.key.short()));
+        }
+        if !held.is_empty() {
+            what.push_str(&format!(" with {} jobs on it", held.len()));
+        }
+        let why = format!("{} removed {name} from the cluster", actor.identity.user);
+        self.out.effects.push(Effect::CutOff { node: name.clone(), why });
+        self.note(actor, what);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn restore_members(
+        &mut self,
+        members: Vec<MemberRow>,
+        tokens: Vec<TokenRow>,
+    ) -> Result<(), RestoreError> {
+        for row in members {
+            let name = format!("member {}", row.name);
+            check_version(|| name.clone(), row.version)?;
+            if KeyId::parse(&row.key.0).is_err() || check_host_name(&row.name.0).is_err() {
+                return bad(name, "its name or its key is none");
+            }
+            if let Some(other) = self.keys.insert(row.key.clone(), row.name.clone()) {
+                return bad(name, format!("it has the same key as {other}"));
+            }
+            if self.members.insert(row.name.clone(), Arc::new(row)).is_some() {
+                return bad(name, "it is stored twice");
+            }
+        }
+        for row in tokens {
+            let name = format!("token {}", row.id);
+            check_version(|| name.clone(), row.version)?;
+            if !is_token_id(&row.id) || !is_digest(&row.hash) || row.uses_left == 0 {
+                return bad(name, "its id, its hash or its uses are none");
+            }
+            self.timers.insert((row.expires, Timer::Token));
+            if self.tokens.insert(row.id.clone(), Arc::new(row)).is_some() {
+                return bad(name, "it is stored twice");
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the books of members and keys.
+    pub(super) fn audit_members(&self) -> Result<(), String> {
+        for (name, member) in &self.members {
+            if member.name != *name || self.keys.get(&member.key) != Some(name) {
+                return Err(format!("member {name} is not found by its key"));
+            }
+        }
+        if self.keys.len() != self.members.len() {
+            return Err(format!("{} keys are known of {} members", self.keys.len(), self.members.len()));
+        }
+        match self.tokens.iter().find(|(id, t)| t.id != **id || t.uses_left == 0) {
+            Some((id, _)) => Err(format!("token {id} is good for nothing and is still there")),
+            None => Ok(()),
+        }
+    }
+}
