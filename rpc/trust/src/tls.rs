@@ -280,6 +280,15 @@ fn speaks_for_itself(certificate: &CertificateDer<'_>, fingerprint: &[u8; 32]) -
         .is_ok_and(|p| p.authority && sha256(p.public) == *fingerprint && p.signed_itself())
 }
 
+/// Whether who shook hands has the key of the certificate: it signed all that was said before.
+fn has_the_key(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signed: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    verify_tls13_signature(message, certificate, signed, &ALGORITHMS)
+}
+
 /// Never asked for: all configurations are of TLS 1.3 alone.
 fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(Error::General("TLS 1.2 is not spoken here".to_string()))
@@ -319,7 +328,7 @@ impl ClientCertVerifier for Anybody {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &ALGORITHMS)
+        has_the_key(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -355,7 +364,7 @@ impl ServerCertVerifier for Servers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &ALGORITHMS)
+        has_the_key(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
