@@ -27,6 +27,7 @@ mod job_namespaces;
 mod limits;
 mod logins;
 mod matrix;
+mod members;
 mod memory;
 mod moving;
 mod named;

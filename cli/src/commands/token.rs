@@ -5,7 +5,7 @@ use berth_client::fmt::time;
 use berth_client::out;
 use berth_client::site::Site;
 use berth_model::Span;
-use berth_model::member::{MemberRole, NewToken};
+use berth_model::member::{MemberRole, NewToken, is_token_id};
 use berth_model::request::Response;
 use berth_model::spec::TimeLimit;
 use serde_json::json;
@@ -40,7 +40,7 @@ pub enum Args {
     },
     /// Make one good for nothing; machines that joined with it stay
     Revoke {
-        /// Its id: what stands before the dot
+        /// Its id, as 'berth token ls' shows it, or all of it
         id: String,
     },
 }
@@ -64,6 +64,11 @@ fn ttl(text: &str) -> Result<Span, String> {
     };
     let number: u32 = digits.parse().map_err(|_| bad())?;
     Ok(Span::from_secs(i64::from(number).saturating_mul(unit)))
+}
+
+/// The id in what may be all of a token. The rest of it is a secret, which goes nowhere.
+fn id_of(text: &str) -> &str {
+    text.split('.').find(|part| is_token_id(part)).unwrap_or(text.split('.').next().unwrap_or(text))
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {
@@ -121,8 +126,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             out::print(&super::image::table(&rows)).map(|()| 0)
         }
         Args::Revoke { id } => {
-            // Who pastes all of a token means what stands before the dot.
-            let id = id.split('.').next().unwrap_or(&id);
+            let id = id_of(&id);
             berth_client::block_on(async { Ok(site.connect().await?.revoke_token(id).await?) })?;
             out::print(&format!("revoked {id}\n")).map(|()| 0)
         }
@@ -132,6 +136,14 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_of_a_token_names_it() {
+        for text in ["abcdefg2", "abcdefg2.secret", "berth1.abcdefg2.secret.fingerprint"] {
+            assert_eq!(id_of(text), "abcdefg2");
+        }
+        assert_eq!(id_of("odd"), "odd");
+    }
 
     #[test]
     fn lengths_of_time() {

@@ -375,6 +375,11 @@ fn a_removed_machine_is_cut_off_and_its_name_is_free() {
     let back = w.restored();
     back.audit().unwrap();
     assert!(back.snapshot().node(&"n1".into()).is_none());
+    // What it still says is not heard, and does not make it a node again.
+    w.sent.clear();
+    w.node("n1", hardware(4, 1, 4000, 0));
+    assert!(w.core.snapshot().node(&"n1".into()).is_none());
+    assert!(matches!(&w.sent[..], [ToAgent::Refused(why)] if why.contains("removed")), "{:?}", w.sent);
     // Another machine may have the name now, and the job that wanted it runs there.
     w.joined(enrol(0, 3, "n1"));
     w.node("n1", hardware(4, 1, 4000, 0));

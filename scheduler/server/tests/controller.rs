@@ -490,6 +490,9 @@ async fn it_stops_on_request_and_on_sigterm_and_tidies_up() {
         assert!(text.contains(&format!("\"pid\":{}", controller.0.id())), "{text}");
         let begun = Instant::now();
         if by_signal {
+            let log = client.audit(None).await.unwrap();
+            assert_eq!(log.len(), 1, "{log:?}");
+            assert_eq!((log[0].number, log[0].what.as_str()), (1, "stopped the controller"));
             let pid = nix::unistd::Pid::from_raw(i32::try_from(controller.0.id()).unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         } else {

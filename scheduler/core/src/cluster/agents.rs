@@ -139,6 +139,10 @@ impl Cluster {
             );
             return self.turn_away(connection, why);
         }
+        if self.departed.contains(name) {
+            let why = format!("{name} was removed from the cluster: it can join again with a token");
+            return self.turn_away(connection, why);
+        }
         if let Err(why) = check_hardware(&hello.hardware) {
             return self.turn_away(connection, format!("the hardware of {name} cannot be: {why}"));
         }

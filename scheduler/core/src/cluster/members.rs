@@ -142,6 +142,7 @@ impl Cluster {
             self.keys.remove(&old.key);
         }
         self.keys.insert(row.key.clone(), row.name.clone());
+        self.departed.remove(&row.name);
         let response = Response::Enrolled { member: row.info() };
         self.out.last.push(Write::PutMember(row));
         response
@@ -326,6 +327,7 @@ impl Cluster {
         if let Some(member) = &member {
             self.members.remove(name);
             self.keys.remove(&member.key);
+            self.departed.insert(name.clone());
             self.out.last.push(Write::DeleteMember(name.clone()));
             what.push_str(&format!(" with key {}", member.key.short()));
         }

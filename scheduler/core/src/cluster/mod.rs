@@ -59,6 +59,9 @@ pub struct Cluster {
     /// The members' names by their keys.
     keys: OrdMap<KeyId, NodeName>,
     tokens: OrdMap<String, Arc<TokenRow>>,
+    /// Machines that were removed since this core began: what one of them still says on a connection that it had comes too
+    /// late. After a restart there is no such connection.
+    departed: BTreeSet<NodeName>,
     /// Jobs that could start, in order, by partition.
     queue: BTreeMap<Arc<str>, BTreeSet<QueueKey>>,
     /// First jobs for which there was no room; nothing behind them is tried until something changes.
@@ -113,6 +116,7 @@ impl Cluster {
             members: OrdMap::new(),
             keys: OrdMap::new(),
             tokens: OrdMap::new(),
+            departed: BTreeSet::new(),
             queue: BTreeMap::new(),
             blocked: BTreeMap::new(),
             aside: BTreeSet::new(),
