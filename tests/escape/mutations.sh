@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Takes out one defence at a time, builds, and runs the tests that attack it. Not part of tests/run.sh: it builds once for each
 # defence. The table in docs/security.md has what was found. Run as root in a clean checkout.
-# usage: tests/escape/mutations.sh [--runtime|--images|--trust|--cluster] [NAME...]
+# usage: tests/escape/mutations.sh [--runtime|--images|--trust|--core|--cluster] [NAME...]
 #        tests/escape/mutations.sh --check    changes and builds nothing: are the texts and the tests there?
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 die() { printf 'mutations.sh: error: %s\n' "$*" >&2; exit 1; }
 
-groups="runtime images trust cluster"
+groups="runtime images trust core cluster"
 names=()
 run=yes
 for word in "$@"; do
     case $word in
-        --runtime | --images | --trust | --cluster) groups=${word#--} ;;
+        --runtime | --images | --trust | --core | --cluster) groups=${word#--} ;;
         --check) run=no ;;
         -*) die "unknown option $word; the first lines of this script say what there is" ;;
         *) names+=("$word") ;;
@@ -61,12 +61,13 @@ judge() { # fails|passes GROUP NAME TEST...
     if [ $run = no ]; then
         for test in "$@"; do
             found=${test%::as_user}
-            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images rpc/trust tests/tests || die "$name: there is no test $test"
+            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images rpc/trust scheduler/core tests/tests || die "$name: there is no test $test"
         done
         return
     fi
     [ "$group" != images ] || package=berth-images
     [ "$group" != trust ] || package=berth-trust
+    [ "$group" != core ] || package=berth-sched-core
     if [ "$group" = cluster ]; then
         package=berth-tests
         cargo xtask build --debug > "$log" 2>&1 || { tail -20 "$log"; die "$name does not build"; }
@@ -363,6 +364,47 @@ if wanted trust private-keys; then
     change $t/files.rs 'let open = meta.mode() & 0o7777 & !mode;' 'let open = 0 & mode;'
     attack trust private-keys a_key_that_others_can_have_is_refused_with_what_to_do \
         an_authority_in_files_that_others_can_have_is_refused
+fi
+
+m=scheduler/core/src/cluster/members.rs
+if wanted core token-secret; then
+    change $m 'let good = same(found.map_or("", |t| &t.hash), hash);' 'let good = hash.len() == 64;'
+    attack core token-secret one_text_refuses_every_token_that_is_not_good
+fi
+
+if wanted core token-expiry; then
+    change $m 'good && t.expires > self.clock && t.uses_left > 0' 'good && t.uses_left > 0'
+    attack core token-expiry one_text_refuses_every_token_that_is_not_good
+fi
+
+if wanted core token-uses; then
+    change $m 'match token.uses_left - 1 {' 'match token.uses_left {'
+    attack core token-uses uses_are_counted_and_tokens_expire_by_themselves one_text_refuses_every_token_that_is_not_good
+fi
+
+if wanted core one-key; then
+    change $m 'if let Some(other) = self.keys.get(&key) {' 'if let Some(other) = self.keys.get(&key).filter(|n| **n == name) {'
+    attack core one-key names_and_keys_belong_to_one_machine names_and_keys_stay_unique_and_come_back_from_the_rows
+fi
+
+if wanted core one-name; then
+    change $m 'find(|n| n.0.eq_ignore_ascii_case(&name.0))' 'find(|n| **n == name && self.nodes.contains_key(*n))'
+    attack core one-name names_and_keys_belong_to_one_machine
+fi
+
+if wanted core host-names; then
+    change $m 'if let Err(e) = check_host_name(&name.0) {' 'if let Err(e) = check_host_name("n") {'
+    attack core host-names names_and_keys_belong_to_one_machine
+fi
+
+if wanted core old-key; then
+    change $m 'if member.key != *old {' 'if old.0.is_empty() {'
+    attack core old-key a_key_is_renewed_by_who_has_the_old_one
+fi
+
+if wanted core removed-unheard; then
+    change scheduler/core/src/cluster/agents.rs 'if self.departed.contains(name) {' 'if self.departed.contains(name) && hello.boot_id.is_empty() {'
+    attack core removed-unheard a_removed_machine_is_cut_off_and_its_name_is_free
 fi
 
 if wanted cluster attach-owner; then
