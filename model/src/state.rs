@@ -118,6 +118,8 @@ pub enum Reason {
     DependencyNeverSatisfied,
     /// Waits for other jobs.
     Dependency,
+    /// A backup was restored, and not every node has told what it runs.
+    Restored,
 }
 
 impl Reason {

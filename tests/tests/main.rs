@@ -37,6 +37,7 @@ mod place;
 mod pulls;
 mod quickstart;
 mod registries;
+mod restoring;
 mod room;
 mod saving;
 mod signatures;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod backup;
 mod completions;
 pub mod config;
 mod container;
@@ -15,6 +16,7 @@ mod internal;
 mod man;
 mod node;
 mod oci;
+mod restore;
 pub mod run;
 mod sim;
 mod status;
@@ -36,6 +38,8 @@ pub enum Command {
     #[command(subcommand)]
     Node(node::Args),
     Audit(audit::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
     #[command(flatten)]
     Start(Start),
     Exec(exec::Args),
@@ -87,6 +91,8 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Token(args) => token::run(args, state.as_deref()),
         Command::Node(args) => node::run(args, state.as_deref()),
         Command::Audit(args) => audit::run(&args, state.as_deref()),
+        Command::Backup(args) => backup::run(&args, state.as_deref()),
+        Command::Restore(args) => restore::run(&args, state.as_deref()),
         Command::Start(command) => start(command, state),
         Command::Exec(args) => exec::run(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),

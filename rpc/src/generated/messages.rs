@@ -1140,6 +1140,7 @@ pub enum ReasonKind {
     NodeDown = 18,
     DependencyNeverSatisfied = 19,
     Dependency = 20,
+    Restored = 21,
 }
 impl ReasonKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1169,6 +1170,7 @@ impl ReasonKind {
             Self::NodeDown => "REASON_KIND_NODE_DOWN",
             Self::DependencyNeverSatisfied => "REASON_KIND_DEPENDENCY_NEVER_SATISFIED",
             Self::Dependency => "REASON_KIND_DEPENDENCY",
+            Self::Restored => "REASON_KIND_RESTORED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1195,6 +1197,7 @@ impl ReasonKind {
             "REASON_KIND_NODE_DOWN" => Some(Self::NodeDown),
             "REASON_KIND_DEPENDENCY_NEVER_SATISFIED" => Some(Self::DependencyNeverSatisfied),
             "REASON_KIND_DEPENDENCY" => Some(Self::Dependency),
+            "REASON_KIND_RESTORED" => Some(Self::Restored),
             _ => None,
         }
     }

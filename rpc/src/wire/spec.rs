@@ -421,4 +421,5 @@ reasons!(
     NodeDown,
     DependencyNeverSatisfied,
     Dependency,
+    Restored,
 );

@@ -228,6 +228,7 @@ impl Arbitrary for Reason {
             Reason::NodeDown,
             Reason::DependencyNeverSatisfied,
             Reason::Dependency,
+            Reason::Restored,
         ])
     }
 }

@@ -1,7 +1,7 @@
 //! What goes into the core and what comes out of it: events, writes, and effects that wait for the commit.
 
 use crate::store::{Committed, PayloadKey, Write};
-use berth_model::ids::{JobId, NodeName};
+use berth_model::ids::{JobId, NodeName, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, Request, Response};
 use std::collections::BTreeSet;
@@ -116,6 +116,8 @@ pub enum Effect {
         /// Why, for the log.
         why: String,
     },
+    /// After a restore: an agent has followed a controller of this term. Begin a later one, and build the core anew.
+    Supersede(Term),
     /// Close a connection.
     Disconnect {
         /// Which.

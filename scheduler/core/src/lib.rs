@@ -21,13 +21,13 @@ mod spec;
 mod store;
 mod tasks;
 
-pub use cluster::{Cluster, RestoreError};
+pub use cluster::{Cluster, RestoreError, go_on_from};
 pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
 pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use rows::{
-    Allocation, AuditRow, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION, Run,
-    SpecRow, StepNode, StepResult, StepRow, TokenRow,
+    Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION,
+    Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,
 };
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Committed, PayloadKey, Store, Stored, Write, commit, fill_payload};

@@ -11,6 +11,7 @@ use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::Time;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Version of all rows that this build writes; rows of a later version are refused.
@@ -32,6 +33,33 @@ pub struct MetaRow {
     /// The number of the next entry of the audit log, from 1; 0 before there was a log.
     #[serde(default)]
     pub next_audit: u64,
+    /// The store came from a backup once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
+}
+
+/// What a restored backup cannot know, and what is done about it: bounds above everything that can have been given out since
+/// the backup was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Jobs below this id are those of the backup, and those that were submitted after it and are lost.
+    pub before: JobId,
+    /// Their runs from now on have at least this number.
+    pub attempts: u32,
+    /// In runs of the backup, new steps have at least this number.
+    pub steps: u32,
+    /// Nodes of the backup that have not yet come to rest; while there is one, no job starts.
+    pub awaited: BTreeMap<NodeName, Awaited>,
+}
+
+/// What is awaited of a node after a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Awaited {
+    /// That it registers and tells what it runs.
+    Word,
+    /// That what it runs without belonging there is gone.
+    Rest,
 }
 
 /// A submission, immutable: shared by all tasks of an array.

@@ -3,10 +3,11 @@
 use crate::ControllerError;
 use crate::clock::ClusterClock;
 use crate::shared::Shared;
+use berth_model::hostlist;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobKind;
-use berth_model::{JobId, NodeName, Session, Span, Time};
+use berth_model::{JobId, NodeName, Session, Span, Term, Time};
 use berth_sched_core::{
     AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId,
     Stored, Write, commit,
@@ -82,6 +83,10 @@ pub(crate) struct Driver {
     rest_until: Option<Instant>,
     ticks_failed: u32,
     full: bool,
+    /// A term that an agent has followed: a later one is to begin.
+    supersede: Option<Term>,
+    /// Nodes that the cluster waits for since a backup was restored.
+    awaited: Vec<NodeName>,
     looked: Option<Instant>,
     keep: Option<Span>,
     purged: Instant,
@@ -114,7 +119,7 @@ impl Driver {
             .map_err(|error| ControllerError::Restore { path: store.path().to_path_buf(), error })?;
         let shared = Arc::new(Shared::new(cluster.snapshot()));
         let (sender, inputs) = channel();
-        let driver = Driver {
+        let mut driver = Driver {
             config,
             store,
             clock,
@@ -128,6 +133,8 @@ impl Driver {
             rest_until: None,
             ticks_failed: 0,
             full: false,
+            supersede: None,
+            awaited: Vec::new(),
             looked: None,
             keep: (keep_records_days > 0).then(|| Span::from_mins(i64::from(keep_records_days) * 24 * 60)),
             purged: Instant::now(),
@@ -135,6 +142,7 @@ impl Driver {
             #[cfg(test)]
             fault: |_| false,
         };
+        driver.tell_of_restore();
         Ok(Started { driver, inputs: sender, shared, interactive })
     }
 
@@ -324,7 +332,8 @@ impl Driver {
                         self.perform(effect);
                     }
                 }
-                Ok(())
+                self.tell_of_restore();
+                self.begin_later_term()
             }
             Err(e) => self.commit_failed(&e),
         }
@@ -388,12 +397,42 @@ impl Driver {
                     tracing::warn!("{node}: its agent is cut off: {why}");
                 }
             }
+            Effect::Supersede(term) => self.supersede = self.supersede.max(Some(term)),
             Effect::Disconnect { connection, why } => {
                 if let Some((node, _)) = self.agents.remove(&connection) {
                     tracing::warn!("{node}: its agent is cut off: {why}");
                 }
             }
         }
+    }
+
+    /// Says which nodes a restored cluster waits for, when that has changed.
+    fn tell_of_restore(&mut self) {
+        if self.cluster.awaited().eq(self.awaited.iter()) {
+            return;
+        }
+        self.awaited = self.cluster.awaited().cloned().collect();
+        let names: Vec<&str> = self.awaited.iter().map(|n| n.0.as_str()).collect();
+        if names.is_empty() {
+            return self.shared.all_clear("restored");
+        }
+        let text = format!(
+            "a backup was restored, and no job starts before these nodes have come back and have nothing left that is on no \
+             record: {}; of one that will not come back say so: scontrol update NodeName=... State=DOWN Reason=...",
+            hostlist::compress(&names)
+        );
+        self.shared.alarm("restored", text);
+    }
+
+    /// After a restore: an agent followed a later controller than those of the backup.
+    fn begin_later_term(&mut self) -> Result<(), ControllerError> {
+        let Some(term) = self.supersede.take() else { return Ok(()) };
+        self.store.raise_term(term)?;
+        tracing::info!(
+            "an agent followed a controller of term {term}: going on under term {}",
+            self.store.term()
+        );
+        self.rebuild("the controller begins a new term after a restore; try again")
     }
 
     /// Drops the core and builds it from the store, for as long as that takes. Whoever waits for an answer is

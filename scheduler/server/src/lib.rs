@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+pub mod backup;
 mod clock;
 mod driver;
 mod ends;
@@ -104,6 +105,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
 
     raise_descriptors();
+    backup::finish_interrupted(&options.state_dir)?;
     let config = load_config(&options.state_dir, options.config_path.as_deref())?;
     let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
     let dir = StateDir::prepare(&options.state_dir)?;

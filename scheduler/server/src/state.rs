@@ -62,6 +62,11 @@ impl StateDir {
         Ok(path)
     }
 
+    /// The directory, without links.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(crate) fn database(&self) -> PathBuf {
         self.root.join("db")
     }

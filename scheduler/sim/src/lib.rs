@@ -25,6 +25,9 @@ pub struct Options {
     pub busy: Span,
     /// Whether faults happen at all.
     pub faults: bool,
+    /// Whether the controller is lost once and made anew of a backup. No node is declared down in such a run: nothing but the
+    /// restore can then make a job run twice at a time.
+    pub backups: bool,
     /// Virtual time that everything may take to end after the last fault.
     pub patience: Span,
     /// More events than this mean that something goes round in circles.
@@ -37,6 +40,7 @@ impl Default for Options {
             operations: 60,
             busy: Span::from_mins(5),
             faults: true,
+            backups: false,
             patience: Span::from_mins(240),
             max_events: 2_000_000,
         }

@@ -82,6 +82,19 @@ impl Client {
         Ok(())
     }
 
+    /// Forgets the promises that were lost with a store.
+    pub(crate) fn forget_lost(&mut self, store: &ModelStore) -> Result<(), String> {
+        let mut kept = BTreeMap::new();
+        for (submission, job) in std::mem::take(&mut self.promised) {
+            if store.job(job)?.is_some() {
+                kept.insert(submission, job);
+            }
+        }
+        self.promised = kept;
+        self.steps.clear();
+        Ok(())
+    }
+
     fn promise(&mut self, submission: &SubmissionId, job: JobId, kind: JobKind) -> Result<(), String> {
         self.kinds.insert(job, kind);
         match self.promised.insert(submission.clone(), job) {
@@ -255,7 +268,7 @@ impl World {
                 let names: Vec<NodeName> = self.machines.keys().cloned().collect();
                 let node = self.rng.pick(&names)?.clone();
                 let states = [
-                    NodeStateChange::Down,
+                    if self.options.backups { NodeStateChange::Drain } else { NodeStateChange::Down },
                     NodeStateChange::Drain,
                     NodeStateChange::Resume,
                     NodeStateChange::Resume,

@@ -9,12 +9,14 @@ use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, SupervisorE
 use berth_model::config::Config;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
+use berth_model::launch::StepLaunch;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::spec::ResolvedImage;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CoreConfig, Effect, Event, Outcome, Write, commit, fill_payload,
+    AfterCommit, Cluster, CoreConfig, Effect, Event, Outcome, Restored, Write, commit, fill_payload,
+    go_on_from,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +41,8 @@ pub(crate) enum Happening {
     AgentStarts { node: NodeName },
     MachineUp { node: NodeName },
     ControllerStarts,
+    Backup,
+    GoesBack,
     Client(ClientAct),
     Fault,
 }
@@ -72,6 +76,10 @@ pub(crate) struct World {
     images: BTreeMap<JobId, String>,
     pub(crate) faults: bool,
     calm: bool,
+    /// What a backup has, and the term in which it was made.
+    backup: Option<(ModelStore, Term)>,
+    /// What a restored controller goes on above: steps below that need have no record.
+    pub(crate) restored: Option<Restored>,
     pub(crate) log: Option<Vec<String>>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
@@ -113,6 +121,8 @@ impl World {
             images: BTreeMap::new(),
             faults: false,
             calm: false,
+            backup: None,
+            restored: None,
             log: log.then(Vec::new),
             counts: BTreeMap::new(),
         };
@@ -122,6 +132,12 @@ impl World {
             world.plan(after, Happening::AgentStarts { node });
         }
         world.plan(FIRST, Happening::Fault);
+        if world.options.backups {
+            let made = world.rng.between(FIRST.0, world.options.busy.0 * 2 / 3);
+            let restored = world.rng.between(made, world.options.busy.0);
+            world.plan(Span(made), Happening::Backup);
+            world.plan(Span(restored), Happening::GoesBack);
+        }
         world.plan_clients();
         Ok(world)
     }
@@ -225,6 +241,8 @@ impl World {
                 self.agent_starts(&node)?;
             }
             Happening::ControllerStarts => self.controller_starts()?,
+            Happening::Backup => self.backup = Some((self.store.clone(), self.term)),
+            Happening::GoesBack => self.goes_back()?,
             Happening::Client(act) => self.client_acts(act)?,
             Happening::Fault => self.fault()?,
         }
@@ -329,6 +347,10 @@ impl World {
                     self.plan(Span(1000), Happening::Cut { node, connection });
                 }
             }
+            Effect::Supersede(term) => {
+                self.term = self.term.max(term);
+                self.crash_controller("to begin a later term");
+            }
             Effect::Disconnect { connection, .. } => {
                 self.open.remove(&connection);
                 let node = self.machines.values().find(|m| m.connection == Some(connection));
@@ -385,6 +407,30 @@ impl World {
         self.client.check_known(&core, &self.store)?;
         self.core = Some(core);
         self.control(Event::Tick)
+    }
+
+    /// The controller is destroyed, and another one made of the backup.
+    fn goes_back(&mut self) -> Result<(), String> {
+        if self.core.is_none() {
+            self.plan(Span::from_secs(1), Happening::GoesBack);
+            return Ok(());
+        }
+        let Some((store, term)) = self.backup.take() else { return Ok(()) };
+        self.crash_controller("and its disk is lost");
+        self.count("restored backups");
+        self.store = store;
+        self.store.mood = Mood::Fine;
+        let writes = go_on_from(&self.store.load()?, 0);
+        self.restored = writes.iter().find_map(|write| match write {
+            Write::PutMeta(meta) => meta.restored.clone(),
+            _ => None,
+        });
+        commit(&mut self.store, &writes).map_err(|e| e.to_string())?;
+        self.term = Term(term.0 + 1000);
+        // What names of images were found to mean may be forgotten, and so is what clients were told.
+        self.images.clear();
+        self.queue.retain(|_, what| !matches!(what, Happening::Client(ClientAct::Answer(..))));
+        self.client.forget_lost(&self.store)
     }
 
     // --- agents and machines ------------------------------------------------------------------------
@@ -539,6 +585,10 @@ impl World {
                 if launch.share.cpus.iter().any(|c| !job.cpus.contains(c)) || launch.share.cpus.is_empty() {
                     return Err(format!("step {key} gets CPUs on {node} that its job does not have"));
                 }
+                if self.options.backups {
+                    self.runs_alone(&launch)?;
+                }
+                let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
                 let entry = Supervised { launch: *launch, timers, pull, running: false, exit: None, plan: 0 };
                 m.spool.insert(key, entry);
                 if self.ran.insert((key, node.clone()), Ran { status: None }).is_some() {
@@ -576,6 +626,24 @@ impl World {
             | AgentEffect::CancelPrefetch { .. } => {}
         }
         Ok(())
+    }
+
+    /// No other run of the job, and no other run of the array's task, is alive anywhere.
+    fn runs_alone(&self, launch: &StepLaunch) -> Result<(), String> {
+        let key = launch.key;
+        let task = |launch: &StepLaunch| launch.job.array.as_ref().map(|a| (a.array, a.task));
+        let same = |other: &StepLaunch| {
+            let another = (other.key.job, other.key.attempt) != (key.job, key.attempt);
+            another && (other.key.job == key.job || (task(launch).is_some() && task(other) == task(launch)))
+        };
+        let alive = self.machines.values().flat_map(|m| m.spool.values().filter(|s| s.exit.is_none()));
+        match alive.map(|s| &s.launch).find(|other| same(other)) {
+            Some(other) => Err(format!(
+                "step {key} of attempt {} starts while {} of attempt {} runs",
+                key.attempt, other.key, other.key.attempt
+            )),
+            None => Ok(()),
+        }
     }
 
     fn end_soon(&mut self, node: &NodeName, key: StepKey, signal: u8) {

@@ -46,6 +46,18 @@ fn worlds_with_faults_stay_safe_and_come_to_rest() {
 }
 
 #[test]
+fn a_controller_that_is_made_of_a_backup_runs_nothing_twice() {
+    let options = Options { backups: true, ..Options::default() };
+    if let Some(seed) = number("BERTH_SIM_SEED") {
+        check(std::iter::once(seed), &options);
+        return;
+    }
+    let counts = check(0..number("BERTH_SIM_SEEDS").unwrap_or(100), &options);
+    println!("{counts:?}");
+    assert!(counts.get("restored backups").is_some_and(|n| *n > 20), "too few restores: {counts:?}");
+}
+
+#[test]
 fn worlds_without_faults_come_to_rest() {
     let options = Options { faults: false, ..Options::default() };
     check(1000..1040, &options);

@@ -4,6 +4,7 @@
 //! A commit costs one fsync; copying the write-ahead log into the database happens on a thread of its own.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 mod checkpoint;
 mod content;
 mod encode;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use content::Content;
 pub use error::StoreError;
+pub use lock::DirectoryLock;
 pub use reader::{Reader, Stop};
 pub use space::Room;
 pub use writer::SqliteStore;

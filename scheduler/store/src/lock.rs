@@ -33,12 +33,16 @@ pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
 
 /// Held while a controller uses the directory; the kernel releases it with the process, however it ends.
 #[derive(Debug)]
-pub(crate) struct DirectoryLock {
+pub struct DirectoryLock {
     _file: Flock<File>,
 }
 
 impl DirectoryLock {
-    pub(crate) fn take(dir: &Path) -> Result<DirectoryLock, StoreError> {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// A controller has it; the message names its process.
+    pub fn take(dir: &Path) -> Result<DirectoryLock, StoreError> {
         let path = dir.join("lock");
         let file = OpenOptions::new()
             .read(true)

@@ -134,8 +134,14 @@ pub(crate) fn beside(path: &Path, end: &str) -> PathBuf {
 
 /// Opens the database for writing and brings it up to date, or refuses it.
 pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let connection = connect(path, true).map_err(|e| StoreError::from_sqlite(path, &e))?;
+    known(path, &connection)?;
+    prepare(path, connection)
+}
+
+/// Refuses a database that is not ours, or of a later version.
+pub(crate) fn known(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(path, &e);
-    let connection = connect(path, true).map_err(sqlite)?;
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let application = number("application_id").map_err(sqlite)?;
     if application != i64::from(APPLICATION) {
@@ -147,7 +153,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
     if found > known {
         return Err(StoreError::Newer { path: path.to_path_buf(), what: "schema", found, known });
     }
-    prepare(path, connection)
+    Ok(())
 }
 
 /// What holds for the writer's connection alone: the log, and that commits are durable; then the tables.

@@ -100,6 +100,21 @@ impl SqliteStore {
         term.map(|term| Term(term.unsigned_abs())).map_err(|e| self.sqlite(&e))
     }
 
+    /// Begins a term above `above`: somebody has followed one of that number.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub fn raise_term(&mut self, above: Term) -> Result<(), StoreError> {
+        if above > self.term {
+            let value = i64::try_from(above.0).unwrap_or(i64::MAX - 1);
+            self.connection
+                .execute("INSERT OR REPLACE INTO meta VALUES ('term', ?1)", [value])
+                .map_err(|e| self.sqlite(&e))?;
+            self.term = self.next_term()?;
+        }
+        Ok(())
+    }
+
     /// The term that began with this opening: higher than any before.
     pub fn term(&self) -> Term {
         self.term

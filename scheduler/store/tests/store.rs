@@ -158,7 +158,7 @@ fn payload(job: u32, size: usize) -> Write {
 }
 
 fn counters(next_job: u32) -> Write {
-    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(99), next_audit: 7 })
+    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(99), next_audit: 7, restored: None })
 }
 
 fn all_jobs(store: &SqliteStore, query: &AccountingQuery) -> Vec<u32> {

@@ -62,6 +62,7 @@ impl Cluster {
             }
             if state == NodeStateChange::Down {
                 self.lose_node(name);
+                self.await_no_more(name);
             } else if !needs {
                 self.node_is_back(name);
             }

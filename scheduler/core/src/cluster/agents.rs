@@ -133,6 +133,10 @@ impl Cluster {
 
     fn hello(&mut self, name: &NodeName, connection: u64, hello: Hello) {
         if hello.term > self.term {
+            if self.supersede(name, hello.term) {
+                let why = format!("the controller goes on under a later term than {}; come back", hello.term);
+                return self.turn_away(connection, why);
+            }
             let why = format!(
                 "the agent follows a controller of term {}, this one is of term {}",
                 hello.term, self.term
@@ -179,8 +183,13 @@ impl Cluster {
         let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
         self.watch_silence(name);
+        self.pass_over(
+            name,
+            hello.steps.iter().map(|(key, _)| &key.job).chain(hello.jobs.iter().map(|(id, _)| id)),
+        );
         let fresh = before.is_none_or(|l| l.connection != connection);
         self.compare(name, hello.steps, &hello.jobs, fresh);
+        self.has_told(name);
         self.node_is_back(name);
     }
 
@@ -235,6 +244,7 @@ impl Cluster {
         jobs: &[(JobId, Attempt)],
         fresh: bool,
     ) {
+        let first = self.first_word(node);
         let reported: BTreeSet<StepKey> = steps.iter().map(|(key, _)| *key).collect();
         for (key, phase) in steps {
             self.step_report(node, key, phase);
@@ -273,6 +283,7 @@ impl Cluster {
                     (true, Some(cause)) => {
                         self.send(node, ToAgent::Terminate { term, key, kill_wait, cause })
                     }
+                    (false, _) if self.ended_since(key, at, first) => {}
                     // It was to be ended and the agent does not have it: it never ran, or is no more.
                     (false, Some(cause)) => self.step_exited(id, step, at, unreported(cause, self.clock)),
                     // It ran, and the agent has lost it: it must not run a second time.
@@ -291,6 +302,7 @@ impl Cluster {
 
     /// The node has a run of a job. If it should not, the run is ended, and the node takes nothing new before.
     fn expect_gone_unless_held(&mut self, node: &NodeName, run: (JobId, Attempt)) {
+        self.pass_over_run(run);
         let Some(n) = self.node_mut(node) else { return };
         if n.held.contains_key(&run) || n.settling.insert(run).is_some() {
             return;
@@ -302,6 +314,7 @@ impl Cluster {
     pub(super) fn settled(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
         let Some(n) = self.node_mut(node) else { return };
         if n.settling.remove(&(job, attempt)).is_some() && n.settling.is_empty() {
+            self.at_rest(node);
             self.node_is_back(node);
         }
     }
@@ -315,7 +328,7 @@ impl Cluster {
 
     fn step_report(&mut self, node: &NodeName, key: StepKey, phase: StepPhase) {
         let at = self.step(key).and_then(|s| s.nodes.iter().position(|p| p.node == *node));
-        let Some(at) = at else {
+        let Some(at) = at.or_else(|| self.take_over_step(node, key)) else {
             if matches!(phase, StepPhase::Exited(_)) {
                 // Known no more, or told a second time. What the node still has of its job it names itself.
                 return self.send(node, ToAgent::ExitRecorded { key });

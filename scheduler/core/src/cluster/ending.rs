@@ -241,7 +241,7 @@ impl Cluster {
             .map(|(id, at, _)| (id, at))
             .collect();
         for (id, at) in open {
-            let exit = unreported(cause, self.clock);
+            let exit = self.unseen(job, id).unwrap_or_else(|| unreported(cause, self.clock));
             self.step_exited(job, id, at, exit);
         }
     }
@@ -267,8 +267,11 @@ impl Cluster {
     /// A job goes back to the queue as its next attempt.
     pub(super) fn next_attempt(&mut self, id: JobId) {
         let now = self.clock;
+        let Some(next) = self.attempt_of(id).map(|at| self.restored.attempt(id, Attempt(at.0 + 1))) else {
+            return;
+        };
         let Some(job) = self.job_mut(id) else { return };
-        job.row.attempt.0 += 1;
+        job.row.attempt = next;
         job.row.phase = Phase::Pending;
         job.row.eligible = now;
         let steps = std::mem::take(&mut job.steps);

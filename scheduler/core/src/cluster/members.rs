@@ -321,6 +321,7 @@ impl Cluster {
             self.out.nodes.remove(name);
             self.out.last.push(Write::DeleteNode(name.clone()));
         }
+        self.await_no_more(name);
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
         let mut what = format!("removed {name}");

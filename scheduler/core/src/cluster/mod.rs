@@ -12,6 +12,7 @@ mod members;
 mod pass;
 mod queue;
 mod restore;
+mod restored;
 mod select;
 mod steps;
 mod submit;
@@ -24,7 +25,7 @@ use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
-use crate::rows::{MemberRow, MetaRow, Phase, StepRow, TokenRow};
+use crate::rows::{MemberRow, MetaRow, Phase, Restored, StepRow, TokenRow};
 use crate::snapshot::Snapshot;
 use crate::spec::Common;
 use crate::store::{PayloadKey, Write, fill_payload};
@@ -37,6 +38,7 @@ use berth_model::time::Time;
 use imbl::OrdMap;
 use queue::{ArrayState, QueueKey};
 pub use restore::RestoreError;
+pub use restored::go_on_from;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use steps::Waiting;
@@ -83,6 +85,8 @@ pub struct Cluster {
     common: Common,
     active: usize,
     store_full: Option<String>,
+    /// What holds since a backup was restored.
+    restored: Restored,
     out: Changes,
 }
 
@@ -131,6 +135,7 @@ impl Cluster {
             common: Common::default(),
             active: 0,
             store_full: None,
+            restored: Restored::default(),
             out: Changes::default(),
         }
     }
@@ -355,6 +360,7 @@ impl Cluster {
                 next_job: self.next_job,
                 clock: self.clock,
                 next_audit: self.next_audit,
+                restored: Some(self.restored.clone()).filter(|r| *r != Restored::default()),
             }));
         }
         Outcome { writes, after_commit: AfterCommit::new(out.effects), changed: out.changed }

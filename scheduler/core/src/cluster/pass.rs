@@ -29,6 +29,11 @@ enum Verdict {
 impl Cluster {
     /// Goes through every partition in which something changed.
     pub(super) fn pass(&mut self) {
+        if self.on_hold() {
+            // Who waits is entered anew when it is over.
+            self.dirty.clear();
+            return;
+        }
         let mut attempts = ATTEMPTS;
         while let Some(name) = self.dirty.pop_first() {
             let partitions = self.config.partitions.clone();

@@ -57,7 +57,12 @@ impl Cluster {
         }
         let Some((partition, key)) = self.queue_key(id) else { return };
         let closed = self.config.partition(&partition).is_none_or(|p| !p.starts());
-        self.set_wait(id, closed.then_some(Reason::PartitionDown));
+        let wait = match (closed, self.on_hold()) {
+            (true, _) => Some(Reason::PartitionDown),
+            (false, true) => Some(Reason::Restored),
+            (false, false) => None,
+        };
+        self.set_wait(id, wait);
         if self.blocked.get(&partition).is_none_or(|first| key < *first) {
             self.dirty.insert(partition.clone());
         }

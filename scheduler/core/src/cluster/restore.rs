@@ -59,6 +59,7 @@ impl Cluster {
             cluster.next_job = meta.next_job.max(1);
             cluster.clock = now.max(meta.clock);
             cluster.next_audit = meta.next_audit.max(1);
+            cluster.restored = meta.restored.clone().unwrap_or_default();
         }
         for row in stored.nodes {
             let name = row.name.clone();
@@ -80,7 +81,10 @@ impl Cluster {
             }
             specs.insert(spec.job, Arc::new(Spec::new(spec, &mut cluster.common)));
         }
-        for row in stored.jobs {
+        for mut row in stored.jobs {
+            if matches!(row.phase, Phase::Pending) {
+                row.attempt = cluster.restored.attempt(row.job, row.attempt);
+            }
             let name = format!("job {}", row.job);
             check_version(|| name.clone(), row.version)?;
             if row.job.0 >= cluster.next_job {

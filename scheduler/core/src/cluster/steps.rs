@@ -241,11 +241,10 @@ impl Cluster {
     }
 
     fn next_step(&self, job: JobId) -> u32 {
-        let numbers = self.job(job).into_iter().flat_map(|j| j.steps.keys());
-        numbers
-            .filter_map(|id| if let StepId::Number(n) = id { Some(n + 1) } else { None })
-            .max()
-            .unwrap_or(0)
+        let Some(record) = self.job(job) else { return 0 };
+        let numbers = record.steps.keys();
+        let next = numbers.filter_map(|id| if let StepId::Number(n) = id { Some(n + 1) } else { None }).max();
+        self.restored.step(job, record.row.attempt, next.unwrap_or(0))
     }
 
     /// Where a step would be, if it can begin now.

@@ -64,6 +64,8 @@ pub struct World {
     pub writes: Vec<Write>,
     /// Nodes whose agents were cut off.
     pub cut: Vec<NodeName>,
+    pub superseded: Option<Term>,
+    pub agent_term: Term,
     sessions: BTreeMap<NodeName, (u64, Session)>,
     next: u64,
 }
@@ -113,6 +115,23 @@ pub fn exit(status: ExitStatus) -> StepExit {
 }
 
 impl World {
+    /// The cluster that comes of a backup made after the first `writes`: without its agents.
+    pub fn of_backup(&self, writes: usize) -> World {
+        let mut stored = stored(&self.writes[..writes]);
+        for write in go_on_from(&stored, 0) {
+            match write {
+                Write::PutMeta(meta) => stored.meta = Some(meta),
+                Write::DeleteToken(id) => stored.tokens.retain(|t| t.id != id),
+                other => panic!("{other:?}"),
+            }
+        }
+        let config = CoreConfig::new(&Config::default()).unwrap();
+        let mut back = World::new(&Config::default());
+        back.core = Cluster::restore(config, Term(1001), stored, self.now).unwrap();
+        (back.now, back.next) = (self.now, self.next);
+        back
+    }
+
     pub fn new(config: &Config) -> World {
         let core = Cluster::new(CoreConfig::new(config).unwrap(), Term(1));
         World {
@@ -122,6 +141,8 @@ impl World {
             replies: BTreeMap::new(),
             writes: vec![],
             cut: vec![],
+            superseded: None,
+            agent_term: Term(0),
             sessions: BTreeMap::new(),
             next: 0,
         }
@@ -160,6 +181,7 @@ impl World {
                     self.sent.push(message);
                 }
                 Effect::CutOff { node, .. } => self.cut.push(node),
+                Effect::Supersede(term) => self.superseded = Some(term),
                 Effect::Disconnect { .. } => {}
             }
         }
@@ -215,7 +237,7 @@ impl World {
             agent_start: Time(0),
             version: "1".into(),
             hardware,
-            term: Term(0),
+            term: self.agent_term,
             steps,
             jobs,
         };

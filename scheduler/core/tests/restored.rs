@@ -1,0 +1,163 @@
+//! A controller of a backup, and nodes that went on after it was made: nothing runs twice, nothing that runs is lost.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::ids::*;
+use berth_model::launch::StepPhase;
+use berth_model::link::ToAgent;
+use berth_model::request::*;
+use berth_model::spec::*;
+use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_sched_core::*;
+use common::*;
+
+fn all(s: &mut JobSpec) {
+    s.resources.tasks = Some(4);
+}
+
+fn awaited(w: &World) -> Vec<String> {
+    w.core.awaited().map(|n| n.0.clone()).collect()
+}
+
+fn ended(w: &World, job: JobId) -> bool {
+    w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { job: id, .. } if *id == job))
+}
+
+fn down(w: &mut World, node: &str) {
+    let body = Request::UpdateNode {
+        nodes: vec![node.into()],
+        state: NodeStateChange::Down,
+        reason: Some("gone".into()),
+    };
+    w.request(actor(0), body).unwrap();
+}
+
+#[test]
+fn what_ran_after_the_backup_is_ended_before_it_starts_anew() {
+    let mut w = World::small();
+    let first = w.batch("1", all);
+    let second = w.batch("2", all);
+    let backup = w.writes.len();
+    w.exited("n1", batch_key(first, 0), ExitStatus::OK);
+    w.gone("n1", first, 0);
+    assert_eq!(w.state(second), JobState::Running);
+    let lost = w.batch("3", |_| {});
+
+    let mut back = w.of_backup(backup);
+    assert_eq!((back.state(first), back.state(second)), (JobState::Running, JobState::Pending));
+    assert_eq!(back.info(second).reason, Reason::Restored);
+    assert_eq!(awaited(&back), ["n1"]);
+    // The node comes: the first job has ended there unseen, the second one runs.
+    let steps = vec![(batch_key(second, 0), StepPhase::Running)];
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), steps, vec![(second, Attempt(0))]);
+    assert!(ended(&back, second), "the unknown run is not ended");
+    assert_eq!(back.starts(), [], "something was started");
+    back.gone("n1", first, 0);
+    let info = back.info(first);
+    assert_eq!(info.state, JobState::NodeFail);
+    assert!(info.steps[0].message.as_ref().unwrap().contains("after the backup"), "{info:?}");
+    assert_eq!((back.state(second), back.starts()), (JobState::Pending, vec![]));
+    assert_eq!(awaited(&back), ["n1"], "not at rest before the unknown run is gone");
+    back.gone("n1", second, 0);
+    assert_eq!(awaited(&back), Vec::<String>::new());
+    let starts = back.starts();
+    assert_eq!((starts.len(), starts[0].job), (1, second));
+    assert!(starts[0].attempt.0 >= 100, "the agent knows attempt 0 as over: {starts:?}");
+    let new = back.batch("4", |_| {});
+    assert!(new.0 > lost.0 + 1000, "{new} may have been given out");
+}
+
+#[test]
+fn no_job_starts_while_any_node_of_the_backup_is_missing() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let held = w.batch("1", |s| s.hold = true);
+    let backup = w.writes.len();
+    let release = Request::Release(vec![JobSelector::Job(held)]);
+    w.request(actor(1000), release.clone()).unwrap();
+    assert_eq!(w.state(held), JobState::Running);
+
+    let mut back = w.of_backup(backup);
+    back.request(actor(1000), release.clone()).unwrap();
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!((back.starts(), awaited(&back)), (vec![], vec!["n2".to_string()]));
+    let new = back.batch("2", |_| {});
+    assert_eq!(back.info(new).reason, Reason::Restored);
+    // What is awaited is on record: another controller waits, too.
+    let on_record = back.writes.iter().rev().find_map(|w| match w {
+        Write::PutMeta(meta) => meta.restored.as_ref(),
+        _ => None,
+    });
+    assert!(on_record.unwrap().awaited.keys().eq([&NodeName::from("n2")]));
+    // The administrator's word stands for the other one.
+    down(&mut back, "n2");
+    let starts = back.starts();
+    assert_eq!(starts.iter().map(|key| key.job).collect::<Vec<_>>(), [held, new]);
+    assert_eq!(back.starts(), []);
+}
+
+#[test]
+fn steps_that_run_are_taken_over_with_those_that_the_backup_does_not_have() {
+    let mut w = World::small();
+    let job = w.batch("1", all);
+    let backup = w.writes.len();
+    let asked = Request::CreateStep { job, spec: Box::new(step("after")) };
+    w.request(actor(1000), asked).unwrap();
+
+    let mut back = w.of_backup(backup);
+    let unknown = StepKey { job, attempt: Attempt(0), step: StepId::Number(0) };
+    let steps = vec![(batch_key(job, 0), StepPhase::Running), (unknown, StepPhase::Running)];
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), steps, vec![(job, Attempt(0))]);
+    assert!(
+        !back
+            .sent
+            .iter()
+            .any(|m| matches!(m, ToAgent::Start(_) | ToAgent::Terminate { .. } | ToAgent::EndJob { .. }))
+    );
+    assert_eq!((back.state(job), awaited(&back).len()), (JobState::Running, 0));
+    assert_eq!(back.info(job).steps.len(), 2);
+    let asked = Request::CreateStep { job, spec: Box::new(step("new")) };
+    let Response::StepCreated { key, .. } = back.request(actor(1000), asked).unwrap() else { panic!() };
+    assert!(matches!(key.step, StepId::Number(n) if n >= 1000), "{key} may have been given out");
+    // All exits are on record.
+    let failed = ExitStatus { code: 7, signal: 0 };
+    back.exited("n1", unknown, failed);
+    back.exited("n1", key, ExitStatus::OK);
+    back.exited("n1", batch_key(job, 0), failed);
+    back.gone("n1", job, 0);
+    let info = back.info(job);
+    assert_eq!((info.state, info.exit), (JobState::Failed, failed));
+    assert_eq!(info.steps.iter().find(|s| s.id == unknown.step).unwrap().exit, failed);
+}
+
+#[test]
+fn a_restored_controller_goes_above_the_term_of_its_agents() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    back.agent_term = Term(5000);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(back.superseded, Some(Term(5000)));
+    assert_eq!(awaited(&back), ["n1"]);
+    // Not for a node that is not awaited, and not out of all proportion.
+    (back.superseded, back.agent_term) = (None, Term(u64::MAX));
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    back.agent_term = Term(5000);
+    back.hello("n9", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(back.superseded, None);
+}
+
+#[test]
+fn ids_that_nodes_report_are_passed_over() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    let (near, far) = (JobId(50_000), JobId(u32::MAX - 5));
+    let jobs = vec![(near, Attempt(0)), (far, Attempt(0))];
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], jobs);
+    assert!(ended(&back, near) && ended(&back, far));
+    back.gone("n1", near, 0);
+    back.gone("n1", far, 0);
+    let new = back.batch("1", |_| {});
+    assert_eq!(new, JobId(50_001));
+    assert_eq!(back.state(new), JobState::Running);
+}
