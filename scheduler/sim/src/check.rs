@@ -34,6 +34,10 @@ impl World {
 
     /// Compares all records with what ran.
     pub(crate) fn compare_records(&self) -> Result<(), String> {
+        match self.store.gaps_in_log() {
+            0 => {}
+            n => return Err(format!("{n} entries of the audit log are missing between others")),
+        }
         let rows = self.store.every_job()?;
         let steps: BTreeMap<StepKey, StepRow> =
             self.store.every_step()?.into_iter().map(|s| (s.key, s)).collect();
