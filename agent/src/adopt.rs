@@ -69,8 +69,13 @@ pub async fn adopt(
         found.steps.push(Adopted { launch: file.launch, timers, phase, pull });
     }
     for record in jobs::scan(paths)? {
+        crate::around::end_left(&paths.job(record.job));
         let has_steps = found.steps.iter().any(|s| s.launch.key.job == record.job);
-        if record.boot_id == boot_id && !has_steps && record.namespaces.is_some_and(|n| !n.are_held()) {
+        if record.boot_id == boot_id
+            && !has_steps
+            && !record.over
+            && record.namespaces.is_some_and(|n| !n.are_held())
+        {
             // The agent ended while it made the job: what holds its namespaces had not been told to stay. The controller
             // sends the first step again, and the job is made anew.
             tracing::warn!("job {} was never made to its end: removing what is there of it", record.job);

@@ -1,6 +1,7 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
 use crate::ahead::Ahead;
+use crate::around::{Around, Ended, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::holders::Holders;
@@ -27,7 +28,7 @@ use berth_runtime::cgroup::Cgroup;
 use berth_step::control::ToSupervisor;
 use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, NodePart, StepDir, write_json};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub enum Input {
     Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
     /// Which of these images do jobs need? No answer where nobody can say it.
     AskNeeded(Vec<String>, oneshot::Sender<Option<Vec<String>>>),
+    /// The prolog of a run ended.
+    Prolog(JobId, Attempt, Result<(), String>),
     /// A run's files are gone.
     Cleared(JobId, Attempt),
     /// A job may soon start another step. How often that was put off.
@@ -75,6 +78,8 @@ pub struct Node {
     pub defaults: ContainerDefaults,
     /// The administrator's hooks.
     pub hooks: Hooks,
+    /// Programs before and after jobs.
+    pub around: Arc<Around>,
     /// Control groups.
     pub cgroups: Arc<Cgroups>,
     /// Images.
@@ -124,6 +129,10 @@ pub struct Driver {
     groups: BTreeMap<StepKey, Cgroup>,
     /// Those who remove the files of runs that are over.
     clearing: BTreeMap<JobId, (Attempt, JoinHandle<()>)>,
+    /// Prologs that run: one ends when its pipe is dropped.
+    prologs: BTreeMap<JobId, (PipeWriter, JoinHandle<()>)>,
+    /// Epilogs that run or will, likewise.
+    epilogs: BTreeMap<JobId, PipeWriter>,
     /// Who waits to hear which images jobs need, by the number of the question.
     asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
     asked: u64,
@@ -152,6 +161,8 @@ impl Driver {
             jobs: BTreeMap::new(),
             groups,
             clearing: BTreeMap::new(),
+            prologs: BTreeMap::new(),
+            epilogs: BTreeMap::new(),
             asking: BTreeMap::new(),
             asked: 0,
         };
@@ -176,6 +187,9 @@ impl Driver {
 
     /// Lets what is being removed go, for a moment: whoever looks at what is left must not find half of it.
     pub async fn settle(&mut self) {
+        // The next agent runs these again.
+        self.prologs.clear();
+        self.epilogs.clear();
         let all = async {
             for (_, clearing) in std::mem::take(&mut self.clearing).into_values() {
                 let _ = clearing.await;
@@ -228,9 +242,14 @@ impl Driver {
                 self.asking.insert(self.asked, answer);
                 self.feed(AgentEvent::AskNeeded { ask: self.asked, digests });
             }
+            Input::Prolog(job, attempt, result) => {
+                self.prologs.remove(&job);
+                self.prolog_ended(job, attempt, result);
+            }
             Input::Cleared(job, attempt) => {
                 if self.clearing.get(&job).is_some_and(|(of, _)| *of == attempt) {
                     self.clearing.remove(&job);
+                    self.epilogs.remove(&job);
                 }
             }
             Input::WantNext(job, attempt, put_off) => self.make_next(job, attempt, put_off),
@@ -281,6 +300,7 @@ impl Driver {
                 }
             }
             AgentEffect::MakeJob { job, attempt, launch } => self.make_job(job, attempt, &launch),
+            AgentEffect::RunProlog { job, attempt } => self.run_prolog(job, attempt),
             AgentEffect::PrepareImage { key, launch, login } => self.prepare_image(key, launch, login),
             AgentEffect::CancelImage { key } => {
                 // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
@@ -364,6 +384,11 @@ impl Driver {
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
             namespaces: None,
+            programs_env: self.node.around.environment(launch),
+            prolog_done: false,
+            over: false,
+            epilog_done: false,
+            epilog_failure: None,
         };
         let mut next = None;
         let clearing = self.clearing.remove(&job);
@@ -394,6 +419,44 @@ impl Driver {
         }
         let listener = if failure.is_none() { self.listen(&record) } else { None };
         self.jobs.insert(job, Job { next, ..Job::new(record, listener, failure) });
+    }
+
+    fn run_prolog(&mut self, id: JobId, attempt: Attempt) {
+        let Some(job) = self.jobs.get(&id).filter(|j| j.record.attempt == attempt && j.failure.is_none())
+        else {
+            // What is wrong with the job's parts is told by its steps.
+            let event = AgentEvent::Prolog { job: id, attempt, result: Ok(()) };
+            let _ = self.inputs.send(Input::Core(event));
+            return;
+        };
+        let (stop, stopped) = match std::io::pipe() {
+            Ok((reader, writer)) => (writer, reader),
+            Err(e) => {
+                let why = format!("the prolog cannot be run: {e}");
+                let _ = self.inputs.send(Input::Prolog(id, attempt, Err(why)));
+                return;
+            }
+        };
+        let (node, inputs, record) = (Arc::clone(&self.node), self.inputs.clone(), job.record.clone());
+        let runs = tokio::task::spawn_blocking(move || {
+            let result = match node.around.run(Kind::Prolog, &record, &node.paths.job(id), &stopped) {
+                Ended::Well => Ok(()),
+                Ended::Failed(why) => Err(why),
+                Ended::GivenUp => return,
+            };
+            let _ = inputs.send(Input::Prolog(id, attempt, result));
+        });
+        self.prologs.insert(id, (stop, runs));
+    }
+
+    fn prolog_ended(&mut self, id: JobId, attempt: Attempt, result: Result<(), String>) {
+        if let Some(job) = self.jobs.get_mut(&id).filter(|j| j.record.attempt == attempt && result.is_ok()) {
+            job.record.prolog_done = true;
+            if let Err(e) = jobs::rewrite(&self.node.paths, &job.record) {
+                tracing::warn!("job {id}: cannot note that its prolog ran: {e}");
+            }
+        }
+        self.feed(AgentEvent::Prolog { job: id, attempt, result });
     }
 
     /// Makes a place for the next step of a job that lives, beside everything else.
@@ -565,32 +628,53 @@ impl Driver {
         let steps: Vec<StepKey> = self.groups.keys().filter(|key| key.job == job).copied().collect();
         let steps: Vec<Cgroup> = steps.iter().filter_map(|key| self.groups.remove(key)).collect();
         let handle = tokio::runtime::Handle::current();
+        let prolog = self.prologs.remove(&job);
+        let mut stopped = None;
+        if node.around.has(Kind::Epilog) {
+            match std::io::pipe() {
+                Ok((reader, writer)) => {
+                    stopped = Some(reader);
+                    self.epilogs.insert(job, writer);
+                }
+                Err(e) => tracing::error!("job {job}: the epilog cannot be run: {e}"),
+            }
+        }
         let cleared = tokio::task::spawn_blocking(move || {
             if let Some(making) = making {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
             }
-            let over = || {
+            if let Some((stop, runs)) = prolog {
+                drop(stop);
+                let _ = handle.block_on(runs);
+            }
+            // False when the agent ends: the next one goes on.
+            let over = |record: Option<&JobRecord>| {
+                let epilog = match (record, &stopped) {
+                    (Some(record), Some(stopped)) => epilog(&node, record, stopped)?,
+                    _ => None,
+                };
                 // Nobody listens where the agent ends.
-                let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt }));
+                let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt, epilog }));
+                Some(())
             };
             // Where nothing of it lives its share of the node is free; the controller need wait neither for groups, whose
             // removal waits for that of others, nor for files.
             let told = gone.as_ref().is_some_and(jobs::end);
-            if told {
-                over();
+            if told && over(gone.as_ref()).is_none() {
+                return;
             }
             for step in steps {
                 // What does not go shows below.
                 let _ = step.kill_and_remove(REMOVAL);
             }
-            if let Some(group) = gone.and_then(|record| record.cgroup) {
+            if let Some(group) = gone.as_ref().and_then(|record| record.cgroup.as_ref()) {
                 while let Err(e) = group.kill_and_remove(REMOVAL) {
                     tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));
                 }
             }
-            if !told {
-                over();
+            if !told && over(gone.as_ref()).is_none() {
+                return;
             }
             if let Err(e) = jobs::remove(&node.paths, job) {
                 tracing::error!("job {job}: cannot remove {}: {e}", node.paths.job(job).display());
@@ -599,6 +683,30 @@ impl Driver {
         });
         self.clearing.insert(job, (attempt, cleared));
     }
+}
+
+/// Runs the epilog of a run of which no process is left, unless it ended before. What it failed of; `None` when it was
+/// given up.
+fn epilog(node: &Node, record: &JobRecord, stopped: &PipeReader) -> Option<Option<String>> {
+    if record.epilog_done {
+        return Some(record.epilog_failure.clone());
+    }
+    let mut record = JobRecord { over: true, ..record.clone() };
+    let note = |record: &JobRecord| {
+        if let Err(e) = jobs::rewrite(&node.paths, record) {
+            tracing::warn!("job {}: cannot note how far its epilog is: {e}", record.job);
+        }
+    };
+    note(&record);
+    let failure = match node.around.run(Kind::Epilog, &record, &node.paths.job(record.job), stopped) {
+        Ended::Well => None,
+        Ended::Failed(why) => Some(why),
+        Ended::GivenUp => return None,
+    };
+    record.epilog_done = true;
+    record.epilog_failure.clone_from(&failure);
+    note(&record);
+    Some(failure)
 }
 
 /// Name of the file in a step's directory that holds what the core wants back ([`Kept`]).

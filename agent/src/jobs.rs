@@ -37,6 +37,21 @@ pub struct JobRecord {
     /// The namespaces that its containers share.
     #[serde(default)]
     pub namespaces: Option<JobNamespaces>,
+    /// What prolog and epilog are told of it.
+    #[serde(default)]
+    pub programs_env: Vec<String>,
+    /// The prolog ran to a good end.
+    #[serde(default)]
+    pub prolog_done: bool,
+    /// No process of it is left: the epilog is next.
+    #[serde(default)]
+    pub over: bool,
+    /// The epilog ended.
+    #[serde(default)]
+    pub epilog_done: bool,
+    /// What it failed of.
+    #[serde(default)]
+    pub epilog_failure: Option<String>,
 }
 
 /// How long the kernel may take until a killed job's processes are gone before that is worth a word.
@@ -195,6 +210,11 @@ mod tests {
             boot_id: "boot".into(),
             cgroup: None,
             namespaces: None,
+            programs_env: Vec::new(),
+            prolog_done: false,
+            over: false,
+            epilog_done: false,
+            epilog_failure: None,
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod admission;
 mod adopt;
 mod ahead;
+pub mod around;
 mod cgroups;
 mod clients;
 mod driver;

@@ -1,5 +1,6 @@
 //! The agent's start and its loop.
 
+use crate::around::{Around, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
@@ -17,7 +18,7 @@ use crate::room::{self, Room};
 use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, gres, mine, programs};
-use berth_agent_core::{AgentConfig, AgentCore, SupervisorEvent};
+use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, SupervisorEvent};
 use berth_model::config::Config;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
@@ -79,6 +80,9 @@ pub enum AgentError {
     /// The administrator's hooks.
     #[error("container.hooks_dirs: {0}")]
     Hooks(String),
+    /// The administrator's programs around jobs.
+    #[error("{0}")]
+    Programs(String),
     /// Limits cannot be enforced in system mode.
     #[error("system mode enforces limits by control groups, and these cannot be used here: {0}")]
     NoLimits(String),
@@ -146,6 +150,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     let images = Arc::new(images);
     let hooks = Hooks::load(&options.config.container.hooks_dirs, rustix::process::geteuid().as_raw());
     let hooks = hooks.map_err(AgentError::Hooks)?;
+    let around = Around::load(&options.config, rustix::process::geteuid().as_raw());
+    let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
     let service = Arc::new(Service {
@@ -170,6 +176,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
         version: env!("CARGO_PKG_VERSION").to_string(),
         hardware,
         term: read_json(&paths.term()).unwrap_or(Term(0)),
+        prolog: around.has(Kind::Prolog),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {
@@ -178,7 +185,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
     let slots = Arc::new(Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system));
     let holders = Holders::new(Arc::clone(&zygote));
-    let jobs = found.jobs.iter().map(|j| (j.job, j.attempt)).collect();
+    let adopted =
+        |j: &jobs::JobRecord| AdoptedJob { job: j.job, attempt: j.attempt, prolog_done: j.prolog_done };
+    let jobs = found.jobs.iter().map(adopted).collect();
     let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
     let container = &options.config.container;
     let node = Arc::new(Node {
@@ -191,6 +200,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
             entrypoint: container.entrypoint,
         },
         hooks,
+        around,
         cgroups,
         images,
         program: options.program.clone(),

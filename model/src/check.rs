@@ -77,6 +77,7 @@ impl Config {
         self.images.check_quotas(&mut |key, why| out.add(key, why));
         self.images.check_rules(&mut |key, why| out.add(key, why));
         self.images.check_signatures(&mut |key, why| out.add(key, why));
+        self.programs.check(&mut |key, why| out.add(key, why));
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
         }

@@ -2,6 +2,7 @@
 
 use crate::admission::{ImageRule, places};
 use crate::bytes::ByteStr;
+use crate::programs::ProgramsConfig;
 use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub struct Config {
     pub administrators: Vec<String>,
     /// Defaults of containers.
     pub container: ContainerConfig,
+    /// Programs around jobs.
+    pub programs: ProgramsConfig,
     /// Images: sources and the nodes' stores.
     pub images: ImagesConfig,
     /// Partitions; without any there is one, `main`, of all nodes.
@@ -57,6 +60,7 @@ impl Default for Config {
             keep_records_days: 0,
             administrators: Vec::new(),
             container: ContainerConfig::default(),
+            programs: ProgramsConfig::default(),
             images: ImagesConfig::default(),
             partitions: Vec::new(),
             nodes: Vec::new(),

@@ -30,6 +30,7 @@ pub mod mount;
 pub mod options;
 pub mod pattern;
 pub mod place;
+pub mod programs;
 pub mod query;
 pub mod quota;
 pub mod record;

@@ -62,6 +62,19 @@ pub enum FromAgent {
         attempt: Attempt,
         /// Exits of its steps that are not acknowledged: the controller records all of it at once.
         steps: Vec<(StepKey, StepPhase)>,
+        /// What the epilog failed of: the node is drained with it.
+        epilog: Option<String>,
+    },
+    /// The prolog of a job failed on the node, and nothing of the job runs there. Repeated until the run is ended.
+    PrologFailed {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Program, exit and last line.
+        why: String,
     },
     /// Images in the node's store, before some are removed for lack of room: which of them do jobs need?
     ImagesHeld {

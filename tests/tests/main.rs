@@ -34,6 +34,7 @@ mod named;
 mod oci;
 mod packages;
 mod place;
+mod programs;
 mod pulls;
 mod quickstart;
 mod registries;

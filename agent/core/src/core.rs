@@ -1,10 +1,10 @@
 //! The agent's state machine: the controller's commands, images, supervisors, and what is told back.
 
 use crate::event::{
-    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget,
-    StepTimers, SupervisorEvent,
+    Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent,
+    ProcessTarget, StepTimers, SupervisorEvent,
 };
-use crate::state::{Ending, Over, Run, RunKey, Step, made_up};
+use crate::state::{Ending, Over, Prolog, Run, RunKey, Step, made_up};
 use berth_model::ids::{Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase};
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
@@ -52,7 +52,11 @@ fn run_of(key: StepKey) -> RunKey {
 
 impl AgentCore {
     /// The agent after its start: with the steps of the spool, and the runs of jobs that have parts on the node.
-    pub fn new(config: AgentConfig, adopted: Vec<Adopted>, jobs: Vec<RunKey>, now: Time) -> AgentCore {
+    pub fn new(config: AgentConfig, adopted: Vec<Adopted>, jobs: Vec<AdoptedJob>, now: Time) -> AgentCore {
+        let found = |job: AdoptedJob| {
+            let prolog = if job.prolog_done { Prolog::Done } else { Prolog::Ahead };
+            ((job.job, job.attempt), Run { prolog, ..Run::default() })
+        };
         let mut core = AgentCore {
             term: config.term,
             config,
@@ -61,7 +65,7 @@ impl AgentCore {
             hello_again: None,
             heartbeat: Span::from_secs(10),
             next_heartbeat: None,
-            runs: jobs.into_iter().map(|run| (run, Run::default())).collect(),
+            runs: jobs.into_iter().map(found).collect(),
             steps: BTreeMap::new(),
             over: Over::default(),
             ahead: BTreeSet::new(),
@@ -72,6 +76,8 @@ impl AgentCore {
             let key = entry.launch.key;
             let run = core.runs.entry(run_of(key)).or_default();
             run.limit = run.limit.or(entry.timers.job_limit);
+            // Nothing of a run is in the spool before.
+            run.prolog = Prolog::Done;
             if let (Some(limit), Some(warn)) = (entry.timers.job_limit, entry.timers.warn) {
                 // A warning that was due before the restart was sent before it.
                 let at = limit - warn.before;
@@ -94,6 +100,7 @@ impl AgentCore {
                 phase,
                 since: now,
                 pull: entry.pull,
+                ready: true,
                 spooled: true,
                 ending: None,
                 repeat,
@@ -137,9 +144,10 @@ impl AgentCore {
                 SupervisorEvent::Exited(exit) => self.exited(key, exit, now),
                 SupervisorEvent::Gone => self.exited(key, vanished(key, now), now),
             },
-            AgentEvent::JobRemoved { job, attempt } => {
+            AgentEvent::Prolog { job, attempt, result } => self.prolog((job, attempt), result, now),
+            AgentEvent::JobRemoved { job, attempt, epilog } => {
                 if self.runs.remove(&(job, attempt)).is_some() {
-                    self.over.add((job, attempt));
+                    self.over.add((job, attempt), epilog);
                     self.job_gone((job, attempt), now);
                 }
             }
@@ -168,8 +176,12 @@ impl AgentCore {
             };
             own.into_iter().flatten()
         });
-        let runs = self.runs.values().flat_map(|r| {
-            [r.limit.filter(|_| !r.limit_done), r.warn.map(|(at, _)| at)].into_iter().flatten()
+        let runs = self.runs.values().flat_map(move |r| {
+            let again = match r.prolog {
+                Prolog::Failed(_, again) if told && !r.ending => Some(again),
+                _ => None,
+            };
+            [r.limit.filter(|_| !r.limit_done), r.warn.map(|(at, _)| at), again].into_iter().flatten()
         });
         steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).min()
     }
@@ -333,7 +345,8 @@ impl AgentCore {
             steps.push((*key, step.phase.clone()));
         }
         let (job, attempt) = run;
-        self.send(|session| FromAgent::JobGone { session, job, attempt, steps });
+        let epilog = self.over.epilog(run);
+        self.send(|session| FromAgent::JobGone { session, job, attempt, steps, epilog });
     }
 
     fn start(&mut self, start: Start, now: Time) {
@@ -370,6 +383,13 @@ impl AgentCore {
             let (job, attempt) = run_key;
             self.out.push(AgentEffect::MakeJob { job, attempt, launch: launch.clone() });
         }
+        if let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Ahead) {
+            run.prolog = if self.config.prolog { Prolog::Runs } else { Prolog::Done };
+            if self.config.prolog {
+                let (job, attempt) = run_key;
+                self.out.push(AgentEffect::RunProlog { job, attempt });
+            }
+        }
         self.out.push(AgentEffect::PrepareImage { key, launch: launch.clone(), login: start.login });
         let step = Step {
             launch,
@@ -377,6 +397,7 @@ impl AgentCore {
             phase: StepPhase::Preparing(None),
             since: now,
             pull: None,
+            ready: false,
             spooled: false,
             ending: None,
             repeat: None,
@@ -394,21 +415,48 @@ impl AgentCore {
         match event {
             ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent), now),
             ImageEvent::Ready(fetched) => {
-                step.spooled = true;
                 step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
-                let spawn = AgentEffect::Spawn {
-                    key,
-                    launch: step.launch.clone(),
-                    timers: step.timers,
-                    pull: step.pull.clone(),
-                };
-                self.out.push(spawn);
-                self.advance(key, StepPhase::Starting, now);
+                step.ready = true;
+                if self.runs.get(&run_of(key)).is_none_or(|run| run.prolog == Prolog::Done) {
+                    self.spawn(key, now);
+                }
             }
             ImageEvent::Failed(why, fetched) => {
                 step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
                 let status = ExitStatus { code: 1, signal: 0 };
                 self.exited(key, made_up(status, Some(why), now), now);
+            }
+        }
+    }
+
+    fn spawn(&mut self, key: StepKey, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        step.spooled = true;
+        self.out.push(AgentEffect::Spawn {
+            key,
+            launch: step.launch.clone(),
+            timers: step.timers,
+            pull: step.pull.clone(),
+        });
+        self.advance(key, StepPhase::Starting, now);
+    }
+
+    /// The prolog ended: steps whose images are there start. Where it failed they wait for the end of the run, which the
+    /// controller orders, so that it knows why before anything of the job is told.
+    fn prolog(&mut self, run_key: RunKey, result: Result<(), String>, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Runs) else { return };
+        if let Err(why) = result {
+            run.prolog = Prolog::Failed(why, now);
+            return;
+        }
+        run.prolog = Prolog::Done;
+        if run.ending {
+            return;
+        }
+        for key in self.steps_of(run_key) {
+            let waits = |s: &Step| s.ready && matches!(s.phase, StepPhase::Preparing(_));
+            if self.steps.get(&key).is_some_and(waits) {
+                self.spawn(key, now);
             }
         }
     }
@@ -497,8 +545,12 @@ impl AgentCore {
         match step.phase {
             StepPhase::Exited(_) => return,
             StepPhase::Preparing(_) => {
-                step.ending = Some(Ending { cause, kill_at });
                 self.out.push(AgentEffect::CancelImage { key });
+                if let Some(Run { prolog: Prolog::Failed(why, _), .. }) = self.runs.get(&run_of(key)) {
+                    let status = ExitStatus { code: 1, signal: 0 };
+                    return self.exited(key, made_up(status, Some(why.clone()), now), now);
+                }
+                step.ending = Some(Ending { cause, kill_at });
                 let status = ExitStatus { code: 0, signal: u8::try_from(SIGTERM).unwrap_or(SIGKILL) };
                 return self.exited(key, made_up(status, None, now), now);
             }
@@ -519,7 +571,7 @@ impl AgentCore {
 
     fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
         let Some(run) = self.runs.get_mut(&run_key) else {
-            self.over.add(run_key);
+            self.over.add(run_key, None);
             return self.job_gone(run_key, now);
         };
         run.ending = true;
@@ -540,6 +592,14 @@ impl AgentCore {
                 self.signal(run_key, target, warn.signal);
             }
             let Some(run) = self.runs.get_mut(&run_key) else { continue };
+            let (session, ending) = (self.session, run.ending);
+            if let Prolog::Failed(why, again) = &mut run.prolog
+                && let Some(session) = session.filter(|_| !ending && *again <= now)
+            {
+                *again = now + REPEAT;
+                let ((job, attempt), why) = (run_key, why.clone());
+                self.out.push(AgentEffect::Send(FromAgent::PrologFailed { session, job, attempt, why }));
+            }
             if passed(run.limit) && !run.limit_done {
                 run.limit_done = true;
                 for key in self.steps_of(run_key) {

@@ -26,6 +26,19 @@ pub struct AgentConfig {
     pub hardware: Hardware,
     /// The highest term ever accepted, as kept by [`AgentEffect::RememberTerm`].
     pub term: Term,
+    /// Whether a prolog runs before anything of a job does.
+    pub prolog: bool,
+}
+
+/// A run of a job that has parts on the node when the agent starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdoptedJob {
+    /// Which.
+    pub job: JobId,
+    /// Which run.
+    pub attempt: Attempt,
+    /// Its prolog ran to a good end: it does not run again.
+    pub prolog_done: bool,
 }
 
 /// A step found in the spool when the agent starts. The shell removes entries of an earlier boot before: no
@@ -90,12 +103,23 @@ pub enum AgentEvent {
         /// What it did.
         event: SupervisorEvent,
     },
-    /// No process of the run is left on the node.
+    /// The prolog of a run ended.
+    Prolog {
+        /// Which job.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Else program, exit and last line.
+        result: Result<(), String>,
+    },
+    /// No process of the run is left on the node, and its epilog has ended.
     JobRemoved {
         /// Which.
         job: JobId,
         /// Which run.
         attempt: Attempt,
+        /// What the epilog failed of: program, exit and last line.
+        epilog: Option<String>,
     },
     /// Before images are removed for lack of room: which of these do jobs need? Answered once, by
     /// [`AgentEffect::ImagesNeeded`].
@@ -172,6 +196,14 @@ pub enum AgentEffect {
         attempt: Attempt,
         /// The step that it is made for: identity, job facts and share.
         launch: Box<StepLaunch>,
+    },
+    /// Run the prolog for a run of a job, without delaying any other effect, and answer `Prolog`. One that ended well is
+    /// noted, so that the next agent gives it back in [`AdoptedJob`].
+    RunProlog {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
     },
     /// Make the step's image present (also where there is none: answer `Ready`), without delaying any other
     /// effect.
@@ -254,7 +286,8 @@ pub enum AgentEffect {
         /// Which step.
         key: StepKey,
     },
-    /// No step of the run is alive: end what is left of it, answer `JobRemoved`, and remove the job's parts.
+    /// No step of the run is alive: end what is left of it, a prolog first of all, run the epilog, answer `JobRemoved`, and
+    /// remove the job's parts.
     RemoveJob {
         /// Which.
         job: JobId,

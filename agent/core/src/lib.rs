@@ -12,6 +12,6 @@ mod state;
 
 pub use crate::core::AgentCore;
 pub use event::{
-    Adopted, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget,
-    StepTimers, SupervisorEvent,
+    Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent,
+    ProcessTarget, StepTimers, SupervisorEvent,
 };

@@ -7,7 +7,8 @@ use berth_model::link::EndCause;
 use berth_model::spec::WarnSignal;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// One run of a job.
 pub(crate) type RunKey = (JobId, Attempt);
@@ -25,8 +26,24 @@ pub(crate) struct Run {
     pub(crate) limit_done: bool,
     /// The warning before the limit, until it was sent.
     pub(crate) warn: Option<(Time, WarnSignal)>,
+    /// The program that runs before anything of it.
+    pub(crate) prolog: Prolog,
     /// Steps whose exits are recorded: a Start that comes late must not run them again.
     pub(crate) finished: BTreeSet<StepId>,
+}
+
+/// How far the program is that runs before anything of a run does.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) enum Prolog {
+    /// Not begun.
+    #[default]
+    Ahead,
+    /// It runs.
+    Runs,
+    /// It ended well, or there is none.
+    Done,
+    /// It failed; when the controller is told again.
+    Failed(String, Time),
 }
 
 /// A step.
@@ -39,6 +56,8 @@ pub(crate) struct Step {
     pub(crate) since: Time,
     /// What its image took, once that is known.
     pub(crate) pull: Option<ImagePull>,
+    /// Its image is there: it waits for the prolog alone.
+    pub(crate) ready: bool,
     /// Whether the spool has an entry of it.
     pub(crate) spooled: bool,
     pub(crate) ending: Option<Ending>,
@@ -81,7 +100,8 @@ pub(crate) fn made_up(status: ExitStatus, launch_error: Option<String>, now: Tim
 /// Runs that are over on this node: a Start of theirs that was under way must do nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Over {
-    known: BTreeSet<RunKey>,
+    /// With what their epilogs failed of: the answer may be lost and asked for again.
+    known: BTreeMap<RunKey, Option<String>>,
     order: VecDeque<RunKey>,
 }
 
@@ -89,8 +109,10 @@ impl Over {
     /// How many are remembered: far more than can be under way on one connection.
     const MOST: usize = 10_000;
 
-    pub(crate) fn add(&mut self, run: RunKey) {
-        if self.known.insert(run) {
+    pub(crate) fn add(&mut self, run: RunKey, epilog: Option<String>) {
+        // What is known of one stays: its end may be asked for again.
+        if let Entry::Vacant(free) = self.known.entry(run) {
+            free.insert(epilog);
             self.order.push_back(run);
         }
         if self.order.len() > Self::MOST
@@ -101,6 +123,10 @@ impl Over {
     }
 
     pub(crate) fn has(&self, run: RunKey) -> bool {
-        self.known.contains(&run)
+        self.known.contains_key(&run)
+    }
+
+    pub(crate) fn epilog(&self, run: RunKey) -> Option<String> {
+        self.known.get(&run).cloned().flatten()
     }
 }

@@ -67,6 +67,7 @@ impl Node {
             version: "1".into(),
             hardware: Hardware::default(),
             term: Term(3),
+            prolog: false,
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
@@ -161,7 +162,7 @@ fn a_start_runs_once_however_often_it_comes() {
     n.say(ToAgent::ExitRecorded { key: BATCH });
     n.running(BATCH);
     n.say(end_job(EndCause::JobEnded));
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
     n.running(BATCH);
     assert_eq!(n.spawns(), 1);
     n.seen.clear();
@@ -243,7 +244,7 @@ fn a_batch_job_goes_with_its_script_and_tells_the_exit_once() {
     n.exits(BATCH, 0);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1, "its end needs no order");
     assert!(n.phases(BATCH).is_empty(), "the exit waits for the end of the run");
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
     let told = |n: &Node| {
         n.seen.iter().find_map(|e| match e {
             AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
@@ -283,7 +284,7 @@ fn a_run_that_does_not_go_holds_its_exit_back_only_for_a_moment() {
     n.later(Span(60_000));
     assert_eq!(n.phases(BATCH).len(), 1);
     n.seen.clear();
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
     let [AgentEffect::Send(FromAgent::JobGone { steps, .. })] = &n.seen[..] else { panic!() };
     assert_eq!(steps.len(), 1, "what was told may not have arrived");
 }
@@ -312,7 +313,7 @@ fn a_job_goes_when_its_last_step_is_over() {
     }
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 1);
 }
 
@@ -350,7 +351,7 @@ fn a_failed_image_is_the_end_of_its_step_alone() {
     n.say(ToAgent::Terminate { term: Term(3), key: BATCH, kill_wait: WAIT, cause: EndCause::Cancelled });
     n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
     assert_eq!(n.spawns(), 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1 });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
     let Some(AgentEffect::Send(FromAgent::JobGone { steps, .. })) = n.seen.last() else { panic!() };
     assert!(matches!(steps[..], [(BATCH, StepPhase::Exited(_))]));
 }
@@ -487,4 +488,118 @@ fn an_image_is_fetched_ahead_once_and_given_up_once() {
     node.say(over);
     fetch(&mut node, 3);
     assert_eq!(ahead(&mut node), (0, 0));
+}
+
+/// A node whose configuration names a prolog.
+fn with_prolog(jobs: Vec<AdoptedJob>, adopted: Vec<Adopted>) -> Node {
+    let mut node = Node::new(vec![]);
+    let config = AgentConfig {
+        node: "n1".into(),
+        boot_id: "b".into(),
+        boot_time: Time(0),
+        agent_start: Time(0),
+        version: "1".into(),
+        hardware: Hardware::default(),
+        term: Term(3),
+        prolog: true,
+    };
+    node.core = AgentCore::new(config, adopted, jobs, node.now);
+    node.seen.clear();
+    node.event(AgentEvent::Connected);
+    node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
+    node
+}
+
+fn prologs(n: &Node) -> usize {
+    n.count(|e| matches!(e, AgentEffect::RunProlog { .. }))
+}
+
+fn prolog(n: &mut Node, result: Result<(), String>) {
+    n.event(AgentEvent::Prolog { job: JOB.0, attempt: JOB.1, result });
+}
+
+#[test]
+fn nothing_of_a_job_starts_before_its_prolog_ended_which_runs_once() {
+    let mut n = with_prolog(vec![], vec![]);
+    n.start(start(BATCH, 3));
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
+    assert_eq!((prologs(&n), n.spawns()), (1, 0), "its image does not wait, its start does");
+    n.start(start(FIRST, 3));
+    prolog(&mut n, Ok(()));
+    assert_eq!((prologs(&n), n.spawns()), (1, 1), "the other one's image is not there");
+    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Ready(None) });
+    assert_eq!((prologs(&n), n.spawns()), (1, 2));
+    prolog(&mut n, Ok(()));
+    assert_eq!(n.spawns(), 2);
+}
+
+#[test]
+fn a_prolog_that_ended_is_not_run_again_by_the_next_agent_and_another_is() {
+    for done in [true, false] {
+        let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: done };
+        let mut n = with_prolog(vec![job], vec![]);
+        n.start(start(BATCH, 3));
+        n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
+        assert_eq!((prologs(&n), n.spawns()), if done { (0, 1) } else { (1, 0) });
+    }
+    // What runs shows that it ended, whatever the record says.
+    let adopted = Adopted {
+        launch: launch(BATCH),
+        timers: StepTimers::default(),
+        phase: AdoptedPhase::Running,
+        pull: None,
+    };
+    let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
+    let mut n = with_prolog(vec![job], vec![adopted]);
+    n.running(FIRST);
+    assert_eq!((prologs(&n), n.spawns()), (0, 1));
+}
+
+#[test]
+fn a_prolog_that_failed_is_told_until_the_run_is_ended_and_nothing_started() {
+    let mut n = with_prolog(vec![], vec![]);
+    n.start(start(BATCH, 3));
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
+    prolog(&mut n, Err("prolog /p failed: exit code 3: no disk".into()));
+    let told = |n: &Node| {
+        n.count(|e| matches!(e, AgentEffect::Send(FromAgent::PrologFailed { why, .. }) if why.ends_with("no disk")))
+    };
+    assert_eq!(told(&n), 1);
+    n.later(Span::from_secs(6));
+    assert_eq!((told(&n), n.spawns()), (2, 0), "the message may be lost");
+    n.seen.clear();
+    n.say(end_job(EndCause::Requeued));
+    n.later(Span::from_secs(20));
+    assert_eq!((told(&n), n.spawns()), (0, 0));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    let exits = n.seen.iter().find_map(|e| match e {
+        AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
+        _ => None,
+    });
+    let Some([(BATCH, StepPhase::Exited(exit))]) = exits.as_deref() else { panic!("{exits:?}") };
+    assert!(exit.launch_error.as_ref().is_some_and(|why| why.ends_with("no disk")), "for the client");
+}
+
+#[test]
+fn a_job_that_is_cancelled_during_its_prolog_goes_at_once() {
+    let mut n = with_prolog(vec![], vec![]);
+    n.start(start(BATCH, 3));
+    n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
+    n.say(end_job(EndCause::Cancelled));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1, "which ends the prolog");
+    prolog(&mut n, Ok(()));
+    assert_eq!(n.spawns(), 0);
+}
+
+#[test]
+fn what_an_epilog_failed_of_is_told_with_the_end_each_time() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.say(end_job(EndCause::Cancelled));
+    n.exits(BATCH, 15);
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: Some("why".into()) });
+    n.say(end_job(EndCause::Cancelled));
+    let told = |e: &AgentEffect| matches!(e, AgentEffect::Send(FromAgent::JobGone { epilog: Some(why), .. }) if why == "why");
+    assert_eq!(n.count(told), 2);
 }

@@ -36,6 +36,7 @@ pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
     let owner = std::fs::metadata(&dir.0).map_or(0, |m| m.uid());
     berth_agent::hooks::Hooks::load(&config.container.hooks_dirs, owner)
         .map_err(|why| wrong(&format!("container.hooks_dirs: {why}")))?;
+    berth_agent::around::Around::load(&config, owner).map_err(|why| wrong(&why))?;
     berth_agent::store_place(&config.images, &dir.0).map_err(|why| wrong(&why))?;
     berth_agent::registries(&config.images).check().map_err(|e| wrong(&e))?;
     berth_agent::admission::check(&config.images).map_err(|e| wrong(&e))?;

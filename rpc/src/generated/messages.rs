@@ -936,6 +936,17 @@ pub struct ContainerConfig {
     pub hooks_dirs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProgramsConfig {
+    #[prost(bytes = "vec", tag = "1")]
+    pub prolog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub prolog_seconds: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub epilog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "4")]
+    pub epilog_seconds: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorConfig {
     #[prost(string, tag = "1")]
     pub registry: ::prost::alloc::string::String,
@@ -1040,6 +1051,8 @@ pub struct Config {
     pub keep_records_days: u32,
     #[prost(message, optional, tag = "14")]
     pub images: ::core::option::Option<ImagesConfig>,
+    #[prost(message, optional, tag = "15")]
+    pub programs: ::core::option::Option<ProgramsConfig>,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2293,6 +2306,19 @@ pub struct JobGone {
     pub attempt: u32,
     #[prost(message, repeated, tag = "4")]
     pub steps: ::prost::alloc::vec::Vec<HeldStep>,
+    #[prost(string, optional, tag = "5")]
+    pub epilog: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PrologFailed {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint32, tag = "2")]
+    pub job: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
@@ -2314,7 +2340,7 @@ pub struct ImagesHeld {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -2333,6 +2359,8 @@ pub mod from_agent {
         Pulled(super::ImagePulled),
         #[prost(message, tag = "6")]
         ImagesHeld(super::ImagesHeld),
+        #[prost(message, tag = "7")]
+        PrologFailed(super::PrologFailed),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -91,11 +91,18 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Pulled { session, key, pull } => {
                 Kind::Pulled(pb::ImagePulled { session: session.put(), key: key.put(), pull: pull.put() })
             }
-            FromAgent::JobGone { session, job, attempt, steps } => Kind::JobGone(pb::JobGone {
+            FromAgent::JobGone { session, job, attempt, steps, epilog } => Kind::JobGone(pb::JobGone {
                 session: session.put(),
                 job: job.put(),
                 attempt: attempt.put(),
                 steps: steps.put(),
+                epilog: epilog.clone(),
+            }),
+            FromAgent::PrologFailed { session, job, attempt, why } => Kind::PrologFailed(pb::PrologFailed {
+                session: session.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+                why: why.clone(),
             }),
             FromAgent::ImagesHeld { session, ask, digests } => Kind::ImagesHeld(pb::ImagesHeld {
                 session: session.put(),
@@ -145,11 +152,18 @@ impl Field<pb::FromAgent> for FromAgent {
                 key: required(key)?,
                 pull: required(pull)?,
             },
-            Kind::JobGone(pb::JobGone { session, job, attempt, steps }) => FromAgent::JobGone {
+            Kind::JobGone(pb::JobGone { session, job, attempt, steps, epilog }) => FromAgent::JobGone {
                 session: Field::get(session)?,
                 job: Field::get(job)?,
                 attempt: Field::get(attempt)?,
                 steps: Field::get(steps)?,
+                epilog,
+            },
+            Kind::PrologFailed(pb::PrologFailed { session, job, attempt, why }) => FromAgent::PrologFailed {
+                session: Field::get(session)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+                why,
             },
             Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
                 FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }

@@ -7,6 +7,7 @@ use berth_model::config::{
     PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
+use berth_model::programs::ProgramsConfig;
 use berth_model::quota::QuotaConfig;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::signature::{SignaturePolicy, SignatureRule};
@@ -43,6 +44,7 @@ structs! {
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
+    ProgramsConfig { prolog, prolog_seconds, epilog, epilog_seconds }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
@@ -54,6 +56,6 @@ structs! {
     }
     Config {
         cluster, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, keep_records_days, administrators, container, images, partitions, nodes,
+        root_jobs, requeue, keep_records_days, administrators, container, programs, images, partitions, nodes,
     }
 }

@@ -289,7 +289,7 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(6) {
+        match r.below(7) {
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -308,11 +308,18 @@ impl Arbitrary for FromAgent {
                 job: Arbitrary::arbitrary(r),
                 attempt: Arbitrary::arbitrary(r),
                 steps: Arbitrary::arbitrary(r),
+                epilog: Arbitrary::arbitrary(r),
             },
             4 => FromAgent::ImagesHeld {
                 session,
                 ask: Arbitrary::arbitrary(r),
                 digests: Arbitrary::arbitrary(r),
+            },
+            5 => FromAgent::PrologFailed {
+                session,
+                job: Arbitrary::arbitrary(r),
+                attempt: Arbitrary::arbitrary(r),
+                why: Arbitrary::arbitrary(r),
             },
             _ => FromAgent::Heartbeat {
                 session,

@@ -171,6 +171,7 @@ impl ContainerHooks {
         HookRun {
             env: &[],
             keep_stderr: true,
+            keep_stdout: false,
             timeout: Some(USUAL_TIMEOUT),
             owner: Some(self.owner),
             at_root: true,

@@ -6,10 +6,10 @@ use crate::sys::Errno;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, OFlags, SeekFrom};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How hooks are run.
@@ -19,6 +19,8 @@ pub struct HookRun<'a> {
     pub env: &'a [String],
     /// Their last line of standard error goes into the failure, instead of all of it to this process's.
     pub keep_stderr: bool,
+    /// What it writes to its standard output is taken for that, too.
+    pub keep_stdout: bool,
     /// For those that give no time-out.
     pub timeout: Option<u32>,
     /// Only programs that nobody can change but root and this user are run.
@@ -29,6 +31,9 @@ pub struct HookRun<'a> {
 
 /// Who has hooks run, while they run.
 pub trait Attend {
+    /// One runs as this process.
+    fn begun(&mut self, _pid: u32) {}
+
     /// Waits until one of `fds` is readable or `until` is past, and does meanwhile whatever else there is to do.
     ///
     /// # Errors
@@ -102,7 +107,20 @@ fn one(
     let stdin = state_file(state).map_err(|e| failed(format!("its state cannot be written: {}", text(e))))?;
     let mut command = Command::new(path);
     command.env_clear().stdin(Stdio::from(stdin)).stdout(Stdio::null());
-    command.stderr(if how.keep_stderr { Stdio::piped() } else { Stdio::inherit() });
+    let mut said = None;
+    if how.keep_stderr {
+        let mut pipe = || -> io::Result<PipeReader> {
+            let (reader, writer) = io::pipe()?;
+            if how.keep_stdout {
+                command.stdout(writer.try_clone()?);
+            }
+            command.stderr(writer);
+            Ok(reader)
+        };
+        said = Some(pipe().map_err(|e| failed(format!("its errors cannot be read: {e}")))?);
+    } else {
+        command.stderr(Stdio::inherit());
+    }
     // A group of its own: what it started is ended with it when its time is up.
     command.process_group(0);
     if how.at_root {
@@ -113,7 +131,9 @@ fn one(
     }
     command.envs(hook.env.as_deref().unwrap_or(how.env).iter().filter_map(|v| v.split_once('=')));
     let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
-    let said = child.stderr.take();
+    // The pipe's other end is the hook's alone.
+    drop(command);
+    attend.begun(child.id());
     let seconds = hook.timeout.or(how.timeout);
     let mut tail = Tail::of(said).map_err(|e| failed(format!("its errors cannot be read: {e}")))?;
     let ended = wait(&mut child, &mut tail, seconds, attend);
@@ -142,12 +162,18 @@ enum Ended {
     GivenUp,
 }
 
+/// For how long the end of a hook that was killed is waited for: in the kernel it may hang for ever.
+const DYING: Duration = Duration::from_secs(5);
+
 /// Kills a hook with what it started.
 fn end(child: &mut Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    let _ = child.wait();
+    let begun = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < DYING {
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn text(errno: Errno) -> String {
@@ -192,7 +218,7 @@ fn wait(
 
 /// The end of what a hook says.
 struct Tail {
-    pipe: Option<ChildStderr>,
+    pipe: Option<PipeReader>,
     kept: Vec<u8>,
 }
 
@@ -200,7 +226,7 @@ struct Tail {
 const LONGEST: usize = 512;
 
 impl Tail {
-    fn of(pipe: Option<ChildStderr>) -> io::Result<Tail> {
+    fn of(pipe: Option<PipeReader>) -> io::Result<Tail> {
         if let Some(pipe) = &pipe {
             rustix::fs::fcntl_setfl(pipe, rustix::fs::fcntl_getfl(pipe)? | OFlags::NONBLOCK)?;
         }

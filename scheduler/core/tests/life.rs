@@ -40,7 +40,7 @@ fn an_exit_that_comes_with_the_end_of_the_run_is_recorded_with_it() {
     assert_eq!(w.state(next), JobState::Pending);
     w.sent.clear();
     let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(FAILED)))];
-    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps });
+    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
     assert_eq!((w.state(id), w.info(id).exit), (JobState::Failed, FAILED));
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::ExitRecorded { key } if *key == batch_key(id, 0))));
     assert!(!w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { .. })), "it is gone already");

@@ -553,6 +553,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         FromAgent::Step { session, .. }
         | FromAgent::Pulled { session, .. }
         | FromAgent::JobGone { session, .. }
+        | FromAgent::PrologFailed { session, .. }
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }

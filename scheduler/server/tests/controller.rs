@@ -259,7 +259,10 @@ async fn a_job_from_submission_to_its_record() {
     wait_for(|| told.lock().unwrap().contains(&ToAgent::ExitRecorded { key })).await;
     wait_for(|| told.lock().unwrap().iter().any(|m| matches!(m, ToAgent::EndJob { .. }))).await;
     let attempt = key.attempt;
-    sender.send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![] }).await.unwrap();
+    sender
+        .send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![], epilog: None })
+        .await
+        .unwrap();
     let mut states = vec![first.state];
     while let Some(info) = watch.next_state().await.unwrap() {
         states.push(info.state);
@@ -292,7 +295,7 @@ async fn what_a_client_has_seen_its_user_finds_on_record() {
     client.end_seen(id).await.unwrap();
     let exit = exited(7);
     let (session, steps) = (session(&told).unwrap(), vec![(key, StepPhase::Exited(exit))]);
-    let gone = FromAgent::JobGone { session, job: id, attempt: key.attempt, steps };
+    let gone = FromAgent::JobGone { session, job: id, attempt: key.attempt, steps, epilog: None };
     let query = AccountingQuery { ids: vec![id], ..Default::default() };
     // Asked before the agent has told the end.
     let (record, sent) = tokio::join!(client.accounting(&query), async { sender.send(&gone).await });

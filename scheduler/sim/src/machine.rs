@@ -1,7 +1,7 @@
 //! A node that outlives its agent: supervisors, spool, and what jobs hold there. The truth that the
 //! controller's records are compared with.
 
-use berth_agent_core::{Adopted, AdoptedPhase, AgentConfig, AgentCore, StepTimers};
+use berth_agent_core::{Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, StepTimers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
@@ -64,6 +64,10 @@ pub(crate) struct Machine {
     pub(crate) connection: Option<u64>,
     pub(crate) spool: BTreeMap<StepKey, Supervised>,
     pub(crate) jobs: BTreeMap<(JobId, Attempt), NodeShare>,
+    /// Whether its configuration names a prolog.
+    pub(crate) prolog: bool,
+    /// Runs whose prolog was begun, and whether it ended well: a second time would be a mistake then.
+    pub(crate) prologs: BTreeMap<(JobId, Attempt), bool>,
     /// When the agent was last asked to wake, to plan each wake once.
     pub(crate) wake: Option<Time>,
 }
@@ -81,6 +85,8 @@ impl Machine {
             connection: None,
             spool: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            prolog: false,
+            prologs: BTreeMap::new(),
             wake: None,
         }
     }
@@ -95,6 +101,7 @@ impl Machine {
             version: "sim".into(),
             hardware: self.hardware.clone(),
             term: self.term,
+            prolog: self.prolog,
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),
@@ -106,8 +113,12 @@ impl Machine {
                 (None, false) => AdoptedPhase::Starting,
             },
         });
-        let jobs = self.jobs.keys().copied().collect();
-        self.agent = Some(AgentCore::new(config, adopted.collect(), jobs, now));
+        let jobs = self.jobs.keys().map(|(job, attempt)| AdoptedJob {
+            job: *job,
+            attempt: *attempt,
+            prolog_done: self.prologs.get(&(*job, *attempt)) == Some(&true),
+        });
+        self.agent = Some(AgentCore::new(config, adopted.collect(), jobs.collect(), now));
         self.agent_life += 1;
         self.connection = None;
         self.wake = None;
@@ -121,6 +132,7 @@ impl Machine {
         self.connection = None;
         self.spool.clear();
         self.jobs.clear();
+        self.prologs.clear();
         self.wake = None;
     }
 

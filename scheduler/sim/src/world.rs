@@ -37,6 +37,7 @@ pub(crate) enum Happening {
     Image { node: NodeName, life: u64, key: StepKey, event: ImageEvent },
     Running { node: NodeName, boot: u64, key: StepKey },
     Ends { node: NodeName, boot: u64, key: StepKey, plan: u64, status: ExitStatus, oom: bool },
+    Prolog { node: NodeName, boot: u64, life: u64, job: JobId, attempt: Attempt },
     Removed { node: NodeName, boot: u64, life: u64, job: JobId, attempt: Attempt },
     AgentStarts { node: NodeName },
     MachineUp { node: NodeName },
@@ -98,7 +99,9 @@ impl World {
         let mut machines = BTreeMap::new();
         for i in 0..rng.count(1, 4) {
             let name = NodeName(format!("n{i}"));
-            machines.insert(name.clone(), Machine::new(name, hardware(&mut rng)));
+            let mut machine = Machine::new(name.clone(), hardware(&mut rng));
+            machine.prolog = (seed + u64::from(i)).is_multiple_of(3);
+            machines.insert(name, machine);
         }
         let mut world = World {
             client: Client::default(),
@@ -226,11 +229,20 @@ impl World {
             Happening::Ends { node, boot, key, plan, status, oom } => {
                 self.step_ends(&node, boot, key, plan, status, oom)?;
             }
+            Happening::Prolog { node, boot, life, job, attempt } => {
+                // With an agent its prologs end.
+                let lives = |m: &&mut Machine| m.boot == boot && m.agent_life == life && m.agent.is_some();
+                if let Some(m) = self.machines.get_mut(&node).filter(lives) {
+                    m.prologs.insert((job, attempt), true);
+                    self.count("prologs run");
+                    self.agent(&node, AgentEvent::Prolog { job, attempt, result: Ok(()) })?;
+                }
+            }
             Happening::Removed { node, boot, life, job, attempt } => {
                 let Some(m) = self.machines.get_mut(&node).filter(|m| m.boot == boot) else { return Ok(()) };
                 m.jobs.remove(&(job, attempt));
                 if m.agent_life == life {
-                    self.agent(&node, AgentEvent::JobRemoved { job, attempt })?;
+                    self.agent(&node, AgentEvent::JobRemoved { job, attempt, epilog: None })?;
                 }
             }
             Happening::AgentStarts { node } => self.agent_starts(&node)?,
@@ -548,6 +560,14 @@ impl World {
             }
             AgentEffect::RememberTerm(term) => m.term = term,
             AgentEffect::MakeJob { job, attempt, launch } => m.make_job((job, attempt), &launch.job.share)?,
+            AgentEffect::RunProlog { job, attempt } => {
+                if !m.jobs.contains_key(&(job, attempt)) || m.prologs.get(&(job, attempt)) == Some(&true) {
+                    return Err(format!("the prolog of job {job} runs twice, or for nothing, on {node}"));
+                }
+                m.prologs.insert((job, attempt), false);
+                let after = Span(self.rng.between(500, 3_000_000));
+                self.plan(after, Happening::Prolog { node: node.clone(), boot, life, job, attempt });
+            }
             AgentEffect::PrepareImage { key, launch, .. } => {
                 let fails = self.rng.permille(10);
                 let image = launch.container.as_ref().map(|container| &container.image);
@@ -582,6 +602,11 @@ impl World {
                 let Some(job) = m.jobs.get(&(key.job, key.attempt)) else {
                     return Err(format!("step {key} starts on {node}, where its job has nothing"));
                 };
+                if m.prolog && m.prologs.get(&(key.job, key.attempt)) != Some(&true) {
+                    return Err(format!(
+                        "step {key} starts on {node} before the prolog of its job has ended"
+                    ));
+                }
                 if launch.share.cpus.iter().any(|c| !job.cpus.contains(c)) || launch.share.cpus.is_empty() {
                     return Err(format!("step {key} gets CPUs on {node} that its job does not have"));
                 }

@@ -58,8 +58,16 @@ impl Cluster {
                     self.pulled(node, key, pull);
                 }
             }
-            FromAgent::JobGone { session, job, attempt, steps } => {
+            FromAgent::PrologFailed { session, job, attempt, why } => {
                 if self.heard(node, connection, session) {
+                    self.prolog_failed(node, job, attempt, &why);
+                }
+            }
+            FromAgent::JobGone { session, job, attempt, steps, epilog } => {
+                if self.heard(node, connection, session) {
+                    if let Some(why) = epilog {
+                        self.epilog_failed(node, job, attempt, &why);
+                    }
                     for (key, phase) in steps {
                         self.step_report(node, key, phase);
                     }

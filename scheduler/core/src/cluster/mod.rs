@@ -10,6 +10,7 @@ mod enter;
 mod images;
 mod members;
 mod pass;
+mod programs;
 mod queue;
 mod restore;
 mod restored;

@@ -194,7 +194,8 @@ impl World {
         let phase = StepPhase::Exited(exit(status));
         let message = FromAgent::Step { session, key, phase };
         self.quiet_event(Event::Agent { node: node.clone(), connection, message });
-        let message = FromAgent::JobGone { session, job: key.job, attempt: key.attempt, steps: vec![] };
+        let message =
+            FromAgent::JobGone { session, job: key.job, attempt: key.attempt, steps: vec![], epilog: None };
         self.quiet_event(Event::Agent { node, connection, message });
     }
 
@@ -295,6 +296,7 @@ impl World {
             job,
             attempt: Attempt(attempt),
             steps: vec![],
+            epilog: None,
         });
     }
 

@@ -1,0 +1,219 @@
+//! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process.
+
+use crate::jobs::JobRecord;
+use berth_model::config::Config;
+use berth_model::launch::StepLaunch;
+use berth_runtime::JobNamespaces;
+use berth_runtime::hooks::{Attend, Attended, HookPlan, HookRun, run, unchangeable};
+use berth_step::spool::{read_json, write_json};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use std::fs;
+use std::io::{self, PipeReader};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Name of the file in a job's directory that says which process its prolog or epilog is.
+const PROCESS: &str = "program.json";
+
+/// How long a killed program of an agent that is gone may take to be gone itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where programs look for programs.
+const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Which of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Before the job.
+    Prolog,
+    /// After it.
+    Epilog,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Prolog => "prolog",
+            Kind::Epilog => "epilog",
+        }
+    }
+}
+
+/// The programs of the site.
+#[derive(Debug)]
+pub struct Around {
+    prolog: Option<HookPlan>,
+    epilog: Option<HookPlan>,
+    owner: u32,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With exit code 0, or there is none.
+    Well,
+    /// Program, exit and last line.
+    Failed(String),
+    /// It was not wanted any more, and was killed.
+    GivenUp,
+}
+
+impl Around {
+    /// Takes the programs of the configuration: each must be one that nobody can change but root and `owner`.
+    ///
+    /// # Errors
+    /// The key, what is wrong and what to do.
+    pub fn load(config: &Config, owner: u32) -> Result<Around, String> {
+        let programs = &config.programs;
+        for (key, path) in programs.named() {
+            let wrong = |why: String| format!("programs.{key}: {why}");
+            let program = unchangeable(path.as_path(), owner).map_err(wrong)?;
+            let runs =
+                fs::metadata(&program).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+            if !runs {
+                let program = program.display();
+                return Err(wrong(format!("{program} is no program: chmod a+x it, or name another")));
+            }
+        }
+        let plan = |path: &Path, seconds: u32| {
+            let named = !path.as_os_str().is_empty();
+            named.then(|| HookPlan {
+                path: path.to_path_buf(),
+                args: vec![path.to_string_lossy().into_owned()],
+                env: None,
+                timeout: Some(seconds),
+                file: None,
+            })
+        };
+        Ok(Around {
+            prolog: plan(programs.prolog.as_path(), programs.prolog_seconds),
+            epilog: plan(programs.epilog.as_path(), programs.epilog_seconds),
+            owner,
+        })
+    }
+
+    fn of(&self, kind: Kind) -> Option<&HookPlan> {
+        match kind {
+            Kind::Prolog => self.prolog.as_ref(),
+            Kind::Epilog => self.epilog.as_ref(),
+        }
+    }
+
+    /// Whether there is such a program.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.of(kind).is_some()
+    }
+
+    /// What programs are told of a job: what the cluster says, no word of the user's. Kept in the job's record for the
+    /// epilog. Nothing where there is no program.
+    pub fn environment(&self, launch: &StepLaunch) -> Vec<String> {
+        if self.prolog.is_none() && self.epilog.is_none() {
+            return Vec::new();
+        }
+        let (identity, job) = (&launch.identity, &launch.job);
+        let names: Vec<&str> = job.layout.nodes.iter().map(|n| n.0.as_str()).collect();
+        let nodes = berth_model::hostlist::compress(&names);
+        let gpus = job.share.gres.iter().filter(|d| d.name == "gpu").map(|d| d.index.to_string());
+        let gpus: Vec<String> = gpus.collect();
+        let mut pairs = vec![
+            ("PATH", SEARCH.to_string()),
+            ("SLURM_CLUSTER_NAME", job.cluster.clone()),
+            ("SLURM_JOB_ID", launch.key.job.to_string()),
+            ("SLURM_JOBID", launch.key.job.to_string()),
+            ("SLURM_JOB_USER", identity.user.clone()),
+            ("SLURM_JOB_UID", identity.uid.to_string()),
+            ("SLURM_JOB_GID", identity.gid.to_string()),
+            ("SLURM_JOB_PARTITION", job.partition.clone()),
+            ("SLURM_JOB_NODELIST", nodes.clone()),
+            ("SLURM_NODELIST", nodes),
+            ("SLURM_JOB_RESTART_COUNT", job.restarts.to_string()),
+            ("SLURMD_NODENAME", launch.node.to_string()),
+        ];
+        if !gpus.is_empty() {
+            pairs.push(("SLURM_JOB_GPUS", gpus.join(",")));
+        }
+        if let Some(array) = job.array {
+            pairs.push(("SLURM_ARRAY_JOB_ID", array.array.to_string()));
+        }
+        pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// Runs a program for a job whose directory on the node is `dir`, until it ends, its time is up or the other end of
+    /// `stop` is closed. It has nothing of anyone's environment, `/` as directory and no input; the end of what it says
+    /// goes into the log.
+    pub fn run(&self, kind: Kind, record: &JobRecord, dir: &Path, stop: &PipeReader) -> Ended {
+        let Some(plan) = self.of(kind) else { return Ended::Well };
+        let mut env = record.programs_env.clone();
+        env.push(format!("SLURM_SCRIPT_CONTEXT={}_slurmd", kind.word()));
+        let how = HookRun {
+            env: &env,
+            keep_stderr: true,
+            keep_stdout: true,
+            timeout: None,
+            owner: Some(self.owner),
+            at_root: true,
+        };
+        let note = dir.join(PROCESS);
+        let mut attend = Until { stop, note: note.clone() };
+        let result = run(kind.word(), std::slice::from_ref(plan), "", how, &mut attend);
+        let _ = fs::remove_file(note);
+        match result {
+            Ok(()) => Ended::Well,
+            Err(failure) if failure.given_up => Ended::GivenUp,
+            Err(failure) => {
+                let why = format!("{} {} failed: {}", kind.word(), failure.path, failure.why);
+                tracing::error!("job {}: {why}", record.job);
+                Ended::Failed(why)
+            }
+        }
+    }
+}
+
+/// Ends the program that an agent which is gone left running for the job with this directory.
+pub fn end_left(dir: &Path) {
+    let note = dir.join(PROCESS);
+    let Ok(process) = read_json::<JobNamespaces>(&note) else { return };
+    // Named by pid and start, so that it is no other process.
+    if process.are_held() {
+        if let Some(group) = rustix::process::Pid::from_raw(process.pid) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        process.end(PATIENCE);
+    }
+    let _ = fs::remove_file(note);
+}
+
+/// Waits for a program until somebody closes the other end.
+struct Until<'a> {
+    stop: &'a PipeReader,
+    note: PathBuf,
+}
+
+impl Attend for Until<'_> {
+    fn begun(&mut self, pid: u32) {
+        // For the next agent, if this one is killed.
+        let process = i32::try_from(pid).ok().and_then(|pid| JobNamespaces::of(pid).ok());
+        if let Some(process) = process
+            && let Err(e) = write_json(&self.note, &process)
+        {
+            tracing::warn!("cannot write {}: {e}", self.note.display());
+        }
+    }
+
+    fn wait(&mut self, fds: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<Attended> {
+        let left = until.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| rustix::time::Timespec::try_from(left).ok());
+        let mut set: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        set.push(PollFd::new(self.stop, PollFlags::IN));
+        match poll(&mut set, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Attended::On),
+            Err(e) => return Err(e.into()),
+        }
+        let closed = set.last().is_some_and(|stop| !stop.revents().is_empty());
+        Ok(if closed { Attended::GivenUp } else { Attended::On })
+    }
+}

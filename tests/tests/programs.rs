@@ -1,0 +1,173 @@
+//! The administrator's prolog and epilog: where they run and as whom, what comes of those that fail or hang, and nobody else's hand.
+
+use berth_tests::{Sandbox, Who, each_user, machine, sandbox};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+/// A cluster whose prolog and epilog are these lines of shell. `$LOG` is a file that both write.
+fn site(who: Who, prolog: &str, epilog: &str, seconds: u32) -> Sandbox {
+    let mut sandbox = Sandbox::empty(who);
+    let log = sandbox.work().join("log");
+    for (name, lines) in [("prolog", prolog), ("epilog", epilog)] {
+        sandbox.write(name, format!("#!/bin/sh\nLOG={}\n{lines}\n", log.display()));
+    }
+    let at = |name: &str| sandbox.work().join(name);
+    let config = format!(
+        "kill_wait_seconds = 2\n[programs]\nprolog = {:?}\nprolog_seconds = {seconds}\nepilog = {:?}\nepilog_seconds = {seconds}\n",
+        at("prolog"),
+        at("epilog")
+    );
+    let path = sandbox.state().join("berth.toml");
+    fs::write(&path, config).unwrap();
+    machine::give(&path, sandbox.who());
+    sandbox.up();
+    sandbox
+}
+
+fn log(sandbox: &Sandbox) -> Vec<String> {
+    let text = fs::read_to_string(sandbox.work().join("log")).unwrap_or_default();
+    text.lines().map(str::to_string).collect()
+}
+
+fn lines(sandbox: &Sandbox, with: &str) -> usize {
+    log(sandbox).iter().filter(|line| line.contains(with)).count()
+}
+
+fn drained(sandbox: &Sandbox) -> String {
+    sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E|%u|%N"]).ok().text()
+}
+
+fn resume(sandbox: &Sandbox) {
+    let node = format!("nodename={}", sandbox.node());
+    sandbox.cmd("scontrol").args(["update", node.as_str(), "state=resume"]).ok();
+}
+
+fn seen(what: &str, seconds: u64, mut is: impl FnMut() -> bool) {
+    assert!(sandbox::wait(seconds, || is().then_some(())).is_some(), "not seen: {what}");
+}
+
+each_user! {
+    fn they_run_once_around_a_job_with_nothing_of_anyones(who) {
+        let note = "echo \"$SLURM_SCRIPT_CONTEXT $(id -u) $(pwd) $SLURM_JOB_ID $SLURM_JOB_UID $SLURM_JOB_PARTITION $SLURM_JOB_NODELIST secret=$SECRET input=$(cat | wc -c)\" >> $LOG";
+        let sandbox = site(who.clone(), note, note, 60);
+        let log_file = sandbox.work().join("log");
+        fs::write(&log_file, "").unwrap();
+        fs::set_permissions(&log_file, Permissions::from_mode(0o666)).unwrap();
+        let script = format!("#!/bin/sh\nsrun sh -c 'echo step >> {0}'\nsrun sh -c 'echo step >> {0}'\n", log_file.display());
+        let path = sandbox.write("job.sh", script);
+        let job = sandbox.cmd("sbatch").env("SECRET", "of the user").arg("--parsable").arg(path).ok().text();
+        sandbox.wait_state(job.parse().unwrap(), "COMPLETED", 30);
+        let told = |context: &str| format!("{context} {uid} / {job} {uid} main {} secret= input=0", sandbox.node(), uid = who.uid);
+        assert_eq!(log(&sandbox), [told("prolog_slurmd"), "step".into(), "step".into(), told("epilog_slurmd")]);
+        // What is said goes into the log of the agent, not to the user.
+        assert_eq!(sandbox.srun(["echo", "own"]).ok().text(), "own");
+        assert_eq!(drained(&sandbox), "");
+    }
+
+    fn a_prolog_that_fails_drains_the_node_and_the_job_waits(who) {
+        let sandbox = site(who, "echo prolog >> $LOG; [ -e $LOG.bad ] || exit 0; echo one; echo 'no disk left' >&2; exit 3", "echo epilog >> $LOG", 60);
+        sandbox.write("log.bad", "");
+        let job = sandbox.sbatch(&[], "#!/bin/sh\necho ran >> log\n");
+        let reason = format!("prolog {} failed: exit code 3: no disk left", sandbox.work().join("prolog").display());
+        seen("a drained node", 20, || drained(&sandbox).contains(&reason));
+        let shown = sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
+        assert!(shown.contains("DRAIN") && shown.contains(&reason), "{shown}");
+        sandbox.wait_state(job, "PENDING", 20);
+        assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (0, 1));
+        seen("the epilog after a prolog that failed", 10, || lines(&sandbox, "epilog") == 1);
+        // Its user is told at once.
+        resume(&sandbox);
+        fs::remove_file(sandbox.work().join("log.bad")).unwrap();
+        sandbox.wait_state(job, "COMPLETED", 30);
+        assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (1, 2));
+        sandbox.write("log.bad", "");
+        sandbox.srun(["true"]).fails().says(&[&reason]);
+        seen("a drained node", 20, || drained(&sandbox).contains(&reason));
+        // What others see of it are words for a terminal.
+        assert!(drained(&sandbox).contains("|berth"), "{}", drained(&sandbox));
+    }
+
+    fn an_epilog_that_fails_drains_the_node_and_the_job_is_over(who) {
+        let sandbox = site(who, "", "[ -e $LOG.bad ] || exit 0; echo 'still mounted'; exit 1", 60);
+        sandbox.write("log.bad", "");
+        let job = sandbox.sbatch(&[], "#!/bin/sh\ntrue\n");
+        sandbox.wait_state(job, "COMPLETED", 20);
+        let reason = format!("epilog {} failed: exit code 1: still mounted", sandbox.work().join("epilog").display());
+        assert!(drained(&sandbox).contains(&reason), "{}", drained(&sandbox));
+        fs::remove_file(sandbox.work().join("log.bad")).unwrap();
+        resume(&sandbox);
+        sandbox.srun(["true"]).ok();
+    }
+
+    fn one_that_hangs_is_killed_with_what_it_started_and_holds_nobody_up(who) {
+        let hang = "[ \"$SLURM_JOB_ID\" = 1 ] || exit 0; echo 'looking for disks'; sleep 600 & echo $! > $LOG.pid; wait";
+        let sandbox = site(who, hang, "", 5);
+        let job = sandbox.sbatch(&["--mem=10"], "#!/bin/sh\necho ran >> log\n");
+        sandbox.wait_file("log.pid", "\n", 20);
+        // Meanwhile.
+        sandbox.srun(["--mem=10", "true"]).ok();
+        assert_eq!(drained(&sandbox), "");
+        let child: i32 = sandbox.read("log.pid").trim().parse().unwrap();
+        seen("a drained node", 20, || drained(&sandbox).contains("ran longer than its timeout of 5 s: looking for disks"));
+        seen("the end of what it started", 10, || sandbox::gone(child));
+        sandbox.wait_state(job, "PENDING", 20);
+        assert_eq!(lines(&sandbox, "ran"), 0);
+    }
+
+    fn a_job_that_is_cancelled_ends_its_prolog_and_an_agent_runs_what_was_cut_short_again(who) {
+        let wait = "echo prolog >> $LOG; [ -e $LOG.go ] && exit 0; sleep 600 & echo $! > $LOG.pid; wait";
+        let mut sandbox = site(who, wait, "echo epilog >> $LOG", 600);
+        let hangs = |sandbox: &Sandbox| -> i32 {
+            sandbox.wait_file("log.pid", "\n", 20);
+            let pid = sandbox.read("log.pid").trim().parse().unwrap();
+            fs::remove_file(sandbox.work().join("log.pid")).unwrap();
+            pid
+        };
+        let job = sandbox.sbatch(&[], "#!/bin/sh\necho ran >> log\n");
+        let child = hangs(&sandbox);
+        sandbox.cmd("scancel").arg(job.to_string()).ok();
+        sandbox.wait_state(job, "CANCELLED", 20);
+        seen("the end of the prolog", 10, || sandbox::gone(child));
+        assert_eq!((lines(&sandbox, "epilog"), lines(&sandbox, "ran")), (1, 0));
+        assert_eq!(drained(&sandbox), "");
+
+        let job = sandbox.sbatch(&[], "#!/bin/sh\necho ran >> log\nuntil [ -e go ]; do sleep 0.1; done\nsrun true\n");
+        let child = hangs(&sandbox);
+        sandbox.kill_9(sandbox.agent());
+        sandbox.write("log.go", "");
+        sandbox.up();
+        sandbox.wait_file("log", "ran", 30);
+        seen("the end of the one before", 10, || sandbox::gone(child));
+        assert_eq!(lines(&sandbox, "prolog"), 3, "cut short, and run again");
+        // One that ended is not run again.
+        sandbox.kill_9(sandbox.agent());
+        sandbox.up();
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "COMPLETED", 30);
+        assert_eq!((lines(&sandbox, "prolog"), lines(&sandbox, "epilog")), (3, 2));
+    }
+
+    fn what_others_could_change_is_refused(who) {
+        let sandbox = Sandbox::empty(who);
+        let program = sandbox.write("prolog", "#!/bin/sh\ntrue\n");
+        let config = sandbox.write("berth.toml", format!("[programs]\nprolog = {program:?}\n"));
+        let check = || sandbox.cmd("berth").args(["config", "check"]).arg(&config).run();
+        assert_eq!(check().rc, 0, "{}", check());
+        for (mode, word) in [(0o777, "chmod go-w"), (0o644, "is no program")] {
+            fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+            sandbox.cmd("berth").args(["config", "check"]).arg(&config).fails().says(&["programs.prolog", word]);
+        }
+        fs::write(&config, "[programs]\nepilog = \"epilog\"\n").unwrap();
+        sandbox.cmd("berth").args(["config", "check"]).arg(&config).fails().says(&["programs.epilog", "absolute"]);
+    }
+}
+
+/// A program that became another user's after the start of the cluster is not run as root.
+#[test]
+fn what_a_user_could_exchange_is_not_run_as_root() {
+    let sandbox = site(Who::root(), "echo prolog >> $LOG", "", 60);
+    fs::set_permissions(sandbox.work().join("prolog"), Permissions::from_mode(0o757)).unwrap();
+    sandbox.srun(["true"]).fails().says(&["prolog", "can be written by others"]);
+    assert_eq!(lines(&sandbox, "prolog"), 0);
+    assert!(drained(&sandbox).contains("can be written by others"), "{}", drained(&sandbox));
+}
