@@ -142,8 +142,8 @@ impl Around {
     }
 
     /// Runs a program for a job whose directory on the node is `dir`, until it ends, its time is up or the other end of
-    /// `stop` is closed. It has nothing of anyone's environment, `/` as directory and no input; the end of what it says
-    /// goes into the log.
+    /// `stop` is closed. It has nothing of anyone's environment, `/` as directory and no input. Of one
+    /// that fails the last line goes into the log.
     pub fn run(&self, kind: Kind, record: &JobRecord, dir: &Path, stop: &PipeReader) -> Ended {
         let Some(plan) = self.of(kind) else { return Ended::Well };
         let mut env = record.programs_env.clone();

@@ -58,8 +58,9 @@ each_user! {
         let job = sandbox.cmd("sbatch").env("SECRET", "of the user").arg("--parsable").arg(path).ok().text();
         sandbox.wait_state(job.parse().unwrap(), "COMPLETED", 30);
         let told = |context: &str| format!("{context} {uid} / {job} {uid} main {} secret= input=0", sandbox.node(), uid = who.uid);
+        seen("the epilog", 10, || lines(&sandbox, "epilog_slurmd") == 1);
         assert_eq!(log(&sandbox), [told("prolog_slurmd"), "step".into(), "step".into(), told("epilog_slurmd")]);
-        // What is said goes into the log of the agent, not to the user.
+        // What they say does not reach the user.
         assert_eq!(sandbox.srun(["echo", "own"]).ok().text(), "own");
         assert_eq!(drained(&sandbox), "");
     }
@@ -75,15 +76,15 @@ each_user! {
         sandbox.wait_state(job, "PENDING", 20);
         assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (0, 1));
         seen("the epilog after a prolog that failed", 10, || lines(&sandbox, "epilog") == 1);
-        // Its user is told at once.
         resume(&sandbox);
         fs::remove_file(sandbox.work().join("log.bad")).unwrap();
         sandbox.wait_state(job, "COMPLETED", 30);
         assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (1, 2));
         sandbox.write("log.bad", "");
+        // Its user is told at once.
         sandbox.srun(["true"]).fails().says(&[&reason]);
         seen("a drained node", 20, || drained(&sandbox).contains(&reason));
-        // What others see of it are words for a terminal.
+        // No person gave the reason.
         assert!(drained(&sandbox).contains("|berth"), "{}", drained(&sandbox));
     }
 
@@ -93,7 +94,7 @@ each_user! {
         let job = sandbox.sbatch(&[], "#!/bin/sh\ntrue\n");
         sandbox.wait_state(job, "COMPLETED", 20);
         let reason = format!("epilog {} failed: exit code 1: still mounted", sandbox.work().join("epilog").display());
-        assert!(drained(&sandbox).contains(&reason), "{}", drained(&sandbox));
+        seen("a drained node", 20, || drained(&sandbox).contains(&reason));
         fs::remove_file(sandbox.work().join("log.bad")).unwrap();
         resume(&sandbox);
         sandbox.srun(["true"]).ok();
@@ -128,7 +129,9 @@ each_user! {
         sandbox.cmd("scancel").arg(job.to_string()).ok();
         sandbox.wait_state(job, "CANCELLED", 20);
         seen("the end of the prolog", 10, || sandbox::gone(child));
-        assert_eq!((lines(&sandbox, "epilog"), lines(&sandbox, "ran")), (1, 0));
+        // The job's end is on record before.
+        seen("the epilog", 10, || lines(&sandbox, "epilog") == 1);
+        assert_eq!(lines(&sandbox, "ran"), 0);
         assert_eq!(drained(&sandbox), "");
 
         let job = sandbox.sbatch(&[], "#!/bin/sh\necho ran >> log\nuntil [ -e go ]; do sleep 0.1; done\nsrun true\n");
@@ -144,7 +147,8 @@ each_user! {
         sandbox.up();
         sandbox.write("go", "");
         sandbox.wait_state(job, "COMPLETED", 30);
-        assert_eq!((lines(&sandbox, "prolog"), lines(&sandbox, "epilog")), (3, 2));
+        seen("the epilog", 10, || lines(&sandbox, "epilog") == 2);
+        assert_eq!(lines(&sandbox, "prolog"), 3);
     }
 
     fn what_others_could_change_is_refused(who) {
