@@ -18,6 +18,7 @@ use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
 use berth_model::ByteStr;
+use berth_model::config::Config;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
@@ -136,6 +137,8 @@ pub struct Driver {
     /// Who waits to hear which images jobs need, by the number of the question.
     asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
     asked: u64,
+    /// The configuration that the controller has, until it is looked at.
+    wanted: Option<Box<Config>>,
 }
 
 impl Driver {
@@ -165,6 +168,7 @@ impl Driver {
             epilogs: BTreeMap::new(),
             asking: BTreeMap::new(),
             asked: 0,
+            wanted: None,
         };
         for record in adopted_jobs {
             let listener = driver.listen(&record);
@@ -176,6 +180,11 @@ impl Driver {
     /// Whether the controller is about to acknowledge an exit, upon which its files go.
     pub fn awaits_acknowledgement(&self) -> bool {
         self.core.awaits_acknowledgement()
+    }
+
+    /// The controller's configuration, when it was told since this was asked last.
+    pub fn told_configuration(&mut self) -> Option<Box<Config>> {
+        self.wanted.take()
     }
 
     /// When the core wants to be woken at the latest.
@@ -309,6 +318,7 @@ impl Driver {
                 }
                 self.ready.remove(&key);
             }
+            AgentEffect::Configure(config) => self.wanted = Some(config),
             AgentEffect::Prefetch { job, attempt, launch, login } => {
                 self.ahead.fetch((job, attempt), launch, login);
             }

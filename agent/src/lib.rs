@@ -41,5 +41,6 @@ pub use paths::Paths;
 pub use place::store_place;
 pub use room::kept_images;
 pub use start::{
-    AgentError, AgentOptions, Running, Shutdown, holds_steps, is_swept, release_memory, remove_groups, run,
+    AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, holds_steps, is_swept, release_memory,
+    remove_groups, run,
 };

@@ -44,6 +44,8 @@ pub struct AgentOptions {
     pub system: bool,
     /// The cluster's configuration.
     pub config: Config,
+    /// Reads it again from where it came from.
+    pub read_again: ReadAgain,
     /// The `berth` program: its sub-commands `internal-fetch` and `internal-unpack` fill the image store in
     /// system mode.
     pub program: PathBuf,
@@ -93,7 +95,27 @@ fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { what, source }
 }
 
-/// Runs the agent until `shutdown` is done. Steps live on; the next agent adopts them.
+/// How a configuration is read: from the file that was named, or from that of the state directory. An error says why it
+/// cannot be used.
+#[derive(Clone, Debug)]
+pub struct ReadAgain {
+    /// The file that was named.
+    pub file: Option<PathBuf>,
+    /// What reads and judges it.
+    pub read: fn(&Path, Option<&Path>) -> Result<Config, String>,
+}
+
+/// Why an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Asked,
+    /// Its configuration has changed: it is to be started again.
+    Reconfigured,
+}
+
+/// Runs the agent until `shutdown` is done, or until there is another configuration. Steps live on; the next agent adopts
+/// them.
 pub fn run(options: AgentOptions, shutdown: Shutdown) -> Running {
     Box::pin(serve(options, shutdown))
 }
@@ -103,9 +125,9 @@ pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// An agent's life. Boxed, so that all that serves is compiled in this package and optimised as its settings say, not
 /// once more where it is awaited.
-pub type Running = Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send>>;
+pub type Running = Pin<Box<dyn Future<Output = Result<Ended, AgentError>> + Send>>;
 
-async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), AgentError> {
+async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, AgentError> {
     if options.system && !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
@@ -233,18 +255,28 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
 
     let mut leave_at: Option<tokio::time::Instant> = None;
+    let mut ended = Ended::Asked;
     // A job whose end is on record leaves nothing behind: its acknowledgement is waited for, for a moment.
     while leave_at.is_none() || driver.awaits_acknowledgement() {
         let wake = driver.wake().unwrap_or(Duration::from_secs(3600));
         tokio::select! {
             biased;
-            () = &mut shutdown, if leave_at.is_none() => leave_at = Some(tokio::time::Instant::now() + SETTLE),
+            () = &mut shutdown, if leave_at.is_none() || ended == Ended::Reconfigured => {
+                ended = Ended::Asked;
+                leave_at.get_or_insert(tokio::time::Instant::now() + SETTLE);
+            }
             () = async { tokio::time::sleep_until(leave_at.unwrap_or_else(tokio::time::Instant::now)).await },
                 if leave_at.is_some() => break,
             Some((key, event)) = from_supervisors.recv() => driver.supervisor(key, event),
             Some(input) = from_tasks.recv() => driver.take(input),
             Some(event) = from_link.recv() => driver.take(Input::Link(event)),
             () = tokio::time::sleep(wake) => driver.tick(),
+        }
+        if let Some(told) = driver.told_configuration().filter(|_| leave_at.is_none())
+            && is_new(&options, &told)
+        {
+            ended = Ended::Reconfigured;
+            leave_at = Some(tokio::time::Instant::now() + SETTLE);
         }
     }
     link.abort();
@@ -258,7 +290,38 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<(), Agen
     parts.zygote.end();
     parts.cgroups.leave(&jobs_left(&paths));
     tracing::info!("agent of node {name} stopped; its steps run on");
-    Ok(())
+    if ended == Ended::Reconfigured {
+        // Whoever asked for the end meanwhile does not ask the next program.
+        ended = tokio::select! {
+            biased;
+            () = &mut shutdown => Ended::Asked,
+            () = std::future::ready(()) => ended,
+        };
+    }
+    Ok(ended)
+}
+
+/// Whether the agent would run with another configuration if it were started again, now that the controller has told its own.
+fn is_new(options: &AgentOptions, told: &Config) -> bool {
+    if *told == options.config {
+        return false;
+    }
+    let again = &options.read_again;
+    match (again.read)(&options.state_dir, again.file.as_deref()) {
+        Ok(config) if config == options.config => {
+            // The controller was started with another file.
+            tracing::debug!("the controller has another configuration than the file of this agent");
+            false
+        }
+        Ok(_) => {
+            tracing::info!("the configuration has changed: the agent starts again, its steps run on");
+            true
+        }
+        Err(why) => {
+            tracing::error!("the configuration has changed, and what is read here cannot be used: {why}");
+            false
+        }
+    }
 }
 
 /// Has images kept in memory where the configuration says so, and nowhere else; gives all MiB that jobs cannot have.

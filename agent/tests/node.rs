@@ -43,7 +43,12 @@ impl Cluster {
     async fn new() -> Cluster {
         let dir = tempfile::Builder::new().prefix("berth-node-").tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let options = ControllerOptions { state_dir: dir.path().into(), config_path: None, system: false };
+        let options = ControllerOptions {
+            state_dir: dir.path().into(),
+            config_path: None,
+            system: false,
+            read: |dir, file| berth_controller::load_config(dir, file).map_err(|e| e.to_string()),
+        };
         let stop = tokio::sync::watch::Sender::new(false);
         let mut stopped = stop.subscribe();
         let controller = tokio::spawn(async move {
@@ -80,6 +85,7 @@ impl Cluster {
             node: Some("n1".into()),
             system: false,
             config: Default::default(),
+            read_again: berth_agent::ReadAgain { file: None, read: |_, _| Ok(Default::default()) },
             program: "/bin/false".into(),
             step_program: step_program(),
         };

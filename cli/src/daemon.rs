@@ -147,7 +147,9 @@ pub struct PidFile(PathBuf);
 impl PidFile {
     /// Writes it, for an agent with the place of its image store. Another daemon of the kind that lives is an error.
     pub fn write(dir: &StateDir, part: Part, images: Option<&Path>) -> Result<PidFile, Failure> {
-        if let Some(pid) = pid_file(dir, part) {
+        // One that started itself again is the same process.
+        let other = pid_file(dir, part).filter(|pid| u32::try_from(*pid) != Ok(std::process::id()));
+        if let Some(pid) = other {
             return Err(Failure::user(format!(
                 "an {} runs already in {} (pid {pid}); 'berth down' ends it",
                 part.name(),

@@ -1,6 +1,7 @@
 //! What controller and agent say to each other. Every Start, signal and report names term, attempt and
 //! session where they decide, so that a message that is late, doubled or out of order does no harm.
 
+use crate::config::Config;
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use crate::launch::{ImagePull, StepLaunch, StepPhase};
@@ -169,6 +170,8 @@ pub enum ToAgent {
         /// Which run.
         attempt: Attempt,
     },
+    /// The configuration in force at the controller: after each Welcome, and when it has changed.
+    Configure(Box<Config>),
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

@@ -65,11 +65,16 @@ impl AgentSender {
 }
 
 impl AgentReceiver {
-    /// The next message; `None` when the controller closed the link.
+    /// The next message that this version knows: a newer controller may have others to say. `None` when the controller
+    /// closed the link.
     pub fn receive(&mut self) -> Call<'_, Option<ToAgent>> {
         Box::pin(async {
-            let wire: Option<pb::ToAgent> = message(&mut self.stream).await?;
-            Ok(wire.map(ToAgent::get).transpose()?)
+            loop {
+                match message::<pb::ToAgent>(&mut self.stream).await? {
+                    Some(pb::ToAgent { kind: None }) => {}
+                    wire => return Ok(wire.map(ToAgent::get).transpose()?),
+                }
+            }
         })
     }
 }

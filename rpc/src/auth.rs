@@ -49,7 +49,7 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterEndAllocation
         | Method::ClusterHoldLease => &[Administrator, User, Inside],
         // Changes to the cluster.
-        Method::ClusterUpdateNode | Method::ClusterShutdown => &[Administrator],
+        Method::ClusterUpdateNode | Method::ClusterShutdown | Method::ClusterReconfigure => &[Administrator],
         // Who belongs to the cluster. Joining itself has no method: see `Request::Enrol`.
         Method::ClusterCreateToken
         | Method::ClusterRevokeToken
@@ -82,6 +82,7 @@ xxxx /berth.v1.Cluster/Ping
 xxx. /berth.v1.Cluster/Status
 xxx. /berth.v1.Cluster/GetConfig
 x... /berth.v1.Cluster/Shutdown
+x... /berth.v1.Cluster/Reconfigure
 xxx. /berth.v1.Cluster/Submit
 xxx. /berth.v1.Cluster/CreateStep
 xxx. /berth.v1.Cluster/Cancel

@@ -194,6 +194,11 @@ impl Client {
         self.tell(Method::ClusterShutdown, &pb::Nothing {})
     }
 
+    /// Has the controller read its configuration again and put it in force. For administrators.
+    pub fn reconfigure(&self) -> Call<'_, ()> {
+        self.tell(Method::ClusterReconfigure, &pb::Nothing {})
+    }
+
     /// Submits a job, with its first step where one commit should hold both. Answers
     /// [`Response::Submitted`], or [`Response::WouldStart`] for `test_only`.
     pub fn submit(

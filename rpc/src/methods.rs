@@ -200,6 +200,7 @@ impl<S: Service> Shell<S> {
             Method::ClusterStatus => answer::<_, pb::StatusReply>(self.service.status().await),
             Method::ClusterGetConfig => answer::<_, pb::Config>(self.service.config().await),
             Method::ClusterShutdown => done(self.service.shutdown(actor).await),
+            Method::ClusterReconfigure => done(self.service.reconfigure(actor).await),
             Method::ClusterSubmit => self.change(actor, read(body).map(submission)?).await,
             Method::ClusterCreateStep => self.change(actor, read(body).map(step)?).await,
             Method::ClusterCancel => {

@@ -94,6 +94,8 @@ pub trait Service: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<ClusterStatus, Refusal>> + Send;
     /// Begins to stop.
     fn shutdown(&self, actor: Actor) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Reads the configuration again and puts it in force.
+    fn reconfigure(&self, actor: Actor) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Makes a token with a new secret; answers [`Response::TokenCreated`].
     fn create_token(
         &self,

@@ -104,6 +104,9 @@ impl Service for Recorder {
     async fn shutdown(&self, _: Actor) -> Result<(), Refusal> {
         Ok(())
     }
+    async fn reconfigure(&self, _: Actor) -> Result<(), Refusal> {
+        Ok(())
+    }
     async fn create_token(&self, _: Actor, _: NewToken) -> Result<Response, Refusal> {
         refuse(RefusalCode::Internal)
     }

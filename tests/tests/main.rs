@@ -37,6 +37,7 @@ mod place;
 mod programs;
 mod pulls;
 mod quickstart;
+mod reconfigure;
 mod registries;
 mod restoring;
 mod room;

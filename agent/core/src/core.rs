@@ -270,6 +270,7 @@ impl AgentCore {
                     self.out.push(AgentEffect::CancelPrefetch { job, attempt });
                 }
             }
+            ToAgent::Configure(config) => self.out.push(AgentEffect::Configure(config)),
             ToAgent::ExitRecorded { key } => self.recorded(key),
         }
     }

@@ -1,5 +1,6 @@
 //! What goes into the agent's core and what comes out of it.
 
+use berth_model::config::Config;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
@@ -239,6 +240,8 @@ pub enum AgentEffect {
         /// Which run.
         attempt: Attempt,
     },
+    /// The configuration in force at the controller.
+    Configure(Box<Config>),
     /// The answer to a question about images.
     ImagesNeeded {
         /// Which question.

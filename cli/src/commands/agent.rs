@@ -3,6 +3,8 @@
 use crate::daemon::{self, Part};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::StateDir;
+use berth_model::config::Config;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// Run a node agent in the foreground ('berth up' starts one)
@@ -31,13 +33,32 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         node: None,
         system: nix::unistd::geteuid().is_root(),
         config,
+        read_again: berth_agent::ReadAgain { file: args.config.clone(), read: read_config },
         program: crate::own_path()?,
         step_program: daemon::step_program()?,
     };
+    let program = options.program.clone();
     let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
     daemon::serve(Box::pin(async move {
-        berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
+        let ended = berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
             .await
-            .map_err(|e| Failure::new(Kind::Internal, e.to_string()))
+            .map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
+        match ended {
+            berth_agent::Ended::Asked => Ok(()),
+            berth_agent::Ended::Reconfigured => Err(start_again(&program)),
+        }
     }))
+}
+
+/// Goes on as the same process with the other configuration: who waits for it, and its pid file, need not know. From here,
+/// so that no thread is waited for which still fetches an image. Returns why that cannot be done.
+fn start_again(program: &Path) -> Failure {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let failed = std::process::Command::new(program).args(words).exec();
+    Failure::new(Kind::Internal, format!("cannot start {} again: {failed}", program.display()))
+}
+
+/// The configuration that would be read now, judged.
+pub fn read_config(dir: &Path, file: Option<&Path>) -> Result<Config, String> {
+    super::config::of(&StateDir(dir.to_path_buf()), file).map_err(|failure| failure.text)
 }

@@ -24,8 +24,12 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     daemon::make_state(&dir)?;
     daemon::log_to_stderr()?;
     let system = nix::unistd::geteuid().is_root();
-    let options =
-        berth_controller::ControllerOptions { state_dir: dir.0, config_path: args.config.clone(), system };
+    let options = berth_controller::ControllerOptions {
+        state_dir: dir.0,
+        config_path: args.config.clone(),
+        system,
+        read: super::agent::read_config,
+    };
     daemon::serve(Box::pin(async move {
         // It minds SIGTERM and SIGINT by itself.
         berth_controller::run(options, Box::pin(std::future::pending()))

@@ -2482,7 +2482,7 @@ pub struct EndPrefetch {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2509,5 +2509,8 @@ pub mod to_agent {
         Prefetch(super::Start),
         #[prost(message, tag = "10")]
         EndPrefetch(super::EndPrefetch),
+        /// The configuration in force, as JSON.
+        #[prost(bytes, tag = "11")]
+        Configure(::prost::alloc::vec::Vec<u8>),
     }
 }

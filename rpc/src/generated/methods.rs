@@ -10,6 +10,8 @@ pub enum Method {
     ClusterGetConfig,
     /// `/berth.v1.Cluster/Shutdown`.
     ClusterShutdown,
+    /// `/berth.v1.Cluster/Reconfigure`.
+    ClusterReconfigure,
     /// `/berth.v1.Cluster/Submit`.
     ClusterSubmit,
     /// `/berth.v1.Cluster/CreateStep`.
@@ -65,6 +67,7 @@ impl Method {
         Method::ClusterStatus,
         Method::ClusterGetConfig,
         Method::ClusterShutdown,
+        Method::ClusterReconfigure,
         Method::ClusterSubmit,
         Method::ClusterCreateStep,
         Method::ClusterCancel,
@@ -97,6 +100,7 @@ impl Method {
             Method::ClusterStatus => "/berth.v1.Cluster/Status",
             Method::ClusterGetConfig => "/berth.v1.Cluster/GetConfig",
             Method::ClusterShutdown => "/berth.v1.Cluster/Shutdown",
+            Method::ClusterReconfigure => "/berth.v1.Cluster/Reconfigure",
             Method::ClusterSubmit => "/berth.v1.Cluster/Submit",
             Method::ClusterCreateStep => "/berth.v1.Cluster/CreateStep",
             Method::ClusterCancel => "/berth.v1.Cluster/Cancel",

@@ -215,6 +215,8 @@ impl Field<pb::ToAgent> for ToAgent {
                 job: job.put(),
                 attempt: attempt.put(),
             }),
+            // No field of it is asked for on the way, and it is what berth.toml has.
+            ToAgent::Configure(config) => Kind::Configure(serde_json::to_vec(config).unwrap_or_default()),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -257,6 +259,9 @@ impl Field<pb::ToAgent> for ToAgent {
                 job: Field::get(job)?,
                 attempt: Field::get(attempt)?,
             },
+            Kind::Configure(text) => ToAgent::Configure(
+                serde_json::from_slice(&text).map_err(|_| Malformed::new("not a configuration"))?,
+            ),
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

@@ -336,7 +336,7 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(8) {
+        match r.below(10) {
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),
@@ -356,6 +356,7 @@ impl Arbitrary for ToAgent {
             6 => ToAgent::ImagesNeeded { ask: Arbitrary::arbitrary(r), digests: Arbitrary::arbitrary(r) },
             7 => ToAgent::Prefetch(Box::new(Arbitrary::arbitrary(r))),
             8 => ToAgent::EndPrefetch { term, job, attempt },
+            9 => ToAgent::Configure(Box::new(Arbitrary::arbitrary(r))),
             _ => ToAgent::ExitRecorded { key },
         }
     }

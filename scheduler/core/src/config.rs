@@ -44,6 +44,8 @@ pub struct CoreConfig {
     pub nodes: Vec<NodeRules>,
     /// Which images jobs may have.
     pub images: ImagesConfig,
+    /// All of it, as agents are told it.
+    pub whole: Arc<Config>,
 }
 
 /// A partition with its texts parsed.
@@ -135,6 +137,7 @@ impl CoreConfig {
             partitions: Arc::new(partitions),
             nodes,
             images: config.images.clone(),
+            whole: Arc::new(config.clone()),
         })
     }
 

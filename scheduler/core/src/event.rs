@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it: events, writes, and effects that wait for the commit.
 
+use crate::config::CoreConfig;
 use crate::store::{Committed, PayloadKey, Write};
 use berth_model::ids::{JobId, NodeName, Term};
 use berth_model::link::{FromAgent, ToAgent};
@@ -42,6 +43,15 @@ pub enum Event {
         node: NodeName,
         /// The connection that ended.
         connection: u64,
+    },
+    /// An administrator has another configuration put in force, which the shell has read and judged.
+    Reconfigure {
+        /// Names the request in the reply.
+        request: RequestId,
+        /// Who asks.
+        actor: Actor,
+        /// The configuration.
+        config: Box<CoreConfig>,
     },
     /// The store has no room for new work (`Some` says why), or has room again (`None`).
     StoreFull(Option<String>),

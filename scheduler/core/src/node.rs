@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
+    /// The configuration says other things of it than when it was made fit: it is made so again when it has no work.
+    pub(crate) unfit: bool,
 }
 
 impl Node {
@@ -63,6 +65,7 @@ impl Node {
             last_busy: None,
             load: 0,
             reported_free_memory: 0,
+            unfit: false,
         };
         node.refit(config);
         node
@@ -77,6 +80,20 @@ impl Node {
         self.free_memory = usable_memory(&hw);
         self.free_gres = vec![true; hw.gres.len()];
         self.hardware = Arc::new(hw);
+        self.unfit = false;
+    }
+
+    /// Takes what the configuration says of it, now or when it has no work.
+    pub(crate) fn refit_when_free(&mut self, config: &CoreConfig) {
+        self.unfit = config.complete(&self.row.name, &self.row.hardware) != *self.hardware;
+        self.refit_if_free(config);
+    }
+
+    /// Does what was put off.
+    pub(crate) fn refit_if_free(&mut self, config: &CoreConfig) {
+        if self.unfit && self.held.is_empty() {
+            self.refit(config);
+        }
     }
 
     /// Whether it is meant to take work at all, now or when its agent is back.

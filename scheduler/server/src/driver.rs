@@ -34,6 +34,14 @@ const PURGE_CHUNK: u32 = 200;
 pub(crate) enum Input {
     /// A request, and where its answer goes.
     Client { request: RequestId, actor: Actor, body: Request, reply: oneshot::Sender<Answer> },
+    /// Another configuration is to be in force.
+    Reconfigure {
+        request: RequestId,
+        actor: Actor,
+        config: Box<CoreConfig>,
+        keep_records_days: u32,
+        reply: oneshot::Sender<Answer>,
+    },
     /// Nobody waits for the answer any more.
     Abandoned { request: RequestId },
     /// An agent's link, before its first message.
@@ -136,7 +144,7 @@ impl Driver {
             supersede: None,
             awaited: Vec::new(),
             looked: None,
-            keep: (keep_records_days > 0).then(|| Span::from_mins(i64::from(keep_records_days) * 24 * 60)),
+            keep: span_of_days(keep_records_days),
             purged: Instant::now(),
             stop: false,
             #[cfg(test)]
@@ -200,6 +208,14 @@ impl Driver {
                     self.pending.insert(request, reply);
                     self.apply(Event::Client { request, actor, body }, None, now, &mut group)?;
                 }
+                Input::Reconfigure { request, actor, config, keep_records_days, reply } => {
+                    self.pending.insert(request, reply);
+                    if actor.administrator && config.cluster == self.config.cluster {
+                        self.config = (*config).clone();
+                        self.keep = span_of_days(keep_records_days);
+                    }
+                    self.apply(Event::Reconfigure { request, actor, config }, None, now, &mut group)?;
+                }
                 Input::Abandoned { request } => {
                     if self.pending.remove(&request).is_some() {
                         self.apply(Event::Abandoned { request }, None, now, &mut group)?;
@@ -242,7 +258,7 @@ impl Driver {
         group: &mut Group,
     ) -> Result<(), ControllerError> {
         let request = match &event {
-            Event::Client { request, .. } => Some(*request),
+            Event::Client { request, .. } | Event::Reconfigure { request, .. } => Some(*request),
             _ => None,
         };
         let tick = matches!(event, Event::Tick);
@@ -482,7 +498,7 @@ impl Driver {
         let until = Instant::now() + time;
         while let Ok(input) = self.inputs.recv_timeout(until.saturating_duration_since(Instant::now())) {
             match input {
-                Input::Client { reply, .. } => {
+                Input::Client { reply, .. } | Input::Reconfigure { reply, .. } => {
                     let text = "the controller cannot read its state just now; try again";
                     let _ = reply.send(Err(Refusal::new(RefusalCode::Unavailable, text)));
                 }
@@ -558,6 +574,10 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }
     message
+}
+
+fn span_of_days(days: u32) -> Option<Span> {
+    (days > 0).then(|| Span::from_mins(i64::from(days) * 24 * 60))
 }
 
 fn interactive_jobs(stored: &Stored) -> Vec<JobId> {

@@ -6,7 +6,7 @@ use berth_model::{ByteStr, Gid, Uid};
 use nix::unistd::{Group, User, getgrouplist};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// How long an answer of NSS is believed: a directory service may be slow, and one client calls often.
@@ -17,7 +17,7 @@ const KEPT: usize = 4096;
 /// Resolves callers.
 #[derive(Debug)]
 pub(crate) struct Identities {
-    administrators: Vec<String>,
+    administrators: RwLock<Vec<String>>,
     own: u32,
     known: Mutex<HashMap<(Uid, Gid), (Instant, Actor)>>,
 }
@@ -26,10 +26,16 @@ impl Identities {
     /// Administrators are root, the controller's own user, and those named.
     pub(crate) fn new(administrators: &[String]) -> Identities {
         Identities {
-            administrators: administrators.to_vec(),
+            administrators: RwLock::new(administrators.to_vec()),
             own: nix::unistd::geteuid().as_raw(),
             known: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Others are named from now on.
+    pub(crate) fn set_administrators(&self, administrators: &[String]) {
+        *self.administrators.write().unwrap_or_else(PoisonError::into_inner) = administrators.to_vec();
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The answer, if it is fresh.
@@ -41,8 +47,9 @@ impl Identities {
     /// Asks NSS; may take long.
     pub(crate) fn resolve(&self, peer: Peer) -> Result<Actor, Refusal> {
         let identity = lookup(peer)?;
-        let administrator =
-            peer.uid.0 == 0 || peer.uid.0 == self.own || self.administrators.contains(&identity.user);
+        let named =
+            self.administrators.read().unwrap_or_else(PoisonError::into_inner).contains(&identity.user);
+        let administrator = peer.uid.0 == 0 || peer.uid.0 == self.own || named;
         let actor = Actor { identity, administrator, inside: None };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {

@@ -24,12 +24,13 @@ use crate::clock::ClusterClock;
 use crate::driver::{Driver, Input, Started};
 use crate::identity::Identities;
 use crate::logins::Logins;
-use crate::service::Controller;
+use crate::service::{Controller, Source};
 use crate::state::{PidFile, StateDir};
+use berth_model::config::Config;
 use berth_rpc::Listeners;
 use berth_sched_core::CoreConfig;
 use berth_store::SqliteStore;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,7 +47,13 @@ pub struct ControllerOptions {
     pub config_path: Option<PathBuf>,
     /// Whether jobs run as their users (root) or all as this user.
     pub system: bool,
+    /// Reads and judges the configuration when it is to be put in force anew.
+    pub read: ReadConfig,
 }
+
+/// Reads and judges the configuration of a state directory: from the file that is named, else from its own. An error names
+/// file and key.
+pub type ReadConfig = fn(&Path, Option<&Path>) -> Result<Config, String>;
 
 /// Why a controller did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +135,10 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
 
     let (stop, mut stopped) = watch::channel(false);
     let identities = Identities::new(&config.administrators);
+    let source = Source { file: options.config_path.clone(), read: options.read };
     let controller = Arc::new(Controller::new(
         config,
+        source,
         options.state_dir.clone(),
         since,
         identities,

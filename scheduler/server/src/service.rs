@@ -1,5 +1,6 @@
 //! What the controller does for its callers.
 
+use crate::ReadConfig;
 use crate::agents;
 use crate::driver::Input;
 use crate::ends::Ends;
@@ -18,11 +19,11 @@ use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response}
 use berth_model::spec::JobKind;
 use berth_model::{ByteStr, JobId, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Service};
-use berth_sched_core::RequestId;
+use berth_sched_core::{CoreConfig, RequestId};
 use berth_store::Reader;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -33,7 +34,10 @@ const NOTING: Duration = Duration::from_secs(5);
 
 /// The services' state.
 pub(crate) struct Controller {
-    config: Config,
+    config: RwLock<Config>,
+    source: Source,
+    /// Held by who changes the configuration.
+    changing: tokio::sync::Mutex<()>,
     state_dir: PathBuf,
     since: Time,
     identities: Arc<Identities>,
@@ -45,6 +49,14 @@ pub(crate) struct Controller {
     ends: Ends,
     queue: Semaphore,
     stop: watch::Sender<bool>,
+}
+
+/// Where the configuration comes from.
+pub(crate) struct Source {
+    /// The file that was named at the start.
+    pub(crate) file: Option<PathBuf>,
+    /// What reads and judges it.
+    pub(crate) read: ReadConfig,
 }
 
 /// A request in the core. Dropped without an answer, its client is gone.
@@ -71,6 +83,7 @@ impl Controller {
     #[allow(clippy::too_many_arguments)] // its parts, each once
     pub(crate) fn new(
         config: Config,
+        source: Source,
         state_dir: PathBuf,
         since: Time,
         identities: Identities,
@@ -81,7 +94,9 @@ impl Controller {
         stop: watch::Sender<bool>,
     ) -> Controller {
         Controller {
-            config,
+            config: RwLock::new(config),
+            source,
+            changing: tokio::sync::Mutex::new(()),
             state_dir,
             since,
             identities: Arc::new(identities),
@@ -192,7 +207,28 @@ impl Service for Controller {
     }
 
     async fn config(&self) -> Result<Config, Refusal> {
-        Ok(self.config.clone())
+        Ok(self.config.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn reconfigure(&self, actor: Actor) -> Result<(), Refusal> {
+        let invalid = |why: String| Refusal::new(RefusalCode::Invalid, format!("{why}; nothing was changed"));
+        let _one_at_a_time = self.changing.lock().await;
+        let (read, dir, file) = (self.source.read, self.state_dir.clone(), self.source.file.clone());
+        let config = tokio::task::spawn_blocking(move || read(&dir, file.as_deref()))
+            .await
+            .map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))?
+            .map_err(invalid)?;
+        let core = CoreConfig::new(&config).map_err(|e| invalid(e.to_string()))?;
+        let request = self.shared.next_request();
+        let (reply, answer) = oneshot::channel();
+        let keep_records_days = config.keep_records_days;
+        let input = Input::Reconfigure { request, actor, config: Box::new(core), keep_records_days, reply };
+        self.inputs.send(input).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())??;
+        self.identities.set_administrators(&config.administrators);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        tracing::info!("the configuration was read again and is in force");
+        Ok(())
     }
 
     async fn status(&self) -> Result<Status, Refusal> {

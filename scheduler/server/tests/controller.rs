@@ -2,7 +2,7 @@
 //! the rate of durable submissions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
-use berth_controller::{ControllerOptions, run};
+use berth_controller::{ControllerOptions, load_config, run};
 use berth_model::hardware::{Core, Hardware};
 use berth_model::launch::{Program, StepExit, StepPhase};
 use berth_model::link::{FromAgent, ToAgent};
@@ -51,7 +51,12 @@ fn exited(code: u8) -> StepExit {
 #[ignore = "the controller's process of the other tests"]
 async fn child_controller() {
     let Some(dir) = std::env::var_os("CONTROLLER_DIR") else { return };
-    let options = ControllerOptions { state_dir: PathBuf::from(dir), config_path: None, system: true };
+    let options = ControllerOptions {
+        state_dir: PathBuf::from(dir),
+        config_path: None,
+        system: true,
+        read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
+    };
     if let Err(e) = run(options, Box::pin(std::future::pending())).await {
         eprintln!("controller: error: {e}");
         std::process::exit(3);

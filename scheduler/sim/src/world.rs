@@ -645,6 +645,7 @@ impl World {
                 self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });
             }
             AgentEffect::CancelImage { .. }
+            | AgentEffect::Configure(_)
             | AgentEffect::Note { .. }
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Prefetch { .. }

@@ -13,6 +13,7 @@
 //!   requeue IDS                   end running batch jobs, or take ended ones, and queue them again
 //!   update NodeName=NODES State=STATE [Reason=TEXT]
 //!                                 DOWN, DRAIN and FAIL need a reason; RESUME, IDLE and UNDRAIN end them
+//!   reconfigure                   have berth.toml read again and put in force; what runs notices nothing
 //!   ping                          whether the controller answers
 //!   version                       the version of this program
 
@@ -81,7 +82,6 @@ pub const SPEC: Spec = Spec {
 const ELSEWHERE: &[(&str, &str)] = &[
     ("create", "nodes register themselves; partitions are written in berth.toml ('berth config show')"),
     ("delete", "partitions are written in berth.toml ('berth config show')"),
-    ("reconfigure", "restart the controller with 'berth down' and 'berth up'; running jobs keep running"),
     ("shutdown", "use 'berth down'"),
     ("suspend", "use 'scancel -s STOP -f JOB'"),
     ("resume", "use 'scancel -s CONT -f JOB'"),
@@ -96,14 +96,15 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("token", "there are no tokens; the kernel proves who you are on the local socket"),
 ];
 
-const COMMAND_NAMES: &[&str] = &["show", "hold", "release", "requeue", "update", "ping", "version"];
+const COMMAND_NAMES: &[&str] =
+    &["show", "hold", "release", "requeue", "update", "reconfigure", "ping", "version"];
 
 fn run(call: &Invocation<'_>) -> Outcome {
     let parsed = SPEC.parse(&call.args)?;
     let all: Vec<String> = parsed.words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let Some((first, rest)) = all.split_first() else {
         return Err(Failure::user(
-            "no command; commands are show, hold, release, requeue, update, ping and version\nsee scontrol --help",
+            "no command; commands are show, hold, release, requeue, update, reconfigure, ping and version\nsee scontrol --help",
         ));
     };
     let keyword = keyword(first)?;
@@ -116,6 +117,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
     match keyword {
         "version" => out::print(&crate::version_line()).map(|()| 0),
         "ping" => ping(call),
+        "reconfigure" => {
+            let site = call.site()?;
+            block_on(async { Ok(site.connect().await?.reconfigure().await?) })?;
+            Ok(0)
+        }
         "show" => {
             needs_argument()?;
             show(call, &parsed, &rest[0], &rest[1..])

@@ -190,6 +190,7 @@ impl Cluster {
         }
         let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
+        self.tell_configuration(name);
         self.watch_silence(name);
         self.pass_over(
             name,

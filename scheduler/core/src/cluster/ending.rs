@@ -215,10 +215,11 @@ impl Cluster {
     /// Takes a node out of a job that is ending.
     pub(super) fn leave_node(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
         let now = self.clock;
-        if let Some(n) = self.node_mut(node)
+        if let Some(n) = self.nodes.get_mut(node).map(Arc::make_mut)
             && n.release((job, attempt))
         {
             n.last_busy = Some(now);
+            n.refit_if_free(&self.config);
         }
         self.room_on(node);
         let Some(record) = self.job_mut(job) else { return };

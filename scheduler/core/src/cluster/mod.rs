@@ -12,6 +12,7 @@ mod members;
 mod pass;
 mod programs;
 mod queue;
+mod reconfigure;
 mod restore;
 mod restored;
 mod select;
@@ -149,6 +150,10 @@ impl Cluster {
             Event::Abandoned { request } => self.abandoned(request),
             Event::Agent { node, connection, message } => self.agent(&node, connection, message),
             Event::AgentLost { node, connection } => self.agent_lost(&node, connection),
+            Event::Reconfigure { request, actor, config } => {
+                let result = self.admit(&actor).and_then(|actor| self.reconfigure(&actor, *config));
+                self.reply(request, result);
+            }
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}
         }

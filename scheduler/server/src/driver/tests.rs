@@ -66,6 +66,7 @@ fn a_fault_costs_one_request_and_nothing_that_was_before_it() {
     let (agent, mut told) = connect(1, "1");
     driver.turn(agent.into()).unwrap();
     assert!(matches!(told.try_recv().unwrap().message, ToAgent::Welcome { .. }));
+    assert!(matches!(told.try_recv().unwrap().message, ToAgent::Configure(_)));
 
     driver.fault = |event| matches!(event, Event::Client { body: Request::Submit { spec, .. }, .. } if spec.name == "bad");
     let (before, mut first) = submit(1, "before");

@@ -1,0 +1,67 @@
+//! Another configuration is put in force while everything runs.
+
+use super::Cluster;
+use super::timers::Timer;
+use crate::config::CoreConfig;
+use crate::rows::Phase;
+use berth_model::ids::{JobId, NodeName};
+use berth_model::link::ToAgent;
+use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use std::sync::Arc;
+
+impl Cluster {
+    /// Goes on with `config`: jobs that wait are looked at anew, idle nodes have what it says of them at once and busy ones when
+    /// they are free, and agents are told.
+    pub(super) fn reconfigure(&mut self, actor: &Actor, config: CoreConfig) -> Result<Response, Refusal> {
+        if !actor.administrator {
+            return Err(Refusal::new(
+                RefusalCode::Denied,
+                "Access/permission denied: only an administrator changes the configuration",
+            ));
+        }
+        if config.cluster != self.config.cluster {
+            let text = format!(
+                "berth.toml: cluster: '{}' instead of '{}' needs a restart: 'berth down --keep-jobs', then 'berth up'",
+                config.cluster, self.config.cluster
+            );
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        }
+        self.config = config;
+        let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for name in &nodes {
+            if let Some(node) = self.nodes.get_mut(name).map(Arc::make_mut) {
+                node.refit_when_free(&self.config);
+            }
+            self.watch_silence(name);
+        }
+        self.purge_anew();
+        let queued: Vec<JobId> = self.queue.values().flatten().map(|key| key.job).collect();
+        let aside = std::mem::take(&mut self.aside);
+        self.blocked.clear();
+        for job in queued.into_iter().chain(aside) {
+            self.enqueue(job);
+        }
+        self.looking.stale = true;
+        for name in &nodes {
+            self.tell_configuration(name);
+        }
+        self.note(actor, "put the configuration in force anew".to_string());
+        Ok(Response::Done)
+    }
+
+    /// Tells a node's agent the configuration in force.
+    pub(super) fn tell_configuration(&mut self, node: &NodeName) {
+        let whole = Box::new((*self.config.whole).clone());
+        self.send(node, ToAgent::Configure(whole));
+    }
+
+    /// How long ended jobs stay may be another time now.
+    fn purge_anew(&mut self) {
+        let age = self.config.min_job_age;
+        for (id, job) in &self.jobs {
+            if let Phase::Ended { result, .. } = &job.row.phase {
+                self.timers.insert((result.ended + age, Timer::Purge(*id)));
+            }
+        }
+    }
+}

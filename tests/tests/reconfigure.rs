@@ -1,0 +1,90 @@
+//! `scontrol reconfigure`: another configuration in force while everything runs.
+
+use berth_tests::{Sandbox, Who, each_user, images, machine, sandbox::wait};
+
+fn configure(sandbox: &Sandbox, text: &str) {
+    let path = sandbox.state().join("berth.toml");
+    std::fs::write(&path, text).unwrap();
+    machine::give(&path, sandbox.who());
+}
+
+const TWO: &str = "[[partition]]\nname = \"main\"\ndefault = true\n[[partition]]\nname = \"new\"\n";
+
+each_user! {
+    fn what_runs_and_waits_notices_nothing(who) {
+        let sandbox = Sandbox::start(who);
+        let (controller, agent) = (sandbox.controller(), sandbox.agent());
+        let mut step = sandbox.srun(["-c1", "--mem=64M", "sh", "-c", "echo ready; while read x; do echo got $x; done; exit 8"]).stdin_open().limit(90).spawn();
+        step.wait_for("ready", 30);
+        let runs = sandbox.sbatch(&["-c1", "--mem=64M", "--output=out"], "#!/bin/sh\necho begun\nwhile [ ! -e go ]; do sleep 0.1; done\nexit 6\n");
+        sandbox.wait_file("out", "begun", 30);
+        let waits = sandbox.srun(["--exclusive", "echo", "had its turn"]).limit(90).spawn();
+        assert!(wait(30, || sandbox.cmd("squeue").args(["-h", "-t", "PD"]).ok().text().contains("srun").then_some(()).or(
+            (!sandbox.cmd("squeue").args(["-h", "-t", "PD"]).ok().text().is_empty()).then_some(()))).is_some());
+        configure(&sandbox, TWO);
+        sandbox.cmd("scontrol").arg("reconfigure").ok();
+        let file = |sandbox: &Sandbox| std::fs::read_to_string(sandbox.state().join("log/agent.log")).unwrap();
+        assert!(wait(30, || file(&sandbox).contains("the configuration has changed").then_some(())).is_some());
+        assert!(wait(30, || (file(&sandbox).matches(" started, state in").count() == 2).then_some(())).is_some(), "the agent did not start again");
+        assert!(wait(30, || sandbox.status()["agents"][0]["pid"].as_i64().is_some().then_some(())).is_some());
+        assert_eq!((sandbox.controller(), sandbox.agent()), (controller, agent));
+        step.write(b"after\n");
+        step.wait_for("got after", 10);
+        step.close();
+        assert_eq!(step.finish().rc, 8);
+        sandbox.write("go", "");
+        sandbox.wait_state(runs, "FAILED", 60);
+        assert_eq!(sandbox.sacct(runs, "ExitCode")[0], ["6:0"]);
+        assert_eq!(waits.finish().text(), "had its turn");
+        assert_eq!(sandbox.srun(["-p", "new", "echo", "there"]).ok().text(), "there");
+        assert!(sandbox.cmd("berth").args(["config", "show"]).ok().text().contains("\"new\""));
+        // The same once more changes nothing, and the agent stays as it is.
+        sandbox.cmd("scontrol").arg("reconfigure").ok();
+        assert_eq!(sandbox.srun(["echo", "again"]).ok().text(), "again");
+        assert_eq!(file(&sandbox).matches(" started, state in").count(), 2);
+    }
+
+    fn a_wrong_file_changes_nothing(who) {
+        let sandbox = Sandbox::start(who);
+        let reconfigure = || sandbox.cmd("scontrol").arg("reconfigure");
+        configure(&sandbox, "kill_wait_secs = 3\n");
+        reconfigure().fails().says(&["berth.toml", "line 1", "kill_wait_secs", "nothing was changed"]);
+        configure(&sandbox, "[[partition]]\nname = \"main\"\nmax_time = \"soon\"\n");
+        reconfigure().fails().says(&["berth.toml", "partition[1].max_time", "nothing was changed"]);
+        configure(&sandbox, "[container]\nhooks_dirs = [\"/nowhere/hooks.d\"]\n");
+        reconfigure().fails().says(&["hooks_dirs", "/nowhere", "nothing was changed"]);
+        configure(&sandbox, "cluster = \"other\"\n");
+        reconfigure().fails().says(&["cluster", "'other'", "needs a restart"]);
+        assert!(!sandbox.cmd("berth").args(["config", "show"]).ok().text().contains("\"other\""));
+        assert_eq!(sandbox.srun(["echo", "as before"]).ok().text(), "as before");
+        configure(&sandbox, "");
+    }
+
+    fn rules_for_images_hold_at_once(who) {
+        let sandbox = Sandbox::start(who);
+        let image = images::busybox();
+        let container = format!("--container-image={}", image.display());
+        let held = sandbox.sbatch(&["--hold", &container, "--output=held"], "#!/bin/sh\necho ran\n");
+        assert_eq!(sandbox.srun_in(&image, ["echo", "allowed"]).ok().text(), "allowed");
+        configure(&sandbox, &format!("[images]\ndeny = [\"{}\"]\n", image.display()));
+        sandbox.cmd("scontrol").arg("reconfigure").ok();
+        sandbox.srun_in(&image, ["true"]).fails().says(&["deny"]);
+        // The node judges what was submitted before.
+        sandbox.cmd("scontrol").args(["release", &held.to_string()]).ok();
+        sandbox.wait_state(held, "FAILED", 60);
+        assert!(!std::fs::read_to_string(sandbox.work().join("held")).unwrap_or_default().contains("ran"));
+        configure(&sandbox, "");
+        sandbox.cmd("scontrol").arg("reconfigure").ok();
+        assert!(wait(30, || (sandbox.srun_in(&image, ["echo", "allowed"]).run().text() == "allowed").then_some(())).is_some());
+    }
+}
+
+#[test]
+fn only_administrators_reconfigure_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let stranger = Who::user();
+    sandbox.cmd_as(&stranger, "scontrol").arg("reconfigure").fails().says(&["only for administrators"]);
+    configure(&sandbox, &format!("administrators = [\"{}\"]\n", stranger.name));
+    sandbox.cmd("scontrol").arg("reconfigure").ok();
+    sandbox.cmd_as(&stranger, "scontrol").arg("reconfigure").ok();
+}
