@@ -158,9 +158,9 @@ impl Cgroups {
     }
 
     /// Takes the tree away, but for what these jobs have.
-    pub fn leave(&self, jobs: &[JobId]) {
+    pub fn leave(&self, jobs: &[JobId], patience: Duration) {
         self.sweep(jobs);
-        let end = Instant::now() + Duration::from_secs(1);
+        let end = Instant::now() + patience;
         for name in [format!("{}/{SUPERVISORS}", self.root), self.root.clone()] {
             let group = Cgroup::named(&self.facts, &name);
             // Supervisors that have nothing more to do are on their way out.

@@ -6,8 +6,9 @@ use crate::kept::KeptContainers;
 use crate::mine;
 use crate::registry::{Registry, StepStage};
 use berth_model::effective::Effective;
-use berth_model::ids::{Gid, JobId, StepKey, Uid};
+use berth_model::ids::{Gid, JobId, NodeName, StepKey, Uid};
 use berth_model::request::Peer;
+use berth_rpc::{Preface, Uplink};
 use berth_step::control::ToSupervisor;
 use berth_step::spool::StepDir;
 use berth_stream::asynchronous::{read_frame, write_frame};
@@ -17,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long a caller may take to say what it wants.
@@ -29,8 +30,8 @@ const UNKNOWN_STEP: Duration = Duration::from_secs(60);
 pub struct Service {
     /// Steps.
     pub registry: Registry,
-    /// The controller's socket for agents.
-    pub node_socket: PathBuf,
+    /// The way to the controller.
+    pub uplink: Uplink,
     /// Containers that are kept.
     pub kept: Arc<KeptContainers>,
     /// Images.
@@ -40,7 +41,7 @@ pub struct Service {
     /// Where the steps' files are.
     pub spool: PathBuf,
     /// The node's name.
-    pub node: String,
+    pub node: NodeName,
 }
 
 /// Accepts clients until the task is dropped. `job`: the job whose listener this is.
@@ -71,9 +72,7 @@ async fn client(
 ) -> Result<(), FrameError> {
     let cred = stream.peer_cred()?;
     let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: job.map(|(id, _)| id) };
-    let first = tokio::time::timeout(FIRST_FRAME, read_frame(&mut stream))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let mut first = opening(&mut stream).await?;
     if let Some((id, owner)) = job
         && peer.uid != owner
         && peer.uid.0 != 0
@@ -81,11 +80,49 @@ async fn client(
         let text = format!("this socket is for job {id} and its owner, and you are uid {}", peer.uid);
         return write_frame(&mut stream, &Frame::Refused(text)).await;
     }
+    if let Some(Frame::Node(to)) = &first {
+        if *to != service.node {
+            let preface = Preface::Stream { to: to.clone(), peer };
+            return proxy(stream, &preface, service).await;
+        }
+        first = opening(&mut stream).await?;
+    }
+    serve_peer(stream, peer, first, service, ToSupervisor::Attach).await
+}
+
+/// The next frame of one that has to say what it wants.
+async fn opening(stream: &mut UnixStream) -> Result<Option<Frame>, FrameError> {
+    tokio::time::timeout(FIRST_FRAME, read_frame(stream))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Serves somebody on another machine, as who the controller says it is.
+pub async fn serve_remote(mut stream: UnixStream, peer: Peer, service: &Service) -> Result<(), FrameError> {
+    let mut first = opening(&mut stream).await?;
+    if let Some(Frame::Node(_)) = first {
+        // Which node was said to those in between.
+        first = opening(&mut stream).await?;
+    }
+    if matches!(first, Some(Frame::Controller)) {
+        let text = "the controller is asked on one's own machine".to_string();
+        return write_frame(&mut stream, &Frame::Refused(text)).await;
+    }
+    serve_peer(stream, peer, first, service, ToSupervisor::AttachRemote).await
+}
+
+async fn serve_peer(
+    mut stream: UnixStream,
+    peer: Peer,
+    first: Option<Frame>,
+    service: &Service,
+    how: ToSupervisor,
+) -> Result<(), FrameError> {
     match first {
         Some(Frame::Attach(attach)) => match attach_to(&stream, attach, peer, service).await {
             Ok(Answer::Passed(to)) => {
                 let fd: OwnedFd = stream.into_std()?.into();
-                if to.send((ToSupervisor::Attach, Some(fd))).is_err() {
+                if to.send((how, Some(fd))).is_err() {
                     tracing::debug!("the supervisor of {} ended as a client came", attach.key());
                 }
                 Ok(())
@@ -106,9 +143,10 @@ async fn client(
             };
             write_frame(&mut stream, &answer).await
         }
-        Some(Frame::Controller) => proxy(stream, peer, service).await,
+        Some(Frame::Controller) => proxy(stream, &Preface::Client(peer), service).await,
         Some(_) => {
-            let text = "expected Attach, Describe, Kept, Images or Controller as the first frame".to_string();
+            let text =
+                "expected Attach, Describe, Kept, Images, Node or Controller as the first frame".to_string();
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),
@@ -216,7 +254,7 @@ async fn describe(key: StepKey, peer: Peer, service: &Service) -> Result<Effecti
         let state = dir.read_state()?.ok_or_else(|| io::Error::other("it has not started"))?;
         let file = dir.read_launch()?;
         let what = berth_runtime::effective(state.pid, file.node.cgroup.as_ref());
-        Ok::<_, io::Error>(Effective { node, ..what })
+        Ok::<_, io::Error>(Effective { node: node.0, ..what })
     });
     let found = look.await.map_err(io::Error::other).and_then(|found| found);
     found.map_err(|e| format!("cannot look at step {key}: {e}"))
@@ -240,10 +278,17 @@ async fn gone(stream: &UnixStream) {
     }
 }
 
-/// Connects the caller with the controller and says in whose name: the rest of the connection passes through.
-async fn proxy(mut stream: UnixStream, peer: Peer, service: &Service) -> Result<(), FrameError> {
-    let mut controller = match UnixStream::connect(&service.node_socket).await {
+/// Connects the caller with the controller and says in whose name, or what for: the rest of the connection passes through.
+async fn proxy(mut stream: UnixStream, preface: &Preface, service: &Service) -> Result<(), FrameError> {
+    let mut controller = match service.uplink.open(preface).await {
         Ok(controller) => controller,
+        Err(e)
+            if matches!(preface, Preface::Stream { .. }) && e.kind() != io::ErrorKind::PermissionDenied =>
+        {
+            // It passes: who sees a connection that is closed tries again for as long as the step runs.
+            tracing::debug!("no stream: {e}");
+            return Ok(());
+        }
         Err(e) => {
             let text = format!(
                 "the node's agent cannot reach the controller ({e}): is it running? 'berth status' tells"
@@ -251,9 +296,6 @@ async fn proxy(mut stream: UnixStream, peer: Peer, service: &Service) -> Result<
             return write_frame(&mut stream, &Frame::Refused(text)).await;
         }
     };
-    let mut preface = serde_json::to_vec(&peer).map_err(io::Error::other)?;
-    preface.push(b'\n');
-    controller.write_all(&preface).await?;
     tokio::io::copy_bidirectional(&mut stream, &mut controller).await?;
     Ok(())
 }

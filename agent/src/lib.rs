@@ -10,6 +10,7 @@ mod ahead;
 pub mod around;
 mod cgroups;
 mod clients;
+mod dial;
 mod driver;
 mod enter;
 mod gres;
@@ -19,6 +20,7 @@ mod images;
 mod jobs;
 mod kept;
 mod link;
+pub mod login;
 mod memory;
 mod mine;
 mod notes;
@@ -41,6 +43,6 @@ pub use paths::Paths;
 pub use place::store_place;
 pub use room::kept_images;
 pub use start::{
-    AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, holds_steps, is_swept, release_memory,
-    remove_groups, run,
+    AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, hardware_in_words, holds_steps, host_name,
+    is_connected, is_swept, release_memory, remove_groups, run,
 };

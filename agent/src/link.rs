@@ -2,9 +2,13 @@
 
 use berth_model::ids::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
-use berth_rpc::{AgentLink, Backoff};
+use berth_rpc::{AgentLink, Backoff, RpcError, Uplink};
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// How long to wait before a controller that refuses is asked again.
+const REFUSED: Duration = Duration::from_secs(2);
 
 /// What the link tells the agent. Connections are numbered: what an old one still had to say is told apart.
 #[derive(Debug)]
@@ -17,14 +21,21 @@ pub enum LinkEvent {
     Down(u64),
 }
 
-/// Keeps the link up until the task is dropped.
-pub async fn keep(socket: PathBuf, node: NodeName, events: mpsc::UnboundedSender<LinkEvent>) {
+/// Keeps the link up until the task is dropped. `dial` opens the streams for which the controller asks;
+/// `connected` is there while it answers.
+pub async fn keep(
+    uplink: Uplink,
+    node: NodeName,
+    events: mpsc::UnboundedSender<LinkEvent>,
+    dial: impl Fn(u64),
+    connected: PathBuf,
+) {
     let mut backoff = Backoff::new();
-    let mut complained = false;
+    let mut complained = String::new();
     for connection in 1.. {
-        match AgentLink::connect(&socket, &node).await {
+        match AgentLink::connect(&uplink, &node).await {
             Ok((sender, mut receiver)) => {
-                complained = false;
+                complained.clear();
                 backoff.reset();
                 let (queue, mut outgoing) = mpsc::unbounded_channel::<FromAgent>();
                 if events.send(LinkEvent::Up(connection, queue)).is_err() {
@@ -33,7 +44,13 @@ pub async fn keep(socket: PathBuf, node: NodeName, events: mpsc::UnboundedSender
                 let why = loop {
                     tokio::select! {
                         said = receiver.receive() => match said {
+                            Ok(Some(ToAgent::Dial { number })) => dial(number),
                             Ok(Some(message)) => {
+                                if matches!(message, ToAgent::Welcome { .. })
+                                    && let Err(e) = std::fs::write(&connected, "")
+                                {
+                                    tracing::warn!("{}: {e}", connected.display());
+                                }
                                 if events.send(LinkEvent::Said(connection, message)).is_err() {
                                     return;
                                 }
@@ -48,16 +65,26 @@ pub async fn keep(socket: PathBuf, node: NodeName, events: mpsc::UnboundedSender
                         }
                     }
                 };
+                // What is not there any more is fine.
+                let _ = std::fs::remove_file(&connected);
                 tracing::info!("the link to the controller is down: {why}");
                 if events.send(LinkEvent::Down(connection)).is_err() {
                     return;
                 }
             }
-            Err(e) if !complained => {
-                complained = true;
-                tracing::info!("{e}; trying again until it answers");
+            Err(e) => {
+                let text = e.to_string();
+                if text == complained {
+                    tracing::debug!("{text}");
+                } else {
+                    tracing::info!("{text}; trying again until it answers");
+                    complained = text;
+                }
+                if matches!(e, RpcError::Refused(_)) {
+                    // Somebody has to do something first.
+                    tokio::time::sleep(REFUSED).await;
+                }
             }
-            Err(e) => tracing::debug!("{e}"),
         }
         backoff.wait().await;
     }

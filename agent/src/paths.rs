@@ -44,6 +44,14 @@ impl Paths {
     pub fn agent_socket(&self) -> PathBuf {
         self.run().join("agent.sock")
     }
+    /// Is there while the controller answers.
+    pub fn connected(&self) -> PathBuf {
+        self.run().join("connected")
+    }
+    /// The socket of a login node.
+    pub fn login_socket(&self) -> PathBuf {
+        self.run().join("login.sock")
+    }
     /// What only the cluster's own processes may enter.
     pub fn private(&self) -> PathBuf {
         self.state.join("private")

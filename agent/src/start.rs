@@ -17,11 +17,12 @@ use crate::registry::Registry;
 use crate::room::{self, Room};
 use crate::standby::Slots;
 use crate::zygote::Zygote;
-use crate::{adopt, gres, mine, programs};
+use crate::{adopt, dial, gres, mine, programs};
 use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, SupervisorEvent};
 use berth_model::config::Config;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
+use berth_rpc::Uplink;
 use berth_step::spool::{ContainerDefaults, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -46,6 +47,8 @@ pub struct AgentOptions {
     pub config: Config,
     /// Reads it again from where it came from.
     pub read_again: ReadAgain,
+    /// The controller's machine, where it is another one; absent: the private socket in the state directory.
+    pub uplink: Option<Uplink>,
     /// The `berth` program: its sub-commands `internal-fetch` and `internal-unpack` fill the image store in
     /// system mode.
     pub program: PathBuf,
@@ -176,14 +179,15 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
+    let uplink = options.uplink.clone().unwrap_or_else(|| Uplink::Local(paths.node_socket()));
     let service = Arc::new(Service {
         registry: registry.clone(),
-        node_socket: paths.node_socket(),
+        uplink: uplink.clone(),
         kept: Arc::clone(&kept),
         images: Arc::clone(&images),
         asking: mine::Asking::default(),
         spool: paths.spool(),
-        node: name.to_string(),
+        node: name.clone(),
     });
 
     let (supervised, mut from_supervisors) = mpsc::unbounded_channel::<(StepKey, SupervisorEvent)>();
@@ -249,9 +253,10 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
         .map_err(doing(format!("cannot listen on {}", paths.agent_socket().display())))?;
-    let clients = tokio::spawn(clients::serve(listener, None, service));
+    let clients = tokio::spawn(clients::serve(listener, None, Arc::clone(&service)));
     let (link_events, mut from_link) = mpsc::unbounded_channel();
-    let link = tokio::spawn(link::keep(paths.node_socket(), name.clone(), link_events));
+    let dial = move |number| dial::answer(Arc::clone(&service), number);
+    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, dial, paths.connected()));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
 
     let mut leave_at: Option<tokio::time::Instant> = None;
@@ -283,12 +288,13 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     clients.abort();
     standing_by.abort_all();
     let _ = fs::remove_file(paths.agent_socket());
+    let _ = fs::remove_file(paths.connected());
     driver.settle().await;
     drop(driver);
     parts.slots.close();
     parts.holders.close();
     parts.zygote.end();
-    parts.cgroups.leave(&jobs_left(&paths));
+    parts.cgroups.leave(&jobs_left(&paths), Duration::from_secs(1));
     tracing::info!("agent of node {name} stopped; its steps run on");
     if ended == Ended::Reconfigured {
         // Whoever asked for the end meanwhile does not ask the next program.
@@ -305,6 +311,11 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
 fn is_new(options: &AgentOptions, told: &Config) -> bool {
     if *told == options.config {
         return false;
+    }
+    if options.uplink.is_some() {
+        // It has no file of its own: it will ask the controller.
+        tracing::info!("the configuration has changed: the agent starts again, its steps run on");
+        return true;
     }
     let again = &options.read_again;
     match (again.read)(&options.state_dir, again.file.as_deref()) {
@@ -371,7 +382,9 @@ async fn expire(kept: Arc<KeptContainers>, days: u32) {
 pub fn remove_groups(state_dir: &Path) {
     let jobs = jobs_left(&Paths::new(state_dir));
     let Some(cgroups) = Cgroups::recorded(state_dir, &Paths::new(state_dir).cgroups()) else { return };
-    cgroups.leave(&jobs.into_iter().filter(|job| cgroups.lives(*job)).collect::<Vec<_>>());
+    let living: Vec<_> = jobs.into_iter().filter(|job| cgroups.lives(*job)).collect();
+    // A supervisor whose client is on another machine takes a moment longer to hear that it has read everything.
+    cgroups.leave(&living, Duration::from_secs(5));
 }
 
 /// Whether steps of this state directory run, or ended and were not yet reported.
@@ -388,6 +401,28 @@ pub fn release_memory(state_dir: &Path, images: bool) -> io::Result<()> {
     if images { memory::give_back_store(&paths.images_in_memory()) } else { Ok(()) }
 }
 
+/// Whether the agent of this state directory is in touch with its controller.
+pub fn is_connected(state_dir: &Path) -> bool {
+    Paths::new(state_dir).connected().exists()
+}
+
+/// What this machine has, in a line for people.
+///
+/// # Errors
+/// The kernel does not say it.
+pub fn hardware_in_words() -> Result<String, String> {
+    let found = probe::hardware(true).map_err(|e| e.to_string())?;
+    let sockets: std::collections::BTreeSet<u32> = found.cores.iter().map(|core| core.socket).collect();
+    Ok(format!(
+        "It has {} sockets, {} cores, {} threads and {} MiB of memory ({} MiB held back for the system).",
+        sockets.len(),
+        found.cores.len(),
+        found.cpus(),
+        found.memory,
+        found.memory_reserved
+    ))
+}
+
 /// Whether nothing of a step or of a job is there any more.
 pub fn is_swept(state_dir: &Path) -> bool {
     let paths = Paths::new(state_dir);
@@ -400,7 +435,8 @@ fn jobs_left(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }
 
-fn host_name() -> NodeName {
+/// The machine's full name.
+pub fn host_name() -> NodeName {
     NodeName(rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 

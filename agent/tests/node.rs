@@ -81,6 +81,7 @@ impl Cluster {
 
     fn start_agent(&mut self) {
         let options = AgentOptions {
+            uplink: None,
             state_dir: self.path().into(),
             node: Some("n1".into()),
             system: false,

@@ -7,6 +7,7 @@ mod daemon;
 mod doors;
 mod explain;
 mod images;
+mod joined;
 mod local;
 mod logins;
 mod scope;

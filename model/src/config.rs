@@ -7,12 +7,17 @@ use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
 use serde::{Deserialize, Serialize};
 
+/// The controller's port for other machines. Slurm's are 6817 and 6818: both can run side by side.
+pub const PORT: u16 = 7817;
+
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Name of the cluster.
     pub cluster: String,
+    /// Where the controller listens for other machines, from the first token on: `address:port`.
+    pub listen: String,
     /// Seconds from SIGTERM to SIGKILL.
     pub kill_wait_seconds: u32,
     /// Seconds for which an ended job stays in `squeue`'s and `scontrol`'s sight.
@@ -50,6 +55,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             cluster: "berth".to_string(),
+            listen: format!("0.0.0.0:{PORT}"),
             kill_wait_seconds: 30,
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,

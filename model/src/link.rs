@@ -177,6 +177,11 @@ pub enum ToAgent {
         /// Which.
         key: StepKey,
     },
+    /// Somebody wants a stream to the node: connect, and say this number.
+    Dial {
+        /// Names the stream.
+        number: u64,
+    },
 }
 
 /// A step to start on a node.

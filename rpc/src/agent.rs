@@ -4,13 +4,13 @@ use crate::auth::Method;
 use crate::client::{Call, message, path, ready};
 use crate::error::RpcError;
 use crate::pb;
+use crate::preface::Preface;
 use crate::raw::{Raw, encoded};
-use crate::transport::{Preface, private_channel};
+use crate::uplink::Uplink;
 use crate::wire::Field;
 use berth_model::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
 use bytes::Bytes;
-use std::path::Path;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -35,11 +35,10 @@ pub struct AgentReceiver {
 }
 
 impl AgentLink {
-    /// Connects to the controller's private socket as the agent of `node`. The first message to send is the
-    /// Hello.
-    pub fn connect<'a>(socket: &'a Path, node: &'a NodeName) -> Call<'a, (AgentSender, AgentReceiver)> {
+    /// Connects to the controller as the agent of `node`. The first message to send is the Hello.
+    pub fn connect<'a>(uplink: &'a Uplink, node: &'a NodeName) -> Call<'a, (AgentSender, AgentReceiver)> {
         Box::pin(async move {
-            let channel = private_channel(socket, &Preface::Node { node: node.clone() }).await?;
+            let channel = uplink.channel(&Preface::Node { node: node.clone() }).await?;
             let mut grpc = tonic::client::Grpc::new(channel)
                 .max_decoding_message_size(crate::MAX_MESSAGE)
                 .max_encoding_message_size(crate::MAX_MESSAGE);

@@ -10,22 +10,30 @@
 mod agent;
 pub mod auth;
 mod client;
+mod duplex;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod machines;
 mod methods;
+mod preface;
 mod raw;
 mod retry;
 mod serve;
 mod transport;
+mod uplink;
 mod wire;
 
 pub use agent::{AgentLink, AgentReceiver, AgentSender};
 pub use client::{Call, Client, JobWatch, LeaseGuard};
+pub use duplex::Duplex;
 pub use error::RpcError;
+pub use machines::MachineListener;
+pub use preface::{Hex, Preface, Question, Reply};
 pub use retry::Backoff;
 pub use serve::{AgentConnection, Answers, Caller, Listeners, PAGE, Service, serve};
-pub use transport::{Endpoint, Preface};
+pub use transport::Endpoint;
+pub use uplink::{Remote, Uplink};
 
 /// Generated from `proto/` by `tests/generated.rs`; private to the crate.
 #[allow(missing_docs, clippy::all, clippy::pedantic)] // generated code

@@ -1,24 +1,27 @@
 //! The controller's side: what it does for callers, and the listeners that prove who calls.
 
+use crate::duplex::Duplex;
+use crate::machines::{self, MachineListener};
 use crate::methods::Shell;
-use crate::transport::Preface;
+use crate::preface::{Preface, Question, Reply};
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
-use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
 use berth_model::{JobId, NodeName, Uid};
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -33,6 +36,13 @@ const CONNECTIONS: usize = 1024;
 pub enum Caller {
     /// A client.
     Client(Peer),
+    /// A client on another machine, for whom that machine speaks.
+    Vouched {
+        /// Who it is, in that machine's words.
+        peer: Peer,
+        /// Whether the machine's word is enough for an administrator.
+        administrators: bool,
+    },
     /// An agent.
     Agent(NodeName),
 }
@@ -113,6 +123,30 @@ pub trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Answers<Vec<AuditInfo>>, Refusal>> + Send;
     /// Takes an agent's link.
     fn agent(&self, connection: AgentConnection) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// The machine that has this key.
+    fn member(&self, key: &KeyId) -> Option<MemberInfo>;
+    /// Resolves, in whichever way, when the key is no member's any more; at most a second later.
+    fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()>;
+    /// Whether a machine may speak for this client.
+    fn vouched(&self, member: &MemberInfo, peer: Peer) -> Result<(), Refusal>;
+    /// The time.
+    fn clock(&self) -> Reply;
+    /// What a machine asks, by the key that it has proven to have; `member`: as whom.
+    fn question(
+        &self,
+        key: KeyId,
+        member: Option<MemberInfo>,
+        from: SocketAddr,
+        question: Question,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+    /// Connects somebody with a node's agent; comes back when the connection is over.
+    fn stream(&self, peer: Peer, to: NodeName, wire: Duplex) -> impl Future<Output = ()> + Send;
+    /// The connection that this machine's own agent was asked for.
+    fn answered_here(&self, number: u64, wire: Duplex);
+    /// The connection that a node was asked for.
+    fn answered(&self, node: NodeName, number: u64, wire: Duplex, gone: oneshot::Receiver<()>);
+    /// A connection that came to nothing, for the log.
+    fn turned_away(&self, from: SocketAddr, why: &str);
 }
 
 /// The controller's sockets.
@@ -122,6 +156,8 @@ pub struct Listeners {
     pub clients: UnixListener,
     /// Private: only root and the controller's own user may connect.
     pub nodes: UnixListener,
+    /// For other machines, once there is to be one.
+    pub machines: watch::Receiver<Option<Arc<MachineListener>>>,
 }
 
 /// Serves until `shutdown` completes, then lets calls in progress end for at most a second.
@@ -133,7 +169,8 @@ pub async fn serve<S: Service>(
 ) -> io::Result<()> {
     let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
     let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
-    let nodes = tokio::spawn(accept_nodes(listeners.nodes, own_uid, accepted));
+    let nodes = tokio::spawn(accept_nodes(listeners.nodes, own_uid, Arc::clone(&service), accepted.clone()));
+    let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), accepted));
     let (stopping, stop_seen) = watch::channel(());
     let shell = Shell { service, stopping: stop_seen };
     let dispatch =
@@ -153,6 +190,7 @@ pub async fn serve<S: Service>(
         () = shutdown => {
             clients.abort();
             nodes.abort();
+            machines.abort();
             drop(stop);
             drop(stopping);
             // Calls that wait for something in the cluster would keep us for ever.
@@ -163,11 +201,32 @@ pub async fn serve<S: Service>(
 }
 
 /// A connection and who is at its other end.
-struct Proven {
-    stream: UnixStream,
+pub(crate) struct Proven {
+    stream: Duplex,
     caller: Caller,
     /// Its place among its user's connections.
     _place: Option<Place>,
+    /// Resolves when the machine at the other end is none of the cluster's any more.
+    gone: Option<oneshot::Receiver<()>>,
+}
+
+impl Proven {
+    /// One from another machine.
+    pub(crate) fn remote(stream: Duplex, caller: Caller, gone: oneshot::Receiver<()>) -> Proven {
+        Proven { stream, caller, _place: None, gone: Some(gone) }
+    }
+
+    /// Ends the connection of a machine that was removed.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.gone.as_mut().is_some_and(|gone| Pin::new(gone).poll(cx).is_ready()) {
+            self.gone = None;
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the machine was removed from the cluster",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Open connections of each user on the public socket.
@@ -213,30 +272,57 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
         let Some(place) = Place::take(&connections, cred.uid()) else { continue };
         let caller =
             Caller::Client(Peer { uid: Uid(cred.uid()), gid: berth_model::Gid(cred.gid()), job: None });
-        if accepted.send(Ok(Proven { stream, caller, _place: Some(place) })).await.is_err() {
+        let proven = Proven { stream: stream.into(), caller, _place: Some(place), gone: None };
+        if accepted.send(Ok(proven)).await.is_err() {
             return;
         }
     }
 }
 
-async fn accept_nodes(listener: UnixListener, own_uid: u32, accepted: mpsc::Sender<io::Result<Proven>>) {
+async fn accept_nodes<S: Service>(
+    listener: UnixListener,
+    own_uid: u32,
+    service: Arc<S>,
+    accepted: mpsc::Sender<io::Result<Proven>>,
+) {
     loop {
         let Some(mut stream) = accept(&listener).await else { continue };
         let Ok(cred) = stream.peer_cred() else { continue };
         if cred.uid() != 0 && cred.uid() != own_uid {
             continue; // the directory is private; whoever got here anyway learns nothing
         }
-        let accepted = accepted.clone();
+        let (service, accepted) = (Arc::clone(&service), accepted.clone());
         tokio::spawn(async move {
             let caller = match Preface::read(&mut stream).await {
                 Ok(Preface::Node { node }) => Caller::Agent(node),
                 Ok(Preface::Client(peer)) if peer.job.is_some() => Caller::Client(peer),
+                // Everything on this machine that may connect here is the cluster's own.
+                Ok(Preface::Stream { to, peer }) => return service.stream(peer, to, stream.into()).await,
+                Ok(Preface::Answer { answer }) => {
+                    return service.answered_here(answer, stream.into());
+                }
                 // An agent vouches for clients of jobs only; anything else is not the protocol.
-                Ok(Preface::Client(_)) | Err(_) => return,
+                Ok(Preface::Client(_) | Preface::Question { .. }) | Err(_) => return,
             };
             // An error means that we are stopping.
-            let _ = accepted.send(Ok(Proven { stream, caller, _place: None })).await;
+            let _ =
+                accepted.send(Ok(Proven { stream: stream.into(), caller, _place: None, gone: None })).await;
         });
+    }
+}
+
+/// Waits until there is a port for machines, and takes their connections.
+async fn accept_machines<S: Service>(
+    mut port: watch::Receiver<Option<Arc<MachineListener>>>,
+    service: Arc<S>,
+    accepted: mpsc::Sender<io::Result<Proven>>,
+) {
+    let port = match port.wait_for(Option::is_some).await {
+        Ok(port) => port.clone(),
+        Err(_) => return, // there will be none
+    };
+    if let Some(port) = port {
+        machines::accept(port, service, accepted).await;
     }
 }
 
@@ -264,6 +350,7 @@ impl AsyncRead for Proven {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -1,24 +1,18 @@
-//! Unix sockets beneath gRPC: who is at the other end, and the bytes that come before HTTP/2.
+//! What lies beneath gRPC for clients: the sockets, and the bytes that come before HTTP/2.
 
+use crate::duplex::Duplex;
 use crate::error::RpcError;
-use berth_model::NodeName;
-use berth_model::request::Peer;
+use crate::preface::in_time;
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tonic::transport::Channel;
 
-/// Longest preface line on the agents' socket.
-const MAX_PREFACE: usize = 1024;
-/// How long the other side may take for what comes before HTTP/2.
-pub(crate) const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
 /// A frame of the agents' stream protocol (type u8, task u32, length u32) that asks for the controller.
 const CONTROLLER_FRAME: [u8; 9] = [2, 0, 0, 0, 0, 0, 0, 0, 0];
 /// The type of its refusal. An HTTP/2 server begins with a frame whose first byte is 0.
@@ -71,12 +65,12 @@ impl Endpoint {
             let to = to.clone();
             Box::pin(async move { to.open().await })
         });
-        connect(self, open).await
+        connect(open, |e| self.unreachable(e)).await
     }
 
     async fn open(&self) -> io::Result<Prefixed> {
         let mut stream = UnixStream::connect(self.path()).await?;
-        let Endpoint::Job(_) = self else { return Ok(Prefixed { first: None, stream }) };
+        let Endpoint::Job(_) = self else { return Ok(Duplex::Unix(stream).into()) };
         let exchange = async {
             stream.write_all(&CONTROLLER_FRAME).await?;
             let first = stream.read_u8().await.map_err(|e| match e.kind() {
@@ -96,76 +90,20 @@ impl Endpoint {
             Err(io::Error::other(String::from_utf8_lossy(&text).into_owned()))
         };
         let first = in_time(exchange).await?;
-        Ok(Prefixed { first: Some(first), stream })
+        Ok(Prefixed { first: Some(first), stream: Duplex::Unix(stream) })
     }
 }
 
-/// The line of JSON with which each connection to the private socket begins: for whom the agent speaks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Preface {
-    /// For itself.
-    Node {
-        /// The node's name.
-        node: NodeName,
-    },
-    /// For a client that came through a job's listener.
-    Client(Peer),
-}
-
-impl Preface {
-    /// The line, line feed included.
-    pub fn line(&self) -> Vec<u8> {
-        // A map of strings and numbers always serialises.
-        let mut line = serde_json::to_vec(self).unwrap_or_default();
-        line.push(b'\n');
-        line
-    }
-
-    /// Reads the line and not a byte more.
-    pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Preface> {
-        let read = async {
-            let mut line = Vec::with_capacity(64);
-            loop {
-                match stream.read_u8().await? {
-                    b'\n' => break,
-                    _ if line.len() == MAX_PREFACE => {
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, "the preface is too long"));
-                    }
-                    byte => line.push(byte),
-                }
-            }
-            serde_json::from_slice(&line).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
-        };
-        in_time(read).await
-    }
-}
-
-async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(PREFACE_PATIENCE, work)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")))
-}
-
-/// Connects to the private socket and says for whom.
-pub(crate) async fn private_channel(socket: &Path, preface: &Preface) -> Result<Channel, RpcError> {
-    let (path, line) = (socket.to_path_buf(), preface.line());
-    let open: Opener = Arc::new(move || {
-        let (path, line) = (path.clone(), line.clone());
-        Box::pin(async move {
-            let mut stream = UnixStream::connect(&path).await?;
-            in_time(stream.write_all(&line)).await?;
-            Ok(Prefixed { first: None, stream })
-        })
-    });
-    connect(&Endpoint::Unix(socket.to_path_buf()), open).await
-}
-
-/// Opens a connection, and opens it again after it was lost. One type for both sockets, because HTTP/2 beneath a channel
+/// Opens a connection, and opens it again after it was lost. One type for all ways, because HTTP/2 beneath a channel
 /// is compiled once for each.
-type Opener = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Prefixed>> + Send>> + Send + Sync>;
+pub(crate) type Opener =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Prefixed>> + Send>> + Send + Sync>;
 
-async fn connect(to: &Endpoint, open: Opener) -> Result<Channel, RpcError> {
+/// A channel over what `open` gives; `unreachable` puts into words why it gave nothing.
+pub(crate) async fn connect(
+    open: Opener,
+    unreachable: impl Fn(&io::Error) -> RpcError,
+) -> Result<Channel, RpcError> {
     // Never resolved: the connector knows where to go.
     let endpoint = tonic::transport::Endpoint::from_static("http://berth.invalid")
         .initial_stream_window_size(1 << 20)
@@ -178,18 +116,24 @@ async fn connect(to: &Endpoint, open: Opener) -> Result<Channel, RpcError> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
         while let Some(c) = cause {
             if let Some(io) = c.downcast_ref::<io::Error>() {
-                return to.unreachable(io);
+                return unreachable(io);
             }
             cause = c.source();
         }
-        to.unreachable(&io::Error::other(e.to_string()))
+        unreachable(&io::Error::other(e.to_string()))
     })
 }
 
 /// A stream of which one byte was read already.
 pub(crate) struct Prefixed {
     first: Option<u8>,
-    stream: UnixStream,
+    stream: Duplex,
+}
+
+impl From<Duplex> for Prefixed {
+    fn from(stream: Duplex) -> Prefixed {
+        Prefixed { first: None, stream }
+    }
 }
 
 impl AsyncRead for Prefixed {

@@ -4,7 +4,7 @@
 use berth_model::config::Config;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
-use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, NodeStateChange, Peer, Refusal, RefusalCode, Request, Response};
@@ -12,7 +12,8 @@ use berth_model::spec::Identity;
 use berth_model::state::ExitStatus;
 use berth_model::{ByteStr, JobId, NodeName, Session, Time, Uid};
 use berth_rpc::{
-    AgentConnection, AgentLink, Answers, Client, Endpoint, Listeners, Preface, RpcError, Service, serve,
+    AgentConnection, AgentLink, Answers, Client, Duplex, Endpoint, Listeners, Preface, Question, Reply,
+    RpcError, Service, Uplink, serve,
 };
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as StdStream;
@@ -119,6 +120,31 @@ impl Service for Recorder {
     async fn audit(&self, _: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
         refuse(RefusalCode::Internal)
     }
+    fn member(&self, _: &KeyId) -> Option<MemberInfo> {
+        None
+    }
+    fn until_removed(&self, _: &KeyId) -> oneshot::Receiver<()> {
+        oneshot::channel().1
+    }
+    fn vouched(&self, _: &MemberInfo, _: Peer) -> Result<(), Refusal> {
+        refuse(RefusalCode::Denied)
+    }
+    fn clock(&self) -> Reply {
+        Reply::Clock(Time(1))
+    }
+    async fn question(
+        &self,
+        _: KeyId,
+        _: Option<MemberInfo>,
+        _: std::net::SocketAddr,
+        _: Question,
+    ) -> Result<Reply, Refusal> {
+        refuse(RefusalCode::Denied)
+    }
+    async fn stream(&self, _: Peer, _: NodeName, _: Duplex) {}
+    fn answered_here(&self, _: u64, _: Duplex) {}
+    fn answered(&self, _: NodeName, _: u64, _: Duplex, _: oneshot::Receiver<()>) {}
+    fn turned_away(&self, _: std::net::SocketAddr, _: &str) {}
     async fn agent(&self, mut connection: AgentConnection) -> Result<(), Refusal> {
         tokio::spawn(async move {
             while let Some(FromAgent::Heartbeat { load, .. }) = connection.incoming.recv().await {
@@ -163,6 +189,7 @@ fn start(dir: &Path, admin: bool) -> Server {
     let recorder =
         Arc::new(Recorder { admin, seen: Mutex::new(vec![]), leases: Arc::new(AtomicUsize::new(0)) });
     let listeners = Listeners {
+        machines: tokio::sync::watch::channel(None).1,
         clients: UnixListener::bind(dir.join("c.sock")).unwrap(),
         nodes: UnixListener::bind(dir.join("n.sock")).unwrap(),
     };
@@ -286,7 +313,9 @@ async fn agents_are_known_by_their_preface() {
     let dir = tempfile::tempdir().unwrap();
     let _server = start(dir.path(), false);
     let (sender, mut receiver) =
-        AgentLink::connect(&dir.path().join("n.sock"), &NodeName::from("node-1")).await.unwrap();
+        AgentLink::connect(&Uplink::Local(dir.path().join("n.sock")), &NodeName::from("node-1"))
+            .await
+            .unwrap();
     for load in 0..100 {
         let beat = FromAgent::Heartbeat { session: Session(1), load, free_memory: 2 };
         sender.send(&beat).await.unwrap();

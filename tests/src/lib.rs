@@ -4,6 +4,7 @@
 pub mod attacks;
 pub mod bundle;
 pub mod command;
+pub mod hosts;
 pub mod images;
 pub mod layout;
 pub mod leftovers;
@@ -13,6 +14,7 @@ pub mod sandbox;
 
 pub use bundle::Bundle;
 pub use command::{Cmd, Output, Running};
+pub use hosts::Hosts;
 pub use machine::Who;
 pub use registry::Registry;
 pub use sandbox::Sandbox;

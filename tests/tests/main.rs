@@ -24,6 +24,7 @@ mod harness;
 mod hooks;
 mod host_jobs;
 mod job_namespaces;
+mod joining;
 mod limits;
 mod logins;
 mod matrix;

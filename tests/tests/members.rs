@@ -3,13 +3,16 @@
 use berth_tests::{Sandbox, Who, each_user};
 use serde_json::Value;
 
+/// Tests side by side must not want the same port.
+const ANY_PORT: &str = "listen = \"127.0.0.1:0\"\n";
+
 fn json(sandbox: &Sandbox, words: &[&str]) -> Value {
     serde_json::from_str(&sandbox.cmd("berth").args(words).arg("--json").ok().text()).unwrap()
 }
 
 each_user! {
     fn tokens_are_made_listed_and_revoked_and_it_is_on_record(who) {
-        let sandbox = Sandbox::start(who.clone());
+        let sandbox = Sandbox::with_config(who.clone(), ANY_PORT);
         let made = sandbox.cmd("berth").args(["token", "create", "--uses", "3", "--ttl", "2h", "--approval"]).ok();
         let text = made.text();
         let tokens = json(&sandbox, &["token", "ls"]);
@@ -68,7 +71,7 @@ each_user! {
     }
 
     fn tokens_and_the_log_outlive_the_controller(who) {
-        let mut sandbox = Sandbox::start(who);
+        let mut sandbox = Sandbox::with_config(who, ANY_PORT);
         sandbox.cmd("berth").args(["token", "create"]).ok();
         sandbox.down();
         sandbox.up();
@@ -84,7 +87,7 @@ each_user! {
 
 #[test]
 fn others_say_nothing_about_machines_and_read_no_log_as_root() {
-    let sandbox = Sandbox::start(Who::root());
+    let sandbox = Sandbox::with_config(Who::root(), ANY_PORT);
     sandbox.cmd("berth").args(["token", "create"]).ok();
     let tokens = json(&sandbox, &["token", "ls"]);
     let id = tokens[0]["id"].as_str().unwrap();
@@ -129,7 +132,7 @@ fn others_say_nothing_about_machines_and_read_no_log_as_root() {
 
 #[test]
 fn config_show_says_what_is_in_force_without_a_value_as_root() {
-    let sandbox = Sandbox::start(Who::root());
+    let sandbox = Sandbox::with_config(Who::root(), ANY_PORT);
     let shown = sandbox.cmd("berth").args(["config", "show"]).ok().text();
     assert!(shown.contains("# root_jobs is not set"), "{shown}");
     // It can be given back as it is.

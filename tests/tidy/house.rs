@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-stream", &["berth-model"]),
     ("berth-seal", &[]),
     ("berth-trust", &[]),
-    ("berth-rpc", &["berth-model", "berth-stream"]),
+    ("berth-rpc", &["berth-model", "berth-stream", "berth-trust"]),
     ("berth-tar", &[]),
     ("berth-oci-json", &[]),
     ("berth-images", &["berth-model", "berth-tar", "berth-oci-json"]),
@@ -26,7 +26,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-oci", &["berth-runtime", "berth-libcontainer"]),
     ("berth-sched-core", &["berth-model"]),
     ("berth-store", &["berth-model", "berth-sched-core"]),
-    ("berth-controller", &["berth-model", "berth-rpc", "berth-seal", "berth-sched-core", "berth-store"]),
+    (
+        "berth-controller",
+        &[
+            "berth-model",
+            "berth-rpc",
+            "berth-seal",
+            "berth-stream",
+            "berth-trust",
+            "berth-sched-core",
+            "berth-store",
+        ],
+    ),
     ("berth-sim", &["berth-model", "berth-sched-core", "berth-agent-core", "berth-store"]),
     ("berth-agent-core", &["berth-model"]),
     (
@@ -49,6 +60,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "berth-model",
             "berth-rpc",
+            "berth-trust",
             "berth-seal",
             "berth-stream",
             "berth-client",

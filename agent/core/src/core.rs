@@ -272,6 +272,8 @@ impl AgentCore {
             }
             ToAgent::Configure(config) => self.out.push(AgentEffect::Configure(config)),
             ToAgent::ExitRecorded { key } => self.recorded(key),
+            // Streams are the shell's alone: nothing is decided about them.
+            ToAgent::Dial { .. } => {}
         }
     }
 

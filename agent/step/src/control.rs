@@ -71,6 +71,9 @@ pub enum ForkAnswer {
 pub enum ToSupervisor {
     /// A client for the step; its connection comes beside the packet, its Attach frame already read.
     Attach,
+    /// The same for a client on another machine. The agent copies what comes and goes: the connection may end because the agent
+    /// or the network did, and its client comes back.
+    AttachRemote,
     /// Send a signal.
     Signal {
         /// The signal.

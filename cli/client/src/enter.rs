@@ -65,7 +65,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
         let (key, layout) = create(&client, job.id, step, enter).await?;
         let followed = follow::Step {
             voice: Voice::Exec,
-            socket: site.streams.clone(),
+            socket: site.attach.clone(),
             client: client.clone(),
             key,
             layout,

@@ -74,10 +74,53 @@ impl StateDir {
         self.run().join("agent.sock")
     }
 
+    /// The controller's socket for streams of steps on other machines.
+    pub fn streams_socket(&self) -> PathBuf {
+        self.run().join("streams.sock")
+    }
+
+    /// The socket of a login node.
+    pub fn login_socket(&self) -> PathBuf {
+        self.run().join("login.sock")
+    }
+
+    /// In a job on the filesystem of a node whose controller is elsewhere: the job's own socket.
+    fn own_job_socket(&self) -> Option<PathBuf> {
+        if self.controller_socket().exists() {
+            return None;
+        }
+        let job: u32 = std::env::var("SLURM_JOB_ID").ok()?.parse().ok()?;
+        let socket = self.0.join("jobs").join(job.to_string()).join("client/job.sock");
+        socket.exists().then_some(socket)
+    }
+
+    /// Whether users may ask a cluster here, up or not.
+    fn is_open(&self) -> bool {
+        self.controller_socket().exists() || self.login_socket().exists()
+    }
+
+    /// What this machine is of a cluster elsewhere, if it runs jobs for one.
+    fn compute_node_of(&self) -> Option<String> {
+        let text = std::fs::read(self.run().join("joined.json")).ok()?;
+        let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(format!(
+            "{} of the cluster at {}",
+            value.get("name")?.as_str()?,
+            value.get("address")?.as_str()?
+        ))
+    }
+
     /// Logs of the daemons.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
     }
+}
+
+fn compute_node(what: &str) -> Failure {
+    Failure::user(format!(
+        "this machine is the compute node {what}: use the commands on the controller's machine, on a login node ('berth join' with \
+         a token of --role login makes one), or inside a job"
+    ))
 }
 
 /// The way to a cluster.
@@ -85,8 +128,10 @@ impl StateDir {
 pub struct Site {
     /// Where requests go.
     pub endpoint: Endpoint,
-    /// Where streams of steps are attached.
+    /// The node's agent, for what is kept on this machine.
     pub streams: PathBuf,
+    /// Where streams of steps are attached, on whichever machine they run.
+    pub attach: PathBuf,
     /// The state directory; none inside a container.
     pub state: Option<StateDir>,
 }
@@ -101,18 +146,26 @@ impl Site {
             return Ok(Site {
                 endpoint: Endpoint::Job(inside.to_path_buf()),
                 streams: inside.to_path_buf(),
+                attach: inside.to_path_buf(),
                 state: None,
             });
         }
         if let Some(dir) = StateDir::named(option)? {
-            return Ok(Site::of(dir));
+            let site = Site::of(dir.clone());
+            return match dir.compute_node_of() {
+                Some(what) if !site.endpoint.path().exists() => Err(compute_node(&what)),
+                _ => Ok(site),
+            };
         }
         let system = StateDir(PathBuf::from(SYSTEM));
         let own = StateDir::own().ok();
         let candidates: Vec<StateDir> = own.into_iter().chain([system]).collect();
-        match candidates.iter().find(|dir| dir.controller_socket().exists()) {
+        match candidates.iter().find(|dir| dir.is_open()) {
             Some(dir) => Ok(Site::of(dir.clone())),
             None => {
+                if let Some(what) = candidates.iter().find_map(StateDir::compute_node_of) {
+                    return Err(compute_node(&what));
+                }
                 let mut looked: Vec<String> =
                     candidates.iter().map(|d| d.controller_socket().display().to_string()).collect();
                 looked.dedup();
@@ -130,9 +183,31 @@ impl Site {
 
     /// The cluster of a state directory, whether it is up or not.
     pub fn of(dir: StateDir) -> Site {
+        if dir.login_socket().exists() {
+            let socket = dir.login_socket();
+            return Site {
+                endpoint: Endpoint::Job(socket.clone()),
+                streams: dir.agent_socket(),
+                attach: socket,
+                state: Some(dir),
+            };
+        }
+        if let Some(socket) = dir.own_job_socket() {
+            return Site {
+                endpoint: Endpoint::Job(socket.clone()),
+                streams: dir.agent_socket(),
+                attach: socket,
+                state: Some(dir),
+            };
+        }
+        // A machine with the controller alone has no agent.
+        let agent = dir.agent_socket();
+        let attach =
+            if agent.exists() || !dir.streams_socket().exists() { agent } else { dir.streams_socket() };
         Site {
             endpoint: Endpoint::Unix(dir.controller_socket()),
             streams: dir.agent_socket(),
+            attach,
             state: Some(dir),
         }
     }

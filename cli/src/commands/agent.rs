@@ -1,13 +1,17 @@
 //! `berth agent`: runs a node's agent in the foreground.
 
 use crate::daemon::{self, Part};
+use crate::joined::{self, Joined};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::StateDir;
 use berth_model::config::Config;
+use berth_model::member::MemberRole;
+use berth_rpc::{Remote, Uplink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Run a node agent in the foreground ('berth up' starts one)
+/// Run a node's agent in the foreground ('berth up' and 'berth join' start one)
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Configuration of the cluster [default: berth.toml in the state directory]
@@ -25,25 +29,70 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let dir = StateDir::named_or_own(state)?;
     daemon::make_state(&dir)?;
     daemon::log_to_stderr()?;
-    let config = super::config::of(&dir, args.config.as_deref())?;
+    let member = match Joined::read(&dir)? {
+        Some(joined) => Some((joined.remote(&dir)?, joined)),
+        None => None,
+    };
+    let config = match &member {
+        None => super::config::of(&dir, args.config.as_deref())?,
+        Some(_) if args.config.is_some() => {
+            return Err(Failure::user(
+                "--config: this machine has its configuration from the cluster that it joined: change berth.toml on the \
+                 controller",
+            ));
+        }
+        Some((remote, _)) => {
+            let uplink = Uplink::Remote(Arc::clone(remote));
+            berth_client::block_on(joined::settings(&dir, &uplink))?
+        }
+    };
+    match member {
+        Some((remote, joined)) if joined.role == MemberRole::Login => login(dir, joined, remote),
+        member => node(dir, config, member, args.config.clone()),
+    }
+}
+
+/// Serves the users of a login node.
+fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
+    let _pid = daemon::PidFile::write(&dir, Part::Agent, None)?;
+    daemon::serve(Box::pin(async move {
+        let keeping = tokio::spawn(joined::keep(dir.clone(), joined, Arc::clone(&remote)));
+        let ended =
+            berth_agent::login::run(&dir.0, Uplink::Remote(remote), Box::pin(daemon::ended_by_signal()?))
+                .await;
+        keeping.abort();
+        ended.map_err(|e| Failure::new(Kind::Internal, e.to_string()))
+    }))
+}
+
+/// Runs jobs.
+fn node(
+    dir: StateDir,
+    config: Config,
+    member: Option<(Arc<Remote>, Joined)>,
+    file: Option<PathBuf>,
+) -> Outcome {
     let images = berth_agent::store_place(&config.images, &dir.0)
         .map_err(|why| Failure::new(Kind::Configuration, why))?;
     let options = berth_agent::AgentOptions {
         state_dir: dir.0.clone(),
-        node: None,
+        node: member.as_ref().map(|(_, joined)| joined.name.clone()),
         system: nix::unistd::geteuid().is_root(),
         config,
-        read_again: berth_agent::ReadAgain { file: args.config.clone(), read: read_config },
+        read_again: berth_agent::ReadAgain { file, read: read_config },
+        uplink: member.as_ref().map(|(remote, _)| Uplink::Remote(Arc::clone(remote))),
         program: crate::own_path()?,
         step_program: daemon::step_program()?,
     };
     let program = options.program.clone();
     let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
     daemon::serve(Box::pin(async move {
-        let ended = berth_agent::run(options, Box::pin(daemon::ended_by_signal()?))
-            .await
-            .map_err(|e| Failure::new(Kind::Internal, e.to_string()))?;
-        match ended {
+        let keeping = member.map(|(remote, joined)| tokio::spawn(joined::keep(dir, joined, remote)));
+        let ended = berth_agent::run(options, Box::pin(daemon::ended_by_signal()?)).await;
+        if let Some(keeping) = keeping {
+            keeping.abort();
+        }
+        match ended.map_err(|e| Failure::new(Kind::Internal, e.to_string()))? {
             berth_agent::Ended::Asked => Ok(()),
             berth_agent::Ended::Reconfigured => Err(start_again(&program)),
         }

@@ -2,6 +2,7 @@
 
 use super::up;
 use crate::daemon::{self, Part};
+use crate::joined::Joined;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::{Site, StateDir};
@@ -40,6 +41,9 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             daemon::may_stop(pid, part)?;
         }
     }
+    if let Some(joined) = Joined::read(&dir)? {
+        return stop_node(&dir, &joined, args.keep_jobs);
+    }
     let mut revived = Vec::new();
     if !args.keep_jobs {
         // Steps outlive agent and controller: only these can end them and put the end on record.
@@ -68,6 +72,27 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     } else {
         out::print(&format!("No cluster runs in {}.\n", dir.0.display()))?;
     }
+    Ok(0)
+}
+
+/// Stops the agent of a machine that joined a cluster. Its jobs are the controller's to end.
+fn stop_node(dir: &StateDir, joined: &Joined, keep_jobs: bool) -> Outcome {
+    if !keep_jobs && berth_agent::holds_steps(&dir.0) {
+        return Err(Failure::user(format!(
+            "steps run on {}: 'scontrol update NodeName={} State=DRAIN Reason=...' on the controller lets them end, and \
+             'berth down --keep-jobs' stops the agent alone",
+            joined.name, joined.name
+        )));
+    }
+    let stopped = stop(dir)?;
+    berth_agent::remove_groups(&dir.0);
+    if let Err(e) = berth_agent::release_memory(&dir.0, !keep_jobs) {
+        out::complain(&format!(
+            "berth: warning: {} keeps a tmpfs mounted: {e}; unmount it before you remove the directory",
+            dir.0.display()
+        ));
+    }
+    out::print(&format!("{} is {}down.\n", joined.name, if stopped { "" } else { "already " }))?;
     Ok(0)
 }
 

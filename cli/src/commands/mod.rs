@@ -13,6 +13,7 @@ mod exec;
 pub mod image;
 mod install_links;
 mod internal;
+mod join;
 mod man;
 mod node;
 mod oci;
@@ -40,6 +41,8 @@ pub enum Command {
     Audit(audit::Args),
     Backup(backup::Args),
     Restore(restore::Args),
+    Join(join::Args),
+    Leave(join::Leave),
     #[command(flatten)]
     Start(Start),
     Exec(exec::Args),
@@ -93,6 +96,8 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Audit(args) => audit::run(&args, state.as_deref()),
         Command::Backup(args) => backup::run(&args, state.as_deref()),
         Command::Restore(args) => restore::run(&args, state.as_deref()),
+        Command::Join(args) => join::run(&args, state.as_deref()),
+        Command::Leave(args) => join::leave(&args, state.as_deref()),
         Command::Start(command) => start(command, state),
         Command::Exec(args) => exec::run(args, state.as_deref()),
         Command::Image(args) => image::run(args, state.as_deref()),

@@ -1,9 +1,10 @@
 //! `berth node`: lists the machines of the cluster, lets them in and removes them.
 
+use crate::joined::{self, Joined};
 use berth_client::error::{Failure, Outcome};
 use berth_client::fmt::time;
 use berth_client::out;
-use berth_client::site::Site;
+use berth_client::site::{Site, StateDir};
 use berth_model::member::MemberInfo;
 use berth_model::query::AgentStatus;
 use berth_model::{NodeName, Time};
@@ -34,6 +35,8 @@ pub enum Args {
         #[arg(long)]
         force: bool,
     },
+    /// Exchange this machine's key for a new one, on a machine that joined: the old one is refused from then on
+    RotateKey,
 }
 
 /// A machine, as it is listed.
@@ -118,8 +121,12 @@ fn table(all: &[Machine]) -> String {
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {
+    if let Args::RotateKey = args {
+        return rotate(state);
+    }
     let site = Site::find(state)?;
     match args {
+        Args::RotateKey => Ok(0),
         Args::Ls { json } => {
             let (members, status) = berth_client::block_on(async {
                 let client = site.connect().await?;
@@ -134,6 +141,20 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Approve { names } => each(&site, names, "approved", None),
         Args::Remove { names, force } => each(&site, names, "removed", Some(force)),
     }
+}
+
+/// Exchanges the key of this machine.
+fn rotate(state: Option<&Path>) -> Outcome {
+    let dir = StateDir::named_or_own(state)?;
+    let Some(joined) = Joined::read(&dir)? else {
+        return Err(Failure::user(format!(
+            "{} joined no cluster: run this on the machine whose key is to be exchanged",
+            dir.0.display()
+        )));
+    };
+    let now = berth_client::block_on(async { joined::rotate(&dir, &joined).await })?;
+    out::print(&format!("{} has the key {} now; the old one is refused.\n", now.name, &now.key[..16]))
+        .map(|()| 0)
 }
 
 /// Approves each machine, or removes it (`force`: in any case). What can be done is done.

@@ -5,6 +5,7 @@ use berth_client::fmt::time;
 use berth_client::out;
 use berth_client::site::Site;
 use berth_model::Span;
+use berth_model::config::PORT;
 use berth_model::member::{MemberRole, NewToken, is_token_id};
 use berth_model::request::Response;
 use berth_model::spec::TimeLimit;
@@ -76,8 +77,10 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
     match args {
         Args::Create { role, ttl, uses, approval, administrators } => {
             let token = NewToken { role, ttl, uses, approval, administrators };
-            let made =
-                berth_client::block_on(async { Ok(site.connect().await?.create_token(&token).await?) })?;
+            let (made, config) = berth_client::block_on(async {
+                let client = site.connect().await?;
+                Ok((client.create_token(&token).await?, client.config().await?))
+            })?;
             let Response::TokenCreated { id, expires, text, .. } = made else {
                 return Err(Failure::user(format!(
                     "the controller answered otherwise than it should: {made:?}"
@@ -87,6 +90,12 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             out::complain(&format!(
                 "berth: token {id}: {machines} can join as {role} node until {}; it is not shown again",
                 time::iso(expires)
+            ));
+            let port = config.listen.rsplit_once(':').map_or("", |(_, port)| port);
+            let port = if port == PORT.to_string() { String::new() } else { format!(":{port}") };
+            out::complain(&format!(
+                "berth: on the other machine: berth join {}{port} TOKEN --detach",
+                berth_agent::host_name()
             ));
             out::print(&(text + "\n")).map(|()| 0)
         }

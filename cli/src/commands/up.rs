@@ -2,6 +2,7 @@
 
 use super::{config, doctor};
 use crate::daemon::{self, Part};
+use crate::joined::Joined;
 use crate::scope;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Start a cluster of this machine: a controller and an agent
 ///
-/// As root it serves all users of the machine, with limits that the kernel enforces; as an ordinary user it is that
+/// On a machine that joined a cluster ('berth join') it starts the agent alone. As root it serves all users of the machine, with limits that the kernel enforces; as an ordinary user it is that
 /// user's alone and needs no privilege. What runs already is left alone.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -34,6 +35,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let dir = StateDir::named_or_own(state)?;
     daemon::check_place(&dir)?;
+    if let Some(joined) = Joined::read(&dir)? {
+        if args.config.is_some() {
+            return Err(Failure::user(
+                "--config: this machine has its configuration from the cluster that it joined: change berth.toml on the \
+                 controller",
+            ));
+        }
+        daemon::make_state(&dir)?;
+        return super::join::start(&dir, &joined, args.detach, true);
+    }
     let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
     config::of(&dir, file.as_deref())?;
     daemon::make_state(&dir)?;
@@ -43,7 +54,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     if args.detach || children.is_empty() {
         return Ok(0);
     }
-    foreground(&dir, &mut children)
+    stay(&dir, &mut children)
 }
 
 /// Starts what does not run and waits until the agent is connected; says what it started.
@@ -154,7 +165,7 @@ fn announce(
 }
 
 /// Stays until a signal, then ends what was started.
-fn foreground(dir: &StateDir, children: &mut [(Part, Child)]) -> Outcome {
+pub fn stay(dir: &StateDir, children: &mut [(Part, Child)]) -> Outcome {
     use nix::sys::signal::SigSet;
     use nix::sys::signalfd::{SfdFlags, SignalFd};
     let fault = |e: nix::errno::Errno| Failure::new(Kind::Internal, format!("cannot handle signals: {e}"));

@@ -1053,6 +1053,8 @@ pub struct Config {
     pub images: ::core::option::Option<ImagesConfig>,
     #[prost(message, optional, tag = "15")]
     pub programs: ::core::option::Option<ProgramsConfig>,
+    #[prost(string, tag = "20")]
+    pub listen: ::prost::alloc::string::String,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2480,9 +2482,14 @@ pub struct EndPrefetch {
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Dial {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2512,5 +2519,7 @@ pub mod to_agent {
         /// The configuration in force, as JSON.
         #[prost(bytes, tag = "11")]
         Configure(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "20")]
+        Dial(super::Dial),
     }
 }

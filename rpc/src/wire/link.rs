@@ -217,6 +217,7 @@ impl Field<pb::ToAgent> for ToAgent {
             }),
             // No field of it is asked for on the way, and it is what berth.toml has.
             ToAgent::Configure(config) => Kind::Configure(serde_json::to_vec(config).unwrap_or_default()),
+            ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -262,6 +263,7 @@ impl Field<pb::ToAgent> for ToAgent {
             Kind::Configure(text) => ToAgent::Configure(
                 serde_json::from_slice(&text).map_err(|_| Malformed::new("not a configuration"))?,
             ),
+            Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

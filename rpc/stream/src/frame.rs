@@ -3,7 +3,7 @@
 use crate::images::ImagesQuery;
 use crate::kept::{KeptContainer, KeptQuery};
 use berth_model::effective::Effective;
-use berth_model::ids::{Attempt, JobId, StepId, StepKey};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_model::launch::StepExit;
 use berth_model::spec::TermSize;
 use berth_model::state::ExitStatus;
@@ -91,11 +91,13 @@ pub enum Kind {
     Images = 21,
     /// Agent to client: bytes of the answer.
     Part = 22,
+    /// Client to agent: what follows is for this node.
+    Node = 23,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 22] = [
+        const ALL: [Kind; 23] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -118,6 +120,7 @@ impl Kind {
             Kind::Description,
             Kind::Images,
             Kind::Part,
+            Kind::Node,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -194,6 +197,8 @@ pub enum Frame {
     Images(ImagesQuery),
     /// The next bytes of an answer that may be longer than a frame.
     Part(Vec<u8>),
+    /// What follows is for the agent of this node.
+    Node(NodeName),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -284,6 +289,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Description(what) => put(Kind::Description, ALL_TASKS, &json(Kind::Description, what)?),
         Frame::Images(query) => put(Kind::Images, ALL_TASKS, &json(Kind::Images, query)?),
         Frame::Part(bytes) => put(Kind::Part, ALL_TASKS, bytes),
+        Frame::Node(name) => put(Kind::Node, ALL_TASKS, cut(&name.0)),
     }
 }
 
@@ -371,6 +377,7 @@ impl Frame {
             Kind::Description => Ok(Frame::Description(Box::new(parse(kind, &payload)?))),
             Kind::Images => Ok(Frame::Images(parse(kind, &payload)?)),
             Kind::Part => Ok(Frame::Part(payload)),
+            Kind::Node => Ok(Frame::Node(NodeName(text(payload)))),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::driver::{Input, Outgoing};
 use crate::logins::Logins;
+use crate::relay::Relay;
 use berth_model::link::{Start, ToAgent};
 use berth_model::request::Payload;
 use berth_rpc::AgentConnection;
@@ -17,7 +18,13 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 16_384;
 
 /// Takes the link over.
-pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>, filling: Filling) {
+pub(crate) fn take(
+    connection: u64,
+    link: AgentConnection,
+    inputs: Sender<Input>,
+    filling: Filling,
+    relay: Relay,
+) {
     let (queue, outgoing) = mpsc::channel(QUEUE);
     let AgentConnection { node, mut incoming, outgoing: wire } = link;
     let opened = Input::AgentOpened { node: node.clone(), connection, queue };
@@ -25,6 +32,7 @@ pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>
         return; // stopping
     }
     tracing::info!("{node}: its agent has connected");
+    relay.up(node.clone(), connection, wire.clone());
     let mut telling = tokio::spawn(tell(outgoing, wire, filling));
     tokio::spawn(async move {
         loop {
@@ -39,6 +47,7 @@ pub(crate) fn take(connection: u64, link: AgentConnection, inputs: Sender<Input>
             }
         }
         telling.abort();
+        relay.down(&node, connection);
         tracing::warn!("{node}: its agent is disconnected");
         // An error means that we are stopping.
         let _ = inputs.send(Input::AgentLost { node, connection });

@@ -12,11 +12,14 @@ mod ends;
 mod identity;
 mod leases;
 mod logins;
+mod machines;
 mod queries;
+mod relay;
 mod service;
 mod settings;
 mod shared;
 mod state;
+mod streams;
 mod tokens;
 mod watchers;
 
@@ -24,6 +27,7 @@ use crate::clock::ClusterClock;
 use crate::driver::{Driver, Input, Started};
 use crate::identity::Identities;
 use crate::logins::Logins;
+use crate::machines::Machines;
 use crate::service::{Controller, Source};
 use crate::state::{PidFile, StateDir};
 use berth_model::config::Config;
@@ -124,7 +128,9 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     // From here on, this process alone has the directory: a socket that is still there is a dead one's.
     // The public one last: who sees it finds the other.
     let nodes = dir.bind_private()?;
-    let listeners = Listeners { clients: dir.bind_public()?, nodes };
+    let streams = dir.bind_streams()?;
+    let machines = Arc::new(Machines::new(dir.private(), &config));
+    let listeners = Listeners { clients: dir.bind_public()?, nodes, machines: machines.port() };
     let Started { mut driver, inputs, shared, interactive } =
         Driver::start(core_config, store, clock, config.keep_records_days)?;
     let since = driver.now();
@@ -146,11 +152,21 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
         reader,
         Arc::clone(&shared),
         logins,
+        Arc::clone(&machines),
         stop,
     ));
     let leases = controller.leases();
     leases.begin(interactive);
     let keeper = tokio::spawn(leases::keep(leases, inputs.clone(), Arc::clone(&shared)));
+    let streams = tokio::spawn(streams::serve(streams, controller.relay()));
+    let watch = tokio::spawn(Arc::clone(&machines).watch(Arc::clone(&shared)));
+    let snapshot = shared.snapshot();
+    if snapshot.members().next().is_some() || snapshot.tokens().next().is_some() {
+        // Without it machines stay away, and all else goes on.
+        if let Err(refusal) = machines.open().await {
+            shared.alarm("port", refusal.message);
+        }
+    }
 
     let pid_file = PidFile::write(&dir, since)?;
     tracing::info!(
@@ -171,6 +187,8 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     };
     let served = berth_rpc::serve(controller, listeners, nix::unistd::geteuid().as_raw(), until).await;
     keeper.abort();
+    streams.abort();
+    watch.abort();
     // The driver ends after what it has in hand; an error means that it ended before.
     let _ = inputs.send(Input::Stop);
     let ended = tokio::task::spawn_blocking(move || core.join()).await;

@@ -7,24 +7,27 @@ use crate::ends::Ends;
 use crate::identity::Identities;
 use crate::leases::Leases;
 use crate::logins::Logins;
+use crate::machines::Machines;
 use crate::queries;
+use crate::relay::Relay;
 use crate::shared::Shared;
 use crate::tokens;
 use berth_model::config::Config;
 use berth_model::listing::JobList;
-use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo, hex};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobKind;
-use berth_model::{ByteStr, JobId, Time, Uid};
-use berth_rpc::{AgentConnection, Answers, Service};
+use berth_model::{ByteStr, JobId, NodeName, Time, Uid};
+use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service};
 use berth_sched_core::{CoreConfig, RequestId};
 use berth_store::Reader;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Requests in the core's queue at most; others wait at their sockets.
@@ -45,6 +48,8 @@ pub(crate) struct Controller {
     reader: Reader,
     shared: Arc<Shared>,
     logins: Arc<Logins>,
+    machines: Arc<Machines>,
+    relay: Relay,
     leases: Leases,
     ends: Ends,
     queue: Semaphore,
@@ -91,6 +96,7 @@ impl Controller {
         reader: Reader,
         shared: Arc<Shared>,
         logins: Logins,
+        machines: Arc<Machines>,
         stop: watch::Sender<bool>,
     ) -> Controller {
         Controller {
@@ -104,6 +110,8 @@ impl Controller {
             reader,
             shared,
             logins: Arc::new(logins),
+            machines,
+            relay: Relay::default(),
             leases: Leases::default(),
             ends: Ends::default(),
             queue: Semaphore::new(QUEUE),
@@ -125,6 +133,10 @@ impl Controller {
 
     pub(crate) fn leases(&self) -> Leases {
         self.leases.clone()
+    }
+
+    pub(crate) fn relay(&self) -> Relay {
+        self.relay.clone()
     }
 }
 
@@ -269,6 +281,8 @@ impl Service for Controller {
     async fn create_token(&self, actor: Actor, token: NewToken) -> Result<Response, Refusal> {
         let NewToken { role, ttl, uses, approval, administrators } = token;
         let tokens::Made { id, secret, hash } = tokens::make()?;
+        // A token is of no use where nobody listens.
+        self.machines.open().await?;
         let request =
             Request::CreateToken { id: id.clone(), hash, role, ttl, uses, approval, administrators };
         self.request(actor, request).await?;
@@ -277,8 +291,8 @@ impl Service for Controller {
             let text = format!("token {id} was revoked as soon as it was made");
             return Err(Refusal::new(RefusalCode::WrongState, text));
         };
-        let text = tokens::token_text(&id, &secret);
-        Ok(Response::TokenCreated { id, secret, expires: made.expires, text })
+        let text = self.machines.token(&id, secret)?;
+        Ok(Response::TokenCreated { id, secret: hex(&secret), expires: made.expires, text })
     }
 
     async fn tokens(&self) -> Result<Answers<Vec<TokenInfo>>, Refusal> {
@@ -296,7 +310,61 @@ impl Service for Controller {
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
         let number = self.shared.next_connection();
         let store = agents::Filling { reader: self.reader.clone(), logins: Arc::clone(&self.logins) };
-        agents::take(number, connection, self.inputs.clone(), store);
+        agents::take(number, connection, self.inputs.clone(), store, self.relay.clone());
         Ok(())
     }
+
+    fn member(&self, key: &KeyId) -> Option<MemberInfo> {
+        self.shared.snapshot().member_by_key(key)
+    }
+
+    fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()> {
+        self.machines.until_removed(key)
+    }
+
+    fn vouched(&self, member: &MemberInfo, peer: Peer) -> Result<(), Refusal> {
+        Machines::vouched(&self.shared, member, peer)
+    }
+
+    fn clock(&self) -> Reply {
+        Reply::Clock(wall_clock())
+    }
+
+    async fn question(
+        &self,
+        key: KeyId,
+        member: Option<MemberInfo>,
+        from: SocketAddr,
+        question: Question,
+    ) -> Result<Reply, Refusal> {
+        if matches!(question, Question::Settings) && member.is_some() {
+            return Ok(Reply::Settings(Box::new(self.config().await?)));
+        }
+        self.machines.answer(&self.shared, &self.inputs, (key, member), from, question).await
+    }
+
+    async fn stream(&self, peer: Peer, to: NodeName, wire: Duplex) {
+        if let Err(why) = self.relay.carry(peer, &to, wire).await {
+            // Whoever asked sees a connection that is closed, and tries again for as long as the step runs.
+            tracing::info!("no stream to {to} for uid {}: {why}", peer.uid);
+        }
+    }
+
+    fn answered_here(&self, number: u64, wire: Duplex) {
+        self.relay.made(None, number, wire, None);
+    }
+
+    fn answered(&self, node: NodeName, number: u64, wire: Duplex, gone: oneshot::Receiver<()>) {
+        self.relay.made(Some(&node), number, wire, Some(gone));
+    }
+
+    fn turned_away(&self, from: SocketAddr, why: &str) {
+        tracing::info!("{from}: turned away: {why}");
+    }
+}
+
+/// The time of day, as machines compare it; cluster time only ever goes on.
+fn wall_clock() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

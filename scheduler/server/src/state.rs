@@ -83,6 +83,20 @@ impl StateDir {
         self.root.join("private/node.sock")
     }
 
+    fn streams_socket(&self) -> PathBuf {
+        self.root.join("run/streams.sock")
+    }
+
+    /// What is the controller's alone.
+    pub(crate) fn private(&self) -> PathBuf {
+        self.root.join("private")
+    }
+
+    /// For streams to other machines, where this one has no agent: everyone may connect.
+    pub(crate) fn bind_streams(&self) -> Result<UnixListener, ControllerError> {
+        bind(&self.streams_socket(), 0o666)
+    }
+
     /// Everyone may connect; who it is, the kernel says.
     pub(crate) fn bind_public(&self) -> Result<UnixListener, ControllerError> {
         bind(&self.public_socket(), 0o666)
@@ -94,7 +108,7 @@ impl StateDir {
     }
 
     pub(crate) fn remove_sockets(&self) {
-        for path in [self.public_socket(), self.private_socket()] {
+        for path in [self.public_socket(), self.private_socket(), self.streams_socket()] {
             if let Err(e) = std::fs::remove_file(&path) {
                 tracing::warn!("{}: {e}", path.display());
             }

@@ -9,8 +9,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 pub(crate) struct Made {
     /// Names it.
     pub(crate) id: String,
-    /// What whoever has it shows, in hexadecimal digits.
-    pub(crate) secret: String,
+    /// What whoever has it shows.
+    pub(crate) secret: [u8; 32],
     /// What is kept of the secret.
     pub(crate) hash: String,
 }
@@ -24,17 +24,12 @@ pub(crate) fn make() -> Result<Made, Refusal> {
             "the controller's machine gives no random bytes: no token can be made; see its kernel's log";
         Refusal::new(RefusalCode::Internal, text)
     })?;
-    Ok(Made { id: base32(name), secret: hex(&secret), hash: hash(&secret) })
+    Ok(Made { id: base32(name), hash: hash(&secret), secret })
 }
 
 /// What is kept of a secret: SHA-256, in hexadecimal digits. A secret has 256 random bits, so that nothing slower is needed.
 pub(crate) fn hash(secret: &[u8]) -> String {
     hex(digest(&SHA256, secret).as_ref())
-}
-
-/// All that a machine needs to join, as one word.
-pub(crate) fn token_text(id: &str, secret: &str) -> String {
-    format!("{id}.{secret}")
 }
 
 /// 40 bits in base 32 (RFC 4648), in lower case.
@@ -53,7 +48,7 @@ mod tests {
     fn tokens_have_the_form_that_the_core_wants_and_are_never_the_same() {
         let (a, b) = (make().unwrap(), make().unwrap());
         for made in [&a, &b] {
-            assert!(is_token_id(&made.id) && is_digest(&made.hash) && is_digest(&made.secret));
+            assert!(is_token_id(&made.id) && is_digest(&made.hash));
         }
         assert!(a.id != b.id && a.secret != b.secret);
         // RFC 4648, section 10: "fooba".

@@ -15,7 +15,7 @@ use berth_model::spec::{
 };
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::{ByteStr, JobId, NodeName, Session, Term, Time, Uid};
-use berth_rpc::{AgentLink, AgentSender, Client, Endpoint, RpcError};
+use berth_rpc::{AgentLink, AgentSender, Client, Endpoint, RpcError, Uplink};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -102,7 +102,8 @@ type Told = Arc<Mutex<Vec<ToAgent>>>;
 /// Registers a node and remembers what it is told.
 async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
     let node = NodeName::from("n1");
-    let (sender, mut receiver) = AgentLink::connect(&dir.join("private/node.sock"), &node).await.unwrap();
+    let (sender, mut receiver) =
+        AgentLink::connect(&Uplink::Local(dir.join("private/node.sock")), &node).await.unwrap();
     let hardware = Hardware {
         arch: "x86_64".into(),
         os: "Linux".into(),
@@ -531,7 +532,9 @@ async fn garbage_leaves_the_controller_unmoved() {
     }
     // An agent that says nonsense: steps that nobody started, a session that nobody gave.
     let (sender, _) =
-        AgentLink::connect(&dir.path().join("private/node.sock"), &NodeName::from("n2")).await.unwrap();
+        AgentLink::connect(&Uplink::Local(dir.path().join("private/node.sock")), &NodeName::from("n2"))
+            .await
+            .unwrap();
     sender.send(&FromAgent::Heartbeat { session: Session(999), load: 0, free_memory: 0 }).await.unwrap();
     assert!(submit(&client, &job("after")).await.is_ok());
     assert!(client.status().await.unwrap().alarms.is_empty());

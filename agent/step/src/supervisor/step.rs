@@ -304,9 +304,9 @@ impl Step {
             }
         };
         match packet {
-            ToSupervisor::Attach => {
+            ToSupervisor::Attach | ToSupervisor::AttachRemote => {
                 if let Some(fd) = fds.into_iter().next() {
-                    self.attach(fd);
+                    self.attach(fd, packet == ToSupervisor::AttachRemote);
                 }
             }
             ToSupervisor::Signal { signal, leaders_only } => {
@@ -320,11 +320,11 @@ impl Step {
         Ok(())
     }
 
-    fn attach(&mut self, fd: OwnedFd) {
+    fn attach(&mut self, fd: OwnedFd, remote: bool) {
         if !self.launch().attached {
             return refuse(fd, "the step writes to files and takes no client");
         }
-        match self.streams.attach(fd) {
+        match self.streams.attach(fd, remote) {
             Ok(()) => {
                 self.deadlines.client_came();
                 if self.state.phase == StepPhase::Running {
@@ -352,6 +352,9 @@ impl Step {
                 }
             }
             ClientEvent::Detached => self.streams.give_up_client(),
+            ClientEvent::Lost(_) if self.exited().is_none() && self.streams.lose_client() => {
+                self.deadlines.client_in(Instant::now(), CLIENT_COMES);
+            }
             ClientEvent::Lost(why) => {
                 self.streams.give_up_client();
                 if self.exited().is_none() {

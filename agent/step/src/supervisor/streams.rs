@@ -48,6 +48,8 @@ pub struct Streams {
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     client: Option<Client>,
+    /// The client is on another machine, and comes back when its connection is lost.
+    remote: bool,
     absent: Absent,
     /// The tasks run: until the client was told so, none of their output is read.
     running: bool,
@@ -63,6 +65,7 @@ impl Streams {
             inputs: Vec::new(),
             outputs: Vec::new(),
             client: None,
+            remote: false,
             absent: if expected { Absent::Expected } else { Absent::Gone },
             running: false,
             held: 0,
@@ -89,13 +92,16 @@ impl Streams {
     }
 
     /// Attaches a client, or says why not and gives its connection back.
-    pub fn attach(&mut self, fd: OwnedFd) -> Result<(), (OwnedFd, &'static str)> {
-        if self.client.is_some() {
+    pub fn attach(&mut self, fd: OwnedFd, remote: bool) -> Result<(), (OwnedFd, &'static str)> {
+        // A new connection of a client whose old one is dead, and not yet known to be.
+        let returns = remote && self.remote;
+        if self.client.is_some() && !returns {
             return Err((fd, "another client is attached to the step"));
         }
         let mut client = Client::new(fd);
         client.push(&Frame::Accepted);
         self.client = Some(client);
+        self.remote = remote;
         self.absent = Absent::Expected;
         Ok(())
     }
@@ -125,6 +131,14 @@ impl Streams {
     /// Whether every output came to its end.
     pub fn drained(&self) -> bool {
         self.outputs.iter().all(|o| o.fd.is_none())
+    }
+
+    /// The connection is lost: whether its client may come back. Output waits for it meanwhile.
+    pub fn lose_client(&mut self) -> bool {
+        if self.remote {
+            self.client = None;
+        }
+        self.remote
     }
 
     /// The client is given up: it will get nothing more, and output from now on is dropped.

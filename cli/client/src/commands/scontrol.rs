@@ -429,7 +429,7 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
         if parsed.has("details") {
             for ((job, step), details) in found.iter().zip(&mut details) {
                 let key = StepKey { job: job.id, attempt: step.attempt, step: step.id };
-                match describe(&site.streams, key).await {
+                match describe(&site.attach, step.layout.nodes.first(), key).await {
                     Ok(what) => *details = Some(what),
                     Err(why) => out::complain(&format!("scontrol: StepId={key}: no details: {why}")),
                 }

@@ -193,6 +193,12 @@ impl Run {
     async fn outside(&self, client: &Client) -> Outcome {
         let bad = |e| submit::bad_option(Submit::Srun, &e);
         let converted = self.options.job_spec(&self.by, self.image.clone()).map_err(bad)?;
+        if converted.spec.resources.min_nodes > 1 {
+            return Err(Failure::user(
+                "--nodes: a step is on one node yet: ask for one, or for an allocation (salloc -N, sbatch -N) with one step for each \
+                 of its nodes (srun -N1 -w NODE)",
+            ));
+        }
         let step = self.step_spec(None)?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
@@ -280,7 +286,7 @@ impl Run {
         let output = only(of(&self.options.output));
         follow::Step {
             voice: follow::Voice::Srun,
-            socket: self.site.streams.clone(),
+            socket: self.site.attach.clone(),
             client: client.clone(),
             key,
             layout,

@@ -23,6 +23,8 @@ use tokio::time::sleep;
 
 /// How long the stream may take to tell the end that the record has already.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long until there is a stream at all: what the step said waits at its node.
+const FIRST_WORD: Duration = Duration::from_secs(20);
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// Exits that come within this time of one another share their lines.
@@ -91,6 +93,8 @@ struct Follower {
     told: BTreeMap<u32, ExitStatus>,
     link: Link,
     outstanding: usize,
+    /// There was a connection once.
+    met: bool,
     presses: Presses,
     started: bool,
     ended: Option<StepExit>,
@@ -107,6 +111,15 @@ struct Follower {
 pub async fn follow(step: Step, mut records: Records) -> Outcome {
     let internal =
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
+    if let [_, _, ..] = step.layout.nodes.as_slice() {
+        // Only one of them could be heard: nothing of it runs on unseen.
+        step.client.cancel_one(step.key.job, Some(step.key.step)).await?;
+        return Err(Failure::user(format!(
+            "step {} would be on {} nodes: a step is on one node yet; ask for -N1, and start one for each node (-w NODE)",
+            step.key,
+            step.layout.nodes.len()
+        )));
+    }
     let (events_in, mut events) = mpsc::channel(256);
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
     let name = step.voice.name();
@@ -125,6 +138,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         told: BTreeMap::new(),
         link: Link::Trying,
         outstanding: 0,
+        met: false,
         presses: Presses::default(),
         started: false,
         ended: None,
@@ -159,6 +173,9 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                     for frame in std::mem::take(&mut me.pending) {
                         stream::send(&mut writer, &frame).await;
                     }
+                    // Credit that was on its way to a connection that was lost does not come.
+                    me.outstanding = 0;
+                    me.met = true;
                     me.link = Link::Open(writer);
                 }
                 Ok(Err(why)) => {
@@ -180,7 +197,8 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                 // Without a watcher the stream alone tells the end.
                 watched = changed.is_ok();
                 if me.is_over(&records) {
-                    patience.get_or_insert(Instant::now() + LAST_WORD);
+                    let wait = if me.met { LAST_WORD } else { FIRST_WORD };
+                    patience.get_or_insert(Instant::now() + wait);
                 }
             }
             () = until(me.gather) => me.tell(false),
@@ -191,6 +209,12 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
             () = until(patience) => {
                 patience = None;
                 if !matches!(me.link, Link::Open(_)) && let Some(code) = me.recorded_code(&mut records, None).await? {
+                    if !me.met {
+                        stream::message(&format!(
+                            "{name}: warning: step {} is over, and its node cannot be reached: what it wrote is not seen here",
+                            me.step.key
+                        ));
+                    }
                     break Some(code);
                 }
             }
@@ -259,10 +283,11 @@ impl Follower {
     /// Tries to attach until the step takes us or refuses.
     fn connect(&self) -> Connecting {
         let (socket, key) = (self.step.socket.clone(), self.step.key);
+        let node = self.step.layout.nodes.first().cloned();
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(20);
             loop {
-                match stream::attach(&socket, key).await {
+                match stream::attach(&socket, node.as_ref(), key).await {
                     Ok(stream) => return Ok(stream),
                     Err(NotAttached::Refused(why)) => return Err(why),
                     Err(NotAttached::Away(_)) => sleep(pause).await,

@@ -2,8 +2,8 @@
 //! holding up anything else: one reads stdin, one writes stdout and stderr.
 
 use super::labels::Labels;
-use berth_model::StepKey;
 use berth_model::effective::Effective;
+use berth_model::{NodeName, StepKey};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame, MAX_PAYLOAD};
 use std::io::{self, Read, Write};
@@ -26,10 +26,13 @@ pub enum NotAttached {
     Away(String),
 }
 
-/// Connects to a step. Comes back when the step's supervisor has taken the connection.
-pub async fn attach(socket: &Path, key: StepKey) -> Result<UnixStream, NotAttached> {
+/// Connects to a step's part on a node. Comes back when the step's supervisor has taken the connection.
+pub async fn attach(socket: &Path, node: Option<&NodeName>, key: StepKey) -> Result<UnixStream, NotAttached> {
     let away = |e: String| NotAttached::Away(format!("{}: {e}", socket.display()));
     let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
+    if let Some(node) = node {
+        write_frame(&mut stream, &Frame::Node(node.clone())).await.map_err(|e| away(e.to_string()))?;
+    }
     write_frame(&mut stream, &Frame::Attach(Attach::from(key))).await.map_err(|e| away(e.to_string()))?;
     match read_frame(&mut stream).await {
         Ok(Some(Frame::Accepted)) => Ok(stream),
@@ -42,10 +45,13 @@ pub async fn attach(socket: &Path, key: StepKey) -> Result<UnixStream, NotAttach
     }
 }
 
-/// Asks the node's agent what a step has there. The error is in the agent's words.
-pub async fn describe(socket: &Path, key: StepKey) -> Result<Effective, String> {
+/// Asks a node's agent what a step has there. The error is in the agent's words.
+pub async fn describe(socket: &Path, node: Option<&NodeName>, key: StepKey) -> Result<Effective, String> {
     let away = |e: String| format!("{}: {e}", socket.display());
     let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
+    if let Some(node) = node {
+        write_frame(&mut stream, &Frame::Node(node.clone())).await.map_err(|e| away(e.to_string()))?;
+    }
     write_frame(&mut stream, &Frame::Describe(Attach::from(key))).await.map_err(|e| away(e.to_string()))?;
     match read_frame(&mut stream).await {
         Ok(Some(Frame::Description(what))) => Ok(*what),

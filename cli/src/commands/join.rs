@@ -1,0 +1,204 @@
+//! `berth join` and `berth leave`: makes this machine part of a cluster, and no part of it any more.
+
+use crate::daemon::{self, Part};
+use crate::joined::{self, Joined, Joining};
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::out;
+use berth_client::site::StateDir;
+use berth_model::NodeName;
+use berth_model::config::PORT;
+use berth_model::member::{MemberRole, MemberState};
+use berth_trust::JoinToken;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Join a cluster whose controller is on another machine
+///
+/// Makes a key on this machine, has the cluster's authority sign a certificate for it, and starts the agent. 'berth token
+/// create' on the controller prints the whole command. No file needs to be written on this machine, and no port opened.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The controller, as HOST or HOST:PORT
+    #[arg(value_name = "ADDRESS")]
+    address: String,
+    /// What 'berth token create' printed; '-' reads it from standard input, so that no list of processes shows it
+    #[arg(value_name = "TOKEN")]
+    token: String,
+    /// Come back when the node is connected; without it, the agent ends with this command
+    #[arg(long, short = 'd')]
+    detach: bool,
+    /// Name in the cluster [default: the machine's full host name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Take this machine out of the cluster that it joined
+///
+/// Its key is deleted. 'berth node remove' on the controller takes it out of the cluster's records.
+#[derive(Debug, clap::Args)]
+pub struct Leave {}
+
+/// How long the agent may take to be connected.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
+    let dir = StateDir::named_or_own(state)?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::user(
+            "joining a cluster needs root: its jobs run as their users here; an ordinary user's own cluster is 'berth up'",
+        ));
+    }
+    let token: JoinToken = token_text(&args.token)?.parse().map_err(|e| Failure::user(format!("{e}")))?;
+    let address = with_port(&args.address)?;
+    daemon::check_place(&dir)?;
+    if let Some(joined) = Joined::read(&dir)? {
+        return Err(Failure::user(format!(
+            "this machine is {} of cluster '{}' at {} already: 'berth up' starts it, 'berth leave' takes it out",
+            joined.name, joined.cluster, joined.address
+        )));
+    }
+    if dir.0.join("db").exists() {
+        return Err(Failure::user(format!(
+            "{} has a cluster of its own: name another directory with --state, or move that one away",
+            dir.0.display()
+        )));
+    }
+    daemon::make_state(&dir)?;
+    let name = NodeName(args.name.clone().unwrap_or_else(|| berth_agent::host_name().0));
+    let joining = Joining { address, token, name, dir: &dir };
+    let say = |text: &str| out::complain(&format!("berth: warning: {text}"));
+    let (joined, member) = berth_client::block_on(async { joining.join(say).await })?;
+    out::print(&format!(
+        "{} joined cluster '{}' at {} as a {} node.\n",
+        joined.name,
+        joined.cluster,
+        joined.address,
+        match joined.role {
+            MemberRole::Compute => "compute",
+            MemberRole::Login => "login",
+        }
+    ))?;
+    if joined.role == MemberRole::Compute {
+        out::print(&format!("{}\n", berth_agent::hardware_in_words().map_err(Failure::user)?))?;
+    }
+    if member == MemberState::Pending {
+        out::print(&format!(
+            "It waits for an administrator's word: 'berth node approve {}' on the controller.\n",
+            joined.name
+        ))?;
+    }
+    start(&dir, &joined, args.detach, member == MemberState::Approved)
+}
+
+/// Starts the agent of a machine that has joined.
+pub fn start(dir: &StateDir, joined: &Joined, detach: bool, approved: bool) -> Outcome {
+    if let Some(pid) = daemon::pid_file(dir, Part::Agent) {
+        out::print(&format!("{} is already up (agent pid {pid}).\n", joined.name))?;
+        return Ok(0);
+    }
+    if let Err(e) = crate::scope::enter(dir) {
+        out::complain(&format!("berth: warning: the node has no control group of its own: {e}"));
+    }
+    let mut child = daemon::start(dir, Part::Agent, None)?;
+    let deadline = Instant::now() + PATIENCE;
+    let log = daemon::log(dir, Part::Agent);
+    while approved && !berth_agent::is_connected(&dir.0) {
+        if let Ok(Some(how)) = child.try_wait() {
+            let text = format!(
+                "the agent ended at once ({how}); the end of its log {}:\n{}",
+                log.display(),
+                daemon::tail(&log, 5)
+            );
+            return Err(Failure::new(Kind::Internal, text));
+        }
+        if Instant::now() > deadline {
+            let text = format!(
+                "the agent is not connected within {} s and goes on trying; the end of its log {}:\n{}",
+                PATIENCE.as_secs(),
+                log.display(),
+                daemon::tail(&log, 5)
+            );
+            return Err(Failure::new(Kind::Unreachable, text));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    out::print(&format!("{} is up (agent pid {}). Stop it with: berth down\n", joined.name, child.id()))?;
+    if detach {
+        return Ok(0);
+    }
+    super::up::stay(dir, &mut [(Part::Agent, child)])
+}
+
+/// Leaves.
+pub fn leave(_: &Leave, state: Option<&Path>) -> Outcome {
+    let dir = StateDir::named_or_own(state)?;
+    let Some(joined) = Joined::read(&dir).ok().flatten() else {
+        // Half of it may be there.
+        joined::leave(&dir).map_err(|_| Failure::user(format!("{} joined no cluster", dir.0.display())))?;
+        return Err(Failure::user(format!("{} joined no cluster", dir.0.display())));
+    };
+    if let Some(pid) = daemon::pid_file(&dir, Part::Agent) {
+        return Err(Failure::user(format!(
+            "the agent of {} runs (pid {pid}): 'berth down' first",
+            joined.name
+        )));
+    }
+    joined::leave(&dir)?;
+    out::print(&format!(
+        "{} left cluster '{}'. 'berth node remove {}' on the controller forgets it.\n",
+        joined.name, joined.cluster, joined.name
+    ))?;
+    Ok(0)
+}
+
+fn token_text(argument: &str) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument.to_string());
+    }
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|e| Failure::user(format!("the token cannot be read from standard input: {e}")))?;
+    Ok(line)
+}
+
+/// `host`, `host:port`, `address`, `[address]:port`.
+fn with_port(text: &str) -> Result<String, Failure> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Failure::user("an empty address: name the controller's machine, as HOST or HOST:PORT"));
+    }
+    if text.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Ok(format!("[{text}]:{PORT}"));
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !text.ends_with(']') => match port.parse::<u16>() {
+            Ok(_) => Ok(text.to_string()),
+            Err(_) => {
+                Err(Failure::user(format!("address '{text}': '{port}' is no port; write HOST or HOST:PORT")))
+            }
+        },
+        _ => Ok(format!("{text}:{PORT}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_get_the_port() {
+        for (typed, whole) in [
+            ("head", "head:7817"),
+            ("head:1", "head:1"),
+            ("10.0.0.1", "10.0.0.1:7817"),
+            ("::1", "[::1]:7817"),
+            ("[::1]", "[::1]:7817"),
+            ("[::1]:9", "[::1]:9"),
+        ] {
+            assert_eq!(with_port(typed).unwrap(), whole);
+        }
+        assert!(with_port("head:x").unwrap_err().text.contains("'x' is no port"));
+        assert!(with_port(" ").is_err());
+    }
+}

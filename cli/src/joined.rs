@@ -1,0 +1,373 @@
+//! What this machine is of a cluster whose controller is elsewhere: its name, its key and certificate, the way there.
+//!
+//! All of it is in `private/`. `joined.json` says which key counts and is replaced last, so that a machine that is cut off in the
+//! middle of anything has its old key or its new one, whole.
+
+use berth_client::error::{Failure, Kind};
+use berth_client::site::StateDir;
+use berth_model::NodeName;
+use berth_model::config::Config;
+use berth_model::member::{MemberRole, MemberState};
+use berth_rpc::{Hex, Question, Remote, Reply, RpcError, Uplink};
+use berth_trust::{Identity, JoinToken, PrivateKey};
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The controller's role in certificates.
+const CONTROLLER: &str = "controller";
+/// How far clocks may be apart.
+const APART: Duration = Duration::from_secs(300);
+/// How far without a word.
+const UNSAID: Duration = Duration::from_secs(5);
+/// How often a certificate's age is looked at.
+const LOOK: Duration = Duration::from_secs(3600);
+/// How often it is looked whether the key was rotated.
+const ROTATED: Duration = Duration::from_secs(2);
+
+/// `joined.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The controller, as `host:port`.
+    pub address: String,
+    /// This machine's name in the cluster.
+    pub name: NodeName,
+    /// What it is for.
+    pub role: MemberRole,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Its key's digest: names the files of key and certificate.
+    pub key: String,
+    /// Digest of the key of the cluster's authority.
+    pub authority: Hex,
+}
+
+fn fault(e: impl std::fmt::Display) -> Failure {
+    Failure::new(Kind::Internal, e.to_string())
+}
+
+fn file_fault(path: &Path) -> impl FnOnce(std::io::Error) -> Failure + '_ {
+    move |e| Failure::new(Kind::Internal, format!("{}: {e}", path.display()))
+}
+
+fn private(dir: &StateDir) -> PathBuf {
+    dir.0.join("private")
+}
+
+impl Joined {
+    /// What this machine is, if it is anything.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub fn read(dir: &StateDir) -> Result<Option<Joined>, Failure> {
+        let path = private(dir).join("joined.json");
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+                let text = format!(
+                    "{}: {e}; 'berth leave' removes it, and 'berth join' joins again",
+                    path.display()
+                );
+                Failure::new(Kind::Configuration, text)
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // What a machine is, is its root's affair: others cannot start or stop it.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+            Err(e) => Err(Failure::new(Kind::Configuration, format!("{}: {e}", path.display()))),
+        }
+    }
+
+    fn write(&self, dir: &StateDir) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(self).map_err(fault)?;
+        whole(&private(dir).join("joined.json"), &text, 0o600)?;
+        // What users' commands say of this machine.
+        let open = serde_json::json!({"address": self.address, "name": self.name, "role": self.role});
+        whole(&dir.run().join("joined.json"), open.to_string().as_bytes(), 0o644)
+    }
+
+    fn key_file(dir: &StateDir, key: &str) -> PathBuf {
+        private(dir).join(format!("node-{}.key", &key[..key.len().min(16)]))
+    }
+
+    fn certificate_file(dir: &StateDir, key: &str) -> PathBuf {
+        private(dir).join(format!("node-{}.crt", &key[..key.len().min(16)]))
+    }
+
+    fn identity(&self, dir: &StateDir) -> Result<Identity, Failure> {
+        let path = Joined::key_file(dir, &self.key);
+        let lost = |path: &Path, why: &str| {
+            let text = format!(
+                "{}: {why}; 'berth leave' and 'berth join' with a new token join again",
+                path.display()
+            );
+            Failure::new(Kind::Configuration, text)
+        };
+        let key = PrivateKey::read(&path).map_err(fault)?.ok_or_else(|| lost(&path, "there is no key"))?;
+        let path = Joined::certificate_file(dir, &self.key);
+        let certificate = std::fs::read(&path).map_err(|e| lost(&path, &e.to_string()))?;
+        Ok(Identity { key, certificate })
+    }
+
+    fn tls(&self, dir: &StateDir) -> Result<Arc<rustls::ClientConfig>, Failure> {
+        let path = private(dir).join("authority.crt");
+        let authority = std::fs::read(&path).map_err(file_fault(&path))?;
+        berth_trust::client_config(&self.identity(dir)?, &authority, CONTROLLER).map_err(fault)
+    }
+
+    /// The way to the controller.
+    ///
+    /// # Errors
+    /// Key, certificate or authority cannot be read.
+    pub fn remote(&self, dir: &StateDir) -> Result<Arc<Remote>, Failure> {
+        Ok(Arc::new(Remote::new(self.address.clone(), self.tls(dir)?)))
+    }
+}
+
+/// Writes a file of `private/`: it is there as it was, or as it is to be.
+fn whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+    let fresh = path.with_extension("new");
+    let work = || -> std::io::Result<()> {
+        match std::fs::remove_file(&fresh) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)?;
+        std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    work().map_err(file_fault(path))
+}
+
+/// How a machine joins.
+pub struct Joining<'a> {
+    /// The controller, as `host:port`.
+    pub address: String,
+    /// What an administrator of the cluster gave.
+    pub token: JoinToken,
+    /// As what.
+    pub name: NodeName,
+    /// Its state directory.
+    pub dir: &'a StateDir,
+}
+
+impl Joining<'_> {
+    /// Joins: makes a key, proves to have it, and keeps what comes back. What fails leaves a key that the next attempt
+    /// takes, so that an answer that was lost costs nothing.
+    ///
+    /// # Errors
+    /// The controller cannot be reached, is another one than the token's, refuses, or has another time of day.
+    pub async fn join(&self, say: impl Fn(&str)) -> Result<(Joined, MemberState), Failure> {
+        let folder = private(self.dir);
+        if !folder.is_dir() {
+            DirBuilder::new().mode(0o700).create(&folder).map_err(file_fault(&folder))?;
+        }
+        let pending = folder.join("joining.key");
+        let key = match PrivateKey::read(&pending).map_err(fault)? {
+            Some(key) => key,
+            None => {
+                let key = PrivateKey::make().map_err(fault)?;
+                key.write(&pending).map_err(fault)?;
+                key
+            }
+        };
+        let (tls, seen) = berth_trust::joining_config(&key, self.token.fingerprint).map_err(fault)?;
+        let uplink = Uplink::Remote(Arc::new(Remote::new(self.address.clone(), tls)));
+        if let Reply::Clock(theirs) = uplink.ask(Question::Clock).await? {
+            check_clock(theirs.0, &say)?;
+        }
+        let question = Question::Enrol {
+            token: self.token.id.clone(),
+            secret: Hex(self.token.secret.to_vec()),
+            name: self.name.clone(),
+            public: Hex(key.public()),
+        };
+        let reply = uplink.ask(question).await?;
+        let Reply::Enrolled { certificate, cluster, role, state } = reply else {
+            return Err(fault(
+                "the controller's answer does not fit; use the same version of berth on both sides",
+            ));
+        };
+        let authority = seen.get().ok_or_else(|| fault("the controller showed no authority"))?;
+        whole(&folder.join("authority.crt"), &authority, 0o644)?;
+        let joined = Joined {
+            address: self.address.clone(),
+            name: self.name.clone(),
+            role,
+            cluster,
+            key: key.id(),
+            authority: Hex(self.token.fingerprint.to_vec()),
+        };
+        key.write(&Joined::key_file(self.dir, &joined.key)).map_err(fault)?;
+        whole(&Joined::certificate_file(self.dir, &joined.key), &certificate.0, 0o644)?;
+        joined.write(self.dir)?;
+        // The key is under its own name now.
+        std::fs::remove_file(&pending).map_err(file_fault(&pending))?;
+        Ok((joined, state))
+    }
+}
+
+/// A wrong clock makes certificates invalid and records wrong: it is named.
+fn check_clock(theirs: i64, say: impl Fn(&str)) -> Result<(), Failure> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let ours = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    let apart = Duration::from_micros(ours.abs_diff(theirs));
+    let which = if ours > theirs { "ahead of" } else { "behind" };
+    let text = format!("this machine's clock is {} s {which} the controller's", apart.as_secs());
+    if apart > APART {
+        return Err(Failure::user(format!(
+            "{text}: set it (timedatectl set-ntp true) and join again; the token is as good as before"
+        )));
+    }
+    if apart > UNSAID {
+        say(&format!("{text}: both should have the time from the same source"));
+    }
+    Ok(())
+}
+
+/// Forgets the cluster: key and certificate are gone, and with them the right to come back.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn leave(dir: &StateDir) -> Result<(), Failure> {
+    let folder = private(dir);
+    let entries = std::fs::read_dir(&folder).map_err(file_fault(&folder))?;
+    let mut paths: Vec<PathBuf> = vec![dir.run().join("joined.json")];
+    for entry in entries {
+        let path = entry.map_err(file_fault(&folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ours = name.starts_with("node-") && (name.ends_with(".key") || name.ends_with(".crt"));
+        if ours || ["joined.json", "joining.key", "authority.crt", "settings.json"].contains(&name.as_str()) {
+            paths.push(path);
+        }
+    }
+    for path in paths {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(file_fault(&path)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's configuration: from the controller, or as it was when that cannot be reached. Waits until there is one.
+///
+/// # Errors
+/// The controller refuses.
+pub async fn settings(dir: &StateDir, uplink: &Uplink) -> Result<Config, Failure> {
+    let path = private(dir).join("settings.json");
+    let mut said = false;
+    loop {
+        match uplink.ask(Question::Settings).await {
+            Ok(Reply::Settings(config)) => {
+                whole(&path, &serde_json::to_vec(&config).map_err(fault)?, 0o600)?;
+                return Ok(*config);
+            }
+            Ok(_) => {
+                return Err(fault(
+                    "the controller's answer does not fit; use the same version of berth on both sides",
+                ));
+            }
+            Err(e) => {
+                if let Some(known) =
+                    std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok())
+                {
+                    tracing::info!("{e}; starting with the configuration as it was");
+                    return Ok(known);
+                }
+                if !said {
+                    said = true;
+                    tracing::info!("{e}; trying again until there is a configuration");
+                }
+                tokio::time::sleep(ROTATED).await;
+            }
+        }
+    }
+}
+
+/// Keeps the certificate good, and takes a key that was rotated into use, until the task is dropped.
+pub async fn keep(dir: StateDir, mut joined: Joined, remote: Arc<Remote>) {
+    let mut looked = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(ROTATED).await;
+        match Joined::read(&dir) {
+            Ok(Some(now)) if now.key != joined.key => match now.tls(&dir) {
+                Ok(tls) => {
+                    tracing::info!("this node has a new key");
+                    remote.renew(tls);
+                    joined = now;
+                }
+                Err(e) => tracing::error!("the new key cannot be used: {}", e.text),
+            },
+            _ => {}
+        }
+        if looked.elapsed() >= LOOK {
+            looked = tokio::time::Instant::now();
+            if is_old(&dir, &joined)
+                && let Err(e) = renew(&dir, &joined, &remote).await
+            {
+                tracing::warn!("the certificate cannot be renewed: {}; trying again in an hour", e.text);
+            }
+        }
+    }
+}
+
+/// Whether two thirds of its life are over.
+fn is_old(dir: &StateDir, joined: &Joined) -> bool {
+    let Ok(certificate) = std::fs::read(Joined::certificate_file(dir, &joined.key)) else { return true };
+    let Ok((from, until)) = berth_trust::validity(&certificate) else { return true };
+    let life = until.duration_since(from).unwrap_or_default();
+    SystemTime::now() > from + life * 2 / 3
+}
+
+async fn renew(dir: &StateDir, joined: &Joined, remote: &Arc<Remote>) -> Result<(), Failure> {
+    let identity = joined.identity(dir)?;
+    let question = Question::Renew { public: Hex(identity.key.public()) };
+    if let Reply::Enrolled { certificate, .. } = Uplink::Remote(Arc::clone(remote)).ask(question).await? {
+        whole(&Joined::certificate_file(dir, &joined.key), &certificate.0, 0o644)?;
+        remote.renew(joined.tls(dir)?);
+        tracing::info!("the certificate was renewed");
+    }
+    Ok(())
+}
+
+/// Exchanges the machine's key for a new one; the old one is good for nothing from then on.
+///
+/// # Errors
+/// The controller cannot be reached, or refuses: the old key stays.
+pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> {
+    let remote = joined.remote(dir)?;
+    let key = PrivateKey::make().map_err(fault)?;
+    // On the disk before the controller believes in it.
+    key.write(&Joined::key_file(dir, &key.id())).map_err(fault)?;
+    let public = Hex(key.public());
+    let asked = Uplink::Remote(remote).ask(Question::Renew { public: public.clone() }).await;
+    let reply = match asked {
+        // The answer may have been lost: the new key asks for itself.
+        Err(RpcError::Unreachable { .. } | RpcError::Lost(_)) => {
+            let fingerprint = <[u8; 32]>::try_from(joined.authority.0.as_slice())
+                .map_err(|_| fault("joined.json has no fingerprint of the authority"))?;
+            let (tls, _) = berth_trust::joining_config(&key, fingerprint).map_err(fault)?;
+            let uplink = Uplink::Remote(Arc::new(Remote::new(joined.address.clone(), tls)));
+            uplink.ask(Question::Renew { public }).await
+        }
+        asked => asked,
+    };
+    let Reply::Enrolled { certificate, .. } = reply? else {
+        return Err(fault(
+            "the controller's answer does not fit; use the same version of berth on both sides",
+        ));
+    };
+    let rotated = Joined { key: key.id(), ..joined.clone() };
+    whole(&Joined::certificate_file(dir, &rotated.key), &certificate.0, 0o644)?;
+    rotated.write(dir)?;
+    for path in [Joined::key_file(dir, &joined.key), Joined::certificate_file(dir, &joined.key)] {
+        std::fs::remove_file(&path).map_err(file_fault(&path))?;
+    }
+    Ok(rotated)
+}

@@ -1,0 +1,253 @@
+//! The controller's port for other machines: TLS, whose key it is, and what the connection is for.
+
+use crate::duplex::{Duplex, prepare};
+use crate::preface::{Preface, Question, Reply};
+use crate::serve::{Caller, Proven, Service};
+use berth_model::NodeName;
+use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
+use berth_model::request::Peer;
+use berth_trust::Presented;
+use rustls::ServerConfig;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+
+/// How long a machine may take to prove who it is.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections that have not yet done so; more wait in the backlog.
+const STRANGERS: usize = 512;
+
+/// The port, and what is proven by it.
+#[derive(Debug)]
+pub struct MachineListener {
+    listener: TcpListener,
+    authority: Vec<u8>,
+    tls: RwLock<Arc<ServerConfig>>,
+}
+
+impl MachineListener {
+    /// `authority`: its certificate, DER.
+    pub fn new(listener: TcpListener, authority: Vec<u8>, tls: Arc<ServerConfig>) -> MachineListener {
+        MachineListener { listener, authority, tls: RwLock::new(tls) }
+    }
+
+    /// From now on the controller shows another certificate.
+    pub fn renew(&self, tls: Arc<ServerConfig>) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The socket is of no use.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// The machine at the other end.
+enum Machine {
+    Member(MemberInfo),
+    /// Has a key, and nothing else yet.
+    Stranger(KeyId),
+}
+
+impl Machine {
+    fn key(&self) -> &KeyId {
+        match self {
+            Machine::Member(member) => &member.key,
+            Machine::Stranger(key) => key,
+        }
+    }
+
+    /// A member that may do what members do.
+    fn approved(&self) -> Result<&MemberInfo, String> {
+        match self {
+            Machine::Member(member) if member.state == MemberState::Approved => Ok(member),
+            Machine::Member(member) => Err(format!(
+                "{} waits for an administrator's word: 'berth node approve {}' on the controller",
+                member.name, member.name
+            )),
+            Machine::Stranger(_) => Err("this machine has joined no cluster yet: 'berth join'".into()),
+        }
+    }
+
+    fn node(&self) -> Result<&MemberInfo, String> {
+        let member = self.approved()?;
+        match member.role {
+            MemberRole::Compute => Ok(member),
+            MemberRole::Login => {
+                Err(format!("{} joined as a login node: it runs no jobs and has no streams", member.name))
+            }
+        }
+    }
+}
+
+/// What comes of a connection.
+enum Plan {
+    Answer(Reply),
+    Carry(Caller),
+    Stream(Peer, NodeName),
+    Answered(NodeName, u64),
+}
+
+/// Takes machines' connections until the task is dropped.
+pub(crate) async fn accept<S: Service>(
+    port: Arc<MachineListener>,
+    service: Arc<S>,
+    accepted: mpsc::Sender<io::Result<Proven>>,
+) {
+    let places = Arc::new(Semaphore::new(STRANGERS));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let (stream, from) = match port.listener.accept().await {
+            Ok(connection) => connection,
+            Err(_) => {
+                // Out of descriptors or memory: connections wait in the backlog until some are closed.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (port, service, accepted) = (Arc::clone(&port), Arc::clone(&service), accepted.clone());
+        tokio::spawn(async move {
+            let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, &*service)).await;
+            drop(place);
+            match known {
+                Ok(Ok((wire, machine, preface))) => {
+                    receive(wire, machine, preface, from, service, accepted).await;
+                }
+                Ok(Err(why)) => service.turned_away(from, &why),
+                Err(_) => service.turned_away(from, "it did not say who it is within 10 s"),
+            }
+        });
+    }
+}
+
+/// The handshake, and the first line.
+async fn introduce<S: Service>(
+    port: &MachineListener,
+    stream: TcpStream,
+    service: &S,
+) -> Result<(Duplex, Machine, Preface), String> {
+    let words = |e: io::Error| e.to_string();
+    prepare(&stream).map_err(words)?;
+    let tls = Arc::clone(&port.tls.read().unwrap_or_else(PoisonError::into_inner));
+    let stream = TlsAcceptor::from(tls).accept(stream).await.map_err(words)?;
+    let certificates = stream.get_ref().1.peer_certificates();
+    let presented = berth_trust::presented(&port.authority, certificates, SystemTime::now());
+    let mut wire = Duplex::Tls(Box::new(stream.into()));
+    let machine = match presented {
+        // Whatever a certificate says, a key that the cluster does not have is nobody's.
+        Ok(Presented::Member { key }) => match service.member(&KeyId(key.clone())) {
+            Some(member) => Ok(Machine::Member(member)),
+            None => {
+                Err("this machine's key is not (any more) one of the cluster's: join again with a new token"
+                    .into())
+            }
+        },
+        Ok(Presented::Stranger { key }) => Ok(Machine::Stranger(KeyId(key))),
+        Ok(Presented::Nobody) => Err("it shows no certificate".to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    match machine {
+        Ok(machine) => {
+            let preface = Preface::read(&mut wire).await.map_err(|e| format!("its first line: {e}"))?;
+            Ok((wire, machine, preface))
+        }
+        Err(why) => {
+            refuse(&mut wire, why.clone()).await;
+            Err(why)
+        }
+    }
+}
+
+async fn refuse(wire: &mut Duplex, why: String) {
+    // It may be gone already.
+    let _ = Reply::Refused(why).write(wire).await;
+    let _ = wire.shutdown().await;
+}
+
+async fn receive<S: Service>(
+    mut wire: Duplex,
+    machine: Machine,
+    preface: Preface,
+    from: SocketAddr,
+    service: Arc<S>,
+    accepted: mpsc::Sender<io::Result<Proven>>,
+) {
+    let plan = match plan(&machine, preface, from, &*service).await {
+        Ok(plan) => plan,
+        Err(why) => {
+            service.turned_away(from, &why);
+            return refuse(&mut wire, why).await;
+        }
+    };
+    if let Plan::Answer(reply) = plan {
+        let _ = reply.write(&mut wire).await;
+        let _ = wire.shutdown().await;
+        return;
+    }
+    if Reply::Welcome.write(&mut wire).await.is_err() {
+        return;
+    }
+    let gone = service.until_removed(machine.key());
+    match plan {
+        Plan::Answer(_) => {}
+        Plan::Carry(caller) => {
+            // An error means that we are stopping.
+            let _ = accepted.send(Ok(Proven::remote(wire, caller, gone))).await;
+        }
+        Plan::Stream(peer, to) => {
+            tokio::select! {
+                () = service.stream(peer, to, wire) => {}
+                _ = gone => {}
+            }
+        }
+        Plan::Answered(node, number) => service.answered(node, number, wire, gone),
+    }
+}
+
+/// What a machine may do: the one place where that is decided.
+async fn plan<S: Service>(
+    machine: &Machine,
+    preface: Preface,
+    from: SocketAddr,
+    service: &S,
+) -> Result<Plan, String> {
+    match preface {
+        Preface::Question { question: Question::Clock } => Ok(Plan::Answer(service.clock())),
+        Preface::Question { question } => {
+            let member = match machine {
+                Machine::Member(member) => Some(member.clone()),
+                Machine::Stranger(_) => None,
+            };
+            if member.is_some() && matches!(question, Question::Settings) {
+                machine.approved()?;
+            }
+            let answer = service.question(machine.key().clone(), member, from, question).await;
+            answer.map(Plan::Answer).map_err(|refusal| refusal.message)
+        }
+        Preface::Node { node } => {
+            let member = machine.node()?;
+            if member.name != node {
+                return Err(format!("this key is {}'s, and speaks for no other node ({node})", member.name));
+            }
+            Ok(Plan::Carry(Caller::Agent(node)))
+        }
+        Preface::Client(peer) => {
+            let member = machine.approved()?;
+            service.vouched(member, peer).map_err(|refusal| refusal.message)?;
+            Ok(Plan::Carry(Caller::Vouched { peer, administrators: member.administrators }))
+        }
+        Preface::Stream { to, peer } => {
+            let member = machine.approved()?;
+            service.vouched(member, peer).map_err(|refusal| refusal.message)?;
+            Ok(Plan::Stream(peer, to))
+        }
+        Preface::Answer { answer } => Ok(Plan::Answered(machine.node()?.name.clone(), answer)),
+    }
+}

@@ -1,0 +1,283 @@
+//! Other machines: the cluster's authority, the port, who is let in, and whose word counts for what.
+
+use crate::driver::Input;
+use crate::identity::controller;
+use crate::shared::Shared;
+use berth_model::config::Config;
+use berth_model::member::{KeyId, MemberInfo, MemberRole};
+use berth_model::request::{Peer, Refusal, RefusalCode, Request, Response};
+use berth_rpc::{Hex, MachineListener, Question, Reply};
+use berth_trust::{Authority, Identity, JoinToken, PrivateKey, TrustError};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+/// Days for which a machine's certificate is good; it is renewed after two thirds of them.
+const DAYS: u32 = 30;
+/// Days of the controller's own, which is made anew at every start and every day.
+const OWN_DAYS: u32 = 90;
+/// How often it is.
+const RENEW: Duration = Duration::from_secs(24 * 3600);
+/// For how long a certificate that was just given is given again to its key: its answer may have been lost.
+const AGAIN: i64 = 600;
+/// How often it is looked whether machines were removed.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The controller's role in certificates.
+pub(crate) const ROLE: &str = "controller";
+
+/// What the controller has to do with other machines.
+pub(crate) struct Machines {
+    private: PathBuf,
+    cluster: String,
+    listen: String,
+    port: watch::Sender<Option<Arc<MachineListener>>>,
+    authority: Mutex<Option<Arc<Authority>>>,
+    opening: tokio::sync::Mutex<()>,
+    watched: Mutex<Vec<(KeyId, oneshot::Sender<()>)>>,
+}
+
+fn internal(e: &TrustError) -> Refusal {
+    Refusal::new(RefusalCode::Internal, e.to_string())
+}
+
+fn denied(text: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalCode::Denied, text)
+}
+
+impl Machines {
+    /// Nothing is made or opened yet. `private`: the directory that is the controller's alone.
+    pub(crate) fn new(private: PathBuf, config: &Config) -> Machines {
+        Machines {
+            private,
+            cluster: config.cluster.clone(),
+            listen: config.listen.clone(),
+            port: watch::Sender::new(None),
+            authority: Mutex::new(None),
+            opening: tokio::sync::Mutex::new(()),
+            watched: Mutex::default(),
+        }
+    }
+
+    /// Says when the port is open.
+    pub(crate) fn port(&self) -> watch::Receiver<Option<Arc<MachineListener>>> {
+        self.port.subscribe()
+    }
+
+    /// The cluster's authority; made when it is first needed.
+    fn authority(&self) -> Result<Arc<Authority>, TrustError> {
+        let mut kept = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(authority) = kept.as_ref() {
+            return Ok(Arc::clone(authority));
+        }
+        let made = Arc::new(Authority::open_or_make(
+            &self.private.join("authority"),
+            &self.cluster,
+            SystemTime::now(),
+        )?);
+        *kept = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn own(&self, authority: &Authority) -> Result<Arc<rustls::ServerConfig>, TrustError> {
+        let path = self.private.join("controller.key");
+        let key = match PrivateKey::read(&path)? {
+            Some(key) => key,
+            None => {
+                let key = PrivateKey::make()?;
+                key.write(&path)?;
+                key
+            }
+        };
+        let certificate = authority.issue(&key.public(), ROLE, ROLE, SystemTime::now(), OWN_DAYS)?;
+        berth_trust::server_config(authority, &Identity { key, certificate })
+    }
+
+    /// Opens the port, unless it is open.
+    ///
+    /// # Errors
+    /// It cannot be had, with what to do.
+    pub(crate) async fn open(self: &Arc<Self>) -> Result<SocketAddr, Refusal> {
+        let _one = self.opening.lock().await;
+        let trouble = |e: std::io::Error| {
+            let text = format!(
+                "the port for other machines, {}: {e}; write another one as 'listen' into berth.toml, and start the \
+                 controller again",
+                self.listen
+            );
+            Refusal::new(RefusalCode::Internal, text)
+        };
+        if let Some(port) = self.port.borrow().as_ref() {
+            return port.address().map_err(trouble);
+        }
+        let authority = self.authority().map_err(|e| internal(&e))?;
+        let tls = self.own(&authority).map_err(|e| internal(&e))?;
+        let listener = TcpListener::bind(&self.listen).await.map_err(trouble)?;
+        let port = Arc::new(MachineListener::new(listener, authority.certificate().to_vec(), tls));
+        let address = port.address().map_err(trouble)?;
+        tracing::info!("other machines are served at {address}");
+        self.port.send_replace(Some(Arc::clone(&port)));
+        let machines = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RENEW).await;
+                match machines.own(&authority) {
+                    Ok(tls) => port.renew(tls),
+                    Err(e) => tracing::error!("the controller's certificate cannot be made anew: {e}"),
+                }
+            }
+        });
+        Ok(address)
+    }
+
+    /// The token's text, which a machine joins with.
+    pub(crate) fn token(&self, id: &str, secret: [u8; 32]) -> Result<String, Refusal> {
+        let fingerprint = self.authority().map_err(|e| internal(&e))?.fingerprint();
+        Ok(JoinToken { id: id.to_string(), secret, fingerprint }.to_string())
+    }
+
+    fn certificate(&self, public: &[u8], member: &MemberInfo) -> Result<Reply, Refusal> {
+        let authority = self.authority().map_err(|e| internal(&e))?;
+        let role = role_name(member.role);
+        let certificate = authority
+            .issue(public, &member.name.0, role, SystemTime::now(), DAYS)
+            .map_err(|e| Refusal::new(RefusalCode::Invalid, e.to_string()))?;
+        Ok(Reply::Enrolled {
+            certificate: Hex(certificate),
+            cluster: self.cluster.clone(),
+            role: member.role,
+            state: member.state,
+        })
+    }
+
+    /// Answers what a machine asks.
+    pub(crate) async fn answer(
+        &self,
+        shared: &Shared,
+        inputs: &Sender<Input>,
+        by: (KeyId, Option<MemberInfo>),
+        from: SocketAddr,
+        question: Question,
+    ) -> Result<Reply, Refusal> {
+        let (key, member) = by;
+        match question {
+            Question::Enrol { token, secret, name, public } => {
+                if berth_trust::key_id(&public.0) != key.0 {
+                    return Err(denied("the public key is not that of this connection"));
+                }
+                // What is no secret of ours has no row either: the core's answer is the same for both.
+                let hash = match <[u8; 32]>::try_from(secret.0.as_slice()) {
+                    Ok(secret) => JoinToken { id: token.clone(), secret, fingerprint: [0; 32] }.secret_hash(),
+                    Err(_) => String::new(),
+                };
+                let request = Request::Enrol { token, hash, key, name, from: from.ip().to_string() };
+                let member = enrolled(ask_core(shared, inputs, request).await?)?;
+                tracing::info!("{} joined from {from} as a {} node", member.name, role_name(member.role));
+                self.certificate(&public.0, &member)
+            }
+            Question::Renew { public } => {
+                let bytes = public.0;
+                let new = KeyId(berth_trust::key_id(&bytes));
+                let now = shared.snapshot().member_by_key(&new);
+                match (member, now) {
+                    // A certificate for the key that it has, or an answer that was lost when the key changed.
+                    (Some(member), Some(now)) if member.name == now.name => self.certificate(&bytes, &now),
+                    (None, Some(now)) if new == key && fresh(&now) => self.certificate(&bytes, &now),
+                    (Some(member), None) => {
+                        let request = Request::Renew { name: member.name, old: key, new };
+                        let member = enrolled(ask_core(shared, inputs, request).await?)?;
+                        tracing::info!("{} has a new key", member.name);
+                        self.certificate(&bytes, &member)
+                    }
+                    (Some(_), Some(_)) => Err(denied("this key is another machine's")),
+                    (None, _) => Err(denied("this machine has joined no cluster yet: 'berth join'")),
+                }
+            }
+            // Answered before.
+            Question::Clock | Question::Settings => Err(denied("not for a machine that has not joined")),
+        }
+    }
+
+    /// Whether a machine may speak for this client.
+    pub(crate) fn vouched(shared: &Shared, member: &MemberInfo, peer: Peer) -> Result<(), Refusal> {
+        match (member.role, peer.job) {
+            (MemberRole::Compute, Some(id)) => {
+                let info = shared.snapshot().job(id);
+                let here = info.filter(|info| {
+                    info.identity.uid == peer.uid
+                        && !info.state.is_terminal()
+                        && info.layout.nodes.contains(&member.name)
+                });
+                match here {
+                    Some(_) => Ok(()),
+                    None => Err(denied(format!(
+                        "{} speaks for the jobs that run on it, and job {id} of uid {} is none of them",
+                        member.name, peer.uid
+                    ))),
+                }
+            }
+            (MemberRole::Compute, None) => {
+                Err(denied(format!("{} is a compute node: it speaks for its jobs alone", member.name)))
+            }
+            (MemberRole::Login, Some(_)) => {
+                Err(denied(format!("{} is a login node: no jobs run there", member.name)))
+            }
+            (MemberRole::Login, None) if peer.uid.0 == 0 => Err(denied(format!(
+                "root of the login node {} is nobody here: use an ordinary user, or the controller's machine",
+                member.name
+            ))),
+            (MemberRole::Login, None) => Ok(()),
+        }
+    }
+
+    /// Resolves when the key is no member's any more.
+    pub(crate) fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()> {
+        let (sender, removed) = oneshot::channel();
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push((key.clone(), sender));
+        removed
+    }
+
+    /// Cuts off machines that were removed, for as long as the controller lives.
+    pub(crate) async fn watch(self: Arc<Self>, shared: Arc<Shared>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let snapshot = shared.snapshot();
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            // Dropping the sender tells.
+            watched.retain(|(key, sender)| !sender.is_closed() && snapshot.member_by_key(key).is_some());
+        }
+    }
+}
+
+fn fresh(member: &MemberInfo) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(now).is_ok_and(|now| now - member.renewed.secs() < AGAIN)
+}
+
+fn role_name(role: MemberRole) -> &'static str {
+    match role {
+        MemberRole::Compute => "compute",
+        MemberRole::Login => "login",
+    }
+}
+
+fn enrolled(response: Response) -> Result<MemberInfo, Refusal> {
+    match response {
+        Response::Enrolled { member } => Ok(member),
+        _ => Err(Refusal::new(RefusalCode::Internal, "an answer that does not fit")),
+    }
+}
+
+/// Asks the core on the controller's own behalf.
+async fn ask_core(shared: &Shared, inputs: &Sender<Input>, body: Request) -> Result<Response, Refusal> {
+    let stopping =
+        || Refusal::new(RefusalCode::Unavailable, "the controller is stopping; try again when it is back");
+    let (reply, answer) = oneshot::channel();
+    let request = shared.next_request();
+    inputs.send(Input::Client { request, actor: controller(), body, reply }).map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())?
+}

@@ -1,0 +1,240 @@
+//! Hosts that are none: network namespaces of this machine, joined by a bridge, each with its own name and state directory. What
+//! runs on them are real processes that reach each other by the network alone; users and filesystem are the machine's.
+
+use crate::sandbox::{gone, wait};
+use crate::{Cmd, Who, leftovers, machine};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Sets the host's name and becomes the program.
+const AS_HOST: &str = "hostname \"$0\" && exec \"$@\"";
+
+/// Some hosts and the wire between them. Needs root.
+pub struct Hosts {
+    directory: PathBuf,
+    names: Vec<String>,
+    user: Who,
+}
+
+fn ip(words: &str) {
+    Cmd::new("ip").args(words.split(' ')).ok();
+}
+
+impl Hosts {
+    /// Hosts with these names; the first has the address 10.77.0.1, and so on.
+    pub fn new(names: &[&str]) -> Hosts {
+        let user = Who::user();
+        let directory = tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").unwrap().keep();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&directory, open.clone()).unwrap();
+        for name in ["bin", "work"] {
+            std::fs::create_dir(directory.join(name)).unwrap();
+            std::fs::set_permissions(directory.join(name), open.clone()).unwrap();
+        }
+        machine::give(&directory.join("work"), &user);
+        let hosts = Hosts { directory, names: names.iter().map(|name| (*name).to_string()).collect(), user };
+        Cmd::new(machine::programs().join("berth"))
+            .arg("install-links")
+            .arg(hosts.directory.join("bin"))
+            .ok();
+        // The bridge has a namespace of its own, so that the machine's network is as it was, and tests side by side have the
+        // same addresses.
+        let switch = hosts.space("switch");
+        ip(&format!("netns add {switch}"));
+        ip(&format!("-n {switch} link add wire type bridge"));
+        ip(&format!("-n {switch} link set wire up"));
+        for (at, name) in hosts.names.iter().enumerate() {
+            let space = hosts.space(name);
+            ip(&format!("netns add {space}"));
+            ip(&format!("-n {switch} link add p{at} type veth peer name eth0 netns {space}"));
+            ip(&format!("-n {switch} link set p{at} master wire up"));
+            ip(&format!("-n {space} addr add 10.77.0.{}/24 dev eth0", at + 1));
+            ip(&format!("-n {space} link set lo up"));
+            ip(&format!("-n {space} link set eth0 up"));
+            std::fs::create_dir(hosts.state(name)).unwrap();
+            std::fs::set_permissions(hosts.state(name), open.clone()).unwrap();
+        }
+        hosts
+    }
+
+    fn space(&self, host: &str) -> String {
+        let id = self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        format!("{id}-{host}")
+    }
+
+    /// The state directory of a host.
+    pub fn state(&self, host: &str) -> PathBuf {
+        self.directory.join(host)
+    }
+
+    /// The working directory of every command, the user's.
+    pub fn work(&self) -> PathBuf {
+        self.directory.join("work")
+    }
+
+    /// The ordinary user who works on them.
+    pub fn user(&self) -> &Who {
+        &self.user
+    }
+
+    /// A command of root's on a host.
+    pub fn root(&self, host: &str, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        self.on(host, &Who::root(), program)
+    }
+
+    /// A command of the ordinary user's on a host.
+    pub fn cmd(&self, host: &str, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        self.on(host, &self.user, program)
+    }
+
+    /// A command of somebody's on a host.
+    pub fn on(&self, host: &str, who: &Who, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        let path = format!(
+            "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            self.directory.join("bin").display(),
+            machine::programs().display()
+        );
+        let cmd = Cmd::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.space(host)))
+            .args(["unshare", "--uts", "sh", "-c", AS_HOST, host])
+            .env("PATH", path)
+            .env("HOME", &who.home)
+            .env("BERTH_STATE", self.state(host))
+            .dir(self.work());
+        let cmd = if who.is_root() {
+            cmd
+        } else {
+            let (uid, gid) = (format!("--reuid={}", who.uid), format!("--regid={}", who.gid));
+            cmd.args(["setpriv", &uid, &gid, "--init-groups"])
+        };
+        cmd.arg(program)
+    }
+
+    /// Starts a cluster on a host.
+    pub fn up(&self, host: &str, config: &str) {
+        if !config.is_empty() {
+            std::fs::write(self.state(host).join("berth.toml"), config).unwrap();
+        }
+        self.root(host, "berth").args(["up", "--detach"]).ok();
+    }
+
+    /// A token of the cluster on a host.
+    pub fn token(&self, host: &str, options: &[&str]) -> String {
+        self.root(host, "berth").args(["token", "create"]).args(options).ok().text().trim().to_string()
+    }
+
+    /// Has a host join the cluster of the first one.
+    pub fn join(&self, host: &str, token: &str) {
+        self.root(host, "berth").args(["join", "10.77.0.1", token, "--detach"]).ok();
+    }
+
+    /// Cuts a host off, or connects it again.
+    pub fn link(&self, host: &str, up: bool) {
+        let at = self.names.iter().position(|name| name == host).unwrap();
+        ip(&format!("-n {} link set p{at} {}", self.space("switch"), if up { "up" } else { "down" }));
+    }
+
+    /// Process id of a daemon of a host: `agent` or `controller`.
+    pub fn pid(&self, host: &str, daemon: &str) -> i32 {
+        let text = std::fs::read(self.state(host).join("run").join(format!("{daemon}.json"))).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        i32::try_from(value["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Kills a daemon of a host without warning and waits until it is gone.
+    pub fn kill_9(&self, host: &str, daemon: &str) {
+        let pid = self.pid(host, daemon);
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        assert!(wait(10, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
+    }
+
+    /// Waits until `sinfo` on the first host shows a node in a state that begins so.
+    pub fn wait_node(&self, node: &str, state: &str, seconds: u64) {
+        let head = self.names[0].clone();
+        let show = || self.root(&head, "sinfo").args(["-h", "-n", node, "-o", "%T"]).run().text();
+        let seen = wait(seconds, || show().trim().starts_with(state).then_some(()));
+        assert!(seen.is_some(), "{node} is '{}' and not {state} after {seconds} s", show().trim());
+    }
+
+    fn logs(&self) {
+        for name in &self.names {
+            for log in std::fs::read_dir(self.state(name).join("log")).into_iter().flatten().flatten() {
+                let text = std::fs::read(log.path()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                let lines: Vec<&str> = text.lines().collect();
+                eprintln!(
+                    "--- {}\n{}",
+                    log.path().display(),
+                    lines[lines.len().saturating_sub(30)..].join("\n")
+                );
+            }
+        }
+    }
+
+    fn left(&self, directory: &Path, complaints: &mut Vec<String>) {
+        if wait(5, || leftovers::processes(directory).is_empty().then_some(())).is_none() {
+            for (pid, line) in leftovers::processes(directory) {
+                complaints.push(format!("process {pid} is left: {line}"));
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        for mount in leftovers::mounts(directory) {
+            complaints.push(format!("a mount is left: {mount}"));
+        }
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        let failing = std::thread::panicking();
+        if failing {
+            self.logs();
+        }
+        let mut complaints = Vec::new();
+        // Jobs are the controller's to end: it goes last, and while all are in reach.
+        let work = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for name in &self.names {
+                self.link(name, true);
+            }
+            let cancelled = self.root(&self.names[0], "scancel").args(["--state=RUNNING"]).limit(30).run();
+            let mut said = Vec::new();
+            if failing {
+                eprintln!("{cancelled}");
+            }
+            for name in self.names.iter().rev() {
+                let down = || self.root(name, "berth").arg("down").limit(60).run();
+                // What was cancelled takes a moment.
+                let stopped = wait(20, || Some(down()).filter(|output| output.rc == 0));
+                if stopped.is_none() {
+                    said.push(down().to_string());
+                    let _ = self.root(name, "berth").args(["down", "--keep-jobs"]).limit(60).run();
+                }
+            }
+            said
+        }));
+        match work {
+            Ok(said) => complaints.extend(said),
+            Err(_) => complaints.push("the hosts cannot be stopped".to_string()),
+        }
+        self.left(&self.directory, &mut complaints);
+        for name in &self.names {
+            for group in leftovers::control_groups(&self.state(name)) {
+                complaints.push(format!("a control group is left: {}", group.display()));
+            }
+        }
+        for name in self.names.iter().map(String::as_str).chain(["switch"]) {
+            let _ = Cmd::new("ip").args(["netns", "delete", &self.space(name)]).run();
+        }
+        let _ = Cmd::new("rm").arg("-rf").arg(&self.directory).run();
+        if complaints.is_empty() {
+            return;
+        }
+        if failing {
+            eprintln!("also: {}", complaints.join("\nalso: "));
+        } else {
+            panic!("the hosts left something behind:\n{}", complaints.join("\n"));
+        }
+    }
+}

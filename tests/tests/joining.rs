@@ -1,0 +1,181 @@
+//! Clusters of several machines: network namespaces with names and state directories of their own, that reach each other by the
+//! network alone.
+
+use berth_tests::sandbox::wait;
+use berth_tests::{Hosts, images};
+use std::time::Duration;
+
+/// A controller's machine that runs no jobs of its own, and two compute nodes.
+fn three() -> Hosts {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &["--uses", "2"]);
+    hosts.join("n1", &token);
+    hosts.join("n2", &token);
+    hosts
+}
+
+#[test]
+fn machines_join_with_a_token_and_run_jobs_as_root() {
+    let hosts = three();
+    let listed = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
+    for name in ["n1", "n2"] {
+        assert!(listed.lines().any(|l| l.starts_with(name) && l.ends_with("yes")), "{listed}");
+        hosts.wait_node(name, "idle", 10);
+        // Streams in both directions, exit codes, and the host's name.
+        let told = hosts.cmd("head", "srun").args(["-w", name, "hostname"]).ok().text();
+        assert_eq!(told.trim(), name);
+    }
+    let told = hosts.cmd("head", "srun").args(["-w", "n2", "cat"]).stdin(b"by way of the controller\n").ok();
+    assert_eq!(told.text().trim_end(), "by way of the controller", "{told}");
+    let failed = hosts.cmd("head", "srun").args(["-w", "n1", "sh", "-c", "echo no >&2; exit 7"]).run();
+    assert!(failed.rc == 7 && failed.err().contains("no"), "{failed}");
+    // In a container, with a step of the allocation made from within it.
+    let image = images::debian();
+    let told = hosts
+        .cmd("head", "srun")
+        .args(["-w", "n1", "--container-image"])
+        .arg(&image)
+        .args(["sh", "-c", ". /etc/os-release; echo $ID; srun --overlap hostname"])
+        .ok();
+    assert_eq!(told.text().lines().collect::<Vec<_>>(), ["debian", "n1"], "{told}");
+    // A batch script on a node without a controller asks by its job's socket.
+    std::fs::write(hosts.work().join("job.sh"), "#!/bin/sh\nhostname\nsrun hostname\nsqueue -h -o %i\n")
+        .unwrap();
+    let job = hosts.cmd("head", "sbatch").args(["--parsable", "-w", "n2", "-o", "out", "job.sh"]).ok().text();
+    let seen = wait(20, || {
+        let text = std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+        (text.lines().collect::<Vec<_>>() == ["n2", "n2", job.trim()]).then_some(())
+    });
+    assert!(seen.is_some(), "{:?}", std::fs::read_to_string(hosts.work().join("out")));
+    // What users type on a compute node is told where to go.
+    hosts.cmd("n1", "squeue").fails().says(&[
+        "n1 of the cluster at 10.77.0.1:7817",
+        "login node",
+        "inside a job",
+    ]);
+    // One step on several nodes is not there yet, and said so.
+    hosts.cmd("head", "srun").args(["-N2", "hostname"]).fails().says(&["--nodes", "one node", "-N1"]);
+    // Root's jobs are off once machines have joined.
+    hosts.root("head", "srun").arg("true").fails().says(&["root_jobs"]);
+}
+
+#[test]
+fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "");
+    // Before the first token there is no port.
+    hosts.root("n1", "berth").args(["join", "10.77.0.1", "berth1.x.y.z"]).fails().says(&["token"]);
+    let token = hosts.token("head", &[]);
+    hosts.join("n1", &token);
+    // Used up.
+    hosts
+        .root("n2", "berth")
+        .args(["join", "10.77.0.1", &token])
+        .fails()
+        .says(&["not valid", "berth token create"]);
+    // Of another secret, and of another authority: the machine itself refuses the latter.
+    let other = hosts.token("head", &[]);
+    let mut parts: Vec<String> = other.split('.').map(str::to_string).collect();
+    let swap = |text: &str| text.chars().rev().collect::<String>();
+    let (secret, authority) = (parts[2].clone(), parts[3].clone());
+    parts[2] = swap(&secret);
+    hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).run();
+    parts[2] = secret;
+    parts[3] = swap(&authority);
+    let lied = hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).fails();
+    assert!(!lied.err().contains(&other[8..30]), "an error repeats the token: {lied}");
+    // One name is one machine's.
+    hosts
+        .root("n2", "berth")
+        .args(["join", "10.77.0.1", &other, "--name", "n1"])
+        .fails()
+        .says(&["n1", "berth node remove"]);
+    hosts.join("n2", &other);
+    hosts.root("n2", "berth").args(["join", "10.77.0.1", &other]).fails().says(&["already", "berth leave"]);
+    // Who joins for approval waits for it.
+    hosts.root("n2", "berth").arg("down").ok();
+    hosts.root("n2", "berth").arg("leave").ok();
+    hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
+    let token = hosts.token("head", &["--approval"]);
+    hosts.root("n2", "berth").args(["join", "10.77.0.1", &token, "--detach"]).ok();
+    std::thread::sleep(Duration::from_secs(1));
+    let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
+    assert!(!listed.contains("n2"), "{listed}");
+    hosts.root("head", "berth").args(["node", "approve", "n2"]).ok();
+    hosts.wait_node("n2", "idle", 20);
+}
+
+#[test]
+fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root() {
+    let hosts = three();
+    hosts.wait_node("n1", "idle", 10);
+    hosts.root("n1", "berth").args(["node", "rotate-key"]).ok();
+    let told = wait(20, || {
+        let told = hosts.cmd("head", "srun").args(["-w", "n1", "-t", "1", "hostname"]).limit(20).run();
+        (told.rc == 0).then_some(told.text())
+    });
+    assert_eq!(told.as_deref().map(str::trim), Some("n1"));
+    // A copy of everything that n2 has is good for nothing once n2 is removed.
+    hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
+    let gone = wait(10, || {
+        let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
+        (!listed.contains("n2")).then_some(())
+    });
+    assert!(gone.is_some(), "a removed machine is still a node");
+    let log = wait(15, || {
+        let text = std::fs::read_to_string(hosts.state("n2").join("log/agent.log")).unwrap_or_default();
+        text.contains("join again with a new token").then_some(())
+    });
+    assert!(log.is_some(), "the removed machine is not told why it is refused");
+    let audit = hosts.root("head", "berth").arg("audit").ok().text();
+    assert!(audit.contains("n2"), "{audit}");
+}
+
+#[test]
+fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "front", "desk"]);
+    let user = hosts.user().name.clone();
+    hosts.up("head", &format!("administrators = [\"{user}\"]\n"));
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.join("front", &hosts.token("head", &["--role", "login"]));
+    hosts.join("desk", &hosts.token("head", &["--role", "login", "--administrators"]));
+    hosts.wait_node("n1", "idle", 10);
+    let told = hosts.cmd("front", "srun").args(["-w", "n1", "sh", "-c", "hostname; id -un"]).ok();
+    assert_eq!(told.text().lines().collect::<Vec<_>>(), ["n1", user.as_str()], "{told}");
+    // Root of a login node is nobody, and an administrator an ordinary user, unless the token said otherwise.
+    hosts.root("front", "squeue").fails().says(&["root of the login node front"]);
+    hosts.root("desk", "squeue").fails().says(&["root of the login node desk"]);
+    hosts.cmd("front", "berth").args(["token", "create"]).fails().says(&["only for administrators"]);
+    hosts
+        .cmd("front", "scontrol")
+        .args(["update", "NodeName=n1", "State=DRAIN", "Reason=x"])
+        .fails()
+        .says(&["administrator"]);
+    hosts.cmd("desk", "berth").args(["token", "ls"]).ok();
+    hosts.cmd("head", "berth").args(["token", "ls"]).ok();
+    // No jobs run there.
+    let listed = hosts.cmd("front", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
+    assert!(!listed.contains("front") && !listed.contains("desk"), "{listed}");
+}
+
+#[test]
+fn steps_and_their_streams_outlive_links_and_daemons_as_root() {
+    let hosts = three();
+    hosts.wait_node("n1", "idle", 10);
+    let script = "i=0; while [ $i -lt 120 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; exit 5";
+    let mut step = hosts.cmd("head", "srun").args(["-w", "n1", "sh", "-c", script]).limit(120).spawn();
+    step.wait_for("line 5", 20);
+    hosts.kill_9("head", "controller");
+    hosts.root("head", "berth").args(["up", "--detach"]).ok();
+    hosts.kill_9("n1", "agent");
+    hosts.root("n1", "berth").args(["up", "--detach"]).ok();
+    hosts.link("n1", false);
+    std::thread::sleep(Duration::from_secs(3));
+    hosts.link("n1", true);
+    let ended = step.finish();
+    assert_eq!(ended.rc, 5, "{ended}");
+    assert!(ended.text().contains("line 119"), "{ended}");
+    let rows = hosts.cmd("head", "sacct").args(["-n", "-P", "-o", "State,ExitCode"]).ok().text();
+    assert!(rows.lines().next().is_some_and(|row| row == "FAILED|5:0"), "{rows}");
+}
