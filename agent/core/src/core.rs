@@ -372,7 +372,8 @@ impl AgentCore {
         if run.ending || run.finished.contains(&key.step) {
             return;
         }
-        if fresh {
+        // Of a run that was adopted without steps nothing tells the limit but this.
+        if run.limit.is_none() {
             run.limit = start.job_time_left.map(|left| now + left);
             run.warn = run.limit.zip(start.warn).map(|(limit, warn)| (limit - warn.before, warn));
         }

@@ -603,3 +603,34 @@ fn what_an_epilog_failed_of_is_told_with_the_end_each_time() {
     let told = |e: &AgentEffect| matches!(e, AgentEffect::Send(FromAgent::JobGone { epilog: Some(why), .. }) if why == "why");
     assert_eq!(n.count(told), 2);
 }
+
+#[test]
+fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
+    // The agent ended after it had made the job's parts, and before it started anything.
+    let mut n = Node::new(vec![]);
+    let config = AgentConfig {
+        node: "n1".into(),
+        boot_id: "b".into(),
+        boot_time: Time(0),
+        agent_start: Time(0),
+        version: "1".into(),
+        hardware: Hardware::default(),
+        term: Term(3),
+        prolog: false,
+    };
+    let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
+    n.core = AgentCore::new(config, vec![], vec![found], n.now);
+    n.event(AgentEvent::Connected);
+    n.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
+    n.start(Start { job_time_left: Some(Span::from_secs(60)), ..start(BATCH, 3) });
+    n.ready(BATCH);
+    let limit = n.now + Span::from_secs(60);
+    let kept =
+        |e: &AgentEffect| matches!(e, AgentEffect::Spawn { timers, .. } if timers.job_limit == Some(limit));
+    assert_eq!(n.count(kept), 1);
+    // No controller is needed for it.
+    n.event(AgentEvent::Disconnected);
+    n.blows();
+    n.later(Span::from_secs(61));
+    assert_eq!(n.blows(), [18, 15]);
+}

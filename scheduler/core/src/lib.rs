@@ -14,6 +14,7 @@ mod job;
 mod launch;
 mod listing;
 mod node;
+mod pace;
 mod place;
 mod rows;
 mod snapshot;
@@ -25,6 +26,7 @@ pub use cluster::{Cluster, RestoreError, go_on_from};
 pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
 pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
 pub use job::{View, job_info};
+pub use pace::Pace;
 pub use rows::{
     Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION,
     Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,

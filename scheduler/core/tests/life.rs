@@ -9,6 +9,7 @@ use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
+use berth_sched_core::{Phase, Write};
 use common::*;
 
 const FAILED: ExitStatus = ExitStatus { code: 3, signal: 0 };
@@ -635,4 +636,80 @@ fn a_step_that_runs_is_entered_where_it_is_with_what_it_has() {
     w.exited("n1", first, ExitStatus::OK);
     let text = why(create(&mut w, 1000, entering("y", StepId::Number(0), None)));
     assert!(text.contains("is over (COMPLETED)"), "{text}");
+}
+
+/// How the first run's script ended, as its last row says it.
+fn script_on_record(w: &World, id: JobId) -> Option<ExitStatus> {
+    let row = w.writes.iter().rev().find_map(|write| match write {
+        Write::PutStep(row) if row.key == batch_key(id, 0) => Some(row),
+        _ => None,
+    });
+    row?.nodes[0].exit.as_ref().map(|exit| exit.status)
+}
+
+#[test]
+fn how_a_run_ended_is_on_record_although_its_job_runs_again() {
+    let killed = ExitStatus { code: 0, signal: 15 };
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    w.request(actor(1000), Request::Requeue(vec![JobSelector::Job(id)])).unwrap();
+    // The exit comes with the end of the run, and the next run begins in the same event.
+    let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(killed)))];
+    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
+    assert_eq!((w.state(id), w.info(id).attempt), (JobState::Running, Attempt(1)));
+    assert_eq!(script_on_record(&w, id), Some(killed));
+
+    // So does what a node loses by a new boot.
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    w.hello("n1", "another boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!((w.state(id), w.info(id).attempt), (JobState::Running, Attempt(1)));
+    assert_eq!(script_on_record(&w, id), Some(ExitStatus { code: 0, signal: 9 }));
+}
+
+#[test]
+fn a_job_that_is_not_kept_in_memory_is_on_record_as_it_ended() {
+    let mut w = World::new(&Config { min_job_age_seconds: 0, ..Config::default() });
+    w.node("n1", hardware(4, 1, 4000, 2));
+    let id = w.batch("a", |_| {});
+    let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(FAILED)))];
+    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
+    assert!(!w.core.snapshot().knows(id));
+    assert_eq!(script_on_record(&w, id), Some(FAILED));
+    let row = w.writes.iter().rev().find_map(|write| match write {
+        Write::PutJob(row) => Some(&row.phase),
+        _ => None,
+    });
+    let Some(Phase::Ended { result, .. }) = row else { panic!("its end is on no record") };
+    assert_eq!((result.state, result.exit), (JobState::Failed, FAILED));
+}
+
+#[test]
+fn a_hello_said_again_says_nothing_of_a_step_on_its_way() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    let script = (JobSelector::Job(id), Some(StepId::Batch));
+    let cancel = CancelRequest { jobs: vec![script], ..Default::default() };
+    w.request(actor(1000), Request::Cancel(cancel)).unwrap();
+    w.sent.clear();
+    // The agent repeated it before the Start reached it.
+    w.tell("n1", |_| FromAgent::Hello {
+        node: "n1".into(),
+        boot_id: "boot".into(),
+        boot_time: Default::default(),
+        agent_start: Default::default(),
+        version: "1".into(),
+        hardware: hardware(4, 1, 4000, 2),
+        term: Term(0),
+        steps: vec![],
+        jobs: vec![],
+    });
+    assert_eq!(w.state(id), JobState::Running);
+    assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Terminate { key, .. } if *key == batch_key(id, 0))));
+    // It is the same registration: whichever of both answers is lost, the agent is heard.
+    let first = Session((1 << 32) | 1);
+    assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Welcome { session, .. } if *session == first)));
+    // Another connection's first word counts: the step is not there.
+    w.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(w.state(id), JobState::Completing);
 }

@@ -3,33 +3,43 @@
 use crate::world::World;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::link::EndCause;
-use berth_model::state::{ExitStatus, JobState};
+use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_sched_core::{Phase, StepRow, TaskSet, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
     /// Whether every job has ended and every machine is empty.
     pub(crate) fn all_quiet(&self) -> bool {
-        let Some(core) = &self.core else { return false };
-        core.snapshot().jobs().all(|j| j.state.is_terminal())
-            && self.machines.values().all(|m| m.up && m.jobs.is_empty() && m.spool.is_empty())
-    }
-
-    /// What still goes on, for the message.
-    pub(crate) fn what_is_left(&self) -> String {
-        let jobs: Vec<String> = self
-            .core
-            .iter()
-            .flat_map(|c| c.snapshot().jobs().collect::<Vec<_>>())
-            .filter(|j| !j.state.is_terminal())
-            .map(|j| format!("{} {} {}", j.id, j.state, j.reason))
-            .collect();
-        let machines: Vec<String> = self
+        let Some(core) = &self.controller.core else { return false };
+        let snapshot = core.snapshot();
+        // The records of jobs are put together only when the machines are empty.
+        let empty = self
             .machines
             .values()
-            .map(|m| format!("{} up={} jobs={:?} spool={:?}", m.name, m.up, m.jobs.keys(), m.spool.keys()))
-            .collect();
-        format!("jobs: {}; machines: {}", jobs.join(", "), machines.join("; "))
+            .all(|m| m.agent.is_some() && m.connection.is_some() && m.jobs.is_empty() && m.spool.is_empty());
+        empty && snapshot.jobs().all(|j| j.state.is_terminal())
+    }
+
+    /// When all is over, controller and agents must say the same: nothing is left, and every node takes work.
+    pub(crate) fn compare_views(&self) -> Result<(), String> {
+        let Some(core) = &self.controller.core else { return Err("the controller is down".into()) };
+        core.audit()?;
+        for node in core.snapshot().nodes() {
+            let c = &node.condition;
+            if node.allocated.cpu > 0 || node.allocated.mem > 0 || node.completing {
+                return Err(format!("{} holds {:?} when all is over", node.name, node.allocated));
+            }
+            if c.down || c.drain || c.fail || c.not_responding {
+                return Err(format!("{} is not in service when all is over: {c:?}", node.name));
+            }
+        }
+        if let Some(node) = self.machines.keys().find(|n| !self.looked.iter().any(|seen| seen.contains(*n))) {
+            return Err(format!("{node} did not register once more"));
+        }
+        if let Some(login) = self.store.logins().next() {
+            return Err(format!("the login {login:?} is still there when all is over"));
+        }
+        self.client.check_known(core, &self.store)
     }
 
     /// Compares all records with what ran.
@@ -44,11 +54,20 @@ impl World {
         for step in steps.values() {
             self.compare_step(step)?;
         }
-        for ((key, node), ran) in &self.ran {
-            let lost =
-                self.restored.as_ref().is_some_and(|r| key.job < r.before && key.attempt.0 < r.attempts);
-            if ran.status.is_some() && !steps.contains_key(key) && !lost {
+        for (key, node) in self.truth.ran.keys() {
+            let known = steps.get(key).is_some_and(|step| step.nodes.iter().any(|part| part.node == *node));
+            if !known && !self.is_forgotten(*key) {
                 return Err(format!("step {key} ran on {node} and has no record"));
+            }
+        }
+        for ((key, node), promised) in &self.truth.promised {
+            if self.is_forgotten(*key) {
+                continue;
+            }
+            let parts = steps.get(key).into_iter().flat_map(|step| &step.nodes);
+            let found = parts.filter(|part| part.node == *node).find_map(|part| part.exit.as_ref());
+            if found.map(|exit| exit.status) != Some(*promised) {
+                return Err(format!("the exit of {key} on {node} was acknowledged as {promised}: {found:?}"));
             }
         }
         let mut arrays: BTreeMap<JobId, Vec<u32>> = BTreeMap::new();
@@ -71,6 +90,15 @@ impl World {
             {
                 return Err(format!("job {} is COMPLETED, and its script was not", row.job));
             }
+            let failed = result.state == JobState::Failed && matches!(result.reason, Reason::NonZeroExitCode);
+            if let (true, Some(batch)) = (failed, steps.get(&key))
+                && !batch.nodes.iter().any(|p| self.truth(key, &p.node) == Some(result.exit))
+            {
+                return Err(format!(
+                    "job {} is FAILED with {}, and its script was not",
+                    row.job, result.exit
+                ));
+            }
         }
         for (array, mut tasks) in arrays {
             let spec =
@@ -86,20 +114,32 @@ impl World {
     }
 
     fn truth(&self, key: StepKey, node: &NodeName) -> Option<ExitStatus> {
-        self.ran.get(&(key, node.clone())).and_then(|r| r.status)
+        self.truth.ran.get(&(key, node.clone())).and_then(|r| r.status)
     }
 
+    /// Each exit on record is the true one, but for those that nobody can know, and of these there is evidence.
     fn compare_step(&self, step: &StepRow) -> Result<(), String> {
+        let run = (step.key.job, step.key.attempt);
         for part in &step.nodes {
-            let Some(exit) = &part.exit else { continue };
-            let truth = self.truth(step.key, &part.node);
-            // Lost with its node, or never started: nobody can know how it ended.
-            let unknown = exit.ended_by == Some(EndCause::NodeFailed) || exit.launch_error.is_some();
-            let never = exit.ended_by.is_some() && truth.is_none();
-            if !unknown && !never && truth != Some(exit.status) {
+            let Some(exit) = &part.exit else {
+                return Err(format!("step {} has no exit on {} when all is over", step.key, part.node));
+            };
+            let lost = self.truth.is_lost(run, &part.node) || self.is_forgotten(step.key);
+            let ran = self.truth.ran.get(&(step.key, part.node.clone()));
+            let told = exit.ended_by.is_some() || exit.launch_error.is_some();
+            let good = match ran {
+                // It never ran: because of an error, or because it was ended before.
+                None => told,
+                Some(ran) => {
+                    let same = ran.status == Some(exit.status) && !ran.untold;
+                    same || (ran.untold && exit.launch_error.is_some())
+                        || (lost && exit.ended_by == Some(EndCause::NodeFailed))
+                }
+            };
+            if !good {
                 return Err(format!(
-                    "step {} ended on {} with {truth:?}, the record says {}",
-                    step.key, part.node, exit.status
+                    "step {} ended on {} as {ran:?} (evidence of its loss: {lost}), the record says {exit:?}",
+                    step.key, part.node
                 ));
             }
         }

@@ -1,28 +1,32 @@
-//! Deterministic simulation of the production cores of controller and agent, from one seed: messages that are
-//! lost, late, doubled or out of order; controllers that die before and after a commit; commits that fail or
-//! that nobody knows of; agents that die and find their steps again; machines that reboot. First safety, after
-//! each event; then, when the faults stop, liveness: everything ends, and the records say what really ran.
+//! Deterministic simulation of the production cores of controller and agent, from one seed: messages that are lost, late,
+//! doubled or out of order, partitions for minutes and one way, controllers that die before, during and after a commit, commits
+//! that fail or that nobody knows of, full disks, clocks that jump or stand still, agents and supervisors that die at any
+//! moment, machines that reboot. First safety, after each event; then, when the faults stop, liveness: everything ends, and
+//! the records say what really ran.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod check;
+mod controller;
+mod faults;
+mod journal;
 mod machine;
+mod network;
 mod rng;
 mod store;
+mod truth;
 mod workload;
 mod world;
 
 use berth_model::time::Span;
+pub use journal::{Entry, Header};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
-/// What a run is like.
-#[derive(Clone, Debug)]
+/// What a run is like. How big it is and what goes wrong in it is drawn from the seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How many things clients do.
-    pub operations: u32,
-    /// The time in which they do them, and in which faults happen.
-    pub busy: Span,
     /// Whether faults happen at all.
     pub faults: bool,
     /// Whether the controller is lost once and made anew of a backup. No node is declared down in such a run: nothing but the
@@ -36,14 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            operations: 60,
-            busy: Span::from_mins(5),
-            faults: true,
-            backups: false,
-            patience: Span::from_mins(240),
-            max_events: 2_000_000,
-        }
+        Options { faults: true, backups: false, patience: Span::from_mins(120), max_events: 1_000_000 }
     }
 }
 
@@ -54,7 +51,7 @@ pub struct Report {
     pub seed: u64,
     /// Events that happened.
     pub events: u64,
-    /// What was done and what was suffered, by name.
+    /// What was done, suffered and seen, by name.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
@@ -66,67 +63,117 @@ pub struct Failure {
     pub seed: u64,
     /// What did not hold.
     pub why: String,
-    /// Every event up to there, one a line.
-    pub log: Vec<String>,
 }
 
 impl std::fmt::Debug for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self} ({} lines of log)", self.log.len())
+        write!(f, "{self}")
     }
+}
+
+/// Every kind of fault that a world can have, by the name under which a report counts it.
+pub fn fault_kinds() -> impl Iterator<Item = &'static str> {
+    faults::KINDS.iter().map(|(_, name)| *name)
 }
 
 /// Runs the world of `seed`. The same seed and options give the same run, on every machine.
 ///
 /// # Errors
-/// What did not hold, with the log of all events.
+/// What did not hold.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
-    match attempt(seed, options, false) {
-        Ok(report) => Ok(report),
-        // The log is written only for a run that fails: the run is the same a second time.
-        Err(_) => match attempt(seed, options, true) {
-            Err(failure) => Err(failure),
-            Ok(report) => Err(Box::new(Failure {
-                seed,
-                why: format!(
-                    "it failed once and passed once: the run depends on something else ({} events)",
-                    report.events
-                ),
-                log: Vec::new(),
-            })),
-        },
+    let mut steps = Steps::begin(seed, options, false)?;
+    while steps.advance()? {}
+    Ok(steps.report())
+}
+
+/// A run, event by event.
+pub struct Steps {
+    seed: u64,
+    world: World,
+}
+
+impl Steps {
+    /// The run of `seed` before its first event. With `log` every event is kept until [`Steps::entry`] takes it.
+    ///
+    /// # Errors
+    /// A world that cannot be made.
+    pub fn begin(seed: u64, options: &Options, log: bool) -> Result<Steps, Box<Failure>> {
+        let world = World::new(seed, options, log).map_err(|why| Box::new(Failure { seed, why }))?;
+        Ok(Steps { seed, world })
+    }
+
+    /// The first line of the run's log.
+    pub fn header(&self) -> Header {
+        Header {
+            berth_sim: 1,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            seed: self.seed,
+            faults: self.world.options.faults,
+            backups: self.world.options.backups,
+        }
+    }
+
+    /// Lets the next event happen; false when the run is over and everything held.
+    ///
+    /// # Errors
+    /// What did not hold, an assertion of a core included. Nothing more can be made of the run then but [`Steps::entry`] and
+    /// [`Steps::state`].
+    pub fn advance(&mut self) -> Result<bool, Box<Failure>> {
+        let world = AssertUnwindSafe(&mut self.world);
+        let result = catch_unwind(|| {
+            let world = world;
+            world.0.advance()
+        });
+        let result = result.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(format!("assertion: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?")))
+        });
+        result.map_err(|why| Box::new(Failure { seed: self.seed, why }))
+    }
+
+    /// The event that has just happened, where a log is kept.
+    pub fn entry(&mut self) -> Option<Entry> {
+        self.world.journal.as_mut()?.entries.pop()
+    }
+
+    /// All of the state, for people.
+    pub fn state(&self) -> String {
+        self.world.in_many_words()
+    }
+
+    /// What happened until now.
+    pub fn report(&self) -> Report {
+        Report { seed: self.seed, events: self.world.events, counts: self.world.counts.clone() }
     }
 }
 
-fn attempt(seed: u64, options: &Options, log: bool) -> Result<Report, Box<Failure>> {
-    let fail = |why: String| Box::new(Failure { seed, why, log: Vec::new() });
-    let mut world = World::new(seed, options, log).map_err(fail)?;
-    // An assertion of a core is a finding like any other, and must leave the log behind.
-    let result = catch_unwind(AssertUnwindSafe(|| both_phases(&mut world)));
-    let result = result.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        Err(format!("assertion: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?")))
-    });
-    match result {
-        Ok(()) => Ok(Report { seed, events: world.events, counts: world.counts }),
-        Err(why) => Err(Box::new(world.failure(seed, why))),
+/// Writes the log of a run: its header, and one line for each event. What did not hold is the last line, and returned.
+///
+/// # Errors
+/// As writing.
+pub fn write_log(
+    seed: u64,
+    options: &Options,
+    out: &mut dyn std::io::Write,
+) -> std::io::Result<Result<Report, Box<Failure>>> {
+    let mut steps = match Steps::begin(seed, options, true) {
+        Ok(steps) => steps,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    writeln!(out, "{}", serde_json::to_string(&steps.header())?)?;
+    loop {
+        let result = steps.advance();
+        if let Some(entry) = steps.entry() {
+            writeln!(out, "{}", entry.line())?;
+        }
+        match result {
+            Ok(true) => {}
+            Ok(false) => return Ok(Ok(steps.report())),
+            Err(failure) => {
+                let last = serde_json::json!({ "broken": failure.why });
+                writeln!(out, "{last}")?;
+                return Ok(Err(failure));
+            }
+        }
     }
-}
-
-fn both_phases(world: &mut World) -> Result<(), String> {
-    let start = world.now;
-    world.run(start + world.options.busy, |_| false)?;
-    world.calm()?;
-    // What is down comes back, then clients ask for everything to end.
-    world.run(world.now + Span::from_mins(3), |_| false)?;
-    world.wishes_for_the_end();
-    let settled = world.now + Span::from_secs(30);
-    world.run(settled, |_| false)?;
-    let end = world.now + world.options.patience;
-    if !world.run(end, World::all_quiet)? {
-        return Err(format!("not everything ended: {}", world.what_is_left()));
-    }
-    // The last changes are committed.
-    world.run(world.now + Span::from_secs(1), |_| false)?;
-    world.compare_records()
 }

@@ -6,8 +6,8 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
 use berth_model::state::ExitStatus;
-use berth_model::time::Time;
-use std::collections::BTreeMap;
+use berth_model::time::{Span, Time};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a simulated program does: `MILLISECONDS CODE HOW`, where `HOW` is `plain`, `stubborn` (ignores
 /// SIGTERM) or `oom`.
@@ -44,10 +44,29 @@ pub(crate) struct Supervised {
     pub(crate) launch: StepLaunch,
     pub(crate) timers: StepTimers,
     pub(crate) pull: Option<ImagePull>,
+    /// False where the agent ended after it had written the entry and before there was a supervisor.
+    pub(crate) born: bool,
     pub(crate) running: bool,
     pub(crate) exit: Option<StepExit>,
+    /// The supervisor is gone and left no exit.
+    pub(crate) gone: bool,
     /// Grows when the end is moved, so that earlier plans of an end do not count.
     pub(crate) plan: u64,
+}
+
+impl Supervised {
+    /// Whether tasks of it can be alive.
+    pub(crate) fn lives(&self) -> bool {
+        self.born && self.exit.is_none() && !self.gone
+    }
+}
+
+/// Messages of a node that do not get through, until when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocked {
+    pub(crate) until: Time,
+    pub(crate) to_controller: bool,
+    pub(crate) to_agent: bool,
 }
 
 /// A machine.
@@ -55,7 +74,19 @@ pub(crate) struct Machine {
     pub(crate) name: NodeName,
     pub(crate) hardware: Hardware,
     pub(crate) boot: u64,
+    /// When it booted: its own clock counts from there.
+    booted: Time,
+    /// How long its clock stood still.
+    pub(crate) stalled: Span,
     pub(crate) up: bool,
+    /// Nothing on it happens before.
+    pub(crate) frozen: Option<Time>,
+    pub(crate) blocked: Option<Blocked>,
+    /// Its disk has no room until then.
+    pub(crate) full: Option<Time>,
+    /// How long no agent was at work in this boot, on its own clock, and since when there is none.
+    pub(crate) unattended: Span,
+    pub(crate) alone_since: Time,
     pub(crate) term: Term,
     pub(crate) agent: Option<AgentCore>,
     /// Grows with each start of the agent.
@@ -68,17 +99,26 @@ pub(crate) struct Machine {
     pub(crate) prolog: bool,
     /// Runs whose prolog was begun, and whether it ended well: a second time would be a mistake then.
     pub(crate) prologs: BTreeMap<(JobId, Attempt), bool>,
+    /// Runs whose parts could not be made.
+    pub(crate) unmade: BTreeSet<(JobId, Attempt)>,
     /// When the agent was last asked to wake, to plan each wake once.
     pub(crate) wake: Option<Time>,
 }
 
 impl Machine {
-    pub(crate) fn new(name: NodeName, hardware: Hardware) -> Machine {
+    pub(crate) fn new(name: NodeName, hardware: Hardware, booted: Time) -> Machine {
         Machine {
             name,
             hardware,
             boot: 1,
+            booted,
+            stalled: Span(0),
             up: true,
+            frozen: None,
+            blocked: None,
+            full: None,
+            unattended: Span(0),
+            alone_since: booted,
             term: Term(0),
             agent: None,
             agent_life: 0,
@@ -87,12 +127,30 @@ impl Machine {
             jobs: BTreeMap::new(),
             prolog: false,
             prologs: BTreeMap::new(),
+            unmade: BTreeSet::new(),
             wake: None,
         }
     }
 
+    /// What its own clock shows: that since boot.
+    pub(crate) fn clock(&self, now: Time) -> Time {
+        Time(now.since(self.booted).0 - self.stalled.0)
+    }
+
+    /// Whether its disk has no room.
+    pub(crate) fn is_full(&self, now: Time) -> bool {
+        self.full.is_some_and(|until| now < until)
+    }
+
     /// Starts the agent: with what the spool says.
     pub(crate) fn start_agent(&mut self, now: Time) {
+        self.unattended = Span(self.unattended.0 + now.since(self.alone_since).0);
+        self.unmade.clear();
+        self.spool.retain(|_, s| s.born);
+        // With a run's parts goes the word that its prolog ran.
+        let jobs = &self.jobs;
+        self.prologs.retain(|run, _| jobs.contains_key(run));
+        let now = self.clock(now);
         let config = AgentConfig {
             node: self.name.clone(),
             boot_id: format!("boot-{}", self.boot),
@@ -109,6 +167,7 @@ impl Machine {
             pull: s.pull.clone(),
             phase: match (&s.exit, s.running) {
                 (Some(exit), _) => AdoptedPhase::Exited(exit.clone()),
+                (None, _) if s.gone => AdoptedPhase::Gone,
                 (None, true) => AdoptedPhase::Running,
                 (None, false) => AdoptedPhase::Starting,
             },
@@ -125,14 +184,29 @@ impl Machine {
     }
 
     /// The machine loses power: nothing survives but the term file.
-    pub(crate) fn reboot(&mut self) {
+    pub(crate) fn reboot(&mut self, now: Time) {
         self.boot += 1;
+        self.booted = now;
+        self.stalled = Span(0);
+        self.unattended = Span(0);
+        self.alone_since = now;
+        self.frozen = None;
+        self.full = None;
+        self.prologs.clear();
+        self.unmade.clear();
         self.up = false;
         self.agent = None;
         self.connection = None;
         self.spool.clear();
         self.jobs.clear();
-        self.prologs.clear();
+        self.wake = None;
+    }
+
+    /// The agent's process ends; what it made stays.
+    pub(crate) fn stop_agent(&mut self, now: Time) {
+        self.agent = None;
+        self.agent_life += 1;
+        self.alone_since = now;
         self.wake = None;
     }
 

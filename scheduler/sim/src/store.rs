@@ -1,7 +1,8 @@
 //! A store that keeps rows in the form that the real one has, and fails when it is told to.
 
-use berth_model::ids::{JobId, StepKey};
+use berth_model::ids::{JobId, NodeName, StepKey};
 use berth_model::request::Payload;
+use berth_model::time::Time;
 use berth_sched_core::{
     CommitError, JobRow, MemberRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, TokenRow,
     Write,
@@ -33,8 +34,13 @@ pub(crate) struct ModelStore {
     members: BTreeMap<String, Vec<u8>>,
     tokens: BTreeMap<String, Vec<u8>>,
     log: BTreeMap<u64, Vec<u8>>,
+    /// The boot of each node, as its row has it.
+    boots: BTreeMap<NodeName, String>,
     payloads: BTreeMap<PayloadKey, Vec<u8>>,
     retired: BTreeSet<JobId>,
+    /// The highest cluster time on record, and that which the next commit records.
+    pub(crate) clock: Time,
+    pub(crate) next_clock: Time,
     pub(crate) mood: Mood,
 }
 
@@ -65,6 +71,7 @@ impl Store for ModelStore {
 
 impl ModelStore {
     fn write_all(&mut self, writes: &[Write]) -> Result<(), CommitError> {
+        self.clock = self.clock.max(self.next_clock);
         for w in writes {
             match w {
                 Write::PutSpec(row) => drop(self.specs.insert(row.job, write(&**row)?)),
@@ -73,7 +80,10 @@ impl ModelStore {
                 Write::PutStep(row) => drop(self.steps.insert(row.key, write(&**row)?)),
                 Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(&**payload)?)),
                 Write::DeletePayload(key) => drop(self.payloads.remove(key)),
-                Write::PutNode(row) => drop(self.nodes.insert(row.name.0.clone(), write(&**row)?)),
+                Write::PutNode(row) => {
+                    self.boots.insert(row.name.clone(), row.boot_id.clone());
+                    self.nodes.insert(row.name.0.clone(), write(&**row)?);
+                }
                 Write::DeleteNode(name) => drop(self.nodes.remove(&name.0)),
                 Write::PutMember(row) => drop(self.members.insert(row.name.0.clone(), write(&**row)?)),
                 Write::DeleteMember(name) => drop(self.members.remove(&name.0)),
@@ -122,6 +132,21 @@ impl ModelStore {
     pub(crate) fn payload(&self, key: PayloadKey) -> Result<Payload, String> {
         let text = self.payloads.get(&key).ok_or_else(|| format!("the payload {key:?} is gone"))?;
         read("a payload", text)
+    }
+
+    /// In which boot a node registered last.
+    pub(crate) fn boot(&self, node: &NodeName) -> Option<&String> {
+        self.boots.get(node)
+    }
+
+    /// Whether a controller that starts knows the job no more.
+    pub(crate) fn is_retired(&self, job: JobId) -> bool {
+        self.retired.contains(&job)
+    }
+
+    /// Logins that are still there.
+    pub(crate) fn logins(&self) -> impl Iterator<Item = &PayloadKey> {
+        self.payloads.keys().filter(|key| key.is_login())
     }
 
     pub(crate) fn job(&self, id: JobId) -> Result<Option<JobRow>, String> {

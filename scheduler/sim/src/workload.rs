@@ -7,8 +7,8 @@ use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid}
 use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
-    ArraySpec, BatchScript, ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector, JobSpec,
-    MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit,
+    ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
+    JobSpec, MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit, WarnSignal,
 };
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
@@ -23,6 +23,8 @@ pub(crate) enum ClientAct {
     New,
     /// Sends a request, again if it was not answered.
     Send(u64),
+    /// Does not wait any longer, and goes.
+    Leaves(u64),
     /// Gets an answer.
     Answer(RequestId, Box<Result<Response, Refusal>>),
 }
@@ -66,6 +68,26 @@ fn actor(uid: u32) -> Actor {
 }
 
 impl Client {
+    /// A request, for the log.
+    pub(crate) fn words(&self, wish: u64) -> String {
+        let Some(wish) = self.wishes.get(&wish) else { return "?".into() };
+        let uid = wish.actor.identity.uid;
+        match &wish.body {
+            Request::Submit { spec, payload, .. } => {
+                let script = payload.script.as_ref().map(|s| s.text.display().into_owned());
+                let r = &spec.resources;
+                format!(
+                    "user {uid} submits {} {:?} script {script:?} nodes {} tasks {:?} limit {:?} array {:?}",
+                    spec.submission.0, spec.kind, r.min_nodes, r.tasks, spec.time_limit, spec.array
+                )
+            }
+            Request::CreateStep { job, spec } => {
+                format!("user {uid} makes step {} in job {job}: {:?}", spec.submission.0, spec.argv)
+            }
+            other => format!("user {uid}: {other:?}"),
+        }
+    }
+
     /// Every promised job must be in the store, and known to the core unless it ended long ago.
     pub(crate) fn check_known(&self, core: &Cluster, store: &ModelStore) -> Result<(), String> {
         let snapshot = core.snapshot();
@@ -95,8 +117,7 @@ impl Client {
         Ok(())
     }
 
-    fn promise(&mut self, submission: &SubmissionId, job: JobId, kind: JobKind) -> Result<(), String> {
-        self.kinds.insert(job, kind);
+    fn promise(&mut self, submission: &SubmissionId, job: JobId) -> Result<(), String> {
         match self.promised.insert(submission.clone(), job) {
             Some(other) if other != job => {
                 Err(format!("submission {} became job {other} and job {job}", submission.0))
@@ -118,8 +139,8 @@ impl Client {
 
 impl World {
     pub(crate) fn plan_clients(&mut self) {
-        for _ in 0..self.options.operations {
-            let at = Span(self.rng.between(crate::world::FIRST.0, self.options.busy.0));
+        for _ in 0..self.chaos.operations {
+            let at = Span(self.rng.between(crate::world::FIRST.0, self.chaos.busy.0));
             self.plan(at, Happening::Client(ClientAct::New));
         }
     }
@@ -133,6 +154,7 @@ impl World {
                 Ok(())
             }
             ClientAct::Send(wish) => self.send_wish(wish),
+            ClientAct::Leaves(wish) => self.leaves(wish),
             ClientAct::Answer(request, result) => self.answered(request, *result),
         }
     }
@@ -161,12 +183,49 @@ impl World {
             return Ok(());
         }
         wish.request = request;
+        let leaves = matches!(wish.body, Request::CreateStep { .. });
         let (actor, body) = (wish.actor.clone(), wish.body.clone());
         self.client.next += 1;
         self.client.requests.insert(request, id);
         let again = Span(self.rng.between(2_000_000, 30_000_000));
         self.plan(again, Happening::Client(ClientAct::Send(id)));
+        if leaves && !self.calm && self.rng.permille(150) {
+            let after = self.span(100_000, 10_000_000);
+            self.plan(after, Happening::Client(ClientAct::Leaves(id)));
+        }
         self.control(Event::Client { request, actor, body })
+    }
+
+    /// The client of a request that is not answered goes away.
+    fn leaves(&mut self, id: u64) -> Result<(), String> {
+        let Some(wish) = self.client.wishes.get_mut(&id).filter(|w| !w.done && w.tries > 0) else {
+            return Ok(());
+        };
+        wish.done = true;
+        let request = wish.request;
+        self.count("clients that did not wait for their step");
+        self.control(Event::Abandoned { request })
+    }
+
+    /// An administrator does not hear of a node, and says that it is lost; and later that it may work again.
+    pub(crate) fn give_up(&mut self, node: &NodeName) {
+        let nodes = vec![node.clone()];
+        let down = Request::UpdateNode {
+            nodes: nodes.clone(),
+            state: NodeStateChange::Down,
+            reason: Some("not heard of".into()),
+        };
+        let resume = Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None };
+        let first = self.span(1_000_000, 40_000_000);
+        let then = Span(first.0 + self.rng.between(100_000, 60_000_000));
+        for (after, body) in [(first, down), (then, resume)] {
+            let id = self.client.next;
+            self.client.next += 1;
+            let actor = actor(0);
+            let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
+            self.client.wishes.insert(id, wish);
+            self.plan(after, Happening::Client(ClientAct::Send(id)));
+        }
     }
 
     fn answered(&mut self, request: RequestId, result: Result<Response, Refusal>) -> Result<(), String> {
@@ -183,13 +242,17 @@ impl World {
                 wish.done = true;
                 let (submission, kind, owner) = (spec.submission.clone(), spec.kind, wish.actor.clone());
                 self.count("jobs acknowledged");
-                self.client.promise(&submission, job, kind)?;
+                self.client.kinds.insert(job, kind);
+                debug_assert!(self.restored.is_some() || self.client.promised.get(&submission) == Some(&job));
                 if kind == JobKind::Alloc {
                     self.plan_end(job, owner);
                 }
             }
-            (Request::CreateStep { spec, .. }, Ok(Response::StepCreated { key, .. })) => {
+            (Request::CreateStep { spec, .. }, Ok(Response::StepCreated { key, waited, .. })) => {
                 wish.done = true;
+                if waited > Span(0) {
+                    *self.counts.entry("steps that waited for others").or_default() += 1;
+                }
                 let submission = spec.submission.clone();
                 self.count("steps acknowledged");
                 self.client.promise_step(&submission, key)?;
@@ -197,6 +260,29 @@ impl World {
             _ => wish.done = true,
         }
         Ok(())
+    }
+
+    /// An answer leaves the controller, whether it arrives or not: what it promises counts from here.
+    pub(crate) fn told(
+        &mut self,
+        request: RequestId,
+        result: &Result<Response, Refusal>,
+    ) -> Result<(), String> {
+        let wish = self.client.requests.get(&request).and_then(|wish| self.client.wishes.get(wish));
+        let (Some(wish), Ok(Response::Submitted { job, .. })) = (wish, result) else { return Ok(()) };
+        let Request::Submit { spec, .. } = &wish.body else { return Ok(()) };
+        let submission = spec.submission.clone();
+        if self.client.promised.contains_key(&submission) {
+            self.count("submissions acknowledged again");
+        }
+        if let Some(first) = self.client.promised.get(&submission).filter(|first| *first != job)
+            && self.store.is_retired(*first)
+        {
+            // The site keeps no job for long, and the retry came after that.
+            self.client.promised.remove(&submission);
+            self.count("submissions repeated after their job was forgotten");
+        }
+        self.client.promise(&submission, *job)
     }
 
     fn plan_end(&mut self, job: JobId, owner: Actor) {
@@ -222,7 +308,7 @@ impl World {
 
     fn some_job(&mut self) -> Option<JobId> {
         let mut jobs: Vec<JobId> = self.client.kinds.keys().copied().collect();
-        if let Some(core) = &self.core {
+        if let Some(core) = &self.controller.core {
             jobs.extend(core.snapshot().jobs().map(|j| j.id).take(50));
         }
         self.rng.pick(&jobs).copied()
@@ -241,6 +327,14 @@ impl World {
         })
     }
 
+    /// The owner of what is meant, an administrator, or a stranger.
+    fn somebody(&mut self, selector: &JobSelector) -> Actor {
+        let (JobSelector::Job(job) | JobSelector::Task(job, _) | JobSelector::Tasks(job, _)) = selector;
+        let owner = self.store.spec(*job).ok().flatten().map_or(1000, |s| s.identity.uid.0);
+        let stranger = 1000 + self.rng.count(0, 2);
+        actor(*self.rng.pick(&[owner, owner, owner, 0, stranger]).unwrap_or(&0))
+    }
+
     fn new_wish(&mut self) -> Option<(Actor, Request)> {
         let user = actor(1000 + self.rng.count(0, 2));
         Some(match self.rng.below(100) {
@@ -250,20 +344,33 @@ impl World {
             60..75 => {
                 let job = self.some_job()?;
                 let owner = self.store.spec(job).ok().flatten().map(|s| s.identity.uid.0).unwrap_or(1000);
-                (actor(owner), Request::CreateStep { job, spec: Box::new(self.step()) })
+                let entered = StepId::Number(self.rng.count(0, 1));
+                let mut spec = self.step();
+                if self.rng.permille(100) {
+                    spec.enter = Some(EnterSpec { step: entered, node: None });
+                    spec.env.push("OVERLAP=1".into());
+                }
+                (actor(owner), Request::CreateStep { job, spec: Box::new(spec) })
             }
             75..83 => {
                 let selector = self.selector()?;
                 let step = self.rng.permille(300).then(|| StepId::Number(self.rng.count(0, 2)));
                 let signal = [None, None, None, Some(9), Some(10)];
                 let signal = self.rng.pick(&signal).copied().flatten();
+                let by = self.somebody(&selector);
                 let cancel = CancelRequest { jobs: vec![(selector, step)], signal, ..Default::default() };
-                (actor(0), Request::Cancel(cancel))
+                (by, Request::Cancel(cancel))
             }
             83..84 => (user, Request::Cancel(CancelRequest { user: Some(Uid(1000)), ..Default::default() })),
-            84..88 => (actor(0), Request::Hold(vec![self.selector()?])),
+            84..88 => {
+                let selector = self.selector()?;
+                (self.somebody(&selector), Request::Hold(vec![selector]))
+            }
             88..92 => (actor(0), Request::Release(vec![self.selector()?])),
-            92..97 => (actor(0), Request::Requeue(vec![self.selector()?])),
+            92..97 => {
+                let selector = self.selector()?;
+                (self.somebody(&selector), Request::Requeue(vec![selector]))
+            }
             _ => {
                 let names: Vec<NodeName> = self.machines.keys().cloned().collect();
                 let node = self.rng.pick(&names)?.clone();
@@ -355,6 +462,11 @@ impl World {
     fn batch(&mut self) -> Request {
         let mut spec = self.job(JobKind::Batch);
         spec.hold = self.rng.permille(80);
+        if self.rng.permille(100) {
+            let before = self.span(1_000_000, 70_000_000);
+            let signal = i32::try_from(self.rng.between(10, 12)).unwrap_or(10);
+            spec.warn_signal = Some(WarnSignal { signal, before, batch_only: self.rng.permille(500) });
+        }
         spec.requeue = self.rng.pick(&[None, Some(true), Some(false)]).copied().flatten();
         if self.rng.permille(100) {
             spec.begin = Some(self.now + Span(self.rng.between(0, 60_000_000)));
@@ -381,6 +493,7 @@ impl World {
         let first_step = (kind == JobKind::Run).then(|| {
             let mut step = self.step();
             (step.tasks, step.nodes, step.cpus_per_task, step.gres) = (None, None, None, None);
+            step.env.retain(|e| e.0 != b"GRES=1");
             step.memory = MemoryRequest::Default;
             Box::new(step)
         });
@@ -391,6 +504,12 @@ impl World {
         let number = self.client.next;
         self.client.next += 1;
         let words = self.behaviour();
+        let overlap = self.rng.permille(200);
+        let gpu = self.rng.permille(100);
+        let mut env: Vec<berth_model::ByteStr> = vec!["A=1".into()];
+        // What the checks must know of it and a launch does not say.
+        env.extend(overlap.then(|| "OVERLAP=1".into()));
+        env.extend(gpu.then(|| "GRES=1".into()));
         StepSpec {
             submission: SubmissionId(format!("t{number}")),
             name: "step".into(),
@@ -399,12 +518,12 @@ impl World {
             tasks_per_node: None,
             cpus_per_task: self.rng.permille(200).then(|| self.rng.count(1, 2)),
             memory: if self.rng.permille(100) { MemoryRequest::PerNode(100) } else { MemoryRequest::Default },
-            gres: None,
-            overlap: self.rng.permille(200),
+            gres: gpu.then(|| BTreeMap::from([(GresKey { name: "gpu".into(), kind: None }, 1)])),
+            overlap,
             exact: self.rng.permille(300),
             immediate: self.rng.permille(100).then(|| Span(self.rng.between(0, 3_000_000))),
             argv: words.split(' ').map(Into::into).collect(),
-            env: vec!["A=1".into()],
+            env,
             work_dir: "/".into(),
             work_dir_explicit: false,
             io: IoSpec::default(),
@@ -427,11 +546,19 @@ impl World {
         for id in self.client.wishes.iter().filter(|(_, w)| !w.done).map(|(id, _)| *id).collect::<Vec<_>>() {
             self.plan(Span(0), Happening::Client(ClientAct::Send(id)));
         }
-        let nodes: Vec<NodeName> =
-            self.core.iter().flat_map(|c| c.snapshot().nodes().map(|n| n.name).collect::<Vec<_>>()).collect();
+        let nodes: Vec<NodeName> = self
+            .controller
+            .core
+            .iter()
+            .flat_map(|c| c.snapshot().nodes().map(|n| n.name).collect::<Vec<_>>())
+            .collect();
         self.wish(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None });
-        let jobs: BTreeSet<JobId> =
-            self.core.iter().flat_map(|c| c.snapshot().jobs().map(|j| j.id).collect::<Vec<_>>()).collect();
+        let jobs: BTreeSet<JobId> = self
+            .controller
+            .core
+            .iter()
+            .flat_map(|c| c.snapshot().jobs().map(|j| j.id).collect::<Vec<_>>())
+            .collect();
         let release = jobs.iter().map(|j| JobSelector::Job(*j)).collect();
         self.wish(actor(0), Request::Release(release));
         for (job, kind) in self.client.kinds.clone() {

@@ -1,71 +1,165 @@
-//! Many worlds; `BERTH_SIM_SEED` runs one of them, `BERTH_SIM_SEEDS` says how many.
+//! Many worlds. `BERTH_SIM_SEEDS` says how many, `BERTH_SIM_FIRST` from which on, `BERTH_SIM_SEED` runs one alone.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-use berth_sim::{Options, run};
+use berth_sim::{Failure, Options, fault_kinds, run, write_log};
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
+const SEEN: [&str; 32] = [
+    "a Hello of a new boot",
+    "a Start came twice",
+    "agents that found steps of an earlier one",
+    "an exit told again",
+    "an exit of an earlier run told",
+    "answers which images are needed",
+    "clients that did not wait for their step",
+    "commands of an older term refused",
+    "commits of unknown outcome, which are not there",
+    "commits of unknown outcome, which are there",
+    "controller crashes after a commit, before its effects",
+    "controller crashes before a commit",
+    "controller crashes between effects",
+    "controller crashes during a commit, which is not there",
+    "controller crashes during a commit, which is there",
+    "exits that could not be written on a full disk",
+    "exits told by a Hello",
+    "images to be fetched ahead",
+    "jobs acknowledged",
+    "messages of an old connection dropped by an agent",
+    "nodes given up while they were cut off",
+    "partitions longer than the node's timeout",
+    "reboots while the controller is down",
+    "registrations turned away",
+    "runs ended that the cluster had given up",
+    "spool entries without a supervisor",
+    "steps run",
+    "steps that could not be started on a full disk",
+    "steps that ended while their node was cut off",
+    "steps that waited for others",
+    "steps without a supervisor found by an agent that starts",
+    "submissions acknowledged again",
+];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn check(seeds: impl Iterator<Item = u64>, options: &Options) -> BTreeMap<&'static str, u64> {
-    let mut counts = BTreeMap::new();
-    for seed in seeds {
-        match run(seed, options) {
-            Ok(report) => {
-                for (name, n) in report.counts {
-                    *counts.entry(name).or_default() += n;
+/// Runs all of them on every processor; of those that fail, the first is told, with its log.
+fn check(seeds: Range<u64>, options: &Options) -> BTreeMap<&'static str, u64> {
+    let next = AtomicU64::new(seeds.start);
+    let counts: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
+    let failed: Mutex<Option<Box<Failure>>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                let mut own: BTreeMap<&'static str, u64> = BTreeMap::new();
+                while failed.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    match run(seed, options) {
+                        Ok(report) => {
+                            for (name, n) in report.counts {
+                                *own.entry(name).or_default() += n;
+                            }
+                        }
+                        Err(failure) => {
+                            let mut failed = failed.lock().unwrap();
+                            if failed.as_ref().is_none_or(|known| failure.seed < known.seed) {
+                                *failed = Some(failure);
+                            }
+                        }
+                    }
                 }
-            }
-            Err(failure) => {
-                let log = std::env::temp_dir().join(format!("berth-sim-{}.log", failure.seed));
-                std::fs::write(&log, failure.log.join("\n")).unwrap();
-                panic!("{failure}\nevery event is in {}", log.display());
-            }
+                for (name, n) in own {
+                    *counts.lock().unwrap().entry(name).or_default() += n;
+                }
+            });
         }
+    });
+    if let Some(failure) = failed.into_inner().unwrap() {
+        let seed = failure.seed;
+        let path = std::env::temp_dir().join(format!("berth-sim-{seed}.log"));
+        let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
+        let again = write_log(seed, options, &mut file).unwrap();
+        let again =
+            again.err().map_or("a second run held: it depends on more than its seed".into(), |f| f.why);
+        let calm = match (options.faults, options.backups) {
+            (false, _) => " --calm",
+            (true, true) => " --backups",
+            (true, false) => "",
+        };
+        panic!(
+            "{failure}\n(the same again: {again})\nStep through its log:\n    berth sim --replay {} --step\nMake it again:\n    \
+             berth sim --seed {seed}{calm} --log {}",
+            path.display(),
+            path.display()
+        );
     }
-    counts
+    counts.into_inner().unwrap()
 }
 
 #[test]
 fn worlds_with_faults_stay_safe_and_come_to_rest() {
     let options = Options::default();
     if let Some(seed) = number("BERTH_SIM_SEED") {
-        check(std::iter::once(seed), &options);
+        check(seed..seed + 1, &options);
         return;
     }
-    let counts = check(0..number("BERTH_SIM_SEEDS").unwrap_or(150), &options);
-    println!("{counts:?}");
-    // A simulation in which nothing happens proves nothing.
-    for what in
-        ["controller crashes", "failed commits", "agent crashes", "reboots", "cut connections", "steps run"]
-    {
-        assert!(counts.get(what).is_some_and(|n| *n > 20), "too little happened: {what} in {counts:?}");
+    let first = number("BERTH_SIM_FIRST").unwrap_or(0);
+    let many = number("BERTH_SIM_SEEDS").unwrap_or(10_000);
+    let counts = check(first..first + many, &options);
+    for (name, n) in &counts {
+        println!("{n:>10} {name}");
     }
+    if many < 10_000 {
+        return; // too few for what is rare
+    }
+    let absent: Vec<&str> =
+        fault_kinds().chain(SEEN).filter(|name| counts.get(name).is_none_or(|n| *n < 5)).collect();
+    assert!(absent.is_empty(), "too little was seen of: {}\n{counts:#?}", absent.join("; "));
 }
 
 #[test]
 fn a_controller_that_is_made_of_a_backup_runs_nothing_twice() {
     let options = Options { backups: true, ..Options::default() };
-    if let Some(seed) = number("BERTH_SIM_SEED") {
-        check(std::iter::once(seed), &options);
-        return;
-    }
-    let counts = check(0..number("BERTH_SIM_SEEDS").unwrap_or(100), &options);
-    println!("{counts:?}");
+    let counts = check(0..number("BERTH_SIM_SEEDS").unwrap_or(1000).min(1000), &options);
     assert!(counts.get("restored backups").is_some_and(|n| *n > 20), "too few restores: {counts:?}");
 }
 
 #[test]
 fn worlds_without_faults_come_to_rest() {
     let options = Options { faults: false, ..Options::default() };
-    check(1000..1040, &options);
+    check(1_000_000..1_000_200, &options);
 }
 
 #[test]
-fn a_seed_gives_the_same_run_every_time() {
+fn a_seed_writes_the_same_log_every_time() {
     let options = Options::default();
-    let (a, b) = (run(7, &options).unwrap(), run(7, &options).unwrap());
-    assert_eq!((a.events, a.counts), (b.events, b.counts));
+    for seed in [1, 7, 42] {
+        let log = || {
+            let mut log = Vec::new();
+            write_log(seed, &options, &mut log).unwrap().unwrap();
+            log
+        };
+        let (first, second) = (log(), std::thread::scope(|scope| scope.spawn(log).join().unwrap()));
+        assert!(first == second, "seed {seed} wrote two logs");
+        let text = String::from_utf8(first).unwrap();
+        let mut lines = text.lines();
+        let header: berth_sim::Header = serde_json::from_str(lines.next().unwrap()).unwrap();
+        assert_eq!((header.seed, header.faults), (seed, true));
+        let events = run(seed, &options).unwrap().events;
+        assert_eq!(lines.clone().count() as u64, events, "one line for each event, with and without a log");
+        for line in lines {
+            let entry: serde_json::Value = serde_json::from_str(line).unwrap();
+            for field in ["n", "at", "from", "to", "event", "does", "state"] {
+                assert!(!entry[field].is_null(), "{field} is missing: {line}");
+            }
+        }
+    }
 }

@@ -179,8 +179,14 @@ impl Cluster {
         // What it was told before is over for it with the connection.
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
-        self.next_session += 1;
-        let session = Session((self.term.0 << 32) | self.next_session);
+        // Said again on the same connection it is the same registration: its Welcome may have been lost, or this one may be.
+        let session = match before.filter(|l| l.connection == connection) {
+            Some(link) => link.session,
+            None => {
+                self.next_session += 1;
+                Session((self.term.0 << 32) | self.next_session)
+            }
+        };
         let now = self.clock;
         if let Some(n) = self.node_mut(name) {
             n.link = Some(Link { connection, session });
@@ -289,12 +295,13 @@ impl Cluster {
                 let ran = matches!(progress, Some(Progress::Starting | Progress::Running));
                 match (there, ending) {
                     (true, None) => {}
-                    (true, Some(cause)) => {
+                    (false, _) if self.ended_since(key, at, first) => {}
+                    // One that is not there yet when a Hello is repeated may be on its way.
+                    (there, Some(cause)) if there || !fresh => {
                         self.send(node, ToAgent::Terminate { term, key, kill_wait, cause })
                     }
-                    (false, _) if self.ended_since(key, at, first) => {}
                     // It was to be ended and the agent does not have it: it never ran, or is no more.
-                    (false, Some(cause)) => self.step_exited(id, step, at, unreported(cause, self.clock)),
+                    (_, Some(cause)) => self.step_exited(id, step, at, unreported(cause, self.clock)),
                     // It ran, and the agent has lost it: it must not run a second time.
                     (false, None) if ran && fresh => {
                         self.step_exited(id, step, at, unreported(EndCause::NodeFailed, self.clock));

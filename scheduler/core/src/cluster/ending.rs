@@ -277,12 +277,22 @@ impl Cluster {
         job.row.eligible = now;
         let steps = std::mem::take(&mut job.steps);
         job.progress = imbl::OrdMap::new();
+        self.write_last(steps.values());
         // The environments of this run's steps are of no more use; the next run's steps have the same keys.
         for step in steps.keys().filter(|s| **s != StepId::Batch) {
             let key = PayloadKey::Step(id, *step);
             self.out.first.push(Write::DeletePayload(key));
         }
         self.enqueue(id);
+    }
+
+    /// Steps that nobody looks at any more: how they ended may have been learnt in this very event.
+    fn write_last<'a>(&mut self, steps: impl IntoIterator<Item = &'a Arc<StepRow>>) {
+        for step in steps {
+            if self.out.steps.remove(&step.key) {
+                self.out.first.push(Write::PutStep(step.clone()));
+            }
+        }
     }
 
     /// A job that never ran ends.
@@ -489,7 +499,11 @@ impl Cluster {
         for step in job.steps.keys().filter(|s| **s != StepId::Batch) {
             self.out.last.push(Write::DeletePayload(PayloadKey::Step(id, *step)));
         }
-        self.out.jobs.remove(&id);
+        // A site that keeps no job in memory lets it go in the event in which it ends.
+        self.write_last(job.steps.values());
+        if self.out.jobs.remove(&id) {
+            self.out.first.push(Write::PutJob(Box::new(job.row.clone())));
+        }
         self.out.changed.insert(id);
         self.out.last.push(Write::Retire(id));
         if array != id && self.arrays.get(&array).is_some_and(|s| s.members.len() == 1) {

@@ -1,0 +1,323 @@
+//! The agents' processes on their machines: the shell around their cores, supervisors and what steps do.
+
+use crate::faults::Kind;
+use crate::journal::from_agent;
+use crate::machine::{Behaviour, Supervised, exit};
+use crate::network::Way;
+use crate::world::{Happening, World};
+use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, StepTimers, SupervisorEvent};
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
+use berth_model::launch::{ImagePull, StepExit, StepLaunch};
+use berth_model::link::FromAgent;
+use berth_model::spec::ResolvedImage;
+use berth_model::state::ExitStatus;
+use berth_model::time::Span;
+
+impl World {
+    pub(crate) fn agent_starts(&mut self, node: &NodeName) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.up && m.agent.is_none()) else {
+            return Ok(());
+        };
+        m.start_agent(now);
+        let life = m.agent_life;
+        let adopted = !m.spool.is_empty();
+        if adopted {
+            self.count("agents that found steps of an earlier one");
+        }
+        let after = self.span(100, 500_000);
+        self.plan(after, Happening::Connect { node: node.clone(), life });
+        let asks = self.span(1_000_000, 60_000_000);
+        self.plan(asks, Happening::Ask { node: node.clone(), life });
+        self.agent(node, AgentEvent::Tick)
+    }
+
+    /// Gives an agent's core an event, and does what it says.
+    pub(crate) fn agent(&mut self, node: &NodeName, event: AgentEvent) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
+        let (life, clock) = (m.agent_life, m.clock(now));
+        let Some(agent) = &mut m.agent else { return Ok(()) };
+        let effects = agent.handle(event, clock);
+        for effect in effects {
+            let Some(m) = self.machines.get(node).filter(|m| m.agent.is_some()) else { return Ok(()) };
+            if m.agent_life != life {
+                return Ok(()); // it died in the middle
+            }
+            if self.faults && self.chaos.on(Kind::HalfDone) && self.rng.permille(10) {
+                self.count(Kind::HalfDone.name());
+                self.leave_half(node, effect);
+                self.crash_agent(node);
+                return Ok(());
+            }
+            self.agent_effect(node, effect)?;
+        }
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.agent_life == life) else { return Ok(()) };
+        let Some(wake) = m.agent.as_ref().and_then(|a| a.next_wake()) else { return Ok(()) };
+        let at = now + wake.since(clock);
+        if m.wake.is_none_or(|planned| at < planned) {
+            m.wake = Some(at);
+            self.plan_at(at, Happening::AgentWake { node: node.clone(), life, at });
+        }
+        Ok(())
+    }
+
+    /// Gives an agent's core what must change nothing.
+    pub(crate) fn agent_stays(&mut self, node: &NodeName, event: AgentEvent) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
+        let clock = m.clock(now);
+        let Some(agent) = &mut m.agent else { return Ok(()) };
+        let effects = agent.handle(event, clock);
+        match effects.first() {
+            None => Ok(()),
+            Some(effect) => Err(format!("the agent of {node} obeys a command of an older term: {effect:?}")),
+        }
+    }
+
+    /// The agent dies in the middle of an effect: some of it may be there.
+    fn leave_half(&mut self, node: &NodeName, effect: AgentEffect) {
+        if let AgentEffect::Spawn { key, launch, timers, pull } = effect
+            && self.rng.permille(500)
+            && let Some(m) = self.machines.get_mut(node)
+        {
+            let entry = Supervised { born: false, ..supervised(*launch, timers, pull) };
+            m.spool.insert(key, entry);
+            self.count("spool entries without a supervisor");
+        }
+    }
+
+    fn agent_effect(&mut self, node: &NodeName, effect: AgentEffect) -> Result<(), String> {
+        self.note(|| match &effect {
+            AgentEffect::Send(message) => format!("tells: {}", crate::journal::cut(from_agent(message))),
+            AgentEffect::MakeJob { job, attempt, .. } => format!("makes run {attempt} of job {job}"),
+            AgentEffect::PrepareImage { key, .. } => format!("prepares the image of {key}"),
+            AgentEffect::Spawn { key, .. } => format!("starts {key}"),
+            AgentEffect::Prefetch { job, .. } => format!("fetches the image of job {job} ahead"),
+            other => crate::journal::cut(format!("{other:?}")),
+        });
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
+        let (life, boot) = (m.agent_life, m.boot);
+        match effect {
+            AgentEffect::Send(message) => self.says(node, message)?,
+            AgentEffect::RememberTerm(term) => m.term = term,
+            AgentEffect::MakeJob { job, attempt, launch } => {
+                if m.is_full(now) {
+                    m.unmade.insert((job, attempt));
+                } else {
+                    m.make_job((job, attempt), &launch.job.share)?;
+                }
+            }
+            AgentEffect::RunProlog { job, attempt } => {
+                let run = (job, attempt);
+                let made = m.jobs.contains_key(&run) || m.unmade.contains(&run);
+                if !made || m.prologs.get(&run) == Some(&true) {
+                    return Err(format!("the prolog of job {job} runs twice, or for nothing, on {node}"));
+                }
+                m.prologs.insert(run, false);
+                let after = self.span(500, 3_000_000);
+                self.plan(after, Happening::Prolog { node: node.clone(), boot, life, job, attempt });
+            }
+            AgentEffect::PrepareImage { key, launch, .. } => self.prepare_image(node, life, key, &launch)?,
+            AgentEffect::Spawn { key, launch, timers, pull } => {
+                if m.is_full(now) || m.unmade.contains(&(key.job, key.attempt)) {
+                    self.count("steps that could not be started on a full disk");
+                    let exit = StepExit {
+                        launch_error: Some("no space left on device".into()),
+                        ..exit(ExitStatus { code: 1, signal: 0 }, false, now)
+                    };
+                    let event = SupervisorEvent::Exited(exit);
+                    return self.agent(node, AgentEvent::Supervisor { key, event });
+                }
+                self.may_start(node, &launch, &timers)?;
+                self.count("steps run");
+                if let Some(m) = self.machines.get_mut(node) {
+                    m.spool.insert(key, supervised(*launch, timers, pull));
+                }
+                let after = self.span(500, 5000);
+                self.plan(after, Happening::Running { node: node.clone(), boot, key });
+            }
+            AgentEffect::SignalStep { key, signal, .. } => {
+                let Some(s) = m.spool.get(&key).filter(|s| s.lives()) else { return Ok(()) };
+                let stubborn = Behaviour::of(&s.launch.program).is_some_and(|b| b.stubborn);
+                if signal != 18 && !stubborn {
+                    self.end_soon(node, key, u8::try_from(signal).unwrap_or(15));
+                }
+            }
+            AgentEffect::KillStep { key } => self.end_soon(node, key, 9),
+            AgentEffect::ForgetSpool { key } => {
+                let entry = m.spool.remove(&key);
+                if entry.is_some_and(|s| s.lives()) {
+                    return Err(format!("the spool entry of {key} goes while the step runs on {node}"));
+                }
+                if !self.truth.promised.contains_key(&(key, node.clone())) {
+                    return Err(format!("{node} forgets the exit of {key}, which is on no record"));
+                }
+            }
+            AgentEffect::RemoveJob { job, attempt } => {
+                let of_run = |key: &StepKey| key.job == job && key.attempt == attempt;
+                if let Some((key, _)) = m.spool.iter().find(|(key, s)| of_run(key) && s.lives()) {
+                    return Err(format!("job {job} is removed from {node} while {key} runs"));
+                }
+                let after = self.span(500, 100_000);
+                self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });
+            }
+            AgentEffect::ImagesNeeded { digests: Some(_), .. } => {
+                self.count("answers which images are needed")
+            }
+            AgentEffect::CancelImage { .. }
+            | AgentEffect::Configure(_)
+            | AgentEffect::Note { .. }
+            | AgentEffect::ImagesNeeded { .. }
+            | AgentEffect::Prefetch { .. }
+            | AgentEffect::CancelPrefetch { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn says(&mut self, node: &NodeName, message: FromAgent) -> Result<(), String> {
+        let Some(connection) = self.machines.get(node).and_then(|m| m.connection) else { return Ok(()) };
+        if let (FromAgent::Hello { steps, jobs, .. }, Some(looked)) = (&message, &mut self.looked) {
+            if !steps.is_empty() || !jobs.is_empty() {
+                return Err(format!("{node} still has {steps:?} and {jobs:?} when all is over"));
+            }
+            looked.insert(node.clone());
+        }
+        let message = Box::new(message);
+        self.deliver(Way::ToController, connection, Happening::ToController { connection, message });
+        Ok(())
+    }
+
+    fn prepare_image(
+        &mut self,
+        node: &NodeName,
+        life: u64,
+        key: StepKey,
+        launch: &StepLaunch,
+    ) -> Result<(), String> {
+        let fails = self.rng.permille(10);
+        let image = launch.container.as_ref().map(|container| &container.image);
+        if let Some(digest) = image.and_then(|image| image.digest()) {
+            // It came by its name: a node found this one, and no other may take its place.
+            let of = launch.job.array.map_or(key.job, |array| array.array);
+            let kept = self.truth.images.entry(of).or_insert_with(|| digest.to_owned());
+            if kept != digest {
+                return Err(format!("step {key} has the image {digest}, its job had {kept}"));
+            }
+        }
+        // Each time the name means another image.
+        let found = image.filter(|image| image.resolved.is_none()).map(|_| ResolvedImage::Manifest {
+            source: "docker://docker.io/library/debian".into(),
+            digest: format!("sha256:{}", self.rng.below(1_000_000)),
+            insecure: false,
+            indexes: Vec::new(),
+        });
+        let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None, found: found.map(Box::new) });
+        let event = match fails {
+            true => ImageEvent::Failed("no such image".into(), fetched),
+            false => ImageEvent::Ready(fetched),
+        };
+        let first = self.span(1000, 100_000);
+        let last = Span(first.0 + self.rng.between(1000, 2_000_000));
+        let progress = ImageEvent::Progress(Some(50));
+        self.plan(first, Happening::Image { node: node.clone(), life, key, event: progress });
+        self.plan(last, Happening::Image { node: node.clone(), life, key, event });
+        Ok(())
+    }
+
+    fn end_soon(&mut self, node: &NodeName, key: StepKey, signal: u8) {
+        let after = self.span(200, 50_000);
+        let Some(m) = self.machines.get_mut(node) else { return };
+        let boot = m.boot;
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives()) else { return };
+        s.plan += 1;
+        let plan = s.plan;
+        let status = ExitStatus { code: 0, signal };
+        self.plan(after, Happening::Ends { node: node.clone(), boot, key, plan, status, oom: false });
+    }
+
+    pub(crate) fn step_runs(&mut self, node: &NodeName, boot: u64, key: StepKey) -> Result<(), String> {
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.boot == boot) else { return Ok(()) };
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives() && !s.running) else { return Ok(()) };
+        s.running = true;
+        let Some(b) = Behaviour::of(&s.launch.program) else {
+            return Err(format!("step {key} came without its program: {:?}", s.launch.program));
+        };
+        if s.plan == 0 {
+            let status = ExitStatus { code: b.code, signal: 0 };
+            let what = Happening::Ends { node: node.clone(), boot, key, plan: 0, status, oom: b.oom };
+            self.plan(Span(b.millis * 1000), what);
+        }
+        self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Started })
+    }
+
+    pub(crate) fn step_ends(
+        &mut self,
+        node: &NodeName,
+        boot: u64,
+        key: StepKey,
+        plan: u64,
+        status: ExitStatus,
+        oom: bool,
+    ) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.boot == boot) else { return Ok(()) };
+        let clock = m.clock(now);
+        let full = m.is_full(now);
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives() && s.plan == plan) else { return Ok(()) };
+        let timers = s.timers;
+        if full {
+            self.count("exits that could not be written on a full disk");
+            self.without_a_word(node, key, Some(status));
+            return self.in_time(node, key, &timers);
+        }
+        let exit = exit(status, oom, clock);
+        s.exit = Some(exit.clone());
+        if let Some(ran) = self.truth.ran.get_mut(&(key, node.clone())) {
+            ran.status = Some(status);
+        }
+        if self.truth.cut_off.contains(node) {
+            self.count("steps that ended while their node was cut off");
+        }
+        self.in_time(node, key, &timers)?;
+        self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit) })
+    }
+
+    /// Nothing of a run is left; an agent that died meanwhile may not have come to it.
+    pub(crate) fn removed(
+        &mut self,
+        node: &NodeName,
+        boot: u64,
+        life: u64,
+        job: JobId,
+        attempt: Attempt,
+    ) -> Result<(), String> {
+        let undone = self.rng.permille(500);
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.boot == boot) else { return Ok(()) };
+        if m.agent_life != life {
+            // Who removed it went with the agent: by then it was done, or never will be.
+            if !undone && m.agent.is_none() {
+                m.jobs.remove(&(job, attempt));
+            }
+            return Ok(());
+        }
+        m.jobs.remove(&(job, attempt));
+        m.unmade.remove(&(job, attempt));
+        self.agent(node, AgentEvent::JobRemoved { job, attempt, epilog: None })
+    }
+
+    /// There is little room on the node: which images may go?
+    pub(crate) fn ask(&mut self, node: &NodeName, life: u64) -> Result<(), String> {
+        if self.machines.get(node).is_some_and(|m| m.agent_life == life) {
+            let ask = self.events;
+            let digests = (0..5).map(|n| format!("sha256:{n:064x}")).collect();
+            self.agent(node, AgentEvent::AskNeeded { ask, digests })?;
+        }
+        Ok(())
+    }
+}
+
+fn supervised(launch: StepLaunch, timers: StepTimers, pull: Option<ImagePull>) -> Supervised {
+    Supervised { launch, timers, pull, born: true, running: false, exit: None, gone: false, plan: 0 }
+}

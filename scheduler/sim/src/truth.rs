@@ -1,0 +1,301 @@
+//! What really happened, beside what the controller believes: programs that ran, evidence of lost nodes, and everything that
+//! was made durable or promised. Safety is that the two never contradict each other.
+
+use crate::machine::Supervised;
+use crate::world::World;
+use berth_agent_core::StepTimers;
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
+use berth_model::launch::StepLaunch;
+use berth_model::request::{NodeStateChange, Request};
+use berth_model::state::{ExitStatus, JobState};
+use berth_model::time::{Span, Time};
+use berth_sched_core::{Event, Phase, Write};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What really became of a step on a node.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ran {
+    pub(crate) status: Option<ExitStatus>,
+    /// Its supervisor left no word of how it ended.
+    pub(crate) untold: bool,
+}
+
+/// What is on record.
+#[derive(Clone, Default)]
+pub(crate) struct OnRecord {
+    exits: BTreeMap<(StepKey, NodeName), ExitStatus>,
+    /// Jobs that ended, as which run, and how.
+    ended: BTreeMap<JobId, (Attempt, JobState, ExitStatus)>,
+    /// The latest run of each job.
+    pub(crate) attempts: BTreeMap<JobId, Attempt>,
+    /// Submissions on record.
+    specs: BTreeSet<JobId>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Truth {
+    pub(crate) ran: BTreeMap<(StepKey, NodeName), Ran>,
+    /// Runs that may count as lost on a node: it booted anew, or an administrator says so.
+    pub(crate) evidence: BTreeSet<(JobId, Attempt, NodeName)>,
+    pub(crate) record: OnRecord,
+    /// Exits that agents were told are on record.
+    pub(crate) promised: BTreeMap<(StepKey, NodeName), ExitStatus>,
+    /// Digests of images that came by their names, by job or array.
+    pub(crate) images: BTreeMap<JobId, String>,
+    /// Nodes from or to which nothing gets through.
+    pub(crate) cut_off: BTreeSet<NodeName>,
+}
+
+impl Truth {
+    /// Looks at what has just been made durable.
+    pub(crate) fn durable(&mut self, writes: &[Write]) -> Result<(), String> {
+        for write in writes {
+            match write {
+                Write::PutSpec(row) => {
+                    self.record.specs.insert(row.job);
+                }
+                Write::PutStep(row) => {
+                    for part in &row.nodes {
+                        let at = (row.key, part.node.clone());
+                        let now = part.exit.as_ref().map(|e| e.status);
+                        match (self.record.exits.get(&at), now) {
+                            (Some(before), now) if Some(*before) != now => {
+                                return Err(format!(
+                                    "the exit of {} on {} was {before}, and is {now:?} on record",
+                                    row.key, part.node
+                                ));
+                            }
+                            (None, Some(status)) => {
+                                self.record.exits.insert(at, status);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Write::PutJob(row) => {
+                    let known = self.record.attempts.entry(row.job).or_default();
+                    if row.attempt < *known {
+                        return Err(format!(
+                            "run {} of job {} is on record after {known}",
+                            row.attempt, row.job
+                        ));
+                    }
+                    *known = row.attempt;
+                    let now = match &row.phase {
+                        Phase::Ended { result, .. } => Some((row.attempt, result.state, result.exit)),
+                        _ => None,
+                    };
+                    match (self.record.ended.get(&row.job), now) {
+                        (Some(before), now) if before.0 == row.attempt && Some(*before) != now => {
+                            return Err(format!(
+                                "job {} ended as {before:?}, and is {now:?} on record",
+                                row.job
+                            ));
+                        }
+                        (_, Some(end)) => {
+                            self.record.ended.insert(row.job, end);
+                        }
+                        _ => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// While the store has no room, nothing new is taken.
+    pub(crate) fn nothing_new(&self, writes: &[Write]) -> Result<(), String> {
+        for write in writes {
+            if let Write::PutSpec(row) = write
+                && !self.record.specs.contains(&row.job)
+            {
+                return Err(format!("job {} is taken while the store has no room", row.job));
+            }
+        }
+        Ok(())
+    }
+
+    /// An agent is told that it may forget an exit.
+    pub(crate) fn acknowledged(
+        &mut self,
+        key: StepKey,
+        node: &NodeName,
+        forgotten: bool,
+    ) -> Result<(), String> {
+        let at = (key, node.clone());
+        if forgotten && !self.record.exits.contains_key(&at) {
+            let status = self.ran.get(&at).and_then(|ran| ran.status).unwrap_or_default();
+            self.promised.insert(at, status);
+            return Ok(());
+        }
+        let Some(exit) = self.record.exits.get(&at) else {
+            return Err(format!("the exit of {key} on {node} is acknowledged, and on no record"));
+        };
+        self.promised.insert(at, *exit);
+        Ok(())
+    }
+
+    /// A run counts as lost on a node from now on.
+    pub(crate) fn lost(&mut self, run: (JobId, Attempt), node: &NodeName) {
+        self.evidence.insert((run.0, run.1, node.clone()));
+    }
+
+    pub(crate) fn is_lost(&self, run: (JobId, Attempt), node: &NodeName) -> bool {
+        self.evidence.contains(&(run.0, run.1, node.clone()))
+    }
+}
+
+/// How long a step may outlive its limit where an agent attends to it: KillWait, and what a repeated kill takes.
+const GRACE: Span = Span::from_secs(30);
+
+impl World {
+    /// Notes what the controller is about to learn that counts as evidence, or shows how hard a run is.
+    pub(crate) fn seen_by_the_controller(&mut self, event: &Event) {
+        use berth_model::launch::StepPhase;
+        use berth_model::link::FromAgent;
+        match event {
+            Event::Client {
+                body: Request::UpdateNode { nodes, state: NodeStateChange::Down, .. },
+                actor,
+                ..
+            } if actor.administrator => {
+                let Some(core) = &self.controller.core else { return };
+                let jobs: Vec<_> = core.snapshot().jobs().collect();
+                for job in jobs {
+                    for node in nodes.iter().filter(|n| job.layout.nodes.contains(n)) {
+                        self.truth.lost((job.id, job.attempt), node);
+                    }
+                }
+                if nodes.iter().any(|n| self.machines.get(n).is_some_and(|m| m.blocked.is_some())) {
+                    self.count("nodes given up while they were cut off");
+                }
+            }
+            Event::Agent {
+                node, message: FromAgent::Step { key, phase: StepPhase::Exited(_), .. }, ..
+            } => {
+                if self.truth.record.exits.contains_key(&(*key, node.clone())) {
+                    self.count("an exit told again");
+                }
+                if self.truth.record.attempts.get(&key.job).is_some_and(|latest| *latest > key.attempt) {
+                    self.count("an exit of an earlier run told");
+                }
+            }
+            Event::Agent { message: FromAgent::Hello { boot_id, steps, .. }, node, connection } => {
+                let latest = self.controller.introduced.entry(node.clone()).or_default();
+                *latest = (*connection).max(*latest);
+                if steps.iter().any(|(_, phase)| matches!(phase, StepPhase::Exited(_))) {
+                    self.count("exits told by a Hello");
+                }
+                if self.store.boot(node).is_some_and(|before| before != boot_id) {
+                    self.count("a Hello of a new boot");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A supervisor is about to be started: nothing may run twice, nor outside of what its job has.
+    pub(crate) fn may_start(
+        &mut self,
+        node: &NodeName,
+        launch: &StepLaunch,
+        timers: &StepTimers,
+    ) -> Result<(), String> {
+        let key = launch.key;
+        let run = (key.job, key.attempt);
+        let Some(m) = self.machines.get(node) else { return Ok(()) };
+        let Some(job) = m.jobs.get(&run) else {
+            return Err(format!("step {key} starts on {node}, where its job has nothing"));
+        };
+        if m.prolog && m.prologs.get(&run) != Some(&true) {
+            return Err(format!("step {key} starts on {node} before the prolog of its job has ended"));
+        }
+        if launch.share.cpus.iter().any(|c| !job.cpus.contains(c)) || launch.share.cpus.is_empty() {
+            return Err(format!("step {key} gets CPUs on {node} that its job does not have"));
+        }
+        if launch.share.gres.iter().any(|d| !job.gres.contains(d)) {
+            return Err(format!("step {key} gets devices on {node} that its job does not have"));
+        }
+        if launch.job.end.is_some() && timers.job_limit.is_none() {
+            return Err(format!("step {key} starts on {node} without the time limit of its job"));
+        }
+        for (other, s) in m.spool.iter().filter(|(other, s)| (other.job, other.attempt) == run && s.lives()) {
+            // A controller made of a backup may not have heard yet of a step that the lost one began.
+            if alone(launch) && alone(&s.launch) && self.restored.is_none() {
+                if let Some(cpu) = launch.share.cpus.iter().find(|c| s.launch.share.cpus.contains(c)) {
+                    return Err(format!("steps {key} and {other} both have CPU {cpu} of {node}"));
+                }
+                let asked = |l: &StepLaunch| l.env.iter().any(|e| e.0 == b"GRES=1");
+                let both = launch.share.gres.iter().find(|d| s.launch.share.gres.contains(d));
+                if let Some(d) = both.filter(|_| asked(launch) && asked(&s.launch)) {
+                    return Err(format!(
+                        "steps {key} and {other} both have {} {} of {node}",
+                        d.name, d.index
+                    ));
+                }
+            }
+        }
+        // Whichever of both was given up: it may come to start what it was told long before.
+        let itself = self.truth.is_lost(run, node);
+        if self.options.backups {
+            self.runs_alone(launch)?;
+        }
+        let mut given_up = false;
+        for m in self.machines.values() {
+            let other_run =
+                |(k, s): &(&StepKey, &Supervised)| k.job == key.job && k.attempt != key.attempt && s.lives();
+            for (other, _) in m.spool.iter().filter(other_run) {
+                if !itself && !self.truth.is_lost((other.job, other.attempt), &m.name) {
+                    return Err(format!("{key} starts on {node} while {other} is alive on {}", m.name));
+                }
+                given_up = true;
+            }
+        }
+        if given_up {
+            self.count("two runs alive after an administrator gave one up");
+        }
+        if self.truth.ran.insert((key, node.clone()), Ran::default()).is_some() {
+            return Err(format!("step {key} of attempt {} runs twice on {node}", key.attempt));
+        }
+        Ok(())
+    }
+
+    /// No other run of the job, and no other run of the array's task, is alive anywhere.
+    fn runs_alone(&self, launch: &StepLaunch) -> Result<(), String> {
+        let key = launch.key;
+        let task = |launch: &StepLaunch| launch.job.array.as_ref().map(|a| (a.array, a.task));
+        let same = |other: &StepLaunch| {
+            let another = (other.key.job, other.key.attempt) != (key.job, key.attempt);
+            another && (other.key.job == key.job || (task(launch).is_some() && task(other) == task(launch)))
+        };
+        let alive = self.machines.values().flat_map(|m| m.spool.values().filter(|s| s.lives()));
+        match alive.map(|s| &s.launch).find(|other| same(other)) {
+            Some(other) => Err(format!(
+                "step {key} of attempt {} starts while {} of attempt {} runs",
+                key.attempt, other.key, other.key.attempt
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A step has just ended: not long after its limit, if somebody was there to end it.
+    pub(crate) fn in_time(&self, node: &NodeName, key: StepKey, timers: &StepTimers) -> Result<(), String> {
+        let Some(m) = self.machines.get(node) else { return Ok(()) };
+        let limits = timers.job_limit.into_iter().chain(timers.step_limit);
+        let Some(limit) = limits.min() else { return Ok(()) };
+        let alone = if m.agent.is_none() { self.now.since(m.alone_since) } else { Span(0) };
+        let latest = limit + GRACE + m.unattended + alone;
+        let now: Time = m.clock(self.now);
+        if now > latest {
+            return Err(format!("step {key} outlives its limit on {node} by {} s", now.since(limit).secs()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether others must leave its CPUs alone.
+fn alone(launch: &StepLaunch) -> bool {
+    launch.key.step != berth_model::ids::StepId::Batch && !launch.env.iter().any(|e| e.0 == b"OVERLAP=1")
+}
