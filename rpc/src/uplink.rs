@@ -5,6 +5,7 @@ use crate::error::RpcError;
 use crate::preface::{Preface, Question, Reply, in_time};
 use crate::transport::{Opener, connect};
 use berth_model::request::{Refusal, RefusalCode};
+use berth_trust::TrustError;
 use rustls::ClientConfig;
 use std::io;
 use std::path::PathBuf;
@@ -118,7 +119,8 @@ impl Uplink {
                  create' on"
                     .to_string()
             }
-            _ => e.to_string(),
+            // Beneath the words of the TLS library are our own.
+            _ => TrustError::within(e).map_or_else(|| e.to_string(), ToString::to_string),
         };
         RpcError::Unreachable { endpoint: self.name(), why }
     }

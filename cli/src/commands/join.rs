@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Join a cluster whose controller is on another machine
 ///
 /// Makes a key on this machine, has the cluster's authority sign a certificate for it, and starts the agent. 'berth token
-/// create' on the controller prints the whole command. No file needs to be written on this machine, and no port opened.
+/// create' on the controller prints what to type. No file needs to be written on this machine, and no port opened.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The controller, as HOST or HOST:PORT

@@ -87,7 +87,7 @@ fn a_user_writes_nothing_by_which_an_exit_is_told_as_root() {
     let other: Vec<String> = text
         .lines()
         .map(inside)
-        .filter(|l| !["/run/agent.sock", "/run/controller.sock"].contains(&l.as_str()))
+        .filter(|l| !["/run/agent.sock", "/run/controller.sock", "/run/streams.sock"].contains(&l.as_str()))
         .filter(|l| {
             !(l.starts_with("/scratch/") || l.starts_with("/jobs/") && l.ends_with("/client/job.sock"))
         })

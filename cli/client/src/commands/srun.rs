@@ -193,24 +193,27 @@ impl Run {
     async fn outside(&self, client: &Client) -> Outcome {
         let bad = |e| submit::bad_option(Submit::Srun, &e);
         let converted = self.options.job_spec(&self.by, self.image.clone()).map_err(bad)?;
-        if converted.spec.resources.min_nodes > 1 {
-            return Err(Failure::user(
-                "--nodes: a step is on one node yet: ask for one, or for an allocation (salloc -N, sbatch -N) with one step for each \
-                 of its nodes (srun -N1 -w NODE)",
-            ));
-        }
         let step = self.step_spec(None)?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;
+        // Whether it could ever be is the controller's to say; that it is not yet done is ours.
+        let several = converted.spec.resources.min_nodes > 1;
+        let dry = test_only || several;
         let response =
-            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only).await;
+            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), dry).await;
         let response = response.map_err(|e| match e {
             RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
             e => submit::refused(Submit::Srun.failed(), e),
         })?;
         if test_only {
             return submit::would_start(Submit::Srun, &response);
+        }
+        if several {
+            return Err(Failure::user(
+                "--nodes: a step is on one node yet: ask for one, or for an allocation (salloc -N, sbatch -N) with one step for each \
+                 of its nodes (srun -N1 -w NODE)",
+            ));
         }
         let Response::Submitted { job, step: Some(key), notes, started } = response else {
             return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
