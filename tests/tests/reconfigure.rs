@@ -55,7 +55,10 @@ each_user! {
         reconfigure().fails().says(&["hooks_dirs", "/nowhere", "nothing was changed"]);
         configure(&sandbox, "cluster = \"other\"\n");
         reconfigure().fails().says(&["cluster", "'other'", "needs a restart"]);
-        assert!(!sandbox.cmd("berth").args(["config", "show"]).ok().text().contains("\"other\""));
+        configure(&sandbox, "listen = \"0.0.0.0:1\"\n");
+        reconfigure().fails().says(&["listen", "0.0.0.0:1", "needs a restart", "nothing was changed"]);
+        let shown = sandbox.cmd("berth").args(["config", "show"]).ok().text();
+        assert!(!shown.contains("\"other\"") && !shown.contains("0.0.0.0:1\""), "{shown}");
         assert_eq!(sandbox.srun(["echo", "as before"]).ok().text(), "as before");
         configure(&sandbox, "");
     }

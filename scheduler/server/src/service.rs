@@ -230,6 +230,13 @@ impl Service for Controller {
             .await
             .map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))?
             .map_err(invalid)?;
+        let listens = self.config().await?.listen;
+        if config.listen != listens {
+            return Err(invalid(format!(
+                "berth.toml: listen: '{}' instead of '{listens}' needs a restart: 'berth down --keep-jobs', then 'berth up'",
+                config.listen
+            )));
+        }
         let core = CoreConfig::new(&config).map_err(|e| invalid(e.to_string()))?;
         let request = self.shared.next_request();
         let (reply, answer) = oneshot::channel();
