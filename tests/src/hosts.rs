@@ -1,12 +1,10 @@
 //! Hosts that are none: network namespaces of this machine, joined by a bridge, each with its own name and state directory. What
 //! runs on them are real processes that reach each other by the network alone; users and filesystem are the machine's.
 
-use crate::sandbox::{gone, wait};
+use crate::sandbox::{end_what_is_left, kill_9, print_logs, wait};
 use crate::{Cmd, Who, leftovers, machine};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Sets the host's name and becomes the program.
 const AS_HOST: &str = "hostname \"$0\" && exec \"$@\"";
@@ -145,9 +143,7 @@ impl Hosts {
 
     /// Kills a daemon of a host without warning and waits until it is gone.
     pub fn kill_9(&self, host: &str, daemon: &str) {
-        let pid = self.pid(host, daemon);
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        assert!(wait(10, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
+        kill_9(self.pid(host, daemon));
     }
 
     /// Waits until `sinfo` on the first host shows a node in a state that begins so.
@@ -157,40 +153,13 @@ impl Hosts {
         let seen = wait(seconds, || show().trim().starts_with(state).then_some(()));
         assert!(seen.is_some(), "{node} is '{}' and not {state} after {seconds} s", show().trim());
     }
-
-    fn logs(&self) {
-        for name in &self.names {
-            for log in std::fs::read_dir(self.state(name).join("log")).into_iter().flatten().flatten() {
-                let text = std::fs::read(log.path()).unwrap_or_default();
-                let text = String::from_utf8_lossy(&text);
-                let lines: Vec<&str> = text.lines().collect();
-                eprintln!(
-                    "--- {}\n{}",
-                    log.path().display(),
-                    lines[lines.len().saturating_sub(30)..].join("\n")
-                );
-            }
-        }
-    }
-
-    fn left(&self, directory: &Path, complaints: &mut Vec<String>) {
-        if wait(5, || leftovers::processes(directory).is_empty().then_some(())).is_none() {
-            for (pid, line) in leftovers::processes(directory) {
-                complaints.push(format!("process {pid} is left: {line}"));
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-        for mount in leftovers::mounts(directory) {
-            complaints.push(format!("a mount is left: {mount}"));
-        }
-    }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
         let failing = std::thread::panicking();
         if failing {
-            self.logs();
+            self.names.iter().for_each(|name| print_logs(&self.state(name)));
         }
         let mut complaints = Vec::new();
         // Jobs are the controller's to end: it goes last, and while all are in reach.
@@ -218,7 +187,7 @@ impl Drop for Hosts {
             Ok(said) => complaints.extend(said),
             Err(_) => complaints.push("the hosts cannot be stopped".to_string()),
         }
-        self.left(&self.directory, &mut complaints);
+        end_what_is_left(&self.directory, &mut complaints);
         for name in &self.names {
             for group in leftovers::control_groups(&self.state(name)) {
                 complaints.push(format!("a control group is left: {}", group.display()));

@@ -208,8 +208,36 @@ impl Sandbox {
 
     /// Kills a process of the cluster's without warning and waits until it is gone.
     pub fn kill_9(&self, pid: i32) {
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        assert!(wait(10, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
+        kill_9(pid);
+    }
+}
+
+/// Kills a process without warning and waits until it is gone.
+pub fn kill_9(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    assert!(wait(10, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
+}
+
+/// Prints the ends of a state directory's logs, for a test that failed.
+pub fn print_logs(state: &Path) {
+    for log in std::fs::read_dir(state.join("log")).into_iter().flatten().flatten() {
+        let text = std::fs::read(log.path()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!("--- {}\n{}", log.path().display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+    }
+}
+
+/// What is left of a test below its directory; processes are ended.
+pub fn end_what_is_left(directory: &Path, complaints: &mut Vec<String>) {
+    if wait(5, || leftovers::processes(directory).is_empty().then_some(())).is_none() {
+        for (pid, line) in leftovers::processes(directory) {
+            complaints.push(format!("process {pid} is left: {line}"));
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for mount in leftovers::mounts(directory) {
+        complaints.push(format!("a mount is left: {mount}"));
     }
 }
 
@@ -238,16 +266,7 @@ impl Drop for Sandbox {
         let failing = std::thread::panicking();
         if failing {
             eprintln!("state of the failed test's cluster:");
-            for log in std::fs::read_dir(self.state().join("log")).into_iter().flatten().flatten() {
-                let text = std::fs::read(log.path()).unwrap_or_default();
-                let text = String::from_utf8_lossy(&text);
-                let lines: Vec<&str> = text.lines().collect();
-                eprintln!(
-                    "--- {}\n{}",
-                    log.path().display(),
-                    lines[lines.len().saturating_sub(40)..].join("\n")
-                );
-            }
+            print_logs(&self.state());
         }
         let mut complaints = Vec::new();
         if self.started {
@@ -259,16 +278,7 @@ impl Drop for Sandbox {
                 Err(_) => complaints.push("berth down hangs".to_string()),
             }
         }
-        let left = wait(5, || leftovers::processes(&self.directory).is_empty().then_some(()));
-        if left.is_none() {
-            for (pid, line) in leftovers::processes(&self.directory) {
-                complaints.push(format!("process {pid} is left: {line}"));
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-        for mount in leftovers::mounts(&self.directory) {
-            complaints.push(format!("a mount is left: {mount}"));
-        }
+        end_what_is_left(&self.directory, &mut complaints);
         for group in leftovers::control_groups(&self.state()) {
             complaints.push(format!("a control group is left: {}", group.display()));
         }
