@@ -23,6 +23,11 @@ pub struct Who {
 const TEST_USER: &str = "berthtest";
 
 impl Who {
+    /// Whether the tests made this user, whose files no person misses.
+    pub fn is_tests_own(&self) -> bool {
+        self.name.starts_with(TEST_USER)
+    }
+
     /// Root: a cluster in system mode.
     pub fn root() -> Who {
         assert!(

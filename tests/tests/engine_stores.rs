@@ -42,7 +42,18 @@ impl Podman<'_> {
         for path in [&home, &home.join("storage.conf")] {
             machine::give(path, &who);
         }
-        Podman { sandbox, who, home, _alone: alone }
+        let podman = Podman { sandbox, who, home, _alone: alone };
+        podman.forget();
+        podman
+    }
+
+    /// An ordinary user's podman keeps its database in the home directory whatever the settings say, and goes on
+    /// using the directories of its first run: this fixture's, which are gone then, and may be another user's again.
+    fn forget(&self) {
+        if self.who.is_tests_own() {
+            let database = self.who.home.join(".local/share/containers/storage/libpod");
+            let _ = std::fs::remove_dir_all(database);
+        }
     }
 
     /// The storage gets an image, in place of what had the name.
@@ -79,6 +90,7 @@ impl Drop for Podman<'_> {
             let storage = self.home.join("storage").display().to_string();
             let _ = self.cmd("podman", &["unshare", "rm", "-rf", &storage]).run();
             let _ = self.cmd("podman", &["system", "migrate"]).run();
+            self.forget();
         }
     }
 }
