@@ -3,7 +3,7 @@
 
 use crate::join;
 use crate::plan::{Ns, Plan, RootPlan};
-use crate::procfs::descendants;
+use crate::procfs::{children, descendants};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
 use crate::setup::{self, Made, Refused, SetupFailure, SetupFds};
 use crate::start::start;
@@ -12,7 +12,7 @@ use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use crate::sys::{Errno, SysResult, signals, wait};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The life of init, from the clone to the end. Never returns into the supervisor's copy of the stack.
@@ -45,9 +45,17 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
     drop(fds);
     let ready = signals::signalfd(signals::bit(libc::SIGCHLD));
     let mut init = match ready {
-        Ok(signal_fd) => {
-            Init { plan, sock, signal_fd, root, tasks: BTreeMap::new(), last: None, over: false, full: false }
-        }
+        Ok(signal_fd) => Init {
+            plan,
+            sock,
+            signal_fd,
+            root,
+            tasks: BTreeMap::new(),
+            swept: None,
+            last: None,
+            over: false,
+            full: false,
+        },
         Err(e) => {
             let _ = send(sock.as_fd(), &Message::Failed(failure("watch for ended tasks", e)), &[]);
             return 1;
@@ -136,6 +144,8 @@ struct Init<'a> {
     root: Option<OwnedFd>,
     /// Task numbers by pid.
     tasks: BTreeMap<i32, u32>,
+    /// The last signal that was to end every process, and who got it.
+    swept: Option<(i32, BTreeSet<i32>)>,
     /// The task with which the container ends.
     last: Option<u32>,
     /// It has ended.
@@ -143,6 +153,9 @@ struct Init<'a> {
     /// The user was told that the writable layer is full.
     full: bool,
 }
+
+/// Signals by which a process ends that makes no arrangement for them, and which are sent for that.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// Less than this left over is nothing for a program: a filesystem refuses a large write before it is full.
 const FULL: u64 = 1 << 20;
@@ -197,6 +210,7 @@ impl Init<'_> {
             // Told once, while the container was made.
             Request::Go { .. } => Ok(()),
             Request::Export => {
+                self.swept = None;
                 self.export(&fds);
                 Ok(())
             }
@@ -248,7 +262,7 @@ impl Init<'_> {
         }
     }
 
-    fn signal(&self, target: SignalTarget, signal: i32) {
+    fn signal(&mut self, target: SignalTarget, signal: i32) {
         // A process that ended meanwhile is no error.
         let send = |pid: i32| {
             let _ = signals::kill(pid, signal);
@@ -263,7 +277,22 @@ impl Init<'_> {
             SignalTarget::Everything => {
                 let found = descendants();
                 let missed: Vec<i32> = self.tasks.keys().copied().filter(|t| !found.contains(t)).collect();
-                found.into_iter().chain(missed).for_each(send);
+                let all: BTreeSet<i32> = found.into_iter().chain(missed).collect();
+                all.iter().copied().for_each(send);
+                self.swept = ENDING.contains(&signal).then_some((signal, all));
+            }
+        }
+    }
+
+    /// Passes the last signal on to orphans that were born while it went round: a shell that was just starting a
+    /// command ends by it, and the command would be left. What a process that lives on starts is its own business.
+    fn sweep_orphans(&mut self) {
+        let Some((signal, reached)) = &mut self.swept else { return };
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        for orphan in children(me) {
+            if !self.tasks.contains_key(&orphan) && reached.insert(orphan) {
+                // It may have ended meanwhile.
+                let _ = signals::kill(orphan, *signal);
             }
         }
     }
@@ -294,6 +323,7 @@ impl Init<'_> {
                 )?;
             }
         }
+        self.sweep_orphans();
         Ok(())
     }
 }

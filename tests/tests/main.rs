@@ -43,6 +43,7 @@ mod registries;
 mod restoring;
 mod room;
 mod saving;
+mod several;
 mod signatures;
 mod starts;
 mod streams;

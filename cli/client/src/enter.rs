@@ -74,6 +74,8 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             input: Some(0),
             only_stdout: None,
             only_stderr: None,
+            kill_on_bad_exit: false,
+            wait_after_first_exit: None,
         };
         follow::follow(followed, submit::records_after(&client, job.id, LATER)).await
     })

@@ -148,7 +148,7 @@ impl Run {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
         let records = submit::records_after(client, job.id, LATER);
-        follow::follow(self.step(client, key, layout), records).await
+        follow::follow(self.step(client, key, layout, &spec), records).await
     }
 
     fn tell(&self, line: &str) {
@@ -197,23 +197,14 @@ impl Run {
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;
-        // Whether it could ever be is the controller's to say; that it is not yet done is ours.
-        let several = converted.spec.resources.min_nodes > 1;
-        let dry = test_only || several;
         let response =
-            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), dry).await;
+            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only).await;
         let response = response.map_err(|e| match e {
             RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
             e => submit::refused(Submit::Srun.failed(), e),
         })?;
         if test_only {
             return submit::would_start(Submit::Srun, &response);
-        }
-        if several {
-            return Err(Failure::user(
-                "--nodes: a step is on one node yet: ask for one, or for an allocation (salloc -N, sbatch -N) with one step for each \
-                 of its nodes (srun -N1 -w NODE)",
-            ));
         }
         let Response::Submitted { job, step: Some(key), notes, started } = response else {
             return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
@@ -223,7 +214,7 @@ impl Run {
             // It has its nodes: what else there is to ask can wait until it turns out to be a long one.
             let _lease = client.lease_after(job, LATER);
             let records = submit::records_after(client, job, LATER);
-            return self.to_its_end(client, job, self.step(client, key, layout), records).await;
+            return self.to_its_end(client, job, self.step(client, key, layout, &step), records).await;
         }
         let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
         let _lease = lease.ok(); // a job that is over already has none
@@ -258,7 +249,7 @@ impl Run {
         let layout =
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
-        self.to_its_end(client, job, self.step(client, key, layout), records).await
+        self.to_its_end(client, job, self.step(client, key, layout, &step), records).await
     }
 
     /// Follows the step of a job of our own, and says that we have seen its end, so that what is asked next finds it:
@@ -276,7 +267,13 @@ impl Run {
         code
     }
 
-    fn step(&self, client: &Client, key: StepKey, layout: berth_model::launch::Layout) -> follow::Step {
+    fn step(
+        &self,
+        client: &Client,
+        key: StepKey,
+        layout: berth_model::launch::Layout,
+        spec: &StepSpec,
+    ) -> follow::Step {
         let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
         let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
         let of = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks);
@@ -298,6 +295,8 @@ impl Run {
             input,
             only_stdout: output,
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
+            kill_on_bad_exit: spec.kill_on_bad_exit,
+            wait_after_first_exit: spec.wait_after_first_exit,
         }
     }
 }

@@ -1,25 +1,27 @@
-//! One step from attaching to its end: what it writes goes out, what we read goes in, signals pass, and its exit
-//! becomes ours. A restart of agent or controller in the middle is not noticed.
+//! One step from attaching to its end, on all of its nodes: what it writes goes out, what we read goes in, signals
+//! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
 use super::interrupt::{Press, Presses};
 use super::labels::Labels;
-use super::stream::{self, Event, NotAttached, Output, Wanted};
+use super::nodes::{Nodes, To};
+use super::signals::Signals;
+use super::stream::{self, Event, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
 use berth_model::StepKey;
+use berth_model::hostlist;
 use berth_model::launch::{Layout, StepExit};
 use berth_model::record::{JobInfo, StepInfo};
 use berth_model::state::{ExitStatus, JobState};
+use berth_model::time::Span;
 use berth_rpc::Client;
-use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
+use berth_stream::{ALL_TASKS, Frame};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
 
 /// How long the stream may take to tell the end that the record has already.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -72,37 +74,27 @@ pub struct Step {
     pub only_stdout: Option<u32>,
     /// The same for standard error.
     pub only_stderr: Option<u32>,
+    /// `--kill-on-bad-exit`: each node ends its own tasks; those of the others end with them.
+    pub kill_on_bad_exit: bool,
+    /// `--wait`: how long after the first task ended the others may go on.
+    pub wait_after_first_exit: Option<Span>,
 }
 
 /// The job's record, as it changes.
 pub type Records = watch::Receiver<Option<JobInfo>>;
 
-/// Where we are with the connection.
-enum Link {
-    /// Trying; the task tells when it is there.
-    Trying,
-    /// There.
-    Open(OwnedWriteHalf),
-    /// The supervisor's last word was heard, or it is gone.
-    Over,
-}
-
 struct Follower {
     step: Step,
+    nodes: Nodes,
     exits: BTreeMap<u32, ExitStatus>,
     told: BTreeMap<u32, ExitStatus>,
-    link: Link,
-    outstanding: usize,
-    /// There was a connection once.
-    met: bool,
     presses: Presses,
-    started: bool,
-    ended: Option<StepExit>,
     /// Set by a signal that ends the step: when to end it without regard.
     deadline: Option<Instant>,
+    /// When to end the tasks that are left, because the first one ended.
+    wait: Option<Instant>,
     /// When to print the exits not yet told.
     gather: Option<Instant>,
-    pending: Vec<Frame>,
     /// Messages of the step, so that none is told twice.
     heard: String,
 }
@@ -111,15 +103,6 @@ struct Follower {
 pub async fn follow(step: Step, mut records: Records) -> Outcome {
     let internal =
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
-    if let [_, _, ..] = step.layout.nodes.as_slice() {
-        // Only one of them could be heard: nothing of it runs on unseen.
-        step.client.cancel_one(step.key.job, Some(step.key.step)).await?;
-        return Err(Failure::user(format!(
-            "step {} would be on {} nodes: a step is on one node yet; ask for -N1, and start one for each node (-w NODE)",
-            step.key,
-            step.layout.nodes.len()
-        )));
-    }
     let (events_in, mut events) = mpsc::channel(256);
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
     let name = step.voice.name();
@@ -132,103 +115,88 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         Some(_) => Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?),
         None => None,
     };
+    let nodes = Nodes::connect(step.socket.clone(), step.key, step.layout.clone(), events_in.clone());
     let mut me = Follower {
         step,
+        nodes,
         exits: BTreeMap::new(),
         told: BTreeMap::new(),
-        link: Link::Trying,
-        outstanding: 0,
-        met: false,
         presses: Presses::default(),
-        started: false,
-        ended: None,
         deadline: None,
+        wait: None,
         gather: None,
-        pending: Vec::new(),
         heard: String::new(),
     };
-    match me.step.input {
-        None => me.pending.push(Frame::StdinEof { task: ALL_TASKS }),
-        Some(ALL_TASKS) => {}
-        // Our input is one task's; that of the others ends at once, or they would wait for it for ever.
-        Some(task) => {
-            let others = me.step.layout.tasks.iter().flatten().filter(|other| **other != task);
-            me.pending.extend(others.map(|other| Frame::StdinEof { task: *other }));
-        }
-    }
-    let mut connecting = me.connect();
-    // When the record says that the step is over: its stream gets a moment for the last word.
+    me.begin_input().await;
+    // When the record says that the step is over: its streams get a moment for the last word.
     let mut patience: Option<Instant> = None;
     let mut watched = true;
     let by_record = loop {
-        if me.ended.is_some() {
+        if me.nodes.all_ended() {
             break None;
         }
-        let room = me.outstanding + MAX_PAYLOAD <= STDIN_WINDOW && matches!(me.link, Link::Open(_));
+        if let Some(why) = me.nodes.refusal().map(|(at, why)| me.of_node(at, why)) {
+            // The record tells more, if the step is over; it comes within a moment.
+            if let Some(code) = me.recorded_code(&mut records, Some(why)).await? {
+                break Some(code);
+            }
+        }
+        let room = input.is_some() && me.nodes.have_room(me.step.input.unwrap_or(ALL_TASKS));
         tokio::select! {
-            attached = &mut connecting, if matches!(me.link, Link::Trying) => match attached {
-                Ok(Ok(stream)) => {
-                    let (reader, mut writer) = stream.into_split();
-                    output.pump(reader, events_in.clone());
-                    for frame in std::mem::take(&mut me.pending) {
-                        stream::send(&mut writer, &frame).await;
-                    }
-                    // Credit that was on its way to a connection that was lost does not come.
-                    me.outstanding = 0;
-                    me.met = true;
-                    me.link = Link::Open(writer);
-                }
-                Ok(Err(why)) => {
-                    // The record tells more, if the step is over; it comes within a moment.
-                    me.link = Link::Over;
-                    if let Some(code) = me.recorded_code(&mut records, Some(why)).await? {
-                        break Some(code);
-                    }
-                }
-                Err(_) => return Err(Failure::new(Kind::Internal, "the connection to the step ended in a fault")),
-            },
             event = events.recv() => match event {
-                Some(event) => me.event(event).await,
-                None => me.link = Link::Over,
+                Some((at, Event::Attached(stream))) => {
+                    let (reader, writer) = stream.into_split();
+                    output.pump(at, reader, events_in.clone());
+                    me.nodes.opened(at, writer).await;
+                }
+                Some((at, event)) => {
+                    if matches!(event, Event::Closed) && me.is_over(&records) {
+                        patience = Some(Instant::now());
+                    }
+                    me.event(at, event).await;
+                }
+                None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
             chunk = next(&mut input), if room => me.input(chunk, &mut input).await,
             number = signals.next() => me.signal(number).await,
             changed = records.changed(), if watched => {
-                // Without a watcher the stream alone tells the end.
+                // Without a watcher the streams alone tell the end.
                 watched = changed.is_ok();
                 if me.is_over(&records) {
-                    let wait = if me.met { LAST_WORD } else { FIRST_WORD };
+                    let wait = if me.nodes.never_met().is_empty() { LAST_WORD } else { FIRST_WORD };
                     patience.get_or_insert(Instant::now() + wait);
                 }
             }
             () = until(me.gather) => me.tell(false),
+            () = until(me.wait) => me.waited().await,
             () = until(me.deadline) => {
                 me.deadline = None;
-                me.send(Frame::Signal(SIGKILL)).await;
+                me.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
             }
             () = until(patience) => {
                 patience = None;
-                if !matches!(me.link, Link::Open(_)) && let Some(code) = me.recorded_code(&mut records, None).await? {
-                    if !me.met {
+                if !me.nodes.any_open() && let Some(code) = me.recorded_code(&mut records, None).await? {
+                    let away = me.nodes.never_met();
+                    if !away.is_empty() {
                         stream::message(&format!(
-                            "{name}: warning: step {} is over, and its node cannot be reached: what it wrote is not seen here",
-                            me.step.key
+                            "{name}: warning: step {} is over, and {} cannot be reached: what it wrote there is not seen here",
+                            me.step.key,
+                            hostlist::compress(&away)
                         ));
                     }
                     break Some(code);
                 }
+                if me.nodes.any_open() {
+                    // Their supervisors are about to tell.
+                    patience = Some(Instant::now() + LAST_WORD);
+                }
             }
-        }
-        if matches!(me.link, Link::Over) && me.ended.is_none() {
-            if let Some(code) = me.recorded_code(&mut records, None).await? {
-                break Some(code);
-            }
-            connecting = me.connect();
-            me.link = Link::Trying;
         }
     };
-    connecting.abort();
+    me.nodes.abort();
     drop(events_in);
+    let code = by_record.unwrap_or_else(|| me.finish());
+    drop(me);
     let mut done = output.close();
     let lost = loop {
         tokio::select! {
@@ -241,7 +209,6 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
             }
         }
     };
-    let code = by_record.unwrap_or_else(|| me.finish());
     match lost {
         None => Ok(code),
         Some(e) => {
@@ -277,42 +244,54 @@ async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
     }
 }
 
-type Connecting = tokio::task::JoinHandle<Result<tokio::net::UnixStream, String>>;
-
 impl Follower {
-    /// Tries to attach until the step takes us or refuses.
-    fn connect(&self) -> Connecting {
-        let (socket, key) = (self.step.socket.clone(), self.step.key);
-        let node = self.step.layout.nodes.first().cloned();
-        tokio::spawn(async move {
-            let mut pause = Duration::from_millis(20);
-            loop {
-                match stream::attach(&socket, node.as_ref(), key).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(NotAttached::Refused(why)) => return Err(why),
-                    Err(NotAttached::Away(_)) => sleep(pause).await,
+    /// Ends the input of tasks that get none of ours.
+    async fn begin_input(&mut self) {
+        match self.step.input {
+            None => self.nodes.send(To::All, Frame::StdinEof { task: ALL_TASKS }).await,
+            Some(ALL_TASKS) => {}
+            // Our input is one task's; that of the others ends at once, or they would wait for it for ever.
+            Some(task) => {
+                let all: Vec<u32> = self.nodes.layout().tasks.iter().flatten().copied().collect();
+                for other in all.into_iter().filter(|other| *other != task) {
+                    self.nodes.send(To::Task(other), Frame::StdinEof { task: other }).await;
                 }
-                pause = (pause * 2).min(Duration::from_secs(1));
             }
-        })
+        }
     }
 
-    async fn event(&mut self, event: Event) {
+    /// What a node says, with its name where there are several.
+    fn of_node(&self, at: usize, why: &str) -> String {
+        if self.nodes.layout().nodes.len() > 1 {
+            format!("{}: {why}", self.nodes.name(at))
+        } else {
+            why.to_string()
+        }
+    }
+
+    async fn event(&mut self, at: usize, event: Event) {
         match event {
             Event::Frame(Frame::TaskExit { task, status }) => {
                 self.exits.insert(task, status);
                 if !status.success() {
                     self.gather.get_or_insert(Instant::now() + GATHER);
                 }
+                self.first_exit(status).await;
             }
             Event::Frame(Frame::StepExit(exit)) => {
                 self.exits.extend(exit.tasks.iter().copied());
-                self.ended = Some(*exit);
+                if self.nodes.layout().nodes.len() > 1
+                    && let Some(why) = &exit.launch_error
+                    && !self.heard.contains(why.trim())
+                {
+                    // The controller ends the others: what for is said first.
+                    self.complain_of_launch(at, why);
+                    self.heard.push_str(why);
+                }
+                self.nodes.ended(at, *exit);
             }
-            Event::Frame(Frame::Started) => self.started = true,
-            Event::Frame(Frame::Credit(n)) => {
-                self.outstanding = self.outstanding.saturating_sub(usize::try_from(n).unwrap_or(usize::MAX));
-            }
+            Event::Frame(Frame::Started) => self.nodes.started(at),
+            Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
             Event::Frame(Frame::Message(text)) => {
                 stream::message(text.trim_end_matches('\n'));
                 if self.step.voice == Voice::Srun
@@ -326,31 +305,55 @@ impl Follower {
                 }
                 self.heard.push_str(&text);
             }
-            Event::Frame(_) => {}
-            Event::Closed => self.link = Link::Over,
-            Event::StdoutGone => self.send(Frame::Signal(libc_signal(SignalKind::pipe()))).await,
+            Event::Frame(_) | Event::Attached(_) => {}
+            Event::Refused(why) => self.nodes.refused(at, why),
+            Event::Closed => self.nodes.closed(at),
+            Event::StdoutGone => {
+                self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
+            }
         }
+    }
+
+    /// A task ended: what that means for those of other nodes, whose supervisors do not know of it.
+    async fn first_exit(&mut self, status: ExitStatus) {
+        if self.nodes.layout().nodes.len() < 2 {
+            return;
+        }
+        if self.step.kill_on_bad_exit && !status.success() && self.deadline.is_none() {
+            self.end(libc_signal(SignalKind::terminate())).await;
+        }
+        if let Some(wait) = self.step.wait_after_first_exit {
+            let wait = Duration::from_micros(u64::try_from(wait.0).unwrap_or(0));
+            self.wait.get_or_insert(Instant::now() + wait);
+        }
+    }
+
+    /// The time that tasks had after the first one's end is over.
+    async fn waited(&mut self) {
+        self.wait = None;
+        if self.exits.len() < tasks(self.nodes.layout()) {
+            self.report();
+            out::complain(&format!("srun: Terminating StepId={}", self.step.key));
+            self.end(libc_signal(SignalKind::terminate())).await;
+        }
+    }
+
+    /// Ends what is left of the step: with this signal, and without regard when the cluster's time for it is over.
+    async fn end(&mut self, number: i32) {
+        let asked = Instant::now();
+        self.nodes.send(To::All, Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32)).await;
+        self.nodes.send(To::All, Frame::Signal(number)).await;
+        self.deadline = Some(asked + kill_wait(&self.step.client).await);
     }
 
     async fn input(&mut self, chunk: Option<Vec<u8>>, input: &mut Option<mpsc::Receiver<Vec<u8>>>) {
         let task = self.step.input.unwrap_or(ALL_TASKS);
         match chunk {
-            Some(data) => {
-                self.outstanding += data.len();
-                self.send(Frame::Stdin { task, data }).await;
-            }
+            Some(data) => self.nodes.send(To::Task(task), Frame::Stdin { task, data }).await,
             None => {
                 *input = None;
-                self.send(Frame::StdinEof { task }).await;
+                self.nodes.send(To::Task(task), Frame::StdinEof { task }).await;
             }
-        }
-    }
-
-    /// Sends a frame, now or when the step is there.
-    async fn send(&mut self, frame: Frame) {
-        match &mut self.link {
-            Link::Open(writer) => stream::send(writer, &frame).await,
-            _ => self.pending.push(frame),
         }
     }
 
@@ -359,7 +362,7 @@ impl Follower {
         let exec = self.step.voice == Voice::Exec;
         if number == libc_signal(SignalKind::window_change()) {
             if let Some(size) = terminal::size().filter(|_| self.step.pty) {
-                self.send(Frame::Winch(size)).await;
+                self.nodes.send(To::Task(0), Frame::Winch(size)).await;
             }
         } else if number == libc_signal(SignalKind::interrupt()) && !exec {
             match self.presses.press(Instant::now()) {
@@ -369,11 +372,11 @@ impl Follower {
                 }
                 Press::Interrupt => {
                     out::complain(&format!("srun: sending Ctrl-C to StepId={id}"));
-                    self.send(Frame::Signal(number)).await;
+                    self.nodes.send(To::All, Frame::Signal(number)).await;
                 }
                 Press::Kill => {
                     out::complain("srun: forcing job termination");
-                    self.send(Frame::Signal(SIGKILL)).await;
+                    self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
                 }
             }
         } else if [SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()]
@@ -388,24 +391,21 @@ impl Follower {
                 self.deadline = Some(Instant::now());
                 return;
             }
-            let asked = Instant::now();
-            self.send(Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32)).await;
-            self.send(Frame::Signal(number)).await;
-            self.deadline = Some(asked + kill_wait(&self.step.client).await);
+            self.end(number).await;
         } else {
-            self.send(Frame::Signal(number)).await;
+            self.nodes.send(To::All, Frame::Signal(number)).await;
         }
     }
 
     /// How the tasks are.
     fn report(&self) {
-        let all: Vec<u32> = self.step.layout.tasks.iter().flatten().copied().collect();
+        let all: Vec<u32> = self.nodes.layout().tasks.iter().flatten().copied().collect();
         let (mut ended, mut alive): (Vec<u32>, Vec<u32>) =
             all.iter().partition(|t| self.exits.contains_key(t));
         ended.sort_unstable();
         alive.sort_unstable();
-        let state = if self.started || matches!(self.link, Link::Open(_)) { "running" } else { "starting" };
-        for (tasks, what) in [(alive, state), (ended, "exited")] {
+        let (running, starting) = alive.into_iter().partition(|t| self.nodes.running(*t));
+        for (tasks, what) in [(starting, "starting"), (running, "running"), (ended, "exited")] {
             if !tasks.is_empty() {
                 out::complain(&format!(
                     "srun: StepId={} {}: {what}",
@@ -425,7 +425,7 @@ impl Follower {
         if self.step.voice == Voice::Exec {
             return;
         }
-        for line in exits::lines(&self.step.layout, &fresh) {
+        for line in exits::lines(self.nodes.layout(), &fresh) {
             let line = match line.strip_suffix(": Killed") {
                 Some(start) if oom => format!("{start}: Out Of Memory"),
                 _ => line,
@@ -435,8 +435,8 @@ impl Follower {
     }
 
     /// Why the step could not be started.
-    fn complain_of_launch(&self, why: &str) {
-        let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
+    fn complain_of_launch(&self, at: usize, why: &str) {
+        let node = self.nodes.name(at);
         for line in why.lines() {
             match self.step.voice {
                 Voice::Srun => out::complain(&format!("srun: error: {node}: {line}")),
@@ -446,31 +446,39 @@ impl Follower {
     }
 
     /// The step's last words and the exit code.
-    fn finish(mut self) -> u8 {
-        let Some(exit) = self.ended.take() else { return 1 };
+    fn finish(&mut self) -> u8 {
+        let ends: Vec<(usize, StepExit)> = self.nodes.ends().map(|(at, exit)| (at, exit.clone())).collect();
         let name = self.step.voice.name();
-        if let Some(why) = exit.launch_error.as_ref().filter(|why| !self.heard.contains(why.trim())) {
-            self.complain_of_launch(why);
-        } else {
-            self.tell(exit.oom);
+        let failed: Vec<(usize, &str)> =
+            ends.iter().filter_map(|(at, exit)| Some((*at, exit.launch_error.as_deref()?))).collect();
+        let oom = ends.iter().find(|(_, exit)| exit.oom).map(|(at, _)| *at);
+        if failed.is_empty() {
+            self.tell(oom.is_some());
             let ended_by = |signal| self.exits.values().any(|s| i32::from(s.signal) == signal);
             // Somebody ended it, and it was neither we nor a cancellation, which has its own line.
             if self.deadline.is_none()
                 && self.step.voice == Voice::Srun
-                && !exit.oom
+                && oom.is_none()
                 && !self.heard.contains(" CANCELLED AT ")
                 && (ended_by(SIGKILL) || ended_by(libc_signal(SignalKind::terminate())))
             {
                 out::complain(&format!("srun: Force Terminated StepId={}", self.step.key));
             }
         }
-        let code = exits::code(self.exits.values().copied().chain([exit.status]));
-        if code == 0 && exit.oom {
+        for (at, why) in &failed {
+            if !self.heard.contains(why.trim()) {
+                self.complain_of_launch(*at, why);
+            }
+        }
+        let code = exits::code(self.exits.values().copied().chain(ends.iter().map(|(_, exit)| exit.status)));
+        if code == 0
+            && let Some(at) = oom
+        {
             // A task may have gone on without the process that was killed: the step did not do its work.
-            let node = self.step.layout.nodes.first().map_or("", |n| n.0.as_str());
+            let node = self.nodes.name(at);
             out::complain(&format!("{name}: error: {node}: StepId={}: Out Of Memory", self.step.key));
         }
-        if code == 0 && (exit.oom || exit.launch_error.is_some()) { 1 } else { code }
+        if code == 0 && (oom.is_some() || !failed.is_empty()) { 1 } else { code }
     }
 
     fn record<'a>(&self, job: &'a JobInfo) -> Option<&'a StepInfo> {
@@ -521,7 +529,7 @@ impl Follower {
             return Ok(Some(1));
         };
         match &step.message {
-            Some(why) => self.complain_of_launch(why),
+            Some(why) => self.complain_of_launch(0, why),
             None if step.state == JobState::Completed => {}
             None => out::complain(&format!("{name}: error: StepId={} {}", self.step.key, step.state.name())),
         }
@@ -534,39 +542,4 @@ impl Follower {
 async fn kill_wait(client: &Client) -> Duration {
     let config = tokio::time::timeout(Duration::from_secs(1), client.config()).await;
     Duration::from_secs(config.ok().and_then(Result::ok).map_or(30, |c| u64::from(c.kill_wait_seconds)))
-}
-
-/// The signals that srun passes on, or acts on.
-struct Signals {
-    all: Vec<(i32, Signal)>,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        let kinds = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-            SignalKind::quit(),
-            SignalKind::user_defined1(),
-            SignalKind::user_defined2(),
-            SignalKind::alarm(),
-            SignalKind::window_change(),
-        ];
-        let all =
-            kinds.into_iter().map(|k| Ok((k.as_raw_value(), signal(k)?))).collect::<std::io::Result<_>>()?;
-        Ok(Signals { all })
-    }
-
-    async fn next(&mut self) -> i32 {
-        std::future::poll_fn(|cx| {
-            for (number, signal) in &mut self.all {
-                if signal.poll_recv(cx).is_ready() {
-                    return std::task::Poll::Ready(*number);
-                }
-            }
-            std::task::Poll::Pending
-        })
-        .await
-    }
 }

@@ -4,5 +4,7 @@ pub mod exits;
 pub mod follow;
 pub mod interrupt;
 pub mod labels;
+pub mod nodes;
+pub mod signals;
 pub mod stream;
 pub mod terminal;

@@ -64,9 +64,13 @@ pub async fn describe(socket: &Path, node: Option<&NodeName>, key: StepKey) -> R
     }
 }
 
-/// What comes from a step besides its output, and from the writer of that output.
+/// What comes from a node's part of a step besides its output, and from the writer of that output.
 #[derive(Debug)]
 pub enum Event {
+    /// There is a connection.
+    Attached(UnixStream),
+    /// There will be none: why.
+    Refused(String),
     /// A frame other than output.
     Frame(Frame),
     /// The connection is gone without a StepExit.
@@ -104,7 +108,11 @@ pub struct Output {
 
 impl Output {
     /// Starts the writer. With `labels`, lines carry the number of their task.
-    pub fn start(labels: Option<Labels>, wanted: Wanted, events: mpsc::Sender<Event>) -> io::Result<Output> {
+    pub fn start(
+        labels: Option<Labels>,
+        wanted: Wanted,
+        events: mpsc::Sender<(usize, Event)>,
+    ) -> io::Result<Output> {
         let (pieces, queue) = mpsc::channel(WAITING);
         let (finished, done) = oneshot::channel();
         std::thread::Builder::new().name("output".to_string()).spawn(move || {
@@ -114,8 +122,8 @@ impl Output {
         Ok(Output { pieces, wanted, done })
     }
 
-    /// Follows a connection until its end; output goes to the writer, the rest becomes events.
-    pub fn pump(&self, reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
+    /// Follows the connection to a node until its end; output goes to the writer, the rest becomes events of that node.
+    pub fn pump(&self, node: usize, reader: OwnedReadHalf, events: mpsc::Sender<(usize, Event)>) {
         let (pieces, wanted) = (self.pieces.clone(), self.wanted);
         tokio::spawn(async move {
             let mut reader = BufReader::with_capacity(4 * MAX_PAYLOAD, reader);
@@ -125,13 +133,13 @@ impl Output {
                     Ok(Some(Frame::Stderr { task, data })) => Piece { stderr: true, task, data },
                     Ok(Some(frame)) => {
                         let last = matches!(frame, Frame::StepExit(_));
-                        if events.send(Event::Frame(frame)).await.is_err() || last {
+                        if events.send((node, Event::Frame(frame))).await.is_err() || last {
                             return;
                         }
                         continue;
                     }
                     Ok(None) | Err(_) => {
-                        let _ = events.send(Event::Closed).await; // the command is ending
+                        let _ = events.send((node, Event::Closed)).await; // the command is ending
                         return;
                     }
                 };
@@ -157,7 +165,7 @@ impl Output {
 fn write_all(
     mut queue: mpsc::Receiver<Piece>,
     mut labels: Option<Labels>,
-    events: &mpsc::Sender<Event>,
+    events: &mpsc::Sender<(usize, Event)>,
 ) -> Option<io::Error> {
     let mut gone = [false, false];
     let mut failure = None;
@@ -171,7 +179,7 @@ fn write_all(
         if let Err(e) = written {
             *lost = true;
             if !stderr {
-                let _ = events.blocking_send(Event::StdoutGone); // the command is ending
+                let _ = events.blocking_send((0, Event::StdoutGone)); // the command is ending
                 failure = Some(e).filter(|e| e.kind() != io::ErrorKind::BrokenPipe);
             }
         }

@@ -1,0 +1,235 @@
+//! The connections of one step: one for each of its nodes, tried again until the node's part of the step has ended.
+
+use super::stream::{self, Event, NotAttached};
+use berth_model::StepKey;
+use berth_model::launch::{Layout, StepExit};
+use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// Where we are with one connection.
+#[derive(Debug)]
+enum Link {
+    /// Trying; the task tells when it is there.
+    Trying(JoinHandle<()>),
+    /// There.
+    Open(OwnedWriteHalf),
+    /// The other side will not have us: why.
+    Refused(String),
+    /// The part is over.
+    Over,
+}
+
+/// What a step is on one node, as far as we have heard.
+#[derive(Debug)]
+struct Part {
+    link: Link,
+    /// There was a connection once.
+    met: bool,
+    started: bool,
+    /// Bytes of input that its tasks have not taken yet.
+    outstanding: usize,
+    /// What is to be sent when there is a connection.
+    pending: Vec<Frame>,
+    ended: Option<StepExit>,
+}
+
+/// Whom a frame is for.
+#[derive(Clone, Copy, Debug)]
+pub enum To {
+    /// Every node that still has a part.
+    All,
+    /// The node of this task.
+    Task(u32),
+}
+
+/// All connections of a step.
+#[derive(Debug)]
+pub struct Nodes {
+    socket: PathBuf,
+    key: StepKey,
+    layout: Layout,
+    parts: Vec<Part>,
+    events: mpsc::Sender<(usize, Event)>,
+}
+
+impl Nodes {
+    /// Starts to connect to all nodes at once. What comes of it, and of the connections, goes to `events` with the
+    /// node's index.
+    pub fn connect(
+        socket: PathBuf,
+        key: StepKey,
+        layout: Layout,
+        events: mpsc::Sender<(usize, Event)>,
+    ) -> Nodes {
+        let mut nodes = Nodes { socket, key, layout, parts: Vec::new(), events };
+        for at in 0..nodes.layout.nodes.len().max(1) {
+            let link = Link::Trying(nodes.try_one(at));
+            let (pending, ended) = (Vec::new(), None);
+            nodes.parts.push(Part { link, met: false, started: false, outstanding: 0, pending, ended });
+        }
+        nodes
+    }
+
+    /// Where the step's tasks are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The name of a node.
+    pub fn name(&self, at: usize) -> &str {
+        self.layout.nodes.get(at).map_or("", |n| n.0.as_str())
+    }
+
+    /// Tries to attach until the node's part takes us or refuses.
+    fn try_one(&self, at: usize) -> JoinHandle<()> {
+        let (socket, key, events) = (self.socket.clone(), self.key, self.events.clone());
+        let node = self.layout.nodes.get(at).cloned();
+        tokio::spawn(async move {
+            let mut pause = Duration::from_millis(20);
+            let event = loop {
+                match stream::attach(&socket, node.as_ref(), key).await {
+                    Ok(stream) => break Event::Attached(stream),
+                    Err(NotAttached::Refused(why)) => break Event::Refused(why),
+                    Err(NotAttached::Away(_)) => sleep(pause).await,
+                }
+                pause = (pause * 2).min(Duration::from_secs(1));
+            };
+            let _ = events.send((at, event)).await; // the command is ending
+        })
+    }
+
+    /// A connection is there: sends what waited for it.
+    pub async fn opened(&mut self, at: usize, mut writer: OwnedWriteHalf) {
+        let Some(part) = self.parts.get_mut(at) else { return };
+        for frame in std::mem::take(&mut part.pending) {
+            stream::send(&mut writer, &frame).await;
+        }
+        // Credit that was on its way to a connection that was lost does not come.
+        part.outstanding = 0;
+        part.met = true;
+        part.link = Link::Open(writer);
+    }
+
+    /// A node will not have us.
+    pub fn refused(&mut self, at: usize, why: String) {
+        if let Some(part) = self.parts.get_mut(at) {
+            part.link = Link::Refused(why);
+        }
+    }
+
+    /// A connection is gone: another one is tried, unless the part has ended.
+    pub fn closed(&mut self, at: usize) {
+        let again = self.parts.get(at).is_some_and(|p| p.ended.is_none());
+        let link = if again { Link::Trying(self.try_one(at)) } else { Link::Over };
+        if let Some(part) = self.parts.get_mut(at) {
+            part.link = link;
+        }
+    }
+
+    /// All tasks of a node run.
+    pub fn started(&mut self, at: usize) {
+        if let Some(part) = self.parts.get_mut(at) {
+            part.started = true;
+        }
+    }
+
+    /// The step ended on a node.
+    pub fn ended(&mut self, at: usize, exit: StepExit) {
+        if let Some(part) = self.parts.get_mut(at) {
+            part.ended = Some(exit);
+            part.link = Link::Over;
+        }
+    }
+
+    /// A node's tasks took this much of their input.
+    pub fn credit(&mut self, at: usize, bytes: u32) {
+        if let Some(part) = self.parts.get_mut(at) {
+            part.outstanding = part.outstanding.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// The parts that have not ended, of those that a frame is for.
+    fn at(&self, to: To) -> impl Iterator<Item = usize> + use<> {
+        let only = match to {
+            To::All | To::Task(ALL_TASKS) => None,
+            To::Task(task) => Some(super::exits::node_of(&self.layout, task)),
+        };
+        let open = self.parts.iter().map(|p| p.ended.is_none()).collect::<Vec<_>>();
+        (0..open.len()).filter(move |at| open[*at] && only.is_none_or(|o| o == *at))
+    }
+
+    /// Sends a frame, now or when the node's part is there.
+    pub async fn send(&mut self, to: To, frame: Frame) {
+        for at in self.at(to) {
+            let Some(part) = self.parts.get_mut(at) else { continue };
+            if let Frame::Stdin { data, .. } = &frame {
+                part.outstanding += data.len();
+            }
+            match &mut part.link {
+                Link::Open(writer) => stream::send(writer, &frame).await,
+                _ => part.pending.push(frame.clone()),
+            }
+        }
+    }
+
+    /// Whether every node that is to read it takes one more chunk of input.
+    pub fn have_room(&self, task: u32) -> bool {
+        let full = |at: usize| {
+            self.parts.get(at).is_none_or(|part| {
+                part.outstanding + MAX_PAYLOAD > STDIN_WINDOW || !matches!(part.link, Link::Open(_))
+            })
+        };
+        !self.at(To::Task(task)).any(full)
+    }
+
+    /// Whether every part has told its end.
+    pub fn all_ended(&self) -> bool {
+        self.parts.iter().all(|p| p.ended.is_some())
+    }
+
+    /// The first node that refuses us although its part has not ended, and why; where every other part has ended, or
+    /// it never took us.
+    pub fn refusal(&self) -> Option<(usize, &str)> {
+        let others_live = self.parts.iter().any(|p| p.ended.is_none() && !matches!(p.link, Link::Refused(_)));
+        self.parts.iter().enumerate().find_map(|(at, part)| match &part.link {
+            Link::Refused(why) if !(part.met && others_live) => Some((at, why.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Whether a part that has not ended may still speak to us.
+    pub fn any_open(&self) -> bool {
+        self.parts.iter().any(|p| matches!(p.link, Link::Open(_)))
+    }
+
+    /// Nodes whose part never took us, and has not told its end.
+    pub fn never_met(&self) -> Vec<&str> {
+        let parts = self.parts.iter().enumerate();
+        parts.filter(|(_, p)| !p.met && p.ended.is_none()).map(|(at, _)| self.name(at)).collect()
+    }
+
+    /// Whether a task's node is past its start.
+    pub fn running(&self, task: u32) -> bool {
+        let at = super::exits::node_of(&self.layout, task);
+        self.parts.get(at).is_some_and(|p| p.started || matches!(p.link, Link::Open(_)))
+    }
+
+    /// The ends that were told, with their nodes.
+    pub fn ends(&self) -> impl Iterator<Item = (usize, &StepExit)> {
+        self.parts.iter().enumerate().filter_map(|(at, p)| p.ended.as_ref().map(|exit| (at, exit)))
+    }
+
+    /// Gives up what is not there yet.
+    pub fn abort(&self) {
+        for part in &self.parts {
+            if let Link::Trying(task) = &part.link {
+                task.abort();
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Steps over several nodes: hosts that reach each other by the network alone, one command over all of them.
+
+use berth_tests::sandbox::wait;
+use berth_tests::{Hosts, images};
+
+/// Nodes n1, n2, ...; the first has the controller.
+fn nodes(count: usize) -> Hosts {
+    let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
+    let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    hosts.up("n1", "");
+    let token = hosts.token("n1", &["--uses", &count.to_string()]);
+    for name in &names[1..] {
+        hosts.join(name, &token);
+    }
+    for name in &names {
+        hosts.wait_node(name, "idle", 20);
+    }
+    hosts
+}
+
+fn sorted(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = text.lines().map(|l| l.trim().to_string()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn one_step_runs_on_all_of_its_nodes_as_root() {
+    let hosts = nodes(3);
+    let told = hosts.cmd("n1", "srun").args(["-N3", "hostname"]).limit(60).ok();
+    assert_eq!(sorted(&told.text()), ["n1", "n2", "n3"]);
+    // In a container on each; the command's own variables say who is where.
+    let image = images::debian();
+    let show =
+        "echo $SLURM_PROCID $SLURM_NODEID $SLURMD_NODENAME $(hostname) $SLURM_NNODES $SLURM_STEP_NODELIST";
+    let told = hosts
+        .cmd("n1", "srun")
+        .args(["-w", "n[1-2]", "-l", "--container-image"])
+        .arg(&image)
+        .args(["sh", "-c", show])
+        .limit(60)
+        .ok();
+    assert_eq!(sorted(&told.text()), ["0: 0 0 n1 n1 2 n[1-2]", "1: 1 1 n2 n2 2 n[1-2]"]);
+    // Input goes to all, or to one.
+    let told = hosts.cmd("n1", "srun").args(["-N2", "-l", "cat"]).stdin(b"a\nb\n").limit(60).ok();
+    assert_eq!(sorted(&told.text()), ["0: a", "0: b", "1: a", "1: b"]);
+    let told = hosts.cmd("n1", "srun").args(["-N2", "-l", "-i1", "cat"]).stdin(b"a\n").limit(60).ok();
+    assert_eq!(sorted(&told.text()), ["1: a"]);
+    // The highest exit code, and whose it was.
+    let failing = ["-N3", "sh", "-c", "exit $SLURM_PROCID"];
+    let failed = hosts.cmd("n1", "srun").args(failing).limit(60).run();
+    assert_eq!(failed.rc, 2, "{failed}");
+    failed.says(&["n2: task 1: Exited with exit code 1", "n3: task 2: Exited with exit code 2"]);
+    // One that fails ends all, where that is asked for.
+    let failing = ["-N3", "-K", "sh", "-c", "[ $SLURM_NODEID = 1 ] && exit 3; sleep 300"];
+    let failed = hosts.cmd("n1", "srun").args(failing).limit(60).run();
+    assert!(failed.rc != 0, "{failed}");
+
+    failed.says(&["n2: task 1: Exited with exit code 3"]);
+    // A batch script's own steps, from a node without a controller.
+    std::fs::write(
+        hosts.work().join("job.sh"),
+        "#!/bin/sh\nsrun -l hostname\nsrun -N1 hostname\nsrun -l sh -c 'exit $SLURM_NODEID'\necho $?\n",
+    )
+    .unwrap();
+    hosts.cmd("n1", "sbatch").args(["-N3", "-o", "out", "--wait", "job.sh"]).limit(60).ok();
+    let text = std::fs::read_to_string(hosts.work().join("out")).unwrap();
+    for line in ["0: n1", "1: n2", "2: n3", "2"] {
+        assert!(text.lines().any(|l| l == line), "{line}: {text}");
+    }
+    let idle = wait(20, || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(()));
+    assert!(idle.is_some(), "jobs are left");
+}
