@@ -29,9 +29,14 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Looks at what this process may do. `devices`: device files of the node's generic resources.
-    pub fn detect(state: &Path, devices: &[String]) -> Result<Cgroups, CgroupError> {
-        let facts = CgroupFacts::detect();
+    /// What can be done with the groups of `facts`. `devices`: device files of the node's generic resources. `own`: they are
+    /// those of this process, which gets out of their way.
+    pub fn detect(
+        state: &Path,
+        devices: &[String],
+        facts: CgroupFacts,
+        own: bool,
+    ) -> Result<Cgroups, CgroupError> {
         let usable = [Controller::Memory, Controller::Cpuset, Controller::Pids].iter().any(|c| facts.has(*c));
         let allocated = devices.iter().filter_map(|file| match device_of(Path::new(file)) {
             Ok(rule) => Some((file.clone(), rule)),
@@ -41,7 +46,7 @@ impl Cgroups {
             }
         });
         let allocated = allocated.collect();
-        if usable {
+        if usable && own {
             vacate(&facts)?;
         }
         Ok(Cgroups { facts, root: tree_name(state), usable, allocated })

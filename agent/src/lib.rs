@@ -30,6 +30,7 @@ mod probe;
 mod programs;
 mod registry;
 mod room;
+mod scope;
 pub mod signatures;
 mod standby;
 mod start;

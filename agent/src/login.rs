@@ -22,11 +22,16 @@ const FIRST_FRAME: Duration = Duration::from_secs(10);
 const ASK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Serves until `shutdown` is done.
+/// Serves until `shutdown` is done; calls `ready` once it does.
 ///
 /// # Errors
 /// The socket cannot be made.
-pub async fn run(state_dir: &Path, uplink: Uplink, shutdown: Shutdown) -> Result<(), AgentError> {
+pub async fn run(
+    state_dir: &Path,
+    uplink: Uplink,
+    shutdown: Shutdown,
+    ready: fn(),
+) -> Result<(), AgentError> {
     let socket = Paths::new(state_dir).login_socket();
     let listener = listen_at(&socket, 0o666).map_err(|source| AgentError::Io {
         what: format!("cannot listen on {}", socket.display()),
@@ -34,6 +39,7 @@ pub async fn run(state_dir: &Path, uplink: Uplink, shutdown: Shutdown) -> Result
     })?;
     tracing::info!("login node of the cluster at {}", uplink.name());
     let connected = Paths::new(state_dir).connected();
+    ready();
     tokio::select! {
         () = serve(listener, &uplink) => {}
         () = watch(&uplink, &connected) => {}

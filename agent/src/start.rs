@@ -15,6 +15,7 @@ use crate::paths::Paths;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
 use crate::room::{self, Room};
+use crate::scope::Scope;
 use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, dial, gres, mine, programs};
@@ -23,6 +24,7 @@ use berth_model::config::Config;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
 use berth_rpc::Uplink;
+use berth_runtime::cgroup::CgroupFacts;
 use berth_step::spool::{ContainerDefaults, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -54,6 +56,11 @@ pub struct AgentOptions {
     pub program: PathBuf,
     /// The `berth-step` program.
     pub step_program: PathBuf,
+    /// It is a service of systemd: where control groups are v2 alone, what jobs have is in a scope of its own, which outlives
+    /// the service.
+    pub service: bool,
+    /// Is called once it serves.
+    pub ready: fn(),
 }
 
 /// Why an agent cannot start or go on.
@@ -88,12 +95,15 @@ pub enum AgentError {
     /// The administrator's programs around jobs.
     #[error("{0}")]
     Programs(String),
+    /// systemd gives no scope for steps.
+    #[error("no scope for steps: {0}; without --service they have the agent's own control group")]
+    Scope(String),
     /// Limits cannot be enforced in system mode.
     #[error("system mode enforces limits by control groups, and these cannot be used here: {0}")]
     NoLimits(String),
 }
 
-fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
+pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
     let what = what.into();
     move |source| AgentError::Io { what, source }
 }
@@ -149,8 +159,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
     let files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
-    let cgroups = Cgroups::detect(&options.state_dir, &files)?;
-    let cgroups = Arc::new(cgroups);
+    let scope = if options.service { Scope::take(&options)? } else { None };
+    let facts = scope.as_ref().map_or_else(CgroupFacts::detect, |scope| scope.facts.clone());
+    let cgroups = Arc::new(Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?);
     say_what_is_enforced(&cgroups, options.system)?;
     protect(options.system);
     let mut hardware = probe::hardware(cgroups.enforces())?;
@@ -258,6 +269,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let dial = move |number| dial::answer(Arc::clone(&service), number);
     let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, dial, paths.connected()));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
+    (options.ready)();
 
     let mut leave_at: Option<tokio::time::Instant> = None;
     let mut ended = Ended::Asked;
@@ -295,6 +307,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     parts.holders.close();
     parts.zygote.end();
     parts.cgroups.leave(&jobs_left(&paths), Duration::from_secs(1));
+    drop(scope);
     tracing::info!("agent of node {name} stopped; its steps run on");
     if ended == Ended::Reconfigured {
         // Whoever asked for the end meanwhile does not ask the next program.

@@ -48,6 +48,8 @@ impl Cluster {
             config_path: None,
             system: false,
             read: |dir, file| berth_controller::load_config(dir, file).map_err(|e| e.to_string()),
+            in_force: |_| (),
+            ready: || (),
         };
         let stop = tokio::sync::watch::Sender::new(false);
         let mut stopped = stop.subscribe();
@@ -89,6 +91,8 @@ impl Cluster {
             read_again: berth_agent::ReadAgain { file: None, read: |_, _| Ok(Default::default()) },
             program: "/bin/false".into(),
             step_program: step_program(),
+            service: false,
+            ready: || (),
         };
         let mut stopped = self.stop.subscribe();
         let runtime =

@@ -1,19 +1,17 @@
 //! Controller and agent as processes of their own: where they tell their pid, how they are started and ended.
 
+use crate::log;
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
 use berth_model::ByteStr;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// Which daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,20 +107,15 @@ pub fn full_disk(dir: &StateDir) -> Option<String> {
     ))
 }
 
-/// The log of a daemon.
-pub fn log(dir: &StateDir, part: Part) -> PathBuf {
-    dir.log().join(format!("{}.log", part.name()))
-}
-
 /// Starts a daemon with its output in its log.
 pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child, Failure> {
-    let path = log(dir, part);
+    let path = log::path(dir, part);
     let failed = |what: String, e: std::io::Error| {
         let full = full_disk(dir).map(|why| format!("; {why}")).unwrap_or_default();
         Failure::new(Kind::Internal, format!("{what}: {e}{full}"))
     };
     let open = || -> std::io::Result<(File, File)> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&path)?;
+        let file = log::open(&path)?;
         let again = file.try_clone()?;
         Ok((file, again))
     };
@@ -134,6 +127,8 @@ pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child,
     }
     command
         .current_dir("/")
+        // Who waits for that is told by the one that it started.
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
@@ -178,36 +173,6 @@ impl Drop for PidFile {
     }
 }
 
-/// Log lines to stderr, which is a daemon's log file. `BERTH_LOG` chooses what is told: a level, or levels of parts.
-///
-/// # Errors
-/// It does not say that.
-pub fn log_to_stderr() -> Result<(), Failure> {
-    let filter = match std::env::var_os("BERTH_LOG").filter(|text| !text.is_empty()) {
-        None => Targets::new().with_default(LevelFilter::INFO),
-        Some(text) => levels(&text.to_string_lossy())?,
-    };
-    let colours = rustix::termios::isatty(rustix::stdio::stderr());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-    tracing_subscriber::registry().with(lines).with(filter).init();
-    Ok(())
-}
-
-fn levels(text: &str) -> Result<Targets, Failure> {
-    // A word alone would be taken for a part of which everything is told, and nothing of the rest.
-    let strange = text.split(',').find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err());
-    let read = match strange {
-        Some(word) => Err(format!("{word:?} is no level")),
-        None => text.parse::<Targets>().map_err(|e| e.to_string()),
-    };
-    read.map_err(|e| {
-        Failure::user(format!(
-            "BERTH_LOG={text}: {e}; write a level (error, warn, info, debug, trace, off), or levels of parts such as \
-             info,berth_agent=debug"
-        ))
-    })
-}
-
 /// Runs a daemon's asynchronous part.
 pub fn serve(work: Pin<Box<dyn Future<Output = Result<(), Failure>>>>) -> berth_client::error::Outcome {
     tokio::runtime::Builder::new_multi_thread()
@@ -215,7 +180,10 @@ pub fn serve(work: Pin<Box<dyn Future<Output = Result<(), Failure>>>>) -> berth_
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?
-        .block_on(work)
+        .block_on(async {
+            log::reopen_on_signals()?;
+            work.await
+        })
         .map(|()| 0)
 }
 
@@ -304,23 +272,5 @@ pub fn stop(pid: i32, part: Part, patience: Duration) -> Result<(), Failure> {
             std::thread::sleep(Duration::from_millis(500));
         }
         std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tracing::Level;
-
-    #[test]
-    fn levels_are_for_all_or_for_parts() {
-        let of = |text: &str, target: &str, level| levels(text).unwrap().would_enable(target, &level);
-        assert!(of("debug", "berth_agent", Level::DEBUG) && !of("warn", "berth_agent", Level::INFO));
-        assert!(of("info,berth_agent=trace", "berth_agent::kept", Level::TRACE));
-        assert!(!of("info,berth_agent=trace", "berth_controller", Level::DEBUG));
-        for bad in ["loud", "info,berth_agent=loud"] {
-            let text = levels(bad).unwrap_err().text;
-            assert!(text.contains(bad) && text.contains("info,berth_agent=debug"), "{text}");
-        }
     }
 }

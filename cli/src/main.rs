@@ -9,8 +9,11 @@ mod explain;
 mod images;
 mod joined;
 mod local;
+mod log;
 mod logins;
+mod notify;
 mod scope;
+mod units;
 
 use berth_client::error::Failure;
 use clap::{CommandFactory, Parser};

@@ -4,9 +4,9 @@
 
 use berth_client::site::StateDir;
 use berth_runtime::cgroup::{Controller, LEAF, Unified};
-use berth_runtime::systemd::{self, Property};
+use berth_runtime::systemd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long systemd may take to move a process.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,24 +47,6 @@ pub fn enter(dir: &StateDir) -> Result<(), String> {
         Place::Scope(_) => {}
     }
     let name = format!("{}.scope", berth_agent::tree_name(&dir.0));
-    let pid = std::process::id();
-    let properties = [
-        Property::new("Description", "s", format!("Berth cluster in {}", dir.0.display())),
-        Property::list("PIDs", "au", [pid]),
-        Property::new("Delegate", "b", true),
-        Property::new("TasksMax", "t", u64::MAX),
-        Property::new("CollectMode", "s", "inactive-or-failed"),
-    ];
-    systemd::start_scope(&name, &properties).or_else(|refused| {
-        // Steps that outlived their agent keep its scope.
-        systemd::attach(&name, &format!("/{LEAF}"), pid).map_err(|_| refused)
-    })?;
-    let end = Instant::now() + PATIENCE;
-    while !Unified::detect().is_some_and(|own| own.own.ends_with(&name)) {
-        if Instant::now() > end {
-            return Err(format!("systemd did not move this process into {name}"));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    let description = format!("Berth cluster in {}", dir.0.display());
+    systemd::take_scope(&name, &description, LEAF, std::process::id(), PATIENCE)
 }

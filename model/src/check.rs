@@ -78,6 +78,7 @@ impl Config {
         self.images.check_rules(&mut |key, why| out.add(key, why));
         self.images.check_signatures(&mut |key, why| out.add(key, why));
         self.programs.check(&mut |key, why| out.add(key, why));
+        self.logs.check(&mut |key, why| out.add(key, why));
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
         }
@@ -397,6 +398,7 @@ mod tests {
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
                 ..Default::default()
             },
+            logs: crate::config::LogsConfig { max_size: "0".into(), keep: 5000 },
             images: ImagesConfig {
                 insecure_registries: vec!["http://x".into()],
                 certificate_authorities: vec!["ca.pem".into(), "/etc/berth/ca.pem".into()],
@@ -470,6 +472,8 @@ mod tests {
                 "images.high_watermark",
                 "images.low_watermark",
                 "images.max_size",
+                "logs.max_size",
+                "logs.keep",
                 "container.hooks_dirs",
                 "partition[1].nodes",
                 "partition[2].name",

@@ -41,6 +41,8 @@ pub struct Config {
     pub container: ContainerConfig,
     /// Programs around jobs.
     pub programs: ProgramsConfig,
+    /// The daemons' logs.
+    pub logs: LogsConfig,
     /// Images: sources and the nodes' stores.
     pub images: ImagesConfig,
     /// Partitions; without any there is one, `main`, of all nodes.
@@ -67,6 +69,7 @@ impl Default for Config {
             administrators: Vec::new(),
             container: ContainerConfig::default(),
             programs: ProgramsConfig::default(),
+            logs: LogsConfig::default(),
             images: ImagesConfig::default(),
             partitions: Vec::new(),
             nodes: Vec::new(),
@@ -90,6 +93,44 @@ pub struct ContainerConfig {
     /// Days after which a container that is kept for a user (`--container-scope=user`) and was not used is removed; 0
     /// keeps it until its user removes it.
     pub keep_days: u32,
+}
+
+/// `[logs]`: how much the daemons keep of their logs in the state directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogsConfig {
+    /// Most that one file holds, such as `16M`; then another is begun.
+    pub max_size: String,
+    /// How many earlier files of each daemon stay.
+    pub keep: u32,
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        LogsConfig { max_size: "16M".to_string(), keep: 4 }
+    }
+}
+
+impl LogsConfig {
+    /// Most earlier files.
+    const MOST: u32 = 1000;
+
+    /// Bytes of [`LogsConfig::max_size`]; without end for a text that [`Config::check`] refuses.
+    pub fn max_bytes(&self) -> u64 {
+        crate::memory::parse(&self.max_size).ok().and_then(|mib| mib.checked_mul(1 << 20)).unwrap_or(u64::MAX)
+    }
+
+    /// Tells `wrong` each key with what is wrong with it.
+    pub(crate) fn check(&self, wrong: &mut dyn FnMut(String, String)) {
+        match crate::memory::parse(&self.max_size) {
+            Ok(0) => wrong("logs.max_size".into(), "nothing fits into 0: write 1M at least".into()),
+            Ok(_) => {}
+            Err(error) => wrong("logs.max_size".into(), error.to_string()),
+        }
+        if self.keep > Self::MOST {
+            wrong("logs.keep".into(), format!("write how many earlier files stay, {} at most", Self::MOST));
+        }
+    }
 }
 
 /// `[images]`: where images come from and how nodes keep them.

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Comes with systemd.
 const BUSCTL: &str = "/usr/bin/busctl";
@@ -113,6 +114,49 @@ pub fn start_scope(name: &str, properties: &[Property]) -> Result<(), String> {
     all.extend(words.iter().map(String::as_str));
     all.push("0");
     call(&all)
+}
+
+/// Has systemd put a process into the delegated scope of this name, which lasts as long as anything in it: a new one, or the
+/// one that there is, in the group `leaf` below it. Comes back when the process is there.
+///
+/// # Errors
+/// What systemd said, or that it takes longer than `patience`.
+pub fn take_scope(
+    name: &str,
+    description: &str,
+    leaf: &str,
+    pid: u32,
+    patience: Duration,
+) -> Result<(), String> {
+    let properties = [
+        Property::new("Description", "s", description),
+        Property::list("PIDs", "au", [pid]),
+        Property::new("Delegate", "b", true),
+        Property::new("TasksMax", "t", u64::MAX),
+        Property::new("CollectMode", "s", "inactive-or-failed"),
+    ];
+    let end = Instant::now() + patience;
+    loop {
+        // What outlived an earlier process keeps its scope; one whose last process has just gone is neither there nor gone.
+        match start_scope(name, &properties)
+            .or_else(|refused| attach(name, &format!("/{leaf}"), pid).map_err(|_| refused))
+        {
+            Ok(()) => break,
+            Err(why) if Instant::now() > end => return Err(why),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+    let is_there = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.lines().any(|line| line.starts_with("0::") && line.split('/').any(|part| part == name))
+    };
+    while !is_there() {
+        if Instant::now() > end {
+            return Err(format!("systemd did not move process {pid} into {name}"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Changes properties of a unit, until the next boot.

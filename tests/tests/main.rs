@@ -27,6 +27,7 @@ mod job_namespaces;
 mod joining;
 mod limits;
 mod logins;
+mod logs;
 mod matrix;
 mod members;
 mod memory;

@@ -2,6 +2,7 @@
 
 use crate::daemon::{self, Part};
 use crate::joined::{self, Joined};
+use crate::{log, notify};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::StateDir;
 use berth_model::config::Config;
@@ -17,18 +18,20 @@ pub struct Args {
     /// Configuration of the cluster [default: berth.toml in the state directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Leave the caller's session
+    /// As the service of systemd that it is: what jobs have is put where it outlives the service
     #[arg(long, hide = true)]
-    background: bool,
+    service: bool,
+    #[command(flatten)]
+    log: log::Options,
 }
 
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
-    if args.background {
+    if args.log.background {
         daemon::leave_session();
     }
     let dir = StateDir::named_or_own(state)?;
     daemon::make_state(&dir)?;
-    daemon::log_to_stderr()?;
+    log::begin(&args.log, &dir, Part::Agent)?;
     let member = match Joined::read(&dir)? {
         Some(joined) => Some((joined.remote(&dir)?, joined)),
         None => None,
@@ -43,12 +46,14 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         }
         Some((remote, _)) => {
             let uplink = Uplink::Remote(Arc::clone(remote));
+            notify::status("waits for the cluster's configuration from the controller");
             berth_client::block_on(joined::settings(&dir, &uplink))?
         }
     };
+    log::rules(&config.logs);
     match member {
         Some((remote, joined)) if joined.role == MemberRole::Login => login(dir, joined, remote),
-        member => node(dir, config, member, args.config.clone()),
+        member => node(dir, config, member, args),
     }
 }
 
@@ -57,21 +62,21 @@ fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
     let _pid = daemon::PidFile::write(&dir, Part::Agent, None)?;
     daemon::serve(Box::pin(async move {
         let keeping = tokio::spawn(joined::keep(dir.clone(), joined, Arc::clone(&remote)));
-        let ended =
-            berth_agent::login::run(&dir.0, Uplink::Remote(remote), Box::pin(daemon::ended_by_signal()?))
-                .await;
+        let ended = berth_agent::login::run(
+            &dir.0,
+            Uplink::Remote(remote),
+            Box::pin(daemon::ended_by_signal()?),
+            notify::ready,
+        )
+        .await;
+        notify::stopping();
         keeping.abort();
         ended.map_err(|e| Failure::new(Kind::Internal, e.to_string()))
     }))
 }
 
 /// Runs jobs.
-fn node(
-    dir: StateDir,
-    config: Config,
-    member: Option<(Arc<Remote>, Joined)>,
-    file: Option<PathBuf>,
-) -> Outcome {
+fn node(dir: StateDir, config: Config, member: Option<(Arc<Remote>, Joined)>, args: &Args) -> Outcome {
     let images = berth_agent::store_place(&config.images, &dir.0)
         .map_err(|why| Failure::new(Kind::Configuration, why))?;
     let options = berth_agent::AgentOptions {
@@ -79,16 +84,21 @@ fn node(
         node: member.as_ref().map(|(_, joined)| joined.name.clone()),
         system: nix::unistd::geteuid().is_root(),
         config,
-        read_again: berth_agent::ReadAgain { file, read: read_config },
+        read_again: berth_agent::ReadAgain { file: args.config.clone(), read: read_config },
         uplink: member.as_ref().map(|(remote, _)| Uplink::Remote(Arc::clone(remote))),
         program: crate::own_path()?,
         step_program: daemon::step_program()?,
+        service: args.service,
+        ready: notify::ready,
     };
     let program = options.program.clone();
     let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
     daemon::serve(Box::pin(async move {
         let keeping = member.map(|(remote, joined)| tokio::spawn(joined::keep(dir, joined, remote)));
         let ended = berth_agent::run(options, Box::pin(daemon::ended_by_signal()?)).await;
+        if !matches!(ended, Ok(berth_agent::Ended::Reconfigured)) {
+            notify::stopping();
+        }
         if let Some(keeping) = keeping {
             keeping.abort();
         }

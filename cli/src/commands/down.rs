@@ -3,6 +3,7 @@
 use super::up;
 use crate::daemon::{self, Part};
 use crate::joined::Joined;
+use crate::units;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::{Site, StateDir};
@@ -157,6 +158,11 @@ async fn cancel_and_wait(client: &Client) -> Result<(), Failure> {
 pub fn stop(dir: &StateDir) -> Result<bool, Failure> {
     let mut any = false;
     for part in [Part::Agent, Part::Controller] {
+        if units::installed(part, dir) && units::state(part) != "inactive" {
+            // Also one that failed and would be started again.
+            any = true;
+            units::systemctl(&["stop", units::name(part)])?;
+        }
         if let Some(pid) = daemon::pid_file(dir, part) {
             any = true;
             daemon::stop(pid, part, PATIENCE)?;

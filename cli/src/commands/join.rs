@@ -2,6 +2,7 @@
 
 use crate::daemon::{self, Part};
 use crate::joined::{self, Joined, Joining};
+use crate::units;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::StateDir;
@@ -24,9 +25,14 @@ pub struct Args {
     /// What 'berth token create' printed; '-' reads it from standard input, so that no list of processes shows it
     #[arg(value_name = "TOKEN")]
     token: String,
-    /// Come back when the node is connected; without it, the agent ends with this command
+    /// Come back when the node is connected; without it, the agent ends with this command. Where systemd runs the machine, the
+    /// agent is made a service (berth-agent.service) that starts at each boot
     #[arg(long, short = 'd')]
     detach: bool,
+    /// With --detach, start the agent as a process of this command's, not as the service of systemd's that it is otherwise where
+    /// systemd runs the machine
+    #[arg(long, requires = "detach")]
+    no_systemd: bool,
     /// Name in the cluster [default: the machine's full host name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -87,7 +93,40 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             joined.name
         ))?;
     }
+    if args.detach && !args.no_systemd && units::usable() {
+        if !units::installed(Part::Agent, &dir) {
+            units::write(Part::Agent, &crate::own_path()?, Path::new(units::OWN), &dir)?;
+            units::systemctl(&["daemon-reload"])?;
+        }
+        units::systemctl(&["enable", "--quiet", units::name(Part::Agent)])?;
+    }
     start(&dir, &joined, args.detach, member == MemberState::Approved)
+}
+
+/// Has systemd start the agent, and waits until it is connected.
+fn start_unit(dir: &StateDir, joined: &Joined, approved: bool) -> Outcome {
+    let unit = units::name(Part::Agent);
+    units::systemctl(&["start", "--no-block", unit])?;
+    let deadline = Instant::now() + PATIENCE;
+    while approved && !berth_agent::is_connected(&dir.0) {
+        let failed = units::state(Part::Agent) == "failed";
+        if failed || Instant::now() > deadline {
+            let text = format!(
+                "{unit} {}; the end of its log (journalctl -u {unit}):\n{}",
+                if failed {
+                    "has failed".to_string()
+                } else {
+                    format!("is not connected within {} s and goes on trying", PATIENCE.as_secs())
+                },
+                units::tail(Part::Agent)
+            );
+            let kind = if failed { Kind::Internal } else { Kind::Unreachable };
+            return Err(Failure::new(kind, text));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    out::print(&format!("{} is up ({unit}). Stop it with: berth down\n", joined.name))?;
+    Ok(0)
 }
 
 /// Starts the agent of a machine that has joined.
@@ -96,12 +135,15 @@ pub fn start(dir: &StateDir, joined: &Joined, detach: bool, approved: bool) -> O
         out::print(&format!("{} is already up (agent pid {pid}).\n", joined.name))?;
         return Ok(0);
     }
+    if detach && units::installed(Part::Agent, dir) {
+        return start_unit(dir, joined, approved);
+    }
     if let Err(e) = crate::scope::enter(dir) {
         out::complain(&format!("berth: warning: the node has no control group of its own: {e}"));
     }
     let mut child = daemon::start(dir, Part::Agent, None)?;
     let deadline = Instant::now() + PATIENCE;
-    let log = daemon::log(dir, Part::Agent);
+    let log = crate::log::path(dir, Part::Agent);
     while approved && !berth_agent::is_connected(&dir.0) {
         if let Ok(Some(how)) = child.try_wait() {
             let text = format!(
@@ -144,6 +186,12 @@ pub fn leave(_: &Leave, state: Option<&Path>) -> Outcome {
         )));
     }
     joined::leave(&dir)?;
+    if units::installed(Part::Agent, &dir) {
+        units::systemctl(&["disable", "--quiet", "--now", units::name(Part::Agent)])?;
+        if units::remove(Part::Agent, Path::new(units::OWN), &dir)? {
+            units::systemctl(&["daemon-reload"])?;
+        }
+    }
     out::print(&format!(
         "{} left cluster '{}'. 'berth node remove {}' on the controller forgets it.\n",
         joined.name, joined.cluster, joined.name

@@ -12,6 +12,7 @@ mod down;
 mod exec;
 pub mod image;
 mod install_links;
+mod install_units;
 mod internal;
 mod join;
 mod man;
@@ -54,6 +55,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(config::Args),
     InstallLinks(install_links::Args),
+    InstallUnits(install_units::Args),
     Sim(sim::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -105,6 +107,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::Doctor(args) => doctor::run(&args, state.as_deref()),
         Command::Config(args) => config::run(&args, state.as_deref()),
         Command::InstallLinks(args) => install_links::run(&args),
+        Command::InstallUnits(args) => install_units::run(&args, state.as_deref()),
         Command::Sim(args) => sim::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

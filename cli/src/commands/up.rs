@@ -3,7 +3,7 @@
 use super::{config, doctor};
 use crate::daemon::{self, Part};
 use crate::joined::Joined;
-use crate::scope;
+use crate::{scope, units};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::StateDir;
@@ -48,6 +48,9 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
     config::of(&dir, file.as_deref())?;
     daemon::make_state(&dir)?;
+    if args.detach && units::installed(Part::Controller, &dir) && units::installed(Part::Agent, &dir) {
+        return start_units(&dir, file.as_deref());
+    }
     let before = status(&dir);
     let (now, mut children) = start_missing(&dir, file.as_deref(), before.is_some())?;
     announce(&dir, &now, children.is_empty(), before.is_some())?;
@@ -55,6 +58,31 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         return Ok(0);
     }
     stay(&dir, &mut children)
+}
+
+/// Has systemd start what does not run.
+fn start_units(dir: &StateDir, file: Option<&Path>) -> Outcome {
+    if let Some(file) = file {
+        return Err(Failure::user(format!(
+            "--config {}: systemd starts the cluster: put the file at {}/berth.toml, or add --config to ExecStart of both units \
+             (systemctl edit)",
+            file.display(),
+            dir.0.display()
+        )));
+    }
+    let before = status(dir).is_some();
+    let ran = before && daemon::pid_file(dir, Part::Agent).is_some();
+    for part in
+        [Part::Controller, Part::Agent].into_iter().filter(|part| daemon::pid_file(dir, *part).is_none())
+    {
+        let started = units::systemctl(&["start", units::name(part)]);
+        started.map_err(|e| Failure::new(e.kind, format!("{}\n{}", e.text, units::tail(part))))?;
+    }
+    let lives =
+        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(dir, Part::Agent).is_some();
+    let now = wait(dir, &mut [], |s| lives(s).then(|| s.clone()))?;
+    announce(dir, &now, ran, before)?;
+    Ok(0)
 }
 
 /// Starts what does not run and waits until the agent is connected; says what it started.
@@ -117,7 +145,7 @@ fn wait<T>(
 }
 
 fn failed(dir: &StateDir, part: Part, what: &str) -> Failure {
-    let log = daemon::log(dir, part);
+    let log = crate::log::path(dir, part);
     let tail = daemon::tail(&log, 5);
     // Then there was no room for the log's last words either.
     let full = daemon::full_disk(dir).map(|why| format!("{why}\n")).unwrap_or_default();

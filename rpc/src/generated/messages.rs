@@ -947,6 +947,13 @@ pub struct ProgramsConfig {
     pub epilog_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogsConfig {
+    #[prost(string, tag = "1")]
+    pub max_size: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub keep: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorConfig {
     #[prost(string, tag = "1")]
     pub registry: ::prost::alloc::string::String,
@@ -1055,6 +1062,8 @@ pub struct Config {
     pub programs: ::core::option::Option<ProgramsConfig>,
     #[prost(string, tag = "20")]
     pub listen: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "30")]
+    pub logs: ::core::option::Option<LogsConfig>,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -3,8 +3,8 @@
 use super::{enums, structs};
 use berth_model::admission::ImageRule;
 use berth_model::config::{
-    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, MirrorConfig, NodeConfig, PartitionConfig,
-    PartitionState,
+    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, LogsConfig, MirrorConfig, NodeConfig,
+    PartitionConfig, PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::programs::ProgramsConfig;
@@ -45,6 +45,7 @@ structs! {
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     ProgramsConfig { prolog, prolog_seconds, epilog, epilog_seconds }
+    LogsConfig { max_size, keep }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
@@ -56,6 +57,7 @@ structs! {
     }
     Config {
         cluster, listen, kill_wait_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, keep_records_days, administrators, container, programs, images, partitions, nodes,
+        root_jobs, requeue, keep_records_days, administrators, container, programs, logs, images,
+        partitions, nodes,
     }
 }

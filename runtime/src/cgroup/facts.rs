@@ -70,8 +70,13 @@ pub struct CgroupFacts {
 impl CgroupFacts {
     /// Looks at `/proc/self/mountinfo`, `/proc/self/cgroup` and the groups' permissions.
     pub fn detect() -> CgroupFacts {
+        CgroupFacts::of("self")
+    }
+
+    /// The same by the groups of another process, as `/proc` calls it.
+    pub fn of(process: &str) -> CgroupFacts {
         let mounts = mounted();
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
         let usable = |dir: &Path| {
             rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
         };

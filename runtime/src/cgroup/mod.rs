@@ -368,6 +368,17 @@ const KILL_ROUNDS: usize = 100;
 /// Name of the leaf of [`vacate`].
 pub const LEAF: &str = "berth-agent";
 
+/// Moves one process into the leaf of the group that is divided.
+///
+/// # Errors
+/// The file that refused.
+pub fn into_leaf(facts: &CgroupFacts, pid: u32) -> Result<()> {
+    let Some(base) = &facts.v2 else { return Ok(()) };
+    let dir = base.join(LEAF);
+    files::make_dir(&dir)?;
+    files::write(&dir, "cgroup.procs", &pid.to_string())
+}
+
 /// Moves the processes of this process's own v2 group into a leaf below it, so that the groups beside the leaf
 /// can have controllers: v2 gives them to no group whose parent holds processes. Where the group is not ours to
 /// divide, only the calling process goes. Without v2, and in the root group, where that rule does not hold,

@@ -53,6 +53,10 @@ pub struct ControllerOptions {
     pub system: bool,
     /// Reads and judges the configuration when it is to be put in force anew.
     pub read: ReadConfig,
+    /// Is called with the configuration whenever another one is in force.
+    pub in_force: fn(&Config),
+    /// Is called once it serves.
+    pub ready: fn(),
 }
 
 /// Reads and judges the configuration of a state directory: from the file that is named, else from its own. An error names
@@ -118,6 +122,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     raise_descriptors();
     backup::finish_interrupted(&options.state_dir)?;
     let config = load_config(&options.state_dir, options.config_path.as_deref())?;
+    (options.in_force)(&config);
     let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
     let dir = StateDir::prepare(&options.state_dir)?;
     let store = SqliteStore::open(&dir.database())?;
@@ -141,7 +146,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
 
     let (stop, mut stopped) = watch::channel(false);
     let identities = Identities::new(&config.administrators);
-    let source = Source { file: options.config_path.clone(), read: options.read };
+    let source = Source { file: options.config_path.clone(), read: options.read, in_force: options.in_force };
     let controller = Arc::new(Controller::new(
         config,
         source,
@@ -175,6 +180,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
         "controller serves {}",
         options.state_dir.display()
     );
+    (options.ready)();
     let core_ended = Arc::clone(&shared);
     let until = async move {
         tokio::select! {

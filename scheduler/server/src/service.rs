@@ -62,6 +62,8 @@ pub(crate) struct Source {
     pub(crate) file: Option<PathBuf>,
     /// What reads and judges it.
     pub(crate) read: ReadConfig,
+    /// What is told of the one in force.
+    pub(crate) in_force: fn(&Config),
 }
 
 /// A request in the core. Dropped without an answer, its client is gone.
@@ -245,6 +247,7 @@ impl Service for Controller {
         self.inputs.send(input).map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())??;
         self.identities.set_administrators(&config.administrators);
+        (self.source.in_force)(&config);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         tracing::info!("the configuration was read again and is in force");
         Ok(())

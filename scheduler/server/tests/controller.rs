@@ -56,6 +56,8 @@ async fn child_controller() {
         config_path: None,
         system: true,
         read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
+        in_force: |_| (),
+        ready: || (),
     };
     if let Err(e) = run(options, Box::pin(std::future::pending())).await {
         eprintln!("controller: error: {e}");

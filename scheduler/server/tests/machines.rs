@@ -28,6 +28,8 @@ async fn site() -> Site {
         config_path: None,
         system: true,
         read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
+        in_force: |_| (),
+        ready: || (),
     };
     tokio::spawn(run(options, Box::pin(std::future::pending())));
     let endpoint = Endpoint::Unix(dir.path().join("run/controller.sock"));
