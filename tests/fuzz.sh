@@ -19,7 +19,7 @@ export RUSTC_BOOTSTRAP=1
 
 wanted=" $* "
 failed=()
-for package in model images rpc; do
+for package in model images rpc agent; do
     (cd $package && cargo fuzz build)
     mapfile -t targets < <(cd $package && cargo fuzz list)
     run=()

@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("berth-sim", &["berth-model", "berth-sched-core", "berth-agent-core", "berth-store"]),
     ("berth-agent-core", &["berth-model"]),
+    ("berth-pmi", &[]),
     (
         "berth-agent",
         // Of berth-step the agent uses the protocol and the spool's form, not the program.
@@ -53,7 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "berth-step",
         ],
     ),
-    ("berth-step", &["berth-model", "berth-stream", "berth-runtime", "berth-client"]),
+    ("berth-step", &["berth-model", "berth-stream", "berth-pmi", "berth-runtime", "berth-client"]),
     ("berth-client", &["berth-model", "berth-rpc", "berth-stream"]),
     (
         "berth",
@@ -87,6 +88,7 @@ const WITHOUT: &[(&str, &[&str])] = &[
     ("berth-trust", &["tokio"]),
     ("berth-sched-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-agent-core", &["tokio", "nix", "rustix", "libc"]),
+    ("berth-pmi", &["tokio", "nix", "rustix", "libc"]),
     ("berth-runtime", &["tokio"]),
     ("berth-images", &["tokio"]),
 ];
