@@ -1,11 +1,12 @@
-//! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process.
+//! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process. Those
+//! around tasks are checked here and run in the step.
 
 use crate::jobs::JobRecord;
 use berth_model::config::Config;
 use berth_model::launch::StepLaunch;
 use berth_runtime::JobNamespaces;
 use berth_runtime::hooks::{Attend, Attended, HookPlan, HookRun, run, unchangeable};
-use berth_step::spool::{read_json, write_json};
+use berth_step::spool::{TaskProgramsPart, read_json, write_json};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::fs;
@@ -47,6 +48,7 @@ impl Kind {
 pub struct Around {
     prolog: Option<HookPlan>,
     epilog: Option<HookPlan>,
+    tasks: TaskProgramsPart,
     owner: u32,
 }
 
@@ -91,6 +93,13 @@ impl Around {
         Ok(Around {
             prolog: plan(programs.prolog.as_path(), programs.prolog_seconds),
             epilog: plan(programs.epilog.as_path(), programs.epilog_seconds),
+            tasks: TaskProgramsPart {
+                prolog: programs.task_prolog.clone(),
+                prolog_seconds: programs.task_prolog_seconds,
+                epilog: programs.task_epilog.clone(),
+                epilog_seconds: programs.task_epilog_seconds,
+                owner,
+            },
             owner,
         })
     }
@@ -100,6 +109,11 @@ impl Around {
             Kind::Prolog => self.prolog.as_ref(),
             Kind::Epilog => self.epilog.as_ref(),
         }
+    }
+
+    /// What a step is told of those around its tasks.
+    pub fn of_tasks(&self) -> TaskProgramsPart {
+        self.tasks.clone()
     }
 
     /// Whether there is such a program.

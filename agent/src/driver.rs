@@ -588,6 +588,7 @@ impl Driver {
             join,
             image: ready.image,
             notes: ready.notes,
+            task_programs: node.around.of_tasks(),
             cgroup,
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)

@@ -349,6 +349,8 @@ mod tests {
             kill_wait: Span::from_secs(30),
             enter: None,
             x11: None,
+            task_prolog: Default::default(),
+            task_epilog: Default::default(),
         }
     }
 

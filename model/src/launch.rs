@@ -184,6 +184,12 @@ pub struct StepLaunch {
     /// The display that is reached from this node (`--x11`).
     #[serde(default)]
     pub x11: Option<X11Spec>,
+    /// The user's program before each task (`--task-prolog`); empty means none.
+    #[serde(default)]
+    pub task_prolog: ByteStr,
+    /// The user's program after each task (`--task-epilog`).
+    #[serde(default)]
+    pub task_epilog: ByteStr,
 }
 
 /// What a step used on one node.

@@ -1,4 +1,4 @@
-//! `[programs]`: the administrator's programs around jobs.
+//! `[programs]`: the administrator's programs around jobs and tasks.
 
 use crate::bytes::ByteStr;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,20 @@ pub struct ProgramsConfig {
     pub epilog: ByteStr,
     /// Seconds for it.
     pub epilog_seconds: u32,
+    /// Runs before each task, as its user and where it runs.
+    pub task_prolog: ByteStr,
+    /// Seconds for it, and for that of `srun --task-prolog`.
+    pub task_prolog_seconds: u32,
+    /// Runs after each task, likewise.
+    pub task_epilog: ByteStr,
+    /// Seconds for it, and for that of `srun --task-epilog`.
+    pub task_epilog_seconds: u32,
 }
+
+/// Seconds for a task prolog, where nothing else is said.
+pub const TASK_PROLOG_SECONDS: u32 = 60;
+/// Seconds for a task epilog, where nothing else is said.
+pub const TASK_EPILOG_SECONDS: u32 = 10;
 
 impl Default for ProgramsConfig {
     fn default() -> Self {
@@ -25,6 +38,10 @@ impl Default for ProgramsConfig {
             prolog_seconds: 60,
             epilog: ByteStr::default(),
             epilog_seconds: 60,
+            task_prolog: ByteStr::default(),
+            task_prolog_seconds: TASK_PROLOG_SECONDS,
+            task_epilog: ByteStr::default(),
+            task_epilog_seconds: TASK_EPILOG_SECONDS,
         }
     }
 }
@@ -34,8 +51,13 @@ const MOST_SECONDS: u32 = 86_400;
 
 impl ProgramsConfig {
     /// Programs and seconds, with the names of their keys.
-    fn all(&self) -> [(&'static str, &ByteStr, u32); 2] {
-        [("prolog", &self.prolog, self.prolog_seconds), ("epilog", &self.epilog, self.epilog_seconds)]
+    fn all(&self) -> [(&'static str, &ByteStr, u32); 4] {
+        [
+            ("prolog", &self.prolog, self.prolog_seconds),
+            ("epilog", &self.epilog, self.epilog_seconds),
+            ("task_prolog", &self.task_prolog, self.task_prolog_seconds),
+            ("task_epilog", &self.task_epilog, self.task_epilog_seconds),
+        ]
     }
 
     /// Programs that are configured, with the names of their keys.

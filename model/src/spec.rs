@@ -573,6 +573,12 @@ pub struct StepSpec {
     /// For the step's own image, where its registry wanted one.
     #[serde(default)]
     pub login: Option<SealedLogin>,
+    /// `--task-prolog`: runs before each task, where the task runs; empty means none.
+    #[serde(default)]
+    pub task_prolog: ByteStr,
+    /// `--task-epilog`: after each.
+    #[serde(default)]
+    pub task_epilog: ByteStr,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -51,6 +51,15 @@ pub enum ExecError {
         /// What to do.
         hint: String,
     },
+    /// A program that runs before the task failed.
+    Around {
+        /// What it is, and its path.
+        program: String,
+        /// What is wrong.
+        why: String,
+        /// What counts as the task's exit code.
+        code: u8,
+    },
     /// Anything else, with what was tried.
     Other {
         /// What was tried.
@@ -65,6 +74,7 @@ impl ExecError {
     pub fn exit_code(&self) -> i32 {
         match self {
             ExecError::NoCommand | ExecError::NotFound { .. } => 127,
+            ExecError::Around { code, .. } => (*code).into(),
             _ => 126,
         }
     }
@@ -107,6 +117,9 @@ impl fmt::Display for ExecError {
             }
             ExecError::Workdir { path, errno, hint } => {
                 write!(f, "cannot enter the working directory {path}: {}; {hint}", errno_text(*errno))
+            }
+            ExecError::Around { program, why, .. } => {
+                write!(f, "{program} failed: {why}; the task was not started")
             }
             ExecError::Other { action, errno } => write!(f, "cannot {action}: {}", errno_text(*errno)),
         }

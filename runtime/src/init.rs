@@ -6,7 +6,7 @@ use crate::plan::{Ns, Plan, RootPlan};
 use crate::procfs::{children, descendants};
 use crate::protocol::{Message, Receiver, Request, SignalTarget, send};
 use crate::setup::{self, Made, Refused, SetupFailure, SetupFds};
-use crate::start::start;
+use crate::start::{After, start, wind_up};
 use crate::sys::exec::{close_all_from, place_at};
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use crate::sys::{Errno, SysResult, signals, wait};
@@ -52,6 +52,9 @@ fn life(plan: &Plan, sock: OwnedFd, fds: SetupFds) -> i32 {
             root,
             tasks: BTreeMap::new(),
             swept: None,
+            beginning: Vec::new(),
+            after: BTreeMap::new(),
+            winding_up: BTreeMap::new(),
             last: None,
             over: false,
             full: false,
@@ -146,6 +149,12 @@ struct Init<'a> {
     tasks: BTreeMap<i32, u32>,
     /// The last signal that was to end every process, and who got it.
     swept: Option<(i32, BTreeSet<i32>)>,
+    /// Tasks before whose programs others run.
+    beginning: Vec<Beginning>,
+    /// What runs when a task has ended, by its pid.
+    after: BTreeMap<i32, After>,
+    /// What runs now after a task that has ended, by its own pid.
+    winding_up: BTreeMap<i32, (u32, wait::Reaped)>,
     /// The task with which the container ends.
     last: Option<u32>,
     /// It has ended.
@@ -156,6 +165,32 @@ struct Init<'a> {
 
 /// Signals by which a process ends that makes no arrangement for them, and which are sent for that.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+/// A task before whose program others run.
+struct Beginning {
+    task: u32,
+    pid: i32,
+    /// Its terminal, to be told with its start.
+    master: Option<OwnedFd>,
+    /// Ends when the task's program runs, or is not going to.
+    outcome: OwnedFd,
+    /// Why it is not going to, as far as that was said.
+    said: Vec<u8>,
+    /// All was said.
+    closed: bool,
+}
+
+impl Beginning {
+    /// Takes what is there to be read.
+    fn listen(&mut self) {
+        let mut chunk = [0u8; 4096];
+        match rustix::io::read(&self.outcome, &mut chunk) {
+            Ok(0) => self.closed = true,
+            Ok(n) => self.said.extend_from_slice(&chunk[..n]),
+            Err(Errno::INTR) => {}
+            Err(_) => self.closed = true,
+        }
+    }
+}
 
 /// Less than this left over is nothing for a program: a filesystem refuses a large write before it is full.
 const FULL: u64 = 1 << 20;
@@ -169,12 +204,22 @@ impl Init<'_> {
         let mut receiver = Receiver::default();
         loop {
             let mut polled =
-                [PollFd::new(&self.sock, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
+                vec![PollFd::new(&self.sock, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
+            let listened: Vec<i32> = self.beginning.iter().filter(|b| !b.closed).map(|b| b.pid).collect();
+            polled.extend(
+                self.beginning.iter().filter(|b| !b.closed).map(|b| PollFd::new(&b.outcome, PollFlags::IN)),
+            );
             match poll(&mut polled, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
-            let (talk, child) = (!polled[0].revents().is_empty(), !polled[1].revents().is_empty());
+            let heard: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let (talk, child) = (heard[0], heard[1]);
+            for (pid, _) in listened.iter().zip(&heard[2..]).filter(|(_, heard)| **heard) {
+                if self.begun(*pid).is_err() {
+                    return;
+                }
+            }
             if child && (self.reap().is_err() || self.over) {
                 return;
             }
@@ -222,12 +267,65 @@ impl Init<'_> {
                 match start(self.plan, *spawn, fds) {
                     Ok(started) => {
                         self.tasks.insert(started.pid, task);
-                        let pty = started.master.is_some();
-                        let master: Vec<BorrowedFd<'_>> = started.master.iter().map(AsFd::as_fd).collect();
-                        self.tell(&Message::Started { task, pid: started.pid, pty }, &master)
+                        let (pid, master) = (started.pid, started.master);
+                        if let Some(after) = started.after {
+                            self.after.insert(pid, after);
+                        }
+                        match started.outcome {
+                            None => self.started(task, pid, master),
+                            Some(outcome) => {
+                                let said = Vec::new();
+                                self.beginning.push(Beginning {
+                                    task,
+                                    pid,
+                                    master,
+                                    outcome,
+                                    said,
+                                    closed: false,
+                                });
+                                Ok(())
+                            }
+                        }
                     }
                     Err(error) => self.tell(&Message::ExecFailed { task, error }, &[]),
                 }
+            }
+        }
+    }
+
+    fn started(&self, task: u32, pid: i32, master: Option<OwnedFd>) -> SysResult<()> {
+        let fds: Vec<BorrowedFd<'_>> = master.iter().map(AsFd::as_fd).collect();
+        self.tell(&Message::Started { task, pid, pty: master.is_some() }, &fds)
+    }
+
+    /// Hears a process that is about to become a task. What went wrong is told when it has ended.
+    fn begun(&mut self, pid: i32) -> SysResult<()> {
+        let Some(at) = self.beginning.iter().position(|b| b.pid == pid) else { return Ok(()) };
+        self.beginning[at].listen();
+        if !self.beginning[at].closed || !self.beginning[at].said.is_empty() {
+            return Ok(());
+        }
+        let Beginning { task, pid, master, .. } = self.beginning.swap_remove(at);
+        self.started(task, pid, master)
+    }
+
+    /// One that was about to become a task has ended: whether as a task.
+    fn ended_before(&mut self, pid: i32) -> SysResult<bool> {
+        let Some(at) = self.beginning.iter().position(|b| b.pid == pid) else { return Ok(true) };
+        let mut begun = self.beginning.swap_remove(at);
+        while !begun.closed {
+            // It is gone, and nobody else has the other end.
+            begun.listen();
+        }
+        match serde_json::from_slice(&begun.said) {
+            Ok(error) => {
+                self.tell(&Message::ExecFailed { task: begun.task, error }, &[])?;
+                Ok(false)
+            }
+            // Killed, or so quick that its end is heard first.
+            Err(_) => {
+                self.started(begun.task, pid, begun.master)?;
+                Ok(true)
             }
         }
     }
@@ -290,7 +388,9 @@ impl Init<'_> {
         let Some((signal, reached)) = &mut self.swept else { return };
         let me = rustix::process::getpid().as_raw_nonzero().get();
         for orphan in children(me) {
-            if !self.tasks.contains_key(&orphan) && reached.insert(orphan) {
+            // Nor what is to run when a task has ended.
+            let own = self.tasks.contains_key(&orphan) || self.winding_up.contains_key(&orphan);
+            if !own && reached.insert(orphan) {
                 // It may have ended meanwhile.
                 let _ = signals::kill(orphan, *signal);
             }
@@ -302,29 +402,37 @@ impl Init<'_> {
         // The signals merge: one read clears the level, then everything that ended is collected.
         let _ = rustix::io::read(&self.signal_fd, &mut scratch);
         while let Ok(Some(r)) = wait::reap_any() {
-            if let Some(task) = self.tasks.remove(&r.pid) {
-                self.over |= self.last == Some(task);
-                if r.status != 0
-                    && !self.full
-                    && let Some(note) = full_layer(self.plan)
-                {
-                    self.full = true;
-                    self.tell(&Message::Note(note), &[])?;
+            if let Some((task, ended)) = self.winding_up.remove(&r.pid) {
+                self.ended(task, &ended)?;
+            }
+            let Some(task) = self.tasks.remove(&r.pid) else { continue };
+            let after = self.after.remove(&r.pid);
+            if !self.ended_before(r.pid)? {
+                continue;
+            }
+            let winds_up = after.and_then(|after| wind_up(self.plan, &after, r.pid).ok());
+            match winds_up {
+                Some(pid) => {
+                    self.winding_up.insert(pid, (task, r));
                 }
-                self.tell(
-                    &Message::Exited {
-                        task,
-                        status: r.status,
-                        user_us: r.user_us,
-                        system_us: r.system_us,
-                        max_rss_kib: r.max_rss_kib,
-                    },
-                    &[],
-                )?;
+                None => self.ended(task, &r)?,
             }
         }
         self.sweep_orphans();
         Ok(())
+    }
+
+    fn ended(&mut self, task: u32, r: &wait::Reaped) -> SysResult<()> {
+        self.over |= self.last == Some(task);
+        if r.status != 0
+            && !self.full
+            && let Some(note) = full_layer(self.plan)
+        {
+            self.full = true;
+            self.tell(&Message::Note(note), &[])?;
+        }
+        let wait::Reaped { status, user_us, system_us, max_rss_kib, .. } = *r;
+        self.tell(&Message::Exited { task, status, user_us, system_us, max_rss_kib }, &[])
     }
 }
 

@@ -1,5 +1,6 @@
 //! Starts a container's init and speaks with it: the supervisor's side.
 
+use crate::around::TaskProgram;
 use crate::exec::ExecError;
 use crate::hooks::{Alone, Attend, Attended, HookFailure};
 use crate::job::{Holder, Prepared};
@@ -381,6 +382,9 @@ impl InitHandle {
         };
         let extra = task.extra_fds.iter().map(|(n, _)| *n).collect();
         fds.extend(task.extra_fds.into_iter().map(|(_, fd)| fd));
+        let before = task.before.iter().map(TaskProgram::wire).collect();
+        let after = task.after.iter().map(TaskProgram::wire).collect();
+        fds.extend(task.before.into_iter().chain(task.after).filter_map(|program| program.file));
         let request = Request::Spawn(Box::new(SpawnRequest {
             task: task.id,
             argv: task.argv,
@@ -393,6 +397,8 @@ impl InitHandle {
             pid_env: task.pid_env,
             name: task.name,
             extra,
+            before,
+            after,
             last: task.last,
         }));
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();

@@ -46,6 +46,7 @@ pub mod request;
 pub mod seccomp;
 pub mod task;
 
+mod around;
 mod effective;
 mod exec;
 mod export;
@@ -61,6 +62,7 @@ pub mod subids;
 pub mod sys;
 pub mod systemd;
 
+pub use around::TaskProgram;
 pub use effective::effective;
 pub use exec::ExecError;
 pub use facts::HostFacts;

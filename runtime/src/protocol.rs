@@ -1,5 +1,6 @@
 //! What supervisor and init say to each other: frames of JSON over a stream socket, with descriptors.
 
+use crate::around::WireProgram;
 use crate::exec::ExecError;
 use crate::hooks::HookFailure;
 use crate::join::Entered;
@@ -36,7 +37,7 @@ pub(crate) enum Request {
     Export,
 }
 
-/// A task, without its descriptors, which travel beside it: those of stdio first.
+/// A task, without its descriptors, which travel beside it: those of stdio, the extra ones, and those of programs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SpawnRequest {
     pub task: u32,
@@ -50,6 +51,8 @@ pub(crate) struct SpawnRequest {
     pub pid_env: Option<String>,
     pub name: Option<String>,
     pub extra: Vec<i32>,
+    pub before: Vec<WireProgram>,
+    pub after: Vec<WireProgram>,
     /// The container ends with this task.
     pub last: bool,
 }

@@ -1,22 +1,35 @@
 //! Starts a task inside the container: environment, streams, terminal, CPUs, working directory, program.
 
+use crate::around::{self, Environment, WireProgram};
 use crate::exec::{ExecError, candidates, diagnose};
 use crate::plan::Plan;
 use crate::protocol::{SpawnRequest, WireStdio};
 use crate::setup;
 use crate::sys::exec::{ExecVectors, close_all_from, execve, place_at};
+use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use crate::sys::{Errno, SysResult, share, signals, wait};
 use berth_model::ByteStr;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// A task that runs its program.
+/// A task that runs its program, or what runs before it.
 pub(crate) struct Started {
     pub pid: i32,
     pub master: Option<OwnedFd>,
+    /// Where programs run before it: ends without a word when the task's own runs, and says why it does not run.
+    pub outcome: Option<OwnedFd>,
+    /// What runs when it has ended.
+    pub after: Option<After>,
+}
+
+/// Programs that run when a task has ended, with what they have of it.
+pub(crate) struct After {
+    spawn: SpawnRequest,
+    files: Vec<OwnedFd>,
+    /// Standard output and standard error.
+    streams: [Option<OwnedFd>; 2],
 }
 
 fn other(action: &str, errno: Errno) -> ExecError {
@@ -32,54 +45,210 @@ enum Stage {
     Cpus,
 }
 
-/// Starts a task; returns when its program runs, or with the reason why it cannot.
-pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, fds: Vec<OwnedFd>) -> Result<Started, ExecError> {
+/// Starts a task; returns when its program runs, or with the reason why it cannot. Where programs run before it, this returns
+/// when they begin.
+pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, mut fds: Vec<OwnedFd>) -> Result<Started, ExecError> {
+    let number = |programs: &[WireProgram]| programs.iter().filter(|program| program.file).count();
+    let after_files = fds.split_off(fds.len().saturating_sub(number(&spawn.after)));
+    let before_files = fds.split_off(fds.len().saturating_sub(number(&spawn.before)));
+    let command = command_of(plan, &spawn)?;
+    let terminal = match spawn.stdio {
+        WireStdio::Pty(size) => Some(open_pty(size).map_err(|e| other("open a terminal", e))?),
+        WireStdio::Fds(_) => None,
+    };
+    let slave = terminal.as_ref().map(|t| t.slave.as_fd());
+    let (pid, outcome) = if spawn.before.is_empty() {
+        (run_at_once(plan, &spawn, &fds, &command, slave)?, None)
+    } else {
+        let (pid, outcome) = run_prepared(plan, &spawn, &fds, &before_files, &command, slave)
+            .map_err(|e| other("start a process", e))?;
+        (pid, Some(outcome))
+    };
+    let (master, slave) = terminal.map_or((None, None), |t| (Some(t.master), Some(t.slave)));
+    let after = (!spawn.after.is_empty()).then(|| After {
+        streams: output(&spawn.stdio, fds, slave),
+        spawn,
+        files: after_files,
+    });
+    Ok(Started { pid, master, outcome, after })
+}
+
+/// What is left of a task's streams for what runs after it.
+fn output(stdio: &WireStdio, fds: Vec<OwnedFd>, slave: Option<OwnedFd>) -> [Option<OwnedFd>; 2] {
+    match stdio {
+        WireStdio::Pty(_) => [slave.as_ref().and_then(|slave| slave.try_clone().ok()), slave],
+        WireStdio::Fds(present) => {
+            let mut sent = fds.into_iter();
+            let [_input, out, err] = present.map(|present| if present { sent.next() } else { None });
+            [out, err]
+        }
+    }
+}
+
+/// What a task runs.
+fn command_of(plan: &Plan, spawn: &SpawnRequest) -> Result<Vec<ByteStr>, ExecError> {
     let argv: Vec<ByteStr> = if spawn.argv.is_empty() {
         plan.argv.clone()
     } else {
         plan.argv_prefix.iter().chain(&spawn.argv).cloned().collect()
     };
-    let command = argv.first().filter(|c| !c.is_empty()).ok_or(ExecError::NoCommand)?.clone();
-    let env = environment(plan, &spawn);
-    let path = env.get(&b"PATH"[..]).cloned();
-    let files = candidates(&command, path.as_deref());
-    let terminal = match spawn.stdio {
-        WireStdio::Pty(size) => Some(open_pty(size).map_err(|e| other("open a terminal", e))?),
-        WireStdio::Fds(_) => None,
-    };
-    let c_strings = |list: Vec<Vec<u8>>| {
-        list.into_iter()
-            .map(CString::new)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| other("run a command that holds a zero byte", Errno::INVAL))
-    };
-    let argv_c = c_strings(argv.iter().map(|a| a.0.clone()).collect())?;
-    let files_c = c_strings(files.iter().map(|f| f.0.clone()).collect())?;
-    let mut env_list: Vec<Vec<u8>> = Vec::with_capacity(env.len() + 1);
-    for (name, value) in &env {
-        env_list.push([name.as_slice(), b"=", value.as_slice()].concat());
+    if argv.first().is_none_or(ByteStr::is_empty) {
+        return Err(ExecError::NoCommand);
     }
-    let mut vectors = ExecVectors::new(argv_c, c_strings(env_list)?);
+    Ok(argv)
+}
+
+/// What `execve` is given.
+struct Ready {
+    path: Option<Vec<u8>>,
+    files: Vec<ByteStr>,
+    files_c: Vec<CString>,
+    vectors: ExecVectors,
+}
+
+impl Ready {
+    fn new(argv: &[ByteStr], env: &Environment) -> Result<Ready, ExecError> {
+        let c_strings = |list: Vec<Vec<u8>>| {
+            list.into_iter()
+                .map(CString::new)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| other("run a command that holds a zero byte", Errno::INVAL))
+        };
+        let path = env.get(&b"PATH"[..]).cloned();
+        let files = argv.first().map(|command| candidates(command, path.as_deref())).unwrap_or_default();
+        let files_c = c_strings(files.iter().map(|f| f.0.clone()).collect())?;
+        let mut env_list: Vec<Vec<u8>> = Vec::with_capacity(env.len() + 1);
+        for (name, value) in env {
+            env_list.push([name.as_slice(), b"=", value.as_slice()].concat());
+        }
+        let vectors =
+            ExecVectors::new(c_strings(argv.iter().map(|a| a.0.clone()).collect())?, c_strings(env_list)?);
+        Ok(Ready { path, files, files_c, vectors })
+    }
+}
+
+/// The usual way: the child shares this process's memory until it runs the task's program.
+fn run_at_once(
+    plan: &Plan,
+    spawn: &SpawnRequest,
+    fds: &[OwnedFd],
+    argv: &[ByteStr],
+    slave: Option<BorrowedFd<'_>>,
+) -> Result<i32, ExecError> {
+    let mut ready = Ready::new(argv, &environment(plan, spawn))?;
     let mut failed = None;
     // The child writes into this memory: it has no other.
     let mut task = || {
         if let Some(name) = &spawn.pid_env
             && let Ok(var) = CString::new(format!("{name}={}", rustix::process::getpid()))
         {
-            vectors.add(var);
+            ready.vectors.add(var);
         }
-        let slave = terminal.as_ref().map(|t| t.slave.as_fd());
-        failed = Some(child(&spawn, &fds, slave, &files_c, &vectors));
+        failed = Some(match become_task(spawn, fds, slave, &[]) {
+            Err((stage, errno)) => (stage, errno, 0),
+            Ok(()) => execute(&ready),
+        });
     };
     let (pid, pidfd) = share::run(&mut task).map_err(|e| other("start a process", e))?;
     match failed {
-        None => Ok(Started { pid, master: terminal.map(|t| t.master) }),
+        None => Ok(pid),
         Some(failed) => {
             let _ = wait::wait_pidfd(&pidfd);
-            let files: Vec<ByteStr> = files.iter().map(|f| as_init_sees(f, &spawn, &fds)).collect();
-            Err(explain(plan, &spawn, &command, &files, path.as_deref(), failed))
+            let files: Vec<ByteStr> = ready.files.iter().map(|f| as_init_sees(f, spawn, fds)).collect();
+            Err(explain(plan, spawn, argv, &files, ready.path.as_deref(), failed))
         }
     }
+}
+
+/// With programs before the task: a process with memory of its own runs them, and then the task's.
+fn run_prepared(
+    plan: &Plan,
+    spawn: &SpawnRequest,
+    fds: &[OwnedFd],
+    files: &[OwnedFd],
+    argv: &[ByteStr],
+    slave: Option<BorrowedFd<'_>>,
+) -> SysResult<(i32, OwnedFd)> {
+    let (outcome, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // Out of the way of the numbers that the task asked for.
+    let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY);
+    let files = files.iter().map(away).collect::<SysResult<Vec<_>>>()?;
+    let tell = away(&tell)?;
+    let keep: Vec<RawFd> = files.iter().chain([&tell]).map(AsRawFd::as_raw_fd).collect();
+    match fork(CloneOptions::default())? {
+        Forked::Parent { pid, .. } => Ok((pid, outcome)),
+        Forked::Child => {
+            let prepared = || -> ExecError {
+                let explain = |ready: Option<&Ready>, failed| {
+                    let (files, path) = ready.map_or((&[][..], None), |r| (&r.files[..], r.path.as_deref()));
+                    explain(plan, spawn, argv, files, path, failed)
+                };
+                if let Err((stage, errno)) = become_task(spawn, fds, slave, &keep) {
+                    return explain(None, (stage, errno, 0));
+                }
+                let mut env = own_environment(plan, spawn, rustix::process::getpid().as_raw_nonzero().get());
+                if let Err(failed) = around::before(&spawn.before, &files, &mut env) {
+                    return failed;
+                }
+                match Ready::new(argv, &env) {
+                    Err(failed) => failed,
+                    Ok(ready) => explain(Some(&ready), execute(&ready)),
+                }
+            };
+            // Nothing may unwind into frames that belong to the parent, nor drop what its copies of them own.
+            let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(prepared));
+            let failed =
+                failed.unwrap_or_else(|_| other("run the programs before the task", Errno::NOTRECOVERABLE));
+            let mut rest = &serde_json::to_vec(&failed).unwrap_or_default()[..];
+            while let Ok(n @ 1..) = rustix::io::write(&tell, rest) {
+                rest = &rest[n..];
+            }
+            exit_now(127)
+        }
+    }
+}
+
+/// Runs what comes after a task that had this pid, in a process of its own, whose pid is returned.
+pub(crate) fn wind_up(plan: &Plan, after: &After, task: i32) -> SysResult<i32> {
+    let After { spawn, files, streams } = after;
+    match fork(CloneOptions::default())? {
+        Forked::Parent { pid, .. } => Ok(pid),
+        Forked::Child => {
+            let run = || -> SysResult<()> {
+                rustix::process::setsid()?;
+                // What is absent stays init's own `/dev/null`.
+                for (stream, number) in streams.iter().zip(1..) {
+                    if let Some(stream) = stream {
+                        place_at(stream.as_fd(), number)?;
+                    }
+                }
+                if !spawn.cpus.is_empty() {
+                    bind_cpus(&spawn.cpus)?;
+                }
+                rustix::process::umask(Mode::from_raw_mode(spawn.umask.unwrap_or(0o022)));
+                if let Some(cwd) = &spawn.cwd
+                    && setup::enter_directory(cwd).is_err()
+                {
+                    // The task may have removed it.
+                    setup::enter_directory(&ByteStr::from("/"))?;
+                }
+                close_all_from(3, &files.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>())?;
+                signals::set_mask(0);
+                around::after(&spawn.after, files, &own_environment(plan, spawn, task));
+                Ok(())
+            };
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            exit_now(i32::from(!matches!(result, Ok(Ok(())))))
+        }
+    }
+}
+
+fn own_environment(plan: &Plan, spawn: &SpawnRequest, pid: i32) -> Environment {
+    let mut env = environment(plan, spawn);
+    if let Some(name) = &spawn.pid_env {
+        env.insert(name.as_bytes().to_vec(), pid.to_string().into_bytes());
+    }
+    env
 }
 
 /// A program given as a descriptor (`/proc/self/fd/9`) has another number here.
@@ -94,13 +263,20 @@ fn as_init_sees(file: &ByteStr, spawn: &SpawnRequest, fds: &[OwnedFd]) -> ByteSt
 fn explain(
     plan: &Plan,
     spawn: &SpawnRequest,
-    command: &ByteStr,
+    argv: &[ByteStr],
     files: &[ByteStr],
     path: Option<&[u8]>,
     (stage, errno, tried): (Stage, Errno, usize),
 ) -> ExecError {
     match stage {
-        Stage::Exec => diagnose(command, spawn.name.as_deref(), files, tried, path, errno),
+        Stage::Exec => diagnose(
+            argv.first().unwrap_or(&ByteStr::default()),
+            spawn.name.as_deref(),
+            files,
+            tried,
+            path,
+            errno,
+        ),
         Stage::Workdir => {
             let cwd = spawn.cwd.clone().unwrap_or_default();
             let host = plan.root == crate::plan::RootPlan::Host;
@@ -115,9 +291,8 @@ fn explain(
     }
 }
 
-fn environment(plan: &Plan, spawn: &SpawnRequest) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut env: BTreeMap<Vec<u8>, Vec<u8>> =
-        plan.env.iter().map(|v| (v.name.0.clone(), v.value.0.clone())).collect();
+fn environment(plan: &Plan, spawn: &SpawnRequest) -> Environment {
+    let mut env: Environment = plan.env.iter().map(|v| (v.name.0.clone(), v.value.0.clone())).collect();
     for text in &spawn.env {
         if let Some(at) = text.0.iter().position(|b| *b == b'=').filter(|at| *at > 0) {
             env.insert(text.0[..at].to_vec(), text.0[at + 1..].to_vec());
@@ -154,46 +329,35 @@ fn open_pty(size: berth_model::spec::TermSize) -> SysResult<Terminal> {
 /// First number to which descriptors are moved out of the way of those that a task asked for.
 const OUT_OF_THE_WAY: RawFd = 512;
 
-/// The new process: becomes the task, or returns the stage, the reason, and which file it was.
-fn child(
-    spawn: &SpawnRequest,
-    fds: &[OwnedFd],
-    slave: Option<BorrowedFd<'_>>,
-    files: &[CString],
-    vectors: &ExecVectors,
-) -> (Stage, Errno, usize) {
-    let mut tried = 0;
-    let (stage, errno) = match become_task(spawn, fds, slave) {
-        Err(failed) => failed,
-        Ok(()) => {
-            let mut result = Errno::NOENT;
-            for (n, file) in files.iter().enumerate() {
-                match execve(file, vectors) {
-                    // As execvp(3): look on, but remember that a file was there.
-                    Errno::NOENT | Errno::NOTDIR => {
-                        if result == Errno::NOENT {
-                            tried = n;
-                        }
-                    }
-                    Errno::ACCESS => {
-                        (result, tried) = (Errno::ACCESS, n);
-                    }
-                    e => {
-                        (result, tried) = (e, n);
-                        break;
-                    }
+/// Replaces the program; returns only with the stage, the reason, and which file it was.
+fn execute(ready: &Ready) -> (Stage, Errno, usize) {
+    let (mut tried, mut result) = (0, Errno::NOENT);
+    for (n, file) in ready.files_c.iter().enumerate() {
+        match execve(file, &ready.vectors) {
+            // As execvp(3): look on, but remember that a file was there.
+            Errno::NOENT | Errno::NOTDIR => {
+                if result == Errno::NOENT {
+                    tried = n;
                 }
             }
-            (Stage::Exec, result)
+            Errno::ACCESS => {
+                (result, tried) = (Errno::ACCESS, n);
+            }
+            e => {
+                (result, tried) = (e, n);
+                break;
+            }
         }
-    };
-    (stage, errno, tried)
+    }
+    (Stage::Exec, result, tried)
 }
 
+/// The new process becomes the task, but for its program; it keeps `also`.
 fn become_task(
     spawn: &SpawnRequest,
     fds: &[OwnedFd],
     slave: Option<BorrowedFd<'_>>,
+    also: &[RawFd],
 ) -> Result<(), (Stage, Errno)> {
     let streams = |e| (Stage::Streams, e);
     // A session of its own: signals of the terminal and to the group reach this task alone.
@@ -215,7 +379,7 @@ fn become_task(
             }
         }
     }
-    let mut keep = Vec::new();
+    let mut keep = also.to_vec();
     if !spawn.extra.is_empty() {
         let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY).map_err(streams);
         let moved = sent.map(away).collect::<Result<Vec<_>, _>>()?;

@@ -1,5 +1,6 @@
 //! A task: one program in a container, as the supervisor asks init to start it.
 
+use crate::around::TaskProgram;
 use berth_model::ByteStr;
 use berth_model::spec::TermSize;
 use std::os::fd::OwnedFd;
@@ -46,6 +47,10 @@ pub struct TaskSpec {
     pub name: Option<String>,
     /// Further descriptors and the numbers they have in the task, such as a script's.
     pub extra_fds: Vec<(i32, OwnedFd)>,
+    /// Programs that run before it, in order: what they say changes its environment ([`TaskProgram`]).
+    pub before: Vec<TaskProgram>,
+    /// Programs that run when it has ended, in order. Its end is told after them.
+    pub after: Vec<TaskProgram>,
     /// The container ends with this task, without being told to.
     pub last: bool,
 }

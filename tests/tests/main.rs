@@ -49,6 +49,7 @@ mod signatures;
 mod starts;
 mod streams;
 mod subids;
+mod task_programs;
 mod tools;
 mod traps;
 mod ulimits;

@@ -5,6 +5,7 @@ use crate::kept::{KeptPart, Member};
 use berth_model::ByteStr;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
+use berth_model::programs::{TASK_EPILOG_SECONDS, TASK_PROLOG_SECONDS};
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_runtime::hooks::ContainerHooks;
@@ -69,8 +70,38 @@ pub struct NodePart {
     pub join: Option<Member>,
     /// The administrator's hooks that this step's container matches.
     pub hooks: Option<ContainerHooks>,
+    /// The site's programs around tasks.
+    pub task_programs: TaskProgramsPart,
     /// What the agent has to tell the user.
     pub notes: Vec<String>,
+}
+
+/// The site's programs around tasks, and for how long any may run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskProgramsPart {
+    /// Before each task; empty means none.
+    pub prolog: ByteStr,
+    /// Seconds for it, and for the user's.
+    pub prolog_seconds: u32,
+    /// After each task.
+    pub epilog: ByteStr,
+    /// Seconds for it, and for the user's.
+    pub epilog_seconds: u32,
+    /// Whose they may be, besides root.
+    pub owner: u32,
+}
+
+impl Default for TaskProgramsPart {
+    fn default() -> Self {
+        TaskProgramsPart {
+            prolog: ByteStr::default(),
+            prolog_seconds: TASK_PROLOG_SECONDS,
+            epilog: ByteStr::default(),
+            epilog_seconds: TASK_EPILOG_SECONDS,
+            owner: 0,
+        }
+    }
 }
 
 impl NodePart {

@@ -116,6 +116,8 @@ async fn create(
         enter: Some(EnterSpec { step, node: enter.node.clone() }),
         x11: None,
         login: None,
+        task_prolog: Default::default(),
+        task_epilog: Default::default(),
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

@@ -200,6 +200,8 @@ impl Asked<'_> {
             cpus_per_task: step.cpus_per_task.unwrap_or(1),
             attached: true,
             x11: step.x11.clone(),
+            task_prolog: step.task_prolog.clone(),
+            task_epilog: step.task_epilog.clone(),
             ..launch
         })
     }
@@ -277,6 +279,8 @@ impl Asked<'_> {
             kill_wait: Span::from_secs(30),
             enter: None,
             x11: None,
+            task_prolog: Default::default(),
+            task_epilog: Default::default(),
         })
     }
 

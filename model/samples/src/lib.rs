@@ -85,6 +85,8 @@ pub fn step(submission: &str) -> StepSpec {
         enter: None,
         x11: None,
         login: None,
+        task_prolog: Default::default(),
+        task_epilog: Default::default(),
     }
 }
 
@@ -137,6 +139,8 @@ pub fn launch(key: StepKey) -> StepLaunch {
         kill_wait: Span::from_secs(30),
         enter: None,
         x11: None,
+        task_prolog: Default::default(),
+        task_epilog: Default::default(),
     }
 }
 

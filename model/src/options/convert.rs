@@ -240,6 +240,8 @@ impl SubmitOptions {
             enter: None,
             x11: None,
             login: None,
+            task_prolog: self.task_prolog.clone(),
+            task_epilog: self.task_epilog.clone(),
         };
         Ok(Converted { spec, notes })
     }

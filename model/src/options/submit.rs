@@ -120,6 +120,10 @@ pub struct SubmitOptions {
     pub quiet: bool,
     pub requeue: Option<bool>,
     pub signal: Option<WarnSignal>,
+    /// `--task-prolog`; empty means none.
+    pub task_prolog: ByteStr,
+    /// `--task-epilog`.
+    pub task_epilog: ByteStr,
     pub test_only: bool,
     pub time: Option<TimeLimit>,
     pub verbose: u32,
@@ -179,6 +183,8 @@ impl SubmitOptions {
             quiet: false,
             requeue: None,
             signal: None,
+            task_prolog: ByteStr::default(),
+            task_epilog: ByteStr::default(),
             test_only: false,
             time: None,
             verbose: 0,

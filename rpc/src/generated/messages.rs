@@ -461,6 +461,10 @@ pub struct StepSpec {
     pub x11: ::core::option::Option<X11Spec>,
     #[prost(message, optional, tag = "27")]
     pub login: ::core::option::Option<SealedLogin>,
+    #[prost(bytes = "vec", tag = "28")]
+    pub task_prolog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "29")]
+    pub task_epilog: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -665,6 +669,10 @@ pub struct StepLaunch {
     pub enter: ::core::option::Option<StepId>,
     #[prost(message, optional, tag = "25")]
     pub x11: ::core::option::Option<X11Spec>,
+    #[prost(bytes = "vec", tag = "26")]
+    pub task_prolog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "27")]
+    pub task_epilog: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -945,6 +953,14 @@ pub struct ProgramsConfig {
     pub epilog: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint32, tag = "4")]
     pub epilog_seconds: u32,
+    #[prost(bytes = "vec", tag = "5")]
+    pub task_prolog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "6")]
+    pub task_prolog_seconds: u32,
+    #[prost(bytes = "vec", tag = "7")]
+    pub task_epilog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "8")]
+    pub task_epilog_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsConfig {

@@ -44,7 +44,9 @@ structs! {
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
-    ProgramsConfig { prolog, prolog_seconds, epilog, epilog_seconds }
+    ProgramsConfig {
+        prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
+    }
     LogsConfig { max_size, keep }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }

@@ -538,6 +538,8 @@ impl World {
             enter: None,
             login: None,
             x11: None,
+            task_prolog: Default::default(),
+            task_epilog: Default::default(),
         }
     }
 

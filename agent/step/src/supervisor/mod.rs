@@ -1,6 +1,7 @@
 //! The supervisor of one step on one node: makes its container, attends to its tasks until the last is
 //! gone, and leaves their exit in the spool. It outlives the agent and needs neither it nor the controller.
 
+mod around;
 mod as_user;
 mod client;
 mod ending;

@@ -1,5 +1,6 @@
 //! The step's container and its tasks, as the runtime makes them.
 
+use super::around::Around;
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
@@ -117,9 +118,11 @@ pub fn start(
         Some(member) => member.namespaces.open().map_err(|e| LaunchFailure::new(e.to_string()))?,
         None => JoinedNamespaces::default(),
     };
+    let around = Around::of(file)?;
     let mut tasks = Vec::with_capacity(io.len());
     for (index, files) in io.into_iter().enumerate() {
         let mut task = task(file, index, files)?;
+        (task.before, task.after) = around.of_task()?;
         if let Some(script) = &script {
             let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
                 .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
@@ -392,6 +395,8 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         pid_env: Some("SLURM_TASK_PID".into()),
         name: None,
         extra_fds: Vec::new(),
+        before: Vec::new(),
+        after: Vec::new(),
         last: false,
     })
 }
@@ -620,6 +625,7 @@ fn exec_code(error: &ExecError) -> u8 {
         ExecError::TooLong => 7,
         ExecError::BadFormat { .. } => 8,
         ExecError::NotExecutable(_) | ExecError::IsDirectory(_) => 13,
+        ExecError::Around { code, .. } => (*code).into(),
         ExecError::Workdir { errno, .. } | ExecError::Other { errno, .. } => *errno,
     };
     u8::try_from(errno).unwrap_or(1).max(1)

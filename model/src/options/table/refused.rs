@@ -103,8 +103,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_DISABLE_STATUS"]),
     refused("epilog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_EPILOG"]),
     refused("prolog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_PROLOG"]),
-    refused("task-epilog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_TASK_EPILOG"]),
-    refused("task-prolog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_TASK_PROLOG"]),
     refused("export-file", B, "set the variables in the script, or write --export=ALL,NAME=VALUE,...")
         .takes("FILE"),
     refused(

@@ -90,6 +90,26 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.pty = true;
             Ok(())
         }),
+    row("task-prolog", Commands::R)
+        .takes("PROGRAM")
+        .env(&["SLURM_TASK_PROLOG"])
+        .help(
+            "Run PROGRAM before each task, after that of the site: where the task runs, with its environment. What it prints acts: \
+             'export NAME=VALUE' and 'unset NAME' change the task's environment, 'print TEXT' writes to its output. A task whose \
+             prolog fails is not started.",
+        )
+        .set(|o, g| {
+            o.task_prolog = g.bytes().into();
+            Ok(())
+        }),
+    row("task-epilog", Commands::R)
+        .takes("PROGRAM")
+        .env(&["SLURM_TASK_EPILOG"])
+        .help("Run PROGRAM after each task, before that of the site: where the task ran, with its environment and output.")
+        .set(|o, g| {
+            o.task_epilog = g.bytes().into();
+            Ok(())
+        }),
     row("x11", Commands::AR)
         .may_take("NODES")
         .env(&[crate::x11::WANTED])
