@@ -4,6 +4,7 @@ use crate::ahead::Ahead;
 use crate::around::{Around, Ended, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
+use crate::drift::Drift;
 use crate::holders::Holders;
 use crate::hooks::Hooks;
 use crate::images::{Images, Pulling, Ready};
@@ -19,7 +20,7 @@ use berth_agent_core::{
 };
 use berth_model::ByteStr;
 use berth_model::config::Config;
-use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
 use berth_model::login::Login;
@@ -85,6 +86,8 @@ pub struct Node {
     pub cgroups: Arc<Cgroups>,
     /// Images.
     pub images: Arc<Images>,
+    /// Users whom the node knows otherwise than the controller, where that is another machine.
+    pub drift: Option<Arc<Drift>>,
     /// The `berth` program.
     pub program: PathBuf,
     /// Forks supervisors.
@@ -359,7 +362,10 @@ impl Driver {
 
     fn send(&mut self, mut message: FromAgent) {
         match &mut message {
-            FromAgent::Heartbeat { load, free_memory, .. } => (*load, *free_memory) = probe::load(),
+            FromAgent::Heartbeat { load, free_memory, drift, .. } => {
+                (*load, *free_memory) = probe::load();
+                *drift = self.node.drift.as_ref().map(|known| known.lines()).unwrap_or_default();
+            }
             FromAgent::Step { key, phase: StepPhase::Exited(exit), .. } => {
                 self.node.registry.ended(*key, exit);
             }
@@ -527,13 +533,35 @@ impl Driver {
                 }
                 Err(why) => ImageEvent::Failed(why, None),
             };
-            let _ = self.inputs.send(Input::Core(AgentEvent::Image { key, event }));
+            let (drift, inputs) = (self.node.drift.clone(), self.inputs.clone());
+            let tell = move || {
+                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
+            };
+            match drift {
+                Some(drift) => {
+                    let known = drift.knows(&launch.identity);
+                    let look = move || drift.look(&launch.identity);
+                    if known {
+                        look();
+                        tell();
+                    } else {
+                        tokio::task::spawn_blocking(move || {
+                            look();
+                            tell();
+                        });
+                    }
+                }
+                None => tell(),
+            }
             return;
         }
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let stop = Arc::new(AtomicBool::new(false));
         self.preparing.insert(key, Arc::clone(&stop));
         tokio::task::spawn_blocking(move || {
+            if let Some(drift) = &node.drift {
+                drift.look(&launch.identity);
+            }
             let pulling = Pulling::new(|percent| {
                 let event = ImageEvent::Progress(percent);
                 let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
@@ -580,6 +608,10 @@ impl Driver {
             true => None,
             false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
         };
+        if matches!(key.step, StepId::Batch | StepId::Number(0)) {
+            let line = node.drift.as_ref().and_then(|drift| drift.line(launch.identity.uid));
+            ready.notes.extend(line);
+        }
         let part = NodePart {
             hooks,
             boot_id: node.boot_id.clone(),

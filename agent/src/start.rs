@@ -3,6 +3,7 @@
 use crate::around::{Around, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
+use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
@@ -241,6 +242,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         cgroups,
         images,
         program: options.program.clone(),
+        drift: options.uplink.is_some().then(|| Arc::new(Drift::default())),
         zygote,
         slots,
         holders,
@@ -255,6 +257,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     standing_by.spawn(Arc::clone(&node.slots).keep());
     if options.config.container.keep_days > 0 {
         standing_by.spawn(expire(kept, options.config.container.keep_days));
+    }
+    if let Some(drift) = &node.drift {
+        standing_by.spawn(Arc::clone(drift).keep());
     }
     let rules = room::rules(&options.config.images);
     standing_by.spawn(room::keep(Arc::clone(&node.images), rules, wants, inputs.clone()));

@@ -94,6 +94,8 @@ pub enum FromAgent {
         load: u32,
         /// Free memory in MiB.
         free_memory: u64,
+        /// Users whom the node's own name service knows otherwise than the controller's, a line each.
+        drift: Vec<String>,
     },
 }
 

@@ -222,6 +222,9 @@ pub struct NodeInfo {
     pub load: u32,
     /// Free memory in MiB.
     pub free_memory: u64,
+    /// Users whom its own name service knows otherwise than the controller's, a line each.
+    #[serde(default)]
+    pub drift: Vec<String>,
 }
 
 /// A partition.

@@ -173,6 +173,7 @@ fn node(name: &str) -> NodeInfo {
         last_busy: None,
         load: 0,
         free_memory: 0,
+        drift: vec![],
     }
 }
 
@@ -317,7 +318,7 @@ async fn agents_are_known_by_their_preface() {
             .await
             .unwrap();
     for load in 0..100 {
-        let beat = FromAgent::Heartbeat { session: Session(1), load, free_memory: 2 };
+        let beat = FromAgent::Heartbeat { session: Session(1), load, free_memory: 2, drift: vec![] };
         sender.send(&beat).await.unwrap();
     }
     for load in 0..100 {

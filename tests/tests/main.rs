@@ -10,6 +10,7 @@ mod commands;
 mod containers;
 mod diskless;
 mod documented;
+mod drift;
 mod engine;
 mod engine_stores;
 mod entering;

@@ -637,7 +637,7 @@ impl AgentCore {
         }
         if passed(self.next_heartbeat) {
             self.next_heartbeat = Some(now + self.heartbeat);
-            self.send(|session| FromAgent::Heartbeat { session, load: 0, free_memory: 0 });
+            self.send(|session| FromAgent::Heartbeat { session, load: 0, free_memory: 0, drift: Vec::new() });
         }
     }
 

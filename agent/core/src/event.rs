@@ -183,8 +183,8 @@ pub enum ProcessTarget {
 /// Something for the shell to do.
 #[derive(Clone, Debug)]
 pub enum AgentEffect {
-    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills load
-    /// and free memory in.
+    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills load,
+    /// free memory and drift in.
     Send(FromAgent),
     /// Keep the term across restarts of the agent, before any later effect.
     RememberTerm(Term),

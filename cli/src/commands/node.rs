@@ -53,6 +53,8 @@ struct Machine {
     administrators: bool,
     /// Of login nodes nothing is known.
     connected: Option<bool>,
+    /// Users whom its name service knows otherwise than the controller's, a line each.
+    drift: Vec<String>,
 }
 
 impl Machine {
@@ -71,6 +73,7 @@ impl Machine {
                 berth_model::member::MemberRole::Compute => Some(agent.is_some_and(|a| a.connected)),
                 berth_model::member::MemberRole::Login => None,
             },
+            drift: Vec::new(),
         }
     }
 
@@ -87,6 +90,7 @@ impl Machine {
             token: None,
             administrators: false,
             connected: Some(agent.connected),
+            drift: Vec::new(),
         }
     }
 }
@@ -128,15 +132,29 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
     match args {
         Args::RotateKey => Ok(0),
         Args::Ls { json } => {
-            let (members, status) = berth_client::block_on(async {
+            let (members, status, nodes) = berth_client::block_on(async {
                 let client = site.connect().await?;
-                Ok::<_, Failure>((client.members().await?, client.status().await?))
+                Ok::<_, Failure>((client.members().await?, client.status().await?, client.nodes().await?))
             })?;
-            let all = machines(members, &status.agents);
+            let mut all = machines(members, &status.agents);
+            for node in nodes {
+                if let Some(machine) = all.iter_mut().find(|m| m.name == node.name) {
+                    machine.drift = node.drift;
+                }
+            }
             if json {
                 return out::print(&crate::explain::json(&all)?).map(|()| 0);
             }
-            out::print(&table(&all)).map(|()| 0)
+            out::print(&table(&all))?;
+            for machine in &all {
+                for line in &machine.drift {
+                    out::complain(&format!(
+                        "berth: warning: {} differs from the controller: {line}",
+                        machine.name
+                    ));
+                }
+            }
+            Ok(0)
         }
         Args::Approve { names } => each(&site, names, "approved", None),
         Args::Remove { names, force } => each(&site, names, "removed", Some(force)),

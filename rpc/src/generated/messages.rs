@@ -881,6 +881,8 @@ pub struct NodeInfo {
     pub load: u32,
     #[prost(uint64, tag = "13")]
     pub free_memory: u64,
+    #[prost(string, repeated, tag = "40")]
+    pub drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionConfig {
@@ -2347,7 +2349,7 @@ pub struct PrologFailed {
     #[prost(string, tag = "4")]
     pub why: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub session: u64,
@@ -2355,6 +2357,8 @@ pub struct Heartbeat {
     pub load: u32,
     #[prost(uint64, tag = "3")]
     pub free_memory: u64,
+    #[prost(string, repeated, tag = "10")]
+    pub drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImagesHeld {

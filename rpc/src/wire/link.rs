@@ -109,10 +109,11 @@ impl Field<pb::FromAgent> for FromAgent {
                 ask: *ask,
                 digests: digests.clone(),
             }),
-            FromAgent::Heartbeat { session, load, free_memory } => Kind::Heartbeat(pb::Heartbeat {
+            FromAgent::Heartbeat { session, load, free_memory, drift } => Kind::Heartbeat(pb::Heartbeat {
                 session: session.put(),
                 load: *load,
                 free_memory: *free_memory,
+                drift: drift.clone(),
             }),
         };
         pb::FromAgent { kind: Some(kind) }
@@ -168,8 +169,8 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
                 FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }
             }
-            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory }) => {
-                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory }
+            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, drift }) => {
+                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, drift }
             }
         })
     }

@@ -325,6 +325,7 @@ impl Arbitrary for FromAgent {
                 session,
                 load: Arbitrary::arbitrary(r),
                 free_memory: Arbitrary::arbitrary(r),
+                drift: Arbitrary::arbitrary(r),
             },
         }
     }

@@ -537,7 +537,10 @@ async fn garbage_leaves_the_controller_unmoved() {
         AgentLink::connect(&Uplink::Local(dir.path().join("private/node.sock")), &NodeName::from("n2"))
             .await
             .unwrap();
-    sender.send(&FromAgent::Heartbeat { session: Session(999), load: 0, free_memory: 0 }).await.unwrap();
+    sender
+        .send(&FromAgent::Heartbeat { session: Session(999), load: 0, free_memory: 0, drift: vec![] })
+        .await
+        .unwrap();
     assert!(submit(&client, &job("after")).await.is_ok());
     assert!(client.status().await.unwrap().alarms.is_empty());
 }

@@ -170,6 +170,7 @@ pub fn node(name: &str, cpu: u64, condition: NodeCondition) -> NodeInfo {
         last_busy: None,
         load: 84,
         free_memory: 21202,
+        drift: vec![],
     }
 }
 

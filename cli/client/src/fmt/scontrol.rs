@@ -244,6 +244,7 @@ pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
         let user = n.condition.reason_user.as_deref().unwrap_or("(null)");
         lines.push(format!("Reason={reason} [{user}@{}]", at(view, n.condition.reason_time, "Unknown")));
     }
+    lines.extend(n.drift.iter().map(|line| format!("IdentityDrift={line}")));
     lines
 }
 
@@ -477,6 +478,10 @@ mod tests {
         assert!(text.contains("\n   State=IDLE+DRAIN ThreadsPerCore=1 "));
         assert!(text.contains("\n   CfgTRES=cpu=4,mem=4000M,billing=4\n   AllocTRES=\n"));
         assert!(text.contains("\n   Reason=bad disk [root@2026-11-20T22:44:10]\n"));
+        let drift = vec!["user ann: uid 7 here and 8 at the controller".to_string()];
+        let other = NodeInfo { drift, ..sample_node("n8", 0, drained("x")) };
+        let text = record(&node(&other, &view(0)), false);
+        assert!(text.contains("\n   IdentityDrift=user ann: uid 7 here and 8 at the controller\n"), "{text}");
         let text = record(&partition(&part("debug", true, "1-00:00:00", &["n1", "n2"])), false);
         assert!(text.contains("\n   AllocNodes=ALL Default=YES QoS=N/A\n   DefaultTime=NONE "));
         assert!(

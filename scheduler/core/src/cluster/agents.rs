@@ -4,7 +4,7 @@ use super::Cluster;
 use super::ending::unreported;
 use crate::event::Effect;
 use crate::job::Progress;
-use crate::node::{Link, Node};
+use crate::node::{Link, Node, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
@@ -81,12 +81,13 @@ impl Cluster {
                     self.send(node, ToAgent::ImagesNeeded { ask, digests });
                 }
             }
-            FromAgent::Heartbeat { session, load, free_memory } => {
+            FromAgent::Heartbeat { session, load, free_memory, drift } => {
                 if self.heard(node, connection, session)
                     && let Some(n) = self.node_mut(node)
                 {
                     n.load = load;
                     n.reported_free_memory = free_memory;
+                    n.drift = told_drift(drift);
                 }
             }
         }
