@@ -28,6 +28,8 @@ pub(crate) struct Controller {
     pub(crate) connections: u64,
     /// Connections that it still has.
     pub(crate) open: BTreeSet<u64>,
+    /// Connections that it closed because of a later one: what was read on them before waits in the core's queue.
+    replaced: BTreeSet<u64>,
     clock: Option<Pace>,
     /// How far its wall clock is from the truth, in microseconds.
     pub(crate) wall: i64,
@@ -53,6 +55,7 @@ impl Controller {
             wake: None,
             connections: 0,
             open: BTreeSet::new(),
+            replaced: BTreeSet::new(),
             clock: None,
             wall: 0,
             full: false,
@@ -136,8 +139,23 @@ impl World {
         }
     }
 
+    /// Whether the core hears a word of a node on this connection: it is open, or was when the word was read.
+    pub(crate) fn hears(&mut self, node: &NodeName, connection: u64) -> bool {
+        if self.controller.open.contains(&connection) {
+            return true;
+        }
+        let queued = self.controller.replaced.contains(&connection)
+            && self.controller.introduced.get(node).is_some_and(|latest| connection < *latest)
+            && self.faults
+            && self.chaos.on(Kind::Queued);
+        if queued {
+            self.count(Kind::Queued.name());
+        }
+        queued
+    }
+
     /// Whether it is the word of a registration that a later one has replaced.
-    fn is_stale(&self, event: &Event) -> bool {
+    pub(crate) fn is_stale(&self, event: &Event) -> bool {
         let Event::Agent { node, connection, message } = event else { return false };
         let session = match message {
             FromAgent::Hello { .. } => return false,
@@ -284,7 +302,9 @@ impl World {
                 self.crash_controller("to begin a later term");
             }
             Effect::Disconnect { connection, .. } => {
-                self.controller.open.remove(&connection);
+                if self.controller.open.remove(&connection) {
+                    self.controller.replaced.insert(connection);
+                }
                 self.plan(Span(1000), Happening::Cut { connection });
             }
         }
@@ -363,6 +383,8 @@ impl World {
         c.wake = None;
         c.registered.clear();
         c.introduced.clear();
+        c.replaced.clear();
+        self.truth.forget_what_was_told();
         c.told_full = false;
         for connection in std::mem::take(&mut c.open) {
             self.plan(Span(1000), Happening::Cut { connection });

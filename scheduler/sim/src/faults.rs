@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     HalfDone,
     SupervisorCrash,
     Reboot,
+    Cleared,
     Suspend,
     Pause,
     NodeFull,
@@ -34,11 +35,12 @@ pub(crate) enum Kind {
     Doubles,
     Overtaking,
     Late,
+    Queued,
     AnswersLost,
 }
 
 /// All of them, with what a report calls them.
-pub(crate) const KINDS: [(Kind, &str); 23] = [
+pub(crate) const KINDS: [(Kind, &str); 25] = [
     (Kind::ControllerCrash, "controller crashes"),
     (Kind::ControllerOutage, "long outages of the controller"),
     (Kind::CorePanic, "faults of the core itself"),
@@ -49,6 +51,7 @@ pub(crate) const KINDS: [(Kind, &str); 23] = [
     (Kind::HalfDone, "agent crashes between effects"),
     (Kind::SupervisorCrash, "supervisor crashes"),
     (Kind::Reboot, "reboots"),
+    (Kind::Cleared, "nodes cleared of all that runs"),
     (Kind::Suspend, "suspended nodes"),
     (Kind::Pause, "nodes whose clock stood still"),
     (Kind::NodeFull, "full disks of nodes"),
@@ -61,6 +64,7 @@ pub(crate) const KINDS: [(Kind, &str); 23] = [
     (Kind::Doubles, "messages doubled"),
     (Kind::Overtaking, "messages that overtook others"),
     (Kind::Late, "commands of an earlier controller let in"),
+    (Kind::Queued, "words of a closed connection that were read before"),
     (Kind::AnswersLost, "answers to clients lost"),
 ];
 
@@ -171,6 +175,7 @@ impl World {
             Kind::AgentCrash if agent && !frozen => self.crash_agent(&node),
             Kind::SupervisorCrash if !frozen => self.crash_supervisor(&node),
             Kind::Reboot if up => self.reboot(&node),
+            Kind::Cleared if agent && !frozen && !blocked => self.clear(&node),
             Kind::Suspend | Kind::Pause if up && !frozen => self.freeze(&node, kind),
             Kind::NodeFull if up => {
                 let until = self.now + self.span(1_000_000, 20_000_000);
@@ -234,6 +239,30 @@ impl World {
         }
         let after = self.span(1_000_000, 60_000_000);
         self.plan(after, Happening::MachineUp { node: node.clone() });
+    }
+
+    /// Everything on the node is killed and what it had is removed, in the same boot: no word is left of what ran. Only where the
+    /// controller has heard of all of it: of a step that it heard nothing of, nobody could tell that it must not start again.
+    fn clear(&mut self, node: &NodeName) {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return };
+        if m.spool.is_empty() || !m.spool.keys().all(|key| self.truth.is_known(*key, node)) {
+            return;
+        }
+        for key in m.spool.keys() {
+            self.truth.cleared.insert((*key, node.clone()), false);
+        }
+        m.stop_agent(now);
+        m.spool.clear();
+        m.jobs.clear();
+        m.prologs.clear();
+        if let Some(connection) = m.connection.take() {
+            self.ends_unseen(connection);
+        }
+        self.note(|| format!("{node} is cleared"));
+        self.count(Kind::Cleared.name());
+        let after = self.span(100_000, 10_000_000);
+        self.plan(after, Happening::AgentStarts { node: node.clone() });
     }
 
     /// A supervisor dies, and its step with it.

@@ -41,6 +41,11 @@ pub(crate) struct Truth {
     pub(crate) record: OnRecord,
     /// Exits that agents were told are on record.
     pub(crate) promised: BTreeMap<(StepKey, NodeName), ExitStatus>,
+    /// Steps of which the controller that lives now has heard that they run.
+    pub(crate) told: BTreeSet<(StepKey, NodeName)>,
+    /// Steps that are gone without a word, with all that their node had. Whether the controller has forgotten since that
+    /// they ran: then they may start again, for all that anybody knows.
+    pub(crate) cleared: BTreeMap<(StepKey, NodeName), bool>,
     /// Digests of images that came by their names, by job or array.
     pub(crate) images: BTreeMap<JobId, String>,
     /// Nodes from or to which nothing gets through.
@@ -142,6 +147,18 @@ impl Truth {
         self.evidence.insert((run.0, run.1, node.clone()));
     }
 
+    /// Whether the controller knows that a step runs, or how it ended.
+    pub(crate) fn is_known(&self, key: StepKey, node: &NodeName) -> bool {
+        let at = (key, node.clone());
+        self.told.contains(&at) || self.record.exits.contains_key(&at)
+    }
+
+    /// The controller begins anew, with what is on record.
+    pub(crate) fn forget_what_was_told(&mut self) {
+        self.told.clear();
+        self.cleared.values_mut().for_each(|forgotten| *forgotten = true);
+    }
+
     pub(crate) fn is_lost(&self, run: (JobId, Attempt), node: &NodeName) -> bool {
         self.evidence.contains(&(run.0, run.1, node.clone()))
     }
@@ -181,6 +198,13 @@ impl World {
                 if self.truth.record.attempts.get(&key.job).is_some_and(|latest| *latest > key.attempt) {
                     self.count("an exit of an earlier run told");
                 }
+            }
+            Event::Agent {
+                node,
+                message: FromAgent::Step { key, phase: StepPhase::Starting | StepPhase::Running, .. },
+                ..
+            } if !self.is_stale(event) => {
+                self.truth.told.insert((*key, node.clone()));
             }
             Event::Agent { message: FromAgent::Hello { boot_id, steps, .. }, node, connection } => {
                 let latest = self.controller.introduced.entry(node.clone()).or_default();
@@ -256,7 +280,8 @@ impl World {
         if given_up {
             self.count("two runs alive after an administrator gave one up");
         }
-        if self.truth.ran.insert((key, node.clone()), Ran::default()).is_some() {
+        let again = self.truth.ran.insert((key, node.clone()), Ran::default()).is_some();
+        if again && self.truth.cleared.get(&(key, node.clone())) != Some(&true) {
             return Err(format!("step {key} of attempt {} runs twice on {node}", key.attempt));
         }
         Ok(())

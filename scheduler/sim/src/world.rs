@@ -167,6 +167,8 @@ pub(crate) struct World {
     backup: Option<(ModelStore, Term, OnRecord)>,
     /// What a restored controller goes on above: steps below that need have no record.
     pub(crate) restored: Option<Restored>,
+    /// When the last thing happens that has to wait for a machine, or for the way to it.
+    pub(crate) held_until: Time,
     /// Nodes whose last Hello was looked at.
     pub(crate) looked: Option<std::collections::BTreeSet<NodeName>>,
     pub(crate) journal: Option<Journal>,
@@ -203,6 +205,7 @@ impl World {
             calm: false,
             backup: None,
             restored: None,
+            held_until: Time(0),
             looked: None,
             journal: log.then(Journal::default),
             counts: BTreeMap::new(),
@@ -314,6 +317,7 @@ impl World {
     fn happen(&mut self, what: Happening) -> Result<(), String> {
         if let Some(until) = self.not_before(&what) {
             self.note(|| "not now: the machine or the way there stands still".into());
+            self.held_until = self.held_until.max(until);
             self.plan_at(until, what);
             return Ok(());
         }
@@ -321,7 +325,7 @@ impl World {
             Happening::ToController { connection, message } => {
                 let Some(link) = self.links.get(&connection) else { return Ok(()) };
                 let node = link.node.clone();
-                if self.controller.open.contains(&connection) {
+                if self.hears(&node, connection) {
                     self.control(Event::Agent { node, connection, message: *message })?;
                 }
             }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 32] = [
+const SEEN: [&str; 33] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -30,6 +30,7 @@ const SEEN: [&str; 32] = [
     "images to be fetched ahead",
     "jobs acknowledged",
     "messages of an old connection dropped by an agent",
+    "messages of an old registration dropped",
     "nodes given up while they were cut off",
     "partitions longer than the node's timeout",
     "reboots while the controller is down",
