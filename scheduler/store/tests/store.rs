@@ -1,6 +1,11 @@
 //! The store against files that it did not write, against a second controller, against kill -9 at any
-//! time, and against a full disk.
+//! time, against power that goes, and against a full disk.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
+
+#[path = "store/power.rs"]
+mod power;
+#[path = "store/torn.rs"]
+mod torn;
 
 use berth_model::config::Config;
 use berth_model::launch::{NodeShare, StepExit, Usage};
