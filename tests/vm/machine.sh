@@ -24,7 +24,7 @@ cp "$root"/boot/initrd.img-* "$out/initrd"
 # Nothing waits for a network, a login or a clock.
 in_root systemctl mask getty@tty1.service serial-getty@ttyS0.service serial-getty@ttyS1.service systemd-timesyncd.service \
     systemd-networkd.service systemd-resolved.service apt-daily.timer apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer \
-    dpkg-db-backup.timer systemd-update-utmp.service systemd-journal-flush.service systemd-pstore.service
+    dpkg-db-backup.timer docker-registry.service systemd-update-utmp.service systemd-journal-flush.service systemd-pstore.service
 echo berth-vm > "$root/etc/hostname"
 printf '127.0.0.1 localhost berth-vm\n' > "$root/etc/hosts"
 printf '/dev/vda / ext4 rw,noatime 0 0\n/dev/vdb /data ext4 ro 0 0\n' > "$root/etc/fstab"

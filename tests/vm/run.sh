@@ -54,19 +54,9 @@ mkdir -p $work
 exec 9> $work/lock
 flock -n 9 || die "another run has the machine in $work"
 
-# The machine's root, by what it is made of. Not on the network, no password, nothing of this machine in it.
-packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,libnss-systemd,udev,kmod,linux-image-cloud-amd64
-packages+=,initramfs-tools,zstd,strace,procps,apparmor,busybox-static,e2fsprogs,umoci,podman,netavark,uidmap
-recipe=$(cat "$here/machine.sh" <(echo "$packages") | sha256sum | cut -c1-16)
-root=$work/$kernel-$recipe
-if [ ! -e "$root/done" ]; then
-    say "making the machine: Debian 12, kernel $kernel"
-    rm -rf "$work/$kernel"-*
-    mkdir -p "$root"
-    "$here/machine.sh" "$root" "$kernel" "$packages" > "$work/machine.log" 2>&1 ||
-        die "$work/machine.log says why not; its end: $(tail -3 "$work/machine.log")"
-    touch "$root/done"
-fi
+# shellcheck source=tests/vm/made.sh
+. "$here/made.sh"
+made "$kernel"
 
 say "copying the programs and the cases in"
 data=$work/data
