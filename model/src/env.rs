@@ -1,6 +1,7 @@
 //! The environment of batch scripts and tasks: what Slurm's users expect to find there, from a step's launch.
 
 use crate::bytes::ByteStr;
+use crate::distribution::Distribution;
 use crate::hardware::GresDevice;
 use crate::ids::StepId;
 use crate::launch::{NodeShare, StepLaunch};
@@ -227,7 +228,10 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_NTASKS", total.to_string());
     env.set("SLURM_NPROCS", total.to_string());
     env.set("SLURM_TASKS_PER_NODE", runs::print(&tasks));
-    env.set("SLURM_DISTRIBUTION", "block");
+    env.set("SLURM_DISTRIBUTION", launch.distribution.to_string());
+    if let Distribution::Plane(size) = launch.distribution {
+        env.set("SLURM_DIST_PLANESIZE", size.to_string());
+    }
     env.set("SLURM_JOB_GROUP", launch.identity.group.as_str());
     env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
 }
@@ -341,6 +345,7 @@ mod tests {
             umask: 0o22,
             pty: None,
             layout: one,
+            distribution: Distribution::Block,
             cpus_per_task: 1,
             share,
             kill_on_bad_exit: false,

@@ -38,6 +38,32 @@ pub fn nodes(text: &str) -> Result<Vec<NodeName>, BadText> {
     Ok(expand(text)?.into_iter().filter(|name| seen.insert(name.clone())).map(NodeName).collect())
 }
 
+/// The names in a file of them: lists on lines of their own, `n1*4` for four times n1, comments behind `#`.
+///
+/// # Errors
+/// A line that is no list, or more than [`MOST_NAMES`] names.
+pub fn file(text: &str) -> Result<Vec<String>, BadText> {
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default();
+        for item in items(line)? {
+            let (list, times) = match item.rsplit_once('*') {
+                Some((list, times)) => (list, times.parse::<usize>().ok().filter(|n| *n > 0)),
+                None => (item, Some(1)),
+            };
+            let times = times.ok_or_else(|| BadText::new(item, WHAT, "behind '*' is how often, from 1"))?;
+            let some = expand(list)?;
+            if names.len().saturating_add(some.len().saturating_mul(times)) > MOST_NAMES {
+                return Err(BadText::new(item, WHAT, format!("it stands for more than {MOST_NAMES} names")));
+            }
+            for _ in 0..times {
+                names.extend(some.iter().cloned());
+            }
+        }
+    }
+    Ok(names)
+}
+
 /// Splits at commas and blanks outside brackets.
 fn items(text: &str) -> Result<Vec<&str>, BadText> {
     let mut items = Vec::new();

@@ -2,6 +2,7 @@
 //! a step's spool directory. Readable by every later agent: fields are only ever added, with defaults.
 
 use crate::bytes::ByteStr;
+use crate::distribution::Distribution;
 use crate::hardware::GresDevice;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
@@ -164,6 +165,9 @@ pub struct StepLaunch {
     pub pty: Option<TermSize>,
     /// Layout of the step over its nodes.
     pub layout: Layout,
+    /// The rule by which it was made.
+    #[serde(default)]
+    pub distribution: Distribution,
     /// CPUs for each task (`-c`, else 1).
     pub cpus_per_task: u32,
     /// What this step may use on this node.

@@ -8,6 +8,7 @@ pub mod bytes;
 pub mod check;
 pub mod config;
 pub mod count;
+pub mod distribution;
 pub mod effective;
 pub mod elapsed;
 pub mod env;

@@ -1,6 +1,7 @@
 //! What a user asks for: job and step specifications. Container fields are members of their own.
 
 use crate::bytes::ByteStr;
+use crate::distribution::Distribution;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::login::SealedLogin;
@@ -65,6 +66,8 @@ pub struct ResourceRequest {
     pub node_list: Vec<NodeName>,
     /// Must contain none of these nodes.
     pub exclude: Vec<NodeName>,
+    /// How tasks are laid out over the nodes.
+    pub distribution: Distribution,
 }
 
 impl Default for ResourceRequest {
@@ -80,6 +83,7 @@ impl Default for ResourceRequest {
             exclusive: false,
             node_list: Vec::new(),
             exclude: Vec::new(),
+            distribution: Distribution::Block,
         }
     }
 }
@@ -513,6 +517,18 @@ pub struct StepSpec {
     /// `--ntasks-per-node`.
     #[serde(default)]
     pub tasks_per_node: Option<u32>,
+    /// `-w`: nodes of the job that the step must have.
+    #[serde(default)]
+    pub node_list: Vec<NodeName>,
+    /// `-x`: nodes of the job that it must not have.
+    #[serde(default)]
+    pub exclude: Vec<NodeName>,
+    /// `-r`: the first of the job's nodes that it may have, from 0.
+    #[serde(default)]
+    pub relative: Option<u32>,
+    /// `-m`; absent means the job's.
+    #[serde(default)]
+    pub distribution: Option<Distribution>,
     /// `-c`.
     pub cpus_per_task: Option<u32>,
     /// Memory of the step on each node; default: the job's.

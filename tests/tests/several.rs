@@ -71,3 +71,36 @@ fn one_step_runs_on_all_of_its_nodes_as_root() {
     let idle = wait(20, || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(()));
     assert!(idle.is_some(), "jobs are left");
 }
+
+#[test]
+fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
+    let hosts = nodes(3);
+    let layout = |words: &[&str]| {
+        let show = ["sh", "-c", "echo $SLURM_PROCID $SLURM_LOCALID $(hostname) $SLURM_DISTRIBUTION"];
+        let told = hosts.cmd("n1", "srun").args(["-N3"]).args(words).args(show).limit(60).ok();
+        sorted(&told.text())
+    };
+    if hosts.cmd("n1", "nproc").ok().text().trim().parse::<u32>().is_ok_and(|n| n >= 2) {
+        let turns = ["0 0 n1 cyclic", "1 0 n2 cyclic", "2 0 n3 cyclic", "3 1 n1 cyclic", "4 1 n2 cyclic"];
+        assert_eq!(layout(&["-n5", "-m", "cyclic"]), turns);
+        let planes =
+            ["0 0 n1 plane=2", "1 1 n1 plane=2", "2 0 n2 plane=2", "3 1 n2 plane=2", "4 0 n3 plane=2"];
+        assert_eq!(layout(&["-n5", "-m", "plane=2"]), planes);
+    }
+    // Task by task, from a file; and parts of an allocation.
+    std::fs::write(hosts.work().join("hosts.txt"), "n3 # first\nn1,n2\n").unwrap();
+    let script = "#!/bin/sh\n\
+        SLURM_HOSTFILE=$PWD/hosts.txt srun -l -m arbitrary hostname | sort\n\
+        srun -N1 -n1 -w n2 hostname\n\
+        srun -N1 -n1 -r2 hostname\n\
+        srun -N2 -n2 -x n1 hostname | sort\n\
+        srun -N1 -n1 -F ./hosts.txt hostname 2>&1 | tail -n1\n\
+        srun -N1 -n1 -w n9 hostname 2>&1 | tail -n1\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    hosts.cmd("n1", "sbatch").args(["-N3", "-o", "out", "--wait", "job.sh"]).limit(60).ok();
+    let text = std::fs::read_to_string(hosts.work().join("out")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(&lines[..7], ["0: n3", "1: n1", "2: n2", "n2", "n3", "n2", "n3"], "{text}");
+    assert!(lines[7].contains("1 tasks cannot be on the 3 nodes"), "{text}");
+    assert!(lines[8].contains("n9 is none of the job's nodes (n[1-3])"), "{text}");
+}

@@ -4,6 +4,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::{Invocation, out, submit};
 use berth_model::config::Config;
+use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, StepId, StepKey};
 use berth_model::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program, StepLaunch};
 use berth_model::options::{Command, Explain};
@@ -11,7 +12,7 @@ use berth_model::record::JobInfo;
 use berth_model::request::{Payload, Response};
 use berth_model::spec::{ArraySpec, ContainerSpec, JobKind, JobSpec, MemoryRequest, StepSpec, TimeLimit};
 use berth_model::time::{Span, Time};
-use berth_model::{ByteStr, JobId};
+use berth_model::{ByteStr, JobId, NodeName};
 use berth_rpc::Client;
 use std::path::PathBuf;
 
@@ -71,8 +72,9 @@ impl Asked<'_> {
         };
         let r = &job.resources;
         let asked = self.step.map_or((r.tasks, r.tasks_per_node), |s| (s.tasks, s.tasks_per_node));
+        let distribution = self.step.and_then(|s| s.distribution.as_ref()).unwrap_or(&r.distribution);
         let layout = Layout {
-            tasks: spread(asked, nodes.len()),
+            tasks: spread(asked, distribution, &nodes),
             cpus: shares.iter().map(|s| u32::try_from(s.cpus.len()).unwrap_or(u32::MAX)).collect(),
             nodes,
         };
@@ -131,9 +133,12 @@ impl Asked<'_> {
             .max();
         let nodes = usize::try_from(step.nodes.unwrap_or(1).max(1)).unwrap_or(1);
         let nodes = nodes.min(info.layout.nodes.len().max(1));
+        let taken: Vec<NodeName> = info.layout.nodes.iter().take(nodes).cloned().collect();
+        let asked = (step.tasks.or(info.spec.resources.tasks), step.tasks_per_node);
+        let distribution = step.distribution.as_ref().unwrap_or(&info.spec.resources.distribution);
         let layout = Layout {
-            nodes: info.layout.nodes.iter().take(nodes).cloned().collect(),
-            tasks: spread((step.tasks.or(info.spec.resources.tasks), step.tasks_per_node), nodes),
+            tasks: spread(asked, distribution, &taken),
+            nodes: taken,
             cpus: info.layout.cpus.iter().take(nodes).copied().collect(),
         };
         let r = &info.spec.resources;
@@ -198,6 +203,7 @@ impl Asked<'_> {
             umask: step.umask,
             pty: step.pty,
             cpus_per_task: step.cpus_per_task.unwrap_or(1),
+            distribution: step.distribution.as_ref().map(Distribution::rule).unwrap_or_default(),
             attached: true,
             x11: step.x11.clone(),
             task_prolog: step.task_prolog.clone(),
@@ -271,6 +277,7 @@ impl Asked<'_> {
             umask: 0o22,
             pty: None,
             layout,
+            distribution: Distribution::Block,
             cpus_per_task: 1,
             share,
             kill_on_bad_exit: false,
@@ -332,18 +339,28 @@ fn per_cpu(memory: MemoryRequest) -> Option<u64> {
 }
 
 /// Tasks, and tasks on each node, spread over so many nodes in blocks.
-fn spread((tasks, per_node): (Option<u32>, Option<u32>), nodes: usize) -> Vec<Vec<u32>> {
-    let nodes = u32::try_from(nodes.max(1)).unwrap_or(1);
-    let total = tasks.unwrap_or_else(|| per_node.unwrap_or(1).saturating_mul(nodes));
-    let (each, rest) = (total / nodes, total % nodes);
-    let mut next = 0;
-    (0..nodes)
-        .map(|node| {
-            let here = per_node.unwrap_or(each + u32::from(node < rest)).min(total - next);
-            next += here;
-            (next - here..next).collect()
-        })
-        .collect()
+fn spread(
+    (tasks, per_node): (Option<u32>, Option<u32>),
+    distribution: &Distribution,
+    nodes: &[NodeName],
+) -> Vec<Vec<u32>> {
+    let count = u32::try_from(nodes.len().max(1)).unwrap_or(1);
+    let total = tasks.unwrap_or_else(|| per_node.unwrap_or(1).saturating_mul(count));
+    let even = || {
+        let (each, rest) = (total / count, total % count);
+        let mut left = total;
+        let mut take = |node| {
+            let here = per_node.unwrap_or(each + u32::from(node < rest)).min(left);
+            left -= here;
+            here
+        };
+        (0..count).map(&mut take).collect()
+    };
+    let counts = match distribution {
+        Distribution::Block | Distribution::Cyclic => None,
+        other => other.spread(total, nodes, &vec![u32::MAX; nodes.len()]),
+    };
+    distribution.number(nodes, &counts.unwrap_or_else(even))
 }
 
 fn has_subids(container: Option<&ContainerSpec>) -> bool {
@@ -365,10 +382,12 @@ mod tests {
 
     #[test]
     fn tasks_are_spread_in_blocks() {
-        assert_eq!(spread((None, None), 1), [[0]]);
-        assert_eq!(spread((Some(3), None), 2), [vec![0, 1], vec![2]]);
-        assert_eq!(spread((None, Some(2)), 2), [vec![0, 1], vec![2, 3]]);
-        assert_eq!(spread((Some(3), Some(2)), 2), [vec![0, 1], vec![2]]);
-        assert_eq!(spread((Some(0), None), 0), [Vec::<u32>::new()]);
+        let nodes = ["n1", "n2"].map(NodeName::from);
+        assert_eq!(spread((Some(3), None), &Distribution::Cyclic, &nodes), [vec![0, 2], vec![1]]);
+        assert_eq!(spread((None, None), &Distribution::Block, &nodes[..1]), [[0]]);
+        assert_eq!(spread((Some(3), None), &Distribution::Block, &nodes), [vec![0, 1], vec![2]]);
+        assert_eq!(spread((None, Some(2)), &Distribution::Block, &nodes), [vec![0, 1], vec![2, 3]]);
+        assert_eq!(spread((Some(3), Some(2)), &Distribution::Block, &nodes), [vec![0, 1], vec![2]]);
+        assert_eq!(spread((Some(0), None), &Distribution::Block, &[]), [Vec::<u32>::new()]);
     }
 }

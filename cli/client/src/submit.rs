@@ -58,7 +58,17 @@ pub fn resolve(
     settings.extend(environment);
     settings.extend(script);
     let context = Context { now: crate::commands::now(), zone: jiff::tz::TimeZone::system() };
-    options::resolve(command, settings, &context).map_err(|e| bad_option(command, &e))
+    let mut options = options::resolve(command, settings, &context).map_err(|e| bad_option(command, &e))?;
+    if let Some(file) = options.node_file(std::env::var_os("SLURM_HOSTFILE").map(ByteStr::from)) {
+        let text = std::fs::read_to_string(file.as_path()).map_err(|e| {
+            Failure::raw(
+                Kind::Options(255),
+                format!("{}: error: cannot read the list of nodes {}: {e}", command.name(), file.display()),
+            )
+        })?;
+        options.take_node_file(&file, &text).map_err(|e| bad_option(command, &e))?;
+    }
+    Ok(options)
 }
 
 /// The failure that options which cannot be followed make.

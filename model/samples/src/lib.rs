@@ -2,6 +2,7 @@
 //! a test changes what it is about.
 #![forbid(unsafe_code)]
 
+use berth_model::distribution::Distribution;
 use berth_model::ids::{Gid, StepId, StepKey, SubmissionId, Uid};
 use berth_model::launch::{JobFacts, Layout, NodeShare, Program, StepLaunch};
 use berth_model::spec::{
@@ -63,6 +64,10 @@ pub fn step(submission: &str) -> StepSpec {
         tasks: None,
         nodes: None,
         tasks_per_node: None,
+        node_list: Vec::new(),
+        exclude: Vec::new(),
+        relative: None,
+        distribution: None,
         cpus_per_task: None,
         memory: MemoryRequest::Default,
         gres: None,
@@ -131,6 +136,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         umask: 0o22,
         pty: None,
         layout: Layout::default(),
+        distribution: Distribution::Block,
         cpus_per_task: 1,
         share: NodeShare::default(),
         kill_on_bad_exit: false,

@@ -93,6 +93,11 @@ pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError>
         ];
         return Err(OptionError::error(255, lines));
     }
+    nodes(options)
+}
+
+/// Refuses a node that is asked for and left out.
+pub(super) fn nodes(options: &SubmitOptions) -> Result<(), OptionError> {
     if options.nodelist.iter().any(|node| options.exclude.contains(node)) {
         let line = format!(
             "{}: Invalid node name specified: a node stands both in --nodelist and in --exclude; leave it out of one of them",

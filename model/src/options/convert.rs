@@ -5,6 +5,7 @@ use super::resolve::{OptionError, Source};
 use super::row::Command;
 use super::submit::{ContainerOptions, Propagate, SubmitOptions};
 use crate::bytes::ByteStr;
+use crate::distribution::Distribution;
 use crate::gres::Wanted;
 use crate::ids::SubmissionId;
 use crate::limits::{Limits, OF_A_LOGIN, Resource};
@@ -188,9 +189,26 @@ impl SubmitOptions {
                 }
             },
         };
-        let tasks = self.ntasks.or_else(|| self.nodes.map(|n| n.min)).unwrap_or(1);
+        let distribution = self.layout()?;
+        let listed = match &distribution {
+            Some(Distribution::Arbitrary(list)) => u32::try_from(list.len()).ok(),
+            _ => None,
+        };
+        if self.relative.is_some() && !self.nodelist.is_empty() {
+            return Err(OptionError::error(
+                255,
+                vec![
+                    "both --relative and --nodelist say on which of the job's nodes the step is".to_string(),
+                    "give one of them".to_string(),
+                ],
+            ));
+        }
+        let ntasks = self.ntasks.or(listed);
+        let tasks = ntasks.or_else(|| self.nodes.map(|n| n.min)).unwrap_or(1);
         let file = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks).file();
-        let nodes = self.nodes_for_tasks(&mut notes).map(|n| n.min);
+        // A job of its own may have got more than the fewest nodes: the step has all of them.
+        let nodes = self.nodes_for_tasks(&mut notes);
+        let nodes = nodes.filter(|n| inside.is_some() || n.min == n.max).map(|n| n.min);
         // A job's --ntasks-per-node, which its environment carries, yields to the step's own --ntasks.
         let tasks_per_node = self.ntasks_per_node.filter(|_| {
             let rank = |long| self.source(long).map(|source| source.rank());
@@ -207,9 +225,13 @@ impl SubmitOptions {
         let spec = StepSpec {
             submission: by.submission.clone(),
             name: own_name.unwrap_or_else(|| by.default_name.clone()),
-            tasks: self.ntasks,
-            nodes,
+            tasks: ntasks,
+            nodes: nodes.filter(|_| listed.is_none()),
             tasks_per_node,
+            node_list: self.nodelist.clone(),
+            exclude: self.exclude.clone(),
+            relative: self.relative,
+            distribution,
             cpus_per_task: self.cpus_per_task,
             memory,
             gres,
@@ -261,18 +283,8 @@ impl SubmitOptions {
     /// Refuses what is about a job when the step is one of a running job. Only what was typed: variables of the
     /// environment are the user's defaults for jobs.
     fn only_step_options(&self) -> Result<(), OptionError> {
-        const OF_JOBS: &[&str] = &[
-            "account",
-            "begin",
-            "comment",
-            "exclude",
-            "hold",
-            "nice",
-            "nodelist",
-            "partition",
-            "signal",
-            "test-only",
-        ];
+        const OF_JOBS: &[&str] =
+            &["account", "begin", "comment", "hold", "nice", "partition", "signal", "test-only"];
         match OF_JOBS.iter().find(|long| self.typed(long)) {
             None => Ok(()),
             Some(long) => Err(OptionError::error(
@@ -301,6 +313,7 @@ impl SubmitOptions {
     }
 
     fn resources(&self, notes: &mut Vec<String>) -> Result<ResourceRequest, OptionError> {
+        let distribution = self.layout()?;
         let nodes = self.nodes_for_tasks(notes);
         let named = u32::try_from(self.nodelist.len()).unwrap_or(u32::MAX);
         let mut max_nodes = nodes.map(|n| n.max.max(named));
@@ -310,7 +323,10 @@ impl SubmitOptions {
         Ok(ResourceRequest {
             min_nodes: nodes.map_or(1, |n| n.min).max(named),
             max_nodes,
-            tasks: self.ntasks,
+            tasks: match &distribution {
+                Some(Distribution::Arbitrary(list)) => self.ntasks.or(u32::try_from(list.len()).ok()),
+                _ => self.ntasks,
+            },
             tasks_per_node: self.ntasks_per_node,
             cpus_per_task: self.cpus_per_task,
             memory: self.memory(),
@@ -318,7 +334,62 @@ impl SubmitOptions {
             exclusive: self.exclusive,
             node_list: self.nodelist.clone(),
             exclude: self.exclude.clone(),
+            distribution: distribution.unwrap_or_default(),
         })
+    }
+
+    /// `--distribution`, with its list where it goes by one.
+    fn layout(&self) -> Result<Option<Distribution>, OptionError> {
+        if !matches!(self.distribution, Some(Distribution::Arbitrary(_))) {
+            return Ok(self.distribution.clone());
+        }
+        let (listed, tasks) = (self.node_order.len(), self.ntasks.unwrap_or(1) as usize);
+        if listed == 0 {
+            return Err(OptionError::error(
+                255,
+                vec![
+                    "--distribution=arbitrary goes by a list of nodes, and there is none".to_string(),
+                    "name a node for each task with --nodelist, --nodefile, or a file that SLURM_HOSTFILE names"
+                        .to_string(),
+                ],
+            ));
+        }
+        if tasks > listed {
+            return Err(OptionError::error(
+                255,
+                vec![
+                    format!(
+                        "{tasks} tasks were asked for, and --distribution=arbitrary has nodes for {listed}"
+                    ),
+                    "name a node for each task, or ask for fewer tasks".to_string(),
+                ],
+            ));
+        }
+        Ok(Some(Distribution::Arbitrary(self.node_order.clone())))
+    }
+
+    /// The file that says where nodes are listed, where one is to be read: `--nodefile`, or what SLURM_HOSTFILE names
+    /// (`hostfile`), which means something to an arbitrary layout alone.
+    pub fn node_file(&self, hostfile: Option<ByteStr>) -> Option<ByteStr> {
+        let arbitrary = matches!(self.distribution, Some(Distribution::Arbitrary(_)));
+        self.nodefile.clone().or_else(|| hostfile.filter(|_| arbitrary && self.node_order.is_empty()))
+    }
+
+    /// Takes the nodes that the file lists.
+    ///
+    /// # Errors
+    /// It lists none, what is no list, or a node that `--exclude` leaves out.
+    pub fn take_node_file(&mut self, name: &ByteStr, text: &str) -> Result<(), OptionError> {
+        let invalid = |why: String| {
+            let what = format!("Invalid node list specified: {}: {why}", name.display());
+            OptionError::error(255, vec![what])
+        };
+        let nodes = crate::hostlist::file(text).map_err(|e| invalid(e.to_string()))?;
+        if nodes.is_empty() {
+            return Err(invalid("it names no node".to_string()));
+        }
+        self.name_nodes(nodes.into_iter().map(crate::NodeName).collect());
+        super::check::nodes(self)
     }
 
     /// `--nodes`, but no more than there are tasks.

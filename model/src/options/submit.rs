@@ -4,6 +4,7 @@ use super::resolve::Source;
 use super::row::Command;
 use crate::bytes::ByteStr;
 use crate::count::NodeCount;
+use crate::distribution::Distribution;
 use crate::export::ExportSpec;
 use crate::gres::Wanted;
 use crate::ids::NodeName;
@@ -83,6 +84,7 @@ pub struct SubmitOptions {
     pub comment: Option<String>,
     pub container: ContainerOptions,
     pub cpus_per_task: Option<u32>,
+    pub distribution: Option<Distribution>,
     pub error: Option<ByteStr>,
     pub exact: bool,
     pub exclude: Vec<NodeName>,
@@ -104,7 +106,12 @@ pub struct SubmitOptions {
     pub mem: Option<u64>,
     pub mem_per_cpu: Option<u64>,
     pub nice: i32,
+    /// `--nodefile`, or a file name given to `--nodelist`: whoever resolves the options reads it.
+    pub nodefile: Option<ByteStr>,
+    /// `--nodelist`, each node once.
     pub nodelist: Vec<NodeName>,
+    /// The same as it was written: for `--distribution=arbitrary`.
+    pub node_order: Vec<NodeName>,
     pub nodes: Option<NodeCount>,
     pub ntasks: Option<u32>,
     pub ntasks_per_node: Option<u32>,
@@ -118,6 +125,7 @@ pub struct SubmitOptions {
     /// `--x11`.
     pub x11: Option<crate::x11::X11Nodes>,
     pub quiet: bool,
+    pub relative: Option<u32>,
     pub requeue: Option<bool>,
     pub signal: Option<WarnSignal>,
     /// `--task-prolog`; empty means none.
@@ -147,6 +155,7 @@ impl SubmitOptions {
             comment: None,
             container: ContainerOptions::default(),
             cpus_per_task: None,
+            distribution: None,
             error: None,
             exact: false,
             exclude: Vec::new(),
@@ -168,7 +177,9 @@ impl SubmitOptions {
             mem: None,
             mem_per_cpu: None,
             nice: 0,
+            nodefile: None,
             nodelist: Vec::new(),
+            node_order: Vec::new(),
             nodes: None,
             ntasks: None,
             ntasks_per_node: None,
@@ -181,6 +192,7 @@ impl SubmitOptions {
             pty: false,
             x11: None,
             quiet: false,
+            relative: None,
             requeue: None,
             signal: None,
             task_prolog: ByteStr::default(),
@@ -198,6 +210,13 @@ impl SubmitOptions {
     /// Where the value of an option (by its long name) came from, if it was given at all.
     pub fn source(&self, long: &str) -> Option<Source> {
         self.sources.get(long).copied()
+    }
+
+    /// Takes `--nodelist` as it was written.
+    pub fn name_nodes(&mut self, nodes: Vec<NodeName>) {
+        let mut seen = std::collections::BTreeSet::new();
+        self.nodelist = nodes.iter().filter(|name| seen.insert((*name).clone())).cloned().collect();
+        self.node_order = nodes;
     }
 
     /// Whether an option was given on the command line.

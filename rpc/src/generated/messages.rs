@@ -188,6 +188,58 @@ pub struct ResourceRequest {
     pub node_list: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "10")]
     pub exclude: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Absent: block.
+    #[prost(message, optional, tag = "11")]
+    pub distribution: ::core::option::Option<Distribution>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Distribution {
+    #[prost(enumeration = "distribution::Kind", tag = "1")]
+    pub kind: i32,
+    /// Of planes.
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    /// Of arbitrary layouts: a node for each task.
+    #[prost(string, repeated, tag = "3")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Nested message and enum types in `Distribution`.
+pub mod distribution {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        Block = 1,
+        Cyclic = 2,
+        Plane = 3,
+        Arbitrary = 4,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::Block => "KIND_BLOCK",
+                Self::Cyclic => "KIND_CYCLIC",
+                Self::Plane => "KIND_PLANE",
+                Self::Arbitrary => "KIND_ARBITRARY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_BLOCK" => Some(Self::Block),
+                "KIND_CYCLIC" => Some(Self::Cyclic),
+                "KIND_PLANE" => Some(Self::Plane),
+                "KIND_ARBITRARY" => Some(Self::Arbitrary),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IoSpec {
@@ -465,6 +517,14 @@ pub struct StepSpec {
     pub task_prolog: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "29")]
     pub task_epilog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "40")]
+    pub node_list: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "41")]
+    pub exclude: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "42")]
+    pub relative: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "43")]
+    pub distribution: ::core::option::Option<Distribution>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -673,6 +733,8 @@ pub struct StepLaunch {
     pub task_prolog: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "27")]
     pub task_epilog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "40")]
+    pub distribution: ::core::option::Option<Distribution>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

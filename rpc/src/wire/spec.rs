@@ -2,6 +2,7 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
+use berth_model::distribution::Distribution;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::launch::{
     ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
@@ -49,6 +50,7 @@ structs! {
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
+        distribution,
     }
     IoSpec { stdin, stdout, stderr, open_mode }
     ImageRef { typed, resolved }
@@ -72,7 +74,7 @@ structs! {
         submission, name, tasks, nodes, tasks_per_node, cpus_per_task, memory, gres, overlap, exact, immediate,
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
-        x11, login, task_prolog, task_epilog,
+        x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
     }
     SealedLogin { registry, sealed }
     EnterSpec { step, node }
@@ -87,7 +89,7 @@ structs! {
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
-        attached, kill_wait, enter, x11, task_prolog, task_epilog,
+        attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }
@@ -209,6 +211,40 @@ impl Field<pb::TimeLimit> for TimeLimit {
     }
     fn get(wire: pb::TimeLimit) -> Result<Self, Malformed> {
         Ok(wire.minutes.map_or(TimeLimit::Unlimited, TimeLimit::Minutes))
+    }
+}
+
+impl Field<pb::Distribution> for Distribution {
+    fn put(&self) -> pb::Distribution {
+        use pb::distribution::Kind;
+        let (kind, size, nodes) = match self {
+            Distribution::Block => (Kind::Block, 0, Vec::new()),
+            Distribution::Cyclic => (Kind::Cyclic, 0, Vec::new()),
+            Distribution::Plane(size) => (Kind::Plane, *size, Vec::new()),
+            Distribution::Arbitrary(list) => (Kind::Arbitrary, 0, list.put()),
+        };
+        pb::Distribution { kind: kind as i32, size, nodes }
+    }
+
+    fn get(wire: pb::Distribution) -> Result<Self, Malformed> {
+        use pb::distribution::Kind;
+        Ok(match Kind::try_from(wire.kind) {
+            Ok(Kind::Block) => Distribution::Block,
+            Ok(Kind::Cyclic) => Distribution::Cyclic,
+            Ok(Kind::Plane) => Distribution::Plane(wire.size),
+            Ok(Kind::Arbitrary) => Distribution::Arbitrary(Field::get(wire.nodes)?),
+            _ => return Err(Malformed::new("not a known distribution of tasks")),
+        })
+    }
+}
+
+impl Field<Option<pb::Distribution>> for Distribution {
+    fn put(&self) -> Option<pb::Distribution> {
+        Some(self.put())
+    }
+
+    fn get(wire: Option<pb::Distribution>) -> Result<Self, Malformed> {
+        wire.map_or(Ok(Distribution::Block), Field::get)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::pb;
 use berth_model::config::{Config, PartitionConfig};
+use berth_model::distribution::Distribution;
 use berth_model::launch::{Program, StepLaunch, StepPhase};
 use berth_model::limits::LimitValue;
 use berth_model::link::{FromAgent, SignalTarget, ToAgent};
@@ -150,6 +151,16 @@ impl Arbitrary for MemoryRequest {
     fn arbitrary(r: &mut Source) -> Self {
         let n = u64::arbitrary(r);
         r.pick(&[MemoryRequest::Default, MemoryRequest::PerNode(n), MemoryRequest::PerCpu(n)])
+    }
+}
+impl Arbitrary for Distribution {
+    fn arbitrary(r: &mut Source) -> Self {
+        match r.below(4) {
+            0 => Distribution::Block,
+            1 => Distribution::Cyclic,
+            2 => Distribution::Plane(Arbitrary::arbitrary(r)),
+            _ => Distribution::Arbitrary(Arbitrary::arbitrary(r)),
+        }
     }
 }
 impl Arbitrary for TimeLimit {

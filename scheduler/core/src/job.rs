@@ -3,7 +3,8 @@
 use crate::rows::{Hold, JobRow, Phase, Run, SpecRow, StepNode, StepRow, step_work_dir};
 use crate::spec::Spec;
 use crate::tasks::Tasks;
-use berth_model::ids::StepId;
+use berth_model::distribution::Distribution;
+use berth_model::ids::{NodeName, StepId};
 use berth_model::launch::{Layout, NodeShare, Usage};
 use berth_model::record::{JobInfo, PullInfo, StepInfo};
 use berth_model::spec::Identity;
@@ -185,19 +186,6 @@ pub(crate) fn total<'a>(shares: impl IntoIterator<Item = &'a NodeShare>) -> Tres
     sum
 }
 
-/// Task numbers by node, for tasks counted in node order.
-pub(crate) fn number_tasks(counts: impl IntoIterator<Item = u32>) -> Vec<Vec<u32>> {
-    let mut next = 0u32;
-    counts
-        .into_iter()
-        .map(|n| {
-            let first = next;
-            next = next.saturating_add(n);
-            (first..next).collect()
-        })
-        .collect()
-}
-
 fn cpu_count(share: &NodeShare) -> u32 {
     u32::try_from(share.cpus.len()).unwrap_or(u32::MAX)
 }
@@ -207,7 +195,8 @@ impl Run {
     pub(crate) fn layout(&self) -> Layout {
         Layout {
             nodes: self.allocation.nodes.clone(),
-            tasks: number_tasks(self.allocation.tasks.iter().copied()),
+            // Only how many there are on each means something: what runs is numbered by its step.
+            tasks: Distribution::Block.number(&self.allocation.nodes, &self.allocation.tasks),
             cpus: self.allocation.shares.iter().map(cpu_count).collect(),
         }
     }
@@ -227,12 +216,14 @@ impl StepRow {
 
     /// Nodes, tasks and CPUs of the step.
     pub(crate) fn layout(&self, run: Option<&Run>) -> Layout {
+        let nodes: Vec<NodeName> = self.nodes.iter().map(|n| n.node.clone()).collect();
+        let counts: Vec<u32> = self.nodes.iter().map(|n| n.tasks).collect();
         let share = |n: &StepNode| {
             n.share.as_ref().map(cpu_count).or_else(|| run.and_then(|r| r.share(&n.node)).map(cpu_count))
         };
         Layout {
-            nodes: self.nodes.iter().map(|n| n.node.clone()).collect(),
-            tasks: number_tasks(self.nodes.iter().map(|n| n.tasks)),
+            tasks: self.distribution.number(&nodes, &counts),
+            nodes,
             cpus: self.nodes.iter().map(|n| share(n).unwrap_or(0)).collect(),
         }
     }

@@ -4,6 +4,7 @@ use crate::job::Job;
 use crate::rows::{Allocation, ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
+use berth_model::distribution::Distribution;
 use berth_model::ids::{NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
 use berth_model::link::Start;
@@ -64,6 +65,7 @@ pub(crate) fn start(
         umask: own.map_or(spec.umask, |s| s.umask),
         pty: own.and_then(|s| s.pty),
         layout: step.layout(Some(run)),
+        distribution: step.distribution.rule(),
         cpus_per_task: own.map_or(spec.resources.cpus_per_task, |s| s.cpus_per_task).unwrap_or(1),
         share,
         kill_on_bad_exit: own.is_some_and(|s| s.kill_on_bad_exit),
@@ -123,6 +125,7 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
         ending: None,
         cancelled_by: None,
         result: None,
+        distribution: Distribution::Block,
         login: false,
     };
     let (mut start, payload) = start(common, job, &run, &row, 0)?;

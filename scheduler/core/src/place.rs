@@ -3,6 +3,7 @@
 use crate::config::PartitionRules;
 use crate::node::{Node, usable_memory};
 use crate::rows::Allocation;
+use berth_model::distribution::Distribution;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::NodeName;
 use berth_model::launch::NodeShare;
@@ -291,25 +292,16 @@ fn choose_nodes<'a>(need: &Need<'_>, mut rooms: Vec<Room<'a>>) -> Option<Vec<Roo
     Some(rooms)
 }
 
-/// Tasks on each chosen node: one each, then block by block.
+/// Tasks on each chosen node, as they are to be laid out.
 fn spread(need: &Need<'_>, chosen: &[Room<'_>]) -> Option<Vec<u32>> {
     let Some(n) = need.request.tasks else {
         return Some(vec![need.least_tasks(); chosen.len()]);
     };
     let room: Vec<u32> = chosen.iter().map(|r| r.tasks).collect();
-    spread_block(n, &room)
-}
-
-/// Block distribution: every node gets a task, what is left fills node after node.
-pub(crate) fn spread_block(tasks: u32, room: &[u32]) -> Option<Vec<u32>> {
-    let mut left = tasks.checked_sub(u32::try_from(room.len()).ok()?)?;
-    let mut counts = Vec::with_capacity(room.len());
-    for r in room {
-        let more = left.min(r.checked_sub(1)?);
-        counts.push(1 + more);
-        left -= more;
-    }
-    (left == 0).then_some(counts)
+    let names: Vec<NodeName> = chosen.iter().map(|r| r.node.row.name.clone()).collect();
+    let counts = need.request.distribution.spread(n, &names, &room)?;
+    // A node without a task would be of no use: planes are for the steps.
+    if counts.contains(&0) { Distribution::Block.spread(n, &names, &room) } else { Some(counts) }
 }
 
 /// Why the request can never run on `nodes`, for the person who made it.

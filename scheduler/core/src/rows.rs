@@ -2,6 +2,7 @@
 
 use crate::tasks::Tasks;
 use berth_model::bytes::ByteStr;
+use berth_model::distribution::Distribution;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
 use berth_model::launch::{ImagePull, NodeShare, StepExit};
@@ -230,6 +231,9 @@ pub struct StepRow {
     /// How it ended.
     #[serde(default)]
     pub result: Option<StepResult>,
+    /// How its tasks are laid out over its nodes.
+    #[serde(default)]
+    pub distribution: Distribution,
     /// A login for its own image came with it.
     #[serde(default)]
     pub login: bool,

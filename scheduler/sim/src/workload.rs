@@ -3,6 +3,7 @@
 
 use crate::store::ModelStore;
 use crate::world::{Happening, World};
+use berth_model::distribution::Distribution;
 use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
 use berth_model::login::SealedLogin;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
@@ -516,6 +517,10 @@ impl World {
             tasks: self.rng.permille(400).then(|| self.rng.count(1, 3)),
             nodes: self.rng.permille(200).then(|| self.rng.count(1, 2)),
             tasks_per_node: None,
+            node_list: Vec::new(),
+            exclude: Vec::new(),
+            relative: self.rng.permille(50).then_some(1),
+            distribution: self.rng.permille(200).then_some(Distribution::Cyclic),
             cpus_per_task: self.rng.permille(200).then(|| self.rng.count(1, 2)),
             memory: if self.rng.permille(100) { MemoryRequest::PerNode(100) } else { MemoryRequest::Default },
             gres: gpu.then(|| BTreeMap::from([(GresKey { name: "gpu".into(), kind: None }, 1)])),

@@ -8,6 +8,7 @@ mod power;
 mod torn;
 
 use berth_model::config::Config;
+use berth_model::distribution::Distribution;
 use berth_model::launch::{NodeShare, StepExit, Usage};
 use berth_model::link::EndCause;
 use berth_model::login::SealedLogin;
@@ -149,6 +150,7 @@ fn step(job: u32) -> Write {
             message: None,
             ended: Time(60),
         }),
+        distribution: Distribution::Block,
         login: false,
     }))
 }

@@ -189,7 +189,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         A,
         "submit 'sbatch --wrap \"sleep infinity\"' and run steps in it with 'srun --jobid'",
     ),
-    refused("nodefile", ABR, "name the nodes with --nodelist").short(b'F').takes("FILE"),
     refused("ntasks-per-core", ABR, LAYOUT).takes("TASKS").env(&["SLURM_NTASKS_PER_CORE"]),
     refused("ntasks-per-gpu", ABR, LAYOUT).takes("TASKS").env(&["SLURM_NTASKS_PER_GPU"]),
     refused("ntasks-per-socket", ABR, LAYOUT).takes("TASKS"),
@@ -224,9 +223,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     ]),
     refused("quit-on-interrupt", R, "press Ctrl-C twice within a second"),
     refused("reboot", AB, "ask an administrator to drain and reboot the node"),
-    refused("relative", R, "steps use the job's nodes in order; choose how many with --nodes")
-        .short(b'r')
-        .takes("NODE"),
     refused("reservation", ABR, "start at a time with --begin; there are no reservations")
         .takes("NAMES")
         .env(&["SLURM_RESERVATION", "SBATCH_RESERVATION", "SALLOC_RESERVATION"]),

@@ -4,18 +4,18 @@ use crate::options::resolve::{Bad, Given};
 use crate::options::row::{Commands, OptionRow, row};
 use crate::{gres, hostlist, memory};
 
-/// Nodes of `-w` and `-x`. A file of nodes is refused by name, since the node and not the client would read it.
+/// Nodes of `-w` and `-x`, in the order written, repeated ones included.
 fn nodes(given: &Given<'_>) -> Result<Vec<crate::NodeName>, Bad> {
     let text = given.text()?;
     let invalid = |why: String| Bad::Fatal(vec!["Invalid node list specified".to_string(), why]);
     if text.contains('/') {
         return Err(invalid(format!("'{text}' is a file name; write the nodes themselves, such as n[1-4]")));
     }
-    let nodes = hostlist::nodes(text).map_err(|e| invalid(e.to_string()))?;
+    let nodes = hostlist::expand(text).map_err(|e| invalid(e.to_string()))?;
     if nodes.is_empty() {
         return Err(invalid("it names no node".to_string()));
     }
-    Ok(nodes)
+    Ok(nodes.into_iter().map(crate::NodeName).collect())
 }
 
 pub(super) static ROWS: &[OptionRow] = &[
@@ -30,15 +30,13 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("distribution", Commands::ABR)
         .short(b'm')
-        .takes("block")
-        .choices(&["block"])
+        .takes("block|cyclic|plane=SIZE|arbitrary")
+        .choices(&["block", "cyclic", "plane=", "arbitrary"])
         .env(&["SLURM_DISTRIBUTION", "SBATCH_DISTRIBUTION", "SALLOC_DISTRIBUTION"])
-        .help("How tasks are laid out over nodes: block, that is one node after the other, the only way in this release.")
-        .set(|_, g| match g.text()?.to_ascii_lowercase().as_str() {
-            "block" | "*" => Ok(()),
-            other => Err(Bad::Spec(format!(
-                "'{other}' is not supported by this release: tasks are laid out in blocks, one node after the other"
-            ))),
+        .help("How tasks are laid out over nodes: block, one node after the other (the default); cyclic, one to each node in turn; plane=SIZE, SIZE at a time in turn; arbitrary, as --nodelist, --nodefile or the file that SLURM_HOSTFILE names has them, a node for each task.")
+        .set(|o, g| {
+            o.distribution = Some(g.text()?.parse().map_err(|e: crate::grammar::BadText| Bad::Spec(e.why))?);
+            Ok(())
         }),
     row("exclude", Commands::ABR)
         .short(b'x')
@@ -46,6 +44,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help("Nodes that must not be used, such as n[1-4],m7.")
         .set(|o, g| {
             o.exclude = nodes(g)?;
+            o.exclude.sort();
+            o.exclude.dedup();
             Ok(())
         }),
     row("exclusive", Commands::ABR)
@@ -110,9 +110,20 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("nodelist", Commands::ABR)
         .short(b'w')
         .takes("NODES")
-        .help("Nodes that the job must have, such as n[1-4],m7; it may get more if it needs them.")
+        .help("Nodes that the job or step must have, such as n[1-4],m7, or a file with them (with a slash in its name); it may get more if it needs them.")
         .set(|o, g| {
-            o.nodelist = nodes(g)?;
+            match g.text()? {
+                file if file.contains('/') => o.nodefile = Some(crate::ByteStr::from(file)),
+                _ => o.name_nodes(nodes(g)?),
+            }
+            Ok(())
+        }),
+    row("nodefile", Commands::ABR)
+        .short(b'F')
+        .takes("FILE")
+        .help("As --nodelist, with the nodes in a file: one or more on each line, 'n1*4' for four times n1, '#' before a comment.")
+        .set(|o, g| {
+            o.nodefile = Some(crate::ByteStr::from(g.text()?));
             Ok(())
         }),
     row("nodes", Commands::ABR)

@@ -31,6 +31,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.jobid = Some(selector);
             Ok(())
         }),
+    row("relative", Commands::R)
+        .short(b'r')
+        .takes("NODE")
+        .help("Of a step in a job: the first of the job's nodes that it may have, counted from 0; the step has those that follow.")
+        .set(|o, g| {
+            o.relative = Some(count::number(g.text()?).map_err(|e| Bad::Number(e.why))?);
+            Ok(())
+        }),
     row("kill-on-bad-exit", Commands::R)
         .short(b'K')
         .may_take("0|1")

@@ -4,6 +4,7 @@ use super::Cluster;
 use super::steps::Plan;
 use crate::job::Job;
 use crate::rows::{StepNode, StepRow};
+use berth_model::distribution::Distribution;
 use berth_model::ids::{JobId, StepId};
 use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{EnterSpec, StepSpec};
@@ -33,6 +34,7 @@ impl Cluster {
                 pull: None,
                 exit: None,
             }],
+            distribution: Distribution::Block,
             consumes: false,
             started: self.clock,
             time_limit: spec.time_limit,

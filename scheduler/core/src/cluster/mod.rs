@@ -8,6 +8,7 @@ mod cancel;
 mod ending;
 mod enter;
 mod images;
+mod layout;
 mod members;
 mod pass;
 mod programs;

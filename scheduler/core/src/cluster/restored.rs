@@ -6,6 +6,7 @@ use crate::event::Effect;
 use crate::job::Progress;
 use crate::rows::{Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
+use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
@@ -174,6 +175,7 @@ impl Cluster {
                 ending: None,
                 cancelled_by: None,
                 result: None,
+                distribution: Distribution::Block,
                 login: false,
             };
             self.job_live(key.job)?.steps.insert(key.step, Arc::new(row));

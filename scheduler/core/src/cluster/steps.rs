@@ -1,12 +1,14 @@
 //! Steps: made in a running allocation when their resources are free, waiting until then.
 
+use super::layout::{self, Place};
 use super::timers::Timer;
 use super::{Cluster, texts};
 use crate::event::RequestId;
 use crate::job::{Job, Progress};
-use crate::place::{pick_devices, spread_block};
+use crate::place::pick_devices;
 use crate::rows::{ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::{PayloadKey, Write};
+use berth_model::distribution::Distribution;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::launch::NodeShare;
@@ -30,6 +32,7 @@ pub(super) struct Plan {
     pub(super) name: String,
     pub(super) spec: Option<StepSpec>,
     pub(super) nodes: Vec<StepNode>,
+    pub(super) distribution: Distribution,
     pub(super) consumes: bool,
     pub(super) started: Time,
     pub(super) time_limit: Option<TimeLimit>,
@@ -42,6 +45,7 @@ impl Plan {
             name: "batch".to_string(),
             spec: None,
             nodes: vec![StepNode { node, tasks: 1, share: None, pull: None, exit: None }],
+            distribution: Distribution::Block,
             consumes: false,
             started: now,
             time_limit: None,
@@ -256,60 +260,39 @@ impl Cluster {
     }
 
     pub(super) fn plan_in(&self, record: &Job, run: &Run, spec: &StepSpec) -> Result<Plan, NoRoom> {
-        let all = run.allocation.nodes.len();
-        let job_tasks: u32 = run.allocation.tasks.iter().sum();
-        let asked_nodes = spec.nodes.map(|n| n as usize);
-        if let Some(n) = asked_nodes.filter(|n| *n > all || *n == 0) {
-            return Err(NoRoom::Never(format!("{n} nodes were asked for, the job has {all}")));
-        }
-        let tasks = match (spec.tasks, spec.tasks_per_node) {
-            (Some(0), _) => {
-                return Err(NoRoom::Never("0 tasks were asked for; a step has at least 1".into()));
-            }
-            (Some(n), _) => n,
-            (None, Some(per_node)) => {
-                per_node.max(1).saturating_mul(u32::try_from(asked_nodes.unwrap_or(all)).unwrap_or(1))
-            }
-            (None, None) => match asked_nodes {
-                Some(n) if n < all => u32::try_from(n).unwrap_or(1),
-                _ => job_tasks,
-            },
-        };
-        let count = asked_nodes.unwrap_or(all).min(tasks as usize);
         let each = u64::from(spec.cpus_per_task.unwrap_or(1).max(1));
-        let cap = |have: &NodeShare| {
-            let by_cpus = u32::try_from(have.cpus.len() as u64 / each).unwrap_or(u32::MAX);
+        let cap = |cpus: usize| {
+            let by_cpus = u32::try_from(cpus as u64 / each).unwrap_or(u32::MAX);
             spec.tasks_per_node.map_or(by_cpus, |p| by_cpus.min(p.max(1)))
         };
-        let chosen: Vec<usize> =
-            (0..all).filter(|i| cap(&run.allocation.shares[*i]) > 0).take(count).collect();
-        // Tasks as the job has them where the step is the job's whole; else block by block.
-        let whole =
-            spec.tasks.is_none_or(|n| n == job_tasks) && spec.tasks_per_node.is_none() && count == all;
-        let as_job =
-            whole && run.allocation.tasks.iter().zip(&run.allocation.shares).all(|(t, s)| *t <= cap(s));
-        let counts = if as_job && tasks == job_tasks {
-            run.allocation.tasks.clone()
-        } else {
-            let room: Vec<u32> = chosen.iter().map(|i| cap(&run.allocation.shares[*i])).collect();
-            spread_block(tasks, &room).ok_or_else(|| {
-                let cpus: usize = chosen.iter().map(|i| run.allocation.shares[*i].cpus.len()).sum();
-                NoRoom::Never(format!(
-                    "{tasks} tasks of {each} CPUs were asked for, the job has {cpus} CPUs on {} nodes",
-                    chosen.len()
-                ))
-            })?
-        };
-        let mut nodes = Vec::with_capacity(chosen.len());
-        for (i, tasks) in chosen.into_iter().zip(counts) {
-            let name = &run.allocation.nodes[i];
+        let mut parts = Vec::with_capacity(run.allocation.nodes.len());
+        for (name, have) in run.allocation.nodes.iter().zip(&run.allocation.shares) {
             let Some(node) = self.nodes.get(name) else {
                 return Err(NoRoom::Never(format!("node {name} is not known")));
             };
-            let part =
-                Part { have: &run.allocation.shares[i], used: used(record, name), hardware: &node.hardware };
-            let share = part.share(spec, tasks)?;
-            nodes.push(StepNode { node: name.clone(), tasks, share: Some(share), pull: None, exit: None });
+            parts.push(Part { have, used: used(record, name), hardware: &node.hardware });
+        }
+        let places: Vec<Place<'_>> = parts
+            .iter()
+            .zip(&run.allocation.nodes)
+            .zip(&run.allocation.tasks)
+            .map(|((part, name), job)| {
+                let most = cap(part.have.cpus.len());
+                let now = match part.share(spec, 1) {
+                    Ok(_) if exact(spec) => cap(part.free(spec.overlap).iter().map(Vec::len).sum()),
+                    // What it can never have is said below, of the node where it is.
+                    Ok(_) | Err(NoRoom::Never(_)) => most,
+                    Err(NoRoom::Busy) => 0,
+                };
+                Place { name, job: *job, most, now }
+            })
+            .collect();
+        let (chosen, distribution) = layout::choose(spec, &record.spec.spec.resources.distribution, &places)?;
+        let mut nodes = Vec::with_capacity(chosen.len());
+        for (at, tasks) in chosen {
+            let share = parts[at].share(spec, tasks)?;
+            let node = places[at].name.clone();
+            nodes.push(StepNode { node, tasks, share: Some(share), pull: None, exit: None });
         }
         Ok(Plan {
             name: spec.name.clone(),
@@ -317,6 +300,7 @@ impl Cluster {
             started: self.clock,
             time_limit: spec.time_limit,
             nodes,
+            distribution,
             spec: Some(spec.clone()),
         })
     }
@@ -361,6 +345,7 @@ impl Cluster {
             name: plan.name,
             spec,
             nodes: plan.nodes,
+            distribution: plan.distribution,
             consumes: plan.consumes,
             started: plan.started,
             time_limit: plan.time_limit,

@@ -76,24 +76,32 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
         proptest::bool::weighted(0.1),
         names(),
         names(),
+        prop_oneof![
+            3 => Just(Distribution::Block),
+            1 => Just(Distribution::Cyclic),
+            1 => (1..4u32).prop_map(Distribution::Plane),
+        ],
     )
-        .prop_map(|((min, more, tasks, per_node, cpus), memory, gres, exclusive, with, without)| {
-            let named = |set: std::collections::BTreeSet<usize>| {
-                set.into_iter().map(|i| NodeName(format!("n{i}"))).collect()
-            };
-            ResourceRequest {
-                min_nodes: min,
-                max_nodes: more.map(|m| min + m - 1),
-                tasks,
-                tasks_per_node: per_node,
-                cpus_per_task: cpus,
-                memory,
-                gres,
-                exclusive,
-                node_list: named(with),
-                exclude: named(without),
-            }
-        })
+        .prop_map(
+            |((min, more, tasks, per_node, cpus), memory, gres, exclusive, with, without, distribution)| {
+                let named = |set: std::collections::BTreeSet<usize>| {
+                    set.into_iter().map(|i| NodeName(format!("n{i}"))).collect()
+                };
+                ResourceRequest {
+                    min_nodes: min,
+                    max_nodes: more.map(|m| min + m - 1),
+                    tasks,
+                    tasks_per_node: per_node,
+                    cpus_per_task: cpus,
+                    memory,
+                    gres,
+                    exclusive,
+                    node_list: named(with),
+                    exclude: named(without),
+                    distribution,
+                }
+            },
+        )
 }
 
 fn need(request: &ResourceRequest) -> Need<'_> {
@@ -159,18 +167,6 @@ proptest! {
         if empty.is_none() {
             let nodes: Vec<&Node> = all.iter().collect();
             prop_assert!(!explain_never(&need, "main", &nodes).is_empty());
-        }
-    }
-
-    #[test]
-    fn blocks_give_each_node_a_task_and_lose_none(tasks in 0..40u32, room in proptest::collection::vec(1..10u32, 1..6)) {
-        let nodes = u32::try_from(room.len()).unwrap();
-        match spread_block(tasks, &room) {
-            Some(counts) => {
-                prop_assert_eq!(counts.iter().sum::<u32>(), tasks);
-                prop_assert!(counts.iter().zip(&room).all(|(c, r)| *c >= 1 && c <= r));
-            }
-            None => prop_assert!(tasks < nodes || tasks > room.iter().sum()),
         }
     }
 }

@@ -1,0 +1,156 @@
+//! Where the tasks of a step go: which of the job's nodes it has, and how many tasks are on each.
+
+use super::steps::NoRoom;
+use berth_model::distribution::Distribution;
+use berth_model::hostlist;
+use berth_model::ids::NodeName;
+use berth_model::spec::StepSpec;
+
+/// One of the job's nodes, as a step sees it.
+pub(super) struct Place<'a> {
+    pub(super) name: &'a NodeName,
+    /// Tasks of the job's own layout.
+    pub(super) job: u32,
+    /// Tasks of the step that it takes when no other step runs there.
+    pub(super) most: u32,
+    /// Tasks of the step that it takes now.
+    pub(super) now: u32,
+}
+
+/// The step's nodes as indices of `places`, in the step's order, with their tasks; and how these are laid out.
+pub(super) fn choose(
+    spec: &StepSpec,
+    of_job: &Distribution,
+    places: &[Place<'_>],
+) -> Result<(Vec<(usize, u32)>, Distribution), NoRoom> {
+    let asked = Asked::new(spec, of_job, places)?;
+    if let Some(found) = asked.place(places, |p| p.now) {
+        return Ok((found, asked.layout.clone()));
+    }
+    match asked.place(places, |p| p.most) {
+        Some(_) => Err(NoRoom::Busy),
+        None => Err(NoRoom::Never(asked.why_never(spec, places))),
+    }
+}
+
+/// What a step asks for, against the nodes that it may have.
+struct Asked<'a> {
+    /// Nodes that it may have, ascending.
+    allowed: Vec<usize>,
+    /// Those of them that it must have, ascending.
+    listed: Vec<usize>,
+    tasks: u32,
+    nodes: usize,
+    layout: &'a Distribution,
+    /// It is the job's whole, laid out like the job.
+    as_job: bool,
+}
+
+impl Asked<'_> {
+    fn new<'a>(
+        spec: &'a StepSpec,
+        of_job: &'a Distribution,
+        places: &[Place<'_>],
+    ) -> Result<Asked<'a>, NoRoom> {
+        let never = |why: String| Err(NoRoom::Never(why));
+        let own = |name: &NodeName| places.iter().position(|p| p.name == name);
+        if let Some(name) = spec.node_list.iter().find(|name| own(name).is_none()) {
+            let all: Vec<&str> = places.iter().map(|p| p.name.0.as_str()).collect();
+            return never(format!("{name} is none of the job's nodes ({})", hostlist::compress(&all)));
+        }
+        let first = spec.relative.unwrap_or(0) as usize;
+        if first >= places.len() {
+            return never(format!(
+                "--relative={first}: the job has {} nodes, the last of which is {}",
+                places.len(),
+                places.len().saturating_sub(1)
+            ));
+        }
+        let allowed: Vec<usize> =
+            (first..places.len()).filter(|i| !spec.exclude.contains(places[*i].name)).collect();
+        if allowed.is_empty() {
+            return never("none of the job's nodes is left".to_string());
+        }
+        let mut listed: Vec<usize> = spec.node_list.iter().filter_map(own).collect();
+        listed.sort_unstable();
+        listed.dedup();
+        let asked = spec.nodes.map(|n| n as usize);
+        if let Some(n) = asked.filter(|n| *n > allowed.len() || *n == 0) {
+            return never(format!("{n} nodes were asked for, the job has {}", allowed.len()));
+        }
+        let open = if listed.is_empty() { allowed.len() } else { listed.len() };
+        let of = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
+        let of_the_job: u32 = allowed.iter().map(|i| places[*i].job).sum();
+        let tasks = match (spec.tasks, spec.tasks_per_node) {
+            (Some(0), _) => return never("0 tasks were asked for; a step has at least 1".to_string()),
+            (Some(n), _) => n,
+            (None, Some(each)) => each.max(1).saturating_mul(of(asked.unwrap_or(open))),
+            (None, None) => match asked {
+                Some(n) if n < allowed.len() => of(n),
+                None if !listed.is_empty() => of(open),
+                _ => of_the_job,
+            },
+        };
+        let nodes = asked.unwrap_or(open).max(listed.len()).min(tasks as usize);
+        let by_list = matches!(spec.distribution, Some(Distribution::Arbitrary(_)));
+        if nodes < listed.len() && !by_list {
+            return never(format!("{tasks} tasks cannot be on the {} nodes that were named", listed.len()));
+        }
+        // A list of the job's is one of all its tasks.
+        let inherited = match of_job {
+            Distribution::Arbitrary(list) if list.len() != tasks as usize => &Distribution::Block,
+            other => other,
+        };
+        let layout = spec.distribution.as_ref().unwrap_or(inherited);
+        let as_job = layout == of_job
+            && !matches!(layout, Distribution::Arbitrary(_))
+            && tasks == places.iter().map(|p| p.job).sum::<u32>()
+            && spec.tasks_per_node.is_none()
+            && nodes == places.len();
+        Ok(Asked { allowed, listed, tasks, nodes, layout, as_job })
+    }
+
+    /// Nodes and tasks, where each node takes as many as `room` says.
+    fn place(&self, places: &[Place<'_>], room: impl Fn(&Place<'_>) -> u32) -> Option<Vec<(usize, u32)>> {
+        let room = |at: usize| places.get(at).map_or(0, &room);
+        if self.as_job && places.iter().enumerate().all(|(at, p)| p.job <= room(at) && p.job > 0) {
+            return Some(places.iter().map(|p| p.job).enumerate().collect());
+        }
+        let chosen: Vec<usize> = if let Distribution::Arbitrary(list) = self.layout {
+            let mut order = Vec::new();
+            for name in list.get(..self.tasks as usize)? {
+                let at = places.iter().position(|p| p.name == name).filter(|at| self.allowed.contains(at))?;
+                if !order.contains(&at) {
+                    order.push(at);
+                }
+            }
+            order
+        } else {
+            let others = self.allowed.iter().filter(|at| !self.listed.contains(at) && room(**at) > 0);
+            let mut some: Vec<usize> = self.listed.iter().chain(others).copied().take(self.nodes).collect();
+            if some.len() < self.nodes {
+                return None;
+            }
+            some.sort_unstable();
+            some
+        };
+        let names: Vec<NodeName> = chosen.iter().map(|at| places[*at].name.clone()).collect();
+        let most: Vec<u32> = chosen.iter().map(|at| room(*at)).collect();
+        let counts = self.layout.spread(self.tasks, &names, &most)?;
+        Some(chosen.into_iter().zip(counts).filter(|(_, tasks)| *tasks > 0).collect())
+    }
+
+    fn why_never(&self, spec: &StepSpec, places: &[Place<'_>]) -> String {
+        if let Distribution::Arbitrary(list) = self.layout
+            && let Some(name) = list.iter().find(|n| !self.allowed.iter().any(|at| places[*at].name == *n))
+        {
+            return format!("{name} is none of the nodes that the step may have");
+        }
+        let each = spec.cpus_per_task.unwrap_or(1).max(1);
+        let room: u64 = self.allowed.iter().map(|at| u64::from(places[*at].most)).sum();
+        format!(
+            "{} tasks of {each} CPUs on {} nodes were asked for, the job's nodes have room for {room}",
+            self.tasks, self.nodes
+        )
+    }
+}

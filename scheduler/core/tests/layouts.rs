@@ -1,0 +1,202 @@
+//! Steps over a job's nodes: which nodes they get and which tasks are where, against expectations made by hand.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::distribution::Distribution;
+use berth_model::ids::{JobId, NodeName, StepId};
+use berth_model::request::{Refusal, Request, Response};
+use berth_model::spec::StepSpec;
+use berth_model::state::ExitStatus;
+use common::{World, actor, hardware, step};
+
+/// A job of three whole nodes: n1 and n2 with four CPUs, n3 with two.
+fn world(change: impl FnOnce(&mut berth_model::spec::JobSpec)) -> (World, JobId) {
+    let mut w = World::new(&berth_model::config::Config::default());
+    for (name, cores) in [("n1", 4), ("n2", 4), ("n3", 2)] {
+        w.node(name, hardware(cores, 1, 4000, 0));
+    }
+    let id = w.batch("job", |s| {
+        s.resources.min_nodes = 3;
+        s.resources.exclusive = true;
+        change(s);
+    });
+    w.starts();
+    (w, id)
+}
+
+fn create(w: &mut World, job: JobId, spec: StepSpec) -> Result<Response, Refusal> {
+    w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) })
+}
+
+/// Words as `srun` takes them, as far as they are about the layout.
+fn spec(name: &str, words: &str) -> StepSpec {
+    let mut spec = StepSpec { overlap: true, ..step(name) };
+    let list = |text: &str| text.split(',').map(NodeName::from).collect::<Vec<_>>();
+    let mut arbitrary = false;
+    for word in words.split_whitespace() {
+        let (option, value) = word.split_at(2);
+        let number = || value.parse::<u32>().ok();
+        match option {
+            "-n" => spec.tasks = number(),
+            "-N" => spec.nodes = number(),
+            "-t" => spec.tasks_per_node = number(),
+            "-c" => spec.cpus_per_task = number(),
+            "-r" => spec.relative = number(),
+            "-w" => spec.node_list = list(value),
+            "-x" => spec.exclude = list(value),
+            "-m" if value == "arbitrary" => arbitrary = true,
+            "-m" => spec.distribution = Some(value.parse().unwrap()),
+            other => panic!("{other}"),
+        }
+    }
+    if arbitrary {
+        spec.distribution = Some(Distribution::Arbitrary(spec.node_list.clone()));
+        spec.tasks = spec.tasks.or(u32::try_from(spec.node_list.len()).ok());
+    }
+    spec
+}
+
+/// `n1:0,1 n2:2`, or what is wrong.
+fn layout(w: &mut World, job: JobId, name: &str, words: &str) -> String {
+    match create(w, job, spec(name, words)) {
+        Ok(Response::StepCreated { key, layout, .. }) => {
+            let text: Vec<String> = layout
+                .nodes
+                .iter()
+                .zip(&layout.tasks)
+                .map(|(node, tasks)| {
+                    let tasks: Vec<String> = tasks.iter().map(u32::to_string).collect();
+                    format!("{node}:{}", tasks.join(","))
+                })
+                .collect();
+            for node in &layout.nodes {
+                w.exited(&node.0, key, ExitStatus::OK);
+            }
+            text.join(" ")
+        }
+        Ok(other) => panic!("{other:?}"),
+        Err(refusal) => refusal.message,
+    }
+}
+
+const BY_HAND: &[(&str, &str)] = &[
+    // The job's own: a task on each node.
+    ("", "n1:0 n2:1 n3:2"),
+    ("-N3", "n1:0 n2:1 n3:2"),
+    ("-N1", "n1:0"),
+    ("-N2", "n1:0 n2:1"),
+    ("-n1", "n1:0"),
+    ("-n2", "n1:0 n2:1"),
+    ("-n1 -N1", "n1:0"),
+    // Blocks: a task for each node first, then node after node.
+    ("-n4", "n1:0,1 n2:2 n3:3"),
+    ("-n6", "n1:0,1,2,3 n2:4 n3:5"),
+    ("-n10", "n1:0,1,2,3 n2:4,5,6,7 n3:8,9"),
+    ("-N2 -n5", "n1:0,1,2,3 n2:4"),
+    ("-N1 -n4", "n1:0,1,2,3"),
+    ("-mblock -n4", "n1:0,1 n2:2 n3:3"),
+    // In turns.
+    ("-mcyclic", "n1:0 n2:1 n3:2"),
+    ("-mcyclic -n5", "n1:0,3 n2:1,4 n3:2"),
+    ("-mcyclic -n10", "n1:0,3,6,8 n2:1,4,7,9 n3:2,5"),
+    ("-mcyclic -N2 -n5", "n1:0,2,4 n2:1,3"),
+    ("-mplane=2 -n6", "n1:0,1 n2:2,3 n3:4,5"),
+    ("-mplane=2 -n10", "n1:0,1,6,7 n2:2,3,8,9 n3:4,5"),
+    ("-mplane=3 -n7", "n1:0,1,2 n2:3,4,5 n3:6"),
+    ("-mplane=4 -n4", "n1:0,1,2,3"),
+    // Task by task.
+    ("-marbitrary -wn2,n1,n2", "n2:0,2 n1:1"),
+    ("-marbitrary -wn3,n3,n1", "n3:0,1 n1:2"),
+    ("-marbitrary -wn3,n1 -n1", "n3:0"),
+    // So many on each node, CPUs for each.
+    ("-t1", "n1:0 n2:1 n3:2"),
+    ("-t2", "n1:0,1 n2:2,3 n3:4,5"),
+    ("-t2 -N2", "n1:0,1 n2:2,3"),
+    ("-t1 -n2", "n1:0 n2:1"),
+    ("-c2", "n1:0 n2:1 n3:2"),
+    ("-c2 -n4", "n1:0,1 n2:2 n3:3"),
+    ("-c4 -N2", "n1:0 n2:1"),
+    ("-c4 -n2 -mcyclic", "n1:0 n2:1"),
+    // Named, left out, counted from.
+    ("-wn2", "n2:0"),
+    ("-wn2 -n4", "n2:0,1,2,3"),
+    ("-wn3 -N2 -n3", "n1:0,1 n3:2"),
+    ("-wn2,n3", "n2:0 n3:1"),
+    ("-xn1", "n2:0 n3:1"),
+    ("-xn2 -n5", "n1:0,1,2,3 n3:4"),
+    ("-xn1 -N1", "n2:0"),
+    ("-r1", "n2:0 n3:1"),
+    ("-r2", "n3:0"),
+    ("-r1 -N1 -n2", "n2:0,1"),
+];
+
+const IMPOSSIBLE: &[(&str, &[&str])] = &[
+    ("-N4", &["4 nodes", "the job has 3"]),
+    ("-n11", &["11 tasks", "room for 10"]),
+    ("-N1 -n5", &["5 tasks", "1 nodes"]),
+    ("-c5", &["5 CPUs"]),
+    ("-wn9", &["n9", "n[1-3]"]),
+    ("-wn1,n2 -n1", &["1 tasks", "2 nodes"]),
+    ("-xn1,n2,n3", &["none", "left"]),
+    ("-xn1 -N3", &["3 nodes", "has 2"]),
+    ("-r3", &["--relative=3", "last of which is 2"]),
+    ("-r2 -N2", &["2 nodes", "has 1"]),
+    ("-marbitrary -wn3,n3,n3", &["3 tasks"]),
+    ("-t3 -N3", &["9 tasks"]),
+];
+
+#[test]
+fn steps_are_where_they_were_asked_for() {
+    let (mut w, id) = world(|_| {});
+    for (words, expected) in BY_HAND {
+        assert_eq!(layout(&mut w, id, &format!("of {words}"), words), *expected, "srun {words}");
+    }
+    for (words, parts) in IMPOSSIBLE {
+        let said = layout(&mut w, id, &format!("of {words}"), words);
+        assert!(parts.iter().all(|part| said.contains(part)), "srun {words}: {said}");
+    }
+}
+
+#[test]
+fn a_jobs_layout_is_that_of_its_steps() {
+    let (mut w, id) = world(|s| {
+        s.resources.tasks = Some(5);
+        s.resources.distribution = Distribution::Cyclic;
+    });
+    assert_eq!(layout(&mut w, id, "a", ""), "n1:0,3 n2:1,4 n3:2");
+    assert_eq!(layout(&mut w, id, "b", "-n2"), "n1:0 n2:1");
+    assert_eq!(layout(&mut w, id, "c", "-mblock"), "n1:0,1,2 n2:3 n3:4");
+    let list = ["n2", "n2", "n1", "n3"].map(NodeName::from).to_vec();
+    let (mut w, id) = world(|s| {
+        s.resources.tasks = Some(4);
+        s.resources.distribution = Distribution::Arbitrary(list);
+    });
+    assert_eq!(layout(&mut w, id, "a", ""), "n2:0,1 n1:2 n3:3");
+    // The list is one of all tasks: two have none.
+    assert_eq!(layout(&mut w, id, "b", "-n2"), "n1:0 n2:1");
+}
+
+/// Steps that want CPUs of their own go where there are some, and wait where there are none.
+#[test]
+fn exact_steps_take_the_nodes_that_are_free() {
+    let (mut w, id) = world(|_| {});
+    let exact = |name: &str, words: &str| StepSpec { overlap: false, exact: true, ..spec(name, words) };
+    let on = |made: Result<Response, Refusal>| match made {
+        Ok(Response::StepCreated { key, layout, .. }) => (key, layout.nodes[0].0.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (first, node) = on(create(&mut w, id, exact("a", "-N1 -n4")));
+    assert_eq!(node, "n1");
+    let (_, node) = on(create(&mut w, id, exact("b", "-N1 -n4")));
+    assert_eq!(node, "n2");
+    let (_, node) = on(create(&mut w, id, exact("c", "-N1 -n1")));
+    assert_eq!(node, "n3");
+    let waiting =
+        w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(exact("d", "-N1 -n3")) });
+    assert!(!w.replies.contains_key(&waiting), "a step does not wait for CPUs");
+    assert_eq!(first.step, StepId::Number(0));
+    w.exited("n1", first, ExitStatus::OK);
+    let (_, node) = on(w.replies.remove(&waiting).unwrap());
+    assert_eq!(node, "n1");
+}
