@@ -65,7 +65,28 @@ pub fn task_variables(launch: &StepLaunch, task: TaskPlace) -> Vec<(String, Byte
     if let Some(pid) = task.pid {
         env.set("SLURM_TASK_PID", pid.to_string());
     }
+    if launch.pytorch && !batch {
+        pytorch(&mut env, launch, global, task.local, here.len());
+    }
     env.0
+}
+
+/// What torch.distributed takes from the environment (`init_method="env://"`).
+fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: usize) {
+    let step = match launch.key.step {
+        StepId::Number(n) => n,
+        _ => 0,
+    };
+    // Below the ports that systems give out themselves, and another one for each step of a job.
+    let port = 15_000 + (u64::from(launch.key.job.0) * 37 + u64::from(step)) % 15_000;
+    let all: usize = launch.layout.tasks.iter().map(Vec::len).sum();
+    env.set("MASTER_ADDR", launch.layout.nodes.first().map_or("localhost", |n| n.0.as_str()));
+    env.set("MASTER_PORT", port.to_string());
+    env.set("RANK", global.to_string());
+    env.set("LOCAL_RANK", local.to_string());
+    env.set("GROUP_RANK", launch.node_index.to_string());
+    env.set("WORLD_SIZE", all.to_string());
+    env.set("LOCAL_WORLD_SIZE", here.to_string());
 }
 
 /// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
@@ -354,6 +375,7 @@ mod tests {
             kill_wait: Span::from_secs(30),
             enter: None,
             x11: None,
+            pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
         }

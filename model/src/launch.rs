@@ -188,6 +188,9 @@ pub struct StepLaunch {
     /// The display that is reached from this node (`--x11`).
     #[serde(default)]
     pub x11: Option<X11Spec>,
+    /// Tasks are told what torch.distributed asks for.
+    #[serde(default)]
+    pub pytorch: bool,
     /// The user's program before each task (`--task-prolog`); empty means none.
     #[serde(default)]
     pub task_prolog: ByteStr,

@@ -589,6 +589,9 @@ pub struct StepSpec {
     /// For the step's own image, where its registry wanted one.
     #[serde(default)]
     pub login: Option<SealedLogin>,
+    /// `--pytorch`: tasks are told what torch.distributed asks for.
+    #[serde(default)]
+    pub pytorch: bool,
     /// `--task-prolog`: runs before each task, where the task runs; empty means none.
     #[serde(default)]
     pub task_prolog: ByteStr,

@@ -104,3 +104,66 @@ fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
     assert!(lines[7].contains("1 tasks cannot be on the 3 nodes"), "{text}");
     assert!(lines[8].contains("n9 is none of the job's nodes (n[1-3])"), "{text}");
 }
+
+#[test]
+fn a_node_that_cannot_start_its_part_is_named_and_the_others_end_as_root() {
+    let hosts = nodes(3);
+    for name in ["n1", "n2"] {
+        std::fs::create_dir(hosts.work().join(name)).unwrap();
+        berth_tests::machine::give(&hosts.work().join(name), hosts.user());
+    }
+    let begun = std::time::Instant::now();
+    let told = hosts.cmd("n1", "srun").args(["-N3", "-o", "%N/out", "sleep", "600"]).limit(90).fails();
+    told.says(&["n3", "n3/out", "No such file"]);
+    assert!(begun.elapsed().as_secs() < 60, "it took {:?}", begun.elapsed());
+    // Nothing is left of it.
+    for name in ["n1", "n2", "n3"] {
+        hosts.wait_node(name, "idle", 30);
+    }
+    // Each node writes its own file.
+    std::fs::create_dir(hosts.work().join("n3")).unwrap();
+    berth_tests::machine::give(&hosts.work().join("n3"), hosts.user());
+    hosts.cmd("n1", "srun").args(["-N3", "-o", "%N/out.%t", "hostname"]).limit(60).ok();
+    for (task, name) in ["n1", "n2", "n3"].iter().enumerate() {
+        let file = hosts.work().join(name).join(format!("out.{task}"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), *name);
+    }
+}
+
+#[test]
+fn much_output_of_many_nodes_keeps_its_lines_and_input_reaches_all_as_root() {
+    let hosts = nodes(4);
+    let each = 30_000;
+    let script = format!("seq -f 'line %.0f of a task that prints without end' {each}");
+    let told = hosts.cmd("n1", "srun").args(["-N4", "-l", "sh", "-c", &script]).limit(120).ok().text();
+    let mut next = [1; 4];
+    for line in told.lines() {
+        let (task, rest) = line.split_once(": ").unwrap();
+        let at: usize = task.trim().parse().unwrap();
+        assert_eq!(rest, format!("line {} of a task that prints without end", next[at]));
+        next[at] += 1;
+    }
+    assert_eq!(next, [each + 1; 4]);
+    // The same input for all, more than any buffer holds.
+    let mut bytes = Vec::with_capacity(48 << 20);
+    let mut state = 88_172_645_463_325_252_u64;
+    while bytes.len() < 48 << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    std::fs::write(hosts.work().join("bytes"), &bytes).unwrap();
+    let sum = hosts.cmd("n1", "sha256sum").arg("bytes").ok().text();
+    let sum = sum.split_whitespace().next().unwrap().to_string();
+    let told = hosts.cmd("n1", "sh").args(["-c", "srun -N4 sha256sum < bytes"]).limit(120).ok().text();
+    assert_eq!(told.lines().filter(|l| l.starts_with(&sum)).count(), 4, "{told}");
+    // Variables for torch.distributed: one port and one address for all.
+    let show = "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $GROUP_RANK $MASTER_ADDR $MASTER_PORT";
+    let told = hosts.cmd("n1", "srun").args(["-N4", "--pytorch", "sh", "-c", show]).limit(60).ok().text();
+    let lines = sorted(&told);
+    let port = lines[0].rsplit(' ').next().unwrap().to_string();
+    assert!(port.parse::<u16>().is_ok_and(|p| p >= 15_000), "{told}");
+    let expected: Vec<String> = (0..4).map(|r| format!("{r} 4 0 1 {r} n1 {port}")).collect();
+    assert_eq!(lines, expected);
+}

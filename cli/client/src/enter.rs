@@ -120,6 +120,7 @@ async fn create(
         enter: Some(EnterSpec { step, node: enter.node.clone() }),
         x11: None,
         login: None,
+        pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
     };

@@ -206,6 +206,7 @@ impl Asked<'_> {
             distribution: step.distribution.as_ref().map(Distribution::rule).unwrap_or_default(),
             attached: true,
             x11: step.x11.clone(),
+            pytorch: step.pytorch,
             task_prolog: step.task_prolog.clone(),
             task_epilog: step.task_epilog.clone(),
             ..launch
@@ -286,6 +287,7 @@ impl Asked<'_> {
             kill_wait: Span::from_secs(30),
             enter: None,
             x11: None,
+            pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
         })

@@ -90,6 +90,7 @@ pub fn step(submission: &str) -> StepSpec {
         enter: None,
         x11: None,
         login: None,
+        pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
     }
@@ -145,6 +146,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         kill_wait: Span::from_secs(30),
         enter: None,
         x11: None,
+        pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
     }

@@ -263,6 +263,7 @@ impl SubmitOptions {
             x11: None,
             login: None,
             task_prolog: self.task_prolog.clone(),
+            pytorch: self.pytorch,
             task_epilog: self.task_epilog.clone(),
         };
         Ok(Converted { spec, notes })

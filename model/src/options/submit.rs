@@ -122,6 +122,7 @@ pub struct SubmitOptions {
     pub partition: Option<String>,
     pub propagate: Propagate,
     pub pty: bool,
+    pub pytorch: bool,
     /// `--x11`.
     pub x11: Option<crate::x11::X11Nodes>,
     pub quiet: bool,
@@ -190,6 +191,7 @@ impl SubmitOptions {
             partition: None,
             propagate: Propagate::Inherit,
             pty: false,
+            pytorch: false,
             x11: None,
             quiet: false,
             relative: None,

@@ -525,6 +525,8 @@ pub struct StepSpec {
     pub relative: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "43")]
     pub distribution: ::core::option::Option<Distribution>,
+    #[prost(bool, tag = "44")]
+    pub pytorch: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -735,6 +737,8 @@ pub struct StepLaunch {
     pub task_epilog: ::prost::alloc::vec::Vec<u8>,
     #[prost(message, optional, tag = "40")]
     pub distribution: ::core::option::Option<Distribution>,
+    #[prost(bool, tag = "41")]
+    pub pytorch: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

@@ -75,6 +75,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
+        pytorch,
     }
     SealedLogin { registry, sealed }
     EnterSpec { step, node }
@@ -89,7 +90,7 @@ structs! {
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
-        attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution,
+        attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }

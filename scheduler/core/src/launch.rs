@@ -78,6 +78,7 @@ pub(crate) fn start(
             let place = nodes.iter().position(|node| *node == here.node);
             place.is_some_and(|at| x11.nodes.takes(at, nodes.len()))
         }),
+        pytorch: own.is_some_and(|s| s.pytorch),
         task_prolog: own.map(|s| s.task_prolog.clone()).unwrap_or_default(),
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
     };

@@ -543,6 +543,7 @@ impl World {
             enter: None,
             login: None,
             x11: None,
+            pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
         }
