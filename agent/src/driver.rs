@@ -43,6 +43,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 pub const SETTLE: Duration = Duration::from_secs(2);
 /// How often the place for a job's next step waits a moment for jobs that start: half a second in all.
 const MOST_PUT_OFF: u32 = 25;
+/// How often it is looked whether processes without a control group that could not be killed are gone.
+const LEFT: Duration = Duration::from_secs(1);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
 
@@ -133,6 +135,8 @@ pub struct Driver {
     groups: BTreeMap<StepKey, Cgroup>,
     /// Those who remove the files of runs that are over.
     clearing: BTreeMap<JobId, (Attempt, JoinHandle<()>)>,
+    /// Records of the runs that are being removed.
+    leaving: BTreeMap<JobId, (Attempt, JobRecord)>,
     /// Prologs that run: one ends when its pipe is dropped.
     prologs: BTreeMap<JobId, (PipeWriter, JoinHandle<()>)>,
     /// Epilogs that run or will, likewise.
@@ -167,6 +171,7 @@ impl Driver {
             jobs: BTreeMap::new(),
             groups,
             clearing: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             prologs: BTreeMap::new(),
             epilogs: BTreeMap::new(),
             asking: BTreeMap::new(),
@@ -262,6 +267,7 @@ impl Driver {
                 if self.clearing.get(&job).is_some_and(|(of, _)| *of == attempt) {
                     self.clearing.remove(&job);
                     self.epilogs.remove(&job);
+                    self.leaving.remove(&job);
                 }
             }
             Input::WantNext(job, attempt, put_off) => self.make_next(job, attempt, put_off),
@@ -354,10 +360,41 @@ impl Driver {
                     });
                 }
             }
+            AgentEffect::AbandonStep { key } => self.abandon(key),
+            AgentEffect::LookForLeft { job, attempt } => self.look_for_left(job, attempt),
             AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }
+    }
+
+    /// A supervisor that does not answer any more hangs itself, in a file of its user's most likely.
+    fn abandon(&self, key: StepKey) {
+        let dir = StepDir::of(&self.node.paths.spool(), key);
+        let state =
+            dir.read_state().ok().flatten().filter(|state| state.supervisor_alive(&self.node.boot_id));
+        if let Some(pid) = state.and_then(|state| rustix::process::Pid::from_raw(state.pid)) {
+            tracing::error!(
+                "step {key} does not end although it was killed: killing its supervisor {}",
+                pid.as_raw_nonzero()
+            );
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    /// Names the processes of a run that is being removed, beside everything else.
+    fn look_for_left(&self, job: JobId, attempt: Attempt) {
+        let Some((_, record)) = self.leaving.get(&job).filter(|(of, _)| *of == attempt).cloned() else {
+            return;
+        };
+        let inputs = self.inputs.clone();
+        tokio::task::spawn_blocking(move || {
+            let processes = crate::left::describe(jobs::processes(&record));
+            if let Some(text) = &processes {
+                tracing::error!("job {job}: processes of it do not end although they were killed: {text}");
+            }
+            let _ = inputs.send(Input::Core(AgentEvent::Left { job, attempt, processes }));
+        });
     }
 
     fn send(&mut self, mut message: FromAgent) {
@@ -665,6 +702,7 @@ impl Driver {
             if let Some(listener) = j.listener {
                 listener.abort();
             }
+            self.leaving.insert(job, (attempt, j.record.clone()));
             (gone, making) = (Some(j.record), j.making_next);
         }
         // From the inside out, so that nothing has to be looked for.
@@ -711,10 +749,14 @@ impl Driver {
                 // What does not go shows below.
                 let _ = step.kill_and_remove(REMOVAL);
             }
+            // What cannot die is named by the core's word.
             if let Some(group) = gone.as_ref().and_then(|record| record.cgroup.as_ref()) {
                 while let Err(e) = group.kill_and_remove(REMOVAL) {
-                    tracing::error!("job {job}: {e}; processes left: {}", describe(&group.processes()));
+                    tracing::debug!("job {job}: {e}; processes left: {:?}", group.processes());
                 }
+            }
+            while gone.as_ref().is_some_and(|record| !jobs::processes(record).is_empty()) {
+                std::thread::sleep(LEFT);
             }
             if !told && over(gone.as_ref()).is_none() {
                 return;
@@ -802,18 +844,6 @@ fn remember_term(paths: &Paths, term: Term) -> io::Result<()> {
     write_json(&paths.term(), &term)?;
     // Here the disk matters: an older controller must stay refused after a power cut, too.
     std::fs::File::open(paths.private())?.sync_all()
-}
-
-/// What cannot die: pid, state and where in the kernel it waits.
-fn describe(pids: &[i32]) -> String {
-    let one = |pid: &i32| {
-        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let status = read("status");
-        let state =
-            status.lines().find_map(|l| l.strip_prefix("State:")).unwrap_or("gone").trim().to_string();
-        format!("{pid} ({state}, {})", read("wchan").trim())
-    };
-    pids.iter().take(16).map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Time since boot, suspended time included.

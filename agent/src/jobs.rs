@@ -108,6 +108,18 @@ pub fn end(record: &JobRecord) -> bool {
     record.cgroup.as_ref().is_some_and(|group| !group.is_populated())
 }
 
+/// Processes of a job that are there: of its control groups, and in its namespaces the children of the process that holds them,
+/// which last for as long as one of them does.
+pub fn processes(record: &JobRecord) -> Vec<i32> {
+    let grouped = record.cgroup.as_ref().map(Cgroup::processes).unwrap_or_default();
+    let held = record.namespaces.as_ref().filter(|namespaces| namespaces.are_held());
+    let mut all: Vec<i32> = held.map(JobNamespaces::processes).unwrap_or_default();
+    all.extend(grouped);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
 /// Opens the job's listener, in place of one that an earlier agent had.
 pub fn listen(paths: &Paths, job: JobId) -> io::Result<UnixListener> {
     listen_at(&paths.job_socket(job), 0o666)

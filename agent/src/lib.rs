@@ -20,6 +20,7 @@ pub mod hooks;
 mod images;
 mod jobs;
 mod kept;
+mod left;
 mod link;
 pub mod login;
 mod memory;

@@ -215,6 +215,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         hardware,
         term: read_json(&paths.term()).unwrap_or(Term(0)),
         prolog: around.has(Kind::Prolog),
+        unkillable: berth_model::time::Span::from_secs(options.config.unkillable_seconds.into()),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {

@@ -173,18 +173,23 @@ impl Drop for PidFile {
     }
 }
 
+/// How long threads that are still at work when a daemon has ended may take.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Runs a daemon's asynchronous part.
 pub fn serve(work: Pin<Box<dyn Future<Output = Result<(), Failure>>>>) -> berth_client::error::Outcome {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
         .build()
-        .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?
-        .block_on(async {
-            log::reopen_on_signals()?;
-            work.await
-        })
-        .map(|()| 0)
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot start: {e}")))?;
+    let result = runtime.block_on(async {
+        log::reopen_on_signals()?;
+        work.await
+    });
+    // A thread may wait for what never comes: for the end of a process that hangs in the kernel, or for a file server.
+    runtime.shutdown_timeout(LAST_WORDS);
+    result.map(|()| 0)
 }
 
 /// Resolves when the daemon is asked to end.

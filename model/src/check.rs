@@ -45,6 +45,12 @@ impl Config {
         if self.kill_wait_seconds > 65_533 {
             out.add("kill_wait_seconds", "it is more than 65533; write the seconds from SIGTERM to SIGKILL");
         }
+        if !(1..=65_533).contains(&self.unkillable_seconds) {
+            out.add(
+                "unkillable_seconds",
+                "write for how many seconds the end of killed processes is waited for, from 1 to 65533",
+            );
+        }
         if self.node_timeout_seconds < 5 {
             out.add(
                 "node_timeout_seconds",
@@ -390,6 +396,7 @@ mod tests {
         let config = Config {
             cluster: "a b".into(),
             kill_wait_seconds: 70_000,
+            unkillable_seconds: 0,
             node_timeout_seconds: 0,
             max_array_size: 0,
             max_jobs: 0,
@@ -456,6 +463,7 @@ mod tests {
             [
                 "cluster",
                 "kill_wait_seconds",
+                "unkillable_seconds",
                 "node_timeout_seconds",
                 "max_array_size",
                 "max_jobs",

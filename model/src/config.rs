@@ -20,6 +20,9 @@ pub struct Config {
     pub listen: String,
     /// Seconds from SIGTERM to SIGKILL.
     pub kill_wait_seconds: u32,
+    /// Seconds after SIGKILL for which the end of processes is waited for. Then their job ends without them, and their node takes
+    /// nothing new until they are gone.
+    pub unkillable_seconds: u32,
     /// Seconds for which an ended job stays in `squeue`'s and `scontrol`'s sight.
     pub min_job_age_seconds: u32,
     /// Seconds without a word from an agent until its node counts as not responding.
@@ -59,6 +62,7 @@ impl Default for Config {
             cluster: "berth".to_string(),
             listen: format!("0.0.0.0:{PORT}"),
             kill_wait_seconds: 30,
+            unkillable_seconds: 60,
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,
             max_array_size: 1001,

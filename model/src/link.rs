@@ -6,8 +6,21 @@ use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use crate::launch::{ImagePull, StepLaunch, StepPhase};
 use crate::login::Login;
+use crate::state::Cause;
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
+
+/// What an agent finds wrong with its node, told for as long as it is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What kind.
+    pub cause: Cause,
+    /// The run of a job to which it belongs.
+    #[serde(default)]
+    pub run: Option<(JobId, Attempt)>,
+    /// In words, for administrators.
+    pub why: String,
+}
 
 /// From an agent to the controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +109,8 @@ pub enum FromAgent {
         free_memory: u64,
         /// Users whom the node's own name service knows otherwise than the controller's, a line each.
         drift: Vec<String>,
+        /// All that is wrong at this moment; also told at once when it changes.
+        troubles: Vec<Trouble>,
     },
 }
 

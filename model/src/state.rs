@@ -173,6 +173,16 @@ impl fmt::Display for ExitStatus {
     }
 }
 
+/// Why the cluster itself keeps new work from a node, for as long as that lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Processes of a job do not end although they were killed.
+    Unkillable,
+    /// The site's check of the node fails.
+    HealthCheck,
+}
+
 /// What an administrator, or a failure, made of a node. How busy it is follows from its allocations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -318,7 +318,13 @@ async fn agents_are_known_by_their_preface() {
             .await
             .unwrap();
     for load in 0..100 {
-        let beat = FromAgent::Heartbeat { session: Session(1), load, free_memory: 2, drift: vec![] };
+        let beat = FromAgent::Heartbeat {
+            session: Session(1),
+            load,
+            free_memory: 2,
+            drift: vec![],
+            troubles: vec![],
+        };
         sender.send(&beat).await.unwrap();
     }
     for load in 0..100 {

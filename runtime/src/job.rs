@@ -352,6 +352,11 @@ impl JobNamespaces {
         self.holder().is_some()
     }
 
+    /// Processes in its pid namespace that are left, but for the one that holds it; as this process sees them.
+    pub fn processes(&self) -> Vec<i32> {
+        self.holder().map(|holder| crate::procfs::below(holder.pid)).unwrap_or_default()
+    }
+
     /// Ends what steps left whose init is gone; see [`Holder::end_orphans`].
     pub fn end_orphans(&self) {
         if let Some(holder) = self.holder() {

@@ -20,8 +20,13 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
 
 /// Pids of all live descendants of the calling process.
 pub(crate) fn descendants() -> Vec<i32> {
+    below(rustix::process::getpid().as_raw_nonzero().get())
+}
+
+/// Pids of all live descendants of a process.
+pub(crate) fn below(pid: i32) -> Vec<i32> {
     let mut all: Vec<i32> = Vec::new();
-    let mut next = vec![rustix::process::getpid().as_raw_nonzero().get()];
+    let mut next = vec![pid];
     while let Some(pid) = next.pop() {
         for child in children(pid) {
             if !all.contains(&child) {

@@ -54,6 +54,7 @@ mod task_programs;
 mod tools;
 mod traps;
 mod ulimits;
+mod unkillable;
 mod verifying;
 mod x11;
 

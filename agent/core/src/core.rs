@@ -7,9 +7,9 @@ use crate::event::{
 use crate::state::{Ending, Over, Prolog, Run, RunKey, Step, made_up};
 use berth_model::ids::{Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase};
-use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::spec::JobKind;
-use berth_model::state::ExitStatus;
+use berth_model::state::{Cause, ExitStatus};
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +24,8 @@ const HOLD: Span = Span(50_000);
 const SOON: Span = Span(100_000);
 /// How often a step that does not die is killed again.
 const KILL_AGAIN: Span = Span::from_secs(10);
+/// How often it is looked whether a run that could not be removed is still there.
+const LOOK_AGAIN: Span = Span::from_secs(30);
 
 /// All that the agent has to remember.
 #[derive(Debug)]
@@ -146,11 +148,15 @@ impl AgentCore {
             },
             AgentEvent::Prolog { job, attempt, result } => self.prolog((job, attempt), result, now),
             AgentEvent::JobRemoved { job, attempt, epilog } => {
-                if self.runs.remove(&(job, attempt)).is_some() {
+                if let Some(run) = self.runs.remove(&(job, attempt)) {
                     self.over.add((job, attempt), epilog);
                     self.job_gone((job, attempt), now);
+                    if run.left.is_some() {
+                        self.heartbeat(now);
+                    }
                 }
             }
+            AgentEvent::Left { job, attempt, processes } => self.left((job, attempt), processes, now),
             AgentEvent::AskNeeded { ask, digests } => match self.session {
                 Some(session) => {
                     self.asked.insert(ask);
@@ -181,7 +187,8 @@ impl AgentCore {
                 Prolog::Failed(_, again) if told && !r.ending => Some(again),
                 _ => None,
             };
-            [r.limit.filter(|_| !r.limit_done), r.warn.map(|(at, _)| at), again].into_iter().flatten()
+            let limit = r.limit.filter(|_| !r.limit_done);
+            [limit, r.warn.map(|(at, _)| at), again, r.look].into_iter().flatten()
         });
         steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).min()
     }
@@ -271,7 +278,7 @@ impl AgentCore {
                 }
             }
             ToAgent::Configure(config) => self.out.push(AgentEffect::Configure(config)),
-            ToAgent::ExitRecorded { key } => self.recorded(key),
+            ToAgent::ExitRecorded { key } => self.recorded(key, now),
             // Streams are the shell's alone: nothing is decided about them.
             ToAgent::Dial { .. } => {}
         }
@@ -292,7 +299,8 @@ impl AgentCore {
         self.session = Some(session);
         self.hello_again = None;
         self.heartbeat = heartbeat;
-        self.next_heartbeat = Some(now + heartbeat);
+        // What is wrong is told with it: the controller may know of what is over.
+        self.next_heartbeat = Some(now);
         let keys: Vec<StepKey> = self.steps.iter().filter(|(_, s)| s.news).map(|(key, _)| *key).collect();
         for key in keys {
             self.report(key);
@@ -487,7 +495,7 @@ impl AgentCore {
         if let Some(run) = self.runs.get_mut(&run_of(key)) {
             run.ending = true;
         }
-        self.remove_if_done(run_of(key));
+        self.remove_if_done(run_of(key), now);
     }
 
     /// Whether the run is over here with this step: it is being ended, or lives by the step, and nothing else of it
@@ -497,7 +505,7 @@ impl AgentCore {
         !others && self.runs.get(&run_of(key)).is_some_and(|run| (run.ending || drives) && !run.removing)
     }
 
-    fn recorded(&mut self, key: StepKey) {
+    fn recorded(&mut self, key: StepKey, now: Time) {
         if self.steps.get(&key).is_none_or(Step::live) {
             return;
         }
@@ -509,15 +517,16 @@ impl AgentCore {
         if let Some(run) = self.runs.get_mut(&run_of(key)) {
             run.finished.insert(key.step);
         }
-        self.remove_if_done(run_of(key));
+        self.remove_if_done(run_of(key), now);
     }
 
-    fn remove_if_done(&mut self, run_key: RunKey) {
+    fn remove_if_done(&mut self, run_key: RunKey, now: Time) {
         if self.steps.iter().any(|(key, step)| run_of(*key) == run_key && step.live()) {
             return;
         }
         let Some(run) = self.runs.get_mut(&run_key).filter(|r| r.ending && !r.removing) else { return };
         run.removing = true;
+        run.look = Some(now + self.config.unkillable);
         let (job, attempt) = run_key;
         self.out.push(AgentEffect::RemoveJob { job, attempt });
     }
@@ -554,7 +563,7 @@ impl AgentCore {
                     let status = ExitStatus { code: 1, signal: 0 };
                     return self.exited(key, made_up(status, Some(why.clone()), now), now);
                 }
-                step.ending = Some(Ending { cause, kill_at });
+                step.ending = Some(Ending { cause, kill_at, killed: None });
                 let status = ExitStatus { code: 0, signal: u8::try_from(SIGTERM).unwrap_or(SIGKILL) };
                 return self.exited(key, made_up(status, None, now), now);
             }
@@ -564,7 +573,7 @@ impl AgentCore {
             ending.kill_at = ending.kill_at.min(kill_at);
             return;
         }
-        step.ending = Some(Ending { cause, kill_at });
+        step.ending = Some(Ending { cause, kill_at, killed: None });
         self.out.push(AgentEffect::Note { key, cause, whole_job });
         if kill_wait.0 > 0 {
             for signal in [SIGCONT, SIGTERM] {
@@ -582,7 +591,7 @@ impl AgentCore {
         for key in self.steps_of(run_key) {
             self.terminate(key, kill_wait, cause, true, now);
         }
-        self.remove_if_done(run_key);
+        self.remove_if_done(run_key, now);
     }
 
     /// Does what is due.
@@ -603,6 +612,11 @@ impl AgentCore {
                 *again = now + REPEAT;
                 let ((job, attempt), why) = (run_key, why.clone());
                 self.out.push(AgentEffect::Send(FromAgent::PrologFailed { session, job, attempt, why }));
+            }
+            if run.look.take_if(|at| *at <= now).is_some() {
+                run.look = Some(now + LOOK_AGAIN);
+                let (job, attempt) = run_key;
+                self.out.push(AgentEffect::LookForLeft { job, attempt });
             }
             if passed(run.limit) && !run.limit_done {
                 run.limit_done = true;
@@ -626,7 +640,12 @@ impl AgentCore {
             }
             let Some(step) = self.steps.get_mut(&key) else { continue };
             if let Some(ending) = step.ending.as_mut().filter(|e| e.kill_at <= now) {
-                ending.kill_at = now + KILL_AGAIN;
+                let given_up = *ending.killed.get_or_insert(now) + self.config.unkillable;
+                if given_up <= now {
+                    self.abandon(key, now);
+                    continue;
+                }
+                ending.kill_at = given_up.min(now + KILL_AGAIN);
                 self.out.push(AgentEffect::KillStep { key });
             } else if passed(step.timers.step_limit) && step.ending.is_none() {
                 self.limit_reached(key, false, now);
@@ -636,9 +655,46 @@ impl AgentCore {
             self.hello(now);
         }
         if passed(self.next_heartbeat) {
-            self.next_heartbeat = Some(now + self.heartbeat);
-            self.send(|session| FromAgent::Heartbeat { session, load: 0, free_memory: 0, drift: Vec::new() });
+            self.heartbeat(now);
         }
+    }
+
+    fn heartbeat(&mut self, now: Time) {
+        self.next_heartbeat = self.session.map(|_| now + self.heartbeat);
+        let left = |(run, state): (&RunKey, &Run)| {
+            let why = state.left.clone()?;
+            let why = format!("Kill task failed: job {}: {why}", run.0);
+            Some(Trouble { cause: Cause::Unkillable, run: Some(*run), why })
+        };
+        let troubles = self.runs.iter().filter_map(left).collect();
+        self.send(|session| FromAgent::Heartbeat {
+            session,
+            load: 0,
+            free_memory: 0,
+            troubles,
+            drift: Vec::new(),
+        });
+    }
+
+    /// What keeps a run from being removed: told at once when it is news.
+    fn left(&mut self, run_key: RunKey, processes: Option<String>, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.removing) else { return };
+        if run.left != processes {
+            run.left = processes;
+            self.heartbeat(now);
+        }
+    }
+
+    /// A step does not end although it was killed long ago: for its job it is over.
+    fn abandon(&mut self, key: StepKey, now: Time) {
+        self.out.push(AgentEffect::AbandonStep { key });
+        let status = ExitStatus { code: 0, signal: SIGKILL };
+        let seconds = self.config.unkillable.0 / 1_000_000;
+        let why = format!(
+            "processes of step {key} did not end within {seconds} s after SIGKILL: the step ended without them, and the node takes \
+             nothing new until they are gone"
+        );
+        self.exited(key, made_up(status, Some(why), now), now);
     }
 
     fn limit_reached(&mut self, key: StepKey, whole_job: bool, now: Time) {

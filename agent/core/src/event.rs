@@ -7,7 +7,7 @@ use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
 use berth_model::login::Login;
 use berth_model::spec::{ResolvedImage, WarnSignal};
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 
 /// What the agent knows of itself when it starts.
@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub term: Term,
     /// Whether a prolog runs before anything of a job does.
     pub prolog: bool,
+    /// How long the end of processes that were killed is waited for.
+    pub unkillable: Span,
 }
 
 /// A run of a job that has parts on the node when the agent starts.
@@ -121,6 +123,15 @@ pub enum AgentEvent {
         attempt: Attempt,
         /// What the epilog failed of: program, exit and last line.
         epilog: Option<String>,
+    },
+    /// The answer to [`AgentEffect::LookForLeft`].
+    Left {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Processes that do not end, in words; `None` where none is left.
+        processes: Option<String>,
     },
     /// Before images are removed for lack of room: which of these do jobs need? Answered once, by
     /// [`AgentEffect::ImagesNeeded`].
@@ -273,6 +284,19 @@ pub enum AgentEffect {
     KillStep {
         /// Which step.
         key: StepKey,
+    },
+    /// The step does not end although it was killed, and nobody waits for it any more: end its supervisor, if that can be. Nothing
+    /// that the supervisor still says is wanted.
+    AbandonStep {
+        /// Which step.
+        key: StepKey,
+    },
+    /// A run that was to be removed is still there: answer `Left`, without delaying any other effect.
+    LookForLeft {
+        /// Which.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
     },
     /// Tell the user why a step is being ended, in its error stream:
     /// `*** STEP 12.0 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***`. The shell knows the wall clock.

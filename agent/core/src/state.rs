@@ -20,6 +20,10 @@ pub(crate) struct Run {
     pub(crate) ending: bool,
     /// `RemoveJob` was given out.
     pub(crate) removing: bool,
+    /// When it is looked what keeps it from being removed.
+    pub(crate) look: Option<Time>,
+    /// Processes that do, although they were killed.
+    pub(crate) left: Option<String>,
     /// End of the time limit.
     pub(crate) limit: Option<Time>,
     /// Whether the limit was acted on.
@@ -75,6 +79,8 @@ pub(crate) struct Ending {
     pub(crate) cause: EndCause,
     /// When everything of it is killed.
     pub(crate) kill_at: Time,
+    /// When that was done first.
+    pub(crate) killed: Option<Time>,
 }
 
 impl Step {

@@ -68,6 +68,7 @@ impl Node {
             hardware: Hardware::default(),
             term: Term(3),
             prolog: false,
+            unkillable: Span::from_secs(60),
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
@@ -502,6 +503,7 @@ fn with_prolog(jobs: Vec<AdoptedJob>, adopted: Vec<Adopted>) -> Node {
         hardware: Hardware::default(),
         term: Term(3),
         prolog: true,
+        unkillable: Span::from_secs(60),
     };
     node.core = AgentCore::new(config, adopted, jobs, node.now);
     node.seen.clear();
@@ -617,6 +619,7 @@ fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
         hardware: Hardware::default(),
         term: Term(3),
         prolog: false,
+        unkillable: Span::from_secs(60),
     };
     let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
     n.core = AgentCore::new(config, vec![], vec![found], n.now);
@@ -633,4 +636,83 @@ fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
     n.blows();
     n.later(Span::from_secs(61));
     assert_eq!(n.blows(), [18, 15]);
+}
+
+impl Node {
+    /// What is wrong with the node, as it was told last.
+    fn troubles(&self) -> Vec<String> {
+        let told = self.seen.iter().rev().find_map(|e| match e {
+            AgentEffect::Send(FromAgent::Heartbeat { troubles, .. }) => Some(troubles.clone()),
+            _ => None,
+        });
+        told.unwrap_or_default().into_iter().map(|trouble| trouble.why).collect()
+    }
+
+    fn left(&mut self, processes: Option<&str>) {
+        let processes = processes.map(str::to_string);
+        self.event(AgentEvent::Left { job: JOB.0, attempt: JOB.1, processes });
+    }
+}
+
+#[test]
+fn processes_that_do_not_end_are_looked_for_in_time_and_told_for_as_long_as_they_are_there() {
+    let looks = |n: &Node| n.count(|e| matches!(e, AgentEffect::LookForLeft { .. }));
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.exits(BATCH, 0);
+    n.later(Span::from_secs(59));
+    assert_eq!(looks(&n), 0);
+    n.later(Span::from_secs(2));
+    assert_eq!(looks(&n), 1);
+    // An epilog takes its time: no process is left.
+    n.left(None);
+    assert!(n.troubles().is_empty());
+    n.later(Span::from_secs(30));
+    assert_eq!(looks(&n), 2);
+    n.seen.clear();
+    n.left(Some("pid 9 (cp), state D"));
+    assert_eq!(n.troubles(), ["Kill task failed: job 7: pid 9 (cp), state D"]);
+    n.left(Some("pid 9 (cp), state D"));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::Heartbeat { .. }))), 1, "no news");
+    // With every sign of life, and to whoever comes to lead.
+    n.seen.clear();
+    n.later(Span::from_secs(11));
+    assert_eq!(n.troubles().len(), 1);
+    n.event(AgentEvent::Disconnected);
+    n.event(AgentEvent::Connected);
+    n.seen.clear();
+    n.say(ToAgent::Welcome { term: Term(3), session: Session(2), heartbeat: Span::from_secs(10) });
+    assert_eq!(n.troubles().len(), 1);
+    n.seen.clear();
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    assert!(matches!(
+        &n.seen[..],
+        [AgentEffect::Send(FromAgent::JobGone { .. }), AgentEffect::Send(FromAgent::Heartbeat { troubles, .. })] if troubles.is_empty()
+    ));
+    n.left(Some("late"));
+    assert!(n.troubles().is_empty());
+}
+
+#[test]
+fn a_step_that_does_not_end_is_given_up_and_its_late_word_changes_nothing() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.say(end_job(EndCause::Cancelled));
+    n.later(Span::from_secs(89));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::AbandonStep { .. })), 0);
+    assert!(n.blows().iter().filter(|b| **b == 9).count() > 3, "it is killed again and again");
+    n.later(Span::from_secs(2));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::AbandonStep { .. })), 1);
+    n.later(Span::from_secs(1));
+    let phases = n.phases(BATCH);
+    let Some(StepPhase::Exited(told)) = phases.first() else { panic!("{phases:?}") };
+    assert_eq!((told.status.signal, told.ended_by), (9, Some(EndCause::Cancelled)));
+    assert!(told.launch_error.as_ref().is_some_and(|why| why.contains("within 60 s")), "{told:?}");
+    n.seen.clear();
+    n.exits(BATCH, 0);
+    n.event(AgentEvent::Supervisor { key: BATCH, event: SupervisorEvent::Gone });
+    n.later(Span::from_secs(6));
+    for phase in n.phases(BATCH) {
+        assert!(matches!(&phase, StepPhase::Exited(exit) if exit.status.signal == 9), "{phase:?}");
+    }
 }

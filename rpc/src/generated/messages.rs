@@ -1148,6 +1148,8 @@ pub struct Config {
     pub listen: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "30")]
     pub logs: ::core::option::Option<LogsConfig>,
+    #[prost(uint32, tag = "31")]
+    pub unkillable_seconds: u32,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2416,6 +2418,15 @@ pub struct PrologFailed {
     pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    #[prost(enumeration = "Cause", tag = "1")]
+    pub cause: i32,
+    #[prost(message, optional, tag = "2")]
+    pub run: ::core::option::Option<HeldJob>,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub session: u64,
@@ -2425,6 +2436,8 @@ pub struct Heartbeat {
     pub free_memory: u64,
     #[prost(string, repeated, tag = "10")]
     pub drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "4")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImagesHeld {
@@ -2616,5 +2629,34 @@ pub mod to_agent {
         Configure(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "20")]
         Dial(super::Dial),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Cause {
+    Unspecified = 0,
+    Unkillable = 1,
+    HealthCheck = 2,
+}
+impl Cause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CAUSE_UNSPECIFIED",
+            Self::Unkillable => "CAUSE_UNKILLABLE",
+            Self::HealthCheck => "CAUSE_HEALTH_CHECK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CAUSE_UNKILLABLE" => Some(Self::Unkillable),
+            "CAUSE_HEALTH_CHECK" => Some(Self::HealthCheck),
+            _ => None,
+        }
     }
 }

@@ -3,16 +3,19 @@
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
 use berth_model::launch::StepPhase;
-use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent};
+use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::login::Login;
+use berth_model::state::Cause;
 use berth_model::{Attempt, JobId, StepKey};
 
 enums! {
     EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed }
+    Cause { Unkillable, HealthCheck }
 }
 
 structs! {
     Start { term, launch, job_time_left, step_time_left, warn, login }
+    Trouble { cause, run, why }
     Login { registry, secret }
 }
 
@@ -109,12 +112,15 @@ impl Field<pb::FromAgent> for FromAgent {
                 ask: *ask,
                 digests: digests.clone(),
             }),
-            FromAgent::Heartbeat { session, load, free_memory, drift } => Kind::Heartbeat(pb::Heartbeat {
-                session: session.put(),
-                load: *load,
-                free_memory: *free_memory,
-                drift: drift.clone(),
-            }),
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
+                Kind::Heartbeat(pb::Heartbeat {
+                    session: session.put(),
+                    load: *load,
+                    free_memory: *free_memory,
+                    troubles: troubles.put(),
+                    drift: drift.clone(),
+                })
+            }
         };
         pb::FromAgent { kind: Some(kind) }
     }
@@ -169,8 +175,9 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
                 FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }
             }
-            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, drift }) => {
-                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, drift }
+            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift }) => {
+                let troubles = Field::get(troubles)?;
+                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, troubles, drift }
             }
         })
     }

@@ -337,6 +337,7 @@ impl Arbitrary for FromAgent {
                 load: Arbitrary::arbitrary(r),
                 free_memory: Arbitrary::arbitrary(r),
                 drift: Arbitrary::arbitrary(r),
+                troubles: Arbitrary::arbitrary(r),
             },
         }
     }

@@ -6,10 +6,14 @@ use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session};
 use berth_model::launch::NodeShare;
 use berth_model::record::NodeInfo;
+use berth_model::state::NodeCondition;
 use berth_model::time::Time;
 use berth_model::tres::{GresKey, Tres};
 use imbl::{OrdMap, OrdSet};
 use std::sync::Arc;
+
+/// Who a reason is from that no person gave.
+pub(crate) const CLUSTER: &str = "berth";
 
 /// The registration of a connected agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +106,22 @@ impl Node {
     /// Whether it is meant to take work at all, now or when its agent is back.
     pub(crate) fn in_service(&self) -> bool {
         let c = &self.row.condition;
-        !(c.down || c.drain || c.fail || c.not_responding)
+        !(c.down || c.drain || c.fail || c.not_responding) && self.row.causes.is_empty()
+    }
+
+    /// Its condition as everybody sees it: what the cluster itself keeps new work from is drained, with the cause as the reason
+    /// where no administrator gave one.
+    pub(crate) fn condition(&self) -> NodeCondition {
+        let mut shown = self.row.condition.clone();
+        let Some(first) = self.row.causes.values().next() else { return shown };
+        shown.drain = true;
+        if shown.reason.is_none() {
+            let all: Vec<&str> = self.row.causes.values().map(|cause| cause.why.as_str()).collect();
+            shown.reason = Some(all.join("; "));
+            shown.reason_user = Some(CLUSTER.to_string());
+            shown.reason_time = Some(first.since);
+        }
+        shown
     }
 
     /// Whether new work may start now.
@@ -217,7 +236,7 @@ impl Node {
         NodeInfo {
             name: self.row.name.clone(),
             hardware: (*self.hardware).clone(),
-            condition: self.row.condition.clone(),
+            condition: self.condition(),
             partitions: partitions
                 .iter()
                 .filter(|p| p.has(&self.row.name))

@@ -9,7 +9,7 @@ use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, TokenInfo};
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
-use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::Time;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -291,6 +291,18 @@ pub struct NodeRow {
     pub agent_version: String,
     /// Down, drained, failing; `not_responding` is not stored.
     pub condition: NodeCondition,
+    /// Why the cluster itself keeps new work from it, beside what an administrator made of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub causes: BTreeMap<Cause, CauseNote>,
+}
+
+/// A cause, while it lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseNote {
+    /// In words.
+    pub why: String,
+    /// Since when.
+    pub since: Time,
 }
 
 /// A machine of the cluster, beside the controller's own.

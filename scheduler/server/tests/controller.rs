@@ -538,7 +538,13 @@ async fn garbage_leaves_the_controller_unmoved() {
             .await
             .unwrap();
     sender
-        .send(&FromAgent::Heartbeat { session: Session(999), load: 0, free_memory: 0, drift: vec![] })
+        .send(&FromAgent::Heartbeat {
+            session: Session(999),
+            load: 0,
+            free_memory: 0,
+            drift: vec![],
+            troubles: vec![],
+        })
         .await
         .unwrap();
     assert!(submit(&client, &job("after")).await.is_ok());

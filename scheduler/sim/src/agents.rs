@@ -145,7 +145,26 @@ impl World {
                     self.end_soon(node, key, u8::try_from(signal).unwrap_or(15));
                 }
             }
-            AgentEffect::KillStep { key } => self.end_soon(node, key, 9),
+            AgentEffect::KillStep { key } => {
+                let hangs = self.faults && self.chaos.on(Kind::Unkillable) && self.rng.permille(100);
+                if hangs {
+                    self.hang(node, key);
+                } else {
+                    self.end_soon(node, key, 9);
+                }
+            }
+            AgentEffect::AbandonStep { key } => {
+                let Some(s) = m.spool.get_mut(&key) else { return Ok(()) };
+                if s.lives() {
+                    return Err(format!("{key} is given up on {node} while it runs"));
+                }
+                s.gone = true;
+                self.count("steps given up");
+            }
+            AgentEffect::LookForLeft { job, attempt } => {
+                let after = self.span(1000, 5_000_000);
+                self.plan(after, Happening::Looked { node: node.clone(), life, job, attempt });
+            }
             AgentEffect::ForgetSpool { key } => {
                 let entry = m.spool.remove(&key);
                 if entry.is_some_and(|s| s.lives()) {
@@ -160,7 +179,20 @@ impl World {
                 if let Some((key, _)) = m.spool.iter().find(|(key, s)| of_run(key) && s.lives()) {
                     return Err(format!("job {job} is removed from {node} while {key} runs"));
                 }
+                // Of a run that could not be made nothing ever ran.
+                let made = m.jobs.contains_key(&(job, attempt));
                 let after = self.span(500, 100_000);
+                let hangs = made && self.faults && self.chaos.on(Kind::Unkillable) && self.rng.permille(50);
+                let long = self.span(1_000_000, 300_000_000);
+                let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
+                if hangs {
+                    m.hanging.entry((job, attempt)).or_insert(now + long);
+                }
+                let until = m.hanging.get(&(job, attempt)).map_or(Span(0), |until| until.since(now));
+                let after = after.max(until);
+                if hangs {
+                    self.count(Kind::Unkillable.name());
+                }
                 self.plan(after, Happening::Removed { node: node.clone(), boot, life, job, attempt });
             }
             AgentEffect::ImagesNeeded { digests: Some(_), .. } => {
@@ -304,7 +336,41 @@ impl World {
         }
         m.jobs.remove(&(job, attempt));
         m.unmade.remove(&(job, attempt));
+        m.hanging.remove(&(job, attempt));
         self.agent(node, AgentEvent::JobRemoved { job, attempt, epilog: None })
+    }
+
+    /// A step was killed, and does not end.
+    fn hang(&mut self, node: &NodeName, key: StepKey) {
+        let Some(s) = self.machines.get_mut(node).and_then(|m| m.spool.get_mut(&key)).filter(|s| s.lives())
+        else {
+            return;
+        };
+        s.hung = true;
+        // What it was about to do is not to be.
+        s.plan += 1;
+        if let Some(ran) = self.truth.ran.get_mut(&(key, node.clone())) {
+            ran.status = Some(ExitStatus { code: 0, signal: 9 });
+        }
+        self.count("steps that do not end although they are killed");
+    }
+
+    /// What keeps a run from being removed?
+    pub(crate) fn look(
+        &mut self,
+        node: &NodeName,
+        life: u64,
+        job: JobId,
+        attempt: Attempt,
+    ) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get(node).filter(|m| m.agent_life == life) else { return Ok(()) };
+        let hangs = m.hanging.get(&(job, attempt)).is_some_and(|until| *until > now);
+        let processes = hangs.then(|| "pid 9 (cp), state D".to_string());
+        if hangs {
+            self.count("processes told of that do not end");
+        }
+        self.agent(node, AgentEvent::Left { job, attempt, processes })
     }
 
     /// There is little room on the node: which images may go?
@@ -319,5 +385,15 @@ impl World {
 }
 
 fn supervised(launch: StepLaunch, timers: StepTimers, pull: Option<ImagePull>) -> Supervised {
-    Supervised { launch, timers, pull, born: true, running: false, exit: None, gone: false, plan: 0 }
+    Supervised {
+        launch,
+        timers,
+        pull,
+        born: true,
+        running: false,
+        exit: None,
+        gone: false,
+        hung: false,
+        plan: 0,
+    }
 }

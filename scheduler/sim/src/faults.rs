@@ -37,10 +37,11 @@ pub(crate) enum Kind {
     Late,
     Queued,
     AnswersLost,
+    Unkillable,
 }
 
 /// All of them, with what a report calls them.
-pub(crate) const KINDS: [(Kind, &str); 25] = [
+pub(crate) const KINDS: [(Kind, &str); 26] = [
     (Kind::ControllerCrash, "controller crashes"),
     (Kind::ControllerOutage, "long outages of the controller"),
     (Kind::CorePanic, "faults of the core itself"),
@@ -66,6 +67,7 @@ pub(crate) const KINDS: [(Kind, &str); 25] = [
     (Kind::Late, "commands of an earlier controller let in"),
     (Kind::Queued, "words of a closed connection that were read before"),
     (Kind::AnswersLost, "answers to clients lost"),
+    (Kind::Unkillable, "processes that do not end although they are killed"),
 ];
 
 /// Those that worlds with a restored controller have.

@@ -156,6 +156,9 @@ impl World {
             Happening::Removed { node, job, attempt, .. } => {
                 words(&"jobs", &node, &format!("run {attempt} of job {job} is removed"))
             }
+            Happening::Looked { node, job, attempt, .. } => {
+                words(&"jobs", &node, &format!("what is left of run {attempt} of job {job}?"))
+            }
             Happening::AgentStarts { node } => words(&"init", &node, &"the agent starts"),
             Happening::MachineUp { node } => words(&"init", &node, &"the machine is up"),
             Happening::Ask { node, .. } => words(&"images", &node, &"which images are needed?"),

@@ -50,6 +50,8 @@ pub(crate) struct Supervised {
     pub(crate) exit: Option<StepExit>,
     /// The supervisor is gone and left no exit.
     pub(crate) gone: bool,
+    /// It was killed, runs no instruction any more, and does not end.
+    pub(crate) hung: bool,
     /// Grows when the end is moved, so that earlier plans of an end do not count.
     pub(crate) plan: u64,
 }
@@ -57,7 +59,7 @@ pub(crate) struct Supervised {
 impl Supervised {
     /// Whether tasks of it can be alive.
     pub(crate) fn lives(&self) -> bool {
-        self.born && self.exit.is_none() && !self.gone
+        self.born && self.exit.is_none() && !self.gone && !self.hung
     }
 }
 
@@ -99,6 +101,8 @@ pub(crate) struct Machine {
     pub(crate) prolog: bool,
     /// Runs whose prolog was begun, and whether it ended well: a second time would be a mistake then.
     pub(crate) prologs: BTreeMap<(JobId, Attempt), bool>,
+    /// Runs of which processes do not end, until when.
+    pub(crate) hanging: BTreeMap<(JobId, Attempt), Time>,
     /// Runs whose parts could not be made.
     pub(crate) unmade: BTreeSet<(JobId, Attempt)>,
     /// When the agent was last asked to wake, to plan each wake once.
@@ -127,6 +131,7 @@ impl Machine {
             jobs: BTreeMap::new(),
             prolog: false,
             prologs: BTreeMap::new(),
+            hanging: BTreeMap::new(),
             unmade: BTreeSet::new(),
             wake: None,
         }
@@ -160,6 +165,7 @@ impl Machine {
             hardware: self.hardware.clone(),
             term: self.term,
             prolog: self.prolog,
+            unkillable: Span::from_secs(60),
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),
@@ -193,6 +199,7 @@ impl Machine {
         self.frozen = None;
         self.full = None;
         self.prologs.clear();
+        self.hanging.clear();
         self.unmade.clear();
         self.up = false;
         self.agent = None;

@@ -101,6 +101,12 @@ pub(crate) enum Happening {
         job: JobId,
         attempt: Attempt,
     },
+    Looked {
+        node: NodeName,
+        life: u64,
+        job: JobId,
+        attempt: Attempt,
+    },
     Ask {
         node: NodeName,
         life: u64,
@@ -379,6 +385,7 @@ impl World {
             Happening::Removed { node, boot, life, job, attempt } => {
                 self.removed(&node, boot, life, job, attempt)?;
             }
+            Happening::Looked { node, life, job, attempt } => self.look(&node, life, job, attempt)?,
             Happening::Ask { node, life } => self.ask(&node, life)?,
             Happening::AgentStarts { node } => self.agent_starts(&node)?,
             Happening::MachineUp { node } => {
@@ -460,6 +467,7 @@ impl World {
             | Happening::Gone { node, .. }
             | Happening::Prolog { node, .. }
             | Happening::Removed { node, .. }
+            | Happening::Looked { node, .. }
             | Happening::Ask { node, .. }
             | Happening::AgentStarts { node } => frozen(self.machines.get(node)?),
             _ => None,

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 33] = [
+const SEEN: [&str; 36] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -33,12 +33,15 @@ const SEEN: [&str; 33] = [
     "messages of an old registration dropped",
     "nodes given up while they were cut off",
     "partitions longer than the node's timeout",
+    "processes told of that do not end",
     "reboots while the controller is down",
     "registrations turned away",
     "runs ended that the cluster had given up",
     "spool entries without a supervisor",
+    "steps given up",
     "steps run",
     "steps that could not be started on a full disk",
+    "steps that do not end although they are killed",
     "steps that ended while their node was cut off",
     "steps that waited for others",
     "steps without a supervisor found by an agent that starts",

@@ -50,6 +50,8 @@ impl Cluster {
                 NodeStateChange::Fail => c.fail = true,
                 NodeStateChange::Resume | NodeStateChange::Idle => {
                     (c.down, c.drain, c.fail) = (false, false, false);
+                    // What is still wrong is told again.
+                    node.row.causes.clear();
                 }
                 NodeStateChange::Undrain => c.drain = false,
             }

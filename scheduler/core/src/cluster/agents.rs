@@ -10,7 +10,7 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
-use berth_model::state::NodeCondition;
+use berth_model::state::{Cause, NodeCondition};
 use berth_model::time::{Span, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -81,14 +81,16 @@ impl Cluster {
                     self.send(node, ToAgent::ImagesNeeded { ask, digests });
                 }
             }
-            FromAgent::Heartbeat { session, load, free_memory, drift } => {
-                if self.heard(node, connection, session)
-                    && let Some(n) = self.node_mut(node)
-                {
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
+                if !self.heard(node, connection, session) {
+                    return;
+                }
+                if let Some(n) = self.node_mut(node) {
                     n.load = load;
                     n.reported_free_memory = free_memory;
                     n.drift = told_drift(drift);
                 }
+                self.troubles(node, &troubles);
             }
         }
     }
@@ -173,6 +175,7 @@ impl Cluster {
             n.settling.clear();
         }
         if rebooted {
+            self.end_cause(name, Cause::Unkillable);
             // No process outlives a boot: this is the evidence on which lost jobs end or run again.
             self.fail_on_node(name);
         }
@@ -228,6 +231,7 @@ impl Cluster {
                 not_responding: false,
                 ..n.row.condition.clone()
             }),
+            causes: known.map(|n| n.row.causes.clone()).unwrap_or_default(),
         };
         match known {
             None => {
@@ -307,6 +311,8 @@ impl Cluster {
                     (false, None) if ran && fresh => {
                         self.step_exited(id, step, at, unreported(EndCause::NodeFailed, self.clock));
                     }
+                    // A Hello that is said again may have been on its way since before it ran.
+                    (false, None) if ran => {}
                     (false, None) => {
                         self.set_progress(id, step, at, Progress::Sent(self.clock));
                         self.send_start(id, step, at);

@@ -201,6 +201,11 @@ impl Cluster {
     /// Nothing of a run is left on a node: its share is free.
     pub(super) fn job_gone(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
         self.settled(node, job, attempt);
+        self.end_on_node(node, job, attempt);
+    }
+
+    /// What its job has on a node is over.
+    pub(super) fn end_on_node(&mut self, node: &NodeName, job: JobId, attempt: Attempt) {
         let Some(record) = self.job(job).filter(|j| j.row.attempt == attempt) else { return };
         let Phase::Ending { left, result, .. } = &record.row.phase else { return };
         if !left.contains(node) {

@@ -5,6 +5,7 @@ mod agents;
 mod ahead;
 mod audit;
 mod cancel;
+mod causes;
 mod ending;
 mod enter;
 mod images;

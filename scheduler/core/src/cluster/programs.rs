@@ -2,14 +2,12 @@
 
 use super::Cluster;
 use super::ending::Verdict;
+use crate::node::CLUSTER;
 use crate::rows::{Hold, Phase};
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::link::EndCause;
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
-
-/// Who a reason is from that no person gave.
-const CLUSTER: &str = "berth";
 
 impl Cluster {
     /// Nothing new starts on the node, and everybody can see why. A reason that is there already stays.

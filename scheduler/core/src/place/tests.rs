@@ -40,6 +40,7 @@ fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
         agent_start: Time(0),
         agent_version: String::new(),
         condition: NodeCondition::default(),
+        causes: Default::default(),
     };
     Node::new(row, &CoreConfig::new(&Config::default()).unwrap(), Time(0))
 }

@@ -219,6 +219,24 @@ impl World {
         self.hello(name, "boot", hardware, vec![], vec![]);
     }
 
+    /// A Hello of the connection that is there, as one that was repeated and is late.
+    pub fn hello_again(&mut self, name: &str, hardware: Hardware) {
+        let node = NodeName::from(name);
+        let (connection, _) = self.sessions[&node];
+        let message = FromAgent::Hello {
+            node: node.clone(),
+            boot_id: "boot".into(),
+            boot_time: Time(0),
+            agent_start: Time(0),
+            version: "1".into(),
+            hardware,
+            term: self.agent_term,
+            steps: vec![],
+            jobs: vec![],
+        };
+        self.event(Event::Agent { node, connection, message });
+    }
+
     pub fn hello(
         &mut self,
         name: &str,

@@ -1,0 +1,127 @@
+//! What agents find wrong with their nodes keeps new work from these, for as long as it is wrong.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+mod common;
+
+use berth_model::ids::*;
+use berth_model::launch::StepPhase;
+use berth_model::link::{FromAgent, ToAgent, Trouble};
+use berth_model::request::*;
+use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition};
+use common::*;
+
+fn says(w: &mut World, troubles: Vec<Trouble>) {
+    w.tell("n1", |session| FromAgent::Heartbeat {
+        session,
+        load: 0,
+        free_memory: 0,
+        troubles,
+        drift: vec![],
+    });
+}
+
+fn unkillable(job: JobId) -> Trouble {
+    let run = Some((job, Attempt(0)));
+    Trouble { cause: Cause::Unkillable, run, why: "Kill task failed: job 1: pid 9".into() }
+}
+
+fn unhealthy(why: &str) -> Trouble {
+    Trouble { cause: Cause::HealthCheck, run: None, why: why.into() }
+}
+
+fn condition(w: &World) -> NodeCondition {
+    w.core.snapshot().node(&NodeName::from("n1")).unwrap().condition
+}
+
+fn set(w: &mut World, state: NodeStateChange, reason: Option<&str>) {
+    let (nodes, reason) = (vec![NodeName::from("n1")], reason.map(str::to_string));
+    w.request(actor(0), Request::UpdateNode { nodes, state, reason }).unwrap();
+}
+
+#[test]
+fn a_job_ends_without_processes_that_cannot_die_and_the_node_waits_for_their_end() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+    assert_eq!(w.state(id), JobState::Completing);
+    says(&mut w, vec![unkillable(id)]);
+    assert_eq!(w.state(id), JobState::Completed);
+    let c = condition(&w);
+    assert!(c.drain && c.reason.as_deref() == Some("Kill task failed: job 1: pid 9"), "{c:?}");
+    assert_eq!(c.reason_user.as_deref(), Some("berth"));
+    // Nothing starts there, nor when an administrator wants it to.
+    let next = w.batch("b", |_| {});
+    set(&mut w, NodeStateChange::Resume, None);
+    assert_eq!(w.state(next), JobState::Pending);
+    says(&mut w, vec![unkillable(id)]);
+    assert!(condition(&w).drain);
+    // A new agent has not come to look yet.
+    says(&mut w, vec![]);
+    assert_eq!(w.state(next), JobState::Pending);
+    assert!(condition(&w).drain);
+    w.gone("n1", id, 0);
+    assert_eq!(w.state(next), JobState::Pending, "its agent has not said yet that all is well");
+    says(&mut w, vec![]);
+    assert_eq!(condition(&w), NodeCondition::default());
+    assert_eq!(w.state(next), JobState::Running);
+}
+
+#[test]
+fn a_job_that_runs_is_not_ended_by_what_is_said_of_its_processes() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    says(&mut w, vec![unkillable(id)]);
+    assert_eq!(w.state(id), JobState::Running);
+    let late = Trouble { run: Some((id, Attempt(7))), ..unkillable(id) };
+    w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+    says(&mut w, vec![late]);
+    assert_eq!(w.state(id), JobState::Completing);
+}
+
+#[test]
+fn a_check_that_passes_returns_only_what_the_check_took_away() {
+    let mut w = World::small();
+    says(&mut w, vec![unhealthy("no GPU")]);
+    let c = condition(&w);
+    assert!(c.drain && c.reason.as_deref() == Some("no GPU"), "{c:?}");
+    let job = w.batch("a", |_| {});
+    assert_eq!(w.state(job), JobState::Pending);
+    says(&mut w, vec![unhealthy("no disk")]);
+    assert_eq!(condition(&w).reason.as_deref(), Some("no disk"));
+    says(&mut w, vec![]);
+    assert_eq!(w.state(job), JobState::Running);
+    // An administrator's word stands beside it and stays.
+    says(&mut w, vec![unhealthy("no GPU")]);
+    set(&mut w, NodeStateChange::Drain, Some("new disk"));
+    assert_eq!(condition(&w).reason.as_deref(), Some("new disk"));
+    says(&mut w, vec![]);
+    let c = condition(&w);
+    assert!(c.drain && c.reason.as_deref() == Some("new disk"), "{c:?}");
+}
+
+#[test]
+fn a_reboot_ends_what_could_not_die() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+    says(&mut w, vec![unkillable(id), unhealthy("no GPU")]);
+    w.hello("n1", "another boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(condition(&w).reason.as_deref(), Some("no GPU"));
+    says(&mut w, vec![]);
+    assert!(!condition(&w).drain);
+    assert!(!w.sent.iter().any(|m| matches!(m, ToAgent::Refused(_))));
+}
+
+#[test]
+fn a_hello_that_is_older_than_a_step_starts_it_no_second_time() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    let key = batch_key(id, 0);
+    assert_eq!(w.starts(), [key]);
+    w.phase("n1", key, StepPhase::Running);
+    w.hello_again("n1", hardware(4, 1, 4000, 2));
+    assert!(w.starts().is_empty());
+    // A registration that does not have it any more has lost it.
+    w.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert!(!w.starts().contains(&key));
+    assert_ne!(w.state(id), JobState::Running);
+}
