@@ -378,6 +378,7 @@ mod tests {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            mpi: None,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::distribution::Distribution;
 use crate::hardware::GresDevice;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
+use crate::mpi::MpiType;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
@@ -197,6 +198,9 @@ pub struct StepLaunch {
     /// The user's program after each task (`--task-epilog`).
     #[serde(default)]
     pub task_epilog: ByteStr,
+    /// How its tasks find one another, where that was said (`--mpi`).
+    #[serde(default)]
+    pub mpi: Option<MpiType>,
 }
 
 /// What a step used on one node.

@@ -28,6 +28,7 @@ pub mod login;
 pub mod member;
 pub mod memory;
 pub mod mount;
+pub mod mpi;
 pub mod options;
 pub mod pattern;
 pub mod place;

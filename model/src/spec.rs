@@ -5,6 +5,7 @@ use crate::distribution::Distribution;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::login::SealedLogin;
+use crate::mpi::MpiType;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
 use crate::x11::X11Spec;
@@ -586,6 +587,9 @@ pub struct StepSpec {
     /// `--x11`; the cookie is in the environment, under [`crate::x11::COOKIE`].
     #[serde(default)]
     pub x11: Option<X11Spec>,
+    /// `--mpi`; absent: what its tasks ask for.
+    #[serde(default)]
+    pub mpi: Option<MpiType>,
     /// For the step's own image, where its registry wanted one.
     #[serde(default)]
     pub login: Option<SealedLogin>,

@@ -30,6 +30,11 @@ pub fn odd() -> PathBuf {
     made("odd", &["tests/odd-image.sh", "examples/debian-image.sh"], &[])
 }
 
+/// Debian with MPICH's library, and Slurm's of PMI-2.
+pub fn mpich() -> PathBuf {
+    made("mpich", &["tests/mpi-image.sh", "examples/debian-image.sh"], &[])
+}
+
 /// What makes the images that have a name in the first of these.
 const IMAGES: [&str; 2] = ["tests/images.sh", "examples/debian-image.sh"];
 

@@ -33,6 +33,7 @@ mod matrix;
 mod members;
 mod memory;
 mod moving;
+mod mpi;
 mod named;
 mod oci;
 mod packages;

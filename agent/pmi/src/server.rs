@@ -328,7 +328,7 @@ impl Server {
                     ("size", size.as_bytes()),
                     ("appnum", b"0"),
                     ("debugged", b"FALSE"),
-                    ("pmiverbose", b"0"),
+                    ("pmiverbose", b"FALSE"),
                 ];
                 say(0, &fields);
             }

@@ -116,7 +116,7 @@ fn pmi_2_has_its_own_words_and_a_waiter_gets_an_attribute_when_it_is_put() {
         assert_eq!(
             full[6..],
             format!(
-                "cmd=fullinit-response;rc=0;pmi-version=2;pmi-subversion=0;rank={task};size=2;appnum=0;debugged=FALSE;pmiverbose=0;"
+                "cmd=fullinit-response;rc=0;pmi-version=2;pmi-subversion=0;rank={task};size=2;appnum=0;debugged=FALSE;pmiverbose=FALSE;"
             )
         );
         assert_eq!(full[..6].trim().parse(), Ok(full.len() - 6));

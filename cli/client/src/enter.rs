@@ -119,6 +119,7 @@ async fn create(
         attached: true,
         enter: Some(EnterSpec { step, node: enter.node.clone() }),
         x11: None,
+        mpi: Some(berth_model::mpi::MpiType::None),
         login: None,
         pytorch: false,
         task_prolog: Default::default(),

@@ -290,6 +290,7 @@ impl Asked<'_> {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            mpi: None,
         })
     }
 

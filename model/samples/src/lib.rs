@@ -89,6 +89,7 @@ pub fn step(submission: &str) -> StepSpec {
         attached: true,
         enter: None,
         x11: None,
+        mpi: None,
         login: None,
         pytorch: false,
         task_prolog: Default::default(),
@@ -149,6 +150,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
+        mpi: None,
     }
 }
 

@@ -261,6 +261,7 @@ impl SubmitOptions {
             attached: true,
             enter: None,
             x11: None,
+            mpi: self.mpi,
             login: None,
             task_prolog: self.task_prolog.clone(),
             pytorch: self.pytorch,

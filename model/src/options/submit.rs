@@ -105,6 +105,9 @@ pub struct SubmitOptions {
     pub label: bool,
     pub mem: Option<u64>,
     pub mem_per_cpu: Option<u64>,
+    pub mpi: Option<crate::mpi::MpiType>,
+    /// `--mpi=list`.
+    pub mpi_list: bool,
     pub nice: i32,
     /// `--nodefile`, or a file name given to `--nodelist`: whoever resolves the options reads it.
     pub nodefile: Option<ByteStr>,
@@ -177,6 +180,8 @@ impl SubmitOptions {
             label: false,
             mem: None,
             mem_per_cpu: None,
+            mpi: None,
+            mpi_list: false,
             nice: 0,
             nodefile: None,
             nodelist: Vec::new(),

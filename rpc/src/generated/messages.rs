@@ -527,6 +527,8 @@ pub struct StepSpec {
     pub distribution: ::core::option::Option<Distribution>,
     #[prost(bool, tag = "44")]
     pub pytorch: bool,
+    #[prost(enumeration = "MpiType", optional, tag = "30")]
+    pub mpi: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -739,6 +741,8 @@ pub struct StepLaunch {
     pub distribution: ::core::option::Option<Distribution>,
     #[prost(bool, tag = "41")]
     pub pytorch: bool,
+    #[prost(enumeration = "MpiType", optional, tag = "28")]
+    pub mpi: ::core::option::Option<i32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1601,6 +1605,38 @@ impl Unshared {
             "UNSHARED_NET" => Some(Self::Net),
             "UNSHARED_IPC" => Some(Self::Ipc),
             "UNSHARED_UTS" => Some(Self::Uts),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MpiType {
+    Unspecified = 0,
+    None = 1,
+    Pmi1 = 2,
+    Pmi2 = 3,
+}
+impl MpiType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MPI_TYPE_UNSPECIFIED",
+            Self::None => "MPI_TYPE_NONE",
+            Self::Pmi1 => "MPI_TYPE_PMI1",
+            Self::Pmi2 => "MPI_TYPE_PMI2",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MPI_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MPI_TYPE_NONE" => Some(Self::None),
+            "MPI_TYPE_PMI1" => Some(Self::Pmi1),
+            "MPI_TYPE_PMI2" => Some(Self::Pmi2),
             _ => None,
         }
     }

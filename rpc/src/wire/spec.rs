@@ -9,6 +9,7 @@ use berth_model::launch::{
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
+use berth_model::mpi::MpiType;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
@@ -36,6 +37,7 @@ enums! {
     NameFlag { Auto, Create, Exec, NoExec }
     Unshared { Net, Ipc, Uts }
     X11Nodes { All, First, Last, Batch }
+    MpiType { None, Pmi1, Pmi2 }
 }
 
 structs! {
@@ -75,7 +77,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch,
+        pytorch, mpi,
     }
     SealedLogin { registry, sealed }
     EnterSpec { step, node }
@@ -90,7 +92,7 @@ structs! {
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
-        attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch,
+        attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }

@@ -16,6 +16,8 @@ pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// How many bytes of standard input a client may send beyond what [`Frame::Credit`] gave back. With it, a task
 /// that reads nothing never keeps a signal from passing on the same connection.
 pub const STDIN_WINDOW: usize = 256 * 1024;
+/// Largest piece of what is told at a fence.
+pub const FENCE_PART: usize = MAX_PAYLOAD - 1;
 /// The task number that stands for every task (Stdin, StdinEof) or for none in particular.
 pub const ALL_TASKS: u32 = u32::MAX;
 
@@ -93,11 +95,15 @@ pub enum Kind {
     Part = 22,
     /// Client to agent: what follows is for this node.
     Node = 23,
+    /// Supervisor to client: what this node's tasks tell those of all nodes at a fence. Client to supervisor: what all told.
+    Fence = 24,
+    /// Either way: a task ended the whole step, with this exit code.
+    Aborted = 25,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 23] = [
+        const ALL: [Kind; 25] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -121,6 +127,8 @@ impl Kind {
             Kind::Images,
             Kind::Part,
             Kind::Node,
+            Kind::Fence,
+            Kind::Aborted,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -199,6 +207,17 @@ pub enum Frame {
     Part(Vec<u8>),
     /// What follows is for the agent of this node.
     Node(NodeName),
+    /// The next bytes of what is told at a fence.
+    Fence {
+        /// The how manieth of the step.
+        number: u32,
+        /// Nothing follows.
+        last: bool,
+        /// The bytes, at most [`FENCE_PART`].
+        data: Vec<u8>,
+    },
+    /// A task ended the whole step (`MPI_Abort`): what is left of it is to end, and its exit code is this one.
+    Aborted(u8),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -290,7 +309,24 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Images(query) => put(Kind::Images, ALL_TASKS, &json(Kind::Images, query)?),
         Frame::Part(bytes) => put(Kind::Part, ALL_TASKS, bytes),
         Frame::Node(name) => put(Kind::Node, ALL_TASKS, cut(&name.0)),
+        Frame::Fence { number, last, data } => {
+            out.extend_from_slice(&data_header(Kind::Fence, *number, data.len() + 1)?);
+            out.push(u8::from(*last));
+            out.extend_from_slice(data);
+            Ok(())
+        }
+        Frame::Aborted(code) => put(Kind::Aborted, ALL_TASKS, &[*code]),
     }
+}
+
+/// The frames by which bytes are told at a fence.
+pub fn fence_frames(number: u32, bytes: &[u8]) -> impl Iterator<Item = Frame> + '_ {
+    let parts = bytes.len().div_ceil(FENCE_PART).max(1);
+    (0..parts).map(move |at| {
+        let from = at * FENCE_PART;
+        let data = bytes[from..bytes.len().min(from + FENCE_PART)].to_vec();
+        Frame::Fence { number, last: at + 1 == parts, data }
+    })
 }
 
 fn json<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, FrameError> {
@@ -378,6 +414,16 @@ impl Frame {
             Kind::Images => Ok(Frame::Images(parse(kind, &payload)?)),
             Kind::Part => Ok(Frame::Part(payload)),
             Kind::Node => Ok(Frame::Node(NodeName(text(payload)))),
+            Kind::Fence => match payload.split_first() {
+                Some((last @ 0..=1, data)) => {
+                    Ok(Frame::Fence { number: task, last: *last == 1, data: data.to_vec() })
+                }
+                _ => Err(bad("expected whether it is the last, and bytes")),
+            },
+            Kind::Aborted => match payload[..] {
+                [code] => Ok(Frame::Aborted(code)),
+                _ => Err(bad("expected an exit code")),
+            },
         }
     }
 }

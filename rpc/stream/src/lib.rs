@@ -7,6 +7,9 @@
 //! [`Frame::Refused`]. Readers never take more bytes than the frame has, so that a descriptor can be
 //! handed to another process between two frames.
 //!
+//! What tasks tell one another at a fence goes up in [`Frame::Fence`]s of one number, the last of which says so, and comes
+//! down in the same way with what all nodes told.
+//!
 //! Standard input has a window: a client sends at most [`STDIN_WINDOW`] bytes (each byte counted once, also
 //! when it goes to every task) beyond what [`Frame::Credit`] gave back, and so can always send a signal.
 #![forbid(unsafe_code)]
@@ -19,8 +22,8 @@ mod images;
 mod kept;
 
 pub use frame::{
-    ALL_TASKS, Attach, Decoder, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD, STDIN_WINDOW,
-    data_header, encode,
+    ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
+    STDIN_WINDOW, data_header, encode, fence_frames,
 };
 pub use images::ImagesQuery;
 pub use kept::{KeptContainer, KeptQuery, KeptState};

@@ -7,7 +7,7 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_stream::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, ImagesQuery, KeptContainer, KeptQuery, KeptState,
-    MAX_PAYLOAD, blocking, encode,
+    MAX_PAYLOAD, blocking, encode, fence_frames,
 };
 use proptest::prelude::*;
 
@@ -49,6 +49,12 @@ fn frame() -> impl Strategy<Value = Frame> {
         ".{0,40}".prop_map(Frame::Message),
         Just(Frame::Detach),
         any::<u32>().prop_map(Frame::Credit),
+        (any::<u32>(), any::<bool>(), bytes()).prop_map(|(number, last, data)| Frame::Fence {
+            number,
+            last,
+            data
+        }),
+        any::<u8>().prop_map(Frame::Aborted),
         ".{0,40}".prop_map(|name| Frame::Kept(KeptQuery::Remove { name, uid: None })),
         (".{0,40}", any::<u32>()).prop_map(|(name, n)| Frame::KeptContainer(Box::new(KeptContainer {
             name: name.clone(),
@@ -191,4 +197,25 @@ fn the_async_codec_speaks_the_same() {
         writer.await.unwrap();
         assert_eq!(berth_stream::asynchronous::read_frame(&mut b).await.unwrap(), None);
     });
+}
+
+proptest! {
+    #[test]
+    fn what_is_told_at_a_fence_comes_whole_in_pieces_that_fit(length in 0usize..5 * MAX_PAYLOAD, number: u32) {
+        let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
+        let mut decoder = Decoder::default();
+        for frame in fence_frames(number, &bytes) {
+            let mut wire = Vec::new();
+            encode(&frame, &mut wire).unwrap();
+            decoder.feed(&wire);
+        }
+        let (mut told, mut over) = (Vec::new(), false);
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            let Frame::Fence { number: of, last, data } = frame else { panic!("{frame:?}") };
+            prop_assert_eq!((of, over), (number, false));
+            told.extend(data);
+            over = last;
+        }
+        prop_assert_eq!((told, over), (bytes, true));
+    }
 }

@@ -73,6 +73,7 @@ pub(crate) fn start(
         attached: own.is_some_and(|s| s.attached),
         kill_wait: common.kill_wait,
         enter: own.and_then(|s| s.enter.as_ref()).map(|e| e.step),
+        mpi: own.and_then(|s| s.mpi),
         x11: own.and_then(|s| s.x11.clone()).filter(|x11| {
             let nodes = &run.allocation.nodes;
             let place = nodes.iter().position(|node| *node == here.node);

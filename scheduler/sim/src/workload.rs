@@ -546,6 +546,7 @@ impl World {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            mpi: None,
         }
     }
 

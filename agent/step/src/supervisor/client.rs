@@ -13,6 +13,17 @@ pub enum ClientEvent {
     Signal(i32),
     /// The terminal's size.
     Winch(TermSize),
+    /// What all nodes told at a fence, or a piece of it.
+    Fence {
+        /// The how manieth of the step.
+        number: u32,
+        /// Nothing follows.
+        last: bool,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// A task of another node ended the whole step, with this exit code.
+    Aborted(u8),
     /// It leaves; the step goes on.
     Detached,
     /// It is gone without a word, or sent what no client sends.

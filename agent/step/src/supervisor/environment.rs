@@ -1,6 +1,7 @@
 //! The environment of a step's tasks: what the submitter had, and over it what Berth says of job, step and
 //! task. The image's own comes between the two, and is the runtime's matter.
 
+use super::pmi;
 use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::env::{Devices, TaskPlace, step_variables, task_variables};
@@ -22,7 +23,9 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     let name = |text: &ByteStr| text.0.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
     let host = is_host(&file.launch);
     // A container has the job's own socket, and no path of the node's state directory means anything in it.
-    let enters = |name: &[u8]| !NEVER.contains(&name) && (host || name != b"BERTH_STATE");
+    let enters = |name: &[u8]| {
+        !NEVER.contains(&name) && !pmi::VARIABLES.contains(&name) && (host || name != b"BERTH_STATE")
+    };
     let mut env: Vec<ByteStr> = submitter.iter().filter(|text| enters(&name(text))).cloned().collect();
     let own_tmp = host && !env.iter().any(|text| name(text) == b"TMPDIR");
     env.extend(joined(step_variables(&file.launch, devices(file))));
@@ -44,7 +47,9 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
 /// What only this task has, by its place among this node's.
 pub fn of_task(file: &LaunchFile, local: u32) -> Vec<ByteStr> {
     let place = TaskPlace { local, pid: None, devices: devices(file) };
-    joined(task_variables(&file.launch, place)).collect()
+    let mut env: Vec<ByteStr> = joined(task_variables(&file.launch, place)).collect();
+    env.extend(pmi::variables(&file.launch, local));
+    env
 }
 
 /// Where nothing confines a step on the node's own filesystem, it sees every device.

@@ -27,6 +27,8 @@ pub struct TaskFiles {
     pub stderr: Option<OwnedFd>,
     /// A terminal instead of all three.
     pub terminal: bool,
+    /// Its end of the connection to the PMI server.
+    pub pmi: Option<OwnedFd>,
 }
 
 /// Where lines for the user go while no client is attached.
@@ -84,7 +86,7 @@ pub fn open(launch: &StepLaunch, streams: &mut Streams) -> Result<(Vec<TaskFiles
         if let (Target::File(_), None, Some(fd)) = (&targets.stderr, &messages.file, &stderr) {
             messages.file = Some(copy(fd)?);
         }
-        all.push(TaskFiles { stdin, stdout, stderr, terminal: false });
+        all.push(TaskFiles { stdin, stdout, stderr, terminal: false, pmi: None });
     }
     Ok((all, messages))
 }

@@ -9,6 +9,7 @@ mod environment;
 mod files;
 mod layers;
 mod login;
+mod pmi;
 mod processes;
 mod saving;
 mod script;

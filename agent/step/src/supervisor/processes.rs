@@ -5,6 +5,7 @@ use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
 use super::login;
+use super::pmi::PMI_FD;
 use super::saving::Saving;
 use super::script;
 use super::step::LaunchFailure;
@@ -394,7 +395,7 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         umask: Some(launch.umask),
         pid_env: Some("SLURM_TASK_PID".into()),
         name: None,
-        extra_fds: Vec::new(),
+        extra_fds: files.pmi.map(|fd| (PMI_FD, fd)).into_iter().collect(),
         before: Vec::new(),
         after: Vec::new(),
         last: false,

@@ -3,6 +3,7 @@
 use super::client::ClientEvent;
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
+use super::pmi::{Pmi, PmiEvent};
 use super::processes::{self, Processes, TaskEvent};
 use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
@@ -30,6 +31,7 @@ enum Token {
     Processes,
     Saving,
     Stream(StreamToken),
+    Pmi(usize),
 }
 
 /// Whose hooks run just now, if any do.
@@ -61,11 +63,15 @@ pub struct Step {
     streams: Streams,
     messages: Messages,
     processes: Option<Processes>,
+    /// What the tasks of an MPI program find one another by.
+    pmi: Option<Pmi>,
     hooks: Hooks,
     /// For tasks that are not there yet, and whether for their first processes alone.
     signals: Vec<(i32, bool)>,
     tasks: Vec<(u32, Option<ExitStatus>)>,
     launch_error: Option<String>,
+    /// A task ended the whole step with this exit code.
+    aborted: Option<u8>,
     deadlines: Deadlines,
     /// The client was told the exit.
     told: bool,
@@ -93,10 +99,12 @@ impl Step {
             streams,
             messages: Messages::default(),
             processes: None,
+            pmi: None,
             hooks: Hooks::Idle,
             signals: Vec::new(),
             tasks,
             launch_error: None,
+            aborted: None,
             deadlines: Deadlines::default(),
             told: false,
         }
@@ -134,8 +142,13 @@ impl Step {
 
     fn start(&mut self) -> Result<Processes, LaunchFailure> {
         let file = Rc::clone(&self.file);
-        let (io, messages) = files::open(&file.launch, &mut self.streams)?;
+        let (mut io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
+        self.pmi = Pmi::of(&file.launch)
+            .map_err(|e| LaunchFailure::new(format!("cannot make the tasks' PMI connections: {e}")))?;
+        for (files, end) in io.iter_mut().zip(self.pmi.iter_mut().flat_map(Pmi::take_ends)) {
+            files.pmi = Some(end);
+        }
         let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
@@ -205,6 +218,10 @@ impl Step {
                         self.hear_client(event);
                     }
                 }
+                Token::Pmi(task) => {
+                    let events = self.pmi.as_mut().map(|pmi| pmi.ready(task, flags));
+                    self.act_on_pmi(events.unwrap_or_default());
+                }
             }
         }
         for due in self.deadlines.due(Instant::now()) {
@@ -255,6 +272,10 @@ impl Step {
         }
         for (token, fd, flags) in self.streams.interests() {
             tokens.push(Token::Stream(token));
+            set.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        for (task, fd, flags) in self.pmi.iter().flat_map(Pmi::interests) {
+            tokens.push(Token::Pmi(task));
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
         set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
@@ -333,6 +354,12 @@ impl Step {
                 for text in self.messages.take_kept() {
                     self.streams.tell(&Frame::Message(text));
                 }
+                for frame in self.pmi.iter_mut().flat_map(Pmi::attached) {
+                    self.streams.tell(&frame);
+                }
+                if let Some(code) = self.aborted {
+                    self.streams.tell(&Frame::Aborted(code));
+                }
                 for (task, status) in &self.tasks {
                     if let Some(status) = status {
                         self.streams.tell(&Frame::TaskExit { task: *task, status: *status });
@@ -351,6 +378,11 @@ impl Step {
                     processes.resize(size);
                 }
             }
+            ClientEvent::Fence { number, last, data } => {
+                let events = self.pmi.as_mut().map(|pmi| pmi.hear(number, last, &data));
+                self.act_on_pmi(events.unwrap_or_default());
+            }
+            ClientEvent::Aborted(code) => self.abort(code),
             ClientEvent::Detached => self.streams.give_up_client(),
             ClientEvent::Lost(_) if self.exited().is_none() && self.streams.lose_client() => {
                 self.deadlines.client_in(Instant::now(), CLIENT_COMES);
@@ -363,6 +395,31 @@ impl Step {
                 }
             }
         }
+    }
+
+    fn act_on_pmi(&mut self, events: Vec<PmiEvent>) {
+        for event in events {
+            match event {
+                PmiEvent::Tell(frame) => self.streams.tell(&frame),
+                PmiEvent::Say(text) => self.say(&text),
+                PmiEvent::Abort(code, text) if self.aborted.is_none() => {
+                    self.say(&text);
+                    self.streams.tell(&Frame::Aborted(code));
+                    self.abort(code);
+                }
+                PmiEvent::Stuck(text) if !self.deadlines.ending() => {
+                    self.say(&format!("Terminating the step: {text}"));
+                    self.terminate(self.launch().kill_wait);
+                }
+                PmiEvent::Abort(..) | PmiEvent::Stuck(_) => {}
+            }
+        }
+    }
+
+    /// A task ended the whole step: its exit code is this one, however the others end now.
+    fn abort(&mut self, code: u8) {
+        self.aborted.get_or_insert(code);
+        self.terminate(self.launch().kill_wait);
     }
 
     fn hear_processes(&mut self) -> io::Result<()> {
@@ -428,6 +485,9 @@ impl Step {
         let Some((task, slot)) = self.tasks.get_mut(index) else { return };
         let task = *task;
         *slot = Some(status);
+        // What it said last comes first: the exit that follows on an abort is no news.
+        let events = self.pmi.as_mut().map(|pmi| pmi.exited(index));
+        self.act_on_pmi(events.unwrap_or_default());
         self.streams.tell(&Frame::TaskExit { task, status });
         let now = Instant::now();
         if self.launch().kill_on_bad_exit && !status.success() && !self.deadlines.ending() {
@@ -458,6 +518,10 @@ impl Step {
         let worst = match (worst.success(), &self.launch_error) {
             (true, Some(_)) => ExitStatus { code: 1, signal: 0 },
             _ => worst,
+        };
+        let worst = match self.aborted {
+            Some(code) => ExitStatus { code, signal: 0 },
+            None => worst,
         };
         let status = failure.as_ref().map_or(worst, |f| f.status);
         let launch_error = failure.map(|f| f.text).or(self.launch_error.take());

@@ -217,6 +217,10 @@ impl Streams {
                 Frame::StdinEof { task } => self.end_input(task),
                 Frame::Signal(n) => events.push(ClientEvent::Signal(n)),
                 Frame::Winch(size) => events.push(ClientEvent::Winch(size)),
+                Frame::Fence { number, last, data } => {
+                    events.push(ClientEvent::Fence { number, last, data });
+                }
+                Frame::Aborted(code) => events.push(ClientEvent::Aborted(code)),
                 Frame::Detach => events.push(ClientEvent::Detached),
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
             }

@@ -11,6 +11,7 @@ use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, block_on, out, x11};
 use berth_model::login::SealedLogin;
+use berth_model::mpi::MpiType;
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -36,6 +37,10 @@ fn run(call: &Invocation<'_>) -> Outcome {
         Read::Words(words) => words,
     };
     let mut options = submit::resolve(Submit::Srun, words.settings, Vec::new())?;
+    if options.mpi_list {
+        out::print(&mpi_types())?;
+        return Ok(0);
+    }
     let argv = words.rest;
     let Some(program) = argv.first() else {
         return Err(Failure::raw(
@@ -67,6 +72,12 @@ fn run(call: &Invocation<'_>) -> Outcome {
             None => run.outside(&client).await,
         }
     })
+}
+
+/// What `--mpi=list` prints.
+fn mpi_types() -> String {
+    let names: Vec<String> = MpiType::NAMES.iter().map(|(name, _)| format!("\t{name}\n")).collect();
+    format!("MPI plugin types are...\n{}", names.concat())
 }
 
 struct Run {

@@ -1,6 +1,7 @@
 //! One step from attaching to its end, on all of its nodes: what it writes goes out, what we read goes in, signals
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
+use super::exchange::{Answer, Exchange};
 use super::interrupt::{Press, Presses};
 use super::labels::Labels;
 use super::nodes::{Nodes, To};
@@ -97,6 +98,10 @@ struct Follower {
     gather: Option<Instant>,
     /// Messages of the step, so that none is told twice.
     heard: String,
+    /// A task ended the whole step, with this exit code (`MPI_Abort`).
+    aborted: Option<u8>,
+    /// What its tasks tell one another.
+    exchange: Exchange,
 }
 
 /// Follows a step; comes back with srun's exit code.
@@ -115,7 +120,9 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         Some(_) => Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?),
         None => None,
     };
+    let step_nodes = step.layout.nodes.len().max(1);
     let nodes = Nodes::connect(step.socket.clone(), step.key, step.layout.clone(), events_in.clone());
+    let exchange = Exchange::new(step_nodes);
     let mut me = Follower {
         step,
         nodes,
@@ -126,6 +133,8 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         wait: None,
         gather: None,
         heard: String::new(),
+        aborted: None,
+        exchange,
     };
     me.begin_input().await;
     // When the record says that the step is over: its streams get a moment for the last word.
@@ -147,6 +156,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                 Some((at, Event::Attached(stream))) => {
                     let (reader, writer) = stream.into_split();
                     output.pump(at, reader, events_in.clone());
+                    me.exchange.reopened(at);
                     me.nodes.opened(at, writer).await;
                 }
                 Some((at, event)) => {
@@ -277,6 +287,7 @@ impl Follower {
                     self.gather.get_or_insert(Instant::now() + GATHER);
                 }
                 self.first_exit(status).await;
+                self.find_stuck().await;
             }
             Event::Frame(Frame::StepExit(exit)) => {
                 self.exits.extend(exit.tasks.iter().copied());
@@ -305,12 +316,63 @@ impl Follower {
                 }
                 self.heard.push_str(&text);
             }
+            Event::Frame(Frame::Fence { number, last, data }) => self.fence(at, number, last, &data).await,
+            Event::Frame(Frame::Aborted(code)) if self.aborted.is_none() => {
+                self.aborted = Some(code);
+                self.nodes.send(To::All, Frame::Aborted(code)).await;
+            }
             Event::Frame(_) | Event::Attached(_) => {}
             Event::Refused(why) => self.nodes.refused(at, why),
             Event::Closed => self.nodes.closed(at),
             Event::StdoutGone => {
                 self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
             }
+        }
+    }
+
+    /// Tasks of a node are at a fence; they go on when those of all nodes are.
+    async fn fence(&mut self, at: usize, number: u32, last: bool, data: &[u8]) {
+        let (to, frames) = match self.exchange.hear(at, number, last, data) {
+            Ok(None) => return self.find_stuck().await,
+            Ok(Some(Answer::All(frames))) => (To::All, frames),
+            Ok(Some(Answer::One(frames))) => (To::Node(at), frames),
+            Err(why) => {
+                let text = format!("{}: {why}", self.nodes.name(at));
+                return self.give_up(&text).await;
+            }
+        };
+        for frame in frames {
+            self.nodes.send(to, frame).await;
+        }
+    }
+
+    /// Ends the step when tasks wait for others that cannot come: nothing else would.
+    async fn find_stuck(&mut self) {
+        let Some((there, missed)) = self.exchange.waiting() else { return };
+        let missed = missed.into_iter().find_map(|at| {
+            let tasks = self.nodes.layout().tasks.get(at)?;
+            Some((at, *tasks.iter().find(|task| self.exits.contains_key(task))?))
+        });
+        if let Some((at, task)) = missed {
+            let waiting: Vec<&str> = there.into_iter().map(|at| self.nodes.name(at)).collect();
+            let text = format!(
+                "the PMI barrier at which the tasks of {} wait will not be reached by task {task} of {}, which ended before it",
+                hostlist::compress(&waiting),
+                self.nodes.name(at)
+            );
+            self.give_up(&text).await;
+        }
+    }
+
+    /// The step cannot go on.
+    async fn give_up(&mut self, why: &str) {
+        if self.deadline.is_none() && self.aborted.is_none() {
+            out::complain(&format!(
+                "{}: error: Terminating StepId={}: {why}",
+                self.step.voice.name(),
+                self.step.key
+            ));
+            self.end(libc_signal(SignalKind::terminate())).await;
         }
     }
 
@@ -457,6 +519,7 @@ impl Follower {
             let ended_by = |signal| self.exits.values().any(|s| i32::from(s.signal) == signal);
             // Somebody ended it, and it was neither we nor a cancellation, which has its own line.
             if self.deadline.is_none()
+                && self.aborted.is_none()
                 && self.step.voice == Voice::Srun
                 && oom.is_none()
                 && !self.heard.contains(" CANCELLED AT ")
@@ -471,6 +534,9 @@ impl Follower {
             }
         }
         let code = exits::code(self.exits.values().copied().chain(ends.iter().map(|(_, exit)| exit.status)));
+        if let Some(code) = self.aborted.filter(|_| failed.is_empty()) {
+            return code;
+        }
         if code == 0
             && let Some(at) = oom
         {

@@ -45,6 +45,8 @@ pub enum To {
     All,
     /// The node of this task.
     Task(u32),
+    /// The node of this index.
+    Node(usize),
 }
 
 /// All connections of a step.
@@ -158,6 +160,7 @@ impl Nodes {
         let only = match to {
             To::All | To::Task(ALL_TASKS) => None,
             To::Task(task) => Some(super::exits::node_of(&self.layout, task)),
+            To::Node(at) => Some(at),
         };
         let open = self.parts.iter().map(|p| p.ended.is_none()).collect::<Vec<_>>();
         (0..open.len()).filter(move |at| open[*at] && only.is_none_or(|o| o == *at))

@@ -244,5 +244,6 @@ pub async fn send(writer: &mut OwnedWriteHalf, frame: &Frame) {
 
 /// Prints a line to stderr, past the writer: messages are not output of tasks.
 pub fn message(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    // By one call: tasks' own words come in between otherwise.
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }

@@ -69,15 +69,19 @@ pub(super) static ROWS: &[OptionRow] = &[
             Ok(())
         }),
     row("mpi", Commands::R)
-        .takes("none")
-        .choices(&["none"])
+        .takes("TYPE")
+        .choices(&["none", "pmi1", "pmi2", "list"])
         .env(&["SLURM_MPI_TYPE"])
-        .help("How tasks find one another: none, the only way in this release.")
-        .set(|_, g| match g.text()? {
-            "none" => Ok(()),
-            other => Err(Bad::Spec(format!(
-                "'{other}' is not supported by this release; use --mpi=none and the launcher of the MPI library"
-            ))),
+        .help(
+            "How the tasks of an MPI program find one another: pmi2 (PMI-2 and PMI-1, for MPICH, MVAPICH, Intel MPI and their kin), \
+             pmi1 (PMI-1 alone), or none. Steps of several tasks have pmi2 unasked. list prints these.",
+        )
+        .set(|o, g| {
+            match g.text()? {
+                "list" => o.mpi_list = true,
+                other => o.mpi = Some(other.parse().map_err(Bad::Spec)?),
+            }
+            Ok(())
         }),
     row("cpu-bind", Commands::R)
         .alias(&["cpu_bind"])

@@ -1,0 +1,141 @@
+//! What the tasks of an MPI program tell one another at a fence: what each node's tasks told, joined, and told to all nodes.
+
+use berth_stream::{Frame, fence_frames};
+
+/// Most bytes of a fence, of all nodes. A supervisor takes no more.
+const MOST: usize = 64 << 20;
+
+/// What is to be sent, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To all nodes: they may go on.
+    All(Vec<Frame>),
+    /// To one, which did not hear it.
+    One(Vec<Frame>),
+}
+
+/// A node's part of the fence under way.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    bytes: Vec<u8>,
+    whole: bool,
+}
+
+/// The fences of a step.
+#[derive(Debug)]
+pub struct Exchange {
+    parts: Vec<Part>,
+    /// The last fence that ended, from 1, and what was told at it.
+    over: (u32, Vec<u8>),
+}
+
+impl Exchange {
+    /// None yet, of a step on so many nodes.
+    pub fn new(nodes: usize) -> Exchange {
+        Exchange { parts: vec![Part::default(); nodes], over: (0, Vec::new()) }
+    }
+
+    /// A piece of what a node tells.
+    ///
+    /// # Errors
+    /// It is of no fence at which the step could be, or too much: the step cannot go on.
+    pub fn hear(
+        &mut self,
+        at: usize,
+        number: u32,
+        last: bool,
+        data: &[u8],
+    ) -> Result<Option<Answer>, String> {
+        if number == self.over.0 && number > 0 {
+            // Told again by one that lost its connection before it heard the answer.
+            return Ok(last.then(|| Answer::One(fence_frames(number, &self.over.1).collect())));
+        }
+        let held: usize = self.parts.iter().map(|part| part.bytes.len()).sum();
+        let next = self.over.0.wrapping_add(1);
+        let Some(part) = self.parts.get_mut(at).filter(|part| number == next && !part.whole) else {
+            return Err(format!("it is at PMI barrier {number}, and the step at {next}"));
+        };
+        if held + data.len() > MOST {
+            return Err(format!("the keys of the step's tasks take more than {MOST} bytes"));
+        }
+        part.bytes.extend_from_slice(data);
+        part.whole = last;
+        if !self.parts.iter().all(|part| part.whole) {
+            return Ok(None);
+        }
+        let told: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes.iter().copied()).collect();
+        self.parts.fill(Part::default());
+        let frames = fence_frames(next, &told).collect();
+        self.over = (next, told);
+        Ok(Some(Answer::All(frames)))
+    }
+
+    /// A node's connection is a new one: what it tells comes from the start.
+    pub fn reopened(&mut self, at: usize) {
+        if let Some(part) = self.parts.get_mut(at) {
+            *part = Part::default();
+        }
+    }
+
+    /// The nodes that are at a fence at which others are missed, and those that are missed.
+    pub fn waiting(&self) -> Option<(Vec<usize>, Vec<usize>)> {
+        let (there, missed): (Vec<usize>, Vec<usize>) =
+            (0..self.parts.len()).partition(|at| self.parts.get(*at).is_some_and(|part| part.whole));
+        (!there.is_empty()).then_some((there, missed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_stream::FENCE_PART;
+
+    fn frames(number: u32, bytes: &[u8]) -> Vec<Frame> {
+        fence_frames(number, bytes).collect()
+    }
+
+    #[test]
+    fn what_all_nodes_told_goes_to_all_of_them_when_the_last_has_told() {
+        let mut step = Exchange::new(3);
+        assert_eq!(step.waiting(), None);
+        assert_eq!(step.hear(2, 1, true, b"c"), Ok(None));
+        assert_eq!(step.hear(0, 1, false, b"a1"), Ok(None));
+        assert_eq!(step.waiting(), Some((vec![2], vec![0, 1])));
+        assert_eq!(step.hear(1, 1, true, b""), Ok(None));
+        assert_eq!(step.hear(0, 1, true, b"a2"), Ok(Some(Answer::All(frames(1, b"a1a2c")))));
+        assert_eq!(step.waiting(), None);
+        // The next one begins with nothing.
+        for at in 0..2 {
+            assert_eq!(step.hear(at, 2, true, b""), Ok(None));
+        }
+        assert_eq!(step.hear(2, 2, true, b"z"), Ok(Some(Answer::All(frames(2, b"z")))));
+    }
+
+    #[test]
+    fn a_node_that_comes_back_tells_from_the_start_or_hears_the_answer_again() {
+        let mut step = Exchange::new(2);
+        assert_eq!(step.hear(0, 1, false, b"half"), Ok(None));
+        step.reopened(0);
+        assert_eq!(step.hear(0, 1, true, b"whole"), Ok(None));
+        step.reopened(0);
+        assert_eq!(step.hear(0, 1, true, b"whole"), Ok(None));
+        assert_eq!(step.hear(1, 1, true, b"!"), Ok(Some(Answer::All(frames(1, b"whole!")))));
+        step.reopened(0);
+        assert_eq!(step.hear(0, 1, true, b"whole"), Ok(Some(Answer::One(frames(1, b"whole!")))));
+        assert_eq!(step.hear(0, 2, true, b""), Ok(None));
+    }
+
+    #[test]
+    fn what_no_supervisor_sends_is_refused() {
+        let mut step = Exchange::new(2);
+        assert!(step.hear(0, 2, true, b"").unwrap_err().contains("at PMI barrier 2, and the step at 1"));
+        assert!(step.hear(0, 0, true, b"").is_err());
+        assert!(step.hear(7, 1, true, b"").is_err());
+        assert_eq!(step.hear(0, 1, true, b""), Ok(None));
+        assert!(step.hear(0, 1, true, b"").is_err(), "twice");
+        let mut step = Exchange::new(2);
+        let piece = vec![0; FENCE_PART];
+        let many = (0..=MOST / FENCE_PART + 1).map(|_| step.hear(0, 1, false, &piece));
+        assert!(many.last().unwrap().unwrap_err().contains("more than"));
+    }
+}

@@ -1,0 +1,147 @@
+//! MPI programs: unmodified MPICH, and Slurm's own library of PMI-2, find their ranks by what a step serves its tasks.
+
+use berth_tests::sandbox::wait;
+use berth_tests::{Cmd, Hosts, Sandbox, each_user, images, machine};
+use std::path::{Path, PathBuf};
+
+/// `ring`, which MPICH's compiler made, and `keys`, which is linked with Slurm's `libpmi2`.
+fn programs(to: &Path) -> (PathBuf, PathBuf) {
+    let source = |name: &str| machine::workspace().join("tests/mpi").join(name);
+    let (ring, keys) = (to.join("ring"), to.join("keys"));
+    Cmd::new("mpicc.mpich").arg("-o").arg(&ring).arg(source("ring.c")).ok();
+    Cmd::new("cc").arg("-o").arg(&keys).arg(source("keys.c")).arg("-lpmi2").ok();
+    (ring, keys)
+}
+
+/// How often each MPI program is run in each way: tests/mpi.sh says more.
+fn runs() -> usize {
+    std::env::var("BERTH_MPI_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+/// What makes a step run in the image, with the programs in sight.
+fn contained(work: &Path) -> [String; 2] {
+    [
+        format!("--container-image={}", images::mpich().display()),
+        format!("--container-mounts={}", work.display()),
+    ]
+}
+
+each_user! {
+    fn ranks_on_one_node_find_one_another(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 2\n");
+        let (ring, keys) = programs(&sandbox.work());
+        let inside = contained(&sandbox.work());
+        for container in [&[][..], &inside[..]] {
+            let run = |options: &[&str]| sandbox.srun(container).args(["--mem=400"]).args(options).limit(60);
+            for _ in 0..runs() {
+                let told = run(&["-n2"]).arg(&ring).ok().text();
+                assert_eq!(told, "ranks 2 token 2 sum 3 here 2");
+            }
+            // Slurm's own library, in both of the ways in which it may be asked for.
+            for mpi in [&["-n2"][..], &["-n2", "--mpi=pmi2"], &["-n1", "--mpi=pmi2"]] {
+                let told = run(mpi).arg(&keys).ok().text();
+                let tasks = &mpi[0][2..];
+                assert!(told.starts_with(&format!("{tasks} of ")) && told.ends_with(&format!(": (vector,(0,1,{tasks}))")), "{told}");
+            }
+            // Who is not served is alone; one task is not served unless it asks.
+            let told = run(&["-n2", "--mpi=none"]).arg(&ring).ok().text();
+            assert_eq!(told, ["ranks 1 token 1 sum 1 here 1"; 2].join("\n"));
+            let fd = "echo ${PMI_FD-none} $PMI_RANK/$PMI_SIZE";
+            assert_eq!(run(&["-n1", "sh", "-c", fd]).env("PMI_FD", "9").ok().text(), "none /");
+            // The step ends as the rank that aborts has it, and not as those that it ends.
+            let aborted = run(&["-n2"]).arg(&ring).args(["abort", "1", "7"]).run();
+            assert_eq!(aborted.rc, 7, "{aborted}");
+            aborted.says(&["task 1 called MPI_Abort with exit code 7"]);
+            // Nobody waits for ever for one that will not come.
+            let left = run(&["-n2"]).arg(&ring).args(["leave", "1"]).run();
+            assert!(left.rc != 0, "{left}");
+            left.says(&["the PMI barrier at which task 0 waits will not be reached by task 1"]);
+            // What is not there is refused by name, and the program goes on.
+            let spawned = run(&["-n1", "--mpi=pmi2"]).arg(&keys).arg("spawn").ok();
+            assert_eq!(spawned.text(), "spawn: refused");
+            spawned.says(&["task 0: MPI_Comm_spawn is not supported"]);
+        }
+        let listed = sandbox.srun(["--mpi=list"]).ok().text();
+        assert_eq!(listed, "MPI plugin types are...\n\tnone\n\tpmi1\n\tpmi2");
+        sandbox.srun(["--mpi=pmix", "true"]).fails().says(&["--mpi", "pmix", "mpirun"]);
+        sandbox.srun(["-n2", "--mpi=pmi1"]).arg(&keys).fails().says(&["use --mpi=pmi2"]);
+        sandbox.srun(["-n2"]).arg(&ring).env("SLURM_MPI_TYPE", "pmi1").ok();
+    }
+
+    fn a_task_that_speaks_no_pmi_breaks_nothing(who) {
+        let sandbox = Sandbox::start(who);
+        // Garbage, floods that read no answer, and ends in the middle: the step's exit is that of its tasks.
+        let hostile = [
+            "echo GET / HTTP/1.1 >&62; exit 0",
+            "head -c 1000000 /dev/urandom >&62 2>/dev/null; exit 0",
+            "echo cmd=init pmi_version=1 pmi_subversion=1 >&62; yes cmd=get_maxes 2>/dev/null | timeout 1 head -c 50000000 >&62 2>/dev/null; exit 0",
+            "printf 'cmd=init pmi_version=2 pmi_subversion=0\\n999999' >&62; exit 0",
+            "printf 'cmd=init pmi_' >&62; exec 62>&-; exit 0",
+        ];
+        for script in hostile {
+            let told = sandbox.srun(["-n2", "bash", "-c", script]).limit(60).ok();
+            let heard_no_more = told.err().contains("is heard no more");
+            assert_eq!(heard_no_more, script.contains("GET") || script.contains("urandom") || script.contains("999999"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_script_has_no_pmi_and_its_steps_and_mpirun_do_as_root() {
+    let sandbox = Sandbox::start(berth_tests::Who::root());
+    let (ring, _) = programs(&sandbox.work());
+    let mpirun = "mpiexec.hydra -n 2"; // the name that no other MPI has
+    let script =
+        format!("#!/bin/sh\necho fd ${{PMI_FD-none}}\nsrun {0}\nsrun {0}\n{mpirun} {0}\n", ring.display());
+    let job = sandbox.sbatch(&["-n2", "-o", "out"], &script);
+    sandbox.wait_state(job, "COMPLETED", 60);
+    let lines = "ranks 2 token 2 sum 3 here 2\n".repeat(3);
+    let seen = wait(5, || (sandbox.read("out") == format!("fd none\n{lines}")).then_some(()));
+    assert!(seen.is_some(), "{}", sandbox.read("out"));
+    // MPICH's mpirun starts what it needs by our srun.
+    let names: Vec<String> = sandbox.sacct(job, "jobname").into_iter().flatten().collect();
+    assert!(names.iter().any(|name| name.starts_with("hydra_pmi")), "{names:?}");
+}
+
+#[test]
+fn ranks_on_several_nodes_find_one_another_as_root() {
+    let names = ["n1", "n2", "n3", "n4"];
+    let hosts = Hosts::new(&names);
+    hosts.up("n1", "kill_wait_seconds = 2\n");
+    let token = hosts.token("n1", &["--uses", "3"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let (ring, keys) = programs(&hosts.work());
+    let inside = contained(&hosts.work());
+    for container in [&[][..], &inside[..]] {
+        // These hosts are one machine, and UCX knows it: it is to go by the network.
+        let run = |options: &[&str]| {
+            let cmd = hosts.cmd("n1", "srun").args(container).arg("--mem=200").args(options);
+            cmd.env("UCX_TLS", "tcp,self").limit(60)
+        };
+        // No more than three: with four, MPICH 4.0 over TCP waits for ever in MPI_Finalize now and then, with its own mpiexec
+        // as well.
+        for (options, ranks, sum) in [(["-N2", "-n2"], 2, 3), (["-N3", "-n3"], 3, 6)] {
+            for _ in 0..runs() {
+                let told = run(&options).arg(&ring).ok().text();
+                assert_eq!(told, format!("ranks {ranks} token {ranks} sum {sum} here 1"));
+            }
+        }
+        for (options, mapping) in
+            [(["-N4", "-n4"], "(0,4,1)"), (["-N3", "-n4"], "(0,1,2),(1,2,1)"), (["-N4", "-n8"], "(0,4,2)")]
+        {
+            let told = run(&options).arg(&keys).ok().text();
+            assert!(
+                told.starts_with(&options[1][2..]) && told.ends_with(&format!(": (vector,{mapping})")),
+                "{told}"
+            );
+        }
+        // An abort on one node ends all of them, with its code.
+        let aborted = run(&["-N3", "-n3"]).arg(&ring).args(["abort", "2", "9"]).run();
+        assert_eq!(aborted.rc, 9, "{aborted}");
+        aborted.says(&["task 2 called MPI_Abort with exit code 9"]);
+        let left = run(&["-w", "n[1-2]", "-n2"]).arg(&ring).args(["leave", "1"]).run();
+        assert!(left.rc != 0, "{left}");
+        left.says(&["the PMI barrier at which the tasks of n1 wait will not be reached by task 1 of n2"]);
+    }
+}
