@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Name of the group, within a job's, in which a process is parked for the job's next step.
 const NEXT: &str = "next";
+/// Name of the group, within a job's, of logins to the node by the job's user.
+const VISITORS: &str = "extern";
 /// Name of the group of zygote and supervisors.
 const SUPERVISORS: &str = "supervisors";
 
@@ -144,6 +146,29 @@ impl Cgroups {
             return Cgroup::complete(&self.facts, &name, &limits).map(Some);
         }
         self.create(&name, &limits)
+    }
+
+    /// The group of logins by a job's user, within the job's, without the device files that the job was not given. Only by one
+    /// process at a time.
+    pub fn visitors(&self, job: JobId, denied: &[String]) -> Result<Cgroup, CgroupError> {
+        let name = format!("{}/job_{job}", self.root);
+        let own = format!("{name}/{VISITORS}");
+        if Cgroup::below(&self.facts, &name).iter().any(|n| n == VISITORS) {
+            // A device policy is set once.
+            return Ok(Cgroup::named(&self.facts, &own));
+        }
+        let rules = denied.iter().filter_map(|file| device_of(Path::new(file)).ok()).collect();
+        let limits = CgroupLimits { devices: Some(DevicePolicy::DenyOnly(rules)), ..CgroupLimits::default() };
+        Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
+    }
+
+    /// Ends logins into a job that is gone, and removes what they made.
+    pub fn drop_visitors(&self, job: JobId) {
+        self.drop_group(&format!("job_{job}/{VISITORS}"));
+        // Only what is empty goes.
+        if let Err(e) = Cgroup::named(&self.facts, &format!("{}/job_{job}", self.root)).remove() {
+            tracing::debug!("{e}");
+        }
     }
 
     /// Takes away what no living job has: what an agent that was killed left, above all.

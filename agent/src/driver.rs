@@ -434,6 +434,15 @@ impl Driver {
             attempt,
             uid: identity.uid,
             gid: identity.gid,
+            user: identity.user.clone(),
+            devices: launch
+                .job
+                .share
+                .gres
+                .iter()
+                .flat_map(|g| &g.files)
+                .map(|f| f.display().into_owned())
+                .collect(),
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
             namespaces: None,

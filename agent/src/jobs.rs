@@ -29,6 +29,12 @@ pub struct JobRecord {
     pub uid: Uid,
     /// The user's group.
     pub gid: Gid,
+    /// The user's name; empty in records of earlier agents.
+    #[serde(default)]
+    pub user: String,
+    /// Device files that were given to it.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// The boot in which it was made.
     pub boot_id: String,
     /// The job's cgroup, where there is one.
@@ -219,6 +225,8 @@ mod tests {
             attempt: Attempt(1),
             uid: Uid(uid.as_raw()),
             gid: Gid(gid.as_raw()),
+            user: "ann".into(),
+            devices: Vec::new(),
             boot_id: "boot".into(),
             cgroup: None,
             namespaces: None,

@@ -37,6 +37,7 @@ pub mod signatures;
 mod standby;
 mod start;
 mod supervisors;
+pub mod visit;
 mod zygote;
 
 pub use cgroups::tree_name;

@@ -255,6 +255,12 @@ pub fn leave(dir: &StateDir) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The cluster's configuration as the agent of this machine last had it.
+pub fn last_settings(dir: &StateDir) -> Option<Config> {
+    let text = std::fs::read(private(dir).join("settings.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 /// The cluster's configuration: from the controller, or as it was when that cannot be reached. Waits until there is one.
 ///
 /// # Errors

@@ -37,6 +37,7 @@ mod mpi;
 mod named;
 mod oci;
 mod packages;
+mod pam;
 mod place;
 mod programs;
 mod pulls;

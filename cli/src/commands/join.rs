@@ -47,6 +47,9 @@ pub struct Leave {}
 /// How long the agent may take to be connected.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same where systemd starts it, which may wait for the network first.
+const UNIT_PATIENCE: Duration = Duration::from_secs(90);
+
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let dir = StateDir::named_or_own(state)?;
     if !nix::unistd::geteuid().is_root() {
@@ -107,7 +110,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
 fn start_unit(dir: &StateDir, joined: &Joined, approved: bool) -> Outcome {
     let unit = units::name(Part::Agent);
     units::systemctl(&["start", "--no-block", unit])?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + UNIT_PATIENCE;
     while approved && !berth_agent::is_connected(&dir.0) {
         let failed = units::state(Part::Agent) == "failed";
         if failed || Instant::now() > deadline {
@@ -116,7 +119,7 @@ fn start_unit(dir: &StateDir, joined: &Joined, approved: bool) -> Outcome {
                 if failed {
                     "has failed".to_string()
                 } else {
-                    format!("is not connected within {} s and goes on trying", PATIENCE.as_secs())
+                    format!("is not connected within {} s and goes on trying", UNIT_PATIENCE.as_secs())
                 },
                 units::tail(Part::Agent)
             );

@@ -18,6 +18,7 @@ mod join;
 mod man;
 mod node;
 mod oci;
+mod pam;
 mod restore;
 pub mod run;
 mod sim;
@@ -57,6 +58,7 @@ pub enum Command {
     InstallLinks(install_links::Args),
     InstallUnits(install_units::Args),
     Sim(sim::Args),
+    Pam(pam::Args),
     Completions(completions::Args),
     Man(man::Args),
     Controller(controller::Args),
@@ -109,6 +111,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::InstallLinks(args) => install_links::run(&args),
         Command::InstallUnits(args) => install_units::run(&args, state.as_deref()),
         Command::Sim(args) => sim::run(&args),
+        Command::Pam(args) => pam::run(&args, state.as_deref()),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Controller(args) => controller::run(&args, state.as_deref()),
