@@ -207,6 +207,7 @@ impl Asked<'_> {
             attached: true,
             x11: step.x11.clone(),
             pytorch: step.pytorch,
+            mpi: step.mpi,
             task_prolog: step.task_prolog.clone(),
             task_epilog: step.task_epilog.clone(),
             ..launch
