@@ -76,8 +76,8 @@ each_user! {
         sandbox.wait_state(job, "PENDING", 20);
         assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (0, 1));
         seen("the epilog after a prolog that failed", 10, || lines(&sandbox, "epilog") == 1);
-        resume(&sandbox);
         fs::remove_file(sandbox.work().join("log.bad")).unwrap();
+        resume(&sandbox);
         sandbox.wait_state(job, "COMPLETED", 30);
         assert_eq!((lines(&sandbox, "ran"), lines(&sandbox, "prolog")), (1, 2));
         sandbox.write("log.bad", "");
