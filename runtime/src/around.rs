@@ -2,13 +2,14 @@
 //! what they say on their standard output; those after it clear up. None of them has more time than it was given.
 
 use crate::exec::{ExecError, candidates};
+use crate::group::end;
 use crate::setup::errno_text;
 use crate::sys::Errno;
 use berth_model::ByteStr;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -54,8 +55,6 @@ impl TaskProgram {
 
 /// Most that a program before a task may say: far more than an environment can be long.
 const MOST_SAID: usize = 1 << 20;
-/// For how long the end of a program that was killed is waited for: in the kernel it may hang for ever.
-const DYING: Duration = Duration::from_secs(5);
 
 /// Runs programs before a task, in order, and does to its environment what they say. `files` are those of programs that have
 /// one.
@@ -214,17 +213,6 @@ fn listen(out: &mut Option<ChildStdout>, said: &mut Vec<u8>) -> Result<(), Strin
         }
     }
     Ok(())
-}
-
-/// Kills a program with what it started.
-fn end(child: &mut Child) {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
-    }
-    let begun = Instant::now();
-    while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < DYING {
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// What Slurm has a task prolog say (`export NAME=value`, `unset NAME`, `print text`); every other line says nothing.

@@ -50,6 +50,7 @@ mod around;
 mod effective;
 mod exec;
 mod export;
+mod group;
 mod init;
 mod launch;
 mod layer;

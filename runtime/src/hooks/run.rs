@@ -1,11 +1,12 @@
 //! Running hooks: the container's state on standard input, nothing inherited, ended after their time-out.
 
 use super::{HookFailure, HookPlan};
+use crate::group::end;
 use crate::setup::errno_text;
 use crate::sys::Errno;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, OFlags, SeekFrom};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -160,20 +161,6 @@ enum Ended {
     By(ExitStatus),
     TooLong,
     GivenUp,
-}
-
-/// For how long the end of a hook that was killed is waited for: in the kernel it may hang for ever.
-const DYING: Duration = Duration::from_secs(5);
-
-/// Kills a hook with what it started.
-fn end(child: &mut Child) {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
-    }
-    let begun = Instant::now();
-    while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < DYING {
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn text(errno: Errno) -> String {
