@@ -5,10 +5,12 @@ mod common;
 
 use berth_model::distribution::Distribution;
 use berth_model::ids::{JobId, NodeName, StepId};
+use berth_model::launch::StepPhase;
+use berth_model::link::{EndCause, ToAgent};
 use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::StepSpec;
-use berth_model::state::ExitStatus;
-use common::{World, actor, hardware, step};
+use berth_model::state::{ExitStatus, JobState};
+use common::{World, actor, exit, hardware, step};
 
 /// A job of three whole nodes: n1 and n2 with four CPUs, n3 with two.
 fn world(change: impl FnOnce(&mut berth_model::spec::JobSpec)) -> (World, JobId) {
@@ -199,4 +201,25 @@ fn exact_steps_take_the_nodes_that_are_free() {
     w.exited("n1", first, ExitStatus::OK);
     let (_, node) = on(w.replies.remove(&waiting).unwrap());
     assert_eq!(node, "n1");
+}
+
+/// What could not start on one of several nodes is on record with the node's name, and the others are ended.
+#[test]
+fn a_node_that_could_not_start_its_part_is_on_record() {
+    let (mut w, id) = world(|_| {});
+    let Ok(Response::StepCreated { key, .. }) = create(&mut w, id, spec("all", "-N3")) else { panic!() };
+    w.sent.clear();
+    let mut failed = exit(ExitStatus { code: 1, signal: 0 });
+    failed.launch_error = Some("no such file".into());
+    w.phase("n2", key, StepPhase::Exited(failed));
+    let ended = w.sent.iter().filter(|m| matches!(m, ToAgent::Terminate { key: k, .. } if *k == key)).count();
+    assert_eq!(ended, 2);
+    for node in ["n1", "n3"] {
+        let mut killed = exit(ExitStatus { code: 0, signal: 15 });
+        killed.ended_by = Some(EndCause::JobEnded);
+        w.phase(node, key, StepPhase::Exited(killed));
+    }
+    let info = w.info(id);
+    let step = info.steps.iter().find(|s| s.id == key.step).unwrap();
+    assert_eq!((step.state, step.message.as_deref()), (JobState::Failed, Some("n2: no such file")));
 }

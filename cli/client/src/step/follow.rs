@@ -595,6 +595,10 @@ impl Follower {
             return Ok(Some(1));
         };
         match &step.message {
+            // Of several nodes the record says itself which it was.
+            Some(why) if self.nodes.layout().nodes.len() > 1 => {
+                out::complain(&format!("{name}: error: {why}"))
+            }
             Some(why) => self.complain_of_launch(0, why),
             None if step.state == JobState::Completed => {}
             None => out::complain(&format!("{name}: error: StepId={} {}", self.step.key, step.state.name())),

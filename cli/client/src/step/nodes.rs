@@ -162,7 +162,9 @@ impl Nodes {
             To::Task(task) => Some(super::exits::node_of(&self.layout, task)),
             To::Node(at) => Some(at),
         };
-        let open = self.parts.iter().map(|p| p.ended.is_none()).collect::<Vec<_>>();
+        // One that refuses us hears nothing any more.
+        let open = self.parts.iter().map(|p| p.ended.is_none() && !matches!(p.link, Link::Refused(_)));
+        let open = open.collect::<Vec<_>>();
         (0..open.len()).filter(move |at| open[*at] && only.is_none_or(|o| o == *at))
     }
 

@@ -71,7 +71,11 @@ pub(super) fn unreported(cause: EndCause, now: Time) -> StepExit {
 fn judge(step: &StepRow, limit: Option<Time>, now: Time) -> StepResult {
     let exits = || step.nodes.iter().filter_map(|n| n.exit.as_ref());
     let mut exit = exits().map(|e| e.status).fold(ExitStatus::OK, worst);
-    let message = exits().find_map(|e| e.launch_error.clone());
+    let message = step.nodes.iter().find_map(|part| {
+        let why = part.exit.as_ref()?.launch_error.as_ref()?;
+        // Where it could have been another node, which one it was is half of the answer.
+        Some(if step.nodes.len() > 1 { format!("{}: {why}", part.node) } else { why.clone() })
+    });
     // One that was ended had its reason, whatever it could not do any more.
     let failed = exits().any(|e| e.launch_error.is_some() && e.ended_by.is_none());
     let by = |cause| exits().any(|e| e.ended_by == Some(cause));
