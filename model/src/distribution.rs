@@ -3,6 +3,7 @@
 use crate::grammar::BadText;
 use crate::ids::NodeName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -31,9 +32,12 @@ impl Distribution {
             Distribution::Plane(size) => in_turns(tasks, *size, room),
             Distribution::Arbitrary(list) => {
                 let list = list.get(..usize::try_from(tasks).ok()?)?;
-                let count = |node| list.iter().filter(|name| *name == node).count();
+                let mut times: BTreeMap<&NodeName, u32> = BTreeMap::new();
+                for name in list {
+                    *times.entry(name).or_default() += 1;
+                }
                 let counts: Vec<u32> =
-                    nodes.iter().map(|node| u32::try_from(count(node)).unwrap_or(u32::MAX)).collect();
+                    nodes.iter().map(|node| times.get(node).copied().unwrap_or(0)).collect();
                 let placed: u64 = counts.iter().map(|n| u64::from(*n)).sum();
                 let fit = counts.iter().zip(room).all(|(n, room)| n <= room);
                 (fit && placed == u64::from(tasks)).then_some(counts)
@@ -65,9 +69,9 @@ impl Distribution {
             Distribution::Cyclic => deal(&mut placed, counts, 1, total),
             Distribution::Plane(size) => deal(&mut placed, counts, *size, total),
             Distribution::Arbitrary(list) => {
+                let places: BTreeMap<&NodeName, usize> = nodes.iter().zip(0..).collect();
                 for (task, name) in (0..total).zip(list) {
-                    if let Some(own) = nodes.iter().position(|n| n == name).and_then(|at| placed.get_mut(at))
-                    {
+                    if let Some(own) = places.get(name).and_then(|at| placed.get_mut(*at)) {
                         own.push(task);
                     }
                 }

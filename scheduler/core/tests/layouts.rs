@@ -223,3 +223,15 @@ fn a_node_that_could_not_start_its_part_is_on_record() {
     let step = info.steps.iter().find(|s| s.id == key.step).unwrap();
     assert_eq!((step.state, step.message.as_deref()), (JobState::Failed, Some("n2: no such file")));
 }
+
+/// Lists as long as a client may make them neither fill the records nor keep the controller from its work.
+#[test]
+fn lists_of_nodes_have_a_bound() {
+    let (mut w, id) = world(|_| {});
+    let list = vec![NodeName::from("n1"); 2 << 20];
+    let refused = create(&mut w, id, StepSpec { node_list: list.clone(), ..step("listed") }).unwrap_err();
+    assert!(refused.message.contains("the lists of nodes together"), "{}", refused.message);
+    let distribution = Some(Distribution::Arbitrary(list));
+    let refused = create(&mut w, id, StepSpec { distribution, ..step("arbitrary") }).unwrap_err();
+    assert!(refused.message.contains("the lists of nodes together"), "{}", refused.message);
+}

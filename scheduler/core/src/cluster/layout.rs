@@ -5,6 +5,7 @@ use berth_model::distribution::Distribution;
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
 use berth_model::spec::StepSpec;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One of the job's nodes, as a step sees it.
 pub(super) struct Place<'a> {
@@ -53,7 +54,9 @@ impl Asked<'_> {
         places: &[Place<'_>],
     ) -> Result<Asked<'a>, NoRoom> {
         let never = |why: String| Err(NoRoom::Never(why));
-        let own = |name: &NodeName| places.iter().position(|p| p.name == name);
+        let numbers: BTreeMap<&NodeName, usize> = places.iter().map(|p| p.name).zip(0..).collect();
+        let own = |name: &NodeName| numbers.get(name).copied();
+        let excluded: BTreeSet<&NodeName> = spec.exclude.iter().collect();
         if let Some(name) = spec.node_list.iter().find(|name| own(name).is_none()) {
             let all: Vec<&str> = places.iter().map(|p| p.name.0.as_str()).collect();
             return never(format!("{name} is none of the job's nodes ({})", hostlist::compress(&all)));
@@ -67,7 +70,7 @@ impl Asked<'_> {
             ));
         }
         let allowed: Vec<usize> =
-            (first..places.len()).filter(|i| !spec.exclude.contains(places[*i].name)).collect();
+            (first..places.len()).filter(|i| !excluded.contains(places[*i].name)).collect();
         if allowed.is_empty() {
             return never("none of the job's nodes is left".to_string());
         }
@@ -117,16 +120,19 @@ impl Asked<'_> {
             return Some(places.iter().map(|p| p.job).enumerate().collect());
         }
         let chosen: Vec<usize> = if let Distribution::Arbitrary(list) = self.layout {
-            let mut order = Vec::new();
+            let allowed: BTreeMap<&NodeName, usize> =
+                self.allowed.iter().map(|at| (places[*at].name, *at)).collect();
+            let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
             for name in list.get(..self.tasks as usize)? {
-                let at = places.iter().position(|p| p.name == name).filter(|at| self.allowed.contains(at))?;
-                if !order.contains(&at) {
+                let at = *allowed.get(name)?;
+                if seen.insert(at) {
                     order.push(at);
                 }
             }
             order
         } else {
-            let others = self.allowed.iter().filter(|at| !self.listed.contains(at) && room(**at) > 0);
+            let others =
+                self.allowed.iter().filter(|at| self.listed.binary_search(at).is_err() && room(**at) > 0);
             let mut some: Vec<usize> = self.listed.iter().chain(others).copied().take(self.nodes).collect();
             if some.len() < self.nodes {
                 return None;
@@ -141,10 +147,11 @@ impl Asked<'_> {
     }
 
     fn why_never(&self, spec: &StepSpec, places: &[Place<'_>]) -> String {
-        if let Distribution::Arbitrary(list) = self.layout
-            && let Some(name) = list.iter().find(|n| !self.allowed.iter().any(|at| places[*at].name == *n))
-        {
-            return format!("{name} is none of the nodes that the step may have");
+        if let Distribution::Arbitrary(list) = self.layout {
+            let allowed: BTreeSet<&NodeName> = self.allowed.iter().map(|at| places[*at].name).collect();
+            if let Some(name) = list.iter().find(|name| !allowed.contains(name)) {
+                return format!("{name} is none of the nodes that the step may have");
+            }
         }
         let each = spec.cpus_per_task.unwrap_or(1).max(1);
         let room: u64 = self.allowed.iter().map(|at| u64::from(places[*at].most)).sum();

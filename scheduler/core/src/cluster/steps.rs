@@ -15,7 +15,7 @@ use berth_model::launch::NodeShare;
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{MemoryRequest, StepSpec, TimeLimit};
 use berth_model::time::Time;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A step that waits for resources of its job, and the request to be answered then. Not durable: the client
@@ -69,13 +69,17 @@ struct Used {
     gres: Vec<GresDevice>,
 }
 
-fn used(job: &Job, node: &NodeName) -> Used {
-    let mut used = Used::default();
-    let Some(run) = job.run() else { return used };
+/// What they have in use on each node that they are on.
+fn used<'a>(job: &'a Job, run: &Run) -> BTreeMap<&'a NodeName, Used> {
+    let shares: BTreeMap<&NodeName, &NodeShare> =
+        run.allocation.nodes.iter().zip(&run.allocation.shares).collect();
+    let mut all: BTreeMap<&NodeName, Used> = BTreeMap::new();
     for step in job.steps.values().filter(|s| s.result.is_none() && s.consumes) {
-        let parts = step.nodes.iter().filter(|n| n.node == *node && n.exit.is_none());
-        for part in parts {
-            let Some(share) = step.share(part, run) else { continue };
+        for part in step.nodes.iter().filter(|n| n.exit.is_none()) {
+            let Some(share) = part.share.as_ref().or_else(|| shares.get(&part.node).copied()) else {
+                continue;
+            };
+            let used = all.entry(&part.node).or_default();
             used.cpus.extend(share.cpus.iter().copied());
             // Memory and devices that a step did not ask for are the job's, shared by all of its steps.
             let asked = step.spec.as_ref();
@@ -87,7 +91,7 @@ fn used(job: &Job, node: &NodeName) -> Used {
             }
         }
     }
-    used
+    all
 }
 
 /// What `tasks` tasks of the step take on one node of its job.
@@ -265,12 +269,17 @@ impl Cluster {
             let by_cpus = u32::try_from(cpus as u64 / each).unwrap_or(u32::MAX);
             spec.tasks_per_node.map_or(by_cpus, |p| by_cpus.min(p.max(1)))
         };
+        let mut in_use = used(record, run);
         let mut parts = Vec::with_capacity(run.allocation.nodes.len());
         for (name, have) in run.allocation.nodes.iter().zip(&run.allocation.shares) {
             let Some(node) = self.nodes.get(name) else {
                 return Err(NoRoom::Never(format!("node {name} is not known")));
             };
-            parts.push(Part { have, used: used(record, name), hardware: &node.hardware });
+            parts.push(Part {
+                have,
+                used: in_use.remove(name).unwrap_or_default(),
+                hardware: &node.hardware,
+            });
         }
         let places: Vec<Place<'_>> = parts
             .iter()

@@ -2,6 +2,8 @@
 //! large to be read.
 
 use berth_model::ByteStr;
+use berth_model::distribution::Distribution;
+use berth_model::ids::NodeName;
 use berth_model::listing::size;
 use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{ContainerSpec, IoSpec, JobSpec, ResolvedImage, StepSpec};
@@ -12,6 +14,9 @@ const NAME: usize = 1024;
 const PATH: usize = 4096;
 /// Most bytes of a job's specification as stored, script and environment apart.
 const ALL: usize = 2 << 20;
+
+/// Most bytes of the names of nodes that a step gives.
+const NODES: usize = 2 << 20;
 
 /// What, how long it is, and how long it may be.
 type Length = (&'static str, usize, usize);
@@ -38,8 +43,17 @@ pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
     let display = ("the display of --x11", spec.x11.as_ref().map_or(0, |x11| x11.display.len()), NAME);
     let before = ("--task-prolog", spec.task_prolog.0.len(), PATH);
     let after = ("--task-epilog", spec.task_epilog.0.len(), PATH);
+    let listed: &[NodeName] = match &spec.distribution {
+        Some(Distribution::Arbitrary(list)) => list,
+        _ => &[],
+    };
+    let named = spec.node_list.iter().chain(&spec.exclude).chain(listed).map(|node| node.0.len() + 1).sum();
+    let named = ("the lists of nodes together", named, NODES);
     printable(spec.container.as_ref())?;
-    fits(places(&spec.work_dir, &spec.io, spec.container.as_ref()).chain([name, display, before, after]))
+    fits(
+        places(&spec.work_dir, &spec.io, spec.container.as_ref())
+            .chain([name, display, before, after, named]),
+    )
 }
 
 fn places<'a>(
