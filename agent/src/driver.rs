@@ -20,6 +20,7 @@ use berth_agent_core::{
 };
 use berth_model::ByteStr;
 use berth_model::config::Config;
+use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
@@ -76,6 +77,8 @@ pub struct Node {
     pub boot_id: String,
     /// Whether the agent acts for users.
     pub system: bool,
+    /// Its cores, to which tasks can be bound.
+    pub cores: Vec<Core>,
     /// Where things are.
     pub paths: Paths,
     /// The site's defaults for containers.
@@ -667,6 +670,7 @@ impl Driver {
             image: ready.image,
             notes: ready.notes,
             task_programs: node.around.of_tasks(),
+            cores: if launch.binds() { node.cores.clone() } else { Vec::new() },
             cgroup,
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)

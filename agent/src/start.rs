@@ -206,6 +206,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let found = adopt::adopt(&paths, &boot.id, &registry, &supervised)
         .await
         .map_err(doing("cannot look through the spool"))?;
+    let cores = hardware.cores.clone();
     let config = AgentConfig {
         node: name.clone(),
         boot_id: boot.id.clone(),
@@ -231,6 +232,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let container = &options.config.container;
     let node = Arc::new(Node {
         name: name.clone(),
+        cores,
         boot_id: boot.id,
         system: options.system,
         defaults: ContainerDefaults {

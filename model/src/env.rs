@@ -92,8 +92,16 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
 /// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
 /// out of what they submit.
 pub fn is_job_variable(name: &[u8]) -> bool {
-    const PREFIXES: &[&str] =
-        &["SLURM_JOB_", "SLURM_STEP_", "SLURM_ARRAY_", "SLURM_GPUS", "SLURM_SUBMIT_", "SLURM_TOPOLOGY_"];
+    const PREFIXES: &[&str] = &[
+        "SLURM_JOB_",
+        "SLURM_STEP_",
+        "SLURM_ARRAY_",
+        "SLURM_GPUS",
+        "SLURM_SUBMIT_",
+        "SLURM_TOPOLOGY_",
+        "SLURM_CPU_BIND",
+        "SLURM_MEM_BIND",
+    ];
     const NAMES: &[&str] = &[
         "CUDA_VISIBLE_DEVICES",
         "ENVIRONMENT",
@@ -379,6 +387,8 @@ mod tests {
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             mpi: None,
+            cpu_bind: None,
+            mem_bind: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a step's supervisor is told, and what it reports: the content of `launch.json` and `state.json` in
 //! a step's spool directory. Readable by every later agent: fields are only ever added, with defaults.
 
+use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
 use crate::hardware::GresDevice;
@@ -201,6 +202,19 @@ pub struct StepLaunch {
     /// How its tasks find one another, where that was said (`--mpi`).
     #[serde(default)]
     pub mpi: Option<MpiType>,
+    /// `--cpu-bind`; absent means that each task may use all CPUs of the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_bind: Option<CpuBind>,
+    /// `--mem-bind`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_bind: Option<MemBind>,
+}
+
+impl StepLaunch {
+    /// Whether its tasks are bound to some of the node's cores or NUMA nodes.
+    pub fn binds(&self) -> bool {
+        self.cpu_bind.is_some() || self.mem_bind.is_some()
+    }
 }
 
 /// What a step used on one node.

@@ -4,6 +4,7 @@
 
 pub mod admission;
 pub mod array;
+pub mod bind;
 pub mod bytes;
 pub mod check;
 pub mod config;

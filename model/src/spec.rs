@@ -1,5 +1,6 @@
 //! What a user asks for: job and step specifications. Container fields are members of their own.
 
+use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
@@ -602,6 +603,12 @@ pub struct StepSpec {
     /// `--task-epilog`: after each.
     #[serde(default)]
     pub task_epilog: ByteStr,
+    /// `--cpu-bind`; absent means that each task may use all CPUs of the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_bind: Option<CpuBind>,
+    /// `--mem-bind`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_bind: Option<MemBind>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -393,6 +393,8 @@ impl InitHandle {
             cwd_origin,
             stdio,
             cpus: task.cpus,
+            memory: task.memory,
+            says: task.says,
             umask: task.umask,
             pid_env: task.pid_env,
             name: task.name,

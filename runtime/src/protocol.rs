@@ -7,6 +7,7 @@ use crate::join::Entered;
 use crate::setup::SetupFailure;
 use crate::sys::{Errno, SysResult};
 use berth_model::ByteStr;
+use berth_model::bind::plan::MemoryNodes;
 use berth_model::spec::TermSize;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
@@ -47,6 +48,8 @@ pub(crate) struct SpawnRequest {
     pub cwd_origin: String,
     pub stdio: WireStdio,
     pub cpus: Vec<u32>,
+    pub memory: Option<MemoryNodes>,
+    pub says: Vec<[String; 2]>,
     pub umask: Option<u32>,
     pub pid_env: Option<String>,
     pub name: Option<String>,

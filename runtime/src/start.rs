@@ -7,8 +7,10 @@ use crate::protocol::{SpawnRequest, WireStdio};
 use crate::setup;
 use crate::sys::exec::{ExecVectors, close_all_from, execve, place_at};
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
+use crate::sys::schedule::set_memory_policy;
 use crate::sys::{Errno, SysResult, share, signals, wait};
 use berth_model::ByteStr;
+use berth_model::bind::plan::MemoryNodes;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use std::ffi::CString;
@@ -43,6 +45,7 @@ enum Stage {
     Workdir,
     Streams,
     Cpus,
+    Memory,
 }
 
 /// Starts a task; returns when its program runs, or with the reason why it cannot. Where programs run before it, this returns
@@ -287,6 +290,10 @@ fn explain(
             }
         }
         Stage::Cpus => other(&format!("bind the task to the CPUs {:?}", spawn.cpus), errno),
+        Stage::Memory => {
+            let nodes = spawn.memory.as_ref().map(|memory| memory.nodes.as_slice()).unwrap_or_default();
+            other(&format!("bind the task's memory to the NUMA nodes {nodes:?} (--mem-bind)"), errno)
+        }
         Stage::Streams => other("connect the task's streams", errno),
     }
 }
@@ -394,6 +401,14 @@ fn become_task(
     if !spawn.cpus.is_empty() {
         bind_cpus(&spawn.cpus).map_err(|e| (Stage::Cpus, e))?;
     }
+    if let Some(memory) = &spawn.memory {
+        bind_memory(memory).map_err(|e| (Stage::Memory, e))?;
+    }
+    for [before, behind] in &spawn.says {
+        let line = format!("{before}{}{behind}\n", rustix::process::getpid());
+        // Whoever closed the stream does not want to read it.
+        let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    }
     rustix::process::umask(Mode::from_raw_mode(spawn.umask.unwrap_or(0o022)));
     if let Some(cwd) = &spawn.cwd {
         setup::enter_directory(cwd).map_err(|e| (Stage::Workdir, e))?;
@@ -413,4 +428,17 @@ fn bind_cpus(cpus: &[u32]) -> SysResult<()> {
         set.set(cpu);
     }
     rustix::thread::sched_setaffinity(None, &set)
+}
+
+/// `MPOL_PREFERRED` and `MPOL_BIND` of set_mempolicy(2).
+const MPOL_PREFERRED: u32 = 1;
+const MPOL_BIND: u32 = 2;
+
+fn bind_memory(memory: &MemoryNodes) -> SysResult<()> {
+    let largest = memory.nodes.iter().max().ok_or(Errno::INVAL)?;
+    let mut words = vec![0_u64; *largest as usize / 64 + 1];
+    for node in &memory.nodes {
+        words[*node as usize / 64] |= 1 << (node % 64);
+    }
+    set_memory_policy(if memory.prefer { MPOL_PREFERRED } else { MPOL_BIND }, &words)
 }

@@ -2,6 +2,7 @@
 
 use crate::around::TaskProgram;
 use berth_model::ByteStr;
+use berth_model::bind::plan::MemoryNodes;
 use berth_model::spec::TermSize;
 use std::os::fd::OwnedFd;
 
@@ -39,6 +40,10 @@ pub struct TaskSpec {
     pub stdio: TaskStdio,
     /// CPUs it is bound to; empty leaves it free within the cgroup's.
     pub cpus: Vec<u32>,
+    /// NUMA nodes from which it has its memory; absent leaves that to the kernel.
+    pub memory: Option<MemoryNodes>,
+    /// Lines that it writes to its standard error before its program runs: what stands before its pid, and what behind.
+    pub says: Vec<[String; 2]>,
     /// File mode creation mask; absent means 022.
     pub umask: Option<u32>,
     /// A variable that receives the task's pid as its processes see it (`SLURM_TASK_PID`).

@@ -4,6 +4,7 @@
 mod admission;
 mod ahead;
 mod bad_input;
+mod binding;
 mod carried;
 mod cluster;
 mod commands;

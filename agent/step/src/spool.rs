@@ -3,6 +3,7 @@
 
 use crate::kept::{KeptPart, Member};
 use berth_model::ByteStr;
+use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
 use berth_model::programs::{TASK_EPILOG_SECONDS, TASK_PROLOG_SECONDS};
@@ -74,6 +75,8 @@ pub struct NodePart {
     pub task_programs: TaskProgramsPart,
     /// What the agent has to tell the user.
     pub notes: Vec<String>,
+    /// The node's cores, where tasks are to be bound to some of them.
+    pub cores: Vec<Core>,
 }
 
 /// The site's programs around tasks, and for how long any may run.

@@ -124,6 +124,8 @@ async fn create(
         pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
+        cpu_bind: None,
+        mem_bind: None,
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

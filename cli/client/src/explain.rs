@@ -210,6 +210,8 @@ impl Asked<'_> {
             mpi: step.mpi,
             task_prolog: step.task_prolog.clone(),
             task_epilog: step.task_epilog.clone(),
+            cpu_bind: step.cpu_bind.clone(),
+            mem_bind: step.mem_bind.clone(),
             ..launch
         })
     }
@@ -292,6 +294,8 @@ impl Asked<'_> {
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             mpi: None,
+            cpu_bind: None,
+            mem_bind: None,
         })
     }
 

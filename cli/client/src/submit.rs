@@ -74,7 +74,14 @@ pub fn resolve(
 /// The failure that options which cannot be followed make.
 pub fn bad_option(command: Command, e: &OptionError) -> Failure {
     let name = command.name();
+    if e.severity == Severity::Help {
+        return match out::print(&format!("{}\n", e.lines.join("\n"))) {
+            Ok(()) => Failure::exit(0),
+            Err(failure) => failure,
+        };
+    }
     let mut lines: Vec<String> = match e.severity {
+        Severity::Help => e.lines.clone(),
         Severity::Usage => e.lines.iter().map(|l| format!("{name}: {l}")).collect(),
         Severity::Error => e.lines.iter().map(|l| format!("{name}: error: {l}")).collect(),
         Severity::Fatal => e.lines.iter().map(|l| format!("{name}: fatal: {l}")).collect(),

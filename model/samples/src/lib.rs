@@ -94,6 +94,8 @@ pub fn step(submission: &str) -> StepSpec {
         pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
+        cpu_bind: None,
+        mem_bind: None,
     }
 }
 
@@ -151,6 +153,8 @@ pub fn launch(key: StepKey) -> StepLaunch {
         task_prolog: Default::default(),
         task_epilog: Default::default(),
         mpi: None,
+        cpu_bind: None,
+        mem_bind: None,
     }
 }
 

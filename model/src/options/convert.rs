@@ -266,6 +266,8 @@ impl SubmitOptions {
             task_prolog: self.task_prolog.clone(),
             pytorch: self.pytorch,
             task_epilog: self.task_epilog.clone(),
+            cpu_bind: self.cpu_bind.clone(),
+            mem_bind: self.mem_bind.clone(),
         };
         Ok(Converted { spec, notes })
     }

@@ -118,6 +118,8 @@ pub enum Bad {
     Submission(String),
     /// `fatal`, with lines of its own; the exit code is 1.
     Fatal(Vec<String>),
+    /// No error: the value asks for help, which is printed instead of doing anything.
+    Help(&'static str),
 }
 
 /// How an error is introduced.
@@ -129,6 +131,8 @@ pub enum Severity {
     Error,
     /// `sbatch: fatal: ...`.
     Fatal,
+    /// No error: the lines are what was asked for.
+    Help,
 }
 
 /// Options that cannot be followed.
@@ -159,6 +163,7 @@ impl OptionError {
     /// The lines for standard error, without the last line end.
     pub fn render(&self, program: &str) -> String {
         let mark = match self.severity {
+            Severity::Help => return self.lines.join("\n"),
             Severity::Usage => "",
             Severity::Error => "error: ",
             Severity::Fatal => "fatal: ",
@@ -240,6 +245,9 @@ fn explain(command: Command, setting: &Setting, bad: Bad) -> OptionError {
         Bad::Own(lines) => OptionError::error(255, and_where(lines)),
         Bad::Submission(why) => {
             OptionError::error(1, and_where(vec![format!("{}: {why}", command.failed())]))
+        }
+        Bad::Help(text) => {
+            OptionError { severity: Severity::Help, lines: vec![text.trim_end().to_string()], exit_code: 0 }
         }
         Bad::Fatal(lines) => OptionError { severity: Severity::Fatal, lines: and_where(lines), exit_code: 1 },
     }

@@ -529,6 +529,10 @@ pub struct StepSpec {
     pub pytorch: bool,
     #[prost(enumeration = "MpiType", optional, tag = "30")]
     pub mpi: ::core::option::Option<i32>,
+    #[prost(string, optional, tag = "50")]
+    pub cpu_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "51")]
+    pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -743,6 +747,10 @@ pub struct StepLaunch {
     pub pytorch: bool,
     #[prost(enumeration = "MpiType", optional, tag = "28")]
     pub mpi: ::core::option::Option<i32>,
+    #[prost(string, optional, tag = "50")]
+    pub cpu_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "51")]
+    pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

@@ -2,6 +2,7 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
+use berth_model::bind::{CpuBind, MemBind};
 use berth_model::distribution::Distribution;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::launch::{
@@ -77,7 +78,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi,
+        pytorch, mpi, cpu_bind, mem_bind,
     }
     SealedLogin { registry, sealed }
     EnterSpec { step, node }
@@ -93,6 +94,7 @@ structs! {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
+        cpu_bind, mem_bind,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }
@@ -128,6 +130,21 @@ impl Field<pb::StepId> for StepId {
         }
     }
 }
+
+/// What travels as its text.
+macro_rules! texts {
+    ($($t:ty: $why:literal),+ $(,)?) => { $(
+        impl Field<String> for $t {
+            fn put(&self) -> String {
+                self.to_string()
+            }
+            fn get(wire: String) -> Result<Self, Malformed> {
+                wire.parse().map_err(|_| Malformed::new($why))
+            }
+        }
+    )+ };
+}
+texts!(CpuBind: "not a way to bind tasks to CPUs", MemBind: "not a way to bind the memory of tasks");
 
 type GresMap = BTreeMap<GresKey, u64>;
 

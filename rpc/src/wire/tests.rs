@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pb;
+use berth_model::bind::{CpuBind, MemBind};
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::distribution::Distribution;
 use berth_model::launch::{Program, StepLaunch, StepPhase};
@@ -89,6 +90,18 @@ impl Arbitrary for ByteStr {
         ByteStr(r.bytes())
     }
 }
+impl Arbitrary for CpuBind {
+    fn arbitrary(r: &mut Source) -> Self {
+        r.pick(&["none", "verbose,cores", "map_cpu:0*3,7", "mask_cpu:0x1,0xff", "rank_ldom"]).parse().unwrap()
+    }
+}
+
+impl Arbitrary for MemBind {
+    fn arbitrary(r: &mut Source) -> Self {
+        r.pick(&["none", "verbose,prefer,local", "map_mem:0,1", "mask_mem:0x3"]).parse().unwrap()
+    }
+}
+
 impl Arbitrary for Span {
     fn arbitrary(r: &mut Source) -> Self {
         Span(i64::arbitrary(r) & i64::MAX)

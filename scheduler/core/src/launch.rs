@@ -82,6 +82,8 @@ pub(crate) fn start(
         pytorch: own.is_some_and(|s| s.pytorch),
         task_prolog: own.map(|s| s.task_prolog.clone()).unwrap_or_default(),
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
+        cpu_bind: own.and_then(|s| s.cpu_bind.clone()),
+        mem_bind: own.and_then(|s| s.mem_bind.clone()),
     };
     let payload = match step.key.step {
         StepId::Batch => PayloadKey::Job(job.row.spec_of),

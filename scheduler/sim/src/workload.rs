@@ -547,6 +547,8 @@ impl World {
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             mpi: None,
+            cpu_bind: None,
+            mem_bind: None,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod around;
 mod as_user;
+mod binding;
 mod client;
 mod ending;
 mod environment;

@@ -1,6 +1,7 @@
 //! The step's container and its tasks, as the runtime makes them.
 
 use super::around::Around;
+use super::binding;
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
@@ -120,9 +121,13 @@ pub fn start(
         None => JoinedNamespaces::default(),
     };
     let around = Around::of(file)?;
+    let mut bound = binding::of_tasks(&file.launch, &file.node.cores)?.into_iter();
     let mut tasks = Vec::with_capacity(io.len());
     for (index, files) in io.into_iter().enumerate() {
         let mut task = task(file, index, files)?;
+        if let Some(bound) = bound.next() {
+            bound.put(&mut task);
+        }
         (task.before, task.after) = around.of_task()?;
         if let Some(script) = &script {
             let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
@@ -392,6 +397,8 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         cwd: None,
         stdio,
         cpus: launch.share.cpus.clone(),
+        memory: None,
+        says: Vec::new(),
         umask: Some(launch.umask),
         pid_env: Some("SLURM_TASK_PID".into()),
         name: None,

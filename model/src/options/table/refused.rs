@@ -156,11 +156,9 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("mail-type", ABR, MAIL).takes("EVENTS"),
     refused("mail-user", ABR, MAIL).takes("ADDRESS"),
     refused("mcs-label", ABR, UNUSED).takes("LABEL"),
-    refused("mem-bind", ABR, BIND).takes("TYPE").env(&[
-        "SLURM_MEM_BIND",
-        "SBATCH_MEM_BIND",
-        "SALLOC_MEM_BIND",
-    ]),
+    refused("mem-bind", AB, "give it to the srun that starts the step")
+        .takes("TYPE")
+        .env(&["SBATCH_MEM_BIND", "SALLOC_MEM_BIND"]),
     refused("mem-per-gpu", ABR, GPUS).takes("SIZE").env(&[
         "SLURM_MEM_PER_GPU",
         "SBATCH_MEM_PER_GPU",

@@ -1,5 +1,6 @@
 //! Options of one command: srun's step, sbatch's submission, and what all commands have.
 
+use crate::bind;
 use crate::bytes::ByteStr;
 use crate::count;
 use crate::options::resolve::Bad;
@@ -85,16 +86,36 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("cpu-bind", Commands::R)
         .alias(&["cpu_bind"])
-        .takes("none")
-        .choices(&["none"])
+        .takes("[quiet|verbose,]TYPE")
+        .choices(&["none", "rank", "threads", "cores", "sockets", "ldoms", "rank_ldom", "boards", "verbose", "quiet", "help"])
         .env(&["SLURM_CPU_BIND"])
-        .help("How tasks are bound to the step's CPUs: none, the only way in this release. A step is always confined to its CPUs.")
-        .set(|_, g| match g.text()?.trim_start_matches("quiet,").trim_start_matches("verbose,") {
-            "none" => Ok(()),
-            other => Err(Bad::Spec(format!(
-                "'{other}' is not supported by this release: a step is confined to its CPUs, and its tasks may use \
-                 all of them; bind them with taskset or numactl"
-            ))),
+        .help(
+            "Bind each task to CPUs of the step: to threads, cores, sockets or ldoms (NUMA nodes), by rank, or by a list for the \
+             node's tasks (map_cpu:0,2 or mask_cpu:0x3,0xc; map_ldom, mask_ldom). 'verbose,' before it has each task say what it is \
+             bound to; 'help' says more. By default none: each task may use all CPUs of the step, and never others.",
+        )
+        .set(|o, g| {
+            if g.text()?.eq_ignore_ascii_case("help") {
+                return Err(Bad::Help(bind::CPU_HELP));
+            }
+            o.cpu_bind = Some(g.parse(str::parse)?);
+            Ok(())
+        }),
+    row("mem-bind", Commands::R)
+        .takes("[quiet|verbose,]TYPE")
+        .choices(&["none", "local", "rank", "prefer", "nosort", "verbose", "quiet", "help"])
+        .env(&["SLURM_MEM_BIND"])
+        .help(
+            "Bind the memory of each task to NUMA nodes: local (those of its CPUs), rank, or a list for the node's tasks \
+             (map_mem:0,1 or mask_mem:0x1,0x2). 'prefer,' before it allows others when one is full; 'verbose,' and 'help' as for \
+             --cpu-bind. By default none.",
+        )
+        .set(|o, g| {
+            if g.text()?.eq_ignore_ascii_case("help") {
+                return Err(Bad::Help(bind::MEM_HELP));
+            }
+            o.mem_bind = Some(g.parse(str::parse)?);
+            Ok(())
         }),
     row("overlap", Commands::R)
         .env(&["SLURM_OVERLAP"])

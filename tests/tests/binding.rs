@@ -1,0 +1,94 @@
+//! `--cpu-bind` and `--mem-bind`: what tasks are bound to, as the kernel has it, on the node and in containers.
+
+use berth_tests::{Sandbox, each_user, images};
+
+/// The CPUs of this machine that tests may use: the nodes of sandboxes have no others.
+fn own_cpus() -> Vec<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list =
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_string();
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        first.parse::<u32>().unwrap()..=last.parse::<u32>().unwrap()
+    };
+    list.split(',').flat_map(range).collect()
+}
+
+const ALLOWED: &str = "sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status";
+
+each_user! {
+    fn tasks_run_where_they_were_bound(who) {
+        let sandbox = Sandbox::start(who);
+        let cpus = own_cpus();
+        let (first, last) = (cpus[0], *cpus.last().unwrap());
+        let host: &[String] = &[];
+        for image in [host, &[format!("--container-image={}", images::busybox().display())]] {
+            let run = |bind: &str| {
+                let output = sandbox.srun(image).args(["-N1", "-n2", "--exclusive", "-l", bind, "sh", "-c", ALLOWED]).ok();
+                let mut lines: Vec<String> = output.text().lines().map(str::to_string).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(run(&format!("--cpu-bind=map_cpu:{last},{first}")), [format!("0: {last}"), format!("1: {first}")]);
+            let mask = format!("--cpu-bind=mask_cpu:{:#x}*2", 1_u128 << first);
+            assert_eq!(run(&mask), [format!("0: {first}"), format!("1: {first}")]);
+            if cpus.len() > 1 {
+                let lines = run("--cpu-bind=threads");
+                assert_ne!(lines[0][3..], lines[1][3..], "two tasks on one of {cpus:?}");
+            }
+        }
+        // Nobody asked: the step's CPUs, and no variable.
+        let plain = sandbox.srun(["sh", "-c", "echo ${SLURM_CPU_BIND-none} ${SLURM_MEM_BIND-none}"]).ok();
+        assert_eq!(plain.text(), "none none");
+    }
+
+    fn tasks_say_and_know_what_they_are_bound_to(who) {
+        let sandbox = Sandbox::start(who);
+        let first = own_cpus()[0];
+        let say = "echo $SLURM_CPU_BIND $SLURM_CPU_BIND_TYPE $SLURM_CPU_BIND_LIST $SLURM_CPU_BIND_VERBOSE $SLURM_MEM_BIND_TYPE $$";
+        let bind = format!("--cpu-bind=verbose,map_cpu:{first}");
+        let output = sandbox.srun([&*bind, "--mem-bind=local", "sh", "-c", say]).ok();
+        let text = output.text();
+        let (variables, pid) = text.rsplit_once(' ').unwrap();
+        assert_eq!(variables, format!("verbose,map_cpu:{first} map_cpu: {first} verbose local"));
+        let line = format!("cpu-bind=MAP - {}, task  0  0 [{pid}]: mask {:#x} set", sandbox.node(), 1_u128 << first);
+        assert!(output.err().lines().any(|said| said == line), "{line}\n{output}");
+        // From the environment, and the command line over it.
+        let srun = |args: &[&str]| sandbox.srun(args).args(["sh", "-c", "echo $SLURM_CPU_BIND"]).env("SLURM_CPU_BIND", "rank");
+        assert_eq!(srun(&[]).ok().text(), "quiet,rank");
+        assert_eq!(srun(&["--cpu-bind=none"]).ok().text(), "quiet,none");
+    }
+
+    fn memory_is_bound_by_the_kernel(who) {
+        let sandbox = Sandbox::start(who);
+        if !std::path::Path::new("/proc/self/numa_maps").exists() {
+            sandbox.srun(["--mem-bind=map_mem:0", "true"]).fails().says(&["numa nodes"]);
+            return;
+        }
+        for (bind, policy) in [("map_mem:0", "bind:0"), ("prefer,rank", "prefer"), ("none", "default")] {
+            let option = format!("--mem-bind={bind}");
+            // A stack that is touched has the policy of its process.
+            let text = sandbox.srun([&*option, "grep", "stack", "/proc/self/numa_maps"]).ok().text();
+            assert!(text.contains(policy), "{bind}: {text}");
+        }
+        sandbox.srun(["--mem-bind=verbose,map_mem:0", "true"]).ok().says(&["mem-bind=map - ", "mask 0x1 set"]);
+    }
+
+    fn a_task_that_cannot_be_bound_is_named_with_its_node(who) {
+        let sandbox = Sandbox::start(who);
+        let node = sandbox.node();
+        let bind = format!("--cpu-bind=map_cpu:{},1000", own_cpus()[0]);
+        sandbox
+            .srun(["-n2", "-N1", "--exclusive", &*bind, "touch", "ran"])
+            .fails()
+            .says(&[&format!("task 1 on {node} cannot be bound by --cpu-bind"), "cpu 1000 is not the step's", "--exclusive"]);
+        assert!(!sandbox.work().join("ran").exists(), "no task runs where one cannot");
+        sandbox
+            .srun(["--mem-bind=mask_mem:0x8000", "true"])
+            .fails()
+            .says(&[&format!("task 0 on {node} cannot be bound by --mem-bind"), "numa node 15 has no memory"]);
+        sandbox.srun(["--cpu-bind=everywhere", "true"]).fails().says(&["invalid --cpu-bind", "write none, rank"]);
+        let help = sandbox.srun(["--cpu-bind=help"]).args(["true"]).ok();
+        assert!(help.text().contains("map_cpu:<list>"), "{help}");
+    }
+}
