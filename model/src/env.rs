@@ -389,6 +389,7 @@ mod tests {
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
+            programs: Vec::new(),
         }
     }
 

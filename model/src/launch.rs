@@ -8,6 +8,7 @@ use crate::hardware::GresDevice;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
 use crate::mpi::MpiType;
+use crate::multiprog::RankProgram;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
@@ -208,6 +209,9 @@ pub struct StepLaunch {
     /// `--mem-bind`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_bind: Option<MemBind>,
+    /// `--multi-prog`: what each task runs instead; empty where all run the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<RankProgram>,
 }
 
 impl StepLaunch {

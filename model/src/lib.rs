@@ -30,6 +30,7 @@ pub mod member;
 pub mod memory;
 pub mod mount;
 pub mod mpi;
+pub mod multiprog;
 pub mod options;
 pub mod pattern;
 pub mod place;

@@ -7,6 +7,7 @@ use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::login::SealedLogin;
 use crate::mpi::MpiType;
+use crate::multiprog::RankProgram;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
 use crate::x11::X11Spec;
@@ -609,6 +610,9 @@ pub struct StepSpec {
     /// `--mem-bind`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_bind: Option<MemBind>,
+    /// `--multi-prog`: what each task runs instead; empty where all run the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<RankProgram>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -1,4 +1,5 @@
-//! `--cpu-bind` and `--mem-bind`: what tasks are bound to, as the kernel has it, on the node and in containers.
+//! What differs from task to task: CPUs and memory (`--cpu-bind`, `--mem-bind`), and programs (`--multi-prog`); on the node and in
+//! containers.
 
 use berth_tests::{Sandbox, each_user, images};
 
@@ -81,14 +82,51 @@ each_user! {
         sandbox
             .srun(["-n2", "-N1", "--exclusive", &*bind, "touch", "ran"])
             .fails()
-            .says(&[&format!("task 1 on {node} cannot be bound by --cpu-bind"), "cpu 1000 is not the step's", "--exclusive"]);
+            .says(&[&format!("{node}: task 1 cannot be bound by --cpu-bind"), "cpu 1000 is not the step's", "--exclusive"]);
         assert!(!sandbox.work().join("ran").exists(), "no task runs where one cannot");
         sandbox
             .srun(["--mem-bind=mask_mem:0x8000", "true"])
             .fails()
-            .says(&[&format!("task 0 on {node} cannot be bound by --mem-bind"), "numa node 15 has no memory"]);
+            .says(&[&format!("{node}: task 0 cannot be bound by --mem-bind"), "numa node 15 has no memory"]);
         sandbox.srun(["--cpu-bind=everywhere", "true"]).fails().says(&["invalid --cpu-bind", "write none, rank"]);
         let help = sandbox.srun(["--cpu-bind=help"]).args(["true"]).ok();
         assert!(help.text().contains("map_cpu:<list>"), "{help}");
+    }
+
+    fn each_task_runs_its_own_program(who) {
+        let sandbox = Sandbox::start(who);
+        let several = sandbox.write("several", "# a step of two kinds\n0 echo first %t '%t' \\\n  on two lines\n3,1 sh -c 'echo \"$0\" $1' place%o\n");
+        let others = sandbox.write("others", "7 false\n* echo rest %t/%o\n");
+        let host: &[String] = &[];
+        for image in [host, &[format!("--container-image={}", images::busybox().display())]] {
+            let run = |file: &std::path::Path| {
+                let file = file.display().to_string();
+                let output = sandbox.srun(image).args(["-N1", "-n2", "-l", "--multi-prog", &*file, "%t more"]).ok();
+                let mut lines: Vec<String> = output.text().lines().map(str::to_string).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(run(&several), ["0: first 0 %t on two lines %t more", "1: place1 %t more"]);
+            assert_eq!(run(&others), ["0: rest 0/0 %t more", "1: rest 1/1 %t more"]);
+        }
+    }
+
+    fn a_task_without_a_program_is_named_before_anything_runs(who) {
+        let sandbox = Sandbox::start(who);
+        let run = |text: &str, tasks: &[&str]| {
+            let file = sandbox.write("programs", text);
+            sandbox.srun(tasks).args(["--multi-prog", &*file.display().to_string()]).fails()
+        };
+        run("0 touch ran\n", &["-n2"]).says(&["configuration file", "no program is named for task 1"]);
+        run("0-1 touch ran\n1 true\n", &["-n2"]).says(&["line 2: task 1 has a program already"]);
+        run("0 'touch ran\n", &["-n1"]).says(&["line 1: a quote has no end"]);
+        // The number of tasks is known to the node alone.
+        run("1 touch ran\n", &[]).says(&[&format!("{}: --multi-prog: ", sandbox.node()), "no program is named for task 0"]);
+        assert!(!sandbox.work().join("ran").exists());
+        sandbox.srun(["--multi-prog", "/no/such"]).fails().says(&["/no/such", "cannot be read"]);
+        // A program that is not there is its own task's failure.
+        let file = sandbox.write("programs", "0 /no/such\n* echo here\n");
+        let output = sandbox.srun(["-n2", "-N1", "--multi-prog", &*file.display().to_string()]).fails();
+        assert!(output.text() == "here" && output.rc == 2, "{output}");
     }
 }

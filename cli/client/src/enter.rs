@@ -126,6 +126,7 @@ async fn create(
         task_epilog: Default::default(),
         cpu_bind: None,
         mem_bind: None,
+        programs: Vec::new(),
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

@@ -212,6 +212,7 @@ impl Asked<'_> {
             task_epilog: step.task_epilog.clone(),
             cpu_bind: step.cpu_bind.clone(),
             mem_bind: step.mem_bind.clone(),
+            programs: step.programs.clone(),
             ..launch
         })
     }
@@ -296,6 +297,7 @@ impl Asked<'_> {
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
+            programs: Vec::new(),
         })
     }
 

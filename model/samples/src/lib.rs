@@ -96,6 +96,7 @@ pub fn step(submission: &str) -> StepSpec {
         task_epilog: Default::default(),
         cpu_bind: None,
         mem_bind: None,
+        programs: Vec::new(),
     }
 }
 
@@ -155,6 +156,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         mpi: None,
         cpu_bind: None,
         mem_bind: None,
+        programs: Vec::new(),
     }
 }
 

@@ -268,6 +268,7 @@ impl SubmitOptions {
             task_epilog: self.task_epilog.clone(),
             cpu_bind: self.cpu_bind.clone(),
             mem_bind: self.mem_bind.clone(),
+            programs: Vec::new(),
         };
         Ok(Converted { spec, notes })
     }

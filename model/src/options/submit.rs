@@ -110,6 +110,7 @@ pub struct SubmitOptions {
     pub mpi: Option<crate::mpi::MpiType>,
     /// `--mpi=list`.
     pub mpi_list: bool,
+    pub multi_prog: bool,
     pub nice: i32,
     /// `--nodefile`, or a file name given to `--nodelist`: whoever resolves the options reads it.
     pub nodefile: Option<ByteStr>,
@@ -186,6 +187,7 @@ impl SubmitOptions {
             mem_per_cpu: None,
             mpi: None,
             mpi_list: false,
+            multi_prog: false,
             nice: 0,
             nodefile: None,
             nodelist: Vec::new(),

@@ -533,6 +533,8 @@ pub struct StepSpec {
     pub cpu_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "51")]
     pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "52")]
+    pub programs: ::prost::alloc::vec::Vec<RankProgram>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -540,6 +542,20 @@ pub struct X11Spec {
     pub display: ::prost::alloc::string::String,
     #[prost(enumeration = "X11Nodes", tag = "2")]
     pub nodes: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RankRange {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub last: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RankProgram {
+    #[prost(message, repeated, tag = "1")]
+    pub ranks: ::prost::alloc::vec::Vec<RankRange>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub argv: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnterSpec {
@@ -751,6 +767,8 @@ pub struct StepLaunch {
     pub cpu_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "51")]
     pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "52")]
+    pub programs: ::prost::alloc::vec::Vec<RankProgram>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

@@ -11,6 +11,7 @@ use berth_model::launch::{
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
+use berth_model::multiprog::RankProgram;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
@@ -78,9 +79,10 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi, cpu_bind, mem_bind,
+        pytorch, mpi, cpu_bind, mem_bind, programs,
     }
     SealedLogin { registry, sealed }
+    RankProgram { ranks, argv }
     EnterSpec { step, node }
     X11Spec { display, nodes }
     NodeShare { cpus, memory, gres }
@@ -94,7 +96,7 @@ structs! {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
-        cpu_bind, mem_bind,
+        cpu_bind, mem_bind, programs,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }
@@ -308,6 +310,18 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
             Some(Kind::Kept(pb::KeptRoot {})) => Ok(ResolvedImage::Kept),
             None => Err(Malformed::new("not a known kind of image")),
         }
+    }
+}
+
+impl Field<pb::RankRange> for (u32, u32) {
+    fn put(&self) -> pb::RankRange {
+        pb::RankRange { first: self.0, last: self.1 }
+    }
+    fn get(wire: pb::RankRange) -> Result<Self, Malformed> {
+        if wire.first > wire.last {
+            return Err(Malformed::new("a range of tasks ends before it begins"));
+        }
+        Ok((wire.first, wire.last))
     }
 }
 

@@ -84,6 +84,7 @@ pub(crate) fn start(
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
         cpu_bind: own.and_then(|s| s.cpu_bind.clone()),
         mem_bind: own.and_then(|s| s.mem_bind.clone()),
+        programs: own.map(|s| s.programs.clone()).unwrap_or_default(),
     };
     let payload = match step.key.step {
         StepId::Batch => PayloadKey::Job(job.row.spec_of),

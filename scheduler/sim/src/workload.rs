@@ -549,6 +549,7 @@ impl World {
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
+            programs: Vec::new(),
         }
     }
 

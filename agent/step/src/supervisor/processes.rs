@@ -15,7 +15,8 @@ use super::x11;
 use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
-use berth_model::launch::{Program, Usage};
+use berth_model::launch::{Program, StepLaunch, Usage};
+use berth_model::multiprog;
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
@@ -239,6 +240,7 @@ pub fn asked(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
 /// What the tasks run, and the sealed script for it.
 fn command(file: &LaunchFile) -> Result<(Vec<ByteStr>, Option<OwnedFd>), LaunchFailure> {
     match &file.launch.program {
+        Program::Argv(_) if !file.launch.programs.is_empty() => Ok((own_program(&file.launch, 0)?, None)),
         Program::Argv(argv) => Ok((argv.clone(), None)),
         Program::LoginShell => Ok((vec![file.launch.identity.shell.clone(), "-l".into()], None)),
         Program::Script { text, args } => {
@@ -250,6 +252,13 @@ fn command(file: &LaunchFile) -> Result<(Vec<ByteStr>, Option<OwnedFd>), LaunchF
             Ok((argv, Some(fd)))
         }
     }
+}
+
+/// With `--multi-prog`: what the task of this place on the node runs.
+fn own_program(launch: &StepLaunch, index: usize) -> Result<Vec<ByteStr>, LaunchFailure> {
+    let here = launch.layout.tasks.get(launch.node_index as usize);
+    let task = here.and_then(|tasks| tasks.get(index)).copied().unwrap_or_default();
+    multiprog::argv(&launch.programs, task).map_err(|e| LaunchFailure::new(format!("--multi-prog: {e}")))
 }
 
 /// What the script sees as `$0`: a link beside the job's socket that leads to the script's descriptor.
@@ -390,9 +399,13 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         (true, Some(size)) => TaskStdio::Pty(size),
         _ => TaskStdio::Fds { stdin: files.stdin, stdout: files.stdout, stderr: files.stderr },
     };
+    let argv = match launch.programs.is_empty() {
+        true => Vec::new(),
+        false => own_program(launch, index)?,
+    };
     Ok(TaskSpec {
         id: number,
-        argv: Vec::new(),
+        argv,
         env: environment::of_task(file, number),
         cwd: None,
         stdio,

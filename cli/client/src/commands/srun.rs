@@ -12,6 +12,7 @@ use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, block_on, out, x11};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
+use berth_model::multiprog::{self, RankProgram};
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -21,6 +22,7 @@ use berth_model::state::JobState;
 use berth_model::{ByteStr, JobId, StepKey};
 use berth_rpc::{Client, RpcError};
 use berth_stream::ALL_TASKS;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -54,13 +56,14 @@ fn run(call: &Invocation<'_>) -> Outcome {
         );
         options.pty = false;
     }
+    let programs = if options.multi_prog { programs(&options, &argv)? } else { Vec::new() };
     let name = program.as_path().file_name().unwrap_or_default().as_bytes();
     let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
     let (image, login) = submit::image(&options, call)?;
     let x11 = options.x11.map(x11::forward).transpose()?;
     let site = call.site()?;
     submit::announce(&options, &site);
-    let mut run = Run { options, by, argv, image, login: None, x11, site };
+    let mut run = Run { options, by, argv, programs, image, login: None, x11, site };
     block_on(async {
         let client = run.site.connect_patiently().await?;
         if let Some(format) = run.options.explain {
@@ -80,10 +83,42 @@ fn mpi_types() -> String {
     format!("MPI plugin types are...\n{}", names.concat())
 }
 
+/// What `--multi-prog` says: the file is read here, where it was named. What follows it goes to each program.
+fn programs(options: &SubmitOptions, argv: &[ByteStr]) -> Result<Vec<RankProgram>, Failure> {
+    let Some((file, more)) = argv.split_first() else { return Ok(Vec::new()) };
+    let path = options
+        .chdir
+        .as_ref()
+        .map_or_else(|| file.as_path().into(), |dir| dir.as_path().join(file.as_path()));
+    let bad = |why: String| {
+        Failure::raw(
+            Kind::User,
+            format!("srun: error: --multi-prog: configuration file {}: {why}", file.display()),
+        )
+    };
+    let mut text = Vec::new();
+    let most = multiprog::LARGEST as u64 + 1;
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(most).read_to_end(&mut text))
+        .map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let mut programs = multiprog::parse(&text).map_err(|e| bad(e.to_string()))?;
+    if let Some(tasks) = options.ntasks {
+        multiprog::check(&programs, tasks).map_err(|e| bad(e.to_string()))?;
+    }
+    let literal = |word: &ByteStr| {
+        ByteStr(word.0.iter().flat_map(|b| [*b].repeat(1 + usize::from(*b == b'%'))).collect())
+    };
+    for program in &mut programs {
+        program.argv.extend(more.iter().map(literal));
+    }
+    Ok(programs)
+}
+
 struct Run {
     options: SubmitOptions,
     by: options::Submitter,
     argv: Vec<ByteStr>,
+    programs: Vec<RankProgram>,
     image: Option<ImageRef>,
     login: Option<SealedLogin>,
     x11: Option<x11::Forward>,
@@ -102,6 +137,7 @@ impl Run {
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let mut spec = converted.spec;
         spec.login.clone_from(&self.login);
+        spec.programs.clone_from(&self.programs);
         if let Some(forward) = &self.x11 {
             spec.x11 = Some(forward.spec.clone());
             spec.env.push(forward.variable.clone());

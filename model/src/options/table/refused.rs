@@ -167,11 +167,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("mem-update", ABR, "ask for the most that the job needs with --mem").takes("SIZE"),
     refused("mincpus", ABR, "use --cpus-per-task, or --ntasks-per-node").takes("CPUS"),
     refused("msg-timeout", R, UNUSED).takes("SECONDS"),
-    refused(
-        "multi-prog",
-        R,
-        "choose the program by SLURM_PROCID in a shell: srun sh -c 'case $SLURM_PROCID in ...'",
-    ),
     refused("network", ABR, "leave it out: all of the node's interfaces can be used").takes("TYPE").env(&[
         "SLURM_NETWORK",
         "SBATCH_NETWORK",

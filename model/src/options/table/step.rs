@@ -117,6 +117,15 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.mem_bind = Some(g.parse(str::parse)?);
             Ok(())
         }),
+    row("multi-prog", Commands::R)
+        .help(
+            "The command is a file that says which task runs which program, a line each: tasks (0-3,7 or * for all others), \
+             program, arguments. %t is the task's number, %o its place among those of the line. What follows the file goes to all.",
+        )
+        .set(|o, _| {
+            o.multi_prog = true;
+            Ok(())
+        }),
     row("overlap", Commands::R)
         .env(&["SLURM_OVERLAP"])
         .help("Share the job's CPUs and memory with its other steps instead of waiting for them.")
