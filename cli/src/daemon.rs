@@ -4,10 +4,12 @@ use crate::log;
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
 use berth_model::ByteStr;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
@@ -136,20 +138,23 @@ pub fn start(dir: &StateDir, part: Part, config: Option<&Path>) -> Result<Child,
         .map_err(|e| failed(format!("cannot start the {}", part.name()), e))
 }
 
-/// A daemon's pid for `berth status` and `berth down`; gone with it.
-pub struct PidFile(PathBuf);
+/// How long the lock of a daemon that was killed may take to be free: until the last of its threads is gone.
+const DYING: Duration = Duration::from_secs(5);
+
+/// A daemon's pid for `berth status` and `berth down`; gone with it. Two that start at the same moment have one file: the lock
+/// tells which of them it is about.
+pub struct PidFile {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
 
 impl PidFile {
     /// Writes it, for an agent with the place of its image store. Another daemon of the kind that lives is an error.
     pub fn write(dir: &StateDir, part: Part, images: Option<&Path>) -> Result<PidFile, Failure> {
-        // One that started itself again is the same process.
-        let other = pid_file(dir, part).filter(|pid| u32::try_from(*pid) != Ok(std::process::id()));
-        if let Some(pid) = other {
-            return Err(Failure::user(format!(
-                "an {} runs already in {} (pid {pid}); 'berth down' ends it",
-                part.name(),
-                dir.0.display()
-            )));
+        let lock = PidFile::lock(dir, part)?;
+        // One of an earlier version holds no lock; one that started itself again is the same process.
+        if let Some(pid) = pid_file(dir, part).filter(|pid| u32::try_from(*pid) != Ok(std::process::id())) {
+            return Err(runs_already(dir, part, Some(pid)));
         }
         let path = dir.run().join(format!("{}.json", part.name()));
         let fresh = path.with_extension("new");
@@ -162,14 +167,40 @@ impl PidFile {
             .and_then(|()| std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o644)))
             .and_then(|()| std::fs::rename(&fresh, &path))
             .map_err(|e| Failure::new(Kind::Internal, format!("{}: {e}", path.display())))?;
-        Ok(PidFile(path))
+        Ok(PidFile { path, _lock: lock })
     }
+
+    fn lock(dir: &StateDir, part: Part) -> Result<Flock<File>, Failure> {
+        let path = dir.run().join(format!("{}.lock", part.name()));
+        let failed =
+            |e: std::io::Error| Failure::new(Kind::Internal, format!("cannot lock {}: {e}", path.display()));
+        // Nobody else's to lock.
+        let mut open = File::options();
+        let mut file =
+            open.create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+        let begun = Instant::now();
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((file, Errno::EWOULDBLOCK)) if begun.elapsed() < DYING => file,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(runs_already(dir, part, pid_file(dir, part))),
+                Err((_, e)) => return Err(failed(e.into())),
+            };
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn runs_already(dir: &StateDir, part: Part, pid: Option<i32>) -> Failure {
+    let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+    let (part, dir) = (part.name(), dir.0.display());
+    Failure::user(format!("an {part} runs already in {dir}{pid}; 'berth down' ends it"))
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
         // The next daemon writes it anew; one that is left names a pid that is no daemon of ours.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -237,7 +268,7 @@ pub fn tail(path: &Path, lines: usize) -> String {
 /// Whether we may end a daemon.
 pub fn may_stop(pid: i32, part: Part) -> Result<(), Failure> {
     match kill(Pid::from_raw(pid), None) {
-        Err(e @ nix::errno::Errno::EPERM) => Err(not_ours(pid, part, e)),
+        Err(e @ Errno::EPERM) => Err(not_ours(pid, part, e)),
         _ => Ok(()),
     }
 }
@@ -255,7 +286,7 @@ pub fn stop(pid: i32, part: Part, patience: Duration) -> Result<(), Failure> {
     let target = Pid::from_raw(pid);
     match kill(target, Signal::SIGTERM) {
         Ok(()) => {}
-        Err(nix::errno::Errno::ESRCH) => return Ok(()),
+        Err(Errno::ESRCH) => return Ok(()),
         Err(e) => return Err(not_ours(pid, part, e)),
     }
     let deadline = Instant::now() + patience;

@@ -14,6 +14,7 @@ pub struct Hosts {
     directory: PathBuf,
     names: Vec<String>,
     user: Who,
+    disks: Vec<PathBuf>,
 }
 
 fn ip(words: &str) {
@@ -32,7 +33,8 @@ impl Hosts {
             std::fs::set_permissions(directory.join(name), open.clone()).unwrap();
         }
         machine::give(&directory.join("work"), &user);
-        let hosts = Hosts { directory, names: names.iter().map(|name| (*name).to_string()).collect(), user };
+        let names = names.iter().map(|name| (*name).to_string()).collect();
+        let hosts = Hosts { directory, names, user, disks: Vec::new() };
         Cmd::new(machine::programs().join("berth"))
             .arg("install-links")
             .arg(hosts.directory.join("bin"))
@@ -65,6 +67,14 @@ impl Hosts {
     /// The state directory of a host.
     pub fn state(&self, host: &str) -> PathBuf {
         self.directory.join(host)
+    }
+
+    /// Gives a host's state, which is still empty, a filesystem of its own of this size (`96m`).
+    pub fn disk(&mut self, host: &str, size: &str) {
+        let at = self.state(host);
+        let options = format!("size={size},mode=755");
+        Cmd::new("mount").args(["-t", "tmpfs", "-o", &options, "disk"]).arg(&at).ok();
+        self.disks.push(at);
     }
 
     /// The working directory of every command, the user's.
@@ -186,6 +196,9 @@ impl Drop for Hosts {
         match work {
             Ok(said) => complaints.extend(said),
             Err(_) => complaints.push("the hosts cannot be stopped".to_string()),
+        }
+        for disk in &self.disks {
+            let _ = Cmd::new("umount").arg("-l").arg(disk).run();
         }
         end_what_is_left(&self.directory, &mut complaints);
         for name in &self.names {

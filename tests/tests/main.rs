@@ -57,6 +57,7 @@ mod task_programs;
 mod tools;
 mod traps;
 mod ulimits;
+mod under_load;
 mod unkillable;
 mod verifying;
 mod x11;

@@ -1,6 +1,6 @@
 //! `scontrol reconfigure`: another configuration in force while everything runs.
 
-use berth_tests::{Sandbox, Who, each_user, images, machine, sandbox::wait};
+use berth_tests::{Hosts, Sandbox, Who, each_user, images, machine, sandbox::wait};
 
 fn configure(sandbox: &Sandbox, text: &str) {
     let path = sandbox.state().join("berth.toml");
@@ -90,4 +90,55 @@ fn only_administrators_reconfigure_as_root() {
     configure(&sandbox, &format!("administrators = [\"{}\"]\n", stranger.name));
     sandbox.cmd("scontrol").arg("reconfigure").ok();
     sandbox.cmd_as(&stranger, "scontrol").arg("reconfigure").ok();
+}
+
+/// Machines that joined have no file of their own: what the controller's says is pushed to them.
+#[test]
+fn machines_that_joined_are_told_and_no_step_notices_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &["--uses", "2"]);
+    for node in ["n1", "n2"] {
+        hosts.join(node, &token);
+    }
+    for node in ["n1", "n2"] {
+        hosts.wait_node(node, "idle", 20);
+    }
+    let script = "echo ready; while read x; do echo got $x; done; exit 8";
+    let step = hosts.cmd("head", "srun").args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", script]);
+    let mut step = step.stdin_open().limit(90).spawn();
+    step.wait_for("ready", 30);
+    let agents = ["n1", "n2"].map(|node| hosts.pid(node, "agent"));
+    let image = images::busybox();
+    let run = |node: &str| {
+        let container = format!("--container-image={}", image.display());
+        hosts
+            .cmd("head", "srun")
+            .args(["-w", node, "-c1", "--mem=64M", &container, "echo", "allowed"])
+            .limit(60)
+    };
+    assert_eq!(run("n1").ok().text().trim(), "allowed");
+    // One of them is out of reach at that moment, and is told when it is back.
+    hosts.link("n2", false);
+    let deny = format!("[images]\ndeny = [\"{}\"]\n", image.display());
+    std::fs::write(hosts.state("head").join("berth.toml"), deny).unwrap();
+    hosts.root("head", "scontrol").arg("reconfigure").ok();
+    hosts.link("n2", true);
+    for (node, pid) in ["n1", "n2"].into_iter().zip(agents) {
+        let log = || std::fs::read_to_string(hosts.state(node).join("log/agent.log")).unwrap();
+        let again = wait(60, || (log().matches(" started, state in").count() == 2).then_some(()));
+        assert!(again.is_some(), "the agent of {node} did not start again: {}", log());
+        hosts.wait_node(node, if node == "n1" { "mixed" } else { "idle" }, 60);
+        assert_eq!(hosts.pid(node, "agent"), pid);
+        run(node).fails().says(&["deny"]);
+    }
+    step.write(b"after\n");
+    step.wait_for("got after", 30);
+    step.close();
+    assert_eq!(step.finish().rc, 8);
+    // And back.
+    std::fs::write(hosts.state("head").join("berth.toml"), "").unwrap();
+    hosts.root("head", "scontrol").arg("reconfigure").ok();
+    let back = wait(60, || (run("n2").run().text().trim() == "allowed").then_some(()));
+    assert!(back.is_some(), "{}", run("n2").run());
 }

@@ -147,7 +147,9 @@ pub fn start(dir: &StateDir, joined: &Joined, detach: bool, approved: bool) -> O
     let mut child = daemon::start(dir, Part::Agent, None)?;
     let deadline = Instant::now() + PATIENCE;
     let log = crate::log::path(dir, Part::Agent);
-    while approved && !berth_agent::is_connected(&dir.0) {
+    // That it is connected may also have been said by one that was killed: the new one tells its pid.
+    let lives = || daemon::pid_file(dir, Part::Agent).is_some() && berth_agent::is_connected(&dir.0);
+    while approved && !lives() {
         if let Ok(Some(how)) = child.try_wait() {
             let text = format!(
                 "the agent ended at once ({how}); the end of its log {}:\n{}",

@@ -1,20 +1,22 @@
 //! What machines may say over their port, and what a stolen key is good for: real TLS to a real controller.
-#![allow(clippy::unwrap_used, clippy::panic)] // a failure is a failed test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
 use berth_controller::{ControllerOptions, load_config, run};
 use berth_model::member::{MemberRole, NewToken};
 use berth_model::request::{Peer, Response};
 use berth_model::{Gid, JobId, NodeName, Span, Uid};
 use berth_rpc::{AgentLink, Client, Endpoint, Hex, Preface, Question, Remote, Reply, Uplink};
-use berth_trust::{Identity, JoinToken, PrivateKey};
+use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// A controller with its port open, and a client of its own user.
 struct Site {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     address: String,
     client: Client,
 }
@@ -34,13 +36,15 @@ async fn site() -> Site {
     tokio::spawn(run(options, Box::pin(std::future::pending())));
     let endpoint = Endpoint::Unix(dir.path().join("run/controller.sock"));
     let client = Client::connect_patiently(&endpoint, Duration::from_secs(30)).await.unwrap();
-    Site { _dir: dir, address: free.to_string(), client }
+    Site { dir, address: free.to_string(), client }
 }
 
 /// A machine that joined: its key and certificate, as somebody who stole them has them.
 struct Machine {
     remote: Arc<Remote>,
     uplink: Uplink,
+    own: Identity,
+    authority: Vec<u8>,
 }
 
 impl Site {
@@ -73,9 +77,10 @@ impl Site {
             panic!("not let in")
         };
         let own = Identity { key, certificate: certificate.0 };
-        let tls = berth_trust::client_config(&own, &seen.get().unwrap(), "controller").unwrap();
+        let authority = seen.get().unwrap();
+        let tls = berth_trust::client_config(&own, &authority, "controller").unwrap();
         let remote = Arc::new(Remote::new(self.address.clone(), tls));
-        Machine { uplink: Uplink::Remote(Arc::clone(&remote)), remote }
+        Machine { uplink: Uplink::Remote(Arc::clone(&remote)), remote, own, authority }
     }
 }
 
@@ -170,4 +175,86 @@ async fn a_removed_machines_connections_are_cut_and_its_key_is_refused() {
     });
     ended.await.unwrap();
     drop(front.remote);
+}
+
+/// What somebody sees who shows this certificate for the machine's own key.
+async fn shown(site: &Site, machine: &Machine, certificate: Vec<u8>) -> String {
+    let own = Identity { key: machine.own.key.clone(), certificate };
+    let tls = berth_trust::client_config(&own, &machine.authority, "controller").unwrap();
+    let uplink = Uplink::Remote(Arc::new(Remote::new(site.address.clone(), tls)));
+    refused(&uplink, Preface::Node { node: NodeName("n1".into()) }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_and_expired_certificates_are_refused_by_name() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let site = site().await;
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    let public = n1.own.key.public();
+    let now = SystemTime::now();
+    // Another authority, which calls itself and the machine the same.
+    let other = tempfile::tempdir().unwrap();
+    let forger = Authority::open_or_make(&other.path().join("authority"), "berth", now).unwrap();
+    let forged = forger.issue(&public, "n1", "compute", now, 30).unwrap();
+    let why = shown(&site, &n1, forged).await;
+    assert!(why.contains("authority"), "{why}");
+    // The right one, of a certificate that nobody renewed in time: the key is still the machine's.
+    let file = |name: &str| std::fs::read(site.dir.path().join("private/authority").join(name)).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let key = copy.path().join("authority.key");
+    std::fs::write(&key, file("authority.key")).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let before = Authority::open_or_make(copy.path(), "berth", now - 100 * DAY).unwrap();
+    let expired = before.issue(&public, "n1", "compute", now - 90 * DAY, 30).unwrap();
+    let why = shown(&site, &n1, expired).await;
+    assert!(why.contains("expired") && why.contains("clock"), "{why}");
+    // As it should be it is let in: neither of the two was refused for something else.
+    let right = before.issue(&public, "n1", "compute", now, 30).unwrap();
+    let own = Identity { key: n1.own.key.clone(), certificate: right };
+    let tls = berth_trust::client_config(&own, &n1.authority, "controller").unwrap();
+    let uplink = Uplink::Remote(Arc::new(Remote::new(site.address.clone(), tls)));
+    uplink.open(&Preface::Node { node: NodeName("n1".into()) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorded_connection_is_worth_nothing_when_it_is_played_again() {
+    let site = site().await;
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    // Somebody on the wire, who writes down what the machine says.
+    let tap = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tapped = tap.local_addr().unwrap().to_string();
+    let address = site.address.clone();
+    let (said, hears) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
+    tokio::spawn(async move {
+        let (machine, _) = tap.accept().await.unwrap();
+        let controller = TcpStream::connect(address).await.unwrap();
+        let (mut from_machine, mut to_machine) = machine.into_split();
+        let (mut from_controller, mut to_controller) = controller.into_split();
+        let back = tokio::spawn(async move { tokio::io::copy(&mut from_controller, &mut to_machine).await });
+        let mut bytes = vec![0; 65536];
+        while let Ok(n @ 1..) = from_machine.read(&mut bytes).await {
+            said.send(bytes[..n].to_vec()).unwrap();
+            to_controller.write_all(&bytes[..n]).await.unwrap();
+        }
+        back.abort();
+    });
+    let tls = berth_trust::client_config(&n1.own, &n1.authority, "controller").unwrap();
+    let uplink = Uplink::Remote(Arc::new(Remote::new(tapped, tls)));
+    let open = uplink.open(&Preface::Node { node: NodeName("n1".into()) }).await.unwrap();
+    // A connection that is let in stays open until its machine leaves; one that plays it again is closed by the controller.
+    let mut hears = hears;
+    let mut again = TcpStream::connect(&site.address).await.unwrap();
+    let mut played = 0;
+    while let Ok(bytes) = hears.try_recv() {
+        played += bytes.len();
+        // It may be closed before everything was said.
+        let _ = again.write_all(&bytes).await;
+    }
+    assert!(played > 600, "{played} bytes are not a handshake and a first line");
+    let closed = tokio::time::timeout(Duration::from_secs(8), async {
+        let mut bytes = [0; 4096];
+        while again.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+    });
+    closed.await.expect("the controller goes on with a connection that was recorded");
+    drop(open);
 }
