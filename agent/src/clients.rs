@@ -135,7 +135,7 @@ async fn serve_peer(
             Err(None) => Ok(()),
         },
         Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
-        Some(Frame::Images(query)) => mine::answer(&mut stream, query, peer.uid, service).await,
+        Some(Frame::Images(query)) => mine::answer(&mut stream, query, peer, service).await,
         Some(Frame::Describe(step)) => {
             let answer = match describe(step.key(), peer, service).await {
                 Ok(what) => Frame::Description(Box::new(what)),

@@ -3,14 +3,19 @@
 use crate::clients::Service;
 use crate::images::Images;
 use crate::signatures::signers;
-use berth_images::{GrantedImage, ImageDetails, ResolvedManifest, Store, Usage};
+use berth_images::{
+    Digest, DiskUsage, GrantedImage, ImageDetails, ImageInfo, PruneOptions, Removed, ResolvedManifest, Store,
+    Usage,
+};
 use berth_model::ids::Uid;
+use berth_model::request::Peer;
 use berth_stream::asynchronous::write_frame;
-use berth_stream::{Frame, FrameError, ImagesQuery, MAX_PAYLOAD};
+use berth_stream::{Frame, FrameError, ImagesQuery, MAX_PAYLOAD, WholeQuery};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// What the agent says of a user's images.
@@ -27,6 +32,12 @@ pub enum ImagesAnswer {
     Removed(GrantedImage, u64),
     /// What they take, and may take at most.
     Usage(Usage, Option<u64>),
+    /// All images of the store.
+    Whole(Vec<ImageInfo>),
+    /// What all of them take.
+    WholeUsage(DiskUsage),
+    /// What was removed of the store.
+    WholeRemoved(Removed),
 }
 
 /// An image in a user's list.
@@ -77,9 +88,10 @@ impl Drop for Turn<'_> {
 pub async fn answer(
     stream: &mut UnixStream,
     query: ImagesQuery,
-    caller: Uid,
+    peer: Peer,
     service: &Service,
 ) -> Result<(), FrameError> {
+    let caller = peer.uid;
     let Some(_turn) = service.asking.turn(caller) else {
         let why = format!(
             "{MOST_AT_ONCE} questions of yours about images are being answered: try again when they are"
@@ -88,7 +100,7 @@ pub async fn answer(
     };
     let released = matches!(query, ImagesQuery::Remove(_));
     let images = Arc::clone(&service.images);
-    let found = tokio::task::spawn_blocking(move || images.of_user(query, caller));
+    let found = tokio::task::spawn_blocking(move || images.answer(query, peer));
     let text = match found.await.map_err(io::Error::other)? {
         Ok(answer) => serde_json::to_vec(&answer).map_err(io::Error::other)?,
         Err(why) => return write_frame(stream, &Frame::Refused(why)).await,
@@ -104,6 +116,48 @@ pub async fn answer(
 }
 
 impl Images {
+    fn answer(&self, query: ImagesQuery, peer: Peer) -> Result<ImagesAnswer, String> {
+        match query {
+            ImagesQuery::Whole(query) => self.whole(query, peer),
+            query => self.of_user(query, peer.uid),
+        }
+    }
+
+    /// About the whole store: for root of the cluster and for the owner, and for no job of theirs, whose node may be anybody's.
+    fn whole(&self, query: WholeQuery, peer: Peer) -> Result<ImagesAnswer, String> {
+        let owner = rustix::process::geteuid().as_raw();
+        if !may_whole(peer, owner) {
+            return Err(
+                "all images of a node are root's affair, outside jobs: you see what you have there".into()
+            );
+        }
+        let store = self.store().map_err(|e| e.to_string())?;
+        let text = |e: berth_images::Error| e.to_string();
+        let removed = |removed: Removed| {
+            for image in &removed.images {
+                tracing::info!("image {image}: removed, as uid {} asked", peer.uid);
+            }
+            ImagesAnswer::WholeRemoved(removed)
+        };
+        match query {
+            WholeQuery::List => store.list().map(ImagesAnswer::Whole).map_err(text),
+            WholeQuery::Usage => store.df().map(ImagesAnswer::WholeUsage).map_err(text),
+            WholeQuery::Remove(name) => {
+                let digest = store.find(&name).map_err(text)?;
+                store.remove(&digest).map(removed).map_err(text)
+            }
+            WholeQuery::Prune { older_than, all, keep } => {
+                let mut stays = self.kept_images()?;
+                for digest in keep {
+                    stays.push(digest.parse::<Digest>().map_err(text)?);
+                }
+                let older_than = older_than.map(Duration::from_secs);
+                let options = PruneOptions { older_than, all, keep: stays.into_iter().collect() };
+                store.prune(&options).map(removed).map_err(text)
+            }
+        }
+    }
+
     fn of_user(&self, query: ImagesQuery, caller: Uid) -> Result<ImagesAnswer, String> {
         if !self.is_shared() {
             let owner = rustix::process::geteuid().as_raw();
@@ -150,6 +204,7 @@ impl Images {
                 ImagesAnswer::Removed(image, before.bytes.saturating_sub(usage()?.bytes))
             }
             ImagesQuery::Usage => ImagesAnswer::Usage(usage()?, self.quota_of(caller)),
+            ImagesQuery::Whole(_) => return Err("asked as if it were about one user's images".into()),
         })
     }
 
@@ -170,9 +225,24 @@ impl Images {
     }
 }
 
+/// Whether somebody has a say in all images of the store of `owner`.
+fn may_whole(peer: Peer, owner: u32) -> bool {
+    peer.job.is_none() && (peer.uid.0 == 0 || peer.uid.0 == owner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::ids::{Gid, JobId};
+
+    #[test]
+    fn the_whole_store_is_its_owners_and_roots_outside_jobs() {
+        let peer = |uid, job: Option<u32>| Peer { uid: Uid(uid), gid: Gid(uid), job: job.map(JobId) };
+        assert!(may_whole(peer(0, None), 0) && may_whole(peer(7, None), 7) && may_whole(peer(0, None), 7));
+        // A node speaks for the jobs that run on it, and root may have one there.
+        assert!(!may_whole(peer(0, Some(3)), 0) && !may_whole(peer(7, Some(3)), 7));
+        assert!(!may_whole(peer(8, None), 0) && !may_whole(peer(8, None), 7));
+    }
 
     #[test]
     fn one_users_questions_are_few_at_a_time_and_nobody_elses_matter() {

@@ -25,6 +25,7 @@ mod granted;
 mod harness;
 mod hooks;
 mod host_jobs;
+mod image_cluster;
 mod job_namespaces;
 mod joining;
 mod limits;

@@ -2,13 +2,16 @@
 
 use crate::error::{Failure, Kind};
 use crate::site::Site;
-pub use berth_stream::ImagesQuery;
+use berth_model::NodeName;
 use berth_stream::{Frame, blocking};
+pub use berth_stream::{ImagesQuery, WholeQuery};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// How long an answer may take; what is removed may be large.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes of an answer from another machine.
+const MOST: usize = 64 << 20;
 
 /// Asks; `part` takes each frame of the answer, and says whether it is one.
 ///
@@ -56,4 +59,38 @@ pub fn images(site: &Site, query: ImagesQuery) -> Result<Vec<u8>, Failure> {
         _ => false,
     })?;
     Ok(document)
+}
+
+/// As [`images`], of any node of the cluster: where it is another machine the controller passes question and answer on, and says
+/// for whom.
+///
+/// # Errors
+/// The node cannot be asked, does not answer within `patience` or refuses; the text does not name it.
+pub fn images_of(
+    site: &Site,
+    node: &NodeName,
+    query: ImagesQuery,
+    patience: Duration,
+) -> Result<Vec<u8>, String> {
+    let away = |e: &dyn std::fmt::Display| {
+        format!("no answer ({e}): is it up, and its agent connected? 'sinfo -N' and 'berth node ls' tell")
+    };
+    let mut stream = UnixStream::connect(&site.attach).map_err(|e| away(&e))?;
+    stream.set_read_timeout(Some(patience)).map_err(|e| away(&e))?;
+    for frame in [Frame::Node(node.clone()), Frame::Images(query)] {
+        blocking::write_frame(&mut stream, &frame).map_err(|e| away(&e))?;
+    }
+    let mut document = Vec::new();
+    loop {
+        match blocking::read_frame(&mut stream) {
+            Ok(Some(Frame::Accepted)) => return Ok(document),
+            Ok(Some(Frame::Refused(why))) => return Err(why),
+            // A node has no say in how much memory of ours it takes.
+            Ok(Some(Frame::Part(bytes))) if document.len() + bytes.len() <= MOST => document.extend(bytes),
+            Ok(Some(Frame::Part(_))) => return Err(away(&format!("it is longer than {} MiB", MOST >> 20))),
+            Ok(Some(_)) => return Err(away(&"it is to another question")),
+            Ok(None) => return Err(away(&"the connection was closed")),
+            Err(e) => return Err(away(&e)),
+        }
+    }
 }

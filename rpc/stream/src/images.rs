@@ -14,4 +14,27 @@ pub enum ImagesQuery {
     Remove(String),
     /// What they take.
     Usage,
+    /// About all images of the node's store, whoever has them: for its owner, or root.
+    Whole(WholeQuery),
+}
+
+/// What the owner of a node's store asks of it as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WholeQuery {
+    /// All images.
+    List,
+    /// What they take on disk.
+    Usage,
+    /// Remove the one of this name or digest.
+    Remove(String),
+    /// Remove what is not needed.
+    Prune {
+        /// Images not used for so many seconds.
+        older_than: Option<u64>,
+        /// All images that are not in use.
+        all: bool,
+        /// Digests of images that stay in any case.
+        keep: Vec<String>,
+    },
 }

@@ -25,5 +25,5 @@ pub use frame::{
     ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
     STDIN_WINDOW, data_header, encode, fence_frames,
 };
-pub use images::ImagesQuery;
+pub use images::{ImagesQuery, WholeQuery};
 pub use kept::{KeptContainer, KeptQuery, KeptState};

@@ -7,7 +7,7 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_stream::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, ImagesQuery, KeptContainer, KeptQuery, KeptState,
-    MAX_PAYLOAD, blocking, encode, fence_frames,
+    MAX_PAYLOAD, WholeQuery, blocking, encode, fence_frames,
 };
 use proptest::prelude::*;
 
@@ -71,6 +71,13 @@ fn frame() -> impl Strategy<Value = Frame> {
             step: StepId::Batch
         })),
         ".{0,40}".prop_map(|digest| Frame::Images(ImagesQuery::Remove(digest))),
+        (any::<Option<u64>>(), any::<bool>(), proptest::collection::vec(".{0,40}", 0..3)).prop_map(
+            |(older_than, all, keep)| Frame::Images(ImagesQuery::Whole(WholeQuery::Prune {
+                older_than,
+                all,
+                keep
+            }))
+        ),
         bytes().prop_map(Frame::Part),
         (".{0,20}", any::<u64>()).prop_map(|(node, number)| Frame::Description(Box::new(Effective {
             node,

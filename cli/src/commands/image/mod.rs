@@ -1,5 +1,6 @@
 //! `berth image`: looks after the images of a store.
 
+mod cluster;
 mod look;
 mod places;
 mod quota;
@@ -12,6 +13,7 @@ use crate::{local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_images::{Error, Reference, Resolved};
+use cluster::Task;
 use places::{Places, Which};
 use std::path::Path;
 
@@ -41,6 +43,8 @@ pub enum Args {
     Ls {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        nodes: cluster::Nodes,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -58,6 +62,11 @@ pub enum Args {
     Rm {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        nodes: cluster::Nodes,
+        /// As JSON
+        #[arg(long, requires = "cluster")]
+        json: bool,
         /// Names or digests
         #[arg(required = true)]
         images: Vec<String>,
@@ -69,6 +78,11 @@ pub enum Args {
     Prune {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        nodes: cluster::Nodes,
+        /// As JSON
+        #[arg(long, requires = "cluster")]
+        json: bool,
         /// All images that are not in use
         #[arg(long)]
         all: bool,
@@ -80,6 +94,8 @@ pub enum Args {
     Df {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        nodes: cluster::Nodes,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -143,12 +159,20 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             out::print(&format!("logged out of {}\n", target.registry))?;
             Ok(0)
         }
-        Args::Ls { which, json } => look::ls(&Places::find(which, state)?, json),
+        Args::Ls { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Ls, json, state),
+        Args::Df { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Df, json, state),
+        Args::Rm { nodes, json, images, .. } if nodes.cluster => {
+            cluster::run(&nodes, Task::Rm(&images), json, state)
+        }
+        Args::Prune { nodes, json, all, older_than, .. } if nodes.cluster => {
+            cluster::run(&nodes, Task::Prune { all, older_than }, json, state)
+        }
+        Args::Ls { which, json, .. } => look::ls(&Places::find(which, state)?, json),
         Args::Inspect { which, image } => look::inspect(&Places::find(which, state)?, &image),
-        Args::Df { which, json } => look::df(&Places::find(which, state)?, json),
+        Args::Df { which, json, .. } => look::df(&Places::find(which, state)?, json),
         Args::Quota { json } => quota::run(json, state),
-        Args::Rm { which, images } => remove::rm(&Places::find(which, state)?, &images),
-        Args::Prune { which, all, older_than } => {
+        Args::Rm { which, images, .. } => remove::rm(&Places::find(which, state)?, &images),
+        Args::Prune { which, all, older_than, .. } => {
             remove::prune(&Places::find(which, state)?, all, older_than, state)
         }
         Args::History(args) => transfer::history(&args, &Places::find(args.which, state)?),

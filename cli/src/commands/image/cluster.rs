@@ -1,0 +1,348 @@
+//! `berth image ls`, `df`, `rm` and `prune` with `--cluster`: of many nodes at once, each asked through the controller.
+
+use super::{document, table};
+use crate::images;
+use berth_agent::{ImagesAnswer, ListedImage};
+use berth_client::agent::{self, ImagesQuery, WholeQuery};
+use berth_client::error::{Failure, Kind, Outcome};
+use berth_client::site::Site;
+use berth_client::{block_on, out};
+use berth_images::{Digest, GrantedImage, find_granted};
+use berth_model::{NodeName, Uid};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Nodes that are asked at the same time.
+const AT_ONCE: usize = 16;
+/// How long a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// As [`PATIENCE`], where much may have to be removed.
+const LONG: Duration = Duration::from_secs(600);
+/// Digests that fit into a question.
+const MOST_KEPT: usize = 800;
+const DAY: u64 = 86_400;
+
+/// On which nodes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Nodes {
+    /// On all nodes of the cluster: as root all images there, else yours. Nodes that fail are named, and the exit code is 1 then
+    #[arg(long, conflicts_with_all = ["own", "node"])]
+    pub cluster: bool,
+    /// On these nodes alone, as n1 or n[1-8]
+    #[arg(long, short = 'w', value_name = "NODES", requires = "cluster")]
+    nodelist: Option<String>,
+}
+
+/// What is done on each node.
+pub enum Task<'a> {
+    /// List images.
+    Ls,
+    /// Show what they take.
+    Df,
+    /// Remove these.
+    Rm(&'a [String]),
+    /// Remove what is not needed.
+    Prune {
+        /// All that are not in use.
+        all: bool,
+        /// Not used for so many days.
+        older_than: Option<u32>,
+    },
+}
+
+/// How one node is asked.
+struct Asker<'a> {
+    site: &'a Site,
+    /// All images of a node are the caller's affair.
+    whole: bool,
+    /// Images of jobs that are not over.
+    needed: BTreeSet<Digest>,
+    task: Task<'a>,
+}
+
+/// Asks all nodes; prints what each says.
+pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> Outcome {
+    let site = Site::find(state)?;
+    let names = wanted(&site, nodes.nodelist.as_deref())?;
+    let me = nix::unistd::geteuid().as_raw();
+    let owner = site.state.as_ref().and_then(|dir| std::fs::metadata(&dir.0).ok()).map(|dir| dir.uid());
+    let whole = me == 0 || owner == Some(me);
+    let needed = match task {
+        Task::Prune { .. } if whole => images::needed_by_jobs(&site, &[])?,
+        Task::Prune { .. } => images::needed_by_jobs(&site, &[Uid(me)])?,
+        _ => Vec::new(),
+    };
+    let asker = Asker { site: &site, whole, needed: needed.into_iter().collect(), task };
+    let answers = at_once(&names, |node| asker.node(node));
+    let mut failed = 0u8;
+    for (node, answer) in names.iter().zip(&answers) {
+        if let Err(why) = answer {
+            failed = 1;
+            let why = printable(why);
+            out::complain(&format!("berth: error: {node}: {why}"));
+        }
+    }
+    let all: Vec<(&NodeName, &Result<Value, String>)> = names.iter().zip(&answers).collect();
+    if json {
+        let all: Vec<Value> = all
+            .iter()
+            .map(|(node, answer)| match answer {
+                Ok(value) => json!({"node": node.0, "answer": value}),
+                Err(why) => json!({"node": node.0, "error": why}),
+            })
+            .collect();
+        out::print(&document(&all)?)?;
+    } else {
+        let answered = all.iter().filter_map(|(node, answer)| Some((*node, answer.as_ref().ok()?)));
+        out::print(&asker.text(answered))?;
+    }
+    Ok(failed)
+}
+
+/// The nodes that are meant, in the order of the cluster's.
+fn wanted(site: &Site, list: Option<&str>) -> Result<Vec<NodeName>, Failure> {
+    let known = block_on(async { Ok(site.connect().await?.nodes().await?) })?;
+    let known: Vec<NodeName> = known.into_iter().map(|node| node.name).collect();
+    let Some(list) = list else { return Ok(known) };
+    let asked = berth_model::hostlist::nodes(list)
+        .map_err(|e| Failure::new(Kind::Usage, format!("--nodelist={list}: {e}")))?;
+    match asked.iter().find(|name| !known.contains(name)) {
+        Some(name) => Err(Failure::user(format!(
+            "--nodelist={list}: the cluster has no node {name}: 'sinfo -N' lists its nodes"
+        ))),
+        None => Ok(asked),
+    }
+}
+
+/// Does something for each node, a few at a time; the answers are in the order of the nodes.
+fn at_once<T: Send>(nodes: &[NodeName], work: impl Fn(&NodeName) -> T + Sync) -> Vec<T> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(nodes.len())));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(nodes.len()) {
+            scope.spawn(|| {
+                while let Some((at, node)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, nodes.get(at)?)))
+                {
+                    let answer = work(node);
+                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, answer));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn unexpected() -> String {
+    "its agent answered another question: is it of this version?".into()
+}
+
+/// What a node says, without what a terminal would take for commands.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+impl Asker<'_> {
+    fn ask(&self, node: &NodeName, query: ImagesQuery, patience: Duration) -> Result<ImagesAnswer, String> {
+        let document = agent::images_of(self.site, node, query, patience)?;
+        serde_json::from_slice(&document).map_err(|e| format!("its agent says what is not understood ({e})"))
+    }
+
+    fn node(&self, node: &NodeName) -> Result<Value, String> {
+        if self.whole { self.whole(node) } else { self.mine(node) }
+    }
+
+    /// As who has a say in all images of the node.
+    fn whole(&self, node: &NodeName) -> Result<Value, String> {
+        let ask = |query, patience| self.ask(node, ImagesQuery::Whole(query), patience);
+        match &self.task {
+            Task::Ls => match ask(WholeQuery::List, PATIENCE)? {
+                ImagesAnswer::Whole(images) => Ok(json!({"images": images})),
+                _ => Err(unexpected()),
+            },
+            Task::Df => match ask(WholeQuery::Usage, PATIENCE)? {
+                ImagesAnswer::WholeUsage(usage) => Ok(json!(usage)),
+                _ => Err(unexpected()),
+            },
+            Task::Rm(names) => {
+                let (mut removed, mut bytes) = (Vec::new(), 0u64);
+                for name in *names {
+                    match ask(WholeQuery::Remove(name.clone()), LONG) {
+                        Ok(ImagesAnswer::WholeRemoved(one)) => {
+                            removed.extend(one.images.iter().map(Digest::to_string));
+                            bytes = bytes.saturating_add(one.bytes);
+                        }
+                        Ok(_) => return Err(unexpected()),
+                        Err(why) => return Err(after(&removed, why)),
+                    }
+                }
+                Ok(json!({"removed": removed, "bytes": bytes}))
+            }
+            Task::Prune { all, older_than } => {
+                let ImagesAnswer::Whole(there) = ask(WholeQuery::List, PATIENCE)? else {
+                    return Err(unexpected());
+                };
+                // What is not there need not be named.
+                let there = there.iter().map(|image| &image.digest);
+                let keep: Vec<String> =
+                    there.filter(|digest| self.needed.contains(digest)).map(Digest::to_string).collect();
+                if keep.len() > MOST_KEPT {
+                    return Err(format!(
+                        "jobs need {} images of it, and at most {MOST_KEPT} can be named: name images to 'berth image rm'",
+                        keep.len()
+                    ));
+                }
+                let older_than = older_than.map(|days| u64::from(days) * DAY);
+                match ask(WholeQuery::Prune { older_than, all: *all, keep }, LONG)? {
+                    ImagesAnswer::WholeRemoved(one) => {
+                        let removed: Vec<String> = one.images.iter().map(Digest::to_string).collect();
+                        Ok(json!({"removed": removed, "bytes": one.bytes}))
+                    }
+                    _ => Err(unexpected()),
+                }
+            }
+        }
+    }
+
+    fn listed(&self, node: &NodeName) -> Result<Vec<ListedImage>, String> {
+        match self.ask(node, ImagesQuery::List, PATIENCE)? {
+            ImagesAnswer::List(images) => Ok(images),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// As a user among others.
+    fn mine(&self, node: &NodeName) -> Result<Value, String> {
+        let chosen: Vec<Digest> = match &self.task {
+            Task::Ls => return Ok(json!({"images": self.listed(node)?})),
+            Task::Df => {
+                return match self.ask(node, ImagesQuery::Usage, PATIENCE)? {
+                    ImagesAnswer::Usage(usage, quota) => Ok(
+                        json!({"images": usage.images, "layers": usage.layers, "bytes": usage.bytes, "quota": quota}),
+                    ),
+                    _ => Err(unexpected()),
+                };
+            }
+            Task::Rm(names) => {
+                let images: Vec<GrantedImage> =
+                    self.listed(node)?.into_iter().map(|listed| listed.image).collect();
+                let find = |name: &String| match find_granted(&images, name) {
+                    Ok(Some(image)) => Ok(image.digest.clone()),
+                    Ok(None) => Err(format!("image {name}: you have none of that name there")),
+                    Err(e) => Err(e.to_string()),
+                };
+                names.iter().map(find).collect::<Result<_, _>>()?
+            }
+            Task::Prune { all, older_than } => {
+                let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
+                let old = |used: u64| {
+                    older_than.is_some_and(|days| now.saturating_sub(used) >= u64::from(days) * DAY)
+                };
+                let goes = |listed: &ListedImage| {
+                    let image = &listed.image;
+                    let nameless = image.names.is_empty() && older_than.is_none();
+                    (*all || nameless || old(image.last_used))
+                        && !listed.kept
+                        && !self.needed.contains(&image.digest)
+                };
+                self.listed(node)?.into_iter().filter(goes).map(|listed| listed.image.digest).collect()
+            }
+        };
+        let (mut removed, mut bytes) = (Vec::new(), 0u64);
+        for digest in chosen {
+            match self.ask(node, ImagesQuery::Remove(digest.to_string()), LONG) {
+                Ok(ImagesAnswer::Removed(_, less)) => {
+                    removed.push(digest.to_string());
+                    bytes = bytes.saturating_add(less);
+                }
+                Ok(_) => return Err(unexpected()),
+                Err(why) => return Err(after(&removed, why)),
+            }
+        }
+        Ok(json!({"removed": removed, "bytes": bytes}))
+    }
+
+    fn text<'v>(&self, answers: impl Iterator<Item = (&'v NodeName, &'v Value)>) -> String {
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let bytes = |value: &Value| value.as_u64().map_or_else(|| "-".to_string(), images::size);
+        let mut rows = Vec::new();
+        let mut lines = String::new();
+        match self.task {
+            Task::Ls => {
+                rows.push(["NODE", "NAME", "DIGEST", "SIZE", "LAYERS"].map(str::to_string));
+                for (node, answer) in answers {
+                    for image in answer["images"].as_array().into_iter().flatten() {
+                        let names = image["names"].as_array().into_iter().flatten();
+                        let names: Vec<String> = names.filter_map(Value::as_str).map(printable).collect();
+                        let name = if names.is_empty() { "<none>".to_string() } else { names.join(",") };
+                        let digest = image["digest"].as_str().and_then(|d| d.parse::<Digest>().ok());
+                        rows.push([
+                            node.0.clone(),
+                            name,
+                            digest.map_or("-".to_string(), |d| d.short().to_string()),
+                            bytes(&image["bytes"]),
+                            number(&image["layers"]).to_string(),
+                        ]);
+                    }
+                }
+            }
+            Task::Df => {
+                let last = if self.whole { "FREE" } else { "QUOTA" };
+                rows.push(["NODE", "IMAGES", "LAYERS", "SIZE", last].map(str::to_string));
+                for (node, answer) in answers {
+                    let bound = if self.whole { &answer["free_bytes"] } else { &answer["quota"] };
+                    let count = |key: &str| number(&answer[key]).to_string();
+                    rows.push([
+                        node.0.clone(),
+                        count("images"),
+                        count("layers"),
+                        bytes(&answer["bytes"]),
+                        bytes(bound),
+                    ]);
+                }
+            }
+            Task::Rm(_) | Task::Prune { .. } => {
+                for (node, answer) in answers {
+                    for digest in answer["removed"].as_array().into_iter().flatten() {
+                        lines +=
+                            &format!("{node}: removed {}\n", printable(digest.as_str().unwrap_or_default()));
+                    }
+                    lines += &format!("{node}: {} less\n", bytes(&answer["bytes"]));
+                }
+                return lines;
+            }
+        }
+        table(&rows)
+    }
+}
+
+/// A failure when something was done already.
+fn after(removed: &[String], why: String) -> String {
+    if removed.is_empty() { why } else { format!("{why} (removed before: {})", removed.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_in_the_order_of_the_nodes_and_few_are_asked_at_once() {
+        let nodes: Vec<NodeName> = (0..100).map(|n| NodeName(format!("n{n}"))).collect();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let answers = at_once(&nodes, |node| {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::yield_now();
+            now.fetch_sub(1, Ordering::SeqCst);
+            node.clone()
+        });
+        assert_eq!(answers, nodes);
+        assert!(most.into_inner() <= AT_ONCE);
+        assert!(at_once(&[], NodeName::clone).is_empty());
+    }
+}

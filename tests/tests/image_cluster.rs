@@ -1,0 +1,96 @@
+//! `berth image` with `--cluster`: images of many nodes, looked after from one place.
+
+use berth_tests::{Hosts, Who, images};
+use serde_json::Value;
+
+fn answers(hosts: &Hosts, root: bool, words: &[&str]) -> Vec<Value> {
+    let cmd = if root { hosts.root("n1", "berth") } else { hosts.cmd("n1", "berth") };
+    let told = cmd.arg("image").args(words).args(["--cluster", "--json"]).limit(60).ok();
+    serde_json::from_str(&told.text()).unwrap()
+}
+
+/// How many images each node says that it has.
+fn counts(hosts: &Hosts, root: bool) -> Vec<usize> {
+    let all = answers(hosts, root, &["ls"]);
+    all.iter().map(|node| node["answer"]["images"].as_array().unwrap().len()).collect()
+}
+
+#[test]
+fn images_of_all_nodes_are_looked_after_from_one_as_root() {
+    let hosts = Hosts::new(&["n1", "n2", "n3"]);
+    hosts.up("n1", "");
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for name in ["n2", "n3"] {
+        hosts.join(name, &token);
+    }
+    for name in ["n1", "n2", "n3"] {
+        hosts.wait_node(name, "idle", 20);
+    }
+    assert_eq!(counts(&hosts, true), [0, 0, 0]);
+    let image = images::debian();
+    let run = |nodes: &str| {
+        hosts
+            .cmd("n1", "srun")
+            .args(["-w", nodes, "--container-image"])
+            .arg(&image)
+            .arg("true")
+            .limit(60)
+            .ok()
+    };
+    run("n[1-3]");
+    // Root sees all; a user sees what is theirs, everywhere.
+    assert_eq!(counts(&hosts, true), [1, 1, 1]);
+    assert_eq!(counts(&hosts, false), [1, 1, 1]);
+    let usage = answers(&hosts, true, &["df"]);
+    assert!(usage.iter().all(|node| node["answer"]["bytes"].as_u64().unwrap() > 0), "{usage:?}");
+    // A user gives back on one node what they have there, and it stays elsewhere.
+    let digest =
+        answers(&hosts, false, &["ls"])[0]["answer"]["images"][0]["digest"].as_str().unwrap().to_string();
+    answers(&hosts, false, &["rm", "-w", "n2", &digest]);
+    assert_eq!(counts(&hosts, false), [1, 0, 1]);
+    // A node that does not answer is named, and the others' answers are there.
+    hosts.kill_9("n3", "agent");
+    let failed = hosts.root("n1", "berth").args(["image", "ls", "--cluster"]).limit(60).run();
+    assert_eq!(failed.rc, 1, "{failed}");
+    let failed = failed.says(&["n3: no answer"]);
+    assert!(failed.text().lines().any(|line| line.starts_with("n1 ")), "{failed}");
+    let unknown = hosts.root("n1", "berth").args(["image", "ls", "--cluster", "-w", "n9"]).limit(60).fails();
+    unknown.says(&["no node n9"]);
+    // Root removes for all.
+    answers(&hosts, true, &["prune", "--all", "-w", "n1"]);
+    let left = answers(&hosts, true, &["ls", "-w", "n[1-2]"]);
+    assert!(left.iter().all(|node| node["answer"]["images"] == serde_json::json!([])), "{left:?}");
+}
+
+#[test]
+fn nobody_reaches_others_images_on_other_nodes_as_root() {
+    let hosts = Hosts::new(&["n1", "n2"]);
+    hosts.up("n1", "root_jobs = true\n");
+    hosts.join("n2", &hosts.token("n1", &[]));
+    for name in ["n1", "n2"] {
+        hosts.wait_node(name, "idle", 20);
+    }
+    let image = images::debian();
+    hosts.cmd("n1", "srun").args(["-w", "n2", "--container-image"]).arg(&image).arg("true").limit(60).ok();
+    let of_user = answers(&hosts, false, &["ls", "-w", "n2"]);
+    let digest = of_user[0]["answer"]["images"][0]["digest"].as_str().unwrap().to_string();
+    // Another user sees nothing of it and cannot remove it, with its digest at hand.
+    let stranger =
+        |words: &[&str]| hosts.on("n1", &Who::stranger(), "berth").args(["image"]).args(words).limit(60);
+    let seen: Value = serde_json::from_str(&stranger(&["ls", "--cluster", "--json"]).ok().text()).unwrap();
+    for node in seen.as_array().unwrap() {
+        assert_eq!(node["answer"]["images"], serde_json::json!([]), "{seen}");
+    }
+    stranger(&["rm", "--cluster", "-w", "n2", &digest]).fails().says(&["n2: ", "you have none of that name"]);
+    // A job of root's has no say in all images of a node: its node speaks for it, and may be anybody's.
+    for words in ["ls", "prune --all"] {
+        let line = format!("berth image {words} --cluster -w n2");
+        let job = hosts.root("n1", "srun").args(["-w", "n2", "sh", "-c", &line]).limit(60).run();
+        assert_ne!(job.rc, 0, "{job}");
+        job.says(&["n2: ", "outside jobs"]);
+    }
+    // Nor has root of a compute node, outside of jobs.
+    let outside = hosts.root("n2", "berth").args(["image", "prune", "--all", "--cluster"]).limit(60).fails();
+    assert!(!outside.err().contains("removed"), "{outside}");
+    assert_eq!(answers(&hosts, false, &["ls", "-w", "n2"]), of_user);
+}
