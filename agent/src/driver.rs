@@ -409,6 +409,14 @@ impl Driver {
             FromAgent::Step { key, phase: StepPhase::Exited(exit), .. } => {
                 self.node.registry.ended(*key, exit);
             }
+            // The end of what never had a supervisor may be told with its run's alone.
+            FromAgent::JobGone { steps, .. } => {
+                for (key, phase) in steps {
+                    if let StepPhase::Exited(exit) = phase {
+                        self.node.registry.ended(*key, exit);
+                    }
+                }
+            }
             _ => {}
         }
         if let Some((_, link)) = &self.link {

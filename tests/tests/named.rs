@@ -89,8 +89,9 @@ each_user! {
         let sandbox = Sandbox::start(who);
         let busybox = images::busybox();
         let scope = "--container-scope=user";
-        sandbox.srun([scope, "--container-name=lasting", "true"]).fails()
+        let refused = sandbox.srun([scope, "--container-name=lasting", "true"]).fails()
             .says(&["a container with name \"lasting\" does not exist", "--container-image"]);
+        assert_eq!(refused.err().lines().count(), 1, "the node answered: {refused}");
         sandbox.srun_in(&busybox, [scope, "--container-name=lasting", "sh", "-c", "echo first > /note"]).ok();
         let text = sandbox.srun([scope, "--container-name=lasting", "cat", "/note"]).ok().text();
         assert_eq!(text, "first");

@@ -173,7 +173,8 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                 // Without a watcher the streams alone tell the end.
                 watched = changed.is_ok();
                 if me.is_over(&records) {
-                    let wait = if me.nodes.never_met().is_empty() { LAST_WORD } else { FIRST_WORD };
+                    let unheard = !me.nodes.never_met().is_empty() && !me.failed_to_start(&records);
+                    let wait = if unheard { FIRST_WORD } else { LAST_WORD };
                     patience.get_or_insert(Instant::now() + wait);
                 }
             }
@@ -187,7 +188,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
                 patience = None;
                 if !me.nodes.any_open() && let Some(code) = me.recorded_code(&mut records, None).await? {
                     let away = me.nodes.never_met();
-                    if !away.is_empty() {
+                    if !away.is_empty() && !me.failed_to_start(&records) {
                         stream::message(&format!(
                             "{name}: warning: step {} is over, and {} cannot be reached: what it wrote there is not seen here",
                             me.step.key,
@@ -558,6 +559,13 @@ impl Follower {
             Some(step) => step.ended.is_some(),
             None => job.state.is_terminal() || job.attempt != self.step.key.attempt,
         }
+    }
+
+    /// What the record says why the step could not be started is all that there is to hear.
+    fn failed_to_start(&self, records: &Records) -> bool {
+        let record = records.borrow();
+        let step = record.as_ref().and_then(|job| self.record(job));
+        step.is_some_and(|step| step.message.is_some())
     }
 
     /// The exit code by the controller's record, once it knows the step's end; waits for it when the connection was
