@@ -4,8 +4,9 @@
 use crate::jobs::JobRecord;
 use berth_model::config::Config;
 use berth_model::launch::StepLaunch;
+use berth_model::programs::REBOOT;
 use berth_runtime::JobNamespaces;
-use berth_runtime::hooks::{Attend, Attended, HookPlan, HookRun, run, unchangeable};
+use berth_runtime::hooks::{Alone, Attend, Attended, HookPlan, HookRun, run, unchangeable};
 use berth_step::spool::{TaskProgramsPart, read_json, write_json};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -48,6 +49,9 @@ impl Kind {
 pub struct Around {
     prolog: Option<HookPlan>,
     epilog: Option<HookPlan>,
+    health: Option<HookPlan>,
+    reboot: Option<HookPlan>,
+    cluster: String,
     tasks: TaskProgramsPart,
     owner: u32,
 }
@@ -93,6 +97,9 @@ impl Around {
         Ok(Around {
             prolog: plan(programs.prolog.as_path(), programs.prolog_seconds),
             epilog: plan(programs.epilog.as_path(), programs.epilog_seconds),
+            health: plan(programs.health_check.as_path(), programs.health_check_seconds),
+            reboot: plan(programs.reboot.as_path(), programs.reboot_seconds),
+            cluster: config.cluster.clone(),
             tasks: TaskProgramsPart {
                 prolog: programs.task_prolog.clone(),
                 prolog_seconds: programs.task_prolog_seconds,
@@ -109,6 +116,84 @@ impl Around {
             Kind::Prolog => self.prolog.as_ref(),
             Kind::Epilog => self.epilog.as_ref(),
         }
+    }
+
+    /// Whether the node's health is checked.
+    pub fn checks_health(&self) -> bool {
+        self.health.is_some()
+    }
+
+    /// Checks the health of the node, as [`Around::run`] runs a program; `dir` is where the process is noted. What is wrong: the
+    /// first line that the program said, or how it ended. `None` when it was given up.
+    pub fn check_health(&self, node: &str, dir: &Path, stop: &PipeReader) -> Option<Result<(), String>> {
+        let Some(plan) = &self.health else { return Some(Ok(())) };
+        let note = dir.join(PROCESS);
+        let path = plan.path.display();
+        // One that was killed and hangs in the kernel is not joined by another.
+        if let Some(still) = hangs(&note) {
+            return Some(Err(format!("health check {path} does not end although it was killed: {still}")));
+        }
+        let env = [
+            format!("PATH={SEARCH}"),
+            format!("SLURM_CLUSTER_NAME={}", self.cluster),
+            format!("SLURMD_NODENAME={node}"),
+            "SLURM_SCRIPT_CONTEXT=health_check".to_string(),
+        ];
+        let how = HookRun {
+            env: &env,
+            keep_stderr: true,
+            keep_stdout: true,
+            timeout: None,
+            owner: Some(self.owner),
+            at_root: true,
+        };
+        let mut attend = Until { stop, note: note.clone() };
+        let result = run("health check", std::slice::from_ref(plan), "", how, &mut attend);
+        if hangs(&note).is_none() {
+            let _ = fs::remove_file(&note);
+        }
+        match result {
+            Ok(()) => Some(Ok(())),
+            Err(failure) if failure.given_up => None,
+            Err(failure) => {
+                let how = format!("health check {path} failed: {}", failure.why);
+                tracing::error!("{how}");
+                Some(Err(if failure.first.is_empty() || failure.why.contains("timeout") {
+                    how
+                } else {
+                    failure.first.into()
+                }))
+            }
+        }
+    }
+
+    /// Has the machine rebooted. Where that works, hardly anything comes back.
+    ///
+    /// # Errors
+    /// Program, exit and last line.
+    pub fn reboot(&self, node: &str, system: bool) -> Result<(), String> {
+        let plan = self.reboot.as_ref().ok_or("programs.reboot names no program")?;
+        if !system && plan.path == Path::new(REBOOT) {
+            return Err(format!(
+                "the agent is not root, and {REBOOT} would not do it: name a program in programs.reboot of berth.toml that can"
+            ));
+        }
+        let env = [
+            format!("PATH={SEARCH}"),
+            format!("SLURM_CLUSTER_NAME={}", self.cluster),
+            format!("SLURMD_NODENAME={node}"),
+            "SLURM_SCRIPT_CONTEXT=reboot".to_string(),
+        ];
+        let how = HookRun {
+            env: &env,
+            keep_stderr: true,
+            keep_stdout: true,
+            timeout: None,
+            owner: Some(self.owner),
+            at_root: true,
+        };
+        run("reboot", std::slice::from_ref(plan), "", how, &mut Alone)
+            .map_err(|failure| format!("{}: {}", failure.path, failure.why))
     }
 
     /// What a step is told of those around its tasks.
@@ -184,6 +269,12 @@ impl Around {
             }
         }
     }
+}
+
+/// The noted process, in words, where it is still there.
+fn hangs(note: &Path) -> Option<String> {
+    let process = read_json::<JobNamespaces>(note).ok().filter(JobNamespaces::are_held)?;
+    crate::left::describe(vec![process.pid])
 }
 
 /// Ends the program that an agent which is gone left running for the job with this directory.

@@ -144,6 +144,8 @@ pub struct Driver {
     prologs: BTreeMap<JobId, (PipeWriter, JoinHandle<()>)>,
     /// Epilogs that run or will, likewise.
     epilogs: BTreeMap<JobId, PipeWriter>,
+    /// The check of the node's health that runs, if one does: it ends when its pipe is dropped.
+    checking: Option<PipeWriter>,
     /// Who waits to hear which images jobs need, by the number of the question.
     asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
     asked: u64,
@@ -177,6 +179,7 @@ impl Driver {
             leaving: BTreeMap::new(),
             prologs: BTreeMap::new(),
             epilogs: BTreeMap::new(),
+            checking: None,
             asking: BTreeMap::new(),
             asked: 0,
             wanted: None,
@@ -210,6 +213,7 @@ impl Driver {
         // The next agent runs these again.
         self.prologs.clear();
         self.epilogs.clear();
+        self.checking = None;
         let all = async {
             for (_, clearing) in std::mem::take(&mut self.clearing).into_values() {
                 let _ = clearing.await;
@@ -363,12 +367,48 @@ impl Driver {
                     });
                 }
             }
+            AgentEffect::Reboot => {
+                tracing::warn!("rebooting the machine, as the controller has it");
+                let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+                tokio::task::spawn_blocking(move || {
+                    let result = node.around.reboot(&node.name.0, node.system);
+                    if let Err(why) = &result {
+                        tracing::error!("reboot failed: {why}");
+                    }
+                    let _ = inputs.send(Input::Core(AgentEvent::Rebooted(result)));
+                });
+            }
+            AgentEffect::CheckHealth => self.check_health(),
+            AgentEffect::RememberHealth(unhealthy) => {
+                if let Err(e) = write_json(&self.node.paths.unhealthy(), &unhealthy) {
+                    tracing::error!("cannot keep what the health check says: {e}");
+                }
+            }
             AgentEffect::AbandonStep { key } => self.abandon(key),
             AgentEffect::LookForLeft { job, attempt } => self.look_for_left(job, attempt),
             AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }
+    }
+
+    fn check_health(&mut self) {
+        let (stop, stopped) = match std::io::pipe() {
+            Ok((reader, writer)) => (writer, reader),
+            Err(e) => {
+                let why = format!("the health check cannot be run: {e}");
+                let _ = self.inputs.send(Input::Core(AgentEvent::HealthChecked(Err(why))));
+                return;
+            }
+        };
+        self.checking = Some(stop);
+        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+        tokio::task::spawn_blocking(move || {
+            let dir = node.paths.private();
+            if let Some(result) = node.around.check_health(&node.name.0, &dir, &stopped) {
+                let _ = inputs.send(Input::Core(AgentEvent::HealthChecked(result)));
+            }
+        });
     }
 
     /// A supervisor that does not answer any more hangs itself, in a file of its user's most likely.

@@ -64,6 +64,10 @@ impl Paths {
     pub fn lock(&self) -> PathBuf {
         self.private().join("agent.lock")
     }
+    /// What the last check of the node's health found wrong.
+    pub fn unhealthy(&self) -> PathBuf {
+        self.private().join("unhealthy.json")
+    }
     /// The highest term accepted.
     pub fn term(&self) -> PathBuf {
         self.private().join("agent-term.json")

@@ -20,10 +20,12 @@ use crate::scope::Scope;
 use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, dial, gres, mine, programs};
-use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, SupervisorEvent};
+use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
 use berth_model::config::Config;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
+use berth_model::programs::CheckedNodes;
+use berth_model::time::Span;
 use berth_rpc::Uplink;
 use berth_runtime::cgroup::CgroupFacts;
 use berth_step::spool::{ContainerDefaults, read_json};
@@ -207,6 +209,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         .await
         .map_err(doing("cannot look through the spool"))?;
     let cores = hardware.cores.clone();
+    // A check of an earlier agent that was killed.
+    crate::around::end_left(&paths.private());
     let config = AgentConfig {
         node: name.clone(),
         boot_id: boot.id.clone(),
@@ -216,7 +220,16 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         hardware,
         term: read_json(&paths.term()).unwrap_or(Term(0)),
         prolog: around.has(Kind::Prolog),
-        unkillable: berth_model::time::Span::from_secs(options.config.unkillable_seconds.into()),
+        unkillable: Span::from_secs(options.config.unkillable_seconds.into()),
+        health: around.checks_health().then(|| HealthPlan {
+            interval: Span::from_secs(options.config.programs.health_check_interval_seconds.into()),
+            busy: match options.config.programs.health_check_nodes {
+                CheckedNodes::Any => None,
+                CheckedNodes::Idle => Some(false),
+                CheckedNodes::Allocated => Some(true),
+            },
+        }),
+        unhealthy: read_json(&paths.unhealthy()).unwrap_or_default(),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {

@@ -90,6 +90,15 @@ pub enum FromAgent {
         /// Program, exit and last line.
         why: String,
     },
+    /// The program that was to reboot the machine failed. Told again when the wish is.
+    RebootFailed {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which wish.
+        since: Time,
+        /// Program, exit and last line.
+        why: String,
+    },
     /// Images in the node's store, before some are removed for lack of room: which of them do jobs need?
     ImagesHeld {
         /// Registration that this belongs to.
@@ -189,6 +198,13 @@ pub enum ToAgent {
     },
     /// The configuration in force at the controller: after each Welcome, and when it has changed.
     Configure(Box<Config>),
+    /// Reboot the machine as soon as nothing of a job is there. Repeated until it has another boot id; a wish is fulfilled once.
+    Reboot {
+        /// Who leads.
+        term: Term,
+        /// Since when it is wished for, which tells one wish from another.
+        since: Time,
+    },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

@@ -24,6 +24,33 @@ pub struct ProgramsConfig {
     pub task_epilog: ByteStr,
     /// Seconds for it, and for that of `srun --task-epilog`.
     pub task_epilog_seconds: u32,
+    /// Looks whether a node is well: one that fails drains it, one that passes later returns it.
+    pub health_check: ByteStr,
+    /// Seconds for it.
+    pub health_check_seconds: u32,
+    /// Seconds from the end of one to the next; 0 runs it only when the node's agent starts.
+    pub health_check_interval_seconds: u32,
+    /// On which nodes it runs.
+    pub health_check_nodes: CheckedNodes,
+    /// Reboots a machine (`scontrol reboot`).
+    pub reboot: ByteStr,
+    /// Seconds for the program itself.
+    pub reboot_seconds: u32,
+    /// Seconds for a machine to be back.
+    pub reboot_timeout_seconds: u32,
+}
+
+/// `health_check_nodes`: what a node does while its health is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckedNodes {
+    /// Whatever it does.
+    #[default]
+    Any,
+    /// Nothing of a job is there.
+    Idle,
+    /// Something of a job is there.
+    Allocated,
 }
 
 /// Seconds for a task prolog, where nothing else is said.
@@ -42,31 +69,61 @@ impl Default for ProgramsConfig {
             task_prolog_seconds: TASK_PROLOG_SECONDS,
             task_epilog: ByteStr::default(),
             task_epilog_seconds: TASK_EPILOG_SECONDS,
+            health_check: ByteStr::default(),
+            health_check_seconds: 60,
+            health_check_interval_seconds: 300,
+            health_check_nodes: CheckedNodes::Any,
+            reboot: REBOOT.into(),
+            reboot_seconds: 60,
+            reboot_timeout_seconds: 900,
         }
     }
 }
+
+/// What reboots a machine, where nothing else is said.
+pub const REBOOT: &str = "/sbin/reboot";
 
 /// Most seconds that a program may have: a day.
 const MOST_SECONDS: u32 = 86_400;
 
 impl ProgramsConfig {
     /// Programs and seconds, with the names of their keys.
-    fn all(&self) -> [(&'static str, &ByteStr, u32); 4] {
+    fn all(&self) -> [(&'static str, &ByteStr, u32); 6] {
         [
             ("prolog", &self.prolog, self.prolog_seconds),
             ("epilog", &self.epilog, self.epilog_seconds),
             ("task_prolog", &self.task_prolog, self.task_prolog_seconds),
             ("task_epilog", &self.task_epilog, self.task_epilog_seconds),
+            ("health_check", &self.health_check, self.health_check_seconds),
+            ("reboot", &self.reboot, self.reboot_seconds),
         ]
     }
 
-    /// Programs that are configured, with the names of their keys.
+    /// Programs that are configured, with the names of their keys. The usual one for reboots need not be there before it is run.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &ByteStr)> {
-        self.all().into_iter().filter(|(_, path, _)| !path.0.is_empty()).map(|(name, path, _)| (name, path))
+        let usual = |name: &str, path: &ByteStr| name == "reboot" && path.0 == REBOOT.as_bytes();
+        self.all()
+            .into_iter()
+            .filter(move |(name, path, _)| !path.0.is_empty() && !usual(name, path))
+            .map(|(name, path, _)| (name, path))
     }
 
     /// Tells `wrong` each key with what is wrong with it.
     pub(crate) fn check(&self, wrong: &mut dyn FnMut(String, String)) {
+        if !(1..=MOST_SECONDS).contains(&self.reboot_timeout_seconds) {
+            wrong(
+                "programs.reboot_timeout_seconds".into(),
+                format!("write within how many seconds a machine is back, from 1 to {MOST_SECONDS}"),
+            );
+        }
+        if self.health_check_interval_seconds > MOST_SECONDS {
+            wrong(
+                "programs.health_check_interval_seconds".into(),
+                format!(
+                    "write seconds from one check to the next, at most {MOST_SECONDS}; 0 checks only when an agent starts"
+                ),
+            );
+        }
         for (name, path, seconds) in self.all() {
             if !path.0.is_empty() && !path.0.starts_with(b"/") {
                 wrong(format!("programs.{name}"), format!("'{}' is not an absolute path", path.display()));

@@ -7,7 +7,7 @@ use crate::launch::{Layout, NodeShare};
 use crate::login::SealedLogin;
 use crate::member::{KeyId, MemberInfo, MemberRole};
 use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
-use crate::state::{ExitStatus, JobState};
+use crate::state::{ExitStatus, JobState, NextState};
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,17 @@ pub enum Request {
         /// To what.
         state: NodeStateChange,
         /// Why; required for down, drain and fail.
+        reason: Option<String>,
+    },
+    /// `scontrol reboot`.
+    RebootNodes {
+        /// Which; none means all.
+        nodes: Vec<NodeName>,
+        /// Nothing new starts there meanwhile.
+        asap: bool,
+        /// What becomes of them.
+        next: NextState,
+        /// Why.
         reason: Option<String>,
     },
     /// The client that drives an allocation (`salloc`, `srun`) is done with it.
@@ -186,6 +197,8 @@ pub enum NodeStateChange {
     Idle,
     /// Takes the drain away.
     Undrain,
+    /// No reboot is wanted any more.
+    CancelReboot,
 }
 
 /// An answer.

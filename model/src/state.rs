@@ -181,6 +181,8 @@ pub enum Cause {
     Unkillable,
     /// The site's check of the node fails.
     HealthCheck,
+    /// It was rebooted by an administrator's wish and did not come back in time.
+    Reboot,
 }
 
 /// What an administrator, or a failure, made of a node. How busy it is follows from its allocations.
@@ -201,4 +203,41 @@ pub struct NodeCondition {
     pub reason_user: Option<String>,
     /// When it was set.
     pub reason_time: Option<crate::time::Time>,
+    /// An administrator wants it rebooted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<Reboot>,
+}
+
+/// `scontrol reboot`: until the node is back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reboot {
+    /// It takes nothing new meanwhile.
+    #[serde(default)]
+    pub asap: bool,
+    /// What becomes of it then.
+    #[serde(default)]
+    pub next: NextState,
+    /// When its agent was told to, which is when nothing of a job is left there.
+    #[serde(default)]
+    pub issued: Option<crate::time::Time>,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Who wants it.
+    pub user: String,
+    /// Since when.
+    pub since: crate::time::Time,
+}
+
+/// What becomes of a node that was rebooted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NextState {
+    /// What it was before.
+    #[default]
+    Before,
+    /// In service, whatever it was before.
+    Resume,
+    /// Down.
+    Down,
 }

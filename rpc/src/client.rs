@@ -15,7 +15,7 @@ use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{JobSelector, JobSpec, StepSpec};
-use berth_model::state::ExitStatus;
+use berth_model::state::{ExitStatus, NextState};
 use berth_model::{NodeName, StepId};
 use bytes::Bytes;
 use prost::Message;
@@ -261,6 +261,24 @@ impl Client {
             nodes: nodes.iter().map(Field::put).collect(),
             state: state.put(),
             reason: reason.map(str::to_string),
+            reboot: None,
+        };
+        self.change(Method::ClusterUpdateNode, &request)
+    }
+
+    /// Has nodes rebooted, none meaning all, when nothing of a job is left on them. For administrators.
+    pub fn reboot_nodes(
+        &self,
+        nodes: &[NodeName],
+        asap: bool,
+        next: NextState,
+        reason: Option<&str>,
+    ) -> Call<'_, Response> {
+        let request = pb::UpdateNodeRequest {
+            nodes: nodes.iter().map(Field::put).collect(),
+            state: 0,
+            reason: reason.map(str::to_string),
+            reboot: Some(pb::RebootRequest { asap, next: next.put() }),
         };
         self.change(Method::ClusterUpdateNode, &request)
     }

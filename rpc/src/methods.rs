@@ -340,7 +340,11 @@ fn step(r: pb::CreateStepRequest) -> Result<Request, Malformed> {
 }
 
 fn update(r: pb::UpdateNodeRequest) -> Result<Request, Malformed> {
-    Ok(Request::UpdateNode { nodes: Field::get(r.nodes)?, state: Field::get(r.state)?, reason: r.reason })
+    let nodes = Field::get(r.nodes)?;
+    if let Some(pb::RebootRequest { asap, next }) = r.reboot {
+        return Ok(Request::RebootNodes { nodes, asap, next: Field::get(next)?, reason: r.reason });
+    }
+    Ok(Request::UpdateNode { nodes, state: Field::get(r.state)?, reason: r.reason })
 }
 
 fn end(r: pb::EndAllocationRequest) -> Result<Request, Malformed> {

@@ -4,7 +4,7 @@ use crate::event::{
     Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent,
     ProcessTarget, StepTimers, SupervisorEvent,
 };
-use crate::state::{Ending, Over, Prolog, Run, RunKey, Step, made_up};
+use crate::state::{Ending, Over, Prolog, Reboot, Run, RunKey, Step, made_up};
 use berth_model::ids::{Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase};
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
@@ -26,6 +26,8 @@ const SOON: Span = Span(100_000);
 const KILL_AGAIN: Span = Span::from_secs(10);
 /// How often it is looked whether a run that could not be removed is still there.
 const LOOK_AGAIN: Span = Span::from_secs(30);
+/// How soon it is looked again whether the node does what it is to do while its health is checked.
+const CHECK_AGAIN: Span = Span::from_secs(10);
 
 /// All that the agent has to remember.
 #[derive(Debug)]
@@ -41,6 +43,11 @@ pub struct AgentCore {
     runs: BTreeMap<RunKey, Run>,
     steps: BTreeMap<StepKey, Step>,
     over: Over,
+    /// When the node's health is checked next; while it is being checked, never.
+    next_check: Option<Time>,
+    unhealthy: Option<String>,
+    /// The last wish for a reboot, and how far it is.
+    reboot: Option<(Time, Reboot)>,
     /// Jobs that may start here, whose images are fetched.
     ahead: BTreeSet<RunKey>,
     /// Questions about images that the controller was asked and has not answered.
@@ -61,6 +68,9 @@ impl AgentCore {
         };
         let mut core = AgentCore {
             term: config.term,
+            reboot: None,
+            next_check: config.health.map(|_| now),
+            unhealthy: config.unhealthy.clone().filter(|_| config.health.is_some()),
             config,
             connected: false,
             session: None,
@@ -121,6 +131,7 @@ impl AgentCore {
             AgentEvent::Connected => {
                 self.connected = true;
                 self.session = None;
+                self.forget_reboot();
                 self.give_up_asking();
                 // The controller tells anew what it wants; another one may want nothing of it.
                 for (job, attempt) in std::mem::take(&mut self.ahead) {
@@ -131,6 +142,7 @@ impl AgentCore {
             AgentEvent::Disconnected => {
                 self.connected = false;
                 self.session = None;
+                self.forget_reboot();
                 self.give_up_asking();
                 self.hello_again = None;
                 self.next_heartbeat = None;
@@ -157,6 +169,14 @@ impl AgentCore {
                 }
             }
             AgentEvent::Left { job, attempt, processes } => self.left((job, attempt), processes, now),
+            AgentEvent::Rebooted(result) => {
+                if let Some((since, reboot @ Reboot::Runs)) = &mut self.reboot {
+                    let since = *since;
+                    *reboot = Reboot::Ended(result.err());
+                    self.reboot(since);
+                }
+            }
+            AgentEvent::HealthChecked(result) => self.checked(result, now),
             AgentEvent::AskNeeded { ask, digests } => match self.session {
                 Some(session) => {
                     self.asked.insert(ask);
@@ -167,6 +187,13 @@ impl AgentCore {
             AgentEvent::Tick => {}
         }
         self.due(now);
+        if let Some((_, reboot @ Reboot::Wanted)) = &mut self.reboot
+            && self.runs.is_empty()
+            && self.steps.is_empty()
+        {
+            *reboot = Reboot::Runs;
+            self.out.push(AgentEffect::Reboot);
+        }
         std::mem::take(&mut self.out)
     }
 
@@ -190,7 +217,7 @@ impl AgentCore {
             let limit = r.limit.filter(|_| !r.limit_done);
             [limit, r.warn.map(|(at, _)| at), again, r.look].into_iter().flatten()
         });
-        steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).min()
+        steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).chain(self.next_check).min()
     }
 
     /// Whether the controller listens and has an exit to acknowledge.
@@ -244,6 +271,8 @@ impl AgentCore {
             ToAgent::Refused(_) => self.session = None,
             ToAgent::Start(start) => {
                 if self.follows(start.term) {
+                    // Who has work for the machine does not wait for it to reboot any more.
+                    self.forget_reboot();
                     self.start(*start, now);
                 }
             }
@@ -278,10 +307,34 @@ impl AgentCore {
                 }
             }
             ToAgent::Configure(config) => self.out.push(AgentEffect::Configure(config)),
+            ToAgent::Reboot { term, since } => {
+                if self.follows(term) && self.session.is_some() {
+                    self.reboot(since);
+                }
+            }
             ToAgent::ExitRecorded { key } => self.recorded(key, now),
             // Streams are the shell's alone: nothing is decided about them.
             ToAgent::Dial { .. } => {}
         }
+    }
+
+    /// The machine is to be rebooted. Each wish is fulfilled once; where that failed it is told as often as it is wished for.
+    fn reboot(&mut self, since: Time) {
+        match &self.reboot {
+            Some((known, Reboot::Ended(Some(why)))) if *known == since => {
+                let why = why.clone();
+                self.send(|session| FromAgent::RebootFailed { session, since, why });
+            }
+            Some((known, _)) if *known == since => {}
+            // It is wished for again when that has ended.
+            Some((_, Reboot::Runs)) => {}
+            _ => self.reboot = Some((since, Reboot::Wanted)),
+        }
+    }
+
+    /// Nobody waits any more for a reboot that was not begun.
+    fn forget_reboot(&mut self) {
+        self.reboot.take_if(|(_, reboot)| matches!(reboot, Reboot::Wanted));
     }
 
     fn prefetch(&mut self, start: Start) {
@@ -651,6 +704,7 @@ impl AgentCore {
                 self.limit_reached(key, false, now);
             }
         }
+        self.check_health(now);
         if passed(self.hello_again) && self.connected {
             self.hello(now);
         }
@@ -666,7 +720,10 @@ impl AgentCore {
             let why = format!("Kill task failed: job {}: {why}", run.0);
             Some(Trouble { cause: Cause::Unkillable, run: Some(*run), why })
         };
-        let troubles = self.runs.iter().filter_map(left).collect();
+        let unhealthy = self.unhealthy.iter();
+        let unhealthy =
+            unhealthy.map(|why| Trouble { cause: Cause::HealthCheck, run: None, why: why.clone() });
+        let troubles = self.runs.iter().filter_map(left).chain(unhealthy).collect();
         self.send(|session| FromAgent::Heartbeat {
             session,
             load: 0,
@@ -674,6 +731,31 @@ impl AgentCore {
             troubles,
             drift: Vec::new(),
         });
+    }
+
+    /// Has the node's health checked where its time has come and the node does what it is to do meanwhile.
+    fn check_health(&mut self, now: Time) {
+        let (Some(plan), Some(_)) = (self.config.health, self.next_check.filter(|at| *at <= now)) else {
+            return;
+        };
+        let busy = !self.runs.is_empty();
+        if plan.busy.is_some_and(|wanted| wanted != busy) {
+            self.next_check = Some(now + plan.interval.max(CHECK_AGAIN));
+            return;
+        }
+        self.next_check = None;
+        self.out.push(AgentEffect::CheckHealth);
+    }
+
+    fn checked(&mut self, result: Result<(), String>, now: Time) {
+        self.next_check =
+            self.config.health.filter(|plan| plan.interval.0 > 0).map(|plan| now + plan.interval);
+        let unhealthy = result.err();
+        if self.unhealthy != unhealthy {
+            self.unhealthy.clone_from(&unhealthy);
+            self.out.push(AgentEffect::RememberHealth(unhealthy));
+            self.heartbeat(now);
+        }
     }
 
     /// What keeps a run from being removed: told at once when it is news.

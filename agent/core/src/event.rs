@@ -31,6 +31,19 @@ pub struct AgentConfig {
     pub prolog: bool,
     /// How long the end of processes that were killed is waited for.
     pub unkillable: Span,
+    /// When the node's health is checked; never without.
+    pub health: Option<HealthPlan>,
+    /// What the last check found wrong, as kept by [`AgentEffect::RememberHealth`].
+    pub unhealthy: Option<String>,
+}
+
+/// When a node's health is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthPlan {
+    /// From the end of one check to the next; zero checks only when the agent starts.
+    pub interval: Span,
+    /// Whether there must be something of a job, or nothing; `None` checks in any case.
+    pub busy: Option<bool>,
 }
 
 /// A run of a job that has parts on the node when the agent starts.
@@ -133,6 +146,10 @@ pub enum AgentEvent {
         /// Processes that do not end, in words; `None` where none is left.
         processes: Option<String>,
     },
+    /// The program that reboots the machine ended.
+    Rebooted(Result<(), String>),
+    /// The check of the node's health ended.
+    HealthChecked(Result<(), String>),
     /// Before images are removed for lack of room: which of these do jobs need? Answered once, by
     /// [`AgentEffect::ImagesNeeded`].
     AskNeeded {
@@ -298,6 +315,12 @@ pub enum AgentEffect {
         /// Which run.
         attempt: Attempt,
     },
+    /// Have the machine rebooted, without delaying any other effect, and answer `Rebooted` if that comes to anything.
+    Reboot,
+    /// Check the node's health, without delaying any other effect, and answer `HealthChecked`. Never given out before that answer.
+    CheckHealth,
+    /// Keep what the last check found wrong across restarts of the agent.
+    RememberHealth(Option<String>),
     /// Tell the user why a step is being ended, in its error stream:
     /// `*** STEP 12.0 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***`. The shell knows the wall clock.
     Note {

@@ -12,6 +12,6 @@ mod state;
 
 pub use crate::core::AgentCore;
 pub use event::{
-    Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, ImageEvent,
+    Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, Fetched, HealthPlan, ImageEvent,
     ProcessTarget, StepTimers, SupervisorEvent,
 };

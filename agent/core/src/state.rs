@@ -50,6 +50,17 @@ pub(crate) enum Prolog {
     Failed(String, Time),
 }
 
+/// How far a wish for a reboot is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Reboot {
+    /// It waits until nothing of a job is left.
+    Wanted,
+    /// The program runs.
+    Runs,
+    /// The program ended, or failed with this.
+    Ended(Option<String>),
+}
+
 /// A step.
 #[derive(Debug)]
 pub(crate) struct Step {

@@ -69,6 +69,8 @@ impl Node {
             term: Term(3),
             prolog: false,
             unkillable: Span::from_secs(60),
+            health: None,
+            unhealthy: None,
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
@@ -504,6 +506,8 @@ fn with_prolog(jobs: Vec<AdoptedJob>, adopted: Vec<Adopted>) -> Node {
         term: Term(3),
         prolog: true,
         unkillable: Span::from_secs(60),
+        health: None,
+        unhealthy: None,
     };
     node.core = AgentCore::new(config, adopted, jobs, node.now);
     node.seen.clear();
@@ -620,6 +624,8 @@ fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
         term: Term(3),
         prolog: false,
         unkillable: Span::from_secs(60),
+        health: None,
+        unhealthy: None,
     };
     let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
     n.core = AgentCore::new(config, vec![], vec![found], n.now);
@@ -714,5 +720,115 @@ fn a_step_that_does_not_end_is_given_up_and_its_late_word_changes_nothing() {
     n.later(Span::from_secs(6));
     for phase in n.phases(BATCH) {
         assert!(matches!(&phase, StepPhase::Exited(exit) if exit.status.signal == 9), "{phase:?}");
+    }
+}
+
+#[test]
+fn health_is_checked_one_at_a_time_when_the_node_does_what_it_is_to_do() {
+    let checks = |n: &Node| n.count(|e| matches!(e, AgentEffect::CheckHealth));
+    let mut n = Node::checked(Some(false), None);
+    assert_eq!(checks(&n), 1);
+    n.later(Span::from_secs(3600));
+    assert_eq!(checks(&n), 1, "the first has not ended");
+    n.event(AgentEvent::HealthChecked(Err("no GPU".into())));
+    assert_eq!(n.troubles(), ["no GPU"]);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RememberHealth(Some(why)) if why == "no GPU")), 1);
+    n.running(BATCH);
+    n.later(Span::from_secs(3600));
+    assert_eq!(checks(&n), 1, "the node is busy");
+    assert_eq!(n.troubles(), ["no GPU"]);
+    n.say(end_job(EndCause::JobEnded));
+    n.exits(BATCH, 0);
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.later(Span::from_secs(61));
+    assert_eq!(checks(&n), 2);
+    n.event(AgentEvent::HealthChecked(Ok(())));
+    assert!(n.troubles().is_empty());
+    n.seen.clear();
+    n.later(Span::from_secs(59));
+    assert_eq!(checks(&n), 0);
+    n.later(Span::from_secs(2));
+    assert_eq!(checks(&n), 1);
+}
+
+#[test]
+fn what_a_check_found_holds_until_the_next_one_says_otherwise() {
+    let n = Node::checked(None, Some("no GPU"));
+    assert_eq!(n.troubles(), ["no GPU"]);
+    let n = Node::new(vec![]);
+    assert!(n.troubles().is_empty());
+}
+
+impl Node {
+    fn checked(busy: Option<bool>, unhealthy: Option<&str>) -> Node {
+        let config = AgentConfig {
+            node: "n1".into(),
+            boot_id: "b".into(),
+            boot_time: Time(0),
+            agent_start: Time(0),
+            version: "1".into(),
+            hardware: Hardware::default(),
+            term: Term(3),
+            prolog: false,
+            unkillable: Span::from_secs(60),
+            health: Some(HealthPlan { interval: Span::from_secs(60), busy }),
+            unhealthy: unhealthy.map(str::to_string),
+        };
+        let now = Time::from_secs(100);
+        let mut node = Node { core: AgentCore::new(config, vec![], vec![], now), now, seen: vec![] };
+        node.event(AgentEvent::Connected);
+        node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
+        node
+    }
+}
+
+#[test]
+fn a_machine_is_rebooted_once_for_each_wish_and_not_under_a_job() {
+    let reboots = |n: &Node| n.count(|e| matches!(e, AgentEffect::Reboot));
+    let fails = |n: &Node| {
+        let failed = |e: &AgentEffect| matches!(e, AgentEffect::Send(FromAgent::RebootFailed { since, why, .. }) if why == "no" && since.0 == 7);
+        n.count(failed)
+    };
+    let wish = |n: &mut Node, term, since| n.say(ToAgent::Reboot { term: Term(term), since: Time(since) });
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    wish(&mut n, 2, 7);
+    n.exits(BATCH, 0);
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.say(ToAgent::ExitRecorded { key: BATCH });
+    assert_eq!(reboots(&n), 0, "of an older leader");
+    wish(&mut n, 3, 7);
+    wish(&mut n, 3, 7);
+    assert_eq!(reboots(&n), 1);
+    // The answer to one may be lost: it is asked for again, and nothing is done again.
+    n.event(AgentEvent::Rebooted(Err("no".into())));
+    assert_eq!(fails(&n), 1);
+    wish(&mut n, 3, 7);
+    assert_eq!((reboots(&n), fails(&n)), (1, 2));
+    wish(&mut n, 3, 8);
+    assert_eq!(reboots(&n), 2);
+    n.event(AgentEvent::Rebooted(Ok(())));
+    wish(&mut n, 3, 8);
+    assert_eq!((reboots(&n), fails(&n)), (2, 2), "the machine is on its way");
+}
+
+#[test]
+fn a_wish_for_a_reboot_waits_for_the_last_job_and_not_for_another() {
+    let reboots = |n: &Node| n.count(|e| matches!(e, AgentEffect::Reboot));
+    for another in [false, true] {
+        let mut n = Node::new(vec![]);
+        n.running(BATCH);
+        n.say(ToAgent::Reboot { term: Term(3), since: Time(7) });
+        if another {
+            // The wish was given up: the controller has work again.
+            n.running(FIRST);
+            n.exits(FIRST, 0);
+            n.say(ToAgent::ExitRecorded { key: FIRST });
+        }
+        n.exits(BATCH, 0);
+        n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+        assert_eq!(reboots(&n), 0, "its exit is not on record yet");
+        n.say(ToAgent::ExitRecorded { key: BATCH });
+        assert_eq!(reboots(&n), usize::from(!another));
     }
 }

@@ -33,6 +33,23 @@ pub struct NodeCondition {
     pub reason_user: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(int64, optional, tag = "7")]
     pub reason_time: ::core::option::Option<i64>,
+    #[prost(message, optional, tag = "8")]
+    pub reboot: ::core::option::Option<Reboot>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reboot {
+    #[prost(bool, tag = "1")]
+    pub asap: bool,
+    #[prost(enumeration = "NextState", tag = "2")]
+    pub next: i32,
+    #[prost(int64, optional, tag = "3")]
+    pub issued: ::core::option::Option<i64>,
+    #[prost(string, optional, tag = "4")]
+    pub reason: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(int64, tag = "6")]
+    pub since: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StepId {
@@ -1059,6 +1076,20 @@ pub struct ProgramsConfig {
     pub task_epilog: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint32, tag = "8")]
     pub task_epilog_seconds: u32,
+    #[prost(bytes = "vec", tag = "9")]
+    pub health_check: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "10")]
+    pub health_check_seconds: u32,
+    #[prost(uint32, tag = "11")]
+    pub health_check_interval_seconds: u32,
+    #[prost(enumeration = "CheckedNodes", tag = "12")]
+    pub health_check_nodes: i32,
+    #[prost(bytes = "vec", tag = "13")]
+    pub reboot: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "14")]
+    pub reboot_seconds: u32,
+    #[prost(uint32, tag = "15")]
+    pub reboot_timeout_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsConfig {
@@ -1338,6 +1369,38 @@ impl ReasonKind {
             "REASON_KIND_DEPENDENCY_NEVER_SATISFIED" => Some(Self::DependencyNeverSatisfied),
             "REASON_KIND_DEPENDENCY" => Some(Self::Dependency),
             "REASON_KIND_RESTORED" => Some(Self::Restored),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NextState {
+    Unspecified = 0,
+    Before = 1,
+    Resume = 2,
+    Down = 3,
+}
+impl NextState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NEXT_STATE_UNSPECIFIED",
+            Self::Before => "NEXT_STATE_BEFORE",
+            Self::Resume => "NEXT_STATE_RESUME",
+            Self::Down => "NEXT_STATE_DOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NEXT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "NEXT_STATE_BEFORE" => Some(Self::Before),
+            "NEXT_STATE_RESUME" => Some(Self::Resume),
+            "NEXT_STATE_DOWN" => Some(Self::Down),
             _ => None,
         }
     }
@@ -1809,6 +1872,38 @@ impl LayerForm {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum CheckedNodes {
+    Unspecified = 0,
+    Any = 1,
+    Idle = 2,
+    Allocated = 3,
+}
+impl CheckedNodes {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CHECKED_NODES_UNSPECIFIED",
+            Self::Any => "CHECKED_NODES_ANY",
+            Self::Idle => "CHECKED_NODES_IDLE",
+            Self::Allocated => "CHECKED_NODES_ALLOCATED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHECKED_NODES_UNSPECIFIED" => Some(Self::Unspecified),
+            "CHECKED_NODES_ANY" => Some(Self::Any),
+            "CHECKED_NODES_IDLE" => Some(Self::Idle),
+            "CHECKED_NODES_ALLOCATED" => Some(Self::Allocated),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum SignaturePolicy {
     Unspecified = 0,
     Off = 1,
@@ -1961,6 +2056,16 @@ pub struct UpdateNodeRequest {
     pub state: i32,
     #[prost(string, optional, tag = "3")]
     pub reason: ::core::option::Option<::prost::alloc::string::String>,
+    /// Reboot them instead of changing their state.
+    #[prost(message, optional, tag = "4")]
+    pub reboot: ::core::option::Option<RebootRequest>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RebootRequest {
+    #[prost(bool, tag = "1")]
+    pub asap: bool,
+    #[prost(enumeration = "NextState", tag = "2")]
+    pub next: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndAllocationRequest {
@@ -2313,6 +2418,7 @@ pub enum NodeStateChange {
     Resume = 4,
     Idle = 5,
     Undrain = 6,
+    CancelReboot = 7,
 }
 impl NodeStateChange {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2328,6 +2434,7 @@ impl NodeStateChange {
             Self::Resume => "NODE_STATE_CHANGE_RESUME",
             Self::Idle => "NODE_STATE_CHANGE_IDLE",
             Self::Undrain => "NODE_STATE_CHANGE_UNDRAIN",
+            Self::CancelReboot => "NODE_STATE_CHANGE_CANCEL_REBOOT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2340,6 +2447,7 @@ impl NodeStateChange {
             "NODE_STATE_CHANGE_RESUME" => Some(Self::Resume),
             "NODE_STATE_CHANGE_IDLE" => Some(Self::Idle),
             "NODE_STATE_CHANGE_UNDRAIN" => Some(Self::Undrain),
+            "NODE_STATE_CHANGE_CANCEL_REBOOT" => Some(Self::CancelReboot),
             _ => None,
         }
     }
@@ -2502,6 +2610,15 @@ pub struct Heartbeat {
     pub troubles: ::prost::alloc::vec::Vec<Trouble>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RebootFailed {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub since: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImagesHeld {
     #[prost(uint64, tag = "1")]
     pub session: u64,
@@ -2512,7 +2629,7 @@ pub struct ImagesHeld {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -2533,6 +2650,8 @@ pub mod from_agent {
         ImagesHeld(super::ImagesHeld),
         #[prost(message, tag = "7")]
         PrologFailed(super::PrologFailed),
+        #[prost(message, tag = "20")]
+        RebootFailed(super::RebootFailed),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2565,6 +2684,13 @@ pub struct Login {
     pub registry: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "2")]
     pub secret: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RebootMachine {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(int64, tag = "2")]
+    pub since: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllSteps {
@@ -2659,7 +2785,7 @@ pub struct Dial {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
+    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2691,6 +2817,8 @@ pub mod to_agent {
         Configure(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "20")]
         Dial(super::Dial),
+        #[prost(message, tag = "30")]
+        Reboot(super::RebootMachine),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -2699,6 +2827,7 @@ pub enum Cause {
     Unspecified = 0,
     Unkillable = 1,
     HealthCheck = 2,
+    Reboot = 3,
 }
 impl Cause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2710,6 +2839,7 @@ impl Cause {
             Self::Unspecified => "CAUSE_UNSPECIFIED",
             Self::Unkillable => "CAUSE_UNKILLABLE",
             Self::HealthCheck => "CAUSE_HEALTH_CHECK",
+            Self::Reboot => "CAUSE_REBOOT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2718,6 +2848,7 @@ impl Cause {
             "CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
             "CAUSE_UNKILLABLE" => Some(Self::Unkillable),
             "CAUSE_HEALTH_CHECK" => Some(Self::HealthCheck),
+            "CAUSE_REBOOT" => Some(Self::Reboot),
             _ => None,
         }
     }

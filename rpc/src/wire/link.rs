@@ -10,7 +10,7 @@ use berth_model::{Attempt, JobId, StepKey};
 
 enums! {
     EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed }
-    Cause { Unkillable, HealthCheck }
+    Cause { Unkillable, HealthCheck, Reboot }
 }
 
 structs! {
@@ -107,6 +107,11 @@ impl Field<pb::FromAgent> for FromAgent {
                 attempt: attempt.put(),
                 why: why.clone(),
             }),
+            FromAgent::RebootFailed { session, since, why } => Kind::RebootFailed(pb::RebootFailed {
+                session: session.put(),
+                why: why.clone(),
+                since: since.put(),
+            }),
             FromAgent::ImagesHeld { session, ask, digests } => Kind::ImagesHeld(pb::ImagesHeld {
                 session: session.put(),
                 ask: *ask,
@@ -175,6 +180,9 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
                 FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }
             }
+            Kind::RebootFailed(pb::RebootFailed { session, why, since }) => {
+                FromAgent::RebootFailed { session: Field::get(session)?, since: Field::get(since)?, why }
+            }
             Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift }) => {
                 let troubles = Field::get(troubles)?;
                 FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, troubles, drift }
@@ -207,6 +215,9 @@ impl Field<pb::ToAgent> for ToAgent {
                 kill_wait: kill_wait.put(),
                 cause: cause.put(),
             }),
+            ToAgent::Reboot { term, since } => {
+                Kind::Reboot(pb::RebootMachine { term: term.put(), since: since.put() })
+            }
             ToAgent::EndJob { term, job, attempt, kill_wait, cause } => Kind::EndJob(pb::EndJob {
                 term: term.put(),
                 job: job.put(),
@@ -254,6 +265,9 @@ impl Field<pb::ToAgent> for ToAgent {
                 kill_wait: Field::get(kill_wait)?,
                 cause: Field::get(cause)?,
             },
+            Kind::Reboot(pb::RebootMachine { term, since }) => {
+                ToAgent::Reboot { term: Field::get(term)?, since: Field::get(since)? }
+            }
             Kind::EndJob(pb::EndJob { term, job, attempt, kill_wait, cause }) => ToAgent::EndJob {
                 term: Field::get(term)?,
                 job: Field::get(job)?,

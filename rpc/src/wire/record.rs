@@ -7,12 +7,14 @@ use berth_model::config::{
     PartitionConfig, PartitionState,
 };
 use berth_model::listing::{JobList, Origin, WaitingJobs};
+use berth_model::programs::CheckedNodes;
 use berth_model::programs::ProgramsConfig;
 use berth_model::quota::QuotaConfig;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::signature::{SignaturePolicy, SignatureRule};
 
 enums! {
+    CheckedNodes { Any, Idle, Allocated }
     PartitionState { Up, Down, Drain, Inactive }
     LayerForm { Auto, Directory, Erofs }
     SignaturePolicy { Off, Warn, Require }
@@ -46,6 +48,8 @@ structs! {
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     ProgramsConfig {
         prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
+        health_check, health_check_seconds, health_check_interval_seconds, health_check_nodes,
+        reboot, reboot_seconds, reboot_timeout_seconds,
     }
     LogsConfig { max_size, keep }
     MirrorConfig { registry, urls, grants }

@@ -7,7 +7,7 @@ use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, Ref
 use berth_model::spec::JobSelector;
 
 enums! {
-    NodeStateChange { Down, Drain, Fail, Resume, Idle, Undrain }
+    NodeStateChange { Down, Drain, Fail, Resume, Idle, Undrain, CancelReboot }
     RefusalCode { Invalid, NotFound, Denied, Impossible, WrongState, Busy, Unavailable, Internal }
 }
 

@@ -17,13 +17,14 @@ use berth_model::spec::{
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
     ResolvedImage, ResourceRequest, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
 };
-use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+use berth_model::state::{ExitStatus, JobState, NextState, NodeCondition, Reason, Reboot};
 use berth_model::tres::GresKey;
 use berth_model::x11::{X11Nodes, X11Spec};
 use berth_model::{ByteStr, StepId, StepKey, Tres};
 use std::collections::BTreeMap;
 
 enums! {
+    NextState { Before, Resume, Down }
     JobState {
         Pending, Running, Suspended, Completed, Cancelled, Failed, Timeout, NodeFail, Preempted, BootFail,
         Deadline, OutOfMemory, Completing, Configuring,
@@ -49,7 +50,8 @@ structs! {
     GresDevice { name, kind, index, files }
     Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces }
     ExitStatus { code, signal }
-    NodeCondition { down, drain, fail, not_responding, reason, reason_user, reason_time }
+    NodeCondition { down, drain, fail, not_responding, reason, reason_user, reason_time, reboot }
+    Reboot { asap, next, issued, reason, user, since }
     Limits { soft, required }
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {

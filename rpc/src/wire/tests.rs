@@ -313,7 +313,7 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(7) {
+        match r.below(8) {
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -339,6 +339,11 @@ impl Arbitrary for FromAgent {
                 ask: Arbitrary::arbitrary(r),
                 digests: Arbitrary::arbitrary(r),
             },
+            6 => FromAgent::RebootFailed {
+                session,
+                since: Arbitrary::arbitrary(r),
+                why: Arbitrary::arbitrary(r),
+            },
             5 => FromAgent::PrologFailed {
                 session,
                 job: Arbitrary::arbitrary(r),
@@ -362,7 +367,7 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(10) {
+        match r.below(11) {
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),
@@ -383,6 +388,7 @@ impl Arbitrary for ToAgent {
             7 => ToAgent::Prefetch(Box::new(Arbitrary::arbitrary(r))),
             8 => ToAgent::EndPrefetch { term, job, attempt },
             9 => ToAgent::Configure(Box::new(Arbitrary::arbitrary(r))),
+            10 => ToAgent::Reboot { term, since: Arbitrary::arbitrary(r) },
             _ => ToAgent::ExitRecorded { key },
         }
     }

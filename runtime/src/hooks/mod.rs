@@ -91,6 +91,9 @@ pub struct HookFailure {
     pub file: Option<String>,
     /// How it ended.
     pub why: String,
+    /// The first line that it said.
+    #[serde(default)]
+    pub first: Box<str>,
     /// It was ended because what it ran for was no longer wanted.
     pub given_up: bool,
 }
@@ -98,7 +101,14 @@ pub struct HookFailure {
 impl HookFailure {
     fn of(kind: &str, hook: &HookPlan, why: String) -> HookFailure {
         let path = hook.path.display().to_string();
-        HookFailure { kind: kind.into(), path, file: hook.file.clone(), why, given_up: false }
+        HookFailure {
+            kind: kind.into(),
+            path,
+            file: hook.file.clone(),
+            why,
+            first: Box::default(),
+            given_up: false,
+        }
     }
 }
 

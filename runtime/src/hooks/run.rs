@@ -141,6 +141,8 @@ fn one(
     // Not left behind, whatever became of the wait.
     let ended = ended.inspect_err(|_| end(&mut child)).map_err(|e| failed(format!("it is lost: {e}")))?;
     tail.read();
+    let first: Box<str> = tail.first_line().into();
+    let failed = |why: String| HookFailure { first: first.clone(), ..failed(why) };
     let last = tail.last_line();
     let last = if last.is_empty() { last } else { format!(": {last}") };
     match ended {
@@ -206,6 +208,8 @@ fn wait(
 /// The end of what a hook says.
 struct Tail {
     pipe: Option<PipeReader>,
+    /// The beginning, as long as a line may be.
+    head: Vec<u8>,
     kept: Vec<u8>,
 }
 
@@ -217,7 +221,7 @@ impl Tail {
         if let Some(pipe) = &pipe {
             rustix::fs::fcntl_setfl(pipe, rustix::fs::fcntl_getfl(pipe)? | OFlags::NONBLOCK)?;
         }
-        Ok(Tail { pipe, kept: Vec::new() })
+        Ok(Tail { pipe, head: Vec::new(), kept: Vec::new() })
     }
 
     /// Takes what is there, but no more than a pipe holds: who writes without end is heard again later.
@@ -228,6 +232,8 @@ impl Tail {
             match pipe.read(&mut chunk) {
                 Ok(0) => self.pipe = None,
                 Ok(n) => {
+                    let wanted = (2 * LONGEST).saturating_sub(self.head.len()).min(n);
+                    self.head.extend_from_slice(&chunk[..wanted]);
                     self.kept.extend_from_slice(&chunk[..n]);
                     let surplus = self.kept.len().saturating_sub(2 * LONGEST);
                     self.kept.drain(..surplus);
@@ -239,10 +245,18 @@ impl Tail {
         }
     }
 
-    /// For a terminal: without anything that would steer it.
     fn last_line(&self) -> String {
         let text = String::from_utf8_lossy(&self.kept);
-        let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-        last.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
+        printable(text.lines().rev().map(str::trim).find(|line| !line.is_empty()))
     }
+
+    fn first_line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.head);
+        printable(text.lines().map(str::trim).find(|line| !line.is_empty()))
+    }
+}
+
+/// For a terminal: without anything that would steer it.
+fn printable(line: Option<&str>) -> String {
+    line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(LONGEST).collect()
 }

@@ -106,13 +106,24 @@ impl Node {
     /// Whether it is meant to take work at all, now or when its agent is back.
     pub(crate) fn in_service(&self) -> bool {
         let c = &self.row.condition;
-        !(c.down || c.drain || c.fail || c.not_responding) && self.row.causes.is_empty()
+        !(c.down || c.drain || c.fail || c.not_responding)
+            && self.row.causes.is_empty()
+            && !c.reboot.as_ref().is_some_and(|reboot| reboot.asap || reboot.issued.is_some())
     }
 
     /// Its condition as everybody sees it: what the cluster itself keeps new work from is drained, with the cause as the reason
     /// where no administrator gave one.
     pub(crate) fn condition(&self) -> NodeCondition {
         let mut shown = self.row.condition.clone();
+        if let Some(reboot) = &self.row.condition.reboot {
+            shown.drain |= reboot.asap;
+            let asap = || reboot.asap.then(|| "Reboot ASAP".to_string());
+            if let Some(reason) = reboot.reason.clone().or_else(asap).filter(|_| shown.reason.is_none()) {
+                shown.reason = Some(reason);
+                shown.reason_user = Some(reboot.user.clone());
+                shown.reason_time = Some(reboot.since);
+            }
+        }
         let Some(first) = self.row.causes.values().next() else { return shown };
         shown.drain = true;
         if shown.reason.is_none() {

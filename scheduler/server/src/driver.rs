@@ -570,6 +570,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         | FromAgent::Pulled { session, .. }
         | FromAgent::JobGone { session, .. }
         | FromAgent::PrologFailed { session, .. }
+        | FromAgent::RebootFailed { session, .. }
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }

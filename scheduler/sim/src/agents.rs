@@ -153,6 +153,18 @@ impl World {
                     self.end_soon(node, key, 9);
                 }
             }
+            AgentEffect::Reboot => {
+                if let Some(run) = m.jobs.keys().next() {
+                    return Err(format!("{node} is rebooted while {run:?} is there"));
+                }
+                let after = self.span(1000, 2_000_000);
+                self.plan(after, Happening::Reboots { node: node.clone(), boot, life });
+            }
+            AgentEffect::CheckHealth => {
+                let after = self.span(1000, 2_000_000);
+                self.plan(after, Happening::Checked { node: node.clone(), life });
+            }
+            AgentEffect::RememberHealth(unhealthy) => m.unhealthy = unhealthy,
             AgentEffect::AbandonStep { key } => {
                 let Some(s) = m.spool.get_mut(&key) else { return Ok(()) };
                 if s.lives() {
@@ -353,6 +365,34 @@ impl World {
             ran.status = Some(ExitStatus { code: 0, signal: 9 });
         }
         self.count("steps that do not end although they are killed");
+    }
+
+    /// The program that reboots a node has run.
+    pub(crate) fn reboots(&mut self, node: &NodeName, boot: u64, life: u64) -> Result<(), String> {
+        if self.machines.get(node).is_none_or(|m| m.boot != boot || !m.up) {
+            return Ok(());
+        }
+        if !self.calm && self.rng.permille(200) {
+            self.count("reboots by an administrator that failed");
+            let lives = self.machines.get(node).is_some_and(|m| m.agent_life == life && m.agent.is_some());
+            return if lives { self.agent(node, AgentEvent::Rebooted(Err("no".into()))) } else { Ok(()) };
+        }
+        self.count("reboots by an administrator");
+        self.reboot(node);
+        Ok(())
+    }
+
+    /// The health of a node was checked.
+    pub(crate) fn health(&mut self, node: &NodeName, life: u64) -> Result<(), String> {
+        if self.machines.get(node).is_none_or(|m| m.agent_life != life || m.agent.is_none()) {
+            return Ok(());
+        }
+        let fails = self.faults && !self.calm && self.rng.permille(200);
+        if fails {
+            self.count("health checks that failed");
+        }
+        let result = if fails { Err("no GPU".to_string()) } else { Ok(()) };
+        self.agent(node, AgentEvent::HealthChecked(result))
     }
 
     /// What keeps a run from being removed?

@@ -13,10 +13,11 @@ impl World {
         let Some(core) = &self.controller.core else { return false };
         let snapshot = core.snapshot();
         // The records of jobs are put together only when the machines are empty.
-        let empty = self
-            .machines
-            .values()
-            .all(|m| m.agent.is_some() && m.connection.is_some() && m.jobs.is_empty() && m.spool.is_empty());
+        let well = snapshot.nodes().all(|n| !n.condition.drain && n.condition.reboot.is_none());
+        let empty = well
+            && self.machines.values().all(|m| {
+                m.agent.is_some() && m.connection.is_some() && m.jobs.is_empty() && m.spool.is_empty()
+            });
         // What waited for the end of a partition still comes: an old Start begins a run that was given up.
         let nothing_waits = self.now > self.held_until;
         empty && nothing_waits && snapshot.jobs().all(|j| j.state.is_terminal())

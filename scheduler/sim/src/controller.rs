@@ -163,6 +163,7 @@ impl World {
             | FromAgent::Pulled { session, .. }
             | FromAgent::JobGone { session, .. }
             | FromAgent::PrologFailed { session, .. }
+            | FromAgent::RebootFailed { session, .. }
             | FromAgent::ImagesHeld { session, .. }
             | FromAgent::Heartbeat { session, .. } => session,
         };

@@ -220,7 +220,7 @@ impl World {
     }
 
     /// The machine loses power, and boots anew.
-    fn reboot(&mut self, node: &NodeName) {
+    pub(crate) fn reboot(&mut self, node: &NodeName) {
         self.note(|| format!("{node} reboots"));
         self.count("reboots");
         if self.controller.core.is_none() {

@@ -156,6 +156,10 @@ impl World {
             Happening::Removed { node, job, attempt, .. } => {
                 words(&"jobs", &node, &format!("run {attempt} of job {job} is removed"))
             }
+            Happening::Reboots { node, .. } => {
+                words(&"reboot", &node, &"the machine reboots, by an administrator's wish")
+            }
+            Happening::Checked { node, .. } => words(&"health", &node, &"is the node well?"),
             Happening::Looked { node, job, attempt, .. } => {
                 words(&"jobs", &node, &format!("what is left of run {attempt} of job {job}?"))
             }
@@ -294,6 +298,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         ToAgent::Signal { term, .. }
         | ToAgent::Terminate { term, .. }
         | ToAgent::EndJob { term, .. }
+        | ToAgent::Reboot { term, .. }
         | ToAgent::EndPrefetch { term, .. } => Some(*term),
         ToAgent::Welcome { .. }
         | ToAgent::Refused(_)
@@ -339,6 +344,7 @@ pub(crate) fn from_agent(message: &FromAgent) -> String {
             format!("PrologFailed {job} run {attempt} session {}", session.0)
         }
         FromAgent::Pulled { session, key, .. } => format!("Pulled {key} session {}", session.0),
+        FromAgent::RebootFailed { session, .. } => format!("RebootFailed session {}", session.0),
         FromAgent::Heartbeat { session, .. } => format!("Heartbeat session {}", session.0),
         FromAgent::ImagesHeld { session, ask, .. } => format!("ImagesHeld {ask} session {}", session.0),
     }

@@ -1,7 +1,7 @@
 //! A node that outlives its agent: supervisors, spool, and what jobs hold there. The truth that the
 //! controller's records are compared with.
 
-use berth_agent_core::{Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, StepTimers};
+use berth_agent_core::{Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, StepTimers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
@@ -97,6 +97,10 @@ pub(crate) struct Machine {
     pub(crate) connection: Option<u64>,
     pub(crate) spool: BTreeMap<StepKey, Supervised>,
     pub(crate) jobs: BTreeMap<(JobId, Attempt), NodeShare>,
+    /// Whether its configuration names a health check.
+    pub(crate) checks: bool,
+    /// What the last one found wrong, as its agent keeps it.
+    pub(crate) unhealthy: Option<String>,
     /// Whether its configuration names a prolog.
     pub(crate) prolog: bool,
     /// Runs whose prolog was begun, and whether it ended well: a second time would be a mistake then.
@@ -129,6 +133,8 @@ impl Machine {
             connection: None,
             spool: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            checks: false,
+            unhealthy: None,
             prolog: false,
             prologs: BTreeMap::new(),
             hanging: BTreeMap::new(),
@@ -166,6 +172,8 @@ impl Machine {
             term: self.term,
             prolog: self.prolog,
             unkillable: Span::from_secs(60),
+            health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),
+            unhealthy: self.unhealthy.clone(),
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),

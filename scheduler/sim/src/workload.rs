@@ -6,12 +6,13 @@ use crate::world::{Happening, World};
 use berth_model::distribution::Distribution;
 use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid};
 use berth_model::login::SealedLogin;
+use berth_model::record::NodeInfo;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit, WarnSignal,
 };
-use berth_model::state::ExitStatus;
+use berth_model::state::{ExitStatus, NextState};
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
 use berth_sched_core::{Cluster, Event, RequestId};
@@ -381,6 +382,11 @@ impl World {
                     NodeStateChange::Resume,
                     NodeStateChange::Resume,
                 ];
+                if !self.options.backups && self.rng.permille(300) {
+                    let next = *self.rng.pick(&[NextState::Before, NextState::Resume, NextState::Down])?;
+                    let (nodes, asap, reason) = (vec![node], self.rng.permille(500), None);
+                    return Some((actor(0), Request::RebootNodes { nodes, asap, next, reason }));
+                }
                 let state = *self.rng.pick(&states)?;
                 (actor(0), Request::UpdateNode { nodes: vec![node], state, reason: Some("sim".into()) })
             }
@@ -553,6 +559,16 @@ impl World {
         }
     }
 
+    /// In some worlds every node is rebooted once more, after the faults: each must come to it, and be back.
+    pub(crate) fn reboot_at_the_end(&mut self) {
+        if self.options.backups || !self.rng.permille(300) {
+            return;
+        }
+        let (nodes, asap, next) = (Vec::new(), self.rng.permille(500), NextState::Resume);
+        self.count("reboots of everything");
+        self.wish(actor(0), Request::RebootNodes { nodes, asap, next, reason: None });
+    }
+
     /// What lets everything end: nodes in service, nothing held, allocations given back.
     pub(crate) fn wishes_for_the_end(&mut self) {
         for id in self.client.wishes.iter().filter(|(_, w)| !w.done).map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -562,7 +578,13 @@ impl World {
             .controller
             .core
             .iter()
-            .flat_map(|c| c.snapshot().nodes().map(|n| n.name).collect::<Vec<_>>())
+            // What is to be rebooted is in service when it is back.
+            .flat_map(|c| {
+                let rests = |n: &NodeInfo| {
+                    n.condition.reboot.as_ref().is_none_or(|reboot| reboot.next != NextState::Resume)
+                };
+                c.snapshot().nodes().filter(rests).map(|n| n.name).collect::<Vec<_>>()
+            })
             .collect();
         self.wish(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None });
         let jobs: BTreeSet<JobId> = self

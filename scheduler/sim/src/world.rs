@@ -101,6 +101,15 @@ pub(crate) enum Happening {
         job: JobId,
         attempt: Attempt,
     },
+    Checked {
+        node: NodeName,
+        life: u64,
+    },
+    Reboots {
+        node: NodeName,
+        boot: u64,
+        life: u64,
+    },
     Looked {
         node: NodeName,
         life: u64,
@@ -191,6 +200,7 @@ impl World {
             let booted = Time(BEGINNING.0 - rng.between(1_000_000, 1_000_000_000));
             let mut machine = Machine::new(name.clone(), hardware(&mut rng), booted);
             machine.prolog = (seed + u64::from(i)).is_multiple_of(3);
+            machine.checks = (seed / 3 + u64::from(i)).is_multiple_of(4);
             machines.insert(name, machine);
         }
         let mut world = World {
@@ -288,6 +298,7 @@ impl World {
             }
             Stage::Back => {
                 self.wishes_for_the_end();
+                self.reboot_at_the_end();
                 (Stage::Asking, Span::from_secs(35))
             }
             Stage::Asking => {
@@ -385,6 +396,8 @@ impl World {
             Happening::Removed { node, boot, life, job, attempt } => {
                 self.removed(&node, boot, life, job, attempt)?;
             }
+            Happening::Reboots { node, boot, life } => self.reboots(&node, boot, life)?,
+            Happening::Checked { node, life } => self.health(&node, life)?,
             Happening::Looked { node, life, job, attempt } => self.look(&node, life, job, attempt)?,
             Happening::Ask { node, life } => self.ask(&node, life)?,
             Happening::AgentStarts { node } => self.agent_starts(&node)?,
@@ -468,6 +481,8 @@ impl World {
             | Happening::Prolog { node, .. }
             | Happening::Removed { node, .. }
             | Happening::Looked { node, .. }
+            | Happening::Checked { node, .. }
+            | Happening::Reboots { node, .. }
             | Happening::Ask { node, .. }
             | Happening::AgentStarts { node } => frozen(self.machines.get(node)?),
             _ => None,

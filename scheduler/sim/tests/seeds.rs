@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 36] = [
+const SEEN: [&str; 40] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -27,6 +27,7 @@ const SEEN: [&str; 36] = [
     "controller crashes during a commit, which is there",
     "exits that could not be written on a full disk",
     "exits told by a Hello",
+    "health checks that failed",
     "images to be fetched ahead",
     "jobs acknowledged",
     "messages of an old connection dropped by an agent",
@@ -34,6 +35,9 @@ const SEEN: [&str; 36] = [
     "nodes given up while they were cut off",
     "partitions longer than the node's timeout",
     "processes told of that do not end",
+    "reboots by an administrator",
+    "reboots by an administrator that failed",
+    "reboots of everything",
     "reboots while the controller is down",
     "registrations turned away",
     "runs ended that the cluster had given up",

@@ -12,6 +12,9 @@
 //!   hold IDS, release IDS         keep waiting jobs from starting, and let them
 //!   requeue IDS                   end running batch jobs, or take ended ones, and queue them again
 //!   update NodeName=NODES State=STATE [Reason=TEXT]
+//!   reboot [ASAP] [nextstate=RESUME|DOWN] [reason=TEXT] NODES|ALL
+//!                                 when nothing of a job is left on them; with ASAP nothing new starts there
+//!   cancel_reboot NODES           as long as they were not told to
 //!                                 DOWN, DRAIN and FAIL need a reason; RESUME, IDLE and UNDRAIN end them
 //!   reconfigure                   have berth.toml read again and put in force; what runs notices nothing
 //!   ping                          whether the controller answers
@@ -28,6 +31,7 @@ use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{NodeStateChange, RefusalCode, Response};
 use berth_model::spec::JobSelector;
+use berth_model::state::NextState;
 use berth_model::{JobId, NodeName, StepId, StepKey};
 use berth_rpc::{Client, RpcError};
 
@@ -96,15 +100,26 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("token", "there are no tokens; the kernel proves who you are on the local socket"),
 ];
 
-const COMMAND_NAMES: &[&str] =
-    &["show", "hold", "release", "requeue", "update", "reconfigure", "ping", "version"];
+const COMMAND_NAMES: &[&str] = &[
+    "show",
+    "hold",
+    "release",
+    "requeue",
+    "update",
+    "reboot",
+    "cancel_reboot",
+    "reconfigure",
+    "ping",
+    "version",
+];
 
 fn run(call: &Invocation<'_>) -> Outcome {
     let parsed = SPEC.parse(&call.args)?;
     let all: Vec<String> = parsed.words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let Some((first, rest)) = all.split_first() else {
         return Err(Failure::user(
-            "no command; commands are show, hold, release, requeue, update, reconfigure, ping and version\nsee scontrol --help",
+            "no command; commands are show, hold, release, requeue, update, reboot, cancel_reboot, reconfigure, ping and \
+             version\nsee scontrol --help",
         ));
     };
     let keyword = keyword(first)?;
@@ -129,6 +144,12 @@ fn run(call: &Invocation<'_>) -> Outcome {
         "update" => {
             needs_argument()?;
             update(call, rest)
+        }
+        "reboot" => reboot(call, rest),
+        "cancel_reboot" => {
+            needs_argument()?;
+            let nodes = nodes(&rest.join(","))?;
+            change(call, NodeUpdate { nodes, state: NodeStateChange::CancelReboot, reason: None })
         }
         verb => {
             needs_argument()?;
@@ -505,22 +526,89 @@ fn split(word: &str) -> Vec<&str> {
 
 /// `update NodeName=… State=… Reason=…`.
 fn update(call: &Invocation<'_>, rest: &[String]) -> Outcome {
-    let change = NodeUpdate::read(rest)?;
+    change(call, NodeUpdate::read(rest)?)
+}
+
+fn change(call: &Invocation<'_>, change: NodeUpdate) -> Outcome {
     let site = call.site()?;
     block_on(async {
         let client = site.connect_patiently().await?;
-        match client.update_node(&change.nodes, change.state, change.reason.as_deref()).await {
-            Ok(_) => Ok(0),
-            Err(RpcError::Refused(refusal)) => Err(plain(match refusal.code {
-                RefusalCode::NotFound => {
-                    format!("slurm_update error: Invalid node name specified\n{}", refusal.message)
-                }
-                RefusalCode::Denied => format!("slurm_update error: Invalid user id\n{}", refusal.message),
-                _ => format!("slurm_update error: {}", refusal.message),
-            })),
-            Err(e) => Err(e.into()),
-        }
+        answered(
+            "slurm_update",
+            client.update_node(&change.nodes, change.state, change.reason.as_deref()).await,
+        )
     })
+}
+
+fn answered(what: &str, answer: Result<Response, RpcError>) -> Outcome {
+    match answer {
+        Ok(_) => Ok(0),
+        Err(RpcError::Refused(refusal)) => Err(plain(match refusal.code {
+            RefusalCode::NotFound => {
+                format!("{what} error: Invalid node name specified\n{}", refusal.message)
+            }
+            RefusalCode::Denied => format!("{what} error: Invalid user id\n{}", refusal.message),
+            _ => format!("{what} error: {}", refusal.message),
+        })),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// `reboot [ASAP] [nextstate=…] [reason=…] NODES`.
+fn reboot(call: &Invocation<'_>, rest: &[String]) -> Outcome {
+    let wanted = RebootCall::read(rest)?;
+    let site = call.site()?;
+    block_on(async {
+        let client = site.connect_patiently().await?;
+        let RebootCall { nodes, asap, next, reason } = &wanted;
+        answered("scontrol_reboot_nodes", client.reboot_nodes(nodes, *asap, *next, reason.as_deref()).await)
+    })
+}
+
+/// What `reboot` was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct RebootCall {
+    /// None means all.
+    nodes: Vec<NodeName>,
+    asap: bool,
+    next: NextState,
+    reason: Option<String>,
+}
+
+impl RebootCall {
+    fn read(rest: &[String]) -> Result<RebootCall, Failure> {
+        let (mut asap, mut next, mut reason, mut list) = (false, NextState::Before, None, Vec::new());
+        for word in rest {
+            match word.split_once('=').map(|(key, value)| (key.to_ascii_lowercase(), value.trim_matches('"')))
+            {
+                None if word.eq_ignore_ascii_case("ASAP") => asap = true,
+                None => list.push(word.as_str()),
+                Some((key, value)) if key == "nextstate" => {
+                    next = match value.to_ascii_uppercase().as_str() {
+                        "RESUME" => NextState::Resume,
+                        "DOWN" => NextState::Down,
+                        _ => {
+                            return Err(plain(format!("Invalid input: {word}\nnextstate is RESUME or DOWN")));
+                        }
+                    };
+                }
+                Some((key, value)) if key == "reason" => {
+                    reason = Some(value.to_string()).filter(|reason| !reason.is_empty());
+                }
+                Some(_) => {
+                    return Err(plain(format!(
+                        "Invalid input: {word}\nwrite reboot [ASAP] [nextstate=RESUME|DOWN] [reason=TEXT] NODES"
+                    )));
+                }
+            }
+        }
+        let nodes = match list.as_slice() {
+            [] => return Err(plain("Missing node list. Specify ALL|<NodeList>")),
+            [all] if all.eq_ignore_ascii_case("ALL") => Vec::new(),
+            some => nodes(&some.join(","))?,
+        };
+        Ok(RebootCall { nodes, asap, next, reason })
+    }
 }
 
 /// What `update` was asked for.
@@ -585,9 +673,27 @@ fn node_state(pair: &str, value: &str) -> Result<NodeStateChange, Failure> {
         "RESUME" => NodeStateChange::Resume,
         "IDLE" => NodeStateChange::Idle,
         "UNDRAIN" => NodeStateChange::Undrain,
+        "CANCEL_REBOOT" => NodeStateChange::CancelReboot,
+        "FUTURE" => {
+            return Err(plain(format!(
+                "{pair}: nodes register themselves, there are no future ones\nRequest aborted"
+            )));
+        }
+        power if power.starts_with("POWER_") => {
+            return Err(plain(format!(
+                "{pair}: nodes are not powered by the scheduler; use 'scontrol reboot', or drain them and switch them off\n\
+                 Request aborted"
+            )));
+        }
+        "NORESP" | "NO_RESP" => {
+            return Err(plain(format!(
+                "{pair}: a node that does not respond is found out by itself; use DOWN where its jobs are to count as lost\n\
+                 Request aborted"
+            )));
+        }
         _ => {
             return Err(plain(format!(
-                "Invalid input: {pair}\nRequest aborted\nValid states are: DOWN DRAIN FAIL RESUME IDLE UNDRAIN"
+                "Invalid input: {pair}\nRequest aborted\nValid states are: DOWN DRAIN FAIL RESUME IDLE UNDRAIN CANCEL_REBOOT"
             )));
         }
     })
@@ -608,6 +714,26 @@ mod tests {
         assert!(keyword("re").unwrap_err().text.contains("release or requeue"));
         assert!(keyword("bogus").unwrap_err().text.starts_with("invalid keyword: bogus"));
         assert!(keyword("suspend").unwrap_err().text.contains("scancel -s STOP"));
+    }
+
+    #[test]
+    fn reboots() {
+        let read =
+            |words: &[&str]| RebootCall::read(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let all = RebootCall { nodes: Vec::new(), asap: false, next: NextState::Before, reason: None };
+        assert_eq!(read(&["ALL"]).unwrap(), all);
+        let some = read(&["asap", "nextstate=down", "reason=new kernel", "n[1-2]"]).unwrap();
+        assert_eq!((some.nodes.len(), some.asap, some.next), (2, true, NextState::Down));
+        assert_eq!(some.reason.as_deref(), Some("new kernel"));
+        assert!(read(&["ASAP"]).unwrap_err().text.contains("node list"));
+        assert!(read(&["nextstate=idle", "n1"]).unwrap_err().text.contains("RESUME or DOWN"));
+        assert!(read(&["when=now", "n1"]).unwrap_err().text.contains("when=now"));
+        assert!(
+            update_of(&["nodename=n1", "state=power_down"]).unwrap_err().text.contains("scontrol reboot")
+        );
+        assert!(update_of(&["nodename=n1", "state=future"]).unwrap_err().text.contains("future"));
+        let cancelled = update_of(&["nodename=n1", "state=cancel_reboot"]).unwrap();
+        assert_eq!(cancelled.state, NodeStateChange::CancelReboot);
     }
 
     #[test]

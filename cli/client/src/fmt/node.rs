@@ -35,7 +35,10 @@ fn busy(node: &NodeInfo) -> bool {
 /// Short and long name without a suffix.
 fn names(node: &NodeInfo) -> (&'static str, &'static str) {
     let c = &node.condition;
+    let works = matches!(base(node), Base::Allocated | Base::Mixed);
     match base(node) {
+        // As in Slurm, whatever else it is.
+        _ if c.reboot.is_some() && !works && !node.completing => ("boot", "reboot"),
         Base::Down => ("down", "down"),
         _ if c.drain && busy(node) => ("drng", "draining"),
         _ if c.drain => ("drain", "drained"),
@@ -49,10 +52,18 @@ fn names(node: &NodeInfo) -> (&'static str, &'static str) {
 }
 
 fn star(node: &NodeInfo) -> &'static str {
-    if node.condition.not_responding { "*" } else { "" }
+    match &node.condition.reboot {
+        Some(reboot) if reboot.issued.is_some() => "^",
+        // That one is to be rebooted is said by its name already.
+        Some(_) if matches!(names(node).0, "boot") && node.condition.not_responding => "*",
+        Some(_) if matches!(names(node).0, "boot") => "",
+        Some(_) => "@",
+        None if node.condition.not_responding => "*",
+        None => "",
+    }
 }
 
-/// `idle`, `mix`, `drng`, with `*` for no response.
+/// `idle`, `mix`, `drng`, with `*` for no response, `@` for a reboot that is wanted and `^` for one that is under way.
 pub fn short(node: &NodeInfo) -> String {
     format!("{}{}", names(node).0, star(node))
 }
@@ -76,6 +87,8 @@ pub fn flags(node: &NodeInfo) -> Vec<&'static str> {
         (node.completing, "COMPLETING"),
         (c.fail, "FAIL"),
         (c.not_responding, "NOT_RESPONDING"),
+        (c.reboot.as_ref().is_some_and(|reboot| reboot.issued.is_none()), "REBOOT_REQUESTED"),
+        (c.reboot.as_ref().is_some_and(|reboot| reboot.issued.is_some()), "REBOOT_ISSUED"),
     ] {
         if set {
             parts.push(name);
@@ -120,7 +133,8 @@ pub fn counts(node: &NodeInfo) -> [u64; 4] {
 /// Whether new work may start there.
 pub fn usable(node: &NodeInfo) -> bool {
     let c = &node.condition;
-    !(c.down || c.drain || c.fail || c.not_responding)
+    let reboots = c.reboot.as_ref().is_some_and(|reboot| reboot.issued.is_some());
+    !(c.down || c.drain || c.fail || c.not_responding || reboots)
 }
 
 /// Generic resources as configured: `gpu:test:2,nic:1`.
@@ -146,9 +160,14 @@ pub fn test(state: &str) -> Option<Test> {
         "failing" | "failg" => |n| n.condition.fail && busy(n),
         "comp" | "completing" => |n| n.completing,
         "no_respond" => |n| n.condition.not_responding,
+        "reboot" => |n| n.condition.reboot.is_some(),
+        "reboot_requested" => |n| n.condition.reboot.as_ref().is_some_and(|reboot| reboot.issued.is_none()),
+        "reboot_issued" | "boot" => {
+            |n| n.condition.reboot.as_ref().is_some_and(|reboot| reboot.issued.is_some())
+        }
         // States that no node here can be in.
-        "unk" | "unknown" | "maint" | "planned" | "plnd" | "reserved" | "resv" | "future" | "reboot"
-        | "power_down" | "powering_down" | "powered_down" | "power_up" | "powering_up" => |_| false,
+        "unk" | "unknown" | "maint" | "planned" | "plnd" | "reserved" | "resv" | "future" | "power_down"
+        | "powering_down" | "powered_down" | "power_up" | "powering_up" => |_| false,
         _ => return None,
     })
 }

@@ -14,6 +14,7 @@ fn word(state: NodeStateChange) -> &'static str {
         NodeStateChange::Resume => "RESUME",
         NodeStateChange::Idle => "IDLE",
         NodeStateChange::Undrain => "UNDRAIN",
+        NodeStateChange::CancelReboot => "CANCEL_REBOOT",
     }
 }
 
@@ -26,11 +27,9 @@ impl Cluster {
         reason: Option<String>,
     ) -> Result<Response, Refusal> {
         administrators_only(actor, "changes the state of nodes")?;
-        if let Some(name) = nodes.iter().find(|n| !self.nodes.contains_key(*n)) {
-            return Err(Refusal::new(
-                RefusalCode::NotFound,
-                format!("Invalid node name specified: {name} never registered (see sinfo -N)"),
-            ));
+        self.known_nodes(nodes)?;
+        if state == NodeStateChange::CancelReboot {
+            self.cancel_reboot(nodes)?;
         }
         let needs = matches!(state, NodeStateChange::Down | NodeStateChange::Drain | NodeStateChange::Fail);
         if needs && reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
@@ -52,8 +51,10 @@ impl Cluster {
                     (c.down, c.drain, c.fail) = (false, false, false);
                     // What is still wrong is told again.
                     node.row.causes.clear();
+                    c.reboot = None;
                 }
                 NodeStateChange::Undrain => c.drain = false,
+                NodeStateChange::CancelReboot => c.reboot = None,
             }
             if needs {
                 c.reason.clone_from(&reason);
@@ -75,6 +76,16 @@ impl Cluster {
         }
         self.note(actor, what);
         Ok(Response::Done)
+    }
+
+    pub(super) fn known_nodes(&self, nodes: &[NodeName]) -> Result<(), Refusal> {
+        match nodes.iter().find(|n| !self.nodes.contains_key(*n)) {
+            None => Ok(()),
+            Some(name) => Err(Refusal::new(
+                RefusalCode::NotFound,
+                format!("Invalid node name specified: {name} never registered (see sinfo -N)"),
+            )),
+        }
     }
 
     /// The administrator's word is evidence: what runs there counts as lost. Until the agent has ended it, the

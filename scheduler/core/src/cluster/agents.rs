@@ -75,6 +75,11 @@ impl Cluster {
                     self.spare_end(job, attempt);
                 }
             }
+            FromAgent::RebootFailed { session, since, why } => {
+                if self.heard(node, connection, session) {
+                    self.reboot_failed(node, since, &why);
+                }
+            }
             FromAgent::ImagesHeld { session, ask, digests } => {
                 if self.heard(node, connection, session) {
                     let digests = self.images_needed(digests);
@@ -209,6 +214,7 @@ impl Cluster {
         let fresh = before.is_none_or(|l| l.connection != connection);
         self.compare(name, hello.steps, &hello.jobs, fresh);
         self.has_told(name);
+        self.has_booted(name, rebooted, fresh);
         self.node_is_back(name);
     }
 

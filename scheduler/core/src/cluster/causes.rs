@@ -30,7 +30,8 @@ impl Cluster {
             .causes
             .keys()
             .copied()
-            .filter(|cause| !now.contains_key(cause))
+            // Of its reboot the controller knows itself.
+            .filter(|cause| *cause != Cause::Reboot && !now.contains_key(cause))
             // A new agent has not come to look yet; what it still has it names itself.
             .filter(|cause| *cause != Cause::Unkillable || node.settling.is_empty())
             .collect();
@@ -56,7 +57,7 @@ impl Cluster {
         self.settle(name);
     }
 
-    fn begin_cause(&mut self, name: &NodeName, cause: Cause, why: &str) {
+    pub(super) fn begin_cause(&mut self, name: &NodeName, cause: Cause, why: &str) {
         // It ends on administrators' terminals.
         let why: String = why.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
         let now = self.clock;

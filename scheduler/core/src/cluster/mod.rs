@@ -14,6 +14,7 @@ mod members;
 mod pass;
 mod programs;
 mod queue;
+mod reboot;
 mod reconfigure;
 mod restore;
 mod restored;
@@ -82,6 +83,8 @@ pub struct Cluster {
     looking: ahead::Looking,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
+    /// Nodes that are to be rebooted, or are being: when these are told again.
+    rebooting: BTreeMap<NodeName, Option<Time>>,
     waiting: BTreeMap<JobId, Vec<Waiting>>,
     /// Submissions by owner and digest of their id, for retries.
     submissions: BTreeSet<(Uid, u64, JobId)>,
@@ -133,6 +136,7 @@ impl Cluster {
             looking: ahead::Looking::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
+            rebooting: BTreeMap::new(),
             waiting: BTreeMap::new(),
             submissions: BTreeSet::new(),
             identities: BTreeMap::new(),
@@ -160,6 +164,8 @@ impl Cluster {
             Event::Tick => {}
         }
         self.fire_timers();
+        // First, so that a node which has just become free does not get work again.
+        self.reboot_what_is_free();
         self.pass();
         self.look_soon();
         self.outcome()
@@ -212,6 +218,9 @@ impl Cluster {
             Request::Release(selectors) => self.release(&actor, &selectors),
             Request::Requeue(selectors) => self.requeue(&actor, &selectors),
             Request::UpdateNode { nodes, state, reason } => self.update_node(&actor, &nodes, state, reason),
+            Request::RebootNodes { nodes, asap, next, reason } => {
+                self.reboot_nodes(&actor, nodes, asap, next, reason)
+            }
             Request::EndAllocation { job, status } => self.end_allocation(&actor, job, Some(status)),
             Request::ClientLost { job } => self.end_allocation(&actor, job, None),
             Request::CreateToken { id, hash, role, ttl, uses, approval, administrators } => {

@@ -67,6 +67,7 @@ impl Cluster {
             if let Err(why) = super::agents::check_hardware(&row.hardware) {
                 return bad(format!("node {name}"), why);
             }
+            cluster.watch_reboot(&row);
             let node = Node::new(row, &cluster.config, cluster.clock);
             cluster.nodes.insert(name.clone(), Arc::new(node));
             cluster.watch_silence(&name);

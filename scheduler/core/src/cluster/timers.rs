@@ -11,7 +11,7 @@ use berth_model::state::{JobState, Reason};
 use berth_model::time::Span;
 
 /// How long an answer of an agent may take before the message is sent again.
-const REPEAT: Span = Span::from_secs(10);
+pub(super) const REPEAT: Span = Span::from_secs(10);
 
 /// Something that is looked at when its time comes; by then it may not matter any more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +36,8 @@ pub(super) enum Timer {
     Ahead,
     /// A token expires.
     Token,
+    /// A node that was rebooted should be back.
+    Reboot(NodeName),
 }
 
 impl Cluster {
@@ -56,6 +58,7 @@ impl Cluster {
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),
+                Timer::Reboot(node) => self.check_reboot(&node),
             }
         }
     }
