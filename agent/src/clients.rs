@@ -134,6 +134,28 @@ async fn serve_peer(
             Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
             Err(None) => Ok(()),
         },
+        Some(Frame::Watch(watch)) => match attach_to(&stream, watch.step, peer, service).await {
+            Ok(Answer::Passed(to)) => {
+                let dir = StepDir::of(&service.spool, watch.step.key());
+                let knows = tokio::task::spawn_blocking(move || dir.read_state()).await;
+                if !matches!(knows, Ok(Ok(Some(state))) if state.watched) {
+                    let text =
+                        "the step was started by an earlier version of Berth, which has one client alone";
+                    return write_frame(&mut stream, &Frame::Refused(text.to_string())).await;
+                }
+                let (stdout, stderr, terminal) = (watch.stdout, watch.stderr, watch.terminal);
+                let fd: OwnedFd = stream.into_std()?.into();
+                // A supervisor that ended meanwhile closes it, and the client asks again.
+                let _ = to.send((ToSupervisor::Watch { stdout, stderr, terminal }, Some(fd)));
+                Ok(())
+            }
+            Ok(Answer::Ended(exit)) => {
+                write_frame(&mut stream, &Frame::Accepted).await?;
+                write_frame(&mut stream, &Frame::StepExit(exit)).await
+            }
+            Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
+            Err(None) => Ok(()),
+        },
         Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
         Some(Frame::Images(query)) => mine::answer(&mut stream, query, peer, service).await,
         Some(Frame::Describe(step)) => {
@@ -146,7 +168,8 @@ async fn serve_peer(
         Some(Frame::Controller) => proxy(stream, &Preface::Client(peer), service).await,
         Some(_) => {
             let text =
-                "expected Attach, Describe, Kept, Images, Node or Controller as the first frame".to_string();
+                "expected Attach, Watch, Describe, Kept, Images, Node or Controller as the first frame"
+                    .to_string();
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),

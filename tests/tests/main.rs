@@ -3,6 +3,7 @@
 
 mod admission;
 mod ahead;
+mod attaching;
 mod bad_input;
 mod binding;
 mod carried;

@@ -74,6 +74,16 @@ pub enum ToSupervisor {
     /// The same for a client on another machine. The agent copies what comes and goes: the connection may end because the agent
     /// or the network did, and its client comes back.
     AttachRemote,
+    /// Somebody who hears the step beside its client, on whatever machine; the Watch frame is read already. Only for a supervisor
+    /// whose state says that it knows this.
+    Watch {
+        /// The one task whose standard output is wanted.
+        stdout: Option<u32>,
+        /// The same for standard error.
+        stderr: Option<u32>,
+        /// Input is keys of a terminal.
+        terminal: bool,
+    },
     /// Send a signal.
     Signal {
         /// The signal.

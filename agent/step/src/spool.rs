@@ -169,6 +169,9 @@ pub struct StateFile {
     /// How further steps of the job enter its container, once it stands; absent without one.
     #[serde(default)]
     pub member: Option<Member>,
+    /// The supervisor lets others than the step's client hear it (`sattach`).
+    #[serde(default)]
+    pub watched: bool,
 }
 
 /// A step's directory, and the names of what is in it.
@@ -338,6 +341,7 @@ mod tests {
             boot_id: boot_id().unwrap(),
             phase: StepPhase::Running,
             member: None,
+            watched: true,
         };
         let boot = boot_id().unwrap();
         assert!(state.supervisor_alive(&boot));

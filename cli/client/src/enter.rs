@@ -156,7 +156,7 @@ async fn named(client: &Client, selector: &JobSelector) -> Result<Vec<JobInfo>, 
 }
 
 /// The one job that is meant, which runs.
-async fn job(client: &Client, selector: &JobSelector) -> Result<JobInfo, Failure> {
+pub(crate) async fn job(client: &Client, selector: &JobSelector) -> Result<JobInfo, Failure> {
     if let JobSelector::Tasks(id, _) = selector {
         return Err(Failure::user(format!("'{selector}' names several tasks: name one, such as {id}_1")));
     }

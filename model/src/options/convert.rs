@@ -79,7 +79,7 @@ impl Stream {
     }
 
     /// The file that the node opens; `None` where the stream goes to the client.
-    fn file(self) -> Option<ByteStr> {
+    pub fn file(self) -> Option<ByteStr> {
         match self {
             Stream::All | Stream::Task(_) => None,
             Stream::None => Some(ByteStr::from("/dev/null")),

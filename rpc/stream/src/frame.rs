@@ -39,6 +39,22 @@ impl Attach {
     }
 }
 
+/// Which step somebody wants to hear beside whoever started it (`sattach`), and what of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// The step.
+    pub step: Attach,
+    /// The one task whose standard output is wanted; absent: of all.
+    #[serde(default)]
+    pub stdout: Option<u32>,
+    /// The same for standard error.
+    #[serde(default)]
+    pub stderr: Option<u32>,
+    /// Input is keys of a terminal, and is of use only where a task has one.
+    #[serde(default)]
+    pub terminal: bool,
+}
+
 impl From<StepKey> for Attach {
     fn from(key: StepKey) -> Attach {
         Attach { job: key.job, attempt: key.attempt, step: key.step }
@@ -99,11 +115,13 @@ pub enum Kind {
     Fence = 24,
     /// Either way: a task ended the whole step, with this exit code.
     Aborted = 25,
+    /// Client to agent: connect me to this step, beside whoever started it.
+    Watch = 30,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 25] = [
+        const ALL: [Kind; 26] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -129,6 +147,7 @@ impl Kind {
             Kind::Node,
             Kind::Fence,
             Kind::Aborted,
+            Kind::Watch,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -218,6 +237,8 @@ pub enum Frame {
     },
     /// A task ended the whole step (`MPI_Abort`): what is left of it is to end, and its exit code is this one.
     Aborted(u8),
+    /// Connect me to this step, beside whoever started it.
+    Watch(Watch),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -316,6 +337,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
             Ok(())
         }
         Frame::Aborted(code) => put(Kind::Aborted, ALL_TASKS, &[*code]),
+        Frame::Watch(watch) => put(Kind::Watch, ALL_TASKS, &json(Kind::Watch, watch)?),
     }
 }
 
@@ -424,6 +446,7 @@ impl Frame {
                 [code] => Ok(Frame::Aborted(code)),
                 _ => Err(bad("expected an exit code")),
             },
+            Kind::Watch => Ok(Frame::Watch(parse(kind, &payload)?)),
         }
     }
 }

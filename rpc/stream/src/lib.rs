@@ -4,7 +4,8 @@
 //! endian, [`ALL_TASKS`] where it means every task or none), the payload's length (u32, little endian, at
 //! most [`MAX_PAYLOAD`]), the payload. A client's first frame is [`Frame::Attach`] or
 //! [`Frame::Controller`]; the other side answers an Attach with [`Frame::Accepted`] or
-//! [`Frame::Refused`]. Readers never take more bytes than the frame has, so that a descriptor can be
+//! [`Frame::Refused`]. With [`Frame::Watch`] instead one hears a step beside the client that started it, and can give its
+//! tasks input, and nothing else. Readers never take more bytes than the frame has, so that a descriptor can be
 //! handed to another process between two frames.
 //!
 //! What tasks tell one another at a fence goes up in [`Frame::Fence`]s of one number, the last of which says so, and comes
@@ -23,7 +24,7 @@ mod kept;
 
 pub use frame::{
     ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
-    STDIN_WINDOW, data_header, encode, fence_frames,
+    STDIN_WINDOW, Watch, data_header, encode, fence_frames,
 };
 pub use images::{ImagesQuery, WholeQuery};
 pub use kept::{KeptContainer, KeptQuery, KeptState};

@@ -7,7 +7,7 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_stream::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, ImagesQuery, KeptContainer, KeptQuery, KeptState,
-    MAX_PAYLOAD, WholeQuery, blocking, encode, fence_frames,
+    MAX_PAYLOAD, Watch, WholeQuery, blocking, encode, fence_frames,
 };
 use proptest::prelude::*;
 
@@ -55,6 +55,10 @@ fn frame() -> impl Strategy<Value = Frame> {
             data
         }),
         any::<u8>().prop_map(Frame::Aborted),
+        (any::<u32>(), proptest::option::of(any::<u32>()), any::<bool>()).prop_map(|(n, task, terminal)| {
+            let step = Attach { job: JobId(n), attempt: Attempt(n), step: StepId::Number(n) };
+            Frame::Watch(Watch { step, stdout: task, stderr: None, terminal })
+        }),
         ".{0,40}".prop_map(|name| Frame::Kept(KeptQuery::Remove { name, uid: None })),
         (".{0,40}", any::<u32>()).prop_map(|(name, n)| Frame::KeptContainer(Box::new(KeptContainer {
             name: name.clone(),

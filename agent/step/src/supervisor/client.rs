@@ -86,17 +86,20 @@ impl Client {
         self.out.extend_from_slice(&bytes[done..]);
     }
 
-    /// Sends what is queued, as far as the kernel takes it.
-    pub fn flush(&mut self) {
+    /// Sends what is queued, as far as the kernel takes it. Whether it took anything.
+    pub fn flush(&mut self) -> bool {
+        let mut took = false;
         while self.sent < self.out.len() {
             match self.send(&self.out[self.sent..]) {
-                Some(0) => return,
+                Some(0) => return took,
                 Some(n) => self.sent += n,
                 None => break,
             }
+            took = true;
         }
         self.out.clear();
         self.sent = 0;
+        true
     }
 
     /// `Some(0)`: not now. `None`: never again.

@@ -16,6 +16,7 @@ mod saving;
 mod script;
 mod step;
 mod streams;
+mod watchers;
 mod x11;
 
 use crate::spool::{FORMAT, LaunchFile, StateFile, StepDir, boot_id, start_ticks, write_json};
@@ -88,6 +89,7 @@ fn supervise(
         boot_id: boot_id()?,
         phase: StepPhase::Starting,
         member: None,
+        watched: true,
     };
     write_json(&dir.state(), &state)?;
     step::Step::new(dir.clone(), file, state, listener, (parked, images)).run()

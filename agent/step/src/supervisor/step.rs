@@ -9,6 +9,7 @@ use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::options::Stream;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use berth_runtime::Parked;
@@ -237,15 +238,17 @@ impl Step {
                 }
             }
         }
-        if self.exited().is_some()
-            && self.streams.drained()
-            && !self.told
-            && self.streams.attached()
+        if self.streams.drained()
             && let Some(exit) = self.exited().cloned()
         {
-            self.streams.tell(&Frame::StepExit(Box::new(exit)));
-            self.told = true;
+            let frame = Frame::StepExit(Box::new(exit));
+            if !self.told && self.streams.attached() {
+                self.streams.tell(&frame);
+                self.told = true;
+            }
+            self.streams.watchers().end(&frame);
         }
+        self.streams.watchers().let_go(Instant::now());
         Ok(())
     }
 
@@ -281,7 +284,7 @@ impl Step {
         set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let now = Instant::now();
         let until = until.map(|until| until.saturating_duration_since(now));
-        let left = [self.deadlines.until(now), until].into_iter().flatten().min();
+        let left = [self.deadlines.until(now), self.streams.until(now), until].into_iter().flatten().min();
         let timeout = left.and_then(|d| Timespec::try_from(d).ok());
         match poll(&mut set, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -330,6 +333,11 @@ impl Step {
                     self.attach(fd, packet == ToSupervisor::AttachRemote);
                 }
             }
+            ToSupervisor::Watch { stdout, stderr, terminal } => {
+                if let Some(fd) = fds.into_iter().next() {
+                    self.watch(fd, (stdout, stderr), terminal);
+                }
+            }
             ToSupervisor::Signal { signal, leaders_only } => {
                 self.signal(signal, leaders_only);
                 let events = self.processes.as_mut().map(|p| p.signalled_while_saving(signal));
@@ -370,6 +378,41 @@ impl Step {
         }
     }
 
+    /// Lets somebody hear the step beside its client, from now on.
+    fn watch(&mut self, fd: OwnedFd, wanted: (Option<u32>, Option<u32>), terminal: bool) {
+        let launch = &self.file.launch;
+        if !launch.attached {
+            return refuse(fd, "the step writes to files and takes no client");
+        }
+        if terminal && launch.pty.is_none() {
+            return refuse(fd, "none of its tasks has a terminal: leave --pty out");
+        }
+        let id = match self.streams.watchers().admit(fd, wanted) {
+            Ok(id) => id,
+            Err((fd, why)) => return refuse(fd, &why),
+        };
+        let mut frames = Vec::new();
+        if self.state.phase == StepPhase::Running {
+            frames.push(Frame::Started);
+        }
+        // Nobody waits for output that goes elsewhere.
+        let tasks =
+            u32::try_from(launch.layout.tasks.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
+        for (what, name) in [("output", &launch.io.stdout), ("error", &launch.io.stderr)] {
+            if let (Some(file), 0) = (Stream::of(name.as_ref(), tasks).file(), launch.node_index) {
+                let file = file.display();
+                frames.push(Frame::Message(format!(
+                    "slurmstepd: info: standard {what} of the step goes to {file}, and is not heard here"
+                )));
+            }
+        }
+        let ended = self.tasks.iter().filter_map(|(task, status)| Some((*task, (*status)?)));
+        frames.extend(ended.map(|(task, status)| Frame::TaskExit { task, status }));
+        for frame in frames {
+            self.streams.watchers().tell_one(id, &frame);
+        }
+    }
+
     fn hear_client(&mut self, event: ClientEvent) {
         match event {
             ClientEvent::Signal(signal) => self.signal(signal, false),
@@ -404,7 +447,7 @@ impl Step {
                 PmiEvent::Say(text) => self.say(&text),
                 PmiEvent::Abort(code, text) if self.aborted.is_none() => {
                     self.say(&text);
-                    self.streams.tell(&Frame::Aborted(code));
+                    self.streams.tell_all(&Frame::Aborted(code));
                     self.abort(code);
                 }
                 PmiEvent::Stuck(text) if !self.deadlines.ending() => {
@@ -441,7 +484,7 @@ impl Step {
                 TaskEvent::Running => {
                     self.state.phase = StepPhase::Running;
                     self.publish()?;
-                    self.streams.tell(&Frame::Started);
+                    self.streams.tell_all(&Frame::Started);
                     self.streams.run();
                     self.run_poststart()?;
                 }
@@ -488,7 +531,7 @@ impl Step {
         // What it said last comes first: the exit that follows on an abort is no news.
         let events = self.pmi.as_mut().map(|pmi| pmi.exited(index));
         self.act_on_pmi(events.unwrap_or_default());
-        self.streams.tell(&Frame::TaskExit { task, status });
+        self.streams.tell_all(&Frame::TaskExit { task, status });
         let now = Instant::now();
         if self.launch().kill_on_bad_exit && !status.success() && !self.deadlines.ending() {
             self.say(&format!("Terminating the step: task {task} exited with {}", status.shell_code()));
@@ -553,6 +596,9 @@ impl Step {
     /// Whether nothing is left to be done for anyone.
     fn finished(&self) -> bool {
         if self.exited().is_none() {
+            return false;
+        }
+        if !self.streams.watchers_gone() {
             return false;
         }
         if self.streams.attached() {
@@ -636,11 +682,10 @@ impl Step {
     }
 
     fn say_line(&mut self, line: String) {
-        if self.streams.attached() {
-            self.streams.tell(&Frame::Message(line));
-        } else {
-            self.messages.write(line);
+        if !self.streams.attached() {
+            self.messages.write(line.clone());
         }
+        self.streams.tell_all(&Frame::Message(line));
     }
 }
 

@@ -2,28 +2,38 @@
 //! and no more in memory than a window while either side is slow.
 
 use super::client::{Client, ClientEvent};
+use super::watchers::Watchers;
 use berth_stream::{ALL_TASKS, Frame, HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, data_header};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// A descriptor to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamToken {
     /// The client's connection.
     Client,
+    /// That of one who hears the step beside it.
+    Watcher(u32),
     /// The standard input of a task.
     Input(usize),
     /// An output of a task.
     Output(usize),
 }
 
+/// Bytes for tasks, and who sent them: a watcher, or the client.
+struct Given {
+    data: Vec<u8>,
+    by: Option<u32>,
+}
+
 struct Input {
     task: u32,
     fd: Option<OwnedFd>,
-    queue: VecDeque<(Rc<Vec<u8>>, usize)>,
+    queue: VecDeque<(Rc<Given>, usize)>,
     ends: bool,
     terminal: bool,
 }
@@ -48,12 +58,13 @@ pub struct Streams {
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     client: Option<Client>,
+    watchers: Watchers,
     /// The client is on another machine, and comes back when its connection is lost.
     remote: bool,
     absent: Absent,
     /// The tasks run: until the client was told so, none of their output is read.
     running: bool,
-    /// Bytes of input held for tasks.
+    /// Bytes of the client's input held for tasks.
     held: usize,
     buffer: Vec<u8>,
 }
@@ -65,6 +76,7 @@ impl Streams {
             inputs: Vec::new(),
             outputs: Vec::new(),
             client: None,
+            watchers: Watchers::default(),
             remote: false,
             absent: if expected { Absent::Expected } else { Absent::Gone },
             running: false,
@@ -121,6 +133,27 @@ impl Streams {
         self.running = true;
     }
 
+    /// Those who hear the step beside its client.
+    pub fn watchers(&mut self) -> &mut Watchers {
+        &mut self.watchers
+    }
+
+    /// Whether nobody hears the step beside its client any more.
+    pub fn watchers_gone(&self) -> bool {
+        self.watchers.is_empty()
+    }
+
+    /// Time until something is to be done although nothing is ready.
+    pub fn until(&self, now: Instant) -> Option<Duration> {
+        self.watchers.until(now)
+    }
+
+    /// Tells the client and all who hear the step beside it.
+    pub fn tell_all(&mut self, frame: &Frame) {
+        self.tell(frame);
+        self.watchers.tell(frame);
+    }
+
     /// Tells the client, if there is one.
     pub fn tell(&mut self, frame: &Frame) {
         if let Some(client) = &mut self.client {
@@ -170,12 +203,16 @@ impl Streams {
             }
             set.push((StreamToken::Client, client.fd(), flags));
         }
+        for (id, fd, flags) in self.watchers.interests() {
+            set.push((StreamToken::Watcher(id), fd, flags));
+        }
         for (i, input) in self.inputs.iter().enumerate() {
             if let (Some(fd), false) = (&input.fd, input.queue.is_empty()) {
                 set.push((StreamToken::Input(i), fd.as_fd(), PollFlags::OUT));
             }
         }
         let read = self.running
+            && self.watchers.flushed()
             && match &self.client {
                 Some(client) => client.flushed(),
                 None => self.absent == Absent::Gone,
@@ -192,6 +229,11 @@ impl Streams {
     pub fn ready(&mut self, token: StreamToken, flags: PollFlags) -> Vec<ClientEvent> {
         match token {
             StreamToken::Client => return self.serve_client(flags),
+            StreamToken::Watcher(id) => {
+                for (task, data) in self.watchers.serve(id, flags, &mut self.buffer) {
+                    self.input(task, Given { data, by: Some(id) });
+                }
+            }
             StreamToken::Input(i) => self.fill(i),
             StreamToken::Output(i) => self.drain(i),
         }
@@ -213,7 +255,10 @@ impl Streams {
         }
         for frame in frames {
             match frame {
-                Frame::Stdin { task, data } => self.input(task, data),
+                Frame::Stdin { task, data } => {
+                    self.held += data.len();
+                    self.input(task, Given { data, by: None });
+                }
                 Frame::StdinEof { task } => self.end_input(task),
                 Frame::Signal(n) => events.push(ClientEvent::Signal(n)),
                 Frame::Winch(size) => events.push(ClientEvent::Winch(size)),
@@ -228,25 +273,28 @@ impl Streams {
         events
     }
 
-    fn input(&mut self, task: u32, data: Vec<u8>) {
-        let (data, len) = (Rc::new(data), 0);
-        self.held += data.len();
+    fn input(&mut self, task: u32, given: Given) {
+        let (given, len) = (Rc::new(given), 0);
         for i in 0..self.inputs.len() {
             let input = &mut self.inputs[i];
             if (task == ALL_TASKS || input.task == task) && input.fd.is_some() && !input.ends {
-                input.queue.push_back((Rc::clone(&data), len));
+                input.queue.push_back((Rc::clone(&given), len));
                 self.fill(i);
             }
         }
-        self.release(data);
+        self.release(given);
     }
 
-    /// Drops one hold of a piece of input; with the last one the client may send as much again.
-    fn release(&mut self, data: Rc<Vec<u8>>) {
-        if let Some(data) = Rc::into_inner(data) {
-            self.held = self.held.saturating_sub(data.len());
-            if let (Ok(n), false) = (u32::try_from(data.len()), data.is_empty()) {
-                self.tell(&Frame::Credit(n));
+    /// Drops one hold of a piece of input; with the last one whoever sent it may send as much again.
+    fn release(&mut self, given: Rc<Given>) {
+        let Some(Given { data, by }) = Rc::into_inner(given) else { return };
+        let Ok(bytes) = u32::try_from(data.len()) else { return };
+        match by {
+            _ if bytes == 0 => {}
+            Some(watcher) => self.watchers.credit(watcher, bytes),
+            None => {
+                self.held = self.held.saturating_sub(data.len());
+                self.tell(&Frame::Credit(bytes));
             }
         }
     }
@@ -258,7 +306,7 @@ impl Streams {
                 input.ends = true;
                 if input.terminal {
                     // A terminal has no end: what ends its input is the character that means so.
-                    input.queue.push_back((Rc::new(vec![4]), 0));
+                    input.queue.push_back((Rc::new(Given { data: vec![4], by: None }), 0));
                 }
                 self.fill(i);
             }
@@ -270,14 +318,14 @@ impl Streams {
         loop {
             let input = &mut self.inputs[i];
             let Some(fd) = &input.fd else { break };
-            let Some((data, done)) = input.queue.front_mut() else { break };
-            match rustix::io::write(fd, &data[*done..]) {
+            let Some((given, done)) = input.queue.front_mut() else { break };
+            match rustix::io::write(fd, &given.data[*done..]) {
                 Ok(n) => {
                     *done += n;
-                    if *done == data.len()
-                        && let Some((data, _)) = input.queue.pop_front()
+                    if *done == given.data.len()
+                        && let Some((given, _)) = input.queue.pop_front()
                     {
-                        self.release(data);
+                        self.release(given);
                     }
                 }
                 Err(Errno::INTR) => {}
@@ -285,8 +333,8 @@ impl Streams {
                 // The task closed its standard input or ended: what comes for it now is for nobody.
                 Err(_) => {
                     input.fd = None;
-                    for (data, _) in std::mem::take(&mut input.queue) {
-                        self.release(data);
+                    for (given, _) in std::mem::take(&mut input.queue) {
+                        self.release(given);
                     }
                     break;
                 }
@@ -315,10 +363,13 @@ impl Streams {
                 return;
             }
         };
-        let Some(client) = &mut self.client else { return };
         if let Ok(header) = data_header(output.kind, output.task, n) {
             self.buffer[..HEADER_LEN].copy_from_slice(&header);
-            client.push_bytes(&self.buffer[..HEADER_LEN + n]);
+            let frame = &self.buffer[..HEADER_LEN + n];
+            self.watchers.output(output.kind, output.task, frame);
+            if let Some(client) = &mut self.client {
+                client.push_bytes(frame);
+            }
         }
     }
 }

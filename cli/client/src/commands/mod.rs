@@ -2,6 +2,7 @@
 
 pub mod sacct;
 pub mod salloc;
+pub mod sattach;
 pub mod sbatch;
 pub mod scancel;
 pub mod scontrol;

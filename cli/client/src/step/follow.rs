@@ -121,7 +121,8 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
         None => None,
     };
     let step_nodes = step.layout.nodes.len().max(1);
-    let nodes = Nodes::connect(step.socket.clone(), step.key, step.layout.clone(), events_in.clone());
+    let first = Frame::Attach(step.key.into());
+    let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let exchange = Exchange::new(step_nodes);
     let mut me = Follower {
         step,

@@ -9,3 +9,4 @@ pub mod nodes;
 pub mod signals;
 pub mod stream;
 pub mod terminal;
+pub mod watch;

@@ -1,7 +1,6 @@
 //! The connections of one step: one for each of its nodes, tried again until the node's part of the step has ended.
 
 use super::stream::{self, Event, NotAttached};
-use berth_model::StepKey;
 use berth_model::launch::{Layout, StepExit};
 use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
 use std::path::PathBuf;
@@ -53,22 +52,23 @@ pub enum To {
 #[derive(Debug)]
 pub struct Nodes {
     socket: PathBuf,
-    key: StepKey,
+    /// How a connection begins.
+    first: Frame,
     layout: Layout,
     parts: Vec<Part>,
     events: mpsc::Sender<(usize, Event)>,
 }
 
 impl Nodes {
-    /// Starts to connect to all nodes at once. What comes of it, and of the connections, goes to `events` with the
-    /// node's index.
+    /// Starts to connect to all nodes at once. `first`: what is said to each, and says to what. What comes of it, and of the
+    /// connections, goes to `events` with the node's index.
     pub fn connect(
         socket: PathBuf,
-        key: StepKey,
+        first: Frame,
         layout: Layout,
         events: mpsc::Sender<(usize, Event)>,
     ) -> Nodes {
-        let mut nodes = Nodes { socket, key, layout, parts: Vec::new(), events };
+        let mut nodes = Nodes { socket, first, layout, parts: Vec::new(), events };
         for at in 0..nodes.layout.nodes.len().max(1) {
             let link = Link::Trying(nodes.try_one(at));
             let (pending, ended) = (Vec::new(), None);
@@ -89,12 +89,12 @@ impl Nodes {
 
     /// Tries to attach until the node's part takes us or refuses.
     fn try_one(&self, at: usize) -> JoinHandle<()> {
-        let (socket, key, events) = (self.socket.clone(), self.key, self.events.clone());
+        let (socket, first, events) = (self.socket.clone(), self.first.clone(), self.events.clone());
         let node = self.layout.nodes.get(at).cloned();
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(20);
             let event = loop {
-                match stream::attach(&socket, node.as_ref(), key).await {
+                match stream::attach(&socket, node.as_ref(), &first).await {
                     Ok(stream) => break Event::Attached(stream),
                     Err(NotAttached::Refused(why)) => break Event::Refused(why),
                     Err(NotAttached::Away(_)) => sleep(pause).await,
@@ -210,6 +210,11 @@ impl Nodes {
     /// Whether a part that has not ended may still speak to us.
     pub fn any_open(&self) -> bool {
         self.parts.iter().any(|p| matches!(p.link, Link::Open(_)))
+    }
+
+    /// Whether there is no connection to a part that has not ended.
+    pub fn any_trying(&self) -> bool {
+        self.parts.iter().any(|p| matches!(p.link, Link::Trying(_)))
     }
 
     /// Nodes whose part never took us, and has not told its end.

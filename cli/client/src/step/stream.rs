@@ -26,14 +26,18 @@ pub enum NotAttached {
     Away(String),
 }
 
-/// Connects to a step's part on a node. Comes back when the step's supervisor has taken the connection.
-pub async fn attach(socket: &Path, node: Option<&NodeName>, key: StepKey) -> Result<UnixStream, NotAttached> {
+/// Connects to a step's part on a node; `first` says to which, and how. Comes back when the step's supervisor has taken the connection.
+pub async fn attach(
+    socket: &Path,
+    node: Option<&NodeName>,
+    first: &Frame,
+) -> Result<UnixStream, NotAttached> {
     let away = |e: String| NotAttached::Away(format!("{}: {e}", socket.display()));
     let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
     if let Some(node) = node {
         write_frame(&mut stream, &Frame::Node(node.clone())).await.map_err(|e| away(e.to_string()))?;
     }
-    write_frame(&mut stream, &Frame::Attach(Attach::from(key))).await.map_err(|e| away(e.to_string()))?;
+    write_frame(&mut stream, first).await.map_err(|e| away(e.to_string()))?;
     match read_frame(&mut stream).await {
         Ok(Some(Frame::Accepted)) => Ok(stream),
         Ok(Some(Frame::Refused(why))) => Err(NotAttached::Refused(why)),

@@ -1,0 +1,242 @@
+//! Hearing a step beside the `srun` that started it: its output comes here, our input goes to its tasks, and with its end we end.
+//! Whatever becomes of us, the step goes on.
+
+use super::labels::Labels;
+use super::nodes::{Nodes, To};
+use super::signals::Signals;
+use super::stream::{self, Event, Output, Wanted};
+use super::{exits, terminal};
+use crate::error::{Failure, Kind, Outcome};
+use crate::out;
+use berth_model::StepKey;
+use berth_model::launch::{Layout, StepExit};
+use berth_model::query::JobQuery;
+use berth_model::record::StepInfo;
+use berth_model::state::ExitStatus;
+use berth_rpc::Client;
+use berth_stream::{Frame, Watch};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::SignalKind;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// Exits that come within this time of one another share their lines.
+const GATHER: Duration = Duration::from_millis(100);
+/// How often the record is asked while a node cannot be reached: the step may be over.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A step to hear.
+#[derive(Debug)]
+pub struct Watched {
+    /// Socket for its streams.
+    pub socket: PathBuf,
+    /// The controller, for what only the record tells.
+    pub client: Client,
+    /// Which.
+    pub key: StepKey,
+    /// Its tasks.
+    pub layout: Layout,
+    /// Lines carry the number of their task.
+    pub label: bool,
+    /// Our terminal is that of its first task.
+    pub pty: bool,
+    /// The task that reads our input, or [`berth_stream::ALL_TASKS`].
+    pub input: u32,
+    /// The one task whose standard output is wanted; absent: of all.
+    pub stdout: Option<u32>,
+    /// The same for standard error.
+    pub stderr: Option<u32>,
+    /// Say nothing of tasks that fail.
+    pub quiet: bool,
+    /// Say to which nodes there is a connection.
+    pub verbose: bool,
+}
+
+struct Watcher {
+    step: Watched,
+    nodes: Nodes,
+    exits: BTreeMap<u32, ExitStatus>,
+    told: BTreeMap<u32, ExitStatus>,
+    gather: Option<Instant>,
+    /// A task ended the whole step, with this exit code.
+    aborted: Option<u8>,
+}
+
+/// Hears a step to its end, and gives the highest exit code of its tasks; or until a signal ends us, with 128 and its number.
+///
+/// # Errors
+/// A node will not have us, or there are no threads.
+pub async fn watch(step: Watched) -> Outcome {
+    let internal =
+        |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
+    let (events_in, mut events) = mpsc::channel(256);
+    let tasks = step.layout.tasks.iter().map(Vec::len).sum::<usize>();
+    let labels = step.label.then(|| Labels::new(u32::try_from(tasks).unwrap_or(u32::MAX)));
+    let wanted = Wanted { stdout: step.stdout, stderr: step.stderr };
+    let output = Output::start(labels, wanted, events_in.clone())
+        .map_err(|e| internal("start a thread for output", e))?;
+    let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
+    let _raw = if step.pty { terminal::Raw::enter() } else { None };
+    let mut input = Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?);
+    let first = Frame::Watch(Watch {
+        step: step.key.into(),
+        stdout: step.stdout,
+        stderr: step.stderr,
+        terminal: step.pty,
+    });
+    let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
+    let (exits, told) = (BTreeMap::new(), BTreeMap::new());
+    let mut me = Watcher { step, nodes, exits, told, gather: None, aborted: None };
+    let mut look = Instant::now() + LOOK;
+    let code = loop {
+        if me.nodes.all_ended() {
+            break me.finish(None);
+        }
+        if let Some((at, why)) = me.nodes.refusal() {
+            let why = format!("StepId={}: {}: {why}", me.step.key, me.nodes.name(at));
+            // It may be over, and its supervisor gone, since it was asked after.
+            match me.recorded().await {
+                Some(step) => break me.finish(Some(&step)),
+                None => return Err(Failure::user(why)),
+            }
+        }
+        let room = input.is_some() && me.nodes.have_room(me.step.input);
+        tokio::select! {
+            event = events.recv() => match event {
+                Some((at, Event::Attached(stream))) => {
+                    let (reader, writer) = stream.into_split();
+                    output.pump(at, reader, events_in.clone());
+                    me.nodes.opened(at, writer).await;
+                    if me.step.verbose {
+                        out::complain(&format!("sattach: hearing StepId={} on {}", me.step.key, me.nodes.name(at)));
+                    }
+                }
+                // Nobody reads what we write.
+                Some((_, Event::StdoutGone)) => return Ok(141),
+                Some((at, event)) => me.event(at, event),
+                None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
+            },
+            chunk = next(&mut input), if room => match chunk {
+                Some(data) => {
+                    let task = me.step.input;
+                    me.nodes.send(To::Task(task), Frame::Stdin { task, data }).await;
+                }
+                // The end of our input is not that of the tasks'.
+                None => input = None,
+            },
+            number = signals.next() => {
+                if number != SignalKind::window_change().as_raw_value() {
+                    return Ok(left(number));
+                }
+            }
+            () = until(me.gather) => me.tell(),
+            () = sleep_until(look) => {
+                look = Instant::now() + LOOK;
+                if me.nodes.any_trying() && let Some(step) = me.recorded().await {
+                    break me.finish(Some(&step));
+                }
+            }
+        }
+    };
+    me.nodes.abort();
+    drop((events_in, me));
+    let mut done = output.close();
+    tokio::select! {
+        lost = &mut done => match lost.ok().flatten() {
+            None => Ok(code),
+            Some(e) => {
+                out::complain(&format!("sattach: error: cannot write to standard output: {e}"));
+                Ok(code.max(1))
+            }
+        },
+        number = signals.next() => Ok(left(number)),
+    }
+}
+
+/// The exit code of a command that a signal ended.
+fn left(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match input {
+        Some(queue) => queue.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Watcher {
+    fn event(&mut self, at: usize, event: Event) {
+        match event {
+            Event::Frame(Frame::TaskExit { task, status }) => {
+                self.exits.insert(task, status);
+                if !status.success() {
+                    self.gather.get_or_insert(Instant::now() + GATHER);
+                }
+            }
+            Event::Frame(Frame::StepExit(exit)) => {
+                self.exits.extend(exit.tasks.iter().copied());
+                self.nodes.ended(at, *exit);
+            }
+            Event::Frame(Frame::Started) => self.nodes.started(at),
+            Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
+            Event::Frame(Frame::Message(text)) => stream::message(text.trim_end_matches('\n')),
+            Event::Frame(Frame::Aborted(code)) => self.aborted = Some(code),
+            Event::Refused(why) => self.nodes.refused(at, why),
+            Event::Closed => {
+                let node = self.nodes.name(at);
+                out::complain(&format!(
+                    "sattach: warning: the connection to {node} is lost: what its tasks say until there is another one is not seen here"
+                ));
+                self.nodes.closed(at);
+            }
+            Event::Frame(_) | Event::Attached(_) | Event::StdoutGone => {}
+        }
+    }
+
+    /// Prints the lines of tasks that failed and were not told of yet.
+    fn tell(&mut self) {
+        self.gather = None;
+        let fresh: Vec<(u32, ExitStatus)> =
+            self.exits.iter().filter(|(t, _)| !self.told.contains_key(t)).map(|(t, s)| (*t, *s)).collect();
+        self.told.extend(fresh.iter().copied());
+        if !self.step.quiet {
+            for line in exits::lines(self.nodes.layout(), &fresh) {
+                out::complain(&format!("sattach: error: {line}"));
+            }
+        }
+    }
+
+    /// The last words, and the exit code. `record`: what is on record of a step whose nodes did not tell its end.
+    fn finish(&mut self, record: Option<&StepInfo>) -> u8 {
+        self.tell();
+        let ends: Vec<(usize, StepExit)> = self.nodes.ends().map(|(at, exit)| (at, exit.clone())).collect();
+        for (at, exit) in &ends {
+            for line in exit.launch_error.iter().flat_map(|why| why.lines()) {
+                out::complain(&format!("sattach: error: {}: {line}", self.nodes.name(*at)));
+            }
+        }
+        let told = ends.iter().map(|(_, exit)| exit.status).chain(record.map(|step| step.exit));
+        let code = exits::code(self.exits.values().copied().chain(told));
+        self.aborted.unwrap_or(code)
+    }
+
+    /// The step's record, if it is over.
+    async fn recorded(&self) -> Option<StepInfo> {
+        let StepKey { job, attempt, step } = self.step.key;
+        let query = JobQuery { ids: vec![job], include_finished: true, ..JobQuery::default() };
+        let asked = tokio::time::timeout(LOOK, self.step.client.jobs(&query)).await;
+        let mut jobs = asked.ok()?.ok()?;
+        let steps = jobs.iter_mut().find(|j| j.id == job).map(|j| std::mem::take(&mut j.steps))?;
+        steps.into_iter().find(|s| s.id == step && s.attempt == attempt).filter(|s| s.ended.is_some())
+    }
+}
