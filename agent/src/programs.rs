@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-const NAMES: [&str; 9] =
-    ["srun", "sbatch", "salloc", "sattach", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
+const NAMES: [&str; 10] =
+    ["srun", "sbatch", "salloc", "sattach", "sbcast", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
 
 /// Makes the directory, or replaces it when the program changed. Containers that have the old one keep it.
 pub fn install(program: &Path, dir: &Path) -> io::Result<()> {

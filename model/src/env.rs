@@ -390,6 +390,7 @@ mod tests {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            receive: None,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
 use crate::mpi::MpiType;
 use crate::multiprog::RankProgram;
+use crate::receive::Receive;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
@@ -212,6 +213,9 @@ pub struct StepLaunch {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
+    #[serde(default)]
+    pub receive: Option<Receive>,
 }
 
 impl StepLaunch {

@@ -37,6 +37,7 @@ pub mod place;
 pub mod programs;
 pub mod query;
 pub mod quota;
+pub mod receive;
 pub mod record;
 pub mod request;
 pub mod runs;

@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::login::SealedLogin;
 use crate::mpi::MpiType;
 use crate::multiprog::RankProgram;
+use crate::receive::Receive;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
 use crate::x11::X11Spec;
@@ -613,6 +614,9 @@ pub struct StepSpec {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
+    #[serde(default)]
+    pub receive: Option<Receive>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -10,6 +10,7 @@ mod carried;
 mod cluster;
 mod commands;
 mod containers;
+mod copying;
 mod diskless;
 mod documented;
 mod drift;

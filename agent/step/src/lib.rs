@@ -5,6 +5,7 @@
 pub mod control;
 pub mod kept;
 pub mod program;
+pub mod receive;
 pub mod spool;
 pub mod supervisor;
 pub mod tree;

@@ -20,6 +20,9 @@ pub fn main() -> ExitCode {
     if argv.get(1).is_some_and(|a| a == "zygote") {
         return zygote();
     }
+    if argv.get(1).is_some_and(|a| a == "receive") {
+        return crate::receive::main(&argv[2..]);
+    }
     eprintln!("berth-step: this program is started by berth itself; see 'berth --help'");
     ExitCode::from(2)
 }

@@ -72,6 +72,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             label: false,
             pty: enter.terminal,
             input: Some(0),
+            feed: None,
             only_stdout: None,
             only_stderr: None,
             kill_on_bad_exit: false,
@@ -127,6 +128,7 @@ async fn create(
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        receive: None,
     };
     let spec = &spec;
     let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;

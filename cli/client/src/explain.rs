@@ -213,6 +213,7 @@ impl Asked<'_> {
             cpu_bind: step.cpu_bind.clone(),
             mem_bind: step.mem_bind.clone(),
             programs: step.programs.clone(),
+            receive: None,
             ..launch
         })
     }
@@ -298,6 +299,7 @@ impl Asked<'_> {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            receive: None,
         })
     }
 

@@ -1,4 +1,4 @@
-//! The commands that speak to a cluster: srun, sbatch, salloc, sattach, squeue, sinfo, scancel, scontrol, sacct.
+//! The commands that speak to a cluster: srun, sbatch, salloc, sattach, sbcast, squeue, sinfo, scancel, scontrol, sacct.
 //!
 //! One file per command; its doc comment is its help. Nothing here needs a TLS stack or more of the name service
 //! than a static C library has, so that `berth-step` can be the same commands inside a container: images are
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bcast;
 pub mod commands;
 mod doc;
 pub mod enter;
@@ -95,6 +96,7 @@ pub const COMMANDS: &[Command] = &[
     commands::sbatch::COMMAND,
     commands::salloc::COMMAND,
     commands::sattach::COMMAND,
+    commands::sbcast::COMMAND,
 ];
 
 /// The command of that name.

@@ -97,6 +97,7 @@ pub fn step(submission: &str) -> StepSpec {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        receive: None,
     }
 }
 
@@ -157,6 +158,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        receive: None,
     }
 }
 

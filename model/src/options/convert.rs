@@ -269,6 +269,7 @@ impl SubmitOptions {
             cpu_bind: self.cpu_bind.clone(),
             mem_bind: self.mem_bind.clone(),
             programs: Vec::new(),
+            receive: None,
         };
         Ok(Converted { spec, notes })
     }

@@ -80,6 +80,8 @@ pub struct SubmitOptions {
     pub account: Option<String>,
     pub array: Option<ArraySpec>,
     pub begin: Option<Time>,
+    /// `--bcast`: the name of the copy; empty where none was given.
+    pub bcast: Option<ByteStr>,
     pub chdir: Option<ByteStr>,
     pub comment: Option<String>,
     pub container: ContainerOptions,
@@ -158,6 +160,7 @@ impl SubmitOptions {
             account: None,
             array: None,
             begin: None,
+            bcast: None,
             chdir: None,
             comment: None,
             container: ContainerOptions::default(),

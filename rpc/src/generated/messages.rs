@@ -552,6 +552,8 @@ pub struct StepSpec {
     pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "52")]
     pub programs: ::prost::alloc::vec::Vec<RankProgram>,
+    #[prost(message, optional, tag = "60")]
+    pub receive: ::core::option::Option<Receive>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -559,6 +561,26 @@ pub struct X11Spec {
     pub display: ::prost::alloc::string::String,
     #[prost(enumeration = "X11Nodes", tag = "2")]
     pub nodes: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceiveTimes {
+    #[prost(int64, tag = "1")]
+    pub accessed: i64,
+    #[prost(int64, tag = "2")]
+    pub modified: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Receive {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    #[prost(message, optional, tag = "4")]
+    pub times: ::core::option::Option<ReceiveTimes>,
+    #[prost(bool, tag = "5")]
+    pub force: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RankRange {
@@ -786,6 +808,8 @@ pub struct StepLaunch {
     pub mem_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "52")]
     pub programs: ::prost::alloc::vec::Vec<RankProgram>,
+    #[prost(message, optional, tag = "60")]
+    pub receive: ::core::option::Option<Receive>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

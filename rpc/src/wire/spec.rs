@@ -12,6 +12,7 @@ use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::RankProgram;
+use berth_model::receive::Receive;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
@@ -81,10 +82,11 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi, cpu_bind, mem_bind, programs,
+        pytorch, mpi, cpu_bind, mem_bind, programs, receive,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
+    Receive { path, size, mode, times, force }
     EnterSpec { step, node }
     X11Spec { display, nodes }
     NodeShare { cpus, memory, gres }
@@ -98,7 +100,7 @@ structs! {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
-        cpu_bind, mem_bind, programs,
+        cpu_bind, mem_bind, programs, receive,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }
@@ -312,6 +314,15 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
             Some(Kind::Kept(pb::KeptRoot {})) => Ok(ResolvedImage::Kept),
             None => Err(Malformed::new("not a known kind of image")),
         }
+    }
+}
+
+impl Field<pb::ReceiveTimes> for (i64, i64) {
+    fn put(&self) -> pb::ReceiveTimes {
+        pb::ReceiveTimes { accessed: self.0, modified: self.1 }
+    }
+    fn get(wire: pb::ReceiveTimes) -> Result<Self, Malformed> {
+        Ok((wire.accessed, wire.modified))
     }
 }
 

@@ -13,10 +13,12 @@ use super::step::LaunchFailure;
 use super::streams::Streams;
 use super::x11;
 use crate::kept::{KeptPart, Member, StartedWith, Told};
+use crate::receive;
 use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
 use berth_model::launch::{Program, StepLaunch, Usage};
 use berth_model::multiprog;
+use berth_model::receive::Receive;
 use berth_model::spec::{ResolvedImage, TermSize};
 use berth_model::state::ExitStatus;
 use berth_runtime::cgroup::{Cgroup, CgroupUsage};
@@ -129,7 +131,9 @@ pub fn start(
         if let Some(bound) = bound.next() {
             bound.put(&mut task);
         }
-        (task.before, task.after) = around.of_task()?;
+        if file.launch.receive.is_none() {
+            (task.before, task.after) = around.of_task()?;
+        }
         if let Some(script) = &script {
             let copy = rustix::io::fcntl_dupfd_cloexec(script, 3)
                 .map_err(|e| LaunchFailure::new(format!("cannot pass the script on: {}", errno_text(e))))?;
@@ -239,6 +243,9 @@ pub fn asked(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
 
 /// What the tasks run, and the sealed script for it.
 fn command(file: &LaunchFile) -> Result<(Vec<ByteStr>, Option<OwnedFd>), LaunchFailure> {
+    if let Some(receive) = &file.launch.receive {
+        return Ok((receiver(file, receive)?, None));
+    }
     match &file.launch.program {
         Program::Argv(_) if !file.launch.programs.is_empty() => Ok((own_program(&file.launch, 0)?, None)),
         Program::Argv(argv) => Ok((argv.clone(), None)),
@@ -252,6 +259,25 @@ fn command(file: &LaunchFile) -> Result<(Vec<ByteStr>, Option<OwnedFd>), LaunchF
             Ok((argv, Some(fd)))
         }
     }
+}
+
+/// What receives a file: our own small program, where the step sees it.
+fn receiver(file: &LaunchFile, receive: &Receive) -> Result<Vec<ByteStr>, LaunchFailure> {
+    let host = is_host(&file.launch);
+    let mut program = match (&file.node.client_programs, host) {
+        (Some(dir), true) => dir.clone(),
+        (Some(_), false) => ByteStr::from(format!("{CLIENT_DIR}/bin")),
+        (None, _) => {
+            return Err(LaunchFailure::new(
+                "a file cannot be received: the agent did not find the program berth-step when it was started",
+            ));
+        }
+    };
+    program.0.extend_from_slice(b"/berth-step");
+    // What is written to a container that nobody keeps goes with it.
+    let passing = !host && file.node.joined().is_none() && file.node.kept.is_none();
+    let arguments = receive::arguments(receive, passing);
+    Ok([program, "receive".into()].into_iter().chain(arguments).collect())
 }
 
 /// With `--multi-prog`: what the task of this place on the node runs.
@@ -332,7 +358,8 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         request.mount_home = container.mount_home.unwrap_or(node.container.mount_home);
         request.subids = container.subids == Some(true) || node.kept.as_ref().is_some_and(|k| k.subids);
         request.remap_root = request.subids || container.remap_root.unwrap_or(node.container.remap_root);
-        request.entrypoint = container.entrypoint.unwrap_or(node.container.entrypoint);
+        request.entrypoint =
+            launch.receive.is_none() && container.entrypoint.unwrap_or(node.container.entrypoint);
         request.writable = container.writable;
         request.container_env.clone_from(&container.env);
         request.unshare.clone_from(&container.unshare);

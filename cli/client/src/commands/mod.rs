@@ -4,6 +4,7 @@ pub mod sacct;
 pub mod salloc;
 pub mod sattach;
 pub mod sbatch;
+pub mod sbcast;
 pub mod scancel;
 pub mod scontrol;
 pub mod sinfo;

@@ -9,7 +9,7 @@ use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, block_on, out, x11};
+use crate::{Command, Invocation, bcast, block_on, out, x11};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::{self, RankProgram};
@@ -17,13 +17,14 @@ use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
-use berth_model::spec::{ImageRef, JobSelector, StepSpec};
+use berth_model::spec::{ContainerSpec, ImageRef, JobSelector, StepSpec};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, JobId, StepKey};
 use berth_rpc::{Client, RpcError};
 use berth_stream::ALL_TASKS;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The command.
@@ -50,6 +51,14 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "srun: fatal: No command given to execute.\nwrite it behind the options: srun -n2 hostname",
         ));
     };
+    if options.bcast.is_some() && (options.multi_prog || options.jobid.is_none()) {
+        return Err(Failure::user(match options.multi_prog {
+            true => "--bcast copies one program, and --multi-prog names several: copy them with sbcast",
+            false => {
+                "--bcast copies to the nodes of a job that is there: use it in a batch script or within salloc"
+            }
+        }));
+    }
     if options.pty && !terminal::is_terminal() {
         out::complain(
             "srun: error: Not using a pseudo-terminal, disregarding --pty option: standard input is no terminal",
@@ -167,7 +176,13 @@ impl Run {
     /// A step of the job that we are in, or that was named.
     async fn inside(&self, client: &Client, selector: &JobSelector) -> Outcome {
         let job = self.job(client, selector).await?;
-        let spec = self.step_spec(Some(&job))?;
+        let mut spec = self.step_spec(Some(&job))?;
+        if let Some(name) = &self.options.bcast {
+            let copy = self.copy(client, &job, &spec, name).await?;
+            if let Some(program) = spec.argv.first_mut() {
+                *program = copy;
+            }
+        }
         let asked = std::time::Instant::now();
         let spec_ref = &spec;
         let create = client.persist(None, |client| async move { client.create_step(job.id, spec_ref).await });
@@ -196,6 +211,40 @@ impl Run {
         }
         let records = submit::records_after(client, job.id, LATER);
         follow::follow(self.step(client, key, layout, &spec), records).await
+    }
+
+    /// Copies the program to the job's nodes (`--bcast`); its name there.
+    async fn copy(
+        &self,
+        client: &Client,
+        job: &JobInfo,
+        spec: &StepSpec,
+        name: &ByteStr,
+    ) -> Result<ByteStr, Failure> {
+        let program = program_here(&self.argv, spec.work_dir.as_path())?;
+        let mut path = spec.work_dir.as_path().join(name.as_path());
+        if name.0.is_empty() || name.0.ends_with(b"/") {
+            let file = program.file_name().unwrap_or_default();
+            let mut copy = std::ffi::OsString::from(format!("slurm_bcast_{}.", job.id));
+            copy.push(file);
+            path.push(copy);
+        }
+        let path = ByteStr::from(path.as_os_str());
+        let chosen = spec.nodes.is_none_or(|n| n as usize == spec.node_list.len());
+        let to = bcast::Target {
+            job,
+            step: None,
+            nodes: spec.node_list.iter().filter(|_| chosen).cloned().collect(),
+            // The same one: it is written into what is mounted in it.
+            container: spec.container.clone().map(|container| ContainerSpec { save: None, ..container }),
+            login: spec.login.clone(),
+            path: path.clone(),
+            force: true,
+        };
+        match bcast::send(&self.site, client, bcast::Source::open(&program, true)?, to).await? {
+            0 => Ok(path),
+            code => Err(Failure::exit(code)),
+        }
     }
 
     fn tell(&self, line: &str) {
@@ -340,12 +389,28 @@ impl Run {
             label: self.options.label && !self.options.pty,
             pty: self.options.pty,
             input,
+            feed: None,
             only_stdout: output,
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
             kill_on_bad_exit: spec.kill_on_bad_exit,
             wait_after_first_exit: spec.wait_after_first_exit,
         }
     }
+}
+
+/// The file of the command, as a shell would find it.
+fn program_here(argv: &[ByteStr], dir: &Path) -> Result<PathBuf, Failure> {
+    let name = argv.first().map(ByteStr::as_path).unwrap_or(Path::new(""));
+    if name.as_os_str().as_bytes().contains(&b'/') {
+        return Ok(dir.join(name));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let runs = |file: &PathBuf| {
+        file.is_file() && nix::unistd::access(file.as_path(), nix::unistd::AccessFlags::X_OK).is_ok()
+    };
+    std::env::split_paths(&path).map(|at| dir.join(at).join(name)).find(runs).ok_or_else(|| {
+        Failure::user(format!("--bcast: {} is not in PATH ({})", name.display(), path.display()))
+    })
 }
 
 /// Ctrl-C and SIGTERM while the job waits.

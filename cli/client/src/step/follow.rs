@@ -38,6 +38,8 @@ const GATHER: Duration = Duration::from_millis(100);
 pub enum Voice {
     /// `srun`: of tasks that fail is told, and Ctrl-C asks before it does anything.
     Srun,
+    /// `sbcast`: what tasks say is all that is said, and how they end the exit code.
+    Sbcast,
     /// `berth exec`: as if the one command had been started here. Its exit code says how it ended.
     Exec,
 }
@@ -47,6 +49,7 @@ impl Voice {
     fn name(self) -> &'static str {
         match self {
             Voice::Srun => "srun",
+            Voice::Sbcast => "sbcast",
             Voice::Exec => "berth",
         }
     }
@@ -71,6 +74,8 @@ pub struct Step {
     pub pty: bool,
     /// The task that reads our stdin, [`ALL_TASKS`], or none.
     pub input: Option<u32>,
+    /// What tasks read instead of our standard input.
+    pub feed: Option<mpsc::Receiver<Vec<u8>>>,
     /// The one task whose standard output is wanted; absent: of all.
     pub only_stdout: Option<u32>,
     /// The same for standard error.
@@ -105,7 +110,7 @@ struct Follower {
 }
 
 /// Follows a step; comes back with srun's exit code.
-pub async fn follow(step: Step, mut records: Records) -> Outcome {
+pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
     let internal =
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
@@ -117,6 +122,7 @@ pub async fn follow(step: Step, mut records: Records) -> Outcome {
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
     let _raw = if step.pty { terminal::Raw::enter() } else { None };
     let mut input = match step.input {
+        Some(_) if step.feed.is_some() => step.feed.take(),
         Some(_) => Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?),
         None => None,
     };
@@ -423,7 +429,7 @@ impl Follower {
 
     async fn signal(&mut self, number: i32) {
         let id = self.step.key;
-        let exec = self.step.voice == Voice::Exec;
+        let exec = self.step.voice != Voice::Srun;
         if number == libc_signal(SignalKind::window_change()) {
             if let Some(size) = terminal::size().filter(|_| self.step.pty) {
                 self.nodes.send(To::Task(0), Frame::Winch(size)).await;
@@ -489,12 +495,16 @@ impl Follower {
         if self.step.voice == Voice::Exec {
             return;
         }
+        // A copy that fails says why; one that is killed cannot.
+        let say = |status: ExitStatus| self.step.voice == Voice::Srun || status.signal != 0;
+        let fresh: Vec<(u32, ExitStatus)> = fresh.into_iter().filter(|(_, status)| say(*status)).collect();
+        let name = self.step.voice.name();
         for line in exits::lines(self.nodes.layout(), &fresh) {
             let line = match line.strip_suffix(": Killed") {
                 Some(start) if oom => format!("{start}: Out Of Memory"),
                 _ => line,
             };
-            out::complain(&format!("srun: error: {line}"));
+            out::complain(&format!("{name}: error: {line}"));
         }
     }
 
@@ -503,7 +513,9 @@ impl Follower {
         let node = self.nodes.name(at);
         for line in why.lines() {
             match self.step.voice {
-                Voice::Srun => out::complain(&format!("srun: error: {node}: {line}")),
+                Voice::Srun | Voice::Sbcast => {
+                    out::complain(&format!("{}: error: {node}: {line}", self.step.voice.name()));
+                }
                 Voice::Exec => out::complain(&format!("berth: error: {line}")),
             }
         }

@@ -36,7 +36,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("batch", B, NODES).takes("FEATURES").env(&["SBATCH_BATCH"]),
     refused("bb", ABR, COPY).takes("SPEC").env(&["SALLOC_BURST_BUFFER"]),
     refused("bbf", ABR, COPY).takes("FILE").env(&["SLURM_BURST_BUFFER"]),
-    refused("bcast", R, COPY).may_take("PATH").env(&["SLURM_BCAST"]),
     refused("bcast-exclude", R, COPY).takes("PATHS"),
     refused("bell", A, "begin the command with a bell: salloc sh -c 'printf \\\\a; exec $SHELL'")
         .env(&["SALLOC_BELL"]),

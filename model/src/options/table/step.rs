@@ -47,6 +47,17 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.relative = Some(count::number(g.text()?).map_err(|e| Bad::Number(e.why))?);
             Ok(())
         }),
+    row("bcast", Commands::R)
+        .may_take("PATH")
+        .env(&["SLURM_BCAST"])
+        .help(
+            "In an allocation: copy the program to the job's nodes first, as sbcast does, and run the copy. PATH is its name there, or with '/' \
+             at its end a directory; without one it is slurm_bcast_JOB.PROGRAM in the working directory.",
+        )
+        .set(|o, g| {
+            o.bcast = Some(ByteStr(g.bytes().to_vec()));
+            Ok(())
+        }),
     row("kill-on-bad-exit", Commands::R)
         .short(b'K')
         .may_take("0|1")

@@ -20,20 +20,27 @@ impl Cluster {
     ) -> Result<Plan, Refusal> {
         let job = record.row.job;
         let entered = running(record, enter.step)?;
-        let here = part(job, entered, enter)?;
+        let here: Vec<&StepNode> = match (&spec.receive, &enter.node) {
+            // A file goes to all nodes on which the step still runs.
+            (Some(_), None) => entered.nodes.iter().filter(|n| n.exit.is_none()).collect(),
+            _ => vec![part(job, entered, enter)?],
+        };
         let mut spec = spec.clone();
         // For records, and for whoever asks which image it is: the node takes the very container.
         spec.container = entered.spec.as_ref().and_then(|s| s.container.clone());
         spec.overlap = true;
         Ok(Plan {
             name: spec.name.clone(),
-            nodes: vec![StepNode {
-                node: here.node.clone(),
-                tasks: 1,
-                share: here.share.clone(),
-                pull: None,
-                exit: None,
-            }],
+            nodes: here
+                .into_iter()
+                .map(|here| StepNode {
+                    node: here.node.clone(),
+                    tasks: 1,
+                    share: here.share.clone(),
+                    pull: None,
+                    exit: None,
+                })
+                .collect(),
             distribution: Distribution::Block,
             consumes: false,
             started: self.clock,
