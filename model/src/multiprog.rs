@@ -107,7 +107,7 @@ pub fn check(programs: &[RankProgram], tasks: u32) -> Result<(), NoProgram> {
         if first > next {
             break;
         }
-        next = last.saturating_add(1);
+        next = next.max(last.saturating_add(1));
     }
     if next < tasks { Err(NoProgram(next)) } else { Ok(()) }
 }
@@ -119,7 +119,8 @@ fn place(ranks: &[(u32, u32)], task: u32) -> Option<u32> {
         if (*first..=*last).contains(&task) {
             return Some(passed.saturating_add(task - first));
         }
-        passed = passed.saturating_add((last - first).saturating_add(1));
+        // One that ends before it begins is in no file that was read here, and names no task.
+        passed = passed.saturating_add(last.saturating_sub(*first).saturating_add(1));
     }
     None
 }
@@ -311,6 +312,17 @@ mod tests {
         assert_eq!(check("3 b\n0-1 a\n2 c\n", 4), Ok(()));
         assert_eq!(check("0-4294967295 a\n", u32::MAX), Ok(()));
         assert_eq!(check("* a\n", u32::MAX), Ok(()));
+    }
+
+    /// A client of another make may send any ranges.
+    #[test]
+    fn ranges_that_no_file_has_name_no_task_twice_and_break_nothing() {
+        let program = |ranks: &[(u32, u32)]| RankProgram { ranks: ranks.to_vec(), argv: vec!["a".into()] };
+        let odd = [program(&[(5, 2), (7, 0)]), program(&[(u32::MAX, 0), (0, u32::MAX)])];
+        assert_eq!(argv(&odd, 3).map(|words| words.len()), Ok(1));
+        assert_eq!(argv(&odd[..1], 3), Err(NoProgram(3)));
+        assert_eq!(check(&odd[..1], 1), Err(NoProgram(0)));
+        assert_eq!(check(&[program(&[(0, 9), (2, 3)])], 10), Ok(()));
     }
 
     proptest! {
