@@ -18,16 +18,24 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-/// The program of this build, made now if it is not there: tests of one package do not build another's.
+/// The program of this build. It is made as the integration tests' is, which costs nothing where that is done; a build of
+/// its own package alone would compile half of the dependencies again, for the features that they then have.
 fn step_program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM
         .get_or_init(|| {
-            let status =
-                Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "berth-step"]).status().unwrap();
-            assert!(status.success());
+            let mut build = Command::new(env!("CARGO"));
+            build.args(["xtask", "build", "--debug"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+            // What cargo says to this test of its package is not for the build of another.
+            let own = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+            let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+            names.filter(|name| own.iter().any(|start| name.starts_with(start))).for_each(|name| {
+                build.env_remove(name);
+            });
+            let built = build.output().unwrap();
+            assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
             let deps = std::env::current_exe().unwrap();
-            deps.ancestors().nth(2).unwrap().join("berth-step")
+            deps.ancestors().nth(2).unwrap().join("static/berth-step")
         })
         .clone()
 }
