@@ -1,5 +1,7 @@
-//! How tasks are laid out over nodes (`--distribution`): how many each node gets, and which.
+//! How tasks are laid out over nodes (`--distribution`): how many each node gets, and which. What it says of sockets is for
+//! [`crate::bind::plan`].
 
+use crate::bind::plan::Sockets;
 use crate::grammar::BadText;
 use crate::ids::NodeName;
 use serde::{Deserialize, Serialize};
@@ -143,6 +145,23 @@ impl FromStr for Distribution {
     type Err = BadText;
 
     fn from_str(text: &str) -> Result<Distribution, BadText> {
+        Ok(text.parse::<Levels>()?.nodes)
+    }
+}
+
+/// `--distribution`: over nodes, and over the sockets of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Levels {
+    /// Over nodes.
+    pub nodes: Distribution,
+    /// Over sockets, where it says so.
+    pub sockets: Option<Sockets>,
+}
+
+impl FromStr for Levels {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Levels, BadText> {
         const WHAT: &str = "a distribution of tasks";
         let bad = |why: String| Err(BadText::new(text, WHAT, why));
         let lower = text.to_ascii_lowercase();
@@ -153,7 +172,7 @@ impl FromStr for Distribution {
             ));
         }
         let mut levels = levels.split(':');
-        let first = match levels.next().unwrap_or_default() {
+        let nodes = match levels.next().unwrap_or_default() {
             "block" | "*" => Distribution::Block,
             "cyclic" => Distribution::Cyclic,
             "arbitrary" => Distribution::Arbitrary(Vec::new()),
@@ -163,10 +182,22 @@ impl FromStr for Distribution {
                 _ => return bad("write block, cyclic, plane=SIZE or arbitrary".to_string()),
             },
         };
+        let sockets = match levels.next() {
+            None | Some("*") => None,
+            Some("block") => Some(Sockets::Block),
+            Some("cyclic") => Some(Sockets::Cyclic),
+            Some("fcyclic") => Some(Sockets::Fcyclic),
+            Some(other) => {
+                return bad(format!(
+                    "':{other}' is no way over the sockets of a node: write block, cyclic or fcyclic"
+                ));
+            }
+        };
         match levels.find(|level| *level != "*") {
-            None => Ok(first),
+            None => Ok(Levels { nodes, sockets }),
             Some(level) => bad(format!(
-                "':{level}' is not supported by this release: within a node tasks share the step's CPUs; leave it out"
+                "':{level}' is not supported by this release: over cores tasks go as over sockets; leave it out, or say with \
+                 --cpu-bind=map_cpu:LIST which CPU each has"
             )),
         }
     }
@@ -212,8 +243,18 @@ mod tests {
             assert_eq!(text.parse::<Distribution>().map(|d| d.to_string()), Ok(text.to_string()));
         }
         assert_eq!("*:*".parse(), Ok(Distribution::Block));
-        for text in ["", "plane", "plane=0", "plane=x", "cyclic:cyclic", "block,Pack", "bogus"] {
+        for text in ["", "plane", "plane=0", "plane=x", "cyclic:x", "block:*:cyclic", "block,Pack", "bogus"] {
             assert!(text.parse::<Distribution>().is_err(), "{text}");
+        }
+        let sockets = |text: &str| text.parse::<Levels>().map(|levels| levels.sockets);
+        for (text, expected) in [
+            ("block", None),
+            ("*:*:*", None),
+            ("cyclic:block", Some(Sockets::Block)),
+            ("*:Cyclic", Some(Sockets::Cyclic)),
+            ("plane=2:fcyclic:*", Some(Sockets::Fcyclic)),
+        ] {
+            assert_eq!(sockets(text), Ok(expected), "{text}");
         }
     }
 

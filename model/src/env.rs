@@ -257,7 +257,8 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_NTASKS", total.to_string());
     env.set("SLURM_NPROCS", total.to_string());
     env.set("SLURM_TASKS_PER_NODE", runs::print(&tasks));
-    env.set("SLURM_DISTRIBUTION", launch.distribution.to_string());
+    let sockets = launch.sockets.map_or(String::new(), |sockets| format!(":{sockets}"));
+    env.set("SLURM_DISTRIBUTION", format!("{}{sockets}", launch.distribution));
     if let Distribution::Plane(size) = launch.distribution {
         env.set("SLURM_DIST_PLANESIZE", size.to_string());
     }
@@ -390,6 +391,7 @@ mod tests {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            sockets: None,
             receive: None,
         }
     }

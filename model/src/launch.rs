@@ -1,7 +1,8 @@
 //! What a step's supervisor is told, and what it reports: the content of `launch.json` and `state.json` in
 //! a step's spool directory. Readable by every later agent: fields are only ever added, with defaults.
 
-use crate::bind::{CpuBind, MemBind};
+use crate::bind::plan::Sockets;
+use crate::bind::{CpuBind, CpuHow, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
 use crate::hardware::GresDevice;
@@ -213,6 +214,9 @@ pub struct StepLaunch {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// How tasks are laid out over the node's sockets; absent where nobody asked.
+    #[serde(default)]
+    pub sockets: Option<Sockets>,
     /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
     #[serde(default)]
     pub receive: Option<Receive>,
@@ -221,7 +225,15 @@ pub struct StepLaunch {
 impl StepLaunch {
     /// Whether its tasks are bound to some of the node's cores or NUMA nodes.
     pub fn binds(&self) -> bool {
-        self.cpu_bind.is_some() || self.mem_bind.is_some()
+        self.cpu_binding().is_some() || self.mem_bind.is_some()
+    }
+
+    /// How its tasks are bound to CPUs. A layout over sockets means something only to tasks that are: without another word, to cores.
+    pub fn cpu_binding(&self) -> Option<CpuBind> {
+        let own =
+            matches!(self.key.step, StepId::Number(_)) && self.enter.is_none() && self.receive.is_none();
+        let cores = CpuBind { verbose: false, how: CpuHow::Cores };
+        self.cpu_bind.clone().or_else(|| self.sockets.filter(|_| own).map(|_| cores))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a user asks for: job and step specifications. Container fields are members of their own.
 
+use crate::bind::plan::Sockets;
 use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
@@ -72,6 +73,8 @@ pub struct ResourceRequest {
     pub exclude: Vec<NodeName>,
     /// How tasks are laid out over the nodes.
     pub distribution: Distribution,
+    /// How those of its steps are, over the sockets of a node; absent where nobody asked.
+    pub sockets: Option<Sockets>,
 }
 
 impl Default for ResourceRequest {
@@ -88,6 +91,7 @@ impl Default for ResourceRequest {
             node_list: Vec::new(),
             exclude: Vec::new(),
             distribution: Distribution::Block,
+            sockets: None,
         }
     }
 }
@@ -614,6 +618,9 @@ pub struct StepSpec {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// How tasks are laid out over the sockets of a node; absent: as the job says, if it does.
+    #[serde(default)]
+    pub sockets: Option<Sockets>,
     /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
     #[serde(default)]
     pub receive: Option<Receive>,

@@ -75,6 +75,30 @@ each_user! {
         sandbox.srun(["--mem-bind=verbose,map_mem:0", "true"]).ok().says(&["mem-bind=map - ", "mask 0x1 set"]);
     }
 
+    fn a_layout_over_sockets_binds_tasks(who) {
+        let sandbox = Sandbox::start(who);
+        let show = format!("echo $SLURM_DISTRIBUTION $({ALLOWED})");
+        let cpus = own_cpus();
+        let told = |output: berth_tests::Output| {
+            let mut lines: Vec<String> = output.text().lines().map(str::to_string).collect();
+            lines.sort();
+            let bound: Vec<u32> = lines.iter().filter_map(|l| l.rsplit(' ').next()?.parse().ok()).collect();
+            assert!(bound.len() == 2 && bound.iter().all(|cpu| cpus.contains(cpu)), "{lines:?} of {cpus:?}");
+            assert!(cpus.len() == 1 || bound[0] != bound[1], "{lines:?}");
+            lines
+        };
+        let lines = told(sandbox.srun(["-N1", "-n2", "--exclusive", "-l", "-m", "block:block", "sh", "-c", &show]).ok());
+        assert!(lines[0].starts_with("0: block:block "), "{lines:?}");
+        // As the job says, unless the step says otherwise. The script itself is not bound.
+        let script = format!("#!/bin/sh\n{ALLOWED}\nsrun -l sh -c '{}' | sort\nsrun -n1 -m cyclic sh -c 'echo $SLURM_DISTRIBUTION'\n", show.replace('\'', "'\\''"));
+        sandbox.sbatch(&["-N1", "-n2", "--exclusive", "-m", "cyclic:fcyclic", "-o", "out", "--wait"], &script);
+        let out = sandbox.read("out");
+        let lines: Vec<&str> = out.lines().collect();
+        assert!(lines.len() == 4 && lines[1].starts_with("0: cyclic:fcyclic ") && lines[3] == "cyclic:fcyclic", "{out}");
+        assert!(cpus.len() == 1 || lines[0].contains(['-', ',']), "{out}");
+        sandbox.srun(["-m", "block:sockets", "true"]).fails().says(&["invalid --distribution", "block, cyclic or fcyclic"]);
+    }
+
     fn a_task_that_cannot_be_bound_is_named_with_its_node(who) {
         let sandbox = Sandbox::start(who);
         let node = sandbox.node();

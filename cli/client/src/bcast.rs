@@ -167,6 +167,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        sockets: None,
         receive: Some(receive),
     };
     let spec = &spec;

@@ -213,6 +213,7 @@ impl Asked<'_> {
             cpu_bind: step.cpu_bind.clone(),
             mem_bind: step.mem_bind.clone(),
             programs: step.programs.clone(),
+            sockets: step.sockets,
             receive: None,
             ..launch
         })
@@ -299,6 +300,7 @@ impl Asked<'_> {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            sockets: None,
             receive: None,
         })
     }

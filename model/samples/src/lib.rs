@@ -97,6 +97,7 @@ pub fn step(submission: &str) -> StepSpec {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        sockets: None,
         receive: None,
     }
 }
@@ -158,6 +159,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        sockets: None,
         receive: None,
     }
 }

@@ -18,6 +18,16 @@ pub enum Sockets {
     Fcyclic,
 }
 
+impl std::fmt::Display for Sockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Sockets::Cyclic => "cyclic",
+            Sockets::Block => "block",
+            Sockets::Fcyclic => "fcyclic",
+        })
+    }
+}
+
 /// What a step has on a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Here<'a> {

@@ -269,6 +269,7 @@ impl SubmitOptions {
             cpu_bind: self.cpu_bind.clone(),
             mem_bind: self.mem_bind.clone(),
             programs: Vec::new(),
+            sockets: self.sockets,
             receive: None,
         };
         Ok(Converted { spec, notes })
@@ -341,6 +342,7 @@ impl SubmitOptions {
             node_list: self.nodelist.clone(),
             exclude: self.exclude.clone(),
             distribution: distribution.unwrap_or_default(),
+            sockets: self.sockets,
         })
     }
 

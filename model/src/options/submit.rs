@@ -88,6 +88,8 @@ pub struct SubmitOptions {
     pub cpu_bind: Option<crate::bind::CpuBind>,
     pub cpus_per_task: Option<u32>,
     pub distribution: Option<Distribution>,
+    /// How tasks are laid out over the sockets of a node.
+    pub sockets: Option<crate::bind::plan::Sockets>,
     pub error: Option<ByteStr>,
     pub exact: bool,
     pub exclude: Vec<NodeName>,
@@ -167,6 +169,7 @@ impl SubmitOptions {
             cpu_bind: None,
             cpus_per_task: None,
             distribution: None,
+            sockets: None,
             error: None,
             exact: false,
             exclude: Vec::new(),

@@ -208,6 +208,8 @@ pub struct ResourceRequest {
     /// Absent: block.
     #[prost(message, optional, tag = "11")]
     pub distribution: ::core::option::Option<Distribution>,
+    #[prost(enumeration = "Sockets", optional, tag = "60")]
+    pub sockets: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Distribution {
@@ -554,6 +556,8 @@ pub struct StepSpec {
     pub programs: ::prost::alloc::vec::Vec<RankProgram>,
     #[prost(message, optional, tag = "60")]
     pub receive: ::core::option::Option<Receive>,
+    #[prost(enumeration = "Sockets", optional, tag = "61")]
+    pub sockets: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -810,6 +814,8 @@ pub struct StepLaunch {
     pub programs: ::prost::alloc::vec::Vec<RankProgram>,
     #[prost(message, optional, tag = "60")]
     pub receive: ::core::option::Option<Receive>,
+    #[prost(enumeration = "Sockets", optional, tag = "61")]
+    pub sockets: ::core::option::Option<i32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1785,6 +1791,38 @@ impl X11Nodes {
             "X11_NODES_FIRST" => Some(Self::First),
             "X11_NODES_LAST" => Some(Self::Last),
             "X11_NODES_BATCH" => Some(Self::Batch),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Sockets {
+    Unspecified = 0,
+    Cyclic = 1,
+    Block = 2,
+    Fcyclic = 3,
+}
+impl Sockets {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SOCKETS_UNSPECIFIED",
+            Self::Cyclic => "SOCKETS_CYCLIC",
+            Self::Block => "SOCKETS_BLOCK",
+            Self::Fcyclic => "SOCKETS_FCYCLIC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SOCKETS_UNSPECIFIED" => Some(Self::Unspecified),
+            "SOCKETS_CYCLIC" => Some(Self::Cyclic),
+            "SOCKETS_BLOCK" => Some(Self::Block),
+            "SOCKETS_FCYCLIC" => Some(Self::Fcyclic),
             _ => None,
         }
     }

@@ -50,7 +50,7 @@ fn of_tasks_with(
         memory: memory_here,
         tasks: u32::try_from(tasks.len()).unwrap_or(u32::MAX),
         per_task: launch.cpus_per_task,
-        sockets: plan::Sockets::default(),
+        sockets: launch.sockets.unwrap_or_default(),
     };
     let cannot = |option: String| {
         move |e: CannotBind| {
@@ -59,7 +59,8 @@ fn of_tasks_with(
             LaunchFailure::new(format!("task {task} cannot be bound by {option}: {}", e.why))
         }
     };
-    let cpus = match &launch.cpu_bind {
+    let cpu_bind = launch.cpu_binding();
+    let cpus = match &cpu_bind {
         Some(bind) => plan::cpus(bind, here).map_err(cannot(format!("--cpu-bind={bind}")))?,
         None => vec![launch.share.cpus.clone(); tasks.len()],
     };
@@ -68,7 +69,7 @@ fn of_tasks_with(
         None => vec![None; tasks.len()],
     };
     let mut env = Vec::new();
-    if let Some(bind) = &launch.cpu_bind {
+    if let Some(bind) = &cpu_bind {
         env.extend(cpu_variables(bind, &cpus));
     }
     if let Some(bind) = &launch.mem_bind {
@@ -80,7 +81,7 @@ fn of_tasks_with(
             // As Slurm writes it.
             let head = |what: &str| format!("{what} - {}, task {task:2} {local:2} [", launch.node.0);
             let mut says = Vec::new();
-            if let Some(bind) = launch.cpu_bind.as_ref().filter(|bind| bind.verbose) {
+            if let Some(bind) = cpu_bind.as_ref().filter(|bind| bind.verbose) {
                 let set = if bind.how == CpuHow::None { "" } else { " set" };
                 says.push([head(cpu_head(&bind.how)), format!("]: mask {}{set}", hex(&cpus))]);
             }
@@ -91,7 +92,7 @@ fn of_tasks_with(
                 };
                 says.push([head(memory_head(&bind.how)), format!("]: mask {mask}{set}")]);
             }
-            let cpus = launch.cpu_bind.is_some().then_some(cpus);
+            let cpus = cpu_bind.is_some().then_some(cpus);
             Bound { cpus, memory, env: env.clone(), says }
         })
         .collect())
@@ -219,6 +220,30 @@ mod tests {
                 "SLURM_MEM_BIND_VERBOSE=verbose",
             ]
         );
+    }
+
+    #[test]
+    fn a_layout_over_sockets_binds_to_cores_unless_another_way_is_asked_for() {
+        let (mut launch, cores) = launch("cores");
+        (launch.cpus_per_task, launch.share.cpus) = (1, vec![0, 1, 2, 3]);
+        let cores: Vec<Core> = cores
+            .into_iter()
+            .chain([2, 3].map(|n| Core { socket: n % 2, numa: n % 2, cpus: vec![n] }))
+            .collect();
+        let bound = |launch: &StepLaunch| {
+            of_tasks_with(launch, &cores, &[]).unwrap().into_iter().map(|b| b.cpus).collect::<Vec<_>>()
+        };
+        launch.cpu_bind = None;
+        launch.sockets = Some(plan::Sockets::Block);
+        assert!(launch.binds());
+        assert_eq!(bound(&launch), [Some(vec![0]), Some(vec![2])]);
+        launch.sockets = Some(plan::Sockets::Cyclic);
+        assert_eq!(bound(&launch), [Some(vec![0]), Some(vec![1])]);
+        launch.cpu_bind = Some("sockets".parse().unwrap());
+        assert_eq!(bound(&launch), [Some(vec![0, 2]), Some(vec![1, 3])]);
+        launch.cpu_bind = None;
+        launch.key.step = StepId::Batch;
+        assert!(!launch.binds(), "a script is not bound");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Options about how much of the cluster is asked for.
 
+use crate::distribution::Levels;
 use crate::options::resolve::{Bad, Given};
 use crate::options::row::{Commands, OptionRow, row};
 use crate::{gres, hostlist, memory};
@@ -30,12 +31,13 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("distribution", Commands::ABR)
         .short(b'm')
-        .takes("block|cyclic|plane=SIZE|arbitrary")
+        .takes("block|cyclic|plane=SIZE|arbitrary[:block|cyclic|fcyclic]")
         .choices(&["block", "cyclic", "plane=", "arbitrary"])
         .env(&["SLURM_DISTRIBUTION", "SBATCH_DISTRIBUTION", "SALLOC_DISTRIBUTION"])
-        .help("How tasks are laid out over nodes: block, one node after the other (the default); cyclic, one to each node in turn; plane=SIZE, SIZE at a time in turn; arbitrary, as --nodelist, --nodefile or the file that SLURM_HOSTFILE names has them, a node for each task.")
+        .help("How tasks are laid out over nodes: block, one node after the other (the default); cyclic, one to each node in turn; plane=SIZE, SIZE at a time in turn; arbitrary, as --nodelist, --nodefile or the file that SLURM_HOSTFILE names has them, a node for each task. Behind a colon: how the tasks of a node are laid out over its sockets: cyclic, one here and the next on the next; block, a socket before the next; fcyclic, CPU by CPU. With it they are bound, to cores unless --cpu-bind says otherwise.")
         .set(|o, g| {
-            o.distribution = Some(g.text()?.parse().map_err(|e: crate::grammar::BadText| Bad::Spec(e.why))?);
+            let levels: Levels = g.text()?.parse().map_err(|e: crate::grammar::BadText| Bad::Spec(e.why))?;
+            (o.distribution, o.sockets) = (Some(levels.nodes), levels.sockets);
             Ok(())
         }),
     row("exclude", Commands::ABR)

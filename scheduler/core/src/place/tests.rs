@@ -100,6 +100,7 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                     node_list: named(with),
                     exclude: named(without),
                     distribution,
+                    sockets: None,
                 }
             },
         )
