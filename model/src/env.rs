@@ -128,6 +128,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_NTASKS_PER_NODE",
         "SLURM_OOM_KILL_STEP",
         "SLURM_OPEN_MODE",
+        "SLURM_OVERCOMMIT",
         "SLURM_PRIO_PROCESS",
         "SLURM_PROCID",
         "SLURM_RESTART_COUNT",
@@ -205,6 +206,9 @@ fn job(env: &mut Env, launch: &StepLaunch) {
         }
     }
     env.maybe("SLURM_RESTART_COUNT", Some(job.restarts).filter(|n| *n > 0));
+    if launch.overcommit {
+        env.set("SLURM_OVERCOMMIT", "1");
+    }
     env.set("SLURMD_NODENAME", launch.node.0.as_str());
     env.set("SLURM_TOPOLOGY_ADDR", launch.node.0.as_str());
     env.set("SLURM_TOPOLOGY_ADDR_PATTERN", "node");
@@ -391,6 +395,7 @@ mod tests {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            overcommit: false,
             sockets: None,
             receive: None,
         }

@@ -214,6 +214,9 @@ pub struct StepLaunch {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// There may be more tasks than CPUs for them.
+    #[serde(default)]
+    pub overcommit: bool,
     /// How tasks are laid out over the node's sockets; absent where nobody asked.
     #[serde(default)]
     pub sockets: Option<Sockets>,

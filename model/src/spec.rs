@@ -73,6 +73,8 @@ pub struct ResourceRequest {
     pub exclude: Vec<NodeName>,
     /// How tasks are laid out over the nodes.
     pub distribution: Distribution,
+    /// Tasks take no CPUs of their own: on each node there are those of one task.
+    pub overcommit: bool,
     /// How those of its steps are, over the sockets of a node; absent where nobody asked.
     pub sockets: Option<Sockets>,
 }
@@ -91,6 +93,7 @@ impl Default for ResourceRequest {
             node_list: Vec::new(),
             exclude: Vec::new(),
             distribution: Distribution::Block,
+            overcommit: false,
             sockets: None,
         }
     }
@@ -618,6 +621,9 @@ pub struct StepSpec {
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,
+    /// More tasks than there are CPUs for.
+    #[serde(default)]
+    pub overcommit: bool,
     /// How tasks are laid out over the sockets of a node; absent: as the job says, if it does.
     #[serde(default)]
     pub sockets: Option<Sockets>,

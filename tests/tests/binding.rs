@@ -75,6 +75,23 @@ each_user! {
         sandbox.srun(["--mem-bind=verbose,map_mem:0", "true"]).ok().says(&["mem-bind=map - ", "mask 0x1 set"]);
     }
 
+    fn more_tasks_than_cpus(who) {
+        let sandbox = Sandbox::start(who);
+        let many = (own_cpus().len() * 3).to_string();
+        sandbox.srun(["-n", &*many, "-N1", "true"]).fails();
+        let show = "echo $SLURM_NTASKS $SLURM_OVERCOMMIT $SLURM_JOB_CPUS_PER_NODE";
+        let told = sandbox.srun(["-O", "-n", &*many, "-N1", "sh", "-c", show]).ok().text();
+        let lines: Vec<&str> = told.lines().collect();
+        let expected = format!("{many} 1 ");
+        assert!(lines.len().to_string() == many && lines.iter().all(|l| l.starts_with(&expected)), "{told}");
+        // In a job that has all CPUs, and by what the job says.
+        let script = format!("#!/bin/sh\nsrun -n{many} true || srun -O -n{many} echo step\n");
+        sandbox.sbatch(&["-N1", "--exclusive", "-o", "out", "-e", "err", "--wait"], &script);
+        assert_eq!(sandbox.read("out").lines().filter(|l| *l == "step").count().to_string(), many, "{}", sandbox.read("err"));
+        sandbox.sbatch(&["-N1", "-O", "-n", &many, "-o", "job", "--wait"], "#!/bin/sh\nsrun echo step\n");
+        assert_eq!(sandbox.read("job").lines().count().to_string(), many);
+    }
+
     fn a_layout_over_sockets_binds_tasks(who) {
         let sandbox = Sandbox::start(who);
         let show = format!("echo $SLURM_DISTRIBUTION $({ALLOWED})");

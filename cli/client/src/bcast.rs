@@ -167,6 +167,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        overcommit: false,
         sockets: None,
         receive: Some(receive),
     };

@@ -128,6 +128,7 @@ async fn create(
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        overcommit: false,
         sockets: None,
         receive: None,
     };

@@ -213,6 +213,7 @@ impl Asked<'_> {
             cpu_bind: step.cpu_bind.clone(),
             mem_bind: step.mem_bind.clone(),
             programs: step.programs.clone(),
+            overcommit: step.overcommit,
             sockets: step.sockets,
             receive: None,
             ..launch
@@ -300,6 +301,7 @@ impl Asked<'_> {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            overcommit: false,
             sockets: None,
             receive: None,
         })

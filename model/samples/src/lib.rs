@@ -97,6 +97,7 @@ pub fn step(submission: &str) -> StepSpec {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        overcommit: false,
         sockets: None,
         receive: None,
     }
@@ -159,6 +160,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
+        overcommit: false,
         sockets: None,
         receive: None,
     }

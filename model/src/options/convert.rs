@@ -269,6 +269,7 @@ impl SubmitOptions {
             cpu_bind: self.cpu_bind.clone(),
             mem_bind: self.mem_bind.clone(),
             programs: Vec::new(),
+            overcommit: self.overcommit,
             sockets: self.sockets,
             receive: None,
         };
@@ -342,6 +343,7 @@ impl SubmitOptions {
             node_list: self.nodelist.clone(),
             exclude: self.exclude.clone(),
             distribution: distribution.unwrap_or_default(),
+            overcommit: self.overcommit,
             sockets: self.sockets,
         })
     }

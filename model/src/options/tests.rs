@@ -188,8 +188,8 @@ fn refused_options_name_themselves_and_the_way_out() {
     let variable = all(Command::Sbatch, "", &[("SBATCH_QOS", "high")]).unwrap_err();
     assert!(variable.lines[0].contains("--qos (environment variable SBATCH_QOS)"), "{variable}");
     // A refused flag that the environment switches off asks for nothing.
-    assert!(all(Command::Sbatch, "", &[("SBATCH_OVERCOMMIT", "0")]).is_ok());
-    assert!(all(Command::Sbatch, "", &[("SBATCH_OVERCOMMIT", "yes")]).is_err());
+    assert!(all(Command::Sbatch, "", &[("SBATCH_SPREAD_JOB", "0")]).is_ok());
+    assert!(all(Command::Sbatch, "", &[("SBATCH_SPREAD_JOB", "yes")]).is_err());
 }
 
 #[test]

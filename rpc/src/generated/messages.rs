@@ -210,6 +210,8 @@ pub struct ResourceRequest {
     pub distribution: ::core::option::Option<Distribution>,
     #[prost(enumeration = "Sockets", optional, tag = "60")]
     pub sockets: ::core::option::Option<i32>,
+    #[prost(bool, tag = "61")]
+    pub overcommit: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Distribution {
@@ -558,6 +560,8 @@ pub struct StepSpec {
     pub receive: ::core::option::Option<Receive>,
     #[prost(enumeration = "Sockets", optional, tag = "61")]
     pub sockets: ::core::option::Option<i32>,
+    #[prost(bool, tag = "62")]
+    pub overcommit: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -816,6 +820,8 @@ pub struct StepLaunch {
     pub receive: ::core::option::Option<Receive>,
     #[prost(enumeration = "Sockets", optional, tag = "61")]
     pub sockets: ::core::option::Option<i32>,
+    #[prost(bool, tag = "62")]
+    pub overcommit: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

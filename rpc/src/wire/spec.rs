@@ -59,7 +59,7 @@ structs! {
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
-        distribution, sockets,
+        distribution, sockets, overcommit,
     }
     IoSpec { stdin, stdout, stderr, open_mode }
     ImageRef { typed, resolved }
@@ -84,7 +84,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets,
+        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
@@ -102,7 +102,7 @@ structs! {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
-        cpu_bind, mem_bind, programs, receive, sockets,
+        cpu_bind, mem_bind, programs, receive, sockets, overcommit,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }

@@ -85,6 +85,7 @@ pub(crate) fn start(
         cpu_bind: own.and_then(|s| s.cpu_bind.clone()),
         mem_bind: own.and_then(|s| s.mem_bind.clone()),
         programs: own.map(|s| s.programs.clone()).unwrap_or_default(),
+        overcommit: own.map_or(spec.resources.overcommit, |s| s.overcommit),
         sockets: own.and_then(|s| s.sockets).or(spec.resources.sockets),
         receive: own.and_then(|s| s.receive.clone()),
     };

@@ -33,6 +33,20 @@ impl<'a> Need<'a> {
         u64::from(self.request.cpus_per_task.unwrap_or(1).max(1))
     }
 
+    /// CPUs that so many tasks on a node take.
+    fn cpus_for(&self, tasks: u32) -> u64 {
+        let tasks = if self.request.overcommit { 1 } else { tasks };
+        u64::from(tasks).saturating_mul(self.cpus_per_task())
+    }
+
+    /// How many tasks there are CPUs for.
+    fn tasks_on(&self, cpus: u64) -> u32 {
+        match u32::try_from(cpus / self.cpus_per_task()).unwrap_or(u32::MAX) {
+            1.. if self.request.overcommit => u32::MAX,
+            tasks => tasks,
+        }
+    }
+
     /// Tasks that a node must take at least to be of use.
     fn least_tasks(&self) -> u32 {
         match self.request.tasks {
@@ -160,7 +174,7 @@ fn share_of(amount: u64, part: u64, whole: u64) -> u64 {
 
 /// What `tasks` tasks of the request take on the node, if they fit.
 fn share(need: &Need<'_>, node: &Node, tasks: u32, against: Against) -> Option<NodeShare> {
-    let asked = u64::from(tasks).saturating_mul(need.cpus_per_task());
+    let asked = need.cpus_for(tasks);
     let cpus = if need.request.exclusive { cpus_of(node, Against::Empty).max(asked) } else { asked };
     let cores = choose_cores(node, cpus, against)?;
     let devices = choose_devices(node, &need.request.gres, against)?;
@@ -185,8 +199,7 @@ fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
     }
     let cpus = cpus_of(node, against);
     let least = need.least_tasks();
-    let by_cpus = u32::try_from(cpus / need.cpus_per_task()).unwrap_or(u32::MAX);
-    let mut tasks = need.most_tasks().min(by_cpus);
+    let mut tasks = need.most_tasks().min(need.tasks_on(cpus));
     if tasks < least {
         return 0;
     }
@@ -196,12 +209,16 @@ fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
         _ => 0,
     };
     if let Some(by_memory) = memory.checked_div(per_cpu) {
-        tasks = tasks.min(u32::try_from(by_memory / need.cpus_per_task()).unwrap_or(u32::MAX));
+        tasks = tasks.min(need.tasks_on(by_memory));
     }
     // Whole cores and shares of memory make the bounds above a little generous: step down to what fits.
     while tasks >= least {
         if share(need, node, tasks, against).is_some() {
             return tasks;
+        }
+        if need.request.overcommit {
+            // Fewer of them take as much.
+            return 0;
         }
         tasks -= 1;
     }
@@ -297,7 +314,12 @@ fn spread(need: &Need<'_>, chosen: &[Room<'_>]) -> Option<Vec<u32>> {
     let Some(n) = need.request.tasks else {
         return Some(vec![need.least_tasks(); chosen.len()]);
     };
-    let room: Vec<u32> = chosen.iter().map(|r| r.tasks).collect();
+    // Where tasks take no CPUs, nodes have room for any number: each gets as many as the others.
+    let even = match u32::try_from(chosen.len()) {
+        Ok(nodes @ 1..) if need.request.overcommit => n.div_ceil(nodes),
+        _ => u32::MAX,
+    };
+    let room: Vec<u32> = chosen.iter().map(|r| r.tasks.min(even)).collect();
     let names: Vec<NodeName> = chosen.iter().map(|r| r.node.row.name.clone()).collect();
     let counts = need.request.distribution.spread(n, &names, &room)?;
     // A node without a task would be of no use: planes are for the steps.
@@ -329,7 +351,7 @@ fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'sta
         return (None, why);
     }
     let largest = usable.iter().max_by_key(|n| n.hardware.cpus());
-    let per_node = u64::from(need.least_tasks()).saturating_mul(need.cpus_per_task());
+    let per_node = need.cpus_for(need.least_tasks());
     if let Some(node) = largest.filter(|n| n.hardware.cpus() < per_node) {
         let why = format!(
             "{per_node} CPUs on one node were asked for, the largest of partition {partition} ({}) has {}",

@@ -47,6 +47,7 @@ fn spec(name: &str, words: &str) -> StepSpec {
             "-r" => spec.relative = number(),
             "-w" => spec.node_list = list(value),
             "-x" => spec.exclude = list(value),
+            "-O" => spec.overcommit = true,
             "-m" if value == "arbitrary" => arbitrary = true,
             "-m" => spec.distribution = Some(value.parse().unwrap()),
             other => panic!("{other}"),
@@ -107,6 +108,14 @@ const BY_HAND: &[(&str, &str)] = &[
     ("-mplane=2 -n10", "n1:0,1,6,7 n2:2,3,8,9 n3:4,5"),
     ("-mplane=3 -n7", "n1:0,1,2 n2:3,4,5 n3:6"),
     ("-mplane=4 -n4", "n1:0,1,2,3"),
+    // More tasks than CPUs: evenly, and where lists and planes say.
+    ("-O -n14", "n1:0,1,2,3,4 n2:5,6,7,8,9 n3:10,11,12,13"),
+    ("-O -n4", "n1:0,1 n2:2 n3:3"),
+    ("-O -N1 -n6", "n1:0,1,2,3,4,5"),
+    ("-O -c2 -N1 -n6", "n1:0,1,2,3,4,5"),
+    ("-O -mcyclic -n12", "n1:0,3,6,9 n2:1,4,7,10 n3:2,5,8,11"),
+    ("-O -mplane=5 -N2 -n12", "n1:0,1,2,3,4,10,11 n2:5,6,7,8,9"),
+    ("-O -t2 -N3", "n1:0,1 n2:2,3 n3:4,5"),
     // Task by task.
     ("-marbitrary -wn2,n1,n2", "n2:0,2 n1:1"),
     ("-marbitrary -wn3,n3,n1", "n3:0,1 n1:2"),
@@ -177,6 +186,43 @@ fn a_jobs_layout_is_that_of_its_steps() {
     assert_eq!(layout(&mut w, id, "a", ""), "n2:0,1 n1:2 n3:3");
     // The list is one of all tasks: two have none.
     assert_eq!(layout(&mut w, id, "b", "-n2"), "n1:0 n2:1");
+}
+
+/// A job takes the CPUs of one task on each node, and its steps have all tasks of the job.
+#[test]
+fn overcommit_takes_the_cpus_of_one_task_on_each_node() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    for name in ["n1", "n2"] {
+        w.node(name, hardware(4, 1, 4000, 0));
+    }
+    let ask = |w: &mut World, name: &str, nodes: u32, tasks: u32, cpus: u32| {
+        let id = w.batch(name, |s| {
+            let r = &mut s.resources;
+            (r.overcommit, r.min_nodes, r.tasks, r.cpus_per_task) = (true, nodes, Some(tasks), Some(cpus));
+        });
+        w.starts();
+        (id, w.info(id).layout)
+    };
+    let (both, on_both) = ask(&mut w, "both", 2, 9, 2);
+    assert_eq!(on_both.cpus, [2, 2]);
+    for (name, words) in [("its", "-O -n9"), ("as the job", "-n9"), ("all", "")] {
+        assert_eq!(layout(&mut w, both, name, words), "n1:0,1,2,3,4 n2:5,6,7,8");
+    }
+    let (_, on_one) = ask(&mut w, "one", 1, 100, 1);
+    assert_eq!(on_one.cpus, [1]);
+    // What one task cannot have no number of tasks gets.
+    let (waits, nowhere) = ask(&mut w, "waits", 2, 2, 2);
+    assert!(nowhere.nodes.is_empty() && w.state(waits) == JobState::Pending, "{nowhere:?}");
+    let refused = w.submit(berth_model::spec::JobSpec {
+        resources: berth_model::spec::ResourceRequest {
+            overcommit: true,
+            tasks: Some(2),
+            cpus_per_task: Some(5),
+            ..Default::default()
+        },
+        ..berth_samples::job(berth_model::spec::JobKind::Batch, "never")
+    });
+    assert!(refused.unwrap_err().message.contains("5 CPUs on one node were asked for"));
 }
 
 /// Steps that want CPUs of their own go where there are some, and wait where there are none.

@@ -556,6 +556,7 @@ impl World {
             cpu_bind: None,
             mem_bind: None,
             programs: Vec::new(),
+            overcommit: false,
             sockets: None,
             receive: None,
         }

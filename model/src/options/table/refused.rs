@@ -191,9 +191,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         "the kernel kills what exceeds the memory and the step's state says so; leave it out",
     )
     .may_take("0|1"),
-    refused("overcommit", ABR, "start the processes from one task, or give each task a CPU")
-        .short(b'O')
-        .env(&["SLURM_OVERCOMMIT", "SBATCH_OVERCOMMIT", "SALLOC_OVERCOMMIT"]),
     refused(
         "oversubscribe",
         ABR,

@@ -40,6 +40,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             (o.distribution, o.sockets) = (Some(levels.nodes), levels.sockets);
             Ok(())
         }),
+    row("overcommit", Commands::ABR)
+        .short(b'O')
+        .env(&["SLURM_OVERCOMMIT", "SBATCH_OVERCOMMIT", "SALLOC_OVERCOMMIT"])
+        .help("Run more tasks than there are CPUs: on each node the job gets the CPUs of one task, and steps have all their tasks share what the job has.")
+        .set(|o, _| {
+            o.overcommit = true;
+            Ok(())
+        }),
     row("exclude", Commands::ABR)
         .short(b'x')
         .takes("NODES")

@@ -45,6 +45,8 @@ struct Asked<'a> {
     layout: &'a Distribution,
     /// It is the job's whole, laid out like the job.
     as_job: bool,
+    /// Nodes take any number of tasks: each gets as many as the others.
+    even: bool,
 }
 
 impl Asked<'_> {
@@ -110,7 +112,8 @@ impl Asked<'_> {
             && tasks == places.iter().map(|p| p.job).sum::<u32>()
             && spec.tasks_per_node.is_none()
             && nodes == places.len();
-        Ok(Asked { allowed, listed, tasks, nodes, layout, as_job })
+        let even = spec.overcommit && *layout == Distribution::Block;
+        Ok(Asked { allowed, listed, tasks, nodes, layout, as_job, even })
     }
 
     /// Nodes and tasks, where each node takes as many as `room` says.
@@ -141,7 +144,11 @@ impl Asked<'_> {
             some
         };
         let names: Vec<NodeName> = chosen.iter().map(|at| places[*at].name.clone()).collect();
-        let most: Vec<u32> = chosen.iter().map(|at| room(*at)).collect();
+        let even = match u32::try_from(chosen.len()) {
+            Ok(nodes @ 1..) if self.even => self.tasks.div_ceil(nodes),
+            _ => u32::MAX,
+        };
+        let most: Vec<u32> = chosen.iter().map(|at| room(*at).min(even)).collect();
         let counts = self.layout.spread(self.tasks, &names, &most)?;
         Some(chosen.into_iter().zip(counts).filter(|(_, tasks)| *tasks > 0).collect())
     }

@@ -111,8 +111,11 @@ impl Part<'_> {
 
     fn share(&self, spec: &StepSpec, tasks: u32) -> Result<NodeShare, NoRoom> {
         let cpus_each = spec.cpus_per_task.unwrap_or(1).max(1);
-        let wanted = u64::from(tasks) * u64::from(cpus_each);
         let have = self.have.cpus.len() as u64;
+        let wanted = match u64::from(tasks) * u64::from(cpus_each) {
+            wanted if spec.overcommit => wanted.min(have),
+            wanted => wanted,
+        };
         if wanted > have {
             return Err(NoRoom::Never(format!(
                 "{wanted} CPUs were asked for on a node where the job has {have}"
@@ -264,9 +267,21 @@ impl Cluster {
     }
 
     pub(super) fn plan_in(&self, record: &Job, run: &Run, spec: &StepSpec) -> Result<Plan, NoRoom> {
+        let of_job;
+        let spec = match record.spec.spec.resources.overcommit && !spec.overcommit {
+            // Its tasks have no CPUs, in whatever step they are.
+            true => {
+                of_job = StepSpec { overcommit: true, ..spec.clone() };
+                &of_job
+            }
+            false => spec,
+        };
         let each = u64::from(spec.cpus_per_task.unwrap_or(1).max(1));
         let cap = |cpus: usize| {
-            let by_cpus = u32::try_from(cpus as u64 / each).unwrap_or(u32::MAX);
+            let by_cpus = match u32::try_from(cpus as u64 / each).unwrap_or(u32::MAX) {
+                _ if spec.overcommit && cpus > 0 => u32::MAX,
+                by_cpus => by_cpus,
+            };
             spec.tasks_per_node.map_or(by_cpus, |p| by_cpus.min(p.max(1)))
         };
         let mut in_use = used(record, run);

@@ -82,9 +82,19 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
             1 => Just(Distribution::Cyclic),
             1 => (1..4u32).prop_map(Distribution::Plane),
         ],
+        proptest::bool::weighted(0.2),
     )
         .prop_map(
-            |((min, more, tasks, per_node, cpus), memory, gres, exclusive, with, without, distribution)| {
+            |(
+                (min, more, tasks, per_node, cpus),
+                memory,
+                gres,
+                exclusive,
+                with,
+                without,
+                layout,
+                overcommit,
+            )| {
                 let named = |set: std::collections::BTreeSet<usize>| {
                     set.into_iter().map(|i| NodeName(format!("n{i}"))).collect()
                 };
@@ -99,7 +109,8 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                     exclusive,
                     node_list: named(with),
                     exclude: named(without),
-                    distribution,
+                    distribution: layout,
+                    overcommit,
                     sockets: None,
                 }
             },
@@ -129,7 +140,7 @@ proptest! {
                 prop_assert!(*tasks >= 1);
                 prop_assert!(request.tasks_per_node.is_none_or(|most| *tasks <= most));
                 let cpus = share.cpus.len() as u64;
-                prop_assert!(cpus >= u64::from(*tasks) * need.cpus_per_task());
+                prop_assert!(cpus >= need.cpus_for(*tasks));
                 prop_assert_eq!(share.gres.len() as u64, request.gres.values().sum::<u64>());
                 for (key, n) in request.gres.iter().filter(|(k, _)| k.kind.is_some()) {
                     let typed = share.gres.iter().filter(|d| d.kind == key.kind).count() as u64;
