@@ -85,7 +85,17 @@ each_user! {
         for part in ["missing: cannot be read: ", "--bcast: no-such-program is not in PATH", "--bcast copies one program"] {
             assert!(err.contains(part), "{part}: {err}");
         }
-        sandbox.srun(["--bcast=copy", "./program"]).fails().says(&["in a batch script or within salloc"]);
+        // With a job of its own, which ends as the program does; and none for what cannot be copied.
+        sandbox.write("fails", "#!/bin/sh\necho $0 $SLURM_STEP_ID; exit 3\n");
+        let told = sandbox.srun(["-n2", "--bcast=sub/", "./fails"]).run();
+        let line = format!("{} 1", at(&format!("sub/slurm_bcast_{}.fails", job + 1)));
+        assert_eq!((told.rc, told.text()), (3, format!("{line}\n{line}")), "{told}");
+        let ended = berth_tests::sandbox::wait(20, || (sandbox.job_state(job + 1) == "FAILED").then_some(()));
+        assert!(ended.is_some(), "{}", sandbox.job_state(job + 1));
+        sandbox.srun(["--bcast=copy", "./missing"]).fails().says(&["missing: cannot be read"]);
+        sandbox.srun(["--bcast=no/such", "./program"]).fails().says(&["make the directory on each node first"]);
+        let idle = || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(());
+        assert!(berth_tests::sandbox::wait(20, idle).is_some(), "a job is left");
     }
 
     fn what_cannot_be_copied_is_named(who) {

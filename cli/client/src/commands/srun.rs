@@ -17,8 +17,8 @@ use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
-use berth_model::spec::{ContainerSpec, ImageRef, JobSelector, StepSpec};
-use berth_model::state::JobState;
+use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSelector, StepSpec};
+use berth_model::state::{ExitStatus, JobState};
 use berth_model::{ByteStr, JobId, StepKey};
 use berth_rpc::{Client, RpcError};
 use berth_stream::ALL_TASKS;
@@ -51,13 +51,10 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "srun: fatal: No command given to execute.\nwrite it behind the options: srun -n2 hostname",
         ));
     };
-    if options.bcast.is_some() && (options.multi_prog || options.jobid.is_none()) {
-        return Err(Failure::user(match options.multi_prog {
-            true => "--bcast copies one program, and --multi-prog names several: copy them with sbcast",
-            false => {
-                "--bcast copies to the nodes of a job that is there: use it in a batch script or within salloc"
-            }
-        }));
+    if options.bcast.is_some() && options.multi_prog {
+        return Err(Failure::user(
+            "--bcast copies one program, and --multi-prog names several: copy them with sbcast",
+        ));
     }
     if options.pty && !terminal::is_terminal() {
         out::complain(
@@ -81,6 +78,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         run.login = submit::seal(login.as_ref(), call, &client).await?;
         match run.options.jobid.clone() {
             Some(selector) => run.inside(&client, &selector).await,
+            None if run.options.bcast.is_some() => run.outside_with_copy(&client).await,
             None => run.outside(&client).await,
         }
     })
@@ -176,9 +174,14 @@ impl Run {
     /// A step of the job that we are in, or that was named.
     async fn inside(&self, client: &Client, selector: &JobSelector) -> Outcome {
         let job = self.job(client, selector).await?;
-        let mut spec = self.step_spec(Some(&job))?;
+        let spec = self.step_spec(Some(&job))?;
+        self.step_of(client, &job, spec).await
+    }
+
+    /// This step of a job that has its nodes.
+    async fn step_of(&self, client: &Client, job: &JobInfo, mut spec: StepSpec) -> Outcome {
         if let Some(name) = &self.options.bcast {
-            let copy = self.copy(client, &job, &spec, name).await?;
+            let copy = self.copy(client, job, &spec, name).await?;
             if let Some(program) = spec.argv.first_mut() {
                 *program = copy;
             }
@@ -315,20 +318,85 @@ impl Run {
         let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
         let _lease = lease.ok(); // a job that is over already has none
         let mut records = records?;
-        if converted.spec.hold {
+        let info = match self.nodes_of(client, job, &mut records, converted.spec.hold).await? {
+            Ok(info) => info,
+            Err(code) => return Ok(code),
+        };
+        let layout =
+            info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
+        let key = StepKey { attempt: info.attempt, ..key };
+        self.to_its_end(client, job, self.step(client, key, layout, &step), records).await
+    }
+
+    /// A job whose nodes have a copy of the program before it is run: an allocation of its own, with two steps.
+    async fn outside_with_copy(&self, client: &Client) -> Outcome {
+        let converted = self.options.job_spec(&self.by, self.image.clone());
+        let mut converted = converted.map_err(|e| submit::bad_option(Submit::Srun, &e))?;
+        converted.spec.kind = JobKind::Alloc;
+        let step = self.step_spec(None)?;
+        // What cannot be copied needs no nodes.
+        bcast::Source::open(&program_here(&self.argv, step.work_dir.as_path())?, true)?;
+        submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
+        let payload = Payload { login: self.login.clone(), ..Payload::default() };
+        let test_only = self.options.test_only;
+        let submitted = submit::submit(Submit::Srun, client, &converted.spec, &payload, None, test_only);
+        let response = submitted.await.map_err(|e| match e {
+            RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
+            e => submit::refused(Submit::Srun.failed(), e),
+        })?;
+        if test_only {
+            return submit::would_start(Submit::Srun, &response);
+        }
+        let Response::Submitted { job, notes, .. } = response else {
+            return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));
+        };
+        submit::warn(Submit::Srun, &notes, self.options.quiet);
+        let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
+        let _lease = lease.ok(); // a job that is over already has none
+        let mut records = records?;
+        let info = match self.nodes_of(client, job, &mut records, converted.spec.hold).await? {
+            Ok(info) => info,
+            Err(code) => return Ok(code),
+        };
+        let outcome = self.step_of(client, &info, step).await;
+        let code = match &outcome {
+            Ok(code) => *code,
+            Err(failure) => failure.exit_code(true),
+        };
+        match client.end_allocation(job, ExitStatus { code, signal: 0 }).await {
+            Ok(_) => {}
+            // Somebody ended it.
+            Err(RpcError::Refused(r))
+                if matches!(r.code, RefusalCode::WrongState | RefusalCode::NotFound) => {}
+            Err(e) => out::complain(&format!(
+                "srun: error: job {job} is not given back yet: {e}; it ends without its client"
+            )),
+        }
+        outcome
+    }
+
+    /// Waits until the job has its nodes; or the exit code, when it was revoked meanwhile.
+    async fn nodes_of(
+        &self,
+        client: &Client,
+        job: JobId,
+        records: &mut submit::Records,
+        hold: bool,
+    ) -> Result<Result<Box<JobInfo>, u8>, Failure> {
+        if hold {
             self.tell("srun: Job is in held state, pending scheduler release");
         }
         let mut waited = false;
         let mut interrupt = interrupts()?;
         let granted = tokio::select! {
-            granted = submit::granted(&mut records, || {
+            granted = submit::granted(records, || {
                 // With --immediate it is over soon, one way or the other.
                 waited = self.options.immediate.is_none();
                 if waited {
                     self.tell(&format!("srun: job {job} queued and waiting for resources"));
                 }
             }) => granted?,
-            () = interrupt.pressed() => return revoke(client, job).await,
+            () = interrupt.pressed() => return revoke(client, job).await.map(Err),
         };
         let info = match granted {
             Granted::Yes(info) => info,
@@ -342,10 +410,7 @@ impl Run {
         if waited {
             self.tell(&format!("srun: job {job} has been allocated resources"));
         }
-        let layout =
-            info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
-        let key = StepKey { attempt: info.attempt, ..key };
-        self.to_its_end(client, job, self.step(client, key, layout, &step), records).await
+        Ok(Ok(info))
     }
 
     /// Follows the step of a job of our own, and says that we have seen its end, so that what is asked next finds it:

@@ -51,7 +51,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .may_take("PATH")
         .env(&["SLURM_BCAST"])
         .help(
-            "In an allocation: copy the program to the job's nodes first, as sbcast does, and run the copy. PATH is its name there, or with '/' \
+            "Copy the program to the job's nodes first, as sbcast does, and run the copy. PATH is its name there, or with '/' \
              at its end a directory; without one it is slurm_bcast_JOB.PROGRAM in the working directory.",
         )
         .set(|o, g| {
