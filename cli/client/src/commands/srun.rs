@@ -463,7 +463,7 @@ impl Run {
     }
 }
 
-/// The file of the command, as a shell would find it.
+/// The file of the command: in the working directory, as Slurm has it, or in PATH.
 fn program_here(argv: &[ByteStr], dir: &Path) -> Result<PathBuf, Failure> {
     let name = argv.first().map(ByteStr::as_path).unwrap_or(Path::new(""));
     if name.as_os_str().as_bytes().contains(&b'/') {
@@ -473,8 +473,14 @@ fn program_here(argv: &[ByteStr], dir: &Path) -> Result<PathBuf, Failure> {
     let runs = |file: &PathBuf| {
         file.is_file() && nix::unistd::access(file.as_path(), nix::unistd::AccessFlags::X_OK).is_ok()
     };
-    std::env::split_paths(&path).map(|at| dir.join(at).join(name)).find(runs).ok_or_else(|| {
-        Failure::user(format!("--bcast: {} is not in PATH ({})", name.display(), path.display()))
+    let places = std::iter::once(dir.to_path_buf()).chain(std::env::split_paths(&path));
+    places.map(|at| dir.join(at).join(name)).find(runs).ok_or_else(|| {
+        Failure::user(format!(
+            "--bcast: there is no program {} in {} or in PATH ({})",
+            name.display(),
+            dir.display(),
+            path.display()
+        ))
     })
 }
 
