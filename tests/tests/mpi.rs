@@ -154,3 +154,29 @@ fn ranks_on_several_nodes_find_one_another_as_root() {
         left.says(&["the PMI barrier at which the tasks of n1 wait will not be reached by task 1 of n2"]);
     }
 }
+
+#[test]
+fn open_mpis_mpirun_starts_its_daemons_on_all_nodes_by_our_srun_as_root() {
+    let names = ["n1", "n2", "n3"];
+    let hosts = Hosts::new(&names);
+    hosts.up("n1", "kill_wait_seconds = 2\n");
+    let token = hosts.token("n1", &["--uses", "2"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let ring = hosts.work().join("ring");
+    let source = machine::workspace().join("tests/mpi/ring.c");
+    Cmd::new("mpicc.openmpi").arg("-o").arg(&ring).arg(source).ok();
+    let salloc = |options: &[&str]| {
+        let cmd = hosts.cmd("n1", "salloc").args(["-Q", "--mem=500"]).args(options);
+        cmd.arg("mpirun.openmpi").arg(&ring).limit(60)
+    };
+    for (options, ranks, sum, here) in [(["-N1", "-n2"], 2, 3, 2), (["-N3", "-n3"], 3, 6, 1)] {
+        for _ in 0..runs() {
+            let told = salloc(&options).ok().text();
+            assert_eq!(told, format!("ranks {ranks} token {ranks} sum {sum} here {here}"));
+        }
+    }
+    // An abort on one node ends the daemons on all of them.
+    let aborted = salloc(&["-N3", "-n3"]).args(["abort", "2", "9"]).run();
+    assert_eq!(aborted.rc, 9, "{aborted}");
+}
