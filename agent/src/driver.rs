@@ -20,6 +20,7 @@ use berth_agent_core::{
 };
 use berth_model::ByteStr;
 use berth_model::config::Config;
+use berth_model::exchange::FromPeers;
 use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
@@ -59,6 +60,8 @@ pub enum Input {
     Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
     /// Which of these images do jobs need? No answer where nobody can say it.
     AskNeeded(Vec<String>, oneshot::Sender<Option<Vec<String>>>),
+    /// Something to tell the controller about images that travel between nodes.
+    Peers(FromPeers),
     /// The prolog of a run ended.
     Prolog(JobId, Attempt, Result<(), String>),
     /// A run's files are gone.
@@ -266,6 +269,7 @@ impl Driver {
                 self.asking.insert(self.asked, answer);
                 self.feed(AgentEvent::AskNeeded { ask: self.asked, digests });
             }
+            Input::Peers(said) => self.feed(AgentEvent::Peers(said)),
             Input::Prolog(job, attempt, result) => {
                 self.prologs.remove(&job);
                 self.prolog_ended(job, attempt, result);
@@ -339,6 +343,8 @@ impl Driver {
                 self.ahead.fetch((job, attempt), launch, login);
             }
             AgentEffect::CancelPrefetch { job, attempt } => self.ahead.give_up((job, attempt)),
+            AgentEffect::Peers(said) => self.node.images.peers().hear(said),
+            AgentEffect::Registered => self.node.images.peers().registered(),
             AgentEffect::ImagesNeeded { ask, digests } => {
                 if let Some(answer) = self.asking.remove(&ask) {
                     // Who does not wait any more asks again.

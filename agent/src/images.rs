@@ -5,6 +5,7 @@ use crate::admission;
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
+use crate::peers::{PeerSource, Peers, Turn};
 use crate::place;
 use crate::room::{self, Room};
 use crate::signatures::{self, Unsigned};
@@ -76,6 +77,8 @@ pub struct Images {
     room: Room,
     /// Layers that are images, mounted once for all containers (system mode, from Linux 6.15).
     mounted: Option<MountedImages>,
+    /// Other nodes.
+    peers: Arc<Peers>,
 }
 
 /// An image that is ready for its step.
@@ -101,6 +104,9 @@ impl Ready {
     }
 }
 
+/// Brings an image: from other nodes, where these are named, and otherwise from where it is.
+type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::Result<T> + 'a;
+
 /// A step's image on its way.
 struct Pull<'a, F> {
     launch: &'a StepLaunch,
@@ -120,6 +126,7 @@ impl Images {
         config: &ImagesConfig,
         kept: Arc<KeptContainers>,
         room: Room,
+        peers: Arc<Peers>,
     ) -> Result<Images, String> {
         let (own_program, program) = (program.clone(), system.then_some(program));
         let mounted = system.then(MountedImages::new).and_then(Result::ok);
@@ -135,6 +142,7 @@ impl Images {
             state,
             room,
             mounted,
+            peers,
         };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
@@ -194,6 +202,44 @@ impl Images {
     /// The site's rules.
     pub fn rules(&self) -> &ImagesConfig {
         &self.config
+    }
+
+    /// The store, for giving images to other nodes.
+    pub(crate) fn store_to_give(&self) -> berth_images::Result<Store> {
+        Ok(self.store()?.mounting(berth_runtime::mount_image))
+    }
+
+    /// Other nodes.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// Brings an image as the controller says: from where it is, or from other nodes. `bring` is told from which of these, and may be
+    /// called again with another one.
+    fn bring<T>(
+        &self,
+        (launch, stop): (&StepLaunch, &Arc<AtomicBool>),
+        manifest: &ResolvedManifest,
+        bring: &Bring<'_, T>,
+    ) -> berth_images::Result<T> {
+        let run = (launch.key.job, launch.key.attempt);
+        let from_registry = manifest.source.starts_with("docker://");
+        let asked = from_registry.then(|| self.peers.ask(run, &manifest.digest.to_string(), stop)).flatten();
+        let Some(turn) = asked else { return bring(None, None) };
+        let source = PeerSource::new(&turn, &turn.way(), &manifest.source);
+        let brought = source.as_ref().map(|source| (bring(Some(source), Some(&turn)), source.exhausted()));
+        let brought = match brought {
+            Some((Err(e), Some(why))) if !turn.is_stopped() => {
+                tracing::info!("image {}: {e}; it is fetched from its source ({why})", manifest.digest);
+                bring(None, Some(&turn))
+            }
+            Some((brought, _)) => brought,
+            None => bring(None, Some(&turn)),
+        };
+        if brought.is_ok() {
+            turn.is_there();
+        }
+        brought
     }
 
     pub(crate) fn store(&self) -> berth_images::Result<Store> {
@@ -329,7 +375,14 @@ impl Images {
         let told = notes.also(pulling);
         let kept = self.room.pulling(&manifest.digest);
         let begun = AtomicU64::new(0);
-        let telling = |event: ProgressEvent| {
+        let telling = |event: ProgressEvent, turn: Option<&Turn>| {
+            if let Some(turn) = turn {
+                turn.came(match &event {
+                    ProgressEvent::Fetched { bytes } => *bytes,
+                    // Something happens.
+                    _ => 1,
+                });
+            }
             if let ProgressEvent::Start { bytes, .. } = &event
                 && *bytes > 0
             {
@@ -342,11 +395,30 @@ impl Images {
             }
             told.event(event);
         };
-        let ensure = || match &helpers {
-            Some(helpers) => helpers.ensure(&store, &manifest, &telling),
-            None => open_source(&manifest, &self.registries, &credentials).and_then(|source| {
-                store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
-            }),
+        let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
+            let telling = |event| telling(event, turn);
+            if turn.is_some_and(Turn::has_waited) {
+                telling(ProgressEvent::Waiting { what: format!("image {}", manifest.digest.short()) });
+            }
+            match (&helpers, peers) {
+                (Some(helpers), None) => helpers.ensure(&store, &manifest, &telling),
+                (Some(helpers), Some(peers)) => helpers.ensure_from(&store, &manifest, peers, &telling),
+                (None, Some(peers)) => store.ensure_signed(&manifest, peers, signers.as_ref(), &telling),
+                (None, None) => open_source(&manifest, &self.registries, &credentials).and_then(|source| {
+                    store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
+                }),
+            }
+        };
+        let ensure = || {
+            let there = match &helpers {
+                Some(helpers) => helpers.is_there(&store, &manifest)?,
+                None => store.prepared(&manifest.digest)?.is_some(),
+            };
+            // Signatures are a registry's to give: each node looks for itself.
+            match there || signers.is_some() {
+                true => bring(None, None),
+                false => self.bring((launch, stop), &manifest, &bring),
+            }
         };
         let prepared = loop {
             match ensure() {

@@ -27,6 +27,7 @@ mod memory;
 mod mine;
 mod notes;
 mod paths;
+mod peers;
 mod place;
 mod probe;
 mod programs;
@@ -44,6 +45,7 @@ pub use cgroups::tree_name;
 pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
+pub use peers::FindIdentity;
 pub use place::store_place;
 pub use room::kept_images;
 pub use start::{

@@ -13,6 +13,7 @@ use crate::kept::KeptContainers;
 use crate::link;
 use crate::memory;
 use crate::paths::Paths;
+use crate::peers::{FindIdentity, Keeping, Peers};
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
 use crate::room::{self, Room};
@@ -54,6 +55,8 @@ pub struct AgentOptions {
     pub read_again: ReadAgain,
     /// The controller's machine, where it is another one; absent: the private socket in the state directory.
     pub uplink: Option<Uplink>,
+    /// Tells who this node is to other nodes, for images.
+    pub identity: FindIdentity,
     /// The `berth` program: its sub-commands `internal-fetch` and `internal-unpack` fill the image store in
     /// system mode.
     pub program: PathBuf,
@@ -178,12 +181,15 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let kept = Arc::new(KeptContainers::new(paths.clone()));
     kept.sweep();
     let (room, wants) = Room::new();
+    let uplink = options.uplink.clone().unwrap_or_else(|| Uplink::Local(paths.node_socket()));
+    let peers = Arc::new(Peers::new(name.clone(), &uplink));
     let images = Images::open(
         &paths,
         (options.program.clone(), options.system),
         &options.config.images,
         Arc::clone(&kept),
         room,
+        Arc::clone(&peers),
     )
     .map_err(AgentError::Images)?;
     let images = Arc::new(images);
@@ -193,7 +199,6 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
-    let uplink = options.uplink.clone().unwrap_or_else(|| Uplink::Local(paths.node_socket()));
     let service = Arc::new(Service {
         registry: registry.clone(),
         uplink: uplink.clone(),
@@ -279,6 +284,15 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     }
     let rules = room::rules(&options.config.images);
     standing_by.spawn(room::keep(Arc::clone(&node.images), rules, wants, inputs.clone()));
+    let keeping = Keeping {
+        state: options.state_dir.clone(),
+        find: options.identity,
+        uplink: uplink.clone(),
+        port: options.config.images.peer_port(),
+        images: Arc::clone(&node.images),
+        inputs: inputs.clone(),
+    };
+    standing_by.spawn(peers.keep(keeping));
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
     let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);

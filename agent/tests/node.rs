@@ -91,6 +91,7 @@ impl Cluster {
 
     fn start_agent(&mut self) {
         let options = AgentOptions {
+            identity: |_, _, _| None,
             uplink: None,
             state_dir: self.path().into(),
             node: Some("n1".into()),

@@ -8,8 +8,8 @@ use berth_client::site::StateDir;
 use berth_model::NodeName;
 use berth_model::config::Config;
 use berth_model::member::{MemberRole, MemberState};
-use berth_rpc::{Hex, Question, Remote, Reply, RpcError, Uplink};
-use berth_trust::{Identity, JoinToken, PrivateKey};
+use berth_rpc::{Hex, PeerIdentity, Question, Remote, Reply, RpcError, Uplink};
+use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
@@ -294,6 +294,32 @@ pub async fn settings(dir: &StateDir, uplink: &Uplink) -> Result<Config, Failure
             }
         }
     }
+}
+
+/// Days for which the agent of the controller's own machine shows one key to other nodes.
+const OWN_DAYS: u32 = 30;
+
+/// Who this machine is to other nodes, if that is new: by the certificate that it joined with; on the controller's machine by one
+/// of the authority that is there, from the first token on.
+pub fn peer_identity(state: &Path, node: &NodeName, before: Option<&PeerIdentity>) -> Option<PeerIdentity> {
+    let dir = StateDir(state.to_path_buf());
+    let found = match Joined::read(&dir).ok()? {
+        Some(joined) => {
+            let own = joined.identity(&dir).ok()?;
+            if before.is_some_and(|before| before.shows(&own)) {
+                return None;
+            }
+            let authority = std::fs::read(private(&dir).join("authority.crt")).ok()?;
+            PeerIdentity::new(&own, authority)
+        }
+        None if before.is_some_and(|before| !before.is_older(OWN_DAYS / 2)) => return None,
+        None => match Authority::open(&private(&dir).join("authority")) {
+            Ok(Some(authority)) => PeerIdentity::beside(&authority, &node.0, OWN_DAYS),
+            Ok(None) => return None,
+            Err(e) => Err(e),
+        },
+    };
+    found.map_err(|e| tracing::warn!("who this node is to others: {e}")).ok()
 }
 
 /// Keeps the certificate good, and takes a key that was rotated into use, until the task is dropped.

@@ -8,8 +8,9 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -144,6 +145,52 @@ impl Helpers {
         store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
     }
 
+    /// Whether [`Helpers::ensure`] would ask nobody for the image.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn is_there(&self, store: &Store, image: &ResolvedManifest) -> Result<bool> {
+        let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        Ok(store.is_granted(image, uid)? && store.prepared(&image.digest)?.is_some())
+    }
+
+    /// As [`Helpers::ensure`] of an image that is not there, from other nodes of the cluster, which `peers` asks: no process becomes
+    /// the user, and no registry is asked. That the user may have the image they show by what comes: all of its content,
+    /// from nodes where they have shown it.
+    ///
+    /// # Errors
+    /// As for [`Store::ensure`]; or the process cannot be started or dies.
+    pub fn ensure_from(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        peers: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<PreparedImage> {
+        let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        let described = serde_json::to_string(image).map_err(|e| start_failed(&e.to_string()))?;
+        let pair = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            Ok((ours.try_clone()?, ours, theirs.try_clone()?, theirs))
+        };
+        let (read, write, input, output) =
+            pair().map_err(|e: std::io::Error| Error::io("helper process", e))?;
+        let mut unpacker = self.unpacker(store, &described, uid, None)?;
+        unpacker.args(["--peers", "yes"]);
+        let unpacker = unpacker.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output));
+        let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
+        let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| serve_fetcher(peers, &read, &write));
+            let done = follow(Said { pipe: report, stop: self.stop.as_deref() }, progress);
+            drop(unpacker);
+            // Whoever serves it sees its end.
+            let _ = write.shutdown(std::net::Shutdown::Both);
+            done
+        })?;
+        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+    }
+
     /// As [`Store::repair`], by the two processes.
     ///
     /// # Errors
@@ -181,10 +228,26 @@ impl Helpers {
             return Err(start_failed("its pipes are missing"));
         };
         self.send_login(&mut to_fetcher)?;
+        let mut unpacker = self.unpacker(store, &described, uid, repair)?;
+        let mut unpacker =
+            Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
+        let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
+        follow(Said { pipe: report, stop: self.stop.as_deref() }, progress)
+    }
+
+    /// The process that makes the image present, without its streams.
+    fn unpacker(
+        &self,
+        store: &Store,
+        described: &str,
+        uid: u32,
+        repair: Option<&[Digest]>,
+    ) -> Result<Command> {
+        let json = |e: serde_json::Error| start_failed(&e.to_string());
         let mut unpacker = Command::new(&self.program);
         unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
             "--image",
-            &described,
+            described,
             "--grant",
             &uid.to_string(),
         ]);
@@ -199,10 +262,7 @@ impl Helpers {
         }
         run_as(&mut unpacker, self.store.as_ref());
         unpacker.env_clear();
-        let mut unpacker =
-            Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
-        let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
-        follow(Said { pipe: report, stop: self.stop.as_deref() }, progress)
+        Ok(unpacker)
     }
 
     /// As [`resolve`], by the fetcher as the user: for references that could not be resolved where they were typed.
@@ -384,6 +444,7 @@ struct Options {
     login_bytes: u64,
     signers: Option<String>,
     quota: Option<u64>,
+    peers: bool,
 }
 
 impl Options {
@@ -421,6 +482,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--login-bytes" => options.login_bytes = text()?.parse().map_err(|_| bad(&name))?,
             "--repair" => options.repair = Some(text()?),
             "--signers" => options.signers = Some(text()?),
+            "--peers" => options.peers = text()? == "yes",
             "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
@@ -559,7 +621,7 @@ impl BlobSource for Unopened {
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -593,6 +655,7 @@ pub fn unpacker_main(
             store = store.with_quota(uid, limit);
         }
         let source = RemoteSource::new(image.source.clone(), input, output);
+        let source = if options.peers { source.of_peers() } else { source };
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
         // store anyhow, and need only find it at a mirror.
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };

@@ -54,7 +54,7 @@ mod store;
 mod unpack;
 mod unseen;
 
-pub use digest::{Algorithm, Digest};
+pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{Error, ErrorKind, Result};
 pub use helpers::{Helpers, PROXY_VARIABLES, RunAs, fetcher_main, unpacker_main};
 pub use known::Manifests;
@@ -72,8 +72,8 @@ pub use source::{
 };
 pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,
-    LayerDetails, LayerForm, MountImage, PreparedImage, Problem, PruneOptions, Pushed, Removed, RoomRules,
-    RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted, find_granted, layer_place,
-    settled_form, try_image, unfit_filesystem,
+    LayerDetails, LayerForm, MountImage, Offer, Part, PreparedImage, Problem, PruneOptions, Pushed, Removed,
+    RoomRules, RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted, find_granted,
+    layer_place, settled_form, try_image, unfit_filesystem,
 };
 pub use unpack::{LayerReport, Limits};

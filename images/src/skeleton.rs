@@ -136,6 +136,45 @@ impl<R: BufRead, W: Write> Read for Recorder<R, W> {
     }
 }
 
+/// The length of the archive that a skeleton and its files make.
+pub(crate) fn length(skeleton: impl Read) -> io::Result<u64> {
+    let mut records = BufReader::with_capacity(PIECE, zstd::Decoder::new(skeleton)?);
+    fn number<const N: usize>(records: &mut impl Read) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        records.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+    let skip = |records: &mut dyn Read, bytes: u64| match io::copy(&mut records.take(bytes), &mut io::sink())?
+    {
+        skipped if skipped == bytes => Ok(()),
+        _ => Err(malformed("it ends too early")),
+    };
+    if number::<{ MAGIC.len() }>(&mut records)? != *MAGIC {
+        return Err(malformed("it is none"));
+    }
+    let mut length: u64 = 0;
+    loop {
+        match number::<1>(&mut records)? {
+            [b'R'] => {
+                let bytes = u32::from_le_bytes(number(&mut records)?).into();
+                skip(&mut records, bytes)?;
+                length = length.saturating_add(bytes);
+            }
+            [b'F'] => {
+                let _: [u8; 4] = number(&mut records)?;
+                let path = u16::from_le_bytes(number(&mut records)?).into();
+                skip(&mut records, path)?;
+                for _ in 0..u32::from_le_bytes(number(&mut records)?) {
+                    let _: [u8; 8] = number(&mut records)?;
+                    length = length.saturating_add(u64::from_le_bytes(number(&mut records)?));
+                }
+            }
+            [b'E'] => return Ok(length),
+            _ => return Err(malformed("it has an unknown record")),
+        }
+    }
+}
+
 /// What is wrong with a file.
 #[derive(Debug)]
 pub(crate) struct Wrong {
@@ -408,6 +447,7 @@ mod tests {
                 io::copy(&mut recorder, &mut io::sink()).unwrap();
                 let (_, skeleton) = recorder.finish().unwrap();
                 let mut again = Vec::new();
+                prop_assert_eq!(length(&skeleton[..]).unwrap(), bytes.len() as u64);
                 match Rebuilt::new(&skeleton[..], &tree, false).unwrap().read_to_end(&mut again) {
                     Ok(_) => prop_assert!(again == bytes),
                     // An ordinary user cannot enter every directory.

@@ -78,6 +78,9 @@ impl Config {
                 format!("'{}' is not an absolute path", file.display()),
             );
         }
+        if self.images.peers > u32::from(u16::MAX) {
+            out.add("images.peers", format!("{} is no port: write one, or \"off\"", self.images.peers));
+        }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
         self.images.check_quotas(&mut |key, why| out.add(key, why));

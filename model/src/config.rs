@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// The controller's port for other machines. Slurm's are 6817 and 6818: both can run side by side.
 pub const PORT: u16 = 7817;
+/// The port at which nodes give images to each other.
+pub const PEERS: u16 = 7818;
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +156,9 @@ pub struct ImagesConfig {
     /// For how many waiting jobs a node may be told to fetch images before they start; 0 is written `"off"`.
     #[serde(with = "prefetch")]
     pub prefetch: u32,
+    /// The port at which each node gives images to others; 0 is written `"off"`: each node fetches by itself then.
+    #[serde(with = "peers")]
+    pub peers: u32,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -197,6 +202,7 @@ impl Default for ImagesConfig {
             path: ByteStr::default(),
             memory: String::new(),
             prefetch: 2,
+            peers: u32::from(PEERS),
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
@@ -219,9 +225,33 @@ impl ImagesConfig {
         crate::memory::parse(&self.memory).unwrap_or(0)
     }
 
+    /// The port of [`ImagesConfig::peers`]; nothing where it is off.
+    pub fn peer_port(&self) -> Option<u16> {
+        u16::try_from(self.peers).ok().filter(|port| *port > 0)
+    }
+
     /// Bytes of [`ImagesConfig::max_size`]; `None` without a bound, and for a text that [`Config::check`] refuses.
     pub fn max_bytes(&self) -> Option<u64> {
         crate::memory::parse(&self.max_size).ok().map(|mib| mib << 20)
+    }
+}
+
+/// A port, or `"off"`.
+mod peers {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &u32, to: S) -> Result<S::Ok, S::Error> {
+        super::prefetch::serialize(value, to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        use super::prefetch::Written;
+        match Written::deserialize(from) {
+            Ok(Written::Number(port)) => Ok(port),
+            Ok(Written::Word(word)) if word == "off" => Ok(0),
+            _ => Err(D::Error::custom("write the port at which nodes give images to each other, or \"off\"")),
+        }
     }
 }
 
@@ -232,7 +262,7 @@ mod prefetch {
 
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Written {
+    pub(super) enum Written {
         Number(u32),
         Word(String),
     }

@@ -13,6 +13,7 @@ pub mod distribution;
 pub mod effective;
 pub mod elapsed;
 pub mod env;
+pub mod exchange;
 pub mod export;
 pub mod grammar;
 pub mod gres;

@@ -2,6 +2,7 @@
 //! session where they decide, so that a message that is late, doubled or out of order does no harm.
 
 use crate::config::Config;
+use crate::exchange::{FromPeers, ToPeers};
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use crate::launch::{ImagePull, StepLaunch, StepPhase};
@@ -108,6 +109,13 @@ pub enum FromAgent {
         /// `sha256:...` of their manifests.
         digests: Vec<String>,
     },
+    /// About images that travel between nodes.
+    Peers {
+        /// Registration that this belongs to.
+        session: Session,
+        /// What.
+        said: FromPeers,
+    },
     /// Sign of life.
     Heartbeat {
         /// Registration that this belongs to.
@@ -205,6 +213,8 @@ pub enum ToAgent {
         /// Since when it is wished for, which tells one wish from another.
         since: Time,
     },
+    /// About images that travel between nodes.
+    Peers(ToPeers),
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

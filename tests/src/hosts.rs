@@ -64,6 +64,17 @@ impl Hosts {
         format!("{id}-{host}")
     }
 
+    /// The network namespace of a host.
+    pub fn network(&self, host: &str) -> PathBuf {
+        PathBuf::from("/run/netns").join(self.space(host))
+    }
+
+    /// The address of a host.
+    pub fn address(&self, host: &str) -> String {
+        let at = self.names.iter().position(|name| name == host).unwrap();
+        format!("10.77.0.{}", at + 1)
+    }
+
     /// The state directory of a host.
     pub fn state(&self, host: &str) -> PathBuf {
         self.directory.join(host)

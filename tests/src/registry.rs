@@ -1,6 +1,6 @@
 //! A real registry on a free port of the loopback, with or without login and TLS, that keeps a log of what was asked of it.
 
-use crate::Cmd;
+use crate::{Cmd, Hosts};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::io::Write;
@@ -17,7 +17,9 @@ pub const LOGIN: (&str, &str) = ("alice", "correct-horse");
 pub struct Registry {
     child: Child,
     directory: tempfile::TempDir,
-    port: u16,
+    address: String,
+    /// The network namespace that it is in, where it is not the machine's.
+    space: Option<PathBuf>,
     login: bool,
 }
 
@@ -42,6 +44,24 @@ impl Registry {
         Registry::start(false, false, Some(other))
     }
 
+    /// Starts one on a host, where others reach it by the host's address.
+    pub fn on(hosts: &Hosts, host: &str, login: bool) -> Registry {
+        let directory = tempfile::Builder::new().prefix("bt-reg-").tempdir_in("/tmp").unwrap();
+        let (address, space) = (format!("{}:5000", hosts.address(host)), hosts.network(host));
+        let mut child = launch(directory.path(), (&address, Some(&space)), login, false, None);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let reached = || {
+            let open = format!(": < /dev/tcp/{}", address.replace(':', "/"));
+            hosts.root(host, "bash").args(["-c", &open]).run().rc == 0
+        };
+        while !reached() {
+            let log = || std::fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+            assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline, "{}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Registry { child, directory, address, space: Some(space), login }
+    }
+
     /// The authority of a registry with TLS.
     pub fn authority(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
@@ -55,18 +75,19 @@ impl Registry {
         // The port is free now, and may be taken by someone else before the registry has it: then try another.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut child = launch(directory.path(), port, login, tls, cache_of);
+            let address = format!("127.0.0.1:{port}");
+            let mut child = launch(directory.path(), (&address, None), login, tls, cache_of);
             if answers(&mut child, port) {
-                return Registry { child, directory, port, login };
+                return Registry { child, directory, address, space: None, login };
             }
         }
         let log = std::fs::read_to_string(directory.path().join("log")).unwrap_or_default();
         panic!("docker-registry does not start:\n{log}");
     }
 
-    /// `127.0.0.1:PORT`.
+    /// `127.0.0.1:PORT`, or the address of its host.
     pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.clone()
     }
 
     /// Reference of an image here.
@@ -76,7 +97,11 @@ impl Registry {
 
     /// Pushes an OCI layout under a name, with more options for `skopeo copy`.
     pub fn push(&self, layout: &Path, name: &str, options: &[&str]) -> String {
-        let mut copy = Cmd::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false"]);
+        let copy = match &self.space {
+            Some(space) => Cmd::new("nsenter").arg(format!("--net={}", space.display())).arg("skopeo"),
+            None => Cmd::new("skopeo"),
+        };
+        let mut copy = copy.args(["copy", "--quiet", "--dest-tls-verify=false"]);
         if self.login {
             copy = copy.arg("--dest-creds").arg(format!("{}:{}", LOGIN.0, LOGIN.1));
         }
@@ -177,7 +202,13 @@ fn certify(directory: &Path) {
     );
 }
 
-fn launch(directory: &Path, port: u16, login: bool, tls: bool, cache_of: Option<&Registry>) -> Child {
+fn launch(
+    directory: &Path,
+    (address, space): (&str, Option<&Path>),
+    login: bool,
+    tls: bool,
+    cache_of: Option<&Registry>,
+) -> Child {
     let auth = if login {
         let file = directory.join("htpasswd");
         let line = Cmd::new("htpasswd").args(["-Bbn", LOGIN.0, LOGIN.1]).ok();
@@ -195,7 +226,7 @@ fn launch(directory: &Path, port: u16, login: bool, tls: bool, cache_of: Option<
     };
     let config = format!(
         "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: \
-         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:{port}'{tls}}}\n{auth}{proxy}",
+         {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '{address}'{tls}}}\n{auth}{proxy}",
         directory.display()
     );
     let file = directory.join("config.yml");
@@ -206,7 +237,14 @@ fn launch(directory: &Path, port: u16, login: bool, tls: bool, cache_of: Option<
         .into_iter()
         .find(|p| Path::new(p).exists());
     let program = program.expect("docker-registry is not installed (tests/packages.txt)");
-    let mut command = Command::new(program);
+    let mut command = match space {
+        Some(space) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", space.display())).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
     command.arg("serve").arg(&file).env_clear().stdin(Stdio::null()).process_group(0);
     command.stdout(log.try_clone().unwrap()).stderr(log);
     command.spawn().unwrap()

@@ -43,6 +43,7 @@ mod named;
 mod oci;
 mod packages;
 mod pam;
+mod peers;
 mod place;
 mod programs;
 mod pulls;

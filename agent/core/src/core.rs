@@ -184,6 +184,7 @@ impl AgentCore {
                 }
                 None => self.out.push(AgentEffect::ImagesNeeded { ask, digests: None }),
             },
+            AgentEvent::Peers(said) => self.send(|session| FromAgent::Peers { session, said }),
             AgentEvent::Tick => {}
         }
         self.due(now);
@@ -313,6 +314,12 @@ impl AgentCore {
                 }
             }
             ToAgent::ExitRecorded { key } => self.recorded(key, now),
+            ToAgent::Peers(said) => {
+                // Of a registration that counts: what a connection that is gone had to say of other nodes is over.
+                if self.session.is_some() {
+                    self.out.push(AgentEffect::Peers(said));
+                }
+            }
             // Streams are the shell's alone: nothing is decided about them.
             ToAgent::Dial { .. } => {}
         }
@@ -350,6 +357,7 @@ impl AgentCore {
 
     fn welcome(&mut self, session: Session, heartbeat: Span, now: Time) {
         self.session = Some(session);
+        self.out.push(AgentEffect::Registered);
         self.hello_again = None;
         self.heartbeat = heartbeat;
         // What is wrong is told with it: the controller may know of what is over.

@@ -1,6 +1,7 @@
 //! What goes into the agent's core and what comes out of it.
 
 use berth_model::config::Config;
+use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
@@ -158,6 +159,8 @@ pub enum AgentEvent {
         /// `sha256:...` of the manifests.
         digests: Vec<String>,
     },
+    /// Something to tell the controller about images that travel between nodes. Who does not hear asks again.
+    Peers(FromPeers),
     /// The time of [`crate::AgentCore::next_wake`] has come.
     Tick,
 }
@@ -277,6 +280,10 @@ pub enum AgentEffect {
         /// Those that jobs need; `None` while nobody can say it: then all of them are.
         digests: Option<Vec<String>>,
     },
+    /// The controller's word about images that travel between nodes.
+    Peers(ToPeers),
+    /// Registered: what the controller knew of this node's images it knows no more.
+    Registered,
     /// Write the spool entry and start the supervisor.
     Spawn {
         /// Which step.

@@ -86,6 +86,7 @@ fn node(dir: StateDir, config: Config, member: Option<(Arc<Remote>, Joined)>, ar
         config,
         read_again: berth_agent::ReadAgain { file: args.config.clone(), read: read_config },
         uplink: member.as_ref().map(|(remote, _)| Uplink::Remote(Arc::clone(remote))),
+        identity: joined::peer_identity,
         program: crate::own_path()?,
         step_program: daemon::step_program()?,
         service: args.service,

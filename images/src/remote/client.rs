@@ -21,6 +21,7 @@ pub struct RemoteSource {
     description: String,
     link: Arc<Link>,
     patience: Duration,
+    peers: bool,
 }
 
 struct Link {
@@ -74,13 +75,23 @@ impl RemoteSource {
                 }
             }
         });
-        Self { description: description.into(), link, patience: PATIENCE }
+        Self { description: description.into(), link, patience: PATIENCE, peers: false }
+    }
+
+    /// The same, where other nodes of the cluster are behind it.
+    #[must_use]
+    pub fn of_peers(self) -> Self {
+        Self { peers: true, ..self }
     }
 }
 
 impl BlobSource for RemoteSource {
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn is_peers(&self) -> bool {
+        self.peers
     }
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {

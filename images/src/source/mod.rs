@@ -42,6 +42,8 @@ pub enum BlobKind {
     Blob,
     /// Whether somebody who says who may have it has a layer: of a registry alone, which answers without the bytes.
     Held,
+    /// The content of a layer, by its DiffID: of nodes of a cluster alone, which keep no compressed layers.
+    Archive,
     /// What a registry has of signatures of a manifest, as one document that nobody vouches for.
     Signatures,
 }
@@ -56,6 +58,11 @@ pub trait BlobSource: Send + Sync {
     /// # Errors
     /// The blob does not exist, is not permitted, or the source cannot be reached.
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>>;
+
+    /// Whether it gives layers as [`BlobKind::Archive`] alone, and has no word of a registry's to give: other nodes of a cluster.
+    fn is_peers(&self) -> bool {
+        false
+    }
 }
 
 /// Reads a whole small blob, bounded and verified.

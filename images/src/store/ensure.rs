@@ -327,7 +327,7 @@ impl Store {
             self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
             self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
         }
-        let (reports, fetched) = self.layers(&layers, source, progress)?;
+        let (reports, fetched) = self.layers(image, &layers, source, progress)?;
         self.show_layers(image, &layers, &fetched, source, progress)?;
         progress.event(ProgressEvent::Syncing);
         syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
@@ -399,6 +399,7 @@ impl Store {
     /// Makes all layers present, several at a time, the largest first; tells which came from the source.
     fn layers(
         &self,
+        image: &ResolvedManifest,
         layers: &[LayerInfo],
         source: &dyn BlobSource,
         progress: &dyn Progress,
@@ -433,7 +434,13 @@ impl Store {
         let Results { reports, fetched, failed } =
             results.into_inner().unwrap_or_else(PoisonError::into_inner);
         match failed {
-            Some(error) => Err(error),
+            Some(error) => {
+                // What came of it need not be brought again to show it.
+                let known: Vec<&LayerInfo> =
+                    layers.iter().filter(|layer| fetched.contains(&layer.diff_id)).collect();
+                self.note_shown(image, &known, source)?;
+                Err(error)
+            }
             None => Ok((reports, fetched)),
         }
     }

@@ -74,6 +74,20 @@ impl Store {
     /// Makes a layer's archive again and writes it compressed.
     pub(super) fn compress(&self, layer: &LayerInfo, out: impl Write) -> Result<Blob> {
         let what = format!("layer {}", layer.diff_id);
+        self.is_rebuildable(layer)?;
+        let tree = self.layer_tree(&layer.diff_id)?;
+        let failed = |e| recover(&what, e);
+        let mut archive =
+            Rebuilt::new(self.layer_file(&layer.diff_id, SKELETON)?, &tree, false).map_err(failed)?;
+        let mut compressor = Compressor::new(out, layer.diff_id.algorithm());
+        std::io::copy(&mut archive, &mut compressor).map_err(failed)?;
+        let blob = compressor.finish().map_err(failed)?;
+        if blob.diff_id == layer.diff_id { Ok(blob) } else { Err(damaged(&what, "its files were changed")) }
+    }
+
+    /// Whether a layer's archive can be made again; says why where it cannot.
+    pub(super) fn is_rebuildable(&self, layer: &LayerInfo) -> Result<()> {
+        let what = format!("layer {}", layer.diff_id);
         let record = self.layer_record(&layer.diff_id)?;
         let record = record.ok_or_else(|| damaged(&what, "it is missing or incomplete"))?;
         if !record.listed {
@@ -88,14 +102,7 @@ impl Store {
             return Err(Error::new(ErrorKind::Unsupported, what, reason)
                 .next("copy the image from where it came, with `skopeo copy`"));
         }
-        let tree = self.layer_tree(&layer.diff_id)?;
-        let failed = |e| recover(&what, e);
-        let mut archive =
-            Rebuilt::new(self.layer_file(&layer.diff_id, SKELETON)?, &tree, false).map_err(failed)?;
-        let mut compressor = Compressor::new(out, layer.diff_id.algorithm());
-        std::io::copy(&mut archive, &mut compressor).map_err(failed)?;
-        let blob = compressor.finish().map_err(failed)?;
-        if blob.diff_id == layer.diff_id { Ok(blob) } else { Err(damaged(&what, "its files were changed")) }
+        Ok(())
     }
 }
 

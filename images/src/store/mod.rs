@@ -33,6 +33,7 @@ mod history;
 mod layer;
 mod lock;
 mod manage;
+mod offer;
 mod pipeline;
 mod probe;
 mod push;
@@ -59,6 +60,7 @@ pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_i
 pub use granted::{GrantedImage, Usage, find_granted};
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use offer::{Offer, Part};
 pub use probe::unfit_filesystem;
 pub use push::Pushed;
 pub(crate) use quota::Charge;

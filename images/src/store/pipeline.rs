@@ -100,9 +100,10 @@ fn content<'scope, 'env>(
             send_result(&blob_out, fetch(source, layer, what, compressed, progress, &blob_out));
         })
         .map_err(refused)?;
+    let plain = source.is_peers();
     stage("layer-inflate")
         .spawn_scoped(scope, move || {
-            send_result(&tar_out, inflate(Chunks::new(blob_in, None), bounds, compressed, &tar_out));
+            send_result(&tar_out, inflate(Chunks::new(blob_in, None), plain, bounds, compressed, &tar_out));
         })
         .map_err(refused)?;
     Ok(Chunks::new(tar_in, Some(Hasher::new(layer.diff_id.algorithm()))))
@@ -125,6 +126,9 @@ fn fetch(
     progress: &dyn Progress,
     out: &SyncSender<Chunk>,
 ) -> Result<()> {
+    if source.is_peers() {
+        return fetch_archive(source, layer, what, counter, progress, out);
+    }
     let mut hasher = Hasher::new(layer.digest.algorithm());
     let mut blob = source.open(BlobKind::Blob, &layer.digest, 0)?.take(layer.size.saturating_add(1));
     let mut total = 0u64;
@@ -156,14 +160,48 @@ fn fetch(
     if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }
 }
 
+/// The same of a layer that another node has unpacked: what it gives is the content, which its own digest judges.
+fn fetch_archive(
+    source: &dyn BlobSource,
+    layer: &LayerInfo,
+    what: &str,
+    counter: &AtomicU64,
+    progress: &dyn Progress,
+    out: &SyncSender<Chunk>,
+) -> Result<()> {
+    // It may be as much larger than the blob as a blob may grow.
+    counter.store(layer.size, Ordering::Relaxed);
+    let mut hasher = Hasher::new(layer.diff_id.algorithm());
+    let mut archive = source.open(BlobKind::Archive, &layer.diff_id, 0)?;
+    let mut told = 0;
+    loop {
+        let chunk = read_chunk(&mut archive).map_err(|e| recover(what, e))?;
+        if chunk.is_empty() {
+            break;
+        }
+        hasher.update(&chunk);
+        // What people are told goes by the blobs' sizes.
+        let bytes = (chunk.len() as u64).min(layer.size - told);
+        told += bytes;
+        progress.event(ProgressEvent::Fetched { bytes });
+        if out.send(Chunk::Data(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+    progress.event(ProgressEvent::Fetched { bytes: layer.size - told });
+    let found = hasher.finish();
+    if found == layer.diff_id { Ok(()) } else { Err(mismatch(what, &layer.diff_id, &found)) }
+}
+
 /// Inflates the blob, and waits for the verdict of its digest.
 fn inflate(
     mut blob: Chunks,
+    plain: bool,
     bounds: (&Limits, &Charge<'_>),
     compressed: &AtomicU64,
     out: &SyncSender<Chunk>,
 ) -> Result<()> {
-    match (inflate_stream(&mut blob, bounds, compressed, out), blob.failed.take()) {
+    match (inflate_stream(&mut blob, plain, bounds, compressed, out), blob.failed.take()) {
         (Ok(false), _) => Ok(()),
         // Bytes after the compressed stream count for the digest.
         (Ok(true), _) => drain(&mut blob),
@@ -174,19 +212,20 @@ fn inflate(
     }
 }
 
-/// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream. Gives false when the next
-/// stage wants no more.
+/// Inflates gzip and zstd by their magic numbers; anything else is a plain tar stream, and so is what is said to be `plain`. Gives
+/// false when the next stage wants no more.
 fn inflate_stream(
     blob: &mut Chunks,
+    plain: bool,
     (limits, charge): (&Limits, &Charge<'_>),
     compressed: &AtomicU64,
     out: &SyncSender<Chunk>,
 ) -> Result<bool> {
     let start = blob.fill_buf().map_err(|e| recover("layer", e))?;
-    let gzip = start.starts_with(b"\x1f\x8b");
+    let gzip = !plain && start.starts_with(b"\x1f\x8b");
     // A zstd frame, or a skippable one in front of it.
     let skippable = start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18";
-    let zstd = skippable || start.starts_with(b"\x28\xb5\x2f\xfd");
+    let zstd = !plain && (skippable || start.starts_with(b"\x28\xb5\x2f\xfd"));
     let damaged = |e: io::Error| match e.downcast::<Error>() {
         Ok(ours) => ours,
         Err(e) => Error::new(ErrorKind::Corrupt, "layer", format!("it cannot be decompressed: {e}"))

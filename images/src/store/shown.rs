@@ -121,7 +121,7 @@ impl Store {
             let mut state = state();
             (std::mem::take(&mut state.1), state.2.take())
         };
-        self.note_shown(image, &known)?;
+        self.note_shown(image, &known, source)?;
         failed.map_or(Ok(()), Err)
     }
 
@@ -136,7 +136,7 @@ impl Store {
             self.shown(&layer.diff_id).is_ok_and(|shown| shown.registries.contains(&given))
         });
         // Who does not say it, or not without the bytes, is asked for them.
-        if gave && source.open(BlobKind::Held, &layer.digest, 0).is_ok() {
+        if gave && !source.is_peers() && source.open(BlobKind::Held, &layer.digest, 0).is_ok() {
             return Ok(());
         }
         pipeline::check(source, layer, &self.limits, progress)
@@ -152,8 +152,14 @@ impl Store {
         }
     }
 
-    fn note_shown(&self, image: &ResolvedManifest, layers: &[&LayerInfo]) -> Result<()> {
-        if layers.is_empty() {
+    /// Notes that the user for whom work is done has all of these layers, which `source` brought.
+    pub(super) fn note_shown(
+        &self,
+        image: &ResolvedManifest,
+        layers: &[&LayerInfo],
+        source: &dyn BlobSource,
+    ) -> Result<()> {
+        if layers.is_empty() || !self.shared {
             return Ok(());
         }
         let _store = self.lock("store", Hold::Exclusive)?;
@@ -161,7 +167,9 @@ impl Store {
             let mut shown = self.shown(&layer.diff_id)?;
             shown.version = VERSION;
             let user = self.user.filter(|user| !shown.users.contains(user));
-            let given = Given::of(image, layer).filter(|given| !shown.registries.contains(given));
+            // Another node's word for what a registry gave it is no more than that: it brought the content, and not the blob.
+            let given = Given::of(image, layer)
+                .filter(|given| !source.is_peers() && !shown.registries.contains(given));
             if user.is_none() && given.is_none() {
                 continue;
             }

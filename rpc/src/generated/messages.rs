@@ -1184,6 +1184,8 @@ pub struct ImagesConfig {
     pub high_watermark: u32,
     #[prost(uint32, tag = "31")]
     pub low_watermark: u32,
+    #[prost(uint32, tag = "80")]
+    pub peers: u32,
     #[prost(string, tag = "32")]
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
@@ -2695,15 +2697,166 @@ pub struct ImagesHeld {
     #[prost(string, repeated, tag = "3")]
     pub digests: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerReady {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageWanted {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(uint32, tag = "2")]
+    pub job: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(string, tag = "4")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+    #[prost(string, repeated, tag = "6")]
+    pub failed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageDone {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(bool, tag = "2")]
+    pub there: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldImage {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint32, repeated, tag = "2")]
+    pub users: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImagesHold {
+    #[prost(bool, tag = "1")]
+    pub all: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub images: ::prost::alloc::vec::Vec<HeldImage>,
+    #[prost(string, repeated, tag = "3")]
+    pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FromPeers {
+    #[prost(oneof = "from_peers::Kind", tags = "4, 1, 2, 3")]
+    pub kind: ::core::option::Option<from_peers::Kind>,
+}
+/// Nested message and enum types in `FromPeers`.
+pub mod from_peers {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "4")]
+        Holds(super::ImagesHold),
+        #[prost(message, tag = "1")]
+        Ready(super::PeerReady),
+        #[prost(message, tag = "2")]
+        Wanted(super::ImageWanted),
+        #[prost(message, tag = "3")]
+        Done(super::ImageDone),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeersSaid {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(message, optional, tag = "2")]
+    pub said: ::core::option::Option<FromPeers>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerWay {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitForImage {
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FromSource {
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageWay {
+    #[prost(oneof = "image_way::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<image_way::Kind>,
+}
+/// Nested message and enum types in `ImageWay`.
+pub mod image_way {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Wait(super::WaitForImage),
+        #[prost(message, tag = "2")]
+        Source(super::FromSource),
+        #[prost(message, tag = "3")]
+        Peer(super::PeerWay),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WayTold {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub way: ::core::option::Option<ImageWay>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServeImage {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub user: u32,
+    #[prost(int64, tag = "6")]
+    pub time: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndServe {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub digest: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ToPeers {
+    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<to_peers::Kind>,
+}
+/// Nested message and enum types in `ToPeers`.
+pub mod to_peers {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Way(super::WayTold),
+        #[prost(message, tag = "2")]
+        Serve(super::ServeImage),
+        #[prost(message, tag = "3")]
+        EndServe(super::EndServe),
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
+    #[prost(oneof = "from_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 20")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
 pub mod from_agent {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "80")]
+        Peers(super::PeersSaid),
         #[prost(message, tag = "1")]
         Hello(super::Hello),
         #[prost(message, tag = "2")]
@@ -2853,13 +3006,15 @@ pub struct Dial {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30")]
+    #[prost(oneof = "to_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
 pub mod to_agent {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "80")]
+        Peers(super::ToPeers),
         #[prost(message, tag = "1")]
         Welcome(super::Welcome),
         #[prost(string, tag = "2")]

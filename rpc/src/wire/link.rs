@@ -117,6 +117,9 @@ impl Field<pb::FromAgent> for FromAgent {
                 ask: *ask,
                 digests: digests.clone(),
             }),
+            FromAgent::Peers { session, said } => {
+                Kind::Peers(pb::PeersSaid { session: session.put(), said: said.put() })
+            }
             FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
                 Kind::Heartbeat(pb::Heartbeat {
                     session: session.put(),
@@ -183,6 +186,9 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::RebootFailed(pb::RebootFailed { session, why, since }) => {
                 FromAgent::RebootFailed { session: Field::get(session)?, since: Field::get(since)?, why }
             }
+            Kind::Peers(pb::PeersSaid { session, said }) => {
+                FromAgent::Peers { session: Field::get(session)?, said: required(said)? }
+            }
             Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift }) => {
                 let troubles = Field::get(troubles)?;
                 FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, troubles, drift }
@@ -236,6 +242,7 @@ impl Field<pb::ToAgent> for ToAgent {
             }),
             // No field of it is asked for on the way, and it is what berth.toml has.
             ToAgent::Configure(config) => Kind::Configure(serde_json::to_vec(config).unwrap_or_default()),
+            ToAgent::Peers(said) => Kind::Peers(said.put()),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
@@ -285,6 +292,7 @@ impl Field<pb::ToAgent> for ToAgent {
             Kind::Configure(text) => ToAgent::Configure(
                 serde_json::from_slice(&text).map_err(|_| Malformed::new("not a configuration"))?,
             ),
+            Kind::Peers(said) => ToAgent::Peers(Field::get(said)?),
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })

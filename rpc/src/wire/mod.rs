@@ -3,6 +3,7 @@
 //! [`Field`] is the conversion of one field; the macros build it for structs and enums from their members'
 //! names, so that the compiler notices a member that was forgotten on either side.
 
+mod exchange;
 mod link;
 mod member;
 mod query;

@@ -5,6 +5,7 @@ use crate::pb;
 use berth_model::bind::{CpuBind, MemBind};
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::distribution::Distribution;
+use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::launch::{Program, StepLaunch, StepPhase};
 use berth_model::limits::LimitValue;
 use berth_model::link::{FromAgent, SignalTarget, ToAgent};
@@ -313,7 +314,8 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(8) {
+        match r.below(9) {
+            7 => FromAgent::Peers { session, said: Arbitrary::arbitrary(r) },
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -360,6 +362,50 @@ impl Arbitrary for FromAgent {
         }
     }
 }
+impl Arbitrary for FromPeers {
+    fn arbitrary(r: &mut Source) -> Self {
+        match r.below(4) {
+            2 => FromPeers::Holds {
+                all: Arbitrary::arbitrary(r),
+                images: Arbitrary::arbitrary(r),
+                gone: Arbitrary::arbitrary(r),
+            },
+            0 => FromPeers::Ready { address: Arbitrary::arbitrary(r), key: Arbitrary::arbitrary(r) },
+            1 => FromPeers::Wanted {
+                ask: Arbitrary::arbitrary(r),
+                job: Arbitrary::arbitrary(r),
+                attempt: Arbitrary::arbitrary(r),
+                digest: Arbitrary::arbitrary(r),
+                bytes: Arbitrary::arbitrary(r),
+                failed: Arbitrary::arbitrary(r),
+            },
+            _ => FromPeers::Done { ask: Arbitrary::arbitrary(r), there: Arbitrary::arbitrary(r) },
+        }
+    }
+}
+impl Arbitrary for ToPeers {
+    fn arbitrary(r: &mut Source) -> Self {
+        let key = String::arbitrary(r);
+        match r.below(5) {
+            0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait },
+            1 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Source },
+            2 => {
+                let way =
+                    ImageWay::Peer { node: Arbitrary::arbitrary(r), address: Arbitrary::arbitrary(r), key };
+                ToPeers::Way { ask: Arbitrary::arbitrary(r), way }
+            }
+            3 => ToPeers::Serve {
+                node: Arbitrary::arbitrary(r),
+                key,
+                digest: Arbitrary::arbitrary(r),
+                source: Arbitrary::arbitrary(r),
+                user: Arbitrary::arbitrary(r),
+                time: Arbitrary::arbitrary(r),
+            },
+            _ => ToPeers::EndServe { key, digest: Arbitrary::arbitrary(r) },
+        }
+    }
+}
 impl Arbitrary for ToAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let term = Term::arbitrary(r);
@@ -367,7 +413,8 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(11) {
+        match r.below(13) {
+            11 => ToAgent::Peers(Arbitrary::arbitrary(r)),
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),

@@ -71,6 +71,18 @@ impl Authority {
         Ok(Authority { key, certificate })
     }
 
+    /// As [`Authority::open_or_make`], where there is one; makes nothing.
+    ///
+    /// # Errors
+    /// A file cannot be read or trusted, or the two do not fit.
+    pub fn open(dir: &Path) -> Result<Option<Authority>, TrustError> {
+        let path = dir.join("authority.pem");
+        match (PrivateKey::read(&dir.join("authority.key"))?, files::read(&path, PUBLIC)?) {
+            (Some(key), Some(pem)) => Authority::fit(&path, key, &pem).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A key and a certificate from their files.
     fn fit(path: &Path, key: PrivateKey, pem: &[u8]) -> Result<Authority, TrustError> {
         let next = "put the right one there from a backup, or move it away: it is made anew with the \

@@ -62,6 +62,25 @@ pub fn presented(
     Ok(Presented::Member { key })
 }
 
+/// Which key the machine with this role has that showed these certificates, on either side of a connection.
+///
+/// # Errors
+/// As for [`presented`]; or it has another role, signed itself, or showed nothing.
+pub fn presented_as(
+    authority_der: &[u8],
+    certificates: Option<&[CertificateDer<'_>]>,
+    now: SystemTime,
+    role: &str,
+) -> Result<String, TrustError> {
+    let Presented::Member { key } = presented(authority_der, certificates, now)? else {
+        return Err(TrustError::OtherAuthority);
+    };
+    if let Some(certificate) = certificates.and_then(<[_]>::first) {
+        Leaf::read(certificate)?.has_role(role)?;
+    }
+    Ok(key)
+}
+
 /// The certificate that belongs to the key of the other side.
 struct Leaf<'a> {
     certificate: EndEntityCert<'a>,
@@ -146,8 +165,15 @@ fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// Key and certificate do not fit each other.
 pub fn server_config(authority: &Authority, own: &Identity) -> Result<Arc<ServerConfig>, TrustError> {
-    let chain =
-        [own.certificate.clone(), authority.certificate().to_vec()].map(CertificateDer::from).to_vec();
+    member_server_config(authority.certificate(), own)
+}
+
+/// The same of any machine of the cluster. `authority_der`: the certificate of its authority.
+///
+/// # Errors
+/// Key and certificate do not fit each other.
+pub fn member_server_config(authority_der: &[u8], own: &Identity) -> Result<Arc<ServerConfig>, TrustError> {
+    let chain = [own.certificate.clone(), authority_der.to_vec()].map(CertificateDer::from).to_vec();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TrustError::Tls)?

@@ -10,6 +10,7 @@
 mod cluster;
 mod config;
 mod event;
+mod exchange;
 mod job;
 mod launch;
 mod listing;

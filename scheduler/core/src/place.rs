@@ -1,6 +1,7 @@
 //! Placement: which nodes, cores, memory and devices a request gets. Pure functions of a request and nodes.
 
 use crate::config::PartitionRules;
+use crate::exchange::Holders;
 use crate::node::{Node, usable_memory};
 use crate::rows::Allocation;
 use berth_model::distribution::Distribution;
@@ -22,11 +23,13 @@ pub(crate) enum Against {
 pub(crate) struct Need<'a> {
     pub(crate) request: &'a ResourceRequest,
     pub(crate) max_nodes: u32,
+    /// Nodes that have the image already: they come first where nothing else tells nodes apart.
+    pub(crate) warm: Option<&'a Holders>,
 }
 
 impl<'a> Need<'a> {
     pub(crate) fn new(request: &'a ResourceRequest, partition: &PartitionRules) -> Need<'a> {
-        Need { request, max_nodes: partition.config.max_nodes }
+        Need { request, max_nodes: partition.config.max_nodes, warm: None }
     }
 
     fn cpus_per_task(&self) -> u64 {
@@ -74,6 +77,10 @@ impl<'a> Need<'a> {
         if self.max_nodes == 0 { own } else { own.min(self.max_nodes) }
     }
 
+    fn is_warm(&self, node: &Node) -> bool {
+        self.warm.is_some_and(|warm| warm.contains_key(&node.row.name))
+    }
+
     /// Whether the request lets the node be used at all.
     pub(crate) fn admits(&self, node: &NodeName) -> bool {
         !self.request.exclude.contains(node)
@@ -86,6 +93,7 @@ struct Room<'a> {
     tasks: u32,
     cpus: u64,
     required: bool,
+    warm: bool,
 }
 
 /// What is free, or all that there is.
@@ -236,7 +244,9 @@ pub(crate) fn place<'a>(
     let mut rooms: Vec<Room<'_>> = Vec::new();
     let mut best: Option<Room<'_>> = None;
     for node in nodes {
-        if best.as_ref().is_some_and(|b| cpus_of(node, against) >= b.cpus) {
+        let warm = need.is_warm(node);
+        let better = |best: &Room<'_>| (cpus_of(node, against), !warm) < (best.cpus, !best.warm);
+        if !best.as_ref().is_none_or(better) {
             continue; // no better than what was found, and not worth a closer look
         }
         let tasks = room(need, node, against);
@@ -244,15 +254,13 @@ pub(crate) fn place<'a>(
             continue;
         }
         let required = need.request.node_list.contains(&node.row.name);
-        let found = Room { node, tasks, cpus: cpus_of(node, against), required };
+        let found = Room { node, tasks, cpus: cpus_of(node, against), required, warm };
         if single
             && tasks >= whole
             && need.request.max_nodes.is_none_or(|m| m == 1 || need.request.tasks.is_some())
         {
             // The tightest node keeps the roomy ones for those who need them.
-            if best.as_ref().is_none_or(|b| found.cpus < b.cpus) {
-                best = Some(found);
-            }
+            best = Some(found);
             if against == Against::Empty {
                 break;
             }
@@ -285,7 +293,7 @@ fn choose_nodes<'a>(need: &Need<'_>, mut rooms: Vec<Room<'a>>) -> Option<Vec<Roo
     let most = need.node_limit() as usize;
     let take = match need.request.tasks {
         Some(n) => {
-            rooms.sort_by(|a, b| b.required.cmp(&a.required).then(b.tasks.cmp(&a.tasks)));
+            rooms.sort_by_key(|r| std::cmp::Reverse((r.required, r.tasks, r.warm)));
             let mut sum = 0u64;
             let enough = rooms.iter().position(|r| {
                 sum += u64::from(r.tasks);
@@ -294,7 +302,7 @@ fn choose_nodes<'a>(need: &Need<'_>, mut rooms: Vec<Room<'a>>) -> Option<Vec<Roo
             (enough + 1).max(least)
         }
         None => {
-            rooms.sort_by(|a, b| b.required.cmp(&a.required).then(a.cpus.cmp(&b.cpus)));
+            rooms.sort_by_key(|r| (!r.required, r.cpus, !r.warm));
             match need.request.max_nodes {
                 Some(_) => rooms.len().min(most).max(least),
                 None => least,

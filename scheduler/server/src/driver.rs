@@ -572,6 +572,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         | FromAgent::PrologFailed { session, .. }
         | FromAgent::RebootFailed { session, .. }
         | FromAgent::ImagesHeld { session, .. }
+        | FromAgent::Peers { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }
     message

@@ -214,6 +214,8 @@ impl World {
             | AgentEffect::Configure(_)
             | AgentEffect::Note { .. }
             | AgentEffect::ImagesNeeded { .. }
+            | AgentEffect::Peers(_)
+            | AgentEffect::Registered
             | AgentEffect::Prefetch { .. }
             | AgentEffect::CancelPrefetch { .. } => {}
         }

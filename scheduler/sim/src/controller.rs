@@ -165,6 +165,7 @@ impl World {
             | FromAgent::PrologFailed { session, .. }
             | FromAgent::RebootFailed { session, .. }
             | FromAgent::ImagesHeld { session, .. }
+            | FromAgent::Peers { session, .. }
             | FromAgent::Heartbeat { session, .. } => session,
         };
         let registered = self.controller.registered.get(node);

@@ -305,6 +305,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::ImagesNeeded { .. }
         | ToAgent::Configure(_)
         | ToAgent::Dial { .. }
+        | ToAgent::Peers(_)
         | ToAgent::ExitRecorded { .. } => None,
     }
 }
@@ -346,6 +347,7 @@ pub(crate) fn from_agent(message: &FromAgent) -> String {
         FromAgent::Pulled { session, key, .. } => format!("Pulled {key} session {}", session.0),
         FromAgent::RebootFailed { session, .. } => format!("RebootFailed session {}", session.0),
         FromAgent::Heartbeat { session, .. } => format!("Heartbeat session {}", session.0),
+        FromAgent::Peers { session, said } => format!("{said:?} session {}", session.0),
         FromAgent::ImagesHeld { session, ask, .. } => format!("ImagesHeld {ask} session {}", session.0),
     }
 }

@@ -86,6 +86,11 @@ impl Cluster {
                     self.send(node, ToAgent::ImagesNeeded { ask, digests });
                 }
             }
+            FromAgent::Peers { session, said } => {
+                if self.heard(node, connection, session) {
+                    self.peers(node, said);
+                }
+            }
             FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
                 if !self.heard(node, connection, session) {
                     return;
@@ -144,6 +149,8 @@ impl Cluster {
             && let Some(n) = self.node_mut(node)
         {
             n.link = None;
+            let told = self.exchange.gone(node, self.clock);
+            self.tell_peers(told);
         }
     }
 
@@ -188,6 +195,10 @@ impl Cluster {
         // What it was told before is over for it with the connection.
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
+        if before.is_none_or(|l| l.connection != connection) {
+            let told = self.exchange.gone(name, self.clock);
+            self.tell_peers(told);
+        }
         // Said again on the same connection it is the same registration: its Welcome may have been lost, or this one may be.
         let session = match before.filter(|l| l.connection == connection) {
             Some(link) => link.session,

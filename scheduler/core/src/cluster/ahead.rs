@@ -100,7 +100,8 @@ impl Cluster {
             let Some(queue) = self.queue.get(partition) else { continue };
             for key in queue.range(*first..).take(LOOK) {
                 let Some(job) = self.job(key.job).filter(|_| !self.array_is_full(key.job)) else { continue };
-                let need = Need::new(&job.spec.spec.resources, rules);
+                let warm = image(job).and_then(|digest| self.exchange.holders(digest));
+                let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
                 let Some(allocation) = self.place_later(&mut later, &need, rules) else { break };
                 let run = (key.job, job.row.attempt);
                 let Some(digest) = image(job) else {
@@ -219,7 +220,7 @@ impl Later {
 }
 
 /// The image of a job's first step.
-fn image(job: &Job) -> Option<&str> {
+pub(super) fn image(job: &Job) -> Option<&str> {
     let first = job.spec.first_step.as_ref().and_then(|step| step.container.as_ref());
     first.or(job.spec.spec.container.as_ref())?.image.digest()
 }

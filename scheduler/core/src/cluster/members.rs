@@ -317,6 +317,9 @@ impl Cluster {
             return refuse(RefusalCode::WrongState, text);
         }
         self.fail_on_node(name);
+        let told =
+            self.exchange.revoked(name, member.as_ref().map(|member| member.key.0.clone()), self.clock);
+        self.tell_peers(told);
         if self.nodes.remove(name).is_some() {
             self.out.nodes.remove(name);
             self.out.last.push(Write::DeleteNode(name.clone()));

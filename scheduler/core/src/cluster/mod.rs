@@ -8,6 +8,7 @@ mod cancel;
 mod causes;
 mod ending;
 mod enter;
+mod exchange;
 mod images;
 mod layout;
 mod members;
@@ -27,6 +28,7 @@ mod trail;
 
 use crate::config::CoreConfig;
 use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
+use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
@@ -81,6 +83,8 @@ pub struct Cluster {
     ahead: BTreeSet<(NodeName, JobId, Attempt)>,
     /// Something changed since it was last looked what waiting jobs will run on, and whether it will be looked again.
     looking: ahead::Looking,
+    /// Images that travel between nodes.
+    exchange: Exchange,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
     /// Nodes that are to be rebooted, or are being: when these are told again.
@@ -134,6 +138,7 @@ impl Cluster {
             dirty: BTreeSet::new(),
             ahead: BTreeSet::new(),
             looking: ahead::Looking::default(),
+            exchange: Exchange::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
             rebooting: BTreeMap::new(),

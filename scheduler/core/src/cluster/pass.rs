@@ -80,7 +80,8 @@ impl Cluster {
 
     fn verdict(&self, rules: &PartitionRules, id: JobId) -> Verdict {
         let Some(job) = self.job(id) else { return Verdict::Busy };
-        let need = Need::new(&job.spec.spec.resources, rules);
+        let warm = super::ahead::image(job).and_then(|digest| self.exchange.holders(digest));
+        let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
         if let Some(allocation) = place(&need, self.nodes_of(rules, Node::available), Against::Free) {
             return Verdict::Fits(allocation);
         }

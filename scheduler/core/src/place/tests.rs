@@ -118,7 +118,7 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
 }
 
 fn need(request: &ResourceRequest) -> Need<'_> {
-    Need { request, max_nodes: 0 }
+    Need { request, max_nodes: 0, warm: None }
 }
 
 proptest! {
@@ -169,6 +169,39 @@ proptest! {
             prop_assert_eq!(node.free_cpus, node.hardware.cpus());
             prop_assert_eq!(node.free_memory, usable_memory(&node.hardware));
         }
+    }
+
+    /// A node that has the image changes nothing but which of several equal nodes it is, and of those one that has it comes first.
+    #[test]
+    fn warm_nodes_are_preferred_among_equals_alone(
+        all in nodes(),
+        request in request(),
+        warm in proptest::collection::btree_set(0..6usize, 0..4),
+    ) {
+        let warm: Holders = warm.into_iter().map(|n| (NodeName(format!("n{n}")), Default::default())).collect();
+        let cold = place(&need(&request), all.iter(), Against::Free);
+        let found = place(&Need { warm: Some(&warm), ..need(&request) }, all.iter(), Against::Free);
+        prop_assert_eq!(cold.is_some(), found.is_some());
+        let (Some(cold), Some(found)) = (cold, found) else { return Ok(()) };
+        let of = |name: &NodeName| all.iter().find(|node| node.row.name == *name).unwrap();
+        // What tells nodes apart: all that are free, or how many tasks there is room for.
+        let worth = |allocation: &Allocation| {
+            let need = need(&request);
+            let each = |name| match request.tasks {
+                Some(_) if allocation.nodes.len() > 1 => (0, room(&need, of(name), Against::Free)),
+                _ => (cpus_of(of(name), Against::Free), 0),
+            };
+            let mut all: Vec<(u64, u32)> = allocation.nodes.iter().map(each).collect();
+            all.sort_unstable();
+            all
+        };
+        prop_assert_eq!(worth(&cold), worth(&found));
+        let count = |allocation: &Allocation| allocation.nodes.iter().filter(|n| warm.contains_key(*n)).count();
+        prop_assert!(count(&found) >= count(&cold));
+        // None of them, or all: nothing is told apart by it.
+        let every: Holders = all.iter().map(|node| (node.row.name.clone(), Default::default())).collect();
+        let same = place(&Need { warm: Some(&every), ..need(&request) }, all.iter(), Against::Free);
+        prop_assert_eq!(same.map(|a| (a.nodes, a.tasks)), Some((cold.nodes, cold.tasks)));
     }
 
     #[test]

@@ -1,0 +1,378 @@
+//! Images between nodes: this node gives what it has to those whom the controller names, and takes from those to whom the controller
+//! sends it. Who fetches, who waits and who gives is the controller's decision; nothing here waits for ever for it.
+
+mod fetch;
+mod held;
+mod http;
+mod serve;
+
+pub(crate) use fetch::PeerSource;
+use serve::{Connections, Grants};
+
+use crate::driver::Input;
+use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
+use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_rpc::{PeerIdentity, Uplink};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How often the controller is told that an image is still wanted.
+const RENEW: Duration = Duration::from_secs(5);
+/// A controller that says nothing for so long holds nobody up.
+const UNHEARD: Duration = Duration::from_secs(12);
+/// How often somebody who waits looks whether the image is still wanted.
+const LOOK: Duration = Duration::from_millis(300);
+/// How often it is looked who this node is, until it is somebody, and from then on.
+const SOON: Duration = Duration::from_millis(500);
+const LATER: Duration = Duration::from_secs(10);
+
+/// Tells who this node is to other nodes, if that is new: of the state directory, for a node of this name, who was somebody before.
+pub type FindIdentity = fn(&std::path::Path, &NodeName, Option<&PeerIdentity>) -> Option<PeerIdentity>;
+
+/// What this node has to do with others.
+pub struct Peers {
+    node: NodeName,
+    identity: RwLock<Option<Arc<PeerIdentity>>>,
+    /// As others reach this node; `host:port`, or the port alone on the controller's machine.
+    address: OnceLock<String>,
+    /// The host by which this node reaches the controller's machine.
+    controller: Option<String>,
+    inputs: OnceLock<mpsc::UnboundedSender<Input>>,
+    turns: Mutex<BTreeMap<u64, Open>>,
+    last: AtomicU64,
+    grants: Grants,
+    connections: Connections,
+    /// What the controller was told of this node's images.
+    told: held::Told,
+}
+
+/// A question that is open.
+struct Open {
+    ways: Sender<ImageWay>,
+    what: Arc<Asked>,
+}
+
+struct Asked {
+    job: JobId,
+    attempt: Attempt,
+    digest: String,
+    bytes: AtomicU64,
+    failed: Mutex<BTreeSet<NodeName>>,
+}
+
+/// An image that is wanted, until this is dropped.
+pub(crate) struct Turn {
+    peers: Arc<Peers>,
+    ask: u64,
+    what: Arc<Asked>,
+    ways: Mutex<Receiver<ImageWay>>,
+    stop: Arc<AtomicBool>,
+    there: AtomicBool,
+    waited: AtomicBool,
+}
+
+impl Peers {
+    /// Nobody yet to anybody.
+    pub fn new(node: NodeName, uplink: &Uplink) -> Peers {
+        let controller = match uplink {
+            Uplink::Local(_) => None,
+            Uplink::Remote(_) => uplink.name().rsplit_once(':').map(|(host, _)| host.to_string()),
+        };
+        Peers {
+            node,
+            identity: RwLock::default(),
+            address: OnceLock::new(),
+            controller,
+            inputs: OnceLock::new(),
+            turns: Mutex::default(),
+            last: AtomicU64::new(0),
+            grants: Grants::default(),
+            connections: Connections::default(),
+            told: held::Told::default(),
+        }
+    }
+
+    /// Registered with the controller, which knows nothing of this node's images.
+    pub fn registered(&self) {
+        self.told.forget();
+        self.announce();
+    }
+
+    fn turns(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identity(&self) -> Option<Arc<PeerIdentity>> {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn say(&self, said: FromPeers) {
+        if let Some(inputs) = self.inputs.get() {
+            // An error means that the agent ends.
+            let _ = inputs.send(Input::Peers(said));
+        }
+    }
+
+    /// Tells the controller where others find this node, once it serves.
+    pub fn announce(&self) {
+        if let (Some(identity), Some(address)) = (self.identity(), self.address.get()) {
+            self.say(FromPeers::Ready { address: address.clone(), key: identity.key().to_string() });
+            for (ask, open) in &*self.turns() {
+                self.say(open.what.wanted(*ask));
+            }
+        }
+    }
+
+    /// The controller's word.
+    pub fn hear(&self, said: ToPeers) {
+        match said {
+            ToPeers::Way { ask, way } => {
+                if let Some(open) = self.turns().get(&ask) {
+                    // Who does not listen any more needs nothing.
+                    let _ = open.ways.send(way);
+                }
+            }
+            ToPeers::Serve { node, key, digest, source, user, time } => {
+                tracing::debug!("{node} may fetch {digest} here for uid {user}");
+                self.grants.add(node, key, digest, source, user, time);
+            }
+            ToPeers::EndServe { key, digest } => {
+                self.grants.end(&key, digest.as_deref());
+                if digest.is_none() {
+                    self.connections.cut(&key);
+                }
+            }
+        }
+    }
+
+    /// Serves other nodes, and tells the controller what is still wanted, until it is dropped.
+    pub(crate) async fn keep(self: Arc<Self>, start: Keeping) {
+        // Set once.
+        let _ = self.inputs.set(start.inputs.clone());
+        let renewing = async {
+            loop {
+                tokio::time::sleep(RENEW).await;
+                for (ask, open) in &*self.turns() {
+                    self.say(open.what.wanted(*ask));
+                }
+            }
+        };
+        let holding = held::keep(Arc::clone(&self), Arc::clone(&start.images));
+        tokio::join!(renewing, holding, self.serve(&start));
+    }
+
+    async fn serve(self: &Arc<Self>, start: &Keeping) {
+        let Some(port) = start.port else { return };
+        self.take_identity(start, SOON).await;
+        let own = match &self.controller {
+            Some(_) => loop {
+                match own_address(start.uplink.name()).await {
+                    Some(own) => break Some(own),
+                    None => tokio::time::sleep(LATER).await,
+                }
+            },
+            None => None,
+        };
+        let Some(listener) = listen(own, port).await else { return };
+        let Ok(port) = listener.local_addr().map(|address| address.port()) else { return };
+        let address = match own {
+            Some(own) => std::net::SocketAddr::new(own, port).to_string(),
+            None => format!(":{port}"),
+        };
+        tracing::info!("images are given to other nodes at {address}");
+        let _ = self.address.set(address);
+        self.announce();
+        let renewing = async {
+            loop {
+                self.take_identity(start, LATER).await;
+                tracing::info!("other nodes know this one by a new key or certificate");
+                self.announce();
+            }
+        };
+        tokio::join!(renewing, serve::accept(listener, Arc::clone(self), Arc::clone(&start.images)));
+    }
+
+    /// Waits until this node is somebody else than before.
+    async fn take_identity(self: &Arc<Self>, start: &Keeping, every: Duration) {
+        loop {
+            let (find, state, node) = (start.find, start.state.clone(), self.node.clone());
+            let before = self.identity();
+            let found = tokio::task::spawn_blocking(move || find(&state, &node, before.as_deref())).await;
+            if let Ok(Some(found)) = found {
+                *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(found));
+                return;
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// Asks for an image of a job's run; nothing where this node has nothing to do with others.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        (job, attempt): (JobId, Attempt),
+        digest: &str,
+        stop: &Arc<AtomicBool>,
+    ) -> Option<Arc<Turn>> {
+        self.address.get()?;
+        let what = Asked {
+            job,
+            attempt,
+            digest: digest.to_string(),
+            bytes: AtomicU64::new(0),
+            failed: Mutex::default(),
+        };
+        let (what, (sender, ways)) = (Arc::new(what), channel());
+        let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.turns().insert(ask, Open { ways: sender, what: Arc::clone(&what) });
+        self.say(what.wanted(ask));
+        let (peers, stop) = (Arc::clone(self), Arc::clone(stop));
+        Some(Arc::new(Turn {
+            peers,
+            ask,
+            what,
+            ways: Mutex::new(ways),
+            stop,
+            there: AtomicBool::new(false),
+            waited: AtomicBool::new(false),
+        }))
+    }
+}
+
+/// What is needed to serve.
+pub(crate) struct Keeping {
+    pub(crate) state: PathBuf,
+    pub(crate) find: FindIdentity,
+    pub(crate) uplink: Uplink,
+    /// `None`: images are neither given nor taken.
+    pub(crate) port: Option<u16>,
+    pub(crate) images: Arc<crate::images::Images>,
+    pub(crate) inputs: mpsc::UnboundedSender<Input>,
+}
+
+impl Asked {
+    fn failed(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted(&self, ask: u64) -> FromPeers {
+        FromPeers::Wanted {
+            ask,
+            job: self.job,
+            attempt: self.attempt,
+            digest: self.digest.clone(),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            failed: self.failed().iter().cloned().collect(),
+        }
+    }
+}
+
+impl Turn {
+    /// Something came of it.
+    pub(crate) fn came(&self, bytes: u64) {
+        self.what.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The image is there.
+    pub(crate) fn is_there(&self) {
+        self.there.store(true, Ordering::Relaxed);
+    }
+
+    /// A node did not give it; false where that was known.
+    fn failed(&self, node: &NodeName) -> bool {
+        let new = self.what.failed().insert(node.clone());
+        if new {
+            self.peers.say(self.what.wanted(self.ask));
+        }
+        new
+    }
+
+    /// Whether another node fetched it meanwhile.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited.load(Ordering::Relaxed)
+    }
+
+    /// Whether the image is not wanted any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the controller says where the image is to come from: where it is from, unless it names a node that has not failed yet.
+    pub(crate) fn way(&self) -> ImageWay {
+        let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = Instant::now();
+        loop {
+            match ways.recv_timeout(LOOK) {
+                Ok(ImageWay::Wait) => {
+                    heard = Instant::now();
+                    self.waited.store(true, Ordering::Relaxed);
+                }
+                // Said before it was heard that the node failed.
+                Ok(ImageWay::Peer { node, .. }) if self.what.failed().contains(&node) => {
+                    heard = Instant::now()
+                }
+                Ok(way) => return way,
+                Err(RecvTimeoutError::Disconnected) => return ImageWay::Source,
+                Err(RecvTimeoutError::Timeout) if self.is_stopped() => return ImageWay::Source,
+                Err(RecvTimeoutError::Timeout) if heard.elapsed() > UNHEARD => {
+                    tracing::info!(
+                        "the controller does not say where an image is: it is fetched from its source"
+                    );
+                    return ImageWay::Source;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.peers.turns().remove(&self.ask);
+        self.peers.say(FromPeers::Done { ask: self.ask, there: self.there.load(Ordering::Relaxed) });
+        self.peers.told.look();
+    }
+}
+
+/// Takes the port, or another one where somebody has it.
+async fn listen(own: Option<std::net::IpAddr>, port: u16) -> Option<tokio::net::TcpListener> {
+    let hosts: &[&str] = match own {
+        Some(std::net::IpAddr::V4(_)) => &["0.0.0.0"],
+        Some(std::net::IpAddr::V6(_)) => &["[::]"],
+        None => &["[::]", "0.0.0.0"],
+    };
+    for port in [port, 0] {
+        for host in hosts {
+            match tokio::net::TcpListener::bind(format!("{host}:{port}")).await {
+                Ok(listener) => return Some(listener),
+                Err(e) => tracing::info!("images for other nodes: {host}:{port}: {e}"),
+            }
+        }
+    }
+    tracing::warn!("no image is given to other nodes, or taken from them");
+    None
+}
+
+/// The address of this machine from which the controller is reached. Nothing is sent for it.
+async fn own_address(controller: String) -> Option<std::net::IpAddr> {
+    let socket = tokio::net::UdpSocket::bind("0.0.0.0:0");
+    let address = async {
+        let of = tokio::net::lookup_host(&controller).await?.next();
+        let of = of.ok_or(std::io::ErrorKind::NotFound)?;
+        let socket = if of.is_ipv4() { socket.await? } else { tokio::net::UdpSocket::bind("[::]:0").await? };
+        socket.connect(of).await?;
+        socket.local_addr()
+    };
+    let found: std::io::Result<_> = address.await;
+    match found {
+        Ok(address) => Some(address.ip()),
+        Err(e) => {
+            tracing::debug!("the address of this node for others: {e}");
+            None
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Giving an image of the store to another node of the cluster: manifest and configuration as they were fetched, and the content
+//! of its layers, made again byte for byte.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+
+use super::Store;
+use super::ensure::UseGuard;
+use super::grant::parse_name;
+use super::layer::SKELETON;
+use super::record::ImageRecord;
+use crate::digest::Digest;
+use crate::error::{Error, Result, recover};
+use crate::manifest::LayerInfo;
+use crate::skeleton::{self, Rebuilt};
+
+/// An image that may be given; it is not removed meanwhile.
+pub struct Offer<'a> {
+    store: &'a Store,
+    record: ImageRecord,
+    _guard: UseGuard,
+}
+
+/// A part of an image.
+pub struct Part<'a> {
+    store: &'a Store,
+    form: Form,
+    length: u64,
+}
+
+enum Form {
+    Whole(Vec<u8>),
+    Layer(LayerInfo),
+}
+
+impl Store {
+    /// All images that are whole, with who has shown here that they may have them. Names of files alone are looked at.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn all_held(&self) -> Result<BTreeMap<Digest, BTreeSet<u32>>> {
+        let names = self.names(&self.images)?;
+        let whole = names.iter().filter_map(|name| Digest::from_file_name(name.strip_suffix(".json")?));
+        let mut all: BTreeMap<Digest, BTreeSet<u32>> =
+            whole.map(|digest| (digest, BTreeSet::new())).collect();
+        for (digest, uid) in names.iter().filter_map(|name| parse_name(name)) {
+            if let Some(users) = all.get_mut(&digest) {
+                users.insert(uid);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The image, for a user who has shown here that `source` gives it to them; without one, on a store that is its owner's
+    /// alone, for its owner.
+    ///
+    /// # Errors
+    /// It is not in the store, or not theirs.
+    pub fn offer(&self, digest: &Digest, source: &str, user: Option<u32>) -> Result<Offer<'_>> {
+        let (record, guard) = self.held(digest)?;
+        let theirs = match user {
+            Some(uid) => {
+                self.grant_of(digest, uid)?.is_some_and(|grant| grant.sources.iter().any(|s| s == source))
+            }
+            None => true,
+        };
+        // Whether somebody else has it is nobody's business.
+        if theirs {
+            Ok(Offer { store: self, record, _guard: guard })
+        } else {
+            Err(self.unknown(&digest.to_string()))
+        }
+    }
+}
+
+impl Offer<'_> {
+    /// The manifest.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn manifest(&self) -> Result<Part<'_>> {
+        self.whole(&self.record.digest)
+    }
+
+    /// The configuration, or the content of the layer with this DiffID; nothing where the image has no such part.
+    ///
+    /// # Errors
+    /// It is damaged, or a layer's archive cannot be made again.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Part<'_>>> {
+        if self.record.config_digest == *digest {
+            return self.whole(digest).map(Some);
+        }
+        let Some(layer) = self.record.layers.iter().find(|layer| layer.diff_id == *digest) else {
+            return Ok(None);
+        };
+        self.store.is_rebuildable(layer)?;
+        let skeleton = self.store.layer_file(digest, SKELETON)?;
+        let length = skeleton::length(skeleton).map_err(|e| recover(&format!("layer {digest}"), e))?;
+        Ok(Some(Part { store: self.store, form: Form::Layer(layer.clone()), length }))
+    }
+
+    fn whole(&self, digest: &Digest) -> Result<Part<'_>> {
+        let bytes = self.store.stored_blob(digest)?;
+        Ok(Part { store: self.store, length: bytes.len() as u64, form: Form::Whole(bytes) })
+    }
+}
+
+impl Part<'_> {
+    /// Its bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Writes the bytes from one offset to before another.
+    ///
+    /// # Errors
+    /// It cannot be written, or a file of the layer is not as it was: what was written then is to be used for nothing.
+    pub fn copy(&self, (from, end): (u64, u64), out: &mut dyn Write) -> Result<()> {
+        let failed = |e: io::Error| Error::io("giving an image to another node", e);
+        match &self.form {
+            Form::Whole(bytes) => {
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                out.write_all(bytes.get(at(from)..at(end)).unwrap_or_default()).map_err(failed)
+            }
+            Form::Layer(layer) => {
+                let what = format!("layer {}", layer.diff_id);
+                let tree = self.store.layer_tree(&layer.diff_id)?;
+                let skeleton = self.store.layer_file(&layer.diff_id, SKELETON)?;
+                let made = |e| recover(&what, e);
+                let mut archive = Rebuilt::new(skeleton, &tree, false).map_err(made)?;
+                io::copy(&mut (&mut archive).take(from), &mut io::sink()).map_err(made)?;
+                io::copy(&mut archive.take(end.saturating_sub(from)), out).map(drop).map_err(made)
+            }
+        }
+    }
+}

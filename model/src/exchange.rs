@@ -1,0 +1,113 @@
+//! What agents and the controller say to each other about images that travel between nodes: who fetches one, who has it, and
+//! which node may have it of which.
+
+use crate::ids::{Attempt, JobId, NodeName, Uid};
+use crate::time::Span;
+use serde::{Deserialize, Serialize};
+
+/// From an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromPeers {
+    /// Other nodes can fetch images here.
+    Ready {
+        /// `host:port`; without a host it is the controller's machine, by whatever name others reach that.
+        address: String,
+        /// Digest of the key that this node shows, on both sides of a connection.
+        key: String,
+    },
+    /// An image is wanted for a run of a job. Said again every few seconds for as long as it is.
+    Wanted {
+        /// Number of the question: the same while it is the same pull.
+        ask: u64,
+        /// Whose job.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// `sha256:...` of the manifest.
+        digest: String,
+        /// Bytes that came so far, from wherever they come.
+        bytes: u64,
+        /// Nodes that did not give it.
+        failed: Vec<NodeName>,
+    },
+    /// Images in the node's store.
+    Holds {
+        /// These are all; else what changed.
+        all: bool,
+        /// With who has shown there that they may have them.
+        images: Vec<HeldImage>,
+        /// `sha256:...` of the manifests of those that went.
+        gone: Vec<String>,
+    },
+    /// Nothing more is wanted by this question.
+    Done {
+        /// Which question.
+        ask: u64,
+        /// Whether the image is there now.
+        there: bool,
+    },
+}
+
+/// An image in a node's store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldImage {
+    /// `sha256:...` of its manifest.
+    pub digest: String,
+    /// Who has shown there that they may have it; of a node that serves one user alone, that one.
+    pub users: Vec<Uid>,
+}
+
+/// To an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToPeers {
+    /// Answer to [`FromPeers::Wanted`]; a later one to the same question replaces it, until the first that is not to wait.
+    Way {
+        /// Which question.
+        ask: u64,
+        /// Where the image is to come from.
+        way: ImageWay,
+    },
+    /// A node may fetch an image here, for one user.
+    Serve {
+        /// The node, for messages.
+        node: NodeName,
+        /// Digest of its key.
+        key: String,
+        /// `sha256:...` of the manifest.
+        digest: String,
+        /// Where the image is from: the user must have shown here that this gives it to them.
+        source: String,
+        /// For whom.
+        user: Uid,
+        /// For how long, counted from when it is heard.
+        time: Span,
+    },
+    /// It may not any more; where that is so for all images, its connections are cut.
+    EndServe {
+        /// Digest of its key.
+        key: String,
+        /// Which image; all of them where it is absent.
+        digest: Option<String>,
+    },
+}
+
+/// Where an image is to come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageWay {
+    /// Nothing yet: another node fetches it.
+    Wait,
+    /// From where it is, by this node itself.
+    Source,
+    /// From another node.
+    Peer {
+        /// Its name.
+        node: NodeName,
+        /// As it said itself, see [`FromPeers::Ready`].
+        address: String,
+        /// Digest of the key that it shows.
+        key: String,
+    },
+}

@@ -1,0 +1,117 @@
+//! What agents and the controller say to each other about images that travel between nodes, on the wire.
+
+use super::{Field, Malformed, required, required_member, structs};
+use crate::pb;
+use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
+
+structs! {
+    HeldImage { digest, users }
+}
+
+required_member!(FromPeers => pb::FromPeers);
+required_member!(ImageWay => pb::ImageWay);
+
+impl Field<pb::FromPeers> for FromPeers {
+    fn put(&self) -> pb::FromPeers {
+        use pb::from_peers::Kind;
+        let kind = match self {
+            FromPeers::Ready { address, key } => {
+                Kind::Ready(pb::PeerReady { address: address.clone(), key: key.clone() })
+            }
+            FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => Kind::Wanted(pb::ImageWanted {
+                ask: *ask,
+                job: job.put(),
+                attempt: attempt.put(),
+                digest: digest.clone(),
+                bytes: *bytes,
+                failed: failed.put(),
+            }),
+            FromPeers::Holds { all, images, gone } => {
+                Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
+            }
+            FromPeers::Done { ask, there } => Kind::Done(pb::ImageDone { ask: *ask, there: *there }),
+        };
+        pb::FromPeers { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::FromPeers) -> Result<Self, Malformed> {
+        use pb::from_peers::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
+            Kind::Ready(pb::PeerReady { address, key }) => FromPeers::Ready { address, key },
+            Kind::Wanted(pb::ImageWanted { ask, job, attempt, digest, bytes, failed }) => FromPeers::Wanted {
+                ask,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+                digest,
+                bytes,
+                failed: Field::get(failed)?,
+            },
+            Kind::Holds(pb::ImagesHold { all, images, gone }) => {
+                FromPeers::Holds { all, images: Field::get(images)?, gone }
+            }
+            Kind::Done(pb::ImageDone { ask, there }) => FromPeers::Done { ask, there },
+        })
+    }
+}
+
+impl Field<pb::ImageWay> for ImageWay {
+    fn put(&self) -> pb::ImageWay {
+        use pb::image_way::Kind;
+        let kind = match self {
+            ImageWay::Wait => Kind::Wait(pb::WaitForImage {}),
+            ImageWay::Source => Kind::Source(pb::FromSource {}),
+            ImageWay::Peer { node, address, key } => {
+                Kind::Peer(pb::PeerWay { node: node.put(), address: address.clone(), key: key.clone() })
+            }
+        };
+        pb::ImageWay { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::ImageWay) -> Result<Self, Malformed> {
+        use pb::image_way::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("not a known way to an image"))? {
+            Kind::Wait(pb::WaitForImage {}) => ImageWay::Wait,
+            Kind::Source(pb::FromSource {}) => ImageWay::Source,
+            Kind::Peer(pb::PeerWay { node, address, key }) => {
+                ImageWay::Peer { node: Field::get(node)?, address, key }
+            }
+        })
+    }
+}
+
+impl Field<pb::ToPeers> for ToPeers {
+    fn put(&self) -> pb::ToPeers {
+        use pb::to_peers::Kind;
+        let kind = match self {
+            ToPeers::Way { ask, way } => Kind::Way(pb::WayTold { ask: *ask, way: way.put() }),
+            ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
+                node: node.put(),
+                key: key.clone(),
+                digest: digest.clone(),
+                source: source.clone(),
+                user: user.put(),
+                time: time.put(),
+            }),
+            ToPeers::EndServe { key, digest } => {
+                Kind::EndServe(pb::EndServe { key: key.clone(), digest: digest.clone() })
+            }
+        };
+        pb::ToPeers { kind: Some(kind) }
+    }
+
+    fn get(wire: pb::ToPeers) -> Result<Self, Malformed> {
+        use pb::to_peers::Kind;
+        Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
+            Kind::Way(pb::WayTold { ask, way }) => ToPeers::Way { ask, way: required(way)? },
+            Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
+                node: Field::get(node)?,
+                key,
+                digest,
+                source,
+                user: Field::get(user)?,
+                time: Field::get(time)?,
+            },
+            Kind::EndServe(pb::EndServe { key, digest }) => ToPeers::EndServe { key, digest },
+        })
+    }
+}

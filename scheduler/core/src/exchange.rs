@@ -1,0 +1,358 @@
+//! Who fetches an image that several nodes want, who waits for it, and which node gives it to which. Pure, and nothing of it is
+//! stored: what nodes say again after a restart makes it anew, and a node that hears nothing fetches by itself.
+//!
+//! An image is wanted for one user, from one source: what one user has shown to have, another has not. Of the nodes that want it
+//! one fetches; whoever has it gives it to [`FAN`] others at a time, which then give it on, so that the time grows with the
+//! logarithm of the number of nodes.
+
+use berth_model::exchange::{ImageWay, ToPeers};
+use berth_model::ids::{NodeName, Uid};
+use berth_model::time::{Span, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// To how many nodes one gives an image at the same time.
+pub(crate) const FAN: usize = 4;
+/// One who fetches and is not heard of for so long is not waited for any more: it says so every five seconds.
+const SILENT: Span = Span::from_secs(20);
+/// Nor one to whom nothing comes.
+const STALLED: Span = Span::from_secs(60);
+/// Whoever has waited for so long fetches by itself.
+const PATIENCE: Span = Span::from_secs(600);
+/// For how long a node may fetch from another one.
+const SERVED: Span = Span::from_secs(3600);
+/// Questions of one node that are open; what is beyond is answered at once.
+const MOST_ASKS: usize = 256;
+/// Images of which it is known who has them; what is beyond is found by asking where it comes from.
+const MOST_IMAGES: usize = 20_000;
+
+/// An image, for somebody.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Want {
+    pub(crate) digest: String,
+    pub(crate) source: String,
+    pub(crate) user: Uid,
+}
+
+/// Nodes that have an image, and for whom: those have shown there that they may have it.
+pub(crate) type Holders = BTreeMap<NodeName, BTreeSet<Uid>>;
+
+/// A node, and the number of its question.
+type Asker = (NodeName, u64);
+/// What is said to a node.
+type Said = (NodeName, ToPeers);
+
+#[derive(Clone, Debug)]
+struct Peer {
+    address: String,
+    key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Waits,
+    /// From where it is.
+    Fetches,
+    /// From this node.
+    Takes(NodeName),
+}
+
+#[derive(Clone, Debug)]
+struct Ask {
+    state: State,
+    since: Time,
+    heard: Time,
+    /// When the number of bytes last was another one.
+    moved: Time,
+    bytes: u64,
+    failed: BTreeSet<NodeName>,
+}
+
+/// Those who want one image.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    asks: BTreeMap<Asker, Ask>,
+    waiting: BTreeSet<Asker>,
+    /// For whom the others wait.
+    fetcher: Option<Asker>,
+}
+
+/// The exchange.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Exchange {
+    peers: BTreeMap<NodeName, Peer>,
+    groups: BTreeMap<Want, Group>,
+    asks: BTreeMap<Asker, Want>,
+    holders: BTreeMap<String, Holders>,
+    /// How many take from a node.
+    load: BTreeMap<NodeName, usize>,
+}
+
+impl Exchange {
+    /// Others can fetch from a node.
+    pub(crate) fn ready(&mut self, node: &NodeName, address: String, key: String) -> Vec<Said> {
+        let before = self.peers.insert(node.clone(), Peer { address, key: key.clone() });
+        // A key that was rotated may have been stolen.
+        before.filter(|before| before.key != key).map_or_else(Vec::new, |before| self.end_all(before.key))
+    }
+
+    /// Nobody gives anything to who has this key.
+    fn end_all(&self, key: String) -> Vec<Said> {
+        let end = |to: &NodeName| (to.clone(), ToPeers::EndServe { key: key.clone(), digest: None });
+        self.peers.keys().map(end).collect()
+    }
+
+    /// The node is out of reach: it neither gives nor takes, and what it fetched for others somebody else fetches.
+    pub(crate) fn gone(&mut self, node: &NodeName, now: Time) -> Vec<Said> {
+        self.has_nothing(node);
+        let asks: Vec<u64> = self.asks_of(node).collect();
+        let mut said = Vec::new();
+        for ask in asks {
+            said.extend(self.over(&(node.clone(), ask), false, now));
+        }
+        self.peers.remove(node);
+        // Whoever takes from it finds that out, and asks again.
+        said.retain(|(to, _)| to != node);
+        said
+    }
+
+    /// It is none of the cluster's any more: nobody gives anything to who has its key from now on.
+    pub(crate) fn revoked(&mut self, node: &NodeName, key: Option<String>, now: Time) -> Vec<Said> {
+        let shown = self.peers.get(node).map(|peer| peer.key.clone());
+        let mut said = self.gone(node, now);
+        let keys: BTreeSet<String> = key.into_iter().chain(shown).collect();
+        said.extend(keys.into_iter().flat_map(|key| self.end_all(key)));
+        said
+    }
+
+    fn asks_of(&self, node: &NodeName) -> impl Iterator<Item = u64> {
+        let (first, last) = ((node.clone(), 0), (node.clone(), u64::MAX));
+        self.asks.range(first..=last).map(|((_, ask), _)| *ask)
+    }
+
+    /// A node wants an image, or still does.
+    pub(crate) fn wanted(
+        &mut self,
+        asker: Asker,
+        want: Want,
+        (bytes, failed): (u64, Vec<NodeName>),
+        now: Time,
+    ) -> Vec<Said> {
+        let known = self.asks.get(&asker);
+        if known.is_some_and(|known| *known != want)
+            || !self.peers.contains_key(&asker.0)
+            || (known.is_none() && self.asks_of(&asker.0).count() >= MOST_ASKS)
+        {
+            let (to, ask) = asker;
+            return vec![(to, ToPeers::Way { ask, way: ImageWay::Source })];
+        }
+        self.asks.insert(asker.clone(), want.clone());
+        let group = self.groups.entry(want.clone()).or_default();
+        let ask = group.asks.entry(asker.clone()).or_insert_with(|| {
+            group.waiting.insert(asker.clone());
+            Ask { state: State::Waits, since: now, heard: now, moved: now, bytes, failed: BTreeSet::new() }
+        });
+        ask.heard = now;
+        if ask.bytes != bytes {
+            (ask.bytes, ask.moved) = (bytes, now);
+        }
+        let fresh = ask.since == now;
+        // Names of nodes that there are not cost nothing but room.
+        ask.failed.extend(failed.into_iter().take(MOST_ASKS));
+        let mut freed = false;
+        if let State::Takes(from) = &ask.state
+            && ask.failed.contains(from)
+        {
+            unload(&mut self.load, from);
+            (ask.state, freed) = (State::Waits, true);
+            group.waiting.insert(asker.clone());
+        }
+        let (waits, late) = (ask.state == State::Waits, now.since(ask.since) > PATIENCE);
+        let held_up = late || group.fetcher.is_none() || group.stalled(now);
+        let mut said = Vec::new();
+        if freed || (waits && (fresh || held_up)) {
+            said = self.decide(&want, now);
+        }
+        if !said.iter().any(|(to, told)| *to == asker.0 && is_way_of(told, asker.1)) {
+            said.extend(self.way(&asker, &want));
+        }
+        said
+    }
+
+    /// How things are for a question.
+    fn way(&self, asker: &Asker, want: &Want) -> Option<Said> {
+        let ask = self.groups.get(want)?.asks.get(asker)?;
+        let way = match &ask.state {
+            State::Waits => ImageWay::Wait,
+            State::Fetches => ImageWay::Source,
+            State::Takes(from) => {
+                let peer = self.peers.get(from)?;
+                ImageWay::Peer { node: from.clone(), address: peer.address.clone(), key: peer.key.clone() }
+            }
+        };
+        Some((asker.0.clone(), ToPeers::Way { ask: asker.1, way }))
+    }
+
+    /// A question is over.
+    pub(crate) fn over(&mut self, asker: &Asker, there: bool, now: Time) -> Vec<Said> {
+        let Some(want) = self.asks.remove(asker) else { return Vec::new() };
+        let mut said = Vec::new();
+        if let Some(group) = self.groups.get_mut(&want) {
+            group.waiting.remove(asker);
+            if group.fetcher.as_ref() == Some(asker) {
+                group.fetcher = None;
+            }
+            if let Some(State::Takes(from)) = group.asks.remove(asker).map(|ask| ask.state) {
+                unload(&mut self.load, &from);
+                let others = group.asks.iter();
+                let same =
+                    |(to, ask): (&Asker, &Ask)| to.0 == asker.0 && ask.state == State::Takes(from.clone());
+                if let (Some(peer), false) = (self.peers.get(&asker.0), others.into_iter().any(same)) {
+                    let digest = Some(want.digest.clone());
+                    said.push((from, ToPeers::EndServe { key: peer.key.clone(), digest }));
+                }
+            }
+        }
+        if there {
+            self.has(&asker.0, &want.digest, want.user);
+        }
+        said.extend(self.decide(&want, now));
+        if self.groups.get(&want).is_some_and(|group| group.asks.is_empty()) {
+            self.groups.remove(&want);
+        }
+        said
+    }
+
+    /// A node has an image, which somebody has shown there to have.
+    pub(crate) fn has(&mut self, node: &NodeName, digest: &str, user: Uid) {
+        if self.holders.len() >= MOST_IMAGES && !self.holders.contains_key(digest) {
+            return;
+        }
+        self.holders.entry(digest.to_string()).or_default().entry(node.clone()).or_default().insert(user);
+    }
+
+    /// What a node has: all of it, or only what changed.
+    pub(crate) fn holds(
+        &mut self,
+        node: &NodeName,
+        all: bool,
+        images: Vec<(String, Vec<Uid>)>,
+        gone: &[String],
+    ) {
+        if all {
+            self.has_nothing(node);
+        }
+        let lost = gone.iter().chain(images.iter().map(|(digest, _)| digest));
+        for digest in lost {
+            if let Some(nodes) = self.holders.get_mut(digest) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    self.holders.remove(digest);
+                }
+            }
+        }
+        for (digest, users) in images {
+            users.iter().for_each(|user| self.has(node, &digest, *user));
+        }
+    }
+
+    fn has_nothing(&mut self, node: &NodeName) {
+        self.holders.retain(|_, nodes| {
+            nodes.remove(node);
+            !nodes.is_empty()
+        });
+    }
+
+    /// Who has an image.
+    pub(crate) fn holders(&self, digest: &str) -> Option<&Holders> {
+        self.holders.get(digest)
+    }
+
+    /// Goes through those who wait for an image.
+    fn decide(&mut self, want: &Want, now: Time) -> Vec<Said> {
+        let Exchange { peers, groups, holders, load, .. } = self;
+        let Some(group) = groups.get_mut(want) else { return Vec::new() };
+        if group.stalled(now) {
+            group.fetcher = None;
+        }
+        let has = |(node, users): (&NodeName, &BTreeSet<Uid>)| {
+            (users.contains(&want.user) && peers.contains_key(node)).then(|| node.clone())
+        };
+        let have: Vec<NodeName> = holders.get(&want.digest).into_iter().flatten().filter_map(has).collect();
+        let mut free: BTreeSet<(usize, NodeName)> =
+            have.iter().map(|node| (load.get(node).copied().unwrap_or(0), node.clone())).collect();
+        free.retain(|(takers, _)| *takers < FAN);
+        let mut said = Vec::new();
+        let waiting: Vec<Asker> = group.waiting.iter().cloned().collect();
+        for asker in waiting {
+            let Some(ask) = group.asks.get_mut(&asker) else { continue };
+            let usable = |node: &NodeName| *node != asker.0 && !ask.failed.contains(node);
+            let (to, number) = asker.clone();
+            if let Some((takers, from)) = free.iter().find(|(_, node)| usable(node)).cloned()
+                && let (Some(peer), Some(own)) = (peers.get(&from), peers.get(&to))
+            {
+                free.remove(&(takers, from.clone()));
+                load.insert(from.clone(), takers + 1);
+                if takers + 1 < FAN {
+                    free.insert((takers + 1, from.clone()));
+                }
+                ask.state = State::Takes(from.clone());
+                group.waiting.remove(&asker);
+                let (digest, source) = (want.digest.clone(), want.source.clone());
+                said.push((
+                    from.clone(),
+                    ToPeers::Serve {
+                        node: to.clone(),
+                        key: own.key.clone(),
+                        digest,
+                        source,
+                        user: want.user,
+                        time: SERVED,
+                    },
+                ));
+                let (address, key) = (peer.address.clone(), peer.key.clone());
+                let way = ImageWay::Peer { node: from, address, key };
+                said.push((to, ToPeers::Way { ask: number, way }));
+                continue;
+            }
+            let wait = have.iter().any(usable) || group.fetcher.is_some();
+            if wait && now.since(ask.since) <= PATIENCE {
+                if free.is_empty() {
+                    // Nobody behind this one gets anything either.
+                    break;
+                }
+                continue;
+            }
+            (ask.state, ask.moved) = (State::Fetches, now);
+            group.waiting.remove(&asker);
+            group.fetcher.get_or_insert(asker);
+            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source }));
+        }
+        said
+    }
+}
+
+impl Group {
+    /// Whether the one for whom the others wait gets nowhere.
+    fn stalled(&self, now: Time) -> bool {
+        self.fetcher
+            .as_ref()
+            .and_then(|asker| self.asks.get(asker))
+            .is_some_and(|ask| now.since(ask.heard) > SILENT || now.since(ask.moved) > STALLED)
+    }
+}
+
+fn unload(load: &mut BTreeMap<NodeName, usize>, node: &NodeName) {
+    if let Some(takers) = load.get_mut(node) {
+        *takers = takers.saturating_sub(1);
+        if *takers == 0 {
+            load.remove(node);
+        }
+    }
+}
+
+fn is_way_of(said: &ToPeers, ask: u64) -> bool {
+    matches!(said, ToPeers::Way { ask: of, .. } if *of == ask)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Nodes that have a job's image come first among equals, and what a node may want of others is what its jobs have on record.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
+use berth_model::ids::{Attempt, JobId, NodeName, Uid};
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::spec::{JobSpec, ResolvedImage};
+use berth_model::state::ExitStatus;
+use common::*;
+
+const DIGEST: &str = "sha256:1";
+
+fn of_image(digest: &str) -> impl FnOnce(&mut JobSpec) {
+    let source = "docker://r.io/x".to_string();
+    let resolved =
+        ResolvedImage::Manifest { source, digest: digest.to_string(), insecure: false, indexes: Vec::new() };
+    let container = berth_samples::container("x", Some(resolved));
+    move |spec| spec.container = Some(container)
+}
+
+fn three() -> World {
+    let mut w = World::new(&Default::default());
+    for name in ["n1", "n2", "n3"] {
+        w.node(name, hardware(2, 1, 8000, 0));
+    }
+    w
+}
+
+fn says(w: &mut World, node: &str, said: FromPeers) -> Vec<ToPeers> {
+    w.sent.clear();
+    w.tell(node, |session| FromAgent::Peers { session, said });
+    let told = w.sent.drain(..).filter_map(|message| match message {
+        ToAgent::Peers(told) => Some(told),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn wants(w: &mut World, node: &str, job: JobId, digest: &str) -> Vec<ToPeers> {
+    let (ask, digest, failed) = (u64::from(job.0), digest.to_string(), Vec::new());
+    says(w, node, FromPeers::Wanted { ask, job, attempt: Attempt(0), digest, bytes: 0, failed })
+}
+
+fn node_of(w: &World, job: JobId) -> NodeName {
+    w.info(job).layout.nodes[0].clone()
+}
+
+#[test]
+fn a_job_starts_where_its_image_is() {
+    let mut w = three();
+    let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)] }];
+    says(&mut w, "n2", FromPeers::Holds { all: true, images, gone: Vec::new() });
+    let job = w.batch("warm", of_image(DIGEST));
+    assert_eq!(node_of(&w, job).0, "n2");
+    let other = w.batch("cold", of_image("sha256:2"));
+    assert_eq!(node_of(&w, other).0, "n2", "the tightest node comes before the warm one");
+    for job in [job, other] {
+        w.exited("n2", batch_key(job, 0), ExitStatus::OK);
+        w.gone("n2", job, 0);
+    }
+    let cold = w.batch("cold again", of_image("sha256:2"));
+    assert_eq!(node_of(&w, cold).0, "n1");
+}
+
+#[test]
+fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
+    let mut w = three();
+    for node in ["n1", "n2", "n3"] {
+        let said = FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}") };
+        assert!(says(&mut w, node, said).is_empty());
+    }
+    let job = w.batch("one", of_image(DIGEST));
+    let here = node_of(&w, job).0;
+    assert_eq!(here, "n1");
+    let source = |job: JobId| vec![ToPeers::Way { ask: u64::from(job.0), way: ImageWay::Source }];
+    assert_eq!(wants(&mut w, "n1", job, DIGEST), source(job));
+    assert!(says(&mut w, "n1", FromPeers::Done { ask: u64::from(job.0), there: true }).is_empty());
+    // It has nothing of the job; it has, but of another image; it names a run that there was not.
+    assert_eq!(wants(&mut w, "n2", job, DIGEST), source(job));
+    let other = w.batch("two", |spec| {
+        of_image("sha256:2")(spec);
+        spec.resources.exclusive = true;
+    });
+    assert_eq!(node_of(&w, other).0, "n2");
+    assert_eq!(wants(&mut w, "n2", other, DIGEST), source(other));
+    // A job of the same user with the image: the node that has it is told first, and the other then where to go.
+    let third = w.batch("three", |spec| {
+        of_image(DIGEST)(spec);
+        spec.resources.exclusive = true;
+    });
+    assert_eq!(node_of(&w, third).0, "n3");
+    let told = wants(&mut w, "n3", third, DIGEST);
+    let [ToPeers::Serve { key, digest, source, user, .. }, ToPeers::Way { way, .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!((key.as_str(), digest.as_str(), source.as_str()), ("key of n3", DIGEST, "docker://r.io/x"));
+    assert_eq!(*user, Uid(1000));
+    assert!(matches!(way, ImageWay::Peer { node, .. } if node.0 == "n1"));
+}

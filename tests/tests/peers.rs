@@ -1,0 +1,218 @@
+//! Images that travel between nodes: the registry is asked once, whoever dies in the middle is gone on without, and a digest opens
+//! nothing for whom the controller did not name.
+
+use berth_tests::layout::{self, Layer};
+use berth_tests::sandbox::wait;
+use berth_tests::{Hosts, Registry, images};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// Nodes n1, n2, ...; the first has the controller, and the registry.
+fn nodes(count: usize) -> (Hosts, Registry) {
+    let (hosts, registry) = configured(count, "");
+    (1..=count).for_each(|n| gives(&hosts, &format!("n{n}")));
+    (hosts, registry)
+}
+
+/// The same with more in the configuration of images.
+fn configured(count: usize, more: &str) -> (Hosts, Registry) {
+    let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
+    let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let registry = Registry::on(&hosts, "n1", false);
+    hosts.up("n1", &format!("{}{more}", registry.without_tls()));
+    let token = hosts.token("n1", &["--uses", &count.to_string()]);
+    for name in &names[1..] {
+        hosts.join(name, &token);
+    }
+    for name in &names {
+        hosts.wait_node(name, "idle", 20);
+    }
+    (hosts, registry)
+}
+
+fn log(hosts: &Hosts, host: &str) -> String {
+    std::fs::read_to_string(hosts.state(host).join("log/agent.log")).unwrap_or_default()
+}
+
+/// Waits until a node gives images to others.
+fn gives(hosts: &Hosts, name: &str) {
+    let said = || log(hosts, name).contains("images are given to other nodes at").then_some(());
+    assert!(wait(20, said).is_some(), "{name}: {}", log(hosts, name));
+}
+
+/// An image with a file of so many MiB that nothing compresses.
+fn large(mib: usize) -> tempfile::TempDir {
+    let place = tempfile::tempdir().unwrap();
+    let mut noise = vec![0; mib << 20];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    let noise = Layer::default().file("noise", 0o644, &noise);
+    layout::write(place.path(), vec![layout::busybox(), noise], json!({}));
+    place
+}
+
+/// How often each blob was asked for.
+fn asked(registry: &Registry) -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    for path in registry.fetched() {
+        *all.entry(path).or_default() += 1;
+    }
+    all
+}
+
+#[test]
+fn nodes_that_start_at_once_ask_the_registry_for_each_blob_once_as_root() {
+    let (hosts, registry) = nodes(4);
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let container = format!("--container-image={image}");
+    let told = hosts.cmd("n1", "srun").args(["-N4", &container, "cat", "/data/kept"]).limit(120).ok();
+    assert_eq!(told.text().lines().count(), 4, "{told}");
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // Whoever comes to an image that is there asks nobody for it.
+    hosts.cmd("n1", "srun").args(["-N4", &container, "true"]).limit(60).ok();
+    assert_eq!(asked(&registry), blobs);
+}
+
+#[test]
+fn where_it_is_switched_off_each_node_fetches_by_itself_as_root() {
+    let (hosts, registry) = configured(2, "peers = \"off\"\n");
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let container = format!("--container-image={image}");
+    hosts.cmd("n1", "srun").args(["-N2", &container, "true"]).limit(120).ok();
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 2), "{blobs:?}");
+}
+
+#[test]
+fn a_link_that_is_cut_in_the_middle_is_gone_on_without_as_root() {
+    let (hosts, registry) = nodes(4);
+    let place = large(48);
+    let image = registry.push(place.path(), "team/large:1", &[]);
+    let container = format!("--container-image={image}");
+    let have = ["-N2", "-w", "n2,n4", &container, "true"];
+    hosts.cmd("n1", "srun").args(have).limit(120).ok();
+    let fetched = registry.fetched();
+    // What n2 sends takes a minute.
+    let slow = "qdisc add dev eth0 root tbf rate 8mbit burst 64kb latency 50ms";
+    hosts.root("n2", "tc").args(slow.split(' ')).ok();
+    let count = ["-w", "n3", &container, "sh", "-c", "wc -c < /noise"];
+    let running = hosts.cmd("n1", "srun").args(count).limit(180).spawn();
+    // In the middle: some of the large layer is there.
+    let part = || {
+        let tmp = hosts.state("n3").join("images/tmp");
+        (size(&tmp) > 1 << 20).then_some(())
+    };
+    assert!(wait(60, part).is_some(), "nothing came to n3: {}", log(&hosts, "n3"));
+    assert!(log(&hosts, "n3").lines().all(|line| !line.contains("does not give it")));
+    hosts.link("n2", false);
+    let told = running.finish();
+    assert_eq!((told.rc, told.text().trim()), (0, (48 << 20).to_string().as_str()), "{told}");
+    let said = log(&hosts, "n3");
+    assert!(said.contains("n2 does not give it") && said.contains("goes on from n4"), "{said}");
+    assert_eq!(registry.fetched(), fetched, "the registry was asked for what n4 had");
+}
+
+fn size(path: &std::path::Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => size(&entry.path()),
+        Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(of).sum()
+}
+
+#[test]
+fn an_agent_that_is_killed_while_others_wait_for_it_is_not_waited_for_as_root() {
+    let (hosts, registry) = nodes(3);
+    let place = large(24);
+    let image = registry.push(place.path(), "team/large:1", &[]);
+    let container = format!("--container-image={image}");
+    std::fs::write(hosts.work().join("job.sh"), "#!/bin/sh\nwc -c < /noise\n").unwrap();
+    let submit = |node: &str| {
+        let out = format!("out.{node}");
+        let words = ["--parsable", "-w", node, "--requeue", "-o", &out, &container, "job.sh"];
+        hosts.cmd("n1", "sbatch").args(words).limit(60).ok().text().trim().to_string()
+    };
+    let slow = "qdisc add dev eth0 root tbf rate 8mbit burst 64kb latency 50ms";
+    hosts.root("n1", "tc").args(slow.split(' ')).ok();
+    submit("n2");
+    let begun = || (size(&hosts.state("n2").join("images/tmp")) > 1 << 20).then_some(());
+    assert!(wait(60, begun).is_some(), "{}", log(&hosts, "n2"));
+    submit("n3");
+    hosts.kill_9("n2", "agent");
+    hosts.root("n1", "tc").args("qdisc del dev eth0 root".split(' ')).ok();
+    let there = || {
+        let text = std::fs::read_to_string(hosts.work().join("out.n3")).unwrap_or_default();
+        (text.trim() == (24 << 20).to_string()).then_some(())
+    };
+    assert!(wait(60, there).is_some(), "{}", log(&hosts, "n3"));
+    hosts.root("n2", "berth").args(["up", "--detach"]).ok();
+}
+
+/// The certificate with which a machine joined, as curl takes it.
+fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
+    let private = hosts.state(host).join("private");
+    let find = |ending: &str| {
+        let mut all =
+            std::fs::read_dir(&private).unwrap().flatten().map(|entry| entry.path().display().to_string());
+        all.find(|path| path.contains("/node-") && path.ends_with(ending)).unwrap()
+    };
+    let out = hosts.state(host).join("attack.pem").display().to_string();
+    hosts.root(host, "openssl").args(["x509", "-inform", "DER", "-in", &find(".crt"), "-out", &out]).ok();
+    [out, find(".key")]
+}
+
+#[test]
+fn a_digest_opens_nothing_for_whom_the_controller_did_not_name_as_root() {
+    let names = ["n1", "n2", "n3", "front"];
+    let hosts = Hosts::new(&names);
+    let registry = Registry::on(&hosts, "n1", false);
+    hosts.up("n1", &registry.without_tls());
+    let token = hosts.token("n1", &["--uses", "2"]);
+    hosts.join("n2", &token);
+    hosts.join("n3", &token);
+    hosts.join("front", &hosts.token("n1", &["--role", "login"]));
+    for name in &names[..3] {
+        hosts.wait_node(name, "idle", 20);
+        gives(&hosts, name);
+    }
+    let place = images::layers();
+    let image = registry.push(&place, "team/secret:1", &[]);
+    let container = format!("--container-image={image}");
+    hosts.cmd("n1", "srun").args(["-w", "n2", &container, "true"]).limit(60).ok();
+    let name = image.rsplit_once(':').unwrap().0.to_string();
+    let ask = |from: &str, words: &[&str], path: &str| {
+        let url = format!("https://10.77.0.2:7818/v2/{name}/{path}");
+        let base = ["-k", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", &url];
+        hosts.root(from, "curl").args(base).args(words).run()
+    };
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place.join("index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    let paths = [format!("manifests/{digest}"), format!("blobs/{digest}")];
+    // A node of the cluster, with its own valid certificate, that knows the digest.
+    let [cert, key] = identity(&hosts, "n3");
+    let shows = ["--cert", &cert, "--key", &key];
+    for path in &paths {
+        let told = ask("n3", &shows, path);
+        assert_eq!(told.text(), "403", "{told}");
+    }
+    // A login node, and nobody.
+    let [cert, key] = identity(&hosts, "front");
+    let told = ask("front", &["--cert", &cert, "--key", &key], &paths[0]);
+    assert!(told.rc != 0 && told.text() == "000", "{told}");
+    let told = ask("n3", &[], &paths[0]);
+    assert!(told.rc != 0 && told.text() == "000", "{told}");
+    let said = log(&hosts, "n2");
+    assert_eq!(said.matches("is turned away from images").count(), 2, "{said}");
+    // It gets the image by a job that has it, and nothing more when that has it.
+    let fetched = registry.fetched();
+    hosts.cmd("n1", "srun").args(["-w", "n3", &container, "true"]).limit(60).ok();
+    assert_eq!(registry.fetched(), fetched);
+    for path in &paths {
+        let told = ask("n3", &shows, path);
+        assert_eq!(told.text(), "403", "{told}");
+    }
+}
