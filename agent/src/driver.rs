@@ -359,6 +359,7 @@ impl Driver {
                     self.supervisor(key, SupervisorEvent::Exited(not_started(why)));
                 }
             }
+            AgentEffect::Renew { key, until } => self.command(key, ToSupervisor::Renew { until }),
             AgentEffect::SignalStep { key, target, signal } => {
                 let leaders_only = target == ProcessTarget::BatchShell;
                 self.command(key, ToSupervisor::Signal { signal, leaders_only });
@@ -723,6 +724,7 @@ impl Driver {
             join,
             image: ready.image,
             notes: ready.notes,
+            lease: kept.timers.lease,
             task_programs: node.around.of_tasks(),
             cores: if launch.binds() { node.cores.clone() } else { Vec::new() },
             cgroup,

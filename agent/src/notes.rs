@@ -14,6 +14,7 @@ pub fn ending(key: StepKey, node: &NodeName, cause: EndCause, whole_job: bool, a
         EndCause::TimeLimit => " DUE TO TIME LIMIT",
         EndCause::Requeued => " DUE TO JOB REQUEUE",
         EndCause::NodeFailed => " DUE TO NODE FAILURE, SEE THE CONTROLLER'S LOG FOR DETAILS",
+        EndCause::OutOfTouch => " DUE TO SILENCE OF THE CONTROLLER",
         EndCause::JobEnded => return None,
     };
     Some(format!("*** {what} ON {node} CANCELLED AT {at}{why} ***"))

@@ -51,6 +51,13 @@ impl Config {
                 "write for how many seconds the end of killed processes is waited for, from 1 to 65533",
             );
         }
+        if self.lost_after_seconds != 0 && self.lost_after_seconds < self.node_timeout_seconds.max(5) {
+            out.add(
+                "lost_after_seconds",
+                "jobs would end on nodes that do not even count as not responding: write node_timeout_seconds at least, \
+                 or 0 for never",
+            );
+        }
         if self.node_timeout_seconds < 5 {
             out.add(
                 "node_timeout_seconds",

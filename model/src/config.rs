@@ -29,6 +29,9 @@ pub struct Config {
     pub min_job_age_seconds: u32,
     /// Seconds without a word from an agent until its node counts as not responding.
     pub node_timeout_seconds: u32,
+    /// Seconds without a word between a node and the controller after which jobs there end by themselves, so that they can run
+    /// elsewhere; 0 lets them go on for ever.
+    pub lost_after_seconds: u32,
     /// Largest index of an array plus one.
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
@@ -67,6 +70,7 @@ impl Default for Config {
             unkillable_seconds: 60,
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,
+            lost_after_seconds: 0,
             max_array_size: 1001,
             max_jobs: 1_000_000,
             root_jobs: None,

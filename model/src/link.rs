@@ -47,6 +47,8 @@ pub enum FromAgent {
         steps: Vec<(StepKey, StepPhase)>,
         /// Jobs that hold something on the node (a job's end was not yet cleaned up).
         jobs: Vec<(JobId, Attempt)>,
+        /// When this was sent, by the node's clock since boot: what runs end by themselves counts from there.
+        asked: Time,
     },
     /// A step got further. `Exited` is repeated until acknowledged.
     Step {
@@ -128,6 +130,8 @@ pub enum FromAgent {
         drift: Vec<String>,
         /// All that is wrong at this moment; also told at once when it changes.
         troubles: Vec<Trouble>,
+        /// When this was sent, by the node's clock since boot.
+        asked: Time,
     },
 }
 
@@ -215,6 +219,14 @@ pub enum ToAgent {
     },
     /// About images that travel between nodes.
     Peers(ToPeers),
+    /// Answer to a Hello and to each heartbeat: until when, by the node's clock since boot, these runs go on without another
+    /// one. It never shortens what was said before.
+    Renew {
+        /// Who leads.
+        term: Term,
+        /// The runs that end by themselves.
+        runs: Vec<(JobId, Attempt, Time)>,
+    },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.
@@ -240,6 +252,10 @@ pub struct Start {
     pub step_time_left: Option<Span>,
     /// `--signal`: sent this long before the end of the job.
     pub warn: Option<crate::spec::WarnSignal>,
+    /// Until when, by the node's clock since boot, the step goes on without a renewal; absent: for ever. A Start that comes
+    /// later than that is none.
+    #[serde(default)]
+    pub lease: Option<Time>,
     /// The login that came with the job or the step, for its image.
     #[serde(skip)]
     pub login: Option<Login>,
@@ -273,4 +289,6 @@ pub enum EndCause {
     Requeued,
     /// Its node counts as lost.
     NodeFailed,
+    /// Its node heard nothing of the controller for as long as the site says.
+    OutOfTouch,
 }

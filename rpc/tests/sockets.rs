@@ -324,6 +324,7 @@ async fn agents_are_known_by_their_preface() {
             free_memory: 2,
             drift: vec![],
             troubles: vec![],
+            asked: Time(0),
         };
         sender.send(&beat).await.unwrap();
     }

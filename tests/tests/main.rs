@@ -31,6 +31,7 @@ mod host_jobs;
 mod image_cluster;
 mod job_namespaces;
 mod joining;
+mod leases;
 mod limits;
 mod logins;
 mod logs;

@@ -114,6 +114,7 @@ impl AgentCore {
                 pull: entry.pull,
                 ready: true,
                 spooled: true,
+                lease_known: false,
                 ending: None,
                 repeat,
                 news: true,
@@ -204,9 +205,9 @@ impl AgentCore {
         let steps = self.steps.values().flat_map(move |s| {
             let own = if s.live() {
                 let limit = s.timers.step_limit.filter(|_| s.ending.is_none());
-                [limit, s.ending.map(|e| e.kill_at), s.tell.filter(|_| told)]
+                [limit, s.ending.map(|e| e.kill_at), s.tell.filter(|_| told), s.overdue()]
             } else {
-                [s.repeat.filter(|_| told), None, None]
+                [s.repeat.filter(|_| told), None, None, None]
             };
             own.into_iter().flatten()
         });
@@ -248,6 +249,7 @@ impl AgentCore {
             term: self.term,
             steps: self.steps.iter().map(|(key, s)| (*key, s.phase.clone())).collect(),
             jobs: self.runs.keys().copied().collect(),
+            asked: now,
         }));
     }
 
@@ -305,6 +307,13 @@ impl AgentCore {
             ToAgent::EndPrefetch { term, job, attempt } => {
                 if self.follows(term) && self.ahead.remove(&(job, attempt)) {
                     self.out.push(AgentEffect::CancelPrefetch { job, attempt });
+                }
+            }
+            ToAgent::Renew { term, runs } => {
+                if self.follows(term) {
+                    for (job, attempt, until) in runs {
+                        self.renew((job, attempt), until, now);
+                    }
                 }
             }
             ToAgent::Configure(config) => self.out.push(AgentEffect::Configure(config)),
@@ -427,6 +436,10 @@ impl AgentCore {
         if self.steps.contains_key(&key) {
             return self.report(key);
         }
+        if start.lease.is_some_and(|until| until <= now) {
+            // It was under way for so long that the run may count as lost.
+            return;
+        }
         let newer = self
             .runs
             .range((key.job, key.attempt)..)
@@ -450,6 +463,7 @@ impl AgentCore {
             job_limit: run.limit,
             step_limit: start.step_time_left.map(|left| now + left),
             warn: start.warn,
+            lease: start.lease,
         };
         let launch = Box::new(start.launch);
         if fresh {
@@ -472,6 +486,7 @@ impl AgentCore {
             pull: None,
             ready: false,
             spooled: false,
+            lease_known: true,
             ending: None,
             repeat: None,
             news: true,
@@ -502,8 +517,29 @@ impl AgentCore {
         }
     }
 
+    /// Steps of a run go on until then. A supervisor judges by itself whether that comes too late.
+    fn renew(&mut self, run: RunKey, until: Time, now: Time) {
+        for key in self.steps_of(run) {
+            let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { continue };
+            let Some(lease) = &mut step.timers.lease else { continue };
+            if step.lease_known && *lease <= now {
+                continue; // it may count as lost already
+            }
+            *lease = until.max(*lease);
+            step.lease_known = true;
+            if step.spooled {
+                self.out.push(AgentEffect::Renew { key, until });
+            }
+        }
+    }
+
     fn spawn(&mut self, key: StepKey, now: Time) {
         let Some(step) = self.steps.get_mut(&key) else { return };
+        if step.timers.lease.is_some_and(|until| until <= now) {
+            let status = ExitStatus { code: 0, signal: SIGKILL };
+            let exit = StepExit { ended_by: Some(EndCause::OutOfTouch), ..made_up(status, None, now) };
+            return self.exited(key, exit, now);
+        }
         step.spooled = true;
         self.out.push(AgentEffect::Spawn {
             key,
@@ -700,6 +736,10 @@ impl AgentCore {
                 self.report(key);
             }
             let Some(step) = self.steps.get_mut(&key) else { continue };
+            if passed(step.overdue()) {
+                let cause = step.ending.map_or(EndCause::OutOfTouch, |ending| ending.cause);
+                step.ending = Some(Ending { cause, kill_at: now, killed: None });
+            }
             if let Some(ending) = step.ending.as_mut().filter(|e| e.kill_at <= now) {
                 let given_up = *ending.killed.get_or_insert(now) + self.config.unkillable;
                 if given_up <= now {
@@ -738,6 +778,7 @@ impl AgentCore {
             free_memory: 0,
             troubles,
             drift: Vec::new(),
+            asked: now,
         });
     }
 

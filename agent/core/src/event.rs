@@ -95,6 +95,8 @@ pub struct StepTimers {
     pub step_limit: Option<Time>,
     /// `--signal`.
     pub warn: Option<WarnSignal>,
+    /// Until when it goes on without a renewal, as far as this agent knows: its supervisor keeps to that.
+    pub lease: Option<Time>,
 }
 
 /// Something that happened outside the core.
@@ -294,6 +296,13 @@ pub enum AgentEffect {
         timers: StepTimers,
         /// As the timers.
         pull: Option<ImagePull>,
+    },
+    /// Tell the supervisor until when, on the boot-time clock, its step goes on without another renewal.
+    Renew {
+        /// Which step.
+        key: StepKey,
+        /// Until when; a renewal never shortens.
+        until: Time,
     },
     /// Send a signal to a step's processes.
     SignalStep {

@@ -6,7 +6,7 @@ use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::EndCause;
 use berth_model::spec::WarnSignal;
 use berth_model::state::ExitStatus;
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -75,6 +75,8 @@ pub(crate) struct Step {
     pub(crate) ready: bool,
     /// Whether the spool has an entry of it.
     pub(crate) spooled: bool,
+    /// Whether the time in its timers is when it ends without a renewal: an earlier agent may have had renewed it.
+    pub(crate) lease_known: bool,
     pub(crate) ending: Option<Ending>,
     /// When an exit that was not acknowledged is told again.
     pub(crate) repeat: Option<Time>,
@@ -98,7 +100,17 @@ impl Step {
     pub(crate) fn live(&self) -> bool {
         !matches!(self.phase, StepPhase::Exited(_))
     }
+
+    /// When its supervisor, which ends it out of touch, is not waited for any more: that may be stopped.
+    pub(crate) fn overdue(&self) -> Option<Time> {
+        let until = self.timers.lease.filter(|_| self.spooled && self.lease_known && self.live())?;
+        let kills = self.ending.is_some_and(|e| e.killed.is_some() || e.kill_at <= until + OVERDUE);
+        (!kills).then_some(until + OVERDUE)
+    }
 }
+
+/// A supervisor is left this long to end a step that is out of touch. The controller waits for longer.
+const OVERDUE: Span = Span(1_000_000);
 
 /// An exit that no supervisor wrote.
 pub(crate) fn made_up(status: ExitStatus, launch_error: Option<String>, now: Time) -> StepExit {

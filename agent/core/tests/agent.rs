@@ -28,6 +28,7 @@ fn start(key: StepKey, term: u64) -> Start {
         step_time_left: None,
         warn: None,
         login: None,
+        lease: None,
     }
 }
 

@@ -84,6 +84,11 @@ pub enum ToSupervisor {
         /// Input is keys of a terminal.
         terminal: bool,
     },
+    /// The step goes on until then, by the clock since boot, without another renewal.
+    Renew {
+        /// Never earlier than what was said before.
+        until: berth_model::Time,
+    },
     /// Send a signal.
     Signal {
         /// The signal.

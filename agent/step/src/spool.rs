@@ -77,6 +77,8 @@ pub struct NodePart {
     pub notes: Vec<String>,
     /// The node's cores, where tasks are to be bound to some of them.
     pub cores: Vec<Core>,
+    /// Until when, by the clock since boot, the step goes on without a renewal; absent: for ever.
+    pub lease: Option<berth_model::Time>,
 }
 
 /// The site's programs around tasks, and for how long any may run.

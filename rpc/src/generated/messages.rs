@@ -1249,6 +1249,8 @@ pub struct Config {
     pub logs: ::core::option::Option<LogsConfig>,
     #[prost(uint32, tag = "31")]
     pub unkillable_seconds: u32,
+    #[prost(uint32, tag = "70")]
+    pub lost_after_seconds: u32,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1844,6 +1846,7 @@ pub enum EndCause {
     JobEnded = 3,
     Requeued = 4,
     NodeFailed = 5,
+    OutOfTouch = 6,
 }
 impl EndCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1858,6 +1861,7 @@ impl EndCause {
             Self::JobEnded => "END_CAUSE_JOB_ENDED",
             Self::Requeued => "END_CAUSE_REQUEUED",
             Self::NodeFailed => "END_CAUSE_NODE_FAILED",
+            Self::OutOfTouch => "END_CAUSE_OUT_OF_TOUCH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1869,6 +1873,7 @@ impl EndCause {
             "END_CAUSE_JOB_ENDED" => Some(Self::JobEnded),
             "END_CAUSE_REQUEUED" => Some(Self::Requeued),
             "END_CAUSE_NODE_FAILED" => Some(Self::NodeFailed),
+            "END_CAUSE_OUT_OF_TOUCH" => Some(Self::OutOfTouch),
             _ => None,
         }
     }
@@ -2614,6 +2619,8 @@ pub struct Hello {
     pub steps: ::prost::alloc::vec::Vec<HeldStep>,
     #[prost(message, repeated, tag = "9")]
     pub jobs: ::prost::alloc::vec::Vec<HeldJob>,
+    #[prost(int64, tag = "20")]
+    pub asked: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {
@@ -2678,6 +2685,8 @@ pub struct Heartbeat {
     pub drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "4")]
     pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+    #[prost(int64, tag = "20")]
+    pub asked: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RebootFailed {
@@ -2898,6 +2907,8 @@ pub struct Start {
     pub warn: ::core::option::Option<WarnSignal>,
     #[prost(message, optional, tag = "6")]
     pub login: ::core::option::Option<Login>,
+    #[prost(int64, optional, tag = "20")]
+    pub lease: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Login {
@@ -3000,13 +3011,29 @@ pub struct EndPrefetch {
     pub attempt: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renewed {
+    #[prost(uint32, tag = "1")]
+    pub job: u32,
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    #[prost(int64, tag = "3")]
+    pub until: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Renew {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub runs: ::prost::alloc::vec::Vec<Renewed>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dial {
     #[prost(uint64, tag = "1")]
     pub number: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30")]
+    #[prost(oneof = "to_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3042,6 +3069,8 @@ pub mod to_agent {
         Dial(super::Dial),
         #[prost(message, tag = "30")]
         Reboot(super::RebootMachine),
+        #[prost(message, tag = "70")]
+        Renew(super::Renew),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

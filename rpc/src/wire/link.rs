@@ -6,15 +6,16 @@ use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::login::Login;
 use berth_model::state::Cause;
+use berth_model::time::Time;
 use berth_model::{Attempt, JobId, StepKey};
 
 enums! {
-    EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed }
+    EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed, OutOfTouch }
     Cause { Unkillable, HealthCheck, Reboot }
 }
 
 structs! {
-    Start { term, launch, job_time_left, step_time_left, warn, login }
+    Start { term, launch, job_time_left, step_time_left, warn, lease, login }
     Trouble { cause, run, why }
     Login { registry, secret }
 }
@@ -63,6 +64,15 @@ impl Field<pb::HeldJob> for (JobId, Attempt) {
     }
 }
 
+impl Field<pb::Renewed> for (JobId, Attempt, Time) {
+    fn put(&self) -> pb::Renewed {
+        pb::Renewed { job: self.0.put(), attempt: self.1.put(), until: self.2.put() }
+    }
+    fn get(wire: pb::Renewed) -> Result<Self, Malformed> {
+        Ok((Field::get(wire.job)?, Field::get(wire.attempt)?, Field::get(wire.until)?))
+    }
+}
+
 impl Field<pb::FromAgent> for FromAgent {
     fn put(&self) -> pb::FromAgent {
         use pb::from_agent::Kind;
@@ -77,6 +87,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 term,
                 steps,
                 jobs,
+                asked,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -87,6 +98,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 term: term.put(),
                 steps: steps.put(),
                 jobs: jobs.put(),
+                asked: asked.put(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -120,13 +132,14 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Peers { session, said } => {
                 Kind::Peers(pb::PeersSaid { session: session.put(), said: said.put() })
             }
-            FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked } => {
                 Kind::Heartbeat(pb::Heartbeat {
                     session: session.put(),
                     load: *load,
                     free_memory: *free_memory,
                     troubles: troubles.put(),
                     drift: drift.clone(),
+                    asked: asked.put(),
                 })
             }
         };
@@ -146,6 +159,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 term,
                 steps,
                 jobs,
+                asked,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -156,6 +170,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 term: Field::get(term)?,
                 steps: Field::get(steps)?,
                 jobs: Field::get(jobs)?,
+                asked: Field::get(asked)?,
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,
@@ -189,9 +204,10 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::Peers(pb::PeersSaid { session, said }) => {
                 FromAgent::Peers { session: Field::get(session)?, said: required(said)? }
             }
-            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift }) => {
-                let troubles = Field::get(troubles)?;
-                FromAgent::Heartbeat { session: Field::get(session)?, load, free_memory, troubles, drift }
+            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift, asked }) => {
+                let (session, troubles) = (Field::get(session)?, Field::get(troubles)?);
+                let asked = Field::get(asked)?;
+                FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked }
             }
         })
     }
@@ -243,6 +259,7 @@ impl Field<pb::ToAgent> for ToAgent {
             // No field of it is asked for on the way, and it is what berth.toml has.
             ToAgent::Configure(config) => Kind::Configure(serde_json::to_vec(config).unwrap_or_default()),
             ToAgent::Peers(said) => Kind::Peers(said.put()),
+            ToAgent::Renew { term, runs } => Kind::Renew(pb::Renew { term: term.put(), runs: runs.put() }),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
@@ -293,6 +310,9 @@ impl Field<pb::ToAgent> for ToAgent {
                 serde_json::from_slice(&text).map_err(|_| Malformed::new("not a configuration"))?,
             ),
             Kind::Peers(said) => ToAgent::Peers(Field::get(said)?),
+            Kind::Renew(pb::Renew { term, runs }) => {
+                ToAgent::Renew { term: Field::get(term)?, runs: Field::get(runs)? }
+            }
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })

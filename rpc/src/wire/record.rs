@@ -62,7 +62,8 @@ structs! {
         path, memory, prefetch, allow, deny, rules, signatures, signature_rules,
     }
     Config {
-        cluster, listen, kill_wait_seconds, unkillable_seconds, min_job_age_seconds, node_timeout_seconds, max_array_size, max_jobs,
+        cluster, listen, kill_wait_seconds, unkillable_seconds, min_job_age_seconds, node_timeout_seconds,
+        lost_after_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, programs, logs, images,
         partitions, nodes,
     }

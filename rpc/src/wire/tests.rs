@@ -325,6 +325,7 @@ impl Arbitrary for FromAgent {
                 hardware: Arbitrary::arbitrary(r),
                 term: Arbitrary::arbitrary(r),
                 steps: Arbitrary::arbitrary(r),
+                asked: Arbitrary::arbitrary(r),
                 jobs: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
@@ -358,6 +359,7 @@ impl Arbitrary for FromAgent {
                 free_memory: Arbitrary::arbitrary(r),
                 drift: Arbitrary::arbitrary(r),
                 troubles: Arbitrary::arbitrary(r),
+                asked: Arbitrary::arbitrary(r),
             },
         }
     }
@@ -413,8 +415,8 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(13) {
-            11 => ToAgent::Peers(Arbitrary::arbitrary(r)),
+        match r.below(14) {
+            12 => ToAgent::Peers(Arbitrary::arbitrary(r)),
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),
@@ -436,6 +438,7 @@ impl Arbitrary for ToAgent {
             8 => ToAgent::EndPrefetch { term, job, attempt },
             9 => ToAgent::Configure(Box::new(Arbitrary::arbitrary(r))),
             10 => ToAgent::Reboot { term, since: Arbitrary::arbitrary(r) },
+            11 => ToAgent::Renew { term, runs: vec![(job, attempt, Arbitrary::arbitrary(r))] },
             _ => ToAgent::ExitRecorded { key },
         }
     }

@@ -30,6 +30,8 @@ pub struct CoreConfig {
     pub min_job_age: Span,
     /// Silence after which a node counts as not responding.
     pub node_timeout: Span,
+    /// For how long runs go on without a word between their node and the controller; absent: for ever.
+    pub lost_after: Option<Span>,
     /// Largest index of an array plus one.
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
@@ -130,6 +132,7 @@ impl CoreConfig {
             kill_wait: Span::from_secs(config.kill_wait_seconds.into()),
             min_job_age: Span::from_secs(config.min_job_age_seconds.into()),
             node_timeout: Span::from_secs(config.node_timeout_seconds.into()),
+            lost_after: Some(Span::from_secs(config.lost_after_seconds.into())).filter(|span| span.0 > 0),
             max_array_size: config.max_array_size,
             max_jobs: config.max_jobs,
             root_jobs: config.root_jobs,

@@ -20,6 +20,8 @@ pub(crate) struct Common<'a> {
     pub(crate) term: Term,
     pub(crate) kill_wait: Span,
     pub(crate) now: Time,
+    /// When the agent last asked, by its own clock.
+    pub(crate) asked: Option<Time>,
 }
 
 /// The Start of a step on the `at`-th of its nodes, without script and environment, and where those are.
@@ -103,6 +105,8 @@ pub(crate) fn start(
         job_time_left: run.limit.map(|end| end.since(common.now)),
         step_time_left: step_end.map(|end| end.since(common.now)),
         warn: spec.warn_signal,
+        // Of a node that never asked nobody knows what its clock shows: nothing starts there.
+        lease: run.lease.map(|span| common.asked.unwrap_or_default() + span),
         login: None,
     };
     Some((start, payload))
@@ -120,7 +124,7 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
     };
     let nodes = vec![node.clone()];
     let allocation = Allocation { nodes, shares: vec![NodeShare::default()], tasks: vec![1] };
-    let run = Run { allocation: Arc::new(allocation), started: common.now, limit: None };
+    let run = Run { allocation: Arc::new(allocation), started: common.now, limit: None, lease: None };
     let row = StepRow {
         version: ROW_VERSION,
         key: StepKey { job: job.row.job, attempt: job.row.attempt, step },

@@ -44,6 +44,10 @@ pub(crate) struct Node {
     /// The latest connection of its agent: what an earlier one still says is old.
     pub(crate) last_connection: u64,
     pub(crate) last_heard: Time,
+    /// The latest time by the node's own clock at which its agent asked for renewals, and when that was heard here: no run with a
+    /// deadline goes on there longer than counted from the former, and the former was not after the latter.
+    pub(crate) asked: Option<Time>,
+    pub(crate) asked_at: Time,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -68,6 +72,8 @@ impl Node {
             link: None,
             last_connection: 0,
             last_heard: now,
+            asked: None,
+            asked_at: now,
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

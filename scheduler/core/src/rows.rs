@@ -10,7 +10,7 @@ use berth_model::link::EndCause;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, TokenInfo};
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -164,6 +164,9 @@ pub struct Run {
     /// When its time limit is reached.
     #[serde(default)]
     pub limit: Option<Time>,
+    /// For how long it goes on at a node that hears nothing of the controller; absent: for ever.
+    #[serde(default)]
+    pub lease: Option<Span>,
 }
 
 /// What a run has on its nodes, in node order.

@@ -16,6 +16,7 @@ fn says(w: &mut World, troubles: Vec<Trouble>) {
         free_memory: 0,
         troubles,
         drift: vec![],
+        asked: Default::default(),
     });
 }
 

@@ -124,6 +124,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
         term: Term(0),
         steps: vec![],
         jobs: vec![],
+        asked: Time(1),
     };
     sender.send(&hello).await.unwrap();
     let told: Told = Arc::default();
@@ -544,6 +545,7 @@ async fn garbage_leaves_the_controller_unmoved() {
             free_memory: 0,
             drift: vec![],
             troubles: vec![],
+            asked: Time(0),
         })
         .await
         .unwrap();

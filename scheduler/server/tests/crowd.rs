@@ -105,6 +105,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
         term: Term(0),
         steps: vec![],
         jobs: vec![],
+        asked: Time(3),
     };
     if sender.send(&hello).await.is_err() {
         return false;
@@ -125,7 +126,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
                 Ok(None) | Err(_) => return welcomed.is_some(),
             },
             _ = beats.tick() => if let Some(session) = welcomed {
-                let beat = FromAgent::Heartbeat { session, load: 100, free_memory: 1000, drift: vec![], troubles: vec![] };
+                let beat = FromAgent::Heartbeat { session, load: 100, free_memory: 1000, drift: vec![], troubles: vec![], asked: Time(3) };
                 if sender.send(&beat).await.is_err() {
                     return true;
                 }

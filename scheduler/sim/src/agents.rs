@@ -8,10 +8,10 @@ use crate::world::{Happening, World};
 use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, StepTimers, SupervisorEvent};
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
-use berth_model::link::FromAgent;
+use berth_model::link::{EndCause, FromAgent};
 use berth_model::spec::ResolvedImage;
 use berth_model::state::ExitStatus;
-use berth_model::time::Span;
+use berth_model::time::{Span, Time};
 
 impl World {
     pub(crate) fn agent_starts(&mut self, node: &NodeName) -> Result<(), String> {
@@ -54,7 +54,7 @@ impl World {
         }
         let Some(m) = self.machines.get_mut(node).filter(|m| m.agent_life == life) else { return Ok(()) };
         let Some(wake) = m.agent.as_ref().and_then(|a| a.next_wake()) else { return Ok(()) };
-        let at = now + wake.since(clock);
+        let at = m.when(now, wake);
         if m.wake.is_none_or(|planned| at < planned) {
             m.wake = Some(at);
             self.plan_at(at, Happening::AgentWake { node: node.clone(), life, at });
@@ -132,8 +132,13 @@ impl World {
                 }
                 self.may_start(node, &launch, &timers)?;
                 self.count("steps run");
+                let mut over = None;
                 if let Some(m) = self.machines.get_mut(node) {
+                    over = timers.lease.map(|until| m.when(now, until));
                     m.spool.insert(key, supervised(*launch, timers, pull));
+                }
+                if let Some(at) = over {
+                    self.plan_at(at, Happening::Lease { node: node.clone(), boot, key });
                 }
                 let after = self.span(500, 5000);
                 self.plan(after, Happening::Running { node: node.clone(), boot, key });
@@ -149,6 +154,9 @@ impl World {
                 let hangs = self.faults && self.chaos.on(Kind::Unkillable) && self.rng.permille(100);
                 if hangs {
                     self.hang(node, key);
+                } else if m.spool.get(&key).is_some_and(|s| s.stopped) {
+                    // The agent has the step's control group killed.
+                    self.plan(Span(2_000_000), Happening::GroupKilled { node: node.clone(), boot, key });
                 } else {
                     self.end_soon(node, key, 9);
                 }
@@ -177,6 +185,7 @@ impl World {
                 let after = self.span(1000, 5_000_000);
                 self.plan(after, Happening::Looked { node: node.clone(), life, job, attempt });
             }
+            AgentEffect::Renew { key, until } => self.renew(node, key, until),
             AgentEffect::ForgetSpool { key } => {
                 let entry = m.spool.remove(&key);
                 if entry.is_some_and(|s| s.lives()) {
@@ -276,7 +285,7 @@ impl World {
         let after = self.span(200, 50_000);
         let Some(m) = self.machines.get_mut(node) else { return };
         let boot = m.boot;
-        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives()) else { return };
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives() && !s.stopped) else { return };
         s.plan += 1;
         let plan = s.plan;
         let status = ExitStatus { code: 0, signal };
@@ -312,6 +321,11 @@ impl World {
         let clock = m.clock(now);
         let full = m.is_full(now);
         let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives() && s.plan == plan) else { return Ok(()) };
+        if s.stopped {
+            // Who would notice does not: for all others its tasks go on.
+            self.plan(Span(500_000), Happening::Ends { node: node.clone(), boot, key, plan, status, oom });
+            return Ok(());
+        }
         let timers = s.timers;
         if full {
             self.count("exits that could not be written on a full disk");
@@ -328,6 +342,93 @@ impl World {
         }
         self.in_time(node, key, &timers)?;
         self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit) })
+    }
+
+    /// A supervisor's clock shows the time until which its step goes on, unless it was renewed.
+    pub(crate) fn lease_over(&mut self, node: &NodeName, boot: u64, key: StepKey) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.boot == boot) else { return Ok(()) };
+        let (clock, full) = (m.clock(now), m.is_full(now));
+        let Some(s) =
+            m.spool.get_mut(&key).filter(|s| s.lives() && !s.stopped && s.lease.is_some_and(|l| l <= clock))
+        else {
+            return Ok(());
+        };
+        let status = ExitStatus { code: 0, signal: 9 };
+        let exit = StepExit { ended_by: Some(EndCause::OutOfTouch), ..exit(status, false, clock) };
+        if !full {
+            s.exit = Some(exit.clone());
+            if let Some(ran) = self.truth.ran.get_mut(&(key, node.clone())) {
+                ran.status = Some(status);
+            }
+        }
+        self.count("steps that ended themselves out of touch");
+        self.note(|| format!("{key} ends itself on {node}, out of touch"));
+        if full {
+            self.without_a_word(node, key, Some(status));
+            return Ok(());
+        }
+        self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit) })
+    }
+
+    /// A supervisor is told that its step goes on.
+    fn renew(&mut self, node: &NodeName, key: StepKey, until: Time) {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return };
+        let (clock, boot, at) = (m.clock(now), m.boot, m.when(now, until));
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives()) else { return };
+        if s.stopped {
+            s.unread = s.unread.max(Some(until));
+            return;
+        }
+        if let Some(lease) = s.lease.as_mut().filter(|lease| clock < **lease && **lease < until) {
+            *lease = until;
+            self.plan_at(at, Happening::Lease { node: node.clone(), boot, key });
+        }
+    }
+
+    /// A stopped supervisor goes on. Its timer comes before what it was told meanwhile.
+    pub(crate) fn goes_on(&mut self, node: &NodeName, key: StepKey) {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return };
+        let clock = m.clock(now);
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.stopped) else { return };
+        s.stopped = false;
+        let unread = s.unread.take();
+        if s.hung && !s.gone {
+            // All of it was killed meanwhile, which is seen now.
+            s.hung = false;
+            let ended = exit(ExitStatus { code: 0, signal: 9 }, false, clock);
+            s.exit = Some(StepExit { ended_by: Some(EndCause::OutOfTouch), ..ended });
+        } else if let Some(until) = unread {
+            self.renew(node, key, until);
+        }
+    }
+
+    /// The same, and what it finds.
+    pub(crate) fn continues(&mut self, node: &NodeName, boot: u64, key: StepKey) -> Result<(), String> {
+        if self.machines.get(node).is_none_or(|m| m.boot != boot) {
+            return Ok(());
+        }
+        self.goes_on(node, key);
+        let ended = self.machines.get(node).and_then(|m| m.spool.get(&key)).and_then(|s| s.exit.clone());
+        match ended {
+            Some(exit) => {
+                self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit) })
+            }
+            None => self.lease_over(node, boot, key),
+        }
+    }
+
+    /// All of a step was killed while its supervisor was stopped, which cannot say so.
+    pub(crate) fn group_killed(&mut self, node: &NodeName, boot: u64, key: StepKey) {
+        let Some(m) = self.machines.get_mut(node).filter(|m| m.boot == boot) else { return };
+        let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives()) else { return };
+        if s.stopped {
+            self.count("steps killed while their supervisor was stopped");
+            return self.hang(node, key);
+        }
+        self.end_soon(node, key, 9);
     }
 
     /// Nothing of a run is left; an agent that died meanwhile may not have come to it.
@@ -436,6 +537,9 @@ fn supervised(launch: StepLaunch, timers: StepTimers, pull: Option<ImagePull>) -
         exit: None,
         gone: false,
         hung: false,
+        lease: timers.lease,
+        stopped: false,
+        unread: None,
         plan: 0,
     }
 }

@@ -123,6 +123,8 @@ impl World {
     /// Each exit on record is the true one, but for those that nobody can know, and of these there is evidence.
     fn compare_step(&self, step: &StepRow) -> Result<(), String> {
         let run = (step.key.job, step.key.attempt);
+        // That it was not alive any more is looked at when the record is made.
+        let leased = self.chaos.config.lost_after_seconds > 0;
         for part in &step.nodes {
             let Some(exit) = &part.exit else {
                 return Err(format!("step {} has no exit on {} when all is over", step.key, part.node));
@@ -137,7 +139,7 @@ impl World {
                 Some(ran) => {
                     let same = ran.status == Some(exit.status) && !ran.untold;
                     same || (ran.untold && exit.launch_error.is_some())
-                        || (lost && exit.ended_by == Some(EndCause::NodeFailed))
+                        || ((lost || leased) && exit.ended_by == Some(EndCause::NodeFailed))
                         || (cleared && told)
                 }
             };

@@ -11,7 +11,8 @@ use berth_model::ids::{NodeName, Session, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, Outcome, Pace, Write, commit, fill_payload,
+    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, Outcome, Pace, StepRow, Write, commit,
+    fill_payload,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -247,6 +248,7 @@ impl World {
         let result = commit(&mut self.store, writes);
         self.store.mood = Mood::Fine;
         if matches!(mood, Mood::Fine | Mood::UnknownWritten) {
+            self.no_loss_of_what_runs(writes)?;
             self.truth.durable(writes)?;
         }
         Ok(result)
@@ -276,7 +278,15 @@ impl World {
                     if self.store.is_retired(key.job()) {
                         return Ok(()); // it ended and was forgotten behind the same commit; the server drops it, too
                     }
-                    fill_payload(&mut start.launch, &self.store.payload(key)?);
+                    match self.store.payload(key) {
+                        Ok(payload) => fill_payload(&mut start.launch, &payload),
+                        Err(why) => {
+                            let this = start.launch.key;
+                            let over = |s: &StepRow| s.key == this && s.result.is_some();
+                            // As above, and its job runs again already.
+                            return if self.store.every_step()?.iter().any(over) { Ok(()) } else { Err(why) };
+                        }
+                    }
                 }
                 if login.is_some_and(|key| self.store.payload(key).is_ok()) {
                     self.count("starts with a login");

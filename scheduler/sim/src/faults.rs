@@ -18,9 +18,11 @@ pub(crate) enum Kind {
     Commits,
     StoreFull,
     WallClock,
+    Drift,
     AgentCrash,
     HalfDone,
     SupervisorCrash,
+    SupervisorStopped,
     Reboot,
     Cleared,
     Suspend,
@@ -41,16 +43,18 @@ pub(crate) enum Kind {
 }
 
 /// All of them, with what a report calls them.
-pub(crate) const KINDS: [(Kind, &str); 26] = [
+pub(crate) const KINDS: [(Kind, &str); 28] = [
     (Kind::ControllerCrash, "controller crashes"),
     (Kind::ControllerOutage, "long outages of the controller"),
     (Kind::CorePanic, "faults of the core itself"),
     (Kind::Commits, "failed commits"),
     (Kind::StoreFull, "full stores"),
     (Kind::WallClock, "jumps of the wall clock"),
+    (Kind::Drift, "clocks that are fast or slow"),
     (Kind::AgentCrash, "agent crashes"),
     (Kind::HalfDone, "agent crashes between effects"),
     (Kind::SupervisorCrash, "supervisor crashes"),
+    (Kind::SupervisorStopped, "supervisors that are stopped"),
     (Kind::Reboot, "reboots"),
     (Kind::Cleared, "nodes cleared of all that runs"),
     (Kind::Suspend, "suspended nodes"),
@@ -118,8 +122,12 @@ impl Chaos {
             kill_wait_seconds: *rng.pick(&[0, 5, 5, 12]).unwrap_or(&5),
             ..Config::default()
         };
-        config.images.prefetch = rng.count(0, 2);
         let mut kinds: BTreeSet<Kind> = kinds;
+        // A clock that stands still while others go on defeats every deadline: no site can have both.
+        if !kinds.contains(&Kind::Pause) {
+            config.lost_after_seconds = *rng.pick(&[0, 20, 20, 45]).unwrap_or(&0);
+        }
+        config.images.prefetch = rng.count(0, 2);
         if options.backups {
             // What a lost store forgets is hard enough to judge beside plain faults.
             kinds.retain(|kind| PLAIN.contains(kind));
@@ -176,6 +184,7 @@ impl World {
             }
             Kind::AgentCrash if agent && !frozen => self.crash_agent(&node),
             Kind::SupervisorCrash if !frozen => self.crash_supervisor(&node),
+            Kind::SupervisorStopped if agent && !frozen => self.stop_supervisor(&node),
             Kind::Reboot if up => self.reboot(&node),
             Kind::Cleared if agent && !frozen && !blocked => self.clear(&node),
             Kind::Suspend | Kind::Pause if up && !frozen => self.freeze(&node, kind),
@@ -209,6 +218,7 @@ impl World {
     pub(crate) fn crash_agent(&mut self, node: &NodeName) {
         self.note(|| format!("the agent of {node} dies"));
         self.count("agent crashes");
+        self.continue_all(node);
         let now = self.now;
         let Some(m) = self.machines.get_mut(node) else { return };
         m.stop_agent(now);
@@ -217,6 +227,36 @@ impl World {
         }
         let after = self.span(100_000, 10_000_000);
         self.plan(after, Happening::AgentStarts { node: node.clone() });
+    }
+
+    /// A supervisor is stopped, by a signal or a debugger, and its tasks are not. The agent must see to it that they do not go on
+    /// for longer than they may.
+    fn stop_supervisor(&mut self, node: &NodeName) {
+        let Some(m) = self.machines.get_mut(node) else { return };
+        let boot = m.boot;
+        let alive: Vec<StepKey> =
+            m.spool.iter().filter(|(_, s)| s.lives() && s.running).map(|(key, _)| *key).collect();
+        let Some(key) = self.rng.pick(&alive).copied() else { return };
+        let after = self.span(1_000_000, 120_000_000);
+        if let Some(s) = self.machines.get_mut(node).and_then(|m| m.spool.get_mut(&key))
+            && !s.stopped
+        {
+            s.stopped = true;
+            self.note(|| format!("the supervisor of {key} on {node} is stopped"));
+            self.count(Kind::SupervisorStopped.name());
+            self.plan(after, Happening::Continues { node: node.clone(), boot, key });
+        }
+    }
+
+    /// No supervisor stays stopped where there is no agent, or where nothing happens: nobody could look after its tasks.
+    fn continue_all(&mut self, node: &NodeName) {
+        let Some(m) = self.machines.get(node) else { return };
+        let boot = m.boot;
+        let stopped: Vec<StepKey> = m.spool.iter().filter(|(_, s)| s.stopped).map(|(key, _)| *key).collect();
+        for key in stopped {
+            self.goes_on(node, key);
+            self.plan(Span(0), Happening::Continues { node: node.clone(), boot, key });
+        }
     }
 
     /// The machine loses power, and boots anew.
@@ -298,6 +338,7 @@ impl World {
     /// The machine stands still for a while. Its clock goes on, or stands still, too.
     fn freeze(&mut self, node: &NodeName, kind: Kind) {
         self.count(kind.name());
+        self.continue_all(node);
         let long = self.rng.permille(400);
         let lasts = if long { self.span(15_000_000, 60_000_000) } else { self.span(100_000, 15_000_000) };
         let now = self.now;

@@ -147,6 +147,15 @@ impl World {
             Happening::Ends { node, key, status, .. } => {
                 words(&"supervisor", &node, &format!("{key} ends with {status}"))
             }
+            Happening::Lease { node, key, .. } => {
+                words(&"supervisor", &node, &format!("{key} may have nothing more to go on by"))
+            }
+            Happening::Continues { node, key, .. } => {
+                words(&"supervisor", &node, &format!("the supervisor of {key} goes on"))
+            }
+            Happening::GroupKilled { node, key, .. } => {
+                words(&"kernel", &node, &format!("all of {key} is killed"))
+            }
             Happening::Gone { node, key, .. } => {
                 words(&"supervisor", &node, &format!("the supervisor of {key} is gone"))
             }
@@ -299,6 +308,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::Terminate { term, .. }
         | ToAgent::EndJob { term, .. }
         | ToAgent::Reboot { term, .. }
+        | ToAgent::Renew { term, .. }
         | ToAgent::EndPrefetch { term, .. } => Some(*term),
         ToAgent::Welcome { .. }
         | ToAgent::Refused(_)

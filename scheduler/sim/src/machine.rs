@@ -52,6 +52,12 @@ pub(crate) struct Supervised {
     pub(crate) gone: bool,
     /// It was killed, runs no instruction any more, and does not end.
     pub(crate) hung: bool,
+    /// Until when, by the machine's clock, it goes on without a renewal.
+    pub(crate) lease: Option<Time>,
+    /// Its supervisor is stopped, and does nothing; its tasks go on.
+    pub(crate) stopped: bool,
+    /// A renewal that a stopped supervisor has not read.
+    pub(crate) unread: Option<Time>,
     /// Grows when the end is moved, so that earlier plans of an end do not count.
     pub(crate) plan: u64,
 }
@@ -78,6 +84,8 @@ pub(crate) struct Machine {
     pub(crate) boot: u64,
     /// When it booted: its own clock counts from there.
     booted: Time,
+    /// How much faster its clock is than others, in thousandths.
+    pub(crate) rate: i64,
     /// How long its clock stood still.
     pub(crate) stalled: Span,
     pub(crate) up: bool,
@@ -120,6 +128,7 @@ impl Machine {
             hardware,
             boot: 1,
             booted,
+            rate: 0,
             stalled: Span(0),
             up: true,
             frozen: None,
@@ -145,7 +154,22 @@ impl Machine {
 
     /// What its own clock shows: that since boot.
     pub(crate) fn clock(&self, now: Time) -> Time {
-        Time(now.since(self.booted).0 - self.stalled.0)
+        Time(self.by_its_clock(now.since(self.booted)).0 - self.stalled.0)
+    }
+
+    fn by_its_clock(&self, span: Span) -> Span {
+        Span(span.0 + span.0 * self.rate / 1000)
+    }
+
+    /// When its clock will show this at the earliest.
+    pub(crate) fn when(&self, now: Time, shown: Time) -> Time {
+        let left = shown.since(self.clock(now)).0;
+        if left <= 0 { now } else { now + Span(left * 1000 / (1000 + self.rate) + 1) }
+    }
+
+    /// Whether a step has nothing more to live by: its supervisor ends it as soon as anything happens there.
+    pub(crate) fn is_over(&self, step: &Supervised, now: Time) -> bool {
+        !step.stopped && step.lease.is_some_and(|until| until <= self.clock(now))
     }
 
     /// Whether its disk has no room.

@@ -220,6 +220,32 @@ impl World {
         }
     }
 
+    /// What counts as lost does not run, or somebody said so.
+    pub(crate) fn no_loss_of_what_runs(&mut self, writes: &[Write]) -> Result<(), String> {
+        use berth_model::link::EndCause;
+        let mut lost = 0;
+        for write in writes {
+            let Write::PutStep(row) = write else { continue };
+            for part in &row.nodes {
+                let failed = part.exit.as_ref().is_some_and(|e| e.ended_by == Some(EndCause::NodeFailed));
+                let known = self.truth.record.exits.contains_key(&(row.key, part.node.clone()));
+                let Some(m) = self.machines.get(&part.node).filter(|_| failed && !known) else { continue };
+                let run = (row.key.job, row.key.attempt);
+                if self.truth.is_lost(run, &part.node) || self.restored.is_some() {
+                    continue;
+                }
+                lost += 1;
+                if m.spool.get(&row.key).is_some_and(|s| s.lives() && !m.is_over(s, self.now)) {
+                    return Err(format!("{} counts as lost on {}, and runs there", row.key, part.node));
+                }
+            }
+        }
+        for _ in 0..lost {
+            self.count("steps that counted as lost by their deadline");
+        }
+        Ok(())
+    }
+
     /// A supervisor is about to be started: nothing may run twice, nor outside of what its job has.
     pub(crate) fn may_start(
         &mut self,
@@ -267,9 +293,11 @@ impl World {
             self.runs_alone(launch)?;
         }
         let mut given_up = false;
+        let now = self.now;
         for m in self.machines.values() {
-            let other_run =
-                |(k, s): &(&StepKey, &Supervised)| k.job == key.job && k.attempt != key.attempt && s.lives();
+            let other_run = |(k, s): &(&StepKey, &Supervised)| {
+                k.job == key.job && k.attempt != key.attempt && s.lives() && !m.is_over(s, now)
+            };
             for (other, _) in m.spool.iter().filter(other_run) {
                 if !itself && !self.truth.is_lost((other.job, other.attempt), &m.name) {
                     return Err(format!("{key} starts on {node} while {other} is alive on {}", m.name));
@@ -295,7 +323,10 @@ impl World {
             let another = (other.key.job, other.key.attempt) != (key.job, key.attempt);
             another && (other.key.job == key.job || (task(launch).is_some() && task(other) == task(launch)))
         };
-        let alive = self.machines.values().flat_map(|m| m.spool.values().filter(|s| s.lives()));
+        let alive = self
+            .machines
+            .values()
+            .flat_map(|m| m.spool.values().filter(|s| s.lives() && !m.is_over(s, self.now)));
         match alive.map(|s| &s.launch).find(|other| same(other)) {
             Some(other) => Err(format!(
                 "step {key} of attempt {} starts while {} of attempt {} runs",

@@ -2,7 +2,7 @@
 
 use crate::Options;
 use crate::controller::Controller;
-use crate::faults::Chaos;
+use crate::faults::{Chaos, Kind};
 use crate::journal::Journal;
 use crate::machine::Machine;
 use crate::network::{Link, Way};
@@ -88,6 +88,21 @@ pub(crate) enum Happening {
         life: u64,
         job: JobId,
         attempt: Attempt,
+    },
+    Lease {
+        node: NodeName,
+        boot: u64,
+        key: StepKey,
+    },
+    Continues {
+        node: NodeName,
+        boot: u64,
+        key: StepKey,
+    },
+    GroupKilled {
+        node: NodeName,
+        boot: u64,
+        key: StepKey,
     },
     Gone {
         node: NodeName,
@@ -199,6 +214,7 @@ impl World {
             let name = NodeName(format!("n{i}"));
             let booted = Time(BEGINNING.0 - rng.between(1_000_000, 1_000_000_000));
             let mut machine = Machine::new(name.clone(), hardware(&mut rng), booted);
+            machine.rate = if chaos.on(Kind::Drift) { rng.between(-10, 10) } else { 0 };
             machine.prolog = (seed + u64::from(i)).is_multiple_of(3);
             machine.checks = (seed / 3 + u64::from(i)).is_multiple_of(4);
             machines.insert(name, machine);
@@ -228,6 +244,9 @@ impl World {
             chaos,
             rng,
         };
+        if world.machines.values().any(|m| m.rate != 0) {
+            world.count(Kind::Drift.name());
+        }
         world.plan(Span(0), Happening::ControllerStarts { life: 0, anew: true });
         for node in world.machines.keys().cloned().collect::<Vec<_>>() {
             let after = Span(world.rng.between(0, 2_000_000));
@@ -387,6 +406,9 @@ impl World {
                     self.agent(&node, AgentEvent::Prolog { job, attempt, result: Ok(()) })?;
                 }
             }
+            Happening::Lease { node, boot, key } => self.lease_over(&node, boot, key)?,
+            Happening::Continues { node, boot, key } => self.continues(&node, boot, key)?,
+            Happening::GroupKilled { node, boot, key } => self.group_killed(&node, boot, key),
             Happening::Gone { node, life, key } => {
                 if self.machines.get(&node).is_some_and(|m| m.agent_life == life) {
                     let event = berth_agent_core::SupervisorEvent::Gone;
@@ -478,6 +500,9 @@ impl World {
             | Happening::Running { node, .. }
             | Happening::Ends { node, .. }
             | Happening::Gone { node, .. }
+            | Happening::Lease { node, .. }
+            | Happening::Continues { node, .. }
+            | Happening::GroupKilled { node, .. }
             | Happening::Prolog { node, .. }
             | Happening::Removed { node, .. }
             | Happening::Looked { node, .. }

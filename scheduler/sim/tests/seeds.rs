@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 40] = [
+const SEEN: [&str; 43] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -43,9 +43,12 @@ const SEEN: [&str; 40] = [
     "runs ended that the cluster had given up",
     "spool entries without a supervisor",
     "steps given up",
+    "steps killed while their supervisor was stopped",
     "steps run",
     "steps that could not be started on a full disk",
+    "steps that counted as lost by their deadline",
     "steps that do not end although they are killed",
+    "steps that ended themselves out of touch",
     "steps that ended while their node was cut off",
     "steps that waited for others",
     "steps without a supervisor found by an agent that starts",

@@ -9,6 +9,7 @@ mod ending;
 mod environment;
 mod files;
 mod layers;
+mod lease;
 mod login;
 mod pmi;
 mod processes;

@@ -3,6 +3,7 @@
 use super::client::ClientEvent;
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
+use super::lease::Lease;
 use super::pmi::{Pmi, PmiEvent};
 use super::processes::{self, Processes, TaskEvent};
 use super::streams::{StreamToken, Streams};
@@ -28,6 +29,7 @@ const CLIENT_COMES: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug)]
 enum Token {
     Listener,
+    Lease,
     Agent(usize),
     Processes,
     Saving,
@@ -74,6 +76,7 @@ pub struct Step {
     /// A task ended the whole step with this exit code.
     aborted: Option<u8>,
     deadlines: Deadlines,
+    lease: Option<Lease>,
     /// The client was told the exit.
     told: bool,
 }
@@ -107,6 +110,7 @@ impl Step {
             launch_error: None,
             aborted: None,
             deadlines: Deadlines::default(),
+            lease: None,
             told: false,
         }
     }
@@ -115,6 +119,9 @@ impl Step {
     pub fn run(mut self) -> io::Result<()> {
         if self.launch().attached {
             self.deadlines.client_in(Instant::now(), CLIENT_COMES);
+        }
+        if let Some(until) = self.file.node.lease {
+            self.lease = Some(Lease::until(until)?);
         }
         match self.start() {
             Ok(processes) => {
@@ -208,6 +215,7 @@ impl Step {
         for (token, flags) in ready {
             match token {
                 Token::Listener => self.welcome_agent(),
+                Token::Lease => self.out_of_touch()?,
                 Token::Agent(i) => self.hear_agent(i)?,
                 Token::Processes => self.hear_processes()?,
                 Token::Saving => {
@@ -259,6 +267,10 @@ impl Step {
     ) -> io::Result<Vec<(Token, PollFlags)>> {
         let mut tokens = vec![Token::Listener];
         let mut set = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.over()) {
+            tokens.push(Token::Lease);
+            set.push(PollFd::from_borrowed_fd(lease.fd(), PollFlags::IN));
+        }
         for (i, agent) in self.agents.iter().enumerate() {
             tokens.push(Token::Agent(i));
             set.push(PollFd::new(agent, PollFlags::IN));
@@ -342,6 +354,11 @@ impl Step {
                 self.signal(signal, leaders_only);
                 let events = self.processes.as_mut().map(|p| p.signalled_while_saving(signal));
                 self.act_on(events.unwrap_or_default())?;
+            }
+            ToSupervisor::Renew { until } => {
+                if let Some(lease) = &mut self.lease {
+                    lease.renew(until)?;
+                }
             }
             ToSupervisor::Kill => self.kill()?,
             ToSupervisor::Note(text) => self.say(&text),
@@ -573,7 +590,11 @@ impl Step {
             tasks,
             oom,
             launch_error,
-            ended_by: None,
+            ended_by: self
+                .lease
+                .as_ref()
+                .filter(|lease| lease.over())
+                .map(|_| berth_model::link::EndCause::OutOfTouch),
             image: None,
             usage,
             ended: wall_clock(),
@@ -612,6 +633,20 @@ impl Step {
         write_json(&self.dir.state(), &self.state)?;
         let phase = self.phase();
         self.agents.retain(|agent| send(agent.as_fd(), &phase, &[]).is_ok());
+        Ok(())
+    }
+
+    /// Nothing was heard of the controller for as long as the step may go on: it may count as lost now, and run elsewhere.
+    fn out_of_touch(&mut self) -> io::Result<()> {
+        let Some(lease) = self.lease.as_mut().filter(|lease| lease.is_due()) else { return Ok(()) };
+        lease.end();
+        if self.exited().is_some() {
+            return Ok(());
+        }
+        // Again and again, until nothing is left. First of all: where words go to may hang.
+        self.deadlines.kill_in(Instant::now(), Duration::ZERO);
+        self.kill()?;
+        self.say("nothing was heard of the controller for too long (lost_after_seconds): the step is ended");
         Ok(())
     }
 

@@ -25,6 +25,7 @@ struct Hello {
     term: Term,
     steps: Vec<(StepKey, StepPhase)>,
     jobs: Vec<(JobId, Attempt)>,
+    asked: Time,
 }
 
 impl Cluster {
@@ -40,12 +41,14 @@ impl Cluster {
                 term,
                 steps,
                 jobs,
+                asked,
             } => {
                 if name != *node {
                     let why = format!("this connection speaks for node {node}, not for {name}");
                     return self.turn_away(connection, why);
                 }
-                let hello = Hello { boot_id, boot_time, agent_start, version, hardware, term, steps, jobs };
+                let hello =
+                    Hello { boot_id, boot_time, agent_start, version, hardware, term, steps, jobs, asked };
                 self.hello(node, connection, hello);
             }
             FromAgent::Step { session, key, phase } => {
@@ -91,10 +94,11 @@ impl Cluster {
                     self.peers(node, said);
                 }
             }
-            FromAgent::Heartbeat { session, load, free_memory, troubles, drift } => {
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked } => {
                 if !self.heard(node, connection, session) {
                     return;
                 }
+                self.has_asked(node, asked);
                 if let Some(n) = self.node_mut(node) {
                     n.load = load;
                     n.reported_free_memory = free_memory;
@@ -185,6 +189,10 @@ impl Cluster {
         if let Some(n) = self.node_mut(name) {
             n.link = None;
             n.settling.clear();
+            if rebooted {
+                // Its clock counts anew.
+                n.asked = None;
+            }
         }
         if rebooted {
             self.end_cause(name, Cause::Unkillable);
@@ -214,6 +222,7 @@ impl Cluster {
             n.last_heard = now;
             n.row.condition.not_responding = false;
         }
+        self.has_asked(name, hello.asked);
         let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
         self.tell_configuration(name);

@@ -171,6 +171,7 @@ impl Cluster {
     fn send_prefetch(&mut self, node: &NodeName, id: JobId) -> bool {
         let Some(job) = self.jobs.get(&id) else { return false };
         let common = launch::Common {
+            asked: None,
             cluster: &self.config.cluster,
             term: self.term,
             kill_wait: self.config.kill_wait,

@@ -54,7 +54,7 @@ fn worst(a: ExitStatus, b: ExitStatus) -> ExitStatus {
 
 /// An exit that nobody reported: of a step that was lost or never ran.
 pub(super) fn unreported(cause: EndCause, now: Time) -> StepExit {
-    let signal = if cause == EndCause::NodeFailed { 9 } else { 15 };
+    let signal = if matches!(cause, EndCause::NodeFailed | EndCause::OutOfTouch) { 9 } else { 15 };
     StepExit {
         status: ExitStatus { code: 0, signal },
         tasks: Vec::new(),
@@ -84,7 +84,7 @@ fn judge(step: &StepRow, limit: Option<Time>, now: Time) -> StepResult {
     let state = if exits().any(|e| e.oom) {
         exit = OUT_OF_MEMORY;
         JobState::OutOfMemory
-    } else if by(EndCause::NodeFailed) {
+    } else if by(EndCause::NodeFailed) || by(EndCause::OutOfTouch) {
         JobState::NodeFail
     } else if by(EndCause::TimeLimit) || late {
         JobState::Timeout
@@ -152,10 +152,14 @@ impl Cluster {
         let Some(step) = self.step_mut(job, id) else { return };
         let result = judge(step, limit, now);
         step.result = Some(result.clone());
-        let verdict = follow(step, &result);
+        let mut verdict = follow(step, &result);
+        // It ended itself, and its node says so: nothing of it is left there.
+        let ended_itself =
+            step.nodes.iter().any(|n| n.exit.as_ref().and_then(|e| e.ended_by) == Some(EndCause::OutOfTouch));
         if step.login {
             self.wipe(PayloadKey::StepLogin(job, id));
         }
+        verdict.requeue |= ended_itself && result.state == JobState::NodeFail && self.runs_again(job);
         let Some(record) = self.job_live(job) else { return };
         record.progress.remove(&id);
         let drives = match record.spec.spec.kind {
@@ -436,22 +440,33 @@ impl Cluster {
         let runs: Vec<(JobId, Attempt)> =
             self.nodes.get(node).map(|n| n.held.keys().copied().collect()).unwrap_or_default();
         for (id, attempt) in runs {
-            let Some(job) = self.job(id) else { continue };
-            if let Phase::Running(_) = job.row.phase {
-                let requeue = job.spec.spec.kind == JobKind::Batch
-                    && job.spec.spec.requeue.unwrap_or(self.config.requeue);
-                self.lose_parts(node, id, EndCause::NodeFailed);
-                let verdict = Verdict {
-                    reason: Reason::NodeDown,
-                    requeue,
-                    ..Verdict::new(JobState::NodeFail, EndCause::NodeFailed)
-                };
-                self.end_job(id, verdict);
-                self.requeue_lost(id, requeue);
-            }
-            self.lose_parts(node, id, EndCause::NodeFailed);
-            self.leave_node(node, id, attempt);
+            self.lose_run(node, id, attempt);
         }
+    }
+
+    /// A run is alive on a node no more, by evidence: a batch job goes back to the queue unless it said otherwise, all else has failed.
+    pub(super) fn lose_run(&mut self, node: &NodeName, id: JobId, attempt: Attempt) {
+        let Some(job) = self.job(id) else { return };
+        if let Phase::Running(_) = job.row.phase {
+            let requeue = self.runs_again(id);
+            self.lose_parts(node, id, EndCause::NodeFailed);
+            let verdict = Verdict {
+                reason: Reason::NodeDown,
+                requeue,
+                ..Verdict::new(JobState::NodeFail, EndCause::NodeFailed)
+            };
+            self.end_job(id, verdict);
+            self.requeue_lost(id, requeue);
+        }
+        self.lose_parts(node, id, EndCause::NodeFailed);
+        self.leave_node(node, id, attempt);
+    }
+
+    /// Whether a job that was lost goes back to the queue.
+    fn runs_again(&self, id: JobId) -> bool {
+        self.job(id).is_some_and(|job| {
+            job.spec.spec.kind == JobKind::Batch && job.spec.spec.requeue.unwrap_or(self.config.requeue)
+        })
     }
 
     /// The lost part may have been what the job lived by, and have ended it already: the verdict is the same.

@@ -11,6 +11,7 @@ mod enter;
 mod exchange;
 mod images;
 mod layout;
+mod leases;
 mod members;
 mod pass;
 mod programs;
@@ -286,7 +287,9 @@ impl Cluster {
     fn send_start(&mut self, job: JobId, step: StepId, at: usize) {
         let Some(record) = self.jobs.get(&job) else { return };
         let (Some(run), Some(row)) = (record.run(), record.steps.get(&step)) else { return };
+        let asked = row.nodes.get(at).and_then(|part| self.nodes.get(&part.node)).and_then(|n| n.asked);
         let common = launch::Common {
+            asked,
             cluster: &self.config.cluster,
             term: self.term,
             kill_wait: self.config.kill_wait,

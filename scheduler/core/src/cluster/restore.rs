@@ -71,6 +71,8 @@ impl Cluster {
             let node = Node::new(row, &cluster.config, cluster.clock);
             cluster.nodes.insert(name.clone(), Arc::new(node));
             cluster.watch_silence(&name);
+            // Whatever was granted before was asked for before now.
+            cluster.timers.insert((cluster.clock, super::timers::Timer::Lost(name)));
         }
         cluster.restore_members(stored.members, stored.tokens)?;
         let mut specs: BTreeMap<JobId, Arc<Spec>> = BTreeMap::new();

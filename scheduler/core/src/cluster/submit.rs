@@ -376,7 +376,7 @@ impl Cluster {
         let Some(allocation) = place(&need, self.nodes_of(rules, |_| true), Against::Empty) else {
             return Ok(()); // nodes that are not known yet may have room
         };
-        let run = Run { allocation: Arc::new(allocation), started: self.clock, limit: None };
+        let run = Run { allocation: Arc::new(allocation), started: self.clock, limit: None, lease: None };
         match self.plan_in(job, &run, step) {
             Err(NoRoom::Never(why)) => refuse(
                 RefusalCode::Impossible,

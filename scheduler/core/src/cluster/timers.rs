@@ -28,6 +28,8 @@ pub(super) enum Timer {
     Purge(JobId),
     /// A node was silent.
     Silence(NodeName),
+    /// Runs on a silent node have ended by themselves.
+    Lost(NodeName),
     /// Messages of a job that were not answered are sent again.
     Repeat(JobId),
     /// A node still has runs that do not belong there.
@@ -54,6 +56,7 @@ impl Cluster {
                 Timer::Limit(job) => self.limit_passed(job),
                 Timer::Purge(job) => self.purge(job),
                 Timer::Silence(node) => self.check_silence(&node),
+                Timer::Lost(node) => self.check_lost(&node),
                 Timer::Repeat(job) => self.repeat(job),
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
@@ -100,10 +103,11 @@ impl Cluster {
         if n.last_heard + timeout > now {
             return self.watch_silence(node);
         }
-        // Silence alone says nothing of its jobs: they are left as they are.
+        // Silence alone says nothing of its jobs: they are left as they are, but for those that have ended by themselves.
         if let Some(n) = self.node_mut(node) {
             n.row.condition.not_responding = true;
         }
+        self.check_lost(node);
     }
 
     /// Has a node end the runs that it has and should not have, until it says that they are gone.

@@ -66,6 +66,8 @@ pub struct World {
     pub cut: Vec<NodeName>,
     pub superseded: Option<Term>,
     pub agent_term: Term,
+    /// Whether agents ask for renewals, as all do but those of earlier versions.
+    pub ask: bool,
     sessions: BTreeMap<NodeName, (u64, Session)>,
     next: u64,
 }
@@ -143,6 +145,7 @@ impl World {
             cut: vec![],
             superseded: None,
             agent_term: Term(0),
+            ask: true,
             sessions: BTreeMap::new(),
             next: 0,
         }
@@ -199,6 +202,11 @@ impl World {
         self.quiet_event(Event::Agent { node, connection, message });
     }
 
+    /// What the clocks of all nodes show: another time than anybody else's.
+    pub fn clock(&self) -> Time {
+        if self.ask { Time(self.now.0 - 999_995_000_000) } else { Time(0) }
+    }
+
     pub fn later(&mut self, span: Span) {
         let end = self.now + span;
         while let Some(wake) = self.core.next_wake().filter(|w| *w <= end) {
@@ -233,6 +241,7 @@ impl World {
             term: self.agent_term,
             steps: vec![],
             jobs: vec![],
+            asked: self.clock(),
         };
         self.event(Event::Agent { node, connection, message });
     }
@@ -259,6 +268,7 @@ impl World {
             term: self.agent_term,
             steps,
             jobs,
+            asked: self.clock(),
         };
         self.quiet_event(Event::Agent { node, connection, message });
     }

@@ -31,6 +31,7 @@ fn hello(version: &str) -> FromAgent {
         term: Term(0),
         steps: vec![],
         jobs: vec![],
+        asked: Time(1),
     }
 }
 

@@ -1,0 +1,159 @@
+//! Steps with a deadline out of touch: what a late Start, a late renewal and a stopped supervisor come to.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+use berth_agent_core::*;
+use berth_model::hardware::Hardware;
+use berth_model::ids::*;
+use berth_model::launch::StepPhase;
+use berth_model::link::{EndCause, FromAgent, Start, ToAgent};
+use berth_model::time::{Span, Time};
+
+const KEY: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
+
+struct Node {
+    core: AgentCore,
+    now: Time,
+    seen: Vec<AgentEffect>,
+}
+
+impl Node {
+    fn new(adopted: Vec<Adopted>) -> Node {
+        let config = AgentConfig {
+            node: "n1".into(),
+            boot_id: "b".into(),
+            boot_time: Time(0),
+            agent_start: Time(0),
+            version: "1".into(),
+            hardware: Hardware::default(),
+            term: Term(3),
+            prolog: false,
+            unkillable: Span::from_secs(60),
+            health: None,
+            unhealthy: None,
+        };
+        let now = Time::from_secs(100);
+        let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
+        node.event(AgentEvent::Connected);
+        node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
+        node
+    }
+
+    fn event(&mut self, event: AgentEvent) {
+        self.seen.extend(self.core.handle(event, self.now));
+    }
+
+    fn say(&mut self, message: ToAgent) {
+        self.event(AgentEvent::Controller(message));
+    }
+
+    fn start(&mut self, seconds: i64) {
+        self.say(ToAgent::Start(Box::new(Start {
+            term: Term(3),
+            launch: berth_samples::launch(KEY),
+            job_time_left: None,
+            step_time_left: None,
+            warn: None,
+            login: None,
+            lease: Some(Time::from_secs(seconds)),
+        })));
+    }
+
+    fn renew(&mut self, seconds: i64) -> usize {
+        let runs = vec![(KEY.job, KEY.attempt, Time::from_secs(seconds))];
+        self.seen.clear();
+        self.say(ToAgent::Renew { term: Term(3), runs });
+        self.count(|e| matches!(e, AgentEffect::Renew { until, .. } if *until == Time::from_secs(seconds)))
+    }
+
+    fn ready(&mut self) {
+        self.event(AgentEvent::Image { key: KEY, event: ImageEvent::Ready(None) });
+    }
+
+    fn until(&mut self, seconds: i64) {
+        let end = Time::from_secs(seconds);
+        let mut wakes = 0;
+        while let Some(wake) = self.core.next_wake().filter(|w| *w <= end) {
+            self.now = self.now.max(wake);
+            self.event(AgentEvent::Tick);
+            wakes += 1;
+            assert!(wakes < 1000, "it wakes for ever");
+        }
+        self.now = end;
+    }
+
+    fn count(&self, what: impl Fn(&AgentEffect) -> bool) -> usize {
+        self.seen.iter().filter(|e| what(e)).count()
+    }
+
+    fn kills(&self) -> usize {
+        self.count(|e| matches!(e, AgentEffect::KillStep { .. }))
+    }
+
+    fn spawns(&self) -> usize {
+        self.count(|e| matches!(e, AgentEffect::Spawn { .. }))
+    }
+}
+
+#[test]
+fn nothing_starts_after_its_deadline() {
+    // Its Start was under way for so long.
+    let mut n = Node::new(vec![]);
+    n.start(100);
+    n.ready();
+    assert_eq!(n.spawns(), 0);
+    // Its image took so long, out of touch.
+    let mut n = Node::new(vec![]);
+    n.start(110);
+    n.until(111);
+    assert_eq!(n.renew(200), 0, "that comes too late");
+    n.ready();
+    assert_eq!(n.spawns(), 0);
+    n.until(200);
+    let told = n.seen.iter().any(|e| {
+        let AgentEffect::Send(FromAgent::Step { phase: StepPhase::Exited(exit), .. }) = e else {
+            return false;
+        };
+        exit.ended_by == Some(EndCause::OutOfTouch)
+    });
+    assert!(told, "{:?}", n.seen);
+    // Its image took long, and the controller was heard of.
+    let mut n = Node::new(vec![]);
+    n.start(110);
+    n.until(109);
+    n.renew(120);
+    n.until(115);
+    n.ready();
+    assert_eq!(n.spawns(), 1);
+}
+
+#[test]
+fn renewals_reach_the_supervisor_and_one_that_is_stopped_keeps_nothing_alive() {
+    let mut n = Node::new(vec![]);
+    n.start(110);
+    n.ready();
+    n.event(AgentEvent::Supervisor { key: KEY, event: SupervisorEvent::Started });
+    assert_eq!(n.renew(130), 1);
+    n.until(130);
+    // The supervisor is left a second for it.
+    assert_eq!(n.kills(), 0);
+    assert_eq!(n.renew(200), 0, "that comes too late");
+    n.until(132);
+    assert_eq!(n.kills(), 1);
+    n.until(150);
+    assert!(n.kills() > 1, "again and again");
+    n.until(300);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::AbandonStep { .. })), 1);
+}
+
+#[test]
+fn an_agent_that_starts_does_not_know_how_far_steps_were_renewed() {
+    let timers = StepTimers { lease: Some(Time::from_secs(90)), ..StepTimers::default() };
+    let found =
+        Adopted { launch: berth_samples::launch(KEY), timers, phase: AdoptedPhase::Running, pull: None };
+    let mut n = Node::new(vec![found]);
+    n.until(120);
+    assert_eq!(n.kills(), 0);
+    assert_eq!(n.renew(130), 1);
+    n.until(132);
+    assert_eq!(n.kills(), 1);
+}
