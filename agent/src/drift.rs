@@ -7,7 +7,8 @@
 use berth_model::ids::Uid;
 use berth_model::spec::Identity;
 use nix::unistd::User;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,8 @@ const GOOD_FOR: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_millis(200);
 /// Most that may be looked up at once: a service that hangs takes no more threads.
 const MOST_AT_ONCE: usize = 8;
+/// Most groups that are named of a user.
+const MOST_GROUPS: usize = 8;
 /// Most users who are told of in a heartbeat.
 const MOST_TOLD: usize = 32;
 
@@ -29,6 +32,8 @@ struct Entry {
     uid: u32,
     gid: u32,
     home: Vec<u8>,
+    /// All groups; absent where the service does not say.
+    groups: Option<Vec<u32>>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,9 +167,16 @@ fn lookup(identity: &Identity) -> Result<Option<String>, String> {
         uid: user.uid.as_raw(),
         gid: user.gid.as_raw(),
         home: user.dir.as_os_str().as_bytes().to_vec(),
+        groups: None,
     };
-    let by_name = User::from_name(&identity.user).map_err(|e| e.desc().to_string())?.map(entry);
+    let mut by_name = User::from_name(&identity.user).map_err(|e| e.desc().to_string())?.map(entry);
     let by_uid = User::from_uid(identity.uid.0.into()).map_err(|e| e.desc().to_string())?.map(entry);
+    if let Some(here) = &mut by_name
+        && let Ok(name) = CString::new(here.name.as_bytes())
+    {
+        let groups = nix::unistd::getgrouplist(&name, here.gid.into()).ok();
+        here.groups = groups.map(|all| all.into_iter().map(|group| group.as_raw()).collect());
+    }
     Ok(compare(identity, by_name.as_ref(), by_uid.as_ref()))
 }
 
@@ -186,11 +198,28 @@ fn compare(identity: &Identity, by_name: Option<&Entry>, by_uid: Option<&Entry>)
                 identity.home.display().escape_debug()
             ));
         }
+        if let Some(groups) = &here.groups {
+            let primary = [here.gid, identity.gid.0];
+            let others = |all: BTreeSet<u32>| &all - &BTreeSet::from(primary);
+            let here: BTreeSet<u32> = others(groups.iter().copied().collect());
+            let there = others(identity.groups.iter().map(|group| group.0).collect());
+            for (more, than, place) in [(&here, &there, "here"), (&there, &here, "at the controller")] {
+                parts.extend(some(more - than).map(|some| format!("{some} only {place}")));
+            }
+        }
     }
     if let Some(here) = by_uid.filter(|here| here.name != identity.user) {
         parts.push(format!("uid {uid} is '{}' here", here.name.escape_debug()));
     }
     (!parts.is_empty()).then(|| format!("user {user}: {}", parts.join(", ")))
+}
+
+/// Groups, as far as a line has room for them.
+fn some(groups: BTreeSet<u32>) -> Option<String> {
+    let shown: Vec<String> = groups.iter().take(MOST_GROUPS).map(ToString::to_string).collect();
+    let (all, s) = (groups.len(), if groups.len() == 1 { "" } else { "s" });
+    let more = if all > shown.len() { format!(" and {} more", all - shown.len()) } else { String::new() };
+    (all > 0).then(|| format!("group{s} {}{more}", shown.join(" ")))
 }
 
 #[cfg(test)]
@@ -211,7 +240,7 @@ mod tests {
     }
 
     fn entry(name: &str, uid: u32, gid: u32, home: &str) -> Entry {
-        Entry { name: name.into(), uid, gid, home: home.into() }
+        Entry { name: name.into(), uid, gid, home: home.into(), groups: None }
     }
 
     #[test]
@@ -232,14 +261,36 @@ mod tests {
     }
 
     #[test]
+    fn groups_that_only_one_side_has_are_named() {
+        let identity = Identity { groups: vec![Gid(100), Gid(7), Gid(8)], ..ann() };
+        let with =
+            |groups: &[u32]| Entry { groups: Some(groups.to_vec()), ..entry("ann", 1000, 100, "/home/ann") };
+        // In whatever order, and with the primary one or without.
+        for same in [[8, 100, 7].as_slice(), &[7, 8]] {
+            assert_eq!(compare(&identity, Some(&with(same)), None), None);
+        }
+        assert_eq!(
+            compare(&identity, Some(&with(&[7, 9])), None).unwrap(),
+            "user ann: group 9 only here, group 8 only at the controller"
+        );
+        let many: Vec<u32> = (7..30).collect();
+        assert_eq!(
+            compare(&identity, Some(&with(&many)), None).unwrap(),
+            "user ann: groups 9 10 11 12 13 14 15 16 and 13 more only here"
+        );
+    }
+
+    #[test]
     fn a_user_is_looked_up_once_and_known_from_then_on() {
         let drift = Arc::new(Drift::default());
         let root = User::from_uid(0.into()).unwrap().unwrap();
+        let groups = nix::unistd::getgrouplist(c"root", root.gid).unwrap();
         let identity = Identity {
             uid: Uid(0),
             gid: Gid(root.gid.as_raw()),
             user: root.name,
             home: root.dir.as_path().into(),
+            groups: groups.into_iter().map(|group| Gid(group.as_raw())).collect(),
             ..ann()
         };
         assert!(!drift.knows(&identity));

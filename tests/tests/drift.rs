@@ -18,9 +18,19 @@ fn a_node_with_other_numbers_is_named_and_jobs_run_as_the_controller_says_as_roo
     let moved = format!("{}\nsomebody:x:{}:{}::/:/bin/sh", fields.join(":"), user.uid, user.gid);
     let passwd = hosts.state("n1").join("passwd");
     std::fs::write(&passwd, own.replace(&line, &moved)).unwrap();
+    // And a group more.
+    let groups = hosts.state("n1").join("group");
+    let more = format!(
+        "{}\nextra:x:{}:{}\n",
+        std::fs::read_to_string("/etc/group").unwrap().trim_end(),
+        47_000,
+        user.name
+    );
+    std::fs::write(&groups, more).unwrap();
     let join = format!(
-        "mount --bind {} /etc/passwd && exec berth join 10.77.0.1 {token} --detach",
-        passwd.display()
+        "mount --bind {} /etc/passwd && mount --bind {} /etc/group && exec berth join 10.77.0.1 {token} --detach",
+        passwd.display(),
+        groups.display()
     );
     hosts.root("n1", "unshare").args(["--mount", "sh", "-c", &join]).ok();
     hosts.wait_node("n1", "idle", 10);
@@ -38,6 +48,7 @@ fn a_node_with_other_numbers_is_named_and_jobs_run_as_the_controller_says_as_roo
         &format!("primary group {group} here and {}", user.gid),
         &format!("home /elsewhere here and {}", user.home.display()),
         &format!("uid {} is 'somebody' here", user.uid),
+        "group 47000 only here",
     ] {
         assert!(note.contains(part), "'{part}' is not in: {note}");
     }

@@ -41,6 +41,7 @@ mod memory;
 mod moving;
 mod mpi;
 mod named;
+mod node_states;
 mod oci;
 mod packages;
 mod pam;

@@ -130,6 +130,11 @@ impl Node {
                 shown.reason_time = Some(reboot.since);
             }
         }
+        if shown.not_responding && shown.reason.is_none() && self.row.causes.is_empty() {
+            shown.reason = Some("Not responding".to_string());
+            shown.reason_user = Some(CLUSTER.to_string());
+            shown.reason_time = Some(self.last_heard);
+        }
         let Some(first) = self.row.causes.values().next() else { return shown };
         shown.drain = true;
         if shown.reason.is_none() {

@@ -158,7 +158,7 @@ fn one_that_fails_or_stays_away_is_named() {
     set(&mut w, NodeStateChange::Resume).unwrap();
     reboot(&mut w, false, NextState::Before);
     w.later(Span::from_secs(99));
-    assert_eq!(condition(&w).reason, None);
+    assert_eq!(condition(&w).reason.as_deref(), Some("Not responding"));
     w.later(Span::from_secs(2));
     let c = condition(&w);
     assert_eq!(c.reason.as_deref(), Some("reboot: not back within 100 s"));

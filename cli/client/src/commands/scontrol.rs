@@ -693,7 +693,8 @@ fn node_state(pair: &str, value: &str) -> Result<NodeStateChange, Failure> {
         }
         _ => {
             return Err(plain(format!(
-                "Invalid input: {pair}\nRequest aborted\nValid states are: DOWN DRAIN FAIL RESUME IDLE UNDRAIN CANCEL_REBOOT"
+                "Invalid input: {pair}\nRequest aborted\nValid states are: DOWN DRAIN FAIL RESUME IDLE UNDRAIN CANCEL_REBOOT\n\
+                 Not all states are valid given a node's prior state"
             )));
         }
     })

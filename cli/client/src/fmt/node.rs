@@ -15,11 +15,12 @@ pub enum Base {
     Mixed,
 }
 
-/// The base state.
+/// The base state. One that does not answer is down, as far as anybody can say, unless there is work that may go on.
 pub fn base(node: &NodeInfo) -> Base {
-    if node.condition.down {
+    let free = node.allocated.cpu == 0 && node.allocated.is_zero();
+    if node.condition.down || (free && node.condition.not_responding) {
         Base::Down
-    } else if node.allocated.cpu == 0 && node.allocated.is_zero() {
+    } else if free {
         Base::Idle
     } else if node.allocated.cpu >= node.total.cpu {
         Base::Allocated

@@ -31,6 +31,20 @@ impl Cluster {
         if state == NodeStateChange::CancelReboot {
             self.cancel_reboot(nodes)?;
         }
+        // As Slurm has it: what works is not made idle by a word.
+        let works = |name: &&NodeName| {
+            self.nodes.get(*name).is_some_and(|n| !n.row.condition.down && !n.held.is_empty())
+        };
+        if state == NodeStateChange::Idle
+            && let Some(name) = nodes.iter().find(works)
+        {
+            return Err(Refusal::new(
+                RefusalCode::Invalid,
+                format!(
+                    "Invalid node state transition\n{name} has work: use state=resume to have it take more"
+                ),
+            ));
+        }
         let needs = matches!(state, NodeStateChange::Down | NodeStateChange::Drain | NodeStateChange::Fail);
         if needs && reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
             return Err(Refusal::new(

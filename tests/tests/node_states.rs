@@ -1,0 +1,91 @@
+//! What administrators make of nodes, and how that is shown: as a real Slurm does, by its recorded answers.
+
+use berth_tests::{Sandbox, each_user, sandbox::wait};
+
+fn update(sandbox: &Sandbox, words: &[&str]) -> berth_tests::Output {
+    let node = format!("nodename={}", sandbox.node());
+    sandbox.cmd("scontrol").args(["update", node.as_str()]).args(words).run()
+}
+
+fn shown(sandbox: &Sandbox) -> String {
+    let text = sandbox.cmd("sinfo").args(["-h", "-N", "-o", "%T|%t|%E"]).ok().text();
+    let record = sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
+    let state = record.split("State=").nth(1).unwrap().split(' ').next().unwrap().to_string();
+    format!("{}|{state}", text.trim())
+}
+
+fn fine(sandbox: &Sandbox, words: &[&str], expected: &str) {
+    let output = update(sandbox, words);
+    assert_eq!((output.rc, output.err()), (0, String::new()), "{words:?}");
+    // What ran there takes a moment to go.
+    let seen = wait(10, || (shown(sandbox) == expected).then_some(()));
+    assert!(seen.is_some(), "{} is not {expected} after {words:?}", shown(sandbox));
+}
+
+fn refused(sandbox: &Sandbox, words: &[&str], lines: &[&str]) {
+    let output = update(sandbox, words);
+    assert_eq!(output.rc, 1, "{output}");
+    let said = output.err();
+    let mut said = said.lines();
+    for line in lines {
+        assert!(said.any(|l| l == *line), "'{line}' is not in: {output}");
+    }
+}
+
+each_user! {
+    fn states_are_set_refused_and_shown_as_in_slurm(who) {
+        let sandbox = Sandbox::start(who);
+        let sandbox = &sandbox;
+        let reason = ["You must specify a reason when DOWNING or DRAINING a node. Request denied"];
+        for state in ["state=drain", "state=down", "state=fail"] {
+            refused(sandbox, &[state], &reason);
+        }
+        refused(sandbox, &["state=bogus"], &["Invalid input: state=bogus", "Request aborted", "Not all states are valid given a node's prior state"]);
+        fine(sandbox, &["state=drain", "reason=test"], "drained|drain|test|IDLE+DRAIN");
+        fine(sandbox, &["state=idle"], "idle|idle|none|IDLE");
+        fine(sandbox, &["state=undrain"], "idle|idle|none|IDLE");
+        fine(sandbox, &["state=fail", "reason=failing"], "fail|fail|failing|IDLE+FAIL");
+        fine(sandbox, &["state=down", "reason=kernel panic"], "down|down|kernel panic|DOWN+FAIL");
+        fine(sandbox, &["state=resume"], "idle|idle|none|IDLE");
+        // With work on it.
+        let job = sandbox.sbatch(&["--mem=10M", "-n1", "--no-requeue"], "#!/bin/sh\necho x > begun\nuntil [ -e go ]; do sleep 0.1; done\n");
+        sandbox.wait_file("begun", "x", 20);
+        let busy = shown(sandbox);
+        let (long, short, base) = if busy.starts_with("mixed|") { ("mixed", "mix", "MIXED") } else { ("allocated", "alloc", "ALLOCATED") };
+        assert_eq!(busy, format!("{long}|{short}|none|{base}"));
+        refused(sandbox, &["state=idle"], &["slurm_update error: Invalid node state transition"]);
+        fine(sandbox, &["state=drain", "reason=test"], &format!("draining|drng|test|{base}+DRAIN"));
+        fine(sandbox, &["state=undrain"], &busy);
+        fine(sandbox, &["state=fail", "reason=failing"], &format!("failing|failg|failing|{base}+FAIL"));
+        fine(sandbox, &["state=resume"], &busy);
+        assert_eq!(sandbox.job_state(job), "RUNNING");
+        fine(sandbox, &["state=down", "reason=kernel panic"], "down|down|kernel panic|DOWN");
+        sandbox.wait_state(job, "NODE_FAIL", 20);
+        fine(sandbox, &["state=idle"], "idle|idle|none|IDLE");
+    }
+
+    fn a_silent_node_is_down_where_nothing_runs_and_says_why(who) {
+        let mut sandbox = Sandbox::with_config(who, "node_timeout_seconds = 5\n");
+        let seen = |sandbox: &Sandbox, expected: &str| {
+            assert!(wait(30, || (shown(sandbox) == expected).then_some(())).is_some(), "{} is not {expected}", shown(sandbox));
+        };
+        sandbox.kill_9(sandbox.agent());
+        seen(&sandbox, "down*|down*|Not responding|DOWN+NOT_RESPONDING");
+        let why = sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E|%u|%t"]).ok().text();
+        assert_eq!(why.trim(), "Not responding|berth|down*");
+        assert_eq!(sandbox.cmd("sinfo").args(["-h", "-t", "down", "-o", "%D"]).ok().text().trim(), "1");
+        sandbox.up();
+        seen(&sandbox, "idle|idle|none|IDLE");
+        let job = sandbox.sbatch(&["--mem=10M", "-n1"], "#!/bin/sh\necho x > begun\nuntil [ -e go ]; do sleep 0.1; done\n");
+        sandbox.wait_file("begun", "x", 20);
+        let busy = shown(&sandbox);
+        sandbox.kill_9(sandbox.agent());
+        let (long, short, base) = if busy.starts_with("mixed|") { ("mixed", "mix", "MIXED") } else { ("allocated", "alloc", "ALLOCATED") };
+        seen(&sandbox, &format!("{long}*|{short}*|Not responding|{base}+NOT_RESPONDING"));
+        assert_eq!(sandbox.job_state(job), "RUNNING");
+        sandbox.write("go", "");
+        sandbox.up();
+        sandbox.wait_state(job, "COMPLETED", 20);
+        seen(&sandbox, "idle|idle|none|IDLE");
+    }
+}
