@@ -1,4 +1,5 @@
-//! Images of jobs that may start here soon, fetched before they do: one at a time, and behind everything else on the node.
+//! Images for others than this node's own steps: of jobs that may start here soon, fetched before they do, one at a time and behind
+//! everything else on the node; and of jobs on nodes without a way to their registry, a few at a time.
 
 use crate::images::Images;
 use berth_agent_core::Fetched;
@@ -9,9 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::Semaphore;
 
 /// The weakest claim to processors, which disks go by, too.
 const LAST: i32 = 19;
+
+/// Images that are fetched for other nodes at the same time.
+const MOST_FETCHES: usize = 8;
 
 type Run = (JobId, Attempt);
 
@@ -60,6 +65,33 @@ impl Ahead {
         if let Some(stop) = self.open.remove(&run) {
             stop.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// Fetches images for nodes without a way to their registry.
+pub struct ForOthers(Arc<Semaphore>);
+
+impl Default for ForOthers {
+    fn default() -> ForOthers {
+        ForOthers(Arc::new(Semaphore::new(MOST_FETCHES)))
+    }
+}
+
+impl ForOthers {
+    /// Fetches one when its turn comes.
+    pub fn fetch(&self, images: &Arc<Images>, launch: Box<StepLaunch>, login: Option<Login>) {
+        let (images, places) = (Arc::clone(images), Arc::clone(&self.0));
+        tokio::spawn(async move {
+            let Ok(_place) = places.acquire_owned().await else { return };
+            let job = launch.key.job;
+            let fetched =
+                tokio::task::spawn_blocking(move || images.fetch_for_others(&launch, login.as_ref()));
+            match fetched.await {
+                Ok(Ok(())) => tracing::info!("the image of job {job} is there for other nodes"),
+                Ok(Err(why)) => tracing::info!("the image of job {job} is not there for other nodes: {why}"),
+                Err(_) => {}
+            }
+        });
     }
 }
 

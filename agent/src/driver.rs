@@ -1,6 +1,6 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
-use crate::ahead::Ahead;
+use crate::ahead::{Ahead, ForOthers};
 use crate::around::{Around, Ended, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
@@ -154,6 +154,8 @@ pub struct Driver {
     asked: u64,
     /// The configuration that the controller has, until it is looked at.
     wanted: Option<Box<Config>>,
+    /// Images for other nodes.
+    fetching: ForOthers,
 }
 
 impl Driver {
@@ -186,6 +188,7 @@ impl Driver {
             asking: BTreeMap::new(),
             asked: 0,
             wanted: None,
+            fetching: ForOthers::default(),
         };
         for record in adopted_jobs {
             let listener = driver.listen(&record);
@@ -343,6 +346,7 @@ impl Driver {
                 self.ahead.fetch((job, attempt), launch, login);
             }
             AgentEffect::CancelPrefetch { job, attempt } => self.ahead.give_up((job, attempt)),
+            AgentEffect::Fetch { launch, login } => self.fetching.fetch(&self.node.images, launch, login),
             AgentEffect::Peers(said) => self.node.images.peers().hear(said),
             AgentEffect::Registered => self.node.images.peers().registered(),
             AgentEffect::ImagesNeeded { ask, digests } => {

@@ -236,9 +236,9 @@ impl Images {
             Some((brought, _)) => brought,
             None => bring(None, Some(&turn)),
         };
-        if brought.is_ok() {
-            turn.is_there();
-        }
+        let note = turn.note();
+        let brought = brought.map_err(|e| if note.is_empty() { e } else { e.beside(&note) });
+        turn.end(brought.as_ref().map(drop).map_err(ToString::to_string));
         brought
     }
 
@@ -309,6 +309,14 @@ impl Images {
         let pull = Pull { launch, login, pulling: &pulling, stop, ahead: true };
         self.make_present(&pull, &container.image)?;
         Ok(pulling.fetched())
+    }
+
+    /// Fetches an image for other nodes, which wait for it.
+    pub fn fetch_for_others(&self, launch: &StepLaunch, login: Option<&Login>) -> Result<(), String> {
+        let Some(container) = &launch.container else { return Ok(()) };
+        let (pulling, stop) = (Pulling::new(|_| {}), Arc::new(AtomicBool::new(false)));
+        let pull = Pull { launch, login, pulling: &pulling, stop: &stop, ahead: false };
+        self.make_present(&pull, &container.image).map(drop)
     }
 
     /// Whether so many bytes of blobs, twice that when unpacked, are more than there is room for.

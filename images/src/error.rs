@@ -111,6 +111,13 @@ impl Error {
         self
     }
 
+    /// Tells too what somebody else said.
+    #[must_use]
+    pub fn beside(mut self, note: &str) -> Self {
+        self.reason = format!("{} ({})", self.reason, printable(note, 2000));
+        self
+    }
+
     /// Puts the image or layer in front of the thing that failed.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {

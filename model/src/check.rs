@@ -88,6 +88,14 @@ impl Config {
         if self.images.peers > u32::from(u16::MAX) {
             out.add("images.peers", format!("{} is no port: write one, or \"off\"", self.images.peers));
         }
+        if !self.images.gateways.is_empty()
+            && let Err(error) = crate::hostlist::expand(&self.images.gateways)
+        {
+            out.add("images.gateways", error.to_string());
+        }
+        if !self.images.gateways.is_empty() && self.images.peers == 0 {
+            out.add("images.gateways", "nodes give images to others only with a port in images.peers");
+        }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
         self.images.check_quotas(&mut |key, why| out.add(key, why));

@@ -163,6 +163,9 @@ pub struct ImagesConfig {
     /// The port at which each node gives images to others; 0 is written `"off"`: each node fetches by itself then.
     #[serde(with = "peers")]
     pub peers: u32,
+    /// Hostlist of nodes that fetch images for those without a way to registries: where it names one that is up, no other node asks
+    /// a registry. Empty: each node may.
+    pub gateways: String,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -207,6 +210,7 @@ impl Default for ImagesConfig {
             memory: String::new(),
             prefetch: 2,
             peers: u32::from(PEERS),
+            gateways: String::new(),
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),

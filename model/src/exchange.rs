@@ -46,6 +46,8 @@ pub enum FromPeers {
         ask: u64,
         /// Whether the image is there now.
         there: bool,
+        /// Why it is not; empty where nobody wants it any more.
+        why: String,
     },
 }
 
@@ -68,6 +70,8 @@ pub enum ToPeers {
         ask: u64,
         /// Where the image is to come from.
         way: ImageWay,
+        /// What gateways said that did not get it.
+        note: String,
     },
     /// A node may fetch an image here, for one user.
     Serve {

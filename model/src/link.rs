@@ -227,6 +227,9 @@ pub enum ToAgent {
         /// The runs that end by themselves.
         runs: Vec<(JobId, Attempt, Time)>,
     },
+    /// Other nodes wait for the image of this step, and this one is a gateway: fetch it. Of the start identity, environment, image and
+    /// login are meant.
+    Fetch(Box<Start>),
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

@@ -44,10 +44,10 @@ impl Registry {
         Registry::start(false, false, Some(other))
     }
 
-    /// Starts one on a host, where others reach it by the host's address.
-    pub fn on(hosts: &Hosts, host: &str, login: bool) -> Registry {
+    /// Starts one on a host, where others reach it by this address.
+    pub fn on(hosts: &Hosts, host: &str, address: &str, login: bool) -> Registry {
         let directory = tempfile::Builder::new().prefix("bt-reg-").tempdir_in("/tmp").unwrap();
-        let (address, space) = (format!("{}:5000", hosts.address(host)), hosts.network(host));
+        let (address, space) = (format!("{address}:5000"), hosts.network(host));
         let mut child = launch(directory.path(), (&address, Some(&space)), login, false, None);
         let deadline = Instant::now() + Duration::from_secs(20);
         let reached = || {

@@ -2,8 +2,9 @@
 //! nothing for whom the controller did not name.
 
 use berth_tests::layout::{self, Layer};
+use berth_tests::registry::LOGIN;
 use berth_tests::sandbox::wait;
-use berth_tests::{Hosts, Registry, images};
+use berth_tests::{Cmd, Hosts, Registry, images, machine};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,7 +20,7 @@ fn nodes(count: usize) -> (Hosts, Registry) {
 fn configured(count: usize, more: &str) -> (Hosts, Registry) {
     let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
     let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let registry = Registry::on(&hosts, "n1", false);
+    let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), false);
     hosts.up("n1", &format!("{}{more}", registry.without_tls()));
     let token = hosts.token("n1", &["--uses", &count.to_string()]);
     for name in &names[1..] {
@@ -168,7 +169,7 @@ fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
 fn a_digest_opens_nothing_for_whom_the_controller_did_not_name_as_root() {
     let names = ["n1", "n2", "n3", "front"];
     let hosts = Hosts::new(&names);
-    let registry = Registry::on(&hosts, "n1", false);
+    let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), false);
     hosts.up("n1", &registry.without_tls());
     let token = hosts.token("n1", &["--uses", "2"]);
     hosts.join("n2", &token);
@@ -215,4 +216,47 @@ fn a_digest_opens_nothing_for_whom_the_controller_did_not_name_as_root() {
         let told = ask("n3", &shows, path);
         assert_eq!(told.text(), "403", "{told}");
     }
+}
+
+#[test]
+fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_root() {
+    let hosts = Hosts::new(&["n1", "gw", "far"]);
+    // The registry is in a network that n1 and gw are in, too.
+    for (host, address) in [("n1", "10.88.0.1/24"), ("gw", "10.88.0.2/24")] {
+        hosts.root(host, "ip").args(["addr", "add", address, "dev", "eth0"]).ok();
+    }
+    let registry = Registry::on(&hosts, "n1", "10.88.0.1", true);
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let password = "of-the-gateway";
+    registry.take_only(password);
+    hosts.up("n1", &format!("{}gateways = \"gw\"\n", registry.without_tls()));
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for name in ["gw", "far"] {
+        hosts.join(name, &token);
+    }
+    for name in ["n1", "gw", "far"] {
+        hosts.wait_node(name, "idle", 20);
+        gives(&hosts, name);
+    }
+    // The login file is gone when the job starts: what is used is what came with the job, sealed.
+    let directory = hosts.work().join("docker");
+    std::fs::create_dir(&directory).unwrap();
+    let secret = Cmd::new("base64").arg("-w0").stdin(format!("{}:{password}", LOGIN.0)).ok().text();
+    let entry = format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{secret}\"}}}}}}", registry.host());
+    std::fs::write(directory.join("config.json"), entry).unwrap();
+    machine::give(&directory, hosts.user());
+    machine::give(&directory.join("config.json"), hosts.user());
+    let container = format!("--container-image={image}");
+    std::fs::write(hosts.work().join("job.sh"), "#!/bin/sh\ncat /data/kept\n").unwrap();
+    let words = ["--parsable", "--hold", "-w", "far", "-o", "out", &container, "job.sh"];
+    let submit = hosts.cmd("n1", "sbatch").args(words).env("DOCKER_CONFIG", &directory);
+    let job = submit.limit(60).ok().text().trim().to_string();
+    std::fs::remove_dir_all(&directory).unwrap();
+    hosts.cmd("n1", "scontrol").args(["release", &job]).ok();
+    let out = || std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+    let there = wait(60, || out().contains("kept").then_some(()));
+    assert!(there.is_some(), "{}\n{}\n{}", out(), log(&hosts, "far"), log(&hosts, "gw"));
+    assert!(log(&hosts, "gw").contains(&format!("the image of job {job} is there for other nodes")));
+    let blobs = asked(&registry);
+    assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
 }

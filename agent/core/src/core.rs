@@ -304,6 +304,12 @@ impl AgentCore {
                     self.prefetch(*start);
                 }
             }
+            ToAgent::Fetch(start) => {
+                if self.follows(start.term) && self.session.is_some() {
+                    let Start { launch, login, .. } = *start;
+                    self.out.push(AgentEffect::Fetch { launch: Box::new(launch), login });
+                }
+            }
             ToAgent::EndPrefetch { term, job, attempt } => {
                 if self.follows(term) && self.ahead.remove(&(job, attempt)) {
                     self.out.push(AgentEffect::CancelPrefetch { job, attempt });

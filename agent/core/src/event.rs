@@ -284,6 +284,13 @@ pub enum AgentEffect {
     },
     /// The controller's word about images that travel between nodes.
     Peers(ToPeers),
+    /// Other nodes wait for this image: fetch it for them.
+    Fetch {
+        /// Identity, environment and image.
+        launch: Box<StepLaunch>,
+        /// The login that came with the job or the step.
+        login: Option<Login>,
+    },
     /// Registered: what the controller knew of this node's images it knows no more.
     Registered,
     /// Write the spool entry and start the supervisor.

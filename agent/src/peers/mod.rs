@@ -53,7 +53,7 @@ pub struct Peers {
 
 /// A question that is open.
 struct Open {
-    ways: Sender<ImageWay>,
+    ways: Sender<(ImageWay, String)>,
     what: Arc<Asked>,
 }
 
@@ -70,10 +70,13 @@ pub(crate) struct Turn {
     peers: Arc<Peers>,
     ask: u64,
     what: Arc<Asked>,
-    ways: Mutex<Receiver<ImageWay>>,
+    ways: Mutex<Receiver<(ImageWay, String)>>,
     stop: Arc<AtomicBool>,
-    there: AtomicBool,
     waited: AtomicBool,
+    /// How it ended.
+    ended: Mutex<Result<(), String>>,
+    /// What gateways said that did not get it.
+    note: Mutex<String>,
 }
 
 impl Peers {
@@ -131,10 +134,10 @@ impl Peers {
     /// The controller's word.
     pub fn hear(&self, said: ToPeers) {
         match said {
-            ToPeers::Way { ask, way } => {
+            ToPeers::Way { ask, way, note } => {
                 if let Some(open) = self.turns().get(&ask) {
                     // Who does not listen any more needs nothing.
-                    let _ = open.ways.send(way);
+                    let _ = open.ways.send((way, note));
                 }
             }
             ToPeers::Serve { node, key, digest, source, user, time } => {
@@ -237,8 +240,9 @@ impl Peers {
             what,
             ways: Mutex::new(ways),
             stop,
-            there: AtomicBool::new(false),
             waited: AtomicBool::new(false),
+            ended: Mutex::new(Err(String::new())),
+            note: Mutex::default(),
         }))
     }
 }
@@ -277,9 +281,14 @@ impl Turn {
         self.what.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The image is there.
-    pub(crate) fn is_there(&self) {
-        self.there.store(true, Ordering::Relaxed);
+    /// The image is there, or cannot be had.
+    pub(crate) fn end(&self, how: Result<(), String>) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = how;
+    }
+
+    /// What gateways said that did not get it; empty where there are none, or it came.
+    pub(crate) fn note(&self) -> String {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A node did not give it; false where that was known.
@@ -307,15 +316,18 @@ impl Turn {
         let mut heard = Instant::now();
         loop {
             match ways.recv_timeout(LOOK) {
-                Ok(ImageWay::Wait) => {
+                Ok((ImageWay::Wait, _)) => {
                     heard = Instant::now();
                     self.waited.store(true, Ordering::Relaxed);
                 }
                 // Said before it was heard that the node failed.
-                Ok(ImageWay::Peer { node, .. }) if self.what.failed().contains(&node) => {
+                Ok((ImageWay::Peer { node, .. }, _)) if self.what.failed().contains(&node) => {
                     heard = Instant::now()
                 }
-                Ok(way) => return way,
+                Ok((way, note)) => {
+                    *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+                    return way;
+                }
                 Err(RecvTimeoutError::Disconnected) => return ImageWay::Source,
                 Err(RecvTimeoutError::Timeout) if self.is_stopped() => return ImageWay::Source,
                 Err(RecvTimeoutError::Timeout) if heard.elapsed() > UNHEARD => {
@@ -333,7 +345,9 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.peers.turns().remove(&self.ask);
-        self.peers.say(FromPeers::Done { ask: self.ask, there: self.there.load(Ordering::Relaxed) });
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (there, why) = (ended.is_ok(), ended.err().unwrap_or_default());
+        self.peers.say(FromPeers::Done { ask: self.ask, there, why });
         self.peers.told.look();
     }
 }

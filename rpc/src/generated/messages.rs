@@ -1186,6 +1186,8 @@ pub struct ImagesConfig {
     pub low_watermark: u32,
     #[prost(uint32, tag = "80")]
     pub peers: u32,
+    #[prost(string, tag = "81")]
+    pub gateways: ::prost::alloc::string::String,
     #[prost(string, tag = "32")]
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
@@ -2728,12 +2730,14 @@ pub struct ImageWanted {
     #[prost(string, repeated, tag = "6")]
     pub failed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageDone {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
     #[prost(bool, tag = "2")]
     pub there: bool,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeldImage {
@@ -2815,6 +2819,8 @@ pub struct WayTold {
     pub ask: u64,
     #[prost(message, optional, tag = "2")]
     pub way: ::core::option::Option<ImageWay>,
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServeImage {
@@ -3033,7 +3039,7 @@ pub struct Dial {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70")]
+    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3042,6 +3048,8 @@ pub mod to_agent {
     pub enum Kind {
         #[prost(message, tag = "80")]
         Peers(super::ToPeers),
+        #[prost(message, tag = "81")]
+        Fetch(super::Start),
         #[prost(message, tag = "1")]
         Welcome(super::Welcome),
         #[prost(string, tag = "2")]

@@ -29,7 +29,9 @@ impl Field<pb::FromPeers> for FromPeers {
             FromPeers::Holds { all, images, gone } => {
                 Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
             }
-            FromPeers::Done { ask, there } => Kind::Done(pb::ImageDone { ask: *ask, there: *there }),
+            FromPeers::Done { ask, there, why } => {
+                Kind::Done(pb::ImageDone { ask: *ask, there: *there, why: why.clone() })
+            }
         };
         pb::FromPeers { kind: Some(kind) }
     }
@@ -49,7 +51,7 @@ impl Field<pb::FromPeers> for FromPeers {
             Kind::Holds(pb::ImagesHold { all, images, gone }) => {
                 FromPeers::Holds { all, images: Field::get(images)?, gone }
             }
-            Kind::Done(pb::ImageDone { ask, there }) => FromPeers::Done { ask, there },
+            Kind::Done(pb::ImageDone { ask, there, why }) => FromPeers::Done { ask, there, why },
         })
     }
 }
@@ -83,7 +85,9 @@ impl Field<pb::ToPeers> for ToPeers {
     fn put(&self) -> pb::ToPeers {
         use pb::to_peers::Kind;
         let kind = match self {
-            ToPeers::Way { ask, way } => Kind::Way(pb::WayTold { ask: *ask, way: way.put() }),
+            ToPeers::Way { ask, way, note } => {
+                Kind::Way(pb::WayTold { ask: *ask, way: way.put(), note: note.clone() })
+            }
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -102,7 +106,7 @@ impl Field<pb::ToPeers> for ToPeers {
     fn get(wire: pb::ToPeers) -> Result<Self, Malformed> {
         use pb::to_peers::Kind;
         Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
-            Kind::Way(pb::WayTold { ask, way }) => ToPeers::Way { ask, way: required(way)? },
+            Kind::Way(pb::WayTold { ask, way, note }) => ToPeers::Way { ask, way: required(way)?, note },
             Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
                 node: Field::get(node)?,
                 key,

@@ -250,6 +250,7 @@ impl Field<pb::ToAgent> for ToAgent {
             ToAgent::ImagesNeeded { ask, digests } => {
                 Kind::ImagesNeeded(pb::ImagesNeeded { ask: *ask, digests: digests.clone() })
             }
+            ToAgent::Fetch(start) => Kind::Fetch((**start).put()),
             ToAgent::Prefetch(start) => Kind::Prefetch((**start).put()),
             ToAgent::EndPrefetch { term, job, attempt } => Kind::EndPrefetch(pb::EndPrefetch {
                 term: term.put(),
@@ -300,6 +301,7 @@ impl Field<pb::ToAgent> for ToAgent {
                 cause: Field::get(cause)?,
             },
             Kind::ImagesNeeded(pb::ImagesNeeded { ask, digests }) => ToAgent::ImagesNeeded { ask, digests },
+            Kind::Fetch(start) => ToAgent::Fetch(Box::new(Field::get(start)?)),
             Kind::Prefetch(start) => ToAgent::Prefetch(Box::new(Field::get(start)?)),
             Kind::EndPrefetch(pb::EndPrefetch { term, job, attempt }) => ToAgent::EndPrefetch {
                 term: Field::get(term)?,

@@ -381,7 +381,11 @@ impl Arbitrary for FromPeers {
                 bytes: Arbitrary::arbitrary(r),
                 failed: Arbitrary::arbitrary(r),
             },
-            _ => FromPeers::Done { ask: Arbitrary::arbitrary(r), there: Arbitrary::arbitrary(r) },
+            _ => FromPeers::Done {
+                ask: Arbitrary::arbitrary(r),
+                there: Arbitrary::arbitrary(r),
+                why: Arbitrary::arbitrary(r),
+            },
         }
     }
 }
@@ -389,12 +393,16 @@ impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
         match r.below(5) {
-            0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait },
-            1 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Source },
+            0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait, note: String::new() },
+            1 => ToPeers::Way {
+                ask: Arbitrary::arbitrary(r),
+                way: ImageWay::Source,
+                note: Arbitrary::arbitrary(r),
+            },
             2 => {
                 let way =
                     ImageWay::Peer { node: Arbitrary::arbitrary(r), address: Arbitrary::arbitrary(r), key };
-                ToPeers::Way { ask: Arbitrary::arbitrary(r), way }
+                ToPeers::Way { ask: Arbitrary::arbitrary(r), way, note: Arbitrary::arbitrary(r) }
             }
             3 => ToPeers::Serve {
                 node: Arbitrary::arbitrary(r),
@@ -415,8 +423,9 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(14) {
+        match r.below(15) {
             12 => ToAgent::Peers(Arbitrary::arbitrary(r)),
+            13 => ToAgent::Fetch(Box::new(Arbitrary::arbitrary(r))),
             0 => ToAgent::Welcome {
                 term,
                 session: Arbitrary::arbitrary(r),

@@ -44,6 +44,8 @@ pub struct CoreConfig {
     pub partitions: Arc<Vec<PartitionRules>>,
     /// Additions to nodes.
     pub nodes: Vec<NodeRules>,
+    /// Nodes that fetch images for all others.
+    pub gateways: BTreeSet<NodeName>,
     /// Which images jobs may have.
     pub images: ImagesConfig,
     /// All of it, as agents are told it.
@@ -139,6 +141,14 @@ impl CoreConfig {
             requeue: config.requeue,
             partitions: Arc::new(partitions),
             nodes,
+            gateways: match config.images.gateways.as_str() {
+                "" => BTreeSet::new(),
+                text => {
+                    let gateways = hostlist::expand(text)
+                        .map_err(|e| ConfigError { place: "images.gateways".into(), why: e.to_string() })?;
+                    gateways.into_iter().map(NodeName).collect()
+                }
+            },
             images: config.images.clone(),
             whole: Arc::new(config.clone()),
         })

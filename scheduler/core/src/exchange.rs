@@ -6,7 +6,7 @@
 //! logarithm of the number of nodes.
 
 use berth_model::exchange::{ImageWay, ToPeers};
-use berth_model::ids::{NodeName, Uid};
+use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +36,9 @@ pub(crate) struct Want {
 /// Nodes that have an image, and for whom: those have shown there that they may have it.
 pub(crate) type Holders = BTreeMap<NodeName, BTreeSet<Uid>>;
 
+/// A run of a job, which has the image on record.
+pub(crate) type RunOf = (JobId, Attempt);
+
 /// A node, and the number of its question.
 type Asker = (NodeName, u64);
 /// What is said to a node.
@@ -58,6 +61,7 @@ enum State {
 
 #[derive(Clone, Debug)]
 struct Ask {
+    run: RunOf,
     state: State,
     since: Time,
     heard: Time,
@@ -72,13 +76,21 @@ struct Ask {
 struct Group {
     asks: BTreeMap<Asker, Ask>,
     waiting: BTreeSet<Asker>,
-    /// For whom the others wait.
+    /// For whom the others wait. A gateway that was told to fetch has the number 0 until it asks itself.
     fetcher: Option<Asker>,
+    /// When that was told.
+    sent: Time,
+    /// Gateways that did not get it, and what they said.
+    tried: BTreeMap<NodeName, String>,
 }
 
 /// The exchange.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Exchange {
+    /// Nodes that fetch for all others.
+    gateways: BTreeSet<NodeName>,
+    /// What gateways are to be told to fetch: for which run, and which image.
+    fetches: Vec<(NodeName, RunOf, Want)>,
     peers: BTreeMap<NodeName, Peer>,
     groups: BTreeMap<Want, Group>,
     asks: BTreeMap<Asker, Want>,
@@ -88,6 +100,22 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    /// From now on these nodes fetch for all others.
+    pub(crate) fn set_gateways(&mut self, gateways: &BTreeSet<NodeName>) {
+        self.gateways.clone_from(gateways);
+    }
+
+    /// What gateways are to be told since this was asked last.
+    pub(crate) fn take_fetches(&mut self) -> Vec<(NodeName, RunOf, Want)> {
+        std::mem::take(&mut self.fetches)
+    }
+
+    /// Whether a gateway was told to fetch the image, or does.
+    pub(crate) fn is_sent(&self, node: &NodeName, want: &Want) -> bool {
+        let fetcher = self.groups.get(want).and_then(|group| group.fetcher.as_ref());
+        fetcher.is_some_and(|(of, _)| of == node)
+    }
+
     /// Others can fetch from a node.
     pub(crate) fn ready(&mut self, node: &NodeName, address: String, key: String) -> Vec<Said> {
         let before = self.peers.insert(node.clone(), Peer { address, key: key.clone() });
@@ -107,7 +135,11 @@ impl Exchange {
         let asks: Vec<u64> = self.asks_of(node).collect();
         let mut said = Vec::new();
         for ask in asks {
-            said.extend(self.over(&(node.clone(), ask), false, now));
+            said.extend(self.over(
+                &(node.clone(), ask),
+                Err("its connection to the controller broke".into()),
+                now,
+            ));
         }
         self.peers.remove(node);
         // Whoever takes from it finds that out, and asks again.
@@ -134,22 +166,29 @@ impl Exchange {
         &mut self,
         asker: Asker,
         want: Want,
-        (bytes, failed): (u64, Vec<NodeName>),
+        (run, bytes, failed): (RunOf, u64, Vec<NodeName>),
         now: Time,
     ) -> Vec<Said> {
         let known = self.asks.get(&asker);
         if known.is_some_and(|known| *known != want)
+            || asker.1 == 0
             || !self.peers.contains_key(&asker.0)
             || (known.is_none() && self.asks_of(&asker.0).count() >= MOST_ASKS)
         {
             let (to, ask) = asker;
-            return vec![(to, ToPeers::Way { ask, way: ImageWay::Source })];
+            return vec![(to, ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })];
         }
         self.asks.insert(asker.clone(), want.clone());
         let group = self.groups.entry(want.clone()).or_default();
         let ask = group.asks.entry(asker.clone()).or_insert_with(|| {
-            group.waiting.insert(asker.clone());
-            Ask { state: State::Waits, since: now, heard: now, moved: now, bytes, failed: BTreeSet::new() }
+            let sent = group.fetcher.as_ref().is_some_and(|(node, ask)| *node == asker.0 && *ask == 0);
+            let state = if sent { State::Fetches } else { State::Waits };
+            if sent {
+                group.fetcher = Some(asker.clone());
+            } else {
+                group.waiting.insert(asker.clone());
+            }
+            Ask { run, state, since: now, heard: now, moved: now, bytes, failed: BTreeSet::new() }
         });
         ask.heard = now;
         if ask.bytes != bytes {
@@ -189,17 +228,21 @@ impl Exchange {
                 ImageWay::Peer { node: from.clone(), address: peer.address.clone(), key: peer.key.clone() }
             }
         };
-        Some((asker.0.clone(), ToPeers::Way { ask: asker.1, way }))
+        let note = self.groups.get(want).map(Group::note).unwrap_or_default();
+        Some((asker.0.clone(), ToPeers::Way { ask: asker.1, way, note }))
     }
 
-    /// A question is over.
-    pub(crate) fn over(&mut self, asker: &Asker, there: bool, now: Time) -> Vec<Said> {
+    /// A question is over: the image is there, or it is said why not.
+    pub(crate) fn over(&mut self, asker: &Asker, result: Result<(), String>, now: Time) -> Vec<Said> {
         let Some(want) = self.asks.remove(asker) else { return Vec::new() };
         let mut said = Vec::new();
         if let Some(group) = self.groups.get_mut(&want) {
             group.waiting.remove(asker);
             if group.fetcher.as_ref() == Some(asker) {
                 group.fetcher = None;
+                if let (true, Err(why)) = (self.gateways.contains(&asker.0), &result) {
+                    group.tried.insert(asker.0.clone(), why.clone());
+                }
             }
             if let Some(State::Takes(from)) = group.asks.remove(asker).map(|ask| ask.state) {
                 unload(&mut self.load, &from);
@@ -212,7 +255,7 @@ impl Exchange {
                 }
             }
         }
-        if there {
+        if result.is_ok() {
             self.has(&asker.0, &want.digest, want.user);
         }
         said.extend(self.decide(&want, now));
@@ -269,10 +312,13 @@ impl Exchange {
 
     /// Goes through those who wait for an image.
     fn decide(&mut self, want: &Want, now: Time) -> Vec<Said> {
-        let Exchange { peers, groups, holders, load, .. } = self;
+        let Exchange { peers, groups, holders, load, gateways, fetches, .. } = self;
         let Some(group) = groups.get_mut(want) else { return Vec::new() };
-        if group.stalled(now) {
-            group.fetcher = None;
+        if group.stalled(now)
+            && let Some((node, _)) = group.fetcher.take()
+            && gateways.contains(&node)
+        {
+            group.tried.insert(node, "it gets nowhere".to_string());
         }
         let has = |(node, users): (&NodeName, &BTreeSet<Uid>)| {
             (users.contains(&want.user) && peers.contains_key(node)).then(|| node.clone())
@@ -311,21 +357,24 @@ impl Exchange {
                 ));
                 let (address, key) = (peer.address.clone(), peer.key.clone());
                 let way = ImageWay::Peer { node: from, address, key };
-                said.push((to, ToPeers::Way { ask: number, way }));
+                said.push((to, ToPeers::Way { ask: number, way, note: String::new() }));
                 continue;
             }
             let wait = have.iter().any(usable) || group.fetcher.is_some();
             if wait && now.since(ask.since) <= PATIENCE {
-                if free.is_empty() {
-                    // Nobody behind this one gets anything either.
-                    break;
-                }
+                continue;
+            }
+            let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
+            let gateway = gateways.iter().find(of_use).filter(|_| !gateways.contains(&to));
+            if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
+                fetches.push((gateway.clone(), ask.run, want.clone()));
+                (group.fetcher, group.sent) = (Some((gateway.clone(), 0)), now);
                 continue;
             }
             (ask.state, ask.moved) = (State::Fetches, now);
             group.waiting.remove(&asker);
             group.fetcher.get_or_insert(asker);
-            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source }));
+            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source, note: group.note() }));
         }
         said
     }
@@ -334,10 +383,18 @@ impl Exchange {
 impl Group {
     /// Whether the one for whom the others wait gets nowhere.
     fn stalled(&self, now: Time) -> bool {
-        self.fetcher
-            .as_ref()
-            .and_then(|asker| self.asks.get(asker))
-            .is_some_and(|ask| now.since(ask.heard) > SILENT || now.since(ask.moved) > STALLED)
+        self.fetcher.as_ref().is_some_and(|asker| match self.asks.get(asker) {
+            Some(ask) => now.since(ask.heard) > SILENT || now.since(ask.moved) > STALLED,
+            // It has not asked yet.
+            None => now.since(self.sent) > SILENT,
+        })
+    }
+
+    /// What gateways said that did not get it.
+    fn note(&self) -> String {
+        let all: Vec<String> =
+            self.tried.iter().map(|(node, why)| format!("gateway {node}: {why}")).collect();
+        all.join("; ")
     }
 }
 

@@ -74,9 +74,13 @@ fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
     let job = w.batch("one", of_image(DIGEST));
     let here = node_of(&w, job).0;
     assert_eq!(here, "n1");
-    let source = |job: JobId| vec![ToPeers::Way { ask: u64::from(job.0), way: ImageWay::Source }];
+    let source =
+        |job: JobId| vec![ToPeers::Way { ask: u64::from(job.0), way: ImageWay::Source, note: String::new() }];
     assert_eq!(wants(&mut w, "n1", job, DIGEST), source(job));
-    assert!(says(&mut w, "n1", FromPeers::Done { ask: u64::from(job.0), there: true }).is_empty());
+    assert!(
+        says(&mut w, "n1", FromPeers::Done { ask: u64::from(job.0), there: true, why: String::new() })
+            .is_empty()
+    );
     // It has nothing of the job; it has, but of another image; it names a run that there was not.
     assert_eq!(wants(&mut w, "n2", job, DIGEST), source(job));
     let other = w.batch("two", |spec| {

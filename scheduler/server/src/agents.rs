@@ -88,7 +88,9 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
     // The tasks of an array, which follow each other, share one.
     let mut last: Option<(PayloadKey, Payload)> = None;
     while let Some(Outgoing { mut message, payload, login }) = outgoing.recv().await {
-        if let (ToAgent::Start(start) | ToAgent::Prefetch(start), Some(key)) = (&mut message, payload) {
+        if let (ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start), Some(key)) =
+            (&mut message, payload)
+        {
             if let Some((_, payload)) = last.as_ref().filter(|(of, _)| *of == key) {
                 fill_payload(&mut start.launch, payload);
             } else {
@@ -110,7 +112,8 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
                 }
             }
         }
-        if let (ToAgent::Start(start) | ToAgent::Prefetch(start), Some(key)) = (&mut message, login)
+        if let (ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start), Some(key)) =
+            (&mut message, login)
             && let Err(e) = filling.login(start, key).await
         {
             tracing::error!("{}: {e}", start.launch.key);

@@ -225,6 +225,7 @@ impl World {
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Peers(_)
             | AgentEffect::Registered
+            | AgentEffect::Fetch { .. }
             | AgentEffect::Prefetch { .. }
             | AgentEffect::CancelPrefetch { .. } => {}
         }

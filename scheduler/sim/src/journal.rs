@@ -303,7 +303,7 @@ impl World {
 /// The term in a command.
 pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
     match message {
-        ToAgent::Start(start) | ToAgent::Prefetch(start) => Some(start.term),
+        ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start) => Some(start.term),
         ToAgent::Signal { term, .. }
         | ToAgent::Terminate { term, .. }
         | ToAgent::EndJob { term, .. }
@@ -329,6 +329,7 @@ pub(crate) fn to_agent(message: &ToAgent) -> String {
             format!("Start {} term {}, {} s left", start.launch.key, start.term.0, left.secs())
         }
         ToAgent::Dial { number } => format!("Dial {number}"),
+        ToAgent::Fetch(start) => format!("Fetch {} term {}", start.launch.key, start.term.0),
         ToAgent::Prefetch(start) => format!("Prefetch {} term {}", start.launch.key, start.term.0),
         ToAgent::Terminate { term, key, cause, .. } => format!("Terminate {key} {cause:?} term {}", term.0),
         ToAgent::ExitRecorded { key } => format!("ExitRecorded {key}"),

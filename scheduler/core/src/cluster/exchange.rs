@@ -2,9 +2,13 @@
 //! was told to fetch for, and nothing else: to know a digest is not to have the image.
 
 use super::Cluster;
+use crate::event::Effect;
 use crate::exchange::Want;
+use crate::launch;
+use crate::store::PayloadKey;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_model::launch::Program;
 use berth_model::link::ToAgent;
 use berth_model::spec::{ContainerSpec, ResolvedImage};
 
@@ -12,10 +16,13 @@ use berth_model::spec::{ContainerSpec, ResolvedImage};
 const MOST_TEXT: usize = 300;
 /// Most images of one message.
 const MOST_HELD: usize = 10_000;
+/// Longest reason.
+const MOST_WHY: usize = 1000;
 
 impl Cluster {
     pub(super) fn peers(&mut self, node: &NodeName, said: FromPeers) {
         let now = self.clock;
+        self.exchange.set_gateways(&self.config.gateways);
         let told = match said {
             FromPeers::Ready { address, key } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
@@ -25,8 +32,12 @@ impl Cluster {
             }
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => {
                 match self.image_wanted(node, job, attempt, &digest) {
-                    Some(want) => self.exchange.wanted((node.clone(), ask), want, (bytes, failed), now),
-                    None => vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source })],
+                    Some(want) => {
+                        self.exchange.wanted((node.clone(), ask), want, ((job, attempt), bytes, failed), now)
+                    }
+                    None => {
+                        vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
+                    }
                 }
             }
             FromPeers::Holds { all, images, gone } => {
@@ -35,7 +46,11 @@ impl Cluster {
                 let images = images.map(|image| (image.digest, image.users)).collect();
                 return self.exchange.holds(node, all, images, &gone);
             }
-            FromPeers::Done { ask, there } => self.exchange.over(&(node.clone(), ask), there, now),
+            FromPeers::Done { ask, there, why } => {
+                let why: String = why.chars().take(MOST_WHY).collect();
+                let result = if there { Ok(()) } else { Err(why) };
+                self.exchange.over(&(node.clone(), ask), result, now)
+            }
         };
         self.tell_peers(told);
     }
@@ -44,6 +59,53 @@ impl Cluster {
         for (to, said) in told {
             self.send(&to, ToAgent::Peers(said));
         }
+        for (gateway, run, want) in self.exchange.take_fetches() {
+            self.send_fetch(&gateway, run, &want);
+        }
+    }
+
+    /// Tells a gateway to fetch the image that a run has, as the run's user and with the login that came with it. Who is not told, or cannot,
+    /// does not ask for it, and is not waited for.
+    fn send_fetch(&mut self, gateway: &NodeName, (id, _): (JobId, Attempt), want: &Want) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let common = launch::Common {
+            cluster: &self.config.cluster,
+            term: self.term,
+            kill_wait: self.config.kill_wait,
+            now: self.clock,
+            asked: None,
+        };
+        let has = |container: &Option<ContainerSpec>| {
+            container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())
+        };
+        let step =
+            job.steps.iter().find(|(_, row)| row.spec.as_ref().is_some_and(|spec| has(&spec.container)));
+        let of_step = step.and_then(|(step, row)| {
+            let login = match (row.login, job.spec.login) {
+                (true, _) => Some(PayloadKey::StepLogin(id, *step)),
+                (false, true) => Some(PayloadKey::Login(job.row.spec_of)),
+                (false, false) => None,
+            };
+            let (start, payload) = launch::start(&common, job, job.run()?, row, 0)?;
+            Some((start, payload, login))
+        });
+        let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));
+        let of_job = || launch::ahead(&common, job, gateway).map(|(start, payload)| (start, payload, login));
+        // Of an allocation, whose steps have its image.
+        let of_running = || {
+            let (row, run) = (job.steps.values().next()?, job.run()?);
+            launch::start(&common, job, run, row, 0).map(|(start, payload)| (start, payload, login))
+        };
+        let found = of_step.or_else(of_job).or_else(of_running);
+        let Some((mut start, payload, login)) = found else { return };
+        start.launch.program = Program::Argv(Vec::new());
+        let Some(link) = self.nodes.get(gateway).and_then(|n| n.link) else { return };
+        self.out.effects.push(Effect::Send {
+            connection: link.connection,
+            message: ToAgent::Fetch(Box::new(start)),
+            payload: Some(payload),
+            login,
+        });
     }
 
     /// The image with this digest that a run has, whose own word counts for where it is from; nothing where the node has nothing to do with
@@ -51,14 +113,14 @@ impl Cluster {
     fn image_wanted(&self, node: &NodeName, id: JobId, attempt: Attempt, digest: &str) -> Option<Want> {
         let job = self.job(id)?;
         let held = self.nodes.get(node)?.held.contains_key(&(id, attempt));
-        if !held && !self.ahead.contains(&(node.clone(), id, attempt)) {
-            return None;
-        }
         let first = job.spec.first_step.as_ref().and_then(|step| step.container.as_ref());
         let steps = job.steps.values().filter_map(|step| step.spec.as_ref()?.container.as_ref());
         let mut all = job.spec.spec.container.iter().chain(first).chain(steps);
         let source = all.find_map(|container| source_of(container, digest))?;
-        Some(Want { digest: digest.to_string(), source: source.to_string(), user: job.spec.identity.uid })
+        let want =
+            Want { digest: digest.to_string(), source: source.to_string(), user: job.spec.identity.uid };
+        let told = || self.ahead.contains(&(node.clone(), id, attempt)) || self.exchange.is_sent(node, &want);
+        (held || told()).then_some(want)
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const USER: Uid = Uid(1000);
+const RUN: RunOf = (JobId(1), Attempt(0));
 
 fn want(user: Uid) -> Want {
     Want { digest: "sha256:1".into(), source: "docker://r/x".into(), user }
@@ -27,7 +28,7 @@ fn nodes(count: usize) -> Exchange {
 }
 
 fn ask(exchange: &mut Exchange, n: usize, now: i64) -> Vec<Said> {
-    exchange.wanted((node(n), 1), want(USER), (0, Vec::new()), at(now))
+    exchange.wanted((node(n), 1), want(USER), (RUN, 0, Vec::new()), at(now))
 }
 
 /// What a node was told last.
@@ -54,7 +55,7 @@ fn one_fetches_and_the_others_take_it_from_each_other() {
         assert_eq!(way(&ask(&mut e, n, 0), n), Some(ImageWay::Wait));
     }
     // Rounds: whoever has it gives it to four others.
-    let mut said = e.over(&(node(0), 1), true, at(1));
+    let mut said = e.over(&(node(0), 1), Ok(()), at(1));
     let (mut have, mut rounds) = (1, 0);
     while have < count {
         rounds += 1;
@@ -69,7 +70,7 @@ fn one_fetches_and_the_others_take_it_from_each_other() {
             });
             assert!(told, "{giver} does not know of {n}");
         }
-        said = takers.iter().flat_map(|n| e.over(&(node(*n), 1), true, at(2))).collect();
+        said = takers.iter().flat_map(|n| e.over(&(node(*n), 1), Ok(()), at(2))).collect();
         have += takers.len();
     }
     assert_eq!(rounds, 3, "1, 5, 25, 30");
@@ -83,8 +84,8 @@ fn one_fetches_and_the_others_take_it_from_each_other() {
 fn another_user_has_shown_nothing() {
     let mut e = nodes(2);
     let _ = ask(&mut e, 0, 0);
-    let _ = e.over(&(node(0), 1), true, at(1));
-    let said = e.wanted((node(1), 7), want(Uid(1001)), (0, Vec::new()), at(2));
+    let _ = e.over(&(node(0), 1), Ok(()), at(1));
+    let said = e.wanted((node(1), 7), want(Uid(1001)), (RUN, 0, Vec::new()), at(2));
     assert_eq!(way(&said, 1), Some(ImageWay::Source));
     assert!(!said.iter().any(|(_, told)| matches!(told, ToPeers::Serve { .. })));
 }
@@ -96,7 +97,7 @@ fn one_that_fails_is_gone_or_gets_nowhere_is_not_waited_for() {
     assert_eq!(way(&ask(&mut e, 1, 0), 1), Some(ImageWay::Wait));
     assert_eq!(way(&ask(&mut e, 2, 0), 2), Some(ImageWay::Wait));
     // It fails: the next one fetches.
-    assert_eq!(way(&e.over(&(node(0), 1), false, at(1)), 1), Some(ImageWay::Source));
+    assert_eq!(way(&e.over(&(node(0), 1), Err("no".into()), at(1)), 1), Some(ImageWay::Source));
     // Its node is gone: the next.
     assert_eq!(way(&e.gone(&node(1), at(2)), 2), Some(ImageWay::Source));
     // It says nothing for 20 s: whoever asks then.
@@ -121,7 +122,7 @@ fn one_that_cannot_take_it_from_a_node_is_sent_to_the_next() {
     assert_eq!(from(&ask(&mut e, 2, 0), 2), Some(node(0)));
     let again = |e: &mut Exchange, failed: &[usize]| {
         let failed = failed.iter().map(|n| node(*n)).collect();
-        e.wanted((node(2), 1), want(USER), (0, failed), at(1))
+        e.wanted((node(2), 1), want(USER), (RUN, 0, failed), at(1))
     };
     assert_eq!(from(&again(&mut e, &[0]), 2), Some(node(1)));
     assert_eq!(way(&again(&mut e, &[0, 1]), 2), Some(ImageWay::Source));
@@ -171,6 +172,38 @@ fn who_has_an_image_is_what_they_last_said() {
 }
 
 #[test]
+fn gateways_fetch_for_the_others_and_what_they_say_is_passed_on() {
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3), node(4), node(9)]));
+    // A gateway for its own jobs.
+    assert_eq!(way(&ask(&mut e, 3, 0), 3), Some(ImageWay::Source));
+    let _ = e.over(&(node(3), 1), Err("".into()), at(0));
+    assert_eq!(way(&ask(&mut e, 0, 0), 0), Some(ImageWay::Wait));
+    assert_eq!(way(&ask(&mut e, 1, 0), 1), Some(ImageWay::Wait));
+    assert_eq!(e.take_fetches(), [(node(3), RUN, want(USER))]);
+    assert!(e.is_sent(&node(3), &want(USER)) && !e.is_sent(&node(4), &want(USER)));
+    // It does, and is refused: the next one. That one never asks.
+    assert_eq!(way(&ask(&mut e, 3, 1), 3), Some(ImageWay::Source));
+    let said = e.over(&(node(3), 1), Err("login refused".into()), at(2));
+    assert_eq!((way(&said, 0), e.take_fetches()), (None, vec![(node(4), RUN, want(USER))]));
+    let _ = ask(&mut e, 1, 3);
+    let told = ask(&mut e, 0, 30);
+    assert_eq!(way(&told, 0), Some(ImageWay::Source), "nobody else is there");
+    let note = told.iter().find_map(|(to, told)| match told {
+        ToPeers::Way { note, .. } if *to == node(0) => Some(note.clone()),
+        _ => None,
+    });
+    assert_eq!(note.unwrap(), "gateway n003: login refused; gateway n004: it gets nowhere");
+    // What a gateway has the others take.
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(4)]));
+    let _ = ask(&mut e, 0, 0);
+    let _ = ask(&mut e, 4, 1);
+    let said = e.over(&(node(4), 1), Ok(()), at(2));
+    assert_eq!(from(&said, 0), Some(node(4)));
+}
+
+#[test]
 fn nobody_waits_for_ever() {
     let mut e = nodes(FAN + 2);
     e.has(&node(0), "sha256:1", USER);
@@ -186,7 +219,7 @@ proptest! {
     /// Whatever nodes say: nobody gives to more than it should, takes from itself or from one that has it not, or for somebody
     /// who has not shown it; and where all ends well, nothing is left.
     #[test]
-    fn whatever_nodes_say_it_adds_up(steps in prop::collection::vec((0usize..6, 0u64..3, 0u8..6, 0u32..2), 1..120)) {
+    fn whatever_nodes_say_it_adds_up(steps in prop::collection::vec((0usize..6, 1u64..4, 0u8..6, 0u32..2), 1..120)) {
         let mut e = nodes(6);
         let mut has: BTreeSet<(NodeName, Uid)> = BTreeSet::new();
         for (second, (n, number, what, user)) in steps.into_iter().enumerate() {
@@ -195,14 +228,14 @@ proptest! {
             let said = match what {
                 0..=2 => {
                     let failed = if what == 2 { vec![node((n + 1) % 6)] } else { Vec::new() };
-                    e.wanted(asker, want(user), (u64::from(what), failed), now)
+                    e.wanted(asker, want(user), (RUN, u64::from(what), failed), now)
                 }
                 3 => {
                     let of = e.asks.get(&asker).map(|want| want.user);
                     has.extend(of.map(|user| (node(n), user)));
-                    e.over(&asker, true, now)
+                    e.over(&asker, Ok(()), now)
                 }
-                4 => e.over(&asker, false, now),
+                4 => e.over(&asker, Err("no".into()), now),
                 _ => {
                     has.retain(|(of, _)| *of != node(n));
                     let said = e.gone(&node(n), now);
@@ -233,8 +266,8 @@ proptest! {
             prop_assert_eq!(e.asks.len(), e.groups.values().map(|group| group.asks.len()).sum::<usize>());
         }
         for n in 0..6 {
-            for number in 0..3 {
-                let _ = e.over(&(node(n), number), false, at(10_000));
+            for number in 1..4 {
+                let _ = e.over(&(node(n), number), Err("no".into()), at(10_000));
             }
         }
         prop_assert!(e.groups.is_empty() && e.load.is_empty());
