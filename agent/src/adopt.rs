@@ -147,3 +147,6 @@ fn word(phase: &AdoptedPhase) -> &'static str {
         AdoptedPhase::Gone => "its supervisor is gone",
     }
 }
+
+#[cfg(test)]
+mod tests;

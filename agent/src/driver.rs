@@ -19,7 +19,7 @@ use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
 use berth_model::ByteStr;
-use berth_model::config::Config;
+use berth_model::config::Understood;
 use berth_model::exchange::FromPeers;
 use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
@@ -153,7 +153,7 @@ pub struct Driver {
     asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
     asked: u64,
     /// The configuration that the controller has, until it is looked at.
-    wanted: Option<Box<Config>>,
+    wanted: Option<Box<Understood>>,
     /// Images for other nodes.
     fetching: ForOthers,
 }
@@ -203,7 +203,7 @@ impl Driver {
     }
 
     /// The controller's configuration, when it was told since this was asked last.
-    pub fn told_configuration(&mut self) -> Option<Box<Config>> {
+    pub fn told_configuration(&mut self) -> Option<Box<Understood>> {
         self.wanted.take()
     }
 

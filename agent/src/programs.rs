@@ -1,6 +1,5 @@
 //! The client programs that containers see in `/run/berth/bin`: one small static program under many names.
 
-use berth_step::tree::remove_tree;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -9,7 +8,8 @@ use std::path::Path;
 const NAMES: [&str; 10] =
     ["srun", "sbatch", "salloc", "sattach", "sbcast", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
 
-/// Makes the directory, or replaces it when the program changed. Containers that have the old one keep it.
+/// Makes the directory, or replaces what is in it when the program changed. The directory itself stays: containers have it mounted, and
+/// what they start after an upgrade is what the node has by then.
 pub fn install(program: &Path, dir: &Path) -> io::Result<()> {
     let source = fs::metadata(program)?;
     let same = fs::metadata(dir.join("berth-step"))
@@ -17,21 +17,26 @@ pub fn install(program: &Path, dir: &Path) -> io::Result<()> {
     if same && NAMES.iter().all(|name| dir.join(name).exists()) {
         return Ok(());
     }
-    let (new, old) = (dir.with_extension("new"), dir.with_extension("old"));
-    remove_tree(&new)?;
-    remove_tree(&old)?;
-    fs::create_dir(&new)?;
-    fs::copy(program, new.join("berth-step"))?;
-    fs::set_permissions(new.join("berth-step"), fs::Permissions::from_mode(0o555))?;
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?,
+    }
+    let fresh = dir.join(".new");
+    match fs::remove_file(&fresh) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // Whole at every moment, and what runs keeps its own.
+    fs::copy(program, &fresh)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o555))?;
+    fs::rename(&fresh, dir.join("berth-step"))?;
     for name in NAMES {
-        symlink("berth-step", new.join(name))?;
+        match symlink("berth-step", dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
     }
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-    if dir.exists() {
-        fs::rename(dir, &old)?;
-    }
-    fs::rename(&new, dir)?;
-    remove_tree(&old)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -50,6 +55,9 @@ mod tests {
         fs::write(&program, b"another").unwrap();
         install(&program, &dir).unwrap();
         assert_eq!(fs::read(dir.join("srun")).unwrap(), b"another");
+        // Containers that run have it mounted.
+        assert_eq!(fs::metadata(&dir).unwrap().ino(), first);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), NAMES.len() + 1);
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 2);
     }
 }

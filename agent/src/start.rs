@@ -22,7 +22,7 @@ use crate::standby::Slots;
 use crate::zygote::Zygote;
 use crate::{adopt, dial, gres, mine, programs};
 use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
-use berth_model::config::Config;
+use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
 use berth_model::programs::CheckedNodes;
@@ -51,6 +51,8 @@ pub struct AgentOptions {
     pub system: bool,
     /// The cluster's configuration.
     pub config: Config,
+    /// Keys of it, as the controller has it, that this version does not know.
+    pub unknown: Vec<String>,
     /// Reads it again from where it came from.
     pub read_again: ReadAgain,
     /// The controller's machine, where it is another one; absent: the private socket in the state directory.
@@ -235,6 +237,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
             },
         }),
         unhealthy: read_json(&paths.unhealthy()).unwrap_or_default(),
+        unknown: options.unknown.clone(),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {
@@ -356,18 +359,22 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
 }
 
 /// Whether the agent would run with another configuration if it were started again, now that the controller has told its own.
-fn is_new(options: &AgentOptions, told: &Config) -> bool {
-    if *told == options.config {
-        return false;
-    }
+fn is_new(options: &AgentOptions, told: &Understood) -> bool {
+    let own = options.config.for_agents();
     if options.uplink.is_some() {
-        // It has no file of its own: it will ask the controller.
-        tracing::info!("the configuration has changed: the agent starts again, its steps run on");
-        return true;
+        // It has no file of its own: it will ask the controller, and say anew what it does not know.
+        let new = told.config != own || told.unknown != options.unknown;
+        if new {
+            tracing::info!("the configuration has changed: the agent starts again, its steps run on");
+        }
+        return new;
+    }
+    if told.config == own {
+        return false;
     }
     let again = &options.read_again;
     match (again.read)(&options.state_dir, again.file.as_deref()) {
-        Ok(config) if config == options.config => {
+        Ok(config) if config.for_agents() == own => {
             // The controller was started with another file.
             tracing::debug!("the controller has another configuration than the file of this agent");
             false

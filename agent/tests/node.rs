@@ -97,6 +97,7 @@ impl Cluster {
             node: Some("n1".into()),
             system: false,
             config: Default::default(),
+            unknown: vec![],
             read_again: berth_agent::ReadAgain { file: None, read: |_, _| Ok(Default::default()) },
             program: "/bin/false".into(),
             step_program: step_program(),

@@ -6,7 +6,7 @@
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
 use berth_model::NodeName;
-use berth_model::config::Config;
+use berth_model::config::{Config, Understood};
 use berth_model::member::{MemberRole, MemberState};
 use berth_rpc::{Hex, PeerIdentity, Question, Remote, Reply, RpcError, Uplink};
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
@@ -24,8 +24,8 @@ const CONTROLLER: &str = "controller";
 const APART: Duration = Duration::from_secs(300);
 /// How far without a word.
 const UNSAID: Duration = Duration::from_secs(5);
-/// How often a certificate's age is looked at.
-const LOOK: Duration = Duration::from_secs(3600);
+/// Longest time until a renewal that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(3600);
 /// How often it is looked whether the key was rotated.
 const ROTATED: Duration = Duration::from_secs(2);
 
@@ -257,22 +257,31 @@ pub fn leave(dir: &StateDir) -> Result<(), Failure> {
 
 /// The cluster's configuration as the agent of this machine last had it.
 pub fn last_settings(dir: &StateDir) -> Option<Config> {
-    let text = std::fs::read(private(dir).join("settings.json")).ok()?;
-    serde_json::from_slice(&text).ok()
+    kept(&private(dir).join("settings.json")).map(|understood| understood.config)
+}
+
+/// What the controller said last. Kept as it was said: a later version may understand more of it.
+fn kept(path: &Path) -> Option<Understood> {
+    let told = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    Config::understand(told).ok()
 }
 
 /// The cluster's configuration: from the controller, or as it was when that cannot be reached. Waits until there is one.
 ///
 /// # Errors
 /// The controller refuses.
-pub async fn settings(dir: &StateDir, uplink: &Uplink) -> Result<Config, Failure> {
+pub async fn settings(dir: &StateDir, uplink: &Uplink) -> Result<Understood, Failure> {
     let path = private(dir).join("settings.json");
     let mut said = false;
     loop {
         match uplink.ask(Question::Settings).await {
-            Ok(Reply::Settings(config)) => {
-                whole(&path, &serde_json::to_vec(&config).map_err(fault)?, 0o600)?;
-                return Ok(*config);
+            Ok(Reply::Settings(told)) => {
+                whole(&path, told.to_string().as_bytes(), 0o600)?;
+                return Config::understand(told).map_err(|e| {
+                    fault(format!(
+                        "the controller's configuration cannot be read by this version: {e}; upgrade it"
+                    ))
+                });
             }
             Ok(_) => {
                 return Err(fault(
@@ -280,9 +289,7 @@ pub async fn settings(dir: &StateDir, uplink: &Uplink) -> Result<Config, Failure
                 ));
             }
             Err(e) => {
-                if let Some(known) =
-                    std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok())
-                {
+                if let Some(known) = kept(&path) {
                     tracing::info!("{e}; starting with the configuration as it was");
                     return Ok(known);
                 }
@@ -322,9 +329,35 @@ pub fn peer_identity(state: &Path, node: &NodeName, before: Option<&PeerIdentity
     found.map_err(|e| tracing::warn!("who this node is to others: {e}")).ok()
 }
 
+/// When a certificate is renewed, and how often that is tried.
+#[derive(Clone, Copy)]
+struct Due {
+    at: SystemTime,
+    until: SystemTime,
+}
+
+impl Due {
+    /// A certificate that cannot be read is renewed at once.
+    fn of(dir: &StateDir, joined: &Joined) -> Due {
+        let read = std::fs::read(Joined::certificate_file(dir, &joined.key)).ok();
+        let due = read.and_then(|certificate| {
+            let at = berth_trust::renewal(&certificate).ok()?;
+            Some(Due { at, until: berth_trust::validity(&certificate).ok()?.1 })
+        });
+        due.unwrap_or(Due { at: SystemTime::UNIX_EPOCH, until: SystemTime::UNIX_EPOCH })
+    }
+
+    /// From one attempt to the next: more often as the end comes near.
+    fn pause(&self, now: SystemTime) -> Duration {
+        let left = self.until.duration_since(now).map_or(AGAIN, |left| left / 8);
+        left.clamp(ROTATED, AGAIN)
+    }
+}
+
 /// Keeps the certificate good, and takes a key that was rotated into use, until the task is dropped.
 pub async fn keep(dir: StateDir, mut joined: Joined, remote: Arc<Remote>) {
-    let mut looked = tokio::time::Instant::now();
+    let mut due = Due::of(&dir, &joined);
+    let mut tried: Option<tokio::time::Instant> = None;
     loop {
         tokio::time::sleep(ROTATED).await;
         match Joined::read(&dir) {
@@ -333,38 +366,37 @@ pub async fn keep(dir: StateDir, mut joined: Joined, remote: Arc<Remote>) {
                     tracing::info!("this node has a new key");
                     remote.renew(tls);
                     joined = now;
+                    due = Due::of(&dir, &joined);
                 }
                 Err(e) => tracing::error!("the new key cannot be used: {}", e.text),
             },
             _ => {}
         }
-        if looked.elapsed() >= LOOK {
-            looked = tokio::time::Instant::now();
-            if is_old(&dir, &joined)
-                && let Err(e) = renew(&dir, &joined, &remote).await
-            {
-                tracing::warn!("the certificate cannot be renewed: {}; trying again in an hour", e.text);
-            }
+        let (now, pause) = (SystemTime::now(), due.pause(SystemTime::now()));
+        if now < due.at || tried.is_some_and(|at| at.elapsed() < pause) {
+            continue;
+        }
+        tried = Some(tokio::time::Instant::now());
+        match renew(&dir, &joined, &remote).await {
+            Ok(()) => due = Due::of(&dir, &joined),
+            Err(e) => tracing::warn!(
+                "the certificate cannot be renewed: {}; trying again in {} s",
+                e.text,
+                due.pause(SystemTime::now()).as_secs()
+            ),
         }
     }
-}
-
-/// Whether two thirds of its life are over.
-fn is_old(dir: &StateDir, joined: &Joined) -> bool {
-    let Ok(certificate) = std::fs::read(Joined::certificate_file(dir, &joined.key)) else { return true };
-    let Ok((from, until)) = berth_trust::validity(&certificate) else { return true };
-    let life = until.duration_since(from).unwrap_or_default();
-    SystemTime::now() > from + life * 2 / 3
 }
 
 async fn renew(dir: &StateDir, joined: &Joined, remote: &Arc<Remote>) -> Result<(), Failure> {
     let identity = joined.identity(dir)?;
     let question = Question::Renew { public: Hex(identity.key.public()) };
-    if let Reply::Enrolled { certificate, .. } = Uplink::Remote(Arc::clone(remote)).ask(question).await? {
-        whole(&Joined::certificate_file(dir, &joined.key), &certificate.0, 0o644)?;
-        remote.renew(joined.tls(dir)?);
-        tracing::info!("the certificate was renewed");
-    }
+    let Reply::Enrolled { certificate, .. } = Uplink::Remote(Arc::clone(remote)).ask(question).await? else {
+        return Err(fault("the controller's answer does not fit"));
+    };
+    whole(&Joined::certificate_file(dir, &joined.key), &certificate.0, 0o644)?;
+    remote.renew(joined.tls(dir)?);
+    tracing::info!("the certificate was renewed");
     Ok(())
 }
 

@@ -32,6 +32,10 @@ impl Problems {
     }
 }
 
+/// Seconds for which certificates may be good. One that is renewed more often than every few seconds is not worth its
+/// connections.
+const CERTIFICATES: std::ops::RangeInclusive<u32> = 10..=366 * 24 * 3600;
+
 impl Config {
     /// All problems, in the order of the file; none means that a controller will take it.
     pub fn check(&self) -> Vec<Problem> {
@@ -40,6 +44,16 @@ impl Config {
             out.add(
                 "cluster",
                 format!("'{}' is not a name; write letters, digits, '_' and '-'", self.cluster),
+            );
+        }
+        if !CERTIFICATES.contains(&self.certificate_seconds) {
+            out.add(
+                "certificate_seconds",
+                format!(
+                    "write for how many seconds a machine's certificate is good, from {} to {} (a year)",
+                    CERTIFICATES.start(),
+                    CERTIFICATES.end()
+                ),
             );
         }
         if self.kill_wait_seconds > 65_533 {

@@ -7,6 +7,10 @@ use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
 use serde::{Deserialize, Serialize};
 
+mod told;
+
+pub use told::{Understood, restricts};
+
 /// The controller's port for other machines. Slurm's are 6817 and 6818: both can run side by side.
 pub const PORT: u16 = 7817;
 /// The port at which nodes give images to each other.
@@ -20,6 +24,8 @@ pub struct Config {
     pub cluster: String,
     /// Where the controller listens for other machines, from the first token on: `address:port`.
     pub listen: String,
+    /// Seconds for which a machine's certificate is good; it is renewed when two thirds of them are over.
+    pub certificate_seconds: u32,
     /// Seconds from SIGTERM to SIGKILL.
     pub kill_wait_seconds: u32,
     /// Seconds after SIGKILL for which the end of processes is waited for. Then their job ends without them, and their node takes
@@ -66,6 +72,7 @@ impl Default for Config {
         Config {
             cluster: "berth".to_string(),
             listen: format!("0.0.0.0:{PORT}"),
+            certificate_seconds: 30 * 24 * 3600,
             kill_wait_seconds: 30,
             unkillable_seconds: 60,
             min_job_age_seconds: 300,

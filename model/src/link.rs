@@ -1,7 +1,7 @@
 //! What controller and agent say to each other. Every Start, signal and report names term, attempt and
 //! session where they decide, so that a message that is late, doubled or out of order does no harm.
 
-use crate::config::Config;
+use crate::config::Understood;
 use crate::exchange::{FromPeers, ToPeers};
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
@@ -49,6 +49,8 @@ pub enum FromAgent {
         jobs: Vec<(JobId, Attempt)>,
         /// When this was sent, by the node's clock since boot: what runs end by themselves counts from there.
         asked: Time,
+        /// Keys of the controller's configuration that this version does not know.
+        unknown: Vec<String>,
     },
     /// A step got further. `Exited` is repeated until acknowledged.
     Step {
@@ -209,7 +211,7 @@ pub enum ToAgent {
         attempt: Attempt,
     },
     /// The configuration in force at the controller: after each Welcome, and when it has changed.
-    Configure(Box<Config>),
+    Configure(Box<Understood>),
     /// Reboot the machine as soon as nothing of a job is there. Repeated until it has another boot id; a wish is fulfilled once.
     Reboot {
         /// Who leads.

@@ -225,6 +225,9 @@ pub struct NodeInfo {
     /// Users whom its own name service knows otherwise than the controller's, a line each.
     #[serde(default)]
     pub drift: Vec<String>,
+    /// Keys of the configuration in force that its agent, an older one, does not know.
+    #[serde(default)]
+    pub unknown_settings: Vec<String>,
 }
 
 /// A partition.

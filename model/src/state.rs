@@ -183,6 +183,8 @@ pub enum Cause {
     HealthCheck,
     /// It was rebooted by an administrator's wish and did not come back in time.
     Reboot,
+    /// Its agent does not know a setting that restricts jobs: it is older than the controller.
+    Settings,
 }
 
 /// What an administrator, or a failure, made of a node. How busy it is follows from its allocations.

@@ -66,7 +66,8 @@ impl PeerIdentity {
         days: u32,
     ) -> Result<PeerIdentity, TrustError> {
         let key = PrivateKey::make()?;
-        let certificate = authority.issue(&key.public(), name, ROLE, SystemTime::now(), days)?;
+        let life = Duration::from_secs(u64::from(days) * 24 * 3600);
+        let certificate = authority.issue(&key.public(), name, ROLE, SystemTime::now(), life)?;
         PeerIdentity::new(&Identity { key, certificate }, authority.certificate().to_vec())
     }
 

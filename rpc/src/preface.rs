@@ -1,7 +1,6 @@
 //! The line of JSON with which each connection to the controller begins that is not a client's own: for whom, or for what, it
 //! is; and the questions that machines ask before they speak the services' protocol.
 
-use berth_model::config::Config;
 use berth_model::member::{MemberRole, MemberState};
 use berth_model::request::Peer;
 use berth_model::{NodeName, Time};
@@ -130,8 +129,8 @@ pub enum Reply {
         /// Whether an administrator has to approve first.
         state: MemberState,
     },
-    /// The configuration.
-    Settings(Box<Config>),
+    /// The configuration: [`berth_model::config::Config::told`].
+    Settings(serde_json::Value),
 }
 
 impl Preface {

@@ -174,6 +174,7 @@ fn node(name: &str) -> NodeInfo {
         load: 0,
         free_memory: 0,
         drift: vec![],
+        unknown_settings: vec![],
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::sandbox::{end_what_is_left, kill_9, print_logs, wait};
 use crate::{Cmd, Who, leftovers, machine};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Sets the host's name and becomes the program.
 const AS_HOST: &str = "hostname \"$0\" && exec \"$@\"";
@@ -110,10 +110,15 @@ impl Hosts {
 
     /// A command of somebody's on a host.
     pub fn on(&self, host: &str, who: &Who, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        let own = self.directory.join(format!("programs-{host}"));
+        let (links, programs) = match own.is_dir() {
+            true => (own.join("bin"), own),
+            false => (self.directory.join("bin"), machine::programs().to_path_buf()),
+        };
         let path = format!(
             "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            self.directory.join("bin").display(),
-            machine::programs().display()
+            links.display(),
+            programs.display()
         );
         let cmd = Cmd::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.space(host)))
@@ -137,6 +142,32 @@ impl Hosts {
             std::fs::write(self.state(host).join("berth.toml"), config).unwrap();
         }
         self.root(host, "berth").args(["up", "--detach"]).ok();
+    }
+
+    /// Puts other programs on a host, as packages do: each file is replaced whole, and what runs goes on with what it has.
+    pub fn install(&self, host: &str, from: &Path) {
+        let to = self.directory.join(format!("programs-{host}"));
+        let (first, open) = (!to.is_dir(), std::fs::Permissions::from_mode(0o755));
+        std::fs::create_dir_all(to.join("bin")).unwrap();
+        for path in [&to, &to.join("bin")] {
+            std::fs::set_permissions(path, open.clone()).unwrap();
+        }
+        for program in ["berth", "berth-step"] {
+            let fresh = to.join("fresh");
+            std::fs::copy(from.join(program), &fresh).unwrap();
+            std::fs::set_permissions(&fresh, open.clone()).unwrap();
+            std::fs::rename(&fresh, to.join(program)).unwrap();
+        }
+        if first {
+            Cmd::new(to.join("berth")).arg("install-links").arg(to.join("bin")).ok();
+        }
+    }
+
+    /// Puts other programs on a host and starts its daemons again, over what runs.
+    pub fn upgrade(&self, host: &str, from: &Path) {
+        self.install(host, from);
+        self.root(host, "berth").args(["down", "--keep-jobs"]).limit(60).ok();
+        self.root(host, "berth").args(["up", "--detach"]).limit(60).ok();
     }
 
     /// A token of the cluster on a host.

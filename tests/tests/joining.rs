@@ -177,3 +177,60 @@ fn steps_and_their_streams_outlive_links_and_daemons_as_root() {
     let rows = hosts.cmd("head", "sacct").args(["-n", "-P", "-o", "State,ExitCode"]).ok().text();
     assert!(rows.lines().next().is_some_and(|row| row == "FAILED|5:0"), "{rows}");
 }
+
+#[test]
+fn certificates_renew_themselves_and_those_that_ended_are_refused_as_root() {
+    const LIFE: u64 = 15;
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", &format!("certificate_seconds = {LIFE}\n"));
+    let began = std::time::Instant::now();
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 10);
+    let mut step = hosts
+        .cmd("head", "srun")
+        .args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", "echo ready; read x; echo got $x"])
+        .stdin_open()
+        .limit(90)
+        .spawn();
+    step.wait_for("ready", 20);
+    let private = hosts.state("n1").join("private");
+    let certificate = || {
+        let files = std::fs::read_dir(&private).unwrap().map(|entry| entry.unwrap().path());
+        files
+            .filter(|path| path.extension().is_some_and(|e| e == "crt"))
+            .find(|path| path != &private.join("authority.crt"))
+            .unwrap()
+    };
+    let first = std::fs::read(certificate()).unwrap();
+    let log = || std::fs::read_to_string(hosts.state("n1").join("log/agent.log")).unwrap();
+    // By itself, and before the end; both sides have others by then.
+    assert!(
+        wait(LIFE, || log().contains("the certificate was renewed").then_some(())).is_some(),
+        "{}",
+        log()
+    );
+    assert!(began.elapsed() < Duration::from_secs(LIFE), "it was renewed after {:?}", began.elapsed());
+    std::thread::sleep((Duration::from_secs(LIFE + 1)).saturating_sub(began.elapsed()));
+    let again = |text: &str| {
+        hosts.kill_9("n1", "agent");
+        let up = hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).spawn();
+        assert!(wait(20, || log().contains(text).then_some(())).is_some(), "{}", log());
+        up
+    };
+    // The one that it joined with is worth nothing any more.
+    let renewed = std::fs::read(certificate()).unwrap();
+    assert_ne!(renewed, first);
+    std::fs::write(certificate(), &first).unwrap();
+    let up = again("expired");
+    // It goes on trying, and has told its pid.
+    let tries = || (log().matches(" started, state in").count() == 2).then_some(());
+    assert!(wait(20, tries).is_some(), "{}", log());
+    std::fs::write(certificate(), &renewed).unwrap();
+    hosts.kill_9("n1", "agent");
+    assert_ne!(up.finish().rc, 0);
+    hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
+    hosts.wait_node("n1", "mixed", 20);
+    step.write(b"it\n");
+    step.wait_for("got it", 30);
+    assert_eq!(step.finish().rc, 0);
+}

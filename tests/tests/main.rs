@@ -52,6 +52,7 @@ mod pulls;
 mod quickstart;
 mod rebooting;
 mod reconfigure;
+mod recorded;
 mod registries;
 mod restoring;
 mod room;
@@ -67,6 +68,7 @@ mod traps;
 mod ulimits;
 mod under_load;
 mod unkillable;
+mod upgrade;
 mod verifying;
 mod x11;
 

@@ -8,7 +8,8 @@ fn configure(sandbox: &Sandbox, text: &str) {
     machine::give(&path, sandbox.who());
 }
 
-const TWO: &str = "[[partition]]\nname = \"main\"\ndefault = true\n[[partition]]\nname = \"new\"\n";
+/// Something of the controller's, and something of the agents'.
+const TWO: &str = "[container]\nkeep_days = 29\n[[partition]]\nname = \"main\"\ndefault = true\n[[partition]]\nname = \"new\"\n";
 
 each_user! {
     fn what_runs_and_waits_notices_nothing(who) {
@@ -38,9 +39,10 @@ each_user! {
         assert_eq!(waits.finish().text(), "had its turn");
         assert_eq!(sandbox.srun(["-p", "new", "echo", "there"]).ok().text(), "there");
         assert!(sandbox.cmd("berth").args(["config", "show"]).ok().text().contains("\"new\""));
-        // The same once more changes nothing, and the agent stays as it is.
+        // The same once more changes nothing, and the agent stays as it is, as it does when only the controller is concerned.
+        configure(&sandbox, &TWO.replace("\"new\"", "\"other\""));
         sandbox.cmd("scontrol").arg("reconfigure").ok();
-        assert_eq!(sandbox.srun(["echo", "again"]).ok().text(), "again");
+        assert_eq!(sandbox.srun(["-p", "other", "echo", "again"]).ok().text(), "again");
         assert_eq!(file(&sandbox).matches(" started, state in").count(), 2);
     }
 

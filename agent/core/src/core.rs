@@ -250,6 +250,7 @@ impl AgentCore {
             steps: self.steps.iter().map(|(key, s)| (*key, s.phase.clone())).collect(),
             jobs: self.runs.keys().copied().collect(),
             asked: now,
+            unknown: self.config.unknown.clone(),
         }));
     }
 

@@ -1,6 +1,6 @@
 //! What goes into the agent's core and what comes out of it.
 
-use berth_model::config::Config;
+use berth_model::config::Understood;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
@@ -36,6 +36,8 @@ pub struct AgentConfig {
     pub health: Option<HealthPlan>,
     /// What the last check found wrong, as kept by [`AgentEffect::RememberHealth`].
     pub unhealthy: Option<String>,
+    /// Keys of the controller's configuration that this version does not know.
+    pub unknown: Vec<String>,
 }
 
 /// When a node's health is checked.
@@ -274,7 +276,7 @@ pub enum AgentEffect {
         attempt: Attempt,
     },
     /// The configuration in force at the controller.
-    Configure(Box<Config>),
+    Configure(Box<Understood>),
     /// The answer to a question about images.
     ImagesNeeded {
         /// Which question.

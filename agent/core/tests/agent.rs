@@ -72,6 +72,7 @@ impl Node {
             unkillable: Span::from_secs(60),
             health: None,
             unhealthy: None,
+            unknown: vec![],
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
@@ -509,6 +510,7 @@ fn with_prolog(jobs: Vec<AdoptedJob>, adopted: Vec<Adopted>) -> Node {
         unkillable: Span::from_secs(60),
         health: None,
         unhealthy: None,
+        unknown: vec![],
     };
     node.core = AgentCore::new(config, adopted, jobs, node.now);
     node.seen.clear();
@@ -627,6 +629,7 @@ fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
         unkillable: Span::from_secs(60),
         health: None,
         unhealthy: None,
+        unknown: vec![],
     };
     let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
     n.core = AgentCore::new(config, vec![], vec![found], n.now);
@@ -774,6 +777,7 @@ impl Node {
             unkillable: Span::from_secs(60),
             health: Some(HealthPlan { interval: Span::from_secs(60), busy }),
             unhealthy: unhealthy.map(str::to_string),
+            unknown: vec![],
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, vec![], vec![], now), now, seen: vec![] };

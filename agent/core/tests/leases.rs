@@ -30,6 +30,7 @@ impl Node {
             unkillable: Span::from_secs(60),
             health: None,
             unhealthy: None,
+            unknown: vec![],
         };
         let now = Time::from_secs(100);
         let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };

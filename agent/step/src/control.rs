@@ -198,6 +198,28 @@ mod tests {
         assert!(receive::<ToSupervisor>(b.as_fd()).unwrap().is_none());
     }
 
+    /// Supervisors of version 0.1 may live for months: these are the words that they know, and more may come beside them.
+    #[test]
+    fn packets_are_what_they_were_in_version_0_1() {
+        use serde::de::DeserializeOwned;
+        use std::fmt::Debug;
+        fn is<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: T, text: &str) {
+            assert_eq!(serde_json::to_string(&packet).unwrap(), text);
+            assert_eq!(serde_json::from_str::<T>(text).unwrap(), packet);
+        }
+        is(ToSupervisor::Attach, r#""attach""#);
+        is(ToSupervisor::AttachRemote, r#""attach_remote""#);
+        is(
+            ToSupervisor::Signal { signal: 15, leaders_only: false },
+            r#"{"signal":{"signal":15,"leaders_only":false}}"#,
+        );
+        is(ToSupervisor::Kill, r#""kill""#);
+        is(ToSupervisor::Note("x".into()), r#"{"note":"x"}"#);
+        is(FromSupervisor::Starting, r#""starting""#);
+        is(FromSupervisor::Running, r#""running""#);
+        is(FromSupervisor::Exited, r#""exited""#);
+    }
+
     #[test]
     fn a_packet_that_is_no_packet_is_an_error() {
         let (a, b) =

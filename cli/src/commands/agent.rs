@@ -5,7 +5,7 @@ use crate::joined::{self, Joined};
 use crate::{log, notify};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::StateDir;
-use berth_model::config::Config;
+use berth_model::config::{Config, Understood};
 use berth_model::member::MemberRole;
 use berth_rpc::{Remote, Uplink};
 use std::os::unix::process::CommandExt;
@@ -36,8 +36,11 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         Some(joined) => Some((joined.remote(&dir)?, joined)),
         None => None,
     };
-    let config = match &member {
-        None => super::config::of(&dir, args.config.as_deref())?,
+    let Understood { config, unknown } = match &member {
+        None => {
+            let config = super::config::of(&dir, args.config.as_deref())?;
+            Understood { config, unknown: Vec::new() }
+        }
         Some(_) if args.config.is_some() => {
             return Err(Failure::user(
                 "--config: this machine has its configuration from the cluster that it joined: change berth.toml on the \
@@ -51,9 +54,15 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         }
     };
     log::rules(&config.logs);
+    if !unknown.is_empty() {
+        tracing::warn!(
+            "this version does not know what the controller has configured as {}: it goes without; upgrade it",
+            unknown.join(", ")
+        );
+    }
     match member {
         Some((remote, joined)) if joined.role == MemberRole::Login => login(dir, joined, remote),
-        member => node(dir, config, member, args),
+        member => node(dir, Understood { config, unknown }, member, args),
     }
 }
 
@@ -76,7 +85,13 @@ fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
 }
 
 /// Runs jobs.
-fn node(dir: StateDir, config: Config, member: Option<(Arc<Remote>, Joined)>, args: &Args) -> Outcome {
+fn node(
+    dir: StateDir,
+    understood: Understood,
+    member: Option<(Arc<Remote>, Joined)>,
+    args: &Args,
+) -> Outcome {
+    let Understood { config, unknown } = understood;
     let images = berth_agent::store_place(&config.images, &dir.0)
         .map_err(|why| Failure::new(Kind::Configuration, why))?;
     let options = berth_agent::AgentOptions {
@@ -84,6 +99,7 @@ fn node(dir: StateDir, config: Config, member: Option<(Arc<Remote>, Joined)>, ar
         node: member.as_ref().map(|(_, joined)| joined.name.clone()),
         system: nix::unistd::geteuid().is_root(),
         config,
+        unknown,
         read_again: berth_agent::ReadAgain { file: args.config.clone(), read: read_config },
         uplink: member.as_ref().map(|(remote, _)| Uplink::Remote(Arc::clone(remote))),
         identity: joined::peer_identity,

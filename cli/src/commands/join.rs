@@ -144,10 +144,11 @@ pub fn start(dir: &StateDir, joined: &Joined, detach: bool, approved: bool) -> O
     if let Err(e) = crate::scope::enter(dir) {
         out::complain(&format!("berth: warning: the node has no control group of its own: {e}"));
     }
+    // One that was killed could not take back that it was connected. What cannot be removed is not there.
+    let _ = std::fs::remove_file(berth_agent::Paths::new(&dir.0).connected());
     let mut child = daemon::start(dir, Part::Agent, None)?;
     let deadline = Instant::now() + PATIENCE;
     let log = crate::log::path(dir, Part::Agent);
-    // That it is connected may also have been said by one that was killed: the new one tells its pid.
     let lives = || daemon::pid_file(dir, Part::Agent).is_some() && berth_agent::is_connected(&dir.0);
     while approved && !lives() {
         if let Ok(Some(how)) = child.try_wait() {

@@ -55,6 +55,8 @@ struct Machine {
     connected: Option<bool>,
     /// Users whom its name service knows otherwise than the controller's, a line each.
     drift: Vec<String>,
+    /// Keys of the configuration that its agent does not know.
+    unknown_settings: Vec<String>,
 }
 
 impl Machine {
@@ -74,6 +76,7 @@ impl Machine {
                 berth_model::member::MemberRole::Login => None,
             },
             drift: Vec::new(),
+            unknown_settings: Vec::new(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Machine {
             administrators: false,
             connected: Some(agent.connected),
             drift: Vec::new(),
+            unknown_settings: Vec::new(),
         }
     }
 }
@@ -140,6 +144,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             for node in nodes {
                 if let Some(machine) = all.iter_mut().find(|m| m.name == node.name) {
                     machine.drift = node.drift;
+                    machine.unknown_settings = node.unknown_settings;
                 }
             }
             if json {
@@ -151,6 +156,13 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
                     out::complain(&format!(
                         "berth: warning: {} differs from the controller: {line}",
                         machine.name
+                    ));
+                }
+                if !machine.unknown_settings.is_empty() {
+                    out::complain(&format!(
+                        "berth: warning: {} has an older agent, which does not know {}: upgrade it",
+                        machine.name,
+                        machine.unknown_settings.join(", ")
                     ));
                 }
             }

@@ -34,7 +34,7 @@ fn cluster() -> &'static (Vec<u8>, Vec<u8>) {
         let authority = Authority::open_or_make(&directory, "fuzzed", now()).unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
         let key = PrivateKey::make().unwrap();
-        let member = authority.issue(&key.public(), "n1", "compute", now(), 30).unwrap();
+        let member = authority.issue(&key.public(), "n1", "compute", now(), std::time::Duration::from_secs(30 * 24 * 3600)).unwrap();
         (authority.certificate().to_vec(), member)
     })
 }

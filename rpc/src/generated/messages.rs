@@ -1032,6 +1032,8 @@ pub struct NodeInfo {
     pub free_memory: u64,
     #[prost(string, repeated, tag = "40")]
     pub drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "100")]
+    pub unknown_settings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionConfig {
@@ -1253,6 +1255,8 @@ pub struct Config {
     pub unkillable_seconds: u32,
     #[prost(uint32, tag = "70")]
     pub lost_after_seconds: u32,
+    #[prost(uint32, tag = "100")]
+    pub certificate_seconds: u32,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2623,6 +2627,9 @@ pub struct Hello {
     pub jobs: ::prost::alloc::vec::Vec<HeldJob>,
     #[prost(int64, tag = "20")]
     pub asked: i64,
+    /// Keys of the configuration that the agent does not know.
+    #[prost(string, repeated, tag = "100")]
+    pub unknown: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {
@@ -3088,6 +3095,7 @@ pub enum Cause {
     Unkillable = 1,
     HealthCheck = 2,
     Reboot = 3,
+    Settings = 100,
 }
 impl Cause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3100,6 +3108,7 @@ impl Cause {
             Self::Unkillable => "CAUSE_UNKILLABLE",
             Self::HealthCheck => "CAUSE_HEALTH_CHECK",
             Self::Reboot => "CAUSE_REBOOT",
+            Self::Settings => "CAUSE_SETTINGS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3109,6 +3118,7 @@ impl Cause {
             "CAUSE_UNKILLABLE" => Some(Self::Unkillable),
             "CAUSE_HEALTH_CHECK" => Some(Self::HealthCheck),
             "CAUSE_REBOOT" => Some(Self::Reboot),
+            "CAUSE_SETTINGS" => Some(Self::Settings),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
+use berth_model::config::Config;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::login::Login;
@@ -11,7 +12,7 @@ use berth_model::{Attempt, JobId, StepKey};
 
 enums! {
     EndCause { Cancelled, TimeLimit, JobEnded, Requeued, NodeFailed, OutOfTouch }
-    Cause { Unkillable, HealthCheck, Reboot }
+    Cause { Unkillable, HealthCheck, Reboot, Settings }
 }
 
 structs! {
@@ -88,6 +89,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 steps,
                 jobs,
                 asked,
+                unknown,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -99,6 +101,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 steps: steps.put(),
                 jobs: jobs.put(),
                 asked: asked.put(),
+                unknown: unknown.clone(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -160,6 +163,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 steps,
                 jobs,
                 asked,
+                unknown,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -171,6 +175,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 steps: Field::get(steps)?,
                 jobs: Field::get(jobs)?,
                 asked: Field::get(asked)?,
+                unknown,
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,
@@ -257,10 +262,12 @@ impl Field<pb::ToAgent> for ToAgent {
                 job: job.put(),
                 attempt: attempt.put(),
             }),
-            // No field of it is asked for on the way, and it is what berth.toml has.
-            ToAgent::Configure(config) => Kind::Configure(serde_json::to_vec(config).unwrap_or_default()),
             ToAgent::Peers(said) => Kind::Peers(said.put()),
             ToAgent::Renew { term, runs } => Kind::Renew(pb::Renew { term: term.put(), runs: runs.put() }),
+            // No field of it is asked for on the way, and agents of other versions make of it what they can.
+            ToAgent::Configure(understood) => {
+                Kind::Configure(understood.config.told().to_string().into_bytes())
+            }
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
@@ -308,12 +315,14 @@ impl Field<pb::ToAgent> for ToAgent {
                 job: Field::get(job)?,
                 attempt: Field::get(attempt)?,
             },
-            Kind::Configure(text) => ToAgent::Configure(
-                serde_json::from_slice(&text).map_err(|_| Malformed::new("not a configuration"))?,
-            ),
             Kind::Peers(said) => ToAgent::Peers(Field::get(said)?),
             Kind::Renew(pb::Renew { term, runs }) => {
                 ToAgent::Renew { term: Field::get(term)?, runs: Field::get(runs)? }
+            }
+            Kind::Configure(text) => {
+                let understood = serde_json::from_slice(&text).and_then(Config::understand);
+                let understood = understood.map_err(|_| Malformed::new("not a configuration"))?;
+                ToAgent::Configure(Box::new(understood))
             }
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },

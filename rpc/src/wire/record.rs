@@ -39,7 +39,7 @@ structs! {
     JobList { jobs, waiting }
     NodeInfo {
         name, hardware, condition, partitions, total, allocated, completing, version, boot_time, agent_start,
-        last_busy, load, free_memory, drift,
+        last_busy, load, free_memory, drift, unknown_settings,
     }
     PartitionConfig { name, nodes, default, max_time, default_time, max_nodes, default_mem_per_cpu, state }
     PartitionInfo { config, nodes, total }
@@ -62,8 +62,8 @@ structs! {
         path, memory, prefetch, allow, deny, rules, signatures, signature_rules,
     }
     Config {
-        cluster, listen, kill_wait_seconds, unkillable_seconds, min_job_age_seconds, node_timeout_seconds,
-        lost_after_seconds, max_array_size, max_jobs,
+        cluster, listen, certificate_seconds, kill_wait_seconds, unkillable_seconds, min_job_age_seconds,
+        node_timeout_seconds, lost_after_seconds, max_array_size, max_jobs,
         root_jobs, requeue, keep_records_days, administrators, container, programs, logs, images,
         partitions, nodes,
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::pb;
 use berth_model::bind::{CpuBind, MemBind};
-use berth_model::config::{Config, PartitionConfig};
+use berth_model::config::{Config, PartitionConfig, Understood};
 use berth_model::distribution::Distribution;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::launch::{Program, StepLaunch, StepPhase};
@@ -327,6 +327,7 @@ impl Arbitrary for FromAgent {
                 steps: Arbitrary::arbitrary(r),
                 asked: Arbitrary::arbitrary(r),
                 jobs: Arbitrary::arbitrary(r),
+                unknown: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
             2 => FromAgent::Pulled { session, key: Arbitrary::arbitrary(r), pull: Arbitrary::arbitrary(r) },
@@ -445,7 +446,9 @@ impl Arbitrary for ToAgent {
             6 => ToAgent::ImagesNeeded { ask: Arbitrary::arbitrary(r), digests: Arbitrary::arbitrary(r) },
             7 => ToAgent::Prefetch(Box::new(Arbitrary::arbitrary(r))),
             8 => ToAgent::EndPrefetch { term, job, attempt },
-            9 => ToAgent::Configure(Box::new(Arbitrary::arbitrary(r))),
+            9 => {
+                ToAgent::Configure(Box::new(Understood { config: Arbitrary::arbitrary(r), unknown: vec![] }))
+            }
             10 => ToAgent::Reboot { term, since: Arbitrary::arbitrary(r) },
             11 => ToAgent::Renew { term, runs: vec![(job, attempt, Arbitrary::arbitrary(r))] },
             _ => ToAgent::ExitRecorded { key },
@@ -532,4 +535,16 @@ fn an_empty_message_names_what_is_missing() {
     spec.container = Some(pb::ContainerSpec::default());
     let error = <JobSpec as Field<pb::JobSpec>>::get(spec).unwrap_err();
     assert_eq!(error.to_string(), "malformed message: container.image: missing");
+}
+
+/// What a controller that is newer says: an agent reads on.
+#[test]
+fn settings_of_another_version_are_no_reason_to_hang_up() {
+    let told = br#"{"images":{"keep_days":3,"of_tomorrow":true},"new":{"x":1}}"#;
+    let wire = pb::ToAgent { kind: Some(pb::to_agent::Kind::Configure(told.to_vec())) };
+    let ToAgent::Configure(understood) = ToAgent::get(wire).unwrap() else { panic!("another message") };
+    let mut expected = Config::default();
+    expected.images.keep_days = 3;
+    let unknown = vec!["images.of_tomorrow".to_string(), "new".to_string()];
+    assert_eq!(*understood, Understood { config: expected, unknown });
 }

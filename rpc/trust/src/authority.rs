@@ -10,8 +10,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 const LABEL: &str = "CERTIFICATE";
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long an authority's certificate is valid: twenty years.
+/// How long before it is made a certificate is valid from: clocks differ.
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Days for which an authority's certificate is valid: twenty years.
 const LIFE: u32 = 7305;
 
 /// The cluster's authority.
@@ -62,7 +63,7 @@ impl Authority {
             }
         };
         let name = distinguished(&format!("Berth cluster {cluster}"));
-        let (from, until) = span(now, LIFE)?;
+        let (from, until) = span(now, DAY * LIFE)?;
         let public = key.public();
         let draft =
             Draft { issuer: &name, subject: &name, public: &public, from, until, kind: Kind::Authority };
@@ -107,7 +108,7 @@ impl Authority {
     }
 
     /// A certificate, DER, for a machine's public key (SubjectPublicKeyInfo, DER): for both sides of TLS, valid from a day ago, since
-    /// clocks differ, for so many days from now, and never longer than the authority's own. Its name is
+    /// clocks differ, for so long from now, and never longer than the authority's own. Its name is
     /// `NAME.ROLE.berth.internal`, with everything in the name that no host name may have replaced. Machines are told apart by
     /// their keys and not by these names.
     ///
@@ -120,7 +121,7 @@ impl Authority {
         name: &str,
         role: &str,
         now: SystemTime,
-        days: u32,
+        life: Duration,
     ) -> Result<Vec<u8>, TrustError> {
         let point = key::point(public).ok_or(TrustError::PublicKey)?;
         if !key::on_the_curve(point)? {
@@ -131,7 +132,7 @@ impl Authority {
         if now < own.from || now >= own.until {
             return Err(TrustError::AuthorityEnded { from: own.from, until: own.until, now });
         }
-        let (from, until) = span(now, days)?;
+        let (from, until) = span(now, life)?;
         let until = until.min(own.until);
         let (subject, authority) = (distinguished(&name), self.key.public());
         let kind = Kind::Machine { name: &name, authority: &authority };
@@ -139,10 +140,10 @@ impl Authority {
     }
 }
 
-/// From a day ago until so many days from now.
-fn span(now: SystemTime, days: u32) -> Result<(SystemTime, SystemTime), TrustError> {
+/// From a day ago until so long from now.
+fn span(now: SystemTime, life: Duration) -> Result<(SystemTime, SystemTime), TrustError> {
     let from = now.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH);
-    let until = now.checked_add(DAY * days).ok_or(TrustError::Malformed("its dates are in no calendar"))?;
+    let until = now.checked_add(life).ok_or(TrustError::Malformed("its dates are in no calendar"))?;
     Ok((from, until))
 }
 

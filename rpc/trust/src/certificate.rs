@@ -4,6 +4,7 @@
 //! signatures ECDSA with SHA-256. Whether a certificate is to be trusted webpki says (`tls.rs`); here is what it does not
 //! tell: points in time, the signed bytes, who is an authority.
 
+use crate::authority::DAY;
 use crate::der::{self, Reader, value};
 use crate::key::{self, PrivateKey};
 use crate::{TrustError, random};
@@ -240,12 +241,22 @@ fn read_time(reader: &mut Reader<'_>) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// From when until when a certificate (DER) is valid. Whoever has it renews it when two thirds of that are over.
+/// From when until when a certificate (DER) is valid.
 ///
 /// # Errors
 /// It is no certificate, or none of a cluster's make.
 pub fn validity(certificate: &[u8]) -> Result<(SystemTime, SystemTime), TrustError> {
     Parts::read(certificate).map(|parts| (parts.from, parts.until))
+}
+
+/// When whoever has a certificate (DER) renews it: when two thirds of the time since it was made are over.
+///
+/// # Errors
+/// As [`validity`].
+pub fn renewal(certificate: &[u8]) -> Result<SystemTime, TrustError> {
+    let (from, until) = validity(certificate)?;
+    let made = from + DAY;
+    Ok(made + until.duration_since(made).unwrap_or_default() * 2 / 3)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod tls;
 mod token;
 
 pub use authority::Authority;
-pub use certificate::validity;
+pub use certificate::{renewal, validity};
 pub use error::TrustError;
 pub use key::{Identity, PrivateKey, key_id};
 pub use tls::{

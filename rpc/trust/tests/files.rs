@@ -82,9 +82,13 @@ fn the_authority_stays_the_same_and_can_be_renewed() {
     assert_eq!((again.certificate(), again.fingerprint()), (first.certificate(), first.fingerprint()));
     let (from, until) = validity(first.certificate()).unwrap();
     assert!(from < now - DAY / 2 && until > now + 7300 * DAY);
+    // What is good for a minute is renewed after 40 seconds, although it is good from a day before on.
+    let short = first.issue(&PrivateKey::make().unwrap().public(), "n1", "compute", now, DAY / 1440).unwrap();
+    let after = berth_trust::renewal(&short).unwrap().duration_since(now - Duration::from_secs(1)).unwrap();
+    assert!((39..=42).contains(&after.as_secs()), "{after:?}");
     // The certificate alone is made anew, for the same key; what the former one signed stays good.
     let key = PrivateKey::make().unwrap();
-    let leaf = first.issue(&key.public(), "n1", "compute", now, 30).unwrap();
+    let leaf = first.issue(&key.public(), "n1", "compute", now, 30 * DAY).unwrap();
     std::fs::remove_file(at.join("authority.pem")).unwrap();
     let renewed = Authority::open_or_make(&at, "ours", now + DAY).unwrap();
     assert_ne!(renewed.certificate(), first.certificate());
@@ -150,7 +154,7 @@ fn certificates_are_issued_for_machines_keys_and_for_nothing_else() {
     let now = SystemTime::now();
     let authority = Authority::open_or_make(dir.path(), "ours", now).unwrap();
     let good = PrivateKey::make().unwrap().public();
-    let issue = |public: &[u8]| authority.issue(public, "n1", "compute", now, 30);
+    let issue = |public: &[u8]| authority.issue(public, "n1", "compute", now, 30 * DAY);
     let (from, until) = validity(&issue(&good).unwrap()).unwrap();
     let before = now.duration_since(from).unwrap();
     assert!(before >= DAY && before < DAY + DAY / 2, "{from:?}");
@@ -181,10 +185,10 @@ fn nothing_outlives_the_authority() {
     let authority = Authority::open_or_make(dir.path(), "ours", now).unwrap();
     let public = PrivateKey::make().unwrap().public();
     let end = validity(authority.certificate()).unwrap().1;
-    let leaf = authority.issue(&public, "n1", "compute", end - DAY, 30).unwrap();
+    let leaf = authority.issue(&public, "n1", "compute", end - DAY, 30 * DAY).unwrap();
     assert_eq!(validity(&leaf).unwrap().1, end);
     for beyond in [end + DAY, now - 3 * DAY] {
-        let why = authority.issue(&public, "n1", "compute", beyond, 30).unwrap_err().to_string();
+        let why = authority.issue(&public, "n1", "compute", beyond, 30 * DAY).unwrap_err().to_string();
         assert!(why.contains("no certificate can be issued") && why.contains("authority.pem"), "{why}");
     }
 }

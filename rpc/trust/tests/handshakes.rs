@@ -37,7 +37,9 @@ fn member(authority: &Authority, name: &str, role: &str) -> Identity {
 
 fn member_at(authority: &Authority, name: &str, role: &str, now: SystemTime) -> Identity {
     let key = PrivateKey::make().unwrap();
-    let certificate = authority.issue(&key.public(), name, role, now, 30).unwrap();
+    let certificate = authority
+        .issue(&key.public(), name, role, now, std::time::Duration::from_secs(30 * 24 * 3600))
+        .unwrap();
     Identity { key, certificate }
 }
 
@@ -165,7 +167,16 @@ fn a_machine_that_joins_is_a_stranger_and_learns_the_authority() {
     assert_eq!(who(&ours, &client).unwrap(), Presented::Stranger { key: key.id() });
     assert_eq!(seen.get().as_deref(), Some(ours.authority.certificate()));
     // With what it learned, and a certificate, it is a member.
-    let certificate = ours.authority.issue(&key.public(), "n1", "compute", SystemTime::now(), 30).unwrap();
+    let certificate = ours
+        .authority
+        .issue(
+            &key.public(),
+            "n1",
+            "compute",
+            SystemTime::now(),
+            std::time::Duration::from_secs(30 * 24 * 3600),
+        )
+        .unwrap();
     let client =
         client_config(&Identity { key: key.clone(), certificate }, &seen.get().unwrap(), "controller");
     assert_eq!(who(&ours, &client.unwrap()).unwrap(), Presented::Member { key: key.id() });

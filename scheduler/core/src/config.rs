@@ -48,8 +48,8 @@ pub struct CoreConfig {
     pub gateways: BTreeSet<NodeName>,
     /// Which images jobs may have.
     pub images: ImagesConfig,
-    /// All of it, as agents are told it.
-    pub whole: Arc<Config>,
+    /// What agents are told.
+    pub for_agents: Arc<Config>,
 }
 
 /// A partition with its texts parsed.
@@ -150,7 +150,7 @@ impl CoreConfig {
                 }
             },
             images: config.images.clone(),
-            whole: Arc::new(config.clone()),
+            for_agents: Arc::new(config.for_agents()),
         })
     }
 

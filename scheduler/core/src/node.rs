@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) reported_free_memory: u64,
     /// Users whom it knows otherwise than we do, as its agent last said.
     pub(crate) drift: Vec<String>,
+    /// Keys of the configuration that its agent does not know.
+    pub(crate) unknown_settings: Vec<String>,
     /// The configuration says other things of it than when it was made fit: it is made so again when it has no work.
     pub(crate) unfit: bool,
 }
@@ -78,6 +80,7 @@ impl Node {
             load: 0,
             reported_free_memory: 0,
             drift: Vec::new(),
+            unknown_settings: Vec::new(),
             unfit: false,
         };
         node.refit(config);
@@ -274,14 +277,15 @@ impl Node {
             load: self.load,
             free_memory: self.reported_free_memory,
             drift: self.drift.clone(),
+            unknown_settings: self.unknown_settings.clone(),
         }
     }
 }
 
-/// Most lines of drift that a node may tell, and most characters of each: they end on administrators' terminals.
+/// Most lines of drift, or names of keys, that a node may tell, and most characters of each: they end on administrators' terminals.
 const DRIFT: (usize, usize) = (32, 400);
 
-/// What a node says of its users, as far as it is fit to be kept and shown.
+/// What a node says of its users or of the configuration, as far as it is fit to be kept and shown.
 pub(crate) fn told_drift(lines: Vec<String>) -> Vec<String> {
     let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(DRIFT.1).collect();
     lines.into_iter().take(DRIFT.0).map(plain).collect()

@@ -126,3 +126,47 @@ fn a_hello_that_is_older_than_a_step_starts_it_no_second_time() {
     assert!(!w.starts().contains(&key));
     assert_ne!(w.state(id), JobState::Running);
 }
+
+/// The agent introduces itself anew, and names keys of the configuration that it does not know.
+fn comes_with(w: &mut World, unknown: &[&str]) {
+    let unknown = unknown.iter().map(|key| key.to_string()).collect();
+    w.tell("n1", |_| FromAgent::Hello {
+        node: "n1".into(),
+        boot_id: "boot".into(),
+        boot_time: Default::default(),
+        agent_start: Default::default(),
+        version: "0.0.9".into(),
+        hardware: hardware(4, 1, 4000, 2),
+        term: Term(0),
+        asked: Default::default(),
+        steps: vec![],
+        jobs: vec![],
+        unknown,
+    });
+}
+
+#[test]
+fn an_older_agent_that_does_not_know_a_rule_takes_no_jobs_until_it_does() {
+    let mut w = World::small();
+    let node = |w: &World| w.core.snapshot().node(&NodeName::from("n1")).unwrap();
+    // What restricts nobody is shown, and that is all.
+    comes_with(&mut w, &["images.peers", "logs.form\u{1b}at"]);
+    assert_eq!(condition(&w), NodeCondition::default());
+    assert_eq!(node(&w).unknown_settings, ["images.peers", "logs.format"]);
+    comes_with(&mut w, &["images.peers", "images.deny[0]", "programs.before_all"]);
+    let c = condition(&w);
+    let why = c.reason.clone().unwrap();
+    assert!(c.drain && why.contains("0.0.9") && why.contains("images.deny[0], programs.before_all"), "{c:?}");
+    assert!(!why.contains("peers"), "{why}");
+    let waits = w.batch("a", |_| {});
+    // Its heartbeats, which say that all is well, and an administrator do not make it know.
+    says(&mut w, vec![]);
+    set(&mut w, NodeStateChange::Resume, None);
+    assert_eq!(w.state(waits), JobState::Pending);
+    assert!(condition(&w).drain);
+    // It was upgraded.
+    comes_with(&mut w, &[]);
+    assert_eq!(condition(&w), NodeCondition::default());
+    assert_eq!(w.state(waits), JobState::Running);
+    assert!(node(&w).unknown_settings.is_empty());
+}

@@ -10,18 +10,17 @@ use berth_rpc::{Hex, MachineListener, Question, Reply};
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey, TrustError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-/// Days for which a machine's certificate is good; it is renewed after two thirds of them.
-const DAYS: u32 = 30;
-/// Days of the controller's own, which is made anew at every start and every day.
-const OWN_DAYS: u32 = 90;
-/// How often it is.
-const RENEW: Duration = Duration::from_secs(24 * 3600);
+/// How old the controller's own certificate may get. One that is not good for thrice as long is made anew in a third of its life.
+const OWN: Duration = Duration::from_secs(24 * 3600);
+/// How often its age is looked at, at least: by the time of day, since machines sleep.
+const AGE: Duration = Duration::from_secs(60);
 /// For how long a certificate that was just given is given again to its key: its answer may have been lost.
 const AGAIN: i64 = 600;
 /// How often it is looked whether machines were removed.
@@ -35,6 +34,8 @@ pub(crate) struct Machines {
     private: PathBuf,
     cluster: String,
     listen: String,
+    /// Seconds for which certificates are good.
+    life: AtomicU32,
     port: watch::Sender<Option<Arc<MachineListener>>>,
     authority: Mutex<Option<Arc<Authority>>>,
     opening: tokio::sync::Mutex<()>,
@@ -56,11 +57,21 @@ impl Machines {
             private,
             cluster: config.cluster.clone(),
             listen: config.listen.clone(),
+            life: AtomicU32::new(config.certificate_seconds),
             port: watch::Sender::new(None),
             authority: Mutex::new(None),
             opening: tokio::sync::Mutex::new(()),
             watched: Mutex::default(),
         }
+    }
+
+    /// Certificates are good for so many seconds from now on; those that are there stay as they are.
+    pub(crate) fn set_life(&self, seconds: u32) {
+        self.life.store(seconds, Ordering::Relaxed);
+    }
+
+    fn life(&self) -> Duration {
+        Duration::from_secs(self.life.load(Ordering::Relaxed).into())
     }
 
     /// Says when the port is open.
@@ -93,7 +104,7 @@ impl Machines {
                 key
             }
         };
-        let certificate = authority.issue(&key.public(), ROLE, ROLE, SystemTime::now(), OWN_DAYS)?;
+        let certificate = authority.issue(&key.public(), ROLE, ROLE, SystemTime::now(), self.life())?;
         berth_trust::server_config(authority, &Identity { key, certificate })
     }
 
@@ -123,10 +134,19 @@ impl Machines {
         self.port.send_replace(Some(Arc::clone(&port)));
         let machines = Arc::clone(self);
         tokio::spawn(async move {
+            let mut made = SystemTime::now();
             loop {
-                tokio::time::sleep(RENEW).await;
+                let most = OWN.min(machines.life() / 3);
+                tokio::time::sleep(AGE.min(most)).await;
+                // A clock that was set back is no age.
+                if made.elapsed().is_ok_and(|age| age < most) {
+                    continue;
+                }
                 match machines.own(&authority) {
-                    Ok(tls) => port.renew(tls),
+                    Ok(tls) => {
+                        port.renew(tls);
+                        made = SystemTime::now();
+                    }
                     Err(e) => tracing::error!("the controller's certificate cannot be made anew: {e}"),
                 }
             }
@@ -144,7 +164,7 @@ impl Machines {
         let authority = self.authority().map_err(|e| internal(&e))?;
         let role = role_name(member.role);
         let certificate = authority
-            .issue(public, &member.name.0, role, SystemTime::now(), DAYS)
+            .issue(public, &member.name.0, role, SystemTime::now(), self.life())
             .map_err(|e| Refusal::new(RefusalCode::Invalid, e.to_string()))?;
         Ok(Reply::Enrolled {
             certificate: Hex(certificate),

@@ -247,6 +247,7 @@ impl Service for Controller {
         self.inputs.send(input).map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())??;
         self.identities.set_administrators(&config.administrators);
+        self.machines.set_life(config.certificate_seconds);
         (self.source.in_force)(&config);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         tracing::info!("the configuration was read again and is in force");
@@ -348,7 +349,7 @@ impl Service for Controller {
         question: Question,
     ) -> Result<Reply, Refusal> {
         if matches!(question, Question::Settings) && member.is_some() {
-            return Ok(Reply::Settings(Box::new(self.config().await?)));
+            return Ok(Reply::Settings(self.config().await?.for_agents().told()));
         }
         self.machines.answer(&self.shared, &self.inputs, (key, member), from, question).await
     }

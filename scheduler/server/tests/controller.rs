@@ -125,6 +125,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
         steps: vec![],
         jobs: vec![],
         asked: Time(1),
+        unknown: vec![],
     };
     sender.send(&hello).await.unwrap();
     let told: Told = Arc::default();

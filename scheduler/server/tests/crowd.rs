@@ -106,6 +106,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
         steps: vec![],
         jobs: vec![],
         asked: Time(3),
+        unknown: vec![],
     };
     if sender.send(&hello).await.is_err() {
         return false;

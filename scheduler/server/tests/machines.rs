@@ -195,7 +195,7 @@ async fn forged_and_expired_certificates_are_refused_by_name() {
     // Another authority, which calls itself and the machine the same.
     let other = tempfile::tempdir().unwrap();
     let forger = Authority::open_or_make(&other.path().join("authority"), "berth", now).unwrap();
-    let forged = forger.issue(&public, "n1", "compute", now, 30).unwrap();
+    let forged = forger.issue(&public, "n1", "compute", now, 30 * DAY).unwrap();
     let why = shown(&site, &n1, forged).await;
     assert!(why.contains("authority"), "{why}");
     // The right one, of a certificate that nobody renewed in time: the key is still the machine's.
@@ -205,11 +205,11 @@ async fn forged_and_expired_certificates_are_refused_by_name() {
     std::fs::write(&key, file("authority.key")).unwrap();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let before = Authority::open_or_make(copy.path(), "berth", now - 100 * DAY).unwrap();
-    let expired = before.issue(&public, "n1", "compute", now - 90 * DAY, 30).unwrap();
+    let expired = before.issue(&public, "n1", "compute", now - 90 * DAY, 30 * DAY).unwrap();
     let why = shown(&site, &n1, expired).await;
     assert!(why.contains("expired") && why.contains("clock"), "{why}");
     // As it should be it is let in: neither of the two was refused for something else.
-    let right = before.issue(&public, "n1", "compute", now, 30).unwrap();
+    let right = before.issue(&public, "n1", "compute", now, 30 * DAY).unwrap();
     let own = Identity { key: n1.own.key.clone(), certificate: right };
     let tls = berth_trust::client_config(&own, &n1.authority, "controller").unwrap();
     let uplink = Uplink::Remote(Arc::new(Remote::new(site.address.clone(), tls)));

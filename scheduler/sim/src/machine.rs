@@ -198,6 +198,7 @@ impl Machine {
             unkillable: Span::from_secs(60),
             health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),
             unhealthy: self.unhealthy.clone(),
+            unknown: vec![],
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),

@@ -171,6 +171,7 @@ pub fn node(name: &str, cpu: u64, condition: NodeCondition) -> NodeInfo {
         load: 84,
         free_memory: 21202,
         drift: vec![],
+        unknown_settings: vec![],
     }
 }
 

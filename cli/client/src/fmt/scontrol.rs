@@ -245,6 +245,9 @@ pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
         lines.push(format!("Reason={reason} [{user}@{}]", at(view, n.condition.reason_time, "Unknown")));
     }
     lines.extend(n.drift.iter().map(|line| format!("IdentityDrift={line}")));
+    if !n.unknown_settings.is_empty() {
+        lines.push(format!("UnknownSettings={}", n.unknown_settings.join(",")));
+    }
     lines
 }
 

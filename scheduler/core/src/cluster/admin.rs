@@ -4,6 +4,7 @@ use super::Cluster;
 use super::trail::administrators_only;
 use berth_model::ids::NodeName;
 use berth_model::request::{Actor, NodeStateChange, Refusal, RefusalCode, Response};
+use berth_model::state::Cause;
 
 /// As an administrator writes it.
 fn word(state: NodeStateChange) -> &'static str {
@@ -63,9 +64,9 @@ impl Cluster {
                 NodeStateChange::Fail => c.fail = true,
                 NodeStateChange::Resume | NodeStateChange::Idle => {
                     (c.down, c.drain, c.fail) = (false, false, false);
-                    // What is still wrong is told again.
-                    node.row.causes.clear();
                     c.reboot = None;
+                    // What is still wrong is told again; what its agent does not know it knows no better now.
+                    node.row.causes.retain(|cause, _| *cause == Cause::Settings);
                 }
                 NodeStateChange::Undrain => c.drain = false,
                 NodeStateChange::CancelReboot => c.reboot = None,

@@ -26,6 +26,7 @@ struct Hello {
     steps: Vec<(StepKey, StepPhase)>,
     jobs: Vec<(JobId, Attempt)>,
     asked: Time,
+    unknown: Vec<String>,
 }
 
 impl Cluster {
@@ -42,13 +43,24 @@ impl Cluster {
                 steps,
                 jobs,
                 asked,
+                unknown,
             } => {
                 if name != *node {
                     let why = format!("this connection speaks for node {node}, not for {name}");
                     return self.turn_away(connection, why);
                 }
-                let hello =
-                    Hello { boot_id, boot_time, agent_start, version, hardware, term, steps, jobs, asked };
+                let hello = Hello {
+                    boot_id,
+                    boot_time,
+                    agent_start,
+                    version,
+                    hardware,
+                    term,
+                    steps,
+                    jobs,
+                    asked,
+                    unknown,
+                };
                 self.hello(node, connection, hello);
             }
             FromAgent::Step { session, key, phase } => {
@@ -221,8 +233,10 @@ impl Cluster {
             n.last_connection = connection;
             n.last_heard = now;
             n.row.condition.not_responding = false;
+            n.unknown_settings = told_drift(hello.unknown);
         }
         self.has_asked(name, hello.asked);
+        self.judge_settings(name);
         let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
         self.tell_configuration(name);

@@ -2,6 +2,7 @@
 
 use super::Cluster;
 use crate::rows::{CauseNote, Phase};
+use berth_model::config::restricts;
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::link::Trouble;
 use berth_model::state::Cause;
@@ -30,8 +31,8 @@ impl Cluster {
             .causes
             .keys()
             .copied()
-            // Of its reboot the controller knows itself.
-            .filter(|cause| *cause != Cause::Reboot && !now.contains_key(cause))
+            // Of its reboot the controller knows itself, and what its agent does not know that says when it introduces itself.
+            .filter(|cause| !matches!(cause, Cause::Reboot | Cause::Settings) && !now.contains_key(cause))
             // A new agent has not come to look yet; what it still has it names itself.
             .filter(|cause| *cause != Cause::Unkillable || node.settling.is_empty())
             .collect();
@@ -55,6 +56,22 @@ impl Cluster {
         }
         self.end_on_node(name, id, attempt);
         self.settle(name);
+    }
+
+    /// Its agent has introduced itself. Jobs may not run where a rule about them is not known.
+    pub(super) fn judge_settings(&mut self, name: &NodeName) {
+        let Some(node) = self.nodes.get(name) else { return };
+        let rules: Vec<&str> =
+            node.unknown_settings.iter().map(String::as_str).filter(|key| restricts(key)).collect();
+        if rules.is_empty() {
+            return self.end_cause(name, Cause::Settings);
+        }
+        let why = format!(
+            "its agent (version {}) does not know {}, which restricts jobs: upgrade it, or leave that out",
+            node.row.agent_version,
+            rules.join(", ")
+        );
+        self.begin_cause(name, Cause::Settings, &why);
     }
 
     pub(super) fn begin_cause(&mut self, name: &NodeName, cause: Cause, why: &str) {

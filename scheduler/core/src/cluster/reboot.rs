@@ -22,7 +22,7 @@ impl Cluster {
     ) -> Result<Response, Refusal> {
         administrators_only(actor, "reboots nodes")?;
         self.known_nodes(&nodes)?;
-        if self.config.whole.programs.reboot.is_empty() {
+        if self.config.for_agents.programs.reboot.is_empty() {
             return Err(Refusal::new(
                 RefusalCode::Invalid,
                 "RebootProgram isn't defined: name one in programs.reboot of berth.toml",
@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     fn patience(&self) -> Span {
-        Span::from_secs(self.config.whole.programs.reboot_timeout_seconds.into())
+        Span::from_secs(self.config.for_agents.programs.reboot_timeout_seconds.into())
     }
 
     /// Tells nodes to reboot that are to, and have nothing of a job.

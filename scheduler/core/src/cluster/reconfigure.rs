@@ -4,6 +4,7 @@ use super::Cluster;
 use super::timers::Timer;
 use crate::config::CoreConfig;
 use crate::rows::Phase;
+use berth_model::config::Understood;
 use berth_model::ids::{JobId, NodeName};
 use berth_model::link::ToAgent;
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
@@ -51,8 +52,8 @@ impl Cluster {
 
     /// Tells a node's agent the configuration in force.
     pub(super) fn tell_configuration(&mut self, node: &NodeName) {
-        let whole = Box::new((*self.config.whole).clone());
-        self.send(node, ToAgent::Configure(whole));
+        let told = Understood { config: (*self.config.for_agents).clone(), unknown: Vec::new() };
+        self.send(node, ToAgent::Configure(Box::new(told)));
     }
 
     /// How long ended jobs stay may be another time now.

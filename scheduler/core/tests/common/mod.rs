@@ -242,6 +242,7 @@ impl World {
             steps: vec![],
             jobs: vec![],
             asked: self.clock(),
+            unknown: vec![],
         };
         self.event(Event::Agent { node, connection, message });
     }
@@ -269,6 +270,7 @@ impl World {
             steps,
             jobs,
             asked: self.clock(),
+            unknown: vec![],
         };
         self.quiet_event(Event::Agent { node, connection, message });
     }

@@ -32,6 +32,7 @@ fn hello(version: &str) -> FromAgent {
         steps: vec![],
         jobs: vec![],
         asked: Time(1),
+        unknown: vec![],
     }
 }
 
