@@ -53,7 +53,7 @@ each_user! {
         sandbox.wait_state(busy, "COMPLETED", 60);
         sandbox.wait_file("out", "kept", 60);
         assert_eq!(registry.fetched(), fetched, "its start fetched something");
-        let hit = wait(20, || Some(sandbox.sacct(job, "ImageHit").swap_remove(1)).filter(|f| !f[0].is_empty()));
+        let hit = wait(20, || sandbox.sacct(job, "ImageHit").into_iter().nth(1).filter(|f| !f[0].is_empty()));
         assert_eq!(hit.unwrap(), ["Yes"]);
     }
 
@@ -95,7 +95,7 @@ each_user! {
         sandbox.write("go", "");
         sandbox.wait_state(busy, "COMPLETED", 60);
         sandbox.wait_file("out", "kept", 60);
-        let hit = wait(20, || Some(sandbox.sacct(job, "ImageHit").swap_remove(1)).filter(|f| !f[0].is_empty()));
+        let hit = wait(20, || sandbox.sacct(job, "ImageHit").into_iter().nth(1).filter(|f| !f[0].is_empty()));
         assert_eq!(hit.unwrap(), ["No"]);
     }
 }

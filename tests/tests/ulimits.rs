@@ -1,5 +1,6 @@
 //! Resource limits (ulimit) on their way from a shell to the tasks, and what is said of them.
 
+use berth_tests::sandbox::wait;
 use berth_tests::{Cmd, Sandbox, Who, each_user, images};
 
 /// A command run by a shell that lowered its limits with these `ulimit` words first.
@@ -102,6 +103,8 @@ each_user! {
         step.wait_for("ready", 60);
         let seen = String::from_utf8(step.stdout()).unwrap();
         let show = |options: &[&str]| sandbox.cmd("scontrol").args(options).args(["show", "step"]).ok();
+        // The node tells what the image took a moment later.
+        assert!(wait(20, || show(&[]).text().contains("ImagePull=").then_some(())).is_some());
         let (plain, details) = (show(&[]).text(), show(&["-d"]).text());
         // What is shown without -d stays as it is, line by line.
         assert!(details.starts_with(plain.trim_end()), "{details}\n{plain}");
