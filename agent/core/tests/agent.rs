@@ -1,6 +1,8 @@
 //! The agent's core, one event at a time.
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
+mod common;
+
 use berth_agent_core::*;
 use berth_model::hardware::Hardware;
 use berth_model::ids::*;
@@ -9,6 +11,7 @@ use berth_model::link::*;
 use berth_model::spec::{JobKind, ResolvedImage, WarnSignal};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
+use common::Node;
 
 const JOB: (JobId, Attempt) = (JobId(7), Attempt(0));
 const BATCH: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
@@ -52,43 +55,7 @@ fn exit(signal: u8) -> StepExit {
 /// Steps and runs as a Hello tells them.
 type Told = (Vec<(StepKey, StepPhase)>, Vec<(JobId, Attempt)>);
 
-struct Node {
-    core: AgentCore,
-    now: Time,
-    seen: Vec<AgentEffect>,
-}
-
 impl Node {
-    fn new(adopted: Vec<Adopted>) -> Node {
-        let config = AgentConfig {
-            node: "n1".into(),
-            boot_id: "b".into(),
-            boot_time: Time(0),
-            agent_start: Time(0),
-            version: "1".into(),
-            hardware: Hardware::default(),
-            term: Term(3),
-            prolog: false,
-            unkillable: Span::from_secs(60),
-            health: None,
-            unhealthy: None,
-            unknown: vec![],
-        };
-        let now = Time::from_secs(100);
-        let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
-        node.event(AgentEvent::Connected);
-        node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
-        node
-    }
-
-    fn event(&mut self, event: AgentEvent) {
-        self.seen.extend(self.core.handle(event, self.now));
-    }
-
-    fn say(&mut self, message: ToAgent) {
-        self.event(AgentEvent::Controller(message));
-    }
-
     fn start(&mut self, start: Start) {
         self.say(ToAgent::Start(Box::new(start)));
     }
@@ -114,14 +81,6 @@ impl Node {
             self.event(AgentEvent::Tick);
         }
         self.now = end;
-    }
-
-    fn count(&self, what: impl Fn(&AgentEffect) -> bool) -> usize {
-        self.seen.iter().filter(|e| what(e)).count()
-    }
-
-    fn spawns(&self) -> usize {
-        self.count(|e| matches!(e, AgentEffect::Spawn { .. }))
     }
 
     /// Signals and kills, in order, since the last look.

@@ -1,52 +1,18 @@
 //! Steps with a deadline out of touch: what a late Start, a late renewal and a stopped supervisor come to.
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
+mod common;
+
 use berth_agent_core::*;
-use berth_model::hardware::Hardware;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, Start, ToAgent};
-use berth_model::time::{Span, Time};
+use berth_model::time::Time;
+use common::Node;
 
 const KEY: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
 
-struct Node {
-    core: AgentCore,
-    now: Time,
-    seen: Vec<AgentEffect>,
-}
-
 impl Node {
-    fn new(adopted: Vec<Adopted>) -> Node {
-        let config = AgentConfig {
-            node: "n1".into(),
-            boot_id: "b".into(),
-            boot_time: Time(0),
-            agent_start: Time(0),
-            version: "1".into(),
-            hardware: Hardware::default(),
-            term: Term(3),
-            prolog: false,
-            unkillable: Span::from_secs(60),
-            health: None,
-            unhealthy: None,
-            unknown: vec![],
-        };
-        let now = Time::from_secs(100);
-        let mut node = Node { core: AgentCore::new(config, adopted, vec![], now), now, seen: vec![] };
-        node.event(AgentEvent::Connected);
-        node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
-        node
-    }
-
-    fn event(&mut self, event: AgentEvent) {
-        self.seen.extend(self.core.handle(event, self.now));
-    }
-
-    fn say(&mut self, message: ToAgent) {
-        self.event(AgentEvent::Controller(message));
-    }
-
     fn start(&mut self, seconds: i64) {
         self.say(ToAgent::Start(Box::new(Start {
             term: Term(3),
@@ -82,16 +48,8 @@ impl Node {
         self.now = end;
     }
 
-    fn count(&self, what: impl Fn(&AgentEffect) -> bool) -> usize {
-        self.seen.iter().filter(|e| what(e)).count()
-    }
-
     fn kills(&self) -> usize {
         self.count(|e| matches!(e, AgentEffect::KillStep { .. }))
-    }
-
-    fn spawns(&self) -> usize {
-        self.count(|e| matches!(e, AgentEffect::Spawn { .. }))
     }
 }
 
