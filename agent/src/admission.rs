@@ -75,6 +75,7 @@ mod tests {
                             digest: digest.clone(),
                             insecure: false,
                             indexes: Vec::new(),
+                            pin: None,
                         };
                         let Ok(Some(place)) = named.place() else { continue };
                         let digest = digest.parse().unwrap();
@@ -84,6 +85,7 @@ mod tests {
                             insecure: false,
                             name: None,
                             indexes: Vec::new(),
+                            pin: None,
                         };
                         // What cannot be opened has no place there.
                         assert!(["", &place].contains(&opened.place().as_str()), "{source}: {place}");

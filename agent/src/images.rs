@@ -13,13 +13,14 @@ use berth_agent_core::Fetched;
 use berth_images::{
     Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
     Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, Wanted,
-    open_source, resolve,
+    file_pin, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
 use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
+use berth_model::pin::{file_of, travels};
 use berth_model::spec::{ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
 use berth_step::spool::PreparedImage;
@@ -223,9 +224,9 @@ impl Images {
         bring: &Bring<'_, T>,
     ) -> berth_images::Result<T> {
         let run = (launch.key.job, launch.key.attempt);
-        let from_registry = manifest.source.starts_with("docker://");
-        let asked = from_registry.then(|| self.peers.ask(run, &manifest.digest.to_string(), stop)).flatten();
-        let Some(turn) = asked else { return bring(None, None) };
+        let Some(turn) = self.peers.ask(run, &manifest.digest.to_string(), stop) else {
+            return bring(None, None);
+        };
         let source = PeerSource::new(&turn, &turn.way(), &manifest.source);
         let brought = source.as_ref().map(|source| (bring(Some(source), Some(&turn)), source.exhausted()));
         let brought = match brought {
@@ -417,13 +418,23 @@ impl Images {
                 }),
             }
         };
+        // Of a file the user shows here that they may read it, and that it is the one that was named. Else it is what fetching it says.
+        let may_travel = || {
+            let as_it_was = || match &helpers {
+                Some(helpers) => helpers.file_pin(&manifest.source),
+                None => file_pin(&manifest.source),
+            };
+            travels(&manifest.source, manifest.pin.as_ref())
+                && (file_of(&manifest.source).is_none()
+                    || as_it_was().is_ok_and(|now| Some(now) == manifest.pin))
+        };
         let ensure = || {
             let there = match &helpers {
                 Some(helpers) => helpers.is_there(&store, &manifest)?,
                 None => store.prepared(&manifest.digest)?.is_some(),
             };
             // Signatures are a registry's to give: each node looks for itself.
-            match there || signers.is_some() {
+            match there || signers.is_some() || !may_travel() {
                 true => bring(None, None),
                 false => self.bring((launch, stop), &manifest, &bring),
             }
@@ -497,6 +508,7 @@ pub fn resolved_image(resolved: Resolved) -> ResolvedImage {
             digest: m.digest.to_string(),
             insecure: m.insecure,
             indexes: m.indexes.iter().map(Digest::to_string).collect(),
+            pin: m.pin,
         },
     }
 }
@@ -506,10 +518,10 @@ pub fn resolved_image(resolved: Resolved) -> ResolvedImage {
 /// # Errors
 /// A digest is none.
 pub fn pinned(image: &ResolvedImage, name: Option<String>) -> berth_images::Result<Option<ResolvedManifest>> {
-    let ResolvedImage::Manifest { source, digest, insecure, indexes } = image else { return Ok(None) };
+    let ResolvedImage::Manifest { source, digest, insecure, indexes, pin } = image else { return Ok(None) };
     let indexes = indexes.iter().map(|index| index.parse()).collect::<Result<_, _>>()?;
-    let (source, insecure) = (source.clone(), *insecure);
-    Ok(Some(ResolvedManifest { source, digest: digest.parse()?, insecure, name, indexes }))
+    let (source, insecure, pin) = (source.clone(), *insecure, *pin);
+    Ok(Some(ResolvedManifest { source, digest: digest.parse()?, insecure, name, indexes, pin }))
 }
 
 /// Variables of the submitter's that say where logins of registries are kept.

@@ -36,6 +36,8 @@ pub enum ImagesAnswer {
     Whole(Vec<ImageInfo>),
     /// What all of them take.
     WholeUsage(DiskUsage),
+    /// The one that was asked for by a name.
+    Found(Digest),
     /// What was removed of the store.
     WholeRemoved(Removed),
 }
@@ -142,6 +144,7 @@ impl Images {
         match query {
             WholeQuery::List => store.list().map(ImagesAnswer::Whole).map_err(text),
             WholeQuery::Usage => store.df().map(ImagesAnswer::WholeUsage).map_err(text),
+            WholeQuery::Find(name) => store.find(&name).map(ImagesAnswer::Found).map_err(text),
             WholeQuery::Remove(name) => {
                 let digest = store.find(&name).map_err(text)?;
                 store.remove(&digest).map(removed).map_err(text)
@@ -218,7 +221,8 @@ impl Images {
     fn signed_as(&self, image: &GrantedImage) -> Vec<String> {
         let place = |source: &String| {
             let (source, digest) = (source.clone(), image.digest.clone());
-            ResolvedManifest { source, digest, insecure: false, name: None, indexes: Vec::new() }.place()
+            ResolvedManifest { source, digest, insecure: false, name: None, indexes: Vec::new(), pin: None }
+                .place()
         };
         let signers = image.sources.iter().filter_map(|source| signers(self.rules(), &place(source)).ok()?);
         signers.map(|signers| signers.identity).collect()

@@ -13,11 +13,13 @@ use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::options::Explain;
 use berth_model::query::JobQuery;
+use berth_model::record::JobInfo;
 use berth_model::spec::ResolvedImage;
 use berth_model::{ByteStr, Uid};
 use berth_runtime::facts::is_privileged;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -145,12 +147,86 @@ pub fn needed(state: Option<&Path>) -> Result<BTreeSet<Digest>, Failure> {
 
 /// The images that jobs of these users, or of all, need which are not over.
 pub fn needed_by_jobs(site: &Site, users: &[Uid]) -> Result<Vec<Digest>, Failure> {
-    let query = JobQuery { users: users.to_vec(), ..Default::default() };
-    let jobs = block_on(async { Ok(site.connect().await?.jobs(&query).await?) })?;
+    let jobs = unfinished(site, users)?;
     let pinned = jobs.iter().filter_map(|job| job.spec.container.as_ref()?.image.digest());
     let found = jobs.iter().flat_map(|job| &job.steps).filter_map(|step| step.digest.as_deref());
     Ok(pinned.chain(found).filter_map(|digest| digest.parse().ok()).collect())
 }
+
+fn unfinished(site: &Site, users: &[Uid]) -> Result<Vec<JobInfo>, Failure> {
+    let query = JobQuery { users: users.to_vec(), ..Default::default() };
+    block_on(async { Ok(site.connect().await?.jobs(&query).await?) })
+}
+
+/// Which images something needs, and what: jobs that wait or run, by their ids.
+#[derive(Default)]
+pub struct Needs(BTreeMap<Digest, Vec<String>>);
+
+impl Needs {
+    /// Of all jobs of a cluster. What steps had that are over counts for nothing.
+    pub fn of_jobs(site: &Site) -> Result<Needs, Failure> {
+        let mut needs = Needs::default();
+        for job in unfinished(site, &[])? {
+            let own = job.spec.container.as_ref().and_then(|container| container.image.digest());
+            let steps = job.steps.iter().filter(|step| !step.state.is_terminal());
+            let all = own.into_iter().chain(steps.filter_map(|step| step.digest.as_deref()));
+            let all: BTreeSet<Digest> = all.filter_map(|digest| digest.parse().ok()).collect();
+            for digest in all {
+                needs.0.entry(digest).or_default().push(berth_client::fmt::job::id(&job));
+            }
+        }
+        Ok(needs)
+    }
+
+    /// Of the containers of [`local_dir`] that are kept by name.
+    pub fn of_kept(state: Option<&Path>) -> Result<Needs, Failure> {
+        let kept = berth_agent::kept_images(&local_dir(state)?.0).map_err(Failure::user)?;
+        Ok(Needs(kept.into_iter().map(|digest| (digest, vec![KEPT.to_string()])).collect()))
+    }
+
+    /// These, and what the jobs of the cluster there need, where it runs.
+    pub fn of_store(state: Option<&Path>) -> Result<Needs, Failure> {
+        let site = Site::of(local_dir(state)?);
+        let mut needs = if site.streams.exists() { Needs::of_jobs(&site)? } else { Needs::default() };
+        for (digest, by) in Needs::of_kept(state)?.0 {
+            needs.0.entry(digest).or_default().extend(by);
+        }
+        Ok(needs)
+    }
+
+    /// Why an image is not removed, where something needs it.
+    pub fn refusal(&self, digest: &Digest) -> Option<String> {
+        let mut by = self.0.get(digest)?.iter();
+        let kept = by.clone().any(|by| by == KEPT);
+        let jobs: Vec<&str> = by.by_ref().filter(|by| *by != KEPT).map(String::as_str).collect();
+        let more = jobs.len().saturating_sub(NAMED);
+        let mut text = match jobs.len() {
+            0 => String::new(),
+            1 => format!("job {}", jobs[0]),
+            _ => format!("jobs {}", jobs[..jobs.len() - more].join(", ")),
+        };
+        if more > 0 {
+            text += &format!(" and {more} more");
+        }
+        if kept {
+            text += if text.is_empty() { KEPT } else { " and a container that is kept by name" };
+        }
+        let need = if jobs.len() == 1 && !kept || jobs.is_empty() { "needs" } else { "need" };
+        Some(format!(
+            "image {digest}: {text} {need} it: 'berth image rm --force' removes it all the same, and what needs it fetches it again"
+        ))
+    }
+
+    /// The images.
+    pub fn digests(&self) -> BTreeSet<Digest> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+/// What needs an image, where that is no job.
+const KEPT: &str = "a container that is kept by name";
+/// Jobs that are named in a refusal.
+const NAMED: usize = 10;
 
 /// The directory of the caller's own images and containers: the one named by option; the one that BERTH_STATE names
 /// unless it is somebody else's, as that of the cluster in whose job we are; the caller's own.
@@ -245,6 +321,35 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         quota: None,
         stop: None,
     }))
+}
+
+/// As [`helpers`], where the one that fetches becomes a user, and has of root's nothing but the proxies.
+///
+/// # Errors
+/// This machine knows no such user.
+pub fn helpers_as(
+    pinned: &ResolvedManifest,
+    uid: u32,
+    state: Option<&Path>,
+) -> Result<Option<Helpers>, Failure> {
+    let Some(helpers) = helpers(pinned, state)? else { return Ok(None) };
+    let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    let unknown = || Failure::user(format!("uid {uid}, whose image it is: this machine knows no such user"));
+    let user = known.ok_or_else(unknown)?;
+    let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| unknown())?;
+    let groups = nix::unistd::getgrouplist(&name, user.gid)
+        .map_err(|e| Failure::new(Kind::Configuration, format!("groups of {}: {e}", user.name)))?;
+    let mut environment: Vec<(OsString, OsString)> = vec![
+        ("HOME".into(), user.dir.into_os_string()),
+        ("USER".into(), user.name.into()),
+        ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
+        ("XDG_RUNTIME_DIR".into(), format!("/run/user/{uid}").into()),
+    ];
+    let proxies = PROXY_VARIABLES.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?)));
+    environment.extend(proxies);
+    let groups = groups.into_iter().map(nix::unistd::Gid::as_raw).collect();
+    let user = Some(RunAs { uid, gid: user.gid.as_raw(), groups });
+    Ok(Some(Helpers { user, environment, ..helpers }))
 }
 
 /// Fewer bytes to fetch than these are not worth a line where there is no terminal.

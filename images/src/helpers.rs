@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_model::login::Login;
+use berth_model::pin::FilePin;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -31,8 +32,8 @@ use crate::registry::{Credentials, Registries};
 use crate::remote::{RemoteSource, serve_fetcher};
 use crate::signature::Signers;
 use crate::source::{
-    BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, leave_nothing_running, open_source,
-    real_path, resolve,
+    BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, file_pin, leave_nothing_running,
+    open_source, real_path, resolve,
 };
 use crate::store::{PreparedImage, Store};
 
@@ -108,6 +109,7 @@ enum Answer {
     Manifest(ResolvedManifest),
     RootDir(PathBuf),
     Host,
+    Pin(FilePin),
     Failed(Error),
 }
 
@@ -303,6 +305,22 @@ impl Helpers {
         }
     }
 
+    /// As [`file_pin`], by the fetcher as the user, whose right to read the file it shows.
+    ///
+    /// # Errors
+    /// As there; or the process cannot be started or dies.
+    pub fn file_pin(&self, source: &str) -> Result<FilePin> {
+        let mut resolver = Command::new(&self.program);
+        resolver.args(&self.fetch).args(["--pin", source]);
+        run_as(&mut resolver, self.user.as_ref());
+        resolver.env_clear();
+        let resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        match answered(resolver, self.stop.as_deref())? {
+            Answer::Pin(pin) => Ok(pin),
+            _ => Err(died("resolving")),
+        }
+    }
+
     /// Says that a login comes first on the standard input.
     fn announce_login(&self, fetcher: &mut Command) {
         if let Some(login) = &self.login {
@@ -373,8 +391,18 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
     }
 }
 
+/// What a reference means, as the resolver answers.
+fn asked(resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
+    match answered(resolver, stop)? {
+        Answer::Manifest(manifest) => Ok(Resolved::Manifest(manifest)),
+        Answer::RootDir(path) => Ok(Resolved::RootDir(path)),
+        Answer::Host => Ok(Resolved::Host),
+        Answer::Pin(_) | Answer::Failed(_) => Err(died("resolving")),
+    }
+}
+
 /// What the resolver answers.
-fn asked(mut resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
+fn answered(mut resolver: Running, stop: Option<&AtomicBool>) -> Result<Answer> {
     let mut text = Vec::new();
     if let Some(pipe) = resolver.0.stdout.take() {
         Said { pipe, stop }
@@ -383,10 +411,8 @@ fn asked(mut resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
             .map_err(|e| Error::io("resolving process", e))?;
     }
     match serde_json::from_slice(&text) {
-        Ok(Answer::Manifest(manifest)) => Ok(Resolved::Manifest(manifest)),
-        Ok(Answer::RootDir(path)) => Ok(Resolved::RootDir(path)),
-        Ok(Answer::Host) => Ok(Resolved::Host),
         Ok(Answer::Failed(error)) => Err(error.sanitised()),
+        Ok(answer) => Ok(answer),
         Err(_) => Err(died("resolving")),
     }
 }
@@ -433,6 +459,7 @@ impl Drop for Running {
 struct Options {
     resolve: Option<String>,
     real_path: Option<PathBuf>,
+    pin: Option<String>,
     directory: Option<PathBuf>,
     registries: Option<String>,
     identity: Option<RunAs>,
@@ -473,6 +500,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
         match name.as_str() {
             "--resolve" => options.resolve = Some(text()?),
             "--real-path" => options.real_path = Some(PathBuf::from(&value)),
+            "--pin" => options.pin = Some(text()?),
             "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
@@ -525,7 +553,8 @@ pub(crate) enum SetId {
 }
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
-/// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links. All take `--registries JSON` and `--as UID:GID:GROUPS`; with
+/// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
+/// file of a canonical source is. All take `--registries JSON` and `--as UID:GID:GROUPS`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -550,13 +579,16 @@ pub fn fetcher_main(
             return 1;
         }
     };
-    let answered = |answer: &Answer, output: &mut dyn Write| {
+    let say = |answer: &Answer, output: &mut dyn Write| {
         let written = serde_json::to_writer(&mut *output, answer).is_ok() && output.flush().is_ok();
         u8::from(matches!(answer, Answer::Failed(_)) || !written)
     };
     if let Some(path) = &options.real_path {
         let answer = real_path(path).map_or_else(Answer::Failed, Answer::RootDir);
-        return answered(&answer, &mut output);
+        return say(&answer, &mut output);
+    }
+    if let Some(source) = &options.pin {
+        return say(&file_pin(source).map_or_else(Answer::Failed, Answer::Pin), &mut output);
     }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,
@@ -566,7 +598,7 @@ pub fn fetcher_main(
         }
     };
     if let Some(text) = &options.resolve {
-        return answered(&answer(text, &options, &credentials), &mut output);
+        return say(&answer(text, &options, &credentials), &mut output);
     }
     let text = options.image.as_deref().unwrap_or_default();
     let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));

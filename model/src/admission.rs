@@ -246,6 +246,7 @@ mod tests {
             digest: format!("sha256:{}", "0".repeat(64)),
             insecure: false,
             indexes: Vec::new(),
+            pin: None,
         }
     }
 

@@ -34,6 +34,7 @@ pub mod mpi;
 pub mod multiprog;
 pub mod options;
 pub mod pattern;
+pub mod pin;
 pub mod place;
 pub mod programs;
 pub mod query;

@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::login::SealedLogin;
 use crate::mpi::MpiType;
 use crate::multiprog::RankProgram;
+use crate::pin::FilePin;
 use crate::receive::Receive;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
@@ -175,6 +176,9 @@ pub enum ResolvedImage {
         /// signed.
         #[serde(default)]
         indexes: Vec<String>,
+        /// The file that it is from, as it was then: nodes that find it so need not all read it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pin: Option<FilePin>,
     },
     /// An unpacked root directory on the node, used in place.
     RootDir {

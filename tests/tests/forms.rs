@@ -186,7 +186,7 @@ fn an_image_that_goes_gives_its_space_back_and_may_come_again_file_backed_as_roo
         let mut step =
             sandbox.srun_in(&image, ["sh", "-c", "echo ready; read x"]).stdin_open().limit(90).spawn();
         step.wait_for("ready", 30);
-        let remove = || sandbox.cmd("berth").args(["image", "rm"]).arg(&image);
+        let remove = || sandbox.cmd("berth").args(["image", "rm", "--force"]).arg(&image);
         // While it is used it stays.
         remove().fails().says(&["is used"]);
         step.write(b"x\n");

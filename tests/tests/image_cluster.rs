@@ -1,5 +1,6 @@
 //! `berth image` with `--cluster`: images of many nodes, looked after from one place.
 
+use berth_tests::sandbox::wait;
 use berth_tests::{Hosts, Who, images};
 use serde_json::Value;
 
@@ -56,6 +57,24 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
     assert!(failed.text().lines().any(|line| line.starts_with("n1 ")), "{failed}");
     let unknown = hosts.root("n1", "berth").args(["image", "ls", "--cluster", "-w", "n9"]).limit(60).fails();
     unknown.says(&["no node n9"]);
+    // What a job waits for stays, but for who insists.
+    let words = ["--parsable", "--hold", "-w", "n1", "--wrap", "true", "--container-image"];
+    let job = hosts.cmd("n1", "sbatch").args(words).arg(&image).limit(60).ok().text().trim().to_string();
+    let root = |words: &[&str]| hosts.root("n1", "berth").arg("image").args(words).limit(60);
+    let why = format!("job {job} needs it");
+    root(&["rm", &digest]).fails().says(&[&digest, &why, "--force"]);
+    let told = root(&["rm", "--cluster", "-w", "n1", &image.display().to_string()]).fails();
+    told.says(&[&format!("n1: image {digest}: {why}")]);
+    root(&["prune", "--all"]).ok();
+    assert_eq!(
+        answers(&hosts, true, &["ls", "-w", "n1"])[0]["answer"]["images"].as_array().unwrap().len(),
+        1
+    );
+    assert!(root(&["rm", "--force", &digest]).ok().text().contains(&digest));
+    hosts.cmd("n1", "scontrol").args(["release", &job]).ok();
+    let gone = || root(&["rm", &digest]).run();
+    let removed = wait(60, || (gone().rc == 0).then_some(()));
+    assert!(removed.is_some(), "job {job} fetched it anew, and is over: {}", gone());
     // Root removes for all.
     answers(&hosts, true, &["prune", "--all", "-w", "n1"]);
     let left = answers(&hosts, true, &["ls", "-w", "n[1-2]"]);

@@ -8,6 +8,7 @@ use berth_tests::{Cmd, Hosts, Registry, images, machine};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 
 /// Nodes n1, n2, ...; the first has the controller, and the registry.
 fn nodes(count: usize) -> (Hosts, Registry) {
@@ -259,4 +260,82 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
     assert!(log(&hosts, "gw").contains(&format!("the image of job {job} is there for other nodes")));
     let blobs = asked(&registry);
     assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
+}
+
+/// Writes other bytes over all of a file, whose inode, size and time stay.
+fn spoil(file: &std::path::Path) {
+    let (all, before) = (std::fs::read(file).unwrap(), std::fs::metadata(file).unwrap().modified().unwrap());
+    let other = std::fs::File::options().write(true).open(file).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&other, &vec![b'x'; all.len()], 0).unwrap();
+    other.set_modified(before).unwrap();
+}
+
+#[test]
+fn an_image_of_a_file_is_converted_once_and_each_node_opens_the_file_as_its_user_as_root() {
+    let (hosts, registry) = nodes(3);
+    let layout = format!("{}:latest", images::layers().display());
+    hosts.cmd("n1", "umoci").args(["--log=error", "unpack", "--rootless", "--image", &layout, "bundle"]).ok();
+    hosts.cmd("n1", "mksquashfs").args(["bundle/rootfs", "x.sqsh", "-quiet", "-no-progress"]).limit(60).ok();
+    let copy = |to: &str| {
+        let words = ["--insecure-policy", "copy", "--quiet", &format!("oci:{layout}"), to];
+        hosts.cmd("n1", "skopeo").args(words).limit(60).ok();
+    };
+    copy("docker-archive:x.tar:x:1");
+    copy("oci:layout:1");
+    std::fs::write(hosts.work().join("job.sh"), "#!/bin/sh\ncat /data/kept\n").unwrap();
+    let work = hosts.work();
+    let submit = |image: &str, node: &str, out: &str| {
+        let container = format!("--container-image=./{image}");
+        let words = ["--parsable", "--hold", "-w", node, "-o", out, "--no-requeue", &container, "job.sh"];
+        hosts.cmd("n1", "sbatch").args(words).limit(60).ok().text().trim().to_string()
+    };
+    let run = |job: &str, out: &str| {
+        hosts.cmd("n1", "scontrol").args(["release", job]).ok();
+        let state = || {
+            let told = hosts.cmd("n1", "sacct").args(["-nXP", "-j", job, "-o", "State"]).run().text();
+            ["COMPLETED", "FAILED"].into_iter().find(|state| told.trim().starts_with(state))
+        };
+        let state =
+            wait(60, state).unwrap_or_else(|| panic!("job {job} does not end: {}", log(&hosts, "n2")));
+        (state, std::fs::read_to_string(work.join(out)).unwrap_or_default())
+    };
+    for image in ["x.sqsh", "x.tar", "layout"] {
+        // What it is called is not remembered of a file that was written just now.
+        let first = submit(image, "n1", "out");
+        let (second, third, fourth) =
+            (submit(image, "n2", "out2"), submit(image, "n3", "out3"), submit(image, "n3", "out4"));
+        assert_eq!(run(&first, "out"), ("COMPLETED", "kept\n".to_string()), "{image}: {}", log(&hosts, "n1"));
+        // Whoever reads any of it now has no image.
+        let file = work.join(image);
+        let (named, mut spoilt) = match file.is_dir() {
+            true => (file.join("index.json"), Vec::new()),
+            false => (file.clone(), vec![file.clone()]),
+        };
+        if file.is_dir() {
+            let blobs = std::fs::read_dir(file.join("blobs/sha256")).unwrap();
+            spoilt.extend(blobs.flatten().map(|blob| blob.path()));
+        }
+        spoilt.iter().for_each(|file| spoil(file));
+        assert_eq!(
+            run(&second, "out2"),
+            ("COMPLETED", "kept\n".to_string()),
+            "{image}: {}",
+            log(&hosts, "n2")
+        );
+        // Who may not read the file gets nothing of it, though another node has it for this very user.
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o000)).unwrap();
+        assert_eq!(run(&third, "out3"), ("FAILED", String::new()), "{image}");
+        let said = hosts.cmd("n1", "scontrol").args(["show", "job", &third]).ok().text();
+        assert!(said.to_lowercase().contains("permission denied"), "{image}: {said}\n{}", log(&hosts, "n3"));
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+        // Nor is a file that was written since the one that was named.
+        std::fs::File::options()
+            .write(true)
+            .open(&named)
+            .unwrap()
+            .set_modified(std::time::SystemTime::now())
+            .unwrap();
+        assert_eq!(run(&fourth, "out4").0, "FAILED", "{image}");
+    }
+    assert_eq!(asked(&registry), BTreeMap::new());
 }

@@ -1,6 +1,6 @@
 //! `berth image verify`: damage by hand, found, named and repaired under a running container.
 
-use berth_tests::{Registry, Sandbox, each_user, images};
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -110,4 +110,54 @@ each_user! {
         assert!(told.text().contains("/bin/busybox is missing"), "{told}");
         sandbox.cmd("berth").args(["image", "verify", "no-such-image"]).fails().says(&["no-such-image", "berth image ls"]);
     }
+}
+
+/// Where a user's path leads is the user's affair, and root follows it nowhere.
+#[test]
+fn what_a_users_file_gave_is_read_as_that_user_when_root_repairs_it_as_root() {
+    let user = Who::user();
+    let sandbox = Sandbox::with_config(Who::root(), "");
+    let place = sandbox.work().join("users");
+    std::fs::create_dir(&place).unwrap();
+    machine::give(&place, &user);
+    let as_user = |program: &str| sandbox.cmd_as(&user, program).dir(&place).limit(60);
+    let from = format!("oci:{}:latest", images::layers().display());
+    as_user("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, "oci-archive:x.tar:1"]).ok();
+    as_user("srun").args(["--container-image=./x.tar", "cat", "/data/hard1"]).ok();
+    let damage = || {
+        let layers = sandbox.state().join("images/layers");
+        let newest = Cmd::new("find")
+            .arg(&layers)
+            .args(["-name", "skeleton*", "-not", "-path", "*.replaced-*"])
+            .ok()
+            .text();
+        for skeleton in newest.lines() {
+            let layer = Path::new(skeleton).parent().unwrap();
+            let all = std::fs::read_dir(layer).unwrap().flatten();
+            let image = all.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("erofs"));
+            if let Some(image) = image {
+                use std::os::unix::fs::FileExt;
+                let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+                let end = file.metadata().unwrap().len() - 1;
+                file.write_all_at(b"x", end).unwrap();
+            } else {
+                std::fs::write(layer.join("fs/added"), "x").unwrap();
+            }
+        }
+    };
+    let root = |words: &[&str]| sandbox.cmd("berth").args(["image", "verify"]).args(words).limit(60);
+    damage();
+    root(&[]).fails();
+    // The user puts a link in the place of the file, to what root alone may read: the very image, even.
+    let secret = sandbox.work().join("secret.tar");
+    std::fs::rename(place.join("x.tar"), &secret).unwrap();
+    machine::give(&secret, &Who::root());
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&secret, place.join("x.tar")).unwrap();
+    root(&["--repair"]).fails().says(&["x.tar", "ermission denied"]);
+    machine::give(&secret, &user);
+    let told = root(&["--repair"]).ok().text();
+    assert!(told.contains("repaired sha256:"), "{told}");
+    root(&[]).ok();
+    assert_eq!(as_user("srun").args(["--container-image=./x.tar", "cat", "/data/hard1"]).ok().text(), "one");
 }

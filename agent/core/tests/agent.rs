@@ -335,6 +335,7 @@ fn what_an_image_took_is_told_with_progress_with_the_exit_and_after_a_restart() 
         digest: "sha256:1".into(),
         insecure: false,
         indexes: vec![],
+        pin: None,
     }));
     let digest = Some("sha256:1".to_owned());
     let fetched = Fetched { bytes: 70, hit: false, digest: digest.clone(), found: found.clone() };

@@ -39,8 +39,9 @@ pub(crate) struct PeerSource {
 struct Inner {
     turn: Arc<Turn>,
     identity: Arc<PeerIdentity>,
-    /// `registry/repository`.
+    /// By which it is asked for.
     name: String,
+    source: String,
     state: Mutex<State>,
 }
 
@@ -54,12 +55,13 @@ struct State {
 }
 
 impl PeerSource {
-    /// From this node first. `source`: where the image is from. Nothing where that is no registry, or this node nobody.
+    /// From this node first. `source`: where the image is from. Nothing where that is one machine's, or this node nobody.
     pub(crate) fn new(turn: &Arc<Turn>, first: &ImageWay, source: &str) -> Option<PeerSource> {
-        let (name, peer) = (source.strip_prefix("docker://")?.to_string(), turn.peer(first)?);
+        let (name, peer) = (super::shared_name(source)?, turn.peer(first)?);
         let identity = turn.peers.identity()?;
         let state = Mutex::new(State { peer: Some(peer), ..State::default() });
-        Some(PeerSource { inner: Arc::new(Inner { turn: Arc::clone(turn), identity, name, state }) })
+        let (turn, source) = (Arc::clone(turn), source.to_string());
+        Some(PeerSource { inner: Arc::new(Inner { turn, identity, name, source, state }) })
     }
 
     /// Why no other node gave it, where none did.
@@ -71,7 +73,7 @@ impl PeerSource {
 
 impl BlobSource for PeerSource {
     fn describe(&self) -> String {
-        format!("docker://{} (from other nodes)", self.inner.name)
+        format!("{} (from other nodes)", self.inner.source)
     }
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
@@ -126,7 +128,7 @@ impl Inner {
 
     fn gone(&self, before: &[String]) -> Error {
         let reason = format!("no other node gives it: {}", before.join("; "));
-        Error::new(ErrorKind::Unreachable, format!("docker://{}", self.name), reason)
+        Error::new(ErrorKind::Unreachable, self.source.clone(), reason)
     }
 
     /// The node to ask, as long as there is one.
@@ -141,7 +143,7 @@ impl Inner {
         // Others that read wait for the same answer.
         match self.turn.peer(&self.turn.way()) {
             Some(peer) => {
-                tracing::info!("image {}: goes on from {}", self.name, peer.node);
+                tracing::info!("image {}: goes on from {}", self.source, peer.node);
                 state.peer = Some(peer.clone());
                 Ok(peer)
             }
@@ -159,7 +161,7 @@ impl Inner {
             return;
         }
         if self.turn.failed(&peer.node) {
-            tracing::info!("image {}: {} does not give it: {why}", self.name, peer.node);
+            tracing::info!("image {}: {} does not give it: {why}", self.source, peer.node);
             state.before.push(format!("{}: {why}", peer.node));
         }
         if state.peer.as_ref().is_some_and(|now| now.node == peer.node) {

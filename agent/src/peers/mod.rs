@@ -10,8 +10,10 @@ pub(crate) use fetch::PeerSource;
 use serve::{Connections, Grants};
 
 use crate::driver::Input;
+use berth_images::{Algorithm, Digest};
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_model::pin::file_of;
 use berth_rpc::{PeerIdentity, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,6 +22,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// By what name nodes ask each other for an image from this source: `registry/repository`, or what stands for a file's path, which may
+/// have letters that do not fit into a request. Nothing for what is one machine's.
+fn shared_name(source: &str) -> Option<String> {
+    if let Some(name) = source.strip_prefix("docker://") {
+        return Some(name.to_string());
+    }
+    file_of(source)?;
+    Some(format!("file/{}", Digest::of(Algorithm::Sha256, source.as_bytes()).hex()))
+}
 
 /// How often the controller is told that an image is still wanted.
 const RENEW: Duration = Duration::from_secs(5);

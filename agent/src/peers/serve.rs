@@ -1,8 +1,8 @@
 //! Giving images to other nodes: the distribution API over mutual TLS, to those whom the controller named, of the images that it
 //! named, for users who have shown on this node that they may have them. A digest alone opens nothing.
 
-use super::Peers;
 use super::http::{Request, What, read_head};
+use super::{Peers, shared_name};
 use crate::images::Images;
 use berth_images::{Digest, Part};
 use berth_model::ids::{NodeName, Uid};
@@ -78,7 +78,7 @@ impl Grants {
     fn of(&self, key: &str, name: &str) -> Vec<Grant> {
         let now = Instant::now();
         let fits = |grant: &&Grant| {
-            grant.key == key && grant.until > now && grant.source.strip_prefix("docker://") == Some(name)
+            grant.key == key && grant.until > now && shared_name(&grant.source).as_deref() == Some(name)
         };
         self.all().iter().filter(fits).cloned().collect()
     }

@@ -338,6 +338,7 @@ mod tests {
                 insecure: false,
                 name: None,
                 indexes: Vec::new(),
+                pin: None,
             }
             .place()
         };

@@ -8,8 +8,10 @@ mod sniff;
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use berth_model::pin::{FilePin, file_of};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Hasher};
@@ -125,6 +127,9 @@ pub struct ResolvedManifest {
     /// The indexes on the way from the name to the manifest, outermost first: a signature may be of one of them.
     #[serde(default)]
     pub indexes: Vec<Digest>,
+    /// The file that it is from, as it was when it was read.
+    #[serde(default)]
+    pub pin: Option<FilePin>,
 }
 
 /// How to resolve and open.
@@ -147,6 +152,51 @@ pub struct ResolveOptions {
 /// The image does not exist, the login is refused, the registry cannot be reached, no architecture fits, or the
 /// path holds none of the supported forms; each with the next step.
 pub fn resolve(
+    reference: &Reference,
+    credentials: &Credentials,
+    options: &ResolveOptions,
+) -> Result<Resolved> {
+    // As it was before it was read and after: else nobody knows which was read.
+    let before = named_file(reference, credentials, options).and_then(|path| pin_of(&path).ok());
+    let mut found = resolve_unpinned(reference, credentials, options)?;
+    if let (Resolved::Manifest(image), Some(before)) = (&mut found, before) {
+        image.pin = file_pin(&image.source).ok().filter(|after| *after == before);
+    }
+    Ok(found)
+}
+
+/// The file of a canonical source as it is now, opened by whoever asks.
+///
+/// # Errors
+/// The source is no file, or it cannot be opened.
+pub fn file_pin(source: &str) -> Result<FilePin> {
+    let path = file_of(source).ok_or_else(|| {
+        Error::new(ErrorKind::Reference, printable(source, 200), "is no file")
+            .next("resolve the image reference again")
+    })?;
+    pin_of(Path::new(path))
+}
+
+/// Of a layout, the file that names its images.
+fn pin_of(path: &Path) -> Result<FilePin> {
+    let index = path.join("index.json");
+    let path = if path.is_dir() { index.as_path() } else { path };
+    let found = open_regular(path)?.metadata().map_err(|e| Error::path(path, e))?;
+    let modified = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
+    Ok(FilePin { inode: found.ino(), size: found.size(), modified })
+}
+
+fn named_file(reference: &Reference, credentials: &Credentials, options: &ResolveOptions) -> Option<PathBuf> {
+    match reference {
+        Reference::Path(path)
+        | Reference::Oci { path, .. }
+        | Reference::OciArchive { path, .. }
+        | Reference::DockerArchive { path, .. } => absolute(path, credentials, options).ok(),
+        Reference::Host | Reference::Registry(_) | Reference::Engine { .. } => None,
+    }
+}
+
+fn resolve_unpinned(
     reference: &Reference,
     credentials: &Credentials,
     options: &ResolveOptions,
@@ -202,6 +252,7 @@ pub fn resolve(
                         insecure: false,
                         name,
                         indexes: Vec::new(),
+                        pin: None,
                     }))
                 }
                 sniff::Form::RootDir => Ok(Resolved::RootDir(path)),
@@ -342,7 +393,14 @@ fn resolve_registry(
     };
     let pinned = |(digest, indexes)| {
         let insecure = options.registries.is_insecure(&name.registry);
-        Ok(ResolvedManifest { source: name.source(), digest, insecure, name: Some(what.clone()), indexes })
+        Ok(ResolvedManifest {
+            source: name.source(),
+            digest,
+            insecure,
+            name: Some(what.clone()),
+            indexes,
+            pin: None,
+        })
     };
     // Asking what a name means shows that one may know it, too.
     let mut selector = name.selector();
@@ -468,5 +526,12 @@ fn resolve_layout<L: Layout>(
     // Nobody signs what a file holds, so that the way to the manifest is of no interest.
     let (digest, _) = descend(&source, fetch(&first)?, None, first, &options.platform, &fetch)?;
     let shown = name.map_or_else(|| source.clone(), |name| format!("{source}:{name}"));
-    Ok(ResolvedManifest { source, digest, insecure: false, name: Some(shown), indexes: Vec::new() })
+    Ok(ResolvedManifest {
+        source,
+        digest,
+        insecure: false,
+        name: Some(shown),
+        indexes: Vec::new(),
+        pin: None,
+    })
 }

@@ -286,6 +286,7 @@ impl Store {
                 insecure: false,
                 name: None,
                 indexes: Vec::new(),
+                pin: None,
             };
             let result = self
                 .import(&image, &StoreAlone, &())

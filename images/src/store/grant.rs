@@ -123,6 +123,25 @@ impl Store {
         Ok(released.filter(|digest| !has_grants(&names, digest)).collect())
     }
 
+    /// Users who have shown that `source` gives them the image.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn granted_from(&self, digest: &Digest, source: &str) -> Result<Vec<u32>> {
+        let mut users = Vec::new();
+        for (_, uid) in self
+            .names(&self.images)?
+            .iter()
+            .filter_map(|name| parse_name(name))
+            .filter(|(of, _)| of == digest)
+        {
+            let grant = self.grant_of(digest, uid)?;
+            users.extend(grant.filter(|grant| grant.sources.iter().any(|of| of == source)).map(|_| uid));
+        }
+        users.sort_unstable();
+        Ok(users)
+    }
+
     /// Reads the image's manifest from `source`, which is asked with the logins of whoever wants the image, as this `kind`.
     ///
     /// # Errors

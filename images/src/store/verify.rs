@@ -177,7 +177,14 @@ impl Store {
             Error::new(ErrorKind::NotFound, format!("image {digest}"), "nobody noted where it came from")
                 .next("remove it with `berth image rm`, and pull it again by its name")
         })?;
-        Ok(ResolvedManifest { source, digest: digest.clone(), insecure, name: None, indexes: Vec::new() })
+        Ok(ResolvedManifest {
+            source,
+            digest: digest.clone(),
+            insecure,
+            name: None,
+            indexes: Vec::new(),
+            pin: None,
+        })
     }
 
     /// Fetches again what is damaged of an image: blobs where they are, and these layers. Containers that run on a damaged

@@ -22,6 +22,7 @@ fn image(bench: &Bench, content: &str, name: &str) -> ResolvedManifest {
         insecure: false,
         name: Some(format!("registry.test/{name}:1")),
         indexes: Vec::new(),
+        pin: None,
     }
 }
 

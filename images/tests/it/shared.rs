@@ -70,6 +70,7 @@ fn what_one_user_has_noted_of_an_image_hinders_nobody_and_forges_nothing() {
         insecure: false,
         name: None,
         indexes: Vec::new(),
+        pin: None,
     };
     let other = ResolvedManifest { source: "docker://r.example/x".to_owned(), ..image.clone() };
     let store = bench.store();
@@ -124,6 +125,7 @@ fn users_name_images_for_people_to_read_and_not_for_root_to_run() {
         insecure: true,
         name: Some(name.to_owned()),
         indexes: Vec::new(),
+        pin: None,
     };
     bob(&registries).ensure(store, &of(&old, &name), &()).unwrap();
     assert_eq!(store.find(&name).unwrap(), old, "root finds what a user fetched");
@@ -200,6 +202,7 @@ fn claiming(shared: &Shared, name: &str, blob: &Digest, size: u64, diff_id: &str
         insecure: false,
         name: None,
         indexes: Vec::new(),
+        pin: None,
     }
 }
 

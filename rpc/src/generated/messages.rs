@@ -283,6 +283,17 @@ pub struct ManifestImage {
     pub insecure: bool,
     #[prost(string, repeated, tag = "4")]
     pub indexes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "110")]
+    pub pin: ::core::option::Option<FilePin>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FilePin {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    #[prost(int64, tag = "3")]
+    pub modified: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostRoot {

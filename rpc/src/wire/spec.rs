@@ -13,6 +13,7 @@ use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::RankProgram;
+use berth_model::pin::FilePin;
 use berth_model::receive::Receive;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
@@ -291,12 +292,13 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
         use pb::resolved_image::Kind;
         pb::ResolvedImage {
             kind: Some(match self {
-                ResolvedImage::Manifest { source, digest, insecure, indexes } => {
+                ResolvedImage::Manifest { source, digest, insecure, indexes, pin } => {
                     Kind::Manifest(pb::ManifestImage {
                         source: source.clone(),
                         digest: digest.clone(),
                         insecure: *insecure,
                         indexes: indexes.clone(),
+                        pin: pin.put(),
                     })
                 }
                 ResolvedImage::RootDir { path } => Kind::RootDir(path.put()),
@@ -308,14 +310,27 @@ impl Field<pb::ResolvedImage> for ResolvedImage {
     fn get(wire: pb::ResolvedImage) -> Result<Self, Malformed> {
         use pb::resolved_image::Kind;
         match wire.kind {
-            Some(Kind::Manifest(pb::ManifestImage { source, digest, insecure, indexes })) => {
-                Ok(ResolvedImage::Manifest { source, digest, insecure, indexes })
+            Some(Kind::Manifest(pb::ManifestImage { source, digest, insecure, indexes, pin })) => {
+                let pin = Field::get(pin)?;
+                Ok(ResolvedImage::Manifest { source, digest, insecure, indexes, pin })
             }
             Some(Kind::RootDir(path)) => Ok(ResolvedImage::RootDir { path: ByteStr(path) }),
             Some(Kind::Host(pb::HostRoot {})) => Ok(ResolvedImage::Host),
             Some(Kind::Kept(pb::KeptRoot {})) => Ok(ResolvedImage::Kept),
             None => Err(Malformed::new("not a known kind of image")),
         }
+    }
+}
+
+impl Field<pb::FilePin> for FilePin {
+    fn put(&self) -> pb::FilePin {
+        let FilePin { inode, size, modified } = *self;
+        pb::FilePin { inode, size, modified }
+    }
+
+    fn get(wire: pb::FilePin) -> Result<Self, Malformed> {
+        let pb::FilePin { inode, size, modified } = wire;
+        Ok(FilePin { inode, size, modified })
     }
 }
 

@@ -183,6 +183,13 @@ impl Arbitrary for TimeLimit {
         r.pick(&[TimeLimit::Unlimited, minutes])
     }
 }
+impl Arbitrary for berth_model::pin::FilePin {
+    fn arbitrary(r: &mut Source) -> Self {
+        let (inode, size, modified) =
+            (Arbitrary::arbitrary(r), Arbitrary::arbitrary(r), Arbitrary::arbitrary(r));
+        berth_model::pin::FilePin { inode, size, modified }
+    }
+}
 impl Arbitrary for ResolvedImage {
     fn arbitrary(r: &mut Source) -> Self {
         match r.below(4) {
@@ -191,6 +198,7 @@ impl Arbitrary for ResolvedImage {
                 digest: Arbitrary::arbitrary(r),
                 insecure: Arbitrary::arbitrary(r),
                 indexes: Arbitrary::arbitrary(r),
+                pin: Arbitrary::arbitrary(r),
             },
             1 => ResolvedImage::RootDir { path: Arbitrary::arbitrary(r) },
             2 => ResolvedImage::Kept,

@@ -26,6 +26,8 @@ pub enum WholeQuery {
     List,
     /// What they take on disk.
     Usage,
+    /// Which one has this name, or a digest that begins so.
+    Find(String),
     /// Remove the one of this name or digest.
     Remove(String),
     /// Remove what is not needed.

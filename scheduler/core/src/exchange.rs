@@ -7,6 +7,7 @@
 
 use berth_model::exchange::{ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
+use berth_model::pin::file_of;
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -365,7 +366,9 @@ impl Exchange {
                 continue;
             }
             let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
-            let gateway = gateways.iter().find(of_use).filter(|_| !gateways.contains(&to));
+            // A gateway has a way to registries, and perhaps none to the file system that the job sees.
+            let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to);
+            let gateway = gateways.iter().find(of_use).filter(|_| by_gateway);
             if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
                 fetches.push((gateway.clone(), ask.run, want.clone()));
                 (group.fetcher, group.sent) = (Some((gateway.clone(), 0)), now);

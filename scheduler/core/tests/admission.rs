@@ -23,6 +23,7 @@ fn image(source: &str) -> Option<ContainerSpec> {
         digest: format!("sha256:{}", "0".repeat(64)),
         insecure: false,
         indexes: vec![],
+        pin: None,
     };
     Some(berth_samples::container("typed", Some(resolved)))
 }

@@ -16,7 +16,8 @@ use proptest::prelude::*;
 
 fn container(n: u32) -> ContainerSpec {
     let (source, digest) = ("docker://x".to_string(), format!("sha256:{n:064x}"));
-    let resolved = ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new() };
+    let resolved =
+        ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new(), pin: None };
     berth_samples::container("x", Some(resolved))
 }
 

@@ -160,7 +160,8 @@ fn what_can_never_run_is_refused_by_name() {
     let mut w = World::small();
     let image_of = |spec: &mut JobSpec, source: String| {
         let digest = format!("sha256:{}", "0".repeat(64));
-        let found = ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new() };
+        let found =
+            ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new(), pin: None };
         spec.container = Some(berth_samples::container("debian", Some(found)));
     };
     type Case = (&'static str, Box<dyn Fn(&mut JobSpec)>, RefusalCode, &'static str);

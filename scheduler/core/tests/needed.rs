@@ -15,8 +15,13 @@ fn digest(n: u32) -> String {
 
 fn container(n: u32) -> ContainerSpec {
     let source = "docker://x".to_string();
-    let resolved =
-        ResolvedImage::Manifest { source, digest: digest(n), insecure: false, indexes: Vec::new() };
+    let resolved = ResolvedImage::Manifest {
+        source,
+        digest: digest(n),
+        insecure: false,
+        indexes: Vec::new(),
+        pin: None,
+    };
     berth_samples::container("x", Some(resolved))
 }
 

@@ -74,6 +74,7 @@ fn found(digest: &str) -> ImagePull {
         digest: digest.into(),
         insecure: false,
         indexes: vec![],
+        pin: None,
     };
     ImagePull { digest: Some(digest.into()), found: Some(Box::new(image)), ..pull(1, 1, false) }
 }

@@ -41,6 +41,7 @@ fn usual(i: u32) -> JobSpec {
         digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
         insecure: false,
         indexes: Vec::new(),
+        pin: None,
     };
     spec.container = Some(berth_samples::container("debian:12", Some(image)));
     spec

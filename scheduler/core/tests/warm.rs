@@ -6,6 +6,7 @@ mod common;
 use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::pin::FilePin;
 use berth_model::spec::{JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
 use common::*;
@@ -14,8 +15,13 @@ const DIGEST: &str = "sha256:1";
 
 fn of_image(digest: &str) -> impl FnOnce(&mut JobSpec) {
     let source = "docker://r.io/x".to_string();
-    let resolved =
-        ResolvedImage::Manifest { source, digest: digest.to_string(), insecure: false, indexes: Vec::new() };
+    let resolved = ResolvedImage::Manifest {
+        source,
+        digest: digest.to_string(),
+        insecure: false,
+        indexes: Vec::new(),
+        pin: None,
+    };
     let container = berth_samples::container("x", Some(resolved));
     move |spec| spec.container = Some(container)
 }
@@ -102,4 +108,36 @@ fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
     assert_eq!((key.as_str(), digest.as_str(), source.as_str()), ("key of n3", DIGEST, "docker://r.io/x"));
     assert_eq!(*user, Uid(1000));
     assert!(matches!(way, ImageWay::Peer { node, .. } if node.0 == "n1"));
+}
+
+#[test]
+fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_is() {
+    let mut w = three();
+    for node in ["n1", "n2", "n3"] {
+        let said = FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}") };
+        assert!(says(&mut w, node, said).is_empty());
+    }
+    let mut job = |name: &str, source: &str, pin: Option<FilePin>| {
+        let (source, digest) = (source.to_string(), DIGEST.to_string());
+        let image = ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new(), pin };
+        let container = berth_samples::container("x", Some(image));
+        w.batch(name, |spec| {
+            spec.container = Some(container);
+            spec.resources.exclusive = true;
+        })
+    };
+    let pin = Some(FilePin { inode: 7, size: 70, modified: 1 });
+    let (first, second) = (job("one", "sqsh:/shared/x", pin), job("two", "sqsh:/shared/x", pin));
+    let unknown = job("three", "sqsh:/shared/x", None);
+    let [at, other, last] = [first, second, unknown].map(|job| node_of(&w, job).0);
+    let way = |told: Vec<ToPeers>| match told.into_iter().next_back() {
+        Some(ToPeers::Way { way, .. }) => way,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(way(wants(&mut w, &at, first, DIGEST)), ImageWay::Source);
+    assert_eq!(way(wants(&mut w, &other, second, DIGEST)), ImageWay::Wait);
+    assert_eq!(way(wants(&mut w, &last, unknown, DIGEST)), ImageWay::Source, "it may be any file");
+    let told =
+        says(&mut w, &at, FromPeers::Done { ask: u64::from(first.0), there: true, why: String::new() });
+    assert!(matches!(way(told), ImageWay::Peer { node, .. } if node.0 == at));
 }

@@ -149,8 +149,13 @@ mod tests {
     fn registries_of_images() {
         let of = |source: &str| {
             let (source, digest) = (source.to_string(), String::new());
-            let resolved =
-                Some(ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new() });
+            let resolved = Some(ResolvedImage::Manifest {
+                source,
+                digest,
+                insecure: false,
+                indexes: Vec::new(),
+                pin: None,
+            });
             let image = ImageRef { typed: String::new(), resolved };
             registry_of(&image).map(str::to_string)
         };

@@ -268,6 +268,7 @@ impl World {
             digest: format!("sha256:{}", self.rng.below(1_000_000)),
             insecure: false,
             indexes: Vec::new(),
+            pin: None,
         });
         let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None, found: found.map(Box::new) });
         let event = match fails {

@@ -618,6 +618,7 @@ fn pinned(number: u64) -> ContainerSpec {
         digest: format!("sha256:{number:064x}"),
         insecure: false,
         indexes: Vec::new(),
+        pin: None,
     };
     ContainerSpec::of(ImageRef { typed: "r/x".into(), resolved: Some(resolved) })
 }

@@ -1,7 +1,7 @@
 //! `berth image ls`, `df`, `rm` and `prune` with `--cluster`: of many nodes at once, each asked through the controller.
 
 use super::{document, table};
-use crate::images;
+use crate::images::{self, Needs};
 use berth_agent::{ImagesAnswer, ListedImage};
 use berth_client::agent::{self, ImagesQuery, WholeQuery};
 use berth_client::error::{Failure, Kind, Outcome};
@@ -45,13 +45,20 @@ pub enum Task<'a> {
     /// Show what they take.
     Df,
     /// Remove these.
-    Rm(&'a [String]),
+    Rm {
+        /// Names or digests.
+        names: &'a [String],
+        /// Also what jobs need.
+        force: bool,
+    },
     /// Remove what is not needed.
     Prune {
         /// All that are not in use.
         all: bool,
         /// Not used for so many days.
         older_than: Option<u32>,
+        /// Also what jobs need.
+        force: bool,
     },
 }
 
@@ -62,6 +69,8 @@ struct Asker<'a> {
     whole: bool,
     /// Images of jobs that are not over.
     needed: BTreeSet<Digest>,
+    /// What jobs need, and which: to be refused.
+    needs: Needs,
     task: Task<'a>,
 }
 
@@ -72,12 +81,17 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
     let me = nix::unistd::geteuid().as_raw();
     let owner = site.state.as_ref().and_then(|dir| std::fs::metadata(&dir.0).ok()).map(|dir| dir.uid());
     let whole = me == 0 || owner == Some(me);
+    let needs = match task {
+        Task::Rm { force: false, .. } if whole => Needs::of_jobs(&site)?,
+        _ => Needs::default(),
+    };
     let needed = match task {
+        Task::Prune { force: true, .. } => Vec::new(),
         Task::Prune { .. } if whole => images::needed_by_jobs(&site, &[])?,
         Task::Prune { .. } => images::needed_by_jobs(&site, &[Uid(me)])?,
         _ => Vec::new(),
     };
-    let asker = Asker { site: &site, whole, needed: needed.into_iter().collect(), task };
+    let asker = Asker { site: &site, whole, needed: needed.into_iter().collect(), needs, task };
     let answers = at_once(&names, |node| asker.node(node));
     let mut failed = 0u8;
     for (node, answer) in names.iter().zip(&answers) {
@@ -170,10 +184,20 @@ impl Asker<'_> {
                 ImagesAnswer::WholeUsage(usage) => Ok(json!(usage)),
                 _ => Err(unexpected()),
             },
-            Task::Rm(names) => {
+            Task::Rm { names, force } => {
                 let (mut removed, mut bytes) = (Vec::new(), 0u64);
                 for name in *names {
-                    match ask(WholeQuery::Remove(name.clone()), LONG) {
+                    let mut name = name.clone();
+                    if !force {
+                        let ImagesAnswer::Found(digest) = ask(WholeQuery::Find(name), PATIENCE)? else {
+                            return Err(unexpected());
+                        };
+                        if let Some(why) = self.needs.refusal(&digest) {
+                            return Err(after(&removed, why));
+                        }
+                        name = digest.to_string();
+                    }
+                    match ask(WholeQuery::Remove(name), LONG) {
                         Ok(ImagesAnswer::WholeRemoved(one)) => {
                             removed.extend(one.images.iter().map(Digest::to_string));
                             bytes = bytes.saturating_add(one.bytes);
@@ -184,7 +208,7 @@ impl Asker<'_> {
                 }
                 Ok(json!({"removed": removed, "bytes": bytes}))
             }
-            Task::Prune { all, older_than } => {
+            Task::Prune { all, older_than, .. } => {
                 let ImagesAnswer::Whole(there) = ask(WholeQuery::List, PATIENCE)? else {
                     return Err(unexpected());
                 };
@@ -229,7 +253,7 @@ impl Asker<'_> {
                     _ => Err(unexpected()),
                 };
             }
-            Task::Rm(names) => {
+            Task::Rm { names, .. } => {
                 let images: Vec<GrantedImage> =
                     self.listed(node)?.into_iter().map(|listed| listed.image).collect();
                 let find = |name: &String| match find_granted(&images, name) {
@@ -239,7 +263,7 @@ impl Asker<'_> {
                 };
                 names.iter().map(find).collect::<Result<_, _>>()?
             }
-            Task::Prune { all, older_than } => {
+            Task::Prune { all, older_than, .. } => {
                 let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
                 let old = |used: u64| {
                     older_than.is_some_and(|days| now.saturating_sub(used) >= u64::from(days) * DAY)
@@ -307,7 +331,7 @@ impl Asker<'_> {
                     ]);
                 }
             }
-            Task::Rm(_) | Task::Prune { .. } => {
+            Task::Rm { .. } | Task::Prune { .. } => {
                 for (node, answer) in answers {
                     for digest in answer["removed"].as_array().into_iter().flatten() {
                         lines +=

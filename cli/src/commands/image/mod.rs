@@ -58,7 +58,8 @@ pub enum Args {
     },
     /// Remove images from the store; on a node that users share, give yours back
     ///
-    /// An image on the node goes when nobody else has it, and no job, container or pull needs it.
+    /// An image on the node goes when nobody else has it, and no job, container or pull needs it. Of a store of your own (root: the
+    /// node's) an image is not removed that jobs need which wait or run, or a container that is kept by name.
     Rm {
         #[command(flatten)]
         which: Which,
@@ -67,6 +68,9 @@ pub enum Args {
         /// As JSON
         #[arg(long, requires = "cluster")]
         json: bool,
+        /// Also what jobs need that wait or run: they fetch it again. What a container runs on stays until that ends
+        #[arg(long, short)]
+        force: bool,
         /// Names or digests
         #[arg(required = true)]
         images: Vec<String>,
@@ -86,6 +90,9 @@ pub enum Args {
         /// All images that are not in use
         #[arg(long)]
         all: bool,
+        /// Also what jobs need that wait or run: they fetch it again. What a container runs on stays until that ends
+        #[arg(long, short)]
+        force: bool,
         /// Images not used for so many days
         #[arg(long, value_name = "DAYS", conflicts_with = "all")]
         older_than: Option<u32>,
@@ -161,19 +168,21 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         }
         Args::Ls { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Ls, json, state),
         Args::Df { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Df, json, state),
-        Args::Rm { nodes, json, images, .. } if nodes.cluster => {
-            cluster::run(&nodes, Task::Rm(&images), json, state)
+        Args::Rm { nodes, json, force, images, .. } if nodes.cluster => {
+            cluster::run(&nodes, Task::Rm { names: &images, force }, json, state)
         }
-        Args::Prune { nodes, json, all, older_than, .. } if nodes.cluster => {
-            cluster::run(&nodes, Task::Prune { all, older_than }, json, state)
+        Args::Prune { nodes, json, all, force, older_than, .. } if nodes.cluster => {
+            cluster::run(&nodes, Task::Prune { all, older_than, force }, json, state)
         }
         Args::Ls { which, json, .. } => look::ls(&Places::find(which, state)?, json),
         Args::Inspect { which, image } => look::inspect(&Places::find(which, state)?, &image),
         Args::Df { which, json, .. } => look::df(&Places::find(which, state)?, json),
         Args::Quota { json } => quota::run(json, state),
-        Args::Rm { which, images, .. } => remove::rm(&Places::find(which, state)?, &images),
-        Args::Prune { which, all, older_than, .. } => {
-            remove::prune(&Places::find(which, state)?, all, older_than, state)
+        Args::Rm { which, force, images, .. } => {
+            remove::rm(&Places::find(which, state)?, &images, force, state)
+        }
+        Args::Prune { which, all, force, older_than, .. } => {
+            remove::prune(&Places::find(which, state)?, all, older_than, force, state)
         }
         Args::History(args) => transfer::history(&args, &Places::find(args.which, state)?),
         Args::Verify(args) => verify::run(&args, &images::store(state)?, state),

@@ -1,7 +1,7 @@
 //! `berth image rm` and `prune`: images go from a store, or are given back to one that users share.
 
 use super::places::{Found, Node, Places};
-use crate::images;
+use crate::images::{self, Needs};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
 use berth_images::{Digest, Error, PruneOptions, Removed};
@@ -11,11 +11,20 @@ use std::time::Duration;
 
 const DAY: u64 = 86_400;
 
-/// Removes images.
-pub fn rm(places: &Places, names: &[String]) -> Outcome {
+/// Removes images; what something needs stays, unless the caller insists.
+pub fn rm(places: &Places, names: &[String], force: bool, state: Option<&Path>) -> Outcome {
+    let needs = match places.own.is_some() && !force {
+        true => Needs::of_store(state)?,
+        false => Needs::default(),
+    };
     for name in names {
         match places.image(name, true)? {
-            Found::Own(store, digest) => removed(&store.remove(&digest).map_err(|e| images::failed(&e))?)?,
+            Found::Own(store, digest) => {
+                if let Some(why) = needs.refusal(&digest) {
+                    return Err(Failure::user(why));
+                }
+                removed(&store.remove(&digest).map_err(|e| images::failed(&e))?)?;
+            }
             Found::Node(node, digest) => give_back(node, &digest)?,
         }
     }
@@ -23,15 +32,25 @@ pub fn rm(places: &Places, names: &[String]) -> Outcome {
 }
 
 /// Removes what is not needed.
-pub fn prune(places: &Places, all: bool, older_than: Option<u32>, state: Option<&Path>) -> Outcome {
+pub fn prune(
+    places: &Places,
+    all: bool,
+    older_than: Option<u32>,
+    force: bool,
+    state: Option<&Path>,
+) -> Outcome {
     let older_than = older_than.map(|days| Duration::from_secs(u64::from(days) * DAY));
     if let Some(store) = &places.own {
-        let keep = images::needed(state)?;
+        let keep = match force {
+            true => Needs::of_kept(state)?.digests(),
+            false => images::needed(state)?,
+        };
         let options = PruneOptions { older_than, all, keep };
         removed(&store.prune(&options).map_err(|e: Error| images::failed(&e))?)?;
     }
     let Some(node) = &places.node else { return Ok(0) };
-    let needed: BTreeSet<Digest> = node.needed_by_jobs()?.into_iter().collect();
+    let needed = if force { Vec::new() } else { node.needed_by_jobs()? };
+    let needed: BTreeSet<Digest> = needed.into_iter().collect();
     let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
     for listed in &node.images {
         let image = &listed.image;

@@ -4,6 +4,7 @@ use crate::images::{self, Bar};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
 use berth_images::{Damage, Digest, Error, Store, Thing, VerifyReport};
+use berth_runtime::facts::is_privileged;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,7 +22,8 @@ pub struct Args {
     /// Names or digests; without one, all images of the store
     images: Vec<String>,
     /// Fetch again what is damaged; containers that run on it keep what they have until they end. A damaged record is
-    /// written anew from the rest of its image, without the names, which pulling by a name gives back
+    /// written anew from the rest of its image, without the names, which pulling by a name gives back. As root, an image that a
+    /// user's file or engine gave is read as that user
     #[arg(long)]
     repair: bool,
     /// As JSON
@@ -145,11 +147,34 @@ fn again(store: &Store, image: &Digest, layers: &[Digest], state: Option<&Path>)
     let text = |e: Error| e.to_string();
     let origin = store.origin(image).map_err(text)?;
     let bar = Bar::new(&origin.source, false);
-    let repaired = match images::helpers(&origin, state).map_err(|e| e.text)? {
-        Some(helpers) => helpers.repair(store, &origin, layers, &bar),
-        None => images::open(&origin, state)
-            .and_then(|source| store.repair(&origin, layers, source.as_ref(), &bar)),
+    let mut helpers = Vec::new();
+    // Root reads a registry, and no file of a user's: the path may lead somewhere else by now.
+    let users = match is_privileged() && !origin.source.starts_with("docker://") {
+        true => store.granted_from(image, &origin.source).map_err(text)?,
+        false => vec![0],
     };
+    for uid in &users {
+        let found = if *uid == 0 {
+            images::helpers(&origin, state)
+        } else {
+            images::helpers_as(&origin, *uid, state)
+        };
+        helpers.push(found.map_err(|e| e.text));
+    }
+    let mut repaired =
+        Err(format!("{}: nobody has the image from there any more who could be asked for it", origin.source));
+    for helpers in helpers {
+        repaired = match helpers {
+            Err(why) => Err(why),
+            Ok(Some(helpers)) => helpers.repair(store, &origin, layers, &bar).map_err(text),
+            Ok(None) => images::open(&origin, state)
+                .and_then(|source| store.repair(&origin, layers, source.as_ref(), &bar))
+                .map_err(text),
+        };
+        if repaired.is_ok() {
+            break;
+        }
+    }
     bar.finish();
-    repaired.map_err(text)
+    repaired
 }

@@ -99,6 +99,7 @@ pub(super) fn resolve(
         insecure: false,
         name: Some(shown),
         indexes: Vec::new(),
+        pin: None,
     })
 }
 

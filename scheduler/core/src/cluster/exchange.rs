@@ -10,6 +10,7 @@ use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::launch::Program;
 use berth_model::link::ToAgent;
+use berth_model::pin::travels;
 use berth_model::spec::{ContainerSpec, ResolvedImage};
 
 /// Longest address and key that a node may name.
@@ -124,11 +125,11 @@ impl Cluster {
     }
 }
 
-/// Where a container's image is from, if it is this one, and from a registry: files are where nodes see them anyway.
+/// Where a container's image is from, if it is this one, and may travel.
 fn source_of<'a>(container: &'a ContainerSpec, wanted: &str) -> Option<&'a str> {
     match container.image.resolved.as_ref()? {
-        ResolvedImage::Manifest { source, digest, .. } if digest == wanted => {
-            Some(source.as_str()).filter(|source| source.starts_with("docker://"))
+        ResolvedImage::Manifest { source, digest, pin, .. } if digest == wanted => {
+            Some(source.as_str()).filter(|source| travels(source, pin.as_ref()))
         }
         _ => None,
     }

@@ -194,6 +194,12 @@ fn gateways_fetch_for_the_others_and_what_they_say_is_passed_on() {
         _ => None,
     });
     assert_eq!(note.unwrap(), "gateway n003: login refused; gateway n004: it gets nowhere");
+    // A file it may not even see.
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(4)]));
+    let file = Want { source: "sqsh:/shared/x".into(), ..want(USER) };
+    let said = e.wanted((node(0), 1), file.clone(), (RUN, 0, Vec::new()), at(0));
+    assert_eq!((way(&said, 0), e.take_fetches()), (Some(ImageWay::Source), Vec::new()));
     // What a gateway has the others take.
     let mut e = nodes(5);
     e.set_gateways(&BTreeSet::from([node(4)]));
