@@ -20,6 +20,7 @@ pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String
                     kind: gres.kind.clone(),
                     index: *index,
                     files,
+                    ..GresDevice::default()
                 });
                 *index += 1;
             };

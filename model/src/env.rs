@@ -318,7 +318,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn device(index: u32) -> GresDevice {
-        GresDevice { name: "gpu".into(), kind: Some("test".into()), index, files: vec![] }
+        GresDevice { name: "gpu".into(), kind: Some("test".into()), index, ..GresDevice::default() }
     }
 
     fn layout(nodes: &[&str], tasks: &[&[u32]], cpus: &[u32]) -> Layout {

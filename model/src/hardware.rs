@@ -14,19 +14,72 @@ pub struct Core {
     pub cpus: Vec<u32>,
 }
 
+/// Who made a device, as far as what a container needs for it depends on that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vendor {
+    /// Device files alone.
+    #[default]
+    Generic,
+    /// NVIDIA: the driver's libraries come with it.
+    Nvidia,
+    /// AMD: `/dev/kfd` and render nodes.
+    Amd,
+    /// Intel: render nodes.
+    Intel,
+}
+
 /// A device that can be allocated, such as one GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GresDevice {
     /// `gpu`.
     pub name: String,
     /// `a100`, if it has a type.
-    #[serde(default)]
     pub kind: Option<String>,
     /// Its index among the node's devices of that name.
     pub index: u32,
     /// Its device files; empty for a pure count.
-    #[serde(default)]
     pub files: Vec<ByteStr>,
+    /// The maker's own name of this one: `GPU-…` or `MIG-…`.
+    pub uuid: Option<String>,
+    /// Memory of its own in MiB; 0: unknown.
+    pub memory: u64,
+    /// Its PCI address, such as `0000:3b:00.0`.
+    pub bus: Option<String>,
+    /// NUMA node.
+    pub numa: Option<u32>,
+    /// CPUs near to it, by the kernel's numbers, ascending; empty: all.
+    pub cpus: Vec<u32>,
+    /// Indices of devices of the same name that a fast link joins to it, such as NVLink; those that reach each other by such
+    /// links are an island.
+    pub links: Vec<u32>,
+    /// Who made it.
+    pub vendor: Vendor,
+    /// Why it is fenced: it is shown and never allocated.
+    pub fault: Option<String>,
+    /// How many may share it by MPS or slices of time; 1: nobody.
+    pub shares: u32,
+}
+
+impl Default for GresDevice {
+    fn default() -> Self {
+        GresDevice {
+            name: String::new(),
+            kind: None,
+            index: 0,
+            files: Vec::new(),
+            uuid: None,
+            memory: 0,
+            bus: None,
+            numa: None,
+            cpus: Vec::new(),
+            links: Vec::new(),
+            vendor: Vendor::Generic,
+            fault: None,
+            shares: 1,
+        }
+    }
 }
 
 /// A node's hardware and software.
@@ -66,5 +119,21 @@ impl Hardware {
     /// Hardware threads of the first core; at least 1.
     pub fn threads_per_core(&self) -> u64 {
         self.cores.first().map_or(1, |c| c.cpus.len().max(1) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_an_earlier_version_wrote_is_read() {
+        let row = r#"{"name":"gpu","kind":"a100","index":1,"files":["/dev/nvidia1"]}"#;
+        let device: GresDevice = serde_json::from_str(row).unwrap();
+        let files = vec!["/dev/nvidia1".into()];
+        let kind = Some("a100".to_string());
+        let same = GresDevice { name: "gpu".into(), kind, index: 1, files, ..GresDevice::default() };
+        assert_eq!(device, same);
+        assert_eq!((device.shares, device.vendor, device.fault), (1, Vendor::Generic, None));
     }
 }

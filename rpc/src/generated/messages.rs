@@ -112,6 +112,26 @@ pub struct GresDevice {
     pub index: u32,
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub files: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(string, optional, tag = "160")]
+    pub uuid: ::core::option::Option<::prost::alloc::string::String>,
+    /// MiB; 0: unknown.
+    #[prost(uint64, tag = "161")]
+    pub memory: u64,
+    #[prost(string, optional, tag = "162")]
+    pub bus: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "163")]
+    pub numa: ::core::option::Option<u32>,
+    #[prost(uint32, repeated, tag = "164")]
+    pub cpus: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "165")]
+    pub links: ::prost::alloc::vec::Vec<u32>,
+    #[prost(enumeration = "Vendor", tag = "166")]
+    pub vendor: i32,
+    #[prost(string, optional, tag = "167")]
+    pub fault: ::core::option::Option<::prost::alloc::string::String>,
+    /// 1: not shared.
+    #[prost(uint32, tag = "168")]
+    pub shares: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hardware {
@@ -1492,6 +1512,41 @@ impl StepKind {
             "STEP_KIND_BATCH" => Some(Self::Batch),
             "STEP_KIND_INTERACTIVE" => Some(Self::Interactive),
             "STEP_KIND_NUMBER" => Some(Self::Number),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Vendor {
+    Unspecified = 0,
+    Generic = 1,
+    Nvidia = 2,
+    Amd = 3,
+    Intel = 4,
+}
+impl Vendor {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "VENDOR_UNSPECIFIED",
+            Self::Generic => "VENDOR_GENERIC",
+            Self::Nvidia => "VENDOR_NVIDIA",
+            Self::Amd => "VENDOR_AMD",
+            Self::Intel => "VENDOR_INTEL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "VENDOR_UNSPECIFIED" => Some(Self::Unspecified),
+            "VENDOR_GENERIC" => Some(Self::Generic),
+            "VENDOR_NVIDIA" => Some(Self::Nvidia),
+            "VENDOR_AMD" => Some(Self::Amd),
+            "VENDOR_INTEL" => Some(Self::Intel),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use crate::pb;
 use berth_model::bind::plan::Sockets;
 use berth_model::bind::{CpuBind, MemBind};
 use berth_model::distribution::Distribution;
-use berth_model::hardware::{Core, GresDevice, Hardware};
+use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
 use berth_model::launch::{
     ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
@@ -43,6 +43,7 @@ enums! {
     NameFlag { Auto, Create, Exec, NoExec }
     Unshared { Net, Ipc, Uts }
     X11Nodes { All, First, Last, Batch }
+    Vendor { Generic, Nvidia, Amd, Intel }
     MpiType { None, Pmi1, Pmi2 }
     Sockets { Cyclic, Block, Fcyclic }
 }
@@ -51,7 +52,9 @@ structs! {
     StepKey { job, attempt, step }
     Tres { cpu, mem, node, gres }
     Core { socket, numa, cpus }
-    GresDevice { name, kind, index, files }
+    GresDevice {
+        name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, fault, shares,
+    }
     Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces }
     ExitStatus { code, signal }
     NodeCondition { down, drain, fail, not_responding, reason, reason_user, reason_time, reboot }

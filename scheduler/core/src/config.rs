@@ -254,7 +254,8 @@ fn devices(g: &GresConfig, place: &str, out: &mut Vec<GresDevice>) -> Result<(),
             _ => files.push(pattern.clone()),
         }
     }
-    let device = |files| GresDevice { name: g.name.clone(), kind: g.kind.clone(), index: 0, files };
+    let device =
+        |files| GresDevice { name: g.name.clone(), kind: g.kind.clone(), files, ..GresDevice::default() };
     match (files.is_empty(), g.count) {
         (true, None) => Err(bad("neither files nor count is given; give one of them".into())),
         (true, Some(n)) if n > 4096 => Err(bad(format!("count = {n} is more than 4096"))),

@@ -526,7 +526,7 @@ fn hardware(rng: &mut Rng) -> Hardware {
         memory: 1000 * u64::from(cores),
         memory_reserved: 100,
         gres: (0..gpus)
-            .map(|index| GresDevice { name: "gpu".into(), kind: None, index, files: Vec::new() })
+            .map(|index| GresDevice { name: "gpu".into(), index, ..GresDevice::default() })
             .collect(),
         enforces: true,
         ..Hardware::default()

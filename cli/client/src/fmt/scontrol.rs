@@ -463,8 +463,12 @@ mod tests {
     #[test]
     fn details_name_the_devices() {
         let mut j = sample(10, "gpujob");
-        let device =
-            |index| GresDevice { name: "gpu".into(), kind: Some("test".into()), index, files: Vec::new() };
+        let device = |index| GresDevice {
+            name: "gpu".into(),
+            kind: Some("test".into()),
+            index,
+            ..GresDevice::default()
+        };
         let gres = vec![device(1), device(0)];
         j.shares = vec![berth_model::launch::NodeShare { cpus: vec![0, 1], memory: 1000, gres }];
         let text = record(&job(&j, &view(0), true), false);

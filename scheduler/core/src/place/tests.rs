@@ -26,7 +26,7 @@ fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
                 name: "gpu".into(),
                 kind: Some(if index % 2 == 0 { "a".into() } else { "b".into() }),
                 index,
-                files: Vec::new(),
+                ..GresDevice::default()
             })
             .collect(),
         ..Hardware::default()

@@ -79,7 +79,7 @@ pub fn hardware(cores: u32, threads: u32, memory: u64, gpus: u32) -> Hardware {
             .collect(),
         memory,
         gres: (0..gpus)
-            .map(|i| GresDevice { name: "gpu".into(), kind: None, index: i, files: Vec::new() })
+            .map(|i| GresDevice { name: "gpu".into(), index: i, ..GresDevice::default() })
             .collect(),
         ..Hardware::default()
     }
