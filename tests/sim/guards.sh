@@ -72,7 +72,7 @@ wanted() { # NAME
 }
 
 c=scheduler/core/src
-a=agent/core/src/core.rs
+a=agent/core/src
 
 if wanted session; then
     change $c/cluster/agents.rs 'if n.link != Some(Link { connection, session }) {' 'if n.link.is_none() || (connection, session.0) == (0, 0) {'
@@ -80,7 +80,7 @@ if wanted session; then
 fi
 
 if wanted term; then
-    change $a '        term == self.term
+    change $a/core.rs '        term == self.term
     }' '        true
     }'
     seen term
@@ -97,15 +97,15 @@ if wanted commit-first; then
 fi
 
 if wanted start-once; then
-    change $a '        if self.steps.contains_key(&key) {
+    change $a/core/running.rs '        if self.steps.contains_key(&key) {
             return self.report(key);
         }' ''
     seen start-once
 fi
 
 if wanted never-again; then
-    change $a 'if run.ending || run.finished.contains(&key.step) {' 'if run.ending {'
-    change $a 'if newer || self.over.has(run_key) {' 'if newer {'
+    change $a/core/running.rs 'if run.ending || run.finished.contains(&key.step) {' 'if run.ending {'
+    change $a/core/running.rs 'if newer || self.over.has(run_key) {' 'if newer {'
     seen never-again
 fi
 
@@ -152,14 +152,14 @@ if wanted last-rows; then
 fi
 
 if wanted adopted-limit; then
-    change $a '        if run.limit.is_none() {
+    change $a/core/running.rs '        if run.limit.is_none() {
             run.limit = start' '        if fresh {
             run.limit = start'
     seen adopted-limit
 fi
 
 if wanted prolog-first; then
-    change $a 'is_none_or(|run| run.prolog == Prolog::Done)' 'is_none_or(|run| run.prolog != Prolog::Ahead)'
+    change $a/core/running.rs 'is_none_or(|run| run.prolog == Prolog::Done)' 'is_none_or(|run| run.prolog != Prolog::Ahead)'
     seen prolog-first
 fi
 

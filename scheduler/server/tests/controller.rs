@@ -2,7 +2,8 @@
 //! the rate of durable submissions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
-use berth_controller::{ControllerOptions, load_config, run};
+mod common;
+
 use berth_model::hardware::{Core, Hardware};
 use berth_model::launch::{Program, StepExit, StepPhase};
 use berth_model::link::{FromAgent, ToAgent};
@@ -16,22 +17,16 @@ use berth_model::spec::{
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::{ByteStr, JobId, NodeName, Session, Term, Time, Uid};
 use berth_rpc::{AgentLink, AgentSender, Client, Endpoint, RpcError, Uplink};
+use common::{Controller, again};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 // ---- processes ------------------------------------------------------------------------------------------
-
-/// Runs this test binary again, for one of the tests marked as ignored.
-fn again(test: &str, dir: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture"]).env("CONTROLLER_DIR", dir);
-    command
-}
 
 /// The end of a step whose program gave this exit code.
 fn exited(code: u8) -> StepExit {
@@ -47,43 +42,7 @@ fn exited(code: u8) -> StepExit {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the controller's process of the other tests"]
-async fn child_controller() {
-    let Some(dir) = std::env::var_os("CONTROLLER_DIR") else { return };
-    let options = ControllerOptions {
-        state_dir: PathBuf::from(dir),
-        config_path: None,
-        system: true,
-        read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
-        in_force: |_| (),
-        ready: || (),
-    };
-    if let Err(e) = run(options, Box::pin(std::future::pending())).await {
-        eprintln!("controller: error: {e}");
-        std::process::exit(3);
-    }
-}
-
-struct Running(Child);
-
-impl Running {
-    fn start(dir: &Path) -> Running {
-        let child = again("child_controller", dir).stdout(Stdio::null()).spawn().unwrap();
-        Running(child)
-    }
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+controller_process!();
 
 async fn connect(dir: &Path) -> Client {
     let endpoint = Endpoint::Unix(dir.join("run/controller.sock"));
@@ -189,7 +148,7 @@ async fn no_acknowledged_job_is_lost_or_made_twice() {
     let dir = state();
     let mut acknowledged: Vec<(String, JobId)> = Vec::new();
     for round in 0..4 {
-        let controller = Running::start(dir.path());
+        let controller = Controller::start(dir.path());
         let client = connect(dir.path()).await;
         let (_sender, _told) = agent(dir.path(), 2).await;
         let mut clients = Vec::new();
@@ -209,14 +168,14 @@ async fn no_acknowledged_job_is_lost_or_made_twice() {
             }));
         }
         wait_for(|| done.lock().unwrap().len() >= 150 + round * 37).await;
-        controller.kill();
+        drop(controller);
         let mut unknown = Vec::new();
         for task in clients {
             unknown.push(task.await.unwrap());
         }
         acknowledged.append(&mut done.lock().unwrap());
 
-        let controller = Running::start(dir.path());
+        let controller = Controller::start(dir.path());
         let client = connect(dir.path()).await;
         let (_sender, _told) = agent(dir.path(), 2).await;
         // What was in flight is repeated with its own id: there is one job of it, recorded before or now.
@@ -232,14 +191,14 @@ async fn no_acknowledged_job_is_lost_or_made_twice() {
         assert_eq!(there.len(), acknowledged.len());
         let recorded = client.accounting(&AccountingQuery::default()).await.unwrap();
         assert_eq!(recorded.len(), there.len());
-        controller.kill();
+        drop(controller);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_from_submission_to_its_record() {
     let dir = state();
-    let controller = Running::start(dir.path());
+    let controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let (sender, told) = agent(dir.path(), 2).await;
     let id = submit(&client, &job("one")).await.unwrap();
@@ -290,7 +249,7 @@ async fn a_job_from_submission_to_its_record() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_has_seen_its_user_finds_on_record() {
     let dir = state();
-    let _controller = Running::start(dir.path());
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let (sender, told) = agent(dir.path(), 2).await;
     let id = submit(&client, &job("seen")).await.unwrap();
@@ -323,7 +282,7 @@ async fn what_a_client_has_seen_its_user_finds_on_record() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_survives_a_kill_of_the_controller() {
     let dir = state();
-    let controller = Running::start(dir.path());
+    let controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let _agent = agent(dir.path(), 2).await;
     let held = JobSpec { hold: true, ..job("held") };
@@ -337,8 +296,8 @@ async fn a_watch_survives_a_kill_of_the_controller() {
         }
         last
     });
-    controller.kill();
-    let _controller = Running::start(dir.path());
+    drop(controller);
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let acted = client.cancel_one(id, None).await.unwrap();
     assert_eq!(acted, Response::Acted { jobs: vec![id], refused: vec![] });
@@ -389,7 +348,7 @@ async fn who_asks_is_what_the_kernel_says() {
         return;
     }
     let dir = state();
-    let _controller = Running::start(dir.path());
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let _agent = agent(dir.path(), 2).await;
     let ours = JobSpec { hold: true, ..in_a_kept_container("from root") };
@@ -442,7 +401,7 @@ async fn told_of(client: &Client, id: JobId) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lists_of_large_records_arrive() {
     let dir = state();
-    let _controller = Running::start(dir.path());
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     // 20 MiB in all, more than one message holds.
     let submit_line = ByteStr::from("l".repeat(100_000));
@@ -465,7 +424,7 @@ async fn lists_of_large_records_arrive() {
 #[test]
 fn a_second_controller_is_refused_and_a_stale_socket_replaced() {
     let dir = state();
-    let first = Running::start(dir.path());
+    let first = Controller::start(dir.path());
     let socket = dir.path().join("run/controller.sock");
     let begun = Instant::now();
     while UnixStream::connect(&socket).is_err() {
@@ -477,9 +436,9 @@ fn a_second_controller_is_refused_and_a_stale_socket_replaced() {
     assert_eq!(second.status.code(), Some(3), "{text}");
     assert!(text.contains(&format!("process id {}", first.0.id())), "{text}");
     assert!(UnixStream::connect(&socket).is_ok(), "the first one is not disturbed");
-    first.kill();
+    drop(first);
     assert!(UnixStream::connect(&socket).is_err());
-    let _third = Running::start(dir.path());
+    let _third = Controller::start(dir.path());
     while UnixStream::connect(&socket).is_err() {
         assert!(begun.elapsed() < Duration::from_secs(40));
         std::thread::sleep(Duration::from_millis(10));
@@ -494,7 +453,7 @@ fn a_second_controller_is_refused_and_a_stale_socket_replaced() {
 async fn it_stops_on_request_and_on_sigterm_and_tidies_up() {
     let dir = state();
     for by_signal in [false, true] {
-        let mut controller = Running::start(dir.path());
+        let mut controller = Controller::start(dir.path());
         let client = connect(dir.path()).await;
         let _agent = agent(dir.path(), 1).await;
         let pid_file = dir.path().join("run/controller.json");
@@ -522,7 +481,7 @@ async fn it_stops_on_request_and_on_sigterm_and_tidies_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_leaves_the_controller_unmoved() {
     let dir = state();
-    let _controller = Running::start(dir.path());
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let _agent = agent(dir.path(), 1).await;
     for socket in ["run/controller.sock", "private/node.sock"] {
@@ -557,7 +516,7 @@ async fn garbage_leaves_the_controller_unmoved() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_allocation_without_its_client_ends_after_half_a_minute() {
     let dir = state();
-    let controller = Running::start(dir.path());
+    let controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let _agent = agent(dir.path(), 4).await;
     let driven = |name: &str| JobSpec { kind: JobKind::Alloc, ..job(name) };
@@ -565,8 +524,8 @@ async fn an_allocation_without_its_client_ends_after_half_a_minute() {
     let kept = submit(&client, &driven("kept")).await.unwrap();
     let lease = client.lease(kept).await.unwrap();
     // The lease is taken again from the next controller.
-    controller.kill();
-    let _controller = Running::start(dir.path());
+    drop(controller);
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let begun = Instant::now();
     let state = async |id| {
@@ -593,7 +552,7 @@ async fn child_on_a_small_disk() {
     let hog = dir.join("hog");
     std::fs::write(&hog, vec![1_u8; 20 << 20]).unwrap();
     let state = dir.join("state");
-    let controller = Running::start(&state);
+    let controller = Controller::start(&state);
     let client = connect(&state).await;
     let _agent = agent(&state, 2).await;
     let large = Payload { script: payload(120_000).script, env: vec![], login: None };
@@ -620,8 +579,8 @@ async fn child_on_a_small_disk() {
         let acted = client.cancel_one(*id, None).await.unwrap();
         assert_eq!(acted, Response::Acted { jobs: vec![*id], refused: vec![] });
     }
-    controller.kill();
-    let _controller = Running::start(&state);
+    drop(controller);
+    let _controller = Controller::start(&state);
     let client = connect(&state).await;
     let _agent = agent(&state, 2).await;
     let query = JobQuery { include_finished: true, ..JobQuery::default() };
@@ -661,7 +620,7 @@ fn a_full_disk_refuses_new_jobs_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_waits_is_forgotten_with_its_client() {
     let dir = state();
-    let _controller = Running::start(dir.path());
+    let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let (_sender, told) = agent(dir.path(), 1).await;
     let id = submit(&client, &JobSpec { kind: JobKind::Alloc, ..job("alloc") }).await.unwrap();
@@ -709,7 +668,7 @@ fn fsync_ms(dir: &Path) -> f64 {
 async fn rate_of_durable_submissions_and_time_of_a_restart() {
     let jobs: u64 = std::env::var("BERTH_BENCH_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(4_000);
     let dir = state();
-    let controller = Running::start(dir.path());
+    let controller = Controller::start(dir.path());
     let _agent = agent_when_ready(dir.path()).await;
     let fsync = fsync_ms(dir.path());
     let begun = Instant::now();
@@ -734,10 +693,10 @@ async fn rate_of_durable_submissions_and_time_of_a_restart() {
     let count = jobs / 256 * 256;
     let rate = count as f64 / took.as_secs_f64();
     println!("{count} durable submissions of 8 KiB: {rate:.0}/s at an fsync of {fsync:.2} ms");
-    controller.kill();
+    drop(controller);
 
     let begun = Instant::now();
-    let controller = Running::start(dir.path());
+    let controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     client.persist(None, |c| async move { c.ping().await }).await.unwrap();
     let restart = begun.elapsed();
@@ -751,7 +710,7 @@ async fn rate_of_durable_submissions_and_time_of_a_restart() {
     assert_eq!(there as u64, count);
     assert!(rate > 200.0, "{rate}");
     assert!(restart < Duration::from_secs(10), "{restart:?}");
-    controller.kill();
+    drop(controller);
 }
 
 async fn agent_when_ready(dir: &Path) -> (AgentSender, Told) {

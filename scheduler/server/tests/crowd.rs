@@ -2,7 +2,8 @@
 //! its own, also to measure what a thousand of them cost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
-use berth_controller::{ControllerOptions, load_config, run};
+mod common;
+
 use berth_model::hardware::{Core, Hardware};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::{MemberRole, NewToken};
@@ -10,40 +11,14 @@ use berth_model::request::Response;
 use berth_model::{NodeName, Span, Term, Time};
 use berth_rpc::{AgentLink, Backoff, Client, Endpoint, Hex, Question, Remote, Reply, Uplink};
 use berth_trust::{Identity, JoinToken, PrivateKey};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use common::Controller;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the controller's process of the other tests"]
-async fn child_controller() {
-    let Some(dir) = std::env::var_os("CONTROLLER_DIR") else { return };
-    let options = ControllerOptions {
-        state_dir: PathBuf::from(dir),
-        config_path: None,
-        system: true,
-        read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
-        in_force: |_| (),
-        ready: || (),
-    };
-    if let Err(e) = run(options, Box::pin(std::future::pending())).await {
-        eprintln!("controller: error: {e}");
-        std::process::exit(3);
-    }
-}
-
-/// A controller as a process of its own, whose cost can be told.
-struct Controller(Child);
+controller_process!();
 
 impl Controller {
-    fn start(dir: &Path) -> Controller {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child_controller", "--ignored", "--nocapture"]);
-        Controller(command.env("CONTROLLER_DIR", dir).stdout(Stdio::null()).spawn().unwrap())
-    }
-
     /// Seconds of processor time so far.
     fn cpu(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
@@ -57,13 +32,6 @@ impl Controller {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

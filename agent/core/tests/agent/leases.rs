@@ -1,19 +1,16 @@
 //! Steps with a deadline out of touch: what a late Start, a late renewal and a stopped supervisor come to.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::node::Node;
 use berth_agent_core::*;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, Start, ToAgent};
 use berth_model::time::Time;
-use common::Node;
 
 const KEY: StepKey = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
 
 impl Node {
-    fn start(&mut self, seconds: i64) {
+    fn leased(&mut self, seconds: i64) {
         self.say(ToAgent::Start(Box::new(Start {
             term: Term(3),
             launch: berth_samples::launch(KEY),
@@ -32,7 +29,7 @@ impl Node {
         self.count(|e| matches!(e, AgentEffect::Renew { until, .. } if *until == Time::from_secs(seconds)))
     }
 
-    fn ready(&mut self) {
+    fn fetched(&mut self) {
         self.event(AgentEvent::Image { key: KEY, event: ImageEvent::Ready(None) });
     }
 
@@ -57,15 +54,15 @@ impl Node {
 fn nothing_starts_after_its_deadline() {
     // Its Start was under way for so long.
     let mut n = Node::new(vec![]);
-    n.start(100);
-    n.ready();
+    n.leased(100);
+    n.fetched();
     assert_eq!(n.spawns(), 0);
     // Its image took so long, out of touch.
     let mut n = Node::new(vec![]);
-    n.start(110);
+    n.leased(110);
     n.until(111);
     assert_eq!(n.renew(200), 0, "that comes too late");
-    n.ready();
+    n.fetched();
     assert_eq!(n.spawns(), 0);
     n.until(200);
     let told = n.seen.iter().any(|e| {
@@ -77,19 +74,19 @@ fn nothing_starts_after_its_deadline() {
     assert!(told, "{:?}", n.seen);
     // Its image took long, and the controller was heard of.
     let mut n = Node::new(vec![]);
-    n.start(110);
+    n.leased(110);
     n.until(109);
     n.renew(120);
     n.until(115);
-    n.ready();
+    n.fetched();
     assert_eq!(n.spawns(), 1);
 }
 
 #[test]
 fn renewals_reach_the_supervisor_and_one_that_is_stopped_keeps_nothing_alive() {
     let mut n = Node::new(vec![]);
-    n.start(110);
-    n.ready();
+    n.leased(110);
+    n.fetched();
     n.event(AgentEvent::Supervisor { key: KEY, event: SupervisorEvent::Started });
     assert_eq!(n.renew(130), 1);
     n.until(130);

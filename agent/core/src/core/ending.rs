@@ -1,0 +1,177 @@
+//! How steps and runs end: asked, killed, exited, recorded, removed.
+
+use super::{AgentCore, REPEAT, SIGKILL, run_of};
+use crate::event::{AgentEffect, ProcessTarget};
+use crate::state::{Ending, Prolog, Run, RunKey, Step, made_up};
+use berth_model::ids::{StepId, StepKey};
+use berth_model::launch::{StepExit, StepLaunch, StepPhase};
+use berth_model::link::{EndCause, SignalTarget};
+use berth_model::spec::JobKind;
+use berth_model::state::ExitStatus;
+use berth_model::time::{Span, Time};
+
+const SIGTERM: i32 = 15;
+const SIGCONT: i32 = 18;
+/// How long an exit may wait for the end of its run, to be told with it.
+const HOLD: Span = Span(50_000);
+
+impl AgentCore {
+    pub(super) fn signal(&mut self, run: RunKey, target: SignalTarget, signal: i32) {
+        for key in self.steps_of(run) {
+            if !matches!(self.steps[&key].phase, StepPhase::Starting | StepPhase::Running) {
+                continue;
+            }
+            let processes = match target {
+                SignalTarget::Step(step) if step == key.step => ProcessTarget::All,
+                SignalTarget::Steps if key.step != StepId::Batch => ProcessTarget::All,
+                SignalTarget::BatchShell if key.step == StepId::Batch => ProcessTarget::BatchShell,
+                SignalTarget::All => ProcessTarget::All,
+                _ => continue,
+            };
+            self.out.push(AgentEffect::SignalStep { key, target: processes, signal });
+        }
+    }
+
+    /// Ends a step: SIGCONT, SIGTERM, and SIGKILL after `kill_wait`. A second time can only hasten it.
+    pub(super) fn terminate(
+        &mut self,
+        key: StepKey,
+        kill_wait: Span,
+        cause: EndCause,
+        whole_job: bool,
+        now: Time,
+    ) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        let kill_at = now + kill_wait;
+        match step.phase {
+            StepPhase::Exited(_) => return,
+            StepPhase::Preparing(_) => {
+                self.out.push(AgentEffect::CancelImage { key });
+                if let Some(Run { prolog: Prolog::Failed(why, _), .. }) = self.runs.get(&run_of(key)) {
+                    let status = ExitStatus { code: 1, signal: 0 };
+                    return self.exited(key, made_up(status, Some(why.clone()), now), now);
+                }
+                step.ending = Some(Ending { cause, kill_at, killed: None });
+                let status = ExitStatus { code: 0, signal: u8::try_from(SIGTERM).unwrap_or(SIGKILL) };
+                return self.exited(key, made_up(status, None, now), now);
+            }
+            StepPhase::Starting | StepPhase::Running => {}
+        }
+        if let Some(ending) = &mut step.ending {
+            ending.kill_at = ending.kill_at.min(kill_at);
+            return;
+        }
+        step.ending = Some(Ending { cause, kill_at, killed: None });
+        self.out.push(AgentEffect::Note { key, cause, whole_job });
+        if kill_wait.0 > 0 {
+            for signal in [SIGCONT, SIGTERM] {
+                self.out.push(AgentEffect::SignalStep { key, target: ProcessTarget::All, signal });
+            }
+        }
+    }
+
+    pub(super) fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key) else {
+            self.over.add(run_key, None);
+            return self.job_gone(run_key, now);
+        };
+        run.ending = true;
+        for key in self.steps_of(run_key) {
+            self.terminate(key, kill_wait, cause, true, now);
+        }
+        self.remove_if_done(run_key, now);
+    }
+
+    pub(super) fn limit_reached(&mut self, key: StepKey, whole_job: bool, now: Time) {
+        let Some(kill_wait) = self.steps.get(&key).map(|s| s.launch.kill_wait) else { return };
+        self.terminate(key, kill_wait, EndCause::TimeLimit, whole_job, now);
+    }
+
+    /// A step does not end although it was killed long ago: for its job it is over.
+    pub(super) fn abandon(&mut self, key: StepKey, now: Time) {
+        self.out.push(AgentEffect::AbandonStep { key });
+        let status = ExitStatus { code: 0, signal: SIGKILL };
+        let seconds = self.config.unkillable.0 / 1_000_000;
+        let why = format!(
+            "processes of step {key} did not end within {seconds} s after SIGKILL: the step ended without them, and the node takes \
+             nothing new until they are gone"
+        );
+        self.exited(key, made_up(status, Some(why), now), now);
+    }
+
+    /// A step is over here: told until the controller has written it down.
+    pub(super) fn exited(&mut self, key: StepKey, mut exit: StepExit, now: Time) {
+        let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { return };
+        if exit.ended_by.is_none() {
+            exit.ended_by = step.ending.map(|e| e.cause);
+        }
+        exit.image.clone_from(&step.pull);
+        step.repeat = Some(now + REPEAT);
+        let drives = drives(&step.launch);
+        if self.session.is_none() || !self.ends_run(key, drives) {
+            return self.advance(key, StepPhase::Exited(exit), now);
+        }
+        if let Some(step) = self.steps.get_mut(&key) {
+            // Told with the end of the run, so that the controller writes both down at once; but a run that does
+            // not go does not hold it back.
+            step.phase = StepPhase::Exited(exit);
+            step.news = true;
+            step.repeat = Some(now + HOLD);
+        }
+        if let Some(run) = self.runs.get_mut(&run_of(key)) {
+            run.ending = true;
+        }
+        self.remove_if_done(run_of(key), now);
+    }
+
+    /// Whether the run is over here with this step: it is being ended, or lives by the step, and nothing else of it
+    /// is alive.
+    pub(super) fn ends_run(&self, key: StepKey, drives: bool) -> bool {
+        let others = self.steps.iter().any(|(k, s)| run_of(*k) == run_of(key) && *k != key && s.live());
+        !others && self.runs.get(&run_of(key)).is_some_and(|run| (run.ending || drives) && !run.removing)
+    }
+
+    pub(super) fn recorded(&mut self, key: StepKey, now: Time) {
+        if self.steps.get(&key).is_none_or(Step::live) {
+            return;
+        }
+        if let Some(step) = self.steps.remove(&key)
+            && step.spooled
+        {
+            self.out.push(AgentEffect::ForgetSpool { key });
+        }
+        if let Some(run) = self.runs.get_mut(&run_of(key)) {
+            run.finished.insert(key.step);
+        }
+        self.remove_if_done(run_of(key), now);
+    }
+
+    pub(super) fn remove_if_done(&mut self, run_key: RunKey, now: Time) {
+        if self.steps.iter().any(|(key, step)| run_of(*key) == run_key && step.live()) {
+            return;
+        }
+        let Some(run) = self.runs.get_mut(&run_key).filter(|r| r.ending && !r.removing) else { return };
+        run.removing = true;
+        run.look = Some(now + self.config.unkillable);
+        let (job, attempt) = run_key;
+        self.out.push(AgentEffect::RemoveJob { job, attempt });
+    }
+
+    /// What keeps a run from being removed: told at once when it is news.
+    pub(super) fn left(&mut self, run_key: RunKey, processes: Option<String>, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.removing) else { return };
+        if run.left != processes {
+            run.left = processes;
+            self.heartbeat(now);
+        }
+    }
+}
+
+/// Whether the job is over when this step is over on this node.
+fn drives(launch: &StepLaunch) -> bool {
+    match launch.job.kind {
+        JobKind::Batch => launch.key.step == StepId::Batch,
+        JobKind::Run => launch.key.step == StepId::Number(0) && launch.layout.nodes.len() <= 1,
+        JobKind::Alloc => false,
+    }
+}

@@ -1,0 +1,168 @@
+//! How a run begins: what is fetched ahead, its prolog, images, supervisors, and deadlines out of touch.
+
+use super::{AgentCore, SIGKILL, SOON, run_of};
+use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
+use crate::state::{Prolog, RunKey, Step, made_up};
+use berth_model::ids::StepKey;
+use berth_model::launch::{ImagePull, StepExit, StepPhase};
+use berth_model::link::{EndCause, Start};
+use berth_model::state::ExitStatus;
+use berth_model::time::Time;
+
+impl AgentCore {
+    pub(super) fn prefetch(&mut self, start: Start) {
+        let run = run_of(start.launch.key);
+        let (job, attempt) = run;
+        // Messages may overtake each other: what has come or is over needs nothing ahead.
+        let late = self.runs.contains_key(&run) || self.over.has(run);
+        if self.session.is_some() && !late && self.ahead.insert(run) {
+            let Start { launch, login, .. } = start;
+            self.out.push(AgentEffect::Prefetch { job, attempt, launch: Box::new(launch), login });
+        }
+    }
+
+    pub(super) fn start(&mut self, start: Start, now: Time) {
+        let key = start.launch.key;
+        let run_key = run_of(key);
+        if self.steps.contains_key(&key) {
+            return self.report(key);
+        }
+        if start.lease.is_some_and(|until| until <= now) {
+            // It was under way for so long that the run may count as lost.
+            return;
+        }
+        let newer = self
+            .runs
+            .range((key.job, key.attempt)..)
+            .any(|((job, at), _)| *job == key.job && *at > key.attempt);
+        if newer || self.over.has(run_key) {
+            return;
+        }
+        // What was begun for it is what its step waits for.
+        self.ahead.remove(&run_key);
+        let fresh = !self.runs.contains_key(&run_key);
+        let run = self.runs.entry(run_key).or_default();
+        if run.ending || run.finished.contains(&key.step) {
+            return;
+        }
+        // Of a run that was adopted without steps nothing tells the limit but this.
+        if run.limit.is_none() {
+            run.limit = start.job_time_left.map(|left| now + left);
+            run.warn = run.limit.zip(start.warn).map(|(limit, warn)| (limit - warn.before, warn));
+        }
+        let timers = StepTimers {
+            job_limit: run.limit,
+            step_limit: start.step_time_left.map(|left| now + left),
+            warn: start.warn,
+            lease: start.lease,
+        };
+        let launch = Box::new(start.launch);
+        if fresh {
+            let (job, attempt) = run_key;
+            self.out.push(AgentEffect::MakeJob { job, attempt, launch: launch.clone() });
+        }
+        if let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Ahead) {
+            run.prolog = if self.config.prolog { Prolog::Runs } else { Prolog::Done };
+            if self.config.prolog {
+                let (job, attempt) = run_key;
+                self.out.push(AgentEffect::RunProlog { job, attempt });
+            }
+        }
+        self.out.push(AgentEffect::PrepareImage { key, launch: launch.clone(), login: start.login });
+        let step = Step {
+            launch,
+            timers,
+            phase: StepPhase::Preparing(None),
+            since: now,
+            pull: None,
+            ready: false,
+            spooled: false,
+            lease_known: true,
+            ending: None,
+            repeat: None,
+            news: true,
+            tell: Some(now + SOON),
+        };
+        self.steps.insert(key, step);
+    }
+
+    /// The prolog ended: steps whose images are there start. Where it failed they wait for the end of the run, which the
+    /// controller orders, so that it knows why before anything of the job is told.
+    pub(super) fn prolog(&mut self, run_key: RunKey, result: Result<(), String>, now: Time) {
+        let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Runs) else { return };
+        if let Err(why) = result {
+            run.prolog = Prolog::Failed(why, now);
+            return;
+        }
+        run.prolog = Prolog::Done;
+        if run.ending {
+            return;
+        }
+        for key in self.steps_of(run_key) {
+            let waits = |s: &Step| s.ready && matches!(s.phase, StepPhase::Preparing(_));
+            if self.steps.get(&key).is_some_and(waits) {
+                self.spawn(key, now);
+            }
+        }
+    }
+
+    pub(super) fn image(&mut self, key: StepKey, event: ImageEvent, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        if !matches!(step.phase, StepPhase::Preparing(_)) {
+            return;
+        }
+        match event {
+            ImageEvent::Progress(percent) => self.advance(key, StepPhase::Preparing(percent), now),
+            ImageEvent::Ready(fetched) => {
+                step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
+                step.ready = true;
+                if self.runs.get(&run_of(key)).is_none_or(|run| run.prolog == Prolog::Done) {
+                    self.spawn(key, now);
+                }
+            }
+            ImageEvent::Failed(why, fetched) => {
+                step.pull = fetched.map(|fetched| pulled(fetched, step.since, now));
+                let status = ExitStatus { code: 1, signal: 0 };
+                self.exited(key, made_up(status, Some(why), now), now);
+            }
+        }
+    }
+
+    pub(super) fn spawn(&mut self, key: StepKey, now: Time) {
+        let Some(step) = self.steps.get_mut(&key) else { return };
+        if step.timers.lease.is_some_and(|until| until <= now) {
+            let status = ExitStatus { code: 0, signal: SIGKILL };
+            let exit = StepExit { ended_by: Some(EndCause::OutOfTouch), ..made_up(status, None, now) };
+            return self.exited(key, exit, now);
+        }
+        step.spooled = true;
+        self.out.push(AgentEffect::Spawn {
+            key,
+            launch: step.launch.clone(),
+            timers: step.timers,
+            pull: step.pull.clone(),
+        });
+        self.advance(key, StepPhase::Starting, now);
+    }
+
+    /// Steps of a run go on until then. A supervisor judges by itself whether that comes too late.
+    pub(super) fn renew(&mut self, run: RunKey, until: Time, now: Time) {
+        for key in self.steps_of(run) {
+            let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { continue };
+            let Some(lease) = &mut step.timers.lease else { continue };
+            if step.lease_known && *lease <= now {
+                continue; // it may count as lost already
+            }
+            *lease = until.max(*lease);
+            step.lease_known = true;
+            if step.spooled {
+                self.out.push(AgentEffect::Renew { key, until });
+            }
+        }
+    }
+}
+
+fn pulled(fetched: Fetched, since: Time, now: Time) -> ImagePull {
+    let Fetched { bytes, hit, digest, found } = fetched;
+    ImagePull { took: now.since(since), bytes, hit, digest, found }
+}

@@ -1,0 +1,9 @@
+//! The agent's core, one event at a time.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod images;
+mod leases;
+mod machine;
+mod node;
+mod programs;
+mod steps;
