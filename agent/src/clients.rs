@@ -1,6 +1,7 @@
 //! The sockets for clients: `agent.sock` for everyone on the node, and one `job.sock` for each job, which
 //! is also seen from inside its containers. Who calls is what the kernel says, never what the caller says.
 
+use crate::direct::{self, Direct};
 use crate::images::Images;
 use crate::kept::KeptContainers;
 use crate::mine;
@@ -32,6 +33,8 @@ pub struct Service {
     pub registry: Registry,
     /// The way to the controller.
     pub uplink: Uplink,
+    /// The ways to other nodes.
+    pub(crate) direct: Direct,
     /// Containers that are kept.
     pub kept: Arc<KeptContainers>,
     /// Images.
@@ -82,8 +85,7 @@ async fn client(
     }
     if let Some(Frame::Node(to)) = &first {
         if *to != service.node {
-            let preface = Preface::Stream { to: to.clone(), peer };
-            return proxy(stream, &preface, service).await;
+            return service.direct.carry(stream, peer, to.clone()).await;
         }
         first = opening(&mut stream).await?;
     }
@@ -91,18 +93,29 @@ async fn client(
 }
 
 /// The next frame of one that has to say what it wants.
-async fn opening(stream: &mut UnixStream) -> Result<Option<Frame>, FrameError> {
+pub(crate) async fn opening(stream: &mut UnixStream) -> Result<Option<Frame>, FrameError> {
     tokio::time::timeout(FIRST_FRAME, read_frame(stream))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Serves somebody on another machine, as who the controller says it is.
-pub async fn serve_remote(mut stream: UnixStream, peer: Peer, service: &Service) -> Result<(), FrameError> {
+/// Serves somebody on another machine, as who the controller says it is. `only`: the one step that is meant, where it is one.
+pub async fn serve_remote(
+    mut stream: UnixStream,
+    peer: Peer,
+    only: Option<StepKey>,
+    service: &Service,
+) -> Result<(), FrameError> {
     let mut first = opening(&mut stream).await?;
     if let Some(Frame::Node(_)) = first {
         // Which node was said to those in between.
         first = opening(&mut stream).await?;
+    }
+    if let (Some(only), Some(frame)) = (only, &first)
+        && direct::step_of(frame) != Some(only)
+    {
+        let text = format!("this connection was granted for step {only} and for nothing else");
+        return write_frame(&mut stream, &Frame::Refused(text)).await;
     }
     if matches!(first, Some(Frame::Controller)) {
         let text = "the controller is asked on one's own machine".to_string();
@@ -301,17 +314,10 @@ async fn gone(stream: &UnixStream) {
     }
 }
 
-/// Connects the caller with the controller and says in whose name, or what for: the rest of the connection passes through.
+/// Connects the caller with the controller and says in whose name: the rest of the connection passes through.
 async fn proxy(mut stream: UnixStream, preface: &Preface, service: &Service) -> Result<(), FrameError> {
     let mut controller = match service.uplink.open(preface).await {
         Ok(controller) => controller,
-        Err(e)
-            if matches!(preface, Preface::Stream { .. }) && e.kind() != io::ErrorKind::PermissionDenied =>
-        {
-            // It passes: who sees a connection that is closed tries again for as long as the step runs.
-            tracing::debug!("no stream: {e}");
-            return Ok(());
-        }
         Err(e) => {
             let text = format!(
                 "the node's agent cannot reach the controller ({e}): is it running? 'berth status' tells"

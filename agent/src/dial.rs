@@ -1,11 +1,20 @@
-//! Streams from other machines: the controller asks for one, the agent connects to it and serves who is at the other end. So a
-//! node needs no open port.
+//! Streams from other machines by the controller: it asks for one, the agent connects to it and serves who is at the other end. So a
+//! node needs no open port for them.
 
 use crate::clients::{Service, serve_remote};
-use berth_rpc::Preface;
+use berth_model::StepKey;
+use berth_model::request::Peer;
+use berth_rpc::{Duplex, Preface};
 use std::io;
 use std::sync::Arc;
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::UnixStream;
+
+/// Bytes that are copied at once: a frame.
+pub(crate) const COPIED: usize = 64 << 10;
+
+/// What went wrong with a stream; it is told to nobody but the log.
+pub(crate) type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// Opens the stream of that number and serves it.
 pub fn answer(service: Arc<Service>, number: u64) {
@@ -16,20 +25,30 @@ pub fn answer(service: Arc<Service>, number: u64) {
     });
 }
 
-async fn serve(service: &Service, number: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn serve(service: &Service, number: u64) -> Result<(), Failed> {
     let mut wire = service.uplink.open(&Preface::Answer { answer: number }).await?;
     let Preface::Client(peer) = Preface::read(&mut wire).await? else {
         return Err("the controller does not say for whom it is".into());
     };
+    carry(wire, peer, None, service).await
+}
+
+/// Serves who is at the other end of a connection. `only`: the one step that is meant, where it is one.
+pub(crate) async fn carry(
+    mut wire: Duplex,
+    peer: Peer,
+    only: Option<StepKey>,
+    service: &Service,
+) -> Result<(), Failed> {
     // A supervisor takes a descriptor of this machine: what comes and goes by TLS is copied.
     let (near, far) = UnixStream::pair()?;
     let copying = async {
         let mut near = near;
-        let copied = tokio::io::copy_bidirectional(&mut near, &mut wire).await;
+        let copied = copy_bidirectional_with_sizes(&mut near, &mut wire, COPIED, COPIED).await;
         drop(near);
         copied.map(drop)
     };
-    let (served, copied) = tokio::join!(serve_remote(far, peer, service), copying);
+    let (served, copied) = tokio::join!(serve_remote(far, peer, only, service), copying);
     served?;
     match copied {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),

@@ -11,6 +11,7 @@ pub mod around;
 mod cgroups;
 mod clients;
 mod dial;
+mod direct;
 mod drift;
 mod driver;
 mod enter;

@@ -1,5 +1,6 @@
 //! The link to the controller: dialled again for as long as the agent lives.
 
+use berth_model::direct::Admission;
 use berth_model::ids::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_rpc::{AgentLink, Backoff, RpcError, Uplink};
@@ -21,13 +22,22 @@ pub enum LinkEvent {
     Down(u64),
 }
 
-/// Keeps the link up until the task is dropped. `dial` opens the streams for which the controller asks;
+/// What the controller says about streams, which concerns nothing else.
+#[derive(Debug)]
+pub enum Streams {
+    /// Connect for the one of this number.
+    Dial(u64),
+    /// Somebody comes.
+    Admit(Admission),
+}
+
+/// Keeps the link up until the task is dropped. `streams` opens and expects the streams for which the controller asks;
 /// `connected` is there while it answers.
 pub async fn keep(
     uplink: Uplink,
     node: NodeName,
     events: mpsc::UnboundedSender<LinkEvent>,
-    dial: impl Fn(u64),
+    streams: impl Fn(Streams),
     connected: PathBuf,
 ) {
     let mut backoff = Backoff::new();
@@ -44,7 +54,8 @@ pub async fn keep(
                 let why = loop {
                     tokio::select! {
                         said = receiver.receive() => match said {
-                            Ok(Some(ToAgent::Dial { number })) => dial(number),
+                            Ok(Some(ToAgent::Dial { number })) => streams(Streams::Dial(number)),
+                            Ok(Some(ToAgent::Admit(admission))) => streams(Streams::Admit(*admission)),
                             Ok(Some(message)) => {
                                 if matches!(message, ToAgent::Welcome { .. })
                                     && let Err(e) = std::fs::write(&connected, "")

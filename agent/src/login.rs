@@ -3,16 +3,19 @@
 //! Whoever connects to its socket is who the kernel says; the controller hears that from this machine, by a connection with
 //! this machine's key, and decides what its word is worth.
 
+use crate::direct::Direct;
 use crate::jobs::listen_at;
 use crate::paths::Paths;
+use crate::peers::FindIdentity;
 use crate::start::{AgentError, Shutdown};
-use berth_model::ids::{Gid, Uid};
+use berth_model::ids::{Gid, NodeName, Uid};
 use berth_model::request::Peer;
-use berth_rpc::{Preface, Question, Uplink};
+use berth_rpc::{PeerIdentity, Preface, Question, Uplink};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Frame, FrameError};
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -21,13 +24,15 @@ const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// How often the controller is asked whether it is there, and how often while it is not.
 const ASK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
+/// How often it is looked whether this machine has another key or certificate.
+const LOOK: Duration = Duration::from_secs(10);
 
-/// Serves until `shutdown` is done; calls `ready` once it does.
+/// Serves until `shutdown` is done; calls `ready` once it does. `find` tells who this machine is to nodes.
 ///
 /// # Errors
 /// The socket cannot be made.
 pub async fn run(
-    state_dir: &Path,
+    (state_dir, node, find): (&Path, NodeName, FindIdentity),
     uplink: Uplink,
     shutdown: Shutdown,
     ready: fn(),
@@ -39,9 +44,13 @@ pub async fn run(
     })?;
     tracing::info!("login node of the cluster at {}", uplink.name());
     let connected = Paths::new(state_dir).connected();
+    let me = Arc::new(Me::default());
+    let shown = Arc::clone(&me);
+    let direct = Arc::new(Direct::new(uplink.clone(), Box::new(move || shown.get())));
     ready();
     tokio::select! {
-        () = serve(listener, &uplink) => {}
+        () = serve(listener, &uplink, direct) => {}
+        () = me.keep(state_dir, node, find) => {}
         () = watch(&uplink, &connected) => {}
         () = shutdown => {}
     }
@@ -79,13 +88,35 @@ async fn watch(uplink: &Uplink, connected: &Path) {
     }
 }
 
-async fn serve(listener: UnixListener, uplink: &Uplink) {
+/// Who this machine is to nodes.
+#[derive(Default)]
+struct Me(RwLock<Option<Arc<PeerIdentity>>>);
+
+impl Me {
+    fn get(&self) -> Option<Arc<PeerIdentity>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows what there is to show, for as long as it is polled.
+    async fn keep(&self, state: &Path, node: NodeName, find: FindIdentity) {
+        loop {
+            let (state, node, before) = (state.to_path_buf(), node.clone(), self.get());
+            let found = tokio::task::spawn_blocking(move || find(&state, &node, before.as_deref())).await;
+            if let Ok(Some(found)) = found {
+                *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(found));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+async fn serve(listener: UnixListener, uplink: &Uplink, direct: Arc<Direct>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let uplink = uplink.clone();
+                let (uplink, direct) = (uplink.clone(), Arc::clone(&direct));
                 tokio::spawn(async move {
-                    if let Err(e) = pass(stream, &uplink).await {
+                    if let Err(e) = pass(stream, &uplink, &direct).await {
                         tracing::debug!("a client's connection: {e}");
                     }
                 });
@@ -99,31 +130,24 @@ async fn serve(listener: UnixListener, uplink: &Uplink) {
     }
 }
 
-async fn pass(mut stream: UnixStream, uplink: &Uplink) -> Result<(), FrameError> {
+async fn pass(mut stream: UnixStream, uplink: &Uplink, direct: &Direct) -> Result<(), FrameError> {
     let cred = stream.peer_cred()?;
     let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: None };
     let first = tokio::time::timeout(FIRST_FRAME, read_frame(&mut stream))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let preface = match first {
-        Some(Frame::Controller) => Preface::Client(peer),
-        Some(Frame::Node(to)) => Preface::Stream { to, peer },
+    match first {
+        Some(Frame::Controller) => {}
+        Some(Frame::Node(to)) => return direct.carry(stream, peer, to).await,
         None => return Ok(()),
         Some(_) => {
             let text = "this is a login node: no jobs run here, and nothing is kept for them".to_string();
             return write_frame(&mut stream, &Frame::Refused(text)).await;
         }
-    };
-    match uplink.open(&preface).await {
+    }
+    match uplink.open(&Preface::Client(peer)).await {
         Ok(mut controller) => {
             tokio::io::copy_bidirectional(&mut stream, &mut controller).await?;
-            Ok(())
-        }
-        Err(e)
-            if matches!(preface, Preface::Stream { .. }) && e.kind() != io::ErrorKind::PermissionDenied =>
-        {
-            // It passes: who sees a connection that is closed tries again for as long as the step runs.
-            tracing::debug!("no stream: {e}");
             Ok(())
         }
         Err(e) => {

@@ -3,6 +3,7 @@
 use crate::around::{Around, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
+use crate::direct::Direct;
 use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
@@ -10,7 +11,7 @@ use crate::hooks::Hooks;
 use crate::images::{Images, STORE_ID};
 use crate::jobs::{self, listen_at};
 use crate::kept::KeptContainers;
-use crate::link;
+use crate::link::{self, Streams};
 use crate::memory;
 use crate::paths::Paths;
 use crate::peers::{FindIdentity, Keeping, Peers};
@@ -201,8 +202,11 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
     let registry = Registry::default();
+    let me = Arc::clone(&peers);
+    let direct = Direct::new(uplink.clone(), Box::new(move || me.identity()));
     let service = Arc::new(Service {
         registry: registry.clone(),
+        direct,
         uplink: uplink.clone(),
         kept: Arc::clone(&kept),
         images: Arc::clone(&images),
@@ -293,8 +297,10 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         uplink: uplink.clone(),
         port: options.config.images.peer_port(),
         images: Arc::clone(&node.images),
+        service: Arc::clone(&service),
         inputs: inputs.clone(),
     };
+    let admitted = peers.admitted();
     standing_by.spawn(peers.keep(keeping));
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
@@ -304,8 +310,11 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         .map_err(doing(format!("cannot listen on {}", paths.agent_socket().display())))?;
     let clients = tokio::spawn(clients::serve(listener, None, Arc::clone(&service)));
     let (link_events, mut from_link) = mpsc::unbounded_channel();
-    let dial = move |number| dial::answer(Arc::clone(&service), number);
-    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, dial, paths.connected()));
+    let streams = move |said| match said {
+        Streams::Dial(number) => dial::answer(Arc::clone(&service), number),
+        Streams::Admit(admission) => admitted.add(admission),
+    };
+    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, streams, paths.connected()));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
     (options.ready)();
 

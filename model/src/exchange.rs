@@ -15,6 +15,8 @@ pub enum FromPeers {
         address: String,
         /// Digest of the key that this node shows, on both sides of a connection.
         key: String,
+        /// It takes streams of steps at the same port.
+        streams: bool,
     },
     /// An image is wanted for a run of a job. Said again every few seconds for as long as it is.
     Wanted {

@@ -237,6 +237,8 @@ pub enum ToAgent {
         /// Which.
         key: StepKey,
     },
+    /// Somebody comes to the node's own port, for a stream of a step.
+    Admit(Box<crate::direct::Admission>),
     /// Somebody wants a stream to the node: connect, and say this number.
     Dial {
         /// Names the stream.

@@ -10,6 +10,7 @@
 mod agent;
 pub mod auth;
 mod client;
+mod direct;
 mod duplex;
 mod error;
 #[cfg(fuzzing)]
@@ -27,6 +28,7 @@ mod wire;
 
 pub use agent::{AgentLink, AgentReceiver, AgentSender};
 pub use client::{Call, Client, JobWatch, LeaseGuard};
+pub use direct::{Arrival, DirectStream};
 pub use duplex::Duplex;
 pub use error::RpcError;
 pub use machines::MachineListener;

@@ -248,6 +248,13 @@ async fn plan<S: Service>(
             service.vouched(member, peer).map_err(|refusal| refusal.message)?;
             Ok(Plan::Stream(peer, to))
         }
+        Preface::Ways { ways, peer, only, key: _ } => {
+            let member = machine.approved()?;
+            service.vouched(member, peer).map_err(|refusal| refusal.message)?;
+            // What it says of its key counts for nothing: this connection shows it.
+            let ways = service.ways(machine.key().0.clone(), peer, ways, only).await;
+            ways.map(|ways| Plan::Answer(Reply::Ways(ways))).map_err(|refusal| refusal.message)
+        }
         Preface::Answer { answer } => Ok(Plan::Answered(machine.node()?.name.clone(), answer)),
     }
 }

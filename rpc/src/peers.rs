@@ -1,21 +1,29 @@
-//! Connections between nodes, for images: TLS by the certificates of the cluster, on both sides. A key says who somebody is;
-//! whether that may have anything, others say. Everything here blocks.
+//! Connections between machines at a node's own port: TLS by the certificates of the cluster, on both sides. A key says who somebody
+//! is; whether that may have anything, others say. What is spoken about images blocks, streams do not.
 
+use crate::direct::{Arrival, DirectStream};
+use crate::duplex::{self, Duplex};
 use berth_trust::{Identity, PrivateKey, TrustError};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The role of those who speak to each other here.
 const ROLE: &str = "compute";
+/// The other role of those who come for streams.
+const LOGIN: &str = "login";
+/// What is spoken where somebody comes for a stream, as the handshake names it (RFC 7301); and what is spoken about images.
+const STREAMS: &[u8] = b"berth-streams/1";
+const IMAGES: &[u8] = b"http/1.1";
 /// How long a node may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the other side may take to say anything, or to take anything.
 pub const SILENCE: Duration = Duration::from_secs(15);
 
-/// Who this node is to other nodes.
+/// Who this machine is to others.
 #[derive(Debug)]
 pub struct PeerIdentity {
     key: String,
@@ -24,6 +32,7 @@ pub struct PeerIdentity {
     authority: Vec<u8>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    streams: Arc<ClientConfig>,
 }
 
 /// A connection to another node.
@@ -46,12 +55,18 @@ impl PeerIdentity {
     /// # Errors
     /// Key and certificate do not fit each other.
     pub fn new(own: &Identity, authority: Vec<u8>) -> Result<PeerIdentity, TrustError> {
+        let mut server = Arc::unwrap_or_clone(berth_trust::member_server_config(&authority, own)?);
+        server.alpn_protocols = vec![STREAMS.to_vec(), IMAGES.to_vec()];
+        let client = berth_trust::client_config(own, &authority, ROLE)?;
+        let mut streams = ClientConfig::clone(&client);
+        streams.alpn_protocols = vec![STREAMS.to_vec()];
         Ok(PeerIdentity {
             key: own.key.id(),
             certificate: own.certificate.clone(),
             made: SystemTime::now(),
-            server: berth_trust::member_server_config(&authority, own)?,
-            client: berth_trust::client_config(own, &authority, ROLE)?,
+            server: Arc::new(server),
+            client,
+            streams: Arc::new(streams),
             authority,
         })
     }
@@ -86,19 +101,57 @@ impl PeerIdentity {
         self.made.elapsed().is_ok_and(|age| age > Duration::from_secs(u64::from(days) * 24 * 3600))
     }
 
-    /// Takes a connection of another node.
+    /// Takes a connection of another machine.
     ///
     /// # Errors
-    /// Who is there is no node of this cluster: a login node, a user or a stranger.
-    pub fn accept(&self, socket: TcpStream) -> io::Result<PeerConnection> {
-        prepare(&socket)?;
-        let mut tls = ServerConnection::new(Arc::clone(&self.server)).map_err(io::Error::other)?;
-        let mut wire = socket.try_clone()?;
-        while tls.is_handshaking() {
-            tls.complete_io(&mut wire)?;
+    /// Who is there is no node of this cluster: a user or a stranger; or a login node, which may come for streams alone.
+    pub async fn arrive(&self, socket: tokio::net::TcpStream) -> io::Result<Arrival> {
+        duplex::prepare(&socket)?;
+        let tls = TlsAcceptor::from(Arc::clone(&self.server)).accept(socket).await?;
+        let (_, session) = tls.get_ref();
+        if session.alpn_protocol() == Some(STREAMS) {
+            let of = |role| self.judge(session.peer_certificates(), role);
+            let key = of(ROLE).or_else(|_| of(LOGIN))?;
+            return Ok(Arrival::Stream(DirectStream::new(Duplex::Tls(Box::new(tls.into())), key)));
         }
-        let key = self.judge(tls.peer_certificates())?;
-        Ok(PeerConnection { stream: Stream::Server(Box::new(StreamOwned::new(tls, wire))), key, socket })
+        let key = self.judge(session.peer_certificates(), ROLE)?;
+        // Images are given by a thread for each connection.
+        let (socket, session) = tls.into_inner();
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        prepare(&socket)?;
+        let wire = socket.try_clone()?;
+        let stream = Stream::Server(Box::new(StreamOwned::new(session, wire)));
+        Ok(Arrival::Images(PeerConnection { stream, key, socket }))
+    }
+
+    /// Connects to the node with this key, for a stream.
+    ///
+    /// # Errors
+    /// It cannot be reached, somebody else is there, or it takes no streams.
+    pub(crate) async fn dial(&self, address: &str, key: &str) -> io::Result<Duplex> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in tokio::net::lookup_host(address).await? {
+            match self.dial_to(address).await {
+                Ok((wire, shown)) if shown == key => return Ok(wire),
+                Ok(_) => last = io::Error::new(io::ErrorKind::PermissionDenied, "another node answers there"),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial_to(&self, address: SocketAddr) -> io::Result<(Duplex, String)> {
+        let socket = tokio::net::TcpStream::connect(address).await?;
+        duplex::prepare(&socket)?;
+        let connector = TlsConnector::from(Arc::clone(&self.streams));
+        let tls = connector.connect(berth_trust::server_name(), socket).await?;
+        let (_, session) = tls.get_ref();
+        if session.alpn_protocol() != Some(STREAMS) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it takes no streams there"));
+        }
+        let key = self.judge(session.peer_certificates(), ROLE)?;
+        Ok((Duplex::Tls(Box::new(tls.into())), key))
     }
 
     /// Connects to the node with this key.
@@ -126,12 +179,16 @@ impl PeerIdentity {
         while tls.is_handshaking() {
             tls.complete_io(&mut wire)?;
         }
-        let key = self.judge(tls.peer_certificates())?;
+        let key = self.judge(tls.peer_certificates(), ROLE)?;
         Ok(PeerConnection { stream: Stream::Client(Box::new(StreamOwned::new(tls, wire))), key, socket })
     }
 
-    fn judge(&self, certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>) -> io::Result<String> {
-        berth_trust::presented_as(&self.authority, certificates, SystemTime::now(), ROLE)
+    fn judge(
+        &self,
+        certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>,
+        role: &str,
+    ) -> io::Result<String> {
+        berth_trust::presented_as(&self.authority, certificates, SystemTime::now(), role)
             .map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, e.to_string()))
     }
 }

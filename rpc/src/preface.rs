@@ -1,9 +1,10 @@
 //! The line of JSON with which each connection to the controller begins that is not a client's own: for whom, or for what, it
 //! is; and the questions that machines ask before they speak the services' protocol.
 
+use berth_model::direct::StreamWay;
 use berth_model::member::{MemberRole, MemberState};
 use berth_model::request::Peer;
-use berth_model::{NodeName, Time};
+use berth_model::{NodeName, StepKey, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Longest line that a connection begins with.
-const MAX_PREFACE: usize = 2048;
+pub(crate) const MAX_PREFACE: usize = 2048;
 /// Longest answer to a question: a configuration.
 const MAX_REPLY: usize = 1 << 20;
 /// How long the other side may take for what comes before everything else.
@@ -32,6 +33,19 @@ pub enum Preface {
         to: NodeName,
         /// For whom.
         peer: Peer,
+    },
+    /// How are nodes reached without the controller, for a step of somebody on this machine? Each answer is good for one connection.
+    Ways {
+        /// Which step.
+        ways: StepKey,
+        /// For whom.
+        peer: Peer,
+        /// The one node that is meant; absent: all of the step.
+        #[serde(default)]
+        only: Option<NodeName>,
+        /// Digest of the key that this machine will show there. Who asks by TLS is taken at the key of the connection alone.
+        #[serde(default)]
+        key: String,
     },
     /// The stream that the controller asked a node for.
     Answer {
@@ -131,6 +145,8 @@ pub enum Reply {
     },
     /// The configuration: [`berth_model::config::Config::told`].
     Settings(serde_json::Value),
+    /// How nodes are reached; those that are not named are not reached but by the controller.
+    Ways(Vec<StreamWay>),
 }
 
 impl Preface {
@@ -161,14 +177,17 @@ impl Reply {
     }
 }
 
-fn line(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn line(value: &impl Serialize) -> Vec<u8> {
     // Strings, numbers and lists of them always serialise.
     let mut line = serde_json::to_vec(value).unwrap_or_default();
     line.push(b'\n');
     line
 }
 
-async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), most: usize) -> io::Result<T> {
+pub(crate) async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    most: usize,
+) -> io::Result<T> {
     let read = async {
         let mut line = Vec::with_capacity(64);
         loop {
@@ -194,7 +213,7 @@ pub(crate) async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_model::{Gid, JobId, Uid};
+    use berth_model::{Attempt, Gid, JobId, StepId, Uid};
 
     #[test]
     fn lines_are_what_they_were() {
@@ -203,6 +222,12 @@ mod tests {
         let all = [
             Preface::Node { node: name.clone() },
             Preface::Stream { to: name.clone(), peer },
+            Preface::Ways {
+                ways: StepKey { job: JobId(9), attempt: Attempt(1), step: StepId::Number(3) },
+                peer,
+                only: Some(name.clone()),
+                key: "ab".into(),
+            },
             Preface::Answer { answer: 5 },
             Preface::Question { question: Question::Clock },
             Preface::Question { question: Question::Renew { public: Hex(vec![0, 255]) } },

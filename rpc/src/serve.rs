@@ -5,13 +5,14 @@ use crate::machines::{self, MachineListener};
 use crate::methods::Shell;
 use crate::preface::{Preface, Question, Reply};
 use berth_model::config::Config;
+use berth_model::direct::StreamWay;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
-use berth_model::{JobId, NodeName, Uid};
+use berth_model::{JobId, NodeName, StepKey, Uid};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -139,6 +140,15 @@ pub trait Service: Send + Sync + 'static {
         from: SocketAddr,
         question: Question,
     ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+    /// How nodes of a step are reached without the controller by the machine with this key, for this client, whom it may speak
+    /// for: the nodes expect one connection each from then on.
+    fn ways(
+        &self,
+        key: String,
+        peer: Peer,
+        step: StepKey,
+        only: Option<NodeName>,
+    ) -> impl Future<Output = Result<Vec<StreamWay>, Refusal>> + Send;
     /// Connects somebody with a node's agent; comes back when the connection is over.
     fn stream(&self, peer: Peer, to: NodeName, wire: Duplex) -> impl Future<Output = ()> + Send;
     /// The connection that this machine's own agent was asked for.
@@ -298,6 +308,15 @@ async fn accept_nodes<S: Service>(
                 Ok(Preface::Client(peer)) if peer.job.is_some() => Caller::Client(peer),
                 // Everything on this machine that may connect here is the cluster's own.
                 Ok(Preface::Stream { to, peer }) => return service.stream(peer, to, stream.into()).await,
+                Ok(Preface::Ways { ways, peer, only, key }) => {
+                    let reply = match service.ways(key, peer, ways, only).await {
+                        Ok(ways) => Reply::Ways(ways),
+                        Err(refusal) => Reply::Refused(refusal.message),
+                    };
+                    // Who does not listen any more needs nothing.
+                    let _ = reply.write(&mut stream).await;
+                    return;
+                }
                 Ok(Preface::Answer { answer }) => {
                     return service.answered_here(answer, stream.into());
                 }

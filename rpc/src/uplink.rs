@@ -4,6 +4,7 @@ use crate::duplex::{Duplex, prepare};
 use crate::error::RpcError;
 use crate::preface::{Preface, Question, Reply, in_time};
 use crate::transport::{Opener, connect};
+use berth_model::direct::StreamWay;
 use berth_model::request::{Refusal, RefusalCode};
 use berth_trust::TrustError;
 use rustls::ClientConfig;
@@ -11,7 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::Channel;
@@ -94,6 +95,22 @@ impl Uplink {
         }
     }
 
+    /// Asks how the nodes of a step are reached without the controller: [`Preface::Ways`].
+    ///
+    /// # Errors
+    /// The controller cannot be reached, refuses, or is of a version that knows no such ways.
+    pub async fn ways(&self, preface: &Preface) -> io::Result<Vec<StreamWay>> {
+        let reply = match self {
+            Uplink::Local(path) => say(&mut UnixStream::connect(path).await?, preface).await?,
+            Uplink::Remote(remote) => say(&mut remote.open().await?, preface).await?,
+        };
+        match reply {
+            Reply::Ways(ways) => Ok(ways),
+            Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer that does not fit")),
+        }
+    }
+
     /// Asks a question of a controller on another machine.
     ///
     /// # Errors
@@ -135,7 +152,7 @@ impl Uplink {
     }
 }
 
-async fn say(stream: &mut Duplex, preface: &Preface) -> io::Result<Reply> {
+async fn say(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), preface: &Preface) -> io::Result<Reply> {
     in_time(async {
         stream.write_all(&preface.line()).await?;
         stream.flush().await

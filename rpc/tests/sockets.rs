@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests: a failure is a failed test
 
 use berth_model::config::Config;
+use berth_model::direct::StreamWay;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::listing::JobList;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
@@ -10,7 +11,7 @@ use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, NodeStateChange, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::Identity;
 use berth_model::state::ExitStatus;
-use berth_model::{ByteStr, JobId, NodeName, Session, Time, Uid};
+use berth_model::{ByteStr, JobId, NodeName, Session, StepKey, Time, Uid};
 use berth_rpc::{
     AgentConnection, AgentLink, Answers, Client, Duplex, Endpoint, Listeners, Preface, Question, Reply,
     RpcError, Service, Uplink, serve,
@@ -141,6 +142,18 @@ impl Service for Recorder {
     ) -> Result<Reply, Refusal> {
         refuse(RefusalCode::Denied)
     }
+    async fn ways(
+        &self,
+        key: String,
+        peer: Peer,
+        step: StepKey,
+        only: Option<NodeName>,
+    ) -> Result<Vec<StreamWay>, Refusal> {
+        // What was asked is what is answered.
+        let (node, grant) = (only.unwrap_or(NodeName("all".into())), format!("{step} {}", peer.uid));
+        Ok(vec![StreamWay { node, address: ":1".into(), key, grant }])
+    }
+
     async fn stream(&self, _: Peer, _: NodeName, _: Duplex) {}
     fn answered_here(&self, _: u64, _: Duplex) {}
     fn answered(&self, _: NodeName, _: u64, _: Duplex, _: oneshot::Receiver<()>) {}

@@ -208,7 +208,7 @@ fn a_digest_opens_nothing_for_whom_the_controller_did_not_name_as_root() {
     let told = ask("n3", &[], &paths[0]);
     assert!(told.rc != 0 && told.text() == "000", "{told}");
     let said = log(&hosts, "n2");
-    assert_eq!(said.matches("is turned away from images").count(), 2, "{said}");
+    assert_eq!(said.matches(" is turned away: ").count(), 2, "{said}");
     // It gets the image by a job that has it, and nothing more when that has it.
     let fetched = registry.fetched();
     hosts.cmd("n1", "srun").args(["-w", "n3", &container, "true"]).limit(60).ok();

@@ -282,7 +282,7 @@ impl AgentCore {
                 }
             }
             // Streams are the shell's alone: nothing is decided about them.
-            ToAgent::Dial { .. } => {}
+            ToAgent::Dial { .. } | ToAgent::Admit(_) => {}
         }
     }
 

@@ -6,6 +6,7 @@ mod held;
 mod http;
 mod serve;
 
+use crate::direct::Admitted;
 pub(crate) use fetch::PeerSource;
 use serve::{Connections, Grants};
 
@@ -59,6 +60,8 @@ pub struct Peers {
     last: AtomicU64,
     grants: Grants,
     connections: Connections,
+    /// Who may come for streams.
+    admitted: Arc<Admitted>,
     /// What the controller was told of this node's images.
     told: held::Told,
 }
@@ -108,6 +111,7 @@ impl Peers {
             last: AtomicU64::new(0),
             grants: Grants::default(),
             connections: Connections::default(),
+            admitted: Arc::default(),
             told: held::Told::default(),
         }
     }
@@ -122,7 +126,13 @@ impl Peers {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn identity(&self) -> Option<Arc<PeerIdentity>> {
+    /// Who may come for streams.
+    pub(crate) fn admitted(&self) -> Arc<Admitted> {
+        Arc::clone(&self.admitted)
+    }
+
+    /// Who this node is to others, once it is somebody.
+    pub(crate) fn identity(&self) -> Option<Arc<PeerIdentity>> {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -136,7 +146,8 @@ impl Peers {
     /// Tells the controller where others find this node, once it serves.
     pub fn announce(&self) {
         if let (Some(identity), Some(address)) = (self.identity(), self.address.get()) {
-            self.say(FromPeers::Ready { address: address.clone(), key: identity.key().to_string() });
+            let (address, key) = (address.clone(), identity.key().to_string());
+            self.say(FromPeers::Ready { address, key, streams: true });
             for (ask, open) in &*self.turns() {
                 self.say(open.what.wanted(*ask));
             }
@@ -160,6 +171,7 @@ impl Peers {
                 self.grants.end(&key, digest.as_deref());
                 if digest.is_none() {
                     self.connections.cut(&key);
+                    self.admitted.cut(&key);
                 }
             }
         }
@@ -199,7 +211,7 @@ impl Peers {
             Some(own) => std::net::SocketAddr::new(own, port).to_string(),
             None => format!(":{port}"),
         };
-        tracing::info!("images are given to other nodes at {address}");
+        tracing::info!("images are given to other nodes at {address}, and streams of steps are taken there");
         let _ = self.address.set(address);
         self.announce();
         let renewing = async {
@@ -209,7 +221,7 @@ impl Peers {
                 self.announce();
             }
         };
-        tokio::join!(renewing, serve::accept(listener, Arc::clone(self), Arc::clone(&start.images)));
+        tokio::join!(renewing, serve::accept(listener, Arc::clone(self), start));
     }
 
     /// Waits until this node is somebody else than before.
@@ -264,9 +276,11 @@ pub(crate) struct Keeping {
     pub(crate) state: PathBuf,
     pub(crate) find: FindIdentity,
     pub(crate) uplink: Uplink,
-    /// `None`: images are neither given nor taken.
+    /// `None`: images are neither given nor taken, and streams go by the controller.
     pub(crate) port: Option<u16>,
     pub(crate) images: Arc<crate::images::Images>,
+    /// What takes streams.
+    pub(crate) service: Arc<crate::clients::Service>,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
 }
 

@@ -7,7 +7,7 @@ use crate::images::Images;
 use berth_images::{Digest, Part};
 use berth_model::ids::{NodeName, Uid};
 use berth_model::time::Span;
-use berth_rpc::PeerConnection;
+use berth_rpc::{Arrival, PeerConnection};
 use std::io::{self, BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,7 +134,7 @@ impl Connections {
 }
 
 /// Takes connections until it is dropped.
-pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, images: Arc<Images>) {
+pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, start: &super::Keeping) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     while let Ok(place) = Arc::clone(&strangers).acquire_owned().await {
         let Ok((stream, from)) = listener.accept().await else {
@@ -142,29 +142,22 @@ pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, images: Arc
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (peers, images) = (Arc::clone(&peers), Arc::clone(&images));
+        let (peers, images) = (Arc::clone(&peers), Arc::clone(&start.images));
+        let service = Arc::clone(&start.service);
         tokio::spawn(async move {
-            let blocking = stream.into_std().and_then(|stream| {
-                stream.set_nonblocking(false)?;
-                Ok((stream.try_clone()?, stream))
-            });
-            let (Ok((handle, stream)), Some(identity)) = (blocking, peers.identity()) else { return };
-            let shaking = tokio::task::spawn_blocking(move || identity.accept(stream));
-            let connection = match tokio::time::timeout(HANDSHAKE, shaking).await {
-                Ok(Ok(Ok(connection))) => connection,
-                Ok(Ok(Err(e))) => {
-                    tracing::info!("{from} is turned away from images: {e}");
-                    return;
-                }
-                _ => {
-                    let _ = handle.shutdown(Shutdown::Both);
-                    return;
-                }
-            };
+            let Some(identity) = peers.identity() else { return };
+            let arrived = tokio::time::timeout(HANDSHAKE, identity.arrive(stream)).await;
             drop(place);
-            let served = std::thread::Builder::new().name("peer".into());
-            // Where there may be no more threads, who is there asks somebody else.
-            let _ = served.spawn(move || serve(connection, &peers, &images));
+            match arrived {
+                Ok(Ok(Arrival::Images(connection))) => {
+                    let served = std::thread::Builder::new().name("peer".into());
+                    // Where there may be no more threads, who is there asks somebody else.
+                    let _ = served.spawn(move || serve(connection, &peers, &images));
+                }
+                Ok(Ok(Arrival::Stream(stream))) => peers.admitted.take_in(stream, from, &service).await,
+                Ok(Err(e)) => tracing::info!("{from} is turned away: {e}"),
+                Err(_) => tracing::debug!("{from} did not say who it is"),
+            }
         });
     }
 }

@@ -70,9 +70,10 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
 fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
     let _pid = daemon::PidFile::write(&dir, Part::Agent, None)?;
     daemon::serve(Box::pin(async move {
+        let name = joined.name.clone();
         let keeping = tokio::spawn(joined::keep(dir.clone(), joined, Arc::clone(&remote)));
         let ended = berth_agent::login::run(
-            &dir.0,
+            (&dir.0, name, joined::peer_identity),
             Uplink::Remote(remote),
             Box::pin(daemon::ended_by_signal()?),
             notify::ready,

@@ -2787,6 +2787,9 @@ pub struct PeerReady {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
+    /// It takes streams of steps at the same port.
+    #[prost(bool, tag = "150")]
+    pub streams: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageWanted {
@@ -3110,9 +3113,26 @@ pub struct Dial {
     #[prost(uint64, tag = "1")]
     pub number: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Admission {
+    #[prost(string, tag = "1")]
+    pub grant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    #[prost(uint32, tag = "4")]
+    pub gid: u32,
+    #[prost(uint32, optional, tag = "5")]
+    pub job: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "6")]
+    pub step: ::core::option::Option<StepKey>,
+    #[prost(int64, tag = "7")]
+    pub time: i64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70")]
+    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3152,6 +3172,8 @@ pub mod to_agent {
         Reboot(super::RebootMachine),
         #[prost(message, tag = "70")]
         Renew(super::Renew),
+        #[prost(message, tag = "150")]
+        Admit(super::Admission),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

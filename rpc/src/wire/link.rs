@@ -3,9 +3,11 @@
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
 use berth_model::config::Config;
+use berth_model::direct::Admission;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::login::Login;
+use berth_model::request::Peer;
 use berth_model::state::Cause;
 use berth_model::time::Time;
 use berth_model::{Attempt, JobId, StepKey};
@@ -44,6 +46,30 @@ impl Field<pb::SignalTarget> for SignalTarget {
             Some(Kind::All(pb::Everything {})) => Ok(SignalTarget::All),
             None => Err(Malformed::new("not a known target of a signal")),
         }
+    }
+}
+
+impl Field<pb::Admission> for Admission {
+    fn put(&self) -> pb::Admission {
+        pb::Admission {
+            grant: self.grant.clone(),
+            key: self.key.clone(),
+            uid: self.peer.uid.put(),
+            gid: self.peer.gid.put(),
+            job: self.peer.job.put(),
+            step: self.step.put(),
+            time: self.time.put(),
+        }
+    }
+    fn get(wire: pb::Admission) -> Result<Self, Malformed> {
+        let (uid, gid) = (Field::get(wire.uid)?, Field::get(wire.gid)?);
+        Ok(Admission {
+            grant: wire.grant,
+            key: wire.key,
+            peer: Peer { uid, gid, job: Field::get(wire.job)? },
+            step: required(wire.step)?,
+            time: Field::get(wire.time)?,
+        })
     }
 }
 
@@ -268,6 +294,7 @@ impl Field<pb::ToAgent> for ToAgent {
             ToAgent::Configure(understood) => {
                 Kind::Configure(understood.config.told().to_string().into_bytes())
             }
+            ToAgent::Admit(admission) => Kind::Admit((**admission).put()),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
@@ -324,6 +351,7 @@ impl Field<pb::ToAgent> for ToAgent {
                 let understood = understood.map_err(|_| Malformed::new("not a configuration"))?;
                 ToAgent::Configure(Box::new(understood))
             }
+            Kind::Admit(admission) => ToAgent::Admit(Box::new(Field::get(admission)?)),
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })

@@ -4,6 +4,7 @@ use super::*;
 use crate::pb;
 use berth_model::bind::{CpuBind, MemBind};
 use berth_model::config::{Config, PartitionConfig, Understood};
+use berth_model::direct::Admission;
 use berth_model::distribution::Distribution;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::launch::{Program, StepLaunch, StepPhase};
@@ -13,7 +14,7 @@ use berth_model::listing::JobList;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
-use berth_model::request::{CancelRequest, Payload, Refusal, Response};
+use berth_model::request::{CancelRequest, Payload, Peer, Refusal, Response};
 use berth_model::spec::{JobSelector, JobSpec, MemoryRequest, ResolvedImage, StepSpec, TimeLimit};
 use berth_model::state::Reason;
 use berth_model::tres::GresKey;
@@ -381,7 +382,11 @@ impl Arbitrary for FromPeers {
                 images: Arbitrary::arbitrary(r),
                 gone: Arbitrary::arbitrary(r),
             },
-            0 => FromPeers::Ready { address: Arbitrary::arbitrary(r), key: Arbitrary::arbitrary(r) },
+            0 => FromPeers::Ready {
+                address: Arbitrary::arbitrary(r),
+                key: Arbitrary::arbitrary(r),
+                streams: Arbitrary::arbitrary(r),
+            },
             1 => FromPeers::Wanted {
                 ask: Arbitrary::arbitrary(r),
                 job: Arbitrary::arbitrary(r),
@@ -432,7 +437,7 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(15) {
+        match r.below(16) {
             12 => ToAgent::Peers(Arbitrary::arbitrary(r)),
             13 => ToAgent::Fetch(Box::new(Arbitrary::arbitrary(r))),
             0 => ToAgent::Welcome {
@@ -459,6 +464,17 @@ impl Arbitrary for ToAgent {
             }
             10 => ToAgent::Reboot { term, since: Arbitrary::arbitrary(r) },
             11 => ToAgent::Renew { term, runs: vec![(job, attempt, Arbitrary::arbitrary(r))] },
+            14 => ToAgent::Admit(Box::new(Admission {
+                grant: Arbitrary::arbitrary(r),
+                key: Arbitrary::arbitrary(r),
+                peer: Peer {
+                    uid: Arbitrary::arbitrary(r),
+                    gid: Arbitrary::arbitrary(r),
+                    job: Arbitrary::arbitrary(r),
+                },
+                step: key,
+                time: kill_wait,
+            })),
             _ => ToAgent::ExitRecorded { key },
         }
     }

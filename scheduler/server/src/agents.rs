@@ -4,7 +4,8 @@
 use crate::driver::{Input, Outgoing};
 use crate::logins::Logins;
 use crate::relay::Relay;
-use berth_model::link::{Start, ToAgent};
+use berth_model::exchange::FromPeers;
+use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::request::Payload;
 use berth_rpc::AgentConnection;
 use berth_sched_core::{PayloadKey, fill_payload};
@@ -42,6 +43,9 @@ pub(crate) fn take(
                 _ = &mut telling => None,
             };
             let Some(message) = message else { break };
+            if let FromAgent::Peers { said: FromPeers::Ready { address, key, streams }, .. } = &message {
+                relay.port(&node, connection, streams.then(|| (address.clone(), key.clone())));
+            }
             if inputs.send(Input::Agent { node: node.clone(), connection, message }).is_err() {
                 return;
             }

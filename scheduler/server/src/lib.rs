@@ -22,6 +22,7 @@ mod state;
 mod streams;
 mod tokens;
 mod watchers;
+mod ways;
 
 use crate::clock::ClusterClock;
 use crate::driver::{Driver, Input, Started};

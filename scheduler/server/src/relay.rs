@@ -25,6 +25,8 @@ pub(crate) struct Relay {
 
 #[derive(Default)]
 struct Inner {
+    /// Where nodes take streams themselves, and by which key: as they said on their present links.
+    ports: HashMap<NodeName, (u64, String, String)>,
     links: HashMap<NodeName, (u64, mpsc::Sender<ToAgent>)>,
     waiting: HashMap<u64, (NodeName, oneshot::Sender<Made>)>,
     last: u64,
@@ -48,9 +50,31 @@ impl Relay {
         let mut inner = self.lock();
         if inner.links.get(node).is_some_and(|(now, _)| *now == connection) {
             inner.links.remove(node);
+            inner.ports.remove(node);
             // Whoever waits for it asks again.
             inner.waiting.retain(|_, (of, _)| of != node);
         }
+    }
+
+    /// A node takes streams at this address, by this key; or none any more.
+    pub(crate) fn port(&self, node: &NodeName, connection: u64, at: Option<(String, String)>) {
+        let mut inner = self.lock();
+        match at {
+            Some((address, key)) => {
+                inner.ports.insert(node.clone(), (connection, address, key));
+            }
+            None => {
+                inner.ports.remove(node);
+            }
+        }
+    }
+
+    /// Where a node takes streams, by which key, and its link.
+    pub(crate) fn reach(&self, node: &NodeName) -> Option<(String, String, mpsc::Sender<ToAgent>)> {
+        let inner = self.lock();
+        let (connection, link) = inner.links.get(node)?;
+        let (of, address, key) = inner.ports.get(node)?;
+        (of == connection).then(|| (address.clone(), key.clone(), link.clone()))
     }
 
     /// Connects somebody with a node's agent; comes back when the connection is over.

@@ -12,14 +12,16 @@ use crate::queries;
 use crate::relay::Relay;
 use crate::shared::Shared;
 use crate::tokens;
+use crate::ways;
 use berth_model::config::Config;
+use berth_model::direct::StreamWay;
 use berth_model::listing::JobList;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo, hex};
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::spec::JobKind;
-use berth_model::{ByteStr, JobId, NodeName, Time, Uid};
+use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service};
 use berth_sched_core::{CoreConfig, RequestId};
 use berth_store::Reader;
@@ -352,6 +354,16 @@ impl Service for Controller {
             return Ok(Reply::Settings(self.config().await?.for_agents().told()));
         }
         self.machines.answer(&self.shared, &self.inputs, (key, member), from, question).await
+    }
+
+    async fn ways(
+        &self,
+        key: String,
+        peer: Peer,
+        step: StepKey,
+        only: Option<NodeName>,
+    ) -> Result<Vec<StreamWay>, Refusal> {
+        ways::told(&self.shared, &self.relay, (key, peer), step, only)
     }
 
     async fn stream(&self, peer: Peer, to: NodeName, wire: Duplex) {

@@ -315,6 +315,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::ImagesNeeded { .. }
         | ToAgent::Configure(_)
         | ToAgent::Dial { .. }
+        | ToAgent::Admit(_)
         | ToAgent::Peers(_)
         | ToAgent::ExitRecorded { .. } => None,
     }
@@ -328,6 +329,7 @@ pub(crate) fn to_agent(message: &ToAgent) -> String {
             };
             format!("Start {} term {}, {} s left", start.launch.key, start.term.0, left.secs())
         }
+        ToAgent::Admit(admission) => format!("Admit to {}", admission.step),
         ToAgent::Dial { number } => format!("Dial {number}"),
         ToAgent::Fetch(start) => format!("Fetch {} term {}", start.launch.key, start.term.0),
         ToAgent::Prefetch(start) => format!("Prefetch {} term {}", start.launch.key, start.term.0),

@@ -373,6 +373,8 @@ impl Step {
         match self.streams.attach(fd, remote) {
             Ok(()) => {
                 self.deadlines.client_came();
+                // Who was told the end before may have been a connection that nobody heard any more.
+                self.told = false;
                 if self.state.phase == StepPhase::Running {
                     self.streams.tell(&Frame::Started);
                 }

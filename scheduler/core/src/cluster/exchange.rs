@@ -25,7 +25,7 @@ impl Cluster {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
         let told = match said {
-            FromPeers::Ready { address, key } => {
+            FromPeers::Ready { address, key, .. } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
                     return;
                 }

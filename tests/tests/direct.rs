@@ -1,0 +1,261 @@
+//! Streams that go straight to the nodes: the controller is not on their way, who cannot be reached is reached through it, and a
+//! grant opens nothing for anybody but whom it names.
+
+use berth_model::direct::StreamWay;
+use berth_model::{Attempt, JobId, StepId, StepKey};
+use berth_tests::sandbox::wait;
+use berth_tests::{Cmd, Hosts};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// n1 with the controller, n2 and n3, and a login node; all of them take streams.
+fn site() -> Hosts {
+    let hosts = Hosts::new(&["n1", "n2", "n3", "front"]);
+    hosts.up("n1", "");
+    let token = hosts.token("n1", &["--uses", "2"]);
+    hosts.join("n2", &token);
+    hosts.join("n3", &token);
+    hosts.join("front", &hosts.token("n1", &["--role", "login"]));
+    for name in ["n1", "n2", "n3"] {
+        hosts.wait_node(name, "idle", 20);
+        let ready = || log(&hosts, name).contains("streams of steps are taken there").then_some(());
+        assert!(wait(20, ready).is_some(), "{}", log(&hosts, name));
+    }
+    hosts
+}
+
+fn log(hosts: &Hosts, host: &str) -> String {
+    std::fs::read_to_string(hosts.state(host).join("log/agent.log")).unwrap_or_default()
+}
+
+/// Has a host treat what comes to its port so.
+fn filter(hosts: &Hosts, host: &str, words: &str) {
+    let rule = format!("-p tcp --dport 7818 -j {words}");
+    hosts.root(host, "iptables").args(["-w", "-I", "INPUT"]).args(rule.split(' ')).ok();
+}
+
+fn lines(text: &str, of: &str) -> usize {
+    text.lines().filter(|line| *line == of).count()
+}
+
+#[test]
+fn streams_go_straight_to_nodes_whatever_the_controller_does_as_root() {
+    let hosts = site();
+    let script = "echo before; while [ ! -e go ]; do sleep 0.1; done; echo after; read x; echo $x; exit $((4 + SLURM_NODEID))";
+    // From a login node, from a node, and from the controller's own machine, which is one of the nodes in the first two.
+    for (from, nodes) in [("front", "n[1-3]"), ("n2", "n[1-3]"), ("n1", "n[2-3]")] {
+        let count = if nodes == "n[1-3]" { 3 } else { 2 };
+        if from == "n2" {
+            // A compute node speaks for its jobs alone.
+            let batch = format!("#!/bin/sh\nsrun sh -c '{script}' < in > out\n");
+            std::fs::write(hosts.work().join("job.sh"), batch).unwrap();
+            std::fs::write(hosts.work().join("in"), "input\n").unwrap();
+            std::fs::write(hosts.work().join("out"), "").unwrap();
+            berth_tests::machine::give(&hosts.work().join("out"), hosts.user());
+            let mut job =
+                hosts.cmd("n1", "sbatch").args(["-N3", "-w", nodes, "--wait", "job.sh"]).limit(90).spawn();
+            let out = || std::fs::read_to_string(hosts.work().join("out")).unwrap();
+            assert!(wait(30, || (lines(&out(), "before") == count).then_some(())).is_some(), "{}", out());
+            stopped(&hosts, || {
+                std::fs::write(hosts.work().join("go"), "").unwrap();
+                assert!(wait(20, || (lines(&out(), "after") == count).then_some(())).is_some(), "{}", out());
+            });
+            assert!(job.alive() || wait(20, || (!job.alive()).then_some(())).is_some());
+            let ended = job.finish();
+            assert_eq!((ended.rc, lines(&out(), "input")), (6, count), "{ended}{}", out());
+        } else {
+            let options = ["-w", nodes, "sh", "-c", script];
+            let mut step = hosts.cmd(from, "srun").args(options).stdin_open().limit(90).spawn();
+            let heard = |step: &berth_tests::Running, word| {
+                let text = String::from_utf8_lossy(&step.stdout()).into_owned();
+                wait(30, || (lines(&String::from_utf8_lossy(&step.stdout()), word) == count).then_some(()))
+                    .unwrap_or_else(|| panic!("{from}: {word}: {text}"));
+            };
+            heard(&step, "before");
+            stopped(&hosts, || {
+                std::fs::write(hosts.work().join("go"), "").unwrap();
+                heard(&step, "after");
+                step.write(b"input\n");
+                heard(&step, "input");
+            });
+            let ended = step.finish();
+            assert_eq!(ended.rc, 3 + i32::try_from(count).unwrap(), "{ended}");
+        }
+        std::fs::remove_file(hosts.work().join("go")).unwrap();
+    }
+}
+
+/// Does something while the controller does nothing.
+fn stopped(hosts: &Hosts, work: impl FnOnce()) {
+    let controller = Pid::from_raw(hosts.pid("n1", "controller"));
+    kill(controller, Signal::SIGSTOP).unwrap();
+    let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    kill(controller, Signal::SIGCONT).unwrap();
+    if let Err(panic) = worked {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_node_that_is_not_reached_is_reached_through_the_controller_as_root() {
+    let hosts = site();
+    // What comes to the port vanishes, as behind many a firewall.
+    filter(&hosts, "n3", "DROP");
+    let told = hosts.cmd("front", "srun").args(["-l", "-w", "n[2-3]", "hostname"]).limit(60).ok();
+    let mut all: Vec<String> = told.text().lines().map(str::to_string).collect();
+    all.sort();
+    assert_eq!(all, ["0: n2", "1: n3"], "{told}");
+    let away = || log(&hosts, "front").matches("n3 is not reached for streams").count();
+    assert_eq!(away(), 1, "{}", log(&hosts, "front"));
+    // It is known from then on.
+    hosts.cmd("front", "srun").args(["-w", "n3", "hostname"]).limit(60).ok();
+    assert_eq!(away(), 1, "{}", log(&hosts, "front"));
+    assert!(!log(&hosts, "front").contains("n2 is not reached"), "{}", log(&hosts, "front"));
+    // A connection that breaks in the middle: the step goes on, and ends as it ends.
+    let script = "echo before; while [ ! -e go ]; do sleep 0.1; done; echo after; exit 7";
+    let mut step = hosts.cmd("front", "srun").args(["-w", "n2", "sh", "-c", script]).limit(60).spawn();
+    step.wait_for("before", 30);
+    filter(&hosts, "n2", "REJECT --reject-with tcp-reset");
+    // The end of the connection is noticed when something is sent.
+    step.signal(Signal::SIGWINCH);
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    let ended = step.finish();
+    assert_eq!((ended.rc, lines(&ended.text(), "after")), (7, 1), "{ended}");
+}
+
+#[test]
+fn a_gibibyte_comes_over_a_direct_stream_and_who_does_not_read_holds_up_nobody_else_as_root() {
+    let hosts = site();
+    // A reader that reads nothing: its own step waits, on n2.
+    let full = "srun -w n2 sh -c 'echo $SLURM_JOB_ID > held; yes' | sleep 120";
+    let mut held = hosts.cmd("front", "sh").args(["-c", full]).limit(180).spawn();
+    let job = || std::fs::read_to_string(hosts.work().join("held")).ok().filter(|id| id.ends_with('\n'));
+    let job = wait(30, job).unwrap();
+    let flood = "srun -w n3 head -c 1G /dev/zero | cmp -n 1073741824 - /dev/zero && echo all";
+    let told = hosts.cmd("front", "sh").args(["-c", flood]).limit(120).ok();
+    assert_eq!(told.text(), "all", "{told}");
+    assert!(held.alive());
+    hosts.cmd("front", "scancel").arg(job.trim()).ok();
+    hosts.wait_node("n2", "idle", 30);
+    // What it wrote is still for its reader, which is ours to end.
+    Cmd::new("kill").args(["-TERM", "--", &format!("-{}", held.pid())]).ok();
+    held.finish();
+}
+
+/// A machine's certificate and key, as openssl takes them.
+fn identity(hosts: &Hosts, host: &str) -> [String; 4] {
+    let private = hosts.state(host).join("private");
+    let find = |ending: &str| {
+        let mut all = std::fs::read_dir(&private).unwrap().flatten().map(|e| e.path().display().to_string());
+        all.find(|path| path.contains("/node-") && path.ends_with(ending)).unwrap()
+    };
+    let out = hosts.state(host).join("attack.pem").display().to_string();
+    hosts.root(host, "openssl").args(["x509", "-inform", "DER", "-in", &find(".crt"), "-out", &out]).ok();
+    ["-cert".into(), out, "-key".into(), find(".key")]
+}
+
+/// Says bytes to a port by TLS, and gives what is answered within some seconds.
+fn say(hosts: &Hosts, from: &str, shows: &[String], to: &str, bytes: &[u8]) -> String {
+    let base = ["5", "openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", to];
+    let told = hosts.root(from, "timeout").args(base).args(shows).stdin(bytes).limit(20).run();
+    String::from_utf8_lossy(&told.stdout).into_owned()
+}
+
+fn attach(step: StepKey) -> Vec<u8> {
+    let StepKey { job, attempt, step } = step;
+    let json = serde_json::json!({ "job": job, "attempt": attempt, "step": step }).to_string();
+    let mut frame = vec![1, 255, 255, 255, 255];
+    frame.extend(u32::try_from(json.len()).unwrap().to_le_bytes());
+    frame.extend(json.as_bytes());
+    frame
+}
+
+#[test]
+fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
+    let hosts = site();
+    let user = hosts.user().clone();
+    let sleeper = |node: &str| {
+        let words = ["--parsable", "-w", node, "--wrap", "srun sleep 300"];
+        hosts.cmd("front", "sbatch").args(words).ok().text().trim().parse::<u32>().unwrap()
+    };
+    let (first, second) = (sleeper("n2"), sleeper("n3"));
+    let key = |job| StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(0) };
+    let steps = || hosts.root("n1", "squeue").args(["-h", "--steps", "-o", "%i"]).run().text();
+    let both = || [first, second].iter().all(|j| steps().contains(&format!("{j}.0"))).then_some(());
+    assert!(wait(30, both).is_some(), "{}", steps());
+    let front = identity(&hosts, "front");
+    let n3 = identity(&hosts, "n3");
+    let n2_port = "10.77.0.2:7818";
+    // A login node asks for its user, as it does for each srun; what is answered is in the attacker's hands from here on.
+    let ask = |host: &str, shows: &[String], uid: u32, step: StepKey| {
+        let peer = serde_json::json!({ "uid": uid, "gid": user.gid, "job": null });
+        let line = serde_json::json!({ "ways": step, "peer": peer, "only": null, "key": "of somebody else" });
+        say(&hosts, host, shows, "10.77.0.1:7817", format!("{line}\n").as_bytes())
+    };
+    let way = || -> StreamWay {
+        let told = ask("front", &front, user.uid, key(first));
+        let value: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|e| panic!("{e}: {told}"));
+        let ways: Vec<StreamWay> =
+            serde_json::from_value(value["ways"].clone()).unwrap_or_else(|e| panic!("{e}: {told}"));
+        let [way] = <[StreamWay; 1]>::try_from(ways).unwrap();
+        assert_eq!((way.node.0.as_str(), way.address.as_str()), ("n2", n2_port));
+        way
+    };
+    let opening = |way: &StreamWay, then: &[u8]| {
+        let mut bytes = format!("{}\n", serde_json::json!({ "grant": way.grant })).into_bytes();
+        bytes.extend(then);
+        bytes
+    };
+    // Nobody asks for a step of others: not a login node for another user, not for root, not a compute node on which the job is not.
+    let stranger = ask("front", &front, user.uid + 1, key(first));
+    assert!(stranger.contains("refused") && stranger.contains("belongs to"), "{stranger}");
+    let root = ask("front", &front, 0, key(first));
+    assert!(root.contains("refused") && root.contains("root of the login node"), "{root}");
+    let node = ask("n3", &n3, user.uid, key(first));
+    assert!(node.contains("refused") && node.contains("speaks for its jobs alone"), "{node}");
+    let none = ask("front", &front, user.uid, key(first + 100));
+    assert!(none.contains("refused"), "{none}");
+    // A grant in the hands of a machine with another key, in those of nobody, and one that was guessed.
+    let granted = way();
+    let refusal = "named this machine for no such stream";
+    let said = say(&hosts, "n3", &n3, n2_port, &opening(&granted, &attach(key(first))));
+    assert!(said.contains(refusal), "{said}");
+    let said = say(&hosts, "front", &[], n2_port, &opening(&granted, &attach(key(first))));
+    assert!(said.is_empty(), "{said}");
+    let guessed = StreamWay { grant: "0".repeat(32), ..granted.clone() };
+    let said = say(&hosts, "front", &front, n2_port, &opening(&guessed, &attach(key(first))));
+    assert!(said.contains(refusal), "{said}");
+    // It is used for another step, or for what is no step's: and is used up by that.
+    let said = say(&hosts, "front", &front, n2_port, &opening(&granted, &attach(key(second))));
+    assert!(said.contains("welcome") && said.contains(&format!("granted for step {first}.0")), "{said}");
+    let said = say(&hosts, "front", &front, n2_port, &opening(&granted, &attach(key(first))));
+    assert!(said.contains(refusal), "a replay: {said}");
+    let granted = way();
+    let images = [&[21, 255, 255, 255, 255, 6, 0, 0, 0][..], b"\"list\""].concat();
+    let said = say(&hosts, "front", &front, n2_port, &opening(&granted, &images));
+    assert!(said.contains("and for nothing else"), "{said}");
+    // A login node comes for streams alone: there are no images for it.
+    let url = "https://10.77.0.2:7818/v2/";
+    let [_, cert, _, private] = &front;
+    let curl = ["-k", "-s", "-o", "/dev/null", "--max-time", "10", "--cert", cert, "--key", private, url];
+    assert_ne!(hosts.root("front", "curl").args(curl).run().rc, 0);
+    // A stolen grant and its machine, once the machine is removed: what is open is cut, and nothing opens.
+    let (open, unused) = (way(), way());
+    let mut bytes = opening(&open, &attach(key(first)));
+    bytes.extend([0; 3]);
+    let mut stolen = Cmd::new("nsenter")
+        .arg(format!("--net={}", hosts.network("front").display()))
+        .args(["openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", n2_port])
+        .args(&front)
+        .stdin_open()
+        .limit(90)
+        .spawn();
+    stolen.write(&bytes);
+    stolen.wait_for("welcome", 20);
+    hosts.root("n1", "berth").args(["node", "remove", "front"]).ok();
+    assert!(wait(20, || (!stolen.alive()).then_some(())).is_some(), "it is not cut off");
+    stolen.finish();
+    let said = say(&hosts, "front", &front, n2_port, &opening(&unused, &attach(key(first))));
+    assert!(said.contains(refusal), "{said}");
+    hosts.root("n1", "scancel").args([first.to_string(), second.to_string()]).ok();
+}

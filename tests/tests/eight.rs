@@ -1,0 +1,262 @@
+//! Eight hosts at once: where tasks are, what they are bound to, what they know and how they end, in forty combinations that were worked
+//! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte; nodes that fail as a step begins.
+
+use berth_tests::sandbox::wait;
+use berth_tests::{Cmd, Hosts, Output, Registry, images};
+use std::collections::BTreeMap;
+
+/// Nodes n1 to n8; the first has the controller.
+fn eight(config: impl FnOnce(&Hosts) -> String) -> Hosts {
+    let names: Vec<String> = (1..=8).map(|n| format!("n{n}")).collect();
+    let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let config = config(&hosts);
+    hosts.up("n1", &config);
+    let token = hosts.token("n1", &["--uses", "7"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    hosts
+}
+
+/// One step of all nodes or some: its options, what each task does, and what comes of it.
+struct Case {
+    options: &'static str,
+    task: &'static str,
+    /// Exit code.
+    code: i32,
+    /// What the tasks printed, see [`shown`].
+    shows: &'static str,
+}
+
+/// Where each task is: `NODE=` and the global numbers there, in the order of the local numbers.
+const WHERE: &str = "echo $(hostname) $SLURM_LOCALID $SLURM_PROCID";
+/// The CPUs that a task may use.
+const CPUS: &str =
+    "echo $(hostname) $SLURM_LOCALID $(sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status)";
+
+const fn case(options: &'static str, task: &'static str, code: i32, shows: &'static str) -> Case {
+    Case { options, task, code, shows }
+}
+
+/// Lines of node, local number and a word, as `n1=word,word n2=word`: or what is no such line, sorted, once each.
+fn shown(output: &Output) -> String {
+    let mut nodes: BTreeMap<String, BTreeMap<u32, String>> = BTreeMap::new();
+    let mut others: Vec<String> = Vec::new();
+    for line in output.text().lines() {
+        let mut words = line.splitn(3, ' ');
+        let parsed = (words.next(), words.next().and_then(|w| w.parse().ok()), words.next());
+        if let (Some(node), Some(local), Some(word)) = parsed
+            && node.len() == 2
+            && node.starts_with('n')
+        {
+            let before = nodes.entry(node.to_string()).or_default().insert(local, word.to_string());
+            assert!(before.is_none(), "two tasks have the local number {local} on {node}:\n{output}");
+        } else {
+            others.push(line.to_string());
+        }
+    }
+    others.sort();
+    others.dedup();
+    let of = |(node, tasks): (String, BTreeMap<u32, String>)| {
+        assert!(tasks.keys().copied().eq(0..u32::try_from(tasks.len()).unwrap()), "{node}: {tasks:?}");
+        format!("{node}={}", tasks.into_values().collect::<Vec<_>>().join(","))
+    };
+    nodes.into_iter().map(of).chain(others).collect::<Vec<_>>().join(" ")
+}
+
+/// Steps of a job with all eight nodes. Each node has two CPUs or more.
+const CASES: [Case; 40] = [
+    // Distribution. Without a word, and by blocks: as even as it goes, the first nodes with one more.
+    case("", WHERE, 0, "n1=0 n2=1 n3=2 n4=3 n5=4 n6=5 n7=6 n8=7"),
+    case("-n16 -O", WHERE, 0, "n1=0,1 n2=2,3 n3=4,5 n4=6,7 n5=8,9 n6=10,11 n7=12,13 n8=14,15"),
+    case("-n12 -O -m block", WHERE, 0, "n1=0,1 n2=2,3 n3=4,5 n4=6,7 n5=8 n6=9 n7=10 n8=11"),
+    case("-n16 -O -m cyclic", WHERE, 0, "n1=0,8 n2=1,9 n3=2,10 n4=3,11 n5=4,12 n6=5,13 n7=6,14 n8=7,15"),
+    case("-n12 -O -m cyclic", WHERE, 0, "n1=0,8 n2=1,9 n3=2,10 n4=3,11 n5=4 n6=5 n7=6 n8=7"),
+    case("-n16 -O -m plane=2", WHERE, 0, "n1=0,1 n2=2,3 n3=4,5 n4=6,7 n5=8,9 n6=10,11 n7=12,13 n8=14,15"),
+    case(
+        "-n24 -O -m plane=2",
+        WHERE,
+        0,
+        "n1=0,1,16,17 n2=2,3,18,19 n3=4,5,20,21 n4=6,7,22,23 n5=8,9 n6=10,11 n7=12,13 n8=14,15",
+    ),
+    case("-N4 -n10 -O -m plane=3", WHERE, 0, "n1=0,1,2 n2=3,4,5 n3=6,7,8 n4=9"),
+    case("--ntasks-per-node=2 -O", WHERE, 0, "n1=0,1 n2=2,3 n3=4,5 n4=6,7 n5=8,9 n6=10,11 n7=12,13 n8=14,15"),
+    case("-N3", WHERE, 0, "n1=0 n2=1 n3=2"),
+    // Which nodes: by name, without some, from the how manieth on.
+    case("-N2 -w n8,n3", WHERE, 0, "n3=0 n8=1"),
+    case("-N3 -x n[1-5]", WHERE, 0, "n6=0 n7=1 n8=2"),
+    case("-N2 -r3", WHERE, 0, "n4=0 n5=1"),
+    case("-N4 -n8 -O -w n[5-8] -m cyclic", WHERE, 0, "n5=0,4 n6=1,5 n7=2,6 n8=3,7"),
+    case("-n6 -O -m arbitrary", WHERE, 0, "n1=3 n2=5 n5=2 n7=4 n8=0,1"),
+    // What tasks are bound to.
+    case("--cpu-bind=map_cpu:0", CPUS, 0, "n1=0 n2=0 n3=0 n4=0 n5=0 n6=0 n7=0 n8=0"),
+    case("--cpu-bind=map_cpu:1", CPUS, 0, "n1=1 n2=1 n3=1 n4=1 n5=1 n6=1 n7=1 n8=1"),
+    case(
+        "-n16 -O --cpu-bind=map_cpu:1,0",
+        CPUS,
+        0,
+        "n1=1,0 n2=1,0 n3=1,0 n4=1,0 n5=1,0 n6=1,0 n7=1,0 n8=1,0",
+    ),
+    case("--cpu-bind=mask_cpu:0x2", CPUS, 0, "n1=1 n2=1 n3=1 n4=1 n5=1 n6=1 n7=1 n8=1"),
+    case(
+        "-n16 -O --cpu-bind=mask_cpu:0x1,0x3",
+        CPUS,
+        0,
+        "n1=0,0-1 n2=0,0-1 n3=0,0-1 n4=0,0-1 n5=0,0-1 n6=0,0-1 n7=0,0-1 n8=0,0-1",
+    ),
+    case("-n16 -O --cpu-bind=rank", CPUS, 0, "n1=0,1 n2=0,1 n3=0,1 n4=0,1 n5=0,1 n6=0,1 n7=0,1 n8=0,1"),
+    case("-N2 -n4 -O -m cyclic --cpu-bind=rank", CPUS, 0, "n1=0,1 n2=0,1"),
+    case("-N2 --cpu-bind=map_cpu:999", CPUS, 1, ""),
+    // What tasks know.
+    case(
+        "-n12 -O",
+        "echo $SLURM_NTASKS $SLURM_STEP_NUM_TASKS $SLURM_STEP_NUM_NODES $SLURM_STEP_TASKS_PER_NODE",
+        0,
+        "12 12 8 2(x4),1(x4)",
+    ),
+    case("", "echo $SLURM_NNODES $SLURM_JOB_NUM_NODES $SLURM_JOB_NODELIST", 0, "8 8 n[1-8]"),
+    case("-N3 -x n[1-2],n5", "echo $SLURM_STEP_NODELIST $SLURM_STEP_NUM_NODES", 0, "n[3-4,6] 3"),
+    case("-N3 -w n[2-4]", "echo $(hostname) 0 $SLURM_NODEID:$SLURMD_NODENAME", 0, "n2=0:n2 n3=1:n3 n4=2:n4"),
+    case("-N2 -n4 -O", "echo $(hostname) $SLURM_LOCALID [$SLURM_GTIDS]", 0, "n1=[0,1],[0,1] n2=[2,3],[2,3]"),
+    case(
+        "-N2 -n4 -O -m cyclic",
+        "echo $(hostname) $SLURM_LOCALID [$SLURM_GTIDS]",
+        0,
+        "n1=[0,2],[0,2] n2=[1,3],[1,3]",
+    ),
+    case("-N2 --export=ALL,MINE=given", "echo $MINE $OUTSIDE", 0, "given outside"),
+    case("-N2 --export=MINE=given", "echo $MINE ${OUTSIDE-unset}", 0, "given unset"),
+    case("-m cyclic -n16 -O", "echo $SLURM_DISTRIBUTION", 0, "cyclic"),
+    case(
+        "-N4 --pytorch",
+        "echo $(hostname) 0 $RANK/$WORLD_SIZE@$MASTER_ADDR",
+        0,
+        "n1=0/4@n1 n2=1/4@n1 n3=2/4@n1 n4=3/4@n1",
+    ),
+    // How it ends: the highest exit code, a signal, programs that are not there.
+    case("", "exit $SLURM_PROCID", 7, ""),
+    case("", "[ $SLURM_PROCID != 4 ] || exit 9", 9, ""),
+    case("", "[ $SLURM_PROCID != 5 ] || kill -9 $$", 137, ""),
+    case("-K", "[ $SLURM_PROCID != 6 ] || exit 11; sleep 300", 143, ""),
+    case("-W1", "[ $SLURM_PROCID != 7 ] || exit 0; exec sleep 300", 143, ""),
+    case(
+        "--multi-prog",
+        "programs",
+        5,
+        "first n1 last n8 others 1 others 2 others 3 others 4 others 5 others 6",
+    ),
+    case("-N2 -O -n4 --mpi=none", "exit $((SLURM_NODEID * 2 + SLURM_LOCALID))", 3, ""),
+];
+
+#[test]
+fn forty_combinations_on_eight_nodes_are_as_by_hand_as_root() {
+    let hosts = eight(|_| String::new());
+    let two = hosts.cmd("n1", "nproc").ok().text().trim().parse::<u32>().is_ok_and(|n| n >= 2);
+    assert!(two, "the expectations are for nodes with two CPUs or more");
+    std::fs::write(hosts.work().join("hosts.txt"), "n8\nn8\nn5\nn1 # by its place\nn7\nn2\n").unwrap();
+    let programs =
+        "0 sh -c 'echo first $(hostname)'\n7 sh -c 'echo last $(hostname); exit 5'\n* echo others %t\n";
+    std::fs::write(hosts.work().join("programs"), programs).unwrap();
+    // One job for all of them: what a step is within its job is what is shown here, and it takes less time.
+    let mut script = String::from("#!/bin/bash\nexport SLURM_HOSTFILE=$PWD/hosts.txt OUTSIDE=outside\n");
+    for (at, case) in CASES.iter().enumerate() {
+        let arbitrary = if case.options.contains("arbitrary") { "" } else { "env -u SLURM_HOSTFILE " };
+        let words = if case.options.contains("--multi-prog") {
+            case.task.to_string()
+        } else {
+            format!("sh -c '{}'", case.task.replace('\'', "'\\''"))
+        };
+        let nodes = if case.options.contains("-N") || arbitrary.is_empty() { "" } else { "-N8" };
+        script += &format!(
+            "{arbitrary}srun {nodes} {} {words} > out.{at} 2> err.{at}; echo $? > code.{at}\n",
+            case.options
+        );
+    }
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let options = ["-N8", "--exclusive", "-o", "out", "-e", "err", "--wait", "job.sh"];
+    hosts.cmd("n1", "sbatch").args(options).limit(180).ok();
+    let read = |name: &str, at: usize| {
+        std::fs::read_to_string(hosts.work().join(format!("{name}.{at}"))).unwrap_or_default()
+    };
+    let mut wrong = Vec::new();
+    for (at, case) in CASES.iter().enumerate() {
+        let told = Cmd::new("cat").arg(hosts.work().join(format!("out.{at}"))).ok();
+        let code = read("code", at).trim().parse::<i32>().unwrap_or(-1);
+        if (code, shown(&told).as_str()) != (case.code, case.shows) {
+            wrong.push(format!(
+                "{at}: srun {} sh -c '{}'\n  expected {} {}\n  and not  {code} {}\n{}",
+                case.options,
+                case.task,
+                case.code,
+                case.shows,
+                shown(&told),
+                read("err", at)
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    (1..=8).for_each(|n| hosts.wait_node(&format!("n{n}"), "idle", 30));
+}
+
+#[test]
+fn eight_nodes_that_start_at_once_ask_the_registry_once_and_stream_a_gibibyte_as_root() {
+    let mut registry = None;
+    let hosts = eight(|hosts| {
+        let made = Registry::on(hosts, "n1", &hosts.address("n1"), false);
+        registry.insert(made).without_tls()
+    });
+    let registry = registry.unwrap();
+    for n in 1..=8 {
+        let log = || std::fs::read_to_string(hosts.state(&format!("n{n}")).join("log/agent.log")).unwrap();
+        let gives = || log().contains("images are given to other nodes at").then_some(());
+        assert!(wait(20, gives).is_some(), "{}", log());
+    }
+    let image = registry.push(&images::layers(), "team/eight:1", &[]);
+    let container = format!("--container-image={image}");
+    let told = hosts.cmd("n1", "srun").args(["-N8", &container, "cat", "/data/kept"]).limit(120).ok();
+    assert_eq!(told.text().lines().count(), 8, "{told}");
+    let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+    registry.fetched().into_iter().for_each(|path| *asked.entry(path).or_default() += 1);
+    assert!(!asked.is_empty() && asked.values().all(|times| *times == 1), "{asked:?}");
+    // Out of eight nodes at once, and into one from all.
+    let each = (1_u64 << 30) / 8;
+    let out = format!("srun -N8 head -c {each} /dev/zero | cmp -n {} - /dev/zero && echo all", each * 8);
+    assert_eq!(hosts.cmd("n1", "sh").args(["-c", &out]).limit(150).ok().text(), "all");
+}
+
+#[test]
+fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
+    let hosts = eight(|_| String::new());
+    let idle = |but: &[&str]| {
+        for n in 1..=8 {
+            let name = format!("n{n}");
+            if !but.contains(&name.as_str()) {
+                hosts.wait_node(&name, "idle", 40);
+                let spool = hosts.state(&name).join("spool");
+                let left = || {
+                    std::fs::read_dir(&spool).map_or(0, |d| d.flatten().filter(|e| e.path().is_dir()).count())
+                };
+                assert!(
+                    wait(20, || (left() == 0).then_some(())).is_some(),
+                    "{name}: {left} in its spool",
+                    left = left()
+                );
+            }
+        }
+    };
+    let srun = |words: &[&str]| hosts.cmd("n1", "srun").args(words).limit(90);
+    // A mount source that is not on one node, a program that is not there, an output file that cannot be opened.
+    let image = images::busybox();
+    let container = format!("--container-image={}", image.display());
+    let told = srun(&["-N8", &container, "--container-mounts=/nowhere/at/all:/mnt", "true"]).fails();
+    told.says(&["/nowhere/at/all"]);
+    idle(&[]);
+    for n in (1..=8).filter(|n| *n != 6) {
+        std::fs::create_dir(hosts.work().join(format!("n{n}"))).unwrap();
+        berth_tests::machine::give(&hosts.work().join(format!("n{n}")), hosts.user());
+    }
+    srun(&["-N8", "-o", "%N/out", "sleep", "600"]).fails().says(&["n6", "n6/out", "No such file"]);
+    idle(&[]);
+    let told = srun(&["-N8", "--cpu-bind=map_cpu:999", "true"]).fails();
+    told.says(&["999"]);
+    idle(&[]);
+}
