@@ -1,6 +1,8 @@
 //! The node's control groups as Berth lays them out: one tree for each state directory, a group for each
 //! job, one below it for each step, and a leaf outside of all limits for the supervisors.
 
+use crate::fabrics::Fabric;
+use berth_model::ByteStr;
 use berth_model::ids::JobId;
 use berth_model::launch::{NodeShare, StepLaunch};
 use berth_model::spec::ResolvedImage;
@@ -136,10 +138,20 @@ impl Cgroups {
         Cgroup::parked(&self.facts, &format!("{}/job_{job}/{NEXT}", self.root))
     }
 
+    /// Whether device files can be kept from a step.
+    pub(crate) fn limit_devices(&self) -> bool {
+        self.usable && self.facts.has(Controller::Devices)
+    }
+
     /// The group of a step, within its job's. `standing`: the job's place for its next step becomes it.
-    pub fn step(&self, launch: &StepLaunch, standing: bool) -> Result<Option<Cgroup>, CgroupError> {
+    pub(crate) fn step(
+        &self,
+        launch: &StepLaunch,
+        fabric: &Fabric,
+        standing: bool,
+    ) -> Result<Option<Cgroup>, CgroupError> {
         let name = format!("job_{}/step_{}", launch.key.job, launch.key.step);
-        let limits = limits(&launch.share, Some(self.devices(launch)));
+        let limits = limits(&launch.share, Some(self.devices(launch, fabric)));
         if standing && let Some(mut next) = self.next(launch.key.job) {
             let name = format!("{}/{name}", self.root);
             next.rename(&name)?;
@@ -211,18 +223,25 @@ impl Cgroups {
         Cgroup::create(&self.facts, &format!("{}/{name}", self.root), limits).map(Some)
     }
 
-    fn devices(&self, launch: &StepLaunch) -> DevicePolicy {
+    fn devices(&self, launch: &StepLaunch, fabric: &Fabric) -> DevicePolicy {
         let given =
             |file: &str| launch.share.gres.iter().flat_map(|g| &g.files).any(|f| f.0 == file.as_bytes());
         let host = launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host));
         if host {
             let denied = self.allocated.iter().filter(|(file, _)| !given(file));
-            return DevicePolicy::DenyOnly(denied.map(|(_, rule)| *rule).collect());
+            return DevicePolicy::DenyOnly(
+                denied.map(|(_, rule)| *rule).chain(rules(&fabric.denied)).collect(),
+            );
         }
         let mut allowed = standard_devices();
+        allowed.extend(rules(&fabric.files));
         allowed.extend(self.allocated.iter().filter(|(file, _)| given(file)).map(|(_, rule)| *rule));
         DevicePolicy::AllowOnly(allowed)
     }
+}
+
+fn rules(files: &[ByteStr]) -> impl Iterator<Item = DeviceRule> {
+    files.iter().filter_map(|file| device_of(Path::new(file.as_os())).ok())
 }
 
 fn limits(share: &NodeShare, devices: Option<DevicePolicy>) -> CgroupLimits {

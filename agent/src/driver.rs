@@ -16,7 +16,7 @@ use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::standby::{Slots, Standby};
 use crate::zygote::Zygote;
-use crate::{enter, notes, probe, supervisors};
+use crate::{enter, fabrics, notes, probe, supervisors};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
@@ -32,7 +32,7 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::control::ToSupervisor;
-use berth_step::spool::{ContainerDefaults, FORMAT, LaunchFile, NodePart, StepDir, write_json};
+use berth_step::spool::{ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, write_json};
 use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -565,7 +565,9 @@ impl Driver {
         }
         let owner = (launch.identity.uid, launch.identity.gid);
         let standby = job.next.take();
-        let cgroup = node.cgroups.step(&launch, standby.is_some()).map_err(|e| e.to_string())?;
+        let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;
+        ready.notes.append(&mut fabric.notes);
+        let cgroup = node.cgroups.step(&launch, &fabric, standby.is_some()).map_err(|e| e.to_string())?;
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());
         }
@@ -592,6 +594,7 @@ impl Driver {
             task_programs: node.around.of_tasks(),
             cores: if launch.binds() { node.cores.clone() } else { Vec::new() },
             cgroup,
+            fabric: FabricPart { files: fabric.files, names: fabric.names },
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)
         };

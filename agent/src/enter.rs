@@ -104,6 +104,7 @@ fn merged(own: StepLaunch, entered: StepLaunch) -> StepLaunch {
         limits: entered.limits,
         umask: entered.umask,
         x11: entered.x11,
+        fabric: entered.fabric,
         ..own
     }
 }

@@ -15,6 +15,7 @@ mod direct;
 mod drift;
 mod driver;
 mod enter;
+mod fabrics;
 mod gres;
 mod holders;
 pub mod hooks;

@@ -46,6 +46,7 @@ pub fn hardware(enforces: bool) -> Result<Hardware, ProbeError> {
         memory_reserved: reserve(memory),
         tmp_disk: space("/tmp"),
         gres: Vec::new(),
+        fabrics: crate::fabrics::devices(),
         enforces,
     })
 }

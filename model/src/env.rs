@@ -396,6 +396,7 @@ mod tests {
             mem_bind: None,
             programs: Vec::new(),
             overcommit: false,
+            fabric: None,
             sockets: None,
             receive: None,
         }

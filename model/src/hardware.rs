@@ -1,6 +1,7 @@
 //! What a node is made of, as its agent detected it and as the scheduler counts it.
 
 use crate::bytes::ByteStr;
+use crate::fabric::FabricDevice;
 use serde::{Deserialize, Serialize};
 
 /// One processor core and the CPUs (hardware threads) of it, by the kernel's numbers.
@@ -100,6 +101,9 @@ pub struct Hardware {
     pub tmp_disk: u64,
     /// Devices, ordered by name and index.
     pub gres: Vec<GresDevice>,
+    /// Devices of fast networks, ordered by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fabrics: Vec<FabricDevice>,
     /// Whether the node enforces limits by cgroups (system mode), or says in `doctor` that it cannot.
     pub enforces: bool,
 }

@@ -5,6 +5,7 @@ use crate::bind::plan::Sockets;
 use crate::bind::{CpuBind, CpuHow, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
+use crate::fabric::FabricChoice;
 use crate::hardware::GresDevice;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
@@ -223,6 +224,9 @@ pub struct StepLaunch {
     /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
     #[serde(default)]
     pub receive: Option<Receive>,
+    /// Which fabrics it needs, or does without; absent: it takes what there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<FabricChoice>,
 }
 
 impl StepLaunch {

@@ -16,6 +16,7 @@ pub mod elapsed;
 pub mod env;
 pub mod exchange;
 pub mod export;
+pub mod fabric;
 pub mod grammar;
 pub mod gres;
 pub mod hardware;

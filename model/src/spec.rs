@@ -4,6 +4,7 @@ use crate::bind::plan::Sockets;
 use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
+use crate::fabric::FabricChoice;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::login::SealedLogin;
@@ -78,6 +79,9 @@ pub struct ResourceRequest {
     pub overcommit: bool,
     /// How those of its steps are, over the sockets of a node; absent where nobody asked.
     pub sockets: Option<Sockets>,
+    /// `--fabric`: what every node must have; absent where nobody said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<FabricChoice>,
 }
 
 impl Default for ResourceRequest {
@@ -96,6 +100,7 @@ impl Default for ResourceRequest {
             distribution: Distribution::Block,
             overcommit: false,
             sockets: None,
+            fabric: None,
         }
     }
 }
@@ -634,6 +639,9 @@ pub struct StepSpec {
     /// A file that the tasks receive instead of running a program; absent in what earlier versions wrote.
     #[serde(default)]
     pub receive: Option<Receive>,
+    /// `--fabric`; absent: as the job says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<FabricChoice>,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

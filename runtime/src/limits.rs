@@ -84,6 +84,22 @@ pub fn apply(limits: &Limits, notes: &mut Vec<String>) -> Result<(), LimitRefuse
     Ok(())
 }
 
+/// What [`apply`] will give of a resource; `None` where the kernel does not say.
+pub fn granted(limits: &Limits, resource: Resource) -> Option<LimitValue> {
+    let now = get(number(resource).0).ok()?;
+    let may_raise = || {
+        rustix::thread::capabilities(None)
+            .is_ok_and(|own| own.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
+    };
+    let given = match limits.soft.get(&resource) {
+        None => now.soft,
+        Some(LimitValue::At(wanted)) if *wanted <= now.hard || may_raise() => *wanted,
+        Some(LimitValue::Unlimited) if now.hard == UNLIMITED || may_raise() => UNLIMITED,
+        Some(_) => now.hard,
+    };
+    Some(if given == UNLIMITED { LimitValue::Unlimited } else { LimitValue::At(given) })
+}
+
 /// The calling process's soft limits, as they travel with a job.
 pub fn current() -> Limits {
     use Resource::*;

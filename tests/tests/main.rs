@@ -22,6 +22,7 @@ mod entering;
 mod environment;
 mod escape;
 mod explain;
+mod fabrics;
 mod faults;
 mod forms;
 mod front_doors;

@@ -77,8 +77,20 @@ pub struct NodePart {
     pub notes: Vec<String>,
     /// The node's cores, where tasks are to be bound to some of them.
     pub cores: Vec<Core>,
+    /// Its fast networks.
+    pub fabric: FabricPart,
     /// Until when, by the clock since boot, the step goes on without a renewal; absent: for ever.
     pub lease: Option<berth_model::Time>,
+}
+
+/// Devices of fast networks that the step has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FabricPart {
+    /// Their device files.
+    pub files: Vec<ByteStr>,
+    /// Their names.
+    pub names: Vec<String>,
 }
 
 /// The site's programs around tasks, and for how long any may run.

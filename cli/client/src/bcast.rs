@@ -168,6 +168,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         mem_bind: None,
         programs: Vec::new(),
         overcommit: false,
+        fabric: None,
         sockets: None,
         receive: Some(receive),
     };

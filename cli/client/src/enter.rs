@@ -129,6 +129,7 @@ async fn create(
         mem_bind: None,
         programs: Vec::new(),
         overcommit: false,
+        fabric: None,
         sockets: None,
         receive: None,
     };

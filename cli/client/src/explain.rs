@@ -214,6 +214,7 @@ impl Asked<'_> {
             mem_bind: step.mem_bind.clone(),
             programs: step.programs.clone(),
             overcommit: step.overcommit,
+            fabric: step.fabric,
             sockets: step.sockets,
             receive: None,
             ..launch
@@ -302,6 +303,7 @@ impl Asked<'_> {
             mem_bind: None,
             programs: Vec::new(),
             overcommit: false,
+            fabric: None,
             sockets: None,
             receive: None,
         })

@@ -98,6 +98,7 @@ pub fn step(submission: &str) -> StepSpec {
         mem_bind: None,
         programs: Vec::new(),
         overcommit: false,
+        fabric: None,
         sockets: None,
         receive: None,
     }
@@ -161,6 +162,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         mem_bind: None,
         programs: Vec::new(),
         overcommit: false,
+        fabric: None,
         sockets: None,
         receive: None,
     }

@@ -272,6 +272,7 @@ impl SubmitOptions {
             overcommit: self.overcommit,
             sockets: self.sockets,
             receive: None,
+            fabric: self.fabric,
         };
         Ok(Converted { spec, notes })
     }
@@ -345,6 +346,7 @@ impl SubmitOptions {
             distribution: distribution.unwrap_or_default(),
             overcommit: self.overcommit,
             sockets: self.sockets,
+            fabric: self.fabric,
         })
     }
 

@@ -128,6 +128,8 @@ pub struct SubmitOptions {
     pub open_mode: Option<OpenMode>,
     pub output: Option<ByteStr>,
     pub overcommit: bool,
+    /// `--fabric`.
+    pub fabric: Option<crate::fabric::FabricChoice>,
     pub overlap: bool,
     pub parsable: bool,
     pub partition: Option<String>,
@@ -205,6 +207,7 @@ impl SubmitOptions {
             open_mode: None,
             output: None,
             overcommit: false,
+            fabric: None,
             overlap: false,
             parsable: false,
             partition: None,

@@ -151,6 +151,19 @@ pub struct Hardware {
     pub gres: ::prost::alloc::vec::Vec<GresDevice>,
     #[prost(bool, tag = "8")]
     pub enforces: bool,
+    #[prost(message, repeated, tag = "180")]
+    pub fabrics: ::prost::alloc::vec::Vec<FabricDevice>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FabricDevice {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "FabricKind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint32, optional, tag = "3")]
+    pub numa: ::core::option::Option<u32>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub files: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SoftLimit {
@@ -232,6 +245,8 @@ pub struct ResourceRequest {
     pub sockets: ::core::option::Option<i32>,
     #[prost(bool, tag = "61")]
     pub overcommit: bool,
+    #[prost(enumeration = "FabricChoice", optional, tag = "180")]
+    pub fabric: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Distribution {
@@ -593,6 +608,8 @@ pub struct StepSpec {
     pub sockets: ::core::option::Option<i32>,
     #[prost(bool, tag = "62")]
     pub overcommit: bool,
+    #[prost(enumeration = "FabricChoice", optional, tag = "180")]
+    pub fabric: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -853,6 +870,8 @@ pub struct StepLaunch {
     pub sockets: ::core::option::Option<i32>,
     #[prost(bool, tag = "62")]
     pub overcommit: bool,
+    #[prost(enumeration = "FabricChoice", optional, tag = "180")]
+    pub fabric: ::core::option::Option<i32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1547,6 +1566,76 @@ impl Vendor {
             "VENDOR_NVIDIA" => Some(Self::Nvidia),
             "VENDOR_AMD" => Some(Self::Amd),
             "VENDOR_INTEL" => Some(Self::Intel),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FabricKind {
+    Unspecified = 0,
+    Infiniband = 1,
+    Roce = 2,
+    Iwarp = 3,
+    Efa = 4,
+}
+impl FabricKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FABRIC_KIND_UNSPECIFIED",
+            Self::Infiniband => "FABRIC_KIND_INFINIBAND",
+            Self::Roce => "FABRIC_KIND_ROCE",
+            Self::Iwarp => "FABRIC_KIND_IWARP",
+            Self::Efa => "FABRIC_KIND_EFA",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FABRIC_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "FABRIC_KIND_INFINIBAND" => Some(Self::Infiniband),
+            "FABRIC_KIND_ROCE" => Some(Self::Roce),
+            "FABRIC_KIND_IWARP" => Some(Self::Iwarp),
+            "FABRIC_KIND_EFA" => Some(Self::Efa),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FabricChoice {
+    Unspecified = 0,
+    Auto = 1,
+    Ib = 2,
+    Efa = 3,
+    None = 4,
+}
+impl FabricChoice {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FABRIC_CHOICE_UNSPECIFIED",
+            Self::Auto => "FABRIC_CHOICE_AUTO",
+            Self::Ib => "FABRIC_CHOICE_IB",
+            Self::Efa => "FABRIC_CHOICE_EFA",
+            Self::None => "FABRIC_CHOICE_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FABRIC_CHOICE_UNSPECIFIED" => Some(Self::Unspecified),
+            "FABRIC_CHOICE_AUTO" => Some(Self::Auto),
+            "FABRIC_CHOICE_IB" => Some(Self::Ib),
+            "FABRIC_CHOICE_EFA" => Some(Self::Efa),
+            "FABRIC_CHOICE_NONE" => Some(Self::None),
             _ => None,
         }
     }

@@ -5,6 +5,7 @@ use crate::pb;
 use berth_model::bind::plan::Sockets;
 use berth_model::bind::{CpuBind, MemBind};
 use berth_model::distribution::Distribution;
+use berth_model::fabric::{FabricChoice, FabricDevice, FabricKind};
 use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
 use berth_model::launch::{
     ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
@@ -45,6 +46,8 @@ enums! {
     X11Nodes { All, First, Last, Batch }
     Vendor { Generic, Nvidia, Amd, Intel }
     MpiType { None, Pmi1, Pmi2 }
+    FabricKind { Infiniband, Roce, Iwarp, Efa }
+    FabricChoice { Auto, Ib, Efa, None }
     Sockets { Cyclic, Block, Fcyclic }
 }
 
@@ -55,7 +58,8 @@ structs! {
     GresDevice {
         name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, fault, shares,
     }
-    Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces }
+    Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces, fabrics }
+    FabricDevice { name, kind, numa, files }
     ExitStatus { code, signal }
     NodeCondition { down, drain, fail, not_responding, reason, reason_user, reason_time, reboot }
     Reboot { asap, next, issued, reason, user, since }
@@ -63,7 +67,7 @@ structs! {
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
-        distribution, sockets, overcommit,
+        distribution, sockets, overcommit, fabric,
     }
     IoSpec { stdin, stdout, stderr, open_mode }
     ImageRef { typed, resolved }
@@ -88,7 +92,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit,
+        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
@@ -106,7 +110,7 @@ structs! {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
-        cpu_bind, mem_bind, programs, receive, sockets, overcommit,
+        cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }

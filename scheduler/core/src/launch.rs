@@ -88,6 +88,7 @@ pub(crate) fn start(
         mem_bind: own.and_then(|s| s.mem_bind.clone()),
         programs: own.map(|s| s.programs.clone()).unwrap_or_default(),
         overcommit: own.map_or(spec.resources.overcommit, |s| s.overcommit),
+        fabric: own.and_then(|s| s.fabric).or(spec.resources.fabric),
         sockets: own.and_then(|s| s.sockets).or(spec.resources.sockets),
         receive: own.and_then(|s| s.receive.clone()),
     };

@@ -174,6 +174,11 @@ fn memory_for(need: &Need<'_>, node: &Node, cpus: u64, cores: usize) -> u64 {
     }
 }
 
+/// What the node lacks of the fabric that was asked for.
+fn lacks_fabric(need: &Need<'_>, node: &Node) -> Option<String> {
+    need.request.fabric.and_then(|choice| choice.lacks(&node.hardware.fabrics))
+}
+
 fn share_of(amount: u64, part: u64, whole: u64) -> u64 {
     // Divided first, so that nothing overflows.
     let (Some(each), Some(rest)) = (amount.checked_div(whole), amount.checked_rem(whole)) else { return 0 };
@@ -199,7 +204,7 @@ fn share(need: &Need<'_>, node: &Node, tasks: u32, against: Against) -> Option<N
 
 /// The most tasks of the request that the node can take; 0 when it is of no use.
 fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
-    if !need.admits(&node.row.name) {
+    if !need.admits(&node.row.name) || lacks_fabric(need, node).is_some() {
         return 0;
     }
     if need.request.exclusive && against == Against::Free && !node.held.is_empty() {
@@ -381,6 +386,16 @@ fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'sta
             usable_memory(&node.hardware)
         );
         return (Some("Memory specification can not be satisfied"), why);
+    }
+    if let Some(choice) = r.fabric
+        && let Some((node, lacking)) = usable.iter().find_map(|node| Some((node, lacks_fabric(need, node)?)))
+        && usable.iter().filter(|node| lacks_fabric(need, node).is_none()).count() < min
+    {
+        let why = format!(
+            "--fabric={choice} asks for {min} nodes with such a device, and partition {partition} has fewer ({} has {lacking})",
+            node.row.name
+        );
+        return (None, why);
     }
     for (key, n) in &r.gres {
         let wish = BTreeMap::from([(key.clone(), *n)]);

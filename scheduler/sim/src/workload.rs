@@ -557,6 +557,7 @@ impl World {
             mem_bind: None,
             programs: Vec::new(),
             overcommit: false,
+            fabric: None,
             sockets: None,
             receive: None,
         }

@@ -11,6 +11,7 @@ mod files;
 mod layers;
 mod lease;
 mod login;
+mod memlock;
 mod pmi;
 mod processes;
 mod saving;

@@ -6,6 +6,7 @@ use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
 use super::login;
+use super::memlock;
 use super::pmi::PMI_FD;
 use super::saving::Saving;
 use super::script;
@@ -110,6 +111,7 @@ pub fn start(
     let (argv, script) = command(file)?;
     let interpreter = argv.first().map_or_else(String::new, |program| program.display().into_owned());
     let request = ContainerRequest { command: argv, ..request(file)? };
+    let unlocked = memlock::check(file)?;
     layers::make(file, &request)?;
     let layer = layers::OnDisk::of(file, &request);
     let saving = Saving::of(file, &request)?;
@@ -186,6 +188,7 @@ pub fn start(
     let said = is_host(&file.launch) || file.launch.enter.is_some();
     let mut notes = if said { Vec::new() } else { plan.notes.clone() };
     notes.extend_from_slice(init.notes());
+    notes.extend(unlocked);
     for task in later {
         init.spawn(task).map_err(|e| LaunchFailure::new(e.to_string()))?;
     }
@@ -337,6 +340,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     request.env = environment::of_step(file, &submitted);
     request.limits = launch.limits.clone();
     request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
+    request.devices.extend(node.fabric.files.iter().cloned());
     request.in_job = node.namespaces.is_some();
     request.shm_size = shm_size(node.system, &launch.job.share);
     let chdir = || Workdir { path: launch.work_dir.clone(), origin: "--chdir".into() };

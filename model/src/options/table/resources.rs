@@ -58,6 +58,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.exclude.dedup();
             Ok(())
         }),
+    row("fabric", Commands::ABR)
+        .takes("auto|ib|efa|none")
+        .env(&["BERTH_FABRIC"])
+        .help("Fast networks that programs reach by device files. auto, the default: containers have those of InfiniBand, RoCE and EFA that their node has. ib, efa: only nodes with such a device whose port is up, and only those devices; a limit on locked memory (ulimit -l) below 1 MiB is refused. none: no such device. A step has its job's unless it says otherwise.")
+        .set(|o, g| {
+            o.fabric = Some(g.parse(str::parse)?);
+            Ok(())
+        }),
     row("exclusive", Commands::ABR)
         .may_take("yes")
         .env(&["SLURM_EXCLUSIVE", "SBATCH_EXCLUSIVE", "SALLOC_EXCLUSIVE"])

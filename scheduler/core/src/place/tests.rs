@@ -112,6 +112,7 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                     distribution: layout,
                     overcommit,
                     sockets: None,
+                    fabric: None,
                 }
             },
         )
