@@ -15,6 +15,7 @@ use crate::link::LinkEvent;
 use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::standby::{Slots, Standby};
+use crate::threads;
 use crate::zygote::Zygote;
 use crate::{enter, fabrics, notes, probe, supervisors};
 use berth_agent_core::{
@@ -526,7 +527,8 @@ impl Driver {
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let stop = Arc::new(AtomicBool::new(false));
         self.preparing.insert(key, Arc::clone(&stop));
-        tokio::task::spawn_blocking(move || {
+        let refused = self.inputs.clone();
+        let started = threads::start("image", move || {
             if let Some(drift) = &node.drift {
                 drift.look(&launch.identity);
             }
@@ -547,6 +549,10 @@ impl Driver {
             let fetched = pulling.fetched().filter(|_| launch.enter.is_none());
             let _ = inputs.send(Input::Image(key, Box::new(result), fetched));
         });
+        if let Err(e) = started {
+            let why = format!("no thread for its image: {e}");
+            let _ = refused.send(Input::Image(key, Box::new(Err(why)), None));
+        }
     }
 
     fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, kept: &Kept) -> Result<(), String> {

@@ -17,11 +17,11 @@ use berth_images::{
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
-use berth_model::ids::Uid;
+use berth_model::ids::{Attempt, JobId, Uid};
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
 use berth_model::pin::{file_of, travels};
-use berth_model::spec::{ImageRef, ResolvedImage};
+use berth_model::spec::{Identity, ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
 use berth_step::spool::PreparedImage;
 use std::ffi::OsString;
@@ -108,9 +108,33 @@ impl Ready {
 /// Brings an image: from other nodes, where these are named, and otherwise from where it is.
 type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::Result<T> + 'a;
 
+/// For whom an image is made present.
+#[derive(Clone, Copy)]
+struct For<'a> {
+    /// The job's run, where it is a job's: what it needs other nodes may give.
+    run: Option<(JobId, Attempt)>,
+    user: &'a Identity,
+    /// The submitter's environment.
+    env: &'a [ByteStr],
+    directory: &'a Path,
+    account: Option<&'a str>,
+}
+
+impl<'a> For<'a> {
+    fn step(launch: &'a StepLaunch) -> For<'a> {
+        For {
+            run: Some((launch.key.job, launch.key.attempt)),
+            user: &launch.identity,
+            env: &launch.env,
+            directory: launch.work_dir.as_path(),
+            account: launch.job.account.as_deref(),
+        }
+    }
+}
+
 /// A step's image on its way.
 struct Pull<'a, F> {
-    launch: &'a StepLaunch,
+    of: For<'a>,
     login: Option<&'a Login>,
     pulling: &'a Pulling<F>,
     /// What is set when nobody waits for it any more, which ends it.
@@ -219,12 +243,12 @@ impl Images {
     /// called again with another one.
     fn bring<T>(
         &self,
-        (launch, stop): (&StepLaunch, &Arc<AtomicBool>),
+        (of, stop): (For<'_>, &Arc<AtomicBool>),
         manifest: &ResolvedManifest,
         bring: &Bring<'_, T>,
     ) -> berth_images::Result<T> {
-        let run = (launch.key.job, launch.key.attempt);
-        let Some(turn) = self.peers.ask(run, &manifest.digest.to_string(), stop) else {
+        let digest = manifest.digest.to_string();
+        let Some(turn) = of.run.and_then(|run| self.peers.ask(run, &digest, stop)) else {
             return bring(None, None);
         };
         let source = PeerSource::new(&turn, &turn.way(), &manifest.source);
@@ -255,7 +279,7 @@ impl Images {
         pulling: &Pulling<F>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Ready, String> {
-        let pull = Pull { launch, login, pulling, stop, ahead: false };
+        let pull = Pull { of: For::step(launch), login, pulling, stop, ahead: false };
         let Some(container) = &launch.container else {
             return self.host_is_admitted(launch).map(|()| Ready::nothing());
         };
@@ -307,7 +331,7 @@ impl Images {
             }
         }
         let pulling = Pulling::new(|_| {});
-        let pull = Pull { launch, login, pulling: &pulling, stop, ahead: true };
+        let pull = Pull { of: For::step(launch), login, pulling: &pulling, stop, ahead: true };
         self.make_present(&pull, &container.image)?;
         Ok(pulling.fetched())
     }
@@ -316,8 +340,24 @@ impl Images {
     pub fn fetch_for_others(&self, launch: &StepLaunch, login: Option<&Login>) -> Result<(), String> {
         let Some(container) = &launch.container else { return Ok(()) };
         let (pulling, stop) = (Pulling::new(|_| {}), Arc::new(AtomicBool::new(false)));
-        let pull = Pull { launch, login, pulling: &pulling, stop: &stop, ahead: false };
+        let pull = Pull { of: For::step(launch), login, pulling: &pulling, stop: &stop, ahead: false };
         self.make_present(&pull, &container.image).map(drop)
+    }
+
+    /// Makes an image present for a user who asks for it beside all jobs, with the logins that they have on this node, until `stop` is
+    /// set. What it took, and what the user is told.
+    pub(crate) fn pull_for(
+        &self,
+        user: &Identity,
+        image: &ImageRef,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(Fetched, Vec<String>), String> {
+        let of = For { run: None, user, env: &[], directory: user.home.as_path(), account: None };
+        let pulling = Pulling::new(|_| {});
+        let pull = Pull { of, login: None, pulling: &pulling, stop, ahead: false };
+        let ready = self.make_present(&pull, image)?;
+        let fetched = pulling.fetched().ok_or("it is used where it is: there is nothing to fetch")?;
+        Ok((fetched, ready.notes))
     }
 
     /// Whether so many bytes of blobs, twice that when unpacked, are more than there is room for.
@@ -331,32 +371,29 @@ impl Images {
         pull: &Pull<'_, F>,
         wanted: &ImageRef,
     ) -> Result<Ready, String> {
-        let Pull { launch, login, pulling, stop, ahead } = *pull;
+        let Pull { of, login, pulling, stop, ahead } = *pull;
         // What may have to end is done by processes also where one user is all there is.
         let program = self.program.as_ref().or(ahead.then_some(&self.own_program));
         let mut helpers = program.map(|program| Helpers {
             login: login.cloned(),
             stop: Some(Arc::clone(stop)),
-            quota: self
-                .program
-                .as_ref()
-                .and_then(|_| self.config.quota_of(&launch.identity.user, launch.identity.uid.0)),
-            ..helpers(program, &self.registries, launch, self.program.is_some())
+            quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
+            ..helpers(program, &self.registries, of, self.program.is_some())
         });
         let credentials = match login {
             // The fetcher has it.
-            Some(login) if helpers.is_none() => credentials(launch).with_login(login),
-            _ => Ok(credentials(launch)),
+            Some(login) if helpers.is_none() => credentials(of).with_login(login),
+            _ => Ok(credentials(of)),
         };
         let credentials = credentials.map_err(|e| e.to_string())?;
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
                 pulling.state().wanted = true;
-                self.resolve(&wanted.typed, launch, helpers.as_ref(), &credentials)?
+                self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?
             }
         };
-        let account = launch.job.account.as_deref();
+        let account = of.account;
         let came_by_name = wanted.resolved.is_none();
         admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
@@ -433,11 +470,20 @@ impl Images {
                 Some(helpers) => helpers.is_there(&store, &manifest)?,
                 None => store.prepared(&manifest.digest)?.is_some(),
             };
-            // Signatures are a registry's to give: each node looks for itself.
-            match there || signers.is_some() || !may_travel() {
-                true => bring(None, None),
-                false => self.bring((launch, stop), &manifest, &bring),
+            if there || !may_travel() {
+                return bring(None, None);
             }
+            // Signatures are a registry's to give: each node looks for itself, and then the image may come from anywhere.
+            if let Some(signers) = &signers
+                && self.peers.are_there()
+            {
+                match &helpers {
+                    Some(helpers) => helpers.look_signed(&store, &manifest, &told)?,
+                    None => open_source(&manifest, &self.registries, &credentials)
+                        .and_then(|source| store.look_signed(&manifest, source.as_ref(), signers, &told))?,
+                }
+            }
+            self.bring((of, stop), &manifest, &bring)
         };
         let prepared = loop {
             match ensure() {
@@ -479,12 +525,12 @@ impl Images {
     fn resolve(
         &self,
         typed: &str,
-        launch: &StepLaunch,
+        of: For<'_>,
         helpers: Option<&Helpers>,
         credentials: &Credentials,
     ) -> Result<ResolvedImage, String> {
         let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
-        let directory = launch.work_dir.as_path();
+        let directory = of.directory;
         let resolved = match helpers {
             Some(helpers) => helpers.resolve(&reference, directory),
             None => {
@@ -531,20 +577,20 @@ const LOGIN_VARIABLES: [&str; 3] = ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_
 const ENGINE_VARIABLES: [&str; 3] = ["DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "TMPDIR"];
 
 /// The value that a variable had where the step was submitted.
-fn submitted(launch: &StepLaunch, name: &str) -> Option<OsString> {
+fn submitted(of: For<'_>, name: &str) -> Option<OsString> {
     let value = |text: &ByteStr| text.0.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-    launch.env.iter().find_map(value).filter(|v| !v.is_empty()).map(OsString::from_vec)
+    of.env.iter().find_map(value).filter(|v| !v.is_empty()).map(OsString::from_vec)
 }
 
 /// The logins that the submitter had in mind; the agent's own environment is another one, even where both are one user.
-fn credentials(launch: &StepLaunch) -> Credentials {
-    let [docker, file, runtime] = LOGIN_VARIABLES.map(|name| submitted(launch, name).map(PathBuf::from));
-    let home = launch.identity.home.as_path();
+fn credentials(of: For<'_>) -> Credentials {
+    let [docker, file, runtime] = LOGIN_VARIABLES.map(|name| submitted(of, name).map(PathBuf::from));
+    let home = of.user.home.as_path();
     Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
 }
 
-fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch, system: bool) -> Helpers {
-    let user = &launch.identity;
+fn helpers(program: &Path, registries: &Registries, of: For<'_>, system: bool) -> Helpers {
+    let user = of.user;
     let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
     let mut environment: Vec<(OsString, OsString)> = vec![
         ("HOME".into(), own(&user.home)),
@@ -552,7 +598,7 @@ fn helpers(program: &Path, registries: &Registries, launch: &StepLaunch, system:
         ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
     ];
     for name in LOGIN_VARIABLES.into_iter().chain(ENGINE_VARIABLES) {
-        if let Some(value) = submitted(launch, name) {
+        if let Some(value) = submitted(of, name) {
             environment.push((name.into(), value));
         }
     }

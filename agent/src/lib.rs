@@ -40,6 +40,7 @@ pub mod signatures;
 mod standby;
 mod start;
 mod supervisors;
+mod threads;
 pub mod visit;
 mod zygote;
 

@@ -7,13 +7,16 @@ use berth_images::{
     Digest, DiskUsage, GrantedImage, ImageDetails, ImageInfo, PruneOptions, Removed, ResolvedManifest, Store,
     Usage,
 };
-use berth_model::ids::Uid;
+use berth_model::ByteStr;
+use berth_model::ids::{Gid, Uid};
 use berth_model::request::Peer;
+use berth_model::spec::{Identity, ImageRef, ResolvedImage};
 use berth_stream::asynchronous::write_frame;
 use berth_stream::{Frame, FrameError, ImagesQuery, MAX_PAYLOAD, WholeQuery};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -36,6 +39,17 @@ pub enum ImagesAnswer {
     Whole(Vec<ImageInfo>),
     /// What all of them take.
     WholeUsage(DiskUsage),
+    /// What was fetched.
+    Pulled {
+        /// `sha256:...` of its manifest.
+        digest: String,
+        /// Bytes that were fetched.
+        bytes: u64,
+        /// Whether all of it was there.
+        hit: bool,
+        /// What the user is to know.
+        notes: Vec<String>,
+    },
     /// The one that was asked for by a name.
     Found(Digest),
     /// What was removed of the store.
@@ -102,8 +116,14 @@ pub async fn answer(
     };
     let released = matches!(query, ImagesQuery::Remove(_));
     let images = Arc::clone(&service.images);
-    let found = tokio::task::spawn_blocking(move || images.answer(query, peer));
-    let text = match found.await.map_err(io::Error::other)? {
+    let found = match query {
+        ImagesQuery::Pull(image) => pulled(stream, images, image, caller).await?,
+        query => {
+            let found = tokio::task::spawn_blocking(move || images.answer(query, peer));
+            found.await.map_err(io::Error::other)?
+        }
+    };
+    let text = match found {
         Ok(answer) => serde_json::to_vec(&answer).map_err(io::Error::other)?,
         Err(why) => return write_frame(stream, &Frame::Refused(why)).await,
     };
@@ -117,10 +137,79 @@ pub async fn answer(
     write_frame(stream, &Frame::Accepted).await
 }
 
+/// Fetches an image for a user. Whoever asks hears now and then that it goes on, in spaces before the answer, and when they are gone it ends.
+async fn pulled(
+    stream: &mut UnixStream,
+    images: Arc<Images>,
+    image: ImageRef,
+    caller: Uid,
+) -> Result<Result<ImagesAnswer, String>, FrameError> {
+    let stop = Stopping(Arc::new(AtomicBool::new(false)));
+    let (said, mut heard) = tokio::sync::oneshot::channel();
+    let wanted = Arc::clone(&stop.0);
+    crate::threads::start("image", move || {
+        // Who does not listen any more needs nothing.
+        let _ = said.send(images.pull_as(&image, caller, &wanted));
+    })?;
+    loop {
+        match tokio::time::timeout(GOES_ON, &mut heard).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(_)) => return Ok(Err("it ended without a result: the agent's log tells why".into())),
+            Err(_) => write_frame(stream, &Frame::Part(b" ".to_vec())).await?,
+        }
+    }
+}
+
+/// How often somebody who waits for an image hears that it is on its way.
+const GOES_ON: Duration = Duration::from_secs(10);
+
+/// Ends what is not waited for any more.
+struct Stopping(Arc<AtomicBool>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Who a user is on this node.
+fn identity(uid: Uid) -> Result<Identity, String> {
+    use nix::unistd::{Group, User, getgrouplist};
+    let unknown = || format!("this node knows no user with uid {uid}: 'id {uid}' there says whether it does");
+    let user = User::from_uid(nix::unistd::Uid::from_raw(uid.0)).ok().flatten().ok_or_else(unknown)?;
+    let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| unknown())?;
+    let groups = getgrouplist(&name, user.gid).map_err(|e| format!("groups of {}: {e}", user.name))?;
+    let group = Group::from_gid(user.gid).ok().flatten().map(|group| group.name).unwrap_or_default();
+    Ok(Identity {
+        uid,
+        gid: Gid(user.gid.as_raw()),
+        groups: groups.into_iter().map(|group| Gid(group.as_raw())).collect(),
+        user: user.name,
+        group,
+        home: ByteStr::from(user.dir.as_path()),
+        shell: ByteStr::from(user.shell.as_path()),
+    })
+}
+
 impl Images {
+    fn pull_as(&self, image: &ImageRef, caller: Uid, stop: &Arc<AtomicBool>) -> Result<ImagesAnswer, String> {
+        let owner = rustix::process::geteuid().as_raw();
+        if !self.is_shared() && caller.0 != owner {
+            return Err(format!("this cluster and its images are uid {owner}'s, and you are uid {caller}"));
+        }
+        if !matches!(image.resolved, Some(ResolvedImage::Manifest { .. })) {
+            return Err("it is used where it is: there is nothing to fetch".into());
+        }
+        let (fetched, notes) = self.pull_for(&identity(caller)?, image, stop)?;
+        let digest = fetched.digest.unwrap_or_default();
+        tracing::info!("image {digest}: fetched for uid {caller}, who asked for it");
+        Ok(ImagesAnswer::Pulled { digest, bytes: fetched.bytes, hit: fetched.hit, notes })
+    }
+
     fn answer(&self, query: ImagesQuery, peer: Peer) -> Result<ImagesAnswer, String> {
         match query {
             ImagesQuery::Whole(query) => self.whole(query, peer),
+            ImagesQuery::Pull(_) => Err("asked as if it took no time".into()),
             query => self.of_user(query, peer.uid),
         }
     }
@@ -207,7 +296,9 @@ impl Images {
                 ImagesAnswer::Removed(image, before.bytes.saturating_sub(usage()?.bytes))
             }
             ImagesQuery::Usage => ImagesAnswer::Usage(usage()?, self.quota_of(caller)),
-            ImagesQuery::Whole(_) => return Err("asked as if it were about one user's images".into()),
+            ImagesQuery::Whole(_) | ImagesQuery::Pull(_) => {
+                return Err("asked as if it were about one user's images".into());
+            }
         })
     }
 
@@ -237,7 +328,7 @@ fn may_whole(peer: Peer, owner: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_model::ids::{Gid, JobId};
+    use berth_model::ids::JobId;
 
     #[test]
     fn the_whole_store_is_its_owners_and_roots_outside_jobs() {

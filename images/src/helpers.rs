@@ -13,8 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use berth_model::login::Login;
 use berth_model::pin::FilePin;
@@ -113,6 +113,17 @@ enum Answer {
     Failed(Error),
 }
 
+/// What the two processes do.
+#[derive(Clone, Copy)]
+enum Work<'a> {
+    /// Make the image present, and grant it.
+    Import,
+    /// Repair these layers of it.
+    Repair(&'a [Digest]),
+    /// Look for its signature.
+    Look,
+}
+
 impl Helpers {
     /// As [`Store::ensure`], by the two processes. An image that is present is given at once to users who have
     /// shown before that they may read its manifest; others show it now, by fetching the manifest with their own
@@ -137,13 +148,13 @@ impl Helpers {
             }
             if let Some(signers) = self.signers.as_ref().filter(|signers| !signers.required) {
                 // Nothing is refused, so neither because nobody can be asked.
-                if let Err(error) = self.import(store, image, None, uid, progress) {
+                if let Err(error) = self.import(store, image, Work::Import, uid, progress) {
                     signers.unsigned(&image.source, &error.to_string(), progress)?;
                 }
                 return store.named(prepared, image, user);
             }
         }
-        self.import(store, image, None, uid, progress)?;
+        self.import(store, image, Work::Import, uid, progress)?;
         store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
     }
 
@@ -177,7 +188,7 @@ impl Helpers {
         };
         let (read, write, input, output) =
             pair().map_err(|e: std::io::Error| Error::io("helper process", e))?;
-        let mut unpacker = self.unpacker(store, &described, uid, None)?;
+        let mut unpacker = self.unpacker(store, &described, uid, Work::Import)?;
         unpacker.args(["--peers", "yes"]);
         let unpacker = unpacker.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output));
         let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
@@ -205,15 +216,32 @@ impl Helpers {
         progress: &dyn Progress,
     ) -> Result<()> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        self.import(store, image, Some(layers), uid, progress)
+        self.import(store, image, Work::Repair(layers), uid, progress)
     }
 
-    /// Has the two processes make the image present, or repair these layers of it, and grants it to `uid`.
+    /// As [`Store::look_signed`], by the two processes. Nothing, where nobody's signature is needed.
+    ///
+    /// # Errors
+    /// As there; or a process cannot be started or dies.
+    pub fn look_signed(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if self.signers.is_none() || store.is_admitted(image, self.signers.as_ref(), &())? {
+            return Ok(());
+        }
+        let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
+        self.import(store, image, Work::Look, uid, progress)
+    }
+
+    /// Has the two processes make the image present for `uid`, or do something else about it.
     fn import(
         &self,
         store: &Store,
         image: &ResolvedManifest,
-        repair: Option<&[Digest]>,
+        work: Work<'_>,
         uid: u32,
         progress: &dyn Progress,
     ) -> Result<()> {
@@ -230,7 +258,7 @@ impl Helpers {
             return Err(start_failed("its pipes are missing"));
         };
         self.send_login(&mut to_fetcher)?;
-        let mut unpacker = self.unpacker(store, &described, uid, repair)?;
+        let mut unpacker = self.unpacker(store, &described, uid, work)?;
         let mut unpacker =
             Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
@@ -238,13 +266,7 @@ impl Helpers {
     }
 
     /// The process that makes the image present, without its streams.
-    fn unpacker(
-        &self,
-        store: &Store,
-        described: &str,
-        uid: u32,
-        repair: Option<&[Digest]>,
-    ) -> Result<Command> {
+    fn unpacker(&self, store: &Store, described: &str, uid: u32, work: Work<'_>) -> Result<Command> {
         let json = |e: serde_json::Error| start_failed(&e.to_string());
         let mut unpacker = Command::new(&self.program);
         unpacker.args(&self.unpack).arg("--store").arg(store.root()).args([
@@ -259,8 +281,12 @@ impl Helpers {
         if let Some(quota) = self.quota {
             unpacker.args(["--quota", &quota.to_string()]);
         }
-        if let Some(layers) = repair {
-            unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
+        match work {
+            Work::Import => {}
+            Work::Look => drop(unpacker.args(["--look", "yes"])),
+            Work::Repair(layers) => {
+                unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
+            }
         }
         run_as(&mut unpacker, self.store.as_ref());
         unpacker.env_clear();
@@ -472,6 +498,7 @@ struct Options {
     signers: Option<String>,
     quota: Option<u64>,
     peers: bool,
+    look: bool,
 }
 
 impl Options {
@@ -511,6 +538,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--repair" => options.repair = Some(text()?),
             "--signers" => options.signers = Some(text()?),
             "--peers" => options.peers = text()? == "yes",
+            "--look" => options.look = text()? == "yes",
             "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
@@ -602,13 +630,8 @@ pub fn fetcher_main(
     }
     let text = options.image.as_deref().unwrap_or_default();
     let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));
-    let opened = image.and_then(|image| open_source(&image, &options.registries()?, &credentials));
-    let result = match opened {
-        Ok(source) => serve_fetcher(source.as_ref(), input, output),
-        // The other side gets the reason as the answer to its first request.
-        Err(error) => serve_fetcher(&Unopened(error), input, output),
-    };
-    u8::from(result.is_err())
+    let open = || image.clone().and_then(|image| open_source(&image, &options.registries()?, &credentials));
+    u8::from(serve_fetcher(&Opening { open, opened: OnceLock::new() }, input, output).is_err())
 }
 
 /// Adds the login that comes first on `input`, if one was announced. A core file of ours would have it in it: none is made.
@@ -640,20 +663,31 @@ fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
     }
 }
 
-/// A source that could not be opened.
-struct Unopened(Error);
+/// A source that is opened by the first request: that may take long, as with a large file, and whoever asks hears meanwhile that somebody
+/// is there. Why it cannot be opened is the answer.
+struct Opening<F> {
+    open: F,
+    opened: OnceLock<Result<Box<dyn BlobSource>>>,
+}
 
-impl BlobSource for Unopened {
+impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Opening<F> {
     fn describe(&self) -> String {
-        self.0.what().to_owned()
+        self.opened
+            .get()
+            .and_then(|opened| opened.as_ref().ok())
+            .map(|source| source.describe())
+            .unwrap_or_default()
     }
 
-    fn open(&self, _: BlobKind, _: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
-        Err(self.0.clone())
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        match self.opened.get_or_init(&self.open) {
+            Ok(source) => source.open(kind, digest, offset),
+            Err(error) => Err(error.clone()),
+        }
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -693,6 +727,11 @@ pub fn unpacker_main(
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };
         store.prove(&image.digest, &source, kind)?;
         let progress = |event| say(&Report::Progress(event));
+        if options.look {
+            return signers
+                .as_ref()
+                .map_or(Ok(()), |signers| store.look_signed(&image, &source, signers, &progress));
+        }
         let _turn = store.quota_turn(&progress)?;
         let refused = |e: Error| {
             if e.kind() == ErrorKind::Quota

@@ -30,6 +30,11 @@ pub fn odd() -> PathBuf {
     made("odd", &["tests/odd-image.sh", "examples/debian-image.sh"], &[])
 }
 
+/// The same tree of files, in layers that podman can save.
+pub fn odd_whole() -> PathBuf {
+    made("odd-whole", &["tests/odd-image.sh", "examples/debian-image.sh"], &["--whole"])
+}
+
 /// Debian with MPICH's library, and Slurm's of PMI-2.
 pub fn mpich() -> PathBuf {
     made("mpich", &["tests/mpi-image.sh", "examples/debian-image.sh"], &[])

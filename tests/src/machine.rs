@@ -176,7 +176,7 @@ pub(crate) fn remove_old(directory: &Path, prefix: &str, age: Duration) {
         let made = entry.metadata().and_then(|m| m.modified());
         let old = made.is_ok_and(|t| t.elapsed().is_ok_and(|since| since > age));
         if name.to_string_lossy().starts_with(prefix) && old {
-            let _ = std::fs::remove_dir_all(entry.path());
+            let _ = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
         }
     }
 }

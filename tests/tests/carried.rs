@@ -84,6 +84,37 @@ each_user! {
         sandbox.srun_in(&image, ["true"]).fails().says(&["login"]);
     }
 
+    fn a_login_that_is_kept_back_goes_nowhere(who) {
+        let registry = Registry::with_login();
+        let image = registry.push(&images::busybox(), "team/private:1", &[]);
+        let password = format!("kept-back-{}", registry.host());
+        registry.take_only(&password);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let (directory, _) = login(&sandbox, &registry, &password);
+        let container = format!("--container-image={image}");
+        let script = sandbox.write("job.sh", "#!/bin/sh\necho ran\n");
+        let submit = |words: &[&str]| {
+            let sbatch = sandbox.cmd("sbatch").args(["--parsable", "--hold", "--mem=64M", "-c1", "--output=out"]).args(words);
+            sbatch.arg(&container).arg(&script).env("DOCKER_CONFIG", &directory).ok().text().trim().parse::<u64>().unwrap()
+        };
+        // Where the login file is, the job has its image.
+        let here = submit(&["--no-container-login"]);
+        sandbox.cmd("scontrol").args(["release", &here.to_string()]).ok();
+        sandbox.wait_file("out", "ran", 60);
+        let (kept, gone) = (submit(&["--no-container-login"]), submit(&[]));
+        // What was shown once would do.
+        let empty = || {
+            sandbox.cmd("berth").args(["image", "prune", "--all", "--force"]).ok();
+            (sandbox.cmd("berth").args(["image", "ls", "--json"]).ok().text().trim() == "[]").then_some(())
+        };
+        assert!(wait(30, empty).is_some(), "the image stays");
+        std::fs::remove_dir_all(&directory).unwrap();
+        sandbox.cmd("scontrol").args(["release", &kept.to_string()]).ok();
+        sandbox.wait_state(kept, "FAILED", 60);
+        sandbox.cmd("scontrol").args(["release", &gone.to_string()]).ok();
+        sandbox.wait_state(gone, "COMPLETED", 60);
+    }
+
     fn a_login_whose_user_the_image_names_goes_with_the_job(who) {
         let registry = Registry::with_login();
         registry.push(&images::busybox(), "team/private:1", &[]);

@@ -11,7 +11,7 @@ fn doors(sandbox: &Sandbox) {
 }
 
 /// podman with a storage of its own, as a user has it by a file of settings.
-struct Podman<'a> {
+pub struct Podman<'a> {
     sandbox: &'a Sandbox,
     who: Who,
     home: PathBuf,
@@ -28,7 +28,7 @@ impl Podman<'_> {
         podman
     }
 
-    fn empty(sandbox: &Sandbox, who: Who) -> Podman<'_> {
+    pub fn empty(sandbox: &Sandbox, who: Who) -> Podman<'_> {
         let alone = machine::lock(&format!("podman-{}.lock", who.name));
         let home = sandbox.work().join(format!("podman-{}", who.name));
         std::fs::create_dir(&home).unwrap();
@@ -57,20 +57,20 @@ impl Podman<'_> {
     }
 
     /// The storage gets an image, in place of what had the name.
-    fn load(&self, layout: &Path) {
+    pub fn load(&self, layout: &Path) {
         let id = self.cmd("podman", &["pull", "-q", &format!("oci:{}", layout.display())]).ok().text();
         self.cmd("podman", &["tag", id.trim(), BOX]).ok();
     }
 
     /// A command that finds the storage; temporary files of its own.
-    fn cmd(&self, program: &str, words: &[&str]) -> Cmd {
+    pub fn cmd(&self, program: &str, words: &[&str]) -> Cmd {
         let dir = &self.home;
         let cmd = self.sandbox.cmd_as(&self.who, program).args(words).limit(120).dir(dir).env("TMPDIR", dir);
         cmd.env("CONTAINERS_STORAGE_CONF", dir.join("storage.conf")).env("XDG_RUNTIME_DIR", dir)
     }
 
     /// Ends the process that keeps an ordinary user's namespaces between two commands.
-    fn let_go(&self) {
+    pub fn let_go(&self) {
         if !self.who.is_root() {
             self.cmd("podman", &["system", "migrate"]).ok();
         }
@@ -165,13 +165,13 @@ fn a_users_job_runs_in_an_image_of_the_users_podman_as_root() {
 }
 
 /// docker's own daemon, with a store and a socket of its own.
-struct Daemon<'a> {
+pub struct Daemon<'a> {
     sandbox: &'a Sandbox,
     running: Option<Running>,
 }
 
 impl Daemon<'_> {
-    fn start(sandbox: &Sandbox) -> Daemon<'_> {
+    pub fn start(sandbox: &Sandbox) -> Daemon<'_> {
         let own = |name: &str| sandbox.work().join(name).display().to_string();
         let running = sandbox
             .cmd("dockerd")
@@ -193,12 +193,12 @@ impl Daemon<'_> {
         daemon
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("unix://{}", self.sandbox.work().join("docker.sock").display())
     }
 
     /// docker's own client: that of the front doors comes first in the path.
-    fn docker(&self, words: &[&str]) -> Cmd {
+    pub fn docker(&self, words: &[&str]) -> Cmd {
         let client =
             ["/usr/bin/docker", "/usr/local/bin/docker"].into_iter().find(|path| Path::new(path).exists());
         self.sandbox

@@ -209,7 +209,7 @@ fn a_users_own_store_and_the_nodes_are_told_apart_as_root() {
     let told = berth(&["ls"]).ok().text();
     assert!(told.contains("STORE") && told.contains("twice"), "{told}");
     assert!(!home.path().join("berth").exists());
-    berth(&["pull", "--node", &name]).fails().says(&["srun --container-image="]);
+    berth(&["pull", "--insecure", "--node", &name]).tells("(it was there)");
     berth(&["pull", "--insecure", &name]).ok();
     let all: Vec<Value> = serde_json::from_str(&berth(&["ls", "--json"]).ok().text()).unwrap();
     let stores: Vec<&str> = all.iter().map(|image| image["store"].as_str().unwrap()).collect();
@@ -331,4 +331,37 @@ each_user! {
             assert!(told.lines().nth(1).unwrap().ends_with("none"), "{told}");
         }
     }
+}
+
+#[test]
+fn users_have_the_node_fetch_as_themselves_without_a_job_as_root() {
+    let registry = Registry::open();
+    let rules = format!("deny = [\"{}\"]\n", registry.image("team/never"));
+    let sandbox = Sandbox::with_config(Who::root(), &format!("{}{rules}", config(&registry)));
+    let (ann, bob) = (Who::user(), Who::stranger());
+    let name = push(&registry, "one", &["one"]).remove(0);
+    let never = push(&registry, "two", &["never"]).remove(0);
+    let pull = |who: &Who, name: &str| image(&sandbox, who, &["pull", "--insecure", "--node", name]);
+    pull(&ann, &name).tells("is present on this node: sha256:");
+    image(&sandbox, &ann, &["ls", "--node"]).tells("team/one");
+    let theirs = image(&sandbox, &bob, &["ls", "--node"]).ok().text();
+    assert!(!theirs.contains("team/one"), "{theirs}");
+    // It is fetched by nobody any more, and the site's rules hold without a job, too.
+    let fetched = registry.fetched();
+    assert_eq!(run(&sandbox, &ann, &name), "one");
+    assert_eq!(registry.fetched(), fetched);
+    pull(&ann, &never).fails().says(&["team/never", "images.deny"]);
+    // A file is read as who asks.
+    let place = sandbox.work().join("anns");
+    std::fs::create_dir(&place).unwrap();
+    berth_tests::machine::give(&place, &ann);
+    let file = place.join("x.tar").display().to_string();
+    let from = format!("oci:{}:latest", images::layers().display());
+    let to = format!("oci-archive:{file}:1");
+    sandbox.cmd_as(&ann, "skopeo").dir("/").args(["--insecure-policy", "copy", "--quiet", &from, &to]).ok();
+    let open =
+        |mode| std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    open(0o600);
+    pull(&ann, &file).tells("is present on this node: sha256:");
+    pull(&bob, &file).fails().says(&["ermission denied"]);
 }

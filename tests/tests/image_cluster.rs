@@ -38,6 +38,14 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
             .limit(60)
             .ok()
     };
+    // A user has all nodes fetch, from one place; root one of them.
+    let name = image.display().to_string();
+    for hit in [false, true] {
+        let pulled = answers(&hosts, false, &["pull", &name]);
+        assert!(pulled.iter().all(|node| node["answer"]["hit"] == hit), "{pulled:?}");
+        assert_eq!(counts(&hosts, false), [1, 1, 1]);
+    }
+    answers(&hosts, true, &["pull", "-w", "n1", &name]);
     run("n[1-3]");
     // Root sees all; a user sees what is theirs, everywhere.
     assert_eq!(counts(&hosts, true), [1, 1, 1]);

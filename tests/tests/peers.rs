@@ -1,6 +1,7 @@
 //! Images that travel between nodes: the registry is asked once, whoever dies in the middle is gone on without, and a digest opens
 //! nothing for whom the controller did not name.
 
+use crate::signatures::{Signer, rule};
 use berth_tests::layout::{self, Layer};
 use berth_tests::registry::LOGIN;
 use berth_tests::sandbox::wait;
@@ -260,6 +261,85 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
     assert!(log(&hosts, "gw").contains(&format!("the image of job {job} is there for other nodes")));
     let blobs = asked(&registry);
     assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
+}
+
+/// A node of the cluster gives other bytes than it was asked for: the archives that it makes of its layers are of its own invention.
+#[test]
+fn a_node_that_lies_is_not_believed_as_root() {
+    let (hosts, registry) = nodes(3);
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let container = format!("--container-image={image}");
+    hosts.cmd("n1", "srun").args(["-w", "n2", &container, "true"]).limit(60).ok();
+    let before = asked(&registry);
+    let mut lies = 0;
+    for layer in std::fs::read_dir(hosts.state("n2").join("images/layers")).unwrap().flatten() {
+        let skeleton = layer.path().join("skeleton.zst");
+        let text = Cmd::new("zstd").args(["-d", "-c"]).arg(&skeleton).ok().stdout;
+        // The mode of each file, in as many bytes.
+        let other: Vec<u8> = {
+            let text = text
+                .iter()
+                .map(|byte| char::from(*byte))
+                .collect::<String>()
+                .replace("0000644\0", "0000666\0");
+            text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
+        };
+        lies += usize::from(other != text);
+        let plain = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(plain.path(), other).unwrap();
+        let made = Cmd::new("zstd").args(["-q", "-c"]).arg(plain.path()).ok().stdout;
+        std::fs::write(&skeleton, made).unwrap();
+    }
+    assert!(lies > 1, "{lies} layers are other ones");
+    let told = hosts.cmd("n1", "srun").args(["-w", "n3", &container, "cat", "/data/kept"]).limit(120).run();
+    assert_eq!((told.rc, told.text().trim()), (0, "kept"), "{told}\n{}", log(&hosts, "n3"));
+    let said = log(&hosts, "n3");
+    assert!(said.contains("n2 does not give it: gave bytes with digest sha256:"), "{said}");
+    assert_ne!(asked(&registry), before, "nobody else has it");
+    hosts.root("n3", "berth").args(["image", "verify"]).limit(60).ok();
+}
+
+#[test]
+fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_registry_as_root() {
+    let hosts = Hosts::new(&["n1", "n2", "n3"]);
+    let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), false);
+    let signer = Signer::new();
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let unsigned = registry.push(&images::busybox(), "team/other:1", &[]);
+    let network = format!("--net={}", hosts.network("n1").display());
+    signer.sign_from(Cmd::new("nsenter").arg(network), &registry, "team/app", "1");
+    hosts.up("n1", &rule(&registry, "team", "require", &signer.text()));
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for name in ["n2", "n3"] {
+        hosts.join(name, &token);
+    }
+    for name in ["n1", "n2", "n3"] {
+        hosts.wait_node(name, "idle", 20);
+        gives(&hosts, name);
+    }
+    let before = asked(&registry);
+    let container = format!("--container-image={image}");
+    let told = hosts.cmd("n1", "srun").args(["-N3", &container, "cat", "/data/kept"]).limit(120).ok();
+    assert_eq!(told.text().lines().count(), 3, "{told}");
+    let layers: Vec<usize> = {
+        let small = |digest: &str| {
+            registry.blobs().iter().rev().take(2).any(|blob| blob.display().to_string().contains(digest))
+        };
+        let blobs = asked(&registry).into_iter().filter(|(path, _)| path.contains("/blobs/"));
+        let new = blobs.map(|(path, times)| (times - before.get(&path).copied().unwrap_or(0), path));
+        let new = new.filter(|(_, path)| !small(path.rsplit(':').next().unwrap()));
+        new.map(|(times, _)| times).filter(|times| *times > 0).collect()
+    };
+    assert!(layers.iter().filter(|times| **times == 1).count() >= 4, "{:?}", asked(&registry));
+    // The one that signs nothing, each node asks for.
+    let shown =
+        |host: &str| hosts.root(host, "berth").args(["image", "inspect", &image]).limit(60).ok().text();
+    for host in ["n1", "n2", "n3"] {
+        assert!(shown(host).contains("\"signed_by\": \"sha256:"), "{host}");
+    }
+    // A node that has it does not make another one take it for signed.
+    let container = format!("--container-image={unsigned}");
+    hosts.cmd("n1", "srun").args(["-w", "n3", &container, "true"]).limit(60).fails().says(&["signature"]);
 }
 
 /// Writes other bytes over all of a file, whose inode, size and time stay.

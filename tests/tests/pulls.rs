@@ -1,7 +1,7 @@
 //! An image's way with its job: pinned at submission, and what making it present took, on record.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Registry, Sandbox, each_user, images};
+use berth_tests::{Registry, Sandbox, Who, each_user, images};
 use serde_json::Value;
 
 /// The digest that a tag has now.
@@ -141,4 +141,60 @@ each_user! {
         assert_eq!(fields(&sandbox, plain, 1, names), [""; 5]);
         assert!(sandbox.cmd("sacct").arg("--helpformat").ok().text().contains("ImagePull"));
     }
+}
+
+/// The process that fetches for a user, with the image of a job of this agent's.
+fn fetcher(agent: i32, user: &Who) -> Option<i32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        let line = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().next().unwrap_or_default().to_string()
+        };
+        let fetches = String::from_utf8_lossy(&read("cmdline")).contains("internal-fetch\0--image");
+        fetches && line("PPid:") == agent.to_string() && line("Uid:") == user.uid.to_string()
+    })
+}
+
+/// The process that speaks to the registry is the user's, who may stop it; it holds the image's lock by way of the other one.
+#[test]
+fn a_user_who_stops_their_own_fetching_holds_up_nobody_for_long_as_root() {
+    let registry = Registry::open();
+    let image = registry.push(&images::layers(), "team/layers:1", &[]);
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let container = format!("--container-image={image}");
+    let submit = |who: &Who| {
+        let words = [
+            "--parsable",
+            "--hold",
+            "--mem=64M",
+            "-c1",
+            "-o",
+            "/dev/null",
+            &container,
+            "--wrap",
+            "cat /data/kept",
+        ];
+        sandbox.cmd_as(who, "sbatch").dir("/").args(words).ok().text().trim().parse::<u64>().unwrap()
+    };
+    let release = |job: u64| sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+    let (one, other) = (Who::user(), Who::stranger());
+    let (first, second) = (submit(&one), submit(&other));
+    registry.freeze();
+    release(first);
+    let agent = sandbox.agent();
+    let pid = wait(30, || fetcher(agent, &one)).expect("nothing is fetched");
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    release(second);
+    let waits = || fetcher(agent, &other);
+    wait(30, waits).expect("the other does not fetch");
+    registry.thaw();
+    sandbox.wait_state(second, "COMPLETED", 90);
+    sandbox.wait_state(first, "FAILED", 60);
+    let shown = sandbox.cmd("scontrol").args(["show", "job", &first.to_string()]).ok().text();
+    assert!(shown.contains("no sign of life"), "{shown}");
 }

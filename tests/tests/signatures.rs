@@ -4,10 +4,10 @@ use berth_tests::{Cmd, Registry, Sandbox, each_user, images};
 use std::path::{Path, PathBuf};
 
 /// A key pair, and what signs images as cosign does, by openssl and curl.
-struct Signer(tempfile::TempDir);
+pub struct Signer(tempfile::TempDir);
 
 impl Signer {
-    fn new() -> Signer {
+    pub fn new() -> Signer {
         let directory = tempfile::Builder::new().prefix("bt-key-").tempdir_in("/tmp").unwrap();
         let script = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key 2>/dev/null && \
                       openssl pkey -in key -pubout -out pub && chmod 755 . && chmod 644 pub";
@@ -20,12 +20,17 @@ impl Signer {
     }
 
     /// Its text, as it stands in a configuration.
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         std::fs::read_to_string(self.public()).unwrap()
     }
 
     /// Signs what a tag means, by the name that it has.
     fn sign(&self, registry: &Registry, repository: &str, tag: &str) {
+        self.sign_from(Cmd::new("env"), registry, repository, tag);
+    }
+
+    /// The same, where `command` runs what follows.
+    pub fn sign_from(&self, command: Cmd, registry: &Registry, repository: &str, tag: &str) {
         let script = r#"
 set -e
 base=http://$HOST/v2/$REPOSITORY
@@ -45,13 +50,13 @@ printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+js
     "$(descriptor config application/vnd.oci.image.config.v1+json)" "$(descriptor payload application/vnd.dev.cosign.simplesigning.v1+json)" "$(base64 -w0 signature)" > manifest
 curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @manifest $base/manifests/$(echo $digest | tr : -).sig
 "#;
-        let command = Cmd::new("sh").args(["-c", script]).dir(self.0.path());
+        let command = command.args(["sh", "-c", script]).dir(self.0.path());
         command.env("HOST", registry.host()).env("REPOSITORY", repository).env("TAG", tag).ok();
     }
 }
 
 /// A configuration with a rule for one repository.
-fn rule(registry: &Registry, repository: &str, policy: &str, key: &str) -> String {
+pub fn rule(registry: &Registry, repository: &str, policy: &str, key: &str) -> String {
     format!(
         "{}[[images.signature]]\nimages = \"{}\"\npolicy = \"{policy}\"\nkeys = ['''{key}''']\n",
         registry.without_tls(),

@@ -238,6 +238,11 @@ impl Peers {
         }
     }
 
+    /// Whether this node has to do with others.
+    pub(crate) fn are_there(&self) -> bool {
+        self.address.get().is_some()
+    }
+
     /// Asks for an image of a job's run; nothing where this node has nothing to do with others.
     pub(crate) fn ask(
         self: &Arc<Self>,

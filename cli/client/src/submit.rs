@@ -180,7 +180,8 @@ pub fn image(
         }
     };
     let (resolved, login) = resolved.unzip();
-    Ok((Some(ImageRef { typed, resolved }), login.flatten()))
+    let login = login.flatten().filter(|_| !options.container.no_login);
+    Ok((Some(ImageRef { typed, resolved }), login))
 }
 
 /// Seals a login to the cluster, to travel with what is submitted.

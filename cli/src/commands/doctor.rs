@@ -134,11 +134,16 @@ fn layer_images(state: Option<&Path>) -> Option<Finding> {
     };
     let tried = berth_images::try_image(&place, &berth_runtime::try_image);
     Some(match (tried, settled, wanted) {
-        (Ok(way), Some(LayerForm::Directory), _) | (Ok(way), None, Wanted::Directory) => {
+        (Ok((way, _)), Some(LayerForm::Directory), _) | (Ok((way, _)), None, Wanted::Directory) => {
             let text = "kept as directories (layer_form in berth.toml); an EROFS image could be mounted";
             good(what, format!("{text} {way}"))
         }
-        (Ok(way), _, _) => good(what, format!("kept as EROFS images: a trial one was mounted {way}")),
+        (Ok((way, most)), _, _) => {
+            let most = most.map_or_else(String::new, |most| {
+                format!("; of an image, {most} layers at most, and the smaller ones as directories")
+            });
+            good(what, format!("kept as EROFS images: a trial one was mounted {way}{most}"))
+        }
         (Err(why), _, Wanted::Erofs) if why.kind() == std::io::ErrorKind::Unsupported => finding(
             what,
             Verdict::Bad,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,16 +16,23 @@ use crate::source::{BlobKind, BlobSource};
 /// user, who may stop it, or name a registry that gives a byte a minute; registries that are only slow bring more.
 const PATIENCE: Duration = Duration::from_secs(600);
 const ENOUGH: u64 = 64 << 10;
+/// How often somebody who waits looks whether anything was heard of the other side, and after how many looks in vain it counts as
+/// stopped. Looks are counted, and not time: where this machine stood still, so did the other side.
+const LOOK: Duration = Duration::from_secs(1);
+const SILENT: u32 = 10;
 
 /// A source behind a pair of pipes, which [`super::serve_fetcher`] answers.
 pub struct RemoteSource {
     description: String,
     link: Arc<Link>,
     patience: Duration,
+    look: Duration,
     peers: bool,
 }
 
 struct Link {
+    /// Frames that came.
+    heard: AtomicU64,
     write: Mutex<Box<dyn Write + Send>>,
     state: Mutex<State>,
 }
@@ -56,7 +64,11 @@ impl RemoteSource {
         read: impl Read + Send + 'static,
         write: impl Write + Send + 'static,
     ) -> Self {
-        let link = Arc::new(Link { write: Mutex::new(Box::new(write)), state: Mutex::default() });
+        let link = Arc::new(Link {
+            heard: AtomicU64::new(0),
+            write: Mutex::new(Box::new(write)),
+            state: Mutex::default(),
+        });
         let receiving = Arc::downgrade(&link);
         let mut read = read;
         // Ends when the other side closes, which it does when it sees our side closed.
@@ -75,7 +87,7 @@ impl RemoteSource {
                 }
             }
         });
-        Self { description: description.into(), link, patience: PATIENCE, peers: false }
+        Self { description: description.into(), link, patience: PATIENCE, look: LOOK, peers: false }
     }
 
     /// The same, where other nodes of the cluster are behind it.
@@ -117,6 +129,7 @@ impl BlobSource for RemoteSource {
             at: 0,
             ended: false,
             patience: self.patience,
+            look: self.look,
             waited: Duration::ZERO,
             got: 0,
         };
@@ -141,6 +154,10 @@ impl Link {
     }
 
     fn take(&self, frame: super::Frame) -> Result<()> {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+        if frame.kind == Kind::Alive {
+            return Ok(());
+        }
         let mut state = self.state();
         // Frames of a stream that we closed may still be on their way.
         let message = match frame.kind {
@@ -158,7 +175,7 @@ impl Link {
                 let error: Option<Error> = serde_json::from_slice(&frame.payload).ok();
                 Message::Failed(error.map_or_else(|| broken("it failed without a reason"), |e| e.sanitised()))
             }
-            Kind::Open | Kind::Credit | Kind::Close => {
+            Kind::Open | Kind::Credit | Kind::Close | Kind::Alive => {
                 return Err(broken("it sent a request where an answer was expected"));
             }
         };
@@ -186,6 +203,7 @@ struct RemoteBlob {
     at: usize,
     ended: bool,
     patience: Duration,
+    look: Duration,
     /// Time spent waiting, and bytes that came in it, since it was last enough.
     waited: Duration,
     got: u64,
@@ -193,9 +211,20 @@ struct RemoteBlob {
 
 impl RemoteBlob {
     fn next(&mut self) -> Result<Message> {
-        let begun = Instant::now();
-        let message = self.queue.recv_timeout(self.patience.saturating_sub(self.waited));
-        self.waited += begun.elapsed();
+        let (mut silent, mut heard) = (0, self.link.heard.load(Ordering::Relaxed));
+        let message = loop {
+            let begun = Instant::now();
+            let message = self.queue.recv_timeout(self.look.min(self.patience.saturating_sub(self.waited)));
+            self.waited += begun.elapsed();
+            if !matches!(message, Err(RecvTimeoutError::Timeout)) || self.waited >= self.patience {
+                break message;
+            }
+            let now = self.link.heard.load(Ordering::Relaxed);
+            (silent, heard) = if now == heard { (silent + 1, now) } else { (0, now) };
+            if silent >= SILENT {
+                return Err(broken("it gives no sign of life: somebody has stopped it, or it hangs"));
+            }
+        };
         match message {
             Ok(Message::Data(data)) => {
                 self.got += data.len() as u64;
@@ -340,6 +369,34 @@ mod tests {
             blob.read_to_end(&mut Vec::new()).map_err(|e| e.downcast::<Error>().unwrap())
         });
         blames(read.unwrap_err().to_string());
+    }
+
+    #[test]
+    fn one_that_is_stopped_is_told_from_one_that_waits() {
+        struct Late(Duration);
+        impl BlobSource for Late {
+            fn describe(&self) -> String {
+                "late".to_owned()
+            }
+            fn open(&self, _: BlobKind, _: &Digest, _: u64) -> Result<Box<dyn Read + Send>> {
+                std::thread::sleep(self.0);
+                Ok(Box::new(io::Cursor::new(b"x".to_vec())))
+            }
+        }
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let look = super::super::ALIVE / 4;
+        let (ours, theirs) = pair();
+        std::thread::spawn(move || {
+            serve_fetcher(&Late(look * SILENT * 2), theirs.try_clone().unwrap(), &theirs)
+        });
+        let waits = RemoteSource::new("remote", ours.try_clone().unwrap(), ours);
+        let waits = RemoteSource { look, ..waits };
+        assert_eq!(read_verified(&waits, BlobKind::Blob, &digest, 9).unwrap(), b"x");
+        let (ours, _theirs) = pair();
+        let stopped = RemoteSource::new("remote", ours.try_clone().unwrap(), ours);
+        let stopped = RemoteSource { look, ..stopped };
+        let why = stopped.open(BlobKind::Blob, &digest, 0).err().unwrap().to_string();
+        assert!(why.contains("no sign of life"), "{why}");
     }
 
     #[test]

@@ -3,13 +3,15 @@
 //!
 //! Frames are `kind u8 · stream u32 · length u32 · payload`, little endian, with payloads of at most 128 KiB. The
 //! reading side opens streams and grants credit in bytes; the serving side never sends more than was granted, so
-//! that both need bounded memory and one slow stream does not stop the others. Nothing that arrives is believed:
+//! that both need bounded memory and one slow stream does not stop the others. The serving side says twice a second that it is
+//! there, whatever it waits for: one that somebody has stopped is told from one whose source is slow. Nothing that arrives is believed:
 //! the reader checks every length, and what it reads is checked against its digest like any other source.
 
 mod client;
 mod server;
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,9 @@ const MAX_PAYLOAD: usize = 128 << 10;
 const WINDOW: u64 = 1 << 20;
 /// Streams open at once.
 const MAX_STREAMS: usize = 64;
+
+/// How often the serving side says that it is there.
+const ALIVE: Duration = Duration::from_millis(500);
 
 /// What a frame means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,8 @@ enum Kind {
     End = 5,
     /// Server: the blob failed; payload is an error as JSON.
     Fail = 6,
+    /// Server: it is there.
+    Alive = 7,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +93,7 @@ fn read_frame(input: &mut impl Read) -> io::Result<Option<Frame>> {
         4 => Kind::Data,
         5 => Kind::End,
         6 => Kind::Fail,
+        7 => Kind::Alive,
         other => return Err(invalid(&format!("unknown frame {other}"))),
     };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

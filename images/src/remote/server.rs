@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::{Kind, MAX_PAYLOAD, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
+use super::{ALIVE, Kind, MAX_PAYLOAD, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::BlobSource;
 
@@ -44,7 +44,9 @@ impl Credit {
 pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl Write + Send) -> Result<()> {
     let write = Mutex::new(write);
     let broken = |reason: String| Error::new(ErrorKind::Unreachable, "link to the unpacking process", reason);
+    let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
+        scope.spawn(|| be_alive(&write, &over));
         let mut streams: HashMap<u32, Arc<Credit>> = HashMap::new();
         let result = loop {
             let frame = match read_frame(&mut read) {
@@ -84,7 +86,7 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
                         credit.with(|c| c.closed = true);
                     }
                 }
-                Kind::Data | Kind::End | Kind::Fail => {
+                Kind::Data | Kind::End | Kind::Fail | Kind::Alive => {
                     break Err(broken("an answer where a request was expected".to_owned()));
                 }
             }
@@ -92,8 +94,27 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
         for credit in streams.values() {
             credit.with(|c| c.closed = true);
         }
+        *over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        over.1.notify_all();
         result
     })
+}
+
+/// Says so again and again, until it is over or nobody hears it.
+fn be_alive(write: &Mutex<impl Write>, (over, changed): &(Mutex<bool>, Condvar)) {
+    loop {
+        let waiting = over.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(waiting, ALIVE, |over| !*over);
+        let (is_over, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *is_over {
+            return;
+        }
+        drop(is_over);
+        let mut write = write.lock().unwrap_or_else(PoisonError::into_inner);
+        if write_frame(&mut *write, Kind::Alive, 0, &[]).is_err() {
+            return;
+        }
+    }
 }
 
 fn serve_stream(

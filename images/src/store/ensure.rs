@@ -328,6 +328,7 @@ impl Store {
             self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
             self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
         }
+        self.bound_images(&layers);
         let (reports, fetched) = self.layers(image, &layers, source, progress)?;
         self.show_layers(image, &layers, &fetched, source, progress)?;
         progress.event(ProgressEvent::Syncing);

@@ -1,9 +1,11 @@
 //! The forms in which the store keeps layers, and how they are told apart.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
@@ -76,6 +78,9 @@ struct Settled {
     images: bool,
     /// Layers whose blob has less bytes are directories in any case.
     smallest: u64,
+    /// How many images one container's layers may be.
+    #[serde(default)]
+    most: Option<usize>,
 }
 
 /// Below this many bytes a layer is made as a directory about as fast, and a container starts about as fast as it can.
@@ -84,9 +89,9 @@ const SMALL: u64 = 4 << 20;
 /// Name of the file that holds it.
 const SETTLED: &str = "form";
 
-/// Mounts an image as a start would, and says in which way. An error of kind `Unsupported` says that it cannot be done
+/// Mounts an image as a start would, and says in which way, and how many layers of one container may be images where that is bounded. An error of kind `Unsupported` says that it cannot be done
 /// here; any other one says nothing of that.
-pub type TryImage<'a> = &'a dyn Fn(&File) -> std::io::Result<String>;
+pub type TryImage<'a> = &'a dyn Fn(&File) -> std::io::Result<(String, Option<usize>)>;
 
 /// Mounts an image out of everybody's sight; gives the mount, with which it goes.
 pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
@@ -95,7 +100,7 @@ pub type MountImage = fn(&File) -> std::io::Result<OwnedFd>;
 ///
 /// # Errors
 /// The reason why not, of kind `Unsupported`; any other where it could not be tried, as on a full disk.
-pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::io::Result<String> {
+pub fn try_image(directory: impl AsFd, attempt: TryImage<'_>) -> std::io::Result<(String, Option<usize>)> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     let file =
         openat(directory, ".", flags, Mode::RUSR | Mode::WUSR).and_then(erofs::trial).map_err(|e| {
@@ -116,9 +121,9 @@ impl Store {
     pub fn settle_form(&mut self, wanted: Option<LayerForm>, attempt: TryImage<'_>) -> Result<LayerForm> {
         let before = settled(self.root_fd.as_fd())?;
         let tried = match (try_image(&self.tmp, attempt), &before) {
-            (Ok(_), _) => Ok(()),
+            (Ok((_, most)), _) => Ok(most),
             (Err(e), _) if e.kind() == std::io::ErrorKind::Unsupported => Err(e),
-            (Err(_), Some(before)) if before.images => Ok(()),
+            (Err(_), Some(before)) if before.images => Ok(before.most),
             (Err(e), Some(_)) => Err(e),
             (Err(e), None) => {
                 return Err(Error::new(
@@ -139,11 +144,12 @@ impl Store {
                 .next("write layer_form = \"auto\" or \"directory\" in [images] of berth.toml"));
             }
             (Some(wanted), _) => wanted,
-            (None, Ok(())) => LayerForm::Erofs,
+            (None, Ok(_)) => LayerForm::Erofs,
             (None, Err(_)) => LayerForm::Directory,
         };
         let smallest = if wanted.is_none() { SMALL } else { 0 };
-        let settled = Settled { boot: boot_id(), form, images: tried.is_ok(), smallest };
+        let (images, most) = (tried.is_ok(), tried.unwrap_or_default());
+        let settled = Settled { boot: boot_id(), form, images, smallest, most };
         // Each start of an agent comes here, also on a full disk.
         if before.as_ref() != Some(&settled) {
             files::write(self.root_fd.as_fd(), SETTLED, &print(&settled)?, self.give_to)?;
@@ -186,6 +192,21 @@ impl Store {
         self.form = settled.form;
         self.images_mount = settled.images;
         self.smallest_image = settled.smallest;
+        self.most_images = settled.most;
+    }
+
+    /// Decides which layers of an image are directories because not so many images can be mounted for one container: the smallest of
+    /// those that are not there yet.
+    pub(super) fn bound_images(&self, layers: &[LayerInfo]) {
+        let Some(most) = self.most_images.filter(|most| *most < layers.len()) else { return };
+        let mut seen = HashSet::new();
+        let mut all: Vec<&LayerInfo> = layers.iter().filter(|layer| seen.insert(&layer.diff_id)).collect();
+        all.sort_by_key(|layer| {
+            let is_image = self.form_of(&layer.diff_id.file_name()) == Some(LayerForm::Erofs);
+            (!is_image, std::cmp::Reverse(layer.size))
+        });
+        let mut flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner);
+        flat.extend(all.into_iter().skip(most).map(|layer| layer.diff_id.clone()));
     }
 
     /// The form of the layer in directory `name` of the layers, if it is there and can be used.
@@ -212,7 +233,8 @@ impl Store {
     ) -> Result<(LayerReport, Option<Digest>)> {
         let what = format!("image store: layer {}", layer.diff_id.short());
         let io = |e: Errno| Error::io(&what, e);
-        let form = if layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
+        let flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner).contains(&layer.diff_id);
+        let form = if flat || layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
         let name = form.name();
         let new = |name: &str| {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

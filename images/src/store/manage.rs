@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, Dir, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{fetch_lock, record_name, use_lock};
+use super::ensure::{fetch_lock, partial_name, pending_name, record_name, use_lock};
 use super::form::LayerForm;
 use super::grant::parse_name;
 use super::lock::Hold;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::room::RoomState;
-use super::signed::verdicts_name;
+use super::signed::{VERDICTS, verdicts_name};
 use super::work::WorkDir;
 use super::{Store, files};
 use crate::digest::Digest;
@@ -468,6 +468,12 @@ impl Store {
                         None if self.in_use(&digest)? => known = false,
                         // Nobody can ask for it by a name.
                         None => files::remove(self.images.as_fd(), name)?,
+                    }
+                } else if let Some(digest) = name.strip_suffix(VERDICTS).and_then(Digest::from_file_name) {
+                    // Of an image that did not come after all.
+                    let there = [record_name(&digest), pending_name(&digest), partial_name(&digest)];
+                    if !wanted.contains(&digest) && !there.iter().any(|there| names.contains(there)) {
+                        files::remove(self.images.as_fd(), name)?;
                     }
                 } else if name.ends_with(".grants")
                     || parse_name(name).is_some_and(|(digest, _)| !names.contains(&record_name(&digest)))

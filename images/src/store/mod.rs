@@ -46,9 +46,11 @@ mod sum;
 mod verify;
 mod work;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, mkdirat, openat, statat};
@@ -99,6 +101,10 @@ pub struct Store {
     smallest_image: u64,
     /// Whether layers that are images can be mounted.
     images_mount: bool,
+    /// How many images one container's layers may be.
+    most_images: Option<usize>,
+    /// Layers that are directories whatever the form is.
+    flat: Mutex<HashSet<Digest>>,
     /// Of the user for whom it is filled.
     quota: Option<quota::Quota>,
     /// For which of its users work is done; nobody where it is for those whose store it is.
@@ -170,6 +176,8 @@ impl Store {
             mount: None,
             smallest_image: 0,
             images_mount: false,
+            most_images: None,
+            flat: Mutex::default(),
             quota: None,
             user: None,
             shared: false,

@@ -47,6 +47,32 @@ impl Store {
         Ok(prepared)
     }
 
+    /// Looks for the signature alone, and remembers what was found: for an image whose content then comes from elsewhere, as from other
+    /// nodes, which have no say in it. Where it cannot be found out and need not be, whoever imports the image says so.
+    ///
+    /// # Errors
+    /// A signature is required and there is none that counts, or nobody says whether there is.
+    pub fn look_signed(
+        &self,
+        image: &ResolvedManifest,
+        source: &dyn BlobSource,
+        signers: &Signers,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if self.is_admitted(image, Some(signers), &())? {
+            return Ok(());
+        }
+        match look_for_signature(image, source, signers) {
+            Ok(verdict) if signers.required => {
+                signers.judge(image, &verdict, progress)?;
+                self.remember(&image.digest, verdict)
+            }
+            Ok(verdict) => self.remember(&image.digest, verdict),
+            Err(error) if signers.required => Err(error),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Whether what is known of the image is enough to go on with it, with a word to people where it is unsigned and may be.
     ///
     /// # Errors
@@ -92,6 +118,9 @@ impl Store {
     }
 }
 
+/// How the names of such files end.
+pub(super) const VERDICTS: &str = ".signatures";
+
 pub(super) fn verdicts_name(digest: &Digest) -> String {
-    format!("{}.signatures", digest.file_name())
+    format!("{}{VERDICTS}", digest.file_name())
 }

@@ -214,6 +214,7 @@ impl Store {
                 .filter(|l| layers.contains(&l.diff_id) && seen.insert(&l.diff_id))
                 .cloned()
                 .collect();
+            self.bound_images(&record.layers);
             let bytes = again.iter().map(|l| l.size).sum();
             progress.event(ProgressEvent::Start { layers: again.len(), cached: 0, bytes });
             for layer in &again {

@@ -316,11 +316,40 @@ fn the_store_looks_after_images_as_after_directories() {
     bench.assert_empty();
 }
 
+/// Before Linux 6.12 each is a loop device, and not any number can be handed to a container.
+#[test]
+fn where_few_images_can_be_mounted_the_smaller_layers_of_an_image_are_directories() {
+    let bench = Bench::of(LayerForm::Directory);
+    let loops = |_: &std::fs::File| Ok(("by loop".to_string(), Some(3)));
+    let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
+    assert_eq!(open().settle_form(Some(LayerForm::Erofs), &loops).unwrap(), LayerForm::Erofs);
+    let layout = bench.layout();
+    let text = format!("oci:{}", layout.display());
+    let import = |sizes: &[usize]| {
+        let layer = |size: &usize| Tar::new().file(&format!("f{size}"), &vec![b'x'; *size]).end();
+        let _ = std::fs::remove_dir_all(&layout);
+        crate::support::ImageBuilder::new(sizes.iter().map(layer).collect()).write(&layout);
+        let anonymous = berth_images::Credentials::anonymous();
+        let image = crate::support::ensure_text(&open(), &text, &anonymous, false).unwrap();
+        // The uppermost layer comes first.
+        image.layers.iter().rev().map(|layer| layer.is_file()).collect::<Vec<_>>()
+    };
+    assert_eq!(import(&[5, 50_000, 60_000, 7]), [false, true, true, true]);
+    assert_eq!(import(&[1000, 2000, 3000]), [true, true, true]);
+    // Those that are images already count first.
+    assert_eq!(import(&[90_000, 50_000, 60_000, 7, 80_000]), [false, true, true, true, false]);
+    assert_eq!(open().verify(&[]).unwrap().problems(), Vec::<String>::new());
+    // Once all can be mounted, it is as ever.
+    let files = |_: &std::fs::File| Ok(("from its file".to_string(), None));
+    assert_eq!(open().settle_form(Some(LayerForm::Erofs), &files).unwrap(), LayerForm::Erofs);
+    assert_eq!(import(&[11, 12, 13, 14, 15]), [true; 5]);
+}
+
 #[test]
 fn where_images_cannot_be_mounted_any_more_they_are_fetched_again_as_directories() {
     let bench = Bench::of(LayerForm::Directory);
     let layer = || vec![Tar::new().file("a", b"a").end()];
-    let can = |_: &std::fs::File| Ok("somehow".to_string());
+    let can = |_: &std::fs::File| Ok(("somehow".to_string(), None));
     let cannot =
         |_: &std::fs::File| Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "no such kernel"));
     let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
@@ -352,7 +381,7 @@ fn a_trial_that_fails_for_want_of_something_decides_nothing() {
     let bench = Bench::new();
     let open = || berth_images::Store::open(&bench.path().join("store")).unwrap();
     let file = || std::fs::metadata(bench.path().join("store/form")).map(|m| m.ino()).ok();
-    let can = |_: &std::fs::File| Ok("somehow".to_string());
+    let can = |_: &std::fs::File| Ok(("somehow".to_string(), None));
     let cannot = |_: &std::fs::File| Err(std::io::ErrorKind::Unsupported.into());
     let full = |_: &std::fs::File| Err(rustix::io::Errno::MFILE.into());
     for wanted in [None, Some(LayerForm::Directory), Some(LayerForm::Erofs)] {

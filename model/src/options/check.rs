@@ -25,6 +25,7 @@ impl ContainerOptions {
             (!self.unshare.is_empty(), "--container-unshare"),
             (self.scope.is_some(), "--container-scope"),
             (self.save.is_some(), "--container-save"),
+            (self.no_login, "--no-container-login"),
         ];
         named.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }

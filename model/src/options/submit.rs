@@ -70,6 +70,8 @@ pub struct ContainerOptions {
     pub unshare: Vec<Unshared>,
     /// `--container-save`, not yet absolute.
     pub save: Option<ByteStr>,
+    /// `--no-container-login`.
+    pub no_login: bool,
 }
 
 /// All submit options, typed. Members are `None`, empty or `false` where nothing was given.

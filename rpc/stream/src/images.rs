@@ -1,5 +1,6 @@
 //! What can be asked of a node about the images that the caller has there.
 
+use berth_model::spec::ImageRef;
 use serde::{Deserialize, Serialize};
 
 /// What is asked of the node about the caller's images. Answered by parts of one JSON document, and Accepted.
@@ -16,6 +17,8 @@ pub enum ImagesQuery {
     Usage,
     /// About all images of the node's store, whoever has them: for its owner, or root.
     Whole(WholeQuery),
+    /// Fetch one into the node's store, as the asking user.
+    Pull(ImageRef),
 }
 
 /// What the owner of a node's store asks of it as a whole.

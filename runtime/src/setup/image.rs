@@ -219,11 +219,12 @@ fn mount_source(source: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// Mounts a trial image of the store's as a start would, and looks whether the kernel shows by which attribute a
-/// directory hides what lies below: without it, deleted files of an image would come back. Gives how it was mounted.
+/// directory hides what lies below: without it, deleted files of an image would come back. Gives how it was mounted, and how many layers
+/// of one container can be, where that is bounded.
 ///
 /// # Errors
 /// What the kernel cannot do, of kind `Unsupported`; any other where the machine lacked something for the trial.
-pub fn try_image(file: &File) -> std::io::Result<String> {
+pub fn try_image(file: &File) -> std::io::Result<(String, Option<usize>)> {
     let cannot = |text: String| std::io::Error::new(std::io::ErrorKind::Unsupported, text);
     let failed = |e: Errno, text: String| match e {
         // These say nothing of what the kernel can do.
@@ -266,7 +267,7 @@ pub fn try_image(file: &File) -> std::io::Result<String> {
     let marked = rustix::fs::openat(&mounted, ".", flags, Mode::empty())
         .and_then(|root| rustix::fs::fgetxattr(&root, "user.overlay.opaque", &mut value));
     match marked {
-        Ok(1) if value[0] == b'y' => Ok(way.to_string()),
+        Ok(1) if value[0] == b'y' => Ok((way.to_string(), (way == ImageWay::Loop).then_some(MOST_LOOPS))),
         other => {
             let text = "this kernel shows no attributes of EROFS images (CONFIG_EROFS_FS_XATTR)".to_string();
             Err(failed(other.err().unwrap_or(Errno::NODATA), text))

@@ -1,5 +1,6 @@
-//! `berth image ls`, `df`, `rm` and `prune` with `--cluster`: of many nodes at once, each asked through the controller.
+//! `berth image ls`, `df`, `pull`, `rm` and `prune` with `--cluster`: of many nodes at once, each asked through the controller.
 
+use super::pull::took;
 use super::{document, table};
 use crate::images::{self, Needs};
 use berth_agent::{ImagesAnswer, ListedImage};
@@ -8,6 +9,7 @@ use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::Site;
 use berth_client::{block_on, out};
 use berth_images::{Digest, GrantedImage, find_granted};
+use berth_model::spec::ImageRef;
 use berth_model::{NodeName, Uid};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -44,6 +46,8 @@ pub enum Task<'a> {
     Ls,
     /// Show what they take.
     Df,
+    /// Fetch this one.
+    Pull(&'a ImageRef),
     /// Remove these.
     Rm {
         /// Names or digests.
@@ -169,6 +173,14 @@ impl Asker<'_> {
     }
 
     fn node(&self, node: &NodeName) -> Result<Value, String> {
+        if let Task::Pull(image) = self.task {
+            let ImagesAnswer::Pulled { digest, bytes, hit, notes } =
+                self.ask(node, ImagesQuery::Pull(image.clone()), PATIENCE)?
+            else {
+                return Err(unexpected());
+            };
+            return Ok(json!({"digest": digest, "bytes": bytes, "hit": hit, "notes": notes}));
+        }
         if self.whole { self.whole(node) } else { self.mine(node) }
     }
 
@@ -176,6 +188,7 @@ impl Asker<'_> {
     fn whole(&self, node: &NodeName) -> Result<Value, String> {
         let ask = |query, patience| self.ask(node, ImagesQuery::Whole(query), patience);
         match &self.task {
+            Task::Pull(_) => Err(unexpected()),
             Task::Ls => match ask(WholeQuery::List, PATIENCE)? {
                 ImagesAnswer::Whole(images) => Ok(json!({"images": images})),
                 _ => Err(unexpected()),
@@ -244,6 +257,7 @@ impl Asker<'_> {
     /// As a user among others.
     fn mine(&self, node: &NodeName) -> Result<Value, String> {
         let chosen: Vec<Digest> = match &self.task {
+            Task::Pull(_) => return Err(unexpected()),
             Task::Ls => return Ok(json!({"images": self.listed(node)?})),
             Task::Df => {
                 return match self.ask(node, ImagesQuery::Usage, PATIENCE)? {
@@ -330,6 +344,17 @@ impl Asker<'_> {
                         bytes(bound),
                     ]);
                 }
+            }
+            Task::Pull(_) => {
+                for (node, answer) in answers {
+                    let digest = printable(answer["digest"].as_str().unwrap_or_default());
+                    let took = took(number(&answer["bytes"]), answer["hit"] == true);
+                    lines += &format!("{node}: {digest} ({took})\n");
+                    for note in answer["notes"].as_array().into_iter().flatten() {
+                        lines += &format!("{node}: note: {}\n", printable(note.as_str().unwrap_or_default()));
+                    }
+                }
+                return lines;
             }
             Task::Rm { .. } | Task::Prune { .. } => {
                 for (node, answer) in answers {

@@ -3,6 +3,7 @@
 mod cluster;
 mod look;
 mod places;
+mod pull;
 mod quota;
 mod remove;
 pub mod transfer;
@@ -24,7 +25,10 @@ use std::path::Path;
 /// an image is looked for in both; --own and --node choose one.
 #[derive(Debug, clap::Subcommand)]
 pub enum Args {
-    /// Fetch an image into the store
+    /// Fetch an image into the store; with --node or --cluster into the stores of nodes, for your jobs there
+    ///
+    /// A node fetches as you, with the logins that you have there, and counts it against your quota. What the name means is found
+    /// out once, here.
     Pull {
         /// Image, such as debian:12, ghcr.io/team/app:1, or a path
         image: String,
@@ -35,9 +39,13 @@ pub enum Args {
         /// Print the digest alone
         #[arg(long, short)]
         quiet: bool,
-        /// Refused: says how a node fetches an image
-        #[arg(long, hide = true)]
-        node: bool,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        nodes: cluster::Nodes,
+        /// As JSON
+        #[arg(long, requires = "cluster")]
+        json: bool,
     },
     /// List images
     Ls {
@@ -188,10 +196,14 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Verify(args) => verify::run(&args, &images::store(state)?, state),
         Args::Export(args) => transfer::export(&args, &images::store(state)?, state),
         Args::Push(args) => transfer::push(&args, &images::store(state)?, state),
-        Args::Pull { image, node: true, .. } => Err(Failure::user(format!(
-            "--node: a node fetches images for jobs: 'srun --container-image={image} true' has it fetch this one"
-        ))),
-        Args::Pull { image, insecure, quiet, node: false } => {
+        Args::Pull { image, insecure, nodes, json, .. } if nodes.cluster => {
+            let image = pull::wanted(&image, insecure, state)?;
+            cluster::run(&nodes, Task::Pull(&image), json, state)
+        }
+        Args::Pull { image, insecure, quiet, which, .. } if which.is_node() => {
+            pull::here(&pull::wanted(&image, insecure, state)?, quiet, state)
+        }
+        Args::Pull { image, insecure, quiet, .. } => {
             let store = images::store(state)?;
             let reference: Reference = image.parse().map_err(failed)?;
             let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {

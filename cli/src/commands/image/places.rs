@@ -23,6 +23,13 @@ pub struct Which {
     node: bool,
 }
 
+impl Which {
+    /// Whether it is about the node's store alone.
+    pub fn is_node(self) -> bool {
+        self.node
+    }
+}
+
 /// The places that there are for the caller; one of them at least.
 pub struct Places {
     /// The caller's own store.

@@ -176,6 +176,17 @@ pub(super) static ROWS: &[OptionRow] = &[
              PATH is below the working directory. What is mounted is left out; of several nodes the first one saves.",
         )
         .set(|o, g| once(&mut o.container.save, g, ByteStr::from(g.bytes()))),
+    row("no-container-login", Commands::ABR)
+        .switch()
+        .env(&["BERTH_NO_CONTAINER_LOGIN"])
+        .help(
+            "Keep the registry's login here: it does not go with the job, and the node fetches the image with the logins in your \
+             files there.",
+        )
+        .set(|o, g| {
+            o.container.no_login = g.is_on();
+            Ok(())
+        }),
     row("container-unshare", Commands::ABR)
         .takes("net|ipc|uts,...")
         .env(&["PYXIS_CONTAINER_UNSHARE"])
