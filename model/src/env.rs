@@ -77,8 +77,9 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
         StepId::Number(n) => n,
         _ => 0,
     };
+    let job = launch.job.het.as_ref().map_or(launch.key.job, |het| het.leader);
     // Below the ports that systems give out themselves, and another one for each step of a job.
-    let port = 15_000 + (u64::from(launch.key.job.0) * 37 + u64::from(step)) % 15_000;
+    let port = 15_000 + (u64::from(job.0) * 37 + u64::from(step)) % 15_000;
     let all: usize = launch.layout.tasks.iter().map(Vec::len).sum();
     env.set("MASTER_ADDR", launch.layout.nodes.first().map_or("localhost", |n| n.0.as_str()));
     env.set("MASTER_PORT", port.to_string());
@@ -92,11 +93,13 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
 /// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
 /// out of what they submit.
 pub fn is_job_variable(name: &[u8]) -> bool {
+    const HET_GROUP: &[u8] = b"_HET_GROUP_";
     const PREFIXES: &[&str] = &[
         "SLURM_JOB_",
         "SLURM_STEP_",
         "SLURM_ARRAY_",
         "SLURM_GPUS",
+        "SLURM_HET_",
         "SLURM_SUBMIT_",
         "SLURM_TOPOLOGY_",
         "SLURM_CPU_BIND",
@@ -139,6 +142,9 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_UMASK",
         "ZE_AFFINITY_MASK",
     ];
+    // What a job of several components says of each: SLURM_NTASKS_HET_GROUP_0.
+    let bare = name.windows(HET_GROUP.len()).position(|w| w == HET_GROUP).map_or(name, |at| &name[..at]);
+    let name = if name.starts_with(b"SLURM_") { bare } else { name };
     PREFIXES.iter().any(|p| name.starts_with(p.as_bytes())) || NAMES.iter().any(|n| n.as_bytes() == name)
 }
 
@@ -163,11 +169,19 @@ fn has(launch: &StepLaunch, name: &str) -> bool {
 
 fn job(env: &mut Env, launch: &StepLaunch) {
     let job = &launch.job;
-    let nodes: Vec<&str> = job.layout.nodes.iter().map(|n| n.0.as_str()).collect();
+    // A step of several components has one list of nodes, as if they were one job.
+    let own = job.het.is_none() || launch.key.step == StepId::Batch;
+    let layout = if own { &job.layout } else { &launch.layout };
+    let nodes: Vec<&str> = layout.nodes.iter().map(|n| n.0.as_str()).collect();
     let list = hostlist::compress(&nodes);
     env.set("SLURM_CLUSTER_NAME", job.cluster.as_str());
-    env.set("SLURM_JOB_ID", launch.key.job.to_string());
-    env.set("SLURM_JOBID", launch.key.job.to_string());
+    // All components are named by the first one.
+    let id = job.het.as_ref().map_or(launch.key.job, |het| het.leader);
+    env.set("SLURM_JOB_ID", id.to_string());
+    env.set("SLURM_JOBID", id.to_string());
+    if let Some(het) = &job.het {
+        env.0.extend(het.variables());
+    }
     // A step's own name and the directory of the submission come with the environment of its client.
     if launch.key.step == StepId::Batch || !has(launch, "SLURM_JOB_NAME") {
         env.set("SLURM_JOB_NAME", job.name.as_str());
@@ -184,7 +198,7 @@ fn job(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_JOB_NODELIST", list.as_str());
     env.set("SLURM_NODELIST", list);
     env.set("SLURM_JOB_NUM_NODES", nodes.len().to_string());
-    env.set("SLURM_JOB_CPUS_PER_NODE", runs::print(&job.layout.cpus));
+    env.set("SLURM_JOB_CPUS_PER_NODE", runs::print(&layout.cpus));
     env.set("SLURM_JOB_START_TIME", job.start.secs().to_string());
     env.maybe("SLURM_JOB_END_TIME", job.end.map(|t| t.secs()));
     match (job.mem_per_cpu, job.mem_per_node) {
@@ -310,6 +324,7 @@ fn join(numbers: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::het::{HetFacts, HetGroup};
     use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
     use crate::launch::{ArrayPlace, JobFacts, Layout, Program};
     use crate::limits::Limits;
@@ -366,6 +381,7 @@ mod tests {
                 mem_per_cpu: Some(500),
                 share: share.clone(),
                 subids: false,
+                het: None,
             },
             name: "batch".into(),
             program: Program::Argv(vec![]),
@@ -456,6 +472,35 @@ mod tests {
              ROCR_VISIBLE_DEVICES=0 ZE_AFFINITY_MASK=0",
         );
         assert!(!map.contains_key("SLURM_MEM_PER_CPU") && !map.contains_key("SLURM_STEP_GPUS"));
+    }
+
+    #[test]
+    fn a_component_is_told_of_all_and_named_by_the_first() {
+        let group = |job, nodes: &[&str]| HetGroup {
+            job: JobId(job),
+            partition: "debug".into(),
+            layout: layout(nodes, &[&[0]], &[1]),
+            tasks: None,
+            tasks_per_node: None,
+            cpus_per_task: None,
+            mem_per_node: None,
+            mem_per_cpu: Some(500),
+        };
+        let mut launch = minimal();
+        let groups = vec![group(354, &["n1"]), group(355, &["n2"])];
+        launch.job.het = Some(HetFacts { leader: JobId(354), offset: 1, groups });
+        launch.key.step = StepId::Number(0);
+        launch.layout = layout(&["n1", "n2"], &[&[0], &[1]], &[1, 1]);
+        launch.node_index = 1;
+        let told = map(&launch, 0);
+        expect(
+            &told,
+            "SLURM_JOB_ID=354 SLURM_JOBID=354 SLURM_HET_SIZE=2 SLURM_JOB_ID_HET_GROUP_1=355 SLURM_NNODES_HET_GROUP_0=1 \
+             SLURM_JOB_NODELIST_HET_GROUP_1=n2 SLURM_JOB_NODELIST=n[1-2] SLURM_PROCID=1 SLURM_NODEID=1 SLURM_NTASKS=2",
+        );
+        // What is submitted from inside has none of it.
+        let named = told.keys().filter(|name| name.contains("HET"));
+        assert!(named.clone().count() > 10 && named.clone().all(|name| is_job_variable(name.as_bytes())));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How people name jobs, array tasks and steps: `12`, `12_3`, `12_[1-5]`, `12.0`, `12_3.batch`.
+//! How people name jobs, array tasks and steps: `12`, `12_3`, `12_[1-5]`, `12+1`, `12.0`, `12_3.batch`.
 
 use crate::grammar::{BadText, digits};
 use crate::ids::{JobId, StepId};
@@ -14,6 +14,7 @@ impl fmt::Display for JobSelector {
             JobSelector::Job(job) => f.pad(&job.to_string()),
             JobSelector::Task(job, task) => f.pad(&format!("{job}_{task}")),
             JobSelector::Tasks(job, tasks) => f.pad(&format!("{job}_[{tasks}]")),
+            JobSelector::Component(job, offset) => f.pad(&format!("{job}+{offset}")),
         }
     }
 }
@@ -23,12 +24,14 @@ impl FromStr for JobSelector {
 
     fn from_str(text: &str) -> Result<JobSelector, BadText> {
         let bad = |why: &str| BadText::new(text, WHAT, why);
-        const FORMS: &str = "write JOB, ARRAY_TASK or ARRAY_[TASKS], such as 12, 12_3 or 12_[1-5,7]";
-        if text.contains('+') {
-            return Err(bad("jobs of several components (12+1) do not exist here"));
-        }
+        const FORMS: &str =
+            "write JOB, ARRAY_TASK, ARRAY_[TASKS] or JOB+COMPONENT, such as 12, 12_3, 12_[1-5,7] or 12+1";
         let id = |s: &str| digits(s).and_then(|n| u32::try_from(n).ok());
         let job = |s: &str| id(s).filter(|n| *n > 0).map(JobId).ok_or_else(|| bad(FORMS));
+        if let Some((leader, offset)) = text.split_once('+') {
+            let offset = id(offset).ok_or_else(|| bad(FORMS))?;
+            return Ok(JobSelector::Component(job(leader)?, offset));
+        }
         match text.split_once('_') {
             None => Ok(JobSelector::Job(job(text)?)),
             // Pasting squeue's `12_[1-9%2]` works; the most at once says nothing about which tasks.
@@ -83,10 +86,29 @@ mod tests {
         assert_eq!("12_3".parse(), Ok(JobSelector::Task(JobId(12), 3)));
         let Ok(JobSelector::Tasks(JobId(12), tasks)) = "12_[1-5,7%2]".parse() else { panic!() };
         assert_eq!(tasks.to_string(), "1-5,7");
+        assert_eq!("12+1".parse(), Ok(JobSelector::Component(JobId(12), 1)));
+        let part = JobSelector::Component(JobId(12), 1);
+        assert_eq!(with_step("12+1.0"), Ok((part, Some(StepId::Number(0)))));
         assert_eq!(with_step("12.0"), Ok((JobSelector::Job(JobId(12)), Some(StepId::Number(0)))));
         assert_eq!(with_step("12_3.batch"), Ok((JobSelector::Task(JobId(12), 3), Some(StepId::Batch))));
         assert_eq!(list("1,2_[3,5],4.0").unwrap().len(), 3);
-        for text in ["", "0", "a", "-1", "12_", "12_a", "12_[", "12+1", "_3", "4294967296", "12__3"] {
+        for text in [
+            "",
+            "0",
+            "a",
+            "-1",
+            "12_",
+            "12_a",
+            "12_[",
+            "12+",
+            "+1",
+            "12+1+2",
+            "12_1+1",
+            "12+a",
+            "_3",
+            "4294967296",
+            "12__3",
+        ] {
             assert!(text.parse::<JobSelector>().is_err(), "{text}");
         }
         for text in ["12.", "12.x", "12.0+1", ".0", "12.-1"] {
@@ -96,11 +118,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(job in 1u32.., task in 0u32..100, step in any::<u32>(), form in 0..3) {
+        fn what_is_printed_is_read_back(job in 1u32.., task in 0u32..100, step in any::<u32>(), form in 0..4) {
             let job = JobId(job);
             let selector = match form {
                 0 => JobSelector::Job(job),
                 1 => JobSelector::Task(job, task),
+                3 => JobSelector::Component(job, task),
                 _ => JobSelector::Tasks(job, ArraySpec::from_indices([task, task + 2, 300], None)),
             };
             prop_assert_eq!(selector.to_string().parse(), Ok(selector.clone()));

@@ -7,6 +7,7 @@ use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
 use crate::fabric::FabricChoice;
 use crate::hardware::GresDevice;
+use crate::het::HetFacts;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
 use crate::mpi::MpiType;
@@ -110,6 +111,9 @@ pub struct JobFacts {
     /// The job was submitted with `--container-subids`: its steps may have containers with the user's subordinate ids.
     #[serde(default)]
     pub subids: bool,
+    /// The components of the heterogeneous job that this is one of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het: Option<HetFacts>,
 }
 
 /// What the tasks run.

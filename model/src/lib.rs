@@ -20,6 +20,7 @@ pub mod fabric;
 pub mod grammar;
 pub mod gres;
 pub mod hardware;
+pub mod het;
 pub mod hostlist;
 pub mod ids;
 pub mod jobid;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JobQuery {
-    /// Jobs, or whole arrays by the array's id.
+    /// Jobs; whole arrays by the array's id, and jobs of several components by the leader's.
     pub ids: Vec<JobId>,
     /// Owners.
     pub users: Vec<Uid>,
@@ -77,7 +77,8 @@ impl AccountingQuery {
 }
 
 fn named(ids: &[JobId], job: &JobInfo) -> bool {
-    ids.is_empty() || ids.contains(&job.id) || job.array.is_some_and(|array| ids.contains(&array))
+    let whole = job.array.or(job.spec.het.map(|het| het.leader));
+    ids.is_empty() || ids.contains(&job.id) || whole.is_some_and(|whole| ids.contains(&whole))
 }
 
 /// What a running controller tells about itself and its agents.

@@ -48,6 +48,19 @@ pub enum Request {
         /// Check and estimate only (`--test-only`).
         test_only: bool,
     },
+    /// Submit a job of several components, all or none of them; the first one is the leader, with the script and its
+    /// environment.
+    SubmitHet {
+        /// The components: of the others' payloads only the login counts.
+        components: Vec<(JobSpec, Payload)>,
+        /// Check and estimate only.
+        test_only: bool,
+    },
+    /// Make one step in several components of a job; answered when all of them have the resources.
+    CreateHetStep {
+        /// The components with what the step is in each, in the order of the tasks.
+        parts: Vec<(JobId, StepSpec)>,
+    },
     /// Make a step in an allocation; answered when it has its resources.
     CreateStep {
         /// The job, or an array's task.
@@ -237,6 +250,15 @@ pub enum Response {
         /// Which.
         key: StepKey,
         /// Where its tasks are.
+        layout: Layout,
+        /// How long it waited.
+        waited: Span,
+    },
+    /// A step in several components has its resources and is being started.
+    HetStepCreated {
+        /// Its part in each component, and where in `layout` that one's nodes begin.
+        parts: Vec<(StepKey, u32)>,
+        /// Where its tasks are: the parts one behind the other.
         layout: Layout,
         /// How long it waited.
         waited: Span,

@@ -13,8 +13,10 @@ pub const MOST_BYTES: usize = 4 << 20;
 /// What the directives of a script say.
 #[derive(Clone, Debug, Default)]
 pub struct Directives {
-    /// The options, in order.
+    /// The options, in order: of the first component.
     pub settings: Vec<Setting>,
+    /// Those of further components, each after a line `#SBATCH hetjob`.
+    pub components: Vec<Vec<Setting>>,
     /// One line for each directive of another system; not to be shown under `--ignore-pbs`.
     pub foreign: Vec<String>,
 }
@@ -102,8 +104,11 @@ pub fn directives(text: &[u8]) -> Result<Directives, OptionError> {
             return Err(here(&format!("'{shown}': a blank must follow #SBATCH")));
         }
         let words = split(rest).ok_or_else(|| here("a quote is not closed"))?;
-        if words.len() == 1 && words[0].0 == b"hetjob" {
-            return Err(here("jobs of several components (hetjob) are not supported by this release"));
+        if let [word] = words.as_slice()
+            && (word.0 == b"hetjob" || word.0 == b"packjob")
+        {
+            out.components.push(Vec::new());
+            continue;
         }
         let read = parse(Command::Sbatch, &words, Source::Script(number)).map_err(|mut error| {
             error.lines.push(format!("it stands in line {number} of the script"));
@@ -112,7 +117,7 @@ pub fn directives(text: &[u8]) -> Result<Directives, OptionError> {
         if let Some(word) = read.rest.first() {
             return Err(here(&format!("Invalid directive found in batch script: {}", word.display())));
         }
-        out.settings.extend(read.settings);
+        out.components.last_mut().unwrap_or(&mut out.settings).extend(read.settings);
     }
     Ok(out)
 }
@@ -223,7 +228,7 @@ mod tests {
             ("word", "Invalid directive found in batch script: word"),
             ("-J x word", "Invalid directive found in batch script: word"),
             ("-J 'x", "a quote is not closed"),
-            ("hetjob", "jobs of several components (hetjob) are not supported by this release"),
+            ("hetjob -n2", "Invalid directive found in batch script: hetjob"),
             ("--help", "--help (line 2 of the script) belongs on the command line"),
         ] {
             let error = options(&format!("#!/bin/sh\n#SBATCH {directive}\n")).unwrap_err();
@@ -234,6 +239,14 @@ mod tests {
         assert_eq!(value.lines[0], "Invalid --time specification");
         assert!(value.lines[1].starts_with("line 3 of the script: 'bad' is not a time limit"));
         assert!(options("#!/bin/sh\n#SBATCH-n 3\n").is_err());
+    }
+
+    #[test]
+    fn components_are_separated_by_a_line_of_their_own() {
+        let script = b"#!/bin/sh\n#SBATCH -n4\n#SBATCH hetjob\n#SBATCH -n1 -c2\n#SBATCH packjob\ntrue\n#SBATCH hetjob\n";
+        let read = directives(script).unwrap();
+        assert_eq!((read.settings.len(), read.components.len()), (1, 2));
+        assert_eq!((read.components[0].len(), read.components[1].len()), (2, 0));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
 use crate::fabric::FabricChoice;
+use crate::het::HetPlace;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
 use crate::limits::Limits;
 use crate::login::SealedLogin;
@@ -457,6 +458,9 @@ pub struct JobSpec {
     /// Session id of the submitter.
     #[serde(default)]
     pub submit_sid: u32,
+    /// Its place in a job of several components; the controller says so, whatever was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het: Option<HetPlace>,
 }
 
 impl JobSpec {
@@ -491,6 +495,7 @@ impl JobSpec {
             submit_line: ByteStr::default(),
             submit_host: String::new(),
             submit_sid: self.submit_sid,
+            het: self.het,
         }
     }
 }
@@ -665,4 +670,18 @@ pub enum JobSelector {
     Task(JobId, u32),
     /// `12_[1-5,7]`.
     Tasks(JobId, ArraySpec),
+    /// `12+1`: one component of a heterogeneous job, by its leader and from 0.
+    Component(JobId, u32),
+}
+
+impl JobSelector {
+    /// The id under which the record, or all records of an array or of a job of several components, are asked for.
+    pub fn named(&self) -> JobId {
+        match self {
+            JobSelector::Job(id)
+            | JobSelector::Task(id, _)
+            | JobSelector::Tasks(id, _)
+            | JobSelector::Component(id, _) => *id,
+        }
+    }
 }

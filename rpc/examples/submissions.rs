@@ -41,6 +41,7 @@ fn spec(number: usize) -> JobSpec {
         submit_line: "sbatch --hold job.sh".into(),
         submit_host: "login1".into(),
         submit_sid: 1,
+        het: None,
     }
 }
 

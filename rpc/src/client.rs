@@ -213,13 +213,41 @@ impl Client {
             payload: Some(payload.put()),
             first_step: first_step.map(Field::put),
             test_only,
+            components: Vec::new(),
         };
         self.change(Method::ClusterSubmit, &request)
     }
 
+    /// Submits a job of several components, the first of which is the leader; answered as [`Client::submit`] is.
+    pub fn submit_het(&self, components: &[(JobSpec, Payload)], test_only: bool) -> Call<'_, Response> {
+        let mut all = components.iter();
+        let first = all.next();
+        let request = pb::SubmitRequest {
+            spec: first.map(|(spec, _)| spec.put()),
+            payload: first.map(|(_, payload)| payload.put()),
+            first_step: None,
+            test_only,
+            components: all.map(Field::put).collect(),
+        };
+        self.change(Method::ClusterSubmit, &request)
+    }
+
+    /// Makes one step in several components of a job; answers [`Response::HetStepCreated`] when all of them have the
+    /// resources. There are at least two.
+    pub fn create_het_step(&self, parts: &[(JobId, StepSpec)]) -> Call<'_, Response> {
+        let mut all = parts.iter();
+        let first = all.next();
+        let request = pb::CreateStepRequest {
+            job: first.map(|(job, _)| job.put()).unwrap_or_default(),
+            spec: first.map(|(_, spec)| spec.put()),
+            others: all.map(Field::put).collect(),
+        };
+        self.change(Method::ClusterCreateStep, &request)
+    }
+
     /// Makes a step in an allocation; answers [`Response::StepCreated`] when it has its resources.
     pub fn create_step(&self, job: JobId, spec: &StepSpec) -> Call<'_, Response> {
-        let request = pb::CreateStepRequest { job: job.put(), spec: Some(spec.put()) };
+        let request = pb::CreateStepRequest { job: job.put(), spec: Some(spec.put()), others: Vec::new() };
         self.change(Method::ClusterCreateStep, &request)
     }
 

@@ -327,6 +327,14 @@ fn selected(body: Bytes) -> Result<Result<Vec<JobSelector>, Malformed>, Status> 
 }
 
 fn submission(r: pb::SubmitRequest) -> Result<Request, Malformed> {
+    if !r.components.is_empty() {
+        if r.first_step.is_some() {
+            return Err(Malformed::new("several components, and a first step"));
+        }
+        let mut components = vec![(Field::get(r.spec)?, required(r.payload)?)];
+        components.extend(r.components.into_iter().map(Field::get).collect::<Result<Vec<_>, Malformed>>()?);
+        return Ok(Request::SubmitHet { components, test_only: r.test_only });
+    }
     Ok(Request::Submit {
         spec: Field::get(r.spec)?,
         payload: required(r.payload)?,
@@ -336,6 +344,11 @@ fn submission(r: pb::SubmitRequest) -> Result<Request, Malformed> {
 }
 
 fn step(r: pb::CreateStepRequest) -> Result<Request, Malformed> {
+    if !r.others.is_empty() {
+        let mut parts = vec![(Field::get(r.job)?, required(r.spec)?)];
+        parts.extend(r.others.into_iter().map(Field::get).collect::<Result<Vec<_>, Malformed>>()?);
+        return Ok(Request::CreateHetStep { parts });
+    }
     Ok(Request::CreateStep { job: Field::get(r.job)?, spec: Field::get(r.spec)? })
 }
 

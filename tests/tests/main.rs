@@ -9,6 +9,7 @@ mod binding;
 mod carried;
 mod cluster;
 mod commands;
+mod components;
 mod containers;
 mod copying;
 mod direct;

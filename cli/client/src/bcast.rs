@@ -186,6 +186,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         socket: site.attach.clone(),
         client: client.clone(),
         key,
+        parts: Vec::new(),
         layout,
         label: false,
         pty: false,

@@ -68,6 +68,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             socket: site.attach.clone(),
             client: client.clone(),
             key,
+            parts: Vec::new(),
             layout,
             label: false,
             pty: enter.terminal,
@@ -143,14 +144,15 @@ async fn create(
 
 /// Records that the selector names.
 async fn named(client: &Client, selector: &JobSelector) -> Result<Vec<JobInfo>, Failure> {
-    let id = match selector {
-        JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
-    };
+    let id = selector.named();
     let query = JobQuery { ids: vec![id], include_finished: true, ..JobQuery::default() };
     let query = &query;
     let mut found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
     found.retain(|job| match selector {
         JobSelector::Job(id) => job.id == *id || job.array == Some(*id),
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
         JobSelector::Task(array, task) => {
             job.array == Some(*array)
                 && (job.task == Some(*task) || job.waiting.as_ref().is_some_and(|w| w.contains(*task)))

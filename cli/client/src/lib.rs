@@ -14,6 +14,7 @@ pub mod error;
 pub mod explain;
 pub mod fmt;
 pub mod getopt;
+mod het;
 pub mod kept;
 mod local_names;
 pub mod out;

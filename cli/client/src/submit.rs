@@ -20,6 +20,22 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// What one component needs: its variables say nothing of a step in another.
+const OF_ONE_COMPONENT: &[&str] = &[
+    "cpus-per-task",
+    "distribution",
+    "exclusive",
+    "gpus",
+    "gpus-per-node",
+    "gres",
+    "mem",
+    "mem-per-cpu",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "overcommit",
+    "partition",
+];
 /// How long a submission is tried again while the controller is away.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A job that waits longer than this is said to wait.
@@ -29,16 +45,17 @@ pub const SOON: Duration = Duration::from_millis(250);
 pub enum Read {
     /// `--help` and its like: done.
     Told,
-    /// Settings, and the words that are no options.
-    Words(Words),
+    /// Settings, and the words that are no options: of each component, one as a rule.
+    Parts(Vec<Words>),
 }
 
-/// Reads the command line up to the first word that is no option.
-pub fn words(command: Command, call: &Invocation<'_>) -> Result<Read, Failure> {
+/// Reads the command line, up to the first word that is no option of its last component.
+pub fn parts(command: Command, call: &Invocation<'_>) -> Result<Read, Failure> {
     let args: Vec<ByteStr> = call.args.iter().map(|a| ByteStr::from(a.as_os_str())).collect();
-    let words = options::parse(command, &args, Source::CommandLine).map_err(|e| bad_option(command, &e))?;
-    let text = match words.info {
-        None => return Ok(Read::Words(words)),
+    let parts = options::parse_components(command, &args, Source::CommandLine);
+    let parts = parts.map_err(|e| bad_option(command, &e))?;
+    let text = match parts.iter().find_map(|part| part.info) {
+        None => return Ok(Read::Parts(parts)),
         Some(Info::Help) => options::help(command),
         Some(Info::Usage) => options::usage(command),
         Some(Info::Version) => crate::version_line(),
@@ -55,7 +72,10 @@ pub fn resolve(
 ) -> Result<SubmitOptions, Failure> {
     let environment = options::from_environment(command, |name| std::env::var_os(name).map(ByteStr::from))
         .map_err(|e| bad_option(command, &e))?;
-    settings.extend(environment);
+    // Within a job of several components the variables are those of one of them.
+    let mixed = command == Command::Srun && std::env::var_os("SLURM_HET_SIZE").is_some();
+    let of_one = |setting: &Setting| mixed && OF_ONE_COMPONENT.contains(&setting.row.long);
+    settings.extend(environment.into_iter().filter(|setting| !of_one(setting)));
     settings.extend(script);
     let context = Context { now: crate::commands::now(), zone: jiff::tz::TimeZone::system() };
     let mut options = options::resolve(command, settings, &context).map_err(|e| bad_option(command, &e))?;
@@ -216,6 +236,29 @@ pub fn warn(command: Command, notes: &[String], quiet: bool) {
 
 /// Submits, and submits again under the same id while it is unknown whether an answer was lost, or while the
 /// controller takes no jobs; says so when that takes longer than a moment.
+pub async fn submit_het(
+    command: Command,
+    client: &Client,
+    components: &[(JobSpec, Payload)],
+    test_only: bool,
+) -> Result<Response, RpcError> {
+    if let [(spec, payload)] = components {
+        return submit(command, client, spec, payload, None, test_only).await;
+    }
+    client
+        .persist_telling(
+            Some(PATIENCE),
+            |client| async move { client.submit_het(components, test_only).await },
+            |why| tell_again(command, &why.to_string()),
+        )
+        .await
+}
+
+fn tell_again(command: Command, why: &str) {
+    out::complain(&format!("{}: {why}; trying again for {} s", command.name(), PATIENCE.as_secs()));
+}
+
+/// Submits a job with its first step, as [`submit_het`] does those of one or several components.
 pub async fn submit(
     command: Command,
     client: &Client,
@@ -228,13 +271,7 @@ pub async fn submit(
         .persist_telling(
             Some(PATIENCE),
             |client| async move { client.submit(spec, payload, first_step, test_only).await },
-            |why| {
-                out::complain(&format!(
-                    "{}: {why}; trying again for {} s",
-                    command.name(),
-                    PATIENCE.as_secs()
-                ));
-            },
+            |why| tell_again(command, &why.to_string()),
         )
         .await
 }

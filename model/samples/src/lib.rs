@@ -53,6 +53,7 @@ pub fn job(kind: JobKind, submission: &str) -> JobSpec {
         submit_line: "sbatch".into(),
         submit_host: "host".into(),
         submit_sid: 1,
+        het: None,
     }
 }
 
@@ -132,6 +133,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
             mem_per_cpu: None,
             share: NodeShare::default(),
             subids: false,
+            het: None,
         },
         name: "step".into(),
         program: Program::Argv(vec!["true".into()]),

@@ -149,6 +149,7 @@ impl SubmitOptions {
             submit_line: by.submit_line.clone(),
             submit_host: by.host.clone(),
             submit_sid: by.sid,
+            het: None,
         };
         Ok(Converted { spec, notes })
     }

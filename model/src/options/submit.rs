@@ -137,6 +137,8 @@ pub struct SubmitOptions {
     pub partition: Option<String>,
     pub propagate: Propagate,
     pub pty: bool,
+    /// `--het-group`: components that the step is in; empty where nobody said.
+    pub het_group: Vec<u32>,
     pub pytorch: bool,
     /// `--x11`.
     pub x11: Option<crate::x11::X11Nodes>,
@@ -215,6 +217,7 @@ impl SubmitOptions {
             partition: None,
             propagate: Propagate::Inherit,
             pty: false,
+            het_group: Vec::new(),
             pytorch: false,
             x11: None,
             quiet: false,

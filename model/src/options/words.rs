@@ -43,28 +43,7 @@ pub fn parse(command: Command, words: &[ByteStr], source: Source) -> Result<Word
             return Ok(out);
         }
     }
-    if let Some(word) = components(&out.rest) {
-        return Err(OptionError::error(
-            255,
-            vec![
-                format!("jobs of several components ('{word}') are not supported by this release"),
-                "submit one job for each component, or ask for all nodes in one".to_string(),
-            ],
-        ));
-    }
     Ok(out)
-}
-
-/// A lone `:` that separates two components, with what follows it.
-fn components(rest: &[ByteStr]) -> Option<String> {
-    let colon = |word: &ByteStr| word.0 == b":";
-    match rest {
-        [first, second, ..] if colon(first) => Some(format!(": {}", second.display())),
-        _ => rest
-            .windows(2)
-            .find(|pair| colon(&pair[0]) && pair[1].0.starts_with(b"-"))
-            .map(|pair| format!(": {}", pair[1].display())),
-    }
 }
 
 /// Takes one long option; whether reading ends with it.

@@ -501,6 +501,46 @@ pub struct JobSpec {
     pub submit_sid: u32,
     #[prost(bytes = "vec", tag = "26")]
     pub submit_dir: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "130")]
+    pub het: ::core::option::Option<HetPlace>,
+}
+/// A place among the components of a job.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HetPlace {
+    #[prost(uint32, tag = "1")]
+    pub leader: u32,
+    #[prost(uint32, tag = "2")]
+    pub offset: u32,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetGroup {
+    #[prost(uint32, tag = "1")]
+    pub job: u32,
+    #[prost(string, tag = "2")]
+    pub partition: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub layout: ::core::option::Option<Layout>,
+    #[prost(uint32, optional, tag = "4")]
+    pub tasks: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub tasks_per_node: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub cpus_per_task: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "7")]
+    pub mem_per_node: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "8")]
+    pub mem_per_cpu: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetFacts {
+    #[prost(uint32, tag = "1")]
+    pub leader: u32,
+    #[prost(uint32, tag = "2")]
+    pub offset: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub groups: ::prost::alloc::vec::Vec<HetGroup>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BatchScript {
@@ -675,7 +715,7 @@ pub struct TasksSelector {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JobSelector {
-    #[prost(oneof = "job_selector::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "job_selector::Kind", tags = "1, 2, 3, 130")]
     pub kind: ::core::option::Option<job_selector::Kind>,
 }
 /// Nested message and enum types in `JobSelector`.
@@ -688,7 +728,16 @@ pub mod job_selector {
         Task(super::TaskSelector),
         #[prost(message, tag = "3")]
         Tasks(super::TasksSelector),
+        #[prost(message, tag = "130")]
+        Component(super::ComponentSelector),
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ComponentSelector {
+    #[prost(uint32, tag = "1")]
+    pub leader: u32,
+    #[prost(uint32, tag = "2")]
+    pub offset: u32,
 }
 // ---- launches -----------------------------------------------------------------------------------
 
@@ -770,6 +819,8 @@ pub struct JobFacts {
     pub share: ::core::option::Option<NodeShare>,
     #[prost(bool, tag = "19")]
     pub subids: bool,
+    #[prost(message, optional, tag = "130")]
+    pub het: ::core::option::Option<HetFacts>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArgvProgram {
@@ -2241,9 +2292,29 @@ pub struct SubmitRequest {
     pub first_step: ::core::option::Option<StepSpec>,
     #[prost(bool, tag = "4")]
     pub test_only: bool,
+    /// Further components, after the one above.
+    #[prost(message, repeated, tag = "130")]
+    pub components: ::prost::alloc::vec::Vec<HetComponent>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetComponent {
+    #[prost(message, optional, tag = "1")]
+    pub spec: ::core::option::Option<JobSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub payload: ::core::option::Option<Payload>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateStepRequest {
+    #[prost(uint32, tag = "1")]
+    pub job: u32,
+    #[prost(message, optional, tag = "2")]
+    pub spec: ::core::option::Option<StepSpec>,
+    /// What the step is in further components of the job.
+    #[prost(message, repeated, tag = "130")]
+    pub others: ::prost::alloc::vec::Vec<HetStepPart>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetStepPart {
     #[prost(uint32, tag = "1")]
     pub job: u32,
     #[prost(message, optional, tag = "2")]
@@ -2344,6 +2415,22 @@ pub struct StepCreated {
     pub layout: ::core::option::Option<Layout>,
     #[prost(int64, tag = "3")]
     pub waited: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetStepCreated {
+    #[prost(message, repeated, tag = "1")]
+    pub parts: ::prost::alloc::vec::Vec<HetStepBegin>,
+    #[prost(message, optional, tag = "2")]
+    pub layout: ::core::option::Option<Layout>,
+    #[prost(int64, tag = "3")]
+    pub waited: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HetStepBegin {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(uint32, tag = "2")]
+    pub first_node: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RefusedSelector {
@@ -2483,7 +2570,7 @@ pub struct AuditPage {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Response {
-    #[prost(oneof = "response::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "response::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 130")]
     pub kind: ::core::option::Option<response::Kind>,
 }
 /// Nested message and enum types in `Response`.
@@ -2504,6 +2591,8 @@ pub mod response {
         TokenCreated(super::TokenCreated),
         #[prost(message, tag = "7")]
         Enrolled(super::Enrolled),
+        #[prost(message, tag = "130")]
+        HetStepCreated(super::HetStepCreated),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -2,9 +2,9 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
-use berth_model::StepId;
 use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
-use berth_model::spec::JobSelector;
+use berth_model::spec::{JobSelector, JobSpec, StepSpec};
+use berth_model::{JobId, StepId, StepKey};
 
 enums! {
     NodeStateChange { Down, Drain, Fail, Resume, Idle, Undrain, CancelReboot }
@@ -24,6 +24,33 @@ impl Field<pb::CancelTarget> for (JobSelector, Option<StepId>) {
     fn get(wire: pb::CancelTarget) -> Result<Self, Malformed> {
         let step: Option<StepId> = wire.step.map(Field::get).transpose()?;
         Ok((required(wire.job)?, step))
+    }
+}
+
+impl Field<pb::HetStepBegin> for (StepKey, u32) {
+    fn put(&self) -> pb::HetStepBegin {
+        pb::HetStepBegin { key: self.0.put(), first_node: self.1 }
+    }
+    fn get(wire: pb::HetStepBegin) -> Result<Self, Malformed> {
+        Ok((required(wire.key)?, wire.first_node))
+    }
+}
+
+impl Field<pb::HetComponent> for (JobSpec, Payload) {
+    fn put(&self) -> pb::HetComponent {
+        pb::HetComponent { spec: Some(self.0.put()), payload: Some(self.1.put()) }
+    }
+    fn get(wire: pb::HetComponent) -> Result<Self, Malformed> {
+        Ok((required(wire.spec)?, required(wire.payload)?))
+    }
+}
+
+impl Field<pb::HetStepPart> for (JobId, StepSpec) {
+    fn put(&self) -> pb::HetStepPart {
+        pb::HetStepPart { job: self.0.put(), spec: Some(self.1.put()) }
+    }
+    fn get(wire: pb::HetStepPart) -> Result<Self, Malformed> {
+        Ok((Field::get(wire.job)?, required(wire.spec)?))
     }
 }
 
@@ -64,6 +91,11 @@ impl Field<pb::Response> for Response {
                 layout: layout.put(),
                 waited: waited.put(),
             }),
+            Response::HetStepCreated { parts, layout, waited } => Kind::HetStepCreated(pb::HetStepCreated {
+                parts: parts.put(),
+                layout: layout.put(),
+                waited: waited.put(),
+            }),
             Response::Acted { jobs, refused } => {
                 Kind::Acted(pb::Acted { jobs: jobs.put(), refused: refused.put() })
             }
@@ -100,6 +132,11 @@ impl Field<pb::Response> for Response {
             }
             Kind::StepCreated(pb::StepCreated { key, layout, waited }) => Response::StepCreated {
                 key: required(key)?,
+                layout: required(layout)?,
+                waited: Field::get(waited)?,
+            },
+            Kind::HetStepCreated(pb::HetStepCreated { parts, layout, waited }) => Response::HetStepCreated {
+                parts: Field::get(parts)?,
                 layout: required(layout)?,
                 waited: Field::get(waited)?,
             },

@@ -7,6 +7,7 @@ use berth_model::bind::{CpuBind, MemBind};
 use berth_model::distribution::Distribution;
 use berth_model::fabric::{FabricChoice, FabricDevice, FabricKind};
 use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
+use berth_model::het::{HetFacts, HetGroup, HetPlace};
 use berth_model::launch::{
     ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
@@ -83,8 +84,11 @@ structs! {
     JobSpec {
         submission, kind, name, partition, account, resources, time_limit, begin, hold, nice, requeue, array,
         immediate, comment, work_dir, io, container, limits, umask, warn_signal, user_env, command, submit_line,
-        submit_host, submit_sid, submit_dir,
+        submit_host, submit_sid, submit_dir, het,
     }
+    HetPlace { leader, offset, size }
+    HetGroup { job, partition, layout, tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu }
+    HetFacts { leader, offset, groups }
     BatchScript { text, args }
     TermSize { rows, cols }
     StepSpec {
@@ -104,7 +108,7 @@ structs! {
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,
-        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, share, subids,
+        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, share, subids, het,
     }
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
@@ -377,6 +381,9 @@ impl Field<pb::JobSelector> for JobSelector {
                 JobSelector::Task(array, task) => {
                     Kind::Task(pb::TaskSelector { array: array.0, task: *task })
                 }
+                JobSelector::Component(leader, offset) => {
+                    Kind::Component(pb::ComponentSelector { leader: leader.0, offset: *offset })
+                }
                 JobSelector::Tasks(array, tasks) => {
                     Kind::Tasks(pb::TasksSelector { array: array.0, tasks: tasks.put() })
                 }
@@ -387,6 +394,7 @@ impl Field<pb::JobSelector> for JobSelector {
         use pb::job_selector::Kind;
         match wire.kind {
             Some(Kind::Job(job)) => Ok(JobSelector::Job(Field::get(job)?)),
+            Some(Kind::Component(c)) => Ok(JobSelector::Component(Field::get(c.leader)?, c.offset)),
             Some(Kind::Task(t)) => Ok(JobSelector::Task(Field::get(t.array)?, t.task)),
             Some(Kind::Tasks(t)) => Ok(JobSelector::Tasks(Field::get(t.array)?, required(t.tasks)?)),
             None => Err(Malformed::new("names no job")),

@@ -209,7 +209,8 @@ impl Arbitrary for ResolvedImage {
 }
 impl Arbitrary for JobSelector {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(3) {
+        match r.below(4) {
+            3 => JobSelector::Component(Arbitrary::arbitrary(r), Arbitrary::arbitrary(r)),
             0 => JobSelector::Job(Arbitrary::arbitrary(r)),
             1 => JobSelector::Task(Arbitrary::arbitrary(r), Arbitrary::arbitrary(r)),
             _ => JobSelector::Tasks(Arbitrary::arbitrary(r), Arbitrary::arbitrary(r)),
@@ -288,7 +289,12 @@ impl Arbitrary for Status {
 }
 impl Arbitrary for Response {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(7) {
+        match r.below(8) {
+            7 => Response::HetStepCreated {
+                parts: Arbitrary::arbitrary(r),
+                layout: Arbitrary::arbitrary(r),
+                waited: Arbitrary::arbitrary(r),
+            },
             0 => Response::Done,
             1 => Response::Submitted {
                 job: Arbitrary::arbitrary(r),

@@ -5,6 +5,7 @@ use crate::rows::{Allocation, ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
 use berth_model::distribution::Distribution;
+use berth_model::het::HetFacts;
 use berth_model::ids::{NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
 use berth_model::link::Start;
@@ -22,6 +23,8 @@ pub(crate) struct Common<'a> {
     pub(crate) now: Time,
     /// When the agent last asked, by its own clock.
     pub(crate) asked: Option<Time>,
+    /// The components of the job, where it is one of several.
+    pub(crate) het: Option<HetFacts>,
 }
 
 /// The Start of a step on the `at`-th of its nodes, without script and environment, and where those are.
@@ -49,7 +52,7 @@ pub(crate) fn start(
     let launch = StepLaunch {
         key: step.key,
         node: here.node.clone(),
-        node_index: u32::try_from(at).ok()?,
+        node_index: u32::try_from(at).ok()?.checked_add(step.het.as_ref().map_or(0, |het| het.first_node))?,
         identity: (*job.spec.identity).clone(),
         job: facts(common, job, run, job_share),
         name: step.name.clone(),
@@ -66,7 +69,8 @@ pub(crate) fn start(
         limits: own.map_or_else(|| spec.limits.clone(), |s| s.limits.clone()),
         umask: own.map_or(spec.umask, |s| s.umask),
         pty: own.and_then(|s| s.pty),
-        layout: step.layout(Some(run)),
+        // Of a step in several components each part knows the whole: ranks, nodes and PMI are one.
+        layout: step.het.as_ref().map_or_else(|| step.layout(Some(run)), |het| het.layout.clone()),
         distribution: step.distribution.rule(),
         cpus_per_task: own.map_or(spec.resources.cpus_per_task, |s| s.cpus_per_task).unwrap_or(1),
         share,
@@ -127,6 +131,7 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
     let allocation = Allocation { nodes, shares: vec![NodeShare::default()], tasks: vec![1] };
     let run = Run { allocation: Arc::new(allocation), started: common.now, limit: None, lease: None };
     let row = StepRow {
+        het: None,
         version: ROW_VERSION,
         key: StepKey { job: job.row.job, attempt: job.row.attempt, step },
         name: String::new(),
@@ -193,5 +198,6 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFact
         },
         share,
         subids: spec.container.as_ref().is_some_and(|c| c.subids == Some(true)),
+        het: common.het.clone(),
     }
 }

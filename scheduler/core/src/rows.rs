@@ -4,6 +4,7 @@ use crate::tasks::Tasks;
 use berth_model::bytes::ByteStr;
 use berth_model::distribution::Distribution;
 use berth_model::hardware::Hardware;
+use berth_model::het::HetStep;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
 use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
@@ -240,6 +241,9 @@ pub struct StepRow {
     /// A login for its own image came with it.
     #[serde(default)]
     pub login: bool,
+    /// It is a part of a step in several components of a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het: Option<Arc<HetStep>>,
 }
 
 /// A step's part on one node.

@@ -67,6 +67,12 @@ impl Logins {
             Request::CreateStep { spec, .. } => {
                 self.check_one(uid, spec.login.as_ref(), spec.container.as_ref())
             }
+            Request::SubmitHet { components, .. } => components.iter().try_for_each(|(spec, payload)| {
+                self.check_one(uid, payload.login.as_ref(), spec.container.as_ref())
+            }),
+            Request::CreateHetStep { parts } => parts
+                .iter()
+                .try_for_each(|(_, spec)| self.check_one(uid, spec.login.as_ref(), spec.container.as_ref())),
             _ => Ok(()),
         }
     }

@@ -109,9 +109,21 @@ pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<JobList> {
         let one_or_array = |id: JobId| {
             let single = snapshot.job(id).filter(|job| job.array.is_none() || job.array != Some(id));
             let array = single.is_none().then(|| snapshot.array(id));
-            single.into_iter().chain(array.into_iter().flatten())
+            let led = single.as_ref().and_then(|job| job.spec.het).filter(|het| het.leads());
+            let others: Vec<JobInfo> = led
+                .into_iter()
+                .flat_map(|het| het.members().skip(1))
+                .filter_map(|member| snapshot.job(member))
+                .collect();
+            single.into_iter().chain(array.into_iter().flatten()).chain(others)
         };
-        let found = ids.iter().flat_map(|id| one_or_array(*id)).filter(|job| query.matches(job));
+        // A component may be named beside the first one.
+        let mut seen = std::collections::BTreeSet::new();
+        let found = ids
+            .iter()
+            .flat_map(|id| one_or_array(*id))
+            .filter(move |job| seen.insert((job.id, job.task)))
+            .filter(|job| query.matches(job));
         out.send_all(grouped(found).map(JobList::from));
     })
 }

@@ -157,10 +157,17 @@ impl Service for Controller {
 
     async fn request(&self, actor: Actor, body: Request) -> Result<Response, Refusal> {
         self.logins.check(actor.identity.uid, &body)?;
-        let driven = matches!(&body, Request::Submit { spec, .. } if spec.kind != JobKind::Batch);
+        let driven = match &body {
+            Request::Submit { spec, .. } => spec.kind != JobKind::Batch,
+            // The leader's client drives all components.
+            Request::SubmitHet { components, .. } => {
+                components.first().is_some_and(|(spec, _)| spec.kind != JobKind::Batch)
+            }
+            _ => false,
+        };
         // A step may wait for its resources for hours: it holds no place in the queue.
         let place = match body {
-            Request::CreateStep { .. } => None,
+            Request::CreateStep { .. } | Request::CreateHetStep { .. } => None,
             _ => Some(self.queue.acquire().await.map_err(|_| stopping())?),
         };
         let request = self.shared.next_request();

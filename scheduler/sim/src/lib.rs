@@ -7,6 +7,7 @@
 
 mod agents;
 mod check;
+mod components;
 mod controller;
 mod faults;
 mod journal;

@@ -53,7 +53,7 @@ pub(crate) struct Client {
     kinds: BTreeMap<JobId, JobKind>,
 }
 
-fn actor(uid: u32) -> Actor {
+pub(crate) fn actor(uid: u32) -> Actor {
     Actor {
         identity: Identity {
             uid: Uid(uid),
@@ -175,7 +175,9 @@ impl World {
         let keeps_trying = matches!(
             wish.body,
             Request::Submit { .. }
+                | Request::SubmitHet { .. }
                 | Request::CreateStep { .. }
+                | Request::CreateHetStep { .. }
                 | Request::EndAllocation { .. }
                 | Request::ClientLost { .. }
         );
@@ -185,7 +187,7 @@ impl World {
             return Ok(());
         }
         wish.request = request;
-        let leaves = matches!(wish.body, Request::CreateStep { .. });
+        let leaves = matches!(wish.body, Request::CreateStep { .. } | Request::CreateHetStep { .. });
         let (actor, body) = (wish.actor.clone(), wish.body.clone());
         self.client.next += 1;
         self.client.requests.insert(request, id);
@@ -240,8 +242,12 @@ impl World {
         }
         match (&wish.body, result) {
             (_, Err(refusal)) if refusal.code == berth_model::request::RefusalCode::Unavailable => {}
-            (Request::Submit { spec, .. }, Ok(Response::Submitted { job, .. })) => {
+            (
+                body @ (Request::Submit { .. } | Request::SubmitHet { .. }),
+                Ok(Response::Submitted { job, .. }),
+            ) => {
                 wish.done = true;
+                let Some(spec) = crate::components::submitted(body) else { return Ok(()) };
                 let (submission, kind, owner) = (spec.submission.clone(), spec.kind, wish.actor.clone());
                 self.count("jobs acknowledged");
                 self.client.kinds.insert(job, kind);
@@ -259,6 +265,14 @@ impl World {
                 self.count("steps acknowledged");
                 self.client.promise_step(&submission, key)?;
             }
+            (Request::CreateHetStep { parts }, Ok(Response::HetStepCreated { parts: made, .. })) => {
+                wish.done = true;
+                let first = parts.first().map(|(_, spec)| spec.submission.clone()).zip(made.first());
+                self.count("steps over several components acknowledged");
+                if let Some((submission, (key, _))) = first {
+                    self.client.promise_step(&submission, *key)?;
+                }
+            }
             _ => wish.done = true,
         }
         Ok(())
@@ -272,7 +286,7 @@ impl World {
     ) -> Result<(), String> {
         let wish = self.client.requests.get(&request).and_then(|wish| self.client.wishes.get(wish));
         let (Some(wish), Ok(Response::Submitted { job, .. })) = (wish, result) else { return Ok(()) };
-        let Request::Submit { spec, .. } = &wish.body else { return Ok(()) };
+        let Some(spec) = crate::components::submitted(&wish.body) else { return Ok(()) };
         let submission = spec.submission.clone();
         if self.client.promised.contains_key(&submission) {
             self.count("submissions acknowledged again");
@@ -331,7 +345,7 @@ impl World {
 
     /// The owner of what is meant, an administrator, or a stranger.
     fn somebody(&mut self, selector: &JobSelector) -> Actor {
-        let (JobSelector::Job(job) | JobSelector::Task(job, _) | JobSelector::Tasks(job, _)) = selector;
+        let job = &selector.named();
         let owner = self.store.spec(*job).ok().flatten().map_or(1000, |s| s.identity.uid.0);
         let stranger = 1000 + self.rng.count(0, 2);
         actor(*self.rng.pick(&[owner, owner, owner, 0, stranger]).unwrap_or(&0))
@@ -340,9 +354,10 @@ impl World {
     fn new_wish(&mut self) -> Option<(Actor, Request)> {
         let user = actor(1000 + self.rng.count(0, 2));
         Some(match self.rng.below(100) {
-            0..42 => (user, self.batch()),
+            0..42 => (user, self.batch_or_components()),
             42..54 => (user, self.interactive(JobKind::Run)),
             54..60 => (user, self.interactive(JobKind::Alloc)),
+            60..64 if self.rng.permille(700) => self.step_over_components()?,
             60..75 => {
                 let job = self.some_job()?;
                 let owner = self.store.spec(job).ok().flatten().map(|s| s.identity.uid.0).unwrap_or(1000);
@@ -425,7 +440,7 @@ impl World {
         r
     }
 
-    fn job(&mut self, kind: JobKind) -> JobSpec {
+    pub(crate) fn job(&mut self, kind: JobKind) -> JobSpec {
         let number = self.client.next;
         self.client.next += 1;
         JobSpec {
@@ -463,10 +478,11 @@ impl World {
             submit_line: Vec::new().into(),
             submit_host: String::new(),
             submit_sid: 0,
+            het: None,
         }
     }
 
-    fn batch(&mut self) -> Request {
+    pub(crate) fn batch(&mut self) -> Request {
         let mut spec = self.job(JobKind::Batch);
         spec.hold = self.rng.permille(80);
         if self.rng.permille(100) {
@@ -507,7 +523,7 @@ impl World {
         Request::Submit { spec: Box::new(spec), payload: Payload::default(), first_step, test_only: false }
     }
 
-    fn step(&mut self) -> StepSpec {
+    pub(crate) fn step(&mut self) -> StepSpec {
         let number = self.client.next;
         self.client.next += 1;
         let words = self.behaviour();

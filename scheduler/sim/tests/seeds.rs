@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 43] = [
+const SEEN: [&str; 45] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -51,6 +51,8 @@ const SEEN: [&str; 43] = [
     "steps that ended themselves out of touch",
     "steps that ended while their node was cut off",
     "steps that waited for others",
+    "jobs of several components",
+    "steps over several components acknowledged",
     "steps without a supervisor found by an agent that starts",
     "submissions acknowledged again",
 ];

@@ -3,6 +3,7 @@
 use crate::encode::{decode, decode_payload, payload_key};
 use crate::error::StoreError;
 use crate::schema;
+use berth_model::JobId;
 use berth_model::listing::{PAGE_BYTES, size};
 use berth_model::member::AuditInfo;
 use berth_model::query::AccountingQuery;
@@ -91,7 +92,8 @@ impl Reader {
             let mut found = Vec::with_capacity(page);
             let mut bytes = 0;
             let mut specs: HashMap<u32, Arc<SpecRow>> = HashMap::new();
-            let (text, values) = select(query);
+            let components = self.components(&transaction, query)?;
+            let (text, values) = select(query, &components);
             let mut statement = transaction.prepare_cached(&text).map_err(|e| self.sqlite(&e))?;
             let mut rows = statement.query(params_from_iter(values)).map_err(|e| self.sqlite(&e))?;
             while let Some(row) = rows.next().map_err(|e| self.sqlite(&e))? {
@@ -169,6 +171,28 @@ impl Reader {
         })
     }
 
+    /// The ids that are asked for, with those of the components that a leader's id stands for.
+    fn components(
+        &self,
+        transaction: &Transaction<'_>,
+        query: &AccountingQuery,
+    ) -> Result<Vec<JobId>, StoreError> {
+        let mut ids = query.ids.clone();
+        let mut statement = transaction
+            .prepare_cached("SELECT version, row FROM specs WHERE job = ?1")
+            .map_err(|e| self.sqlite(&e))?;
+        for id in &query.ids {
+            let spec: Option<SpecRow> = statement
+                .query_row([id.0], |row| Ok(decode(&self.path, "specs", row)))
+                .optional()
+                .map_err(|e| self.sqlite(&e))?
+                .transpose()?;
+            let het = spec.and_then(|spec| spec.spec.het).filter(|het| het.leads());
+            ids.extend(het.into_iter().flat_map(|het| het.members().skip(1)));
+        }
+        Ok(ids)
+    }
+
     /// The job's specification; tasks of one array share it.
     fn spec(
         &self,
@@ -216,11 +240,11 @@ impl Reader {
 }
 
 /// The narrowest selection that an index serves; the rest of the query is checked on the records.
-fn select(query: &AccountingQuery) -> (String, Vec<Value>) {
+fn select(query: &AccountingQuery, ids: &[JobId]) -> (String, Vec<Value>) {
     // Beyond what one statement may name, all jobs are looked at.
-    if !query.ids.is_empty() && query.ids.len() <= 10_000 {
-        let marks = vec!["?"; query.ids.len()].join(",");
-        let ids = || query.ids.iter().map(|id| Value::from(id.0));
+    if !ids.is_empty() && ids.len() <= 10_000 {
+        let marks = vec!["?"; ids.len()].join(",");
+        let ids = || ids.iter().map(|id| Value::from(id.0));
         let text = format!(
             "SELECT version, row FROM jobs WHERE job IN
              (SELECT job FROM jobs WHERE job IN ({marks})

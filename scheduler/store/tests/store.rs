@@ -62,6 +62,7 @@ fn spec(job: u32) -> Write {
             submit_line: "sbatch true".into(),
             submit_host: "n1".into(),
             submit_sid: 1,
+            het: None,
         },
         identity: Arc::new(Identity {
             uid: Uid(1000 + job % 2),
@@ -119,6 +120,7 @@ fn ended(job: u32, at: i64) -> Write {
 
 fn step(job: u32) -> Write {
     Write::PutStep(Arc::new(StepRow {
+        het: None,
         version: ROW_VERSION,
         key: StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Batch },
         name: "batch".into(),

@@ -95,9 +95,10 @@ pub fn variables(launch: &StepLaunch, local: u32) -> Vec<ByteStr> {
     .to_vec()
 }
 
-/// Name of the step as its tasks have it.
+/// Name of the step as its tasks have it: the same for those of all components of a job, or they would be no one world.
 fn name(launch: &StepLaunch) -> String {
-    format!("{}.{}", launch.key.job, launch.key.step)
+    let job = launch.job.het.as_ref().map_or(launch.key.job, |het| het.leader);
+    format!("{job}.{}", launch.key.step)
 }
 
 impl Pmi {

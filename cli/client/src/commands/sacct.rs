@@ -239,7 +239,12 @@ fn fatal(what: &str, next: &str) -> Failure {
 
 fn names(selector: &JobSelector, job: &JobInfo) -> bool {
     match selector {
-        JobSelector::Job(id) => job.id == *id || job.array == Some(*id),
+        JobSelector::Job(id) => {
+            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
+        }
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
         JobSelector::Task(array, task) => {
             job.array == Some(*array)
                 && (job.task == Some(*task) || job.waiting.as_ref().is_some_and(|w| w.contains(*task)))
@@ -349,9 +354,7 @@ impl Filter {
     }
 
     fn query(&self, ids: &Ids, window: &Window) -> AccountingQuery {
-        let id = |s: &JobSelector| match s {
-            JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
-        };
+        let id = JobSelector::named;
         AccountingQuery {
             ids: ids.iter().flatten().map(|(s, _)| id(s)).collect(),
             users: self.users.clone(),

@@ -1,12 +1,13 @@
 //! Obtains an allocation, runs a command or a shell here with it, and gives it back.
 //!
 //! The command runs on this machine, not in the allocation; srun in it makes steps of the allocation. Without a
-//! command it is the user's shell. The exit code is the command's.
+//! command it is the user's shell. The exit code is the command's. A `:` between options begins another component of the
+//! allocation: all are obtained together, each with what it asks for.
 
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, block_on, fmt, out, x11};
+use crate::{Command, Invocation, block_on, fmt, het, out, x11};
 use berth_model::options::{self, Command as Submit};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
@@ -27,23 +28,23 @@ pub const COMMAND: Command =
     Command { name: "salloc", run, submits: true, help: || options::help(Submit::Salloc) };
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let words = match submit::words(Submit::Salloc, call)? {
+    let mut parts = match submit::parts(Submit::Salloc, call)? {
         Read::Told => return Ok(0),
-        Read::Words(words) => words,
+        Read::Parts(parts) => parts,
     };
-    let options = submit::resolve(Submit::Salloc, words.settings, Vec::new())?;
-    let argv = if words.rest.is_empty() { vec![shell()] } else { words.rest };
+    let rest = parts.last_mut().map(|part| std::mem::take(&mut part.rest)).unwrap_or_default();
+    let all = het::resolve(Submit::Salloc, parts, Vec::new())?;
+    let argv = if rest.is_empty() { vec![shell()] } else { rest };
     let command = argv.first().cloned().unwrap_or_default();
     let by = submit::submitter(call, "interactive".to_string(), command)?;
-    let (image, login) = submit::image(&options, call)?;
-    let converted = options.job_spec(&by, image).map_err(|e| submit::bad_option(Submit::Salloc, &e))?;
-    submit::warn(Submit::Salloc, &converted.notes, options.quiet);
+    let components = het::components(Submit::Salloc, &all, &by, call)?;
+    let (Some(options), Some(leader)) = (all.first(), components.first()) else { return Ok(0) };
     if let Some(nodes) = options.x11 {
         // Each step asks anew; what is missing is better known before anything is allocated.
         x11::forward(nodes)?;
     }
     let site = call.site()?;
-    submit::announce(&options, &site);
+    submit::announce(options, &site);
     let quiet = options.quiet;
     let tell = |line: String| {
         if !quiet {
@@ -53,15 +54,15 @@ fn run(call: &Invocation<'_>) -> Outcome {
     block_on(async {
         let client = site.connect_patiently().await?;
         if let Some(format) = options.explain {
+            het::one_alone(&all, "--explain")?;
             let env = options.environment(&submit::environment(), &by, false);
             let payload = Payload { env, ..Payload::default() };
-            let (job, step) = (Some(&converted.spec), None);
+            let (job, step) = (Some(&leader.spec), None);
             let command = Submit::Salloc;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
-        let login = submit::seal(login.as_ref(), call, &client).await?;
-        let payload = Payload { login, ..Payload::default() };
-        let response = submit::submit(Submit::Salloc, &client, &converted.spec, &payload, None, false).await;
+        let submitted = het::seal(&components, Payload::default(), call, &client).await?;
+        let response = submit::submit_het(Submit::Salloc, &client, &submitted, false).await;
         let response = response.map_err(|e| submit::refused(Submit::Salloc.failed(), e))?;
         let Response::Submitted { job, notes, .. } = response else {
             return Err(Failure::new(Kind::Internal, "unexpected answer from the controller"));
@@ -106,10 +107,16 @@ fn run(call: &Invocation<'_>) -> Outcome {
             tell(format!("salloc: job {job} has been allocated resources"));
         }
         tell(format!("salloc: Granted job allocation {job}"));
-        tell(format!("salloc: Nodes {} are ready for job", fmt::hosts(&info.layout.nodes)));
+        let groups = het::groups(&client, &info).await?;
+        let nodes: Vec<_> = match groups.as_slice() {
+            [] => info.layout.nodes.clone(),
+            groups => groups.iter().flat_map(|group| group.layout.nodes.clone()).collect(),
+        };
+        tell(format!("salloc: Nodes {} are ready for job", fmt::hosts(&nodes)));
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
         let submitted = options.environment(&submit::environment(), &by, false);
         let mut env = allocation(&info, &cluster, &by.cwd);
+        env.extend(het::variables(&info, groups));
         if let Some(nodes) = options.x11 {
             env.push((berth_model::x11::WANTED.to_string(), nodes.to_string()));
         }
@@ -121,7 +128,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             .env_clear()
             .envs(submitted.iter().filter_map(variable))
             .envs(env)
-            .current_dir(converted.spec.work_dir.as_path())
+            .current_dir(leader.spec.work_dir.as_path())
             .spawn();
         let mut child = match spawned {
             Ok(child) => child,
@@ -130,7 +137,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
                 out::complain(&format!(
                     "salloc: error: Unable to find command \"{}\": {e} (in {})",
                     argv[0].display(),
-                    converted.spec.work_dir.display()
+                    leader.spec.work_dir.display()
                 ));
                 tell(format!("salloc: Relinquishing job allocation {job}"));
                 return Ok(1);

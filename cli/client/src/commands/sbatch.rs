@@ -1,12 +1,13 @@
 //! Submits a batch script: it is copied now and runs later, on the first node of its allocation.
 //!
 //! The script is a file, or standard input, or made of one command by --wrap. Its `#SBATCH` lines are options, too;
-//! the environment (SBATCH_*) and the command line go before them.
+//! the environment (SBATCH_*) and the command line go before them. A `:` on the command line, or a line `#SBATCH hetjob`, begins
+//! another component of the job: all start together, each with what it asks for, and the script runs in the first one.
 
 use crate::error::{Failure, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Read};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, het, out};
 use berth_model::options::{self, Command as Submit, SubmitOptions};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -33,13 +34,17 @@ struct Script {
 }
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let words = match submit::words(Submit::Sbatch, call)? {
+    let mut parts = match submit::parts(Submit::Sbatch, call)? {
         Read::Told => return Ok(0),
-        Read::Words(words) => words,
+        Read::Parts(parts) => parts,
     };
     // --wrap decides what the words are; it can stand on the command line and in the environment alone.
-    let early = submit::resolve(Submit::Sbatch, words.settings.clone(), Vec::new())?;
-    let script = script(&early, words.rest)?;
+    let mut own = parts.first().map(|part| part.settings.clone()).unwrap_or_default();
+    let of_all = parts.iter().skip(1).flat_map(|part| &part.settings).filter(|s| s.row.long == "wrap");
+    own.extend(of_all.cloned());
+    let early = submit::resolve(Submit::Sbatch, own, Vec::new())?;
+    let rest = parts.last_mut().map(|part| std::mem::take(&mut part.rest)).unwrap_or_default();
+    let script = script(&early, rest)?;
     let bad = |e| submit::bad_option(Submit::Sbatch, &e);
     berth_model::sbatch::check(&script.text.0).map_err(bad)?;
     let directives = berth_model::sbatch::directives(&script.text.0).map_err(bad)?;
@@ -48,27 +53,27 @@ fn run(call: &Invocation<'_>) -> Outcome {
             out::complain(&format!("sbatch: warning: {line}"));
         }
     }
-    let options = submit::resolve(Submit::Sbatch, words.settings, directives.settings)?;
+    let written = std::iter::once(directives.settings).chain(directives.components).collect();
+    let all = het::resolve(Submit::Sbatch, parts, written)?;
     let by = submit::submitter(call, script.name, script.command)?;
-    let (image, login) = submit::image(&options, call)?;
-    let converted = options.job_spec(&by, image).map_err(bad)?;
-    submit::warn(Submit::Sbatch, &converted.notes, options.quiet);
-    submit::warn(Submit::Sbatch, &missing(&options, &converted.spec), options.quiet);
+    let components = het::components(Submit::Sbatch, &all, &by, call)?;
+    let (Some(options), Some(leader)) = (all.first(), components.first()) else { return Ok(0) };
+    submit::warn(Submit::Sbatch, &missing(options, &leader.spec), options.quiet);
     let env = options.environment(&submit::environment(), &by, false);
-    let mut payload =
+    let payload =
         Payload { script: Some(BatchScript { text: script.text, args: script.args }), env, login: None };
     let site = call.site()?;
-    submit::announce(&options, &site);
+    submit::announce(options, &site);
     block_on(async {
         let client = site.connect_patiently().await?;
         if let Some(format) = options.explain {
-            let (job, step) = (Some(&converted.spec), None);
+            het::one_alone(&all, "--explain")?;
+            let (job, step) = (Some(&leader.spec), None);
             let command = Submit::Sbatch;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
-        payload.login = submit::seal(login.as_ref(), call, &client).await?;
-        let response =
-            submit::submit(Submit::Sbatch, &client, &converted.spec, &payload, None, options.test_only).await;
+        let components = het::seal(&components, payload, call, &client).await?;
+        let response = submit::submit_het(Submit::Sbatch, &client, &components, options.test_only).await;
         let response = response.map_err(|e| failed(e, options.test_only))?;
         if options.test_only {
             return submit::would_start(Submit::Sbatch, &response);

@@ -227,7 +227,12 @@ fn ask(question: &str, input: &mut impl BufRead) -> Result<bool, Failure> {
 
 fn names(selector: &JobSelector, job: &JobInfo) -> bool {
     match selector {
-        JobSelector::Job(id) => job.id == *id || job.array == Some(*id),
+        JobSelector::Job(id) => {
+            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
+        }
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
         JobSelector::Task(array, task) => job.array == Some(*array) && job.task == Some(*task),
         JobSelector::Tasks(array, set) => {
             job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))

@@ -350,15 +350,18 @@ fn jobs(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Out
 }
 
 fn id_of(selector: &JobSelector) -> JobId {
-    match selector {
-        JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
-    }
+    selector.named()
 }
 
 fn names(selector: &JobSelector, job: &JobInfo) -> bool {
     let waits = |index: u32| job.waiting.as_ref().is_some_and(|w| w.contains(index));
     match selector {
-        JobSelector::Job(id) => job.id == *id || job.array == Some(*id),
+        JobSelector::Job(id) => {
+            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
+        }
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
         JobSelector::Task(array, task) => {
             job.array == Some(*array) && (job.task == Some(*task) || waits(*task))
         }

@@ -246,10 +246,7 @@ async fn show(
 }
 
 fn ids(request: &Request) -> Vec<JobId> {
-    let of = |selector: &JobSelector| match selector {
-        JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
-    };
-    request.selectors.iter().flatten().map(|(selector, _)| of(selector)).collect()
+    request.selectors.iter().flatten().map(|(selector, _)| selector.named()).collect()
 }
 
 /// A single id that names nothing, an unknown user and an unknown node are told.
@@ -294,7 +291,12 @@ fn selected(request: &Request, job: &JobInfo) -> bool {
     let in_array = |array: JobId| job.array == Some(array);
     let has = |index: u32| job.task == Some(index) || job.waiting.as_ref().is_some_and(|w| w.contains(index));
     selectors.iter().any(|(selector, _)| match selector {
-        JobSelector::Job(id) => job.id == *id || in_array(*id),
+        JobSelector::Job(id) => {
+            job.id == *id || in_array(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
+        }
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
         JobSelector::Task(array, index) => in_array(*array) && has(*index),
         JobSelector::Tasks(array, set) => in_array(*array) && set.iter().any(has),
     })

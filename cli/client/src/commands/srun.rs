@@ -3,13 +3,16 @@
 //! Standard input, output and error are those of the tasks, byte for byte. Signals are passed on; Ctrl-C tells how
 //! the tasks are, twice within a second it reaches them, three times it ends them. The exit code is the highest of
 //! the tasks', 128 and the signal's number for one that a signal ended.
+//!
+//! A `:` begins a part of the step in another component of the job, with options and, where it says one, a program of its own;
+//! `--het-group` names the components. All parts are one step, with one set of ranks.
 
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::{follow, terminal};
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, bcast, block_on, out, x11};
+use crate::{Command, Invocation, bcast, block_on, het, out, x11};
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::{self, RankProgram};
@@ -32,19 +35,27 @@ pub const COMMAND: Command =
     Command { name: "srun", run, submits: true, help: || options::help(Submit::Srun) };
 
 /// When a job that started at once is asked after, and said to have its client: most are over by then.
-const LATER: Duration = Duration::from_millis(250);
+pub(crate) const LATER: Duration = Duration::from_millis(250);
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let words = match submit::words(Submit::Srun, call)? {
+    let mut parts = match submit::parts(Submit::Srun, call)? {
         Read::Told => return Ok(0),
-        Read::Words(words) => words,
+        Read::Parts(parts) => parts,
     };
-    let mut options = submit::resolve(Submit::Srun, words.settings, Vec::new())?;
+    let argv = parts.last_mut().map(|part| std::mem::take(&mut part.rest)).unwrap_or_default();
+    let of_parts = het::programs(&mut parts, argv.clone());
+    let mut all = het::resolve(Submit::Srun, parts, Vec::new())?;
+    if all.len() > 1 || all.first().is_some_and(|options| options.het_group.len() > 1) {
+        return several(call, all, of_parts);
+    }
+    let mut options = all.remove(0);
+    if options.jobid.is_none() && !options.het_group.is_empty() {
+        return Err(het::outside_of_jobs());
+    }
     if options.mpi_list {
         out::print(&mpi_types())?;
         return Ok(0);
     }
-    let argv = words.rest;
     let Some(program) = argv.first() else {
         return Err(Failure::raw(
             Kind::User,
@@ -81,6 +92,42 @@ fn run(call: &Invocation<'_>) -> Outcome {
             None if run.options.bcast.is_some() => run.outside_with_copy(&client).await,
             None => run.outside(&client).await,
         }
+    })
+}
+
+/// A step over several components of a job: one part for each, with its own options.
+fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<ByteStr>>) -> Outcome {
+    if all.iter().any(|options| options.mpi_list) {
+        out::print(&mpi_types())?;
+        return Ok(0);
+    }
+    het::refuse_in_several(&all)?;
+    let mut parts = Vec::with_capacity(all.len());
+    for (mut options, argv) in all.into_iter().zip(programs) {
+        let Some(program) = argv.first() else {
+            return Err(Failure::raw(
+                Kind::User,
+                "srun: fatal: No command given to execute.\nwrite it behind the options: srun -n2 hostname",
+            ));
+        };
+        options.pty &= terminal::is_terminal();
+        let name = program.as_path().file_name().unwrap_or_default().as_bytes();
+        let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
+        let (image, login) = submit::image(&options, call)?;
+        let site = call.site()?;
+        submit::announce(&options, &site);
+        let run = Run { options, by, argv, programs: Vec::new(), image, login: None, x11: None, site };
+        parts.push((run, login));
+    }
+    block_on(async {
+        let Some(client) = parts.first().map(|(run, _)| run.site.connect_patiently()) else { return Ok(0) };
+        let client = client.await?;
+        let mut runs = Vec::with_capacity(parts.len());
+        for (mut run, login) in parts {
+            run.login = submit::seal(login.as_ref(), call, &client).await?;
+            runs.push(run);
+        }
+        het::srun(&client, &runs).await
     })
 }
 
@@ -121,19 +168,20 @@ fn programs(options: &SubmitOptions, argv: &[ByteStr]) -> Result<Vec<RankProgram
     Ok(programs)
 }
 
-struct Run {
-    options: SubmitOptions,
-    by: options::Submitter,
+/// One call, or its part in one component of a job.
+pub(crate) struct Run {
+    pub(crate) options: SubmitOptions,
+    pub(crate) by: options::Submitter,
     argv: Vec<ByteStr>,
     programs: Vec<RankProgram>,
-    image: Option<ImageRef>,
-    login: Option<SealedLogin>,
+    pub(crate) image: Option<ImageRef>,
+    pub(crate) login: Option<SealedLogin>,
     x11: Option<x11::Forward>,
-    site: Site,
+    pub(crate) site: Site,
 }
 
 impl Run {
-    fn step_spec(&self, inside: Option<&JobInfo>) -> Result<StepSpec, Failure> {
+    pub(crate) fn step_spec(&self, inside: Option<&JobInfo>) -> Result<StepSpec, Failure> {
         let env = self.options.environment(&submit::environment(), &self.by, inside.is_some());
         let size = if self.options.pty { terminal::size() } else { None };
         let size = size.or(self.options.pty.then_some(berth_model::spec::TermSize { rows: 24, cols: 80 }));
@@ -250,7 +298,7 @@ impl Run {
         }
     }
 
-    fn tell(&self, line: &str) {
+    pub(crate) fn tell(&self, line: &str) {
         if !self.options.quiet {
             out::complain(line);
         }
@@ -258,14 +306,20 @@ impl Run {
 
     /// The job that is to have the step.
     async fn job(&self, client: &Client, selector: &JobSelector) -> Result<JobInfo, Failure> {
-        let id = match selector {
-            JobSelector::Job(id) | JobSelector::Task(id, _) | JobSelector::Tasks(id, _) => *id,
+        let component = match (selector, self.options.het_group.as_slice()) {
+            (JobSelector::Job(leader), [group]) => Some(JobSelector::Component(*leader, *group)),
+            _ => None,
         };
+        let selector = component.as_ref().unwrap_or(selector);
+        let id = selector.named();
         let query = JobQuery { ids: vec![id], include_finished: true, ..JobQuery::default() };
         let query = &query;
         let found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
         let job = found.into_iter().find(|j| match selector {
             JobSelector::Task(array, task) => j.array == Some(*array) && j.task == Some(*task),
+            JobSelector::Component(leader, offset) => {
+                j.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+            }
             _ => j.id == id,
         });
         let expired = |why: String| {
@@ -359,24 +413,12 @@ impl Run {
             Err(code) => return Ok(code),
         };
         let outcome = self.step_of(client, &info, step).await;
-        let code = match &outcome {
-            Ok(code) => *code,
-            Err(failure) => failure.exit_code(true),
-        };
-        match client.end_allocation(job, ExitStatus { code, signal: 0 }).await {
-            Ok(_) => {}
-            // Somebody ended it.
-            Err(RpcError::Refused(r))
-                if matches!(r.code, RefusalCode::WrongState | RefusalCode::NotFound) => {}
-            Err(e) => out::complain(&format!(
-                "srun: error: job {job} is not given back yet: {e}; it ends without its client"
-            )),
-        }
+        give_back(client, job, &outcome).await;
         outcome
     }
 
     /// Waits until the job has its nodes; or the exit code, when it was revoked meanwhile.
-    async fn nodes_of(
+    pub(crate) async fn nodes_of(
         &self,
         client: &Client,
         job: JobId,
@@ -428,7 +470,7 @@ impl Run {
         code
     }
 
-    fn step(
+    pub(crate) fn step(
         &self,
         client: &Client,
         key: StepKey,
@@ -450,6 +492,7 @@ impl Run {
             socket: self.site.attach.clone(),
             client: client.clone(),
             key,
+            parts: Vec::new(),
             layout,
             label: self.options.label && !self.options.pty,
             pty: self.options.pty,
@@ -460,6 +503,22 @@ impl Run {
             kill_on_bad_exit: spec.kill_on_bad_exit,
             wait_after_first_exit: spec.wait_after_first_exit,
         }
+    }
+}
+
+/// Ends an allocation of our own, with what its step came to.
+pub(crate) async fn give_back(client: &Client, job: JobId, outcome: &Outcome) {
+    let code = match outcome {
+        Ok(code) => *code,
+        Err(failure) => failure.exit_code(true),
+    };
+    match client.end_allocation(job, ExitStatus { code, signal: 0 }).await {
+        Ok(_) => {}
+        // Somebody ended it.
+        Err(RpcError::Refused(r)) if matches!(r.code, RefusalCode::WrongState | RefusalCode::NotFound) => {}
+        Err(e) => out::complain(&format!(
+            "srun: error: job {job} is not given back yet: {e}; it ends without its client"
+        )),
     }
 }
 

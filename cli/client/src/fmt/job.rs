@@ -6,7 +6,7 @@ use berth_model::spec::{JobKind, MemoryRequest};
 use berth_model::state::{JobState, Reason};
 use berth_model::{Span, Time};
 
-/// `12`, `12_3`, or `12_[4-9%2]` for waiting tasks of an array.
+/// `12`, `12_3`, `12+1` for a component of a job of several, or `12_[4-9%2]` for waiting tasks of an array.
 pub fn id(job: &JobInfo) -> String {
     match (job.array, job.task) {
         (Some(array), Some(task)) => format!("{array}_{task}"),
@@ -14,7 +14,10 @@ pub fn id(job: &JobInfo) -> String {
             Some(set) => format!("{array}_[{set}]"),
             None => array.to_string(),
         },
-        (None, _) => job.id.to_string(),
+        (None, _) => match job.spec.het {
+            Some(het) => format!("{}+{}", het.leader, het.offset),
+            None => job.id.to_string(),
+        },
     }
 }
 

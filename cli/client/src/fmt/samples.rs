@@ -59,6 +59,7 @@ pub fn job(id: u32, name: &str) -> JobInfo {
             submit_line: "sbatch run2.sh".into(),
             submit_host: "node0".into(),
             submit_sid: 5863,
+            het: None,
         },
         identity: Identity {
             uid: Uid(1001),

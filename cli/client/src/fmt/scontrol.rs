@@ -59,7 +59,14 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
         }
         None => String::new(),
     };
-    lines.push(format!("JobId={}{array} JobName={}", j.id, j.spec.name));
+    let het = j
+        .spec
+        .het
+        .map_or(String::new(), |het| format!(" HetJobId={} HetJobOffset={}", het.leader, het.offset));
+    lines.push(format!("JobId={}{array}{het} JobName={}", j.id, j.spec.name));
+    if let Some(het) = j.spec.het {
+        lines.push(format!("HetJobIdSet={}", het.id_set()));
+    }
     let who = &j.identity;
     lines.push(format!("UserId={}({}) GroupId={}({}) MCS_label=N/A", who.user, who.uid, who.group, who.gid));
     let account = j.spec.account.as_deref().unwrap_or("(null)");

@@ -119,9 +119,9 @@ pub const FIELDS: &[Field] = fields![
     NONE, "derivedec", "DERIVED_EC", |j, _| j.derived_exit.to_string();
     NONE, "eligibletime", "ELIGIBLE_TIME", |j, v| at(v, Some(j.eligible));
     NONE, "exit_code", "EXIT_CODE", |j, _| j.exit.to_string();
-    NONE, "hetjobid", "HET_JOB_ID", |_, _| "N/A".into();
-    NONE, "hetjobidset", "HET_JOB_ID_SET", |_, _| "N/A".into();
-    NONE, "hetjoboffset", "HET_JOB_OFFSET", |_, _| "N/A".into();
+    NONE, "hetjobid", "HET_JOB_ID", |j, _| j.spec.het.map_or("N/A".into(), |het| het.leader.to_string());
+    NONE, "hetjobidset", "HET_JOB_ID_SET", |j, _| j.spec.het.map_or("N/A".into(), |het| het.id_set());
+    NONE, "hetjoboffset", "HET_JOB_OFFSET", |j, _| j.spec.het.map_or("N/A".into(), |het| het.offset.to_string());
     NONE, "maxcpus", "MAX_CPUS", |j, _| job::cpu_count(j).to_string();
     NONE, "maxnodes", "MAX_NODES", |j, _| job::most_nodes(j).to_string();
     NONE, "mem-per-tres", "MEM_PER_TRES", |_, _| "N/A".into();

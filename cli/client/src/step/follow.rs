@@ -66,6 +66,8 @@ pub struct Step {
     pub client: Client,
     /// Which.
     pub key: StepKey,
+    /// The part of it that each node has, where it is in several components of a job; empty otherwise.
+    pub parts: Vec<StepKey>,
     /// Its tasks.
     pub layout: Layout,
     /// `--label`.
@@ -127,7 +129,10 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         None => None,
     };
     let step_nodes = step.layout.nodes.len().max(1);
-    let first = Frame::Attach(step.key.into());
+    let first = match step.parts.as_slice() {
+        [] => vec![Frame::Attach(step.key.into())],
+        parts => parts.iter().map(|key| Frame::Attach((*key).into())).collect(),
+    };
     let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let exchange = Exchange::new(step_nodes);
     let mut me = Follower {

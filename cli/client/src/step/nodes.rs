@@ -52,19 +52,20 @@ pub enum To {
 #[derive(Debug)]
 pub struct Nodes {
     socket: PathBuf,
-    /// How a connection begins.
-    first: Frame,
+    /// How the connection to each node begins; the first one says it for those that are not named.
+    first: Vec<Frame>,
     layout: Layout,
     parts: Vec<Part>,
     events: mpsc::Sender<(usize, Event)>,
 }
 
 impl Nodes {
-    /// Starts to connect to all nodes at once. `first`: what is said to each, and says to what. What comes of it, and of the
+    /// Starts to connect to all nodes at once. `first`: what is said to each, and says to what; one for all, or one for each node
+    /// where they are parts of several jobs. What comes of it, and of the
     /// connections, goes to `events` with the node's index.
     pub fn connect(
         socket: PathBuf,
-        first: Frame,
+        first: Vec<Frame>,
         layout: Layout,
         events: mpsc::Sender<(usize, Event)>,
     ) -> Nodes {
@@ -89,7 +90,8 @@ impl Nodes {
 
     /// Tries to attach until the node's part takes us or refuses.
     fn try_one(&self, at: usize) -> JoinHandle<()> {
-        let (socket, first, events) = (self.socket.clone(), self.first.clone(), self.events.clone());
+        let (socket, events) = (self.socket.clone(), self.events.clone());
+        let first = self.first.get(at).or(self.first.first()).cloned().unwrap_or(Frame::Controller);
         let node = self.layout.nodes.get(at).cloned();
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(20);

@@ -86,7 +86,7 @@ pub async fn watch(step: Watched) -> Outcome {
         stderr: step.stderr,
         terminal: step.pty,
     });
-    let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
+    let nodes = Nodes::connect(step.socket.clone(), vec![first], step.layout.clone(), events_in.clone());
     let (exits, told) = (BTreeMap::new(), BTreeMap::new());
     let mut me = Watcher { step, nodes, exits, told, gather: None, aborted: None };
     let mut look = Instant::now() + LOOK;

@@ -19,7 +19,6 @@ const BIND: &str =
     "a step is confined to its CPUs, memory and devices; bind its tasks with taskset or numactl";
 const NODES: &str = "name partitions and nodes with --partition, --nodelist and --exclude";
 const SCRIPT: &str = "run the command at the beginning or end of the script or of the program instead";
-const HET: &str = "submit one job for each component, or ask for all nodes in one";
 const COPY: &str = "put the program where all nodes see it, or into the image";
 const ONE_CLUSTER: &str = "choose the cluster by its state directory: BERTH_STATE";
 const MAIL: &str = "send mail at the end of the script, or wait with 'sbatch --wait' and send it then";
@@ -139,7 +138,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         "SBATCH_GRES_FLAGS",
         "SALLOC_GRES_FLAGS",
     ]),
-    refused("het-group", R, HET).alias(&["pack-group"]).takes("NUMBERS"),
     refused("hint", ABR, CORES).takes("TYPE").env(&["SLURM_HINT", "SBATCH_HINT", "SALLOC_HINT"]),
     refused("ignore-signals", R, "catch signals in the program, or with the shell's trap").takes("SIGNALS"),
     refused("interactive", R, "use 'srun --pty' with a shell as the program"),

@@ -32,6 +32,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.jobid = Some(selector);
             Ok(())
         }),
+    row("het-group", Commands::R)
+        .alias(&["pack-group"])
+        .takes("NUMBERS")
+        .help("Of a step in a job of several components: which ones it is in, such as 0,2-4, counted from 0; one step, with one MPI_COMM_WORLD over all of them. Without it the step is in component 0, and parts of the command line that a ':' separates are in one component each, in order.")
+        .set(|o, g| {
+            o.het_group = g.parse(crate::het::groups)?;
+            Ok(())
+        }),
     row("pytorch", Commands::R)
         .env(&["BERTH_PYTORCH"])
         .help("Tell each task what torch.distributed asks for: MASTER_ADDR (the step's first node), MASTER_PORT (from 15000, by job and step), RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE.")

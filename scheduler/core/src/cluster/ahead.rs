@@ -100,6 +100,9 @@ impl Cluster {
             let Some(queue) = self.queue.get(partition) else { continue };
             for key in queue.range(*first..).take(LOOK) {
                 let Some(job) = self.job(key.job).filter(|_| !self.array_is_full(key.job)) else { continue };
+                if job.spec.partition != *partition {
+                    continue; // a job of several components is in the queue of each one's partition
+                }
                 let warm = image(job).and_then(|digest| self.exchange.holders(digest));
                 let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
                 let Some(allocation) = self.place_later(&mut later, &need, rules) else { break };
@@ -176,6 +179,7 @@ impl Cluster {
             term: self.term,
             kill_wait: self.config.kill_wait,
             now: self.clock,
+            het: None,
         };
         let Some((start, payload)) = launch::ahead(&common, job, node) else { return false };
         let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));

@@ -15,6 +15,7 @@ impl Cluster {
         self.audit_arrays()?;
         self.audit_queue()?;
         self.audit_members()?;
+        self.audit_components()?;
         let active = self.jobs.values().filter(|j| super::ending::is_active(j)).count();
         if active != self.active {
             return Err(format!("{active} jobs are active, {} are counted", self.active));
@@ -108,6 +109,9 @@ impl Cluster {
             let in_queue = queued.contains(id);
             if in_queue && !job.is_pending() {
                 return Err(format!("job {id} is in the queue and does not wait"));
+            }
+            if self.het(*id).is_some() {
+                continue; // see audit_components
             }
             let idle = job.row.hold.is_some() || job.row.eligible > self.clock || job.row.is_empty_array();
             let throttled = self.array_is_full(*id);

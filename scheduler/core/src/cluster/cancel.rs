@@ -4,7 +4,7 @@ use super::Cluster;
 use super::ending::Verdict;
 use super::select::text;
 use crate::rows::{Hold, Phase};
-use berth_model::ids::{JobId, StepId};
+use berth_model::ids::{JobId, StepId, Uid};
 use berth_model::link::{EndCause, SignalTarget, ToAgent};
 use berth_model::request::{Actor, CancelRequest, Refusal, RefusalCode, Response};
 use berth_model::spec::{JobKind, JobSelector};
@@ -60,6 +60,9 @@ impl Cluster {
             }
             let ids: Vec<JobId> = self.jobs.keys().copied().collect();
             for id in ids.into_iter().filter(|id| self.owned(actor, *id).is_ok()).collect::<Vec<_>>() {
+                if self.het(id).is_some_and(|het| !het.leads() && acts.jobs.contains(&het.leader)) {
+                    continue; // ended with the first one
+                }
                 if self.matches(id, request) && self.job(id).is_some_and(super::ending::is_active) {
                     let owner = self.foreign(actor, id);
                     let result = self.cancel_job(actor, id, request);
@@ -118,12 +121,15 @@ impl Cluster {
 
     fn cancel_job(&mut self, actor: &Actor, id: JobId, request: &CancelRequest) -> Result<(), Refusal> {
         let Some(job) = self.job(id) else { return Ok(()) };
-        let attempt = job.row.attempt;
+        let alone = self.het(id).is_some_and(|het| !het.leads());
+        if alone && matches!(job.row.phase, Phase::Pending | Phase::Ending { requeue: true, .. }) {
+            return Err(super::het::not_alone(id));
+        }
         // SIGKILL without a choice of processes is meant for the job as a whole.
         let kill = request.signal == Some(SIGKILL) && !request.batch;
         match (&job.row.phase, request.signal) {
             (Phase::Ending { requeue: true, .. }, None) => {
-                self.cancel_requeue(actor, id);
+                self.end_pending(id, Verdict::cancelled(Some(actor.identity.uid)));
                 Ok(())
             }
             (Phase::Ending { .. } | Phase::Ended { .. }, _) => {
@@ -141,7 +147,12 @@ impl Cluster {
                 "Job {id} is pending: there is nothing to signal; cancel it without --signal"
             ))),
             (Phase::Running(_), None) => {
-                self.end_job(id, Verdict::cancelled(Some(actor.identity.uid)));
+                let verdict = Verdict::cancelled(Some(actor.identity.uid));
+                if alone {
+                    self.end_run(id, verdict)
+                } else {
+                    self.end_job(id, verdict)
+                }
                 Ok(())
             }
             (Phase::Running(_), Some(_)) if kill => {
@@ -149,17 +160,26 @@ impl Cluster {
                     kill_wait: Some(Span::default()),
                     ..Verdict::cancelled(Some(actor.identity.uid))
                 };
-                self.end_job(id, verdict);
+                if alone {
+                    self.end_run(id, verdict)
+                } else {
+                    self.end_job(id, verdict)
+                }
                 Ok(())
             }
-            (Phase::Running(run), Some(signal)) => {
+            (Phase::Running(_), Some(signal)) => {
                 let target = match (request.full, request.batch) {
                     (true, _) => SignalTarget::All,
                     (false, true) => SignalTarget::BatchShell,
                     (false, false) => SignalTarget::Steps,
                 };
-                for node in run.allocation.nodes.clone() {
-                    self.send(&node, ToAgent::Signal { term: self.term, job: id, attempt, target, signal });
+                for job in self.led_by(id) {
+                    let Some(record) = self.job(job) else { continue };
+                    let Phase::Running(run) = &record.row.phase else { continue };
+                    let (nodes, attempt) = (run.allocation.nodes.clone(), record.row.attempt);
+                    for node in nodes {
+                        self.send(&node, ToAgent::Signal { term: self.term, job, attempt, target, signal });
+                    }
                 }
                 Ok(())
             }
@@ -167,13 +187,12 @@ impl Cluster {
     }
 
     /// A job that was on its way back to the queue is cancelled instead.
-    fn cancel_requeue(&mut self, actor: &Actor, id: JobId) {
-        let by = actor.identity.uid;
+    pub(super) fn cancel_requeue(&mut self, id: JobId, by: Option<Uid>) {
         let Some(job) = self.job_mut(id) else { return };
         if let Phase::Ending { result, requeue, .. } = &mut job.row.phase {
             *requeue = false;
             result.state = JobState::Cancelled;
-            result.cancelled_by = Some(by);
+            result.cancelled_by = by;
         }
     }
 
@@ -253,11 +272,15 @@ impl Cluster {
                 )));
             }
             let by = if job.spec.identity.uid == uid { Hold::User } else { Hold::Admin };
-            cluster.dequeue(id);
-            if let Some(job) = cluster.job_mut(id) {
-                job.row.hold = Some(by);
-                job.wait = None;
+            for member in cluster.led_by(id) {
+                cluster.dequeue(member);
+                if let Some(job) = cluster.job_mut(member).filter(|job| job.is_pending()) {
+                    job.row.hold = Some(by);
+                    job.wait = None;
+                }
             }
+            // Of several components the others are told why they wait.
+            cluster.enqueue(id);
             Ok(())
         })
     }
@@ -269,19 +292,24 @@ impl Cluster {
             if !job.is_pending() {
                 return Err(wrong_state(format!("Job {id} is no longer pending; there is nothing to release")));
             }
-            if job.row.hold == Some(Hold::Admin) && !administrator {
+            let members = cluster.led_by(id);
+            let held = |m: &JobId| cluster.job(*m).and_then(|job| job.row.hold);
+            if members.iter().any(|m| held(m) == Some(Hold::Admin)) && !administrator {
                 return Err(Refusal::new(
                     RefusalCode::Denied,
                     format!("Access/permission denied: job {id} was held by an administrator, who alone can release it"),
                 ));
             }
-            if job.row.hold.is_some() {
+            for member in members {
+                if cluster.job(member).is_none_or(|job| job.row.hold.is_none()) {
+                    continue;
+                }
                 let now = cluster.clock;
-                if let Some(job) = cluster.job_mut(id) {
+                if let Some(job) = cluster.job_mut(member) {
                     job.row.hold = None;
                     job.row.eligible = job.row.eligible.max(now);
                 }
-                cluster.enqueue(id);
+                cluster.enqueue(member);
             }
             Ok(())
         })
@@ -302,6 +330,9 @@ impl Cluster {
                     format!("Requested operation is presently disabled: job {id} was submitted with --no-requeue"),
                 ));
             }
+            if cluster.het(id).is_some_and(|het| !het.leads()) {
+                return Err(super::het::not_alone(id));
+            }
             match &job.row.phase {
                 Phase::Pending => Err(wrong_state(format!("Job {id} is pending; it needs no requeue"))),
                 Phase::Ending { .. } => {
@@ -310,6 +341,7 @@ impl Cluster {
                     {
                         *requeue = true;
                     }
+                    cluster.bring_back(id);
                     Ok(())
                 }
                 Phase::Running(_) => {
@@ -323,6 +355,7 @@ impl Cluster {
                 Phase::Ended { .. } => {
                     cluster.active += 1;
                     cluster.next_attempt(id);
+                    cluster.bring_back(id);
                     Ok(())
                 }
             }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 const OUT_OF_MEMORY: ExitStatus = ExitStatus { code: 0, signal: 125 };
 
 /// How a job is to end.
+#[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) state: JobState,
     pub(super) reason: Reason,
@@ -143,6 +144,9 @@ impl Cluster {
             }
             return self.retry_waiting(job);
         }
+        if failed && step.het.is_some() {
+            self.end_step(job, id, EndCause::JobEnded, None, None);
+        }
         self.finish_step(job, id);
     }
 
@@ -175,8 +179,19 @@ impl Cluster {
         }
     }
 
-    /// Ends a running job: its nodes are told, and it is over when all have answered.
+    /// Ends a running job, with all of its components: its nodes are told, and it is over when all have answered.
     pub(super) fn end_job(&mut self, id: JobId, verdict: Verdict) {
+        let again = verdict.requeue;
+        for member in self.whole(id) {
+            self.end_run(member, verdict.clone());
+        }
+        if again {
+            self.bring_back(id);
+        }
+    }
+
+    /// Ends one component alone, or a job that has no others.
+    pub(super) fn end_run(&mut self, id: JobId, verdict: Verdict) {
         let now = self.clock;
         let Some(job) = self.job(id) else { return };
         let Phase::Running(run) = &job.row.phase else { return };
@@ -308,8 +323,20 @@ impl Cluster {
         }
     }
 
-    /// A job that never ran ends.
+    /// A job that does not run ends, with all of its components.
     pub(super) fn end_pending(&mut self, id: JobId, verdict: Verdict) {
+        for member in self.whole(id) {
+            match self.job(member).map(|job| &job.row.phase) {
+                Some(Phase::Pending) => self.end_waiting(member, verdict.clone()),
+                Some(Phase::Ending { requeue: true, .. }) => {
+                    self.cancel_requeue(member, verdict.cancelled_by)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn end_waiting(&mut self, id: JobId, verdict: Verdict) {
         let now = self.clock;
         self.dequeue(id);
         let Some(job) = self.job_mut(id) else { return };
@@ -376,8 +403,26 @@ impl Cluster {
         }
     }
 
-    /// Has a step ended by its agents.
+    /// Has a step ended by its agents, in all components that it has.
     pub(super) fn end_step(
+        &mut self,
+        job: JobId,
+        id: StepId,
+        cause: EndCause,
+        by: Option<Uid>,
+        kill_wait: Option<Span>,
+    ) {
+        let parts = self.job(job).and_then(|j| j.steps.get(&id)).and_then(|step| step.het.clone());
+        let Some(het) = parts else { return self.end_part(job, id, cause, by, kill_wait) };
+        for key in &het.parts {
+            if self.step(*key).is_some() {
+                self.end_part(key.job, key.step, cause, by, kill_wait);
+            }
+        }
+    }
+
+    /// Ends a step in one component.
+    fn end_part(
         &mut self,
         job: JobId,
         id: StepId,
@@ -471,11 +516,17 @@ impl Cluster {
 
     /// The lost part may have been what the job lived by, and have ended it already: the verdict is the same.
     fn requeue_lost(&mut self, id: JobId, again: bool) {
-        let Some(job) = self.job_mut(id) else { return };
-        if let Phase::Ending { result, requeue, .. } = &mut job.row.phase
-            && result.state == JobState::NodeFail
-        {
-            *requeue = again;
+        let lost = |job: &Arc<crate::job::Job>| matches!(&job.row.phase, Phase::Ending { result, .. } if result.state == JobState::NodeFail);
+        if !self.job(id).is_some_and(lost) {
+            return;
+        }
+        for member in self.whole(id) {
+            if let Some(Phase::Ending { requeue, .. }) = self.job_mut(member).map(|job| &mut job.row.phase) {
+                *requeue = again;
+            }
+        }
+        if again {
+            self.bring_back(id);
         }
     }
 
@@ -496,8 +547,20 @@ impl Cluster {
         }
     }
 
-    /// Lets go of a job that ended long enough ago.
+    /// Lets go of a job that ended long enough ago, with all of its components.
     pub(super) fn purge(&mut self, id: JobId) {
+        let members = self.whole(id);
+        if self.het(id).is_some()
+            && !members.iter().all(|m| self.job(*m).is_some_and(|job| self.is_old(&job.row.phase)))
+        {
+            return; // the last one to end has a timer, too
+        }
+        for member in members {
+            self.purge_one(member);
+        }
+    }
+
+    fn purge_one(&mut self, id: JobId) {
         let Some(job) = self.job(id) else { return };
         // A job that was requeued meanwhile has a later timer of its own.
         if !(self.is_old(&job.row.phase) || job.row.is_empty_array()) {

@@ -46,6 +46,7 @@ impl Cluster {
             started: self.clock,
             time_limit: spec.time_limit,
             spec: Some(spec),
+            het: None,
         })
     }
 }

@@ -75,6 +75,7 @@ impl Cluster {
             kill_wait: self.config.kill_wait,
             now: self.clock,
             asked: None,
+            het: None,
         };
         let has = |container: &Option<ContainerSpec>| {
             container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())

@@ -9,6 +9,7 @@ mod causes;
 mod ending;
 mod enter;
 mod exchange;
+mod het;
 mod images;
 mod layout;
 mod leases;
@@ -211,6 +212,13 @@ impl Cluster {
             Request::Submit { spec, payload, first_step, test_only } => {
                 self.submit(&actor, *spec, payload, first_step.map(|s| *s), test_only)
             }
+            Request::SubmitHet { components, test_only } => self.submit_het(&actor, components, test_only),
+            Request::CreateHetStep { parts } => {
+                if let Err(refusal) = self.create_het_step(request, &actor, parts) {
+                    self.reply(request, Err(refusal));
+                }
+                return;
+            }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
                 match self.create_step(request, &actor, job, *spec) {
@@ -294,6 +302,7 @@ impl Cluster {
             term: self.term,
             kill_wait: self.config.kill_wait,
             now: self.clock,
+            het: self.het_facts(record),
         };
         let Some((mut start, key)) = launch::start(&common, record, run, row, at) else { return };
         let node = start.launch.node.clone();

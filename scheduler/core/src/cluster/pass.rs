@@ -47,7 +47,7 @@ impl Cluster {
                     self.dirty.insert(name);
                     return;
                 }
-                attempts -= 1;
+                attempts = attempts.saturating_sub(self.attempts_for(key.job));
                 if !self.try_start(rules, key) {
                     self.blocked.insert(name, key);
                     break;
@@ -62,6 +62,9 @@ impl Cluster {
             self.dequeue(key.job);
             self.set_wait(key.job, Some(Reason::JobArrayTaskLimit));
             return true;
+        }
+        if self.het(key.job).is_some() {
+            return self.try_start_all(key);
         }
         match self.verdict(rules, key.job) {
             Verdict::Fits(allocation) => self.start(key.job, allocation),
@@ -114,6 +117,12 @@ impl Cluster {
             self.dequeue(id);
             id
         };
+        self.give(id, allocation);
+        self.begin_run(id);
+    }
+
+    /// Gives a job its allocation.
+    pub(super) fn give(&mut self, id: JobId, allocation: Allocation) {
         let now = self.clock;
         let allocation = Arc::new(allocation);
         // An agent of an earlier version does not ask, and its supervisors end nothing by themselves.
@@ -127,7 +136,6 @@ impl Cluster {
         job.row.phase = Phase::Running(Run { allocation: allocation.clone(), started: now, limit, lease });
         job.wait = None;
         let run = (id, job.row.attempt);
-        let kind = job.spec.spec.kind;
         for (name, share) in allocation.nodes.iter().zip(&allocation.shares) {
             if let Some(node) = self.node_mut(name) {
                 if let Err(why) = node.take(run, &Arc::new(share.clone())) {
@@ -138,7 +146,14 @@ impl Cluster {
         }
         self.array_task_started(id);
         self.arm_limit(id);
-        match kind {
+    }
+
+    /// Starts what runs first in a job that has its allocation.
+    pub(super) fn begin_run(&mut self, id: JobId) {
+        let Some(job) = self.job(id) else { return };
+        match job.spec.spec.kind {
+            // Of several components the first one has the script.
+            JobKind::Batch if self.het(id).is_some_and(|het| !het.leads()) => {}
             JobKind::Batch => self.begin_batch(id),
             JobKind::Run => self.begin_first_step(id),
             JobKind::Alloc => {}

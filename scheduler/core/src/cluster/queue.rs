@@ -35,47 +35,61 @@ impl ArrayState {
 }
 
 impl Cluster {
-    fn queue_key(&self, id: JobId) -> Option<(Arc<str>, QueueKey)> {
-        let job = self.job(id)?;
-        Some((job.spec.partition.clone(), QueueKey { priority: Reverse(job.row.priority), job: id }))
+    /// In which queues a job waits, and where: one of several components in that of each, under the first one's place, so that
+    /// nobody behind it takes what any of them waits for.
+    fn places(&self, id: JobId) -> Vec<(Arc<str>, QueueKey)> {
+        let Some(job) = self.job(id) else { return Vec::new() };
+        let key = QueueKey { priority: Reverse(job.row.priority), job: id };
+        let all: BTreeSet<Arc<str>> =
+            self.led_by(id).into_iter().filter_map(|m| Some(self.job(m)?.spec.partition.clone())).collect();
+        all.into_iter().map(|partition| (partition, key)).collect()
+    }
+
+    /// Whether nobody is before the job in any queue in which it waits.
+    pub(super) fn is_first(&self, key: QueueKey) -> bool {
+        let first = |name: &Arc<str>| self.queue.get(name).and_then(|queue| queue.first()) == Some(&key);
+        self.places(key.job).iter().all(|(name, _)| first(name))
     }
 
     /// Puts a waiting job where it belongs: into the queue, or behind the timer of its begin.
     pub(super) fn enqueue(&mut self, id: JobId) {
+        let Some((id, eligible)) = self.ready(id) else { return };
         let Some(job) = self.job(id) else { return };
         if !matches!(job.row.phase, Phase::Pending) || job.row.hold.is_some() || job.row.is_empty_array() {
             return;
         }
-        if job.row.eligible > self.clock {
-            let at = job.row.eligible;
-            self.timers.insert((at, Timer::Begin(id)));
-            return self.set_wait(id, Some(Reason::BeginTime));
+        if eligible > self.clock {
+            self.timers.insert((eligible, Timer::Begin(id)));
+            return self.set_wait_of_all(id, Some(Reason::BeginTime));
         }
         let array = job.row.spec_of;
         if self.arrays.get(&array).is_some_and(ArrayState::full) {
             return self.set_wait(id, Some(Reason::JobArrayTaskLimit));
         }
-        let Some((partition, key)) = self.queue_key(id) else { return };
-        let closed = self.config.partition(&partition).is_none_or(|p| !p.starts());
+        let places = self.places(id);
+        let closed = places.iter().any(|(name, _)| self.config.partition(name).is_none_or(|p| !p.starts()));
         let wait = match (closed, self.on_hold()) {
             (true, _) => Some(Reason::PartitionDown),
             (false, true) => Some(Reason::Restored),
             (false, false) => None,
         };
-        self.set_wait(id, wait);
-        if self.blocked.get(&partition).is_none_or(|first| key < *first) {
-            self.dirty.insert(partition.clone());
-        }
+        self.set_wait_of_all(id, wait);
         self.looking.stale = true;
-        self.queue.entry(partition).or_default().insert(key);
+        for (partition, key) in places {
+            if self.blocked.get(&partition).is_none_or(|first| key < *first) {
+                self.dirty.insert(partition.clone());
+            }
+            self.queue.entry(partition).or_default().insert(key);
+        }
     }
 
     /// Takes a job out of the queue: it starts, ends, is held or waits for something else.
     pub(super) fn dequeue(&mut self, id: JobId) {
+        let id = self.het(id).map_or(id, |het| het.leader);
         self.aside.remove(&id);
         self.looking.stale = true;
-        let Some((partition, key)) = self.queue_key(id) else { return };
-        if let Some(queue) = self.queue.get_mut(&partition) {
+        for (partition, key) in self.places(id) {
+            let Some(queue) = self.queue.get_mut(&partition) else { continue };
             queue.remove(&key);
             if self.blocked.get(&partition) == Some(&key) {
                 self.blocked.remove(&partition);

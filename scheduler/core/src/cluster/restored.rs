@@ -164,6 +164,7 @@ impl Cluster {
         let part = StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None };
         if known.is_none() {
             let row = StepRow {
+                het: None,
                 version: ROW_VERSION,
                 key,
                 name: "taken over".to_string(),

@@ -13,6 +13,7 @@ pub(super) fn text(selector: &JobSelector) -> String {
     match selector {
         JobSelector::Job(id) => id.to_string(),
         JobSelector::Task(id, task) => format!("{id}_{task}"),
+        JobSelector::Component(id, offset) => format!("{id}+{offset}"),
         JobSelector::Tasks(id, spec) => {
             let ranges: Vec<String> = spec
                 .ranges
@@ -28,7 +29,7 @@ pub(super) fn text(selector: &JobSelector) -> String {
     }
 }
 
-fn unknown(what: &str) -> Refusal {
+pub(super) fn unknown(what: &str) -> Refusal {
     Refusal::new(
         RefusalCode::NotFound,
         format!("Invalid job id specified: {what} is not known, or ended long ago (sacct may know it)"),
@@ -54,6 +55,7 @@ impl Cluster {
         let what = text(selector);
         let (id, wanted) = match selector {
             JobSelector::Job(id) => (*id, None),
+            JobSelector::Component(id, offset) => return self.component(actor, *id, *offset),
             JobSelector::Task(id, task) => (*id, Some(TaskSet::from_sorted([*task]))),
             JobSelector::Tasks(id, spec) => (*id, Some(self.bounded_set(spec, &what)?)),
         };

@@ -10,8 +10,9 @@ use crate::rows::{ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::{PayloadKey, Write};
 use berth_model::distribution::Distribution;
 use berth_model::hardware::{GresDevice, Hardware};
-use berth_model::ids::{JobId, NodeName, StepId, StepKey};
-use berth_model::launch::NodeShare;
+use berth_model::het::HetStep;
+use berth_model::ids::{JobId, NodeName, StepId, StepKey, SubmissionId};
+use berth_model::launch::{Layout, NodeShare};
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{MemoryRequest, StepSpec, TimeLimit};
 use berth_model::time::Time;
@@ -24,6 +25,8 @@ use std::sync::Arc;
 pub(super) struct Waiting {
     pub(super) request: RequestId,
     spec: StepSpec,
+    /// What it is in further components of the job.
+    others: Vec<(JobId, StepSpec)>,
     since: Time,
 }
 
@@ -36,6 +39,7 @@ pub(super) struct Plan {
     pub(super) consumes: bool,
     pub(super) started: Time,
     pub(super) time_limit: Option<TimeLimit>,
+    pub(super) het: Option<Arc<HetStep>>,
 }
 
 impl Plan {
@@ -49,8 +53,27 @@ impl Plan {
             consumes: false,
             started: now,
             time_limit: None,
+            het: None,
         }
     }
+}
+
+impl Plan {
+    /// Nodes, tasks and CPUs of it.
+    pub(super) fn layout(&self) -> Layout {
+        let nodes: Vec<NodeName> = self.nodes.iter().map(|n| n.node.clone()).collect();
+        let counts: Vec<u32> = self.nodes.iter().map(|n| n.tasks).collect();
+        let cpus = |n: &StepNode| n.share.as_ref().map_or(0, |share| cap(share.cpus.len()));
+        Layout {
+            tasks: self.distribution.number(&nodes, &counts),
+            cpus: self.nodes.iter().map(cpus).collect(),
+            nodes,
+        }
+    }
+}
+
+fn cap(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// Why a step cannot begin now.
@@ -185,14 +208,7 @@ impl Cluster {
     ) -> Result<(), Refusal> {
         texts::check_step(&spec)?;
         let record = self.owned(actor, job)?;
-        if actor.inside.is_some_and(|inside| inside != job) {
-            return Err(Refusal::new(
-                RefusalCode::Denied,
-                format!(
-                    "Access/permission denied: a step of job {job} can be made outside of jobs, or in job {job}"
-                ),
-            ));
-        }
+        self.may_make_steps(actor, job)?;
         let same = |s: &&Arc<StepRow>| s.spec.as_ref().is_some_and(|o| o.submission == spec.submission);
         if let Some(step) = record.steps.values().find(same) {
             let layout = step.layout(record.run());
@@ -201,22 +217,14 @@ impl Cluster {
             self.reply(request, Ok(Response::StepCreated { key, layout, waited }));
             return Ok(());
         }
-        if !matches!(record.row.phase, crate::rows::Phase::Running(_)) {
-            let text = if record.is_pending() { "has no allocation yet" } else { "is over" };
-            return Err(Refusal::new(
-                RefusalCode::WrongState,
-                format!("Job {job} {text}; no step can start in it"),
-            ));
-        }
+        takes_steps(record)?;
         if let Some(enter) = &spec.enter {
             let plan = self.plan_entering(record, &spec, enter)?;
             self.begin_asked_step(request, job, plan, self.clock);
             return Ok(());
         }
         self.check_step_images(&record.spec.spec, &spec)?;
-        let queued = self.waiting.get_mut(&job).into_iter().flatten();
-        if let Some(old) = queued.into_iter().find(|w| w.spec.submission == spec.submission) {
-            old.request = request;
+        if self.waits_already(job, &spec.submission, request) {
             return Ok(());
         }
         match self.plan_step(job, &spec) {
@@ -227,6 +235,36 @@ impl Cluster {
             Err(NoRoom::Never(why)) => return Err(cannot(job, &why)),
             Err(NoRoom::Busy) => {}
         }
+        self.wait_for_room(request, job, spec, Vec::new())
+    }
+
+    /// A step of a job is made outside of jobs, or in the job, or in another component of it.
+    pub(super) fn may_make_steps(&self, actor: &Actor, job: JobId) -> Result<(), Refusal> {
+        if actor.inside.is_none_or(|inside| self.whole(inside).contains(&job)) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            RefusalCode::Denied,
+            format!(
+                "Access/permission denied: a step of job {job} can be made outside of jobs, or in job {job}"
+            ),
+        ))
+    }
+
+    /// Whether the step waits already: its client asks again, and is answered under this request.
+    pub(super) fn waits_already(&mut self, job: JobId, id: &SubmissionId, request: RequestId) -> bool {
+        let old = self.waiting.get_mut(&job).into_iter().flatten().find(|w| w.spec.submission == *id);
+        old.map(|old| old.request = request).is_some()
+    }
+
+    /// Has the step wait until there is room for it, as long as its client has patience.
+    pub(super) fn wait_for_room(
+        &mut self,
+        request: RequestId,
+        job: JobId,
+        spec: StepSpec,
+        others: Vec<(JobId, StepSpec)>,
+    ) -> Result<(), Refusal> {
         if let Some(patience) = spec.immediate {
             if patience.0 == 0 {
                 return Err(Refusal::new(
@@ -237,7 +275,7 @@ impl Cluster {
             self.timers.insert((self.clock + patience, Timer::StepImmediate(job, request)));
         }
         let since = self.clock;
-        self.waiting.entry(job).or_default().push(Waiting { request, spec, since });
+        self.waiting.entry(job).or_default().push(Waiting { request, spec, others, since });
         Ok(())
     }
 
@@ -251,7 +289,7 @@ impl Cluster {
         self.reply(request, Ok(Response::StepCreated { key, layout, waited }));
     }
 
-    fn next_step(&self, job: JobId) -> u32 {
+    pub(super) fn next_step(&self, job: JobId) -> u32 {
         let Some(record) = self.job(job) else { return 0 };
         let numbers = record.steps.keys();
         let next = numbers.filter_map(|id| if let StepId::Number(n) = id { Some(n + 1) } else { None }).max();
@@ -326,6 +364,7 @@ impl Cluster {
             nodes,
             distribution,
             spec: Some(spec.clone()),
+            het: None,
         })
     }
 
@@ -377,6 +416,7 @@ impl Cluster {
             cancelled_by: None,
             result: None,
             login,
+            het: plan.het,
         };
         let Some(record) = self.job_live(job) else { return };
         record.steps.insert(id, Arc::new(row));
@@ -395,9 +435,28 @@ impl Cluster {
 
     /// Steps that wait in a job, now that something became free: in order, each that fits.
     pub(super) fn retry_waiting(&mut self, job: JobId) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        for member in self.whole(job) {
+            self.retry_waiting_in(member);
+        }
+    }
+
+    fn retry_waiting_in(&mut self, job: JobId) {
         let Some(queue) = self.waiting.remove(&job) else { return };
         let mut left = Vec::new();
         for waiting in queue {
+            if !waiting.others.is_empty() {
+                let parts: Vec<(JobId, StepSpec)> =
+                    std::iter::once((job, waiting.spec.clone())).chain(waiting.others.clone()).collect();
+                match self.plan_het(&parts) {
+                    Ok(plans) => self.begin_het_step(waiting.request, plans, waiting.since),
+                    Err(NoRoom::Busy) => left.push(waiting),
+                    Err(NoRoom::Never(why)) => self.reply(waiting.request, Err(cannot(job, &why))),
+                }
+                continue;
+            }
             match self.plan_step(job, &waiting.spec) {
                 Ok(plan) => self.begin_asked_step(waiting.request, job, plan, waiting.since),
                 Err(NoRoom::Busy) => left.push(waiting),
@@ -411,7 +470,15 @@ impl Cluster {
 
     /// The job is over: nothing that waits in it can begin.
     pub(super) fn refuse_waiting(&mut self, job: JobId) {
-        for waiting in self.waiting.remove(&job).unwrap_or_default() {
+        let mut over = self.waiting.remove(&job).unwrap_or_default();
+        for member in self.whole(job) {
+            let Some(queue) = self.waiting.get_mut(&member) else { continue };
+            over.extend(queue.extract_if(.., |w| w.others.iter().any(|(other, _)| *other == job)));
+            if queue.is_empty() {
+                self.waiting.remove(&member);
+            }
+        }
+        for waiting in over {
             let over =
                 Refusal::new(RefusalCode::WrongState, format!("Job {job} is over; the step cannot start"));
             self.reply(waiting.request, Err(over));
@@ -443,7 +510,17 @@ impl Cluster {
     }
 }
 
-fn cannot(job: JobId, why: &str) -> Refusal {
+/// Refuses a job that has no allocation.
+pub(super) fn takes_steps(record: &Job) -> Result<(), Refusal> {
+    if matches!(record.row.phase, crate::rows::Phase::Running(_)) {
+        return Ok(());
+    }
+    let text = if record.is_pending() { "has no allocation yet" } else { "is over" };
+    let text = format!("Job {} {text}; no step can start in it", record.row.job);
+    Err(Refusal::new(RefusalCode::WrongState, text))
+}
+
+pub(super) fn cannot(job: JobId, why: &str) -> Refusal {
     Refusal::new(
         RefusalCode::Impossible,
         format!("Unable to create step for job {job}: more was asked for than the job has: {why}"),

@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// The priority number of the job before the first; each later job is one less, as in Slurm's FIFO order.
 const FIRST_PRIORITY: u32 = 4_294_901_760;
 
-fn refuse<T>(code: RefusalCode, text: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(code: RefusalCode, text: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(code, text))
 }
 
@@ -39,6 +39,7 @@ impl Cluster {
         test_only: bool,
     ) -> Result<Response, Refusal> {
         let uid = actor.identity.uid;
+        spec.het = None;
         if let Some(job) = self.submitted_before(uid, &spec.submission) {
             return Ok(self.submitted(job, Vec::new()));
         }
@@ -89,13 +90,13 @@ impl Cluster {
         Ok(self.submitted(id, notes))
     }
 
-    fn submitted_before(&self, uid: Uid, id: &SubmissionId) -> Option<JobId> {
+    pub(super) fn submitted_before(&self, uid: Uid, id: &SubmissionId) -> Option<JobId> {
         let d = digest(&id.0);
         let near = self.submissions.range((uid, d, JobId(0))..=(uid, d, JobId(u32::MAX)));
         near.map(|(_, _, job)| *job).find(|job| self.job(*job).is_some_and(|j| *j.spec.submission() == *id.0))
     }
 
-    fn submitted(&self, job: JobId, notes: Vec<String>) -> Response {
+    pub(super) fn submitted(&self, job: JobId, notes: Vec<String>) -> Response {
         let record = self.job(job).filter(|j| j.spec.first_step.is_some());
         let step = record.map(|j| StepKey { job, attempt: j.row.attempt, step: StepId::Number(0) });
         let running = record.filter(|j| matches!(j.row.phase, Phase::Running(_)));
@@ -104,7 +105,7 @@ impl Cluster {
     }
 
     /// What can be said without looking at nodes; returns the partition.
-    fn check(
+    pub(super) fn check(
         &self,
         actor: &Actor,
         spec: &JobSpec,
@@ -225,7 +226,7 @@ impl Cluster {
         Ok(rules.name.clone())
     }
 
-    fn check_limits(&self, spec: &JobSpec, rules: &PartitionRules) -> Result<TimeLimit, Refusal> {
+    pub(super) fn check_limits(&self, spec: &JobSpec, rules: &PartitionRules) -> Result<TimeLimit, Refusal> {
         let limit = spec.time_limit.unwrap_or(rules.default_time);
         if limit > rules.max_time {
             return refuse(
@@ -250,7 +251,11 @@ impl Cluster {
     }
 
     /// Whether nodes of the partition could ever run it. Nodes that never registered might.
-    fn check_possible(&self, spec: &JobSpec, rules: &PartitionRules) -> Result<Vec<String>, Refusal> {
+    pub(super) fn check_possible(
+        &self,
+        spec: &JobSpec,
+        rules: &PartitionRules,
+    ) -> Result<Vec<String>, Refusal> {
         let unknown: Vec<&NodeName> = self.unknown_nodes(rules).collect();
         let named = spec.resources.node_list.iter().chain(&spec.resources.exclude);
         if let Some(name) = named.into_iter().find(|n| !self.nodes.contains_key(*n) && !unknown.contains(n)) {
@@ -288,7 +293,7 @@ impl Cluster {
     }
 
     /// Puts the job into the books; it is not in the queue yet.
-    fn record(
+    pub(super) fn record(
         &mut self,
         actor: &Actor,
         mut spec: JobSpec,
@@ -315,7 +320,8 @@ impl Cluster {
             self.put_payload(PayloadKey::Step(id, StepId::Number(0)), Payload { env, ..Payload::default() });
             Arc::new(step)
         });
-        if spec.kind == JobKind::Batch {
+        // Of several components the first one has the script.
+        if spec.kind == JobKind::Batch && payload.script.is_some() {
             self.put_payload(PayloadKey::Job(id), payload);
         }
         let has_login = login.is_some();
@@ -387,7 +393,7 @@ impl Cluster {
     }
 
     /// Undoes a submission of the same event: nothing of it is written.
-    fn forget(&mut self, id: JobId) {
+    pub(super) fn forget(&mut self, id: JobId) {
         self.dequeue(id);
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active -= 1;
@@ -442,13 +448,13 @@ impl Cluster {
 
 /// The memory that is asked for once the partition's default is in it, as if it had been typed: every check,
 /// records, steps and the job's environment go by it. A job that has its nodes to itself has all their memory.
-fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
+pub(super) fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
     match (spec.resources.memory, rules.config.default_mem_per_cpu) {
         (MemoryRequest::Default, mib) if mib > 0 && !spec.resources.exclusive => MemoryRequest::PerCpu(mib),
         (asked, _) => asked,
     }
 }
 
-fn gone(name: &str) -> Refusal {
+pub(super) fn gone(name: &str) -> Refusal {
     Refusal::new(RefusalCode::Internal, format!("partition {name} is not configured"))
 }
