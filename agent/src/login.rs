@@ -3,7 +3,7 @@
 //! Whoever connects to its socket is who the kernel says; the controller hears that from this machine, by a connection with
 //! this machine's key, and decides what its word is worth.
 
-use crate::direct::Direct;
+use crate::direct::{Descriptors, Direct};
 use crate::jobs::listen_at;
 use crate::paths::Paths;
 use crate::peers::FindIdentity;
@@ -44,6 +44,7 @@ pub async fn run(
     })?;
     tracing::info!("login node of the cluster at {}", uplink.name());
     let connected = Paths::new(state_dir).connected();
+    let _descriptors = Descriptors::take();
     let me = Arc::new(Me::default());
     let shown = Arc::clone(&me);
     let direct = Arc::new(Direct::new(uplink.clone(), Box::new(move || shown.get())));

@@ -3,7 +3,7 @@
 use crate::around::{Around, Kind};
 use crate::cgroups::Cgroups;
 use crate::clients::{self, Service};
-use crate::direct::Direct;
+use crate::direct::{Descriptors, Direct};
 use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
 use crate::holders::Holders;
@@ -201,6 +201,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let around = Around::load(&options.config, rustix::process::geteuid().as_raw());
     let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
+    let _descriptors = Descriptors::take();
     let registry = Registry::default();
     let me = Arc::clone(&peers);
     let direct = Direct::new(uplink.clone(), Box::new(move || me.identity()));

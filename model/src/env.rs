@@ -331,17 +331,18 @@ mod tests {
     use crate::spec::{Identity, IoSpec, JobKind};
     use crate::time::{Span, Time};
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     fn device(index: u32) -> GresDevice {
         GresDevice { name: "gpu".into(), kind: Some("test".into()), index, ..GresDevice::default() }
     }
 
-    fn layout(nodes: &[&str], tasks: &[&[u32]], cpus: &[u32]) -> Layout {
-        Layout {
+    fn layout(nodes: &[&str], tasks: &[&[u32]], cpus: &[u32]) -> Arc<Layout> {
+        Arc::new(Layout {
             nodes: nodes.iter().map(|n| NodeName::from(*n)).collect(),
             tasks: tasks.iter().map(|t| t.to_vec()).collect(),
             cpus: cpus.to_vec(),
-        }
+        })
     }
 
     /// The batch script of a job of one task on one node.

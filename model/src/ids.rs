@@ -1,6 +1,7 @@
 //! Newtype ids: what names a job, a step, a node, a leader, a run and a registration.
 
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -99,10 +100,87 @@ impl fmt::Display for StepKey {
     }
 }
 
-/// The full host name under which a node is registered. Compared as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// The full host name under which a node is registered. The same where it is written the same; ordered as people count, so that `n2` comes
+/// before `n10`: where tasks are, and what a list of nodes looks like, follows from that.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeName(pub String);
+
+impl Ord for NodeName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        by_numbers(self.0.as_bytes(), other.0.as_bytes())
+    }
+}
+
+impl PartialOrd for NodeName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The order of bytes, but that digits in a row are one number. Of two numbers with the same value the one with fewer zeros before it is
+/// first.
+fn by_numbers(a: &[u8], b: &[u8]) -> Ordering {
+    let Some(at) = a.iter().zip(b).position(|(x, y)| x != y) else { return a.len().cmp(&b.len()) };
+    // Most names differ within a number that begins before.
+    let start = a[..at].iter().rposition(|byte| !byte.is_ascii_digit()).map_or(0, |last| last + 1);
+    let number = |of: &[u8]| of[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (long, wide) = (number(a), number(b));
+    if long == 0 || wide == 0 {
+        return a[at].cmp(&b[at]);
+    }
+    let (x, y) = (&a[start..start + long], &b[start..start + wide]);
+    let value = |of: &[u8]| of.iter().take_while(|byte| **byte == b'0').count();
+    let (p, q) = (&x[value(x)..], &y[value(y)..]);
+    p.len().cmp(&q.len()).then_with(|| p.cmp(q)).then_with(|| long.cmp(&wide)).then_with(|| a[at].cmp(&b[at]))
+}
+
+#[cfg(test)]
+mod order {
+    use super::NodeName;
+
+    #[test]
+    fn nodes_are_in_the_order_in_which_people_count() {
+        let names = [
+            "",
+            "0",
+            "00",
+            "1",
+            "2",
+            "10",
+            "a",
+            "gpu-1.r2",
+            "gpu-1.r10",
+            "gpu-2.r1",
+            "n",
+            "n0",
+            "n0.2",
+            "n0.10",
+            "n0x",
+            "n00",
+            "n00.1",
+            "n1",
+            "n01",
+            "n001",
+            "n2",
+            "n9",
+            "n10",
+            "n10a",
+            "n10b",
+            "n99999999999999999999998",
+            "n99999999999999999999999",
+            "n100000000000000000000000",
+            "na",
+            "o1",
+        ];
+        let names = names.map(NodeName::from);
+        for (at, one) in names.iter().enumerate() {
+            for (other_at, other) in names.iter().enumerate() {
+                assert_eq!(one.cmp(other), at.cmp(&other_at), "{one} and {other}");
+            }
+        }
+    }
+}
 
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -18,6 +18,7 @@ use crate::state::ExitStatus;
 use crate::time::{Span, Time};
 use crate::x11::X11Spec;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What a step has on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +87,7 @@ pub struct JobFacts {
     #[serde(default)]
     pub end: Option<Time>,
     /// The whole allocation.
-    pub layout: Layout,
+    pub layout: Arc<Layout>,
     /// Directory, host and user of the submission.
     pub submit_dir: ByteStr,
     /// Host of the submission.
@@ -174,7 +175,7 @@ pub struct StepLaunch {
     #[serde(default)]
     pub pty: Option<TermSize>,
     /// Layout of the step over its nodes.
-    pub layout: Layout,
+    pub layout: Arc<Layout>,
     /// The rule by which it was made.
     #[serde(default)]
     pub distribution: Distribution,

@@ -2,8 +2,11 @@
 //! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte; nodes that fail as a step begins.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Cmd, Hosts, Output, Registry, images};
+use berth_tests::{Cmd, Hosts, Output, Registry, images, leftovers};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Nodes n1 to n8; the first has the controller.
 fn eight(config: impl FnOnce(&Hosts) -> String) -> Hosts {
@@ -225,11 +228,11 @@ fn eight_nodes_that_start_at_once_ask_the_registry_once_and_stream_a_gibibyte_as
 
 #[test]
 fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
-    let hosts = eight(|_| String::new());
-    let idle = |but: &[&str]| {
+    let hosts = eight(|_| "node_timeout_seconds = 5\n".into());
+    let idle = || {
         for n in 1..=8 {
             let name = format!("n{n}");
-            if !but.contains(&name.as_str()) {
+            {
                 hosts.wait_node(&name, "idle", 40);
                 let spool = hosts.state(&name).join("spool");
                 let left = || {
@@ -249,14 +252,70 @@ fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left
     let container = format!("--container-image={}", image.display());
     let told = srun(&["-N8", &container, "--container-mounts=/nowhere/at/all:/mnt", "true"]).fails();
     told.says(&["/nowhere/at/all"]);
-    idle(&[]);
+    idle();
     for n in (1..=8).filter(|n| *n != 6) {
         std::fs::create_dir(hosts.work().join(format!("n{n}"))).unwrap();
         berth_tests::machine::give(&hosts.work().join(format!("n{n}")), hosts.user());
     }
     srun(&["-N8", "-o", "%N/out", "sleep", "600"]).fails().says(&["n6", "n6/out", "No such file"]);
-    idle(&[]);
+    idle();
     let told = srun(&["-N8", "--cpu-bind=map_cpu:999", "true"]).fails();
     told.says(&["999"]);
-    idle(&[]);
+    idle();
+    // A node that hangs as the step begins: nobody knows how it is, and the step does not wait for it.
+    let agent = Pid::from_raw(hosts.pid("n5", "agent"));
+    kill(agent, Signal::SIGSTOP).unwrap();
+    let begun = Instant::now();
+    let told = srun(&["-N8", "sh", "-c", "hostname; exec sleep 600"]).run();
+    kill(agent, Signal::SIGCONT).unwrap();
+    assert_eq!(told.text().lines().count(), 7, "{told}");
+    let told = told.says(&["n5: the node has not answered"]);
+    assert!(told.rc != 0 && !told.err().contains("n4: the node"), "{told}");
+    assert!(begun.elapsed() < Duration::from_secs(40), "it took {:?}", begun.elapsed());
+    idle();
+    // What the step did there is kept for a client that may still come, for a minute: that is not waited for here.
+    hosts.root("n5", "berth").arg("down").limit(60).ok();
+    for group in leftovers::control_groups(&hosts.state("n5")) {
+        let processes = std::fs::read_to_string(group.join("supervisors/cgroup.procs")).unwrap_or_default();
+        let processes = processes.lines().filter_map(|pid| pid.parse().ok());
+        for pid in processes {
+            // It may be gone by now.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    hosts.root("n5", "berth").args(["up", "--detach"]).limit(60).ok();
+    hosts.wait_node("n5", "idle", 20);
+}
+
+#[test]
+fn one_step_runs_over_thirty_two_agents_as_root() {
+    const COUNT: usize = 32;
+    let names: Vec<String> = (1..=COUNT).map(|n| format!("n{n}")).collect();
+    let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    hosts.up("n1", "");
+    let token = hosts.token("n1", &["--uses", &COUNT.to_string()]);
+    std::thread::scope(|scope| {
+        for some in names[1..].chunks(8) {
+            let (hosts, token) = (&hosts, &token);
+            scope.spawn(move || some.iter().for_each(|name| hosts.join(name, token)));
+        }
+    });
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 30));
+    // Nodes are in the order in which people count, and so are the tasks on them.
+    let told = hosts.cmd("n1", "srun").args(["-N32", "-l", "hostname"]).limit(120).ok();
+    let mut lines: Vec<(usize, String)> = Vec::new();
+    for line in told.text().lines() {
+        let (task, host) = line.split_once(": ").unwrap();
+        lines.push((task.trim().parse().unwrap(), host.to_string()));
+    }
+    lines.sort();
+    let expected: Vec<(usize, String)> = names.iter().cloned().enumerate().collect();
+    assert_eq!(lines, expected, "{told}");
+    let failing = "[ $SLURM_PROCID != 30 ] || exit 7";
+    let told = hosts.cmd("n1", "srun").args(["-N32", "sh", "-c", failing]).limit(120).run();
+    assert_eq!(told.rc, 7, "{told}");
+    told.says(&["n31: task 30: Exited with exit code 7"]);
+    let listed = hosts.cmd("n1", "sinfo").args(["-h", "-o", "%N"]).ok().text();
+    assert_eq!(listed.trim(), "n[1-32]");
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 60));
 }

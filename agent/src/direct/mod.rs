@@ -13,12 +13,14 @@ use berth_model::request::Peer;
 use berth_rpc::{Duplex, PeerIdentity, Preface, Uplink};
 use berth_stream::asynchronous::write_frame;
 use berth_stream::{Frame, FrameError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 /// How long a node that was not reached counts as not to be reached; the same of a controller that tells no ways.
 const AWAY: Duration = Duration::from_secs(60);
@@ -26,6 +28,8 @@ const AWAY: Duration = Duration::from_secs(60);
 const FRESH: Duration = Duration::from_secs(20);
 /// How long the controller may take to tell ways.
 const ASKING: Duration = Duration::from_secs(3);
+/// Connections that are being made at the same time: a handshake takes the time of a processor, and the others wait for their turn.
+const AT_ONCE: usize = 64;
 /// Nodes that are remembered as not to be reached.
 const MOST_AWAY: usize = 16_384;
 
@@ -43,6 +47,7 @@ pub(crate) struct Direct {
     controller: Option<String>,
     told: Mutex<BTreeMap<Of, Arc<tokio::sync::Mutex<Told>>>>,
     away: Mutex<BTreeMap<NodeName, Instant>>,
+    making: Semaphore,
     /// When the controller told no ways: it is of a version that knows none, or away.
     silent: Mutex<Option<Instant>>,
 }
@@ -51,6 +56,26 @@ pub(crate) struct Direct {
 struct Told {
     at: Instant,
     ways: Option<BTreeMap<NodeName, StreamWay>>,
+}
+
+/// Room for as many connections as this machine allows: two for each node of a step. What is forked for jobs was forked before, and has
+/// the limits that were there; they are there again when this is dropped, for an agent that becomes another one.
+pub(crate) struct Descriptors(Rlimit);
+
+impl Descriptors {
+    pub(crate) fn take() -> Descriptors {
+        let limit = getrlimit(Resource::Nofile);
+        // As it is, then: who finds no descriptor waits.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+        Descriptors(limit)
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        let maximum = self.0.maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: self.0.current, maximum });
+    }
 }
 
 /// The step that a client wants to be connected to.
@@ -73,7 +98,7 @@ impl Direct {
             Uplink::Remote(_) => uplink.name().rsplit_once(':').map(|(host, _)| host.to_string()),
         };
         let (told, away, silent) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Direct { uplink, me, controller, told, away, silent }
+        Direct { uplink, me, controller, told, away, making: Semaphore::new(AT_ONCE), silent }
     }
 
     /// Connects a client with another node, until the connection is over.
@@ -119,7 +144,12 @@ impl Direct {
             return None;
         }
         let way = self.way(&me, peer, step, to).await?;
-        match me.open_stream(&way, self.controller.as_deref()).await {
+        let opened = {
+            // It is never closed.
+            let _turn = self.making.acquire().await.ok()?;
+            me.open_stream(&way, self.controller.as_deref()).await
+        };
+        match opened {
             Ok(wire) => Some(wire),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 tracing::info!(

@@ -15,6 +15,7 @@ use berth_model::time::{Span, Time};
 use berth_model::{ByteStr, JobId, NodeName};
 use berth_rpc::Client;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A step as its node would be told of it, and what the program needs to know of the cluster to plan it.
 #[derive(Clone, Debug)]
@@ -73,11 +74,11 @@ impl Asked<'_> {
         let r = &job.resources;
         let asked = self.step.map_or((r.tasks, r.tasks_per_node), |s| (s.tasks, s.tasks_per_node));
         let distribution = self.step.and_then(|s| s.distribution.as_ref()).unwrap_or(&r.distribution);
-        let layout = Layout {
+        let layout = Arc::new(Layout {
             tasks: spread(asked, distribution, &nodes),
             cpus: shares.iter().map(|s| u32::try_from(s.cpus.len()).unwrap_or(u32::MAX)).collect(),
             nodes,
-        };
+        });
         let share = shares.into_iter().next().unwrap_or_default();
         let facts = JobFacts {
             het: None,
@@ -137,11 +138,11 @@ impl Asked<'_> {
         let taken: Vec<NodeName> = info.layout.nodes.iter().take(nodes).cloned().collect();
         let asked = (step.tasks.or(info.spec.resources.tasks), step.tasks_per_node);
         let distribution = step.distribution.as_ref().unwrap_or(&info.spec.resources.distribution);
-        let layout = Layout {
+        let layout = Arc::new(Layout {
             tasks: spread(asked, distribution, &taken),
             nodes: taken,
             cpus: info.layout.cpus.iter().take(nodes).copied().collect(),
-        };
+        });
         let r = &info.spec.resources;
         let facts = JobFacts {
             het: None,
@@ -159,7 +160,7 @@ impl Asked<'_> {
                 (TimeLimit::Minutes(m), Some(start)) => Some(start + Span::from_mins(i64::from(m))),
                 _ => None,
             },
-            layout: info.layout.clone(),
+            layout: Arc::new(info.layout.clone()),
             submit_dir: info.spec.submit_dir.clone(),
             submit_host: info.spec.submit_host.clone(),
             tasks: r.tasks,
@@ -189,7 +190,7 @@ impl Asked<'_> {
         step: &StepSpec,
         facts: JobFacts,
         share: NodeShare,
-        layout: Layout,
+        layout: Arc<Layout>,
     ) -> Result<StepLaunch, Failure> {
         let launch = self.launch(job, id, facts, share, layout)?;
         let job_container = self.job.and_then(|j| j.container.clone());
@@ -229,7 +230,7 @@ impl Asked<'_> {
         job: &JobSpec,
         facts: JobFacts,
         share: NodeShare,
-        layout: Layout,
+        layout: Arc<Layout>,
     ) -> Result<StepLaunch, Failure> {
         let launch = self.launch(id, StepId::Batch, facts, share, layout)?;
         let script = self.payload.script.clone();
@@ -249,7 +250,7 @@ impl Asked<'_> {
         job: &JobSpec,
         facts: JobFacts,
         share: NodeShare,
-        layout: Layout,
+        layout: Arc<Layout>,
     ) -> Result<StepLaunch, Failure> {
         let launch = self.launch(id, StepId::Number(0), facts, share, layout)?;
         Ok(StepLaunch {
@@ -268,7 +269,7 @@ impl Asked<'_> {
         step: StepId,
         facts: JobFacts,
         share: NodeShare,
-        layout: Layout,
+        layout: Arc<Layout>,
     ) -> Result<StepLaunch, Failure> {
         Ok(StepLaunch {
             key: StepKey { job, attempt: Attempt(facts.restarts), step },

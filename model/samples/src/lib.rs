@@ -4,12 +4,13 @@
 
 use berth_model::distribution::Distribution;
 use berth_model::ids::{Gid, StepId, StepKey, SubmissionId, Uid};
-use berth_model::launch::{JobFacts, Layout, NodeShare, Program, StepLaunch};
+use berth_model::launch::{JobFacts, NodeShare, Program, StepLaunch};
 use berth_model::spec::{
     ContainerSpec, Identity, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, ResolvedImage,
     ResourceRequest, StepSpec,
 };
 use berth_model::time::{Span, Time};
+use std::sync::Arc;
 
 /// A user with one group.
 pub fn identity(uid: u32) -> Identity {
@@ -123,7 +124,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
             restarts: 0,
             start: Time(0),
             end: None,
-            layout: Layout::default(),
+            layout: Arc::default(),
             submit_dir: "/".into(),
             submit_host: "n1".into(),
             tasks: None,
@@ -146,7 +147,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         limits: Default::default(),
         umask: 0o22,
         pty: None,
-        layout: Layout::default(),
+        layout: Arc::default(),
         distribution: Distribution::Block,
         cpus_per_task: 1,
         share: NodeShare::default(),

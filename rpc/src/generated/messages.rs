@@ -755,6 +755,29 @@ pub struct TaskList {
     #[prost(uint32, repeated, tag = "1")]
     pub tasks: ::prost::alloc::vec::Vec<u32>,
 }
+/// Of very many nodes, in the launches of a step: what follows the last number in a row is said once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskRun {
+    /// So many nodes, each with so many tasks.
+    #[prost(uint32, tag = "1")]
+    pub nodes: u32,
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+    /// The first task of the first one, from there to the first of the next, and from each task of a node to its next.
+    #[prost(uint32, tag = "3")]
+    pub first: u32,
+    #[prost(uint32, tag = "4")]
+    pub node_step: u32,
+    #[prost(uint32, tag = "5")]
+    pub task_step: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CpuRun {
+    #[prost(uint32, tag = "1")]
+    pub nodes: u32,
+    #[prost(uint32, tag = "2")]
+    pub cpus: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Layout {
     #[prost(string, repeated, tag = "1")]
@@ -763,6 +786,13 @@ pub struct Layout {
     pub tasks: ::prost::alloc::vec::Vec<TaskList>,
     #[prost(uint32, repeated, tag = "3")]
     pub cpus: ::prost::alloc::vec::Vec<u32>,
+    /// Each instead of the one above.
+    #[prost(string, tag = "150")]
+    pub node_ranges: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "151")]
+    pub task_runs: ::prost::alloc::vec::Vec<TaskRun>,
+    #[prost(message, repeated, tag = "152")]
+    pub cpu_runs: ::prost::alloc::vec::Vec<CpuRun>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArrayPlace {

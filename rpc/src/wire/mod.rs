@@ -4,6 +4,7 @@
 //! names, so that the compiler notices a member that was forgotten on either side.
 
 mod exchange;
+mod layout;
 mod link;
 mod member;
 mod query;

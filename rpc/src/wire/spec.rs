@@ -9,7 +9,7 @@ use berth_model::fabric::{FabricChoice, FabricDevice, FabricKind};
 use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
 use berth_model::het::{HetFacts, HetGroup, HetPlace};
 use berth_model::launch::{
-    ArrayPlace, ImagePull, JobFacts, Layout, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
+    ArrayPlace, ImagePull, JobFacts, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
@@ -104,7 +104,6 @@ structs! {
     EnterSpec { step, node }
     X11Spec { display, nodes }
     NodeShare { cpus, memory, gres }
-    Layout { nodes, tasks, cpus }
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,

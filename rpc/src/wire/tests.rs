@@ -114,6 +114,17 @@ impl Arbitrary for KeyId {
         KeyId::of_digest([r.next().to_le_bytes()[0]; 32])
     }
 }
+impl<T: Arbitrary> Arbitrary for std::sync::Arc<T> {
+    fn arbitrary(r: &mut Source) -> Self {
+        std::sync::Arc::new(T::arbitrary(r))
+    }
+}
+impl Arbitrary for berth_model::launch::Layout {
+    fn arbitrary(r: &mut Source) -> Self {
+        let (nodes, tasks) = (Arbitrary::arbitrary(r), Arbitrary::arbitrary(r));
+        berth_model::launch::Layout { nodes, tasks, cpus: Arbitrary::arbitrary(r) }
+    }
+}
 impl<T: Arbitrary> Arbitrary for Box<T> {
     fn arbitrary(r: &mut Source) -> Self {
         Box::new(T::arbitrary(r))

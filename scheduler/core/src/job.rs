@@ -203,7 +203,9 @@ impl Run {
 
     /// What the run has on a node.
     pub(crate) fn share(&self, node: &berth_model::NodeName) -> Option<&NodeShare> {
-        let at = self.allocation.nodes.iter().position(|n| n == node)?;
+        let nodes = &self.allocation.nodes;
+        // They are in order, but for those of records of an earlier version.
+        let at = nodes.binary_search(node).ok().or_else(|| nodes.iter().position(|n| n == node))?;
         self.allocation.shares.get(at)
     }
 }

@@ -7,7 +7,7 @@ use crate::tasks::Tasks;
 use berth_model::distribution::Distribution;
 use berth_model::het::HetFacts;
 use berth_model::ids::{NodeName, StepId, StepKey, Term};
-use berth_model::launch::{ArrayPlace, JobFacts, NodeShare, Program, StepLaunch};
+use berth_model::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program, StepLaunch};
 use berth_model::link::Start;
 use berth_model::spec::{
     ContainerSpec, JobKind, MemoryRequest, OpenMode, ResolvedImage, StepSpec, TimeLimit,
@@ -27,12 +27,25 @@ pub(crate) struct Common<'a> {
     pub(crate) het: Option<HetFacts>,
 }
 
+/// Where the tasks of a step and of its job are: the same in the Starts of all its nodes, and as long as they are many.
+#[derive(Clone, Debug)]
+pub(crate) struct Layouts {
+    step: Arc<Layout>,
+    job: Arc<Layout>,
+}
+
+impl Layouts {
+    pub(crate) fn of(run: &Run, step: &StepRow) -> Layouts {
+        Layouts { step: Arc::new(step.layout(Some(run))), job: Arc::new(run.layout()) }
+    }
+}
+
 /// The Start of a step on the `at`-th of its nodes, without script and environment, and where those are.
 pub(crate) fn start(
     common: &Common<'_>,
     job: &Job,
     run: &Run,
-    step: &StepRow,
+    (step, layouts): (&StepRow, Layouts),
     at: usize,
 ) -> Option<(Start, PayloadKey)> {
     let here = step.nodes.get(at)?;
@@ -54,7 +67,7 @@ pub(crate) fn start(
         node: here.node.clone(),
         node_index: u32::try_from(at).ok()?.checked_add(step.het.as_ref().map_or(0, |het| het.first_node))?,
         identity: (*job.spec.identity).clone(),
-        job: facts(common, job, run, job_share),
+        job: facts(common, job, run, (job_share, layouts.job)),
         name: step.name.clone(),
         program: own.map_or_else(
             || Program::Script { text: Vec::new().into(), args: Vec::new() },
@@ -70,7 +83,7 @@ pub(crate) fn start(
         umask: own.map_or(spec.umask, |s| s.umask),
         pty: own.and_then(|s| s.pty),
         // Of a step in several components each part knows the whole: ranks, nodes and PMI are one.
-        layout: step.het.as_ref().map_or_else(|| step.layout(Some(run)), |het| het.layout.clone()),
+        layout: step.het.as_ref().map_or(layouts.step, |het| Arc::new(het.layout.clone())),
         distribution: step.distribution.rule(),
         cpus_per_task: own.map_or(spec.resources.cpus_per_task, |s| s.cpus_per_task).unwrap_or(1),
         share,
@@ -146,7 +159,8 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
         distribution: Distribution::Block,
         login: false,
     };
-    let (mut start, payload) = start(common, job, &run, &row, 0)?;
+    let layouts = Layouts::of(&run, &row);
+    let (mut start, payload) = start(common, job, &run, (&row, layouts), 0)?;
     start.launch.program = Program::Argv(Vec::new());
     start.launch.container.as_ref()?.image.digest()?;
     // The environment of a task is its array's.
@@ -158,7 +172,7 @@ fn is_host(container: &ContainerSpec) -> bool {
     matches!(container.image.resolved, Some(ResolvedImage::Host))
 }
 
-fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFacts {
+fn facts(common: &Common<'_>, job: &Job, run: &Run, (share, layout): (NodeShare, Arc<Layout>)) -> JobFacts {
     let spec = &job.spec.spec;
     let r = &spec.resources;
     let array = match (&job.row.tasks, &spec.array) {
@@ -185,7 +199,7 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, share: NodeShare) -> JobFact
         restarts: job.row.attempt.0,
         start: run.started,
         end: run.limit,
-        layout: run.layout(),
+        layout,
         submit_dir: spec.submit_dir.clone(),
         submit_host: spec.submit_host.clone(),
         tasks: r.tasks,

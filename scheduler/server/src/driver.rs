@@ -2,6 +2,7 @@
 
 use crate::ControllerError;
 use crate::clock::ClusterClock;
+use crate::group::only_last;
 use crate::shared::Shared;
 use berth_model::hostlist;
 use berth_model::link::{FromAgent, ToAgent};
@@ -372,6 +373,7 @@ impl Driver {
 
     fn write(&mut self, group: &mut Group, now: Time) -> Result<Committed, CommitError> {
         self.store.set_clock(now);
+        only_last(&mut group.writes);
         group.writes.extend(group.counters.take());
         commit(&mut self.store, &group.writes)
     }

@@ -9,6 +9,7 @@ pub mod backup;
 mod clock;
 mod driver;
 mod ends;
+mod group;
 mod identity;
 mod leases;
 mod logins;

@@ -178,7 +178,7 @@ mod tests {
     fn launch(cpu: &str) -> (StepLaunch, Vec<Core>) {
         let key = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
         let mut launch = berth_samples::launch(key);
-        launch.layout.tasks = vec![vec![0, 1], vec![2, 3]];
+        std::sync::Arc::make_mut(&mut launch.layout).tasks = vec![vec![0, 1], vec![2, 3]];
         launch.node_index = 1;
         launch.node = "n2".into();
         launch.share.cpus = vec![0, 1, 4, 5];

@@ -221,6 +221,7 @@ pub fn me() -> Identity {
 
 pub fn launch(work: &Path, argv: &[&str]) -> StepLaunch {
     let layout = Layout { nodes: vec!["n1".into()], tasks: vec![vec![0]], cpus: vec![1] };
+    let layout = std::sync::Arc::new(layout);
     let launch =
         berth_samples::launch(StepKey { job: JobId(12), attempt: Attempt(0), step: StepId::Number(0) });
     StepLaunch {
@@ -238,7 +239,7 @@ pub fn launch(work: &Path, argv: &[&str]) -> StepLaunch {
 
 /// `n` tasks instead of one.
 pub fn tasks(launch: &mut StepLaunch, n: u32) {
-    launch.layout.tasks = vec![(0..n).collect()];
+    std::sync::Arc::make_mut(&mut launch.layout).tasks = vec![(0..n).collect()];
 }
 
 /// What a client gets to see of a step.

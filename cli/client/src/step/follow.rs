@@ -2,6 +2,7 @@
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
 use super::exchange::{Answer, Exchange};
+use super::hung;
 use super::interrupt::{Press, Presses};
 use super::labels::Labels;
 use super::nodes::{Nodes, To};
@@ -103,6 +104,9 @@ struct Follower {
     wait: Option<Instant>,
     /// When to print the exits not yet told.
     gather: Option<Instant>,
+    /// When to ask for nodes that have not said anything yet, and the pause after that.
+    look: Option<Instant>,
+    pause: Duration,
     /// Messages of the step, so that none is told twice.
     heard: String,
     /// A task ended the whole step, with this exit code (`MPI_Abort`).
@@ -144,6 +148,8 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         deadline: None,
         wait: None,
         gather: None,
+        look: Some(Instant::now() + hung::LOOK),
+        pause: hung::LOOK,
         heard: String::new(),
         aborted: None,
         exchange,
@@ -167,7 +173,7 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
             event = events.recv() => match event {
                 Some((at, Event::Attached(stream))) => {
                     let (reader, writer) = stream.into_split();
-                    output.pump(at, reader, events_in.clone());
+                    output.pump((at, step_nodes), reader, events_in.clone());
                     me.exchange.reopened(at);
                     me.nodes.opened(at, writer).await;
                 }
@@ -192,6 +198,7 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
             }
             () = until(me.gather) => me.tell(false),
             () = until(me.wait) => me.waited().await,
+            () = until(me.look) => me.look_for_silent().await,
             () = until(me.deadline) => {
                 me.deadline = None;
                 me.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
@@ -409,6 +416,32 @@ impl Follower {
         if self.exits.len() < tasks(self.nodes.layout()) {
             self.report();
             out::complain(&format!("srun: Terminating StepId={}", self.step.key));
+            self.end(libc_signal(SignalKind::terminate())).await;
+        }
+    }
+
+    /// Gives up nodes that never answered, and with them the step: the others are ended, and the node is told when it is back.
+    async fn look_for_silent(&mut self) {
+        let unheard = self.nodes.never_met();
+        self.pause = (self.pause * 2).min(hung::LONGEST);
+        self.look = (!unheard.is_empty()).then(|| Instant::now() + self.pause);
+        if unheard.is_empty() {
+            return;
+        }
+        let silent = hung::silent(&self.step.client, &unheard).await;
+        let all = self.nodes.layout().nodes.iter().enumerate();
+        let silent: Vec<usize> = all.filter(|(_, name)| silent.contains(*name)).map(|(at, _)| at).collect();
+        for at in &silent {
+            let exit = hung::given_up();
+            self.complain_of_launch(*at, exit.launch_error.as_deref().unwrap_or_default());
+            self.heard.push_str(exit.launch_error.as_deref().unwrap_or_default());
+            self.nodes.ended(*at, exit);
+        }
+        if !silent.is_empty() && self.deadline.is_none() {
+            // Of the node the controller alone can take care. Where it does not answer, our end is the job's, or the job goes on.
+            let StepKey { job, step, .. } = self.step.key;
+            let cancelled = self.step.client.cancel_one(job, Some(step));
+            let _ = tokio::time::timeout(Duration::from_secs(5), cancelled).await;
             self.end(libc_signal(SignalKind::terminate())).await;
         }
     }

@@ -3,6 +3,7 @@
 pub mod exchange;
 pub mod exits;
 pub mod follow;
+mod hung;
 pub mod interrupt;
 pub mod labels;
 pub mod nodes;

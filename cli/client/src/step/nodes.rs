@@ -3,12 +3,16 @@
 use super::stream::{self, Event, NotAttached};
 use berth_model::launch::{Layout, StepExit};
 use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+
+/// Descriptors for everything that is no connection to a node.
+const OTHERS: u64 = 256;
 
 /// Where we are with one connection.
 #[derive(Debug)]
@@ -59,6 +63,17 @@ pub struct Nodes {
     events: mpsc::Sender<(usize, Event)>,
 }
 
+/// Has room for a connection to each node. What tasks get of our limits was said before.
+fn make_room(nodes: usize) {
+    let wanted = u64::try_from(nodes).unwrap_or(u64::MAX).saturating_add(OTHERS);
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, connections wait until others are over.
+    if limit.current.is_some_and(|now| now < wanted) {
+        let current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
+    }
+}
+
 impl Nodes {
     /// Starts to connect to all nodes at once. `first`: what is said to each, and says to what; one for all, or one for each node
     /// where they are parts of several jobs. What comes of it, and of the
@@ -69,6 +84,7 @@ impl Nodes {
         layout: Layout,
         events: mpsc::Sender<(usize, Event)>,
     ) -> Nodes {
+        make_room(layout.nodes.len());
         let mut nodes = Nodes { socket, first, layout, parts: Vec::new(), events };
         for at in 0..nodes.layout.nodes.len().max(1) {
             let link = Link::Trying(nodes.try_one(at));
@@ -146,6 +162,9 @@ impl Nodes {
     pub fn ended(&mut self, at: usize, exit: StepExit) {
         if let Some(part) = self.parts.get_mut(at) {
             part.ended = Some(exit);
+            if let Link::Trying(task) = &part.link {
+                task.abort();
+            }
             part.link = Link::Over;
         }
     }

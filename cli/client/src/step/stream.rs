@@ -16,6 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Chunks of output that may wait for a slow reader: 64 of 64 KiB at most.
 const WAITING: usize = 64;
+/// Bytes that all connections of a step may have read and not yet taken apart, and the most of one. One that is full waits at its node.
+const READ_AHEAD: usize = 64 << 20;
+const READ_AHEAD_OF_ONE: usize = 4 * MAX_PAYLOAD;
 
 /// Why there is no connection to the step yet.
 #[derive(Debug)]
@@ -127,10 +130,17 @@ impl Output {
     }
 
     /// Follows the connection to a node until its end; output goes to the writer, the rest becomes events of that node.
-    pub fn pump(&self, node: usize, reader: OwnedReadHalf, events: mpsc::Sender<(usize, Event)>) {
+    /// `among`: how many connections there are.
+    pub fn pump(
+        &self,
+        (node, among): (usize, usize),
+        reader: OwnedReadHalf,
+        events: mpsc::Sender<(usize, Event)>,
+    ) {
         let (pieces, wanted) = (self.pieces.clone(), self.wanted);
+        let ahead = (READ_AHEAD / among.max(1)).clamp(4096, READ_AHEAD_OF_ONE);
         tokio::spawn(async move {
-            let mut reader = BufReader::with_capacity(4 * MAX_PAYLOAD, reader);
+            let mut reader = BufReader::with_capacity(ahead, reader);
             loop {
                 let piece = match read_frame(&mut reader).await {
                     Ok(Some(Frame::Stdout { task, data })) => Piece { stderr: false, task, data },

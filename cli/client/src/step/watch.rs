@@ -86,6 +86,7 @@ pub async fn watch(step: Watched) -> Outcome {
         stderr: step.stderr,
         terminal: step.pty,
     });
+    let among = step.layout.nodes.len();
     let nodes = Nodes::connect(step.socket.clone(), vec![first], step.layout.clone(), events_in.clone());
     let (exits, told) = (BTreeMap::new(), BTreeMap::new());
     let mut me = Watcher { step, nodes, exits, told, gather: None, aborted: None };
@@ -107,7 +108,7 @@ pub async fn watch(step: Watched) -> Outcome {
             event = events.recv() => match event {
                 Some((at, Event::Attached(stream))) => {
                     let (reader, writer) = stream.into_split();
-                    output.pump(at, reader, events_in.clone());
+                    output.pump((at, among), reader, events_in.clone());
                     me.nodes.opened(at, writer).await;
                     if me.step.verbose {
                         out::complain(&format!("sattach: hearing StepId={} on {}", me.step.key, me.nodes.name(at)));

@@ -88,7 +88,8 @@ impl Cluster {
                 (false, true) => Some(PayloadKey::Login(job.row.spec_of)),
                 (false, false) => None,
             };
-            let (start, payload) = launch::start(&common, job, job.run()?, row, 0)?;
+            let (start, payload) =
+                launch::start(&common, job, job.run()?, (row, launch::Layouts::of(job.run()?, row)), 0)?;
             Some((start, payload, login))
         });
         let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));
@@ -96,7 +97,8 @@ impl Cluster {
         // Of an allocation, whose steps have its image.
         let of_running = || {
             let (row, run) = (job.steps.values().next()?, job.run()?);
-            launch::start(&common, job, run, row, 0).map(|(start, payload)| (start, payload, login))
+            launch::start(&common, job, run, (row, launch::Layouts::of(run, row)), 0)
+                .map(|(start, payload)| (start, payload, login))
         };
         let found = of_step.or_else(of_job).or_else(of_running);
         let Some((mut start, payload, login)) = found else { return };

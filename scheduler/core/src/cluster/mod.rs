@@ -116,6 +116,8 @@ struct Changes {
     changed: BTreeSet<JobId>,
     /// Payloads of this event, so that a start in the same event needs no read of the store.
     payloads: BTreeMap<PayloadKey, Arc<Payload>>,
+    /// Where the tasks are of the step that is being started.
+    layouts: Option<(StepKey, launch::Layouts)>,
 }
 
 impl Cluster {
@@ -304,7 +306,12 @@ impl Cluster {
             now: self.clock,
             het: self.het_facts(record),
         };
-        let Some((mut start, key)) = launch::start(&common, record, run, row, at) else { return };
+        let layouts = match &self.out.layouts {
+            Some((of, layouts)) if *of == row.key => layouts.clone(),
+            _ => launch::Layouts::of(run, row),
+        };
+        self.out.layouts = Some((row.key, layouts.clone()));
+        let Some((mut start, key)) = launch::start(&common, record, run, (row, layouts), at) else { return };
         let node = start.launch.node.clone();
         let Some(link) = self.nodes.get(&node).and_then(|n| n.link) else { return };
         let login = match (row.login, record.spec.login) {
