@@ -7,6 +7,7 @@ use crate::around::Around;
 use crate::cgroups::Cgroups;
 use crate::clients::Service;
 use crate::drift::Drift;
+use crate::gpus::Gpus;
 use crate::holders::Holders;
 use crate::hooks::Hooks;
 use crate::images::{Images, Pulling, Ready};
@@ -93,6 +94,8 @@ pub struct Node {
     pub hooks: Hooks,
     /// Programs before and after jobs.
     pub around: Arc<Around>,
+    /// GPUs.
+    pub gpus: Arc<Gpus>,
     /// Control groups.
     pub cgroups: Arc<Cgroups>,
     /// Images.
@@ -584,12 +587,17 @@ impl Driver {
             true => None,
             false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
         };
+        let injected = match joins {
+            true => Vec::new(),
+            false => node.gpus.inject(&launch, ready.image.as_mut())?,
+        };
         if matches!(key.step, StepId::Batch | StepId::Number(0)) {
             let line = node.drift.as_ref().and_then(|drift| drift.line(launch.identity.uid));
             ready.notes.extend(line);
         }
         let part = NodePart {
             hooks,
+            injected,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),

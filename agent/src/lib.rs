@@ -16,6 +16,7 @@ mod drift;
 mod driver;
 mod enter;
 mod fabrics;
+mod gpus;
 mod gres;
 mod holders;
 pub mod hooks;

@@ -6,6 +6,7 @@ use crate::clients::{self, Service};
 use crate::direct::{Descriptors, Direct};
 use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
+use crate::gpus::Gpus;
 use crate::holders::Holders;
 use crate::hooks::Hooks;
 use crate::images::{Images, STORE_ID};
@@ -166,8 +167,13 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let name = options.node.clone().unwrap_or_else(host_name);
     let (devices, wrong) = gres::devices(&options.config, &name);
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
-    let files: Vec<String> =
+    let looked = options.program.clone();
+    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked));
+    let gpus = Arc::new(gpus);
+    let mut files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
+    let more: Vec<String> = gpus.files().filter(|file| !files.contains(file)).collect();
+    files.extend(more);
     let scope = if options.service { Scope::take(&options)? } else { None };
     let facts = scope.as_ref().map_or_else(CgroupFacts::detect, |scope| scope.facts.clone());
     let cgroups = Arc::new(Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?);
@@ -177,6 +183,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     if let Some(reserved) = gres::memory_reserved(&options.config, &name) {
         hardware.memory_reserved = reserved.min(hardware.memory);
     }
+    hardware.gres = gpus.devices().to_vec();
     hardware.memory_reserved = hold_images(&paths, &options, &hardware)?;
     let boot = probe::boot()?;
     programs::install(&options.step_program, &paths.client_programs())
@@ -268,6 +275,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         },
         hooks,
         around,
+        gpus: Arc::clone(&gpus),
         cgroups,
         images,
         program: options.program.clone(),
@@ -319,6 +327,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
     (options.ready)();
 
+    let mut watched = tokio::spawn(Gpus::until_changed(gpus));
     let mut leave_at: Option<tokio::time::Instant> = None;
     let mut ended = Ended::Asked;
     // A job whose end is on record leaves nothing behind: its acknowledgement is waited for, for a moment.
@@ -335,6 +344,11 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
             Some((key, event)) = from_supervisors.recv() => driver.supervisor(key, event),
             Some(input) = from_tasks.recv() => driver.take(input),
             Some(event) = from_link.recv() => driver.take(Input::Link(event)),
+            _ = &mut watched, if leave_at.is_none() => {
+                tracing::info!("what was found of GPUs has changed: the agent starts anew with it");
+                ended = Ended::Reconfigured;
+                leave_at = Some(tokio::time::Instant::now() + SETTLE);
+            }
             () = tokio::time::sleep(wake) => driver.tick(),
         }
         if let Some(told) = driver.told_configuration().filter(|_| leave_at.is_none())
@@ -345,6 +359,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         }
     }
     link.abort();
+    watched.abort();
     clients.abort();
     standing_by.abort_all();
     let _ = fs::remove_file(paths.agent_socket());

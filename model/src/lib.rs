@@ -25,6 +25,7 @@ pub mod hostlist;
 pub mod ids;
 pub mod jobid;
 pub mod launch;
+pub mod ldcache;
 pub mod limit;
 pub mod limits;
 pub mod link;

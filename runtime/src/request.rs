@@ -162,6 +162,10 @@ pub struct ContainerRequest {
     /// Device files of the allocation, by their path on the node.
     #[serde(default)]
     pub devices: Vec<ByteStr>,
+    /// Libraries, by their path in the container, that its loader is to find by their names: those of a device's driver, among
+    /// [`ContainerRequest::extra_mounts`].
+    #[serde(default)]
+    pub libraries: Vec<ByteStr>,
     /// Size of `/dev/shm` in bytes; absent means the kernel's default, half of the memory.
     #[serde(default)]
     pub shm_size: Option<u64>,
@@ -221,6 +225,7 @@ impl ContainerRequest {
             append_path: Vec::new(),
             command: Vec::new(),
             devices: Vec::new(),
+            libraries: Vec::new(),
             shm_size: None,
             in_job: false,
             unshare: Vec::new(),

@@ -27,6 +27,7 @@ mod fabrics;
 mod faults;
 mod forms;
 mod front_doors;
+mod gpus;
 mod granted;
 mod harness;
 mod health;

@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("berth-sim", &["berth-model", "berth-sched-core", "berth-agent-core", "berth-store"]),
     ("berth-agent-core", &["berth-model"]),
     ("berth-pmi", &[]),
+    ("berth-gpus", &["berth-model"]),
     (
         "berth-agent",
         // Of berth-step the agent uses the protocol and the spool's form, not the program.
@@ -51,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "berth-images",
             "berth-runtime",
             "berth-agent-core",
+            "berth-gpus",
             "berth-step",
         ],
     ),
@@ -69,6 +71,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "berth-images",
             "berth-runtime",
             "berth-agent",
+            "berth-gpus",
             "berth-controller",
             "berth-store",
             "berth-sched-core",
@@ -89,6 +92,7 @@ const WITHOUT: &[(&str, &[&str])] = &[
     ("berth-sched-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-agent-core", &["tokio", "nix", "rustix", "libc"]),
     ("berth-pmi", &["tokio", "nix", "rustix", "libc"]),
+    ("berth-gpus", &["tokio"]),
     ("berth-runtime", &["tokio"]),
     ("berth-images", &["tokio"]),
 ];

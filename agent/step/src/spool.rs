@@ -7,10 +7,10 @@ use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
 use berth_model::programs::{TASK_EPILOG_SECONDS, TASK_PROLOG_SECONDS};
-use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_runtime::hooks::ContainerHooks;
 pub use berth_runtime::procfs::start_ticks;
+use berth_runtime::{ExtraMount, JobNamespaces};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -71,6 +71,8 @@ pub struct NodePart {
     pub join: Option<Member>,
     /// The administrator's hooks that this step's container matches.
     pub hooks: Option<ContainerHooks>,
+    /// What of the node the step's devices need in a container: libraries of a driver, programs, sockets.
+    pub injected: Vec<ExtraMount>,
     /// The site's programs around tasks.
     pub task_programs: TaskProgramsPart,
     /// What the agent has to tell the user.

@@ -93,11 +93,51 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
         found: found.found,
         todo: found.advice.unwrap_or_default(),
     }));
+    all.extend(gpus());
     all.push(state_dir(state));
     all.extend(image_store(state));
     if root {
         all.extend(layer_images(state));
     }
+    all
+}
+
+/// GPUs, where there are any, and what keeps them from being used.
+fn gpus() -> Vec<Finding> {
+    let program = crate::own_path().ok();
+    let found = berth_gpus::look(&berth_gpus::Tree::host(), "", || {
+        let program = program.ok_or("the program's own path is not known")?;
+        let deadline = std::time::Duration::from_secs(20);
+        berth_gpus::nvml::helper::Helper::new(program, vec!["internal-gpus".into()], deadline).ask()
+    });
+    let mut all = Vec::new();
+    let sound: Vec<&str> = found
+        .devices
+        .iter()
+        .filter(|d| d.fault.is_none())
+        .map(|d| d.kind.as_deref().unwrap_or("of unknown type"))
+        .collect();
+    if !sound.is_empty() {
+        let mut kinds = sound.clone();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let count = |kind: &str| sound.iter().filter(|k| **k == kind).count();
+        let kinds: Vec<String> = kinds.into_iter().map(|kind| format!("{} {kind}", count(kind))).collect();
+        let driver = found
+            .driver
+            .as_ref()
+            .map(|d| format!("; driver {} with {} libraries for containers", d.version, d.libraries.len()));
+        all.push(good("GPUs", format!("{}{}", kinds.join(", "), driver.unwrap_or_default())));
+    }
+    // Only root hears what the kernel said of them: the agent's log has that.
+    all.extend(found.wrong.into_iter().map(|wrong| {
+        finding(
+            "GPUs",
+            Verdict::Bad,
+            wrong,
+            "put that right: what is fenced is given to no job; the rest of the node works",
+        )
+    }));
     all
 }
 

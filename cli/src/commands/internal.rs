@@ -32,6 +32,16 @@ pub struct Remove {
     path: std::path::PathBuf,
 }
 
+/// Ask NVIDIA's library for the GPUs (called by the agent, which must not hang when the driver does)
+#[derive(Debug, clap::Args)]
+pub struct Gpus {}
+
+pub fn gpus(_: &Gpus) -> Outcome {
+    // Nobody reads: the agent has given up.
+    let _ = berth_gpus::nvml::ask::main(std::io::stdout());
+    Ok(0)
+}
+
 pub fn remove(args: &Remove) -> Outcome {
     let failed = |why: String| Failure::new(Kind::Internal, format!("{}: {why}", args.path.display()));
     berth_runtime::subids::enter(&berth_client::users::own_identity()?).map_err(failed)?;

@@ -72,6 +72,8 @@ pub enum Command {
     InternalSave(internal::Save),
     #[command(hide = true)]
     InternalRemove(internal::Remove),
+    #[command(hide = true)]
+    InternalGpus(internal::Gpus),
 }
 
 /// What starts a container.
@@ -121,5 +123,6 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::InternalUnpack(args) => internal::unpack(args),
         Command::InternalSave(args) => internal::save(args),
         Command::InternalRemove(args) => internal::remove(&args),
+        Command::InternalGpus(args) => internal::gpus(&args),
     }
 }

@@ -85,7 +85,8 @@ struct Shared {
     /// Size of /dev/shm, such as 2g [default: half of the memory]
     #[arg(long, value_name = "SIZE")]
     shm_size: Option<String>,
-    /// Show a device file in the container, under its own path
+    /// Show a device file in the container, under its own path, or a device by the name that a CDI file of the administrator gives it, such
+    /// as vendor.com/class=name
     #[arg(long, value_name = "PATH")]
     device: Vec<OsString>,
     /// Show the devices that the job in which this runs has as GPUs
@@ -249,6 +250,9 @@ fn layer(text: &str) -> Result<Option<u64>, Failure> {
 /// A device file that exists.
 pub fn device(option: &str, path: &OsStr) -> Result<ByteStr, Failure> {
     use std::os::unix::fs::FileTypeExt;
+    if path.to_str().is_some_and(local::cdi::is_name) {
+        return Ok(ByteStr::from(path));
+    }
     let shown = Path::new(path).display();
     match std::fs::metadata(path) {
         Ok(meta) if meta.file_type().is_char_device() || meta.file_type().is_block_device() => {

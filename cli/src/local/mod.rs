@@ -2,8 +2,10 @@
 //! `berth run`, `berth shell` and the front doors have in common.
 
 pub mod allocation;
+pub mod cdi;
 pub mod exec;
 mod follow;
+mod gpus;
 mod image;
 mod listing;
 pub mod named;
@@ -287,8 +289,18 @@ fn request(
     }
     request.shm_size = container.shm_size;
     request.hostname.clone_from(&container.hostname);
-    request.devices.clone_from(&container.devices);
+    let is_name = |device: &ByteStr| std::str::from_utf8(&device.0).is_ok_and(cdi::is_name);
+    let (names, files): (Vec<ByteStr>, Vec<ByteStr>) = container.devices.iter().cloned().partition(is_name);
+    request.devices = files;
+    if host && !names.is_empty() {
+        return Err(Failure::user(
+            "--device: on the node's own filesystem nothing is brought in: name an image as well",
+        ));
+    }
+    let names: Vec<String> = names.iter().map(|name| name.display().into_owned()).collect();
+    cdi::inject(&mut request, &names)?;
     request.limits = container.limits.clone();
+    gpus::inject(&mut request)?;
     Ok(request)
 }
 

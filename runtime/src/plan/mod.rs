@@ -143,6 +143,11 @@ pub enum EtcFile {
         /// `(gid, name)`.
         groups: Vec<(u32, String)>,
     },
+    /// The loader's cache, with these libraries in front of the image's own; no program of the image runs for it.
+    LoaderCache {
+        /// Paths in the container.
+        libraries: Vec<ByteStr>,
+    },
     /// Content copied from the node.
     Copy {
         /// Name in `/etc`.
@@ -158,6 +163,7 @@ impl EtcFile {
         let name = match self {
             EtcFile::Passwd { .. } => "passwd",
             EtcFile::Group { .. } => "group",
+            EtcFile::LoaderCache { .. } => "ld.so.cache",
             EtcFile::Copy { name, .. } => name,
         };
         [b"/etc/", name.as_bytes()].concat()
@@ -272,6 +278,9 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     }
     let own = |which| request.unshare.contains(&which);
     let mut etc = if host || joined { Vec::new() } else { identity::etc_files(request, mode, &home, facts)? };
+    if !request.libraries.is_empty() && !host && !joined {
+        etc.push(EtcFile::LoaderCache { libraries: request.libraries.clone() });
+    }
     // What the user mounts over a file of /etc is what the user wants to see there.
     etc.retain(|file| !mounts.iter().any(|m| m.target.0 == b"/etc" || m.target.0 == file.path()));
     Ok(Plan {

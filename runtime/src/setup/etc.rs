@@ -8,6 +8,7 @@ use super::target::{self, Kind, Root};
 use super::{Doing, Setup, attach, rights};
 use crate::plan::{EtcFile, Plan, RootPlan};
 use crate::sys::Errno;
+use berth_model::{ByteStr, ldcache};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,6 +60,7 @@ fn content<'a>(file: &'a EtcFile, root: &Root, etc: &OwnedFd) -> (&'a str, Vec<u
             let old = read(etc, "passwd");
             ("passwd", passwd(&old, if has_shell { line } else { fallback_line }, name))
         }
+        EtcFile::LoaderCache { libraries } => ("ld.so.cache", cache(&read(etc, "ld.so.cache"), libraries)),
         EtcFile::Group { groups } => ("group", group(&read(etc, "group"), groups)),
     }
 }
@@ -75,6 +77,26 @@ fn passwd(old: &[u8], line: &str, name: &str) -> Vec<u8> {
         }
     }
     out
+}
+
+/// The image's libraries, and these; where both have one of a name, these: they belong to the node's driver. An image's
+/// cache that cannot be read is taken for none: the loader would do so, too.
+fn cache(old: &[u8], libraries: &[ByteStr]) -> Vec<u8> {
+    let name = |path: &ByteStr| path.0.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
+    let own = libraries.iter().map(|path| ldcache::Entry {
+        flags: ldcache::native_flags(),
+        name: name(path),
+        path: path.0.clone(),
+        os: 0,
+        hwcap: 0,
+    });
+    let mut all: Vec<ldcache::Entry> = own.collect();
+    let old = ldcache::parse(old).unwrap_or_default();
+    let ours = |e: &ldcache::Entry| {
+        e.flags == ldcache::native_flags() && libraries.iter().any(|p| name(p) == e.name)
+    };
+    all.extend(old.into_iter().filter(|e| !ours(e)));
+    ldcache::write(&all)
 }
 
 /// The image's groups, and those whose id it does not have. A name that the image uses for another id is
@@ -202,6 +224,26 @@ fn apt_as_root(root: &Root) -> Setup<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drivers_libraries_stand_for_those_of_the_image_and_what_is_no_cache_is_none() {
+        let entry = |path: &str| ldcache::Entry {
+            flags: ldcache::native_flags(),
+            name: path.rsplit('/').next().unwrap().into(),
+            path: path.into(),
+            os: 0,
+            hwcap: 0,
+        };
+        let old = ldcache::write(&[entry("/usr/lib/libc.so.6"), entry("/usr/lib/libcuda.so.1")]);
+        let paths = |bytes: &[u8]| {
+            let entries = ldcache::parse(bytes).unwrap();
+            entries.into_iter().map(|e| String::from_utf8(e.path).unwrap()).collect::<Vec<_>>()
+        };
+        let ours = ["/driver/libcuda.so.1".into()];
+        assert_eq!(paths(&cache(&old, &ours)), ["/driver/libcuda.so.1", "/usr/lib/libc.so.6"]);
+        assert_eq!(paths(&cache(b"nonsense", &ours)), ["/driver/libcuda.so.1"]);
+        assert_eq!(paths(&cache(&old[..old.len() - 3], &ours)), ["/driver/libcuda.so.1"]);
+    }
 
     #[test]
     fn the_users_line_comes_first_and_once() {

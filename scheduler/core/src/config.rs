@@ -1,7 +1,7 @@
 //! The configuration as the core uses it: names expanded and limits parsed once.
 
 use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
-use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
 use berth_model::spec::TimeLimit;
@@ -173,6 +173,16 @@ impl CoreConfig {
                 hw.memory_reserved = mib.saturating_add(self.images.memory_mib());
             }
             for device in &rules.gres {
+                let same = |d: &&mut GresDevice| {
+                    d.name == device.name && device.files.iter().all(|f| d.files.contains(f))
+                };
+                // What the agent found itself it knows better: of what is configured the type stands, and nothing is counted twice.
+                if let Some(found) = hw.gres[..].iter_mut().find(|d| d.vendor != Vendor::Generic && same(d)) {
+                    if !device.files.is_empty() && device.kind.is_some() {
+                        found.kind.clone_from(&device.kind);
+                    }
+                    continue;
+                }
                 let index = hw.gres.iter().filter(|d| d.name == device.name).count();
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
                 hw.gres.push(GresDevice { index, ..device.clone() });

@@ -395,6 +395,10 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         ));
     }
     x11::ask(file, &mut request)?;
+    request.extra_mounts.extend(node.injected.iter().cloned());
+    let is_library = |target: &ByteStr| target.0.windows(4).any(|part| part == b".so.");
+    let targets = node.injected.iter().map(|m| m.target.clone());
+    request.libraries = targets.filter(|t| is_library(t) || t.0.ends_with(b".so")).collect();
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
         source.extend_from_slice(b"/tmp");

@@ -125,7 +125,7 @@ struct Run {
     /// GPUs of the job: all, a number, or device=0,1 of those that the job has
     #[arg(long, value_name = "WHICH")]
     gpus: Option<String>,
-    /// Show a device file, under its own path
+    /// Show a device file, under its own path, or a device by its name in /etc/cdi, such as vendor.com/class=name
     #[arg(long, value_name = "PATH")]
     device: Vec<String>,
     /// Size of /dev/shm, such as 2g [default: half of the memory]

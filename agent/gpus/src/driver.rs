@@ -1,0 +1,196 @@
+//! What of NVIDIA's driver programs need besides the devices: libraries of the kernel module's very version, firmware, sockets,
+//! programs.
+
+use crate::inject::Capability::{self, Compute, Display, Graphics, Utility, Video};
+use crate::nvidia::is_version;
+use crate::tree::Tree;
+use berth_model::ldcache;
+
+/// Beginnings of libraries' names, for what they are, and the ending of the name by which programs ask; with an empty one they ask for
+/// the version itself.
+const LIBRARIES: &[(&str, Capability, &str)] = &[
+    ("libnvidia-ml", Utility, "1"),
+    ("libnvidia-cfg", Utility, "1"),
+    ("libnvidia-nscq", Compute, "1"),
+    ("libcuda", Compute, "1"),
+    ("libcudadebugger", Compute, "1"),
+    ("libnvidia-opencl", Compute, "1"),
+    ("libnvidia-gpucomp", Compute, ""),
+    ("libnvidia-ptxjitcompiler", Compute, "1"),
+    ("libnvidia-fatbinaryloader", Compute, ""),
+    ("libnvidia-allocator", Compute, "1"),
+    ("libnvidia-compiler", Compute, ""),
+    ("libnvidia-pkcs11", Compute, ""),
+    ("libnvidia-pkcs11-openssl3", Compute, ""),
+    ("libnvidia-nvvm", Compute, "4"),
+    ("libnvidia-nvvm70", Compute, "4"),
+    ("libnvidia-sandboxutils", Compute, "1"),
+    ("libnvcuvid", Video, "1"),
+    ("libnvidia-encode", Video, "1"),
+    ("libnvidia-opticalflow", Video, "1"),
+    ("libvdpau_nvidia", Video, "1"),
+    ("libnvidia-eglcore", Graphics, ""),
+    ("libnvidia-glcore", Graphics, ""),
+    ("libnvidia-tls", Graphics, ""),
+    ("libnvidia-glsi", Graphics, ""),
+    ("libnvidia-fbc", Graphics, "1"),
+    ("libnvidia-rtcore", Graphics, ""),
+    ("libnvidia-glvkspirv", Graphics, ""),
+    ("libnvoptix", Graphics, "1"),
+    ("libGLX_nvidia", Graphics, "0"),
+    ("libEGL_nvidia", Graphics, "0"),
+    ("libGLESv2_nvidia", Graphics, "2"),
+    ("libGLESv1_CM_nvidia", Graphics, "1"),
+    ("libnvidia-ifr", Graphics, "1"),
+    ("libnvidia-cbl", Graphics, ""),
+    ("libnvidia-ngx", Capability::Ngx, "1"),
+    ("libnvidia-wayland-client", Display, ""),
+];
+
+/// Programs, and what for.
+const PROGRAMS: &[(&str, Capability)] = &[
+    ("nvidia-smi", Utility),
+    ("nvidia-debugdump", Utility),
+    ("nvidia-persistenced", Utility),
+    ("nv-fabricmanager", Utility),
+    ("nvidia-cuda-mps-control", Compute),
+    ("nvidia-cuda-mps-server", Compute),
+];
+
+/// Sockets of the node's services that libraries speak with.
+const SOCKETS: &[(&str, Capability)] =
+    &[("/run/nvidia-persistenced/socket", Utility), ("/run/nvidia-fabricmanager/socket", Compute)];
+
+/// Directories in which distributions put such libraries; the loader's cache says where others do.
+const DIRECTORIES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu/nvidia/current",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu/nvidia/current",
+    "/usr/lib64",
+    "/usr/lib64/nvidia",
+    "/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+    "/usr/local/cuda/lib64",
+    "/opt/nvidia/lib64",
+];
+
+/// The installed driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Driver {
+    /// `535.54.03`.
+    pub version: String,
+    /// Ordered by name.
+    pub libraries: Vec<Library>,
+    /// Programs.
+    pub programs: Vec<(String, Capability)>,
+    /// Directory of firmware.
+    pub firmware: Option<String>,
+    /// Sockets.
+    pub sockets: Vec<(String, Capability)>,
+    /// Directory of MPS's pipes, where its control process runs.
+    pub mps: Option<String>,
+}
+
+/// One library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Library {
+    /// Its file on the node.
+    pub path: String,
+    /// Names by which it is asked for.
+    pub names: Vec<String>,
+    /// What for.
+    pub of: Capability,
+}
+
+impl Driver {
+    /// Finds what belongs to `version`, and nothing else: a library of another version makes programs fail in ways that nobody
+    /// understands.
+    ///
+    /// # Errors
+    /// The library without which nothing works is not there.
+    pub fn find(tree: &Tree, version: &str) -> Result<Driver, String> {
+        let mut libraries: Vec<Library> = Vec::new();
+        for dir in directories(tree) {
+            for file in tree.names(&dir) {
+                let Some(library) = library(tree, &dir, &file, version) else { continue };
+                if !libraries.iter().any(|l| l.names == library.names) {
+                    libraries.push(library);
+                }
+            }
+        }
+        libraries.sort_by(|a, b| a.names.cmp(&b.names));
+        if !libraries.iter().any(|l| l.names.iter().any(|n| n == "libcuda.so.1")) {
+            return Err(format!(
+                "libcuda.so.{version}, which belongs to the loaded kernel module, is not on the node: containers get GPUs without libraries"
+            ));
+        }
+        let dirs = ["/usr/bin", "/usr/local/bin", "/opt/nvidia/bin", "/usr/sbin"];
+        let program = |(name, of): &(&str, Capability)| {
+            let there = dirs.iter().map(|dir| format!("{dir}/{name}")).find(|path| tree.has(path))?;
+            Some((tree.real(&there)?, *of))
+        };
+        let firmware = format!("/lib/firmware/nvidia/{version}");
+        let mps = "/tmp/nvidia-mps";
+        Ok(Driver {
+            version: version.to_string(),
+            libraries,
+            programs: PROGRAMS.iter().filter_map(program).collect(),
+            firmware: tree.has(&firmware).then_some(firmware),
+            sockets: SOCKETS
+                .iter()
+                .filter(|(p, _)| tree.has(p))
+                .map(|(p, of)| (p.to_string(), *of))
+                .collect(),
+            mps: tree.has(&format!("{mps}/control")).then(|| mps.to_string()),
+        })
+    }
+}
+
+/// A library of the driver, if the file is one of that version.
+fn library(tree: &Tree, dir: &str, file: &str, version: &str) -> Option<Library> {
+    let stem = file.strip_suffix(version)?.strip_suffix(".so.")?;
+    let (_, of, ending) = LIBRARIES.iter().find(|(name, ..)| *name == stem)?;
+    let mut names = vec![file.to_string()];
+    if !ending.is_empty() {
+        names.insert(0, format!("{stem}.so.{ending}"));
+    }
+    if stem == "libcuda" {
+        // Compilers and interpreters ask for it without a number.
+        names.push("libcuda.so".into());
+    }
+    Some(Library { path: tree.real(&format!("{dir}/{file}"))?, names, of: *of })
+}
+
+/// Where to look: where the loader's cache has such libraries, then the known places; each once.
+fn directories(tree: &Tree) -> Vec<String> {
+    let cache =
+        tree.bytes("/etc/ld.so.cache").and_then(|bytes| ldcache::parse(&bytes).ok()).unwrap_or_default();
+    let wanted = |e: &&ldcache::Entry| {
+        e.flags == ldcache::native_flags()
+            && LIBRARIES.iter().any(|(stem, ..)| e.name.starts_with(format!("{stem}.so").as_bytes()))
+    };
+    let cached = cache.iter().filter(wanted).filter_map(|e| {
+        let path = std::str::from_utf8(&e.path).ok()?;
+        path.rsplit_once('/').map(|(dir, _)| dir.to_string())
+    });
+    let mut all: Vec<String> = Vec::new();
+    for dir in cached.chain(DIRECTORIES.iter().map(ToString::to_string)) {
+        if dir.starts_with('/') && !all.contains(&dir) {
+            all.push(dir);
+        }
+    }
+    all
+}
+
+/// Version of the installed `libnvidia-ml.so.1`, by the name of its file.
+pub fn library_version(tree: &Tree) -> Option<String> {
+    let at = |dir: String| {
+        let file = tree.real(&format!("{dir}/libnvidia-ml.so.1"))?;
+        let version = file.rsplit_once("libnvidia-ml.so.")?.1.to_string();
+        is_version(&version).then_some(version)
+    };
+    directories(tree).into_iter().find_map(at)
+}

@@ -1,0 +1,110 @@
+//! What a container gets with its GPUs, as a CDI specification of one step: made anew for each, from what is on the node.
+
+use crate::cdi::{Device, DeviceNode, Edits, Mount, Spec};
+use crate::driver::Driver;
+use berth_model::hardware::{GresDevice, Vendor};
+use std::collections::BTreeSet;
+
+/// Directory of a container in which the driver's libraries are. NVIDIA's images have it in their search path since the first.
+pub const LIBRARIES: &str = "/usr/local/nvidia/lib64";
+/// And of its programs.
+pub const PROGRAMS: &str = "/usr/local/nvidia/bin";
+
+/// What of a driver a container wants (`NVIDIA_DRIVER_CAPABILITIES`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Capability {
+    /// CUDA and OpenCL.
+    Compute,
+    /// `nvidia-smi`, and the library behind it.
+    Utility,
+    /// OpenGL, Vulkan.
+    Graphics,
+    /// Encoders and decoders.
+    Video,
+    /// Screens.
+    Display,
+    /// Deep learning for graphics.
+    Ngx,
+}
+
+/// Reads `NVIDIA_DRIVER_CAPABILITIES`: of what is unknown nothing comes. Without a word, or without the variable: compute and
+/// utility.
+pub fn capabilities(text: Option<&str>) -> BTreeSet<Capability> {
+    use Capability::{Compute, Display, Graphics, Ngx, Utility, Video};
+    let text = text.unwrap_or_default();
+    if text.trim().is_empty() {
+        return [Compute, Utility].into();
+    }
+    let mut found = BTreeSet::new();
+    for word in text.split(',').map(str::trim) {
+        match word {
+            "all" => found.extend([Compute, Utility, Graphics, Video, Display, Ngx]),
+            "compute" => found.extend([Compute]),
+            "utility" => found.extend([Utility]),
+            "graphics" => found.extend([Graphics]),
+            "video" => found.extend([Video]),
+            "display" => found.extend([Display]),
+            "ngx" => found.extend([Ngx]),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The specification for these devices. `driver`: NVIDIA's, which comes with NVIDIA's devices alone; `wanted`: which of it.
+/// `path`: what the image's LD_LIBRARY_PATH is; `compat`: its newer libraries of the driver come first.
+pub fn specification(
+    devices: &[GresDevice],
+    driver: Option<&Driver>,
+    wanted: &BTreeSet<Capability>,
+    path: &str,
+    compat: bool,
+) -> Spec {
+    let mut edits = Edits::default();
+    let nvidia = devices.iter().any(|d| d.vendor == Vendor::Nvidia);
+    if let Some(driver) = driver.filter(|_| nvidia) {
+        of_driver(driver, wanted, &mut edits);
+        let first = if compat { "/usr/local/cuda/compat:" } else { "" };
+        let rest = if path.is_empty() { String::new() } else { format!(":{path}") };
+        edits.env.push(format!("LD_LIBRARY_PATH={first}{LIBRARIES}{rest}"));
+    }
+    let node = |file: &berth_model::ByteStr| DeviceNode {
+        path: file.display().into_owned(),
+        ..DeviceNode::default()
+    };
+    let device = |d: &GresDevice| Device {
+        name: d.uuid.clone().unwrap_or_else(|| format!("{}{}", d.name, d.index)),
+        edits: Edits { device_nodes: d.files.iter().map(node).collect(), ..Edits::default() },
+        ..Device::default()
+    };
+    Spec {
+        version: "0.6.0".into(),
+        kind: "berth.local/gpu".into(),
+        devices: devices.iter().map(device).collect(),
+        edits,
+        ..Spec::default()
+    }
+}
+
+fn of_driver(driver: &Driver, wanted: &BTreeSet<Capability>, edits: &mut Edits) {
+    let mount = |from: &str, to: String| Mount {
+        host_path: from.to_string(),
+        container_path: to,
+        options: ["ro", "nosuid", "nodev", "rbind", "rprivate"].map(String::from).into(),
+        ..Mount::default()
+    };
+    for library in driver.libraries.iter().filter(|l| wanted.contains(&l.of)) {
+        edits.mounts.extend(library.names.iter().map(|n| mount(&library.path, format!("{LIBRARIES}/{n}"))));
+    }
+    for (path, _) in driver.programs.iter().filter(|(_, of)| wanted.contains(of)) {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        // Where the image's own path finds it, whatever that is.
+        edits.mounts.push(mount(path, format!("/usr/bin/{name}")));
+    }
+    edits.mounts.extend(driver.firmware.iter().map(|dir| mount(dir, dir.clone())));
+    let sockets = driver.sockets.iter().filter(|(_, of)| wanted.contains(of));
+    edits.mounts.extend(sockets.map(|(path, _)| mount(path, path.clone())));
+    if wanted.contains(&Capability::Compute) {
+        edits.mounts.extend(driver.mps.iter().map(|dir| mount(dir, dir.clone())));
+    }
+}

@@ -1,0 +1,74 @@
+//! GPUs of a node: what is there, what is wrong with it, and what a container needs to use it.
+//!
+//! What is read and what is made of it are apart: everything but [`Tree`], [`nvml::ask`] and [`nvml::helper`] is a function of
+//! what it is given, and a [`Tree`] may be a recorded one. What a container needs is a CDI specification ([`inject`]).
+#![forbid(unsafe_code)]
+
+pub mod cdi;
+mod driver;
+pub mod inject;
+mod kind;
+pub mod nvidia;
+pub mod nvml;
+mod others;
+pub mod require;
+mod tree;
+mod xid;
+
+pub use driver::{Driver, Library};
+pub use tree::Tree;
+
+use berth_model::hardware::{GresDevice, Vendor};
+
+/// All that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Devices, numbered through.
+    pub devices: Vec<GresDevice>,
+    /// NVIDIA's driver, where it can be injected.
+    pub driver: Option<Driver>,
+    /// What containers are to be told of the driver: the newest CUDA, and of each GPU by its address what it is.
+    pub answer: nvml::Answer,
+    /// What is wrong, for the log.
+    pub wrong: Vec<String>,
+}
+
+/// Looks at a node. `ask`: asks NVIDIA's library; called only where the kernel module is loaded. `log`: the kernel's log.
+pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, String>) -> Found {
+    let mut found = Found::default();
+    if nvidia::is_loaded(tree) {
+        let answer = ask();
+        let version = nvidia::kernel_version(tree);
+        match version.as_deref().map(|version| Driver::find(tree, version)) {
+            Some(Ok(driver)) => found.driver = Some(driver),
+            Some(Err(why)) => found.wrong.push(why),
+            None => found.wrong.push("/proc/driver/nvidia/version names no version".into()),
+        }
+        let library = driver::library_version(tree);
+        found.devices = nvidia::devices(tree, &answer, library.as_deref(), log);
+        found.answer = answer.unwrap_or_default();
+    }
+    found.devices.extend(others::amd(tree));
+    found.devices.extend(others::intel(tree));
+    renumber(&mut found.devices);
+    for device in found.devices.iter().filter(|d| d.fault.is_some()) {
+        let bus = device.bus.as_deref().unwrap_or("of unknown address");
+        let fault = device.fault.as_deref().unwrap_or_default();
+        found.wrong.push(format!("GPU {} ({bus}) is fenced: {fault}", device.index));
+    }
+    found
+}
+
+/// Indices go through all makers' devices; links are among those of one.
+fn renumber(devices: &mut [GresDevice]) {
+    let mut next = 0u32;
+    let mut first = (Vendor::Generic, 0u32);
+    for device in devices {
+        if device.vendor != first.0 {
+            first = (device.vendor, next);
+        }
+        device.index = next;
+        device.links.iter_mut().for_each(|link| *link = link.saturating_add(first.1));
+        next = next.saturating_add(1);
+    }
+}

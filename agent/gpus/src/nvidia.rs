@@ -1,0 +1,251 @@
+//! NVIDIA's GPUs: what the kernel module says in `/proc/driver/nvidia`, what the library says, and what follows.
+
+use crate::kind;
+use crate::nvml::{Answer, Gpu, Part, Trouble};
+use crate::tree::{Tree, cpu_list};
+use crate::xid;
+use berth_model::ByteStr;
+use berth_model::hardware::{GresDevice, Vendor};
+use std::collections::BTreeMap;
+
+/// Where the kernel module says what it is.
+const VERSION: &str = "/proc/driver/nvidia/version";
+const GPUS: &str = "/proc/driver/nvidia/gpus";
+/// What every program needs besides a GPU's own file. Those that are there are given with each GPU.
+const SHARED: [&str; 4] =
+    ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
+
+/// Whether the kernel module is loaded.
+pub fn is_loaded(tree: &Tree) -> bool {
+    tree.has(VERSION)
+}
+
+/// Version of the loaded kernel module: `535.54.03`.
+pub fn kernel_version(tree: &Tree) -> Option<String> {
+    version_in(&tree.text(VERSION)?)
+}
+
+/// The version in the file's first line; the open module words it otherwise than the closed one.
+pub fn version_in(text: &str) -> Option<String> {
+    let line = text.lines().find(|l| l.starts_with("NVRM version:"))?;
+    line.split_whitespace().find(|word| is_version(word)).map(str::to_string)
+}
+
+/// `535.54.03` and `470.256`, and no date or time.
+pub fn is_version(word: &str) -> bool {
+    let parts: Vec<&str> = word.split('.').collect();
+    (2..=3).contains(&parts.len())
+        && parts.iter().all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+        && parts[0].len() >= 3
+}
+
+/// The devices, in the order of their PCI addresses. `answer`: what the library says, or why it could not be asked; `log`: the
+/// kernel's log, empty where it cannot be read; `library`: the version of the library's file.
+pub fn devices(
+    tree: &Tree,
+    answer: &Result<Answer, String>,
+    library: Option<&str>,
+    log: &str,
+) -> Vec<GresDevice> {
+    if !is_loaded(tree) {
+        return Vec::new();
+    }
+    let of_node = node_fault(tree, answer, library);
+    let empty = Answer::default();
+    let heard = answer.as_ref().unwrap_or(&empty);
+    let fatal = xid::fatal(log);
+    let mut gpus: BTreeMap<String, Gpu> = known(tree);
+    for gpu in &heard.gpus {
+        if gpu.bus.is_empty() {
+            continue;
+        }
+        let kernel = gpus.entry(gpu.bus.clone()).or_default();
+        // Where the library cannot say it, the kernel module can.
+        let (name, uuid, minor) = (kernel.name.clone(), kernel.uuid.clone(), kernel.minor);
+        *kernel = gpu.clone();
+        if kernel.name.is_empty() {
+            kernel.name = name;
+        }
+        if kernel.uuid.is_empty() {
+            kernel.uuid = uuid;
+        }
+        kernel.minor = kernel.minor.or(minor);
+    }
+    let lost = heard.gpus.iter().find(|g| g.bus.is_empty()).and_then(|g| g.fault.clone());
+    for (bus, gpu) in &mut gpus {
+        let unheard = !heard.gpus.iter().any(|g| g.bus == *bus);
+        let fault = of_node
+            .clone()
+            .or_else(|| gpu.fault.clone())
+            .or_else(|| off_the_bus(tree, bus))
+            .or_else(|| fatal.get(bus).map(|code| xid::reason(*code)))
+            .or_else(|| {
+                unheard.then(|| lost.clone().unwrap_or_else(|| "the driver does not list it any more".into()))
+            });
+        gpu.fault = fault;
+    }
+    let islands = links(&gpus);
+    let mut found = Vec::new();
+    for (bus, gpu) in &gpus {
+        let files = files(tree, gpu);
+        let numa = tree.text(&format!("/sys/bus/pci/devices/{bus}/numa_node"));
+        let near = tree.text(&format!("/sys/bus/pci/devices/{bus}/local_cpulist")).unwrap_or_default();
+        let whole = GresDevice {
+            name: "gpu".into(),
+            kind: (!gpu.name.is_empty()).then(|| kind::of_product(&gpu.name)),
+            files,
+            uuid: (!gpu.uuid.is_empty()).then(|| gpu.uuid.clone()),
+            memory: gpu.memory,
+            bus: Some(bus.clone()),
+            // -1: the machine does not say.
+            numa: numa.and_then(|n| n.parse().ok()),
+            cpus: cpu_list(&near),
+            vendor: Vendor::Nvidia,
+            fault: gpu.fault.clone(),
+            ..GresDevice::default()
+        };
+        if gpu.divided {
+            found.extend(gpu.parts.iter().map(|part| (None, self::part(tree, gpu, &whole, part))));
+        } else {
+            found.push((Some(bus.clone()), whole));
+        }
+    }
+    number(found, &islands)
+}
+
+/// What makes every GPU of the node unusable.
+fn node_fault(tree: &Tree, answer: &Result<Answer, String>, library: Option<&str>) -> Option<String> {
+    let kernel = kernel_version(tree);
+    let mismatch = |library: &str| {
+        format!(
+            "driver and library are of different versions: the kernel module is {}, libnvidia-ml is {library}; reboot the node, or unload and load the module",
+            kernel.as_deref().unwrap_or("unknown")
+        )
+    };
+    match answer {
+        Err(why) => Some(format!("the driver cannot be asked: {why}")),
+        Ok(Answer { trouble: Some(trouble), .. }) => Some(match trouble {
+            Trouble::Absent => format!(
+                "libnvidia-ml.so.1 is not on the node: install the driver's libraries, version {}",
+                kernel.as_deref().unwrap_or("of the kernel module")
+            ),
+            Trouble::NoDriver => "the library says that no driver is loaded: look at the kernel's log".into(),
+            Trouble::Mismatch => mismatch(library.unwrap_or("another one")),
+            Trouble::Other(why) => format!("the driver cannot be asked: {why}"),
+        }),
+        // The library may answer although its file has been replaced: containers would get the new one.
+        Ok(_) => match (&kernel, library) {
+            (Some(kernel), Some(library)) if kernel != library => Some(mismatch(library)),
+            _ => None,
+        },
+    }
+}
+
+/// GPUs that the kernel module knows, by address.
+fn known(tree: &Tree) -> BTreeMap<String, Gpu> {
+    let mut gpus = BTreeMap::new();
+    for name in tree.names(GPUS) {
+        let text = tree.text(&format!("{GPUS}/{name}/information")).unwrap_or_default();
+        let field = |key: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(key)?.trim_start().strip_prefix(':'));
+            line.map(|value| value.trim().to_string()).filter(|v| !v.is_empty())
+        };
+        if field("GPU Excluded").as_deref() == Some("Yes") {
+            continue;
+        }
+        let gpu = Gpu {
+            name: field("Model").unwrap_or_default(),
+            uuid: field("GPU UUID").filter(|u| !u.contains('?')).unwrap_or_default(),
+            minor: field("Device Minor").and_then(|n| n.parse().ok()),
+            bus: kind::bus(&name),
+            ..Gpu::default()
+        };
+        gpus.insert(gpu.bus.clone(), gpu);
+    }
+    gpus
+}
+
+/// A device that does not answer reads as ones.
+fn off_the_bus(tree: &Tree, bus: &str) -> Option<String> {
+    let dir = format!("/sys/bus/pci/devices/{bus}");
+    let head = tree.path(&format!("{dir}/config"));
+    let config = std::fs::File::open(head).ok().and_then(|mut file| {
+        let mut four = [0; 4];
+        std::io::Read::read_exact(&mut file, &mut four).ok().map(|()| four)
+    });
+    (config == Some([0xff; 4])).then(|| "it fell off the bus: reboot the node, or power it off and on".into())
+}
+
+fn files(tree: &Tree, gpu: &Gpu) -> Vec<ByteStr> {
+    let own = gpu.minor.map(|n| format!("/dev/nvidia{n}"));
+    let shared = SHARED.iter().map(ToString::to_string);
+    own.into_iter().chain(shared).filter(|f| tree.has(f)).map(ByteStr::from).collect()
+}
+
+/// A part is used through the GPU's file and two of its own, by which the driver knows who may use which part.
+fn part(tree: &Tree, gpu: &Gpu, whole: &GresDevice, part: &Part) -> GresDevice {
+    let mut device = GresDevice {
+        kind: Some(kind::of_part(&gpu.name, &part.name)),
+        uuid: Some(part.uuid.clone()),
+        memory: part.memory,
+        ..whole.clone()
+    };
+    let caps = gpu.minor.zip(part.instance).map(|(minor, (gi, ci))| {
+        let dir = format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{gi}");
+        [format!("{dir}/access"), format!("{dir}/ci{ci}/access")].map(|access| capability(tree, &access))
+    });
+    match caps {
+        Some([Some(of_gpu), Some(of_compute)]) => {
+            device.files.extend([of_gpu, of_compute].map(ByteStr::from))
+        }
+        _ => {
+            device.fault.get_or_insert_with(|| {
+                "the driver does not say which /dev/nvidia-caps file belongs to this part: load nvidia-caps, or update the driver".into()
+            });
+        }
+    }
+    device
+}
+
+/// The device file of a capability: `DeviceFileMinor: 12` in its file.
+fn capability(tree: &Tree, access: &str) -> Option<String> {
+    let text = tree.text(access)?;
+    let minor = text.lines().find_map(|l| l.strip_prefix("DeviceFileMinor:"))?.trim().parse::<u32>().ok()?;
+    let file = format!("/dev/nvidia-caps/nvidia-cap{minor}");
+    tree.has(&file).then_some(file)
+}
+
+/// For each address, those that a fast link reaches: directly, or over switches, which join all that have links to any.
+fn links(gpus: &BTreeMap<String, Gpu>) -> BTreeMap<String, Vec<String>> {
+    let switched = |gpu: &Gpu| gpu.links.iter().any(|to| !gpus.contains_key(to));
+    let mut all = BTreeMap::new();
+    for (bus, gpu) in gpus {
+        let mut reached: Vec<String> =
+            gpu.links.iter().filter(|to| gpus.contains_key(*to)).cloned().collect();
+        if switched(gpu) {
+            reached.extend(gpus.iter().filter(|(_, other)| switched(other)).map(|(bus, _)| bus.clone()));
+        }
+        reached.retain(|to| to != bus);
+        reached.sort();
+        reached.dedup();
+        all.insert(bus.clone(), reached);
+    }
+    all
+}
+
+/// Gives indices, and links by them.
+fn number(
+    found: Vec<(Option<String>, GresDevice)>,
+    islands: &BTreeMap<String, Vec<String>>,
+) -> Vec<GresDevice> {
+    let at: BTreeMap<String, u32> =
+        (0..).zip(&found).filter_map(|(n, (bus, _))| Some((bus.clone()?, n))).collect();
+    let mut devices = Vec::new();
+    for (index, (bus, mut device)) in (0..).zip(found) {
+        device.index = index;
+        let reached = bus.as_ref().and_then(|bus| islands.get(bus)).into_iter().flatten();
+        device.links = reached.filter_map(|bus| at.get(bus).copied()).collect();
+        devices.push(device);
+    }
+    devices
+}

@@ -1,0 +1,143 @@
+//! Runs the short-lived process that asks the library, until a deadline. One that hangs in the kernel cannot be ended by anybody: it
+//! is left alone, and no other is started while it is there.
+
+use super::Answer;
+use super::ask::WORD;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// An answer is a few hundred bytes for each GPU.
+const MOST: usize = 1 << 20;
+
+/// What is run, and what is left of it.
+#[derive(Debug)]
+pub struct Helper {
+    program: PathBuf,
+    words: Vec<String>,
+    deadline: Duration,
+    hanging: Option<Child>,
+}
+
+impl Helper {
+    /// `program words…` asks and answers within `deadline`.
+    pub fn new(program: PathBuf, words: Vec<String>, deadline: Duration) -> Helper {
+        Helper { program, words, deadline, hanging: None }
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// In words, why there is no answer.
+    pub fn ask(&mut self) -> Result<Answer, String> {
+        if let Some(mut child) = self.hanging.take()
+            && matches!(child.try_wait(), Ok(None))
+        {
+            self.hanging = Some(child);
+            return Err("a call of the driver that was made before still hangs in the kernel".into());
+        }
+        let mut child = Command::new(&self.program)
+            .args(&self.words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
+        let end = Instant::now() + self.deadline;
+        let text = child.stdout.take().map_or_else(Vec::new, |out| read(out, end));
+        let Some(line) = answer(&text) else {
+            return Err(self.ended(child, end));
+        };
+        // It has said what there was to say.
+        let _ = child.kill();
+        if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
+            self.hanging = Some(child);
+        }
+        serde_json::from_str(line).map_err(|e| format!("the answer cannot be read: {e}"))
+    }
+
+    /// Why a process that gave no answer did not.
+    fn ended(&mut self, mut child: Child, end: Instant) -> String {
+        if Instant::now() < end && gone(&mut child, end) {
+            return match child.try_wait() {
+                Ok(Some(status)) => format!("asking the driver ended with {status}"),
+                _ => "asking the driver ended without an answer".into(),
+            };
+        }
+        let _ = child.kill();
+        if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
+            self.hanging = Some(child);
+        }
+        format!("the driver did not answer within {} s", self.deadline.as_secs_f32())
+    }
+}
+
+/// Whether it has ended, waiting until then.
+fn gone(child: &mut Child, end: Instant) -> bool {
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => return false,
+            Ok(Some(_)) | Err(_) => return true,
+        }
+    }
+}
+
+/// What comes until the end, the deadline, or a whole answer.
+fn read(mut out: impl Read + std::os::fd::AsFd, end: Instant) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 8192];
+    while text.len() < MOST && answer(&text).is_none() {
+        let left = end.saturating_duration_since(Instant::now());
+        let Ok(left) = rustix::time::Timespec::try_from(left) else { break };
+        match poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&left)) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => break,
+        }
+        match out.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+    text
+}
+
+/// The whole line that carries the answer.
+fn answer(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok()?;
+    let whole = &text[..=text.rfind('\n')?];
+    whole.lines().find_map(|line| line.strip_prefix(WORD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, deadline: u64) -> Helper {
+        let words = vec!["-c".to_string(), script.to_string()];
+        Helper::new("/bin/sh".into(), words, Duration::from_millis(deadline))
+    }
+
+    #[test]
+    fn an_answer_is_read_whatever_else_is_said_and_whatever_comes_after() {
+        let answer =
+            shell("echo hello; echo 'gpus {\"driver\":\"550.1\"}'; sleep 100", 60_000).ask().unwrap();
+        assert_eq!(answer.driver.as_deref(), Some("550.1"));
+    }
+
+    #[test]
+    fn what_hangs_or_crashes_is_told() {
+        let hung = shell("exec sleep 100", 50).ask().unwrap_err();
+        assert!(hung.contains("did not answer within"), "{hung}");
+        let crashed = shell("kill -SEGV $$", 60_000).ask().unwrap_err();
+        assert!(crashed.contains("signal: 11"), "{crashed}");
+        let odd = shell("echo 'gpus {'", 60_000).ask().unwrap_err();
+        assert!(odd.contains("cannot be read"), "{odd}");
+        let absent = Helper::new("/no/such".into(), Vec::new(), Duration::from_secs(1)).ask().unwrap_err();
+        assert!(absent.contains("/no/such"), "{absent}");
+    }
+}

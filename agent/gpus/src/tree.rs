@@ -1,0 +1,109 @@
+//! What the node says of itself in files, below a directory that is `/` but in tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A node's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// This machine's.
+    pub fn host() -> Tree {
+        Tree { root: PathBuf::from("/") }
+    }
+
+    /// Recorded ones.
+    pub fn at(root: impl Into<PathBuf>) -> Tree {
+        Tree { root: root.into() }
+    }
+
+    /// Where a path of the node is; `path` may begin with a slash.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// A file's text without spaces around it; `None` when it cannot be read.
+    pub fn text(&self, path: &str) -> Option<String> {
+        let bytes = fs::read(self.path(path)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).trim().to_string())
+    }
+
+    /// A file's bytes.
+    pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
+        fs::read(self.path(path)).ok()
+    }
+
+    /// A number, decimal or with `0x`.
+    pub fn number(&self, path: &str) -> Option<u64> {
+        number(&self.text(path)?)
+    }
+
+    /// Names in a directory, in order; none when it cannot be read.
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// Whether something is there.
+    pub fn has(&self, path: &str) -> bool {
+        self.path(path).exists()
+    }
+
+    /// Where a path leads through its links, as a path of the node; links that are absolute stay below the root.
+    pub fn real(&self, path: &str) -> Option<String> {
+        let mut here = path.to_string();
+        for _ in 0..40 {
+            let Ok(target) = fs::read_link(self.path(&here)) else {
+                return self.has(&here).then_some(here);
+            };
+            let target = target.to_str()?;
+            here = match target.starts_with('/') {
+                true => target.to_string(),
+                false => joined(Path::new(&here).parent()?.to_str()?, target),
+            };
+        }
+        None
+    }
+}
+
+/// Lexically, without leaving `/`.
+fn joined(dir: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = dir.split('/').filter(|p| !p.is_empty()).collect();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Decimal, or hexadecimal with `0x`.
+pub fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// The kernel's lists of CPUs, `0-3,8`. What is no list is empty; more than a machine can have is, too.
+pub fn cpu_list(text: &str) -> Vec<u32> {
+    const MOST: u32 = 1 << 16;
+    let mut cpus = Vec::new();
+    for part in text.split(',').filter(|p| !p.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.trim().parse::<u32>(), last.trim().parse::<u32>()) {
+            (Ok(first), Ok(last)) if first <= last && last < MOST => cpus.extend(first..=last),
+            _ => return Vec::new(),
+        }
+    }
+    cpus
+}

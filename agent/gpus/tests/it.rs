@@ -1,0 +1,287 @@
+//! Detection and injection on recorded trees of several drivers, with a library that stands in for NVIDIA's.
+
+mod trees;
+
+use berth_gpus::inject::{LIBRARIES, capabilities, specification};
+use berth_gpus::nvml::helper::Helper;
+use berth_gpus::{Found, Tree, look};
+use berth_model::hardware::{GresDevice, Vendor};
+use std::path::Path;
+use std::time::Duration;
+use trees::Recorded;
+
+/// Is run in a process of its own by the others.
+#[test]
+fn asks() {
+    if std::env::var_os("ASKS").is_some() {
+        println!();
+        berth_gpus::nvml::ask::main(std::io::stdout()).unwrap();
+    }
+}
+
+/// Builds the stand-in into a directory.
+fn library(dir: &Path) {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin.c");
+    let out = dir.join("libnvidia-ml.so.1");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .arg(&out)
+        .arg(source)
+        .status();
+    assert!(built.unwrap().success());
+}
+
+fn helper(lib: &Path, gpus: u32, mode: &str, seconds: f32) -> Helper {
+    let exe = std::env::current_exe().unwrap().display().to_string();
+    let lib = lib.display();
+    let words = [
+        format!("LD_LIBRARY_PATH={lib}"),
+        format!("PATH={lib}:/usr/bin:/bin"),
+        format!("STANDIN_GPUS={gpus}"),
+        format!("STANDIN_MODE={mode}"),
+        "ASKS=1".into(),
+        exe,
+        "--exact".into(),
+        "asks".into(),
+        "--nocapture".into(),
+    ];
+    Helper::new("/usr/bin/env".into(), words.into(), Duration::from_secs_f32(seconds))
+}
+
+/// A tree with `gpus` GPUs, and what is found with the library in that mode.
+fn found(gpus: u32, mode: &str) -> Found {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(gpus);
+    tree.write(
+        "/proc/driver/nvidia/capabilities/gpu0/mig/gi7/access",
+        "DeviceFileMinor: 66\nDeviceFileMode: 292\n",
+    );
+    tree.write("/proc/driver/nvidia/capabilities/gpu0/mig/gi7/ci0/access", "DeviceFileMinor: 67\n");
+    tree.write("/dev/nvidia-caps/nvidia-cap66", "");
+    tree.write("/dev/nvidia-caps/nvidia-cap67", "");
+    let smi = "#!/bin/sh\necho '<mig_device><index>0</index><gpu_instance_id>7</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>'\n";
+    let file = lib.path().join("nvidia-smi");
+    std::fs::write(&file, smi).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    look(&tree.tree(), "", || helper(lib.path(), gpus, mode, 60.0).ask())
+}
+
+fn faults(found: &Found) -> Vec<&str> {
+    found.devices.iter().map(|d| d.fault.as_deref().unwrap_or("")).collect()
+}
+
+#[test]
+fn gpus_are_found_in_the_order_of_their_addresses() {
+    let found = found(2, "links");
+    let [first, second] = &found.devices[..] else { panic!("{found:?}") };
+    // The library counts from the highest address.
+    assert_eq!((first.index, first.bus.as_deref()), (0, Some("0000:70:00.0")));
+    assert_eq!(first.uuid.as_deref(), Some("GPU-00000001-0000-0000-0000-000000000000"));
+    assert_eq!(first.kind.as_deref(), Some("nvidia_a100-sxm4-40gb"));
+    let files: Vec<String> = first.files.iter().map(|f| f.display().into_owned()).collect();
+    assert_eq!(files, ["/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]);
+    assert_eq!((first.memory, first.numa, &first.cpus[..]), (40960, Some(1), &[16, 17, 18, 19, 40][..]));
+    assert_eq!((&first.links[..], &second.links[..], second.index), (&[1][..], &[0][..], 1));
+    assert_eq!((faults(&found), first.vendor), (vec!["", ""], Vendor::Nvidia));
+    assert_eq!(found.answer.cuda, Some((12, 2)));
+    assert_eq!(found.answer.gpus[0].brand.as_deref(), Some("tesla"));
+    assert_eq!((found.answer.gpus[0].busy, found.answer.gpus[0].used), (Some(37), Some(1024)));
+}
+
+#[test]
+fn gpus_on_one_switch_are_one_island_and_those_without_links_are_none() {
+    let links = |found: &Found| found.devices.iter().map(|d| d.links.clone()).collect::<Vec<_>>();
+    let eight = links(&found(8, "switch"));
+    for (at, reached) in (0..8).zip(&eight) {
+        assert_eq!(*reached, (0..8).filter(|n| *n != at).collect::<Vec<u32>>());
+    }
+    assert_eq!(links(&found(2, "ok")), [Vec::<u32>::new(), Vec::new()]);
+    assert_eq!(links(&found(4, "links")), [[1], [0], [3], [2]]);
+}
+
+#[test]
+fn parts_of_a_divided_gpu_are_devices_with_their_own_files() {
+    let found = found(2, "mig");
+    let kinds: Vec<&str> = found.devices.iter().filter_map(|d| d.kind.as_deref()).collect();
+    let part = "nvidia_a100-sxm4-40gb_1g.5gb";
+    assert_eq!(kinds, ["nvidia_a100-sxm4-40gb", part, part]);
+    let one = &found.devices[1];
+    assert!(one.uuid.as_deref().is_some_and(|u| u.starts_with("MIG-")) && one.memory == 4864, "{one:?}");
+    let files: Vec<String> = one.files.iter().map(|f| f.display().into_owned()).collect();
+    assert!(files.contains(&"/dev/nvidia0".to_string()), "{files:?}");
+    assert_eq!(files[files.len() - 2..], ["/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67"]);
+    // Nobody knows which files the other one has.
+    assert_eq!((one.fault.clone(), found.devices[2].fault.is_some()), (None, true));
+}
+
+#[test]
+fn what_is_wrong_fences_the_gpu_or_all_with_the_reason() {
+    for (mode, all, said) in [
+        ("mismatch", true, "the kernel module is 535.54.03"),
+        ("nodriver", true, "no driver is loaded"),
+        ("crash", true, "signal: 6"),
+        ("lost", false, "fell off the bus"),
+        ("ecc", false, "3 uncorrected memory errors"),
+    ] {
+        let found = found(2, mode);
+        let faults = faults(&found);
+        assert_eq!(faults.len(), 2, "{mode}");
+        assert_eq!(
+            faults.iter().filter(|f| f.contains(said)).count(),
+            if all { 2 } else { 1 },
+            "{mode}: {faults:?}"
+        );
+        assert!(found.wrong.iter().any(|w| w.contains(said) && w.contains("is fenced")), "{:?}", found.wrong);
+        if !all {
+            assert_eq!(faults.iter().filter(|f| f.is_empty()).count(), 1, "{mode}: {faults:?}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_hangs_fences_the_gpus_and_not_the_agent() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "hang", 0.2).ask());
+    assert!(faults(&found)[0].contains("did not answer within 0.2 s"), "{found:?}");
+}
+
+#[test]
+fn a_node_without_a_library_or_with_another_one_says_so() {
+    let lib = tempfile::tempdir().unwrap();
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
+    assert!(faults(&found)[0].contains("libnvidia-ml.so.1 is not on the node"), "{found:?}");
+    // The package was upgraded under a driver that is still loaded.
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    tree.driver("/usr/lib/x86_64-linux-gnu", "550.54.14");
+    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
+    assert!(faults(&found)[0].contains("module is 535.54.03, libnvidia-ml is 550.54.14"), "{found:?}");
+    // Without the driver nobody is asked.
+    let none = look(&Recorded::new().tree(), "", || panic!("asked"));
+    assert_eq!(none, Found::default());
+}
+
+#[test]
+fn errors_in_the_kernels_log_and_devices_that_read_as_ones_are_faults() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(3);
+    tree.bytes("/sys/bus/pci/devices/0000:80:00.0/config", &[0xff; 64]);
+    let log = "NVRM: Xid (PCI:0000:70:00): 79, pid=1, GPU has fallen off the bus.";
+    let found = look(&tree.tree(), log, || helper(lib.path(), 3, "ok", 60.0).ask());
+    let faults = faults(&found);
+    assert_eq!(faults[0], "");
+    assert!(faults[1].starts_with("Xid 79") && faults[2].starts_with("it fell off"), "{faults:?}");
+}
+
+fn given(tree: &Tree, found: &Found, wanted: Option<&str>, path: &str) -> (Vec<String>, Vec<String>) {
+    let _ = tree;
+    let spec = specification(&found.devices, found.driver.as_ref(), &capabilities(wanted), path, false);
+    let text = serde_json::to_string(&spec).unwrap();
+    assert_eq!(berth_gpus::cdi::Spec::parse(&text).unwrap(), spec, "what is made can be read");
+    let edits = spec.all_edits();
+    (edits.mounts.into_iter().map(|m| format!("{} {}", m.host_path, m.container_path)).collect(), edits.env)
+}
+
+#[test]
+fn a_container_gets_the_libraries_of_the_drivers_very_version() {
+    for (tree, version, dir) in [
+        (Recorded::debian("470.256.02"), "470.256.02", "/usr/lib/x86_64-linux-gnu"),
+        (Recorded::debian("535.54.03"), "535.54.03", "/usr/lib/x86_64-linux-gnu"),
+        (Recorded::open("550.54.14"), "550.54.14", "/usr/lib64"),
+        (Recorded::open("570.86.10"), "570.86.10", "/usr/lib64"),
+    ] {
+        // What an upgrade left behind.
+        tree.write(&format!("{dir}/libcuda.so.418.1.1"), "");
+        let found = look(&tree.gpus(1).tree(), "", || Err("not asked".into()));
+        let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
+        let found = Found { devices: vec![device], ..found };
+        let (mounts, env) = given(&Tree::host(), &found, None, "/opt/lib");
+        let has = |text: String| assert!(mounts.contains(&text), "{version}: {text}: {mounts:?}");
+        has(format!("{dir}/libcuda.so.{version} {LIBRARIES}/libcuda.so.1"));
+        has(format!("{dir}/libcuda.so.{version} {LIBRARIES}/libcuda.so"));
+        has(format!("{dir}/libnvidia-ml.so.{version} {LIBRARIES}/libnvidia-ml.so.1"));
+        has(format!("{dir}/libnvidia-ptxjitcompiler.so.{version} {LIBRARIES}/libnvidia-ptxjitcompiler.so.1"));
+        has("/usr/bin/nvidia-smi /usr/bin/nvidia-smi".into());
+        has(format!("/lib/firmware/nvidia/{version} /lib/firmware/nvidia/{version}"));
+        has("/run/nvidia-persistenced/socket /run/nvidia-persistenced/socket".into());
+        assert_eq!(env, [format!("LD_LIBRARY_PATH={LIBRARIES}:/opt/lib")]);
+        assert!(
+            !mounts.iter().any(|m| m.contains("418") || m.contains("GLX") || m.contains("encode")),
+            "{mounts:?}"
+        );
+        let (all, _) = given(&Tree::host(), &found, Some("all"), "");
+        assert!(all.iter().any(|m| m.ends_with("libGLX_nvidia.so.0")) && all.len() > mounts.len());
+        let (utility, _) = given(&Tree::host(), &found, Some("utility,nonsense"), "");
+        assert!(!utility.iter().any(|m| m.contains("libcuda")), "{utility:?}");
+    }
+}
+
+#[test]
+fn without_devices_of_nvidia_nothing_of_its_driver_comes() {
+    let found = look(&Recorded::debian("535.54.03").gpus(1).tree(), "", || Err("not asked".into()));
+    let other = Found { devices: vec![GresDevice { vendor: Vendor::Amd, ..GresDevice::default() }], ..found };
+    assert_eq!(given(&Tree::host(), &other, Some("all"), ""), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_driver_without_its_cuda_library_is_told() {
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    std::fs::remove_file(tree.tree().path("/usr/lib/x86_64-linux-gnu/libcuda.so.535.54.03")).unwrap();
+    let found = look(&tree.tree(), "", || Err("not asked".into()));
+    assert!(found.driver.is_none() && found.wrong[0].contains("libcuda.so.535.54.03"), "{:?}", found.wrong);
+}
+
+#[test]
+fn amds_and_intels_are_found_by_the_kernels_files() {
+    let tree = Recorded::new();
+    tree.amd(1, 128, 0x8300, 1);
+    tree.amd(2, 129, 0x4300, 2);
+    tree.write("/sys/class/kfd/kfd/topology/nodes/0/properties", "cpu_cores_count 64\nsimd_count 0\n");
+    tree.write("/dev/kfd", "");
+    tree.intel(130, "0000:9a:00.0", 0x0bda);
+    tree.intel(131, "0000:00:02.0", 0x4680);
+    let found = look(&tree.tree(), "", || panic!("asked"));
+    let [first, second, third] = &found.devices[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (first.bus.as_deref(), first.kind.as_deref()),
+        (Some("0000:43:00.0"), Some("amd_instinct_mi250x"))
+    );
+    let files = |d: &GresDevice| d.files.iter().map(|f| f.display().into_owned()).collect::<Vec<_>>();
+    assert_eq!(files(first), ["/dev/kfd", "/dev/dri/renderD129", "/dev/dri/card1"]);
+    assert_eq!((first.memory, &first.links[..], first.vendor), (65520, &[1][..], Vendor::Amd));
+    assert_eq!((second.index, &second.links[..]), (1, &[0][..]));
+    assert_eq!((third.index, third.kind.as_deref()), (2, Some("intel_max_1100")));
+    assert_eq!(
+        (files(third), third.vendor),
+        (vec!["/dev/dri/renderD130".to_string(), "/dev/dri/card2".into()], Vendor::Intel)
+    );
+}
+
+#[test]
+fn the_loader_itself_reads_a_cache_that_was_written() {
+    use berth_model::ldcache::{Entry, native_flags, parse, write};
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cache");
+    let own = std::fs::read("/etc/ld.so.cache").ok().and_then(|bytes| parse(&bytes).ok()).unwrap_or_default();
+    let path = format!("{LIBRARIES}/libcuda.so.1");
+    let more = Entry {
+        flags: native_flags(),
+        name: "libcuda.so.1".into(),
+        path: path.clone().into(),
+        os: 0,
+        hwcap: 0,
+    };
+    std::fs::write(&file, write(&own.into_iter().chain([more]).collect::<Vec<_>>())).unwrap();
+    // Not every machine has the program.
+    let Ok(out) = std::process::Command::new("/sbin/ldconfig").arg("-p").arg("-C").arg(&file).output() else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = text.lines().find(|l| l.contains("libcuda.so.1")).unwrap_or_default();
+    assert!(line.ends_with(&path), "{line}: {text}");
+}

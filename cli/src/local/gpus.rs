@@ -1,0 +1,69 @@
+//! What a container that is started without the agent gets with NVIDIA's devices: the driver that is on this machine.
+
+use berth_client::error::Failure;
+use berth_gpus::inject::{capabilities, specification};
+use berth_gpus::nvml::helper::Helper;
+use berth_gpus::require::{Have, Verdict, judge};
+use berth_gpus::{Driver, Tree, nvidia};
+use berth_model::ByteStr;
+use berth_model::hardware::{GresDevice, Vendor};
+use berth_runtime::{ContainerRequest, ExtraMount, Rootfs};
+use std::time::Duration;
+
+/// How long the driver may take to say which CUDA it runs, where the image asks.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Adds it to a request that has such devices.
+///
+/// # Errors
+/// The image cannot run with this driver, by its own words.
+pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
+    let is_gpu = |file: &ByteStr| {
+        let number = file.0.strip_prefix(b"/dev/nvidia");
+        number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
+    };
+    if matches!(request.root, Rootfs::Host | Rootfs::Joined) || !request.devices.iter().any(is_gpu) {
+        return Ok(());
+    }
+    let tree = Tree::host();
+    // Devices of that name without the driver are somebody's own.
+    let Some(version) = nvidia::kernel_version(&tree) else { return Ok(()) };
+    let driver = Driver::find(&tree, &version).map_err(Failure::user)?;
+    let env = || request.image.env.iter().chain(&request.env).map(|pair| pair.0.as_slice());
+    let value = |name: &str| {
+        let mut found = env().filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        found.next_back().map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    let verdict = if env().any(|pair| pair.starts_with(b"NVIDIA_REQUIRE_")) {
+        let words = vec!["internal-gpus".to_string()];
+        let answer = Helper::new(crate::own_path()?, words, DEADLINE).ask().map_err(|why| {
+            Failure::user(format!("the image has requirements of the driver, which cannot be asked: {why}"))
+        })?;
+        let first = answer.gpus.first();
+        let have = Have {
+            cuda: answer.cuda,
+            driver: version,
+            brand: first.and_then(|gpu| gpu.brand.clone()),
+            arch: first.and_then(|gpu| gpu.arch),
+        };
+        judge(env(), &have).map_err(Failure::user)?
+    } else {
+        Verdict::Runs
+    };
+    let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
+    let path = request.image.env.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
+    let path = path.map(|path| String::from_utf8_lossy(path).into_owned()).unwrap_or_default();
+    let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
+    let compat = verdict == Verdict::WithCompat;
+    let edits = specification(&[device], Some(&driver), &wanted, &path, compat).all_edits();
+    request.image.env.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
+    for mount in edits.mounts {
+        let target = ByteStr::from(mount.container_path.as_str());
+        if mount.container_path.contains(".so") {
+            request.libraries.push(target.clone());
+        }
+        let source = ByteStr::from(mount.host_path.as_str());
+        request.extra_mounts.push(ExtraMount { source, target, read_only: true });
+    }
+    Ok(())
+}

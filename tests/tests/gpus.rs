@@ -1,0 +1,211 @@
+//! GPUs of a node from detection to the container: a library that stands in for NVIDIA's, recorded files, and real character devices
+//! made by the test.
+
+use berth_tests::{Cmd, Sandbox, Who, images, machine, sandbox};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const VERSION: &str = "535.54.03";
+/// Devices that any program may open, and the minor numbers under which they are GPUs here.
+const NODES: [(u32, &str); 2] = [(240, "10 229"), (241, "10 200")];
+
+/// A node with two GPUs, its cluster, and what goes with it.
+struct Node {
+    sandbox: Sandbox,
+    made: Vec<PathBuf>,
+    /// Device files have one name on a machine.
+    _alone: nix::fcntl::Flock<fs::File>,
+}
+
+impl Node {
+    fn start() -> Node {
+        let _alone = machine::lock("gpus");
+        let mut made = Vec::new();
+        for (minor, number) in NODES {
+            let file = PathBuf::from(format!("/dev/nvidia{minor}"));
+            assert!(!file.exists(), "{} is there: an earlier test left it", file.display());
+            let words = number.split(' ');
+            Cmd::new("mknod").args(["-m", "666"]).arg(&file).arg("c").args(words).ok();
+            made.push(file);
+        }
+        let mut sandbox = Sandbox::empty(Who::root());
+        let work = sandbox.work();
+        let tree = work.join("tree");
+        record(&tree);
+        compile(&work, &tree);
+        sandbox.write("mode", "links");
+        up(&mut sandbox);
+        Node { sandbox, made, _alone }
+    }
+
+    fn gres(&self) -> String {
+        self.sandbox.cmd("sinfo").args(["-h", "-N", "-o", "%G"]).ok().text().trim().to_string()
+    }
+
+    fn srun(&self, words: &[&str]) -> Cmd {
+        let image = format!("--container-image={}", images::debian().display());
+        let mount = format!("--container-mounts={0}:{0}", self.sandbox.work().join("cuda").display());
+        self.sandbox.srun([image, mount].iter().map(String::as_str).chain(words.iter().copied()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for file in &self.made {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+fn up(sandbox: &mut Sandbox) {
+    let work = sandbox.work();
+    let words = [
+        format!("BERTH_GPU_TREE={}", work.join("tree").display()),
+        format!("LD_LIBRARY_PATH={}", work.display()),
+        "STANDIN_GPUS=2".into(),
+        "STANDIN_MINOR=240".into(),
+        format!("STANDIN_MODE={}", work.join("mode").display()),
+        "berth".into(),
+        "up".into(),
+        "--detach".into(),
+    ];
+    sandbox.up_by("env", &words);
+}
+
+/// What the driver's and the kernel's files say.
+fn record(tree: &Path) {
+    let write = |path: &str, text: &str| {
+        let file = tree.join(path.trim_start_matches('/'));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    let line =
+        format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Jun  6 22:20:39 UTC 2023\n");
+    write("/proc/driver/nvidia/version", &line);
+    for (at, (minor, _)) in NODES.iter().enumerate() {
+        let bus = format!("0000:{:02x}:00.0", 0x80 - 0x10 * at);
+        let text = format!("Model: \t\t NVIDIA A100-SXM4-40GB\nDevice Minor: \t {minor}\n");
+        write(&format!("/proc/driver/nvidia/gpus/{bus}/information"), &text);
+        write(&format!("/dev/nvidia{minor}"), "");
+    }
+    write("/usr/bin/nvidia-smi", "#!/bin/sh\necho smi\n");
+    let smi = tree.join("usr/bin/nvidia-smi");
+    fs::set_permissions(smi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// The library of management, a library of CUDA that answers 42, and a program that asks it.
+fn compile(work: &Path, tree: &Path) {
+    let cc = |words: &[&str]| Cmd::new("cc").args(words).ok();
+    let source = machine::workspace().join("agent/gpus/tests/standin.c");
+    let out = work.join("libnvidia-ml.so.1");
+    cc(&["-shared", "-fPIC", "-o", &out.display().to_string(), &source.display().to_string()]);
+    let dir = tree.join("usr/lib64");
+    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(work.join("cuda")).unwrap();
+    let (library, program) = (work.join("cuda.c"), work.join("program.c"));
+    fs::write(&library, "int cuInit(unsigned flags) { return 42 + flags; }\n").unwrap();
+    fs::write(&program, "extern int cuInit(unsigned); int main(void) { return cuInit(0); }\n").unwrap();
+    let cuda = dir.join(format!("libcuda.so.{VERSION}")).display().to_string();
+    cc(&["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", &cuda, &library.display().to_string()]);
+    let out = work.join("cuda/program").display().to_string();
+    cc(&["-o", &out, &program.display().to_string(), &cuda]);
+    fs::copy(work.join("libnvidia-ml.so.1"), dir.join(format!("libnvidia-ml.so.{VERSION}"))).unwrap();
+    std::os::unix::fs::symlink(format!("libnvidia-ml.so.{VERSION}"), dir.join("libnvidia-ml.so.1")).unwrap();
+}
+
+#[test]
+fn a_container_has_its_gpu_its_driver_and_nothing_of_the_other_gpu() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    assert!(node.gres().contains("gpu:nvidia_a100-sxm4-40gb:2"), "{}", node.gres());
+    let program = node.sandbox.work().join("cuda/program").display().to_string();
+    // GPUs are in the order of their addresses: the first one is the one with the higher number.
+    let one = node.srun(&[
+        "--gres=gpu:1",
+        "sh",
+        "-c",
+        "ls /dev | grep nvidia; ls /usr/local/nvidia/lib64; nvidia-smi",
+    ]);
+    let text = one.ok().text();
+    let lines: Vec<&str> = text.lines().collect();
+    let names = [
+        "libcuda.so",
+        "libcuda.so.1",
+        "libcuda.so.535.54.03",
+        "libnvidia-ml.so.1",
+        "libnvidia-ml.so.535.54.03",
+    ];
+    assert_eq!(lines[0], "nvidia241", "{text}");
+    assert_eq!((&lines[1..6], lines[6]), (&names[..], "smi"), "{text}");
+    // By the search path that Berth sets, and by the loader's cache where a script sets another.
+    for before in ["", "LD_LIBRARY_PATH=/nothing ", "unset LD_LIBRARY_PATH; "] {
+        let ran = node.srun(&["--gres=gpu:1", "sh", "-c", &format!("{before}{program}")]).run();
+        assert_eq!(ran.rc, 42, "{before}: {ran}");
+    }
+    // What an image or a user says never widens it; and the other one cannot be opened by its number.
+    let attack = "ls /dev | grep -c nvidia; mknod /tmp/n c 10 229 && exec 3</tmp/n && echo opened; true";
+    let text = node
+        .srun(&["--gres=gpu:1", "--export=ALL,NVIDIA_VISIBLE_DEVICES=all", "sh", "-c", attack])
+        .ok()
+        .text();
+    assert_eq!(text.trim(), "1");
+    // On the node's own filesystem the other one is there and does not open.
+    let host = "for f in 240 241; do (exec 3</dev/nvidia$f) 2>/dev/null && echo $f; done; true";
+    assert_eq!(node.sandbox.srun(["--gres=gpu:1", "sh", "-c", host]).ok().text().trim(), "241");
+    // Without a GPU there is nothing.
+    let none = node.srun(&["sh", "-c", "ls /dev | grep nvidia; ls -d /usr/local/nvidia; true"]).ok().text();
+    assert!(!none.contains("nvidia241") && !none.contains("lib64"), "{none}");
+    assert_eq!(node.sandbox.srun(["sh", "-c", host]).ok().text().trim(), "");
+    // What of the driver comes is said by the variable.
+    let text = node.srun(&[
+        "--gres=gpu:1",
+        "--export=ALL,NVIDIA_DRIVER_CAPABILITIES=utility",
+        "ls",
+        "/usr/local/nvidia/lib64",
+    ]);
+    assert!(!text.ok().text().contains("libcuda"));
+}
+
+#[test]
+fn an_image_that_wants_a_newer_driver_is_refused_before_it_starts() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    let wants = |what: &str, more: &[&str]| {
+        let mut words = vec!["--gres=gpu:1", "true"];
+        words.splice(1..1, more.iter().copied());
+        let mut run = node.srun(&words);
+        run = run.env("NVIDIA_REQUIRE_CUDA", what);
+        run.run()
+    };
+    let refused = wants("cuda>=13.0", &[]);
+    assert!(refused.rc != 0 && refused.to_string().contains("driver 535.54.03 with CUDA 12.2"), "{refused}");
+    assert_eq!(wants("cuda>=12.1", &[]).rc, 0);
+    assert_eq!(wants("cuda>=13.0", &["--export=ALL,NVIDIA_DISABLE_REQUIRE=1"]).rc, 0);
+}
+
+#[test]
+fn a_gpu_that_is_lost_is_fenced_and_the_other_one_works() {
+    if !machine::is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    node.sandbox.write("mode", "lost");
+    node.sandbox.kill_9(node.sandbox.agent());
+    up(&mut node.sandbox);
+    let log = node.sandbox.state().join("log/agent.log");
+    let said = || {
+        fs::read_to_string(&log).unwrap_or_default().contains("is fenced: it fell off the bus").then_some(())
+    };
+    assert!(sandbox::wait(20, said).is_some(), "the log does not say it");
+    let text = node.srun(&["--gres=gpu:1", "sh", "-c", "ls /dev | grep nvidia"]).ok().text();
+    assert_eq!(text.trim(), "nvidia241");
+    // The agent hears that it is well again when it looks anew.
+    node.sandbox.write("mode", "ok");
+    node.sandbox.kill_9(node.sandbox.agent());
+    up(&mut node.sandbox);
+    assert_eq!(node.srun(&["--gres=gpu:2", "sh", "-c", "ls /dev | grep -c nvidia"]).ok().text().trim(), "2");
+}
