@@ -351,6 +351,11 @@ pub struct PartitionConfig {
     pub max_nodes: u32,
     /// Memory in MiB for each CPU of a job that gives none; 0 means the node's share.
     pub default_mem_per_cpu: u64,
+    /// CPUs that come with each GPU of a job that asks for GPUs and says nothing of CPUs; 0 means the node's share.
+    pub default_cpus_per_gpu: u32,
+    /// Memory in MiB that comes with each GPU of a job that gives none; 0 means the node's share, or what
+    /// `default_mem_per_cpu` says.
+    pub default_mem_per_gpu: u64,
     /// `UP` or `DOWN` (takes jobs, starts none), `DRAIN` (takes none, starts what it has), `INACTIVE` (neither).
     pub state: PartitionState,
 }
@@ -365,6 +370,8 @@ impl Default for PartitionConfig {
             default_time: String::new(),
             max_nodes: 0,
             default_mem_per_cpu: 0,
+            default_cpus_per_gpu: 0,
+            default_mem_per_gpu: 0,
             state: PartitionState::Up,
         }
     }

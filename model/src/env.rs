@@ -1,10 +1,11 @@
 //! The environment of batch scripts and tasks: what Slurm's users expect to find there, from a step's launch.
 
+pub mod gpus;
+
 use crate::bytes::ByteStr;
 use crate::distribution::Distribution;
-use crate::hardware::GresDevice;
 use crate::ids::StepId;
-use crate::launch::{NodeShare, StepLaunch};
+use crate::launch::StepLaunch;
 use crate::{hostlist, runs};
 
 /// Whether a step's processes see its own devices only. Then the libraries of GPUs count them from 0, and the
@@ -43,7 +44,7 @@ pub fn step_variables(launch: &StepLaunch, devices: Devices) -> Vec<(String, Byt
         StepId::Batch => batch(&mut env, launch),
         _ => step(&mut env, launch),
     }
-    gpus(&mut env, launch, devices);
+    env.0.extend(gpus::of_step(launch, devices));
     // /tmp is the job's own; a TMPDIR that the submitter chose stays.
     if !has(launch, "TMPDIR") {
         env.set("TMPDIR", "/tmp");
@@ -103,16 +104,20 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_SUBMIT_",
         "SLURM_TOPOLOGY_",
         "SLURM_CPU_BIND",
+        "SLURM_GPU_BIND",
         "SLURM_MEM_BIND",
     ];
     const NAMES: &[&str] = &[
         "CUDA_VISIBLE_DEVICES",
         "ENVIRONMENT",
         "GPU_DEVICE_ORDINAL",
+        "NVIDIA_VISIBLE_DEVICES",
+        "NV_GPU",
         "ROCR_VISIBLE_DEVICES",
         "SLURMD_NODENAME",
         "SLURM_CLUSTER_NAME",
         "SLURM_CPUS_ON_NODE",
+        "SLURM_CPUS_PER_GPU",
         "SLURM_CPUS_PER_TASK",
         "SLURM_DISTRIBUTION",
         "SLURM_EXPORT_ENV",
@@ -122,12 +127,14 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_LABELIO",
         "SLURM_LOCALID",
         "SLURM_MEM_PER_CPU",
+        "SLURM_MEM_PER_GPU",
         "SLURM_MEM_PER_NODE",
         "SLURM_NNODES",
         "SLURM_NODEID",
         "SLURM_NODELIST",
         "SLURM_NPROCS",
         "SLURM_NTASKS",
+        "SLURM_NTASKS_PER_GPU",
         "SLURM_NTASKS_PER_NODE",
         "SLURM_OOM_KILL_STEP",
         "SLURM_OPEN_MODE",
@@ -135,6 +142,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_PRIO_PROCESS",
         "SLURM_PROCID",
         "SLURM_RESTART_COUNT",
+        "SLURM_SHARDS_ON_NODE",
         "SLURM_STEPID",
         "SLURM_TASKS_PER_NODE",
         "SLURM_TASK_PID",
@@ -201,10 +209,11 @@ fn job(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_JOB_CPUS_PER_NODE", runs::print(&layout.cpus));
     env.set("SLURM_JOB_START_TIME", job.start.secs().to_string());
     env.maybe("SLURM_JOB_END_TIME", job.end.map(|t| t.secs()));
-    match (job.mem_per_cpu, job.mem_per_node) {
-        (Some(mib), _) => env.set("SLURM_MEM_PER_CPU", mib.to_string()),
-        (None, Some(mib)) => env.set("SLURM_MEM_PER_NODE", mib.to_string()),
-        (None, None) => {}
+    match (job.mem_per_cpu, job.mem_per_gpu, job.mem_per_node) {
+        (Some(mib), ..) => env.set("SLURM_MEM_PER_CPU", mib.to_string()),
+        (None, Some(mib), _) => env.set("SLURM_MEM_PER_GPU", mib.to_string()),
+        (None, None, Some(mib)) => env.set("SLURM_MEM_PER_NODE", mib.to_string()),
+        (None, None, None) => {}
     }
     env.maybe("SLURM_NTASKS_PER_NODE", job.tasks_per_node);
     if let Some(array) = job.array {
@@ -284,35 +293,6 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
 }
 
-fn gpus(env: &mut Env, launch: &StepLaunch, devices: Devices) {
-    let of = |share: &NodeShare| -> Vec<u32> {
-        share
-            .gres
-            .iter()
-            .filter(|device: &&GresDevice| device.name == "gpu")
-            .map(|device| device.index)
-            .collect()
-    };
-    let (job, own) = (of(&launch.job.share), of(&launch.share));
-    if !job.is_empty() {
-        env.set("SLURM_JOB_GPUS", join(&job));
-    }
-    if own.is_empty() {
-        return;
-    }
-    env.set("SLURM_GPUS_ON_NODE", own.len().to_string());
-    if launch.key.step != StepId::Batch {
-        env.set("SLURM_STEP_GPUS", join(&own));
-    }
-    let visible = match devices {
-        Devices::Confined => join(&(0..count(&own)).collect::<Vec<u32>>()),
-        Devices::Open => join(&own),
-    };
-    for name in ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] {
-        env.set(name, visible.as_str());
-    }
-}
-
 fn count(list: &[u32]) -> u32 {
     u32::try_from(list.len()).unwrap_or(u32::MAX)
 }
@@ -325,8 +305,9 @@ fn join(numbers: &[u32]) -> String {
 mod tests {
     use super::*;
     use crate::het::{HetFacts, HetGroup};
+    use crate::hardware::GresDevice;
     use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
-    use crate::launch::{ArrayPlace, JobFacts, Layout, Program};
+    use crate::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program};
     use crate::limits::Limits;
     use crate::spec::{Identity, IoSpec, JobKind};
     use crate::time::{Span, Time};
@@ -346,7 +327,7 @@ mod tests {
     }
 
     /// The batch script of a job of one task on one node.
-    fn minimal() -> StepLaunch {
+    pub(super) fn minimal() -> StepLaunch {
         let one = layout(&["n1"], &[&[0]], &[1]);
         let share = NodeShare { cpus: vec![0], memory: 500, gres: vec![] };
         StepLaunch {
@@ -380,6 +361,7 @@ mod tests {
                 cpus_per_task: None,
                 mem_per_node: Some(500),
                 mem_per_cpu: Some(500),
+                mem_per_gpu: None,
                 share: share.clone(),
                 subids: false,
                 het: None,
@@ -411,6 +393,7 @@ mod tests {
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
+            gpu_bind: None,
             programs: Vec::new(),
             overcommit: false,
             fabric: None,
@@ -470,7 +453,7 @@ mod tests {
              SLURM_NNODES=2 SLURM_MEM_PER_NODE=200 SLURM_CPUS_ON_NODE=4 SLURM_RESTART_COUNT=2 SLURM_ARRAY_JOB_ID=357 \
              SLURM_ARRAY_TASK_ID=5 SLURM_ARRAY_TASK_COUNT=4 SLURM_ARRAY_TASK_MIN=3 SLURM_ARRAY_TASK_MAX=9 \
              SLURM_ARRAY_TASK_STEP=2 SLURM_JOB_GPUS=0 SLURM_GPUS_ON_NODE=1 CUDA_VISIBLE_DEVICES=0 GPU_DEVICE_ORDINAL=0 \
-             ROCR_VISIBLE_DEVICES=0 ZE_AFFINITY_MASK=0",
+             ROCR_VISIBLE_DEVICES=0 ZE_AFFINITY_MASK=0 NVIDIA_VISIBLE_DEVICES=0 NV_GPU=0",
         );
         assert!(!map.contains_key("SLURM_MEM_PER_CPU") && !map.contains_key("SLURM_STEP_GPUS"));
     }

@@ -1,6 +1,7 @@
 //! What a step's supervisor is told, and what it reports: the content of `launch.json` and `state.json` in
 //! a step's spool directory. Readable by every later agent: fields are only ever added, with defaults.
 
+use crate::bind::gpu::GpuBind;
 use crate::bind::plan::Sockets;
 use crate::bind::{CpuBind, CpuHow, MemBind};
 use crate::bytes::ByteStr;
@@ -107,6 +108,9 @@ pub struct JobFacts {
     /// Given with `--mem-per-cpu`, in MiB.
     #[serde(default)]
     pub mem_per_cpu: Option<u64>,
+    /// Given with `--mem-per-gpu`, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_per_gpu: Option<u64>,
     /// What the job has on this node (the step's share is within it).
     pub share: NodeShare,
     /// The job was submitted with `--container-subids`: its steps may have containers with the user's subordinate ids.
@@ -217,6 +221,9 @@ pub struct StepLaunch {
     /// `--mem-bind`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_bind: Option<MemBind>,
+    /// Which of the step's GPUs each task is told of; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_bind: Option<GpuBind>,
     /// `--multi-prog`: what each task runs instead; empty where all run the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<RankProgram>,

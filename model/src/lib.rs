@@ -9,6 +9,7 @@ pub mod bytes;
 pub mod check;
 pub mod config;
 pub mod count;
+pub mod devices;
 pub mod direct;
 pub mod distribution;
 pub mod effective;

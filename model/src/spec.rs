@@ -1,8 +1,10 @@
 //! What a user asks for: job and step specifications. Container fields are members of their own.
 
+use crate::bind::gpu::GpuBind;
 use crate::bind::plan::Sockets;
 use crate::bind::{CpuBind, MemBind};
 use crate::bytes::ByteStr;
+use crate::devices::DeviceRequest;
 use crate::distribution::Distribution;
 use crate::fabric::FabricChoice;
 use crate::het::HetPlace;
@@ -68,6 +70,9 @@ pub struct ResourceRequest {
     pub memory: MemoryRequest,
     /// Generic resources on each node.
     pub gres: BTreeMap<GresKey, u64>,
+    /// Devices of the whole job, of tasks and sockets, and what comes with each.
+    #[serde(skip_serializing_if = "DeviceRequest::is_empty")]
+    pub devices: DeviceRequest,
     /// Whole nodes.
     pub exclusive: bool,
     /// Must contain all of these nodes.
@@ -95,6 +100,7 @@ impl Default for ResourceRequest {
             cpus_per_task: None,
             memory: MemoryRequest::Default,
             gres: BTreeMap::new(),
+            devices: DeviceRequest::default(),
             exclusive: false,
             node_list: Vec::new(),
             exclude: Vec::new(),
@@ -103,6 +109,15 @@ impl Default for ResourceRequest {
             sockets: None,
             fabric: None,
         }
+    }
+}
+
+impl ResourceRequest {
+    /// Whether it asks for GPUs in any way.
+    pub fn asks_for_gpus(&self) -> bool {
+        let d = &self.devices;
+        let any = |wanted: &BTreeMap<GresKey, u64>| crate::devices::gpus(wanted) > 0;
+        [&self.gres, &d.total, &d.per_task, &d.per_socket].into_iter().any(any) || d.tasks_per_gpu.is_some()
     }
 }
 
@@ -117,6 +132,8 @@ pub enum MemoryRequest {
     PerNode(u64),
     /// `--mem-per-cpu`.
     PerCpu(u64),
+    /// `--mem-per-gpu`.
+    PerGpu(u64),
 }
 
 /// What happens to an output file that exists.
@@ -562,6 +579,12 @@ pub struct StepSpec {
     /// Generic resources of the step on each node; `None` means all of the job's.
     #[serde(default)]
     pub gres: Option<BTreeMap<GresKey, u64>>,
+    /// Devices of the whole step, of its tasks and sockets.
+    #[serde(default, skip_serializing_if = "DeviceRequest::is_empty")]
+    pub devices: DeviceRequest,
+    /// `--gpu-bind`, or what follows from `--gpus-per-task`; absent: each task is told of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_bind: Option<GpuBind>,
     /// `--overlap`: shares CPUs with the job's other steps.
     #[serde(default)]
     pub overlap: bool,

@@ -12,6 +12,7 @@ mod commands;
 mod components;
 mod containers;
 mod copying;
+mod devices;
 mod direct;
 mod diskless;
 mod documented;

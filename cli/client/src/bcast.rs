@@ -141,6 +141,8 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         cpus_per_task: None,
         memory: MemoryRequest::Default,
         gres: None,
+        devices: Default::default(),
+        gpu_bind: None,
         overlap: true,
         exact: false,
         immediate: None,

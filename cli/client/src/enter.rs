@@ -103,6 +103,8 @@ async fn create(
         cpus_per_task: None,
         memory: MemoryRequest::Default,
         gres: None,
+        devices: Default::default(),
+        gpu_bind: None,
         overlap: true,
         exact: false,
         immediate: None,

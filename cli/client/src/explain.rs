@@ -102,6 +102,7 @@ impl Asked<'_> {
             cpus_per_task: r.cpus_per_task,
             mem_per_node: Some(share.memory),
             mem_per_cpu: per_cpu(r.memory),
+            mem_per_gpu: per_gpu(r.memory),
             share: share.clone(),
             subids: has_subids(job.container.as_ref()),
         };
@@ -168,6 +169,7 @@ impl Asked<'_> {
             cpus_per_task: r.cpus_per_task,
             mem_per_node: Some(share.memory),
             mem_per_cpu: per_cpu(r.memory),
+            mem_per_gpu: per_gpu(r.memory),
             share: share.clone(),
             subids: has_subids(info.spec.container.as_ref()),
         };
@@ -215,6 +217,7 @@ impl Asked<'_> {
             task_epilog: step.task_epilog.clone(),
             cpu_bind: step.cpu_bind.clone(),
             mem_bind: step.mem_bind.clone(),
+            gpu_bind: step.gpu_bind.clone(),
             programs: step.programs.clone(),
             overcommit: step.overcommit,
             fabric: step.fabric,
@@ -304,6 +307,7 @@ impl Asked<'_> {
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
+            gpu_bind: None,
             programs: Vec::new(),
             overcommit: false,
             fabric: None,
@@ -357,6 +361,10 @@ fn contained(container: Option<ContainerSpec>) -> Option<ContainerSpec> {
 
 fn per_cpu(memory: MemoryRequest) -> Option<u64> {
     if let MemoryRequest::PerCpu(mib) = memory { Some(mib) } else { None }
+}
+
+fn per_gpu(memory: MemoryRequest) -> Option<u64> {
+    if let MemoryRequest::PerGpu(mib) = memory { Some(mib) } else { None }
 }
 
 /// Tasks, and tasks on each node, spread over so many nodes in blocks.

@@ -1,6 +1,7 @@
 //! `--cpu-bind` and `--mem-bind`: on which of a step's CPUs and NUMA nodes each of its tasks runs. The texts, and in
-//! [`plan`] what they come to on a node.
+//! [`plan`] what they come to on a node; in [`gpu`] which GPUs tasks are told of.
 
+pub mod gpu;
 pub mod plan;
 
 use crate::grammar::BadText;

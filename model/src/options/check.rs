@@ -33,16 +33,18 @@ impl ContainerOptions {
 
 /// Refuses what no source alone shows: two options that exclude each other, from the same source.
 pub(super) fn contradictions(options: &SubmitOptions) -> Result<(), OptionError> {
-    if let (Some(mem), Some(per_cpu)) = (options.source("mem"), options.source("mem-per-cpu"))
-        && mem.rank() == per_cpu.rank()
-    {
-        return Err(OptionError::fatal(match mem {
+    let memory = ["mem", "mem-per-cpu", "mem-per-gpu"];
+    let mut given: Vec<super::Source> = memory.iter().filter_map(|long| options.source(long)).collect();
+    given.sort_by_key(|source| source.rank());
+    if let Some(pair) = given.windows(2).find(|pair| pair[0].rank() == pair[1].rank()) {
+        return Err(OptionError::fatal(match pair[0] {
             super::Source::Environment(name) if name.starts_with("SLURM_") => {
                 "SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive."
             }
             _ => "--mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.",
         }));
     }
+    super::devices::contradictions(options)?;
     if options.quiet && options.verbose > 0 {
         let (quiet, verbose) = (options.source("quiet"), options.source("verbose"));
         if quiet.map(|s| s.rank()) == verbose.map(|s| s.rank()) {

@@ -5,8 +5,8 @@ use super::resolve::{OptionError, Source};
 use super::row::Command;
 use super::submit::{ContainerOptions, Propagate, SubmitOptions};
 use crate::bytes::ByteStr;
+use crate::count::NodeCount;
 use crate::distribution::Distribution;
-use crate::gres::Wanted;
 use crate::ids::SubmissionId;
 use crate::limits::{Limits, OF_A_LOGIN, Resource};
 use crate::spec::{
@@ -97,7 +97,7 @@ impl SubmitOptions {
     /// The job's specification. `image` is the resolved `--container-image`.
     ///
     /// # Errors
-    /// Container options without an image; `--gpus` with several nodes.
+    /// Container options without an image; options about GPUs that contradict one another.
     pub fn job_spec(
         &self,
         by: &Submitter,
@@ -160,7 +160,7 @@ impl SubmitOptions {
     ///
     /// # Errors
     /// Options of a job typed for a step of a running one; container options where neither step nor job has an
-    /// image; `--gpus` with several nodes.
+    /// image; options about GPUs that contradict one another.
     pub fn step_spec(
         &self,
         by: &Submitter,
@@ -204,22 +204,27 @@ impl SubmitOptions {
                 ],
             ));
         }
-        let ntasks = self.ntasks.or(listed);
+        let mut asked = self.asked(inside.is_some())?;
+        if inside.is_some() {
+            self.leave_job_gpus(&mut asked);
+        }
+        let ntasks = asked.ntasks.or(listed);
         let tasks = ntasks.or_else(|| self.nodes.map(|n| n.min)).unwrap_or(1);
         let file = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks).file();
         // A job of its own may have got more than the fewest nodes: the step has all of them.
-        let nodes = self.nodes_for_tasks(&mut notes);
+        let nodes = self.nodes_for_tasks(asked.nodes, asked.ntasks, &mut notes);
         let nodes = nodes.filter(|n| inside.is_some() || n.min == n.max).map(|n| n.min);
         // A job's --ntasks-per-node, which its environment carries, yields to the step's own --ntasks.
-        let tasks_per_node = self.ntasks_per_node.filter(|_| {
+        let tasks_per_node = asked.tasks_per_node.filter(|_| {
             let rank = |long| self.source(long).map(|source| source.rank());
             self.ntasks.is_none() || rank("ntasks") <= rank("ntasks-per-node")
         });
-        let gres = self.all_gres()?;
         // The memory in a job's environment is the job's: a step that asks for none itself shares it.
         let inherited = |long| matches!(self.source(long), None | Some(Source::Environment(_)));
         let memory = match inside {
-            Some(_) if inherited("mem") && inherited("mem-per-cpu") => MemoryRequest::Default,
+            Some(_) if ["mem", "mem-per-cpu", "mem-per-gpu"].into_iter().all(inherited) => {
+                MemoryRequest::Default
+            }
             _ => self.memory(),
         };
         let own_name = self.job_name.clone().filter(|_| inside.is_none() || self.typed("job-name"));
@@ -233,9 +238,11 @@ impl SubmitOptions {
             exclude: self.exclude.clone(),
             relative: self.relative,
             distribution,
-            cpus_per_task: self.cpus_per_task,
+            cpus_per_task: asked.cpus_per_task,
             memory,
-            gres,
+            gres: asked.per_node,
+            devices: asked.devices,
+            gpu_bind: asked.bind,
             overlap: self.overlap,
             exact: self.exact || (inside.is_some() && self.exclusive),
             immediate: self.immediate,
@@ -308,39 +315,43 @@ impl SubmitOptions {
         }
     }
 
-    /// The memory asked for: of `--mem` and `--mem-per-cpu` the one from the greater source.
+    /// The memory asked for: of `--mem`, `--mem-per-cpu` and `--mem-per-gpu` the one from the greatest source.
     pub fn memory(&self) -> MemoryRequest {
         let rank = |long| self.source(long).map(Source::rank);
-        match (self.mem, self.mem_per_cpu) {
-            (Some(mem), per_cpu) if per_cpu.is_none() || rank("mem") > rank("mem-per-cpu") => {
-                MemoryRequest::PerNode(mem)
-            }
+        let given = [
+            (rank("mem"), self.mem.map(MemoryRequest::PerNode)),
+            (rank("mem-per-cpu"), self.mem_per_cpu.map(MemoryRequest::PerCpu)),
+            (rank("mem-per-gpu"), self.devices.mem_per_gpu.map(MemoryRequest::PerGpu)),
+        ];
+        let greatest = given
+            .into_iter()
+            .filter_map(|(rank, memory)| Some((rank, memory?)))
+            .max_by_key(|(rank, _)| *rank);
+        match greatest {
             // No memory for a CPU is all of the node's, as with --mem=0.
-            (_, Some(0)) => MemoryRequest::PerNode(0),
-            (_, Some(per_cpu)) => MemoryRequest::PerCpu(per_cpu),
-            _ => MemoryRequest::Default,
+            Some((_, MemoryRequest::PerCpu(0) | MemoryRequest::PerGpu(0))) => MemoryRequest::PerNode(0),
+            Some((_, memory)) => memory,
+            None => MemoryRequest::Default,
         }
     }
 
     fn resources(&self, notes: &mut Vec<String>) -> Result<ResourceRequest, OptionError> {
         let distribution = self.layout()?;
-        let nodes = self.nodes_for_tasks(notes);
+        let asked = self.asked(false)?;
+        let nodes = self.nodes_for_tasks(asked.nodes, asked.ntasks, notes);
         let named = u32::try_from(self.nodelist.len()).unwrap_or(u32::MAX);
-        let mut max_nodes = nodes.map(|n| n.max.max(named));
-        if self.gpus.is_some() && max_nodes.is_none() {
-            max_nodes = Some(named.max(1));
-        }
         Ok(ResourceRequest {
             min_nodes: nodes.map_or(1, |n| n.min).max(named),
-            max_nodes,
+            max_nodes: nodes.map(|n| n.max.max(named)),
             tasks: match &distribution {
-                Some(Distribution::Arbitrary(list)) => self.ntasks.or(u32::try_from(list.len()).ok()),
-                _ => self.ntasks,
+                Some(Distribution::Arbitrary(list)) => asked.ntasks.or(u32::try_from(list.len()).ok()),
+                _ => asked.ntasks,
             },
-            tasks_per_node: self.ntasks_per_node,
-            cpus_per_task: self.cpus_per_task,
+            tasks_per_node: asked.tasks_per_node,
+            cpus_per_task: asked.cpus_per_task,
             memory: self.memory(),
-            gres: self.all_gres()?.unwrap_or_default(),
+            gres: asked.per_node.unwrap_or_default(),
+            devices: asked.devices,
             exclusive: self.exclusive,
             node_list: self.nodelist.clone(),
             exclude: self.exclude.clone(),
@@ -405,10 +416,15 @@ impl SubmitOptions {
         super::check::nodes(self)
     }
 
-    /// `--nodes`, but no more than there are tasks.
-    fn nodes_for_tasks(&self, notes: &mut Vec<String>) -> Option<crate::count::NodeCount> {
-        let nodes = self.nodes?;
-        match self.ntasks {
+    /// As many nodes as were asked for, but no more than there are tasks.
+    fn nodes_for_tasks(
+        &self,
+        nodes: Option<NodeCount>,
+        ntasks: Option<u32>,
+        notes: &mut Vec<String>,
+    ) -> Option<NodeCount> {
+        let nodes = nodes?;
+        match ntasks {
             Some(tasks) if tasks < nodes.min => {
                 if self.source("nodes").is_some_and(|s| !matches!(s, Source::Environment(_))) {
                     notes.push(format!(
@@ -416,63 +432,10 @@ impl SubmitOptions {
                         nodes.min
                     ));
                 }
-                Some(crate::count::NodeCount { min: tasks, max: tasks })
+                Some(NodeCount { min: tasks, max: tasks })
             }
             _ => Some(nodes),
         }
-    }
-
-    /// `--gres`, `--gpus-per-node` and `--gpus` together; `None` when none of them was given. GPUs named by one
-    /// source replace those of a lesser one; two numbers from the same source contradict each other.
-    fn all_gres(&self) -> Result<Option<Wanted>, OptionError> {
-        let nodes = self.nodes.map_or(1, |n| n.max.min(self.ntasks.unwrap_or(u32::MAX)));
-        if self.gpus.is_some() && (nodes > 1 || self.nodelist.len() > 1) {
-            return Err(OptionError::error(
-                255,
-                vec![
-                    "--gpus counts GPUs of the whole job, which this release takes for jobs of one node"
-                        .to_string(),
-                    "write the GPUs of each node: --gpus-per-node=COUNT or --gres=gpu:COUNT".to_string(),
-                ],
-            ));
-        }
-        let given = [("gres", &self.gres), ("gpus-per-node", &self.gpus_per_node), ("gpus", &self.gpus)];
-        let mut given: Vec<(&str, Option<u8>, &Wanted)> = given
-            .into_iter()
-            .filter_map(|(long, wanted)| Some((long, self.source(long).map(Source::rank), wanted.as_ref()?)))
-            .collect();
-        if given.is_empty() {
-            return Ok(None);
-        }
-        given.sort_by_key(|(_, rank, _)| std::cmp::Reverse(*rank));
-        let mut all = Wanted::new();
-        let mut decided: Option<(&str, Option<u8>, Wanted)> = None;
-        for (long, rank, wanted) in given {
-            let (gpus, others): (Wanted, Wanted) =
-                wanted.iter().map(|(k, n)| (k.clone(), *n)).partition(|(key, _)| key.name == "gpu");
-            all.extend(others);
-            // `--gres=none` and `--gpus=0` decide that there are none; `--gres=nic:1` decides nothing of GPUs.
-            if gpus.is_empty() && !wanted.is_empty() {
-                continue;
-            }
-            match &decided {
-                None => decided = Some((long, rank, gpus)),
-                Some((other, at, there)) if *at == rank && *there != gpus => {
-                    let line = format!(
-                        "--{long} asks for {} where --{other} asks for {}",
-                        crate::gres::print(&gpus),
-                        crate::gres::print(there)
-                    );
-                    return Err(OptionError::error(
-                        255,
-                        vec![line, "give the GPUs of a node by one option".to_string()],
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        all.extend(decided.map(|(_, _, gpus)| gpus).unwrap_or_default());
-        Ok(Some(all))
     }
 
     fn limits(&self, by: &Submitter) -> Limits {
@@ -534,15 +497,8 @@ impl SubmitOptions {
             let letter = if mode == crate::spec::OpenMode::Append { "a" } else { "t" };
             add("SLURM_OPEN_MODE", letter.to_string());
         }
-        for (name, wanted) in [("SLURM_GPUS", &self.gpus), ("SLURM_GPUS_PER_NODE", &self.gpus_per_node)] {
-            if let Some(wanted) = wanted {
-                let items = wanted.iter().map(|(key, n)| match &key.kind {
-                    Some(kind) => format!("{kind}:{n}"),
-                    None => n.to_string(),
-                });
-                let list = items.collect::<Vec<_>>().join(",");
-                add(name, if list.is_empty() { "0".to_string() } else { list });
-            }
+        for (name, value) in self.device_variables() {
+            add(name, value);
         }
         if self.command == Command::Sbatch {
             add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());

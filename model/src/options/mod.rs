@@ -8,6 +8,7 @@
 mod check;
 mod completion;
 mod convert;
+mod devices;
 mod help;
 mod het;
 mod layer;
@@ -33,7 +34,7 @@ pub use mounts::{BadMount, parse_mounts};
 pub use named::is_container_name;
 pub use resolve::{Bad, Context, Given, OptionError, Setting, Severity, Source, from_environment, resolve};
 pub use row::{Action, Command, Commands, Info, OptionRow, Section, ValueKind};
-pub use submit::{ContainerOptions, Explain, Propagate, SubmitOptions};
+pub use submit::{ContainerOptions, DeviceOptions, Explain, Propagate, SubmitOptions};
 pub use table::SECTIONS;
 pub use words::{Words, parse};
 

@@ -2,8 +2,10 @@
 
 use super::resolve::Source;
 use super::row::Command;
+use crate::bind::gpu::GpuBind;
 use crate::bytes::ByteStr;
 use crate::count::NodeCount;
+use crate::devices::Nearness;
 use crate::distribution::Distribution;
 use crate::export::ExportSpec;
 use crate::gres::Wanted;
@@ -74,6 +76,29 @@ pub struct ContainerOptions {
     pub no_login: bool,
 }
 
+/// The options about devices as given, but for those of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// `--cpus-per-gpu`.
+    pub cpus_per_gpu: Option<u32>,
+    /// `--mem-per-gpu`, in MiB.
+    pub mem_per_gpu: Option<u64>,
+    /// `--gpus-per-socket`.
+    pub gpus_per_socket: Option<Wanted>,
+    /// `--gpus-per-task`.
+    pub gpus_per_task: Option<Wanted>,
+    /// `--ntasks-per-gpu`.
+    pub tasks_per_gpu: Option<u32>,
+    /// `--tres-per-task`: its CPUs.
+    pub cpus_by_tres: Option<u32>,
+    /// `--tres-per-task`: its devices.
+    pub tres_per_task: Wanted,
+    /// `--gpu-bind`, `--tres-bind`.
+    pub bind: Option<GpuBind>,
+    /// `--gres-flags`.
+    pub nearness: Nearness,
+}
+
 /// All submit options, typed. Members are `None`, empty or `false` where nothing was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // a member has the name of its option, whose help stands in the table
@@ -89,6 +114,7 @@ pub struct SubmitOptions {
     pub container: ContainerOptions,
     pub cpu_bind: Option<crate::bind::CpuBind>,
     pub cpus_per_task: Option<u32>,
+    pub devices: DeviceOptions,
     pub distribution: Option<Distribution>,
     /// How tasks are laid out over the sockets of a node.
     pub sockets: Option<crate::bind::plan::Sockets>,
@@ -175,6 +201,7 @@ impl SubmitOptions {
             container: ContainerOptions::default(),
             cpu_bind: None,
             cpus_per_task: None,
+            devices: DeviceOptions::default(),
             distribution: None,
             sockets: None,
             error: None,

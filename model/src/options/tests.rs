@@ -1,5 +1,7 @@
 //! The table against Slurm's lists of options, and the parser against GNU's conventions.
 
+mod devices;
+
 use super::*;
 use crate::bytes::ByteStr;
 use crate::grammar::soup;
@@ -420,32 +422,6 @@ fn options_become_a_job() {
     let fewer = sbatch("-N3 -n1").unwrap().job_spec(&submitter(), None).unwrap();
     assert_eq!(fewer.spec.resources.min_nodes, 1);
     assert_eq!(fewer.notes, ["can't run 1 processes on 3 nodes, setting nnodes to 1"]);
-}
-
-#[test]
-fn gpus_are_gres_of_one_node() {
-    let gres = |line: &str| {
-        let job = sbatch(line).unwrap().job_spec(&submitter(), None)?.spec;
-        Ok::<_, OptionError>((crate::gres::print(&job.resources.gres), job.resources.max_nodes))
-    };
-    assert_eq!(gres("--gpus=2"), Ok(("gpu:2".into(), Some(1))));
-    assert_eq!(gres("--gpus=a100:2 -N1"), Ok(("gpu:a100:2".into(), Some(1))));
-    assert_eq!(gres("--gpus-per-node=2 -N2"), Ok(("gpu:2".into(), Some(2))));
-    assert_eq!(gres("--gpus-per-node=2 --gres=nic:1"), Ok(("gpu:2,nic:1".into(), None)));
-    assert_eq!(gres("--gpus-per-node=2 --gres=gpu:2"), Ok(("gpu:2".into(), None)));
-    assert!(gres("--gpus=2 -N2").unwrap_err().lines[1].contains("--gres"));
-    assert!(gres("--gpus-per-node=2 --gres=gpu:1").is_err());
-    let step = |line: &str, pairs: &[(&str, &str)]| {
-        let options = all(Command::Srun, line, pairs).unwrap();
-        let job = sbatch("").unwrap().job_spec(&submitter(), None).unwrap().spec;
-        options.step_spec(&submitter(), vec![], vec![], None, None, Some(&job)).unwrap().spec.gres
-    };
-    assert_eq!(
-        step("--gres=gpu:1", &[("SLURM_GPUS", "2")]).map(|g| crate::gres::print(&g)),
-        Some("gpu:1".into())
-    );
-    assert_eq!(step("--gres=none", &[("SLURM_GPUS", "2")]).map(|g| g.len()), Some(0));
-    assert_eq!(step("", &[]), None);
 }
 
 #[test]

@@ -202,7 +202,7 @@ pub struct Identity {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemoryRequest {
     /// Neither: not given.
-    #[prost(oneof = "memory_request::Amount", tags = "1, 2")]
+    #[prost(oneof = "memory_request::Amount", tags = "1, 2, 170")]
     pub amount: ::core::option::Option<memory_request::Amount>,
 }
 /// Nested message and enum types in `MemoryRequest`.
@@ -214,7 +214,25 @@ pub mod memory_request {
         PerNode(u64),
         #[prost(uint64, tag = "2")]
         PerCpu(u64),
+        #[prost(uint64, tag = "170")]
+        PerGpu(u64),
     }
+}
+/// Devices beyond so many on each node, and what comes with each.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeviceRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub total: ::prost::alloc::vec::Vec<GresCount>,
+    #[prost(message, repeated, tag = "2")]
+    pub per_task: ::prost::alloc::vec::Vec<GresCount>,
+    #[prost(message, repeated, tag = "3")]
+    pub per_socket: ::prost::alloc::vec::Vec<GresCount>,
+    #[prost(uint32, optional, tag = "4")]
+    pub cpus_per_gpu: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub tasks_per_gpu: ::core::option::Option<u32>,
+    #[prost(enumeration = "Nearness", tag = "6")]
+    pub nearness: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResourceRequest {
@@ -247,6 +265,9 @@ pub struct ResourceRequest {
     pub overcommit: bool,
     #[prost(enumeration = "FabricChoice", optional, tag = "180")]
     pub fabric: ::core::option::Option<i32>,
+    /// Absent: none.
+    #[prost(message, optional, tag = "170")]
+    pub devices: ::core::option::Option<DeviceRequest>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Distribution {
@@ -650,6 +671,11 @@ pub struct StepSpec {
     pub overcommit: bool,
     #[prost(enumeration = "FabricChoice", optional, tag = "180")]
     pub fabric: ::core::option::Option<i32>,
+    /// Absent: none.
+    #[prost(message, optional, tag = "170")]
+    pub devices: ::core::option::Option<DeviceRequest>,
+    #[prost(string, optional, tag = "171")]
+    pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -851,6 +877,8 @@ pub struct JobFacts {
     pub subids: bool,
     #[prost(message, optional, tag = "130")]
     pub het: ::core::option::Option<HetFacts>,
+    #[prost(uint64, optional, tag = "170")]
+    pub mem_per_gpu: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArgvProgram {
@@ -953,6 +981,8 @@ pub struct StepLaunch {
     pub overcommit: bool,
     #[prost(enumeration = "FabricChoice", optional, tag = "180")]
     pub fabric: ::core::option::Option<i32>,
+    #[prost(string, optional, tag = "170")]
+    pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1184,6 +1214,10 @@ pub struct PartitionConfig {
     pub default_mem_per_cpu: u64,
     #[prost(enumeration = "PartitionState", tag = "8")]
     pub state: i32,
+    #[prost(uint32, tag = "170")]
+    pub default_cpus_per_gpu: u32,
+    #[prost(uint64, tag = "171")]
+    pub default_mem_per_gpu: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PartitionInfo {
@@ -1822,6 +1856,38 @@ impl JobKind {
             "JOB_KIND_BATCH" => Some(Self::Batch),
             "JOB_KIND_RUN" => Some(Self::Run),
             "JOB_KIND_ALLOC" => Some(Self::Alloc),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Nearness {
+    Unspecified = 0,
+    Preferred = 1,
+    Enforced = 2,
+    Ignored = 3,
+}
+impl Nearness {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NEARNESS_UNSPECIFIED",
+            Self::Preferred => "NEARNESS_PREFERRED",
+            Self::Enforced => "NEARNESS_ENFORCED",
+            Self::Ignored => "NEARNESS_IGNORED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NEARNESS_UNSPECIFIED" => Some(Self::Unspecified),
+            "NEARNESS_PREFERRED" => Some(Self::Preferred),
+            "NEARNESS_ENFORCED" => Some(Self::Enforced),
+            "NEARNESS_IGNORED" => Some(Self::Ignored),
             _ => None,
         }
     }

@@ -41,7 +41,10 @@ structs! {
         name, hardware, condition, partitions, total, allocated, completing, version, boot_time, agent_start,
         last_busy, load, free_memory, drift, unknown_settings,
     }
-    PartitionConfig { name, nodes, default, max_time, default_time, max_nodes, default_mem_per_cpu, state }
+    PartitionConfig {
+        name, nodes, default, max_time, default_time, max_nodes, default_mem_per_cpu, default_cpus_per_gpu,
+        default_mem_per_gpu, state,
+    }
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, count }
     NodeConfig { name, memory_reserved, gres }

@@ -2,8 +2,10 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
+use berth_model::bind::gpu::GpuBind;
 use berth_model::bind::plan::Sockets;
 use berth_model::bind::{CpuBind, MemBind};
+use berth_model::devices::{DeviceRequest, Nearness};
 use berth_model::distribution::Distribution;
 use berth_model::fabric::{FabricChoice, FabricDevice, FabricKind};
 use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
@@ -50,6 +52,7 @@ enums! {
     FabricKind { Infiniband, Roce, Iwarp, Efa }
     FabricChoice { Auto, Ib, Efa, None }
     Sockets { Cyclic, Block, Fcyclic }
+    Nearness { Preferred, Enforced, Ignored }
 }
 
 structs! {
@@ -68,7 +71,7 @@ structs! {
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
-        distribution, sockets, overcommit, fabric,
+        distribution, sockets, overcommit, fabric, devices,
     }
     IoSpec { stdin, stdout, stderr, open_mode }
     ImageRef { typed, resolved }
@@ -96,7 +99,7 @@ structs! {
         argv, env, work_dir, work_dir_explicit, io, container, limits, umask, pty, kill_on_bad_exit,
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
-        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric,
+        pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, devices, gpu_bind,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
@@ -107,13 +110,13 @@ structs! {
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,
-        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, share, subids, het,
+        tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, mem_per_gpu, share, subids, het,
     }
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
-        cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric,
+        cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, gpu_bind,
     }
     Usage { user_us, system_us, max_rss }
     ImagePull { took, bytes, hit, digest, found }
@@ -163,7 +166,7 @@ macro_rules! texts {
         }
     )+ };
 }
-texts!(CpuBind: "not a way to bind tasks to CPUs", MemBind: "not a way to bind the memory of tasks");
+texts!(CpuBind: "not a way to bind tasks to CPUs", MemBind: "not a way to bind the memory of tasks", GpuBind: "not a way to bind tasks to GPUs");
 
 type GresMap = BTreeMap<GresKey, u64>;
 
@@ -226,6 +229,7 @@ impl Field<pb::MemoryRequest> for MemoryRequest {
                 MemoryRequest::Default => None,
                 MemoryRequest::PerNode(n) => Some(Amount::PerNode(*n)),
                 MemoryRequest::PerCpu(n) => Some(Amount::PerCpu(*n)),
+                MemoryRequest::PerGpu(n) => Some(Amount::PerGpu(*n)),
             },
         }
     }
@@ -235,6 +239,7 @@ impl Field<pb::MemoryRequest> for MemoryRequest {
             None => MemoryRequest::Default,
             Some(Amount::PerNode(n)) => MemoryRequest::PerNode(n),
             Some(Amount::PerCpu(n)) => MemoryRequest::PerCpu(n),
+            Some(Amount::PerGpu(n)) => MemoryRequest::PerGpu(n),
         })
     }
 }
@@ -284,6 +289,33 @@ impl Field<Option<pb::Distribution>> for Distribution {
 
     fn get(wire: Option<pb::Distribution>) -> Result<Self, Malformed> {
         wire.map_or(Ok(Distribution::Block), Field::get)
+    }
+}
+
+impl Field<Option<pb::DeviceRequest>> for DeviceRequest {
+    fn put(&self) -> Option<pb::DeviceRequest> {
+        let DeviceRequest { total, per_task, per_socket, cpus_per_gpu, tasks_per_gpu, nearness } = self;
+        (!self.is_empty()).then(|| pb::DeviceRequest {
+            total: total.put(),
+            per_task: per_task.put(),
+            per_socket: per_socket.put(),
+            cpus_per_gpu: *cpus_per_gpu,
+            tasks_per_gpu: *tasks_per_gpu,
+            nearness: nearness.put(),
+        })
+    }
+
+    /// Those of earlier versions say nothing of it.
+    fn get(wire: Option<pb::DeviceRequest>) -> Result<Self, Malformed> {
+        let Some(wire) = wire else { return Ok(DeviceRequest::default()) };
+        Ok(DeviceRequest {
+            total: Field::get(wire.total)?,
+            per_task: Field::get(wire.per_task)?,
+            per_socket: Field::get(wire.per_socket)?,
+            cpus_per_gpu: wire.cpus_per_gpu,
+            tasks_per_gpu: wire.tasks_per_gpu,
+            nearness: Field::get(wire.nearness)?,
+        })
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::pb;
+use berth_model::bind::gpu::GpuBind;
 use berth_model::bind::{CpuBind, MemBind};
 use berth_model::config::{Config, PartitionConfig, Understood};
+use berth_model::devices::DeviceRequest;
 use berth_model::direct::Admission;
 use berth_model::distribution::Distribution;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
@@ -98,6 +100,14 @@ impl Arbitrary for CpuBind {
     }
 }
 
+impl Arbitrary for GpuBind {
+    fn arbitrary(r: &mut Source) -> Self {
+        r.pick(&["none", "verbose,closest", "single:2", "per_task:1", "map_gpu:0*3,7", "mask_gpu:0x3"])
+            .parse()
+            .unwrap()
+    }
+}
+
 impl Arbitrary for MemBind {
     fn arbitrary(r: &mut Source) -> Self {
         r.pick(&["none", "verbose,prefer,local", "map_mem:0,1", "mask_mem:0x3"]).parse().unwrap()
@@ -176,7 +186,24 @@ impl Arbitrary for StepId {
 impl Arbitrary for MemoryRequest {
     fn arbitrary(r: &mut Source) -> Self {
         let n = u64::arbitrary(r);
-        r.pick(&[MemoryRequest::Default, MemoryRequest::PerNode(n), MemoryRequest::PerCpu(n)])
+        r.pick(&[
+            MemoryRequest::Default,
+            MemoryRequest::PerNode(n),
+            MemoryRequest::PerCpu(n),
+            MemoryRequest::PerGpu(n),
+        ])
+    }
+}
+impl Arbitrary for DeviceRequest {
+    fn arbitrary(r: &mut Source) -> Self {
+        DeviceRequest {
+            total: Arbitrary::arbitrary(r),
+            per_task: Arbitrary::arbitrary(r),
+            per_socket: Arbitrary::arbitrary(r),
+            cpus_per_gpu: Arbitrary::arbitrary(r),
+            tasks_per_gpu: Arbitrary::arbitrary(r),
+            nearness: Arbitrary::arbitrary(r),
+        }
     }
 }
 impl Arbitrary for Distribution {

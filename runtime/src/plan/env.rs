@@ -69,6 +69,7 @@ pub(super) const JOB_NAMES: &[&str] = &[
     "GPU_DEVICE_ORDINAL",
     "HIP_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
+    "NV_GPU",
     "ROCR_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK",
 ];

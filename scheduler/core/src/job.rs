@@ -3,7 +3,9 @@
 use crate::rows::{Hold, JobRow, Phase, Run, SpecRow, StepNode, StepRow, step_work_dir};
 use crate::spec::Spec;
 use crate::tasks::Tasks;
+use berth_model::devices::{self, add, gpus, sum};
 use berth_model::distribution::Distribution;
+use berth_model::env::gpus::SHARD;
 use berth_model::ids::{NodeName, StepId};
 use berth_model::launch::{Layout, NodeShare, Usage};
 use berth_model::record::{JobInfo, PullInfo, StepInfo};
@@ -150,18 +152,25 @@ impl SpecRow {
             (None, Some(per_node)) => nodes.saturating_mul(per_node.into()),
             (None, None) => nodes,
         };
-        let cpu = tasks.saturating_mul(r.cpus_per_task.unwrap_or(1).into());
+        let each: BTreeMap<GresKey, u64> =
+            r.gres.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        let of_tasks = r.devices.for_tasks(u32::try_from(tasks).unwrap_or(u32::MAX));
+        // Of how many sockets there will be cores is not known: one on each node at least.
+        let of_sockets: BTreeMap<GresKey, u64> =
+            r.devices.per_socket.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        let wanted = sum(&sum(&each, &of_tasks), &sum(&r.devices.total, &of_sockets));
+        let by_gpus = gpus(&wanted).saturating_mul(r.devices.cpus_per_gpu.unwrap_or(0).into());
+        let cpu = tasks.saturating_mul(r.cpus_per_task.unwrap_or(1).into()).max(by_gpus);
         let mem = match r.memory {
             MemoryRequest::Default => 0,
             MemoryRequest::PerNode(mib) => nodes.saturating_mul(mib),
             MemoryRequest::PerCpu(mib) => cpu.saturating_mul(mib),
+            MemoryRequest::PerGpu(mib) => gpus(&wanted).saturating_mul(mib),
         };
-        let mut gres: BTreeMap<GresKey, u64> =
-            r.gres.iter().map(|(k, n)| (k.clone(), n.saturating_mul(nodes))).collect();
+        let mut gres = wanted.clone();
         // As in what is allocated, the amount without a type is the sum.
-        for (key, n) in r.gres.iter().filter(|(key, _)| key.kind.is_some()) {
-            let all = gres.entry(GresKey { name: key.name.clone(), kind: None }).or_default();
-            *all = all.saturating_add(n.saturating_mul(nodes));
+        for (key, n) in wanted.iter().filter(|(key, _)| key.kind.is_some()) {
+            add(&mut gres, GresKey { name: key.name.clone(), kind: None }, *n);
         }
         Tres { cpu, mem, node: nodes, gres }
     }
@@ -175,11 +184,12 @@ pub(crate) fn total<'a>(shares: impl IntoIterator<Item = &'a NodeShare>) -> Tres
         sum.cpu += share.cpus.len() as u64;
         sum.mem = sum.mem.saturating_add(share.memory);
         for device in &share.gres {
+            let part = if device.name == SHARD { u64::from(devices::shares(device)) } else { 1 };
             let key = GresKey { name: device.name.clone(), kind: None };
-            *sum.gres.entry(key).or_default() += 1;
+            *sum.gres.entry(key).or_default() += part;
             if device.kind.is_some() {
                 let key = GresKey { name: device.name.clone(), kind: device.kind.clone() };
-                *sum.gres.entry(key).or_default() += 1;
+                *sum.gres.entry(key).or_default() += part;
             }
         }
     }

@@ -103,6 +103,7 @@ pub(crate) fn start(
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
         cpu_bind: own.and_then(|s| s.cpu_bind.clone()),
         mem_bind: own.and_then(|s| s.mem_bind.clone()),
+        gpu_bind: own.and_then(|s| s.gpu_bind.clone()),
         programs: own.map(|s| s.programs.clone()).unwrap_or_default(),
         overcommit: own.map_or(spec.resources.overcommit, |s| s.overcommit),
         fabric: own.and_then(|s| s.fabric).or(spec.resources.fabric),
@@ -208,6 +209,10 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, (share, layout): (NodeShare,
         mem_per_node: Some(share.memory),
         mem_per_cpu: match r.memory {
             MemoryRequest::PerCpu(mib) => Some(mib),
+            _ => None,
+        },
+        mem_per_gpu: match r.memory {
+            MemoryRequest::PerGpu(mib) => Some(mib),
             _ => None,
         },
         share,

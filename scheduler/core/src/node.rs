@@ -2,6 +2,8 @@
 
 use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
+use berth_model::devices::{GPU, shares};
+use berth_model::env::gpus::SHARD;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session};
 use berth_model::launch::NodeShare;
@@ -10,6 +12,7 @@ use berth_model::state::NodeCondition;
 use berth_model::time::Time;
 use berth_model::tres::{GresKey, Tres};
 use imbl::{OrdMap, OrdSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who a reason is from that no person gave.
@@ -33,8 +36,8 @@ pub(crate) struct Node {
     /// CPUs of the free cores.
     pub(crate) free_cpus: u64,
     pub(crate) free_memory: u64,
-    /// Whether each device of `hardware.gres` is free.
-    pub(crate) free_gres: Vec<bool>,
+    /// How many shares of each device of `hardware.gres` are free.
+    pub(crate) free_gres: Vec<u32>,
     /// What each run holds.
     pub(crate) held: OrdMap<(JobId, Attempt), Arc<NodeShare>>,
     /// Runs that the agent still has and the cluster no longer counts here: nothing new starts on the node
@@ -94,9 +97,21 @@ impl Node {
         self.free_cores = vec![true; hw.cores.len()];
         self.free_cpus = hw.cpus();
         self.free_memory = usable_memory(&hw);
-        self.free_gres = vec![true; hw.gres.len()];
+        self.free_gres = hw.gres.iter().map(shares).collect();
         self.hardware = Arc::new(hw);
         self.unfit = false;
+    }
+
+    /// Takes what was registered of devices that do not work: they are given no more. Who has them keeps them.
+    pub(crate) fn take_faults(&mut self, config: &CoreConfig) {
+        let said = config.complete(&self.row.name, &self.row.hardware);
+        let mut hardware = (*self.hardware).clone();
+        for device in &mut hardware.gres {
+            if let Some(found) = said.gres.iter().find(|d| d.name == device.name && d.index == device.index) {
+                device.fault.clone_from(&found.fault);
+            }
+        }
+        self.hardware = Arc::new(hardware);
     }
 
     /// Takes what the configuration says of it, now or when it has no work.
@@ -174,7 +189,7 @@ impl Node {
             ));
         }
         let devices = self.devices_of(&share.gres)?;
-        if let Some(d) = devices.iter().find(|d| !self.free_gres[**d]) {
+        if let Some((d, _)) = devices.iter().find(|(d, part)| self.free_gres[**d] < **part) {
             let device = &self.hardware.gres[*d];
             return Err(format!("{} {} of {} is given twice", device.name, device.index, self.row.name));
         }
@@ -183,8 +198,8 @@ impl Node {
         }
         self.free_cpus -= share.cpus.len() as u64;
         self.free_memory -= share.memory;
-        for d in devices {
-            self.free_gres[d] = false;
+        for (d, part) in devices {
+            self.free_gres[d] -= part;
         }
         self.held.insert(run, share.clone());
         Ok(())
@@ -203,9 +218,14 @@ impl Node {
         }
         self.free_cpus += share.cpus.len() as u64;
         self.free_memory += share.memory;
-        for d in devices {
-            assert!(!self.free_gres[d], "device {d} of {} was free already", self.row.name);
-            self.free_gres[d] = true;
+        for (d, part) in devices {
+            let free = self.free_gres[d] + part;
+            assert!(
+                free <= shares(&self.hardware.gres[d]),
+                "device {d} of {} was free already",
+                self.row.name
+            );
+            self.free_gres[d] = free;
         }
         assert!(
             self.free_memory <= usable_memory(&self.hardware) && self.free_cpus <= self.hardware.cpus(),
@@ -234,23 +254,25 @@ impl Node {
         }
     }
 
-    fn devices_of(&self, gres: &[GresDevice]) -> Result<Vec<usize>, String> {
-        gres.iter()
-            .map(|g| {
-                self.hardware
-                    .gres
-                    .iter()
-                    .position(|d| d.name == g.name && d.index == g.index)
-                    .ok_or_else(|| format!("{} has no {} with index {}", self.row.name, g.name, g.index))
-            })
-            .collect()
+    /// Which devices they are, and how many shares of each.
+    fn devices_of(&self, gres: &[GresDevice]) -> Result<BTreeMap<usize, u32>, String> {
+        let mut devices = BTreeMap::new();
+        for g in gres {
+            let name = if g.name == SHARD { GPU } else { g.name.as_str() };
+            let at = self.hardware.gres.iter().position(|d| d.name == name && d.index == g.index);
+            let at =
+                at.ok_or_else(|| format!("{} has no {} with index {}", self.row.name, g.name, g.index))?;
+            // One whose shares are counted otherwise than when it was given is still given whole.
+            let part = if g.name == SHARD { shares(g) } else { shares(&self.hardware.gres[at]) };
+            *devices.entry(at).or_default() += part;
+        }
+        Ok(devices)
     }
 
     /// Everything that can be allocated.
     pub(crate) fn total(&self) -> Tres {
         let hw = &self.hardware;
-        let mut total =
-            Tres { cpu: hw.cpus(), mem: usable_memory(hw), node: 1, gres: std::collections::BTreeMap::new() };
+        let mut total = Tres { cpu: hw.cpus(), mem: usable_memory(hw), node: 1, gres: BTreeMap::new() };
         count_gres(&mut total, hw.gres.iter());
         total
     }
@@ -301,6 +323,10 @@ fn count_gres<'a>(total: &mut Tres, devices: impl Iterator<Item = &'a GresDevice
         *total.gres.entry(GresKey { name: d.name.clone(), kind: None }).or_default() += 1;
         if d.kind.is_some() {
             *total.gres.entry(GresKey { name: d.name.clone(), kind: d.kind.clone() }).or_default() += 1;
+        }
+        if d.name == GPU && shares(d) > 1 {
+            *total.gres.entry(GresKey { name: SHARD.to_string(), kind: None }).or_default() +=
+                u64::from(shares(d));
         }
     }
 }

@@ -1,16 +1,21 @@
 //! Placement: which nodes, cores, memory and devices a request gets. Pure functions of a request and nodes.
 
+pub(crate) mod pool;
+pub(crate) mod totals;
+
 use crate::config::PartitionRules;
 use crate::exchange::Holders;
 use crate::node::{Node, usable_memory};
 use crate::rows::Allocation;
+use berth_model::devices::{GPU, Nearness, gpus, near, sum};
 use berth_model::distribution::Distribution;
+use berth_model::gres::Wanted;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::NodeName;
 use berth_model::launch::NodeShare;
 use berth_model::spec::{MemoryRequest, ResourceRequest};
-use berth_model::tres::GresKey;
-use std::collections::BTreeMap;
+use pool::{Chosen, Pool};
+use std::collections::BTreeSet;
 
 /// Whether a request is held against what is free, or against nodes as if nothing ran on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,11 +92,14 @@ impl<'a> Need<'a> {
     }
 }
 
-/// A node that can take part, and how many tasks it could take.
+/// A node that can take part, and how much it could take.
 struct Room<'a> {
     node: &'a Node,
     tasks: u32,
+    /// Of devices that the whole job counts, as many as there are here.
+    devices: Wanted,
     cpus: u64,
+    gpus: u64,
     required: bool,
     warm: bool,
 }
@@ -115,61 +123,157 @@ fn core_is_free(node: &Node, core: usize, against: Against) -> bool {
     against == Against::Empty || node.free_cores[core]
 }
 
-/// Cores for `cpus` CPUs: the lowest free ones, whole.
-fn choose_cores(node: &Node, cpus: u64, against: Against) -> Option<Vec<usize>> {
-    let mut got = 0u64;
+/// GPUs of a node that nobody has.
+fn gpus_of(node: &Node, against: Against) -> u64 {
+    let free = |at: usize| against == Against::Empty || node.free_gres.get(at).is_some_and(|free| *free > 0);
+    node.hardware.gres.iter().enumerate().filter(|(at, d)| d.name == GPU && free(*at)).count() as u64
+}
+
+/// What of a node's GPUs others could still want: jobs go where that is least. Those without GPUs only keep away from nodes that
+/// have some.
+fn spared(need: &Need<'_>, node: &Node, against: Against) -> u64 {
+    match need.request.asks_for_gpus() {
+        true => gpus_of(node, against),
+        false => u64::from(node.hardware.gres.iter().any(|device| device.name == GPU)),
+    }
+}
+
+fn pool_of(node: &Node, against: Against) -> Pool<'_> {
+    Pool::of_node(&node.hardware.gres, (against == Against::Free).then_some(node.free_gres.as_slice()))
+}
+
+/// Cores for `cpus` CPUs, whole: those near the devices, to each device its part, and then the lowest free ones.
+fn choose_cores(
+    need: &Need<'_>,
+    node: &Node,
+    cpus: u64,
+    given: &[GresDevice],
+    against: Against,
+) -> Option<Vec<usize>> {
+    let mut free: Vec<usize> =
+        (0..node.hardware.cores.len()).filter(|core| core_is_free(node, *core, against)).collect();
+    let size = |core: &usize| node.hardware.cores[*core].cpus.len() as u64;
+    let beside = |core: usize, device: &GresDevice| {
+        near(device).is_empty() || node.hardware.cores[core].cpus.iter().any(|cpu| near(device).contains(cpu))
+    };
+    let nearness = need.request.devices.nearness;
+    let local = given.iter().any(|device| !near(device).is_empty()) && nearness != Nearness::Ignored;
     let mut cores = Vec::new();
-    for (i, core) in node.hardware.cores.iter().enumerate() {
+    let mut got = 0u64;
+    if local {
+        let parts = given.len() as u64;
+        for (device, part) in given.iter().zip(1..) {
+            let goal = cpus * part / parts;
+            free.retain(|core| {
+                let take = got < goal && beside(*core, device);
+                if take {
+                    got += size(core);
+                    cores.push(*core);
+                }
+                !take
+            });
+        }
+        let any = |core: usize| given.iter().any(|device| beside(core, device));
+        if nearness == Nearness::Enforced {
+            free.retain(|core| any(*core));
+        }
+        free.sort_by_key(|core| (!any(*core), *core));
+    }
+    for core in free {
         if got >= cpus {
             break;
         }
-        if core_is_free(node, i, against) {
-            got += core.cpus.len() as u64;
-            cores.push(i);
-        }
+        got += size(&core);
+        cores.push(core);
     }
+    cores.sort_unstable();
     (got >= cpus).then_some(cores)
 }
 
-/// Devices for every key: typed ones first, so that an untyped wish does not take what a typed one needs.
-fn choose_devices(node: &Node, wanted: &BTreeMap<GresKey, u64>, against: Against) -> Option<Vec<usize>> {
-    let mut taken: Vec<usize> = Vec::new();
-    let typed_first = wanted.iter().filter(|(k, _)| k.kind.is_some());
-    for (key, count) in typed_first.chain(wanted.iter().filter(|(k, _)| k.kind.is_none())) {
-        let mut left = *count;
-        for (i, d) in node.hardware.gres.iter().enumerate() {
-            if left == 0 {
-                break;
-            }
-            let free = against == Against::Empty || node.free_gres[i];
-            let fits = d.name == key.name && (key.kind.is_none() || d.kind == key.kind);
-            if free && fits && !taken.contains(&i) {
-                taken.push(i);
-                left -= 1;
-            }
-        }
-        if left > 0 {
-            return None;
-        }
+/// Devices of the node, as they are given. Near ones have enough free CPUs beside them.
+fn choose_devices(
+    need: &Need<'_>,
+    node: &Node,
+    wanted: &Wanted,
+    cpus: u64,
+    against: Against,
+) -> Option<Vec<GresDevice>> {
+    let mut pool = pool_of(node, against);
+    if need.request.exclusive {
+        let all = pool.all();
+        pool.take(wanted, &|_| true, false)?;
+        return Some(pool.given(&all));
     }
-    taken.sort_unstable();
-    Some(taken)
+    if wanted.is_empty() {
+        return Some(Vec::new());
+    }
+    let each = cpus.div_ceil(wanted.values().sum::<u64>().max(1));
+    let beside = |device: &GresDevice| {
+        let cores = node.hardware.cores.iter().enumerate();
+        let free = cores.filter(|(core, _)| core_is_free(node, *core, against));
+        let cpus = free.flat_map(|(_, core)| &core.cpus).filter(|cpu| near(device).contains(cpu)).count();
+        near(device).is_empty() || cpus as u64 >= each
+    };
+    let nearness = need.request.devices.nearness;
+    let any = |_: &GresDevice| true;
+    let near: &dyn Fn(&GresDevice) -> bool = if nearness == Nearness::Ignored { &any } else { &beside };
+    let chosen = pool.take(wanted, near, nearness == Nearness::Enforced)?;
+    Some(pool.given(&chosen))
 }
 
-/// Memory in MiB for that many CPUs and cores of the node.
-fn memory_for(need: &Need<'_>, node: &Node, cpus: u64, cores: usize) -> u64 {
+/// With devices for each socket of which there are cores: the cores, and devices beside each.
+fn by_sockets(
+    need: &Need<'_>,
+    node: &Node,
+    wanted: &Wanted,
+    cpus: u64,
+    against: Against,
+) -> Option<(Vec<usize>, Vec<GresDevice>)> {
+    let cores = choose_cores(need, node, cpus, &[], against)?;
+    let mut pool = pool_of(node, against);
+    let mut chosen: Chosen = pool.take(wanted, &|_| true, false)?;
+    let sockets: BTreeSet<u32> = cores.iter().map(|core| node.hardware.cores[*core].socket).collect();
+    for socket in sockets {
+        let own = node.hardware.cores.iter().filter(|core| core.socket == socket);
+        let own: BTreeSet<u32> = own.flat_map(|core| core.cpus.iter().copied()).collect();
+        let beside =
+            |device: &GresDevice| near(device).is_empty() || near(device).iter().any(|cpu| own.contains(cpu));
+        for (at, part) in pool.take(&need.request.devices.per_socket, &beside, true)? {
+            *chosen.entry(at).or_default() += part;
+        }
+    }
+    Some((cores, pool.given(&chosen)))
+}
+
+/// CPUs that so many tasks and GPUs take. Without a word about CPUs a GPU brings its share of the node's cores.
+fn cpus_with(need: &Need<'_>, node: &Node, tasks: u32, gpus: u64) -> u64 {
+    let by_tasks = need.cpus_for(tasks);
+    let r = need.request;
+    let by_gpus = match (r.devices.cpus_per_gpu, r.cpus_per_task) {
+        (Some(each), _) => u64::from(each).saturating_mul(gpus),
+        (None, None) if !r.overcommit => {
+            let there = node.hardware.gres.iter().filter(|d| d.name == GPU).count() as u64;
+            let cores = share_of(node.hardware.cores.len() as u64, gpus.min(there), there);
+            cores.saturating_mul(node.hardware.threads_per_core())
+        }
+        (None, _) => 0,
+    };
+    by_tasks.max(by_gpus)
+}
+
+/// Memory in MiB for that many CPUs, cores and GPUs of the node.
+fn memory_for(need: &Need<'_>, node: &Node, cpus: u64, cores: usize, gpus: u64) -> u64 {
     let usable = usable_memory(&node.hardware);
     match need.request.memory {
         MemoryRequest::PerNode(0) => usable,
         MemoryRequest::PerNode(mib) => mib,
         MemoryRequest::PerCpu(mib) => mib.saturating_mul(cpus),
+        MemoryRequest::PerGpu(mib) => mib.saturating_mul(gpus),
         MemoryRequest::Default if need.request.exclusive => usable,
         MemoryRequest::Default => {
             let by_cores = share_of(usable, cores as u64, node.hardware.cores.len() as u64);
-            let gpus = |name: &str| name == "gpu";
-            let asked: u64 = need.request.gres.iter().filter(|(k, _)| gpus(&k.name)).map(|(_, n)| *n).sum();
-            let there = node.hardware.gres.iter().filter(|d| gpus(&d.name)).count() as u64;
-            by_cores.max(share_of(usable, asked.min(there), there))
+            let there = node.hardware.gres.iter().filter(|d| d.name == GPU).count() as u64;
+            by_cores.max(share_of(usable, gpus.min(there), there))
         }
     }
 }
@@ -185,25 +289,27 @@ fn share_of(amount: u64, part: u64, whole: u64) -> u64 {
     each * part + rest * part / whole
 }
 
-/// What `tasks` tasks of the request take on the node, if they fit.
-fn share(need: &Need<'_>, node: &Node, tasks: u32, against: Against) -> Option<NodeShare> {
-    let asked = need.cpus_for(tasks);
+/// What `tasks` tasks of the request take on the node with `part` of what the whole job counts, if they fit.
+fn share(need: &Need<'_>, node: &Node, tasks: u32, part: &Wanted, against: Against) -> Option<NodeShare> {
+    let wanted = sum(&sum(&need.request.gres, &need.request.devices.for_tasks(tasks)), part);
+    let asked = cpus_with(need, node, tasks, gpus(&wanted));
     let cpus = if need.request.exclusive { cpus_of(node, Against::Empty).max(asked) } else { asked };
-    let cores = choose_cores(node, cpus, against)?;
-    let devices = choose_devices(node, &need.request.gres, against)?;
+    let (cores, gres) = if need.request.devices.per_socket.is_empty() {
+        let gres = choose_devices(need, node, &wanted, cpus, against)?;
+        (choose_cores(need, node, cpus, &gres, against)?, gres)
+    } else {
+        by_sockets(need, node, &wanted, cpus, against)?
+    };
     let mut numbers: Vec<u32> =
         cores.iter().flat_map(|c| node.hardware.cores[*c].cpus.iter().copied()).collect();
     numbers.sort_unstable();
-    let memory = memory_for(need, node, numbers.len() as u64, cores.len());
-    (memory <= memory_of(node, against)).then(|| NodeShare {
-        cpus: numbers,
-        memory,
-        gres: devices.iter().map(|d| node.hardware.gres[*d].clone()).collect(),
-    })
+    let count = gres.iter().filter(|device| device.name == GPU).count() as u64;
+    let memory = memory_for(need, node, numbers.len() as u64, cores.len(), count);
+    (memory <= memory_of(node, against)).then_some(NodeShare { cpus: numbers, memory, gres })
 }
 
-/// The most tasks of the request that the node can take; 0 when it is of no use.
-fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
+/// The most tasks of the request that the node can take, with `part` of what the whole job counts; 0 when it is of no use.
+fn room(need: &Need<'_>, node: &Node, part: &Wanted, against: Against) -> u32 {
     if !need.admits(&node.row.name) || lacks_fabric(need, node).is_some() {
         return 0;
     }
@@ -224,12 +330,13 @@ fn room(need: &Need<'_>, node: &Node, against: Against) -> u32 {
     if let Some(by_memory) = memory.checked_div(per_cpu) {
         tasks = tasks.min(need.tasks_on(by_memory));
     }
+    tasks = tasks.min(totals::most_tasks(need, &pool_of(node, against)));
     // Whole cores and shares of memory make the bounds above a little generous: step down to what fits.
     while tasks >= least {
-        if share(need, node, tasks, against).is_some() {
+        if share(need, node, tasks, part, against).is_some() {
             return tasks;
         }
-        if need.request.overcommit {
+        if need.request.overcommit && need.request.devices.is_empty() {
             // Fewer of them take as much.
             return 0;
         }
@@ -250,18 +357,22 @@ pub(crate) fn place<'a>(
     let mut best: Option<Room<'_>> = None;
     for node in nodes {
         let warm = need.is_warm(node);
-        let better = |best: &Room<'_>| (cpus_of(node, against), !warm) < (best.cpus, !best.warm);
+        let gpus = spared(need, node, against);
+        let better =
+            |best: &Room<'_>| (gpus, cpus_of(node, against), !warm) < (best.gpus, best.cpus, !best.warm);
         if !best.as_ref().is_none_or(better) {
             continue; // no better than what was found, and not worth a closer look
         }
-        let tasks = room(need, node, against);
+        let Some(devices) = totals::most(need, node, against) else { continue };
+        let tasks = room(need, node, &devices, against);
         if tasks == 0 {
             continue;
         }
         let required = need.request.node_list.contains(&node.row.name);
-        let found = Room { node, tasks, cpus: cpus_of(node, against), required, warm };
+        let found = Room { node, tasks, devices, cpus: cpus_of(node, against), gpus, required, warm };
         if single
             && tasks >= whole
+            && found.devices == need.request.devices.total
             && need.request.max_nodes.is_none_or(|m| m == 1 || need.request.tasks.is_some())
         {
             // The tightest node keeps the roomy ones for those who need them.
@@ -278,9 +389,10 @@ pub(crate) fn place<'a>(
         None => choose_nodes(need, rooms)?,
     };
     let counts = spread(need, &chosen)?;
+    let parts = totals::spread(&need.request.devices.total, &chosen)?;
     let mut allocation = Allocation::default();
-    for (room, tasks) in chosen.iter().zip(counts) {
-        allocation.shares.push(share(need, room.node, tasks, against)?);
+    for ((room, tasks), part) in chosen.iter().zip(counts).zip(parts) {
+        allocation.shares.push(share(need, room.node, tasks, &part, against)?);
         allocation.nodes.push(room.node.row.name.clone());
         allocation.tasks.push(tasks);
     }
@@ -296,6 +408,9 @@ fn choose_nodes<'a>(need: &Need<'_>, mut rooms: Vec<Room<'a>>) -> Option<Vec<Roo
     }
     let least = (need.min_nodes() as usize).max(required);
     let most = need.node_limit() as usize;
+    if !need.request.devices.total.is_empty() {
+        return totals::choose(need, rooms, least, most);
+    }
     let take = match need.request.tasks {
         Some(n) => {
             rooms.sort_by_key(|r| std::cmp::Reverse((r.required, r.tasks, r.warm)));
@@ -307,7 +422,7 @@ fn choose_nodes<'a>(need: &Need<'_>, mut rooms: Vec<Room<'a>>) -> Option<Vec<Roo
             (enough + 1).max(least)
         }
         None => {
-            rooms.sort_by_key(|r| (!r.required, r.cpus, !r.warm));
+            rooms.sort_by_key(|r| (!r.required, r.gpus, r.cpus, !r.warm));
             match need.request.max_nodes {
                 Some(_) => rooms.len().min(most).max(least),
                 None => least,
@@ -377,6 +492,7 @@ fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'sta
     let memory = match r.memory {
         MemoryRequest::PerNode(mib) => mib,
         MemoryRequest::PerCpu(mib) => mib.saturating_mul(per_node),
+        MemoryRequest::PerGpu(mib) => mib.saturating_mul(gpus(&r.gres).max(1)),
         MemoryRequest::Default => 0,
     };
     if let Some(node) = roomy.filter(|n| usable_memory(&n.hardware) < memory) {
@@ -397,17 +513,12 @@ fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'sta
         );
         return (None, why);
     }
-    for (key, n) in &r.gres {
-        let wish = BTreeMap::from([(key.clone(), *n)]);
-        if !usable.iter().any(|node| choose_devices(node, &wish, Against::Empty).is_some()) {
-            let why =
-                format!("{n} x {key} on one node was asked for, no node of partition {partition} has that");
-            let known = usable.iter().any(|node| node.hardware.gres.iter().any(|d| d.name == key.name));
-            return ((!known).then_some("Invalid generic resource (gres) specification"), why);
-        }
+    if let Some(why) = totals::why_never(need, partition, &usable) {
+        return why;
     }
     if let Some(n) = r.tasks {
-        let sum: u64 = usable.iter().map(|node| u64::from(room(need, node, Against::Empty))).sum();
+        let sum: u64 =
+            usable.iter().map(|node| u64::from(room(need, node, &Wanted::new(), Against::Empty))).sum();
         if sum < u64::from(n) {
             let why = format!(
                 "{n} tasks of {} CPUs were asked for, the nodes of partition {partition} can take {sum} of them",
@@ -424,29 +535,7 @@ fn why_never(need: &Need<'_>, partition: &str, nodes: &[&Node]) -> (Option<&'sta
     )
 }
 
-/// Devices of `have` for the wish, without those in `taken`; `None` when there are too few.
-pub(crate) fn pick_devices(
-    have: &[GresDevice],
-    wanted: &BTreeMap<GresKey, u64>,
-    taken: &[GresDevice],
-) -> Option<Vec<GresDevice>> {
-    let mut got: Vec<GresDevice> = Vec::new();
-    let typed_first = wanted.iter().filter(|(k, _)| k.kind.is_some());
-    for (key, count) in typed_first.chain(wanted.iter().filter(|(k, _)| k.kind.is_none())) {
-        let mut left = *count;
-        for d in have {
-            let fits = d.name == key.name && (key.kind.is_none() || d.kind == key.kind);
-            if left > 0 && fits && !taken.contains(d) && !got.contains(d) {
-                got.push(d.clone());
-                left -= 1;
-            }
-        }
-        if left > 0 {
-            return None;
-        }
-    }
-    Some(got)
-}
-
+#[cfg(test)]
+mod fragments;
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ fn condition(w: &World, node: &str) -> NodeCondition {
 #[test]
 fn a_batch_job_goes_to_another_node_and_then_waits_for_its_owner() {
     let mut w = World::small();
-    w.node("n2", hardware(4, 1, 4000, 0));
+    w.node("n2", hardware(4, 1, 4000, 2));
     let id = w.batch("a", |_| {});
     for (attempt, node, other) in [(0, "n1", "n2"), (1, "n2", "n1")] {
         // Twice: it is repeated.

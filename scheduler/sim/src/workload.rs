@@ -546,6 +546,8 @@ impl World {
             cpus_per_task: self.rng.permille(200).then(|| self.rng.count(1, 2)),
             memory: if self.rng.permille(100) { MemoryRequest::PerNode(100) } else { MemoryRequest::Default },
             gres: gpu.then(|| BTreeMap::from([(GresKey { name: "gpu".into(), kind: None }, 1)])),
+            devices: Default::default(),
+            gpu_bind: None,
             overlap,
             exact: self.rng.permille(300),
             immediate: self.rng.permille(100).then(|| Span(self.rng.between(0, 3_000_000))),

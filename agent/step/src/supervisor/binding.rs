@@ -11,7 +11,7 @@ use berth_runtime::TaskSpec;
 /// What one task is bound to.
 pub struct Bound {
     /// CPUs, where `--cpu-bind` says so.
-    cpus: Option<Vec<u32>>,
+    pub(super) cpus: Option<Vec<u32>>,
     memory: Option<MemoryNodes>,
     env: Vec<ByteStr>,
     says: Vec<[String; 2]>,

@@ -4,7 +4,7 @@
 use super::pmi;
 use crate::spool::LaunchFile;
 use berth_model::ByteStr;
-use berth_model::env::{Devices, TaskPlace, step_variables, task_variables};
+use berth_model::env::{Devices, TaskPlace, gpus, step_variables, task_variables};
 use berth_model::launch::StepLaunch;
 use berth_model::x11;
 
@@ -23,8 +23,15 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     let name = |text: &ByteStr| text.0.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
     let host = is_host(&file.launch);
     // A container has the job's own socket, and no path of the node's state directory means anything in it.
+    // The GPUs of the job's script are not those of a step that has none.
+    let (of_job, own) = (gpus::of_share(&file.launch.job.share), gpus::of_share(&file.launch.share));
+    let stale = |name: &[u8]| gpus::VISIBLE.iter().any(|gpu| gpu.as_bytes() == name);
+    let none = own.is_empty() && !of_job.is_empty();
     let enters = |name: &[u8]| {
-        !NEVER.contains(&name) && !pmi::VARIABLES.contains(&name) && (host || name != b"BERTH_STATE")
+        !NEVER.contains(&name)
+            && !pmi::VARIABLES.contains(&name)
+            && (host || name != b"BERTH_STATE")
+            && !(none && stale(name))
     };
     let mut env: Vec<ByteStr> = submitter.iter().filter(|text| enters(&name(text))).cloned().collect();
     let own_tmp = host && !env.iter().any(|text| name(text) == b"TMPDIR");
@@ -53,7 +60,7 @@ pub fn of_task(file: &LaunchFile, local: u32) -> Vec<ByteStr> {
 }
 
 /// Where nothing confines a step on the node's own filesystem, it sees every device.
-fn devices(file: &LaunchFile) -> Devices {
+pub(super) fn devices(file: &LaunchFile) -> Devices {
     match file.node.cgroup.is_some() || !is_host(&file.launch) {
         true => Devices::Confined,
         false => Devices::Open,
@@ -66,7 +73,7 @@ pub fn is_host(launch: &StepLaunch) -> bool {
     launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host))
 }
 
-fn joined(variables: Vec<(String, ByteStr)>) -> impl Iterator<Item = ByteStr> {
+pub(super) fn joined(variables: Vec<(String, ByteStr)>) -> impl Iterator<Item = ByteStr> {
     variables.into_iter().map(|(name, value)| {
         let mut text = name.into_bytes();
         text.push(b'=');

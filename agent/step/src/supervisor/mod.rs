@@ -8,6 +8,7 @@ mod client;
 mod ending;
 mod environment;
 mod files;
+mod gpus;
 mod layers;
 mod lease;
 mod login;

@@ -1,7 +1,6 @@
 //! The step's container and its tasks, as the runtime makes them.
 
 use super::around::Around;
-use super::binding;
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
@@ -13,10 +12,12 @@ use super::script;
 use super::step::LaunchFailure;
 use super::streams::Streams;
 use super::x11;
+use super::{binding, gpus};
 use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::receive;
 use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
+use berth_model::env::gpus::of_share;
 use berth_model::launch::{Program, StepLaunch, Usage};
 use berth_model::multiprog;
 use berth_model::receive::Receive;
@@ -126,12 +127,18 @@ pub fn start(
         None => JoinedNamespaces::default(),
     };
     let around = Around::of(file)?;
-    let mut bound = binding::of_tasks(&file.launch, &file.node.cores)?.into_iter();
+    let bound = binding::of_tasks(&file.launch, &file.node.cores)?;
+    let cpus: Vec<Option<Vec<u32>>> = bound.iter().map(|bound| bound.cpus.clone()).collect();
+    let mut told = gpus::of_tasks(file, &cpus)?.into_iter();
+    let mut bound = bound.into_iter();
     let mut tasks = Vec::with_capacity(io.len());
     for (index, files) in io.into_iter().enumerate() {
         let mut task = task(file, index, files)?;
         if let Some(bound) = bound.next() {
             bound.put(&mut task);
+        }
+        if let Some(told) = told.next() {
+            told.put(&mut task);
         }
         if file.launch.receive.is_none() {
             (task.before, task.after) = around.of_task()?;
@@ -341,6 +348,11 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     request.limits = launch.limits.clone();
     request.devices = launch.share.gres.iter().flat_map(|g| g.files.iter().cloned()).collect();
     request.devices.extend(node.fabric.files.iter().cloned());
+    // What an image says of GPUs is about no machine: tools that go by it are to find none where the step has none.
+    let said = |name: &[u8]| request.image.env.iter().any(|text| text.0.starts_with(name));
+    if !host && of_share(&launch.share).is_empty() && said(b"NVIDIA_VISIBLE_DEVICES=") {
+        request.env.push("NVIDIA_VISIBLE_DEVICES=void".into());
+    }
     request.in_job = node.namespaces.is_some();
     request.shm_size = shm_size(node.system, &launch.job.share);
     let chdir = || Workdir { path: launch.work_dir.clone(), origin: "--chdir".into() };

@@ -298,6 +298,7 @@ fn allocation(job: &JobInfo, cluster: &str, submit_dir: &ByteStr) -> Vec<(String
     }
     match resources.memory {
         MemoryRequest::PerCpu(m) => env.push(("SLURM_MEM_PER_CPU", m.to_string())),
+        MemoryRequest::PerGpu(m) => env.push(("SLURM_MEM_PER_GPU", m.to_string())),
         MemoryRequest::PerNode(m) => env.push(("SLURM_MEM_PER_NODE", m.to_string())),
         MemoryRequest::Default => {}
     }

@@ -173,7 +173,7 @@ pub fn min_memory(job: &JobInfo) -> (&'static str, String) {
     match job.spec.resources.memory {
         MemoryRequest::PerCpu(m) => ("MinMemoryCPU", mebibytes(m)),
         MemoryRequest::PerNode(m) => ("MinMemoryNode", mebibytes(m)),
-        MemoryRequest::Default => {
+        MemoryRequest::PerGpu(_) | MemoryRequest::Default => {
             ("MinMemoryNode", mebibytes(job.requested.mem.max(job.allocated.mem) / node_count(job).max(1)))
         }
     }
@@ -237,8 +237,30 @@ pub fn default_output(job: &JobInfo) -> Option<String> {
 
 /// `gres/gpu:test:1` for each generic resource asked for on a node, or none.
 pub fn tres_per_node(job: &JobInfo) -> Option<String> {
-    let parts: Vec<String> =
-        job.spec.resources.gres.iter().map(|(key, n)| format!("gres/{key}:{n}")).collect();
+    counts(&job.spec.resources.gres)
+}
+
+/// The same of the whole job.
+pub fn tres_per_job(job: &JobInfo) -> Option<String> {
+    counts(&job.spec.resources.devices.total)
+}
+
+/// The same for each socket.
+pub fn tres_per_socket(job: &JobInfo) -> Option<String> {
+    counts(&job.spec.resources.devices.per_socket)
+}
+
+fn counts(wanted: &berth_model::gres::Wanted) -> Option<String> {
+    let parts: Vec<String> = wanted.iter().map(|(key, n)| format!("gres/{key}:{n}")).collect();
+    (!parts.is_empty()).then(|| parts.join(","))
+}
+
+/// What each task has: `cpu=2,gres/gpu=1`.
+pub fn tres_per_task(job: &JobInfo) -> Option<String> {
+    let r = &job.spec.resources;
+    let cpus = r.cpus_per_task.map(|n| format!("cpu={n}"));
+    let devices = r.devices.per_task.iter().map(|(key, n)| format!("gres/{key}={n}"));
+    let parts: Vec<String> = cpus.into_iter().chain(devices).collect();
     (!parts.is_empty()).then(|| parts.join(","))
 }
 

@@ -170,7 +170,9 @@ pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
     let (per_node, per_cpu) = match r.memory {
         MemoryRequest::PerCpu(m) => (unset(), count(m)),
         MemoryRequest::PerNode(m) => (count(m), unset()),
-        MemoryRequest::Default => (count(j.requested.mem / job::node_count(j).max(1)), unset()),
+        MemoryRequest::PerGpu(_) | MemoryRequest::Default => {
+            (count(j.requested.mem / job::node_count(j).max(1)), unset())
+        }
     };
     let gres: Vec<Item<'_>> = j
         .shares

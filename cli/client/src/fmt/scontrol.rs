@@ -160,12 +160,19 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
         lines.push(format!("StdIn={}", io.stdin.as_ref().map_or("/dev/null".to_string(), |p| file(j, p))));
         lines.push(format!("StdOut={}", file(j, io.stdout.as_ref().unwrap_or(&default))));
     }
-    if let Some(per_node) = job::tres_per_node(j) {
-        lines.push(format!("TresPerNode={per_node}"));
-    }
-    if let Some(n) = r.cpus_per_task {
-        lines.push(format!("TresPerTask=cpu={n}"));
-    }
+    let memory = match r.memory {
+        berth_model::spec::MemoryRequest::PerGpu(mib) => Some(format!("gres/gpu:{mib}")),
+        _ => None,
+    };
+    let tres = [
+        ("TresPerJob", job::tres_per_job(j)),
+        ("TresPerNode", job::tres_per_node(j)),
+        ("TresPerSocket", job::tres_per_socket(j)),
+        ("TresPerTask", job::tres_per_task(j)),
+        ("CpusPerTres", r.devices.cpus_per_gpu.map(|n| format!("gres/gpu:{n}"))),
+        ("MemPerTres", memory),
+    ];
+    lines.extend(tres.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))));
     lines
 }
 
@@ -228,6 +235,11 @@ pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
             h.memory, n.allocated.mem, n.free_memory
         ),
     ];
+    let faults = h.gres.iter().filter_map(|d| Some(format!("{}:{}({})", d.name, d.index, d.fault.as_ref()?)));
+    let faults: Vec<String> = faults.collect();
+    if !faults.is_empty() {
+        lines.push(format!("GresFault={}", faults.join(",")));
+    }
     if h.memory_reserved > 0 {
         lines.push(format!("MemSpecLimit={}", h.memory_reserved));
     }

@@ -114,7 +114,7 @@ pub const FIELDS: &[Field] = fields![
     NONE, "cluster", "CLUSTER", |_, v| v.cluster.clone();
     NONE, "container", "CONTAINER", |j, _| null(j.spec.container.as_ref().map(|c| c.image.typed.clone()));
     NONE, "cpus-per-task", "CPUS_PER_TASK", |j, _| job::cpus_per_task(j).to_string();
-    NONE, "cpus-per-tres", "CPUS_PER_TRES", |_, _| "N/A".into();
+    NONE, "cpus-per-tres", "CPUS_PER_TRES", |j, _| j.spec.resources.devices.cpus_per_gpu.map_or("N/A".into(), |n| format!("gres/gpu:{n}"));
     NONE, "deadline", "DEADLINE", |_, _| "N/A".into();
     NONE, "derivedec", "DERIVED_EC", |j, _| j.derived_exit.to_string();
     NONE, "eligibletime", "ELIGIBLE_TIME", |j, v| at(v, Some(j.eligible));
@@ -141,9 +141,9 @@ pub const FIELDS: &[Field] = fields![
         None => "N/A".into(), Some(OpenMode::Append) => "append".into(), Some(OpenMode::Truncate) => "truncate".into() };
     NONE, "system_comment", "SYSTEM_COMMENT", |j, _| null(job::failure(j).map(str::to_string));
     NONE, "tres-alloc", "TRES_ALLOC", |j, _| tres(if j.allocated.is_zero() { &j.requested } else { &j.allocated });
-    NONE, "tres-per-job", "TRES_PER_JOB", |_, _| "N/A".into();
-    NONE, "tres-per-socket", "TRES_PER_SOCKET", |_, _| "N/A".into();
-    NONE, "tres-per-task", "TRES_PER_TASK", |j, _| j.spec.resources.cpus_per_task.map_or("N/A".into(), |n| format!("cpu={n}"));
+    NONE, "tres-per-job", "TRES_PER_JOB", |j, _| job::tres_per_job(j).unwrap_or_else(|| "N/A".into());
+    NONE, "tres-per-socket", "TRES_PER_SOCKET", |j, _| job::tres_per_socket(j).unwrap_or_else(|| "N/A".into());
+    NONE, "tres-per-task", "TRES_PER_TASK", |j, _| job::tres_per_task(j).unwrap_or_else(|| "N/A".into());
 ];
 
 fn time_left(j: &JobInfo, v: &View) -> String {

@@ -1,6 +1,7 @@
 //! The rows, by heading.
 
 mod container;
+mod devices;
 mod job;
 mod refused;
 mod resources;
@@ -13,6 +14,7 @@ use super::row::Section;
 pub static SECTIONS: &[Section] = &[
     Section { title: "Job", rows: job::ROWS },
     Section { title: "Resources", rows: resources::ROWS },
+    Section { title: "Devices", rows: devices::ROWS },
     Section { title: "Container", rows: container::ROWS },
     Section { title: "Files and streams", rows: streams::ROWS },
     Section { title: "Step and command", rows: step::ROWS },

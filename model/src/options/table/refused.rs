@@ -11,12 +11,6 @@ const R: Commands = Commands::R;
 
 const CORES: &str = "cores are always given whole; ask with --ntasks, --cpus-per-task and --exclusive";
 const LAYOUT: &str = "lay tasks out with --nodes, --ntasks and --ntasks-per-node";
-const GPUS: &str =
-    "ask for GPUs with --gpus-per-node or --gres, and for CPUs and memory with --cpus-per-task and --mem";
-const GPU_TASKS: &str =
-    "ask for GPUs with --gpus-per-node; each task sees all of them: choose one by SLURM_LOCALID";
-const BIND: &str =
-    "a step is confined to its CPUs, memory and devices; bind its tasks with taskset or numactl";
 const NODES: &str = "name partitions and nodes with --partition, --nodelist and --exclude";
 const SCRIPT: &str = "run the command at the beginning or end of the script or of the program instead";
 const COPY: &str = "put the program where all nodes see it, or into the image";
@@ -27,7 +21,7 @@ const CONTAINER: &str = "use --container-image, which takes OCI layouts, archive
 const NAMED: &str = "use --container-name";
 
 pub(super) static ROWS: &[OptionRow] = &[
-    refused("accel-bind", R, BIND).takes("FLAGS"),
+    refused("accel-bind", R, "bind tasks to GPUs with --gpu-bind").takes("FLAGS"),
     refused("acctg-freq", ABR, "the usage of each step is recorded when it ends; see sacct")
         .takes("SECONDS")
         .env(&["SLURM_ACCTG_FREQ", "SBATCH_ACCTG_FREQ", "SALLOC_ACCTG_FREQ"]),
@@ -82,11 +76,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("cpu-freq", ABR, "set the frequency on the node with cpupower")
         .takes("FREQUENCY")
         .env(&["SLURM_CPU_FREQ_REQ"]),
-    refused("cpus-per-gpu", ABR, GPUS).takes("CPUS").env(&[
-        "SLURM_CPUS_PER_GPU",
-        "SBATCH_CPUS_PER_GPU",
-        "SALLOC_CPUS_PER_GPU",
-    ]),
     refused("deadline", ABR, "bound the run with --time and the start with --begin").takes("TIME"),
     refused("debugger-test", R, UNUSED),
     refused("delay-boot", ABR, "nodes are not powered by the scheduler; leave it out")
@@ -113,30 +102,10 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("extra", ABR, "use --comment").takes("TEXT"),
     refused("extra-node-info", ABR, CORES).short(b'B').takes("SOCKETS[:CORES[:THREADS]]"),
     refused("gid", AB, "submit as that user, with 'sudo -u USER -g GROUP'").takes("GROUP"),
-    refused("gpu-bind", ABR, GPU_TASKS).takes("TYPE").env(&[
-        "SLURM_GPU_BIND",
-        "SBATCH_GPU_BIND",
-        "SALLOC_GPU_BIND",
-    ]),
-    refused("gpu-freq", ABR, "set the frequency with the vendor's tool").takes("FREQUENCY").env(&[
+    refused("gpu-freq", ABR, "have an administrator set it in the prolog with the vendor's tool (nvidia-smi -lgc): no user may change the clocks of a node").takes("FREQUENCY").env(&[
         "SLURM_GPU_FREQ",
         "SBATCH_GPU_FREQ",
         "SALLOC_GPU_FREQ",
-    ]),
-    refused("gpus-per-socket", ABR, GPUS).takes("[TYPE:]COUNT").env(&[
-        "SLURM_GPUS_PER_SOCKET",
-        "SBATCH_GPUS_PER_SOCKET",
-        "SALLOC_GPUS_PER_SOCKET",
-    ]),
-    refused("gpus-per-task", ABR, GPU_TASKS).takes("[TYPE:]COUNT").env(&[
-        "SLURM_GPUS_PER_TASK",
-        "SBATCH_GPUS_PER_TASK",
-        "SALLOC_GPUS_PER_TASK",
-    ]),
-    refused("gres-flags", ABR, "leave it out: devices are given by node").takes("FLAGS").env(&[
-        "SLURM_GRES_FLAGS",
-        "SBATCH_GRES_FLAGS",
-        "SALLOC_GRES_FLAGS",
     ]),
     refused("hint", ABR, CORES).takes("TYPE").env(&["SLURM_HINT", "SBATCH_HINT", "SALLOC_HINT"]),
     refused("ignore-signals", R, "catch signals in the program, or with the shell's trap").takes("SIGNALS"),
@@ -156,11 +125,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("mem-bind", AB, "give it to the srun that starts the step")
         .takes("TYPE")
         .env(&["SBATCH_MEM_BIND", "SALLOC_MEM_BIND"]),
-    refused("mem-per-gpu", ABR, GPUS).takes("SIZE").env(&[
-        "SLURM_MEM_PER_GPU",
-        "SBATCH_MEM_PER_GPU",
-        "SALLOC_MEM_PER_GPU",
-    ]),
     refused("mem-update", ABR, "ask for the most that the job needs with --mem").takes("SIZE"),
     refused("mincpus", ABR, "use --cpus-per-task, or --ntasks-per-node").takes("CPUS"),
     refused("msg-timeout", R, UNUSED).takes("SECONDS"),
@@ -180,7 +144,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         "submit 'sbatch --wrap \"sleep infinity\"' and run steps in it with 'srun --jobid'",
     ),
     refused("ntasks-per-core", ABR, LAYOUT).takes("TASKS").env(&["SLURM_NTASKS_PER_CORE"]),
-    refused("ntasks-per-gpu", ABR, LAYOUT).takes("TASKS").env(&["SLURM_NTASKS_PER_GPU"]),
     refused("ntasks-per-socket", ABR, LAYOUT).takes("TASKS"),
     refused("ntasks-per-tres", ABR, LAYOUT).takes("TASKS"),
     refused(
@@ -245,10 +208,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("time-min", ABR, "give one limit with --time").takes("LIMIT"),
     refused("tmp", ABR, "use --nodelist for a node with enough space").takes("SIZE"),
     refused("treewidth", R, UNUSED).takes("WIDTH"),
-    refused("tres-bind", ABR, GPU_TASKS).takes("LIST").env(&["SBATCH_TRES_BIND", "SALLOC_TRES_BIND"]),
-    refused("tres-per-task", ABR, "use --cpus-per-task, --mem-per-cpu and --gpus-per-node")
-        .takes("LIST")
-        .env(&["SBATCH_TRES_PER_TASK", "SALLOC_TRES_PER_TASK"]),
     refused("uid", AB, "submit as that user, with 'sudo -u USER'").takes("USER"),
     refused("use-min-nodes", ABR, "write --nodes with one number").env(&[
         "SLURM_USE_MIN_NODES",

@@ -3,7 +3,7 @@
 use crate::distribution::Levels;
 use crate::options::resolve::{Bad, Given};
 use crate::options::row::{Commands, OptionRow, row};
-use crate::{gres, hostlist, memory};
+use crate::{hostlist, memory};
 
 /// Nodes of `-w` and `-x`, in the order written, repeated ones included.
 fn nodes(given: &Given<'_>) -> Result<Vec<crate::NodeName>, Bad> {
@@ -80,34 +80,6 @@ pub(super) static ROWS: &[OptionRow] = &[
                 g.text()?
             ))),
             Some(_) => Err(Bad::Spec("write --exclusive without a value".to_string())),
-        }),
-    row("gpus", Commands::ABR)
-        .short(b'G')
-        .takes("[TYPE:]COUNT")
-        .env(&["SLURM_GPUS", "SBATCH_GPUS", "SALLOC_GPUS"])
-        .help("GPUs of the whole job, for jobs of one node: the job is kept on one node. For more nodes use --gpus-per-node.")
-        .set(|o, g| {
-            o.gpus = Some(g.parse(gres::parse_gpus)?);
-            Ok(())
-        }),
-    row("gpus-per-node", Commands::ABR)
-        .takes("[TYPE:]COUNT")
-        .env(&["SLURM_GPUS_PER_NODE", "SBATCH_GPUS_PER_NODE", "SALLOC_GPUS_PER_NODE"])
-        .help("GPUs on each node.")
-        .set(|o, g| {
-            o.gpus_per_node = Some(g.parse(gres::parse_gpus)?);
-            Ok(())
-        }),
-    row("gres", Commands::ABR)
-        .takes("NAME[:TYPE][:COUNT],...")
-        .env(&["SLURM_GRES", "SBATCH_GRES", "SALLOC_GRES"])
-        .help("Generic resources on each node, such as gpu:2 or gpu:a100:4; none for a step without any. A job has no device that it did not ask for. 'scontrol show node' lists them.")
-        .set(|o, g| {
-            if g.text()?.eq_ignore_ascii_case("help") {
-                return Err(Bad::Spec("'scontrol show node' lists the generic resources of each node".to_string()));
-            }
-            o.gres = Some(g.parse(gres::parse)?);
-            Ok(())
         }),
     row("mem", Commands::ABR)
         .takes("SIZE")

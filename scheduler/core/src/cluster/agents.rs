@@ -6,7 +6,7 @@ use crate::event::Effect;
 use crate::job::Progress;
 use crate::node::{Link, Node, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
-use berth_model::hardware::Hardware;
+use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
@@ -258,9 +258,10 @@ impl Cluster {
         let row = NodeRow {
             version: ROW_VERSION,
             name: name.clone(),
-            // Hardware does not change under running jobs; what is said now counts once they are gone.
+            // Hardware does not change under running jobs; what is said now counts once they are gone. But for devices that do not
+            // work any more, or do so again.
             hardware: match known {
-                Some(n) if !n.held.is_empty() => n.row.hardware.clone(),
+                Some(n) if !n.held.is_empty() => with_faults(&n.row.hardware, &hello.hardware),
                 _ => hello.hardware.clone(),
             },
             boot_id: hello.boot_id.clone(),
@@ -289,6 +290,8 @@ impl Cluster {
                     n.row = row;
                     if refit {
                         n.refit(&self.config);
+                    } else {
+                        n.take_faults(&self.config);
                     }
                 }
             }
@@ -470,4 +473,20 @@ pub(super) fn check_hardware(hw: &Hardware) -> Result<(), String> {
         Some(d) => Err(format!("{} {} is named twice", d.name, d.index)),
         None => Ok(()),
     }
+}
+
+/// The hardware that was registered, with what is said now of its devices.
+fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
+    let mut hardware = before.clone();
+    for device in &mut hardware.gres {
+        let same = |d: &&GresDevice| {
+            d.name == device.name
+                && (if device.uuid.is_some() { d.uuid == device.uuid } else { d.index == device.index })
+        };
+        device.fault = match now.gres.iter().find(same) {
+            Some(found) => found.fault.clone(),
+            None => Some("the node does not find it any more".to_string()),
+        };
+    }
+    hardware
 }

@@ -5,10 +5,13 @@ use super::timers::Timer;
 use super::{Cluster, texts};
 use crate::event::RequestId;
 use crate::job::{Job, Progress};
-use crate::place::pick_devices;
+use crate::place::pool::Pool;
+use crate::place::totals::evenly;
 use crate::rows::{ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::{PayloadKey, Write};
+use berth_model::devices::{GPU, add, sum};
 use berth_model::distribution::Distribution;
+use berth_model::gres::Wanted;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::het::HetStep;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey, SubmissionId};
@@ -109,7 +112,7 @@ fn used<'a>(job: &'a Job, run: &Run) -> BTreeMap<&'a NodeName, Used> {
             if asked.is_some_and(|s| s.memory != MemoryRequest::Default) {
                 used.memory = used.memory.saturating_add(share.memory);
             }
-            if asked.is_some_and(|s| s.gres.is_some()) {
+            if asked.is_some_and(|s| asks_for_devices(s)) {
                 used.gres.extend(share.gres.iter().cloned());
             }
         }
@@ -132,10 +135,15 @@ impl Part<'_> {
         self.hardware.cores.iter().map(|c| c.cpus.clone()).filter(|c| mine(c) && free(c)).collect()
     }
 
-    fn share(&self, spec: &StepSpec, tasks: u32) -> Result<NodeShare, NoRoom> {
+    /// With `part` of the devices that the whole step counts.
+    fn share(&self, spec: &StepSpec, tasks: u32, part: &Wanted) -> Result<NodeShare, NoRoom> {
+        let gres = self.devices(spec, tasks, part)?;
         let cpus_each = spec.cpus_per_task.unwrap_or(1).max(1);
         let have = self.have.cpus.len() as u64;
-        let wanted = match u64::from(tasks) * u64::from(cpus_each) {
+        let of_gpus = spec.devices.cpus_per_gpu.filter(|_| exact(spec)).unwrap_or(0);
+        let count = gres.iter().filter(|device| device.name == GPU).count() as u64;
+        let by_gpus = count.saturating_mul(u64::from(of_gpus));
+        let wanted = match (u64::from(tasks) * u64::from(cpus_each)).max(by_gpus) {
             wanted if spec.overcommit => wanted.min(have),
             wanted => wanted,
         };
@@ -165,6 +173,7 @@ impl Part<'_> {
             MemoryRequest::Default | MemoryRequest::PerNode(0) => self.have.memory,
             MemoryRequest::PerNode(mib) => mib,
             MemoryRequest::PerCpu(mib) => mib.saturating_mul(cpus.len() as u64),
+            MemoryRequest::PerGpu(mib) => mib.saturating_mul(count),
         };
         if memory > self.have.memory {
             return Err(NoRoom::Never(format!(
@@ -176,20 +185,96 @@ impl Part<'_> {
         if counts && memory > self.have.memory.saturating_sub(self.used.memory) {
             return Err(NoRoom::Busy);
         }
-        let gres = match &spec.gres {
-            None => self.have.gres.clone(),
-            Some(wanted) => {
-                if pick_devices(&self.have.gres, wanted, &[]).is_none() {
-                    return Err(NoRoom::Never(
-                        "the job has fewer generic resources than the step asks for".into(),
-                    ));
-                }
-                let taken: &[GresDevice] = if spec.overlap { &[] } else { &self.used.gres };
-                pick_devices(&self.have.gres, wanted, taken).ok_or(NoRoom::Busy)?
-            }
-        };
         Ok(NodeShare { cpus, memory, gres })
     }
+
+    /// Devices of the step here: all of the job's where it asks for none.
+    fn devices(&self, spec: &StepSpec, tasks: u32, part: &Wanted) -> Result<Vec<GresDevice>, NoRoom> {
+        if !asks_for_devices(spec) {
+            return Ok(self.have.gres.clone());
+        }
+        let mut wanted =
+            sum(&sum(spec.gres.as_ref().unwrap_or(&Wanted::new()), &spec.devices.for_tasks(tasks)), part);
+        let sockets: BTreeSet<u32> = self
+            .hardware
+            .cores
+            .iter()
+            .filter(|core| core.cpus.iter().any(|cpu| self.have.cpus.contains(cpu)))
+            .map(|core| core.socket)
+            .collect();
+        for (key, n) in &spec.devices.per_socket {
+            add(&mut wanted, key.clone(), n.saturating_mul(sockets.len() as u64));
+        }
+        // One that does not work any more stays with the steps that have it, and goes to no others.
+        let broken = |d: &&GresDevice| {
+            let own = |of_node: &&GresDevice| of_node.name == d.name && of_node.index == d.index;
+            self.hardware.gres.iter().find(own).is_some_and(|of_node| of_node.fault.is_some())
+        };
+        let broken: Vec<GresDevice> = self.have.gres.iter().filter(broken).cloned().collect();
+        let take = |used: &[GresDevice]| {
+            let mut pool = Pool::of_job(&self.have.gres, used);
+            let chosen = pool.take(&wanted, &|_| true, false)?;
+            Some(pool.given(&chosen))
+        };
+        match take(&broken) {
+            None if take(&[]).is_some() => {
+                let names: Vec<String> = broken.iter().map(|d| format!("{} {}", d.name, d.index)).collect();
+                Err(NoRoom::Never(format!(
+                    "{} of the job's devices does not work any more",
+                    names.join(", ")
+                )))
+            }
+            // What it can never have.
+            None => {
+                let why = "the job has fewer generic resources than the step asks for";
+                Err(NoRoom::Never(format!("{why}: {}", berth_model::gres::print(&wanted))))
+            }
+            Some(given) if spec.overlap => Ok(given),
+            Some(_) => take(&[broken, self.used.gres.clone()].concat()).ok_or(NoRoom::Busy),
+        }
+    }
+
+    /// Tasks for which there are devices, free ones or all of the job's.
+    fn tasks_by_devices(&self, spec: &StepSpec, free: bool) -> u32 {
+        let used: &[GresDevice] = if free && !spec.overlap { &self.used.gres } else { &[] };
+        crate::place::totals::most_tasks_of(&spec.devices, &Pool::of_job(&self.have.gres, used))
+    }
+}
+
+/// Whether the step says which devices it has; otherwise it shares all of the job's.
+fn asks_for_devices(spec: &StepSpec) -> bool {
+    spec.gres.is_some() || spec.devices.names_devices()
+}
+
+/// What each node of a step has of the devices that the whole step counts, out of what is free there, or of what the job has.
+fn parts_of(spec: &StepSpec, chosen: &[(usize, u32)], parts: &[Part<'_>]) -> Result<Vec<Wanted>, NoRoom> {
+    let mut all = vec![Wanted::new(); chosen.len()];
+    for (key, n) in &spec.devices.total {
+        let nodes = chosen.len() as u64;
+        if *n < nodes {
+            let why =
+                format!("{n} x {key} cannot be on {nodes} nodes, with one at least on each: give --nodes");
+            return Err(NoRoom::Never(why));
+        }
+        let room = |free: bool| -> Vec<u64> {
+            let count = |part: &Part<'_>| {
+                let used: &[GresDevice] = if free && !spec.overlap { &part.used.gres } else { &[] };
+                Pool::of_job(&part.have.gres, used).count(key)
+            };
+            chosen.iter().map(|(at, _)| parts.get(*at).map_or(0, count)).collect()
+        };
+        if evenly(*n, &room(false)).is_none() {
+            let have: u64 = room(false).iter().sum();
+            return Err(NoRoom::Never(format!(
+                "{n} x {key} were asked for, the job has {have} on these nodes"
+            )));
+        }
+        let each = evenly(*n, &room(true)).filter(|each| !each.contains(&0)).ok_or(NoRoom::Busy)?;
+        for (wanted, n) in all.iter_mut().zip(each) {
+            add(wanted, key.clone(), n);
+        }
+    }
+    Ok(all)
 }
 
 /// Whether the step gets only the CPUs that it asked for; otherwise it gets all that the job has on its nodes.
@@ -339,11 +424,12 @@ impl Cluster {
             .zip(&run.allocation.nodes)
             .zip(&run.allocation.tasks)
             .map(|((part, name), job)| {
-                let most = cap(part.have.cpus.len());
-                let now = match part.share(spec, 1) {
-                    Ok(_) if exact(spec) => cap(part.free(spec.overlap).iter().map(Vec::len).sum()),
+                let most = cap(part.have.cpus.len()).min(part.tasks_by_devices(spec, false));
+                let now = match part.share(spec, 1, &Wanted::new()) {
+                    Ok(_) if exact(spec) => cap(part.free(spec.overlap).iter().map(Vec::len).sum())
+                        .min(part.tasks_by_devices(spec, true)),
                     // What it can never have is said below, of the node where it is.
-                    Ok(_) | Err(NoRoom::Never(_)) => most,
+                    Ok(_) | Err(NoRoom::Never(_)) => most.min(part.tasks_by_devices(spec, true)),
                     Err(NoRoom::Busy) => 0,
                 };
                 Place { name, job: *job, most, now }
@@ -351,8 +437,9 @@ impl Cluster {
             .collect();
         let (chosen, distribution) = layout::choose(spec, &record.spec.spec.resources.distribution, &places)?;
         let mut nodes = Vec::with_capacity(chosen.len());
-        for (at, tasks) in chosen {
-            let share = parts[at].share(spec, tasks)?;
+        let devices = parts_of(spec, &chosen, &parts)?;
+        for ((at, tasks), part) in chosen.into_iter().zip(devices) {
+            let share = parts[at].share(spec, tasks, &part)?;
             let node = places[at].name.clone();
             nodes.push(StepNode { node, tasks, share: Some(share), pull: None, exit: None });
         }

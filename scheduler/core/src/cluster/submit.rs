@@ -53,6 +53,7 @@ impl Cluster {
         let rules = self.check(actor, &spec, &payload, first_step.as_ref())?;
         let rules = partitions.iter().find(|p| p.name == rules).ok_or_else(|| gone(&rules))?;
         spec.resources.memory = memory(&spec, rules);
+        spec.resources.devices.cpus_per_gpu = cpus_per_gpu(&spec, rules);
         let time_limit = self.check_limits(&spec, rules)?;
         let notes = self.check_possible(&spec, rules)?;
         if test_only {
@@ -449,10 +450,24 @@ impl Cluster {
 /// The memory that is asked for once the partition's default is in it, as if it had been typed: every check,
 /// records, steps and the job's environment go by it. A job that has its nodes to itself has all their memory.
 pub(super) fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
-    match (spec.resources.memory, rules.config.default_mem_per_cpu) {
-        (MemoryRequest::Default, mib) if mib > 0 && !spec.resources.exclusive => MemoryRequest::PerCpu(mib),
-        (asked, _) => asked,
+    let config = &rules.config;
+    match spec.resources.memory {
+        MemoryRequest::Default if spec.resources.exclusive => MemoryRequest::Default,
+        MemoryRequest::Default if config.default_mem_per_gpu > 0 && spec.resources.asks_for_gpus() => {
+            MemoryRequest::PerGpu(config.default_mem_per_gpu)
+        }
+        MemoryRequest::Default if config.default_mem_per_cpu > 0 => {
+            MemoryRequest::PerCpu(config.default_mem_per_cpu)
+        }
+        asked => asked,
     }
+}
+
+/// The CPUs that come with each GPU, likewise.
+fn cpus_per_gpu(spec: &JobSpec, rules: &PartitionRules) -> Option<u32> {
+    let (r, each) = (&spec.resources, rules.config.default_cpus_per_gpu);
+    let default = || (each > 0 && r.cpus_per_task.is_none() && r.asks_for_gpus()).then_some(each);
+    r.devices.cpus_per_gpu.or_else(default)
 }
 
 pub(super) fn gone(name: &str) -> Refusal {

@@ -4,14 +4,16 @@ use super::*;
 use crate::config::CoreConfig;
 use crate::rows::{NodeRow, ROW_VERSION};
 use berth_model::config::Config;
+use berth_model::devices::DeviceRequest;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::ids::{Attempt, JobId};
 use berth_model::state::NodeCondition;
 use berth_model::time::Time;
+use berth_model::tres::GresKey;
 use proptest::prelude::*;
 use std::sync::Arc;
 
-fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
+pub(super) fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
     let mut next = 0;
     let cores = threads.iter().map(|t| {
         let cpus = (next..next + t).collect();
@@ -106,6 +108,7 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                     cpus_per_task: cpus,
                     memory,
                     gres,
+                    devices: Default::default(),
                     exclusive,
                     node_list: named(with),
                     exclude: named(without),
@@ -116,6 +119,11 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                 }
             },
         )
+}
+
+/// Devices of a node.
+fn of_all(all: &[Node], name: &NodeName) -> u64 {
+    all.iter().find(|node| node.row.name == *name).map_or(0, |node| node.hardware.gres.len() as u64)
 }
 
 fn need(request: &ResourceRequest) -> Need<'_> {
@@ -142,7 +150,12 @@ proptest! {
                 prop_assert!(request.tasks_per_node.is_none_or(|most| *tasks <= most));
                 let cpus = share.cpus.len() as u64;
                 prop_assert!(cpus >= need.cpus_for(*tasks));
-                prop_assert_eq!(share.gres.len() as u64, request.gres.values().sum::<u64>());
+                let asked = if request.exclusive {
+                    of_all(&all, name)
+                } else {
+                    request.gres.values().sum::<u64>()
+                };
+                prop_assert_eq!(share.gres.len() as u64, asked);
                 for (key, n) in request.gres.iter().filter(|(k, _)| k.kind.is_some()) {
                     let typed = share.gres.iter().filter(|d| d.kind == key.kind).count() as u64;
                     prop_assert!(typed >= *n);
@@ -189,10 +202,10 @@ proptest! {
         let worth = |allocation: &Allocation| {
             let need = need(&request);
             let each = |name| match request.tasks {
-                Some(_) if allocation.nodes.len() > 1 => (0, room(&need, of(name), Against::Free)),
-                _ => (cpus_of(of(name), Against::Free), 0),
+                Some(_) if allocation.nodes.len() > 1 => (0, 0, room(&need, of(name), &Wanted::new(), Against::Free)),
+                _ => (spared(&need, of(name), Against::Free), cpus_of(of(name), Against::Free), 0),
             };
-            let mut all: Vec<(u64, u32)> = allocation.nodes.iter().map(each).collect();
+            let mut all: Vec<(u64, u64, u32)> = allocation.nodes.iter().map(each).collect();
             all.sort_unstable();
             all
         };
@@ -216,4 +229,105 @@ proptest! {
             prop_assert!(!explain_never(&need, "main", &nodes).is_empty());
         }
     }
+}
+
+pub(super) fn gpu(kind: Option<&str>) -> GresKey {
+    GresKey { name: "gpu".into(), kind: kind.map(str::to_string) }
+}
+
+/// Requests of devices in all the ways there are.
+fn with_devices() -> impl Strategy<Value = ResourceRequest> {
+    let wanted = |most: u64| {
+        let kind = prop_oneof![3 => Just(None), 1 => Just(Some("a"))];
+        (kind, 1..most).prop_map(|(kind, n)| Wanted::from([(gpu(kind), n)]))
+    };
+    let none = || Just(Wanted::new());
+    (
+        request(),
+        prop_oneof![1 => none(), 2 => wanted(9)],
+        prop_oneof![2 => none(), 1 => wanted(3)],
+        proptest::option::weighted(0.3, 1..3u32),
+        proptest::option::weighted(0.2, 1..3u32),
+    )
+        .prop_map(|(mut r, total, per_task, cpus_per_gpu, tasks_per_gpu)| {
+            r.devices =
+                DeviceRequest { total, per_task, cpus_per_gpu, tasks_per_gpu, ..DeviceRequest::default() };
+            r.gres.clear();
+            r.exclusive = false;
+            r
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn devices_are_as_many_as_the_job_and_its_tasks_count(mut all in nodes(), asked in proptest::collection::vec(with_devices(), 1..8)) {
+        for (i, request) in asked.iter().enumerate() {
+            let need = need(request);
+            let Some(found) = place(&need, all.iter(), Against::Free) else { continue };
+            let of_tasks: u64 = found.tasks.iter().map(|tasks| gpus(&request.devices.for_tasks(*tasks))).sum();
+            let given: u64 = found.shares.iter().map(|share| share.gres.len() as u64).sum();
+            prop_assert_eq!(given, of_tasks + gpus(&request.devices.total));
+            if !request.devices.total.is_empty() {
+                prop_assert!(found.shares.iter().all(|share| !share.gres.is_empty()));
+            }
+            for ((name, share), tasks) in found.nodes.iter().zip(&found.shares).zip(&found.tasks) {
+                let by_gpus = u64::from(request.devices.cpus_per_gpu.unwrap_or(0)) * share.gres.len() as u64;
+                prop_assert!(share.cpus.len() as u64 >= by_gpus.max(need.cpus_for(*tasks)));
+                let node = all.iter_mut().find(|n| n.row.name == *name).unwrap();
+                let run = (JobId(u32::try_from(i).unwrap()), Attempt(0));
+                prop_assert!(node.take(run, &Arc::new(share.clone())).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn what_never_fits_of_devices_has_a_reason(all in nodes(), request in with_devices()) {
+        let need = need(&request);
+        let empty = place(&need, all.iter(), Against::Empty);
+        prop_assert!(place(&need, all.iter(), Against::Free).is_none() || empty.is_some());
+        if empty.is_none() {
+            let nodes: Vec<&Node> = all.iter().collect();
+            prop_assert!(!explain_never(&need, "main", &nodes).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_spread_is_all_of_it_and_as_even_as_it_can_be(total in 0..40u64, room in proptest::collection::vec(0..12u64, 1..6)) {
+        let parts = totals::evenly(total, &room);
+        prop_assert_eq!(parts.is_some(), room.iter().sum::<u64>() >= total);
+        if let Some(parts) = parts {
+            prop_assert_eq!(parts.iter().sum::<u64>(), total);
+            let most = parts.iter().max().copied().unwrap_or(0);
+            for (part, room) in parts.iter().zip(&room) {
+                prop_assert!(part <= room && (part == room || most - part <= 1));
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_gpus_are_eight_on_each_of_two_nodes_and_the_rest_goes_to_the_tightest() {
+    let all = [node(0, &[1; 8], 4000, 8), node(1, &[1; 8], 4000, 4), node(2, &[1; 8], 4000, 8)];
+    let total = |n: u64, min: u32, max: Option<u32>| ResourceRequest {
+        min_nodes: min,
+        max_nodes: max,
+        devices: DeviceRequest { total: Wanted::from([(gpu(None), n)]), ..DeviceRequest::default() },
+        ..ResourceRequest::default()
+    };
+    let placed = |r: &ResourceRequest| {
+        let found = place(&need(r), all.iter(), Against::Free)?;
+        let counts = found.shares.iter().map(|share| share.gres.len());
+        Some(found.nodes.iter().map(|n| n.0.clone()).zip(counts).collect::<Vec<_>>())
+    };
+    let on = |list: &[(&str, usize)]| Some(list.iter().map(|(n, c)| (n.to_string(), *c)).collect::<Vec<_>>());
+    assert_eq!(placed(&total(16, 2, Some(2))), on(&[("n0", 8), ("n2", 8)]));
+    assert_eq!(placed(&total(3, 1, None)), on(&[("n1", 3)]), "the node with the fewest");
+    assert_eq!(placed(&total(8, 1, None)), on(&[("n0", 8)]));
+    assert_eq!(placed(&total(12, 1, None)), on(&[("n0", 6), ("n2", 6)]), "as many on each");
+    assert_eq!(placed(&total(20, 1, None)), on(&[("n0", 8), ("n1", 4), ("n2", 8)]));
+    assert_eq!(placed(&total(3, 3, Some(3))), on(&[("n0", 1), ("n1", 1), ("n2", 1)]));
+    assert_eq!(placed(&total(2, 3, Some(3))), None, "one at least on each");
+    assert_eq!(placed(&total(21, 1, None)), None);
 }

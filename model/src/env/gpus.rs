@@ -1,0 +1,162 @@
+//! The variables by which programs find their GPUs: Slurm's, and what the vendors' libraries read.
+
+use super::{Devices, count, join};
+use crate::bind::gpu::GpuHow;
+use crate::bytes::ByteStr;
+use crate::hardware::{GresDevice, Vendor};
+use crate::ids::StepId;
+use crate::launch::{NodeShare, StepLaunch};
+
+/// Shares of GPUs, as Slurm names them.
+pub const SHARD: &str = "shard";
+
+/// Whether a device is a GPU, or a part of one.
+pub fn is_gpu(device: &GresDevice) -> bool {
+    device.name == crate::devices::GPU || device.name == SHARD
+}
+
+/// The GPUs of a share, in the order in which programs see them.
+pub fn of_share(share: &NodeShare) -> Vec<&GresDevice> {
+    share.gres.iter().filter(|device| is_gpu(device)).collect()
+}
+
+/// Whether each task of the step is told of its own GPUs.
+pub fn per_task(launch: &StepLaunch) -> bool {
+    let bound = launch.gpu_bind.as_ref().is_some_and(|bind| bind.how != GpuHow::None);
+    bound
+        && matches!(launch.key.step, StepId::Number(_))
+        && launch.enter.is_none()
+        && launch.receive.is_none()
+}
+
+/// What is the same for all tasks of a step on one node.
+pub(super) fn of_step(launch: &StepLaunch, devices: Devices) -> Vec<(String, ByteStr)> {
+    let mut env: Vec<(String, ByteStr)> = Vec::new();
+    let mut set = |name: &str, value: String| env.push((name.to_string(), ByteStr::from(value)));
+    let indices = |gpus: &[&GresDevice]| join(&gpus.iter().map(|gpu| gpu.index).collect::<Vec<u32>>());
+    let (job, own) = (of_share(&launch.job.share), of_share(&launch.share));
+    if !job.is_empty() {
+        set("SLURM_JOB_GPUS", indices(&job));
+    }
+    if own.is_empty() {
+        return env;
+    }
+    let shards: u64 = own.iter().filter(|gpu| gpu.name == SHARD).map(|gpu| u64::from(gpu.shares)).sum();
+    if shards > 0 {
+        set("SLURM_SHARDS_ON_NODE", shards.to_string());
+    }
+    set("SLURM_GPUS_ON_NODE", own.len().to_string());
+    if launch.key.step != StepId::Batch {
+        set("SLURM_STEP_GPUS", indices(&own));
+    }
+    if !per_task(launch) {
+        let all: Vec<u32> = (0..count_of(&own)).collect();
+        env.extend(visible(launch, devices, &all));
+    }
+    env
+}
+
+fn count_of(gpus: &[&GresDevice]) -> u32 {
+    count(&gpus.iter().map(|gpu| gpu.index).collect::<Vec<u32>>())
+}
+
+/// What the libraries of vendors read: the GPUs at these places of the step's own. Each library counts those of its vendor alone;
+/// where a step sees only its own devices, from 0.
+pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(String, ByteStr)> {
+    let own = of_share(&launch.share);
+    let chosen: Vec<(usize, &GresDevice)> = places
+        .iter()
+        .filter_map(|at| {
+            let gpu = *own.get(*at as usize)?;
+            let before = own.iter().take(*at as usize).filter(|other| other.vendor == gpu.vendor).count();
+            Some((before, gpu))
+        })
+        .collect();
+    let list = |vendor: Vendor, unique: bool| {
+        let mine = chosen.iter().filter(|(_, gpu)| gpu.vendor == vendor);
+        let word = mine.map(|(before, gpu)| match (&gpu.uuid, devices) {
+            // A slice of a GPU has no number that the libraries know.
+            (Some(uuid), _) if unique || uuid.starts_with("MIG-") => uuid.clone(),
+            (_, Devices::Confined) => before.to_string(),
+            (_, Devices::Open) => gpu.index.to_string(),
+        });
+        word.collect::<Vec<_>>().join(",")
+    };
+    let mut env: Vec<(String, ByteStr)> = Vec::new();
+    for vendor in [Vendor::Generic, Vendor::Nvidia, Vendor::Amd, Vendor::Intel] {
+        if chosen.iter().all(|(_, gpu)| gpu.vendor != vendor) {
+            continue;
+        }
+        let names: &[&str] = match vendor {
+            // Nobody knows what reads it.
+            Vendor::Generic => &VISIBLE,
+            Vendor::Nvidia => &["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NV_GPU"],
+            Vendor::Amd => &["GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES"],
+            Vendor::Intel => &["ZE_AFFINITY_MASK"],
+        };
+        for name in names {
+            if env.iter().any(|(there, _)| there == name) {
+                continue;
+            }
+            let unique = *name == "NVIDIA_VISIBLE_DEVICES";
+            env.push((name.to_string(), ByteStr::from(list(vendor, unique))));
+        }
+    }
+    env
+}
+
+/// Names of all variables that libraries of vendors read.
+pub const VISIBLE: [&str; 6] = [
+    "CUDA_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NV_GPU",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Attempt, JobId, StepKey};
+
+    fn launch(gpus: &[GresDevice]) -> StepLaunch {
+        let key = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
+        let mut launch = super::super::tests::minimal();
+        launch.key = key;
+        launch.share.gres = gpus.to_vec();
+        launch.job.share.gres = gpus.to_vec();
+        launch
+    }
+
+    fn gpu(index: u32, vendor: Vendor, uuid: &str) -> GresDevice {
+        let uuid = (!uuid.is_empty()).then(|| uuid.to_string());
+        GresDevice { name: "gpu".into(), index, vendor, uuid, ..GresDevice::default() }
+    }
+
+    fn told(launch: &StepLaunch, devices: Devices) -> String {
+        let all = of_step(launch, devices);
+        let own = all.iter().filter(|(name, _)| VISIBLE.contains(&name.as_str()));
+        own.map(|(name, value)| format!("{name}={} ", value.display())).collect()
+    }
+
+    #[test]
+    fn each_vendors_library_is_told_of_its_own() {
+        let two =
+            launch(&[gpu(2, Vendor::Nvidia, "GPU-b"), gpu(4, Vendor::Amd, ""), gpu(5, Vendor::Amd, "")]);
+        assert_eq!(
+            told(&two, Devices::Confined),
+            "CUDA_VISIBLE_DEVICES=0 NVIDIA_VISIBLE_DEVICES=GPU-b NV_GPU=0 GPU_DEVICE_ORDINAL=0,1 ROCR_VISIBLE_DEVICES=0,1 "
+        );
+        assert!(
+            told(&two, Devices::Open).contains("CUDA_VISIBLE_DEVICES=2 ")
+                && told(&two, Devices::Open).contains("ROCR_VISIBLE_DEVICES=4,5 ")
+        );
+        let slice = launch(&[gpu(0, Vendor::Nvidia, "MIG-x")]);
+        assert!(told(&slice, Devices::Confined).starts_with("CUDA_VISIBLE_DEVICES=MIG-x "));
+        assert_eq!(told(&launch(&[gpu(1, Vendor::Intel, "")]), Devices::Confined), "ZE_AFFINITY_MASK=0 ");
+        let part = GresDevice { name: SHARD.into(), shares: 2, ..gpu(3, Vendor::Nvidia, "GPU-d") };
+        let all = of_step(&launch(&[part]), Devices::Confined);
+        assert!(all.contains(&("SLURM_SHARDS_ON_NODE".into(), "2".into())), "{all:?}");
+    }
+}

@@ -1,0 +1,151 @@
+//! What the options about GPUs come to together, and what contradicts.
+
+use super::*;
+use crate::bind::gpu::GpuHow;
+use crate::devices::{DeviceRequest, Nearness};
+use crate::gres::{Wanted, print};
+use crate::spec::{JobSpec, ResourceRequest, StepSpec};
+
+fn job(line: &str) -> Result<ResourceRequest, OptionError> {
+    Ok(sbatch(line)?.job_spec(&submitter(), None)?.spec.resources)
+}
+
+fn wanted(text: &str) -> Wanted {
+    crate::gres::parse(text).unwrap()
+}
+
+fn plain() -> JobSpec {
+    sbatch("").unwrap().job_spec(&submitter(), None).unwrap().spec
+}
+
+/// A step of a running job.
+fn step(line: &str, pairs: &[(&str, &str)]) -> Result<StepSpec, OptionError> {
+    let options = all(Command::Srun, line, pairs)?;
+    Ok(options.step_spec(&submitter(), vec![], vec![], None, None, Some(&plain()))?.spec)
+}
+
+#[test]
+fn gpus_are_counted_by_job_node_task_and_socket() {
+    let all = job("--gpus=a100:16 -N2").unwrap();
+    assert_eq!((all.devices.total, all.max_nodes), (wanted("gpu:a100:16"), Some(2)));
+    let free = job("-G 3").unwrap();
+    assert_eq!((free.min_nodes, free.max_nodes, print(&free.gres)), (1, None, "none".into()));
+    assert_eq!(job("--gpus-per-node=2 -N2").unwrap().gres, wanted("gpu:2"));
+    assert_eq!(job("--gpus-per-node=2 --gres=nic:1").unwrap().gres, wanted("gpu:2,nic:1"));
+    assert_eq!(job("--gpus-per-node=2 --gres=gpu:2").unwrap().gres, wanted("gpu:2"));
+    let tasks = job("--gpus-per-task=1 -n4 --gres=nic:1").unwrap();
+    assert_eq!(
+        (tasks.devices.per_task, tasks.gres, tasks.tasks),
+        (wanted("gpu:1"), wanted("nic:1"), Some(4))
+    );
+    assert_eq!(job("--gpus-per-socket=2").unwrap().devices.per_socket, wanted("gpu:2"));
+    let tres = job("--tres-per-task=cpu=3,gres/gpu=1,gres/nic=2 -n2").unwrap();
+    assert_eq!((tres.cpus_per_task, tres.devices.per_task), (Some(3), wanted("gpu:1,nic:2")));
+    let more = job("--gpus=2 --cpus-per-gpu=4 --mem-per-gpu=1G --gres-flags=enforce-binding").unwrap();
+    assert_eq!((more.devices.cpus_per_gpu, more.memory), (Some(4), MemoryRequest::PerGpu(1024)));
+    assert_eq!(more.devices.nearness, Nearness::Enforced);
+    assert_eq!(job("-n2").unwrap().devices, DeviceRequest::default());
+}
+
+#[test]
+fn what_follows_from_two_options_is_worked_out() {
+    let by = |line: &str| {
+        let r = job(line).unwrap();
+        (r.tasks, r.tasks_per_node, r.min_nodes)
+    };
+    assert_eq!(by("--gpus=8 --gpus-per-task=2"), (Some(4), None, 1));
+    assert_eq!(by("--gpus=8 --gpus-per-node=4"), (None, None, 2));
+    assert_eq!(by("--gpus-per-node=4 --gpus-per-task=2"), (None, Some(2), 1));
+    assert_eq!(by("--gpus=2 --ntasks-per-gpu=3"), (Some(6), None, 1));
+    assert_eq!(by("--gres=gpu:2 -N2 --ntasks-per-gpu=3"), (None, Some(6), 2));
+    assert_eq!(job("-n6 --ntasks-per-gpu=3").unwrap().devices.tasks_per_gpu, Some(3));
+    let bind = |line: &str| step(line, &[]).unwrap().gpu_bind.map(|bind| bind.how);
+    assert_eq!(bind("--gpus-per-task=2 -n2"), Some(GpuHow::PerTask(2)));
+    assert_eq!(bind("-n2 --ntasks-per-gpu=2"), Some(GpuHow::Single(2)));
+    assert_eq!(bind("--gpus-per-task=1 -n2 --gpu-bind=none"), Some(GpuHow::None));
+    assert_eq!(bind("--gpus=2 --tres-bind=gres/gpu:closest"), Some(GpuHow::Closest));
+    assert_eq!(bind("--gpus=2"), None);
+}
+
+#[test]
+fn contradictions_are_refused_in_slurms_words() {
+    for (line, text) in [
+        (
+            "-G1 --cpus-per-gpu=2 -c2",
+            "fatal: --cpus-per-task, --tres-per-task=cpu:#, and --cpus-per-gpu are mutually exclusive",
+        ),
+        (
+            "--mem=1 --mem-per-gpu=1 -G1",
+            "fatal: --mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.",
+        ),
+        (
+            "--gpus-per-task=1",
+            "fatal: --gpus-per-task or --tres-per-task used without either --gpus or -n/--ntasks is not allowed.",
+        ),
+        (
+            "-n2 --gpus-per-task=1 --ntasks-per-gpu=1",
+            "fatal: --gpus-per-task is mutually exclusive with --ntasks-per-gpu and SLURM_NTASKS_PER_GPU",
+        ),
+        (
+            "-n2 --ntasks-per-node=1 --ntasks-per-gpu=1",
+            "fatal: --ntasks-per-node is mutually exclusive with --ntasks-per-gpu and SLURM_NTASKS_PER_GPU",
+        ),
+        ("--gpu-bind=nearest", "error: Invalid --gpu-bind specification"),
+        ("--gres-flags=x", "error: Invalid --gres-flags specification"),
+        (
+            "--gpus=3 --gpus-per-node=2",
+            "error: Failed to validate job spec: --gpus=3 is no multiple of --gpus-per-node=2",
+        ),
+        (
+            "--gpus=4 --gpus-per-task=1 -n3",
+            "error: Failed to validate job spec: 3 tasks with --gpus-per-task=1 are 3 GPUs, and --gpus=4 was given",
+        ),
+        (
+            "--gpus-per-node=2 --gres=gpu:1",
+            "error: --gpus-per-node asks for gpu:2 where --gres asks for gpu:1",
+        ),
+        ("--cpus-per-gpu=2", "error: --cpus-per-gpu was given, and no GPU was asked for"),
+        ("--gpu-freq=high", "error: --gpu-freq is not supported by this release"),
+    ] {
+        let error = sbatch(line).and_then(|o| o.job_spec(&submitter(), None).map(|_| ())).unwrap_err();
+        let shown = error.render("sbatch");
+        assert_eq!(shown.lines().next(), Some(format!("sbatch: {text}").as_str()), "{line}");
+    }
+}
+
+#[test]
+fn a_step_finds_what_its_job_asked_for_and_may_ask_for_less() {
+    let gres = |line: &str, pairs: &[(&str, &str)]| step(line, pairs).unwrap().gres.map(|g| print(&g));
+    assert_eq!(gres("", &[]), None);
+    assert_eq!(gres("--gres=gpu:1", &[("SLURM_GPUS", "2")]), Some("gpu:1".into()));
+    assert_eq!(gres("--gres=none", &[("SLURM_GPUS", "2")]), Some("none".into()));
+    let whole = step("", &[("SLURM_GPUS", "2")]).unwrap();
+    assert_eq!((whole.devices.total, whole.gres.map(|g| g.len())), (wanted("gpu:2"), Some(0)));
+    // A step on a part of the job's nodes has the GPUs there.
+    let part = step("-N1", &[("SLURM_GPUS", "4")]).unwrap();
+    assert_eq!((part.devices, part.gres), (DeviceRequest::default(), None));
+    let one = step("--gpus=1", &[("SLURM_GPUS", "4"), ("SLURM_GPUS_PER_TASK", "2")]).unwrap();
+    assert_eq!(
+        (one.devices.total, one.devices.per_task, one.gpu_bind),
+        (wanted("gpu:1"), Wanted::new(), None)
+    );
+    let tasks =
+        step("-n2", &[("SLURM_GPUS", "4"), ("SLURM_GPUS_PER_TASK", "1"), ("SLURM_NTASKS", "4")]).unwrap();
+    assert_eq!((tasks.devices.total, tasks.devices.per_task), (Wanted::new(), wanted("gpu:1")));
+    assert_eq!(tasks.tasks, Some(2));
+    // Of tasks of a GPU and GPUs of a task what was typed counts, and a job's environment contradicts nothing.
+    let typed = step("--gpus-per-task=1 -n2", &[("SLURM_NTASKS_PER_GPU", "2")]).unwrap();
+    assert_eq!(typed.gpu_bind.map(|bind| bind.how), Some(GpuHow::PerTask(1)));
+    let both = [("SLURM_NTASKS_PER_GPU", "2"), ("SLURM_NTASKS_PER_NODE", "4"), ("SLURM_NTASKS", "4")];
+    assert_eq!(step("", &both).unwrap().gpu_bind.map(|bind| bind.how), Some(GpuHow::Single(2)));
+    // What a job's environment says of CPUs and memory of tasks and GPUs contradicts nothing.
+    let told = [("SLURM_CPUS_PER_TASK", "2"), ("SLURM_TRES_PER_TASK", "cpu=2"), ("SLURM_MEM_PER_GPU", "100")];
+    let told = step("", &told).unwrap();
+    assert_eq!((told.cpus_per_task, told.memory), (Some(2), MemoryRequest::Default));
+    let options = sbatch("-n4 --gpus-per-task=a100:1 --cpus-per-gpu=2 --gpu-bind=verbose,closest").unwrap();
+    let env = options.environment(&[], &submitter(), false);
+    let env: Vec<String> = env.iter().map(|v| v.display().into_owned()).collect();
+    for variable in ["SLURM_GPUS_PER_TASK=a100:1", "SLURM_CPUS_PER_GPU=2", "SLURM_GPU_BIND=verbose,closest"] {
+        assert!(env.iter().any(|v| v == variable), "{variable} {env:?}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Devices of jobs and their steps, and devices that stop working under them.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::config::{Config, PartitionConfig};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
+use berth_model::launch::StepPhase;
+use berth_model::link::ToAgent;
+use berth_model::request::{Refusal, Request, Response};
+use berth_model::spec::{JobSpec, StepSpec};
+use berth_model::state::{ExitStatus, JobState, Reason};
+use common::{World, actor, batch_key, hardware, step};
+use std::collections::BTreeMap;
+
+fn wanted(text: &str) -> berth_model::gres::Wanted {
+    berth_model::gres::parse(text).unwrap()
+}
+
+fn create(w: &mut World, job: JobId, spec: StepSpec) -> Result<Response, Refusal> {
+    w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) })
+}
+
+fn total(text: &str) -> impl Fn(&mut JobSpec) {
+    let wanted = wanted(text);
+    move |s| s.resources.devices.total = wanted.clone()
+}
+
+/// Indices of the devices of each step on all of its nodes, in the order in which they began.
+fn of_steps(w: &World, id: JobId) -> Vec<Vec<u32>> {
+    let mut all: BTreeMap<StepKey, Vec<u32>> = BTreeMap::new();
+    for message in &w.sent {
+        if let ToAgent::Start(start) = message
+            && start.launch.key.job == id
+            && matches!(start.launch.key.step, StepId::Number(_))
+        {
+            let devices = start.launch.share.gres.iter().map(|d| d.index);
+            all.entry(start.launch.key).or_default().extend(devices);
+        }
+    }
+    all.into_values().collect()
+}
+
+#[test]
+fn a_gpu_brings_its_share_or_what_the_partition_says() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", hardware(8, 1, 8000, 4));
+    let id = w.batch("a", total("gpu:1"));
+    let share = &w.info(id).shares[0];
+    assert_eq!((share.cpus.len(), share.memory), (2, 2000), "a quarter of the node");
+    let each = PartitionConfig {
+        name: "p".into(),
+        default_cpus_per_gpu: 1,
+        default_mem_per_gpu: 300,
+        ..Default::default()
+    };
+    let mut w = World::new(&Config { partitions: vec![each], ..Config::default() });
+    w.node("n1", hardware(8, 1, 8000, 4));
+    let id = w.batch("a", total("gpu:2"));
+    let share = &w.info(id).shares[0];
+    assert_eq!((share.cpus.len(), share.memory), (2, 600));
+}
+
+#[test]
+fn one_that_stops_working_stays_where_it_is_and_goes_to_nobody_else() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", hardware(8, 1, 8000, 4));
+    let id = w.batch("a", |s| {
+        total("gpu:2")(s);
+        s.resources.tasks = Some(4);
+    });
+    let key = batch_key(id, 0);
+    w.phase("n1", key, StepPhase::Running);
+    let mut broken = hardware(8, 1, 8000, 4);
+    broken.gres[1].fault = Some("fell off the bus".into());
+    broken.gres[3].fault = Some("fell off the bus".into());
+    w.hello("n1", "boot", broken, vec![(key, StepPhase::Running)], vec![(id, Attempt(0))]);
+    w.core.audit().unwrap();
+    assert_eq!(w.state(id), JobState::Running);
+    let node = w.core.snapshot().node(&NodeName::from("n1")).unwrap();
+    assert_eq!(node.hardware.gres[3].fault.as_deref(), Some("fell off the bus"));
+    // One of four is free and works.
+    let (one, two) = (w.batch("b", total("gpu:1")), w.batch("c", total("gpu:1")));
+    assert_eq!((w.state(one), w.info(one).shares[0].gres[0].index), (JobState::Running, 2));
+    assert_eq!((w.state(two), w.info(two).reason), (JobState::Pending, Reason::Resources));
+    // Nor do steps of the job get it that ask for one; a step without such a wish has all of the job's.
+    let ask =
+        |name: &str, n: &str| StepSpec { gres: Some(wanted(n)), exact: true, tasks: Some(1), ..step(name) };
+    create(&mut w, id, ask("first", "gpu:1")).unwrap();
+    assert_eq!(of_steps(&w, id), [[0]]);
+    let refused = create(&mut w, id, ask("second", "gpu:2")).unwrap_err();
+    assert!(refused.message.contains("gpu 1 of the job's devices does not work any more"), "{refused:?}");
+    // It is well again, and given.
+    w.hello(
+        "n1",
+        "boot",
+        hardware(8, 1, 8000, 4),
+        vec![(key, StepPhase::Running)],
+        vec![(id, Attempt(0)), (one, Attempt(0))],
+    );
+    assert_eq!(w.state(two), JobState::Running);
+    w.core.audit().unwrap();
+}
+
+#[test]
+fn steps_at_once_have_a_part_each_wait_or_share() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", hardware(8, 1, 8000, 4));
+    w.node("n2", hardware(8, 1, 8000, 4));
+    let id = w.batch("a", |s| {
+        total("gpu:6")(s);
+        (s.resources.min_nodes, s.resources.max_nodes, s.resources.tasks) = (2, Some(2), Some(8));
+    });
+    assert_eq!(w.info(id).shares.iter().map(|s| s.gres.len()).collect::<Vec<_>>(), [3, 3]);
+    let of_tasks = |name: &str, tasks: u32| {
+        let mut spec = StepSpec { exact: true, tasks: Some(tasks), gres: Some(wanted("none")), ..step(name) };
+        spec.devices.per_task = wanted("gpu:1");
+        spec
+    };
+    create(&mut w, id, StepSpec { nodes: Some(1), ..of_tasks("first", 2) }).unwrap();
+    create(&mut w, id, of_tasks("second", 4)).unwrap();
+    assert_eq!(of_steps(&w, id), [vec![0, 1], vec![2, 0, 1, 2]], "what the first left, and the other node");
+    let busy = StepSpec { immediate: Some(berth_model::Span(0)), ..of_tasks("third", 1) };
+    assert!(create(&mut w, id, busy).unwrap_err().message.contains("busy"));
+    create(&mut w, id, StepSpec { overlap: true, ..of_tasks("fourth", 1) }).unwrap();
+    let mut whole =
+        StepSpec { exact: true, tasks: Some(2), nodes: Some(2), gres: Some(wanted("none")), ..step("fifth") };
+    whole.devices.total = wanted("gpu:7");
+    assert!(
+        create(&mut w, id, whole.clone())
+            .unwrap_err()
+            .message
+            .contains("7 x gpu were asked for, the job has 6")
+    );
+    whole.devices.total = wanted("gpu:1");
+    whole.submission.0 = "sixth".into();
+    assert!(create(&mut w, id, whole).unwrap_err().message.contains("cannot be on 2 nodes"));
+    // One that waits goes on when another ends.
+    let waits =
+        w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(of_tasks("seventh", 2)) });
+    let key = StepKey { job: id, attempt: Attempt(0), step: StepId::Number(0) };
+    assert!(!w.replies.contains_key(&waits));
+    w.exited("n1", key, ExitStatus::OK);
+    assert!(w.replies.contains_key(&waits));
+}

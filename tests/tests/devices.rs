@@ -1,0 +1,180 @@
+//! Devices are given once: real character devices, made by the test, that jobs and steps get apart from one another, and attacks on
+//! those of others.
+
+use berth_tests::{Sandbox, Who, images};
+use std::path::PathBuf;
+
+/// Devices of the kernel's that any program may open, under names of our own.
+const NUMBERS: [(u32, u32); 4] = [(10, 229), (10, 200), (10, 237), (7, 1)];
+
+/// Four device files in a directory of `/dev` that goes with it.
+struct Devices(PathBuf);
+
+impl Devices {
+    fn make() -> Devices {
+        let dir = PathBuf::from(format!("/dev/bt-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        for (at, (major, minor)) in NUMBERS.iter().enumerate() {
+            let file = dir.join(format!("acc{at}")).display().to_string();
+            let made = std::process::Command::new("mknod")
+                .args(["-m", "666", &file, "c", &major.to_string(), &minor.to_string()])
+                .status();
+            assert!(made.unwrap().success(), "{file}");
+        }
+        Devices(dir)
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\ntype = \"toy\"\nfiles = [\"{}/acc[0-3]\"]\n",
+            self.0.display()
+        )
+    }
+
+    /// What a process can reach: `file N` where the device's own file opens, `made N` where one of the same numbers does that it
+    /// made itself, `seen N` where a file is there that does not open.
+    fn probe(&self) -> String {
+        let mut script = "cd /tmp; ".to_string();
+        for (at, (major, minor)) in NUMBERS.iter().enumerate() {
+            let file = format!("{}/acc{at}", self.0.display());
+            script += &format!(
+                "if (exec 3<{file}) 2>/dev/null; then echo file {at}; elif [ -e {file} ]; then echo seen {at}; fi; \
+                 rm -f m{at}; if mknod m{at} c {major} {minor} 2>/dev/null && (exec 3<m{at}) 2>/dev/null; then \
+                 echo made {at}; fi; rm -f m{at}; "
+            );
+        }
+        script + "echo end"
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The numbers behind a word of [`Devices::probe`].
+fn of(word: &str, text: &str) -> Vec<u32> {
+    assert!(text.lines().any(|line| line == "end"), "{text}");
+    text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+}
+
+#[test]
+fn a_job_reaches_its_own_devices_and_no_others_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let sandbox = Sandbox::with_config(Who::root(), &devices.config());
+    let user = Who::user();
+    let image = format!("--container-image={}", images::debian().display());
+    let (probe, all) = (devices.probe(), [0, 1, 2, 3]);
+    // Somebody else has the first one, in a step in a container.
+    let holder =
+        sandbox.sbatch(&["--gres=gpu:toy:1", "--mem=50M", "-o", "held", &image], "#!/bin/sh\nsleep 600\n");
+    sandbox.wait_state(holder, "RUNNING", 30);
+    for container in [None, Some(image.as_str())] {
+        for who in [None, Some(&user)] {
+            let mut words = vec!["--gpus=2", "--mem=50M"];
+            words.extend(container);
+            let what = format!("{words:?} {}", who.is_some());
+            let step = words.iter().copied().chain(["sh", "-c", &probe]).collect::<Vec<_>>();
+            let step = match who {
+                None => sandbox.srun(&step).ok().text(),
+                Some(user) => sandbox.cmd_as(user, "srun").dir("/").args(&step).ok().text(),
+            };
+            let mut texts = vec![step];
+            if who.is_none() {
+                let mut words = vec!["--wait", "-o", "probe.out"];
+                words.extend(["--gpus=2", "--mem=50M"]);
+                words.extend(container);
+                sandbox.sbatch(
+                    &words,
+                    &format!("#!/bin/sh\n{probe}\nsrun sh -c '{}'\n", probe.replace('\'', "")),
+                );
+                let both = sandbox.read("probe.out");
+                let (script, step) = both.split_once("end\n").unwrap();
+                texts.extend([format!("{script}end\n"), step.to_string()]);
+            }
+            for text in texts {
+                assert_eq!(of("file", &text), [1, 2], "{what}: {text}");
+                let others: Vec<u32> = all.into_iter().filter(|at| of("made", &text).contains(at)).collect();
+                assert!(others.iter().all(|at| [1, 2].contains(at)), "{what}: {text}");
+                // In a container there is not even a file of the others; on the node's own filesystem it does not open.
+                assert_eq!(of("seen", &text).is_empty(), container.is_some(), "{what}: {text}");
+            }
+        }
+    }
+    // What somebody has is not given again, and all of it comes back.
+    sandbox.srun(["--immediate", "--gpus=4", "true"]).fails();
+    sandbox.cmd("scancel").arg(holder.to_string()).ok();
+    sandbox.wait_state(holder, "CANCELLED", 30);
+    let text = sandbox.srun(["--gpus=4", "sh", "-c", &probe]).ok().text();
+    assert_eq!(of("file", &text), all, "{text}");
+    // Without a word of devices there are none, in a shell of root's own, too.
+    let text = sandbox.srun(["sh", "-c", &probe]).ok().text();
+    assert_eq!((of("file", &text), of("made", &text)), (vec![], vec![]), "{text}");
+}
+
+#[test]
+fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let sandbox = Sandbox::with_config(Who::root(), &devices.config());
+    let image = format!("--container-image={}", images::debian().display());
+    let dir = devices.0.display();
+    let see = format!(
+        "n=; for i in 0 1 2 3; do (exec 3<{dir}/acc$i) 2>/dev/null && n=$n$i; done; \
+         echo $SLURM_STEP_GPUS $CUDA_VISIBLE_DEVICES $n"
+    );
+    // Two steps at once have one each, others of the job's wait or are refused, and those that overlap share.
+    let script = format!(
+        "#!/bin/bash\nset -e\nmkfifo go\n\
+         srun --exact -n1 --gpus=1 --mem=20M sh -c '{see} > one; cat go' &\n\
+         while ! [ -s one ]; do sleep 0.05; done\n\
+         srun --exact -n1 --gpus=1 --mem=20M {image} sh -c '{see}' > two\n\
+         srun --immediate --exact -n1 --gpus=2 --mem=20M true 2> three || echo refused >> three\n\
+         srun --overlap --gpus=2 sh -c '{see}' > four\n\
+         srun --gpus=3 --overlap true 2> five || echo refused >> five\n\
+         echo > go; wait\nsrun sh -c '{see}' > six\n"
+    );
+    let job = sandbox.sbatch(&["--wait", "-n2", "--gpus=2", "--mem=100M", "-o", "log"], &script);
+    assert_eq!(sandbox.job_state(job), "COMPLETED", "{}", sandbox.read("log"));
+    assert_eq!(sandbox.read("one").trim(), "0 0 0");
+    assert_eq!(sandbox.read("two").trim(), "1 0 1");
+    assert!(
+        sandbox.read("three").contains("refused") && sandbox.read("three").contains("busy"),
+        "{}",
+        sandbox.read("three")
+    );
+    assert_eq!(sandbox.read("four").lines().next(), Some("0,1 0,1 01"));
+    let five = sandbox.read("five");
+    assert!(five.contains("refused") && five.contains("the job has 2"), "{five}");
+    assert_eq!(sandbox.read("six").lines().next(), Some("0,1 0,1 01"));
+    // Tasks are told of their own, on the node and in a container.
+    let tell = "echo $SLURM_PROCID $CUDA_VISIBLE_DEVICES $ROCR_VISIBLE_DEVICES";
+    let tasks = |words: &[&str]| {
+        let words: Vec<&str> = words.iter().copied().chain(["--mem=50M", "sh", "-c", tell]).collect();
+        let mut lines: Vec<String> = sandbox.srun(&words).ok().text().lines().map(str::to_string).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(tasks(&["-n2", "--gpus-per-task=1"]), ["0 0 0", "1 1 1"]);
+    assert_eq!(tasks(&["-n2", "--gpus-per-task=2", &image]), ["0 0,1 0,1", "1 2,3 2,3"]);
+    assert_eq!(tasks(&["-n2", "--ntasks-per-gpu=2"]), ["0 0 0", "1 0 0"]);
+    assert_eq!(tasks(&["-n2", "--gpus=2", "--gpu-bind=map_gpu:1,0"]), ["0 1 1", "1 0 0"]);
+    assert_eq!(tasks(&["-n2", "--gpus=2"]), ["0 0,1 0,1", "1 0,1 0,1"]);
+    let loud = sandbox.srun(["-n1", "--gpus=2", "--gpu-bind=verbose,single:1", "true"]).ok();
+    assert!(
+        loud.err()
+            .contains("gpu-bind: usable_gres=0x1; bit_alloc=0x3; local_inx=2; global_list=0; local_list=0"),
+        "{loud}"
+    );
+    sandbox.srun(["-n1", "--gpus=1", "--gpu-bind=map_gpu:3", "true"]).fails().says(&[
+        "task 0",
+        "--gpu-bind=map_gpu:3",
+        "counted from 0",
+    ]);
+}
