@@ -14,12 +14,14 @@ pub enum MpiType {
     Pmi1,
     /// PMI-2, and PMI-1 for those that speak it, as Slurm's has it.
     Pmi2,
+    /// PMIx, by the node's libpmix.
+    Pmix,
 }
 
 impl MpiType {
     /// All of them, with their names.
-    pub const NAMES: [(&'static str, MpiType); 3] =
-        [("none", MpiType::None), ("pmi1", MpiType::Pmi1), ("pmi2", MpiType::Pmi2)];
+    pub const NAMES: [(&'static str, MpiType); 4] =
+        [("none", MpiType::None), ("pmi1", MpiType::Pmi1), ("pmi2", MpiType::Pmi2), ("pmix", MpiType::Pmix)];
 }
 
 /// What a step of so many tasks is served: a single task is an MPI program by itself, and needs nobody.
@@ -45,13 +47,15 @@ impl FromStr for MpiType {
         if let Some((_, found)) = MpiType::NAMES.iter().find(|(name, _)| *name == text) {
             return Ok(*found);
         }
-        if text.starts_with("pmix") || text == "openmpi" {
-            return Err(format!(
-                "'{text}' is not supported by this release: use --mpi=pmi2 for MPICH, MVAPICH and Intel MPI, and start Open MPI \
-                 with its own mpirun in the job (salloc or sbatch)"
-            ));
+        // As Slurm names what it was built with: which version is spoken is agreed on with each task.
+        if text.strip_prefix("pmix_v").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        {
+            return Ok(MpiType::Pmix);
         }
-        Err(format!("'{text}' is none of none, pmi1 and pmi2; --mpi=list lists them"))
+        if text == "openmpi" {
+            return Err("'openmpi' is Slurm's name of long ago for Open MPI 1.x: use --mpi=pmix".to_string());
+        }
+        Err(format!("'{text}' is none of none, pmi1, pmi2 and pmix; --mpi=list lists them"))
     }
 }
 
@@ -64,9 +68,10 @@ mod tests {
         for (name, which) in MpiType::NAMES {
             assert_eq!((name.parse(), which.to_string()), (Ok(which), name.to_string()));
         }
-        for (name, says) in
-            [("pmix", "mpirun"), ("pmix_v4", "mpirun"), ("openmpi", "mpirun"), ("pmi3", "--mpi=list")]
-        {
+        for name in ["pmix_v3", "pmix_v4", "pmix_v5"] {
+            assert_eq!(name.parse(), Ok(MpiType::Pmix));
+        }
+        for (name, says) in [("pmix_v", "--mpi=list"), ("openmpi", "--mpi=pmix"), ("pmi3", "--mpi=list")] {
             let why = name.parse::<MpiType>().unwrap_err();
             assert!(why.contains(says) && why.contains(name), "{why}");
         }

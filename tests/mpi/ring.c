@@ -1,6 +1,7 @@
 /* An MPI program: a token goes round all ranks, what each has is summed up, and rank 0 says how many there are, and how
- * many share its node. usage: ring [abort RANK CODE | leave RANK] */
+ * many share its node. usage: ring [abort RANK CODE | leave RANK | die RANK] */
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,8 @@ int main(int argc, char **argv)
         for (;;)
             pause();
     }
+    if (argc > 2 && !strcmp(argv[1], "die") && rank == atoi(argv[2]))
+        raise(SIGKILL);
     if (size > 1) {
         int next = (rank + 1) % size, before = (rank + size - 1) % size;
         if (rank == 0) {

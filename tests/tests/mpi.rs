@@ -62,8 +62,7 @@ each_user! {
             spawned.says(&["task 0: MPI_Comm_spawn is not supported"]);
         }
         let listed = sandbox.srun(["--mpi=list"]).ok().text();
-        assert_eq!(listed, "MPI plugin types are...\n\tnone\n\tpmi1\n\tpmi2");
-        sandbox.srun(["--mpi=pmix", "true"]).fails().says(&["--mpi", "pmix", "mpirun"]);
+        assert_eq!(listed, "MPI plugin types are...\n\tnone\n\tpmi1\n\tpmi2\n\tpmix");
         sandbox.srun(["-n2", "--mpi=pmi1"]).arg(&keys).fails().says(&["use --mpi=pmi2"]);
         sandbox.srun(["-n2"]).arg(&ring).env("SLURM_MPI_TYPE", "pmi1").ok();
     }
@@ -84,6 +83,132 @@ each_user! {
             assert_eq!(heard_no_more, script.contains("GET") || script.contains("urandom") || script.contains("999999"), "{told}");
         }
     }
+}
+
+/// `ring` as Open MPI's compiler makes it.
+fn open_mpis(to: &Path) -> PathBuf {
+    let ring = to.join("ring.openmpi");
+    Cmd::new("mpicc.openmpi").arg("-o").arg(&ring).arg(machine::workspace().join("tests/mpi/ring.c")).ok();
+    ring
+}
+
+each_user! {
+    fn ranks_of_open_mpi_find_one_another_by_pmix(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 2\n");
+        let ring = open_mpis(&sandbox.work());
+        let inside = contained(&sandbox.work());
+        for container in [&[][..], &inside[..]] {
+            let run = |options: &[&str]| {
+                sandbox.srun(container).args(["--mpi=pmix", "--mem=400"]).args(options).limit(60)
+            };
+            for _ in 0..runs() {
+                let told = run(&["-n2"]).arg(&ring).ok().text();
+                assert_eq!(told, "ranks 2 token 2 sum 3 here 2");
+            }
+            let aborted = run(&["-n2"]).arg(&ring).args(["abort", "1", "7"]).run();
+            assert_eq!(aborted.rc, 7, "{aborted}");
+            aborted.says(&["task 1 called MPI_Abort with exit code 7"]);
+            // One that never comes, and one that came and died.
+            let left = run(&["-n2"]).arg(&ring).args(["leave", "1"]).run();
+            assert!(left.rc != 0, "{left}");
+            left.says(&["task 0 came to PMIx and waits for task 1"]);
+            let died = run(&["-n2"]).arg(&ring).args(["die", "1"]).run();
+            assert_eq!(died.rc, 137, "{died}");
+            died.says(&["task 1 ended without MPI_Finalize"]);
+            // What another step or launcher left in the environment is not what the tasks find.
+            let told = run(&["-n1", "sh", "-c", "echo $PMIX_RANK ${PMIX_ID-none}"]);
+            let told = told.env("PMIX_ID", "x.9").env("PMIX_RANK", "9").ok().text();
+            assert_eq!(told, "0 none");
+        }
+        sandbox.srun(["-n2", "--mem=400"]).arg(&ring).env("SLURM_MPI_TYPE", "pmix_v4").limit(60).ok();
+        // As root inside, tasks come as root; without the node's network they could not come at all.
+        let told = sandbox.srun(&inside).args(["-n2", "--mem=400", "--mpi=pmix", "--container-remap-root"]).arg(&ring);
+        assert_eq!(told.env("OMPI_ALLOW_RUN_AS_ROOT", "1").limit(60).ok().text(), "ranks 2 token 2 sum 3 here 2");
+        let refused = sandbox.srun(&inside).args(["-n2", "--mpi=pmix", "--container-unshare=net", "true"]);
+        refused.fails().says(&["--mpi=pmix", "--container-unshare=net"]);
+    }
+}
+
+#[test]
+fn ranks_of_open_mpi_on_several_nodes_find_one_another_by_pmix_as_root() {
+    let names = ["n1", "n2", "n3", "n4"];
+    let hosts = Hosts::new(&names);
+    hosts.up("n1", "kill_wait_seconds = 2\n");
+    let token = hosts.token("n1", &["--uses", "3"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let ring = open_mpis(&hosts.work());
+    let inside = contained(&hosts.work());
+    for container in [&[][..], &inside[..]] {
+        let run = |options: &[&str]| {
+            let cmd = hosts.cmd("n1", "srun").args(container).args(["--mpi=pmix", "--mem=300"]).args(options);
+            cmd.limit(60)
+        };
+        let shapes: [(&[&str], u32, u32, u32); 3] = [
+            (&["-N2", "-n2"], 2, 3, 1),
+            (&["-N4", "-n4"], 4, 10, 1),
+            (&["-N2", "-n4", "--distribution=cyclic"], 4, 10, 2),
+        ];
+        for (options, ranks, sum, here) in shapes {
+            for _ in 0..runs() {
+                let told = run(options).arg(&ring).ok().text();
+                assert_eq!(told, format!("ranks {ranks} token {ranks} sum {sum} here {here}"));
+            }
+        }
+        // Nothing is collected at the fence: ranks fetch what others told from their nodes.
+        let told = run(&["-N3", "-n3"]).arg(&ring).env("OMPI_MCA_pmix_base_async_modex", "1");
+        let told = told.env("OMPI_MCA_pmix_base_collect_data", "0").ok().text();
+        assert_eq!(told, "ranks 3 token 3 sum 6 here 1");
+        let aborted = run(&["-N3", "-n3"]).arg(&ring).args(["abort", "2", "9"]).run();
+        assert_eq!(aborted.rc, 9, "{aborted}");
+        aborted.says(&["task 2 called MPI_Abort with exit code 9"]);
+        let left = run(&["-w", "n[1-2]", "-n2"]).arg(&ring).args(["leave", "1"]).run();
+        assert!(left.rc != 0, "{left}");
+        left.says(&["will not be reached by task 1 of n2"]);
+        let died = run(&["-N2", "-n2"]).arg(&ring).args(["die", "1"]).run();
+        assert_eq!(died.rc, 137, "{died}");
+        died.says(&["task 1 ended without MPI_Finalize"]);
+    }
+}
+
+/// The process with libpmix of a cluster in this state directory.
+fn pmix_server(state: &Path) -> Option<i32> {
+    let state = state.as_os_str().as_encoded_bytes();
+    let has = |pid: &i32, file: &str, what: &[u8]| {
+        std::fs::read(format!("/proc/{pid}/{file}"))
+            .is_ok_and(|text| text.windows(what.len()).any(|w| w == what))
+    };
+    let mut pids =
+        std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    pids.find(|pid| has(pid, "cmdline", b"internal-pmix") && has(pid, "environ", state))
+}
+
+#[test]
+fn a_libpmix_that_is_missing_or_dies_is_told_as_root() {
+    let sandbox = Sandbox::with_config(berth_tests::Who::root(), "kill_wait_seconds = 2\n");
+    // It goes with the step, and the step with it.
+    let script = "echo here > there; exec sleep 60";
+    let step = sandbox.srun(["-n2", "--mpi=pmix", "sh", "-c", script]).limit(60).spawn();
+    sandbox.wait_file("there", "here", 20);
+    let pid = pmix_server(&sandbox.state()).expect("a process with libpmix");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    berth_tests::sandbox::kill_9(pid);
+    let told = step.finish();
+    assert!(told.rc != 0, "{told}");
+    told.says(&["the PMIx server of this node is gone", "signal: 9"]);
+    sandbox.srun(["-n2", "--mpi=pmix", "true"]).ok();
+    let gone = wait(5, || pmix_server(&sandbox.state()).is_none().then_some(()));
+    assert!(gone.is_some(), "it is left behind");
+    // A node without it.
+    let mut sandbox = Sandbox::empty(berth_tests::Who::root());
+    let library = std::fs::canonicalize("/usr/lib/x86_64-linux-gnu/libpmix.so.2").unwrap();
+    let hide =
+        format!("mount -t tmpfs none {} && exec berth up --detach", library.parent().unwrap().display());
+    sandbox.up_by("unshare", &["-m", "sh", "-c", &hide].map(String::from));
+    let node = sandbox.node();
+    let without = sandbox.srun(["-n2", "--mpi=pmix", "true"]).limit(60).fails();
+    without.says(&["--mpi=pmix", "libpmix.so.2", "install the package libpmix2", &node]);
 }
 
 #[test]
@@ -136,10 +261,14 @@ fn ranks_on_several_nodes_find_one_another_as_root() {
                 assert_eq!((told.rc, told.text()), (0, expected), "{told}");
             }
         }
-        for (options, mapping) in
-            [(["-N4", "-n4"], "(0,4,1)"), (["-N3", "-n4"], "(0,1,2),(1,2,1)"), (["-N4", "-n8"], "(0,4,2)")]
-        {
-            let told = run(&options).arg(&keys).ok().text();
+        // Whole nodes, or what the job before is just leaving would decide.
+        let layouts: [(&[&str], &str); 3] = [
+            (&["-N4", "-n4"], "(0,4,1)"),
+            (&["-N3", "-n4", "--exclusive"], "(0,1,2),(1,2,1)"),
+            (&["-N4", "-n8"], "(0,4,2)"),
+        ];
+        for (options, mapping) in layouts {
+            let told = run(options).arg(&keys).ok().text();
             assert!(
                 told.starts_with(&options[1][2..]) && told.ends_with(&format!(": (vector,{mapping})")),
                 "{told}"
@@ -179,4 +308,24 @@ fn open_mpis_mpirun_starts_its_daemons_on_all_nodes_by_our_srun_as_root() {
     // An abort on one node ends the daemons on all of them.
     let aborted = salloc(&["-N3", "-n3"]).args(["abort", "2", "9"]).run();
     assert_eq!(aborted.rc, 9, "{aborted}");
+}
+
+#[test]
+fn mpichs_mpirun_starts_its_processes_on_all_nodes_by_our_srun_as_root() {
+    let names = ["n1", "n2", "n3"];
+    let hosts = Hosts::new(&names);
+    hosts.up("n1", "kill_wait_seconds = 2\n");
+    let token = hosts.token("n1", &["--uses", "2"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let (ring, _) = programs(&hosts.work());
+    // These hosts have one name service, in which they have no names: the processes are told where to call back.
+    let once = || {
+        let cmd = hosts.cmd("n1", "timeout").args(["20", "salloc", "-Q", "-N3", "-n3", "--mem=500"]);
+        let cmd = cmd.args(["mpiexec.hydra", "-localhost", &hosts.address("n1")]).arg(&ring);
+        cmd.env("UCX_TLS", "tcp,self").limit(60).run()
+    };
+    // As above: MPICH 4.0 over TCP waits for ever in MPI_Finalize now and then, after all was said.
+    let told = (0..4).map(|_| once()).find(|told| told.rc != 124).expect("one of four runs that ends");
+    assert_eq!((told.rc, told.text().as_str()), (0, "ranks 3 token 3 sum 6 here 1"), "{told}");
 }

@@ -14,6 +14,7 @@
 
 mod keys;
 mod mapping;
+pub mod pmix;
 mod server;
 mod session;
 mod wire;

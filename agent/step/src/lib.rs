@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod kept;
+pub mod pmix_server;
 pub mod program;
 pub mod receive;
 pub mod spool;

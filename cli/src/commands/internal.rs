@@ -1,5 +1,5 @@
 //! What agent and supervisors call: the fetcher, which speaks to registries as the user, the unpacker, which writes the
-//! store as its own identity, and the saver, which writes images as the user. They stand before any thread.
+//! store as its own identity, the saver, which writes images as the user, and the PMIx server. They stand before any thread.
 
 use berth_client::error::{Failure, Kind, Outcome};
 use std::ffi::OsString;
@@ -40,6 +40,17 @@ pub fn gpus(_: &Gpus) -> Outcome {
     // Nobody reads: the agent has given up.
     let _ = berth_gpus::nvml::ask::main(std::io::stdout());
     Ok(0)
+}
+
+/// Serve PMIx to the tasks of a step (called by a step's supervisor)
+#[derive(Debug, clap::Args)]
+pub struct Pmix {
+    #[arg(long = "as")]
+    identity: Option<String>,
+}
+
+pub fn pmix(args: &Pmix) -> Outcome {
+    done(berth_step::pmix_server::main(args.identity.as_deref()))
 }
 
 pub fn remove(args: &Remove) -> Outcome {

@@ -71,6 +71,8 @@ pub enum Command {
     #[command(hide = true)]
     InternalSave(internal::Save),
     #[command(hide = true)]
+    InternalPmix(internal::Pmix),
+    #[command(hide = true)]
     InternalRemove(internal::Remove),
     #[command(hide = true)]
     InternalGpus(internal::Gpus),
@@ -122,6 +124,7 @@ pub fn run(command: Command, state: Option<PathBuf>) -> Outcome {
         Command::InternalFetch(args) => internal::fetch(args),
         Command::InternalUnpack(args) => internal::unpack(args),
         Command::InternalSave(args) => internal::save(args),
+        Command::InternalPmix(args) => internal::pmix(&args),
         Command::InternalRemove(args) => internal::remove(&args),
         Command::InternalGpus(args) => internal::gpus(&args),
     }

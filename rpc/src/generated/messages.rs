@@ -2053,6 +2053,7 @@ pub enum MpiType {
     None = 1,
     Pmi1 = 2,
     Pmi2 = 3,
+    Pmix = 4,
 }
 impl MpiType {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2065,6 +2066,7 @@ impl MpiType {
             Self::None => "MPI_TYPE_NONE",
             Self::Pmi1 => "MPI_TYPE_PMI1",
             Self::Pmi2 => "MPI_TYPE_PMI2",
+            Self::Pmix => "MPI_TYPE_PMIX",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2074,6 +2076,7 @@ impl MpiType {
             "MPI_TYPE_NONE" => Some(Self::None),
             "MPI_TYPE_PMI1" => Some(Self::Pmi1),
             "MPI_TYPE_PMI2" => Some(Self::Pmi2),
+            "MPI_TYPE_PMIX" => Some(Self::Pmix),
             _ => None,
         }
     }

@@ -48,7 +48,7 @@ enums! {
     Unshared { Net, Ipc, Uts }
     X11Nodes { All, First, Last, Batch }
     Vendor { Generic, Nvidia, Amd, Intel }
-    MpiType { None, Pmi1, Pmi2 }
+    MpiType { None, Pmi1, Pmi2, Pmix }
     FabricKind { Infiniband, Roce, Iwarp, Efa }
     FabricChoice { Auto, Ib, Efa, None }
     Sockets { Cyclic, Block, Fcyclic }

@@ -117,11 +117,13 @@ pub enum Kind {
     Aborted = 25,
     /// Client to agent: connect me to this step, beside whoever started it.
     Watch = 30,
+    /// Supervisor to client: what this node's PMIx server says to that of another. Client to supervisor: what another's says.
+    Peer = 140,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 26] = [
+        const ALL: [Kind; 27] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -148,6 +150,7 @@ impl Kind {
             Kind::Fence,
             Kind::Aborted,
             Kind::Watch,
+            Kind::Peer,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -239,6 +242,16 @@ pub enum Frame {
     Aborted(u8),
     /// Connect me to this step, beside whoever started it.
     Watch(Watch),
+    /// The next bytes of what one node's PMIx server says to another's. Nothing at all, from a client: what that node said, or
+    /// was told, may be lost.
+    Peer {
+        /// The other node, by its place in the step: for whom from a supervisor, and of whom from a client.
+        node: u32,
+        /// Nothing follows.
+        last: bool,
+        /// The bytes, at most [`FENCE_PART`].
+        data: Vec<u8>,
+    },
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -330,15 +343,26 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Images(query) => put(Kind::Images, ALL_TASKS, &json(Kind::Images, query)?),
         Frame::Part(bytes) => put(Kind::Part, ALL_TASKS, bytes),
         Frame::Node(name) => put(Kind::Node, ALL_TASKS, cut(&name.0)),
-        Frame::Fence { number, last, data } => {
-            out.extend_from_slice(&data_header(Kind::Fence, *number, data.len() + 1)?);
-            out.push(u8::from(*last));
-            out.extend_from_slice(data);
-            Ok(())
-        }
+        Frame::Fence { number, last, data } => part(Kind::Fence, *number, *last, data, out),
+        Frame::Peer { node, last, data } => part(Kind::Peer, *node, *last, data, out),
         Frame::Aborted(code) => put(Kind::Aborted, ALL_TASKS, &[*code]),
         Frame::Watch(watch) => put(Kind::Watch, ALL_TASKS, &json(Kind::Watch, watch)?),
     }
+}
+
+fn part(kind: Kind, number: u32, last: bool, data: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+    out.extend_from_slice(&data_header(kind, number, data.len() + 1)?);
+    out.push(u8::from(last));
+    out.extend_from_slice(data);
+    Ok(())
+}
+
+/// The frames by which bytes go to the PMIx server of another node.
+pub fn peer_frames(node: u32, bytes: &[u8]) -> impl Iterator<Item = Frame> + '_ {
+    fence_frames(node, bytes).map(move |frame| match frame {
+        Frame::Fence { last, data, .. } => Frame::Peer { node, last, data },
+        other => other,
+    })
 }
 
 /// The frames by which bytes are told at a fence.
@@ -436,9 +460,12 @@ impl Frame {
             Kind::Images => Ok(Frame::Images(parse(kind, &payload)?)),
             Kind::Part => Ok(Frame::Part(payload)),
             Kind::Node => Ok(Frame::Node(NodeName(text(payload)))),
-            Kind::Fence => match payload.split_first() {
-                Some((last @ 0..=1, data)) => {
+            Kind::Fence | Kind::Peer => match (payload.split_first(), kind) {
+                (Some((last @ 0..=1, data)), Kind::Fence) => {
                     Ok(Frame::Fence { number: task, last: *last == 1, data: data.to_vec() })
+                }
+                (Some((last @ 0..=1, data)), _) => {
+                    Ok(Frame::Peer { node: task, last: *last == 1, data: data.to_vec() })
                 }
                 _ => Err(bad("expected whether it is the last, and bytes")),
             },

@@ -24,7 +24,7 @@ mod kept;
 
 pub use frame::{
     ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
-    STDIN_WINDOW, Watch, data_header, encode, fence_frames,
+    STDIN_WINDOW, Watch, data_header, encode, fence_frames, peer_frames,
 };
 pub use images::{ImagesQuery, WholeQuery};
 pub use kept::{KeptContainer, KeptQuery, KeptState};

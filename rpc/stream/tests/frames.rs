@@ -54,6 +54,11 @@ fn frame() -> impl Strategy<Value = Frame> {
             last,
             data
         }),
+        (any::<u32>(), any::<bool>(), bytes()).prop_map(|(node, last, data)| Frame::Peer {
+            node,
+            last,
+            data
+        }),
         any::<u8>().prop_map(Frame::Aborted),
         (any::<u32>(), proptest::option::of(any::<u32>()), any::<bool>()).prop_map(|(n, task, terminal)| {
             let step = Attach { job: JobId(n), attempt: Attempt(n), step: StepId::Number(n) };

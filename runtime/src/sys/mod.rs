@@ -10,6 +10,7 @@ pub mod identity;
 pub mod limits;
 pub mod loopdev;
 pub mod mountattr;
+pub mod pmix;
 pub mod process;
 pub mod schedule;
 pub mod seccomp;

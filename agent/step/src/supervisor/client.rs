@@ -22,6 +22,15 @@ pub enum ClientEvent {
         /// The bytes.
         data: Vec<u8>,
     },
+    /// What another node's PMIx server says, or a piece of it.
+    Peer {
+        /// Its place in the step.
+        node: u32,
+        /// Nothing follows.
+        last: bool,
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// A task of another node ended the whole step, with this exit code.
     Aborted(u8),
     /// It leaves; the step goes on.

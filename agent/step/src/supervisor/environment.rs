@@ -29,7 +29,7 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     let none = own.is_empty() && !of_job.is_empty();
     let enters = |name: &[u8]| {
         !NEVER.contains(&name)
-            && !pmi::VARIABLES.contains(&name)
+            && !pmi::foreign(name)
             && (host || name != b"BERTH_STATE")
             && !(none && stale(name))
     };

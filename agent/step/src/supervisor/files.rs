@@ -29,6 +29,8 @@ pub struct TaskFiles {
     pub terminal: bool,
     /// Its end of the connection to the PMI server.
     pub pmi: Option<OwnedFd>,
+    /// What the PMIx server has it find.
+    pub env: Vec<ByteStr>,
 }
 
 /// Where lines for the user go while no client is attached.
@@ -86,7 +88,7 @@ pub fn open(launch: &StepLaunch, streams: &mut Streams) -> Result<(Vec<TaskFiles
         if let (Target::File(_), None, Some(fd)) = (&targets.stderr, &messages.file, &stderr) {
             messages.file = Some(copy(fd)?);
         }
-        all.push(TaskFiles { stdin, stdout, stderr, terminal: false, pmi: None });
+        all.push(TaskFiles { stdin, stdout, stderr, terminal: false, pmi: None, env: Vec::new() });
     }
     Ok((all, messages))
 }

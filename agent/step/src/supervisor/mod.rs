@@ -14,6 +14,7 @@ mod lease;
 mod login;
 mod memlock;
 mod pmi;
+mod pmix;
 mod processes;
 mod saving;
 mod script;

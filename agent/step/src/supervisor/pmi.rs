@@ -24,7 +24,7 @@ const LEFT: usize = 1 << 20;
 const TOLD: usize = 64 << 20;
 
 /// Variables that belong to another step, or to a launcher in which the client runs.
-pub const VARIABLES: &[&[u8]] = &[
+const VARIABLES: &[&[u8]] = &[
     b"PMI_FD",
     b"PMI_RANK",
     b"PMI_SIZE",
@@ -34,6 +34,12 @@ pub const VARIABLES: &[&[u8]] = &[
     b"PMI_SPAWNED",
     b"PMI_APPNUM",
 ];
+
+/// Whether a variable belongs to another step, or to a launcher in which the client runs. What the user sets for the library
+/// (`PMIX_MCA_…`) does not.
+pub fn foreign(name: &[u8]) -> bool {
+    VARIABLES.contains(&name) || (name.starts_with(b"PMIX_") && !name.starts_with(b"PMIX_MCA_"))
+}
 
 /// What is to be done for the tasks.
 #[derive(Debug)]
@@ -68,7 +74,7 @@ pub struct Pmi {
 }
 
 /// What the step's tasks are served. A batch script and a shell are no MPI programs, and what is entered has its own.
-fn served(launch: &StepLaunch) -> MpiType {
+pub fn served(launch: &StepLaunch) -> MpiType {
     let program = matches!(launch.program, Program::Argv(_)) && matches!(launch.key.step, StepId::Number(_));
     if !program || launch.enter.is_some() || !launch.attached {
         return MpiType::None;
@@ -78,7 +84,7 @@ fn served(launch: &StepLaunch) -> MpiType {
 
 /// What a task has of it in its environment.
 pub fn variables(launch: &StepLaunch, local: u32) -> Vec<ByteStr> {
-    if served(launch) == MpiType::None {
+    if matches!(served(launch), MpiType::None | MpiType::Pmix) {
         return Vec::new();
     }
     let tasks = &launch.layout.tasks;
@@ -105,7 +111,7 @@ impl Pmi {
     /// The server for a step, where its tasks are to have one.
     pub fn of(launch: &StepLaunch) -> io::Result<Option<Pmi>> {
         let versions = match served(launch) {
-            MpiType::None => return Ok(None),
+            MpiType::None | MpiType::Pmix => return Ok(None),
             MpiType::Pmi1 => Versions::One,
             MpiType::Pmi2 => Versions::Both,
         };
@@ -293,8 +299,13 @@ fn waiting(ranks: &[u32]) -> String {
     format!("{} {}", tasks(ranks), if ranks.len() == 1 { "waits" } else { "wait" })
 }
 
+/// What a shell sees of an exit code; an abort is no success.
+pub fn exit_code(code: i64) -> u8 {
+    u8::try_from(code & 0xff).ok().filter(|code| *code != 0).unwrap_or(1)
+}
+
 /// `tasks 0-2,5`; of many separate ones the first.
-fn tasks(ranks: &[u32]) -> String {
+pub fn tasks(ranks: &[u32]) -> String {
     const SHOWN: usize = 8;
     let mut sorted = ranks.to_vec();
     sorted.sort_unstable();

@@ -453,7 +453,7 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
     Ok(TaskSpec {
         id: number,
         argv,
-        env: environment::of_task(file, number),
+        env: [environment::of_task(file, number), files.env].concat(),
         cwd: None,
         stdio,
         cpus: launch.share.cpus.clone(),

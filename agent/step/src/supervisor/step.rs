@@ -4,12 +4,14 @@ use super::client::ClientEvent;
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
 use super::lease::Lease;
-use super::pmi::{Pmi, PmiEvent};
+use super::pmi::{Pmi, PmiEvent, served};
+use super::pmix::{self, Pmix};
 use super::processes::{self, Processes, TaskEvent};
 use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::mpi::MpiType;
 use berth_model::options::Stream;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -35,6 +37,7 @@ enum Token {
     Saving,
     Stream(StreamToken),
     Pmi(usize),
+    Pmix,
 }
 
 /// Whose hooks run just now, if any do.
@@ -68,6 +71,7 @@ pub struct Step {
     processes: Option<Processes>,
     /// What the tasks of an MPI program find one another by.
     pmi: Option<Pmi>,
+    pmix: Option<Pmix>,
     hooks: Hooks,
     /// For tasks that are not there yet, and whether for their first processes alone.
     signals: Vec<(i32, bool)>,
@@ -104,6 +108,7 @@ impl Step {
             messages: Messages::default(),
             processes: None,
             pmi: None,
+            pmix: None,
             hooks: Hooks::Idle,
             signals: Vec::new(),
             tasks,
@@ -133,6 +138,7 @@ impl Step {
                 self.hear_processes()?;
             }
             Err(mut failure) => {
+                self.pmix = None;
                 self.clear_up(failure.begun.take().map(|hooks| *hooks));
                 self.undo_container();
                 self.end(Some(failure), Usage::default(), false)?;
@@ -157,6 +163,7 @@ impl Step {
         for (files, end) in io.iter_mut().zip(self.pmi.iter_mut().flat_map(Pmi::take_ends)) {
             files.pmi = Some(end);
         }
+        self.start_pmix(&file, &mut io)?;
         let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
@@ -168,6 +175,36 @@ impl Step {
             self.say_line(format!("slurmstepd: info: {note}"));
         }
         Ok(processes)
+    }
+
+    /// Has the node's libpmix serve the step's tasks, where they are to have it, and waits until it does.
+    fn start_pmix(&mut self, file: &LaunchFile, io: &mut [files::TaskFiles]) -> Result<(), LaunchFailure> {
+        if served(&file.launch) != MpiType::Pmix {
+            return Ok(());
+        }
+        self.pmix = Some(Pmix::start(file)?);
+        let until = Instant::now() + pmix::BEGINS;
+        self.hooks = Hooks::Beginning { given_up: false };
+        let begun = loop {
+            if let Some(begun) = self.pmix.as_ref().and_then(Pmix::begun) {
+                break begun;
+            }
+            if self.hooks == (Hooks::Beginning { given_up: true }) {
+                break Err("the step was ended before it began".into());
+            }
+            if Instant::now() >= until {
+                break Err(format!("libpmix did not begin within {} s", pmix::BEGINS.as_secs()));
+            }
+            if let Err(e) = self.turn(&[], Some(until)) {
+                break Err(e.to_string());
+            }
+        };
+        self.hooks = Hooks::Idle;
+        begun.map_err(|why| LaunchFailure::new(format!("--mpi=pmix: node {}: {why}", file.launch.node)))?;
+        for (task, files) in io.iter_mut().enumerate() {
+            files.env = self.pmix.as_mut().map(|pmix| pmix.environment(task)).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Runs the hooks that come when all tasks were started.
@@ -231,6 +268,10 @@ impl Step {
                     let events = self.pmi.as_mut().map(|pmi| pmi.ready(task, flags));
                     self.act_on_pmi(events.unwrap_or_default());
                 }
+                Token::Pmix => {
+                    let events = self.pmix.as_mut().map(|pmix| pmix.ready(flags));
+                    self.act_on_pmi(events.unwrap_or_default());
+                }
             }
         }
         for due in self.deadlines.due(Instant::now()) {
@@ -291,6 +332,10 @@ impl Step {
         }
         for (task, fd, flags) in self.pmi.iter().flat_map(Pmi::interests) {
             tokens.push(Token::Pmi(task));
+            set.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        if let Some((fd, flags)) = self.pmix.as_ref().and_then(Pmix::interest) {
+            tokens.push(Token::Pmix);
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
         set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
@@ -381,7 +426,8 @@ impl Step {
                 for text in self.messages.take_kept() {
                     self.streams.tell(&Frame::Message(text));
                 }
-                for frame in self.pmi.iter_mut().flat_map(Pmi::attached) {
+                let told = self.pmi.iter_mut().flat_map(Pmi::attached);
+                for frame in told.chain(self.pmix.iter_mut().flat_map(Pmix::attached)) {
                     self.streams.tell(&frame);
                 }
                 if let Some(code) = self.aborted {
@@ -441,7 +487,15 @@ impl Step {
                 }
             }
             ClientEvent::Fence { number, last, data } => {
-                let events = self.pmi.as_mut().map(|pmi| pmi.hear(number, last, &data));
+                let events = match (&mut self.pmi, &mut self.pmix) {
+                    (Some(pmi), _) => pmi.hear(number, last, &data),
+                    (None, Some(pmix)) => pmix.hear(number, last, &data),
+                    (None, None) => Vec::new(),
+                };
+                self.act_on_pmi(events);
+            }
+            ClientEvent::Peer { node, last, data } => {
+                let events = self.pmix.as_mut().map(|pmix| pmix.hear_peer(node, last, &data));
                 self.act_on_pmi(events.unwrap_or_default());
             }
             ClientEvent::Aborted(code) => self.abort(code),
@@ -526,6 +580,7 @@ impl Step {
                     self.launch_error.get_or_insert(why);
                 }
                 TaskEvent::AllGone { usage, oom_kills } => {
+                    self.pmix = None;
                     let hooks = self.processes.take().and_then(Processes::into_hooks);
                     self.clear_up(hooks);
                     if oom_kills > 0 {
@@ -548,8 +603,12 @@ impl Step {
         let task = *task;
         *slot = Some(status);
         // What it said last comes first: the exit that follows on an abort is no news.
-        let events = self.pmi.as_mut().map(|pmi| pmi.exited(index));
-        self.act_on_pmi(events.unwrap_or_default());
+        let events = match (&mut self.pmi, &mut self.pmix) {
+            (Some(pmi), _) => pmi.exited(index),
+            (None, Some(pmix)) if !self.deadlines.ending() => pmix.exited(index, status),
+            _ => Vec::new(),
+        };
+        self.act_on_pmi(events);
         self.streams.tell_all(&Frame::TaskExit { task, status });
         let now = Instant::now();
         if self.launch().kill_on_bad_exit && !status.success() && !self.deadlines.ending() {

@@ -265,6 +265,7 @@ impl Streams {
                 Frame::Fence { number, last, data } => {
                     events.push(ClientEvent::Fence { number, last, data });
                 }
+                Frame::Peer { node, last, data } => events.push(ClientEvent::Peer { node, last, data }),
                 Frame::Aborted(code) => events.push(ClientEvent::Aborted(code)),
                 Frame::Detach => events.push(ClientEvent::Detached),
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),

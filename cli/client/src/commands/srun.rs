@@ -131,10 +131,21 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
     })
 }
 
-/// What `--mpi=list` prints.
+/// What `--mpi=list` prints: PMIx where this machine has its library, as its nodes will.
 fn mpi_types() -> String {
-    let names: Vec<String> = MpiType::NAMES.iter().map(|(name, _)| format!("\t{name}\n")).collect();
+    let here = |which: &MpiType| *which != MpiType::Pmix || libpmix().is_some();
+    let names = MpiType::NAMES.iter().filter(|(_, which)| here(which));
+    let names: Vec<String> = names.map(|(name, _)| format!("\t{name}\n")).collect();
     format!("MPI plugin types are...\n{}", names.concat())
+}
+
+/// Where the system's libpmix is, in the directories that every loader looks into.
+fn libpmix() -> Option<std::path::PathBuf> {
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let dirs = ["/usr/lib64", "/lib64", "/usr/lib", "/lib", "/usr/local/lib", "/usr/local/lib64"];
+    let multiarch = ["/usr/lib", "/lib"].map(|dir| std::path::Path::new(dir).join(&triple));
+    let all = multiarch.into_iter().chain(dirs.map(std::path::PathBuf::from));
+    all.map(|dir| dir.join("libpmix.so.2")).find(|path| path.exists())
 }
 
 /// What `--multi-prog` says: the file is read here, where it was named. What follows it goes to each program.

@@ -27,12 +27,14 @@ pub struct Exchange {
     parts: Vec<Part>,
     /// The last fence that ended, from 1, and what was told at it.
     over: (u32, Vec<u8>),
+    /// Nodes' PMIx servers speak to one another.
+    peers: bool,
 }
 
 impl Exchange {
     /// None yet, of a step on so many nodes.
     pub fn new(nodes: usize) -> Exchange {
-        Exchange { parts: vec![Part::default(); nodes], over: (0, Vec::new()) }
+        Exchange { parts: vec![Part::default(); nodes], over: (0, Vec::new()), peers: false }
     }
 
     /// A piece of what a node tells.
@@ -70,11 +72,28 @@ impl Exchange {
         Ok(Some(Answer::All(frames)))
     }
 
-    /// A node's connection is a new one: what it tells comes from the start.
-    pub fn reopened(&mut self, at: usize) {
+    /// What one node's PMIx server says to that of another: for which node, and the frame for it.
+    ///
+    /// # Errors
+    /// There is no such node: the step cannot go on.
+    pub fn carry(&mut self, at: usize, to: u32, last: bool, data: Vec<u8>) -> Result<(usize, Frame), String> {
+        let node = u32::try_from(at).map_err(|e| e.to_string())?;
+        let to = to as usize;
+        if to == at || to >= self.parts.len() {
+            return Err(format!("it speaks to node {to} of the step, which is none"));
+        }
+        self.peers = true;
+        Ok((to, Frame::Peer { node, last, data }))
+    }
+
+    /// A node's connection is a new one: what it tells comes from the start. What all others are told of it, where some of
+    /// what it said to them may be lost.
+    pub fn reopened(&mut self, at: usize) -> Option<Frame> {
         if let Some(part) = self.parts.get_mut(at) {
             *part = Part::default();
         }
+        let node = u32::try_from(at).ok().filter(|_| self.peers)?;
+        Some(Frame::Peer { node, last: true, data: Vec::new() })
     }
 
     /// The nodes that are at a fence at which others are missed, and those that are missed.
@@ -115,14 +134,24 @@ mod tests {
     fn a_node_that_comes_back_tells_from_the_start_or_hears_the_answer_again() {
         let mut step = Exchange::new(2);
         assert_eq!(step.hear(0, 1, false, b"half"), Ok(None));
-        step.reopened(0);
+        assert_eq!(step.reopened(0), None);
         assert_eq!(step.hear(0, 1, true, b"whole"), Ok(None));
-        step.reopened(0);
+        assert_eq!(step.reopened(0), None);
         assert_eq!(step.hear(0, 1, true, b"whole"), Ok(None));
         assert_eq!(step.hear(1, 1, true, b"!"), Ok(Some(Answer::All(frames(1, b"whole!")))));
-        step.reopened(0);
+        assert_eq!(step.reopened(0), None);
         assert_eq!(step.hear(0, 1, true, b"whole"), Ok(Some(Answer::One(frames(1, b"whole!")))));
         assert_eq!(step.hear(0, 2, true, b""), Ok(None));
+    }
+
+    #[test]
+    fn what_pmix_servers_say_goes_to_the_node_that_it_is_for_and_may_be_asked_for_again() {
+        let mut step = Exchange::new(3);
+        assert_eq!(step.reopened(1), None, "no server spoke");
+        let frame = Frame::Peer { node: 2, last: false, data: b"x".to_vec() };
+        assert_eq!(step.carry(2, 0, false, b"x".to_vec()), Ok((0, frame)));
+        assert!(step.carry(2, 2, true, Vec::new()).is_err() && step.carry(2, 3, true, Vec::new()).is_err());
+        assert_eq!(step.reopened(1), Some(Frame::Peer { node: 1, last: true, data: Vec::new() }));
     }
 
     #[test]

@@ -174,8 +174,13 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
                 Some((at, Event::Attached(stream))) => {
                     let (reader, writer) = stream.into_split();
                     output.pump((at, step_nodes), reader, events_in.clone());
-                    me.exchange.reopened(at);
+                    let again = me.exchange.reopened(at);
                     me.nodes.opened(at, writer).await;
+                    for other in (0..step_nodes).filter(|other| *other != at) {
+                        if let Some(frame) = &again {
+                            me.nodes.send(To::Node(other), frame.clone()).await;
+                        }
+                    }
                 }
                 Some((at, event)) => {
                     if matches!(event, Event::Closed) && me.is_over(&records) {
@@ -337,6 +342,14 @@ impl Follower {
                 self.heard.push_str(&text);
             }
             Event::Frame(Frame::Fence { number, last, data }) => self.fence(at, number, last, &data).await,
+            Event::Frame(Frame::Peer { node, last, data }) => match self.exchange.carry(at, node, last, data)
+            {
+                Ok((to, frame)) => self.nodes.send(To::Node(to), frame).await,
+                Err(why) => {
+                    let text = format!("{}: {why}", self.nodes.name(at));
+                    self.give_up(&text).await;
+                }
+            },
             Event::Frame(Frame::Aborted(code)) if self.aborted.is_none() => {
                 self.aborted = Some(code);
                 self.nodes.send(To::All, Frame::Aborted(code)).await;

@@ -90,11 +90,12 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("mpi", Commands::R)
         .takes("TYPE")
-        .choices(&["none", "pmi1", "pmi2", "list"])
+        .choices(&["none", "pmi1", "pmi2", "pmix", "list"])
         .env(&["SLURM_MPI_TYPE"])
         .help(
             "How the tasks of an MPI program find one another: pmi2 (PMI-2 and PMI-1, for MPICH, MVAPICH, Intel MPI and their kin), \
-             pmi1 (PMI-1 alone), or none. Steps of several tasks have pmi2 unasked. list prints these.",
+             pmi1 (PMI-1 alone), pmix (PMIx by the nodes' own libpmix, for Open MPI), or none. Steps of several tasks have pmi2 \
+             unasked. list prints what there is here.",
         )
         .set(|o, g| {
             match g.text()? {
