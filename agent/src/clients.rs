@@ -134,6 +134,12 @@ async fn serve_peer(
     match first {
         Some(Frame::Attach(attach)) => match attach_to(&stream, attach, peer, service).await {
             Ok(Answer::Passed(to)) => {
+                let how = match attach.resume.filter(|_| how == ToSupervisor::AttachRemote) {
+                    Some(resume) if resumes(attach.key(), service).await => {
+                        ToSupervisor::AttachResuming(resume)
+                    }
+                    _ => how,
+                };
                 let fd: OwnedFd = stream.into_std()?.into();
                 if to.send((how, Some(fd))).is_err() {
                     tracing::debug!("the supervisor of {} ended as a client came", attach.key());
@@ -186,6 +192,17 @@ async fn serve_peer(
             write_frame(&mut stream, &Frame::Refused(text)).await
         }
         None => Ok(()),
+    }
+}
+
+/// Whether a step's supervisor keeps what a client has not heard.
+async fn resumes(key: StepKey, service: &Service) -> bool {
+    let dir = StepDir::of(&service.spool, key);
+    match tokio::task::spawn_blocking(move || dir.read_state()).await {
+        Ok(Ok(Some(state))) => state.resumes,
+        // It was only just started, by this agent, and is of this version.
+        Ok(Ok(None)) => true,
+        _ => false,
     }
 }
 

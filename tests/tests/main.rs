@@ -60,6 +60,7 @@ mod rebooting;
 mod reconfigure;
 mod recorded;
 mod registries;
+mod relayed;
 mod restoring;
 mod room;
 mod saving;

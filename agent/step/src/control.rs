@@ -74,6 +74,8 @@ pub enum ToSupervisor {
     /// The same for a client on another machine. The agent copies what comes and goes: the connection may end because the agent
     /// or the network did, and its client comes back.
     AttachRemote,
+    /// The same for one that goes on where it was when its connection breaks. Only for a supervisor whose state says that it knows this.
+    AttachResuming(berth_stream::Resume),
     /// Somebody who hears the step beside its client, on whatever machine; the Watch frame is read already. Only for a supervisor
     /// whose state says that it knows this.
     Watch {
@@ -209,6 +211,10 @@ mod tests {
         }
         is(ToSupervisor::Attach, r#""attach""#);
         is(ToSupervisor::AttachRemote, r#""attach_remote""#);
+        is(
+            ToSupervisor::AttachResuming(berth_stream::Resume { client: u64::MAX, heard: 2 }),
+            r#"{"attach_resuming":{"client":18446744073709551615,"heard":2}}"#,
+        );
         is(
             ToSupervisor::Signal { signal: 15, leaders_only: false },
             r#"{"signal":{"signal":15,"leaders_only":false}}"#,

@@ -188,6 +188,9 @@ pub struct StateFile {
     /// The supervisor lets others than the step's client hear it (`sattach`).
     #[serde(default)]
     pub watched: bool,
+    /// The supervisor keeps what a client on another machine has not heard, until that comes back.
+    #[serde(default)]
+    pub resumes: bool,
 }
 
 /// A step's directory, and the names of what is in it.
@@ -358,6 +361,7 @@ mod tests {
             phase: StepPhase::Running,
             member: None,
             watched: true,
+            resumes: true,
         };
         let boot = boot_id().unwrap();
         assert!(state.supervisor_alive(&boot));

@@ -2,6 +2,7 @@
 
 use crate::images::ImagesQuery;
 use crate::kept::{KeptContainer, KeptQuery};
+use crate::resume::Resume;
 use berth_model::effective::Effective;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_model::launch::StepExit;
@@ -30,6 +31,9 @@ pub struct Attach {
     pub attempt: Attempt,
     /// Which step of the run.
     pub step: StepId,
+    /// The client goes on where it was when its connection breaks, where the supervisor can; answered by [`Frame::Resumed`] then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
 }
 
 impl Attach {
@@ -57,7 +61,7 @@ pub struct Watch {
 
 impl From<StepKey> for Attach {
     fn from(key: StepKey) -> Attach {
-        Attach { job: key.job, attempt: key.attempt, step: key.step }
+        Attach { job: key.job, attempt: key.attempt, step: key.step, resume: None }
     }
 }
 
@@ -119,11 +123,15 @@ pub enum Kind {
     Watch = 30,
     /// Supervisor to client: what this node's PMIx server says to that of another. Client to supervisor: what another's says.
     Peer = 140,
+    /// Supervisor to client: attached, and the frames go on where they were.
+    Resumed = 31,
+    /// Either way: so many frames were heard.
+    Heard = 32,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 27] = [
+        const ALL: [Kind; 29] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -151,6 +159,8 @@ impl Kind {
             Kind::Aborted,
             Kind::Watch,
             Kind::Peer,
+            Kind::Resumed,
+            Kind::Heard,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -252,6 +262,10 @@ pub enum Frame {
         /// The bytes, at most [`FENCE_PART`].
         data: Vec<u8>,
     },
+    /// Attached in place of [`Frame::Accepted`]: so many frames of this client were heard, and what it has not heard follows.
+    Resumed(u64),
+    /// So many frames were heard since the first connection, this one and its like not counted.
+    Heard(u64),
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -347,6 +361,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Peer { node, last, data } => part(Kind::Peer, *node, *last, data, out),
         Frame::Aborted(code) => put(Kind::Aborted, ALL_TASKS, &[*code]),
         Frame::Watch(watch) => put(Kind::Watch, ALL_TASKS, &json(Kind::Watch, watch)?),
+        Frame::Resumed(count) => put(Kind::Resumed, ALL_TASKS, &count.to_le_bytes()),
+        Frame::Heard(count) => put(Kind::Heard, ALL_TASKS, &count.to_le_bytes()),
     }
 }
 
@@ -474,6 +490,11 @@ impl Frame {
                 _ => Err(bad("expected an exit code")),
             },
             Kind::Watch => Ok(Frame::Watch(parse(kind, &payload)?)),
+            Kind::Resumed | Kind::Heard => match <[u8; 8]>::try_from(payload.as_slice()) {
+                Ok(count) if kind == Kind::Heard => Ok(Frame::Heard(u64::from_le_bytes(count))),
+                Ok(count) => Ok(Frame::Resumed(u64::from_le_bytes(count))),
+                Err(_) => Err(bad("expected a number of eight bytes")),
+            },
         }
     }
 }

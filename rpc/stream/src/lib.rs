@@ -11,6 +11,9 @@
 //! What tasks tell one another at a fence goes up in [`Frame::Fence`]s of one number, the last of which says so, and comes
 //! down in the same way with what all nodes told.
 //!
+//! A client on another machine, whose connections break, asks in its Attach to go on where it was ([`Resume`]). Then both sides count frames and keep
+//! what the other has not heard ([`Outbox`]), so that nothing is lost or comes twice.
+//!
 //! Standard input has a window: a client sends at most [`STDIN_WINDOW`] bytes (each byte counted once, also
 //! when it goes to every task) beyond what [`Frame::Credit`] gave back, and so can always send a signal.
 #![forbid(unsafe_code)]
@@ -21,6 +24,7 @@ pub mod blocking;
 mod frame;
 mod images;
 mod kept;
+mod resume;
 
 pub use frame::{
     ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
@@ -28,3 +32,4 @@ pub use frame::{
 };
 pub use images::{ImagesQuery, WholeQuery};
 pub use kept::{KeptContainer, KeptQuery, KeptState};
+pub use resume::{Hearing, NotKept, Outbox, Resume, UNHEARD_WINDOW};

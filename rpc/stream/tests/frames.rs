@@ -1,13 +1,13 @@
 //! Frames survive the wire, in any pieces; garbage is refused and never believed.
 use berth_model::effective::Effective;
-use berth_model::ids::{Attempt, JobId, StepId, Uid};
+use berth_model::ids::{Attempt, JobId, StepId, StepKey, Uid};
 use berth_model::launch::{StepExit, Usage};
 use berth_model::spec::TermSize;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_stream::{
     ALL_TASKS, Attach, Decoder, Frame, FrameError, ImagesQuery, KeptContainer, KeptQuery, KeptState,
-    MAX_PAYLOAD, Watch, WholeQuery, blocking, encode, fence_frames,
+    MAX_PAYLOAD, Resume, Watch, WholeQuery, blocking, encode, fence_frames,
 };
 use proptest::prelude::*;
 
@@ -21,8 +21,11 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(j, a, s)| Frame::Attach(Attach {
             job: JobId(j),
             attempt: Attempt(a),
-            step: StepId::Number(s)
+            step: StepId::Number(s),
+            resume: (j % 2 == 0).then_some(Resume { client: u64::from(a), heard: u64::MAX }),
         })),
+        any::<u64>().prop_map(Frame::Resumed),
+        any::<u64>().prop_map(Frame::Heard),
         Just(Frame::Controller),
         Just(Frame::Accepted),
         ".{0,40}".prop_map(Frame::Refused),
@@ -61,7 +64,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         any::<u8>().prop_map(Frame::Aborted),
         (any::<u32>(), proptest::option::of(any::<u32>()), any::<bool>()).prop_map(|(n, task, terminal)| {
-            let step = Attach { job: JobId(n), attempt: Attempt(n), step: StepId::Number(n) };
+            let step = Attach::from(StepKey { job: JobId(n), attempt: Attempt(n), step: StepId::Number(n) });
             Frame::Watch(Watch { step, stdout: task, stderr: None, terminal })
         }),
         ".{0,40}".prop_map(|name| Frame::Kept(KeptQuery::Remove { name, uid: None })),
@@ -77,7 +80,8 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<u32>(), any::<u32>()).prop_map(|(j, a)| Frame::Describe(Attach {
             job: JobId(j),
             attempt: Attempt(a),
-            step: StepId::Batch
+            step: StepId::Batch,
+            resume: None,
         })),
         ".{0,40}".prop_map(|digest| Frame::Images(ImagesQuery::Remove(digest))),
         (any::<Option<u64>>(), any::<bool>(), proptest::collection::vec(".{0,40}", 0..3)).prop_map(

@@ -16,6 +16,7 @@ mod memlock;
 mod pmi;
 mod pmix;
 mod processes;
+mod resuming;
 mod saving;
 mod script;
 mod step;
@@ -94,6 +95,7 @@ fn supervise(
         phase: StepPhase::Starting,
         member: None,
         watched: true,
+        resumes: true,
     };
     write_json(&dir.state(), &state)?;
     step::Step::new(dir.clone(), file, state, listener, (parked, images)).run()

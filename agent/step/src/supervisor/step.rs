@@ -7,6 +7,7 @@ use super::lease::Lease;
 use super::pmi::{Pmi, PmiEvent, served};
 use super::pmix::{self, Pmix};
 use super::processes::{self, Processes, TaskEvent};
+use super::resuming::Arrival;
 use super::streams::{StreamToken, Streams};
 use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
@@ -384,10 +385,11 @@ impl Step {
                 return Ok(());
             }
         };
+        let arrival = Arrival::of(&packet);
         match packet {
-            ToSupervisor::Attach | ToSupervisor::AttachRemote => {
-                if let Some(fd) = fds.into_iter().next() {
-                    self.attach(fd, packet == ToSupervisor::AttachRemote);
+            ToSupervisor::Attach | ToSupervisor::AttachRemote | ToSupervisor::AttachResuming(_) => {
+                if let (Some(fd), Some(how)) = (fds.into_iter().next(), arrival) {
+                    self.attach(fd, how);
                 }
             }
             ToSupervisor::Watch { stdout, stderr, terminal } => {
@@ -411,12 +413,14 @@ impl Step {
         Ok(())
     }
 
-    fn attach(&mut self, fd: OwnedFd, remote: bool) {
+    fn attach(&mut self, fd: OwnedFd, how: Arrival) {
         if !self.launch().attached {
             return refuse(fd, "the step writes to files and takes no client");
         }
-        match self.streams.attach(fd, remote) {
-            Ok(()) => {
+        match self.streams.attach(fd, how) {
+            // It is told what it has not heard, and that is all that there is to tell.
+            Ok(true) => self.deadlines.client_came(),
+            Ok(false) => {
                 self.deadlines.client_came();
                 // Who was told the end before may have been a connection that nobody heard any more.
                 self.told = false;
@@ -439,7 +443,7 @@ impl Step {
                     }
                 }
             }
-            Err((fd, why)) => refuse(fd, why),
+            Err((fd, why)) => refuse(fd, &why),
         }
     }
 
@@ -500,7 +504,7 @@ impl Step {
             }
             ClientEvent::Aborted(code) => self.abort(code),
             ClientEvent::Detached => self.streams.give_up_client(),
-            ClientEvent::Lost(_) if self.exited().is_none() && self.streams.lose_client() => {
+            ClientEvent::Lost(_) if self.has_more_for_the_client() && self.streams.lose_client() => {
                 self.deadlines.client_in(Instant::now(), CLIENT_COMES);
             }
             ClientEvent::Lost(why) => {
@@ -511,6 +515,11 @@ impl Step {
                 }
             }
         }
+    }
+
+    /// Whether a client that is lost misses something: one that has heard the end leaves.
+    fn has_more_for_the_client(&self) -> bool {
+        self.exited().is_none() || !self.told || self.streams.unheard()
     }
 
     fn act_on_pmi(&mut self, events: Vec<PmiEvent>) {
@@ -683,7 +692,7 @@ impl Step {
         if !self.streams.watchers_gone() {
             return false;
         }
-        if self.streams.attached() {
+        if self.streams.attached() || self.streams.unheard() {
             // The client closes when it has read the exit; its end is heard as an event.
             return false;
         }
@@ -778,7 +787,7 @@ impl Step {
     }
 
     fn say_line(&mut self, line: String) {
-        if !self.streams.attached() {
+        if !self.streams.is_heard() {
             self.messages.write(line.clone());
         }
         self.streams.tell_all(&Frame::Message(line));

@@ -2,8 +2,9 @@
 //! and no more in memory than a window while either side is slow.
 
 use super::client::{Client, ClientEvent};
+use super::resuming::{Arrival, Resuming};
 use super::watchers::Watchers;
-use berth_stream::{ALL_TASKS, Frame, HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, data_header};
+use berth_stream::{ALL_TASKS, Frame, HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, data_header, encode};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -61,6 +62,8 @@ pub struct Streams {
     watchers: Watchers,
     /// The client is on another machine, and comes back when its connection is lost.
     remote: bool,
+    /// And what it has not heard then is kept for it.
+    resuming: Option<Resuming>,
     absent: Absent,
     /// The tasks run: until the client was told so, none of their output is read.
     running: bool,
@@ -78,6 +81,7 @@ impl Streams {
             client: None,
             watchers: Watchers::default(),
             remote: false,
+            resuming: None,
             absent: if expected { Absent::Expected } else { Absent::Gone },
             running: false,
             held: 0,
@@ -103,19 +107,60 @@ impl Streams {
         Ok(())
     }
 
-    /// Attaches a client, or says why not and gives its connection back.
-    pub fn attach(&mut self, fd: OwnedFd, remote: bool) -> Result<(), (OwnedFd, &'static str)> {
+    /// Attaches a client, or says why not and gives its connection back. Whether it had been here before and goes on where it was.
+    pub fn attach(&mut self, fd: OwnedFd, how: Arrival) -> Result<bool, (OwnedFd, String)> {
+        let again = match (&mut self.resuming, how) {
+            (Some(known), Arrival::Resuming(resume)) if known.is(resume) => match known.again(resume) {
+                Ok(()) => true,
+                Err(e) => return Err((fd, format!("the client cannot go on where it was: {e}"))),
+            },
+            _ => false,
+        };
         // A new connection of a client whose old one is dead, and not yet known to be.
-        let returns = remote && self.remote;
-        if self.client.is_some() && !returns {
-            return Err((fd, "another client is attached to the step"));
+        let returns = again
+            || match how {
+                Arrival::Local => false,
+                Arrival::Remote => self.remote,
+                Arrival::Resuming(_) => self.remote && self.resuming.is_none(),
+            };
+        let expected = self.client.is_some() || self.awaits_return();
+        if expected && !returns {
+            return Err((fd, "another client is attached to the step".to_string()));
         }
         let mut client = Client::new(fd);
-        client.push(&Frame::Accepted);
+        match how {
+            Arrival::Local | Arrival::Remote => {
+                self.resuming = None;
+                client.push(&Frame::Accepted);
+            }
+            Arrival::Resuming(resume) => {
+                if !again {
+                    self.resuming = Some(Resuming::new(resume.client));
+                }
+                let known = self.resuming.get_or_insert_with(|| Resuming::new(resume.client));
+                client.push(&Frame::Resumed(known.taken));
+                known.outbox.rest().for_each(|frame| client.push_bytes(frame));
+            }
+        }
         self.client = Some(client);
-        self.remote = remote;
+        self.remote = how != Arrival::Local;
         self.absent = Absent::Expected;
-        Ok(())
+        Ok(again)
+    }
+
+    /// Whether the client is away, and what it is told is kept for it.
+    fn awaits_return(&self) -> bool {
+        self.client.is_none() && self.resuming.is_some() && self.absent == Absent::Expected
+    }
+
+    /// Whether there is a client that hears, now or when it is back.
+    pub fn is_heard(&self) -> bool {
+        self.client.is_some() || self.awaits_return()
+    }
+
+    /// Whether a client that may come back has not heard everything.
+    pub fn unheard(&self) -> bool {
+        self.absent == Absent::Expected && self.resuming.as_ref().is_some_and(|r| !r.outbox.is_empty())
     }
 
     /// Whether a client may still come.
@@ -156,7 +201,16 @@ impl Streams {
 
     /// Tells the client, if there is one.
     pub fn tell(&mut self, frame: &Frame) {
-        if let Some(client) = &mut self.client {
+        let mut bytes = Vec::new();
+        if self.absent == Absent::Expected
+            && let Some(resuming) = &mut self.resuming
+            && encode(frame, &mut bytes).is_ok()
+        {
+            if let Some(client) = &mut self.client {
+                client.push_bytes(&bytes);
+            }
+            resuming.outbox.push(bytes);
+        } else if let Some(client) = &mut self.client {
             client.push(frame);
         }
     }
@@ -178,6 +232,9 @@ impl Streams {
     pub fn give_up_client(&mut self) {
         self.client = None;
         self.absent = Absent::Gone;
+        if let Some(resuming) = &mut self.resuming {
+            resuming.outbox.drop_rest();
+        }
         for input in &mut self.inputs {
             input.queue.clear();
             input.ends = true;
@@ -214,7 +271,9 @@ impl Streams {
         let read = self.running
             && self.watchers.flushed()
             && match &self.client {
-                Some(client) => client.flushed(),
+                Some(client) => {
+                    client.flushed() && !self.resuming.as_ref().is_some_and(|r| r.outbox.is_full())
+                }
                 None => self.absent == Absent::Gone,
             };
         for (i, output) in self.outputs.iter().enumerate() {
@@ -253,7 +312,18 @@ impl Streams {
         if let Some(why) = client.lost() {
             events.push(ClientEvent::Lost(why));
         }
+        let mut counted = false;
         for frame in frames {
+            if let Some(resuming) = &mut self.resuming {
+                if let Frame::Heard(count) = frame {
+                    if let Err(e) = resuming.outbox.heard(count) {
+                        events.push(ClientEvent::Lost(e.to_string()));
+                    }
+                    continue;
+                }
+                resuming.taken += 1;
+                counted = true;
+            }
             match frame {
                 Frame::Stdin { task, data } => {
                     self.held += data.len();
@@ -270,6 +340,9 @@ impl Streams {
                 Frame::Detach => events.push(ClientEvent::Detached),
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
             }
+        }
+        if let (true, Some(resuming), Some(client)) = (counted, &self.resuming, &mut self.client) {
+            client.push(&Frame::Heard(resuming.taken));
         }
         events
     }
@@ -368,6 +441,9 @@ impl Streams {
             self.buffer[..HEADER_LEN].copy_from_slice(&header);
             let frame = &self.buffer[..HEADER_LEN + n];
             self.watchers.output(output.kind, output.task, frame);
+            if let Some(resuming) = self.resuming.as_mut().filter(|_| self.absent == Absent::Expected) {
+                resuming.outbox.push(frame.to_vec());
+            }
             if let Some(client) = &mut self.client {
                 client.push_bytes(frame);
             }

@@ -18,8 +18,9 @@ use berth_model::record::{JobInfo, StepInfo};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::Span;
 use berth_rpc::Client;
-use berth_stream::{ALL_TASKS, Frame};
+use berth_stream::{ALL_TASKS, Attach, Frame, Resume};
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::SignalKind;
@@ -133,9 +134,14 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         None => None,
     };
     let step_nodes = step.layout.nodes.len().max(1);
+    // By chance: the standard library's hashers have their keys from the kernel.
+    let client = RandomState::new().build_hasher().finish();
+    let attach = |key: StepKey| {
+        Frame::Attach(Attach { resume: Some(Resume { client, heard: 0 }), ..Attach::from(key) })
+    };
     let first = match step.parts.as_slice() {
-        [] => vec![Frame::Attach(step.key.into())],
-        parts => parts.iter().map(|key| Frame::Attach((*key).into())).collect(),
+        [] => vec![attach(step.key)],
+        parts => parts.iter().map(|key| attach(*key)).collect(),
     };
     let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let exchange = Exchange::new(step_nodes);
@@ -171,11 +177,11 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         let room = input.is_some() && me.nodes.have_room(me.step.input.unwrap_or(ALL_TASKS));
         tokio::select! {
             event = events.recv() => match event {
-                Some((at, Event::Attached(stream))) => {
+                Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
-                    output.pump((at, step_nodes), reader, events_in.clone());
-                    let again = me.exchange.reopened(at);
-                    me.nodes.opened(at, writer).await;
+                    let heard = me.nodes.opened(at, writer, taken).await;
+                    let again = if me.nodes.goes_on(at) { None } else { me.exchange.reopened(at) };
+                    output.pump((at, step_nodes), reader, events_in.clone(), heard);
                     for other in (0..step_nodes).filter(|other| *other != at) {
                         if let Some(frame) = &again {
                             me.nodes.send(To::Node(other), frame.clone()).await;
@@ -183,10 +189,11 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
                     }
                 }
                 Some((at, event)) => {
-                    if matches!(event, Event::Closed) && me.is_over(&records) {
-                        patience = Some(Instant::now());
-                    }
+                    let closed = matches!(event, Event::Closed);
                     me.event(at, event).await;
+                    if closed && me.is_over(&records) {
+                        patience = Some(Instant::now() + me.last_words(&records));
+                    }
                 }
                 None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
@@ -196,8 +203,7 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
                 // Without a watcher the streams alone tell the end.
                 watched = changed.is_ok();
                 if me.is_over(&records) {
-                    let unheard = !me.nodes.never_met().is_empty() && !me.failed_to_start(&records);
-                    let wait = if unheard { FIRST_WORD } else { LAST_WORD };
+                    let wait = me.last_words(&records).max(LAST_WORD);
                     patience.get_or_insert(Instant::now() + wait);
                 }
             }
@@ -211,10 +217,10 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
             () = until(patience) => {
                 patience = None;
                 if !me.nodes.any_open() && let Some(code) = me.recorded_code(&mut records, None).await? {
-                    let away = me.nodes.never_met();
+                    let away = [me.nodes.never_met(), me.nodes.lost()].concat();
                     if !away.is_empty() && !me.failed_to_start(&records) {
                         stream::message(&format!(
-                            "{name}: warning: step {} is over, and {} cannot be reached: what it wrote there is not seen here",
+                            "{name}: warning: step {} is over, and {} cannot be reached: not all that it wrote there is seen here",
                             me.step.key,
                             hostlist::compress(&away)
                         ));
@@ -315,6 +321,8 @@ impl Follower {
                 self.find_stuck().await;
             }
             Event::Frame(Frame::StepExit(exit)) => {
+                // With that the supervisor knows that it may go.
+                self.nodes.say_heard(at).await;
                 self.exits.extend(exit.tasks.iter().copied());
                 if self.nodes.layout().nodes.len() > 1
                     && let Some(why) = &exit.launch_error
@@ -326,6 +334,8 @@ impl Follower {
                 }
                 self.nodes.ended(at, *exit);
             }
+            Event::Heard(_) => self.nodes.say_heard(at).await,
+            Event::Frame(Frame::Heard(count)) => self.nodes.was_heard(at, count),
             Event::Frame(Frame::Started) => self.nodes.started(at),
             Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
             Event::Frame(Frame::Message(text)) => {
@@ -354,7 +364,7 @@ impl Follower {
                 self.aborted = Some(code);
                 self.nodes.send(To::All, Frame::Aborted(code)).await;
             }
-            Event::Frame(_) | Event::Attached(_) => {}
+            Event::Frame(_) | Event::Attached(..) => {}
             Event::Refused(why) => self.nodes.refused(at, why),
             Event::Closed => self.nodes.closed(at),
             Event::StdoutGone => {
@@ -623,6 +633,16 @@ impl Follower {
             Some(step) => step.ended.is_some(),
             None => job.state.is_terminal() || job.attempt != self.step.key.attempt,
         }
+    }
+
+    /// How long nodes that cannot be reached just now are waited for when the step is over: they have something to tell.
+    fn last_words(&self, records: &Records) -> Duration {
+        let missed = !self.nodes.never_met().is_empty() || !self.nodes.lost().is_empty();
+        let record = records.borrow();
+        let lost = record.as_ref().is_some_and(|job| {
+            job.state == JobState::NodeFail || self.record(job).is_some_and(|s| s.state == JobState::NodeFail)
+        });
+        if missed && !lost && !self.failed_to_start(records) { FIRST_WORD } else { Duration::ZERO }
     }
 
     /// What the record says why the step could not be started is all that there is to hear.

@@ -2,10 +2,13 @@
 
 use super::stream::{self, Event, NotAttached};
 use berth_model::launch::{Layout, StepExit};
-use berth_stream::{ALL_TASKS, Frame, MAX_PAYLOAD, STDIN_WINDOW};
+use berth_stream::{ALL_TASKS, Attach, Frame, MAX_PAYLOAD, Outbox, Resume, STDIN_WINDOW, encode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -36,8 +39,12 @@ struct Part {
     started: bool,
     /// Bytes of input that its tasks have not taken yet.
     outstanding: usize,
-    /// What is to be sent when there is a connection.
-    pending: Vec<Frame>,
+    /// What is to be sent when there is a connection; of one that goes on where the last one was, also what was not heard yet.
+    outbox: Outbox,
+    /// The connection goes on where the last one was.
+    resumed: bool,
+    /// Frames of such a connection that were heard.
+    heard: Arc<AtomicU64>,
     ended: Option<StepExit>,
 }
 
@@ -87,9 +94,17 @@ impl Nodes {
         make_room(layout.nodes.len());
         let mut nodes = Nodes { socket, first, layout, parts: Vec::new(), events };
         for at in 0..nodes.layout.nodes.len().max(1) {
-            let link = Link::Trying(nodes.try_one(at));
-            let (pending, ended) = (Vec::new(), None);
-            nodes.parts.push(Part { link, met: false, started: false, outstanding: 0, pending, ended });
+            let heard = Arc::default();
+            nodes.parts.push(Part {
+                link: Link::Trying(nodes.try_one(at, &heard)),
+                met: false,
+                started: false,
+                outstanding: 0,
+                outbox: Outbox::default(),
+                resumed: false,
+                heard,
+                ended: None,
+            });
         }
         nodes
     }
@@ -105,15 +120,22 @@ impl Nodes {
     }
 
     /// Tries to attach until the node's part takes us or refuses.
-    fn try_one(&self, at: usize) -> JoinHandle<()> {
+    fn try_one(&self, at: usize, heard: &AtomicU64) -> JoinHandle<()> {
         let (socket, events) = (self.socket.clone(), self.events.clone());
-        let first = self.first.get(at).or(self.first.first()).cloned().unwrap_or(Frame::Controller);
+        let heard = heard.load(Ordering::Relaxed);
+        let first = match self.first.get(at).or(self.first.first()).cloned().unwrap_or(Frame::Controller) {
+            Frame::Attach(attach) => {
+                let resume = attach.resume.map(|resume| Resume { heard, ..resume });
+                Frame::Attach(Attach { resume, ..attach })
+            }
+            other => other,
+        };
         let node = self.layout.nodes.get(at).cloned();
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(20);
             let event = loop {
                 match stream::attach(&socket, node.as_ref(), &first).await {
-                    Ok(stream) => break Event::Attached(stream),
+                    Ok((stream, taken)) => break Event::Attached(stream, taken),
                     Err(NotAttached::Refused(why)) => break Event::Refused(why),
                     Err(NotAttached::Away(_)) => sleep(pause).await,
                 }
@@ -123,16 +145,56 @@ impl Nodes {
         })
     }
 
-    /// A connection is there: sends what waited for it.
-    pub async fn opened(&mut self, at: usize, mut writer: OwnedWriteHalf) {
-        let Some(part) = self.parts.get_mut(at) else { return };
-        for frame in std::mem::take(&mut part.pending) {
-            stream::send(&mut writer, &frame).await;
+    /// A connection is there: sends what waited for it. `taken`: how many of our frames were heard, where it goes on where the last one
+    /// was. Gives the count of its own frames to keep, in that case.
+    pub async fn opened(
+        &mut self,
+        at: usize,
+        mut writer: OwnedWriteHalf,
+        taken: Option<u64>,
+    ) -> Option<Arc<AtomicU64>> {
+        let part = self.parts.get_mut(at)?;
+        part.resumed = taken.is_some();
+        if let Some(taken) = taken
+            && let Err(e) = part.outbox.heard(taken)
+        {
+            part.link = Link::Refused(format!("the step cannot go on with this command: {e}"));
+            return None;
         }
-        // Credit that was on its way to a connection that was lost does not come.
-        part.outstanding = 0;
+        for frame in part.outbox.rest() {
+            let _ = writer.write_all(frame).await; // a connection that is gone is told by its reader
+        }
+        if taken.is_none() {
+            part.outbox = Outbox::default();
+            part.heard.store(0, Ordering::Relaxed);
+            // Credit that was on its way to a connection that was lost does not come.
+            part.outstanding = 0;
+        }
         part.met = true;
         part.link = Link::Open(writer);
+        taken.map(|_| Arc::clone(&part.heard))
+    }
+
+    /// Whether frames of a node were heard that it will not send again.
+    pub fn goes_on(&self, at: usize) -> bool {
+        self.parts.get(at).is_some_and(|part| part.resumed && part.heard.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Says how many frames of a node were heard.
+    pub async fn say_heard(&mut self, at: usize) {
+        let Some(part) = self.parts.get_mut(at).filter(|part| part.resumed) else { return };
+        if let Link::Open(writer) = &mut part.link {
+            stream::send(writer, &Frame::Heard(part.heard.load(Ordering::Relaxed))).await;
+        }
+    }
+
+    /// A node has heard so many of our frames.
+    pub fn was_heard(&mut self, at: usize, count: u64) {
+        if let Some(part) = self.parts.get_mut(at).filter(|part| part.resumed)
+            && let Err(e) = part.outbox.heard(count)
+        {
+            part.link = Link::Refused(format!("the step does not count our frames as we do: {e}"));
+        }
     }
 
     /// A node will not have us.
@@ -144,8 +206,11 @@ impl Nodes {
 
     /// A connection is gone: another one is tried, unless the part has ended.
     pub fn closed(&mut self, at: usize) {
-        let again = self.parts.get(at).is_some_and(|p| p.ended.is_none());
-        let link = if again { Link::Trying(self.try_one(at)) } else { Link::Over };
+        let Some(part) = self.parts.get(at).filter(|p| !matches!(p.link, Link::Refused(_))) else { return };
+        let link = match part.ended {
+            None => Link::Trying(self.try_one(at, &part.heard)),
+            Some(_) => Link::Over,
+        };
         if let Some(part) = self.parts.get_mut(at) {
             part.link = link;
         }
@@ -191,14 +256,23 @@ impl Nodes {
 
     /// Sends a frame, now or when the node's part is there.
     pub async fn send(&mut self, to: To, frame: Frame) {
+        let mut bytes = Vec::new();
+        if encode(&frame, &mut bytes).is_err() {
+            return; // none that we send is too long
+        }
         for at in self.at(to) {
             let Some(part) = self.parts.get_mut(at) else { continue };
             if let Frame::Stdin { data, .. } = &frame {
                 part.outstanding += data.len();
             }
-            match &mut part.link {
-                Link::Open(writer) => stream::send(writer, &frame).await,
-                _ => part.pending.push(frame.clone()),
+            let open = if let Link::Open(writer) = &mut part.link {
+                let _ = writer.write_all(&bytes).await; // a connection that is gone is told by its reader
+                true
+            } else {
+                false
+            };
+            if !open || part.resumed {
+                part.outbox.push(bytes.clone());
             }
         }
     }
@@ -242,6 +316,12 @@ impl Nodes {
     pub fn never_met(&self) -> Vec<&str> {
         let parts = self.parts.iter().enumerate();
         parts.filter(|(_, p)| !p.met && p.ended.is_none()).map(|(at, _)| self.name(at)).collect()
+    }
+
+    /// Nodes that keep for us what we have not heard, to which the connection is lost.
+    pub fn lost(&self) -> Vec<&str> {
+        let lost = |p: &Part| p.resumed && p.ended.is_none() && matches!(p.link, Link::Trying(_));
+        self.parts.iter().enumerate().filter(|(_, p)| lost(p)).map(|(at, _)| self.name(at)).collect()
     }
 
     /// Whether a task's node is past its start.

@@ -5,9 +5,11 @@ use super::labels::Labels;
 use berth_model::effective::Effective;
 use berth_model::{NodeName, StepKey};
 use berth_stream::asynchronous::{read_frame, write_frame};
-use berth_stream::{Attach, Frame, MAX_PAYLOAD};
+use berth_stream::{Attach, Frame, Hearing, MAX_PAYLOAD};
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
@@ -29,12 +31,13 @@ pub enum NotAttached {
     Away(String),
 }
 
-/// Connects to a step's part on a node; `first` says to which, and how. Comes back when the step's supervisor has taken the connection.
+/// Connects to a step's part on a node; `first` says to which, and how. Comes back when the step's supervisor has taken the connection, with how
+/// many of our frames it has heard where it goes on where we were.
 pub async fn attach(
     socket: &Path,
     node: Option<&NodeName>,
     first: &Frame,
-) -> Result<UnixStream, NotAttached> {
+) -> Result<(UnixStream, Option<u64>), NotAttached> {
     let away = |e: String| NotAttached::Away(format!("{}: {e}", socket.display()));
     let mut stream = UnixStream::connect(socket).await.map_err(|e| away(e.to_string()))?;
     if let Some(node) = node {
@@ -42,7 +45,8 @@ pub async fn attach(
     }
     write_frame(&mut stream, first).await.map_err(|e| away(e.to_string()))?;
     match read_frame(&mut stream).await {
-        Ok(Some(Frame::Accepted)) => Ok(stream),
+        Ok(Some(Frame::Accepted)) => Ok((stream, None)),
+        Ok(Some(Frame::Resumed(taken))) => Ok((stream, Some(taken))),
         Ok(Some(Frame::Refused(why))) => Err(NotAttached::Refused(why)),
         Ok(Some(_)) => {
             Err(away("unexpected answer; use the same version of berth on both sides".to_string()))
@@ -74,12 +78,14 @@ pub async fn describe(socket: &Path, node: Option<&NodeName>, key: StepKey) -> R
 /// What comes from a node's part of a step besides its output, and from the writer of that output.
 #[derive(Debug)]
 pub enum Event {
-    /// There is a connection.
-    Attached(UnixStream),
+    /// There is a connection; with how many of our frames were heard, where it goes on where the last one was.
+    Attached(UnixStream, Option<u64>),
     /// There will be none: why.
     Refused(String),
     /// A frame other than output.
     Frame(Frame),
+    /// So many frames were heard, which is to be said.
+    Heard(u64),
     /// The connection is gone without a StepExit.
     Closed,
     /// Nobody reads our stdout any more.
@@ -130,38 +136,56 @@ impl Output {
     }
 
     /// Follows the connection to a node until its end; output goes to the writer, the rest becomes events of that node.
-    /// `among`: how many connections there are.
+    /// `among`: how many connections there are. `heard`: counts the frames, where the supervisor does.
     pub fn pump(
         &self,
         (node, among): (usize, usize),
         reader: OwnedReadHalf,
         events: mpsc::Sender<(usize, Event)>,
+        heard: Option<Arc<AtomicU64>>,
     ) {
         let (pieces, wanted) = (self.pieces.clone(), self.wanted);
         let ahead = (READ_AHEAD / among.max(1)).clamp(4096, READ_AHEAD_OF_ONE);
         tokio::spawn(async move {
             let mut reader = BufReader::with_capacity(ahead, reader);
+            let mut hearing = Hearing::default();
             loop {
-                let piece = match read_frame(&mut reader).await {
-                    Ok(Some(Frame::Stdout { task, data })) => Piece { stderr: false, task, data },
-                    Ok(Some(Frame::Stderr { task, data })) => Piece { stderr: true, task, data },
-                    Ok(Some(frame)) => {
-                        let last = matches!(frame, Frame::StepExit(_));
-                        if events.send((node, Event::Frame(frame))).await.is_err() || last {
-                            return;
-                        }
-                        continue;
-                    }
+                let frame = match read_frame(&mut reader).await {
+                    Ok(Some(frame)) => frame,
                     Ok(None) | Err(_) => {
                         let _ = events.send((node, Event::Closed)).await; // the command is ending
                         return;
                     }
                 };
-                let only = if piece.stderr { wanted.stderr } else { wanted.stdout };
-                if only.is_some_and(|task| task != piece.task) {
-                    continue;
+                let mut say = None;
+                if let Some(heard) = heard.as_ref().filter(|_| !matches!(frame, Frame::Heard(_))) {
+                    let now = heard.fetch_add(1, Ordering::Relaxed) + 1;
+                    let bytes = match &frame {
+                        Frame::Stdout { data, .. } | Frame::Stderr { data, .. } => data.len(),
+                        _ => 0,
+                    };
+                    say = hearing.came(bytes, now).then_some(now);
                 }
-                if pieces.send(piece).await.is_err() {
+                let piece = match frame {
+                    Frame::Stdout { task, data } => Some(Piece { stderr: false, task, data }),
+                    Frame::Stderr { task, data } => Some(Piece { stderr: true, task, data }),
+                    frame => {
+                        let last = matches!(frame, Frame::StepExit(_));
+                        if events.send((node, Event::Frame(frame))).await.is_err() || last {
+                            return;
+                        }
+                        None
+                    }
+                };
+                if let Some(piece) = piece {
+                    let only = if piece.stderr { wanted.stderr } else { wanted.stdout };
+                    if only.is_none_or(|task| task == piece.task) && pieces.send(piece).await.is_err() {
+                        return;
+                    }
+                }
+                if let Some(count) = say
+                    && events.send((node, Event::Heard(count))).await.is_err()
+                {
                     return;
                 }
             }

@@ -106,10 +106,10 @@ pub async fn watch(step: Watched) -> Outcome {
         let room = input.is_some() && me.nodes.have_room(me.step.input);
         tokio::select! {
             event = events.recv() => match event {
-                Some((at, Event::Attached(stream))) => {
+                Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
-                    output.pump((at, among), reader, events_in.clone());
-                    me.nodes.opened(at, writer).await;
+                    let heard = me.nodes.opened(at, writer, taken).await;
+                    output.pump((at, among), reader, events_in.clone(), heard);
                     if me.step.verbose {
                         out::complain(&format!("sattach: hearing StepId={} on {}", me.step.key, me.nodes.name(at)));
                     }
@@ -200,7 +200,7 @@ impl Watcher {
                 ));
                 self.nodes.closed(at);
             }
-            Event::Frame(_) | Event::Attached(_) | Event::StdoutGone => {}
+            Event::Frame(_) | Event::Attached(..) | Event::Heard(_) | Event::StdoutGone => {}
         }
     }
 

@@ -1,0 +1,155 @@
+//! A client whose connections break in the middle of everything: it hears every byte once, and so do the tasks.
+#![allow(clippy::unwrap_used, clippy::panic)] // a failure is a failed test
+
+mod rig;
+
+use berth_model::spec::TermSize;
+use berth_step::control::{ToSupervisor, send};
+use berth_stream::{ALL_TASKS, Frame, Outbox, Resume, blocking, encode};
+use rig::{Rig, Step};
+use rustix::fd::AsFd;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+const CLIENT: u64 = 7;
+
+/// Comes with this number of frames heard: the connection and its first frame.
+fn come(step: &mut Step, client: u64, heard: u64) -> (UnixStream, Option<Frame>) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let packet = ToSupervisor::AttachResuming(Resume { client, heard });
+    send(step.control().as_fd(), &packet, &[theirs.as_fd()]).unwrap();
+    drop(theirs);
+    let first = blocking::read_frame(&mut ours).unwrap();
+    (ours, first)
+}
+
+fn back(step: &mut Step, heard: u64) -> (UnixStream, u64) {
+    match come(step, CLIENT, heard) {
+        (client, Some(Frame::Resumed(taken))) => (client, taken),
+        (_, other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn output_goes_on_at_the_frame_where_it_broke() {
+    let rig = Rig::new();
+    // More than any window, in pieces of all sizes; the end comes while nobody is there, too.
+    let mut step = rig.start(rig.launch(&[
+        "sh",
+        "-c",
+        "seq 1 2000000; seq 1 9 | while read n; do echo $n; done; exit 4",
+    ]));
+    let (mut heard, mut said, mut out, mut connections) = (0, 0, Vec::new(), 0);
+    let exit = 'step: loop {
+        let (mut client, taken) = back(&mut step, heard);
+        assert_eq!(taken, said);
+        connections += 1;
+        // The first ones say nothing of what they heard, later ones say it at some time in between.
+        for n in 0..connections * 3 {
+            let Some(frame) = blocking::read_frame(&mut client).unwrap() else { panic!("closed") };
+            match frame {
+                Frame::Heard(_) => continue,
+                Frame::Stdout { data, .. } => out.extend(data),
+                Frame::StepExit(exit) => {
+                    if connections % 2 == 0 {
+                        // That it heard so is lost with its connection: the end is told again.
+                        continue 'step;
+                    }
+                    blocking::write_frame(&mut client, &Frame::Heard(heard + 1)).unwrap();
+                    break 'step exit;
+                }
+                _ => {}
+            }
+            heard += 1;
+            if n == 5 {
+                blocking::write_frame(&mut client, &Frame::Heard(heard)).unwrap();
+                // A frame that it counts, in between.
+                blocking::write_frame(&mut client, &Frame::Winch(TermSize { rows: 1, cols: 1 })).unwrap();
+                said += 1;
+                while blocking::read_frame(&mut client).unwrap() != Some(Frame::Heard(said)) {
+                    // What comes first is given up with this connection, and told again.
+                }
+                break;
+            }
+        }
+    };
+    assert!(connections > 10, "{connections}");
+    assert_eq!(exit.status.code, 4);
+    let wanted: String = (1..=2_000_000).chain(1..=9).map(|n| format!("{n}\n")).collect();
+    assert!(out == wanted.as_bytes(), "{} bytes of {}", out.len(), wanted.len());
+    assert!(step.gone(Duration::from_secs(5)), "the supervisor waits for one that has heard all");
+}
+
+#[test]
+fn input_that_did_not_arrive_is_sent_again_and_none_twice() {
+    let rig = Rig::new();
+    let mut step = rig.start(rig.launch(&["sha256sum"]));
+    let (mut outbox, mut wanted) = (Outbox::default(), Vec::new());
+    let keep = |outbox: &mut Outbox, frame: &Frame| {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes).unwrap();
+        outbox.push(bytes);
+    };
+    for n in 0..40u8 {
+        let data = vec![n; 5000];
+        wanted.extend(&data);
+        keep(&mut outbox, &Frame::Stdin { task: 0, data });
+    }
+    keep(&mut outbox, &Frame::StdinEof { task: ALL_TASKS });
+    // Each connection brings three frames and a part of another.
+    let mut waits = false;
+    while !outbox.is_empty() {
+        let (mut client, taken) = back(&mut step, 0);
+        outbox.heard(taken).unwrap();
+        let bytes: Vec<u8> = outbox.rest().take(4).flatten().copied().collect();
+        let whole = outbox.rest().take(3).map(<[u8]>::len).sum::<usize>();
+        client.write_all(&bytes[..bytes.len().min(whole + 100)]).unwrap();
+        // Every second time it leaves at once, heard or not: it is told when it comes back.
+        waits = !waits;
+        while waits && !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::Heard(_))) {}
+    }
+    let (mut client, _) = back(&mut step, 0);
+    let seen = loop {
+        match blocking::read_frame(&mut client).unwrap() {
+            Some(Frame::Stdout { data, .. }) => break String::from_utf8(data).unwrap(),
+            Some(_) => {}
+            None => panic!("closed"),
+        }
+    };
+    blocking::write_frame(&mut client, &Frame::Detach).unwrap();
+    std::fs::write(rig.work().join("wanted"), &wanted).unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(rig.work().join("wanted")).output().unwrap();
+    assert_eq!(seen.split(' ').next(), String::from_utf8(sum.stdout).unwrap().split(' ').next());
+}
+
+#[test]
+fn nobody_else_takes_its_place_and_no_count_is_believed() {
+    let rig = Rig::new();
+    let mut step = rig.start(rig.launch(&["sh", "-c", "echo one; sleep 60"]));
+    let (mut client, _) = back(&mut step, 0);
+    while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::Stdout { .. })) {}
+    let refused = |step: &mut Step, client, heard| match come(step, client, heard) {
+        (_, Some(Frame::Refused(why))) => why,
+        (_, other) => panic!("{other:?}"),
+    };
+    assert!(refused(&mut step, 8, 0).contains("another client"));
+    drop(client);
+    // Also while it is away.
+    let why = refused(&mut step, 8, 0);
+    assert!(why.contains("another client"), "{why}");
+    assert!(refused(&mut step, CLIENT, 1000).contains("1000 frames"));
+    let (mut client, _) = back(&mut step, 0);
+    blocking::write_frame(&mut client, &Frame::Heard(1)).unwrap();
+    drop(client);
+    // What was said to be heard is not kept.
+    let (mut client, _) = back(&mut step, 2);
+    assert!(refused(&mut step, CLIENT, 0).contains("are kept"));
+    blocking::write_frame(&mut client, &Frame::Heard(u64::MAX)).unwrap();
+    assert_eq!(blocking::read_frame(&mut client).unwrap(), None, "it is let go");
+    let (mut client, _) = back(&mut step, 2);
+    blocking::write_frame(&mut client, &Frame::Signal(9)).unwrap();
+    while blocking::read_frame(&mut client).unwrap().is_some_and(|f| !matches!(f, Frame::StepExit(_))) {}
+    blocking::write_frame(&mut client, &Frame::Detach).unwrap();
+}

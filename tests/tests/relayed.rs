@@ -1,0 +1,46 @@
+//! Streams that go by the controller: whatever breaks on the way, nothing of them is lost and nothing comes twice.
+
+use berth_tests::Hosts;
+use berth_tests::sandbox::wait;
+use std::path::Path;
+
+/// A hundred pieces of a megabyte, no two alike, with a pause behind each: what breaks in between breaks in the middle.
+const PIECES: &str =
+    "i=0; while [ $i -lt 100 ]; do i=$((i+1)); seq $((i*1000000)) $((i*1000000+124999)); sleep 0.05; done";
+
+fn sum(work: &Path, command: &str) -> String {
+    let sum = berth_tests::Cmd::new("sh").args(["-c", command]).dir(work).limit(120).ok().text();
+    sum.split_whitespace().next().unwrap().to_string()
+}
+
+#[test]
+fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    // By the controller, and not by the node's own port.
+    hosts.up("head", "[images]\npeers = \"off\"\n");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 10);
+    let work = hosts.work();
+    std::fs::write(work.join("pieces"), PIECES).unwrap();
+    let small = "srun -w n1 -c1 --mem=64M";
+    let out = format!("exec {small} sh {}/pieces > out", work.display());
+    let out = hosts.cmd("head", "sh").args(["-c", &out]).limit(240).spawn();
+    let into = format!("sh pieces | {small} sha256sum > in");
+    let into = hosts.cmd("head", "sh").args(["-c", &into]).limit(240).spawn();
+    let size = || std::fs::metadata(work.join("out")).map_or(0, |file| file.len());
+    for (daemon, host, at) in
+        [("controller", "head", 10), ("agent", "n1", 25), ("agent", "head", 40), ("controller", "head", 55)]
+    {
+        assert!(wait(60, || (size() > at << 20).then_some(())).is_some(), "{} bytes came", size());
+        hosts.kill_9(host, daemon);
+        hosts.root(host, "berth").args(["up", "--detach"]).ok();
+        assert!(size() < 90 << 20, "it is nearly over: nothing broke in the middle");
+    }
+    for step in [out, into] {
+        let ended = step.finish();
+        assert_eq!(ended.rc, 0, "{ended}");
+    }
+    let wanted = sum(&work, "sh pieces | sha256sum");
+    assert_eq!(sum(&work, "sha256sum out"), wanted, "{} bytes came out", size());
+    assert_eq!(sum(&work, "cat in"), wanted);
+}
