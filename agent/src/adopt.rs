@@ -65,8 +65,8 @@ pub async fn adopt(
             (_, Some(group)) => clear(key, &group),
             _ => {}
         }
-        let Kept { timers, pull } = read_json(&dir.path().join(KEPT)).unwrap_or_default();
-        found.steps.push(Adopted { launch: file.launch, timers, phase, pull });
+        let Kept { timers, pull, renewals } = read_json(&dir.path().join(KEPT)).unwrap_or_default();
+        found.steps.push(Adopted { launch: file.launch, timers, phase, pull, lease_known: renewals });
     }
     for record in jobs::scan(paths)? {
         crate::around::end_left(&paths.job(record.job));

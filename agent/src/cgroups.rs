@@ -174,6 +174,11 @@ impl Cgroups {
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
     }
 
+    /// Ends logins into a job that is there.
+    pub fn evict(&self, job: JobId) {
+        self.drop_group(&format!("job_{job}/{VISITORS}"));
+    }
+
     /// Ends logins into a job that is gone, and removes what they made.
     pub fn drop_visitors(&self, job: JobId) {
         self.drop_group(&format!("job_{job}/{VISITORS}"));

@@ -34,7 +34,9 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::control::ToSupervisor;
-use berth_step::spool::{ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, write_json};
+use berth_step::spool::{
+    ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, read_json, write_json,
+};
 use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -362,14 +364,22 @@ impl Driver {
                 }
             }
             AgentEffect::Spawn { key, launch, timers, pull } => {
-                let kept = Kept { timers, pull };
+                let kept = Kept { timers, pull, renewals: true };
                 let result = tokio::task::block_in_place(|| self.spawn(key, *launch, &kept));
                 if let Err(why) = result {
                     tracing::warn!("step {key} could not be started: {why}");
                     self.supervisor(key, SupervisorEvent::Exited(not_started(why)));
                 }
             }
-            AgentEffect::Renew { key, until } => self.command(key, ToSupervisor::Renew { until }),
+            AgentEffect::Renew { key, until } => {
+                if let Err(e) = self.keep_renewal(key, until) {
+                    // The supervisor would go on for longer than the next agent knows.
+                    tracing::warn!("step {key}: its renewal cannot be kept, and is not passed on: {e}");
+                    return;
+                }
+                self.command(key, ToSupervisor::Renew { until });
+            }
+            AgentEffect::EndLogins { job } => self.end_logins(job),
             AgentEffect::SignalStep { key, target, signal } => {
                 let leaders_only = target == ProcessTarget::BatchShell;
                 self.command(key, ToSupervisor::Signal { signal, leaders_only });
@@ -407,6 +417,20 @@ impl Driver {
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }
+    }
+
+    /// For the next agent: no supervisor goes on for longer than what it finds.
+    fn keep_renewal(&self, key: StepKey, until: Time) -> io::Result<()> {
+        let file = StepDir::of(&self.node.paths.spool(), key).path().join(KEPT);
+        let mut kept: Kept = read_json(&file)?;
+        kept.timers.lease = Some(until);
+        write_json(&file, &kept)
+    }
+
+    /// Nobody's login outlives the run of whose job it is.
+    fn end_logins(&self, job: JobId) {
+        let cgroups = Arc::clone(&self.node.cgroups);
+        tokio::task::spawn_blocking(move || cgroups.evict(job));
     }
 
     fn check_health(&mut self) {
@@ -658,6 +682,8 @@ pub struct Kept {
     pub timers: StepTimers,
     /// What its image took.
     pub pull: Option<ImagePull>,
+    /// Renewals are written here before the supervisor hears of them; agents of earlier versions did not.
+    pub renewals: bool,
 }
 
 /// Attends to a step's supervisor in a task of its own.

@@ -250,6 +250,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         }),
         unhealthy: read_json(&paths.unhealthy()).unwrap_or_default(),
         unknown: options.unknown.clone(),
+        features: berth_model::feature::Feature::known(),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {

@@ -18,6 +18,7 @@ pub mod env;
 pub mod exchange;
 pub mod export;
 pub mod fabric;
+pub mod feature;
 pub mod grammar;
 pub mod gres;
 pub mod hardware;

@@ -51,6 +51,8 @@ pub enum FromAgent {
         asked: Time,
         /// Keys of the controller's configuration that this version does not know.
         unknown: Vec<String>,
+        /// What it knows of what jobs may ask for ([`crate::feature`]): nothing, where an agent is too early to say so.
+        features: Vec<String>,
     },
     /// A step got further. `Exited` is repeated until acknowledged.
     Step {

@@ -130,6 +130,33 @@ each_user! {
     }
 }
 
+/// What each renewal came to is on the node: an agent that starts again waits for no supervisor that is stopped.
+#[test]
+fn a_supervisor_that_is_stopped_when_the_agent_starts_again_keeps_nothing_alive_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", CONFIG);
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
+    hosts.cmd("head", "sbatch").args(["--no-requeue", "--mem=20M", "-w", "n1", "job.sh", "it"]).ok();
+    let work = hosts.work();
+    assert!(wait(20, || (!begun(&work, "it").is_empty()).then_some(())).is_some());
+    let stopped = supervisors(&hosts.state("n1").join("spool"));
+    assert_eq!(stopped.len(), 1);
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(stopped[0]), signal).unwrap();
+    hosts.link("n1", false);
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    hosts.kill_9("n1", "agent");
+    let up = hosts.root("n1", "berth").args(["up", "--detach"]).limit(90).spawn();
+    let beat = work.join("it.n1");
+    let quiet = || modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
+    assert!(wait(30, || quiet().then_some(())).is_some(), "it goes on");
+    signal(nix::sys::signal::Signal::SIGCONT);
+    hosts.link("n1", true);
+    assert_eq!(up.finish().rc, 0);
+    hosts.wait_node("n1", "idle", 60);
+}
+
 /// Whoever can stop a supervisor does not keep its step alive by that.
 #[test]
 fn a_stopped_supervisor_keeps_nothing_alive() {

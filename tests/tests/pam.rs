@@ -32,7 +32,7 @@ impl Doors {
             self.sandbox.state().display()
         );
         let lines = format!("auth sufficient pam_rootok.so\naccount {helper}\nsession {helper}\n");
-        for service in ["su", "other"] {
+        for service in ["su", "sshd", "other"] {
             std::fs::write(self.lines.join(service), &lines).unwrap();
         }
     }
@@ -159,4 +159,80 @@ fn a_login_has_what_its_job_has_and_ends_with_it_as_root() {
     login.finish();
     doors.sandbox.wait_state(last, "CANCELLED", 30);
     doors.sandbox.wait_state(first, "RUNNING", 1);
+}
+
+/// Whoever logged in by a job is not there any more when the job may run elsewhere.
+#[test]
+fn a_login_ends_when_its_job_is_out_of_touch_for_too_long_as_root() {
+    let mut doors = Doors::new("node_timeout_seconds = 5\nlost_after_seconds = 6\n");
+    let user = doors.user.name.clone();
+    let job = doors.job(&["-c1", "--mem=64M", "--no-requeue"]);
+    let mut login = doors
+        .login(&user, "setsid sh -c 'trap \"\" TERM HUP; echo $$; while :; do sleep 1; done' & wait")
+        .spawn();
+    login.wait_for("\n", 20);
+    let pid: i32 = String::from_utf8_lossy(&login.stdout()).trim().parse().unwrap();
+    // As long as the controller is heard, it stays.
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    assert!(!gone(pid));
+    doors.sandbox.kill_9(doors.sandbox.controller());
+    assert!(wait(20, || gone(pid).then_some(())).is_some(), "the login outlives its job's time out of touch");
+    login.finish();
+    doors.sandbox.up();
+    doors.sandbox.wait_state(job, "NODE_FAIL", 30);
+}
+
+/// A real sshd with lines of its own for PAM, asked by key, as on a node.
+#[test]
+fn ssh_admits_those_with_a_job_into_its_group_and_ends_with_it_as_root() {
+    let doors = Doors::new("");
+    let user = doors.user.name.clone();
+    let dir = doors.sandbox.work().join("ssh");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for key in ["host", "key"] {
+        Cmd::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.join(key)).ok();
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let at = dir.display();
+    let config = format!(
+        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nAuthorizedKeysFile {at}/key.pub\nStrictModes no\nUsePAM yes\n\
+         PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
+    );
+    std::fs::write(dir.join("config"), config).unwrap();
+    // In mounts of its own: the machine's lines stay as they are, and nothing is left in /run.
+    let as_there = "mount --bind \"$0\" /etc/pam.d && mount -t tmpfs -o mode=755 run /run && mkdir -m 755 /run/sshd && exec /usr/sbin/sshd -D -e -f \"$1\"";
+    let sshd = Cmd::new("unshare").args(["--mount", "sh", "-c", as_there]);
+    let mut sshd = sshd.arg(&doors.lines).arg(dir.join("config")).limit(120).spawn();
+    let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).ok().map(drop);
+    assert!(wait(20, listens).is_some() && sshd.alive(), "sshd does not listen");
+    let ssh = |script: &str| {
+        let options = [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+        ];
+        let cmd = Cmd::new("ssh").args(["-F", "none", "-p", &port.to_string(), "-i"]).arg(dir.join("key"));
+        let cmd = options.into_iter().fold(cmd, |cmd, option| cmd.args(["-o", option]));
+        cmd.arg(format!("{user}@127.0.0.1")).arg(script).limit(60)
+    };
+    let refused = ssh("echo in").run();
+    assert!(refused.rc == 255 && !refused.text().contains("in"), "{refused}");
+    let job = doors.job(&["-c1", "--mem=64M"]);
+    let told = ssh("cat /proc/self/cgroup; nproc").ok().text();
+    assert!(told.contains(&format!("/job_{job}/extern")), "{told}");
+    // With the job the session ends, whatever it ignores.
+    let mut session = ssh("trap '' TERM HUP; echo $$; while :; do sleep 1; done").spawn();
+    session.wait_for("\n", 20);
+    let pid: i32 = String::from_utf8_lossy(&session.stdout()).trim().parse().unwrap();
+    doors.sandbox.cmd("scancel").arg(job.to_string()).ok();
+    assert!(wait(20, || gone(pid).then_some(())).is_some(), "the session outlives its job");
+    assert_eq!(session.finish().rc, 255);
+    doors.sandbox.wait_state(job, "CANCELLED", 30);
+    let again = ssh("echo in").run();
+    assert!(again.rc == 255 && !again.text().contains("in"), "{again}");
+    sshd.signal(nix::sys::signal::Signal::SIGTERM);
+    let log = sshd.finish();
+    assert!(log.err().contains("denied"), "{log}");
 }

@@ -83,6 +83,9 @@ impl AgentCore {
             let key = entry.launch.key;
             let run = core.runs.entry(run_of(key)).or_default();
             run.limit = run.limit.or(entry.timers.job_limit);
+            if entry.lease_known {
+                run.goes_on(entry.timers.lease);
+            }
             // Nothing of a run is in the spool before.
             run.prolog = Prolog::Done;
             if let (Some(limit), Some(warn)) = (entry.timers.job_limit, entry.timers.warn) {
@@ -109,7 +112,7 @@ impl AgentCore {
                 pull: entry.pull,
                 ready: true,
                 spooled: true,
-                lease_known: false,
+                lease_known: entry.lease_known,
                 ending: None,
                 repeat,
                 news: true,

@@ -38,6 +38,8 @@ pub struct AgentConfig {
     pub unhealthy: Option<String>,
     /// Keys of the controller's configuration that this version does not know.
     pub unknown: Vec<String>,
+    /// What this version knows of what jobs may ask for.
+    pub features: Vec<String>,
 }
 
 /// When a node's health is checked.
@@ -72,6 +74,8 @@ pub struct Adopted {
     pub phase: AdoptedPhase,
     /// What its image took, as it came with [`AgentEffect::Spawn`].
     pub pull: Option<ImagePull>,
+    /// Every renewal was written down before its supervisor heard of it: none goes further than the timers say.
+    pub lease_known: bool,
 }
 
 /// How far an adopted step is.
@@ -306,7 +310,13 @@ pub enum AgentEffect {
         /// As the timers.
         pull: Option<ImagePull>,
     },
-    /// Tell the supervisor until when, on the boot-time clock, its step goes on without another renewal.
+    /// End the logins of the job's user on the node: the run may count as lost from now on. Given again and again.
+    EndLogins {
+        /// Of which job.
+        job: JobId,
+    },
+    /// Write down for the next agent, then tell the supervisor, until when, on the boot-time clock, its step goes on without another
+    /// renewal.
     Renew {
         /// Which step.
         key: StepKey,

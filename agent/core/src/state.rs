@@ -32,8 +32,20 @@ pub(crate) struct Run {
     pub(crate) warn: Option<(Time, WarnSignal)>,
     /// The program that runs before anything of it.
     pub(crate) prolog: Prolog,
+    /// Until when it goes on without another renewal; absent: for ever, or not known.
+    pub(crate) lease: Option<Time>,
+    /// When logins of its user are ended, if it is not renewed.
+    pub(crate) evict: Option<Time>,
     /// Steps whose exits are recorded: a Start that comes late must not run them again.
     pub(crate) finished: BTreeSet<StepId>,
+}
+
+impl Run {
+    /// It is renewed.
+    pub(crate) fn goes_on(&mut self, until: Option<Time>) {
+        self.lease = self.lease.max(until);
+        self.evict = self.lease;
+    }
 }
 
 /// How far the program is that runs before anything of a run does.

@@ -2973,6 +2973,9 @@ pub struct Hello {
     /// Keys of the configuration that the agent does not know.
     #[prost(string, repeated, tag = "100")]
     pub unknown: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What it knows of what jobs may ask for; earlier agents do not say.
+    #[prost(string, repeated, tag = "120")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {

@@ -116,6 +116,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 jobs,
                 asked,
                 unknown,
+                features,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -128,6 +129,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 jobs: jobs.put(),
                 asked: asked.put(),
                 unknown: unknown.clone(),
+                features: features.clone(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -190,6 +192,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 jobs,
                 asked,
                 unknown,
+                features,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -202,6 +205,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 jobs: Field::get(jobs)?,
                 asked: Field::get(asked)?,
                 unknown,
+                features,
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,

@@ -381,6 +381,7 @@ impl Arbitrary for FromAgent {
                 asked: Arbitrary::arbitrary(r),
                 jobs: Arbitrary::arbitrary(r),
                 unknown: Arbitrary::arbitrary(r),
+                features: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
             2 => FromAgent::Pulled { session, key: Arbitrary::arbitrary(r), pull: Arbitrary::arbitrary(r) },

@@ -4,6 +4,7 @@ use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
 use berth_model::devices::{GPU, shares};
 use berth_model::env::gpus::SHARD;
+use berth_model::feature::Feature;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session};
 use berth_model::launch::NodeShare;
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) drift: Vec<String>,
     /// Keys of the configuration that its agent does not know.
     pub(crate) unknown_settings: Vec<String>,
+    /// What its agent knows of what jobs may ask for, as it last said.
+    pub(crate) features: Vec<String>,
     /// The configuration says other things of it than when it was made fit: it is made so again when it has no work.
     pub(crate) unfit: bool,
 }
@@ -84,6 +87,7 @@ impl Node {
             reported_free_memory: 0,
             drift: Vec::new(),
             unknown_settings: Vec::new(),
+            features: Vec::new(),
             unfit: false,
         };
         node.refit(config);
@@ -162,6 +166,12 @@ impl Node {
             shown.reason_time = Some(first.since);
         }
         shown
+    }
+
+    /// What of this its agent does not know. One that is not there may be another one when it is.
+    pub(crate) fn lacks(&self, needs: &[Feature]) -> Option<Feature> {
+        self.link?;
+        needs.iter().copied().find(|feature| !self.features.iter().any(|known| known == feature.name()))
     }
 
     /// Whether new work may start now.

@@ -142,6 +142,7 @@ fn comes_with(w: &mut World, unknown: &[&str]) {
         steps: vec![],
         jobs: vec![],
         unknown,
+        features: vec![],
     });
 }
 

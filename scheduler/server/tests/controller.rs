@@ -85,6 +85,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
         jobs: vec![],
         asked: Time(1),
         unknown: vec![],
+        features: vec![],
     };
     sender.send(&hello).await.unwrap();
     let told: Told = Arc::default();

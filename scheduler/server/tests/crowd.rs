@@ -75,6 +75,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
         jobs: vec![],
         asked: Time(3),
         unknown: vec![],
+        features: vec![],
     };
     if sender.send(&hello).await.is_err() {
         return false;

@@ -22,9 +22,14 @@ struct Site {
 }
 
 async fn site() -> Site {
+    site_with("").await
+}
+
+/// With these lines in its configuration, too.
+async fn site_with(lines: &str) -> Site {
     let dir = tempfile::tempdir().unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{free}\"\n")).unwrap();
+    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{free}\"\n{lines}")).unwrap();
     let options = ControllerOptions {
         state_dir: dir.path().into(),
         config_path: None,
@@ -257,4 +262,37 @@ async fn a_recorded_connection_is_worth_nothing_when_it_is_played_again() {
     });
     closed.await.expect("the controller goes on with a connection that was recorded");
     drop(open);
+}
+
+/// The certificate that the controller shows, judged by one of its machines.
+async fn controllers_own(site: &Site, machine: &Machine) -> Vec<u8> {
+    let tls = berth_trust::client_config(&machine.own, &machine.authority, "controller").unwrap();
+    let address = site.address.clone();
+    let shown = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let mut tls = rustls::ClientConnection::new(tls, berth_trust::server_name()).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).unwrap();
+        }
+        tls.peer_certificates().unwrap()[0].to_vec()
+    });
+    shown.await.unwrap()
+}
+
+/// It is shown to machines only while it is good, and made anew in time, for as long as the controller runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controllers_own_certificate_is_made_anew_before_it_ends() {
+    let site = site_with("certificate_seconds = 10\n").await;
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    let first = controllers_own(&site, &n1).await;
+    let (_, until) = berth_trust::validity(&first).unwrap();
+    assert!(until <= SystemTime::now() + Duration::from_secs(10));
+    while SystemTime::now() < until + Duration::from_secs(1) {
+        let own = controllers_own(&site, &n1).await;
+        let (from, until) = berth_trust::validity(&own).unwrap();
+        let now = SystemTime::now();
+        assert!(from < now && now < until);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_ne!(controllers_own(&site, &n1).await, first);
 }

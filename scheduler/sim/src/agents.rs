@@ -186,6 +186,8 @@ impl World {
                 self.plan(after, Happening::Looked { node: node.clone(), life, job, attempt });
             }
             AgentEffect::Renew { key, until } => self.renew(node, key, until),
+            // The worlds have no logins.
+            AgentEffect::EndLogins { .. } => {}
             AgentEffect::ForgetSpool { key } => {
                 let entry = m.spool.remove(&key);
                 if entry.is_some_and(|s| s.lives()) {
@@ -379,6 +381,8 @@ impl World {
         let Some(m) = self.machines.get_mut(node) else { return };
         let (clock, boot, at) = (m.clock(now), m.boot, m.when(now, until));
         let Some(s) = m.spool.get_mut(&key).filter(|s| s.lives()) else { return };
+        // For the next agent, before anything else.
+        s.timers.lease = Some(until);
         if s.stopped {
             s.unread = s.unread.max(Some(until));
             return;

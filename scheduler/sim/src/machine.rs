@@ -199,11 +199,13 @@ impl Machine {
             health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),
             unhealthy: self.unhealthy.clone(),
             unknown: vec![],
+            features: berth_model::feature::Feature::known(),
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),
             timers: s.timers,
             pull: s.pull.clone(),
+            lease_known: true,
             phase: match (&s.exit, s.running) {
                 (Some(exit), _) => AdoptedPhase::Exited(exit.clone()),
                 (None, _) if s.gone => AdoptedPhase::Gone,

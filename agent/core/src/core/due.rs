@@ -31,7 +31,7 @@ impl AgentCore {
                 _ => None,
             };
             let limit = r.limit.filter(|_| !r.limit_done);
-            [limit, r.warn.map(|(at, _)| at), again, r.look].into_iter().flatten()
+            [limit, r.warn.map(|(at, _)| at), again, r.look, r.evict].into_iter().flatten()
         });
         steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).chain(self.next_check).min()
     }
@@ -59,6 +59,11 @@ impl AgentCore {
                 run.look = Some(now + LOOK_AGAIN);
                 let (job, attempt) = run_key;
                 self.out.push(AgentEffect::LookForLeft { job, attempt });
+            }
+            if run.evict.take_if(|at| *at <= now).is_some() {
+                // Who logs in after that is not left there either.
+                run.evict = Some(now + KILL_AGAIN);
+                self.out.push(AgentEffect::EndLogins { job: run_key.0 });
             }
             if passed(run.limit) && !run.limit_done {
                 run.limit_done = true;

@@ -45,6 +45,9 @@ impl AgentCore {
         if run.ending || run.finished.contains(&key.step) {
             return;
         }
+        if run.lease.is_none() {
+            run.goes_on(start.lease);
+        }
         // Of a run that was adopted without steps nothing tells the limit but this.
         if run.limit.is_none() {
             run.limit = start.job_time_left.map(|left| now + left);
@@ -147,6 +150,11 @@ impl AgentCore {
 
     /// Steps of a run go on until then. A supervisor judges by itself whether that comes too late.
     pub(super) fn renew(&mut self, run: RunKey, until: Time, now: Time) {
+        if let Some(run) = self.runs.get_mut(&run)
+            && run.lease.is_some_and(|lease| lease > now)
+        {
+            run.goes_on(Some(until));
+        }
         for key in self.steps_of(run) {
             let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { continue };
             let Some(lease) = &mut step.timers.lease else { continue };

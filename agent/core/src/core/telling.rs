@@ -27,6 +27,7 @@ impl AgentCore {
             jobs: self.runs.keys().copied().collect(),
             asked: now,
             unknown: self.config.unknown.clone(),
+            features: self.config.features.clone(),
         }));
     }
 

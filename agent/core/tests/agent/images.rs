@@ -72,6 +72,7 @@ fn what_an_image_took_is_told_with_progress_with_the_exit_and_after_a_restart() 
         timers: StepTimers::default(),
         phase: AdoptedPhase::Running,
         pull: kept,
+        lease_known: false,
     };
     let mut n = Node::new(vec![again]);
     assert_eq!(pulls(&n), std::slice::from_ref(&took));

@@ -101,11 +101,56 @@ fn renewals_reach_the_supervisor_and_one_that_is_stopped_keeps_nothing_alive() {
     assert_eq!(n.count(|e| matches!(e, AgentEffect::AbandonStep { .. })), 1);
 }
 
+/// What each renewal came to is written down: a supervisor that is stopped when the agent starts again is not waited for.
+#[test]
+fn an_agent_that_starts_knows_what_was_written_down_and_ends_what_a_stopped_supervisor_does_not() {
+    let timers = StepTimers { lease: Some(Time::from_secs(110)), ..StepTimers::default() };
+    let launch = berth_samples::launch(KEY);
+    let found = Adopted { launch, timers, phase: AdoptedPhase::Running, pull: None, lease_known: true };
+    let mut n = Node::new(vec![found]);
+    n.event(AgentEvent::Disconnected);
+    n.until(110);
+    assert_eq!(n.kills(), 0);
+    n.until(112);
+    assert_eq!(n.kills(), 1);
+}
+
+#[test]
+fn logins_of_a_run_that_may_count_as_lost_are_ended_with_and_without_a_step_of_it() {
+    let evictions = |n: &Node| n.count(|e| matches!(e, AgentEffect::EndLogins { job } if *job == KEY.job));
+    let mut n = Node::new(vec![]);
+    n.leased(110);
+    n.fetched();
+    n.event(AgentEvent::Supervisor { key: KEY, event: SupervisorEvent::Started });
+    n.renew(130);
+    n.until(129);
+    assert_eq!(evictions(&n), 0);
+    n.until(131);
+    assert_eq!(evictions(&n), 1);
+    n.until(151);
+    assert!(evictions(&n) > 1, "who comes later does not stay either");
+    // Its only step is over, and the run is not.
+    let mut n = Node::new(vec![]);
+    n.leased(110);
+    n.event(AgentEvent::Image { key: KEY, event: ImageEvent::Failed("no".into(), None) });
+    n.say(ToAgent::ExitRecorded { key: KEY });
+    n.renew(130);
+    n.until(129);
+    assert_eq!(evictions(&n), 0);
+    n.until(131);
+    assert_eq!(evictions(&n), 1);
+}
+
 #[test]
 fn an_agent_that_starts_does_not_know_how_far_steps_were_renewed() {
     let timers = StepTimers { lease: Some(Time::from_secs(90)), ..StepTimers::default() };
-    let found =
-        Adopted { launch: berth_samples::launch(KEY), timers, phase: AdoptedPhase::Running, pull: None };
+    let found = Adopted {
+        launch: berth_samples::launch(KEY),
+        timers,
+        phase: AdoptedPhase::Running,
+        pull: None,
+        lease_known: false,
+    };
     let mut n = Node::new(vec![found]);
     n.until(120);
     assert_eq!(n.kills(), 0);

@@ -65,6 +65,7 @@ pub fn config() -> AgentConfig {
         health: None,
         unhealthy: None,
         unknown: vec![],
+        features: vec![],
     }
 }
 

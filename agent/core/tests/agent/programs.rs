@@ -49,6 +49,7 @@ fn a_prolog_that_ended_is_not_run_again_by_the_next_agent_and_another_is() {
         timers: StepTimers::default(),
         phase: AdoptedPhase::Running,
         pull: None,
+        lease_known: false,
     };
     let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
     let mut n = with_prolog(vec![job], vec![adopted]);

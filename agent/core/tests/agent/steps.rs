@@ -178,8 +178,14 @@ fn a_job_goes_when_its_last_step_is_over() {
 fn steps_of_the_spool_are_taken_up_again() {
     let timers = StepTimers { job_limit: Some(Time::from_secs(200)), ..StepTimers::default() };
     let mut n = Node::new(vec![
-        Adopted { launch: launch(BATCH), timers, phase: AdoptedPhase::Running, pull: None },
-        Adopted { launch: launch(FIRST), timers, phase: AdoptedPhase::Gone, pull: None },
+        Adopted {
+            launch: launch(BATCH),
+            timers,
+            phase: AdoptedPhase::Running,
+            pull: None,
+            lease_known: false,
+        },
+        Adopted { launch: launch(FIRST), timers, phase: AdoptedPhase::Gone, pull: None, lease_known: false },
     ]);
     let (steps, jobs) = n.introduced();
     assert_eq!(jobs, vec![JOB]);

@@ -27,6 +27,7 @@ struct Hello {
     jobs: Vec<(JobId, Attempt)>,
     asked: Time,
     unknown: Vec<String>,
+    features: Vec<String>,
 }
 
 impl Cluster {
@@ -44,6 +45,7 @@ impl Cluster {
                 jobs,
                 asked,
                 unknown,
+                features,
             } => {
                 if name != *node {
                     let why = format!("this connection speaks for node {node}, not for {name}");
@@ -60,6 +62,7 @@ impl Cluster {
                     jobs,
                     asked,
                     unknown,
+                    features,
                 };
                 self.hello(node, connection, hello);
             }
@@ -234,6 +237,7 @@ impl Cluster {
             n.last_heard = now;
             n.row.condition.not_responding = false;
             n.unknown_settings = told_drift(hello.unknown);
+            n.features = hello.features;
         }
         self.has_asked(name, hello.asked);
         self.judge_settings(name);

@@ -8,6 +8,7 @@ use crate::node::Node;
 use crate::place::{Against, Need, place};
 use crate::rows::{Allocation, Phase, Run};
 use crate::tasks::Tasks;
+use berth_model::feature::{self, Feature};
 use berth_model::ids::{JobId, NodeName, StepId};
 use berth_model::spec::{JobKind, TimeLimit};
 use berth_model::state::Reason;
@@ -85,15 +86,31 @@ impl Cluster {
         let Some(job) = self.job(id) else { return Verdict::Busy };
         let warm = super::ahead::image(job).and_then(|digest| self.exchange.holders(digest));
         let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
-        if let Some(allocation) = place(&need, self.nodes_of(rules, Node::available), Against::Free) {
+        let asked = feature::needed_by_job(&job.spec.spec, job.spec.first_step.as_deref());
+        let able = |n: &Node| n.lacks(&asked).is_none();
+        if let Some(allocation) =
+            place(&need, self.nodes_of(rules, |n| n.available() && able(n)), Against::Free)
+        {
             return Verdict::Fits(allocation);
         }
-        if place(&need, self.nodes_of(rules, Node::in_service), Against::Empty).is_some() {
+        if place(&need, self.nodes_of(rules, |n| n.in_service() && able(n)), Against::Empty).is_some() {
             return Verdict::Busy;
+        }
+        if let Some(why) = self.agents_too_early(rules, &need, &asked) {
+            return Verdict::OutOfService(why);
         }
         let missing =
             need.request.node_list.iter().filter(|n| !self.nodes.get(*n).is_some_and(|n| n.in_service()));
         Verdict::OutOfService(crate::node::names(missing))
+    }
+
+    /// Whose agents do not know what is asked for, where they are what it fails of.
+    fn agents_too_early(&self, rules: &PartitionRules, need: &Need<'_>, asked: &[Feature]) -> Option<String> {
+        let lacking = |n: &Node| n.in_service() && n.lacks(asked).is_some();
+        let feature = self.nodes_of(rules, lacking).find_map(|n| n.lacks(asked))?;
+        place(need, self.nodes_of(rules, Node::in_service), Against::Empty)?;
+        let names = self.nodes_of(rules, lacking).map(|n| &n.row.name);
+        Some(format!("{} (their agents do not know {})", crate::node::names(names), feature.option()))
     }
 
     /// Nodes of a partition that pass `wanted`.

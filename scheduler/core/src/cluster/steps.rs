@@ -12,6 +12,7 @@ use crate::store::{PayloadKey, Write};
 use berth_model::devices::{GPU, add, sum};
 use berth_model::distribution::Distribution;
 use berth_model::gres::Wanted;
+use berth_model::feature::needed_by_step;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::het::HetStep;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey, SubmissionId};
@@ -441,6 +442,7 @@ impl Cluster {
         for ((at, tasks), part) in chosen.into_iter().zip(devices) {
             let share = parts[at].share(spec, tasks, &part)?;
             let node = places[at].name.clone();
+            self.check_agent_knows(&node, spec)?;
             nodes.push(StepNode { node, tasks, share: Some(share), pull: None, exit: None });
         }
         Ok(Plan {
@@ -453,6 +455,16 @@ impl Cluster {
             spec: Some(spec.clone()),
             het: None,
         })
+    }
+
+    /// An agent of an earlier version would run it without what it does not know.
+    fn check_agent_knows(&self, name: &NodeName, spec: &StepSpec) -> Result<(), NoRoom> {
+        let Some(node) = self.nodes.get(name) else { return Ok(()) };
+        let Some(feature) = node.lacks(&needed_by_step(spec)) else { return Ok(()) };
+        let (option, version) = (feature.option(), &node.row.agent_version);
+        Err(NoRoom::Never(format!(
+            "the agent of {name} (version {version}) does not know {option}: upgrade it, or leave that out"
+        )))
     }
 
     /// The step of an `srun` that made the job.

@@ -68,7 +68,7 @@ pub struct World {
     pub agent_term: Term,
     /// Whether agents ask for renewals, as all do but those of earlier versions.
     pub ask: bool,
-    sessions: BTreeMap<NodeName, (u64, Session)>,
+    pub sessions: BTreeMap<NodeName, (u64, Session)>,
     next: u64,
 }
 
@@ -243,6 +243,7 @@ impl World {
             jobs: vec![],
             asked: self.clock(),
             unknown: vec![],
+            features: berth_model::feature::Feature::known(),
         };
         self.event(Event::Agent { node, connection, message });
     }
@@ -271,6 +272,7 @@ impl World {
             jobs,
             asked: self.clock(),
             unknown: vec![],
+            features: berth_model::feature::Feature::known(),
         };
         self.quiet_event(Event::Agent { node, connection, message });
     }

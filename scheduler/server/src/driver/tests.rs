@@ -33,6 +33,7 @@ fn hello(version: &str) -> FromAgent {
         jobs: vec![],
         asked: Time(1),
         unknown: vec![],
+        features: vec![],
     }
 }
 

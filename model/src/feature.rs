@@ -1,0 +1,98 @@
+//! What an agent has to know for what is asked of a node. An agent of an earlier version reads past words that it does not know, and would run a
+//! job as if they were not there: so each says in its Hello what it knows, and none gets what needs more.
+//!
+//! Whoever adds a field to [`StepLaunch`](crate::launch::StepLaunch) that an earlier agent must not read past adds a feature here. Names never change.
+
+use crate::spec::{JobSpec, ResourceRequest, StepSpec};
+
+/// Something that agents did not always know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Feature {
+    /// `--cpu-bind`.
+    CpuBind,
+    /// `--mem-bind`.
+    MemBind,
+    /// `-m` with a layout over sockets.
+    Sockets,
+    /// `--overcommit`.
+    Overcommit,
+    /// `--multi-prog`.
+    MultiProg,
+    /// `sbcast`.
+    Receive,
+    /// `--fabric`.
+    Fabric,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Feature; 7] = [
+        Feature::CpuBind,
+        Feature::MemBind,
+        Feature::Sockets,
+        Feature::Overcommit,
+        Feature::MultiProg,
+        Feature::Receive,
+        Feature::Fabric,
+    ];
+
+    /// What agents call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::CpuBind => "cpu-bind",
+            Feature::MemBind => "mem-bind",
+            Feature::Sockets => "socket-layouts",
+            Feature::Overcommit => "overcommit",
+            Feature::MultiProg => "multi-prog",
+            Feature::Receive => "receive",
+            Feature::Fabric => "fabric",
+        }
+    }
+
+    /// What users call it.
+    pub fn option(self) -> &'static str {
+        match self {
+            Feature::CpuBind => "--cpu-bind",
+            Feature::MemBind => "--mem-bind",
+            Feature::Sockets => "--distribution over sockets",
+            Feature::Overcommit => "--overcommit",
+            Feature::MultiProg => "--multi-prog",
+            Feature::Receive => "sbcast",
+            Feature::Fabric => "--fabric",
+        }
+    }
+
+    /// What this version knows, as it says it.
+    pub fn known() -> Vec<String> {
+        Feature::ALL.map(|feature| feature.name().to_string()).to_vec()
+    }
+}
+
+fn of_resources(asked: &ResourceRequest) -> impl Iterator<Item = Feature> {
+    let sockets = asked.sockets.is_some().then_some(Feature::Sockets);
+    let fabric = asked.fabric.is_some().then_some(Feature::Fabric);
+    sockets.into_iter().chain(asked.overcommit.then_some(Feature::Overcommit)).chain(fabric)
+}
+
+/// What nodes must know for a job, with the step that it begins with.
+pub fn needed_by_job(job: &JobSpec, first: Option<&StepSpec>) -> Vec<Feature> {
+    let mut needs: Vec<Feature> = of_resources(&job.resources).collect();
+    needs.extend(first.into_iter().flat_map(needed_by_step));
+    needs.sort_unstable();
+    needs.dedup();
+    needs
+}
+
+/// What nodes must know for a step.
+pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
+    let needs = [
+        (step.cpu_bind.is_some(), Feature::CpuBind),
+        (step.mem_bind.is_some(), Feature::MemBind),
+        (step.sockets.is_some(), Feature::Sockets),
+        (step.overcommit, Feature::Overcommit),
+        (!step.programs.is_empty(), Feature::MultiProg),
+        (step.receive.is_some(), Feature::Receive),
+        (step.fabric.is_some(), Feature::Fabric),
+    ];
+    needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature)).collect()
+}

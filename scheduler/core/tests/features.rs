@@ -1,0 +1,96 @@
+//! Nodes whose agents do not know what a job asks for: an earlier version would run it as if that had not been said.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::bind::{CpuBind, CpuHow};
+use berth_model::feature::Feature;
+use berth_model::ids::*;
+use berth_model::link::FromAgent;
+use berth_model::request::{Refusal, Request, Response};
+use berth_model::spec::{JobSpec, StepSpec};
+use berth_model::state::{JobState, Reason};
+use common::{World, actor, hardware, step};
+
+/// The agent of a node introduces itself, again or for the first time, and knows this.
+fn comes_knowing(w: &mut World, name: &str, features: &[Feature]) {
+    if !w.sessions.contains_key(&NodeName::from(name)) {
+        w.node(name, hardware(4, 1, 4000, 0));
+    }
+    let hello = FromAgent::Hello {
+        node: name.into(),
+        boot_id: "boot".into(),
+        boot_time: Default::default(),
+        agent_start: Default::default(),
+        version: "0.0.9".into(),
+        hardware: hardware(4, 1, 4000, 0),
+        term: Term(0),
+        asked: Default::default(),
+        steps: vec![],
+        jobs: vec![],
+        unknown: vec![],
+        features: features.iter().map(|feature| feature.name().to_string()).collect(),
+    };
+    w.tell(name, |_| hello);
+}
+
+fn crowded(spec: &mut JobSpec) {
+    (spec.resources.overcommit, spec.resources.tasks) = (true, Some(9));
+}
+
+#[test]
+fn a_job_waits_for_an_agent_that_knows_what_it_asks_for_and_others_do_not() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    // One that says nothing is an early one, and one that knows something else is no better.
+    comes_knowing(&mut w, "n1", &[]);
+    comes_knowing(&mut w, "n2", &[Feature::CpuBind]);
+    let waits = w.batch("waits", crowded);
+    let Reason::ReqNodeNotAvail(why) = w.info(waits).reason else { panic!("{:?}", w.info(waits).reason) };
+    assert_eq!(why, "n[1-2] (their agents do not know --overcommit)");
+    let plain = w.batch("plain", |_| {});
+    assert_eq!(w.state(plain), JobState::Running, "it asks for nothing that they do not know");
+    // A node that knows is there: it goes there, however much room others have.
+    comes_knowing(&mut w, "n3", &Feature::ALL);
+    assert_eq!(w.state(waits), JobState::Running);
+    assert_eq!(w.info(waits).layout.nodes, [NodeName::from("n3")]);
+    // Others wait for it, until an agent is upgraded.
+    let full = |s: &mut JobSpec| {
+        crowded(s);
+        s.resources.cpus_per_task = Some(4);
+    };
+    let next = w.batch("next", full);
+    assert_eq!(w.info(next).reason, Reason::Resources);
+    comes_knowing(&mut w, "n2", &Feature::ALL);
+    assert_eq!(w.state(next), JobState::Running);
+    assert_eq!(w.info(next).layout.nodes, [NodeName::from("n2")]);
+}
+
+#[test]
+fn a_step_is_refused_by_name_where_it_would_be_run_as_something_else() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    comes_knowing(&mut w, "n1", &[]);
+    comes_knowing(&mut w, "n2", &Feature::ALL);
+    let job = w.batch("job", |s| (s.resources.min_nodes, s.resources.exclusive) = (2, true));
+    let create = |w: &mut World, spec: StepSpec| -> Result<Response, Refusal> {
+        w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) })
+    };
+    let bound = |name: &str, node: &str| StepSpec {
+        cpu_bind: Some(CpuBind { verbose: false, how: CpuHow::Cores }),
+        node_list: vec![node.into()],
+        nodes: Some(1),
+        overlap: true,
+        ..step(name)
+    };
+    let why = create(&mut w, bound("a", "n1")).unwrap_err().message;
+    for part in ["n1", "0.0.9", "--cpu-bind", "upgrade"] {
+        assert!(why.contains(part), "{why}");
+    }
+    assert!(create(&mut w, bound("b", "n2")).is_ok());
+    assert!(create(&mut w, StepSpec { cpu_bind: None, ..bound("c", "n1") }).is_ok());
+}
+
+#[test]
+fn what_agents_say_they_know_has_names_that_never_change() {
+    let known = ["cpu-bind", "mem-bind", "socket-layouts", "overcommit", "multi-prog", "receive", "fabric"];
+    assert_eq!(Feature::known(), known);
+}
