@@ -304,8 +304,8 @@ fn join(numbers: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::het::{HetFacts, HetGroup};
     use crate::hardware::GresDevice;
+    use crate::het::{HetFacts, HetGroup};
     use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
     use crate::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program};
     use crate::limits::Limits;
@@ -463,7 +463,7 @@ mod tests {
         let group = |job, nodes: &[&str]| HetGroup {
             job: JobId(job),
             partition: "debug".into(),
-            layout: layout(nodes, &[&[0]], &[1]),
+            layout: (*layout(nodes, &[&[0]], &[1])).clone(),
             tasks: None,
             tasks_per_node: None,
             cpus_per_task: None,

@@ -283,7 +283,7 @@ fn a_step_over_components_is_one_step() {
     assert_eq!(layout.tasks, [vec![0, 1], vec![2, 3]]);
     let started = launches(&mut w);
     assert_eq!(started.iter().map(|l| (l.key, l.node_index)).collect::<Vec<_>>(), made);
-    assert!(started.iter().all(|l| l.layout == layout));
+    assert!(started.iter().all(|l| *l.layout == layout));
     assert!(started.iter().all(|l| l.job.het.as_ref().unwrap().leader == ids[0]));
     // The client that did not hear the answer asks again.
     let again = w.request(actor(1000), Request::CreateHetStep { parts }).unwrap();

@@ -46,6 +46,7 @@ mod tests {
             result: None,
             distribution: Default::default(),
             login: false,
+            het: None,
         }))
     }
 

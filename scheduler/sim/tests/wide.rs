@@ -130,6 +130,7 @@ impl Room {
                 health: None,
                 unhealthy: None,
                 unknown: Vec::new(),
+                features: berth_model::feature::Feature::known(),
             };
             AgentCore::new(config, Vec::new(), Vec::new(), Time(BEGIN))
         };

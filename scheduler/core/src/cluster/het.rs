@@ -43,12 +43,14 @@ pub(super) fn not_alone(id: JobId) -> Refusal {
 /// What goes first where not every order of placing does: named nodes, devices, much memory, many CPUs.
 fn demand(request: &ResourceRequest) -> Reverse<(usize, u64, u64, u64)> {
     let cpus = u64::from(request.cpus_per_task.unwrap_or(1));
+    let devices: u64 = request.gres.values().sum();
     let memory = match request.memory {
         MemoryRequest::Default => 0,
         MemoryRequest::PerNode(mib) => mib,
         MemoryRequest::PerCpu(mib) => mib.saturating_mul(cpus),
+        MemoryRequest::PerGpu(mib) => mib.saturating_mul(devices),
     };
-    Reverse((request.node_list.len(), request.gres.values().sum(), memory, cpus))
+    Reverse((request.node_list.len(), devices, memory, cpus))
 }
 
 /// Every component's allocation on `nodes`, side by side; `None` where they do not fit together. They are placed in their own order,
