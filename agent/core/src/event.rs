@@ -221,6 +221,7 @@ pub enum ProcessTarget {
 
 /// Something for the shell to do.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a handful at a time, gone at once: a box for each message costs more than it saves
 pub enum AgentEffect {
     /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills load,
     /// free memory and drift in.

@@ -1,4 +1,5 @@
 //! Detection and injection on recorded trees of several drivers, with a library that stands in for NVIDIA's.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
 mod trees;
 

@@ -65,6 +65,7 @@ impl Store for Nowhere {
     }
 }
 
+#[allow(clippy::large_enum_variant)] // most of them are events
 enum What {
     ToController(Event),
     /// The controller's thread takes what has come.

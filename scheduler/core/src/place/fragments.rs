@@ -62,14 +62,15 @@ struct Score {
     over_time: Vec<u64>,
 }
 
+/// Finds a node for a job, by its number and what is left of each node: GPUs and cores.
+type Put<'a> = &'a mut dyn FnMut(u32, &Task, &[(u64, u64)]) -> Option<usize>;
+/// A job that runs: its end, number, node and needs.
+type Running = (u64, u32, usize, Task);
+
 /// Runs the workload: `put` finds a node for a job, `free` takes it back.
-fn run(
-    put: &mut dyn FnMut(u32, &Task, &[(u64, u64)]) -> Option<usize>,
-    free: &mut dyn FnMut(u32, usize),
-) -> Score {
+fn run(put: Put<'_>, free: &mut dyn FnMut(u32, usize)) -> Score {
     let mut left = [(GPUS, CORES); NODES];
-    let (mut waiting, mut running): (VecDeque<(u32, Task)>, Vec<(u64, u32, usize, Task)>) =
-        Default::default();
+    let (mut waiting, mut running): (VecDeque<(u32, Task)>, Vec<Running>) = Default::default();
     let mut coming = workload().into_iter().zip(1..).peekable();
     let (mut pieces, mut idle, mut waits, mut whole) = (0, 0, 0, 0);
     let mut over_time = Vec::new();
@@ -104,9 +105,8 @@ fn run(
 }
 
 fn ours() -> Score {
-    let all = std::cell::RefCell::new(
-        (0..NODES).map(|i| node(i, &[1; CORES as usize], 64_000, 8)).collect::<Vec<Node>>(),
-    );
+    let all =
+        std::cell::RefCell::new((0..NODES).map(|i| node(i, &[1; 64], 64_000, 8)).collect::<Vec<Node>>());
     let id = |id: u32| (JobId(id), Attempt(0));
     run(
         &mut |job, task, _| {
