@@ -103,6 +103,9 @@ fn input_that_did_not_arrive_is_sent_again_and_none_twice() {
     while !outbox.is_empty() {
         let (mut client, taken) = back(&mut step, 0);
         outbox.heard(taken).unwrap();
+        if outbox.is_empty() {
+            break; // the one before had brought the rest
+        }
         let bytes: Vec<u8> = outbox.rest().take(4).flatten().copied().collect();
         let whole = outbox.rest().take(3).map(<[u8]>::len).sum::<usize>();
         client.write_all(&bytes[..bytes.len().min(whole + 100)]).unwrap();

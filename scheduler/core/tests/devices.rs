@@ -136,8 +136,8 @@ fn steps_at_once_have_a_part_each_wait_or_share() {
     whole.submission.0 = "sixth".into();
     assert!(create(&mut w, id, whole).unwrap_err().message.contains("cannot be on 2 nodes"));
     // One that waits goes on when another ends.
-    let waits =
-        w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(of_tasks("seventh", 2)) });
+    let two = StepSpec { nodes: Some(1), ..of_tasks("seventh", 2) };
+    let waits = w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(two) });
     let key = StepKey { job: id, attempt: Attempt(0), step: StepId::Number(0) };
     assert!(!w.replies.contains_key(&waits));
     w.exited("n1", key, ExitStatus::OK);

@@ -141,7 +141,8 @@ fn by(measure: fn(&Task, &(u64, u64)) -> u64) -> Score {
 fn what_is_free_lies_in_no_more_pieces_than_with_best_fit() {
     let ways = [
         ("berth", ours()),
-        ("best fit", by(|task, left| if task.gpus > 0 { left.0 } else { left.1 })),
+        // Nodes with as many free GPUs are told apart by their cores, as ours are.
+        ("best fit", by(|task, left| if task.gpus > 0 { left.0 * (CORES + 1) + left.1 } else { left.1 })),
         ("first fit", by(|_, _| 0)),
         ("most free", by(|task, left| CORES - if task.gpus > 0 { left.0 } else { left.1 })),
     ];
@@ -152,10 +153,9 @@ fn what_is_free_lies_in_no_more_pieces_than_with_best_fit() {
         }
     }
     let (own, best) = (&ways[0].1, &ways[1].1);
-    // Ties are broken otherwise: three hundredths are no difference.
     assert!(
-        own.pieces * 100 <= best.pieces * 103 && own.wait * 100 <= best.wait * 103,
-        "{} {} {} {}",
+        own.pieces <= best.pieces && own.wait <= best.wait,
+        "{} of a thousand in pieces and {} ticks, best fit: {} and {}",
         own.pieces,
         own.wait,
         best.pieces,
