@@ -209,7 +209,9 @@ impl Part<'_> {
         // One that does not work any more stays with the steps that have it, and goes to no others.
         let broken = |d: &&GresDevice| {
             let own = |of_node: &&GresDevice| of_node.name == d.name && of_node.index == d.index;
-            self.hardware.gres.iter().find(own).is_some_and(|of_node| of_node.fault.is_some())
+            // Where a job is only thought of, one that is fenced now may be well when it starts.
+            d.fault.is_none()
+                && self.hardware.gres.iter().find(own).is_some_and(|of_node| of_node.fault.is_some())
         };
         let broken: Vec<GresDevice> = self.have.gres.iter().filter(broken).cloned().collect();
         let take = |used: &[GresDevice]| {
