@@ -45,8 +45,7 @@ pub async fn keep(
     for connection in 1.. {
         match AgentLink::connect(&uplink, &node).await {
             Ok((sender, mut receiver)) => {
-                complained.clear();
-                backoff.reset();
+                let mut refused = None;
                 let (queue, mut outgoing) = mpsc::unbounded_channel::<FromAgent>();
                 if events.send(LinkEvent::Up(connection, queue)).is_err() {
                     return;
@@ -57,10 +56,16 @@ pub async fn keep(
                             Ok(Some(ToAgent::Dial { number })) => streams(Streams::Dial(number)),
                             Ok(Some(ToAgent::Admit(admission))) => streams(Streams::Admit(*admission)),
                             Ok(Some(message)) => {
-                                if matches!(message, ToAgent::Welcome { .. })
-                                    && let Err(e) = std::fs::write(&connected, "")
-                                {
-                                    tracing::warn!("{}: {e}", connected.display());
+                                match &message {
+                                    ToAgent::Welcome { .. } => {
+                                        complained.clear();
+                                        backoff.reset();
+                                        if let Err(e) = std::fs::write(&connected, "") {
+                                            tracing::warn!("{}: {e}", connected.display());
+                                        }
+                                    }
+                                    ToAgent::Refused(why) => refused = Some(why.clone()),
+                                    _ => {}
                                 }
                                 if events.send(LinkEvent::Said(connection, message)).is_err() {
                                     return;
@@ -78,7 +83,14 @@ pub async fn keep(
                 };
                 // What is not there any more is fine.
                 let _ = std::fs::remove_file(&connected);
-                tracing::info!("the link to the controller is down: {why}");
+                match refused.map(|why| format!("the controller does not take this node: {why}")) {
+                    None => tracing::info!("the link to the controller is down: {why}"),
+                    Some(text) if text == complained => tracing::debug!("{text}"),
+                    Some(text) => {
+                        tracing::warn!("{text}; trying again until it does");
+                        complained = text;
+                    }
+                }
                 if events.send(LinkEvent::Down(connection)).is_err() {
                     return;
                 }
