@@ -120,7 +120,8 @@ for count in "${counts[@]}"; do
         echo "wide.sh: error: exit code $code, and was said: $(cat "$place/run/said")" >&2
         exit 1
     fi
-    echo "$count nodes: $(grep -c 'is not reached for streams' "$place/head/log/agent.log" || true) ways through the controller so far" >&2
+    relayed=$(grep -c 'is not reached for streams' "$place/head/log/agent.log" || true) # none is no failure
+    echo "$count nodes: $relayed ways through the controller so far" >&2
     last=$(sed 's/.*"pid": *\([0-9]*\).*/\1/' "$place/n$count/run/agent.json" | head -n 1)
     echo "$best $(memory "$(pid controller)") $(memory "$last")" | tee -a "$rows" >&2
 done

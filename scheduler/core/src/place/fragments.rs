@@ -119,7 +119,7 @@ fn ours() -> Score {
                 place(&Need { request: &r, max_nodes: 1, warm: None }, all.borrow().iter(), Against::Free)?;
             let at = all.borrow().iter().position(|n| n.row.name == found.nodes[0])?;
             assert_eq!(found.shares[0].cpus.len() as u64, task.cores, "a GPU brings its share");
-            all.borrow_mut()[at].take(id(job), &Arc::new(found.shares[0].clone())).unwrap();
+            all.borrow_mut()[at].take(id(job), &Arc::new(found.shares[0].clone())).ok()?;
             Some(at)
         },
         &mut |job, at| assert!(all.borrow_mut()[at].release(id(job))),
