@@ -7,6 +7,7 @@ use berth_gpus::{Found, Tree};
 use berth_model::ByteStr;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::StepLaunch;
+use berth_model::spec::ResolvedImage;
 use berth_runtime::ExtraMount;
 use berth_step::spool::PreparedImage;
 use std::fs::OpenOptions;
@@ -88,8 +89,13 @@ impl Gpus {
     ) -> Result<Vec<ExtraMount>, String> {
         let given: Vec<GresDevice> =
             launch.share.gres.iter().filter(|d| d.vendor == Vendor::Nvidia).cloned().collect();
-        let (Some(driver), Some(image), false) = (&self.found.driver, image, given.is_empty()) else {
-            return Ok(Vec::new());
+        let (Some(driver), false) = (&self.found.driver, given.is_empty()) else { return Ok(Vec::new()) };
+        // A root directory has no words of its own; the loader finds the libraries there by its cache alone.
+        let mut none = Vec::new();
+        let image = match image {
+            Some(image) => &mut image.env,
+            None if is_root_dir(launch) => &mut none,
+            None => return Ok(Vec::new()),
         };
         let of_first =
             self.found.answer.gpus.iter().find(|g| given.iter().any(|d| d.bus.as_deref() == Some(&g.bus)));
@@ -100,7 +106,7 @@ impl Gpus {
             arch: of_first.and_then(|g| g.arch),
         };
         // The submitter's words stand over the image's.
-        let env = || image.env.iter().chain(&launch.env).map(|pair| pair.0.as_slice());
+        let env = || image.iter().chain(&launch.env).map(|pair| pair.0.as_slice());
         let verdict = judge(env(), &have)?;
         let value = |name: &str| {
             let found =
@@ -108,11 +114,15 @@ impl Gpus {
             found.map(|value| String::from_utf8_lossy(value).into_owned())
         };
         let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
-        let path = image.env.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
+        let path = image.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
         let path = path.map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
         let spec = specification(&given, Some(driver), &wanted, &path, verdict == Verdict::WithCompat);
-        let edits = spec.all_edits();
-        image.env.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
+        let mut edits = spec.all_edits();
+        // It may be another's since it was found.
+        edits.mounts.retain(|mount| {
+            driver.mps.as_ref() != Some(&mount.host_path) || self.tree.is_own_dir(&mount.host_path)
+        });
+        image.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
         let mounts = edits.mounts.iter().map(|mount| ExtraMount {
             source: ByteStr::from(self.tree.path(&mount.host_path).as_path()),
             target: ByteStr::from(mount.container_path.as_str()),
@@ -120,6 +130,11 @@ impl Gpus {
         });
         Ok(mounts.collect())
     }
+}
+
+fn is_root_dir(launch: &StepLaunch) -> bool {
+    let resolved = launch.container.as_ref().and_then(|container| container.image.resolved.as_ref());
+    matches!(resolved, Some(ResolvedImage::RootDir { .. }))
 }
 
 /// What the kernel has said, where the agent may read it and there is a driver to speak of.

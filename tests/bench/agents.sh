@@ -4,6 +4,7 @@
 # Not part of tests/run.sh: it takes some minutes. usage: tests/bench/agents.sh [--debug] [COUNT...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/bench/curves.sh
 
 profile=--release
 if [ "${1-}" = --debug ]; then
@@ -28,33 +29,6 @@ echo '| machines | all joined (s) | heartbeats (ms of CPU a second) | all back a
 echo '|---|---|---|---|---|---|'
 awk -F '\t' '{ printf "| %s | %s | %.1f | %s | %s | %s |\n", $1, $2, $3 * 1000, $4, $5, $6 }' "$rows"
 
-# Three curves over the number of machines, both axes logarithmic: a straight line that rises by a decade in each decade is linear.
-awk -F '\t' '
-    function x(n) { return 70 + 560 * (log(n) - log(left)) / (log(right) - log(left)) }
-    function y(v) { if (v < low) v = low; return 340 - 300 * (log(v) - log(low)) / (log(high) - log(low)) }
-    { n[NR] = $1; v[1, NR] = $3 * 1000; v[2, NR] = $5; v[3, NR] = $6 }
-    END {
-        left = n[1]; right = NR > 1 ? n[NR] : n[1] * 10; low = 0.01; high = 1000
-        name[1] = "heartbeats: ms of CPU a second"; name[2] = "storm: s of CPU"; name[3] = "memory: MiB"
-        colour[1] = "#0b6e99"; colour[2] = "#b5472b"; colour[3] = "#4a7a2c"
-        print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 390\" font-family=\"sans-serif\" font-size=\"13\">"
-        print "<title>What many machines cost a controller</title>"
-        print "<rect width=\"860\" height=\"390\" fill=\"#ffffff\"/>"
-        for (d = low; d <= high * 1.01; d *= 10) {
-            printf "<path d=\"M70 %.1fH630\" stroke=\"#dddddd\"/>\n", y(d)
-            printf "<text x=\"62\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", y(d) + 4, d
-        }
-        for (i = 1; i <= NR; i++)
-            printf "<text x=\"%.1f\" y=\"362\" text-anchor=\"middle\">%d</text>\n", x(n[i]), n[i]
-        print "<text x=\"350\" y=\"382\" text-anchor=\"middle\">machines</text>"
-        for (c = 1; c <= 3; c++) {
-            path = ""
-            for (i = 1; i <= NR; i++) {
-                path = path sprintf("%s%.1f %.1f", i > 1 ? "L" : "M", x(n[i]), y(v[c, i]))
-                printf "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\" fill=\"%s\"/>\n", x(n[i]), y(v[c, i]), colour[c]
-            }
-            printf "<path d=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", path, colour[c]
-            printf "<text x=\"640\" y=\"%d\" fill=\"%s\">%s</text>\n", 60 + 22 * c, colour[c], name[c]
-        }
-        print "</svg>"
-    }' "$rows" > docs/agents.svg
+awk -F '\t' -v OFS='\t' '{ print $1, $3 * 1000, $5, $6 }' "$rows" |
+    curves 'What many machines cost a controller' machines 0.01 1000 \
+        'heartbeats: ms of CPU a second' 'storm: s of CPU' 'memory: MiB' > docs/agents.svg

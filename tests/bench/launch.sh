@@ -4,6 +4,7 @@
 # usage: tests/bench/launch.sh [--debug] [COUNT...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/bench/curves.sh
 
 profile=--release
 if [ "${1-}" = --debug ]; then
@@ -25,32 +26,6 @@ echo '| nodes | all Starts together (MiB) | last Start sent (ms) | last task run
 echo '|---|---|---|---|---|---|'
 awk -F '\t' '{ printf "| %d | %.1f | %s | %s | %s | %.2f |\n", $1, $2 / 1024, $3, $4, $5, $6 }' "$rows"
 
-awk -F '\t' '
-    function x(n) { return 70 + 560 * (log(n) - log(left)) / (log(right) - log(left)) }
-    function y(v) { if (v < low) v = low; return 340 - 300 * (log(v) - log(low)) / (log(high) - log(low)) }
-    { n[NR] = $1; v[1, NR] = $3; v[2, NR] = $4; v[3, NR] = $5 }
-    END {
-        left = n[1]; right = NR > 1 ? n[NR] : n[1] * 10; low = 1; high = 10000
-        name[1] = "last Start sent: ms"; name[2] = "last task runs: ms"; name[3] = "end on record: ms"
-        colour[1] = "#0b6e99"; colour[2] = "#b5472b"; colour[3] = "#4a7a2c"
-        print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 390\" font-family=\"sans-serif\" font-size=\"13\">"
-        print "<title>The launch of a step, simulated</title>"
-        print "<rect width=\"860\" height=\"390\" fill=\"#ffffff\"/>"
-        for (d = low; d <= high * 1.01; d *= 10) {
-            printf "<path d=\"M70 %.1fH630\" stroke=\"#dddddd\"/>\n", y(d)
-            printf "<text x=\"62\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", y(d) + 4, d
-        }
-        for (i = 1; i <= NR; i++)
-            printf "<text x=\"%.1f\" y=\"362\" text-anchor=\"middle\">%d</text>\n", x(n[i]), n[i]
-        print "<text x=\"350\" y=\"382\" text-anchor=\"middle\">nodes</text>"
-        for (c = 1; c <= 3; c++) {
-            path = ""
-            for (i = 1; i <= NR; i++) {
-                path = path sprintf("%s%.1f %.1f", i > 1 ? "L" : "M", x(n[i]), y(v[c, i]))
-                printf "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\" fill=\"%s\"/>\n", x(n[i]), y(v[c, i]), colour[c]
-            }
-            printf "<path d=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", path, colour[c]
-            printf "<text x=\"640\" y=\"%d\" fill=\"%s\">%s</text>\n", 60 + 22 * c, colour[c], name[c]
-        }
-        print "</svg>"
-    }' "$rows" > "${LAUNCH_SVG:-docs/launch.svg}"
+cut -f 1,3-5 "$rows" |
+    curves 'The launch of a step, simulated' nodes 1 10000 \
+        'last Start sent: ms' 'last task runs: ms' 'end on record: ms' > "${LAUNCH_SVG:-docs/launch.svg}"

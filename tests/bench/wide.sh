@@ -5,6 +5,7 @@
 # Not part of tests/run.sh: 500 agents take some minutes and 4 GiB. Needs root. usage: tests/bench/wide.sh [--debug] [COUNT...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/bench/curves.sh
 
 programs=$PWD/target/release
 step=$PWD/target/release/static/berth-step
@@ -130,32 +131,6 @@ echo '| nodes | `srun -N hostname` (s) | its CPU (s) | its memory (MiB) | the co
 echo '|---|---|---|---|---|---|---|---|'
 awk '{ printf "| %d | %.2f | %.2f | %.0f | %.2f | %.2f | %s | %s |\n", $1, $2, $3 + $4, $5 / 1024, $6, $7, $8, $9 }' "$rows"
 
-awk '
-    function x(n) { return 70 + 560 * (log(n) - log(left)) / (log(right) - log(left)) }
-    function y(v) { if (v < low) v = low; return 340 - 300 * (log(v) - log(low)) / (log(high) - log(low)) }
-    { n[NR] = $1; v[1, NR] = $2; v[2, NR] = $6; v[3, NR] = $5 / 1024 }
-    END {
-        left = n[1]; right = NR > 1 ? n[NR] : n[1] * 10; low = 0.01; high = 100
-        name[1] = "srun -N hostname: s"; name[2] = "the controller: s of CPU"; name[3] = "srun: MiB"
-        colour[1] = "#0b6e99"; colour[2] = "#b5472b"; colour[3] = "#4a7a2c"
-        print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 390\" font-family=\"sans-serif\" font-size=\"13\">"
-        print "<title>One step over many nodes</title>"
-        print "<rect width=\"860\" height=\"390\" fill=\"#ffffff\"/>"
-        for (d = low; d <= high * 1.01; d *= 10) {
-            printf "<path d=\"M70 %.1fH630\" stroke=\"#dddddd\"/>\n", y(d)
-            printf "<text x=\"62\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", y(d) + 4, d
-        }
-        for (i = 1; i <= NR; i++)
-            printf "<text x=\"%.1f\" y=\"362\" text-anchor=\"middle\">%d</text>\n", x(n[i]), n[i]
-        print "<text x=\"350\" y=\"382\" text-anchor=\"middle\">nodes</text>"
-        for (c = 1; c <= 3; c++) {
-            path = ""
-            for (i = 1; i <= NR; i++) {
-                path = path sprintf("%s%.1f %.1f", i > 1 ? "L" : "M", x(n[i]), y(v[c, i]))
-                printf "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\" fill=\"%s\"/>\n", x(n[i]), y(v[c, i]), colour[c]
-            }
-            printf "<path d=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", path, colour[c]
-            printf "<text x=\"640\" y=\"%d\" fill=\"%s\">%s</text>\n", 60 + 22 * c, colour[c], name[c]
-        }
-        print "</svg>"
-    }' "$rows" > "${WIDE_SVG:-docs/wide.svg}"
+awk -v OFS='\t' '{ print $1, $2, $6, $5 / 1024 }' "$rows" |
+    curves 'One step over many nodes' nodes 0.01 100 \
+        'srun -N hostname: s' 'the controller: s of CPU' 'srun: MiB' > "${WIDE_SVG:-docs/wide.svg}"

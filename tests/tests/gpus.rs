@@ -144,6 +144,13 @@ fn a_container_has_its_gpu_its_driver_and_nothing_of_the_other_gpu() {
         let ran = node.srun(&["--gres=gpu:1", "sh", "-c", &format!("{before}{program}")]).run();
         assert_eq!(ran.rc, 42, "{before}: {ran}");
     }
+    // A root directory is a container like others.
+    let layout = format!("{}:latest", images::debian().display());
+    node.sandbox.cmd("umoci").args(["--log=error", "unpack", "--image", &layout, "bundle"]).ok();
+    let root = format!("--container-image={}", node.sandbox.work().join("bundle/rootfs").display());
+    let mount = format!("--container-mounts={0}:{0}", node.sandbox.work().join("cuda").display());
+    let ran = node.sandbox.srun([&root, &mount, "--gres=gpu:1", &program]).run();
+    assert_eq!(ran.rc, 42, "{ran}");
     // What an image or a user says never widens it; and the other one cannot be opened by its number.
     let attack = "ls /dev | grep -c nvidia; mknod /tmp/n c 10 229 && exec 3</tmp/n && echo opened; true";
     let text = node

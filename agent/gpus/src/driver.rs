@@ -133,7 +133,9 @@ impl Driver {
             Some((tree.real(&there)?, *of))
         };
         let firmware = format!("/lib/firmware/nvidia/{version}");
-        let mps = "/tmp/nvidia-mps";
+        // In a directory where anybody makes files: what some user put there would have programs of others as its clients.
+        let mps =
+            Some("/tmp/nvidia-mps").filter(|dir| tree.has(&format!("{dir}/control")) && tree.is_own_dir(dir));
         Ok(Driver {
             version: version.to_string(),
             libraries,
@@ -144,7 +146,7 @@ impl Driver {
                 .filter(|(p, _)| tree.has(p))
                 .map(|(p, of)| (p.to_string(), *of))
                 .collect(),
-            mps: tree.has(&format!("{mps}/control")).then(|| mps.to_string()),
+            mps: mps.map(ToString::to_string),
         })
     }
 }

@@ -54,6 +54,14 @@ impl Tree {
         self.path(path).exists()
     }
 
+    /// Whether a directory is one that nobody but root, or who runs this, can have put there or can change: no link, and its own.
+    pub fn is_own_dir(&self, path: &str) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(meta) = fs::symlink_metadata(self.path(path)) else { return false };
+        let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+        meta.is_dir() && own && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
+    }
+
     /// Where a path leads through its links, as a path of the node; links that are absolute stay below the root.
     pub fn real(&self, path: &str) -> Option<String> {
         let mut here = path.to_string();

@@ -5,7 +5,7 @@ mod trees;
 
 use berth_gpus::inject::{LIBRARIES, capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
-use berth_gpus::{Found, Tree, look};
+use berth_gpus::{Found, look};
 use berth_model::hardware::{GresDevice, Vendor};
 use std::path::Path;
 use std::time::Duration;
@@ -179,8 +179,7 @@ fn errors_in_the_kernels_log_and_devices_that_read_as_ones_are_faults() {
     assert!(faults[1].starts_with("Xid 79") && faults[2].starts_with("it fell off"), "{faults:?}");
 }
 
-fn given(tree: &Tree, found: &Found, wanted: Option<&str>, path: &str) -> (Vec<String>, Vec<String>) {
-    let _ = tree;
+fn given(found: &Found, wanted: Option<&str>, path: &str) -> (Vec<String>, Vec<String>) {
     let spec = specification(&found.devices, found.driver.as_ref(), &capabilities(wanted), path, false);
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(berth_gpus::cdi::Spec::parse(&text).unwrap(), spec, "what is made can be read");
@@ -201,7 +200,7 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
         let found = look(&tree.gpus(1).tree(), "", || Err("not asked".into()));
         let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
         let found = Found { devices: vec![device], ..found };
-        let (mounts, env) = given(&Tree::host(), &found, None, "/opt/lib");
+        let (mounts, env) = given(&found, None, "/opt/lib");
         let has = |text: String| assert!(mounts.contains(&text), "{version}: {text}: {mounts:?}");
         has(format!("{dir}/libcuda.so.{version} {LIBRARIES}/libcuda.so.1"));
         has(format!("{dir}/libcuda.so.{version} {LIBRARIES}/libcuda.so"));
@@ -215,9 +214,9 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
             !mounts.iter().any(|m| m.contains("418") || m.contains("GLX") || m.contains("encode")),
             "{mounts:?}"
         );
-        let (all, _) = given(&Tree::host(), &found, Some("all"), "");
+        let (all, _) = given(&found, Some("all"), "");
         assert!(all.iter().any(|m| m.ends_with("libGLX_nvidia.so.0")) && all.len() > mounts.len());
-        let (utility, _) = given(&Tree::host(), &found, Some("utility,nonsense"), "");
+        let (utility, _) = given(&found, Some("utility,nonsense"), "");
         assert!(!utility.iter().any(|m| m.contains("libcuda")), "{utility:?}");
     }
 }
@@ -226,7 +225,7 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
 fn without_devices_of_nvidia_nothing_of_its_driver_comes() {
     let found = look(&Recorded::debian("535.54.03").gpus(1).tree(), "", || Err("not asked".into()));
     let other = Found { devices: vec![GresDevice { vendor: Vendor::Amd, ..GresDevice::default() }], ..found };
-    assert_eq!(given(&Tree::host(), &other, Some("all"), ""), (Vec::new(), Vec::new()));
+    assert_eq!(given(&other, Some("all"), ""), (Vec::new(), Vec::new()));
 }
 
 #[test]
@@ -285,4 +284,35 @@ fn the_loader_itself_reads_a_cache_that_was_written() {
     let text = String::from_utf8_lossy(&out.stdout);
     let line = text.lines().find(|l| l.contains("libcuda.so.1")).unwrap_or_default();
     assert!(line.ends_with(&path), "{line}: {text}");
+}
+
+/// Anybody can make a directory of that name, wait for the agent, and be the server of other people's programs.
+#[test]
+fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    let dir = tree.tree().path("/tmp/nvidia-mps");
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let found = || look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
+    let mps = || found().driver.unwrap().mps;
+    assert_eq!(mps(), None);
+    tree.write("/tmp/nvidia-mps/control", "");
+    let mode = |mode| {
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(0o755);
+    assert_eq!(mps().as_deref(), Some("/tmp/nvidia-mps"));
+    mode(0o777);
+    assert_eq!(mps(), None, "others may write there");
+    mode(0o1777);
+    assert!(mps().is_some(), "others may write there, and change nothing of its owner's");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&dir, Some(12345), None).unwrap();
+        assert_eq!(mps(), None, "a user's");
+        std::os::unix::fs::chown(&dir, Some(0), None).unwrap();
+    }
+    let moved = dir.with_file_name("elsewhere");
+    std::fs::rename(&dir, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &dir).unwrap();
+    assert_eq!(mps(), None, "a link");
 }

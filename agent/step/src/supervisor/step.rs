@@ -1,6 +1,7 @@
 //! One step from its start to its last process, in one thread around one poll.
 
-use super::client::ClientEvent;
+mod clients;
+
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
 use super::lease::Lease;
@@ -13,7 +14,6 @@ use crate::control::{FromSupervisor, ToSupervisor, receive, send};
 use crate::spool::{LaunchFile, StateFile, StepDir, write_json};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::mpi::MpiType;
-use berth_model::options::Stream;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use berth_runtime::Parked;
@@ -413,115 +413,6 @@ impl Step {
         Ok(())
     }
 
-    fn attach(&mut self, fd: OwnedFd, how: Arrival) {
-        if !self.launch().attached {
-            return refuse(fd, "the step writes to files and takes no client");
-        }
-        match self.streams.attach(fd, how) {
-            // It is told what it has not heard, and that is all that there is to tell.
-            Ok(true) => self.deadlines.client_came(),
-            Ok(false) => {
-                self.deadlines.client_came();
-                // Who was told the end before may have been a connection that nobody heard any more.
-                self.told = false;
-                if self.state.phase == StepPhase::Running {
-                    self.streams.tell(&Frame::Started);
-                }
-                for text in self.messages.take_kept() {
-                    self.streams.tell(&Frame::Message(text));
-                }
-                let told = self.pmi.iter_mut().flat_map(Pmi::attached);
-                for frame in told.chain(self.pmix.iter_mut().flat_map(Pmix::attached)) {
-                    self.streams.tell(&frame);
-                }
-                if let Some(code) = self.aborted {
-                    self.streams.tell(&Frame::Aborted(code));
-                }
-                for (task, status) in &self.tasks {
-                    if let Some(status) = status {
-                        self.streams.tell(&Frame::TaskExit { task: *task, status: *status });
-                    }
-                }
-            }
-            Err((fd, why)) => refuse(fd, &why),
-        }
-    }
-
-    /// Lets somebody hear the step beside its client, from now on.
-    fn watch(&mut self, fd: OwnedFd, wanted: (Option<u32>, Option<u32>), terminal: bool) {
-        let launch = &self.file.launch;
-        if !launch.attached {
-            return refuse(fd, "the step writes to files and takes no client");
-        }
-        if terminal && launch.pty.is_none() {
-            return refuse(fd, "none of its tasks has a terminal: leave --pty out");
-        }
-        let id = match self.streams.watchers().admit(fd, wanted) {
-            Ok(id) => id,
-            Err((fd, why)) => return refuse(fd, &why),
-        };
-        let mut frames = Vec::new();
-        if self.state.phase == StepPhase::Running {
-            frames.push(Frame::Started);
-        }
-        // Nobody waits for output that goes elsewhere.
-        let tasks =
-            u32::try_from(launch.layout.tasks.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
-        for (what, name) in [("output", &launch.io.stdout), ("error", &launch.io.stderr)] {
-            if let (Some(file), 0) = (Stream::of(name.as_ref(), tasks).file(), launch.node_index) {
-                let file = file.display();
-                frames.push(Frame::Message(format!(
-                    "slurmstepd: info: standard {what} of the step goes to {file}, and is not heard here"
-                )));
-            }
-        }
-        let ended = self.tasks.iter().filter_map(|(task, status)| Some((*task, (*status)?)));
-        frames.extend(ended.map(|(task, status)| Frame::TaskExit { task, status }));
-        for frame in frames {
-            self.streams.watchers().tell_one(id, &frame);
-        }
-    }
-
-    fn hear_client(&mut self, event: ClientEvent) {
-        match event {
-            ClientEvent::Signal(signal) => self.signal(signal, false),
-            ClientEvent::Winch(size) => {
-                if let Some(processes) = &self.processes {
-                    processes.resize(size);
-                }
-            }
-            ClientEvent::Fence { number, last, data } => {
-                let events = match (&mut self.pmi, &mut self.pmix) {
-                    (Some(pmi), _) => pmi.hear(number, last, &data),
-                    (None, Some(pmix)) => pmix.hear(number, last, &data),
-                    (None, None) => Vec::new(),
-                };
-                self.act_on_pmi(events);
-            }
-            ClientEvent::Peer { node, last, data } => {
-                let events = self.pmix.as_mut().map(|pmix| pmix.hear_peer(node, last, &data));
-                self.act_on_pmi(events.unwrap_or_default());
-            }
-            ClientEvent::Aborted(code) => self.abort(code),
-            ClientEvent::Detached => self.streams.give_up_client(),
-            ClientEvent::Lost(_) if self.has_more_for_the_client() && self.streams.lose_client() => {
-                self.deadlines.client_in(Instant::now(), CLIENT_COMES);
-            }
-            ClientEvent::Lost(why) => {
-                self.streams.give_up_client();
-                if self.exited().is_none() {
-                    eprintln!("berth-step: {}: {why}: ending the step", self.launch().key);
-                    self.terminate(self.launch().kill_wait);
-                }
-            }
-        }
-    }
-
-    /// Whether a client that is lost misses something: one that has heard the end leaves.
-    fn has_more_for_the_client(&self) -> bool {
-        self.exited().is_none() || !self.told || self.streams.unheard()
-    }
-
     fn act_on_pmi(&mut self, events: Vec<PmiEvent>) {
         for event in events {
             match event {
@@ -825,11 +716,6 @@ impl LaunchFailure {
     pub fn new(text: impl Into<String>) -> LaunchFailure {
         LaunchFailure { text: text.into(), status: ExitStatus { code: 1, signal: 0 }, begun: None }
     }
-}
-
-fn refuse(fd: OwnedFd, why: &str) {
-    let mut client = super::client::Client::new(fd);
-    client.push(&Frame::Refused(why.to_string()));
 }
 
 fn duration(span: Span) -> Duration {
