@@ -234,3 +234,91 @@ fn certificates_renew_themselves_and_those_that_ended_are_refused_as_root() {
     step.wait_for("got it", 30);
     assert_eq!(step.finish().rc, 0);
 }
+
+/// A cluster is made of its backup on another machine while its old controller lives on, cut off, and comes back.
+#[test]
+fn a_restored_controller_beside_the_living_old_one_runs_nothing_twice_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "spare"]);
+    hosts.up("head", "");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    let script = "#!/bin/sh\necho begun >> $1\nuntil [ -e go ]; do sleep 0.1; done\necho ended >> $1\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let sbatch = |options: &[&str], name: &str| {
+        let sbatch = hosts.cmd("head", "sbatch").args([
+            "--parsable",
+            "-o",
+            "/dev/null",
+            "-c1",
+            "--mem=20M",
+            "-w",
+            "n1",
+        ]);
+        sbatch.args(options).args(["job.sh", name]).ok().text().trim().to_string()
+    };
+    let read = |name: &str| std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default();
+    let runs = sbatch(&[], "runs");
+    let waits = sbatch(&["--hold"], "waits");
+    assert!(wait(20, || (read("runs") == "begun\n").then_some(())).is_some());
+    let backup = hosts.work().join("backup.tar");
+    hosts.root("head", "berth").arg("backup").arg(&backup).ok();
+
+    // The other machine takes over, by the address that nodes know.
+    let ip = |host: &str, words: &str| {
+        let network = hosts.network(host);
+        let space = network.file_name().unwrap().to_str().unwrap();
+        berth_tests::Cmd::new("ip").args(["-n", space]).args(words.split(' ')).run()
+    };
+    let leads = |here: &str, away: &str| {
+        ip(away, "addr del 10.77.0.1/24 dev eth0");
+        ip(here, "addr add 10.77.0.1/24 dev eth0");
+        // Nodes learn it when what they know does not answer; and their connections to the other one are over.
+        ip("n1", "neigh flush all");
+        hosts.kill_9("n1", "agent");
+        hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).spawn()
+    };
+    hosts.root("spare", "berth").arg("restore").arg(&backup).ok();
+    let agent = leads("spare", "head");
+    hosts.root("spare", "berth").args(["up", "--detach"]).limit(60).ok();
+    assert_eq!(agent.finish().rc, 0);
+    let state = |host: &str, job: &str| {
+        hosts
+            .cmd(host, "squeue")
+            .args(["-h", "-t", "all", "-o", "%T", "-j", job])
+            .run()
+            .text()
+            .trim()
+            .to_string()
+    };
+    assert!(
+        wait(30, || (state("spare", &runs) == "RUNNING").then_some(())).is_some(),
+        "{}",
+        state("spare", &runs)
+    );
+    // The old controller's machine may run what waits: nothing starts until somebody says that it does not.
+    hosts.cmd("spare", "scontrol").args(["release", &waits]).ok();
+    let alarms = hosts.root("spare", "berth").arg("status").run();
+    assert!(alarms.text().contains("head"), "{alarms}");
+    assert_eq!(read("waits"), "");
+    hosts.root("spare", "scontrol").args(["update", "nodename=head", "state=down", "reason=replaced"]).ok();
+    assert!(wait(30, || (read("waits") == "begun\n").then_some(())).is_some(), "{}", state("spare", &waits));
+
+    // The old one is back where it was: the node follows another term, says so, and takes nothing of it.
+    let agent = leads("head", "spare");
+    hosts.cmd("head", "scontrol").args(["release", &waits]).ok();
+    let log = || std::fs::read_to_string(hosts.state("n1").join("log/agent.log")).unwrap();
+    assert!(wait(40, || log().contains("follows a controller of term").then_some(())).is_some(), "{}", log());
+    drop(agent);
+    // What the old one may think of its dead connection is its own affair: on the node nothing began twice.
+    assert_eq!((read("runs").as_str(), read("waits").as_str()), ("begun\n", "begun\n"));
+    let agent = leads("spare", "head");
+    assert_eq!(agent.finish().rc, 0);
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    for (job, name) in [(&runs, "runs"), (&waits, "waits")] {
+        let ended = wait(30, || (state("spare", job) == "COMPLETED").then_some(()));
+        assert!(ended.is_some(), "{}", state("spare", job));
+        assert_eq!(read(name), "begun\nended\n");
+    }
+    // What it has on record is history.
+    hosts.root("head", "berth").args(["down", "--keep-jobs"]).limit(60).ok();
+}
