@@ -3,6 +3,7 @@
 //!
 //! Whoever adds a field to [`StepLaunch`](crate::launch::StepLaunch) that an earlier agent must not read past adds a feature here. Names never change.
 
+use crate::mpi::MpiType;
 use crate::spec::{JobSpec, ResourceRequest, StepSpec};
 
 /// Something that agents did not always know.
@@ -22,11 +23,17 @@ pub enum Feature {
     Receive,
     /// `--fabric`.
     Fabric,
+    /// Jobs of several components.
+    Het,
+    /// `--gpu-bind`, and what follows from `--gpus-per-task`.
+    GpuBind,
+    /// `--mpi=pmix`.
+    Pmix,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 7] = [
+    pub const ALL: [Feature; 10] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -34,6 +41,9 @@ impl Feature {
         Feature::MultiProg,
         Feature::Receive,
         Feature::Fabric,
+        Feature::Het,
+        Feature::GpuBind,
+        Feature::Pmix,
     ];
 
     /// What agents call it.
@@ -46,6 +56,9 @@ impl Feature {
             Feature::MultiProg => "multi-prog",
             Feature::Receive => "receive",
             Feature::Fabric => "fabric",
+            Feature::Het => "components",
+            Feature::GpuBind => "gpu-bind",
+            Feature::Pmix => "pmix",
         }
     }
 
@@ -59,6 +72,9 @@ impl Feature {
             Feature::MultiProg => "--multi-prog",
             Feature::Receive => "sbcast",
             Feature::Fabric => "--fabric",
+            Feature::Het => "jobs of several components",
+            Feature::GpuBind => "--gpu-bind",
+            Feature::Pmix => "--mpi=pmix",
         }
     }
 
@@ -77,6 +93,7 @@ fn of_resources(asked: &ResourceRequest) -> impl Iterator<Item = Feature> {
 /// What nodes must know for a job, with the step that it begins with.
 pub fn needed_by_job(job: &JobSpec, first: Option<&StepSpec>) -> Vec<Feature> {
     let mut needs: Vec<Feature> = of_resources(&job.resources).collect();
+    needs.extend(job.het.map(|_| Feature::Het));
     needs.extend(first.into_iter().flat_map(needed_by_step));
     needs.sort_unstable();
     needs.dedup();
@@ -93,6 +110,8 @@ pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
         (!step.programs.is_empty(), Feature::MultiProg),
         (step.receive.is_some(), Feature::Receive),
         (step.fabric.is_some(), Feature::Fabric),
+        (step.gpu_bind.is_some(), Feature::GpuBind),
+        (step.mpi == Some(MpiType::Pmix), Feature::Pmix),
     ];
     needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature)).collect()
 }

@@ -8,7 +8,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_model::launch::StepPhase;
 use berth_model::link::ToAgent;
 use berth_model::request::{Refusal, Request, Response};
-use berth_model::spec::{JobSpec, StepSpec};
+use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use common::{World, actor, batch_key, hardware, step};
 use std::collections::BTreeMap;
@@ -59,6 +59,18 @@ fn a_gpu_brings_its_share_or_what_the_partition_says() {
     let id = w.batch("a", total("gpu:2"));
     let share = &w.info(id).shares[0];
     assert_eq!((share.cpus.len(), share.memory), (2, 600));
+    // A component is completed as any other job.
+    let component = |name: &str| {
+        let mut spec = common::job(JobKind::Batch, name);
+        total("gpu:1")(&mut spec);
+        (spec, common::script())
+    };
+    let components = vec![component("b"), component("b+1")];
+    w.request(actor(1000), Request::SubmitHet { components, test_only: false }).unwrap();
+    for offset in [1, 2] {
+        let share = &w.info(JobId(id.0 + offset)).shares[0];
+        assert_eq!((share.cpus.len(), share.memory, share.gres.len()), (1, 300, 1));
+    }
 }
 
 #[test]

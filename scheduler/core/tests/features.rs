@@ -8,9 +8,9 @@ use berth_model::feature::Feature;
 use berth_model::ids::*;
 use berth_model::link::FromAgent;
 use berth_model::request::{Refusal, Request, Response};
-use berth_model::spec::{JobSpec, StepSpec};
+use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{JobState, Reason};
-use common::{World, actor, hardware, step};
+use common::{World, actor, hardware, job, script, step};
 
 /// The agent of a node introduces itself, again or for the first time, and knows this.
 fn comes_knowing(w: &mut World, name: &str, features: &[Feature]) {
@@ -90,7 +90,33 @@ fn a_step_is_refused_by_name_where_it_would_be_run_as_something_else() {
 }
 
 #[test]
+fn a_job_of_components_waits_for_agents_that_know_of_such_jobs() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    comes_knowing(&mut w, "n1", &[Feature::Fabric]);
+    let components = ["a", "a+1"].map(|name| (job(JobKind::Batch, name), script())).to_vec();
+    let answer = w.request(actor(1000), Request::SubmitHet { components, test_only: false }).unwrap();
+    let Response::Submitted { job: leader, .. } = answer else { panic!("{answer:?}") };
+    let Reason::ReqNodeNotAvail(why) = w.info(leader).reason else { panic!("{:?}", w.info(leader).reason) };
+    assert_eq!(why, "n1 (their agents do not know jobs of several components)");
+    comes_knowing(&mut w, "n2", &Feature::ALL);
+    for id in [leader, JobId(leader.0 + 1)] {
+        assert_eq!((w.state(id), &w.info(id).layout.nodes), (JobState::Running, &vec![NodeName::from("n2")]));
+    }
+}
+
+#[test]
 fn what_agents_say_they_know_has_names_that_never_change() {
-    let known = ["cpu-bind", "mem-bind", "socket-layouts", "overcommit", "multi-prog", "receive", "fabric"];
+    let known = [
+        "cpu-bind",
+        "mem-bind",
+        "socket-layouts",
+        "overcommit",
+        "multi-prog",
+        "receive",
+        "fabric",
+        "components",
+        "gpu-bind",
+        "pmix",
+    ];
     assert_eq!(Feature::known(), known);
 }

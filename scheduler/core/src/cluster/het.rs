@@ -6,7 +6,7 @@
 use super::queue::QueueKey;
 use super::select::unknown;
 use super::steps::{NoRoom, Plan, cannot, takes_steps};
-use super::submit::{gone, memory, refuse};
+use super::submit::{complete, gone, refuse};
 use super::timers::Timer;
 use super::{Cluster, texts};
 use crate::config::PartitionRules;
@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::node::Node;
 use crate::place::{Against, Need, place};
 use crate::rows::{Allocation, Phase, StepRow};
+use berth_model::feature::{Feature, needed_by_job};
 use berth_model::het::{HetFacts, HetGroup, HetPlace, HetStep, MOST, join};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, SubmissionId};
 use berth_model::launch::Layout;
@@ -28,6 +29,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 type Nodes = OrdMap<NodeName, Arc<Node>>;
+
+/// What a component needs: of nodes, of which partition, and what their agents must know.
+struct Wish<'a> {
+    need: Need<'a>,
+    rules: &'a PartitionRules,
+    asked: Vec<Feature>,
+}
 
 /// The refusal of what can be done to all components alone.
 pub(super) fn not_alone(id: JobId) -> Refusal {
@@ -43,7 +51,7 @@ pub(super) fn not_alone(id: JobId) -> Refusal {
 /// What goes first where not every order of placing does: named nodes, devices, much memory, many CPUs.
 fn demand(request: &ResourceRequest) -> Reverse<(usize, u64, u64, u64)> {
     let cpus = u64::from(request.cpus_per_task.unwrap_or(1));
-    let devices: u64 = request.gres.values().sum();
+    let devices: u64 = request.gres.values().chain(request.devices.total.values()).sum();
     let memory = match request.memory {
         MemoryRequest::Default => 0,
         MemoryRequest::PerNode(mib) => mib,
@@ -55,22 +63,18 @@ fn demand(request: &ResourceRequest) -> Reverse<(usize, u64, u64, u64)> {
 
 /// Every component's allocation on `nodes`, side by side; `None` where they do not fit together. They are placed in their own order,
 /// and if that fails those with the greatest demands first, or the other way round.
-fn place_all(
-    needs: &[(Need<'_>, &PartitionRules)],
-    nodes: &Nodes,
-    usable: fn(&Node) -> bool,
-) -> Option<Vec<Allocation>> {
-    let given: Vec<usize> = (0..needs.len()).collect();
+fn place_all(wishes: &[Wish<'_>], nodes: &Nodes, usable: fn(&Node) -> bool) -> Option<Vec<Allocation>> {
+    let given: Vec<usize> = (0..wishes.len()).collect();
     let mut demanding = given.clone();
-    demanding.sort_by_key(|at| needs.get(*at).map(|(need, _)| demand(need.request)));
+    demanding.sort_by_key(|at| wishes.get(*at).map(|wish| demand(wish.need.request)));
     let backwards: Vec<usize> = given.iter().rev().copied().collect();
     let mut orders = vec![given, demanding, backwards];
     orders.dedup();
-    orders.into_iter().find_map(|order| place_in_order(needs, &order, nodes, usable))
+    orders.into_iter().find_map(|order| place_in_order(wishes, &order, nodes, usable))
 }
 
 fn place_in_order(
-    needs: &[(Need<'_>, &PartitionRules)],
+    wishes: &[Wish<'_>],
     order: &[usize],
     nodes: &Nodes,
     usable: fn(&Node) -> bool,
@@ -78,9 +82,10 @@ fn place_in_order(
     let mut nodes = nodes.clone();
     let mut placed: Vec<(usize, Allocation)> = Vec::with_capacity(order.len());
     for at in order {
-        let (need, rules) = needs.get(*at)?;
-        let there = nodes.values().map(|n| &**n).filter(|n| rules.has(&n.row.name) && usable(n));
-        let found = place(need, there, Against::Free)?;
+        let wish = wishes.get(*at)?;
+        let able = |n: &&Node| wish.rules.has(&n.row.name) && usable(n) && n.lacks(&wish.asked).is_none();
+        let there = nodes.values().map(|n| &**n).filter(able);
+        let found = place(&wish.need, there, Against::Free)?;
         // No job has such a number.
         let run = (JobId(u32::MAX), Attempt(u32::try_from(*at).ok()?));
         for (name, share) in found.nodes.iter().zip(&found.shares) {
@@ -162,7 +167,7 @@ impl Cluster {
         }
         let members = self.whole(key.job);
         let partitions = self.config.partitions.clone();
-        let mut needs = Vec::with_capacity(members.len());
+        let mut wishes = Vec::with_capacity(members.len());
         for member in &members {
             let Some(job) = self.job(*member) else { continue };
             let Some(rules) = partitions.iter().find(|p| p.name == job.spec.partition && p.starts()) else {
@@ -170,9 +175,11 @@ impl Cluster {
                 return true;
             };
             let warm = super::ahead::image(job).and_then(|digest| self.exchange.holders(digest));
-            needs.push((Need { warm, ..Need::new(&job.spec.spec.resources, rules) }, rules));
+            let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
+            let asked = needed_by_job(&job.spec.spec, job.spec.first_step.as_deref());
+            wishes.push(Wish { need, rules, asked });
         }
-        if let Some(placed) = place_all(&needs, &self.nodes, Node::available) {
+        if let Some(placed) = place_all(&wishes, &self.nodes, Node::available) {
             self.dequeue(key.job);
             for (member, allocation) in members.iter().zip(placed) {
                 self.give(*member, allocation);
@@ -183,11 +190,16 @@ impl Cluster {
             }
             return true;
         }
-        if place_all(&needs, &self.emptied(), Node::in_service).is_some() {
+        if place_all(&wishes, &self.emptied(), Node::in_service).is_some() {
             self.set_wait_of_all(key.job, Some(Reason::Resources));
             return false;
         }
-        let wanted = needs.iter().flat_map(|(need, _)| &need.request.node_list);
+        let early = wishes.iter().find_map(|wish| self.agents_too_early(wish.rules, &wish.need, &wish.asked));
+        if let Some(why) = early {
+            self.put_aside(key.job, Reason::ReqNodeNotAvail(why));
+            return true;
+        }
+        let wanted = wishes.iter().flat_map(|wish| &wish.need.request.node_list);
         let missing: BTreeSet<&NodeName> =
             wanted.filter(|n| !self.nodes.get(*n).is_some_and(|n| n.in_service())).collect();
         let why = Reason::ReqNodeNotAvail(crate::node::names(missing));
@@ -281,7 +293,7 @@ impl Cluster {
             }
             let name = self.check(actor, &spec, &payload, None).map_err(here)?;
             let rules = partitions.iter().find(|p| p.name == name).ok_or_else(|| gone(&name))?;
-            spec.resources.memory = memory(&spec, rules);
+            complete(&mut spec, rules);
             spec.het = Some(HetPlace { leader, offset, size });
             spec.immediate = immediate.filter(|_| at == 0);
             if at > 0 {
@@ -293,12 +305,14 @@ impl Cluster {
             notes.extend(said.into_iter().map(|note| named(&note, offset, size)));
             checked.push((spec, own.login, rules, limit));
         }
-        let needs: Vec<(Need<'_>, &PartitionRules)> =
-            checked.iter().map(|(spec, _, rules, _)| (Need::new(&spec.resources, rules), *rules)).collect();
-        let known = needs.iter().all(|(_, rules)| {
+        // Agents that do not know something yet are waited for.
+        let wish = |spec, rules| Wish { need: Need::new(spec, rules), rules, asked: Vec::new() };
+        let wishes: Vec<Wish<'_>> =
+            checked.iter().map(|(spec, _, rules, _)| wish(&spec.resources, *rules)).collect();
+        let known = wishes.iter().all(|Wish { rules, .. }| {
             self.unknown_nodes(rules).next().is_none() && self.nodes_of(rules, |_| true).next().is_some()
         });
-        if known && place_all(&needs, &self.emptied(), |_| true).is_none() {
+        if known && place_all(&wishes, &self.emptied(), |_| true).is_none() {
             return refuse(
                 RefusalCode::Impossible,
                 "Requested node configuration is not available: each component fits, and all of them together do not; ask \
@@ -306,7 +320,7 @@ impl Cluster {
             );
         }
         if test_only {
-            return self.estimate_all(&needs);
+            return self.estimate_all(&wishes);
         }
         if self.active.saturating_add(checked.len()) > self.config.max_jobs as usize {
             return refuse(
@@ -339,17 +353,17 @@ impl Cluster {
     }
 
     /// When and where all components would start, if nothing else were submitted.
-    fn estimate_all(&self, needs: &[(Need<'_>, &PartitionRules)]) -> Result<Response, Refusal> {
+    fn estimate_all(&self, wishes: &[Wish<'_>]) -> Result<Response, Refusal> {
         let answer = |at: Time, all: &[Allocation]| Response::WouldStart {
             job: JobId(self.next_job),
             at,
             cpus: all.iter().flat_map(|a| &a.shares).map(|s| s.cpus.len() as u64).sum(),
             nodes: all.iter().flat_map(|a| a.nodes.clone()).collect(),
-            partition: needs.first().map(|(_, rules)| rules.name.to_string()).unwrap_or_default(),
+            partition: wishes.first().map(|wish| wish.rules.name.to_string()).unwrap_or_default(),
             shares: all.iter().flat_map(|a| a.shares.clone()).collect(),
         };
         let mut nodes = self.nodes.clone();
-        if let Some(found) = place_all(needs, &nodes, Node::available) {
+        if let Some(found) = place_all(wishes, &nodes, Node::available) {
             return Ok(answer(self.clock, &found));
         }
         let mut ends: Vec<(Time, (JobId, Attempt))> =
@@ -368,12 +382,12 @@ impl Cluster {
                 }
             }
             if !names.is_empty()
-                && let Some(found) = place_all(needs, &nodes, Node::available)
+                && let Some(found) = place_all(wishes, &nodes, Node::available)
             {
                 return Ok(answer(at.max(self.clock), &found));
             }
         }
-        match place_all(needs, &self.emptied(), |_| true) {
+        match place_all(wishes, &self.emptied(), |_| true) {
             Some(found) => Ok(answer(self.clock, &found)),
             None => refuse(
                 RefusalCode::Impossible,

@@ -105,7 +105,12 @@ impl Cluster {
     }
 
     /// Whose agents do not know what is asked for, where they are what it fails of.
-    fn agents_too_early(&self, rules: &PartitionRules, need: &Need<'_>, asked: &[Feature]) -> Option<String> {
+    pub(super) fn agents_too_early(
+        &self,
+        rules: &PartitionRules,
+        need: &Need<'_>,
+        asked: &[Feature],
+    ) -> Option<String> {
         let lacking = |n: &Node| n.in_service() && n.lacks(asked).is_some();
         let feature = self.nodes_of(rules, lacking).find_map(|n| n.lacks(asked))?;
         place(need, self.nodes_of(rules, Node::in_service), Against::Empty)?;

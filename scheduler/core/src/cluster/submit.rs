@@ -52,8 +52,7 @@ impl Cluster {
         let partitions = self.config.partitions.clone();
         let rules = self.check(actor, &spec, &payload, first_step.as_ref())?;
         let rules = partitions.iter().find(|p| p.name == rules).ok_or_else(|| gone(&rules))?;
-        spec.resources.memory = memory(&spec, rules);
-        spec.resources.devices.cpus_per_gpu = cpus_per_gpu(&spec, rules);
+        complete(&mut spec, rules);
         let time_limit = self.check_limits(&spec, rules)?;
         let notes = self.check_possible(&spec, rules)?;
         if test_only {
@@ -447,9 +446,14 @@ impl Cluster {
     }
 }
 
-/// The memory that is asked for once the partition's default is in it, as if it had been typed: every check,
-/// records, steps and the job's environment go by it. A job that has its nodes to itself has all their memory.
-pub(super) fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
+/// Puts the partition's defaults in, as if they had been typed: every check, records, steps and the job's environment go by them.
+pub(super) fn complete(spec: &mut JobSpec, rules: &PartitionRules) {
+    spec.resources.memory = memory(spec, rules);
+    spec.resources.devices.cpus_per_gpu = cpus_per_gpu(spec, rules);
+}
+
+/// The memory that is asked for with the partition's default. A job that has its nodes to itself has all their memory.
+fn memory(spec: &JobSpec, rules: &PartitionRules) -> MemoryRequest {
     let config = &rules.config;
     match spec.resources.memory {
         MemoryRequest::Default if spec.resources.exclusive => MemoryRequest::Default,
