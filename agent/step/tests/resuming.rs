@@ -156,3 +156,23 @@ fn nobody_else_takes_its_place_and_no_count_is_believed() {
     while blocking::read_frame(&mut client).unwrap().is_some_and(|f| !matches!(f, Frame::StepExit(_))) {}
     blocking::write_frame(&mut client, &Frame::Detach).unwrap();
 }
+
+#[test]
+fn input_for_tasks_that_have_ended_keeps_nothing_for_a_client_that_knows_the_end() {
+    let rig = Rig::new();
+    let mut step = rig.start(rig.launch(&["true"]));
+    let (mut client, _) = back(&mut step, 0);
+    let mut heard = 0;
+    loop {
+        let frame = blocking::read_frame(&mut client).unwrap().expect("the step's end");
+        heard += u64::from(!matches!(frame, Frame::Heard(_)));
+        if matches!(frame, Frame::StepExit(_)) {
+            break;
+        }
+    }
+    // It was under way when the end came; what is said of it is for nobody.
+    blocking::write_frame(&mut client, &Frame::Stdin { task: 0, data: vec![1; 5000] }).unwrap();
+    blocking::write_frame(&mut client, &Frame::Heard(heard)).unwrap();
+    drop(client);
+    assert!(step.gone(Duration::from_secs(5)), "the supervisor waits for one that has heard the end");
+}

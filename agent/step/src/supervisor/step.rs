@@ -82,8 +82,6 @@ pub struct Step {
     aborted: Option<u8>,
     deadlines: Deadlines,
     lease: Option<Lease>,
-    /// The client was told the exit.
-    told: bool,
 }
 
 impl Step {
@@ -117,7 +115,6 @@ impl Step {
             aborted: None,
             deadlines: Deadlines::default(),
             lease: None,
-            told: false,
         }
     }
 
@@ -292,9 +289,8 @@ impl Step {
             && let Some(exit) = self.exited().cloned()
         {
             let frame = Frame::StepExit(Box::new(exit));
-            if !self.told && self.streams.attached() {
-                self.streams.tell(&frame);
-                self.told = true;
+            if !self.streams.ended() && self.streams.attached() {
+                self.streams.tell_end(&frame);
             }
             self.streams.watchers().end(&frame);
         }
@@ -587,7 +583,7 @@ impl Step {
             // The client closes when it has read the exit; its end is heard as an event.
             return false;
         }
-        self.told || !self.launch().attached || !self.streams.expects_client()
+        self.streams.ended() || !self.launch().attached || !self.streams.expects_client()
     }
 
     fn publish(&mut self) -> io::Result<()> {

@@ -65,6 +65,8 @@ pub struct Streams {
     /// And what it has not heard then is kept for it.
     resuming: Option<Resuming>,
     absent: Absent,
+    /// The client was told the end. It reads nothing after that, and what came after would wait for it in vain.
+    ended: bool,
     /// The tasks run: until the client was told so, none of their output is read.
     running: bool,
     /// Bytes of the client's input held for tasks.
@@ -83,6 +85,7 @@ impl Streams {
             remote: false,
             resuming: None,
             absent: if expected { Absent::Expected } else { Absent::Gone },
+            ended: false,
             running: false,
             held: 0,
             buffer: vec![0; HEADER_LEN + MAX_PAYLOAD],
@@ -145,6 +148,8 @@ impl Streams {
         self.client = Some(client);
         self.remote = how != Arrival::Local;
         self.absent = Absent::Expected;
+        // Who was told the end before may have been a connection that nobody heard any more.
+        self.ended &= again;
         Ok(again)
     }
 
@@ -199,8 +204,22 @@ impl Streams {
         self.watchers.tell(frame);
     }
 
+    /// Tells the client the end of the step, after which it is told nothing.
+    pub fn tell_end(&mut self, frame: &Frame) {
+        self.tell(frame);
+        self.ended = true;
+    }
+
+    /// Whether the client was told the end.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Tells the client, if there is one.
     pub fn tell(&mut self, frame: &Frame) {
+        if self.ended {
+            return;
+        }
         let mut bytes = Vec::new();
         if self.absent == Absent::Expected
             && let Some(resuming) = &mut self.resuming

@@ -21,8 +21,6 @@ impl Step {
             Ok(true) => self.deadlines.client_came(),
             Ok(false) => {
                 self.deadlines.client_came();
-                // Who was told the end before may have been a connection that nobody heard any more.
-                self.told = false;
                 if self.state.phase == StepPhase::Running {
                     self.streams.tell(&Frame::Started);
                 }
@@ -118,7 +116,7 @@ impl Step {
 
     /// Whether a client that is lost misses something: one that has heard the end leaves.
     fn has_more_for_the_client(&self) -> bool {
-        self.exited().is_none() || !self.told || self.streams.unheard()
+        self.exited().is_none() || !self.streams.ended() || self.streams.unheard()
     }
 }
 
