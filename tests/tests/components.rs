@@ -165,13 +165,20 @@ fn srun_and_salloc_make_components_and_one_world_of_mpi_as_root() {
         // MPICH itself waits for ever in MPI_Finalize now and then: see `mpi::ranks_on_several_nodes_find_one_another_as_root`.
         let once = || {
             let cmd =
-                hosts.cmd("n1", "timeout").args(["15", "srun", "-w", "n1", "-n1", "--mem=300"]).args(inside);
+                hosts.cmd("n1", "timeout").args(["10", "srun", "-w", "n1", "-n1", "--mem=300"]).args(inside);
             let cmd = cmd.args([":", "-w", "n[2-3]", "-N2", "-n2", "--mem=300"]).args(inside).arg(&ring);
             cmd.env("UCX_TLS", "tcp,self").limit(60).run()
         };
-        let told = (0..4).map(|_| once()).find(|told| told.rc != 124).expect("four runs did not end");
+        let told = (0..10).map(|_| once()).find(|told| told.rc != 124).expect("ten runs did not end");
         assert_eq!((told.rc, told.text().as_str()), (0, "ranks 3 token 3 sum 6 here 1"), "{told}");
     }
+    // By PMIx as well, which knows the whole under the first one's id.
+    let open = hosts.work().join("open");
+    Cmd::new("mpicc.openmpi").arg("-o").arg(&open).arg(machine::workspace().join("tests/mpi/ring.c")).ok();
+    let cmd =
+        hosts.cmd("n1", "srun").args(["-w", "n1", "-n1", "--mem=300", "--mpi=pmix", ":", "-w", "n[2-3]"]);
+    let told = cmd.args(["-N2", "-n2", "--mem=300", "--mpi=pmix"]).arg(&open).limit(60).ok();
+    assert_eq!(told.text(), "ranks 3 token 3 sum 6 here 1");
     // Who fails ends all, where that is asked for; what cannot start in one component ends the others.
     let failing =
         ["-K", "-w", "n1", ":", "-w", "n2", "sh", "-c", "[ $SLURM_PROCID = 1 ] && exit 3; sleep 300"];

@@ -53,7 +53,10 @@ impl Admitted {
 
     fn expect(&self, admission: Admission, now: Instant, time: Duration) {
         let mut inner = self.lock();
-        inner.expected.retain(|_, (_, until)| *until > now);
+        if inner.expected.len() >= MOST {
+            // Who is late opens nothing, and is in nobody's way before.
+            inner.expected.retain(|_, (_, until)| *until > now);
+        }
         if inner.expected.len() >= MOST {
             let oldest = inner.expected.iter().min_by_key(|(_, (_, until))| *until);
             if let Some(oldest) = oldest.map(|(grant, _)| grant.clone()) {

@@ -102,7 +102,7 @@ pub fn variables(launch: &StepLaunch, local: u32) -> Vec<ByteStr> {
 }
 
 /// Name of the step as its tasks have it: the same for those of all components of a job, or they would be no one world.
-fn name(launch: &StepLaunch) -> String {
+pub(super) fn name(launch: &StepLaunch) -> String {
     let job = launch.job.het.as_ref().map_or(launch.key.job, |het| het.leader);
     format!("{job}.{}", launch.key.step)
 }

@@ -3,7 +3,7 @@
 
 use super::environment::is_host;
 use super::files::errno_text;
-use super::pmi::{PmiEvent, exit_code, tasks};
+use super::pmi::{PmiEvent, exit_code, name, tasks};
 use super::step::LaunchFailure;
 use crate::pmix_server::Setup;
 use crate::spool::LaunchFile;
@@ -147,7 +147,7 @@ impl Pmix {
         }
         let (uid, gid) = ids_inside(file);
         let setup = Setup {
-            name: format!("{}.{}", launch.key.job, launch.key.step),
+            name: name(launch),
             node: launch.node_index as usize,
             nodes: launch.layout.nodes.iter().map(|node| node.0.clone()).collect(),
             tasks: launch.layout.tasks.clone(),
