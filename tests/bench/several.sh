@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# One step over eight nodes, ours and Slurm's, in turn in one run: `srun -N8 hostname`. The nodes of both are daemons of their own on this
+# One step over eight nodes, ours and Slurm's, in turn in one run: `srun -N8 hostname`, and how long sixteen ranks take to find one
+# another by PMI-2: a program of Slurm's own library that puts a key, passes a fence and reads all keys, beside `true`. The nodes of both are daemons of their own on this
 # machine: ours in a network namespace, each under its own host name; Slurm's by `slurmd -N`, on the loopback. Trust the ratio.
-# Not part of tests/run.sh. Needs root, slurm-wlm and munge. usage: tests/bench/several.sh [--debug] [ROUNDS]
+# Not part of tests/run.sh. Needs root, slurm-wlm, munge and libpmi2-0-dev. usage: tests/bench/several.sh [--debug] [ROUNDS]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/bench/common.sh
@@ -16,6 +17,7 @@ fi
 rounds=${1-20}
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "'$rounds' is no number of rounds"
 [ "$(id -u)" = 0 ] || die "only root can make a network namespace"
+[ -e /usr/include/slurm/pmi2.h ] || die "there is no slurm/pmi2.h: apt-get install libpmi2-0-dev"
 for program in slurmctld slurmd munged; do has "$program" || die "there is no $program: apt-get install slurm-wlm munge"; done
 [ -x target/debug/bench-alternate ] || cargo build --quiet --package berth-tests --bin bench-alternate
 alternate=$PWD/target/debug/bench-alternate
@@ -118,11 +120,24 @@ cat > "$place/run/ours" << OURS
 exec nsenter --net=/run/netns/$space env BERTH_STATE=$place/head $place/links/srun "\$@"
 OURS
 chmod 755 "$place/run/ours"
+cc -O2 -o "$place/links/keys" tests/mpi/keys.c -lpmi2
+ranks="-N8 -n16 --ntasks-per-node=2"
+for told in "$("$place/run/ours" $ranks -w 'n[1-8]' --mpi=pmi2 "$place/links/keys" plain)" "$(/usr/bin/srun $ranks --mpi=pmi2 "$place/links/keys" plain)"; do
+    [[ $told == "16 of "* ]] || die "sixteen ranks do not find one another: $told"
+done
 "$alternate" latency "$rounds" \
     ours "$place/run/ours -N8 -w n[1-8] hostname" slurm "/usr/bin/srun -N8 hostname" \
     ours1 "$place/run/ours -N1 -w n1 hostname" slurm1 "/usr/bin/srun -N1 hostname" > "$place/run/figures"
+"$alternate" latency "$rounds" \
+    ours_keys "$place/run/ours $ranks -w n[1-8] --mpi=pmi2 $place/links/keys plain" \
+    slurm_keys "/usr/bin/srun $ranks --mpi=pmi2 $place/links/keys plain" \
+    ours_true "$place/run/ours $ranks -w n[1-8] --mpi=none true" \
+    slurm_true "/usr/bin/srun $ranks --mpi=none true" >> "$place/run/figures"
 fsync=$("$alternate" fsync "$place" 20)
 row 'srun -N8 hostname (ms)' "$(ms "$(field ours 2 "$place/run/figures")")" slurm "$(ms "$(field slurm 2 "$place/run/figures")")" 1
 row 'srun -N1 hostname (ms)' "$(ms "$(field ours1 2 "$place/run/figures")")" slurm "$(ms "$(field slurm1 2 "$place/run/figures")")" 1
+of() { field "$1" 2 "$place/run/figures"; }
+row 'srun -N8 -n16 keys (ms)' "$(ms "$(of ours_keys)")" slurm "$(ms "$(of slurm_keys)")" 1
+row '... more than srun -N8 -n16 true (ms)' "$(ms $(($(of ours_keys) - $(of ours_true))))" slurm "$(ms $(($(of slurm_keys) - $(of slurm_true))))" 1
 work=$place/run
 table

@@ -1,5 +1,5 @@
 /* A program that speaks PMI-2 by Slurm's own library: every rank puts a key, and reads those of all after the fence.
- * usage: keys [spawn] */
+ * usage: keys [spawn | plain]; plain: without the characters by which PMI-2 divides its words, which Slurm's server does not take */
 #include <slurm/pmi2.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,13 +19,14 @@ int main(int argc, char **argv)
         printf("spawn: %s\n", rc ? "refused" : "done");
         return PMI2_Finalize() ? 15 : 0;
     }
+    const char *form = argc > 1 && !strcmp(argv[1], "plain") ? "value-of-%d" : "value;of=%d;";
     snprintf(key, sizeof key, "key-%d", rank);
-    snprintf(value, sizeof value, "value;of=%d;", rank);
+    snprintf(value, sizeof value, form, rank);
     if (PMI2_KVS_Put(key, value) || PMI2_KVS_Fence())
         return 11;
     for (int other = 0; other < size; other++) {
         snprintf(key, sizeof key, "key-%d", other);
-        snprintf(wanted, sizeof wanted, "value;of=%d;", other);
+        snprintf(wanted, sizeof wanted, form, other);
         if (PMI2_KVS_Get(job, PMI2_ID_NULL, key, value, sizeof value, &length) || strcmp(value, wanted))
             return 12;
     }

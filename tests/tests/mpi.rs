@@ -248,11 +248,11 @@ fn ranks_on_several_nodes_find_one_another_as_root() {
         // oftener: such a run is ended and tried again. What were wrong with us would be so each time.
         let tried = |options: &[&str]| {
             let once = || {
-                let cmd = hosts.cmd("n1", "timeout").args(["15", "srun"]).args(container).arg("--mem=200");
+                let cmd = hosts.cmd("n1", "timeout").args(["10", "srun"]).args(container).arg("--mem=200");
                 cmd.args(options).arg(&ring).env("UCX_TLS", "tcp,self").limit(60).run()
             };
-            let ended = (0..4).map(|_| once()).find(|told| told.rc != 124);
-            ended.unwrap_or_else(|| panic!("{options:?}: four runs did not end"))
+            let ended = (0..10).map(|_| once()).find(|told| told.rc != 124);
+            ended.unwrap_or_else(|| panic!("{options:?}: ten runs did not end"))
         };
         for (options, ranks, sum) in [(["-N2", "-n2"], 2, 3), (["-N3", "-n3"], 3, 6)] {
             for _ in 0..runs() {
