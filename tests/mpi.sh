@@ -10,4 +10,4 @@ runs=${1-50}
 case "$runs" in
     "" | *[!0-9]*) printf 'tests/mpi.sh: error: %s is no number of runs\n' "$runs" >&2; exit 1 ;;
 esac
-BERTH_MPI_RUNS=$runs exec cargo nextest run -p berth-tests --retries 0 -E 'test(mpi::ranks)'
+BERTH_MPI_RUNS=$runs exec cargo nextest run --workspace --profile long -E 'test(mpi::ranks)'
