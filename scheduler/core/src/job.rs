@@ -13,7 +13,7 @@ use berth_model::spec::Identity;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::{Span, Time};
 use berth_model::tres::{GresKey, Tres};
-use imbl::OrdMap;
+use imbl::{OrdMap, Vector};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(crate) struct Job {
     /// Steps of the current attempt.
     pub(crate) steps: OrdMap<StepId, Arc<StepRow>>,
     /// How far the steps that have not ended are, by place in their `nodes`.
-    pub(crate) progress: OrdMap<StepId, Vec<Progress>>,
+    pub(crate) progress: OrdMap<StepId, Vector<Progress>>,
     /// Why it was not started when it was last tried; `None` means that its turn has not come.
     pub(crate) wait: Option<Reason>,
 }
@@ -84,7 +84,7 @@ impl Job {
             info.reason = self.waits_for();
         }
         if matches!(self.row.phase, Phase::Running(_)) {
-            let first = self.progress.iter().next().and_then(|(_, p)| p.first());
+            let first = self.progress.iter().next().and_then(|(_, p)| p.front());
             // A step on the node's own filesystem has nothing to prepare that a user would wait for.
             let own = self.steps.values().next().and_then(|s| s.spec.as_ref()?.container.as_ref());
             let image = own.or(self.spec.spec.container.as_ref()).is_some();

@@ -150,7 +150,7 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
         key: StepKey { job: job.row.job, attempt: job.row.attempt, step },
         name: String::new(),
         spec: first,
-        nodes: vec![StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None }],
+        nodes: vec![StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None }].into(),
         consumes: false,
         started: common.now,
         time_limit: None,

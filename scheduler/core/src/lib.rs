@@ -16,6 +16,7 @@ mod launch;
 mod listing;
 mod node;
 mod pace;
+mod parts;
 mod place;
 mod rows;
 mod snapshot;
@@ -28,6 +29,7 @@ pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
 pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use pace::Pace;
+pub use parts::Parts;
 pub use rows::{
     Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION,
     Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,

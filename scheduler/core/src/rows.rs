@@ -1,5 +1,6 @@
 //! Durable rows: what the core writes and reads back. Each carries a version; fields are only ever added.
 
+use crate::parts::Parts;
 use crate::tasks::Tasks;
 use berth_model::bytes::ByteStr;
 use berth_model::distribution::Distribution;
@@ -12,6 +13,7 @@ use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState,
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::{Span, Time};
+use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -142,7 +144,7 @@ pub enum Phase {
         /// How it ended.
         result: JobResult,
         /// Nodes that have not answered.
-        left: Vec<NodeName>,
+        left: OrdSet<NodeName>,
         /// Goes back to the queue then.
         requeue: bool,
     },
@@ -218,7 +220,7 @@ pub struct StepRow {
     #[serde(default)]
     pub spec: Option<Arc<StepSpec>>,
     /// Where it is.
-    pub nodes: Vec<StepNode>,
+    pub nodes: Parts,
     /// Whether other steps must leave its CPUs alone (not `--overlap`, not the batch script).
     pub consumes: bool,
     /// When it started.

@@ -1,10 +1,13 @@
 //! The narrow trait behind which durable state lies, and the token that proves a commit.
 
-use crate::rows::{AuditRow, JobRow, MemberRow, MetaRow, NodeRow, SpecRow, StepRow, TokenRow};
-use berth_model::ids::{JobId, NodeName, StepId};
+use crate::rows::{
+    AuditRow, JobRow, MemberRow, MetaRow, NodeRow, Phase, SpecRow, StepNode, StepRow, TokenRow,
+};
+use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::launch::{Program, StepLaunch};
 use berth_model::request::Payload;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where a script or an environment is kept.
@@ -49,6 +52,23 @@ pub enum Write {
     DeleteJob(JobId),
     /// A step. Key: job, attempt, step.
     PutStep(Arc<StepRow>),
+    /// A part of a step as it is since the step's row was written, which is as long as the step has nodes. Key: the step's, and
+    /// the place in its `nodes`. The next row of the step takes its place.
+    PutPart {
+        /// The step.
+        key: StepKey,
+        /// Place in its `nodes`.
+        at: usize,
+        /// The part.
+        part: Box<StepNode>,
+    },
+    /// A node that a job which is ending has left since the job's row was written. The next row of the job takes its place.
+    LeaveNode {
+        /// The job.
+        job: JobId,
+        /// The node.
+        node: NodeName,
+    },
     /// A script and an environment.
     PutPayload {
         /// Under which key.
@@ -131,6 +151,30 @@ pub struct Stored {
     pub members: Vec<MemberRow>,
     /// Tokens.
     pub tokens: Vec<TokenRow>,
+}
+
+impl Stored {
+    /// Brings rows up to date with what was written beside them: parts of steps, and nodes that jobs have left.
+    pub fn bring_up_to_date(
+        &mut self,
+        parts: impl IntoIterator<Item = (StepKey, usize, StepNode)>,
+        left: impl IntoIterator<Item = (JobId, NodeName)>,
+    ) {
+        let steps: BTreeMap<StepKey, usize> = self.steps.iter().map(|step| step.key).zip(0..).collect();
+        for (key, at, part) in parts {
+            if let Some(step) = steps.get(&key).and_then(|place| self.steps.get_mut(*place)) {
+                step.nodes.replace(at, part);
+            }
+        }
+        let jobs: BTreeMap<JobId, usize> = self.jobs.iter().map(|job| job.job).zip(0..).collect();
+        for (job, node) in left {
+            if let Some(job) = jobs.get(&job).and_then(|place| self.jobs.get_mut(*place))
+                && let Phase::Ending { left, .. } = &mut job.phase
+            {
+                left.remove(&node);
+            }
+        }
+    }
 }
 
 /// Fills a `Start`'s script and environment in from what the store holds under the effect's key.

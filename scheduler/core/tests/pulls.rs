@@ -48,8 +48,7 @@ fn what_images_took_is_added_up_once_all_nodes_have_said_it() {
         PullInfo { took: Span::from_secs(3), bytes: 70, hit: false, gpu_wait: Span::from_secs(2 * 3 + 2) };
     assert_eq!(w.info(id).steps[0].pull, Some(both));
     assert_eq!(w.info(id).pull(), Some(both));
-    let row = w.writes.iter().rev().find_map(|w| if let Write::PutStep(row) = w { Some(row) } else { None });
-    assert!(row.unwrap().nodes.iter().all(|n| n.pull.is_some()), "it is in the row");
+    assert!(stored(&w.writes).steps[0].nodes.iter().all(|n| n.pull.is_some()), "it is on record");
 }
 
 #[test]

@@ -58,7 +58,10 @@ fn nonsense_is_refused_by_name() {
             allocation.shares[0].cpus.push(99);
             run.allocation = Arc::new(allocation);
         }),
-        ("step 1.batch", |s| s.steps[0].nodes[0].node = "elsewhere".into()),
+        ("step 1.batch", |s| {
+            let part = StepNode { node: "elsewhere".into(), ..s.steps[0].nodes[0].clone() };
+            s.steps[0].nodes = vec![part].into();
+        }),
         ("node n1", |s| s.nodes[0].hardware.cores.clear()),
     ];
     for (row, spoil) in cases {

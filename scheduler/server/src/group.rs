@@ -6,14 +6,17 @@ use std::collections::BTreeSet;
 
 /// Leaves of each step's and job's row the last one.
 pub(crate) fn only_last(writes: &mut Vec<Write>) {
-    let (mut jobs, mut steps) = (BTreeSet::new(), BTreeSet::new());
+    let (mut jobs, mut steps, mut parts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let keep = writes.iter().rev().map(|write| match write {
         Write::PutJob(row) => jobs.insert(row.job),
         Write::PutStep(row) => steps.insert(row.key),
+        Write::PutPart { key, at, .. } => !steps.contains(key) && parts.insert((*key, *at)),
+        Write::LeaveNode { job, .. } => !jobs.contains(job),
         // Those are about rows as they were.
         Write::DeleteJob(_) | Write::Retire(_) => {
             jobs.clear();
             steps.clear();
+            parts.clear();
             true
         }
         _ => true,
@@ -37,7 +40,7 @@ mod tests {
             key: StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Batch },
             name: "batch".into(),
             spec: None,
-            nodes: vec![node],
+            nodes: vec![node].into(),
             consumes: false,
             started: Time(0),
             time_limit: None,
@@ -69,5 +72,19 @@ mod tests {
         only_last(&mut writes);
         let expected = [1, 2, 3, 4, 5, 6, 8, 9].map(|at| all[at].clone());
         assert_eq!(writes, expected);
+    }
+
+    #[test]
+    fn parts_are_written_unless_a_whole_row_comes_after_them() {
+        let Write::PutStep(row) = step(1, 1) else { unreachable!() };
+        let part = |at: usize, tasks: u32| {
+            let part = StepNode { tasks, ..row.nodes[0].clone() };
+            Write::PutPart { key: row.key, at, part: Box::new(part) }
+        };
+        let left = || Write::LeaveNode { job: JobId(1), node: "n1".into() };
+        let all = vec![part(0, 1), step(1, 1), part(0, 2), part(1, 1), left(), part(0, 3)];
+        let mut writes = all.clone();
+        only_last(&mut writes);
+        assert_eq!(writes, [1, 3, 4, 5].map(|at| all[at].clone()));
     }
 }

@@ -384,6 +384,10 @@ pub(crate) fn write(write: &Write) -> String {
                 .collect();
             format!("step {} {:?} exits {exits:?}", row.key, row.result.as_ref().map(|r| r.state))
         }
+        Write::PutPart { key, part, .. } => {
+            let exit = part.exit.as_ref().map_or("-".into(), |e| e.status.to_string());
+            format!("step {key} on {} exit {exit}", part.node)
+        }
         Write::PutNode(row) => format!("node {} {:?}", row.name, row.condition),
         Write::PutPayload { key, .. } => format!("payload {key:?}"),
         other => format!("{other:?}"),

@@ -37,6 +37,8 @@ pub(crate) struct ModelStore {
     /// The boot of each node, as its row has it.
     boots: BTreeMap<NodeName, String>,
     payloads: BTreeMap<PayloadKey, Vec<u8>>,
+    parts: BTreeMap<(StepKey, usize), Vec<u8>>,
+    left: BTreeSet<(JobId, NodeName)>,
     retired: BTreeSet<JobId>,
     /// The highest cluster time on record, and that which the next commit records.
     pub(crate) clock: Time,
@@ -75,9 +77,17 @@ impl ModelStore {
         for w in writes {
             match w {
                 Write::PutSpec(row) => drop(self.specs.insert(row.job, write(&**row)?)),
-                Write::PutJob(row) => drop(self.jobs.insert(row.job, write(&**row)?)),
+                Write::PutJob(row) => {
+                    self.left.retain(|(job, _)| *job != row.job);
+                    self.jobs.insert(row.job, write(&**row)?);
+                }
+                Write::LeaveNode { job, node } => drop(self.left.insert((*job, node.clone()))),
+                Write::PutPart { key, at, part } => drop(self.parts.insert((*key, *at), write(&**part)?)),
                 Write::DeleteJob(id) => drop(self.jobs.remove(id)),
-                Write::PutStep(row) => drop(self.steps.insert(row.key, write(&**row)?)),
+                Write::PutStep(row) => {
+                    self.parts.retain(|(key, _), _| *key != row.key);
+                    self.steps.insert(row.key, write(&**row)?);
+                }
                 Write::PutPayload { key, payload } => drop(self.payloads.insert(*key, write(&**payload)?)),
                 Write::DeletePayload(key) => drop(self.payloads.remove(key)),
                 Write::PutNode(row) => {
@@ -109,7 +119,7 @@ impl ModelStore {
     /// What a controller reads at its start.
     pub(crate) fn load(&self) -> Result<Stored, String> {
         let live = |id: &JobId| !self.retired.contains(id);
-        Ok(Stored {
+        let mut stored = Stored {
             meta: self.meta.as_deref().map(|t| read::<MetaRow>("the counters", t)).transpose()?,
             specs: self.all(&self.specs, live)?,
             jobs: self.all(&self.jobs, live)?,
@@ -117,7 +127,10 @@ impl ModelStore {
             nodes: self.all::<String, NodeRow>(&self.nodes, |_| true)?,
             members: self.all::<String, MemberRow>(&self.members, |_| true)?,
             tokens: self.all::<String, TokenRow>(&self.tokens, |_| true)?,
-        })
+        };
+        let parts = self.parts.iter().map(|((key, at), bytes)| Ok((*key, *at, read("a part", bytes)?)));
+        stored.bring_up_to_date(parts.collect::<Result<Vec<_>, String>>()?, self.left.iter().cloned());
+        Ok(stored)
     }
 
     fn all<K: Ord + std::fmt::Debug, T: Content>(

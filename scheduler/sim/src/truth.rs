@@ -9,7 +9,7 @@ use berth_model::launch::StepLaunch;
 use berth_model::request::{NodeStateChange, Request};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
-use berth_sched_core::{Event, Phase, Write};
+use berth_sched_core::{Event, Phase, StepNode, Write};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What really became of a step on a node.
@@ -61,23 +61,9 @@ impl Truth {
                     self.record.specs.insert(row.job);
                 }
                 Write::PutStep(row) => {
-                    for part in &row.nodes {
-                        let at = (row.key, part.node.clone());
-                        let now = part.exit.as_ref().map(|e| e.status);
-                        match (self.record.exits.get(&at), now) {
-                            (Some(before), now) if Some(*before) != now => {
-                                return Err(format!(
-                                    "the exit of {} on {} was {before}, and is {now:?} on record",
-                                    row.key, part.node
-                                ));
-                            }
-                            (None, Some(status)) => {
-                                self.record.exits.insert(at, status);
-                            }
-                            _ => {}
-                        }
-                    }
+                    row.nodes.iter().try_for_each(|part| self.part(row.key, part))?;
                 }
+                Write::PutPart { key, part, .. } => self.part(*key, part)?,
                 Write::PutJob(row) => {
                     let known = self.record.attempts.entry(row.job).or_default();
                     if row.attempt < *known {
@@ -106,6 +92,25 @@ impl Truth {
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// How a step is on a node, on record.
+    fn part(&mut self, key: StepKey, part: &StepNode) -> Result<(), String> {
+        let at = (key, part.node.clone());
+        let now = part.exit.as_ref().map(|e| e.status);
+        match (self.record.exits.get(&at), now) {
+            (Some(before), now) if Some(*before) != now => {
+                return Err(format!(
+                    "the exit of {key} on {} was {before}, and is {now:?} on record",
+                    part.node
+                ));
+            }
+            (None, Some(status)) => {
+                self.record.exits.insert(at, status);
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -225,18 +230,22 @@ impl World {
         use berth_model::link::EndCause;
         let mut lost = 0;
         for write in writes {
-            let Write::PutStep(row) = write else { continue };
-            for part in &row.nodes {
+            let (key, parts): (StepKey, Vec<&StepNode>) = match write {
+                Write::PutStep(row) => (row.key, row.nodes.iter().collect()),
+                Write::PutPart { key, part, .. } => (*key, vec![part]),
+                _ => continue,
+            };
+            for part in parts {
                 let failed = part.exit.as_ref().is_some_and(|e| e.ended_by == Some(EndCause::NodeFailed));
-                let known = self.truth.record.exits.contains_key(&(row.key, part.node.clone()));
+                let known = self.truth.record.exits.contains_key(&(key, part.node.clone()));
                 let Some(m) = self.machines.get(&part.node).filter(|_| failed && !known) else { continue };
-                let run = (row.key.job, row.key.attempt);
+                let run = (key.job, key.attempt);
                 if self.truth.is_lost(run, &part.node) || self.restored.is_some() {
                     continue;
                 }
                 lost += 1;
-                if m.spool.get(&row.key).is_some_and(|s| s.lives() && !m.is_over(s, self.now)) {
-                    return Err(format!("{} counts as lost on {}, and runs there", row.key, part.node));
+                if m.spool.get(&key).is_some_and(|s| s.lives() && !m.is_over(s, self.now)) {
+                    return Err(format!("{key} counts as lost on {}, and runs there", part.node));
                 }
             }
         }

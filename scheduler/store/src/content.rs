@@ -4,7 +4,7 @@ use berth_model::ByteStr;
 use berth_model::login::SealedLogin;
 use berth_model::request::Payload;
 use berth_model::spec::BatchScript;
-use berth_sched_core::{AuditRow, JobRow, MemberRow, MetaRow, NodeRow, SpecRow, StepRow, TokenRow};
+use berth_sched_core::{AuditRow, JobRow, MemberRow, MetaRow, NodeRow, SpecRow, StepNode, StepRow, TokenRow};
 
 /// A row's content, written and read. Not generic over what is written: a writer and a reader of each row are compiled here,
 /// once, and not in every package that keeps rows.
@@ -36,7 +36,7 @@ macro_rules! as_json {
     )*};
 }
 
-as_json!(MetaRow, SpecRow, JobRow, StepRow, NodeRow, MemberRow, TokenRow, AuditRow);
+as_json!(MetaRow, SpecRow, JobRow, StepRow, StepNode, NodeRow, MemberRow, TokenRow, AuditRow);
 
 #[cfg(test)]
 as_json!(usize);

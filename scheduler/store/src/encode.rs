@@ -24,6 +24,15 @@ pub(crate) fn step_number(step: StepId) -> i64 {
     }
 }
 
+/// Which step that is.
+pub(crate) fn step_of(number: i64) -> Option<StepId> {
+    match number {
+        -2 => Some(StepId::Batch),
+        -1 => Some(StepId::Interactive),
+        n => u32::try_from(n).ok().map(StepId::Number),
+    }
+}
+
 /// Key columns of a payload.
 pub(crate) fn payload_key(key: PayloadKey) -> (u32, i64) {
     match key {
@@ -155,6 +164,14 @@ mod tests {
         places.sort_unstable();
         places.dedup();
         assert_eq!(places.len(), count);
+    }
+
+    #[test]
+    fn steps_come_back_from_their_numbers() {
+        for step in [StepId::Batch, StepId::Interactive, StepId::Number(0), StepId::Number(u32::MAX)] {
+            assert_eq!(step_of(step_number(step)), Some(step));
+        }
+        assert_eq!((step_of(-3), step_of(1 << 32)), (None, None));
     }
 
     fn decoded(count: usize) -> Result<Vec<usize>, StoreError> {

@@ -1,6 +1,6 @@
 //! Reading beside the writer: scripts and environments for starts, and accounting.
 
-use crate::encode::{decode, decode_payload, payload_key};
+use crate::encode::{decode, decode_payload, payload_key, step_number};
 use crate::error::StoreError;
 use crate::schema;
 use berth_model::JobId;
@@ -235,7 +235,32 @@ impl Reader {
         while let Some(row) = rows.next().map_err(sqlite)? {
             steps.push(decode(&self.path, "steps", row)?);
         }
+        for step in &mut steps {
+            self.bring_up_to_date(transaction, step)?;
+        }
         Ok(steps)
+    }
+}
+
+impl Reader {
+    /// Puts in what was written of the step's parts since its own row, which an unfinished step over several nodes has.
+    fn bring_up_to_date(&self, transaction: &Transaction<'_>, step: &mut StepRow) -> Result<(), StoreError> {
+        if step.result.is_some() || step.nodes.len() < 2 {
+            return Ok(());
+        }
+        let sqlite = |e: rusqlite::Error| self.sqlite(&e);
+        let mut statement = transaction
+            .prepare_cached(
+                "SELECT version, row, at FROM parts WHERE job = ?1 AND attempt = ?2 AND step = ?3",
+            )
+            .map_err(sqlite)?;
+        let key = params![step.key.job.0, step.key.attempt.0, step_number(step.key.step)];
+        let mut rows = statement.query(key).map_err(sqlite)?;
+        while let Some(row) = rows.next().map_err(sqlite)? {
+            let at: u32 = row.get(2).map_err(sqlite)?;
+            step.nodes.replace(at as usize, decode(&self.path, "parts", row)?);
+        }
+        Ok(())
     }
 }
 

@@ -69,6 +69,24 @@ const MIGRATIONS: &[&str] = &[
     );
     CREATE INDEX audit_at ON audit (at);
 ",
+    "
+    -- What changed in steps and jobs over many nodes since their rows were written, which are as long as those are many.
+    -- `step` as in steps, `at`: place in the step's nodes.
+    CREATE TABLE parts (
+        job INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        step INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        row BLOB NOT NULL,
+        PRIMARY KEY (job, attempt, step, at)
+    ) WITHOUT ROWID;
+    CREATE TABLE departures (
+        job INTEGER NOT NULL,
+        node TEXT NOT NULL,
+        PRIMARY KEY (job, node)
+    ) WITHOUT ROWID;
+",
 ];
 
 /// Opens a connection with the settings that every connection has.

@@ -3,14 +3,14 @@
 use crate::DATABASE;
 use crate::checkpoint::{Checkpointer, checkpoint};
 use crate::content::{Content, PAYLOAD_VERSION};
-use crate::encode::{CHUNK, RawRow, decode_all, payload_key, step_number};
+use crate::encode::{CHUNK, RawRow, decode, decode_all, payload_key, step_number, step_of};
 use crate::error::{StoreError, is_full};
 use crate::lock::{DirectoryLock, private_directory};
 use crate::reader::Reader;
 use crate::schema;
 use crate::space::{Ballast, Room};
-use berth_model::{Term, Time};
-use berth_sched_core::{CommitError, JobRow, Phase, Store, Stored, Write};
+use berth_model::{Attempt, JobId, NodeName, StepKey, Term, Time};
+use berth_sched_core::{CommitError, JobRow, Phase, ROW_VERSION, StepNode, Store, Stored, Write};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -161,7 +161,7 @@ impl SqliteStore {
             .map(|bytes| Content::from_bytes(&bytes))
             .transpose()
             .map_err(|e| StoreError::row(&self.path, "counters", e))?;
-        Ok(Stored {
+        let mut stored = Stored {
             meta,
             specs: self.rows(
                 "specs",
@@ -177,7 +177,44 @@ impl SqliteStore {
             nodes: self.rows("nodes", "SELECT version, row FROM nodes ORDER BY name")?,
             members: self.rows("members", "SELECT version, row FROM members ORDER BY name")?,
             tokens: self.rows("tokens", "SELECT version, row FROM tokens ORDER BY id")?,
-        })
+        };
+        let (parts, left) = (self.parts()?, self.departures()?);
+        stored.bring_up_to_date(parts, left);
+        Ok(stored)
+    }
+
+    /// Parts of steps that were written after their rows.
+    fn parts(&self) -> Result<Vec<(StepKey, usize, StepNode)>, StoreError> {
+        let sqlite = |e: rusqlite::Error| self.sqlite(&e);
+        let mut statement = self
+            .connection
+            .prepare(
+                "SELECT parts.version, parts.row, job, attempt, step, at FROM jobs CROSS JOIN parts USING (job)
+                 WHERE jobs.retired = 0",
+            )
+            .map_err(sqlite)?;
+        let mut rows = statement.query([]).map_err(sqlite)?;
+        let mut parts = Vec::new();
+        while let Some(row) = rows.next().map_err(sqlite)? {
+            let key = || -> rusqlite::Result<_> { Ok((row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)) };
+            let (job, attempt, step, at) = key().map_err(sqlite)?;
+            let part = decode(&self.path, "parts", row)?;
+            let Some(step) = step_of(step) else { continue };
+            let at: u32 = at;
+            parts.push((StepKey { job: JobId(job), attempt: Attempt(attempt), step }, at as usize, part));
+        }
+        Ok(parts)
+    }
+
+    /// Nodes that jobs have left after their rows were written.
+    fn departures(&self) -> Result<Vec<(JobId, NodeName)>, StoreError> {
+        let read = || -> rusqlite::Result<Vec<(JobId, NodeName)>> {
+            self.connection
+                .prepare("SELECT job, node FROM departures")?
+                .query_map([], |row| Ok((JobId(row.get(0)?), NodeName(row.get(1)?))))?
+                .collect()
+        };
+        read().map_err(|e| self.sqlite(&e))
     }
 
     /// Reads on this thread and decodes on several: decoding is most of the time of a restart.
@@ -251,6 +288,8 @@ impl SqliteStore {
                 .collect::<rusqlite::Result<_>>()?;
             for (job, spec) in &jobs {
                 transaction.prepare_cached("DELETE FROM steps WHERE job = ?1")?.execute([job])?;
+                transaction.prepare_cached("DELETE FROM parts WHERE job = ?1")?.execute([job])?;
+                transaction.prepare_cached("DELETE FROM departures WHERE job = ?1")?.execute([job])?;
                 transaction.prepare_cached("DELETE FROM payloads WHERE job = ?1")?.execute([job])?;
                 transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job])?;
                 transaction
@@ -347,25 +386,48 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
         Write::PutSpec(spec) => transaction
             .prepare_cached("INSERT OR REPLACE INTO specs VALUES (?1, ?2, ?3)")?
             .execute(params![spec.job.0, spec.version, bytes(&**spec)?])?,
-        Write::PutJob(job) => transaction
-            .prepare_cached(
-                "INSERT INTO jobs (job, version, spec_of, ended, row) VALUES (?1, ?2, ?3, ?4, ?5)
+        Write::PutJob(job) => {
+            forget_beside(transaction, job)?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO jobs (job, version, spec_of, ended, row) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (job) DO UPDATE SET
                  version = ?2, spec_of = ?3, ended = ?4, retired = 0, row = ?5",
-            )?
-            .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), bytes(&**job)?])?,
+                )?
+                .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), bytes(&**job)?])?
+        }
         Write::DeleteJob(job) => {
             transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job.0])?
         }
-        Write::PutStep(step) => transaction
-            .prepare_cached("INSERT OR REPLACE INTO steps VALUES (?1, ?2, ?3, ?4, ?5)")?
+        Write::PutPart { key, at, part } => transaction
+            .prepare_cached("INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
             .execute(params![
-                step.key.job.0,
-                step.key.attempt.0,
-                step_number(step.key.step),
-                step.version,
-                bytes(&**step)?
+                key.job.0,
+                key.attempt.0,
+                step_number(key.step),
+                number(*at as u64),
+                ROW_VERSION,
+                bytes(&**part)?
             ])?,
+        Write::LeaveNode { job, node } => transaction
+            .prepare_cached("INSERT OR REPLACE INTO departures VALUES (?1, ?2)")?
+            .execute(params![job.0, node.0])?,
+        Write::PutStep(step) => {
+            if step.nodes.len() > 1 {
+                transaction
+                    .prepare_cached("DELETE FROM parts WHERE job = ?1 AND attempt = ?2 AND step = ?3")?
+                    .execute(params![step.key.job.0, step.key.attempt.0, step_number(step.key.step)])?;
+            }
+            transaction.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
+                params![
+                    step.key.job.0,
+                    step.key.attempt.0,
+                    step_number(step.key.step),
+                    step.version,
+                    bytes(&**step)?
+                ],
+            )?
+        }
         Write::PutPayload { key, payload } => {
             let (job, step) = payload_key(*key);
             transaction
@@ -413,6 +475,19 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
 /// An entry's number as SQLite has it. There are never so many.
 pub(crate) fn number(of_entry: u64) -> i64 {
     i64::try_from(of_entry).unwrap_or(i64::MAX)
+}
+
+/// What was written beside the job's row is in the new one. Of jobs on one node there is nothing beside.
+fn forget_beside(transaction: &Transaction<'_>, job: &JobRow) -> rusqlite::Result<()> {
+    let run = match &job.phase {
+        Phase::Pending => return Ok(()),
+        Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
+        Phase::Ended { run, .. } => run.as_ref(),
+    };
+    if run.is_some_and(|run| run.allocation.nodes.len() > 1) {
+        transaction.prepare_cached("DELETE FROM departures WHERE job = ?1")?.execute([job.job.0])?;
+    }
+    Ok(())
 }
 
 fn ended(job: &JobRow) -> Option<i64> {

@@ -140,7 +140,8 @@ fn step(job: u32) -> Write {
                 ended_by: None,
                 image: None,
             }),
-        }],
+        }]
+        .into(),
         consumes: false,
         started: Time(50),
         time_limit: None,
@@ -397,14 +398,67 @@ fn a_second_controller_is_refused_by_name() {
 }
 
 #[test]
+fn a_part_beside_its_step_counts_until_the_step_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let Write::PutStep(whole) = step(1) else { unreachable!() };
+    let exit = whole.nodes[0].exit.clone();
+    let open = |name: &str| StepNode { node: name.into(), exit: None, ..whole.nodes[0].clone() };
+    let begun =
+        StepRow { nodes: ["n1", "n2", "n3"].map(open).to_vec().into(), result: None, ..(*whole).clone() };
+    let names = || ["n1", "n2", "n3"].map(NodeName::from);
+    let mut run = run();
+    run.allocation = Arc::new(Allocation {
+        nodes: names().to_vec(),
+        shares: vec![NodeShare::default(); 3],
+        tasks: vec![1; 3],
+    });
+    let Write::PutJob(mut job) = ended(1, 70) else { unreachable!() };
+    let Phase::Ended { result, .. } = job.phase.clone() else { unreachable!() };
+    job.phase = Phase::Ending { run, result, left: names().into_iter().collect(), requeue: false };
+    let part = |at: usize| {
+        let part = StepNode { exit: exit.clone(), ..open(&format!("n{}", at + 1)) };
+        Write::PutPart { key: whole.key, at, part: Box::new(part) }
+    };
+    let left = |name: &str| Write::LeaveNode { job: JobId(1), node: name.into() };
+    commit(&mut store, &[spec(1), Write::PutStep(Arc::new(begun.clone())), Write::PutJob(job.clone())])
+        .unwrap();
+    commit(&mut store, &[part(2), left("n3"), part(0), left("n1")]).unwrap();
+    drop(store);
+
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let stored = store.load().unwrap();
+    let ended: Vec<bool> = stored.steps[0].nodes.iter().map(|part| part.exit.is_some()).collect();
+    assert_eq!((ended, stored.steps[0].nodes.open()), (vec![true, false, true], 1));
+    let Phase::Ending { left: still, .. } = &stored.jobs[0].phase else { unreachable!() };
+    assert_eq!(still.iter().collect::<Vec<_>>(), [&NodeName::from("n2")]);
+    let mut rss = Vec::new();
+    let all = AccountingQuery { ids: vec![JobId(1)], ..Default::default() };
+    let usage = |page: Vec<berth_model::record::JobInfo>| {
+        rss.extend(page.iter().flat_map(|job| job.steps.iter().map(|s| s.usage.max_rss)));
+        Ok(())
+    };
+    store.reader().accounting(&all, 10, usage).unwrap();
+    assert_eq!(rss, [9], "of what has ended");
+    // As they are written whole, nothing beside them counts any more.
+    commit(&mut store, &[Write::PutStep(Arc::new(begun)), Write::PutJob(job)]).unwrap();
+    let stored = store.load().unwrap();
+    assert_eq!(stored.steps[0].nodes.open(), 3);
+    assert!(matches!(&stored.jobs[0].phase, Phase::Ending { left, .. } if left.len() == 3));
+}
+
+#[test]
 fn a_database_without_members_gets_their_tables() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(dir.path()).unwrap();
     commit(&mut store, &[spec(1), pending(1), counters(2)]).unwrap();
     drop(store);
     let raw = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
-    raw.execute_batch("DROP TABLE members; DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1")
-        .unwrap();
+    raw.execute_batch(
+        "DROP TABLE members; DROP TABLE tokens; DROP TABLE audit; DROP TABLE parts; DROP TABLE departures;
+         PRAGMA user_version = 1",
+    )
+    .unwrap();
     // What an earlier version wrote has no number for the log.
     let counters = br#"{"version":1,"next_job":2,"clock":99}"#.to_vec();
     raw.execute("UPDATE meta SET value = ?1 WHERE key = 'counters'", [counters]).unwrap();
@@ -434,7 +488,7 @@ fn a_newer_database_is_refused() {
     raw.pragma_update(None, "user_version", 77).unwrap();
     drop(raw);
     let text = SqliteStore::open(dir.path()).unwrap_err().to_string();
-    assert!(text.contains("schema 77, this version knows up to 2"), "{text}");
+    assert!(text.contains("schema 77, this version knows up to 3"), "{text}");
 }
 
 #[test]

@@ -333,12 +333,9 @@ impl Cluster {
             let open: Vec<(StepId, usize, Option<EndCause>, Option<Progress>)> = job
                 .steps
                 .iter()
-                .flat_map(|(step, row)| {
-                    row.nodes.iter().enumerate().map(move |(at, part)| (step, row, at, part))
-                })
-                .filter(|(_, _, _, part)| part.node == *node && part.exit.is_none())
-                .map(|(step, row, at, _)| {
-                    (*step, at, row.ending, job.progress.get(step).and_then(|p| p.get(at)).copied())
+                .filter_map(|(step, row)| {
+                    let at = row.nodes.find(node).filter(|at| row.nodes[*at].exit.is_none())?;
+                    Some((*step, at, row.ending, job.progress.get(step).and_then(|p| p.get(at)).copied()))
                 })
                 .collect();
             for (step, at, ending, progress) in open {
@@ -397,7 +394,7 @@ impl Cluster {
     }
 
     fn step_report(&mut self, node: &NodeName, key: StepKey, phase: StepPhase) {
-        let at = self.step(key).and_then(|s| s.nodes.iter().position(|p| p.node == *node));
+        let at = self.step(key).and_then(|s| s.nodes.find(node));
         let Some(at) = at.or_else(|| self.take_over_step(node, key)) else {
             if matches!(phase, StepPhase::Exited(_)) {
                 // Known no more, or told a second time. What the node still has of its job it names itself.
@@ -430,16 +427,13 @@ impl Cluster {
 
     /// What a step's image took on its node: written down once.
     fn pulled(&mut self, node: &NodeName, key: StepKey, mut pull: ImagePull) {
-        let found = pull.found.take();
-        if let Some(found) =
-            found.filter(|_| self.step(key).is_some_and(|s| s.nodes.iter().any(|p| p.node == *node)))
-        {
+        let Some(at) = self.step(key).and_then(|s| s.nodes.find(node)) else { return };
+        if let Some(found) = pull.found.take() {
             self.keep_image(key.job, key.step, *found);
         }
-        let parts = self.step(key).map(|s| s.nodes.as_slice()).unwrap_or_default();
-        let Some(at) = parts.iter().position(|p| p.node == *node && p.pull.is_none()) else { return };
-        if let Some(step) = self.step_mut(key.job, key.step) {
-            step.nodes[at].pull = Some(pull);
+        let told = self.step(key).is_none_or(|s| s.nodes[at].pull.is_some());
+        if !told && let Some(step) = self.part_mut(key.job, key.step, at) {
+            step.nodes.pulled(at, pull);
         }
     }
 

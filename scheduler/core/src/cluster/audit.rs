@@ -27,12 +27,12 @@ impl Cluster {
         let mut expected: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (id, job) in &self.jobs {
             let nodes = match &job.row.phase {
-                Phase::Running(run) => &run.allocation.nodes,
-                Phase::Ending { left, .. } => left,
+                Phase::Running(run) => run.allocation.nodes.clone(),
+                Phase::Ending { left, .. } => left.iter().cloned().collect(),
                 Phase::Pending | Phase::Ended { .. } => continue,
             };
             for node in nodes {
-                expected.entry(node.clone()).or_default().insert((*id, job.row.attempt));
+                expected.entry(node).or_default().insert((*id, job.row.attempt));
             }
         }
         for (name, node) in &self.nodes {

@@ -133,11 +133,13 @@ impl Cluster {
         if let Some(found) = exit.image.as_mut().and_then(|pull| pull.found.take()) {
             self.keep_image(job, id, *found);
         }
-        let Some(step) = self.step_mut(job, id) else { return };
-        let Some(part) = step.nodes.get_mut(at).filter(|p| p.exit.is_none()) else { return };
-        part.pull = exit.image.take().or(part.pull.take());
-        part.exit = Some(exit);
-        if step.nodes.iter().any(|p| p.exit.is_none()) {
+        let Some(step) = self.part_mut(job, id, at) else { return };
+        // When many cannot start, the others are told once.
+        let failed = failed && step.ending.is_none();
+        if !step.nodes.end(at, exit) {
+            return;
+        }
+        if step.nodes.open() > 0 {
             if failed {
                 // What could not start on one node is of no use on the others.
                 self.end_step(job, id, EndCause::JobEnded, None, None);
@@ -208,7 +210,12 @@ impl Cluster {
             ended: now,
         };
         if let Some(job) = self.job_mut(id) {
-            job.row.phase = Phase::Ending { run, result, left: nodes.clone(), requeue: verdict.requeue };
+            job.row.phase = Phase::Ending {
+                run,
+                result,
+                left: nodes.iter().cloned().collect(),
+                requeue: verdict.requeue,
+            };
         }
         self.refuse_waiting(id);
         let kill_wait = verdict.kill_wait.unwrap_or(self.config.kill_wait);
@@ -250,12 +257,15 @@ impl Cluster {
             n.refit_if_free(&self.config);
         }
         self.room_on(node);
-        let Some(record) = self.job_mut(job) else { return };
+        let Some(record) = self.job_live(job) else { return };
         let Phase::Ending { left, .. } = &mut record.row.phase else { return };
-        left.retain(|n| n != node);
-        if left.is_empty() {
-            self.conclude(job);
+        if left.remove(node).is_none() {
+            return;
         }
+        if left.is_empty() {
+            return self.conclude(job);
+        }
+        self.out.left.insert((job, node.clone()));
     }
 
     /// Step parts on a node that never reported an exit get one: they are lost, or never ran.
@@ -265,9 +275,10 @@ impl Cluster {
             .steps
             .iter()
             .filter(|(_, s)| s.result.is_none())
-            .flat_map(|(id, s)| s.nodes.iter().enumerate().map(move |(at, part)| (*id, at, part)))
-            .filter(|(_, _, part)| part.node == *node && part.exit.is_none())
-            .map(|(id, at, _)| (id, at))
+            .filter_map(|(id, s)| {
+                let at = s.nodes.find(node).filter(|at| s.nodes[*at].exit.is_none())?;
+                Some((*id, at))
+            })
             .collect();
         for (id, at) in open {
             let exit = self.unseen(job, id).unwrap_or_else(|| unreported(cause, self.clock));
@@ -397,6 +408,10 @@ impl Cluster {
 
     fn refresh_derived(&mut self, id: JobId) {
         let now_derived = self.derived(id);
+        let stale = |job: &Arc<crate::job::Job>| matches!(&job.row.phase, Phase::Ending { result, .. } if result.derived != now_derived);
+        if !self.job(id).is_some_and(stale) {
+            return;
+        }
         let Some(job) = self.job_mut(id) else { return };
         if let Phase::Ending { result, .. } = &mut job.row.phase {
             result.derived = now_derived;
@@ -436,8 +451,7 @@ impl Cluster {
             step.cancelled_by = by;
         }
         let key = step.key;
-        let nodes: Vec<NodeName> =
-            step.nodes.iter().filter(|p| p.exit.is_none()).map(|p| p.node.clone()).collect();
+        let nodes: Vec<NodeName> = step.nodes.unended().map(|(_, part)| part.node.clone()).collect();
         let kill_wait = kill_wait.unwrap_or(self.config.kill_wait);
         for node in nodes {
             self.send(&node, ToAgent::Terminate { term: self.term, key, kill_wait, cause });

@@ -22,7 +22,7 @@ impl Cluster {
         let entered = running(record, enter.step)?;
         let here: Vec<&StepNode> = match (&spec.receive, &enter.node) {
             // A file goes to all nodes on which the step still runs.
-            (Some(_), None) => entered.nodes.iter().filter(|n| n.exit.is_none()).collect(),
+            (Some(_), None) => entered.nodes.unended().map(|(_, part)| part).collect(),
             _ => vec![part(job, entered, enter)?],
         };
         let mut spec = spec.clone();
@@ -81,7 +81,7 @@ fn part<'a>(job: JobId, step: &'a StepRow, enter: &EnterSpec) -> Result<&'a Step
     let names: Vec<&str> = step.nodes.iter().map(|n| n.node.0.as_str()).collect();
     let on = berth_model::hostlist::compress(&names);
     let found = match &enter.node {
-        Some(name) => step.nodes.iter().find(|n| n.node == *name).ok_or_else(|| {
+        Some(name) => step.nodes.find(name).and_then(|at| step.nodes.get(at)).ok_or_else(|| {
             Refusal::new(
                 RefusalCode::NotFound,
                 format!("step {job}.{id} is not on node {name}: it is on {on}"),

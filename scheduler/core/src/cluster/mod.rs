@@ -109,6 +109,9 @@ struct Changes {
     first: Vec<Write>,
     jobs: BTreeSet<JobId>,
     steps: BTreeSet<StepKey>,
+    /// Parts of steps of which nothing else changed, and nodes that jobs have left of which nothing else did.
+    parts: BTreeSet<(StepKey, usize)>,
+    left: BTreeSet<(JobId, NodeName)>,
     nodes: BTreeSet<NodeName>,
     meta: bool,
     last: Vec<Write>,
@@ -351,6 +354,19 @@ impl Cluster {
         Some(Arc::make_mut(job))
     }
 
+    /// A step to change durably in one of its parts alone.
+    fn part_mut(&mut self, job: JobId, step: StepId, at: usize) -> Option<&mut StepRow> {
+        let record = Arc::make_mut(self.jobs.get_mut(&job)?);
+        let row = record.steps.get_mut(&step)?;
+        if row.nodes.len() > 1 {
+            self.out.parts.insert((row.key, at));
+        } else {
+            self.out.steps.insert(row.key);
+        }
+        self.out.changed.insert(job);
+        Some(Arc::make_mut(row))
+    }
+
     /// A step to change durably.
     fn step_mut(&mut self, job: JobId, step: StepId) -> Option<&mut StepRow> {
         let record = Arc::make_mut(self.jobs.get_mut(&job)?);
@@ -385,6 +401,18 @@ impl Cluster {
         for key in &out.steps {
             if let Some(step) = self.step(*key) {
                 writes.push(Write::PutStep(step.clone()));
+            }
+        }
+        // What a whole row says is not said again.
+        for (key, at) in &out.parts {
+            let part = self.step(*key).and_then(|step| step.nodes.get(*at));
+            if let Some(part) = part.filter(|_| !out.steps.contains(key)) {
+                writes.push(Write::PutPart { key: *key, at: *at, part: Box::new(part.clone()) });
+            }
+        }
+        for (job, node) in out.left {
+            if self.jobs.contains_key(&job) && !out.jobs.contains(&job) {
+                writes.push(Write::LeaveNode { job, node });
             }
         }
         for name in &out.nodes {

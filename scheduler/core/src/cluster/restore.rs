@@ -129,12 +129,13 @@ impl Cluster {
             if let Some(part) = row.nodes.iter().find(|p| !run.on(&p.node)) {
                 return bad(name, format!("its job has nothing on node {}", part.node));
             }
-            let open = row.result.is_none() && row.nodes.iter().any(|p| p.exit.is_none());
+            let open = row.result.is_none() && row.nodes.open() > 0;
             if open && matches!(job.row.phase, Phase::Ended { .. }) {
                 return bad(name, "it has not ended, but its job has");
             }
             if open {
-                job.progress.insert(row.key.step, vec![Progress::Sent(cluster.clock); row.nodes.len()]);
+                let sent = std::iter::repeat_n(Progress::Sent(cluster.clock), row.nodes.len());
+                job.progress.insert(row.key.step, sent.collect());
             }
             job.steps.insert(row.key.step, Arc::new(row));
         }
@@ -148,7 +149,7 @@ impl Cluster {
         let name = || format!("job {id}");
         let holds: Vec<_> = match &job.row.phase {
             Phase::Running(run) => run.allocation.nodes.clone(),
-            Phase::Ending { left, .. } => left.clone(),
+            Phase::Ending { left, .. } => left.iter().cloned().collect(),
             Phase::Pending | Phase::Ended { .. } => Vec::new(),
         };
         if let Some(run) = job.run() {

@@ -4,6 +4,7 @@
 use super::Cluster;
 use crate::event::Effect;
 use crate::job::Progress;
+use crate::parts::Parts;
 use crate::rows::{Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
 use berth_model::distribution::Distribution;
@@ -169,7 +170,7 @@ impl Cluster {
                 key,
                 name: "taken over".to_string(),
                 spec: None,
-                nodes: Vec::new(),
+                nodes: Parts::default(),
                 consumes: false,
                 started: now,
                 time_limit: None,
@@ -186,7 +187,7 @@ impl Cluster {
         let at = step.nodes.len() - 1;
         let progress = &mut self.job_live(key.job)?.progress;
         let mut parts = progress.get(&key.step).cloned().unwrap_or_default();
-        parts.push(Progress::Sent(now));
+        parts.push_back(Progress::Sent(now));
         progress.insert(key.step, parts);
         Some(at)
     }

@@ -102,7 +102,7 @@ fn used<'a>(job: &'a Job, run: &Run) -> BTreeMap<&'a NodeName, Used> {
         run.allocation.nodes.iter().zip(&run.allocation.shares).collect();
     let mut all: BTreeMap<&NodeName, Used> = BTreeMap::new();
     for step in job.steps.values().filter(|s| s.result.is_none() && s.consumes) {
-        for part in step.nodes.iter().filter(|n| n.exit.is_none()) {
+        for (_, part) in step.nodes.unended() {
             let Some(share) = part.share.as_ref().or_else(|| shares.get(&part.node).copied()) else {
                 continue;
             };
@@ -508,7 +508,7 @@ impl Cluster {
             key,
             name: plan.name,
             spec,
-            nodes: plan.nodes,
+            nodes: plan.nodes.into(),
             distribution: plan.distribution,
             consumes: plan.consumes,
             started: plan.started,
@@ -521,7 +521,7 @@ impl Cluster {
         };
         let Some(record) = self.job_live(job) else { return };
         record.steps.insert(id, Arc::new(row));
-        record.progress.insert(id, vec![Progress::Sent(now); parts]);
+        record.progress.insert(id, std::iter::repeat_n(Progress::Sent(now), parts).collect());
         self.out.steps.insert(key);
         for at in 0..parts {
             self.send_start(job, id, at);

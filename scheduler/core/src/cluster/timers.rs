@@ -145,7 +145,7 @@ impl Cluster {
                 let mut ends = Vec::new();
                 for (step, row) in job.steps.iter().filter(|(_, s)| s.result.is_none()) {
                     let progress = job.progress.get(step);
-                    for (at, part) in row.nodes.iter().enumerate().filter(|(_, p)| p.exit.is_none()) {
+                    for (at, part) in row.nodes.unended() {
                         if let Some(cause) = row.ending {
                             ends.push((part.node.clone(), row.key, cause));
                             again = true;

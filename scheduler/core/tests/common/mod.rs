@@ -13,7 +13,7 @@ use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A store that keeps nothing: it only proves commits.
 pub struct Nowhere;
@@ -28,13 +28,22 @@ pub fn stored(writes: &[Write]) -> Stored {
     let (mut specs, mut jobs, mut steps, mut nodes) =
         (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut members, mut tokens) = (BTreeMap::new(), BTreeMap::new());
+    let (mut parts, mut left) = (BTreeMap::new(), BTreeSet::new());
     let mut meta = None;
     for w in writes {
         match w {
             Write::PutSpec(r) => drop(specs.insert(r.job, (**r).clone())),
-            Write::PutJob(r) => drop(jobs.insert(r.job, (**r).clone())),
+            Write::PutJob(r) => {
+                left.retain(|(job, _)| *job != r.job);
+                jobs.insert(r.job, (**r).clone());
+            }
+            Write::LeaveNode { job, node } => drop(left.insert((*job, node.clone()))),
+            Write::PutPart { key, at, part } => drop(parts.insert((*key, *at), (**part).clone())),
             Write::DeleteJob(id) => drop(jobs.remove(id)),
-            Write::PutStep(r) => drop(steps.insert(r.key, (**r).clone())),
+            Write::PutStep(r) => {
+                parts.retain(|(key, _), _| *key != r.key);
+                steps.insert(r.key, (**r).clone());
+            }
             Write::PutNode(r) => drop(nodes.insert(r.name.clone(), (**r).clone())),
             Write::PutMeta(r) => meta = Some(r.clone()),
             Write::DeleteNode(name) => drop(nodes.remove(name)),
@@ -45,7 +54,7 @@ pub fn stored(writes: &[Write]) -> Stored {
             Write::PutPayload { .. } | Write::DeletePayload(_) | Write::Retire(_) | Write::AddAudit(_) => {}
         }
     }
-    Stored {
+    let mut stored = Stored {
         meta,
         specs: specs.into_values().collect(),
         jobs: jobs.into_values().collect(),
@@ -53,7 +62,9 @@ pub fn stored(writes: &[Write]) -> Stored {
         nodes: nodes.into_values().collect(),
         members: members.into_values().collect(),
         tokens: tokens.into_values().collect(),
-    }
+    };
+    stored.bring_up_to_date(parts.into_iter().map(|((key, at), part)| (key, at, part)), left);
+    stored
 }
 
 pub struct World {
