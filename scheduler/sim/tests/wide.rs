@@ -45,6 +45,16 @@ const COSTS: Costs = Costs {
     environment: 4096,
 };
 
+/// How Starts get to nodes.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// From the controller to each.
+    Direct,
+    /// From the controller to every so-manieth, which passes them on to the others: what is the same in all goes over once. This is what a tree
+    /// would be; there is none.
+    Tree(usize),
+}
+
 /// What a launch came to.
 struct Launch {
     messages: usize,
@@ -90,6 +100,9 @@ struct Room {
     ran: usize,
     launch: Launch,
     costs: Costs,
+    shape: Shape,
+    /// Starts of this turn, for those who pass them on.
+    bundle: Vec<(usize, ToAgent)>,
 }
 
 const BEGIN: i64 = 1_000_000_000_000;
@@ -114,7 +127,7 @@ fn size(launch: &StepLaunch, environment: usize) -> usize {
 }
 
 impl Room {
-    fn new(count: usize, costs: Costs) -> Room {
+    fn new(count: usize, costs: Costs, shape: Shape) -> Room {
         let core = Cluster::new(CoreConfig::new(&Config::default()).unwrap(), Term(1));
         let names: Vec<NodeName> = (0..count).map(|n| NodeName(format!("node{n:05}"))).collect();
         let agent = |name: &NodeName| {
@@ -146,6 +159,8 @@ impl Room {
             busy_until: 0,
             turning: false,
             sending_until: 0,
+            shape,
+            bundle: Vec::new(),
             agents,
             sessions: vec![Session(0); count],
             names,
@@ -220,9 +235,40 @@ impl Room {
                 }
             }
         }
+        self.send_bundles();
+    }
+
+    /// To each of those who pass on: their own Start, and of the others what is theirs alone.
+    fn send_bundles(&mut self) {
+        const OWN: usize = 200;
+        let Shape::Tree(wide) = self.shape else { return };
+        let mut rest = std::mem::take(&mut self.bundle).into_iter().peekable();
+        while rest.peek().is_some() {
+            let group: Vec<(usize, ToAgent)> = rest.by_ref().take(wide).collect();
+            let whole = match &group[0].1 {
+                ToAgent::Start(start) => size(&start.launch, self.costs.environment),
+                _ => 0,
+            };
+            let bytes = whole + OWN * (group.len() - 1);
+            let kib = |bytes: usize| self.costs.kib * i64::try_from(bytes).unwrap() / 1024;
+            self.sending_until = self.sending_until.max(self.now) + self.costs.send + kib(bytes);
+            let there = self.sending_until - self.now + self.costs.latency;
+            let on = self.costs.send + kib(whole);
+            self.launch.kib += bytes / 1024;
+            self.launch.told = self.sending_until;
+            for (place, (at, message)) in (0i64..).zip(group) {
+                self.launch.messages += 1;
+                // It takes its own first.
+                let after = if place == 0 { there } else { there + place * on + self.costs.latency };
+                self.plan(after, What::ToNode(at, Box::new(message)));
+            }
+        }
     }
 
     fn send(&mut self, at: usize, message: ToAgent) {
+        if matches!((&message, self.shape), (ToAgent::Start(_), Shape::Tree(_))) {
+            return self.bundle.push((at, message));
+        }
         if let ToAgent::Welcome { session, .. } = &message {
             self.sessions[at] = *session;
         }
@@ -287,9 +333,9 @@ impl Room {
 }
 
 /// `srun -N COUNT true`, on nodes that wait for it.
-fn launch(count: u32, costs: Costs) -> Launch {
+fn launch(count: u32, costs: Costs, shape: Shape) -> Launch {
     let nodes = usize::try_from(count).unwrap();
-    let mut room = Room::new(nodes, costs);
+    let mut room = Room::new(nodes, costs, shape);
     room.settle();
     assert_eq!(room.sessions.iter().filter(|session| session.0 > 0).count(), nodes, "not all registered");
     let mut spec = berth_samples::job(JobKind::Run, "wide");
@@ -316,7 +362,7 @@ fn launch(count: u32, costs: Costs) -> Launch {
 
 #[test]
 fn a_step_over_a_thousand_nodes_starts_once_on_each() {
-    let launch = launch(1000, COSTS);
+    let launch = launch(1000, COSTS, Shape::Direct);
     // Two commits, a start, and what a thousand messages take: nothing waits for anything else.
     assert!(launch.running < 400_000 && launch.ended < 2_000_000, "{} {}", launch.running, launch.ended);
 }
@@ -326,15 +372,19 @@ fn a_step_over_a_thousand_nodes_starts_once_on_each() {
 fn what_a_launch_takes() {
     let counts = std::env::var("COUNTS").unwrap_or_else(|_| "10 100 1000".into());
     for count in counts.split_whitespace() {
-        let l = launch(count.parse().unwrap(), COSTS);
+        let count: u32 = count.parse().unwrap();
+        let l = launch(count, COSTS, Shape::Direct);
+        let tree = launch(count, COSTS, Shape::Tree(64));
         let ms = |us: i64| format!("{}.{}", us / 1000, us % 1000 / 100);
         println!(
-            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}",
+            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}\t{}\t{}",
             l.kib,
             ms(l.told),
             ms(l.running),
             ms(l.ended),
-            l.core
+            l.core,
+            ms(tree.running),
+            ms(tree.ended)
         );
     }
 }
