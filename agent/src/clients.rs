@@ -163,9 +163,11 @@ async fn serve_peer(
                     return write_frame(&mut stream, &Frame::Refused(text.to_string())).await;
                 }
                 let (stdout, stderr, terminal) = (watch.stdout, watch.stderr, watch.terminal);
+                // On this machine the connection is the supervisor's own, and breaks with one of its ends alone.
+                let resume = watch.step.resume.filter(|_| how == ToSupervisor::AttachRemote);
                 let fd: OwnedFd = stream.into_std()?.into();
                 // A supervisor that ended meanwhile closes it, and the client asks again.
-                let _ = to.send((ToSupervisor::Watch { stdout, stderr, terminal }, Some(fd)));
+                let _ = to.send((ToSupervisor::Watch { stdout, stderr, terminal, resume }, Some(fd)));
                 Ok(())
             }
             Ok(Answer::Ended(exit)) => {

@@ -28,6 +28,12 @@ fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
     let into = format!("sh pieces | {small} sha256sum > in");
     let into = hosts.cmd("head", "sh").args(["-c", &into]).limit(240).spawn();
     let size = || std::fs::metadata(work.join("out")).map_or(0, |file| file.len());
+    assert!(wait(60, || (size() > 1 << 20).then_some(())).is_some(), "{} bytes came", size());
+    let names = hosts.cmd("head", "squeue").args(["-h", "--steps", "-o", "%i %j"]).ok().text();
+    let sh = names.lines().find_map(|line| line.trim().strip_suffix(" sh")).unwrap().to_string();
+    // A terminal that nobody types on.
+    let beside = format!("exec sattach {sh} > beside 2> said");
+    let beside = hosts.cmd("head", "sh").args(["-c", &beside]).stdin_open().limit(240).spawn();
     for (daemon, host, at) in
         [("controller", "head", 10), ("agent", "n1", 25), ("agent", "head", 40), ("controller", "head", 55)]
     {
@@ -36,11 +42,17 @@ fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
         hosts.root(host, "berth").args(["up", "--detach"]).ok();
         assert!(size() < 90 << 20, "it is nearly over: nothing broke in the middle");
     }
-    for step in [out, into] {
+    for step in [out, into, beside] {
         let ended = step.finish();
         assert_eq!(ended.rc, 0, "{ended}");
     }
     let wanted = sum(&work, "sh pieces | sha256sum");
     assert_eq!(sum(&work, "sha256sum out"), wanted, "{} bytes came out", size());
     assert_eq!(sum(&work, "cat in"), wanted);
+    // Who came later heard all that was said from then on.
+    let heard = std::fs::metadata(work.join("beside")).unwrap().len();
+    assert!(heard > 80 << 20, "{heard} bytes were heard beside it");
+    let rest = sum(&work, &format!("tail -c {heard} out | sha256sum"));
+    assert_eq!(sum(&work, "sha256sum beside"), rest, "of {heard} bytes");
+    assert_eq!(std::fs::read_to_string(work.join("said")).unwrap(), "");
 }

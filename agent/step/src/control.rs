@@ -85,6 +85,10 @@ pub enum ToSupervisor {
         stderr: Option<u32>,
         /// Input is keys of a terminal.
         terminal: bool,
+        /// It goes on where it was when its connection breaks. A supervisor of an earlier version does not know this, and answers as to one
+        /// that does not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<berth_stream::Resume>,
     },
     /// The step goes on until then, by the clock since boot, without another renewal.
     Renew {

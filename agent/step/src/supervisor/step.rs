@@ -388,9 +388,9 @@ impl Step {
                     self.attach(fd, how);
                 }
             }
-            ToSupervisor::Watch { stdout, stderr, terminal } => {
+            ToSupervisor::Watch { stdout, stderr, terminal, resume } => {
                 if let Some(fd) = fds.into_iter().next() {
-                    self.watch(fd, (stdout, stderr), terminal);
+                    self.watch(fd, (stdout, stderr), terminal, resume);
                 }
             }
             ToSupervisor::Signal { signal, leaders_only } => {

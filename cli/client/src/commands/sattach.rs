@@ -3,8 +3,9 @@
 //!
 //! The step is named as JOB.STEP (12.0, 12_3.1) and is one's own; root attaches to any. Ctrl-C ends sattach alone, and so does
 //! any other signal: the step goes on. When its input ends, that of the tasks does not. The exit code is the highest of the
-//! tasks', as srun's. A sattach that does not read for 20 seconds while there is output for it is let go, so that it cannot
-//! hold the step up.
+//! tasks', as srun's. When the connection to another machine breaks, sattach goes on where it was, and nothing is lost. One that
+//! does not read for 20 seconds while there is output for it, or is away for that long, is let go, so that it cannot hold the
+//! step up.
 
 use crate::error::{Failure, Outcome};
 use crate::getopt::{Arg, Opt, Parsed, Spec};

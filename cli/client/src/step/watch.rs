@@ -9,13 +9,15 @@ use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
 use berth_model::StepKey;
+use berth_model::hostlist;
 use berth_model::launch::{Layout, StepExit};
 use berth_model::query::JobQuery;
 use berth_model::record::StepInfo;
 use berth_model::state::ExitStatus;
 use berth_rpc::Client;
-use berth_stream::{Frame, Watch};
+use berth_stream::{Attach, Frame, Resume, Watch};
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
@@ -26,6 +28,8 @@ use tokio::time::{Instant, sleep_until};
 const GATHER: Duration = Duration::from_millis(100);
 /// How often the record is asked while a node cannot be reached: the step may be over.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long a node to which the connection is lost keeps what we have not heard of a step that is over.
+const LAST_WORD: Duration = Duration::from_secs(20);
 
 /// A step to hear.
 #[derive(Debug)]
@@ -80,8 +84,10 @@ pub async fn watch(step: Watched) -> Outcome {
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
     let _raw = if step.pty { terminal::Raw::enter() } else { None };
     let mut input = Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?);
+    // By chance: the standard library's hashers have their keys from the kernel.
+    let client = RandomState::new().build_hasher().finish();
     let first = Frame::Watch(Watch {
-        step: step.key.into(),
+        step: Attach { resume: Some(Resume { client, heard: 0 }), ..Attach::from(step.key) },
         stdout: step.stdout,
         stderr: step.stderr,
         terminal: step.pty,
@@ -91,6 +97,8 @@ pub async fn watch(step: Watched) -> Outcome {
     let (exits, told) = (BTreeMap::new(), BTreeMap::new());
     let mut me = Watcher { step, nodes, exits, told, gather: None, aborted: None };
     let mut look = Instant::now() + LOOK;
+    // Since when the record says that the step is over, and a node may still have words of it for us.
+    let mut over: Option<Instant> = None;
     let code = loop {
         if me.nodes.all_ended() {
             break me.finish(None);
@@ -108,6 +116,9 @@ pub async fn watch(step: Watched) -> Outcome {
             event = events.recv() => match event {
                 Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
+                    if taken.is_none() && me.nodes.goes_on(at) {
+                        me.complain_of_loss(at, "the connection was lost for too long: what its tasks said meanwhile is not seen here");
+                    }
                     let heard = me.nodes.opened(at, writer, taken).await;
                     output.pump((at, among), reader, events_in.clone(), heard);
                     if me.step.verbose {
@@ -115,8 +126,11 @@ pub async fn watch(step: Watched) -> Outcome {
                     }
                 }
                 // Nobody reads what we write.
-                Some((_, Event::StdoutGone)) => return Ok(141),
-                Some((at, event)) => me.event(at, event),
+                Some((_, Event::StdoutGone)) => {
+                    me.leave().await;
+                    return Ok(141);
+                }
+                Some((at, event)) => me.event(at, event).await,
                 None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
             chunk = next(&mut input), if room => match chunk {
@@ -129,6 +143,7 @@ pub async fn watch(step: Watched) -> Outcome {
             },
             number = signals.next() => {
                 if number != SignalKind::window_change().as_raw_value() {
+                    me.leave().await;
                     return Ok(left(number));
                 }
             }
@@ -136,7 +151,17 @@ pub async fn watch(step: Watched) -> Outcome {
             () = sleep_until(look) => {
                 look = Instant::now() + LOOK;
                 if me.nodes.any_trying() && let Some(step) = me.recorded().await {
-                    break me.finish(Some(&step));
+                    let away = hostlist::compress(&me.nodes.lost());
+                    let since = *over.get_or_insert_with(Instant::now);
+                    if away.is_empty() || since.elapsed() >= LAST_WORD {
+                        if !away.is_empty() {
+                            out::complain(&format!(
+                                "sattach: warning: step {} is over, and {away} cannot be reached: not all that it wrote there is seen here",
+                                me.step.key
+                            ));
+                        }
+                        break me.finish(Some(&step));
+                    }
                 }
             }
         }
@@ -176,7 +201,17 @@ async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
 }
 
 impl Watcher {
-    fn event(&mut self, at: usize, event: Event) {
+    /// Says that we go, so that nothing is kept for us.
+    async fn leave(&mut self) {
+        // Nobody waits for a node that does not take it.
+        let _ = tokio::time::timeout(GATHER, self.nodes.send(To::All, Frame::Detach)).await;
+    }
+
+    fn complain_of_loss(&self, at: usize, what: &str) {
+        out::complain(&format!("sattach: warning: {}: {what}", self.nodes.name(at)));
+    }
+
+    async fn event(&mut self, at: usize, event: Event) {
         match event {
             Event::Frame(Frame::TaskExit { task, status }) => {
                 self.exits.insert(task, status);
@@ -185,22 +220,25 @@ impl Watcher {
                 }
             }
             Event::Frame(Frame::StepExit(exit)) => {
+                // With that the supervisor knows that it may go.
+                self.nodes.say_heard(at).await;
                 self.exits.extend(exit.tasks.iter().copied());
                 self.nodes.ended(at, *exit);
             }
+            Event::Heard(_) => self.nodes.say_heard(at).await,
+            Event::Frame(Frame::Heard(count)) => self.nodes.was_heard(at, count),
             Event::Frame(Frame::Started) => self.nodes.started(at),
             Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
             Event::Frame(Frame::Message(text)) => stream::message(text.trim_end_matches('\n')),
             Event::Frame(Frame::Aborted(code)) => self.aborted = Some(code),
             Event::Refused(why) => self.nodes.refused(at, why),
             Event::Closed => {
-                let node = self.nodes.name(at);
-                out::complain(&format!(
-                    "sattach: warning: the connection to {node} is lost: what its tasks say until there is another one is not seen here"
-                ));
+                if !self.nodes.goes_on(at) {
+                    self.complain_of_loss(at, "the connection is lost: what its tasks say until there is another one is not seen here");
+                }
                 self.nodes.closed(at);
             }
-            Event::Frame(_) | Event::Attached(..) | Event::Heard(_) | Event::StdoutGone => {}
+            Event::Frame(_) | Event::Attached(..) | Event::StdoutGone => {}
         }
     }
 

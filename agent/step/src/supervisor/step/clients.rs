@@ -5,9 +5,10 @@ use crate::supervisor::client::{Client, ClientEvent};
 use crate::supervisor::pmi::Pmi;
 use crate::supervisor::pmix::Pmix;
 use crate::supervisor::resuming::Arrival;
+use crate::supervisor::watchers::Admitted;
 use berth_model::launch::StepPhase;
 use berth_model::options::Stream;
-use berth_stream::Frame;
+use berth_stream::{Frame, Resume};
 use rustix::fd::OwnedFd;
 use std::time::Instant;
 
@@ -44,8 +45,14 @@ impl Step {
         }
     }
 
-    /// Lets somebody hear the step beside its client, from now on.
-    pub(super) fn watch(&mut self, fd: OwnedFd, wanted: (Option<u32>, Option<u32>), terminal: bool) {
+    /// Lets somebody hear the step beside its client, from now on or from where they were.
+    pub(super) fn watch(
+        &mut self,
+        fd: OwnedFd,
+        wanted: (Option<u32>, Option<u32>),
+        terminal: bool,
+        resume: Option<Resume>,
+    ) {
         let launch = &self.file.launch;
         if !launch.attached {
             return refuse(fd, "the step writes to files and takes no client");
@@ -53,8 +60,10 @@ impl Step {
         if terminal && launch.pty.is_none() {
             return refuse(fd, "none of its tasks has a terminal: leave --pty out");
         }
-        let id = match self.streams.watchers().admit(fd, wanted) {
-            Ok(id) => id,
+        let id = match self.streams.watchers().admit(fd, wanted, resume) {
+            Ok(Admitted::New(id)) => id,
+            // It is told what it has not heard, and that is all that there is to tell.
+            Ok(Admitted::Again) => return,
             Err((fd, why)) => return refuse(fd, &why),
         };
         let mut frames = Vec::new();
