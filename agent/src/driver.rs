@@ -1,5 +1,6 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
+mod outlast;
 mod runs;
 
 use crate::ahead::{Ahead, ForOthers};
@@ -34,9 +35,9 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::control::ToSupervisor;
-use berth_step::spool::{
-    ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, read_json, write_json,
-};
+use berth_step::deadlines::{Deadline, boot_clock};
+use berth_step::spool::{ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, write_json};
+use outlast::Outlast;
 use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -164,6 +165,7 @@ pub struct Driver {
     wanted: Option<Box<Understood>>,
     /// Images for other nodes.
     fetching: ForOthers,
+    outlast: Outlast,
 }
 
 impl Driver {
@@ -197,7 +199,12 @@ impl Driver {
             asked: 0,
             wanted: None,
             fetching: ForOthers::default(),
+            outlast: Outlast::default(),
         };
+        let leased = |record: &JobRecord| matches!(Deadline::of(&driver.node.paths.job(record.job)), Ok(Some(found)) if found.boot_id == record.boot_id);
+        if adopted_jobs.iter().any(leased) {
+            driver.outlast.see_to_keeper(&driver.node.zygote, &driver.node.paths, false);
+        }
         for record in adopted_jobs {
             let listener = driver.listen(&record);
             driver.jobs.insert(record.job, Job::new(record, listener, None));
@@ -371,14 +378,8 @@ impl Driver {
                     self.supervisor(key, SupervisorEvent::Exited(not_started(why)));
                 }
             }
-            AgentEffect::Renew { key, until } => {
-                if let Err(e) = self.keep_renewal(key, until) {
-                    // The supervisor would go on for longer than the next agent knows.
-                    tracing::warn!("step {key}: its renewal cannot be kept, and is not passed on: {e}");
-                    return;
-                }
-                self.command(key, ToSupervisor::Renew { until });
-            }
+            AgentEffect::Deadline { job, attempt, until } => self.keep_deadline(job, attempt, until),
+            AgentEffect::Renew { key, until } => self.renew(key, until),
             AgentEffect::EndLogins { job } => self.end_logins(job),
             AgentEffect::SignalStep { key, target, signal } => {
                 let leaders_only = target == ProcessTarget::BatchShell;
@@ -417,20 +418,6 @@ impl Driver {
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }
-    }
-
-    /// For the next agent: no supervisor goes on for longer than what it finds.
-    fn keep_renewal(&self, key: StepKey, until: Time) -> io::Result<()> {
-        let file = StepDir::of(&self.node.paths.spool(), key).path().join(KEPT);
-        let mut kept: Kept = read_json(&file)?;
-        kept.timers.lease = Some(until);
-        write_json(&file, &kept)
-    }
-
-    /// Nobody's login outlives the run of whose job it is.
-    fn end_logins(&self, job: JobId) {
-        let cgroups = Arc::clone(&self.node.cgroups);
-        tokio::task::spawn_blocking(move || cgroups.evict(job));
     }
 
     fn check_health(&mut self) {
@@ -593,6 +580,12 @@ impl Driver {
         if let Some(why) = &job.failure {
             return Err(why.clone());
         }
+        if !self.outlast.is_kept(key.job) {
+            return Err(
+                "until when its job goes on cannot be written down (lost_after_seconds); see the node's log"
+                    .into(),
+            );
+        }
         if let (Some(container), Some(resolved)) = (&mut launch.container, ready.resolved) {
             container.image.resolved = Some(resolved);
         }
@@ -722,12 +715,6 @@ fn remember_term(paths: &Paths, term: Term) -> io::Result<()> {
     write_json(&paths.term(), &term)?;
     // Here the disk matters: an older controller must stay refused after a power cut, too.
     std::fs::File::open(paths.private())?.sync_all()
-}
-
-/// Time since boot, suspended time included.
-pub fn boot_clock() -> Time {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Time(now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000))
 }
 
 /// The wall clock.

@@ -31,6 +31,7 @@ use berth_model::programs::CheckedNodes;
 use berth_model::time::Span;
 use berth_rpc::Uplink;
 use berth_runtime::cgroup::CgroupFacts;
+use berth_step::deadlines::{Deadline, boot_clock};
 use berth_step::spool::{ContainerDefaults, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -259,10 +260,14 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
     let slots = Arc::new(Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system));
     let holders = Holders::new(Arc::clone(&zygote));
-    let adopted =
-        |j: &jobs::JobRecord| AdoptedJob { job: j.job, attempt: j.attempt, prolog_done: j.prolog_done };
+    let adopted = |j: &jobs::JobRecord| AdoptedJob {
+        job: j.job,
+        attempt: j.attempt,
+        prolog_done: j.prolog_done,
+        until: Deadline::of(&paths.job(j.job)).unwrap_or_default().map(|deadline| deadline.until),
+    };
     let jobs = found.jobs.iter().map(adopted).collect();
-    let core = AgentCore::new(config, found.steps, jobs, crate::driver::boot_clock());
+    let core = AgentCore::new(config, found.steps, jobs, boot_clock());
     let container = &options.config.container;
     let node = Arc::new(Node {
         name: name.clone(),

@@ -7,12 +7,13 @@ use crate::jobs::JobRecord;
 use crate::paths::Paths;
 use berth_model::config::Config;
 use berth_model::ids::{JobId, NodeName};
+use berth_step::deadlines::{Deadline, boot_clock};
 use berth_step::spool::{boot_id, read_json};
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// A job that runs on this node.
+/// A job that runs on this node, and is not past its time out of touch.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// Which.
@@ -42,6 +43,9 @@ pub fn jobs_of(state: &Path, user: &str, uid: u32) -> io::Result<Vec<Host>> {
         let Ok(record) = read_json::<JobRecord>(&entry.path().join("job.json")) else { continue };
         let theirs = record.uid.0 == uid && record.user == user && !user.is_empty();
         if !theirs || record.boot_id != boot || record.over || record.cgroup.is_none() {
+            continue;
+        }
+        if Deadline::of(&entry.path())?.is_some_and(|deadline| deadline.is_over(boot_clock())) {
             continue;
         }
         // Made once, with the job.
@@ -85,6 +89,7 @@ pub fn enter(state: &Path, config: &Config, node: &NodeName, host: &Host, pid: i
 mod tests {
     use super::*;
     use berth_model::ids::{Attempt, Gid, Uid};
+    use berth_model::time::Span;
     use berth_runtime::cgroup::{Cgroup, CgroupFacts};
 
     /// Writes a record of a job that came at a second of its own.
@@ -130,8 +135,15 @@ mod tests {
         put(state.path(), 5, &JobRecord { job: JobId(10), cgroup: None, ..record.clone() });
         put(state.path(), 6, &JobRecord { job: JobId(11), user: String::new(), ..record.clone() });
         std::fs::create_dir(Paths::new(state.path()).job(JobId(12))).unwrap();
+        // Out of touch for too long, and not yet; nobody need have ended the first.
+        for (job, until) in [(13, boot_clock()), (14, boot_clock() + Span::from_secs(60))] {
+            put(state.path(), i64::from(job), &JobRecord { job: JobId(job), ..record.clone() });
+            let group = Cgroup::named(&CgroupFacts::default(), "job");
+            let deadline = Deadline { boot_id: record.boot_id.clone(), until, group };
+            deadline.keep(&Paths::new(state.path()).job(JobId(job))).unwrap();
+        }
         // The one that came last first, whatever its number.
-        assert_eq!(found("ann", 1000), [3, 7]);
+        assert_eq!(found("ann", 1000), [14, 3, 7]);
         // A node that gives the number to somebody else, or the name another number.
         assert!(found("bob", 1000).is_empty() && found("ann", 2000).is_empty() && found("", 1000).is_empty());
     }

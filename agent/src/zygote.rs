@@ -1,10 +1,11 @@
 //! The agent's side of the zygote: starts it, asks it for supervisors, starts another when it is gone.
 
+use berth_model::ByteStr;
 use berth_step::control::{Begin, ForkAnswer, ForkRequest, receive, send};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -44,6 +45,12 @@ impl Zygote {
     /// Has the first process of a job forked, which takes orders on `socket`.
     pub fn hold(&self, system: bool, socket: BorrowedFd<'_>) -> io::Result<(i32, OwnedFd)> {
         self.ask_for(&ForkRequest::Hold { system }, &[socket])
+    }
+
+    /// Has the process forked that keeps the deadlines of runs where nobody else does; a descriptor of it.
+    pub fn keep_deadlines(&self, jobs: &Path, lock: &Path, agent: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let (jobs, lock) = (ByteStr::from(jobs), ByteStr::from(lock));
+        self.request(&ForkRequest::Deadlines { jobs, lock }, &[agent])
     }
 
     fn request(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {

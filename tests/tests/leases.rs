@@ -157,6 +157,38 @@ fn a_supervisor_that_is_stopped_when_the_agent_starts_again_keeps_nothing_alive_
     hosts.wait_node("n1", "idle", 60);
 }
 
+/// Nor does one that is stopped while there is no agent, for as long as there is none.
+#[test]
+fn a_supervisor_that_is_stopped_keeps_nothing_alive_without_an_agent_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", CONFIG);
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
+    hosts.cmd("head", "sbatch").args(["--requeue", "--mem=20M", "-w", "n1", "job.sh", "it"]).ok();
+    let work = hosts.work();
+    assert!(wait(20, || (!begun(&work, "it").is_empty()).then_some(())).is_some());
+    let beat = work.join("it.n1");
+    // With an agent it goes on past its first deadline.
+    std::thread::sleep(std::time::Duration::from_secs(9));
+    assert!(modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() <= 1));
+    let stopped = supervisors(&hosts.state("n1").join("spool"));
+    assert_eq!(stopped.len(), 1);
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(stopped[0]), signal).unwrap();
+    hosts.kill_9("n1", "agent");
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let quiet = || modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
+    assert!(wait(20, || quiet().then_some(())).is_some(), "it goes on");
+    signal(nix::sys::signal::Signal::SIGCONT);
+    hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
+    // It runs again there, and is left alone by whoever ended it before.
+    assert!(wait(60, || (begun(&work, "it").len() == 2).then_some(())).is_some());
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    assert!(modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() <= 1));
+    std::fs::write(work.join("go"), "").unwrap();
+    hosts.wait_node("n1", "idle", 60);
+}
+
 /// Whoever can stop a supervisor does not keep its step alive by that.
 #[test]
 fn a_stopped_supervisor_keeps_nothing_alive() {

@@ -182,6 +182,27 @@ fn a_login_ends_when_its_job_is_out_of_touch_for_too_long_as_root() {
     doors.sandbox.wait_state(job, "NODE_FAIL", 30);
 }
 
+/// Nor where there is no agent that could end it, and nobody else is let in by that job.
+#[test]
+fn a_login_ends_without_an_agent_when_its_job_is_out_of_touch_for_too_long_as_root() {
+    let mut doors = Doors::new("node_timeout_seconds = 5\nlost_after_seconds = 6\n");
+    let user = doors.user.name.clone();
+    let job = doors.job(&["-c1", "--mem=64M", "--no-requeue"]);
+    let mut login = doors
+        .login(&user, "setsid sh -c 'trap \"\" TERM HUP; echo $$; while :; do sleep 1; done' & wait")
+        .spawn();
+    login.wait_for("\n", 20);
+    let pid: i32 = String::from_utf8_lossy(&login.stdout()).trim().parse().unwrap();
+    doors.sandbox.kill_9(doors.sandbox.agent());
+    doors.sandbox.kill_9(doors.sandbox.controller());
+    assert!(!gone(pid));
+    assert!(wait(30, || gone(pid).then_some(())).is_some(), "the login outlives its job's time out of touch");
+    login.finish();
+    doors.login(&user, "true").fails().says(&["no job of"]);
+    doors.sandbox.up();
+    doors.sandbox.wait_state(job, "NODE_FAIL", 30);
+}
+
 /// A real sshd with lines of its own for PAM, asked by key, as on a node.
 #[test]
 fn ssh_admits_those_with_a_job_into_its_group_and_ends_with_it_as_root() {

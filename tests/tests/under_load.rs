@@ -142,7 +142,12 @@ impl Busy {
         for job in acknowledged {
             let code = job % 3;
             let state = if code == 0 { "COMPLETED" } else { "FAILED" };
-            assert_eq!(records.get(&job), Some(&format!("{state}|{code}:0")), "job {job}");
+            if records.get(&job) != Some(&format!("{state}|{code}:0")) {
+                let told = self.hosts.cmd("head", "sacct").args(["-P", "-j", &job.to_string()]);
+                let told = told.args(["-o", "JobID,NodeList,State,ExitCode,Start,End,Reason"]).run();
+                let [ran, out] = ["ran", "out"].map(|part| self.read(&format!("{part}/{job}")));
+                panic!("job {job} is not {state} with {code}:0:\n{told}\nit ran:\n{ran}and said:\n{out}");
+            }
             let said = format!("job {job} says this\njob {job} says more\n");
             assert_eq!(self.read(&format!("out/{job}")), said, "job {job}");
         }

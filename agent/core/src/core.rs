@@ -59,7 +59,9 @@ impl AgentCore {
     pub fn new(config: AgentConfig, adopted: Vec<Adopted>, jobs: Vec<AdoptedJob>, now: Time) -> AgentCore {
         let found = |job: AdoptedJob| {
             let prolog = if job.prolog_done { Prolog::Done } else { Prolog::Ahead };
-            ((job.job, job.attempt), Run { prolog, ..Run::default() })
+            let mut run = Run { prolog, ..Run::default() };
+            let _ = run.goes_on(job.until);
+            ((job.job, job.attempt), run)
         };
         let mut core = AgentCore {
             term: config.term,
@@ -84,7 +86,7 @@ impl AgentCore {
             let run = core.runs.entry(run_of(key)).or_default();
             run.limit = run.limit.or(entry.timers.job_limit);
             if entry.lease_known {
-                run.goes_on(entry.timers.lease);
+                let _ = run.goes_on(entry.timers.lease);
             }
             // Nothing of a run is in the spool before.
             run.prolog = Prolog::Done;

@@ -60,6 +60,8 @@ pub struct AdoptedJob {
     pub attempt: Attempt,
     /// Its prolog ran to a good end: it does not run again.
     pub prolog_done: bool,
+    /// The last [`AgentEffect::Deadline`] of it; absent where it goes on for ever, or where an agent of an earlier version had it.
+    pub until: Option<Time>,
 }
 
 /// A step found in the spool when the agent starts. The shell removes entries of an earlier boot before: no
@@ -315,6 +317,16 @@ pub enum AgentEffect {
     EndLogins {
         /// Of which job.
         job: JobId,
+    },
+    /// Write down until when, on the boot-time clock, a run goes on without another renewal, for whoever ends it where neither supervisors nor
+    /// agent do. Before anything that goes by it: where it cannot be written down, no step of the run is renewed or spawned.
+    Deadline {
+        /// Of which job.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Until when; it never comes earlier than what was said before.
+        until: Time,
     },
     /// Write down for the next agent, then tell the supervisor, until when, on the boot-time clock, its step goes on without another
     /// renewal.

@@ -41,10 +41,12 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// It is renewed.
-    pub(crate) fn goes_on(&mut self, until: Option<Time>) {
-        self.lease = self.lease.max(until);
-        self.evict = self.lease;
+    /// It is renewed; until when, where that is later than before.
+    pub(crate) fn goes_on(&mut self, until: Option<Time>) -> Option<Time> {
+        let until = until.filter(|until| self.lease.is_none_or(|before| before < *until))?;
+        self.lease = Some(until);
+        self.evict = Some(until);
+        Some(until)
     }
 }
 

@@ -160,6 +160,7 @@ impl Driver {
     pub(super) fn remove_job(&mut self, job: JobId, attempt: Attempt) {
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let (mut gone, mut making) = (None, None);
+        self.forget_deadline(job);
         if let Some(j) = self.jobs.remove(&job) {
             if let Some(listener) = j.listener {
                 listener.abort();

@@ -29,6 +29,14 @@ pub enum ForkRequest {
         /// The agent is root and acts for users.
         system: bool,
     },
+    /// The process that keeps the deadlines of runs where nobody else does ([`crate::deadlines`]). Beside the packet: the end of a pipe to
+    /// read from.
+    Deadlines {
+        /// The jobs' directories.
+        jobs: berth_model::ByteStr,
+        /// What an agent holds while it runs.
+        lock: berth_model::ByteStr,
+    },
     /// A supervisor that waits until there is a step for it, with a process parked from which it will fork the
     /// step's init. Beside the packet: a socket on which it says [`StandingBy`] and gets [`Begin`].
     StandBy {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod deadlines;
 pub mod kept;
 pub mod pmix_server;
 pub mod program;

@@ -2,6 +2,7 @@
 //! costs time in proportion to the parent's memory, and the agent's grows; the zygote's does not.
 
 use crate::control::{Begin, ForkAnswer, ForkRequest, StandingBy, receive, send};
+use crate::deadlines;
 use crate::spool::StepDir;
 use crate::supervisor;
 use berth_runtime::plan::Mode;
@@ -13,6 +14,7 @@ use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::io;
+use std::path::Path;
 
 /// Serves the agent on `socket` until the agent closes it; the supervisors live on.
 pub fn run(socket: OwnedFd) -> i32 {
@@ -47,6 +49,7 @@ pub fn run(socket: OwnedFd) -> i32 {
             ForkRequest::Supervise(begin) => start(&begin, fds),
             ForkRequest::StandBy { system } => start_waiting(system, fds),
             ForkRequest::Hold { system } => hold(system, fds),
+            ForkRequest::Deadlines { jobs, lock } => keep_deadlines(jobs.as_path(), lock.as_path(), fds),
         };
         let sent = match answer {
             Ok((pid, pidfd)) => {
@@ -106,6 +109,30 @@ fn hold(system: bool, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
     let socket = fds.into_iter().next().ok_or_else(no_descriptors)?;
     let mode = if system { Mode::System } else { Mode::User };
     fork_holder(mode, socket).map_err(io::Error::other)
+}
+
+/// Forks the process that keeps deadlines. What it does is for the agent's log.
+fn keep_deadlines(jobs: &Path, lock: &Path, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
+    match fork(CloneOptions::default())? {
+        Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Forked::Child => {
+            let log = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), 3);
+            let keep: Vec<OwnedFd> = fds.into_iter().chain(log).collect();
+            let run = || -> io::Result<i32> {
+                leave_zygote(&keep)?;
+                let mut keep = keep.into_iter();
+                let agent = keep.next().ok_or_else(no_descriptors)?;
+                if let Some(log) = keep.next() {
+                    exec::place_at(log.as_fd(), 2)?;
+                }
+                // As a supervisor; where this is not allowed, it is small.
+                let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+                let _ = rustix::thread::set_name(c"berth-deadlines");
+                deadlines::keep(agent, jobs, lock).map(|()| 0)
+            };
+            exit_now(ended(run()))
+        }
+    }
 }
 
 /// Waits for a step. The agent's end is this one's end too.

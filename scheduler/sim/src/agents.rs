@@ -2,7 +2,7 @@
 
 use crate::faults::Kind;
 use crate::journal::from_agent;
-use crate::machine::{Behaviour, Supervised, exit};
+use crate::machine::{Behaviour, KEEPER_WAITS, Supervised, exit};
 use crate::network::Way;
 use crate::world::{Happening, World};
 use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, StepTimers, SupervisorEvent};
@@ -16,9 +16,16 @@ use berth_model::time::{Span, Time};
 impl World {
     pub(crate) fn agent_starts(&mut self, node: &NodeName) -> Result<(), String> {
         let now = self.now;
-        let Some(m) = self.machines.get_mut(node).filter(|m| m.up && m.agent.is_none()) else {
+        let Some(m) = self.machines.get(node).filter(|m| m.up && m.agent.is_none()) else {
             return Ok(());
         };
+        // A supervisor that does not say who it is counts as gone, and what is left of its step is killed.
+        let mute = |(_, s): &(&StepKey, &Supervised)| s.stopped && s.lives();
+        let mute: Vec<StepKey> = m.spool.iter().filter(mute).map(|(key, _)| *key).collect();
+        for key in mute {
+            self.without_a_word(node, key, Some(ExitStatus { code: 0, signal: 9 }));
+        }
+        let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
         m.start_agent(now);
         let life = m.agent_life;
         let adopted = !m.spool.is_empty();
@@ -185,7 +192,12 @@ impl World {
                 let after = self.span(1000, 5_000_000);
                 self.plan(after, Happening::Looked { node: node.clone(), life, job, attempt });
             }
-            AgentEffect::Renew { key, until } => self.renew(node, key, until),
+            AgentEffect::Deadline { job, attempt, until } => self.keep_deadline(node, (job, attempt), until),
+            AgentEffect::Renew { key, until } => {
+                if !m.unkept.contains(&(key.job, key.attempt)) {
+                    self.renew(node, key, until);
+                }
+            }
             // The worlds have no logins.
             AgentEffect::EndLogins { .. } => {}
             AgentEffect::ForgetSpool { key } => {
@@ -375,6 +387,52 @@ impl World {
         self.agent(node, AgentEvent::Supervisor { key, event: SupervisorEvent::Exited(exit) })
     }
 
+    /// It is written down until when a run goes on.
+    fn keep_deadline(&mut self, node: &NodeName, run: (JobId, Attempt), until: Time) {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return };
+        if !m.jobs.contains_key(&run) {
+            return;
+        }
+        if m.is_full(now) {
+            m.unkept.insert(run);
+            return self.count("deadlines that could not be written down on a full disk");
+        }
+        m.unkept.remove(&run);
+        m.deadlines.insert(run, until);
+        let (boot, at) = (m.boot, m.when(now, until + KEEPER_WAITS));
+        self.plan_at(at, Happening::Deadline { node: node.clone(), boot, job: run.0, attempt: run.1 });
+    }
+
+    /// Who keeps deadlines ends what nobody else did, with an agent or without one. What may go on it leaves alone.
+    pub(crate) fn deadline(
+        &mut self,
+        node: &NodeName,
+        boot: u64,
+        run: (JobId, Attempt),
+    ) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get(node).filter(|m| m.boot == boot && m.is_past(run, now)) else {
+            return Ok(());
+        };
+        let clock = m.clock(now);
+        let of_run = |(key, s): &(&StepKey, &Supervised)| (key.job, key.attempt) == run && s.lives();
+        let alive: Vec<(StepKey, bool, Option<Time>)> =
+            m.spool.iter().filter(of_run).map(|(key, s)| (*key, s.stopped, s.lease)).collect();
+        for (key, stopped, lease) in alive {
+            if let Some(lease) = lease.filter(|lease| *lease > clock) {
+                return Err(format!(
+                    "{key} is ended on {node} at its deadline, and may go on until {lease:?}"
+                ));
+            }
+            if stopped {
+                self.count("steps ended by who keeps deadlines");
+                self.hang(node, key);
+            }
+        }
+        Ok(())
+    }
+
     /// A supervisor is told that its step goes on.
     fn renew(&mut self, node: &NodeName, key: StepKey, until: Time) {
         let now = self.now;
@@ -452,11 +510,14 @@ impl World {
             // Who removed it went with the agent: by then it was done, or never will be.
             if !undone && m.agent.is_none() {
                 m.jobs.remove(&(job, attempt));
+                m.deadlines.remove(&(job, attempt));
             }
             return Ok(());
         }
         m.jobs.remove(&(job, attempt));
         m.unmade.remove(&(job, attempt));
+        m.deadlines.remove(&(job, attempt));
+        m.unkept.remove(&(job, attempt));
         m.hanging.remove(&(job, attempt));
         self.agent(node, AgentEvent::JobRemoved { job, attempt, epilog: None })
     }

@@ -218,7 +218,6 @@ impl World {
     pub(crate) fn crash_agent(&mut self, node: &NodeName) {
         self.note(|| format!("the agent of {node} dies"));
         self.count("agent crashes");
-        self.continue_all(node);
         let now = self.now;
         let Some(m) = self.machines.get_mut(node) else { return };
         m.stop_agent(now);
@@ -230,7 +229,7 @@ impl World {
     }
 
     /// A supervisor is stopped, by a signal or a debugger, and its tasks are not. The agent must see to it that they do not go on
-    /// for longer than they may.
+    /// for longer than they may, and where there is none, who keeps deadlines.
     fn stop_supervisor(&mut self, node: &NodeName) {
         let Some(m) = self.machines.get_mut(node) else { return };
         let boot = m.boot;
@@ -245,17 +244,6 @@ impl World {
             self.note(|| format!("the supervisor of {key} on {node} is stopped"));
             self.count(Kind::SupervisorStopped.name());
             self.plan(after, Happening::Continues { node: node.clone(), boot, key });
-        }
-    }
-
-    /// No supervisor stays stopped where there is no agent, or where nothing happens: nobody could look after its tasks.
-    fn continue_all(&mut self, node: &NodeName) {
-        let Some(m) = self.machines.get(node) else { return };
-        let boot = m.boot;
-        let stopped: Vec<StepKey> = m.spool.iter().filter(|(_, s)| s.stopped).map(|(key, _)| *key).collect();
-        for key in stopped {
-            self.goes_on(node, key);
-            self.plan(Span(0), Happening::Continues { node: node.clone(), boot, key });
         }
     }
 
@@ -297,6 +285,8 @@ impl World {
         m.stop_agent(now);
         m.spool.clear();
         m.jobs.clear();
+        m.deadlines.clear();
+        m.unkept.clear();
         m.prologs.clear();
         if let Some(connection) = m.connection.take() {
             self.ends_unseen(connection);
@@ -338,7 +328,6 @@ impl World {
     /// The machine stands still for a while. Its clock goes on, or stands still, too.
     fn freeze(&mut self, node: &NodeName, kind: Kind) {
         self.count(kind.name());
-        self.continue_all(node);
         let long = self.rng.permille(400);
         let lasts = if long { self.span(15_000_000, 60_000_000) } else { self.span(100_000, 15_000_000) };
         let now = self.now;

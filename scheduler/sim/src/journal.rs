@@ -150,6 +150,11 @@ impl World {
             Happening::Lease { node, key, .. } => {
                 words(&"supervisor", &node, &format!("{key} may have nothing more to go on by"))
             }
+            Happening::Deadline { node, job, attempt, .. } => words(
+                &"deadlines",
+                &node,
+                &format!("run {attempt} of job {job} may have nothing more to go on by"),
+            ),
             Happening::Continues { node, key, .. } => {
                 words(&"supervisor", &node, &format!("the supervisor of {key} goes on"))
             }

@@ -38,6 +38,9 @@ impl Behaviour {
     }
 }
 
+/// How long who keeps deadlines leaves a run to supervisors and agent, as `berth_step::deadlines` has it.
+pub(crate) const KEEPER_WAITS: Span = Span(2_000_000);
+
 /// A step's supervisor and its spool entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervised {
@@ -117,6 +120,9 @@ pub(crate) struct Machine {
     pub(crate) hanging: BTreeMap<(JobId, Attempt), Time>,
     /// Runs whose parts could not be made.
     pub(crate) unmade: BTreeSet<(JobId, Attempt)>,
+    /// Until when runs go on, for the process that keeps deadlines, and those of which that could not be written down.
+    pub(crate) deadlines: BTreeMap<(JobId, Attempt), Time>,
+    pub(crate) unkept: BTreeSet<(JobId, Attempt)>,
     /// When the agent was last asked to wake, to plan each wake once.
     pub(crate) wake: Option<Time>,
 }
@@ -148,6 +154,8 @@ impl Machine {
             prologs: BTreeMap::new(),
             hanging: BTreeMap::new(),
             unmade: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
+            unkept: BTreeSet::new(),
             wake: None,
         }
     }
@@ -167,9 +175,16 @@ impl Machine {
         if left <= 0 { now } else { now + Span(left * 1000 / (1000 + self.rate) + 1) }
     }
 
-    /// Whether a step has nothing more to live by: its supervisor ends it as soon as anything happens there.
+    /// Whether a step has nothing more to live by: its supervisor, or who keeps deadlines, ends it as soon as anything happens there.
     pub(crate) fn is_over(&self, step: &Supervised, now: Time) -> bool {
+        let key = step.launch.key;
         !step.stopped && step.lease.is_some_and(|until| until <= self.clock(now))
+            || self.is_past((key.job, key.attempt), now)
+    }
+
+    /// Whether who keeps deadlines ends a run.
+    pub(crate) fn is_past(&self, run: (JobId, Attempt), now: Time) -> bool {
+        self.deadlines.get(&run).is_some_and(|until| *until + KEEPER_WAITS <= self.clock(now))
     }
 
     /// Whether its disk has no room.
@@ -181,6 +196,7 @@ impl Machine {
     pub(crate) fn start_agent(&mut self, now: Time) {
         self.unattended = Span(self.unattended.0 + now.since(self.alone_since).0);
         self.unmade.clear();
+        self.unkept.clear();
         self.spool.retain(|_, s| s.born);
         // With a run's parts goes the word that its prolog ran.
         let jobs = &self.jobs;
@@ -217,6 +233,7 @@ impl Machine {
             job: *job,
             attempt: *attempt,
             prolog_done: self.prologs.get(&(*job, *attempt)) == Some(&true),
+            until: self.deadlines.get(&(*job, *attempt)).copied(),
         });
         self.agent = Some(AgentCore::new(config, adopted.collect(), jobs.collect(), now));
         self.agent_life += 1;
@@ -236,6 +253,8 @@ impl Machine {
         self.prologs.clear();
         self.hanging.clear();
         self.unmade.clear();
+        self.deadlines.clear();
+        self.unkept.clear();
         self.up = false;
         self.agent = None;
         self.connection = None;

@@ -94,6 +94,12 @@ pub(crate) enum Happening {
         boot: u64,
         key: StepKey,
     },
+    Deadline {
+        node: NodeName,
+        boot: u64,
+        job: JobId,
+        attempt: Attempt,
+    },
     Continues {
         node: NodeName,
         boot: u64,
@@ -407,6 +413,7 @@ impl World {
                 }
             }
             Happening::Lease { node, boot, key } => self.lease_over(&node, boot, key)?,
+            Happening::Deadline { node, boot, job, attempt } => self.deadline(&node, boot, (job, attempt))?,
             Happening::Continues { node, boot, key } => self.continues(&node, boot, key)?,
             Happening::GroupKilled { node, boot, key } => self.group_killed(&node, boot, key),
             Happening::Gone { node, life, key } => {
@@ -501,6 +508,7 @@ impl World {
             | Happening::Ends { node, .. }
             | Happening::Gone { node, .. }
             | Happening::Lease { node, .. }
+            | Happening::Deadline { node, .. }
             | Happening::Continues { node, .. }
             | Happening::GroupKilled { node, .. }
             | Happening::Prolog { node, .. }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 45] = [
+const SEEN: [&str; 47] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -25,6 +25,7 @@ const SEEN: [&str; 45] = [
     "controller crashes between effects",
     "controller crashes during a commit, which is not there",
     "controller crashes during a commit, which is there",
+    "deadlines that could not be written down on a full disk",
     "exits that could not be written on a full disk",
     "exits told by a Hello",
     "health checks that failed",
@@ -42,6 +43,7 @@ const SEEN: [&str; 45] = [
     "registrations turned away",
     "runs ended that the cluster had given up",
     "spool entries without a supervisor",
+    "steps ended by who keeps deadlines",
     "steps given up",
     "steps killed while their supervisor was stopped",
     "steps run",

@@ -106,6 +106,43 @@ case_a_device_that_was_not_allocated_is_refused() {
     has "$text" "not permitted" end
 }
 
+case_two_jobs_have_devices_of_their_own_and_reach_no_others() {
+    # What is there, what opens, and what of the same numbers opens that it made itself: in the script and in a step of its own.
+    cat > /srv/two.sh <<'END'
+#!/bin/sh
+probe='cd /tmp; for d in "loop-control 237" "fuse 229"; do set -- $d
+if [ -e /dev/$1 ]; then (exec 3< /dev/$1) 2> /dev/null && echo "$at opens $1" || echo "$at refused $1"; fi
+rm -f own.$$; mknod own.$$ c 10 $2 2> /dev/null && (exec 3< own.$$) 2> /dev/null && echo "$at made $1"; rm -f own.$$; done'
+at=script; eval "$probe"
+srun sh -c "at=step; $probe"
+echo end
+sleep 600
+END
+    for where in host: /srv/image; do
+        jobs=()
+        for n in 1 2; do
+            jobs+=("$(sbatch --parsable -c1 --mem=64M --gres=gpu:1 --container-image=$where -o /srv/two.$n /srv/two.sh)")
+        done
+        for n in 1 2; do
+            within 90 grep -q end /srv/two.$n
+        done
+        is_state "${jobs[0]}" RUNNING && is_state "${jobs[1]}" RUNNING || fail "they do not run beside each other"
+        first=$(sed -n 's/.* opens //p' /srv/two.1 | sort -u) second=$(sed -n 's/.* opens //p' /srv/two.2 | sort -u)
+        same "devices in $where" $'fuse\nloop-control' "$(printf '%s\n' "$first" "$second" | sort)"
+        for n in 1 2; do
+            [ $n = 1 ] && own=$first other=$second || own=$second other=$first
+            same "$n in $where" "script opens $own step opens $own" "$(grep opens /srv/two.$n | xargs)"
+            ! grep -q "made $other" /srv/two.$n || fail "$n in $where opens the other's by its numbers: $(cat /srv/two.$n)"
+            [ $where = host: ] && left="script refused $other step refused $other" || left=
+            same "what $n sees of the other's in $where" "$left" "$(grep refused /srv/two.$n | xargs)"
+        done
+        scancel "${jobs[@]}"
+        for job in "${jobs[@]}"; do
+            within 60 is_state "$job" CANCELLED
+        done
+    done
+}
+
 case_a_daemon_reload_takes_no_device_away() {
     job=$(sbatch --parsable -c1 --gres=gpu:2 -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
     within 60 is_state "$job" RUNNING

@@ -45,9 +45,7 @@ impl AgentCore {
         if run.ending || run.finished.contains(&key.step) {
             return;
         }
-        if run.lease.is_none() {
-            run.goes_on(start.lease);
-        }
+        let extended = run.goes_on(start.lease);
         // Of a run that was adopted without steps nothing tells the limit but this.
         if run.limit.is_none() {
             run.limit = start.job_time_left.map(|left| now + left);
@@ -63,6 +61,10 @@ impl AgentCore {
         if fresh {
             let (job, attempt) = run_key;
             self.out.push(AgentEffect::MakeJob { job, attempt, launch: launch.clone() });
+        }
+        if let Some(until) = extended {
+            let (job, attempt) = run_key;
+            self.out.push(AgentEffect::Deadline { job, attempt, until });
         }
         if let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Ahead) {
             run.prolog = if self.config.prolog { Prolog::Runs } else { Prolog::Done };
@@ -150,10 +152,12 @@ impl AgentCore {
 
     /// Steps of a run go on until then. A supervisor judges by itself whether that comes too late.
     pub(super) fn renew(&mut self, run: RunKey, until: Time, now: Time) {
-        if let Some(run) = self.runs.get_mut(&run)
-            && run.lease.is_some_and(|lease| lease > now)
+        if let Some(entry) = self.runs.get_mut(&run)
+            && entry.lease.is_some_and(|lease| lease > now)
+            && let Some(until) = entry.goes_on(Some(until))
         {
-            run.goes_on(Some(until));
+            let (job, attempt) = run;
+            self.out.push(AgentEffect::Deadline { job, attempt, until });
         }
         for key in self.steps_of(run) {
             let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { continue };

@@ -142,6 +142,47 @@ fn logins_of_a_run_that_may_count_as_lost_are_ended_with_and_without_a_step_of_i
 }
 
 #[test]
+fn a_runs_deadline_is_written_down_before_anything_goes_by_it_and_known_to_the_next_agent() {
+    let written = |n: &Node| {
+        let until = |e: &AgentEffect| match e {
+            AgentEffect::Deadline { until, .. } => Some(*until),
+            _ => None,
+        };
+        n.seen.iter().filter_map(until).collect::<Vec<Time>>()
+    };
+    let at = |n: &Node, what: fn(&AgentEffect) -> bool| n.seen.iter().position(what).unwrap();
+    let mut n = Node::new(vec![]);
+    n.leased(110);
+    n.fetched();
+    n.event(AgentEvent::Supervisor { key: KEY, event: SupervisorEvent::Started });
+    assert_eq!(written(&n), [Time::from_secs(110)]);
+    let deadline = at(&n, |e| matches!(e, AgentEffect::Deadline { .. }));
+    assert!(at(&n, |e| matches!(e, AgentEffect::MakeJob { .. })) < deadline);
+    assert!(deadline < at(&n, |e| matches!(e, AgentEffect::Spawn { .. })));
+    n.renew(130);
+    assert_eq!(written(&n), [Time::from_secs(130)]);
+    assert!(
+        at(&n, |e| matches!(e, AgentEffect::Deadline { .. }))
+            < at(&n, |e| matches!(e, AgentEffect::Renew { .. }))
+    );
+    n.renew(120);
+    assert!(written(&n).is_empty(), "it never comes earlier");
+    n.until(131);
+    n.renew(200);
+    assert!(written(&n).is_empty(), "that comes too late");
+    // The next one finds the run without a step.
+    let job = |until| AdoptedJob { job: KEY.job, attempt: KEY.attempt, prolog_done: true, until };
+    let mut n = Node::made(crate::node::config(), vec![job(Some(Time::from_secs(110)))], vec![]);
+    n.renew(130);
+    assert_eq!(written(&n), [Time::from_secs(130)]);
+    n.until(131);
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::EndLogins { .. })), 1);
+    let mut n = Node::made(crate::node::config(), vec![job(None)], vec![]);
+    n.renew(130);
+    assert!(written(&n).is_empty());
+}
+
+#[test]
 fn an_agent_that_starts_does_not_know_how_far_steps_were_renewed() {
     let timers = StepTimers { lease: Some(Time::from_secs(90)), ..StepTimers::default() };
     let found = Adopted {

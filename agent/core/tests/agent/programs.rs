@@ -37,7 +37,7 @@ fn nothing_of_a_job_starts_before_its_prolog_ended_which_runs_once() {
 #[test]
 fn a_prolog_that_ended_is_not_run_again_by_the_next_agent_and_another_is() {
     for done in [true, false] {
-        let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: done };
+        let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: done, until: None };
         let mut n = with_prolog(vec![job], vec![]);
         n.start(start(BATCH, 3));
         n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
@@ -51,7 +51,7 @@ fn a_prolog_that_ended_is_not_run_again_by_the_next_agent_and_another_is() {
         pull: None,
         lease_known: false,
     };
-    let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
+    let job = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false, until: None };
     let mut n = with_prolog(vec![job], vec![adopted]);
     n.running(FIRST);
     assert_eq!((prologs(&n), n.spawns()), (0, 1));

@@ -201,7 +201,7 @@ fn steps_of_the_spool_are_taken_up_again() {
 #[test]
 fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
     // The agent ended after it had made the job's parts, and before it started anything.
-    let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false };
+    let found = AdoptedJob { job: JOB.0, attempt: JOB.1, prolog_done: false, until: None };
     let mut n = Node::made(config(), vec![found], vec![]);
     n.start(Start { job_time_left: Some(Span::from_secs(60)), ..start(BATCH, 3) });
     n.ready(BATCH);

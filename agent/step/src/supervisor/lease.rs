@@ -1,11 +1,11 @@
 //! Until when a step goes on without hearing of the controller. On the clock that also counts while the machine sleeps, by a timer that
 //! wakes with it: the step may count as lost elsewhere from a moment on, and must not be alive then.
 
+use crate::deadlines::boot_clock as now;
 use berth_model::time::Time;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use std::io;
 
@@ -14,11 +14,6 @@ pub struct Lease {
     timer: OwnedFd,
     until: Time,
     over: bool,
-}
-
-fn now() -> Time {
-    let now = clock_gettime(ClockId::Boottime);
-    Time(now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000))
 }
 
 impl Lease {
