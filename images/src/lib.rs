@@ -74,6 +74,6 @@ pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,
     LayerDetails, LayerForm, MountImage, Offer, Part, PreparedImage, Problem, PruneOptions, Pushed, Removed,
     RoomRules, RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted, find_granted,
-    layer_place, settled_form, try_image, unfit_filesystem,
+    layer_place, most_layers, settled_form, try_image, unfit_filesystem,
 };
 pub use unpack::{LayerReport, Limits};

@@ -230,7 +230,7 @@ pub(crate) fn read_config(
         ));
     }
     if layers.len() > limits.layers {
-        return Err(bad(format!("has {} layers; at most {} can be mounted", layers.len(), limits.layers)));
+        return Err(bad(format!("has {} layers, and at most {} are taken", layers.len(), limits.layers)));
     }
     let mut infos = Vec::with_capacity(layers.len());
     for (layer, diff_id) in layers.iter().zip(diff_ids) {

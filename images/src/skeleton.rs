@@ -16,6 +16,9 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, openat2};
 use crate::archive::{Segment, read_buffered, show};
 use crate::error::{Error, ErrorKind};
 use crate::unpack::STRICT;
+use kept::{Keeper, Kept, KeptContent};
+
+mod kept;
 
 const MAGIC: &[u8] = b"BERTH-SKELETON-1";
 /// Bytes of an archive in one record.
@@ -29,6 +32,9 @@ pub(crate) struct Recorder<R, W: Write> {
     out: zstd::Encoder<'static, W>,
     raw: Vec<u8>,
     content: Option<Content>,
+    /// Bytes that passed.
+    passed: u64,
+    keeper: Option<Keeper>,
     failed: Option<io::Error>,
 }
 
@@ -44,7 +50,31 @@ impl<R: BufRead, W: Write> Recorder<R, W> {
         let mut out = zstd::Encoder::new(out, LEVEL)?;
         out.include_checksum(true)?;
         out.write_all(MAGIC)?;
-        Ok(Self { input, out, raw: Vec::with_capacity(2 * PIECE), content: None, failed: None })
+        Ok(Self {
+            input,
+            out,
+            raw: Vec::with_capacity(2 * PIECE),
+            content: None,
+            passed: 0,
+            keeper: None,
+            failed: None,
+        })
+    }
+
+    /// The same, with a file for what entries take the place of.
+    pub(crate) fn keeping(self, file: File) -> Self {
+        Self { keeper: Some(Keeper::new(file)), ..self }
+    }
+
+    /// Keeps the content of a file that came by [`Recorder::begin`] and goes now. False where it is not kept: there may be no more of it than
+    /// there was of the archive, which holes of files are not in.
+    pub(crate) fn keep(&mut self, path: &[u8], size: u64, content: &mut dyn Read) -> io::Result<bool> {
+        match &mut self.keeper {
+            Some(keeper) if keeper.kept().saturating_add(size) <= self.passed => {
+                keeper.keep(path, size, content).map(|()| true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// What comes now is the content of the file at `path`, which is where it was unpacked, in these pieces of it.
@@ -123,6 +153,7 @@ impl<R: BufRead, W: Write> BufRead for Recorder<R, W> {
             Some(content) => content.crc.update(used),
             None => self.raw.extend_from_slice(used),
         }
+        self.passed += used.len() as u64;
         self.input.consume(amount);
         if self.raw.len() >= PIECE {
             self.flush_raw();
@@ -192,6 +223,10 @@ pub(crate) struct Rebuilt<'a, R: Read> {
     wrong: Option<Vec<Wrong>>,
     /// Whether a directory of the image forbids its owner to get at a file.
     unread: bool,
+    /// Whether files are opened at all.
+    hollow: bool,
+    /// What files had whose place others took.
+    kept: Kept,
 }
 
 /// What is read next.
@@ -202,10 +237,26 @@ enum Now {
     End,
 }
 
+/// Where the content of a file is.
+enum Origin {
+    File(File),
+    Kept(KeptContent),
+}
+
+impl Origin {
+    /// Bytes at an offset, which never goes back.
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Origin::File(file) => file.read_at(buffer, offset),
+            Origin::Kept(kept) => kept.read_at(buffer, offset),
+        }
+    }
+}
+
 /// How far a file was read.
 struct Place {
     path: Vec<u8>,
-    file: Option<File>,
+    file: Option<Origin>,
     wanted: u32,
     crc: Crc,
     pieces: std::vec::IntoIter<Segment>,
@@ -216,7 +267,26 @@ impl<'a, R: Read> Rebuilt<'a, R> {
     /// Of the files below `tree`. With `all` it goes on behind a file that is not as it was, with other bytes in its place.
     pub(crate) fn new(skeleton: R, tree: &'a OwnedFd, all: bool) -> io::Result<Self> {
         let records = BufReader::with_capacity(PIECE, zstd::Decoder::new(skeleton)?);
-        Ok(Self { records, tree, now: Now::Record, begun: false, wrong: all.then(Vec::new), unread: false })
+        Ok(Self {
+            records,
+            tree,
+            now: Now::Record,
+            begun: false,
+            wrong: all.then(Vec::new),
+            unread: false,
+            hollow: false,
+            kept: Kept::default(),
+        })
+    }
+
+    /// The same with zeros for the content of files, for whoever wants their names alone.
+    pub(crate) fn hollow(self) -> Self {
+        Self { hollow: true, ..self }
+    }
+
+    /// The same with what files had whose place others took, as a [`Recorder`] kept it.
+    pub(crate) fn with_kept(self, file: File) -> io::Result<Self> {
+        Ok(Self { kept: Kept::read(file)?, ..self })
     }
 
     /// Files that are not as they were, and whether all could be read.
@@ -266,8 +336,12 @@ impl<'a, R: Read> Rebuilt<'a, R> {
                         (u64::from_le_bytes(self.number()?), u64::from_le_bytes(self.number()?));
                     pieces.push(Segment { offset, length });
                 }
-                let file = match self.open(&path) {
-                    Ok(file) => Some(file),
+                let mut open = |path: &[u8]| match self.kept.take(path) {
+                    Some(kept) => kept.map(Origin::Kept),
+                    None => Self::open(self.tree, path).map(Origin::File),
+                };
+                let file = match (!self.hollow).then(|| open(&path)).transpose() {
+                    Ok(file) => file,
                     // An ordinary user's store holds images to their permissions.
                     Err(e) if e.kind() == io::ErrorKind::PermissionDenied && self.wrong.is_some() => {
                         self.unread = true;
@@ -303,9 +377,9 @@ impl<'a, R: Read> Rebuilt<'a, R> {
     }
 
     /// Opens a file of the layer, and nothing else.
-    fn open(&self, path: &[u8]) -> io::Result<File> {
+    fn open(tree: &OwnedFd, path: &[u8]) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat2(self.tree, path, flags, Mode::empty(), STRICT)?;
+        let file = openat2(tree, path, flags, Mode::empty(), STRICT)?;
         match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::RegularFile => Ok(file.into()),
             _ => Err(io::Error::other("it is no file any more")),
@@ -326,7 +400,7 @@ impl<'a, R: Read> Rebuilt<'a, R> {
             }
         }
         let length = usize::try_from(place.piece.length).unwrap_or(usize::MAX).min(buffer.len());
-        let read = match &place.file {
+        let read = match &mut place.file {
             Some(file) => match file.read_at(&mut buffer[..length], place.piece.offset) {
                 Ok(0) => Err("it is shorter than it was".to_owned()),
                 Ok(read) => Ok(read),
@@ -438,17 +512,22 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let tree = OwnedFd::from(File::open(dir.path()).unwrap());
             let bytes = archive(&entries, &tail);
-            let mut reader = Reader::new(Recorder::new(&bytes[..], Vec::new()).unwrap());
+            let kept = tempfile::tempfile().unwrap();
+            let recorder = Recorder::new(&bytes[..], Vec::new()).unwrap().keeping(kept.try_clone().unwrap());
+            let mut reader = Reader::new(recorder);
             let limits = Limits::default();
             let form = Tree::new(tree.try_clone().unwrap());
             let unpacked = Unpacker::new(form, &limits, true).run(&mut reader);
-            if let Ok((report, _)) = unpacked && report.replaced == 0 {
+            // Each file that goes was in the archive once.
+            prop_assert!(!unpacked.as_ref().is_ok_and(|(report, _)| report.unsaved > 0));
+            if unpacked.is_ok() {
                 let mut recorder = reader.into_inner();
                 io::copy(&mut recorder, &mut io::sink()).unwrap();
                 let (_, skeleton) = recorder.finish().unwrap();
                 let mut again = Vec::new();
                 prop_assert_eq!(length(&skeleton[..]).unwrap(), bytes.len() as u64);
-                match Rebuilt::new(&skeleton[..], &tree, false).unwrap().read_to_end(&mut again) {
+                let rebuilt = Rebuilt::new(&skeleton[..], &tree, false).unwrap().with_kept(kept).unwrap();
+                match { rebuilt }.read_to_end(&mut again) {
                     Ok(_) => prop_assert!(again == bytes),
                     // An ordinary user cannot enter every directory.
                     Err(e) => prop_assert!(!rustix::process::geteuid().is_root(), "{}", e),

@@ -60,7 +60,8 @@ impl Layer {
         self.entry(name, EntryType::Fifo, 0o644, "", b"")
     }
 
-    fn finish(self) -> Vec<u8> {
+    /// The archive.
+    pub fn finish(self) -> Vec<u8> {
         self.archive.into_inner().unwrap()
     }
 }
@@ -83,43 +84,97 @@ pub fn busybox() -> Layer {
 
 /// Writes the layers as an image with this `config` object; returns nothing, the directory is the image.
 pub fn write(directory: &Path, layers: Vec<Layer>, config: Value) {
-    let blobs = directory.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let put = |bytes: &[u8]| -> String {
-        let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-        std::fs::write(blobs.join(&digest), bytes).unwrap();
-        format!("sha256:{digest}")
-    };
+    std::fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
     let mut descriptors = Vec::new();
     let mut diff_ids = Vec::new();
     for layer in layers {
         let bytes = layer.finish();
-        let digest = put(&bytes);
+        let digest = put(directory, &bytes);
         descriptors.push(json!({
             "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": bytes.len(),
         }));
         diff_ids.push(digest);
     }
+    describe(directory, &diff_ids, config, descriptors.into());
+}
+
+/// Writes blobs that are compressed already as the layers of an image: each with its media type's ending, and the archive that is in it.
+pub fn write_compressed(directory: &Path, layers: &[(&str, Vec<u8>, Vec<u8>)]) {
+    std::fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
+    let described = |(ending, blob, _): &(&str, Vec<u8>, Vec<u8>)| {
+        let kind = format!("application/vnd.oci.image.layer.v1.tar+{ending}");
+        json!({"mediaType": kind, "digest": put(directory, blob), "size": blob.len()})
+    };
+    let descriptors: Vec<Value> = layers.iter().map(described).collect();
+    let diff_ids: Vec<String> = layers.iter().map(|(_, _, archive)| named(archive)).collect();
+    describe(directory, &diff_ids, json!({}), descriptors.into());
+}
+
+fn named(bytes: &[u8]) -> String {
+    let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{digest}")
+}
+
+fn put(directory: &Path, bytes: &[u8]) -> String {
+    let digest = named(bytes);
+    std::fs::write(directory.join("blobs/sha256").join(&digest["sha256:".len()..]), bytes).unwrap();
+    digest
+}
+
+fn describe(directory: &Path, diff_ids: &[String], config: Value, layers: Value) {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = serde_json::to_vec(&json!({
+    let config = json!({
         "architecture": architecture, "os": "linux", "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    }))
-    .unwrap();
+    });
+    finish(directory, &serde_json::to_vec(&config).unwrap(), layers);
+}
+
+fn finish(directory: &Path, config: &[u8], layers: Value) {
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": put(&config), "size": config.len()},
-        "layers": descriptors,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": put(directory, config), "size": config.len(),
+        },
+        "layers": layers,
     }))
     .unwrap();
     let index = json!({
         "schemaVersion": 2,
         "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": put(&manifest), "size": manifest.len(),
-            "annotations": {"org.opencontainers.image.ref.name": "latest"},
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": put(directory, &manifest),
+            "size": manifest.len(), "annotations": {"org.opencontainers.image.ref.name": "latest"},
         }],
     });
     std::fs::write(directory.join("index.json"), index.to_string()).unwrap();
     std::fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// Writes the image of another directory with these layers above its own.
+pub fn above(other: &Path, directory: &Path, layers: Vec<Layer>) {
+    write(directory, layers, json!({}));
+    let read = |of: &Path, name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(of.join(name)).unwrap()).unwrap()
+    };
+    let of_blob = |of: &Path, descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap();
+        read(of, &format!("blobs/sha256/{}", digest.strip_prefix("sha256:").unwrap()))
+    };
+    let manifest = |of: &Path| of_blob(of, &read(of, "index.json")["manifests"][0]);
+    let (below, ours) = (manifest(other), manifest(directory));
+    let (config, added) = (of_blob(other, &below["config"]), of_blob(directory, &ours["config"]));
+    let joined = |one: &Value, two: &Value| -> Value {
+        Value::from([one.as_array().unwrap().as_slice(), two.as_array().unwrap().as_slice()].concat())
+    };
+    for blob in std::fs::read_dir(other.join("blobs/sha256")).unwrap().flatten() {
+        std::fs::copy(blob.path(), directory.join("blobs/sha256").join(blob.file_name())).unwrap();
+    }
+    let mut config = config;
+    config["rootfs"]["diff_ids"] = joined(&config["rootfs"]["diff_ids"], &added["rootfs"]["diff_ids"]);
+    // Of which there would have to be more.
+    config.as_object_mut().unwrap().remove("history");
+    let mut manifest = below;
+    manifest["layers"] = joined(&manifest["layers"], &ours["layers"]);
+    finish(directory, &serde_json::to_vec(&config).unwrap(), manifest["layers"].clone());
 }

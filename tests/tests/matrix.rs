@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::engine_stores::{Daemon, Podman};
+use berth_tests::layout::{self, Layer};
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, sandbox::wait};
 use serde_json::Value;
 
@@ -330,6 +331,83 @@ fn engines(who: Who, form: &str) {
     daemon.docker(&["load", "--input", "box.tar"]).ok();
     let srun = sandbox.cmd("srun").env("DOCKER_HOST", daemon.host());
     judge(&sandbox, &who, ("dockerd://box:1", Kind::Layers), form, &reference, srun);
+}
+
+/// The image of the matrix below so many layers that each change it: files that come and go, directories that hide what is below, links
+/// among them, and one that takes away again what the lowest layers have.
+fn tall(directory: &Path, layers: usize) {
+    let all = (0..layers).map(|n| {
+        let text = n.to_string();
+        let layer =
+            Layer::default().directory("tall").file("tall/same", 0o600 + (n % 64) as u32, text.as_bytes());
+        let layer = layer.directory("tall/by").file(&format!("tall/by/{n}"), 0o644, text.as_bytes());
+        let layer = layer.symlink(&format!("tall/link-{}", n % 7), &text);
+        let layer =
+            if n % 3 == 2 { layer.file(&format!("tall/by/.wh.{}", n - 2), 0o644, b"") } else { layer };
+        match n % 50 {
+            10 => layer.directory("tall/hides").file("tall/hides/old", 0o640, text.as_bytes()),
+            20 => layer
+                .directory("tall/hides")
+                .file("tall/hides/.wh..wh..opq", 0o644, b"")
+                .fifo("tall/hides/pipe"),
+            30 => layer.file("tall/.wh.hides", 0o644, b""),
+            40 => layer.file("tall/becomes", 0o644, b"a file"),
+            41 => layer.directory("tall/becomes").file("tall/becomes/inside", 0o400, b"a directory"),
+            // Of names that are hidden later overlayfs still tells: see the differences.
+            5 => layer
+                .file(&format!("tall/one-{n}"), 0o644, b"x")
+                .hardlink(&format!("tall/two-{n}"), &format!("tall/one-{n}")),
+            _ => layer,
+        }
+    });
+    layout::above(&images::odd(), directory, all.collect());
+}
+
+/// Of more layers than are mounted at once the lowest are made into one: that changes nothing of what a container sees.
+fn taller_than_a_mount(who: Who, form: &str) {
+    let sandbox = Sandbox::with_config(who.clone(), &format!("[images]\nlayer_form = \"{form}\"\n"));
+    let image = sandbox.work().join("tall");
+    tall(&image, 1100);
+    let unpack = reference(&sandbox, &who, &image);
+    assert!(unpack.contains_key("tall/by/1099") && !unpack.contains_key("tall/by/0"));
+    let source = image.display().to_string();
+    let script = format!("{{ cut -d' ' -f5 /proc/self/mountinfo; echo $HOME; }} >&2; cd / && {LOOK}");
+    let container = format!("--container-image={source}");
+    let seen = sandbox.srun([container.as_str(), "sh", "-c", &script]).limit(280).ok();
+    let (mut ours, _) = tree(&seen.stdout);
+    let mut expected = unpack;
+    let layers = DIFFERENCES.iter().filter(|difference| difference.of == Kind::Layers);
+    layers.for_each(|difference| (difference.change)(&mut expected));
+    without_own(&seen.err(), &mut ours, &mut expected);
+    compare(&source, &ours, &expected);
+    let shown: Value =
+        serde_json::from_str(&sandbox.cmd("berth").args(["image", "inspect", &source]).ok().text()).unwrap();
+    let (all, merged) = (shown["layers"].as_array().unwrap().len(), shown["merged_layers"].as_u64().unwrap());
+    assert!(all > 1100 && merged as usize >= all - 999 + 1, "{all} layers, of which {merged} are one");
+    sandbox.cmd("berth").args(["image", "verify", &source]).limit(120).ok();
+    let store = sandbox.state().join("images/layers");
+    let one = || {
+        std::fs::read_dir(&store)
+            .unwrap()
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with("merged-"))
+            .count()
+    };
+    assert_eq!(one(), 1);
+    let remove = || sandbox.cmd("berth").args(["image", "rm", &source]).limit(120).run();
+    assert!(wait(60, || (remove().rc == 0).then_some(())).is_some(), "{}", remove());
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+}
+
+each_user! {
+    fn an_image_of_more_layers_than_are_mounted_at_once_is_what_umoci_unpacks(who) {
+        taller_than_a_mount(who, "directory");
+    }
+}
+
+#[test]
+fn an_image_of_more_layers_than_are_mounted_at_once_is_what_umoci_unpacks_as_an_image_as_root() {
+    taller_than_a_mount(Who::root(), "erofs");
 }
 
 each_user! {

@@ -94,6 +94,46 @@ impl Inode {
     }
 }
 
+/// Where the content of a file that was written stands.
+pub(super) struct Stored {
+    pub(super) mode: u32,
+    pub(super) size: u64,
+    start: u64,
+    /// Bytes of it that are in blocks of their own; the others stand at `tail`.
+    in_blocks: u64,
+    tail: u64,
+}
+
+impl Stored {
+    /// Reads the inode at this place.
+    pub(super) fn of(at: u64, inode: &[u8; INODE]) -> Stored {
+        let number = |from: usize, bytes: usize| {
+            inode[from..from + bytes].iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let (format, count, size) = (number(0, 2), number(2, 2), number(8, 8));
+        let xattrs = if count == 0 { 0 } else { XATTR_HEADER as u64 + (count - 1) * 4 };
+        let in_blocks = if format & TAIL > 0 { size - size % BLOCK as u64 } else { size };
+        let mode = u32::try_from(number(4, 2)).unwrap_or_default();
+        Stored {
+            mode,
+            size,
+            start: number(16, 4) * BLOCK as u64,
+            in_blocks,
+            tail: at + INODE as u64 + xattrs,
+        }
+    }
+
+    /// Where the content from an offset on stands, and how many bytes of it stand together.
+    pub(super) fn place(&self, offset: u64) -> (u64, u64) {
+        match self.in_blocks.checked_sub(offset) {
+            Some(left) if left > 0 => (self.start + offset, left),
+            _ => (self.tail + offset - self.in_blocks, self.size.saturating_sub(offset)),
+        }
+    }
+}
+
+/// In an inode's format: its content's last block follows it.
+const TAIL: u64 = 2 << 1;
 const XATTR_HEADER: usize = 12;
 
 /// Attributes of one file as they follow its inode, in at most `room` bytes, and how many found no place. All are of

@@ -18,7 +18,7 @@ use rustix::fs::FileType as Kind;
 use rustix::io::Errno;
 
 use crate::error::Result;
-use crate::unpack::{CleanPath, Form, Meta, Whiteout};
+use crate::unpack::{CleanPath, EachContent, Form, Meta, Whiteout};
 use disk::{BLOCK, FileType, INODE, Inode};
 use out::Out;
 
@@ -159,6 +159,20 @@ impl Image {
         Ok(())
     }
 
+    /// What has these numbers has a name less, and so has what is in it.
+    fn drop_names(&mut self, mut gone: Vec<u32>) {
+        while let Some(number) = gone.pop() {
+            if let Some(directory) = self.directory(number) {
+                gone.extend(std::mem::take(&mut directory.names).into_values());
+                // The cached directory may be the removed one.
+                self.cached = (Vec::new(), ROOT);
+            }
+            if let Some(node) = usize::try_from(number).ok().and_then(|n| self.nodes.get_mut(n)) {
+                node.names -= 1;
+            }
+        }
+    }
+
     fn next_number(&self) -> std::result::Result<u32, Errno> {
         u32::try_from(self.nodes.len()).map_err(|_| Errno::NOSPC)
     }
@@ -259,19 +273,43 @@ impl Form for Image {
     fn clear(&mut self, placed: &CleanPath) -> Result<()> {
         let parent = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        let mut gone: Vec<u32> =
+        let gone: Vec<u32> =
             self.directory(parent).and_then(|directory| directory.names.remove(name)).into_iter().collect();
         self.replaced += gone.len() as u64;
-        while let Some(number) = gone.pop() {
-            if let Some(directory) = self.directory(number) {
-                gone.extend(std::mem::take(&mut directory.names).into_values());
-                // The cached directory may be the removed one.
-                self.cached = (Vec::new(), ROOT);
-            }
-            if let Some(node) = usize::try_from(number).ok().and_then(|n| self.nodes.get_mut(n)) {
-                node.names -= 1;
+        self.drop_names(gone);
+        Ok(())
+    }
+
+    fn contents(&mut self, placed: &CleanPath, each: &mut EachContent<'_>) -> Result<()> {
+        let mut todo: Vec<_> = self.at(placed)?.map(|number| (placed.clone(), number)).into_iter().collect();
+        while let Some((path, number)) = todo.pop() {
+            match self.node(number) {
+                Some(Node { what: What::Directory(directory), .. }) => {
+                    for (name, number) in &directory.names {
+                        let mut below = path.clone();
+                        below.push(name);
+                        todo.push((below, *number));
+                    }
+                }
+                Some(Node { what: What::File, at, .. }) => {
+                    let mut inode = [0; INODE];
+                    self.out.read(*at, &mut inode).map_err(|e| path.io(e))?;
+                    let stored = disk::Stored::of(*at, &inode);
+                    if stored.size > 0 && stored.mode & 0o400 != 0 {
+                        let size = stored.size;
+                        each(path.as_bytes(), size, &mut Stored { out: &self.out, stored, position: 0 })?;
+                    }
+                }
+                _ => {}
             }
         }
+        Ok(())
+    }
+
+    fn empty(&mut self, directory: &CleanPath) -> Result<()> {
+        let number = self.finished(directory)?;
+        let gone = number.and_then(|number| self.directory(number)).map(|d| std::mem::take(&mut d.names));
+        self.drop_names(gone.unwrap_or_default().into_values().collect());
         Ok(())
     }
 
@@ -392,6 +430,23 @@ impl Form for Image {
         directory.mode = meta.mode;
         directory.mtime = meta.mtime;
         Ok(left_out)
+    }
+}
+
+/// The content of a file that was written.
+struct Stored<'a> {
+    out: &'a Out,
+    stored: disk::Stored,
+    position: u64,
+}
+
+impl std::io::Read for Stored<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (at, together) = self.stored.place(self.position);
+        let most = usize::try_from(together).unwrap_or(usize::MAX).min(buffer.len());
+        self.out.read(at, &mut buffer[..most])?;
+        self.position += most as u64;
+        Ok(most)
     }
 }
 

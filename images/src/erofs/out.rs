@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::ftruncate;
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, pread, pwrite};
 
 use super::disk::{BLOCK, SLOT};
 
@@ -109,6 +109,34 @@ impl Out {
         self.buffer[place..place + bytes.len()].copy_from_slice(bytes);
         // Metadata alone fills it, too, where files have no blocks of their own.
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
+    }
+
+    /// Reads what was written at `at`; holes are zeros.
+    pub(super) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let written = usize::try_from(self.start.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
+        let (mut before, after) = bytes.split_at_mut(written);
+        let mut from = at;
+        while !before.is_empty() {
+            match pread(&self.file, &mut *before, from) {
+                Ok(0) => {
+                    before.fill(0);
+                    break;
+                }
+                Ok(read) => {
+                    before = &mut before[read..];
+                    from += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        if after.is_empty() {
+            return Ok(());
+        }
+        let place = usize::try_from(at + written as u64 - self.start).unwrap_or(usize::MAX);
+        let there = self.buffer.get(place..).and_then(|there| there.get(..after.len())).ok_or(Errno::IO)?;
+        after.copy_from_slice(there);
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {

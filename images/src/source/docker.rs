@@ -16,7 +16,7 @@ use crate::unpack::Limits;
 /// Names that lead to one another before a layer is given up: old archives have links for layers that occur twice.
 const LINKS: usize = 8;
 /// Layers of an image; as many as the store takes.
-const LAYERS: usize = 4096;
+const LAYERS: usize = 10_000;
 /// Images of an archive: each costs the reading of a configuration, and nothing else bounds how often one is named.
 const IMAGES: usize = 256;
 

@@ -11,9 +11,11 @@ use oci_spec::image::ImageManifest;
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, renameat, syncfs, utimensat};
 use rustix::io::Errno;
 
+use super::form::LayerForm;
 use super::layer::REPAIR;
 use super::lock::{Hold, Lock};
-use super::record::{ImageRecord, PendingRecord, VERSION, parse, print};
+use super::merge::Lowest;
+use super::record::{ImageRecord, MergedRecord, PendingRecord, VERSION, parse, print};
 use super::verify::source_of;
 use super::{Store, files};
 use crate::digest::Digest;
@@ -116,7 +118,11 @@ impl Store {
         if let Some(name) = name_of(image) {
             self.take_name_from_others(&name, &image.digest, self.user.is_none())?;
         }
-        Ok(self.prepared_from(record, UseGuard(guard)))
+        let layers = self.stack(&record).ok_or_else(|| {
+            Error::new(ErrorKind::Io, format!("image {}", record.digest), "its layers were removed meanwhile")
+                .next("try again")
+        })?;
+        Ok(PreparedImage { digest: record.digest, config: record.config, layers, guard: UseGuard(guard) })
     }
 
     /// The image if it is present, without asking anybody: a use guard, one small file and one look per layer.
@@ -140,11 +146,18 @@ impl Store {
                 return Ok(None);
             }
         }
+        // The kernel may be another one than that for which it was imported.
+        let Some(layers) = self.stack(&record) else { return Ok(None) };
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         // Pruning by age and the choice of what goes for lack of room read it.
         let _ = utimensat(&self.images, record_name(digest), &times, AtFlags::SYMLINK_NOFOLLOW);
-        Ok(Some(self.prepared_from(record, UseGuard(guard))))
+        Ok(Some(PreparedImage {
+            digest: record.digest,
+            config: record.config,
+            layers,
+            guard: UseGuard(guard),
+        }))
     }
 
     /// Guards an image that is in use, without preparing it: for an agent that adopts running containers.
@@ -196,20 +209,6 @@ impl Store {
 
     pub(super) fn write_image_record(&self, record: &ImageRecord) -> Result<()> {
         files::write(self.images.as_fd(), &record_name(&record.digest), &print(record)?, self.give_to)
-    }
-
-    fn prepared_from(&self, record: ImageRecord, guard: UseGuard) -> PreparedImage {
-        // A layer that occurs twice is fully covered by its upper copy, and overlayfs refuses the same directory
-        // twice.
-        let mut seen = HashSet::new();
-        let layers = record
-            .layers
-            .iter()
-            .rev()
-            .filter(|l| seen.insert(&l.diff_id))
-            .map(|l| self.layer_path(&l.diff_id))
-            .collect();
-        PreparedImage { digest: record.digest, config: record.config, layers, guard }
     }
 
     /// Adds the name under which the image was asked for, if it is new: by `user`, or by those whose store it is.
@@ -319,21 +318,31 @@ impl Store {
         let (config, layers) = self.config(&what, &manifest, &config_digest, source)?;
         self.admit(&what, &layers)?;
         let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
+        let lowest = self.lowest(&layers);
         {
             // Written under the lock that collection takes alone: it sees this record, or we see what it removed.
             let _store = self.lock("store", Hold::Shared)?;
-            let pending = PendingRecord { layers: diff_ids, config_digest: config_digest.clone() };
+            let merged = lowest.as_ref().map(|lowest| lowest.id.clone());
+            let pending = PendingRecord { layers: diff_ids, config_digest: config_digest.clone(), merged };
             files::write(self.images.as_fd(), &pending_name(&image.digest), &print(&pending)?, self.give_to)?;
             // Collection may have removed the blobs of an image that nothing named until now.
             self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
             self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
         }
         self.bound_images(&layers);
+        if let Some(lowest) = &lowest {
+            // Their files are read again, by who mounts nothing.
+            self.flatten(&lowest.layers);
+        }
         let (reports, fetched) = self.layers(image, &layers, source, progress)?;
         self.show_layers(image, &layers, &fetched, source, progress)?;
+        let merged = match &lowest {
+            Some(lowest) => Some(self.merge_lowest(lowest, source, progress)?),
+            None => None,
+        };
         progress.event(ProgressEvent::Syncing);
         syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
-        self.mark_synced(&layers)?;
+        self.mark_synced(&layers, merged.as_ref())?;
         notes(&what, &reports, progress);
         let (names, own) = (Vec::from_iter(name_of(image)), self.user.is_none());
         Ok(ImageRecord {
@@ -348,7 +357,25 @@ impl Store {
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             source: Some(image.source.clone()),
             insecure: image.insecure,
+            merged,
         })
+    }
+
+    /// Makes the lowest layers one. Those that were there as images, for others, are fetched anew as directories.
+    fn merge_lowest(
+        &self,
+        lowest: &Lowest,
+        source: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<MergedRecord> {
+        if !self.has_merged(lowest)? {
+            for layer in &lowest.layers {
+                if self.form_of(&layer.diff_id.file_name()) == Some(LayerForm::Erofs) {
+                    self.replace_layer(layer, source, progress)?;
+                }
+            }
+        }
+        self.ensure_merged(lowest, progress)
     }
 
     /// Fetches manifest and configuration of a known image where they are missing or damaged.

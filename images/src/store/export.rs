@@ -7,7 +7,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::ensure::UseGuard;
-use super::layer::SKELETON;
 use super::record::ImageRecord;
 use super::{Store, files};
 use crate::blobs::{Blob, Compressor};
@@ -18,7 +17,6 @@ use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::root::{directory_at, file_at};
-use crate::skeleton::Rebuilt;
 use crate::source::verify;
 
 impl Store {
@@ -77,8 +75,7 @@ impl Store {
         self.is_rebuildable(layer)?;
         let tree = self.layer_tree(&layer.diff_id)?;
         let failed = |e| recover(&what, e);
-        let mut archive =
-            Rebuilt::new(self.layer_file(&layer.diff_id, SKELETON)?, &tree, false).map_err(failed)?;
+        let mut archive = self.rebuilt(&layer.diff_id, &tree, false)?;
         let mut compressor = Compressor::new(out, layer.diff_id.algorithm());
         std::io::copy(&mut archive, &mut compressor).map_err(failed)?;
         let blob = compressor.finish().map_err(failed)?;
@@ -97,8 +94,8 @@ impl Store {
             ));
         }
         if !record.rebuildable {
-            let reason =
-                "its archive has files that take the place of others in it, so that it cannot be made again";
+            let reason = "its archive has more files that take the place of others in it than were kept, so that it cannot be \
+                          made again";
             return Err(Error::new(ErrorKind::Unsupported, what, reason)
                 .next("copy the image from where it came, with `skopeo copy`"));
         }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
-use super::layer::{LISTING, REPAIR, SKELETON};
+use super::layer::{LISTING, REPAIR, REPLACED, SKELETON};
 use super::record::print;
 use super::sum::sum;
 use super::{Charge, Store, boot_id, files, pipeline};
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::Progress;
 use crate::source::BlobSource;
-use crate::unpack::{LayerReport, Tree, Unpacker, listing};
+use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker, listing};
 
 /// How a layer is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ impl LayerForm {
     const ALL: [LayerForm; 2] = [LayerForm::Directory, LayerForm::Erofs];
 
     /// Its name within the layer's own directory.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             LayerForm::Directory => "fs",
             LayerForm::Erofs => "fs.erofs",
@@ -195,6 +195,12 @@ impl Store {
         self.most_images = settled.most;
     }
 
+    /// These layers are directories, whatever the form is.
+    pub(super) fn flatten<'a>(&self, layers: impl IntoIterator<Item = &'a LayerInfo>) {
+        let mut flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner);
+        flat.extend(layers.into_iter().map(|layer| layer.diff_id.clone()));
+    }
+
     /// Decides which layers of an image are directories because not so many images can be mounted for one container: the smallest of
     /// those that are not there yet.
     pub(super) fn bound_images(&self, layers: &[LayerInfo]) {
@@ -205,8 +211,7 @@ impl Store {
             let is_image = self.form_of(&layer.diff_id.file_name()) == Some(LayerForm::Erofs);
             (!is_image, std::cmp::Reverse(layer.size))
         });
-        let mut flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner);
-        flat.extend(all.into_iter().skip(most).map(|layer| layer.diff_id.clone()));
+        self.flatten(all.into_iter().skip(most));
     }
 
     /// The form of the layer in directory `name` of the layers, if it is there and can be used.
@@ -232,44 +237,60 @@ impl Store {
         charge: &Charge<'_>,
     ) -> Result<(LayerReport, Option<Digest>)> {
         let what = format!("image store: layer {}", layer.diff_id.short());
-        let io = |e: Errno| Error::io(&what, e);
         let flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner).contains(&layer.diff_id);
         let form = if flat || layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
+        let new = |name| new_file(directory, name).map(File::from).map_err(|e| Error::io(&what, e));
+        let (skeleton, replaced) = (new(SKELETON)?, new(REPLACED)?);
+        let replaced_too = replaced.try_clone().map_err(|e| Error::io(&what, e))?;
+        let kept = (skeleton, replaced_too);
+        let filling = Fetching { source, layer, progress, kept, bounds: (&self.limits, charge) };
+        let (report, sum) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
+        // Content that is gone cannot be put where the archive has it.
+        if report.unsaved > 0 {
+            files::remove(directory.as_fd(), SKELETON)?;
+        }
+        if report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
+            files::remove(directory.as_fd(), REPLACED)?;
+        }
+        Ok((report, sum))
+    }
+
+    /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage. Gives what was made, and the
+    /// sum of an image.
+    pub(super) fn make_form(
+        &self,
+        directory: &OwnedFd,
+        form: LayerForm,
+        id: &Digest,
+        charge: &Charge<'_>,
+        filling: impl Fill,
+    ) -> Result<(LayerReport, Option<Digest>)> {
+        let what = format!("image store: layer {}", id.short());
+        let io = |e: Errno| Error::io(&what, e);
         let name = form.name();
-        let new = |name: &str| {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(directory, name, flags, Mode::RUSR | Mode::WUSR).map_err(io)
-        };
-        let skeleton = File::from(new(SKELETON)?);
         // In root's own store a set-user-id file would belong to root.
         let keep_setid = !geteuid().is_root();
-        let (report, sum) = match form {
+        match form {
             LayerForm::Directory => {
                 mkdirat(directory, name, Mode::RWXU).map_err(io)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let tree = openat(directory, name, flags, Mode::empty()).map_err(io)?;
                 let root = tree.try_clone().map_err(|e| Error::io("image store", e))?;
                 let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid).charging(charge);
-                let (report, _) =
-                    pipeline::unpack(source, layer, (&self.limits, charge), progress, unpacker, skeleton)?;
-                listing::write(&tree, File::from(new(LISTING)?)).map_err(|e| Error::io(&what, e))?;
-                (report, None)
+                let (report, _) = filling.fill(unpacker)?;
+                let listing = File::from(new_file(directory, LISTING).map_err(io)?);
+                listing::write(&tree, listing).map_err(|e| Error::io(&what, e))?;
+                Ok((report, None))
             }
             LayerForm::Erofs => {
                 let owner = (geteuid().as_raw(), getegid().as_raw());
-                let image = Image::new(new(name)?, owner, filesystem_id(&layer.diff_id));
+                let image = Image::new(new_file(directory, name).map_err(io)?, owner, filesystem_id(id));
                 let unpacker = Unpacker::new(image, &self.limits, keep_setid).charging(charge);
-                let (report, image) =
-                    pipeline::unpack(source, layer, (&self.limits, charge), progress, unpacker, skeleton)?;
+                let (report, image) = filling.fill(unpacker)?;
                 let file = File::from(image.seal().map_err(io)?);
-                (report, Some(sum(&file).map_err(|e| Error::io(&what, e))?))
+                Ok((report, Some(sum(&file).map_err(|e| Error::io(&what, e))?)))
             }
-        };
-        // Content that is gone cannot be put where the archive has it.
-        if report.replaced > 0 {
-            files::remove(directory.as_fd(), SKELETON)?;
         }
-        Ok((report, sum))
     }
 
     /// The same store, with a way to mount layers that are images, where their files have to be read.
@@ -303,11 +324,16 @@ impl Store {
                 let mounted = mount(&image).map_err(failed)?;
                 openat(&mounted, ".", flags, Mode::empty()).map_err(|e| failed(e.into()))
             }
-            _ => {
-                let place = format!("{name}/{}", LayerForm::Directory.name());
-                openat(&self.layers, place, flags, Mode::empty()).map_err(|e| failed(e.into()))
-            }
+            _ => self.tree_at(&name),
         }
+    }
+
+    /// Opens what is a directory in directory `layer` of the layers.
+    pub(super) fn tree_at(&self, layer: &str) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = format!("{layer}/{}", LayerForm::Directory.name());
+        openat(&self.layers, &place, flags, Mode::empty())
+            .map_err(|e| Error::path(&self.root.join("layers").join(&place), e).next(REPAIR))
     }
 
     /// Whether the image of a layer has other bytes than those that were written.
@@ -315,6 +341,33 @@ impl Store {
         let image = self.layer_file(diff_id, LayerForm::Erofs.name())?;
         Ok(sum(&image).map_err(|e| Error::path(&self.layer_path(diff_id), e))? != *written)
     }
+}
+
+/// What a layer's form is filled with.
+pub(super) trait Fill {
+    /// Fills it.
+    fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)>;
+}
+
+/// A layer that comes from its source.
+struct Fetching<'a> {
+    source: &'a dyn BlobSource,
+    layer: &'a LayerInfo,
+    progress: &'a dyn Progress,
+    kept: (File, File),
+    bounds: (&'a Limits, &'a Charge<'a>),
+}
+
+impl Fill for Fetching<'_> {
+    fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)> {
+        pipeline::unpack(self.source, self.layer, self.bounds, self.progress, unpacker, self.kept)
+    }
+}
+
+/// A file of a layer's directory that is not there yet.
+fn new_file(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
 /// Gives back the space of the image of the layer at `name` in `directory`.

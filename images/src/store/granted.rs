@@ -116,7 +116,12 @@ impl Store {
     /// The layers of an image, with what they take.
     pub(super) fn layer_sizes(&self, record: &ImageRecord) -> Result<BTreeMap<Digest, u64>> {
         let sized = |diff_id: &Digest| Ok((diff_id.clone(), self.layer_size(diff_id)?));
-        record.layers.iter().map(|layer| sized(&layer.diff_id)).collect()
+        let mut all: BTreeMap<_, _> =
+            record.layers.iter().map(|layer| sized(&layer.diff_id)).collect::<Result<_>>()?;
+        if let Some(merged) = &record.merged {
+            all.insert(merged.id.clone(), self.merged_size(&merged.id)?);
+        }
+        Ok(all)
     }
 }
 

@@ -1,18 +1,20 @@
 //! One layer: present, or unpacked by exactly one process.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, RenameFlags, openat, renameat_with};
 
 use super::lock::Hold;
-use super::record::{LayerRecord, VERSION, parse, print};
+use super::merge::merged_name;
+use super::record::{LayerRecord, MergedRecord, VERSION, parse, print};
 use super::work::WorkDir;
 use super::{Charge, Store, boot_id, files};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, recover};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
+use crate::skeleton::Rebuilt;
 use crate::source::BlobSource;
 use crate::unpack::LayerReport;
 
@@ -22,6 +24,8 @@ const SYNCED: &str = "synced";
 pub(super) const LISTING: &str = "files.zst";
 /// The skeleton of a layer's archive.
 pub(super) const SKELETON: &str = "skeleton.zst";
+/// What files of the archive had whose place others in it took; there where there are any.
+pub(super) const REPLACED: &str = "replaced";
 
 /// What stands behind the name of a layer that was replaced and may still be in use, before a number.
 const ASIDE: &str = ".replaced-";
@@ -34,15 +38,19 @@ const MOST_MIRRORS: usize = 8;
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.
     pub(super) fn layer_record(&self, diff_id: &Digest) -> Result<Option<LayerRecord>> {
-        let name = diff_id.file_name();
-        if self.form_of(&name).is_none() {
+        self.record_at(&diff_id.file_name(), diff_id)
+    }
+
+    /// As [`Store::layer_record`], of what is in directory `name` of the layers.
+    pub(super) fn record_at(&self, name: &str, diff_id: &Digest) -> Result<Option<LayerRecord>> {
+        if self.form_of(name).is_none() {
             return Ok(None);
         }
         let Some(bytes) = files::read(self.layers.as_fd(), &format!("{name}/layer.json"))? else {
             return Ok(None);
         };
         // A record that a power cut tore is the same as none.
-        let Ok(record) = parse::<LayerRecord>(&name, &bytes) else {
+        let Ok(record) = parse::<LayerRecord>(name, &bytes) else {
             return Ok(None);
         };
         let synced = files::read(self.layers.as_fd(), &format!("{name}/{SYNCED}"))?.is_some();
@@ -116,7 +124,7 @@ impl Store {
     }
 
     /// A name for a layer that was replaced.
-    fn aside(&self, name: &str) -> Result<String> {
+    pub(super) fn aside(&self, name: &str) -> Result<String> {
         let taken = self.names(&self.layers)?;
         let free = (0_u64..).map(|n| format!("{name}{ASIDE}{n}")).find(|name| !taken.contains(name));
         Ok(free.unwrap_or_default())
@@ -129,7 +137,8 @@ impl Store {
             let Some((layer, _)) = name.split_once(ASIDE) else { continue };
             let mut used = self.unknown_in_use()?;
             for image in self.records()? {
-                if image.layers.iter().any(|l| l.diff_id.file_name() == layer) {
+                let merged = image.merged.as_ref().is_some_and(|merged| merged_name(&merged.id) == layer);
+                if merged || image.layers.iter().any(|l| l.diff_id.file_name() == layer) {
                     used |= self.in_use(&image.digest)?;
                 }
             }
@@ -146,10 +155,30 @@ impl Store {
 
     /// Opens a file that stands beside a layer's directory.
     pub(super) fn layer_file(&self, diff_id: &Digest, name: &str) -> Result<File> {
+        self.file_at(&diff_id.file_name(), name)
+    }
+
+    /// As [`Store::layer_file`], of what is in directory `layer` of the layers.
+    pub(super) fn file_at(&self, layer: &str, name: &str) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = format!("{}/{name}", diff_id.file_name());
+        let path = format!("{layer}/{name}");
         let opened = openat(&self.layers, &path, flags, Mode::empty());
         opened.map(File::from).map_err(|e| Error::io(format!("image store: layers/{path}"), e).next(REPAIR))
+    }
+
+    /// The archive of a layer again, of its files below `tree`. With `all` it goes on behind a file that is not as it was.
+    pub(super) fn rebuilt<'t>(
+        &self,
+        diff_id: &Digest,
+        tree: &'t OwnedFd,
+        all: bool,
+    ) -> Result<Rebuilt<'t, File>> {
+        let failed = |e| recover(&format!("layer {diff_id}"), e);
+        let archive = Rebuilt::new(self.layer_file(diff_id, SKELETON)?, tree, all).map_err(failed)?;
+        match Self::has_file(self.layers.as_fd(), &format!("{}/{REPLACED}", diff_id.file_name())) {
+            true => archive.with_kept(self.layer_file(diff_id, REPLACED)?).map_err(failed),
+            false => Ok(archive),
+        }
     }
 
     /// Unpacks a layer where nobody sees it; anew where a mirror gave wrong bytes, which is not asked again then.
@@ -182,7 +211,7 @@ impl Store {
         let directory = work.open()?;
         let charge = Charge::new(self.quota.as_ref());
         let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
-        let rebuildable = report.replaced == 0;
+        let rebuildable = report.unsaved == 0;
         let record = LayerRecord {
             version: VERSION,
             diff_id: layer.diff_id.clone(),
@@ -198,9 +227,9 @@ impl Store {
     }
 
     /// Marks layers as outliving a power cut; call after syncfs.
-    pub(super) fn mark_synced(&self, layers: &[LayerInfo]) -> Result<()> {
-        for layer in layers {
-            let name = layer.diff_id.file_name();
+    pub(super) fn mark_synced(&self, layers: &[LayerInfo], merged: Option<&MergedRecord>) -> Result<()> {
+        let names = layers.iter().map(|layer| layer.diff_id.file_name());
+        for name in names.chain(merged.map(|merged| merged_name(&merged.id))) {
             let io = |e| Error::io(format!("image store: layer {name}"), e);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(&self.layers, format!("{name}/{SYNCED}"), flags, Mode::RUSR | Mode::WUSR).map_err(io)?;

@@ -12,6 +12,7 @@ use super::ensure::{fetch_lock, partial_name, pending_name, record_name, use_loc
 use super::form::LayerForm;
 use super::grant::parse_name;
 use super::lock::Hold;
+use super::merge::merged_name;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::room::RoomState;
 use super::signed::{VERDICTS, verdicts_name};
@@ -53,6 +54,9 @@ pub struct ImageDetails<I = ImageInfo, D = serde_json::Value> {
     pub config: ImageConfig,
     /// Layers, bottom first.
     pub layers: Vec<LayerDetails>,
+    /// So many of the lowest are mounted as one, because the kernel mounts no more at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged_layers: Option<usize>,
     /// What is known of its signatures: by which keys, or why by none.
     pub signatures: Vec<Verdict>,
     /// The manifest as the registry has it.
@@ -72,8 +76,9 @@ impl<I> ImageDetails<I, String> {
                 .map_err(|e| Error::new(ErrorKind::Corrupt, "manifest or configuration", e.to_string()))
         };
         let (manifest, raw_config) = (json(&self.manifest)?, json(&self.raw_config)?);
-        let ImageDetails { info, config, layers, signatures, manifest: _, raw_config: _ } = self;
-        Ok(ImageDetails { info, config, layers, signatures, manifest, raw_config })
+        let ImageDetails { info, config, layers, merged_layers, signatures, manifest: _, raw_config: _ } =
+            self;
+        Ok(ImageDetails { info, config, layers, merged_layers, signatures, manifest, raw_config })
     }
 }
 
@@ -253,6 +258,7 @@ impl Store {
             manifest: text(&record.digest)?,
             raw_config: text(&record.config_digest)?,
             config: record.config,
+            merged_layers: record.merged.map(|merged| merged.layers),
             signatures: self.verdicts(digest)?,
             layers,
         })
@@ -330,11 +336,12 @@ impl Store {
     /// The store cannot be read.
     pub fn df(&self) -> Result<DiskUsage> {
         let mut usage = DiskUsage::default();
-        let mut needed = HashSet::new();
+        let (mut needed, mut merged) = (HashSet::new(), HashSet::new());
         for record in self.records()? {
             usage.images += 1;
             if self.in_use(&record.digest)? {
                 usage.images_in_use += 1;
+                merged.extend(record.merged.map(|merged| merged.id));
                 needed.extend(record.layers.into_iter().map(|l| l.diff_id));
             }
         }
@@ -343,6 +350,13 @@ impl Store {
             usage.layers += 1;
             usage.bytes += bytes;
             if !needed.contains(&diff_id) {
+                usage.reclaimable_bytes += bytes;
+            }
+        }
+        for id in self.stored_merged()? {
+            let bytes = self.merged_size(&id)?;
+            usage.bytes += bytes;
+            if !merged.contains(&id) {
                 usage.reclaimable_bytes += bytes;
             }
         }
@@ -433,6 +447,7 @@ impl Store {
         {
             let _store = self.lock("store", Hold::Exclusive)?;
             let mut layers = HashSet::new();
+            let mut merged = HashSet::new();
             let mut blobs = HashSet::new();
             // Of an image that is in use and whose record is damaged, nobody knows what it needs.
             let mut known = true;
@@ -449,6 +464,7 @@ impl Store {
                     };
                     let pending: PendingRecord = parse(name, &bytes)?;
                     layers.extend(pending.layers);
+                    merged.extend(pending.merged);
                     blobs.extend([digest, pending.config_digest]);
                 } else if let Some(digest) = name.strip_suffix(".partial").and_then(Digest::from_file_name) {
                     let bytes = files::read(self.images.as_fd(), name)?.filter(|_| wanted.contains(&digest));
@@ -463,6 +479,7 @@ impl Store {
                     match self.whole_record(&digest)? {
                         Some(record) => {
                             layers.extend(record.layers.into_iter().map(|l| l.diff_id));
+                            merged.extend(record.merged.map(|merged| merged.id));
                             blobs.extend([digest, record.config_digest]);
                         }
                         None if self.in_use(&digest)? => known = false,
@@ -487,6 +504,12 @@ impl Store {
                     removed.layers += 1;
                     removed.bytes += self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
                     bin.swallow_unused(&diff_id.file_name())?;
+                }
+            }
+            for id in self.stored_merged()? {
+                if known && !merged.contains(&id) {
+                    removed.bytes += self.merged_size(&id)?;
+                    bin.swallow_unused(&merged_name(&id))?;
                 }
             }
             for name in self.names(&self.blobs)? {

@@ -7,8 +7,10 @@
 //!   form           in which form new layers are kept, until the machine starts anew
 //!   room.json      by which rules an agent keeps room, and what it last removed
 //!   layers/        sha256-HEX of the uncompressed tar: fs/ (the directory to mount) or fs.erofs (an image to mount),
-//!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content;
+//!                  layer.json, synced; files.zst, what is in fs/; skeleton.zst, the tar without the files' content, and
+//!                  replaced, what files of it had whose place others took;
 //!                  shown.json, which users have shown that they have it.
+//!                  merged-sha256-HEX is several layers as one, below more than can be mounted at once;
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
 //!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
@@ -33,6 +35,7 @@ mod history;
 mod layer;
 mod lock;
 mod manage;
+mod merge;
 mod offer;
 mod pipeline;
 mod probe;
@@ -62,6 +65,7 @@ pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_i
 pub use granted::{GrantedImage, Usage, find_granted};
 pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use merge::most_layers;
 pub use offer::{Offer, Part};
 pub use probe::unfit_filesystem;
 pub use push::Pushed;
@@ -103,6 +107,8 @@ pub struct Store {
     images_mount: bool,
     /// How many images one container's layers may be.
     most_images: Option<usize>,
+    /// How many layers one container can be mounted of.
+    most_layers: usize,
     /// Layers that are directories whatever the form is.
     flat: Mutex<HashSet<Digest>>,
     /// Of the user for whom it is filled.
@@ -177,6 +183,7 @@ impl Store {
             smallest_image: 0,
             images_mount: false,
             most_images: None,
+            most_layers: merge::most_layers_here(),
             flat: Mutex::default(),
             quota: None,
             user: None,

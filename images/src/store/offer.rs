@@ -12,7 +12,7 @@ use super::record::ImageRecord;
 use crate::digest::Digest;
 use crate::error::{Error, Result, recover};
 use crate::manifest::LayerInfo;
-use crate::skeleton::{self, Rebuilt};
+use crate::skeleton;
 
 /// An image that may be given; it is not removed meanwhile.
 pub struct Offer<'a> {
@@ -59,9 +59,11 @@ impl Store {
     pub fn offer(&self, digest: &Digest, source: &str, user: Option<u32>) -> Result<Offer<'_>> {
         let (record, guard) = self.held(digest)?;
         let theirs = match user {
-            Some(uid) => {
+            Some(uid) if self.user_of(uid)?.is_some() => {
                 self.grant_of(digest, uid)?.is_some_and(|grant| grant.sources.iter().any(|s| s == source))
             }
+            // Root, who asked for it here, too.
+            Some(_) => !record.own.is_empty() && record.source.as_deref() == Some(source),
             None => true,
         };
         // Whether somebody else has it is nobody's business.
@@ -125,9 +127,8 @@ impl Part<'_> {
             Form::Layer(layer) => {
                 let what = format!("layer {}", layer.diff_id);
                 let tree = self.store.layer_tree(&layer.diff_id)?;
-                let skeleton = self.store.layer_file(&layer.diff_id, SKELETON)?;
                 let made = |e| recover(&what, e);
-                let mut archive = Rebuilt::new(skeleton, &tree, false).map_err(made)?;
+                let mut archive = self.store.rebuilt(&layer.diff_id, &tree, false)?;
                 io::copy(&mut (&mut archive).take(from), &mut io::sink()).map_err(made)?;
                 io::copy(&mut archive.take(end.saturating_sub(from)), out).map(drop).map_err(made)
             }

@@ -29,21 +29,21 @@ enum Chunk {
     Failed(Error),
 }
 
-/// Unpacks one layer from `source`, writes its skeleton, and verifies blob and tar stream. Gives the form that was filled.
+/// Unpacks one layer from `source`, writes its skeleton and what entries take the place of, and verifies blob and tar stream. Gives the form that was filled.
 pub(super) fn unpack<F: Form>(
     source: &dyn BlobSource,
     layer: &LayerInfo,
     (limits, charge): (&Limits, &Charge<'_>),
     progress: &dyn Progress,
     unpacker: Unpacker<'_, F>,
-    skeleton: File,
+    (skeleton, replaced): (File, File),
 ) -> Result<(LayerReport, F)> {
     let compressed = AtomicU64::new(0);
     let what = format!("layer {} of {}", layer.digest, source.describe());
     thread::scope(|scope| {
         let chunks = content(scope, source, layer, &what, (limits, charge), (&compressed, progress))?;
         let kept = |e| Error::io("image store: skeleton of a layer", e);
-        let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?);
+        let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?.keeping(replaced));
         let result = unpacker.run(&mut reader);
         let mut recorder = reader.into_inner();
         // Damaged bytes make a damaged archive; the digest then tells the true reason.

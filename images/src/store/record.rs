@@ -36,6 +36,18 @@ pub(super) struct ImageRecord {
     /// Whether its registry was spoken to without TLS.
     #[serde(default)]
     pub(super) insecure: bool,
+    /// Its lowest layers as one, where it has more than can be mounted at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) merged: Option<MergedRecord>,
+}
+
+/// The lowest layers of an image, made into one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MergedRecord {
+    /// Stands for these layers in their order.
+    pub(super) id: Digest,
+    /// How many they are.
+    pub(super) layers: usize,
 }
 
 impl ImageRecord {
@@ -63,6 +75,9 @@ pub(super) struct SignatureRecord {
 pub(super) struct PendingRecord {
     pub(super) layers: Vec<Digest>,
     pub(super) config_digest: Digest,
+    /// What its lowest layers are as one.
+    #[serde(default)]
+    pub(super) merged: Option<Digest>,
 }
 
 /// One unpacked layer.

@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
 use super::form::LayerForm;
+use super::merge::merged_name;
 use super::{Store, files, now};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -287,18 +288,29 @@ impl Store {
         for diff_id in self.stored_layers()? {
             total = total.saturating_add(self.layer_size(&diff_id)?);
         }
+        for id in self.stored_merged()? {
+            total = total.saturating_add(self.merged_size(&id)?);
+        }
         Ok(total)
     }
 
     /// Bytes that a layer takes: of its image, or of the files in its directory.
     pub(super) fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
-        let name = diff_id.file_name();
-        if self.form_of(&name) == Some(LayerForm::Erofs) {
-            let image = LayerForm::Erofs.place(std::path::Path::new(&name));
+        self.size_at(&diff_id.file_name(), diff_id)
+    }
+
+    /// Bytes that layers take which are there as one.
+    pub(super) fn merged_size(&self, id: &Digest) -> Result<u64> {
+        self.size_at(&merged_name(id), id)
+    }
+
+    fn size_at(&self, name: &str, id: &Digest) -> Result<u64> {
+        if self.form_of(name) == Some(LayerForm::Erofs) {
+            let image = LayerForm::Erofs.place(std::path::Path::new(name));
             return Ok(statat(&self.layers, &image, AtFlags::SYMLINK_NOFOLLOW)
                 .map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)));
         }
-        Ok(self.layer_record(diff_id)?.map_or(0, |layer| layer.report.bytes))
+        Ok(self.record_at(name, id)?.map_or(0, |layer| layer.report.bytes))
     }
 
     fn space(&self) -> Result<Space> {

@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
 use super::form::LayerForm;
-use super::layer::{LISTING, SKELETON};
+use super::layer::LISTING;
 use super::lock::Hold;
+use super::merge::merged_name;
 use super::record::{ImageRecord, LayerRecord};
 use super::{Store, files};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
-use crate::skeleton::Rebuilt;
 use crate::source::{BlobSource, ResolvedManifest, verify};
 use crate::unpack::listing;
 
@@ -28,8 +28,8 @@ pub struct VerifyReport {
     pub images: usize,
     /// Layers looked at.
     pub layers: usize,
-    /// Layers of whose files not all contents could be compared, because their archive has entries that take the place of
-    /// others, or a directory of the image forbids its owner to get at them.
+    /// Layers of whose files not all contents could be compared, because more was replaced in their archive than was kept, or a
+    /// directory of the image forbids its owner to get at them.
     pub without_content: Vec<Digest>,
     /// What is damaged.
     pub damaged: Vec<Damage>,
@@ -116,7 +116,7 @@ impl Store {
     pub fn verify(&self, only: &[Digest]) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut damage = Damages::default();
-        let (mut layers, mut blobs) = (BTreeMap::new(), BTreeSet::new());
+        let (mut layers, mut blobs, mut merged_seen) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         let recorded = self.recorded()?;
         for digest in only {
             if !recorded.contains(digest) {
@@ -156,6 +156,12 @@ impl Store {
                     layers.insert(layer.diff_id.clone(), complete);
                 }
                 damage.needs(&layer.diff_id, &digest);
+            }
+            if let Some(merged) = record.merged {
+                if merged_seen.insert(merged.id.clone()) {
+                    damage.found(Thing::Layer, &merged.id, self.look_at_merged(&merged.id)?);
+                }
+                damage.needs(&merged.id, &digest);
             }
         }
         report.layers = layers.len();
@@ -217,12 +223,20 @@ impl Store {
             self.bound_images(&record.layers);
             let bytes = again.iter().map(|l| l.size).sum();
             progress.event(ProgressEvent::Start { layers: again.len(), cached: 0, bytes });
+            let lowest = self.lowest(&record.layers);
+            if let Some(lowest) = &lowest {
+                self.flatten(&lowest.layers);
+            }
             for layer in &again {
                 self.replace_layer(layer, source, progress)?;
             }
+            let merged = record.merged.as_ref().filter(|merged| layers.contains(&merged.id));
+            if let (Some(_), Some(lowest)) = (merged, &lowest) {
+                self.replace_merged(lowest)?;
+            }
             progress.event(ProgressEvent::Syncing);
             syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
-            self.mark_synced(&again)?;
+            self.mark_synced(&again, merged)?;
             fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
         }
         self.remove_replaced()
@@ -245,6 +259,29 @@ impl Store {
             }
             Some(_) => Vec::new(),
         })
+    }
+
+    /// Problems of layers that are one. Contents of files are those of its layers, which are looked at by themselves.
+    fn look_at_merged(&self, id: &Digest) -> Result<Vec<Problem>> {
+        let name = merged_name(id);
+        let _lock = self.lock(&format!("layer-{name}"), Hold::Shared)?;
+        let Some(record) = self.record_at(&name, id)? else {
+            return Ok(vec![Problem::of("is missing or incomplete")]);
+        };
+        Ok(self.compare_at(&name, &record).unwrap_or_else(|e| vec![Problem::of(e.to_string())]))
+    }
+
+    fn compare_at(&self, name: &str, record: &LayerRecord) -> Result<Vec<Problem>> {
+        if let Some(written) = &record.image {
+            let image = self.file_at(name, LayerForm::Erofs.name())?;
+            let found = super::sum::sum(&image).map_err(|e| Error::io(format!("image store: {name}"), e))?;
+            let changed = found != *written;
+            return Ok(changed.then(|| Problem::of("its image was changed")).into_iter().collect());
+        }
+        let what = format!("image store: {name}");
+        let tree = self.tree_at(name)?;
+        let changes = listing::compare(&tree, self.file_at(name, LISTING)?).map_err(|e| recover(&what, e))?;
+        Ok(changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect())
     }
 
     /// Problems of a layer, and whether contents could be compared.
@@ -303,8 +340,7 @@ impl Store {
     /// now.
     fn contents(&self, record: &LayerRecord, tree: &OwnedFd) -> Result<(Vec<Problem>, bool, Digest)> {
         let what = format!("image store: layer {}", record.diff_id.file_name());
-        let skeleton = self.layer_file(&record.diff_id, SKELETON)?;
-        let mut archive = Rebuilt::new(skeleton, tree, true).map_err(|e| recover(&what, e))?;
+        let mut archive = self.rebuilt(&record.diff_id, tree, true)?;
         let found = digest_of(&mut archive, &record.diff_id).map_err(|e| recover(&what, e))?;
         let (wrong, all) = archive.into_wrong();
         let wrong = wrong.into_iter().map(|w| Problem::file(&[b"./", &w.path[..]].concat(), w.what));

@@ -27,6 +27,9 @@ pub(crate) enum Whiteout {
     File,
 }
 
+/// What is told of files with content.
+pub(crate) type EachContent<'a> = dyn FnMut(&[u8], u64, &mut dyn std::io::Read) -> Result<()> + 'a;
+
 /// A tree being filled. A *placed* path is one whose parents are directories, with no link among them.
 pub(crate) trait Form {
     /// A file whose content is being written.
@@ -47,6 +50,12 @@ pub(crate) trait Form {
 
     /// Makes room for an entry: what an earlier entry of the same name made is removed, as the last one counts.
     fn clear(&mut self, placed: &CleanPath) -> Result<()>;
+
+    /// Tells of each file at and below a placed path that has content which its owner may read: its place, its size, and the content.
+    fn contents(&mut self, placed: &CleanPath, each: &mut EachContent<'_>) -> Result<()>;
+
+    /// Removes all that is in the directory at a path that is placed or the root.
+    fn empty(&mut self, directory: &CleanPath) -> Result<()>;
 
     /// How often an entry had to make room for a later one.
     fn replaced(&self) -> u64;

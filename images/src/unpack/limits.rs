@@ -23,7 +23,8 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// Bytes of an image configuration.
     pub config_bytes: u64,
-    /// Layers of an image; the runtime stacks as many, where the kernel is no old one.
+    /// Layers of an image: each is a directory, a lock and a connection. Of those beyond what the kernel mounts at once the lowest
+    /// are made into one.
     pub layers: usize,
 }
 
@@ -38,7 +39,7 @@ impl Default for Limits {
             depth: 256,
             manifest_bytes: 4 << 20,
             config_bytes: 8 << 20,
-            layers: 999,
+            layers: 10_000,
         }
     }
 }

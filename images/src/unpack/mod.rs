@@ -4,19 +4,20 @@ mod finish;
 mod form;
 mod limits;
 pub(crate) mod listing;
+mod merge;
 mod path;
 mod place;
 mod remove;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{BufRead, Write};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use form::{Form, Meta, Whiteout};
+pub(crate) use form::{EachContent, Form, Meta, Whiteout};
 pub use limits::Limits;
 pub(crate) use limits::over;
 pub(crate) use path::CleanPath;
@@ -31,6 +32,42 @@ use crate::store::Charge;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
+
+/// What an entry hides of lower layers.
+enum Hidden {
+    /// It is something of its own.
+    Nothing,
+    /// It belongs to aufs.
+    Aufs,
+    /// All that is in its directory.
+    Below,
+    /// What has this name.
+    Name(CleanPath),
+}
+
+/// Reads the name of an entry.
+fn hidden(path: &CleanPath, kind: EntryKind) -> Result<Hidden> {
+    let mut components = path.components();
+    let Some(hidden) = components.find(|c| c.starts_with(WHITEOUT)) else {
+        return Ok(Hidden::Nothing);
+    };
+    if hidden.starts_with(AUFS) && hidden != OPAQUE {
+        return Ok(Hidden::Aufs);
+    }
+    if components.next().is_some() || kind == EntryKind::Directory {
+        return Err(refused(path.as_bytes(), "its name is reserved for whiteouts"));
+    }
+    if hidden == OPAQUE {
+        return Ok(Hidden::Below);
+    }
+    let name = &hidden[WHITEOUT.len()..];
+    if matches!(name, b"" | b"." | b"..") {
+        return Err(refused(path.as_bytes(), "it hides a name that could lead outside the image"));
+    }
+    let (mut place, _) = path.split().unwrap_or_default();
+    place.push(name);
+    Ok(Hidden::Name(place))
+}
 
 /// What unpacking a layer made, and what of the archive was left out on purpose.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +94,8 @@ pub struct LayerReport {
     pub setid_stripped: u64,
     /// Entries that a later one of the same name took the place of.
     pub replaced: u64,
+    /// Files among them whose content was not kept, so that the archive cannot be made again: there was more of it than of the archive.
+    pub unsaved: u64,
 }
 
 /// An archive whose skeleton is kept.
@@ -75,7 +114,11 @@ pub(crate) struct Unpacker<'a, F> {
     opaque: BTreeSet<CleanPath>,
     /// Device nodes left out, so that a hard link to one is left out too.
     skipped: BTreeSet<CleanPath>,
+    /// Names of files that came by hard links: no content of the archive is theirs.
+    linked: HashSet<Vec<u8>>,
     keep_setid: bool,
+    /// Whether it is applied to what lower layers made.
+    merging: bool,
     /// What it takes of a quota.
     charge: Option<&'a Charge<'a>>,
 }
@@ -93,7 +136,9 @@ impl<'a, F: Form> Unpacker<'a, F> {
             whiteouts: BTreeSet::new(),
             opaque: BTreeSet::new(),
             skipped: BTreeSet::new(),
+            linked: HashSet::new(),
             keep_setid,
+            merging: false,
             charge: None,
         }
     }
@@ -108,12 +153,17 @@ impl<'a, F: Form> Unpacker<'a, F> {
         mut self,
         reader: &mut Recorded<R, W>,
     ) -> Result<(LayerReport, F)> {
+        self.entries(reader)?;
+        self.report.replaced = self.form.replaced();
+        self.finish()
+    }
+
+    fn entries<R: BufRead, W: Write>(&mut self, reader: &mut Recorded<R, W>) -> Result<()> {
         while let Some(entry) = reader.next()? {
             self.count(&entry)?;
             self.entry(entry, reader)?;
         }
-        self.report.replaced = self.form.replaced();
-        self.finish()
+        Ok(())
     }
 
     fn count(&mut self, entry: &Entry) -> Result<()> {
@@ -155,9 +205,13 @@ impl<'a, F: Form> Unpacker<'a, F> {
             entry.mode &= !0o6000;
         }
         let path = self.place(path)?;
+        if self.merging && entry.kind != EntryKind::Directory {
+            self.forget(&path);
+        }
         if F::ENTRY > 0 {
             self.remember(F::ENTRY + path.split_bytes().1.len() + entry.link.len())?;
         }
+        self.save(&path, entry.kind, reader.inner_mut())?;
         match entry.kind {
             EntryKind::Directory => {
                 self.form.make_dir(&path)?;
@@ -187,41 +241,62 @@ impl<'a, F: Form> Unpacker<'a, F> {
         }
     }
 
+    /// Keeps what the file has, or the files below the directory, whose place an entry takes.
+    fn save<R: BufRead, W: Write>(
+        &mut self,
+        path: &CleanPath,
+        by: EntryKind,
+        recorder: &mut Recorder<R, W>,
+    ) -> Result<()> {
+        if self.merging {
+            return Ok(());
+        }
+        match self.form.kind_at(path)? {
+            Some(FileType::Directory) if by == EntryKind::Directory => return Ok(()),
+            Some(FileType::Directory | FileType::RegularFile) => {}
+            _ => return Ok(()),
+        }
+        let Self { form, linked, report, charge, .. } = self;
+        form.contents(path, &mut |file, size, content| {
+            if linked.remove(file) {
+                return Ok(());
+            }
+            charge.map_or(Ok(()), |charge| charge.file(size))?;
+            let kept = recorder.keep(file, size, content);
+            let kept =
+                kept.map_err(|e| crate::error::recover("image store: what an entry takes the place of", e))?;
+            report.unsaved += u64::from(!kept);
+            Ok(())
+        })
+    }
+
     /// Takes an entry that hides something below, or belongs to aufs. Whiteouts are made at the end: they hide
     /// what is in lower layers and never what the same layer brings, in whatever order it does
     /// (OCI image specification, layer.md, "Whiteouts").
     fn whiteout(&mut self, path: &CleanPath, kind: EntryKind) -> Result<bool> {
-        let mut components = path.components();
-        let Some(hidden) = components.find(|c| c.starts_with(WHITEOUT)) else {
-            return Ok(false);
-        };
-        if hidden.starts_with(AUFS) && hidden != OPAQUE {
-            return Ok(true);
+        match hidden(path, kind)? {
+            Hidden::Nothing => return Ok(false),
+            // They were hidden before the first entry of this layer.
+            _ if self.merging => {}
+            Hidden::Aufs => {}
+            Hidden::Below => {
+                // Placing the mark itself resolves its directory, and makes it where it is missing.
+                let placed = self.place(path.clone())?;
+                let (place, _) = placed.split().unwrap_or_default();
+                self.remember(place.as_bytes().len())?;
+                self.opaque.insert(place);
+            }
+            Hidden::Name(place) => {
+                let (parent, _) = place.split_bytes();
+                // umoci replaces a directory by a file and still lists what was in it: the file hides all that by itself.
+                if matches!(self.form.enter(parent), Err(Errno::NOTDIR)) {
+                    return Ok(true);
+                }
+                let place = self.place(place)?;
+                self.remember(place.as_bytes().len())?;
+                self.whiteouts.insert(place);
+            }
         }
-        if components.next().is_some() || kind == EntryKind::Directory {
-            return Err(refused(path.as_bytes(), "its name is reserved for whiteouts"));
-        }
-        if hidden == OPAQUE {
-            // Placing the mark itself resolves its directory, and makes it where it is missing.
-            let placed = self.place(path.clone())?;
-            let (place, _) = placed.split().unwrap_or_default();
-            self.remember(place.as_bytes().len())?;
-            self.opaque.insert(place);
-            return Ok(true);
-        }
-        let name = &hidden[WHITEOUT.len()..];
-        if matches!(name, b"" | b"." | b"..") {
-            return Err(refused(path.as_bytes(), "it hides a name that could lead outside the image"));
-        }
-        let (mut place, _) = path.split().unwrap_or_default();
-        // umoci replaces a directory by a file and still lists what was in it: the file hides all that by itself.
-        if matches!(self.form.enter(place.as_bytes()), Err(Errno::NOTDIR)) {
-            return Ok(true);
-        }
-        place.push(name);
-        let place = self.place(place)?;
-        self.remember(place.as_bytes().len())?;
-        self.whiteouts.insert(place);
         Ok(true)
     }
 
@@ -307,7 +382,12 @@ impl<'a, F: Form> Unpacker<'a, F> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
             Err(errno) => return Err(target.io(errno)),
         }
-        self.form.hard_link(&target, path)
+        self.form.hard_link(&target, path)?;
+        if !self.merging {
+            self.remember(path.as_bytes().len())?;
+            self.linked.insert(path.as_bytes().to_vec());
+        }
+        Ok(())
     }
 
     fn fifo(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {

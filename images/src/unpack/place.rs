@@ -83,13 +83,14 @@ impl<F: Form> Unpacker<'_, F> {
                     }
                     todo.extend(target.split(|b| *b == b'/').map(<[u8]>::to_vec).rev());
                 }
-                Some(_) => {
+                Some(_) if !self.merging => {
                     return Err(refused(
                         entry.as_bytes(),
                         "the layer has a file where a directory of this name is needed",
                     ));
                 }
-                None => {
+                // A lower layer's file is hidden by the directory.
+                _ => {
                     self.form.make_dir(&here)?;
                     if F::ENTRY > 0 {
                         self.remember(F::ENTRY + component.len())?;

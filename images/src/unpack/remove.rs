@@ -43,6 +43,27 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Names in a directory.
+pub(super) fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// Removes all that is in a directory.
+pub(super) fn empty_tree(directory: &OwnedFd) -> Result<()> {
+    for name in empty(directory)? {
+        remove_tree(directory, &name)?;
+    }
+    Ok(())
+}
+
 /// Opens a directory and gives its owner the right to change it.
 fn open_for_removal(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let open = || {

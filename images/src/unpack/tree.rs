@@ -11,9 +11,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::form::{Form, Meta, Whiteout};
+use super::form::{EachContent, Form, Meta, Whiteout};
 use super::path::CleanPath;
-use super::remove::remove_tree;
+use super::remove::{empty_tree, names, remove_tree};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How the kernel resolves every path of a layer.
@@ -109,6 +109,42 @@ impl Form for Tree {
                 unlinkat(directory, name, AtFlags::empty()).map_err(|e| placed.io(e))
             }
         }
+    }
+
+    fn contents(&mut self, placed: &CleanPath, each: &mut EachContent<'_>) -> Result<()> {
+        let mut todo = vec![placed.clone()];
+        while let Some(path) = todo.pop() {
+            match self.kind_at(&path)? {
+                Some(FileType::Directory) => {
+                    let directory = self.open_dir(path.as_bytes()).map_err(|e| path.io(e))?;
+                    for name in names(&directory).map_err(|e| path.io(e))? {
+                        let mut below = path.clone();
+                        below.push(&name);
+                        todo.push(below);
+                    }
+                }
+                Some(FileType::RegularFile) => {
+                    let (directory, name) = self.at(&path)?;
+                    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))?;
+                    let size = u64::try_from(stat.st_size).unwrap_or_default();
+                    if size > 0 && stat.st_mode & 0o400 != 0 {
+                        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                        let file = openat(directory, name, flags, Mode::empty()).map_err(|e| path.io(e))?;
+                        each(path.as_bytes(), size, &mut std::fs::File::from(file))?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, directory: &CleanPath) -> Result<()> {
+        if let Some(fd) = self.finished(directory)? {
+            empty_tree(&fd).map_err(|e| directory.io(e))?;
+        }
+        self.cached = None;
+        Ok(())
     }
 
     fn replaced(&self) -> u64 {

@@ -13,11 +13,11 @@ use proptest::prelude::*;
 use crate::support::{Bench, FORMS, Tar, only_layer, tool};
 
 /// An image mounted for as long as this lives.
-struct Mounted(tempfile::TempDir);
+pub struct Mounted(tempfile::TempDir);
 
 impl Mounted {
     /// `None` to whoever may not mount.
-    fn new(image: &Path) -> Option<Mounted> {
+    pub fn new(image: &Path) -> Option<Mounted> {
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -28,6 +28,10 @@ impl Mounted {
         let mounted = mounted.unwrap_or_else(|e| panic!("cannot run mount: {e}"));
         assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
         Some(Mounted(place))
+    }
+
+    pub fn place(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -407,7 +411,7 @@ fn a_trial_that_fails_for_want_of_something_decides_nothing() {
 }
 
 /// As root's programs mount an image.
-fn mount(image: &std::fs::File) -> std::io::Result<std::os::fd::OwnedFd> {
+pub fn mount(image: &std::fs::File) -> std::io::Result<std::os::fd::OwnedFd> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
     use std::os::fd::AsRawFd;
     let fs = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -443,7 +447,7 @@ fn the_archive_of_an_image_is_made_again_from_its_mount() {
 }
 
 /// Whether the tests' own way of mounting works: from the file, as root.
-fn mounts_files() -> bool {
+pub fn mounts_files() -> bool {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut version = kernel.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
     rustix::process::geteuid().is_root() && (version.next(), version.next()) >= (Some(6), Some(12))

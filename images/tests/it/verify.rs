@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use berth_images::{Algorithm, Digest, ErrorKind, PreparedImage, Registries, Store, Thing, open_source};
+use berth_images::{
+    Algorithm, Digest, ErrorKind, LayerForm, PreparedImage, Registries, Store, Thing, open_source,
+};
 
 use crate::support::{Bench, Compression, ImageBuilder, Tar, resolve_text};
 
@@ -252,13 +254,81 @@ fn what_runs_keeps_a_damaged_layer_until_it_ends() {
     assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
+/// Files whose place others take, in both forms: small and large ones, sparse ones, of several names, below a directory that goes.
+fn twice() -> Vec<u8> {
+    let large: Vec<u8> = (0..3 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    Tar::new()
+        .file("a", b"first")
+        .file("large", &large)
+        .hardlink("linked", "a")
+        .file("a", b"second")
+        .dir("d", 0o755)
+        .file("d/one", b"one")
+        .file("d/two", &large[..5000])
+        .hardlink("d/three", "large")
+        .entry("d/shut", b'0', 0o000, "", b"nobody reads it")
+        .file("linked", b"a file of its own")
+        .file("d", b"a file")
+        .symlink("large", "a")
+        .file("a", b"")
+        .file("a", b"third")
+        .end()
+}
+
 #[test]
-fn an_archive_with_entries_twice_is_checked_without_contents() {
+fn an_archive_in_which_files_take_the_place_of_others_is_made_again() {
+    for form in crate::support::FORMS {
+        let bench = Bench::of(form);
+        let image = bench.import(vec![twice()]).unwrap();
+        let (report, store) = (bench.store().verify(&[]).unwrap(), bench.store());
+        assert_eq!((report.problems(), report.without_content.len()), (vec![], 0));
+        let Some(store) = exportable(store, form) else { continue };
+        let target = bench.path().join("exported");
+        store.export(&image.digest, &target, true, &()).unwrap();
+        // What it is now is what it was.
+        let again = Bench::of(form);
+        let moved = again.import_text(&format!("oci:{}", target.display())).unwrap();
+        let layer = |image: &PreparedImage| image.layers[0].parent().unwrap().file_name().unwrap().to_owned();
+        assert_eq!(layer(&moved), layer(&image));
+        if form == LayerForm::Directory {
+            std::fs::write(image.layers[0].join("a"), "tHird").unwrap();
+            assert_eq!(bench.store().verify(&[]).unwrap().damaged.len(), 1);
+        }
+    }
+}
+
+/// Root alone reads the files of an image, by mounting it.
+fn exportable(store: Store, form: LayerForm) -> Option<Store> {
+    match form {
+        LayerForm::Directory => Some(store),
+        LayerForm::Erofs if crate::erofs::mounts_files() => Some(store.mounting(crate::erofs::mount)),
+        LayerForm::Erofs => None,
+    }
+}
+
+#[test]
+fn of_holes_that_are_replaced_no_more_is_kept_than_the_archive_has() {
     let bench = Bench::new();
-    let twice = Tar::new().file("a", b"first").file("a", b"second").end();
-    let image = bench.import(vec![twice]).unwrap();
+    // A file of a terabyte that has nothing, twice.
+    let giant = |tar: Tar| {
+        tar.pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"giant"),
+            ("GNU.sparse.realsize", b"1000000000"),
+        ])
+        .entry(
+            "giant",
+            b'0',
+            0o644,
+            "",
+            &[b"1\n999999999\n1\n".as_slice(), &[0; 512 - 14], b"x"].concat(),
+        )
+    };
+    let image = bench.import(vec![giant(giant(Tar::new())).end()]).unwrap();
     let report = bench.store().verify(&[]).unwrap();
     assert_eq!((report.problems(), report.without_content.len()), (vec![], 1));
-    std::fs::write(image.layers[0].join("b"), "").unwrap();
-    assert_eq!(bench.store().verify(&[]).unwrap().damaged.len(), 1);
+    let target = bench.path().join("exported");
+    let why = bench.store().export(&image.digest, &target, true, &()).unwrap_err().to_string();
+    assert!(why.contains("cannot be made again") && why.contains("skopeo copy"), "{why}");
 }

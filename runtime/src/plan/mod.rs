@@ -378,7 +378,7 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
         }
         _ => {}
     }
-    let one_string = facts.kernel < (6, 8);
+    let one_string = one_string(facts.kernel);
     Ok(match &request.root {
         Rootfs::Host => RootPlan::Host,
         Rootfs::Joined => RootPlan::Joined,
@@ -410,8 +410,7 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
             if layers.is_empty() {
                 return Err(PlanError::NoLayers);
             }
-            // In two overlays, one on the other.
-            let most = 2 * most_in_one(one_string) - 1;
+            let most = most_layers(facts.kernel);
             if layers.len() > most {
                 return Err(PlanError::TooManyLayers { count: layers.len(), most });
             }
@@ -424,6 +423,16 @@ fn root(request: &ContainerRequest, facts: &HostFacts, mode: Mode) -> Result<Roo
 
 const NO_LIMIT_ON_DISK: &str = "only root can bound what is written on disk, with a filesystem of its own: leave the size out, \
      or write tmpfs:SIZE";
+
+/// Whether a kernel of this version takes an overlay's layers in one string alone.
+fn one_string(kernel: (u32, u32)) -> bool {
+    kernel < (6, 8)
+}
+
+/// Layers of which a container can be mounted on a kernel of this version: in two overlays, one on the other.
+pub fn most_layers(kernel: (u32, u32)) -> usize {
+    2 * most_in_one(one_string(kernel)) - 1
+}
 
 /// Layers that one overlay takes (`OVL_MAX_STACK`), or whose descriptors' paths go into one string of a page.
 pub(crate) fn most_in_one(one_string: bool) -> usize {
