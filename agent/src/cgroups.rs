@@ -11,6 +11,7 @@ use berth_runtime::cgroup::{
     standard_devices, vacate,
 };
 use berth_step::spool::{read_json, write_json};
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,6 +23,15 @@ const VISITORS: &str = "extern";
 /// Name of the group of zygote and supervisors.
 const SUPERVISORS: &str = "supervisors";
 
+/// What an agent writes down of the tree for those who come without it.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    facts: CgroupFacts,
+    /// Device files that are allocated; agents of earlier versions wrote none.
+    devices: Option<Vec<String>>,
+}
+
 /// The tree of one state directory.
 pub struct Cgroups {
     facts: CgroupFacts,
@@ -30,6 +40,8 @@ pub struct Cgroups {
     usable: bool,
     /// Devices that are allocated to steps: refused to those that were not given them.
     allocated: Vec<(String, DeviceRule)>,
+    /// Which those are is known: an agent of an earlier version did not write it down.
+    knows_devices: bool,
 }
 
 impl Cgroups {
@@ -42,30 +54,29 @@ impl Cgroups {
         own: bool,
     ) -> Result<Cgroups, CgroupError> {
         let usable = [Controller::Memory, Controller::Cpuset, Controller::Pids].iter().any(|c| facts.has(*c));
-        let allocated = devices.iter().filter_map(|file| match device_of(Path::new(file)) {
-            Ok(rule) => Some((file.clone(), rule)),
-            Err(e) => {
-                tracing::warn!("{file} is configured as a device and cannot be used: {e}");
-                None
-            }
-        });
-        let allocated = allocated.collect();
+        let allocated = allocated(devices);
         if usable && own {
             vacate(&facts)?;
         }
-        Ok(Cgroups { facts, root: tree_name(state), usable, allocated })
+        Ok(Cgroups { facts, root: tree_name(state), usable, allocated, knows_devices: true })
     }
 
     /// The tree that an earlier agent wrote down by [`Cgroups::record`]; it may have been started elsewhere.
     pub fn recorded(state: &Path, record: &Path) -> Option<Cgroups> {
-        let facts = read_json(record).ok()?;
+        let Record { facts, devices } = read_json(record).ok()?;
         let root = tree_name(state);
-        Some(Cgroups { facts, root, usable: true, allocated: Vec::new() })
+        let knows_devices = devices.is_some();
+        let allocated = allocated(&devices.unwrap_or_default());
+        Some(Cgroups { facts, root, usable: true, allocated, knows_devices })
     }
 
     /// Writes down where the tree is, for whoever has to take it away.
     pub fn record(&self, record: &Path) -> io::Result<()> {
-        if self.usable { write_json(record, &self.facts) } else { Ok(()) }
+        if !self.usable {
+            return Ok(());
+        }
+        let devices = self.allocated.iter().map(|(file, _)| file.clone()).collect();
+        write_json(record, &Record { facts: self.facts.clone(), devices: Some(devices) })
     }
 
     /// Whether a job has processes.
@@ -76,6 +87,11 @@ impl Cgroups {
     /// Whether the limits that a job's share of the node has are enforced: memory and cores.
     pub fn enforces(&self) -> bool {
         self.facts.has(Controller::Memory) && self.facts.has(Controller::Cpuset)
+    }
+
+    /// Whether it is known which device files are allocated.
+    pub fn knows_devices(&self) -> bool {
+        self.knows_devices
     }
 
     /// Whether anything can be limited.
@@ -160,16 +176,20 @@ impl Cgroups {
         self.create(&name, &limits)
     }
 
-    /// The group of logins by a job's user, within the job's, without the device files that the job was not given. Only by one
-    /// process at a time.
-    pub fn visitors(&self, job: JobId, denied: &[String]) -> Result<Cgroup, CgroupError> {
+    /// The group of logins by a job's user, within the job's, without the device files that others are given. `given`: those of
+    /// the job. Only by one process at a time.
+    pub fn visitors(&self, job: JobId, given: &[String]) -> Result<Cgroup, CgroupError> {
         let name = format!("{}/job_{job}", self.root);
         let own = format!("{name}/{VISITORS}");
         if Cgroup::below(&self.facts, &name).iter().any(|n| n == VISITORS) {
             // A device policy is set once.
             return Ok(Cgroup::named(&self.facts, &own));
         }
-        let rules = denied.iter().filter_map(|file| device_of(Path::new(file)).ok()).collect();
+        let others = self.allocated.iter().filter(|(file, _)| !given.contains(file)).map(|(_, rule)| *rule);
+        let channels: Vec<ByteStr> = crate::imex::files();
+        let is_given = |file: &ByteStr| given.iter().any(|name| name.as_bytes() == file.0);
+        let channels: Vec<ByteStr> = channels.into_iter().filter(|file| !is_given(file)).collect();
+        let rules = others.chain(rules(&channels)).collect();
         let limits = CgroupLimits { devices: Some(DevicePolicy::DenyOnly(rules)), ..CgroupLimits::default() };
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
     }
@@ -243,6 +263,18 @@ impl Cgroups {
         allowed.extend(self.allocated.iter().filter(|(file, _)| given(file)).map(|(_, rule)| *rule));
         DevicePolicy::AllowOnly(allowed)
     }
+}
+
+/// Those that are device files, with their numbers.
+fn allocated(files: &[String]) -> Vec<(String, DeviceRule)> {
+    let known = files.iter().filter_map(|file| match device_of(Path::new(file)) {
+        Ok(rule) => Some((file.clone(), rule)),
+        Err(e) => {
+            tracing::warn!("{file} is configured as a device and cannot be used: {e}");
+            None
+        }
+    });
+    known.collect()
 }
 
 fn rules(files: &[ByteStr]) -> impl Iterator<Item = DeviceRule> {

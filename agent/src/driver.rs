@@ -593,6 +593,7 @@ impl Driver {
         let standby = job.next.take();
         let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;
         ready.notes.append(&mut fabric.notes);
+        node.gpus.channel(&launch, &mut fabric)?;
         let cgroup = node.cgroups.step(&launch, &fabric, standby.is_some()).map_err(|e| e.to_string())?;
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());
@@ -604,8 +605,8 @@ impl Driver {
             true => None,
             false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
         };
-        let injected = match joins {
-            true => Vec::new(),
+        let (injected, glibc) = match joins {
+            true => Default::default(),
             false => node.gpus.inject(&launch, ready.image.as_mut())?,
         };
         if matches!(key.step, StepId::Batch | StepId::Number(0)) {
@@ -615,6 +616,7 @@ impl Driver {
         let part = NodePart {
             hooks,
             injected,
+            glibc,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),

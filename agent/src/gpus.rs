@@ -1,10 +1,13 @@
 //! The node's GPUs: found when the agent starts and looked at again every minute; what containers with some of them get.
 
+use crate::fabrics::Fabric;
+use crate::imex;
 use berth_gpus::inject::{capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
-use berth_gpus::require::{Have, Verdict, judge};
+use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Found, Tree};
 use berth_model::ByteStr;
+use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::StepLaunch;
 use berth_model::spec::ResolvedImage;
@@ -21,9 +24,6 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How often it is asked.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Directory below which the node's files are looked for instead of `/`: recorded ones, in tests. What starts the agent sets its
-/// environment, and is root where the agent is.
-const TREE: &str = "BERTH_GPU_TREE";
 
 /// What was found, and what finds it.
 pub struct Gpus {
@@ -35,7 +35,7 @@ pub struct Gpus {
 impl Gpus {
     /// Looks at the node. `program`: `berth`.
     pub fn look(program: &Path) -> Gpus {
-        let tree = std::env::var_os(TREE).filter(|t| !t.is_empty()).map_or_else(Tree::host, Tree::at);
+        let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
         let found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
@@ -56,11 +56,34 @@ impl Gpus {
         all.into_iter()
     }
 
+    /// How many channels there are by which jobs share their memory over several nodes.
+    pub fn imex_channels(&self) -> u32 {
+        self.found.imex.map_or(0, |imex| imex.count)
+    }
+
+    /// Has a step that has GPUs of NVIDIA's use its job's channel, and keeps all others from it.
+    ///
+    /// # Errors
+    /// The channel's device file cannot be made.
+    pub fn channel(&self, launch: &StepLaunch, fabric: &mut Fabric) -> Result<(), String> {
+        let Some(imex) = self.found.imex else { return Ok(()) };
+        let has_gpu = launch.share.gres.iter().any(|device| device.vendor == Vendor::Nvidia);
+        let own = launch.job.imex_channel.filter(|_| has_gpu);
+        let owner = (launch.identity.uid.0, launch.identity.gid.0);
+        if let Some(file) = own.map(|channel| imex::give(&imex, channel, owner)).transpose()?.flatten() {
+            fabric.files.push(file);
+        }
+        fabric.denied.extend(imex::files().into_iter().filter(|file| !fabric.files.contains(file)));
+        Ok(())
+    }
+
     /// Whether they are others, or other things are wrong with them, than when the agent started.
     fn differ(&self) -> bool {
         let Ok(mut helper) = self.helper.lock() else { return false };
         let now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
-        let changed = now.devices != self.found.devices || now.driver != self.found.driver;
+        let changed = now.devices != self.found.devices
+            || now.driver != self.found.driver
+            || now.imex != self.found.imex;
         if changed {
             now.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
         }
@@ -78,7 +101,8 @@ impl Gpus {
         }
     }
 
-    /// What the container of a step gets beside its device files: mounts, and variables, which go into the image's.
+    /// What the container of a step gets beside its device files: mounts, and the glibc that libraries among them need; variables
+    /// go into the image's.
     ///
     /// # Errors
     /// The image cannot run with this driver, by its own words.
@@ -86,16 +110,17 @@ impl Gpus {
         &self,
         launch: &StepLaunch,
         image: Option<&mut PreparedImage>,
-    ) -> Result<Vec<ExtraMount>, String> {
+    ) -> Result<(Vec<ExtraMount>, Option<NeedsGlibc>), String> {
+        let nothing = || Ok((Vec::new(), None));
         let given: Vec<GresDevice> =
             launch.share.gres.iter().filter(|d| d.vendor == Vendor::Nvidia).cloned().collect();
-        let (Some(driver), false) = (&self.found.driver, given.is_empty()) else { return Ok(Vec::new()) };
+        let (Some(driver), false) = (&self.found.driver, given.is_empty()) else { return nothing() };
         // A root directory has no words of its own; the loader finds the libraries there by its cache alone.
         let mut none = Vec::new();
         let image = match image {
             Some(image) => &mut image.env,
             None if is_root_dir(launch) => &mut none,
-            None => return Ok(Vec::new()),
+            None => return nothing(),
         };
         let of_first =
             self.found.answer.gpus.iter().find(|g| given.iter().any(|d| d.bus.as_deref() == Some(&g.bus)));
@@ -114,6 +139,7 @@ impl Gpus {
             found.map(|value| String::from_utf8_lossy(value).into_owned())
         };
         let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
+        let glibc = driver.needs(&wanted).filter(|_| !is_disabled(env()));
         let path = image.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
         let path = path.map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
         let spec = specification(&given, Some(driver), &wanted, &path, verdict == Verdict::WithCompat);
@@ -128,7 +154,7 @@ impl Gpus {
             target: ByteStr::from(mount.container_path.as_str()),
             read_only: true,
         });
-        Ok(mounts.collect())
+        Ok((mounts.collect(), glibc))
     }
 }
 

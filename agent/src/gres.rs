@@ -24,7 +24,9 @@ pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String
                 });
                 *index += 1;
             };
-            if gres.files.is_empty() {
+            // What only describes devices that are found is none.
+            let counted = gres.count.is_some() || !gres.describes();
+            if gres.files.is_empty() && counted {
                 (0..gres.count.unwrap_or(1)).for_each(|_| add(Vec::new()));
             }
             for pattern in &gres.files {

@@ -21,6 +21,7 @@ mod gres;
 mod holders;
 pub mod hooks;
 mod images;
+mod imex;
 mod jobs;
 mod kept;
 mod left;

@@ -47,6 +47,7 @@ pub fn hardware(enforces: bool) -> Result<Hardware, ProbeError> {
         tmp_disk: space("/tmp"),
         gres: Vec::new(),
         fabrics: crate::fabrics::devices(),
+        imex_channels: 0,
         enforces,
     })
 }

@@ -185,6 +185,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         hardware.memory_reserved = reserved.min(hardware.memory);
     }
     hardware.gres = gpus.devices().to_vec();
+    hardware.imex_channels = gpus.imex_channels();
     hardware.memory_reserved = hold_images(&paths, &options, &hardware)?;
     let boot = probe::boot()?;
     programs::install(&options.step_program, &paths.client_programs())

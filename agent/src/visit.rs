@@ -2,7 +2,6 @@
 //! records, so that it also works while there is no agent.
 
 use crate::cgroups::Cgroups;
-use crate::gres;
 use crate::jobs::JobRecord;
 use crate::paths::Paths;
 use berth_model::config::Config;
@@ -62,18 +61,21 @@ pub fn jobs_of(state: &Path, user: &str, uid: u32) -> io::Result<Vec<Host>> {
 ///
 /// # Errors
 /// Says what the kernel refused, or that the job has just ended.
-pub fn enter(state: &Path, config: &Config, node: &NodeName, host: &Host, pid: i32) -> Result<(), String> {
+pub fn enter(state: &Path, host: &Host, pid: i32) -> Result<(), String> {
     let paths = Paths::new(state);
     let cgroups = Cgroups::recorded(state, &paths.cgroups())
         .ok_or("the agent left no record of its control groups: is it of an earlier version?")?;
+    if !cgroups.knows_devices() {
+        return Err(
+            "the agent did not write down which devices others have: it is of an earlier version; restart it"
+                .into(),
+        );
+    }
     // One after the other: the second finds the group as the first made it.
     let lock = paths.private().join("visitors.lock");
     let lock = std::fs::File::create(&lock).map_err(|e| format!("{}: {e}", lock.display()))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(|e| e.to_string())?;
-    let all = gres::devices(config, node).0;
-    let files = all.iter().flat_map(|device| &device.files).map(|file| file.display().into_owned());
-    let denied: Vec<String> = files.filter(|file| !host.devices.contains(file)).collect();
-    let group = cgroups.visitors(host.job, &denied).map_err(|e| e.to_string())?;
+    let group = cgroups.visitors(host.job, &host.devices).map_err(|e| e.to_string())?;
     // A group that is made for a job which ends meanwhile would be without the job's limits, and nobody would remove it.
     let there =
         || read_json::<JobRecord>(&paths.job(host.job).join("job.json")).is_ok_and(|record| !record.over);

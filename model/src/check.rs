@@ -1,6 +1,7 @@
 //! Validation of `berth.toml` beyond its syntax: every problem at once, by key, with the next step.
 
 use crate::config::{Config, GresConfig, ImagesConfig, NodeConfig, PartitionConfig};
+use crate::devices::GPU;
 use crate::spec::TimeLimit;
 use crate::{array, hostlist};
 use std::collections::BTreeSet;
@@ -23,6 +24,9 @@ impl fmt::Display for Problem {
 
 /// Most devices of one entry without files.
 const MOST_DEVICES: u32 = 4096;
+/// Most shares of one device, and numbers of cores.
+const MOST_SHARES: u32 = 4096;
+const MOST_CORES: u32 = 1 << 16;
 
 struct Problems(Vec<Problem>);
 
@@ -277,12 +281,15 @@ fn check_node(key: &str, node: &NodeConfig, out: &mut Problems) {
         if let Some(kind) = gres.kind.as_ref().filter(|kind| !is_gres_kind(kind)) {
             out.add(format!("{key}.type"), format!("'{kind}' is not a type, such as a100"));
         }
+        check_sharing(&key, gres, out);
         match gres.device_files() {
             Err(why) => out.add(format!("{key}.files"), why),
             Ok(files) => match (files.len(), gres.count) {
                 (0, Some(count)) if count > MOST_DEVICES => {
                     out.add(format!("{key}.count"), format!("it is more than {MOST_DEVICES}"));
                 }
+                // Of devices that the node finds it says what it does not find.
+                (0, None) if gres.name == GPU && gres.describes() => {}
                 (0, None | Some(0)) => {
                     out.add(&key, "write 'files' for its devices, or 'count' for a resource without")
                 }
@@ -293,6 +300,52 @@ fn check_node(key: &str, node: &NodeConfig, out: &mut Problems) {
                 _ => {}
             },
         }
+    }
+}
+
+/// What is said of devices beside which they are.
+fn check_sharing(key: &str, gres: &GresConfig, out: &mut Problems) {
+    if let Some(cores) = &gres.cores
+        && let Err(why) = gres.near_cores()
+    {
+        out.add(format!("{key}.cores"), format!("'{cores}': {why}"));
+    }
+    let shared = gres.mps || gres.shards.is_some();
+    if shared && gres.name != GPU {
+        out.add(
+            format!("{key}.name"),
+            format!("only devices named '{GPU}' are shared: leave shards and mps out"),
+        );
+    }
+    if gres.mps && gres.shards.is_some() {
+        out.add(
+            format!("{key}.mps"),
+            "a device is shared by MPS or by slices of time (shards): leave one out",
+        );
+    }
+    if gres.shards.is_some_and(|n| !(1..=MOST_SHARES).contains(&n)) {
+        out.add(format!("{key}.shards"), format!("write how many may share one: 1 to {MOST_SHARES}"));
+    }
+    for flag in &gres.flags {
+        let why = match flag.to_ascii_lowercase().as_str() {
+            // Shares are of one device here in any case.
+            "one_sharing" => continue,
+            "countonly" if gres.files.is_empty() => continue,
+            "countonly" => {
+                "a resource that is only counted has no files: leave 'files' out and write 'count'"
+            }
+            "all_sharing" => {
+                "shares of several devices for one job are not done: a job has shares of one, or whole devices"
+            }
+            "explicit" => {
+                "devices that --exclusive leaves out are not done: put the node's others into a partition of their own"
+            }
+            "nvidia_gpu_env" | "amd_gpu_env" | "intel_gpu_env" | "opencl_env" | "no_gpu_env" => {
+                "which variables a task has follows from the device's maker, which the node finds: leave it out"
+            }
+            _ => "it is no flag of gres.conf; known are CountOnly and one_sharing",
+        };
+        out.add(format!("{key}.flags"), format!("'{flag}': {why}"));
     }
 }
 
@@ -332,6 +385,32 @@ impl GresConfig {
     }
 }
 
+impl GresConfig {
+    /// Whether it says something of devices that are there without it.
+    pub fn describes(&self) -> bool {
+        self.mps || self.shards.is_some() || self.cores.is_some()
+    }
+
+    /// Numbers of the cores near to its devices; none where nothing was said.
+    ///
+    /// # Errors
+    /// A sentence about a list that is none.
+    pub fn near_cores(&self) -> Result<Vec<u32>, String> {
+        let Some(text) = &self.cores else { return Ok(Vec::new()) };
+        let mut cores = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (first.trim().parse::<u32>(), last.trim().parse::<u32>()) {
+                (Ok(first), Ok(last)) if first <= last && last < MOST_CORES => cores.extend(first..=last),
+                _ => return Err("write numbers of cores, such as 0-7,16".to_string()),
+            }
+        }
+        cores.sort_unstable();
+        cores.dedup();
+        Ok(cores)
+    }
+}
+
 fn is_word(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
@@ -367,6 +446,7 @@ mod tests {
             kind: None,
             files: files.iter().map(|f| ByteStr::from(*f)).collect(),
             count,
+            ..GresConfig::default()
         }
     }
 
@@ -533,5 +613,35 @@ mod tests {
             ]
         );
         assert!(config.check().iter().all(|problem| problem.to_string().len() > problem.key.len() + 10));
+    }
+
+    #[test]
+    fn how_devices_are_shared_is_judged_and_what_is_not_done_is_named() {
+        let check = |gres: GresConfig| {
+            let nodes = vec![NodeConfig { name: "ALL".into(), gres: vec![gres], ..Default::default() }];
+            let problems = Config { nodes, ..Default::default() }.check();
+            problems.into_iter().map(|p| format!("{} {}", p.key, p.why)).collect::<Vec<_>>().join("; ")
+        };
+        let gpu = || gres("gpu", &[], None);
+        for good in [
+            GresConfig { shards: Some(4), ..gpu() },
+            GresConfig { mps: true, flags: vec!["one_sharing".into()], ..gpu() },
+            GresConfig { cores: Some("0-3, 8".into()), ..gres("gpu", &["/dev/x[0-1]"], None) },
+            GresConfig { flags: vec!["CountOnly".into()], ..gres("nic", &[], Some(2)) },
+        ] {
+            assert_eq!(check(good), "");
+        }
+        for (bad, said) in [
+            (gpu(), "write 'files'"),
+            (GresConfig { shards: Some(4), ..gres("nic", &[], Some(2)) }, "only devices named 'gpu'"),
+            (GresConfig { shards: Some(0), ..gpu() }, "1 to 4096"),
+            (GresConfig { shards: Some(2), mps: true, ..gpu() }, "leave one out"),
+            (GresConfig { cores: Some("3-1".into()), ..gpu() }, "numbers of cores"),
+            (GresConfig { flags: vec!["nvidia_gpu_env".into()], mps: true, ..gpu() }, "the device's maker"),
+            (GresConfig { flags: vec!["odd".into()], mps: true, ..gpu() }, "known are CountOnly"),
+        ] {
+            let wrong = check(bad);
+            assert!(wrong.contains(said), "{said}: {wrong}");
+        }
     }
 }

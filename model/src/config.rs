@@ -417,4 +417,12 @@ pub struct GresConfig {
     pub files: Vec<ByteStr>,
     /// How many, where there are no files.
     pub count: Option<u32>,
+    /// Cores near to them, by their numbers from 0 (`0-7,16`), where the node does not say that itself.
+    pub cores: Option<String>,
+    /// How many may share each by slices of time: `--gres=shard:N` asks for so many of them.
+    pub shards: Option<u32>,
+    /// Each is shared by NVIDIA's Multi-Process Service: `--gres=mps:PERCENT` asks for a part of one.
+    pub mps: bool,
+    /// Words of Slurm's gres.conf: `CountOnly`, `one_sharing`.
+    pub flags: Vec<String>,
 }

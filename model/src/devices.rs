@@ -107,6 +107,25 @@ pub fn near(device: &GresDevice) -> &[u32] {
     &device.cpus
 }
 
+/// Slices of a device's time, as Slurm names them.
+pub const SHARD: &str = "shard";
+/// Hundredths of what a device computes, which NVIDIA's Multi-Process Service keeps apart.
+pub const MPS: &str = "mps";
+
+/// Whether a name is that of shares, and not of devices.
+pub fn is_share(name: &str) -> bool {
+    name == SHARD || name == MPS
+}
+
+/// What shares of a device are called.
+pub fn share_name(device: &GresDevice) -> &str {
+    match device.mps {
+        _ if is_share(&device.name) => &device.name,
+        true => MPS,
+        false => SHARD,
+    }
+}
+
 /// Whether a device is kept from new work.
 pub fn is_fenced(device: &GresDevice) -> bool {
     device.fault.is_some()

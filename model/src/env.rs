@@ -14,6 +14,8 @@ use crate::{hostlist, runs};
 pub enum Devices {
     /// Only the step's own are visible or allowed.
     Confined,
+    /// Only those of the task.
+    OfTask,
     /// All of the node's are.
     Open,
 }
@@ -108,9 +110,11 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_MEM_BIND",
     ];
     const NAMES: &[&str] = &[
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
         "CUDA_VISIBLE_DEVICES",
         "ENVIRONMENT",
         "GPU_DEVICE_ORDINAL",
+        "NVIDIA_IMEX_CHANNELS",
         "NVIDIA_VISIBLE_DEVICES",
         "NV_GPU",
         "ROCR_VISIBLE_DEVICES",
@@ -365,6 +369,7 @@ mod tests {
                 share: share.clone(),
                 subids: false,
                 het: None,
+                imex_channel: None,
             },
             name: "batch".into(),
             program: Program::Argv(vec![]),

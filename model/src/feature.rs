@@ -3,6 +3,8 @@
 //!
 //! Whoever adds a field to [`StepLaunch`](crate::launch::StepLaunch) that an earlier agent must not read past adds a feature here. Names never change.
 
+use crate::devices::MPS;
+use crate::gres::Wanted;
 use crate::mpi::MpiType;
 use crate::spec::{JobSpec, ResourceRequest, StepSpec};
 
@@ -29,11 +31,13 @@ pub enum Feature {
     GpuBind,
     /// `--mpi=pmix`.
     Pmix,
+    /// `--gres=mps`.
+    Mps,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 10] = [
+    pub const ALL: [Feature; 11] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -44,6 +48,7 @@ impl Feature {
         Feature::Het,
         Feature::GpuBind,
         Feature::Pmix,
+        Feature::Mps,
     ];
 
     /// What agents call it.
@@ -59,6 +64,7 @@ impl Feature {
             Feature::Het => "components",
             Feature::GpuBind => "gpu-bind",
             Feature::Pmix => "pmix",
+            Feature::Mps => "mps",
         }
     }
 
@@ -75,6 +81,7 @@ impl Feature {
             Feature::Het => "jobs of several components",
             Feature::GpuBind => "--gpu-bind",
             Feature::Pmix => "--mpi=pmix",
+            Feature::Mps => "--gres=mps",
         }
     }
 
@@ -84,10 +91,16 @@ impl Feature {
     }
 }
 
+fn names_mps(wanted: &Wanted) -> bool {
+    wanted.keys().any(|key| key.name == MPS)
+}
+
 fn of_resources(asked: &ResourceRequest) -> impl Iterator<Item = Feature> {
     let sockets = asked.sockets.is_some().then_some(Feature::Sockets);
     let fabric = asked.fabric.is_some().then_some(Feature::Fabric);
-    sockets.into_iter().chain(asked.overcommit.then_some(Feature::Overcommit)).chain(fabric)
+    let mps = names_mps(&asked.gres) || names_mps(&asked.devices.per_task);
+    let mps = mps.then_some(Feature::Mps);
+    sockets.into_iter().chain(asked.overcommit.then_some(Feature::Overcommit)).chain(fabric).chain(mps)
 }
 
 /// What nodes must know for a job, with the step that it begins with.
@@ -112,6 +125,7 @@ pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
         (step.fabric.is_some(), Feature::Fabric),
         (step.gpu_bind.is_some(), Feature::GpuBind),
         (step.mpi == Some(MpiType::Pmix), Feature::Pmix),
+        (step.gres.as_ref().is_some_and(names_mps) || names_mps(&step.devices.per_task), Feature::Mps),
     ];
     needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature)).collect()
 }

@@ -61,6 +61,9 @@ pub struct GresDevice {
     pub fault: Option<String>,
     /// How many may share it by MPS or slices of time; 1: nobody.
     pub shares: u32,
+    /// Its shares are hundredths of what it computes, which MPS keeps apart.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub mps: bool,
 }
 
 impl Default for GresDevice {
@@ -79,6 +82,7 @@ impl Default for GresDevice {
             vendor: Vendor::Generic,
             fault: None,
             shares: 1,
+            mps: false,
         }
     }
 }
@@ -104,8 +108,16 @@ pub struct Hardware {
     /// Devices of fast networks, ordered by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fabrics: Vec<FabricDevice>,
+    /// Channels by which jobs on several nodes may share the memory of NVIDIA's GPUs (IMEX); 0 where there are none.
+    #[serde(skip_serializing_if = "is_none")]
+    pub imex_channels: u32,
     /// Whether the node enforces limits by cgroups (system mode), or says in `doctor` that it cannot.
     pub enforces: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Hardware {

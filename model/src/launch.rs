@@ -119,6 +119,9 @@ pub struct JobFacts {
     /// The components of the heterogeneous job that this is one of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub het: Option<HetFacts>,
+    /// The channel by which it, and no other job, may share its GPUs' memory between nodes (IMEX).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imex_channel: Option<u32>,
 }
 
 /// What the tasks run.

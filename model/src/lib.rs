@@ -14,6 +14,7 @@ pub mod direct;
 pub mod distribution;
 pub mod effective;
 pub mod elapsed;
+pub mod elf;
 pub mod env;
 pub mod exchange;
 pub mod export;

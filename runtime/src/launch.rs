@@ -382,6 +382,8 @@ impl InitHandle {
         };
         let extra = task.extra_fds.iter().map(|(n, _)| *n).collect();
         fds.extend(task.extra_fds.into_iter().map(|(_, fd)| fd));
+        let group = task.group.is_some();
+        fds.extend(task.group);
         let before = task.before.iter().map(TaskProgram::wire).collect();
         let after = task.after.iter().map(TaskProgram::wire).collect();
         fds.extend(task.before.into_iter().chain(task.after).filter_map(|program| program.file));
@@ -399,6 +401,7 @@ impl InitHandle {
             pid_env: task.pid_env,
             name: task.name,
             extra,
+            group,
             before,
             after,
             last: task.last,

@@ -38,7 +38,7 @@ pub(crate) enum Request {
     Export,
 }
 
-/// A task, without its descriptors, which travel beside it: those of stdio, the extra ones, and those of programs.
+/// A task, without its descriptors, which travel beside it: those of stdio, the extra ones, that of its group, and those of programs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SpawnRequest {
     pub task: u32,
@@ -54,6 +54,8 @@ pub(crate) struct SpawnRequest {
     pub pid_env: Option<String>,
     pub name: Option<String>,
     pub extra: Vec<i32>,
+    /// It has a control group to enter.
+    pub group: bool,
     pub before: Vec<WireProgram>,
     pub after: Vec<WireProgram>,
     /// The container ends with this task.

@@ -2,6 +2,7 @@
 
 use crate::hooks::ContainerHooks;
 use berth_model::ByteStr;
+use berth_model::elf::NeedsGlibc;
 use berth_model::limits::Limits;
 use berth_model::spec::{Identity, MountSpec, Unshared};
 use serde::{Deserialize, Serialize};
@@ -166,6 +167,9 @@ pub struct ContainerRequest {
     /// [`ContainerRequest::extra_mounts`].
     #[serde(default)]
     pub libraries: Vec<ByteStr>,
+    /// The glibc that those need, to be looked for before anything runs.
+    #[serde(default)]
+    pub glibc: Option<NeedsGlibc>,
     /// Size of `/dev/shm` in bytes; absent means the kernel's default, half of the memory.
     #[serde(default)]
     pub shm_size: Option<u64>,
@@ -226,6 +230,7 @@ impl ContainerRequest {
             command: Vec::new(),
             devices: Vec::new(),
             libraries: Vec::new(),
+            glibc: None,
             shm_size: None,
             in_job: false,
             unshare: Vec::new(),

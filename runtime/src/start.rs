@@ -30,6 +30,8 @@ pub(crate) struct Started {
 pub(crate) struct After {
     spawn: SpawnRequest,
     files: Vec<OwnedFd>,
+    /// The list of processes of its control group.
+    group: Option<OwnedFd>,
     /// Standard output and standard error.
     streams: [Option<OwnedFd>; 2],
 }
@@ -44,6 +46,7 @@ enum Stage {
     Exec,
     Workdir,
     Streams,
+    Group,
     Cpus,
     Memory,
 }
@@ -54,6 +57,7 @@ pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, mut fds: Vec<OwnedFd>) -> 
     let number = |programs: &[WireProgram]| programs.iter().filter(|program| program.file).count();
     let after_files = fds.split_off(fds.len().saturating_sub(number(&spawn.after)));
     let before_files = fds.split_off(fds.len().saturating_sub(number(&spawn.before)));
+    let group = spawn.group.then(|| fds.pop()).flatten();
     let command = command_of(plan, &spawn)?;
     let terminal = match spawn.stdio {
         WireStdio::Pty(size) => Some(open_pty(size).map_err(|e| other("open a terminal", e))?),
@@ -61,10 +65,11 @@ pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, mut fds: Vec<OwnedFd>) -> 
     };
     let slave = terminal.as_ref().map(|t| t.slave.as_fd());
     let (pid, outcome) = if spawn.before.is_empty() {
-        (run_at_once(plan, &spawn, &fds, &command, slave)?, None)
+        (run_at_once(plan, &spawn, (&fds, group.as_ref()), &command, slave)?, None)
     } else {
-        let (pid, outcome) = run_prepared(plan, &spawn, &fds, &before_files, &command, slave)
-            .map_err(|e| other("start a process", e))?;
+        let (pid, outcome) =
+            run_prepared(plan, &spawn, (&fds, group.as_ref()), &before_files, &command, slave)
+                .map_err(|e| other("start a process", e))?;
         (pid, Some(outcome))
     };
     let (master, slave) = terminal.map_or((None, None), |t| (Some(t.master), Some(t.slave)));
@@ -72,6 +77,7 @@ pub(crate) fn start(plan: &Plan, spawn: SpawnRequest, mut fds: Vec<OwnedFd>) -> 
         streams: output(&spawn.stdio, fds, slave),
         spawn,
         files: after_files,
+        group,
     });
     Ok(Started { pid, master, outcome, after })
 }
@@ -134,7 +140,7 @@ impl Ready {
 fn run_at_once(
     plan: &Plan,
     spawn: &SpawnRequest,
-    fds: &[OwnedFd],
+    (fds, group): (&[OwnedFd], Option<&OwnedFd>),
     argv: &[ByteStr],
     slave: Option<BorrowedFd<'_>>,
 ) -> Result<i32, ExecError> {
@@ -147,7 +153,7 @@ fn run_at_once(
         {
             ready.vectors.add(var);
         }
-        failed = Some(match become_task(spawn, fds, slave, &[]) {
+        failed = Some(match become_task(spawn, (fds, group), slave, &[]) {
             Err((stage, errno)) => (stage, errno, 0),
             Ok(()) => execute(&ready),
         });
@@ -167,7 +173,7 @@ fn run_at_once(
 fn run_prepared(
     plan: &Plan,
     spawn: &SpawnRequest,
-    fds: &[OwnedFd],
+    (fds, group): (&[OwnedFd], Option<&OwnedFd>),
     files: &[OwnedFd],
     argv: &[ByteStr],
     slave: Option<BorrowedFd<'_>>,
@@ -186,7 +192,7 @@ fn run_prepared(
                     let (files, path) = ready.map_or((&[][..], None), |r| (&r.files[..], r.path.as_deref()));
                     explain(plan, spawn, argv, files, path, failed)
                 };
-                if let Err((stage, errno)) = become_task(spawn, fds, slave, &keep) {
+                if let Err((stage, errno)) = become_task(spawn, (fds, group), slave, &keep) {
                     return explain(None, (stage, errno, 0));
                 }
                 let mut env = own_environment(plan, spawn, rustix::process::getpid().as_raw_nonzero().get());
@@ -213,11 +219,12 @@ fn run_prepared(
 
 /// Runs what comes after a task that had this pid, in a process of its own, whose pid is returned.
 pub(crate) fn wind_up(plan: &Plan, after: &After, task: i32) -> SysResult<i32> {
-    let After { spawn, files, streams } = after;
+    let After { spawn, files, group, streams } = after;
     match fork(CloneOptions::default())? {
         Forked::Parent { pid, .. } => Ok(pid),
         Forked::Child => {
             let run = || -> SysResult<()> {
+                group.as_ref().map_or(Ok(()), enter_group)?;
                 rustix::process::setsid()?;
                 // What is absent stays init's own `/dev/null`.
                 for (stream, number) in streams.iter().zip(1..) {
@@ -289,6 +296,7 @@ fn explain(
                 hint: setup::workdir_hint(&cwd, &spawn.cwd_origin, host, errno),
             }
         }
+        Stage::Group => other("keep the GPUs of other tasks from the task (--gpu-bind)", errno),
         Stage::Cpus => other(&format!("bind the task to the CPUs {:?}", spawn.cpus), errno),
         Stage::Memory => {
             let nodes = spawn.memory.as_ref().map(|memory| memory.nodes.as_slice()).unwrap_or_default();
@@ -362,11 +370,12 @@ fn execute(ready: &Ready) -> (Stage, Errno, usize) {
 /// The new process becomes the task, but for its program; it keeps `also`.
 fn become_task(
     spawn: &SpawnRequest,
-    fds: &[OwnedFd],
+    (fds, group): (&[OwnedFd], Option<&OwnedFd>),
     slave: Option<BorrowedFd<'_>>,
     also: &[RawFd],
 ) -> Result<(), (Stage, Errno)> {
     let streams = |e| (Stage::Streams, e);
+    group.map_or(Ok(()), enter_group).map_err(|e| (Stage::Group, e))?;
     // A session of its own: signals of the terminal and to the group reach this task alone.
     rustix::process::setsid().map_err(streams)?;
     let mut sent = fds.iter();
@@ -416,6 +425,11 @@ fn become_task(
     close_all_from(3, &keep).map_err(streams)?;
     signals::set_mask(0);
     Ok(())
+}
+
+/// Whoever opened the list has the right to it, and this process needs none.
+fn enter_group(list: &OwnedFd) -> SysResult<()> {
+    rustix::io::write(list, b"0").map(drop)
 }
 
 fn bind_cpus(cpus: &[u32]) -> SysResult<()> {

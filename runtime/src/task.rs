@@ -42,6 +42,8 @@ pub struct TaskSpec {
     pub cpus: Vec<u32>,
     /// NUMA nodes from which it has its memory; absent leaves that to the kernel.
     pub memory: Option<MemoryNodes>,
+    /// The list of processes of a control group that it enters first ([`crate::cgroup::Cgroup::without`]).
+    pub group: Option<OwnedFd>,
     /// Lines that it writes to its standard error before its program runs: what stands before its pid, and what behind.
     pub says: Vec<[String; 2]>,
     /// File mode creation mask; absent means 022.

@@ -153,19 +153,47 @@ fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
     let five = sandbox.read("five");
     assert!(five.contains("refused") && five.contains("the job has 2"), "{five}");
     assert_eq!(sandbox.read("six").lines().next(), Some("0,1 0,1 01"));
-    // Tasks are told of their own, on the node and in a container.
-    let tell = "echo $SLURM_PROCID $CUDA_VISIBLE_DEVICES $ROCR_VISIBLE_DEVICES";
+    // Tasks have their own, on the node and in a container, and are told of them as they see them: what opens stands last.
+    let tell = &format!(
+        "n=; for i in 0 1 2 3; do (exec 3<{dir}/acc$i) 2>/dev/null && n=$n$i; done; \
+         echo $SLURM_PROCID $CUDA_VISIBLE_DEVICES $ROCR_VISIBLE_DEVICES $n"
+    );
     let tasks = |words: &[&str]| {
         let words: Vec<&str> = words.iter().copied().chain(["--mem=50M", "sh", "-c", tell]).collect();
         let mut lines: Vec<String> = sandbox.srun(&words).ok().text().lines().map(str::to_string).collect();
         lines.sort();
         lines
     };
-    assert_eq!(tasks(&["-n2", "--gpus-per-task=1"]), ["0 0 0", "1 1 1"]);
-    assert_eq!(tasks(&["-n2", "--gpus-per-task=2", &image]), ["0 0,1 0,1", "1 2,3 2,3"]);
-    assert_eq!(tasks(&["-n2", "--ntasks-per-gpu=2"]), ["0 0 0", "1 0 0"]);
-    assert_eq!(tasks(&["-n2", "--gpus=2", "--gpu-bind=map_gpu:1,0"]), ["0 1 1", "1 0 0"]);
-    assert_eq!(tasks(&["-n2", "--gpus=2"]), ["0 0,1 0,1", "1 0,1 0,1"]);
+    assert_eq!(tasks(&["-n2", "--gpus-per-task=1"]), ["0 0 0 0", "1 0 0 1"]);
+    assert_eq!(tasks(&["-n2", "--gpus-per-task=2", &image]), ["0 0,1 0,1 01", "1 0,1 0,1 23"]);
+    assert_eq!(tasks(&["-n2", "--ntasks-per-gpu=2"]), ["0 0 0 0", "1 0 0 0"]);
+    assert_eq!(tasks(&["-n2", "--gpus=2", "--gpu-bind=map_gpu:1,0"]), ["0 0 0 1", "1 0 0 0"]);
+    assert_eq!(
+        tasks(&["-n2", "--gpus=2", "--gpu-bind=mask_gpu:0x2,0x3", &image]),
+        ["0 0 0 1", "1 0,1 0,1 01"]
+    );
+    assert_eq!(tasks(&["-n2", "--gpus-per-task=1", "--gpu-bind=none"]), ["0 0,1 0,1 01", "1 0,1 0,1 01"]);
+    assert_eq!(tasks(&["-n2", "--gpus=2"]), ["0 0,1 0,1 01", "1 0,1 0,1 01"]);
+    // Nor do the others' open by their numbers, for what a task starts, and for programs before and after it.
+    let probe = devices.probe();
+    for container in [None, Some(image.as_str())] {
+        let words = ["-n2", "--gpus-per-task=1", "--mem=50M"].into_iter().chain(container);
+        let words: Vec<&str> = words.chain(["-o", "task%t", "sh", "-c", &probe]).collect();
+        sandbox.srun(&words).ok();
+        for task in [0, 1] {
+            let text = sandbox.read(&format!("task{task}"));
+            assert_eq!(of("file", &text), [task], "{container:?}: {text}");
+            assert!(of("made", &text).iter().all(|at| *at == task), "{container:?}: {text}");
+        }
+    }
+    let around = sandbox.write("around", format!("#!/bin/sh\nexec >> around.$SLURM_PROCID\n{probe}\n"));
+    std::fs::set_permissions(&around, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let [prolog, epilog] = ["prolog", "epilog"].map(|name| format!("--task-{name}={}", around.display()));
+    sandbox.srun(["-n2", "--gpus-per-task=1", "--mem=50M", &prolog, &epilog, "true"]).ok();
+    for task in [0, 1] {
+        let text = sandbox.read(&format!("around.{task}"));
+        assert_eq!(of("file", &text), [task, task], "{text}");
+    }
     let loud = sandbox.srun(["-n1", "--gpus=2", "--gpu-bind=verbose,single:1", "true"]).ok();
     assert!(
         loud.err()

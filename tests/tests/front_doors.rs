@@ -15,7 +15,8 @@ fn open(sandbox: &Sandbox) {
 }
 
 fn docker(sandbox: &Sandbox, words: &[&str]) -> Cmd {
-    sandbox.cmd("docker").args(words)
+    // A directory without files of a GPU's: whether the machine has one is not to matter.
+    sandbox.cmd("docker").args(words).env("BERTH_GPU_TREE", sandbox.work())
 }
 
 each_user! {
@@ -60,7 +61,7 @@ each_user! {
             (&["--cpus=2"], &["--cpus", "srun"]),
             (&["--network=none"], &["--network=none", "node's network"]),
             (&["-p", "8080:80"], &["--publish 8080:80", "same number"]),
-            (&["--gpus", "all"], &["--gpus", "outside of a job", "--gres=gpu:1"]),
+            (&["--gpus", "all"], &["--gpus", "no GPU", "berth doctor"]),
             (&["-u", "12345"], &["--user 12345", "$(id -u)"]),
             (&["-v", "named:/data"], &["--volume named:/data", "directory"]),
             (&["-v", "/nowhere/at/all:/data"], &["/nowhere/at/all", "does not exist"]),
@@ -155,8 +156,8 @@ each_user! {
         assert_eq!(run(&["inspect", "-r", "own.sif"]).ok().text(), "/bin/entry echo default-command");
         let json: serde_json::Value = serde_json::from_slice(&run(&["inspect", "--json", "-e", "own.sif"]).ok().stdout).unwrap();
         assert!(json["data"]["attributes"]["environment"].to_string().contains("FROM_IMAGE=yes"), "{json}");
-        let output = run(&["exec", "--nv", &image, "true"]).ok();
-        assert!(output.err().contains("--nv: outside of a job no GPU is given"), "{output}");
+        let output = run(&["exec", "--nv", &image, "true"]).env("BERTH_GPU_TREE", &work).ok();
+        assert!(output.err().contains("--nv: this machine has no GPU"), "{output}");
         for (words, said) in [
             (vec!["exec", "--overlay", "x", &image, "true"], ["--overlay", "--bind"]),
             (vec!["exec", "--net", &image, "true"], ["--net", "node's network"]),
@@ -277,7 +278,7 @@ each_user! {
         }
         assert!(!sandbox.read("none.out").contains("/dev/"), "{}", sandbox.read("none.out"));
         let more = sandbox.read("more.err");
-        assert!(more.contains("2 asked for, and the job has 1") && more.contains("refused"), "{more}");
+        assert!(more.contains("2 asked for, and there are 1") && more.contains("refused"), "{more}");
         let job = sandbox.sbatch(&["--wait", "-o", "log"], &format!("#!/bin/sh\nsingularity exec --nv {image} echo went on\ndocker run --gpus all {image} true || echo refused\n"));
         let log = sandbox.read("log");
         assert!(log.contains("--nv: this job has no GPU") && log.contains("went on") && log.contains("refused"), "job {job}: {log}");

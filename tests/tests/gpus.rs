@@ -19,6 +19,11 @@ struct Node {
 
 impl Node {
     fn start() -> Node {
+        Node::with(|_, _| ())
+    }
+
+    /// With what else the node has: its files, and a directory to make them in.
+    fn with(more: impl FnOnce(&Path, &Path)) -> Node {
         let _alone = machine::lock("gpus");
         let mut made = Vec::new();
         for (minor, number) in NODES {
@@ -33,6 +38,7 @@ impl Node {
         let tree = work.join("tree");
         record(&tree);
         compile(&work, &tree);
+        more(&tree, &work);
         sandbox.write("mode", "links");
         up(&mut sandbox);
         Node { sandbox, made, _alone }
@@ -215,4 +221,150 @@ fn a_gpu_that_is_lost_is_fenced_and_the_other_one_works() {
     node.sandbox.kill_9(node.sandbox.agent());
     up(&mut node.sandbox);
     assert_eq!(node.srun(&["--gres=gpu:2", "sh", "-c", "ls /dev | grep -c nvidia"]).ok().text().trim(), "2");
+}
+
+/// A library of the driver's that was built against a glibc which nobody has.
+fn from_the_future(tree: &Path, work: &Path) {
+    let cc = |words: &[&str]| Cmd::new("cc").args(words).ok();
+    let at = |name: &str| work.join(name).display().to_string();
+    fs::write(at("libc.c"), "int future(void) { return 0; }\n").unwrap();
+    fs::write(at("libc.map"), "GLIBC_2.2.5 { };\nGLIBC_2.99 { future; } GLIBC_2.2.5;\n").unwrap();
+    fs::write(at("jit.c"), "int future(void);\nint jit(void) { return future(); }\n").unwrap();
+    let map = format!("-Wl,--version-script={}", at("libc.map"));
+    let libc = at("libfuture.so");
+    cc(&["-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libc.so.6", &map, "-o", &libc, &at("libc.c")]);
+    let jit = tree.join(format!("usr/lib64/libnvidia-ptxjitcompiler.so.{VERSION}")).display().to_string();
+    cc(&["-shared", "-fPIC", "-nostdlib", "-o", &jit, &at("jit.c"), &libc]);
+}
+
+#[test]
+fn an_image_whose_c_library_cannot_load_the_driver_is_refused_with_both_versions() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::with(from_the_future);
+    let refused = node.srun(&["--gres=gpu:1", "true"]).fails();
+    refused.says(&[
+        "libnvidia-ptxjitcompiler.so.535.54.03 needs glibc 2.99",
+        "the image has glibc 2.",
+        "newer distribution",
+    ]);
+    // What does not come cannot fail, and who wants to try may.
+    node.srun(&["--gres=gpu:1", "--export=ALL,NVIDIA_DRIVER_CAPABILITIES=utility", "true"]).ok();
+    node.srun(&["--gres=gpu:1", "--export=ALL,NVIDIA_DISABLE_REQUIRE=1", "true"]).ok();
+    node.srun(&["true"]).ok();
+    let root = node.sandbox.work().join("musl");
+    fs::create_dir_all(root.join("lib")).unwrap();
+    fs::write(root.join("lib/ld-musl-x86_64.so.1"), "").unwrap();
+    fs::write(root.join("lib/ld-musl-aarch64.so.1"), "").unwrap();
+    let image = format!("--container-image={}", root.display());
+    let refused = node.sandbox.srun([&image, "--gres=gpu:1", "true"]).fails();
+    refused.says(&[
+        "the image has musl instead of glibc (/lib/ld-musl-",
+        "Debian",
+        "NVIDIA_DISABLE_REQUIRE=1",
+    ]);
+}
+
+#[test]
+fn each_job_has_an_imex_channel_of_its_own() {
+    if !machine::is_root() {
+        return;
+    }
+    // The kernel's own numbers: none of these devices is there, so that one that is permitted does not open otherwise.
+    let channels = |tree: &Path, _: &Path| {
+        fs::write(tree.join("proc/devices"), "Character devices:\n 10 nvidia-caps-imex-channels\n").unwrap();
+        fs::write(tree.join("proc/driver/nvidia/params"), "ImexChannelCount: 3\n").unwrap();
+    };
+    let node = Node::with(channels);
+    let dir = "/dev/nvidia-caps-imex-channels";
+    let image = format!("--container-image={}", images::debian().display());
+    let probe = format!(
+        "echo $NVIDIA_IMEX_CHANNELS; ls {dir}; for n in 1 2; do mknod /tmp/bt-c$n c 10 $n; for f in {dir}/channel$n /tmp/bt-c$n; do \
+         sh -c \"exec 3<$f\" 2>&1 | grep -q permitted && echo $f is refused; done; rm -f /tmp/bt-c$n; done 2>/dev/null; echo end"
+    );
+    let script = format!("#!/bin/sh\n{probe}\nsleep 600\n");
+    let held = node.sandbox.sbatch(&["--gres=gpu:1", "-n1", "--mem=50M", "-o", "held", &image], &script);
+    node.sandbox.wait_file("held", "end", 30);
+    let text = node.sandbox.read("held");
+    // The first one is the driver's, for everybody.
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["1", "channel1", "end"], "{text}");
+    let meta = fs::metadata(format!("{dir}/channel1")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&meta) & 0o777, 0o600);
+    // Another job at the same time, in a step and on the node's own filesystem; what it says itself changes nothing.
+    let words = ["--gres=gpu:1", "-n1", "--mem=50M", "--export=ALL,NVIDIA_IMEX_CHANNELS=1"];
+    let text = node.sandbox.srun(words.iter().copied().chain([&image[..], "sh", "-c", &probe])).ok().text();
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["2", "channel2", "end"], "{text}");
+    let text = node.sandbox.srun(words.iter().copied().chain(["sh", "-c", &probe])).ok().text();
+    let refused = [format!("{dir}/channel1 is refused"), "/tmp/bt-c1 is refused".into()];
+    let all = ["2", "channel1", "channel2", &refused[0], &refused[1], "end"];
+    assert_eq!(text.lines().collect::<Vec<_>>(), all, "{text}");
+    // Steps without a GPU have none.
+    let text = node.sandbox.srun(["--mem=50M", &image, "sh", "-c", &probe]).ok().text();
+    assert_eq!(text.lines().filter(|l| l.starts_with("channel")).count(), 0, "{text}");
+    node.sandbox.cmd("scancel").arg(held.to_string()).ok();
+    let left = || fs::read_dir(dir).unwrap().next().is_none().then_some(());
+    assert!(sandbox::wait(20, left).is_some(), "a channel's file outlives its job");
+    fs::remove_dir(dir).unwrap();
+}
+
+#[test]
+fn outside_of_jobs_a_machine_that_no_cluster_has_gives_its_gpus() {
+    if !machine::is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let work = node.sandbox.work();
+    let image = images::debian().display().to_string();
+    let program = work.join("cuda/program").display().to_string();
+    let run = |sandbox: &Sandbox| {
+        let look = format!("ls /dev | grep nvidia; echo $CUDA_VISIBLE_DEVICES; {program}");
+        let mount = format!("--container-mounts={0}:{0}", work.join("cuda").display());
+        let cmd = sandbox.cmd("berth").args(["run", "--gpus", &mount, &image, "sh", "-c", &look]);
+        let cmd = cmd.env("BERTH_GPU_TREE", work.join("tree")).env("LD_LIBRARY_PATH", &work);
+        cmd.env("STANDIN_GPUS", "2").env("STANDIN_MINOR", "240").env("STANDIN_MODE", work.join("mode")).run()
+    };
+    let refused = run(&node.sandbox);
+    assert!(refused.rc != 0 && refused.err().contains("gives this machine's GPUs to jobs"), "{refused}");
+    node.sandbox.down();
+    let ran = run(&node.sandbox);
+    assert_eq!(
+        (ran.rc, ran.text().lines().collect::<Vec<_>>()),
+        (42, vec!["nvidia240", "nvidia241", "0,1"]),
+        "{ran}"
+    );
+    node.sandbox.write("mode", "lost");
+    let ran = run(&node.sandbox);
+    assert_eq!((ran.rc, ran.text().lines().next()), (42, Some("nvidia241")), "{ran}");
+}
+
+/// GPUs that the node found itself, and of which no configuration speaks.
+#[test]
+fn a_login_into_a_job_reaches_its_gpus_alone() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    let user = Who::user();
+    let words = [
+        "--parsable",
+        "--gres=gpu:1",
+        "-n1",
+        "--mem=50M",
+        "-o",
+        "/dev/null",
+        "-D",
+        "/",
+        "--wrap",
+        "sleep 300",
+    ];
+    let job: u64 = node.sandbox.cmd_as(&user, "sbatch").args(words).ok().text().trim().parse().unwrap();
+    node.sandbox.wait_state(job, "RUNNING", 30);
+    // As pam_exec starts it in the process that logs somebody in.
+    let look = "for f in 240 241; do (exec 3</dev/nvidia$f) 2>/dev/null && echo $f; done; true";
+    let script = format!("berth pam && {look}");
+    let login = node.sandbox.cmd("sh").args(["-c", &script]);
+    let text = login.env("PAM_USER", &user.name).env("PAM_TYPE", "open_session").ok().text();
+    assert_eq!(text.trim(), "241");
+    node.sandbox.cmd("scancel").arg(job.to_string()).ok();
 }

@@ -1,6 +1,7 @@
 //! Integration tests with real parts: real clusters, a real registry, real images. One binary, a module per concern.
 #![forbid(unsafe_code)]
 
+mod acceptance;
 mod admission;
 mod ahead;
 mod attaching;

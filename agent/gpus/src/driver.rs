@@ -4,7 +4,9 @@
 use crate::inject::Capability::{self, Compute, Display, Graphics, Utility, Video};
 use crate::nvidia::is_version;
 use crate::tree::Tree;
+use berth_model::elf::{Glibc, NeedsGlibc};
 use berth_model::ldcache;
+use std::collections::BTreeSet;
 
 /// Beginnings of libraries' names, for what they are, and the ending of the name by which programs ask; with an empty one they ask for
 /// the version itself.
@@ -103,9 +105,20 @@ pub struct Library {
     pub names: Vec<String>,
     /// What for.
     pub of: Capability,
+    /// The glibc that it needs, where its file says that.
+    pub glibc: Option<Glibc>,
 }
 
 impl Driver {
+    /// The glibc that libraries of these kinds need, and which one needs it.
+    pub fn needs(&self, wanted: &BTreeSet<Capability>) -> Option<NeedsGlibc> {
+        let asked = self.libraries.iter().filter(|l| wanted.contains(&l.of));
+        let (version, library) =
+            asked.filter_map(|l| Some((l.glibc?, l))).max_by_key(|(version, _)| *version)?;
+        let of = library.path.rsplit('/').next().unwrap_or(&library.path).to_string();
+        Some(NeedsGlibc { version, of })
+    }
+
     /// Finds what belongs to `version`, and nothing else: a library of another version makes programs fail in ways that nobody
     /// understands.
     ///
@@ -163,7 +176,9 @@ fn library(tree: &Tree, dir: &str, file: &str, version: &str) -> Option<Library>
         // Compilers and interpreters ask for it without a number.
         names.push("libcuda.so".into());
     }
-    Some(Library { path: tree.real(&format!("{dir}/{file}"))?, names, of: *of })
+    let path = tree.real(&format!("{dir}/{file}"))?;
+    let glibc = tree.glibc(&path);
+    Some(Library { path, names, of: *of, glibc })
 }
 
 /// Where to look: where the loader's cache has such libraries, then the known places; each once.

@@ -6,6 +6,7 @@
 
 pub mod cdi;
 mod driver;
+pub mod imex;
 pub mod inject;
 mod kind;
 pub mod nvidia;
@@ -18,6 +19,8 @@ mod xid;
 pub use driver::{Driver, Library};
 pub use tree::Tree;
 
+use imex::Imex;
+
 use berth_model::hardware::{GresDevice, Vendor};
 
 /// All that was found.
@@ -29,6 +32,8 @@ pub struct Found {
     pub driver: Option<Driver>,
     /// What containers are to be told of the driver: the newest CUDA, and of each GPU by its address what it is.
     pub answer: nvml::Answer,
+    /// The channels by which jobs share GPUs' memory over several nodes.
+    pub imex: Option<Imex>,
     /// What is wrong, for the log.
     pub wrong: Vec<String>,
 }
@@ -47,6 +52,7 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
         let library = driver::library_version(tree);
         found.devices = nvidia::devices(tree, &answer, library.as_deref(), log);
         found.answer = answer.unwrap_or_default();
+        found.imex = Imex::look(tree);
     }
     found.devices.extend(others::amd(tree));
     found.devices.extend(others::intel(tree));

@@ -25,23 +25,28 @@ pub enum Verdict {
     WithCompat,
 }
 
+/// Whether it is to be tried whatever is required.
+pub fn is_disabled<'a>(mut env: impl Iterator<Item = &'a [u8]>) -> bool {
+    env.any(|pair| {
+        let value = pair.strip_prefix(b"NVIDIA_DISABLE_REQUIRE=");
+        value.is_some_and(|value| !matches!(value, b"" | b"0" | b"false" | b"no"))
+    })
+}
+
 /// Judges the requirements in an image's environment.
 ///
 /// # Errors
 /// Which requirement fails, by what, and what to do.
-pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]>, have: &Have) -> Result<Verdict, String> {
+pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]> + Clone, have: &Have) -> Result<Verdict, String> {
+    if is_disabled(env.clone()) {
+        return Ok(Verdict::Runs);
+    }
     let mut verdict = Verdict::Runs;
     let mut required = Vec::new();
     for pair in env.filter_map(|pair| std::str::from_utf8(pair).ok()) {
         let Some((name, value)) = pair.split_once('=') else { continue };
-        match name {
-            "NVIDIA_DISABLE_REQUIRE" if !matches!(value, "" | "0" | "false" | "no") => {
-                return Ok(Verdict::Runs);
-            }
-            _ if name.starts_with("NVIDIA_REQUIRE_") && !value.trim().is_empty() => {
-                required.push((name, value))
-            }
-            _ => {}
+        if name.starts_with("NVIDIA_REQUIRE_") && !value.trim().is_empty() {
+            required.push((name, value));
         }
     }
     for (name, value) in required {

@@ -1,5 +1,6 @@
 //! What the node says of itself in files, below a directory that is `/` but in tests.
 
+use berth_model::elf::{self, Glibc};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +10,19 @@ pub struct Tree {
     root: PathBuf,
 }
 
+/// Directory below which the node's files are looked for instead of `/`: recorded ones, in tests. Whoever sets it starts the agent, or a
+/// container of their own.
+const RECORDED: &str = "BERTH_GPU_TREE";
+
 impl Tree {
     /// This machine's.
     pub fn host() -> Tree {
         Tree { root: PathBuf::from("/") }
+    }
+
+    /// This machine's, but where recorded ones are to be seen.
+    pub fn here() -> Tree {
+        std::env::var_os(RECORDED).filter(|tree| !tree.is_empty()).map_or_else(Tree::host, Tree::at)
     }
 
     /// Recorded ones.
@@ -34,6 +44,16 @@ impl Tree {
     /// A file's bytes.
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
         fs::read(self.path(path)).ok()
+    }
+
+    /// The glibc that a library needs; `None` where its file does not say that.
+    pub fn glibc(&self, path: &str) -> Option<Glibc> {
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::open(self.path(path)).ok()?;
+        elf::needs(&|at, length| {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+        })
     }
 
     /// A number, decimal or with `0x`.

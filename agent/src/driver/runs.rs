@@ -7,6 +7,7 @@ use crate::clients;
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::standby::PAUSE;
 use berth_agent_core::AgentEvent;
+use berth_gpus::imex::Imex;
 use berth_model::ids::{Attempt, JobId, StepKey};
 use berth_model::launch::StepLaunch;
 use berth_runtime::cgroup::Cgroup;
@@ -23,14 +24,7 @@ impl Driver {
             uid: identity.uid,
             gid: identity.gid,
             user: identity.user.clone(),
-            devices: launch
-                .job
-                .share
-                .gres
-                .iter()
-                .flat_map(|g| &g.files)
-                .map(|f| f.display().into_owned())
-                .collect(),
+            devices: devices(launch),
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
             namespaces: None,
@@ -184,6 +178,8 @@ impl Driver {
             }
         }
         let cleared = tokio::task::spawn_blocking(move || {
+            // Before anybody hears that it is over, and gives its channel to another job.
+            gone.iter().for_each(|record| crate::imex::take_back(&record.devices));
             if let Some(making) = making {
                 // It makes groups in the one that is about to be removed.
                 let _ = handle.block_on(making);
@@ -231,6 +227,12 @@ impl Driver {
         });
         self.clearing.insert(job, (attempt, cleared));
     }
+}
+
+/// Device files that a job has on the node.
+fn devices(launch: &StepLaunch) -> Vec<String> {
+    let given = launch.job.share.gres.iter().flat_map(|g| &g.files).map(|f| f.display().into_owned());
+    given.chain(launch.job.imex_channel.map(Imex::file)).collect()
 }
 
 /// Runs the epilog of a run of which no process is left, unless it ended before. What it failed of; `None` when it was

@@ -3,6 +3,7 @@
 
 use crate::kept::{KeptPart, Member};
 use berth_model::ByteStr;
+use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 use berth_model::launch::{NodeShare, StepExit, StepLaunch, StepPhase};
@@ -73,6 +74,8 @@ pub struct NodePart {
     pub hooks: Option<ContainerHooks>,
     /// What of the node the step's devices need in a container: libraries of a driver, programs, sockets.
     pub injected: Vec<ExtraMount>,
+    /// The glibc that those libraries need.
+    pub glibc: Option<NeedsGlibc>,
     /// The site's programs around tasks.
     pub task_programs: TaskProgramsPart,
     /// What the agent has to tell the user.

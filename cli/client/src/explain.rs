@@ -82,6 +82,7 @@ impl Asked<'_> {
         let share = shares.into_iter().next().unwrap_or_default();
         let facts = JobFacts {
             het: None,
+            imex_channel: None,
             kind: job.kind,
             name: job.name.clone(),
             partition,
@@ -147,6 +148,7 @@ impl Asked<'_> {
         let r = &info.spec.resources;
         let facts = JobFacts {
             het: None,
+            imex_channel: None,
             kind: info.spec.kind,
             name: info.spec.name.clone(),
             partition: info.partition.clone(),

@@ -36,6 +36,11 @@ impl StateDir {
         Ok(StateDir(base.join("berth")))
     }
 
+    /// The system cluster's.
+    pub fn system() -> StateDir {
+        StateDir(PathBuf::from(SYSTEM))
+    }
+
     /// The directory that is named, by option or by `BERTH_STATE`; absolute.
     pub fn named(option: Option<&Path>) -> Result<Option<StateDir>, Failure> {
         let named = match option {

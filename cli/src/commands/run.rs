@@ -89,7 +89,7 @@ struct Shared {
     /// as vendor.com/class=name
     #[arg(long, value_name = "PATH")]
     device: Vec<OsString>,
-    /// Show the devices that the job in which this runs has as GPUs
+    /// Show the GPUs of the job in which this runs; outside of jobs those of a machine whose GPUs no cluster gives to jobs
     #[arg(long)]
     gpus: bool,
     /// Name in the list of running containers
@@ -263,12 +263,18 @@ pub fn device(option: &str, path: &OsStr) -> Result<ByteStr, Failure> {
     }
 }
 
-/// All GPUs of the job, or why there are none.
+/// All GPUs of the job, or of a machine that belongs to no cluster; or why there are none.
 pub fn own_gpus(option: &str, state: Option<&Path>) -> Result<local::allocation::Given, Failure> {
     match local::allocation::gpus(state)? {
-        local::allocation::Gpus::Outside => Err(Failure::user(format!(
-            "{option}: outside of a job no GPU is given: run it in one, by 'srun --gres=gpu:1 …' or in a batch script"
+        local::allocation::Gpus::Outside(dir) => Err(Failure::user(format!(
+            "{option}: outside of a job no GPU is given, because the node agent of {} gives this machine's GPUs to jobs: run it in one, by \
+             'srun --gres=gpu:1 …' or in a batch script",
+            dir.display()
         ))),
+        local::allocation::Gpus::Machine(Err(why)) => {
+            Err(Failure::user(format!("{option}: {why}; 'berth doctor' says more")))
+        }
+        local::allocation::Gpus::Machine(Ok(gpus)) => Ok(local::allocation::given(&gpus)),
         local::allocation::Gpus::Job(gpus) if gpus.is_empty() => Err(Failure::user(format!(
             "{option}: this job has no GPU: ask for one with --gres=gpu:1 when you submit it"
         ))),

@@ -400,13 +400,17 @@ impl Shared {
     fn devices(&self, door: &str, env: &mut Vec<(OsString, OsString)>) -> Result<Vec<ByteStr>, Failure> {
         let option = if self.nv { "--nv" } else { "--rocm" };
         let found = match gpus(None)? {
-            Gpus::Outside => {
+            Gpus::Outside(_) => {
                 out::complain(&format!(
                     "{door}: note: {option}: outside of a job no GPU is given; run it with 'srun --gres=gpu:1 …'"
                 ));
                 return Ok(Vec::new());
             }
-            Gpus::Job(found) => found,
+            Gpus::Machine(Err(why)) => {
+                out::complain(&format!("{door}: note: {option}: {why}"));
+                return Ok(Vec::new());
+            }
+            Gpus::Machine(Ok(found)) | Gpus::Job(found) => found,
         };
         if found.is_empty() {
             out::complain(&format!(

@@ -1,13 +1,15 @@
 //! The allocation of the job that a command runs in: which devices its containers get.
 
+use crate::daemon::{self, Part};
 use berth_client::error::{Failure, Kind};
-use berth_client::site::Site;
+use berth_client::site::{Site, StateDir};
 use berth_model::ByteStr;
 use berth_model::query::JobQuery;
 use berth_model::spec::JobSelector;
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Prefixes and names of variables that belong to a job.
 const PREFIXES: &[&str] = &["SLURM_", "SLURMD_", "SRUN_", "BERTH_", "PMI_", "PMIX_"];
@@ -29,8 +31,10 @@ pub type Given = (Vec<ByteStr>, Vec<(OsString, OsString)>);
 /// Where a command runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gpus {
-    /// In no job.
-    Outside,
+    /// In no job, on a machine whose GPUs the agent of a cluster gives to jobs: the one of this state directory.
+    Outside(PathBuf),
+    /// In no job, and the machine's GPUs are nobody's but those who use it: these, or why there are none.
+    Machine(Result<Vec<(u32, Vec<ByteStr>)>, String>),
     /// In a job with these, each with its index on the node and its device files.
     Job(Vec<(u32, Vec<ByteStr>)>),
 }
@@ -38,7 +42,10 @@ pub enum Gpus {
 /// The GPUs of the step that we run in, else of its job.
 pub fn gpus(state: Option<&Path>) -> Result<Gpus, Failure> {
     let Some(text) = std::env::var("SLURM_JOB_ID").ok().filter(|t| !t.is_empty()) else {
-        return Ok(Gpus::Outside);
+        return Ok(match agent_here(state)? {
+            Some(dir) => Gpus::Outside(dir),
+            None => Gpus::Machine(super::gpus::of_machine()),
+        });
     };
     let id = match text.parse() {
         Ok(JobSelector::Job(id)) => id,
@@ -63,6 +70,18 @@ pub fn gpus(state: Option<&Path>) -> Result<Gpus, Failure> {
     let found = share.gres.into_iter().filter(|g| g.name == "gpu");
     let found = found.filter(|g| step.as_ref().is_none_or(|own| own.contains(&g.index)));
     Ok(Gpus::Job(found.map(|g| (g.index, g.files)).collect()))
+}
+
+/// The state directory of an agent that runs on this machine: the one that is named or the user's own, and the system's.
+fn agent_here(state: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let dirs = [StateDir::named_or_own(state)?, StateDir::system()];
+    let lives = |dir: &StateDir| {
+        // What cannot be looked at may be anything.
+        let hidden =
+            matches!(std::fs::read_dir(dir.run()), Err(e) if e.kind() == ErrorKind::PermissionDenied);
+        hidden || daemon::pid_file(dir, Part::Agent).is_some()
+    };
+    Ok(dirs.into_iter().find(lives).map(|dir| dir.0))
 }
 
 /// Device files of some GPUs, and the variables that tell libraries of them: a container sees its own alone, so they

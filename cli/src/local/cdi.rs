@@ -1,8 +1,9 @@
 //! Devices by the names that administrators' CDI files give them: `--device vendor.com/class=name`.
 
 use berth_client::error::Failure;
+use berth_gpus::cdi::hooks::{Effect, effect};
 use berth_gpus::cdi::{Edits, Spec};
-use berth_model::ByteStr;
+use berth_model::{ByteStr, elf};
 use berth_runtime::hooks::unchangeable;
 use berth_runtime::{ContainerRequest, ExtraMount};
 use std::path::{Path, PathBuf};
@@ -53,27 +54,20 @@ fn find(directories: &[PathBuf], name: &str) -> Result<Edits, String> {
 /// A file that nobody but root can change. `None`: it is no CDI file.
 fn read(file: &Path) -> Result<Option<Spec>, String> {
     match file.extension().and_then(|e| e.to_str()) {
-        Some("json") => {}
-        Some("yaml" | "yml") => {
-            return Err(
-                "YAML is not read here: write it as JSON (nvidia-ctk cdi generate --format=json)".into()
-            );
-        }
+        Some("json" | "yaml" | "yml") => {}
         _ => return Ok(None),
     }
+    let is_json = file.extension().is_some_and(|e| e == "json");
     let file = unchangeable(file, 0)?;
     let text = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
-    Spec::parse(&text).map(Some)
+    if is_json { Spec::parse(&text) } else { Spec::parse_yaml(&text) }.map(Some)
 }
 
 /// Takes it over, or says what of it is not done: half of a device is worse than none.
 fn add(request: &mut ContainerRequest, edits: Edits) -> Result<(), String> {
-    if let Some(hook) = edits.hooks.first() {
-        return Err(format!(
-            "its file wants {} to be run ({}), and containers of your own run no program of others: for NVIDIA's GPUs use --gpus, which needs none",
-            hook.path, hook.hook_name
-        ));
-    }
+    let Effect { mounts, libraries } = effect(&edits, &soname).map_err(|why| {
+        format!("its file wants programs of others to be run: {why}; for NVIDIA's GPUs use --gpus, which needs none")
+    })?;
     if edits.intel_rdt.is_some() || !edits.net_devices.is_empty() {
         return Err("its file asks for intelRdt or netDevices, which are not done here".into());
     }
@@ -92,7 +86,8 @@ fn add(request: &mut ContainerRequest, edits: Edits) -> Result<(), String> {
             request.devices.push(path);
         }
     }
-    for mount in &edits.mounts {
+    request.libraries.extend(libraries.iter().map(|path| ByteStr::from(path.as_str())));
+    for mount in edits.mounts.iter().chain(&mounts) {
         let known = |o: &String| {
             matches!(
                 o.as_str(),
@@ -113,6 +108,16 @@ fn add(request: &mut ContainerRequest, edits: Edits) -> Result<(), String> {
     }
     request.image.env.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
     Ok(())
+}
+
+/// The name by which programs ask for a library of this machine.
+fn soname(path: &str) -> Option<String> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(path).ok()?;
+    elf::soname(&|at, length| {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +154,10 @@ mod tests {
         assert_eq!((taken.devices, taken.image.env), (vec!["/dev/null".into()], vec!["A=1".into()]));
         assert!(taken.extra_mounts[0].read_only && taken.extra_mounts[0].target.0 == b"/y");
         for (text, said) in [
-            (r#"{"hooks":[{"hookName":"createContainer","path":"/bin/evil"}]}"#, "wants /bin/evil to be run"),
+            (
+                r#"{"hooks":[{"hookName":"createContainer","path":"/bin/evil"}]}"#,
+                "/bin/evil (createContainer) is no hook",
+            ),
             (r#"{"intelRdt":{}}"#, "intelRdt"),
             (r#"{"additionalGids":[4242424]}"#, "group 4242424"),
             (r#"{"deviceNodes":[{"path":"/dev/a","hostPath":"/dev/b"}]}"#, "another path"),
@@ -162,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn files_of_others_and_yaml_are_left_aside_and_named() {
+    fn files_of_others_and_those_that_are_wrong_are_left_aside_and_named() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.yaml"), "x: 1").unwrap();
         std::fs::write(dir.path().join("b.json"), "{").unwrap();
         std::fs::write(dir.path().join("notes.txt"), "").unwrap();
         let wrong = find(&[dir.path().to_path_buf()], "vendor.com/x=a").unwrap_err();
         assert!(
-            wrong.contains("a.yaml: YAML") && wrong.contains("b.json: ") && !wrong.contains("notes"),
+            wrong.contains("a.yaml: ") && wrong.contains("b.json: ") && !wrong.contains("notes"),
             "{wrong}"
         );
         assert!(read(Path::new("/no/such.json")).is_err());

@@ -3,7 +3,7 @@
 use berth_client::error::Failure;
 use berth_gpus::inject::{capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
-use berth_gpus::require::{Have, Verdict, judge};
+use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Driver, Tree, nvidia};
 use berth_model::ByteStr;
 use berth_model::hardware::{GresDevice, Vendor};
@@ -12,6 +12,24 @@ use std::time::Duration;
 
 /// How long the driver may take to say which CUDA it runs, where the image asks.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The devices of this machine that work, each with its index and its files.
+///
+/// # Errors
+/// None is there, or none works: which, and why.
+pub fn of_machine() -> Result<Vec<(u32, Vec<ByteStr>)>, String> {
+    let program = crate::own_path().map_err(|e| e.to_string());
+    let found = berth_gpus::look(&Tree::here(), "", || {
+        Helper::new(program?, vec!["internal-gpus".to_string()], DEADLINE).ask()
+    });
+    let sound = found.devices.into_iter().filter(|device| device.fault.is_none());
+    let sound: Vec<(u32, Vec<ByteStr>)> = sound.map(|device| (device.index, device.files)).collect();
+    match sound.is_empty() {
+        false => Ok(sound),
+        true if found.wrong.is_empty() => Err("this machine has no GPU with a driver that is loaded".into()),
+        true => Err(format!("no GPU of this machine works: {}", found.wrong.join("; "))),
+    }
+}
 
 /// Adds it to a request that has such devices.
 ///
@@ -25,7 +43,7 @@ pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
     if matches!(request.root, Rootfs::Host | Rootfs::Joined) || !request.devices.iter().any(is_gpu) {
         return Ok(());
     }
-    let tree = Tree::host();
+    let tree = Tree::here();
     // Devices of that name without the driver are somebody's own.
     let Some(version) = nvidia::kernel_version(&tree) else { return Ok(()) };
     let driver = Driver::find(&tree, &version).map_err(Failure::user)?;
@@ -51,18 +69,20 @@ pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
         Verdict::Runs
     };
     let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
+    let glibc = driver.needs(&wanted).filter(|_| !is_disabled(env()));
     let path = request.image.env.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
     let path = path.map(|path| String::from_utf8_lossy(path).into_owned()).unwrap_or_default();
     let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
     let compat = verdict == Verdict::WithCompat;
     let edits = specification(&[device], Some(&driver), &wanted, &path, compat).all_edits();
+    request.glibc = glibc;
     request.image.env.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
     for mount in edits.mounts {
         let target = ByteStr::from(mount.container_path.as_str());
         if mount.container_path.contains(".so") {
             request.libraries.push(target.clone());
         }
-        let source = ByteStr::from(mount.host_path.as_str());
+        let source = ByteStr::from(tree.path(&mount.host_path).as_path());
         request.extra_mounts.push(ExtraMount { source, target, read_only: true });
     }
     Ok(())

@@ -138,6 +138,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
             share: NodeShare::default(),
             subids: false,
             het: None,
+            imex_channel: None,
         },
         name: "step".into(),
         program: Program::Argv(vec!["true".into()]),

@@ -3,16 +3,14 @@
 use super::{Devices, count, join};
 use crate::bind::gpu::GpuHow;
 use crate::bytes::ByteStr;
+use crate::devices::{MPS, SHARD, is_share};
 use crate::hardware::{GresDevice, Vendor};
 use crate::ids::StepId;
 use crate::launch::{NodeShare, StepLaunch};
 
-/// Shares of GPUs, as Slurm names them.
-pub const SHARD: &str = "shard";
-
 /// Whether a device is a GPU, or a part of one.
 pub fn is_gpu(device: &GresDevice) -> bool {
-    device.name == crate::devices::GPU || device.name == SHARD
+    device.name == crate::devices::GPU || is_share(&device.name)
 }
 
 /// The GPUs of a share, in the order in which programs see them.
@@ -45,9 +43,19 @@ pub(super) fn of_step(launch: &StepLaunch, devices: Devices) -> Vec<(String, Byt
     if shards > 0 {
         set("SLURM_SHARDS_ON_NODE", shards.to_string());
     }
+    // MPS's server holds its client to it.
+    if let Some(part) = own.iter().find(|gpu| gpu.name == MPS) {
+        set("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", part.shares.to_string());
+    }
     set("SLURM_GPUS_ON_NODE", own.len().to_string());
     if launch.key.step != StepId::Batch {
         set("SLURM_STEP_GPUS", indices(&own));
+    }
+    // Whatever an image or a user says of channels: the job has this one.
+    if let Some(channel) =
+        launch.job.imex_channel.filter(|_| own.iter().any(|gpu| gpu.vendor == Vendor::Nvidia))
+    {
+        set("NVIDIA_IMEX_CHANNELS", channel.to_string());
     }
     if !per_task(launch) {
         let all: Vec<u32> = (0..count_of(&own)).collect();
@@ -61,14 +69,18 @@ fn count_of(gpus: &[&GresDevice]) -> u32 {
 }
 
 /// What the libraries of vendors read: the GPUs at these places of the step's own. Each library counts those of its vendor alone;
-/// where a step sees only its own devices, from 0.
+/// where a step or task sees only its own devices, from 0.
 pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(String, ByteStr)> {
     let own = of_share(&launch.share);
     let chosen: Vec<(usize, &GresDevice)> = places
         .iter()
         .filter_map(|at| {
             let gpu = *own.get(*at as usize)?;
-            let before = own.iter().take(*at as usize).filter(|other| other.vendor == gpu.vendor).count();
+            let seen = |place: &usize| {
+                let mine = || places.iter().any(|own| *own as usize == *place);
+                own[*place].vendor == gpu.vendor && (devices != Devices::OfTask || mine())
+            };
+            let before = (0..*at as usize).filter(seen).count();
             Some((before, gpu))
         })
         .collect();
@@ -77,7 +89,7 @@ pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(St
         let word = mine.map(|(before, gpu)| match (&gpu.uuid, devices) {
             // A slice of a GPU has no number that the libraries know.
             (Some(uuid), _) if unique || uuid.starts_with("MIG-") => uuid.clone(),
-            (_, Devices::Confined) => before.to_string(),
+            (_, Devices::Confined | Devices::OfTask) => before.to_string(),
             (_, Devices::Open) => gpu.index.to_string(),
         });
         word.collect::<Vec<_>>().join(",")
@@ -153,10 +165,25 @@ mod tests {
                 && told(&two, Devices::Open).contains("ROCR_VISIBLE_DEVICES=4,5 ")
         );
         let slice = launch(&[gpu(0, Vendor::Nvidia, "MIG-x")]);
+        // A task whose own GPUs alone open counts those alone, and of each maker from 0.
+        let mixed =
+            launch(&[gpu(0, Vendor::Nvidia, ""), gpu(1, Vendor::Amd, ""), gpu(2, Vendor::Nvidia, "")]);
+        let of_task = |devices| {
+            let all = visible(&mixed, devices, &[1, 2]);
+            let value =
+                |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.display().into_owned());
+            (value("CUDA_VISIBLE_DEVICES"), value("ROCR_VISIBLE_DEVICES"))
+        };
+        assert_eq!(of_task(Devices::Confined), (Some("1".into()), Some("0".into())));
+        assert_eq!(of_task(Devices::OfTask), (Some("0".into()), Some("0".into())));
         assert!(told(&slice, Devices::Confined).starts_with("CUDA_VISIBLE_DEVICES=MIG-x "));
         assert_eq!(told(&launch(&[gpu(1, Vendor::Intel, "")]), Devices::Confined), "ZE_AFFINITY_MASK=0 ");
         let part = GresDevice { name: SHARD.into(), shares: 2, ..gpu(3, Vendor::Nvidia, "GPU-d") };
         let all = of_step(&launch(&[part]), Devices::Confined);
         assert!(all.contains(&("SLURM_SHARDS_ON_NODE".into(), "2".into())), "{all:?}");
+        let part = GresDevice { name: MPS.into(), shares: 30, mps: true, ..gpu(3, Vendor::Nvidia, "GPU-d") };
+        let all = of_step(&launch(&[part]), Devices::Confined);
+        assert!(all.contains(&("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".into(), "30".into())), "{all:?}");
+        assert!(!all.iter().any(|(name, _)| name == "SLURM_SHARDS_ON_NODE"), "{all:?}");
     }
 }

@@ -132,6 +132,8 @@ pub struct GresDevice {
     /// 1: not shared.
     #[prost(uint32, tag = "168")]
     pub shares: u32,
+    #[prost(bool, tag = "171")]
+    pub mps: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hardware {
@@ -153,6 +155,8 @@ pub struct Hardware {
     pub enforces: bool,
     #[prost(message, repeated, tag = "180")]
     pub fabrics: ::prost::alloc::vec::Vec<FabricDevice>,
+    #[prost(uint32, tag = "171")]
+    pub imex_channels: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FabricDevice {
@@ -879,6 +883,8 @@ pub struct JobFacts {
     pub het: ::core::option::Option<HetFacts>,
     #[prost(uint64, optional, tag = "170")]
     pub mem_per_gpu: ::core::option::Option<u64>,
+    #[prost(uint32, optional, tag = "171")]
+    pub imex_channel: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArgvProgram {
@@ -1238,6 +1244,14 @@ pub struct GresConfig {
     pub files: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(uint32, optional, tag = "4")]
     pub count: ::core::option::Option<u32>,
+    #[prost(string, optional, tag = "171")]
+    pub cores: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "172")]
+    pub shards: ::core::option::Option<u32>,
+    #[prost(bool, tag = "173")]
+    pub mps: bool,
+    #[prost(string, repeated, tag = "174")]
+    pub flags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeConfig {

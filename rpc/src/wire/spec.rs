@@ -60,9 +60,9 @@ structs! {
     Tres { cpu, mem, node, gres }
     Core { socket, numa, cpus }
     GresDevice {
-        name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, fault, shares,
+        name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, fault, shares, mps,
     }
-    Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces, fabrics }
+    Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces, fabrics, imex_channels }
     FabricDevice { name, kind, numa, files }
     ExitStatus { code, signal }
     NodeCondition { down, drain, fail, not_responding, reason, reason_user, reason_time, reboot }
@@ -111,6 +111,7 @@ structs! {
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,
         tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, mem_per_gpu, share, subids, het,
+        imex_channel,
     }
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,

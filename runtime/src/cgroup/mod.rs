@@ -242,6 +242,32 @@ impl Cgroup {
         self.backends().try_for_each(|b| b.join(pid))
     }
 
+    /// Makes a group below it, `name`, whose processes do without these devices, and gives its list of processes: who writes `0`
+    /// there is in it. Nothing else is limited by it. `None` where devices are not limited here, or none are named.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn without(&self, name: &str, denied: Vec<DeviceRule>) -> Result<Option<OwnedFd>> {
+        let dirs =
+            [self.v1.as_ref().and_then(v1::V1::of_devices), self.v2.as_ref().and_then(v2::V2::of_devices)];
+        let Some(above) = dirs.into_iter().flatten().next().filter(|_| !denied.is_empty()) else {
+            return Ok(None);
+        };
+        let dir = above.join(name);
+        files::make_dir(&dir)?;
+        let policy = DevicePolicy::DenyOnly(denied);
+        if self.v1.as_ref().and_then(v1::V1::of_devices) == Some(above) {
+            // Where the controllers share a hierarchy it takes no process before it has cores and memory.
+            v1::inherit_cpuset(above, &dir)?;
+            v1::devices(&dir, &policy)?;
+        } else {
+            v2::limit_devices(&dir, &policy)?;
+        }
+        let list = dir.join("cgroup.procs");
+        let open = rustix::fs::open(&list, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        open.map(Some).map_err(|e| CgroupError::new("open", &list, &e.into()))
+    }
+
     /// CPU time, memory and out-of-memory kills so far.
     pub fn usage(&self) -> CgroupUsage {
         self.backends().fold(CgroupUsage::default(), |u, b| u.or(b.usage()))

@@ -40,6 +40,11 @@ impl V1 {
         self.dirs.values().map(PathBuf::as_path).collect()
     }
 
+    /// Where devices are limited.
+    pub fn of_devices(&self) -> Option<&Path> {
+        self.dir(Controller::Devices)
+    }
+
     fn dir(&self, controller: Controller) -> Option<&Path> {
         self.dirs.get(&controller).map(PathBuf::as_path)
     }
@@ -152,7 +157,7 @@ fn memory(dir: &Path, bytes: u64) -> Result<()> {
     }
 }
 
-fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
+pub(super) fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
     match policy {
         DevicePolicy::AllowOnly(rules) => {
             write(dir, "devices.deny", "a")?;

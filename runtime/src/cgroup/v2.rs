@@ -1,7 +1,9 @@
 //! Control groups, version 2: one directory for everything.
 
 use super::files::{cpu_list, keyed, make_dir, number, read, write};
-use super::{Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, Result, devices};
+use super::{
+    Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result, devices,
+};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -23,6 +25,11 @@ impl V2 {
     pub fn new(facts: &CgroupFacts, name: &str) -> Option<V2> {
         let base = facts.v2.clone()?;
         Some(V2 { dir: base.join(name), base, name: name.into(), controllers: facts.v2_controllers.clone() })
+    }
+
+    /// Where devices are limited.
+    pub fn of_devices(&self) -> Option<&Path> {
+        Some(self.dir.as_path()).filter(|_| self.has(Controller::Devices))
     }
 
     fn has(&self, controller: Controller) -> bool {
@@ -48,6 +55,22 @@ impl V2 {
         }
         Ok(())
     }
+}
+
+/// Gives a group its device program. It is asked beside those of the groups above.
+pub(super) fn limit_devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
+    let refused = |action: &'static str, e: crate::sys::Errno| CgroupError {
+        action,
+        path: dir.into(),
+        errno: e.raw_os_error(),
+        hint: "",
+    };
+    let program = crate::sys::bpf::load_device_program(&devices::program(policy))
+        .map_err(|e| refused("load the device program of", e))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let group = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| refused("open the group", e))?;
+    crate::sys::bpf::attach_device_program(group.as_fd(), program.as_fd())
+        .map_err(|e| refused("attach the device program to", e))
 }
 
 impl Backend for V2 {
@@ -86,19 +109,7 @@ impl Backend for V2 {
             write(dir, "pids.max", &n.to_string())?;
         }
         if let Some(policy) = limits.devices.as_ref().filter(|_| self.has(Controller::Devices)) {
-            let refused = |action: &'static str, e: crate::sys::Errno| CgroupError {
-                action,
-                path: dir.clone(),
-                errno: e.raw_os_error(),
-                hint: "",
-            };
-            let program = crate::sys::bpf::load_device_program(&devices::program(policy))
-                .map_err(|e| refused("load the device program of", e))?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let group =
-                rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| refused("open the group", e))?;
-            crate::sys::bpf::attach_device_program(group.as_fd(), program.as_fd())
-                .map_err(|e| refused("attach the device program to", e))?;
+            limit_devices(dir, policy)?;
         }
         Ok(())
     }

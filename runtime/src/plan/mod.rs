@@ -26,6 +26,7 @@ use crate::facts::HostFacts;
 use crate::hooks::ContainerHooks;
 use crate::request::{ContainerRequest, Rootfs, StoreOwner, WritableLayer};
 use berth_model::ByteStr;
+use berth_model::elf::NeedsGlibc;
 use berth_model::limits::Limits;
 use berth_model::spec::Unshared;
 use serde::{Deserialize, Serialize};
@@ -203,6 +204,9 @@ pub struct Plan {
     pub mounts: Vec<PlannedMount>,
     /// Files of `/etc`.
     pub etc: Vec<EtcFile>,
+    /// What the root's C library has to be, where it is glibc at all.
+    #[serde(default)]
+    pub glibc: Option<NeedsGlibc>,
     /// The environment of every task, with the origin of each variable.
     pub env: Vec<EnvVar>,
     /// Where tasks start.
@@ -309,6 +313,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
         subids: !host && request.subids,
         mounts,
         etc,
+        glibc: request.glibc.clone().filter(|_| !host && !joined),
         env,
         workdir,
         argv,

@@ -32,6 +32,9 @@ impl fmt::Display for Plan {
         for m in &self.mounts {
             self.mount(f, m)?;
         }
+        if let Some(needs) = &self.glibc {
+            writeln!(f, "C library: glibc {} or newer, for {}", needs.version, needs.of)?;
+        }
         for v in &self.env {
             writeln!(f, "env: {}={} ({})", v.name.display(), v.value.display(), origin(v.origin))?;
         }

@@ -4,6 +4,7 @@
 //! the order is what keeps the shared layers safe: everything is mounted by root, the root is pivoted, and
 //! only then is the user namespace entered and the mount namespace unshared again, which locks each mount.
 
+mod c_library;
 pub(crate) mod dev;
 pub(crate) mod enter;
 mod etc;
@@ -242,6 +243,7 @@ fn container(
     rights::act_as_user(plan)?;
     let sources = mounts::open_sources(plan)?;
     mounts::perform(plan, &root, sources, shm, notes)?;
+    c_library::check(plan, &root)?;
     etc::write(plan, &root, staging.as_fd(), notes)?;
     enter::make_workdir(plan, &root)?;
     let pid = match &plan.hooks {

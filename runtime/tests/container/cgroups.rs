@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("cgroups::processes_are_counted", processes_are_counted),
     ("cgroups::a_device_is_refused", a_device_is_refused),
     ("cgroups::a_device_program_is_accepted", a_device_program_is_accepted),
+    ("cgroups::a_part_of_a_group_lacks_devices", a_part_of_a_group_lacks_devices),
     ("cgroups::kill_and_remove", kill_and_remove),
     ("cgroups::names_stay_below", names_stay_below),
     (
@@ -153,6 +154,35 @@ fn a_device_program_is_accepted() {
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"go\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     clean(&facts);
+}
+
+fn a_part_of_a_group_lacks_devices() {
+    use std::os::unix::process::CommandExt;
+    let detected = CgroupFacts::detect();
+    if !is_root() {
+        return println!("not tried: needs root");
+    }
+    let rule = device_of(Path::new("/dev/full")).unwrap();
+    // In both versions, also on the v2 hierarchy that a hybrid node has beside v1.
+    let second =
+        CgroupFacts { v1: Default::default(), v2_controllers: vec![Controller::Devices], ..detected.clone() };
+    for facts in [detected, second].into_iter().filter(|facts| facts.has(Controller::Devices)) {
+        if facts.v1.is_empty() && facts.v2.is_none() {
+            continue;
+        }
+        let group = Cgroup::create(&facts, &name("whole"), &CgroupLimits::default()).unwrap();
+        assert!(group.without("part", Vec::new()).unwrap().is_none(), "nothing to do without");
+        let list = group.without("part", vec![rule]).unwrap().unwrap();
+        // By somebody who has no right to the group, but the descriptor.
+        let look = "for f in full null; do (exec 3< /dev/$f) && echo $f; done; echo 0 >&0 || exit 1; \
+                    for f in full null; do (exec 3< /dev/$f) 2>&1 && echo $f in; done";
+        let mut command = Command::new("sh");
+        let out = command.args(["-c", look]).uid(65534).gid(65534).stdin(list).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(text.contains("not permitted") && !text.contains("full in"), "{out:?}");
+        assert_eq!(text.lines().filter(|l| ["full", "null", "null in"].contains(l)).count(), 3, "{out:?}");
+        clean(&facts);
+    }
 }
 
 fn kill_and_remove() {

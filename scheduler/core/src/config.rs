@@ -1,6 +1,7 @@
 //! The configuration as the core uses it: names expanded and limits parsed once.
 
 use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
+use berth_model::devices::GPU;
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
@@ -82,7 +83,18 @@ pub struct NodeRules {
     /// Memory held back, in MiB.
     pub memory_reserved: Option<u64>,
     /// Devices, without index.
-    pub gres: Vec<GresDevice>,
+    pub gres: Vec<DeviceRule>,
+}
+
+/// A device that the configuration names, or what it says of those that a node finds.
+#[derive(Clone, Debug)]
+pub struct DeviceRule {
+    /// As far as it is known without the node.
+    pub device: GresDevice,
+    /// Numbers of cores near to it; none where that was not said.
+    pub cores: Vec<u32>,
+    /// It is nothing where the node finds no such device: it only describes them.
+    pub describes: bool,
 }
 
 impl CoreConfig {
@@ -172,20 +184,8 @@ impl CoreConfig {
                 // What the store of images takes the agent has counted in what it detected, and no rule takes it back.
                 hw.memory_reserved = mib.saturating_add(self.images.memory_mib());
             }
-            for device in &rules.gres {
-                let same = |d: &&mut GresDevice| {
-                    d.name == device.name && device.files.iter().all(|f| d.files.contains(f))
-                };
-                // What the agent found itself it knows better: of what is configured the type stands, and nothing is counted twice.
-                if let Some(found) = hw.gres[..].iter_mut().find(|d| d.vendor != Vendor::Generic && same(d)) {
-                    if !device.files.is_empty() && device.kind.is_some() {
-                        found.kind.clone_from(&device.kind);
-                    }
-                    continue;
-                }
-                let index = hw.gres.iter().filter(|d| d.name == device.name).count();
-                let index = u32::try_from(index).unwrap_or(u32::MAX);
-                hw.gres.push(GresDevice { index, ..device.clone() });
+            for rule in &rules.gres {
+                add(rule, &mut hw);
             }
         }
         hw.memory_reserved = hw.memory_reserved.min(hw.memory);
@@ -249,7 +249,40 @@ fn node_set(text: &str, place: &str) -> Result<Option<BTreeSet<NodeName>>, Confi
     Ok(Some(names.into_iter().map(NodeName).collect()))
 }
 
-fn devices(g: &GresConfig, place: &str, out: &mut Vec<GresDevice>) -> Result<(), ConfigError> {
+/// Adds a device to a node's, or what is said of those that it found itself: of these it knows all else better, and nothing is counted twice.
+fn add(rule: &DeviceRule, hw: &mut Hardware) {
+    let device = &rule.device;
+    let cores = rule.cores.iter().filter_map(|core| hw.cores.get(*core as usize));
+    let mut near: Vec<u32> = cores.flat_map(|core| core.cpus.iter().copied()).collect();
+    near.sort_unstable();
+    let same = |d: &&mut GresDevice| {
+        let mine = d.name == device.name && device.files.iter().all(|f| d.files.contains(f));
+        mine && d.vendor != Vendor::Generic
+    };
+    // With a file it is one device; without one it is about all.
+    let most = if device.files.is_empty() { usize::MAX } else { 1 };
+    let mut is_found = false;
+    for found in hw.gres.iter_mut().filter(same).take(most) {
+        is_found = true;
+        if !device.files.is_empty() && device.kind.is_some() {
+            found.kind.clone_from(&device.kind);
+        }
+        if device.shares > 1 {
+            (found.shares, found.mps) = (device.shares, device.mps);
+        }
+        if !near.is_empty() {
+            found.cpus.clone_from(&near);
+        }
+    }
+    if is_found || rule.describes {
+        return;
+    }
+    let index = hw.gres.iter().filter(|d| d.name == device.name).count();
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    hw.gres.push(GresDevice { index, cpus: near, ..device.clone() });
+}
+
+fn devices(g: &GresConfig, place: &str, out: &mut Vec<DeviceRule>) -> Result<(), ConfigError> {
     let bad = |why: String| ConfigError { place: format!("{place} gres '{}'", g.name), why };
     if g.name.is_empty() {
         return Err(bad("a resource needs a name, such as gpu".into()));
@@ -264,9 +297,25 @@ fn devices(g: &GresConfig, place: &str, out: &mut Vec<GresDevice>) -> Result<(),
             _ => files.push(pattern.clone()),
         }
     }
-    let device =
-        |files| GresDevice { name: g.name.clone(), kind: g.kind.clone(), files, ..GresDevice::default() };
+    let cores = g.near_cores().map_err(|e| bad(format!("cores: {e}")))?;
+    let device = |files| DeviceRule {
+        device: GresDevice {
+            name: g.name.clone(),
+            kind: g.kind.clone(),
+            files,
+            // Of MPS they are hundredths.
+            shares: if g.mps { 100 } else { g.shards.unwrap_or(1).max(1) },
+            mps: g.mps,
+            ..GresDevice::default()
+        },
+        cores: cores.clone(),
+        describes: g.files.is_empty() && g.count.is_none(),
+    };
     match (files.is_empty(), g.count) {
+        (true, None) if g.name == GPU && g.describes() => {
+            out.push(device(Vec::new()));
+            Ok(())
+        }
         (true, None) => Err(bad("neither files nor count is given; give one of them".into())),
         (true, Some(n)) if n > 4096 => Err(bad(format!("count = {n} is more than 4096"))),
         (true, Some(n)) => {

@@ -5,7 +5,6 @@ use crate::spec::Spec;
 use crate::tasks::Tasks;
 use berth_model::devices::{self, add, gpus, sum};
 use berth_model::distribution::Distribution;
-use berth_model::env::gpus::SHARD;
 use berth_model::ids::{NodeName, StepId};
 use berth_model::launch::{Layout, NodeShare, Usage};
 use berth_model::record::{JobInfo, PullInfo, StepInfo};
@@ -184,7 +183,7 @@ pub(crate) fn total<'a>(shares: impl IntoIterator<Item = &'a NodeShare>) -> Tres
         sum.cpu += share.cpus.len() as u64;
         sum.mem = sum.mem.saturating_add(share.memory);
         for device in &share.gres {
-            let part = if device.name == SHARD { u64::from(devices::shares(device)) } else { 1 };
+            let part = if devices::is_share(&device.name) { u64::from(devices::shares(device)) } else { 1 };
             let key = GresKey { name: device.name.clone(), kind: None };
             *sum.gres.entry(key).or_default() += part;
             if device.kind.is_some() {

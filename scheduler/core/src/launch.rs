@@ -143,7 +143,13 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
     };
     let nodes = vec![node.clone()];
     let allocation = Allocation { nodes, shares: vec![NodeShare::default()], tasks: vec![1] };
-    let run = Run { allocation: Arc::new(allocation), started: common.now, limit: None, lease: None };
+    let run = Run {
+        allocation: Arc::new(allocation),
+        started: common.now,
+        limit: None,
+        lease: None,
+        imex_channel: None,
+    };
     let row = StepRow {
         het: None,
         version: ROW_VERSION,
@@ -218,5 +224,6 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, (share, layout): (NodeShare,
         share,
         subids: spec.container.as_ref().is_some_and(|c| c.subids == Some(true)),
         het: common.het.clone(),
+        imex_channel: run.imex_channel,
     }
 }

@@ -2,8 +2,7 @@
 
 use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
-use berth_model::devices::{GPU, shares};
-use berth_model::env::gpus::SHARD;
+use berth_model::devices::{GPU, is_share, share_name, shares};
 use berth_model::feature::Feature;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session};
@@ -268,12 +267,12 @@ impl Node {
     fn devices_of(&self, gres: &[GresDevice]) -> Result<BTreeMap<usize, u32>, String> {
         let mut devices = BTreeMap::new();
         for g in gres {
-            let name = if g.name == SHARD { GPU } else { g.name.as_str() };
+            let name = if is_share(&g.name) { GPU } else { g.name.as_str() };
             let at = self.hardware.gres.iter().position(|d| d.name == name && d.index == g.index);
             let at =
                 at.ok_or_else(|| format!("{} has no {} with index {}", self.row.name, g.name, g.index))?;
             // One whose shares are counted otherwise than when it was given is still given whole.
-            let part = if g.name == SHARD { shares(g) } else { shares(&self.hardware.gres[at]) };
+            let part = if is_share(&g.name) { shares(g) } else { shares(&self.hardware.gres[at]) };
             *devices.entry(at).or_default() += part;
         }
         Ok(devices)
@@ -335,7 +334,7 @@ fn count_gres<'a>(total: &mut Tres, devices: impl Iterator<Item = &'a GresDevice
             *total.gres.entry(GresKey { name: d.name.clone(), kind: d.kind.clone() }).or_default() += 1;
         }
         if d.name == GPU && shares(d) > 1 {
-            *total.gres.entry(GresKey { name: SHARD.to_string(), kind: None }).or_default() +=
+            *total.gres.entry(GresKey { name: share_name(d).to_string(), kind: None }).or_default() +=
                 u64::from(shares(d));
         }
     }

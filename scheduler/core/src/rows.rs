@@ -170,6 +170,9 @@ pub struct Run {
     /// For how long it goes on at a node that hears nothing of the controller; absent: for ever.
     #[serde(default)]
     pub lease: Option<Span>,
+    /// The channel by which it may share its GPUs' memory between nodes: one that no other run has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imex_channel: Option<u32>,
 }
 
 /// What a run has on its nodes, in node order.

@@ -102,7 +102,7 @@ fn pending(job: u32) -> Write {
 fn run() -> Run {
     let share = NodeShare { cpus: vec![0, 1], memory: 100, gres: vec![] };
     let allocation = Allocation { nodes: vec![NodeName::from("n1")], shares: vec![share], tasks: vec![1] };
-    Run { allocation: Arc::new(allocation), started: Time(50), limit: None, lease: None }
+    Run { allocation: Arc::new(allocation), started: Time(50), limit: None, lease: None, imex_channel: None }
 }
 
 fn ended(job: u32, at: i64) -> Write {

@@ -1,6 +1,9 @@
 //! CDI, the Container Device Interface (its specification, versions 0.3.0 to 1.0.0): what a container needs for a device, as files of
 //! the administrator say it and as we say it of GPUs ourselves.
 
+pub mod hooks;
+pub mod yaml;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -145,6 +148,16 @@ impl Spec {
         Ok(spec)
     }
 
+    /// Reads and judges a file of YAML.
+    ///
+    /// # Errors
+    /// What is wrong with it, or not read.
+    pub fn parse_yaml(text: &str) -> Result<Spec, String> {
+        let spec: Spec = serde_json::from_value(yaml::parse(text)?).map_err(|e| e.to_string())?;
+        spec.judge()?;
+        Ok(spec)
+    }
+
     fn judge(&self) -> Result<(), String> {
         if !VERSIONS.contains(&self.version.as_str()) {
             return Err(format!(
@@ -241,6 +254,17 @@ mod tests {
         assert!(spec.edits_for(&["c"]).unwrap_err().contains("no device 'c'"));
         let again = Spec::parse(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
+    }
+
+    /// As `nvidia-ctk cdi generate` writes it.
+    #[test]
+    fn a_file_of_yaml_says_the_same_as_one_of_json() {
+        let text = "---\ncdiVersion: 0.6.0\ncontainerEdits:\n  mounts:\n  - containerPath: /y\n    hostPath: /x\n    options:\n    - ro\n    - bind\n\
+            devices:\n- containerEdits:\n    deviceNodes:\n    - path: /dev/a\n    - path: /dev/ctl\n  name: a\n\
+            - containerEdits:\n    deviceNodes:\n    - path: /dev/b\n    - path: /dev/ctl\n    env:\n    - B=1\n  name: \"b:1\"\nkind: vendor.com/net\n";
+        assert_eq!(Spec::parse_yaml(text).unwrap(), Spec::parse(FILE).unwrap());
+        assert!(Spec::parse_yaml("kind: x").unwrap_err().contains("missing field"));
+        assert!(Spec::parse_yaml("- 1").is_err() && Spec::parse_yaml("").is_err());
     }
 
     #[test]

@@ -408,6 +408,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     }
     x11::ask(file, &mut request)?;
     request.extra_mounts.extend(node.injected.iter().cloned());
+    request.glibc.clone_from(&node.glibc);
     let is_library = |target: &ByteStr| target.0.windows(4).any(|part| part == b".so.");
     let targets = node.injected.iter().map(|m| m.target.clone());
     request.libraries = targets.filter(|t| is_library(t) || t.0.ends_with(b".so")).collect();
@@ -458,6 +459,7 @@ fn task(file: &LaunchFile, index: usize, files: TaskFiles) -> Result<TaskSpec, L
         stdio,
         cpus: launch.share.cpus.clone(),
         memory: None,
+        group: None,
         says: Vec::new(),
         umask: Some(launch.umask),
         pid_env: Some("SLURM_TASK_PID".into()),

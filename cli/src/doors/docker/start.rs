@@ -190,7 +190,7 @@ fn gpus(which: &str) -> Result<Given, Failure> {
     let which = which.trim_matches('"');
     // Looks first: that there is no job is said in one way.
     let all = own_gpus("--gpus", None)?;
-    let Gpus::Job(have) = local::allocation::gpus(None)? else { return Ok(all) };
+    let (Gpus::Job(have) | Gpus::Machine(Ok(have))) = local::allocation::gpus(None)? else { return Ok(all) };
     let wanted: Vec<_> = if which == "all" {
         return Ok(all);
     } else if let Some(list) = which.strip_prefix("device=") {
@@ -199,7 +199,10 @@ fn gpus(which: &str) -> Result<Given, Failure> {
             let found = have.iter().find(|(index, _)| index.to_string() == text);
             picked.push(found.cloned().ok_or_else(|| {
                 let own: Vec<String> = have.iter().map(|(i, _)| i.to_string()).collect();
-                Failure::user(format!("--gpus: the job does not have GPU {text}; it has {}", own.join(",")))
+                Failure::user(format!(
+                    "--gpus: GPU {text} is none of those that are there: {}",
+                    own.join(",")
+                ))
             })?);
         }
         picked
@@ -209,7 +212,7 @@ fn gpus(which: &str) -> Result<Given, Failure> {
             .map_err(|_| Failure::usage(format!("--gpus: '{which}': write all, a number, or device=0,1")))?;
         if count > have.len() {
             return Err(Failure::user(format!(
-                "--gpus: {count} asked for, and the job has {}: ask for them with --gres=gpu:{count} when you submit it",
+                "--gpus: {count} asked for, and there are {}: in a job ask for them with --gres=gpu:{count} when you submit it",
                 have.len()
             )));
         }

@@ -3,6 +3,7 @@
 use super::Cluster;
 use crate::rows::Phase;
 use crate::tasks::Tasks;
+use berth_model::devices::{GPU, is_share, shares};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Cluster {
@@ -42,15 +43,24 @@ impl Cluster {
                 return Err(format!("node {name} is held by {held:?}, jobs say {want:?}"));
             }
             let mut cpus = BTreeSet::new();
-            let mut devices = BTreeSet::new();
+            let mut devices: BTreeMap<(&str, u32), u32> = BTreeMap::new();
             let mut memory = 0;
             for share in node.held.values() {
                 memory += share.memory;
                 if let Some(cpu) = share.cpus.iter().find(|c| !cpus.insert(**c)) {
                     return Err(format!("CPU {cpu} of {name} is given twice"));
                 }
-                if let Some(d) = share.gres.iter().find(|d| !devices.insert((d.name.clone(), d.index))) {
-                    return Err(format!("{} {} of {name} is given twice", d.name, d.index));
+                for d in &share.gres {
+                    // Shares of a device are counted beside who has it whole.
+                    let (of, part) =
+                        if is_share(&d.name) { (GPU, shares(d)) } else { (d.name.as_str(), u32::MAX) };
+                    let given = devices.entry((of, d.index)).or_default();
+                    let found = node.hardware.gres.iter().find(|own| own.name == of && own.index == d.index);
+                    let most = if is_share(&d.name) { found.map_or(0, shares) } else { u32::MAX };
+                    match given.checked_add(part).filter(|sum| *sum <= most) {
+                        Some(sum) => *given = sum,
+                        None => return Err(format!("{} {} of {name} is given twice", d.name, d.index)),
+                    }
                 }
             }
             let usable = crate::node::usable_memory(&node.hardware);

@@ -179,7 +179,12 @@ impl Cluster {
             let asked = needed_by_job(&job.spec.spec, job.spec.first_step.as_deref());
             wishes.push(Wish { need, rules, asked });
         }
-        if let Some(placed) = place_all(&wishes, &self.nodes, Node::available) {
+        let placed = place_all(&wishes, &self.nodes, Node::available).filter(|placed| {
+            let parts = members.iter().zip(placed);
+            // Where all channels are in use they wait for one.
+            parts.into_iter().all(|(member, allocation)| self.imex_channel(*member, allocation).is_some())
+        });
+        if let Some(placed) = placed {
             self.dequeue(key.job);
             for (member, allocation) in members.iter().zip(placed) {
                 self.give(*member, allocation);

@@ -11,6 +11,7 @@ mod enter;
 mod exchange;
 mod het;
 mod images;
+mod imex;
 mod layout;
 mod leases;
 mod members;

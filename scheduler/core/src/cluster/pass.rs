@@ -91,7 +91,8 @@ impl Cluster {
         if let Some(allocation) =
             place(&need, self.nodes_of(rules, |n| n.available() && able(n)), Against::Free)
         {
-            return Verdict::Fits(allocation);
+            // Where all channels are in use the job waits for one.
+            return self.imex_channel(id, &allocation).map_or(Verdict::Busy, |_| Verdict::Fits(allocation));
         }
         if place(&need, self.nodes_of(rules, |n| n.in_service() && able(n)), Against::Empty).is_some() {
             return Verdict::Busy;
@@ -146,6 +147,7 @@ impl Cluster {
     /// Gives a job its allocation.
     pub(super) fn give(&mut self, id: JobId, allocation: Allocation) {
         let now = self.clock;
+        let imex_channel = self.imex_channel(id, &allocation).flatten();
         let allocation = Arc::new(allocation);
         // An agent of an earlier version does not ask, and its supervisors end nothing by themselves.
         let asks = |name| self.nodes.get(name).is_some_and(|node| node.asked.is_some());
@@ -155,7 +157,8 @@ impl Cluster {
             TimeLimit::Minutes(m) => Some(now + Span::from_mins(i64::from(m))),
             TimeLimit::Unlimited => None,
         };
-        job.row.phase = Phase::Running(Run { allocation: allocation.clone(), started: now, limit, lease });
+        job.row.phase =
+            Phase::Running(Run { allocation: allocation.clone(), started: now, limit, lease, imex_channel });
         job.wait = None;
         let run = (id, job.row.attempt);
         for (name, share) in allocation.nodes.iter().zip(&allocation.shares) {

@@ -382,7 +382,13 @@ impl Cluster {
         let Some(allocation) = place(&need, self.nodes_of(rules, |_| true), Against::Empty) else {
             return Ok(()); // nodes that are not known yet may have room
         };
-        let run = Run { allocation: Arc::new(allocation), started: self.clock, limit: None, lease: None };
+        let run = Run {
+            allocation: Arc::new(allocation),
+            started: self.clock,
+            limit: None,
+            lease: None,
+            imex_channel: None,
+        };
         match self.plan_in(job, &run, step) {
             Err(NoRoom::Never(why)) => refuse(
                 RefusalCode::Impossible,

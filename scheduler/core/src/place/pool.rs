@@ -1,8 +1,7 @@
 //! Which devices a request gets: whole islands where there are, near the cores, and so that the largest islands stay whole for
 //! those who need them.
 
-use berth_model::devices::{fits, is_fenced, islands, shares};
-use berth_model::env::gpus::SHARD;
+use berth_model::devices::{GPU, fits, is_fenced, is_share, islands, share_name, shares};
 use berth_model::gres::Wanted;
 use berth_model::hardware::GresDevice;
 use berth_model::tres::GresKey;
@@ -51,7 +50,7 @@ impl<'a> Pool<'a> {
     /// How many of a key there are, whatever else is asked for.
     pub(crate) fn count(&self, key: &GresKey) -> u64 {
         let all = self.devices.iter().enumerate();
-        if key.name == SHARD {
+        if is_share(&key.name) {
             return all.filter(|(_, d)| is_shared(d, key)).map(|(at, _)| u64::from(self.free[at])).sum();
         }
         all.filter(|(at, d)| fits(d, key) && self.is_whole(*at)).count() as u64
@@ -60,7 +59,7 @@ impl<'a> Pool<'a> {
     /// Whether there are devices of that name.
     pub(crate) fn knows(&self, name: &str) -> bool {
         let key = GresKey { name: name.to_string(), kind: None };
-        self.devices.iter().any(|d| d.name == name || (name == SHARD && is_shared(d, &key)))
+        self.devices.iter().any(|d| d.name == name || (is_share(name) && is_shared(d, &key)))
     }
 
     /// All that is free.
@@ -79,7 +78,7 @@ impl<'a> Pool<'a> {
         let mut chosen = Chosen::new();
         let typed_first = wanted.iter().filter(|(k, _)| k.kind.is_some());
         for (key, count) in typed_first.chain(wanted.iter().filter(|(k, _)| k.kind.is_none())) {
-            if key.name == SHARD {
+            if is_share(&key.name) {
                 let (at, part) = self.take_shares(key, *count, near, must)?;
                 *chosen.entry(at).or_default() += part;
                 continue;
@@ -155,14 +154,15 @@ impl<'a> Pool<'a> {
 /// Whether shares of a device can be what a key asks for.
 fn is_shared(device: &GresDevice, key: &GresKey) -> bool {
     let kind = key.kind.is_none() || device.kind == key.kind;
-    kind && (device.name == SHARD || (device.name == berth_model::devices::GPU && shares(device) > 1))
+    let can = is_share(&device.name) || (device.name == GPU && shares(device) > 1);
+    kind && can && share_name(device) == key.name
 }
 
 /// A device that is given whole stays what it is; shares of one have a name of their own, and say how many they are.
 fn as_given(device: &GresDevice, part: u32) -> GresDevice {
     let given = device.clone();
-    let whole = part == shares(device) && device.name != SHARD;
-    if whole { given } else { GresDevice { name: SHARD.to_string(), shares: part, ..given } }
+    let whole = part == shares(device) && !is_share(&device.name);
+    if whole { given } else { GresDevice { name: share_name(device).to_string(), shares: part, ..given } }
 }
 
 #[cfg(test)]

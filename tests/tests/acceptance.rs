@@ -1,0 +1,192 @@
+//! The batch script that people who train over several nodes write: two nodes of eight GPUs each, EFA, limits, a container and what is
+//! mounted in it, from submission to the last task. The nodes' hardware is stand-ins: files as kernel and driver show them, a
+//! library in the place of NVIDIA's, device files of other drivers.
+
+use berth_tests::{Cmd, Hosts, Sandbox, Who, images, machine};
+use std::fs;
+use std::path::Path;
+
+const SCRIPT: &str = include_str!("../../examples/efa-training.sh");
+const VERSION: &str = "535.54.03";
+
+/// Begins a node: eight GPUs and two devices of EFA. What comes behind the directory of files is run there.
+const NODE: &str = r#"
+set -e
+umask 022
+mount --make-rprivate /
+files=$1; shift
+dev=$(mktemp -d /tmp/bt-dev-XXXXXX)
+mount -t tmpfs -o mode=755 bt "$dev"
+for name in null zero full random urandom tty; do
+    touch "$dev/$name"; mount --bind "/dev/$name" "$dev/$name"
+done
+for name in pts shm mqueue; do
+    [ -d "/dev/$name" ] || continue
+    mkdir "$dev/$name"; mount --rbind "/dev/$name" "$dev/$name"
+done
+ln -s pts/ptmx "$dev/ptmx"; ln -s /proc/self/fd "$dev/fd"
+mkdir "$dev/infiniband"
+mknod -m 666 "$dev/infiniband/uverbs0" c 10 200
+mknod -m 666 "$dev/infiniband/uverbs1" c 10 200
+for n in 0 1 2 3 4 5 6 7; do mknod -m 666 "$dev/nvidia24$n" c 10 229; done
+mount --rbind "$dev" /dev
+umount -l "$dev"; rmdir "$dev"
+mount -t tmpfs -o mode=755 bt /sys/class
+for n in 0 1; do
+    dir=/sys/class/infiniband/rdmap${n}s6
+    mkdir -p "$dir/device" "$dir/ports/1" "/sys/class/infiniband_verbs/uverbs$n"
+    ln -s /sys/bus/pci/drivers/efa "$dir/device/driver"
+    echo 0x1d0f > "$dir/device/vendor"; echo '7: <unspecified>' > "$dir/node_type"
+    echo Unspecified > "$dir/ports/1/link_layer"; echo '4: ACTIVE' > "$dir/ports/1/state"
+    echo "rdmap${n}s6" > "/sys/class/infiniband_verbs/uverbs$n/ibdev"
+done
+export BERTH_GPU_TREE="$files" LD_LIBRARY_PATH="$files/management" STANDIN_GPUS=8 STANDIN_MINOR=240 STANDIN_MODE=switch
+exec "$@"
+"#;
+
+/// What the driver's and the kernel's files say, and the libraries.
+fn record(files: &Path) {
+    let write = |path: &str, text: &str| {
+        let file = files.join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    let line =
+        format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Jun  6 22:20:39 UTC 2023\n");
+    write("proc/driver/nvidia/version", &line);
+    for n in 0..8 {
+        let text = format!("Model: \t\t NVIDIA A100-SXM4-40GB\nDevice Minor: \t {}\n", 240 + n);
+        write(&format!("proc/driver/nvidia/gpus/0000:{:02x}:00.0/information", 0x80 - 0x10 * n), &text);
+        write(&format!("dev/nvidia{}", 240 + n), "");
+    }
+    let cc = |words: &[&str]| Cmd::new("cc").args(words).ok();
+    let source = machine::workspace().join("agent/gpus/tests/standin.c").display().to_string();
+    let out = |path: &str| files.join(path).display().to_string();
+    for dir in ["management", "usr/lib64"] {
+        fs::create_dir_all(files.join(dir)).unwrap();
+    }
+    cc(&["-shared", "-fPIC", "-o", &out("management/libnvidia-ml.so.1"), &source]);
+    write("cuda.c", "int cuInit(unsigned flags) { return 42 + flags; }\n");
+    let cuda = format!("usr/lib64/libcuda.so.{VERSION}");
+    cc(&["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", &out(&cuda), &out("cuda.c")]);
+    let management = format!("usr/lib64/libnvidia-ml.so.{VERSION}");
+    fs::copy(files.join("management/libnvidia-ml.so.1"), files.join(management)).unwrap();
+    std::os::unix::fs::symlink(
+        format!("libnvidia-ml.so.{VERSION}"),
+        files.join("usr/lib64/libnvidia-ml.so.1"),
+    )
+    .unwrap();
+}
+
+/// In the place of an interpreter: says where it is and what it has.
+const PYTHON: &str = r#"#!/bin/sh
+gpus=$(ls /dev | grep -c '^nvidia24')
+efa=$(ls /dev/infiniband | tr '\n' ,)
+cuda=$(ls /usr/local/nvidia/lib64 | grep -c libcuda.so.1)
+echo "task $SLURM_NODEID $SLURM_PROCID gpus=$gpus visible=$CUDA_VISIBLE_DEVICES efa=$efa cuda=$cuda memlock=$(ulimit -l) \
+stack=$(ulimit -s) $FI_PROVIDER $FI_EFA_USE_DEVICE_RDMA $NCCL_DEBUG $* $(cat /shared/data)"
+"#;
+
+#[test]
+fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written() {
+    if !machine::is_root() {
+        return;
+    }
+    let hosts = Hosts::new(&["n1", "n2"]);
+    let work = hosts.work();
+    // In root's own directory: what is found there is believed.
+    let files = work.parent().unwrap().join("files");
+    record(&files);
+    Cmd::new("umoci")
+        .args(["--log=error", "unpack", "--image", &format!("{}:latest", images::debian().display())])
+        .arg(files.join("bundle"))
+        .ok();
+    let root = files.join("bundle/rootfs");
+    let python = root.join("usr/bin/python");
+    fs::write(&python, PYTHON).unwrap();
+    fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(hosts.state("n1").join("berth.toml"), "[[partition]]\nname = \"p4d\"\ndefault = true\n")
+        .unwrap();
+    let files = files.display().to_string();
+    let begin = |host: &str, words: &[&str]| {
+        let all = ["-m", "bash", "-c", NODE, "node", &files].into_iter().chain(words.iter().copied());
+        hosts.root(host, "unshare").args(all).limit(60).ok();
+    };
+    begin("n1", &["berth", "up", "--detach"]);
+    let token = hosts.token("n1", &["--uses", "1"]);
+    begin("n2", &["berth", "join", "10.77.0.1", &token, "--detach"]);
+    for name in ["n1", "n2"] {
+        hosts.wait_node(name, "idle", 20);
+    }
+    let gres = hosts.root("n1", "sinfo").args(["-h", "-N", "-o", "%G"]).ok().text();
+    assert_eq!(gres.lines().filter(|line| line.contains("gpu:nvidia_a100-sxm4-40gb:8")).count(), 2, "{gres}");
+    let shared = work.join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("data"), "from the shared directory").unwrap();
+    let script = work.join("train.sh");
+    fs::write(&script, SCRIPT).unwrap();
+    // The machine that tests this may have fewer cores than such a node.
+    let submit = |options: &[&str]| {
+        let all = ["--wait", "--overcommit"].into_iter().chain(options.iter().copied());
+        let cmd = hosts.cmd("n1", "sbatch").args(all).arg(&script).limit(120);
+        cmd.env("IMAGE", &root).env("SHARED", &shared).env("TRAIN", "/shared/train.py")
+    };
+    submit(&["-o", "out"]).ok();
+    let text = fs::read_to_string(work.join("out")).unwrap();
+    let mut tasks: Vec<&str> = text.lines().filter(|line| line.starts_with("task ")).collect();
+    tasks.sort_by_key(|line| line.split(' ').nth(2).and_then(|n| n.parse::<u32>().ok()));
+    assert_eq!(tasks.len(), 16, "{text}");
+    for (number, line) in tasks.iter().enumerate() {
+        let begins = format!(
+            "task {} {number} gpus=8 visible=0,1,2,3,4,5,6,7 efa=uverbs0,uverbs1, cuda=1 memlock=",
+            number / 8
+        );
+        assert!(line.starts_with(&begins), "{line}\n{text}");
+        let ends = " efa 1 INFO -u /shared/train.py from the shared directory";
+        assert!(line.ends_with(ends), "{line}\n{text}");
+    }
+    // What the script's shell could set is what tasks have, on both nodes alike.
+    let limits = |line: &&str| {
+        line.split(' ')
+            .filter(|word| word.starts_with("memlock=") || word.starts_with("stack="))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let mut seen: Vec<String> = tasks.iter().map(limits).collect();
+    seen.dedup();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    if !text.contains("ulimit: ") {
+        assert_eq!(seen, ["memlock=unlimited stack=unlimited"]);
+    }
+}
+
+/// Which part is missing is said, one after the other.
+#[test]
+fn where_a_part_of_the_hardware_is_missing_it_is_named() {
+    if !machine::is_root() {
+        return;
+    }
+    let script =
+        SCRIPT.replace("--nodes=2", "--nodes=1").replace("--ntasks-per-node=8", "--ntasks-per-node=1");
+    let sandbox = Sandbox::start(Who::root());
+    sandbox.write("train.sh", &script);
+    sandbox.cmd("sbatch").arg("train.sh").fails().says(&["p4d"]);
+    let mut sandbox = sandbox;
+    sandbox.down();
+    fs::write(sandbox.state().join("berth.toml"), "[[partition]]\nname = \"p4d\"\n").unwrap();
+    sandbox.up();
+    sandbox.cmd("sbatch").arg("train.sh").fails().says(&["gpu:8"]);
+    sandbox.down();
+    // GPUs are there, and no EFA.
+    let config =
+        "[[partition]]\nname = \"p4d\"\n[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\ncount = 8\n";
+    fs::write(sandbox.state().join("berth.toml"), config).unwrap();
+    sandbox.up();
+    fs::create_dir(sandbox.work().join("shared")).unwrap();
+    let image = images::debian();
+    let cmd = sandbox.cmd("sbatch").args(["--wait", "-o", "out", "train.sh"]).limit(60);
+    cmd.env("IMAGE", &image).env("SHARED", sandbox.work().join("shared")).env("TRAIN", "x").fails();
+    let text = sandbox.read("out");
+    assert!(text.contains("FI_PROVIDER=efa is set, and this node has no EFA device"), "{text}");
+    assert!(text.contains("python"), "{text}");
+}
