@@ -4,8 +4,7 @@
 use crate::cgroups::Cgroups;
 use crate::jobs::JobRecord;
 use crate::paths::Paths;
-use berth_model::config::Config;
-use berth_model::ids::{JobId, NodeName};
+use berth_model::ids::JobId;
 use berth_step::deadlines::{Deadline, boot_clock};
 use berth_step::spool::{boot_id, read_json};
 use std::io;
