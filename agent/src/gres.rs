@@ -61,7 +61,7 @@ mod tests {
             name: "gpu".into(),
             kind: Some("a100".into()),
             files: vec!["/dev/nvidia[0-1]".into()],
-            count: None,
+            ..GresConfig::default()
         };
         let license = GresConfig { name: "disk".into(), count: Some(2), ..GresConfig::default() };
         let section =

@@ -383,7 +383,7 @@ fn taller_than_a_mount(who: Who, form: &str) {
     let shown: Value =
         serde_json::from_str(&sandbox.cmd("berth").args(["image", "inspect", &source]).ok().text()).unwrap();
     let (all, merged) = (shown["layers"].as_array().unwrap().len(), shown["merged_layers"].as_u64().unwrap());
-    assert!(all > 1100 && merged as usize >= all - 999 + 1, "{all} layers, of which {merged} are one");
+    assert!(all > 1100 && merged as usize > all - 999, "{all} layers, of which {merged} are one");
     sandbox.cmd("berth").args(["image", "verify", &source]).limit(120).ok();
     let store = sandbox.state().join("images/layers");
     let one = || {
