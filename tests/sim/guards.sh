@@ -186,35 +186,6 @@ if wanted login-wiped; then
     seen login-wiped
 fi
 
-if wanted lease-margin; then
-    change $c/cluster/leases.rs 'Span(span.0 / 5 + 5_000_000)' 'Span(0 * span.0)'
-    seen lease-margin
-fi
-
-if wanted lease-span; then
-    change $c/cluster/leases.rs '(job, attempt, asked + span)' '(job, attempt, asked + span + span)'
-    seen lease-span
-fi
-
-if wanted counts-anew; then
-    change $c/node.rs '            asked_at: now,' '            asked_at: Time(now.0.min(0)),'
-    seen counts-anew
-fi
-
-if wanted deadline-first; then
-    change $a/core/running.rs '            let (job, attempt) = run;
-            self.out.push(AgentEffect::Deadline { job, attempt, until });' '            let _ = until;'
-    seen deadline-first
-fi
-
-if wanted outlast; then
-    change $a/state.rs '(!kills).then_some(until + OVERDUE)' '(!kills && until.0 < 0).then_some(until + OVERDUE)'
-    change $a/core/running.rs 'if let Some(until) = extended {' 'if let Some(until) = extended.filter(|until| until.0 < 0) {'
-    change $a/core/running.rs '            let (job, attempt) = run;
-            self.out.push(AgentEffect::Deadline { job, attempt, until });' '            let _ = until;'
-    seen outlast
-fi
-
 b=a_controller_that_is_made_of_a_backup
 
 if wanted restored-runs; then
