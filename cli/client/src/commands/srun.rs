@@ -10,7 +10,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::site::Site;
-use crate::step::{follow, terminal};
+use crate::step::{follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, bcast, block_on, het, out, x11};
 use berth_model::login::SealedLogin;
@@ -239,6 +239,7 @@ impl Run {
 
     /// This step of a job that has its nodes.
     async fn step_of(&self, client: &Client, job: &JobInfo, mut spec: StepSpec) -> Outcome {
+        nodes::could_have_room(spec.nodes.unwrap_or(1))?;
         if let Some(name) = &self.options.bcast {
             let copy = self.copy(client, job, &spec, name).await?;
             if let Some(program) = spec.argv.first_mut() {
@@ -358,6 +359,7 @@ impl Run {
         let bad = |e| submit::bad_option(Submit::Srun, &e);
         let converted = self.options.job_spec(&self.by, self.image.clone()).map_err(bad)?;
         let step = self.step_spec(None)?;
+        nodes::could_have_room(converted.spec.resources.min_nodes)?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;

@@ -29,12 +29,16 @@ pub struct Exchange {
     over: (u32, Vec<u8>),
     /// Nodes' PMIx servers speak to one another.
     peers: bool,
+    /// Bytes of the parts, and how many of them are whole: there may be thousands of parts.
+    held: usize,
+    whole: usize,
 }
 
 impl Exchange {
     /// None yet, of a step on so many nodes.
     pub fn new(nodes: usize) -> Exchange {
-        Exchange { parts: vec![Part::default(); nodes], over: (0, Vec::new()), peers: false }
+        let parts = vec![Part::default(); nodes];
+        Exchange { parts, over: (0, Vec::new()), peers: false, held: 0, whole: 0 }
     }
 
     /// A piece of what a node tells.
@@ -52,21 +56,23 @@ impl Exchange {
             // Told again by one that lost its connection before it heard the answer.
             return Ok(last.then(|| Answer::One(fence_frames(number, &self.over.1).collect())));
         }
-        let held: usize = self.parts.iter().map(|part| part.bytes.len()).sum();
         let next = self.over.0.wrapping_add(1);
         let Some(part) = self.parts.get_mut(at).filter(|part| number == next && !part.whole) else {
             return Err(format!("it is at PMI barrier {number}, and the step at {next}"));
         };
-        if held + data.len() > MOST {
+        if self.held + data.len() > MOST {
             return Err(format!("the keys of the step's tasks take more than {MOST} bytes"));
         }
         part.bytes.extend_from_slice(data);
         part.whole = last;
-        if !self.parts.iter().all(|part| part.whole) {
+        self.held += data.len();
+        self.whole += usize::from(last);
+        if self.whole < self.parts.len() {
             return Ok(None);
         }
         let told: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes.iter().copied()).collect();
         self.parts.fill(Part::default());
+        (self.held, self.whole) = (0, 0);
         let frames = fence_frames(next, &told).collect();
         self.over = (next, told);
         Ok(Some(Answer::All(frames)))
@@ -90,6 +96,8 @@ impl Exchange {
     /// what it said to them may be lost.
     pub fn reopened(&mut self, at: usize) -> Option<Frame> {
         if let Some(part) = self.parts.get_mut(at) {
+            self.held -= part.bytes.len();
+            self.whole -= usize::from(part.whole);
             *part = Part::default();
         }
         let node = u32::try_from(at).ok().filter(|_| self.peers)?;

@@ -182,8 +182,8 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
                     let heard = me.nodes.opened(at, writer, taken).await;
                     let again = if me.nodes.goes_on(at) { None } else { me.exchange.reopened(at) };
                     output.pump((at, step_nodes), reader, events_in.clone(), heard);
-                    for other in (0..step_nodes).filter(|other| *other != at) {
-                        if let Some(frame) = &again {
+                    if let Some(frame) = again {
+                        for other in (0..step_nodes).filter(|other| *other != at) {
                             me.nodes.send(To::Node(other), frame.clone()).await;
                         }
                     }
@@ -391,6 +391,9 @@ impl Follower {
 
     /// Ends the step when tasks wait for others that cannot come: nothing else would.
     async fn find_stuck(&mut self) {
+        if self.exits.is_empty() {
+            return;
+        }
         let Some((there, missed)) = self.exchange.waiting() else { return };
         let missed = missed.into_iter().find_map(|at| {
             let tasks = self.nodes.layout().tasks.get(at)?;

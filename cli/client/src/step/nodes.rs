@@ -1,6 +1,7 @@
 //! The connections of one step: one for each of its nodes, tried again until the node's part of the step has ended.
 
 use super::stream::{self, Event, NotAttached};
+use crate::error::{Failure, Kind};
 use berth_model::launch::{Layout, StepExit};
 use berth_stream::{ALL_TASKS, Attach, Frame, MAX_PAYLOAD, Outbox, Resume, STDIN_WINDOW, encode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -46,6 +47,30 @@ struct Part {
     /// Frames of such a connection that were heard.
     heard: Arc<AtomicU64>,
     ended: Option<StepExit>,
+    /// As what it is counted.
+    counted: Counts,
+}
+
+/// Of how many parts something is so: what is asked at every turn must not go through thousands of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// Told their end.
+    ended: usize,
+    /// Refuse us.
+    refused: usize,
+    /// Take no more input now, or are not there yet.
+    full: usize,
+}
+
+impl Part {
+    fn counts(&self) -> Counts {
+        let refused = matches!(self.link, Link::Refused(_));
+        let open = matches!(self.link, Link::Open(_));
+        let full =
+            self.ended.is_none() && !refused && (!open || self.outstanding + MAX_PAYLOAD > STDIN_WINDOW);
+        let ended = self.ended.is_some();
+        Counts { ended: ended.into(), refused: refused.into(), full: full.into() }
+    }
 }
 
 /// Whom a frame is for.
@@ -67,18 +92,42 @@ pub struct Nodes {
     first: Vec<Frame>,
     layout: Layout,
     parts: Vec<Part>,
+    counts: Counts,
     events: mpsc::Sender<(usize, Event)>,
 }
 
-/// Has room for a connection to each node. What tasks get of our limits was said before.
-fn make_room(nodes: usize) {
+/// Has room for a connection to each node, and gives for how many there is. What tasks get of our limits was said before.
+fn make_room(nodes: usize) -> usize {
     let wanted = u64::try_from(nodes).unwrap_or(u64::MAX).saturating_add(OTHERS);
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised, connections wait until others are over.
     if limit.current.is_some_and(|now| now < wanted) {
         let current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
         let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
     }
+    let room = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(OTHERS);
+    usize::try_from(room).unwrap_or(usize::MAX).max(1)
+}
+
+/// Whether there could be room for a connection to each of so many nodes: asked before there is a step.
+///
+/// # Errors
+/// Why there could not.
+pub fn could_have_room(nodes: u32) -> Result<(), Failure> {
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).saturating_sub(OTHERS);
+    if u64::from(nodes) <= most.max(1) {
+        return Ok(());
+    }
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    Err(Failure::new(Kind::User, too_many(count(nodes.into()), count(most.max(1)))))
+}
+
+/// Why there are no connections to so many nodes.
+fn too_many(nodes: usize, room: usize) -> String {
+    format!(
+        "a step over {nodes} nodes needs a connection to each, and there is room for {room} by this process's limit on open files (ulimit -Hn): \
+         raise it to {} at least, take fewer nodes, or run the step from a batch script on a node whose limit is higher",
+        u64::try_from(nodes).unwrap_or(u64::MAX).saturating_add(OTHERS)
+    )
 }
 
 impl Nodes {
@@ -91,12 +140,18 @@ impl Nodes {
         layout: Layout,
         events: mpsc::Sender<(usize, Event)>,
     ) -> Nodes {
-        make_room(layout.nodes.len());
-        let mut nodes = Nodes { socket, first, layout, parts: Vec::new(), events };
-        for at in 0..nodes.layout.nodes.len().max(1) {
+        let count = layout.nodes.len().max(1);
+        let room = make_room(count);
+        let counts = Counts::default();
+        let mut nodes = Nodes { socket, first, layout, parts: Vec::new(), counts, events };
+        for at in 0..count {
             let heard = Arc::default();
             nodes.parts.push(Part {
-                link: Link::Trying(nodes.try_one(at, &heard)),
+                link: match count <= room {
+                    true => Link::Trying(nodes.try_one(at, &heard)),
+                    // Some of it without the rest would be no step.
+                    false => Link::Refused(too_many(count, room)),
+                },
                 met: false,
                 started: false,
                 outstanding: 0,
@@ -104,9 +159,23 @@ impl Nodes {
                 resumed: false,
                 heard,
                 ended: None,
+                counted: Counts::default(),
             });
+            nodes.count(at);
         }
         nodes
+    }
+
+    /// Counts a part anew, after anything about it has changed.
+    fn count(&mut self, at: usize) {
+        let Some(part) = self.parts.get_mut(at) else { return };
+        let (before, now) = (part.counted, part.counts());
+        part.counted = now;
+        self.counts = Counts {
+            ended: self.counts.ended + now.ended - before.ended,
+            refused: self.counts.refused + now.refused - before.refused,
+            full: self.counts.full + now.full - before.full,
+        };
     }
 
     /// Where the step's tasks are.
@@ -159,6 +228,7 @@ impl Nodes {
             && let Err(e) = part.outbox.heard(taken)
         {
             part.link = Link::Refused(format!("the step cannot go on with this command: {e}"));
+            self.count(at);
             return None;
         }
         for frame in part.outbox.rest() {
@@ -172,7 +242,9 @@ impl Nodes {
         }
         part.met = true;
         part.link = Link::Open(writer);
-        taken.map(|_| Arc::clone(&part.heard))
+        let heard = taken.map(|_| Arc::clone(&part.heard));
+        self.count(at);
+        heard
     }
 
     /// Whether frames of a node were heard that it will not send again.
@@ -195,6 +267,7 @@ impl Nodes {
         {
             part.link = Link::Refused(format!("the step does not count our frames as we do: {e}"));
         }
+        self.count(at);
     }
 
     /// A node will not have us.
@@ -202,6 +275,7 @@ impl Nodes {
         if let Some(part) = self.parts.get_mut(at) {
             part.link = Link::Refused(why);
         }
+        self.count(at);
     }
 
     /// A connection is gone: another one is tried, unless the part has ended.
@@ -214,6 +288,7 @@ impl Nodes {
         if let Some(part) = self.parts.get_mut(at) {
             part.link = link;
         }
+        self.count(at);
     }
 
     /// All tasks of a node run.
@@ -232,6 +307,7 @@ impl Nodes {
             }
             part.link = Link::Over;
         }
+        self.count(at);
     }
 
     /// A node's tasks took this much of their input.
@@ -239,6 +315,7 @@ impl Nodes {
         if let Some(part) = self.parts.get_mut(at) {
             part.outstanding = part.outstanding.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
         }
+        self.count(at);
     }
 
     /// The parts that have not ended, of those that a frame is for.
@@ -274,27 +351,31 @@ impl Nodes {
             if !open || part.resumed {
                 part.outbox.push(bytes.clone());
             }
+            self.count(at);
         }
     }
 
     /// Whether every node that is to read it takes one more chunk of input.
     pub fn have_room(&self, task: u32) -> bool {
-        let full = |at: usize| {
-            self.parts.get(at).is_none_or(|part| {
-                part.outstanding + MAX_PAYLOAD > STDIN_WINDOW || !matches!(part.link, Link::Open(_))
-            })
-        };
-        !self.at(To::Task(task)).any(full)
+        match task {
+            ALL_TASKS => self.counts.full == 0,
+            task => {
+                self.parts.get(super::exits::node_of(&self.layout, task)).is_none_or(|p| p.counts().full == 0)
+            }
+        }
     }
 
     /// Whether every part has told its end.
     pub fn all_ended(&self) -> bool {
-        self.parts.iter().all(|p| p.ended.is_some())
+        self.counts.ended == self.parts.len()
     }
 
     /// The first node that refuses us although its part has not ended, and why; where every other part has ended, or
     /// it never took us.
     pub fn refusal(&self) -> Option<(usize, &str)> {
+        if self.counts.refused == 0 {
+            return None;
+        }
         let others_live = self.parts.iter().any(|p| p.ended.is_none() && !matches!(p.link, Link::Refused(_)));
         self.parts.iter().enumerate().find_map(|(at, part)| match &part.link {
             Link::Refused(why) if !(part.met && others_live) => Some((at, why.as_str())),
@@ -342,5 +423,92 @@ impl Nodes {
                 task.abort();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::ids::NodeName;
+    use tokio::io::AsyncReadExt;
+
+    fn in_runtime(work: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+    }
+
+    fn limit(most: u64) {
+        let all = Some(most);
+        setrlimit(Resource::Nofile, Rlimit { current: all, maximum: all }).unwrap();
+    }
+
+    #[test]
+    fn more_nodes_than_open_files_are_refused_before_anything_is_made() {
+        limit(OTHERS + 3);
+        assert!(could_have_room(3).is_ok());
+        let why = could_have_room(4).unwrap_err().to_string();
+        assert!(why.contains("ulimit -Hn") && why.contains("4 nodes") && why.contains("260"), "{why}");
+    }
+
+    /// Where it shows only when the step is there, none of its nodes is left to wait for a connection that cannot come.
+    #[test]
+    fn a_step_over_more_nodes_than_open_files_is_given_up_whole() {
+        in_runtime(async {
+            limit(OTHERS + 3);
+            let layout = |count: u32| Layout {
+                nodes: (0..count).map(|n| NodeName(format!("n{n}"))).collect(),
+                tasks: (0..count).map(|n| vec![n]).collect(),
+                cpus: vec![1; count as usize],
+            };
+            let (events, _held) = mpsc::channel(1);
+            let connect = |count| {
+                Nodes::connect(
+                    "/nowhere/agent.sock".into(),
+                    vec![Frame::Controller],
+                    layout(count),
+                    events.clone(),
+                )
+            };
+            let few = connect(3);
+            assert!(few.refusal().is_none() && !few.have_room(ALL_TASKS) && few.any_trying());
+            few.abort();
+            let many = connect(4);
+            let (at, why) = many.refusal().unwrap();
+            assert!(at == 0 && why.contains("ulimit -Hn"), "{why}");
+            assert!(!many.any_trying() && many.have_room(ALL_TASKS));
+        });
+    }
+
+    #[test]
+    fn parts_are_counted_as_they_change() {
+        in_runtime(async {
+            let layout = Layout {
+                nodes: ["n0", "n1"].map(NodeName::from).to_vec(),
+                tasks: vec![vec![0], vec![1]],
+                cpus: vec![1, 1],
+            };
+            let (events, _held) = mpsc::channel(1);
+            let mut nodes =
+                Nodes::connect("/nowhere/agent.sock".into(), vec![Frame::Controller], layout, events);
+            for at in 0..2 {
+                assert!(!nodes.have_room(ALL_TASKS));
+                let (ours, mut other) = tokio::net::UnixStream::pair().unwrap();
+                nodes.opened(at, ours.into_split().1, None).await;
+                tokio::spawn(async move {
+                    let mut sink = vec![0; MAX_PAYLOAD];
+                    while other.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+                });
+            }
+            assert!(nodes.have_room(ALL_TASKS));
+            let data = vec![0; MAX_PAYLOAD / 2];
+            for _ in 0..STDIN_WINDOW / data.len() {
+                nodes.send(To::Task(1), Frame::Stdin { task: 1, data: data.clone() }).await;
+            }
+            assert!(!nodes.have_room(ALL_TASKS) && !nodes.have_room(1) && nodes.have_room(0));
+            nodes.credit(1, u32::try_from(STDIN_WINDOW).unwrap());
+            assert!(nodes.have_room(ALL_TASKS));
+            nodes.refused(0, "no".into());
+            assert_eq!(nodes.refusal(), Some((0, "no")));
+            assert!(!nodes.all_ended());
+        });
     }
 }
