@@ -15,6 +15,7 @@ use crate::images::{Images, Pulling, Ready};
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
+use crate::pmix::Pmix;
 use crate::registry::Registry;
 use crate::standby::{Slots, Standby};
 use crate::threads;
@@ -107,6 +108,8 @@ pub struct Node {
     pub drift: Option<Arc<Drift>>,
     /// The `berth` program.
     pub program: PathBuf,
+    /// The system's libpmix.
+    pub pmix: Pmix,
     /// Forks supervisors.
     pub zygote: Arc<Zygote>,
     /// Supervisors that wait for steps.
@@ -619,6 +622,7 @@ impl Driver {
             glibc,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),
+            pmix: if launch.mpi_is_open() { node.pmix.pattern() } else { Vec::new() },
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
             join,
             image: ready.image,

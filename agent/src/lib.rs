@@ -33,6 +33,7 @@ mod notes;
 mod paths;
 mod peers;
 mod place;
+mod pmix;
 mod probe;
 mod programs;
 mod registry;

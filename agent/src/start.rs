@@ -16,6 +16,7 @@ use crate::link::{self, Streams};
 use crate::memory;
 use crate::paths::Paths;
 use crate::peers::{FindIdentity, Keeping, Peers};
+use crate::pmix::Pmix;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
 use crate::room::{self, Room};
@@ -210,6 +211,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let around = Around::load(&options.config, rustix::process::geteuid().as_raw());
     let around = Arc::new(around.map_err(AgentError::Programs)?);
     let zygote = Arc::new(start_zygote(&options.step_program, &cgroups)?);
+    let pmix = Pmix::ask(&options.program, options.system);
     let _descriptors = Descriptors::take();
     let registry = Registry::default();
     let me = Arc::clone(&peers);
@@ -286,6 +288,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         cgroups,
         images,
         program: options.program.clone(),
+        pmix,
         drift: options.uplink.is_some().then(|| Arc::new(Drift::default())),
         zygote,
         slots,

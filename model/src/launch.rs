@@ -11,7 +11,7 @@ use crate::hardware::GresDevice;
 use crate::het::HetFacts;
 use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::limits::Limits;
-use crate::mpi::MpiType;
+use crate::mpi::{MpiType, offered};
 use crate::multiprog::RankProgram;
 use crate::receive::Receive;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
@@ -245,6 +245,21 @@ pub struct StepLaunch {
 }
 
 impl StepLaunch {
+    /// By what its tasks are served to find one another. A batch script and a shell are no MPI programs, a file that is received is none,
+    /// and what is entered has its own.
+    pub fn mpi_served(&self) -> MpiType {
+        let program = matches!(self.program, Program::Argv(_)) && matches!(self.key.step, StepId::Number(_));
+        if !program || self.enter.is_some() || self.receive.is_some() || !self.attached {
+            return MpiType::None;
+        }
+        offered(self.mpi, self.layout.tasks.iter().map(Vec::len).sum())
+    }
+
+    /// Whether its tasks have PMI without having said which: then they may come to PMIx as well.
+    pub fn mpi_is_open(&self) -> bool {
+        self.mpi.is_none() && self.mpi_served() != MpiType::None
+    }
+
     /// Whether its tasks are bound to some of the node's cores or NUMA nodes.
     pub fn binds(&self) -> bool {
         self.cpu_binding().is_some() || self.mem_bind.is_some()

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// What is served to the tasks. A step that was asked for nothing ([`offered`]) has PMI where it has several tasks.
+/// What is served to the tasks. A step that was asked for nothing ([`offered`]) has PMI where it has several tasks, and PMIx beside
+/// it where the node can serve that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MpiType {

@@ -129,6 +129,81 @@ each_user! {
     }
 }
 
+each_user! {
+    fn who_does_not_say_by_what_its_ranks_find_one_another_has_both(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 2\n");
+        let (open, (mpich, _)) = (open_mpis(&sandbox.work()), programs(&sandbox.work()));
+        let inside = contained(&sandbox.work());
+        for container in [&[][..], &inside[..]] {
+            let run = |options: &[&str]| sandbox.srun(container).args(["--mem=400"]).args(options).limit(60);
+            for ring in [&open, &mpich] {
+                for _ in 0..runs() {
+                    let told = run(&["-n2"]).arg(ring).ok();
+                    assert_eq!(told.text(), "ranks 2 token 2 sum 3 here 2");
+                    assert_eq!(told.err(), "");
+                }
+                let aborted = run(&["-n2"]).arg(ring).args(["abort", "1", "7"]).run();
+                assert_eq!(aborted.rc, 7, "{aborted}");
+                aborted.says(&["task 1 called MPI_Abort with exit code 7"]);
+                let left = run(&["-n2"]).arg(ring).args(["leave", "1"]).run();
+                assert!(left.rc != 0, "{left}");
+            }
+            let died = run(&["-n2"]).arg(&open).args(["die", "1"]).run();
+            assert_eq!(died.rc, 137, "{died}");
+            died.says(&["task 1 ended without MPI_Finalize"]);
+            // One kind alone where that was asked for; of Open MPI without PMIx each rank says why it cannot start under srun.
+            for mpi in ["--mpi=pmi2", "--mpi=none"] {
+                assert!(run(&["-n2", mpi]).arg(&open).run().rc != 0);
+            }
+            assert!(run(&["-n2", "--mpi=pmix"]).arg(&open).ok().text().starts_with("ranks 2"));
+            let variables = "echo ${PMIX_RANK-none} ${PMI_FD-none}";
+            assert_eq!(run(&["-n1", "sh", "-c", variables]).ok().text(), "none none");
+            let told = run(&["-n2", "--label", "sh", "-c", variables]).ok().text();
+            let mut lines: Vec<&str> = told.lines().collect();
+            lines.sort_unstable();
+            assert_eq!(lines, ["0: 0 62", "1: 1 62"]);
+        }
+        // A task that speaks no PMIx starts nobody who serves it, and one that does is served until its step is over.
+        let script = "echo here > there; exec sleep 60";
+        let step = sandbox.srun(["-n2", "sh", "-c", script]).limit(60).spawn();
+        sandbox.wait_file("there", "here", 20);
+        assert_eq!(pmix_server(&sandbox.state()), None);
+        step.signal(nix::sys::signal::Signal::SIGTERM);
+        step.finish();
+        let told = sandbox.srun(&inside).args(["-n2", "--container-unshare=net", "sh", "-c", "echo ${PMIX_RANK-none}"]).ok();
+        assert_eq!(told.text(), "none\nnone");
+    }
+}
+
+#[test]
+fn ranks_of_open_mpi_on_several_nodes_find_one_another_unasked_as_root() {
+    let names = ["n1", "n2", "n3"];
+    let hosts = Hosts::new(&names);
+    hosts.up("n1", "kill_wait_seconds = 2\n");
+    let token = hosts.token("n1", &["--uses", "2"]);
+    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let ring = open_mpis(&hosts.work());
+    let inside = contained(&hosts.work());
+    for container in [&[][..], &inside[..]] {
+        let run = |options: &[&str]| {
+            let cmd = hosts.cmd("n1", "srun").args(container).args(["--mem=300"]).args(options);
+            cmd.limit(60)
+        };
+        for _ in 0..runs() {
+            let told = run(&["-N3", "-n3"]).arg(&ring).ok().text();
+            assert_eq!(told, "ranks 3 token 3 sum 6 here 1");
+        }
+        // One node's server asks another's, of which no task may have come yet.
+        let told = run(&["-N3", "-n3"]).arg(&ring).env("OMPI_MCA_pmix_base_async_modex", "1");
+        let told = told.env("OMPI_MCA_pmix_base_collect_data", "0").ok().text();
+        assert_eq!(told, "ranks 3 token 3 sum 6 here 1");
+        let left = run(&["-w", "n[1-2]", "-n2"]).arg(&ring).args(["leave", "1"]).run();
+        assert!(left.rc != 0, "{left}");
+        left.says(&["will not be reached by task 1 of n2"]);
+    }
+}
+
 #[test]
 fn ranks_of_open_mpi_on_several_nodes_find_one_another_by_pmix_as_root() {
     let names = ["n1", "n2", "n3", "n4"];
@@ -209,6 +284,9 @@ fn a_libpmix_that_is_missing_or_dies_is_told_as_root() {
     let node = sandbox.node();
     let without = sandbox.srun(["-n2", "--mpi=pmix", "true"]).limit(60).fails();
     without.says(&["--mpi=pmix", "libpmix.so.2", "install the package libpmix2", &node]);
+    // Who did not ask for it has the rest.
+    let (ring, _) = programs(&sandbox.work());
+    assert_eq!(sandbox.srun(["-n2"]).arg(&ring).limit(60).ok().text(), "ranks 2 token 2 sum 3 here 2");
 }
 
 #[test]

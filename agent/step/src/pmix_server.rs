@@ -1,8 +1,12 @@
-//! The process with the system's libpmix: one for each step with `--mpi=pmix` and node. It serves the step's tasks on the node,
+//! The process with the system's libpmix: one for each step and node whose tasks come to PMIx. It serves the step's tasks on the node,
 //! and says to the supervisor, over its standard input, what is for other nodes. It is the step's user, has this one purpose,
 //! and ends with its supervisor.
 
-use berth_pmi::pmix::{Act, Meetings, Word, Words};
+mod gate;
+
+use berth_pmi::pmix::{
+    Act, Meetings, Pattern, Word, Words, same_but_for_the_port, server_address, server_namespace,
+};
 use berth_runtime::sys::pmix::{Event, Info, Library, Server, Value};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::BorrowedFd;
@@ -11,6 +15,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpListener;
 
 /// What the supervisor tells of the step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +35,10 @@ pub struct Setup {
     pub gid: u32,
     /// Where files of the library may be.
     pub tmp: String,
+    /// What the first task of this node was told already, where they were before the process was: it has the address at which
+    /// they come as its standard output.
+    #[serde(default)]
+    pub told: Vec<String>,
 }
 
 /// Why the process ends. The supervisor is gone, most likely.
@@ -44,6 +54,32 @@ pub fn main(identity: Option<&str>) -> u8 {
             1
         }
     }
+}
+
+/// Whether what the library tells a task of the made-up step is understood.
+///
+/// # Errors
+/// Why it is not.
+pub fn understood(lines: &[String]) -> Result<(), String> {
+    Pattern::of(lines).map(drop)
+}
+
+/// Says what the library tells a task of a made-up step, a variable on each line.
+pub fn pattern(identity: Option<&str>) -> Result<(), String> {
+    become_user(identity)?;
+    let setup = Setup {
+        name: Pattern::STEP.to_string(),
+        node: 0,
+        nodes: vec![Pattern::HOST.to_string()],
+        tasks: vec![vec![0]],
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        tmp: "/tmp".to_string(),
+        told: Vec::new(),
+    };
+    let server = begin(&setup, &[0])?;
+    let text: String = variables(&server, 0)?.into_iter().map(|entry| entry + "\n").collect();
+    std::io::stdout().write_all(text.as_bytes()).map_err(|e| format!("cannot write: {e}"))
 }
 
 /// Gives up root's rights for good, and lives no longer than the supervisor.
@@ -95,12 +131,12 @@ fn serve(channel: BorrowedFd<'_>) -> Result<(), Ended> {
             None => {}
         }
     };
-    let library = Library::open()?;
     let here = setup.tasks.get(setup.node).cloned().unwrap_or_default();
-    let server = Server::start(library, &setup.name, &of_server(&setup))?;
-    server.register(here.len(), &of_step(&setup, &server, &here)?)?;
-    for (task, rank) in (0u32..).zip(&here) {
-        server.client(*rank, setup.uid, setup.gid)?;
+    let server = begin(&setup, &here)?;
+    if let Some(first) = here.first().filter(|_| !setup.told.is_empty()) {
+        open_gate(&setup.told, &variables(&server, *first)?)?;
+    }
+    for (task, rank) in (0u32..).zip(&here).filter(|_| setup.told.is_empty()) {
         let mut env = Vec::new();
         for entry in server.environment(*rank)? {
             env.extend_from_slice(&entry);
@@ -111,6 +147,34 @@ fn serve(channel: BorrowedFd<'_>) -> Result<(), Ended> {
     say(channel, &Word::Ready)?;
     let meetings = Meetings::new(setup.node, &setup.tasks);
     Serving { channel, server, meetings, here, words }.run()
+}
+
+/// Has the library serve the step's tasks on this node.
+fn begin(setup: &Setup, here: &[u32]) -> Result<Server, String> {
+    let server = Server::start(Library::open()?, &setup.name, &of_server(setup))?;
+    server.register(here.len(), &of_step(setup, &server, here)?)?;
+    here.iter().try_for_each(|rank| server.client(*rank, setup.uid, setup.gid))?;
+    Ok(server)
+}
+
+/// What a task is to have in its environment.
+fn variables(server: &Server, rank: u32) -> Result<Vec<String>, String> {
+    let text =
+        |entry: Vec<u8>| String::from_utf8(entry).map_err(|_| "libpmix says what is no text".to_string());
+    server.environment(rank)?.into_iter().map(text).collect()
+}
+
+/// Lets in who came before the library was there. `told`: what the tasks were told, `now`: what the library would tell them.
+fn open_gate(told: &[String], now: &[String]) -> Result<(), String> {
+    if !same_but_for_the_port(told, now) {
+        return Err(
+            "libpmix is another than when this node's agent started: start the agent again".to_string()
+        );
+    }
+    let to = server_address(now).ok_or("libpmix does not say where it listens")?;
+    let failed = |e: &dyn std::fmt::Display| format!("cannot pass connections on: {e}");
+    let gate = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).map_err(|e| failed(&e))?;
+    gate::open(TcpListener::from(gate), to).map_err(|e| failed(&e))
 }
 
 impl Serving<'_> {
@@ -223,7 +287,7 @@ fn of_server(setup: &Setup) -> Vec<Info> {
     let text = |key, value: &str| Info { key, value: Value::Text(value.to_string()) };
     let node = u32::try_from(setup.node).unwrap_or(0);
     vec![
-        text("pmix.srv.nspace", &format!("berth.{}", setup.name)),
+        text("pmix.srv.nspace", &server_namespace(&setup.name)),
         Info { key: "pmix.srv.rank", value: Value::Rank(node) },
         text("pmix.hname", setup.nodes.get(setup.node).map_or("", String::as_str)),
         text("pmix.srvr.tmpdir", &setup.tmp),

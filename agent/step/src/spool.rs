@@ -66,6 +66,8 @@ pub struct NodePart {
     pub group_names: BTreeMap<u32, String>,
     /// The `berth` program, which writes images for `--container-save`.
     pub program: Option<ByteStr>,
+    /// What the node's libpmix tells a task of a made-up step; empty where there is none, or nobody will ask.
+    pub pmix: Vec<String>,
     /// The container that `--container-name` names.
     pub kept: Option<KeptPart>,
     /// The step runs in the container of another one, which has no name (`berth exec`).

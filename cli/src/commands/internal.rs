@@ -47,9 +47,16 @@ pub fn gpus(_: &Gpus) -> Outcome {
 pub struct Pmix {
     #[arg(long = "as")]
     identity: Option<String>,
+    /// Say what the library tells tasks, and serve none
+    #[arg(long)]
+    pattern: bool,
 }
 
 pub fn pmix(args: &Pmix) -> Outcome {
+    if args.pattern {
+        let failed = |why: String| Failure::new(Kind::Internal, why);
+        return berth_step::pmix_server::pattern(args.identity.as_deref()).map_err(failed).map(|()| 0);
+    }
     done(berth_step::pmix_server::main(args.identity.as_deref()))
 }
 

@@ -3,9 +3,8 @@
 //! answers.
 
 use berth_model::ByteStr;
-use berth_model::ids::StepId;
-use berth_model::launch::{Program, StepLaunch};
-use berth_model::mpi::{MpiType, offered};
+use berth_model::launch::StepLaunch;
+use berth_model::mpi::MpiType;
 use berth_pmi::{Effect, Limits, Server, Setup, Versions};
 use berth_stream::{Frame, fence_frames};
 use rustix::event::PollFlags;
@@ -73,18 +72,9 @@ pub struct Pmi {
     stuck: bool,
 }
 
-/// What the step's tasks are served. A batch script and a shell are no MPI programs, and what is entered has its own.
-pub fn served(launch: &StepLaunch) -> MpiType {
-    let program = matches!(launch.program, Program::Argv(_)) && matches!(launch.key.step, StepId::Number(_));
-    if !program || launch.enter.is_some() || !launch.attached {
-        return MpiType::None;
-    }
-    offered(launch.mpi, launch.layout.tasks.iter().map(Vec::len).sum())
-}
-
 /// What a task has of it in its environment.
 pub fn variables(launch: &StepLaunch, local: u32) -> Vec<ByteStr> {
-    if matches!(served(launch), MpiType::None | MpiType::Pmix) {
+    if matches!(launch.mpi_served(), MpiType::None | MpiType::Pmix) {
         return Vec::new();
     }
     let tasks = &launch.layout.tasks;
@@ -110,7 +100,7 @@ pub(super) fn name(launch: &StepLaunch) -> String {
 impl Pmi {
     /// The server for a step, where its tasks are to have one.
     pub fn of(launch: &StepLaunch) -> io::Result<Option<Pmi>> {
-        let versions = match served(launch) {
+        let versions = match launch.mpi_served() {
             MpiType::None | MpiType::Pmix => return Ok(None),
             MpiType::Pmi1 => Versions::One,
             MpiType::Pmi2 => Versions::Both,

@@ -1,4 +1,6 @@
-//! PMIx for the step's tasks: the process with the system's libpmix, and what it and other nodes have to say to one another.
+//! PMIx for the step's tasks: the process with the system's libpmix, and what it and other nodes have to say to one another. A step
+//! that asked for it has that process from the start, and others when the first of their tasks comes to the address that they were told.
+//!
 //! The process is the user's, within the step's limits. What it says is bounded, and only its own step suffers from it.
 
 use super::environment::is_host;
@@ -10,14 +12,17 @@ use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::spec::Unshared;
 use berth_model::state::ExitStatus;
-use berth_pmi::pmix::{WORD_MAX, Word, Words};
+use berth_pmi::pmix::{Pattern, Place, WORD_MAX, Word, Words, is_of_tasks};
 use berth_stream::{Frame, fence_frames, peer_frames};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// How long the library may take to begin.
@@ -39,9 +44,20 @@ enum Task {
     Gone,
 }
 
+/// What tasks came to, or will: the process is started for the first of them.
+struct Waiting {
+    gate: TcpListener,
+    file: Rc<LaunchFile>,
+    /// What the first task was told.
+    told: Vec<String>,
+}
+
 /// The process, and what goes to and fro.
 pub struct Pmix {
-    child: Child,
+    child: Option<Child>,
+    waiting: Option<Waiting>,
+    /// Tasks run, and why it cannot be is news for them.
+    late: bool,
     channel: Option<OwnedFd>,
     out: Vec<u8>,
     sent: usize,
@@ -89,10 +105,72 @@ fn ids_inside(file: &LaunchFile) -> (u32, u32) {
 impl Pmix {
     /// Starts the process. It has begun when [`Pmix::begun`] says so.
     pub fn start(file: &LaunchFile) -> Result<Pmix, LaunchFailure> {
-        let launch = &file.launch;
         if let Some(why) = refused(file) {
             return Err(LaunchFailure::new(why));
         }
+        let mut pmix = Pmix::of(file);
+        pmix.spawn(file, None)?;
+        Ok(pmix)
+    }
+
+    /// Lets tasks come without the process, which the first that comes starts. `None` where the node has no libpmix, or tasks could not
+    /// reach it.
+    pub fn lazily(file: &Rc<LaunchFile>) -> io::Result<Option<Pmix>> {
+        if file.node.pmix.is_empty() || file.node.program.is_none() || refused(file).is_some() {
+            return Ok(None);
+        }
+        let Ok(pattern) = Pattern::of(&file.node.pmix) else { return Ok(None) };
+        let gate = TcpListener::bind((pattern.address(), 0))?;
+        let port = gate.local_addr()?.port();
+        let mut pmix = Pmix::of(file);
+        let (step, host) = (name(&file.launch), &file.launch.node.0);
+        let fill =
+            |rank| pattern.fill(&Place { step: &step, node: file.launch.node_index, host, rank, port });
+        let told = pmix.ranks.first().map(|rank| fill(*rank)).unwrap_or_default();
+        for (environment, rank) in pmix.environments.iter_mut().zip(&pmix.ranks) {
+            *environment = fill(*rank).into_iter().map(ByteStr::from).collect();
+        }
+        pmix.waiting = Some(Waiting { gate, file: Rc::clone(file), told });
+        pmix.late = true;
+        Ok(Some(pmix))
+    }
+
+    fn of(file: &LaunchFile) -> Pmix {
+        let launch = &file.launch;
+        let here = launch.layout.tasks.get(launch.node_index as usize).cloned().unwrap_or_default();
+        Pmix {
+            child: None,
+            waiting: None,
+            late: false,
+            channel: None,
+            out: Vec::new(),
+            sent: 0,
+            words: Words::default(),
+            begun: None,
+            environments: vec![Vec::new(); here.len()],
+            states: vec![Task::Silent; here.len()],
+            ranks: here,
+            told: None,
+            heard: Vec::new(),
+            parts: BTreeMap::new(),
+            ended: false,
+        }
+    }
+
+    /// Somebody has come, from here or from another node: now there has to be a process.
+    fn wake(&mut self, events: &mut Vec<PmiEvent>) {
+        let Some(Waiting { gate, file, told }) = self.waiting.take() else { return };
+        if let Err(failure) = self.spawn(&file, Some((gate, told))) {
+            events.push(PmiEvent::Stuck(failure.text));
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        file: &LaunchFile,
+        gate: Option<(TcpListener, Vec<String>)>,
+    ) -> Result<(), LaunchFailure> {
+        let launch = &file.launch;
         let failed = |what: &str, why: String| LaunchFailure::new(format!("--mpi=pmix: {what}: {why}"));
         let Some(program) = &file.node.program else {
             return Err(LaunchFailure::new("--mpi=pmix: the agent of this node is older than this option"));
@@ -116,26 +194,20 @@ impl Pmix {
             .env("TMPDIR", temporary(file).as_os())
             .current_dir("/")
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
             .stderr(Stdio::null());
+        let told = match gate {
+            Some((gate, told)) => {
+                command.stdout(Stdio::from(OwnedFd::from(gate)));
+                told
+            }
+            None => {
+                command.stdout(Stdio::null());
+                Vec::new()
+            }
+        };
         let child = command.spawn().map_err(|e| failed(&program.display(), e.to_string()))?;
         let pid = child.id();
-        let here = launch.layout.tasks.get(launch.node_index as usize).cloned().unwrap_or_default();
-        let mut pmix = Pmix {
-            child,
-            channel: Some(ours),
-            out: Vec::new(),
-            sent: 0,
-            words: Words::default(),
-            begun: None,
-            environments: vec![Vec::new(); here.len()],
-            states: vec![Task::Silent; here.len()],
-            ranks: here,
-            told: None,
-            heard: Vec::new(),
-            parts: BTreeMap::new(),
-            ended: false,
-        };
+        (self.child, self.channel) = (Some(child), Some(ours));
         if file.node.system {
             // The supervisor is what the kernel kills last; what works for the user is not.
             std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0").map_err(|e| {
@@ -154,10 +226,11 @@ impl Pmix {
             uid,
             gid,
             tmp: temporary(file).display().into_owned(),
+            told,
         };
         let setup = serde_json::to_vec(&setup).map_err(|e| failed("the step's layout", e.to_string()))?;
-        pmix.say(&Word::Setup(setup));
-        Ok(pmix)
+        self.say(&Word::Setup(setup));
+        Ok(())
     }
 
     /// Whether tasks may come, or why they cannot.
@@ -172,6 +245,9 @@ impl Pmix {
 
     /// The descriptor to wait for, and for what.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        if let Some(waiting) = &self.waiting {
+            return Some((waiting.gate.as_fd(), PollFlags::IN));
+        }
         let flags = if self.out.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         Some((self.channel.as_ref()?.as_fd(), flags))
     }
@@ -179,6 +255,10 @@ impl Pmix {
     /// Acts on the descriptor that is ready.
     pub fn ready(&mut self, flags: PollFlags) -> Vec<PmiEvent> {
         let mut events = Vec::new();
+        if self.waiting.is_some() {
+            self.wake(&mut events);
+            return events;
+        }
         if flags.contains(PollFlags::OUT) {
             self.flush();
         }
@@ -208,9 +288,10 @@ impl Pmix {
             }
             Err(Errno::INTR | Errno::AGAIN) => false,
             Ok(_) | Err(_) => {
-                let how = match self.child.wait() {
-                    Ok(status) => format!("its process ended ({status})"),
-                    Err(e) => format!("its process cannot be waited for: {e}"),
+                let how = match self.child.as_mut().map(Child::wait) {
+                    Some(Ok(status)) => format!("its process ended ({status})"),
+                    Some(Err(e)) => format!("its process cannot be waited for: {e}"),
+                    None => "it has no process".to_string(),
                 };
                 self.lost(&how, events);
                 false
@@ -223,9 +304,9 @@ impl Pmix {
         self.out = Vec::new();
         let why = format!("the PMIx server of this node is gone: {why}");
         match self.begun {
-            None => self.begun = Some(Err(why)),
-            Some(Ok(())) if !self.ended => events.push(PmiEvent::Stuck(why)),
-            Some(_) => {}
+            None if !self.late => self.begun = Some(Err(why)),
+            None | Some(Ok(())) if !self.ended => events.push(PmiEvent::Stuck(why)),
+            None | Some(_) => {}
         }
     }
 
@@ -234,7 +315,7 @@ impl Pmix {
             Word::Environment(task, bytes) => {
                 let entries = bytes.split(|b| *b == 0).filter(|e| e.contains(&b'='));
                 if let Some(environment) = self.environments.get_mut(task as usize) {
-                    *environment = entries.filter(|entry| wanted(entry)).map(ByteStr::from).collect();
+                    *environment = entries.filter(|entry| of_tasks(entry)).map(ByteStr::from).collect();
                 }
             }
             Word::Ready => {
@@ -242,9 +323,11 @@ impl Pmix {
             }
             Word::Failed(why) => {
                 let why = line(&why);
-                if self.begun.is_none() {
+                if self.begun.is_none() && !self.late {
                     self.begun = Some(Err(why));
                 } else {
+                    // What follows from it is no news.
+                    self.ended = true;
                     events.push(PmiEvent::Stuck(format!("the PMIx server of this node: {why}")));
                 }
             }
@@ -344,6 +427,15 @@ impl Pmix {
 
     /// A piece of what another node says; nothing at all where its connection is a new one.
     pub fn hear_peer(&mut self, node: u32, last: bool, data: &[u8]) -> Vec<PmiEvent> {
+        let mut events = Vec::new();
+        // Of another node that has only come again nothing is wanted here yet.
+        if self.waiting.is_some() && data.is_empty() {
+            return events;
+        }
+        self.wake(&mut events);
+        if !events.is_empty() {
+            return events;
+        }
         if last && data.is_empty() && !self.parts.contains_key(&node) {
             self.say(&Word::Again(node));
             return Vec::new();
@@ -386,8 +478,10 @@ impl Pmix {
 impl Drop for Pmix {
     fn drop(&mut self) {
         // It has nothing to put in order.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -399,9 +493,8 @@ fn temporary(file: &LaunchFile) -> ByteStr {
     }
 }
 
-/// The library's directories are those of its process, and say nothing to a task.
-fn wanted(entry: &[u8]) -> bool {
-    !entry.starts_with(b"PMIX_SERVER_TMPDIR=") && !entry.starts_with(b"PMIX_SYSTEM_TMPDIR=")
+fn of_tasks(entry: &[u8]) -> bool {
+    is_of_tasks(&String::from_utf8_lossy(entry))
 }
 
 /// Foreign bytes as they may stand in a message.

@@ -5,7 +5,7 @@ mod clients;
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
 use super::lease::Lease;
-use super::pmi::{Pmi, PmiEvent, served};
+use super::pmi::{Pmi, PmiEvent};
 use super::pmix::{self, Pmix};
 use super::processes::{self, Processes, TaskEvent};
 use super::resuming::Arrival;
@@ -162,6 +162,7 @@ impl Step {
             files.pmi = Some(end);
         }
         self.start_pmix(&file, &mut io)?;
+        self.let_pmix_come(&file, &mut io)?;
         let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
@@ -177,7 +178,7 @@ impl Step {
 
     /// Has the node's libpmix serve the step's tasks, where they are to have it, and waits until it does.
     fn start_pmix(&mut self, file: &LaunchFile, io: &mut [files::TaskFiles]) -> Result<(), LaunchFailure> {
-        if served(&file.launch) != MpiType::Pmix {
+        if file.launch.mpi_served() != MpiType::Pmix {
             return Ok(());
         }
         self.pmix = Some(Pmix::start(file)?);
@@ -199,6 +200,24 @@ impl Step {
         };
         self.hooks = Hooks::Idle;
         begun.map_err(|why| LaunchFailure::new(format!("--mpi=pmix: node {}: {why}", file.launch.node)))?;
+        for (task, files) in io.iter_mut().enumerate() {
+            files.env = self.pmix.as_mut().map(|pmix| pmix.environment(task)).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Lets the tasks of a step that did not say by what they find one another come to PMIx as well, where the node has it: what
+    /// speaks it starts its server, and all else pays for an address.
+    fn let_pmix_come(
+        &mut self,
+        file: &Rc<LaunchFile>,
+        io: &mut [files::TaskFiles],
+    ) -> Result<(), LaunchFailure> {
+        if !file.launch.mpi_is_open() {
+            return Ok(());
+        }
+        self.pmix = Pmix::lazily(file)
+            .map_err(|e| LaunchFailure::new(format!("cannot make the address of the step's PMIx: {e}")))?;
         for (task, files) in io.iter_mut().enumerate() {
             files.env = self.pmix.as_mut().map(|pmix| pmix.environment(task)).unwrap_or_default();
         }
@@ -499,11 +518,11 @@ impl Step {
         let task = *task;
         *slot = Some(status);
         // What it said last comes first: the exit that follows on an abort is no news.
-        let events = match (&mut self.pmi, &mut self.pmix) {
-            (Some(pmi), _) => pmi.exited(index),
-            (None, Some(pmix)) if !self.deadlines.ending() => pmix.exited(index, status),
-            _ => Vec::new(),
-        };
+        let ending = self.deadlines.ending();
+        let mut events = self.pmi.as_mut().map(|pmi| pmi.exited(index)).unwrap_or_default();
+        if let Some(pmix) = self.pmix.as_mut().filter(|_| !ending) {
+            events.extend(pmix.exited(index, status));
+        }
         self.act_on_pmi(events);
         self.streams.tell_all(&Frame::TaskExit { task, status });
         let now = Instant::now();

@@ -97,11 +97,9 @@ impl Step {
                 }
             }
             ClientEvent::Fence { number, last, data } => {
-                let events = match (&mut self.pmi, &mut self.pmix) {
-                    (Some(pmi), _) => pmi.hear(number, last, &data),
-                    (None, Some(pmix)) => pmix.hear(number, last, &data),
-                    (None, None) => Vec::new(),
-                };
+                // Where both are served it is that one's at whose fence the tasks are.
+                let mut events = self.pmi.as_mut().map(|p| p.hear(number, last, &data)).unwrap_or_default();
+                events.extend(self.pmix.iter_mut().flat_map(|p| p.hear(number, last, &data)));
                 self.act_on_pmi(events);
             }
             ClientEvent::Peer { node, last, data } => {
