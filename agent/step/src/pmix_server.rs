@@ -219,7 +219,10 @@ impl Serving<'_> {
             Event::Fetch { ticket, rank } => return Ok(self.meetings.want(ticket, rank)),
             Event::Fetched { number, result } => return Ok(self.meetings.fetched(number, result)),
             Event::Connected(rank) => self.of_task(rank, Word::Came)?,
-            Event::Finalized(rank) => self.of_task(rank, Word::Done)?,
+            Event::Finalized { ticket, rank } => {
+                self.of_task(rank, Word::Done)?;
+                self.server.answer(ticket, Ok(Vec::new()));
+            }
             Event::Abort { ticket, rank, status, message } => {
                 self.of_task(rank, |task| Word::Abort(task, status, message.into_bytes()))?;
                 // Its exit is heard after what it said.

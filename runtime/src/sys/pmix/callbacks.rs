@@ -43,8 +43,13 @@ pub enum Event {
     },
     /// A task came.
     Connected(u32),
-    /// A task is done.
-    Finalized(u32),
+    /// A task is done; it waits for the ticket's answer, so that nobody sees it end before this was heard.
+    Finalized {
+        /// For [`super::Server::answer`].
+        ticket: u64,
+        /// Which.
+        rank: u32,
+    },
     /// A task ends the step; it waits for the ticket's answer.
     Abort {
         /// For [`super::Server::answer`].
@@ -212,14 +217,16 @@ unsafe extern "C" fn connected(
 unsafe extern "C" fn finalized(
     proc: *const Proc,
     _: *mut c_void,
-    _: Option<OpDone>,
-    _: *mut c_void,
+    done: Option<OpDone>,
+    mark: *mut c_void,
 ) -> c_int {
     let Some(hub) = HUB.get() else { return BAD };
     // SAFETY: as in `connected`.
-    let Some(rank) = (unsafe { rank_of(hub, proc) }) else { return BAD };
-    hub.put(Event::Finalized(rank));
-    DONE
+    let rank = unsafe { rank_of(hub, proc) };
+    let (Some(rank), Some(done)) = (rank, done) else { return BAD };
+    let ticket = hub.wait(Waiting::Op(done, Mark(mark)));
+    hub.put(Event::Finalized { ticket, rank });
+    0
 }
 
 unsafe extern "C" fn abort(
