@@ -254,7 +254,7 @@ fn an_image_whose_c_library_cannot_load_the_driver_is_refused_with_both_versions
     node.srun(&["--gres=gpu:1", "--export=ALL,NVIDIA_DISABLE_REQUIRE=1", "true"]).ok();
     node.srun(&["true"]).ok();
     let root = node.sandbox.work().join("musl");
-    fs::create_dir_all(root.join("lib")).unwrap();
+    ["lib", "bin"].iter().for_each(|dir| fs::create_dir_all(root.join(dir)).unwrap());
     fs::write(root.join("lib/ld-musl-x86_64.so.1"), "").unwrap();
     fs::write(root.join("lib/ld-musl-aarch64.so.1"), "").unwrap();
     let image = format!("--container-image={}", root.display());
