@@ -27,8 +27,10 @@ use std::path::{Path, PathBuf};
 pub const AFTER: Span = Span(2_000_000);
 /// How often what has been killed is killed again: somebody may have logged in since.
 const AGAIN: Span = Span(10_000_000);
-/// How often it is looked whether there is another agent.
-const LOOK: Span = Span(2_000_000);
+/// How often it is looked, without an agent, whether there is another one or nothing more to see to.
+const LOOK: Span = Span(500_000);
+/// An agent that was killed holds its lock until the last of its threads is gone, and is not another one.
+const DYING: Span = Span(5_000_000);
 
 /// `deadline.json` in a job's directory: until when its run goes on without another renewal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,11 +89,15 @@ pub fn keep(agent: OwnedFd, jobs: &Path, lock: &Path) -> io::Result<()> {
     let boot = boot_id()?;
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
     let mut agent = Some(agent);
+    let mut alone: Option<Time> = None;
     loop {
         let now = boot_clock();
         let next = look(jobs, &boot, now);
-        if agent.is_none() && (next.is_none() || is_held(lock)) {
-            return Ok(());
+        if agent.is_none() {
+            let since = *alone.get_or_insert(now);
+            if next.is_none() || (since + DYING <= now && is_held(lock)) {
+                return Ok(());
+            }
         }
         let soon = agent.is_none().then_some(now + LOOK);
         arm(timer.as_fd(), next.into_iter().chain(soon).min())?;

@@ -176,3 +176,50 @@ fn input_for_tasks_that_have_ended_keeps_nothing_for_a_client_that_knows_the_end
     drop(client);
     assert!(step.gone(Duration::from_secs(5)), "the supervisor waits for one that has heard the end");
 }
+
+#[test]
+fn who_hears_a_step_beside_its_client_goes_on_where_it_broke() {
+    let rig = Rig::new();
+    let mut step = rig.start(rig.launch(&["sh", "-c", "read x; seq 1 500000; exit 4"]));
+    let mut client = step.attach();
+    let watch = |step: &mut Step, heard: u64| {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let resume = Some(Resume { client: CLIENT, heard });
+        let packet = ToSupervisor::Watch { stdout: None, stderr: None, terminal: false, resume };
+        send(step.control().as_fd(), &packet, &[theirs.as_fd()]).unwrap();
+        drop(theirs);
+        assert_eq!(blocking::read_frame(&mut ours).unwrap(), Some(Frame::Resumed(0)));
+        ours
+    };
+    let mut beside = watch(&mut step, 0);
+    blocking::write_frame(&mut client, &Frame::Stdin { task: ALL_TASKS, data: b"go\n".to_vec() }).unwrap();
+    let srun = std::thread::spawn(move || {
+        while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::StepExit(_))) {}
+    });
+    let (mut heard, mut out, mut connections) = (0, Vec::new(), 1);
+    let exit = 'step: loop {
+        for _ in 0..connections {
+            match blocking::read_frame(&mut beside).unwrap().expect("a frame") {
+                Frame::Heard(_) => continue,
+                Frame::Stdout { data, .. } => out.extend(data),
+                Frame::StepExit(exit) if connections % 2 == 0 => {
+                    blocking::write_frame(&mut beside, &Frame::Heard(heard + 1)).unwrap();
+                    break 'step exit;
+                }
+                // That it heard so is lost with its connection: the end is told again.
+                Frame::StepExit(_) => break,
+                _ => {}
+            }
+            heard += 1;
+        }
+        connections += 1;
+        beside = watch(&mut step, heard);
+    };
+    srun.join().unwrap();
+    assert!(connections > 10, "{connections}");
+    assert_eq!(exit.status.code, 4);
+    let wanted: String = (1..=500_000).map(|n| format!("{n}\n")).collect();
+    assert!(out == wanted.as_bytes(), "{} bytes of {}", out.len(), wanted.len());
+    assert!(step.gone(Duration::from_secs(5)), "the supervisor waits for one that has heard all");
+}

@@ -92,7 +92,7 @@ impl Rig {
         Step { dir, pid, pidfd, control: None }
     }
 
-    fn ask(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> (i32, OwnedFd) {
+    pub fn ask(&self, request: &ForkRequest, fds: &[BorrowedFd<'_>]) -> (i32, OwnedFd) {
         let socket = self.socket.as_ref().unwrap();
         send(socket.as_fd(), request, fds).unwrap();
         let (answer, fds) = receive::<ForkAnswer>(socket.as_fd()).unwrap().unwrap();
