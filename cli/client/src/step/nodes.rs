@@ -3,7 +3,7 @@
 use super::stream::{self, Event, NotAttached};
 use crate::error::{Failure, Kind};
 use berth_model::launch::{Layout, StepExit};
-use berth_stream::{ALL_TASKS, Attach, Frame, MAX_PAYLOAD, Outbox, Resume, STDIN_WINDOW, encode};
+use berth_stream::{ALL_TASKS, Attach, Frame, MAX_PAYLOAD, Outbox, Resume, STDIN_WINDOW, Watch, encode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -196,6 +196,10 @@ impl Nodes {
             Frame::Attach(attach) => {
                 let resume = attach.resume.map(|resume| Resume { heard, ..resume });
                 Frame::Attach(Attach { resume, ..attach })
+            }
+            Frame::Watch(watch) => {
+                let resume = watch.step.resume.map(|resume| Resume { heard, ..resume });
+                Frame::Watch(Watch { step: Attach { resume, ..watch.step }, ..watch })
             }
             other => other,
         };
