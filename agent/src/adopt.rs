@@ -5,6 +5,7 @@ use crate::jobs::{self, JobRecord};
 use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::supervisors;
+use crate::used::Used;
 use berth_agent_core::{Adopted, AdoptedPhase, SupervisorEvent};
 use berth_model::ids::StepKey;
 use berth_model::launch::StepPhase;
@@ -66,6 +67,13 @@ pub async fn adopt(
             _ => {}
         }
         let Kept { timers, pull, renewals } = read_json(&dir.path().join(KEPT)).unwrap_or_default();
+        let phase = match phase {
+            AdoptedPhase::Exited(mut exit) => {
+                exit.usage.gpu = exit.usage.gpu.or(Used::kept(&dir));
+                AdoptedPhase::Exited(exit)
+            }
+            other => other,
+        };
         found.steps.push(Adopted { launch: file.launch, timers, phase, pull, lease_known: renewals });
     }
     for record in jobs::scan(paths)? {

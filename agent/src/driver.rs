@@ -19,6 +19,7 @@ use crate::pmix::Pmix;
 use crate::registry::Registry;
 use crate::standby::{Slots, Standby};
 use crate::threads;
+use crate::used::Used;
 use crate::zygote::Zygote;
 use crate::{enter, fabrics, notes, probe, supervisors};
 use berth_agent_core::{
@@ -57,6 +58,8 @@ const MOST_PUT_OFF: u32 = 25;
 const LEFT: Duration = Duration::from_secs(1);
 /// For how long the end of a step without a supervisor is kept for a client that still comes.
 const KEEP_END: Duration = Duration::from_secs(60);
+/// How long the end of a step waits for what the driver counted of its processes.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// Something for the driver.
 pub enum Input {
@@ -76,6 +79,8 @@ pub enum Input {
     Cleared(JobId, Attempt),
     /// A job may soon start another step. How often that was put off.
     WantNext(JobId, Attempt, u32),
+    /// What was still to be learnt of a step that ended is known.
+    Ended(StepKey, Box<StepExit>),
     /// A supervisor waits for a job's next step.
     Next(JobId, Attempt, Standby),
 }
@@ -100,6 +105,8 @@ pub struct Node {
     pub around: Arc<Around>,
     /// GPUs.
     pub gpus: Arc<Gpus>,
+    /// What steps use.
+    pub used: Arc<Used>,
     /// Control groups.
     pub cgroups: Arc<Cgroups>,
     /// Images.
@@ -302,6 +309,7 @@ impl Driver {
                     self.leaving.remove(&job);
                 }
             }
+            Input::Ended(key, exit) => self.supervised(key, SupervisorEvent::Exited(*exit)),
             Input::WantNext(job, attempt, put_off) => self.make_next(job, attempt, put_off),
             Input::Next(job, attempt, standby) => {
                 if let Some(job) = self.jobs.get_mut(&job).filter(|j| j.record.attempt == attempt) {
@@ -314,6 +322,27 @@ impl Driver {
 
     /// Takes what a supervisor did.
     pub fn supervisor(&mut self, key: StepKey, event: SupervisorEvent) {
+        match event {
+            SupervisorEvent::Exited(exit) if self.node.used.looks_again(key) => {
+                let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
+                tokio::task::spawn_blocking(move || {
+                    node.used.look(LAST_LOOK);
+                    let _ = inputs.send(Input::Ended(key, Box::new(exit)));
+                });
+            }
+            event => self.supervised(key, event),
+        }
+    }
+
+    fn supervised(&mut self, key: StepKey, mut event: SupervisorEvent) {
+        match &mut event {
+            SupervisorEvent::Exited(exit) => {
+                let used = self.node.used.end(key);
+                exit.usage.gpu = used.or(exit.usage.gpu);
+            }
+            SupervisorEvent::Gone => drop(self.node.used.end(key)),
+            SupervisorEvent::Started => {}
+        }
         let over = !matches!(event, SupervisorEvent::Started);
         let namespaces = self.jobs.get(&key.job).and_then(|job| job.record.namespaces);
         if let Some(namespaces) = namespaces.filter(|_| matches!(event, SupervisorEvent::Gone)) {
@@ -418,6 +447,7 @@ impl Driver {
             AgentEffect::AbandonStep { key } => self.abandon(key),
             AgentEffect::LookForLeft { job, attempt } => self.look_for_left(job, attempt),
             AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
+            AgentEffect::Say { key, text } => self.command(key, ToSupervisor::Note(text)),
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }
@@ -473,7 +503,8 @@ impl Driver {
 
     fn send(&mut self, mut message: FromAgent) {
         match &mut message {
-            FromAgent::Heartbeat { load, free_memory, drift, .. } => {
+            FromAgent::Heartbeat { load, free_memory, drift, used, gpus, .. } => {
+                (*used, *gpus) = (self.node.used.live(), self.node.used.busy());
                 (*load, *free_memory) = probe::load();
                 *drift = self.node.drift.as_ref().map(|known| known.lines()).unwrap_or_default();
             }
@@ -635,6 +666,7 @@ impl Driver {
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)
         };
+        let (share, group) = (launch.share.clone(), part.cgroup.clone());
         let start = || -> io::Result<supervisors::Link> {
             dir.create()?;
             write_json(&dir.path().join(KEPT), kept)?;
@@ -647,6 +679,7 @@ impl Driver {
         if let Some(claim) = ready.kept {
             claim.hand_over();
         }
+        node.used.begin(key, &share, group, &dir);
         supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
         self.want_next(key.job, key.attempt, 0);
         Ok(())

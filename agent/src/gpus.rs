@@ -2,6 +2,7 @@
 
 use crate::fabrics::Fabric;
 use crate::imex;
+use crate::used::Used;
 use berth_gpus::inject::{capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
@@ -10,36 +11,112 @@ use berth_model::ByteStr;
 use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::StepLaunch;
+use berth_model::link::GpuFault;
 use berth_model::spec::ResolvedImage;
 use berth_runtime::ExtraMount;
-use berth_step::spool::PreparedImage;
+use berth_step::spool::{PreparedImage, read_json, write_json};
+use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long the driver may take to answer. A GPU whose driver was not in use takes some seconds to wake up.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How often it is asked.
 const PAUSE: Duration = Duration::from_secs(60);
+/// How often while a GPU is fenced that a run did not leave free: that may be over soon.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What was found, and what finds it.
 pub struct Gpus {
     tree: Tree,
     found: Found,
     helper: Mutex<Helper>,
+    left: PathBuf,
+}
+
+/// A GPU that a run left unfit, kept until it is free again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Left {
+    uuid: Option<String>,
+    bus: Option<String>,
+    why: String,
+}
+
+impl Left {
+    fn is_of(&self, device: &GresDevice) -> bool {
+        (&self.uuid, &self.bus) == (&device.uuid, &device.bus)
+    }
 }
 
 impl Gpus {
-    /// Looks at the node. `program`: `berth`.
-    pub fn look(program: &Path) -> Gpus {
+    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit.
+    pub fn look(program: &Path, left: PathBuf) -> Gpus {
         let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
-        let found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
+        let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
+        fence_left(&mut found.devices, &read_left(&left));
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
-        Gpus { tree, found, helper: Mutex::new(helper) }
+        Gpus { tree, found, helper: Mutex::new(helper), left }
+    }
+
+    /// Devices that were well when the agent started and are not any more.
+    pub fn new_faults(&self, devices: &[&GresDevice]) -> Vec<GpuFault> {
+        let now = {
+            let Ok(mut helper) = self.helper.lock() else { return Vec::new() };
+            berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask())
+        };
+        let fault = |device: &&&GresDevice| {
+            let found = now.devices.iter().find(|d| (&d.uuid, &d.bus) == (&device.uuid, &device.bus));
+            let why = match found {
+                Some(found) => found.fault.clone(),
+                // One that was configured by hand is not among those that are found.
+                None => device.bus.as_ref().map(|_| "the node does not find it any more".to_string()),
+            };
+            Some(GpuFault { index: device.index, why: why? })
+        };
+        devices.iter().filter(|device| device.fault.is_none()).filter_map(|device| fault(&device)).collect()
+    }
+
+    /// Keeps what a run left unfit for the next agent.
+    pub fn remember(&self, devices: &[&GresDevice], faults: &[GpuFault]) {
+        let mut left = read_left(&self.left);
+        for fault in faults {
+            if let Some(device) = devices.iter().find(|device| device.index == fault.index) {
+                left.retain(|known| !known.is_of(device));
+                let (uuid, bus) = (device.uuid.clone(), device.bus.clone());
+                left.push(Left { uuid, bus, why: fault.why.clone() });
+            }
+        }
+        self.keep_left(&left);
+    }
+
+    fn keep_left(&self, left: &[Left]) {
+        if let Err(e) = write_json(&self.left, &left) {
+            tracing::error!("cannot keep which GPUs are not free in {}: {e}", self.left.display());
+        }
+    }
+
+    /// Forgets those that are free by now.
+    fn review_left(&self, used: &Used) -> Vec<Left> {
+        let mut left = read_left(&self.left);
+        if left.is_empty() {
+            return left;
+        }
+        let Ok(sample) = used.sample(DEADLINE) else { return left };
+        let before = left.len();
+        left.retain(|known| {
+            let device = self.found.devices.iter().find(|device| known.is_of(device));
+            // What is not there any more has another fault.
+            device.is_some_and(|d| sample.of(d).is_none_or(|seen| crate::after::busy(d, seen).is_some()))
+        });
+        if left.len() < before {
+            self.keep_left(&left);
+        }
+        left
     }
 
     /// The devices.
@@ -78,9 +155,11 @@ impl Gpus {
     }
 
     /// Whether they are others, or other things are wrong with them, than when the agent started.
-    fn differ(&self) -> bool {
+    fn differ(&self, used: &Used) -> bool {
+        let left = self.review_left(used);
         let Ok(mut helper) = self.helper.lock() else { return false };
-        let now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
+        let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
+        fence_left(&mut now.devices, &left);
         let changed = now.devices != self.found.devices
             || now.driver != self.found.driver
             || now.imex != self.found.imex;
@@ -90,12 +169,13 @@ impl Gpus {
         changed
     }
 
-    /// Looks again every minute until something has changed.
-    pub async fn until_changed(gpus: std::sync::Arc<Gpus>) {
+    /// Looks again every minute, or more often while a GPU is about to be free, until something has changed.
+    pub async fn until_changed(gpus: Arc<Gpus>, used: Arc<Used>) {
         loop {
-            tokio::time::sleep(PAUSE).await;
-            let looking = std::sync::Arc::clone(&gpus);
-            if matches!(tokio::task::spawn_blocking(move || looking.differ()).await, Ok(true)) {
+            let left = !read_left(&gpus.left).is_empty();
+            tokio::time::sleep(if left { SOON } else { PAUSE }).await;
+            let (looking, using) = (Arc::clone(&gpus), Arc::clone(&used));
+            if matches!(tokio::task::spawn_blocking(move || looking.differ(&using)).await, Ok(true)) {
                 return;
             }
         }
@@ -155,6 +235,24 @@ impl Gpus {
             read_only: true,
         });
         Ok((mounts.collect(), glibc))
+    }
+}
+
+/// Answers each line of `ask` with what GPUs do, until nobody asks; what [`Used`] runs.
+///
+/// # Errors
+/// Nobody asks any more, or nobody reads.
+pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::Result<()> {
+    berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
+}
+
+fn read_left(file: &Path) -> Vec<Left> {
+    read_json(file).unwrap_or_default()
+}
+
+fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
+    for device in devices.iter_mut().filter(|device| device.fault.is_none()) {
+        device.fault = left.iter().find(|known| known.is_of(device)).map(|known| known.why.clone());
     }
 }
 

@@ -2,6 +2,7 @@
 //! first step, gone after its last.
 
 use crate::paths::Paths;
+use berth_model::hardware::GresDevice;
 use berth_model::ids::{Attempt, Gid, JobId, Uid};
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
@@ -35,6 +36,9 @@ pub struct JobRecord {
     /// Device files that were given to it.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// GPUs that were given to it; empty in records of earlier agents.
+    #[serde(default)]
+    pub gpus: Vec<GresDevice>,
     /// The boot in which it was made.
     pub boot_id: String,
     /// The job's cgroup, where there is one.
@@ -227,6 +231,7 @@ mod tests {
             gid: Gid(gid.as_raw()),
             user: "ann".into(),
             devices: Vec::new(),
+            gpus: Vec::new(),
             boot_id: "boot".into(),
             cgroup: None,
             namespaces: None,

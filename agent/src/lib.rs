@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod adopt;
+mod after;
 mod ahead;
 pub mod around;
 mod cgroups;
@@ -44,10 +45,12 @@ mod standby;
 mod start;
 mod supervisors;
 mod threads;
+mod used;
 pub mod visit;
 mod zygote;
 
 pub use cgroups::tree_name;
+pub use gpus::watch as watch_gpus;
 pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;

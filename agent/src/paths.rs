@@ -72,6 +72,10 @@ impl Paths {
     pub fn term(&self) -> PathBuf {
         self.private().join("agent-term.json")
     }
+    /// GPUs that runs left unfit for others.
+    pub fn gpus_left(&self) -> PathBuf {
+        self.private().join("gpus-left.json")
+    }
     /// Where the agent's control groups are.
     pub fn cgroups(&self) -> PathBuf {
         self.private().join("agent-cgroups.json")

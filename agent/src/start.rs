@@ -22,9 +22,10 @@ use crate::registry::Registry;
 use crate::room::{self, Room};
 use crate::scope::Scope;
 use crate::standby::Slots;
+use crate::used::Used;
 use crate::zygote::Zygote;
 use crate::{adopt, dial, gres, mine, programs};
-use berth_agent_core::{AdoptedJob, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
+use berth_agent_core::{AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
 use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey, Term};
@@ -33,7 +34,7 @@ use berth_model::time::Span;
 use berth_rpc::Uplink;
 use berth_runtime::cgroup::CgroupFacts;
 use berth_step::deadlines::{Deadline, boot_clock};
-use berth_step::spool::{ContainerDefaults, read_json};
+use berth_step::spool::{ContainerDefaults, StepDir, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -170,7 +171,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let (devices, wrong) = gres::devices(&options.config, &name);
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
     let looked = options.program.clone();
-    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked));
+    let left = paths.gpus_left();
+    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left));
     let gpus = Arc::new(gpus);
     let mut files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
@@ -231,6 +233,18 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let found = adopt::adopt(&paths, &boot.id, &registry, &supervised)
         .await
         .map_err(doing("cannot look through the spool"))?;
+    let used = Used::new(
+        &options.program,
+        vec!["internal-gpus".into(), "--watch".into()],
+        options.config.gpus.sample_seconds,
+    );
+    for step in
+        found.steps.iter().filter(|s| matches!(s.phase, AdoptedPhase::Starting | AdoptedPhase::Running))
+    {
+        let key = step.launch.key;
+        let group = found.groups.get(&key).cloned();
+        used.begin(key, &step.launch.share, group, &StepDir::of(&paths.spool(), key));
+    }
     let cores = hardware.cores.clone();
     // A check of an earlier agent that was killed.
     crate::around::end_left(&paths.private());
@@ -285,6 +299,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         hooks,
         around,
         gpus: Arc::clone(&gpus),
+        used: Arc::clone(&used),
         cgroups,
         images,
         program: options.program.clone(),
@@ -337,7 +352,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
     (options.ready)();
 
-    let mut watched = tokio::spawn(Gpus::until_changed(gpus));
+    let mut watched = tokio::spawn(Gpus::until_changed(gpus, Arc::clone(&used)));
     let mut leave_at: Option<tokio::time::Instant> = None;
     let mut ended = Ended::Asked;
     // A job whose end is on record leaves nothing behind: its acknowledgement is waited for, for a moment.
@@ -376,6 +391,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let _ = fs::remove_file(paths.connected());
     driver.settle().await;
     drop(driver);
+    used.close();
     parts.slots.close();
     parts.holders.close();
     parts.zygote.end();

@@ -116,6 +116,7 @@ mod tests {
             gid: Gid(100),
             user: "ann".into(),
             devices: vec!["/dev/x".into()],
+            gpus: Vec::new(),
             boot_id: boot_id().unwrap(),
             cgroup: Some(Cgroup::named(&CgroupFacts::default(), "job_7")),
             namespaces: None,

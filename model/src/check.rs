@@ -120,6 +120,7 @@ impl Config {
         self.images.check_rules(&mut |key, why| out.add(key, why));
         self.images.check_signatures(&mut |key, why| out.add(key, why));
         self.programs.check(&mut |key, why| out.add(key, why));
+        self.gpus.check(&mut |key, why| out.add(key, why));
         self.logs.check(&mut |key, why| out.add(key, why));
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
@@ -517,6 +518,7 @@ mod tests {
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
                 ..Default::default()
             },
+            gpus: crate::gpus::GpusConfig { idle_percent: 0, ..Default::default() },
             logs: crate::config::LogsConfig { max_size: "0".into(), keep: 5000 },
             images: ImagesConfig {
                 insecure_registries: vec!["http://x".into()],
@@ -592,6 +594,7 @@ mod tests {
                 "images.high_watermark",
                 "images.low_watermark",
                 "images.max_size",
+                "gpus.idle_percent",
                 "logs.max_size",
                 "logs.keep",
                 "container.hooks_dirs",

@@ -2,6 +2,7 @@
 
 use crate::admission::{ImageRule, places};
 use crate::bytes::ByteStr;
+use crate::gpus::GpusConfig;
 use crate::programs::ProgramsConfig;
 use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
@@ -55,6 +56,8 @@ pub struct Config {
     pub container: ContainerConfig,
     /// Programs around jobs.
     pub programs: ProgramsConfig,
+    /// GPUs: use, and idle ones.
+    pub gpus: GpusConfig,
     /// The daemons' logs.
     pub logs: LogsConfig,
     /// Images: sources and the nodes' stores.
@@ -86,6 +89,7 @@ impl Default for Config {
             administrators: Vec::new(),
             container: ContainerConfig::default(),
             programs: ProgramsConfig::default(),
+            gpus: GpusConfig::default(),
             logs: LogsConfig::default(),
             images: ImagesConfig::default(),
             partitions: Vec::new(),

@@ -8,6 +8,9 @@ use crate::gres::Wanted;
 use crate::mpi::MpiType;
 use crate::spec::{JobSpec, ResourceRequest, StepSpec};
 
+/// What agents call that they pass words of the controller on to steps ([`crate::link::ToAgent::Say`]): no job asks for it.
+pub const SAY: &str = "say";
+
 /// Something that agents did not always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
@@ -87,7 +90,7 @@ impl Feature {
 
     /// What this version knows, as it says it.
     pub fn known() -> Vec<String> {
-        Feature::ALL.map(|feature| feature.name().to_string()).to_vec()
+        Feature::ALL.iter().map(|feature| feature.name()).chain([SAY]).map(str::to_string).collect()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::receive::Receive;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
+pub use crate::usage::{GpuUsage, Usage};
 use crate::x11::X11Spec;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -271,27 +272,6 @@ impl StepLaunch {
             matches!(self.key.step, StepId::Number(_)) && self.enter.is_none() && self.receive.is_none();
         let cores = CpuBind { verbose: false, how: CpuHow::Cores };
         self.cpu_bind.clone().or_else(|| self.sockets.filter(|_| own).map(|_| cores))
-    }
-}
-
-/// What a step used on one node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Usage {
-    /// User CPU time in microseconds.
-    pub user_us: u64,
-    /// System CPU time in microseconds.
-    pub system_us: u64,
-    /// Peak memory in bytes: of the cgroup where there is one, else of the largest process.
-    pub max_rss: u64,
-}
-
-impl Usage {
-    /// Sums times and keeps the larger peak.
-    pub fn merge(&mut self, other: &Usage) {
-        self.user_us = self.user_us.saturating_add(other.user_us);
-        self.system_us = self.system_us.saturating_add(other.system_us);
-        self.max_rss = self.max_rss.max(other.max_rss);
     }
 }
 

@@ -20,6 +20,7 @@ pub mod exchange;
 pub mod export;
 pub mod fabric;
 pub mod feature;
+pub mod gpus;
 pub mod grammar;
 pub mod gres;
 pub mod hardware;
@@ -58,6 +59,7 @@ pub mod stamp;
 pub mod state;
 pub mod time;
 pub mod tres;
+pub mod usage;
 pub mod when;
 pub mod x11;
 

@@ -5,7 +5,7 @@ use crate::config::Understood;
 use crate::exchange::{FromPeers, ToPeers};
 use crate::hardware::Hardware;
 use crate::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
-use crate::launch::{ImagePull, StepLaunch, StepPhase};
+use crate::launch::{ImagePull, StepLaunch, StepPhase, Usage};
 use crate::login::Login;
 use crate::state::Cause;
 use crate::time::{Span, Time};
@@ -20,6 +20,26 @@ pub struct Trouble {
     #[serde(default)]
     pub run: Option<(JobId, Attempt)>,
     /// In words, for administrators.
+    pub why: String,
+}
+
+/// How busy the GPUs of a run are on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpusBusy {
+    /// Which job.
+    pub job: JobId,
+    /// Which run.
+    pub attempt: Attempt,
+    /// The highest utilisation of one of them since the last heartbeat that said so, in per cent.
+    pub percent: u32,
+}
+
+/// A GPU that is to be given to nobody, found when a run left it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuFault {
+    /// Its index.
+    pub index: u32,
+    /// In words.
     pub why: String,
 }
 
@@ -85,6 +105,8 @@ pub enum FromAgent {
         steps: Vec<(StepKey, StepPhase)>,
         /// What the epilog failed of: the node is drained with it.
         epilog: Option<String>,
+        /// GPUs that it left unfit for others.
+        faults: Vec<GpuFault>,
     },
     /// The prolog of a job failed on the node, and nothing of the job runs there. Repeated until the run is ended.
     PrologFailed {
@@ -136,6 +158,10 @@ pub enum FromAgent {
         troubles: Vec<Trouble>,
         /// When this was sent, by the node's clock since boot.
         asked: Time,
+        /// What steps that run have used so far.
+        used: Vec<(StepKey, Usage)>,
+        /// How busy the GPUs of runs are, where somebody looks.
+        gpus: Vec<GpusBusy>,
     },
 }
 
@@ -234,6 +260,13 @@ pub enum ToAgent {
     /// Other nodes wait for the image of this step, and this one is a gateway: fetch it. Of the start identity, environment, image and
     /// login are meant.
     Fetch(Box<Start>),
+    /// A line for whoever reads the error stream of a step. Only for agents that know [`crate::feature::SAY`].
+    Say {
+        /// Which.
+        key: StepKey,
+        /// What.
+        text: String,
+    },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

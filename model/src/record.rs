@@ -73,6 +73,9 @@ pub struct JobInfo {
     /// Steps, in order.
     #[serde(default)]
     pub steps: Vec<StepInfo>,
+    /// What the cluster has to say of it while it runs: of GPUs that are idle or fenced.
+    #[serde(default)]
+    pub notices: Vec<String>,
 }
 
 impl JobInfo {

@@ -120,6 +120,8 @@ pub enum Reason {
     Dependency,
     /// A backup was restored, and not every node has told what it runs.
     Restored,
+    /// All of its GPUs were idle for longer than the site lets them be.
+    GpusIdle,
 }
 
 impl Reason {

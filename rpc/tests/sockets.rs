@@ -339,6 +339,8 @@ async fn agents_are_known_by_their_preface() {
             drift: vec![],
             troubles: vec![],
             asked: Time(0),
+            used: vec![],
+            gpus: vec![],
         };
         sender.send(&beat).await.unwrap();
     }

@@ -450,7 +450,12 @@ impl InitHandle {
                 Message::Exited { task, status, user_us, system_us, max_rss_kib } => Event::Exited {
                     task,
                     status: exit_status(status),
-                    usage: Usage { user_us, system_us, max_rss: max_rss_kib.saturating_mul(1024) },
+                    usage: Usage {
+                        user_us,
+                        system_us,
+                        max_rss: max_rss_kib.saturating_mul(1024),
+                        ..Usage::default()
+                    },
                 },
                 Message::Ready { .. } | Message::Failed(_) | Message::Mounted | Message::HookFailed(_) => {
                     return Err(LaunchError::InitLost("it answered out of turn".into()));

@@ -40,12 +40,34 @@ impl Node {
         compile(&work, &tree);
         more(&tree, &work);
         sandbox.write("mode", "links");
+        // Heartbeats and looks every second.
+        let config = "node_timeout_seconds = 6\n[gpus]\nsample_seconds = 1\n";
+        fs::write(sandbox.state().join("berth.toml"), config).unwrap();
         up(&mut sandbox);
         Node { sandbox, made, _alone }
     }
 
     fn gres(&self) -> String {
         self.sandbox.cmd("sinfo").args(["-h", "-N", "-o", "%G"]).ok().text().trim().to_string()
+    }
+
+    /// What GPUs do from now on, as `standin.c` reads it.
+    fn does(&self, text: &str) {
+        fs::write(self.sandbox.work().join("use.new"), text).unwrap();
+        fs::rename(self.sandbox.work().join("use.new"), self.sandbox.work().join("use")).unwrap();
+    }
+
+    /// What `sstat` says of a job's steps, once it is what is expected.
+    fn sees(&self, job: u64, fields: &str, expected: &str) {
+        let words = ["-n", "-P", "-a", "-j", &job.to_string(), "-o", fields].map(str::to_string);
+        let ask = || self.sandbox.cmd("sstat").args(&words).ok().text();
+        let seen = sandbox::wait(30, || ask().contains(expected).then_some(()));
+        assert!(seen.is_some(), "sstat does not say {expected}: {}", ask());
+    }
+
+    fn again(&mut self) {
+        self.sandbox.kill_9(self.sandbox.agent());
+        up(&mut self.sandbox);
     }
 
     fn srun(&self, words: &[&str]) -> Cmd {
@@ -71,6 +93,7 @@ fn up(sandbox: &mut Sandbox) {
         "STANDIN_GPUS=2".into(),
         "STANDIN_MINOR=240".into(),
         format!("STANDIN_MODE={}", work.join("mode").display()),
+        format!("STANDIN_USE={}", work.join("use").display()),
         "berth".into(),
         "up".into(),
         "--detach".into(),
@@ -117,6 +140,124 @@ fn compile(work: &Path, tree: &Path) {
     cc(&["-o", &out, &program.display().to_string(), &cuda]);
     fs::copy(work.join("libnvidia-ml.so.1"), dir.join(format!("libnvidia-ml.so.{VERSION}"))).unwrap();
     std::os::unix::fs::symlink(format!("libnvidia-ml.so.{VERSION}"), dir.join("libnvidia-ml.so.1")).unwrap();
+}
+
+/// The number of the one process with this command line.
+fn find(words: &[&str]) -> u32 {
+    let wanted: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
+    let found = sandbox::wait(20, || {
+        fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+            (fs::read(entry.path().join("cmdline")).ok()? == wanted).then_some(pid)
+        })
+    });
+    found.unwrap_or_else(|| panic!("{words:?} does not run"))
+}
+
+fn end(pid: u32) {
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid.try_into().unwrap()),
+        nix::sys::signal::SIGKILL,
+    );
+}
+
+#[test]
+fn what_a_step_uses_of_its_gpu_is_seen_while_it_runs_and_on_record_when_it_has_ended() {
+    if !machine::is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let job = node.sandbox.sbatch(&["--gres=gpu:1"], "#!/bin/sh\nsrun sleep 77001\nsleep 1\n");
+    let pid = find(&["sleep", "77001"]);
+    // Its first GPU is the library's second one.
+    node.does(&format!("device 1 80 2100\nprocess 1 {pid} 2000 80\n"));
+    node.sees(job, "jobid,maxgpuutil,maxgpumem", &format!("{job}.0|80|2048000K"));
+    node.sees(job, "jobid,maxgpuutil,maxgpumem", &format!("{job}.batch|0|0"));
+    let time = |text: String| {
+        text.trim().split(':').map(|n| n.parse::<u64>().unwrap()).fold(0, |sum, n| sum * 60 + n)
+    };
+    let step = format!("{job}.0");
+    let busy = || {
+        let out = node.sandbox.cmd("sstat").args(["-n", "-P", "-j", &step, "-o", "gputime"]).ok().text();
+        (time(out) >= 2).then_some(())
+    };
+    assert!(sandbox::wait(30, busy).is_some());
+    // Another agent goes on with what the first one saw, and another controller hears it again.
+    node.again();
+    node.does(&format!("device 1 10 3100\nprocess 1 {pid} 3000 10\n"));
+    node.sees(job, "jobid,maxgpuutil,maxgpumem", &format!("{job}.0|80|3072000K"));
+    node.sandbox.kill_9(node.sandbox.controller());
+    up(&mut node.sandbox);
+    node.sees(job, "jobid,maxgpuutil,maxgpumem", &format!("{job}.0|80|3072000K"));
+    node.does("device 1 0 0\n");
+    end(pid);
+    node.sandbox.wait_state(job, "COMPLETED", 30);
+    let rows = node.sandbox.sacct(job, "jobid,maxgpuutil,maxgpumem,tresusageinmax,gputime,alloctres");
+    let row = rows.iter().find(|row| row[0] == step).unwrap();
+    assert_eq!(row[1..3], ["80", "3072000K"], "{rows:?}");
+    assert!(row[3].contains("gres/gpumem=3072000K,gres/gpuutil=80,mem="), "{rows:?}");
+    assert!(time(row[4].clone()) >= 2 && row[5].contains("gres/gpu=1"), "{rows:?}");
+    // No GPU, no word of one.
+    let plain = node.sandbox.sbatch(&[], "#!/bin/sh\ntrue\n");
+    node.sandbox.wait_state(plain, "COMPLETED", 30);
+    let rows = node.sandbox.sacct(plain, "jobid,tresusageinmax,gputime");
+    assert!(rows.iter().all(|row| !row[1].contains("gpu") && row[2].is_empty()), "{rows:?}");
+}
+
+#[test]
+fn what_a_job_leaves_on_its_gpu_is_ended_or_fences_it_until_it_is_free() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    let log = node.sandbox.state().join("log/agent.log");
+    let left = |own: bool, seconds: &str| {
+        let job = node.sandbox.sbatch(&["--gres=gpu:1"], "#!/bin/sh\nsleep 77002\n");
+        let sleeps = find(&["sleep", "77002"]);
+        let mut stray = std::process::Command::new("sleep");
+        stray.arg(seconds);
+        if own {
+            stray.env("SLURM_JOB_ID", job.to_string());
+        }
+        let mut stray = stray.spawn().unwrap();
+        node.does(&format!("device 1 0 100\nprocess 1 {} 100 0\n", stray.id()));
+        end(sleeps);
+        node.sandbox.wait_state(job, "FAILED", 30);
+        (sandbox::wait(1, || stray.try_wait().unwrap()).is_some(), stray)
+    };
+    let (gone, _) = left(true, "77003");
+    assert!(gone, "a process that says itself to be the job's");
+    node.does("");
+    assert_eq!(node.srun(&["--gres=gpu:2", "true"]).run().rc, 0);
+    let (gone, mut stray) = left(false, "77004");
+    assert!(!gone, "somebody else's is not ours to end");
+    let fenced = || fs::read_to_string(&log).unwrap_or_default().contains("leaves GPU 0 unfit").then_some(());
+    assert!(sandbox::wait(30, fenced).is_some(), "the log does not say it");
+    let text = node.srun(&["--gres=gpu:1", "sh", "-c", "ls /dev | grep nvidia"]).ok().text();
+    assert_eq!(text.trim(), "nvidia240", "the other one");
+    stray.kill().unwrap();
+    stray.wait().unwrap();
+    node.does("");
+    let both = || (node.srun(&["--immediate=2", "--gres=gpu:2", "true"]).run().rc == 0).then_some(());
+    assert!(sandbox::wait(60, both).is_some(), "it is free and not given");
+}
+
+#[test]
+fn a_job_is_told_that_a_gpu_of_its_own_is_fenced() {
+    if !machine::is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let job = node.sandbox.sbatch(&["--gres=gpu:2", "-o", "out"], "#!/bin/sh\nsleep 77005\n");
+    find(&["sleep", "77005"]);
+    node.sandbox.write("mode", "lost");
+    node.again();
+    node.sandbox.wait_file("out", "*** GPU 1 (0000:80:00.0) of", 30);
+    node.sandbox.wait_file("out", "is fenced: it fell off the bus", 1);
+    let show = node.sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+    assert!(show.contains("SystemComment=GPU 1 (0000:80:00.0) of"), "{show}");
+    node.sandbox.cmd("scancel").arg(job.to_string()).ok();
+    node.sandbox.wait_state(job, "CANCELLED", 30);
 }
 
 #[test]

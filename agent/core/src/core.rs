@@ -160,10 +160,11 @@ impl AgentCore {
                 SupervisorEvent::Gone => self.exited(key, vanished(key, now), now),
             },
             AgentEvent::Prolog { job, attempt, result } => self.prolog((job, attempt), result, now),
-            AgentEvent::JobRemoved { job, attempt, epilog } => {
+            AgentEvent::JobRemoved { job, attempt, epilog, faults } => {
                 if let Some(run) = self.runs.remove(&(job, attempt)) {
                     self.over.add((job, attempt), epilog);
-                    self.job_gone((job, attempt), now);
+                    self.fence(&faults);
+                    self.job_gone((job, attempt), faults, now);
                     if run.left.is_some() {
                         self.heartbeat(now);
                     }
@@ -277,6 +278,11 @@ impl AgentCore {
             ToAgent::Reboot { term, since } => {
                 if self.follows(term) && self.session.is_some() {
                     self.reboot(since);
+                }
+            }
+            ToAgent::Say { key, text } => {
+                if self.session.is_some() && self.steps.get(&key).is_some_and(Step::live) {
+                    self.out.push(AgentEffect::Say { key, text });
                 }
             }
             ToAgent::ExitRecorded { key } => self.recorded(key, now),

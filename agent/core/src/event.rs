@@ -5,7 +5,7 @@ use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
-use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::link::{EndCause, FromAgent, GpuFault, ToAgent};
 use berth_model::login::Login;
 use berth_model::spec::{ResolvedImage, WarnSignal};
 use berth_model::time::{Span, Time};
@@ -147,6 +147,8 @@ pub enum AgentEvent {
         attempt: Attempt,
         /// What the epilog failed of: program, exit and last line.
         epilog: Option<String>,
+        /// GPUs that it left unfit for others.
+        faults: Vec<GpuFault>,
     },
     /// The answer to [`AgentEffect::LookForLeft`].
     Left {
@@ -225,8 +227,8 @@ pub enum ProcessTarget {
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful at a time, gone at once: a box for each message costs more than it saves
 pub enum AgentEffect {
-    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills load,
-    /// free memory and drift in.
+    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills in load,
+    /// free memory, drift, and what steps use.
     Send(FromAgent),
     /// Keep the term across restarts of the agent, before any later effect.
     RememberTerm(Term),
@@ -378,6 +380,13 @@ pub enum AgentEffect {
         cause: EndCause,
         /// Whether all of the job ends.
         whole_job: bool,
+    },
+    /// Tell whoever reads a step's error stream this line of the controller's.
+    Say {
+        /// Which step.
+        key: StepKey,
+        /// The line.
+        text: String,
     },
     /// The exit is durable at the controller: remove the spool entry.
     ForgetSpool {

@@ -1,6 +1,6 @@
 //! GPUs of a node: what is there, what is wrong with it, and what a container needs to use it.
 //!
-//! What is read and what is made of it are apart: everything but [`Tree`], [`nvml::ask`] and [`nvml::helper`] is a function of
+//! What is read and what is made of it are apart: everything but [`Tree`], [`nvml::ask`], [`nvml::watch`] and the two that run these, [`nvml::helper`] and [`nvml::sampler`], is a function of
 //! what it is given, and a [`Tree`] may be a recorded one. What a container needs is a CDI specification ([`inject`]).
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,8 @@ pub mod nvidia;
 pub mod nvml;
 mod others;
 pub mod require;
+pub mod sample;
+pub mod share;
 mod tree;
 mod xid;
 

@@ -1,12 +1,15 @@
 //! AMD's and Intel's GPUs, by what the kernel says of them; no library is asked.
 
 use crate::kind;
+use crate::sample::{DeviceSample, ProcessSample};
 use crate::tree::{Tree, cpu_list, number};
 use berth_model::ByteStr;
 use berth_model::hardware::{GresDevice, Vendor};
 use std::collections::BTreeMap;
 
 const KFD: &str = "/sys/class/kfd/kfd/topology/nodes";
+/// Programs that have opened AMD's GPUs, by their numbers.
+const PROCESSES: &str = "/sys/class/kfd/kfd/proc";
 const DRM: &str = "/sys/class/drm";
 /// Links of the type `CRAT_IOLINK_TYPE_XGMI`.
 const XGMI: u64 = 11;
@@ -70,6 +73,40 @@ pub fn amd(tree: &Tree) -> Vec<GresDevice> {
         devices.push(device);
     }
     devices
+}
+
+/// What AMD's do, by what the kernel says.
+pub fn amd_samples(tree: &Tree) -> Vec<DeviceSample> {
+    let processes = tree.names(PROCESSES);
+    let nodes = tree.names(KFD).into_iter().map(|node| format!("{KFD}/{node}"));
+    nodes
+        .filter_map(|dir| {
+            let of = properties(tree, &format!("{dir}/properties"));
+            let get = |key: &str| of.get(key).copied().unwrap_or(0);
+            let gpu = tree.number(&format!("{dir}/gpu_id")).filter(|id| *id > 0 && get("simd_count") > 0)?;
+            let place = get("location_id");
+            let device = format!("{DRM}/renderD{}/device", get("drm_render_minor"));
+            // Kernels before 5.9 do not list them.
+            let processes = tree.has(PROCESSES).then(|| {
+                let on_it = |name: &String| {
+                    let memory = tree.number(&format!("{PROCESSES}/{name}/vram_{gpu}"))?;
+                    let pid = name.parse().ok().filter(|_| memory > 0)?;
+                    Some(ProcessSample { pid, memory: Some(memory), busy: None })
+                };
+                processes.iter().filter_map(on_it).collect()
+            });
+            Some(DeviceSample {
+                uuid: (get("unique_id") != 0).then(|| format!("GPU-{:016x}", get("unique_id"))),
+                bus: kind::address(get("domain"), place >> 8 & 0xff, place >> 3 & 0x1f, place & 7),
+                busy: tree
+                    .number(&format!("{device}/gpu_busy_percent"))
+                    .and_then(|n| u32::try_from(n.min(100)).ok()),
+                used: tree.number(&format!("{device}/mem_info_vram_used")),
+                processes,
+                ..DeviceSample::default()
+            })
+        })
+        .collect()
 }
 
 /// Intel's, by their render nodes.

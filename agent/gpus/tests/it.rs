@@ -5,7 +5,9 @@ mod trees;
 
 use berth_gpus::inject::{LIBRARIES, capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
-use berth_gpus::{Found, look};
+use berth_gpus::nvml::sampler::Sampler;
+use berth_gpus::sample::{Account, ProcessSample};
+use berth_gpus::{Found, Tree, look};
 use berth_model::hardware::{GresDevice, Vendor};
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +32,99 @@ fn library(dir: &Path) {
         .arg(source)
         .status();
     assert!(built.unwrap().success());
+}
+
+/// Is run in a process of its own, likewise.
+#[test]
+fn watches() {
+    if let Some(tree) = std::env::var_os("WATCHES") {
+        println!();
+        berth_gpus::nvml::watch::main(&Tree::at(tree), std::io::stdin().lock(), std::io::stdout()).unwrap();
+    }
+}
+
+fn sampler(lib: &Path, tree: &Tree, gpus: u32, mode: &str) -> Sampler {
+    let exe = std::env::current_exe().unwrap().display().to_string();
+    let words = [
+        format!("LD_LIBRARY_PATH={}", lib.display()),
+        format!("STANDIN_GPUS={gpus}"),
+        format!("STANDIN_MODE={mode}"),
+        format!("STANDIN_USE={}", lib.join("use").display()),
+        format!("WATCHES={}", tree.path("/").display()),
+        exe,
+        "--exact".into(),
+        "watches".into(),
+        "--nocapture".into(),
+    ];
+    Sampler::new("/usr/bin/env".into(), words.into())
+}
+
+const PATIENT: Duration = Duration::from_secs(60);
+
+#[test]
+fn one_process_says_again_and_again_what_gpus_and_processes_do() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(2).tree();
+    let does = |text: &str| std::fs::write(lib.path().join("use"), text).unwrap();
+    does("device 0 80 2048\nprocess 0 41 1500 60\nprocess 0 42 500 20\n");
+    let mut sampler = sampler(lib.path(), &tree, 2, "ok");
+    let sample = sampler.sample(PATIENT).unwrap();
+    let [first, second] = &sample.devices[..] else { panic!("{sample:?}") };
+    assert_eq!((first.bus.as_str(), first.busy, first.used), ("0000:80:00.0", Some(80), Some(2048 << 20)));
+    let process = |pid, mib: u64, busy| ProcessSample { pid, memory: Some(mib << 20), busy: Some(busy) };
+    assert_eq!(first.processes, Some(vec![process(41, 1500, 60), process(42, 500, 20)]));
+    assert_eq!((second.busy, second.processes.as_deref()), (Some(37), Some(&[][..])));
+    let device = GresDevice { uuid: first.uuid.clone(), ..GresDevice::default() };
+    assert_eq!(sample.of(&device), Some(first));
+    // The driver keeps account of those that have ended, and of the others says less.
+    does("device 0 10 2048\nprocess 0 41 1500 -1\naccount 0 42 1000000 2500 80 700\n");
+    let sample = sampler.sample(PATIENT).unwrap();
+    let first = &sample.devices[0];
+    let account = Account { pid: 42, began_us: 1_000_000, took_us: 2_500_000, busy: 80, memory: 700 << 20 };
+    assert_eq!((first.ended.as_slice(), first.accounting), (&[account][..], true));
+    assert_eq!(first.processes.as_ref().unwrap()[0].busy, Some(0));
+    // A driver that hangs is left behind, and takes nobody with it.
+    does("hang\n");
+    assert!(sampler.sample(Duration::from_millis(300)).unwrap_err().contains("no sample"));
+    does("");
+    assert_eq!(sampler.sample(PATIENT).unwrap().devices.len(), 2);
+}
+
+#[test]
+fn parts_are_sampled_with_what_the_driver_says_of_them() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(1).tree();
+    std::fs::write(lib.path().join("use"), "process 100 41 1500 -1\n").unwrap();
+    let sample = sampler(lib.path(), &tree, 1, "mig").sample(PATIENT).unwrap();
+    let uuids: Vec<&str> = sample.devices.iter().filter_map(|d| d.uuid.as_deref()).collect();
+    assert!(uuids.len() == 2 && uuids.iter().all(|uuid| uuid.starts_with("MIG-")), "{uuids:?}");
+    assert_eq!((sample.devices[0].busy, sample.devices[0].processes.as_ref().unwrap().len()), (None, 1));
+    // Without a library there is a word instead.
+    std::fs::remove_file(lib.path().join("libnvidia-ml.so.1")).unwrap();
+    let sample = self::sampler(lib.path(), &tree, 1, "ok").sample(PATIENT).unwrap();
+    assert!(sample.devices.is_empty() && sample.trouble.is_some(), "{sample:?}");
+}
+
+#[test]
+fn amds_are_sampled_by_the_kernels_files() {
+    let tree = Recorded::new();
+    tree.amd(1, 128, 0x8300, 1);
+    tree.amd(2, 129, 0x4300, 2);
+    tree.write("/sys/class/drm/renderD128/device/gpu_busy_percent", "73\n");
+    tree.write("/sys/class/drm/renderD128/device/mem_info_vram_used", "1048576\n");
+    let gpu = tree.tree().number("/sys/class/kfd/kfd/topology/nodes/1/gpu_id").unwrap();
+    tree.write(&format!("/sys/class/kfd/kfd/proc/77/vram_{gpu}"), "4096\n");
+    tree.write(&format!("/sys/class/kfd/kfd/proc/78/vram_{gpu}"), "0\n");
+    let lib = tempfile::tempdir().unwrap();
+    let sample = sampler(lib.path(), &tree.tree(), 0, "ok").sample(PATIENT).unwrap();
+    let found = look(&tree.tree(), "", || panic!("asked"));
+    let seen = found.devices.iter().map(|d| sample.of(d).unwrap()).collect::<Vec<_>>();
+    assert_eq!((seen[0].busy, seen[0].used, seen[0].processes.as_deref()), (None, None, Some(&[][..])));
+    assert_eq!((seen[1].busy, seen[1].used), (Some(73), Some(1 << 20)));
+    let process = ProcessSample { pid: 77, memory: Some(4096), busy: None };
+    assert_eq!(seen[1].processes.as_deref(), Some(&[process][..]));
 }
 
 fn helper(lib: &Path, gpus: u32, mode: &str, seconds: f32) -> Helper {

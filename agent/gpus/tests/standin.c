@@ -22,6 +22,30 @@ static int is(const char *mode) {
   }
   return m && !strcmp(m, mode);
 }
+/* STANDIN_USE names a file of lines that change while agents run:
+ *   device INDEX BUSY USED_MIB
+ *   process INDEX PID MEMORY_MIB BUSY       with BUSY -1 the driver does not count it
+ *   account INDEX PID BEGAN_US MS BUSY MEMORY_MIB    of one that has ended: accounting is on
+ *   hang */
+struct process { unsigned pid; unsigned long long memory; unsigned gi, ci; };
+struct util { unsigned pid; unsigned long long time; unsigned sm, mem, enc, dec; };
+struct account { unsigned gpu, mem; unsigned long long most, ms, began; unsigned runs, reserved[5]; };
+static FILE *use(void) { const char *f = getenv("STANDIN_USE"); return f ? fopen(f, "r") : NULL; }
+#define EACH_LINE(file, line) \
+  char line[128]; FILE *file = use(); \
+  for (; file && fgets(line, sizeof line, file);)
+static void close_use(FILE *f) { if (f) fclose(f); }
+static int of_device(long index, long *busy, long *used) {
+  int found = 0;
+  EACH_LINE(f, line) {
+    long n, b, u;
+    if (!strncmp(line, "hang", 4)) for (;;) pause();
+    if (sscanf(line, "device %ld %ld %ld", &n, &b, &u) == 3 && n == index) { *busy = b; *used = u; found = 1; }
+  }
+  close_use(f);
+  return found;
+}
+
 static unsigned first(void) { const char *n = getenv("STANDIN_MINOR"); return n ? atoi(n) : 0; }
 static unsigned count(void) { const char *n = getenv("STANDIN_GPUS"); return n ? atoi(n) : 1; }
 static long number(void *device) { return (long)device - 1; }
@@ -62,10 +86,73 @@ R nvmlDeviceGetPciInfo_v3(void *d, struct pci *p) {
 }
 R nvmlDeviceGetMinorNumber(void *d, unsigned *n) { *n = first() + number(d); return OK; }
 R nvmlDeviceGetMemoryInfo_v2(void *d, struct memory *m) {
-  m->total = (whole(d) ? 40960ULL : 4864ULL) << 20; m->used = 1024ULL << 20; m->free = m->total - m->used; m->reserved = 0;
+  long busy = 0, used = 1024;
+  of_device(number(d), &busy, &used);
+  m->total = (whole(d) ? 40960ULL : 4864ULL) << 20; m->used = (unsigned long long)used << 20; m->free = m->total - m->used;
+  m->reserved = 0;
   return OK;
 }
-R nvmlDeviceGetUtilizationRates(void *d, struct rates *r) { (void)d; r->gpu = 37; r->memory = 5; return OK; }
+R nvmlDeviceGetUtilizationRates(void *d, struct rates *r) {
+  long busy = 37, used = 0;
+  if (!whole(d)) return NOT_SUPPORTED;
+  of_device(number(d), &busy, &used);
+  r->gpu = busy; r->memory = 5; return OK;
+}
+R nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *count, struct process *all) {
+  unsigned n = 0, room = *count;
+  EACH_LINE(f, line) {
+    long index, pid, memory, busy;
+    if (sscanf(line, "process %ld %ld %ld %ld", &index, &pid, &memory, &busy) != 4 || index != number(d)) continue;
+    if (all && n < room) all[n] = (struct process){ pid, (unsigned long long)memory << 20, -1u, -1u };
+    n++;
+  }
+  close_use(f);
+  *count = n;
+  return n > room ? 7 : OK;
+}
+R nvmlDeviceGetProcessUtilization(void *d, struct util *all, unsigned *count, unsigned long long since) {
+  unsigned n = 0, room = *count;
+  EACH_LINE(f, line) {
+    long index, pid, memory, busy;
+    if (sscanf(line, "process %ld %ld %ld %ld", &index, &pid, &memory, &busy) != 4 || index != number(d)) continue;
+    if (busy < 0) continue;
+    if (all && n < room) all[n] = (struct util){ pid, since + 1, busy, 0, 0, 0 };
+    n++;
+  }
+  close_use(f);
+  *count = n;
+  return n > room ? 7 : n ? OK : 6;
+}
+R nvmlDeviceGetAccountingMode(void *d, int *on) {
+  (void)d; *on = 0;
+  EACH_LINE(f, line) if (!strncmp(line, "account", 7)) *on = 1;
+  close_use(f);
+  return OK;
+}
+R nvmlDeviceGetAccountingPids(void *d, unsigned *count, unsigned *pids) {
+  unsigned n = 0, room = *count;
+  EACH_LINE(f, line) {
+    long index, pid;
+    if (sscanf(line, "account %ld %ld", &index, &pid) != 2 || index != number(d)) continue;
+    if (pids && n < room) pids[n] = pid;
+    n++;
+  }
+  close_use(f);
+  *count = n;
+  return n > room ? 7 : OK;
+}
+R nvmlDeviceGetAccountingStats(void *d, unsigned wanted, struct account *a) {
+  R found = 6;
+  EACH_LINE(f, line) {
+    long index, pid, busy, memory; unsigned long long began, ms;
+    if (sscanf(line, "account %ld %ld %llu %llu %ld %ld", &index, &pid, &began, &ms, &busy, &memory) != 6) continue;
+    if (index != number(d) || pid != (long)wanted) continue;
+    *a = (struct account){ busy, 0, (unsigned long long)memory << 20, ms, began, 0, {0} };
+    found = OK;
+  }
+  close_use(f);
+  return found;
+}
 R nvmlDeviceGetBrand(void *d, int *b) { (void)d; *b = 2; return OK; }
 R nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { (void)d; *a = 8; *b = 0; return OK; }
 R nvmlDeviceGetNvLinkState(void *d, unsigned link, int *on) {

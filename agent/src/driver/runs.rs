@@ -3,9 +3,10 @@
 
 use super::{Driver, Input, Job, LEFT, MOST_PUT_OFF, Node};
 use crate::around::{Ended, Kind};
-use crate::clients;
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::standby::PAUSE;
+use crate::used::is_sampled;
+use crate::{after, clients};
 use berth_agent_core::AgentEvent;
 use berth_gpus::imex::Imex;
 use berth_model::ids::{Attempt, JobId, StepKey};
@@ -25,6 +26,7 @@ impl Driver {
             gid: identity.gid,
             user: identity.user.clone(),
             devices: devices(launch),
+            gpus: launch.job.share.gres.iter().filter(|d| is_sampled(d)).cloned().collect(),
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
             namespaces: None,
@@ -194,8 +196,9 @@ impl Driver {
                     (Some(record), Some(stopped)) => epilog(&node, record, stopped)?,
                     _ => None,
                 };
+                let faults = record.map(|r| after::check(&node.gpus, &node.used, r)).unwrap_or_default();
                 // Nobody listens where the agent ends.
-                let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt, epilog }));
+                let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt, epilog, faults }));
                 Some(())
             };
             // Where nothing of it lives its share of the node is free; the controller need wait neither for groups, whose

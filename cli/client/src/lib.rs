@@ -1,4 +1,4 @@
-//! The commands that speak to a cluster: srun, sbatch, salloc, sattach, sbcast, squeue, sinfo, scancel, scontrol, sacct.
+//! The commands that speak to a cluster: srun, sbatch, salloc, sattach, sbcast, squeue, sinfo, scancel, scontrol, sacct, sstat.
 //!
 //! One file per command; its doc comment is its help. Nothing here needs a TLS stack or more of the name service
 //! than a static C library has, so that `berth-step` can be the same commands inside a container: images are
@@ -93,6 +93,7 @@ pub const COMMANDS: &[Command] = &[
     commands::scancel::COMMAND,
     commands::scontrol::COMMAND,
     commands::sacct::COMMAND,
+    commands::sstat::COMMAND,
     commands::srun::COMMAND,
     commands::sbatch::COMMAND,
     commands::salloc::COMMAND,

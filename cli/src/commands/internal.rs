@@ -34,11 +34,18 @@ pub struct Remove {
 
 /// Ask NVIDIA's library for the GPUs (called by the agent, which must not hang when the driver does)
 #[derive(Debug, clap::Args)]
-pub struct Gpus {}
+pub struct Gpus {
+    /// Answer each line with what they do at that moment
+    #[arg(long)]
+    watch: bool,
+}
 
-pub fn gpus(_: &Gpus) -> Outcome {
+pub fn gpus(args: &Gpus) -> Outcome {
     // Nobody reads: the agent has given up.
-    let _ = berth_gpus::nvml::ask::main(std::io::stdout());
+    let _ = match args.watch {
+        true => berth_agent::watch_gpus(std::io::stdin().lock(), std::io::stdout()),
+        false => berth_gpus::nvml::ask::main(std::io::stdout()),
+    };
     Ok(0)
 }
 

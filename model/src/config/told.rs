@@ -83,6 +83,7 @@ impl Config {
             requeue,
             keep_records_days,
             partitions,
+            gpus: self.gpus.for_agents(),
             ..self.clone()
         }
     }

@@ -998,6 +998,23 @@ pub struct Usage {
     pub system_us: u64,
     #[prost(uint64, tag = "3")]
     pub max_rss: u64,
+    #[prost(uint64, tag = "160")]
+    pub rss_of_all: u64,
+    #[prost(message, optional, tag = "161")]
+    pub gpu: ::core::option::Option<GpuUsage>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GpuUsage {
+    #[prost(uint64, tag = "1")]
+    pub busy_us: u64,
+    #[prost(uint64, tag = "2")]
+    pub watched_us: u64,
+    #[prost(uint32, tag = "3")]
+    pub peak: u32,
+    #[prost(uint64, tag = "4")]
+    pub max_memory: u64,
+    #[prost(uint64, tag = "5")]
+    pub memory_of_all: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskExit {
@@ -1168,6 +1185,8 @@ pub struct JobInfo {
     pub ended: ::core::option::Option<i64>,
     #[prost(message, repeated, tag = "24")]
     pub steps: ::prost::alloc::vec::Vec<StepInfo>,
+    #[prost(string, repeated, tag = "160")]
+    pub notices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeInfo {
@@ -1436,6 +1455,19 @@ pub struct Config {
     pub lost_after_seconds: u32,
     #[prost(uint32, tag = "100")]
     pub certificate_seconds: u32,
+    #[prost(message, optional, tag = "160")]
+    pub gpus: ::core::option::Option<GpusConfig>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GpusConfig {
+    #[prost(uint32, tag = "1")]
+    pub sample_seconds: u32,
+    #[prost(uint32, tag = "2")]
+    pub idle_percent: u32,
+    #[prost(uint32, tag = "3")]
+    pub idle_warn_minutes: u32,
+    #[prost(uint32, tag = "4")]
+    pub idle_release_minutes: u32,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1537,6 +1569,7 @@ pub enum ReasonKind {
     DependencyNeverSatisfied = 19,
     Dependency = 20,
     Restored = 21,
+    GpusIdle = 160,
 }
 impl ReasonKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1567,6 +1600,7 @@ impl ReasonKind {
             Self::DependencyNeverSatisfied => "REASON_KIND_DEPENDENCY_NEVER_SATISFIED",
             Self::Dependency => "REASON_KIND_DEPENDENCY",
             Self::Restored => "REASON_KIND_RESTORED",
+            Self::GpusIdle => "REASON_KIND_GPUS_IDLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1594,6 +1628,7 @@ impl ReasonKind {
             "REASON_KIND_DEPENDENCY_NEVER_SATISFIED" => Some(Self::DependencyNeverSatisfied),
             "REASON_KIND_DEPENDENCY" => Some(Self::Dependency),
             "REASON_KIND_RESTORED" => Some(Self::Restored),
+            "REASON_KIND_GPUS_IDLE" => Some(Self::GpusIdle),
             _ => None,
         }
     }
@@ -3021,6 +3056,15 @@ pub struct JobGone {
     pub steps: ::prost::alloc::vec::Vec<HeldStep>,
     #[prost(string, optional, tag = "5")]
     pub epilog: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "160")]
+    pub faults: ::prost::alloc::vec::Vec<GpuFault>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GpuFault {
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrologFailed {
@@ -3056,6 +3100,26 @@ pub struct Heartbeat {
     pub troubles: ::prost::alloc::vec::Vec<Trouble>,
     #[prost(int64, tag = "20")]
     pub asked: i64,
+    #[prost(message, repeated, tag = "160")]
+    pub used: ::prost::alloc::vec::Vec<StepUse>,
+    #[prost(message, repeated, tag = "161")]
+    pub gpus: ::prost::alloc::vec::Vec<GpusBusy>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepUse {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(message, optional, tag = "2")]
+    pub usage: ::core::option::Option<Usage>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GpusBusy {
+    #[prost(uint32, tag = "1")]
+    pub job: u32,
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    #[prost(uint32, tag = "3")]
+    pub percent: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RebootFailed {
@@ -3402,6 +3466,13 @@ pub struct Renew {
     #[prost(message, repeated, tag = "2")]
     pub runs: ::prost::alloc::vec::Vec<Renewed>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Say {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dial {
     #[prost(uint64, tag = "1")]
@@ -3426,7 +3497,7 @@ pub struct Admission {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150")]
+    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3468,6 +3539,8 @@ pub mod to_agent {
         Renew(super::Renew),
         #[prost(message, tag = "150")]
         Admit(super::Admission),
+        #[prost(message, tag = "160")]
+        Say(super::Say),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -4,8 +4,8 @@ use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
 use berth_model::config::Config;
 use berth_model::direct::Admission;
-use berth_model::launch::StepPhase;
-use berth_model::link::{EndCause, FromAgent, SignalTarget, Start, ToAgent, Trouble};
+use berth_model::launch::{StepPhase, Usage};
+use berth_model::link::{EndCause, FromAgent, GpuFault, GpusBusy, SignalTarget, Start, ToAgent, Trouble};
 use berth_model::login::Login;
 use berth_model::request::Peer;
 use berth_model::state::Cause;
@@ -20,6 +20,8 @@ enums! {
 structs! {
     Start { term, launch, job_time_left, step_time_left, warn, lease, login }
     Trouble { cause, run, why }
+    GpuFault { index, why }
+    GpusBusy { job, attempt, percent }
     Login { registry, secret }
 }
 
@@ -82,6 +84,15 @@ impl Field<pb::HeldStep> for (StepKey, StepPhase) {
     }
 }
 
+impl Field<pb::StepUse> for (StepKey, Usage) {
+    fn put(&self) -> pb::StepUse {
+        pb::StepUse { key: self.0.put(), usage: self.1.put() }
+    }
+    fn get(wire: pb::StepUse) -> Result<Self, Malformed> {
+        Ok((required(wire.key)?, required(wire.usage)?))
+    }
+}
+
 impl Field<pb::HeldJob> for (JobId, Attempt) {
     fn put(&self) -> pb::HeldJob {
         pb::HeldJob { job: self.0.put(), attempt: self.1.put() }
@@ -137,13 +148,16 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Pulled { session, key, pull } => {
                 Kind::Pulled(pb::ImagePulled { session: session.put(), key: key.put(), pull: pull.put() })
             }
-            FromAgent::JobGone { session, job, attempt, steps, epilog } => Kind::JobGone(pb::JobGone {
-                session: session.put(),
-                job: job.put(),
-                attempt: attempt.put(),
-                steps: steps.put(),
-                epilog: epilog.clone(),
-            }),
+            FromAgent::JobGone { session, job, attempt, steps, epilog, faults } => {
+                Kind::JobGone(pb::JobGone {
+                    session: session.put(),
+                    job: job.put(),
+                    attempt: attempt.put(),
+                    steps: steps.put(),
+                    epilog: epilog.clone(),
+                    faults: faults.put(),
+                })
+            }
             FromAgent::PrologFailed { session, job, attempt, why } => Kind::PrologFailed(pb::PrologFailed {
                 session: session.put(),
                 job: job.put(),
@@ -163,7 +177,7 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Peers { session, said } => {
                 Kind::Peers(pb::PeersSaid { session: session.put(), said: said.put() })
             }
-            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked } => {
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus } => {
                 Kind::Heartbeat(pb::Heartbeat {
                     session: session.put(),
                     load: *load,
@@ -171,6 +185,8 @@ impl Field<pb::FromAgent> for FromAgent {
                     troubles: troubles.put(),
                     drift: drift.clone(),
                     asked: asked.put(),
+                    used: used.put(),
+                    gpus: gpus.put(),
                 })
             }
         };
@@ -217,13 +233,16 @@ impl Field<pb::FromAgent> for FromAgent {
                 key: required(key)?,
                 pull: required(pull)?,
             },
-            Kind::JobGone(pb::JobGone { session, job, attempt, steps, epilog }) => FromAgent::JobGone {
-                session: Field::get(session)?,
-                job: Field::get(job)?,
-                attempt: Field::get(attempt)?,
-                steps: Field::get(steps)?,
-                epilog,
-            },
+            Kind::JobGone(pb::JobGone { session, job, attempt, steps, epilog, faults }) => {
+                FromAgent::JobGone {
+                    session: Field::get(session)?,
+                    job: Field::get(job)?,
+                    attempt: Field::get(attempt)?,
+                    steps: Field::get(steps)?,
+                    epilog,
+                    faults: Field::get(faults)?,
+                }
+            }
             Kind::PrologFailed(pb::PrologFailed { session, job, attempt, why }) => FromAgent::PrologFailed {
                 session: Field::get(session)?,
                 job: Field::get(job)?,
@@ -239,10 +258,19 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::Peers(pb::PeersSaid { session, said }) => {
                 FromAgent::Peers { session: Field::get(session)?, said: required(said)? }
             }
-            Kind::Heartbeat(pb::Heartbeat { session, load, free_memory, troubles, drift, asked }) => {
+            Kind::Heartbeat(pb::Heartbeat {
+                session,
+                load,
+                free_memory,
+                troubles,
+                drift,
+                asked,
+                used,
+                gpus,
+            }) => {
                 let (session, troubles) = (Field::get(session)?, Field::get(troubles)?);
-                let asked = Field::get(asked)?;
-                FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked }
+                let (asked, used, gpus) = (Field::get(asked)?, Field::get(used)?, Field::get(gpus)?);
+                FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus }
             }
         })
     }
@@ -300,6 +328,7 @@ impl Field<pb::ToAgent> for ToAgent {
             }
             ToAgent::Admit(admission) => Kind::Admit((**admission).put()),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
+            ToAgent::Say { key, text } => Kind::Say(pb::Say { key: key.put(), text: text.clone() }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -357,6 +386,7 @@ impl Field<pb::ToAgent> for ToAgent {
             }
             Kind::Admit(admission) => ToAgent::Admit(Box::new(Field::get(admission)?)),
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
+            Kind::Say(pb::Say { key, text }) => ToAgent::Say { key: required(key)?, text },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

@@ -6,6 +6,7 @@ use berth_model::config::{
     Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, LogsConfig, MirrorConfig, NodeConfig,
     PartitionConfig, PartitionState,
 };
+use berth_model::gpus::GpusConfig;
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::programs::CheckedNodes;
 use berth_model::programs::ProgramsConfig;
@@ -29,7 +30,7 @@ structs! {
     JobInfo {
         id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,
         requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,
-        ended, steps,
+        ended, steps, notices,
     }
     Origin { submission, command, submit_line }
     WaitingJobs {
@@ -55,6 +56,7 @@ structs! {
         reboot, reboot_seconds, reboot_timeout_seconds,
     }
     LogsConfig { max_size, keep }
+    GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
@@ -67,7 +69,7 @@ structs! {
     Config {
         cluster, listen, certificate_seconds, kill_wait_seconds, unkillable_seconds, min_job_age_seconds,
         node_timeout_seconds, lost_after_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, keep_records_days, administrators, container, programs, logs, images,
+        root_jobs, requeue, keep_records_days, administrators, container, programs, gpus, logs, images,
         partitions, nodes,
     }
 }

@@ -11,7 +11,7 @@ use berth_model::fabric::{FabricChoice, FabricDevice, FabricKind};
 use berth_model::hardware::{Core, GresDevice, Hardware, Vendor};
 use berth_model::het::{HetFacts, HetGroup, HetPlace};
 use berth_model::launch::{
-    ArrayPlace, ImagePull, JobFacts, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
+    ArrayPlace, GpuUsage, ImagePull, JobFacts, NodeShare, Program, StepExit, StepLaunch, StepPhase, Usage,
 };
 use berth_model::limits::{LimitValue, Limits, Resource};
 use berth_model::login::SealedLogin;
@@ -119,7 +119,8 @@ structs! {
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
         cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, gpu_bind,
     }
-    Usage { user_us, system_us, max_rss }
+    Usage { user_us, system_us, max_rss, rss_of_all, gpu }
+    GpuUsage { busy_us, watched_us, peak, max_memory, memory_of_all }
     ImagePull { took, bytes, hit, digest, found }
     StepExit { status, tasks, oom, launch_error, usage, ended, ended_by, image }
 }
@@ -566,4 +567,5 @@ reasons!(
     DependencyNeverSatisfied,
     Dependency,
     Restored,
+    GpusIdle,
 );

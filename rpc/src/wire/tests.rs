@@ -302,6 +302,7 @@ impl Arbitrary for Reason {
             Reason::DependencyNeverSatisfied,
             Reason::Dependency,
             Reason::Restored,
+            Reason::GpusIdle,
         ])
     }
 }
@@ -391,6 +392,7 @@ impl Arbitrary for FromAgent {
                 attempt: Arbitrary::arbitrary(r),
                 steps: Arbitrary::arbitrary(r),
                 epilog: Arbitrary::arbitrary(r),
+                faults: Arbitrary::arbitrary(r),
             },
             4 => FromAgent::ImagesHeld {
                 session,
@@ -415,6 +417,8 @@ impl Arbitrary for FromAgent {
                 drift: Arbitrary::arbitrary(r),
                 troubles: Arbitrary::arbitrary(r),
                 asked: Arbitrary::arbitrary(r),
+                used: Arbitrary::arbitrary(r),
+                gpus: Arbitrary::arbitrary(r),
             },
         }
     }
@@ -482,7 +486,8 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(16) {
+        match r.below(17) {
+            15 => ToAgent::Say { key, text: Arbitrary::arbitrary(r) },
             12 => ToAgent::Peers(Arbitrary::arbitrary(r)),
             13 => ToAgent::Fetch(Box::new(Arbitrary::arbitrary(r))),
             0 => ToAgent::Welcome {

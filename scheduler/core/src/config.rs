@@ -2,6 +2,7 @@
 
 use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
 use berth_model::devices::GPU;
+use berth_model::gpus::GpusConfig;
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
@@ -49,8 +50,21 @@ pub struct CoreConfig {
     pub gateways: BTreeSet<NodeName>,
     /// Which images jobs may have.
     pub images: ImagesConfig,
+    /// What becomes of jobs that leave their GPUs idle; absent: nothing.
+    pub idle: Option<IdleRules>,
     /// What agents are told.
     pub for_agents: Arc<Config>,
+}
+
+/// What becomes of jobs that leave their GPUs idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleRules {
+    /// A GPU is idle below this, in per cent.
+    pub percent: u32,
+    /// For how long all of a job's must be idle until it is warned.
+    pub warn: Span,
+    /// How long after that it is ended.
+    pub release: Option<Span>,
 }
 
 /// A partition with its texts parsed.
@@ -95,6 +109,12 @@ pub struct DeviceRule {
     pub cores: Vec<u32>,
     /// It is nothing where the node finds no such device: it only describes them.
     pub describes: bool,
+}
+
+fn idle_rules(gpus: &GpusConfig) -> Option<IdleRules> {
+    let minutes = |n: u32| Some(Span::from_secs(i64::from(n) * 60)).filter(|span| span.0 > 0);
+    let warn = minutes(gpus.idle_warn_minutes)?;
+    Some(IdleRules { percent: gpus.idle_percent, warn, release: minutes(gpus.idle_release_minutes) })
 }
 
 impl CoreConfig {
@@ -146,6 +166,7 @@ impl CoreConfig {
             kill_wait: Span::from_secs(config.kill_wait_seconds.into()),
             min_job_age: Span::from_secs(config.min_job_age_seconds.into()),
             node_timeout: Span::from_secs(config.node_timeout_seconds.into()),
+            idle: idle_rules(&config.gpus),
             lost_after: Some(Span::from_secs(config.lost_after_seconds.into())).filter(|span| span.0 > 0),
             max_array_size: config.max_array_size,
             max_jobs: config.max_jobs,

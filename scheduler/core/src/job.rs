@@ -40,6 +40,8 @@ pub(crate) struct Job {
     pub(crate) progress: OrdMap<StepId, Vector<Progress>>,
     /// Why it was not started when it was last tried; `None` means that its turn has not come.
     pub(crate) wait: Option<Reason>,
+    /// Since when its user was warned that its GPUs are idle, and with which words.
+    pub(crate) idle: Option<(Time, Arc<str>)>,
 }
 
 impl Job {
@@ -83,6 +85,7 @@ impl Job {
             info.reason = self.waits_for();
         }
         if matches!(self.row.phase, Phase::Running(_)) {
+            info.notices.extend(self.idle.iter().map(|(_, said)| said.to_string()));
             let first = self.progress.iter().next().and_then(|(_, p)| p.front());
             // A step on the node's own filesystem has nothing to prepare that a user would wait for.
             let own = self.steps.values().next().and_then(|s| s.spec.as_ref()?.container.as_ref());
@@ -297,6 +300,7 @@ fn assemble(view: View, spec: SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobI
         eligible: row.eligible,
         started: run.map(|r| r.started),
         ended: result.map(|r| r.ended),
+        notices: Vec::new(),
     }
 }
 

@@ -5,8 +5,8 @@ use crate::rows::NodeRow;
 use berth_model::devices::{GPU, is_share, share_name, shares};
 use berth_model::feature::Feature;
 use berth_model::hardware::{GresDevice, Hardware};
-use berth_model::ids::{Attempt, JobId, NodeName, Session};
-use berth_model::launch::NodeShare;
+use berth_model::ids::{Attempt, JobId, NodeName, Session, StepKey};
+use berth_model::launch::{NodeShare, Usage};
 use berth_model::record::NodeInfo;
 use berth_model::state::NodeCondition;
 use berth_model::time::Time;
@@ -60,6 +60,8 @@ pub(crate) struct Node {
     pub(crate) unknown_settings: Vec<String>,
     /// What its agent knows of what jobs may ask for, as it last said.
     pub(crate) features: Vec<String>,
+    /// What the steps that run there have used, as its agent last said.
+    pub(crate) used: Arc<BTreeMap<StepKey, Usage>>,
     /// The configuration says other things of it than when it was made fit: it is made so again when it has no work.
     pub(crate) unfit: bool,
 }
@@ -87,6 +89,7 @@ impl Node {
             drift: Vec::new(),
             unknown_settings: Vec::new(),
             features: Vec::new(),
+            used: Arc::default(),
             unfit: false,
         };
         node.refit(config);

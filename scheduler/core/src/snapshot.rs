@@ -1,6 +1,7 @@
 //! What readers see: the committed state of one moment, cheap to publish and to keep.
 
 use crate::config::PartitionRules;
+use crate::gpus;
 use crate::job::Job;
 use crate::node::Node;
 use crate::rows::{MemberRow, Phase, TokenRow};
@@ -27,7 +28,25 @@ pub struct Snapshot {
 impl Snapshot {
     /// One record: a job, an array task, or an array's waiting tasks (under the array's id, while some wait).
     pub fn job(&self, id: JobId) -> Option<JobInfo> {
-        self.jobs.get(&id).filter(|j| !j.row.is_empty_array()).map(|j| j.info())
+        self.jobs.get(&id).filter(|j| !j.row.is_empty_array()).map(|j| self.whole(j))
+    }
+
+    /// With what nodes say of it while it runs.
+    fn whole(&self, job: &Job) -> JobInfo {
+        let mut info = job.info();
+        let Some(run) = job.run().filter(|_| matches!(job.row.phase, Phase::Running(_))) else { return info };
+        for (step, row) in info.steps.iter_mut().zip(job.steps.values()) {
+            for part in row.nodes.iter().filter(|part| part.exit.is_none()) {
+                let used = self.nodes.get(&part.node).and_then(|node| node.used.get(&row.key));
+                used.iter().for_each(|used| step.usage.merge(used));
+            }
+        }
+        for (name, share) in run.allocation.nodes.iter().zip(&run.allocation.shares) {
+            if let Some(node) = self.nodes.get(name) {
+                info.notices.extend(gpus::faulty(share, &node.hardware).map(|d| gpus::fenced(name, d)));
+            }
+        }
+        info
     }
 
     /// A record's state as shown.
@@ -49,7 +68,7 @@ impl Snapshot {
             .range(array..)
             .map(|(_, j)| j)
             .filter(move |j| j.row.spec_of == array && !j.row.is_empty_array())
-            .map(|j| j.info())
+            .map(|j| self.whole(j))
     }
 
     /// Whether the core still knows the id, an array whose tasks were all split off included.

@@ -34,6 +34,8 @@ fn asks(w: &mut World, asked: Time) {
         troubles: vec![],
         drift: vec![],
         asked,
+        used: vec![],
+        gpus: vec![],
     });
 }
 

@@ -41,7 +41,14 @@ fn an_exit_that_comes_with_the_end_of_the_run_is_recorded_with_it() {
     assert_eq!(w.state(next), JobState::Pending);
     w.sent.clear();
     let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(FAILED)))];
-    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
+    w.tell("n1", |session| FromAgent::JobGone {
+        session,
+        job: id,
+        attempt: Attempt(0),
+        steps,
+        epilog: None,
+        faults: vec![],
+    });
     assert_eq!((w.state(id), w.info(id).exit), (JobState::Failed, FAILED));
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::ExitRecorded { key } if *key == batch_key(id, 0))));
     assert!(!w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { .. })), "it is gone already");
@@ -656,7 +663,14 @@ fn how_a_run_ended_is_on_record_although_its_job_runs_again() {
     w.request(actor(1000), Request::Requeue(vec![JobSelector::Job(id)])).unwrap();
     // The exit comes with the end of the run, and the next run begins in the same event.
     let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(killed)))];
-    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
+    w.tell("n1", |session| FromAgent::JobGone {
+        session,
+        job: id,
+        attempt: Attempt(0),
+        steps,
+        epilog: None,
+        faults: vec![],
+    });
     assert_eq!((w.state(id), w.info(id).attempt), (JobState::Running, Attempt(1)));
     assert_eq!(script_on_record(&w, id), Some(killed));
 
@@ -674,7 +688,14 @@ fn a_job_that_is_not_kept_in_memory_is_on_record_as_it_ended() {
     w.node("n1", hardware(4, 1, 4000, 2));
     let id = w.batch("a", |_| {});
     let steps = vec![(batch_key(id, 0), StepPhase::Exited(exit(FAILED)))];
-    w.tell("n1", |session| FromAgent::JobGone { session, job: id, attempt: Attempt(0), steps, epilog: None });
+    w.tell("n1", |session| FromAgent::JobGone {
+        session,
+        job: id,
+        attempt: Attempt(0),
+        steps,
+        epilog: None,
+        faults: vec![],
+    });
     assert!(!w.core.snapshot().knows(id));
     assert_eq!(script_on_record(&w, id), Some(FAILED));
     let row = w.writes.iter().rev().find_map(|write| match write {

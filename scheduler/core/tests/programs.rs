@@ -72,6 +72,7 @@ fn a_failed_epilog_drains_the_node_and_keeps_nothing_of_the_job() {
             attempt: Attempt(0),
             steps: vec![],
             epilog,
+            faults: vec![],
         });
     }
     assert_eq!(w.state(id), JobState::Completed);

@@ -17,6 +17,8 @@ fn says(w: &mut World, troubles: Vec<Trouble>) {
         troubles,
         drift: vec![],
         asked: Default::default(),
+        used: vec![],
+        gpus: vec![],
     });
 }
 

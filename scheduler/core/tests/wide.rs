@@ -51,6 +51,7 @@ fn goes(w: &mut World, at: usize, key: StepKey) {
         attempt: key.attempt,
         steps: vec![],
         epilog: None,
+        faults: vec![],
     });
 }
 
@@ -97,7 +98,7 @@ fn what_is_written_of_parts_is_what_a_later_controller_finds() {
         back(w).audit().unwrap();
     };
     for at in [3, 1, 0, 4] {
-        let usage = berth_model::launch::Usage { user_us: 5, system_us: 7, max_rss: 1 };
+        let usage = berth_model::launch::Usage { user_us: 5, system_us: 7, max_rss: 1, ..Default::default() };
         exits(&mut w, at, key, StepExit { usage, ..exit(FAILED) });
         same(&w);
     }

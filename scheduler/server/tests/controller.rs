@@ -230,7 +230,7 @@ async fn a_job_from_submission_to_its_record() {
     wait_for(|| told.lock().unwrap().iter().any(|m| matches!(m, ToAgent::EndJob { .. }))).await;
     let attempt = key.attempt;
     sender
-        .send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![], epilog: None })
+        .send(&FromAgent::JobGone { session, job: id, attempt, steps: vec![], epilog: None, faults: vec![] })
         .await
         .unwrap();
     let mut states = vec![first.state];
@@ -265,7 +265,8 @@ async fn what_a_client_has_seen_its_user_finds_on_record() {
     client.end_seen(id).await.unwrap();
     let exit = exited(7);
     let (session, steps) = (session(&told).unwrap(), vec![(key, StepPhase::Exited(exit))]);
-    let gone = FromAgent::JobGone { session, job: id, attempt: key.attempt, steps, epilog: None };
+    let gone =
+        FromAgent::JobGone { session, job: id, attempt: key.attempt, steps, epilog: None, faults: vec![] };
     let query = AccountingQuery { ids: vec![id], ..Default::default() };
     // Asked before the agent has told the end.
     let (record, sent) = tokio::join!(client.accounting(&query), async { sender.send(&gone).await });
@@ -507,6 +508,8 @@ async fn garbage_leaves_the_controller_unmoved() {
             drift: vec![],
             troubles: vec![],
             asked: Time(0),
+            used: vec![],
+            gpus: vec![],
         })
         .await
         .unwrap();

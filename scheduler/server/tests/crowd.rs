@@ -96,7 +96,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
                 Ok(None) | Err(_) => return welcomed.is_some(),
             },
             _ = beats.tick() => if let Some(session) = welcomed {
-                let beat = FromAgent::Heartbeat { session, load: 100, free_memory: 1000, drift: vec![], troubles: vec![], asked: Time(3) };
+                let beat = FromAgent::Heartbeat { session, load: 100, free_memory: 1000, drift: vec![], troubles: vec![], asked: Time(3), used: vec![], gpus: vec![] };
                 if sender.send(&beat).await.is_err() {
                     return true;
                 }

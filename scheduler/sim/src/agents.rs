@@ -236,6 +236,7 @@ impl World {
             AgentEffect::CancelImage { .. }
             | AgentEffect::Configure(_)
             | AgentEffect::Note { .. }
+            | AgentEffect::Say { .. }
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Peers(_)
             | AgentEffect::Registered
@@ -519,7 +520,7 @@ impl World {
         m.deadlines.remove(&(job, attempt));
         m.unkept.remove(&(job, attempt));
         m.hanging.remove(&(job, attempt));
-        self.agent(node, AgentEvent::JobRemoved { job, attempt, epilog: None })
+        self.agent(node, AgentEvent::JobRemoved { job, attempt, epilog: None, faults: vec![] })
     }
 
     /// A step was killed, and does not end.

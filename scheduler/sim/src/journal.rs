@@ -322,6 +322,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::Dial { .. }
         | ToAgent::Admit(_)
         | ToAgent::Peers(_)
+        | ToAgent::Say { .. }
         | ToAgent::ExitRecorded { .. } => None,
     }
 }

@@ -309,7 +309,7 @@ pub(crate) fn exit(status: ExitStatus, oom: bool, now: Time) -> StepExit {
         launch_error: None,
         ended_by: None,
         image: None,
-        usage: Usage { user_us: 1000, system_us: 10, max_rss: 4096 },
+        usage: Usage { user_us: 1000, system_us: 10, max_rss: 4096, ..Usage::default() },
         ended: now,
     }
 }

@@ -200,7 +200,7 @@ impl Room {
                     self.plan(self.costs.start, What::Supervisor(at, key, SupervisorEvent::Started));
                 }
                 AgentEffect::RemoveJob { job, attempt } => {
-                    self.agent(at, AgentEvent::JobRemoved { job, attempt, epilog: None });
+                    self.agent(at, AgentEvent::JobRemoved { job, attempt, epilog: None, faults: vec![] });
                 }
                 _ => {}
             }

@@ -135,7 +135,7 @@ fn step(job: u32) -> Write {
                 tasks: vec![],
                 oom: false,
                 launch_error: None,
-                usage: Usage { user_us: 7, system_us: 8, max_rss: 9 },
+                usage: Usage { user_us: 7, system_us: 8, max_rss: 9, ..Usage::default() },
                 ended: Time(60),
                 ended_by: None,
                 image: None,

@@ -5,7 +5,7 @@ use crate::event::AgentEffect;
 use crate::state::{Run, RunKey};
 use berth_model::ids::{Session, StepKey};
 use berth_model::launch::{ImagePull, StepPhase};
-use berth_model::link::{FromAgent, Trouble};
+use berth_model::link::{FromAgent, GpuFault, Trouble};
 use berth_model::state::Cause;
 use berth_model::time::{Span, Time};
 
@@ -81,7 +81,16 @@ impl AgentCore {
         }
     }
 
-    pub(super) fn job_gone(&mut self, run: RunKey, now: Time) {
+    /// What the next Hello says of them, too.
+    pub(super) fn fence(&mut self, faults: &[GpuFault]) {
+        for device in self.config.hardware.gres.iter_mut().filter(|device| device.name == "gpu") {
+            if let Some(fault) = faults.iter().find(|fault| fault.index == device.index) {
+                device.fault = Some(fault.why.clone());
+            }
+        }
+    }
+
+    pub(super) fn job_gone(&mut self, run: RunKey, faults: Vec<GpuFault>, now: Time) {
         if self.session.is_none() {
             return; // the next Hello tells
         }
@@ -94,7 +103,7 @@ impl AgentCore {
         }
         let (job, attempt) = run;
         let epilog = self.over.epilog(run);
-        self.send(|session| FromAgent::JobGone { session, job, attempt, steps, epilog });
+        self.send(|session| FromAgent::JobGone { session, job, attempt, steps, epilog, faults });
     }
 
     pub(super) fn heartbeat(&mut self, now: Time) {
@@ -115,6 +124,8 @@ impl AgentCore {
             troubles,
             drift: Vec::new(),
             asked: now,
+            used: Vec::new(),
+            gpus: Vec::new(),
         });
     }
 

@@ -24,7 +24,7 @@ fn a_failed_image_is_the_end_of_its_step_alone() {
     n.say(ToAgent::Terminate { term: Term(3), key: BATCH, kill_wait: WAIT, cause: EndCause::Cancelled });
     n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
     assert_eq!(n.spawns(), 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     let Some(AgentEffect::Send(FromAgent::JobGone { steps, .. })) = n.seen.last() else { panic!() };
     assert!(matches!(steps[..], [(BATCH, StepPhase::Exited(_))]));
 }

@@ -53,7 +53,7 @@ fn processes_that_do_not_end_are_looked_for_in_time_and_told_for_as_long_as_they
     n.say(ToAgent::Welcome { term: Term(3), session: Session(2), heartbeat: Span::from_secs(10) });
     assert_eq!(n.troubles().len(), 1);
     n.seen.clear();
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     assert!(matches!(
         &n.seen[..],
         [AgentEffect::Send(FromAgent::JobGone { .. }), AgentEffect::Send(FromAgent::Heartbeat { troubles, .. })] if troubles.is_empty()
@@ -102,7 +102,7 @@ fn health_is_checked_one_at_a_time_when_the_node_does_what_it_is_to_do() {
     assert_eq!(n.troubles(), ["no GPU"]);
     n.say(end_job(EndCause::JobEnded));
     n.exits(BATCH, 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     n.later(Span::from_secs(61));
     assert_eq!(checks(&n), 2);
     n.event(AgentEvent::HealthChecked(Ok(())));
@@ -145,7 +145,7 @@ fn a_machine_is_rebooted_once_for_each_wish_and_not_under_a_job() {
     n.running(BATCH);
     wish(&mut n, 2, 7);
     n.exits(BATCH, 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     n.say(ToAgent::ExitRecorded { key: BATCH });
     assert_eq!(reboots(&n), 0, "of an older leader");
     wish(&mut n, 3, 7);
@@ -177,7 +177,7 @@ fn a_wish_for_a_reboot_waits_for_the_last_job_and_not_for_another() {
             n.say(ToAgent::ExitRecorded { key: FIRST });
         }
         n.exits(BATCH, 0);
-        n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+        n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
         assert_eq!(reboots(&n), 0, "its exit is not on record yet");
         n.say(ToAgent::ExitRecorded { key: BATCH });
         assert_eq!(reboots(&n), usize::from(!another));

@@ -74,7 +74,7 @@ fn a_prolog_that_failed_is_told_until_the_run_is_ended_and_nothing_started() {
     n.later(Span::from_secs(20));
     assert_eq!((told(&n), n.spawns()), (0, 0));
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     let exits = n.seen.iter().find_map(|e| match e {
         AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
         _ => None,
@@ -100,7 +100,12 @@ fn what_an_epilog_failed_of_is_told_with_the_end_each_time() {
     n.running(BATCH);
     n.say(end_job(EndCause::Cancelled));
     n.exits(BATCH, 15);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: Some("why".into()) });
+    n.event(AgentEvent::JobRemoved {
+        job: JOB.0,
+        attempt: JOB.1,
+        epilog: Some("why".into()),
+        faults: vec![],
+    });
     n.say(end_job(EndCause::Cancelled));
     let told = |e: &AgentEffect| matches!(e, AgentEffect::Send(FromAgent::JobGone { epilog: Some(why), .. }) if why == "why");
     assert_eq!(n.count(told), 2);

@@ -19,7 +19,7 @@ fn a_start_runs_once_however_often_it_comes() {
     n.say(ToAgent::ExitRecorded { key: BATCH });
     n.running(BATCH);
     n.say(end_job(EndCause::JobEnded));
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     n.running(BATCH);
     assert_eq!(n.spawns(), 1);
     n.seen.clear();
@@ -101,7 +101,7 @@ fn a_batch_job_goes_with_its_script_and_tells_the_exit_once() {
     n.exits(BATCH, 0);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1, "its end needs no order");
     assert!(n.phases(BATCH).is_empty(), "the exit waits for the end of the run");
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     let told = |n: &Node| {
         n.seen.iter().find_map(|e| match e {
             AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
@@ -141,7 +141,7 @@ fn a_run_that_does_not_go_holds_its_exit_back_only_for_a_moment() {
     n.later(Span(60_000));
     assert_eq!(n.phases(BATCH).len(), 1);
     n.seen.clear();
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     let [AgentEffect::Send(FromAgent::JobGone { steps, .. })] = &n.seen[..] else { panic!() };
     assert_eq!(steps.len(), 1, "what was told may not have arrived");
 }
@@ -170,7 +170,7 @@ fn a_job_goes_when_its_last_step_is_over() {
     }
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 0);
-    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None });
+    n.event(AgentEvent::JobRemoved { job: JOB.0, attempt: JOB.1, epilog: None, faults: vec![] });
     assert_eq!(n.count(|e| matches!(e, AgentEffect::Send(FromAgent::JobGone { .. }))), 1);
 }
 

@@ -70,7 +70,7 @@ fn one(device: &Device<'_>) -> Gpu {
     let mut gpu = Gpu {
         name: device.name().unwrap_or_default(),
         uuid: device.uuid().unwrap_or_default(),
-        bus: device.pci_info().map(|p| kind::bus(&p.bus_id)).unwrap_or_default(),
+        bus: whole_bus(device),
         minor: device.minor_number().ok(),
         brand: device.brand().ok().and_then(brand),
         arch: device
@@ -110,6 +110,11 @@ fn one(device: &Device<'_>) -> Gpu {
             .collect();
     }
     gpu
+}
+
+/// The address of a GPU; nothing where the driver does not say it.
+pub(super) fn whole_bus(device: &Device<'_>) -> String {
+    device.pci_info().map(|p| kind::bus(&p.bus_id)).unwrap_or_default()
 }
 
 fn part(device: &Device<'_>, instance: Option<(u32, u32)>) -> Part {

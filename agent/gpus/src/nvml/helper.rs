@@ -46,8 +46,8 @@ impl Helper {
             .spawn()
             .map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
         let end = Instant::now() + self.deadline;
-        let text = child.stdout.take().map_or_else(Vec::new, |out| read(out, end));
-        let Some(line) = answer(&text) else {
+        let line = child.stdout.take().and_then(|out| read(out, end, WORD));
+        let Some(line) = line else {
             return Err(self.ended(child, end));
         };
         // It has said what there was to say.
@@ -55,7 +55,7 @@ impl Helper {
         if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
             self.hanging = Some(child);
         }
-        serde_json::from_str(line).map_err(|e| format!("the answer cannot be read: {e}"))
+        serde_json::from_str(&line).map_err(|e| format!("the answer cannot be read: {e}"))
     }
 
     /// Why a process that gave no answer did not.
@@ -75,7 +75,7 @@ impl Helper {
 }
 
 /// Whether it has ended, waiting until then.
-fn gone(child: &mut Child, end: Instant) -> bool {
+pub(super) fn gone(child: &mut Child, end: Instant) -> bool {
     loop {
         match child.try_wait() {
             Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
@@ -85,32 +85,35 @@ fn gone(child: &mut Child, end: Instant) -> bool {
     }
 }
 
-/// What comes until the end, the deadline, or a whole answer.
-fn read(mut out: impl Read + std::os::fd::AsFd, end: Instant) -> Vec<u8> {
+/// What the line says that begins with `word`, if it comes before the end and the deadline.
+pub(super) fn read(mut out: impl Read + std::os::fd::AsFd, end: Instant, word: &str) -> Option<String> {
     let mut text = Vec::new();
     let mut buffer = [0; 8192];
-    while text.len() < MOST && answer(&text).is_none() {
+    while text.len() < MOST {
+        if let Some(line) = answer(&text, word) {
+            return Some(line.to_string());
+        }
         let left = end.saturating_duration_since(Instant::now());
-        let Ok(left) = rustix::time::Timespec::try_from(left) else { break };
+        let left = rustix::time::Timespec::try_from(left).ok()?;
         match poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&left)) {
-            Ok(0) => break,
+            Ok(0) => return None,
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => break,
+            Err(_) => return None,
         }
         match out.read(&mut buffer) {
-            Ok(0) | Err(_) => break,
+            Ok(0) | Err(_) => return None,
             Ok(n) => text.extend_from_slice(&buffer[..n]),
         }
     }
-    text
+    None
 }
 
 /// The whole line that carries the answer.
-fn answer(text: &[u8]) -> Option<&str> {
+fn answer<'a>(text: &'a [u8], word: &str) -> Option<&'a str> {
     let text = std::str::from_utf8(text).ok()?;
     let whole = &text[..=text.rfind('\n')?];
-    whole.lines().find_map(|line| line.strip_prefix(WORD))
+    whole.lines().find_map(|line| line.strip_prefix(word))
 }
 
 #[cfg(test)]

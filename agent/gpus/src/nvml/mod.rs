@@ -3,7 +3,9 @@
 
 pub mod ask;
 pub mod helper;
+pub mod sampler;
 mod smi;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 

@@ -89,7 +89,7 @@ impl Recorded {
             "simd_count 440\ndrm_render_minor {render}\nlocation_id {place}\ndomain 0\nunique_id 1234{node}\n"
         );
         self.write(&format!("{dir}/properties"), &properties);
-        self.write(&format!("{dir}/gpu_id"), "51110\n");
+        self.write(&format!("{dir}/gpu_id"), &format!("5111{node}\n"));
         self.write(&format!("{dir}/mem_banks/0/properties"), "heap_type 1\nsize_in_bytes 68702699520\n");
         self.write(&format!("{dir}/io_links/0/properties"), "type 2\nnode_to 0\n");
         self.write(&format!("{dir}/io_links/1/properties"), &format!("type 11\nnode_to {}\n", 3 - other));

@@ -683,6 +683,7 @@ fn counted(group: CgroupUsage, tasks: Usage) -> (Usage, u64) {
         user_us: group.user_us.unwrap_or(tasks.user_us),
         system_us: group.system_us.unwrap_or(tasks.system_us),
         max_rss: group.peak_memory.unwrap_or(tasks.max_rss),
+        ..Usage::default()
     };
     (usage, group.oom_kills.unwrap_or(0))
 }

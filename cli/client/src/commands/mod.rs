@@ -10,6 +10,7 @@ pub mod scontrol;
 pub mod sinfo;
 pub mod squeue;
 pub mod srun;
+pub mod sstat;
 
 use crate::error::Failure;
 use crate::fmt::View;

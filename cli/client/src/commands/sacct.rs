@@ -7,7 +7,7 @@
 
 use super::{command_line, job_state, nodes, now, view, words};
 use crate::error::{Failure, Kind, Outcome};
-use crate::fmt::sacct::{self, Layout, Row, Style, Units};
+use crate::fmt::sacct::{self, Layout, Row, Style, Units, names};
 use crate::fmt::{job, json};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
 use crate::{Command, Invocation, block_on, out};
@@ -151,7 +151,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             );
             return written.and_then(|()| out.flush()).map(|()| 0).map_err(|e| out::failed(&e));
         }
-        let style = Style { view, units };
+        let style = Style { view, units, live: false };
         let mut text = if parsed.has("noheader") { String::new() } else { sacct::header(&columns, &layout) };
         for job in &jobs {
             if whole(&steps, job) {
@@ -235,24 +235,6 @@ fn ids(parsed: &Parsed) -> Result<Ids, Failure> {
 /// What is wrong, as Slurm introduces it, and what to do.
 fn fatal(what: &str, next: &str) -> Failure {
     Failure::raw(Kind::User, format!("sacct: fatal: {what}\nsacct: {next}"))
-}
-
-fn names(selector: &JobSelector, job: &JobInfo) -> bool {
-    match selector {
-        JobSelector::Job(id) => {
-            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
-        }
-        JobSelector::Component(leader, offset) => {
-            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
-        }
-        JobSelector::Task(array, task) => {
-            job.array == Some(*array)
-                && (job.task == Some(*task) || job.waiting.as_ref().is_some_and(|w| w.contains(*task)))
-        }
-        JobSelector::Tasks(array, set) => {
-            job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
-        }
-    }
 }
 
 fn selected(ids: &Ids, job: &JobInfo) -> bool {

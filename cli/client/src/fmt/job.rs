@@ -100,6 +100,12 @@ pub fn failure(job: &JobInfo) -> Option<&str> {
     }
 }
 
+/// What the cluster has to say of a job beside its reason: why it failed, and what its GPUs do while it runs.
+pub fn system_comment(job: &JobInfo) -> Option<String> {
+    let said: Vec<&str> = failure(job).into_iter().chain(job.notices.iter().map(String::as_str)).collect();
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
 /// How long the job has run, or ran.
 pub fn elapsed(job: &JobInfo, view: &View) -> Span {
     match (job.started, job.ended) {

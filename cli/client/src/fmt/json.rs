@@ -4,6 +4,7 @@
 use super::item::{Item, Number, object};
 use super::{View, hosts, job, node, tres};
 use berth_model::effective::Effective;
+use berth_model::launch::Usage;
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo, PullInfo, StepInfo};
 use berth_model::spec::{JobKind, MemoryRequest, TimeLimit};
 use berth_model::state::ExitStatus;
@@ -255,6 +256,17 @@ fn image(digest: Option<&str>, pull: Option<PullInfo>) -> Value {
     json!({"digest": digest.unwrap_or_default(), "pull": pull})
 }
 
+/// What a step used of GPUs; null where none was looked at.
+fn gpu_use(usage: &Usage) -> Value {
+    usage.gpu.map_or(Value::Null, |gpu| {
+        json!({
+            "seconds": gpu.busy_us / 1_000_000,
+            "utilization": {"average": gpu.average(), "max": gpu.peak},
+            "memory": {"max": gpu.max_memory, "total": gpu.memory_in_all()},
+        })
+    })
+}
+
 /// Two objects in one.
 fn joined(mut a: Value, b: Value) -> Value {
     if let (Value::Object(all), Value::Object(more)) = (&mut a, b) {
@@ -279,7 +291,7 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Value {
             "user": micros(s.usage.user_us), "system": micros(s.usage.system_us),
             "total": micros(s.usage.user_us.saturating_add(s.usage.system_us)),
         },
-        "statistics": {"memory": {"max": s.usage.max_rss}},
+        "statistics": {"memory": {"max": s.usage.max_rss}, "gpu": gpu_use(&s.usage)},
         "tres": {"allocated": tres_list(&s.allocated)},
         "message": s.message.clone().unwrap_or_default(),
     })

@@ -12,6 +12,7 @@ pub mod scontrol;
 pub mod sinfo;
 pub mod squeue;
 pub mod time;
+pub mod usage;
 
 use berth_model::stamp::TimeFormat;
 use berth_model::{NodeName, Tres};

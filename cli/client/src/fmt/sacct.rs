@@ -2,9 +2,11 @@
 //! are cut.
 
 use super::job::{self};
+use super::usage;
 use super::{View, gres_amounts, hosts, mebibytes, time};
+use berth_model::launch::Usage;
 use berth_model::record::{JobInfo, PullInfo, StepInfo};
-use berth_model::spec::{JobKind, MemoryRequest};
+use berth_model::spec::{JobKind, JobSelector, MemoryRequest};
 use berth_model::state::{JobState, Reason};
 use berth_model::{Span, StepId, Time, Tres};
 
@@ -14,7 +16,8 @@ pub const DEFAULT: &str = "jobid,jobname,partition,account,alloccpus,state,exitc
 pub const BRIEF: &str = "jobid,state,exitcode";
 /// `-l`: every column that has an answer here, in the order of Slurm's long form.
 pub const LONG: &str = "jobid,jobidraw,jobname,partition,maxrss,ntasks,alloccpus,elapsed,state,exitcode,reqmem,\
-    alloctres,reqtres,user,account,submit,start,end,timelimit,nnodes,nodelist,usercpu,systemcpu,totalcpu,container,workdir";
+    alloctres,reqtres,user,account,submit,start,end,timelimit,nnodes,nodelist,usercpu,systemcpu,totalcpu,tresusageinave,\
+    tresusageinmax,tresusageintot,container,workdir";
 
 /// One line: a job, or one of its steps.
 #[derive(Clone, Copy)]
@@ -44,9 +47,12 @@ pub struct Style {
     pub view: View,
     /// Sizes.
     pub units: Units,
+    /// What steps have used is shown while they run, too.
+    pub live: bool,
 }
 
 /// A column's definition.
+#[derive(Debug)]
 pub struct Field {
     /// Name as in the header.
     pub name: &'static str,
@@ -58,7 +64,7 @@ pub struct Field {
 }
 
 /// A column as asked for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Column {
     /// What it shows.
     pub field: &'static Field,
@@ -91,6 +97,11 @@ fn of_job(r: Row<'_>, get: impl Fn(&JobInfo) -> String) -> String {
     if r.step.is_some() { String::new() } else { get(r.job) }
 }
 
+/// What a step used: on record when it has ended.
+fn of_used(r: Row<'_>, s: &Style, get: impl Fn(&StepInfo) -> String) -> String {
+    r.step.filter(|step| s.live || step.ended.is_some()).map(get).unwrap_or_default()
+}
+
 fn of_step(r: Row<'_>, get: impl Fn(&StepInfo) -> String) -> String {
     r.step.map(get).unwrap_or_default()
 }
@@ -110,7 +121,7 @@ fn in_unit(bytes: u128, unit: char) -> String {
     format!("{}.{:02}{unit}", hundredths / 100, hundredths % 100)
 }
 
-fn bytes(n: u64, s: &Style) -> String {
+pub(super) fn bytes(n: u64, s: &Style) -> String {
     match s.units {
         _ if n == 0 => "0".to_string(),
         Units::In(unit) => in_unit(u128::from(n), unit),
@@ -149,6 +160,13 @@ fn used(r: Row<'_>, of: fn(&berth_model::launch::Usage) -> u64) -> u64 {
         Some(step) => of(&step.usage),
         None => r.job.steps.iter().map(|s| of(&s.usage)).fold(0, u64::saturating_add),
     }
+}
+
+/// What all of a job's steps used.
+fn all_used(job: &JobInfo) -> Usage {
+    let mut all = Usage::default();
+    job.steps.iter().for_each(|step| all.merge(&step.usage));
+    all
 }
 
 fn state(r: Row<'_>) -> String {
@@ -225,6 +243,7 @@ const RIGHT: &[Field] = fields![
     "AveCPU" 10 |r, _| of_step(r, |s| if numbered(s) {
         let micros = (s.usage.user_us + s.usage.system_us) / tasks(s) as u64;
         time::long(Span(i64::try_from(micros).unwrap_or(i64::MAX))) } else { String::new() });
+    "AveGPUUtil" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| g.average().to_string()).unwrap_or_default());
     "Cluster" 10 |_, s| s.view.cluster.clone();
     "Comment" 14 |r, _| of_job(r, |j| j.spec.comment.clone().unwrap_or_default());
     "Container" 19 |r, _| image(r);
@@ -237,6 +256,9 @@ const RIGHT: &[Field] = fields![
     "End" 19 |r, s| when(s, r.step.map_or(r.job.ended, |st| st.ended));
     "ExitCode" 8 |r, _| r.step.map_or(r.job.exit, |s| s.exit).to_string();
     "GID" 6 |r, _| of_job(r, |j| j.identity.gid.to_string());
+    "GPUTime" 10 |r, s| match r.step {
+        Some(_) => of_used(r, s, |st| usage::gpu_time(&st.usage)),
+        None => usage::gpu_time(&all_used(r.job)) };
     "GPUWait" 10 |r, _| pull(r, |p| job::seconds(p.gpu_wait));
     "Group" 9 |r, _| of_job(r, |j| j.identity.group.clone());
     "ImageBytes" 12 |r, _| pull(r, |p| p.bytes.to_string());
@@ -244,7 +266,9 @@ const RIGHT: &[Field] = fields![
     "ImageHit" 8 |r, _| pull(r, |p| if p.hit { "Yes" } else { "No" }.to_string());
     "ImagePull" 10 |r, _| pull(r, |p| job::seconds(p.took));
     "JobName" 10 |r, _| r.step.map_or_else(|| r.job.spec.name.clone(), |s| s.name.clone());
-    "MaxRSS" 10 |r, s| of_step(r, |st| if st.ended.is_some() { bytes(st.usage.max_rss, s) } else { String::new() });
+    "MaxGPUMem" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| bytes(g.max_memory, s)).unwrap_or_default());
+    "MaxGPUUtil" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| g.peak.to_string()).unwrap_or_default());
+    "MaxRSS" 10 |r, s| of_used(r, s, |st| bytes(st.usage.max_rss, s));
     "NCPUS" 10 |r, _| allocated(r).cpu.to_string();
     "NNodes" 8 |r, _| r.step.map_or_else(|| job::node_count(r.job), |s| s.layout.nodes.len() as u64).to_string();
     "NodeList" 15 |r, _| nodes(r);
@@ -274,6 +298,9 @@ const RIGHT: &[Field] = fields![
     "TimelimitRaw" 10 |r, _| of_job(r, |j| j.time_limit.span()
         .map_or("UNLIMITED".into(), |l| (l.secs() / 60).to_string()));
     "TotalCPU" 10 |r, _| berth_model::elapsed::cpu(used(r, |u| u.user_us.saturating_add(u.system_us)));
+    "TRESUsageInAve" 14 |r, s| of_used(r, s, |st| usage::tres(st, usage::Of::Average, s));
+    "TRESUsageInMax" 14 |r, s| of_used(r, s, |st| usage::tres(st, usage::Of::Highest, s));
+    "TRESUsageInTot" 14 |r, s| of_used(r, s, |st| usage::tres(st, usage::Of::Total, s));
     "UID" 6 |r, _| of_job(r, |j| j.identity.uid.to_string());
     "User" 9 |r, _| of_job(r, |j| j.identity.user.clone());
     "UserCPU" 10 |r, _| berth_model::elapsed::cpu(used(r, |u| u.user_us));
@@ -337,14 +364,11 @@ pub const ABSENT: &[&str] = &[
     "SLUID",
     "Suspended",
     "SystemComment",
-    "TRESUsageInAve",
-    "TRESUsageInMax",
     "TRESUsageInMaxNode",
     "TRESUsageInMaxTask",
     "TRESUsageInMin",
     "TRESUsageInMinNode",
     "TRESUsageInMinTask",
-    "TRESUsageInTot",
     "TRESUsageOutAve",
     "TRESUsageOutMax",
     "TRESUsageOutMaxNode",
@@ -445,6 +469,25 @@ fn fit(text: &str, width: usize, mark: bool) -> String {
     cut
 }
 
+/// Whether a word of `-j` names the job.
+pub fn names(selector: &JobSelector, job: &JobInfo) -> bool {
+    match selector {
+        JobSelector::Job(id) => {
+            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
+        }
+        JobSelector::Component(leader, offset) => {
+            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
+        }
+        JobSelector::Task(array, task) => {
+            job.array == Some(*array)
+                && (job.task == Some(*task) || job.waiting.as_ref().is_some_and(|w| w.contains(*task)))
+        }
+        JobSelector::Tasks(array, set) => {
+            job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
+        }
+    }
+}
+
 /// Whether a job was in one of the states at some time in the window (`-s` with `-S` and `-E`).
 pub fn in_state(job: &JobInfo, states: &[JobState], from: Time, to: Time) -> bool {
     states.iter().any(|wanted| match wanted {
@@ -474,13 +517,13 @@ mod tests {
             step(StepId::Number(0), "hostname", ExitStatus::OK),
             step(StepId::Number(1), "bash", exit(3, 0)),
         ];
-        j.steps[1].usage = Usage { user_us: 1000, system_us: 2000, max_rss: 132 * 1024 };
+        j.steps[1].usage = Usage { user_us: 1000, system_us: 2000, max_rss: 132 * 1024, ..Usage::default() };
         j
     }
 
     fn table(format: &str, layout: &Layout, j: &JobInfo) -> String {
         let columns = columns(format).unwrap();
-        let style = Style { view: view(0), units: Units::Whole };
+        let style = Style { view: view(0), units: Units::Whole, live: false };
         let steps = j.steps.iter().map(|s| row(&columns, layout, Row { job: j, step: Some(s) }, &style));
         header(&columns, layout)
             + &row(&columns, layout, Row { job: j, step: None }, &style)
@@ -546,7 +589,7 @@ mod tests {
                 "637.0|00:00.003|00:00.001|00:00.002|132K|2"
             ]
         );
-        let in_g = Style { view: view(0), units: Units::In('G') };
+        let in_g = Style { view: view(0), units: Units::In('G'), live: false };
         let alloc = columns("alloctres").unwrap();
         let mut j = two_steps();
         j.allocated.mem = 1000;

@@ -88,6 +88,7 @@ pub fn job(id: u32, name: &str) -> JobInfo {
         started: Some(Time::from_secs(START)),
         ended: None,
         steps: Vec::new(),
+        notices: Vec::new(),
     }
 }
 

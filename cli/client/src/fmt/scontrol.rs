@@ -146,7 +146,7 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     if let Some(comment) = &j.spec.comment {
         lines.push(format!("Comment={comment}"));
     }
-    if let Some(text) = job::failure(j) {
+    if let Some(text) = job::system_comment(j) {
         lines.push(format!("SystemComment={text}"));
     }
     if let Some(container) = &j.spec.container {

@@ -139,7 +139,7 @@ pub const FIELDS: &[Field] = fields![
     NONE, "stdout", "STDOUT", |j, _| null(path(&j.spec.io.stdout).or_else(|| job::default_output(j)));
     NONE, "openmode", "OPEN_MODE", |j, _| match j.spec.io.open_mode {
         None => "N/A".into(), Some(OpenMode::Append) => "append".into(), Some(OpenMode::Truncate) => "truncate".into() };
-    NONE, "system_comment", "SYSTEM_COMMENT", |j, _| null(job::failure(j).map(str::to_string));
+    NONE, "system_comment", "SYSTEM_COMMENT", |j, _| null(job::system_comment(j));
     NONE, "tres-alloc", "TRES_ALLOC", |j, _| tres(if j.allocated.is_zero() { &j.requested } else { &j.allocated });
     NONE, "tres-per-job", "TRES_PER_JOB", |j, _| job::tres_per_job(j).unwrap_or_else(|| "N/A".into());
     NONE, "tres-per-socket", "TRES_PER_SOCKET", |j, _| job::tres_per_socket(j).unwrap_or_else(|| "N/A".into());

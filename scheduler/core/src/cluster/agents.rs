@@ -81,8 +81,9 @@ impl Cluster {
                     self.prolog_failed(node, job, attempt, &why);
                 }
             }
-            FromAgent::JobGone { session, job, attempt, steps, epilog } => {
+            FromAgent::JobGone { session, job, attempt, steps, epilog, faults } => {
                 if self.heard(node, connection, session) {
+                    self.fence(node, faults);
                     if let Some(why) = epilog {
                         self.epilog_failed(node, job, attempt, &why);
                     }
@@ -109,7 +110,7 @@ impl Cluster {
                     self.peers(node, said);
                 }
             }
-            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked } => {
+            FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus } => {
                 if !self.heard(node, connection, session) {
                     return;
                 }
@@ -120,6 +121,7 @@ impl Cluster {
                     n.drift = told_drift(drift);
                 }
                 self.troubles(node, &troubles);
+                self.hear_of_use(node, used, &gpus);
             }
         }
     }
@@ -214,6 +216,7 @@ impl Cluster {
             // No process outlives a boot: this is the evidence on which lost jobs end or run again.
             self.fail_on_node(name);
         }
+        let hardware_before = self.nodes.get(name).map(|n| Arc::clone(&n.hardware));
         self.register(name, &hello);
         // What it was told before is over for it with the connection.
         self.ahead.retain(|(node, ..)| node != name);
@@ -251,6 +254,9 @@ impl Cluster {
         );
         let fresh = before.is_none_or(|l| l.connection != connection);
         self.compare(name, hello.steps, &hello.jobs, fresh);
+        if let Some(hardware) = hardware_before {
+            self.tell_of_fenced(name, &hardware);
+        }
         self.has_told(name);
         self.has_booted(name, rebooted, fresh);
         self.node_is_back(name);

@@ -133,6 +133,9 @@ impl Cluster {
         if let Some(found) = exit.image.as_mut().and_then(|pull| pull.found.take()) {
             self.keep_image(job, id, *found);
         }
+        let row = self.job(job).and_then(|j| j.steps.get(&id));
+        let place = row.and_then(|row| Some((row.key, &row.nodes.get(at)?.node)));
+        exit.usage = place.map_or(exit.usage, |(key, node)| self.last_use(key, node, exit.usage));
         let Some(step) = self.part_mut(job, id, at) else { return };
         // When many cannot start, the others are told once.
         let failed = failed && step.ending.is_none();
@@ -218,6 +221,7 @@ impl Cluster {
             };
         }
         self.refuse_waiting(id);
+        self.is_busy(id);
         let kill_wait = verdict.kill_wait.unwrap_or(self.config.kill_wait);
         for node in nodes {
             self.send(

@@ -9,6 +9,7 @@ mod causes;
 mod ending;
 mod enter;
 mod exchange;
+mod gpus;
 mod het;
 mod images;
 mod imex;
@@ -88,6 +89,8 @@ pub struct Cluster {
     looking: ahead::Looking,
     /// Images that travel between nodes.
     exchange: Exchange,
+    /// Jobs that leave GPUs idle.
+    idle: BTreeMap<JobId, gpus::Idle>,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
     /// Nodes that are to be rebooted, or are being: when these are told again.
@@ -147,6 +150,7 @@ impl Cluster {
             ahead: BTreeSet::new(),
             looking: ahead::Looking::default(),
             exchange: Exchange::default(),
+            idle: BTreeMap::new(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
             rebooting: BTreeMap::new(),

@@ -112,6 +112,7 @@ impl Cluster {
                 steps: imbl::OrdMap::new(),
                 progress: imbl::OrdMap::new(),
                 wait: None,
+                idle: None,
             };
             cluster.restore_job(job)?;
         }

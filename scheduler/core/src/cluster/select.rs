@@ -114,7 +114,14 @@ impl Cluster {
             (1, Some(task)) => Tasks::One(task),
             _ => Tasks::Range(inside),
         };
-        self.adopt(Job { spec, row, steps: imbl::OrdMap::new(), progress: imbl::OrdMap::new(), wait: None });
+        self.adopt(Job {
+            spec,
+            row,
+            steps: imbl::OrdMap::new(),
+            progress: imbl::OrdMap::new(),
+            wait: None,
+            idle: None,
+        });
         self.enqueue(id);
         Some(id)
     }

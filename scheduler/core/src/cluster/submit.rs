@@ -354,7 +354,14 @@ impl Cluster {
             eligible,
             phase: Phase::Pending,
         };
-        self.adopt(Job { spec, row, steps: imbl::OrdMap::new(), progress: imbl::OrdMap::new(), wait: None });
+        self.adopt(Job {
+            spec,
+            row,
+            steps: imbl::OrdMap::new(),
+            progress: imbl::OrdMap::new(),
+            wait: None,
+            idle: None,
+        });
         id
     }
 

@@ -208,8 +208,14 @@ impl World {
         let phase = StepPhase::Exited(exit(status));
         let message = FromAgent::Step { session, key, phase };
         self.quiet_event(Event::Agent { node: node.clone(), connection, message });
-        let message =
-            FromAgent::JobGone { session, job: key.job, attempt: key.attempt, steps: vec![], epilog: None };
+        let message = FromAgent::JobGone {
+            session,
+            job: key.job,
+            attempt: key.attempt,
+            steps: vec![],
+            epilog: None,
+            faults: vec![],
+        };
         self.quiet_event(Event::Agent { node, connection, message });
     }
 
@@ -340,6 +346,7 @@ impl World {
             attempt: Attempt(attempt),
             steps: vec![],
             epilog: None,
+            faults: vec![],
         });
     }
 

@@ -1,0 +1,84 @@
+//! `[gpus]`: how often GPUs are looked at while jobs have them, and what becomes of jobs that leave theirs idle.
+
+use serde::{Deserialize, Serialize};
+
+/// Most seconds between two looks: an hour.
+const MOST_SECONDS: u32 = 3600;
+/// Most minutes of a policy: a month.
+const MOST_MINUTES: u32 = 31 * 24 * 60;
+
+/// `[gpus]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpusConfig {
+    /// Seconds between two looks at what jobs use of their GPUs; 0 never looks, and then their use is not on record.
+    pub sample_seconds: u32,
+    /// Per cent of utilisation below which a GPU is idle.
+    pub idle_percent: u32,
+    /// Minutes for which all GPUs of a job must be idle until its user is warned; 0 warns nobody.
+    pub idle_warn_minutes: u32,
+    /// Minutes after that warning until the job is ended, if its GPUs are idle all the time; 0 ends none.
+    pub idle_release_minutes: u32,
+}
+
+impl Default for GpusConfig {
+    fn default() -> Self {
+        GpusConfig { sample_seconds: 10, idle_percent: 5, idle_warn_minutes: 0, idle_release_minutes: 0 }
+    }
+}
+
+impl GpusConfig {
+    /// What of it is an agent's affair.
+    #[must_use]
+    pub fn for_agents(&self) -> GpusConfig {
+        GpusConfig { sample_seconds: self.sample_seconds, ..GpusConfig::default() }
+    }
+
+    /// Tells `wrong` each key with what is wrong with it.
+    pub(crate) fn check(&self, wrong: &mut dyn FnMut(String, String)) {
+        if self.sample_seconds > MOST_SECONDS {
+            wrong("gpus.sample_seconds".into(), format!("write seconds, {MOST_SECONDS} at most; 0 is off"));
+        }
+        if self.idle_percent == 0 || self.idle_percent > 100 {
+            wrong("gpus.idle_percent".into(), "write per cent, 1 to 100".into());
+        }
+        for (key, minutes) in [
+            ("idle_warn_minutes", self.idle_warn_minutes),
+            ("idle_release_minutes", self.idle_release_minutes),
+        ] {
+            if minutes > MOST_MINUTES {
+                wrong(format!("gpus.{key}"), format!("write minutes, {MOST_MINUTES} at most; 0 is off"));
+            }
+        }
+        if self.idle_release_minutes > 0 && self.idle_warn_minutes == 0 {
+            let why = "nobody is ended without a warning: write idle_warn_minutes as well";
+            wrong("gpus.idle_release_minutes".into(), why.into());
+        }
+        if self.idle_warn_minutes > 0 && self.sample_seconds == 0 {
+            let why = "nobody looks at GPUs: write sample_seconds above 0 as well";
+            wrong("gpus.idle_warn_minutes".into(), why.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_kept_is_named() {
+        let keys = |config: GpusConfig| {
+            let mut keys = Vec::new();
+            config.check(&mut |key, _| keys.push(key));
+            keys
+        };
+        let plain = GpusConfig::default;
+        assert_eq!(keys(plain()), Vec::<String>::new());
+        assert_eq!(keys(GpusConfig { idle_percent: 0, ..plain() }), ["gpus.idle_percent"]);
+        assert_eq!(keys(GpusConfig { sample_seconds: 3601, ..plain() }), ["gpus.sample_seconds"]);
+        assert_eq!(keys(GpusConfig { idle_release_minutes: 5, ..plain() }), ["gpus.idle_release_minutes"]);
+        let blind = GpusConfig { sample_seconds: 0, idle_warn_minutes: 1, ..plain() };
+        assert_eq!(keys(blind.clone()), ["gpus.idle_warn_minutes"]);
+        assert_eq!(blind.for_agents(), GpusConfig { sample_seconds: 0, ..plain() });
+    }
+}

@@ -1,0 +1,222 @@
+//! GPUs of jobs that run: what of their use is told, jobs that leave them idle, and GPUs that are fenced under their jobs or after them.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::config::Config;
+use berth_model::gpus::GpusConfig;
+use berth_model::hardware::Hardware;
+use berth_model::ids::{Attempt, JobId, StepKey};
+use berth_model::launch::{GpuUsage, StepPhase, Usage};
+use berth_model::link::{FromAgent, GpuFault, GpusBusy, ToAgent};
+use berth_model::spec::JobKind;
+use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_model::time::Span;
+use berth_model::tres::GresKey;
+use common::*;
+
+fn config() -> Config {
+    let gpus = GpusConfig { idle_warn_minutes: 30, idle_release_minutes: 10, ..GpusConfig::default() };
+    Config { gpus, ..Config::default() }
+}
+
+fn world(config: &Config, nodes: &[&str]) -> World {
+    let mut w = World::new(config);
+    nodes.iter().for_each(|node| w.node(node, hardware(4, 1, 8000, 2)));
+    w
+}
+
+fn wants(w: &mut World, name: &str, nodes: u32) -> JobId {
+    w.batch(name, |s| {
+        s.resources.min_nodes = nodes;
+        s.resources.gres.insert(GresKey { name: "gpu".into(), kind: None }, 2);
+    })
+}
+
+/// A heartbeat with the highest utilisation of each run's GPUs.
+fn beats(w: &mut World, node: &str, used: Vec<(StepKey, Usage)>, busy: &[(JobId, u32)]) {
+    let gpus = busy
+        .iter()
+        .map(|(job, percent)| GpusBusy { job: *job, attempt: Attempt(0), percent: *percent })
+        .collect();
+    let asked = w.clock();
+    w.tell(node, |session| FromAgent::Heartbeat {
+        session,
+        load: 0,
+        free_memory: 0,
+        troubles: vec![],
+        drift: vec![],
+        asked,
+        used,
+        gpus,
+    });
+}
+
+/// Minutes in which nodes say the same every ten seconds.
+fn minutes(w: &mut World, n: i64, says: &[(&str, JobId, u32)]) {
+    for _ in 0..n * 6 {
+        w.later(Span::from_secs(10));
+        says.iter().for_each(|(node, job, percent)| beats(w, node, vec![], &[(*job, *percent)]));
+    }
+}
+
+fn said(w: &mut World) -> Vec<(StepKey, String)> {
+    let sent = std::mem::take(&mut w.sent);
+    sent.into_iter()
+        .filter_map(|m| if let ToAgent::Say { key, text } = m { Some((key, text)) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_job_that_leaves_its_gpus_idle_is_warned_and_then_ended() {
+    let mut w = world(&config(), &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    said(&mut w);
+    minutes(&mut w, 29, &[("n1", job, 4)]);
+    assert_eq!(said(&mut w), []);
+    minutes(&mut w, 2, &[("n1", job, 4)]);
+    let lines = said(&mut w);
+    let [(key, line)] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(*key, batch_key(job, 0));
+    assert!(
+        line.contains("idle") && line.contains("below 5% for 30 minutes") && line.contains("in 10 minutes"),
+        "{line}"
+    );
+    assert!(w.info(job).notices[0].contains("are idle"), "{:?}", w.info(job).notices);
+    minutes(&mut w, 9, &[("n1", job, 0)]);
+    assert_eq!((w.state(job), said(&mut w)), (JobState::Running, vec![]));
+    minutes(&mut w, 2, &[("n1", job, 0)]);
+    let lines = said(&mut w);
+    assert!(lines.len() == 1 && lines[0].1.contains("is ended"), "{lines:?}");
+    w.exited("n1", batch_key(job, 0), ExitStatus { code: 0, signal: 15 });
+    w.gone("n1", job, 0);
+    let info = w.info(job);
+    assert_eq!((info.state, info.reason), (JobState::Cancelled, Reason::GpusIdle));
+    assert!(info.notices.is_empty());
+}
+
+#[test]
+fn a_job_that_uses_its_gpus_in_between_is_counted_anew() {
+    let mut w = world(&config(), &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    minutes(&mut w, 35, &[("n1", job, 0)]);
+    assert_eq!(said(&mut w).len(), 1);
+    minutes(&mut w, 1, &[("n1", job, 5)]);
+    assert!(w.info(job).notices.is_empty());
+    minutes(&mut w, 29, &[("n1", job, 0)]);
+    assert_eq!((said(&mut w), w.state(job)), (vec![], JobState::Running));
+    minutes(&mut w, 2, &[("n1", job, 0)]);
+    assert_eq!(said(&mut w).len(), 1, "warned once more before it is ended");
+}
+
+#[test]
+fn a_job_is_idle_only_when_all_of_its_nodes_say_so() {
+    let mut w = world(&config(), &["n1", "n2"]);
+    let job = wants(&mut w, "a", 2);
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    // The second node has nothing of the job that runs, and so nothing that could use its GPUs; the first one works.
+    minutes(&mut w, 90, &[("n1", job, 80), ("n2", job, 0)]);
+    assert_eq!((said(&mut w), w.state(job)), (vec![], JobState::Running));
+    // A node that does not say how it is may be at work.
+    for _ in 0..90 * 6 {
+        w.later(Span::from_secs(10));
+        beats(&mut w, "n1", vec![], &[]);
+        beats(&mut w, "n2", vec![], &[(job, 0)]);
+    }
+    assert_eq!((said(&mut w), w.state(job)), (vec![], JobState::Running));
+    minutes(&mut w, 45, &[("n1", job, 0), ("n2", job, 0)]);
+    assert_eq!(w.info(job).state, JobState::Completing);
+}
+
+#[test]
+fn an_allocation_without_a_step_is_idle_and_without_the_policy_nothing_is() {
+    let mut w = world(&config(), &["n1"]);
+    let mut spec = job(JobKind::Alloc, "a");
+    spec.resources.gres.insert(GresKey { name: "gpu".into(), kind: None }, 1);
+    let held = w.submit(spec.clone()).unwrap();
+    for _ in 0..45 * 6 {
+        w.later(Span::from_secs(10));
+        beats(&mut w, "n1", vec![], &[]);
+    }
+    assert_eq!(w.info(held).reason, Reason::GpusIdle);
+    let mut w = world(&Config::default(), &["n1"]);
+    let held = w.submit(spec).unwrap();
+    for _ in 0..45 * 6 {
+        w.later(Span::from_secs(10));
+        beats(&mut w, "n1", vec![], &[(held, 0)]);
+    }
+    assert_eq!(w.state(held), JobState::Running);
+}
+
+#[test]
+fn what_steps_use_is_shown_while_they_run_and_kept_of_those_that_are_lost() {
+    let mut w = world(&Config::default(), &["n1", "n2"]);
+    let job = wants(&mut w, "a", 1);
+    let key = batch_key(job, 0);
+    w.phase("n1", key, StepPhase::Running);
+    let gpu = GpuUsage { busy_us: 5, watched_us: 10, peak: 70, max_memory: 9, memory_of_all: 0 };
+    let used = Usage { user_us: 7, system_us: 1, max_rss: 3, gpu: Some(gpu), ..Usage::default() };
+    beats(&mut w, "n1", vec![(key, used)], &[]);
+    let shown = w.info(job).steps[0].usage;
+    assert_eq!((shown.user_us, shown.max_rss, shown.gpu.map(|g| g.peak)), (7, 3, Some(70)));
+    // Its machine starts again: nobody else will say what it used.
+    w.hello("n1", "another boot", hardware(4, 1, 8000, 2), vec![], vec![]);
+    let row = w.core.snapshot().job(job).map(|info| info.steps);
+    let lost = w.writes.iter().rev().find_map(|write| match write {
+        berth_sched_core::Write::PutStep(step) if step.key == key => step.nodes[0].exit.clone(),
+        _ => None,
+    });
+    let lost = lost.unwrap_or_else(|| panic!("{row:?}"));
+    assert_eq!((lost.usage.user_us, lost.usage.gpu), (7, Some(gpu)));
+}
+
+fn two(fault: Option<&str>) -> Hardware {
+    let mut hw = hardware(4, 1, 8000, 2);
+    hw.gres[1].fault = fault.map(Into::into);
+    hw.gres[1].bus = Some("0000:80:00.0".into());
+    hw
+}
+
+#[test]
+fn a_job_is_told_once_when_a_gpu_of_its_own_is_fenced() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", two(None));
+    let job = wants(&mut w, "a", 1);
+    let running = || vec![(batch_key(job, 0), StepPhase::Running)];
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    said(&mut w);
+    w.hello("n1", "boot", two(Some("it fell off the bus")), running(), vec![(job, Attempt(0))]);
+    let lines = said(&mut w);
+    let expected = "*** GPU 1 (0000:80:00.0) of n1 is fenced: it fell off the bus ***";
+    assert_eq!(lines, [(batch_key(job, 0), expected.to_string())]);
+    assert_eq!(w.info(job).notices, ["GPU 1 (0000:80:00.0) of n1 is fenced: it fell off the bus"]);
+    w.hello("n1", "boot", two(Some("it fell off the bus")), running(), vec![(job, Attempt(0))]);
+    assert_eq!(said(&mut w), [], "it knows");
+    w.hello("n1", "boot", two(None), running(), vec![(job, Attempt(0))]);
+    assert!(said(&mut w).is_empty() && w.info(job).notices.is_empty());
+}
+
+#[test]
+fn a_gpu_that_a_job_left_unfit_is_not_given_to_the_next_one() {
+    let mut w = world(&Config::default(), &["n1"]);
+    let first = wants(&mut w, "a", 1);
+    let second = wants(&mut w, "b", 1);
+    assert_eq!((w.state(first), w.state(second)), (JobState::Running, JobState::Pending));
+    w.exited("n1", batch_key(first, 0), ExitStatus::OK);
+    let fault = GpuFault { index: 1, why: "\x1bprocesses are on it".into() };
+    w.tell("n1", |session| FromAgent::JobGone {
+        session,
+        job: first,
+        attempt: Attempt(0),
+        steps: vec![],
+        epilog: None,
+        faults: vec![fault],
+    });
+    assert_eq!((w.state(first), w.state(second)), (JobState::Completed, JobState::Pending));
+    let node = w.core.snapshot().node(&"n1".into()).unwrap();
+    assert_eq!(node.hardware.gres[1].fault.as_deref(), Some("processes are on it"));
+    // It is free by now.
+    w.hello("n1", "boot", hardware(4, 1, 8000, 2), vec![], vec![]);
+    assert_eq!(w.state(second), JobState::Running);
+}
