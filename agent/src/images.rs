@@ -5,7 +5,7 @@ use crate::admission;
 use crate::enter::Entered;
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
-use crate::peers::{PeerSource, Peers, Turn};
+use crate::peers::{PeerSource, Peers, Turn, Whose};
 use crate::place;
 use crate::room::{self, Room};
 use crate::signatures::{self, Unsigned};
@@ -17,7 +17,7 @@ use berth_images::{
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
-use berth_model::ids::{Attempt, JobId, Uid};
+use berth_model::ids::{StepKey, Uid};
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
 use berth_model::pin::{file_of, travels};
@@ -111,8 +111,8 @@ type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::
 /// For whom an image is made present.
 #[derive(Clone, Copy)]
 struct For<'a> {
-    /// The job's run, where it is a job's: what it needs other nodes may give.
-    run: Option<(JobId, Attempt)>,
+    /// The step, where it is a job's.
+    step: Option<StepKey>,
     user: &'a Identity,
     /// The submitter's environment.
     env: &'a [ByteStr],
@@ -123,7 +123,7 @@ struct For<'a> {
 impl<'a> For<'a> {
     fn step(launch: &'a StepLaunch) -> For<'a> {
         For {
-            run: Some((launch.key.job, launch.key.attempt)),
+            step: Some(launch.key),
             user: &launch.identity,
             env: &launch.env,
             directory: launch.work_dir.as_path(),
@@ -248,7 +248,8 @@ impl Images {
         bring: &Bring<'_, T>,
     ) -> berth_images::Result<T> {
         let digest = manifest.digest.to_string();
-        let Some(turn) = of.run.and_then(|run| self.peers.ask(run, &digest, stop)) else {
+        let whose = of.step.map_or(Whose::User(of.user.uid), |key| Whose::Run(key.job, key.attempt));
+        let Some(turn) = self.peers.ask(whose, &digest, stop) else {
             return bring(None, None);
         };
         let source = PeerSource::new(&turn, &turn.way(), &manifest.source);
@@ -352,7 +353,7 @@ impl Images {
         image: &ImageRef,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
-        let of = For { run: None, user, env: &[], directory: user.home.as_path(), account: None };
+        let of = For { step: None, user, env: &[], directory: user.home.as_path(), account: None };
         let pulling = Pulling::new(|_| {});
         let pull = Pull { of, login: None, pulling: &pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
@@ -390,7 +391,11 @@ impl Images {
             Some(resolved) => resolved.clone(),
             None => {
                 pulling.state().wanted = true;
-                self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?
+                let found = self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?;
+                match of.step.filter(|_| !ahead) {
+                    Some(key) => self.peers.pin(key, &wanted.typed, found, stop)?,
+                    None => found,
+                }
             }
         };
         let account = of.account;
@@ -685,6 +690,17 @@ impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
         if percent != state.told {
             state.told = percent;
             (self.tell)(percent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_store_makes_layers_one_where_the_runtime_mounts_no_more() {
+        for kernel in [(5, 15), (6, 1), (6, 7), (6, 8), (6, 18), (7, 0)] {
+            let release = format!("{}.{}.3-x", kernel.0, kernel.1);
+            assert_eq!(berth_images::most_layers(&release), berth_runtime::plan::most_layers(kernel));
         }
     }
 }

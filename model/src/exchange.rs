@@ -1,7 +1,8 @@
 //! What agents and the controller say to each other about images that travel between nodes: who fetches one, who has it, and
 //! which node may have it of which.
 
-use crate::ids::{Attempt, JobId, NodeName, Uid};
+use crate::ids::{Attempt, JobId, NodeName, StepKey, Uid};
+use crate::spec::ResolvedImage;
 use crate::time::Span;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,29 @@ pub enum FromPeers {
         bytes: u64,
         /// Nodes that did not give it.
         failed: Vec<NodeName>,
+    },
+    /// An image is wanted for a user who asked for it by [`PullImage`](crate::request::Request::PullImage), without a job. Said again as
+    /// [`FromPeers::Wanted`] is.
+    Asked {
+        /// Number of the question.
+        ask: u64,
+        /// For whom.
+        user: Uid,
+        /// `sha256:...` of the manifest.
+        digest: String,
+        /// Bytes that came so far, from wherever they come.
+        bytes: u64,
+        /// Nodes that did not give it.
+        failed: Vec<NodeName>,
+    },
+    /// A name that came without its meaning means this image here. Said again every few seconds until it is answered.
+    Found {
+        /// Number of the question.
+        ask: u64,
+        /// Which step wants it.
+        key: StepKey,
+        /// What was found.
+        image: ResolvedImage,
     },
     /// Images in the node's store.
     Holds {
@@ -74,6 +98,13 @@ pub enum ToPeers {
         way: ImageWay,
         /// What gateways said that did not get it.
         note: String,
+    },
+    /// Answer to [`FromPeers::Found`]: this is what the name means, for all of the job's tasks, nodes and runs.
+    Pinned {
+        /// Which question.
+        ask: u64,
+        /// The image that was found first.
+        image: ResolvedImage,
     },
     /// A node may fetch an image here, for one user.
     Serve {

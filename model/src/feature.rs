@@ -6,7 +6,7 @@
 use crate::devices::MPS;
 use crate::gres::Wanted;
 use crate::mpi::MpiType;
-use crate::spec::{JobSpec, ResourceRequest, StepSpec};
+use crate::spec::{ContainerSpec, JobSpec, ResourceRequest, StepSpec};
 
 /// What agents call that they pass words of the controller on to steps ([`crate::link::ToAgent::Say`]): no job asks for it.
 pub const SAY: &str = "say";
@@ -36,11 +36,13 @@ pub enum Feature {
     Pmix,
     /// `--gres=mps`.
     Mps,
+    /// Images that are named inside containers: what the first node finds is what all have.
+    Pinned,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 11] = [
+    pub const ALL: [Feature; 12] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -52,6 +54,7 @@ impl Feature {
         Feature::GpuBind,
         Feature::Pmix,
         Feature::Mps,
+        Feature::Pinned,
     ];
 
     /// What agents call it.
@@ -68,6 +71,7 @@ impl Feature {
             Feature::GpuBind => "gpu-bind",
             Feature::Pmix => "pmix",
             Feature::Mps => "mps",
+            Feature::Pinned => "pinned-names",
         }
     }
 
@@ -85,6 +89,7 @@ impl Feature {
             Feature::GpuBind => "--gpu-bind",
             Feature::Pmix => "--mpi=pmix",
             Feature::Mps => "--gres=mps",
+            Feature::Pinned => "images named inside containers",
         }
     }
 
@@ -106,10 +111,15 @@ fn of_resources(asked: &ResourceRequest) -> impl Iterator<Item = Feature> {
     sockets.into_iter().chain(asked.overcommit.then_some(Feature::Overcommit)).chain(fabric).chain(mps)
 }
 
+fn of_container(container: &Option<ContainerSpec>) -> Option<Feature> {
+    container.as_ref().filter(|container| container.image.resolved.is_none()).map(|_| Feature::Pinned)
+}
+
 /// What nodes must know for a job, with the step that it begins with.
 pub fn needed_by_job(job: &JobSpec, first: Option<&StepSpec>) -> Vec<Feature> {
     let mut needs: Vec<Feature> = of_resources(&job.resources).collect();
     needs.extend(job.het.map(|_| Feature::Het));
+    needs.extend(of_container(&job.container));
     needs.extend(first.into_iter().flat_map(needed_by_step));
     needs.sort_unstable();
     needs.dedup();
@@ -130,5 +140,6 @@ pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
         (step.mpi == Some(MpiType::Pmix), Feature::Pmix),
         (step.gres.as_ref().is_some_and(names_mps) || names_mps(&step.devices.per_task), Feature::Mps),
     ];
-    needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature)).collect()
+    let needs = needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature));
+    needs.chain(of_container(&step.container)).collect()
 }

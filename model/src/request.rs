@@ -6,7 +6,7 @@ use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use crate::launch::{Layout, NodeShare};
 use crate::login::SealedLogin;
 use crate::member::{KeyId, MemberInfo, MemberRole};
-use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, StepSpec};
+use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, ResolvedImage, StepSpec};
 use crate::state::{ExitStatus, JobState, NextState};
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,13 @@ pub enum Request {
         next: NextState,
         /// Why.
         reason: Option<String>,
+    },
+    /// `berth image pull --cluster`: the caller will have these nodes fetch an image, which one of them may give to the others.
+    PullImage {
+        /// Which.
+        image: Box<ResolvedImage>,
+        /// Which nodes.
+        nodes: Vec<NodeName>,
     },
     /// The client that drives an allocation (`salloc`, `srun`) is done with it.
     EndAllocation {

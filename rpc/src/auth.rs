@@ -48,6 +48,8 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterRequeue
         | Method::ClusterEndAllocation
         | Method::ClusterHoldLease => &[Administrator, User, Inside],
+        // Of their own images: each node asks for the caller, and judges.
+        Method::ClusterPullImage => &[Administrator, User],
         // Changes to the cluster.
         Method::ClusterUpdateNode | Method::ClusterShutdown | Method::ClusterReconfigure => &[Administrator],
         // Who belongs to the cluster. Joining itself has no method: see `Request::Enrol`.
@@ -91,6 +93,7 @@ xxx. /berth.v1.Cluster/Release
 xxx. /berth.v1.Cluster/Requeue
 x... /berth.v1.Cluster/UpdateNode
 xxx. /berth.v1.Cluster/EndAllocation
+xx.. /berth.v1.Cluster/PullImage
 xxx. /berth.v1.Cluster/ListJobs
 xxx. /berth.v1.Cluster/ListNodes
 xxx. /berth.v1.Cluster/ListPartitions

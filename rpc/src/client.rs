@@ -14,7 +14,7 @@ use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{CancelRequest, NodeStateChange, Payload, Refusal, RefusalCode, Response};
-use berth_model::spec::{JobSelector, JobSpec, StepSpec};
+use berth_model::spec::{JobSelector, JobSpec, ResolvedImage, StepSpec};
 use berth_model::state::{ExitStatus, NextState};
 use berth_model::{NodeName, StepId};
 use bytes::Bytes;
@@ -309,6 +309,12 @@ impl Client {
             reboot: Some(pb::RebootRequest { asap, next: next.put() }),
         };
         self.change(Method::ClusterUpdateNode, &request)
+    }
+
+    /// The caller will have nodes fetch an image: one of them gets it from where it is, and gives it to the others.
+    pub fn pull_image(&self, image: &ResolvedImage, nodes: &[NodeName]) -> Call<'_, Response> {
+        let nodes = nodes.iter().map(Field::put).collect();
+        self.change(Method::ClusterPullImage, &pb::PullImageRequest { image: Some(image.put()), nodes })
     }
 
     /// Gives an allocation back.

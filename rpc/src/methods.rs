@@ -215,6 +215,7 @@ impl<S: Service> Shell<S> {
             Method::ClusterRequeue => self.change(actor, selected(body)?.map(Request::Requeue)).await,
             Method::ClusterUpdateNode => self.change(actor, read(body).map(update)?).await,
             Method::ClusterEndAllocation => self.change(actor, read(body).map(end)?).await,
+            Method::ClusterPullImage => self.change(actor, read(body).map(pull)?).await,
             Method::ClusterListJobs => {
                 let query = Field::get(read::<pb::JobQuery>(body)?).map_err(|e| malformed(&e))?;
                 outgoing(self.service.jobs(actor.identity.uid, query).await, move |mut list| {
@@ -350,6 +351,10 @@ fn step(r: pb::CreateStepRequest) -> Result<Request, Malformed> {
         return Ok(Request::CreateHetStep { parts });
     }
     Ok(Request::CreateStep { job: Field::get(r.job)?, spec: Field::get(r.spec)? })
+}
+
+fn pull(r: pb::PullImageRequest) -> Result<Request, Malformed> {
+    Ok(Request::PullImage { image: Box::new(required(r.image)?), nodes: Field::get(r.nodes)? })
 }
 
 fn update(r: pb::UpdateNodeRequest) -> Result<Request, Malformed> {

@@ -5,7 +5,7 @@ use crate::signatures::{Signer, rule};
 use berth_tests::layout::{self, Layer};
 use berth_tests::registry::LOGIN;
 use berth_tests::sandbox::wait;
-use berth_tests::{Cmd, Hosts, Registry, images, machine};
+use berth_tests::{Cmd, Hosts, Registry, Who, images, machine};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -75,6 +75,99 @@ fn nodes_that_start_at_once_ask_the_registry_for_each_blob_once_as_root() {
     // Whoever comes to an image that is there asks nobody for it.
     hosts.cmd("n1", "srun").args(["-N4", &container, "true"]).limit(60).ok();
     assert_eq!(asked(&registry), blobs);
+}
+
+/// Without a job, too: a user, or root, has all nodes fetch an image.
+#[test]
+fn nodes_that_are_to_have_an_image_ask_the_registry_for_each_blob_once_as_root() {
+    let (hosts, registry) = nodes(4);
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let pulled = |root: bool, image: &str| {
+        let cmd = if root { hosts.root("n1", "berth") } else { hosts.cmd("n1", "berth") };
+        let told = cmd.args(["image", "pull", "--cluster", "--json", image]).limit(120).ok();
+        let answers: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
+        let answers = answers.as_array().unwrap().clone();
+        assert!(
+            answers.len() == 4 && answers.iter().all(|node| node["answer"]["digest"].is_string()),
+            "{answers:?}"
+        );
+        assert!(!told.err().contains("by itself"), "{told}");
+    };
+    pulled(false, &image);
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // It is there, for whoever asked, on each of them.
+    let container = format!("--container-image={image}");
+    let told = hosts.cmd("n1", "srun").args(["-N4", &container, "cat", "/data/kept"]).limit(60).ok();
+    assert_eq!(told.text().lines().count(), 4, "{told}");
+    assert_eq!(asked(&registry), blobs);
+    // And for root.
+    let image = registry.push(&images::busybox(), "team/other:1", &[]);
+    pulled(true, &image);
+    let blobs = asked(&registry);
+    assert!(blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // Who did not ask has nothing of it: a node that another user asks shows by that user's own way that they may have it.
+    let image = registry.push(&images::debian(), "team/third:1", &[]);
+    let words = ["image", "pull", "--cluster", "-w", "n2", &image];
+    hosts.cmd("n1", "berth").args(words).limit(60).ok();
+    let before = asked(&registry);
+    let words = ["image", "pull", "--cluster", "-w", "n3", &image];
+    hosts.on("n1", &Who::stranger(), "berth").args(words).limit(60).ok();
+    let after = asked(&registry);
+    assert!(before.iter().any(|(path, times)| after[path] > *times), "{before:?} {after:?}");
+}
+
+/// What compressed a layer is nothing that nodes have to know: they give each other what is in it. And a layer in which files take the place
+/// of others is given as it was, too.
+#[test]
+fn layers_that_nobody_could_compress_again_come_from_the_registry_once_as_root() {
+    let (hosts, registry) = nodes(3);
+    let compressed = |program: &str, options: &[&str], archive: &[u8]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), archive).unwrap();
+        Cmd::new(program).args(options).arg(file.path()).ok().stdout
+    };
+    let place = tempfile::tempdir().unwrap();
+    let lowest = layout::busybox().finish();
+    let text = |n: usize| format!("file {n} with something that can be compressed\n").repeat(500);
+    let many = (0..20).fold(Layer::default().directory("many"), |l, n| {
+        l.file(&format!("many/{n}"), 0o644, text(n).as_bytes())
+    });
+    let many = many.finish();
+    let twice = Layer::default()
+        .file("twice", 0o644, b"first")
+        .file("other", 0o644, b"other")
+        .file("twice", 0o644, b"second");
+    let twice = twice.finish();
+    // Two members, the first stored and not compressed; and zstd with a window and frames of its own.
+    let (front, rest) = many.split_at(many.len() / 2);
+    let odd = [
+        compressed("gzip", &["-c", "-1", "--name"], front),
+        compressed("gzip", &["-c", "-9", "--no-name"], rest),
+    ]
+    .concat();
+    layout::write_compressed(
+        place.path(),
+        &[
+            (
+                "zstd",
+                compressed("zstd", &["-q", "-c", "-19", "--long=24", "--no-check"], &lowest),
+                lowest.clone(),
+            ),
+            ("gzip", odd, many),
+            ("gzip", compressed("gzip", &["-c", "-1"], &twice), twice),
+        ],
+    );
+    let image = registry.push(place.path(), "team/odd:1", &["--preserve-digests"]);
+    let container = format!("--container-image={image}");
+    let script = "cat /twice && cat /many/* | busybox wc -c";
+    let told = hosts.cmd("n1", "srun").args(["-N3", &container, "sh", "-c", script]).limit(120).ok();
+    assert_eq!(told.text().matches("second").count(), 3, "{told}");
+    let blobs = asked(&registry);
+    assert!(blobs.len() >= 4 && blobs.values().all(|times| *times == 1), "{blobs:?}\n{}", log(&hosts, "n1"));
+    for host in ["n1", "n2", "n3"] {
+        hosts.root(host, "berth").args(["image", "verify"]).limit(60).ok();
+    }
 }
 
 #[test]

@@ -3,12 +3,73 @@
 use berth_tests::sandbox::wait;
 use berth_tests::{Registry, Sandbox, Who, each_user, images};
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// The digest that a tag has now.
 fn digest(sandbox: &Sandbox, image: &str) -> String {
     let inspect = sandbox.cmd("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]);
     let image = format!("docker://{image}");
     inspect.arg(image).env("HOME", sandbox.work()).env("XDG_RUNTIME_DIR", sandbox.work()).ok().text()
+}
+
+/// A registry's front, by which a tag means something else each time that it is looked up: nobody is answered before as many have asked as
+/// it has meanings.
+struct Moving {
+    address: String,
+    asked: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl Moving {
+    fn before(registry: &Registry, tag: &str, meanings: [&'static str; 2]) -> Moving {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new((Mutex::new(0), Condvar::new()));
+        let (shared, host, tag) = (Arc::clone(&asked), registry.host(), format!("/manifests/{tag} "));
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let (shared, host, tag) = (Arc::clone(&shared), host.clone(), tag.clone());
+                std::thread::spawn(move || pass(near, &host, &tag, meanings, &shared));
+            }
+        });
+        Moving { address, asked }
+    }
+
+    fn lookups(&self) -> usize {
+        *self.asked.0.lock().unwrap()
+    }
+}
+
+/// Passes one request on.
+fn pass(mut near: TcpStream, host: &str, tag: &str, meanings: [&str; 2], asked: &(Mutex<usize>, Condvar)) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        match near.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    let mut head = String::from_utf8(head).unwrap();
+    if head.contains(tag) {
+        let mut count = asked.0.lock().unwrap();
+        let meaning = meanings[(*count).min(1)];
+        *count += 1;
+        asked.1.notify_all();
+        let all = |count: &mut usize| *count < meanings.len();
+        drop(asked.1.wait_timeout_while(count, Duration::from_secs(20), all).unwrap());
+        head = head.replace(tag, &format!("/manifests/{meaning} "));
+    }
+    // One request a connection.
+    let (line, rest) = head.split_once("\r\n").unwrap();
+    let fields =
+        rest.lines().filter(|line| !line.to_lowercase().starts_with("connection:") && !line.is_empty());
+    let fields: String = fields.map(|line| format!("{line}\r\n")).collect();
+    let Ok(mut far) = TcpStream::connect(host) else { return };
+    let sent = far.write_all(format!("{line}\r\n{fields}Connection: close\r\n\r\n").as_bytes());
+    // Whoever does not listen any more needs nothing.
+    let _ = sent.and_then(|()| std::io::copy(&mut far, &mut near));
 }
 
 /// Fields of one row of `sacct`.
@@ -77,6 +138,47 @@ each_user! {
         sandbox.wait_file("out.2", "kept\nkept\n", 60);
         sandbox.cmd("scontrol").args(["requeue", &format!("{job}_1")]).ok();
         sandbox.wait_file("out.1", "kept\nkept\nkept\nkept\n", 60);
+    }
+
+    fn tasks_that_start_at_once_have_one_image_although_its_tag_moves_between_them(who) {
+        let registry = Registry::open();
+        let image = registry.push(&images::layers(), "team/moving:first", &[]);
+        let other = registry.push(&images::busybox(), "team/moving:later", &[]);
+        // Nobody is answered what the tag means before both have asked, and then each is told something else.
+        let moves = Moving::before(&registry, "now", ["first", "later"]);
+        let config = format!("[images]\ninsecure_registries = [\"{}\", \"{}\"]\n", registry.host(), moves.address);
+        let mut sandbox = Sandbox::with_config(who, &config);
+        let either = [digest(&sandbox, &image), digest(&sandbox, &other)];
+        let moving = format!("{}/team/moving:now", moves.address);
+        let inner = sandbox.write("inner.sh", "#!/bin/sh\nls /data/kept 2>/dev/null || echo other\n");
+        let (work, mount) = (sandbox.work().display().to_string(), format!("--container-mounts={}", sandbox.work().display()));
+        let script = format!(
+            "#!/bin/sh\ncd {work}\nsbatch --parsable --hold --array=1-2 --mem=64M -c1 -o {work}/out.%a --open-mode=append \
+             --container-image=$IMAGE {}\n",
+            inner.display()
+        );
+        let outer = sandbox.cmd("sbatch").args(["--wait", "--mem=64M", "-o", "outer", &mount, "--container-image", &image]);
+        outer.arg(sandbox.write("outer.sh", script)).env("IMAGE", &moving).ok();
+        let job: u64 = sandbox.read("outer").trim().parse().unwrap();
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        let digests = || {
+            let told = sandbox.cmd("sacct").args(["-nXP", "-j", &job.to_string(), "-o", "state,imagedigest"]).ok().text();
+            let lines: Vec<String> = told.lines().filter(|line| line.starts_with("COMPLETED|sha256:")).map(str::to_string).collect();
+            (lines.len() == 2).then_some(lines)
+        };
+        let all = wait(90, digests).unwrap_or_else(|| panic!("{}", sandbox.cmd("sacct").args(["-P", "-j", &job.to_string()]).ok()));
+        assert_eq!(moves.lookups(), 2, "each task asks for itself");
+        assert_eq!(all[0], all[1]);
+        let kept = all[0].split_once('|').unwrap().1.to_string();
+        assert!(either.contains(&kept), "{kept} is none of {either:?}");
+        let said = if kept == either[0] { "/data/kept\n" } else { "other\n" };
+        assert_eq!((sandbox.read("out.1").as_str(), sandbox.read("out.2").as_str()), (said, said));
+        // And so has a run that comes later, when the controller has forgotten what it had in memory.
+        sandbox.down();
+        sandbox.up();
+        sandbox.cmd("scontrol").args(["requeue", &format!("{job}_1")]).ok();
+        sandbox.wait_file("out.1", &said.repeat(2), 60);
+        assert_eq!(moves.lookups(), 2);
     }
 
     fn what_a_pull_took_is_on_record(who) {

@@ -4,6 +4,7 @@
 mod fetch;
 mod held;
 mod http;
+mod pins;
 mod serve;
 
 use crate::direct::Admitted;
@@ -13,7 +14,7 @@ use serve::{Connections, Grants};
 use crate::driver::Input;
 use berth_images::{Algorithm, Digest};
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
-use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::pin::file_of;
 use berth_rpc::{PeerIdentity, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +58,8 @@ pub struct Peers {
     controller: Option<String>,
     inputs: OnceLock<mpsc::UnboundedSender<Input>>,
     turns: Mutex<BTreeMap<u64, Open>>,
+    /// Names that were found, of which it is not known yet what all have.
+    pins: pins::Pins,
     last: AtomicU64,
     grants: Grants,
     connections: Connections,
@@ -73,11 +76,19 @@ struct Open {
 }
 
 struct Asked {
-    job: JobId,
-    attempt: Attempt,
+    whose: Whose,
     digest: String,
     bytes: AtomicU64,
     failed: Mutex<BTreeSet<NodeName>>,
+}
+
+/// For what an image is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// A run of a job.
+    Run(JobId, Attempt),
+    /// A user who asked for it without a job.
+    User(Uid),
 }
 
 /// An image that is wanted, until this is dropped.
@@ -108,6 +119,7 @@ impl Peers {
             controller,
             inputs: OnceLock::new(),
             turns: Mutex::default(),
+            pins: pins::Pins::default(),
             last: AtomicU64::new(0),
             grants: Grants::default(),
             connections: Connections::default(),
@@ -120,6 +132,7 @@ impl Peers {
     pub fn registered(&self) {
         self.told.forget();
         self.announce();
+        self.ask_for_pins();
     }
 
     fn turns(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
@@ -163,6 +176,7 @@ impl Peers {
                     let _ = open.ways.send((way, note));
                 }
             }
+            ToPeers::Pinned { ask, image } => self.pins.answer(ask, image),
             ToPeers::Serve { node, key, digest, source, user, time } => {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");
                 self.grants.add(node, key, digest, source, user, time);
@@ -243,21 +257,16 @@ impl Peers {
         self.address.get().is_some()
     }
 
-    /// Asks for an image of a job's run; nothing where this node has nothing to do with others.
+    /// Asks for an image; nothing where this node has nothing to do with others.
     pub(crate) fn ask(
         self: &Arc<Self>,
-        (job, attempt): (JobId, Attempt),
+        whose: Whose,
         digest: &str,
         stop: &Arc<AtomicBool>,
     ) -> Option<Arc<Turn>> {
         self.address.get()?;
-        let what = Asked {
-            job,
-            attempt,
-            digest: digest.to_string(),
-            bytes: AtomicU64::new(0),
-            failed: Mutex::default(),
-        };
+        let what =
+            Asked { whose, digest: digest.to_string(), bytes: AtomicU64::new(0), failed: Mutex::default() };
         let (what, (sender, ways)) = (Arc::new(what), channel());
         let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.turns().insert(ask, Open { ways: sender, what: Arc::clone(&what) });
@@ -295,13 +304,11 @@ impl Asked {
     }
 
     fn wanted(&self, ask: u64) -> FromPeers {
-        FromPeers::Wanted {
-            ask,
-            job: self.job,
-            attempt: self.attempt,
-            digest: self.digest.clone(),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            failed: self.failed().iter().cloned().collect(),
+        let (digest, bytes) = (self.digest.clone(), self.bytes.load(Ordering::Relaxed));
+        let failed = self.failed().iter().cloned().collect();
+        match self.whose {
+            Whose::Run(job, attempt) => FromPeers::Wanted { ask, job, attempt, digest, bytes, failed },
+            Whose::User(user) => FromPeers::Asked { ask, user, digest, bytes, failed },
         }
     }
 }

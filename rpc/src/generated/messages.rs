@@ -2522,6 +2522,13 @@ pub struct RebootRequest {
     #[prost(enumeration = "NextState", tag = "2")]
     pub next: i32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub image: ::core::option::Option<ResolvedImage>,
+    #[prost(string, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndAllocationRequest {
     #[prost(uint32, tag = "1")]
@@ -3189,15 +3196,50 @@ pub struct ImagesHold {
     #[prost(string, repeated, tag = "3")]
     pub gone: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// As ImageWanted, for a user who asked for the image without a job.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageAsked {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(uint32, tag = "2")]
+    pub user: u32,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    #[prost(string, repeated, tag = "5")]
+    pub failed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What a name was found to mean, and, the other way, what it means for all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageFound {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(message, optional, tag = "3")]
+    pub image: ::core::option::Option<ResolvedImage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImagePinned {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<ResolvedImage>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromPeers {
-    #[prost(oneof = "from_peers::Kind", tags = "4, 1, 2, 3")]
+    #[prost(oneof = "from_peers::Kind", tags = "110, 111, 4, 1, 2, 3")]
     pub kind: ::core::option::Option<from_peers::Kind>,
 }
 /// Nested message and enum types in `FromPeers`.
 pub mod from_peers {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "110")]
+        Found(super::ImageFound),
+        #[prost(message, tag = "111")]
+        Asked(super::ImageAsked),
         #[prost(message, tag = "4")]
         Holds(super::ImagesHold),
         #[prost(message, tag = "1")]
@@ -3280,7 +3322,7 @@ pub struct EndServe {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3, 110")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
@@ -3293,6 +3335,8 @@ pub mod to_peers {
         Serve(super::ServeImage),
         #[prost(message, tag = "3")]
         EndServe(super::EndServe),
+        #[prost(message, tag = "110")]
+        Pinned(super::ImagePinned),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -28,6 +28,8 @@ pub enum Method {
     ClusterUpdateNode,
     /// `/berth.v1.Cluster/EndAllocation`.
     ClusterEndAllocation,
+    /// `/berth.v1.Cluster/PullImage`.
+    ClusterPullImage,
     /// `/berth.v1.Cluster/ListJobs`.
     ClusterListJobs,
     /// `/berth.v1.Cluster/ListNodes`.
@@ -76,6 +78,7 @@ impl Method {
         Method::ClusterRequeue,
         Method::ClusterUpdateNode,
         Method::ClusterEndAllocation,
+        Method::ClusterPullImage,
         Method::ClusterListJobs,
         Method::ClusterListNodes,
         Method::ClusterListPartitions,
@@ -109,6 +112,7 @@ impl Method {
             Method::ClusterRequeue => "/berth.v1.Cluster/Requeue",
             Method::ClusterUpdateNode => "/berth.v1.Cluster/UpdateNode",
             Method::ClusterEndAllocation => "/berth.v1.Cluster/EndAllocation",
+            Method::ClusterPullImage => "/berth.v1.Cluster/PullImage",
             Method::ClusterListJobs => "/berth.v1.Cluster/ListJobs",
             Method::ClusterListNodes => "/berth.v1.Cluster/ListNodes",
             Method::ClusterListPartitions => "/berth.v1.Cluster/ListPartitions",

@@ -26,6 +26,16 @@ impl Field<pb::FromPeers> for FromPeers {
                 bytes: *bytes,
                 failed: failed.put(),
             }),
+            FromPeers::Asked { ask, user, digest, bytes, failed } => Kind::Asked(pb::ImageAsked {
+                ask: *ask,
+                user: user.put(),
+                digest: digest.clone(),
+                bytes: *bytes,
+                failed: failed.put(),
+            }),
+            FromPeers::Found { ask, key, image } => {
+                Kind::Found(pb::ImageFound { ask: *ask, key: Some(key.put()), image: Some(image.put()) })
+            }
             FromPeers::Holds { all, images, gone } => {
                 Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
             }
@@ -50,6 +60,12 @@ impl Field<pb::FromPeers> for FromPeers {
                 bytes,
                 failed: Field::get(failed)?,
             },
+            Kind::Asked(pb::ImageAsked { ask, user, digest, bytes, failed }) => {
+                FromPeers::Asked { ask, user: Field::get(user)?, digest, bytes, failed: Field::get(failed)? }
+            }
+            Kind::Found(pb::ImageFound { ask, key, image }) => {
+                FromPeers::Found { ask, key: required(key)?, image: required(image)? }
+            }
             Kind::Holds(pb::ImagesHold { all, images, gone }) => {
                 FromPeers::Holds { all, images: Field::get(images)?, gone }
             }
@@ -90,6 +106,9 @@ impl Field<pb::ToPeers> for ToPeers {
             ToPeers::Way { ask, way, note } => {
                 Kind::Way(pb::WayTold { ask: *ask, way: way.put(), note: note.clone() })
             }
+            ToPeers::Pinned { ask, image } => {
+                Kind::Pinned(pb::ImagePinned { ask: *ask, image: Some(image.put()) })
+            }
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -109,6 +128,7 @@ impl Field<pb::ToPeers> for ToPeers {
         use pb::to_peers::Kind;
         Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
             Kind::Way(pb::WayTold { ask, way, note }) => ToPeers::Way { ask, way: required(way)?, note },
+            Kind::Pinned(pb::ImagePinned { ask, image }) => ToPeers::Pinned { ask, image: required(image)? },
             Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
                 node: Field::get(node)?,
                 key,

@@ -425,7 +425,19 @@ impl Arbitrary for FromAgent {
 }
 impl Arbitrary for FromPeers {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(4) {
+        match r.below(6) {
+            5 => FromPeers::Asked {
+                ask: Arbitrary::arbitrary(r),
+                user: Arbitrary::arbitrary(r),
+                digest: Arbitrary::arbitrary(r),
+                bytes: Arbitrary::arbitrary(r),
+                failed: Arbitrary::arbitrary(r),
+            },
+            4 => FromPeers::Found {
+                ask: Arbitrary::arbitrary(r),
+                key: Arbitrary::arbitrary(r),
+                image: Arbitrary::arbitrary(r),
+            },
             2 => FromPeers::Holds {
                 all: Arbitrary::arbitrary(r),
                 images: Arbitrary::arbitrary(r),
@@ -455,7 +467,8 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(5) {
+        match r.below(6) {
+            4 => ToPeers::Pinned { ask: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait, note: String::new() },
             1 => ToPeers::Way {
                 ask: Arbitrary::arbitrary(r),

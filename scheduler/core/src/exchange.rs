@@ -39,6 +39,8 @@ pub(crate) type Holders = BTreeMap<NodeName, BTreeSet<Uid>>;
 
 /// A run of a job, which has the image on record.
 pub(crate) type RunOf = (JobId, Attempt);
+/// Where an image is wanted without a job: no job has this number.
+pub(crate) const NO_RUN: RunOf = (JobId(0), Attempt(0));
 
 /// A node, and the number of its question.
 type Asker = (NodeName, u64);
@@ -366,8 +368,8 @@ impl Exchange {
                 continue;
             }
             let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
-            // A gateway has a way to registries, and perhaps none to the file system that the job sees.
-            let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to);
+            // A gateway has a way to registries, and perhaps none to the file system that the job sees. What is told to it is a job's.
+            let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to) && ask.run != NO_RUN;
             let gateway = gateways.iter().find(of_use).filter(|_| by_gateway);
             if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
                 fetches.push((gateway.clone(), ask.run, want.clone()));

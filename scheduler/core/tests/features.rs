@@ -105,6 +105,18 @@ fn a_job_of_components_waits_for_agents_that_know_of_such_jobs() {
 }
 
 #[test]
+fn an_image_that_came_by_its_name_goes_to_agents_that_ask_what_all_have() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    let all_but: Vec<Feature> = Feature::ALL.into_iter().filter(|f| *f != Feature::Pinned).collect();
+    comes_knowing(&mut w, "n1", &all_but);
+    let id = w.batch("named", |spec| spec.container = Some(berth_samples::container("debian", None)));
+    let Reason::ReqNodeNotAvail(why) = w.info(id).reason else { panic!("{:?}", w.info(id).reason) };
+    assert_eq!(why, "n1 (their agents do not know images named inside containers)");
+    comes_knowing(&mut w, "n2", &Feature::ALL);
+    assert_eq!(w.state(id), JobState::Running);
+}
+
+#[test]
 fn what_agents_say_they_know_has_names_that_never_change() {
     let known = [
         "cpu-bind",
@@ -117,6 +129,8 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "components",
         "gpu-bind",
         "pmix",
+        "mps",
+        "pinned-names",
     ];
     assert_eq!(Feature::known(), known);
 }

@@ -3,17 +3,19 @@
 
 mod common;
 
+use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::ids::*;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::record::PullInfo;
-use berth_model::request::Request;
+use berth_model::request::{Request, Response};
 use berth_model::spec::{ArraySpec, ContainerSpec, JobKind, JobSelector, ResolvedImage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
 use berth_sched_core::Write;
 use common::*;
+use proptest::prelude::*;
 
 fn pull(seconds: i64, bytes: u64, hit: bool) -> ImagePull {
     ImagePull { took: Span::from_secs(seconds), bytes, hit, digest: Some("sha256:1".into()), found: None }
@@ -147,4 +149,88 @@ fn a_step_with_an_image_of_its_own_keeps_that_and_leaves_its_jobs_alone() {
     w.later(Span::from_secs(300));
     let again = started(&mut w);
     assert_eq!(again.last().unwrap().1.as_deref(), Some("sha256:job"), "{again:?}");
+}
+
+/// What a node is answered that found an image by its name.
+fn asks(w: &mut World, node: &str, key: StepKey, digest: &str) -> Option<String> {
+    w.sent.clear();
+    let image = *found(digest).found.unwrap();
+    w.tell(node, |session| FromAgent::Peers { session, said: FromPeers::Found { ask: 7, key, image } });
+    let sent = std::mem::take(&mut w.sent);
+    let answers: Vec<ResolvedImage> = sent
+        .into_iter()
+        .filter_map(|message| match message {
+            ToAgent::Peers(ToPeers::Pinned { ask: 7, image }) => Some(image),
+            _ => None,
+        })
+        .collect();
+    match &answers[..] {
+        [ResolvedImage::Manifest { digest, .. }] => Some(digest.clone()),
+        [] => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    /// Whichever node of whichever task of whichever run asks first, and however often any asks: all are told what the first found, what
+    /// starts later has it, and it is on record before anybody hears it.
+    #[test]
+    fn all_tasks_and_nodes_are_told_what_the_first_node_found(
+        order in prop::collection::vec((0usize..4, 0usize..2, 0u32..5), 1..20),
+    ) {
+        let mut w = World::new(&berth_model::config::Config::default());
+        for node in ["n1", "n2"] {
+            w.node(node, hardware(8, 1, 8000, 0));
+        }
+        w.batch("array", |spec| {
+            spec.container = named();
+            spec.requeue = Some(true);
+            spec.resources.min_nodes = 1;
+            spec.array = Some(ArraySpec { ranges: vec![(1, 4, 1)], max_running: None });
+        });
+        let keys: Vec<StepKey> = started(&mut w).into_iter().map(|(key, _)| key).collect();
+        let keys: Vec<(StepKey, NodeName)> =
+            keys.into_iter().map(|key| (key, w.info(key.job).layout.nodes[0].clone())).collect();
+        prop_assert_eq!(keys.len(), 4);
+        let mut first = None;
+        for (task, other, digest) in order {
+            let (key, node) = &keys[task];
+            let digest = format!("sha256:{digest}");
+            if other == 1 {
+                // A node that has nothing to do with it hears its own word, and changes nothing.
+                let stranger = if node.0 == "n1" { "n2" } else { "n1" };
+                let told = asks(&mut w, stranger, *key, "sha256:alien");
+                prop_assert_eq!(told.as_deref(), Some("sha256:alien"));
+                continue;
+            }
+            let writes = w.writes.iter().filter(|write| matches!(write, Write::PutSpec(_))).count();
+            let told = asks(&mut w, &node.0, *key, &digest);
+            let written = w.writes.iter().filter(|write| matches!(write, Write::PutSpec(_))).count() - writes;
+            prop_assert_eq!(written, usize::from(first.is_none()));
+            let first = first.get_or_insert(digest);
+            prop_assert_eq!(told.as_ref(), Some(&*first));
+        }
+        if let Some(first) = first {
+            for (key, _) in keys {
+                let info = w.info(key.job);
+                prop_assert_eq!(info.digest(), Some(first.as_str()));
+            }
+        }
+    }
+}
+
+#[test]
+fn components_that_name_the_same_image_have_the_same() {
+    let mut w = World::small();
+    let part = |name: &str, image: &str| {
+        let mut spec = job(JobKind::Batch, name);
+        spec.container = Some(berth_samples::container(image, None));
+        (spec, script())
+    };
+    let components = vec![part("a", "debian"), part("a+1", "debian"), part("a+2", "alpine")];
+    let answer = w.request(actor(1000), Request::SubmitHet { components, test_only: false }).unwrap();
+    let Response::Submitted { job: leader, .. } = answer else { panic!("{answer:?}") };
+    assert_eq!(asks(&mut w, "n1", batch_key(leader, 0), "sha256:a").as_deref(), Some("sha256:a"));
+    let digests = [0, 1, 2].map(|n| w.info(JobId(leader.0 + n)).digest().map(str::to_owned));
+    assert_eq!(digests, [Some("sha256:a".to_string()), Some("sha256:a".to_string()), None]);
 }

@@ -7,8 +7,10 @@ use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::pin::FilePin;
+use berth_model::request::{Request, Response};
 use berth_model::spec::{JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
+use berth_model::time::Span;
 use common::*;
 
 const DIGEST: &str = "sha256:1";
@@ -142,4 +144,52 @@ fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_i
     let told =
         says(&mut w, &at, FromPeers::Done { ask: u64::from(first.0), there: true, why: String::new() });
     assert!(matches!(way(told), ImageWay::Peer { node, .. } if node.0 == at));
+}
+
+#[test]
+fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
+    let mut w = three();
+    for node in ["n1", "n2", "n3"] {
+        let said =
+            FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}"), streams: true };
+        assert!(says(&mut w, node, said).is_empty());
+    }
+    let asks = |w: &mut World, node: &str, ask: u64, user: u32, digest: &str| {
+        let (user, digest, failed) = (Uid(user), digest.to_string(), Vec::new());
+        says(w, node, FromPeers::Asked { ask, user, digest, bytes: 0, failed })
+    };
+    let way = |ask: u64, way: ImageWay| vec![ToPeers::Way { ask, way, note: String::new() }];
+    assert_eq!(asks(&mut w, "n1", 1, 1000, DIGEST), way(1, ImageWay::Source), "nobody asked for it");
+    assert_eq!(asks(&mut w, "n2", 1, 1000, DIGEST), way(1, ImageWay::Source), "and so nobody waits");
+    let image = ResolvedImage::Manifest {
+        source: "docker://r.io/x".into(),
+        digest: DIGEST.into(),
+        insecure: false,
+        indexes: Vec::new(),
+        pin: None,
+    };
+    let nodes = ["n1", "n2", "n9"].map(NodeName::from).to_vec();
+    let pull = Request::PullImage { image: Box::new(image), nodes };
+    assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+    assert_eq!(asks(&mut w, "n1", 2, 1000, DIGEST), way(2, ImageWay::Source));
+    assert_eq!(asks(&mut w, "n2", 2, 1000, DIGEST), way(2, ImageWay::Wait));
+    // Another node, another user, another image.
+    assert_eq!(asks(&mut w, "n3", 2, 1000, DIGEST), way(2, ImageWay::Source));
+    assert_eq!(asks(&mut w, "n2", 3, 1001, DIGEST), way(3, ImageWay::Source));
+    assert_eq!(asks(&mut w, "n2", 4, 1000, "sha256:2"), way(4, ImageWay::Source));
+    let told = says(&mut w, "n1", FromPeers::Done { ask: 2, there: true, why: String::new() });
+    let [
+        ToPeers::Serve { key, digest, user, .. },
+        ToPeers::Way { ask: 2, way: ImageWay::Peer { node, .. }, .. },
+    ] = &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(
+        (key.as_str(), digest.as_str(), *user, node.0.as_str()),
+        ("key of n2", DIGEST, Uid(1000), "n1")
+    );
+    // After an hour it counts no more.
+    w.later(Span::from_secs(3601));
+    assert_eq!(asks(&mut w, "n2", 5, 1000, DIGEST), way(5, ImageWay::Source));
 }

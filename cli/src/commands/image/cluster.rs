@@ -95,6 +95,13 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
         Task::Prune { .. } => images::needed_by_jobs(&site, &[Uid(me)])?,
         _ => Vec::new(),
     };
+    if let Task::Pull(ImageRef { resolved: Some(image), .. }) = task {
+        // A controller that does not know of this has each node fetch by itself, which gives the same.
+        let told = block_on(async { Ok(site.connect().await?.pull_image(image, &names).await?) });
+        if let Err(why) = told {
+            out::complain(&format!("berth: note: each node fetches the image by itself: {why}"));
+        }
+    }
     let asker = Asker { site: &site, whole, needed: needed.into_iter().collect(), needs, task };
     let answers = at_once(&names, |node| asker.node(node));
     let mut failed = 0u8;

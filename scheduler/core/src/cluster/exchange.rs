@@ -3,15 +3,18 @@
 
 use super::Cluster;
 use crate::event::Effect;
-use crate::exchange::Want;
+use crate::exchange::{NO_RUN, Want};
 use crate::launch;
 use crate::store::PayloadKey;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
-use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::launch::Program;
 use berth_model::link::ToAgent;
 use berth_model::pin::travels;
+use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::spec::{ContainerSpec, ResolvedImage};
+use berth_model::time::{Span, Time};
+use std::collections::BTreeMap;
 
 /// Longest address and key that a node may name.
 const MOST_TEXT: usize = 300;
@@ -19,8 +22,54 @@ const MOST_TEXT: usize = 300;
 const MOST_HELD: usize = 10_000;
 /// Longest reason.
 const MOST_WHY: usize = 1000;
+/// Longest source of an image.
+const MOST_SOURCE: usize = 8192;
+/// For how long a node may want what a user asked for.
+const ASKED: Span = Span::from_secs(3600);
+/// Most that users ask for at the same time, of all nodes.
+const MOST_ASKED: usize = 50_000;
+
+/// Images that users asked for by name of the nodes, each for a while: of these a node may want what it was asked for, for whom it was asked.
+/// Nothing of it is stored: after a restart nodes fetch by themselves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked(BTreeMap<(NodeName, Uid, String), (String, Time)>);
+
+impl Asked {
+    /// What a node may want.
+    fn want(&self, node: &NodeName, user: Uid, digest: &str, now: Time) -> Option<Want> {
+        let (source, until) = self.0.get(&(node.clone(), user, digest.to_string()))?;
+        (now < *until).then(|| Want { digest: digest.to_string(), source: source.clone(), user })
+    }
+}
 
 impl Cluster {
+    /// A user will have nodes fetch an image.
+    pub(super) fn pull_image(
+        &mut self,
+        actor: &Actor,
+        image: &ResolvedImage,
+        nodes: Vec<NodeName>,
+    ) -> Result<Response, Refusal> {
+        let now = self.clock;
+        let ResolvedImage::Manifest { source, digest, pin, .. } = image else { return Ok(Response::Done) };
+        if !travels(source, pin.as_ref()) {
+            return Ok(Response::Done);
+        }
+        if digest.len() > MOST_TEXT || source.len() > MOST_SOURCE {
+            return Err(Refusal::new(RefusalCode::Invalid, "the image's name or digest is too long"));
+        }
+        self.asked.0.retain(|_, (_, until)| now < *until);
+        let until = now + ASKED;
+        for node in nodes.into_iter().filter(|node| self.nodes.contains_key(node)) {
+            if self.asked.0.len() >= MOST_ASKED {
+                // Whoever comes now fetches by themselves.
+                break;
+            }
+            self.asked.0.insert((node, actor.identity.uid, digest.clone()), (source.clone(), until));
+        }
+        Ok(Response::Done)
+    }
+
     pub(super) fn peers(&mut self, node: &NodeName, said: FromPeers) {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
@@ -40,6 +89,20 @@ impl Cluster {
                         vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
                     }
                 }
+            }
+            FromPeers::Asked { ask, user, digest, bytes, failed } => {
+                match self.asked.want(node, user, &digest, now) {
+                    Some(want) => {
+                        self.exchange.wanted((node.clone(), ask), want, (NO_RUN, bytes, failed), now)
+                    }
+                    None => {
+                        vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
+                    }
+                }
+            }
+            FromPeers::Found { ask, key, image } => {
+                let image = self.pin_image(node, key, image);
+                vec![(node.clone(), ToPeers::Pinned { ask, image })]
             }
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;

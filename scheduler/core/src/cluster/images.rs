@@ -4,9 +4,9 @@ use super::Cluster;
 use crate::rows::Phase;
 use crate::spec::Spec;
 use crate::store::Write;
-use berth_model::ids::{JobId, StepId};
+use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::request::{Refusal, RefusalCode};
-use berth_model::spec::{ContainerSpec, JobKind, JobSpec, ResolvedImage, StepSpec};
+use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSpec, ResolvedImage, StepSpec};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -32,35 +32,63 @@ impl Cluster {
         held.into_iter().filter(|digest| needed.contains(digest.as_str())).collect()
     }
 
+    /// A node found what the name of a step's image means, and is told what all of the job have: what was found first. Whoever has nothing
+    /// to do with the step has its own word back, which changes nothing.
+    pub(super) fn pin_image(&mut self, node: &NodeName, key: StepKey, found: ResolvedImage) -> ResolvedImage {
+        let theirs = self.step(key).is_some_and(|step| step.nodes.iter().any(|part| part.node == *node));
+        if !theirs {
+            return found;
+        }
+        self.keep_image(key.job, key.step, found.clone());
+        let kept = self.image_of(key.job, key.step).and_then(|image| image.resolved.clone());
+        kept.unwrap_or(found)
+    }
+
+    /// The image of a step: its own, or else its job's.
+    fn image_of(&self, job: JobId, id: StepId) -> Option<&ImageRef> {
+        let record = self.job(job)?;
+        let step = record.steps.get(&id)?;
+        let own = step.spec.as_ref().and_then(|own| own.container.as_ref());
+        own.or(record.spec.spec.container.as_ref()).map(|container| &container.image)
+    }
+
     /// A node found what the name of a step's image means: the step, and where the image is the job's all of the job's tasks
-    /// and later runs, have that image from now on. The first word counts.
+    /// and later runs, have that image from now on, and so has what has this name in other components of the job. The first word counts.
     pub(super) fn keep_image(&mut self, job: JobId, id: StepId, found: ResolvedImage) {
         if !matches!(found, ResolvedImage::Manifest { .. }) {
             return;
         }
+        let Some(image) = self.image_of(job, id).filter(|image| image.resolved.is_none()) else { return };
+        let typed = image.typed.clone();
+        let own = self.job(job).and_then(|record| record.steps.get(&id)?.spec.as_ref());
+        let own = own.is_some_and(|own| own.container.is_some());
+        for component in self.whole(job) {
+            self.keep_in(component, own.then_some(id), &typed, &found);
+        }
+    }
+
+    /// Enters what a name means: in a job, or where it is the own image of a step in that.
+    fn keep_in(&mut self, job: JobId, step: Option<StepId>, typed: &str, found: &ResolvedImage) {
         let Some(record) = self.job(job) else { return };
-        let Some(step) = record.steps.get(&id) else { return };
         let mut row = record.spec.row();
-        match step.spec.as_ref().filter(|own| own.container.is_some()) {
-            None => {
-                let Some(image) = row.spec.container.as_mut().and_then(unresolved) else { return };
-                *image = Some(found);
-            }
-            Some(own) => {
-                let mut own = (**own).clone();
-                let Some(image) = own.container.as_mut().and_then(unresolved) else { return };
-                *image = Some(found.clone());
-                if let Some(step) = self.step_mut(job, id) {
+        let changed = match step {
+            None => row.spec.container.as_mut().is_some_and(|of| enter(of, typed, found)),
+            Some(id) => {
+                let own = record.steps.get(&id).and_then(|step| step.spec.as_ref());
+                let own = own.map(|own| (**own).clone()).and_then(|mut own| {
+                    own.container.as_mut().is_some_and(|of| enter(of, typed, found)).then_some(own)
+                });
+                if let (Some(own), Some(step)) = (own, self.step_mut(job, id)) {
                     step.spec = Some(Arc::new(own));
                 }
                 // A run that comes after this one makes its first step from here.
                 let first = row.first_step.as_mut().filter(|_| id == StepId::Number(0)).map(Arc::make_mut);
-                let Some(image) = first.and_then(|first| first.container.as_mut()).and_then(unresolved)
-                else {
-                    return;
-                };
-                *image = Some(found);
+                let first = first.and_then(|first| first.container.as_mut());
+                first.is_some_and(|of| enter(of, typed, found))
             }
+        };
+        if !changed {
+            return;
         }
         self.out.first.push(Write::PutSpec(Arc::new(row.clone())));
         let of = row.job;
@@ -105,9 +133,14 @@ impl Cluster {
     }
 }
 
-/// Where a container's image is to be entered that came by its name alone.
-fn unresolved(container: &mut ContainerSpec) -> Option<&mut Option<ResolvedImage>> {
-    Some(&mut container.image.resolved).filter(|resolved| resolved.is_none())
+/// Enters what a container's image is, where it came by this name alone.
+fn enter(container: &mut ContainerSpec, typed: &str, found: &ResolvedImage) -> bool {
+    let image = &mut container.image;
+    let is = image.resolved.is_none() && image.typed == typed;
+    if is {
+        image.resolved = Some(found.clone());
+    }
+    is
 }
 
 fn digest(container: &Option<ContainerSpec>) -> Option<&str> {

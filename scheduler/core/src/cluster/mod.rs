@@ -91,6 +91,8 @@ pub struct Cluster {
     exchange: Exchange,
     /// Jobs that leave GPUs idle.
     idle: BTreeMap<JobId, gpus::Idle>,
+    /// Images that users have nodes fetch without a job.
+    asked: exchange::Asked,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
     /// Nodes that are to be rebooted, or are being: when these are told again.
@@ -151,6 +153,7 @@ impl Cluster {
             looking: ahead::Looking::default(),
             exchange: Exchange::default(),
             idle: BTreeMap::new(),
+            asked: exchange::Asked::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
             rebooting: BTreeMap::new(),
@@ -245,6 +248,7 @@ impl Cluster {
             Request::RebootNodes { nodes, asap, next, reason } => {
                 self.reboot_nodes(&actor, nodes, asap, next, reason)
             }
+            Request::PullImage { image, nodes } => self.pull_image(&actor, &image, nodes),
             Request::EndAllocation { job, status } => self.end_allocation(&actor, job, Some(status)),
             Request::ClientLost { job } => self.end_allocation(&actor, job, None),
             Request::CreateToken { id, hash, role, ttl, uses, approval, administrators } => {

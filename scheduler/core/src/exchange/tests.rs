@@ -171,6 +171,17 @@ fn who_has_an_image_is_what_they_last_said() {
     assert!(e.holders.is_empty());
 }
 
+/// What a gateway is told to fetch is a job's: who asks without one asks by themselves, and the others wait for them.
+#[test]
+fn no_gateway_is_waited_for_where_there_is_no_job() {
+    let mut e = nodes(4);
+    e.set_gateways(&BTreeSet::from([node(3)]));
+    let mut asks = |n: usize| e.wanted((node(n), 1), want(USER), (NO_RUN, 0, Vec::new()), at(0));
+    assert_eq!(way(&asks(0), 0), Some(ImageWay::Source));
+    assert_eq!(way(&asks(1), 1), Some(ImageWay::Wait));
+    assert!(e.take_fetches().is_empty());
+}
+
 #[test]
 fn gateways_fetch_for_the_others_and_what_they_say_is_passed_on() {
     let mut e = nodes(5);
