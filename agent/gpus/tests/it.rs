@@ -65,7 +65,8 @@ const PATIENT: Duration = Duration::from_secs(60);
 fn one_process_says_again_and_again_what_gpus_and_processes_do() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());
-    let tree = Recorded::debian("535.54.03").gpus(2).tree();
+    let recorded = Recorded::debian("535.54.03").gpus(2);
+    let tree = recorded.tree();
     let does = |text: &str| std::fs::write(lib.path().join("use"), text).unwrap();
     does("device 0 80 2048\nprocess 0 41 1500 60\nprocess 0 42 500 20\n");
     let mut sampler = sampler(lib.path(), &tree, 2, "ok");
@@ -95,7 +96,8 @@ fn one_process_says_again_and_again_what_gpus_and_processes_do() {
 fn parts_are_sampled_with_what_the_driver_says_of_them() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());
-    let tree = Recorded::debian("535.54.03").gpus(1).tree();
+    let recorded = Recorded::debian("535.54.03").gpus(1);
+    let tree = recorded.tree();
     std::fs::write(lib.path().join("use"), "process 100 41 1500 -1\n").unwrap();
     let sample = sampler(lib.path(), &tree, 1, "mig").sample(PATIENT).unwrap();
     let uuids: Vec<&str> = sample.devices.iter().filter_map(|d| d.uuid.as_deref()).collect();

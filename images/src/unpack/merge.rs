@@ -62,11 +62,7 @@ impl<F: Form> Unpacker<'_, F> {
         match self.form.enter(path.as_bytes()) {
             Ok(()) => Ok(Some(path)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(Errno::LOOP) => {
-                let mut within = path;
-                within.push(b"x");
-                Ok(self.place(within)?.split().map(|(directory, _)| directory))
-            }
+            Err(Errno::LOOP) => self.walk(path.as_bytes(), &path, false),
             Err(errno) => Err(path.io(errno)),
         }
     }

@@ -23,7 +23,7 @@ impl<F: Form> Unpacker<'_, F> {
         match self.form.enter(parent) {
             Ok(()) => Ok(path),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
-                let mut placed = self.make_parents(parent, &path)?;
+                let mut placed = self.walk(parent, &path, true)?.unwrap_or_default();
                 placed.push(name);
                 self.bounded(&placed, &path)?;
                 Ok(placed)
@@ -48,8 +48,8 @@ impl<F: Form> Unpacker<'_, F> {
         Ok(())
     }
 
-    /// Walks `parent` component by component, following links by text and making what is missing.
-    fn make_parents(&mut self, parent: &[u8], entry: &CleanPath) -> Result<CleanPath> {
+    /// Walks `parent` component by component, following links by text. What is missing is made, or the answer is `None`.
+    pub(super) fn walk(&mut self, parent: &[u8], entry: &CleanPath, make: bool) -> Result<Option<CleanPath>> {
         let mut todo: Vec<Vec<u8>> = parent.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
         todo.reverse();
         let mut physical = CleanPath::default();
@@ -83,6 +83,7 @@ impl<F: Form> Unpacker<'_, F> {
                     }
                     todo.extend(target.split(|b| *b == b'/').map(<[u8]>::to_vec).rev());
                 }
+                _ if !make => return Ok(None),
                 Some(_) if !self.merging => {
                     return Err(refused(
                         entry.as_bytes(),
@@ -101,6 +102,6 @@ impl<F: Form> Unpacker<'_, F> {
                 }
             }
         }
-        Ok(physical)
+        Ok(Some(physical))
     }
 }

@@ -277,8 +277,13 @@ fn huge_sizes_are_refused_before_they_are_believed() {
     refused(Tar::header(b"x", b'L', 0o644, 1 << 32, b"").to_vec(), "over the limit");
 }
 
-/// A GNU sparse file whose only data is one byte at the end.
+/// An archive with a GNU sparse file whose only data is one byte at the end.
 fn sparse(real: u64) -> Vec<u8> {
+    sparse_file(real).end()
+}
+
+/// Only that file, named `sparse`.
+pub fn sparse_file(real: u64) -> Tar {
     let mut block = Tar::header(b"sparse", b'S', 0o644, 1, b"");
     block[257..265].copy_from_slice(b"ustar  \0");
     block[345..500].fill(0);
@@ -288,7 +293,7 @@ fn sparse(real: u64) -> Vec<u8> {
     Tar::seal(&mut block);
     let mut data = [0; 512];
     data[0] = b'!';
-    Tar::new().raw(&block).raw(&data).end()
+    Tar::new().raw(&block).raw(&data)
 }
 
 #[test]

@@ -58,13 +58,13 @@ fn processes_count_for_their_steps() {
         seen("c", 100, Some(&[(8, 1, None)])),
     ]);
     let row = |step: &str, devices, busy, memory| (step.to_string(), devices, busy, memory);
-    assert_eq!(split(&all, &holders), [row("1", 2, 110, 30), row("2", 1, 60, 40), row("batch", 2, 0, 0)]);
+    assert_eq!(split(&all, &holders), [row("batch", 2, 0, 0), row("1", 2, 110, 30), row("2", 1, 60, 40)]);
     // Without a word of single processes, what one GPU does is of those who are on it.
     let all = sample(vec![seen("b", 90, Some(&[(102, 20, None), (201, 40, None)]))]);
-    assert_eq!(split(&all, &holders), [row("1", 1, 45, 20), row("2", 1, 45, 40), row("batch", 1, 0, 0)]);
+    assert_eq!(split(&all, &holders), [row("batch", 1, 0, 0), row("1", 1, 45, 20), row("2", 1, 45, 40)]);
     // A driver that says nothing of anybody although the GPU is busy.
     let all = sample(vec![seen("a", 70, Some(&[(101, 10, Some(0))]))]);
-    assert_eq!(split(&all, &holders)[0], row("1", 1, 70, 10));
+    assert_eq!(split(&all, &holders)[1], row("1", 1, 70, 10));
     let busiest = parts(&all, &holders, owner)[&batch].busiest;
     assert_eq!(busiest, 70, "a batch script's GPU is not idle while a step uses it");
 }
@@ -76,7 +76,7 @@ fn without_processes_a_gpu_counts_for_the_innermost_step_that_has_it() {
     let alone = [holder(batch, &["a"])];
     assert_eq!(split(&sample(vec![seen("a", 50, None)]), &alone), [row("batch", 50, 1000)]);
     let both = [holder(batch, &["a"]), holder(one, &["a"]), holder(two, &["a"])];
-    let expected = [row("1", 25, 500), row("2", 25, 500), row("batch", 0, 0)];
+    let expected = [row("batch", 0, 0), row("1", 25, 500), row("2", 25, 500)];
     assert_eq!(split(&sample(vec![seen("a", 50, None)]), &both), expected);
     // Numbered as nobody here does: an agent in a container.
     let strange = sample(vec![seen("a", 50, Some(&[(7, 10, Some(50))]))]);

@@ -511,6 +511,8 @@ mod tests {
             nodes.credit(1, u32::try_from(STDIN_WINDOW).unwrap());
             assert!(nodes.have_room(ALL_TASKS));
             nodes.refused(0, "no".into());
+            assert_eq!(nodes.refusal(), None, "the other one goes on");
+            nodes.refused(1, "nor here".into());
             assert_eq!(nodes.refusal(), Some((0, "no")));
             assert!(!nodes.all_ended());
         });
