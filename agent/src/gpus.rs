@@ -70,7 +70,9 @@ impl Gpus {
             berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask())
         };
         let fault = |device: &&&GresDevice| {
-            let found = now.devices.iter().find(|d| (&d.uuid, &d.bus) == (&device.uuid, &device.bus));
+            // One that fell off the bus does not say any more who it is.
+            let same = |d: &&GresDevice| d.bus == device.bus && (d.uuid == device.uuid || d.uuid.is_none());
+            let found = now.devices.iter().find(same);
             let why = match found {
                 Some(found) => found.fault.clone(),
                 // One that was configured by hand is not among those that are found.

@@ -99,6 +99,9 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
         .arg(files.join("bundle"))
         .ok();
     let root = files.join("bundle/rootfs");
+    for dir in [root.parent().unwrap(), &root] {
+        fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
     let python = root.join("usr/bin/python");
     fs::write(&python, PYTHON).unwrap();
     fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -128,8 +131,9 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
         let cmd = hosts.cmd("n1", "sbatch").args(all).arg(&script).limit(120);
         cmd.env("IMAGE", &root).env("SHARED", &shared).env("TRAIN", "/shared/train.py")
     };
-    submit(&["-o", "out"]).ok();
-    let text = fs::read_to_string(work.join("out")).unwrap();
+    let told = submit(&["-o", "out"]).run();
+    let text = fs::read_to_string(work.join("out")).unwrap_or_default();
+    assert_eq!(told.rc, 0, "{told}\n{text}");
     let mut tasks: Vec<&str> = text.lines().filter(|line| line.starts_with("task ")).collect();
     tasks.sort_by_key(|line| line.split(' ').nth(2).and_then(|n| n.parse::<u32>().ok()));
     assert_eq!(tasks.len(), 16, "{text}");

@@ -291,7 +291,7 @@ fn towers(sandbox: &Sandbox, form: Option<&str>) {
         tower(&image, layers);
         image
     };
-    for layers in [500, 501, 999] {
+    for layers in [501, 999] {
         let image = image(layers);
         let script = "cat /t/same /t/1 /t/77 /t/400; ls /t | busybox wc -l; echo $(ls /o /p /t/gone /t/back 2>/dev/null); \
                       echo x > /t/1 && busybox rm /t/77 && busybox rm -r /o && busybox mkdir /o && ls /o && cat /t/1";
@@ -305,7 +305,7 @@ fn towers(sandbox: &Sandbox, form: Option<&str>) {
     let many = image(1000);
     let said =
         sandbox.srun_in(&many, ["sh", "-c", "cat /t/same; ls /t | busybox wc -l"]).limit(180).ok().text();
-    assert_eq!(said, "9991001");
+    assert_eq!(said, "9991000");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use berth_model::config::Config;
 use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, StepId, StepKey};
 use berth_model::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program, StepLaunch};
+use berth_model::mpi::MpiType;
 use berth_model::options::{Command, Explain};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, Response};
@@ -324,8 +325,13 @@ impl Asked<'_> {
         launch: StepLaunch,
         config: Config,
         start: Option<Time>,
-        notes: Vec<String>,
+        mut notes: Vec<String>,
     ) -> Outcome {
+        if launch.mpi_is_open() || launch.mpi_served() == MpiType::Pmix {
+            notes.push(
+                "where the node has libpmix, that adds its variables (PMIX_...) to the environment".into(),
+            );
+        }
         let nodes = client.nodes().await?;
         let enforced = nodes.iter().find(|n| n.name == launch.node).is_some_and(|n| n.hardware.enforces);
         let missing = || {

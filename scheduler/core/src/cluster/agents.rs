@@ -484,8 +484,13 @@ fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
     let mut hardware = before.clone();
     for device in &mut hardware.gres {
         let same = |d: &&GresDevice| {
+            let here = d.uuid.is_none() && d.bus.is_some() && d.bus == device.bus;
             d.name == device.name
-                && (if device.uuid.is_some() { d.uuid == device.uuid } else { d.index == device.index })
+                && match &device.uuid {
+                    // One that fell off the bus does not say any more who it is.
+                    Some(_) => d.uuid == device.uuid || here,
+                    None => d.index == device.index,
+                }
         };
         device.fault = match now.gres.iter().find(same) {
             Some(found) => found.fault.clone(),
