@@ -11,7 +11,7 @@ use berth_gpus::sample::DeviceSample;
 use berth_model::devices::GPU;
 use berth_model::hardware::GresDevice;
 use berth_model::link::GpuFault;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -59,11 +59,8 @@ fn left_on(used: &Used, record: &JobRecord, devices: &[&GresDevice]) -> Vec<GpuF
             devices.iter().filter_map(|device| Some((*device, sample.of(device)?))).collect();
         let pids = seen.iter().flat_map(|(_, seen)| seen.processes.iter().flatten().map(|p| p.pid));
         for pid in pids.filter(|pid| is_of(*pid, record)).collect::<BTreeSet<u32>>() {
-            if killed.insert(pid)
-                && let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw)
-            {
+            if killed.insert(pid) && end_own(pid, record) {
                 tracing::warn!("job {}: ending process {pid}, which is left on a GPU", record.job);
-                let _ = kill_process(target, Signal::KILL);
             }
         }
         let faults: Vec<GpuFault> = seen
@@ -108,6 +105,13 @@ fn name(pid: u32) -> Option<String> {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let plain: String = comm.trim().chars().filter(|c| !c.is_control()).collect();
     (!plain.starts_with("nvidia-cuda-mps")).then_some(plain)
+}
+
+/// Ends a process of the run's, and never another one that has its number by now.
+fn end_own(pid: u32, record: &JobRecord) -> bool {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    let Ok(process) = pidfd_open(target, PidfdFlags::empty()) else { return false };
+    is_of(pid, record) && pidfd_send_signal(&process, Signal::KILL).is_ok()
 }
 
 /// Whether a process is of the run's user and says itself that it is of the job: the user's other work on the node is not ours to end.

@@ -22,6 +22,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How long the driver may take to answer. A GPU whose driver was not in use takes some seconds to wake up.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -36,6 +37,8 @@ pub struct Gpus {
     found: Found,
     helper: Mutex<Helper>,
     left: PathBuf,
+    /// A run left one unfit.
+    unfit: Notify,
 }
 
 /// A GPU that a run left unfit, kept until it is free again.
@@ -60,7 +63,7 @@ impl Gpus {
         let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
         fence_left(&mut found.devices, &read_left(&left));
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
-        Gpus { tree, found, helper: Mutex::new(helper), left }
+        Gpus { tree, found, helper: Mutex::new(helper), left, unfit: Notify::new() }
     }
 
     /// Devices that were well when the agent started and are not any more.
@@ -94,6 +97,7 @@ impl Gpus {
             }
         }
         self.keep_left(&left);
+        self.unfit.notify_one();
     }
 
     fn keep_left(&self, left: &[Left]) {
@@ -158,8 +162,11 @@ impl Gpus {
 
     /// Whether they are others, or other things are wrong with them, than when the agent started.
     fn differ(&self, used: &Used) -> bool {
+        let before = read_left(&self.left).len();
         let left = self.review_left(used);
-        let Ok(mut helper) = self.helper.lock() else { return false };
+        // The controller was told of those that are free by now, when their runs went.
+        let freed = left.len() < before;
+        let Ok(mut helper) = self.helper.lock() else { return freed };
         let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
         let changed = now.devices != self.found.devices
@@ -168,14 +175,17 @@ impl Gpus {
         if changed {
             now.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
         }
-        changed
+        changed || freed
     }
 
     /// Looks again every minute, or more often while a GPU is about to be free, until something has changed.
     pub async fn until_changed(gpus: Arc<Gpus>, used: Arc<Used>) {
         loop {
             let left = !read_left(&gpus.left).is_empty();
-            tokio::time::sleep(if left { SOON } else { PAUSE }).await;
+            tokio::select! {
+                () = tokio::time::sleep(if left { SOON } else { PAUSE }) => {}
+                () = gpus.unfit.notified() => tokio::time::sleep(SOON).await,
+            }
             let (looking, using) = (Arc::clone(&gpus), Arc::clone(&used));
             if matches!(tokio::task::spawn_blocking(move || looking.differ(&using)).await, Ok(true)) {
                 return;
