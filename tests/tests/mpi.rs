@@ -140,7 +140,10 @@ each_user! {
                 for _ in 0..runs() {
                     let told = run(&["-n2"]).arg(ring).ok();
                     assert_eq!(told.text(), "ranks 2 token 2 sum 3 here 2");
-                    assert_eq!(told.err(), "");
+                    // Parts of Open MPI for networks that the image has no library of.
+                    let err = told.err();
+                    let said: Vec<&str> = err.lines().filter(|line| !line.contains("mca_base_component_repository_open")).collect();
+                    assert!(said.iter().all(|line| line.is_empty()), "{said:?}");
                 }
                 let aborted = run(&["-n2"]).arg(ring).args(["abort", "1", "7"]).run();
                 assert_eq!(aborted.rc, 7, "{aborted}");
