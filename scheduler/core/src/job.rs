@@ -45,6 +45,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// One of which nothing has run yet.
+    pub(crate) fn new(spec: Arc<Spec>, row: JobRow) -> Job {
+        Job { spec, row, steps: OrdMap::new(), progress: OrdMap::new(), wait: None, idle: None }
+    }
+
     pub(crate) fn run(&self) -> Option<&Run> {
         match &self.row.phase {
             Phase::Pending => None,

@@ -2,6 +2,8 @@
 //! time, against power that goes, and against a full disk.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
+#[path = "store/logins.rs"]
+mod logins;
 #[path = "store/power.rs"]
 mod power;
 #[path = "store/torn.rs"]
@@ -11,7 +13,6 @@ use berth_model::config::Config;
 use berth_model::distribution::Distribution;
 use berth_model::launch::{NodeShare, StepExit, Usage};
 use berth_model::link::EndCause;
-use berth_model::login::SealedLogin;
 use berth_model::member::{AuditInfo, KeyId, MemberRole, MemberState};
 use berth_model::query::AccountingQuery;
 use berth_model::request::Payload;
@@ -770,49 +771,4 @@ fn a_full_disk_keeps_exits_durable() {
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("small disk survived"), "{text}");
-}
-
-/// Whether the bytes are anywhere in the directory's files.
-fn holds(dir: &Path, bytes: &[u8]) -> bool {
-    std::fs::read_dir(dir).unwrap().any(|entry| {
-        let content = std::fs::read(entry.unwrap().path()).unwrap();
-        content.windows(bytes.len()).any(|w| w == bytes)
-    })
-}
-
-#[test]
-fn of_a_login_that_was_deleted_no_byte_is_left_in_the_files() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let mut store = SqliteStore::open(&db).unwrap();
-    let sealed = b"this-is-what-a-client-sealed".repeat(40);
-    let login = |n: u32| SealedLogin {
-        registry: "r.io".into(),
-        sealed: ByteStr([sealed.as_slice(), &n.to_le_bytes()].concat()),
-    };
-    let put = |n: u32| Write::PutPayload {
-        key: PayloadKey::Login(JobId(n)),
-        payload: Arc::new(Payload { login: Some(login(n)), ..Payload::default() }),
-    };
-    // Before and after a copy of the log into the database, in pages that are shared with others.
-    for n in 1..40 {
-        commit(&mut store, &[put(n), payload(n, 2000)]).unwrap();
-    }
-    drop(store);
-    let mut store = SqliteStore::open(&db).unwrap();
-    commit(&mut store, &[put(40)]).unwrap();
-    assert!(holds(&db, &sealed));
-    let reader = store.reader();
-    let found = reader.payload(PayloadKey::Login(JobId(7))).unwrap();
-    assert_eq!(found.unwrap().login, Some(login(7)));
-    for n in 1..=40 {
-        commit(&mut store, &[Write::DeletePayload(PayloadKey::Login(JobId(n)))]).unwrap();
-    }
-    // The log is cut by a thread of its own.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while holds(&db, &sealed) {
-        assert!(Instant::now() < deadline, "the login is still in the files");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(reader.payload(PayloadKey::Login(JobId(7))).unwrap().is_none());
 }

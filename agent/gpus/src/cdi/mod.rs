@@ -2,7 +2,6 @@
 //! the administrator say it and as we say it of GPUs ourselves.
 
 pub mod hooks;
-pub mod yaml;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -151,9 +150,9 @@ impl Spec {
     /// Reads and judges a file of YAML.
     ///
     /// # Errors
-    /// What is wrong with it, or not read.
+    /// What is wrong with it.
     pub fn parse_yaml(text: &str) -> Result<Spec, String> {
-        let spec: Spec = serde_json::from_value(yaml::parse(text)?).map_err(|e| e.to_string())?;
+        let spec: Spec = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
         spec.judge()?;
         Ok(spec)
     }

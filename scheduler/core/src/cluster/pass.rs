@@ -196,14 +196,7 @@ impl Cluster {
         let id = self.new_job_id();
         row.job = id;
         row.tasks = Tasks::One(index);
-        self.adopt(Job {
-            spec,
-            row,
-            steps: imbl::OrdMap::new(),
-            progress: imbl::OrdMap::new(),
-            wait: None,
-            idle: None,
-        });
+        self.adopt(Job::new(spec, row));
         if emptied {
             self.dequeue(range);
             self.range_is_empty(range);

@@ -114,14 +114,7 @@ impl Cluster {
             (1, Some(task)) => Tasks::One(task),
             _ => Tasks::Range(inside),
         };
-        self.adopt(Job {
-            spec,
-            row,
-            steps: imbl::OrdMap::new(),
-            progress: imbl::OrdMap::new(),
-            wait: None,
-            idle: None,
-        });
+        self.adopt(Job::new(spec, row));
         self.enqueue(id);
         Some(id)
     }

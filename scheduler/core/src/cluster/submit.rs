@@ -354,14 +354,7 @@ impl Cluster {
             eligible,
             phase: Phase::Pending,
         };
-        self.adopt(Job {
-            spec,
-            row,
-            steps: imbl::OrdMap::new(),
-            progress: imbl::OrdMap::new(),
-            wait: None,
-            idle: None,
-        });
+        self.adopt(Job::new(spec, row));
         id
     }
 
