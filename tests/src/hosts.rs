@@ -180,6 +180,17 @@ impl Hosts {
         self.root(host, "berth").args(["join", "10.77.0.1", token, "--detach"]).ok();
     }
 
+    /// Makes a cluster of as many hosts (`n1`, `n2`, ...), whose first one has the controller, with this configuration; all are idle.
+    pub fn cluster(count: usize, config: &str) -> Hosts {
+        let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
+        let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        hosts.up("n1", config);
+        let token = hosts.token("n1", &["--uses", &(count - 1).to_string()]);
+        names[1..].iter().for_each(|name| hosts.join(name, &token));
+        names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+        hosts
+    }
+
     /// Cuts a host off, or connects it again.
     pub fn link(&self, host: &str, up: bool) {
         let at = self.names.iter().position(|name| name == host).unwrap();

@@ -9,6 +9,7 @@ pub mod images;
 pub mod layout;
 pub mod leftovers;
 pub mod machine;
+pub mod own_dev;
 pub mod registry;
 pub mod sandbox;
 

@@ -2,6 +2,7 @@
 //! mounted in it, from submission to the last task. The nodes' hardware is stand-ins: files as kernel and driver show them, a
 //! library in the place of NVIDIA's, device files of other drivers.
 
+use berth_tests::own_dev::OWN_DEV;
 use berth_tests::{Cmd, Hosts, Sandbox, Who, images, machine};
 use std::fs;
 use std::path::Path;
@@ -11,27 +12,13 @@ const VERSION: &str = "535.54.03";
 
 /// Begins a node: eight GPUs and two devices of EFA. What comes behind the directory of files is run there.
 const NODE: &str = r#"
-set -e
-umask 022
-mount --make-rprivate /
 files=$1; shift
-dev=$(mktemp -d /tmp/bt-dev-XXXXXX)
-mount -t tmpfs -o mode=755 bt "$dev"
-for name in null zero full random urandom tty; do
-    touch "$dev/$name"; mount --bind "/dev/$name" "$dev/$name"
-done
-for name in pts shm mqueue; do
-    [ -d "/dev/$name" ] || continue
-    mkdir "$dev/$name"; mount --rbind "/dev/$name" "$dev/$name"
-done
-ln -s pts/ptmx "$dev/ptmx"; ln -s /proc/self/fd "$dev/fd"
+own_dev
 mkdir "$dev/infiniband"
 mknod -m 666 "$dev/infiniband/uverbs0" c 10 200
 mknod -m 666 "$dev/infiniband/uverbs1" c 10 200
 for n in 0 1 2 3 4 5 6 7; do mknod -m 666 "$dev/nvidia24$n" c 10 229; done
-mount --rbind "$dev" /dev
-umount -l "$dev"; rmdir "$dev"
-mount -t tmpfs -o mode=755 bt /sys/class
+use_dev
 for n in 0 1; do
     dir=/sys/class/infiniband/rdmap${n}s6
     mkdir -p "$dir/device" "$dir/ports/1" "/sys/class/infiniband_verbs/uverbs$n"
@@ -109,7 +96,8 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
         .unwrap();
     let files = files.display().to_string();
     let begin = |host: &str, words: &[&str]| {
-        let all = ["-m", "bash", "-c", NODE, "node", &files].into_iter().chain(words.iter().copied());
+        let script = format!("{OWN_DEV}{NODE}");
+        let all = ["-m", "bash", "-c", &script, "node", &files].into_iter().chain(words.iter().copied());
         hosts.root(host, "unshare").args(all).limit(60).ok();
     };
     begin("n1", &["berth", "up", "--detach"]);

@@ -116,12 +116,7 @@ fn nobody_but_its_owner_and_root_attaches_to_a_step_as_root() {
 
 #[test]
 fn a_step_on_several_nodes_is_attached_to_as_root() {
-    let names = ["n1", "n2", "n3"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "");
-    let token = hosts.token("n1", &["--uses", "2"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(3, "");
     let mut srun =
         hosts.cmd("n1", "srun").args(["-N3", "-l", "sh", "-c", SAYS]).stdin_open().limit(90).spawn();
     srun.write(b"one\n");

@@ -231,12 +231,7 @@ fn a_copy_has_its_users_rights_and_no_others_as_root() {
 
 #[test]
 fn a_file_is_on_all_nodes_of_a_job_as_root() {
-    let names = ["n1", "n2", "n3"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "");
-    let token = hosts.token("n1", &["--uses", "2"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(3, "");
     let work = hosts.work();
     fs::write(work.join("data"), bytes(9 << 20)).unwrap();
     let sum = hosts.cmd("n1", "sha256sum").arg("data").ok().text();

@@ -1,31 +1,18 @@
 //! Fast networks: device files of InfiniBand and EFA in containers, what a step is without, and what is missing said by name.
 
+use berth_tests::own_dev::OWN_DEV;
 use berth_tests::{Cmd, Sandbox, Who, each_user, images};
 
 /// Begins a node that has one InfiniBand device and one of EFA, as the kernel would show them. Their device files are real ones, of
 /// other drivers that anybody may open where the file lets him.
 const NODE: &str = r#"
-set -e
-umask 022
-mount --make-rprivate /
-dev=$(mktemp -d /tmp/bt-dev-XXXXXX)
-mount -t tmpfs -o mode=755 bt "$dev"
-for name in null zero full random urandom tty; do
-    touch "$dev/$name"; mount --bind "/dev/$name" "$dev/$name"
-done
-for name in pts shm mqueue; do
-    [ -d "/dev/$name" ] || continue
-    mkdir "$dev/$name"; mount --rbind "/dev/$name" "$dev/$name"
-done
-ln -s pts/ptmx "$dev/ptmx"; ln -s /proc/self/fd "$dev/fd"
+own_dev
 mkdir "$dev/infiniband"
 mknod -m 666 "$dev/infiniband/uverbs0" c 10 229
 mknod -m 666 "$dev/infiniband/uverbs1" c 10 200
 mknod -m 600 "$dev/infiniband/umad0" c 10 257
 mknod -m 666 "$dev/infiniband/rdma_cm" c 10 237
-mount --rbind "$dev" /dev
-umount -l "$dev"; rmdir "$dev"
-mount -t tmpfs -o mode=755 bt /sys/class
+use_dev
 device() { # name, driver, vendor, type, layer, number
     local dir="/sys/class/infiniband/$1"
     mkdir -p "$dir/device" "$dir/ports/1" "/sys/class/infiniband_verbs/uverbs$6"
@@ -43,7 +30,8 @@ exec berth up --detach
 
 fn node() -> (Sandbox, Who) {
     let mut sandbox = Sandbox::empty(Who::root());
-    let words = ["-m", "bash", "-c", NODE, "node"].map(str::to_string).to_vec();
+    let script = format!("{OWN_DEV}{NODE}");
+    let words = ["-m", "bash", "-c", &script, "node"].map(str::to_string).to_vec();
     let words = [words, vec![sandbox.work().display().to_string()]].concat();
     sandbox.up_by("unshare", &words);
     (sandbox, Who::user())

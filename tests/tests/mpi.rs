@@ -180,12 +180,7 @@ each_user! {
 
 #[test]
 fn ranks_of_open_mpi_on_several_nodes_find_one_another_unasked_as_root() {
-    let names = ["n1", "n2", "n3"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "kill_wait_seconds = 2\n");
-    let token = hosts.token("n1", &["--uses", "2"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(3, "kill_wait_seconds = 2\n");
     let ring = open_mpis(&hosts.work());
     let inside = contained(&hosts.work());
     for container in [&[][..], &inside[..]] {
@@ -209,12 +204,7 @@ fn ranks_of_open_mpi_on_several_nodes_find_one_another_unasked_as_root() {
 
 #[test]
 fn ranks_of_open_mpi_on_several_nodes_find_one_another_by_pmix_as_root() {
-    let names = ["n1", "n2", "n3", "n4"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "kill_wait_seconds = 2\n");
-    let token = hosts.token("n1", &["--uses", "3"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(4, "kill_wait_seconds = 2\n");
     let ring = open_mpis(&hosts.work());
     let inside = contained(&hosts.work());
     for container in [&[][..], &inside[..]] {
@@ -311,12 +301,7 @@ fn a_batch_script_has_no_pmi_and_its_steps_and_mpirun_do_as_root() {
 
 #[test]
 fn ranks_on_several_nodes_find_one_another_as_root() {
-    let names = ["n1", "n2", "n3", "n4"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "kill_wait_seconds = 2\n");
-    let token = hosts.token("n1", &["--uses", "3"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(4, "kill_wait_seconds = 2\n");
     let (ring, keys) = programs(&hosts.work());
     let inside = contained(&hosts.work());
     for container in [&[][..], &inside[..]] {
@@ -367,12 +352,7 @@ fn ranks_on_several_nodes_find_one_another_as_root() {
 
 #[test]
 fn open_mpis_mpirun_starts_its_daemons_on_all_nodes_by_our_srun_as_root() {
-    let names = ["n1", "n2", "n3"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "kill_wait_seconds = 2\n");
-    let token = hosts.token("n1", &["--uses", "2"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(3, "kill_wait_seconds = 2\n");
     let ring = hosts.work().join("ring");
     let source = machine::workspace().join("tests/mpi/ring.c");
     Cmd::new("mpicc.openmpi").arg("-o").arg(&ring).arg(source).ok();
@@ -393,12 +373,7 @@ fn open_mpis_mpirun_starts_its_daemons_on_all_nodes_by_our_srun_as_root() {
 
 #[test]
 fn mpichs_mpirun_starts_its_processes_on_all_nodes_by_our_srun_as_root() {
-    let names = ["n1", "n2", "n3"];
-    let hosts = Hosts::new(&names);
-    hosts.up("n1", "kill_wait_seconds = 2\n");
-    let token = hosts.token("n1", &["--uses", "2"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
-    names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    let hosts = Hosts::cluster(3, "kill_wait_seconds = 2\n");
     let (ring, _) = programs(&hosts.work());
     // These hosts have one name service, in which they have no names: the processes are told where to call back.
     let once = || {
