@@ -30,7 +30,7 @@ pub(super) fn open(
         ways: Arc::clone(ways),
         kind,
         digest: digest.clone(),
-        part: Part::Span(first),
+        part: Part::Span(Box::new(first)),
         single: false,
         hasher,
     }))
@@ -48,7 +48,7 @@ struct Blob {
 }
 
 enum Part {
-    Span(Span),
+    Span(Box<Span>),
     Ranges(Ranges),
     /// The end, which was judged.
     End,
@@ -72,7 +72,14 @@ impl Blob {
             };
             self.part = match ranges {
                 Some(ranges) => Part::Ranges(ranges),
-                None => Part::Span(Span::open(&self.ways, self.kind, &self.digest, at, Some(total), way)?),
+                None => Part::Span(Box::new(Span::open(
+                    &self.ways,
+                    self.kind,
+                    &self.digest,
+                    at,
+                    Some(total),
+                    way,
+                )?)),
             };
             return Ok(());
         }

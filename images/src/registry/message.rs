@@ -1,10 +1,13 @@
 //! What to tell a person when a registry refuses or cannot be reached.
 
+use std::time::SystemTime;
+
 use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
 use super::credentials::Identity;
+use super::urls::retry_after;
 use super::{Access, Client};
 use crate::error::{Error, ErrorKind, printable};
 
@@ -101,6 +104,7 @@ pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, respon
 /// Status and words of an answer, and to whom it was given.
 fn said(response: Response<Body>, identity: &str) -> String {
     let status = response.status();
+    let wait = retry_after(response.headers(), SystemTime::now());
     let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
     let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
     let words = match answer.errors.first() {
@@ -108,7 +112,10 @@ fn said(response: Response<Body>, identity: &str) -> String {
         None => printable(&answer.details, 300),
     };
     let words = if words.is_empty() { String::new() } else { format!(" ({words})") };
-    format!("{status}{words} to {identity}")
+    let wait = wait
+        .filter(|wait| !wait.is_zero())
+        .map(|wait| format!(", and asks to be left alone for {} s", wait.as_secs()));
+    format!("{status}{words} to {identity}{}", wait.unwrap_or_default())
 }
 
 /// Whether another try may help.
@@ -122,8 +129,8 @@ pub(super) fn may_pass(error: &ureq::Error) -> bool {
     }
 }
 
-/// No answer at all.
-pub(super) fn unreachable(client: &Client, error: &ureq::Error) -> Error {
+/// No answer at all, of the registry or of a server that it names.
+pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) -> Error {
     let what = client.what();
     let (reason, next) = match error {
         ureq::Error::HostNotFound => (
@@ -166,6 +173,5 @@ pub(super) fn unreachable(client: &Client, error: &ureq::Error) -> Error {
         ),
         None => (String::new(), next),
     };
-    Error::new(ErrorKind::Unreachable, what, format!("{} cannot be reached{by}: {reason}", client.label()))
-        .next(next)
+    Error::new(ErrorKind::Unreachable, what, format!("{server} cannot be reached{by}: {reason}")).next(next)
 }

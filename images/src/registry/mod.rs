@@ -16,11 +16,12 @@ mod reach;
 mod session;
 mod signatures;
 mod span;
+mod trials;
 mod urls;
 mod ways;
 
 use std::sync::Mutex;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body, RequestBuilder};
@@ -39,19 +40,11 @@ use crate::source::{BlobKind, mismatch};
 use crate::unpack::Limits;
 use reach::Address;
 use session::Session;
-use urls::{is_loopback, join, origin, query, retry_after};
+use trials::Trials;
+use urls::{is_loopback, join, origin, query};
 
-/// How often one request is tried.
-const ATTEMPTS: u32 = 5;
-/// How often one is tried at a mirror, beside which there is another place to ask.
-const MIRROR_ATTEMPTS: u32 = 2;
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
-/// Wait before the second try; doubled each time.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// Longest wait that a registry may ask for.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
 struct Client {
     agent: Agent,
     /// `https://host:port`.
@@ -63,6 +56,8 @@ struct Client {
     credentials: Credentials,
     insecure: bool,
     access: Access,
+    /// For how long more of an answer is waited for.
+    read: Duration,
     session: Mutex<Session>,
 }
 
@@ -180,6 +175,7 @@ impl Client {
             credentials: credentials.clone(),
             insecure,
             access,
+            read: patience.read,
             session: Mutex::default(),
         })
     }
@@ -280,13 +276,10 @@ impl Client {
         known: &dyn Fn(StatusCode) -> bool,
         send: &mut dyn FnMut() -> std::result::Result<Response<Body>, ureq::Error>,
     ) -> Result<Response<Body>> {
-        let mut wait = FIRST_WAIT;
+        let mut trials = Trials::new(self.is_mirror());
         let mut asked = false;
-        let mut attempt = 1;
         loop {
-            let last = attempt >= if self.is_mirror() { MIRROR_ATTEMPTS } else { ATTEMPTS };
-            let mut pause = wait;
-            match send() {
+            let pause = match send() {
                 Ok(response) => {
                     let status = response.status();
                     if known(status) {
@@ -313,25 +306,14 @@ impl Client {
                         asked = false;
                         continue;
                     }
-                    let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-                    if !busy || last {
-                        return Err(match elsewhere {
-                            Some(server) => message::refused_elsewhere(self, &server, url, response),
-                            None => self.refused(&self.what(), url, &self.identity_name(), response),
-                        });
-                    }
-                    if let Some(wanted) = retry_after(response.headers(), SystemTime::now()) {
-                        pause = wanted.min(LONGEST_WAIT);
-                    }
+                    trials.after(&response).ok_or_else(|| match elsewhere {
+                        Some(server) => message::refused_elsewhere(self, &server, url, response),
+                        None => self.refused(&self.what(), url, &self.identity_name(), response),
+                    })?
                 }
-                Err(error) if last || !message::may_pass(&error) => {
-                    return Err(self.transport(&error));
-                }
-                Err(_) => {}
-            }
+                Err(error) => trials.after_none(&error).ok_or_else(|| self.transport(&error))?,
+            };
             std::thread::sleep(pause);
-            wait = (wait * 2).min(LONGEST_WAIT);
-            attempt += 1;
         }
     }
 
@@ -377,7 +359,7 @@ impl Client {
     }
 
     fn transport(&self, error: &ureq::Error) -> Error {
-        message::unreachable(self, error)
+        message::unreachable(self, &self.label(), error)
     }
 }
 
@@ -389,11 +371,12 @@ pub(crate) fn read_challenge(header: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::trials::ATTEMPTS;
     use super::*;
 
     const SOON: Duration = Duration::from_millis(50);
@@ -451,6 +434,76 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Unreachable);
         assert!(error.to_string().contains("no answer in time"), "{error}");
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    /// Gives a blob of `whole` after the offset of each request, `piece` bytes at a time, `pause` in between, and `most` at once: then
+    /// nothing more, and the connection stays open.
+    fn dribbling(
+        whole: &'static [u8],
+        piece: usize,
+        pause: Duration,
+        most: usize,
+    ) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let count = Arc::clone(&count);
+                std::thread::spawn(move || {
+                    let lines =
+                        BufReader::new(stream.try_clone().unwrap()).lines().map_while(|line| line.ok());
+                    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let range = head.iter().find_map(|line| {
+                        line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned)
+                    });
+                    let from =
+                        range.map_or(0, |range| range.split('-').next().unwrap().parse::<usize>().unwrap());
+                    let total = whole.len();
+                    let status = format!(
+                        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}\r\nContent-Length: {}\r\n\r\n",
+                        total - 1,
+                        total - from
+                    );
+                    let _ = stream.write_all(status.as_bytes());
+                    for bytes in whole[from..(from + most).min(total)].chunks(piece) {
+                        if stream.write_all(bytes).is_err() {
+                            return;
+                        }
+                        std::thread::sleep(pause);
+                    }
+                    std::thread::sleep(LONG);
+                });
+            }
+        });
+        (address, asked)
+    }
+
+    fn read_blob(address: &str, read: Duration, whole: &[u8]) -> std::io::Result<Vec<u8>> {
+        let ways = ways::Ways::of_one(client(address, LONG, read));
+        let digest = Digest::of(Algorithm::Sha256, whole);
+        let mut got = Vec::new();
+        span::Span::open(&ways, BlobKind::Blob, &digest, 0, None, 0).unwrap().read_to_end(&mut got)?;
+        Ok(got)
+    }
+
+    #[test]
+    fn a_blob_that_stalls_is_gone_on_with_where_it_stopped() {
+        let whole: &'static [u8] =
+            (0..400_000u32).map(|n| n.to_le_bytes()[0] ^ 7).collect::<Vec<u8>>().leak();
+        let (address, asked) = dribbling(whole, 50_000, Duration::ZERO, 150_000);
+        assert!(read_blob(&address, Duration::from_millis(300), whole).unwrap() == whole);
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_blob_that_comes_byte_by_byte_is_given_up_in_the_end() {
+        let (address, asked) = dribbling(&[7; 100_000], 1, Duration::from_millis(20), 100_000);
+        let error = read_blob(&address, Duration::from_millis(200), &[7; 100_000]).unwrap_err().to_string();
+        assert!(error.contains("less than 65536 bytes") && error.contains(&address), "{error}");
+        assert_eq!(asked.load(Ordering::Relaxed), 6, "once, and five times more");
     }
 
     #[test]

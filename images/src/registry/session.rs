@@ -7,9 +7,10 @@ use ureq::http::{HeaderMap, header};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Identity;
+use super::trials::Trials;
 use super::urls::query;
-use super::{Access, Client};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Access, Client, message};
+use crate::error::{Error, ErrorKind, Result, printable};
 
 const TOKEN_BYTES: u64 = 1 << 20;
 
@@ -137,34 +138,46 @@ impl Client {
             _ => scopes.into_iter().map(|scope| ("scope", scope)).collect(),
         };
         pairs.extend(service.map(|service| ("service", service)));
-        let result = if let Identity::Token { token } = identity {
+        if let Identity::Token { token } = identity {
             pairs.extend([
                 ("grant_type", "refresh_token".to_owned()),
                 ("client_id", "berth".to_owned()),
                 ("refresh_token", token.clone()),
             ]);
-            self.agent
-                .post(realm)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .send(query(&pairs))
-        } else {
-            let mark = if realm.contains('?') { '&' } else { '?' };
-            let mut request = self.agent.get(format!("{realm}{mark}{}", query(&pairs)));
-            if let Some(basic) = identity.basic() {
-                request = request.header(header::AUTHORIZATION, basic);
-            }
-            request.call()
-        };
-        let response = result.map_err(|e| self.transport(&e))?;
-        if !response.status().is_success() {
-            return Err(self.refused(&what, realm, &identity.name(), response));
         }
+        let pairs = query(&pairs);
+        let ask = || {
+            if matches!(identity, Identity::Token { .. }) {
+                let form = "application/x-www-form-urlencoded";
+                return self.agent.post(realm).header(header::CONTENT_TYPE, form).send(pairs.as_str());
+            }
+            let mark = if realm.contains('?') { '&' } else { '?' };
+            let request = self.agent.get(format!("{realm}{mark}{pairs}"));
+            match identity.basic() {
+                Some(basic) => request.header(header::AUTHORIZATION, basic).call(),
+                None => request.call(),
+            }
+        };
+        let silent = |error: &ureq::Error| {
+            message::unreachable(self, &format!("token server {}", printable(realm, 300)), error)
+        };
+        let mut trials = Trials::new(self.is_mirror());
+        let response = loop {
+            let pause = match ask() {
+                Ok(response) if response.status().is_success() => break response,
+                Ok(response) => trials
+                    .after(&response)
+                    .ok_or_else(|| self.refused(&what, realm, &identity.name(), response))?,
+                Err(error) => trials.after_none(&error).ok_or_else(|| silent(&error))?,
+            };
+            std::thread::sleep(pause);
+        };
         let body = response
             .into_body()
             .into_with_config()
             .limit(TOKEN_BYTES)
             .read_to_vec()
-            .map_err(|e| self.transport(&e))?;
+            .map_err(|e| silent(&e))?;
         let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
         match answer
             .and_then(|a| a.token.or(a.access_token))

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Body, BodyReader};
@@ -14,8 +15,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::ACCEPT;
 use crate::source::BlobKind;
 
-/// How often a blob is continued without any progress in between.
+/// How often a blob is continued without progress in between.
 const RESUMES: u32 = 5;
+/// What counts as progress. Less in the time for which a silent registry is waited for counts as silence.
+const PROGRESS: u64 = 64 << 10;
 /// What a mirror gives of at most this size is judged before it is handed on.
 const JUDGED_WHOLE: u64 = 4 << 20;
 
@@ -35,7 +38,34 @@ pub(super) struct Span {
     /// Length of the blob, where it was said.
     total: Option<u64>,
     body: Option<Bytes>,
+    pace: Pace,
     left: u32,
+}
+
+/// What came since the last cut, and what came lately in how much time of waiting for it: a reader that is slow itself is no stall.
+#[derive(Default)]
+struct Pace {
+    since: u64,
+    lately: u64,
+    waited: Duration,
+}
+
+impl Pace {
+    fn came(&mut self, bytes: usize, in_time: Duration) {
+        self.since += bytes as u64;
+        self.lately += bytes as u64;
+        self.waited += in_time;
+    }
+
+    /// Whether as good as nothing comes.
+    fn crawls(&mut self, patience: Duration) -> bool {
+        if self.waited < patience {
+            return false;
+        }
+        let crawls = self.lately < PROGRESS;
+        (self.lately, self.waited) = (0, Duration::ZERO);
+        crawls
+    }
 }
 
 enum Bytes {
@@ -108,6 +138,7 @@ impl Span {
             before: Vec::new(),
             total: None,
             body: None,
+            pace: Pace::default(),
             left: RESUMES,
         }
     }
@@ -162,6 +193,9 @@ impl Span {
     /// What to do after a cut: nothing more, if it is to be gone on with.
     fn cut(&mut self, error: &io::Error) -> Result<()> {
         self.body = None;
+        if std::mem::take(&mut self.pace).since >= PROGRESS {
+            self.left = RESUMES;
+        }
         let Some(client) = self.ways.client(self.way) else { return Ok(()) };
         let broken = broken(client, self.at, error);
         if client.is_mirror() {
@@ -174,7 +208,7 @@ impl Span {
             return Err(broken.after(&self.before));
         }
         self.left -= 1;
-        std::thread::sleep(super::FIRST_WAIT);
+        std::thread::sleep(super::trials::FIRST_WAIT);
         Ok(())
     }
 }
@@ -227,18 +261,23 @@ impl Read for Span {
             if self.body.is_none() {
                 self.connect(false)?;
             }
+            let patience = self.ways.client(self.way).map_or(Duration::MAX, |client| client.read);
+            if self.pace.crawls(patience) {
+                let slow = format!("less than {PROGRESS} bytes in {} s", patience.as_secs());
+                self.cut(&io::Error::new(io::ErrorKind::TimedOut, slow))?;
+                continue;
+            }
             let Some(body) = self.body.as_mut() else {
                 continue;
             };
+            let begun = Instant::now();
             let cut = match body.read(buffer) {
                 Ok(0) if !buffer.is_empty() && self.end.is_some_and(|end| self.at < end) => {
                     io::Error::from(io::ErrorKind::UnexpectedEof)
                 }
                 Ok(read) => {
                     self.at += read as u64;
-                    if read > 0 {
-                        self.left = RESUMES;
-                    }
+                    self.pace.came(read, begun.elapsed());
                     return Ok(read);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -246,5 +285,28 @@ impl Read for Span {
             };
             self.cut(&cut)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waiting_for_bytes_counts_as_a_stall() {
+        let mut pace = Pace::default();
+        let second = Duration::from_secs(1);
+        for _ in 0..59 {
+            pace.came(1, second);
+            assert!(!pace.crawls(60 * second));
+        }
+        pace.came(1, second);
+        assert!(pace.crawls(60 * second), "60 bytes in 60 s");
+        assert!(!pace.crawls(60 * second), "it is judged anew");
+        for _ in 0..60 {
+            pace.came(2000, second);
+        }
+        assert!(!pace.crawls(60 * second), "120,000 bytes in 60 s");
+        assert_eq!(pace.since, 60 + 120_000);
     }
 }

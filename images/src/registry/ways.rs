@@ -111,6 +111,11 @@ impl BlobSource for Registry {
 }
 
 impl Ways {
+    #[cfg(test)]
+    pub(super) fn of_one(client: Client) -> Arc<Self> {
+        Arc::new(Self { all: vec![Way::new(client, true)], connections: Mutex::new(0) })
+    }
+
     /// The registry itself.
     fn origin(&self) -> Option<&Client> {
         self.all.last().map(|way| &way.client)

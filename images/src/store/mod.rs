@@ -47,6 +47,7 @@ mod shown;
 mod signed;
 mod sum;
 mod verify;
+mod window;
 mod work;
 
 use std::collections::HashSet;

@@ -287,6 +287,58 @@ fn a_registry_that_stays_busy_is_reported() {
 }
 
 #[test]
+fn a_registry_that_throttles_is_left_alone_for_as_long_as_it_says() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let soon = || httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(3));
+    let waits: [&dyn Fn() -> String; 2] = [&|| "2".to_owned(), &soon];
+    for wait in waits {
+        let wait = wait();
+        let busy_with = Some(("429 Too Many Requests", wait.clone()));
+        let fake =
+            FakeRegistry::new(bench.layout(), Behaviour { busy: 1, busy_with, ..Behaviour::default() });
+        let begun = std::time::Instant::now();
+        resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap();
+        // A date has whole seconds.
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{wait}: {:?}", begun.elapsed());
+        assert!(wait != "2" || begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(fake.log().len(), 2);
+    }
+    // Nobody waits for an hour, and nobody asks before.
+    let busy_with = Some(("429 Too Many Requests", "3600".to_owned()));
+    let fake = FakeRegistry::new(bench.layout(), Behaviour { busy: 1, busy_with, ..Behaviour::default() });
+    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("429") && error.contains("left alone for 3600 s"), "{error}");
+    assert_eq!(fake.log().len(), 1);
+}
+
+#[test]
+fn a_busy_token_server_is_asked_again_and_reported_after_five_times() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let anybody = Some(String::new());
+    let busy = |busy_tokens, status: &'static str| Behaviour {
+        token: anybody.clone(),
+        busy_tokens,
+        busy_with: Some((status, "0".into())),
+        ..Behaviour::default()
+    };
+    for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+        let fake = FakeRegistry::new(bench.layout(), busy(3, status));
+        resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap();
+        assert_eq!(fake.count("/token"), 4, "{:?}", fake.log());
+    }
+    let fake = FakeRegistry::new(bench.layout(), busy(1000, "503 Service Unavailable"));
+    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("token server") && error.contains("503"), "{error}");
+    assert_eq!(fake.count("/token"), 5, "{:?}", fake.log());
+}
+
+#[test]
 fn corrupt_blobs_are_refused_and_nothing_is_visible() {
     let bench = Bench::new();
     image().write(&bench.layout());

@@ -13,8 +13,12 @@ use super::blob_path;
 
 #[derive(Clone, Default)]
 pub struct Behaviour {
-    /// So many answers are 503 first; with `Retry-After: 0` where set.
+    /// So many answers are 503 first, with `Retry-After: 0`.
     pub busy: u32,
+    /// With this status and `Retry-After` instead.
+    pub busy_with: Option<(&'static str, String)>,
+    /// So many answers of the token server are, too.
+    pub busy_tokens: u32,
     /// Blobs are cut after so many bytes of one answer.
     pub cut_after: Option<usize>,
     /// Ranges are not understood.
@@ -144,10 +148,15 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     let behaviour = {
         let mut state = state.lock().unwrap();
         state.log.push(line);
-        if state.behaviour.busy > 0 {
-            state.behaviour.busy -= 1;
+        let is_token = path.starts_with("/token");
+        let Behaviour { busy, busy_tokens, .. } = &mut state.behaviour;
+        let left = if is_token && *busy_tokens > 0 { busy_tokens } else { busy };
+        if *left > 0 {
+            *left -= 1;
+            let busy_with = state.behaviour.busy_with.clone();
             drop(state);
-            return answer(stream, "503 Service Unavailable", &[("Retry-After", "0")], b"");
+            let (status, wait) = busy_with.unwrap_or(("503 Service Unavailable", "0".into()));
+            return answer(stream, status, &[("Retry-After", &wait)], b"");
         }
         state.behaviour.clone()
     };
