@@ -112,7 +112,8 @@ fn require_static_library() -> Result<(), String> {
 /// Copies beside the target and renames, because the old file may be running. The time is kept: by it the tests know what
 /// they have seen.
 fn publish(from: &Path, to: &Path) -> Result<(), String> {
-    let fresh = to.with_extension("new");
+    // Tests that find it old may all make it at once.
+    let fresh = to.with_extension(format!("new.{}", std::process::id()));
     let copied = (|| {
         to.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         std::fs::copy(from, &fresh)?;

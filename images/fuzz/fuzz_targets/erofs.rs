@@ -1,5 +1,5 @@
 //! Writes archives of arbitrary members as EROFS images and reads them back with a reader of its own: the image has what the
-//! directory of the same archive has.
+//! directory of the same archive has. Of some images `fsck.erofs` is asked, and, by root, the kernel: it accepts them and shows the same.
 #![no_main]
 
 mod erofs_reader;
@@ -8,10 +8,19 @@ use erofs_reader::{Seen, read};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Images made so far: others than our reader take their time.
+static MADE: AtomicU32 = AtomicU32::new(0);
+/// Of so many images `fsck.erofs` looks at one.
+const CHECKED: u32 = 64;
+/// Of so many images the kernel mounts one.
+const MOUNTED: u32 = 256;
 
 /// Few names, so that entries meet.
 const NAMES: [&str; 12] =
@@ -36,21 +45,50 @@ fuzz_target!(|entries: Vec<Entry>| {
     let archive = archive(&entries);
     let directory = std::fs::File::open(place.path()).unwrap();
     let unpacked = berth_images::fuzzing::unpack(&archive, OwnedFd::from(directory));
-    let file = tempfile::tempfile_in("/dev/shm").unwrap();
-    let written = berth_images::fuzzing::image(&archive, OwnedFd::from(file.try_clone().unwrap()));
+    // With a name, for others who are to open it.
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let written = berth_images::fuzzing::image(&archive, OwnedFd::from(file.as_file().try_clone().unwrap()));
     assert_eq!(unpacked, written);
-    // Others than root cannot make whiteouts as the image has them.
     let Ok(report) = written else { return };
+    let mut bytes = vec![0; usize::try_from(file.as_file().metadata().unwrap().len()).unwrap()];
+    file.as_file().read_exact_at(&mut bytes, 0).unwrap();
+    let image = read(&bytes);
+    // Others than root cannot make whiteouts as the image has them.
     if report.whiteouts == 0 || root {
-        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        let (image, expected) = (read(&bytes), walk(place.path()));
-        assert!(image.keys().eq(expected.keys()), "{:?} and not {:?}", image.keys(), expected.keys());
-        for (name, seen) in &image {
-            assert_eq!(seen, &expected[name], "{}", name.escape_ascii());
-        }
+        same(&image, &walk(place.path()));
+    }
+    let number = MADE.fetch_add(1, Relaxed);
+    if number % CHECKED == 0 {
+        run(Command::new("fsck.erofs").arg(file.path()));
+    }
+    if root && number % MOUNTED == 0 {
+        same(&image, &mounted(file.path()));
     }
 });
+
+fn same(image: &Tree, expected: &Tree) {
+    assert!(image.keys().eq(expected.keys()), "{:?} and not {:?}", image.keys(), expected.keys());
+    for (name, seen) in image {
+        assert_eq!(seen, &expected[name], "{}", name.escape_ascii());
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the kernel shows of an image.
+fn mounted(image: &Path) -> Tree {
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    // mount(8) makes a loop device, which goes with the mount.
+    run(Command::new("mount").args(["-t", "erofs", "-o", "ro"]).arg(image).arg(place.path()));
+    // It goes with the descriptor then: a panic ends the fuzzer as it stands, and would leave the mount behind.
+    let root = std::fs::File::open(place.path());
+    run(Command::new("umount").arg("--lazy").arg(place.path()));
+    let root = root.unwrap();
+    walk(Path::new(&format!("/proc/self/fd/{}/.", root.as_raw_fd())))
+}
 
 fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut archive = Vec::new();
@@ -123,9 +161,11 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
+type Tree = BTreeMap<Vec<u8>, Seen>;
+
 /// What is in a directory.
-fn walk(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
-    let mut all = BTreeMap::new();
+fn walk(root: &Path) -> Tree {
+    let mut all = Tree::new();
     let mut todo = vec![root.to_path_buf()];
     while let Some(path) = todo.pop() {
         let meta = path.symlink_metadata().unwrap();

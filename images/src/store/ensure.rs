@@ -112,7 +112,10 @@ impl Store {
             _ => files::remove(self.images.as_fd(), &pending)
                 .and_then(|()| files::remove(self.images.as_fd(), &partial)),
         };
-        let record = result?;
+        let record = result.map_err(|e| match e.kind() {
+            ErrorKind::NoSpace => e.beside(&format!("images are kept in {}", self.root().display())),
+            _ => e,
+        })?;
         ended?;
         fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
         if let Some(name) = name_of(image) {

@@ -25,6 +25,8 @@ pub struct Pushed {
     pub uploaded: usize,
     /// Layers that the registry took over from another of its repositories.
     pub mounted: usize,
+    /// Bytes of the layers that were uploaded.
+    pub bytes: u64,
     /// Whether the manifest is another than the one that was fetched, because layers were compressed anew.
     pub anew: bool,
 }
@@ -61,7 +63,7 @@ impl Store {
         let mut manifest: serde_json::Value = serde_json::from_slice(&original)
             .map_err(|e| Error::new(ErrorKind::Corrupt, format!("blob {image}"), e.to_string()))?;
         let uploader = Uploader::new(to, sister(record.source.as_deref(), to), credentials, registries)?;
-        let mut pushed = Pushed { digest: image.clone(), uploaded: 0, mounted: 0, anew: false };
+        let mut pushed = Pushed { digest: image.clone(), uploaded: 0, mounted: 0, bytes: 0, anew: false };
         let bytes = record.layers.iter().map(|l| l.size).sum();
         progress.event(ProgressEvent::Start { layers: record.layers.len(), cached: 0, bytes });
         let mut done: HashMap<&Digest, Anew> = HashMap::new();
@@ -117,6 +119,7 @@ impl Store {
         if !uploader.has(&blob.digest)? {
             uploader.upload(&blob.digest, Bytes::File(&file))?;
             pushed.uploaded += 1;
+            pushed.bytes += blob.size;
         }
         Ok((blob.digest != layer.digest).then_some((blob.digest, blob.size)))
     }

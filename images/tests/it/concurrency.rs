@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use berth_images::{
-    Credentials, ErrorKind, Helpers, ProgressEvent, Registries, ResolveOptions, Resolved, ResolvedManifest,
-    RunAs, Store,
+    Credentials, ErrorKind, Helpers, LayerForm, ProgressEvent, Registries, ResolveOptions, Resolved,
+    ResolvedManifest, RunAs, Store,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -31,8 +31,12 @@ pub(crate) fn program() -> PathBuf {
 }
 
 fn import(bench: &Bench, name: &str) -> Child {
+    import_as(bench, name, "directory")
+}
+
+fn import_as(bench: &Bench, name: &str, form: &str) -> Child {
     Command::new(program())
-        .args(["--insecure", "--store"])
+        .args(["--insecure", "--form", form, "--store"])
         .arg(bench.path().join("store"))
         .arg(name)
         .stdout(Stdio::piped())
@@ -144,47 +148,153 @@ fn a_killed_import_leaves_nothing_that_counts() {
     assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
-/// How often a pull is killed; more by BERTH_KILL_ROUNDS.
-const KILLS: u64 = 10;
+/// How often a pull is killed that one process makes, and how often a process of those who make one for somebody: 200 times in all, and more
+/// by BERTH_KILL_ROUNDS.
+const KILLS: u64 = 140;
+const KILLS_OF_HELPERS: u64 = 60;
+
+fn rounds(usual: u64) -> u64 {
+    std::env::var("BERTH_KILL_ROUNDS").map_or(usual, |text| text.parse().unwrap())
+}
+
+/// Moments of a time, by chance.
+struct Moments {
+    seed: u64,
+    /// A little beyond the end, so that every moment has its turn.
+    span: u64,
+}
+
+impl Moments {
+    fn of(whole: Duration) -> Self {
+        let span = u64::try_from(whole.as_micros()).unwrap() * 11 / 10;
+        Self { seed: u64::from(std::process::id()), span }
+    }
+
+    fn next(&mut self) -> Duration {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Duration::from_micros((self.seed >> 33) % self.span)
+    }
+}
+
+fn to_be_killed(bench: &Bench) -> FakeRegistry {
+    ImageBuilder::new(vec![many_files(100), many_files(50), Tar::new().file("b", b"x").end()])
+        .compressed(Compression::Gzip)
+        .write(&bench.layout());
+    FakeRegistry::new(bench.layout(), Behaviour::default())
+}
 
 #[test]
 fn a_pull_that_was_killed_at_any_moment_is_made_good_by_the_next() {
-    let rounds = std::env::var("BERTH_KILL_ROUNDS").map_or(KILLS, |text| text.parse().unwrap());
+    for (form, of) in [("directory", LayerForm::Directory), ("erofs", LayerForm::Erofs)] {
+        let bench = Bench::of(of);
+        let fake = to_be_killed(&bench);
+        let name = format!("{}/x:1", fake.address);
+        let store = bench.store();
+        let collect =
+            || store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
+        let import = || import_as(&bench, &name, form);
+        let whole = Instant::now();
+        assert!(import().wait().unwrap().success());
+        let mut moments = Moments::of(whole.elapsed());
+        let (rounds, mut within) = (rounds(KILLS) / 2, 0);
+        collect();
+        for round in 0..rounds {
+            let mut child = import();
+            let moment = moments.next();
+            std::thread::sleep(moment);
+            within += u64::from(child.try_wait().unwrap().is_none());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // What is there is whole, and the next pull succeeds.
+            let whole = || {
+                assert_eq!(
+                    store.verify(&[]).unwrap().problems(),
+                    Vec::<String>::new(),
+                    "{form} {round}, {moment:?}"
+                )
+            };
+            whole();
+            let output = import().wait_with_output().unwrap();
+            let err = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{form} {round}, {moment:?}: {err}");
+            whole();
+            collect();
+            bench.assert_empty();
+        }
+        assert!(within >= rounds / 4, "{within} of {rounds} pulls were killed before their end");
+    }
+}
+
+/// Where users' images come by processes of their own, any of these may be killed.
+#[test]
+fn a_pull_whose_fetcher_or_unpacker_was_killed_is_made_good_by_the_next() {
     let bench = Bench::new();
-    ImageBuilder::new(vec![many_files(300), many_files(150), Tar::new().file("b", b"x").end()])
-        .compressed(Compression::Gzip)
-        .write(&bench.layout());
-    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
-    let name = format!("{}/x:1", fake.address);
+    let fake = to_be_killed(&bench);
     let store = bench.store();
-    let whole = Instant::now();
-    assert!(import(&bench, &name).wait().unwrap().success());
-    // A little beyond the end, so that every moment has its turn.
-    let span = u64::try_from(whole.elapsed().as_micros()).unwrap() * 11 / 10;
-    let (mut seed, mut within) = (u64::from(std::process::id()), 0);
+    let name = format!("{}/x:1", fake.address);
+    let image = resolve_text(&name, &Credentials::anonymous(), true).unwrap();
+    let registries = Registries::default().without_tls(&fake.address);
+    let all = Helpers { registries, ..helpers(None, None, vec![]) };
     let collect = || store.prune(&berth_images::PruneOptions { all: true, ..Default::default() }).unwrap();
+    let whole = Instant::now();
+    all.ensure(&store, &image, &()).unwrap();
+    let mut moments = Moments::of(whole.elapsed());
     collect();
+    let (rounds, mut killed, mut failed) = (rounds(KILLS_OF_HELPERS), 0, 0);
     for round in 0..rounds {
-        let mut child = import(&bench, &name);
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let moment = Duration::from_micros((seed >> 33) % span);
-        std::thread::sleep(moment);
-        within += u64::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // What is there is whole, and the next pull succeeds.
-        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new(), "round {round}, {moment:?}");
-        let output = import(&bench, &name).wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "round {round}, {moment:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new(), "round {round}, {moment:?}");
+        let moment = moments.next();
+        let pulled = std::thread::scope(|scope| {
+            let pull = scope.spawn(|| all.ensure(&store, &image, &()));
+            std::thread::sleep(moment);
+            // The one, the other, or both.
+            for (pid, what) in children() {
+                let wanted =
+                    ["internal-fetch", "internal-unpack", "internal-"][usize::try_from(round % 3).unwrap()];
+                if what.contains(wanted) {
+                    // One that has ended since is still this process's child, unless it was waited for.
+                    killed +=
+                        u64::from(rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
+                }
+            }
+            pull.join().unwrap()
+        });
+        failed += u64::from(pulled.is_err());
+        // What is in use stays.
+        drop(pulled);
+        let whole = || {
+            assert_eq!(
+                store.verify(&[]).unwrap().problems(),
+                Vec::<String>::new(),
+                "round {round}, {moment:?}"
+            )
+        };
+        whole();
+        let prepared =
+            all.ensure(&store, &image, &()).unwrap_or_else(|e| panic!("round {round}, {moment:?}: {e}"));
+        assert_eq!(std::fs::read(prepared.layers[0].join("b")).unwrap(), b"x");
+        drop(prepared);
+        whole();
         collect();
         bench.assert_empty();
     }
-    assert!(within >= rounds / 4, "{within} of {rounds} pulls were killed before their end");
+    assert!(
+        killed >= rounds / 3 && failed >= rounds / 5,
+        "{killed} processes were killed and {failed} pulls failed in {rounds} rounds"
+    );
+}
+
+/// Processes of this one, with their command lines.
+fn children() -> Vec<(rustix::process::Pid, String)> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let pids = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for pid in pids.split_ascii_whitespace() {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw).unwrap();
+            found.push((pid, String::from_utf8_lossy(&line).into_owned()));
+        }
+    }
+    found
 }
 
 #[test]

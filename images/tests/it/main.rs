@@ -16,6 +16,7 @@ mod erofs;
 mod granted;
 mod hostile;
 mod layouts;
+mod many;
 mod merging;
 mod mirrors;
 mod overlay;
