@@ -6,7 +6,7 @@ use berth_client::out;
 use berth_client::step::terminal::{Raw, is_terminal};
 use berth_images::{Credentials, Login, LoginTarget};
 use std::io::{BufRead, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Who logs in, and how the password comes.
 #[derive(Debug)]
@@ -21,6 +21,17 @@ pub struct Asked<'a> {
     pub insecure: bool,
 }
 
+/// A login that is kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// Where.
+    pub target: LoginTarget,
+    /// Who.
+    pub user: String,
+    /// What became of it.
+    pub login: Login,
+}
+
 /// The registry that is meant.
 pub fn target(registry: Option<&str>) -> Result<LoginTarget, Failure> {
     let target = registry.map(str::parse).transpose().map_err(|e| images::failed(&e))?;
@@ -28,7 +39,7 @@ pub fn target(registry: Option<&str>) -> Result<LoginTarget, Failure> {
 }
 
 /// Logs in.
-pub fn log_in(asked: &Asked<'_>, state: Option<&Path>) -> Result<(LoginTarget, String), Failure> {
+pub fn log_in(asked: &Asked<'_>, state: Option<&Path>) -> Result<Kept, Failure> {
     let target = target(asked.registry)?;
     let named = asked.username.or(target.user.as_deref());
     if !is_terminal() && (named.is_none() || !asked.password_stdin) {
@@ -58,8 +69,9 @@ pub fn log_in(asked: &Asked<'_>, state: Option<&Path>) -> Result<(LoginTarget, S
     let registries = images::registries(state);
     let registries = if asked.insecure { registries.without_tls(&target.registry) } else { registries };
     let login = Credentials::from_env().login(&target, &user, &password, &registries);
-    tell(&target, &login.map_err(|e| images::failed(&e))?);
-    Ok((target, user))
+    let login = login.map_err(|e| images::failed(&e))?;
+    tell(&target, &login);
+    Ok(Kept { target, user, login })
 }
 
 /// Says what is not as one might think.
@@ -87,9 +99,10 @@ fn tell(target: &LoginTarget, login: &Login) {
     }
 }
 
-/// Logs out, and says what other tools still have.
-pub fn log_out(target: &LoginTarget) -> Result<(), berth_images::Error> {
-    for other in Credentials::from_env().logout(target)? {
+/// Logs out, and says what other tools still have: gives the files that have it.
+pub fn log_out(target: &LoginTarget) -> Result<Vec<PathBuf>, berth_images::Error> {
+    let others = Credentials::from_env().logout(target)?;
+    for other in &others {
         out::complain(&format!(
             "berth: note: {} still has a login for {}, which 'podman logout {}' removes",
             other.display(),
@@ -97,7 +110,7 @@ pub fn log_out(target: &LoginTarget) -> Result<(), berth_images::Error> {
             target.registry
         ));
     }
-    Ok(())
+    Ok(others)
 }
 
 fn prompt(text: &str) {

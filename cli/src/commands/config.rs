@@ -37,7 +37,12 @@ pub fn of(dir: &StateDir, file: Option<&Path>) -> Result<Config, Failure> {
     berth_agent::hooks::Hooks::load(&config.container.hooks_dirs, owner)
         .map_err(|why| wrong(&format!("container.hooks_dirs: {why}")))?;
     berth_agent::around::Around::load(&config, owner).map_err(|why| wrong(&why))?;
-    berth_agent::store_place(&config.images, &dir.0).map_err(|why| wrong(&why))?;
+    let images = berth_agent::store_place(&config.images, &dir.0).map_err(|why| wrong(&why))?;
+    if let Ok(Some(why)) = berth_images::unfit_filesystem(&images) {
+        let place = images.display();
+        let todo = "name a directory on a local disk: images.path in berth.toml";
+        return Err(wrong(&format!("image store {place} is on {why}: {todo}")));
+    }
     berth_agent::registries(&config.images).check().map_err(|e| wrong(&e))?;
     berth_agent::admission::check(&config.images).map_err(|e| wrong(&e))?;
     berth_agent::signatures::check(&config.images).map_err(|e| wrong(&format!("images.signature: {e}")))?;

@@ -4,8 +4,8 @@ use super::Container;
 use crate::images::{self, Bar};
 use berth_client::error::Failure;
 use berth_images::{
-    Credentials, Error, Manifests, PreparedImage, Reference, ResolveOptions, Resolved, ResolvedManifest,
-    Store, resolve,
+    Credentials, Error, Manifests, PreparedImage, Progress, Reference, ResolveOptions, Resolved,
+    ResolvedManifest, Store, resolve,
 };
 use berth_model::ByteStr;
 use berth_runtime::facts::is_privileged;
@@ -43,11 +43,24 @@ pub fn fetch(
     state: Option<&Path>,
 ) -> Result<PreparedImage, Failure> {
     let bar = Bar::new(name, quiet);
-    let prepared = match images::helpers(pinned, state)? {
-        Some(helpers) => helpers.ensure(store, pinned, &bar),
-        None => images::open(pinned, state).and_then(|source| store.ensure(pinned, source.as_ref(), &bar)),
-    };
+    let prepared = ensure(store, pinned, &bar, state);
     bar.finish();
+    prepared
+}
+
+/// As [`fetch`], for who shows by other means how it goes on.
+pub fn ensure(
+    store: &Store,
+    pinned: &ResolvedManifest,
+    progress: &dyn Progress,
+    state: Option<&Path>,
+) -> Result<PreparedImage, Failure> {
+    let prepared = match images::helpers(pinned, state)? {
+        Some(helpers) => helpers.ensure(store, pinned, progress),
+        None => {
+            images::open(pinned, state).and_then(|source| store.ensure(pinned, source.as_ref(), progress))
+        }
+    };
     prepared.map_err(|e| images::failed(&e))
 }
 

@@ -14,7 +14,7 @@ mod save;
 mod terminal;
 
 pub use follow::Streams;
-pub use image::{Pull, fetch, pinned};
+pub use image::{Pull, ensure, fetch, pinned};
 pub use save::save;
 
 use crate::{explain, images};

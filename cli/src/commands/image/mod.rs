@@ -1,6 +1,7 @@
 //! `berth image`: looks after the images of a store.
 
 mod cluster;
+mod login;
 mod look;
 mod places;
 mod pull;
@@ -10,10 +11,7 @@ pub mod transfer;
 mod verify;
 
 use crate::images;
-use crate::{local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
-use berth_client::out;
-use berth_images::{Error, Reference, Resolved};
 use cluster::Task;
 use places::{Places, Which};
 use std::path::Path;
@@ -44,7 +42,7 @@ pub enum Args {
         #[command(flatten)]
         nodes: cluster::Nodes,
         /// As JSON
-        #[arg(long, requires = "cluster")]
+        #[arg(long)]
         json: bool,
     },
     /// List images
@@ -61,6 +59,9 @@ pub enum Args {
     Inspect {
         #[command(flatten)]
         which: Which,
+        /// As with the other commands; this one knows nothing but JSON
+        #[arg(long)]
+        json: bool,
         /// Name or digest
         image: String,
     },
@@ -74,7 +75,7 @@ pub enum Args {
         #[command(flatten)]
         nodes: cluster::Nodes,
         /// As JSON
-        #[arg(long, requires = "cluster")]
+        #[arg(long)]
         json: bool,
         /// Also what jobs need that wait or run: they fetch it again. What a container runs on stays until that ends
         #[arg(long, short)]
@@ -93,7 +94,7 @@ pub enum Args {
         #[command(flatten)]
         nodes: cluster::Nodes,
         /// As JSON
-        #[arg(long, requires = "cluster")]
+        #[arg(long)]
         json: bool,
         /// All images that are not in use
         #[arg(long)]
@@ -128,52 +129,15 @@ pub enum Args {
     History(transfer::History),
     Export(transfer::Export),
     Push(transfer::Push),
-    /// Log in to a registry, for docker, podman and skopeo, too
-    ///
-    /// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, in
-    /// $REGISTRY_AUTH_FILE, or in ~/.docker/config.json, or by the credential helper that this file names. A password is
-    /// asked for on the terminal, or read from standard input.
-    Login {
-        /// HOST or HOST:PORT; USER@HOST is a further login there, for images named USER@HOST#NAME [default: docker.io]
-        registry: Option<String>,
-        /// Who logs in
-        #[arg(long, short, value_name = "NAME")]
-        username: Option<String>,
-        /// Read the password, or a token, from standard input
-        #[arg(long)]
-        password_stdin: bool,
-        /// Speak to the registry without TLS
-        #[arg(long)]
-        insecure: bool,
-    },
-    /// Forget the login of a registry
-    Logout {
-        /// HOST, HOST:PORT, or USER@HOST for that login alone [default: docker.io]
-        registry: Option<String>,
-    },
+    Login(login::Login),
+    Logout(login::Logout),
 }
 
 pub fn run(args: Args, state: Option<&Path>) -> Outcome {
-    let failed = |e: Error| images::failed(&e);
     match args {
         // These need no store.
-        Args::Login { registry, username, password_stdin, insecure } => {
-            let asked = logins::Asked {
-                registry: registry.as_deref(),
-                username: username.as_deref(),
-                password_stdin,
-                insecure,
-            };
-            let (target, user) = logins::log_in(&asked, state)?;
-            out::print(&format!("logged in to {} as {user}\n", target.registry))?;
-            Ok(0)
-        }
-        Args::Logout { registry } => {
-            let target = logins::target(registry.as_deref())?;
-            logins::log_out(&target).map_err(failed)?;
-            out::print(&format!("logged out of {}\n", target.registry))?;
-            Ok(0)
-        }
+        Args::Login(args) => login::log_in(&args, state),
+        Args::Logout(args) => login::log_out(&args),
         Args::Ls { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Ls, json, state),
         Args::Df { nodes, json, .. } if nodes.cluster => cluster::run(&nodes, Task::Df, json, state),
         Args::Rm { nodes, json, force, images, .. } if nodes.cluster => {
@@ -183,14 +147,15 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             cluster::run(&nodes, Task::Prune { all, older_than, force }, json, state)
         }
         Args::Ls { which, json, .. } => look::ls(&Places::find(which, state)?, json),
-        Args::Inspect { which, image } => look::inspect(&Places::find(which, state)?, &image),
+        Args::Inspect { which, image, .. } => look::inspect(&Places::find(which, state)?, &image),
         Args::Df { which, json, .. } => look::df(&Places::find(which, state)?, json),
         Args::Quota { json } => quota::run(json, state),
-        Args::Rm { which, force, images, .. } => {
-            remove::rm(&Places::find(which, state)?, &images, force, state)
+        Args::Rm { which, json, force, images, .. } => {
+            remove::rm(&Places::find(which, state)?, &images, force, json, state)
         }
-        Args::Prune { which, all, force, older_than, .. } => {
-            remove::prune(&Places::find(which, state)?, all, older_than, force, state)
+        Args::Prune { which, json, all, force, older_than, .. } => {
+            let choice = remove::Choice { all, older_than, force };
+            remove::prune(&Places::find(which, state)?, &choice, json, state)
         }
         Args::History(args) => transfer::history(&args, &Places::find(args.which, state)?),
         Args::Verify(args) => verify::run(&args, &images::store(state)?, state),
@@ -200,20 +165,10 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             let image = pull::wanted(&image, insecure, state)?;
             cluster::run(&nodes, Task::Pull(&image), json, state)
         }
-        Args::Pull { image, insecure, quiet, which, .. } if which.is_node() => {
-            pull::here(&pull::wanted(&image, insecure, state)?, quiet, state)
+        Args::Pull { image, insecure, quiet, which, json, .. } if which.is_node() => {
+            pull::here(&pull::wanted(&image, insecure, state)?, quiet, json, state)
         }
-        Args::Pull { image, insecure, quiet, .. } => {
-            let store = images::store(state)?;
-            let reference: Reference = image.parse().map_err(failed)?;
-            let Resolved::Manifest(pinned) = local::pinned(&image, insecure, state)? else {
-                return Err(Failure::user(format!("{image} is used where it is; there is nothing to fetch")));
-            };
-            let digest = local::fetch(&store, &image, &pinned, quiet, state)?.digest;
-            let line =
-                if quiet { format!("{digest}\n") } else { format!("{reference} is present: {digest}\n") };
-            out::print(&line).map(|()| 0)
-        }
+        Args::Pull { image, insecure, quiet, json, .. } => pull::own(&image, insecure, quiet, json, state),
     }
 }
 

@@ -1,18 +1,122 @@
 //! `berth image rm` and `prune`: images go from a store, or are given back to one that users share.
 
-use super::places::{Found, Node, Places};
+use super::document;
+use super::places::{Found, Places};
 use crate::images::{self, Needs};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
 use berth_images::{Digest, Error, PruneOptions, Removed};
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 const DAY: u64 = 86_400;
 
+/// What is pruned.
+pub struct Choice {
+    /// All that are not in use.
+    pub all: bool,
+    /// Not used for so many days.
+    pub older_than: Option<u32>,
+    /// Also what jobs need.
+    pub force: bool,
+}
+
+/// What is gone: told as it goes, or at the end as JSON.
+#[derive(Serialize)]
+struct Gone {
+    #[serde(skip)]
+    json: bool,
+    /// Of the caller's own store, where it is about that.
+    #[serde(flatten)]
+    own: Option<OfOwn>,
+    /// Of the node's, where it is about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<OfNode>,
+}
+
+/// What is gone of a store.
+#[derive(Default, Serialize)]
+struct OfOwn {
+    /// Images.
+    removed: Vec<Digest>,
+    /// Layers that no image needs any more.
+    layers: usize,
+    /// Bytes of the files in them.
+    bytes: u64,
+}
+
+/// What was given back to a node.
+#[derive(Default, Serialize)]
+struct OfNode {
+    /// Images.
+    removed: Vec<Digest>,
+    /// So much less the caller's images take there.
+    bytes: u64,
+}
+
+impl Gone {
+    fn new(places: &Places, json: bool) -> Gone {
+        Gone {
+            json,
+            own: places.own.as_ref().map(|_| OfOwn::default()),
+            node: places.node.as_ref().map(|_| OfNode::default()),
+        }
+    }
+
+    fn removed(&mut self, removed: Removed) -> Result<(), Failure> {
+        if !self.json {
+            for image in &removed.images {
+                out::print(&format!("removed {image}\n"))?;
+            }
+            let freed = images::size(removed.bytes);
+            return out::print(&format!("{} layers, {freed} freed\n", removed.layers));
+        }
+        let own = self.own.get_or_insert_default();
+        own.removed.extend(removed.images);
+        own.layers += removed.layers;
+        own.bytes = own.bytes.saturating_add(removed.bytes);
+        Ok(())
+    }
+
+    fn given_back(&mut self, digest: Digest, bytes: u64) -> Result<(), Failure> {
+        if !self.json {
+            let less = images::size(bytes);
+            return out::print(&format!("gave back {digest}\nyour images take {less} less on this node\n"));
+        }
+        let node = self.node.get_or_insert_default();
+        node.removed.push(digest);
+        node.bytes = node.bytes.saturating_add(bytes);
+        Ok(())
+    }
+
+    /// The end. What was done before the rest failed is done, and so it is told.
+    fn finish(self, done: Result<(), Failure>) -> Outcome {
+        let own = self.own.as_ref().is_some_and(|own| !own.removed.is_empty() || own.layers > 0);
+        let any = own || self.node.as_ref().is_some_and(|node| !node.removed.is_empty());
+        let told = match self.json && (done.is_ok() || any) {
+            true => document(&self).and_then(|text| out::print(&text)),
+            false => Ok(()),
+        };
+        done.and(told).map(|()| 0)
+    }
+}
+
 /// Removes images; what something needs stays, unless the caller insists.
-pub fn rm(places: &Places, names: &[String], force: bool, state: Option<&Path>) -> Outcome {
+pub fn rm(places: &Places, names: &[String], force: bool, json: bool, state: Option<&Path>) -> Outcome {
+    let mut gone = Gone::new(places, json);
+    let done = rm_each(places, names, force, state, &mut gone);
+    gone.finish(done)
+}
+
+fn rm_each(
+    places: &Places,
+    names: &[String],
+    force: bool,
+    state: Option<&Path>,
+    gone: &mut Gone,
+) -> Result<(), Failure> {
     let needs = match places.own.is_some() && !force {
         true => Needs::of_store(state)?,
         false => Needs::default(),
@@ -23,22 +127,31 @@ pub fn rm(places: &Places, names: &[String], force: bool, state: Option<&Path>) 
                 if let Some(why) = needs.refusal(&digest) {
                     return Err(Failure::user(why));
                 }
-                removed(&store.remove(&digest).map_err(|e| images::failed(&e))?)?;
+                gone.removed(store.remove(&digest).map_err(|e| images::failed(&e))?)?;
             }
-            Found::Node(node, digest) => give_back(node, &digest)?,
+            Found::Node(node, digest) => {
+                let bytes = node.give_back(&digest)?;
+                gone.given_back(digest, bytes)?;
+            }
         }
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Removes what is not needed.
-pub fn prune(
+pub fn prune(places: &Places, choice: &Choice, json: bool, state: Option<&Path>) -> Outcome {
+    let mut gone = Gone::new(places, json);
+    let done = prune_each(places, choice, state, &mut gone);
+    gone.finish(done)
+}
+
+fn prune_each(
     places: &Places,
-    all: bool,
-    older_than: Option<u32>,
-    force: bool,
+    choice: &Choice,
     state: Option<&Path>,
-) -> Outcome {
+    gone: &mut Gone,
+) -> Result<(), Failure> {
+    let Choice { all, older_than, force } = *choice;
     let older_than = older_than.map(|days| Duration::from_secs(u64::from(days) * DAY));
     if let Some(store) = &places.own {
         let keep = match force {
@@ -46,9 +159,9 @@ pub fn prune(
             false => images::needed(state)?,
         };
         let options = PruneOptions { older_than, all, keep };
-        removed(&store.prune(&options).map_err(|e: Error| images::failed(&e))?)?;
+        gone.removed(store.prune(&options).map_err(|e: Error| images::failed(&e))?)?;
     }
-    let Some(node) = &places.node else { return Ok(0) };
+    let Some(node) = &places.node else { return Ok(()) };
     let needed = if force { Vec::new() } else { node.needed_by_jobs()? };
     let needed: BTreeSet<Digest> = needed.into_iter().collect();
     let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
@@ -57,20 +170,9 @@ pub fn prune(
         let old = older_than.is_some_and(|age| now.saturating_sub(image.last_used) >= age.as_secs());
         let nameless = image.names.is_empty() && older_than.is_none();
         if (all || old || nameless) && !listed.kept && !needed.contains(&image.digest) {
-            give_back(node, &image.digest)?;
+            let bytes = node.give_back(&image.digest)?;
+            gone.given_back(image.digest.clone(), bytes)?;
         }
     }
-    Ok(0)
-}
-
-fn give_back(node: &Node, digest: &Digest) -> Result<(), Failure> {
-    let bytes = node.give_back(digest)?;
-    out::print(&format!("gave back {digest}\nyour images take {} less on this node\n", images::size(bytes)))
-}
-
-fn removed(removed: &Removed) -> Result<(), Failure> {
-    for image in &removed.images {
-        out::print(&format!("removed {image}\n"))?;
-    }
-    out::print(&format!("{} layers, {} freed\n", removed.layers, images::size(removed.bytes)))
+    Ok(())
 }

@@ -1,11 +1,14 @@
 //! `berth image history`, `export` and `push`: what an image is made of, and images of the store for other tools.
 
+use super::document;
 use super::places::{Found, Places, Which};
 use crate::images::{self, Bar};
 use crate::local::{self, Container};
-use berth_client::error::{Failure, Outcome};
+use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_images::{Credentials, Error, HistoryEntry, Reference, SaveForm, Store};
+use berth_images::{Credentials, Digest, Error, HistoryEntry, Reference, SaveForm, Store};
+use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Characters of a command that fit into a line.
@@ -27,7 +30,8 @@ pub struct History {
 }
 
 /// The form of an exported image.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A tar file that is an OCI layout and a docker-archive at once
     Oci,
@@ -45,6 +49,16 @@ impl From<Format> for SaveForm {
             Format::Oci | Format::Docker => SaveForm::Archive,
             Format::Sqsh => SaveForm::Squashfs,
             Format::DirLayout => SaveForm::Layout,
+        }
+    }
+}
+
+impl From<SaveForm> for Format {
+    fn from(form: SaveForm) -> Format {
+        match form {
+            SaveForm::Archive => Format::Oci,
+            SaveForm::Squashfs => Format::Sqsh,
+            SaveForm::Layout => Format::DirLayout,
         }
     }
 }
@@ -67,6 +81,21 @@ pub struct Export {
     /// Say nothing
     #[arg(long, short)]
     quiet: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was written, as JSON.
+#[derive(Serialize)]
+struct Exported {
+    /// Of the image in the store.
+    digest: Digest,
+    /// File or directory.
+    file: String,
+    format: Format,
+    /// Bytes of the file, or of all files in the directory.
+    bytes: u64,
 }
 
 /// Push an image of the store to a registry
@@ -86,6 +115,30 @@ pub struct Push {
     /// Print the digest alone
     #[arg(long, short)]
     pub quiet: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was pushed, as JSON.
+#[derive(Serialize)]
+struct PushedImage {
+    /// Digest of the image in the store.
+    image: Digest,
+    /// Where it is now.
+    reference: String,
+    /// Digest of its manifest there.
+    digest: Digest,
+    /// Layers that were sent.
+    uploaded: usize,
+    /// Their bytes.
+    bytes: u64,
+    /// Layers that the registry took over from another of its repositories.
+    mounted: usize,
+    /// Layers that were there.
+    present: usize,
+    /// Whether layers were compressed anew, so that the manifest is another one.
+    anew: bool,
 }
 
 /// Prints the steps.
@@ -95,7 +148,7 @@ pub fn history(args: &History, places: &Places) -> Outcome {
         Found::Node(node, digest) => node.inspect(&digest)?.history(),
     };
     if args.json {
-        return out::print(&super::document(&steps)?).map(|()| 0);
+        return out::print(&document(&steps)?).map(|()| 0);
     }
     let mut rows = vec![["CREATED", "SIZE", "LAYER", "CREATED BY"].map(str::to_string)];
     for step in &steps {
@@ -135,15 +188,35 @@ pub fn one_line(text: String) -> String {
 
 /// Writes an image of the store to a file.
 pub fn export(args: &Export, store: &Store, state: Option<&Path>) -> Outcome {
-    let form = args.format.map_or_else(|| SaveForm::of(&args.file), SaveForm::from);
-    write(&args.image, &args.file, form, args.quiet, store, state)?;
+    let format = args.format.unwrap_or_else(|| SaveForm::of(&args.file).into());
+    let digest = write(&args.image, &args.file, format.into(), args.quiet, store, state)?;
+    if args.json {
+        let file = args.file.display().to_string();
+        let bytes = bytes_of(&args.file).map_err(|e| {
+            Failure::new(Kind::Internal, format!("{file}: was written, and cannot be read: {e}"))
+        })?;
+        return out::print(&document(&Exported { digest, file, format, bytes })?).map(|()| 0);
+    }
     if !args.quiet {
         out::print(&format!("{} is in {}\n", args.image, args.file.display()))?;
     }
     Ok(0)
 }
 
-/// As [`export`].
+/// Bytes of a file, or of all files below a directory.
+fn bytes_of(path: &Path) -> std::io::Result<u64> {
+    let found = std::fs::metadata(path)?;
+    if !found.is_dir() {
+        return Ok(found.len());
+    }
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(path)? {
+        bytes += bytes_of(&entry?.path())?;
+    }
+    Ok(bytes)
+}
+
+/// As [`export`]; which image it was.
 pub fn write(
     image: &str,
     path: &Path,
@@ -151,7 +224,7 @@ pub fn write(
     quiet: bool,
     store: &Store,
     state: Option<&Path>,
-) -> Result<(), Failure> {
+) -> Result<Digest, Failure> {
     let digest = store.find(image).map_err(|e| images::failed(&e))?;
     if form == SaveForm::Squashfs {
         let container = Container {
@@ -162,12 +235,12 @@ pub fn write(
             quiet,
             ..Container::default()
         };
-        return local::save(&container, path, form);
+        return local::save(&container, path, form).map(|()| digest);
     }
     let bar = Bar::named(image, "writing", quiet);
     let written = store.export(&digest, path, form == SaveForm::Layout, &bar);
     bar.finish();
-    written.map_err(|e| images::failed(&e))
+    written.map(|()| digest).map_err(|e| images::failed(&e))
 }
 
 /// Pushes an image of the store.
@@ -180,24 +253,45 @@ pub fn push(args: &Push, store: &Store, state: Option<&Path>) -> Outcome {
             args.reference
         )));
     };
-    let digest = store.find(&args.image).map_err(failed)?;
+    let image = store.find(&args.image).map_err(failed)?;
+    let layers = if args.json { distinct_layers(store, &image)? } else { 0 };
     let registries = images::registries(state);
     let registries = if args.insecure { registries.without_tls_of(&reference) } else { registries };
     let bar = Bar::named(&args.image, "pushing", args.quiet);
-    let pushed = store.push(&digest, to, &Credentials::from_env(), &registries, &bar);
+    let pushed = store.push(&image, to, &Credentials::from_env(), &registries, &bar);
     bar.finish();
     let pushed = pushed.map_err(failed)?;
-    if args.quiet {
-        return out::print(&format!("{}\n", pushed.digest)).map(|()| 0);
-    }
-    if pushed.anew {
+    if pushed.anew && !args.quiet {
         out::complain(
             "berth: note: layers were compressed anew, so the digest is another one than that of the image that was fetched",
         );
+    }
+    if args.json {
+        let told = PushedImage {
+            image,
+            reference: reference.to_string(),
+            present: layers.saturating_sub(pushed.uploaded + pushed.mounted),
+            digest: pushed.digest,
+            uploaded: pushed.uploaded,
+            bytes: pushed.bytes,
+            mounted: pushed.mounted,
+            anew: pushed.anew,
+        };
+        return out::print(&document(&told)?).map(|()| 0);
+    }
+    if args.quiet {
+        return out::print(&format!("{}\n", pushed.digest)).map(|()| 0);
     }
     out::print(&format!(
         "{reference}: {} ({} layers sent, {} taken over from another repository)\n",
         pushed.digest, pushed.uploaded, pushed.mounted
     ))
     .map(|()| 0)
+}
+
+/// How many layers an image has; one that it has twice is pushed once.
+fn distinct_layers(store: &Store, image: &Digest) -> Result<usize, Failure> {
+    let details = store.inspect(image).map_err(|e| images::failed(&e))?;
+    let layers: BTreeSet<&Digest> = details.layers.iter().map(|layer| &layer.digest).collect();
+    Ok(layers.len())
 }

@@ -11,14 +11,14 @@ use berth_images::SaveForm;
 /// Pushes an image to where its name says.
 pub fn push(args: Push) -> Outcome {
     let Push { quiet, image } = args;
-    let push = transfer::Push { reference: image.clone(), image, insecure: false, quiet };
+    let push = transfer::Push { reference: image.clone(), image, insecure: false, quiet, json: false };
     transfer::push(&push, &images::store(None)?, None)
 }
 
 /// Writes an image to a tar file.
 pub fn save(args: &Save) -> Outcome {
     transfer::write(&args.image, &args.output, SaveForm::Archive, true, &images::store(None)?, None)
-        .map(|()| 0)
+        .map(|_| 0)
 }
 
 /// Shows how an image was made.

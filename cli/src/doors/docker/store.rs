@@ -258,7 +258,7 @@ pub fn log_in(args: &Login) -> Outcome {
 pub fn log_out(server: Option<&str>) -> Outcome {
     let target = logins::target(server)?;
     match logins::log_out(&target) {
-        Ok(()) => out::print(&format!("Removing login credentials for {}\n", target.registry)).map(|()| 0),
+        Ok(_) => out::print(&format!("Removing login credentials for {}\n", target.registry)).map(|()| 0),
         Err(e) if e.kind() == berth_images::ErrorKind::NotFound => {
             out::print(&format!("Not logged in to {}\n", target.registry)).map(|()| 0)
         }
