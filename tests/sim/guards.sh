@@ -186,6 +186,26 @@ if wanted login-wiped; then
     seen login-wiped
 fi
 
+if wanted lease-told; then
+    change $c/launch.rs 'lease: run.lease.map(|span|' 'lease: run.lease.filter(|span| span.0 < 0).map(|span|'
+    seen lease-told
+fi
+
+if wanted lease-margin; then
+    change $c/cluster/leases.rs 'Span(span.0 / 5 + 5_000_000)' 'Span(0 * span.0)'
+    seen lease-margin
+fi
+
+if wanted counts-anew; then
+    change $c/node.rs '            asked_at: now,' '            asked_at: Time(0),'
+    seen counts-anew
+fi
+
+if wanted one-image; then
+    change $c/cluster/images.rs 'kept.unwrap_or(found)' 'kept.map_or(found.clone(), |_| found)'
+    seen one-image
+fi
+
 b=a_controller_that_is_made_of_a_backup
 
 if wanted restored-runs; then

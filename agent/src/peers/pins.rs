@@ -40,7 +40,7 @@ impl Pins {
 }
 
 impl Peers {
-    /// Asks for all that is open.
+    /// Asks for all that is open: of a controller that has just begun to listen.
     pub(super) fn ask_for_pins(&self) {
         for (ask, Open { key, found, .. }) in &*self.pins.open() {
             self.say(FromPeers::Found { ask: *ask, key: *key, image: found.clone() });
@@ -50,7 +50,8 @@ impl Peers {
     /// What the name of a step's image means for all of its job, where this node found that it means `found`.
     ///
     /// # Errors
-    /// The controller does not say it, or nobody waits for it any more.
+    /// The controller does not say it, or nobody waits for it any more; or it is of another place than this node found: a tag moves, a place
+    /// does not, and a node that lies sends nobody there.
     pub(crate) fn pin(
         &self,
         key: StepKey,
@@ -58,18 +59,18 @@ impl Peers {
         found: ResolvedImage,
         stop: &Arc<AtomicBool>,
     ) -> Result<ResolvedImage, String> {
-        if !matches!(found, ResolvedImage::Manifest { .. }) {
-            return Ok(found);
-        }
+        let ResolvedImage::Manifest { source, insecure, .. } = &found else { return Ok(found) };
+        let own = (source.clone(), *insecure);
         let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, answer) = channel();
+        let question = FromPeers::Found { ask, key, image: found.clone() };
         self.pins.open().insert(ask, Open { key, found, answer: sender });
         let since = Instant::now();
         let mut said: Option<Instant> = None;
         let pinned = loop {
             if said.is_none_or(|said| said.elapsed() > RENEW) {
                 said = Some(Instant::now());
-                self.ask_for_pins();
+                self.say(question.clone());
             }
             match answer.recv_timeout(LOOK) {
                 Ok(image) => break Ok(image),
@@ -87,7 +88,18 @@ impl Peers {
             }
         };
         self.pins.open().remove(&ask);
-        pinned
+        let pinned = pinned?;
+        match &pinned {
+            ResolvedImage::Manifest { source, insecure, .. } if *source != own.0 || (*insecure && !own.1) => {
+                let how = if *insecure { " without TLS" } else { "" };
+                Err(format!(
+                    "{name}: another node said first that it is of {source}{how}, and here it is of {}: name the image by its digest, and \
+                     see what the nodes' agents say of it",
+                    own.0
+                ))
+            }
+            _ => Ok(pinned),
+        }
     }
 }
 
@@ -144,6 +156,18 @@ mod tests {
             });
             peers.hear(berth_model::exchange::ToPeers::Pinned { ask: first, image: image("sha256:first") });
             assert_eq!(pinned.join().unwrap(), Ok(image("sha256:first")));
+            let elsewhere = scope.spawn(|| peers.pin(key(), "debian", image("sha256:mine"), &stop));
+            let ask = std::iter::repeat_with(|| next(&mut asked)).find(|ask| *ask > first).unwrap();
+            let lie = ResolvedImage::Manifest {
+                source: "docker://evil.io/x".into(),
+                digest: "sha256:mine".into(),
+                insecure: false,
+                indexes: Vec::new(),
+                pin: None,
+            };
+            peers.hear(berth_model::exchange::ToPeers::Pinned { ask, image: lie });
+            let why = elsewhere.join().unwrap().unwrap_err();
+            assert!(why.contains("docker://evil.io/x") && why.contains("docker://r.io/x"), "{why}");
             let ended = scope.spawn(|| peers.pin(key(), "debian", image("sha256:mine"), &stop));
             stop.store(true, Ordering::Relaxed);
             assert!(ended.join().unwrap().unwrap_err().contains("not wanted any more"));

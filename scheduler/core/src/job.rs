@@ -114,6 +114,17 @@ pub enum View {
 }
 
 impl JobRow {
+    /// Whether nodes may be noted beside an earlier row of this job as those that it left: of its run on several nodes, or of one before.
+    /// A row replaces them. Most jobs never have any, and cost a store no look for them.
+    pub fn may_have_departures(&self) -> bool {
+        let run = match &self.phase {
+            Phase::Pending => None,
+            Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
+            Phase::Ended { run, .. } => run.as_ref(),
+        };
+        self.attempt.0 > 0 || run.is_some_and(|run| run.allocation.nodes.len() > 1)
+    }
+
     /// The base state: what the job will be remembered as, without COMPLETING.
     pub fn base_state(&self) -> JobState {
         match &self.phase {

@@ -170,6 +170,8 @@ impl Stored {
         for (job, node) in left {
             if let Some(job) = jobs.get(&job).and_then(|place| self.jobs.get_mut(*place))
                 && let Phase::Ending { left, .. } = &mut job.phase
+                // Of the last one a row would say that the job is over: this is of an earlier run, as versions before kept it.
+                && left.iter().any(|other| *other != node)
             {
                 left.remove(&node);
             }

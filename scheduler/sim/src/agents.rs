@@ -4,14 +4,18 @@ use crate::faults::Kind;
 use crate::journal::from_agent;
 use crate::machine::{Behaviour, KEEPER_WAITS, Supervised, exit};
 use crate::network::Way;
+use crate::pins::sharing;
 use crate::world::{Happening, World};
 use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, StepTimers, SupervisorEvent};
+use berth_model::exchange::ToPeers;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent};
-use berth_model::spec::ResolvedImage;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
+
+/// How long an image is fetched whose meaning is known, in microseconds.
+pub(crate) const READY: (i64, i64) = (1000, 500_000);
 
 impl World {
     pub(crate) fn agent_starts(&mut self, node: &NodeName) -> Result<(), String> {
@@ -128,7 +132,9 @@ impl World {
             }
             AgentEffect::PrepareImage { key, launch, .. } => self.prepare_image(node, life, key, &launch)?,
             AgentEffect::Spawn { key, launch, timers, pull } => {
-                if m.is_full(now) || m.unmade.contains(&(key.job, key.attempt)) {
+                let run = (key.job, key.attempt);
+                // What would go by a deadline that is not written down does not start either.
+                if m.is_full(now) || m.unmade.contains(&run) || m.unkept.contains(&run) {
                     self.count("steps that could not be started on a full disk");
                     let exit = StepExit {
                         launch_error: Some("no space left on device".into()),
@@ -233,8 +239,9 @@ impl World {
             AgentEffect::ImagesNeeded { digests: Some(_), .. } => {
                 self.count("answers which images are needed")
             }
-            AgentEffect::CancelImage { .. }
-            | AgentEffect::Configure(_)
+            AgentEffect::CancelImage { key } => self.image_unwanted(node, key),
+            AgentEffect::Peers(ToPeers::Pinned { ask, image }) => self.pinned(node, ask, image)?,
+            AgentEffect::Configure(_)
             | AgentEffect::Note { .. }
             | AgentEffect::Say { .. }
             | AgentEffect::ImagesNeeded { .. }
@@ -268,32 +275,24 @@ impl World {
         launch: &StepLaunch,
     ) -> Result<(), String> {
         let fails = self.rng.permille(10);
-        let image = launch.container.as_ref().map(|container| &container.image);
-        if let Some(digest) = image.and_then(|image| image.digest()) {
-            // It came by its name: a node found this one, and no other may take its place.
-            let of = launch.job.array.map_or(key.job, |array| array.array);
-            let kept = self.truth.images.entry(of).or_insert_with(|| digest.to_owned());
-            if kept != digest {
-                return Err(format!("step {key} has the image {digest}, its job had {kept}"));
-            }
-        }
-        // Each time the name means another image.
-        let found = image.filter(|image| image.resolved.is_none()).map(|_| ResolvedImage::Manifest {
-            source: "docker://docker.io/library/debian".into(),
-            digest: format!("sha256:{}", self.rng.below(1_000_000)),
-            insecure: false,
-            indexes: Vec::new(),
-            pin: None,
-        });
-        let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None, found: found.map(Box::new) });
-        let event = match fails {
-            true => ImageEvent::Failed("no such image".into(), fetched),
-            false => ImageEvent::Ready(fetched),
-        };
         let first = self.span(1000, 100_000);
         let last = Span(first.0 + self.rng.between(1000, 2_000_000));
         let progress = ImageEvent::Progress(Some(50));
         self.plan(first, Happening::Image { node: node.clone(), life, key, event: progress });
+        let image = launch.container.as_ref().map(|container| &container.image);
+        let digest = image.and_then(|image| image.digest());
+        if let Some(digest) = digest {
+            self.one_image(key, sharing(launch), digest.to_owned())?;
+        }
+        if image.is_some() && digest.is_none() && !fails {
+            self.find_image(node, life, launch, last);
+            return Ok(());
+        }
+        let fetched = Some(Fetched { bytes: 1000, hit: false, digest: None, found: None });
+        let event = match fails {
+            true => ImageEvent::Failed("no such image".into(), fetched),
+            false => ImageEvent::Ready(fetched),
+        };
         self.plan(last, Happening::Image { node: node.clone(), life, key, event });
         Ok(())
     }
@@ -405,7 +404,8 @@ impl World {
         self.plan_at(at, Happening::Deadline { node: node.clone(), boot, job: run.0, attempt: run.1 });
     }
 
-    /// Who keeps deadlines ends what nobody else did, with an agent or without one. What may go on it leaves alone.
+    /// Who keeps deadlines ends all that is left of a run, with an agent or without one, whoever else should have done it. What may go on
+    /// it would end as well: that is a fault.
     pub(crate) fn deadline(
         &mut self,
         node: &NodeName,
@@ -416,7 +416,7 @@ impl World {
         let Some(m) = self.machines.get(node).filter(|m| m.boot == boot && m.is_past(run, now)) else {
             return Ok(());
         };
-        let clock = m.clock(now);
+        let (clock, kept) = (m.clock(now), m.deadlines.get(&run).copied());
         let of_run = |(key, s): &(&StepKey, &Supervised)| (key.job, key.attempt) == run && s.lives();
         let alive: Vec<(StepKey, bool, Option<Time>)> =
             m.spool.iter().filter(of_run).map(|(key, s)| (*key, s.stopped, s.lease)).collect();
@@ -426,10 +426,15 @@ impl World {
                     "{key} is ended on {node} at its deadline, and may go on until {lease:?}"
                 ));
             }
+            self.count("steps ended by who keeps deadlines");
             if stopped {
-                self.count("steps ended by who keeps deadlines");
                 self.hang(node, key);
+            } else {
+                self.end_soon(node, key, 9);
             }
+        }
+        if let (Some(m), Some(kept)) = (self.machines.get_mut(node), kept) {
+            m.enforced.insert(run, kept);
         }
         Ok(())
     }

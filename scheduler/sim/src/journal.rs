@@ -143,6 +143,9 @@ impl World {
             Happening::Image { node, key, event, .. } => {
                 words(&"images", &node, &format!("image of {key}: {event:?}"))
             }
+            Happening::Finds { node, ask, .. } => {
+                words(&"images", &node, &format!("what does the name of question {ask} mean for all?"))
+            }
             Happening::Running { node, key, .. } => words(&"supervisor", &node, &format!("{key} runs")),
             Happening::Ends { node, key, status, .. } => {
                 words(&"supervisor", &node, &format!("{key} ends with {status}"))

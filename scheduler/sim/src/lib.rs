@@ -13,6 +13,7 @@ mod faults;
 mod journal;
 mod machine;
 mod network;
+mod pins;
 mod rng;
 mod store;
 mod truth;

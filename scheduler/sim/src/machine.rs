@@ -1,6 +1,7 @@
 //! A node that outlives its agent: supervisors, spool, and what jobs hold there. The truth that the
 //! controller's records are compared with.
 
+use crate::pins::Finding;
 use berth_agent_core::{Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, StepTimers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
@@ -123,6 +124,11 @@ pub(crate) struct Machine {
     /// Until when runs go on, for the process that keeps deadlines, and those of which that could not be written down.
     pub(crate) deadlines: BTreeMap<(JobId, Attempt), Time>,
     pub(crate) unkept: BTreeSet<(JobId, Attempt)>,
+    /// At which of them that process has ended what was left of a run.
+    pub(crate) enforced: BTreeMap<(JobId, Attempt), Time>,
+    /// What its agent asks the controller about names of images, and how many questions there ever were.
+    pub(crate) finding: BTreeMap<u64, Finding>,
+    pub(crate) asks: u64,
     /// When the agent was last asked to wake, to plan each wake once.
     pub(crate) wake: Option<Time>,
 }
@@ -156,6 +162,9 @@ impl Machine {
             unmade: BTreeSet::new(),
             deadlines: BTreeMap::new(),
             unkept: BTreeSet::new(),
+            enforced: BTreeMap::new(),
+            finding: BTreeMap::new(),
+            asks: 0,
             wake: None,
         }
     }
@@ -176,10 +185,11 @@ impl Machine {
     }
 
     /// Whether a step has nothing more to live by: its supervisor, or who keeps deadlines, ends it as soon as anything happens there.
+    /// What is alive although that has happened is alive.
     pub(crate) fn is_over(&self, step: &Supervised, now: Time) -> bool {
-        let key = step.launch.key;
+        let run = (step.launch.key.job, step.launch.key.attempt);
         !step.stopped && step.lease.is_some_and(|until| until <= self.clock(now))
-            || self.is_past((key.job, key.attempt), now)
+            || self.is_past(run, now) && self.enforced.get(&run) != self.deadlines.get(&run)
     }
 
     /// Whether who keeps deadlines ends a run.
@@ -197,6 +207,7 @@ impl Machine {
         self.unattended = Span(self.unattended.0 + now.since(self.alone_since).0);
         self.unmade.clear();
         self.unkept.clear();
+        self.finding.clear();
         self.spool.retain(|_, s| s.born);
         // With a run's parts goes the word that its prolog ran.
         let jobs = &self.jobs;
@@ -255,6 +266,7 @@ impl Machine {
         self.unmade.clear();
         self.deadlines.clear();
         self.unkept.clear();
+        self.enforced.clear();
         self.up = false;
         self.agent = None;
         self.connection = None;

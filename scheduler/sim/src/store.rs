@@ -78,7 +78,9 @@ impl ModelStore {
             match w {
                 Write::PutSpec(row) => drop(self.specs.insert(row.job, write(&**row)?)),
                 Write::PutJob(row) => {
-                    self.left.retain(|(job, _)| *job != row.job);
+                    if row.may_have_departures() {
+                        self.left.retain(|(job, _)| *job != row.job);
+                    }
                     self.jobs.insert(row.job, write(&**row)?);
                 }
                 Write::LeaveNode { job, node } => drop(self.left.insert((*job, node.clone()))),

@@ -69,6 +69,12 @@ pub(crate) enum Happening {
         key: StepKey,
         event: ImageEvent,
     },
+    /// A node knows what an image's name means there, and asks what all have.
+    Finds {
+        node: NodeName,
+        life: u64,
+        ask: u64,
+    },
     Running {
         node: NodeName,
         boot: u64,
@@ -399,6 +405,7 @@ impl World {
                     self.agent(&node, AgentEvent::Image { key, event })?;
                 }
             }
+            Happening::Finds { node, life, ask } => self.finds(&node, life, ask)?,
             Happening::Running { node, boot, key } => self.step_runs(&node, boot, key)?,
             Happening::Ends { node, boot, key, plan, status, oom } => {
                 self.step_ends(&node, boot, key, plan, status, oom)?;
@@ -504,6 +511,7 @@ impl World {
             Happening::Connect { node, .. }
             | Happening::AgentWake { node, .. }
             | Happening::Image { node, .. }
+            | Happening::Finds { node, .. }
             | Happening::Running { node, .. }
             | Happening::Ends { node, .. }
             | Happening::Gone { node, .. }

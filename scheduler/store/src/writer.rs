@@ -477,14 +477,9 @@ pub(crate) fn number(of_entry: u64) -> i64 {
     i64::try_from(of_entry).unwrap_or(i64::MAX)
 }
 
-/// What was written beside the job's row is in the new one. Of jobs on one node there is nothing beside.
+/// What was written beside the job's row is in the new one.
 fn forget_beside(transaction: &Transaction<'_>, job: &JobRow) -> rusqlite::Result<()> {
-    let run = match &job.phase {
-        Phase::Pending => return Ok(()),
-        Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
-        Phase::Ended { run, .. } => run.as_ref(),
-    };
-    if run.is_some_and(|run| run.allocation.nodes.len() > 1) {
+    if job.may_have_departures() {
         transaction.prepare_cached("DELETE FROM departures WHERE job = ?1")?.execute([job.job.0])?;
     }
     Ok(())

@@ -449,6 +449,46 @@ fn a_part_beside_its_step_counts_until_the_step_is_written_again() {
 }
 
 #[test]
+fn what_an_earlier_run_left_is_nothing_of_a_later_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    let on = |names: &[&str]| {
+        let mut run = run();
+        run.allocation = Arc::new(Allocation {
+            nodes: names.iter().map(|name| NodeName::from(*name)).collect(),
+            shares: vec![NodeShare::default(); names.len()],
+            tasks: vec![1; names.len()],
+        });
+        run
+    };
+    let Write::PutJob(job) = ended(1, 70) else { unreachable!() };
+    let Phase::Ended { result, .. } = job.phase.clone() else { unreachable!() };
+    let row = |attempt, phase| {
+        Write::PutJob(Box::new(JobRow { attempt: Attempt(attempt), phase, ..(*job).clone() }))
+    };
+    let ending = |names: &[&str]| Phase::Ending {
+        run: on(names),
+        result: result.clone(),
+        left: on(names).allocation.nodes.iter().cloned().collect(),
+        requeue: true,
+    };
+    let left = Write::LeaveNode { job: JobId(1), node: "n1".into() };
+    commit(&mut store, &[spec(1), row(0, ending(&["n1", "n2"]))]).unwrap();
+    commit(&mut store, std::slice::from_ref(&left)).unwrap();
+    // It waits, and runs again on one node, of which nothing was written while it waited.
+    let left_of = |store: &mut SqliteStore| {
+        let stored = store.load().unwrap();
+        let Phase::Ending { left, .. } = &stored.jobs[0].phase else { unreachable!() };
+        left.iter().cloned().collect::<Vec<_>>()
+    };
+    commit(&mut store, &[row(1, ending(&["n1"]))]).unwrap();
+    assert_eq!(left_of(&mut store), [NodeName::from("n1")]);
+    // And so with a database in which an earlier version left it.
+    commit(&mut store, &[left]).unwrap();
+    assert_eq!(left_of(&mut store), [NodeName::from("n1")]);
+}
+
+#[test]
 fn a_database_without_members_gets_their_tables() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(dir.path()).unwrap();

@@ -15,30 +15,38 @@ use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::spec::{ContainerSpec, ResolvedImage};
 use berth_model::time::{Span, Time};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Longest address and key that a node may name.
-const MOST_TEXT: usize = 300;
+pub(super) const MOST_TEXT: usize = 300;
 /// Most images of one message.
 const MOST_HELD: usize = 10_000;
 /// Longest reason.
 const MOST_WHY: usize = 1000;
 /// Longest source of an image.
-const MOST_SOURCE: usize = 8192;
+pub(super) const MOST_SOURCE: usize = 8192;
 /// For how long a node may want what a user asked for.
 const ASKED: Span = Span::from_secs(3600);
-/// Most that users ask for at the same time, of all nodes.
+/// Most that users ask for at the same time, of all nodes, and most that one of them does.
 const MOST_ASKED: usize = 50_000;
+const MOST_ASKED_OF_ONE: usize = 10_000;
 
 /// Images that users asked for by name of the nodes, each for a while: of these a node may want what it was asked for, for whom it was asked.
 /// Nothing of it is stored: after a restart nodes fetch by themselves.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Asked(BTreeMap<(NodeName, Uid, String), (String, Time)>);
+pub(super) struct Asked {
+    /// From where, and until when.
+    wanted: BTreeMap<Which, (Arc<str>, Time)>,
+}
+
+/// For whom, on which node, and which digest.
+type Which = (Uid, NodeName, Arc<str>);
 
 impl Asked {
     /// What a node may want.
     fn want(&self, node: &NodeName, user: Uid, digest: &str, now: Time) -> Option<Want> {
-        let (source, until) = self.0.get(&(node.clone(), user, digest.to_string()))?;
-        (now < *until).then(|| Want { digest: digest.to_string(), source: source.clone(), user })
+        let (source, until) = self.wanted.get(&(user, node.clone(), digest.into()))?;
+        (now < *until).then(|| Want { digest: digest.to_string(), source: source.to_string(), user })
     }
 }
 
@@ -58,14 +66,18 @@ impl Cluster {
         if digest.len() > MOST_TEXT || source.len() > MOST_SOURCE {
             return Err(Refusal::new(RefusalCode::Invalid, "the image's name or digest is too long"));
         }
-        self.asked.0.retain(|_, (_, until)| now < *until);
-        let until = now + ASKED;
+        let (until, uid) = (now + ASKED, actor.identity.uid);
+        let wanted = &mut self.asked.wanted;
+        wanted.retain(|_, (_, until)| now < *until);
+        let mut own = wanted.keys().filter(|(of, ..)| *of == uid).count();
+        // They are the same for all nodes, and kept once.
+        let (digest, source): (Arc<str>, Arc<str>) = (digest.as_str().into(), source.as_str().into());
         for node in nodes.into_iter().filter(|node| self.nodes.contains_key(node)) {
-            if self.asked.0.len() >= MOST_ASKED {
+            if wanted.len() >= MOST_ASKED || own >= MOST_ASKED_OF_ONE {
                 // Whoever comes now fetches by themselves.
                 break;
             }
-            self.asked.0.insert((node, actor.identity.uid, digest.clone()), (source.clone(), until));
+            own += usize::from(wanted.insert((uid, node, digest.clone()), (source.clone(), until)).is_none());
         }
         Ok(Response::Done)
     }

@@ -1,6 +1,7 @@
 //! Images of jobs: which ones they may have, and which ones they need of the nodes' stores.
 
 use super::Cluster;
+use super::exchange::{MOST_SOURCE, MOST_TEXT};
 use crate::rows::Phase;
 use crate::spec::Spec;
 use crate::store::Write;
@@ -9,6 +10,9 @@ use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSpec, ResolvedImage, StepSpec};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Most indexes that an image is reached by.
+const MOST_INDEXES: usize = 16;
 
 impl Cluster {
     /// Those of these images that jobs need which wait, are held, run, or go back to the queue. A job that is over needs none:
@@ -55,7 +59,13 @@ impl Cluster {
     /// A node found what the name of a step's image means: the step, and where the image is the job's all of the job's tasks
     /// and later runs, have that image from now on, and so has what has this name in other components of the job. The first word counts.
     pub(super) fn keep_image(&mut self, job: JobId, id: StepId, found: ResolvedImage) {
-        if !matches!(found, ResolvedImage::Manifest { .. }) {
+        let ResolvedImage::Manifest { source, digest, indexes, .. } = &found else { return };
+        // It is on record for as long as the job is.
+        let texts = indexes.iter().chain([digest]);
+        if source.len() > MOST_SOURCE
+            || indexes.len() > MOST_INDEXES
+            || texts.map(String::len).any(|n| n > MOST_TEXT)
+        {
             return;
         }
         let Some(image) = self.image_of(job, id).filter(|image| image.resolved.is_none()) else { return };

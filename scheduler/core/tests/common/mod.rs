@@ -34,7 +34,9 @@ pub fn stored(writes: &[Write]) -> Stored {
         match w {
             Write::PutSpec(r) => drop(specs.insert(r.job, (**r).clone())),
             Write::PutJob(r) => {
-                left.retain(|(job, _)| *job != r.job);
+                if r.may_have_departures() {
+                    left.retain(|(job, _)| *job != r.job);
+                }
                 jobs.insert(r.job, (**r).clone());
             }
             Write::LeaveNode { job, node } => drop(left.insert((*job, node.clone()))),
