@@ -251,6 +251,30 @@ fn pmix_server(state: &Path) -> Option<i32> {
     pids.find(|pid| has(pid, "cmdline", b"internal-pmix") && has(pid, "environ", state))
 }
 
+/// Where the tasks of a step without `--mpi` come to PMIx is a port of the node, to which everybody there can connect.
+#[test]
+fn somebody_elses_connection_starts_no_pmix_as_root() {
+    let sandbox = Sandbox::with_config(berth_tests::Who::root(), "kill_wait_seconds = 2\n");
+    let user = berth_tests::Who::user();
+    let script = "env | grep -o 'tcp4://127.0.0.1:[0-9]*' | head -1; exec sleep 60";
+    let mut step = sandbox.cmd_as(&user, "srun").dir("/").args(["-n2", "sh", "-c", script]).limit(60).spawn();
+    step.wait_for("\n", 20);
+    let line = String::from_utf8_lossy(&step.stdout()).into_owned();
+    let port = line.lines().next().and_then(|line| line.rsplit(':').next()?.parse::<u16>().ok());
+    let port = port.unwrap_or_else(|| panic!("{line}"));
+    for _ in 0..200 {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        connection.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let read = std::io::Read::read(&mut connection, &mut [0; 1]);
+        assert!(!matches!(&read, Ok(n) if *n > 0), "{read:?}");
+        assert!(!matches!(&read, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "it is not closed");
+    }
+    assert_eq!(pmix_server(&sandbox.state()), None, "it was started for somebody else");
+    step.signal(nix::sys::signal::Signal::SIGTERM);
+    let told = step.finish();
+    assert!(!told.err().contains("PMIx"), "{told}");
+}
+
 #[test]
 fn a_libpmix_that_is_missing_or_dies_is_told_as_root() {
     let sandbox = Sandbox::with_config(berth_tests::Who::root(), "kill_wait_seconds = 2\n");

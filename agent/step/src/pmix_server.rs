@@ -2,6 +2,7 @@
 //! and says to the supervisor, over its standard input, what is for other nodes. It is the step's user, has this one purpose,
 //! and ends with its supervisor.
 
+pub mod callers;
 mod gate;
 
 use berth_pmi::pmix::{
@@ -134,7 +135,7 @@ fn serve(channel: BorrowedFd<'_>) -> Result<(), Ended> {
     let here = setup.tasks.get(setup.node).cloned().unwrap_or_default();
     let server = begin(&setup, &here)?;
     if let Some(first) = here.first().filter(|_| !setup.told.is_empty()) {
-        open_gate(&setup.told, &variables(&server, *first)?)?;
+        open_gate(&setup.told, &variables(&server, *first)?, here.len())?;
     }
     for (task, rank) in (0u32..).zip(&here).filter(|_| setup.told.is_empty()) {
         let mut env = Vec::new();
@@ -164,8 +165,9 @@ fn variables(server: &Server, rank: u32) -> Result<Vec<String>, String> {
     server.environment(rank)?.into_iter().map(text).collect()
 }
 
-/// Lets in who came before the library was there. `told`: what the tasks were told, `now`: what the library would tell them.
-fn open_gate(told: &[String], now: &[String]) -> Result<(), String> {
+/// Lets in those of the step's tasks who came before the library was there, and who come. `told`: what they were told, `now`: what the
+/// library would tell them.
+fn open_gate(told: &[String], now: &[String], tasks: usize) -> Result<(), String> {
     if !same_but_for_the_port(told, now) {
         return Err(
             "libpmix is another than when this node's agent started: start the agent again".to_string()
@@ -174,7 +176,9 @@ fn open_gate(told: &[String], now: &[String]) -> Result<(), String> {
     let to = server_address(now).ok_or("libpmix does not say where it listens")?;
     let failed = |e: &dyn std::fmt::Display| format!("cannot pass connections on: {e}");
     let gate = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).map_err(|e| failed(&e))?;
-    gate::open(TcpListener::from(gate), to).map_err(|e| failed(&e))
+    // The tasks are whose this process is. Each may have processes of its own that come as tools do.
+    let (uid, most) = (rustix::process::getuid().as_raw(), tasks.saturating_mul(8) + 32);
+    gate::open(TcpListener::from(gate), to, uid, most).map_err(|e| failed(&e))
 }
 
 impl Serving<'_> {

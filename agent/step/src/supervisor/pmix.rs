@@ -7,7 +7,7 @@ use super::environment::is_host;
 use super::files::errno_text;
 use super::pmi::{PmiEvent, exit_code, name, tasks};
 use super::step::LaunchFailure;
-use crate::pmix_server::Setup;
+use crate::pmix_server::{Setup, callers};
 use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::spec::Unshared;
@@ -19,8 +19,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use std::collections::BTreeMap;
-use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
@@ -50,6 +49,14 @@ struct Waiting {
     file: Rc<LaunchFile>,
     /// What the first task was told.
     told: Vec<String>,
+}
+
+impl Waiting {
+    /// Whether one of those who came is the step's user.
+    fn has_task(&self) -> bool {
+        let uid = self.file.launch.identity.uid.0;
+        matches!(self.gate.local_addr(), Ok(SocketAddr::V4(here)) if callers::any_of(here, uid))
+    }
 }
 
 /// The process, and what goes to and fro.
@@ -115,13 +122,14 @@ impl Pmix {
 
     /// Lets tasks come without the process, which the first that comes starts. `None` where the node has no libpmix, or tasks could not
     /// reach it.
-    pub fn lazily(file: &Rc<LaunchFile>) -> io::Result<Option<Pmix>> {
+    pub fn lazily(file: &Rc<LaunchFile>) -> Option<Pmix> {
         if file.node.pmix.is_empty() || file.node.program.is_none() || refused(file).is_some() {
-            return Ok(None);
+            return None;
         }
-        let Ok(pattern) = Pattern::of(&file.node.pmix) else { return Ok(None) };
-        let gate = TcpListener::bind((pattern.address(), 0))?;
-        let port = gate.local_addr()?.port();
+        let Ok(pattern) = Pattern::of(&file.node.pmix) else { return None };
+        // Nobody asked for it: where there is no port, or no loopback, who does ask is told.
+        let Ok(gate) = TcpListener::bind((pattern.address(), 0)) else { return None };
+        let port = gate.local_addr().ok()?.port();
         let mut pmix = Pmix::of(file);
         let (step, host) = (name(&file.launch), &file.launch.node.0);
         let fill =
@@ -132,7 +140,7 @@ impl Pmix {
         }
         pmix.waiting = Some(Waiting { gate, file: Rc::clone(file), told });
         pmix.late = true;
-        Ok(Some(pmix))
+        Some(pmix)
     }
 
     fn of(file: &LaunchFile) -> Pmix {
@@ -255,8 +263,13 @@ impl Pmix {
     /// Acts on the descriptor that is ready.
     pub fn ready(&mut self, flags: PollFlags) -> Vec<PmiEvent> {
         let mut events = Vec::new();
-        if self.waiting.is_some() {
-            self.wake(&mut events);
+        if let Some(waiting) = &self.waiting {
+            if waiting.has_task() {
+                self.wake(&mut events);
+            } else {
+                // Somebody else on the node starts nothing of the step's: they are sent away.
+                drop(waiting.gate.accept());
+            }
             return events;
         }
         if flags.contains(PollFlags::OUT) {

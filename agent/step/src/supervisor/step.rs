@@ -162,7 +162,7 @@ impl Step {
             files.pmi = Some(end);
         }
         self.start_pmix(&file, &mut io)?;
-        self.let_pmix_come(&file, &mut io)?;
+        self.let_pmix_come(&file, &mut io);
         let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
@@ -208,20 +208,14 @@ impl Step {
 
     /// Lets the tasks of a step that did not say by what they find one another come to PMIx as well, where the node has it: what
     /// speaks it starts its server, and all else pays for an address.
-    fn let_pmix_come(
-        &mut self,
-        file: &Rc<LaunchFile>,
-        io: &mut [files::TaskFiles],
-    ) -> Result<(), LaunchFailure> {
+    fn let_pmix_come(&mut self, file: &Rc<LaunchFile>, io: &mut [files::TaskFiles]) {
         if !file.launch.mpi_is_open() {
-            return Ok(());
+            return;
         }
-        self.pmix = Pmix::lazily(file)
-            .map_err(|e| LaunchFailure::new(format!("cannot make the address of the step's PMIx: {e}")))?;
+        self.pmix = Pmix::lazily(file);
         for (task, files) in io.iter_mut().enumerate() {
             files.env = self.pmix.as_mut().map(|pmix| pmix.environment(task)).unwrap_or_default();
         }
-        Ok(())
     }
 
     /// Runs the hooks that come when all tasks were started.
