@@ -1,5 +1,6 @@
 //! The node's GPUs: found when the agent starts and looked at again every minute; what containers with some of them get.
 
+use crate::after::{Before, busy};
 use crate::fabrics::Fabric;
 use crate::imex;
 use crate::used::Used;
@@ -16,11 +17,12 @@ use berth_model::spec::ResolvedImage;
 use berth_runtime::ExtraMount;
 use berth_step::spool::{PreparedImage, read_json, write_json};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -36,7 +38,7 @@ pub struct Gpus {
     tree: Tree,
     found: Found,
     helper: Mutex<Helper>,
-    left: PathBuf,
+    left: LeftFile,
     /// A run left one unfit.
     unfit: Notify,
 }
@@ -47,11 +49,45 @@ struct Left {
     uuid: Option<String>,
     bus: Option<String>,
     why: String,
+    /// What was on it before that run; nothing where an earlier agent kept it.
+    #[serde(default)]
+    before: Before,
 }
 
 impl Left {
     fn is_of(&self, device: &GresDevice) -> bool {
         (&self.uuid, &self.bus) == (&device.uuid, &device.bus)
+    }
+}
+
+/// Where GPUs that runs left unfit are kept.
+struct LeftFile {
+    file: PathBuf,
+    /// Held from the reading of the file to its writing: nobody's change undoes another's.
+    changing: Mutex<()>,
+}
+
+impl LeftFile {
+    fn at(file: PathBuf) -> LeftFile {
+        LeftFile { file, changing: Mutex::default() }
+    }
+
+    fn read(&self) -> Vec<Left> {
+        read_json(&self.file).unwrap_or_default()
+    }
+
+    /// Changes what is kept, and says what is kept then.
+    fn change(&self, change: impl FnOnce(&mut Vec<Left>)) -> Vec<Left> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.read();
+        let mut left = before.clone();
+        change(&mut left);
+        if left != before
+            && let Err(e) = write_json(&self.file, &left)
+        {
+            tracing::error!("cannot keep which GPUs are not free in {}: {e}", self.file.display());
+        }
+        left
     }
 }
 
@@ -61,7 +97,8 @@ impl Gpus {
         let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
         let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
-        fence_left(&mut found.devices, &read_left(&left));
+        let left = LeftFile::at(left);
+        fence_left(&mut found.devices, &left.read());
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
         Gpus { tree, found, helper: Mutex::new(helper), left, unfit: Notify::new() }
     }
@@ -86,43 +123,40 @@ impl Gpus {
         devices.iter().filter(|device| device.fault.is_none()).filter_map(|device| fault(&device)).collect()
     }
 
-    /// Keeps what a run left unfit for the next agent.
-    pub fn remember(&self, devices: &[&GresDevice], faults: &[GpuFault]) {
-        let mut left = read_left(&self.left);
-        for fault in faults {
-            if let Some(device) = devices.iter().find(|device| device.index == fault.index) {
-                left.retain(|known| !known.is_of(device));
-                let (uuid, bus) = (device.uuid.clone(), device.bus.clone());
-                left.push(Left { uuid, bus, why: fault.why.clone() });
+    /// Keeps what a run left unfit for the next agent. `before`: what was on GPUs before that run, by their indices.
+    pub fn remember(&self, devices: &[&GresDevice], faults: &[GpuFault], before: &BTreeMap<u32, Before>) {
+        self.left.change(|left| {
+            for fault in faults {
+                if let Some(device) = devices.iter().find(|device| device.index == fault.index) {
+                    left.retain(|known| !known.is_of(device));
+                    left.push(Left {
+                        uuid: device.uuid.clone(),
+                        bus: device.bus.clone(),
+                        why: fault.why.clone(),
+                        before: before.get(&device.index).cloned().unwrap_or_default(),
+                    });
+                }
             }
-        }
-        self.keep_left(&left);
+        });
         self.unfit.notify_one();
     }
 
-    fn keep_left(&self, left: &[Left]) {
-        if let Err(e) = write_json(&self.left, &left) {
-            tracing::error!("cannot keep which GPUs are not free in {}: {e}", self.left.display());
+    /// Forgets those that are free by now: which ones are not, and whether some are.
+    fn review_left(&self, used: &Used) -> (Vec<Left>, bool) {
+        let known = self.left.read();
+        if known.is_empty() {
+            return (known, false);
         }
-    }
-
-    /// Forgets those that are free by now.
-    fn review_left(&self, used: &Used) -> Vec<Left> {
-        let mut left = read_left(&self.left);
-        if left.is_empty() {
-            return left;
-        }
-        let Ok(sample) = used.sample(DEADLINE) else { return left };
-        let before = left.len();
-        left.retain(|known| {
+        let Ok(sample) = used.glance(DEADLINE) else { return (known, false) };
+        let is_free = |known: &Left| {
             let device = self.found.devices.iter().find(|device| known.is_of(device));
             // What is not there any more has another fault.
-            device.is_some_and(|d| sample.of(d).is_none_or(|seen| crate::after::busy(d, seen).is_some()))
-        });
-        if left.len() < before {
-            self.keep_left(&left);
-        }
-        left
+            device.is_none_or(|d| sample.of(d).is_some_and(|seen| busy(d, seen, &known.before).is_none()))
+        };
+        let free: Vec<Left> = known.into_iter().filter(is_free).collect();
+        // Others may have come while the driver was asked.
+        let left = self.left.change(|left| left.retain(|known| !free.contains(known)));
+        (left, !free.is_empty())
     }
 
     /// The devices.
@@ -162,10 +196,8 @@ impl Gpus {
 
     /// Whether they are others, or other things are wrong with them, than when the agent started.
     fn differ(&self, used: &Used) -> bool {
-        let before = read_left(&self.left).len();
-        let left = self.review_left(used);
         // The controller was told of those that are free by now, when their runs went.
-        let freed = left.len() < before;
+        let (left, freed) = self.review_left(used);
         let Ok(mut helper) = self.helper.lock() else { return freed };
         let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
@@ -181,7 +213,7 @@ impl Gpus {
     /// Looks again every minute, or more often while a GPU is about to be free, until something has changed.
     pub async fn until_changed(gpus: Arc<Gpus>, used: Arc<Used>) {
         loop {
-            let left = !read_left(&gpus.left).is_empty();
+            let left = !gpus.left.read().is_empty();
             tokio::select! {
                 () = tokio::time::sleep(if left { SOON } else { PAUSE }) => {}
                 () = gpus.unfit.notified() => tokio::time::sleep(SOON).await,
@@ -258,10 +290,6 @@ pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::R
     berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
 }
 
-fn read_left(file: &Path) -> Vec<Left> {
-    read_json(file).unwrap_or_default()
-}
-
 fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
     for device in devices.iter_mut().filter(|device| device.fault.is_none()) {
         device.fault = left.iter().find(|known| known.is_of(device)).map(|known| known.why.clone());
@@ -296,5 +324,53 @@ fn kernel_log(tree: &Tree) -> String {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
             Err(_) => return text,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_fenced_while_others_are_looked_at_stays_fenced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        // The driver takes its time.
+        let script = format!(
+            r#"while read -r line; do touch {0}; until [ -e {1} ]; do sleep 0.01; done
+            echo 'use {{"devices":[{{"uuid":"GPU-0","used":0}},{{"uuid":"GPU-1","used":0}}]}}'; done"#,
+            at("asked").display(),
+            at("answer").display()
+        );
+        let used = Used::new(Path::new("/bin/sh"), vec!["-c".into(), script], 0);
+        let gpu = |index: u32| GresDevice {
+            index,
+            uuid: Some(format!("GPU-{index}")),
+            vendor: Vendor::Nvidia,
+            ..GresDevice::default()
+        };
+        let gpus = Gpus {
+            tree: Tree::at(dir.path()),
+            found: Found { devices: vec![gpu(0), gpu(1)], ..Found::default() },
+            helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
+            left: LeftFile::at(at("left.json")),
+            unfit: Notify::new(),
+        };
+        let leaves = |index: u32| {
+            let fault = GpuFault { index, why: "a process is on it".into() };
+            gpus.remember(&[&gpu(index)], &[fault], &BTreeMap::new());
+        };
+        leaves(0);
+        let (left, freed) = std::thread::scope(|scope| {
+            let review = scope.spawn(|| gpus.review_left(&used));
+            while !at("asked").exists() && !review.is_finished() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            leaves(1);
+            std::fs::write(at("answer"), "").unwrap();
+            review.join().unwrap()
+        });
+        assert!(freed && left.len() == 1 && left[0].is_of(&gpu(1)), "{left:?}");
+        assert_eq!(gpus.left.read(), left);
     }
 }

@@ -5,7 +5,7 @@
 
 use berth_gpus::nvml::sampler::Sampler;
 use berth_gpus::sample::Sample;
-use berth_gpus::share::{Holder, Tally, accounts, parts};
+use berth_gpus::share::{Holder, Tally, accounts, busiest, parts};
 use berth_model::env::gpus::is_gpu;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::ids::{Attempt, JobId, StepKey};
@@ -15,7 +15,7 @@ use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{StepDir, read_json, write_json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long a driver may take to answer.
@@ -24,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const FIRST: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
 /// For how long the process stays without a step with GPUs: waking a driver up takes seconds.
 const LINGER: Duration = Duration::from_secs(60);
+/// Between two attempts to ask while somebody else does.
+const SOON: Duration = Duration::from_millis(10);
 /// What lies beside a step's spool entry.
 const FILE: &str = "gpus.json";
 
@@ -50,6 +52,8 @@ struct State {
 
 struct Watched {
     devices: Vec<GresDevice>,
+    /// It has GPUs beside these, of which nobody can be asked what they do.
+    blind: bool,
     cgroup: Option<Cgroup>,
     file: PathBuf,
     tally: Tally,
@@ -93,6 +97,7 @@ impl Used {
             began: now,
             began_us: u64::try_from(crate::driver::wall_clock().0).unwrap_or(0),
             last: now,
+            blind: share.gres.iter().any(|device| is_gpu(device) && !is_sampled(device)),
             devices,
         };
         let sampled = !watched.devices.is_empty() && self.period.is_some();
@@ -167,12 +172,17 @@ impl Used {
         self.changed.notify_all();
     }
 
-    /// A sample as of now. Blocks for as long as the driver may take.
+    /// Memory and processes as of now; steps miss nothing for it. Blocks for as long as the driver may take, and for whoever asks it.
     ///
     /// # Errors
     /// In words, why there is none.
-    pub fn sample(&self, deadline: Duration) -> Result<Sample, String> {
-        self.sampler.lock().unwrap_or_else(PoisonError::into_inner).sample(deadline)
+    pub fn glance(&self, deadline: Duration) -> Result<Sample, String> {
+        self.sampler.lock().unwrap_or_else(PoisonError::into_inner).glance(deadline)
+    }
+
+    /// Whether steps with GPUs are looked at.
+    pub fn looks(&self) -> bool {
+        self.period.is_some()
     }
 
     /// Lets the process go where nobody will ask it soon.
@@ -215,9 +225,24 @@ impl Used {
         self.sampler.lock().unwrap_or_else(PoisonError::into_inner).stop();
     }
 
-    /// Looks at the GPUs of all steps once.
+    /// What samples, unless somebody else has it until then.
+    fn sampler_until(&self, end: Instant) -> Option<MutexGuard<'_, Sampler>> {
+        loop {
+            match self.sampler.try_lock() {
+                Ok(sampler) => return Some(sampler),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(SOON),
+            }
+        }
+    }
+
+    /// Looks at the GPUs of all steps once; not at all where another look hangs for half of the deadline.
     pub fn look(&self, deadline: Duration) {
-        let sampled = self.sample(deadline);
+        let begin = Instant::now();
+        let Some(mut sampler) = self.sampler_until(begin + deadline / 2) else { return };
+        let sampled = sampler.sample(deadline.saturating_sub(begin.elapsed()));
+        drop(sampler);
         let sample = match sampled {
             Ok(sample) => sample,
             Err(why) => {
@@ -258,9 +283,15 @@ impl Used {
         .into_iter()
         .map(|(key, account)| (key, *account))
         .collect();
-        for (key, part) in parts(&sample, &holders, |pid| owners.get(&pid).copied()) {
+        for holder in &holders {
+            let key = holder.key;
+            let blind = state.steps.get(&key).is_some_and(|step| step.blind);
+            // What nobody says counts as busy.
+            let percent = busiest(&sample, &holder.devices).filter(|_| !blind).unwrap_or(100);
             let busy = state.busy.entry((key.job, key.attempt)).or_default();
-            *busy = (*busy).max(part.busiest);
+            *busy = (*busy).max(percent);
+        }
+        for (key, part) in parts(&sample, &holders, |pid| owners.get(&pid).copied()) {
             if let Some(step) = state.steps.get_mut(&key) {
                 let passed = now.duration_since(step.last);
                 step.tally.add(&part, u64::try_from(passed.as_micros()).unwrap_or(0));

@@ -214,6 +214,9 @@ fn what_a_job_leaves_on_its_gpu_is_ended_or_fences_it_until_it_is_free() {
     let left = |own: bool, seconds: &str| {
         let job = node.sandbox.sbatch(&["--gres=gpu:1"], "#!/bin/sh\nsleep 77002\n");
         let sleeps = find(&["sleep", "77002"]);
+        // What was there before is not the job's.
+        let noted = node.sandbox.state().join(format!("jobs/{job}/gpus-before-0.json"));
+        assert!(sandbox::wait(30, || noted.exists().then_some(())).is_some(), "nobody looked");
         let mut stray = std::process::Command::new("sleep");
         stray.arg(seconds);
         if own {

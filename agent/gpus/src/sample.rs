@@ -29,7 +29,7 @@ pub struct DeviceSample {
     pub processes: Option<Vec<ProcessSample>>,
     /// The driver keeps account of processes.
     pub accounting: bool,
-    /// Processes that have ended and of which the driver kept account.
+    /// Processes that have ended and of which the driver kept account, each in one sample alone; the newest first.
     pub ended: Vec<Account>,
 }
 

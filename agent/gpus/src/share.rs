@@ -28,8 +28,6 @@ pub struct Part {
     pub busy: u32,
     /// Memory in bytes.
     pub memory: u64,
-    /// How busy the busiest of its GPUs is, whoever keeps it so.
-    pub busiest: u32,
     /// What of `busy` is of single processes, where that is known.
     pub of: Vec<(u32, u32)>,
 }
@@ -54,7 +52,6 @@ pub fn parts(
         for key in here {
             let part: &mut Part = parts.entry(*key).or_default();
             part.devices += 1;
-            part.busiest = part.busiest.max(device.busiest);
             if let Some((busy, memory)) = device.steps.get(key) {
                 part.busy = part.busy.saturating_add(*busy);
                 part.memory = part.memory.saturating_add(*memory);
@@ -70,7 +67,6 @@ pub fn parts(
 struct Device {
     steps: BTreeMap<StepKey, (u32, u64)>,
     processes: Vec<(StepKey, u32, u32)>,
-    busiest: u32,
 }
 
 fn one(seen: &DeviceSample, here: &[&StepKey], owner: &impl Fn(u32) -> Option<StepKey>) -> Device {
@@ -89,7 +85,7 @@ fn one(seen: &DeviceSample, here: &[&StepKey], owner: &impl Fn(u32) -> Option<St
             let (busy, used) = (busy / u32::try_from(count).unwrap_or(1), used / count as u64);
             steps.insert(**key, (busy, used));
         }
-        return Device { steps, processes: Vec::new(), busiest: if nobody { 0 } else { busy } };
+        return Device { steps, processes: Vec::new() };
     }
     let keys: BTreeSet<StepKey> = owned.iter().map(|(key, _)| *key).collect();
     let known: Option<u32> = owned.iter().map(|(_, process)| process.busy).sum();
@@ -109,8 +105,19 @@ fn one(seen: &DeviceSample, here: &[&StepKey], owner: &impl Fn(u32) -> Option<St
         let busy = known.and(process.busy).or(seen.busy.filter(|_| owned.len() == 1));
         (*key, process.pid, busy.unwrap_or(0))
     });
-    let busiest = steps.values().map(|(busy, _)| *busy).fold(0, u32::saturating_add).min(100);
-    Device { processes: processes.collect(), busiest, steps }
+    Device { processes: processes.collect(), steps }
+}
+
+/// How busy the busiest of these GPUs is, in per cent, whoever keeps it so; absent where of one of them nobody says it.
+pub fn busiest(sample: &Sample, devices: &[GresDevice]) -> Option<u32> {
+    devices.iter().try_fold(0, |most: u32, device| Some(busy(sample.of(device)?)?.max(most)))
+}
+
+/// What a GPU says of itself, or all of its processes together where that is more: these are of the whole time since the last sample, but
+/// leave out who draws. A driver that counts nothing of processes says that all of them do nothing.
+fn busy(seen: &DeviceSample) -> Option<u32> {
+    let processes: Option<u32> = seen.processes.iter().flatten().map(|process| process.busy).sum();
+    seen.busy.max(processes.filter(|sum| *sum > 0).map(|sum| sum.min(100)))
 }
 
 /// Who uses a GPU that several steps of a job have: one that was started within the job, if there is one.

@@ -93,6 +93,38 @@ fn one_process_says_again_and_again_what_gpus_and_processes_do() {
 }
 
 #[test]
+fn what_the_driver_counted_of_a_process_is_told_once_and_never_too_much_at_a_time() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let recorded = Recorded::debian("535.54.03").gpus(2);
+    let tree = recorded.tree();
+    let accounts = |first: u32, last: u32| -> String {
+        (first..=last).map(|n| format!("account 0 {n} {n}000000 1 50 1\n")).collect()
+    };
+    let does = |text: String| std::fs::write(lib.path().join("use"), text).unwrap();
+    let mut sampler = sampler(lib.path(), &tree, 2, "ok");
+    let told = |sampler: &mut Sampler| -> Vec<u32> {
+        sampler.sample(PATIENT).unwrap().devices[0].ended.iter().map(|account| account.pid).collect()
+    };
+    does(accounts(1, 1100));
+    let glance = sampler.glance(PATIENT).unwrap();
+    assert!(
+        glance.devices[0].ended.is_empty() && glance.devices[0].processes.is_some(),
+        "that is not its business"
+    );
+    let all = told(&mut sampler);
+    assert_eq!((all.len(), all[0], all[1023]), (1024, 1100, 77), "the newest");
+    assert!(told(&mut sampler).is_empty());
+    does(accounts(2, 1101));
+    assert_eq!(told(&mut sampler), [1101]);
+    // Another process has one's number; then that one has ended.
+    does(format!("process 0 1000 1 1\n{}", accounts(2, 1101)));
+    assert!(told(&mut sampler).is_empty());
+    does(accounts(2, 1101));
+    assert_eq!(told(&mut sampler), [1000]);
+}
+
+#[test]
 fn parts_are_sampled_with_what_the_driver_says_of_them() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());

@@ -63,6 +63,10 @@ impl Driver {
         if let Some(why) = &failure {
             tracing::error!("job {job}: {why}");
         }
+        if failure.is_none() && !record.gpus.is_empty() {
+            let (node, record) = (Arc::clone(&self.node), record.clone());
+            tokio::task::spawn_blocking(move || after::note(&node.used, &node.paths, &record));
+        }
         let listener = if failure.is_none() { self.listen(&record) } else { None };
         self.jobs.insert(job, Job { next, ..Job::new(record, listener, failure) });
     }
@@ -196,7 +200,8 @@ impl Driver {
                     (Some(record), Some(stopped)) => epilog(&node, record, stopped)?,
                     _ => None,
                 };
-                let faults = record.map(|r| after::check(&node.gpus, &node.used, r)).unwrap_or_default();
+                let check = |r| after::check(&node.gpus, &node.used, &node.paths, r);
+                let faults = record.map(check).unwrap_or_default();
                 // Nobody listens where the agent ends.
                 let _ = inputs.send(Input::Core(AgentEvent::JobRemoved { job, attempt, epilog, faults }));
                 Some(())

@@ -70,6 +70,50 @@ fn what_is_seen_of_a_step_goes_on_with_the_next_agent_and_into_its_exit() {
 }
 
 #[test]
+fn what_nobody_says_of_a_gpu_counts_as_busy() {
+    let rig = Rig::new();
+    let ((batch, batch_dir), (inner, inner_dir)) = (rig.step(0), rig.step(1));
+    let used = rig.used();
+    let mut both = share("GPU-1");
+    both.gres.extend(share("MIG-2").gres);
+    used.begin(batch, &both, None, &batch_dir);
+    used.begin(inner, &share("GPU-1"), None, &inner_dir);
+    let percent = |devices: &str| {
+        rig.does(&format!("{{\"devices\":[{devices}]}}"));
+        used.look(LONG);
+        used.busy()[0].percent
+    };
+    let idle = r#"{"uuid":"GPU-1","busy":0,"processes":[]}"#;
+    assert_eq!(percent(&format!(r#"{idle},{{"uuid":"MIG-2","busy":3}}"#)), 3);
+    assert_eq!(percent(idle), 100, "the other one was not looked at");
+    let part = r#"{"uuid":"MIG-2","processes":[{"pid":4000000000,"memory":9}]}"#;
+    assert_eq!(percent(&format!("{idle},{part}")), 100, "the driver does not say it of parts");
+    let draws = r#"{"uuid":"MIG-2","busy":90,"processes":[]}"#;
+    assert_eq!(percent(&format!("{idle},{draws}")), 90, "nobody computes there");
+    // A step of which some GPUs are of a maker whom nobody can ask.
+    let mut other = share("GPU-1");
+    other.gres.push(GresDevice { vendor: Vendor::Intel, ..other.gres[0].clone() });
+    used.end(batch);
+    used.begin(inner, &other, None, &inner_dir);
+    assert_eq!(percent(idle), 100);
+}
+
+#[test]
+fn a_look_that_hangs_holds_no_other_one_up() {
+    let rig = Rig::new();
+    let (key, dir) = rig.step(0);
+    let used = rig.used();
+    used.begin(key, &share("GPU-1"), None, &dir);
+    rig.does(r#"{"devices":[{"uuid":"GPU-1","busy":60,"used":4096}]}"#);
+    let hangs = used.sampler.lock().unwrap();
+    used.look(Duration::from_millis(50));
+    assert!(used.live().is_empty(), "there was none");
+    drop(hangs);
+    used.look(LONG);
+    assert_eq!(used.live().len(), 1);
+}
+
+#[test]
 fn what_the_driver_counted_is_asked_for_once_more_when_a_step_ends() {
     let rig = Rig::new();
     let (key, dir) = rig.step(0);
@@ -103,6 +147,7 @@ fn steps_are_looked_at_soon_after_they_begin_and_then_in_every_period() {
     let began = Instant::now();
     let mut step = Watched {
         devices: vec![],
+        blind: false,
         cgroup: None,
         file: PathBuf::new(),
         tally: Tally::default(),

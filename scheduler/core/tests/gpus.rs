@@ -9,10 +9,12 @@ use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, StepKey};
 use berth_model::launch::{GpuUsage, StepPhase, Usage};
 use berth_model::link::{FromAgent, GpuFault, GpusBusy, ToAgent};
+use berth_model::request::{Request, Response};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
+use berth_sched_core::{CoreConfig, Event, RequestId};
 use common::*;
 
 fn config() -> Config {
@@ -127,6 +129,101 @@ fn a_job_is_idle_only_when_all_of_its_nodes_say_so() {
     assert_eq!((said(&mut w), w.state(job)), (vec![], JobState::Running));
     minutes(&mut w, 45, &[("n1", job, 0), ("n2", job, 0)]);
     assert_eq!(w.info(job).state, JobState::Completing);
+}
+
+#[test]
+fn a_node_that_was_silent_after_the_warning_may_have_been_at_work() {
+    let mut w = world(&config(), &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    minutes(&mut w, 31, &[("n1", job, 0)]);
+    assert_eq!(said(&mut w).len(), 1);
+    w.later(Span::from_secs(20 * 60));
+    minutes(&mut w, 9, &[("n1", job, 0)]);
+    assert_eq!((said(&mut w), w.state(job)), (vec![], JobState::Running));
+    minutes(&mut w, 2, &[("n1", job, 0)]);
+    assert_eq!((said(&mut w).len(), w.state(job)), (1, JobState::Completing));
+}
+
+#[test]
+fn gpus_that_are_looked_at_seldom_are_idle_all_the_same() {
+    let mut seldom = config();
+    seldom.gpus.sample_seconds = 90;
+    let mut w = world(&seldom, &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    said(&mut w);
+    for beat in 0..32 * 6 {
+        w.later(Span::from_secs(10));
+        let busy = if beat % 9 == 0 { vec![(job, 0)] } else { vec![] };
+        beats(&mut w, "n1", vec![], &busy);
+    }
+    assert_eq!(said(&mut w).len(), 1);
+}
+
+/// A job of two components, each with the GPUs of a node; the script runs in the first one. With the nodes.
+fn two_components(w: &mut World) -> [(JobId, String); 2] {
+    let part = |name: &str| {
+        let mut spec = job(JobKind::Batch, name);
+        spec.resources.gres.insert(GresKey { name: "gpu".into(), kind: None }, 2);
+        (spec, script())
+    };
+    let components = vec![part("a"), part("a+")];
+    let body = Request::SubmitHet { components, test_only: false };
+    let Response::Submitted { job, .. } = w.request(actor(1000), body).unwrap() else {
+        panic!("not submitted")
+    };
+    [job.0, job.0 + 1].map(|id| {
+        let info = w.info(JobId(id));
+        assert_eq!(info.state, JobState::Running);
+        (JobId(id), info.layout.nodes[0].0.to_string())
+    })
+}
+
+#[test]
+fn a_component_that_is_idle_does_not_end_those_that_are_at_work() {
+    let mut w = world(&config(), &["n1", "n2"]);
+    let [(first, here), (second, there)] = two_components(&mut w);
+    w.phase(&here, batch_key(first, 0), StepPhase::Running);
+    said(&mut w);
+    let idle = [(here.as_str(), first, 0), (there.as_str(), second, 0)];
+    minutes(&mut w, 90, &[(&here, first, 80), (&there, second, 0)]);
+    assert!(said(&mut w).is_empty() && w.info(second).notices.is_empty());
+    assert_eq!([first, second].map(|id| w.state(id)), [JobState::Running; 2]);
+    minutes(&mut w, 31, &idle);
+    assert_eq!([first, second].map(|id| w.info(id).notices.len()), [1; 2]);
+    // A warning does not outlast the work of another component.
+    minutes(&mut w, 1, &[(&here, first, 80), (&there, second, 0)]);
+    assert_eq!([first, second].map(|id| w.info(id).notices.len()), [0; 2]);
+    minutes(&mut w, 29, &idle);
+    assert_eq!([first, second].map(|id| w.state(id)), [JobState::Running; 2]);
+    minutes(&mut w, 12, &idle);
+    assert_eq!([first, second].map(|id| w.state(id)), [JobState::Completing; 2]);
+}
+
+#[test]
+fn another_policy_counts_anew_and_without_one_no_warning_stands() {
+    let mut w = world(&config(), &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    let mut number = 1_000_000;
+    let mut reconfigure = |w: &mut World, config: &Config| {
+        number += 1;
+        let config = Box::new(CoreConfig::new(config).unwrap());
+        w.event(Event::Reconfigure { request: RequestId(number), actor: actor(0), config });
+        w.replies.remove(&number).unwrap().unwrap();
+    };
+    minutes(&mut w, 31, &[("n1", job, 0)]);
+    assert_eq!(w.info(job).notices.len(), 1);
+    reconfigure(&mut w, &Config { max_jobs: 77, ..config() });
+    assert_eq!(w.info(job).notices.len(), 1, "it is the same policy");
+    reconfigure(&mut w, &Config::default());
+    assert!(w.info(job).notices.is_empty());
+    minutes(&mut w, 60, &[("n1", job, 0)]);
+    reconfigure(&mut w, &config());
+    minutes(&mut w, 29, &[("n1", job, 0)]);
+    assert!(w.info(job).notices.is_empty());
+    minutes(&mut w, 2, &[("n1", job, 0)]);
+    assert_eq!((w.info(job).notices.len(), w.state(job)), (1, JobState::Running));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! has one: a driver that hangs or crashes takes nobody else with it.
 
 use super::helper::{gone, read};
-use super::watch::WORD;
+use super::watch::{GLANCE, WORD};
 use crate::sample::Sample;
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,17 +24,29 @@ impl Sampler {
         Sampler { program, words, running: None, hanging: None }
     }
 
-    /// A sample as of now.
+    /// A sample as of now, with all that has happened since the one before.
     ///
     /// # Errors
     /// In words, why there is none until the deadline has passed.
     pub fn sample(&mut self, deadline: Duration) -> Result<Sample, String> {
+        self.answer("\n", deadline)
+    }
+
+    /// Memory and processes as of now. The next sample lacks nothing for it.
+    ///
+    /// # Errors
+    /// As of [`Sampler::sample`].
+    pub fn glance(&mut self, deadline: Duration) -> Result<Sample, String> {
+        self.answer(GLANCE, deadline)
+    }
+
+    fn answer(&mut self, line: &str, deadline: Duration) -> Result<Sample, String> {
         let end = Instant::now() + deadline;
         let (mut child, mut ask, mut out) = match self.running.take() {
             Some(running) => running,
             None => self.start()?,
         };
-        let text = match ask.write_all(b"\n") {
+        let text = match ask.write_all(line.as_bytes()) {
             Ok(()) => read(&mut out, end, WORD),
             Err(_) => None,
         };
@@ -49,7 +61,7 @@ impl Sampler {
         } else if !late {
             return Err("the process that samples GPUs ended".into());
         }
-        Err(format!("the driver gave no sample within {} s", deadline.as_secs_f32()))
+        Err(format!("the driver gave no sample within {:.0} s", deadline.as_secs_f32()))
     }
 
     /// Lets the process go: nobody needs samples for now.

@@ -65,8 +65,9 @@ fn processes_count_for_their_steps() {
     // A driver that says nothing of anybody although the GPU is busy.
     let all = sample(vec![seen("a", 70, Some(&[(101, 10, Some(0))]))]);
     assert_eq!(split(&all, &holders)[1], row("1", 1, 70, 10));
-    let busiest = parts(&all, &holders, owner)[&batch].busiest;
-    assert_eq!(busiest, 70, "a batch script's GPU is not idle while a step uses it");
+    let own = &holders[2].devices;
+    assert_eq!(busiest(&all, &[gpu("a")]), Some(70), "a batch script's GPU is not idle while a step uses it");
+    assert_eq!(busiest(&all, own), None, "nobody looked at that one");
 }
 
 #[test]
@@ -87,6 +88,30 @@ fn without_processes_a_gpu_counts_for_the_innermost_step_that_has_it() {
 }
 
 #[test]
+fn a_gpu_of_which_nobody_says_how_busy_it_is_is_not_idle() {
+    type Processes<'a> = Option<&'a [(u32, u64, Option<u32>)]>;
+    let with = |other: DeviceSample| {
+        let all = sample(vec![seen("a", 3, None), other]);
+        busiest(&all, &[gpu("a"), gpu("b")])
+    };
+    let says = |busy, processes: Processes<'_>| with(seen("b", busy, processes));
+    let silent = |processes: Processes<'_>| with(DeviceSample { busy: None, ..seen("b", 0, processes) });
+    assert_eq!((says(0, None), says(4, None)), (Some(3), Some(4)));
+    assert_eq!(with(seen("c", 0, None)), None, "the other one was not looked at");
+    // Of parts (MIG) the driver says neither how busy they are nor what their processes do, or says of these that they do nothing.
+    assert_eq!((silent(None), silent(Some(&[]))), (None, None));
+    assert_eq!(silent(Some(&[(101, 10, None)])), None);
+    assert_eq!(silent(Some(&[(101, 10, Some(0))])), None);
+    assert_eq!(silent(Some(&[(101, 10, Some(30)), (102, 10, Some(80))])), Some(100));
+    // Who draws is not among those who compute.
+    assert_eq!(says(90, Some(&[])), Some(90));
+    // It rests just now, and has worked since the last look.
+    assert_eq!(says(0, Some(&[(101, 10, Some(60))])), Some(60));
+    // Somebody outside of the job keeps it busy.
+    assert_eq!(says(50, Some(&[(7, 10, Some(50))])), Some(50));
+}
+
+#[test]
 fn devices_without_a_name_are_told_by_their_address() {
     let mut device = gpu("");
     (device.uuid, device.bus) = (None, Some("0000:43:00.0".into()));
@@ -98,8 +123,7 @@ fn devices_without_a_name_are_told_by_their_address() {
 #[test]
 fn a_tally_adds_up_and_accounts_take_the_place_of_samples() {
     let mut tally = Tally::default();
-    let part =
-        |busy, memory, of: &[(u32, u32)]| Part { devices: 2, busy, memory, busiest: 0, of: of.to_vec() };
+    let part = |busy, memory, of: &[(u32, u32)]| Part { devices: 2, busy, memory, of: of.to_vec() };
     tally.add(&part(150, 30, &[(101, 50), (102, 100)]), 1_000_000);
     tally.add(&part(50, 20, &[(101, 50)]), 1_000_000);
     let usage = tally.usage;

@@ -1,8 +1,8 @@
 //! GPUs of jobs that run: those that stay idle for longer than the site lets them be, and those that are fenced under their jobs.
 //!
 //! Agents say with each heartbeat how busy the GPUs of runs were since the one before. A job is idle when none of its GPUs was in use on any of
-//! its nodes, and every node that has some said so lately: who says nothing may be at work. Nothing of it is stored; a controller that starts
-//! counts anew, and a job is never ended without a warning that the same controller gave.
+//! its nodes, nor of its other components', and every node that has some said so lately: who says nothing may be at work. Nothing of it is
+//! stored; a controller that starts counts anew, and a job is never ended without a warning that the same controller gave.
 
 use super::Cluster;
 use super::ending::Verdict;
@@ -46,7 +46,10 @@ impl Cluster {
             }
             let said = gpus.iter().find(|busy| (busy.job, busy.attempt) == (job, attempt));
             match said {
-                Some(busy) if busy.percent >= rules.percent => self.is_busy(job),
+                // None of its components is idle then, and a warning that one had does not stand.
+                Some(busy) if busy.percent >= rules.percent => {
+                    self.whole(job).into_iter().for_each(|member| self.is_busy(member));
+                }
                 Some(_) => self.is_idle(job, attempt, node, &rules),
                 // Where nothing of it runs nothing can use its GPUs; what runs and was not looked at may.
                 None if !lives_on(record, node) => self.is_idle(job, attempt, node, &rules),
@@ -65,35 +68,59 @@ impl Cluster {
         }
     }
 
+    /// Other rules are in force: what was counted by those before, and said of them, does not stand.
+    pub(super) fn count_idle_anew(&mut self) {
+        let jobs: Vec<JobId> = self.idle.keys().copied().collect();
+        jobs.into_iter().for_each(|job| self.is_busy(job));
+    }
+
     fn is_idle(&mut self, id: JobId, attempt: Attempt, node: &NodeName, rules: &IdleRules) {
-        let now = self.clock;
+        let (now, lately) = (self.clock, self.lately());
         let idle = self.idle.entry(id).or_insert_with(|| Idle { attempt, nodes: BTreeMap::new() });
         if idle.attempt != attempt {
             *idle = Idle { attempt, nodes: BTreeMap::new() };
         }
-        let lately = Span(self.config.node_timeout.0.max(1));
         let (since, last) = idle.nodes.entry(node.clone()).or_insert((now, now));
         if *last + lately < now {
             // In between it may have been busy.
             *since = now;
         }
         *last = now;
-        let idle = &idle.nodes;
-        let Some(job) = self.jobs.get(&id) else { return };
-        let Some(run) = job.run() else { return };
-        let places = run.allocation.nodes.iter().zip(&run.allocation.shares);
-        let mut since = run.started;
-        for (name, _) in places.filter(|(_, share)| some(share)) {
-            match idle.get(name) {
-                Some((from, last)) if *last + lately >= now => since = since.max(*from),
-                _ => return,
-            }
-        }
-        match (job.idle.as_ref().map(|(at, _)| *at), rules.release) {
+        let Some(since) = self.idle_since(id) else { return };
+        let warned = self.job(id).and_then(|job| job.idle.as_ref()).map(|(at, _)| *at);
+        match (warned, rules.release) {
             (None, _) if since + rules.warn <= now => self.warn_of_idle(id, rules),
-            (Some(at), Some(release)) if at + release <= now => self.release_idle(id, rules),
+            // One that said nothing for a while after the warning may have been busy then.
+            (Some(at), Some(release)) if at.max(since) + release <= now => self.release_idle(id, rules),
             _ => {}
         }
+    }
+
+    /// Since when all GPUs of a job are idle, those of its other components, too: one that ends takes them along. Nothing while a node
+    /// that has some of them has not said so lately.
+    fn idle_since(&self, id: JobId) -> Option<Time> {
+        let (now, lately) = (self.clock, self.lately());
+        let mut all: Option<Time> = None;
+        for member in self.whole(id) {
+            let Some(job) = self.job(member) else { continue };
+            let Phase::Running(run) = &job.row.phase else { continue };
+            let idle = self.idle.get(&member).filter(|idle| idle.attempt == job.row.attempt);
+            let places = run.allocation.nodes.iter().zip(&run.allocation.shares);
+            for (node, _) in places.filter(|(_, share)| some(share)) {
+                let (since, last) = idle?.nodes.get(node)?;
+                if *last + lately < now {
+                    return None;
+                }
+                all = all.max(Some(run.started.max(*since)));
+            }
+        }
+        all
+    }
+
+    /// For how long it stands what a node said of its GPUs: it looks at them in periods, and says it with a heartbeat.
+    fn lately(&self) -> Span {
+        let period = Span::from_secs(i64::from(self.config.for_agents.gpus.sample_seconds));
+        Span(self.config.node_timeout.0.max(period.0.saturating_mul(2)).max(1))
     }
 
     fn warn_of_idle(&mut self, id: JobId, rules: &IdleRules) {

@@ -27,6 +27,9 @@ impl Cluster {
             );
             return Err(Refusal::new(RefusalCode::WrongState, text));
         }
+        if config.idle != self.config.idle {
+            self.count_idle_anew();
+        }
         self.config = config;
         let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in &nodes {
