@@ -69,6 +69,12 @@ impl Config {
                 "write for how many seconds the end of killed processes is waited for, from 1 to 65533",
             );
         }
+        if self.start_timeout_seconds > 65_533 {
+            out.add(
+                "start_timeout_seconds",
+                "it is more than 65533; write the seconds that the start of a step may take, or 0 for no limit",
+            );
+        }
         if self.lost_after_seconds != 0 && self.lost_after_seconds < self.node_timeout_seconds.max(5) {
             out.add(
                 "lost_after_seconds",
@@ -510,6 +516,7 @@ mod tests {
             cluster: "a b".into(),
             kill_wait_seconds: 70_000,
             unkillable_seconds: 0,
+            start_timeout_seconds: 70_000,
             node_timeout_seconds: 0,
             max_array_size: 0,
             max_jobs: 0,
@@ -578,6 +585,7 @@ mod tests {
                 "cluster",
                 "kill_wait_seconds",
                 "unkillable_seconds",
+                "start_timeout_seconds",
                 "node_timeout_seconds",
                 "max_array_size",
                 "max_jobs",

@@ -16,6 +16,8 @@ pub use told::{Understood, restricts};
 pub const PORT: u16 = 7817;
 /// The port at which nodes give images to each other.
 pub const PEERS: u16 = 7818;
+/// Seconds that the start of a step may take on a node.
+pub const START_TIMEOUT: u32 = 120;
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,9 @@ pub struct Config {
     /// Seconds after SIGKILL for which the end of processes is waited for. Then their job ends without them, and their node takes
     /// nothing new until they are gone.
     pub unkillable_seconds: u32,
+    /// Seconds that the start of a step may take on a node, from its image's being there and the end of the prolog until its tasks run,
+    /// before it is given up; 0 lets it take as long as it likes.
+    pub start_timeout_seconds: u32,
     /// Seconds for which an ended job stays in `squeue`'s and `scontrol`'s sight.
     pub min_job_age_seconds: u32,
     /// Seconds without a word from an agent until its node counts as not responding.
@@ -78,6 +83,7 @@ impl Default for Config {
             certificate_seconds: 30 * 24 * 3600,
             kill_wait_seconds: 30,
             unkillable_seconds: 60,
+            start_timeout_seconds: START_TIMEOUT,
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,
             lost_after_seconds: 0,
@@ -95,6 +101,16 @@ impl Default for Config {
             partitions: Vec::new(),
             nodes: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// Seconds that the start of a step may take on a node, the site's task prolog included, which has seconds of its own; `None`: as long
+    /// as it likes.
+    pub fn start_seconds(&self) -> Option<u32> {
+        let programs = &self.programs;
+        let prolog = if programs.task_prolog.is_empty() { 0 } else { programs.task_prolog_seconds };
+        (self.start_timeout_seconds > 0).then(|| self.start_timeout_seconds.saturating_add(prolog))
     }
 }
 

@@ -92,9 +92,57 @@ pub fn gpus(wanted: &Wanted) -> u64 {
     wanted.iter().filter(|(key, _)| key.name == GPU).fold(0, |sum, (_, n)| sum.saturating_add(*n))
 }
 
-/// Whether a device is what a request's key means.
-pub fn fits(device: &GresDevice, key: &GresKey) -> bool {
-    device.name == key.name && (key.kind.is_none() || device.kind == key.kind)
+/// Those of some devices that lie together, a node's or a job's, that a type means, by their places: where some of these have that
+/// very type, they alone; else those of whose types it is a part. Without a type: all. `among`: whether a device is of the kind that
+/// is asked for at all.
+///
+/// Detected types are long (`nvidia_a100-sxm4-40gb`), and whoever asks need not know all of one: `a100`, `a100-sxm4` and `sxm4-40gb`
+/// are parts of it, between `_` and `-`, in small letters or large ones. A part of a divided GPU, whose type ends with its profile
+/// (`nvidia_a100-sxm4-40gb_1g.5gb`), is meant only where the profile is named (`1g.5gb`, `40gb_1g.5gb`): who asks for an `a100`
+/// gets a whole one. Slurm's `AutoDetect` takes any part of the name, and makes no such difference.
+pub fn of_type(
+    devices: &[GresDevice],
+    among: impl Fn(&GresDevice) -> bool,
+    wanted: Option<&str>,
+) -> Vec<usize> {
+    let among = &among;
+    let all = || devices.iter().enumerate().filter(move |one| among(one.1));
+    let places = |means: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        all().filter(|one| one.1.kind.as_deref().is_some_and(means)).map(|(at, _)| at).collect()
+    };
+    let Some(wanted) = wanted else { return all().map(|(at, _)| at).collect() };
+    let exact = places(&|own| own == wanted);
+    if exact.is_empty() { places(&|own| is_type(own, wanted)) } else { exact }
+}
+
+/// Whether a type that is asked for means a device's own, as a part of it.
+fn is_type(own: &str, wanted: &str) -> bool {
+    has_words(own.as_bytes(), wanted.as_bytes()) && (!names_profile(own) || names_profile(wanted))
+}
+
+/// Whether `words` stand in `all`, with `_` or `-` around them, or nothing.
+fn has_words(all: &[u8], words: &[u8]) -> bool {
+    let splits = |at: usize| all.get(at).is_none_or(|b| matches!(b, b'_' | b'-'));
+    let begins = |at: usize| at == 0 || splits(at - 1);
+    !words.is_empty()
+        && all
+            .windows(words.len())
+            .enumerate()
+            .any(|(at, some)| some.eq_ignore_ascii_case(words) && begins(at) && splits(at + words.len()))
+}
+
+/// Whether a word of a type is a profile of NVIDIA's MIG: `1g.5gb`, `1g.10gb+me`, or with compute slices `1c.3g.20gb`.
+fn names_profile(kind: &str) -> bool {
+    fn unit(word: &str) -> Option<&str> {
+        let unit = word.trim_start_matches(|c: char| c.is_ascii_digit());
+        (unit.len() < word.len()).then_some(unit)
+    }
+    let is_profile = |word: &str| {
+        let mut units = word.split('.').map(unit).skip_while(|unit| *unit == Some("c"));
+        units.next() == Some(Some("g"))
+            && units.next().flatten().is_some_and(|memory| memory.starts_with("gb"))
+    };
+    kind.to_ascii_lowercase().split(['_', '-']).any(is_profile)
 }
 
 /// Shares of a device that several jobs may have at once; 1 where it is given whole.
@@ -201,6 +249,93 @@ mod tests {
         assert!(per_gpu.names_devices() && !per_gpu.is_empty());
         let cpus = DeviceRequest { cpus_per_gpu: Some(4), ..DeviceRequest::default() };
         assert!(!cpus.names_devices() && !cpus.is_empty());
+    }
+
+    /// Places of those that a type means, of GPUs of these types.
+    fn meant(types: &[&str], wanted: &str) -> Vec<usize> {
+        let gpu = |kind: &&str| GresDevice {
+            name: GPU.into(),
+            kind: (!kind.is_empty()).then(|| (*kind).to_string()),
+            ..GresDevice::default()
+        };
+        let devices: Vec<GresDevice> = types.iter().map(gpu).collect();
+        of_type(&devices, |device| device.name == GPU, (!wanted.is_empty()).then_some(wanted))
+    }
+
+    #[test]
+    fn a_type_is_named_by_words_of_it() {
+        let [a100, h100, none] = ["nvidia_a100-sxm4-40gb", "nvidia_h100_80gb_hbm3", ""];
+        for wanted in [
+            a100,
+            "a100",
+            "A100",
+            "nvidia_a100",
+            "a100-sxm4",
+            "sxm4",
+            "sxm4-40gb",
+            "40gb",
+            "NVIDIA_A100-SXM4-40GB",
+        ] {
+            assert_eq!(meant(&[a100, h100, none], wanted), [0], "{wanted}");
+        }
+        for wanted in [
+            "a10",
+            "100",
+            "a100_sxm4",
+            "sxm4-40",
+            "a100-",
+            "_a100",
+            "nvidia-a100",
+            "a100-40gb",
+            "v100",
+            "gpu",
+        ] {
+            assert_eq!(meant(&[a100, h100, none], wanted), [] as [usize; 0], "{wanted}");
+        }
+        assert_eq!(meant(&[a100, h100, none], "nvidia"), [0, 1]);
+        assert_eq!(meant(&[a100, h100, none], ""), [0, 1, 2]);
+        assert_eq!(meant(&["nvidia_geforce_rtx_4090"], "rtx_4090"), [0]);
+        assert_eq!(meant(&["ünï_a100"], "a100"), [0], "bytes that are no letters of ours");
+    }
+
+    #[test]
+    fn the_very_type_wins_over_those_of_which_it_is_a_part() {
+        assert_eq!(meant(&["nvidia_a100-sxm4-40gb", "a100", "a100"], "a100"), [1, 2]);
+        assert_eq!(meant(&["nvidia_a100-sxm4-40gb", "a100"], "nvidia_a100-sxm4-40gb"), [0]);
+        assert_eq!(meant(&["rtx_4090_d", "rtx_4090"], "rtx_4090"), [1]);
+        // An administrator's type is what he calls it, whatever it looks like.
+        assert_eq!(meant(&["big", "small"], "small"), [1]);
+    }
+
+    #[test]
+    fn a_part_of_a_divided_gpu_is_given_to_those_who_name_its_profile() {
+        let [whole, small, large] =
+            ["nvidia_a100-sxm4-40gb", "nvidia_a100-sxm4-40gb_1g.5gb", "nvidia_a100-sxm4-40gb_3g.20gb"];
+        let all = [whole, small, large];
+        let cases: [(&str, &[usize]); 12] = [
+            ("a100", &[0]),
+            (whole, &[0]),
+            ("nvidia", &[0]),
+            ("1g.5gb", &[1]),
+            ("1G.5GB", &[1]),
+            ("3g.20gb", &[2]),
+            ("40gb_1g.5gb", &[1]),
+            (small, &[1]),
+            ("1g", &[]),
+            ("5gb", &[]),
+            ("2g.10gb", &[]),
+            ("", &[0, 1, 2]),
+        ];
+        for (wanted, expected) in cases {
+            assert_eq!(meant(&all, wanted), expected, "{wanted}");
+        }
+        assert_eq!(meant(&[small, large], "a100"), [] as [usize; 0], "no whole one is there");
+        for profile in ["1g.5gb", "7g.80gb", "1g.10gb+me", "1c.3g.20gb", "1g.24gb-me", "1g.10gb.me"] {
+            assert!(names_profile(&format!("nvidia_x_{profile}")), "{profile}");
+        }
+        for kind in ["nvidia_a100-sxm4-40gb", "1g", "5gb", "g.gb", "1x.5gb", "1g.5mb", "4g.lte", ""] {
+            assert!(!names_profile(kind), "{kind}");
+        }
     }
 
     #[test]

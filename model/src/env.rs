@@ -3,6 +3,7 @@
 pub mod gpus;
 
 use crate::bytes::ByteStr;
+use crate::devices::parse_per_task;
 use crate::distribution::Distribution;
 use crate::ids::StepId;
 use crate::launch::StepLaunch;
@@ -103,6 +104,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_ARRAY_",
         "SLURM_GPUS",
         "SLURM_HET_",
+        "SLURM_PTY_",
         "SLURM_SUBMIT_",
         "SLURM_TOPOLOGY_",
         "SLURM_CPU_BIND",
@@ -124,6 +126,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_CPUS_PER_GPU",
         "SLURM_CPUS_PER_TASK",
         "SLURM_DISTRIBUTION",
+        "SLURM_DIST_PLANESIZE",
         "SLURM_EXPORT_ENV",
         "SLURM_GET_USER_ENV",
         "SLURM_GTIDS",
@@ -160,6 +163,12 @@ pub fn is_job_variable(name: &[u8]) -> bool {
     PREFIXES.iter().any(|p| name.starts_with(p.as_bytes())) || NAMES.iter().any(|n| n.as_bytes() == name)
 }
 
+/// Variables that a step sets by what it is itself and that mean nothing in one which is started from inside it, or from the script:
+/// a plane's size where there are no planes, and a terminal's where there is none.
+pub fn is_of_one_step(name: &[u8]) -> bool {
+    name == b"SLURM_DIST_PLANESIZE" || name.starts_with(b"SLURM_PTY_")
+}
+
 struct Env(Vec<(String, ByteStr)>);
 
 impl Env {
@@ -174,9 +183,23 @@ impl Env {
     }
 }
 
+/// What the submitted environment says under this name.
+fn sent<'a>(launch: &'a StepLaunch, name: &str) -> Option<&'a [u8]> {
+    launch.env.iter().find_map(|v| v.0.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
 /// Whether the submitted environment has a variable of this name.
 fn has(launch: &StepLaunch, name: &str) -> bool {
-    launch.env.iter().any(|v| v.0.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))
+    sent(launch, name).is_some()
+}
+
+/// What each task has: CPUs as they are known here, and the devices of which the client told (`--tres-per-task`).
+fn of_each_task(launch: &StepLaunch, cpus: Option<u32>) -> Option<String> {
+    let told = sent(launch, "SLURM_TRES_PER_TASK").and_then(|text| std::str::from_utf8(text).ok());
+    let devices = told.and_then(|text| parse_per_task(text).ok()).map(|(_, devices)| devices);
+    let devices = devices.iter().flatten().map(|(key, n)| format!("gres/{key}={n}"));
+    let all: Vec<String> = cpus.map(|n| format!("cpu={n}")).into_iter().chain(devices).collect();
+    (!all.is_empty()).then(|| all.join(","))
 }
 
 fn job(env: &mut Env, launch: &StepLaunch) {
@@ -247,7 +270,7 @@ fn job(env: &mut Env, launch: &StepLaunch) {
         _ => Some(launch.cpus_per_task).filter(|n| *n > 1 || job.cpus_per_task.is_some()),
     };
     env.maybe("SLURM_CPUS_PER_TASK", per_task);
-    env.maybe("SLURM_TRES_PER_TASK", per_task.map(|n| format!("cpu={n}")));
+    env.maybe("SLURM_TRES_PER_TASK", of_each_task(launch, per_task));
 }
 
 /// The batch script: it stands for the whole job.
@@ -293,6 +316,11 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     if let Distribution::Plane(size) = launch.distribution {
         env.set("SLURM_DIST_PLANESIZE", size.to_string());
     }
+    // As it is when the step begins; of a port there is nothing to tell, since srun listens on none.
+    if let Some(size) = launch.pty {
+        env.maybe("SLURM_PTY_WIN_COL", Some(size.cols).filter(|n| *n > 0));
+        env.maybe("SLURM_PTY_WIN_ROW", Some(size.rows).filter(|n| *n > 0));
+    }
     env.set("SLURM_JOB_GROUP", launch.identity.group.as_str());
     env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
 }
@@ -307,13 +335,15 @@ fn join(numbers: &[u32]) -> String {
 
 #[cfg(test)]
 mod tests {
+    mod told;
+
     use super::*;
     use crate::hardware::GresDevice;
     use crate::het::{HetFacts, HetGroup};
     use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
     use crate::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program};
     use crate::limits::Limits;
-    use crate::spec::{Identity, IoSpec, JobKind};
+    use crate::spec::{Identity, IoSpec, JobKind, TermSize};
     use crate::time::{Span, Time};
     use std::collections::BTreeMap;
     use std::sync::Arc;
@@ -548,8 +578,44 @@ mod tests {
     }
 
     #[test]
+    fn what_a_task_has_is_its_cpus_and_the_devices_that_were_asked_for() {
+        let of = |told: Option<&str>, cpus: Option<u32>, step: StepId| {
+            let mut launch = minimal();
+            launch.key.step = step;
+            launch.job.cpus_per_task = cpus;
+            launch.cpus_per_task = cpus.unwrap_or(1);
+            launch.env = told.map(|told| format!("SLURM_TRES_PER_TASK={told}").into()).into_iter().collect();
+            map(&launch, 0).remove("SLURM_TRES_PER_TASK")
+        };
+        for step in [StepId::Batch, StepId::Number(0)] {
+            assert_eq!(of(None, None, step), None);
+            assert_eq!(of(None, Some(2), step).as_deref(), Some("cpu=2"));
+            assert_eq!(of(Some("gres/gpu=1"), None, step).as_deref(), Some("gres/gpu=1"));
+            // The CPUs of which a client told may have been changed since.
+            let both = of(Some("cpu=9,gres/gpu:a100=2,gres/nic=1"), Some(4), step);
+            assert_eq!(both.as_deref(), Some("cpu=4,gres/gpu:a100=2,gres/nic=1"));
+            assert_eq!(of(Some("nonsense"), Some(4), step).as_deref(), Some("cpu=4"));
+            assert_eq!(of(Some("nonsense"), None, step), None, "what was sent stays");
+        }
+    }
+
+    #[test]
+    fn a_terminals_size_is_told() {
+        let mut launch = minimal();
+        launch.key.step = StepId::Number(0);
+        assert!(!map(&launch, 0).keys().any(|name| name.starts_with("SLURM_PTY_")));
+        launch.pty = Some(TermSize { rows: 24, cols: 80 });
+        expect(&map(&launch, 0), "SLURM_PTY_WIN_COL=80 SLURM_PTY_WIN_ROW=24");
+        assert!(is_of_one_step(b"SLURM_PTY_WIN_ROW") && is_of_one_step(b"SLURM_DIST_PLANESIZE"));
+        assert!(!is_of_one_step(b"SLURM_DISTRIBUTION"));
+    }
+
+    #[test]
     fn all_that_a_step_sets_is_known_to_be_a_jobs() {
         let mut launch = minimal();
+        launch.pty = Some(TermSize { rows: 24, cols: 80 });
+        launch.distribution = Distribution::Plane(2);
+        launch.overcommit = true;
         launch.share.gres = vec![device(0)];
         launch.job.share.gres = vec![device(0)];
         launch.job.restarts = 1;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// The variable in which the display's cookie travels beside the submitter's environment: that is stored apart from all
@@ -69,6 +70,9 @@ pub struct X11Spec {
     /// Where it is reached.
     #[serde(default)]
     pub nodes: X11Nodes,
+    /// The machine on which that display was named: what its node is called, or its host name. Empty in what earlier versions sent.
+    #[serde(default)]
+    pub host: String,
 }
 
 /// How a display is reached.
@@ -103,6 +107,16 @@ impl<'a> Display<'a> {
     #[must_use]
     pub fn socket(&self) -> Option<String> {
         self.host.is_none().then(|| format!("/tmp/.X11-unix/X{}", self.number))
+    }
+
+    /// Whether its own machine alone reaches it: by a socket, or by an address of the loopback interface, as after `ssh -X`.
+    #[must_use]
+    pub fn is_of_one_machine(&self) -> bool {
+        let Some(host) = self.host else { return true };
+        let bare = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        matches!(bare.as_str(), "localhost" | "ip6-localhost" | "ip6-loopback")
+            || bare.starts_with("localhost.")
+            || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     /// A file by which programs prove that they may use the display: one entry for whatever name the host has
@@ -150,6 +164,15 @@ mod tests {
         }
         assert_eq!(Display::parse(":4").unwrap().socket().as_deref(), Some("/tmp/.X11-unix/X4"));
         assert_eq!(Display::parse("h:4").unwrap().socket(), None);
+        let own = |text| Display::parse(text).unwrap().is_of_one_machine();
+        for text in
+            [":0", "unix:0", "localhost:10.0", "LocalHost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:10"]
+        {
+            assert!(own(text), "{text}");
+        }
+        for text in ["n1:0", "localhosts:0", "10.0.0.1:0", "[fe80::1]:0", "host.example:1"] {
+            assert!(!own(text), "{text}");
+        }
     }
 
     #[test]

@@ -31,6 +31,17 @@ impl Devices {
         )
     }
 
+    /// The first two near the node's first core, the others near its second.
+    fn near_cores(&self) -> String {
+        let half = |files: &str, core: u32| {
+            format!(
+                "[[node.gres]]\nname = \"gpu\"\ntype = \"toy\"\nfiles = [\"{}/acc{files}\"]\ncores = \"{core}\"\n",
+                self.0.display()
+            )
+        };
+        format!("[[node]]\nname = \"ALL\"\n{}{}", half("[0-1]", 0), half("[2-3]", 1))
+    }
+
     /// What a process can reach: `file N` where the device's own file opens, `made N` where one of the same numbers does that it
     /// made itself, `seen N` where a file is there that does not open.
     fn probe(&self) -> String {
@@ -168,6 +179,7 @@ fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
     assert_eq!(tasks(&["-n2", "--gpus-per-task=2", &image]), ["0 0,1 0,1 01", "1 0,1 0,1 23"]);
     assert_eq!(tasks(&["-n2", "--ntasks-per-gpu=2"]), ["0 0 0 0", "1 0 0 0"]);
     assert_eq!(tasks(&["-n2", "--gpus=2", "--gpu-bind=map_gpu:1,0"]), ["0 0 0 1", "1 0 0 0"]);
+    assert_eq!(tasks(&["-n2", "--gpus=2", "--gpu-bind=map:1,0"]), ["0 0 0 1", "1 0 0 0"]);
     assert_eq!(
         tasks(&["-n2", "--gpus=2", "--gpu-bind=mask_gpu:0x2,0x3", &image]),
         ["0 0 0 1", "1 0,1 0,1 01"]
@@ -205,4 +217,65 @@ fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
         "--gpu-bind=map_gpu:3",
         "counted from 0",
     ]);
+}
+
+#[test]
+fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let sandbox = Sandbox::with_config(Who::root(), &devices.near_cores());
+    let shape = sandbox.cmd("sinfo").args(["-h", "-o", "%X %Y"]).ok().text();
+    let cores: u32 = shape.split_whitespace().map(|word| word.parse::<u32>().unwrap()).product();
+    if cores < 2 {
+        println!("not run: this machine has one core");
+        return;
+    }
+    let image = format!("--container-image={}", images::debian().display());
+    let dir = devices.0.display();
+    let tell = &format!(
+        "n=; for i in 0 1 2 3; do (exec 3<{dir}/acc$i) 2>/dev/null && n=$n$i; done; \
+         echo $SLURM_PROCID $CUDA_VISIBLE_DEVICES $n"
+    );
+    let tasks = |words: &[&str]| {
+        let words: Vec<&str> = words.iter().copied().chain(["--mem=50M", "sh", "-c", tell]).collect();
+        let mut lines: Vec<String> = sandbox.srun(&words).ok().text().lines().map(str::to_string).collect();
+        lines.sort();
+        lines
+    };
+    // The lowest core that is free, by its first CPU: the first one, and the second while a job has the first.
+    let allowed = "sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status";
+    let lowest = || -> String {
+        let list = sandbox.srun(["-n1", "-c1", "--mem=50M", "sh", "-c", allowed]).ok().text();
+        list.split([',', '-']).next().unwrap_or_default().to_string()
+    };
+    let first = lowest();
+    let one = ["-n1", "-c1", "--gpus=1"];
+    assert_eq!(tasks(&one), ["0 0 0"]);
+    let holder = sandbox.sbatch(&["-n1", "-c1", "--mem=50M", "-o", "/dev/null"], "#!/bin/sh\nsleep 600\n");
+    sandbox.wait_state(holder, "RUNNING", 30);
+    let second = lowest();
+    assert_ne!(first, second);
+    // A job gets devices near the cores that are left for it, unless that does not matter to it.
+    assert_eq!(tasks(&one), ["0 0 2"]);
+    assert_eq!(tasks(&["-n1", "-c1", "--gpus=1", "--gres-flags=disable-binding"]), ["0 0 0"]);
+    assert_eq!(tasks(&["-n1", "-c1", "--gpus=1", "--gres-flags=enforce-binding"]), ["0 0 2"]);
+    sandbox.cmd("scancel").arg(holder.to_string()).ok();
+    sandbox.wait_state(holder, "CANCELLED", 30);
+    // Tasks are told of those near the CPUs that they are bound to, and open no others; on the node and in a container.
+    let (straight, crossed) =
+        (format!("--cpu-bind=map_cpu:{first},{second}"), format!("--cpu-bind=map_cpu:{second},{first}"));
+    let whole = ["-N1", "-n2", "--exclusive", "--gpus=4", "--gpu-bind=closest"];
+    let bound = |bind: &str, more: Option<&str>| {
+        tasks(&whole.into_iter().chain([bind]).chain(more).collect::<Vec<&str>>())
+    };
+    for container in [None, Some(image.as_str())] {
+        assert_eq!(bound(&straight, container), ["0 0,1 01", "1 0,1 23"], "{container:?}");
+        assert_eq!(bound(&crossed, container), ["0 0,1 23", "1 0,1 01"], "{container:?}");
+    }
+    // Near all of them where a task is bound to no CPU; and those of its own are near ones, too.
+    assert_eq!(bound("--cpu-bind=none", None), ["0 0,1,2,3 0123", "1 0,1,2,3 0123"]);
+    let own = ["-N1", "-n2", "--exclusive", "--gpus-per-task=2", crossed.as_str()];
+    assert_eq!(tasks(&own), ["0 0,1 23", "1 0,1 01"]);
 }

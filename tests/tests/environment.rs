@@ -59,6 +59,40 @@ each_user! {
         sandbox.wait_file("a.3", "SLURM_ARRAY_TASK_MAX=7", 30);
     }
 
+    fn layout_and_devices_of_tasks_are_told_in_the_job_and_followed_there(who) {
+        // Devices that are only counted: every user's cluster may have them.
+        let sandbox = Sandbox::with_config(who, "[[node]]\nname = \"ALL\"\ngres = [{ name = \"gpu\", count = 2 }]\n");
+        let say = "$SLURM_TRES_PER_TASK $SLURM_DISTRIBUTION $SLURM_DIST_PLANESIZE";
+        let none = "${SLURM_TRES_PER_TASK-none} ${SLURM_DISTRIBUTION-none} ${SLURM_DIST_PLANESIZE-none}";
+        let script = format!(
+            "#!/bin/sh\nexec > told\necho {say}\n\
+             srun sh -c 'echo $SLURM_PROCID {say} [$CUDA_VISIBLE_DEVICES]' | sort\n\
+             srun -m cyclic sh -c 'echo other $SLURM_DISTRIBUTION ${{SLURM_DIST_PLANESIZE-none}}' | sort -u\n\
+             srun -n1 --tres-per-task=gres/gpu=2 sh -c 'echo own $SLURM_TRES_PER_TASK [$CUDA_VISIBLE_DEVICES]'\n\
+             sbatch --mem=50M -o nested --wrap 'echo {none}'\n"
+        );
+        sandbox.sbatch(&["--wait", "-N1", "-n2", "--mem=100M", "-m", "plane=2", "--tres-per-task=gres/gpu=1", "-o", "log"], &script);
+        let told = sandbox.read("told");
+        let lines: Vec<&str> = told.lines().collect();
+        let log = sandbox.read("log");
+        assert_eq!(lines[0], "gres/gpu=1 plane=2 2", "{told}{log}");
+        // Each task has a GPU of its own, as the job said.
+        for (task, line) in lines[1..3].iter().enumerate() {
+            assert!(line.starts_with(&format!("{task} gres/gpu=1 plane=2 2 [")) && !line.contains(','), "{told}{log}");
+        }
+        assert_eq!(lines[3..5], ["other cyclic none", "own gres/gpu=2 [0,1]"], "{told}{log}");
+        sandbox.wait_file("nested", "none none none", 60);
+    }
+
+    fn the_size_of_a_terminal_is_told(who) {
+        let sandbox = Sandbox::start(who);
+        let line = "stty rows 30 cols 90; srun --pty sh -c 'echo size $SLURM_PTY_WIN_ROW $SLURM_PTY_WIN_COL ${SLURM_PTY_PORT-none}'";
+        let mut srun = sandbox.cmd("script").args(["-qec", line, "/dev/null"]).stdin_open().spawn();
+        srun.wait_for("size 30 90 none", 60);
+        assert_eq!(srun.finish().rc, 0);
+        assert_eq!(sandbox.srun(["sh", "-c", "echo ${SLURM_PTY_WIN_ROW-none}"]).ok().text(), "none");
+    }
+
     fn export_decides_what_travels(who) {
         let sandbox = Sandbox::start(who);
         let get = |options: &[&str]| {

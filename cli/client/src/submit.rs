@@ -22,19 +22,26 @@ use tokio::sync::watch;
 
 /// What one component needs: its variables say nothing of a step in another.
 const OF_ONE_COMPONENT: &[&str] = &[
+    "cpus-per-gpu",
     "cpus-per-task",
     "distribution",
     "exclusive",
+    "gpu-bind",
     "gpus",
     "gpus-per-node",
+    "gpus-per-socket",
+    "gpus-per-task",
     "gres",
     "mem",
     "mem-per-cpu",
+    "mem-per-gpu",
     "nodes",
     "ntasks",
+    "ntasks-per-gpu",
     "ntasks-per-node",
     "overcommit",
     "partition",
+    "tres-per-task",
 ];
 /// How long a submission is tried again while the controller is away.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -65,11 +65,11 @@ impl std::str::FromStr for GpuBind {
                 ("closest", None) => GpuHow::Closest,
                 ("single", Some(list)) => GpuHow::Single(count(&list)?),
                 ("per_task", Some(list)) => GpuHow::PerTask(count(&list)?),
-                ("map_gpu", Some(list)) => GpuHow::Map(runs(list, GPU, number)?),
-                ("mask_gpu", Some(list)) => GpuHow::Mask(runs(list, GPU, mask)?),
+                ("map" | "map_gpu", Some(list)) => GpuHow::Map(runs(list, GPU, number)?),
+                ("mask" | "mask_gpu", Some(list)) => GpuHow::Mask(runs(list, GPU, mask)?),
                 (word, list) => {
-                    let right = "none, closest, single:TASKS, per_task:GPUS, map_gpu:LIST or mask_gpu:LIST, before \
-                                 it quiet or verbose";
+                    let right = "none, closest, single:TASKS, per_task:GPUS, map:LIST or mask:LIST, before it quiet or \
+                                 verbose";
                     return Err(unknown(word, list, GPU, right));
                 }
             };
@@ -92,6 +92,7 @@ impl fmt::Display for GpuBind {
             GpuHow::Closest => f.write_str("closest"),
             GpuHow::Single(n) => write!(f, "single:{n}"),
             GpuHow::PerTask(n) => write!(f, "per_task:{n}"),
+            // As agents of earlier versions read it.
             GpuHow::Map(list) => write!(f, "map_gpu:{}", listed(list, u32::to_string)),
             GpuHow::Mask(list) => write!(f, "mask_gpu:{}", listed(list, |bits: &Vec<u32>| hex(bits))),
         }
@@ -205,17 +206,34 @@ mod tests {
             ("v,per_task:1", "verbose,per_task:1"),
             ("map_gpu:0,1*2", "map_gpu:0,1*2"),
             ("mask_gpu:0x3,4", "mask_gpu:0x3,0x4"),
+            ("map:0,1*2", "map_gpu:0,1*2"),
+            ("verbose,mask:0x3,4", "verbose,mask_gpu:0x3,0x4"),
             ("quiet,closest", "closest"),
             ("verbose", "verbose,none"),
         ] {
             assert_eq!(text.parse::<GpuBind>().unwrap().to_string(), printed, "{text}");
         }
-        for text in
-            ["", "single", "single:0", "single:1,2", "map_gpu:x", "nearest", "closest,none", "per_task:"]
-        {
+        for text in [
+            "",
+            "single",
+            "single:0",
+            "single:1,2",
+            "map_gpu:x",
+            "map",
+            "map:",
+            "map:x",
+            "mask",
+            "mask:0",
+            "map:0,mask:1",
+            "map_cpu:0",
+            "nearest",
+            "closest,none",
+            "per_task:",
+        ] {
             assert!(text.parse::<GpuBind>().is_err(), "{text}");
         }
         assert_eq!(of_tres("gres/gpu:single:2").unwrap().to_string(), "single:2");
+        assert_eq!(of_tres("gres/gpu:map:1,0").unwrap().to_string(), "map_gpu:1,0");
         assert!(of_tres("gres/nic:closest").is_err() && of_tres("closest").is_err());
     }
 
@@ -233,7 +251,9 @@ mod tests {
         assert_eq!(of("per_task:2", &near, 2).unwrap(), [vec![0, 1], vec![2, 3]]);
         assert_eq!(of("per_task:3", &near, 2).unwrap_err(), "1: 1 of the step's 4 GPUs on the node are left");
         assert_eq!(of("map_gpu:3,1", &near, 3).unwrap(), [vec![3], vec![1], vec![3]]);
+        assert_eq!(of("map:3,1", &near, 3).unwrap(), of("map_gpu:3,1", &near, 3).unwrap());
         assert_eq!(of("mask_gpu:0x5,0xa", &near, 2).unwrap(), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(of("mask:0x5,0xa", &near, 2).unwrap(), [vec![0, 2], vec![1, 3]]);
         assert!(of("map_gpu:4", &near, 1).unwrap_err().contains("GPU 4 is none of the step's"));
         assert_eq!(of("per_task:1", &[], 2).unwrap(), [vec![], vec![]] as [Vec<u32>; 2]);
     }

@@ -190,7 +190,14 @@ impl SubmitOptions {
                 }
             },
         };
-        let distribution = self.layout()?;
+        // A job's environment tells of a layout by a list, and not the list, which is the job's own: nodes that a step names are
+        // another one where there is one for each task.
+        let told = inside.is_some() && matches!(self.source("distribution"), Some(Source::Environment(_)));
+        let short = self.node_order.is_empty() || self.node_order.len() < self.ntasks.unwrap_or(1) as usize;
+        let distribution = match &self.distribution {
+            Some(Distribution::Arbitrary(_)) if told && short => None,
+            _ => self.layout()?,
+        };
         let listed = match &distribution {
             Some(Distribution::Arbitrary(list)) => u32::try_from(list.len()).ok(),
             _ => None,
@@ -466,6 +473,7 @@ impl SubmitOptions {
         let own: Vec<(ByteStr, ByteStr)> = environ
             .iter()
             .filter(|(name, _)| !(nested && crate::env::is_job_variable(&name.0)))
+            .filter(|(name, _)| !(inside && crate::env::is_of_one_step(&name.0)))
             .filter(|(name, _)| !carried.iter().any(|(n, _)| n.as_bytes() == name.0))
             .cloned()
             .collect();
@@ -485,6 +493,9 @@ impl SubmitOptions {
             if let Some(name) = self.job_name.as_ref().filter(|_| self.typed("job-name")) {
                 add("SLURM_JOB_NAME", name.clone());
             }
+            if let Some(list) = self.each_task_has().filter(|_| self.typed("tres-per-task")) {
+                add("SLURM_TRES_PER_TASK", list);
+            }
             return out;
         }
         if self.source("export").is_some() {
@@ -499,6 +510,13 @@ impl SubmitOptions {
         }
         for (name, value) in self.device_variables() {
             add(name, value);
+        }
+        if let Some(distribution) = &self.distribution {
+            let sockets = self.sockets.map_or(String::new(), |sockets| format!(":{sockets}"));
+            add("SLURM_DISTRIBUTION", format!("{distribution}{sockets}"));
+            if let Distribution::Plane(size) = distribution {
+                add("SLURM_DIST_PLANESIZE", size.to_string());
+            }
         }
         if self.command == Command::Sbatch {
             add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());

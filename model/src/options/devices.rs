@@ -142,14 +142,15 @@ impl SubmitOptions {
         self.tasks_per_gpu(&mut out, total.as_ref(), per_node.as_ref().map(|(_, gpus)| gpus), step)?;
         out.devices.total = total.clone().unwrap_or_default();
         out.devices.per_socket = per_socket.clone().unwrap_or_default();
-        let others = if self.devices.tres_per_task.is_empty() {
-            Wanted::new()
-        } else {
-            not_gpus(&self.devices.tres_per_task)
+        let decided = greatest.is_some();
+        // What a job's environment says of other devices alone does not take from a step what else the job has.
+        let told = matches!(self.source("tres-per-task"), Some(Source::Environment(_)));
+        let others = match step && told && !decided {
+            true => Wanted::new(),
+            false => not_gpus(&self.devices.tres_per_task),
         };
         out.devices.per_task = sum(&each_task.unwrap_or_default(), &others);
         let plain = self.gres.as_ref().map(not_gpus);
-        let decided = greatest.is_some();
         out.per_node = match (per_node, plain) {
             (Some((_, gpus)), plain) => Some(sum(&plain.unwrap_or_default(), &gpus)),
             (None, Some(plain))
@@ -242,6 +243,15 @@ impl SubmitOptions {
         }
     }
 
+    /// `--tres-per-task`, with the CPUs of a task however they were given; `None` without that option.
+    pub(super) fn each_task_has(&self) -> Option<String> {
+        self.source("tres-per-task")?;
+        let devices = self.devices.tres_per_task.iter().map(|(key, n)| format!("gres/{key}={n}"));
+        let all: Vec<String> =
+            self.task_cpus().map(|n| format!("cpu={n}")).into_iter().chain(devices).collect();
+        (!all.is_empty()).then(|| all.join(","))
+    }
+
     /// What was asked for, for `srun` inside the job to find.
     pub(super) fn device_variables(&self) -> Vec<(&'static str, String)> {
         let d = &self.devices;
@@ -253,8 +263,11 @@ impl SubmitOptions {
         ];
         let mut out: Vec<(&'static str, String)> =
             counts.into_iter().filter_map(|(name, wanted)| Some((name, amount(wanted.as_ref()?)))).collect();
-        out.extend(d.cpus_per_gpu.map(|n| ("SLURM_CPUS_PER_GPU", n.to_string())));
+        // Where a greater source says what a task has, that is told, and both would contradict each other.
+        let by_gpu = d.cpus_per_gpu.filter(|_| self.task_cpus().is_none());
+        out.extend(by_gpu.map(|n| ("SLURM_CPUS_PER_GPU", n.to_string())));
         out.extend(d.tasks_per_gpu.map(|n| ("SLURM_NTASKS_PER_GPU", n.to_string())));
+        out.extend(self.each_task_has().map(|list| ("SLURM_TRES_PER_TASK", list)));
         out.extend(d.bind.as_ref().map(|bind| ("SLURM_GPU_BIND", bind.to_string())));
         out
     }

@@ -4,6 +4,7 @@ mod devices;
 
 use super::*;
 use crate::bytes::ByteStr;
+use crate::distribution::Distribution;
 use crate::grammar::soup;
 use crate::ids::{JobId, NodeName, SubmissionId};
 use crate::limits::{LimitValue, Limits, Resource};
@@ -647,4 +648,37 @@ proptest! {
             options.environment(&[], &submitter(), false);
         }
     }
+}
+
+#[test]
+fn a_layout_is_told_in_the_job_and_followed_there() {
+    let carried = |line: &str| {
+        let env = sbatch(line).unwrap().environment(&[], &submitter(), false);
+        let text = env.iter().map(|variable| variable.display().into_owned());
+        text.filter(|text| text.starts_with("SLURM_DIST")).collect::<Vec<String>>()
+    };
+    assert_eq!(carried("-n2"), Vec::<String>::new());
+    assert_eq!(carried("-m cyclic:fcyclic"), ["SLURM_DISTRIBUTION=cyclic:fcyclic"]);
+    assert_eq!(carried("-m plane=4"), ["SLURM_DISTRIBUTION=plane=4", "SLURM_DIST_PLANESIZE=4"]);
+    assert_eq!(carried("-n2 -m arbitrary -w n1,n2"), ["SLURM_DISTRIBUTION=arbitrary"]);
+    let job = sbatch("").unwrap().job_spec(&submitter(), None).unwrap().spec;
+    let step = |line: &str, told: &str, inside: bool| {
+        let options = all(Command::Srun, line, &[("SLURM_DISTRIBUTION", told)])?;
+        let inside = inside.then_some(&job);
+        Ok::<_, OptionError>(
+            options.step_spec(&submitter(), vec![], vec![], None, None, inside)?.spec.distribution,
+        )
+    };
+    assert_eq!(step("", "plane=4", true), Ok(Some(Distribution::Plane(4))));
+    // The list is the job's, which its environment does not have; whoever types it has one of his own.
+    assert_eq!(step("", "arbitrary", true), Ok(None));
+    assert!(step("-m arbitrary", "block", true).is_err() && step("", "arbitrary", false).is_err());
+    let own = step("-n2 -w n2,n1", "arbitrary", true);
+    assert_eq!(own, Ok(Some(Distribution::Arbitrary(vec![NodeName::from("n2"), NodeName::from("n1")]))));
+    assert_eq!(step("-n3 -w n2,n1", "arbitrary", true), Ok(None), "its nodes, and no list of its tasks");
+    // What another step is does not travel into this one.
+    let environ = ["SLURM_DIST_PLANESIZE", "SLURM_PTY_WIN_COL", "SLURM_PROCID"];
+    let environ = environ.map(|name| (ByteStr::from(name), ByteStr::from("4")));
+    let env = srun("-m cyclic").unwrap().environment(&environ, &submitter(), true);
+    assert_eq!(env, [ByteStr::from("SLURM_PROCID=4")]);
 }

@@ -7,7 +7,7 @@ use crate::config::PartitionRules;
 use crate::exchange::Holders;
 use crate::node::{Node, usable_memory};
 use crate::rows::Allocation;
-use berth_model::devices::{GPU, Nearness, gpus, near, sum};
+use berth_model::devices::{GPU, Nearness, gpus, is_share, near, sum};
 use berth_model::distribution::Distribution;
 use berth_model::gres::Wanted;
 use berth_model::hardware::GresDevice;
@@ -142,6 +142,48 @@ fn pool_of(node: &Node, against: Against) -> Pool<'_> {
     Pool::of_node(&node.hardware.gres, (against == Against::Free).then_some(node.free_gres.as_slice()))
 }
 
+/// Of these cores the first ones that have so many CPUs together.
+fn fill(node: &Node, cores: impl IntoIterator<Item = usize>, cpus: u64) -> Option<Vec<usize>> {
+    let (mut some, mut got) = (Vec::new(), 0);
+    for core in cores {
+        if got >= cpus {
+            break;
+        }
+        got += size(node, core);
+        some.push(core);
+    }
+    some.sort_unstable();
+    (got >= cpus).then_some(some)
+}
+
+/// CPUs of a core.
+fn size(node: &Node, core: usize) -> u64 {
+    node.hardware.cores[core].cpus.len() as u64
+}
+
+fn free_cores(node: &Node, against: Against) -> impl Iterator<Item = usize> {
+    (0..node.hardware.cores.len()).filter(move |core| core_is_free(node, *core, against))
+}
+
+/// Whether a core is near a device.
+fn is_beside(node: &Node, core: usize, device: &GresDevice) -> bool {
+    near(device).is_empty() || node.hardware.cores[core].cpus.iter().any(|cpu| near(device).contains(cpu))
+}
+
+/// How many of the CPUs near a device are free.
+fn free_beside(node: &Node, device: &GresDevice, against: Against) -> u64 {
+    let cpus = free_cores(node, against).flat_map(|core| &node.hardware.cores[core].cpus);
+    cpus.filter(|cpu| near(device).contains(cpu)).count() as u64
+}
+
+/// How near to each other devices and cores are to be. Who has the whole node has all of both.
+fn nearness(need: &Need<'_>) -> Nearness {
+    match need.request.devices.nearness {
+        Nearness::Enforced if need.request.exclusive => Nearness::Preferred,
+        own => own,
+    }
+}
+
 /// Cores for `cpus` CPUs, whole: those near the devices, to each device its part, and then the lowest free ones.
 fn choose_cores(
     need: &Need<'_>,
@@ -150,52 +192,39 @@ fn choose_cores(
     given: &[GresDevice],
     against: Against,
 ) -> Option<Vec<usize>> {
-    let mut free: Vec<usize> =
-        (0..node.hardware.cores.len()).filter(|core| core_is_free(node, *core, against)).collect();
-    let size = |core: &usize| node.hardware.cores[*core].cpus.len() as u64;
-    let beside = |core: usize, device: &GresDevice| {
-        near(device).is_empty() || node.hardware.cores[core].cpus.iter().any(|cpu| near(device).contains(cpu))
-    };
-    let nearness = need.request.devices.nearness;
+    let mut free: Vec<usize> = free_cores(node, against).collect();
+    let nearness = nearness(need);
     let local = given.iter().any(|device| !near(device).is_empty()) && nearness != Nearness::Ignored;
-    let mut cores = Vec::new();
-    let mut got = 0u64;
+    let mut first = Vec::new();
     if local {
+        let mut got = 0;
         let parts = given.len() as u64;
         for (device, part) in given.iter().zip(1..) {
             let goal = cpus * part / parts;
             free.retain(|core| {
-                let take = got < goal && beside(*core, device);
+                let take = got < goal && is_beside(node, *core, device);
                 if take {
-                    got += size(core);
-                    cores.push(*core);
+                    got += size(node, *core);
+                    first.push(*core);
                 }
                 !take
             });
         }
-        let any = |core: usize| given.iter().any(|device| beside(core, device));
+        let any = |core: usize| given.iter().any(|device| is_beside(node, core, device));
         if nearness == Nearness::Enforced {
             free.retain(|core| any(*core));
         }
         free.sort_by_key(|core| (!any(*core), *core));
     }
-    for core in free {
-        if got >= cpus {
-            break;
-        }
-        got += size(&core);
-        cores.push(core);
-    }
-    cores.sort_unstable();
-    (got >= cpus).then_some(cores)
+    fill(node, first.into_iter().chain(free), cpus)
 }
 
-/// Devices of the node, as they are given. Near ones have enough free CPUs beside them.
+/// Devices of the node, as they are given. Near ones have `each` free CPUs beside them. `without`: not these of the node's.
 fn choose_devices(
     need: &Need<'_>,
     node: &Node,
     wanted: &Wanted,
-    cpus: u64,
+    (each, without): (u64, &BTreeSet<usize>),
     against: Against,
 ) -> Option<Vec<GresDevice>> {
     let mut pool = pool_of(node, against);
@@ -207,42 +236,105 @@ fn choose_devices(
     if wanted.is_empty() {
         return Some(Vec::new());
     }
-    let each = cpus.div_ceil(wanted.values().sum::<u64>().max(1));
     let beside = |device: &GresDevice| {
-        let cores = node.hardware.cores.iter().enumerate();
-        let free = cores.filter(|(core, _)| core_is_free(node, *core, against));
-        let cpus = free.flat_map(|(_, core)| &core.cpus).filter(|cpu| near(device).contains(cpu)).count();
-        near(device).is_empty() || cpus as u64 >= each
+        let cpus = near(device).is_empty() || free_beside(node, device, against) >= each;
+        let leaves = || place_of(node, device).is_some_and(|at| without.contains(&at));
+        cpus && (without.is_empty() || !leaves())
     };
-    let nearness = need.request.devices.nearness;
+    let nearness = nearness(need);
     let any = |_: &GresDevice| true;
     let near: &dyn Fn(&GresDevice) -> bool = if nearness == Nearness::Ignored { &any } else { &beside };
     let chosen = pool.take(wanted, near, nearness == Nearness::Enforced)?;
     Some(pool.given(&chosen))
 }
 
-/// With devices for each socket of which there are cores: the cores, and devices beside each.
-fn by_sockets(
+/// Which of the node's devices one is, or has shares of.
+fn place_of(node: &Node, device: &GresDevice) -> Option<usize> {
+    let name = if is_share(&device.name) { GPU } else { device.name.as_str() };
+    node.hardware.gres.iter().position(|own| own.name == name && own.index == device.index)
+}
+
+/// Devices, and cores beside them.
+fn by_devices(
     need: &Need<'_>,
     node: &Node,
     wanted: &Wanted,
     cpus: u64,
     against: Against,
 ) -> Option<(Vec<usize>, Vec<GresDevice>)> {
-    let cores = choose_cores(need, node, cpus, &[], against)?;
-    let mut pool = pool_of(node, against);
-    let mut chosen: Chosen = pool.take(wanted, &|_| true, false)?;
-    let sockets: BTreeSet<u32> = cores.iter().map(|core| node.hardware.cores[*core].socket).collect();
-    for socket in sockets {
-        let own = node.hardware.cores.iter().filter(|core| core.socket == socket);
-        let own: BTreeSet<u32> = own.flat_map(|core| core.cpus.iter().copied()).collect();
-        let beside =
-            |device: &GresDevice| near(device).is_empty() || near(device).iter().any(|cpu| own.contains(cpu));
-        for (at, part) in pool.take(&need.request.devices.per_socket, &beside, true)? {
-            *chosen.entry(at).or_default() += part;
+    let each = cpus.div_ceil(wanted.values().sum::<u64>().max(1));
+    let mut without = BTreeSet::new();
+    loop {
+        let gres = choose_devices(need, node, wanted, (each, &without), against)?;
+        if let Some(cores) = choose_cores(need, node, cpus, &gres, against) {
+            return Some((cores, gres));
+        }
+        if nearness(need) != Nearness::Enforced {
+            return None;
+        }
+        // Devices for which there are too few CPUs together: one of them makes way for one that has CPUs of its own.
+        let crowded = gres.iter().rev().find(|device| {
+            let same = gres.iter().filter(|other| near(other) == near(device)).count() as u64;
+            !near(device).is_empty() && same.saturating_mul(each) > free_beside(node, device, against)
+        })?;
+        if !without.insert(place_of(node, crowded)?) {
+            return None;
         }
     }
-    Some((cores, pool.given(&chosen)))
+}
+
+/// With devices for each socket of which there are cores: those, and cores of sockets that have such devices; of one socket where one
+/// has them all. The devices may bring more CPUs than the tasks take.
+fn by_sockets(
+    need: &Need<'_>,
+    node: &Node,
+    wanted: &Wanted,
+    tasks: u32,
+    against: Against,
+) -> Option<(Vec<usize>, Vec<GresDevice>)> {
+    let each = &need.request.devices.per_socket;
+    let beside = |socket: u32| {
+        let own = node.hardware.cores.iter().filter(move |core| core.socket == socket);
+        let own: BTreeSet<u32> = own.flat_map(|core| core.cpus.iter().copied()).collect();
+        move |device: &GresDevice| near(device).is_empty() || near(device).iter().any(|cpu| own.contains(cpu))
+    };
+    let mut pool = pool_of(node, against);
+    let all = pool.all();
+    let others: Chosen = pool.take(wanted, &|_| true, false)?;
+    let sockets: BTreeSet<u32> = node.hardware.cores.iter().map(|core| core.socket).collect();
+    let free_of: Vec<Vec<usize>> = sockets
+        .into_iter()
+        .filter(|socket| pool.clone().take(each, &beside(*socket), true).is_some())
+        .map(|socket| {
+            free_cores(node, against).filter(|core| node.hardware.cores[*core].socket == socket).collect()
+        })
+        .collect();
+    let mut count = gpus(wanted);
+    loop {
+        let cpus = cpus_of_share(need, node, tasks, count);
+        let alone =
+            free_of.iter().find(|cores| cores.iter().map(|core| size(node, *core)).sum::<u64>() >= cpus);
+        let cores = fill(node, alone.cloned().unwrap_or_else(|| free_of.concat()), cpus)?;
+        let (mut pool, mut chosen) = (pool.clone(), others.clone());
+        let sockets: BTreeSet<u32> = cores.iter().map(|core| node.hardware.cores[*core].socket).collect();
+        for socket in sockets {
+            for (at, part) in pool.take(each, &beside(socket), true)? {
+                *chosen.entry(at).or_default() += part;
+            }
+        }
+        let gres = pool.given(&chosen);
+        let given = gres.iter().filter(|device| device.name == GPU).count() as u64;
+        if given <= count {
+            return Some((cores, if need.request.exclusive { pool.given(&all) } else { gres }));
+        }
+        count = given;
+    }
+}
+
+/// CPUs that a share of the node has: all of them, or what tasks and GPUs take.
+fn cpus_of_share(need: &Need<'_>, node: &Node, tasks: u32, gpus: u64) -> u64 {
+    let asked = cpus_with(need, node, tasks, gpus);
+    if need.request.exclusive { cpus_of(node, Against::Empty).max(asked) } else { asked }
 }
 
 /// CPUs that so many tasks and GPUs take. Without a word about CPUs a GPU brings its share of the node's cores.
@@ -292,13 +384,11 @@ fn share_of(amount: u64, part: u64, whole: u64) -> u64 {
 /// What `tasks` tasks of the request take on the node with `part` of what the whole job counts, if they fit.
 fn share(need: &Need<'_>, node: &Node, tasks: u32, part: &Wanted, against: Against) -> Option<NodeShare> {
     let wanted = sum(&sum(&need.request.gres, &need.request.devices.for_tasks(tasks)), part);
-    let asked = cpus_with(need, node, tasks, gpus(&wanted));
-    let cpus = if need.request.exclusive { cpus_of(node, Against::Empty).max(asked) } else { asked };
     let (cores, gres) = if need.request.devices.per_socket.is_empty() {
-        let gres = choose_devices(need, node, &wanted, cpus, against)?;
-        (choose_cores(need, node, cpus, &gres, against)?, gres)
+        let cpus = cpus_of_share(need, node, tasks, gpus(&wanted));
+        by_devices(need, node, &wanted, cpus, against)?
     } else {
-        by_sockets(need, node, &wanted, cpus, against)?
+        by_sockets(need, node, &wanted, tasks, against)?
     };
     let mut numbers: Vec<u32> =
         cores.iter().flat_map(|c| node.hardware.cores[*c].cpus.iter().copied()).collect();

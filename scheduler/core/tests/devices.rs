@@ -10,6 +10,7 @@ use berth_model::link::ToAgent;
 use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_model::tres::Tres;
 use common::{World, actor, batch_key, hardware, step};
 use std::collections::BTreeMap;
 
@@ -154,4 +155,48 @@ fn steps_at_once_have_a_part_each_wait_or_share() {
     assert!(!w.replies.contains_key(&waits));
     w.exited("n1", key, ExitStatus::OK);
     assert!(w.replies.contains_key(&waits));
+}
+
+#[test]
+fn gpus_of_long_types_are_asked_for_by_a_part_of_it() {
+    let long = "nvidia_a100-sxm4-40gb";
+    let part = "nvidia_a100-sxm4-40gb_1g.5gb";
+    let mut hw = hardware(8, 1, 8000, 4);
+    for (device, kind) in hw.gres.iter_mut().zip([long, long, part, part]) {
+        device.kind = Some(kind.into());
+    }
+    let mut w = World::new(&Config::default());
+    w.node("n1", hw);
+    let of = |w: &World, id: JobId| {
+        w.info(id).shares[0].gres.iter().map(|device| device.index).collect::<Vec<u32>>()
+    };
+    let (whole, slice) = (w.batch("a", total("gpu:a100:2")), w.batch("b", total("gpu:1g.5gb:1")));
+    assert_eq!((of(&w, whole), of(&w, slice)), (vec![0, 1], vec![2]));
+    // What was asked for is on record as it was written, what is had by the devices' own type.
+    let listed = |tres: &Tres| {
+        tres.gres.iter().map(|(key, n)| format!("{key}={n}")).collect::<Vec<String>>().join(",")
+    };
+    let info = w.info(whole);
+    assert_eq!(listed(&info.requested), "gpu=2,gpu:a100=2");
+    assert_eq!(listed(&info.allocated), format!("gpu=2,gpu:{long}=2"));
+    // Its steps may say it likewise.
+    let ask = |name: &str, what: &str| StepSpec {
+        gres: Some(wanted(what)),
+        exact: true,
+        tasks: Some(1),
+        ..step(name)
+    };
+    create(&mut w, whole, ask("first", "gpu:a100:1")).unwrap();
+    create(&mut w, whole, ask("second", "gpu:sxm4-40gb:1")).unwrap();
+    assert_eq!(of_steps(&w, whole), [[0], [1]]);
+    // A part of one is no GPU of that type: who asks for one waits, and for three is refused and told what there is.
+    let waits = w.batch("c", total("gpu:a100:1"));
+    assert_eq!((w.state(waits), w.info(waits).reason), (JobState::Pending, Reason::Resources));
+    let mut never = common::job(JobKind::Batch, "d");
+    total("gpu:a100:3")(&mut never);
+    let refused = w.submit(never).unwrap_err();
+    let types = format!(
+        "3 x gpu:a100 were asked for, the nodes of partition main have 2; types of gpu there: {long}, {part}"
+    );
+    assert!(refused.message.contains(&types), "{refused:?}");
 }

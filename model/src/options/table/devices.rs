@@ -17,9 +17,9 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("gpu-bind", Commands::ABR)
         .takes("[verbose,]HOW")
-        .choices(&["closest", "none", "single:", "per_task:", "map_gpu:", "mask_gpu:", "verbose,"])
+        .choices(&["closest", "none", "single:", "per_task:", "map:", "mask:", "verbose,"])
         .env(&["SLURM_GPU_BIND", "SBATCH_GPU_BIND", "SALLOC_GPU_BIND"])
-        .help("Which of the step's GPUs each task is told of (CUDA_VISIBLE_DEVICES and its like): closest, those near its CPUs; single:N, one each, the same for N tasks; per_task:N, N each of its own; map_gpu:0,1 or mask_gpu:0x1,0x3, by a list for the node's tasks, which counts the step's GPUs from 0; none, all of them (the default). 'verbose,' before it has each task say what it got. All tasks of a step may use the device files of all its GPUs.")
+        .help("Which of the step's GPUs each task is told of (CUDA_VISIBLE_DEVICES and its like): closest, those near its CPUs; single:N, one each, the same for N tasks; per_task:N, N each of its own; map:0,1 or mask:0x1,0x3 (map_gpu and mask_gpu are the same), by a list for the node's tasks, which counts the step's GPUs from 0; none, all of them (the default). 'verbose,' before it has each task say what it got. The device files of the step's other GPUs do not open for a task that has its own; in a cluster that limits no devices (berth up without root) the variables alone tell tasks apart.")
         .set(|o, g| {
             o.devices.bind = Some(g.parse(str::parse)?);
             Ok(())
@@ -60,7 +60,7 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("gres", Commands::ABR)
         .takes("NAME[:TYPE][:COUNT],...")
         .env(&["SLURM_GRES", "SBATCH_GRES", "SALLOC_GRES"])
-        .help("Generic resources on each node, such as gpu:2, gpu:a100:4, gpu:1g.5gb:1 for a slice of a GPU, or shard:2 for two shares of one; none for a step without any. A job has no device that it did not ask for. 'scontrol show node' lists them.")
+        .help("Generic resources on each node, such as gpu:2, gpu:a100:4, gpu:1g.5gb:1 for a part of a divided GPU, or shard:2 for two shares of one; none for a step without any. A type is a device's own, as 'scontrol show node' has it, or words of it: a100 is nvidia_a100-sxm4-40gb, too. A job has no device that it did not ask for.")
         .set(|o, g| {
             if g.text()?.eq_ignore_ascii_case("help") {
                 return Err(Bad::Spec("'scontrol show node' lists the generic resources of each node".to_string()));

@@ -149,3 +149,58 @@ fn a_step_finds_what_its_job_asked_for_and_may_ask_for_less() {
         assert!(env.iter().any(|v| v == variable), "{variable} {env:?}");
     }
 }
+
+/// What a command's environment says under a name.
+fn told(options: &SubmitOptions, environ: &[(&str, &str)], inside: bool, name: &str) -> Option<String> {
+    let environ: Vec<(ByteStr, ByteStr)> =
+        environ.iter().map(|(name, value)| (ByteStr::from(*name), ByteStr::from(*value))).collect();
+    let env = options.environment(&environ, &submitter(), inside);
+    let mut values = env.iter().filter_map(|variable| {
+        let text = variable.display().into_owned();
+        Some(text.strip_prefix(name)?.strip_prefix('=')?.to_string())
+    });
+    let value = values.next();
+    assert_eq!(values.next(), None, "{name} stands there twice");
+    value
+}
+
+#[test]
+fn what_each_task_has_travels_into_the_job_and_binds_its_steps() {
+    const NAME: &str = "SLURM_TRES_PER_TASK";
+    let carried = |line: &str| told(&sbatch(line).unwrap(), &[], false, NAME);
+    assert_eq!(carried("-n2 --tres-per-task=gres/gpu=1").as_deref(), Some("gres/gpu=1"));
+    let all_of_it = carried("-n2 --tres-per-task=cpu=2,gres/gpu:a100=1,gres/nic=1");
+    assert_eq!(all_of_it.as_deref(), Some("cpu=2,gres/gpu:a100=1,gres/nic=1"));
+    assert_eq!(carried("-n2 -c3 --tres-per-task=gres/gpu=1").as_deref(), Some("cpu=3,gres/gpu=1"));
+    assert_eq!((carried("-n2 -c3"), carried("-n2 --gpus-per-task=1")), (None, None));
+    // A step without a word of its own has its tasks bound as the job says.
+    let by_job = |list: &str| step("", &[("SLURM_NTASKS", "2"), (NAME, list)]).unwrap();
+    let plain = by_job("gres/gpu=1");
+    assert_eq!((plain.devices.per_task, plain.tasks), (wanted("gpu:1"), Some(2)));
+    assert_eq!(plain.gpu_bind.map(|bind| bind.how), Some(GpuHow::PerTask(1)));
+    let more = by_job(&all_of_it.unwrap());
+    assert_eq!((more.devices.per_task, more.cpus_per_task), (wanted("gpu:a100:1,nic:1"), Some(2)));
+    // Of other devices alone it has all that are the job's, as without a word.
+    let nics = by_job("gres/nic=1");
+    assert_eq!((nics.devices, nics.gres), (DeviceRequest::default(), None));
+    let typed = step("--tres-per-task=gres/nic=1", &[("SLURM_NTASKS", "2")]).unwrap();
+    assert_eq!((typed.devices.per_task, typed.gres), (wanted("nic:1"), Some(Wanted::new())));
+    // Its tasks are told of what it says itself.
+    let job = [(NAME, "cpu=2,gres/gpu=1"), ("SLURM_CPUS_PER_TASK", "2")];
+    let own = all(Command::Srun, "-n1 --tres-per-task=gres/gpu=2", &job).unwrap();
+    assert_eq!(told(&own, &job, true, NAME).as_deref(), Some("cpu=2,gres/gpu=2"));
+    let none = all(Command::Srun, "-n1", &job).unwrap();
+    assert_eq!(told(&none, &job, true, NAME).as_deref(), Some("cpu=2,gres/gpu=1"));
+}
+
+#[test]
+fn cpus_of_gpus_that_a_greater_source_overrules_are_not_told() {
+    let both = |line: &str| {
+        let mut settings =
+            parse(Command::Sbatch, &words("--cpus-per-gpu=2"), Source::Script(1)).unwrap().settings;
+        settings.extend(parse(Command::Sbatch, &words(line), Source::CommandLine).unwrap().settings);
+        told(&resolve(Command::Sbatch, settings, &context()).unwrap(), &[], false, "SLURM_CPUS_PER_GPU")
+    };
+    assert_eq!(both("-G1").as_deref(), Some("2"));
+    assert_eq!(both("-G1 -c4"), None, "a step would find both, which contradict each other");
+}

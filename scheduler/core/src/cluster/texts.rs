@@ -41,6 +41,7 @@ pub(super) fn check_job(spec: &JobSpec) -> Result<(), Refusal> {
 pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
     let name = ("--job-name", spec.name.len(), NAME);
     let display = ("the display of --x11", spec.x11.as_ref().map_or(0, |x11| x11.display.len()), NAME);
+    let host = ("the machine of --x11", spec.x11.as_ref().map_or(0, |x11| x11.host.len()), NAME);
     let before = ("--task-prolog", spec.task_prolog.0.len(), PATH);
     let after = ("--task-epilog", spec.task_epilog.0.len(), PATH);
     let listed: &[NodeName] = match &spec.distribution {
@@ -52,7 +53,7 @@ pub(super) fn check_step(spec: &StepSpec) -> Result<(), Refusal> {
     printable(spec.container.as_ref())?;
     fits(
         places(&spec.work_dir, &spec.io, spec.container.as_ref())
-            .chain([name, display, before, after, named]),
+            .chain([name, display, host, before, after, named]),
     )
 }
 

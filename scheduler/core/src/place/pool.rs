@@ -1,13 +1,14 @@
 //! Which devices a request gets: whole islands where there are, near the cores, and so that the largest islands stay whole for
 //! those who need them.
 
-use berth_model::devices::{GPU, fits, is_fenced, is_share, islands, share_name, shares};
+use berth_model::devices::{GPU, is_fenced, is_share, islands, of_type, share_name, shares};
 use berth_model::gres::Wanted;
 use berth_model::hardware::GresDevice;
 use berth_model::tres::GresKey;
 use std::collections::BTreeMap;
 
 /// Devices of a node or of a job there, and how many shares of each are free.
+#[derive(Clone)]
 pub(crate) struct Pool<'a> {
     devices: &'a [GresDevice],
     free: Vec<u32>,
@@ -47,19 +48,34 @@ impl<'a> Pool<'a> {
         self.free[at] > 0 && self.free[at] == shares(&self.devices[at])
     }
 
+    /// The devices that a key means, free or not.
+    fn meant(&self, key: &GresKey) -> Vec<usize> {
+        let among = |device: &GresDevice| match is_share(&key.name) {
+            true => is_shared(device, &key.name),
+            false => device.name == key.name,
+        };
+        of_type(self.devices, among, key.kind.as_deref())
+    }
+
     /// How many of a key there are, whatever else is asked for.
     pub(crate) fn count(&self, key: &GresKey) -> u64 {
-        let all = self.devices.iter().enumerate();
+        let meant = self.meant(key).into_iter();
         if is_share(&key.name) {
-            return all.filter(|(_, d)| is_shared(d, key)).map(|(at, _)| u64::from(self.free[at])).sum();
+            return meant.map(|at| u64::from(self.free[at])).sum();
         }
-        all.filter(|(at, d)| fits(d, key) && self.is_whole(*at)).count() as u64
+        meant.filter(|at| self.is_whole(*at)).count() as u64
     }
 
     /// Whether there are devices of that name.
     pub(crate) fn knows(&self, name: &str) -> bool {
-        let key = GresKey { name: name.to_string(), kind: None };
-        self.devices.iter().any(|d| d.name == name || (is_share(name) && is_shared(d, &key)))
+        self.devices.iter().any(|d| d.name == name || (is_share(name) && is_shared(d, name)))
+    }
+
+    /// The types of the devices of that name.
+    pub(crate) fn types(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let own =
+            self.devices.iter().filter(move |d| d.name == name || (is_share(name) && is_shared(d, name)));
+        own.filter_map(|d| d.kind.as_deref())
     }
 
     /// All that is free.
@@ -67,8 +83,8 @@ impl<'a> Pool<'a> {
         (0..self.devices.len()).filter(|at| self.is_whole(*at)).map(|at| (at, self.free[at])).collect()
     }
 
-    /// Takes devices for every key: typed ones first, so that an untyped wish does not take what a typed one needs. `near`:
-    /// whether a device is near enough; `must`: no others. `None` where there are too few.
+    /// Takes devices for every key: for those first that fewer devices satisfy, so that an untyped wish does not take what a typed
+    /// one needs. `near`: whether a device is near enough; `must`: no others. `None` where there are too few.
     pub(crate) fn take(
         &mut self,
         wanted: &Wanted,
@@ -76,14 +92,16 @@ impl<'a> Pool<'a> {
         must: bool,
     ) -> Option<Chosen> {
         let mut chosen = Chosen::new();
-        let typed_first = wanted.iter().filter(|(k, _)| k.kind.is_some());
-        for (key, count) in typed_first.chain(wanted.iter().filter(|(k, _)| k.kind.is_none())) {
+        let mut keys: Vec<(&GresKey, u64, Vec<usize>)> =
+            wanted.iter().map(|(key, count)| (key, *count, self.meant(key))).collect();
+        keys.sort_by_key(|(key, _, meant)| (key.kind.is_none(), meant.len()));
+        for (key, count, meant) in keys {
             if is_share(&key.name) {
-                let (at, part) = self.take_shares(key, *count, near, must)?;
+                let (at, part) = self.take_shares(&meant, count, near, must)?;
                 *chosen.entry(at).or_default() += part;
                 continue;
             }
-            for at in self.take_whole(key, usize::try_from(*count).ok()?, near, must)? {
+            for at in self.take_whole(&meant, usize::try_from(count).ok()?, near, must)? {
                 chosen.insert(at, std::mem::take(&mut self.free[at]));
             }
         }
@@ -93,17 +111,16 @@ impl<'a> Pool<'a> {
     /// Shares of one device: of one that is in use already and has the fewest left that do, so that others stay whole.
     fn take_shares(
         &mut self,
-        key: &GresKey,
+        meant: &[usize],
         count: u64,
         near: &dyn Fn(&GresDevice) -> bool,
         must: bool,
     ) -> Option<(usize, u32)> {
         let part = u32::try_from(count).ok()?;
-        let at = (0..self.devices.len())
-            .filter(|at| {
-                let device = &self.devices[*at];
-                is_shared(device, key) && self.free[*at] >= part && (!must || near(device))
-            })
+        let at = meant
+            .iter()
+            .copied()
+            .filter(|at| self.free[*at] >= part && (!must || near(&self.devices[*at])))
             .min_by_key(|at| (self.is_whole(*at), !near(&self.devices[*at]), self.free[*at], *at))?;
         self.free[at] -= part;
         Some((at, part))
@@ -111,15 +128,15 @@ impl<'a> Pool<'a> {
 
     fn take_whole(
         &self,
-        key: &GresKey,
+        meant: &[usize],
         count: usize,
         near: &dyn Fn(&GresDevice) -> bool,
         must: bool,
     ) -> Option<Vec<usize>> {
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (at, device) in self.devices.iter().enumerate() {
-            if fits(device, key) && self.is_whole(at) && (!must || near(device)) {
-                groups.entry(self.islands[at]).or_default().push(at);
+        for at in meant {
+            if self.is_whole(*at) && (!must || near(&self.devices[*at])) {
+                groups.entry(self.islands[*at]).or_default().push(*at);
             }
         }
         for group in groups.values_mut() {
@@ -129,11 +146,15 @@ impl<'a> Pool<'a> {
         while got.len() < count {
             let left = count - got.len();
             let nears = |group: &Vec<usize>| group.iter().filter(|at| near(&self.devices[**at])).count();
-            // The smallest island that has all of it, near before far; else the largest, and then again.
+            // The smallest island that has all of it, near before far; else the largest, of those the nearest, and then again.
             let fitting = groups.iter().filter(|(_, group)| group.len() >= left);
             let best = fitting.min_by_key(|(first, group)| (nears(group) < left, group.len(), **first));
-            let largest =
-                || groups.iter().max_by_key(|(first, group)| (group.len(), std::cmp::Reverse(**first)));
+            let largest = || {
+                let size = |(first, group): &(&usize, &Vec<usize>)| {
+                    (group.len(), nears(group), std::cmp::Reverse(**first))
+                };
+                groups.iter().max_by_key(size)
+            };
             let island = *best.or_else(largest)?.0;
             let group = groups.remove(&island)?;
             got.extend(group.into_iter().take(left));
@@ -151,11 +172,10 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// Whether shares of a device can be what a key asks for.
-fn is_shared(device: &GresDevice, key: &GresKey) -> bool {
-    let kind = key.kind.is_none() || device.kind == key.kind;
+/// Whether a device is given in shares of that name.
+fn is_shared(device: &GresDevice, name: &str) -> bool {
     let can = is_share(&device.name) || (device.name == GPU && shares(device) > 1);
-    kind && can && share_name(device) == key.name
+    can && share_name(device) == name
 }
 
 /// A device that is given whole stays what it is; shares of one have a name of their own, and say how many they are.
@@ -207,6 +227,12 @@ mod tests {
         assert_eq!(of(&[1; 8], "gpu:6"), [0, 1, 2, 3, 4, 5]);
         assert_eq!(of(&[0, 1, 1, 0, 1, 0, 0, 0], "gpu:2"), [1, 2]);
         assert_eq!(taken(&all, &[0, 1, 0, 0, 0, 0, 0, 0], "gpu:2", &any), None);
+        // Of islands that are equally large, the near ones first.
+        let right = |device: &GresDevice| device.index > 6;
+        let alone: Vec<GresDevice> = eight().into_iter().map(|d| GresDevice { links: vec![], ..d }).collect();
+        assert_eq!(taken(&alone, &[1; 8], "gpu:2", &right).unwrap(), [0, 7]);
+        let last = |device: &GresDevice| device.index > 4;
+        assert_eq!(taken(&alone, &[1; 8], "gpu:3", &last).unwrap(), [5, 6, 7]);
         // Near ones before far ones, where an island of near ones has enough.
         let left = |device: &GresDevice| device.cpus.contains(&0);
         assert_eq!(taken(&all, &[1; 8], "gpu:2", &left).unwrap(), [0, 1]);
@@ -245,6 +271,61 @@ mod tests {
         // A step has a part of its job's shares.
         let of_step = Pool::of_job(&given, &[GresDevice { shares: 1, ..given[0].clone() }]);
         assert_eq!(of_step.count(&GresKey { name: "shard".into(), kind: None }), 1);
+    }
+
+    /// Two whole GPUs of a long type, one in two parts, and one of another type.
+    fn typed() -> Vec<GresDevice> {
+        let kinds = [
+            "nvidia_a100-sxm4-40gb",
+            "nvidia_a100-sxm4-40gb",
+            "nvidia_a100-sxm4-40gb_1g.5gb",
+            "nvidia_a100-sxm4-40gb_1g.5gb",
+            "nvidia_h100_nvl",
+        ];
+        let device = |(index, kind): (u32, &str)| GresDevice {
+            name: "gpu".into(),
+            kind: Some(kind.to_string()),
+            index,
+            ..GresDevice::default()
+        };
+        (0..).zip(kinds).map(device).collect()
+    }
+
+    #[test]
+    fn a_part_of_a_type_is_counted_and_taken_as_the_whole_of_it() {
+        let all = typed();
+        let of = |free: &[u32], wanted: &str| taken(&all, free, wanted, &|_| true);
+        let count = |wanted: &str| {
+            let wanted = berth_model::gres::parse(wanted).unwrap();
+            wanted.keys().map(|key| Pool::of_node(&all, Some(&[1; 5])).count(key)).collect::<Vec<u64>>()
+        };
+        assert_eq!((count("gpu:a100"), of(&[1; 5], "gpu:a100:2")), (vec![2], Some(vec![0, 1])));
+        assert_eq!((count("gpu:1g.5gb"), of(&[1; 5], "gpu:1g.5gb:1")), (vec![2], Some(vec![2])));
+        assert_eq!((count("gpu:h100"), count("gpu:nvidia"), count("gpu")), (vec![1], vec![3], vec![5]));
+        assert_eq!(of(&[1; 5], "gpu:a100:3"), None, "no part of one is an a100");
+        assert_eq!(of(&[0, 0, 1, 1, 1], "gpu:a100:1"), None);
+        assert_eq!(of(&[1; 5], "gpu:h200:1"), None);
+        // What fewer devices satisfy has its own first, whatever its name.
+        assert_eq!(of(&[1; 5], "gpu:a100:2,gpu:nvidia:1"), Some(vec![0, 1, 4]));
+        assert_eq!(of(&[1, 0, 0, 0, 1], "gpu:1,gpu:a100:1"), Some(vec![0, 4]));
+        assert_eq!(of(&[0, 1, 1, 0, 1], "gpu:nvidia:1,gpu:nvl:1,gpu:1g.5gb:1"), Some(vec![1, 2, 4]));
+        assert_eq!(of(&[1; 5], "gpu:a100:2,gpu:nvidia:2"), None);
+        // The same of what a job has, and of shares.
+        let job = Pool::of_job(&all[1..3], &[]);
+        assert_eq!(job.count(&GresKey { name: "gpu".into(), kind: Some("a100".into()) }), 1);
+        let mut shared = typed();
+        shared.iter_mut().for_each(|device| device.shares = 4);
+        let key = GresKey { name: "shard".into(), kind: Some("a100".into()) };
+        assert_eq!(Pool::of_node(&shared, None).count(&key), 8);
+    }
+
+    #[test]
+    fn the_very_type_wins_on_its_node() {
+        let mut all = typed();
+        all[4].kind = Some("a100".into());
+        assert_eq!(taken(&all, &[1; 5], "gpu:a100:1", &|_| true), Some(vec![4]));
+        assert_eq!(taken(&all, &[1; 5], "gpu:a100:2", &|_| true), None, "the others are of a longer type");
+        assert_eq!(taken(&all, &[1; 5], "gpu:sxm4-40gb:2", &|_| true), Some(vec![0, 1]));
     }
 
     proptest! {

@@ -331,3 +331,193 @@ fn sixteen_gpus_are_eight_on_each_of_two_nodes_and_the_rest_goes_to_the_tightest
     assert_eq!(placed(&total(2, 3, Some(3))), None, "one at least on each");
     assert_eq!(placed(&total(21, 1, None)), None);
 }
+
+/// Two sockets of four cores with a CPU each, and two GPUs near each of them.
+fn two_sockets() -> Node {
+    let mut all = node(0, &[1; 8], 8000, 4);
+    for (core, at) in all.row.hardware.cores.iter_mut().zip(0u32..) {
+        core.socket = at / 4;
+    }
+    for device in &mut all.row.hardware.gres {
+        device.cpus = if device.index < 2 { vec![0, 1, 2, 3] } else { vec![4, 5, 6, 7] };
+    }
+    all.refit(&CoreConfig::new(&Config::default()).unwrap());
+    all
+}
+
+/// Another job has these CPUs and GPUs of the node.
+fn hold(node: &mut Node, job: u32, cpus: &[u32], gpus: &[u32]) {
+    let gres = node.hardware.gres.iter().filter(|d| gpus.contains(&d.index)).cloned().collect();
+    let share = NodeShare { cpus: cpus.to_vec(), memory: 0, gres };
+    node.take((JobId(job), Attempt(0)), &Arc::new(share)).unwrap();
+}
+
+/// The CPUs and GPUs that a request gets on the node.
+fn got(node: &Node, request: &ResourceRequest, against: Against) -> Option<(Vec<u32>, Vec<u32>)> {
+    let found = place(&need(request), std::iter::once(node), against)?;
+    let share = found.shares.first()?;
+    Some((share.cpus.clone(), share.gres.iter().map(|d| d.index).collect()))
+}
+
+fn free(node: &Node, request: &ResourceRequest) -> Option<(Vec<u32>, Vec<u32>)> {
+    got(node, request, Against::Free)
+}
+
+/// So many GPUs with so many tasks of a CPU each, and no memory to speak of.
+fn near_gpus(gpus: u64, tasks: u32, nearness: Nearness) -> ResourceRequest {
+    let total = Wanted::from([(gpu(None), gpus)]);
+    ResourceRequest {
+        tasks: Some(tasks),
+        cpus_per_task: Some(1),
+        memory: MemoryRequest::PerNode(1),
+        devices: DeviceRequest { total, nearness, ..DeviceRequest::default() },
+        ..ResourceRequest::default()
+    }
+}
+
+#[test]
+fn cores_beside_the_gpus_are_preferred_and_gpus_beside_free_cores() {
+    let preferred = |gpus, tasks| near_gpus(gpus, tasks, Nearness::Preferred);
+    let ignored = |gpus, tasks| near_gpus(gpus, tasks, Nearness::Ignored);
+    let empty = two_sockets();
+    assert_eq!(free(&empty, &preferred(1, 2)), Some((vec![0, 1], vec![0])));
+    assert_eq!(free(&empty, &preferred(2, 4)), Some((vec![0, 1, 2, 3], vec![0, 1])));
+    // To each GPU its part of the cores: two of the third's own socket.
+    assert_eq!(free(&empty, &preferred(3, 6)), Some((vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2])));
+    assert_eq!(free(&empty, &preferred(4, 4)), Some((vec![0, 1, 4, 5], vec![0, 1, 2, 3])));
+    // The GPUs of the first socket are in use, its cores are not.
+    let mut node = two_sockets();
+    hold(&mut node, 1, &[7], &[0, 1]);
+    assert_eq!(free(&node, &preferred(1, 2)), Some((vec![4, 5], vec![2])));
+    assert_eq!(free(&node, &ignored(1, 2)), Some((vec![0, 1], vec![2])), "the lowest that are free");
+    assert_eq!(free(&node, &preferred(1, 5)), Some((vec![0, 1, 4, 5, 6], vec![2])), "and then others");
+    // Its cores are in use, its GPUs are not.
+    let mut node = two_sockets();
+    hold(&mut node, 1, &[0, 1, 2, 3], &[]);
+    assert_eq!(free(&node, &preferred(1, 2)), Some((vec![4, 5], vec![2])));
+    assert_eq!(free(&node, &ignored(1, 2)), Some((vec![4, 5], vec![0])));
+    // Without a word about CPUs a GPU brings its quarter of the cores, near it.
+    let plain = |gpus| ResourceRequest { tasks: None, cpus_per_task: None, ..preferred(gpus, 1) };
+    assert_eq!(free(&empty, &plain(1)), Some((vec![0, 1], vec![0])));
+    assert_eq!(free(&node, &plain(2)), Some((vec![4, 5, 6, 7], vec![2, 3])));
+}
+
+#[test]
+fn enforced_nearness_waits_where_the_default_takes_far_ones() {
+    let of = |nearness| near_gpus(1, 1, nearness);
+    let mut node = two_sockets();
+    // Of the first socket all cores are in use, and of the second both GPUs.
+    hold(&mut node, 1, &[0, 1, 2, 3], &[]);
+    hold(&mut node, 2, &[4], &[2, 3]);
+    assert_eq!(free(&node, &of(Nearness::Preferred)), Some((vec![5], vec![0])));
+    assert_eq!(free(&node, &of(Nearness::Ignored)), Some((vec![5], vec![0])));
+    assert_eq!(free(&node, &of(Nearness::Enforced)), None);
+    // It waits, and is not refused.
+    assert_eq!(got(&node, &of(Nearness::Enforced), Against::Empty), Some((vec![0], vec![0])));
+    assert!(node.release((JobId(2), Attempt(0))));
+    assert_eq!(free(&node, &of(Nearness::Enforced)), Some((vec![4], vec![2])));
+    assert!(node.release((JobId(1), Attempt(0))));
+    hold(&mut node, 3, &[0, 1, 2], &[]);
+    let four = |nearness| near_gpus(1, 4, nearness);
+    assert_eq!(free(&node, &four(Nearness::Enforced)), Some((vec![4, 5, 6, 7], vec![2])));
+    hold(&mut node, 4, &[4], &[]);
+    assert_eq!(free(&node, &four(Nearness::Enforced)), None, "no socket has four free cores");
+    assert_eq!(free(&node, &four(Nearness::Preferred)), Some((vec![3, 5, 6, 7], vec![0])));
+    // More CPUs than are near one GPU can never be had with one.
+    let five = near_gpus(1, 5, Nearness::Enforced);
+    assert_eq!(got(&node, &five, Against::Empty), None);
+    assert!(!explain_never(&need(&five), "main", &[&node]).is_empty());
+}
+
+#[test]
+fn enforced_nearness_takes_gpus_of_both_sockets_where_one_has_too_few_cores() {
+    let node = two_sockets();
+    let all: Vec<u32> = (0..8).collect();
+    assert_eq!(free(&node, &near_gpus(2, 8, Nearness::Enforced)), Some((all.clone(), vec![0, 2])));
+    assert_eq!(free(&node, &near_gpus(2, 8, Nearness::Preferred)), Some((all.clone(), vec![0, 1])));
+    assert_eq!(free(&node, &near_gpus(2, 4, Nearness::Enforced)), Some((vec![0, 1, 2, 3], vec![0, 1])));
+    assert_eq!(free(&node, &near_gpus(4, 8, Nearness::Enforced)), Some((all.clone(), vec![0, 1, 2, 3])));
+    // Linked pairs are broken up for it, too.
+    let mut node = two_sockets();
+    for device in &mut node.row.hardware.gres {
+        device.links = vec![device.index ^ 1];
+    }
+    node.refit(&CoreConfig::new(&Config::default()).unwrap());
+    assert_eq!(free(&node, &near_gpus(2, 8, Nearness::Enforced)), Some((all.clone(), vec![0, 2])));
+    assert_eq!(free(&node, &near_gpus(2, 2, Nearness::Enforced)), Some((vec![0, 1], vec![0, 1])));
+    // A whole node has what is near and what is not.
+    let mut node = two_sockets();
+    node.row.hardware.gres.truncate(2);
+    node.refit(&CoreConfig::new(&Config::default()).unwrap());
+    let whole = ResourceRequest { exclusive: true, ..near_gpus(1, 1, Nearness::Enforced) };
+    assert_eq!(free(&node, &whole), Some((all, vec![0, 1])));
+}
+
+#[test]
+fn gpus_per_socket_are_those_of_each_socket_of_which_there_are_cores() {
+    let of = |tasks: u32| ResourceRequest {
+        tasks: Some(tasks),
+        cpus_per_task: Some(1),
+        memory: MemoryRequest::PerNode(1),
+        devices: DeviceRequest { per_socket: Wanted::from([(gpu(None), 1)]), ..DeviceRequest::default() },
+        ..ResourceRequest::default()
+    };
+    let (empty, all) = (two_sockets(), (0..8).collect::<Vec<u32>>());
+    assert_eq!(free(&empty, &of(1)), Some((vec![0], vec![0])));
+    assert_eq!(free(&empty, &of(4)), Some((vec![0, 1, 2, 3], vec![0])), "one socket has them all");
+    assert_eq!(free(&empty, &of(5)), Some((vec![0, 1, 2, 3, 4], vec![0, 2])), "one of each of two");
+    assert_eq!(free(&empty, &of(8)), Some((all.clone(), vec![0, 2])));
+    let mut two = of(5);
+    two.devices.per_socket = Wanted::from([(gpu(None), 2)]);
+    assert_eq!(free(&empty, &two), Some((vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3])));
+    two.devices.per_socket = Wanted::from([(gpu(None), 3)]);
+    assert_eq!(got(&empty, &two, Against::Empty), None, "a socket has two");
+    // With others that are the node's.
+    let mut typed = of(1);
+    typed.gres = Wanted::from([(gpu(Some("b")), 1)]);
+    assert_eq!(free(&empty, &typed), Some((vec![0], vec![0, 1])));
+    // What they bring of CPUs counts: their share of the cores, or what was said.
+    let share = ResourceRequest { cpus_per_task: None, ..of(1) };
+    assert_eq!(free(&empty, &share), Some((vec![0, 1], vec![0])));
+    let mut each = share.clone();
+    each.devices.cpus_per_gpu = Some(3);
+    assert_eq!(free(&empty, &each), Some((vec![0, 1, 2], vec![0])));
+    each.devices.cpus_per_gpu = Some(5);
+    assert_eq!(free(&empty, &each), None, "five for each of two are ten");
+    let whole = ResourceRequest { exclusive: true, ..of(1) };
+    assert_eq!(free(&empty, &whole), Some((all, vec![0, 1, 2, 3])));
+    // The first socket has cores and no GPU, then it has too few cores.
+    let mut node = two_sockets();
+    hold(&mut node, 1, &[3], &[0, 1]);
+    assert_eq!(free(&node, &of(1)), Some((vec![4], vec![2])));
+    assert_eq!(free(&node, &of(5)), None, "it waits for those of the other socket");
+    assert_eq!(got(&node, &of(5), Against::Empty), Some((vec![0, 1, 2, 3, 4], vec![0, 2])));
+    let mut node = two_sockets();
+    hold(&mut node, 1, &[0, 1, 2], &[]);
+    assert_eq!(free(&node, &of(2)), Some((vec![4, 5], vec![2])), "one socket and one GPU do");
+    assert_eq!(free(&node, &of(5)), Some((vec![3, 4, 5, 6, 7], vec![0, 2])));
+}
+
+#[test]
+fn memory_for_each_gpu_is_that_of_all_that_are_given() {
+    let node = two_sockets();
+    let memory = |request: &ResourceRequest| {
+        place(&need(request), std::iter::once(&node), Against::Free).map(|found| found.shares[0].memory)
+    };
+    let of = |gpus: u64, mib: u64| ResourceRequest {
+        memory: MemoryRequest::PerGpu(mib),
+        ..near_gpus(gpus, 1, Nearness::Preferred)
+    };
+    assert_eq!(memory(&of(1, 1000)), Some(1000));
+    assert_eq!(memory(&of(3, 1000)), Some(3000));
+    assert_eq!(memory(&of(4, 2000)), Some(8000));
+    assert_eq!(memory(&of(3, 3000)), None, "9000 of 8000");
+    let mut sockets = of(1, 1500);
+    sockets.tasks = Some(5);
+    sockets.devices =
+        DeviceRequest { per_socket: Wanted::from([(gpu(None), 1)]), ..DeviceRequest::default() };
+    assert_eq!(memory(&sockets), Some(3000), "one of each of two sockets");
+    // Without a word a GPU brings its quarter.
+    let plain = ResourceRequest { memory: MemoryRequest::Default, ..of(1, 0) };
+    assert_eq!(memory(&plain), Some(2000));
+}

@@ -7,6 +7,7 @@ use berth_model::devices::DeviceRequest;
 use berth_model::gres::Wanted;
 use berth_model::tres::GresKey;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// The most of it that the node could have; `None` where it is of no use. Without such a wish: nothing.
 pub(super) fn most(need: &Need<'_>, node: &Node, against: Against) -> Option<Wanted> {
@@ -138,17 +139,39 @@ pub(super) fn why_never(
     let each = [&r.gres, &tasks, &r.devices.per_socket].map(on_node).concat();
     for (key, n) in each {
         if !usable.iter().any(|node| pool_of(node, Against::Empty).count(&key) >= n) {
-            let why =
-                format!("{n} x {key} on one node was asked for, no node of partition {partition} has that");
+            let why = format!(
+                "{n} x {key} on one node was asked for, no node of partition {partition} has that{}",
+                types(&key, usable)
+            );
             return Some(((!known(&key)).then_some(INVALID), why));
         }
     }
     for (key, n) in &r.devices.total {
         let sum: u64 = usable.iter().map(|node| pool_of(node, Against::Empty).count(key)).sum();
         if sum < *n {
-            let why = format!("{n} x {key} were asked for, the nodes of partition {partition} have {sum}");
+            let why = format!(
+                "{n} x {key} were asked for, the nodes of partition {partition} have {sum}{}",
+                types(key, usable)
+            );
             return Some(((!known(key)).then_some(INVALID), why));
         }
     }
     None
+}
+
+/// What types there are, for who asked for one.
+fn types(key: &GresKey, usable: &[&&Node]) -> String {
+    let of = |node: &&&Node| {
+        pool_of(node, Against::Empty).types(&key.name).map(str::to_string).collect::<Vec<String>>()
+    };
+    let there: BTreeSet<String> = match key.kind {
+        Some(_) => usable.iter().flat_map(of).collect(),
+        None => BTreeSet::new(),
+    };
+    match there.is_empty() {
+        true => String::new(),
+        false => {
+            format!("; types of {} there: {}", key.name, there.into_iter().collect::<Vec<_>>().join(", "))
+        }
+    }
 }
