@@ -1,5 +1,6 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
+mod killing;
 mod outlast;
 mod runs;
 
@@ -341,9 +342,9 @@ impl Driver {
                 exit.usage.gpu = used.or(exit.usage.gpu);
             }
             SupervisorEvent::Gone => drop(self.node.used.end(key)),
-            SupervisorEvent::Started => {}
+            SupervisorEvent::Started | SupervisorEvent::Waits(_) => {}
         }
-        let over = !matches!(event, SupervisorEvent::Started);
+        let over = matches!(event, SupervisorEvent::Exited(_) | SupervisorEvent::Gone);
         let namespaces = self.jobs.get(&key.job).and_then(|job| job.record.namespaces);
         if let Some(namespaces) = namespaces.filter(|_| matches!(event, SupervisorEvent::Gone)) {
             // The supervisor would have done it.
@@ -417,16 +418,7 @@ impl Driver {
                 let leaders_only = target == ProcessTarget::BatchShell;
                 self.command(key, ToSupervisor::Signal { signal, leaders_only });
             }
-            AgentEffect::KillStep { key } => {
-                self.command(key, ToSupervisor::Kill);
-                if let Some(group) = self.groups.get(&key).cloned() {
-                    // The supervisor does it better; this is for one that cannot any more.
-                    tokio::spawn(async move {
-                        tokio::time::sleep(Duration::from_secs(2)).await;
-                        let _ = tokio::task::spawn_blocking(move || group.kill()).await;
-                    });
-                }
-            }
+            AgentEffect::KillStep { key } => self.kill(key),
             AgentEffect::Reboot => {
                 tracing::warn!("rebooting the machine, as the controller has it");
                 let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
@@ -470,20 +462,6 @@ impl Driver {
                 let _ = inputs.send(Input::Core(AgentEvent::HealthChecked(result)));
             }
         });
-    }
-
-    /// A supervisor that does not answer any more hangs itself, in a file of its user's most likely.
-    fn abandon(&self, key: StepKey) {
-        let dir = StepDir::of(&self.node.paths.spool(), key);
-        let state =
-            dir.read_state().ok().flatten().filter(|state| state.supervisor_alive(&self.node.boot_id));
-        if let Some(pid) = state.and_then(|state| rustix::process::Pid::from_raw(state.pid)) {
-            tracing::error!(
-                "step {key} does not end although it was killed: killing its supervisor {}",
-                pid.as_raw_nonzero()
-            );
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
     }
 
     /// Names the processes of a run that is being removed, beside everything else.

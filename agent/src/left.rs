@@ -48,6 +48,16 @@ pub fn describe(pids: Vec<i32>) -> Option<String> {
     Some(named.join(", "))
 }
 
+/// Names those of these processes that wait where no signal reaches them; where none does, all of them.
+pub fn waiting(pids: Vec<i32>) -> Option<String> {
+    let hangs = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state(&stat).is_some_and(|(_, state)| state == 'D')
+    };
+    let (hang, others): (Vec<i32>, Vec<i32>) = pids.into_iter().partition(hangs);
+    describe(if hang.is_empty() { others } else { hang })
+}
+
 /// A zombie whose parent does not collect it holds nothing.
 fn is_there(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -360,6 +370,9 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let text = describe(vec![own]).unwrap();
         assert!(text.starts_with(&format!("pid {own} (")) && text.contains("state "), "{text}");
+        // It does not hang: then all are named.
+        assert!(waiting(vec![own]).unwrap().starts_with(&format!("pid {own} (")));
+        assert_eq!(waiting(vec![0]), None);
         assert_eq!(describe(vec![0]), None);
         assert_eq!(describe(Vec::new()), None);
     }

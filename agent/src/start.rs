@@ -284,7 +284,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         until: Deadline::of(&paths.job(j.job)).unwrap_or_default().map(|deadline| deadline.until),
     };
     let jobs = found.jobs.iter().map(adopted).collect();
-    let core = AgentCore::new(config, found.steps, jobs, boot_clock());
+    let start = options.config.start_seconds().map(|seconds| Span::from_secs(seconds.into()));
+    let core = AgentCore::new(config, found.steps, jobs, boot_clock()).starting_within(start);
     let container = &options.config.container;
     let node = Arc::new(Node {
         name: name.clone(),

@@ -4,6 +4,8 @@
 pub mod attacks;
 pub mod bundle;
 pub mod command;
+pub mod disk;
+pub mod hanging;
 pub mod hosts;
 pub mod images;
 pub mod layout;
@@ -12,9 +14,12 @@ pub mod machine;
 pub mod own_dev;
 pub mod registry;
 pub mod sandbox;
+pub mod sif;
+pub mod stolen;
 
 pub use bundle::Bundle;
 pub use command::{Cmd, Output, Running};
+pub use hanging::Hanging;
 pub use hosts::Hosts;
 pub use machine::Who;
 pub use registry::Registry;

@@ -1,23 +1,51 @@
 //! Eight hosts at once: where tasks are, what they are bound to, what they know and how they end, in forty combinations that were worked
-//! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte; nodes that fail as a step begins.
+//! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte; nodes that lack something, hang or fail as
+//! a step begins.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Cmd, Hosts, Output, Registry, images, leftovers};
+use berth_tests::{Cmd, Hanging, Hosts, Output, Registry, images, leftovers};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Nodes n1 to n8; the first has the controller.
 fn eight(config: impl FnOnce(&Hosts) -> String) -> Hosts {
-    let names: Vec<String> = (1..=8).map(|n| format!("n{n}")).collect();
+    joined(8, config, Hosts::join)
+}
+
+/// So many nodes, of which each but the first comes into the cluster by this.
+fn joined(count: usize, config: impl FnOnce(&Hosts) -> String, join: impl Fn(&Hosts, &str, &str)) -> Hosts {
+    let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
     let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let config = config(&hosts);
     hosts.up("n1", &config);
-    let token = hosts.token("n1", &["--uses", "7"]);
-    names[1..].iter().for_each(|name| hosts.join(name, &token));
+    let token = hosts.token("n1", &["--uses", &(count - 1).to_string()]);
+    names[1..].iter().for_each(|name| join(&hosts, name, &token));
     names.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
     hosts
+}
+
+/// Has a host join that has mounts of its own, among them what this command makes.
+fn join_apart(hosts: &Hosts, host: &str, token: &str, mounts: &str) {
+    let join = format!("{mounts} && exec berth join {} {token} --detach", hosts.address("n1"));
+    hosts.root(host, "unshare").args(["--mount", "sh", "-c", &join]).ok();
+}
+
+/// Waits until these nodes have nothing to do, and no file of a step.
+fn idle(hosts: &Hosts, count: usize) {
+    for name in (1..=count).map(|n| format!("n{n}")) {
+        hosts.wait_node(&name, "idle", 40);
+        // As its agent sees it, whose mounts may be its own.
+        let left = || {
+            let root = PathBuf::from(format!("/proc/{}/root", hosts.pid(&name, "agent")));
+            let spool = root.join(hosts.state(&name).strip_prefix("/").unwrap()).join("spool");
+            std::fs::read_dir(spool).map_or(0, |d| d.flatten().filter(|e| e.path().is_dir()).count())
+        };
+        let none = wait(20, || (left() == 0).then_some(()));
+        assert!(none.is_some(), "{name}: {} in its spool", left());
+    }
 }
 
 /// One step of all nodes or some: its options, what each task does, and what comes of it.
@@ -227,64 +255,135 @@ fn eight_nodes_that_start_at_once_ask_the_registry_once_and_stream_a_gibibyte_as
 }
 
 #[test]
-fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
-    let hosts = eight(|_| "node_timeout_seconds = 5\n".into());
-    let idle = || {
-        for n in 1..=8 {
-            let name = format!("n{n}");
-            {
-                hosts.wait_node(&name, "idle", 40);
-                let spool = hosts.state(&name).join("spool");
-                let left = || {
-                    std::fs::read_dir(&spool).map_or(0, |d| d.flatten().filter(|e| e.path().is_dir()).count())
-                };
-                assert!(
-                    wait(20, || (left() == 0).then_some(())).is_some(),
-                    "{name}: {left} in its spool",
-                    left = left()
-                );
+fn what_one_node_lacks_is_named_with_that_node_and_nothing_is_left_as_root() {
+    // A directory that is shared by all but one, which has an empty one in its place.
+    let hosts = joined(
+        8,
+        |_| String::new(),
+        |hosts, name, token| match name {
+            "n6" => {
+                let only = hosts.work().join("only");
+                std::fs::create_dir(&only).unwrap();
+                let cover = format!("mount -t tmpfs -o mode=755 none {}", only.display());
+                join_apart(hosts, name, token, &cover);
             }
-        }
+            _ => hosts.join(name, token),
+        },
+    );
+    let layout = images::busybox();
+    let (data, archive) = (hosts.work().join("only/data"), hosts.work().join("only/image.tar"));
+    std::fs::create_dir(&data).unwrap();
+    let tar = Cmd::new("tar").arg("-C").arg(&layout).arg("-cf").arg(&archive);
+    tar.args(["oci-layout", "index.json", "blobs"]).ok();
+    let srun = |words: &[&str]| hosts.cmd("n1", "srun").arg("-N8").args(words).limit(60);
+    // Of that node it is said, and of no other.
+    let named = |words: &[&str], what: &str, why: &[&str]| {
+        let told = srun(words).fails();
+        let err = told.err();
+        let lines: Vec<&str> = err.lines().filter(|line| line.contains(what)).collect();
+        assert!(!lines.is_empty() && lines.iter().all(|line| line.contains(" n6: ")), "{told}");
+        told.says(why);
     };
-    let srun = |words: &[&str]| hosts.cmd("n1", "srun").args(words).limit(90);
-    // A mount source that is not on one node, a program that is not there, an output file that cannot be opened.
-    let image = images::busybox();
-    let container = format!("--container-image={}", image.display());
-    let told = srun(&["-N8", &container, "--container-mounts=/nowhere/at/all:/mnt", "true"]).fails();
-    told.says(&["/nowhere/at/all"]);
-    idle();
+    let (data, archive) = (data.display().to_string(), archive.display().to_string());
+    let container = format!("--container-image={}", layout.display());
+    let mounts = format!("--container-mounts={data}:/mnt");
+    named(&[&container, &mounts, "sleep", "600"], &data, &["source path does not exist"]);
+    idle(&hosts, 8);
+    let container = format!("--container-image={archive}");
+    named(&[&container, "sleep", "600"], &archive, &["no such file or directory"]);
+    idle(&hosts, 8);
     for n in (1..=8).filter(|n| *n != 6) {
         std::fs::create_dir(hosts.work().join(format!("n{n}"))).unwrap();
         berth_tests::machine::give(&hosts.work().join(format!("n{n}")), hosts.user());
     }
-    srun(&["-N8", "-o", "%N/out", "sleep", "600"]).fails().says(&["n6", "n6/out", "No such file"]);
-    idle();
-    let told = srun(&["-N8", "--cpu-bind=map_cpu:999", "true"]).fails();
-    told.says(&["999"]);
-    idle();
-    // A node that hangs as the step begins: nobody knows how it is, and the step does not wait for it.
-    let agent = Pid::from_raw(hosts.pid("n5", "agent"));
-    kill(agent, Signal::SIGSTOP).unwrap();
+    named(&["-o", "%N/out", "sleep", "600"], "n6/out", &["no such file or directory"]);
+    idle(&hosts, 8);
+    // A CPU that is another job's there.
+    let hold = format!("{CPUS}; exec sleep 600");
+    let alone = ["-w", "n6", "-n1", "-c1", "--mem=64M", "sh", "-c", &hold];
+    let mut other = hosts.cmd("n1", "srun").args(alone).limit(120).spawn();
+    other.wait_for("\n", 30);
+    let said = String::from_utf8_lossy(&other.stdout()).into_owned();
+    let cpus = said.split_whitespace().nth(2).unwrap();
+    let cpu = cpus.split([',', '-']).next().unwrap();
+    let bind = format!("--cpu-bind=map_cpu:{cpu}");
+    let why = ["task 5 cannot be bound by --cpu-bind", &format!("CPU {cpu} is not the step's")];
+    named(&["-n8", "-c1", "--mem=64M", &bind, "sleep", "600"], "cannot be bound", &why);
+    other.signal(Signal::SIGTERM);
+    assert_ne!(other.finish().rc, 0);
+    idle(&hosts, 8);
+}
+
+#[test]
+fn a_start_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_root() {
+    let config = "start_timeout_seconds = 5\nunkillable_seconds = 2\nkill_wait_seconds = 2\n";
+    let hosts = joined(
+        3,
+        |_| config.into(),
+        |hosts, name, token| match name {
+            "n3" => join_apart(hosts, name, token, "true"),
+            _ => hosts.join(name, token),
+        },
+    );
+    // One of them has a filesystem there whose server does not answer. Its agent is well, and is heard of all the time.
+    let place = hosts.work().join("data");
+    std::fs::create_dir_all(place.join("set")).unwrap();
+    let mut hanging = Hanging::mounted_for(place.clone(), hosts.pid("n3", "agent"));
+    let container = format!("--container-image={}", images::busybox().display());
+    let mounts = format!("--container-mounts={}:/mnt", place.join("set").display());
     let begun = Instant::now();
-    let told = srun(&["-N8", "sh", "-c", "hostname; exec sleep 600"]).run();
-    kill(agent, Signal::SIGCONT).unwrap();
-    assert_eq!(told.text().lines().count(), 7, "{told}");
-    let told = told.says(&["n5: the node has not answered"]);
+    let words = ["-N3", &container, &mounts, "sleep", "600"];
+    let told = hosts.cmd("n1", "srun").args(words).limit(60).fails();
+    let took = begun.elapsed();
+    let waits = format!("on {} (fuse.hanging)", place.display());
+    let told = told.says(&["n3: step ", "did not start within 5 s (start_timeout_seconds)", &waits]);
+    assert!(!told.err().contains("n2: step") && !told.err().contains("n1: step"), "{told}");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(20), "it took {took:?}");
+    // What cannot even be killed keeps the node until the server is back.
+    hanging.let_go();
+    idle(&hosts, 3);
+}
+
+#[test]
+fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
+    let hosts = eight(|_| "node_timeout_seconds = 5\n".into());
+    // One hangs as the step begins, one is killed before it has done its part, one is cut off: nobody knows how they are, and the step
+    // does not wait for them.
+    let agent = |name: &str| Pid::from_raw(hosts.pid(name, "agent"));
+    let hung = agent("n5");
+    kill(hung, Signal::SIGSTOP).unwrap();
+    kill(agent("n6"), Signal::SIGSTOP).unwrap();
+    hosts.link("n7", false);
+    let begun = Instant::now();
+    let words = ["-N8", "sh", "-c", "hostname; exec sleep 600"];
+    let mut step = hosts.cmd("n1", "srun").args(words).limit(90).spawn();
+    step.wait_for("n8", 30);
+    hosts.kill_9("n6", "agent");
+    let told = step.finish();
+    kill(hung, Signal::SIGCONT).unwrap();
+    hosts.link("n7", true);
+    hosts.root("n6", "berth").args(["up", "--detach"]).limit(60).ok();
+    assert_eq!(told.text().lines().count(), 5, "{told}");
+    let lost = ["n5", "n6", "n7"].map(|name| format!("{name}: the node has not answered"));
+    let told = told.says(&[&lost[0], &lost[1], &lost[2]]);
     assert!(told.rc != 0 && !told.err().contains("n4: the node"), "{told}");
     assert!(begun.elapsed() < Duration::from_secs(40), "it took {:?}", begun.elapsed());
-    idle();
+    idle(&hosts, 8);
     // What the step did there is kept for a client that may still come, for a minute: that is not waited for here.
-    hosts.root("n5", "berth").arg("down").limit(60).ok();
-    for group in leftovers::control_groups(&hosts.state("n5")) {
-        let processes = std::fs::read_to_string(group.join("supervisors/cgroup.procs")).unwrap_or_default();
-        let processes = processes.lines().filter_map(|pid| pid.parse().ok());
-        for pid in processes {
-            // It may be gone by now.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    for name in ["n5", "n7"] {
+        hosts.root(name, "berth").arg("down").limit(60).ok();
+        for group in leftovers::control_groups(&hosts.state(name)) {
+            let processes =
+                std::fs::read_to_string(group.join("supervisors/cgroup.procs")).unwrap_or_default();
+            let processes = processes.lines().filter_map(|pid| pid.parse().ok());
+            for pid in processes {
+                // It may be gone by now.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
         }
+        hosts.root(name, "berth").args(["up", "--detach"]).limit(60).ok();
+        hosts.wait_node(name, "idle", 20);
     }
-    hosts.root("n5", "berth").args(["up", "--detach"]).limit(60).ok();
-    hosts.wait_node("n5", "idle", 20);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Steps over several nodes: hosts that reach each other by the network alone, one command over all of them.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Hosts, images};
+use berth_tests::{Hosts, Running, images};
+use nix::sys::signal::Signal;
 
 /// Nodes n1, n2, ...; the first has the controller.
 fn nodes(count: usize) -> Hosts {
@@ -186,4 +187,84 @@ fn a_thousand_tasks_that_print_at_once_keep_their_lines_whole_as_root() {
         next[task] += 1;
     }
     assert_eq!(next, vec![each; tasks]);
+}
+
+/// The task of a terminal: says where it is and what it reads, and goes on until the terminal has another size.
+const ON_A_TERMINAL: &str = "hostname; stty size\ntrap 'echo interrupted' INT\ntrap 'stty size; exit 7' WINCH\n\
+    read x; echo got $x\nwhile :; do sleep 0.1; done\n";
+
+#[test]
+fn a_terminal_on_another_node_is_typed_at_and_has_the_size_of_ones_own_as_root() {
+    let hosts = nodes(2);
+    std::fs::write(hosts.work().join("task"), ON_A_TERMINAL).unwrap();
+    // The shell of the terminal gives it another size while srun is in its foreground.
+    let line = "stty rows 31 cols 77; (until [ -e resize ]; do sleep 0.05; done; stty rows 43 cols 99 < /dev/tty) & \
+                srun -w n2 --pty sh ./task";
+    let mut step = hosts.cmd("n1", "script").args(["-qec", line, "/dev/null"]).stdin_open().spawn();
+    step.wait_for("31 77", 60);
+    step.write(b"one\r");
+    step.wait_for("got one", 20);
+    step.write(b"\x03");
+    step.wait_for("interrupted", 20);
+    std::fs::write(hosts.work().join("resize"), "").unwrap();
+    step.wait_for("43 99", 20);
+    let told = step.finish();
+    assert_eq!(told.rc, 7, "{told}");
+    assert!(told.text().lines().any(|line| line.trim() == "n2"), "{told}");
+}
+
+/// The task of a signal: says on which node it was caught, and ends with the last.
+const CAUGHT: &str = "on=$(hostname)\nfor s in INT USR1; do trap \"echo $s on $on\" $s; done\n\
+    trap \"echo TERM on $on; exit 5\" TERM\necho ready on $on\nwhile :; do sleep 0.1; done\n";
+
+/// Waits until a text was said so often.
+fn heard(step: &Running, text: &str, times: usize) {
+    let said = || String::from_utf8_lossy(&step.stdout()).matches(text).count();
+    let all = wait(20, || (said() >= times).then_some(()));
+    assert!(all.is_some(), "'{text}' was said {} times and not {times}:\n{}", said(), shown(step));
+}
+
+fn shown(step: &Running) -> String {
+    String::from_utf8_lossy(&step.stdout()).into_owned()
+}
+
+#[test]
+fn signals_reach_the_tasks_of_all_nodes_and_ctrl_c_asks_before_it_interrupts_and_kills_as_root() {
+    let hosts = nodes(3);
+    std::fs::write(hosts.work().join("task"), CAUGHT).unwrap();
+    // What srun says comes where tasks speak: it is waited for.
+    let begin = || {
+        let step = hosts.cmd("n1", "sh").args(["-c", "exec srun -N3 sh ./task 2>&1"]).limit(120).spawn();
+        heard(&step, "ready on n", 3);
+        step
+    };
+    let step = begin();
+    step.signal(Signal::SIGUSR1);
+    (1..=3).for_each(|n| heard(&step, &format!("USR1 on n{n}"), 1));
+    step.signal(Signal::SIGTERM);
+    (1..=3).for_each(|n| heard(&step, &format!("TERM on n{n}"), 1));
+    let told = step.finish();
+    assert_eq!(told.rc, 5, "{told}");
+    // Once: how the tasks are. Twice within a second: they have it. Three times: the end.
+    let step = begin();
+    step.signal(Signal::SIGINT);
+    heard(&step, "one more within 1 sec to abort", 1);
+    heard(&step, "tasks 0-2: running", 1);
+    step.signal(Signal::SIGINT);
+    heard(&step, "sending Ctrl-C to StepId=", 1);
+    (1..=3).for_each(|n| heard(&step, &format!("INT on n{n}"), 1));
+    // A second later it is the first again.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    step.signal(Signal::SIGINT);
+    heard(&step, "one more within 1 sec to abort", 2);
+    assert!(!shown(&step).contains("forcing"), "{}", shown(&step));
+    step.signal(Signal::SIGINT);
+    heard(&step, "sending Ctrl-C to StepId=", 2);
+    step.signal(Signal::SIGINT);
+    let told = step.finish();
+    assert_eq!(told.rc, 137, "{told}");
+    assert!(told.text().contains("srun: forcing job termination"), "{told}");
+    for name in ["n1", "n2", "n3"] {
+        hosts.wait_node(name, "idle", 30);
+    }
 }

@@ -1,73 +1,10 @@
-//! Processes that do not end although they were killed: in state D, in a filesystem whose server reads requests and answers none.
+//! A filesystem whose server reads requests and answers none: processes that do not end although they were killed, in state D, and
+//! jobs that lead the cluster itself there.
 
-use berth_tests::{Sandbox, each_user, images, machine, sandbox};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// `FUSE_INIT` of linux/fuse.h.
-const INIT: u32 = 26;
-
-/// A mounted filesystem of which every question but the first stays unanswered. Who asks waits in state D: a question that was read
-/// cannot be taken back. Dropping it lets them go.
-struct Hanging {
-    at: PathBuf,
-    device: Option<Arc<File>>,
-}
-
-impl Hanging {
-    fn mounted(at: PathBuf) -> Hanging {
-        fs::create_dir_all(&at).unwrap();
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
-        mount(Some("hanging"), &at, Some("fuse.hanging"), MsFlags::empty(), Some(options.as_str())).unwrap();
-        let device = Arc::new(device);
-        let served = Arc::downgrade(&device);
-        std::thread::spawn(move || {
-            let mut question = vec![0u8; 1 << 17];
-            loop {
-                // The thread ends with the device: it must not keep it open while it waits.
-                let Some(device) = served.upgrade() else { return };
-                let mut polled = [nix::poll::PollFd::new(
-                    std::os::fd::AsFd::as_fd(&*device),
-                    nix::poll::PollFlags::POLLIN,
-                )];
-                if nix::poll::poll(&mut polled, 50u16) != Ok(1) {
-                    continue;
-                }
-                let Ok(n) = (&*device).read(&mut question) else { return };
-                let word = |at: usize| u32::from_ne_bytes(question[at..at + 4].try_into().unwrap());
-                if n >= 16 && word(4) == INIT {
-                    let mut answer = vec![0u8; 16 + 64];
-                    answer[..4].copy_from_slice(&80u32.to_ne_bytes());
-                    answer[8..16].copy_from_slice(&question[8..16]);
-                    // Version 7.31; at most one page at once.
-                    answer[16..20].copy_from_slice(&7u32.to_ne_bytes());
-                    answer[20..24].copy_from_slice(&31u32.to_ne_bytes());
-                    answer[24..28].copy_from_slice(&4096u32.to_ne_bytes());
-                    answer[36..40].copy_from_slice(&4096u32.to_ne_bytes());
-                    (&*device).write_all(&answer).unwrap();
-                }
-            }
-        });
-        Hanging { at, device: Some(device) }
-    }
-
-    /// Nobody answers any more, which the kernel tells those who wait.
-    fn let_go(&mut self) {
-        self.device = None;
-    }
-}
-
-impl Drop for Hanging {
-    fn drop(&mut self) {
-        self.let_go();
-        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
-    }
-}
+use berth_tests::{Cmd, Hanging, Sandbox, Who, each_user, images, machine, sandbox};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 fn drained(sandbox: &Sandbox) -> String {
     sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E|%u|%N"]).ok().text()
@@ -149,4 +86,68 @@ each_user! {
         seen("its end", 60, || !sandbox.cmd("scontrol").args(["show", "node"]).ok().text().contains("COMPLETING"));
         assert!(drained(&sandbox).starts_with("new disk|"), "{}", drained(&sandbox));
     }
+}
+
+/// A job whose options lead to a file server that does not answer waits for it. Another one on the same node has new steps and ends,
+/// others start, and the node stays in touch. When those who wait are let go, all is as before by itself.
+fn only_its_own_job_waits(options: impl Fn(&str) -> Vec<String>) {
+    let sandbox = Sandbox::with_config(Who::root(), "node_timeout_seconds = 5\n");
+    let place = sandbox.work().join("hangs");
+    fs::create_dir_all(place.join("directory")).unwrap();
+    Cmd::new("cp").arg("-r").arg(images::layers()).arg(place.join("image")).ok();
+    // What it names is there when it is submitted.
+    let own = options(&place.display().to_string());
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let few = ["-c1", "--mem=50"];
+    let waits = sandbox.sbatch(&[&few[..], &["--hold"], &own].concat(), "#!/bin/sh\n:\n");
+    let steps = "until [ -e go ]; do sleep 0.1; done; for n in 1 2 3; do srun --overlap echo step $n; done";
+    let script = format!("#!/bin/sh\necho ready\n{steps}\n");
+    let runs = sandbox.sbatch(&[&few[..], &["--output=out"]].concat(), &script);
+    sandbox.wait_file("out", "ready", 20);
+    let daemons = (sandbox.controller(), sandbox.agent());
+    let mut hangs = Hanging::mounted(place);
+    let before = hangs.asked();
+    sandbox.cmd("scontrol").args(["release", &waits.to_string()]).ok();
+    seen("somebody who waits for the file server", 30, || hangs.asked() > before);
+    // For longer than a node may be silent.
+    std::thread::sleep(Duration::from_secs(6));
+    sandbox.write("go", "");
+    sandbox.wait_state(runs, "COMPLETED", 20);
+    assert_eq!(sandbox.read("out"), "ready\nstep 1\nstep 2\nstep 3\n");
+    let state = || sandbox.cmd("sinfo").args(["-h", "-o", "%T"]).ok().text().trim().to_string();
+    assert!(["mixed", "allocated"].contains(&state().as_str()), "{}", state());
+    let next = sandbox.srun([&few[..], &["echo", "next"]].concat()).limit(20).ok();
+    assert_eq!(next.text(), "next", "{next}");
+    assert_eq!((sandbox.controller(), sandbox.agent()), daemons);
+    assert_eq!(sandbox.job_state(waits), "RUNNING");
+    hangs.let_go();
+    seen("its end", 30, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty());
+    seen("a node without work", 20, || state() == "idle");
+    assert_eq!(drained(&sandbox), "");
+    assert_eq!((sandbox.controller(), sandbox.agent()), daemons);
+}
+
+#[test]
+fn a_working_directory_that_hangs_holds_up_its_own_job_alone_as_root() {
+    only_its_own_job_waits(|place| vec![format!("--chdir={place}/directory"), "--output=/dev/null".into()]);
+}
+
+#[test]
+fn an_output_that_hangs_holds_up_its_own_job_alone_as_root() {
+    only_its_own_job_waits(|place| vec![format!("--output={place}/out")]);
+}
+
+#[test]
+fn a_mount_that_hangs_holds_up_its_own_job_alone_as_root() {
+    only_its_own_job_waits(|place| {
+        let image = format!("--container-image={}", images::busybox().display());
+        vec![image, format!("--container-mounts={place}/directory:/mnt"), "--output=/dev/null".into()]
+    });
+}
+
+#[test]
+fn an_image_that_hangs_holds_up_its_own_job_alone_as_root() {
+    only_its_own_job_waits(|place| {
+        vec![format!("--container-image={place}/image"), "--output=/dev/null".into()]
+    });
 }

@@ -2,7 +2,7 @@
 
 use berth_tests::command::Running;
 use berth_tests::sandbox::wait;
-use berth_tests::{Cmd, Sandbox, Who, each_user, images, machine};
+use berth_tests::{Cmd, Hosts, Sandbox, Who, each_user, images, machine};
 use std::path::PathBuf;
 
 const COOKIE: &str = "00112233445566778899aabbccddeeff";
@@ -173,4 +173,36 @@ each_user! {
         sandbox.cmd("sbatch").args(["--x11", "--wrap", "true"]).fails().says(&["x11"]);
         server.end();
     }
+}
+
+#[test]
+fn a_display_of_one_machine_is_refused_on_every_other_as_root() {
+    let hosts = Hosts::cluster(2, "");
+    let server = Server::start(hosts.user(), &["-nolisten", "tcp"]);
+    // Cookies are kept by the names of machines.
+    let add = hosts.cmd("n1", "xauth").arg("-f").arg(&server.authority);
+    add.args(["add", &server.unix(), ".", COOKIE]).ok();
+    let srun = |display: &str, words: &[&str]| server.by(hosts.cmd("n1", "srun").args(words), display);
+    let look = "xdpyinfo | grep -c dimensions:.*320x200; hostname";
+    let told = srun(&server.unix(), &["--x11", "-w", "n1", "sh", "-c", look]).ok();
+    assert_eq!(told.text(), "1\nn1");
+    // Hosts of one machine have one `/tmp`: there is a socket of that name, and it is somebody else's for all that is known.
+    for display in [server.unix(), format!("localhost:{}.0", server.number)] {
+        let told = srun(&display, &["--x11", "-w", "n2", "true"]).fails();
+        told.says(&[
+            "n2: --x11: the display",
+            &display,
+            "that of n1",
+            "n2 does not reach it",
+            "-w n1",
+            "ssh -X",
+        ]);
+    }
+    srun(&server.unix(), &["--x11", "-N2", "true"]).fails().says(&["n2: --x11: the display"]);
+    // The others of its job do without.
+    let told = srun(&server.unix(), &["--x11=first", "-N2", "-l", "sh", "-c", "echo $XAUTHORITY"]).ok();
+    let own: Vec<String> =
+        told.text().lines().filter(|line| line.contains("/xauthority-")).map(str::to_string).collect();
+    assert!(own.len() == 1 && own[0].starts_with("0: "), "{told}");
+    server.end();
 }

@@ -4,12 +4,14 @@ mod due;
 mod ending;
 mod machine;
 mod running;
+mod starting;
 mod telling;
 
 use crate::event::{
     Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, SupervisorEvent,
 };
 use crate::state::{Over, Prolog, Reboot, Run, RunKey, Step, made_up};
+use berth_model::config::START_TIMEOUT;
 use berth_model::ids::{Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepPhase};
 use berth_model::link::{FromAgent, Start, ToAgent};
@@ -47,6 +49,8 @@ pub struct AgentCore {
     ahead: BTreeSet<RunKey>,
     /// Questions about images that the controller was asked and has not answered.
     asked: BTreeSet<u64>,
+    /// How long the start of a step may take, once its supervisor was given out.
+    start_limit: Option<Span>,
     out: Vec<AgentEffect>,
 }
 
@@ -79,6 +83,7 @@ impl AgentCore {
             over: Over::default(),
             ahead: BTreeSet::new(),
             asked: BTreeSet::new(),
+            start_limit: Some(Span::from_secs(START_TIMEOUT.into())),
             out: Vec::new(),
         };
         for entry in adopted {
@@ -114,6 +119,8 @@ impl AgentCore {
                 pull: entry.pull,
                 ready: true,
                 spooled: true,
+                begun: now,
+                waits: None,
                 lease_known: entry.lease_known,
                 ending: None,
                 repeat,
@@ -123,6 +130,13 @@ impl AgentCore {
             core.steps.insert(key, step);
         }
         core
+    }
+
+    /// Another time for the start of a step than [`START_TIMEOUT`]: from its supervisor's being given out to the word that tasks run. With
+    /// `None` it takes as long as it likes.
+    #[must_use]
+    pub fn starting_within(self, limit: Option<Span>) -> AgentCore {
+        AgentCore { start_limit: limit, ..self }
     }
 
     /// Applies an event at boot-time clock `now`.
@@ -156,8 +170,13 @@ impl AgentCore {
                         self.advance(key, StepPhase::Running, now);
                     }
                 }
-                SupervisorEvent::Exited(exit) => self.exited(key, exit, now),
-                SupervisorEvent::Gone => self.exited(key, vanished(key, now), now),
+                SupervisorEvent::Waits(what) => {
+                    if let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) {
+                        step.waits = Some(what);
+                    }
+                }
+                SupervisorEvent::Exited(exit) => self.supervisor_ended(key, exit, now),
+                SupervisorEvent::Gone => self.supervisor_ended(key, vanished(key, now), now),
             },
             AgentEvent::Prolog { job, attempt, result } => self.prolog((job, attempt), result, now),
             AgentEvent::JobRemoved { job, attempt, epilog, faults } => {

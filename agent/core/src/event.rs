@@ -206,6 +206,8 @@ pub struct Fetched {
 pub enum SupervisorEvent {
     /// Tasks run.
     Started,
+    /// Killed before tasks ran: what its processes waited for then, in words. Its end follows.
+    Waits(String),
     /// All tasks ended. Also how the shell reports a supervisor that it could not start: with a
     /// `launch_error`.
     Exited(StepExit),
@@ -347,7 +349,8 @@ pub enum AgentEffect {
         /// Signal number.
         signal: i32,
     },
-    /// SIGKILL everything of the step: cgroup and pid namespace.
+    /// SIGKILL everything of the step: cgroup and pid namespace. Of one of which no task runs yet, look before what it waits for and tell
+    /// it by [`SupervisorEvent::Waits`].
     KillStep {
         /// Which step.
         key: StepKey,

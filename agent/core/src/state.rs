@@ -89,6 +89,10 @@ pub(crate) struct Step {
     pub(crate) ready: bool,
     /// Whether the spool has an entry of it.
     pub(crate) spooled: bool,
+    /// When its supervisor was given out or found: from then on its start has its time.
+    pub(crate) begun: Time,
+    /// What kept its start, as the node saw it when that was given up.
+    pub(crate) waits: Option<String>,
     /// Whether the time in its timers is when it ends without a renewal: an earlier agent may have had renewed it.
     pub(crate) lease_known: bool,
     pub(crate) ending: Option<Ending>,
@@ -103,7 +107,8 @@ pub(crate) struct Step {
 /// A step that is being ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ending {
-    pub(crate) cause: EndCause,
+    /// Who or what ends it; `None`: nobody, but its start came to no end.
+    pub(crate) cause: Option<EndCause>,
     /// When everything of it is killed.
     pub(crate) kill_at: Time,
     /// When that was done first.

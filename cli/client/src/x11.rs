@@ -38,7 +38,18 @@ pub fn forward(nodes: X11Nodes) -> Result<Forward, Failure> {
         )));
     }
     let hex = list(&display)?;
-    Ok(Forward { spec: X11Spec { display, nodes }, variable: ByteStr::from(format!("{COOKIE}={hex}")) })
+    Ok(Forward {
+        spec: X11Spec { display, nodes, host: here() },
+        variable: ByteStr::from(format!("{COOKIE}={hex}")),
+    })
+}
+
+/// This machine, to which a display by socket or loopback belongs: in a step what its node is called, which may be another name.
+fn here() -> String {
+    let node = std::env::var("SLURMD_NODENAME").ok().filter(|node| !node.is_empty());
+    node.unwrap_or_else(|| {
+        nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    })
 }
 
 /// The display's cookie, by xauth: it knows where cookies are kept and under which names.

@@ -687,6 +687,8 @@ pub struct X11Spec {
     pub display: ::prost::alloc::string::String,
     #[prost(enumeration = "X11Nodes", tag = "2")]
     pub nodes: i32,
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReceiveTimes {
@@ -1453,6 +1455,8 @@ pub struct Config {
     pub unkillable_seconds: u32,
     #[prost(uint32, tag = "70")]
     pub lost_after_seconds: u32,
+    #[prost(uint32, tag = "190")]
+    pub start_timeout_seconds: u32,
     #[prost(uint32, tag = "100")]
     pub certificate_seconds: u32,
     #[prost(message, optional, tag = "160")]

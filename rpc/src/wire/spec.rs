@@ -105,7 +105,7 @@ structs! {
     RankProgram { ranks, argv }
     Receive { path, size, mode, times, force }
     EnterSpec { step, node }
-    X11Spec { display, nodes }
+    X11Spec { display, nodes, host }
     NodeShare { cpus, memory, gres }
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {

@@ -19,9 +19,10 @@ impl AgentCore {
         let steps = self.steps.values().flat_map(move |s| {
             let own = if s.live() {
                 let limit = s.timers.step_limit.filter(|_| s.ending.is_none());
-                [limit, s.ending.map(|e| e.kill_at), s.tell.filter(|_| told), s.overdue()]
+                let kill = s.ending.map(|e| e.kill_at);
+                [limit, kill, s.tell.filter(|_| told), s.overdue(), self.start_ends(s)]
             } else {
-                [s.repeat.filter(|_| told), None, None, None]
+                [s.repeat.filter(|_| told), None, None, None, None]
             };
             own.into_iter().flatten()
         });
@@ -85,9 +86,10 @@ impl AgentCore {
             if self.session.is_some() && passed(step.tell) {
                 self.report(key);
             }
+            self.give_up_start(key, now);
             let Some(step) = self.steps.get_mut(&key) else { continue };
             if passed(step.overdue()) {
-                let cause = step.ending.map_or(EndCause::OutOfTouch, |ending| ending.cause);
+                let cause = step.ending.map_or(Some(EndCause::OutOfTouch), |ending| ending.cause);
                 step.ending = Some(Ending { cause, kill_at: now, killed: None });
             }
             if let Some(ending) = step.ending.as_mut().filter(|e| e.kill_at <= now) {

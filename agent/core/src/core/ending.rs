@@ -51,7 +51,7 @@ impl AgentCore {
                     let status = ExitStatus { code: 1, signal: 0 };
                     return self.exited(key, made_up(status, Some(why.clone()), now), now);
                 }
-                step.ending = Some(Ending { cause, kill_at, killed: None });
+                step.ending = Some(Ending { cause: Some(cause), kill_at, killed: None });
                 let status = ExitStatus { code: 0, signal: u8::try_from(SIGTERM).unwrap_or(SIGKILL) };
                 return self.exited(key, made_up(status, None, now), now);
             }
@@ -61,7 +61,7 @@ impl AgentCore {
             ending.kill_at = ending.kill_at.min(kill_at);
             return;
         }
-        step.ending = Some(Ending { cause, kill_at, killed: None });
+        step.ending = Some(Ending { cause: Some(cause), kill_at, killed: None });
         self.out.push(AgentEffect::Note { key, cause, whole_job });
         if kill_wait.0 > 0 {
             for signal in [SIGCONT, SIGTERM] {
@@ -92,10 +92,14 @@ impl AgentCore {
         self.out.push(AgentEffect::AbandonStep { key });
         let status = ExitStatus { code: 0, signal: SIGKILL };
         let seconds = self.config.unkillable.0 / 1_000_000;
-        let why = format!(
+        let left = format!(
             "processes of step {key} did not end within {seconds} s after SIGKILL: the step ended without them, and the node takes \
              nothing new until they are gone"
         );
+        let why = match self.start_given_up(key) {
+            Some(start) => format!("{start}; {left}"),
+            None => left,
+        };
         self.exited(key, made_up(status, Some(why), now), now);
     }
 
@@ -103,7 +107,7 @@ impl AgentCore {
     pub(super) fn exited(&mut self, key: StepKey, mut exit: StepExit, now: Time) {
         let Some(step) = self.steps.get_mut(&key).filter(|s| s.live()) else { return };
         if exit.ended_by.is_none() {
-            exit.ended_by = step.ending.map(|e| e.cause);
+            exit.ended_by = step.ending.and_then(|e| e.cause);
         }
         exit.image.clone_from(&step.pull);
         step.repeat = Some(now + REPEAT);

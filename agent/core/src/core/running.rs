@@ -82,6 +82,8 @@ impl AgentCore {
             pull: None,
             ready: false,
             spooled: false,
+            begun: now,
+            waits: None,
             lease_known: true,
             ending: None,
             repeat: None,
@@ -141,6 +143,7 @@ impl AgentCore {
             return self.exited(key, exit, now);
         }
         step.spooled = true;
+        step.begun = now;
         self.out.push(AgentEffect::Spawn {
             key,
             launch: step.launch.clone(),

@@ -6,4 +6,5 @@ mod leases;
 mod machine;
 mod node;
 mod programs;
+mod starts;
 mod steps;

@@ -5,8 +5,9 @@ use super::environment::is_host;
 use super::step::LaunchFailure;
 use crate::spool::LaunchFile;
 use berth_model::ByteStr;
+use berth_model::launch::StepLaunch;
 use berth_model::spec::MountSpec;
-use berth_model::x11::{COOKIE, Display, cookie};
+use berth_model::x11::{COOKIE, Display, X11Spec, cookie};
 use berth_runtime::ContainerRequest;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -30,6 +31,29 @@ pub fn variables(file: &LaunchFile) -> Vec<(&'static str, ByteStr)> {
     ]
 }
 
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Why a display is not reached from here: it is another machine's own, and what goes by its name here is somebody else's. `host`: this
+/// machine's name, beside that of its node.
+fn elsewhere(display: Display<'_>, x11: &X11Spec, launch: &StepLaunch, host: &str) -> Option<String> {
+    // Earlier clients do not say where they run, which is where the job was submitted, but for its own scripts.
+    let there = if x11.host.is_empty() { &launch.job.submit_host } else { &x11.host };
+    let here = launch.node.0.as_str();
+    if !display.is_of_one_machine() || there.is_empty() || there == here || there == host {
+        return None;
+    }
+    let by =
+        if display.host.is_none() { "by a socket there" } else { "at an address that is that machine's own" };
+    Some(format!(
+        "--x11: the display {} is that of {there}, where srun runs: it listens {by}, and {here} does not reach it. Run the step on \
+         {there} (-w {there}); or set DISPLAY to HOST:NUMBER, by which {here} reaches an X server that listens on TCP; or log in to \
+         {here} with 'ssh -X' and start the program there",
+        x11.display
+    ))
+}
+
 /// Has the container show the socket of a server on this machine, and refuses what cannot work.
 pub fn ask(file: &LaunchFile, request: &mut ContainerRequest) -> Result<(), LaunchFailure> {
     let Some(x11) = &file.launch.x11 else { return Ok(()) };
@@ -38,6 +62,9 @@ pub fn ask(file: &LaunchFile, request: &mut ContainerRequest) -> Result<(), Laun
     let Some(display) = Display::parse(&x11.display) else {
         return Err(LaunchFailure::new(format!("--x11: '{}' is no display", x11.display)));
     };
+    if let Some(why) = elsewhere(display, x11, &file.launch, &host_name()) {
+        return Err(LaunchFailure::new(why));
+    }
     let own_network = request.unshare.contains(&berth_model::spec::Unshared::Net);
     let Some(socket) = display.socket() else {
         if own_network {
@@ -101,5 +128,40 @@ impl Drop for Authority {
     fn drop(&mut self) {
         // The job's directory goes with the job, whatever is left.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::ids::{Attempt, JobId, StepId, StepKey};
+    use berth_model::launch::JobFacts;
+    use berth_model::x11::X11Nodes;
+
+    /// What a step on n2 is told of a display that was named on a machine; the job was submitted on n1.
+    fn told(text: &str, host: &str) -> Option<String> {
+        let key = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
+        let launch = berth_samples::launch(key);
+        let job = JobFacts { submit_host: "n1".into(), ..launch.job };
+        let launch = StepLaunch { node: "n2".into(), job, ..launch };
+        let x11 = X11Spec { display: text.into(), nodes: X11Nodes::All, host: host.into() };
+        elsewhere(Display::parse(text).unwrap(), &x11, &launch, "n2.example")
+    }
+
+    #[test]
+    fn a_display_that_is_another_machines_own_is_refused_with_both_names_and_what_to_do() {
+        for text in [":0", "unix:0", "localhost:10.0", "127.0.0.1:10"] {
+            let why = told(text, "n1").unwrap();
+            for part in [text, "that of n1", "n2 does not reach it", "-w n1", "HOST:NUMBER", "ssh -X"] {
+                assert!(why.contains(part), "{part} is not in: {why}");
+            }
+            // An earlier client does not say where it runs.
+            assert_eq!(told(text, ""), Some(why));
+            // It is named there itself, by either name: in a batch script, or where the node is called otherwise.
+            assert_eq!((told(text, "n2"), told(text, "n2.example")), (None, None));
+        }
+        for text in ["n1:0", "10.0.0.1:0.0"] {
+            assert_eq!(told(text, "n1"), None, "{text} is reached by the network");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Nodes that say nothing as a step begins. A node that is silent may come back, and nothing restarts what runs there; but a step that
-//! waits for one that it never heard of waits for nothing.
+//! waits for one that it never heard of waits for nothing. A node whose agent is well and whose part of the step does not start is its
+//! agent's affair, which gives that up (`start_timeout_seconds`).
 
 use berth_model::NodeName;
 use berth_model::launch::{StepExit, Usage};

@@ -1,0 +1,149 @@
+//! Every method over each socket as everybody who can come through it: what the wire lets through is what the table says.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+
+mod common;
+
+use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
+use berth_model::request::Peer;
+use berth_model::{Gid, JobId, NodeName, Time, Uid};
+use berth_rpc::auth::{Method, Role, allowed};
+use berth_rpc::{Duplex, MachineListener, Preface, Remote, Uplink};
+use berth_trust::{Authority, Identity, PrivateKey, client_config, server_config};
+use common::{start, start_for};
+use hyper_util::rt::TokioIo;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, UnixStream};
+use tonic::transport::Channel;
+use tower::Service;
+
+/// How somebody comes to the controller.
+#[derive(Clone)]
+enum Way {
+    /// As whom the kernel says.
+    Public(PathBuf),
+    /// As whom a part of the cluster says, by the first line.
+    Said(Uplink, Preface),
+}
+
+impl Way {
+    async fn open(self) -> std::io::Result<TokioIo<Duplex>> {
+        let wire = match self {
+            Way::Public(path) => UnixStream::connect(path).await?.into(),
+            Way::Said(uplink, preface) => uplink.open(&preface).await?,
+        };
+        Ok(TokioIo::new(wire))
+    }
+
+    async fn channel(self) -> Channel {
+        let connector = tower::service_fn(move |_: http::Uri| self.clone().open());
+        let endpoint = tonic::transport::Endpoint::from_static("http://berth.invalid");
+        endpoint.connect_with_connector(connector).await.unwrap()
+    }
+}
+
+/// Calls a method with a message of no bytes, and gives the status of a call that ends before its answer begins: 7 is
+/// `PERMISSION_DENIED`, 12 `UNIMPLEMENTED`.
+async fn refusal(channel: &mut Channel, path: &str) -> Option<String> {
+    // A message that is not compressed, and its length.
+    let body = tonic::body::Body::new("\0\0\0\0\0".to_string());
+    let request = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap();
+    std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+    let answer = channel.call(request).await.unwrap();
+    answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_string())
+}
+
+fn identity(authority: &Authority, name: &str, role: &str) -> Identity {
+    let key = PrivateKey::make().unwrap();
+    let life = Duration::from_secs(3600);
+    let certificate = authority.issue(&key.public(), name, role, SystemTime::now(), life).unwrap();
+    Identity { key, certificate }
+}
+
+fn member(identity: &Identity, name: &str, role: MemberRole, administrators: bool) -> MemberInfo {
+    MemberInfo {
+        name: name.into(),
+        role,
+        state: MemberState::Approved,
+        key: KeyId(identity.key.id()),
+        joined: Time(0),
+        token: String::new(),
+        from: String::new(),
+        renewed: Time(0),
+        administrators,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_is_for_whom_the_table_says_on_every_socket() {
+    let (dir, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = dir.path().join("authority");
+    let authority = Authority::open_or_make(&place, "test", SystemTime::now()).unwrap();
+    let own = identity(&authority, "head", "controller");
+    let [n1, front, desk] = [("n1", "compute"), ("front", "login"), ("desk", "login")]
+        .map(|(name, role)| identity(&authority, name, role));
+    let members = vec![
+        member(&n1, "n1", MemberRole::Compute, false),
+        member(&front, "front", MemberRole::Login, false),
+        member(&desk, "desk", MemberRole::Login, true),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tls = server_config(&authority, &own).unwrap();
+    let port = Arc::new(MachineListener::new(listener, authority.certificate().to_vec(), tls));
+    let address = port.address().unwrap().to_string();
+    let from = |machine: &Identity| {
+        let tls = client_config(machine, authority.certificate(), "controller").unwrap();
+        Uplink::Remote(Arc::new(Remote::new(address.clone(), tls)))
+    };
+    // To the first everybody is an administrator, to the second nobody.
+    let server = start_for(dir.path(), true, Some(port), members);
+    let other = start(plain.path(), false);
+    let outside = Peer { uid: Uid(4711), gid: Gid(4712), job: None };
+    let inside = Peer { job: Some(JobId(12)), ..outside };
+    let agent = || Preface::Node { node: NodeName::from("n1") };
+    let local = || Uplink::Local(dir.path().join("n.sock"));
+    let ways = [
+        ("clients", Way::Public(dir.path().join("c.sock")), Role::Administrator),
+        ("clients", Way::Public(plain.path().join("c.sock")), Role::User),
+        ("agents", Way::Said(local(), Preface::Client(inside)), Role::Inside),
+        ("agents", Way::Said(local(), agent()), Role::Agent),
+        ("machines", Way::Said(from(&desk), Preface::Client(outside)), Role::Administrator),
+        // Of whom the controller thinks as of an administrator, and this machine's word is not enough for that.
+        ("machines", Way::Said(from(&front), Preface::Client(outside)), Role::User),
+        ("machines", Way::Said(from(&desk), Preface::Client(inside)), Role::Inside),
+        ("machines", Way::Said(from(&n1), Preface::Client(inside)), Role::Inside),
+        ("machines", Way::Said(from(&n1), agent()), Role::Agent),
+    ];
+    for (socket, way, role) in ways {
+        let mut channel = way.channel().await;
+        for method in Method::ALL {
+            let asked =
+                || server.recorder.seen.lock().unwrap().len() + other.recorder.seen.lock().unwrap().len();
+            let before = asked();
+            let status = refusal(&mut channel, method.path()).await;
+            let what = format!("{role:?}, by the socket for {socket}: {}: {status:?}", method.path());
+            assert_ne!(status.as_deref(), Some("12"), "{what}");
+            let passes = status.as_deref() != Some("7");
+            assert_eq!(passes, allowed(*method, role), "{what}");
+            assert!(passes || asked() == before, "it was refused, and asked for: {what}");
+        }
+        let unknown = refusal(&mut channel, "/berth.v1.Cluster/Everything").await;
+        assert_eq!(unknown.as_deref(), Some("12"), "{role:?}, by the socket for {socket}");
+    }
+
+    // On its own machine the cluster vouches for clients of jobs, and for nobody else.
+    let mut wire = local().open(&Preface::Client(outside)).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(10), wire.read(&mut [0; 1])).await.unwrap();
+    assert!(!matches!(closed, Ok(1)), "{closed:?}");
+    // Nor is a login node somebody's agent, or a node another one's.
+    for (machine, node) in [(&desk, "desk"), (&n1, "n2")] {
+        let refused = from(machine).open(&Preface::Node { node: NodeName::from(node) }).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
+    }
+}
