@@ -179,7 +179,7 @@ impl Joining<'_> {
         let (tls, seen) = berth_trust::joining_config(&key, self.token.fingerprint).map_err(fault)?;
         let uplink = Uplink::Remote(Arc::new(Remote::new(self.address.clone(), tls)));
         if let Reply::Clock(theirs) = uplink.ask(Question::Clock).await? {
-            check_clock(theirs.0, &say)?;
+            check_clock(here(), theirs.0, &say)?;
         }
         let question = Question::Enrol {
             token: self.token.id.clone(),
@@ -212,10 +212,14 @@ impl Joining<'_> {
     }
 }
 
-/// A wrong clock makes certificates invalid and records wrong: it is named.
-fn check_clock(theirs: i64, say: impl Fn(&str)) -> Result<(), Failure> {
+/// This machine's time of day, in microseconds.
+fn here() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let ours = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A wrong clock makes certificates invalid and records wrong: it is named.
+fn check_clock(ours: i64, theirs: i64, say: impl Fn(&str)) -> Result<(), Failure> {
     let apart = Duration::from_micros(ours.abs_diff(theirs));
     let which = if ours > theirs { "ahead of" } else { "behind" };
     let text = format!("this machine's clock is {} s {which} the controller's", apart.as_secs());
@@ -434,4 +438,41 @@ pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> 
         std::fs::remove_file(&path).map_err(file_fault(&path))?;
     }
     Ok(rotated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a machine's clock that is so many microseconds from the controller's: what is said, and what is refused.
+    fn judged(off: i64) -> (Vec<String>, Option<String>) {
+        let theirs = 1_700_000_000_000_000;
+        let said = std::cell::RefCell::new(Vec::new());
+        let refused =
+            check_clock(theirs + off, theirs, |text| said.borrow_mut().push(text.to_string())).err();
+        (said.into_inner(), refused.map(|failure| failure.text))
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named_and_one_that_is_very_wrong_keeps_the_machine_out() {
+        const SECOND: i64 = 1_000_000;
+        for (seconds, word) in [(1, "ahead of"), (-1, "behind")] {
+            for good in [0, SECOND, 5 * SECOND] {
+                assert_eq!(judged(seconds * good), (vec![], None), "{good} us {word} it");
+            }
+            for (off, shown) in [(5 * SECOND + 1, 5), (300 * SECOND, 300)] {
+                let (said, refused) = judged(seconds * off);
+                let text =
+                    format!("this machine's clock is {shown} s {word} the controller's: both should have");
+                assert!(said.len() == 1 && said[0].starts_with(&text), "{said:?}");
+                assert_eq!(refused, None);
+            }
+            for (off, shown) in [(300 * SECOND + 1, 300), (40_000 * SECOND, 40_000)] {
+                let (said, refused) = judged(seconds * off);
+                let text = format!("this machine's clock is {shown} s {word} the controller's: set it");
+                assert!(refused.as_ref().is_some_and(|why| why.starts_with(&text)), "{refused:?}");
+                assert!(said.is_empty(), "{said:?}");
+            }
+        }
+    }
 }

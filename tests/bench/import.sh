@@ -1,5 +1,5 @@
-# What it costs to bring an image of 1.1 GB from a registry on the loopback to a root that can be started: ours in both forms of
-# layers, beside podman, skopeo with umoci, enroot, and curl, gzip and tar, which verify and keep nothing. Sourced by run.sh.
+# What it costs to bring an image of 1 GB from a registry on the loopback to a root that can be started: ours in both forms of
+# layers, beside podman, buildah, skopeo with umoci, enroot, and curl, gzip and tar, which verify and keep nothing. Sourced by run.sh.
 #
 # Cold means an empty store; the registry's files are in the page cache. Each run has a directory of its own, and nothing is removed
 # before the end: ext4 passes over inodes that were freed in the last minute one by one, which would be measured otherwise. What
@@ -29,6 +29,30 @@ YML
     return 1
 }
 
+# Serves what the registry has a second time, with a certificate of an authority in $work/tls/ca.pem; says in `proven` where.
+start_proven() {
+    local dir=$work/tls new="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    proven=127.0.0.1:$((port + 1))
+    has openssl && mkdir "$dir" || return 1
+    printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > "$dir/names"
+    {
+        openssl req -x509 $new -days 2 -subj /CN=authority -keyout "$dir/ca.key" -out "$dir/ca.pem" &&
+            openssl req $new -subj /CN=registry -keyout "$dir/key.pem" -out "$dir/request.pem" &&
+            openssl x509 -req -days 2 -CAcreateserial -in "$dir/request.pem" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" \
+                -extfile "$dir/names" -out "$dir/cert.pem"
+    } 2> "$dir/log" || return 1
+    cat > "$dir/registry.yml" <<YML
+version: 0.1
+log: {level: error}
+storage: {filesystem: {rootdirectory: $work/registry}}
+http: {addr: '$proven', tls: {certificate: $dir/cert.pem, key: $dir/key.pem}}
+YML
+    docker-registry serve "$dir/registry.yml" > "$dir/log" 2>&1 &
+    pids+=($!)
+    for _ in $(seq 100); do curl -s --cacert "$dir/ca.pem" -o /dev/null "https://$proven/v2/" && return 0; sleep 0.1; done
+    return 1
+}
+
 # tag_ms STATE: what another tag of the same layers and one more takes
 tag_ms() {
     local begin=${EPOCHREALTIME/./}
@@ -41,9 +65,9 @@ offer_large() {
     port=$(awk 'BEGIN { srand(); print 20000 + int(rand() * 20000) }')
     where=127.0.0.1:$port
     start_registry || return 1
-    # Made once: compressing it takes a minute.
-    large=$PWD/target/test-cache/images/large-10
-    [ -e "$large/index.json" ] || tests/images.sh large "$large" || die "cannot make the large image"
+    # Made once: compressing it takes two minutes.
+    large=$PWD/target/test-cache/images/large-202
+    [ -e "$large/index.json" ] || tests/bench/large.sh "$large" || die "cannot make the large image"
     skopeo copy --quiet --dest-tls-verify=false "oci:$large:latest" "docker://$where/large:1" || die "cannot push"
     skopeo copy --quiet --dest-tls-verify=false "oci:$large:next" "docker://$where/large:2" || die "cannot push"
 }
@@ -62,6 +86,7 @@ imports() {
             "printf '[images]\nlayer_form = \"$form\"\n' > \$here/berth.toml"
     done
     ! has podman || cost podman "podman --root \$here/root --runroot \$here/run pull -q --tls-verify=false $where/large:1"
+    ! has buildah || cost buildah "buildah --root \$here/root --runroot \$here/run pull -q --tls-verify=false $where/large:1"
     local unprivileged=
     [ $am_root = yes ] || unprivileged=--rootless
     ! has umoci || cost umoci "skopeo copy -q --src-tls-verify=false docker://$where/large:1 oci:\$here/l:1
@@ -86,11 +111,12 @@ curl -sf -H 'Accept: application/vnd.oci.image.manifest.v1+json' http://$where/v
         ours=$(field "berth-$form" 2 "$work/costs")
         [ -n "$ours" ] || die "berth image pull fails"
         peak=$(($(field "berth-$form" 4 "$work/costs") / 1024))
-        case $form in directory) set -- podman:0.8 umoci:0.5 ;; *) set -- podman:0.35 umoci:0.35 enroot:0.1 ;; esac
+        case $form in directory) set -- podman:0.8 buildah:0.8 umoci:0.5 ;; *) set -- podman:0.35 buildah:0.35 umoci:0.35 enroot:0.1 ;; esac
         against "import as $form, s" "$ours" seconds "$work/costs" "$@"
         below "import as $form, memory of all processes at their peak, MB" "$peak" 150
     done
     warm "${forms[@]}"
+    [ $am_root = no ] || another_user "${forms[@]}"
     {
         printf '\n| import of %s MiB (compressed) | wall s | CPU s | peak MB |\n|---|---|---|---|\n' "$(du -sm "$large" | cut -f1)"
         while read -r name ours theirs peak; do
@@ -130,4 +156,32 @@ warm() {
     else
         note "podman does not run here: $(tail -1 "$work/podman.err")"
     fi
+}
+
+lo_bytes() { awk '$1 == "lo:" { print $2 }' /proc/net/dev; }
+as_user() { setpriv --reuid="$1" --regid="$1" --clear-groups env HOME=/ "${@:2}"; }
+
+# On a node of a cluster what one user has is another's as soon as the registry says that they may have it, too: no layer comes again.
+# The word of a registry without a certificate is anybody's, who would have to show that they have the bytes.
+another_user() {
+    local form state user begin took bytes what="an image that another user of the node has"
+    # Accounts that every Debian has.
+    if ! as_user games test -x "$(command -v berth)" 2>/dev/null || ! start_proven; then
+        skip "$what, ms" "" "openssl, or users who can run $(command -v berth)"
+        return
+    fi
+    for form in "$@"; do
+        read -r state < "$work/berth-$form.here"
+        printf 'certificate_authorities = ["%s"]\n' "$work/tls/ca.pem" >> "$state/berth.toml"
+        BERTH_STATE=$state berth up --detach > "$work/another" 2>&1 || die "berth up fails: $(tail -1 "$work/another")"
+        for user in daemon games; do
+            bytes=$(lo_bytes) begin=${EPOCHREALTIME/./} took=
+            BERTH_STATE=$state as_user $user berth image pull --node "$proven/large:1" > "$work/another" 2>&1 || break
+            took=$(since "$begin") bytes=$(($(lo_bytes) - bytes))
+        done
+        BERTH_STATE=$state berth down > /dev/null 2>&1
+        [ -n "$took" ] || die "$user cannot pull: $(tail -1 "$work/another")"
+        [ "$bytes" -lt 1000000 ] || die "$bytes bytes came for a user whose image was there"
+        below "$what, as $form, ms" "$(ms "$took")" 200
+    done
 }

@@ -34,8 +34,10 @@ finish() {
     wait 2>/dev/null
     # Slurm's daemons detach from us; their pid files name them.
     for file in "$work"/slurm/*.pid; do [ ! -e "$file" ] || kill "$(cat "$file")" 2>/dev/null; done
-    # podman leaves its store mounted; as an ordinary user its files have ids that only its own namespace can remove.
-    if [ $am_root = yes ]; then umount "$work"/podman/*/root/overlay 2>/dev/null; else ! has podman || podman unshare rm -rf "$work/podman"; fi
+    # podman and buildah leave their stores mounted; as an ordinary user their files have ids that only their own namespace can remove.
+    for tool in podman buildah; do
+        if [ $am_root = yes ]; then umount "$work/$tool"/*/root/overlay 2>/dev/null; else ! has $tool || $tool unshare rm -rf "$work/$tool"; fi
+    done
     chmod -R u+rwX "$work"
     rm -rf "$work"
 }

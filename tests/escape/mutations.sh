@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Takes out one defence at a time, builds, and runs the tests that attack it. Not part of tests/run.sh: it builds once for each
 # defence. The table in docs/security.md has what was found. Run as root in a clean checkout.
-# usage: tests/escape/mutations.sh [--runtime|--images|--trust|--core|--cluster] [NAME...]
+# usage: tests/escape/mutations.sh [--runtime|--images|--model|--trust|--core|--cluster] [NAME...]
 #        tests/escape/mutations.sh --check    changes and builds nothing: are the texts and the tests there?
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 die() { printf 'mutations.sh: error: %s\n' "$*" >&2; exit 1; }
 
-groups="runtime images trust core cluster"
+groups="runtime images model trust core cluster"
 names=()
 run=yes
 for word in "$@"; do
     case $word in
-        --runtime | --images | --trust | --core | --cluster) groups=${word#--} ;;
+        --runtime | --images | --model | --trust | --core | --cluster) groups=${word#--} ;;
         --check) run=no ;;
         -*) die "unknown option $word; the first lines of this script say what there is" ;;
         *) names+=("$word") ;;
@@ -61,11 +61,12 @@ judge() { # fails|passes GROUP NAME TEST...
     if [ $run = no ]; then
         for test in "$@"; do
             found=${test%::as_user}
-            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images rpc/trust scheduler/core tests/tests || die "$name: there is no test $test"
+            grep -rqw --include="*.rs" --exclude-dir=target "fn ${found##*::}" runtime images model rpc/trust scheduler/core tests/tests || die "$name: there is no test $test"
         done
         return
     fi
     [ "$group" != images ] || package=berth-images
+    [ "$group" != model ] || package=berth-model
     [ "$group" != trust ] || package=berth-trust
     [ "$group" != core ] || package=berth-sched-core
     if [ "$group" = cluster ]; then
@@ -327,6 +328,64 @@ if wanted images signature-flood; then
     change $i/registry/signatures.rs 'left.descriptors -= 1;' ''
     attack images signature-flood \
         signatures::a_repository_with_thousands_of_signatures_that_are_not_there_is_asked_for_few
+fi
+
+if wanted images login-elsewhere; then
+    change $i/registry/mod.rs 'Some(authorization) if origin(target) == Some(self.base.as_str()) => {' 'Some(authorization) if origin(target).is_some() => {'
+    attack images login-elsewhere registry::logins_do_not_follow_redirects \
+        registry::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
+        push::a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one
+fi
+
+if wanted images granted-to-each; then
+    change $i/store/grant.rs 'Ok(self.grant_of(&image.digest, uid)?.is_some_and(|grant| grant.sources.contains(&image.source)))' \
+        'Ok(self.grant_of(&image.digest, uid).is_ok())'
+    attack images granted-to-each concurrency::a_private_image_serves_only_those_who_could_pull_it \
+        shared::a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called \
+        granted::each_user_has_their_own_names_sources_and_sizes
+fi
+
+if wanted images granted-by-source; then
+    change $i/store/grant.rs 'is_some_and(|grant| grant.sources.contains(&image.source))' 'is_some()'
+    attack images granted-by-source concurrency::what_one_source_gave_is_not_given_as_another_sources \
+        granted::each_user_has_their_own_names_sources_and_sizes
+fi
+
+if wanted images set-id-bits; then
+    change $i/unpack/mod.rs 'if !self.keep_setid && entry.mode & 0o6000 != 0 {' 'if !self.keep_setid && entry.mode == u32::MAX {'
+    attack images set-id-bits hostile::setuid_bits_stay_only_in_an_unprivileged_store \
+        around::devices_and_set_user_id_bits_of_a_squashfs_image_are_those_of_a_layer
+fi
+
+if wanted images file-capabilities; then
+    change $i/unpack/mod.rs 'self.report.capabilities_stripped += 1;' 'kept.push((name, value));'
+    attack images file-capabilities hostile::overlay_attributes_and_capabilities_are_stripped
+fi
+
+if wanted images two-documents; then
+    change $i/manifest.rs 'if index == manifest {' 'if !index && !manifest {'
+    attack images two-documents manifest::tests::ambiguous_manifests_are_refused \
+        hostile::wrong_sizes_digests_and_counts_in_manifests_are_refused
+fi
+
+if wanted images nested-indexes; then
+    change $i/source/mod.rs 'for _ in 0..4 {' 'for _ in 0..400 {'
+    attack images nested-indexes around::indexes_of_indexes_end
+fi
+
+# It is made closed, and closed again by whoever opens it.
+if wanted images closed-store; then
+    change $i/store/mod.rs 'match std::fs::DirBuilder::new().mode(0o700).create(root) {' 'match std::fs::DirBuilder::new().mode(0o755).create(root) {'
+    change $i/store/mod.rs 'if mode & 0o077 != 0 {' 'if mode == u32::MAX {'
+    attack images closed-store hostile::setuid_bits_stay_only_in_an_unprivileged_store \
+        store::stores_of_others_of_newer_versions_and_open_ones
+fi
+
+if wanted model rules-by-component; then
+    change model/src/admission.rs 'let covers = |rule: &&String| place::below(rule, place).is_some();' \
+        'let covers = |rule: &&String| place.starts_with(rule.as_str());'
+    attack model rules-by-component admission::tests::an_allow_list_refuses_all_else_and_deny_wins \
+        admission::tests::a_deny_list_alone_refuses_what_it_names
 fi
 
 t=rpc/trust/src

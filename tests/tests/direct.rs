@@ -4,6 +4,7 @@
 use berth_model::direct::StreamWay;
 use berth_model::{Attempt, JobId, StepId, StepKey};
 use berth_tests::sandbox::wait;
+use berth_tests::stolen::{identity, say};
 use berth_tests::{Cmd, Hosts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -140,25 +141,6 @@ fn a_gibibyte_comes_over_a_direct_stream_and_who_does_not_read_holds_up_nobody_e
     // What it wrote is still for its reader, which is ours to end.
     Cmd::new("kill").args(["-TERM", "--", &format!("-{}", held.pid())]).ok();
     held.finish();
-}
-
-/// A machine's certificate and key, as openssl takes them.
-fn identity(hosts: &Hosts, host: &str) -> [String; 4] {
-    let private = hosts.state(host).join("private");
-    let find = |ending: &str| {
-        let mut all = std::fs::read_dir(&private).unwrap().flatten().map(|e| e.path().display().to_string());
-        all.find(|path| path.contains("/node-") && path.ends_with(ending)).unwrap()
-    };
-    let out = hosts.state(host).join("attack.pem").display().to_string();
-    hosts.root(host, "openssl").args(["x509", "-inform", "DER", "-in", &find(".crt"), "-out", &out]).ok();
-    ["-cert".into(), out, "-key".into(), find(".key")]
-}
-
-/// Says bytes to a port by TLS, and gives what is answered within some seconds.
-fn say(hosts: &Hosts, from: &str, shows: &[String], to: &str, bytes: &[u8]) -> String {
-    let base = ["5", "openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", to];
-    let told = hosts.root(from, "timeout").args(base).args(shows).stdin(bytes).limit(20).run();
-    String::from_utf8_lossy(&told.stdout).into_owned()
 }
 
 fn attach(step: StepKey) -> Vec<u8> {

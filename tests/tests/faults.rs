@@ -1,6 +1,6 @@
 //! Parts are killed without warning under running steps; nothing acknowledged is lost or run twice.
 
-use berth_tests::{Sandbox, Who, each_user, images, leftovers, sandbox::wait};
+use berth_tests::{Sandbox, Who, disk::Disk, each_user, images, leftovers, sandbox::wait};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 
@@ -176,7 +176,7 @@ each_user! {
 fn on_a_full_disk(who: Who) {
     let sandbox = Sandbox::empty(who.clone());
     let state = sandbox.work().join("disk");
-    let disk = crate::room::Disk::mount_of(&state, who.uid, "256m");
+    let disk = Disk::in_memory(&state, who.uid, "256m");
     let cmd = |program: &str| sandbox.cmd(program).env("BERTH_STATE", &state).limit(60);
     let up = || cmd("berth").args(["up", "--detach"]);
     let filler = state.join("filler");

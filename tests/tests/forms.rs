@@ -1,9 +1,10 @@
 //! Layers as EROFS images, which root's clusters keep: what containers see, what is left, what is given back. Tests that
 //! need a kernel which mounts them say `file_backed` in their name.
 
+use berth_tests::disk::{Disk, store_owner};
 use berth_tests::{Cmd, Sandbox, Who, each_user, images, layout, leftovers, sandbox::wait};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Root's, without a cluster so far. Kernels that mount no images refuse to keep layers so.
 fn configured(form: &str) -> Sandbox {
@@ -136,31 +137,11 @@ fn the_doctor_knows_the_form_before_there_is_a_node_as_root() {
     assert!(said.contains("BAD") && said.contains("configuration"), "{said}");
 }
 
-/// Bytes that the filesystem of a directory still has.
-fn available(place: &Path) -> u64 {
-    let text = Cmd::new("stat").args(["-f", "-c", "%a %S"]).arg(place).ok().text();
-    let numbers: Vec<u64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
-    numbers[0] * numbers[1]
-}
-
 #[test]
 fn an_image_that_goes_gives_its_space_back_and_may_come_again_file_backed_as_root() {
-    // A small filesystem of its own, so that nobody else's files count.
-    let disk = tempfile::Builder::new().prefix("bt-disk-").tempdir_in("/var/tmp").unwrap();
-    let (file, place) = (disk.path().join("file"), disk.path().join("place"));
-    std::fs::create_dir(&place).unwrap();
-    Cmd::new("truncate").args(["-s", "200M"]).arg(&file).ok();
-    Cmd::new("mkfs.ext4").arg("-q").arg(&file).ok();
-    Cmd::new("mount").args(["-o", "loop"]).arg(&file).arg(&place).ok();
-    let unmount = Unmount(place.clone());
-    std::os::unix::fs::chown(&place, Some(0), Some(0)).unwrap();
     let mut sandbox = configured("erofs");
-    std::fs::create_dir(place.join("images")).unwrap();
-    let store = sandbox.state().join("images");
-    std::fs::create_dir(&store).unwrap();
-    Cmd::new("mount").arg("--bind").arg(place.join("images")).arg(&store).ok();
-    let bound = Unmount(store.clone());
-    std::os::unix::fs::chown(&store, Some(0x7000_0001), Some(0x7000_0001)).unwrap();
+    // A small filesystem of its own, so that nobody else's files count.
+    let disk = Disk::in_file(&sandbox.state().join("images"), store_owner(sandbox.who()), 200);
     sandbox.up();
     let image = sandbox.work().join("large");
     // Nothing that a compressor or a hole makes small.
@@ -176,13 +157,13 @@ fn an_image_that_goes_gives_its_space_back_and_may_come_again_file_backed_as_roo
         vec![layout::busybox(), layout::Layer::default().file("large", 0o644, &content)],
         json!({}),
     );
-    let before = available(&place);
+    let before = disk.free().bytes;
     let look = |words: [&str; 3]| sandbox.srun_in(&image, words).limit(60).ok().text();
     for _ in 0..2 {
         let sum = look(["/bin/busybox", "md5sum", "/large"]);
         assert!(sum.ends_with("/large"), "{sum}");
         assert_eq!(look(["/bin/busybox", "md5sum", "/large"]), sum);
-        assert!(available(&place) < before - (50 << 20));
+        assert!(disk.free().bytes < before - (50 << 20));
         let mut step =
             sandbox.srun_in(&image, ["sh", "-c", "echo ready; read x"]).stdin_open().limit(90).spawn();
         step.wait_for("ready", 30);
@@ -192,23 +173,12 @@ fn an_image_that_goes_gives_its_space_back_and_may_come_again_file_backed_as_roo
         step.write(b"x\n");
         step.close();
         assert!(wait(30, || (remove().run().rc == 0).then_some(())).is_some(), "the image stays in use");
-        let after = available(&place);
+        let after = disk.free().bytes;
         assert!(after > before - (8 << 20), "{before} bytes were free, {after} are");
     }
     assert_eq!(sandbox.down().rc, 0);
     assert_eq!(leftovers::mounts(&sandbox.state()).len(), 1, "the store's own");
-    drop(bound);
-    drop(unmount);
-}
-
-/// Unmounts when it is dropped.
-struct Unmount(PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        // Also when the test failed, and something of it is still there.
-        Cmd::new("umount").arg("--lazy").arg(&self.0).ok();
-    }
+    disk.unmount();
 }
 
 /// Ends the agent of a cluster under a step, and starts it again.

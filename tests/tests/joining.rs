@@ -2,7 +2,9 @@
 //! network alone.
 
 use berth_tests::sandbox::wait;
+use berth_tests::stolen::{copy, say};
 use berth_tests::{Hosts, images};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A controller's machine that runs no jobs of its own, and two compute nodes.
@@ -104,18 +106,108 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     hosts.wait_node("n2", "idle", 20);
 }
 
+/// A machine is known by its full name, and says when it joins what was found in it.
+#[test]
+fn a_machine_joins_under_its_full_name_and_shows_its_hardware_as_root() {
+    const NAME: &str = "n1.example.org";
+    let hosts = Hosts::new(&["head", NAME]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &[]);
+    let joined = hosts.root(NAME, "berth").args(["join", "10.77.0.1", &token, "--detach"]).ok();
+    let first = joined.text().lines().next().unwrap_or_default().to_string();
+    assert!(first.starts_with(&format!("{NAME} joined cluster '")), "{joined}");
+    assert!(first.ends_with("' at 10.77.0.1:7817 as a compute node."), "{joined}");
+    hosts.wait_node(NAME, "idle", 20);
+    // The same as the cluster has on record of it.
+    let node = hosts.cmd("head", "scontrol").args(["show", "node", NAME]).ok().text();
+    let number = |name: &str| -> u64 {
+        let word = node.split_whitespace().find_map(|word| word.strip_prefix(name));
+        word.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{node}"))
+    };
+    let (sockets, cores) = (number("Sockets="), number("CoresPerSocket="));
+    let hardware = format!(
+        "It has {sockets} sockets, {} cores, {} threads and {} MiB of memory ({} MiB held back for the system).",
+        sockets * cores,
+        number("CPUTot="),
+        number("RealMemory="),
+        number("MemSpecLimit=")
+    );
+    assert!(joined.text().lines().any(|line| line == hardware), "not '{hardware}': {joined}");
+    // It is called so everywhere.
+    let listed = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
+    assert!(listed.lines().any(|line| line.starts_with(NAME) && line.ends_with("yes")), "{listed}");
+    let script = "hostname; echo $SLURM_JOB_NODELIST $SLURMD_NODENAME";
+    let told = hosts.cmd("head", "srun").args(["-w", NAME, "sh", "-c", script]).ok();
+    assert_eq!(told.text().lines().collect::<Vec<_>>(), [NAME, format!("{NAME} {NAME}").as_str()], "{told}");
+}
+
+/// Nothing needs to reach a node: it asks the controller for all that it has.
+#[test]
+fn a_node_listens_on_nothing_where_images_do_not_travel_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "[images]\npeers = \"off\"\n");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    let open = |host: &str| hosts.root(host, "ss").args(["-H", "-l", "-t", "-n"]).ok().text();
+    assert_eq!(open("n1"), "");
+    assert!(open("head").contains(":7817"), "{}", open("head"));
+    // Nor while a step runs there.
+    let mut step = hosts.cmd("head", "srun").args(["-w", "n1", "cat"]).stdin_open().spawn();
+    step.write(b"there\n");
+    step.wait_for("there", 20);
+    assert_eq!(open("n1"), "");
+    assert_eq!(step.finish().rc, 0);
+}
+
+/// Whoever has a copy of all that a machine keeps to itself is that machine to others, until it has another key or is removed.
 #[test]
 fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root() {
-    let hosts = three();
-    hosts.wait_node("n1", "idle", 10);
+    let hosts = Hosts::new(&["head", "n1", "n2", "thief"]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &["--uses", "2"]);
+    for node in ["n1", "n2"] {
+        hosts.join(node, &token);
+        hosts.wait_node(node, "idle", 10);
+    }
+    let [first, second] = ["n1", "n2"].map(|node| copy(&hosts, node, "thief"));
+    let ask = |key: &[String; 4], line: &Value| {
+        say(&hosts, "thief", key, "10.77.0.1:7817", format!("{line}\n").as_bytes())
+    };
+    for key in [&first, &second] {
+        let said = ask(key, &json!({ "question": "settings" }));
+        assert!(said.contains("\"settings\""), "the copy is none: {said}");
+    }
+    let refused = |key: &[String; 4], of: &str| {
+        let user = json!({ "uid": hosts.user().uid, "gid": hosts.user().gid, "job": null });
+        for line in [
+            json!({ "question": "clock" }),
+            json!({ "question": "settings" }),
+            json!({ "question": { "renew": { "public": "00" } } }),
+            json!({ "node": of }),
+            json!({ "to": "n1", "peer": user }),
+            json!({ "answer": 1 }),
+            user.clone(),
+        ] {
+            // What was said may be lost with a connection that is closed before it was read.
+            let why = "this machine's key is not (any more) one of the cluster's";
+            let told = wait(10, || ask(key, &line).contains(why).then_some(()));
+            assert!(told.is_some(), "{of}: {line}: {}", ask(key, &line));
+        }
+    };
     hosts.root("n1", "berth").args(["node", "rotate-key"]).ok();
+    refused(&first, "n1");
+    assert!(ask(&second, &json!({ "question": "settings" })).contains("\"settings\""));
     let told = wait(20, || {
         let told = hosts.cmd("head", "srun").args(["-w", "n1", "-t", "1", "hostname"]).limit(20).run();
         (told.rc == 0).then_some(told.text())
     });
     assert_eq!(told.as_deref().map(str::trim), Some("n1"));
-    // A copy of everything that n2 has is good for nothing once n2 is removed.
     hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
+    refused(&second, "n2");
+    let log = std::fs::read_to_string(hosts.state("head").join("log/controller.log")).unwrap();
+    let named =
+        |line: &str| line.contains("10.77.0.4:") && line.contains("turned away: this machine's key is not");
+    assert!(log.lines().any(named), "{log}");
     let gone = wait(10, || {
         let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
         (!listed.contains("n2")).then_some(())

@@ -94,4 +94,29 @@ each_user! {
         let named = run(&["-vvv"], "warn");
         assert!(!named.contains("TRACE") && !named.contains("INFO"), "BERTH_LOG is not stronger: {named}");
     }
+
+    fn an_agent_in_the_foreground_tells_as_much(who) {
+        let mut sandbox = Sandbox::empty(who);
+        let controller = sandbox.cmd("berth").arg("controller").spawn();
+        let connected = sandbox.state().join("run/connected");
+        let run = |options: &[&str], level: &str| {
+            let running = sandbox.cmd("berth").arg("agent").args(options).env("BERTH_LOG", level).spawn();
+            assert!(wait(30, || connected.exists().then_some(())).is_some(), "it does not come to its controller");
+            running.signal(Signal::SIGTERM);
+            let ended = running.finish();
+            assert_eq!(ended.rc, 0, "{ended}");
+            assert!(!connected.exists(), "it is gone, and said to be connected");
+            ended.err()
+        };
+        let plain = run(&["-D"], "");
+        assert!(plain.contains("started, state in") && !plain.contains("TRACE"), "{plain}");
+        assert!(!sandbox.state().join("log/agent.log").exists());
+        assert!(run(&["-D", "-vvv"], "").contains("TRACE"));
+        let named = run(&["-vvv"], "warn");
+        assert!(!named.contains("TRACE") && !named.contains("INFO"), "BERTH_LOG is not stronger: {named}");
+        controller.signal(Signal::SIGTERM);
+        assert_eq!(controller.finish().rc, 0);
+        // What an agent makes on the node for the next one goes with the cluster.
+        assert_eq!(sandbox.down().rc, 0);
+    }
 }

@@ -1,19 +1,20 @@
-//! Every source of images in both forms of layers: a container sees the file tree that umoci unpacks of the same image, to its
-//! times, links and attributes.
+//! Every source of images in both forms of layers, for root and for ordinary users: a container sees the file tree that umoci unpacks
+//! of the same image, to its times, links and attributes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::engine_stores::{Daemon, Podman};
 use berth_tests::layout::{self, Layer};
-use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, sandbox::wait};
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, sandbox::wait, sif};
 use serde_json::Value;
 
-/// Tells of everything below the working directory. The container's own file systems are left out.
+/// Tells of everything below the working directory. The container's own file systems are left out. b2sum, because a file of the image is
+/// a hole of 96 MiB, for which sha256sum takes three times as long.
 const LOOK: &str = r"look() { find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev \) -prune -o $1 ; }
 find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev \) -prune -o -printf '%P\0%y\0%m\0%s\0%T@\0%n\0%D:%i\0%l\0%U:%G\0'
 printf 'PART\0'
-look '-type f -size +0 -print0' | xargs -0 sha256sum -z
+look '-type f -size +0 -print0' | xargs -0 b2sum -z
 printf 'PART\0'
 look -print0 | xargs -0 getfattr -h -d -m - -e hex --absolute-names";
 
@@ -185,6 +186,44 @@ fn compare(source: &str, ours: &Tree, reference: &Tree) {
     );
 }
 
+/// Makes of `docker.tar` what crane, kaniko and Bazel write: its layers are compressed.
+const COMPRESS: &str = r#"set -e
+mkdir crane; tar -xf docker.tar -C crane; cd crane
+gzip -1n *.tar; sed -i 's/\.tar"/.tar.gz"/g' manifest.json
+tar -cf ../docker-gzip.tar *.json *.tar.gz"#;
+
+/// The types that the manifest of a registry's image has: its own, and those of its layers.
+fn types(sandbox: &Sandbox, image: &str) -> BTreeSet<String> {
+    let image = format!("docker://{image}");
+    let inspect = sandbox.cmd("skopeo").args(["inspect", "--raw", "--tls-verify=false", &image]);
+    // Where it looks for logins.
+    let told = inspect.env("XDG_RUNTIME_DIR", sandbox.work()).ok();
+    let manifest: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let described = std::iter::once(&manifest).chain(layers);
+    described.map(|part| part["mediaType"].as_str().unwrap().to_string()).collect()
+}
+
+/// Pushes one image with layers that are compressed in two ways and with such as are not, and by a manifest of Docker's; gives their
+/// names.
+fn pushed(sandbox: &Sandbox, registry: &Registry) -> [String; 4] {
+    let push = |layout: &Path, name: &str, options: &[&str], expected: [&str; 2]| {
+        let image = registry.push(layout, &format!("odd:{name}"), options);
+        let expected = expected.map(|kind| format!("application/vnd.{kind}"));
+        assert_eq!(types(sandbox, &image), BTreeSet::from(expected), "{image}");
+        image
+    };
+    let (odd, work) = (images::odd(), sandbox.work());
+    let (oci, docker) = ("oci.image.manifest.v1+json", "docker.distribution.manifest.v2+json");
+    [
+        push(&odd, "gzip", &[], [oci, "oci.image.layer.v1.tar+gzip"]),
+        push(&work.join("zstd"), "zstd", &[], [oci, "oci.image.layer.v1.tar+zstd"]),
+        // Else skopeo compresses them.
+        push(&work.join("open"), "plain", &["--preserve-digests"], [oci, "oci.image.layer.v1.tar"]),
+        push(&odd, "docker", &["--format", "v2s2"], [docker, "docker.image.rootfs.diff.tar.gzip"]),
+    ]
+}
+
 /// Makes every kind of source of one image in the working directory; gives their names.
 fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
     let odd = images::odd();
@@ -193,20 +232,25 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
         sandbox.cmd("skopeo").args(words).limit(120).ok();
     };
     let layout = format!("oci:{}:latest", odd.display());
+    copy(&["--dest-decompress"], layout.clone(), "dir:decompressed");
+    copy(&["--dest-oci-accept-uncompressed-layers"], "dir:decompressed".to_string(), "oci:open:1");
     copy(&[], layout.clone(), "docker-archive:docker.tar:odd:1");
+    sandbox.cmd("sh").args(["-c", COMPRESS]).limit(120).ok();
     let docker = || "docker-archive:docker.tar".to_string();
+    // Made of a docker-archive, it says of layers as they are that gzip made them: skopeo of Debian 12 does so.
     copy(&["--dest-oci-accept-uncompressed-layers"], docker(), "oci:plain:1");
     copy(&["--dest-compress-format", "zstd"], docker(), "oci:zstd:1");
     copy(&["--dest-oci-accept-uncompressed-layers"], docker(), "oci-archive:plain.tar:1");
     copy(&[], layout, "oci-archive:gzip.tar:1");
     let work = sandbox.work();
-    let mut sources = vec![
-        (registry.push(&odd, "odd:gzip", &[]), Kind::Layers),
-        (registry.push(&work.join("zstd"), "odd:zstd", &[]), Kind::Layers),
-        (odd.display().to_string(), Kind::Layers),
-    ];
-    let mut here = |name: &str, kind| sources.push((format!("./{name}"), kind));
-    for name in ["plain", "plain.tar", "gzip.tar", "docker.tar"] {
+    let mut sources = Vec::from(pushed(sandbox, registry).map(|image| (image, Kind::Layers)));
+    sources.push((odd.display().to_string(), Kind::Layers));
+    let mut here = |name: &str, kind| {
+        // Whoever has a job reads it.
+        sandbox.cmd("chmod").args(["-R", "a+rX", name]).ok();
+        sources.push((format!("./{name}"), kind));
+    };
+    for name in ["plain", "plain.tar", "gzip.tar", "docker.tar", "docker-gzip.tar"] {
         here(name, Kind::Layers);
     }
     for options in
@@ -238,6 +282,14 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
         ["--datatype", "4", "--parttype", "2", "--partfs", "1", "--partarch", architecture, "--groupid", "1"];
     sandbox.cmd("siftool").args(["add", "image.sif", "zstd.sqsh"]).args(partition).ok();
     here("image.sif", Kind::Squashfs);
+    sif::around(&odd, &work.join("layers.sif"));
+    sif::squashed(&work.join("zstd.sqsh"), &work.join("squashed.sif"));
+    for (name, kind) in [("layers.sif", Kind::Layers), ("squashed.sif", Kind::Squashfs)] {
+        machine::give(&work.join(name), sandbox.who());
+        // It is one to the format's own tool.
+        sandbox.cmd("siftool").args(["list", name]).ok();
+        here(name, kind);
+    }
     sources
 }
 
@@ -266,7 +318,7 @@ fn reference(sandbox: &Sandbox, who: &Who, layout: &Path) -> Tree {
     reference
 }
 
-/// Compares what a container of the source sees, and removes the image. `srun` is completed by what there is to run.
+/// Compares what somebody's container of the source sees. `srun` is completed by what there is to run.
 fn judge(
     sandbox: &Sandbox,
     who: &Who,
@@ -284,13 +336,27 @@ fn judge(
         .filter(|difference| difference.of == kind)
         .for_each(|difference| (difference.change)(&mut expected));
     without_own(&seen.err(), &mut ours, &mut expected);
-    compare(source, &ours, &expected);
+    let what = format!("{source}, for {}", who.name);
+    compare(&what, &ours, &expected);
     // No store keeps owners: all is whose the container is.
-    assert_eq!(owners, BTreeSet::from([format!("{}:{}", who.uid, who.gid)]), "{source}");
-    assert_eq!(forms(sandbox, source), BTreeSet::from([form.to_string()]), "{source}");
-    // Else the next source finds its layers there.
+    assert_eq!(owners, BTreeSet::from([format!("{}:{}", who.uid, who.gid)]), "{what}");
+    assert_eq!(forms(sandbox, source), BTreeSet::from([form.to_string()]), "{what}");
+}
+
+/// Removes an image: else the next source finds its layers there.
+fn remove(sandbox: &Sandbox, source: &str) {
     let remove = || sandbox.cmd("berth").args(["image", "rm", source]).run();
     assert!(wait(30, || (remove().rc == 0).then_some(())).is_some(), "{source} stays: {}", remove());
+}
+
+/// Whose jobs run in somebody's cluster: in root's an ordinary user's, too. In one form of layers it is the user who brings an image, in the
+/// other root.
+fn jobs(who: &Who, form: &str) -> Vec<Who> {
+    match (who.is_root(), form) {
+        (false, _) => vec![who.clone()],
+        (true, "erofs") => vec![Who::user(), who.clone()],
+        (true, _) => vec![who.clone(), Who::user()],
+    }
 }
 
 fn matrix(who: Who, form: &str) {
@@ -299,7 +365,10 @@ fn matrix(who: Who, form: &str) {
     let sandbox = Sandbox::with_config(who.clone(), &config);
     let reference = reference(&sandbox, &who, &images::odd());
     for (source, kind) in sources(&sandbox, &registry) {
-        judge(&sandbox, &who, (&source, kind), form, &reference, sandbox.cmd("srun"));
+        for job in jobs(&who, form) {
+            judge(&sandbox, &job, (&source, kind), form, &reference, sandbox.cmd_as(&job, "srun"));
+        }
+        remove(&sandbox, &source);
     }
 }
 
@@ -308,18 +377,16 @@ fn engines(who: Who, form: &str) {
     let sandbox = Sandbox::with_config(who.clone(), &format!("[images]\nlayer_form = \"{form}\"\n"));
     let image = images::odd_whole();
     let reference = reference(&sandbox, &who, &image);
-    {
-        let podman = Podman::empty(&sandbox, who.clone());
+    // An ordinary user's storage takes long to fill, and in directories the user's own cluster shows what is in it.
+    let podmans = if form == "erofs" { jobs(&who, form) } else { vec![who.clone()] };
+    for job in podmans {
+        let podman = Podman::empty(&sandbox, job.clone());
         podman.load(&image);
         podman.let_go();
-        judge(
-            &sandbox,
-            &who,
-            ("podman://localhost/box:1", Kind::Layers),
-            form,
-            &reference,
-            podman.cmd("srun", &[]),
-        );
+        let source = "podman://localhost/box:1";
+        let srun = podman.cmd("srun", &[]);
+        judge(&sandbox, &job, (source, Kind::Layers), form, &reference, srun);
+        remove(&sandbox, source);
     }
     if !who.is_root() {
         return;
@@ -329,8 +396,14 @@ fn engines(who: Who, form: &str) {
     let words = ["--insecure-policy", "copy", "--quiet", &from, "docker-archive:box.tar:box:1"];
     sandbox.cmd("skopeo").args(words).env("TMPDIR", sandbox.work()).limit(120).ok();
     daemon.docker(&["load", "--input", "box.tar"]).ok();
-    let srun = sandbox.cmd("srun").env("DOCKER_HOST", daemon.host());
-    judge(&sandbox, &who, ("dockerd://box:1", Kind::Layers), form, &reference, srun);
+    // Its socket is the user's, as it is that of group docker elsewhere.
+    machine::give(&sandbox.work().join("docker.sock"), &Who::user());
+    let source = "dockerd://box:1";
+    for job in jobs(&who, form) {
+        let srun = sandbox.cmd_as(&job, "srun").env("DOCKER_HOST", daemon.host());
+        judge(&sandbox, &job, (source, Kind::Layers), form, &reference, srun);
+    }
+    remove(&sandbox, source);
 }
 
 /// The image of the matrix below so many layers that each change it: files that come and go, directories that hide what is below, links

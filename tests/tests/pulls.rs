@@ -1,8 +1,8 @@
 //! An image's way with its job: pinned at submission, and what making it present took, on record.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Registry, Sandbox, Who, each_user, images};
-use serde_json::Value;
+use berth_tests::{Registry, Sandbox, Who, each_user, images, layout};
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
@@ -44,14 +44,7 @@ impl Moving {
 
 /// Passes one request on.
 fn pass(mut near: TcpStream, host: &str, tag: &str, meanings: [&str; 2], asked: &(Mutex<usize>, Condvar)) {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        match near.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    let mut head = String::from_utf8(head).unwrap();
+    let Some(mut head) = head(&mut near) else { return };
     if head.contains(tag) {
         let mut count = asked.0.lock().unwrap();
         let meaning = meanings[(*count).min(1)];
@@ -61,15 +54,60 @@ fn pass(mut near: TcpStream, host: &str, tag: &str, meanings: [&str; 2], asked: 
         drop(asked.1.wait_timeout_while(count, Duration::from_secs(20), all).unwrap());
         head = head.replace(tag, &format!("/manifests/{meaning} "));
     }
-    // One request a connection.
+    // Whoever does not listen any more needs nothing.
+    let _ = ask(host, &head).and_then(|mut far| std::io::copy(&mut far, &mut near));
+}
+
+/// The head of the request that comes.
+fn head(near: &mut TcpStream) -> Option<String> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        match near.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return None,
+        }
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Asks the registry: one request a connection, on which the answer comes.
+fn ask(host: &str, head: &str) -> std::io::Result<TcpStream> {
     let (line, rest) = head.split_once("\r\n").unwrap();
     let fields =
         rest.lines().filter(|line| !line.to_lowercase().starts_with("connection:") && !line.is_empty());
     let fields: String = fields.map(|line| format!("{line}\r\n")).collect();
-    let Ok(mut far) = TcpStream::connect(host) else { return };
-    let sent = far.write_all(format!("{line}\r\n{fields}Connection: close\r\n\r\n").as_bytes());
-    // Whoever does not listen any more needs nothing.
-    let _ = sent.and_then(|()| std::io::copy(&mut far, &mut near));
+    let mut far = TcpStream::connect(host)?;
+    far.write_all(format!("{line}\r\n{fields}Connection: close\r\n\r\n").as_bytes())?;
+    Ok(far)
+}
+
+/// A registry's front that gives blobs slowly, so many bytes a second on all connections together; its address.
+fn slow(registry: &Registry, rate: f64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (host, turn) = (registry.host(), Arc::new(Mutex::new(())));
+    std::thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let (host, turn) = (host.clone(), Arc::clone(&turn));
+            std::thread::spawn(move || trickle(near, &host, rate, &turn));
+        }
+    });
+    address
+}
+
+/// Passes one request on, and a blob piece by piece.
+fn trickle(mut near: TcpStream, host: &str, rate: f64, turn: &Mutex<()>) -> Option<()> {
+    let head = head(&mut near)?;
+    let mut far = ask(host, &head).ok()?;
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let read = far.read(&mut piece).ok().filter(|read| *read > 0)?;
+        if head.contains("/blobs/") {
+            let _turn = turn.lock().unwrap();
+            std::thread::sleep(Duration::from_secs_f64(read as f64 / rate));
+        }
+        near.write_all(&piece[..read]).ok()?;
+    }
 }
 
 /// Fields of one row of `sacct`.
@@ -242,6 +280,42 @@ each_user! {
         let plain = sandbox.sbatch(&["--wait", "--mem=64M", "--output=none"], "#!/bin/sh\nexit 0\n");
         assert_eq!(fields(&sandbox, plain, 1, names), [""; 5]);
         assert!(sandbox.cmd("sacct").arg("--helpformat").ok().text().contains("ImagePull"));
+    }
+}
+
+each_user! {
+    fn squeue_shows_how_much_of_an_image_has_come(who) {
+        let registry = Registry::open();
+        let mut noise = vec![0; 10 << 20];
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        layout::write(place.path(), vec![layout::busybox().file("noise", 0o644, &noise)], json!({}));
+        registry.push(place.path(), "team/heavy:1", &[]);
+        // Five seconds or so.
+        let address = slow(&registry, 2e6);
+        let sandbox = Sandbox::with_config(who, &format!("[images]\ninsecure_registries = [\"{address}\"]\n"));
+        let container = format!("--container-image={address}/team/heavy:1");
+        let job = sandbox.sbatch(&["--mem=64M", "--output=out", &container], "#!/bin/sh\necho begun\n");
+        let id = job.to_string();
+        let begun = || std::fs::read(sandbox.work().join("out")).is_ok_and(|out| out.starts_with(b"begun"));
+        let percent = |reason: &str| reason.strip_prefix("ImagePull_")?.strip_suffix('%')?.parse::<u8>().ok();
+        let (mut table, mut document) = (Vec::new(), Vec::new());
+        wait(60, || {
+            let line = sandbox.cmd("squeue").args(["-h", "-j", &id, "-o", "%t %r"]).run().text();
+            table.extend(line.strip_prefix("CF ").and_then(percent));
+            let text = sandbox.cmd("squeue").args(["--json", "-j", &id]).run().text();
+            let shown: Value = serde_json::from_str(&text).unwrap_or_default();
+            document.extend(shown["jobs"][0]["state_reason"].as_str().and_then(percent));
+            begun().then_some(())
+        })
+        .unwrap_or_else(|| panic!("{}", sandbox.cmd("scontrol").args(["show", "job", &id]).ok()));
+        for seen in [table, document] {
+            assert!(seen.is_sorted() && seen.iter().all(|percent| *percent <= 100), "{seen:?}");
+            let mut growing = seen.clone();
+            growing.dedup();
+            assert!(growing.len() >= 2, "{seen:?}");
+        }
+        sandbox.wait_state(job, "COMPLETED", 60);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Room in the nodes' image stores: a small disk and a small store go on, and what jobs need stays there.
 
+use berth_tests::disk::{Disk, store_owner};
 use berth_tests::layout::{self, Layer};
 use berth_tests::sandbox::wait;
-use berth_tests::{Cmd, Registry, Sandbox, Who, each_user};
+use berth_tests::{Registry, Sandbox, Who, each_user};
 use serde_json::{Value, json};
 use std::io::Read;
-use std::path::{Path, PathBuf};
 
 /// Bytes that do not compress.
 fn noise(bytes: usize) -> Vec<u8> {
@@ -38,29 +38,6 @@ fn run(sandbox: &Sandbox, image: &str) -> String {
 fn hold(sandbox: &Sandbox, image: &str) -> u64 {
     let container = format!("--container-image={image}");
     sandbox.sbatch(&["--hold", "--mem=64M", "--output=held", &container], "#!/bin/sh\ncat /name\n")
-}
-
-/// A filesystem of its own for a store.
-pub struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path, owner: u32) -> Disk {
-        Disk::mount_of(at, owner, "40m")
-    }
-
-    /// One of this size.
-    pub fn mount_of(at: &Path, owner: u32, size: &str) -> Disk {
-        std::fs::create_dir(at).unwrap();
-        let options = format!("size={size},mode=700,uid={owner},gid={owner}");
-        Cmd::new("mount").args(["-t", "tmpfs", "-o", &options, "store"]).arg(at).ok();
-        Disk(at.to_path_buf())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 each_user! {
@@ -98,8 +75,7 @@ each_user! {
 fn goes_on(who: Who, rules: &str, why: &str) {
     let registry = Registry::open();
     let mut sandbox = Sandbox::empty(who.clone());
-    let owner = if who.is_root() { berth_agent_store() } else { who.uid };
-    let disk = Disk::mount(&sandbox.state().join("images"), owner);
+    let disk = Disk::in_memory(&sandbox.state().join("images"), store_owner(&who), "40m");
     let path = sandbox.write("../state/berth.toml", format!("{}{rules}", registry.without_tls()));
     assert!(path.exists());
     sandbox.up();
@@ -125,11 +101,6 @@ fn goes_on(who: Who, rules: &str, why: &str) {
     sandbox.wait_state(job, "COMPLETED", 60);
     sandbox.down();
     drop(disk);
-}
-
-/// Who owns the store of a cluster of the machine.
-fn berth_agent_store() -> u32 {
-    0x7000_0001
 }
 
 #[test]

@@ -3,8 +3,12 @@
 //!
 //! `tests/under-load.sh` does the same for as long as one likes, with other seeds.
 
-use berth_tests::{Hosts, Running, sandbox::wait};
+use berth_tests::{
+    Hosts, Running,
+    sandbox::{kill_9, wait},
+};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -235,6 +239,110 @@ fn daemons_killed_at_any_moment_under_load_lose_no_job_and_run_none_twice_as_roo
         }
     }
     busy.wait_for_all(60);
+    busy.end(20);
+}
+
+/// Goes on until it may end. That it began and ended is appended to a file.
+const STAYS: &str = r#"#!/bin/sh
+echo begun >> stays/$SLURM_JOB_ID
+until [ -e go ]; do : > stays/$SLURM_JOB_ID.beat; sleep 0.05; done
+echo ended >> stays/$SLURM_JOB_ID
+"#;
+
+/// Processes of which this holds, by their directories in /proc.
+fn processes(is: impl Fn(&Path) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let all = entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+    all.filter(|(_, path)| is(path)).map(|(pid, _)| pid).collect()
+}
+
+/// From which a host's supervisors are forked: a child of its agent.
+fn zygote(hosts: &Hosts, host: &str) -> Option<i32> {
+    let agent = hosts.pid(host, "agent");
+    let is = |path: &Path| {
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+        let words = stat.rsplit(')').next().unwrap_or_default();
+        let parent = words.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+        line.ends_with(b"\0zygote\0") && parent == Some(agent)
+    };
+    processes(is).first().copied()
+}
+
+/// Who keeps the deadlines of a host's jobs: its words are for the agent's log.
+fn keeper(hosts: &Hosts, host: &str) -> Option<i32> {
+    let is = |path: &Path| {
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        let log = std::fs::read_link(path.join("fd/2")).unwrap_or_default();
+        name.trim() == "berth-deadlines" && log.starts_with(hosts.state(host))
+    };
+    processes(is).first().copied()
+}
+
+/// A number in a file that a host's agent or a supervisor writes.
+fn written(hosts: &Hosts, host: &str, file: &str, at: &str) -> i32 {
+    let path = hosts.state(host).join(file);
+    let read = || {
+        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        i32::try_from(value.pointer(at)?.as_i64()?).ok()
+    };
+    wait(20, read).unwrap_or_else(|| panic!("{} has no {at}", path.display()))
+}
+
+/// What is killed is not the daemons, but what each node has behind its steps.
+#[test]
+fn what_is_behind_steps_killed_under_load_ends_its_own_job_and_nothing_else_as_root() {
+    let mut dice = Dice::new();
+    // Where jobs have deadlines there is a process that keeps them.
+    let busy = Busy::begin(four(), "node_timeout_seconds = 10\nlost_after_seconds = 60\n");
+    let hosts = &busy.hosts;
+    std::fs::write(hosts.work().join("stays.sh"), STAYS).unwrap();
+    hosts.cmd("head", "mkdir").arg("stays").ok();
+    let jobs = NODES.map(|node| {
+        let words = ["--parsable", "--requeue", "-c1", "--mem=16M", "-t5", "-o", "/dev/null", "-w", node];
+        hosts.cmd("head", "sbatch").args(words).arg("stays.sh").ok().text().trim().to_string()
+    });
+    let said = |job: &str| busy.read(&format!("stays/{job}"));
+    for job in &jobs {
+        assert!(wait(30, || (said(job) == "begun\n").then_some(())).is_some(), "job {job} does not begin");
+    }
+    let [first, second, third] = &jobs;
+    // The supervisor of a step: nobody knows any more how it ends, and it is ended.
+    dice.pause(300);
+    kill_9(written(hosts, "n1", &format!("spool/{first}.0.batch/state.json"), "/pid"));
+    // The first of a job's processes: with it they are all gone.
+    dice.pause(300);
+    kill_9(written(hosts, "n2", &format!("jobs/{second}/job.json"), "/namespaces/pid"));
+    for (job, node) in [(first, "n1"), (second, "n2")] {
+        let state = || {
+            let rows = hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-o", "State,ExitCode", "-j", job]);
+            rows.ok().text().trim().to_string()
+        };
+        assert!(wait(30, || (state() == "FAILED|0:9").then_some(())).is_some(), "job {job}: {}", state());
+        let quiet = || {
+            let beat = std::fs::metadata(hosts.work().join(format!("stays/{job}.beat"))).unwrap();
+            beat.modified().unwrap().elapsed().is_ok_and(|since| since > Duration::from_secs(1))
+        };
+        assert!(wait(10, || quiet().then_some(())).is_some(), "job {job} lives on {node}");
+    }
+    // What is the node's own is there again, and no job notices.
+    type Find = fn(&Hosts, &str) -> Option<i32>;
+    let own: [(&str, Find); 2] = [("zygote", zygote), ("keeper of deadlines", keeper)];
+    for node in NODES {
+        for (what, find) in own {
+            dice.pause(100);
+            let pid = wait(30, || find(hosts, node)).unwrap_or_else(|| panic!("{node} has no {what}"));
+            kill_9(pid);
+            let again = wait(30, || find(hosts, node).filter(|now| *now != pid));
+            assert!(again.is_some(), "{node} has no other {what}");
+        }
+    }
+    busy.wait_for_all(60);
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    assert!(wait(30, || (said(third) == "begun\nended\n").then_some(())).is_some(), "{}", said(third));
+    for job in [first, second] {
+        assert_eq!(said(job), "begun\n", "job {job} ran twice, or to its end");
+    }
     busy.end(20);
 }
 
