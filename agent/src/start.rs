@@ -491,7 +491,7 @@ pub fn remove_groups(state_dir: &Path) {
     let Some(cgroups) = Cgroups::recorded(state_dir, &Paths::new(state_dir).cgroups()) else { return };
     let living: Vec<_> = jobs.into_iter().filter(|job| cgroups.lives(*job)).collect();
     // A supervisor whose client is on another machine takes a moment longer to hear that it has read everything.
-    cgroups.leave(&living, Duration::from_secs(5));
+    cgroups.leave(&living, Duration::from_secs(20));
 }
 
 /// Whether steps of this state directory run, or ended and were not yet reported.

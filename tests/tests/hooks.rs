@@ -153,6 +153,19 @@ each_user! {
         assert!(site.sandbox.cmd("scontrol").args(["show", "config"]).ok().text().contains("container.hooks_dirs"));
     }
 
+    fn steps_that_are_over_before_their_hooks_are_end_at_once(who) {
+        let mut site = Site::new(who);
+        for kind in ["poststart", "poststop"] {
+            let program = json!({"path": "/bin/sh", "args": ["sh", "-c", "sleep 0.02"], "env": ["PATH=/usr/bin:/bin"]});
+            site.add(&format!("first/10-{kind}.json"), program, json!({"always": true}), &[kind]);
+        }
+        site.sandbox.up();
+        // How far a task is when its supervisor looks is chance.
+        for n in 0..40 {
+            assert_eq!(site.sandbox.srun_in(images::busybox(), ["echo", "here"]).limit(20).ok().text(), "here", "{n}");
+        }
+    }
+
     fn a_hook_that_fails_or_hangs_fails_the_step_and_says_so(who) {
         let mut site = Site::new(who);
         let fails = site.script("fails", "#!/bin/sh\necho first >&2; printf '\\033[31mno licence left\\n\\n' >&2; exit 7\n");

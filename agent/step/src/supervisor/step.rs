@@ -259,6 +259,8 @@ impl Step {
 
     /// One wait and what comes of it. `also`, `until`: what else ends the wait.
     fn turn(&mut self, also: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<()> {
+        // A step may have ended since the last turn, as it began: then nothing that is waited for comes by itself.
+        self.tell_exit();
         let ready = self.ready(also, until)?;
         for (token, flags) in ready {
             match token {
@@ -298,6 +300,13 @@ impl Step {
                 }
             }
         }
+        self.tell_exit();
+        self.streams.watchers().let_go(Instant::now());
+        Ok(())
+    }
+
+    /// Tells how the step ended, once all that its tasks said is told.
+    fn tell_exit(&mut self) {
         if self.streams.drained()
             && let Some(exit) = self.exited().cloned()
         {
@@ -307,8 +316,6 @@ impl Step {
             }
             self.streams.watchers().end(&frame);
         }
-        self.streams.watchers().let_go(Instant::now());
-        Ok(())
     }
 
     fn ready(

@@ -54,17 +54,23 @@ fn elsewhere(display: Display<'_>, x11: &X11Spec, launch: &StepLaunch, host: &st
     ))
 }
 
+/// The display, where a step on this node reaches it.
+fn reached<'a>(x11: &'a X11Spec, file: &LaunchFile) -> Result<Display<'a>, LaunchFailure> {
+    let Some(display) = Display::parse(&x11.display) else {
+        return Err(LaunchFailure::new(format!("--x11: '{}' is no display", x11.display)));
+    };
+    match elsewhere(display, x11, &file.launch, &host_name()) {
+        Some(why) => Err(LaunchFailure::new(why)),
+        None => Ok(display),
+    }
+}
+
 /// Has the container show the socket of a server on this machine, and refuses what cannot work.
 pub fn ask(file: &LaunchFile, request: &mut ContainerRequest) -> Result<(), LaunchFailure> {
     let Some(x11) = &file.launch.x11 else { return Ok(()) };
     // Over what the image says, as what the user sets for the one step.
     request.container_env.extend(["DISPLAY", "XAUTHORITY"].map(String::from));
-    let Some(display) = Display::parse(&x11.display) else {
-        return Err(LaunchFailure::new(format!("--x11: '{}' is no display", x11.display)));
-    };
-    if let Some(why) = elsewhere(display, x11, &file.launch, &host_name()) {
-        return Err(LaunchFailure::new(why));
-    }
+    let display = reached(x11, file)?;
     let own_network = request.unshare.contains(&berth_model::spec::Unshared::Net);
     let Some(socket) = display.socket() else {
         if own_network {
@@ -98,11 +104,13 @@ pub struct Authority(PathBuf);
 impl Authority {
     /// Writes it, for the step's user alone. Nothing without `--x11`.
     pub fn of(file: &LaunchFile) -> Result<Option<Authority>, LaunchFailure> {
-        let (Some(x11), Some(dir)) = (&file.launch.x11, &file.node.client_dir) else { return Ok(None) };
+        let Some(x11) = &file.launch.x11 else { return Ok(None) };
+        let display = reached(x11, file)?;
+        let Some(dir) = &file.node.client_dir else { return Ok(None) };
         let prefix = [COOKIE.as_bytes(), b"="].concat();
         let hex = file.launch.env.iter().find_map(|text| text.0.strip_prefix(prefix.as_slice()));
         let bytes = hex.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(cookie);
-        let (Some(display), Some(bytes)) = (Display::parse(&x11.display), bytes) else {
+        let Some(bytes) = bytes else {
             return Err(LaunchFailure::new(
                 "--x11: the display's cookie did not come with the step: submit it again",
             ));
