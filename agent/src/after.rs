@@ -120,11 +120,14 @@ fn left_on(
     record: &JobRecord,
     devices: &[&GresDevice],
 ) -> (Vec<GpuFault>, BTreeMap<u32, Before>) {
-    let end = Instant::now() + PATIENCE;
+    let mut end = None;
     let mut killed = BTreeSet::new();
     loop {
-        // A driver that does not answer is found by the look at the GPUs themselves.
-        let Ok(sample) = used.glance(PATIENCE) else { return Default::default() };
+        // The first look may have to wake the driver up. One that does not answer is found by the look at the GPUs themselves.
+        let Ok(sample) = used.glance(if end.is_none() { WAKING } else { PATIENCE }) else {
+            return Default::default();
+        };
+        let end = *end.get_or_insert_with(|| Instant::now() + PATIENCE);
         // A run may be over before what was there is written.
         let before: BTreeMap<u32, Before> = read_json(&noted(paths, record)).unwrap_or_default();
         let nothing = Before::default();

@@ -7,6 +7,7 @@ use crate::zygote::Zygote;
 use berth_agent_core::SupervisorEvent;
 use berth_model::ByteStr;
 use berth_model::ids::StepKey;
+use berth_model::launch::StepPhase;
 use berth_step::control::{Begin, FromSupervisor, receive, send};
 use berth_step::spool::{StateFile, StepDir};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -142,10 +143,16 @@ pub async fn attend(
                 Ok(Some(FromSupervisor::Starting)) => {}
                 Ok(Some(FromSupervisor::Running)) => told.running(key, &events),
                 Ok(Some(FromSupervisor::Exited)) => told.exited(key, &dir, &events),
-                Ok(None) => open = false,
-                Err(e) => {
-                    tracing::warn!("step {key}: its supervisor's connection: {e}");
+                ended => {
+                    if let Err(e) = ended {
+                        tracing::warn!("step {key}: its supervisor's connection: {e}");
+                    }
                     open = false;
+                    // What it would have said is on the disk: a step that runs is not to be taken for one that does not start.
+                    let state = dir.read_state().ok().flatten();
+                    if state.is_some_and(|state| state.phase == StepPhase::Running) {
+                        told.running(key, &events);
+                    }
                 }
             },
             Some((command, fd)) = commands.recv() => {

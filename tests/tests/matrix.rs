@@ -290,6 +290,13 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
         sandbox.cmd("siftool").args(["list", name]).ok();
         here(name, kind);
     }
+    // What is exported flattens the layers.
+    let whole = odd.display().to_string();
+    for words in [&["pull", &whole][..], &["export", &whole, "own.sqsh"]] {
+        sandbox.cmd("berth").arg("image").args(words).limit(120).ok();
+    }
+    here("own.sqsh", Kind::Squashfs);
+    remove(sandbox, &whole);
     sources
 }
 

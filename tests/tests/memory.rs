@@ -109,3 +109,8 @@ fn a_layer_of_gigabytes_becomes_an_image_in_150_megabytes_alone_as_root() {
 fn a_layer_in_gzip_is_imported_in_150_megabytes_by_a_user_alone() {
     bounded(Who::user(), "directory", GZIP);
 }
+
+#[test]
+fn a_layer_in_gzip_becomes_an_image_in_150_megabytes_alone_as_root() {
+    bounded(Who::root(), "erofs", GZIP);
+}

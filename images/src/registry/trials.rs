@@ -18,16 +18,21 @@ pub(super) const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait that a server may ask for: who wants more is given up, because nobody is asked earlier than they said.
 const LONGEST_LEAVE: Duration = Duration::from_secs(120);
+/// The same of a mirror.
+const MIRROR_LEAVE: Duration = Duration::from_secs(5);
 
 /// The tries of one request.
 pub(super) struct Trials {
     left: u32,
     wait: Duration,
+    leave: Duration,
 }
 
 impl Trials {
     pub(super) fn new(is_mirror: bool) -> Self {
-        Self { left: if is_mirror { MIRROR_ATTEMPTS } else { ATTEMPTS } - 1, wait: FIRST_WAIT }
+        let (attempts, leave) =
+            if is_mirror { (MIRROR_ATTEMPTS, MIRROR_LEAVE) } else { (ATTEMPTS, LONGEST_LEAVE) };
+        Self { left: attempts - 1, wait: FIRST_WAIT, leave }
     }
 
     /// How long to wait before the same is asked again upon this answer; `None` where it is not.
@@ -50,7 +55,7 @@ impl Trials {
         let wait = self.wait;
         self.wait = (wait * 2).min(LONGEST_WAIT);
         match asked {
-            Some(asked) => Some(asked).filter(|asked| *asked <= LONGEST_LEAVE),
+            Some(asked) => Some(asked).filter(|asked| *asked <= self.leave),
             None => Some(wait),
         }
     }
@@ -73,5 +78,6 @@ mod tests {
         assert_eq!(Trials::new(false).next(seconds(0)), seconds(0));
         let mut mirror = Trials::new(true);
         assert!(mirror.next(None).is_some() && mirror.next(None).is_none());
+        assert_eq!(Trials::new(true).next(seconds(6)), None, "there is another place to ask");
     }
 }

@@ -46,6 +46,7 @@ mod room;
 mod shown;
 mod signed;
 mod sum;
+mod turn;
 mod verify;
 mod window;
 mod work;

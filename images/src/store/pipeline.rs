@@ -16,7 +16,8 @@ use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::skeleton::Recorder;
 use crate::source::{BlobKind, BlobSource, mismatch};
-use crate::store::{Charge, window};
+use crate::store::Charge;
+use crate::store::window::Frames;
 use crate::unpack::{Form, LayerReport, Limits, Unpacker};
 
 const CHUNK: usize = 256 << 10;
@@ -226,7 +227,6 @@ fn inflate_stream(
     // A zstd frame, or a skippable one in front of it.
     let skippable = start.len() > 3 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18";
     let zstd = !plain && (skippable || start.starts_with(b"\x28\xb5\x2f\xfd"));
-    let (log, _held) = if zstd { window::bound(start) } else { (0, None) };
     let damaged = |e: io::Error| match e.downcast::<Error>() {
         Ok(ours) => ours,
         Err(e) => Error::new(ErrorKind::Corrupt, "layer", format!("it cannot be decompressed: {e}"))
@@ -235,9 +235,7 @@ fn inflate_stream(
     let mut input: Box<dyn Read + '_> = if gzip {
         Box::new(flate2::bufread::MultiGzDecoder::new(blob))
     } else if zstd {
-        let mut decoder = zstd::Decoder::with_buffer(blob).map_err(damaged)?;
-        decoder.window_log_max(log).map_err(damaged)?;
-        Box::new(decoder)
+        Box::new(Frames::new(blob, charge))
     } else {
         Box::new(blob)
     };

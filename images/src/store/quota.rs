@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::granted::Usage;
 use super::lock::{Hold, Lock};
+use super::turn::{Taken, Turn};
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,11 +68,22 @@ pub(crate) struct Charge<'a> {
     quota: Option<&'a Quota>,
     files: AtomicU64,
     archives: AtomicU64,
+    /// It takes much memory.
+    alone: OnceLock<Taken>,
 }
+
+/// Of the layer that does: for one reason or several, so that none waits for a second turn while it has the first.
+static ALONE: Turn = Turn::new();
 
 impl<'a> Charge<'a> {
     pub(super) fn new(quota: Option<&'a Quota>) -> Self {
-        Self { quota, files: AtomicU64::new(0), archives: AtomicU64::new(0) }
+        Self { quota, files: AtomicU64::new(0), archives: AtomicU64::new(0), alone: OnceLock::new() }
+    }
+
+    /// Before the layer takes very much memory, for its names or for a large window: waits until no other layer does, and none will until
+    /// this one is written.
+    pub(crate) fn alone(&self) {
+        self.alone.get_or_init(|| ALONE.take());
     }
 
     /// Before so many bytes of a file are written.
@@ -234,6 +247,18 @@ mod tests {
     fn quota(limit: u64, used: u64) -> Quota {
         let of = AtomicU64::new;
         Quota { uid: 1, limit, used: of(used), there: of(0), files: of(0), archives: of(0) }
+    }
+
+    #[test]
+    fn one_layer_at_a_time_takes_much_memory() {
+        let one = Charge::new(None);
+        one.alone();
+        one.alone();
+        let other = std::thread::spawn(|| Charge::new(None).alone());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!other.is_finished());
+        drop(one);
+        other.join().unwrap();
     }
 
     #[test]

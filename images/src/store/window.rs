@@ -1,26 +1,57 @@
 //! Windows of zstd: how far back a frame may refer is memory that unpacking takes. Large ones are had one at a time, so that an import of
 //! many layers takes no more memory for them than one layer does.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::{self, BufRead, Read};
+
+use super::Charge;
 
 /// 8 MiB: what every reader of the format is to support (RFC 8878, section 3.1.1.1.2).
 const USUAL: u32 = 23;
 /// 128 MiB: zstd's own limit, which bounds what a hostile frame can ask for.
 const LARGEST: u32 = 27;
 
-/// Held by whoever has a large window.
-static LARGE: Mutex<()> = Mutex::new(());
+/// What the frames of a layer have in them, one after the other.
+pub(super) struct Frames<'a, R> {
+    /// Between two frames.
+    input: Option<R>,
+    frame: Option<zstd::Decoder<'static, R>>,
+    charge: &'a Charge<'a>,
+}
 
-/// How large windows may be (a power of two) of what begins with these bytes, and what is to be held meanwhile: waits where another layer
-/// has a large one.
-pub(super) fn bound(start: &[u8]) -> (u32, Option<MutexGuard<'static, ()>>) {
-    match window(start) {
-        Some(window) if window <= 1 << USUAL => (USUAL, None),
-        _ => (LARGEST, Some(LARGE.lock().unwrap_or_else(PoisonError::into_inner))),
+impl<'a, R: BufRead> Frames<'a, R> {
+    pub(super) fn new(input: R, charge: &'a Charge<'a>) -> Self {
+        Self { input: Some(input), frame: None, charge }
     }
 }
 
-/// The window of the first frame (RFC 8878, section 3.1.1.1); nothing where these bytes do not say it.
+impl<R: BufRead> Read for Frames<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(frame) = &mut self.frame {
+                let read = frame.read(buffer)?;
+                if read > 0 || buffer.is_empty() {
+                    return Ok(read);
+                }
+                self.input = self.frame.take().map(zstd::Decoder::finish);
+            }
+            let Some(mut input) = self.input.take() else { return Ok(0) };
+            let start = input.fill_buf()?;
+            if start.is_empty() {
+                return Ok(0);
+            }
+            // What these bytes do not say may be large.
+            let usual = window(start).is_some_and(|window| window <= 1 << USUAL);
+            if !usual {
+                self.charge.alone();
+            }
+            let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
+            frame.window_log_max(if usual { USUAL } else { LARGEST })?;
+            self.frame = Some(frame);
+        }
+    }
+}
+
+/// The window of a frame (RFC 8878, section 3.1.1.1); nothing where these bytes do not say it.
 fn window(start: &[u8]) -> Option<u64> {
     let header = start.strip_prefix(b"\x28\xb5\x2f\xfd")?;
     let (descriptor, rest) = header.split_first()?;
@@ -79,15 +110,28 @@ mod tests {
     }
 
     #[test]
-    fn one_large_window_is_had_at_a_time_and_usual_ones_wait_for_nobody() {
-        let (large, usual) = (compressed(25, 5000), compressed(23, 5000));
-        let (log, held) = bound(&large);
-        assert!(log == LARGEST && held.is_some());
-        assert!(bound(&usual).1.is_none());
-        let second = std::thread::spawn(move || bound(&large).1.is_some());
+    fn each_frame_has_the_window_that_it_needs_and_large_ones_are_had_one_at_a_time() {
+        let read = |bytes: &[u8], charge: &Charge<'_>| {
+            let mut all = Vec::new();
+            Frames::new(bytes, charge).read_to_end(&mut all).map(|_| all)
+        };
+        let (usual, large) = (compressed(23, 5000), compressed(25, 7000));
+        let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
+        let (one, two) = (Charge::new(None), Charge::new(None));
+        let many = [usual.clone(), large.clone(), skippable, usual.clone()].concat();
+        assert_eq!(read(&many, &one).unwrap(), vec![7; 17_000]);
+        // It holds its turn until it is written; those with usual windows wait for nobody.
+        assert_eq!(read(&usual, &two).unwrap().len(), 5000);
+        let waits = std::thread::spawn(move || {
+            Frames::new(large.as_slice(), &Charge::new(None)).read_to_end(&mut Vec::new()).unwrap()
+        });
         std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!second.is_finished());
-        drop(held);
-        assert!(second.join().unwrap());
+        assert!(!waits.is_finished());
+        drop(one);
+        assert_eq!(waits.join().unwrap(), 7000);
+        for damaged in [&usual[..usual.len() - 1], &[&usual[..], b"more"].concat()] {
+            assert!(read(damaged, &two).is_err());
+        }
+        assert!(read(&compressed(28, 5000), &two).is_err(), "larger than any may be");
     }
 }

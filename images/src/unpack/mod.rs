@@ -101,6 +101,9 @@ pub struct LayerReport {
 /// An archive whose skeleton is kept.
 pub(crate) type Recorded<R, W> = Reader<Recorder<R, W>>;
 
+/// Bytes of names of which only one layer at a time may have more in memory.
+const MANY_NAMES: u64 = 32 << 20;
+
 /// A layer being unpacked.
 pub(crate) struct Unpacker<'a, F> {
     form: F,
@@ -181,6 +184,11 @@ impl<'a, F: Form> Unpacker<'a, F> {
     /// Accounts for a name that stays in memory until the end.
     fn remember(&mut self, bytes: usize) -> Result<()> {
         self.names += bytes as u64 + 64;
+        if self.names > MANY_NAMES
+            && let Some(charge) = self.charge
+        {
+            charge.alone();
+        }
         if self.names > self.limits.name_bytes {
             return Err(over(format!("its names need more than {} bytes of memory", self.limits.name_bytes)));
         }

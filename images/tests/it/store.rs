@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use berth_images::{Credentials, ErrorKind, PruneOptions, Store};
+use berth_images::{Credentials, ErrorKind, LayerForm, PruneOptions, Store};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
-use crate::support::{Bench, ImageBuilder, Tar, ensure_text, only_layer, tool};
+use crate::support::{Bench, FORMS, ImageBuilder, Tar, ensure_text, only_layer, tool};
 
 fn layer(name: &str) -> Vec<u8> {
     Tar::new().file(name, name.as_bytes()).end()
@@ -243,25 +243,38 @@ fn a_layer_that_cannot_be_taken_away_stays_whole() {
 
 #[test]
 fn an_unsynced_layer_of_another_boot_does_not_count() {
-    let bench = Bench::new();
-    let image = bench.import(vec![layer("a")]).unwrap();
-    let directory = only_layer(&image).parent().unwrap().to_path_buf();
-    // As a power cut right after the rename would leave it: no mark, torn content, no record of the image.
-    std::fs::remove_file(directory.join("synced")).unwrap();
-    std::fs::write(only_layer(&image).join("a"), b"").unwrap();
-    let record = std::fs::read_to_string(directory.join("layer.json")).unwrap();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    std::fs::write(directory.join("layer.json"), record.replace(boot.trim(), "another-boot")).unwrap();
-    std::fs::remove_file(
-        bench
-            .path()
-            .join("store/images")
-            .join(format!("{}.json", image.digest.to_string().replace(':', "-"))),
-    )
-    .unwrap();
-    drop(image);
-    let again = bench.import(vec![layer("a")]).unwrap();
-    assert_eq!(std::fs::read(only_layer(&again).join("a")).unwrap(), b"a");
+    for (form, torn_record) in FORMS.into_iter().flat_map(|form| [(form, false), (form, true)]) {
+        let bench = Bench::of(form);
+        let image = bench.import(vec![layer("a")]).unwrap();
+        let place = only_layer(&image).to_path_buf();
+        let directory = place.parent().unwrap().to_path_buf();
+        // As a power cut right after the rename would leave it: no mark, torn content, no record of the image.
+        std::fs::remove_file(directory.join("synced")).unwrap();
+        match form {
+            LayerForm::Directory => std::fs::write(place.join("a"), b"").unwrap(),
+            _ => {
+                let file = std::fs::File::options().write(true).open(&place).unwrap();
+                file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+            }
+        }
+        let record = std::fs::read_to_string(directory.join("layer.json")).unwrap();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let record = record.replace(boot.trim(), "another-boot");
+        let kept = if torn_record { &record[..record.len() / 2] } else { &record };
+        std::fs::write(directory.join("layer.json"), kept).unwrap();
+        let name = format!("{}.json", image.digest.to_string().replace(':', "-"));
+        std::fs::remove_file(bench.path().join("store/images").join(name)).unwrap();
+        drop(image);
+        let again = bench.import(vec![layer("a")]).unwrap();
+        if form == LayerForm::Directory {
+            assert_eq!(std::fs::read(only_layer(&again).join("a")).unwrap(), b"a");
+        }
+        assert_eq!(
+            bench.store().verify(&[]).unwrap().problems(),
+            Vec::<String>::new(),
+            "{form:?} {torn_record}"
+        );
+    }
 }
 
 #[test]

@@ -46,6 +46,13 @@ impl SubmitOptions {
         (!own.is_empty() || wanted.is_empty()).then_some(own)
     }
 
+    /// Whether an option is of the greatest source that names GPUs: what lesser ones say of them does not count.
+    fn counts(&self, long: &str) -> bool {
+        let naming = NAMING.iter().filter(|long| self.gpus_of(long).is_some());
+        let greatest = naming.filter_map(|long| self.rank(long)).max();
+        self.rank(long) == greatest && !self.is_overruled(long)
+    }
+
     /// The CPUs of a task: of `--cpus-per-task` and `--tres-per-task` the one from the greater source, and neither where a
     /// greater source gives them with GPUs.
     fn task_cpus(&self) -> Option<u32> {
@@ -68,11 +75,7 @@ impl SubmitOptions {
             ..Asked::default()
         };
         out.devices.nearness = self.devices.nearness;
-        let greatest =
-            NAMING.iter().filter(|long| self.gpus_of(long).is_some()).filter_map(|l| self.rank(l)).max();
-        let of = |long: &str| {
-            self.gpus_of(long).filter(|_| self.rank(long) == greatest && !self.is_overruled(long))
-        };
+        let of = |long: &str| self.gpus_of(long).filter(|_| self.counts(long));
         let given = |long: &str| of(long).map(|gpus| (long.to_string(), gpus));
         let per_node = agreed(given("gres"), given("gpus-per-node"))?;
         let per_task = agreed(given("gpus-per-task"), given("tres-per-task"))?;
@@ -119,6 +122,8 @@ impl SubmitOptions {
             && let Some(tasks) = quotient(node, each, &format!("--{node_long}={}", amount(node)), long)?
         {
             match out.tasks_per_node {
+                // As above, of a step within a job.
+                Some(n) if n != tasks && self.rank("ntasks-per-node") > self.rank(node_long) => {}
                 Some(n) if n != tasks => {
                     return Err(invalid(&format!(
                         "{n} tasks on a node with --{long}={} are {} GPUs, and --{node_long} gives {}",
@@ -142,7 +147,7 @@ impl SubmitOptions {
         self.tasks_per_gpu(&mut out, total.as_ref(), per_node.as_ref().map(|(_, gpus)| gpus), step)?;
         out.devices.total = total.clone().unwrap_or_default();
         out.devices.per_socket = per_socket.clone().unwrap_or_default();
-        let decided = greatest.is_some();
+        let decided = NAMING.iter().any(|long| self.gpus_of(long).is_some());
         // What a job's environment says of other devices alone does not take from a step what else the job has.
         let told = matches!(self.source("tres-per-task"), Some(Source::Environment(_)));
         let others = match step && told && !decided {
@@ -246,7 +251,9 @@ impl SubmitOptions {
     /// `--tres-per-task`, with the CPUs of a task however they were given; `None` without that option.
     pub(super) fn each_task_has(&self) -> Option<String> {
         self.source("tres-per-task")?;
-        let devices = self.devices.tres_per_task.iter().map(|(key, n)| format!("gres/{key}={n}"));
+        let counts = self.counts("tres-per-task");
+        let devices = self.devices.tres_per_task.iter().filter(|(key, _)| key.name != "gpu" || counts);
+        let devices = devices.map(|(key, n)| format!("gres/{key}={n}"));
         let all: Vec<String> =
             self.task_cpus().map(|n| format!("cpu={n}")).into_iter().chain(devices).collect();
         (!all.is_empty()).then(|| all.join(","))
@@ -259,10 +266,12 @@ impl SubmitOptions {
             ("SLURM_GPUS", &self.gpus),
             ("SLURM_GPUS_PER_NODE", &self.gpus_per_node),
             ("SLURM_GPUS_PER_SOCKET", &d.gpus_per_socket),
-            ("SLURM_GPUS_PER_TASK", &d.gpus_per_task),
         ];
         let mut out: Vec<(&'static str, String)> =
             counts.into_iter().filter_map(|(name, wanted)| Some((name, amount(wanted.as_ref()?)))).collect();
+        // In the job both would be of one source, and contradict each other.
+        let of_task = d.gpus_per_task.as_ref().filter(|_| self.counts("gpus-per-task"));
+        out.extend(of_task.map(|wanted| ("SLURM_GPUS_PER_TASK", amount(wanted))));
         // Where a greater source says what a task has, that is told, and both would contradict each other.
         let by_gpu = d.cpus_per_gpu.filter(|_| self.task_cpus().is_none());
         out.extend(by_gpu.map(|n| ("SLURM_CPUS_PER_GPU", n.to_string())));

@@ -114,7 +114,7 @@ impl Cluster {
             }
             FromPeers::Found { ask, key, image } => {
                 let image = self.pin_image(node, key, image);
-                vec![(node.clone(), ToPeers::Pinned { ask, image })]
+                image.map(|image| (node.clone(), ToPeers::Pinned { ask, image })).into_iter().collect()
             }
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;

@@ -2,7 +2,7 @@
 
 use super::Cluster;
 use super::exchange::{MOST_SOURCE, MOST_TEXT};
-use crate::rows::Phase;
+use crate::rows::{Phase, StepRow};
 use crate::spec::Spec;
 use crate::store::Write;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
@@ -37,15 +37,18 @@ impl Cluster {
     }
 
     /// A node found what the name of a step's image means, and is told what all of the job have: what was found first. Whoever has nothing
-    /// to do with the step has its own word back, which changes nothing.
-    pub(super) fn pin_image(&mut self, node: &NodeName, key: StepKey, found: ResolvedImage) -> ResolvedImage {
-        let theirs = self.step(key).is_some_and(|step| step.nodes.iter().any(|part| part.node == *node));
-        if !theirs {
-            return found;
-        }
+    /// to do with the step is told nothing: what it began of a run that is over ends when it hears of that.
+    pub(super) fn pin_image(
+        &mut self,
+        node: &NodeName,
+        key: StepKey,
+        found: ResolvedImage,
+    ) -> Option<ResolvedImage> {
+        let theirs = |step: &StepRow| step.nodes.iter().any(|part| part.node == *node && part.exit.is_none());
+        self.step(key).filter(|step| theirs(step))?;
         self.keep_image(key.job, key.step, found.clone());
         let kept = self.image_of(key.job, key.step).and_then(|image| image.resolved.clone());
-        kept.unwrap_or(found)
+        Some(kept.unwrap_or(found))
     }
 
     /// The image of a step: its own, or else its job's.

@@ -83,7 +83,7 @@ impl<'a> Pool<'a> {
         (0..self.devices.len()).filter(|at| self.is_whole(*at)).map(|at| (at, self.free[at])).collect()
     }
 
-    /// Takes devices for every key: for those first that fewer devices satisfy, so that an untyped wish does not take what a typed
+    /// Takes devices for every key: for those first that have the least to choose from, so that an untyped wish does not take what a typed
     /// one needs. `near`: whether a device is near enough; `must`: no others. `None` where there are too few.
     pub(crate) fn take(
         &mut self,
@@ -94,7 +94,8 @@ impl<'a> Pool<'a> {
         let mut chosen = Chosen::new();
         let mut keys: Vec<(&GresKey, u64, Vec<usize>)> =
             wanted.iter().map(|(key, count)| (key, *count, self.meant(key))).collect();
-        keys.sort_by_key(|(key, _, meant)| (key.kind.is_none(), meant.len()));
+        let slack = |count: u64, meant: &[usize]| (meant.len() as u64).saturating_sub(count);
+        keys.sort_by_key(|(key, count, meant)| (key.kind.is_none(), slack(*count, meant), meant.len()));
         for (key, count, meant) in keys {
             if is_share(&key.name) {
                 let (at, part) = self.take_shares(&meant, count, near, must)?;
