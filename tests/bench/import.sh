@@ -179,9 +179,17 @@ another_user() {
             BERTH_STATE=$state as_user $user berth image pull --node "$proven/large:1" > "$work/another" 2>&1 || break
             took=$(since "$begin") bytes=$(($(lo_bytes) - bytes))
         done
+        printf '#!/bin/sh\nexport BERTH_STATE=%s HOME=/\nexec setpriv --reuid=games --regid=games --clear-groups "$@"\n' "$state" > "$work/games-$form"
+        chmod +x "$work/games-$form"
+        if [ -n "$took" ]; then
+            bench-alternate latency "$((rounds / 2))" bare "$work/games-$form $work/bin/srun true" \
+                image "$work/games-$form $work/bin/srun --container-image=$proven/large:1 true" > "$work/games" || took=
+        fi
         BERTH_STATE=$state berth down > /dev/null 2>&1
-        [ -n "$took" ] || die "$user cannot pull: $(tail -1 "$work/another")"
+        [ -n "$took" ] || die "$user cannot pull or start it: $(tail -1 "$work/another")"
         [ "$bytes" -lt 1000000 ] || die "$bytes bytes came for a user whose image was there"
         below "$what, as $form, ms" "$(ms "$took")" 200
+        below "srun of it by the other user, as $form, ms more than without an image" \
+            "$(ms $(($(field image 2 "$work/games") - $(field bare 2 "$work/games"))))" 20
     done
 }
