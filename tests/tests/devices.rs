@@ -238,7 +238,13 @@ fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
         "n=; for i in 0 1 2 3; do (exec 3<{dir}/acc$i) 2>/dev/null && n=$n$i; done; \
          echo $SLURM_PROCID $CUDA_VISIBLE_DEVICES $n"
     );
+    // Cores and devices of a job are free a moment after its end is told.
+    let free = || {
+        let left = || sandbox.cmd("squeue").args(["-h", "-t", "completing"]).ok().text();
+        assert!(berth_tests::sandbox::wait(30, || left().is_empty().then_some(())).is_some(), "{}", left());
+    };
     let tasks = |words: &[&str]| {
+        free();
         let words: Vec<&str> = words.iter().copied().chain(["--mem=50M", "sh", "-c", tell]).collect();
         let mut lines: Vec<String> = sandbox.srun(&words).ok().text().lines().map(str::to_string).collect();
         lines.sort();
@@ -247,12 +253,14 @@ fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
     // The lowest core that is free, by its first CPU: the first one, and the second while a job has the first.
     let allowed = "sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status";
     let lowest = || -> String {
+        free();
         let list = sandbox.srun(["-n1", "-c1", "--mem=50M", "sh", "-c", allowed]).ok().text();
         list.split([',', '-']).next().unwrap_or_default().to_string()
     };
     let first = lowest();
     let one = ["-n1", "-c1", "--gpus=1"];
     assert_eq!(tasks(&one), ["0 0 0"]);
+    free();
     let holder = sandbox.sbatch(&["-n1", "-c1", "--mem=50M", "-o", "/dev/null"], "#!/bin/sh\nsleep 600\n");
     sandbox.wait_state(holder, "RUNNING", 30);
     let second = lowest();
