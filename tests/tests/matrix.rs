@@ -217,8 +217,8 @@ fn pushed(sandbox: &Sandbox, registry: &Registry) -> [String; 4] {
     let (oci, docker) = ("oci.image.manifest.v1+json", "docker.distribution.manifest.v2+json");
     [
         push(&odd, "gzip", &[], [oci, "oci.image.layer.v1.tar+gzip"]),
-        push(&work.join("zstd"), "zstd", &[], [oci, "oci.image.layer.v1.tar+zstd"]),
-        // Else skopeo compresses them.
+        // Else skopeo makes gzip of them, as of those that are not compressed.
+        push(&work.join("zstd"), "zstd", &["--preserve-digests"], [oci, "oci.image.layer.v1.tar+zstd"]),
         push(&work.join("open"), "plain", &["--preserve-digests"], [oci, "oci.image.layer.v1.tar"]),
         push(&odd, "docker", &["--format", "v2s2"], [docker, "docker.image.rootfs.diff.tar.gzip"]),
     ]
@@ -290,13 +290,6 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
         sandbox.cmd("siftool").args(["list", name]).ok();
         here(name, kind);
     }
-    // What is exported flattens the layers.
-    let whole = odd.display().to_string();
-    for words in [&["pull", &whole][..], &["export", &whole, "own.sqsh"]] {
-        sandbox.cmd("berth").arg("image").args(words).limit(120).ok();
-    }
-    here("own.sqsh", Kind::Squashfs);
-    remove(sandbox, &whole);
     sources
 }
 
