@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes one of the tests' images as an OCI layout, with umoci and, for Debian as root, debootstrap.
-# usage: tests/images.sh busybox|layers|configured|debian|large DIRECTORY
+# usage: tests/images.sh busybox|layers|configured|debian DIRECTORY
 set -euo pipefail
 
 name=${1:?name an image}
@@ -104,25 +104,6 @@ case $name in
             # What debootstrap's minimal variant has of what the tests use.
             "$here/../examples/debian-image.sh" "$new" apt diffutils dpkg mount passwd procps util-linux
         fi
-        ;;
-    large)
-        # For the benchmark of imports: about 1 GB in 35,000 files of this machine's own, in ten layers of which one is large.
-        # The tag `next` has one small layer more.
-        start_layout
-        chosen() { # chosen LAYER: of every 14 files four, five thirteenths of them for the first layer and one for each other
-            find /usr/bin /usr/lib /usr/share -xdev -type f -size -32M -readable ! -name '*[[:cntrl:]]*' | LC_ALL=C sort |
-                awk 'NR % 14 < 4' | awk -v layer="$1" '{ at = NR % 13; to = at < 5 ? 1 : at - 3 } to == layer'
-        }
-        for number in $(seq 9); do
-            chosen "$number" > "$work/files"
-            { sed 's,/[^/]*$,,' "$work/files" | LC_ALL=C sort -u; cat "$work/files"; } > "$work/entries"
-            tar -c --no-recursion --owner=0 --group=0 --transform "s,^,big/$number," -P -T "$work/entries" -f "$work/layer.tar"
-            umoci_quiet raw add-layer --image "$new:latest" "$work/layer.tar"
-        done
-        umoci_quiet tag --image "$new:latest" next
-        mkdir "$work/little"
-        echo next > "$work/little/next"
-        umoci_quiet insert "${rootless[@]}" --image "$new:next" "$work/little" /little
         ;;
     *)
         echo "images.sh: error: no image is called $name" >&2
