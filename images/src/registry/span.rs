@@ -262,7 +262,8 @@ impl Read for Span {
                 self.connect(false)?;
             }
             let patience = self.ways.client(self.way).map_or(Duration::MAX, |client| client.read);
-            if self.pace.crawls(patience) {
+            // All of it may have come, however slowly.
+            if self.end.is_none_or(|end| self.at < end) && self.pace.crawls(patience) {
                 let slow = format!("less than {PROGRESS} bytes in {} s", patience.as_secs());
                 self.cut(&io::Error::new(io::ErrorKind::TimedOut, slow))?;
                 continue;
