@@ -428,6 +428,11 @@ impl Progress for Bar {
     }
 }
 
+/// `1 layer`, `2 layers`.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// `3.2 MiB`.
 pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()

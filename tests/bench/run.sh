@@ -48,7 +48,7 @@ cargo xtask build >/dev/null || die "the build failed"
 cargo build --quiet --release --package berth-tests --bin bench-alternate || die "the build failed"
 cargo build --quiet --release --package berth-rpc --example submissions || die "the build failed"
 # Nothing that is released has the second engine: for its row the OCI command line is built with it, as a program of its own.
-cargo build --quiet --release --package berth-oci --features libcontainer || note "berth-oci does not build with libcontainer: its row is left out"
+[ -n "$only" ] || cargo build --quiet --release --package berth-oci --features libcontainer || note "berth-oci does not build with libcontainer: its row is left out"
 submissions_by_api=$PWD/target/release/examples/submissions
 PATH=$PWD/target/release:$PATH
 cc -O2 -static -o "$work/smallest" tests/bench/smallest.c || die "cannot compile tests/bench/smallest.c; install build-essential"

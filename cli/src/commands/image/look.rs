@@ -102,9 +102,9 @@ pub fn df(places: &Places, json: bool) -> Outcome {
     if let Some((usage, limit)) = node {
         let limit = limit.map_or(String::new(), |limit| format!(" of {}", images::size(limit)));
         out::print(&format!(
-            "node         {} images of yours, {} layers, {}{limit}\n",
-            usage.images,
-            usage.layers,
+            "node         {} of yours, {}, {}{limit}\n",
+            images::counted(usage.images, "image"),
+            images::counted(usage.layers, "layer"),
             images::size(usage.bytes)
         ))?;
     }
@@ -150,9 +150,9 @@ fn room(room: &RoomState) -> String {
     if let Some(last) = &room.last {
         let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
         text += &format!(
-            "removed      {} images and {} layers, {}, {} ago: {}\n",
-            last.images.len(),
-            last.layers,
+            "removed      {} and {}, {}, {} ago: {}\n",
+            images::counted(last.images.len(), "image"),
+            images::counted(last.layers, "layer"),
             images::size(last.bytes),
             images::age(now.saturating_sub(last.at)),
             last.why

@@ -71,7 +71,7 @@ impl Gone {
                 out::print(&format!("removed {image}\n"))?;
             }
             let freed = images::size(removed.bytes);
-            return out::print(&format!("{} layers, {freed} freed\n", removed.layers));
+            return out::print(&format!("{}, {freed} freed\n", images::counted(removed.layers, "layer")));
         }
         let own = self.own.get_or_insert_default();
         own.removed.extend(removed.images);

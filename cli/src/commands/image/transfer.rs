@@ -43,6 +43,16 @@ pub enum Format {
     DirLayout,
 }
 
+impl Format {
+    fn called(self) -> &'static str {
+        match self {
+            Format::Oci | Format::Docker => "an OCI and docker archive",
+            Format::Sqsh => "a squashfs file",
+            Format::DirLayout => "an OCI layout directory",
+        }
+    }
+}
+
 impl From<Format> for SaveForm {
     fn from(format: Format) -> SaveForm {
         match format {
@@ -198,7 +208,7 @@ pub fn export(args: &Export, store: &Store, state: Option<&Path>) -> Outcome {
         return out::print(&document(&Exported { digest, file, format, bytes })?).map(|()| 0);
     }
     if !args.quiet {
-        out::print(&format!("{} is in {}\n", args.image, args.file.display()))?;
+        out::print(&format!("{} is in {}, {}\n", args.image, args.file.display(), format.called()))?;
     }
     Ok(0)
 }

@@ -83,7 +83,8 @@ pub fn run(args: &Args, store: &Store, state: Option<&Path>) -> Outcome {
 }
 
 fn summary(report: &VerifyReport) -> String {
-    let mut text = format!("{} images, {} layers: ", report.images, report.layers);
+    let mut text =
+        format!("{}, {}: ", images::counted(report.images, "image"), images::counted(report.layers, "layer"));
     text.push_str(&match report.damaged.len() {
         0 => "all as they were fetched\n".to_string(),
         n => format!("{n} damaged\n"),
