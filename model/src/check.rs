@@ -97,6 +97,9 @@ impl Config {
         for user in self.administrators.iter().filter(|user| !is_user(user)) {
             out.add("administrators", format!("'{user}' is not a user's name"));
         }
+        for user in self.operators.iter().filter(|user| !is_user(user)) {
+            out.add("operators", format!("'{user}' is not a user's name"));
+        }
         for registry in &self.images.insecure_registries {
             if registry.is_empty() || registry.contains(['/', ' ', '@', '#']) {
                 out.add("images.insecure_registries", format!("'{registry}' is not HOST or HOST:PORT"));
@@ -131,6 +134,7 @@ impl Config {
         for dir in self.container.hooks_dirs.iter().filter(|dir| !dir.0.starts_with(b"/")) {
             out.add("container.hooks_dirs", format!("'{}' is not an absolute path", dir.display()));
         }
+        self.check_accounts(&mut out);
         self.check_partitions(&mut out);
         for (at, node) in self.nodes.iter().enumerate() {
             check_node(&format!("node[{}]", at + 1), node, &mut out);
@@ -155,6 +159,34 @@ impl Config {
             Ok(0) => out.add("images.max_size", "with 0 no image could stay; leave it out for no bound"),
             Ok(_) => {}
             Err(error) => out.add("images.max_size", error.to_string()),
+        }
+    }
+
+    fn check_accounts(&self, out: &mut Problems) {
+        let mut seen = BTreeSet::new();
+        for (at, account) in self.accounts.iter().enumerate() {
+            let (key, name) = (format!("account[{}]", at + 1), account.name.as_str());
+            if name.is_empty() || name.trim() != name {
+                out.add(
+                    format!("{key}.name"),
+                    format!("'{name}' is no account; write it as --account has it"),
+                );
+            }
+            if !seen.insert(name.to_ascii_lowercase()) {
+                out.add(
+                    format!("{key}.name"),
+                    format!("account '{name}' is there twice, capitals apart; keep one"),
+                );
+            }
+            if account.coordinators.is_empty() {
+                out.add(
+                    format!("{key}.coordinators"),
+                    "there is none, so the table says nothing; name users, or remove it",
+                );
+            }
+            for user in account.coordinators.iter().filter(|user| !is_user(user)) {
+                out.add(format!("{key}.coordinators"), format!("'{user}' is not a user's name"));
+            }
         }
     }
 
@@ -425,7 +457,8 @@ fn is_word(text: &str) -> bool {
 }
 
 pub(crate) fn is_user(text: &str) -> bool {
-    !text.is_empty() && !text.starts_with('-') && !text.contains([':', ',', '\n', '/', ' '])
+    // '@' stands before groups in other systems' lists: it would name nobody here, and say nothing of it.
+    !text.is_empty() && !text.starts_with(['-', '@']) && !text.contains([':', ',', '\n', '/', ' '])
 }
 
 fn is_gres_word(text: &str) -> bool {
@@ -441,7 +474,7 @@ fn is_gres_kind(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::ByteStr;
-    use crate::config::MirrorConfig;
+    use crate::config::{AccountConfig, MirrorConfig};
 
     fn keys(config: &Config) -> Vec<String> {
         config.check().into_iter().map(|p| p.key).collect()
@@ -461,6 +494,8 @@ mod tests {
     fn a_good_configuration_has_no_problems() {
         let config = Config {
             administrators: vec!["alice".into(), "DOMAIN\\bob".into()],
+            operators: vec!["carol".into(), "alice".into()],
+            accounts: vec![account("physics", &["ann"]), account("bio", &["ann", "DOMAIN\\bob"])],
             partitions: vec![
                 PartitionConfig {
                     name: "debug".into(),
@@ -484,6 +519,11 @@ mod tests {
         assert_eq!(config.check(), []);
         assert_eq!(Config::default().check(), []);
         assert_eq!(config.nodes[0].gres[0].device_files().unwrap().len(), 8);
+    }
+
+    fn account(name: &str, coordinators: &[&str]) -> AccountConfig {
+        let coordinators = coordinators.iter().map(|user| (*user).to_string()).collect();
+        AccountConfig { name: name.into(), coordinators }
     }
 
     fn mirror(registry: &str, urls: &[&str]) -> MirrorConfig {
@@ -521,6 +561,13 @@ mod tests {
             max_array_size: 0,
             max_jobs: 0,
             administrators: vec!["a:b".into()],
+            operators: vec!["@staff".into(), "-x".into()],
+            accounts: vec![
+                account("physics", &[]),
+                account("Physics", &["ann", "a b"]),
+                account("", &["ann"]),
+                account(" x", &["ann"]),
+            ],
             container: crate::config::ContainerConfig {
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
                 ..Default::default()
@@ -590,6 +637,8 @@ mod tests {
                 "max_array_size",
                 "max_jobs",
                 "administrators",
+                "operators",
+                "operators",
                 "images.insecure_registries",
                 "images.mirror[2].registry",
                 "images.mirror[2].urls",
@@ -606,6 +655,11 @@ mod tests {
                 "logs.max_size",
                 "logs.keep",
                 "container.hooks_dirs",
+                "account[1].coordinators",
+                "account[2].name",
+                "account[2].coordinators",
+                "account[3].name",
+                "account[4].name",
                 "partition[1].nodes",
                 "partition[2].name",
                 "partition[2].nodes",

@@ -57,6 +57,8 @@ pub struct Config {
     pub keep_records_days: u32,
     /// Users who may act on everything, by name. Root and the controller's own user always may.
     pub administrators: Vec<String>,
+    /// Users who may act on all jobs and nodes, by name, and not on the cluster itself.
+    pub operators: Vec<String>,
     /// Defaults of containers.
     pub container: ContainerConfig,
     /// Programs around jobs.
@@ -67,6 +69,9 @@ pub struct Config {
     pub logs: LogsConfig,
     /// Images: sources and the nodes' stores.
     pub images: ImagesConfig,
+    /// Accounts of which something is to be said.
+    #[serde(rename = "account")]
+    pub accounts: Vec<AccountConfig>,
     /// Partitions; without any there is one, `main`, of all nodes.
     #[serde(rename = "partition")]
     pub partitions: Vec<PartitionConfig>,
@@ -93,11 +98,13 @@ impl Default for Config {
             requeue: true,
             keep_records_days: 0,
             administrators: Vec::new(),
+            operators: Vec::new(),
             container: ContainerConfig::default(),
             programs: ProgramsConfig::default(),
             gpus: GpusConfig::default(),
             logs: LogsConfig::default(),
             images: ImagesConfig::default(),
+            accounts: Vec::new(),
             partitions: Vec::new(),
             nodes: Vec::new(),
         }
@@ -351,6 +358,16 @@ impl Default for ContainerConfig {
             keep_days: 30,
         }
     }
+}
+
+/// `[[account]]`: what jobs are submitted under (`--account`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountConfig {
+    /// Its name.
+    pub name: String,
+    /// Users who may act on the jobs of others that are submitted under it, by name.
+    pub coordinators: Vec<String>,
 }
 
 /// `[[partition]]`.

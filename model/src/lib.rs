@@ -50,6 +50,7 @@ pub mod quota;
 pub mod receive;
 pub mod record;
 pub mod request;
+pub mod rights;
 pub mod runs;
 pub mod sbatch;
 pub mod signal;

@@ -1,6 +1,7 @@
 //! Which machines belong to a cluster, the tokens with which they join, and the log of who decided what.
 
 use crate::ids::{JobId, NodeName, Uid};
+use crate::rights::Role;
 use crate::time::{Span, Time};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -177,7 +178,7 @@ pub struct MemberInfo {
     pub from: String,
     /// When it last got a key.
     pub renewed: Time,
-    /// It may vouch for administrators; login nodes alone.
+    /// It may vouch for operators and administrators; login nodes alone.
     pub administrators: bool,
 }
 
@@ -192,7 +193,7 @@ pub struct NewToken {
     pub uses: u32,
     /// Who joins waits for `berth node approve`.
     pub approval: bool,
-    /// Its machines may vouch for administrators; login nodes alone.
+    /// Its machines may vouch for operators and administrators; login nodes alone.
     pub administrators: bool,
 }
 
@@ -213,11 +214,11 @@ pub struct TokenInfo {
     pub uses_left: u32,
     /// Who joins waits for `berth node approve`.
     pub approval: bool,
-    /// Its machines may vouch for administrators.
+    /// Its machines may vouch for operators and administrators.
     pub administrators: bool,
 }
 
-/// One decision of an administrator, as it is kept.
+/// One decision of somebody with a role, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditInfo {
     /// Counts upward from 1.
@@ -228,6 +229,8 @@ pub struct AuditInfo {
     pub uid: Uid,
     /// Who, by name; of a machine that joined, the token with which it did.
     pub user: String,
+    /// As what; not known of entries of versions before roles, and none of a machine.
+    pub role: Option<Role>,
     /// The job from inside which it was asked.
     pub inside: Option<JobId>,
     /// What was done, in words.

@@ -95,7 +95,7 @@ impl JobInfo {
         self.spec.container.as_ref().is_some_and(|c| c.named.is_some())
     }
 
-    /// Takes out what only its owner and administrators may know: under which names containers are kept, where they are
+    /// Takes out what only its owner, its account's coordinators, operators and administrators may know: under which names containers are kept, where they are
     /// saved, and what repeats that: the command line of a job that says it, and why something could not be started.
     pub fn hide(&mut self) {
         if self.names_a_container() {

@@ -6,6 +6,8 @@ use crate::ids::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use crate::launch::{Layout, NodeShare};
 use crate::login::SealedLogin;
 use crate::member::{KeyId, MemberInfo, MemberRole};
+use crate::record::JobInfo;
+use crate::rights::Rank;
 use crate::spec::{BatchScript, Identity, JobSelector, JobSpec, ResolvedImage, StepSpec};
 use crate::state::{ExitStatus, JobState, NextState};
 use crate::time::{Span, Time};
@@ -16,10 +18,49 @@ use serde::{Deserialize, Serialize};
 pub struct Actor {
     /// Resolved through NSS on the controller.
     pub identity: Identity,
-    /// May act on other people's jobs and on nodes.
-    pub administrator: bool,
+    /// What they are over the whole cluster.
+    pub rank: Rank,
+    /// The accounts whose jobs they coordinate.
+    pub accounts: Vec<String>,
     /// The job whose container or script the client runs in, when the node vouches for it.
     pub inside: Option<JobId>,
+}
+
+impl Actor {
+    /// Somebody without a role, outside of jobs.
+    pub fn user(identity: Identity) -> Actor {
+        Actor { identity, rank: Rank::User, accounts: Vec::new(), inside: None }
+    }
+
+    /// The same one without any role: the owner of their jobs, and no more.
+    #[must_use]
+    pub fn without_role(self) -> Actor {
+        Actor { rank: Rank::User, accounts: Vec::new(), ..self }
+    }
+
+    /// Whether they are an administrator.
+    pub fn is_administrator(&self) -> bool {
+        self.rank >= Rank::Administrator
+    }
+
+    /// Whether they are an operator, or more.
+    pub fn is_operator(&self) -> bool {
+        self.rank >= Rank::Operator
+    }
+
+    /// Whether they coordinate the account under which that user has a job. Names of accounts are compared as Slurm has them,
+    /// without regard to capitals. Root's jobs are nobody's to coordinate: no machine but the controller's speaks for root.
+    pub fn coordinates(&self, owner: Uid, account: Option<&str>) -> bool {
+        let of = |name: &str| self.accounts.iter().any(|own| own.eq_ignore_ascii_case(name));
+        owner != Uid(0) && account.is_some_and(of)
+    }
+
+    /// Whether all of a job's record is for them.
+    pub fn reads(&self, job: &JobInfo) -> bool {
+        self.identity.uid == job.identity.uid
+            || self.is_operator()
+            || self.coordinates(job.identity.uid, job.spec.account.as_deref())
+    }
 }
 
 /// The large parts of a job: they go to the store and not into memory.
@@ -129,7 +170,7 @@ pub enum Request {
         uses: u32,
         /// Who joins waits for `berth node approve`.
         approval: bool,
-        /// Its machines may vouch for administrators; login nodes alone.
+        /// Its machines may vouch for operators and administrators; login nodes alone.
         administrators: bool,
     },
     /// `berth token revoke`: nobody joins with it any more. Who did stays.

@@ -7,7 +7,9 @@ include!("generated/methods.rs");
 pub enum Role {
     /// Root, the controller's own user, or named in the configuration; on the host, never inside a job.
     Administrator,
-    /// Anyone else on the host.
+    /// Named as one in the configuration; on the host, never inside a job.
+    Operator,
+    /// Anyone else on the host. Whoever coordinates an account is one: of which jobs is the core's to judge.
     User,
     /// A client inside a job's container or script, vouched for by its node. Never an administrator, whoever
     /// the job belongs to.
@@ -18,15 +20,15 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: &[Role] = &[Role::Administrator, Role::User, Role::Inside, Role::Agent];
+    pub const ALL: &[Role] = &[Role::Administrator, Role::Operator, Role::User, Role::Inside, Role::Agent];
 }
 
 /// Whether a role may call a method. A method without a row does not compile.
 pub fn allowed(method: Method, role: Role) -> bool {
-    use Role::{Administrator, Agent, Inside, User};
+    use Role::{Administrator, Agent, Inside, Operator, User};
     let roles: &[Role] = match method {
         // Anyone who can connect: liveness.
-        Method::ClusterPing => &[Administrator, User, Inside, Agent],
+        Method::ClusterPing => &[Administrator, Operator, User, Inside, Agent],
         // Reads. Scripts and environments are in none of the answers.
         Method::ClusterStatus
         | Method::ClusterGetConfig
@@ -34,11 +36,11 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterListNodes
         | Method::ClusterListPartitions
         | Method::ClusterAccounting
-        | Method::ClusterWatchJob => &[Administrator, User, Inside],
+        | Method::ClusterWatchJob => &[Administrator, Operator, User, Inside],
         // Names and public keys.
-        Method::ClusterListMembers => &[Administrator, User],
+        Method::ClusterListMembers => &[Administrator, Operator, User],
         // Delays the caller's own reads and nothing else.
-        Method::ClusterEndSeen => &[Administrator, User, Inside],
+        Method::ClusterEndSeen => &[Administrator, Operator, User, Inside],
         // Changes to jobs: the core checks whose job it is.
         Method::ClusterSubmit
         | Method::ClusterCreateStep
@@ -47,11 +49,13 @@ pub fn allowed(method: Method, role: Role) -> bool {
         | Method::ClusterRelease
         | Method::ClusterRequeue
         | Method::ClusterEndAllocation
-        | Method::ClusterHoldLease => &[Administrator, User, Inside],
+        | Method::ClusterHoldLease => &[Administrator, Operator, User, Inside],
         // Of their own images: each node asks for the caller, and judges.
-        Method::ClusterPullImage => &[Administrator, User],
+        Method::ClusterPullImage => &[Administrator, Operator, User],
+        // What nodes do.
+        Method::ClusterUpdateNode => &[Administrator, Operator],
         // Changes to the cluster.
-        Method::ClusterUpdateNode | Method::ClusterShutdown | Method::ClusterReconfigure => &[Administrator],
+        Method::ClusterShutdown | Method::ClusterReconfigure => &[Administrator],
         // Who belongs to the cluster. Joining itself has no method: see `Request::Enrol`.
         Method::ClusterCreateToken
         | Method::ClusterRevokeToken
@@ -80,35 +84,35 @@ mod tests {
             table.push_str(&format!("{cells} {}\n", method.path()));
         }
         let expected = "\
-xxxx /berth.v1.Cluster/Ping
-xxx. /berth.v1.Cluster/Status
-xxx. /berth.v1.Cluster/GetConfig
-x... /berth.v1.Cluster/Shutdown
-x... /berth.v1.Cluster/Reconfigure
-xxx. /berth.v1.Cluster/Submit
-xxx. /berth.v1.Cluster/CreateStep
-xxx. /berth.v1.Cluster/Cancel
-xxx. /berth.v1.Cluster/Hold
-xxx. /berth.v1.Cluster/Release
-xxx. /berth.v1.Cluster/Requeue
-x... /berth.v1.Cluster/UpdateNode
-xxx. /berth.v1.Cluster/EndAllocation
-xx.. /berth.v1.Cluster/PullImage
-xxx. /berth.v1.Cluster/ListJobs
-xxx. /berth.v1.Cluster/ListNodes
-xxx. /berth.v1.Cluster/ListPartitions
-xxx. /berth.v1.Cluster/Accounting
-xxx. /berth.v1.Cluster/WatchJob
-xxx. /berth.v1.Cluster/HoldLease
-xxx. /berth.v1.Cluster/EndSeen
-x... /berth.v1.Cluster/CreateToken
-x... /berth.v1.Cluster/RevokeToken
-x... /berth.v1.Cluster/ListTokens
-xx.. /berth.v1.Cluster/ListMembers
-x... /berth.v1.Cluster/ApproveMember
-x... /berth.v1.Cluster/RemoveMember
-x... /berth.v1.Cluster/Audit
-...x /berth.v1.Node/Session
+xxxxx /berth.v1.Cluster/Ping
+xxxx. /berth.v1.Cluster/Status
+xxxx. /berth.v1.Cluster/GetConfig
+x.... /berth.v1.Cluster/Shutdown
+x.... /berth.v1.Cluster/Reconfigure
+xxxx. /berth.v1.Cluster/Submit
+xxxx. /berth.v1.Cluster/CreateStep
+xxxx. /berth.v1.Cluster/Cancel
+xxxx. /berth.v1.Cluster/Hold
+xxxx. /berth.v1.Cluster/Release
+xxxx. /berth.v1.Cluster/Requeue
+xx... /berth.v1.Cluster/UpdateNode
+xxxx. /berth.v1.Cluster/EndAllocation
+xxx.. /berth.v1.Cluster/PullImage
+xxxx. /berth.v1.Cluster/ListJobs
+xxxx. /berth.v1.Cluster/ListNodes
+xxxx. /berth.v1.Cluster/ListPartitions
+xxxx. /berth.v1.Cluster/Accounting
+xxxx. /berth.v1.Cluster/WatchJob
+xxxx. /berth.v1.Cluster/HoldLease
+xxxx. /berth.v1.Cluster/EndSeen
+x.... /berth.v1.Cluster/CreateToken
+x.... /berth.v1.Cluster/RevokeToken
+x.... /berth.v1.Cluster/ListTokens
+xxx.. /berth.v1.Cluster/ListMembers
+x.... /berth.v1.Cluster/ApproveMember
+x.... /berth.v1.Cluster/RemoveMember
+x.... /berth.v1.Cluster/Audit
+....x /berth.v1.Node/Session
 ";
         assert_eq!(table, expected);
     }

@@ -278,7 +278,7 @@ impl Client {
         self.change(Method::ClusterRequeue, &selection(jobs))
     }
 
-    /// Changes what nodes do. For administrators.
+    /// Changes what nodes do. For operators and administrators.
     pub fn update_node(
         &self,
         nodes: &[NodeName],
@@ -294,7 +294,7 @@ impl Client {
         self.change(Method::ClusterUpdateNode, &request)
     }
 
-    /// Has nodes rebooted, none meaning all, when nothing of a job is left on them. For administrators.
+    /// Has nodes rebooted, none meaning all, when nothing of a job is left on them. For operators and administrators.
     pub fn reboot_nodes(
         &self,
         nodes: &[NodeName],

@@ -9,6 +9,7 @@ use crate::wire::{Field, Malformed, required};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::record::JobInfo;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
+use berth_model::rights::Rank;
 use berth_model::spec::JobSelector;
 use berth_model::{JobId, NodeName};
 use bytes::Bytes;
@@ -47,6 +48,31 @@ fn denied(message: String) -> Status {
     to_status(&Refusal::new(RefusalCode::Denied, message))
 }
 
+/// Why a client may not call the method, and who may; `rank`: what it would be on the controller's own machine.
+fn refusal(method: Method, role: Role, actor: &Actor, rank: Rank) -> String {
+    let name = method.path().rsplit('/').next().unwrap_or_default();
+    if role == Role::Inside {
+        return format!("{name}: not from inside a job; run it on the host");
+    }
+    let (whom, needs) = if allowed(method, Role::Operator) {
+        ("operators and administrators", Rank::Operator)
+    } else {
+        ("administrators", Rank::Administrator)
+    };
+    let user = &actor.identity.user;
+    if rank >= needs && actor.rank < needs {
+        return format!(
+            "{name}: only for {whom} of the cluster, and {user} is none on this machine: its token did not say \
+             --administrators; do it on the controller's machine"
+        );
+    }
+    let what = match actor.rank {
+        Rank::User => "none",
+        Rank::Operator | Rank::Administrator => "an operator",
+    };
+    format!("{name}: only for {whom} of the cluster, and {user} is {what}")
+}
+
 fn one(message: &impl Message) -> Outgoing {
     Box::pin(tokio_stream::once(Ok(encoded(message))))
 }
@@ -67,11 +93,6 @@ fn done(result: Result<(), Refusal>) -> Result<Outgoing, Status> {
 fn read<P: Message + Default>(bytes: Bytes) -> Result<P, Status> {
     P::decode(bytes)
         .map_err(|e| to_status(&Refusal::new(RefusalCode::Invalid, format!("malformed message: {e}"))))
-}
-
-/// Whether all of a job's record is for the caller.
-fn owns(actor: &Actor, job: &JobInfo) -> bool {
-    actor.administrator || job.identity.uid == actor.identity.uid
 }
 
 /// Converts the pages of a long answer as the caller reads them.
@@ -155,7 +176,7 @@ impl<S: Service> Shell<S> {
 
     /// The only way to an [`Actor`]: proves who calls and asks the table.
     async fn admit(&self, method: Method, caller: Option<Caller>) -> Result<Actor, Status> {
-        let (peer, administrators) = match caller {
+        let (peer, believed) = match caller {
             Some(Caller::Client(peer)) => (peer, true),
             Some(Caller::Vouched { peer, administrators }) => (peer, administrators),
             Some(Caller::Agent(node)) => {
@@ -164,26 +185,23 @@ impl<S: Service> Shell<S> {
             None => return Err(denied("a connection without identity".to_string())),
         };
         let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
-        // A machine whose word is not enough for that speaks for an ordinary user.
-        actor.administrator &= administrators;
-        let role = if peer.job.is_some() {
-            actor.administrator = false;
-            actor.inside = peer.job;
-            Role::Inside
-        } else if actor.administrator {
-            Role::Administrator
-        } else {
-            Role::User
+        let rank = actor.rank;
+        // A machine whose word is not enough for that speaks for an ordinary user. Coordinators stay what they are: over their jobs
+        // they have no more than the jobs' owners, for whom it could speak, too.
+        if !believed {
+            actor.rank = Rank::User;
+        }
+        let role = match (peer.job, actor.rank) {
+            (Some(_), _) => {
+                actor = Actor { inside: peer.job, ..actor.without_role() };
+                Role::Inside
+            }
+            (None, Rank::Administrator) => Role::Administrator,
+            (None, Rank::Operator) => Role::Operator,
+            (None, Rank::User) => Role::User,
         };
         if !allowed(method, role) {
-            let name = method.path().rsplit('/').next().unwrap_or_default();
-            return Err(denied(match role {
-                Role::Inside => format!("{name}: not from inside a job; run it on the host"),
-                _ => format!(
-                    "{name}: only for administrators of the cluster, and {} is none",
-                    actor.identity.user
-                ),
-            }));
+            return Err(denied(refusal(method, role, &actor, rank)));
         }
         Ok(actor)
     }
@@ -219,7 +237,7 @@ impl<S: Service> Shell<S> {
             Method::ClusterListJobs => {
                 let query = Field::get(read::<pb::JobQuery>(body)?).map_err(|e| malformed(&e))?;
                 outgoing(self.service.jobs(actor.identity.uid, query).await, move |mut list| {
-                    list.hide(|job| !owns(&actor, job));
+                    list.hide(|job| !actor.reads(job));
                     let list: pb::JobList = list.put();
                     list
                 })
@@ -235,7 +253,7 @@ impl<S: Service> Shell<S> {
             Method::ClusterAccounting => {
                 let query = Field::get(read::<pb::AccountingQuery>(body)?).map_err(|e| malformed(&e))?;
                 outgoing(self.service.accounting(actor.identity.uid, query).await, move |mut jobs| {
-                    jobs.iter_mut().filter(|job| !owns(&actor, job)).for_each(JobInfo::hide);
+                    jobs.iter_mut().filter(|job| !actor.reads(job)).for_each(JobInfo::hide);
                     pb::JobPage { jobs: jobs.put() }
                 })
             }
@@ -243,7 +261,7 @@ impl<S: Service> Shell<S> {
                 let job = JobId(read::<pb::WatchRequest>(body)?.job);
                 let states = self.service.watch(job).await.map(|states| self.until_stopped(states));
                 outgoing(states, move |mut info: JobInfo| {
-                    if !owns(&actor, &info) {
+                    if !actor.reads(&info) {
                         info.hide();
                     }
                     let info: pb::JobInfo = info.put();

@@ -41,7 +41,7 @@ pub enum Caller {
     Vouched {
         /// Who it is, in that machine's words.
         peer: Peer,
-        /// Whether the machine's word is enough for an administrator.
+        /// Whether the machine's word is enough for operators and administrators.
         administrators: bool,
     },
     /// An agent.
@@ -65,7 +65,7 @@ pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Refusal>> + Send + 'st
 /// What a controller does for its callers. Each call comes with the proven [`Actor`]; methods were checked
 /// against the table before.
 pub trait Service: Send + Sync + 'static {
-    /// Who the peer is: names, groups, and whether an administrator.
+    /// Who the peer is: names, groups and roles.
     fn identify(&self, peer: Peer) -> impl Future<Output = Result<Actor, Refusal>> + Send;
     /// Anything that may change something. Answers when the change is durable.
     fn request(

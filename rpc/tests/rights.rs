@@ -5,6 +5,7 @@ mod common;
 
 use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
+use berth_model::rights::Rank;
 use berth_model::{Gid, JobId, NodeName, Time, Uid};
 use berth_rpc::auth::{Method, Role, allowed};
 use berth_rpc::{Duplex, MachineListener, Preface, Remote, Uplink};
@@ -80,9 +81,18 @@ fn member(identity: &Identity, name: &str, role: MemberRole, administrators: boo
     }
 }
 
+/// A port for machines, and where it is.
+async fn open_port(authority: &Authority, own: &Identity) -> (Arc<MachineListener>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tls = server_config(authority, own).unwrap();
+    let port = Arc::new(MachineListener::new(listener, authority.certificate().to_vec(), tls));
+    let address = port.address().unwrap().to_string();
+    (port, address)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_method_is_for_whom_the_table_says_on_every_socket() {
-    let (dir, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [dir, operators, plain] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let place = dir.path().join("authority");
     let authority = Authority::open_or_make(&place, "test", SystemTime::now()).unwrap();
     let own = identity(&authority, "head", "controller");
@@ -93,29 +103,34 @@ async fn every_method_is_for_whom_the_table_says_on_every_socket() {
         member(&front, "front", MemberRole::Login, false),
         member(&desk, "desk", MemberRole::Login, true),
     ];
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let tls = server_config(&authority, &own).unwrap();
-    let port = Arc::new(MachineListener::new(listener, authority.certificate().to_vec(), tls));
-    let address = port.address().unwrap().to_string();
-    let from = |machine: &Identity| {
+    let (port, address) = open_port(&authority, &own).await;
+    let (second_port, second_address) = open_port(&authority, &own).await;
+    let from_to = |machine: &Identity, address: &str| {
         let tls = client_config(machine, authority.certificate(), "controller").unwrap();
-        Uplink::Remote(Arc::new(Remote::new(address.clone(), tls)))
+        Uplink::Remote(Arc::new(Remote::new(address.to_string(), tls)))
     };
-    // To the first everybody is an administrator, to the second nobody.
-    let server = start_for(dir.path(), true, Some(port), members);
-    let other = start(plain.path(), false);
+    let from = |machine: &Identity| from_to(machine, &address);
+    // To the first everybody is an administrator, to the second an operator, to the third nothing.
+    let server = start_for(dir.path(), Rank::Administrator, Some(port), members.clone());
+    let second = start_for(operators.path(), Rank::Operator, Some(second_port), members);
+    let third = start(plain.path(), Rank::User);
     let outside = Peer { uid: Uid(4711), gid: Gid(4712), job: None };
     let inside = Peer { job: Some(JobId(12)), ..outside };
     let agent = || Preface::Node { node: NodeName::from("n1") };
     let local = || Uplink::Local(dir.path().join("n.sock"));
     let ways = [
         ("clients", Way::Public(dir.path().join("c.sock")), Role::Administrator),
+        ("clients", Way::Public(operators.path().join("c.sock")), Role::Operator),
         ("clients", Way::Public(plain.path().join("c.sock")), Role::User),
         ("agents", Way::Said(local(), Preface::Client(inside)), Role::Inside),
         ("agents", Way::Said(local(), agent()), Role::Agent),
         ("machines", Way::Said(from(&desk), Preface::Client(outside)), Role::Administrator),
         // Of whom the controller thinks as of an administrator, and this machine's word is not enough for that.
         ("machines", Way::Said(from(&front), Preface::Client(outside)), Role::User),
+        ("machines", Way::Said(from_to(&desk, &second_address), Preface::Client(outside)), Role::Operator),
+        // Nor is it enough for an operator.
+        ("machines", Way::Said(from_to(&front, &second_address), Preface::Client(outside)), Role::User),
+        ("machines", Way::Said(from_to(&desk, &second_address), Preface::Client(inside)), Role::Inside),
         ("machines", Way::Said(from(&desk), Preface::Client(inside)), Role::Inside),
         ("machines", Way::Said(from(&n1), Preface::Client(inside)), Role::Inside),
         ("machines", Way::Said(from(&n1), agent()), Role::Agent),
@@ -123,8 +138,8 @@ async fn every_method_is_for_whom_the_table_says_on_every_socket() {
     for (socket, way, role) in ways {
         let mut channel = way.channel().await;
         for method in Method::ALL {
-            let asked =
-                || server.recorder.seen.lock().unwrap().len() + other.recorder.seen.lock().unwrap().len();
+            let servers = [&server, &second, &third];
+            let asked = || servers.map(|server| server.recorder.seen.lock().unwrap().len());
             let before = asked();
             let status = refusal(&mut channel, method.path()).await;
             let what = format!("{role:?}, by the socket for {socket}: {}: {status:?}", method.path());

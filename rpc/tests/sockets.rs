@@ -6,6 +6,7 @@ mod common;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::query::JobQuery;
 use berth_model::request::{NodeStateChange, Peer, Refusal, RefusalCode, Response};
+use berth_model::rights::Rank;
 use berth_model::state::ExitStatus;
 use berth_model::{JobId, NodeName, Session, Time, Uid};
 use berth_rpc::{AgentLink, Client, Endpoint, Preface, RpcError, Uplink};
@@ -20,7 +21,7 @@ use tokio::net::UnixListener;
 #[tokio::test]
 async fn answers_refusals_and_identity() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start(dir.path(), false);
+    let server = start(dir.path(), Rank::User);
     let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
     client.ping().await.unwrap();
     assert_eq!(client.end_allocation(JobId(1), ExitStatus::OK).await.unwrap(), Response::Done);
@@ -28,11 +29,15 @@ async fn answers_refusals_and_identity() {
     let expected = Refusal::new(RefusalCode::WrongState, "no: naïve «quotes»\nand a second line");
     assert_eq!(refused, RpcError::Refused(expected));
 
-    // A plain user may not do what only administrators may, and the core never hears of it.
+    // A plain user may not do what only others may, and the core never hears of it.
     let denied = client.update_node(&[NodeName::from("n1")], NodeStateChange::Down, Some("x")).await;
     let Err(RpcError::Refused(denied)) = denied else { panic!("{denied:?}") };
     assert_eq!(denied.code, RefusalCode::Denied);
-    assert!(denied.message.contains("UpdateNode: only for administrators"), "{}", denied.message);
+    assert!(
+        denied.message.contains("UpdateNode: only for operators and administrators"),
+        "{}",
+        denied.message
+    );
     assert!(matches!(client.shutdown().await, Err(RpcError::Refused(r)) if r.code == RefusalCode::Denied));
 
     let seen = server.recorder.seen.lock().unwrap().clone();
@@ -42,9 +47,21 @@ async fn answers_refusals_and_identity() {
 }
 
 #[tokio::test]
+async fn an_operator_is_told_what_administrators_alone_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), Rank::Operator);
+    let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
+    client.update_node(&[NodeName::from("n1")], NodeStateChange::Down, Some("x")).await.unwrap();
+    let denied = client.shutdown().await.unwrap_err().to_string();
+    let user = format!("u{} is an operator", own_uid(dir.path()));
+    assert!(denied.contains("Shutdown: only for administrators") && denied.contains(&user), "{denied}");
+    assert_eq!(server.recorder.seen.lock().unwrap()[0].0.rank, Rank::Operator);
+}
+
+#[tokio::test]
 async fn long_answers_come_in_pages_and_may_fail_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
-    let _server = start(dir.path(), false);
+    let _server = start(dir.path(), Rank::User);
     let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
     let nodes = client.nodes().await.unwrap();
     assert_eq!(nodes.len(), 300);
@@ -80,7 +97,7 @@ async fn proxy(job_sock: std::path::PathBuf, node_sock: std::path::PathBuf, peer
 #[tokio::test]
 async fn a_client_inside_a_job_is_who_the_node_says_and_no_administrator() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start(dir.path(), true);
+    let server = start(dir.path(), Rank::Administrator);
     let peer = Peer { uid: Uid(4711), gid: berth_model::Gid(4712), job: Some(JobId(12)) };
     let job_sock = dir.path().join("job.sock");
     tokio::spawn(proxy(job_sock.clone(), dir.path().join("n.sock"), peer));
@@ -92,7 +109,8 @@ async fn a_client_inside_a_job_is_who_the_node_says_and_no_administrator() {
     let seen = server.recorder.seen.lock().unwrap().clone();
     assert_eq!(seen[0].0.identity.uid, Uid(4711));
     assert_eq!(seen[0].0.inside, Some(JobId(12)));
-    assert!(!seen[0].0.administrator, "although the service says that this user is one");
+    assert_eq!(seen[0].0.rank, Rank::User, "although the service says that this user is an administrator");
+    assert!(seen[0].0.accounts.is_empty(), "nor does anybody coordinate an account from inside a job");
 }
 
 #[tokio::test]
@@ -115,7 +133,7 @@ async fn a_refusal_of_the_agent_is_shown() {
 #[tokio::test]
 async fn agents_are_known_by_their_preface() {
     let dir = tempfile::tempdir().unwrap();
-    let _server = start(dir.path(), false);
+    let _server = start(dir.path(), Rank::User);
     let (sender, mut receiver) =
         AgentLink::connect(&Uplink::Local(dir.path().join("n.sock")), &NodeName::from("node-1"))
             .await
@@ -154,13 +172,13 @@ async fn errors_say_what_to_do() {
 #[tokio::test]
 async fn a_client_survives_a_restart_of_the_controller() {
     let dir = tempfile::tempdir().unwrap();
-    let first = start(dir.path(), false);
+    let first = start(dir.path(), Rank::User);
     let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
     let lease = client.lease(JobId(5)).await.unwrap();
     assert_eq!(first.recorder.leases.load(Ordering::SeqCst), 1);
     first.stop().await;
     assert!(client.ping().await.unwrap_err().is_transient());
-    let second = start(dir.path(), false);
+    let second = start(dir.path(), Rank::User);
     client.persist(Some(Duration::from_secs(5)), |c| async move { c.ping().await }).await.unwrap();
     let leases = Arc::clone(&second.recorder.leases);
     wait_for(|| leases.load(Ordering::SeqCst) == 1).await;
@@ -181,7 +199,7 @@ async fn wait_for(condition: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_on_the_sockets_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start(dir.path(), false);
+    let server = start(dir.path(), Rank::User);
     let (c, n) = (dir.path().join("c.sock"), dir.path().join("n.sock"));
     let thread = std::thread::spawn(move || {
         let long_line = vec![b'x'; 100_000];
@@ -210,7 +228,7 @@ async fn garbage_on_the_sockets_harms_nobody() {
 #[tokio::test]
 async fn a_message_that_is_too_large_is_refused_by_size() {
     let dir = tempfile::tempdir().unwrap();
-    let _server = start(dir.path(), false);
+    let _server = start(dir.path(), Rank::User);
     let client = Client::connect(&Endpoint::Unix(dir.path().join("c.sock"))).await.unwrap();
     let spec = berth_model::request::CancelRequest {
         name: Some("x".repeat(berth_rpc::MAX_MESSAGE + 1)),

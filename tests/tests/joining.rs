@@ -236,14 +236,28 @@ fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
     // Root of a login node is nobody, and an administrator an ordinary user, unless the token said otherwise.
     hosts.root("front", "squeue").fails().says(&["root of the login node front"]);
     hosts.root("desk", "squeue").fails().says(&["root of the login node desk"]);
-    hosts.cmd("front", "berth").args(["token", "create"]).fails().says(&["only for administrators"]);
-    hosts
-        .cmd("front", "scontrol")
-        .args(["update", "NodeName=n1", "State=DRAIN", "Reason=x"])
-        .fails()
-        .says(&["administrator"]);
+    let not_here = ["only for administrators", "on this machine", "--administrators"];
+    hosts.cmd("front", "berth").args(["token", "create"]).fails().says(&not_here);
+    let update = |host: &str, state: &str| {
+        hosts.cmd(host, "scontrol").args(["update", "NodeName=n1", state, "Reason=x"])
+    };
+    update("front", "State=DRAIN").fails().says(&["administrator"]);
     hosts.cmd("desk", "berth").args(["token", "ls"]).ok();
     hosts.cmd("head", "berth").args(["token", "ls"]).ok();
+    // Nor is it enough for an operator.
+    let operators = format!("operators = [\"{user}\"]\n");
+    std::fs::write(hosts.state("head").join("berth.toml"), operators).unwrap();
+    hosts.root("head", "scontrol").arg("reconfigure").ok();
+    update("front", "State=DRAIN")
+        .fails()
+        .says(&["only for operators and administrators", "on this machine"]);
+    update("desk", "State=DRAIN").ok();
+    update("head", "State=RESUME").ok();
+    hosts
+        .cmd("desk", "berth")
+        .args(["token", "ls"])
+        .fails()
+        .says(&["only for administrators", "is an operator"]);
     // No jobs run there.
     let listed = hosts.cmd("front", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
     assert!(!listed.contains("front") && !listed.contains("desk"), "{listed}");

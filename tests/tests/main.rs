@@ -65,6 +65,7 @@ mod recorded;
 mod registries;
 mod relayed;
 mod restoring;
+mod roles;
 mod room;
 mod saving;
 mod several;

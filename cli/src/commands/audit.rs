@@ -1,4 +1,4 @@
-//! `berth audit`: what administrators decided, and who joined.
+//! `berth audit`: what operators, administrators and coordinators did, and who joined.
 
 use berth_client::error::Outcome;
 use berth_client::fmt::time;
@@ -7,7 +7,7 @@ use berth_client::site::Site;
 use serde_json::json;
 use std::path::Path;
 
-/// Show what administrators did to nodes, tokens, machines and other people's jobs (administrators)
+/// Show who did what to nodes, tokens, machines and other people's jobs, and in which role (administrators)
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The last so many entries; 0 shows all
@@ -34,20 +34,21 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             .iter()
             .map(|e| {
                 json!({
-                    "number": e.number, "time": e.at.secs(), "uid": e.uid, "user": e.user, "job": e.inside,
-                    "what": e.what,
+                    "number": e.number, "time": e.at.secs(), "uid": e.uid, "user": e.user, "role": e.role,
+                    "job": e.inside, "what": e.what,
                 })
             })
             .collect();
         return out::print(&crate::explain::json(&all)?).map(|()| 0);
     }
-    let mut rows = vec![["NUMBER", "TIME", "USER", "WHAT"].map(str::to_string)];
+    let mut rows = vec![["NUMBER", "TIME", "USER", "ROLE", "WHAT"].map(str::to_string)];
     for entry in entries {
         let from = entry.inside.map_or(String::new(), |job| format!(" (in job {job})"));
         rows.push([
             entry.number.to_string(),
             time::iso(entry.at),
             plain(&entry.user) + &from,
+            entry.role.map_or("-".to_string(), |role| role.to_string()),
             plain(&entry.what),
         ]);
     }

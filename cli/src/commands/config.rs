@@ -83,14 +83,22 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     Ok(0)
 }
 
-/// Refuses quotas of users whom the name service does not know: here, where a typing error is seen. A controller starts also
-/// while the name service does not answer.
+/// Refuses roles and quotas of users whom the name service does not know: here, where a typing error is seen. A controller starts
+/// also while the name service does not answer.
 fn know_users(config: &Config, file: &Path) -> Result<(), Failure> {
-    let users = config.images.quotas.iter().enumerate().flat_map(|(at, quota)| {
-        quota.users.iter().filter(|user| users::uid(user).is_none()).map(move |user| (at + 1, user))
-    });
-    let unknown: Vec<String> = users
-        .map(|(at, user)| format!("{}: images.quota[{at}].users: there is no user '{user}'", file.display()))
+    fn all(key: String, users: &[String]) -> Vec<(String, &String)> {
+        users.iter().map(|user| (key.clone(), user)).collect()
+    }
+    let quotas = config.images.quotas.iter().enumerate();
+    let quotas = quotas.map(|(at, quota)| all(format!("images.quota[{}].users", at + 1), &quota.users));
+    let accounts = config.accounts.iter().enumerate();
+    let accounts = accounts.map(|(at, a)| all(format!("account[{}].coordinators", at + 1), &a.coordinators));
+    let cluster =
+        [all("administrators".into(), &config.administrators), all("operators".into(), &config.operators)];
+    let named = cluster.into_iter().chain(quotas).chain(accounts).flatten();
+    let unknown: Vec<String> = named
+        .filter(|(_, user)| users::uid(user).is_none())
+        .map(|(key, user)| format!("{}: {key}: there is no user '{user}'", file.display()))
         .collect();
     if unknown.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Configuration, unknown.join("\n"))) }
 }

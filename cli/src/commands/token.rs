@@ -29,7 +29,7 @@ pub enum Args {
         /// Let who joins wait for 'berth node approve'
         #[arg(long)]
         approval: bool,
-        /// Let its login nodes vouch for administrators, too
+        /// Let its login nodes vouch for operators and administrators, too
         #[arg(long)]
         administrators: bool,
     },

@@ -68,6 +68,8 @@ impl Config {
             root_jobs,
             requeue,
             keep_records_days,
+            operators,
+            accounts,
             partitions,
             ..
         } = Config::default();
@@ -82,6 +84,8 @@ impl Config {
             root_jobs,
             requeue,
             keep_records_days,
+            operators,
+            accounts,
             partitions,
             gpus: self.gpus.for_agents(),
             ..self.clone()
@@ -266,7 +270,7 @@ impl<'de> MapAccess<'de> for Object<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LayerForm, MirrorConfig, PartitionConfig};
+    use crate::config::{AccountConfig, LayerForm, MirrorConfig, PartitionConfig};
     use crate::signature::SignatureRule;
     use serde_json::json;
 
@@ -365,6 +369,8 @@ mod tests {
         let mut config = some();
         config.partitions = vec![PartitionConfig { name: "secret".into(), ..PartitionConfig::default() }];
         config.max_jobs = 3;
+        config.operators = vec!["bob".into()];
+        config.accounts = vec![AccountConfig { name: "physics".into(), coordinators: vec!["cy".into()] }];
         assert_eq!(config.for_agents(), some());
     }
 }

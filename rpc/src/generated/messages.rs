@@ -1415,6 +1415,13 @@ pub struct ImagesConfig {
     #[prost(message, repeated, tag = "61")]
     pub signature_rules: ::prost::alloc::vec::Vec<SignatureRule>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccountConfig {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub coordinators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {
     #[prost(string, tag = "1")]
@@ -1461,6 +1468,10 @@ pub struct Config {
     pub certificate_seconds: u32,
     #[prost(message, optional, tag = "160")]
     pub gpus: ::core::option::Option<GpusConfig>,
+    #[prost(string, repeated, tag = "200")]
+    pub operators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "201")]
+    pub accounts: ::prost::alloc::vec::Vec<AccountConfig>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpusConfig {
@@ -2721,6 +2732,8 @@ pub struct AuditInfo {
     pub inside: ::core::option::Option<u32>,
     #[prost(string, tag = "6")]
     pub what: ::prost::alloc::string::String,
+    #[prost(enumeration = "Role", optional, tag = "200")]
+    pub role: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuditPage {
@@ -2990,6 +3003,38 @@ impl MemberState {
             "MEMBER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
             "MEMBER_STATE_PENDING" => Some(Self::Pending),
             "MEMBER_STATE_APPROVED" => Some(Self::Approved),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Role {
+    Unspecified = 0,
+    Coordinator = 1,
+    Operator = 2,
+    Administrator = 3,
+}
+impl Role {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROLE_UNSPECIFIED",
+            Self::Coordinator => "ROLE_COORDINATOR",
+            Self::Operator => "ROLE_OPERATOR",
+            Self::Administrator => "ROLE_ADMINISTRATOR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROLE_COORDINATOR" => Some(Self::Coordinator),
+            "ROLE_OPERATOR" => Some(Self::Operator),
+            "ROLE_ADMINISTRATOR" => Some(Self::Administrator),
             _ => None,
         }
     }

@@ -2,17 +2,19 @@
 
 use super::{Field, Malformed, enums, structs};
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, NewToken, TokenInfo};
+use berth_model::rights::Role;
 
 enums! {
     MemberRole { Compute, Login }
     MemberState { Pending, Approved }
+    Role { Coordinator, Operator, Administrator }
 }
 
 structs! {
     MemberInfo { name, role, state, key, joined, token, from, renewed, administrators }
     NewToken { role, ttl, uses, approval, administrators }
     TokenInfo { id, role, created, by, expires, uses_left, approval, administrators }
-    AuditInfo { number, at, uid, user, inside, what }
+    AuditInfo { number, at, uid, user, role, inside, what }
 }
 
 impl Field<String> for KeyId {

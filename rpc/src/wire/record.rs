@@ -3,8 +3,8 @@
 use super::{enums, structs};
 use berth_model::admission::ImageRule;
 use berth_model::config::{
-    Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, LogsConfig, MirrorConfig, NodeConfig,
-    PartitionConfig, PartitionState,
+    AccountConfig, Config, ContainerConfig, GresConfig, ImagesConfig, LayerForm, LogsConfig, MirrorConfig,
+    NodeConfig, PartitionConfig, PartitionState,
 };
 use berth_model::gpus::GpusConfig;
 use berth_model::listing::{JobList, Origin, WaitingJobs};
@@ -49,6 +49,7 @@ structs! {
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, count, cores, shards, mps, flags }
     NodeConfig { name, memory_reserved, gres }
+    AccountConfig { name, coordinators }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     ProgramsConfig {
         prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
@@ -69,7 +70,7 @@ structs! {
     Config {
         cluster, listen, certificate_seconds, kill_wait_seconds, unkillable_seconds, min_job_age_seconds,
         node_timeout_seconds, lost_after_seconds, start_timeout_seconds, max_array_size, max_jobs,
-        root_jobs, requeue, keep_records_days, administrators, container, programs, gpus, logs, images,
-        partitions, nodes,
+        root_jobs, requeue, keep_records_days, administrators, operators, container, programs, gpus, logs, images,
+        accounts, partitions, nodes,
     }
 }

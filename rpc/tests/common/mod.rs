@@ -10,6 +10,7 @@ use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::rights::Rank;
 use berth_model::spec::Identity;
 use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
 use berth_rpc::{
@@ -23,8 +24,8 @@ use tokio::sync::oneshot;
 
 /// Remembers who asked for what.
 pub struct Recorder {
-    /// Whether everybody is an administrator.
-    pub admin: bool,
+    /// What everybody is.
+    pub rank: Rank,
     pub seen: Mutex<Vec<(Actor, Request)>>,
     pub leases: Arc<AtomicUsize>,
     /// The machines of the cluster. Each may speak for whomever it wants to.
@@ -55,7 +56,7 @@ impl Service for Recorder {
             home: ByteStr::default(),
             shell: ByteStr::default(),
         };
-        Ok(Actor { identity, administrator: self.admin, inside: None })
+        Ok(Actor { rank: self.rank, accounts: vec!["physics".into()], ..Actor::user(identity) })
     }
     async fn request(&self, actor: Actor, request: Request) -> Result<Response, Refusal> {
         let answer = match &request {
@@ -202,14 +203,14 @@ pub struct Server {
 }
 
 /// Listens in a directory, at `c.sock` for clients and at `n.sock` for agents.
-pub fn start(dir: &Path, admin: bool) -> Server {
-    start_for(dir, admin, None, vec![])
+pub fn start(dir: &Path, rank: Rank) -> Server {
+    start_for(dir, rank, None, vec![])
 }
 
 /// The same, and for machines that are members.
 pub fn start_for(
     dir: &Path,
-    admin: bool,
+    rank: Rank,
     port: Option<Arc<MachineListener>>,
     members: Vec<MemberInfo>,
 ) -> Server {
@@ -217,7 +218,7 @@ pub fn start_for(
         let _ = std::fs::remove_file(dir.join(name));
     }
     let recorder = Arc::new(Recorder {
-        admin,
+        rank,
         seen: Mutex::new(vec![]),
         leases: Arc::new(AtomicUsize::new(0)),
         members,

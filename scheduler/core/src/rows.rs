@@ -10,6 +10,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Uid};
 use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, TokenInfo};
+use berth_model::rights::Role;
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::{Span, Time};
@@ -96,9 +97,9 @@ pub struct SpecRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
-    /// Its owner.
+    /// Its owner, or a coordinator of its account.
     User,
-    /// An administrator.
+    /// An operator or an administrator.
     Admin,
 }
 
@@ -422,6 +423,9 @@ pub struct AuditRow {
     pub uid: Uid,
     /// Who, by name.
     pub user: String,
+    /// As what; entries of earlier versions do not say it.
+    #[serde(default)]
+    pub role: Option<Role>,
     /// The job from inside which it was asked.
     #[serde(default)]
     pub inside: Option<JobId>,
@@ -432,8 +436,8 @@ pub struct AuditRow {
 impl AuditRow {
     /// As it is shown.
     pub fn info(self) -> AuditInfo {
-        let AuditRow { version: _, number, at, uid, user, inside, what } = self;
-        AuditInfo { number, at, uid, user, inside, what }
+        let AuditRow { version: _, number, at, uid, user, role, inside, what } = self;
+        AuditInfo { number, at, uid, user, role, inside, what }
     }
 }
 

@@ -7,10 +7,11 @@ use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::member::*;
 use berth_model::request::*;
+use berth_model::rights::{Rank, Role};
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NextState};
 use berth_model::time::Span;
-use berth_sched_core::{CoreConfig, Event, RequestId};
+use berth_sched_core::{CoreConfig, Event, RequestId, Write};
 use common::*;
 use std::collections::HashSet;
 use std::mem::discriminant;
@@ -22,14 +23,26 @@ enum Asker {
     Owner,
     /// Another user.
     Stranger,
+    /// Another user, who coordinates the account of the owner's jobs.
+    Coordinator,
+    /// Another user, who coordinates another account.
+    Elsewhere,
+    /// Whom the configuration names as one.
+    Operator,
     /// Whom the configuration names as one.
     Administrator,
+    /// Root, who always is one.
+    Root,
     /// The owner, inside the very job; inside any, where it is about none that runs.
     Inside,
     /// The owner, inside another job of theirs.
     Beside,
     /// The other user, inside a job of theirs.
     StrangerInside,
+    /// The coordinator, inside a job of theirs.
+    CoordinatorInside,
+    /// The operator, inside a job of theirs.
+    OperatorInside,
     /// The administrator, inside a job of theirs.
     AdministratorInside,
     /// The other user, as if inside the owner's job.
@@ -38,22 +51,30 @@ enum Asker {
     Late,
 }
 
-const ALL: [Asker; 9] = [
+const ALL: [Asker; 15] = [
     Asker::Owner,
     Asker::Stranger,
+    Asker::Coordinator,
+    Asker::Elsewhere,
+    Asker::Operator,
     Asker::Administrator,
+    Asker::Root,
     Asker::Inside,
     Asker::Beside,
     Asker::StrangerInside,
+    Asker::CoordinatorInside,
+    Asker::OperatorInside,
     Asker::AdministratorInside,
     Asker::Intruder,
     Asker::Late,
 ];
 
-const EVERYBODY: &str = "xxxxxxx..";
-const OWNERS: &str = "x.xxx....";
-const OWNERS_IN_PLACE: &str = "x.xx.....";
-const ADMINISTRATORS: &str = "..x......";
+const EVERYBODY: &str = "xxxxxxxxxxxxx..";
+const MANAGERS: &str = "x.x.xxxxx......";
+const DRIVERS: &str = "x....xxxx......";
+const DRIVERS_IN_PLACE: &str = "x....xxx.......";
+const OPERATORS: &str = "....xxx........";
+const ADMINISTRATORS: &str = ".....xx........";
 
 /// Kinds of requests: as many as [`may`] has names of.
 const KINDS: usize = 20;
@@ -64,16 +85,11 @@ fn may(request: &Request) -> &'static str {
         // Of their own jobs and images everybody decides.
         Request::Submit { .. } | Request::SubmitHet { .. } | Request::PullImage { .. } => EVERYBODY,
         // What a step does, it does in the job that its client is in.
-        Request::CreateStep { .. } | Request::CreateHetStep { .. } => OWNERS_IN_PLACE,
-        Request::Cancel(_)
-        | Request::Hold(_)
-        | Request::Release(_)
-        | Request::Requeue(_)
-        | Request::EndAllocation { .. }
-        | Request::ClientLost { .. } => OWNERS,
-        Request::UpdateNode { .. }
-        | Request::RebootNodes { .. }
-        | Request::CreateToken { .. }
+        Request::CreateStep { .. } | Request::CreateHetStep { .. } => DRIVERS_IN_PLACE,
+        Request::Cancel(_) | Request::Hold(_) | Request::Release(_) | Request::Requeue(_) => MANAGERS,
+        Request::EndAllocation { .. } | Request::ClientLost { .. } => DRIVERS,
+        Request::UpdateNode { .. } | Request::RebootNodes { .. } => OPERATORS,
+        Request::CreateToken { .. }
         | Request::RevokeToken { .. }
         | Request::ApproveMember { .. }
         | Request::RemoveMember { .. }
@@ -85,7 +101,12 @@ fn may(request: &Request) -> &'static str {
 
 const OWNER: u32 = 1000;
 const STRANGER: u32 = 1001;
+const COORDINATOR: u32 = 1002;
+const ELSEWHERE: u32 = 1003;
+const OPERATOR: u32 = 1900;
 const ADMINISTRATOR: u32 = 2000;
+/// Of the owner's jobs, in other letters than those of its coordinator.
+const ACCOUNT: &str = "Physics";
 
 /// A cluster with something of everybody's.
 struct There {
@@ -99,6 +120,8 @@ struct There {
     over: JobId,
     /// What others run.
     strangers: JobId,
+    coordinators: JobId,
+    operators: JobId,
     administrators: JobId,
 }
 
@@ -132,8 +155,13 @@ fn submission(spec: JobSpec) -> Request {
     Request::Submit { spec: Box::new(spec), payload: script(), first_step: None, test_only: false }
 }
 
+/// A job of the account.
+fn paid(kind: JobKind, name: &str) -> JobSpec {
+    JobSpec { account: Some(ACCOUNT.into()), ..job(kind, name) }
+}
+
 fn components(name: &str) -> Request {
-    let one = || (job(JobKind::Batch, name), script());
+    let one = || (paid(JobKind::Batch, name), script());
     Request::SubmitHet { components: vec![one(), one()], test_only: false }
 }
 
@@ -146,30 +174,44 @@ fn made(answer: Result<Response, Refusal>) -> JobId {
 
 impl There {
     fn new() -> There {
-        let mut w = World::new(&Config::default());
+        let mut w = World::new(&Config { root_jobs: Some(true), ..Config::default() });
         w.node("n1", hardware(16, 1, 16000, 0));
-        let over = w.batch("over", |_| {});
+        let over = w.submit(paid(JobKind::Batch, "over")).unwrap();
         w.exited("n1", batch_key(over, 0), ExitStatus::OK);
         w.gone("n1", over, 0);
         assert_eq!(w.state(over), JobState::Completed);
         w.node("n2", hardware(16, 1, 16000, 0));
-        let batch = w.batch("batch", |_| {});
-        let beside = w.batch("beside", |_| {});
-        let allocation = w.submit(job(JobKind::Alloc, "allocation")).unwrap();
-        let held = w.batch("held", |spec| spec.hold = true);
+        let batch = w.submit(paid(JobKind::Batch, "batch")).unwrap();
+        let beside = w.submit(paid(JobKind::Batch, "beside")).unwrap();
+        let allocation = w.submit(paid(JobKind::Alloc, "allocation")).unwrap();
+        let held = w.submit(JobSpec { hold: true, ..paid(JobKind::Batch, "held") }).unwrap();
         let first = made(w.request(actor(OWNER), components("components")));
         let components = [first, JobId(first.0 + 1)];
-        let strangers = made(w.request(actor(STRANGER), submission(job(JobKind::Batch, "theirs"))));
-        let own = submission(job(JobKind::Batch, "own"));
-        let administrators = made(w.request(actor(ADMINISTRATOR), own));
-        for id in [batch, beside, allocation, components[0], components[1], strangers, administrators] {
+        let [strangers, coordinators, operators, administrators] =
+            [STRANGER, COORDINATOR, OPERATOR, ADMINISTRATOR].map(|uid| {
+                made(w.request(actor(uid), submission(job(JobKind::Batch, &format!("of {uid}")))))
+            });
+        let owners = [batch, beside, allocation, components[0], components[1]];
+        for id in owners.into_iter().chain([strangers, coordinators, operators, administrators]) {
             assert_eq!(w.state(id), JobState::Running, "{id}");
         }
         for request in [create_token(0, false), create_token(1, true), enrol(0, 9, "n9"), enrol(1, 8, "n8")] {
             w.request(actor(0), request).unwrap();
         }
         w.event(Event::Tick); // what is due is done
-        There { w, batch, beside, allocation, held, components, over, strangers, administrators }
+        There {
+            w,
+            batch,
+            beside,
+            allocation,
+            held,
+            components,
+            over,
+            strangers,
+            coordinators,
+            operators,
+            administrators,
+        }
     }
 
     /// One of each kind, and of some kinds more: with the owner's job that it is about, if that runs.
@@ -237,19 +279,27 @@ impl There {
 
     /// Who that is, for a request about this job.
     fn actor(&self, asker: Asker, about: Option<JobId>) -> Actor {
-        let inside = |uid: u32, job: JobId| Actor { inside: Some(job), ..actor(uid) };
+        let inside = |actor: Actor, job: JobId| Actor { inside: Some(job), ..actor };
+        let accounts = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+        let coordinator = Actor { accounts: accounts(&["bio", "physics"]), ..actor(COORDINATOR) };
+        let operator = Actor { rank: Rank::Operator, ..actor(OPERATOR) };
+        let administrator = Actor { rank: Rank::Administrator, ..actor(ADMINISTRATOR) };
         match asker {
             Asker::Owner => actor(OWNER),
             Asker::Stranger => actor(STRANGER),
-            Asker::Administrator => Actor { administrator: true, ..actor(ADMINISTRATOR) },
-            Asker::Inside => inside(OWNER, about.unwrap_or(self.batch)),
-            Asker::Beside => inside(OWNER, self.beside),
-            Asker::StrangerInside => inside(STRANGER, self.strangers),
-            Asker::AdministratorInside => {
-                Actor { administrator: true, ..inside(ADMINISTRATOR, self.administrators) }
-            }
-            Asker::Intruder => inside(STRANGER, about.unwrap_or(self.batch)),
-            Asker::Late => inside(OWNER, self.over),
+            Asker::Coordinator => coordinator,
+            Asker::Elsewhere => Actor { accounts: accounts(&["physics2", ""]), ..actor(ELSEWHERE) },
+            Asker::Operator => operator,
+            Asker::Administrator => administrator,
+            Asker::Root => actor(0),
+            Asker::Inside => inside(actor(OWNER), about.unwrap_or(self.batch)),
+            Asker::Beside => inside(actor(OWNER), self.beside),
+            Asker::StrangerInside => inside(actor(STRANGER), self.strangers),
+            Asker::CoordinatorInside => inside(coordinator, self.coordinators),
+            Asker::OperatorInside => inside(operator, self.operators),
+            Asker::AdministratorInside => inside(administrator, self.administrators),
+            Asker::Intruder => inside(actor(STRANGER), about.unwrap_or(self.batch)),
+            Asker::Late => inside(actor(OWNER), self.over),
         }
     }
 }
@@ -320,10 +370,19 @@ fn another_configuration_is_for_administrators() {
 
 #[test]
 fn who_names_nobody_ends_their_own_jobs_alone() {
-    for asker in [Asker::Stranger, Asker::StrangerInside, Asker::AdministratorInside] {
+    for asker in [
+        Asker::Stranger,
+        Asker::StrangerInside,
+        Asker::Coordinator,
+        Asker::CoordinatorInside,
+        Asker::OperatorInside,
+        Asker::AdministratorInside,
+    ] {
         let mut there = There::new();
         let own = match asker {
             Asker::AdministratorInside => there.administrators,
+            Asker::OperatorInside => there.operators,
+            Asker::Coordinator | Asker::CoordinatorInside => there.coordinators,
             _ => there.strangers,
         };
         let actor = there.actor(asker, None);
@@ -339,4 +398,134 @@ fn who_names_nobody_ends_their_own_jobs_alone() {
             assert_eq!(there.w.state(id), JobState::Running, "{asker:?} ended job {id}");
         }
     }
+}
+
+#[test]
+fn an_operators_hold_is_nobody_elses_to_release_or_to_take_over() {
+    let held = |there: &There| vec![JobSelector::Job(there.held)];
+    for holder in ALL {
+        let mut row = String::new();
+        for asker in ALL {
+            let mut there = There::new();
+            let (holding, releasing) = (there.actor(holder, None), there.actor(asker, None));
+            let hold = Request::Hold(held(&there));
+            if !was_done(there.w.request(holding, hold.clone()), &format!("{holder:?} holds")) {
+                break;
+            }
+            // Who holds what is held makes it no more their own.
+            let _ = there.w.request(releasing.clone(), hold);
+            let release = Request::Release(held(&there));
+            let what = format!("{holder:?} holds, {asker:?} releases");
+            row.push(if was_done(there.w.request(releasing, release), &what) { 'x' } else { '.' });
+        }
+        let expected = match holder {
+            Asker::Operator | Asker::Administrator | Asker::Root => OPERATORS,
+            Asker::Owner | Asker::Coordinator | Asker::Inside | Asker::Beside => MANAGERS,
+            _ => "",
+        };
+        assert_eq!(row, expected, "held by {holder:?}, released by {ALL:?}");
+    }
+}
+
+#[test]
+fn a_coordinator_ends_others_jobs_of_the_account_by_naming_it_or_them() {
+    let mut there = There::new();
+    let outside = there.w.batch("outside", |spec| spec.account = Some("chem".into()));
+    let coordinator = there.actor(Asker::Coordinator, None);
+    // The account: what else is in it is meant, and nothing of others.
+    let request = CancelRequest { account: Some(ACCOUNT.into()), ..CancelRequest::default() };
+    let owners = [there.batch, there.beside, there.allocation, there.held, there.components[0]];
+    match there.w.request(coordinator.clone(), Request::Cancel(request)) {
+        Ok(Response::Acted { jobs, refused }) => {
+            assert_eq!((jobs.into_iter().collect::<HashSet<_>>(), refused), (owners.into(), vec![]));
+        }
+        other => panic!("{other:?}"),
+    }
+    // A user: what the coordinator has no say over is told by name, with who has.
+    let request = CancelRequest { user: Some(Uid(OWNER)), ..CancelRequest::default() };
+    match there.w.request(coordinator, Request::Cancel(request)) {
+        Ok(Response::Acted { jobs, refused }) => {
+            let outsiders: Vec<_> = refused.iter().filter(|(what, _)| *what == outside.to_string()).collect();
+            assert!(!jobs.contains(&outside) && outsiders.len() == 1, "{jobs:?} {refused:?}");
+            let text = &outsiders[0].1.message;
+            assert!(
+                text.contains("a coordinator of account chem, an operator or an administrator"),
+                "{text}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!there.w.state(outside).is_terminal());
+}
+
+#[test]
+fn a_coordinator_has_no_say_over_parts_of_other_accounts_nor_over_roots_jobs() {
+    let mut there = There::new();
+    let mixed = Request::SubmitHet {
+        components: vec![(paid(JobKind::Batch, "mixed"), script()), (job(JobKind::Batch, "mixed"), script())],
+        test_only: false,
+    };
+    let mixed = made(there.w.request(actor(OWNER), mixed));
+    let roots = made(there.w.request(actor(0), submission(paid(JobKind::Batch, "roots"))));
+    let coordinator = there.actor(Asker::Coordinator, None);
+    let selectors = [
+        JobSelector::Job(mixed),
+        JobSelector::Component(mixed, 0),
+        JobSelector::Component(mixed, 1),
+        JobSelector::Job(roots),
+    ];
+    for selector in selectors {
+        let jobs = vec![(selector.clone(), None)];
+        let request = Request::Cancel(CancelRequest { jobs, ..CancelRequest::default() });
+        assert!(!was_done(there.w.request(coordinator.clone(), request), "cancel"), "{selector:?}");
+    }
+}
+
+#[test]
+fn jobs_are_moved_forward_by_operators() {
+    let mut row = String::new();
+    for asker in ALL {
+        let mut there = There::new();
+        let actor = there.actor(asker, None);
+        let spec = JobSpec { nice: -1, ..paid(JobKind::Batch, "first") };
+        let answer = there.w.request(actor, submission(spec));
+        row.push(if was_done(answer, &format!("{asker:?}")) { 'x' } else { '.' });
+    }
+    assert_eq!(row, OPERATORS);
+}
+
+#[test]
+fn the_log_says_as_what_something_was_done() {
+    let mut there = There::new();
+    let before = there.w.writes.len();
+    let named = |id: JobId| vec![JobSelector::Job(id)];
+    let drain = Request::UpdateNode {
+        nodes: vec!["n1".into()],
+        state: NodeStateChange::Drain,
+        reason: Some("fan".into()),
+    };
+    for (asker, request) in [
+        (Asker::Owner, Request::Hold(named(there.held))),
+        (Asker::Coordinator, Request::Hold(named(there.held))),
+        (Asker::Coordinator, Request::Release(named(there.coordinators))),
+        (Asker::Operator, Request::Requeue(named(there.batch))),
+        (Asker::Operator, drain.clone()),
+        (Asker::Administrator, drain),
+        (Asker::Root, enrol(0, 5, "n5")),
+    ] {
+        let actor = there.actor(asker, None);
+        there.w.request(actor, request).unwrap();
+    }
+    let rows = there.w.writes[before..].iter().filter_map(|write| match write {
+        Write::AddAudit(row) => Some((row.uid.0, row.role, row.what.split(' ').next().unwrap())),
+        _ => None,
+    });
+    let expected = [
+        (COORDINATOR, Some(Role::Coordinator), "held"),
+        (OPERATOR, Some(Role::Operator), "requeued"),
+        (OPERATOR, Some(Role::Operator), "set"),
+        (ADMINISTRATOR, Some(Role::Administrator), "set"),
+        (0, None, "n5"),
+    ];
+    assert_eq!(rows.collect::<Vec<_>>(), expected);
 }

@@ -211,7 +211,7 @@ impl Driver {
                 }
                 Input::Reconfigure { request, actor, config, keep_records_days, reply } => {
                     self.pending.insert(request, reply);
-                    if actor.administrator && config.cluster == self.config.cluster {
+                    if actor.is_administrator() && config.cluster == self.config.cluster {
                         self.config = (*config).clone();
                         self.keep = span_of_days(keep_records_days);
                     }

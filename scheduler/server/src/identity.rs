@@ -1,6 +1,7 @@
-//! Who a caller is: what NSS says of the uid that the kernel proved, kept for a short while.
+//! Who a caller is: what NSS says of the uid that the kernel proved, kept for a short while, and which roles go with the name.
 
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode};
+use berth_model::rights::{Rank, Roles};
 use berth_model::spec::Identity;
 use berth_model::{ByteStr, Gid, Uid};
 use nix::unistd::{Group, User, getgrouplist};
@@ -17,24 +18,24 @@ const KEPT: usize = 4096;
 /// Resolves callers.
 #[derive(Debug)]
 pub(crate) struct Identities {
-    administrators: RwLock<Vec<String>>,
+    roles: RwLock<Roles>,
     own: u32,
     known: Mutex<HashMap<(Uid, Gid), (Instant, Actor)>>,
 }
 
 impl Identities {
-    /// Administrators are root, the controller's own user, and those named.
-    pub(crate) fn new(administrators: &[String]) -> Identities {
+    /// Root and the controller's own user are administrators; what others are is said by name.
+    pub(crate) fn new(roles: Roles) -> Identities {
         Identities {
-            administrators: RwLock::new(administrators.to_vec()),
+            roles: RwLock::new(roles),
             own: nix::unistd::geteuid().as_raw(),
             known: Mutex::new(HashMap::new()),
         }
     }
 
-    /// Others are named from now on.
-    pub(crate) fn set_administrators(&self, administrators: &[String]) {
-        *self.administrators.write().unwrap_or_else(PoisonError::into_inner) = administrators.to_vec();
+    /// Others have roles from now on.
+    pub(crate) fn set_roles(&self, roles: Roles) {
+        *self.roles.write().unwrap_or_else(PoisonError::into_inner) = roles;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -47,10 +48,12 @@ impl Identities {
     /// Asks NSS; may take long.
     pub(crate) fn resolve(&self, peer: Peer) -> Result<Actor, Refusal> {
         let identity = lookup(peer)?;
-        let named =
-            self.administrators.read().unwrap_or_else(PoisonError::into_inner).contains(&identity.user);
-        let administrator = peer.uid.0 == 0 || peer.uid.0 == self.own || named;
-        let actor = Actor { identity, administrator, inside: None };
+        let always = peer.uid.0 == 0 || peer.uid.0 == self.own;
+        let roles = self.roles.read().unwrap_or_else(PoisonError::into_inner);
+        let rank = if always { Rank::Administrator } else { roles.rank(&identity.user) };
+        let accounts = roles.accounts(&identity.user);
+        let actor = Actor { rank, accounts, ..Actor::user(identity) };
+        // Still under the roles' lock: who has another role from now on is not remembered with the old one.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {
             known.clear();
@@ -71,7 +74,7 @@ pub(crate) fn controller() -> Actor {
         home: ByteStr::from("/"),
         shell: ByteStr::from("/bin/sh"),
     };
-    Actor { identity, administrator: true, inside: None }
+    Actor { rank: Rank::Administrator, ..Actor::user(identity) }
 }
 
 fn lookup(peer: Peer) -> Result<Identity, Refusal> {
@@ -110,6 +113,7 @@ fn lookup(peer: Peer) -> Result<Identity, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::config::{AccountConfig, Config};
 
     fn peer(uid: u32, gid: u32) -> Peer {
         Peer { uid: Uid(uid), gid: Gid(gid), job: None }
@@ -117,10 +121,10 @@ mod tests {
 
     #[test]
     fn root_is_an_administrator_with_its_own_group() {
-        let identities = Identities::new(&[]);
+        let identities = Identities::new(Roles::default());
         assert!(identities.known(peer(0, 0)).is_none());
         let actor = identities.resolve(peer(0, 0)).unwrap();
-        assert!(actor.administrator);
+        assert!(actor.is_administrator());
         assert_eq!(actor.identity.user, "root");
         assert_eq!(identities.known(peer(0, 0)), Some(actor));
         let odd = identities.resolve(peer(0, 54_321)).unwrap();
@@ -128,11 +132,24 @@ mod tests {
     }
 
     #[test]
-    fn administrators_are_named_and_strangers_refused() {
-        let identities = Identities::new(&["daemon".to_string()]);
-        assert!(identities.resolve(peer(1, 1)).unwrap().administrator);
-        let plain = Identities::new(&[]);
-        assert!(!plain.resolve(peer(1, 1)).unwrap().administrator || plain.own == 1);
+    fn roles_go_with_names_until_others_are_given_and_strangers_are_refused() {
+        let account = AccountConfig { name: "physics".into(), coordinators: vec!["daemon".into()] };
+        let config = Config { accounts: vec![account], ..Config::default() };
+        let daemon = || vec!["daemon".to_string()];
+        let administered = Config { administrators: daemon(), ..config.clone() };
+        let operated = Config { operators: daemon(), ..config };
+        let identities = Identities::new(Roles::of(&administered));
+        let first = identities.resolve(peer(1, 1)).unwrap();
+        assert_eq!((first.rank, first.accounts), (Rank::Administrator, vec!["physics".to_string()]));
+        assert!(identities.known(peer(1, 1)).is_some());
+        identities.set_roles(Roles::of(&operated));
+        assert_eq!(identities.known(peer(1, 1)), None, "what it was before is not remembered");
+        if identities.own != 1 {
+            assert_eq!(identities.resolve(peer(1, 1)).unwrap().rank, Rank::Operator);
+            let plain = Identities::new(Roles::default()).resolve(peer(1, 1)).unwrap();
+            assert_eq!((plain.rank, plain.accounts), (Rank::User, vec![]));
+        }
+        let plain = Identities::new(Roles::default());
         let stranger = plain.resolve(peer(3_999_999_999, 1)).unwrap_err();
         assert_eq!(stranger.code, RefusalCode::Denied);
         assert!(stranger.message.contains("getent passwd 3999999999"), "{}", stranger.message);

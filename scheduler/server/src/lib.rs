@@ -33,6 +33,7 @@ use crate::machines::Machines;
 use crate::service::{Controller, Source};
 use crate::state::{PidFile, StateDir};
 use berth_model::config::Config;
+use berth_model::rights::Roles;
 use berth_rpc::Listeners;
 use berth_sched_core::CoreConfig;
 use berth_store::SqliteStore;
@@ -147,7 +148,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
         .map_err(system("starting the core's thread"))?;
 
     let (stop, mut stopped) = watch::channel(false);
-    let identities = Identities::new(&config.administrators);
+    let identities = Identities::new(Roles::of(&config));
     let source = Source { file: options.config_path.clone(), read: options.read, in_force: options.in_force };
     let controller = Arc::new(Controller::new(
         config,

@@ -20,6 +20,7 @@ use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo, hex
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::rights::Roles;
 use berth_model::spec::JobKind;
 use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service};
@@ -128,8 +129,11 @@ impl Controller {
         let Some(info) = self.shared.snapshot().job(job) else {
             return Err(Refusal::new(RefusalCode::NotFound, format!("Invalid job id specified: {job}")));
         };
-        if info.identity.uid != actor.identity.uid && !actor.administrator {
-            let text = format!("Access/permission denied: job {job} belongs to {}", info.identity.user);
+        if info.identity.uid != actor.identity.uid && !actor.is_administrator() {
+            let text = format!(
+                "Access/permission denied: job {job} belongs to {}, who alone drives it, and administrators",
+                info.identity.user
+            );
             return Err(Refusal::new(RefusalCode::Denied, text));
         }
         Ok(info)
@@ -255,7 +259,7 @@ impl Service for Controller {
         let input = Input::Reconfigure { request, actor, config: Box::new(core), keep_records_days, reply };
         self.inputs.send(input).map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())??;
-        self.identities.set_administrators(&config.administrators);
+        self.identities.set_roles(Roles::of(&config));
         self.machines.set_life(config.certificate_seconds);
         (self.source.in_force)(&config);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;

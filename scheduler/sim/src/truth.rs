@@ -182,7 +182,7 @@ impl World {
                 body: Request::UpdateNode { nodes, state: NodeStateChange::Down, .. },
                 actor,
                 ..
-            } if actor.administrator => {
+            } if actor.is_operator() => {
                 let Some(core) = &self.controller.core else { return };
                 let jobs: Vec<_> = core.snapshot().jobs().collect();
                 for job in jobs {

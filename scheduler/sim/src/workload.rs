@@ -8,6 +8,7 @@ use berth_model::ids::{Gid, JobId, NodeName, StepId, StepKey, SubmissionId, Uid}
 use berth_model::login::SealedLogin;
 use berth_model::record::NodeInfo;
 use berth_model::request::{Actor, CancelRequest, NodeStateChange, Payload, Refusal, Request, Response};
+use berth_model::rights::Rank;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, MemoryRequest, ResolvedImage, ResourceRequest, StepSpec, TimeLimit, WarnSignal,
@@ -64,7 +65,8 @@ pub(crate) fn actor(uid: u32) -> Actor {
             home: "/home".into(),
             shell: "/bin/sh".into(),
         },
-        administrator: uid == 0,
+        rank: if uid == 0 { Rank::Administrator } else { Rank::User },
+        accounts: Vec::new(),
         inside: None,
     }
 }

@@ -347,7 +347,7 @@ fn launch(count: u32, costs: Costs, shape: Shape) -> Launch {
         first_step: Some(Box::new(berth_samples::step("first"))),
         test_only: false,
     };
-    let actor = Actor { identity: berth_samples::identity(1000), administrator: false, inside: None };
+    let actor = Actor::user(berth_samples::identity(1000));
     let begun = room.now;
     room.launch.core = 0.0;
     room.plan(room.costs.latency, What::ToController(Event::Client { request: RequestId(1), actor, body }));

@@ -18,6 +18,7 @@ use berth_model::link::EndCause;
 use berth_model::member::{AuditInfo, KeyId, MemberRole, MemberState};
 use berth_model::query::AccountingQuery;
 use berth_model::request::Payload;
+use berth_model::rights::Role;
 use berth_model::spec::{BatchScript, Identity, IoSpec, JobKind, JobSpec, ResourceRequest, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::{Attempt, ByteStr, Gid, JobId, NodeName, Span, StepId, StepKey, SubmissionId, Time, Uid};
@@ -254,6 +255,7 @@ fn entry(number: u64) -> AuditRow {
         at: Time(i64::try_from(number).unwrap() * 10),
         uid: Uid(0),
         user: "root".into(),
+        role: Some(Role::Administrator),
         inside: None,
         what: format!("did {number}"),
     }

@@ -18,7 +18,7 @@ const SIGKILL: i32 = 9;
 struct Acts {
     jobs: Vec<JobId>,
     refused: Vec<(String, Refusal)>,
-    /// Other people's jobs on which an administrator acted, for the audit log.
+    /// Other people's jobs on which somebody with a role acted, for the audit log.
     foreign: Vec<String>,
 }
 
@@ -30,7 +30,7 @@ impl Acts {
         }
     }
 
-    /// Takes note of somebody else's job on which an administrator acted.
+    /// Takes note of somebody else's job on which somebody with a role acted.
     fn owned_by(&mut self, owner: Option<String>, what: impl FnOnce() -> String) {
         self.foreign.extend(owner.map(|owner| format!("{} of {owner}", what())));
     }
@@ -52,23 +52,39 @@ impl Cluster {
             Some(signal) => format!("sent signal {signal} to"),
         };
         if request.jobs.is_empty() {
-            if request.user.is_some_and(|u| u != actor.identity.uid) && !actor.administrator {
+            let others = request.user.is_some_and(|user| user != actor.identity.uid);
+            if others && !actor.is_operator() && actor.accounts.is_empty() {
                 return Err(Refusal::new(
                     RefusalCode::Denied,
-                    "Access/permission denied: only an administrator cancels other people's jobs",
+                    "Access/permission denied: only a coordinator of their account, an operator or an administrator cancels \
+                     other people's jobs",
                 ));
             }
-            let ids: Vec<JobId> = self.jobs.keys().copied().collect();
-            for id in ids.into_iter().filter(|id| self.owned(actor, *id).is_ok()).collect::<Vec<_>>() {
-                if self.het(id).is_some_and(|het| !het.leads() && acts.jobs.contains(&het.leader)) {
+            // Coordinators are users with jobs of their own: these alone are meant where they say neither whose nor of which account.
+            let reach = actor.is_operator() || others || request.account.is_some();
+            let meant = |id: &JobId| {
+                let own = || self.foreign(actor, *id).is_none();
+                self.matches(*id, request)
+                    && self.job(*id).is_some_and(super::ending::is_active)
+                    && (reach || own())
+            };
+            let ids: Vec<JobId> = self.jobs.keys().copied().filter(meant).collect();
+            for id in ids {
+                let component = self.het(id).filter(|het| !het.leads());
+                if component.is_some_and(|het| acts.jobs.contains(&het.leader)) {
                     continue; // ended with the first one
                 }
-                if self.matches(id, request) && self.job(id).is_some_and(super::ending::is_active) {
-                    let owner = self.foreign(actor, id);
-                    let result = self.cancel_job(actor, id, request);
-                    acts.owned_by(owner.filter(|_| result.is_ok()), || id.to_string());
-                    acts.note(|| id.to_string(), Some(id), result);
+                if let Err(refusal) = self.managed(actor, id) {
+                    // Whoever names a user is told what was left; a filter alone chooses among what one may act on.
+                    if others && component.is_none() {
+                        acts.refused.push((id.to_string(), refusal));
+                    }
+                    continue;
                 }
+                let owner = self.foreign(actor, id);
+                let result = self.cancel_job(actor, id, request);
+                acts.owned_by(owner.filter(|_| result.is_ok()), || id.to_string());
+                acts.note(|| id.to_string(), Some(id), result);
             }
             self.note_jobs(actor, &verb, std::mem::take(&mut acts.foreign));
             return acts.answer();
@@ -263,7 +279,6 @@ impl Cluster {
     }
 
     pub(super) fn hold(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
-        let uid = actor.identity.uid;
         self.each(actor, "held", selectors, |cluster, id| {
             let Some(job) = cluster.job(id) else { return Ok(()) };
             if !job.is_pending() {
@@ -271,11 +286,16 @@ impl Cluster {
                     "Job {id} is no longer pending; only waiting jobs can be held"
                 )));
             }
-            let by = if job.spec.identity.uid == uid { Hold::User } else { Hold::Admin };
+            // As Slurm has it: what a coordinator holds, its owner releases.
+            let own = job.spec.identity.uid == actor.identity.uid;
+            let by = if own || !actor.is_operator() { Hold::User } else { Hold::Admin };
             for member in cluster.led_by(id) {
                 cluster.dequeue(member);
                 if let Some(job) = cluster.job_mut(member).filter(|job| job.is_pending()) {
-                    job.row.hold = Some(by);
+                    // Nobody makes an operator's hold their own, to release it then.
+                    if job.row.hold != Some(Hold::Admin) || actor.is_operator() {
+                        job.row.hold = Some(by);
+                    }
                     job.wait = None;
                 }
             }
@@ -286,7 +306,6 @@ impl Cluster {
     }
 
     pub(super) fn release(&mut self, actor: &Actor, selectors: &[JobSelector]) -> Result<Response, Refusal> {
-        let administrator = actor.administrator;
         self.each(actor, "released", selectors, |cluster, id| {
             let Some(job) = cluster.job(id) else { return Ok(()) };
             if !job.is_pending() {
@@ -294,10 +313,13 @@ impl Cluster {
             }
             let members = cluster.led_by(id);
             let held = |m: &JobId| cluster.job(*m).and_then(|job| job.row.hold);
-            if members.iter().any(|m| held(m) == Some(Hold::Admin)) && !administrator {
+            if members.iter().any(|m| held(m) == Some(Hold::Admin)) && !actor.is_operator() {
                 return Err(Refusal::new(
                     RefusalCode::Denied,
-                    format!("Access/permission denied: job {id} was held by an administrator, who alone can release it"),
+                    format!(
+                        "Access/permission denied: job {id} was held by an operator or an administrator: only one of them \
+                         releases it"
+                    ),
                 ));
             }
             for member in members {

@@ -470,7 +470,7 @@ impl Cluster {
         id: JobId,
         status: Option<ExitStatus>,
     ) -> Result<Response, Refusal> {
-        let job = self.owned(actor, id)?;
+        let job = self.driven(actor, id)?;
         if job.spec.spec.kind == JobKind::Batch {
             return Err(Refusal::new(
                 RefusalCode::WrongState,

@@ -121,7 +121,7 @@ impl Cluster {
 
     /// One component by its number. The first one stands for all.
     pub(super) fn component(&self, actor: &Actor, leader: JobId, offset: u32) -> Result<Vec<JobId>, Refusal> {
-        self.owned(actor, leader)?;
+        self.managed(actor, leader)?;
         let id = JobId(leader.0.saturating_add(offset));
         match self.het(id) {
             Some(het) if het.leader == leader && het.offset == offset => Ok(vec![id]),
@@ -429,7 +429,7 @@ impl Cluster {
         let members = self.whole(first);
         let mut seen = BTreeSet::new();
         for (job, spec) in &parts {
-            let record = self.owned(actor, *job)?;
+            let record = self.driven(actor, *job)?;
             self.may_make_steps(actor, *job)?;
             if !members.contains(job) || self.het(*job).is_none() || !seen.insert(*job) {
                 let text =

@@ -23,6 +23,7 @@ mod reboot;
 mod reconfigure;
 mod restore;
 mod restored;
+mod rights;
 mod select;
 mod steps;
 mod submit;
@@ -221,6 +222,9 @@ impl Cluster {
             Ok(actor) => actor,
             Err(refusal) => return self.reply(request, Err(refusal)),
         };
+        if let Err(refusal) = rights::check(&actor, &body) {
+            return self.reply(request, Err(refusal));
+        }
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
                 self.submit(&actor, *spec, payload, first_step.map(|s| *s), test_only)
@@ -259,7 +263,7 @@ impl Cluster {
             Request::Enrol { token, hash, key, name, from } => {
                 self.enrol(&actor, &token, &hash, key, name, from)
             }
-            Request::Renew { name, old, new } => self.renew(&actor, &name, &old, new),
+            Request::Renew { name, old, new } => self.renew(&name, &old, new),
             Request::ApproveMember { name } => self.approve_member(&actor, &name),
             Request::RemoveMember { name, force } => self.remove_member(&actor, &name, force),
             Request::Shutdown => self.note_shutdown(&actor),
@@ -267,7 +271,7 @@ impl Cluster {
         self.reply(request, result);
     }
 
-    /// A client inside a job acts as the job's owner and as nothing more: no administrator's rights, and only
+    /// A client inside a job acts as the job's owner and as nothing more: without any role, and only
     /// while the job holds something.
     fn admit(&self, actor: &Actor) -> Result<Actor, Refusal> {
         let Some(inside) = actor.inside else { return Ok(actor.clone()) };
@@ -276,9 +280,7 @@ impl Cluster {
             .get(&inside)
             .filter(|j| matches!(j.row.phase, Phase::Running(_) | Phase::Ending { .. }));
         match job {
-            Some(job) if job.spec.identity.uid == actor.identity.uid => {
-                Ok(Actor { administrator: false, ..actor.clone() })
-            }
+            Some(job) if job.spec.identity.uid == actor.identity.uid => Ok(actor.clone().without_role()),
             Some(_) => Err(Refusal::new(
                 RefusalCode::Denied,
                 format!("Access/permission denied: this is job {inside}, which belongs to somebody else"),

@@ -1,6 +1,7 @@
 //! Another configuration is put in force while everything runs.
 
 use super::Cluster;
+use super::rights::at_least;
 use super::timers::Timer;
 use crate::config::CoreConfig;
 use crate::rows::Phase;
@@ -8,18 +9,14 @@ use berth_model::config::Understood;
 use berth_model::ids::{JobId, NodeName};
 use berth_model::link::ToAgent;
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use berth_model::rights::Rank;
 use std::sync::Arc;
 
 impl Cluster {
     /// Goes on with `config`: jobs that wait are looked at anew, idle nodes have what it says of them at once and busy ones when
     /// they are free, and agents are told.
     pub(super) fn reconfigure(&mut self, actor: &Actor, config: CoreConfig) -> Result<Response, Refusal> {
-        if !actor.administrator {
-            return Err(Refusal::new(
-                RefusalCode::Denied,
-                "Access/permission denied: only an administrator changes the configuration",
-            ));
-        }
+        at_least(actor, Rank::Administrator, "changes the configuration")?;
         if config.cluster != self.config.cluster {
             let text = format!(
                 "berth.toml: cluster: '{}' instead of '{}' needs a restart: 'berth down --keep-jobs', then 'berth up'",

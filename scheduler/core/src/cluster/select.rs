@@ -37,18 +37,6 @@ pub(super) fn unknown(what: &str) -> Refusal {
 }
 
 impl Cluster {
-    /// The job, if the caller may act on it.
-    pub(super) fn owned(&self, actor: &Actor, id: JobId) -> Result<&Arc<Job>, Refusal> {
-        let job = self.jobs.get(&id).ok_or_else(|| unknown(&id.to_string()))?;
-        if actor.administrator || job.spec.identity.uid == actor.identity.uid {
-            return Ok(job);
-        }
-        Err(Refusal::new(
-            RefusalCode::Denied,
-            format!("Access/permission denied: job {id} belongs to {}", job.spec.identity.user),
-        ))
-    }
-
     /// The records that the selector names, each to be acted on as a whole. Where only some tasks of a waiting
     /// range are named, they get a record of their own first.
     pub(super) fn select(&mut self, actor: &Actor, selector: &JobSelector) -> Result<Vec<JobId>, Refusal> {
@@ -59,7 +47,7 @@ impl Cluster {
             JobSelector::Task(id, task) => (*id, Some(TaskSet::from_sorted([*task]))),
             JobSelector::Tasks(id, spec) => (*id, Some(self.bounded_set(spec, &what)?)),
         };
-        let array = self.owned(actor, id)?.row.spec_of;
+        let array = self.managed(actor, id)?.row.spec_of;
         let Some(wanted) = wanted else {
             return Ok(match self.arrays.get(&id) {
                 Some(state) => state.members.iter().copied().collect(),

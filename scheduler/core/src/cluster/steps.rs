@@ -295,7 +295,7 @@ impl Cluster {
         spec: StepSpec,
     ) -> Result<(), Refusal> {
         texts::check_step(&spec)?;
-        let record = self.owned(actor, job)?;
+        let record = self.driven(actor, job)?;
         self.may_make_steps(actor, job)?;
         let same = |s: &&Arc<StepRow>| s.spec.as_ref().is_some_and(|o| o.submission == spec.submission);
         if let Some(step) = record.steps.values().find(same) {

@@ -126,11 +126,11 @@ impl Cluster {
                 },
             );
         }
-        if spec.nice < 0 && !actor.administrator {
+        if spec.nice < 0 && !actor.is_operator() {
             return refuse(
                 RefusalCode::Denied,
                 format!(
-                    "Invalid --nice value: {} moves the job forward, which only an administrator may",
+                    "Invalid --nice value: {} moves the job forward, which only an operator or an administrator may",
                     spec.nice
                 ),
             );

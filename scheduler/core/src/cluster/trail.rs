@@ -1,34 +1,38 @@
-//! The audit log: who changed what of the cluster, or of other people's jobs. An entry is durable with what it is about.
+//! The audit log: who changed what of the cluster, or of other people's jobs, and as what. An entry is durable with what it is about.
 
 use super::Cluster;
 use crate::rows::{AuditRow, ROW_VERSION};
 use crate::store::Write;
 use berth_model::ids::JobId;
-use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use berth_model::request::{Actor, Response};
+use berth_model::rights::{Rank, Role};
 
 /// Most characters of an entry.
 const LONGEST: usize = 2000;
 /// Most things that one entry names.
 const NAMED: usize = 20;
 
-/// Refuses whoever is no administrator.
-pub(super) fn administrators_only(actor: &Actor, what: &str) -> Result<(), Refusal> {
-    if actor.administrator {
-        return Ok(());
+/// As what somebody acts on what is not theirs: who is nothing in the whole cluster coordinates an account.
+fn role(actor: &Actor) -> Role {
+    match actor.rank {
+        Rank::User => Role::Coordinator,
+        Rank::Operator => Role::Operator,
+        Rank::Administrator => Role::Administrator,
     }
-    let text = format!("Access/permission denied: only an administrator {what}");
-    Err(Refusal::new(RefusalCode::Denied, text))
 }
 
 impl Cluster {
     /// Enters what was just done.
     pub(super) fn note(&mut self, actor: &Actor, what: String) {
-        let user = actor.identity.user.clone();
-        self.note_as(actor, user, what);
+        self.enter_in_log(actor, actor.identity.user.clone(), Some(role(actor)), what);
     }
 
     /// Enters what was just done on the word of somebody who has no uid here.
-    pub(super) fn note_as(&mut self, actor: &Actor, user: String, mut what: String) {
+    pub(super) fn note_as(&mut self, actor: &Actor, user: String, what: String) {
+        self.enter_in_log(actor, user, None, what);
+    }
+
+    fn enter_in_log(&mut self, actor: &Actor, user: String, role: Option<Role>, mut what: String) {
         if let Some((cut, _)) = what.char_indices().nth(LONGEST) {
             what.truncate(cut);
             what.push_str(" ...");
@@ -39,6 +43,7 @@ impl Cluster {
             at: self.clock,
             uid: actor.identity.uid,
             user,
+            role,
             inside: actor.inside,
             what,
         })));
@@ -46,20 +51,20 @@ impl Cluster {
         self.out.meta = true;
     }
 
-    /// Whose job it is, when an administrator acts on somebody else's.
+    /// Whose job it is, when somebody with a role acts on somebody else's.
     pub(super) fn foreign(&self, actor: &Actor, job: JobId) -> Option<String> {
         let owner = &self.job(job)?.spec.identity;
-        (actor.administrator && owner.uid != actor.identity.uid).then(|| owner.user.clone())
+        (owner.uid != actor.identity.uid).then(|| owner.user.clone())
     }
 
-    /// Enters what an administrator did to one job, if it is somebody else's.
+    /// Enters what was done to one job, if it is somebody else's.
     pub(super) fn note_job(&mut self, actor: &Actor, verb: &str, job: JobId) {
         if let Some(owner) = self.foreign(actor, job) {
             self.note(actor, format!("{verb} job {job} of {owner}"));
         }
     }
 
-    /// Enters what an administrator did to other people's jobs: `12 of alice`, `13_4 of bob`.
+    /// Enters what was done to other people's jobs: `12 of alice`, `13_4 of bob`.
     pub(super) fn note_jobs(&mut self, actor: &Actor, verb: &str, mut jobs: Vec<String>) {
         jobs.dedup();
         if jobs.is_empty() {
@@ -72,7 +77,6 @@ impl Cluster {
     }
 
     pub(super) fn note_shutdown(&mut self, actor: &Actor) -> Result<Response, Refusal> {
-        administrators_only(actor, "stops the controller")?;
         self.note(actor, "stopped the controller".to_string());
         Ok(Response::Done)
     }

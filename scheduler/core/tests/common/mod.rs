@@ -9,6 +9,7 @@ use berth_model::launch::{StepExit, StepPhase, Usage};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::record::JobInfo;
 use berth_model::request::*;
+use berth_model::rights::Rank;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
@@ -99,7 +100,8 @@ pub fn hardware(cores: u32, threads: u32, memory: u64, gpus: u32) -> Hardware {
 }
 
 pub fn actor(uid: u32) -> Actor {
-    Actor { identity: berth_samples::identity(uid), administrator: uid == 0, inside: None }
+    let rank = if uid == 0 { Rank::Administrator } else { Rank::User };
+    Actor { rank, ..Actor::user(berth_samples::identity(uid)) }
 }
 
 pub use berth_samples::job;
