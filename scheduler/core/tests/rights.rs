@@ -6,6 +6,7 @@ mod common;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::member::*;
+use berth_model::record::JobInfo;
 use berth_model::request::*;
 use berth_model::rights::{Rank, Role};
 use berth_model::spec::*;
@@ -528,4 +529,16 @@ fn the_log_says_as_what_something_was_done() {
         (0, None, "n5"),
     ];
     assert_eq!(rows.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn records_are_shown_whole_to_whom_they_concern() {
+    let there = There::new();
+    let outside = ALL.into_iter().filter(|asker| there.actor(*asker, None).inside.is_none());
+    let own = there.w.info(there.batch);
+    let root = JobInfo { identity: berth_samples::identity(0), ..own.clone() };
+    let row = |job: &JobInfo| -> String {
+        outside.clone().map(|asker| if there.actor(asker, None).reads(job) { 'x' } else { '.' }).collect()
+    };
+    assert_eq!((row(&own).as_str(), row(&root).as_str()), ("x.x.xxx", "....xxx"));
 }
