@@ -5,8 +5,8 @@ pub mod gpus;
 use crate::bytes::ByteStr;
 use crate::devices::parse_per_task;
 use crate::distribution::Distribution;
-use crate::ids::StepId;
-use crate::launch::StepLaunch;
+use crate::ids::{NodeName, StepId, StepKey};
+use crate::launch::{Layout, StepLaunch};
 use crate::{hostlist, runs};
 
 /// Whether a step's processes see its own devices only. Then the libraries of GPUs count them from 0, and the
@@ -292,8 +292,24 @@ fn batch(env: &mut Env, launch: &StepLaunch) {
 
 /// A step: tasks and nodes are its own.
 fn step(env: &mut Env, launch: &StepLaunch) {
-    let layout = &launch.layout;
-    let id = match launch.key.step {
+    of_step(env, launch.key.step, &launch.layout);
+    let sockets = launch.sockets.map_or(String::new(), |sockets| format!(":{sockets}"));
+    env.set("SLURM_DISTRIBUTION", format!("{}{sockets}", launch.distribution));
+    if let Distribution::Plane(size) = launch.distribution {
+        env.set("SLURM_DIST_PLANESIZE", size.to_string());
+    }
+    // As it is when the step begins; of a port there is nothing to tell, since srun listens on none.
+    if let Some(size) = launch.pty {
+        env.maybe("SLURM_PTY_WIN_COL", Some(size.cols).filter(|n| *n > 0));
+        env.maybe("SLURM_PTY_WIN_ROW", Some(size.rows).filter(|n| *n > 0));
+    }
+    env.set("SLURM_JOB_GROUP", launch.identity.group.as_str());
+    env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
+}
+
+/// What is the step's own wherever it is asked for.
+fn of_step(env: &mut Env, step: StepId, layout: &Layout) {
+    let id = match step {
         StepId::Number(n) => n.to_string(),
         // Slurm's number of the interactive step.
         _ => "-6".to_string(),
@@ -311,18 +327,20 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_NTASKS", total.to_string());
     env.set("SLURM_NPROCS", total.to_string());
     env.set("SLURM_TASKS_PER_NODE", runs::print(&tasks));
-    let sockets = launch.sockets.map_or(String::new(), |sockets| format!(":{sockets}"));
-    env.set("SLURM_DISTRIBUTION", format!("{}{sockets}", launch.distribution));
-    if let Distribution::Plane(size) = launch.distribution {
-        env.set("SLURM_DIST_PLANESIZE", size.to_string());
-    }
-    // As it is when the step begins; of a port there is nothing to tell, since srun listens on none.
-    if let Some(size) = launch.pty {
-        env.maybe("SLURM_PTY_WIN_COL", Some(size.cols).filter(|n| *n > 0));
-        env.maybe("SLURM_PTY_WIN_ROW", Some(size.rows).filter(|n| *n > 0));
-    }
-    env.set("SLURM_JOB_GROUP", launch.identity.group.as_str());
-    env.set("SLURM_UMASK", format!("{:04o}", launch.umask));
+}
+
+/// What programs that `srun` runs around a step are told of it and of its job, which has the nodes `job`, over srun's own environment.
+pub fn srun_variables(key: StepKey, job: &[NodeName], layout: &Layout) -> Vec<(String, ByteStr)> {
+    let mut env = Env(Vec::new());
+    let names: Vec<&str> = job.iter().map(|n| n.0.as_str()).collect();
+    let list = hostlist::compress(&names);
+    env.set("SLURM_JOB_ID", key.job.to_string());
+    env.set("SLURM_JOBID", key.job.to_string());
+    env.set("SLURM_JOB_NODELIST", list.as_str());
+    env.set("SLURM_NODELIST", list);
+    env.set("SLURM_JOB_NUM_NODES", names.len().to_string());
+    of_step(&mut env, key.step, layout);
+    env.0
 }
 
 fn count(list: &[u32]) -> u32 {
@@ -340,8 +358,8 @@ mod tests {
     use super::*;
     use crate::hardware::GresDevice;
     use crate::het::{HetFacts, HetGroup};
-    use crate::ids::{Attempt, Gid, JobId, NodeName, StepKey, Uid};
-    use crate::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program};
+    use crate::ids::{Attempt, Gid, JobId, Uid};
+    use crate::launch::{ArrayPlace, JobFacts, NodeShare, Program};
     use crate::limits::Limits;
     use crate::spec::{Identity, IoSpec, JobKind, TermSize};
     use crate::time::{Span, Time};
@@ -425,6 +443,7 @@ mod tests {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            told_within: None,
             mpi: None,
             cpu_bind: None,
             mem_bind: None,
@@ -450,6 +469,21 @@ mod tests {
             let (name, value) = line.split_once('=').unwrap();
             assert_eq!(map.get(name).map(String::as_str), Some(value), "{name}");
         }
+    }
+
+    #[test]
+    fn programs_around_a_step_of_srun_know_job_and_step() {
+        let key = StepKey { job: JobId(355), attempt: Attempt(0), step: StepId::Number(2) };
+        let nodes = ["n1", "n2", "n3"].map(NodeName::from);
+        let all = srun_variables(key, &nodes, &layout(&["n1", "n2"], &[&[0, 1], &[2]], &[2, 1]));
+        let map: BTreeMap<_, _> = all.iter().map(|(n, v)| (n.clone(), v.display().into_owned())).collect();
+        assert_eq!(map.len(), all.len(), "a variable is set twice");
+        expect(
+            &map,
+            "SLURM_JOB_ID=355 SLURM_JOBID=355 SLURM_JOB_NODELIST=n[1-3] SLURM_NODELIST=n[1-3] SLURM_JOB_NUM_NODES=3 \
+             SLURM_STEP_ID=2 SLURM_STEPID=2 SLURM_STEP_NODELIST=n[1-2] SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=3 \
+             SLURM_STEP_TASKS_PER_NODE=2,1 SLURM_NNODES=2 SLURM_NTASKS=3 SLURM_NPROCS=3 SLURM_TASKS_PER_NODE=2,1",
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::devices::MPS;
 use crate::gres::Wanted;
 use crate::mpi::MpiType;
-use crate::spec::{ContainerSpec, JobSpec, ResourceRequest, StepSpec};
+use crate::spec::{ContainerSpec, JobSpec, ResourceRequest, SrunProlog, StepSpec};
 
 /// What agents call that they pass words of the controller on to steps ([`crate::link::ToAgent::Say`]): no job asks for it.
 pub const SAY: &str = "say";
@@ -38,11 +38,13 @@ pub enum Feature {
     Mps,
     /// Images that are named inside containers: what the first node finds is what all have.
     Pinned,
+    /// `srun --prolog`: tasks wait for the word of their client.
+    SrunProlog,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 12] = [
+    pub const ALL: [Feature; 13] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -55,6 +57,7 @@ impl Feature {
         Feature::Pmix,
         Feature::Mps,
         Feature::Pinned,
+        Feature::SrunProlog,
     ];
 
     /// What agents call it.
@@ -72,6 +75,7 @@ impl Feature {
             Feature::Pmix => "pmix",
             Feature::Mps => "mps",
             Feature::Pinned => "pinned-names",
+            Feature::SrunProlog => "srun-prolog",
         }
     }
 
@@ -90,6 +94,7 @@ impl Feature {
             Feature::Pmix => "--mpi=pmix",
             Feature::Mps => "--gres=mps",
             Feature::Pinned => "images named inside containers",
+            Feature::SrunProlog => "srun --prolog",
         }
     }
 
@@ -138,6 +143,7 @@ pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
         (step.fabric.is_some(), Feature::Fabric),
         (step.gpu_bind.is_some(), Feature::GpuBind),
         (step.mpi == Some(MpiType::Pmix), Feature::Pmix),
+        (step.prolog == Some(SrunProlog::Own), Feature::SrunProlog),
         (step.gres.as_ref().is_some_and(names_mps) || names_mps(&step.devices.per_task), Feature::Mps),
     ];
     let needs = needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature));

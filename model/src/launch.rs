@@ -243,6 +243,9 @@ pub struct StepLaunch {
     /// Which fabrics it needs, or does without; absent: it takes what there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fabric: Option<FabricChoice>,
+    /// Its tasks begin when its client says so, which it does within this time; absent: at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told_within: Option<Span>,
 }
 
 impl StepLaunch {

@@ -24,6 +24,14 @@ pub struct ProgramsConfig {
     pub task_epilog: ByteStr,
     /// Seconds for it, and for that of `srun --task-epilog`.
     pub task_epilog_seconds: u32,
+    /// Runs before each step of an `srun`, where the `srun` is and as who called it.
+    pub srun_prolog: ByteStr,
+    /// Seconds for it, and for that of `srun --prolog`.
+    pub srun_prolog_seconds: u32,
+    /// Runs after each step of an `srun`, likewise.
+    pub srun_epilog: ByteStr,
+    /// Seconds for it, and for that of `srun --epilog`.
+    pub srun_epilog_seconds: u32,
     /// Looks whether a node is well: one that fails drains it, one that passes later returns it.
     pub health_check: ByteStr,
     /// Seconds for it.
@@ -69,6 +77,10 @@ impl Default for ProgramsConfig {
             task_prolog_seconds: TASK_PROLOG_SECONDS,
             task_epilog: ByteStr::default(),
             task_epilog_seconds: TASK_EPILOG_SECONDS,
+            srun_prolog: ByteStr::default(),
+            srun_prolog_seconds: 60,
+            srun_epilog: ByteStr::default(),
+            srun_epilog_seconds: 60,
             health_check: ByteStr::default(),
             health_check_seconds: 60,
             health_check_interval_seconds: 300,
@@ -88,15 +100,25 @@ const MOST_SECONDS: u32 = 86_400;
 
 impl ProgramsConfig {
     /// Programs and seconds, with the names of their keys.
-    fn all(&self) -> [(&'static str, &ByteStr, u32); 6] {
+    fn all(&self) -> [(&'static str, &ByteStr, u32); 8] {
         [
             ("prolog", &self.prolog, self.prolog_seconds),
             ("epilog", &self.epilog, self.epilog_seconds),
             ("task_prolog", &self.task_prolog, self.task_prolog_seconds),
             ("task_epilog", &self.task_epilog, self.task_epilog_seconds),
+            ("srun_prolog", &self.srun_prolog, self.srun_prolog_seconds),
+            ("srun_epilog", &self.srun_epilog, self.srun_epilog_seconds),
             ("health_check", &self.health_check, self.health_check_seconds),
             ("reboot", &self.reboot, self.reboot_seconds),
         ]
+    }
+
+    /// What of it is an agent's affair: programs of `srun` are run by `srun`.
+    #[must_use]
+    pub fn for_agents(&self) -> ProgramsConfig {
+        let ProgramsConfig { srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds, .. } =
+            ProgramsConfig::default();
+        ProgramsConfig { srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds, ..self.clone() }
     }
 
     /// Programs that are configured, with the names of their keys. The usual one for reboots need not be there before it is run.
@@ -153,6 +175,13 @@ mod tests {
         let good = ProgramsConfig { prolog: "/etc/berth/prolog".into(), ..ProgramsConfig::default() };
         assert_eq!(good.named().map(|(name, _)| name).collect::<Vec<_>>(), ["prolog"]);
         assert!(keys(good).is_empty());
+        let of_srun = ProgramsConfig {
+            srun_prolog: "/etc/berth/srun_prolog".into(),
+            srun_epilog_seconds: 5,
+            ..ProgramsConfig::default()
+        };
+        assert!(keys(of_srun.clone()).is_empty());
+        assert_eq!(of_srun.for_agents(), ProgramsConfig::default(), "no node has to do with them");
         let bad = ProgramsConfig {
             prolog: "prolog".into(),
             prolog_seconds: 0,

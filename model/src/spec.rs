@@ -670,6 +670,19 @@ pub struct StepSpec {
     /// `--fabric`; absent: as the job says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fabric: Option<FabricChoice>,
+    /// Its tasks wait for a program that its client runs before them; absent: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prolog: Option<SrunProlog>,
+}
+
+/// What `srun` runs before the tasks of its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SrunProlog {
+    /// The site's (`srun_prolog` in `[programs]`), where there is one.
+    Site,
+    /// A program that the user named (`--prolog`), or the site's, of which the controller has found that there is one.
+    Own,
 }
 
 /// Where a step enters another one: it has that step's container, environment, resources and working directory, and sets

@@ -71,6 +71,7 @@ mod saving;
 mod several;
 mod signatures;
 mod simulating;
+mod srun_programs;
 mod starts;
 mod streams;
 mod subids;

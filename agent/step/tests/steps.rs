@@ -413,3 +413,43 @@ fn a_step_starts_although_what_was_parked_for_it_is_gone() {
     let mut client = step.attach();
     assert_eq!(read_all(&mut client).exit.unwrap().status, code(6));
 }
+
+/// A step whose client runs something before its tasks, and says so within this time.
+fn told_within(rig: &Rig, seconds: i64, argv: &[&str]) -> berth_model::launch::StepLaunch {
+    let told_within = Some(Span::from_secs(seconds));
+    berth_model::launch::StepLaunch { told_within, ..rig.launch(argv) }
+}
+
+#[test]
+fn tasks_wait_for_the_word_of_their_client() {
+    let rig = Rig::new();
+    let mut step = rig.start(told_within(&rig, 60, &["sh", "-c", "echo ran > ran; cat"]));
+    let mut client = step.attach();
+    let data = b"input".to_vec();
+    blocking::write_frame(&mut client, &Frame::Stdin { task: ALL_TASKS, data }).unwrap();
+    blocking::write_frame(&mut client, &Frame::StdinEof { task: ALL_TASKS }).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!rig.work().join("ran").exists());
+    blocking::write_frame(&mut client, &Frame::Begin).unwrap();
+    let seen = read_all(&mut client);
+    assert_eq!((seen.text().as_str(), seen.exit.unwrap().status), ("input", code(0)));
+}
+
+#[test]
+fn a_step_that_waits_for_a_word_ends_without_it_when_it_is_late_or_the_step_is_ended() {
+    for (seconds, signal, why) in [
+        (1, None, "srun did not say within 1 s that its prolog has ended (srun_prolog_seconds)"),
+        (60, Some(15), "the step was ended before its tasks began"),
+    ] {
+        let rig = Rig::new();
+        let mut step = rig.start(told_within(&rig, seconds, &["sh", "-c", "echo ran > ran"]));
+        let mut client = step.attach();
+        if let Some(signal) = signal {
+            blocking::write_frame(&mut client, &Frame::Signal(signal)).unwrap();
+        }
+        let exit = read_all(&mut client).exit.unwrap();
+        assert_eq!(exit.status, code(1));
+        assert!(exit.launch_error.as_ref().unwrap().contains(why), "{exit:?}");
+        assert!(!rig.work().join("ran").exists());
+    }
+}

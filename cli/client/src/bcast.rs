@@ -166,6 +166,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         pytorch: false,
         task_prolog: ByteStr::default(),
         task_epilog: ByteStr::default(),
+        prolog: None,
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),
@@ -198,6 +199,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         only_stderr: None,
         kill_on_bad_exit: false,
         wait_after_first_exit: None,
+        around: None,
     };
     follow::follow(followed, submit::records_after(client, job, LATER)).await
 }

@@ -78,6 +78,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             only_stderr: None,
             kill_on_bad_exit: false,
             wait_after_first_exit: None,
+            around: None,
         };
         follow::follow(followed, submit::records_after(&client, job.id, LATER)).await
     })
@@ -128,6 +129,7 @@ async fn create(
         pytorch: false,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
+        prolog: None,
         cpu_bind: None,
         mem_bind: None,
         programs: Vec::new(),

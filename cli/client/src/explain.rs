@@ -307,6 +307,7 @@ impl Asked<'_> {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            told_within: None,
             mpi: None,
             cpu_bind: None,
             mem_bind: None,

@@ -277,10 +277,16 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
         let Some(run) = runs.get(*at) else { continue };
         specs.push((job.id, run.step_spec(Some(job))?));
     }
+    // One step has one prolog: that of its first part.
+    let prolog = specs.first().and_then(|(_, spec)| spec.prolog);
+    for (_, spec) in &mut specs {
+        spec.prolog = prolog;
+    }
     let (Some(first), Some((leader, spec))) = (runs.first(), specs.first()) else { return Ok(0) };
     let what = format!("Unable to create step for job {leader}");
     let unexpected =
         || Failure::new(Kind::Internal, format!("{what}: unexpected answer from the controller"));
+    let site = first.site_programs(client).await?;
     let specs_ref = &specs;
     let create = client.persist(None, |client| async move {
         match specs_ref.as_slice() {
@@ -310,7 +316,8 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
         of_nodes.extend(keys.iter().rev().find(begun).map(|(key, _)| *key));
     }
     let records = records(client, keys.iter().map(|(key, _)| *key).collect());
-    let followed = follow::Step { parts: of_nodes, ..first.step(client, key, layout, spec) };
+    let around = first.around(&site, key, (&layout.nodes, &layout), spec);
+    let followed = follow::Step { parts: of_nodes, ..first.step(client, key, layout, spec, around) };
     follow::follow(followed, records).await
 }
 

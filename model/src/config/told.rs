@@ -88,6 +88,7 @@ impl Config {
             accounts,
             partitions,
             gpus: self.gpus.for_agents(),
+            programs: self.programs.for_agents(),
             ..self.clone()
         }
     }

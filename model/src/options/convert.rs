@@ -11,7 +11,7 @@ use crate::ids::SubmissionId;
 use crate::limits::{Limits, OF_A_LOGIN, Resource};
 use crate::spec::{
     ContainerSpec, ImageRef, IoSpec, JobKind, JobSpec, MemoryRequest, MountSpec, NamedSpec, ResolvedImage,
-    ResourceRequest, StepSpec, TermSize,
+    ResourceRequest, SrunProlog, StepSpec, TermSize,
 };
 
 /// The circumstances of a submission that are no options.
@@ -278,6 +278,7 @@ impl SubmitOptions {
             x11: None,
             mpi: self.mpi,
             login: None,
+            prolog: self.srun_prolog(),
             task_prolog: self.task_prolog.clone(),
             pytorch: self.pytorch,
             task_epilog: self.task_epilog.clone(),
@@ -290,6 +291,15 @@ impl SubmitOptions {
             fabric: self.fabric,
         };
         Ok(Converted { spec, notes })
+    }
+
+    /// What srun runs before the step's tasks.
+    fn srun_prolog(&self) -> Option<SrunProlog> {
+        match &self.prolog {
+            None => Some(SrunProlog::Site),
+            Some(name) if name.0.is_empty() || name.0.eq_ignore_ascii_case(b"none") => None,
+            Some(_) => Some(SrunProlog::Own),
+        }
     }
 
     fn job_container(

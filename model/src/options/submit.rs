@@ -172,6 +172,10 @@ pub struct SubmitOptions {
     pub relative: Option<u32>,
     pub requeue: Option<bool>,
     pub signal: Option<WarnSignal>,
+    /// `srun --prolog`: `none`, or a program in the place of the site's.
+    pub prolog: Option<ByteStr>,
+    /// `srun --epilog`.
+    pub epilog: Option<ByteStr>,
     /// `--task-prolog`; empty means none.
     pub task_prolog: ByteStr,
     /// `--task-epilog`.
@@ -251,6 +255,8 @@ impl SubmitOptions {
             relative: None,
             requeue: None,
             signal: None,
+            prolog: None,
+            epilog: None,
             task_prolog: ByteStr::default(),
             task_epilog: ByteStr::default(),
             test_only: false,

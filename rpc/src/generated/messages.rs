@@ -680,6 +680,8 @@ pub struct StepSpec {
     pub devices: ::core::option::Option<DeviceRequest>,
     #[prost(string, optional, tag = "171")]
     pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(enumeration = "SrunProlog", optional, tag = "220")]
+    pub prolog: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -991,6 +993,8 @@ pub struct StepLaunch {
     pub fabric: ::core::option::Option<i32>,
     #[prost(string, optional, tag = "170")]
     pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(int64, optional, tag = "220")]
+    pub told_within: ::core::option::Option<i64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -1328,6 +1332,14 @@ pub struct ProgramsConfig {
     pub reboot_seconds: u32,
     #[prost(uint32, tag = "15")]
     pub reboot_timeout_seconds: u32,
+    #[prost(bytes = "vec", tag = "220")]
+    pub srun_prolog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "221")]
+    pub srun_prolog_seconds: u32,
+    #[prost(bytes = "vec", tag = "222")]
+    pub srun_epilog: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "223")]
+    pub srun_epilog_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsConfig {
@@ -2106,6 +2118,35 @@ impl Unshared {
             "UNSHARED_NET" => Some(Self::Net),
             "UNSHARED_IPC" => Some(Self::Ipc),
             "UNSHARED_UTS" => Some(Self::Uts),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SrunProlog {
+    Unspecified = 0,
+    Site = 1,
+    Own = 2,
+}
+impl SrunProlog {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SRUN_PROLOG_UNSPECIFIED",
+            Self::Site => "SRUN_PROLOG_SITE",
+            Self::Own => "SRUN_PROLOG_OWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SRUN_PROLOG_UNSPECIFIED" => Some(Self::Unspecified),
+            "SRUN_PROLOG_SITE" => Some(Self::Site),
+            "SRUN_PROLOG_OWN" => Some(Self::Own),
             _ => None,
         }
     }

@@ -54,7 +54,7 @@ structs! {
     ProgramsConfig {
         prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
         health_check, health_check_seconds, health_check_interval_seconds, health_check_nodes,
-        reboot, reboot_seconds, reboot_timeout_seconds,
+        reboot, reboot_seconds, reboot_timeout_seconds, srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds,
     }
     LogsConfig { max_size, keep }
     GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes }

@@ -22,7 +22,7 @@ use berth_model::receive::Receive;
 use berth_model::spec::{
     ArraySpec, BatchScript, ContainerSpec, EnterSpec, Identity, ImageRef, IoSpec, JobKind, JobSelector,
     JobSpec, LayerKind, LayerSpec, MemoryRequest, MountSpec, NameFlag, NameScope, NamedSpec, OpenMode,
-    ResolvedImage, ResourceRequest, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
+    ResolvedImage, ResourceRequest, SrunProlog, StepSpec, TermSize, TimeLimit, Unshared, WarnSignal,
 };
 use berth_model::state::{ExitStatus, JobState, NextState, NodeCondition, Reason, Reboot};
 use berth_model::tres::GresKey;
@@ -53,6 +53,7 @@ enums! {
     FabricChoice { Auto, Ib, Efa, None }
     Sockets { Cyclic, Block, Fcyclic }
     Nearness { Preferred, Enforced, Ignored }
+    SrunProlog { Site, Own }
 }
 
 structs! {
@@ -100,6 +101,7 @@ structs! {
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
         pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, devices, gpu_bind,
+        prolog,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
@@ -118,6 +120,7 @@ structs! {
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
         cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, gpu_bind,
+        told_within,
     }
     Usage { user_us, system_us, max_rss, rss_of_all, gpu }
     GpuUsage { busy_us, watched_us, peak, max_memory, memory_of_all }

@@ -127,11 +127,13 @@ pub enum Kind {
     Resumed = 31,
     /// Either way: so many frames were heard.
     Heard = 32,
+    /// Client to supervisor: the tasks may begin.
+    Begin = 220,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 29] = [
+        const ALL: [Kind; 30] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -161,6 +163,7 @@ impl Kind {
             Kind::Peer,
             Kind::Resumed,
             Kind::Heard,
+            Kind::Begin,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -266,6 +269,8 @@ pub enum Frame {
     Resumed(u64),
     /// So many frames were heard since the first connection, this one and its like not counted.
     Heard(u64),
+    /// What the client runs before the tasks has ended: they may begin.
+    Begin,
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -363,6 +368,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Watch(watch) => put(Kind::Watch, ALL_TASKS, &json(Kind::Watch, watch)?),
         Frame::Resumed(count) => put(Kind::Resumed, ALL_TASKS, &count.to_le_bytes()),
         Frame::Heard(count) => put(Kind::Heard, ALL_TASKS, &count.to_le_bytes()),
+        Frame::Begin => put(Kind::Begin, ALL_TASKS, &[]),
     }
 }
 
@@ -465,6 +471,7 @@ impl Frame {
             },
             Kind::Message => Ok(Frame::Message(text(payload))),
             Kind::Detach => none(Frame::Detach),
+            Kind::Begin => none(Frame::Begin),
             Kind::Kept => Ok(Frame::Kept(parse(kind, &payload)?)),
             Kind::KeptContainer => Ok(Frame::KeptContainer(Box::new(parse(kind, &payload)?))),
             Kind::Credit => match <[u8; 4]>::try_from(&payload[..]) {

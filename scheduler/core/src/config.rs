@@ -52,6 +52,10 @@ pub struct CoreConfig {
     pub images: ImagesConfig,
     /// What becomes of jobs that leave their GPUs idle; absent: nothing.
     pub idle: Option<IdleRules>,
+    /// Whether the site has a program that `srun` runs before its steps.
+    pub srun_prolog: bool,
+    /// Within which time the client of a step that waits for such a program says that it has ended.
+    pub told_within: Span,
     /// What agents are told.
     pub for_agents: Arc<Config>,
 }
@@ -183,6 +187,9 @@ impl CoreConfig {
                 }
             },
             images: config.images.clone(),
+            srun_prolog: !config.programs.srun_prolog.is_empty(),
+            // The program's own time, and some for its client to come and to say so.
+            told_within: Span::from_secs(i64::from(config.programs.srun_prolog_seconds) + 30),
             for_agents: Arc::new(config.for_agents()),
         })
     }

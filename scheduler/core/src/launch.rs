@@ -21,6 +21,8 @@ pub(crate) struct Common<'a> {
     pub(crate) term: Term,
     pub(crate) kill_wait: Span,
     pub(crate) now: Time,
+    /// See [`crate::CoreConfig::told_within`].
+    pub(crate) told_within: Span,
     /// When the agent last asked, by its own clock.
     pub(crate) asked: Option<Time>,
     /// The components of the job, where it is one of several.
@@ -109,6 +111,7 @@ pub(crate) fn start(
         fabric: own.and_then(|s| s.fabric).or(spec.resources.fabric),
         sockets: own.and_then(|s| s.sockets).or(spec.resources.sockets),
         receive: own.and_then(|s| s.receive.clone()),
+        told_within: own.and_then(|s| s.prolog).map(|_| common.told_within),
     };
     let payload = match step.key.step {
         StepId::Batch => PayloadKey::Job(job.row.spec_of),

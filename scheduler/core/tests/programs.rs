@@ -90,3 +90,26 @@ fn an_administrators_reason_stays() {
     fails(&mut w, "n1", id, 0);
     assert_eq!(condition(&w, "n1").reason.as_deref(), Some("new disk"));
 }
+
+#[test]
+fn a_step_waits_for_a_program_of_srun_where_there_is_one() {
+    let told = |site: &str, prolog: Option<SrunProlog>, attached: bool| {
+        let mut config = berth_model::config::Config::default();
+        config.programs.srun_prolog = site.into();
+        config.programs.srun_prolog_seconds = 40;
+        let mut w = World::new(&config);
+        w.node("n1", hardware(4, 1, 4000, 0));
+        let job = w.submit(berth_samples::job(JobKind::Alloc, "a")).unwrap();
+        let spec = StepSpec { prolog, attached, ..step("s") };
+        w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
+        let start =
+            w.sent.iter().find_map(|m| if let ToAgent::Start(start) = m { Some(start) } else { None });
+        start.unwrap().launch.told_within.map(|span| span.secs())
+    };
+    // Its own time, and half a minute for its client to come.
+    assert_eq!(told("/etc/prolog", Some(SrunProlog::Site), true), Some(70));
+    assert_eq!(told("", Some(SrunProlog::Own), true), Some(70));
+    assert_eq!(told("", Some(SrunProlog::Site), true), None);
+    assert_eq!(told("/etc/prolog", None, true), None);
+    assert_eq!(told("/etc/prolog", Some(SrunProlog::Site), false), None, "nobody is there to say so");
+}

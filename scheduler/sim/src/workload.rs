@@ -572,6 +572,7 @@ impl World {
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
+            prolog: None,
             mpi: None,
             cpu_bind: None,
             mem_bind: None,

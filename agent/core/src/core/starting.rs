@@ -14,7 +14,9 @@ impl AgentCore {
     /// When the start of a step is not waited for any more. Its image and its run's prolog have come before that counts.
     pub(super) fn start_ends(&self, step: &Step) -> Option<Time> {
         let waits = step.phase == StepPhase::Starting && step.ending.is_none();
-        self.start_limit.filter(|_| waits).map(|limit| step.begun + limit)
+        // What its client runs before its tasks has a time of its own.
+        let told = step.launch.told_within.unwrap_or_default();
+        self.start_limit.filter(|_| waits).map(|limit| step.begun + limit + told)
     }
 
     /// Has a step killed whose start takes too long.
@@ -32,7 +34,8 @@ impl AgentCore {
     pub(super) fn start_given_up(&self, key: StepKey) -> Option<String> {
         let step = self.steps.get(&key)?;
         step.ending.filter(|ending| ending.cause.is_none())?;
-        let seconds = self.start_limit.unwrap_or_default().secs();
+        let told = step.launch.told_within.unwrap_or_default();
+        let seconds = self.start_limit.unwrap_or_default().secs().saturating_add(told.secs());
         let waits = match &step.waits {
             Some(what) => format!("it waited for this: {what}"),
             None => format!(

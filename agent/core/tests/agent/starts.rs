@@ -81,6 +81,23 @@ fn neither_image_nor_prolog_count_and_what_runs_has_no_such_time() {
 }
 
 #[test]
+fn what_srun_runs_before_the_tasks_has_a_time_of_its_own() {
+    let mut n = Node::new(vec![]);
+    let mut waits = start(FIRST, 3);
+    waits.launch.told_within = Some(Span::from_secs(90));
+    n.start(waits);
+    n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Ready(None) });
+    n.seen.clear();
+    n.later(Span::from_secs(209));
+    assert_eq!(kills(&n), 0);
+    n.later(Span::from_secs(2));
+    assert_eq!(kills(&n), 1);
+    n.event(AgentEvent::Supervisor { key: FIRST, event: SupervisorEvent::Exited(exit(9)) });
+    let why = ended(&n).launch_error.unwrap();
+    assert!(why.contains("did not start within 210 s (start_timeout_seconds)"), "{why}");
+}
+
+#[test]
 fn who_ends_a_step_that_starts_has_ended_it() {
     let mut n = begun();
     n.later(Span::from_secs(100));

@@ -33,6 +33,8 @@ pub enum ClientEvent {
     },
     /// A task of another node ended the whole step, with this exit code.
     Aborted(u8),
+    /// What it runs before the tasks has ended.
+    Begin,
     /// It leaves; the step goes on.
     Detached,
     /// It is gone without a word, or sent what no client sends.

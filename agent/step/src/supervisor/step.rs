@@ -74,6 +74,8 @@ pub struct Step {
     pmi: Option<Pmi>,
     pmix: Option<Pmix>,
     hooks: Hooks,
+    /// The client said that the tasks may begin.
+    told: bool,
     /// For tasks that are not there yet, and whether for their first processes alone.
     signals: Vec<(i32, bool)>,
     tasks: Vec<(u32, Option<ExitStatus>)>,
@@ -109,6 +111,7 @@ impl Step {
             pmi: None,
             pmix: None,
             hooks: Hooks::Idle,
+            told: false,
             signals: Vec::new(),
             tasks,
             launch_error: None,
@@ -156,6 +159,7 @@ impl Step {
         let file = Rc::clone(&self.file);
         let (mut io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
+        self.wait_for_word()?;
         self.pmi = Pmi::of(&file.launch)
             .map_err(|e| LaunchFailure::new(format!("cannot make the tasks' PMI connections: {e}")))?;
         for (files, end) in io.iter_mut().zip(self.pmi.iter_mut().flat_map(Pmi::take_ends)) {
@@ -174,6 +178,32 @@ impl Step {
             self.say_line(format!("slurmstepd: info: {note}"));
         }
         Ok(processes)
+    }
+
+    /// Waits until the client says that the tasks may begin, where it runs something before them (`srun --prolog`).
+    fn wait_for_word(&mut self) -> Result<(), LaunchFailure> {
+        let Some(within) = self.launch().told_within else { return Ok(()) };
+        let until = Instant::now() + duration(within);
+        self.hooks = Hooks::Beginning { given_up: false };
+        let told = loop {
+            if self.told {
+                break Ok(());
+            }
+            if self.hooks == (Hooks::Beginning { given_up: true }) {
+                break Err("the step was ended before its tasks began".to_string());
+            }
+            if Instant::now() >= until {
+                break Err(format!(
+                    "srun did not say within {} s that its prolog has ended (srun_prolog_seconds): the step is given up",
+                    duration(within).as_secs()
+                ));
+            }
+            if let Err(e) = self.turn(&[], Some(until)) {
+                break Err(e.to_string());
+            }
+        };
+        self.hooks = Hooks::Idle;
+        told.map_err(LaunchFailure::new)
     }
 
     /// Has the node's libpmix serve the step's tasks, where they are to have it, and waits until it does.

@@ -356,6 +356,7 @@ impl Streams {
                 }
                 Frame::Peer { node, last, data } => events.push(ClientEvent::Peer { node, last, data }),
                 Frame::Aborted(code) => events.push(ClientEvent::Aborted(code)),
+                Frame::Begin => events.push(ClientEvent::Begin),
                 Frame::Detach => events.push(ClientEvent::Detached),
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
             }

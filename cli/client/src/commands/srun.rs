@@ -10,19 +10,22 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::site::Site;
+use crate::step::around::{self, Around};
 use crate::step::{follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, bcast, block_on, het, out, x11};
+use berth_model::launch::Layout;
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::{self, RankProgram};
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
+use berth_model::programs::ProgramsConfig;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
 use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSelector, StepSpec};
 use berth_model::state::{ExitStatus, JobState};
-use berth_model::{ByteStr, JobId, StepKey};
+use berth_model::{ByteStr, JobId, NodeName, StepKey};
 use berth_rpc::{Client, RpcError};
 use berth_stream::ALL_TASKS;
 use std::io::Read as _;
@@ -246,21 +249,25 @@ impl Run {
                 *program = copy;
             }
         }
+        self.check_prolog(client).await?;
         let asked = std::time::Instant::now();
         let spec_ref = &spec;
         let create = client.persist(None, |client| async move { client.create_step(job.id, spec_ref).await });
         tokio::pin!(create);
-        let response = tokio::select! {
-            response = &mut create => response,
-            // With --immediate it is over soon, one way or the other.
-            () = tokio::time::sleep(submit::SOON), if self.options.immediate.is_none() => {
-                self.tell(&format!(
-                    "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
-                    job.id
-                ));
-                create.await
+        let created = async {
+            tokio::select! {
+                response = &mut create => response,
+                // With --immediate it is over soon, one way or the other.
+                () = tokio::time::sleep(submit::SOON), if self.options.immediate.is_none() => {
+                    self.tell(&format!(
+                        "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
+                        job.id
+                    ));
+                    create.await
+                }
             }
         };
+        let (response, site) = tokio::join!(created, self.site_programs(client));
         let what = format!("Unable to create step for job {}", job.id);
         let response = response.map_err(|e| submit::refused(&what, e))?;
         let Response::StepCreated { key, layout, .. } = response else {
@@ -273,7 +280,8 @@ impl Run {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
         let records = submit::records_after(client, job.id, LATER);
-        follow::follow(self.step(client, key, layout, &spec), records).await
+        let around = self.around(&site?, key, (&job.layout.nodes, &layout), &spec);
+        follow::follow(self.step(client, key, layout, &spec, around), records).await
     }
 
     /// Copies the program to the job's nodes (`--bcast`); its name there.
@@ -363,8 +371,10 @@ impl Run {
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;
-        let response =
-            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only).await;
+        self.check_prolog(client).await?;
+        let submitted =
+            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only);
+        let (response, site) = tokio::join!(submitted, self.site_programs(client));
         let response = response.map_err(|e| match e {
             RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
             e => submit::refused(Submit::Srun.failed(), e),
@@ -376,11 +386,14 @@ impl Run {
             return Err(Failure::new(Kind::Internal, "the controller made a job without its step"));
         };
         submit::warn(Submit::Srun, &notes, self.options.quiet);
+        let site = site?;
         if let Some(layout) = started {
             // It has its nodes: what else there is to ask can wait until it turns out to be a long one.
             let _lease = client.lease_after(job, LATER);
             let records = submit::records_after(client, job, LATER);
-            return self.to_its_end(client, job, self.step(client, key, layout, &step), records).await;
+            let around = self.around(&site, key, (&layout.nodes, &layout), &step);
+            let step = self.step(client, key, layout, &step, around);
+            return self.to_its_end(client, job, step, records).await;
         }
         let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
         let _lease = lease.ok(); // a job that is over already has none
@@ -392,7 +405,8 @@ impl Run {
         let layout =
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
-        self.to_its_end(client, job, self.step(client, key, layout, &step), records).await
+        let around = self.around(&site, key, (&info.layout.nodes, &layout), &step);
+        self.to_its_end(client, job, self.step(client, key, layout, &step, around), records).await
     }
 
     /// A job whose nodes have a copy of the program before it is run: an allocation of its own, with two steps.
@@ -483,12 +497,53 @@ impl Run {
         code
     }
 
+    /// What the site runs around steps of `srun`: nobody asks where the options say that nothing is run.
+    pub(crate) async fn site_programs(&self, client: &Client) -> Result<ProgramsConfig, Failure> {
+        if around::is_none(&self.options.prolog) && around::is_none(&self.options.epilog) {
+            return Ok(ProgramsConfig::default());
+        }
+        let config = client.persist(None, |client| async move { client.config().await }).await?;
+        // One that knows of them says within which time.
+        if config.programs.srun_prolog_seconds == 0 && self.names_prolog() {
+            return Err(Failure::user(
+                "the cluster's controller is of an earlier version and starts steps without waiting for --prolog: leave it out, or \
+                 have the controller upgraded",
+            ));
+        }
+        Ok(config.programs)
+    }
+
+    fn names_prolog(&self) -> bool {
+        self.options.prolog.is_some() && !around::is_none(&self.options.prolog)
+    }
+
+    /// Looks, before anything is made, whether a program of the user's can be waited for.
+    pub(crate) async fn check_prolog(&self, client: &Client) -> Result<(), Failure> {
+        if self.names_prolog() {
+            self.site_programs(client).await?;
+        }
+        Ok(())
+    }
+
+    /// What runs here around a step. `job`: the nodes of its job.
+    pub(crate) fn around(
+        &self,
+        site: &ProgramsConfig,
+        key: StepKey,
+        (job, layout): (&[NodeName], &Layout),
+        spec: &StepSpec,
+    ) -> Around {
+        let options = (&self.options.prolog, &self.options.epilog);
+        Around::new(options, site, (key, job, layout), (&spec.argv, &spec.env))
+    }
+
     pub(crate) fn step(
         &self,
         client: &Client,
         key: StepKey,
-        layout: berth_model::launch::Layout,
+        layout: Layout,
         spec: &StepSpec,
+        around: Around,
     ) -> follow::Step {
         let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
         let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
@@ -515,6 +570,7 @@ impl Run {
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
             kill_on_bad_exit: spec.kill_on_bad_exit,
             wait_after_first_exit: spec.wait_after_first_exit,
+            around: Some(around),
         }
     }
 }

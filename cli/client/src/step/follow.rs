@@ -1,6 +1,7 @@
 //! One step from attaching to its end, on all of its nodes: what it writes goes out, what we read goes in, signals
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
+use super::around::{self, Around, Running};
 use super::exchange::{Answer, Exchange};
 use super::hung;
 use super::interrupt::{Press, Presses};
@@ -88,6 +89,8 @@ pub struct Step {
     pub kill_on_bad_exit: bool,
     /// `--wait`: how long after the first task ended the others may go on.
     pub wait_after_first_exit: Option<Span>,
+    /// What runs here before and after it.
+    pub around: Option<Around>,
 }
 
 /// The job's record, as it changes.
@@ -116,8 +119,20 @@ struct Follower {
     exchange: Exchange,
 }
 
+/// What a step says that was ended while its tasks waited for the prolog: why is told here.
+const ENDED_BEFORE: &str = "the step was ended before its tasks began";
+
 /// Follows a step; comes back with srun's exit code.
-pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
+pub async fn follow(mut step: Step, records: Records) -> Outcome {
+    let around = step.around.take();
+    let outcome = follow_tasks(step, records, around.as_ref()).await;
+    if let Some(around) = around {
+        around.finish().await;
+    }
+    outcome
+}
+
+async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Around>) -> Outcome {
     let internal =
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
@@ -127,7 +142,6 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
     let output = Output::start(labels, wanted, events_in.clone())
         .map_err(|e| internal("start a thread for output", e))?;
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
-    let _raw = if step.pty { terminal::Raw::enter() } else { None };
     let mut input = match step.input {
         Some(_) if step.feed.is_some() => step.feed.take(),
         Some(_) => Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?),
@@ -161,6 +175,13 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         exchange,
     };
     me.begin_input().await;
+    let (mut raw, mut prolog) = (None, None);
+    match around.filter(|around| around.has_prolog()).map(Around::begin) {
+        None => raw = me.raw(),
+        Some(Ok(None)) => raw = me.begin().await,
+        Some(Ok(Some(running))) => prolog = Some(running),
+        Some(Err(why)) => me.not_begun(&why).await,
+    }
     // When the record says that the step is over: its streams get a moment for the last word.
     let mut patience: Option<Instant> = None;
     let mut watched = true;
@@ -198,7 +219,17 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
                 None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
             chunk = next(&mut input), if room => me.input(chunk, &mut input).await,
-            number = signals.next() => me.signal(number).await,
+            number = signals.next() => match &mut prolog {
+                Some(running) if around::ends(number) => running.signal(number),
+                _ => me.signal(number).await,
+            },
+            ended = around::ended(&mut prolog), if prolog.is_some() => {
+                prolog = None;
+                match ended {
+                    Ok(()) => raw = me.begin().await,
+                    Err(why) => me.not_begun(&why).await,
+                }
+            }
             changed = records.changed(), if watched => {
                 // Without a watcher the streams alone tell the end.
                 watched = changed.is_ok();
@@ -235,9 +266,13 @@ pub async fn follow(mut step: Step, mut records: Records) -> Outcome {
         }
     };
     me.nodes.abort();
+    if prolog.take().is_some() {
+        out::complain("srun: ending the prolog: the step is over");
+    }
     drop(events_in);
     let code = by_record.unwrap_or_else(|| me.finish());
     drop(me);
+    drop(raw);
     let mut done = output.close();
     let lost = loop {
         tokio::select! {
@@ -286,6 +321,24 @@ async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
 }
 
 impl Follower {
+    /// Makes the caller's terminal that of the step, where it has one.
+    fn raw(&self) -> Option<terminal::Raw> {
+        if self.step.pty { terminal::Raw::enter() } else { None }
+    }
+
+    /// What ran before the tasks has ended: they begin.
+    async fn begin(&mut self) -> Option<terminal::Raw> {
+        self.nodes.send(To::All, Frame::Begin).await;
+        self.raw()
+    }
+
+    /// What was to run before the tasks failed: they do not begin.
+    async fn not_begun(&mut self, why: &str) {
+        out::complain(&format!("srun: error: {why}; the step is not run"));
+        self.heard.push_str(ENDED_BEFORE);
+        self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+    }
+
     /// Ends the input of tasks that get none of ours.
     async fn begin_input(&mut self) {
         match self.step.input {

@@ -1,5 +1,6 @@
 //! Following a step from its start to its end: streams, signals, exits.
 
+pub mod around;
 pub mod exchange;
 pub mod exits;
 pub mod follow;

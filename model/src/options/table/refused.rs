@@ -12,7 +12,6 @@ const R: Commands = Commands::R;
 const CORES: &str = "cores are always given whole; ask with --ntasks, --cpus-per-task and --exclusive";
 const LAYOUT: &str = "lay tasks out with --nodes, --ntasks and --ntasks-per-node";
 const NODES: &str = "name partitions and nodes with --partition, --nodelist and --exclude";
-const SCRIPT: &str = "run the command at the beginning or end of the script or of the program instead";
 const COPY: &str = "put the program where all nodes see it, or into the image";
 const ONE_CLUSTER: &str = "choose the cluster by its state directory: BERTH_STATE";
 const MAIL: &str = "send mail at the end of the script, or wait with 'sbatch --wait' and send it then";
@@ -88,8 +87,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("disable-status", R, "press Ctrl-C twice within a second to interrupt the tasks")
         .short(b'X')
         .env(&["SLURM_DISABLE_STATUS"]),
-    refused("epilog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_EPILOG"]),
-    refused("prolog", R, SCRIPT).takes("PROGRAM").env(&["SLURM_PROLOG"]),
     refused("export-file", B, "set the variables in the script, or write --export=ALL,NAME=VALUE,...")
         .takes("FILE"),
     refused(

@@ -159,6 +159,26 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.pty = true;
             Ok(())
         }),
+    row("prolog", Commands::R)
+        .takes("PROGRAM")
+        .env(&["SLURM_PROLOG"])
+        .help(
+            "Run PROGRAM here, where srun is, before the step's tasks begin, in the place of the site's (srun_prolog): with the \
+             command and its arguments as arguments, and the step's SLURM_ variables. A step whose prolog fails is not run. \
+             'none' runs neither.",
+        )
+        .set(|o, g| {
+            o.prolog = Some(g.bytes().into());
+            Ok(())
+        }),
+    row("epilog", Commands::R)
+        .takes("PROGRAM")
+        .env(&["SLURM_EPILOG"])
+        .help("Run PROGRAM here when the step has ended, in the place of the site's (srun_epilog), as --prolog before it. 'none' runs neither.")
+        .set(|o, g| {
+            o.epilog = Some(g.bytes().into());
+            Ok(())
+        }),
     row("task-prolog", Commands::R)
         .takes("PROGRAM")
         .env(&["SLURM_TASK_PROLOG"])

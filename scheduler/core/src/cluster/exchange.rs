@@ -148,6 +148,7 @@ impl Cluster {
             cluster: &self.config.cluster,
             term: self.term,
             kill_wait: self.config.kill_wait,
+            told_within: self.config.told_within,
             now: self.clock,
             asked: None,
             het: None,

@@ -227,10 +227,12 @@ impl Cluster {
         }
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
-                self.submit(&actor, *spec, payload, first_step.map(|s| *s), test_only)
+                let first_step = first_step.map(|step| self.settled(*step));
+                self.submit(&actor, *spec, payload, first_step, test_only)
             }
             Request::SubmitHet { components, test_only } => self.submit_het(&actor, components, test_only),
             Request::CreateHetStep { parts } => {
+                let parts = parts.into_iter().map(|(job, step)| (job, self.settled(step))).collect();
                 if let Err(refusal) = self.create_het_step(request, &actor, parts) {
                     self.reply(request, Err(refusal));
                 }
@@ -238,7 +240,7 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                match self.create_step(request, &actor, job, *spec) {
+                match self.create_step(request, &actor, job, self.settled(*spec)) {
                     Ok(()) => self.note_job(&actor, "made a step in", job),
                     Err(refusal) => self.reply(request, Err(refusal)),
                 }
@@ -317,6 +319,7 @@ impl Cluster {
             cluster: &self.config.cluster,
             term: self.term,
             kill_wait: self.config.kill_wait,
+            told_within: self.config.told_within,
             now: self.clock,
             het: self.het_facts(record),
         };

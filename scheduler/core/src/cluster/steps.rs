@@ -18,7 +18,7 @@ use berth_model::het::HetStep;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey, SubmissionId};
 use berth_model::launch::{Layout, NodeShare};
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
-use berth_model::spec::{MemoryRequest, StepSpec, TimeLimit};
+use berth_model::spec::{MemoryRequest, SrunProlog, StepSpec, TimeLimit};
 use berth_model::time::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -286,6 +286,16 @@ fn exact(spec: &StepSpec) -> bool {
 }
 
 impl Cluster {
+    /// The step as it is asked for here: its tasks wait for the site's program of `srun` where there is one, and for none where they
+    /// have no client.
+    pub(super) fn settled(&self, mut spec: StepSpec) -> StepSpec {
+        spec.prolog = match spec.prolog.filter(|_| spec.attached) {
+            Some(SrunProlog::Site) => self.config.srun_prolog.then_some(SrunProlog::Own),
+            settled => settled,
+        };
+        spec
+    }
+
     /// `srun` in an allocation. An `Ok` means that the answer was given or will be given later.
     pub(super) fn create_step(
         &mut self,

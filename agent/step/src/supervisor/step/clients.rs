@@ -107,6 +107,7 @@ impl Step {
                 self.act_on_pmi(events.unwrap_or_default());
             }
             ClientEvent::Aborted(code) => self.abort(code),
+            ClientEvent::Begin => self.told = true,
             ClientEvent::Detached => self.streams.give_up_client(),
             ClientEvent::Lost(_) if self.has_more_for_the_client() && self.streams.lose_client() => {
                 self.deadlines.client_in(Instant::now(), CLIENT_COMES);
