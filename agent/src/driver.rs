@@ -594,7 +594,7 @@ impl Driver {
         }
         if !self.outlast.is_kept(key.job) {
             return Err(
-                "until when its job goes on cannot be written down (lost_after_seconds); see the node's log"
+                "until when its job goes on cannot be written down (lost_after_seconds, --lost-after); see the node's log"
                     .into(),
             );
         }

@@ -40,11 +40,13 @@ pub enum Feature {
     Pinned,
     /// `srun --prolog`: tasks wait for the word of their client.
     SrunProlog,
+    /// `--lost-after`: runs with deadlines that their agents renew.
+    LostAfter,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 13] = [
+    pub const ALL: [Feature; 14] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -58,6 +60,7 @@ impl Feature {
         Feature::Mps,
         Feature::Pinned,
         Feature::SrunProlog,
+        Feature::LostAfter,
     ];
 
     /// What agents call it.
@@ -76,6 +79,7 @@ impl Feature {
             Feature::Mps => "mps",
             Feature::Pinned => "pinned-names",
             Feature::SrunProlog => "srun-prolog",
+            Feature::LostAfter => "lost-after",
         }
     }
 
@@ -95,6 +99,7 @@ impl Feature {
             Feature::Mps => "--gres=mps",
             Feature::Pinned => "images named inside containers",
             Feature::SrunProlog => "srun --prolog",
+            Feature::LostAfter => "--lost-after",
         }
     }
 
@@ -124,6 +129,7 @@ fn of_container(container: &Option<ContainerSpec>) -> Option<Feature> {
 pub fn needed_by_job(job: &JobSpec, first: Option<&StepSpec>) -> Vec<Feature> {
     let mut needs: Vec<Feature> = of_resources(&job.resources).collect();
     needs.extend(job.het.map(|_| Feature::Het));
+    needs.extend(job.lost_after.map(|_| Feature::LostAfter));
     needs.extend(of_container(&job.container));
     needs.extend(first.into_iter().flat_map(needed_by_step));
     needs.sort_unstable();

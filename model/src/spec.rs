@@ -478,6 +478,9 @@ pub struct JobSpec {
     /// Its place in a job of several components; the controller says so, whatever was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub het: Option<HetPlace>,
+    /// `--lost-after`: without a word between a node and the controller it ends there by itself after so long; absent: as the site says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_after: Option<Span>,
 }
 
 impl JobSpec {
@@ -513,6 +516,7 @@ impl JobSpec {
             submit_host: String::new(),
             submit_sid: self.submit_sid,
             het: self.het,
+            lost_after: None,
         }
     }
 }

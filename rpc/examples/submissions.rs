@@ -36,6 +36,7 @@ fn spec(number: usize) -> JobSpec {
         limits: Limits::default(),
         umask: 0o22,
         warn_signal: None,
+        lost_after: None,
         user_env: false,
         command: "/home/someone/projects/training/job.sh".into(),
         submit_line: "sbatch --hold job.sh".into(),

@@ -1,4 +1,5 @@
-//! `lost_after_seconds`: a run that is out of touch for so long ends by itself, and runs again elsewhere when it surely has.
+//! `lost_after_seconds` and `--lost-after`: a run that is out of touch for so long ends by itself, and runs again elsewhere when it surely
+//! has.
 
 use berth_tests::{Hosts, Sandbox, Who, each_user, machine, sandbox::wait};
 use std::path::{Path, PathBuf};
@@ -128,6 +129,59 @@ each_user! {
         let output = sandbox.read(&format!("slurm-{job}.out"));
         assert!(output.contains("nothing was heard of the controller"), "{output}");
     }
+}
+
+/// Where the site says nothing, a job may ask for it itself; others are left alone.
+#[test]
+fn a_job_that_asks_for_it_ends_out_of_touch_and_no_other_does_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "node_timeout_seconds = 5\n");
+    let token = hosts.token("head", &["--uses", "2"]);
+    for node in ["n1", "n2"] {
+        hosts.join(node, &token);
+        hosts.wait_node(node, "idle", 20);
+    }
+    let work = hosts.work();
+    let with_own = JOB.replacen("#!/bin/sh\n", "#!/bin/sh\n#SBATCH --lost-after=6\n", 1);
+    std::fs::write(work.join("own.sh"), with_own).unwrap();
+    std::fs::write(work.join("plain.sh"), JOB).unwrap();
+    let sbatch = |options: &[&str]| {
+        hosts.cmd("head", "sbatch").args(["--parsable", "--mem=20M", "-n1", "--requeue"]).args(options)
+    };
+    let begins = |name: &str, times: usize, seconds: u64| {
+        let begun = wait(seconds, || (begun(&work, name).len() == times).then_some(()));
+        assert!(begun.is_some(), "{name} did not begin {times} times");
+    };
+    sbatch(&["--lost-after=4", "plain.sh", "short"]).fails().says(&[
+        "--lost-after",
+        "5 at least",
+        "node_timeout_seconds",
+    ]);
+    let moved = sbatch(&["--exclude=head", "own.sh", "moved"]).ok().text();
+    begins("moved", 1, 20);
+    let lost = begun(&work, "moved").remove(0);
+    let shown = hosts.cmd("head", "scontrol").args(["show", "job", moved.trim()]).ok().text();
+    assert!(shown.contains("LostAfter=00:00:06"), "{shown}");
+    let plain = sbatch(&["-w", &lost, "plain.sh", "plain"]).ok().text();
+    begins("plain", 1, 20);
+    let shown = hosts.cmd("head", "scontrol").args(["show", "job", plain.trim()]).ok().text();
+    assert!(!shown.contains("LostAfter"), "{shown}");
+    // Neither side is left but the supervisors.
+    hosts.link(&lost, false);
+    hosts.kill_9(&lost, "agent");
+    begins("moved", 2, 40);
+    let again = begun(&work, "moved").remove(1);
+    assert_ne!(again, lost);
+    let ended = modified(&work.join(format!("moved.{lost}")));
+    assert!(ended < modified(&work.join("moved")), "it was alive on {lost} when it ran again on {again}");
+    let alive = modified(&work.join(format!("plain.{lost}"))).elapsed();
+    assert!(alive.is_ok_and(|passed| passed.as_secs() <= 1), "nobody asked for its end");
+    hosts.link(&lost, true);
+    hosts.root(&lost, "berth").args(["up", "--detach"]).ok();
+    std::fs::write(work.join("go"), "").unwrap();
+    hosts.wait_node(&lost, "idle", 30);
+    let counts = ["moved", "plain"].map(|name| begun(&work, name).len());
+    assert_eq!(counts, [2, 1]);
 }
 
 /// What each renewal came to is on the node: an agent that starts again waits for no supervisor that is stopped.

@@ -1,6 +1,6 @@
 //! Sees to it that what may count as lost does not run on: a process of the node's own, beside the agent and all supervisors.
 //!
-//! A run of a job that goes on only while it is renewed (`lost_after_seconds`) is ended by its supervisors. One that is stopped (a
+//! A run of a job that goes on only while it is renewed (`lost_after_seconds`, `--lost-after`) is ended by its supervisors. One that is stopped (a
 //! signal, a debugger) ends nothing; the agent sees to that, and where there is no agent either, or it is stopped itself, this does. So it
 //! does with logins of the job's user, which have no supervisor. It reads what the agent wrote down before anybody was told of a
 //! renewal, and kills a run's control group some time after all others would have.

@@ -49,6 +49,7 @@ pub fn job(kind: JobKind, submission: &str) -> JobSpec {
         limits: Default::default(),
         umask: 0o22,
         warn_signal: None,
+        lost_after: None,
         user_env: false,
         command: "true".into(),
         submit_line: "sbatch".into(),

@@ -144,6 +144,7 @@ impl SubmitOptions {
             limits: self.limits(by),
             umask: by.umask,
             warn_signal: self.signal,
+            lost_after: self.lost_after,
             user_env: self.get_user_env || (kind == JobKind::Batch && self.export.wants_login_environment()),
             command: by.command.clone(),
             submit_line: by.submit_line.clone(),
@@ -317,8 +318,17 @@ impl SubmitOptions {
     /// Refuses what is about a job when the step is one of a running job. Only what was typed: variables of the
     /// environment are the user's defaults for jobs.
     fn only_step_options(&self) -> Result<(), OptionError> {
-        const OF_JOBS: &[&str] =
-            &["account", "begin", "comment", "hold", "nice", "partition", "signal", "test-only"];
+        const OF_JOBS: &[&str] = &[
+            "account",
+            "begin",
+            "comment",
+            "hold",
+            "lost-after",
+            "nice",
+            "partition",
+            "signal",
+            "test-only",
+        ];
         match OF_JOBS.iter().find(|long| self.typed(long)) {
             None => Ok(()),
             Some(long) => Err(OptionError::error(

@@ -27,6 +27,7 @@ const HANDED_ON: &[&str] = &[
     "jobid",
     "kill-on-bad-exit",
     "label",
+    "lost-after",
     "mpi",
     "nice",
     "no-requeue",

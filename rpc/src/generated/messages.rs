@@ -528,6 +528,8 @@ pub struct JobSpec {
     pub submit_dir: ::prost::alloc::vec::Vec<u8>,
     #[prost(message, optional, tag = "130")]
     pub het: ::core::option::Option<HetPlace>,
+    #[prost(int64, optional, tag = "220")]
+    pub lost_after: ::core::option::Option<i64>,
 }
 /// A place among the components of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

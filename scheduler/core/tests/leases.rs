@@ -1,4 +1,5 @@
-//! `lost_after_seconds`: how long a run goes on is counted from its node's question, and what counts as lost has surely ended.
+//! `lost_after_seconds` and `--lost-after`: how long a run goes on is counted from its node's question, and what counts as lost has
+//! surely ended.
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 mod common;
 
@@ -160,4 +161,60 @@ fn an_agent_of_an_earlier_version_is_left_alone_and_so_is_a_site_that_did_not_as
     }
     let problems = Config { lost_after_seconds: 10, ..Config::default() }.check();
     assert!(problems.iter().any(|p| p.to_string().contains("lost_after_seconds")), "{problems:?}");
+}
+
+#[test]
+fn a_job_asks_for_its_own_deadline_where_the_site_has_none_or_a_longer_one() {
+    for (site, own, given) in
+        [(0, Some(80), Some(80)), (100, Some(80), Some(80)), (100, None, Some(100)), (0, None, None)]
+    {
+        let mut w = World::new(&Config { lost_after_seconds: site, ..config() });
+        w.node("n1", hardware(4, 1, 4000, 0));
+        let clock = w.clock();
+        let own = own.map(Span::from_secs);
+        w.batch("a", |spec| spec.lost_after = own);
+        assert_eq!(deadline(&mut w), given.map(|seconds| clock + Span::from_secs(seconds)), "{site} {own:?}");
+    }
+    // Beside others, each has its own.
+    let mut w = World::new(&Config { lost_after_seconds: 0, ..config() });
+    w.node("n1", hardware(4, 1, 4000, 0));
+    let asks_for = |seconds: Option<i64>| {
+        move |spec: &mut berth_model::spec::JobSpec| spec.lost_after = seconds.map(Span::from_secs)
+    };
+    let [short, long, stays] = [("a", Some(60)), ("b", Some(100)), ("c", None)]
+        .map(|(name, seconds)| w.batch(name, asks_for(seconds)));
+    w.later(Span::from_secs(20));
+    let asked = w.clock();
+    w.sent.clear();
+    asks(&mut w, asked);
+    let until = |job, seconds| (job, Attempt(0), asked + Span::from_secs(seconds));
+    assert_eq!(renewals(&mut w), [until(short, 60), until(long, 100)]);
+    // A fifth and 5 seconds more.
+    w.later(Span(Span::from_secs(77).0 - 1));
+    assert_eq!(w.state(short), JobState::Running);
+    w.later(Span(1));
+    assert_ne!(w.state(short), JobState::Running);
+    assert_eq!(w.state(long), JobState::Running);
+    w.later(Span::from_secs(125 - 77));
+    assert_ne!(w.state(long), JobState::Running);
+    w.later(Span::from_secs(10_000));
+    assert_eq!(w.state(stays), JobState::Running);
+}
+
+#[test]
+fn a_deadline_that_cannot_be_is_refused_with_what_can() {
+    let refused = |site: u32, own: i64| {
+        let mut w = World::new(&Config { lost_after_seconds: site, ..config() });
+        w.node("n1", hardware(4, 1, 4000, 0));
+        let mut spec = berth_samples::job(JobKind::Batch, "a");
+        spec.lost_after = Some(Span(own));
+        w.submit(spec).unwrap_err().message
+    };
+    // As the site itself may say no less than node_timeout_seconds.
+    for own in [i64::MIN, 0, Span::from_secs(59).0, i64::MAX] {
+        let why = refused(0, own);
+        assert!(why.contains("--lost-after") && why.contains("60 at least"), "{why}");
+    }
+    let why = refused(100, Span::from_secs(101).0);
+    assert!(why.contains("101 seconds") && why.contains("100 seconds (lost_after_seconds)"), "{why}");
 }

@@ -54,8 +54,9 @@ impl World {
         let rows = self.store.every_job()?;
         let steps: BTreeMap<StepKey, StepRow> =
             self.store.every_step()?.into_iter().map(|s| (s.key, s)).collect();
+        let specs: BTreeMap<JobId, JobId> = rows.iter().map(|row| (row.job, row.spec_of)).collect();
         for step in steps.values() {
-            self.compare_step(step)?;
+            self.compare_step(step, self.has_deadline(specs.get(&step.key.job))?)?;
         }
         for (key, node) in self.truth.ran.keys() {
             let known = steps.get(key).is_some_and(|step| step.nodes.iter().any(|part| part.node == *node));
@@ -120,11 +121,20 @@ impl World {
         self.truth.ran.get(&(key, node.clone())).and_then(|r| r.status)
     }
 
-    /// Each exit on record is the true one, but for those that nobody can know, and of these there is evidence.
-    fn compare_step(&self, step: &StepRow) -> Result<(), String> {
+    /// Whether runs of a job may have had a deadline out of touch: the site's, or their own.
+    fn has_deadline(&self, spec: Option<&JobId>) -> Result<bool, String> {
+        if self.chaos.config.lost_after_seconds > 0 || !self.chaos.deadlines {
+            return Ok(self.chaos.deadlines);
+        }
+        let spec = spec.map(|id| self.store.spec(*id)).transpose()?.flatten();
+        Ok(spec.is_some_and(|row| row.spec.lost_after.is_some()))
+    }
+
+    /// Each exit on record is the true one, but for those that nobody can know, and of these there is evidence. `leased`: it may have
+    /// had a deadline.
+    fn compare_step(&self, step: &StepRow, leased: bool) -> Result<(), String> {
         let run = (step.key.job, step.key.attempt);
-        // That it was not alive any more is looked at when the record is made.
-        let leased = self.chaos.config.lost_after_seconds > 0;
+        // That it was not alive any more when its deadline was over is looked at when the record is made.
         for part in &step.nodes {
             let Some(exit) = &part.exit else {
                 return Err(format!("step {} has no exit on {} when all is over", step.key, part.node));

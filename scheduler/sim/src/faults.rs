@@ -104,6 +104,8 @@ pub(crate) struct Chaos {
     pub(crate) busy: Span,
     /// The site's settings.
     pub(crate) config: Config,
+    /// Whether jobs may have deadlines out of touch, the site's or their own.
+    pub(crate) deadlines: bool,
 }
 
 impl Chaos {
@@ -124,7 +126,8 @@ impl Chaos {
         };
         let mut kinds: BTreeSet<Kind> = kinds;
         // A clock that stands still while others go on defeats every deadline: no site can have both.
-        if !kinds.contains(&Kind::Pause) {
+        let deadlines = !kinds.contains(&Kind::Pause);
+        if deadlines {
             config.lost_after_seconds = *rng.pick(&[0, 20, 20, 45]).unwrap_or(&0);
         }
         config.images.prefetch = rng.count(0, 2);
@@ -133,7 +136,7 @@ impl Chaos {
             kinds.retain(|kind| PLAIN.contains(kind));
             config.min_job_age_seconds = 120;
         }
-        Chaos { kinds, every, nodes, operations, busy: Span::from_secs(seconds), config }
+        Chaos { kinds, every, nodes, operations, busy: Span::from_secs(seconds), config, deadlines }
     }
 
     /// Whether the world has that kind.

@@ -475,6 +475,7 @@ impl World {
             limits: Default::default(),
             umask: 0o22,
             warn_signal: None,
+            lost_after: self.own_deadline(),
             user_env: false,
             command: "sim".into(),
             submit_line: Vec::new().into(),
@@ -482,6 +483,17 @@ impl World {
             submit_sid: 0,
             het: None,
         }
+    }
+
+    /// How long a job asks to go on out of touch, where clocks allow deadlines: the least that it may, or more, and no more than the site does.
+    fn own_deadline(&mut self) -> Option<Span> {
+        if !self.chaos.deadlines || !self.rng.permille(300) {
+            return None;
+        }
+        let site = i64::from(self.chaos.config.lost_after_seconds);
+        self.count("jobs that asked for a deadline out of touch");
+        let seconds = self.rng.pick(&[20, 30, 45]).copied().unwrap_or(20);
+        Some(Span::from_secs(if site > 0 { seconds.min(site) } else { seconds }))
     }
 
     pub(crate) fn batch(&mut self) -> Request {

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 48] = [
+const SEEN: [&str; 49] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -31,6 +31,7 @@ const SEEN: [&str; 48] = [
     "health checks that failed",
     "images to be fetched ahead",
     "jobs acknowledged",
+    "jobs that asked for a deadline out of touch",
     "messages of an old connection dropped by an agent",
     "messages of an old registration dropped",
     "names of images that another node had found before",

@@ -61,6 +61,7 @@ fn spec(job: u32) -> Write {
             limits: Default::default(),
             umask: 0o22,
             warn_signal: None,
+            lost_after: None,
             user_env: false,
             command: "true".into(),
             submit_line: "sbatch true".into(),

@@ -653,7 +653,7 @@ impl Step {
         // Again and again, until nothing is left. First of all: where words go to may hang.
         self.deadlines.kill_in(Instant::now(), Duration::ZERO);
         self.kill()?;
-        self.say("nothing was heard of the controller for too long (lost_after_seconds): the step is ended");
+        self.say("nothing was heard of the controller for too long (lost_after_seconds, --lost-after): the step is ended");
         Ok(())
     }
 

@@ -86,6 +86,9 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     if details {
         lines.push(format!("DerivedExitCode={}", j.derived_exit));
     }
+    if let Some(own) = j.spec.lost_after {
+        lines.push(format!("LostAfter={}", time::long(own)));
+    }
     let limit = j.time_limit.span().map_or("UNLIMITED".to_string(), time::long);
     lines.push(format!("RunTime={} TimeLimit={limit} TimeMin=N/A", time::long(job::elapsed(j, view))));
     // A held job becomes eligible when it is released, or later where --begin says so.

@@ -134,6 +134,19 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.requeue = Some(false);
             Ok(())
         }),
+    row("lost-after", Commands::ABR)
+        .takes("SECONDS")
+        .env(&["BERTH_LOST_AFTER"])
+        .help(
+            "Let the job end by itself on a node that has been out of touch with the controller for SECONDS, so that it counts as \
+             lost soon after and, as a batch job, runs again elsewhere. Without it silence alone ends a job only where the site \
+             says so (lost_after_seconds), which is also the most; at least node_timeout_seconds.",
+        )
+        .set(|o, g| {
+            let seconds = g.parse(crate::count::number)?;
+            o.lost_after = Some(crate::time::Span::from_secs(i64::from(seconds)));
+            Ok(())
+        }),
     row("signal", Commands::ABR)
         .takes("[B:]SIGNAL[@SECONDS]")
         .env(&["SLURM_SIGNAL", "SBATCH_SIGNAL", "SALLOC_SIGNAL"])

@@ -151,7 +151,7 @@ impl Cluster {
         let allocation = Arc::new(allocation);
         // An agent of an earlier version does not ask, and its supervisors end nothing by themselves.
         let asks = |name| self.nodes.get(name).is_some_and(|node| node.asked.is_some());
-        let lease = self.config.lost_after.filter(|_| allocation.nodes.iter().all(asks));
+        let lease = self.lease_of(id).filter(|_| allocation.nodes.iter().all(asks));
         let Some(job) = self.job_mut(id) else { return };
         let limit = match job.spec.time_limit {
             TimeLimit::Minutes(m) => Some(now + Span::from_mins(i64::from(m))),

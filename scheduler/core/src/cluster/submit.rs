@@ -135,6 +135,7 @@ impl Cluster {
                 ),
             );
         }
+        self.check_lost_after(spec)?;
         texts::check_job(spec)?;
         if let Some(step) = first_step {
             texts::check_step(step)?;
