@@ -73,7 +73,8 @@ impl Around {
     /// # Errors
     /// The key, what is wrong and what to do.
     pub fn load(config: &Config, owner: u32) -> Result<Around, String> {
-        let programs = &config.programs;
+        // Programs of `srun` are run by users, where they are.
+        let programs = &config.programs.for_agents();
         for (key, path) in programs.named() {
             let wrong = |why: String| format!("programs.{key}: {why}");
             let program = unchangeable(path.as_path(), owner).map_err(wrong)?;
