@@ -19,6 +19,7 @@ use crate::paths::Paths;
 use crate::pmix::Pmix;
 use crate::registry::Registry;
 use crate::standby::{Slots, Standby};
+use crate::stuck::{self, Fetching};
 use crate::threads;
 use crate::used::Used;
 use crate::zygote::Zygote;
@@ -70,6 +71,8 @@ pub enum Input {
     Link(LinkEvent),
     /// A step's image is there, or cannot be had.
     Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
+    /// A step's image is not waited for any more, and why.
+    ImageHangs(StepKey, String, Option<Fetched>),
     /// Which of these images do jobs need? No answer where nobody can say it.
     AskNeeded(Vec<String>, oneshot::Sender<Option<Vec<String>>>),
     /// Something to tell the controller about images that travel between nodes.
@@ -114,6 +117,8 @@ pub struct Node {
     pub images: Arc<Images>,
     /// Users whom the node knows otherwise than the controller, where that is another machine.
     pub drift: Option<Arc<Drift>>,
+    /// How long one call about a file may take by which a step's image comes; `None`: as long as it likes.
+    pub file_limit: Option<Duration>,
     /// The `berth` program.
     pub program: PathBuf,
     /// The system's libpmix.
@@ -291,6 +296,13 @@ impl Driver {
                         Err(why) => ImageEvent::Failed(why, fetched),
                     };
                     self.feed(AgentEvent::Image { key, event });
+                }
+            }
+            Input::ImageHangs(key, why, fetched) => {
+                if let Some(stop) = self.preparing.remove(&key) {
+                    stop.store(true, Ordering::Relaxed);
+                    tracing::warn!("step {key}: {why}");
+                    self.feed(AgentEvent::Image { key, event: ImageEvent::Failed(why, fetched) });
                 }
             }
             Input::AskNeeded(digests, answer) => {
@@ -554,14 +566,31 @@ impl Driver {
         let stop = Arc::new(AtomicBool::new(false));
         self.preparing.insert(key, Arc::clone(&stop));
         let refused = self.inputs.clone();
+        let pulling = {
+            let inputs = self.inputs.clone();
+            Arc::new(Pulling::new(move |percent| {
+                let event = ImageEvent::Progress(percent);
+                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
+            }))
+        };
+        let fetching = Fetching::default();
+        let asked = launch.container.as_ref().map(|container| container.image.typed.clone());
+        if let (Some(limit), Some(image)) = (self.node.file_limit, asked) {
+            let but = vec![self.node.paths.state().to_path_buf(), self.node.images.place().to_path_buf()];
+            let looks = stuck::named(fetching.seen(), but, limit);
+            let (inputs, pulling) = (self.inputs.clone(), Arc::clone(&pulling));
+            tokio::spawn(async move {
+                if let Some(what) = looks.await {
+                    let why = stuck::told(&image, &what, limit);
+                    let _ = inputs.send(Input::ImageHangs(key, why, pulling.fetched()));
+                }
+            });
+        }
         let started = threads::start("image", move || {
+            fetching.begin();
             if let Some(drift) = &node.drift {
                 drift.look(&launch.identity);
             }
-            let pulling = Pulling::new(|percent| {
-                let event = ImageEvent::Progress(percent);
-                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
-            });
             let result = match launch.enter {
                 None => node.images.prepare(&launch, login.as_ref(), &pulling, &stop),
                 Some(step) => {

@@ -199,6 +199,11 @@ impl Images {
         self.mounted.as_ref().map(AsFd::as_fd)
     }
 
+    /// Where they are.
+    pub fn place(&self) -> &Path {
+        &self.root
+    }
+
     /// Those who keep room for images.
     pub fn room(&self) -> &Room {
         &self.room

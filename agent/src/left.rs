@@ -58,6 +58,55 @@ pub fn waiting(pids: Vec<i32>) -> Option<String> {
     describe(if hang.is_empty() { others } else { hang })
 }
 
+/// What a thread waits for in the kernel, as far as one wait can be told from the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The system call and its arguments.
+    pub text: String,
+    /// How many reads and writes it has done; absent where nobody says it.
+    pub done: Option<u64>,
+    /// How often it has waited.
+    pub waits: u64,
+}
+
+/// What a thread is at; `None` of one that runs, or is not there.
+pub fn call(tid: i32) -> Option<Call> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{tid}/task/{tid}/{name}")).ok();
+    let text = read("syscall")?.trim().to_string();
+    about(&text)?;
+    let done = |io: String| Some(counted(&io, "syscr")?.saturating_add(counted(&io, "syscw")?));
+    let waits = counted(&read("status")?, "voluntary_ctxt_switches")?;
+    Some(Call { done: read("io").and_then(done), waits, text })
+}
+
+/// The number behind a name of `/proc/PID/status` or `/proc/PID/io`.
+fn counted(text: &str, name: &str) -> Option<u64> {
+    let of = |line: &str| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok();
+    text.lines().find_map(of)
+}
+
+/// The threads of a process.
+pub fn threads(pid: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Names a thread that is in a call about a file, unless that is a lock, or a file below one of these places.
+pub fn at_file(tid: i32, but: &[PathBuf]) -> Option<String> {
+    let syscall = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    if is_lock(&syscall) {
+        return None;
+    }
+    let path = path(tid, &syscall)?;
+    if but.iter().any(|place| path.starts_with(place)) { None } else { one(tid) }
+}
+
+/// Whoever waits for a lock waits for its holder, and for no file.
+fn is_lock(syscall: &str) -> bool {
+    let number = syscall.split_whitespace().next().and_then(|word| word.parse().ok());
+    number.is_some_and(|number: i64| [nix::libc::SYS_flock, nix::libc::SYS_fcntl].contains(&number))
+}
+
 /// A zombie whose parent does not collect it holds nothing.
 fn is_there(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -363,6 +412,64 @@ mod tests {
         assert_eq!(on("/etc").unwrap(), "/ ext4");
         assert_eq!(mount("", Path::new("/")), None);
         assert_eq!(plain(Path::new("/a/./b/../../c")), Path::new("/c"));
+    }
+
+    #[test]
+    fn counts_are_read_by_their_names() {
+        let text =
+            "rchar: 12\nsyscr: 7\nsyscw: x\nnonvoluntary_ctxt_switches:\t5\nvoluntary_ctxt_switches:\t3\n";
+        assert_eq!(
+            (counted(text, "syscr"), counted(text, "syscw"), counted(text, "sys")),
+            (Some(7), None, None)
+        );
+        assert_eq!(counted(text, "voluntary_ctxt_switches"), Some(3));
+    }
+
+    #[test]
+    fn who_waits_for_a_file_is_told_from_who_waits_for_a_lock_or_for_nothing() {
+        use nix::fcntl::{Flock, FlockArg};
+        use std::io::Read;
+        let directory = tempfile::tempdir().unwrap();
+        let (pipe, locked) = (directory.path().join("pipe"), directory.path().join("lock"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(&locked, "").unwrap();
+        let lock = || Flock::lock(fs::File::open(&locked).unwrap(), FlockArg::LockExclusive).unwrap();
+        let held = lock();
+        let (say, said) = mpsc::channel();
+        let tid = || rustix::thread::gettid().as_raw_nonzero().get();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                say.send(tid()).unwrap();
+                // Nobody writes to it: its opening waits as that of a file whose server does not answer.
+                let mut end = fs::File::open(&pipe).unwrap();
+                end.read_to_end(&mut Vec::new()).unwrap();
+            });
+            let reader = said.recv().unwrap();
+            scope.spawn(|| {
+                say.send(tid()).unwrap();
+                drop(lock());
+            });
+            let locks = said.recv().unwrap();
+            // The same call, twice in a row.
+            let waits = |tid| {
+                (0..500).any(|_| {
+                    let before = call(tid);
+                    std::thread::sleep(Duration::from_millis(20));
+                    before.is_some() && call(tid) == before
+                })
+            };
+            let both = waits(reader) && waits(locks);
+            let named = at_file(reader, &[]);
+            let (within, lock) = (at_file(reader, &[directory.path().into()]), at_file(locks, &[]));
+            // Before anything may fail, which would wait for both.
+            drop(fs::File::options().write(true).open(&pipe));
+            drop(held);
+            let named = named.unwrap_or_default();
+            assert!(both && named.starts_with(&format!("pid {reader} (")), "{named}");
+            assert_eq!((within, lock), (None, None));
+            assert!(threads(std::process::id().cast_signed()).contains(&tid()));
+        });
+        assert_eq!((call(0), at_file(0, &[]), threads(0)), (None, None, Vec::new()));
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod scope;
 pub mod signatures;
 mod standby;
 mod start;
+mod stuck;
 mod supervisors;
 mod threads;
 mod used;

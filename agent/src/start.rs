@@ -285,7 +285,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     };
     let jobs = found.jobs.iter().map(adopted).collect();
     let start = options.config.start_seconds().map(|seconds| Span::from_secs(seconds.into()));
-    let core = AgentCore::new(config, found.steps, jobs, boot_clock()).starting_within(start);
+    let prolog = Span::from_secs(options.config.programs.task_prolog_seconds.into());
+    let core = AgentCore::new(config, found.steps, jobs, boot_clock());
+    let core = core.starting_within(start).task_prologs_within(prolog);
     let container = &options.config.container;
     let node = Arc::new(Node {
         name: name.clone(),
@@ -303,6 +305,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         used: Arc::clone(&used),
         cgroups,
         images,
+        file_limit: (options.config.start_timeout_seconds > 0)
+            .then(|| Duration::from_secs(options.config.start_timeout_seconds.into())),
         program: options.program.clone(),
         pmix,
         drift: options.uplink.is_some().then(|| Arc::new(Drift::default())),

@@ -25,6 +25,7 @@ use berth_model::pin::FilePin;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::Uid;
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -39,6 +40,8 @@ use crate::store::{PreparedImage, Store};
 
 /// Milliseconds between two looks whether an import is still wanted.
 const LOOKS: u16 = 500;
+/// Milliseconds that a killed process is waited for.
+const ENDS: u16 = 2000;
 /// Longest line of a report, and longest answer of a resolver.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -476,7 +479,24 @@ impl Drop for Running {
     fn drop(&mut self) {
         // It has nothing left to say; the store is safe at every instant.
         let _ = self.0.kill();
+        if !self.ends() {
+            // It waits where no signal reaches it, as for a file server that does not answer: whoever wanted the image does not.
+            let left = Pid::from_child(&self.0);
+            let wait = move || waitpid(Some(left), WaitOptions::empty());
+            if std::thread::Builder::new().name("left".into()).spawn(wait).is_ok() {
+                return;
+            }
+        }
         let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Whether it has ended, or does within a moment.
+    fn ends(&self) -> bool {
+        let Ok(process) = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()) else { return true };
+        let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        !matches!(poll(&mut fds, ENDS), Ok(0))
     }
 }
 

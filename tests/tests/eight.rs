@@ -345,6 +345,40 @@ fn a_start_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_ro
 }
 
 #[test]
+fn an_image_file_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_root() {
+    let config = "start_timeout_seconds = 5\nunkillable_seconds = 2\nkill_wait_seconds = 2\n";
+    let hosts = joined(
+        3,
+        |_| config.into(),
+        |hosts, name, token| match name {
+            "n3" => join_apart(hosts, name, token, "true"),
+            _ => hosts.join(name, token),
+        },
+    );
+    let place = hosts.work().join("data");
+    std::fs::create_dir(&place).unwrap();
+    let archive = place.join("image.tar");
+    let tar = Cmd::new("tar").arg("-C").arg(images::busybox()).arg("-cf").arg(&archive);
+    tar.args(["oci-layout", "index.json", "blobs"]).ok();
+    // Where the step is asked for the file is well: it is named, and pinned.
+    let mut hanging = Hanging::mounted_for(place.clone(), hosts.pid("n3", "agent"));
+    let container = format!("--container-image={}", archive.display());
+    let begun = Instant::now();
+    let told = hosts.cmd("n1", "srun").args(["-N3", &container, "sleep", "600"]).limit(60).fails();
+    let took = begun.elapsed();
+    let image = format!("n3: the image {} is not waited for any more", archive.display());
+    let waits = format!("on {} (fuse.hanging)", place.display());
+    let told = told.says(&[&image, "for 5 s (start_timeout_seconds)", "(berth), state", &waits]);
+    assert!(!told.err().contains("n2: the image") && !told.err().contains("n1: the image"), "{told}");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(20), "it took {took:?}");
+    // No job waits for the processes that are still there, and no step that does not go there.
+    idle(&hosts, 3);
+    hosts.cmd("n1", "srun").args(["-N3", "true"]).limit(30).ok();
+    hanging.let_go();
+    hosts.wait_node("n3", "idle", 20);
+}
+
+#[test]
 fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
     let hosts = eight(|_| "node_timeout_seconds = 5\n".into());
     // One hangs as the step begins, one is killed before it has done its part, one is cut off: nobody knows how they are, and the step

@@ -15,6 +15,7 @@ use berth_model::config::START_TIMEOUT;
 use berth_model::ids::{Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepPhase};
 use berth_model::link::{FromAgent, Start, ToAgent};
+use berth_model::programs::TASK_PROLOG_SECONDS;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +52,8 @@ pub struct AgentCore {
     asked: BTreeSet<u64>,
     /// How long the start of a step may take, once its supervisor was given out.
     start_limit: Option<Span>,
+    /// How long the start of one takes at most in which each task runs a program of its user's before.
+    task_prolog: Span,
     out: Vec<AgentEffect>,
 }
 
@@ -84,6 +87,7 @@ impl AgentCore {
             ahead: BTreeSet::new(),
             asked: BTreeSet::new(),
             start_limit: Some(Span::from_secs(START_TIMEOUT.into())),
+            task_prolog: Span::from_secs(TASK_PROLOG_SECONDS.into()),
             out: Vec::new(),
         };
         for entry in adopted {
@@ -137,6 +141,13 @@ impl AgentCore {
     #[must_use]
     pub fn starting_within(self, limit: Option<Span>) -> AgentCore {
         AgentCore { start_limit: limit, ..self }
+    }
+
+    /// Another time for what users have run before their tasks (`--task-prolog`) than [`TASK_PROLOG_SECONDS`]. Where there is such a program, it
+    /// is added to that of the start.
+    #[must_use]
+    pub fn task_prologs_within(self, limit: Span) -> AgentCore {
+        AgentCore { task_prolog: limit, ..self }
     }
 
     /// Applies an event at boot-time clock `now`.

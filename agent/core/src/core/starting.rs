@@ -11,12 +11,18 @@ use berth_model::time::{Span, Time};
 const LATE: Span = Span::from_secs(5);
 
 impl AgentCore {
+    /// How long the start of a step may take: with what its user has run before each task, and what its client runs before all of
+    /// them, which have seconds of their own.
+    fn start_limit_of(&self, step: &Step) -> Option<Span> {
+        let prolog = if step.launch.task_prolog.is_empty() { Span(0) } else { self.task_prolog };
+        let told = step.launch.told_within.unwrap_or_default();
+        self.start_limit.map(|limit| Span(limit.0.saturating_add(prolog.0).saturating_add(told.0)))
+    }
+
     /// When the start of a step is not waited for any more. Its image and its run's prolog have come before that counts.
     pub(super) fn start_ends(&self, step: &Step) -> Option<Time> {
         let waits = step.phase == StepPhase::Starting && step.ending.is_none();
-        // What its client runs before its tasks has a time of its own.
-        let told = step.launch.told_within.unwrap_or_default();
-        self.start_limit.filter(|_| waits).map(|limit| step.begun + limit + told)
+        self.start_limit_of(step).filter(|_| waits).map(|limit| step.begun + limit)
     }
 
     /// Has a step killed whose start takes too long.
@@ -34,8 +40,7 @@ impl AgentCore {
     pub(super) fn start_given_up(&self, key: StepKey) -> Option<String> {
         let step = self.steps.get(&key)?;
         step.ending.filter(|ending| ending.cause.is_none())?;
-        let told = step.launch.told_within.unwrap_or_default();
-        let seconds = self.start_limit.unwrap_or_default().secs().saturating_add(told.secs());
+        let seconds = self.start_limit_of(step).unwrap_or_default().secs();
         let waits = match &step.waits {
             Some(what) => format!("it waited for this: {what}"),
             None => format!(

@@ -98,6 +98,32 @@ fn what_srun_runs_before_the_tasks_has_a_time_of_its_own() {
 }
 
 #[test]
+fn what_users_have_run_before_their_tasks_has_time_of_its_own() {
+    let with_one = |within: fn(AgentCore) -> AgentCore| {
+        let Node { core, now, seen } = Node::new(vec![]);
+        let mut n = Node { core: within(core), now, seen };
+        let mut begins = start(FIRST, 3);
+        begins.launch.task_prolog = "./slow".into();
+        n.start(begins);
+        n.event(AgentEvent::Image { key: FIRST, event: ImageEvent::Ready(None) });
+        assert_eq!(n.spawns(), 1);
+        n.seen.clear();
+        n
+    };
+    let longer = |core: AgentCore| core.task_prologs_within(Span::from_secs(600));
+    // The minute that such a program has is added to the two of the start: it fails by itself, and is named by its task.
+    for (mut n, seconds) in [(with_one(|core| core), 180), (with_one(longer), 720)] {
+        n.later(Span::from_secs(seconds - 1));
+        assert_eq!(kills(&n), 0);
+        n.later(Span::from_secs(2));
+        assert_eq!(kills(&n), 1);
+        n.exits(FIRST, 9);
+        let why = ended(&n).launch_error.unwrap();
+        assert!(why.contains(&format!("did not start within {seconds} s")), "{why}");
+    }
+}
+
+#[test]
 fn who_ends_a_step_that_starts_has_ended_it() {
     let mut n = begun();
     n.later(Span::from_secs(100));
