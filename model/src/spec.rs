@@ -13,6 +13,7 @@ use crate::limits::Limits;
 use crate::login::SealedLogin;
 use crate::mpi::MpiType;
 use crate::multiprog::RankProgram;
+use crate::pattern::{self, Spread};
 use crate::pin::FilePin;
 use crate::receive::Receive;
 use crate::time::{Span, Time};
@@ -160,6 +161,16 @@ pub struct IoSpec {
     pub stderr: Option<ByteStr>,
     /// `--open-mode`; absent when not given.
     pub open_mode: Option<OpenMode>,
+    /// `srun` writes the files that tasks on several nodes share ([`IoSpec::is_the_clients`]). Clients of earlier versions do not.
+    pub client_writes: bool,
+}
+
+impl IoSpec {
+    /// Whether `srun` itself writes the file of an output pattern, for a step on so many nodes: one that all tasks share. If each node opened it,
+    /// the last one would cut off what the others had written, and what they write at once would go astray on network filesystems.
+    pub fn is_the_clients(&self, pattern: &[u8], nodes: usize) -> bool {
+        self.client_writes && nodes > 1 && pattern != b"/dev/null" && pattern::spread(pattern) == Spread::Step
+    }
 }
 
 /// Where an image comes from, as typed and as pinned at submit.

@@ -52,6 +52,7 @@ mod mpi;
 mod named;
 mod node_states;
 mod oci;
+mod outputs;
 mod packages;
 mod pam;
 mod peers;

@@ -104,6 +104,36 @@ fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
     assert_eq!(&lines[..7], ["0: n3", "1: n1", "2: n2", "n2", "n3", "n2", "n3"], "{text}");
     assert!(lines[7].contains("1 tasks cannot be on the 3 nodes"), "{text}");
     assert!(lines[8].contains("n9 is none of the job's nodes (n[1-3])"), "{text}");
+    // Jobs of their own go by such a file as by --nodelist: in whatever order, and however often a node is named.
+    std::fs::write(hosts.work().join("nodes.txt"), "# two of three\n\nn3*2 n2 # and again\nn[2-3]\n")
+        .unwrap();
+    let told = hosts.cmd("n1", "srun").args(["-F", "nodes.txt", "-l", "hostname"]).limit(60).ok();
+    assert_eq!(sorted(&told.text()), ["0: n2", "1: n3"], "{told}");
+    let told = hosts.cmd("n1", "salloc").args([
+        "-Q",
+        "--nodefile=nodes.txt",
+        "sh",
+        "-c",
+        "echo $SLURM_JOB_NODELIST",
+    ]);
+    assert_eq!(told.limit(60).ok().text(), "n[2-3]");
+    let batch =
+        ["-F", "nodes.txt", "-o", "listed", "--wait", "--wrap", "echo $SLURM_JOB_NODELIST $SLURM_NNODES"];
+    hosts.cmd("n1", "sbatch").args(batch).limit(60).ok();
+    assert_eq!(std::fs::read_to_string(hosts.work().join("listed")).unwrap(), "n[2-3] 2\n");
+    let told =
+        hosts.cmd("n1", "srun").args(["-F", "nodes.txt", "-m", "arbitrary", "-n4", "-O", "-l", "hostname"]);
+    assert_eq!(sorted(&told.limit(60).ok().text()), ["0: n3", "1: n3", "2: n2", "3: n2"]);
+    for (list, why) in [("n[1", "nodes.txt"), ("n1*0", "how often"), ("# none\n", "it names no node")] {
+        std::fs::write(hosts.work().join("nodes.txt"), list).unwrap();
+        let told = hosts.cmd("n1", "srun").args(["-F", "nodes.txt", "hostname"]).fails();
+        told.says(&["Invalid node list specified: nodes.txt", why]);
+    }
+    hosts
+        .cmd("n1", "srun")
+        .args(["-F", "no.txt", "true"])
+        .fails()
+        .says(&["cannot read the list of nodes no.txt"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod rig;
 use berth_model::ByteStr;
 use berth_model::ids::StepId;
 use berth_model::launch::Program;
-use berth_model::spec::{JobKind, OpenMode, TermSize};
+use berth_model::spec::{IoSpec, JobKind, OpenMode, TermSize};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_step::control::{FromSupervisor, ToSupervisor};
@@ -294,6 +294,32 @@ fn an_output_file_that_cannot_be_made_fails_the_step_before_anything_runs() {
     let error = exit.launch_error.unwrap();
     assert!(error.contains("missing/dir/12.out") && error.contains("No such file"), "{error}");
     assert!(!exit.status.success() && !rig.work().join("ran").exists());
+}
+
+#[test]
+fn a_file_that_tasks_on_other_nodes_share_is_the_clients_to_write() {
+    let rig = Rig::new();
+    let say = |attempt: u32, nodes: usize, stdout: &str, client_writes: bool| {
+        let mut launch = rig.launch(&["sh", "-c", "echo out; echo err >&2"]);
+        launch.key.attempt.0 = attempt;
+        launch.io = IoSpec { stdout: Some(stdout.into()), client_writes, ..IoSpec::default() };
+        if nodes == 2 {
+            let layout = std::sync::Arc::make_mut(&mut launch.layout);
+            layout.nodes.push("n2".into());
+            layout.tasks.push(vec![1]);
+            layout.cpus.push(1);
+        }
+        let mut step = rig.start(launch);
+        let seen = read_all(&mut step.attach());
+        let file = std::fs::read_to_string(rig.work().join(stdout.replace("%t", "0")));
+        (seen.text(), seen.stderr.len(), file.ok())
+    };
+    let written = |text: &str| Some(text.to_string());
+    assert_eq!(say(1, 2, "shared", true), ("out\n".into(), 1, None));
+    // Whoever is alone with a file writes it, and so does everybody for a client that does not.
+    assert_eq!(say(2, 1, "alone", true), (String::new(), 0, written("out\nerr\n")));
+    assert_eq!(say(3, 2, "task.%t", true), (String::new(), 0, written("out\nerr\n")));
+    assert_eq!(say(4, 2, "earlier", false), (String::new(), 0, written("out\nerr\n")));
 }
 
 #[test]

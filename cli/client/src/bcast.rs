@@ -3,6 +3,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::step::follow::{self, Voice};
+use crate::step::sinks::Sinks;
 use crate::{out, submit};
 use berth_model::distribution::Distribution;
 use berth_model::limits::Limits;
@@ -195,6 +196,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         pty: false,
         input: Some(ALL_TASKS),
         feed: Some(feed),
+        sinks: Sinks::default(),
         only_stdout: None,
         only_stderr: None,
         kill_on_bad_exit: false,

@@ -3,6 +3,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::step::follow::{self, Voice};
+use crate::step::sinks::Sinks;
 use crate::step::terminal;
 use crate::{block_on, submit};
 use berth_model::limits::Limits;
@@ -74,6 +75,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             pty: enter.terminal,
             input: Some(0),
             feed: None,
+            sinks: Sinks::default(),
             only_stdout: None,
             only_stderr: None,
             kill_on_bad_exit: false,

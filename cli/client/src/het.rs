@@ -107,16 +107,10 @@ pub(crate) fn refuse_in_several(all: &[SubmitOptions]) -> Result<(), Failure> {
             "give each component a program of its own, behind a ':'",
         ),
         (
-            "--bcast",
-            all.iter().any(|o| o.bcast.is_some()),
-            "copy the program first: sbcast --jobid=JOB+COMPONENT",
-        ),
-        (
             "--container-save",
             all.iter().any(|o| o.container.save.is_some()),
             "save in a step of one component (--het-group=0)",
         ),
-        ("--x11", all.iter().any(|o| o.x11.is_some()), "use it in a step of one component (--het-group=0)"),
         (
             "--explain",
             all.iter().any(|o| o.explain.is_some()),
@@ -275,13 +269,18 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
     let mut specs: Vec<(JobId, StepSpec)> = Vec::with_capacity(parts.len());
     for (at, job) in &parts {
         let Some(run) = runs.get(*at) else { continue };
-        specs.push((job.id, run.step_spec(Some(job))?));
+        let mut spec = run.step_spec(Some(job))?;
+        run.copy(client, job, &mut spec).await?;
+        specs.push((job.id, spec));
     }
     // One step has one prolog: that of its first part.
     let prolog = specs.first().and_then(|(_, spec)| spec.prolog);
     for (_, spec) in &mut specs {
         spec.prolog = prolog;
     }
+    // A file that we write is one of all parts.
+    let same = specs.first().is_some_and(|(_, first)| specs.iter().all(|(_, spec)| spec.io == first.io));
+    specs.iter_mut().for_each(|(_, spec)| spec.io.client_writes &= same);
     let (Some(first), Some((leader, spec))) = (runs.first(), specs.first()) else { return Ok(0) };
     let what = format!("Unable to create step for job {leader}");
     let unexpected =
@@ -317,8 +316,15 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
     }
     let records = records(client, keys.iter().map(|(key, _)| *key).collect());
     let around = first.around(&site, key, (&layout.nodes, &layout), spec);
-    let followed = follow::Step { parts: of_nodes, ..first.step(client, key, layout, spec, around) };
-    follow::follow(followed, records).await
+    match first.begun(client, key, layout, spec, around).await {
+        Ok(begun) => follow::follow(follow::Step { parts: of_nodes, ..begun }, records).await,
+        Err(failure) => {
+            for (key, _) in keys.iter().skip(1) {
+                let _ = client.cancel_one(key.job, Some(key.step)).await; // its job ends without its client
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// The record of a step over several components, as if it were in the first one.

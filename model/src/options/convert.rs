@@ -120,6 +120,7 @@ impl SubmitOptions {
                 stdout: self.output.clone(),
                 stderr: self.error.clone(),
                 open_mode: self.open_mode,
+                client_writes: false,
             },
         };
         let spec = JobSpec {
@@ -263,6 +264,7 @@ impl SubmitOptions {
                 stdout: file(&self.output),
                 stderr: file(&self.error),
                 open_mode: self.open_mode,
+                client_writes: true,
             },
             container,
             limits: self.limits(by),

@@ -332,6 +332,8 @@ pub struct IoSpec {
     pub stderr: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
     #[prost(enumeration = "OpenMode", optional, tag = "4")]
     pub open_mode: ::core::option::Option<i32>,
+    #[prost(bool, tag = "240")]
+    pub client_writes: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManifestImage {

@@ -120,8 +120,13 @@ impl Targets {
             Target::File(below(&launch.work_dir, expand(&pattern.0, &place)))
         };
         let io = &launch.io;
+        let nodes = launch.layout.nodes.len();
+        let output = |pattern: &ByteStr| match launch.attached && io.is_the_clients(&pattern.0, nodes) {
+            true => absent.clone(),
+            false => named(pattern),
+        };
         let stdout = match &io.stdout {
-            Some(pattern) => named(pattern),
+            Some(pattern) => output(pattern),
             None if batch => {
                 let default = if launch.job.array.is_some() { "slurm-%A_%a.out" } else { "slurm-%j.out" };
                 named(&ByteStr::from(default))
@@ -129,7 +134,7 @@ impl Targets {
             None => absent.clone(),
         };
         let stderr = match &io.stderr {
-            Some(pattern) => named(pattern),
+            Some(pattern) => output(pattern),
             // Standard error joins a file, and stays apart on its way to a client.
             None if matches!(stdout, Target::File(_)) => stdout.clone(),
             None => absent.clone(),

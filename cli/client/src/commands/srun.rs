@@ -11,6 +11,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::around::{self, Around};
+use crate::step::sinks::Sinks;
 use crate::step::{follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, bcast, block_on, het, out, x11};
@@ -19,6 +20,7 @@ use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
 use berth_model::multiprog::{self, RankProgram};
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
+use berth_model::pattern::Place;
 use berth_model::programs::ProgramsConfig;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -116,10 +118,15 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
         options.pty &= terminal::is_terminal();
         let name = program.as_path().file_name().unwrap_or_default().as_bytes();
         let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
+        if options.bcast.is_some() {
+            // What cannot be copied needs no nodes.
+            bcast::Source::open(&program_here(&argv, options.work_dir(&by.cwd).as_path())?, true)?;
+        }
         let (image, login) = submit::image(&options, call)?;
         let site = call.site()?;
         submit::announce(&options, &site);
-        let run = Run { options, by, argv, programs: Vec::new(), image, login: None, x11: None, site };
+        let x11 = options.x11.map(x11::forward).transpose()?;
+        let run = Run { options, by, argv, programs: Vec::new(), image, login: None, x11, site };
         parts.push((run, login));
     }
     block_on(async {
@@ -243,12 +250,7 @@ impl Run {
     /// This step of a job that has its nodes.
     async fn step_of(&self, client: &Client, job: &JobInfo, mut spec: StepSpec) -> Outcome {
         nodes::could_have_room(spec.nodes.unwrap_or(1))?;
-        if let Some(name) = &self.options.bcast {
-            let copy = self.copy(client, job, &spec, name).await?;
-            if let Some(program) = spec.argv.first_mut() {
-                *program = copy;
-            }
-        }
+        self.copy(client, job, &mut spec).await?;
         self.check_prolog(client).await?;
         let asked = std::time::Instant::now();
         let spec_ref = &spec;
@@ -281,17 +283,17 @@ impl Run {
         }
         let records = submit::records_after(client, job.id, LATER);
         let around = self.around(&site?, key, (&job.layout.nodes, &layout), &spec);
-        follow::follow(self.step(client, key, layout, &spec, around), records).await
+        follow::follow(self.begun(client, key, layout, &spec, around).await?, records).await
     }
 
-    /// Copies the program to the job's nodes (`--bcast`); its name there.
-    async fn copy(
+    /// Copies the program to the job's nodes, where that was asked for (`--bcast`): the step runs the copy.
+    pub(crate) async fn copy(
         &self,
         client: &Client,
         job: &JobInfo,
-        spec: &StepSpec,
-        name: &ByteStr,
-    ) -> Result<ByteStr, Failure> {
+        spec: &mut StepSpec,
+    ) -> Result<(), Failure> {
+        let Some(name) = &self.options.bcast else { return Ok(()) };
         let program = program_here(&self.argv, spec.work_dir.as_path())?;
         let mut path = spec.work_dir.as_path().join(name.as_path());
         if name.0.is_empty() || name.0.ends_with(b"/") {
@@ -313,7 +315,12 @@ impl Run {
             force: true,
         };
         match bcast::send(&self.site, client, bcast::Source::open(&program, true)?, to).await? {
-            0 => Ok(path),
+            0 => {
+                if let Some(program) = spec.argv.first_mut() {
+                    *program = path;
+                }
+                Ok(())
+            }
             code => Err(Failure::exit(code)),
         }
     }
@@ -392,7 +399,7 @@ impl Run {
             let _lease = client.lease_after(job, LATER);
             let records = submit::records_after(client, job, LATER);
             let around = self.around(&site, key, (&layout.nodes, &layout), &step);
-            let step = self.step(client, key, layout, &step, around);
+            let step = self.begun(client, key, layout, &step, around).await?;
             return self.to_its_end(client, job, step, records).await;
         }
         let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
@@ -406,7 +413,8 @@ impl Run {
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
         let around = self.around(&site, key, (&info.layout.nodes, &layout), &step);
-        self.to_its_end(client, job, self.step(client, key, layout, &step, around), records).await
+        let step = self.begun(client, key, layout, &step, around).await?;
+        self.to_its_end(client, job, step, records).await
     }
 
     /// A job whose nodes have a copy of the program before it is run: an allocation of its own, with two steps.
@@ -537,7 +545,25 @@ impl Run {
         Around::new(options, site, (key, job, layout), (&spec.argv, &spec.env))
     }
 
-    pub(crate) fn step(
+    /// A step that was made, as it is followed. One of whose files is ours to write, and cannot be opened, is ended.
+    pub(crate) async fn begun(
+        &self,
+        client: &Client,
+        key: StepKey,
+        layout: Layout,
+        spec: &StepSpec,
+        around: Around,
+    ) -> Result<follow::Step, Failure> {
+        match sinks(client, key, layout.nodes.len(), spec).await {
+            Ok(sinks) => Ok(follow::Step { sinks, ..self.step(client, key, layout, spec, around) }),
+            Err(failure) => {
+                let _ = client.cancel_one(key.job, Some(key.step)).await; // its job ends without its client
+                Err(failure)
+            }
+        }
+    }
+
+    fn step(
         &self,
         client: &Client,
         key: StepKey,
@@ -566,6 +592,7 @@ impl Run {
             pty: self.options.pty,
             input,
             feed: None,
+            sinks: Sinks::default(),
             only_stdout: output,
             only_stderr: if self.options.error.is_some() { only(of(&self.options.error)) } else { output },
             kill_on_bad_exit: spec.kill_on_bad_exit,
@@ -573,6 +600,30 @@ impl Run {
             around: Some(around),
         }
     }
+}
+
+/// Where a step's output goes: it is asked what its job is called and whose it is where that is in the name of a file of ours.
+async fn sinks(client: &Client, key: StepKey, nodes: usize, spec: &StepSpec) -> Result<Sinks, Failure> {
+    if !Sinks::are_wanted(&spec.io, nodes) {
+        return Ok(Sinks::default());
+    }
+    let query = JobQuery { ids: vec![key.job], include_finished: true, ..JobQuery::default() };
+    let query = &query;
+    let found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
+    let job = found.into_iter().find(|job| job.id == key.job);
+    let job = job.ok_or_else(|| Failure::user(format!("there is no job {} any more", key.job)))?;
+    let place = Place {
+        job: key.job,
+        array: job.array.zip(job.task),
+        step: key.step,
+        restarts: key.attempt.0,
+        task: 0,
+        node_index: 0,
+        node: "",
+        user: &job.identity.user,
+        job_name: if job.spec.kind == JobKind::Batch { &job.spec.name } else { &spec.name },
+    };
+    Sinks::open(&spec.io, nodes, spec.work_dir.as_path(), &place)
 }
 
 /// Ends an allocation of our own, with what its step came to.

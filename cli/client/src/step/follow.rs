@@ -8,6 +8,7 @@ use super::interrupt::{Press, Presses};
 use super::labels::Labels;
 use super::nodes::{Nodes, To};
 use super::signals::Signals;
+use super::sinks::{Lost, Sinks};
 use super::stream::{self, Event, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
@@ -81,6 +82,8 @@ pub struct Step {
     pub input: Option<u32>,
     /// What tasks read instead of our standard input.
     pub feed: Option<mpsc::Receiver<Vec<u8>>>,
+    /// Where what they write goes.
+    pub sinks: Sinks,
     /// The one task whose standard output is wanted; absent: of all.
     pub only_stdout: Option<u32>,
     /// The same for standard error.
@@ -139,7 +142,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
     let name = step.voice.name();
     let wanted = Wanted { stdout: step.only_stdout, stderr: step.only_stderr };
-    let output = Output::start(labels, wanted, events_in.clone())
+    let output = Output::start(labels, wanted, std::mem::take(&mut step.sinks), events_in.clone())
         .map_err(|e| internal("start a thread for output", e))?;
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
     let mut input = match step.input {
@@ -287,9 +290,9 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     };
     match lost {
         None => Ok(code),
-        Some(e) => {
+        Some(Lost { what, error, .. }) => {
             out::complain(&format!(
-                "{name}: error: cannot write to standard output: {e}; what the tasks wrote is lost"
+                "{name}: error: cannot write to {what}: {error}; what the tasks wrote is lost"
             ));
             Ok(code.max(1))
         }
@@ -420,7 +423,7 @@ impl Follower {
             Event::Frame(_) | Event::Attached(..) => {}
             Event::Refused(why) => self.nodes.refused(at, why),
             Event::Closed => self.nodes.closed(at),
-            Event::StdoutGone => {
+            Event::OutputGone => {
                 self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
             }
         }

@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod labels;
 pub mod nodes;
 pub mod signals;
+pub mod sinks;
 pub mod stream;
 pub mod terminal;
 pub mod watch;

@@ -2,6 +2,7 @@
 //! holding up anything else: one reads stdin, one writes stdout and stderr.
 
 use super::labels::Labels;
+use super::sinks::{Lost, Sinks};
 use berth_model::effective::Effective;
 use berth_model::{NodeName, StepKey};
 use berth_stream::asynchronous::{read_frame, write_frame};
@@ -88,8 +89,8 @@ pub enum Event {
     Heard(u64),
     /// The connection is gone without a StepExit.
     Closed,
-    /// Nobody reads our stdout any more.
-    StdoutGone,
+    /// Nobody reads our stdout any more, or a file of ours takes no more.
+    OutputGone,
 }
 
 /// Output on its way.
@@ -115,8 +116,8 @@ pub struct Output {
     pieces: mpsc::Sender<Piece>,
     wanted: Wanted,
     /// Resolves when the writer has written everything it was given, and its senders are gone; with what kept
-    /// standard output from being written.
-    pub done: oneshot::Receiver<Option<io::Error>>,
+    /// output from being written.
+    pub done: oneshot::Receiver<Option<Lost>>,
 }
 
 impl Output {
@@ -124,12 +125,13 @@ impl Output {
     pub fn start(
         labels: Option<Labels>,
         wanted: Wanted,
+        sinks: Sinks,
         events: mpsc::Sender<(usize, Event)>,
     ) -> io::Result<Output> {
         let (pieces, queue) = mpsc::channel(WAITING);
         let (finished, done) = oneshot::channel();
         std::thread::Builder::new().name("output".to_string()).spawn(move || {
-            let lost = write_all(queue, labels, &events);
+            let lost = write_all(queue, labels, sinks, &events);
             let _ = finished.send(lost); // nobody waits: the command is ending
         })?;
         Ok(Output { pieces, wanted, done })
@@ -193,33 +195,23 @@ impl Output {
     }
 
     /// No more connections: the writer ends when what is under way is written.
-    pub fn close(self) -> oneshot::Receiver<Option<io::Error>> {
+    pub fn close(self) -> oneshot::Receiver<Option<Lost>> {
         self.done
     }
 }
 
-/// Writes until there is nothing more to come. Gives what kept standard output from being written, unless its reader
-/// left on purpose.
+/// Writes until there is nothing more to come. Gives what kept output from being written, unless its reader left on purpose.
 fn write_all(
     mut queue: mpsc::Receiver<Piece>,
     mut labels: Option<Labels>,
+    mut sinks: Sinks,
     events: &mpsc::Sender<(usize, Event)>,
-) -> Option<io::Error> {
-    let mut gone = [false, false];
+) -> Option<Lost> {
     let mut failure = None;
     let mut put = |stderr: bool, bytes: &[u8]| {
-        let lost = &mut gone[usize::from(stderr)];
-        if *lost || bytes.is_empty() {
-            return;
-        }
-        // Unbuffered: what a task wrote is seen when it wrote it.
-        let written = if stderr { raw_write(2, bytes) } else { raw_write(1, bytes) };
-        if let Err(e) = written {
-            *lost = true;
-            if !stderr {
-                let _ = events.blocking_send((0, Event::StdoutGone)); // the command is ending
-                failure = Some(e).filter(|e| e.kind() != io::ErrorKind::BrokenPipe);
-            }
+        if let Some(lost) = sinks.write(stderr, bytes) {
+            let _ = events.blocking_send((0, Event::OutputGone)); // the command is ending
+            failure = failure.take().or(Some(lost).filter(|lost| !lost.left));
         }
     };
     while let Some(piece) = queue.blocking_recv() {
@@ -231,22 +223,7 @@ fn write_all(
     for (stderr, line) in labels.as_mut().map(Labels::finish).unwrap_or_default() {
         put(stderr, &line);
     }
-    failure
-}
-
-/// Writes past the buffers of the standard library, which would hold back what has no line feed.
-fn raw_write(fd: i32, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let target = if fd == 1 { rustix::stdio::stdout() } else { rustix::stdio::stderr() };
-        match rustix::io::write(target, bytes) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(rustix::io::Errno::INTR) => {}
-            // A descriptor that a parent made non-blocking: wait until it takes more.
-            Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(1)),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
+    failure.or(sinks.close())
 }
 
 /// Starts reading stdin; `None` in the channel's end is the end of input.

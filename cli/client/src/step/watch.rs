@@ -4,6 +4,7 @@
 use super::labels::Labels;
 use super::nodes::{Nodes, To};
 use super::signals::Signals;
+use super::sinks::{Lost, Sinks};
 use super::stream::{self, Event, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
@@ -79,7 +80,7 @@ pub async fn watch(step: Watched) -> Outcome {
     let tasks = step.layout.tasks.iter().map(Vec::len).sum::<usize>();
     let labels = step.label.then(|| Labels::new(u32::try_from(tasks).unwrap_or(u32::MAX)));
     let wanted = Wanted { stdout: step.stdout, stderr: step.stderr };
-    let output = Output::start(labels, wanted, events_in.clone())
+    let output = Output::start(labels, wanted, Sinks::default(), events_in.clone())
         .map_err(|e| internal("start a thread for output", e))?;
     let mut signals = Signals::new().map_err(|e| internal("handle signals", e))?;
     let _raw = if step.pty { terminal::Raw::enter() } else { None };
@@ -126,7 +127,7 @@ pub async fn watch(step: Watched) -> Outcome {
                     }
                 }
                 // Nobody reads what we write.
-                Some((_, Event::StdoutGone)) => {
+                Some((_, Event::OutputGone)) => {
                     me.leave().await;
                     return Ok(141);
                 }
@@ -172,8 +173,8 @@ pub async fn watch(step: Watched) -> Outcome {
     tokio::select! {
         lost = &mut done => match lost.ok().flatten() {
             None => Ok(code),
-            Some(e) => {
-                out::complain(&format!("sattach: error: cannot write to standard output: {e}"));
+            Some(Lost { what, error, .. }) => {
+                out::complain(&format!("sattach: error: cannot write to {what}: {error}"));
                 Ok(code.max(1))
             }
         },
@@ -238,7 +239,7 @@ impl Watcher {
                 }
                 self.nodes.closed(at);
             }
-            Event::Frame(_) | Event::Attached(..) | Event::StdoutGone => {}
+            Event::Frame(_) | Event::Attached(..) | Event::OutputGone => {}
         }
     }
 

@@ -74,7 +74,9 @@ impl Step {
         let tasks =
             u32::try_from(launch.layout.tasks.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
         for (what, name) in [("output", &launch.io.stdout), ("error", &launch.io.stderr)] {
-            if let (Some(file), 0) = (Stream::of(name.as_ref(), tasks).file(), launch.node_index) {
+            let file = Stream::of(name.as_ref(), tasks).file();
+            let file = file.filter(|file| !launch.io.is_the_clients(&file.0, launch.layout.nodes.len()));
+            if let (Some(file), 0) = (file, launch.node_index) {
                 let file = file.display();
                 frames.push(Frame::Message(format!(
                     "slurmstepd: info: standard {what} of the step goes to {file}, and is not heard here"
