@@ -46,6 +46,13 @@ pub struct Layout {
     pub cpus: Vec<u32>,
 }
 
+impl Layout {
+    /// How many tasks there are on all nodes.
+    pub fn task_count(&self) -> u32 {
+        u32::try_from(self.tasks.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+}
+
 /// An array task's place in its array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayPlace {

@@ -9,10 +9,12 @@ use crate::distribution::Distribution;
 use crate::fabric::FabricChoice;
 use crate::het::HetPlace;
 use crate::ids::{Gid, JobId, NodeName, StepId, SubmissionId, Uid};
+use crate::launch::Layout;
 use crate::limits::Limits;
 use crate::login::SealedLogin;
 use crate::mpi::MpiType;
 use crate::multiprog::RankProgram;
+use crate::options::Stream;
 use crate::pattern::{self, Spread};
 use crate::pin::FilePin;
 use crate::receive::Receive;
@@ -166,10 +168,15 @@ pub struct IoSpec {
 }
 
 impl IoSpec {
-    /// Whether `srun` itself writes the file of an output pattern, for a step on so many nodes: one that all tasks share. If each node opened it,
-    /// the last one would cut off what the others had written, and what they write at once would go astray on network filesystems.
-    pub fn is_the_clients(&self, pattern: &[u8], nodes: usize) -> bool {
-        self.client_writes && nodes > 1 && pattern != b"/dev/null" && pattern::spread(pattern) == Spread::Step
+    /// Whether `srun` itself writes the file of an output pattern: one that tasks on several nodes share. If each node opened it, the last one
+    /// would cut off what the others had written, and what they write at once would go astray on network filesystems.
+    pub fn is_the_clients(&self, pattern: &ByteStr, layout: &Layout) -> bool {
+        let several = self.client_writes && layout.nodes.len() > 1;
+        let shared = || match Stream::of(Some(pattern), layout.task_count()) {
+            Stream::File(name) => name.0 != b"/dev/null" && pattern::spread(&name.0) == Spread::Step,
+            Stream::All | Stream::None | Stream::Task(_) => false,
+        };
+        several && shared()
     }
 }
 

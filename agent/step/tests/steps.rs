@@ -320,6 +320,10 @@ fn a_file_that_tasks_on_other_nodes_share_is_the_clients_to_write() {
     assert_eq!(say(2, 1, "alone", true), (String::new(), 0, written("out\nerr\n")));
     assert_eq!(say(3, 2, "task.%t", true), (String::new(), 0, written("out\nerr\n")));
     assert_eq!(say(4, 2, "earlier", false), (String::new(), 0, written("out\nerr\n")));
+    // The number of a task is no file's name, and one that no task has is one.
+    assert_eq!(say(5, 2, "0", true), ("out\n".into(), 1, None));
+    assert_eq!(say(6, 2, "1", true), (String::new(), 1, None));
+    assert_eq!(say(7, 1, "1", true), (String::new(), 0, written("out\nerr\n")));
 }
 
 #[test]

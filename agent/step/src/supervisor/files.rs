@@ -6,6 +6,7 @@ use super::streams::Streams;
 use berth_model::ByteStr;
 use berth_model::ids::StepId;
 use berth_model::launch::StepLaunch;
+use berth_model::options::Stream;
 use berth_model::pattern::{Place, expand};
 use berth_model::spec::OpenMode;
 use berth_stream::Kind;
@@ -107,21 +108,17 @@ impl Targets {
         let named = |pattern: &ByteStr| -> Target {
             if !batch {
                 // srun's words for streams that are no files.
-                match &pattern.0[..] {
-                    b"none" => return Target::Null,
-                    b"all" => return absent.clone(),
-                    number if !number.is_empty() && number.iter().all(u8::is_ascii_digit) => {
-                        let this = pattern.display().parse() == Ok(task);
-                        return if this { absent.clone() } else { Target::Null };
-                    }
-                    _ => {}
+                match Stream::of(Some(pattern), launch.layout.task_count()) {
+                    Stream::None => return Target::Null,
+                    Stream::Task(other) if other != task => return Target::Null,
+                    Stream::All | Stream::Task(_) => return absent.clone(),
+                    Stream::File(_) => {}
                 }
             }
             Target::File(below(&launch.work_dir, expand(&pattern.0, &place)))
         };
         let io = &launch.io;
-        let nodes = launch.layout.nodes.len();
-        let output = |pattern: &ByteStr| match launch.attached && io.is_the_clients(&pattern.0, nodes) {
+        let output = |pattern: &ByteStr| match launch.attached && io.is_the_clients(pattern, &launch.layout) {
             true => absent.clone(),
             false => named(pattern),
         };

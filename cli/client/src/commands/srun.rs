@@ -554,7 +554,7 @@ impl Run {
         spec: &StepSpec,
         around: Around,
     ) -> Result<follow::Step, Failure> {
-        match sinks(client, key, layout.nodes.len(), spec).await {
+        match sinks(client, key, &layout, spec).await {
             Ok(sinks) => Ok(follow::Step { sinks, ..self.step(client, key, layout, spec, around) }),
             Err(failure) => {
                 let _ = client.cancel_one(key.job, Some(key.step)).await; // its job ends without its client
@@ -571,8 +571,7 @@ impl Run {
         spec: &StepSpec,
         around: Around,
     ) -> follow::Step {
-        let tasks = layout.tasks.iter().map(Vec::len).sum::<usize>();
-        let tasks = u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
+        let tasks = layout.task_count().max(1);
         let of = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks);
         let input = match of(&self.options.input) {
             Stream::All => Some(if self.options.pty { 0 } else { ALL_TASKS }),
@@ -603,8 +602,8 @@ impl Run {
 }
 
 /// Where a step's output goes: it is asked what its job is called and whose it is where that is in the name of a file of ours.
-async fn sinks(client: &Client, key: StepKey, nodes: usize, spec: &StepSpec) -> Result<Sinks, Failure> {
-    if !Sinks::are_wanted(&spec.io, nodes) {
+async fn sinks(client: &Client, key: StepKey, layout: &Layout, spec: &StepSpec) -> Result<Sinks, Failure> {
+    if !Sinks::are_wanted(&spec.io, layout) {
         return Ok(Sinks::default());
     }
     let query = JobQuery { ids: vec![key.job], include_finished: true, ..JobQuery::default() };
@@ -623,7 +622,7 @@ async fn sinks(client: &Client, key: StepKey, nodes: usize, spec: &StepSpec) -> 
         user: &job.identity.user,
         job_name: if job.spec.kind == JobKind::Batch { &job.spec.name } else { &spec.name },
     };
-    Sinks::open(&spec.io, nodes, spec.work_dir.as_path(), &place)
+    Sinks::open(&spec.io, layout, spec.work_dir.as_path(), &place)
 }
 
 /// Ends an allocation of our own, with what its step came to.

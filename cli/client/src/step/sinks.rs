@@ -2,6 +2,7 @@
 
 use crate::error::Failure;
 use berth_model::ByteStr;
+use berth_model::launch::Layout;
 use berth_model::pattern::{Place, expand};
 use berth_model::spec::{IoSpec, OpenMode};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -47,29 +48,29 @@ impl Default for Sinks {
 }
 
 /// The patterns of the files that we write, of output and error output: without one of its own, that goes where output does.
-fn patterns(io: &IoSpec, nodes: usize) -> [Option<&ByteStr>; 2] {
+fn patterns<'a>(io: &'a IoSpec, layout: &Layout) -> [Option<&'a ByteStr>; 2] {
     let error = io.stderr.as_ref().or(io.stdout.as_ref());
-    [io.stdout.as_ref(), error].map(|pattern| pattern.filter(|pattern| io.is_the_clients(&pattern.0, nodes)))
+    [io.stdout.as_ref(), error].map(|pattern| pattern.filter(|pattern| io.is_the_clients(pattern, layout)))
 }
 
 impl Sinks {
-    /// Whether files of a step on so many nodes are ours to write.
-    pub fn are_wanted(io: &IoSpec, nodes: usize) -> bool {
-        patterns(io, nodes).iter().any(Option::is_some)
+    /// Whether files of a step are ours to write.
+    pub fn are_wanted(io: &IoSpec, layout: &Layout) -> bool {
+        patterns(io, layout).iter().any(Option::is_some)
     }
 
     /// Opens them. Relative names are below the working directory. `place` is that of any task: they all have one file.
     ///
     /// # Errors
     /// One cannot be opened.
-    pub fn open(io: &IoSpec, nodes: usize, work_dir: &Path, place: &Place<'_>) -> Result<Sinks, Failure> {
+    pub fn open(io: &IoSpec, layout: &Layout, work_dir: &Path, place: &Place<'_>) -> Result<Sinks, Failure> {
         let again = if place.restarts > 0 { OpenMode::Append } else { OpenMode::Truncate };
         let mut flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOCTTY | OFlags::CLOEXEC;
         if io.open_mode.unwrap_or(again) == OpenMode::Truncate {
             flags |= OFlags::TRUNC;
         }
         let mut sinks = Sinks::default();
-        for (stream, pattern) in patterns(io, nodes).into_iter().enumerate() {
+        for (stream, pattern) in patterns(io, layout).into_iter().enumerate() {
             let Some(pattern) = pattern else { continue };
             let path = work_dir.join(OsString::from_vec(expand(&pattern.0, place)));
             let open = |sink: &Sink| sink.file.as_ref().is_some_and(|(opened, _)| *opened == path);
@@ -171,6 +172,16 @@ mod tests {
         IoSpec { stdout: text(stdout), stderr: text(stderr), client_writes: true, ..IoSpec::default() }
     }
 
+    /// Two tasks on each of so many nodes.
+    fn layout(nodes: u32) -> Layout {
+        let name = |at: u32| format!("n{at}").as_str().into();
+        Layout {
+            nodes: (0..nodes).map(name).collect(),
+            tasks: (0..nodes).map(|at| vec![2 * at, 2 * at + 1]).collect(),
+            cpus: (0..nodes).map(|_| 2).collect(),
+        }
+    }
+
     #[test]
     fn files_of_all_tasks_on_several_nodes_are_ours_and_no_others() {
         for (stdout, stderr, nodes, ours) in [
@@ -181,19 +192,23 @@ mod tests {
             (Some("out.%t"), None, 2, false),
             (Some("%N/out"), Some("err.%2n"), 2, false),
             (Some("/dev/null"), None, 2, false),
+            // The number of a task, and one that no task has.
+            (Some("3"), None, 2, false),
+            (Some("4"), None, 2, true),
             (None, None, 2, false),
         ] {
-            assert_eq!(Sinks::are_wanted(&io(stdout, stderr), nodes), ours, "{stdout:?} {stderr:?} {nodes}");
+            let wanted = Sinks::are_wanted(&io(stdout, stderr), &layout(nodes));
+            assert_eq!(wanted, ours, "{stdout:?} {stderr:?} {nodes}");
         }
         let earlier = IoSpec { client_writes: false, ..io(Some("out"), None) };
-        assert!(!Sinks::are_wanted(&earlier, 2));
+        assert!(!Sinks::are_wanted(&earlier, &layout(2)));
     }
 
     #[test]
     fn both_streams_share_a_file_and_each_may_have_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
-        let open = |io: &IoSpec, restarts| Sinks::open(io, 2, dir.path(), &place(restarts)).unwrap();
+        let open = |io: &IoSpec, restarts| Sinks::open(io, &layout(2), dir.path(), &place(restarts)).unwrap();
         let write = |mut sinks: Sinks| {
             assert!(sinks.write(false, b"out\n").is_none() && sinks.write(true, b"err\n").is_none());
             assert!(sinks.close().is_none());
@@ -207,7 +222,7 @@ mod tests {
         assert_eq!((read("all.12.3").as_str(), read("err.ann").as_str()), ("out\nerr\nout\n", "err\n"));
         write(open(&IoSpec { open_mode: Some(OpenMode::Append), ..io(Some("err.ann"), None) }, 0));
         assert_eq!(read("err.ann"), "err\nout\nerr\n");
-        let failed = Sinks::open(&io(Some("no/%j"), None), 2, dir.path(), &place(0)).unwrap_err();
+        let failed = Sinks::open(&io(Some("no/%j"), None), &layout(2), dir.path(), &place(0)).unwrap_err();
         assert!(
             failed.text.contains("could not open output file") && failed.text.contains("no/12"),
             "{failed:?}"
@@ -216,7 +231,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_is_told_once() {
-        let mut sinks = Sinks::open(&io(Some("/dev/full"), None), 2, Path::new("/"), &place(0)).unwrap();
+        let mut sinks =
+            Sinks::open(&io(Some("/dev/full"), None), &layout(2), Path::new("/"), &place(0)).unwrap();
         let lost = sinks.write(true, b"x").unwrap();
         assert_eq!((lost.what.as_str(), lost.left), ("/dev/full", false));
         assert!(sinks.write(false, b"x").is_none() && sinks.close().is_none());

@@ -71,11 +71,9 @@ impl Step {
             frames.push(Frame::Started);
         }
         // Nobody waits for output that goes elsewhere.
-        let tasks =
-            u32::try_from(launch.layout.tasks.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
         for (what, name) in [("output", &launch.io.stdout), ("error", &launch.io.stderr)] {
-            let file = Stream::of(name.as_ref(), tasks).file();
-            let file = file.filter(|file| !launch.io.is_the_clients(&file.0, launch.layout.nodes.len()));
+            let file = Stream::of(name.as_ref(), launch.layout.task_count()).file();
+            let file = file.filter(|file| !launch.io.is_the_clients(file, &launch.layout));
             if let (Some(file), 0) = (file, launch.node_index) {
                 let file = file.display();
                 frames.push(Frame::Message(format!(
