@@ -165,13 +165,15 @@ pub struct IoSpec {
     pub open_mode: Option<OpenMode>,
     /// `srun` writes the files that tasks on several nodes share ([`IoSpec::is_the_clients`]). Clients of earlier versions do not.
     pub client_writes: bool,
+    /// `--label`: so it does those that tasks of one node share, for it knows how lines are labelled.
+    pub labelled: bool,
 }
 
 impl IoSpec {
-    /// Whether `srun` itself writes the file of an output pattern: one that tasks on several nodes share. If each node opened it, the last one
+    /// Whether `srun` itself writes the file of an output pattern: one that tasks on several nodes share, or whose lines carry labels. If each node opened it, the last one
     /// would cut off what the others had written, and what they write at once would go astray on network filesystems.
     pub fn is_the_clients(&self, pattern: &ByteStr, layout: &Layout) -> bool {
-        let several = self.client_writes && layout.nodes.len() > 1;
+        let several = self.client_writes && (self.labelled || layout.nodes.len() > 1);
         let shared = || match Stream::of(Some(pattern), layout.task_count()) {
             Stream::File(name) => name.0 != b"/dev/null" && pattern::spread(&name.0) == Spread::Step,
             Stream::All | Stream::None | Stream::Task(_) => false,

@@ -97,6 +97,8 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
         assert_eq!(next, [20_001; 3]);
         std::fs::remove_file(hosts.work().join(name)).unwrap();
     }
+    srun(&["-N1", "-n2", "-O", "-l", "-o", "labelled", "sh", "-c", "echo $SLURM_PROCID"]).ok();
+    assert_eq!(sorted(&read(&hosts, "labelled")), ["0: 0", "1: 1"]);
     // From a batch script on another node, and over components, which go on with one set of ranks.
     let script = "#!/bin/sh\nsrun -o step.%s sh -c 'echo $SLURM_PROCID'\n";
     std::fs::write(hosts.work().join("job.sh"), script).unwrap();

@@ -121,6 +121,7 @@ impl SubmitOptions {
                 stderr: self.error.clone(),
                 open_mode: self.open_mode,
                 client_writes: false,
+                labelled: false,
             },
         };
         let spec = JobSpec {
@@ -265,6 +266,7 @@ impl SubmitOptions {
                 stderr: file(&self.error),
                 open_mode: self.open_mode,
                 client_writes: true,
+                labelled: self.label && !self.pty,
             },
             container,
             limits: self.limits(by),

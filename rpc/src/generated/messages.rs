@@ -334,6 +334,8 @@ pub struct IoSpec {
     pub open_mode: ::core::option::Option<i32>,
     #[prost(bool, tag = "240")]
     pub client_writes: bool,
+    #[prost(bool, tag = "241")]
+    pub labelled: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ManifestImage {

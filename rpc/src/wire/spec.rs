@@ -74,7 +74,7 @@ structs! {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
         distribution, sockets, overcommit, fabric, devices,
     }
-    IoSpec { stdin, stdout, stderr, open_mode, client_writes }
+    IoSpec { stdin, stdout, stderr, open_mode, client_writes, labelled }
     ImageRef { typed, resolved }
     MountSpec { source, target, flags }
     LayerSpec { kind, size }

@@ -1,4 +1,4 @@
-//! Where the output of tasks is written here: to our own streams, or to files that tasks on several nodes share.
+//! Where the output of tasks is written here: to our own streams, or to files that tasks share, on several nodes or with labels.
 
 use crate::error::Failure;
 use berth_model::ByteStr;
@@ -200,6 +200,8 @@ mod tests {
             let wanted = Sinks::are_wanted(&io(stdout, stderr), &layout(nodes));
             assert_eq!(wanted, ours, "{stdout:?} {stderr:?} {nodes}");
         }
+        let labelled = IoSpec { labelled: true, ..io(Some("out"), None) };
+        assert!(Sinks::are_wanted(&labelled, &layout(1)));
         let earlier = IoSpec { client_writes: false, ..io(Some("out"), None) };
         assert!(!Sinks::are_wanted(&earlier, &layout(2)));
     }
