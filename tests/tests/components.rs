@@ -179,6 +179,17 @@ fn srun_and_salloc_make_components_and_one_world_of_mpi_as_root() {
         hosts.cmd("n1", "srun").args(["-w", "n1", "-n1", "--mem=300", "--mpi=pmix", ":", "-w", "n[2-3]"]);
     let told = cmd.args(["-N2", "-n2", "--mem=300", "--mpi=pmix"]).arg(&open).limit(60).ok();
     assert_eq!(told.text(), "ranks 3 token 3 sum 6 here 1");
+    // A program goes to the nodes of each component that asks for it, and its copy is what runs there.
+    let program = hosts.work().join("program");
+    std::fs::write(&program, "#!/bin/sh\necho $0 $SLURM_PROCID $(hostname)\n").unwrap();
+    Cmd::new("chmod").arg("755").arg(&program).ok();
+    let (one, two) =
+        (hosts.work().join("one").display().to_string(), hosts.work().join("two").display().to_string());
+    let line = ["--bcast=one", "-w", "n1", ":", "--bcast=two", "-w", "n[2-3]", "-N2", "./program"];
+    let told = hosts.cmd("n1", "srun").args(line).limit(60).ok();
+    assert_eq!(sorted(&told.text()), [format!("{one} 0 n1"), format!("{two} 1 n2"), format!("{two} 2 n3")]);
+    let line = ["--bcast=one", "-w", "n1", ":", "-w", "n2", "./missing"];
+    hosts.cmd("n1", "srun").args(line).fails().says(&["missing: cannot be read"]);
     // Who fails ends all, where that is asked for; what cannot start in one component ends the others.
     let failing =
         ["-K", "-w", "n1", ":", "-w", "n2", "sh", "-c", "[ $SLURM_PROCID = 1 ] && exit 3; sleep 300"];

@@ -204,5 +204,12 @@ fn a_display_of_one_machine_is_refused_on_every_other_as_root() {
     let own: Vec<String> =
         told.text().lines().filter(|line| line.contains("/xauthority-")).map(str::to_string).collect();
     assert!(own.len() == 1 && own[0].starts_with("0: "), "{told}");
+    // Over components each says for itself.
+    let line = ["-l", "--x11", "-w", "n1", ":", "-w", "n2", "sh", "-c", "echo $XAUTHORITY"];
+    let told = srun(&server.unix(), &line).ok();
+    let own = told.text().lines().filter(|line| line.contains("/xauthority-")).count();
+    assert!(own == 1 && told.text().contains("0: ") && told.text().contains("1: "), "{told}");
+    let line = ["--x11", "-w", "n1", "true", ":", "--x11", "-w", "n2", "true"];
+    srun(&server.unix(), &line).fails().says(&["n2: --x11: the display", "that of n1"]);
     server.end();
 }
