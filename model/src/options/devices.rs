@@ -224,7 +224,10 @@ impl SubmitOptions {
     /// Refuses what comes with GPUs where there are none.
     fn needs_gpus(&self, there: bool, step: bool) -> Result<(), OptionError> {
         let typed = |long: &&str| self.source(long).is_some_and(|s| !matches!(s, Source::Environment(_)));
-        match ["cpus-per-gpu", "mem-per-gpu"].iter().find(|long| typed(long)) {
+        // To bind to none is to leave all as it is.
+        let binds = self.devices.bind.as_ref().is_some_and(|bind| bind.how != GpuHow::None);
+        let of_binding = ["gpu-bind", "tres-bind"].into_iter().filter(|_| binds);
+        match ["cpus-per-gpu", "mem-per-gpu"].into_iter().chain(of_binding).find(typed) {
             Some(long) if !there && !step => Err(OptionError::error(
                 255,
                 vec![

@@ -105,12 +105,31 @@ fn contradictions_are_refused_in_slurms_words() {
             "error: --gpus-per-node asks for gpu:2 where --gres asks for gpu:1",
         ),
         ("--cpus-per-gpu=2", "error: --cpus-per-gpu was given, and no GPU was asked for"),
+        ("--mem-per-gpu=1G", "error: --mem-per-gpu was given, and no GPU was asked for"),
+        ("--gpu-bind=closest", "error: --gpu-bind was given, and no GPU was asked for"),
+        ("--gres=nic:1 --gpu-bind=single:1", "error: --gpu-bind was given, and no GPU was asked for"),
+        ("--tres-bind=gres/gpu:closest", "error: --tres-bind was given, and no GPU was asked for"),
         ("--gpu-freq=high", "error: --gpu-freq is not supported by this release"),
     ] {
         let error = sbatch(line).and_then(|o| o.job_spec(&submitter(), None).map(|_| ())).unwrap_err();
         let shown = error.render("sbatch");
         assert_eq!(shown.lines().next(), Some(format!("sbatch: {text}").as_str()), "{line}");
     }
+}
+
+#[test]
+fn binding_needs_gpus_but_in_a_step_of_a_job_and_from_the_environment() {
+    let how = |step: StepSpec| step.gpu_bind.map(|bind| bind.how);
+    // The job's own GPUs, of which the step need not say anything.
+    assert_eq!(how(step("--gpu-bind=closest", &[]).unwrap()), Some(GpuHow::Closest));
+    assert_eq!(how(step("", &[("SLURM_GPU_BIND", "single:1")]).unwrap()), Some(GpuHow::Single(1)));
+    // What a shell has set for other jobs is no word of this one.
+    let options = all(Command::Sbatch, "-n1", &[("SBATCH_GPU_BIND", "closest")]).unwrap();
+    assert!(options.job_spec(&submitter(), None).is_ok());
+    assert!(job("--gpu-bind=none").is_ok(), "it leaves all as it is");
+    assert!(
+        job("--gpus=1 --gpu-bind=closest").is_ok() && job("--gpus-per-node=1 --gpu-bind=closest").is_ok()
+    );
 }
 
 #[test]
