@@ -89,6 +89,16 @@ impl Cgroups {
         self.facts.has(Controller::Memory) && self.facts.has(Controller::Cpuset)
     }
 
+    /// The numbers of device files that are allocated.
+    pub fn device_rules(&self) -> impl Iterator<Item = DeviceRule> + '_ {
+        self.allocated.iter().map(|(_, rule)| *rule)
+    }
+
+    /// The groups of this process.
+    pub fn facts(&self) -> &CgroupFacts {
+        &self.facts
+    }
+
     /// Whether it is known which device files are allocated.
     pub fn knows_devices(&self) -> bool {
         self.knows_devices

@@ -178,6 +178,11 @@ impl Gpus {
         self.found.imex.map_or(0, |imex| imex.count)
     }
 
+    /// The major number of these channels' device files.
+    pub fn imex_major(&self) -> Option<u32> {
+        self.found.imex.map(|imex| imex.major)
+    }
+
     /// Has a step that has GPUs of NVIDIA's use its job's channel, and keeps all others from it.
     ///
     /// # Errors

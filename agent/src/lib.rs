@@ -40,6 +40,7 @@ mod programs;
 mod registry;
 mod room;
 mod scope;
+mod sessions;
 pub mod signatures;
 mod standby;
 mod start;

@@ -80,6 +80,10 @@ impl Paths {
     pub fn cgroups(&self) -> PathBuf {
         self.private().join("agent-cgroups.json")
     }
+    /// What is kept from groups that are not the agent's.
+    pub fn sessions(&self) -> PathBuf {
+        self.private().join("kept-from.json")
+    }
     /// Step directories; in system mode in memory.
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")

@@ -21,6 +21,7 @@ use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
 use crate::room::{self, Room};
 use crate::scope::Scope;
+use crate::sessions::{self, Sessions};
 use crate::standby::Slots;
 use crate::used::Used;
 use crate::zygote::Zygote;
@@ -182,6 +183,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let facts = scope.as_ref().map_or_else(CgroupFacts::detect, |scope| scope.facts.clone());
     let cgroups = Arc::new(Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?);
     say_what_is_enforced(&cgroups, options.system)?;
+    let sessions = keep_from_sessions(&options, &cgroups, &gpus);
     protect(options.system);
     let mut hardware = probe::hardware(cgroups.enforces())?;
     if let Some(reserved) = gres::memory_reserved(&options.config, &name) {
@@ -327,6 +329,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     }
     if let Some(drift) = &node.drift {
         standing_by.spawn(Arc::clone(drift).keep());
+    }
+    if let Some(sessions) = sessions {
+        standing_by.spawn(sessions.keep());
     }
     let rules = room::rules(&options.config.images);
     standing_by.spawn(room::keep(Arc::clone(&node.images), rules, wants, inputs.clone()));
@@ -475,6 +480,22 @@ fn hold_images(paths: &Paths, options: &AgentOptions, hardware: &Hardware) -> Re
     Ok(reserved)
 }
 
+/// Keeps devices that jobs are given from the sessions of users, where the configuration says so.
+fn keep_from_sessions(options: &AgentOptions, cgroups: &Cgroups, gpus: &Gpus) -> Option<Arc<Sessions>> {
+    let groups = &options.config.gpus.kept_from;
+    if options.system {
+        let rules = sessions::rules(cgroups.device_rules(), gpus.imex_major());
+        let sessions = Sessions::begin(&options.state_dir, groups, rules, cgroups.facts());
+        return Some(sessions).filter(|sessions| sessions.is_any());
+    }
+    if !groups.is_empty() {
+        tracing::warn!(
+            "gpus.kept_from is for clusters of root's: an ordinary user keeps nothing from others"
+        );
+    }
+    None
+}
+
 /// Removes kept containers that were not used for so many days, now and every hour.
 async fn expire(kept: Arc<KeptContainers>, days: u32) {
     let unused = Duration::from_secs(u64::from(days) * 24 * 3600);
@@ -489,9 +510,12 @@ async fn expire(kept: Arc<KeptContainers>, days: u32) {
 }
 
 /// Removes the control groups that an agent which is gone left for this state directory, but for those of jobs
-/// that still have processes.
+/// that still have processes; where no job is left, gives groups of others what it kept from them.
 pub fn remove_groups(state_dir: &Path) {
     let jobs = jobs_left(&Paths::new(state_dir));
+    if jobs.is_empty() {
+        sessions::undo(state_dir);
+    }
     let Some(cgroups) = Cgroups::recorded(state_dir, &Paths::new(state_dir).cgroups()) else { return };
     let living: Vec<_> = jobs.into_iter().filter(|job| cgroups.lives(*job)).collect();
     // A supervisor whose client is on another machine takes a moment longer to hear that it has read everything.

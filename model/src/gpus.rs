@@ -1,4 +1,4 @@
-//! `[gpus]`: how often GPUs are looked at while jobs have them, and what becomes of jobs that leave theirs idle.
+//! `[gpus]`: how often GPUs are looked at while jobs have them, what becomes of jobs that leave theirs idle, and from whom they are kept.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +19,19 @@ pub struct GpusConfig {
     pub idle_warn_minutes: u32,
     /// Minutes after that warning until the job is ended, if its GPUs are idle all the time; 0 ends none.
     pub idle_release_minutes: u32,
+    /// Control groups that are not the agent's, such as `user.slice`: in these no device opens that jobs are given.
+    pub kept_from: Vec<String>,
 }
 
 impl Default for GpusConfig {
     fn default() -> Self {
-        GpusConfig { sample_seconds: 10, idle_percent: 5, idle_warn_minutes: 0, idle_release_minutes: 0 }
+        GpusConfig {
+            sample_seconds: 10,
+            idle_percent: 5,
+            idle_warn_minutes: 0,
+            idle_release_minutes: 0,
+            kept_from: Vec::new(),
+        }
     }
 }
 
@@ -31,7 +39,11 @@ impl GpusConfig {
     /// What of it is an agent's affair.
     #[must_use]
     pub fn for_agents(&self) -> GpusConfig {
-        GpusConfig { sample_seconds: self.sample_seconds, ..GpusConfig::default() }
+        GpusConfig {
+            sample_seconds: self.sample_seconds,
+            kept_from: self.kept_from.clone(),
+            ..GpusConfig::default()
+        }
     }
 
     /// Tells `wrong` each key with what is wrong with it.
@@ -48,6 +60,15 @@ impl GpusConfig {
         ] {
             if minutes > MOST_MINUTES {
                 wrong(format!("gpus.{key}"), format!("write minutes, {MOST_MINUTES} at most; 0 is off"));
+            }
+        }
+        let is_part = |part: &str| !matches!(part, "" | "." | "..");
+        for (n, group) in self.kept_from.iter().enumerate() {
+            if !group.split('/').all(is_part) {
+                let why = format!(
+                    "'{group}': write a control group's path from the top, without '/' before it, such as user.slice"
+                );
+                wrong(format!("gpus.kept_from[{}]", n + 1), why);
             }
         }
         if self.idle_release_minutes > 0 && self.idle_warn_minutes == 0 {
@@ -80,5 +101,14 @@ mod tests {
         let blind = GpusConfig { sample_seconds: 0, idle_warn_minutes: 1, ..plain() };
         assert_eq!(keys(blind.clone()), ["gpus.idle_warn_minutes"]);
         assert_eq!(blind.for_agents(), GpusConfig { sample_seconds: 0, ..plain() });
+        let groups = |names: &[&str]| GpusConfig {
+            kept_from: names.iter().map(|name| (*name).to_string()).collect(),
+            ..plain()
+        };
+        assert_eq!(keys(groups(&["user.slice", "a/b.slice"])), Vec::<String>::new());
+        assert_eq!(groups(&["user.slice"]).for_agents(), groups(&["user.slice"]));
+        for wrong in ["", "/user.slice", "user.slice/", "../user.slice", "a/./b"] {
+            assert_eq!(keys(groups(&["user.slice", wrong])), ["gpus.kept_from[2]"], "{wrong}");
+        }
     }
 }

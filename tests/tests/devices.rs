@@ -1,7 +1,7 @@
 //! Devices are given once: real character devices, made by the test, that jobs and steps get apart from one another, and attacks on
 //! those of others.
 
-use berth_tests::{Sandbox, Who, images};
+use berth_tests::{Cmd, Sandbox, Who, images, sandbox};
 use std::path::PathBuf;
 
 /// Devices of the kernel's that any program may open, under names of our own.
@@ -286,4 +286,105 @@ fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
     assert_eq!(bound("--cpu-bind=none", None), ["0 0,1,2,3 0123", "1 0,1,2,3 0123"]);
     let own = ["-N1", "-n2", "--exclusive", "--gpus-per-task=2", crossed.as_str()];
     assert_eq!(tasks(&own), ["0 0,1 23", "1 0,1 01"]);
+}
+
+/// A control group as a service manager makes it for login sessions, at the top of the hierarchy in which devices are limited, with one
+/// session below it.
+struct Slice {
+    name: String,
+    dir: PathBuf,
+}
+
+impl Slice {
+    fn new() -> Slice {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let point = |of: &dyn Fn(&str, &str) -> bool| {
+            let mut lines = mounts.lines().filter_map(|line| line.split_once(" - "));
+            let found = lines.find(|(_, right)| {
+                let words: Vec<&str> = right.split(' ').collect();
+                of(words[0], words[words.len() - 1])
+            });
+            found.map(|(left, _)| PathBuf::from(left.split(' ').nth(4).unwrap()))
+        };
+        let v1 = point(&|kind, options| kind == "cgroup" && options.split(',').any(|word| word == "devices"));
+        let top = v1.or_else(|| point(&|kind, _| kind == "cgroup2")).unwrap();
+        let name = format!("bt-{}.slice", std::process::id());
+        Slice { dir: top.join(&name), name }
+    }
+
+    /// A session begins: its group, and that above it where it is not there.
+    fn begin(&self) {
+        std::fs::create_dir_all(self.dir.join("session")).unwrap();
+    }
+
+    /// It is over, and the service manager cleans up.
+    fn end(&self) {
+        let _ = std::fs::remove_dir(self.dir.join("session"));
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+
+    /// Which devices open for a user in the session.
+    fn opens(&self, devices: &Devices) -> Vec<u32> {
+        let user = Who::user();
+        let script = format!(
+            "echo $$ > {}/session/cgroup.procs && exec setpriv --reuid={} --regid={} --clear-groups sh -c '{}'",
+            self.dir.display(),
+            user.uid,
+            user.gid,
+            devices.probe()
+        );
+        of("file", &Cmd::new("sh").args(["-c", &script]).ok().text())
+    }
+
+    /// Waits until just these open there.
+    fn comes_to(&self, devices: &Devices, expected: &[u32]) {
+        let same = || (self.opens(devices) == expected).then_some(());
+        assert!(sandbox::wait(30, same).is_some(), "{:?} open, and not {expected:?}", self.opens(devices));
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[test]
+fn sessions_outside_of_jobs_open_no_devices_where_the_administrator_says_so_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let slice = Slice::new();
+    slice.begin();
+    let (all, none): ([u32; 4], [u32; 0]) = ([0, 1, 2, 3], []);
+    let kept = format!("{}[gpus]\nkept_from = [\"{}\"]\n", devices.config(), slice.name);
+    let mut sandbox = Sandbox::with_config(Who::root(), &devices.config());
+    assert_eq!(slice.opens(&devices), all, "it is no policy unless it is written");
+    let configure = |sandbox: &Sandbox, text: &str| {
+        std::fs::write(sandbox.state().join("berth.toml"), text).unwrap();
+        sandbox.cmd("scontrol").arg("reconfigure").ok();
+    };
+    configure(&sandbox, &kept);
+    slice.comes_to(&devices, &none);
+    // Jobs have theirs, and other processes of the node are not concerned.
+    let probe = devices.probe();
+    assert_eq!(of("file", &sandbox.srun(["--gpus=1", "sh", "-c", &probe]).ok().text()).len(), 1);
+    assert_eq!(of("file", &Cmd::new("sh").args(["-c", &probe]).ok().text()), all);
+    // The agent need not be there.
+    sandbox.kill_9(sandbox.agent());
+    assert_eq!(slice.opens(&devices), none);
+    sandbox.up();
+    // All sessions end, and another one begins.
+    slice.end();
+    assert!(!slice.dir.exists(), "{} is still there", slice.dir.display());
+    slice.begin();
+    slice.comes_to(&devices, &none);
+    configure(&sandbox, &devices.config());
+    slice.comes_to(&devices, &all);
+    // What is kept from them at the end goes with the cluster.
+    configure(&sandbox, &kept);
+    slice.comes_to(&devices, &none);
+    sandbox.down();
+    assert_eq!(slice.opens(&devices), all);
 }

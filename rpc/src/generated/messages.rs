@@ -1491,7 +1491,7 @@ pub struct Config {
     #[prost(message, repeated, tag = "201")]
     pub accounts: ::prost::alloc::vec::Vec<AccountConfig>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpusConfig {
     #[prost(uint32, tag = "1")]
     pub sample_seconds: u32,
@@ -1501,6 +1501,8 @@ pub struct GpusConfig {
     pub idle_warn_minutes: u32,
     #[prost(uint32, tag = "4")]
     pub idle_release_minutes: u32,
+    #[prost(string, repeated, tag = "260")]
+    pub kept_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -57,7 +57,7 @@ structs! {
         reboot, reboot_seconds, reboot_timeout_seconds, srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds,
     }
     LogsConfig { max_size, keep }
-    GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes }
+    GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes, kept_from }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }

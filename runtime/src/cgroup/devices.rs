@@ -136,7 +136,10 @@ const SHIFT_RIGHT: u8 = 0x74; // BPF_ALU | BPF_RSH | BPF_K
 const JUMP_NOT: u8 = 0x55; // BPF_JMP | BPF_JNE | BPF_K
 #[cfg(feature = "oci")]
 const JUMP_EQUAL: u8 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
+const MOVE_HALF: u8 = 0xbc; // BPF_ALU | BPF_MOV | BPF_X: the upper half is zero
 const EXIT: u8 = 0x95;
+const UID_GID: i32 = 15; // BPF_FUNC_get_current_uid_gid: the uid of the first user namespace is the lower half
 const MAKE: i32 = 1; // BPF_DEVCG_ACC_MKNOD; reading is 2, writing 4
 
 fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
@@ -178,6 +181,22 @@ pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
         out.extend(block);
     }
     out.extend([insn(MOVE, 0, 0, 0, otherwise), insn(EXIT, 0, 0, 0, 0)]);
+    out
+}
+
+/// As [`program`], and root's processes pass.
+pub(super) fn program_but_for_root(policy: &DevicePolicy) -> Vec<Insn> {
+    let mut out = vec![
+        // A call leaves nothing in r1.
+        insn(MOVE_REG, 6, 1, 0, 0),
+        insn(CALL, 0, 0, 0, UID_GID),
+        insn(MOVE_HALF, 0, 0, 0, 0),
+        insn(JUMP_NOT, 0, 0, 2, 0),
+        insn(MOVE, 0, 0, 0, 1),
+        insn(EXIT, 0, 0, 0, 0),
+        insn(MOVE_REG, 1, 6, 0, 0),
+    ];
+    out.extend(program(policy));
     out
 }
 
@@ -225,9 +244,16 @@ pub(crate) fn access_program(rules: &[DeviceAccess]) -> Vec<Insn> {
 mod tests {
     use super::*;
 
-    /// Runs the program as the kernel would.
+    /// Runs the program as the kernel would, for a process of a user.
     fn run(program: &[Insn], kind: u32, access: u32, major: u32, minor: u32) -> i64 {
+        run_as(1000, program, kind, access, major, minor)
+    }
+
+    fn run_as(uid: i64, program: &[Insn], kind: u32, access: u32, major: u32, minor: u32) -> i64 {
+        // The context's address is in the first register.
+        const CONTEXT: i64 = 4096;
         let mut r = [0i64; 10];
+        r[1] = CONTEXT;
         let context = [access << 16 | kind, major, minor];
         let mut pc = 0usize;
         loop {
@@ -235,8 +261,17 @@ mod tests {
             pc += 1;
             let (dst, src) = (usize::from(i.regs & 15), usize::from(i.regs >> 4));
             match i.code {
-                LOAD_WORD => r[dst] = i64::from(context[usize::try_from(i.off).unwrap() / 4]),
+                LOAD_WORD => {
+                    assert_eq!(r[src], CONTEXT);
+                    r[dst] = i64::from(context[usize::try_from(i.off).unwrap() / 4]);
+                }
                 MOVE_REG => r[dst] = r[src],
+                CALL => {
+                    assert_eq!(i.imm, UID_GID);
+                    r[..6].fill(-1);
+                    r[0] = 100 << 32 | uid;
+                }
+                MOVE_HALF => r[dst] = r[src] & 0xffff_ffff,
                 MOVE => r[dst] = i64::from(i.imm),
                 AND => r[dst] &= i64::from(i.imm.cast_unsigned()),
                 SHIFT_RIGHT => r[dst] >>= i.imm,
@@ -279,6 +314,14 @@ mod tests {
         assert_eq!(run(&p, CHAR, READ, 195, 1), 0);
         assert_eq!(run(&p, CHAR, READ, 195, 0), 1);
         assert_eq!(gpu.to_string(), "c 195:1 rwm");
+    }
+
+    #[test]
+    fn what_is_kept_from_users_opens_for_root() {
+        let gpu = DeviceRule { kind: DeviceKind::Char, major: Some(195), minor: Some(1), make_only: false };
+        let p = program_but_for_root(&DevicePolicy::DenyOnly(vec![gpu]));
+        assert_eq!((run(&p, CHAR, READ, 195, 1), run_as(0, &p, CHAR, READ, 195, 1)), (0, 1));
+        assert_eq!((run(&p, CHAR, READ, 195, 0), run(&p, BLOCK, READ, 195, 1)), (1, 1));
     }
 
     #[cfg(feature = "oci")]

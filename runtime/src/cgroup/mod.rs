@@ -24,6 +24,7 @@
 mod devices;
 pub(crate) mod facts;
 pub(crate) mod files;
+mod foreign;
 pub(crate) mod v1;
 mod v2;
 
@@ -31,6 +32,7 @@ mod v2;
 pub(crate) use devices::access_program;
 pub use devices::{DeviceAccess, DeviceKind, DevicePolicy, DeviceRule, device_of, standard_devices};
 pub use facts::{CgroupFacts, Controller, Unified};
+pub use foreign::Foreign;
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};

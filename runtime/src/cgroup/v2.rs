@@ -4,9 +4,10 @@ use super::files::{cpu_list, keyed, make_dir, number, read, write};
 use super::{
     Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result, devices,
 };
+use crate::sys::Errno;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A group's directory, with the caller's own group above it.
@@ -57,20 +58,24 @@ impl V2 {
     }
 }
 
+/// The group, for what is attached to it.
+pub(super) fn open(dir: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| refused("open the group", dir, e))
+}
+
+/// What the kernel did not do with a group's device program.
+pub(super) fn refused(action: &'static str, dir: &Path, errno: Errno) -> CgroupError {
+    CgroupError { action, path: dir.into(), errno: errno.raw_os_error(), hint: "" }
+}
+
 /// Gives a group its device program. It is asked beside those of the groups above.
 pub(super) fn limit_devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
-    let refused = |action: &'static str, e: crate::sys::Errno| CgroupError {
-        action,
-        path: dir.into(),
-        errno: e.raw_os_error(),
-        hint: "",
-    };
     let program = crate::sys::bpf::load_device_program(&devices::program(policy))
-        .map_err(|e| refused("load the device program of", e))?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let group = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| refused("open the group", e))?;
+        .map_err(|e| refused("load the device program of", dir, e))?;
+    let group = open(dir)?;
     crate::sys::bpf::attach_device_program(group.as_fd(), program.as_fd())
-        .map_err(|e| refused("attach the device program to", e))
+        .map_err(|e| refused("attach the device program to", dir, e))
 }
 
 impl Backend for V2 {

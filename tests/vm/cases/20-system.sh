@@ -143,6 +143,29 @@ END
     done
 }
 
+case_login_sessions_open_no_devices_where_the_administrator_says_so() {
+    open='for d in /dev/loop-control /dev/fuse; do (exec 3<$d) 2>/dev/null && echo opens; done; echo end'
+    opens() { [ "$(as "$1" "$open")" = "$2" ]; }
+    mode=$(stat -c %a /dev/loop-control)
+    chmod 666 /dev/loop-control
+    has "$(as ann 'cat /proc/self/cgroup')" user.slice
+    opens ann $'opens\nopens\nend' || fail "before: $(as ann "$open")"
+    (cat /run/berth.toml; printf '[gpus]\nkept_from = ["user.slice"]\n') > $state/berth.toml
+    scontrol reconfigure
+    within 60 opens ann end
+    opens root $'opens\nopens\nend' || fail "root is no exception: $(as root "$open")"
+    same "a job of hers" $'opens\nend' "$(as ann "srun -c1 --gres=gpu:1 sh -c '$open'")"
+    # Nobody else's doing takes it away.
+    systemctl daemon-reload
+    systemctl daemon-reexec
+    systemctl set-property --runtime user.slice CPUWeight=100
+    opens ann end || fail "systemd took it away: $(as ann "$open")"
+    cp /run/berth.toml $state
+    scontrol reconfigure
+    within 60 opens ann $'opens\nopens\nend'
+    chmod "$mode" /dev/loop-control
+}
+
 case_a_daemon_reload_takes_no_device_away() {
     job=$(sbatch --parsable -c1 --gres=gpu:2 -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
     within 60 is_state "$job" RUNNING

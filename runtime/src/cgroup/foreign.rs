@@ -1,0 +1,131 @@
+//! Groups that are not ours, such as the one of login sessions, and devices that are kept from all below them.
+//!
+//! On v2 a device program of our name is attached beside those of the service manager, which lets go of its own alone; it goes with the
+//! group. On v1 the group's list has the devices, and so have the lists of the groups below.
+
+use super::facts::{mounted, parse_mounts};
+use super::{CgroupError, DevicePolicy, DeviceRule, Result, devices, files, v2};
+use crate::sys::bpf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The list of a v1 group that may use what is not on it.
+const ALL: &str = "a *:* rwm";
+
+/// A group that somebody else made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    dir: PathBuf,
+    v1: bool,
+}
+
+impl Foreign {
+    /// The group of that name, which begins at the top of the hierarchy in which this node limits devices, whether it is there or not.
+    /// `None`: the node has none.
+    pub fn named(name: &str) -> Option<Foreign> {
+        find(&mounted(), name)
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether it is a group of v1: there root's processes are no exception, and devices are released one by one.
+    pub fn is_v1(&self) -> bool {
+        self.v1
+    }
+
+    /// Tells it from another one that is made in its place; `None` while there is none.
+    pub fn made(&self) -> Option<u64> {
+        let meta = std::fs::symlink_metadata(&self.dir).ok().filter(std::fs::Metadata::is_dir)?;
+        Some(meta.ino())
+    }
+
+    /// Keeps these devices from its processes, and lets go of what `owner` kept from them before: on v2 but for root's processes, on v1
+    /// from all. What v1 kept before is to be released by [`Foreign::release`]. `owner`: letters, digits and `_`, 15 at most.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn keep(&self, denied: &[DeviceRule], owner: &str) -> Result<()> {
+        let policy = DevicePolicy::DenyOnly(denied.to_vec());
+        if self.v1 {
+            return super::v1::devices(&self.dir, &policy);
+        }
+        let group = v2::open(&self.dir)?;
+        let earlier = self.programs(owner)?;
+        let program = bpf::load_named_device_program(&devices::program_but_for_root(&policy), owner)
+            .map_err(|e| v2::refused("load the device program of", &self.dir, e))?;
+        bpf::attach_device_program(group.as_fd(), program.as_fd())
+            .map_err(|e| v2::refused("attach the device program to", &self.dir, e))?;
+        self.detach(&earlier)
+    }
+
+    /// Undoes [`Foreign::keep`]; a group that is gone has nothing of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn release(&self, denied: &[DeviceRule], owner: &str) -> Result<()> {
+        if self.made().is_none() {
+            return Ok(());
+        }
+        if self.v1 {
+            return allow(&self.dir, denied);
+        }
+        self.detach(&self.programs(owner)?)
+    }
+
+    fn programs(&self, owner: &str) -> Result<Vec<OwnedFd>> {
+        let group = v2::open(&self.dir)?;
+        bpf::device_programs(group.as_fd(), owner)
+            .map_err(|e| v2::refused("list the device programs of", &self.dir, e))
+    }
+
+    fn detach(&self, programs: &[OwnedFd]) -> Result<()> {
+        let group = v2::open(&self.dir)?;
+        programs.iter().try_for_each(|program| {
+            bpf::detach_device_program(group.as_fd(), program.as_fd())
+                .map_err(|e| v2::refused("take a device program from", &self.dir, e))
+        })
+    }
+}
+
+/// Takes devices off the lists of a group and of those below it. One that may use nothing but what is on its list had none of ours.
+fn allow(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
+    if files::read(dir, "devices.list").is_some_and(|list| list == ALL) {
+        let gone = |e: &CgroupError| matches!(e.errno, libc::ENOENT | libc::ENODEV);
+        match files::write_each(dir, "devices.allow", rules.iter().map(ToString::to_string)) {
+            Err(e) if !gone(&e) => return Err(e),
+            _ => {}
+        }
+    }
+    files::children(dir).iter().try_for_each(|child| allow(child, rules))
+}
+
+fn find(mountinfo: &str, name: &str) -> Option<Foreign> {
+    let mounts = parse_mounts(mountinfo);
+    let v1 = mounts.iter().find(|mount| !mount.v2 && mount.options.contains(&"devices"));
+    let mount = v1.or_else(|| mounts.iter().find(|mount| mount.v2))?;
+    Some(Foreign { dir: mount.point.join(name.trim_matches('/')), v1: !mount.v2 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hierarchy_is_the_one_that_limits_devices() {
+        let unified = "40 23 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let found = find(unified, "user.slice").unwrap();
+        assert_eq!((found.dir.as_path(), found.v1), (Path::new("/sys/fs/cgroup/user.slice"), false));
+        let hybrid = "32 23 0:28 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n\
+            33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found = find(hybrid, "user.slice/user-1.slice").unwrap();
+        let dir = Path::new("/sys/fs/cgroup/devices/user.slice/user-1.slice");
+        assert_eq!((found.dir.as_path(), found.v1), (dir, true));
+        assert_eq!(find("1 0 8:1 / / rw - ext4 /dev/a rw\n", "user.slice"), None);
+        let nowhere = Foreign { dir: "/no/such/group".into(), v1: true };
+        assert!(nowhere.made().is_none() && nowhere.release(&[], "berth_x").is_ok());
+    }
+}
