@@ -646,10 +646,12 @@ impl Driver {
             true => None,
             false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
         };
-        let (injected, glibc) = match joins {
+        let (mut injected, glibc) = match joins {
             true => Default::default(),
             false => node.gpus.inject(&launch, ready.image.as_mut())?,
         };
+        let (mounts, device_env) = if joins { Default::default() } else { node.gpus.by_files(&launch)? };
+        injected.extend(mounts);
         if matches!(key.step, StepId::Batch | StepId::Number(0)) {
             let line = node.drift.as_ref().and_then(|drift| drift.line(launch.identity.uid));
             ready.notes.extend(line);
@@ -657,6 +659,7 @@ impl Driver {
         let part = NodePart {
             hooks,
             injected,
+            device_env,
             glibc,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),

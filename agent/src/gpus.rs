@@ -1,6 +1,8 @@
-//! The node's GPUs: found when the agent starts and looked at again every minute; what containers with some of them get.
+//! The node's GPUs, and its devices that CDI files name: found when the agent starts and looked at again every minute; what containers
+//! with some of them get.
 
 use crate::after::{Before, busy};
+use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
 use crate::imex;
 use crate::used::Used;
@@ -37,6 +39,10 @@ const SOON: Duration = Duration::from_secs(5);
 pub struct Gpus {
     tree: Tree,
     found: Found,
+    /// Devices of the configuration that CDI files name, as it says them.
+    named: Vec<GresDevice>,
+    /// What containers get with those, by their names.
+    given: BTreeMap<String, Given>,
     helper: Mutex<Helper>,
     left: LeftFile,
     /// A run left one unfit.
@@ -92,15 +98,17 @@ impl LeftFile {
 }
 
 impl Gpus {
-    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit.
-    pub fn look(program: &Path, left: PathBuf) -> Gpus {
+    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit; `named`: devices of the configuration
+    /// that CDI files name.
+    pub fn look(program: &Path, left: PathBuf, named: Vec<GresDevice>) -> Gpus {
         let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
         let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
         let left = LeftFile::at(left);
         fence_left(&mut found.devices, &left.read());
+        let given = by_name(&named, &mut found);
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
-        Gpus { tree, found, helper: Mutex::new(helper), left, unfit: Notify::new() }
+        Gpus { tree, found, named, given, helper: Mutex::new(helper), left, unfit: Notify::new() }
     }
 
     /// Devices that were well when the agent started and are not any more.
@@ -206,7 +214,9 @@ impl Gpus {
         let Ok(mut helper) = self.helper.lock() else { return freed };
         let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
+        let given = by_name(&self.named, &mut now);
         let changed = now.devices != self.found.devices
+            || given != self.given
             || now.driver != self.found.driver
             || now.imex != self.found.imex;
         if changed {
@@ -228,6 +238,27 @@ impl Gpus {
                 return;
             }
         }
+    }
+
+    /// What CDI files add to the container of a step beside its device files: mounts and variables, for its devices alone.
+    ///
+    /// # Errors
+    /// A file asks for what the step's user does not have.
+    pub fn by_files(&self, launch: &StepLaunch) -> Result<(Vec<ExtraMount>, Vec<ByteStr>), String> {
+        let (mut mounts, mut env) = (Vec::new(), Vec::new());
+        let host = launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host));
+        for name in launch.share.gres.iter().filter_map(|device| device.cdi.as_ref()).filter(|_| !host) {
+            let given = self.given.get(name).ok_or_else(|| {
+                format!("the node's CDI files do not have {name} any more; 'scontrol show node' says which devices there are")
+            })?;
+            given.may_be_had_by(&launch.identity).map_err(|why| format!("{name}: {why}"))?;
+            // What is in several is of all devices of a kind.
+            mounts.extend(
+                given.mounts.iter().filter(|mount| !mounts.contains(*mount)).cloned().collect::<Vec<_>>(),
+            );
+            env.extend(given.env.iter().filter(|pair| !env.contains(*pair)).cloned().collect::<Vec<_>>());
+        }
+        Ok((mounts, env))
     }
 
     /// What the container of a step gets beside its device files: mounts, and the glibc that libraries among them need; variables
@@ -295,6 +326,18 @@ pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::R
     berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
 }
 
+/// Adds the devices that CDI files name to those that were found, with what is wrong with them.
+fn by_name(named: &[GresDevice], found: &mut Found) -> BTreeMap<String, Given> {
+    let (devices, given) = cdi::look(named, &found.devices);
+    for device in devices.iter().filter(|device| device.fault.is_some()) {
+        let (name, why) =
+            (device.cdi.as_deref().unwrap_or_default(), device.fault.as_deref().unwrap_or_default());
+        found.wrong.push(format!("{} {} ({name}) is fenced: {why}", device.name, device.index));
+    }
+    found.devices.extend(devices);
+    given
+}
+
 fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
     for device in devices.iter_mut().filter(|device| device.fault.is_none()) {
         device.fault = left.iter().find(|known| known.is_of(device)).map(|known| known.why.clone());
@@ -357,6 +400,8 @@ mod tests {
         let gpus = Gpus {
             tree: Tree::at(dir.path()),
             found: Found { devices: vec![gpu(0), gpu(1)], ..Found::default() },
+            named: Vec::new(),
+            given: BTreeMap::new(),
             helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
             left: LeftFile::at(at("left.json")),
             unfit: Notify::new(),

@@ -7,31 +7,42 @@ use berth_model::hostlist;
 use berth_model::ids::NodeName;
 use std::collections::BTreeMap;
 
-/// Devices of `node`, ordered by name and index; with what is wrong about the configuration.
+/// Devices of `node`, ordered by name and index; with what is wrong about the configuration. Those that CDI files name have no device
+/// files yet.
 pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String>) {
     let (mut devices, mut wrong) = (Vec::new(), Vec::new());
-    let mut next: BTreeMap<String, u32> = BTreeMap::new();
+    let mut next: BTreeMap<(String, bool), u32> = BTreeMap::new();
     for section in config.nodes.iter().filter(|s| is_about(&s.name, node)) {
         for gres in &section.gres {
-            let mut add = |files: Vec<ByteStr>| {
-                let index = next.entry(gres.name.clone()).or_default();
+            // The node itself says of those that CDI files name which they are, and counts them before others.
+            let by_name = !gres.cdi.is_empty();
+            let mut add = |files: Vec<ByteStr>, cdi: Option<String>| {
+                let index = next.entry((gres.name.clone(), by_name)).or_default();
                 devices.push(GresDevice {
                     name: gres.name.clone(),
                     kind: gres.kind.clone(),
                     index: *index,
                     files,
+                    cdi,
                     ..GresDevice::default()
                 });
                 *index += 1;
             };
+            match gres.cdi_names() {
+                Ok(names) => names.into_iter().for_each(|name| add(Vec::new(), Some(name))),
+                Err(e) => wrong.push(format!("gres {}: {e}", gres.name)),
+            }
+            if by_name {
+                continue;
+            }
             // What only describes devices that are found is none.
             let counted = gres.count.is_some() || !gres.describes();
             if gres.files.is_empty() && counted {
-                (0..gres.count.unwrap_or(1)).for_each(|_| add(Vec::new()));
+                (0..gres.count.unwrap_or(1)).for_each(|_| add(Vec::new(), None));
             }
             for pattern in &gres.files {
                 match hostlist::expand(&pattern.display()) {
-                    Ok(files) => files.into_iter().for_each(|file| add(vec![ByteStr::from(file)])),
+                    Ok(files) => files.into_iter().for_each(|file| add(vec![ByteStr::from(file)], None)),
                     Err(e) => wrong.push(format!("gres {}: {e}", gres.name)),
                 }
             }
@@ -73,6 +84,12 @@ mod tests {
             found.iter().map(|d| format!("{}{} {:?}", d.name, d.index, d.files)).collect();
         assert_eq!(text, ["disk0 []", "disk1 []", "gpu0 [\"/dev/nvidia0\"]", "gpu1 [\"/dev/nvidia1\"]"]);
         assert_eq!(devices(&config, &"n3".into()).0, []);
+        let named =
+            GresConfig { name: "gpu".into(), cdi: vec!["v.com/x=[0-1]".into()], ..GresConfig::default() };
+        let section = NodeConfig { name: "ALL".into(), gres: vec![named], ..NodeConfig::default() };
+        let (found, wrong) = devices(&Config { nodes: vec![section], ..Config::default() }, &"n3".into());
+        let text: Vec<_> = found.iter().map(|d| (d.index, d.cdi.as_deref().unwrap_or_default())).collect();
+        assert_eq!((text, wrong.len()), (vec![(0, "v.com/x=0"), (1, "v.com/x=1")], 0));
         assert_eq!(memory_reserved(&config, &"n1".into()), Some(9));
     }
 }

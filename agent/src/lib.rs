@@ -9,6 +9,7 @@ mod adopt;
 mod after;
 mod ahead;
 pub mod around;
+pub mod cdi;
 mod cgroups;
 mod clients;
 mod dial;

@@ -173,7 +173,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
     let looked = options.program.clone();
     let left = paths.gpus_left();
-    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left));
+    let (named, devices): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.cdi.is_some());
+    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, named));
     let gpus = Arc::new(gpus);
     let mut files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();

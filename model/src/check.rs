@@ -321,6 +321,10 @@ fn check_node(key: &str, node: &NodeConfig, out: &mut Problems) {
             out.add(format!("{key}.type"), format!("'{kind}' is not a type, such as a100"));
         }
         check_sharing(&key, gres, out);
+        if !gres.cdi.is_empty() {
+            check_cdi(&key, gres, out);
+            continue;
+        }
         match gres.device_files() {
             Err(why) => out.add(format!("{key}.files"), why),
             Ok(files) => match (files.len(), gres.count) {
@@ -339,6 +343,23 @@ fn check_node(key: &str, node: &NodeConfig, out: &mut Problems) {
                 _ => {}
             },
         }
+    }
+}
+
+/// Devices by their names in CDI files, which say what else there is to them.
+fn check_cdi(key: &str, gres: &GresConfig, out: &mut Problems) {
+    match gres.cdi_names() {
+        Err(why) => out.add(format!("{key}.cdi"), why),
+        Ok(names) if names.len() as u64 > u64::from(MOST_DEVICES) => {
+            out.add(format!("{key}.cdi"), format!("it names more than {MOST_DEVICES} devices"));
+        }
+        Ok(_) => {}
+    }
+    if !gres.files.is_empty() {
+        out.add(format!("{key}.files"), "device files are those that the CDI file names: leave it out");
+    }
+    if gres.count.is_some() {
+        out.add(format!("{key}.count"), "each name of 'cdi' is one device: leave it out");
     }
 }
 
@@ -369,9 +390,9 @@ fn check_sharing(key: &str, gres: &GresConfig, out: &mut Problems) {
         let why = match flag.to_ascii_lowercase().as_str() {
             // Shares are of one device here in any case.
             "one_sharing" => continue,
-            "countonly" if gres.files.is_empty() => continue,
+            "countonly" if gres.files.is_empty() && gres.cdi.is_empty() => continue,
             "countonly" => {
-                "a resource that is only counted has no files: leave 'files' out and write 'count'"
+                "a resource that is only counted has no devices: leave 'files' and 'cdi' out and write 'count'"
             }
             "all_sharing" => {
                 "shares of several devices for one job are not done: a job has shares of one, or whole devices"
@@ -421,6 +442,36 @@ impl GresConfig {
             }
         }
         Ok(files)
+    }
+}
+
+impl GresConfig {
+    /// The names in CDI files, with brackets expanded: one device each.
+    ///
+    /// # Errors
+    /// A sentence about one that is no such name, or that is there twice.
+    pub fn cdi_names(&self) -> Result<Vec<String>, String> {
+        let mut names: Vec<String> = Vec::new();
+        for pattern in &self.cdi {
+            for name in hostlist::expand(pattern).map_err(|e| e.to_string())? {
+                let parts =
+                    name.split_once('=').and_then(|(kind, device)| Some((kind.split_once('/')?, device)));
+                let is_name = |((vendor, class), device): ((&str, &str), &str)| {
+                    [vendor, class, device].iter().all(|part| !part.is_empty()) && !class.contains('/')
+                };
+                if !parts.is_some_and(is_name) {
+                    return Err(format!("'{name}' is not of the form vendor.com/class=name"));
+                }
+                if names.contains(&name) {
+                    return Err(format!("'{name}' is there twice"));
+                }
+                names.push(name);
+            }
+        }
+        if names.is_empty() && !self.cdi.is_empty() {
+            return Err("it names no device; write names such as vendor.com/class=name".to_string());
+        }
+        Ok(names)
     }
 }
 
@@ -688,11 +739,16 @@ mod tests {
             problems.into_iter().map(|p| format!("{} {}", p.key, p.why)).collect::<Vec<_>>().join("; ")
         };
         let gpu = || gres("gpu", &[], None);
+        let cdi = |names: &[&str], count| GresConfig {
+            cdi: names.iter().map(|name| (*name).to_string()).collect(),
+            ..gres("nic", &[], count)
+        };
         for good in [
             GresConfig { shards: Some(4), ..gpu() },
             GresConfig { mps: true, flags: vec!["one_sharing".into()], ..gpu() },
             GresConfig { cores: Some("0-3, 8".into()), ..gres("gpu", &["/dev/x[0-1]"], None) },
             GresConfig { flags: vec!["CountOnly".into()], ..gres("nic", &[], Some(2)) },
+            cdi(&["vendor.com/nic=port[0-3]", "vendor.com/nic=x"], None),
         ] {
             assert_eq!(check(good), "");
         }
@@ -700,6 +756,15 @@ mod tests {
             (gpu(), "write 'files'"),
             (GresConfig { shards: Some(4), ..gres("nic", &[], Some(2)) }, "only devices named 'gpu'"),
             (GresConfig { shards: Some(0), ..gpu() }, "1 to 4096"),
+            (cdi(&["nic0"], None), "'nic0' is not of the form vendor.com/class=name"),
+            (cdi(&["vendor.com/nic="], None), "'vendor.com/nic=' is not of the form"),
+            (cdi(&["v.com/nic=a1", "v.com/nic=a[1-2]"], None), "'v.com/nic=a1' is there twice"),
+            (cdi(&[""], None), "it names no device"),
+            (cdi(&["v.com/nic=a"], Some(1)), "is one device: leave it out"),
+            (
+                GresConfig { files: vec!["/dev/x".into()], ..cdi(&["v.com/nic=a"], None) },
+                "that the CDI file names",
+            ),
             (GresConfig { shards: Some(2), mps: true, ..gpu() }, "leave one out"),
             (GresConfig { cores: Some("3-1".into()), ..gpu() }, "numbers of cores"),
             (GresConfig { flags: vec!["nvidia_gpu_env".into()], mps: true, ..gpu() }, "the device's maker"),

@@ -452,6 +452,8 @@ pub struct GresConfig {
     pub kind: Option<String>,
     /// Device files, one device each; hostlist brackets allowed (`/dev/nvidia[0-7]`).
     pub files: Vec<ByteStr>,
+    /// Names of devices in the administrator's CDI files, one device each; hostlist brackets allowed (`vendor.com/class=card[0-3]`).
+    pub cdi: Vec<String>,
     /// How many, where there are no files.
     pub count: Option<u32>,
     /// Cores near to them, by their numbers from 0 (`0-7,16`), where the node does not say that itself.

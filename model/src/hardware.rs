@@ -57,6 +57,9 @@ pub struct GresDevice {
     pub links: Vec<u32>,
     /// Who made it.
     pub vendor: Vendor,
+    /// Its name in the administrator's CDI files, which say what a container needs for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cdi: Option<String>,
     /// Why it is fenced: it is shown and never allocated.
     pub fault: Option<String>,
     /// How many may share it by MPS or slices of time; 1: nobody.
@@ -80,6 +83,7 @@ impl Default for GresDevice {
             cpus: Vec::new(),
             links: Vec::new(),
             vendor: Vendor::Generic,
+            cdi: None,
             fault: None,
             shares: 1,
             mps: false,

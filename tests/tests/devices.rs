@@ -388,3 +388,113 @@ fn sessions_outside_of_jobs_open_no_devices_where_the_administrator_says_so_as_r
     sandbox.down();
     assert_eq!(slice.opens(&devices), all);
 }
+
+/// A CDI file of the administrator's, in the place of those that are made at each boot.
+struct CdiFile(PathBuf);
+
+impl CdiFile {
+    fn write(kind: &str, devices: &Devices, files: &std::path::Path) -> CdiFile {
+        let node = |at: u32| format!(r#""deviceNodes":[{{"path":"{}/acc{at}"}}]"#, devices.0.display());
+        let own = |name: &str, at: u32| {
+            format!(
+                r#"{{"name":"{name}","containerEdits":{{{},"env":["ACC={name}"],
+                "mounts":[{{"hostPath":"{}/{name}","containerPath":"/opt/acc/{name}","options":["ro","bind"]}}]}}}}"#,
+                node(at),
+                files.display()
+            )
+        };
+        let evil = format!(
+            r#"{{"name":"c","containerEdits":{{{},"hooks":[{{"hookName":"prestart","path":"/bin/evil"}}]}}}}"#,
+            node(2)
+        );
+        let text = format!(
+            r#"{{"cdiVersion":"0.6.0","kind":"{kind}","devices":[{},{},{evil}],"containerEdits":{{{},"env":["MAKER=berth"]}}}}"#,
+            own("a", 0),
+            own("b", 1),
+            node(3)
+        );
+        std::fs::create_dir_all("/var/run/cdi").unwrap();
+        let file = CdiFile(PathBuf::from(format!("/var/run/cdi/bt-{}.json", std::process::id())));
+        std::fs::write(&file.0, text).unwrap();
+        std::fs::set_permissions(&file.0, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        file
+    }
+}
+
+impl Drop for CdiFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+        // Where nobody else has files there.
+        let _ = std::fs::remove_dir("/var/run/cdi");
+    }
+}
+
+#[test]
+fn a_job_has_what_the_administrators_file_says_of_its_devices_and_nothing_of_others_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let mut sandbox = Sandbox::empty(Who::root());
+    let work = sandbox.work();
+    for name in ["a", "b"] {
+        sandbox.write(name, format!("library of {name}\n"));
+    }
+    let kind = format!("bt{}.local/acc", std::process::id());
+    let _file = CdiFile::write(&kind, &devices, &work);
+    let config = format!(
+        "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"acc\"\ntype = \"toy\"\n\
+         cdi = [\"{kind}=a\", \"{kind}=b\", \"{kind}=c\", \"{kind}=gone\"]\n"
+    );
+    std::fs::write(sandbox.state().join("berth.toml"), config).unwrap();
+    sandbox.up();
+    // What cannot be given as the file says is fenced, and why is said.
+    let log = std::fs::read_to_string(sandbox.state().join("log/agent.log")).unwrap();
+    for part in [
+        format!("acc 2 ({kind}=c) is fenced"),
+        "/bin/evil".into(),
+        format!("acc 3 ({kind}=gone) is fenced: no file"),
+    ] {
+        assert!(log.contains(&part), "{part}: {log}");
+    }
+    sandbox.srun(["--immediate", "--gres=acc:3", "true"]).fails();
+    let image = format!("--container-image={}", images::debian().display());
+    let look =
+        format!("{}; echo \"acc=$ACC maker=$MAKER\"; cat /opt/acc/* 2>/dev/null; true", devices.probe());
+    let holder = sandbox.sbatch(
+        &["--gres=acc:toy:1", "--mem=50M", "-o", "held", &image],
+        &format!("#!/bin/sh\n{look}\nsleep 600\n"),
+    );
+    sandbox.wait_file("held", "library of", 30);
+    let check = |text: &str, name: &str, opens: [u32; 2], other: u32| {
+        assert_eq!(of("file", text), opens, "{text}");
+        let made = of("made", text);
+        assert!(!made.contains(&other) && !made.contains(&2), "{text}");
+        assert!(of("seen", text).is_empty(), "{text}");
+        assert!(text.contains(&format!("acc={name} maker=berth\nlibrary of {name}\n")), "{text}");
+        assert_eq!(text.matches("library of").count(), 1, "{text}");
+    };
+    check(&sandbox.read("held"), "a", [0, 3], 1);
+    let second = ["--gres=acc:1", "--mem=50M"];
+    let text = sandbox.srun(second.iter().copied().chain([&*image, "sh", "-c", &look])).ok().text();
+    check(&format!("{text}\n"), "b", [1, 3], 0);
+    // On the node's own filesystem nothing is brought in, and the same devices open.
+    let text = sandbox.srun(second.iter().copied().chain(["sh", "-c", &look])).ok().text();
+    assert_eq!(of("file", &text), [1, 3], "{text}");
+    assert!(text.contains("acc= maker="), "{text}");
+    // Without a device there is nothing of the file's, what all of its devices have included.
+    let text = sandbox.srun(["--mem=50M", &*image, "sh", "-c", &look]).ok().text();
+    assert!(of("file", &text).is_empty() && of("made", &text).is_empty(), "{text}");
+    assert!(text.contains("acc= maker=") && !text.contains("library"), "{text}");
+    // A user's own container outside of jobs takes one by its name.
+    let name = format!("{kind}=b");
+    let words = ["run", "--device", &name, &images::debian().display().to_string(), "sh", "-c", &look]
+        .map(str::to_string);
+    let text = sandbox.cmd("berth").args(words).ok().text();
+    assert!(text.contains("acc=b maker=berth\nlibrary of b"), "{text}");
+    let words = ["run", "--device", &format!("{kind}=c"), &images::debian().display().to_string(), "true"]
+        .map(str::to_string);
+    sandbox.cmd("berth").args(words).fails().says(&["/bin/evil"]);
+    sandbox.cmd("scancel").arg(holder.to_string()).ok();
+    sandbox.wait_state(holder, "CANCELLED", 30);
+}

@@ -76,6 +76,8 @@ pub struct NodePart {
     pub hooks: Option<ContainerHooks>,
     /// What of the node the step's devices need in a container: libraries of a driver, programs, sockets.
     pub injected: Vec<ExtraMount>,
+    /// Variables that its devices bring, beside the image's.
+    pub device_env: Vec<ByteStr>,
     /// The glibc that those libraries need.
     pub glibc: Option<NeedsGlibc>,
     /// The site's programs around tasks.

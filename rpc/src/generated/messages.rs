@@ -134,6 +134,8 @@ pub struct GresDevice {
     pub shares: u32,
     #[prost(bool, tag = "171")]
     pub mps: bool,
+    #[prost(string, optional, tag = "262")]
+    pub cdi: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hardware {
@@ -1283,6 +1285,8 @@ pub struct GresConfig {
     pub mps: bool,
     #[prost(string, repeated, tag = "174")]
     pub flags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "261")]
+    pub cdi: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeConfig {

@@ -47,7 +47,7 @@ structs! {
         default_mem_per_gpu, state,
     }
     PartitionInfo { config, nodes, total }
-    GresConfig { name, kind, files, count, cores, shards, mps, flags }
+    GresConfig { name, kind, files, cdi, count, cores, shards, mps, flags }
     NodeConfig { name, memory_reserved, gres }
     AccountConfig { name, coordinators }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }

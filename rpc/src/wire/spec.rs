@@ -61,7 +61,7 @@ structs! {
     Tres { cpu, mem, node, gres }
     Core { socket, numa, cpus }
     GresDevice {
-        name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, fault, shares, mps,
+        name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, cdi, fault, shares, mps,
     }
     Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces, fabrics, imex_channels }
     FabricDevice { name, kind, numa, files }

@@ -285,10 +285,14 @@ fn add(rule: &DeviceRule, hw: &mut Hardware) {
     near.sort_unstable();
     let same = |d: &&mut GresDevice| {
         let mine = d.name == device.name && device.files.iter().all(|f| d.files.contains(f));
-        mine && d.vendor != Vendor::Generic
+        match &device.cdi {
+            // Its node's agent has read the file that names it.
+            Some(_) => d.cdi == device.cdi && d.name == device.name,
+            None => mine && d.vendor != Vendor::Generic,
+        }
     };
-    // With a file it is one device; without one it is about all.
-    let most = if device.files.is_empty() { usize::MAX } else { 1 };
+    // With a file or a name it is one device; without one it is about all.
+    let most = if device.files.is_empty() && device.cdi.is_none() { usize::MAX } else { 1 };
     let mut is_found = false;
     for found in hw.gres.iter_mut().filter(same).take(most) {
         is_found = true;
@@ -326,11 +330,13 @@ fn devices(g: &GresConfig, place: &str, out: &mut Vec<DeviceRule>) -> Result<(),
         }
     }
     let cores = g.near_cores().map_err(|e| bad(format!("cores: {e}")))?;
-    let device = |files| DeviceRule {
+    let named = g.cdi_names().map_err(|e| bad(format!("cdi: {e}")))?;
+    let device = |files, cdi| DeviceRule {
         device: GresDevice {
             name: g.name.clone(),
             kind: g.kind.clone(),
             files,
+            cdi,
             // Of MPS they are hundredths.
             shares: if g.mps { 100 } else { g.shards.unwrap_or(1).max(1) },
             mps: g.mps,
@@ -339,22 +345,26 @@ fn devices(g: &GresConfig, place: &str, out: &mut Vec<DeviceRule>) -> Result<(),
         cores: cores.clone(),
         describes: g.files.is_empty() && g.count.is_none(),
     };
+    if !named.is_empty() {
+        out.extend(named.into_iter().map(|name| device(Vec::new(), Some(name))));
+        return Ok(());
+    }
     match (files.is_empty(), g.count) {
         (true, None) if g.name == GPU && g.describes() => {
-            out.push(device(Vec::new()));
+            out.push(device(Vec::new(), None));
             Ok(())
         }
         (true, None) => Err(bad("neither files nor count is given; give one of them".into())),
         (true, Some(n)) if n > 4096 => Err(bad(format!("count = {n} is more than 4096"))),
         (true, Some(n)) => {
-            out.extend((0..n).map(|_| device(Vec::new())));
+            out.extend((0..n).map(|_| device(Vec::new(), None)));
             Ok(())
         }
         (false, Some(n)) if n as usize != files.len() => {
             Err(bad(format!("count = {n}, but {} files are named; leave count out", files.len())))
         }
         (false, _) => {
-            out.extend(files.into_iter().map(|f| device(vec![f])));
+            out.extend(files.into_iter().map(|f| device(vec![f], None)));
             Ok(())
         }
     }

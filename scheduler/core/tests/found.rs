@@ -4,7 +4,7 @@
 mod common;
 
 use berth_model::config::{Config, GresConfig, NodeConfig};
-use berth_model::hardware::{Hardware, Vendor};
+use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_sched_core::*;
 use common::*;
 
@@ -63,6 +63,41 @@ fn what_is_said_of_devices_that_were_found_is_taken_over_and_adds_none() {
     let whole = described(others);
     assert_eq!(whole.gres.len(), 4);
     assert!(whole.gres.iter().filter(|d| d.name == "fpga").all(|d| d.cpus == [1]));
+}
+
+#[test]
+fn devices_of_cdi_files_are_those_that_the_node_found_there() {
+    let named = |names: &[&str]| GresConfig {
+        name: "fpga".into(),
+        cdi: names.iter().map(|name| (*name).to_string()).collect(),
+        cores: Some("1".into()),
+        ..GresConfig::default()
+    };
+    let node =
+        NodeConfig { name: "ALL".into(), gres: vec![named(&["v.com/fpga=[0-2]"])], ..NodeConfig::default() };
+    let config = CoreConfig::new(&Config { nodes: vec![node], ..Config::default() }).unwrap();
+    let mut found = two();
+    assert!(config.complete(&"n1".into(), &found).gres.iter().all(|d| d.name == "gpu"), "nobody found one");
+    for index in 0..2 {
+        found.gres.push(GresDevice {
+            name: "fpga".into(),
+            index,
+            cdi: Some(format!("v.com/fpga={index}")),
+            files: vec![format!("/dev/fpga{index}").into()],
+            ..GresDevice::default()
+        });
+    }
+    let whole = config.complete(&"n1".into(), &found);
+    let fpgas: Vec<_> = whole.gres.iter().filter(|d| d.name == "fpga").collect();
+    assert_eq!(
+        fpgas.iter().map(|d| (d.index, d.cpus.clone())).collect::<Vec<_>>(),
+        [(0, vec![1]), (1, vec![1])]
+    );
+    assert!(fpgas.iter().all(|d| d.files.len() == 1), "{fpgas:?}");
+    assert!(
+        whole.gres.iter().filter(|d| d.name == "gpu").all(|d| d.cpus.is_empty()),
+        "of others nothing was said"
+    );
 }
 
 #[test]
