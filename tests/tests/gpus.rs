@@ -346,6 +346,44 @@ fn an_image_that_wants_a_newer_driver_is_refused_before_it_starts() {
     assert_eq!(wants("cuda>=13.0", &["--export=ALL,NVIDIA_DISABLE_REQUIRE=1"]).rc, 0);
 }
 
+/// What NVIDIA calls forward compatibility: an image for a newer CUDA names older drivers for which it brings the newer libraries.
+#[test]
+fn an_image_that_allows_an_older_driver_runs_with_the_newer_libraries_that_it_brings() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::with(|_, work| {
+        let dir = work.join("compat");
+        fs::create_dir(&dir).unwrap();
+        let source = work.join("compat.c");
+        fs::write(&source, "int cuInit(unsigned flags) { return 43 + flags; }\n").unwrap();
+        let library = dir.join("libcuda.so.1").display().to_string();
+        let words =
+            ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", &library, &source.display().to_string()];
+        Cmd::new("cc").args(words).ok();
+    });
+    let work = node.sandbox.work();
+    let program = work.join("cuda/program").display().to_string();
+    let mounts = format!(
+        "--container-mounts={0}:{0},{1}:/usr/local/cuda/compat",
+        work.join("cuda").display(),
+        work.join("compat").display()
+    );
+    let image = format!("--container-image={}", images::debian().display());
+    let run = |wants: &str| {
+        let run = node.sandbox.srun([image.as_str(), &mounts, "--gres=gpu:1", &program]);
+        run.env("NVIDIA_REQUIRE_CUDA", wants).run()
+    };
+    // The stand-in is a Tesla with CUDA 12.2.
+    let ran = run("cuda>=13.0 brand=tesla,driver>=535,driver<536");
+    assert_eq!(ran.rc, 43, "{ran}");
+    // Where the driver is new enough its own library is the one.
+    assert_eq!(run("cuda>=12.1 brand=tesla,driver>=470,driver<471").rc, 42);
+    let refused = run("cuda>=13.0 brand=tesla,driver>=550,driver<551");
+    assert!(![0, 42, 43].contains(&refused.rc), "{refused}");
+    refused.says(&["driver 535.54.03 with CUDA 12.2"]);
+}
+
 #[test]
 fn a_gpu_that_is_lost_is_fenced_and_the_other_one_works() {
     if !machine::is_root() {

@@ -25,7 +25,7 @@ const LIBRARIES: &[(&str, Capability, &str)] = &[
     ("libnvidia-pkcs11", Compute, ""),
     ("libnvidia-pkcs11-openssl3", Compute, ""),
     ("libnvidia-nvvm", Compute, "4"),
-    ("libnvidia-nvvm70", Compute, "4"),
+    ("libnvidia-tileiras", Compute, ""),
     ("libnvidia-sandboxutils", Compute, "1"),
     ("libnvcuvid", Video, "1"),
     ("libnvidia-encode", Video, "1"),
@@ -45,8 +45,24 @@ const LIBRARIES: &[(&str, Capability, &str)] = &[
     ("libGLESv1_CM_nvidia", Graphics, "1"),
     ("libnvidia-ifr", Graphics, "1"),
     ("libnvidia-cbl", Graphics, ""),
+    ("libnvidia-present", Graphics, ""),
+    ("libnvidia-vksc-core", Graphics, "1"),
+    ("libnvidia-vulkan-producer", Graphics, ""),
     ("libnvidia-ngx", Capability::Ngx, "1"),
     ("libnvidia-wayland-client", Display, ""),
+];
+
+/// Libraries that come with the driver and have versions of their own, by the names by which they are asked for. Until 52x the compiler's
+/// library was among them, and from 580 its earlier version is.
+const WITH_OWN_VERSIONS: &[(&str, Capability)] = &[
+    ("libnvidia-nvvm.so.4", Compute),
+    ("libnvidia-nvvm70.so.4", Compute),
+    ("libnvidia-api.so.1", Capability::Ngx),
+    ("libnvidia-egl-gbm.so.1", Graphics),
+    ("libnvidia-egl-wayland.so.1", Graphics),
+    ("libnvidia-egl-wayland2.so.1", Graphics),
+    ("libnvidia-egl-xcb.so.1", Graphics),
+    ("libnvidia-egl-xlib.so.1", Graphics),
 ];
 
 /// Programs, and what for.
@@ -69,8 +85,11 @@ const DIRECTORIES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/nvidia/current",
     "/usr/lib/aarch64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu/nvidia/current",
+    "/usr/lib/x86_64-linux-gnu/vdpau",
+    "/usr/lib/aarch64-linux-gnu/vdpau",
     "/usr/lib64",
     "/usr/lib64/nvidia",
+    "/usr/lib64/vdpau",
     "/lib/x86_64-linux-gnu",
     "/lib64",
     "/usr/lib",
@@ -126,12 +145,20 @@ impl Driver {
     /// The library without which nothing works is not there.
     pub fn find(tree: &Tree, version: &str) -> Result<Driver, String> {
         let mut libraries: Vec<Library> = Vec::new();
-        for dir in directories(tree) {
-            for file in tree.names(&dir) {
-                let Some(library) = library(tree, &dir, &file, version) else { continue };
+        let directories = directories(tree);
+        for dir in &directories {
+            for file in tree.names(dir) {
+                let Some(library) = library(tree, dir, &file, version) else { continue };
                 if !libraries.iter().any(|l| l.names == library.names) {
                     libraries.push(library);
                 }
+            }
+        }
+        for (name, of) in WITH_OWN_VERSIONS {
+            let is_there = |l: &Library| l.names.iter().any(|n| n == name);
+            if !libraries.iter().any(is_there) {
+                let found = directories.iter().find_map(|dir| with_own_version(tree, dir, name, *of));
+                libraries.extend(found);
             }
         }
         libraries.sort_by(|a, b| a.names.cmp(&b.names));
@@ -179,6 +206,21 @@ fn library(tree: &Tree, dir: &str, file: &str, version: &str) -> Option<Library>
     let path = tree.real(&format!("{dir}/{file}"))?;
     let glibc = tree.glibc(&path);
     Some(Library { path, names, of: *of, glibc })
+}
+
+/// A library by the name by which it is asked for, where that leads to one of just that name, or of the name and more of a version of its
+/// own. Where it leads to another driver's, that has no such library.
+fn with_own_version(tree: &Tree, dir: &str, name: &str, of: Capability) -> Option<Library> {
+    let path = tree.real(&format!("{dir}/{name}"))?;
+    let file = path.rsplit('/').next()?.to_string();
+    let more = file.strip_prefix(name)?;
+    if !more.is_empty() && !more.starts_with('.') {
+        return None;
+    }
+    let mut names = vec![name.to_string()];
+    names.extend(Some(file).filter(|file| file != name));
+    let glibc = tree.glibc(&path);
+    Some(Library { path, names, of, glibc })
 }
 
 /// Where to look: where the loader's cache has such libraries, then the known places; each once.

@@ -9,9 +9,10 @@ use berth_gpus::nvml::sampler::Sampler;
 use berth_gpus::sample::{Account, ProcessSample};
 use berth_gpus::{Found, Tree, look};
 use berth_model::hardware::{GresDevice, Vendor};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
-use trees::Recorded;
+use trees::{Recorded, sets};
 
 /// Is run in a process of its own by the others.
 #[test]
@@ -348,6 +349,64 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
         let (utility, _) = given(&found, Some("utility,nonsense"), "");
         assert!(!utility.iter().any(|m| m.contains("libcuda")), "{utility:?}");
     }
+}
+
+/// Each version has libraries that others do not have, and some are named in another way.
+#[test]
+fn a_container_gets_just_the_libraries_that_a_driver_of_its_version_has() {
+    for set in sets::ALL {
+        let tree = Recorded::of(set);
+        let found = look(&tree.tree(), "", || Err("not asked".into()));
+        let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
+        let found = Found { devices: vec![device], ..found };
+        let named = |name: &str| name.replace("{}", set.version);
+        let brings = |wanted: Option<&str>| -> BTreeSet<String> {
+            let (mounts, _) = given(&found, wanted, "");
+            let in_libraries = mounts.iter().filter_map(|m| m.split_once(' ')).map(|(_, target)| target);
+            in_libraries
+                .filter_map(|t| t.strip_prefix(LIBRARIES)?.strip_prefix('/'))
+                .map(String::from)
+                .collect()
+        };
+        let expected = |all: bool| -> BTreeSet<String> {
+            let mut names = BTreeSet::from(["libcuda.so".to_string()]);
+            for library in set.libraries.iter().filter(|library| all || library.given) {
+                names.insert(named(library.file));
+                names.extend(Some(named(library.link)).filter(|link| !link.is_empty()));
+            }
+            names
+        };
+        assert_eq!(brings(None), expected(false), "{}", set.version);
+        assert_eq!(brings(Some("all")), expected(true), "{}", set.version);
+        let (mounts, _) = given(&found, None, "");
+        let firmware = format!("/lib/firmware/nvidia/{0} /lib/firmware/nvidia/{0}", set.version);
+        assert!(mounts.contains(&firmware), "{mounts:?}");
+    }
+}
+
+/// An upgrade left the compiler's library of another driver, to which the link leads.
+#[test]
+fn a_library_of_another_driver_is_not_taken_for_one_with_a_version_of_its_own() {
+    let tree = Recorded::of(&sets::R470);
+    let link = tree.tree().path("/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.4");
+    std::fs::remove_file(&link).unwrap();
+    tree.write("/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.470.1.1", "");
+    std::os::unix::fs::symlink("libnvidia-nvvm.so.470.1.1", &link).unwrap();
+    let found = look(&tree.tree(), "", || Err("not asked".into()));
+    let libraries = found.driver.unwrap().libraries;
+    assert!(!libraries.iter().any(|l| l.path.contains("nvvm")), "{libraries:?}");
+}
+
+#[test]
+fn an_images_own_newer_libraries_come_first_where_it_allows_the_older_driver() {
+    let found = look(&Recorded::of(&sets::R535).tree(), "", || Err("not asked".into()));
+    let device = [GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() }];
+    let path = |compat| {
+        let spec = specification(&device, found.driver.as_ref(), &capabilities(None), "/opt/lib", compat);
+        spec.all_edits().env
+    };
+    assert_eq!(path(true), [format!("LD_LIBRARY_PATH=/usr/local/cuda/compat:{LIBRARIES}:/opt/lib")]);
+    assert_eq!(path(false), [format!("LD_LIBRARY_PATH={LIBRARIES}:/opt/lib")]);
 }
 
 #[test]

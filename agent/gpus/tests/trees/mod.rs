@@ -1,5 +1,7 @@
 //! Trees of files as nodes with GPUs have them, from what drivers' and distributions' documents say.
 
+pub mod sets;
+
 use berth_gpus::Tree;
 use std::fs;
 use tempfile::TempDir;
@@ -61,6 +63,33 @@ impl Recorded {
         self.write("/usr/bin/nvidia-smi", "");
         self.write(&format!("/lib/firmware/nvidia/{version}/gsp_tu10x.bin"), "");
         self.write("/run/nvidia-persistenced/socket", "");
+    }
+
+    /// A driver with the libraries and the firmware that its version has; `{}` in a name is the version.
+    pub fn of(set: &sets::Set) -> Recorded {
+        let tree = Recorded::new();
+        let module = if set.open { "Open Kernel Module for x86_64" } else { "x86_64 Kernel Module" };
+        let line = format!(
+            "NVRM version: NVIDIA UNIX {module}  {}  Release Build  (dvs-builder@U22)\n",
+            set.version
+        );
+        tree.write("/proc/driver/nvidia/version", &line);
+        let named = |name: &str| name.replace("{}", set.version);
+        for library in set.libraries {
+            let file = named(library.file);
+            let dir =
+                if file.starts_with("libvdpau") { format!("{}/vdpau", set.dir) } else { set.dir.to_string() };
+            tree.write(&format!("{dir}/{file}"), "ELF");
+            if library.link != library.file && !library.link.is_empty() {
+                let link = tree.tree().path(&format!("{dir}/{}", named(library.link)));
+                std::os::unix::fs::symlink(&file, link).unwrap();
+            }
+        }
+        for firmware in set.firmware {
+            tree.write(&format!("/lib/firmware/nvidia/{}/{firmware}", set.version), "");
+        }
+        tree.write("/usr/bin/nvidia-smi", "");
+        tree
     }
 
     /// GPUs as the stand-in library has them: the address falls while the number rises.
