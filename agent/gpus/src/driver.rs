@@ -96,6 +96,7 @@ const DIRECTORIES: &[&str] = &[
     "/usr/local/lib",
     "/usr/local/cuda/lib64",
     "/opt/nvidia/lib64",
+    "/usr/local/nvidia/lib64",
 ];
 
 /// The installed driver.
@@ -167,7 +168,7 @@ impl Driver {
                 "libcuda.so.{version}, which belongs to the loaded kernel module, is not on the node: containers get GPUs without libraries"
             ));
         }
-        let dirs = ["/usr/bin", "/usr/local/bin", "/opt/nvidia/bin", "/usr/sbin"];
+        let dirs = ["/usr/bin", "/usr/local/bin", "/opt/nvidia/bin", "/usr/local/nvidia/bin", "/usr/sbin"];
         let program = |(name, of): &(&str, Capability)| {
             let there = dirs.iter().map(|dir| format!("{dir}/{name}")).find(|path| tree.has(path))?;
             Some((tree.real(&there)?, *of))
