@@ -45,7 +45,7 @@ impl Usage {
 pub struct GpuUsage {
     /// For how long its programs kept GPUs busy, in microseconds: two that are busy at once count twice.
     pub busy_us: u64,
-    /// For how long its GPUs were looked at, in microseconds, likewise.
+    /// For how long its GPUs were looked at that say how busy they are, in microseconds, likewise.
     pub watched_us: u64,
     /// The highest utilisation that was seen, in per cent: all GPUs of a node together, of several nodes the highest.
     pub peak: u32,
@@ -72,6 +72,11 @@ impl GpuUsage {
     /// The peaks of all nodes together, in bytes.
     pub fn memory_in_all(&self) -> u64 {
         self.memory_of_all.max(self.max_memory)
+    }
+
+    /// Whether anybody said how busy they are: of parts of a GPU (MIG) nobody does.
+    pub fn is_told(&self) -> bool {
+        self.watched_us > 0 || self.busy_us > 0 || self.peak > 0
     }
 
     /// How busy one of its GPUs was on the average, in per cent.
@@ -109,6 +114,7 @@ mod tests {
         let sum = all.gpu.unwrap();
         assert_eq!((sum.average(), sum.peak, sum.max_memory, sum.memory_in_all()), (75, 90, 7, 10));
         assert_eq!(GpuUsage::default().average(), 0, "not looked at");
+        assert!(sum.is_told() && !GpuUsage { max_memory: 7, ..GpuUsage::default() }.is_told());
         assert_eq!(GpuUsage { busy_us: u64::MAX, watched_us: 1, ..sum }.average(), u64::MAX);
     }
 

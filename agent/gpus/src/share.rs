@@ -24,6 +24,8 @@ pub struct Holder {
 pub struct Part {
     /// How many of its GPUs were seen.
     pub devices: u32,
+    /// Of how many of these is known how busy they are: of parts of a GPU it is not.
+    pub told: u32,
     /// How busy it keeps them, in per cent of one: two that are busy are 200.
     pub busy: u32,
     /// Memory in bytes.
@@ -52,6 +54,7 @@ pub fn parts(
         for key in here {
             let part: &mut Part = parts.entry(*key).or_default();
             part.devices += 1;
+            part.told += u32::from(busy(seen).is_some());
             if let Some((busy, memory)) = device.steps.get(key) {
                 part.busy = part.busy.saturating_add(*busy);
                 part.memory = part.memory.saturating_add(*memory);
@@ -149,7 +152,7 @@ impl Tally {
     pub fn add(&mut self, part: &Part, micros: u64) {
         let of = |percent: u32| micros.saturating_mul(percent.into()) / 100;
         let usage = &mut self.usage;
-        usage.watched_us = usage.watched_us.saturating_add(micros.saturating_mul(part.devices.into()));
+        usage.watched_us = usage.watched_us.saturating_add(micros.saturating_mul(part.told.into()));
         usage.busy_us = usage.busy_us.saturating_add(of(part.busy));
         usage.peak = usage.peak.max(part.busy);
         usage.max_memory = usage.max_memory.max(part.memory);

@@ -123,7 +123,7 @@ fn devices_without_a_name_are_told_by_their_address() {
 #[test]
 fn a_tally_adds_up_and_accounts_take_the_place_of_samples() {
     let mut tally = Tally::default();
-    let part = |busy, memory, of: &[(u32, u32)]| Part { devices: 2, busy, memory, of: of.to_vec() };
+    let part = |busy, memory, of: &[(u32, u32)]| Part { devices: 2, told: 2, busy, memory, of: of.to_vec() };
     tally.add(&part(150, 30, &[(101, 50), (102, 100)]), 1_000_000);
     tally.add(&part(50, 20, &[(101, 50)]), 1_000_000);
     let usage = tally.usage;
@@ -138,6 +138,20 @@ fn a_tally_adds_up_and_accounts_take_the_place_of_samples() {
     assert_eq!(tally.usage.busy_us, 2_500_000, "an account counts once");
     let kept = serde_json::to_string(&tally).unwrap();
     assert_eq!(serde_json::from_str::<Tally>(&kept).unwrap(), tally);
+}
+
+#[test]
+fn of_parts_of_a_gpu_memory_is_known_and_not_how_busy_they_are() {
+    let one = key(1, StepId::Number(1));
+    let part_of_gpu = DeviceSample { busy: None, ..seen("a", 0, Some(&[(101, 10, None)])) };
+    let parts = parts(&sample(vec![part_of_gpu, seen("b", 40, None)]), &[holder(one, &["a", "b"])], owner);
+    assert_eq!((parts[&one].devices, parts[&one].told), (2, 1));
+    let mut tally = Tally::default();
+    tally.add(&parts[&one], 1_000_000);
+    assert_eq!((tally.usage.average(), tally.usage.is_told()), (40, true), "of the one that is known");
+    let mut tally = Tally::default();
+    tally.add(&Part { devices: 1, memory: 10, ..Part::default() }, 1_000_000);
+    assert_eq!((tally.usage.max_memory, tally.usage.is_told()), (10, false));
 }
 
 #[test]

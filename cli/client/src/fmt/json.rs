@@ -259,9 +259,11 @@ fn image(digest: Option<&str>, pull: Option<PullInfo>) -> Value {
 /// What a step used of GPUs; null where none was looked at.
 fn gpu_use(usage: &Usage) -> Value {
     usage.gpu.map_or(Value::Null, |gpu| {
+        // Of parts of a GPU nobody says how busy they were.
+        let told = |value: Value| if gpu.is_told() { value } else { Value::Null };
         json!({
-            "seconds": gpu.busy_us / 1_000_000,
-            "utilization": {"average": gpu.average(), "max": gpu.peak},
+            "seconds": told(json!(gpu.busy_us / 1_000_000)),
+            "utilization": told(json!({"average": gpu.average(), "max": gpu.peak})),
             "memory": {"max": gpu.max_memory, "total": gpu.memory_in_all()},
         })
     })

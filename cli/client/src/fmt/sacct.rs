@@ -243,7 +243,7 @@ const RIGHT: &[Field] = fields![
     "AveCPU" 10 |r, _| of_step(r, |s| if numbered(s) {
         let micros = (s.usage.user_us + s.usage.system_us) / tasks(s) as u64;
         time::long(Span(i64::try_from(micros).unwrap_or(i64::MAX))) } else { String::new() });
-    "AveGPUUtil" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| g.average().to_string()).unwrap_or_default());
+    "AveGPUUtil" 10 |r, s| of_used(r, s, |st| usage::of_told(&st.usage, |g| g.average().to_string()));
     "Cluster" 10 |_, s| s.view.cluster.clone();
     "Comment" 14 |r, _| of_job(r, |j| j.spec.comment.clone().unwrap_or_default());
     "Container" 19 |r, _| image(r);
@@ -267,7 +267,7 @@ const RIGHT: &[Field] = fields![
     "ImagePull" 10 |r, _| pull(r, |p| job::seconds(p.took));
     "JobName" 10 |r, _| r.step.map_or_else(|| r.job.spec.name.clone(), |s| s.name.clone());
     "MaxGPUMem" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| bytes(g.max_memory, s)).unwrap_or_default());
-    "MaxGPUUtil" 10 |r, s| of_used(r, s, |st| st.usage.gpu.map(|g| g.peak.to_string()).unwrap_or_default());
+    "MaxGPUUtil" 10 |r, s| of_used(r, s, |st| usage::of_told(&st.usage, |g| g.peak.to_string()));
     "MaxRSS" 10 |r, s| of_used(r, s, |st| bytes(st.usage.max_rss, s));
     "NCPUS" 10 |r, _| allocated(r).cpu.to_string();
     "NNodes" 8 |r, _| r.step.map_or_else(|| job::node_count(r.job), |s| s.layout.nodes.len() as u64).to_string();

@@ -3,7 +3,7 @@
 use super::sacct::{Style, bytes};
 use super::time;
 use berth_model::Span;
-use berth_model::launch::Usage;
+use berth_model::launch::{GpuUsage, Usage};
 use berth_model::record::StepInfo;
 
 /// Which of the three lists.
@@ -40,15 +40,22 @@ pub fn tres(step: &StepInfo, of: Of, style: &Style) -> String {
             Of::Total => (gpu.memory_in_all(), gpu.average() * gpus.map_or(1, |(_, n)| (*n).max(1))),
         };
         parts.push(format!("gres/gpumem={}", bytes(memory, style)));
-        parts.push(format!("gres/gpuutil={busy}"));
+        if gpu.is_told() {
+            parts.push(format!("gres/gpuutil={busy}"));
+        }
     }
     parts.push(format!("mem={}", bytes(mem, style)));
     parts.join(",")
 }
 
-/// For how long GPUs were busy; nothing where none was looked at.
+/// For how long GPUs were busy; nothing where none was looked at, or none says it.
 pub fn gpu_time(usage: &Usage) -> String {
-    usage.gpu.map(|gpu| time::long(span(gpu.busy_us))).unwrap_or_default()
+    of_told(usage, |gpu| time::long(span(gpu.busy_us)))
+}
+
+/// What follows from how busy GPUs were; nothing where nobody said it.
+pub fn of_told(usage: &Usage, text: impl Fn(GpuUsage) -> String) -> String {
+    usage.gpu.filter(GpuUsage::is_told).map(text).unwrap_or_default()
 }
 
 fn span(micros: u64) -> Span {
@@ -61,7 +68,6 @@ mod tests {
     use super::super::samples::{step, view};
     use super::*;
     use berth_model::StepId;
-    use berth_model::launch::GpuUsage;
     use berth_model::state::ExitStatus;
     use berth_model::tres::GresKey;
 
@@ -90,8 +96,12 @@ mod tests {
         assert_eq!(list(Of::Highest), "gres/gpumem=8192K,gres/gpuutil=180,mem=3072K");
         assert_eq!(list(Of::Total), "cpu=00:00:08,gres/gpumem=12288K,gres/gpuutil=300,mem=4096K");
         assert_eq!(gpu_time(&s.usage), "00:01:30");
-        s.usage.gpu = None;
         s.layout.nodes.truncate(1);
+        // Parts of GPUs: how busy they were nobody said.
+        s.usage.gpu = Some(GpuUsage { max_memory: 1 << 20, ..GpuUsage::default() });
+        assert_eq!(tres(&s, Of::Highest, &style), "cpu=00:00:08,gres/gpumem=1024K,mem=3072K");
+        assert_eq!(gpu_time(&s.usage), "");
+        s.usage.gpu = None;
         assert_eq!(tres(&s, Of::Highest, &style), "cpu=00:00:08,mem=3072K");
         assert_eq!(gpu_time(&s.usage), "");
     }
