@@ -127,7 +127,7 @@ impl Given {
     /// A group that the user is not in: no file gives one.
     pub fn may_be_had_by(&self, own: &Identity) -> Result<(), String> {
         let is_in = |gid: &u32| own.gid.0 == *gid || own.groups.iter().any(|group| group.0 == *gid);
-        match self.groups.iter().find(|gid| !is_in(gid)) {
+        match self.groups.iter().find(|gid| !is_in(*gid)) {
             Some(gid) => Err(format!("its file asks for group {gid}, which {} is not in", own.user)),
             None => Ok(()),
         }
@@ -142,8 +142,8 @@ fn judge(node: &DeviceNode) -> Result<(), String> {
     }
     let meta = std::fs::metadata(path).map_err(|e| format!("its file names {path}: {e}"))?;
     let kind = match (meta.file_type().is_char_device(), meta.file_type().is_block_device()) {
-        (true, _) => ["c", "u"].as_slice(),
-        (_, true) => ["b"].as_slice(),
+        (true, _) => &["c", "u"][..],
+        (_, true) => &["b"][..],
         _ => return Err(format!("its file names {path}, which is no device file")),
     };
     let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));

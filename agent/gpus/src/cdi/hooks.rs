@@ -32,6 +32,9 @@ pub fn effect(edits: &Edits, soname: &dyn Fn(&str) -> Option<String>) -> Result<
             }
             ("createContainer", Some("create-symlinks")) => {
                 for link in values(hook, "link").map_err(|why| format!("{}: {why}", unknown()))? {
+                    if is_of_device(edits, link) {
+                        continue;
+                    }
                     let mount = linked(edits, &effect, link).ok_or_else(|| {
                         format!("{}: '{link}' links to what the file does not mount", unknown())
                     })?;
@@ -110,13 +113,26 @@ fn libraries(edits: &Edits, folder: &str, soname: &dyn Fn(&str) -> Option<String
     }
 }
 
-/// `TARGET::LINK`: what is mounted as the target, as the link.
-fn linked(edits: &Edits, effect: &Effect, link: &str) -> Option<Mount> {
+/// `TARGET::LINK`: where it leads, and where it is.
+fn link_of(link: &str) -> Option<(String, &str)> {
     let (target, path) = link.split_once("::")?;
     let target = match target.starts_with('/') {
         true => target.to_string(),
         false => lexical(&format!("{}/{target}", path.rsplit_once('/')?.0)),
     };
+    Some((target, path))
+}
+
+/// Whether it is another name of a device file that the file brings, in `/dev`: by its place on the bus, most often.
+fn is_of_device(edits: &Edits, link: &str) -> bool {
+    link_of(link).is_some_and(|(target, path)| {
+        path.starts_with("/dev/") && edits.device_nodes.iter().any(|node| node.path == target)
+    })
+}
+
+/// What is mounted as a link's target, as the link.
+fn linked(edits: &Edits, effect: &Effect, link: &str) -> Option<Mount> {
+    let (target, path) = link_of(link)?;
     let mut there = edits.mounts.iter().chain(&effect.mounts);
     let mount = there.find(|mount| mount.container_path == target)?;
     Some(Mount { container_path: path.to_string(), ..mount.clone() })
@@ -139,6 +155,7 @@ fn lexical(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cdi::DeviceNode;
 
     fn hook(words: &str) -> Hook {
         let args: Vec<String> = words.split(' ').map(String::from).collect();
@@ -191,6 +208,22 @@ mod tests {
                 "/usr/lib/libcuda.so.535.1 /usr/lib/libcuda.so",
                 "/usr/lib/libnvidia-ml.so.1 /usr/lib/x.so",
             ]
+        );
+    }
+
+    #[test]
+    fn other_names_of_device_files_are_left_out() {
+        let hooks =
+            ["nvidia-ctk hook create-symlinks --link ../card0::/dev/dri/by-path/pci-0000:00:04.0-card"];
+        let node = |path: &str| DeviceNode { path: path.into(), ..DeviceNode::default() };
+        let with = |path: &str| {
+            let edits = Edits { device_nodes: vec![node(path)], ..edits(&hooks) };
+            effect(&edits, &|_| None).map(|effect| effect.mounts.len())
+        };
+        assert_eq!(with("/dev/dri/card0"), Ok(0));
+        assert!(
+            with("/dev/dri/card1").unwrap_err().contains("links to what"),
+            "it is no device of the file's"
         );
     }
 
