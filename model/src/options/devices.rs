@@ -5,7 +5,7 @@ use super::resolve::{OptionError, Source};
 use super::submit::SubmitOptions;
 use crate::bind::gpu::{GpuBind, GpuHow};
 use crate::count::NodeCount;
-use crate::devices::{DeviceRequest, GPU, gpus, sum};
+use crate::devices::{DeviceRequest, GPU, gpus, is_share, sum};
 use crate::gres::{Wanted, print};
 use crate::tres::GresKey;
 
@@ -225,7 +225,8 @@ impl SubmitOptions {
     fn needs_gpus(&self, there: bool, step: bool) -> Result<(), OptionError> {
         let typed = |long: &&str| self.source(long).is_some_and(|s| !matches!(s, Source::Environment(_)));
         // To bind to none is to leave all as it is.
-        let binds = self.devices.bind.as_ref().is_some_and(|bind| bind.how != GpuHow::None);
+        let shares = || self.gres.iter().flat_map(Wanted::keys).any(|key| is_share(&key.name));
+        let binds = self.devices.bind.as_ref().is_some_and(|bind| bind.how != GpuHow::None && !shares());
         let of_binding = ["gpu-bind", "tres-bind"].into_iter().filter(|_| binds);
         match ["cpus-per-gpu", "mem-per-gpu"].into_iter().chain(of_binding).find(typed) {
             Some(long) if !there && !step => Err(OptionError::error(
