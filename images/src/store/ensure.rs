@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::image::ImageManifest;
-use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, renameat, syncfs, utimensat};
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, renameat, utimensat};
 use rustix::io::Errno;
 
 use super::form::LayerForm;
@@ -128,7 +128,7 @@ impl Store {
         Ok(PreparedImage { digest: record.digest, config: record.config, layers, guard: UseGuard(guard) })
     }
 
-    /// The image if it is present, without asking anybody: a use guard, one small file and one look per layer.
+    /// The image if it is present, without asking anybody: a use guard, one small file and two looks per layer.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -144,8 +144,9 @@ impl Store {
             return Ok(None);
         };
         for layer in &record.layers {
-            if self.form_of(&layer.diff_id.file_name()).is_none() {
-                // Somebody removed files by hand, or images cannot be mounted any more; importing again repairs it.
+            if !self.is_usable(&layer.diff_id.file_name())? {
+                // Somebody removed files by hand, images cannot be mounted any more, or the power went while the layer was made
+                // anew; importing again repairs it.
                 return Ok(None);
             }
         }
@@ -344,8 +345,7 @@ impl Store {
             None => None,
         };
         progress.event(ProgressEvent::Syncing);
-        syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
-        self.mark_synced(&layers, merged.as_ref())?;
+        self.sync_layers(&layers, merged.as_ref())?;
         notes(&what, &reports, progress);
         let (names, own) = (Vec::from_iter(name_of(image)), self.user.is_none());
         Ok(ImageRecord {

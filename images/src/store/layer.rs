@@ -1,9 +1,11 @@
 //! One layer: present, or unpacked by exactly one process.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, RenameFlags, openat, renameat_with};
+use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
+use rustix::io::Errno;
 
 use super::lock::Hold;
 use super::merge::merged_name;
@@ -32,6 +34,9 @@ const ASIDE: &str = ".replaced-";
 /// The next step where a layer is damaged.
 pub(super) const REPAIR: &str = "repair the image with `berth image verify --repair`";
 
+/// Layers that are open at once while they are written to the disk: few enough for what a process may have open.
+const MOST_OPEN: usize = 256;
+
 /// How often a layer is fetched anew because a mirror gave wrong bytes: whoever fetches may be hostile and say so for ever.
 const MOST_MIRRORS: usize = 8;
 
@@ -53,8 +58,27 @@ impl Store {
         let Ok(record) = parse::<LayerRecord>(name, &bytes) else {
             return Ok(None);
         };
-        let synced = files::read(self.layers.as_fd(), &format!("{name}/{SYNCED}"))?.is_some();
-        Ok((record.diff_id == *diff_id && (synced || record.boot == boot_id())).then_some(record))
+        let outlives = self.is_synced(name) || record.boot == boot_id();
+        Ok((record.diff_id == *diff_id && outlives).then_some(record))
+    }
+
+    /// Whether all of a layer was on the disk before anybody relied on it.
+    fn is_synced(&self, name: &str) -> bool {
+        Self::has_file(self.layers.as_fd(), &format!("{name}/{SYNCED}"))
+    }
+
+    /// Whether the layer in directory `name` may be mounted: it is there in a form that can be, and no power cut tore it. An image
+    /// that is listed may have one that was: it was being made anew, in place of a damaged one or in another form.
+    pub(super) fn is_usable(&self, name: &str) -> Result<bool> {
+        if self.form_of(name).is_none() {
+            return Ok(false);
+        }
+        if self.is_synced(name) {
+            return Ok(true);
+        }
+        let bytes = files::read(self.layers.as_fd(), &format!("{name}/layer.json"))?;
+        let record = bytes.and_then(|bytes| parse::<LayerRecord>(name, &bytes).ok());
+        Ok(record.is_some_and(|record| record.boot == boot_id()))
     }
 
     /// Makes the layer present, and says whether it came from the source. `None` when `wait` is false and another process works
@@ -226,14 +250,37 @@ impl Store {
         Ok((work, report))
     }
 
-    /// Marks layers as outliving a power cut; call after syncfs.
-    pub(super) fn mark_synced(&self, layers: &[LayerInfo], merged: Option<&MergedRecord>) -> Result<()> {
+    /// Has layers on the disk, and marks them as outliving a power cut.
+    pub(super) fn sync_layers(&self, layers: &[LayerInfo], merged: Option<&MergedRecord>) -> Result<()> {
         let names = layers.iter().map(|layer| layer.diff_id.file_name());
-        for name in names.chain(merged.map(|merged| merged_name(&merged.id))) {
-            let io = |e| Error::io(format!("image store: layer {name}"), e);
+        let names = names.chain(merged.map(|merged| merged_name(&merged.id)));
+        let new: BTreeSet<String> = names.filter(|name| !self.is_synced(name)).collect();
+        for names in Vec::from_iter(new).chunks(MOST_OPEN) {
+            // By descriptor: a layer that is not on the disk yet may be put in a name's place meanwhile, and gets no mark of ours.
+            let opened = names.iter().map(|name| self.open_layer(name));
+            let all = opened.collect::<Result<Vec<OwnedFd>>>()?;
+            syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
+            let io = |e| Error::io("image store: the mark of a layer", e);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(&self.layers, format!("{name}/{SYNCED}"), flags, Mode::RUSR | Mode::WUSR).map_err(io)?;
+            for layer in &all {
+                match openat(layer, SYNCED, flags, Mode::RUSR | Mode::WUSR) {
+                    // Another took its place, and whoever made that one marks it.
+                    Ok(_) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(io(errno)),
+                }
+            }
+            // The marks outlive the cut, too: not every filesystem keeps the order of what it was not asked to write.
+            for layer in &all {
+                fsync(layer).map_err(io)?;
+            }
         }
         Ok(())
+    }
+
+    /// Opens the directory `name` of the layers.
+    fn open_layer(&self, name: &str) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.layers, name, flags, Mode::empty())
+            .map_err(|e| Error::io(format!("image store: layer {name}"), e))
     }
 }

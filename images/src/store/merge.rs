@@ -85,7 +85,8 @@ impl Store {
         Some(Lowest { id, layers: lowest, all: all.len() })
     }
 
-    /// What to mount of an image, the highest first; `None` where so many cannot be mounted and the lowest are not one.
+    /// What to mount of an image, the highest first; `None` where so many cannot be mounted and the lowest are not one, or a power
+    /// cut tore it.
     pub(super) fn stack(&self, record: &ImageRecord) -> Option<Vec<PathBuf>> {
         let all = highest_first(&record.layers);
         let path = |layer: &&LayerInfo| self.layer_path(&layer.diff_id);
@@ -95,7 +96,7 @@ impl Store {
         let merged = record.merged.as_ref()?;
         let above = all.len().checked_sub(merged.layers).filter(|above| *above < self.most_layers)?;
         let name = merged_name(&merged.id);
-        let form = self.form_of(&name)?;
+        let form = self.form_of(&name).filter(|_| self.is_usable(&name).unwrap_or(false))?;
         let mut paths: Vec<PathBuf> = all[..above].iter().map(path).collect();
         paths.push(form.place(&self.root.join("layers").join(name)));
         Some(paths)

@@ -20,8 +20,9 @@
 //! ```
 //!
 //! Crash safety: a layer becomes visible by one rename and counts until the next boot; a record of an image is
-//! written after syncfs(2), which also lets its layers outlive the boot. Whatever instant a process or the machine
-//! dies at, the next `ensure` sees either a complete thing or none.
+//! written after syncfs(2), which also lets its layers outlive the boot: a mark in each says so. Whatever instant a process or
+//! the machine dies at, the next `ensure` sees either a complete thing or none, also of an image that was listed and whose layers
+//! were being made anew.
 //!
 //! Order of locks: a user's quota, then fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
 

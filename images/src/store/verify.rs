@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
 
 use super::ensure::{fetch_lock, record_name, use_lock};
@@ -235,8 +234,7 @@ impl Store {
                 self.replace_merged(lowest)?;
             }
             progress.event(ProgressEvent::Syncing);
-            syncfs(&self.root_fd).map_err(|e| Error::io("image store: writing to disk", e))?;
-            self.mark_synced(&again, merged)?;
+            self.sync_layers(&again, merged)?;
             fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))?;
         }
         self.remove_replaced()
