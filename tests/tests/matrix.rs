@@ -95,29 +95,34 @@ enum Kind {
     Layers,
     /// The file tree that umoci unpacked, in one squashfs.
     Squashfs,
+    /// The file tree of a container, in the squashfs that `berth image export` makes of it.
+    Exported,
 }
 
 /// What a container sees otherwise than umoci leaves it, and why.
 struct Difference {
-    of: Kind,
+    of: &'static [Kind],
     reason: &'static str,
-    /// Makes of what umoci left what a container sees.
-    change: fn(&mut Tree),
+    /// Makes of what umoci left what a container sees, which is there, too, for what is not looked at; fails where they do not differ so.
+    change: fn(&mut Tree, &Tree),
 }
 
-const DIFFERENCES: [Difference; 5] = [
+/// What an exported file has of its own, as enroot keeps it: a script that starts the image, and its environment.
+const ADDED: [(&str, &str); 2] = [("etc/rc", "755"), ("etc/environment", "644")];
+
+const DIFFERENCES: [Difference; 7] = [
     Difference {
-        of: Kind::Layers,
+        of: &[Kind::Layers, Kind::Exported],
         reason: "for an ordinary user, umoci writes owners down in an attribute of its own",
-        change: |tree| {
+        change: |tree, _| {
             tree.values_mut()
                 .for_each(|seen| seen.attributes.retain(|line| !line.starts_with("user.rootlesscontainers=")))
         },
     },
     Difference {
-        of: Kind::Layers,
+        of: &[Kind::Layers, Kind::Exported],
         reason: "umoci leaves out attributes without a value, which Linux allows and the archive has",
-        change: |tree| {
+        change: |tree, _| {
             let empty = "user.empty=0x".to_string();
             let attributes = &mut tree.get_mut("odd/attributes").unwrap().attributes;
             assert!(!attributes.contains(&empty), "umoci keeps it");
@@ -126,21 +131,63 @@ const DIFFERENCES: [Difference; 5] = [
         },
     },
     Difference {
-        of: Kind::Layers,
+        of: &[Kind::Layers],
         reason: "overlayfs tells of a file's links what its layer has, also where a layer above hides one of the names",
-        change: |tree| tree.get_mut("odd/hard/away/symlink").unwrap().links = 2,
+        change: |tree, _| tree.get_mut("odd/hard/away/symlink").unwrap().links = 2,
     },
     Difference {
-        of: Kind::Squashfs,
+        of: &[Kind::Squashfs, Kind::Exported],
         reason: "squashfs keeps times as whole seconds",
-        change: |tree| tree.values_mut().for_each(|seen| seen.time.1.clear()),
+        change: |tree, _| {
+            assert!(tree.values().any(|seen| !seen.time.1.is_empty()), "all are whole");
+            tree.values_mut().for_each(|seen| seen.time.1.clear());
+        },
     },
     Difference {
-        of: Kind::Squashfs,
+        of: &[Kind::Squashfs],
         reason: "squashfs keeps seconds in 32 bits, which it (and the kernel) reads without a sign: 1969 becomes 2106",
-        change: |tree| tree.values_mut().for_each(|seen| seen.time.0 = seen.time.0.rem_euclid(1 << 32)),
+        change: |tree, _| {
+            assert!(tree.values().any(|seen| seen.time.0 < 0), "no file is from before 1970");
+            tree.values_mut().for_each(|seen| seen.time.0 = seen.time.0.rem_euclid(1 << 32));
+        },
+    },
+    Difference {
+        of: &[Kind::Exported],
+        reason: "squashfs has no time before 1970; what is older is exported as of its beginning, which is nearer than 2106",
+        change: |tree, _| {
+            assert!(tree.values().any(|seen| seen.time.0 < 0), "no file is from before 1970");
+            tree.values_mut().for_each(|seen| seen.time.0 = seen.time.0.max(0));
+        },
+    },
+    Difference {
+        of: &[Kind::Exported],
+        reason: "an export has what enroot starts an image by, in etc/rc and etc/environment",
+        change: |tree, ours| {
+            for (name, mode) in ADDED {
+                assert!(!tree.contains_key(name), "the image has {name}");
+                let added = ours.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+                let plain = Seen {
+                    kind: "f".to_string(),
+                    mode: mode.to_string(),
+                    links: 1,
+                    // What is in it goes by the configuration, and is judged where it is written.
+                    size: added.size,
+                    sum: added.sum.clone(),
+                    ..Seen::default()
+                };
+                tree.insert(name.to_string(), plain);
+            }
+        },
     },
 ];
+
+/// What a container of such a source has to see, where umoci left this tree and the container saw `ours`.
+fn expected(of: Kind, reference: &Tree, ours: &Tree) -> Tree {
+    let mut expected = reference.clone();
+    let known = DIFFERENCES.iter().filter(|difference| difference.of.contains(&of));
+    known.for_each(|difference| (difference.change)(&mut expected, ours));
+    expected
+}
 
 /// Leaves out of both what the container brings: its mounts, its user's home directory, directories on the way to them that the
 /// image does not have, and the times of those that it has.
@@ -290,6 +337,19 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
         sandbox.cmd("siftool").args(["list", name]).ok();
         here(name, kind);
     }
+    // What we write ourselves. The archive is an OCI layout, too: it is read as that where nobody says otherwise.
+    let own = [("own.sqsh", Kind::Exported), ("own.oci", Kind::Layers), ("own.tar", Kind::Layers)];
+    let whole = odd.display().to_string();
+    let berth = |words: &[&str]| drop(sandbox.cmd("berth").arg("image").args(words).limit(180).ok());
+    berth(&["pull", "--quiet", &whole]);
+    for (name, kind) in own {
+        berth(&["export", "--quiet", &whole, name]);
+        here(name, kind);
+    }
+    remove(sandbox, &whole);
+    if let Some((archive, _)) = sources.last_mut() {
+        *archive = format!("docker-archive:{}", work.join("own.tar").display());
+    }
     sources
 }
 
@@ -330,11 +390,7 @@ fn judge(
     let script = format!("{{ cut -d' ' -f5 /proc/self/mountinfo; echo $HOME; }} >&2; cd / && {LOOK}");
     let seen = srun.args([&format!("--container-image={source}"), "sh", "-c", &script]).limit(180).ok();
     let (mut ours, owners) = tree(&seen.stdout);
-    let mut expected = reference.clone();
-    DIFFERENCES
-        .iter()
-        .filter(|difference| difference.of == kind)
-        .for_each(|difference| (difference.change)(&mut expected));
+    let mut expected = expected(kind, reference, &ours);
     without_own(&seen.err(), &mut ours, &mut expected);
     let what = format!("{source}, for {}", who.name);
     compare(&what, &ours, &expected);
@@ -450,9 +506,7 @@ fn taller_than_a_mount(who: Who, form: &str) {
     let container = format!("--container-image={source}");
     let seen = sandbox.srun([container.as_str(), "sh", "-c", &script]).limit(280).ok();
     let (mut ours, _) = tree(&seen.stdout);
-    let mut expected = unpack;
-    let layers = DIFFERENCES.iter().filter(|difference| difference.of == Kind::Layers);
-    layers.for_each(|difference| (difference.change)(&mut expected));
+    let mut expected = expected(Kind::Layers, &unpack, &ours);
     // Its layer and the one that hides the other name are one now.
     expected.get_mut("odd/hard/away/symlink").unwrap().links = 1;
     if form == "erofs" {

@@ -159,6 +159,8 @@ impl Writer {
                 next
             })
         };
+        // What is before 1970 becomes 1970. mksquashfs keeps the lower 32 bits, which the kernel reads without a sign: then a file
+        // of 1969 is from 2106, and programs that compare times take it for newer than all others.
         let mtime = u32::try_from(meta.mtime.clamp(0, i64::from(u32::MAX))).unwrap_or(0);
         let owner = (self.id(meta.owner.0), self.id(meta.owner.1));
         self.nodes.push(Node {

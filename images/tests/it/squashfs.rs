@@ -89,6 +89,27 @@ fn what_we_write_is_read_by_us_and_by_squashfs_tools() {
 }
 
 #[test]
+fn times_that_squashfs_does_not_have_become_the_nearest_that_it_has() {
+    let bench = Bench::new();
+    let times = [("-5.5", 0), ("-2000000000", 0), ("2147483648.7", 1 << 31), ("5000000000", (1 << 32) - 1)];
+    let tar = times.iter().enumerate().fold(Tar::new(), |tar, (n, (time, _))| {
+        tar.pax(&[("mtime", time.as_bytes())]).file(&n.to_string(), b"x")
+    });
+    let path = bench.path().join("own.sqsh");
+    let bytes = [tar.end(), b"whole\n".to_vec()].concat();
+    save_root(bytes.as_slice(), &path, SaveForm::of(&path), &ImageConfig::default()).unwrap();
+    let prepared = bench.import_text(&text(&path)).unwrap();
+    let out = bench.path().join("unpacked");
+    tool("squashfs-tools", "unsquashfs", &["-quiet", "-no-progress", "-dest", &text(&out), &text(&path)]);
+    for (n, (time, expected)) in times.iter().enumerate() {
+        for place in [&prepared.layers[0], &out] {
+            let found = std::fs::metadata(place.join(n.to_string())).unwrap().mtime();
+            assert_eq!(found, *expected, "{time} in {}", place.display());
+        }
+    }
+}
+
+#[test]
 fn an_archive_that_is_cut_off_makes_no_image() {
     let bench = Bench::new();
     let whole = archive(&random(5000));
