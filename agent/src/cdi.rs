@@ -126,8 +126,8 @@ impl Given {
     /// # Errors
     /// A group that the user is not in: no file gives one.
     pub fn may_be_had_by(&self, own: &Identity) -> Result<(), String> {
-        let is_in = |gid: &u32| own.gid.0 == *gid || own.groups.iter().any(|group| group.0 == *gid);
-        match self.groups.iter().find(|gid| !is_in(*gid)) {
+        let is_in = |gid: u32| own.gid.0 == gid || own.groups.iter().any(|group| group.0 == gid);
+        match self.groups.iter().find(|gid| !is_in(**gid)) {
             Some(gid) => Err(format!("its file asks for group {gid}, which {} is not in", own.user)),
             None => Ok(()),
         }
@@ -150,9 +150,8 @@ fn judge(node: &DeviceNode) -> Result<(), String> {
     let same = |said: Option<i64>, is: u32| said.is_none_or(|said| said == i64::from(is));
     // Zeros are what generators write where they say nothing.
     let unsaid = node.major.unwrap_or(0) == 0 && node.minor.unwrap_or(0) == 0;
-    if node.kind.as_ref().is_some_and(|said| !kind.contains(&said.as_str()))
-        || (!unsaid && !(same(node.major, major) && same(node.minor, minor)))
-    {
+    let numbers = unsaid || (same(node.major, major) && same(node.minor, minor));
+    if node.kind.as_ref().is_some_and(|said| !kind.contains(&said.as_str())) || !numbers {
         return Err(format!("its file says that {path} is another device than {major}:{minor}, which it is"));
     }
     if node.permissions.as_ref().is_some_and(|all| !(all.contains('r') && all.contains('w'))) {

@@ -1,7 +1,7 @@
 //! One step from attaching to its end, on all of its nodes: what it writes goes out, what we read goes in, signals
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
-use super::around::{self, Around, Running};
+use super::around::{self, Around};
 use super::exchange::{Answer, Exchange};
 use super::hung;
 use super::interrupt::{Press, Presses};

@@ -227,12 +227,12 @@ impl Cluster {
         }
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
-                let first_step = first_step.map(|step| self.settled(*step));
+                let first_step = first_step.map(|step| self.as_here(*step));
                 self.submit(&actor, *spec, payload, first_step, test_only)
             }
             Request::SubmitHet { components, test_only } => self.submit_het(&actor, components, test_only),
             Request::CreateHetStep { parts } => {
-                let parts = parts.into_iter().map(|(job, step)| (job, self.settled(step))).collect();
+                let parts = parts.into_iter().map(|(job, step)| (job, self.as_here(step))).collect();
                 if let Err(refusal) = self.create_het_step(request, &actor, parts) {
                     self.reply(request, Err(refusal));
                 }
@@ -240,7 +240,7 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                match self.create_step(request, &actor, job, self.settled(*spec)) {
+                match self.create_step(request, &actor, job, self.as_here(*spec)) {
                     Ok(()) => self.note_job(&actor, "made a step in", job),
                     Err(refusal) => self.reply(request, Err(refusal)),
                 }

@@ -4,7 +4,7 @@ use super::Cluster;
 use crate::rows::{AuditRow, ROW_VERSION};
 use crate::store::Write;
 use berth_model::ids::JobId;
-use berth_model::request::{Actor, Response};
+use berth_model::request::{Actor, Refusal, Response};
 use berth_model::rights::{Rank, Role};
 
 /// Most characters of an entry.
