@@ -1,5 +1,7 @@
 //! PAX extended headers: the records that override a header, read so that no two readers can disagree.
 
+use std::collections::BTreeSet;
+
 use super::refused;
 use crate::error::Result;
 
@@ -29,14 +31,13 @@ impl Pax {
     /// Reads the records `LENGTH KEY=VALUE\n` of an extended header of one entry.
     pub(super) fn parse(mut rest: &[u8]) -> Result<Self> {
         let mut pax = Self::default();
-        let mut seen: Vec<&[u8]> = Vec::new();
+        let mut seen: BTreeSet<&[u8]> = BTreeSet::new();
         while !rest.is_empty() {
             let (key, value, tail) = record(rest)?;
             rest = tail;
-            if seen.contains(&key) {
+            if !seen.insert(key) {
                 return Err(refused(&[], format!("an extended header has {} twice", super::show(key))));
             }
-            seen.push(key);
             pax.take(key, value)?;
         }
         Ok(pax)
@@ -180,6 +181,15 @@ mod tests {
         assert_eq!(pax.size, Some(12));
         assert_eq!(pax.mtime, Some((-2, 500_000_000)));
         assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"y".to_vec())]);
+    }
+
+    #[test]
+    fn as_many_records_as_a_header_holds_are_read_in_no_more_time_than_they_are_long() {
+        let mut bytes: Vec<u8> = (0..70_000).flat_map(|n| rec(&format!("{n}"), "")).collect();
+        assert!(bytes.len() as u64 <= crate::archive::MAX_EXTENSION);
+        Pax::parse(&bytes).unwrap();
+        bytes.extend(rec("0", ""));
+        assert!(Pax::parse(&bytes).unwrap_err().to_string().contains("twice"));
     }
 
     #[test]

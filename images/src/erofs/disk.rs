@@ -194,31 +194,41 @@ pub(super) fn directory_size(lengths: impl Iterator<Item = usize>) -> u64 {
     full * BLOCK as u64 + used as u64
 }
 
-/// A directory's content. Names are in the order of their bytes, `.` and `..` among them; no entry and no name lies in
-/// two blocks.
-pub(super) fn directory(names: &[Name<'_>]) -> Vec<u8> {
-    let mut content = Vec::new();
-    let mut rest = names;
-    while !rest.is_empty() {
-        content.resize(content.len().next_multiple_of(BLOCK), 0);
-        let mut used = 0;
-        let fits = |name: &&Name<'_>| {
-            used += ENTRY + name.name.len();
-            used <= BLOCK
-        };
-        let count = rest.iter().take_while(fits).count();
-        let (block, later) = rest.split_at(count);
-        let mut place = ENTRY * count;
-        for name in block {
-            content.extend((name.at / SLOT).to_le_bytes());
-            content.extend(u16::try_from(place).unwrap_or_default().to_le_bytes());
-            content.extend([name.kind as u8, 0]);
-            place += name.name.len();
-        }
-        block.iter().for_each(|name| content.extend(name.name));
-        rest = later;
+/// A block of a directory being filled. Names come in the order of their bytes, `.` and `..` among them; no entry and no
+/// name lies in two blocks.
+#[derive(Default)]
+pub(super) struct DirectoryBlock {
+    entries: Vec<u8>,
+    names: Vec<u8>,
+}
+
+impl DirectoryBlock {
+    /// Where an entry says where its name stands.
+    const PLACE: usize = 8;
+
+    pub(super) fn has_room(&self, name: &Name<'_>) -> bool {
+        self.entries.len() + self.names.len() + ENTRY + name.name.len() <= BLOCK
     }
-    content
+
+    pub(super) fn push(&mut self, name: &Name<'_>) {
+        self.entries.extend((name.at / SLOT).to_le_bytes());
+        self.entries.extend(u16::try_from(self.names.len()).unwrap_or_default().to_le_bytes());
+        self.entries.extend([name.kind as u8, 0]);
+        self.names.extend(name.name);
+    }
+
+    /// Gives the block, and begins the next one.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        let mut block = std::mem::take(&mut self.entries);
+        // Names stand behind all entries.
+        let before = u16::try_from(block.len()).unwrap_or_default();
+        for entry in block.chunks_exact_mut(ENTRY) {
+            let place = u16::from_le_bytes([entry[Self::PLACE], entry[Self::PLACE + 1]]) + before;
+            entry[Self::PLACE..Self::PLACE + 2].copy_from_slice(&place.to_le_bytes());
+        }
+        block.append(&mut self.names);
+        block
+    }
 }
 
 /// The superblock of an image with this many inodes and blocks.
@@ -243,14 +253,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_size_of_a_directory_is_that_of_its_content() {
+    fn the_size_of_a_directory_is_that_of_its_blocks() {
         for count in [0, 1, 2, 40, 300, 341, 342, 5000] {
             for length in [1, 3, 100, 255] {
                 let text = vec![b'x'; length];
                 let names: Vec<Name<'_>> =
                     (0..count).map(|_| Name { name: &text, at: 4096, kind: FileType::File }).collect();
-                let content = directory(&names);
-                assert_eq!(directory_size(names.iter().map(|n| n.name.len())), content.len() as u64);
+                let (mut block, mut size) = (DirectoryBlock::default(), 0);
+                for name in &names {
+                    if !block.has_room(name) {
+                        assert!(block.take().len() <= BLOCK);
+                        size += BLOCK;
+                    }
+                    block.push(name);
+                }
+                size += block.take().len();
+                assert_eq!(directory_size(names.iter().map(|n| n.name.len())), size as u64);
             }
         }
     }

@@ -1,17 +1,19 @@
 //! A layer as one read-only EROFS image, written while its archive is read.
 //!
 //! Making a directory of tens of thousands of small files takes a filesystem seconds; one file takes it none. Content
-//! goes straight into the image, and so do inodes of files, whose last incomplete block follows its inode. Only names,
-//! link targets and what directories say of themselves wait in memory for the end: a later entry may replace an
-//! earlier one, which then leaves unused blocks behind. Holes of sparse files are holes of the image.
+//! goes straight into the image, and so do inodes of files and targets of links, which are read there again where they are
+//! asked for. Only names, and what directories say of themselves, wait in memory for the end: a later entry may replace
+//! an earlier one, which then leaves unused blocks behind. A file's last incomplete block follows its inode. Holes of
+//! sparse files are holes of the image.
 //!
 //! The same archive gives the same bytes: order and numbers follow the archive and the names.
 
 mod directories;
 mod disk;
+mod inodes;
+mod names;
 mod out;
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::FileType as Kind;
@@ -20,55 +22,16 @@ use rustix::io::Errno;
 use crate::error::Result;
 use crate::unpack::{CleanPath, EachContent, Form, Meta, Whiteout};
 use disk::{BLOCK, FileType, INODE, Inode};
+use inodes::{Inodes, ROOT};
 use out::Out;
 
-/// What a name stands for.
-struct Node {
-    what: What,
-    /// Where its inode stands; directories learn it at the end.
-    at: u64,
-    /// How many names it has; of a removed one none.
-    names: u32,
-}
-
-enum What {
-    File,
-    Fifo,
-    Whiteout,
-    Symlink(Box<[u8]>),
-    Directory(Box<Directory>),
-}
-
-impl What {
-    fn kind(&self) -> FileType {
-        match self {
-            What::File => FileType::File,
-            What::Fifo => FileType::Fifo,
-            What::Whiteout => FileType::CharacterDevice,
-            What::Symlink(_) => FileType::Symlink,
-            What::Directory(_) => FileType::Directory,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Directory {
-    names: BTreeMap<Box<[u8]>, u32>,
-    mode: u32,
-    mtime: (i64, u32),
-    /// Encoded.
-    xattrs: Vec<u8>,
-    opaque: bool,
-}
-
-const ROOT: u32 = 0;
 /// By which a directory hides all of its namesakes in lower layers.
 const MARK: (&[u8], &[u8]) = (b"user.overlay.opaque", b"y");
 
 /// An image being written.
 pub(crate) struct Image {
     out: Out,
-    nodes: Vec<Node>,
+    inodes: Inodes,
     /// The directory used last: archives list a directory's entries together.
     cached: (Vec<u8>, u32),
     replaced: u64,
@@ -90,32 +53,18 @@ impl Image {
     /// Starts in an empty file. Everything in the image belongs to `owner`; `id` tells the filesystem from others, and
     /// none but zeros will do for overlayfs.
     pub(crate) fn new(file: OwnedFd, owner: (u32, u32), id: [u8; 16]) -> Self {
-        let root = Node { what: What::Directory(Box::default()), at: disk::ROOT, names: 1 };
-        Self { out: Out::new(file), nodes: vec![root], cached: (Vec::new(), ROOT), replaced: 0, owner, id }
-    }
-
-    fn node(&self, number: u32) -> Option<&Node> {
-        self.nodes.get(usize::try_from(number).ok()?)
-    }
-
-    fn directory(&mut self, number: u32) -> Option<&mut Directory> {
-        match &mut self.nodes.get_mut(usize::try_from(number).ok()?)?.what {
-            What::Directory(directory) => Some(directory),
-            _ => None,
-        }
+        let (out, inodes) = (Out::new(file), Inodes::new(disk::ROOT));
+        Self { out, inodes, cached: (Vec::new(), ROOT), replaced: 0, owner, id }
     }
 
     /// The number of the directory at `path`, or why there is none.
     fn walk(&self, path: &[u8]) -> std::result::Result<u32, Errno> {
         let mut here = ROOT;
         for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-            let Some(Node { what: What::Directory(directory), .. }) = self.node(here) else {
-                return Err(Errno::NOTDIR);
-            };
-            here = *directory.names.get(name).ok_or(Errno::NOENT)?;
-            match self.node(here).map(|node| &node.what) {
-                Some(What::Directory(_)) => {}
-                Some(What::Symlink(_)) => return Err(Errno::LOOP),
+            here = self.inodes.named(here, name).ok_or(Errno::NOENT)?;
+            match self.inodes.kind(here) {
+                Some(FileType::Directory) => {}
+                Some(FileType::Symlink) => return Err(Errno::LOOP),
                 _ => return Err(Errno::NOTDIR),
             }
         }
@@ -133,7 +82,7 @@ impl Image {
     fn at(&mut self, placed: &CleanPath) -> Result<Option<u32>> {
         let parent = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        Ok(self.directory(parent).and_then(|directory| directory.names.get(name).copied()))
+        Ok(self.inodes.named(parent, name))
     }
 
     /// The directory at a path that is placed or the root.
@@ -145,56 +94,42 @@ impl Image {
         }
     }
 
-    /// Adds a name for something new.
-    fn add(
-        &mut self,
-        directory: u32,
-        name: Box<[u8]>,
-        what: What,
-        at: u64,
-    ) -> std::result::Result<(), Errno> {
-        let number = self.next_number()?;
-        self.nodes.push(Node { what, at, names: 1 });
-        self.directory(directory).ok_or(Errno::NOTDIR)?.names.insert(name, number);
-        Ok(())
+    /// The content of the file or link with this number.
+    fn stored(&self, number: u32) -> std::result::Result<Stored<'_>, Errno> {
+        let at = self.inodes.at(number);
+        let mut inode = [0; INODE];
+        self.out.read(at, &mut inode)?;
+        Ok(Stored { out: &self.out, stored: disk::Stored::of(at, &inode), position: 0 })
     }
 
-    /// What has these numbers has a name less, and so has what is in it.
-    fn drop_names(&mut self, mut gone: Vec<u32>) {
-        while let Some(number) = gone.pop() {
-            if let Some(directory) = self.directory(number) {
-                gone.extend(std::mem::take(&mut directory.names).into_values());
-                // The cached directory may be the removed one.
-                self.cached = (Vec::new(), ROOT);
-            }
-            if let Some(node) = usize::try_from(number).ok().and_then(|n| self.nodes.get_mut(n)) {
-                node.names -= 1;
-            }
+    /// Tells of the file with this number, at `path`.
+    fn content(&self, path: &CleanPath, number: u32, each: &mut EachContent<'_>) -> Result<()> {
+        if self.inodes.kind(number) != Some(FileType::File) {
+            return Ok(());
         }
-    }
-
-    fn next_number(&self) -> std::result::Result<u32, Errno> {
-        u32::try_from(self.nodes.len()).map_err(|_| Errno::NOSPC)
+        let mut stored = self.stored(number).map_err(|e| path.io(e))?;
+        let disk::Stored { size, mode, .. } = stored.stored;
+        if size > 0 && mode & 0o400 != 0 { each(path.as_bytes(), size, &mut stored) } else { Ok(()) }
     }
 
     /// Adds a name for something new, with its inode and the content that follows it.
     fn special(
         &mut self,
         placed: &CleanPath,
-        what: What,
+        kind: FileType,
         meta: (u32, (i64, u32)),
         content: &[u8],
     ) -> Result<()> {
         let directory = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        self.write_special(&what, meta, content)
-            .and_then(|at| self.add(directory, name.into(), what, at))
+        self.write_special(kind, meta, content)
+            .and_then(|at| self.inodes.add(directory, name, kind, at))
             .map_err(|e| placed.io(e))
     }
 
     fn write_special(
         &mut self,
-        what: &What,
+        kind: FileType,
         (mode, mtime): (u32, (i64, u32)),
         content: &[u8],
     ) -> std::result::Result<u64, Errno> {
@@ -204,12 +139,12 @@ impl Image {
             self.out.append_part(content)?;
         }
         let inode = Inode {
-            kind: what.kind(),
+            kind,
             mode,
             size: content.len() as u64,
             start,
             tail,
-            number: self.next_number()? + 1,
+            number: self.inodes.next_number()? + 1,
             owner: self.owner,
             mtime,
             links: 1,
@@ -218,7 +153,7 @@ impl Image {
         if tail {
             bytes.extend(content);
         }
-        let at = self.out.reserve(bytes.len());
+        let at = self.out.reserve(bytes.len())?;
         self.out.put(at, &bytes)?;
         Ok(at)
     }
@@ -247,8 +182,8 @@ impl Image {
 
 impl Form for Image {
     type File = Content;
-    /// A node, its place in the directory, and the allocation of its name.
-    const ENTRY: usize = 96;
+    const ENTRY: usize = inodes::ENTRY;
+    const DIRECTORY: usize = inodes::DIRECTORY;
 
     fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno> {
         if self.cached.0 != path {
@@ -258,58 +193,63 @@ impl Form for Image {
     }
 
     fn kind_at(&mut self, placed: &CleanPath) -> Result<Option<Kind>> {
-        let number = self.at(placed)?;
-        let node = number.and_then(|number| self.node(number));
-        Ok(node.map(|node| Kind::from_raw_mode(node.what.kind().mode().into())))
+        let kind = self.at(placed)?.and_then(|number| self.inodes.kind(number));
+        Ok(kind.map(|kind| Kind::from_raw_mode(kind.mode().into())))
     }
 
+    /// It is nowhere but in the image.
     fn target_at(&mut self, placed: &CleanPath) -> Result<Vec<u8>> {
-        match self.at(placed)?.and_then(|number| self.node(number)).map(|node| &node.what) {
-            Some(What::Symlink(target)) => Ok(target.to_vec()),
-            _ => Err(placed.io(Errno::INVAL)),
-        }
+        let number = self.at(placed)?;
+        let link = |number: &u32| self.inodes.kind(*number) == Some(FileType::Symlink);
+        let number = number.filter(link).ok_or_else(|| placed.io(Errno::INVAL))?;
+        let mut target = Vec::new();
+        let mut stored = self.stored(number).map_err(|e| placed.io(e))?;
+        std::io::Read::read_to_end(&mut stored, &mut target)
+            .map_err(|e| placed.io(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        Ok(target)
     }
 
     fn clear(&mut self, placed: &CleanPath) -> Result<()> {
         let parent = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        let gone: Vec<u32> =
-            self.directory(parent).and_then(|directory| directory.names.remove(name)).into_iter().collect();
-        self.replaced += gone.len() as u64;
-        self.drop_names(gone);
+        let gone = self.inodes.remove(parent, name);
+        self.replaced += u64::from(gone.is_some());
+        if gone == Some(FileType::Directory) {
+            // The cached directory may be the removed one.
+            self.cached = (Vec::new(), ROOT);
+        }
         Ok(())
     }
 
     fn contents(&mut self, placed: &CleanPath, each: &mut EachContent<'_>) -> Result<()> {
-        let mut todo: Vec<_> = self.at(placed)?.map(|number| (placed.clone(), number)).into_iter().collect();
-        while let Some((path, number)) = todo.pop() {
-            match self.node(number) {
-                Some(Node { what: What::Directory(directory), .. }) => {
-                    for (name, number) in &directory.names {
-                        let mut below = path.clone();
-                        below.push(name);
-                        todo.push((below, *number));
-                    }
-                }
-                Some(Node { what: What::File, at, .. }) => {
-                    let mut inode = [0; INODE];
-                    self.out.read(*at, &mut inode).map_err(|e| path.io(e))?;
-                    let stored = disk::Stored::of(*at, &inode);
-                    if stored.size > 0 && stored.mode & 0o400 != 0 {
-                        let size = stored.size;
-                        each(path.as_bytes(), size, &mut Stored { out: &self.out, stored, position: 0 })?;
-                    }
-                }
-                _ => {}
+        let Some(number) = self.at(placed)? else { return Ok(()) };
+        if self.inodes.kind(number) != Some(FileType::Directory) {
+            return self.content(placed, number, each);
+        }
+        let mut path = placed.clone();
+        let mut levels = vec![self.inodes.first(number)];
+        while let Some(place) = levels.last_mut() {
+            let Some((name, number)) = self.inodes.next(place) else {
+                levels.pop();
+                path.pop();
+                continue;
+            };
+            path.push(name);
+            if self.inodes.kind(number) == Some(FileType::Directory) {
+                levels.push(self.inodes.first(number));
+            } else {
+                self.content(&path, number, each)?;
+                path.pop();
             }
         }
         Ok(())
     }
 
     fn empty(&mut self, directory: &CleanPath) -> Result<()> {
-        let number = self.finished(directory)?;
-        let gone = number.and_then(|number| self.directory(number)).map(|d| std::mem::take(&mut d.names));
-        self.drop_names(gone.unwrap_or_default().into_values().collect());
+        if let Some(number) = self.finished(directory)? {
+            self.inodes.empty(number);
+            self.cached = (Vec::new(), ROOT);
+        }
         Ok(())
     }
 
@@ -324,7 +264,7 @@ impl Form for Image {
         self.clear(placed)?;
         let parent = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        self.add(parent, name.into(), What::Directory(Box::default()), 0).map_err(|e| placed.io(e))
+        self.inodes.add_directory(parent, name).map_err(|e| placed.io(e))
     }
 
     fn create(&mut self, placed: &CleanPath, _: u32) -> Result<Content> {
@@ -372,7 +312,7 @@ impl Form for Image {
             size,
             start: if size == 0 { 0 } else { file.start },
             tail,
-            number: self.next_number()? + 1,
+            number: self.inodes.next_number()? + 1,
             owner: self.owner,
             mtime: meta.mtime,
             links: 1,
@@ -381,42 +321,37 @@ impl Form for Image {
         if tail {
             bytes.extend(&file.tail);
         }
-        let at = self.out.reserve(bytes.len());
+        let at = self.out.reserve(bytes.len())?;
         self.out.put(at, &bytes)?;
-        self.add(file.directory, file.name, What::File, at)?;
+        self.inodes.add(file.directory, &file.name, FileType::File, at)?;
         Ok(left_out)
     }
 
     fn symlink(&mut self, placed: &CleanPath, target: &[u8], mtime: (i64, u32)) -> Result<()> {
-        self.special(placed, What::Symlink(target.into()), (0o777, mtime), target)
+        self.special(placed, FileType::Symlink, (0o777, mtime), target)
     }
 
     fn hard_link(&mut self, target: &CleanPath, placed: &CleanPath) -> Result<()> {
         let number = self.at(target)?.ok_or_else(|| target.io(Errno::NOENT))?;
         let parent = self.parent(placed)?;
         let (_, name) = placed.split_bytes();
-        if let Some(directory) = self.directory(parent) {
-            directory.names.insert(name.into(), number);
-        }
-        if let Some(node) = usize::try_from(number).ok().and_then(|n| self.nodes.get_mut(n)) {
-            node.names += 1;
-        }
-        Ok(())
+        self.inodes.link(number, parent, name).map_err(|e| placed.io(e))
     }
 
     fn fifo(&mut self, placed: &CleanPath, mode: u32, mtime: (i64, u32)) -> Result<()> {
-        self.special(placed, What::Fifo, (mode, mtime), &[])
+        self.special(placed, FileType::Fifo, (mode, mtime), &[])
     }
 
     fn whiteout(&mut self, placed: &CleanPath) -> Result<Whiteout> {
-        self.special(placed, What::Whiteout, (0, (0, 0)), &[])?;
+        self.special(placed, FileType::CharacterDevice, (0, (0, 0)), &[])?;
         Ok(Whiteout::Device)
     }
 
     fn mark(&mut self, placed: &CleanPath, _: &[u8]) -> Result<()> {
         let number = self.finished(placed)?;
-        if let Some(directory) = number.and_then(|number| self.directory(number)) {
+        if let Some(directory) = number.and_then(|number| self.inodes.directory_mut(number)) {
             directory.opaque = true;
+            directory.xattrs = disk::xattrs(Some(MARK), &[], BLOCK).0.into();
         }
         Ok(())
     }
@@ -424,11 +359,13 @@ impl Form for Image {
     fn describe(&mut self, placed: &CleanPath, meta: &Meta) -> Result<u64> {
         let number = self.finished(placed)?;
         let room = if number == Some(ROOT) { disk::ROOT_ROOM - INODE } else { usize::MAX };
-        let Some(directory) = number.and_then(|number| self.directory(number)) else { return Ok(0) };
+        let Some(directory) = number.and_then(|number| self.inodes.directory_mut(number)) else {
+            return Ok(0);
+        };
         let (xattrs, left_out) = disk::xattrs(directory.opaque.then_some(MARK), &meta.xattrs, room);
-        directory.xattrs = xattrs;
+        directory.xattrs = xattrs.into();
         directory.mode = meta.mode;
-        directory.mtime = meta.mtime;
+        (directory.seconds, directory.nanoseconds) = meta.mtime;
         Ok(left_out)
     }
 }
@@ -454,9 +391,6 @@ impl std::io::Read for Stored<'_> {
 /// root is marked as opaque.
 pub(crate) fn trial(file: OwnedFd) -> std::result::Result<OwnedFd, Errno> {
     let mut image = Image::new(file, (0, 0), *b"berth-trial-\0\0\0\0");
-    if let Some(root) = image.directory(ROOT) {
-        (root.mode, root.opaque) = (0o755, true);
-        (root.xattrs, _) = disk::xattrs(Some(MARK), &[], BLOCK);
-    }
+    image.mark(&CleanPath::default(), b"y").map_err(|_| Errno::IO)?;
     image.seal()
 }

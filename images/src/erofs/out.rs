@@ -67,10 +67,14 @@ impl Out {
     }
 
     /// Finds room for metadata, which lies in one block if it is not larger than that; gives its place.
-    pub(super) fn reserve(&mut self, bytes: usize) -> u64 {
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<u64> {
         let at = self.find(bytes);
         self.metadata = self.metadata.max(at + bytes as u64);
-        at
+        // All directories have their room before the first one is put there.
+        if self.buffer.len() >= BUFFER {
+            self.flush()?;
+        }
+        Ok(at)
     }
 
     fn find(&mut self, bytes: usize) -> u64 {
@@ -176,10 +180,21 @@ mod tests {
     #[test]
     fn what_waits_to_be_written_is_bounded_also_where_all_is_metadata() {
         let mut out = Out::new(tempfile::tempfile().unwrap().into());
+        let mut places = Vec::new();
         for n in 0..2000 {
-            let at = out.reserve(4000);
-            out.put(at, &[7; 4000]).unwrap();
+            let at = out.reserve(4000).unwrap();
+            if n < 1000 {
+                out.put(at, &[7; 4000]).unwrap()
+            } else {
+                places.push(at)
+            }
             assert!(out.buffer.len() <= BUFFER, "{} bytes wait after {n}", out.buffer.len());
+        }
+        places.iter().for_each(|at| out.put(*at, &[7; 4000]).unwrap());
+        for at in places {
+            let mut read = [0; 4000];
+            out.read(at, &mut read).unwrap();
+            assert_eq!(read, [7; 4000]);
         }
         assert_eq!(std::fs::File::from(out.finish().unwrap()).metadata().unwrap().len(), 2001 * BLOCK as u64);
     }

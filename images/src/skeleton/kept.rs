@@ -3,8 +3,9 @@
 //! Records, in the order in which the files went: length of the path (u16), path, bytes of the content (u64), bytes of what follows
 //! (u64), the content as zstd. Numbers are little endian. A path that has several stands for its first entries in the archive.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -47,11 +48,22 @@ impl Keeper {
     }
 }
 
-/// What was kept, by path.
+/// What was kept, by path. There may be millions, for each of which a few numbers are in memory.
 #[derive(Default)]
 pub(super) struct Kept {
     file: Option<Arc<File>>,
-    places: HashMap<Vec<u8>, VecDeque<(u64, u64)>>,
+    records: Vec<Record>,
+    /// Numbers of the first record of each path that is left, and of its last one. 128 bits stand for a path, by keys that nobody can
+    /// know.
+    paths: HashMap<(u64, u64), (u32, u32)>,
+    keys: (RandomState, RandomState),
+}
+
+/// Where content stands, in so many bytes, and the number of the next record of its path.
+struct Record {
+    at: u64,
+    left: u64,
+    next: u32,
 }
 
 impl Kept {
@@ -60,7 +72,7 @@ impl Kept {
         let end = file.seek(SeekFrom::End(0))?;
         file.rewind()?;
         let mut input = BufReader::new(&file);
-        let (mut at, mut places) = (0u64, HashMap::<Vec<u8>, VecDeque<(u64, u64)>>::new());
+        let (mut at, mut kept) = (0u64, Self::default());
         while at < end {
             let mut length = [0; 2];
             input.read_exact(&mut length)?;
@@ -75,16 +87,40 @@ impl Kept {
                 .checked_add(packed)
                 .filter(|at| *at <= end)
                 .ok_or_else(|| malformed("it ends too early"))?;
-            places.entry(path).or_default().push_back((start, packed));
+            kept.add(&path, start, packed)?;
             input.seek_relative(i64::try_from(packed).map_err(io::Error::other)?)?;
         }
-        Ok(Self { file: Some(Arc::new(file)), places })
+        kept.file = Some(Arc::new(file));
+        Ok(kept)
+    }
+
+    fn add(&mut self, path: &[u8], at: u64, left: u64) -> io::Result<()> {
+        let number = u32::try_from(self.records.len()).map_err(io::Error::other)?;
+        self.records.push(Record { at, left, next: number });
+        let hash = self.hash(path);
+        let (_, last) = self.paths.entry(hash).or_insert((number, number));
+        if let Some(before) = usize::try_from(*last).ok().and_then(|last| self.records.get_mut(last)) {
+            before.next = number;
+        }
+        *last = number;
+        Ok(())
+    }
+
+    fn hash(&self, path: &[u8]) -> (u64, u64) {
+        (self.keys.0.hash_one(path), self.keys.1.hash_one(path))
     }
 
     /// The content of the next entry of this path, where another one took its place.
     pub(super) fn take(&mut self, path: &[u8]) -> Option<io::Result<KeptContent>> {
-        let (at, left) = self.places.get_mut(path)?.pop_front()?;
         let file = Arc::clone(self.file.as_ref()?);
+        let hash = self.hash(path);
+        let (first, last) = self.paths.get_mut(&hash)?;
+        let Record { at, left, next } = *self.records.get(usize::try_from(*first).ok()?)?;
+        if first == last {
+            self.paths.remove(&hash);
+        } else {
+            *first = next;
+        }
         let content = zstd::Decoder::new(Section { file, at, left });
         Some(content.map(|content| KeptContent { content, at: 0 }))
     }

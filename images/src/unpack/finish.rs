@@ -1,7 +1,5 @@
 //! The end of a layer: whiteouts and opaque marks as overlayfs wants them, then modes and times of directories.
 
-use std::cmp::Reverse;
-
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -10,17 +8,15 @@ use super::path::CleanPath;
 use super::{LayerReport, Unpacker};
 use crate::error::Result;
 
-/// Mode of directories that the archive implies and does not describe.
-const IMPLIED_MODE: u32 = 0o755;
-
 impl<F: Form> Unpacker<'_, F> {
     /// Ends the layer. Gives the form that was filled.
     pub(super) fn finish(mut self) -> Result<(LayerReport, F)> {
-        for path in std::mem::take(&mut self.whiteouts) {
-            self.make_whiteout(path)?;
+        // One after the other, so that their memory is given back while others take some.
+        while let Some(path) = self.whiteouts.pop_first() {
+            self.make_whiteout(CleanPath::of_kept(path))?;
         }
-        for path in std::mem::take(&mut self.opaque) {
-            self.form.mark(&path, b"y")?;
+        while let Some(path) = self.opaque.pop_first() {
+            self.form.mark(&CleanPath::of_kept(path), b"y")?;
             self.report.opaque_directories += 1;
         }
         self.apply_directories()?;
@@ -38,7 +34,7 @@ impl<F: Form> Unpacker<'_, F> {
         match self.form.kind_at(&path)? {
             Some(FileType::Directory) => {
                 // The same layer removes a directory and brings a new one: nothing below may show through.
-                self.opaque.insert(path);
+                self.opaque.insert(path.into_kept());
                 return Ok(());
             }
             Some(_) => return Ok(()),
@@ -46,23 +42,21 @@ impl<F: Form> Unpacker<'_, F> {
         }
         self.report.whiteouts += 1;
         let parent = path.split().map(|(parent, _)| parent).unwrap_or_default();
-        if self.form.whiteout(&path)? == Whiteout::File && !self.opaque.contains(&parent) {
+        if self.form.whiteout(&path)? == Whiteout::File && !self.opaque.contains(parent.as_bytes()) {
             // `y` hides all of the lower directory, `x` says that whiteouts are files.
             self.form.mark(&parent, b"x")?;
         }
         Ok(())
     }
 
-    /// Deepest first: once a directory has its mode, its owner may be unable to enter it.
+    /// What is below a directory before it: once it has its mode, its owner may be unable to enter it. Bytes of paths are in that
+    /// order from the last to the first.
     fn apply_directories(&mut self) -> Result<()> {
-        let root = CleanPath::default();
-        for path in std::mem::take(&mut self.implicit).into_iter().chain([root]) {
-            let implied = Meta { mode: IMPLIED_MODE, ..Meta::default() };
-            self.directories.entry(path).or_insert(implied);
+        if F::DIRECTORY == 0 {
+            self.directories.entry(Box::default()).or_insert_with(|| Meta::implied().into());
         }
-        let mut directories: Vec<_> = std::mem::take(&mut self.directories).into_iter().collect();
-        directories.sort_by_cached_key(|(path, _)| Reverse(path.depth()));
-        for (path, meta) in directories {
+        while let Some((path, described)) = self.directories.pop_last() {
+            let (path, meta) = (CleanPath::of_kept(path), Meta::from(described));
             self.report.other_attributes_skipped += self.form.describe(&path, &meta)?;
         }
         Ok(())

@@ -7,6 +7,9 @@ use rustix::io::Errno;
 use super::path::CleanPath;
 use crate::error::Result;
 
+/// Mode of directories that the archive implies and does not describe.
+pub(crate) const IMPLIED_MODE: u32 = 0o755;
+
 /// Metadata of a file or a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Meta {
@@ -37,6 +40,10 @@ pub(crate) trait Form {
 
     /// Bytes of memory that an entry takes until the end, besides its name; 0 where not even the name is kept.
     const ENTRY: usize;
+
+    /// Bytes of memory that a directory takes besides that, where it takes what describes it at once; 0 where that can only be
+    /// done at the end, as in a directory that its owner may not write to.
+    const DIRECTORY: usize;
 
     /// Whether a directory stands at `path`, reached through no link. As the kernel's `openat2(2)`: `NOENT` where a
     /// name is missing, `LOOP` at a link, `NOTDIR` at anything else.
@@ -88,7 +95,7 @@ pub(crate) trait Form {
     /// Sets `user.overlay.opaque` of the directory at `placed`, if there is one. Nothing may keep it out.
     fn mark(&mut self, placed: &CleanPath, value: &[u8]) -> Result<()>;
 
-    /// Gives the directory at `placed` its metadata, if there is one. Nothing is made in it afterwards. Gives the
-    /// number of attributes that the form has no room for.
+    /// Gives the directory at `placed` its metadata, if there is one. Nothing is made in it afterwards, unless directories
+    /// take what describes them at once. Gives the number of attributes that the form has no room for.
     fn describe(&mut self, placed: &CleanPath, meta: &Meta) -> Result<u64>;
 }

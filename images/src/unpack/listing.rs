@@ -7,11 +7,10 @@ use std::cmp::Ordering;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use super::names::Names;
 use crate::digest::{Algorithm, Hasher};
 
 /// What [`Change::what`] may name, in the order in which facts are written.
@@ -121,8 +120,9 @@ fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -
     let top = openat(root.as_fd(), ".", flags, Mode::empty())?;
     let stat = statat(&top, ".", AtFlags::SYMLINK_NOFOLLOW)?;
     tell(b".", &facts(&top, b".", &stat)?)?;
+    let sorted = |directory: &OwnedFd| Names::of(directory, |_| Ok(true)).map(Names::last_first);
     let names = sorted(&top)?;
-    let mut levels: Vec<(OwnedFd, Vec<Vec<u8>>, usize)> = vec![(top, names, 1)];
+    let mut levels: Vec<(OwnedFd, Names, usize)> = vec![(top, names, 1)];
     let mut path = b".".to_vec();
     while let Some((directory, names, length)) = levels.last_mut() {
         path.truncate(*length);
@@ -142,20 +142,6 @@ fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -
         }
     }
     Ok(())
-}
-
-/// Names in a directory, last first.
-fn sorted(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(names)
 }
 
 /// All that is known of a file without its content, as words.

@@ -5,6 +5,7 @@
 //! goes through the links of lower layers, as in other tools that apply layers one after the other.
 
 use std::io::{BufRead, Write};
+use std::ops::Bound;
 
 use rustix::io::Errno;
 
@@ -69,26 +70,23 @@ impl<F: Form> Unpacker<'_, F> {
 
     /// What was said of directories at and below this place counts no more.
     pub(super) fn forget(&mut self, path: &CleanPath) {
-        self.directories.remove(path);
+        self.directories.remove(path.as_bytes());
         self.forget_below(path);
     }
 
     fn forget_below(&mut self, path: &CleanPath) {
         if path.is_root() {
-            self.directories.retain(|directory, _| directory.is_root());
+            self.directories.retain(|directory, _| directory.is_empty());
             return;
         }
         let mut first = path.clone();
         first.push(b"");
-        let below = |directory: &&CleanPath| directory.as_bytes().starts_with(first.as_bytes());
-        let gone: Vec<CleanPath> = self
-            .directories
-            .range(&first..)
-            .map(|(directory, _)| directory)
-            .take_while(below)
-            .cloned()
-            .collect();
-        for directory in gone {
+        let first = first.as_bytes();
+        let range = (Bound::Included(first), Bound::Unbounded);
+        while let Some((directory, _)) = self.directories.range::<[u8], _>(range).next()
+            && directory.starts_with(first)
+        {
+            let directory = directory.clone();
             self.directories.remove(&directory);
         }
     }

@@ -5,24 +5,28 @@ mod form;
 mod limits;
 pub(crate) mod listing;
 mod merge;
+mod names;
 mod path;
 mod place;
+mod remember;
 mod remove;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use form::{EachContent, Form, Meta, Whiteout};
+pub(crate) use form::{EachContent, Form, IMPLIED_MODE, Meta, Whiteout};
 pub use limits::Limits;
 pub(crate) use limits::over;
 pub(crate) use path::CleanPath;
 pub(crate) use remove::remove_tree;
 pub(crate) use tree::{STRICT, Tree};
+
+use remember::{Described, Paths};
 
 use crate::archive::{Entry, EntryKind, Reader, Segment, refused};
 use crate::error::Result;
@@ -101,24 +105,23 @@ pub struct LayerReport {
 /// An archive whose skeleton is kept.
 pub(crate) type Recorded<R, W> = Reader<Recorder<R, W>>;
 
-/// Bytes of names of which only one layer at a time may have more in memory.
-const MANY_NAMES: u64 = 32 << 20;
-
 /// A layer being unpacked.
 pub(crate) struct Unpacker<'a, F> {
     form: F,
     limits: &'a Limits,
     report: LayerReport,
+    /// Bytes of memory that are taken until the end.
     names: u64,
-    directories: BTreeMap<CleanPath, Meta>,
-    /// Directories that no entry described so far.
-    implicit: Vec<CleanPath>,
-    whiteouts: BTreeSet<CleanPath>,
-    opaque: BTreeSet<CleanPath>,
+    /// Components of paths that were resolved one by one.
+    steps: u64,
+    /// What describes directories, as far as they cannot have it before the end.
+    directories: BTreeMap<Box<[u8]>, Described>,
+    whiteouts: BTreeSet<Box<[u8]>>,
+    opaque: BTreeSet<Box<[u8]>>,
     /// Device nodes left out, so that a hard link to one is left out too.
-    skipped: BTreeSet<CleanPath>,
+    skipped: Paths,
     /// Names of files that came by hard links: no content of the archive is theirs.
-    linked: HashSet<Vec<u8>>,
+    linked: Paths,
     keep_setid: bool,
     /// Whether it is applied to what lower layers made.
     merging: bool,
@@ -134,12 +137,12 @@ impl<'a, F: Form> Unpacker<'a, F> {
             limits,
             report: LayerReport::default(),
             names: 0,
+            steps: 0,
             directories: BTreeMap::new(),
-            implicit: Vec::new(),
             whiteouts: BTreeSet::new(),
             opaque: BTreeSet::new(),
-            skipped: BTreeSet::new(),
-            linked: HashSet::new(),
+            skipped: Paths::new(),
+            linked: Paths::new(),
             keep_setid,
             merging: false,
             charge: None,
@@ -181,20 +184,6 @@ impl<'a, F: Form> Unpacker<'a, F> {
         self.charge.map_or(Ok(()), |charge| charge.file(entry.size))
     }
 
-    /// Accounts for a name that stays in memory until the end.
-    fn remember(&mut self, bytes: usize) -> Result<()> {
-        self.names += bytes as u64 + 64;
-        if self.names > MANY_NAMES
-            && let Some(charge) = self.charge
-        {
-            charge.alone();
-        }
-        if self.names > self.limits.name_bytes {
-            return Err(over(format!("its names need more than {} bytes of memory", self.limits.name_bytes)));
-        }
-        Ok(())
-    }
-
     fn entry<R: BufRead, W: Write>(&mut self, mut entry: Entry, reader: &mut Recorded<R, W>) -> Result<()> {
         let path = CleanPath::new(&entry.path, self.limits.depth)?;
         if self.whiteout(&path, entry.kind)? {
@@ -216,9 +205,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
         if self.merging && entry.kind != EntryKind::Directory {
             self.forget(&path);
         }
-        if F::ENTRY > 0 {
-            self.remember(F::ENTRY + path.split_bytes().1.len() + entry.link.len())?;
-        }
+        self.remember_name(path.split_bytes().1)?;
         self.save(&path, entry.kind, reader.inner_mut())?;
         match entry.kind {
             EntryKind::Directory => {
@@ -241,10 +228,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
             EntryKind::Fifo => self.fifo(&path, &entry),
             EntryKind::CharDevice | EntryKind::BlockDevice => {
                 self.form.clear(&path)?;
-                self.report.devices_skipped += 1;
-                self.remember(path.as_bytes().len())?;
-                self.skipped.insert(path);
-                Ok(())
+                self.skip(&path)
             }
         }
     }
@@ -291,8 +275,8 @@ impl<'a, F: Form> Unpacker<'a, F> {
                 // Placing the mark itself resolves its directory, and makes it where it is missing.
                 let placed = self.place(path.clone())?;
                 let (place, _) = placed.split().unwrap_or_default();
-                self.remember(place.as_bytes().len())?;
-                self.opaque.insert(place);
+                self.remember_path(&place)?;
+                self.opaque.insert(place.into_kept());
             }
             Hidden::Name(place) => {
                 let (parent, _) = place.split_bytes();
@@ -301,18 +285,17 @@ impl<'a, F: Form> Unpacker<'a, F> {
                     return Ok(true);
                 }
                 let place = self.place(place)?;
-                self.remember(place.as_bytes().len())?;
-                self.whiteouts.insert(place);
+                self.remember_path(&place)?;
+                self.remember_name(place.split_bytes().1)?;
+                self.whiteouts.insert(place.into_kept());
             }
         }
         Ok(true)
     }
 
     fn directory(&mut self, path: CleanPath, entry: Entry) -> Result<()> {
-        self.remember(path.as_bytes().len())?;
-        let xattrs = self.allowed(entry.xattrs)?;
-        self.directories.insert(path, Meta { mode: entry.mode, mtime: entry.mtime, xattrs });
-        Ok(())
+        let xattrs = self.allowed(entry.xattrs);
+        self.describe(&path, Meta { mode: entry.mode, mtime: entry.mtime, xattrs })
     }
 
     fn file<R: BufRead, W: Write>(
@@ -334,7 +317,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
                 offset += length as u64;
             }
         }
-        let meta = Meta { mode: entry.mode, mtime: entry.mtime, xattrs: self.allowed(entry.xattrs)? };
+        let meta = Meta { mode: entry.mode, mtime: entry.mtime, xattrs: self.allowed(entry.xattrs) };
         let skipped = self.form.complete(file, entry.size, &meta).map_err(|e| path.io(e))?;
         self.report.other_attributes_skipped += skipped;
         Ok(())
@@ -366,11 +349,8 @@ impl<'a, F: Form> Unpacker<'a, F> {
         };
         // Placing the target could make directories; a target whose parent is missing is missing itself.
         let target = self.place(target)?;
-        if self.skipped.contains(&target) {
-            self.report.devices_skipped += 1;
-            self.remember(path.as_bytes().len())?;
-            self.skipped.insert(path.clone());
-            return Ok(());
+        if self.skipped.contains(target.as_bytes()) {
+            return self.skip(path);
         }
         if target == *path {
             return Err(refused(&entry.path, "it is a hard link to itself"));
@@ -392,8 +372,8 @@ impl<'a, F: Form> Unpacker<'a, F> {
         }
         self.form.hard_link(&target, path)?;
         if !self.merging {
-            self.remember(path.as_bytes().len())?;
-            self.linked.insert(path.as_bytes().to_vec());
+            self.remember(Paths::EACH)?;
+            self.linked.insert(path.as_bytes());
         }
         Ok(())
     }
@@ -404,7 +384,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
     }
 
     /// Keeps attributes of users, counts the others.
-    fn allowed(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn allowed(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut kept = Vec::new();
         for (name, value) in xattrs {
             if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
@@ -412,12 +392,19 @@ impl<'a, F: Form> Unpacker<'a, F> {
             } else if name == b"security.capability" {
                 self.report.capabilities_stripped += 1;
             } else if name.starts_with(b"user.") && name.len() > 5 {
-                self.remember(name.len() + value.len())?;
                 kept.push((name, value));
             } else {
                 self.report.other_attributes_skipped += 1;
             }
         }
-        Ok(kept)
+        kept
+    }
+
+    /// Leaves a device node out.
+    fn skip(&mut self, path: &CleanPath) -> Result<()> {
+        self.report.devices_skipped += 1;
+        self.remember(Paths::EACH)?;
+        self.skipped.insert(path.as_bytes());
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const PATH_MAX: usize = 4095;
 
 /// A relative path of plain components joined by single slashes; empty for the root of the layer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CleanPath(Vec<u8>);
 
 impl CleanPath {
@@ -51,6 +51,15 @@ impl CleanPath {
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// To be kept, in no more bytes than it has.
+    pub(super) fn into_kept(self) -> Box<[u8]> {
+        self.0.into()
+    }
+
+    pub(super) fn of_kept(kept: Box<[u8]>) -> Self {
+        Self(kept.into_vec())
     }
 
     pub(crate) fn is_root(&self) -> bool {

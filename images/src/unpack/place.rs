@@ -7,13 +7,17 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::Unpacker;
-use super::form::Form;
+use super::form::{Form, Meta};
 use super::path::{CleanPath, PATH_MAX};
 use crate::archive::refused;
 use crate::error::Result;
 
 /// Most symbolic links followed for one name, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// Components that all names of a layer may lead through, where links or what is missing is among them: so many in any case, and so
+/// many more for each entry. Of one link's text there may be thousands, and a small archive could keep a node busy for days.
+const FREE_STEPS: u64 = 1 << 20;
+const STEPS: u64 = 64;
 
 impl<F: Form> Unpacker<'_, F> {
     /// The physical place of `path`: its parent resolved and made where it is missing, links followed inside the
@@ -55,6 +59,13 @@ impl<F: Form> Unpacker<'_, F> {
         let mut physical = CleanPath::default();
         let mut links = 0;
         while let Some(component) = todo.pop() {
+            self.steps += 1;
+            if self.steps > FREE_STEPS + STEPS * self.report.entries {
+                return Err(refused(
+                    entry.as_bytes(),
+                    "the layer's names lead through too many directories and symbolic links",
+                ));
+            }
             match component.as_slice() {
                 b"" | b"." => continue,
                 // Only from the text of a link; above the root is the root, as after chroot.
@@ -93,11 +104,8 @@ impl<F: Form> Unpacker<'_, F> {
                 // A lower layer's file is hidden by the directory.
                 _ => {
                     self.form.make_dir(&here)?;
-                    if F::ENTRY > 0 {
-                        self.remember(F::ENTRY + component.len())?;
-                    }
-                    self.remember(here.as_bytes().len())?;
-                    self.implicit.push(here.clone());
+                    self.remember_name(&component)?;
+                    self.describe(&here, Meta::implied())?;
                     physical = here;
                 }
             }

@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmodat, fchmod, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, fchmod, fstat, openat, unlinkat};
 use rustix::io::Errno;
+
+use super::names::Names;
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -20,7 +22,7 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &[u8]) -> Result<()> {
     struct Level {
         fd: OwnedFd,
         name: Vec<u8>,
-        todo: Vec<Vec<u8>>,
+        todo: Names,
     }
     let enter = |fd: OwnedFd, name: Vec<u8>| -> Result<Level> {
         let todo = empty(&fd)?;
@@ -43,22 +45,10 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Names in a directory.
-pub(super) fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
-}
-
 /// Removes all that is in a directory.
 pub(super) fn empty_tree(directory: &OwnedFd) -> Result<()> {
-    for name in empty(directory)? {
+    let mut directories = empty(directory)?;
+    while let Some(name) = directories.pop() {
         remove_tree(directory, &name)?;
     }
     Ok(())
@@ -90,23 +80,15 @@ fn open_for_removal(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
 }
 
 /// Removes all that is not a directory; gives the names of the directories.
-fn empty(fd: &OwnedFd) -> Result<Vec<Vec<u8>>> {
-    let mut directories = Vec::new();
-    for entry in Dir::read_from(fd)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") {
-            continue;
-        }
+fn empty(fd: &OwnedFd) -> Result<Names> {
+    Names::of(fd, |entry| {
         if entry.file_type() == FileType::Directory {
-            directories.push(name.to_vec());
-            continue;
+            return Ok(true);
         }
-        match unlinkat(fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR) => directories.push(name.to_vec()),
-            Err(errno) => return Err(errno),
+        match unlinkat(fd, entry.file_name(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(false),
+            Err(Errno::ISDIR) => Ok(true),
+            Err(errno) => Err(errno),
         }
-    }
-    Ok(directories)
+    })
 }

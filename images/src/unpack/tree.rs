@@ -12,8 +12,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::form::{EachContent, Form, Meta, Whiteout};
+use super::names::Names;
 use super::path::CleanPath;
-use super::remove::{empty_tree, names, remove_tree};
+use super::remove::{empty_tree, remove_tree};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How the kernel resolves every path of a layer.
@@ -51,6 +52,29 @@ impl Tree {
         openat2(&self.root, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), STRICT)
     }
 
+    /// Tells of the file at a placed path; gives the names in the directory that is there instead.
+    fn content(&mut self, path: &CleanPath, each: &mut EachContent<'_>) -> Result<Option<Names>> {
+        let io = |e| path.io(e);
+        match self.kind_at(path)? {
+            Some(FileType::Directory) => {
+                let directory = self.open_dir(path.as_bytes()).map_err(io)?;
+                Names::of(&directory, |_| Ok(true)).map(Some).map_err(io)
+            }
+            Some(FileType::RegularFile) => {
+                let (directory, name) = self.at(path)?;
+                let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+                let size = u64::try_from(stat.st_size).unwrap_or_default();
+                if size > 0 && stat.st_mode & 0o400 != 0 {
+                    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                    let file = openat(directory, name, flags, Mode::empty()).map_err(io)?;
+                    each(path.as_bytes(), size, &mut std::fs::File::from(file))?;
+                }
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Opens a directory for finishing it; a later entry may have replaced it.
     fn finished(&self, placed: &CleanPath) -> Result<Option<OwnedFd>> {
         match self.open_dir(placed.as_bytes()) {
@@ -70,6 +94,7 @@ pub(crate) struct Written {
 impl Form for Tree {
     type File = Written;
     const ENTRY: usize = 0;
+    const DIRECTORY: usize = 0;
 
     fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno> {
         if self.cached.as_ref().is_none_or(|(cached, _)| cached != path) {
@@ -112,28 +137,18 @@ impl Form for Tree {
     }
 
     fn contents(&mut self, placed: &CleanPath, each: &mut EachContent<'_>) -> Result<()> {
-        let mut todo = vec![placed.clone()];
-        while let Some(path) = todo.pop() {
-            match self.kind_at(&path)? {
-                Some(FileType::Directory) => {
-                    let directory = self.open_dir(path.as_bytes()).map_err(|e| path.io(e))?;
-                    for name in names(&directory).map_err(|e| path.io(e))? {
-                        let mut below = path.clone();
-                        below.push(&name);
-                        todo.push(below);
-                    }
-                }
-                Some(FileType::RegularFile) => {
-                    let (directory, name) = self.at(&path)?;
-                    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| path.io(e))?;
-                    let size = u64::try_from(stat.st_size).unwrap_or_default();
-                    if size > 0 && stat.st_mode & 0o400 != 0 {
-                        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                        let file = openat(directory, name, flags, Mode::empty()).map_err(|e| path.io(e))?;
-                        each(path.as_bytes(), size, &mut std::fs::File::from(file))?;
-                    }
-                }
-                _ => {}
+        let mut path = placed.clone();
+        let mut levels: Vec<Names> = self.content(&path, each)?.into_iter().collect();
+        while let Some(names) = levels.last_mut() {
+            let Some(name) = names.pop() else {
+                levels.pop();
+                path.pop();
+                continue;
+            };
+            path.push(&name);
+            match self.content(&path, each)? {
+                Some(below) => levels.push(below),
+                None => path.pop(),
             }
         }
         Ok(())

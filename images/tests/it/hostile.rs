@@ -409,6 +409,20 @@ fn what_links_lead_to_is_bounded_as_names_are() {
 }
 
 #[test]
+fn links_that_keep_a_node_busy_are_refused() {
+    // A name through such a link is looked up in 1600 steps, of an entry that compresses to a few bytes.
+    let target = "d/../".repeat(800) + "d";
+    let files = |count: usize| {
+        let tar = Tar::new().dir("d", 0o755).pax(&[("linkpath", target.as_bytes())]).symlink("L", "x");
+        (0..count).fold(tar, |tar, n| tar.file(&format!("L/{n}"), b"")).end()
+    };
+    refused(files(800), "lead through too many directories and symbolic links");
+    let bench = Bench::new();
+    let image = taken(&bench, files(300));
+    assert_eq!(std::fs::read_dir(only_layer(&image).join("d")).unwrap().count(), 300);
+}
+
+#[test]
 fn unreadable_directories_are_made_used_and_removed() {
     let bench = Bench::new();
     let tar = Tar::new()
