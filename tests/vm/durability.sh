@@ -25,7 +25,6 @@ done
 . "$here/pair.sh"
 new_pair
 
-# Written into the machines: nothing of it may lie in the page cache alone when it is used after a boot.
 client='#!/bin/bash
 # Submits without an end; every other job may not run again when its node fails.
 while :; do
@@ -44,16 +43,6 @@ while :; do
     mv /dev/shm/now /dev/shm/seen
     sleep 1
 done'
-lines='#!/bin/bash
-# What nobody flushes, to see that it is lost.
-for ((i = 1; ; i++)); do
-    echo $i >> /srv/unflushed
-    echo "line $i"
-    sleep 0.2
-done'
-put() { # NAME FILE TEXT
-    must "$1" "printf %s $(printf %s "$3" | base64 -w0) | base64 -d > $2 && chmod 755 $2 && sync -f $2"
-}
 collect() { # NAME: jobs tell through a pipe that they run, and it is written to the serial line
     must "$1" '[ -p /srv/told ] || { mkfifo -m 666 /srv/told; chmod 666 /srv/told; sync -f /srv/told; }
         stty -F /dev/ttyS2 raw -echo
@@ -78,7 +67,6 @@ must n1 "berth join head $token --detach" > /dev/null
 put head /srv/client "$client"
 put head /srv/watcher "$watcher"
 put head /srv/lines "$lines"
-lost_lines=0
 
 # A round: load, the power goes on the machines named, they boot, everything ends, and all is compared.
 round() { # NAME...
@@ -103,13 +91,7 @@ round() { # NAME...
     say "the power went on $*: $(wc -l < $pair/ids.then) ids and $(wc -l < $pair/ends.then) ends are known; booting"
     boot "$@"
     for name in "$@"; do
-        if [ "$name" = head ]; then
-            now=$(must head 'tail -1 /srv/unflushed 2> /dev/null | tr -dc 0-9') # its length can be there without what was in it
-            end=$(sed -n 's/^line \([0-9]*\).*/\1/p' $pair/head.then | tail -1)
-            printf 'of %s lines that nobody flushed, %s are there\n' "$end" "${now:-0}"
-            [ "${now:-0}" = "$end" ] || lost_lines=$((lost_lines + 1))
-            must head 'rm -f /srv/unflushed'
-        fi
+        [ "$name" != head ] || look_for_lines head
         must "$name" 'berth up --detach' > /dev/null
     done
     # Those that were not killed still have their collector and their clients.

@@ -1,5 +1,6 @@
-# Two emulated machines, head and n1, on a network of their own, whose disks keep what was flushed. Sourced by join.sh and
-# durability.sh, which have said where they are ($here); $programs is a directory with berth and berth-step, or nothing.
+# Two emulated machines, head and n1, on a network of their own, whose disks keep what was flushed. Sourced by join.sh, durability.sh
+# and image-durability.sh, which boot one or both and have said where they are ($here); $programs is a directory with berth and
+# berth-step, or nothing; $memory is how many MiB a machine has.
 # shellcheck shell=bash disable=SC2154
 
 die() { printf '%s: error: %s\n' "$0" "$*" >&2; exit 1; }
@@ -78,7 +79,7 @@ start_machine() { # NAME
     exec {into[$name]}<>$pair/$name.shell.in {out_of[$name]}<>$pair/$name.shell.out
     touch $pair/$name.told
     qemu-system-x86_64 \
-        -accel tcg,thread=single,tb-size=128 -cpu qemu64,-cx16,-svm -smp 2 -m 448 -nodefaults -no-reboot -display none \
+        -accel tcg,thread=single,tb-size=128 -cpu qemu64,-cx16,-svm -smp 2 -m "${memory:-448}" -nodefaults -no-reboot -display none \
         -kernel "$root/vmlinuz" -initrd "$root/initrd" \
         -append "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 systemd.hostname=$name systemd.default_timeout_start_sec=300s berth.address=$address" \
         -drive "file=$pair/$name.qcow2,format=qcow2,if=virtio,cache=writeback" \
@@ -132,4 +133,28 @@ until_good() { # SECONDS NAME COMMAND
         [ $SECONDS -lt $end ] || die "on $2, not in time: $3: $(cat $pair/last)"
         sleep 1
     done
+}
+
+# Writes a program into a machine: nothing of it may lie in the page cache alone when it is used after a boot.
+put() { # NAME FILE TEXT
+    must "$1" "printf %s $(printf %s "$3" | base64 -w0) | base64 -d > $2 && chmod 755 $2 && sync -f $2"
+}
+
+# What nobody flushes, to see that it is lost: tells each line on the third serial line as it writes it.
+lines='#!/bin/bash
+for ((i = 1; ; i++)); do
+    echo $i >> /srv/unflushed
+    echo "line $i"
+    sleep 0.2
+done'
+lost_lines=0
+
+# After the boot: counts the cut if it took lines. What was told before it is in NAME.then.
+look_for_lines() { # NAME
+    local there told
+    there=$(must "$1" 'tail -1 /srv/unflushed 2> /dev/null | tr -dc 0-9') # its length can be there without what was in it
+    told=$(sed -n 's/^line \([0-9]*\).*/\1/p' $pair/"$1".then | tail -1)
+    printf 'of %s lines that nobody flushed, %s are there\n' "$told" "${there:-0}"
+    [ "${there:-0}" = "$told" ] || lost_lines=$((lost_lines + 1))
+    must "$1" 'rm -f /srv/unflushed'
 }
