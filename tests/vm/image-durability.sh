@@ -246,6 +246,7 @@ while [ $round -lt "$rounds" ]; do
         done <<< "$(of $user)"
     done
     # A layer that was being made anew is not taken for whole.
+    say "what was there is there; looking at it, and fetching all"
     [ $its = whole ] || must head "/srv/sees /srv/images/six six '$look'" 300
     # Nothing is wrong with what is listed but what the mender did.
     if ! on head 'berth image verify' 600 > $pair/verified; then
