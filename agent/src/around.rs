@@ -56,6 +56,37 @@ pub struct Around {
     owner: u32,
 }
 
+/// Powers a node off by the site's program, for the controller: `program` with the node's name, which must be one that nobody can change but
+/// root and `owner`.
+///
+/// # Errors
+/// Program, exit and last line: then nobody knows whether the node is off.
+pub fn fence(program: &Path, seconds: u32, cluster: &str, node: &str, owner: u32) -> Result<(), String> {
+    let plan = HookPlan {
+        path: program.to_path_buf(),
+        args: vec![program.to_string_lossy().into_owned(), node.to_string()],
+        env: None,
+        timeout: Some(seconds),
+        file: None,
+    };
+    let env = [
+        format!("PATH={SEARCH}"),
+        format!("SLURM_CLUSTER_NAME={cluster}"),
+        format!("SLURMD_NODENAME={node}"),
+        "SLURM_SCRIPT_CONTEXT=fence".to_string(),
+    ];
+    let how = HookRun {
+        env: &env,
+        keep_stderr: true,
+        keep_stdout: true,
+        timeout: None,
+        owner: Some(owner),
+        at_root: true,
+    };
+    run("fence", std::slice::from_ref(&plan), "", how, &mut Alone)
+        .map_err(|failure| format!("{}: {}", failure.path, failure.why))
+}
+
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -75,7 +106,8 @@ impl Around {
     pub fn load(config: &Config, owner: u32) -> Result<Around, String> {
         // Programs of `srun` are run by users, where they are.
         let programs = &config.programs.for_agents();
-        for (key, path) in programs.named() {
+        let fence = Some(("fence", &config.programs.fence)).filter(|(_, path)| !path.is_empty());
+        for (key, path) in programs.named().chain(fence) {
             let wrong = |why: String| format!("programs.{key}: {why}");
             let program = unchangeable(path.as_path(), owner).map_err(wrong)?;
             let runs =

@@ -58,6 +58,7 @@ impl Cluster {
             read: |dir, file| berth_controller::load_config(dir, file).map_err(|e| e.to_string()),
             in_force: |_| (),
             ready: || (),
+            power_off: |_| Err("there is no program".to_string()),
         };
         let stop = tokio::sync::watch::Sender::new(false);
         let mut stopped = stop.subscribe();

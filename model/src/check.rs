@@ -82,6 +82,19 @@ impl Config {
                  or 0 for never",
             );
         }
+        let programs = &self.programs;
+        if !programs.fence.is_empty() && programs.fence_after_seconds < self.node_timeout_seconds.max(5) {
+            out.add(
+                "programs.fence_after_seconds",
+                "nodes would be powered off that do not even count as not responding: write node_timeout_seconds at least",
+            );
+        }
+        if programs.fence.is_empty() && programs.fence_after_seconds != 0 {
+            out.add(
+                "programs.fence",
+                "write which program powers a node off, or leave fence_after_seconds out",
+            );
+        }
         if self.node_timeout_seconds < 5 {
             out.add(
                 "node_timeout_seconds",

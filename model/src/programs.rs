@@ -46,6 +46,12 @@ pub struct ProgramsConfig {
     pub reboot_seconds: u32,
     /// Seconds for a machine to be back.
     pub reboot_timeout_seconds: u32,
+    /// Powers a node off that was not heard of for too long: the controller runs it, with the node's name.
+    pub fence: ByteStr,
+    /// Seconds for it.
+    pub fence_seconds: u32,
+    /// Seconds without a word from a node's agent after which it runs.
+    pub fence_after_seconds: u32,
 }
 
 /// `health_check_nodes`: what a node does while its health is checked.
@@ -88,6 +94,9 @@ impl Default for ProgramsConfig {
             reboot: REBOOT.into(),
             reboot_seconds: 60,
             reboot_timeout_seconds: 900,
+            fence: ByteStr::default(),
+            fence_seconds: 120,
+            fence_after_seconds: 0,
         }
     }
 }
@@ -100,7 +109,7 @@ const MOST_SECONDS: u32 = 86_400;
 
 impl ProgramsConfig {
     /// Programs and seconds, with the names of their keys.
-    fn all(&self) -> [(&'static str, &ByteStr, u32); 8] {
+    fn all(&self) -> [(&'static str, &ByteStr, u32); 9] {
         [
             ("prolog", &self.prolog, self.prolog_seconds),
             ("epilog", &self.epilog, self.epilog_seconds),
@@ -110,15 +119,33 @@ impl ProgramsConfig {
             ("srun_epilog", &self.srun_epilog, self.srun_epilog_seconds),
             ("health_check", &self.health_check, self.health_check_seconds),
             ("reboot", &self.reboot, self.reboot_seconds),
+            ("fence", &self.fence, self.fence_seconds),
         ]
     }
 
-    /// What of it is an agent's affair: programs of `srun` are run by `srun`.
+    /// What of it is an agent's affair: programs of `srun` are run by `srun`, and fences by the controller.
     #[must_use]
     pub fn for_agents(&self) -> ProgramsConfig {
-        let ProgramsConfig { srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds, .. } =
-            ProgramsConfig::default();
-        ProgramsConfig { srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds, ..self.clone() }
+        let ProgramsConfig {
+            srun_prolog,
+            srun_prolog_seconds,
+            srun_epilog,
+            srun_epilog_seconds,
+            fence,
+            fence_seconds,
+            fence_after_seconds,
+            ..
+        } = ProgramsConfig::default();
+        ProgramsConfig {
+            srun_prolog,
+            srun_prolog_seconds,
+            srun_epilog,
+            srun_epilog_seconds,
+            fence,
+            fence_seconds,
+            fence_after_seconds,
+            ..self.clone()
+        }
     }
 
     /// Programs that are configured, with the names of their keys. The usual one for reboots need not be there before it is run.

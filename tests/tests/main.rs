@@ -27,6 +27,7 @@ mod escape;
 mod explain;
 mod fabrics;
 mod faults;
+mod fencing;
 mod forms;
 mod front_doors;
 mod full_disk;

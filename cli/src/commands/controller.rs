@@ -30,6 +30,11 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         system,
         read: super::agent::read_config,
         ready: notify::ready,
+        power_off: |fence| {
+            let owner = nix::unistd::geteuid().as_raw();
+            let program = fence.program.as_path();
+            berth_agent::around::fence(program, fence.seconds, &fence.cluster, &fence.node.0, owner)
+        },
         in_force: |config| log::rules(&config.logs),
     };
     daemon::serve(Box::pin(async move {

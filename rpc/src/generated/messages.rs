@@ -1350,6 +1350,12 @@ pub struct ProgramsConfig {
     pub srun_epilog: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint32, tag = "223")]
     pub srun_epilog_seconds: u32,
+    #[prost(bytes = "vec", tag = "224")]
+    pub fence: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "225")]
+    pub fence_seconds: u32,
+    #[prost(uint32, tag = "226")]
+    pub fence_after_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogsConfig {

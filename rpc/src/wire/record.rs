@@ -55,6 +55,7 @@ structs! {
         prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
         health_check, health_check_seconds, health_check_interval_seconds, health_check_nodes,
         reboot, reboot_seconds, reboot_timeout_seconds, srun_prolog, srun_prolog_seconds, srun_epilog, srun_epilog_seconds,
+        fence, fence_seconds, fence_after_seconds,
     }
     LogsConfig { max_size, keep }
     GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes, kept_from }

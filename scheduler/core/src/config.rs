@@ -1,11 +1,13 @@
 //! The configuration as the core uses it: names expanded and limits parsed once.
 
+use berth_model::bytes::ByteStr;
 use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
 use berth_model::devices::GPU;
 use berth_model::gpus::GpusConfig;
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
+use berth_model::programs::ProgramsConfig;
 use berth_model::spec::TimeLimit;
 use berth_model::time::Span;
 use std::collections::BTreeSet;
@@ -56,8 +58,21 @@ pub struct CoreConfig {
     pub srun_prolog: bool,
     /// Within which time the client of a step that waits for such a program says that it has ended.
     pub told_within: Span,
+    /// How silent nodes are powered off; absent: they are not.
+    pub fence: Option<FenceRules>,
     /// What agents are told.
     pub for_agents: Arc<Config>,
+}
+
+/// How nodes are powered off of which nothing is heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceRules {
+    /// After so long without a word.
+    pub after: Span,
+    /// By this program.
+    pub program: ByteStr,
+    /// Which has so many seconds.
+    pub seconds: u32,
 }
 
 /// What becomes of jobs that leave their GPUs idle.
@@ -119,6 +134,12 @@ fn idle_rules(gpus: &GpusConfig) -> Option<IdleRules> {
     let minutes = |n: u32| Some(Span::from_secs(i64::from(n) * 60)).filter(|span| span.0 > 0);
     let warn = minutes(gpus.idle_warn_minutes)?;
     Some(IdleRules { percent: gpus.idle_percent, warn, release: minutes(gpus.idle_release_minutes) })
+}
+
+fn fence_rules(programs: &ProgramsConfig) -> Option<FenceRules> {
+    let after = Span::from_secs(programs.fence_after_seconds.into());
+    let rules = FenceRules { after, program: programs.fence.clone(), seconds: programs.fence_seconds };
+    Some(rules).filter(|rules| !rules.program.is_empty() && rules.after.0 > 0)
 }
 
 impl CoreConfig {
@@ -190,6 +211,7 @@ impl CoreConfig {
             srun_prolog: !config.programs.srun_prolog.is_empty(),
             // The program's own time, and some for its client to come and to say so.
             told_within: Span::from_secs(i64::from(config.programs.srun_prolog_seconds) + 30),
+            fence: fence_rules(&config.programs),
             for_agents: Arc::new(config.for_agents()),
         })
     }

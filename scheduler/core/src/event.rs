@@ -5,6 +5,7 @@ use crate::store::{Committed, PayloadKey, Write};
 use berth_model::ids::{JobId, NodeName, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, Request, Response};
+use berth_model::time::Time;
 use std::collections::BTreeSet;
 
 /// Names one outstanding request of a client; made by the server's shell, unique while it is unanswered.
@@ -52,6 +53,15 @@ pub enum Event {
         actor: Actor,
         /// The configuration.
         config: Box<CoreConfig>,
+    },
+    /// A program has ended that was to power a node off ([`Effect::Fence`]).
+    Fenced {
+        /// Which node.
+        node: NodeName,
+        /// As the effect said.
+        asked: Time,
+        /// The node is off, or was since it was asked for; or nobody knows, and why.
+        result: Result<(), String>,
     },
     /// The store has no room for new work (`Some` says why), or has room again (`None`).
     StoreFull(Option<String>),
@@ -128,6 +138,14 @@ pub enum Effect {
     },
     /// After a restore: an agent has followed a controller of this term. Begin a later one, and build the core anew.
     Supersede(Term),
+    /// Have a node powered off by the site's program, without delaying anything else, and answer [`Event::Fenced`]. Not while another one runs
+    /// for that node.
+    Fence {
+        /// Which node.
+        node: NodeName,
+        /// To be told with the answer.
+        asked: Time,
+    },
     /// Close a connection.
     Disconnect {
         /// Which.

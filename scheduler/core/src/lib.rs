@@ -26,7 +26,7 @@ mod store;
 mod tasks;
 
 pub use cluster::{Cluster, RestoreError, go_on_from};
-pub use config::{ConfigError, CoreConfig, NodeRules, PartitionRules};
+pub use config::{ConfigError, CoreConfig, FenceRules, NodeRules, PartitionRules};
 pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use pace::Pace;

@@ -51,6 +51,10 @@ pub(crate) struct Node {
     /// deadline goes on there longer than counted from the former, and the former was not after the latter.
     pub(crate) asked: Option<Time>,
     pub(crate) asked_at: Time,
+    /// Since when a program powers it off.
+    pub(crate) fencing: Option<Time>,
+    /// When the next may, after one that has ended.
+    pub(crate) fence_again: Option<Time>,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -83,6 +87,8 @@ impl Node {
             last_heard: now,
             asked: None,
             asked_at: now,
+            fencing: None,
+            fence_again: None,
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

@@ -1,9 +1,10 @@
 //! The thread that owns the core and the store: takes many events, commits once, then lets effects out.
 
-use crate::ControllerError;
 use crate::clock::ClusterClock;
+use crate::fencing::Fences;
 use crate::group::only_last;
 use crate::shared::Shared;
+use crate::{ControllerError, Fence, PowerOff};
 use berth_model::hostlist;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
@@ -25,6 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 const MOST: usize = 1024;
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often the end of programs is looked for that power nodes off.
+const SOON: Duration = Duration::from_millis(200);
 /// How often old records are looked for.
 const PURGE: Duration = Duration::from_secs(60);
 /// Records forgotten at a time.
@@ -98,6 +101,7 @@ pub(crate) struct Driver {
     awaited: Vec<NodeName>,
     looked: Option<Instant>,
     keep: Option<Span>,
+    fences: Fences,
     purged: Instant,
     stop: bool,
     /// Events that the core is to panic over.
@@ -121,6 +125,7 @@ impl Driver {
         mut store: SqliteStore,
         mut clock: ClusterClock,
         keep_records_days: u32,
+        power_off: PowerOff,
     ) -> Result<Started, ControllerError> {
         let stored = store.load()?;
         let interactive = interactive_jobs(&stored);
@@ -146,6 +151,7 @@ impl Driver {
             awaited: Vec::new(),
             looked: None,
             keep: span_of_days(keep_records_days),
+            fences: Fences::new(power_off),
             purged: Instant::now(),
             stop: false,
             #[cfg(test)]
@@ -189,11 +195,12 @@ impl Driver {
     /// Until the core wants to be woken, or the disk is to be looked at.
     fn wait(&mut self) -> Duration {
         let now = self.clock.now();
+        let look = if self.fences.any() { SOON } else { LOOK };
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
-            return LOOK;
+            return look;
         }
-        let Some(wake) = self.cluster.next_wake() else { return LOOK };
-        Duration::from_micros(wake.since(now).0.unsigned_abs()).min(LOOK)
+        let Some(wake) = self.cluster.next_wake() else { return look };
+        Duration::from_micros(wake.since(now).0.unsigned_abs()).min(look)
     }
 
     /// One round: events, one commit, effects.
@@ -201,6 +208,17 @@ impl Driver {
         let now = self.clock.now();
         let mut group = Group::default();
         if let Some(event) = self.look_at_disk() {
+            self.apply(event, None, now, &mut group)?;
+        }
+        while let Some(fenced) = self.fences.ended() {
+            match &fenced.result {
+                Ok(()) => self.shared.all_clear("fence"),
+                Err(why) => self.shared.alarm(
+                    "fence",
+                    format!("{} could not be powered off, and is tried again: {why}", fenced.node),
+                ),
+            }
+            let event = Event::Fenced { node: fenced.node, asked: fenced.asked, result: fenced.result };
             self.apply(event, None, now, &mut group)?;
         }
         for input in batch {
@@ -413,6 +431,13 @@ impl Driver {
                 self.agents.retain(|_, (name, _)| *name != node);
                 if self.agents.len() < before {
                     tracing::warn!("{node}: its agent is cut off: {why}");
+                }
+            }
+            Effect::Fence { node, asked } => {
+                // What is configured otherwise meanwhile is asked for again as it is then, or not at all.
+                if let Some(rules) = &self.config.fence {
+                    let (program, cluster) = (rules.program.clone(), self.config.cluster.clone());
+                    self.fences.start(Fence { program, seconds: rules.seconds, cluster, node }, asked);
                 }
             }
             Effect::Supersede(term) => self.supersede = self.supersede.max(Some(term)),

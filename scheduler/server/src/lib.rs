@@ -9,6 +9,7 @@ pub mod backup;
 mod clock;
 mod driver;
 mod ends;
+mod fencing;
 mod group;
 mod identity;
 mod leases;
@@ -34,6 +35,7 @@ use crate::service::{Controller, Source};
 use crate::state::{PidFile, StateDir};
 use berth_model::config::Config;
 use berth_model::rights::Roles;
+use berth_model::{ByteStr, NodeName};
 use berth_rpc::Listeners;
 use berth_sched_core::CoreConfig;
 use berth_store::SqliteStore;
@@ -60,7 +62,25 @@ pub struct ControllerOptions {
     pub in_force: fn(&Config),
     /// Is called once it serves.
     pub ready: fn(),
+    /// Powers a node off.
+    pub power_off: PowerOff,
 }
+
+/// A node that is to be powered off by the site's program.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    /// The program, of the configuration.
+    pub program: ByteStr,
+    /// Which has so many seconds.
+    pub seconds: u32,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The node.
+    pub node: NodeName,
+}
+
+/// Runs the program, and comes back when the node is off; or with the reason why nobody knows that.
+pub type PowerOff = fn(&Fence) -> Result<(), String>;
 
 /// Reads and judges the configuration of a state directory: from the file that is named, else from its own. An error names
 /// file and key.
@@ -140,7 +160,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let machines = Arc::new(Machines::new(dir.private(), &config));
     let listeners = Listeners { clients: dir.bind_public()?, nodes, machines: machines.port() };
     let Started { mut driver, inputs, shared, interactive } =
-        Driver::start(core_config, store, clock, config.keep_records_days)?;
+        Driver::start(core_config, store, clock, config.keep_records_days, options.power_off)?;
     let since = driver.now();
     let core = std::thread::Builder::new()
         .name("core".to_string())

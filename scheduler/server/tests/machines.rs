@@ -37,6 +37,7 @@ async fn site_with(lines: &str) -> Site {
         read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
         in_force: |_| (),
         ready: || (),
+        power_off: |_| Err("there is no program".to_string()),
     };
     tokio::spawn(run(options, Box::pin(std::future::pending())));
     let endpoint = Endpoint::Unix(dir.path().join("run/controller.sock"));

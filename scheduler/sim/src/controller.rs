@@ -309,6 +309,11 @@ impl World {
                     }
                 }
             }
+            Effect::Fence { node, asked } => {
+                let life = self.controller.life;
+                let after = self.span(100_000, 20_000_000);
+                self.plan(after, Happening::Fences { node, asked, life });
+            }
             Effect::Supersede(term) => {
                 self.controller.term = self.controller.term.max(term);
                 self.crash_controller("to begin a later term");

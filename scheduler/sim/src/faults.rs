@@ -6,7 +6,7 @@ use crate::world::{Happening, World};
 use berth_model::config::Config;
 use berth_model::ids::{NodeName, StepKey};
 use berth_model::state::ExitStatus;
-use berth_model::time::Span;
+use berth_model::time::{Span, Time};
 use std::collections::BTreeSet;
 
 /// A kind of fault. Each world has some of them, so that none hides what another does.
@@ -129,6 +129,10 @@ impl Chaos {
         let deadlines = !kinds.contains(&Kind::Pause);
         if deadlines {
             config.lost_after_seconds = *rng.pick(&[0, 20, 20, 45]).unwrap_or(&0);
+        }
+        if rng.permille(300) {
+            config.programs.fence = "/fence".into();
+            config.programs.fence_after_seconds = *rng.pick(&[20, 20, 50]).unwrap_or(&20);
         }
         config.images.prefetch = rng.count(0, 2);
         if options.backups {
@@ -272,6 +276,25 @@ impl World {
         }
         let after = self.span(1_000_000, 60_000_000);
         self.plan(after, Happening::MachineUp { node: node.clone() });
+    }
+
+    /// The program that powers a node off does so, or cannot; it says so now, or when it has looked whether the node is off, which may be on
+    /// again by then.
+    pub(crate) fn fences(&mut self, node: &NodeName, asked: Time, life: u64) {
+        let works = !(self.faults && self.rng.permille(300));
+        if works {
+            self.count("nodes powered off by the site's program");
+            // One that is off already boots when it would have.
+            if self.machines.get(node).is_some_and(|m| m.up) {
+                self.reboot(node);
+            }
+        } else {
+            self.count("programs that could not power a node off");
+        }
+        let result = if works { Ok(()) } else { Err("the outlet does not answer".to_string()) };
+        let late = self.rng.permille(300);
+        let after = if late { self.span(1_000_000, 120_000_000) } else { self.span(1000, 1_000_000) };
+        self.plan(after, Happening::Fenced { node: node.clone(), asked, life, result });
     }
 
     /// Everything on the node is killed and what it had is removed, in the same boot: no word is left of what ran. Only where the

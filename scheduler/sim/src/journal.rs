@@ -181,6 +181,12 @@ impl World {
                 words(&"jobs", &node, &format!("what is left of run {attempt} of job {job}?"))
             }
             Happening::AgentStarts { node } => words(&"init", &node, &"the agent starts"),
+            Happening::Fences { node, .. } => {
+                words(&"fence", &node, &"the program that powers it off gets to it")
+            }
+            Happening::Fenced { node, result, .. } => {
+                words(&"fence", &node, &format!("the program that powers it off says {result:?}"))
+            }
             Happening::MachineUp { node } => words(&"init", &node, &"the machine is up"),
             Happening::Ask { node, .. } => words(&"images", &node, &"which images are needed?"),
             Happening::ControllerStarts { anew, .. } => {

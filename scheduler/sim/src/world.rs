@@ -153,6 +153,19 @@ pub(crate) enum Happening {
     MachineUp {
         node: NodeName,
     },
+    /// The program that powers a node off gets to it.
+    Fences {
+        node: NodeName,
+        asked: Time,
+        life: u64,
+    },
+    /// It has ended.
+    Fenced {
+        node: NodeName,
+        asked: Time,
+        life: u64,
+        result: Result<(), String>,
+    },
     ControllerStarts {
         life: u64,
         anew: bool,
@@ -442,6 +455,13 @@ impl World {
                     m.up = true;
                 }
                 self.agent_starts(&node)?;
+            }
+            Happening::Fences { node, asked, life } => self.fences(&node, asked, life),
+            Happening::Fenced { node, asked, life, result } => {
+                // With the controller nobody waits for it.
+                if life == self.controller.life && self.controller.core.is_some() {
+                    self.control(Event::Fenced { node, asked, result })?;
+                }
             }
             Happening::ControllerStarts { life, anew } => self.controller_starts(life, anew)?,
             Happening::Backup => {

@@ -103,7 +103,7 @@ impl Cluster {
 
     /// The administrator's word is evidence: what runs there counts as lost. Until the agent has ended it, the
     /// node takes nothing new, even when it is put back into service.
-    fn lose_node(&mut self, name: &NodeName) {
+    pub(super) fn lose_node(&mut self, name: &NodeName) {
         let Some(node) = self.nodes.get(name) else { return };
         let runs: Vec<_> = node.held.keys().copied().collect();
         self.fail_on_node(name);

@@ -9,6 +9,7 @@ mod causes;
 mod ending;
 mod enter;
 mod exchange;
+mod fencing;
 mod gpus;
 mod het;
 mod images;
@@ -181,6 +182,7 @@ impl Cluster {
                 let result = self.admit(&actor).and_then(|actor| self.reconfigure(&actor, *config));
                 self.reply(request, result);
             }
+            Event::Fenced { node, asked, result } => self.fenced(&node, asked, result),
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}
         }
@@ -227,12 +229,12 @@ impl Cluster {
         }
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
-                let first_step = first_step.map(|step| self.as_here(*step));
+                let first_step = first_step.map(|step| self.with_prolog(*step));
                 self.submit(&actor, *spec, payload, first_step, test_only)
             }
             Request::SubmitHet { components, test_only } => self.submit_het(&actor, components, test_only),
             Request::CreateHetStep { parts } => {
-                let parts = parts.into_iter().map(|(job, step)| (job, self.as_here(step))).collect();
+                let parts = parts.into_iter().map(|(job, step)| (job, self.with_prolog(step))).collect();
                 if let Err(refusal) = self.create_het_step(request, &actor, parts) {
                     self.reply(request, Err(refusal));
                 }
@@ -240,7 +242,7 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                match self.create_step(request, &actor, job, self.as_here(*spec)) {
+                match self.create_step(request, &actor, job, self.with_prolog(*spec)) {
                     Ok(()) => self.note_job(&actor, "made a step in", job),
                     Err(refusal) => self.reply(request, Err(refusal)),
                 }

@@ -34,6 +34,7 @@ impl Cluster {
                 node.refit_when_free(&self.config);
             }
             self.watch_silence(name);
+            self.watch_fence(name);
         }
         self.purge_anew();
         let queued: Vec<JobId> = self.queue.values().flatten().map(|key| key.job).collect();

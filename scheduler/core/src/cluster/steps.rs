@@ -288,7 +288,7 @@ fn exact(spec: &StepSpec) -> bool {
 impl Cluster {
     /// The step as it is asked for here: its tasks wait for the site's program of `srun` where there is one, and for none where they
     /// have no client.
-    pub(super) fn as_here(&self, mut spec: StepSpec) -> StepSpec {
+    pub(super) fn with_prolog(&self, mut spec: StepSpec) -> StepSpec {
         spec.prolog = match spec.prolog.filter(|_| spec.attached) {
             Some(SrunProlog::Site) => self.config.srun_prolog.then_some(SrunProlog::Own),
             settled => settled,

@@ -28,6 +28,8 @@ pub(super) enum Timer {
     Purge(JobId),
     /// A node was silent.
     Silence(NodeName),
+    /// A silent node may be powered off.
+    Fence(NodeName),
     /// Runs on a silent node have ended by themselves.
     Lost(NodeName),
     /// Messages of a job that were not answered are sent again.
@@ -56,6 +58,7 @@ impl Cluster {
                 Timer::Limit(job) => self.limit_passed(job),
                 Timer::Purge(job) => self.purge(job),
                 Timer::Silence(node) => self.check_silence(&node),
+                Timer::Fence(node) => self.watch_fence(&node),
                 Timer::Lost(node) => self.check_lost(&node),
                 Timer::Repeat(job) => self.repeat(job),
                 Timer::Settle(node) => self.settle(&node),
@@ -108,6 +111,7 @@ impl Cluster {
             n.row.condition.not_responding = true;
         }
         self.check_lost(node);
+        self.watch_fence(node);
     }
 
     /// Has a node end the runs that it has and should not have, until it says that they are gone.

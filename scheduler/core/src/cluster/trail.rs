@@ -3,7 +3,7 @@
 use super::Cluster;
 use crate::rows::{AuditRow, ROW_VERSION};
 use crate::store::Write;
-use berth_model::ids::JobId;
+use berth_model::ids::{JobId, Uid};
 use berth_model::request::{Actor, Refusal, Response};
 use berth_model::rights::{Rank, Role};
 
@@ -24,15 +24,28 @@ fn role(actor: &Actor) -> Role {
 impl Cluster {
     /// Enters what was just done.
     pub(super) fn note(&mut self, actor: &Actor, what: String) {
-        self.enter_in_log(actor, actor.identity.user.clone(), Some(role(actor)), what);
+        let user = actor.identity.user.clone();
+        self.enter_in_log(actor.identity.uid, user, Some(role(actor)), actor.inside, what);
     }
 
     /// Enters what was just done on the word of somebody who has no uid here.
     pub(super) fn note_as(&mut self, actor: &Actor, user: String, what: String) {
-        self.enter_in_log(actor, user, None, what);
+        self.enter_in_log(actor.identity.uid, user, None, actor.inside, what);
     }
 
-    fn enter_in_log(&mut self, actor: &Actor, user: String, role: Option<Role>, mut what: String) {
+    /// Enters what the cluster did by itself, as an administrator told it to.
+    pub(super) fn note_own(&mut self, what: String) {
+        self.enter_in_log(Uid(0), "berth".to_string(), None, None, what);
+    }
+
+    fn enter_in_log(
+        &mut self,
+        uid: Uid,
+        user: String,
+        role: Option<Role>,
+        inside: Option<JobId>,
+        mut what: String,
+    ) {
         if let Some((cut, _)) = what.char_indices().nth(LONGEST) {
             what.truncate(cut);
             what.push_str(" ...");
@@ -41,10 +54,10 @@ impl Cluster {
             version: ROW_VERSION,
             number: self.next_audit,
             at: self.clock,
-            uid: actor.identity.uid,
+            uid,
             user,
             role,
-            inside: actor.inside,
+            inside,
             what,
         })));
         self.next_audit += 1;

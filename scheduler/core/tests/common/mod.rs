@@ -79,6 +79,8 @@ pub struct World {
     /// Nodes whose agents were cut off.
     pub cut: Vec<NodeName>,
     pub superseded: Option<Term>,
+    /// Nodes that are to be powered off, and what is to be told with the answer.
+    pub fences: Vec<(NodeName, Time)>,
     pub agent_term: Term,
     /// Whether agents ask for renewals, as all do but those of earlier versions.
     pub ask: bool,
@@ -159,6 +161,7 @@ impl World {
             writes: vec![],
             cut: vec![],
             superseded: None,
+            fences: vec![],
             agent_term: Term(0),
             ask: true,
             sessions: BTreeMap::new(),
@@ -200,6 +203,7 @@ impl World {
                 }
                 Effect::CutOff { node, .. } => self.cut.push(node),
                 Effect::Supersede(term) => self.superseded = Some(term),
+                Effect::Fence { node, asked } => self.fences.push((node, asked)),
                 Effect::Disconnect { .. } => {}
             }
         }

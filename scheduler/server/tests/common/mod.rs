@@ -26,6 +26,7 @@ pub async fn be_the_controller() {
         read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
         in_force: |_| (),
         ready: || (),
+        power_off: |_| Err("there is no program".to_string()),
     };
     if let Err(e) = run(options, Box::pin(std::future::pending())).await {
         eprintln!("controller: error: {e}");

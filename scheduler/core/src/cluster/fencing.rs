@@ -1,0 +1,65 @@
+//! Power fences (`fence` in `[programs]`): a node that is silent for too long is powered off by the site's program. When that says so,
+//! what ran there is gone, as surely as after a boot.
+//!
+//! Only what was asked for when nothing had been heard of the node since is evidence: a node that speaks again may have begun something new,
+//! whatever becomes of the program. Nothing of it is stored: a controller that starts waits for its nodes anew.
+
+use super::Cluster;
+use super::timers::Timer;
+use crate::event::Effect;
+use berth_model::ids::NodeName;
+use berth_model::time::Time;
+
+impl Cluster {
+    /// Has a silent node powered off when its time has come, if something of a job may be alive there.
+    pub(super) fn watch_fence(&mut self, node: &NodeName) {
+        let Some(after) = self.config.fence.as_ref().map(|fence| fence.after) else { return };
+        let now = self.clock;
+        let silent = |n: &&crate::node::Node| {
+            n.row.condition.not_responding && !n.held.is_empty() && n.fencing.is_none()
+        };
+        let Some(n) = self.nodes.get(node).map(|n| &**n).filter(silent) else { return };
+        let due = (n.last_heard + after).max(n.fence_again.unwrap_or_default());
+        if due > now {
+            self.timers.insert((due, Timer::Fence(node.clone())));
+            return;
+        }
+        if let Some(n) = self.node_mut(node) {
+            n.fencing = Some(now);
+        }
+        self.out.effects.push(Effect::Fence { node: node.clone(), asked: now });
+    }
+
+    /// The program has ended that was asked for at `asked`.
+    pub(super) fn fenced(&mut self, node: &NodeName, asked: Time, result: Result<(), String>) {
+        let now = self.clock;
+        let again = self.config.fence.as_ref().map(|fence| now + fence.after);
+        let Some(n) = self.node_mut(node).filter(|n| n.fencing == Some(asked)) else { return };
+        n.fencing = None;
+        n.fence_again = again;
+        let silent = n.row.condition.not_responding && n.last_heard < asked;
+        let link = n.link.filter(|_| silent && result.is_ok());
+        match result {
+            Ok(()) if silent => {
+                n.link = None;
+                if let Some(link) = link {
+                    let why = format!("{node} was powered off because nothing was heard of it");
+                    self.out.effects.push(Effect::Disconnect { connection: link.connection, why });
+                }
+                self.note_own(format!("fenced {node}: what ran there counts as lost"));
+                self.lose_node(node);
+                self.await_no_more(node);
+            }
+            Ok(()) => {
+                self.note_own(format!(
+                    "fenced {node}, of which something was heard meanwhile: nothing counts as lost"
+                ));
+                self.watch_fence(node);
+            }
+            Err(why) => {
+                self.note_own(format!("could not fence {node}: {why}"));
+                self.watch_fence(node);
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Nodes that are powered off when nothing is heard of them: once, and what counts as lost was surely on them.
+#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
+mod common;
+
+use berth_model::config::Config;
+use berth_model::ids::*;
+use berth_model::launch::StepPhase;
+use berth_model::link::FromAgent;
+use berth_model::state::JobState;
+use berth_model::time::{Span, Time};
+use berth_sched_core::{Cluster, CoreConfig, Event, Write};
+use common::*;
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.programs.fence = "/etc/berth/fence".into();
+    config.programs.fence_after_seconds = 90;
+    config
+}
+
+fn world() -> World {
+    let mut w = World::new(&config());
+    w.node("n1", hardware(4, 1, 4000, 0));
+    w
+}
+
+/// The one program that was asked for.
+fn asked(w: &mut World) -> Time {
+    let fences = std::mem::take(&mut w.fences);
+    let [(node, asked)] = fences.try_into().unwrap();
+    assert_eq!(node, NodeName::from("n1"));
+    asked
+}
+
+fn ends(w: &mut World, asked: Time, result: Result<(), String>) {
+    w.event(Event::Fenced { node: "n1".into(), asked, result });
+}
+
+fn heartbeat(w: &mut World) {
+    w.tell("n1", |session| FromAgent::Heartbeat {
+        session,
+        load: 0,
+        free_memory: 0,
+        troubles: vec![],
+        drift: vec![],
+        asked: Time(0),
+        used: vec![],
+        gpus: vec![],
+    });
+}
+
+fn audit(w: &World) -> Vec<String> {
+    let entry = |write: &Write| match write {
+        Write::AddAudit(row) => Some(format!("{}: {}", row.user, row.what)),
+        _ => None,
+    };
+    w.writes.iter().filter_map(entry).collect()
+}
+
+#[test]
+fn what_was_on_a_node_that_is_off_counts_as_lost() {
+    let mut w = world();
+    let jobs = [w.batch("again", |s| s.requeue = Some(true)), w.batch("not", |s| s.requeue = Some(false))];
+    w.later(Span(90_000_000 - 1));
+    assert!(w.fences.is_empty());
+    w.later(Span(1));
+    let when = asked(&mut w);
+    w.later(Span::from_secs(1000));
+    assert!(w.fences.is_empty(), "one at a time");
+    assert!(jobs.iter().all(|job| w.state(*job) == JobState::Running), "asking is no evidence");
+    ends(&mut w, when, Ok(()));
+    assert_eq!(jobs.map(|job| w.state(job)), [JobState::Pending, JobState::NodeFail]);
+    assert_eq!(audit(&w), ["berth: fenced n1: what ran there counts as lost"]);
+    w.later(Span::from_secs(1000));
+    assert!(w.fences.is_empty(), "nothing is left there");
+    // It is back by itself when it boots.
+    w.starts();
+    w.hello("n1", "another boot", hardware(4, 1, 4000, 0), vec![], vec![]);
+    w.later(Span::from_secs(2));
+    assert_eq!(w.starts(), [batch_key(jobs[0], 1)]);
+}
+
+#[test]
+fn a_program_that_fails_says_nothing_and_is_tried_again() {
+    let mut w = world();
+    let job = w.batch("a", |_| {});
+    w.later(Span::from_secs(90));
+    let first = asked(&mut w);
+    ends(&mut w, first, Err("no outlet".into()));
+    assert_eq!(w.state(job), JobState::Running);
+    assert_eq!(audit(&w), ["berth: could not fence n1: no outlet"]);
+    w.later(Span(90_000_000 - 1));
+    assert!(w.fences.is_empty());
+    w.later(Span(1));
+    let second = asked(&mut w);
+    // An answer to another one, and one that comes twice.
+    ends(&mut w, first, Ok(()));
+    assert_eq!(w.state(job), JobState::Running);
+    ends(&mut w, second, Err("no outlet".into()));
+    ends(&mut w, second, Ok(()));
+    assert_eq!(w.state(job), JobState::Running);
+}
+
+#[test]
+fn a_node_that_speaks_meanwhile_has_lost_nothing() {
+    let mut w = world();
+    let job = w.batch("a", |_| {});
+    w.later(Span::from_secs(90));
+    let when = asked(&mut w);
+    w.later(Span::from_secs(10));
+    heartbeat(&mut w);
+    ends(&mut w, when, Ok(()));
+    assert_eq!(w.state(job), JobState::Running);
+    assert!(audit(&w)[0].contains("heard meanwhile"), "{:?}", audit(&w));
+    // Also when it has fallen silent once more: what counts is a program that began after that.
+    w.later(Span::from_secs(95));
+    let when = asked(&mut w);
+    ends(&mut w, when, Ok(()));
+    assert_ne!(w.state(job), JobState::Running);
+}
+
+#[test]
+fn a_node_without_work_is_left_on_and_so_are_all_where_nobody_asked() {
+    let mut w = world();
+    w.later(Span::from_secs(10_000));
+    assert!(w.fences.is_empty());
+    let mut w = World::small();
+    w.batch("a", |_| {});
+    w.later(Span::from_secs(10_000));
+    assert!(w.fences.is_empty());
+}
+
+#[test]
+fn a_controller_that_starts_waits_anew_and_takes_no_earlier_ones_word() {
+    let mut w = world();
+    let job = w.batch("a", |_| {});
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    w.later(Span::from_secs(90));
+    let before = asked(&mut w);
+    let config = CoreConfig::new(&config()).unwrap();
+    w.core = Cluster::restore(config, Term(2), stored(&w.writes), w.now).unwrap();
+    ends(&mut w, before, Ok(()));
+    w.later(Span::from_secs(89));
+    assert!(w.fences.is_empty());
+    assert_eq!(w.state(job), JobState::Running);
+    w.later(Span::from_secs(2));
+    let when = asked(&mut w);
+    ends(&mut w, before, Ok(()));
+    assert_eq!(w.state(job), JobState::Running);
+    ends(&mut w, when, Ok(()));
+    assert_ne!(w.state(job), JobState::Running);
+}
+
+#[test]
+fn a_fence_needs_a_program_and_a_time_that_is_long_enough() {
+    let problems = |change: fn(&mut Config)| {
+        let mut config = config();
+        change(&mut config);
+        config.check().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(problems(|_| {}), "");
+    assert!(problems(|c| c.programs.fence_after_seconds = 59).contains("programs.fence_after_seconds"));
+    assert!(problems(|c| c.programs.fence_after_seconds = 0).contains("programs.fence_after_seconds"));
+    assert!(problems(|c| c.programs.fence = "".into()).contains("programs.fence"));
+    assert!(problems(|c| c.programs.fence = "fence".into()).contains("absolute"));
+    assert!(problems(|c| c.programs.fence_seconds = 0).contains("programs.fence_seconds"));
+}

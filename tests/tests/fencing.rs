@@ -1,0 +1,68 @@
+//! Nodes that are powered off by the site's program when nothing is heard of them.
+
+use berth_tests::{Hosts, sandbox::wait};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+/// Says where it began, and goes on until it may end.
+const JOB: &str = "#!/bin/sh\necho \"$(hostname)\" >> $1\nuntil [ -e go ]; do sleep 0.1; done\n";
+
+#[test]
+fn a_silent_node_is_powered_off_and_its_job_runs_elsewhere_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    // What it does is noted, and not whether it would have worked: that there is evidence is the program's word.
+    let state = hosts.state("head");
+    let (program, log, broken) = (state.join("fence"), state.join("fence.log"), state.join("broken"));
+    let script = format!(
+        "#!/bin/sh\necho \"$1 $SLURMD_NODENAME $SLURM_SCRIPT_CONTEXT $(id -u) $(pwd)\" >> {}\n[ ! -e {} ] || {{ echo no outlet >&2; exit 3; }}\n",
+        log.display(),
+        broken.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    fs::write(&broken, "").unwrap();
+    let config =
+        format!("node_timeout_seconds = 5\n[programs]\nfence = {program:?}\nfence_after_seconds = 6\n");
+    hosts.up("head", &config);
+    let token = hosts.token("head", &["--uses", "2"]);
+    for node in ["n1", "n2"] {
+        hosts.join(node, &token);
+        hosts.wait_node(node, "idle", 20);
+    }
+    let work = hosts.work();
+    fs::write(work.join("job.sh"), JOB).unwrap();
+    let begun = || -> Vec<String> {
+        let text = fs::read_to_string(work.join("begun")).unwrap_or_default();
+        text.lines().map(str::to_string).collect()
+    };
+    let fences = || fs::read_to_string(&log).unwrap_or_default();
+    let sbatch =
+        hosts.cmd("head", "sbatch").args(["--parsable", "--mem=20M", "-n1", "--requeue", "--exclude=head"]);
+    let job = sbatch.args(["job.sh", "begun"]).ok().text();
+    assert!(wait(20, || (begun().len() == 1).then_some(())).is_some(), "job {job} does not begin");
+    let lost = begun().remove(0);
+    hosts.link(&lost, false);
+    // A program that fails is no evidence, is named, and is run again.
+    assert!(wait(60, || (fences().lines().count() >= 2).then_some(())).is_some(), "{}", fences());
+    assert_eq!(begun().len(), 1);
+    let status = hosts.root("head", "berth").arg("status").run();
+    assert!(format!("{status}").contains("could not be powered off"), "{status}");
+    fs::remove_file(&broken).unwrap();
+    assert!(wait(40, || (begun().len() == 2).then_some(())).is_some(), "{}", fences());
+    assert_ne!(begun()[1], lost);
+    assert!(fences().lines().all(|line| line == format!("{lost} {lost} fence 0 /")), "{}", fences());
+    let trail = hosts.root("head", "berth").arg("audit").ok().text();
+    assert!(
+        trail.contains(&format!("could not fence {lost}"))
+            && trail.contains(&format!("fenced {lost}: what ran")),
+        "{trail}"
+    );
+    // What is there all the same when it comes back is ended before it takes work again.
+    hosts.link(&lost, true);
+    hosts.wait_node(&lost, "idle", 60);
+    fs::write(work.join("go"), "").unwrap();
+    let state =
+        || hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-j", job.trim(), "-o", "State"]).ok().text();
+    assert!(wait(20, || (state().trim() == "COMPLETED").then_some(())).is_some(), "{}", state());
+    assert_eq!(begun().len(), 2);
+}
