@@ -96,10 +96,7 @@ impl Store {
         // From here on the image cannot be removed under our hands.
         let guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
         self.sweep()?;
-        let result = self.import(image, source, progress).and_then(|record| {
-            self.write_image_record(&record)?;
-            Ok(record)
-        });
+        let result = self.import(image, source, progress).and_then(|record| self.record_made(record));
         let (pending, partial) = (pending_name(&image.digest), partial_name(&image.digest));
         let ended = match &result {
             // Room may be made, and complete layers wait for the next try.
@@ -213,6 +210,22 @@ impl Store {
 
     pub(super) fn write_image_record(&self, record: &ImageRecord) -> Result<()> {
         files::write(self.images.as_fd(), &record_name(&record.digest), &print(record)?, self.give_to)
+    }
+
+    /// Writes the record of an image that was imported. One that was there keeps its names: a layer of it was made anew.
+    fn record_made(&self, mut record: ImageRecord) -> Result<ImageRecord> {
+        // Names are taken from it, and given to it, under this lock.
+        let _store = self.lock("store", Hold::Exclusive)?;
+        if let Some(known) = self.whole_record(&record.digest)? {
+            for (old, new) in [(known.names, &mut record.names), (known.own, &mut record.own)] {
+                let mut all: Vec<_> = old.into_iter().filter(|name| !new.contains(name)).collect();
+                all.drain(..(all.len() + new.len()).saturating_sub(MOST_NAMES).min(all.len()));
+                all.append(new);
+                *new = all;
+            }
+        }
+        self.write_image_record(&record)?;
+        Ok(record)
     }
 
     /// Adds the name under which the image was asked for, if it is new: by `user`, or by those whose store it is.

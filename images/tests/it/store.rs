@@ -288,6 +288,25 @@ fn an_unsynced_layer_of_another_boot_does_not_count() {
 }
 
 #[test]
+fn an_image_of_which_a_layer_is_made_anew_keeps_its_names() {
+    let bench = Bench::new();
+    let image = bench.import(vec![layer("a")]).unwrap();
+    let place = only_layer(&image).to_path_buf();
+    drop(image);
+    let second = bench.path().join("second");
+    std::fs::rename(bench.layout(), &second).unwrap();
+    let (first, second) =
+        (format!("oci:{}", bench.path().join("layout").display()), format!("oci:{}", second.display()));
+    drop(bench.import_text(&second).unwrap());
+    let names = || bench.store().list().unwrap().remove(0).names;
+    assert_eq!(names(), [first.clone(), second.clone()]);
+    tear(&place, LayerForm::Directory, false);
+    drop(bench.import_text(&second).unwrap());
+    assert!(only_layer(&bench.import_text(&second).unwrap()).join("a").exists());
+    assert_eq!(names(), [first, second]);
+}
+
+#[test]
 fn stores_of_others_of_newer_versions_and_open_ones() {
     let bench = Bench::new();
     let root = bench.path().join("store");

@@ -131,6 +131,8 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "pmix",
         "mps",
         "pinned-names",
+        "srun-prolog",
+        "lost-after",
         "say",
     ];
     assert_eq!(Feature::known(), known);
