@@ -193,11 +193,22 @@ pub(crate) fn look(named: &[GresDevice], found: &[GresDevice]) -> (Vec<GresDevic
             Err(why) => device.fault = Some(why),
         }
     }
-    let faults: Vec<Option<String>> = devices.iter().map(|device| shared(device, &devices, found)).collect();
+    // By their own names: a link is the same device.
+    let own =
+        |device: &GresDevice| GresDevice { files: device.files.iter().map(real).collect(), ..device.clone() };
+    let (all_own, others): (Vec<_>, Vec<_>) =
+        (devices.iter().map(own).collect(), found.iter().map(own).collect());
+    let faults: Vec<Option<String>> =
+        all_own.iter().map(|device| shared(device, &all_own, &others)).collect();
     for (device, fault) in devices.iter_mut().zip(faults) {
         device.fault = device.fault.take().or(fault);
     }
     (devices, all)
+}
+
+/// A device file's own name, where it is called by that of a link.
+fn real(file: &ByteStr) -> ByteStr {
+    std::fs::canonicalize(file.as_os()).map_or_else(|_| file.clone(), |path| ByteStr::from(path.as_os_str()))
 }
 
 /// Why a device cannot be kept apart from another one.

@@ -89,6 +89,11 @@ impl Cgroups {
         self.facts.has(Controller::Memory) && self.facts.has(Controller::Cpuset)
     }
 
+    /// The device files that are allocated.
+    pub fn device_files(&self) -> impl Iterator<Item = &String> {
+        self.allocated.iter().map(|(file, _)| file)
+    }
+
     /// The numbers of device files that are allocated.
     pub fn device_rules(&self) -> impl Iterator<Item = DeviceRule> + '_ {
         self.allocated.iter().map(|(_, rule)| *rule)

@@ -27,8 +27,8 @@ pub struct Sessions {
     record: Record,
     /// By what the kernel's programs are found again.
     owner: String,
-    /// Groups that have it, as they were made; those that refused have it as well, so that it is said once.
-    done: Mutex<BTreeMap<String, u64>>,
+    /// Groups that were seen, as they were made, and whether they took it: one that did not is tried again, and told of once.
+    done: Mutex<BTreeMap<String, (u64, bool)>>,
 }
 
 impl Sessions {
@@ -77,19 +77,22 @@ impl Sessions {
         for group in &self.record.groups {
             let Some(found) = Foreign::named(group) else { continue };
             let made = found.made();
-            let again = made == done.get(group).copied();
+            let before = done.get(group).copied().filter(|(known, _)| made == Some(*known));
+            let (again, holds) = (before.is_some(), before.is_some_and(|(_, holds)| holds));
             // A service manager that opens all devices to a group of v1 is not seen: such a list shows nothing of what is not on it.
-            if made.is_none() || (again && !found.is_v1()) {
+            if made.is_none() || (holds && !found.is_v1()) {
                 continue;
             }
-            match found.keep(&self.record.rules, &self.owner) {
+            let kept = found.keep(&self.record.rules, &self.owner);
+            let holds = kept.is_ok();
+            match kept {
                 _ if again => {}
                 Ok(()) => {
                     tracing::info!("{}: no device that jobs are given opens there", found.dir().display())
                 }
                 Err(e) => tracing::error!("gpus.kept_from: {e}; devices of jobs open in {group}"),
             }
-            done.extend(made.map(|made| (group.clone(), made)));
+            done.extend(made.map(|made| (group.clone(), (made, holds))));
         }
     }
 

@@ -180,6 +180,14 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();
     let more: Vec<String> = gpus.files().filter(|file| !files.contains(file)).collect();
     files.extend(more);
+    // A CDI file that cannot be read just now says nothing of devices that jobs still have.
+    if !jobs_left(&paths).is_empty()
+        && let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups())
+    {
+        let kept: Vec<String> =
+            earlier.device_files().filter(|file| !files.contains(file)).cloned().collect();
+        files.extend(kept);
+    }
     let scope = if options.service { Scope::take(&options)? } else { None };
     let facts = scope.as_ref().map_or_else(CgroupFacts::detect, |scope| scope.facts.clone());
     let cgroups = Arc::new(Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?);

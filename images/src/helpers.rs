@@ -496,7 +496,7 @@ impl Running {
     fn ends(&self) -> bool {
         let Ok(process) = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()) else { return true };
         let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-        !matches!(poll(&mut fds, ENDS), Ok(0))
+        !matches!(poll(&mut fds, ENDS), Ok(0) | Err(Errno::EINTR))
     }
 }
 

@@ -285,7 +285,7 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
     let what = format!("Unable to create step for job {leader}");
     let unexpected =
         || Failure::new(Kind::Internal, format!("{what}: unexpected answer from the controller"));
-    let site = first.site_programs(client).await?;
+    let site = first.site_programs(client, None).await?;
     let specs_ref = &specs;
     let create = client.persist(None, |client| async move {
         match specs_ref.as_slice() {

@@ -44,7 +44,7 @@ const OF_ONE_COMPONENT: &[&str] = &[
     "tres-per-task",
 ];
 /// How long a submission is tried again while the controller is away.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A job that waits longer than this is said to wait.
 pub const SOON: Duration = Duration::from_millis(250);
 

@@ -87,16 +87,30 @@ pub struct ArchiveSource {
 }
 
 impl ArchiveSource {
-    /// Opens the file at an absolute path and finds its members.
+    /// Opens the file at an absolute path and finds its members. One that is of both forms is read as an OCI layout.
     ///
     /// # Errors
     /// It is not a tar file, or one of neither form.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, false)
+    }
+
+    /// As [`ArchiveSource::open`], for one that was called an archive of docker's: it is read as that if it is of both forms.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_docker(path: &Path) -> Result<Self> {
+        Self::open_as(path, true)
+    }
+
+    fn open_as(path: &Path, docker: bool) -> Result<Self> {
         let shown = path.display().to_string();
         let mut source = Self::scanned(path, open_regular(path)?).map_err(|e| e.within(&shown))?;
+        let saved = source.members.contains_key(&b"manifest.json"[..]);
         match source.small(b"oci-layout", MAX_MARKER)? {
+            _ if docker && saved => source.take_docker()?,
             Some(marker) => check_marker(&source.describe(), &marker)?,
-            None if source.members.contains_key(&b"manifest.json"[..]) => source.take_docker()?,
+            None if saved => source.take_docker()?,
             None => {
                 return Err(Error::new(ErrorKind::Unsupported, shown, "is a tar file with neither oci-layout nor manifest.json, so it is no image")
                     .next("make one with `skopeo copy … oci-archive:FILE.tar`; a tar of a root file system is unpacked first and named as a directory"));

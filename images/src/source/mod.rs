@@ -211,9 +211,14 @@ fn resolve_unpinned(
             let path = absolute(path, credentials, options)?;
             resolve_layout(&LayoutSource::open(&path)?, name.as_deref(), options).map(Resolved::Manifest)
         }
-        Reference::OciArchive { path, name } | Reference::DockerArchive { path, name } => {
+        Reference::OciArchive { path, name } => {
             let path = absolute(path, credentials, options)?;
             resolve_layout(&ArchiveSource::open(&path)?, name.as_deref(), options).map(Resolved::Manifest)
+        }
+        Reference::DockerArchive { path, name } => {
+            let path = absolute(path, credentials, options)?;
+            resolve_layout(&ArchiveSource::open_docker(&path)?, name.as_deref(), options)
+                .map(Resolved::Manifest)
         }
         Reference::Path(path) => {
             let path = absolute(path, credentials, options)?;
@@ -289,10 +294,12 @@ pub fn open_source(
         )
         .next("resolve the image reference again")
     };
-    if let Some(path) = source.strip_prefix("oci-archive:").or_else(|| source.strip_prefix("docker-archive:"))
-    {
-        let path = Path::new(path);
-        return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
+    let archives: [(_, fn(&Path) -> Result<ArchiveSource>); 2] =
+        [("oci-archive:", ArchiveSource::open), ("docker-archive:", ArchiveSource::open_docker)];
+    for (scheme, open) in archives {
+        if let Some(path) = source.strip_prefix(scheme).map(Path::new) {
+            return if path.is_absolute() { Ok(Box::new(open(path)?)) } else { Err(relative()) };
+        }
     }
     if let Some(path) = source.strip_prefix("sqsh:").or_else(|| source.strip_prefix("sif:")) {
         let path = Path::new(path);

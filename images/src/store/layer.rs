@@ -254,8 +254,14 @@ impl Store {
     pub(super) fn sync_layers(&self, layers: &[LayerInfo], merged: Option<&MergedRecord>) -> Result<()> {
         let names = layers.iter().map(|layer| layer.diff_id.file_name());
         let names = names.chain(merged.map(|merged| merged_name(&merged.id)));
-        let new: BTreeSet<String> = names.filter(|name| !self.is_synced(name)).collect();
-        for names in Vec::from_iter(new).chunks(MOST_OPEN) {
+        let all: BTreeSet<String> = names.collect();
+        let (marked, new): (Vec<String>, Vec<String>) =
+            all.into_iter().partition(|name| self.is_synced(name));
+        // Whoever made these marks may not have them on the disk yet.
+        for name in &marked {
+            fsync(self.open_layer(name)?).map_err(|e| Error::io("image store: the mark of a layer", e))?;
+        }
+        for names in new.chunks(MOST_OPEN) {
             // By descriptor: a layer that is not on the disk yet may be put in a name's place meanwhile, and gets no mark of ours.
             let opened = names.iter().map(|name| self.open_layer(name));
             let all = opened.collect::<Result<Vec<OwnedFd>>>()?;

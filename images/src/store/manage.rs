@@ -144,16 +144,24 @@ pub struct DiskUsage {
 /// All spellings under which an image that people call `text` may be listed.
 fn spellings(text: &str) -> Vec<String> {
     let mut wanted = vec![text.to_owned()];
-    match text.parse::<Reference>() {
-        Ok(Reference::Path(path)) => {
-            if let Ok(path) = path.canonicalize() {
-                let schemes = ["oci", "oci-archive", "docker-archive", "sqsh", "sif"];
-                wanted.extend(schemes.map(|scheme| format!("{scheme}:{}", path.display())));
-            }
+    let Ok(reference) = text.parse::<Reference>() else { return wanted };
+    // A file is listed as what it was found to be, whatever it was called.
+    let (path, name, schemes) = match &reference {
+        Reference::Path(path) => (path, &None, &["oci", "oci-archive", "docker-archive", "sqsh", "sif"][..]),
+        Reference::Oci { path, name } => (path, name, &["oci"][..]),
+        Reference::OciArchive { path, name } | Reference::DockerArchive { path, name } => {
+            (path, name, &["oci-archive", "docker-archive"][..])
         }
-        Ok(reference) => wanted.push(reference.to_string()),
-        Err(_) => {}
+        Reference::Host | Reference::Registry(_) | Reference::Engine { .. } => {
+            wanted.push(reference.to_string());
+            return wanted;
+        }
+    };
+    if let Ok(path) = path.canonicalize() {
+        let name = name.as_ref().map_or(String::new(), |name| format!(":{name}"));
+        wanted.extend(schemes.iter().map(|scheme| format!("{scheme}:{}{name}", path.display())));
     }
+    wanted.push(reference.to_string());
     wanted
 }
 

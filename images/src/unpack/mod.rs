@@ -207,6 +207,11 @@ impl<'a, F: Form> Unpacker<'a, F> {
         }
         self.remember_name(path.split_bytes().1)?;
         self.save(&path, entry.kind, reader.inner_mut())?;
+        if !matches!(entry.kind, EntryKind::HardLink | EntryKind::CharDevice | EntryKind::BlockDevice) {
+            // What stands here from now on is the archive's own, and no device.
+            self.skipped.remove(path.as_bytes());
+            self.linked.remove(path.as_bytes());
+        }
         match entry.kind {
             EntryKind::Directory => {
                 self.form.make_dir(&path)?;
@@ -350,6 +355,8 @@ impl<'a, F: Form> Unpacker<'a, F> {
         // Placing the target could make directories; a target whose parent is missing is missing itself.
         let target = self.place(target)?;
         if self.skipped.contains(target.as_bytes()) {
+            // It takes the place of what is there, as the device itself does.
+            self.form.clear(path)?;
             return self.skip(path);
         }
         if target == *path {
@@ -371,6 +378,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
             Err(errno) => return Err(target.io(errno)),
         }
         self.form.hard_link(&target, path)?;
+        self.skipped.remove(path.as_bytes());
         if !self.merging {
             self.remember(Paths::EACH)?;
             self.linked.insert(path.as_bytes());

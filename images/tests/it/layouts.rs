@@ -299,6 +299,34 @@ fn a_saved_archive_is_read_by_every_tool_and_a_corrupt_blob_leaves_none() {
 }
 
 #[test]
+fn an_archive_of_both_forms_is_read_and_found_as_what_it_was_called() {
+    let bench = Bench::new();
+    let image = bench.import(vec![first_layer(), second_layer()]).unwrap();
+    let both = bench.path().join("both.tar");
+    bench.store().export(&image.digest, &both, false, &()).unwrap();
+    let as_called = |scheme: &str| {
+        let name = format!("{scheme}:{}", both.display());
+        let found = bench.import_text(&name).unwrap().digest.clone();
+        (name, found)
+    };
+    let (oci, docker) = (as_called("oci-archive"), as_called("docker-archive"));
+    assert_ne!(oci.1, docker.1, "docker's has a manifest of its own");
+    for (name, digest) in [&oci, &docker] {
+        assert_eq!(&bench.store().find(name).unwrap(), digest, "{name}");
+    }
+    // What a file is called does not make it what it is not; it is found by either name.
+    let saved = bench.path().join("saved.tar");
+    let only = oci.0.parse().unwrap();
+    let only = resolve(&only, &Credentials::anonymous(), &ResolveOptions::default()).unwrap();
+    let Resolved::Manifest(only) = only else { panic!("{only:?}") };
+    let source = open_source(&only, &Registries::default(), &Credentials::anonymous()).unwrap();
+    save_archive(&only, source.as_ref(), "v1", &saved, &()).unwrap();
+    let called = format!("docker-archive:{}:v1", saved.display());
+    let digest = bench.import_text(&called).unwrap().digest.clone();
+    assert_eq!(bench.store().find(&called).unwrap(), digest);
+}
+
+#[test]
 fn every_compression_and_digest_algorithm() {
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
         for algorithm in [berth_images::Algorithm::Sha256, berth_images::Algorithm::Sha512] {

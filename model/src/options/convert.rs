@@ -265,7 +265,8 @@ impl SubmitOptions {
                 stdout: file(&self.output),
                 stderr: file(&self.error),
                 open_mode: self.open_mode,
-                client_writes: true,
+                // Of a terminal's task everything is for the client's own output.
+                client_writes: !self.pty,
                 labelled: self.label && !self.pty,
             },
             container,

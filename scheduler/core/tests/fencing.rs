@@ -81,6 +81,24 @@ fn what_was_on_a_node_that_is_off_counts_as_lost() {
 }
 
 #[test]
+fn a_controller_that_was_held_up_has_nobody_powered_off() {
+    let mut w = world();
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let jobs = ["n1", "n2"].map(|node| w.batch(node, |s| s.resources.node_list = vec![node.into()]));
+    w.later(Span::from_secs(30));
+    // What it hears first after an hour is one of many words that wait for it.
+    w.now = w.now + Span::from_secs(3600);
+    heartbeat(&mut w);
+    assert!(w.fences.is_empty());
+    w.later(Span::from_secs(89));
+    assert!(w.fences.is_empty(), "the other nodes are waited for anew");
+    assert!(jobs.iter().all(|job| w.state(*job) == JobState::Running));
+    // A node that stays silent is off its time later.
+    w.later(Span::from_secs(2));
+    assert!(!w.fences.is_empty());
+}
+
+#[test]
 fn a_program_that_fails_says_nothing_and_is_tried_again() {
     let mut w = world();
     let job = w.batch("a", |_| {});

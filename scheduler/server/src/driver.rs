@@ -15,7 +15,7 @@ use berth_sched_core::{
     Stored, Write, commit,
 };
 use berth_store::{Room, SqliteStore, StoreError};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -102,6 +102,8 @@ pub(crate) struct Driver {
     looked: Option<Instant>,
     keep: Option<Span>,
     fences: Fences,
+    /// Silent nodes that could not be powered off, and why.
+    unfenced: BTreeMap<NodeName, String>,
     purged: Instant,
     stop: bool,
     /// Events that the core is to panic over.
@@ -152,6 +154,7 @@ impl Driver {
             looked: None,
             keep: span_of_days(keep_records_days),
             fences: Fences::new(power_off),
+            unfenced: BTreeMap::new(),
             purged: Instant::now(),
             stop: false,
             #[cfg(test)]
@@ -203,6 +206,22 @@ impl Driver {
         Duration::from_micros(wake.since(now).0.unsigned_abs()).min(look)
     }
 
+    /// Tells of nodes that could not be powered off, for as long as nothing is heard of them.
+    fn tell_unfenced(&mut self, changed: bool) {
+        let (cluster, before) = (&self.cluster, self.unfenced.len());
+        self.unfenced.retain(|node, _| cluster.is_silent(node));
+        if !changed && self.unfenced.len() == before {
+            return;
+        }
+        let tell = |(node, why)| format!("{node} could not be powered off, and is tried again: {why}");
+        let all: Vec<String> = self.unfenced.iter().map(tell).collect();
+        if all.is_empty() {
+            self.shared.all_clear("fence");
+        } else {
+            self.shared.alarm("fence", all.join("; "));
+        }
+    }
+
     /// One round: events, one commit, effects.
     fn turn(&mut self, batch: Vec<Input>) -> Result<(), ControllerError> {
         let now = self.clock.now();
@@ -210,17 +229,17 @@ impl Driver {
         if let Some(event) = self.look_at_disk() {
             self.apply(event, None, now, &mut group)?;
         }
+        let mut fences = false;
         while let Some(fenced) = self.fences.ended() {
+            fences = true;
             match &fenced.result {
-                Ok(()) => self.shared.all_clear("fence"),
-                Err(why) => self.shared.alarm(
-                    "fence",
-                    format!("{} could not be powered off, and is tried again: {why}", fenced.node),
-                ),
+                Ok(()) => drop(self.unfenced.remove(&fenced.node)),
+                Err(why) => drop(self.unfenced.insert(fenced.node.clone(), why.clone())),
             }
             let event = Event::Fenced { node: fenced.node, asked: fenced.asked, result: fenced.result };
             self.apply(event, None, now, &mut group)?;
         }
+        self.tell_unfenced(fences);
         for input in batch {
             match input {
                 Input::Client { request, actor, body, reply } => {

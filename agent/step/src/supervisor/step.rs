@@ -159,7 +159,6 @@ impl Step {
         let file = Rc::clone(&self.file);
         let (mut io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
-        self.wait_for_word()?;
         self.pmi = Pmi::of(&file.launch)
             .map_err(|e| LaunchFailure::new(format!("cannot make the tasks' PMI connections: {e}")))?;
         for (files, end) in io.iter_mut().zip(self.pmi.iter_mut().flat_map(Pmi::take_ends)) {
@@ -167,6 +166,8 @@ impl Step {
         }
         self.start_pmix(&file, &mut io)?;
         self.let_pmix_come(&file, &mut io);
+        // Behind what serves the tasks: other nodes may begin before this one, and speak to it.
+        self.wait_for_word()?;
         let parked = (self.parked.take(), self.images.take());
         self.hooks = Hooks::Beginning { given_up: false };
         let started = processes::start(&file, io, parked, self);
@@ -186,11 +187,12 @@ impl Step {
         let until = Instant::now() + duration(within);
         self.hooks = Hooks::Beginning { given_up: false };
         let told = loop {
-            if self.told {
-                break Ok(());
-            }
+            // Both can come at once, where the client waited for this node.
             if self.hooks == (Hooks::Beginning { given_up: true }) {
                 break Err("the step was ended before its tasks began".to_string());
+            }
+            if self.told {
+                break Ok(());
             }
             if Instant::now() >= until {
                 break Err(format!(

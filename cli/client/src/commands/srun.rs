@@ -269,7 +269,7 @@ impl Run {
                 }
             }
         };
-        let (response, site) = tokio::join!(created, self.site_programs(client));
+        let (response, site) = tokio::join!(created, self.site_programs(client, None));
         let what = format!("Unable to create step for job {}", job.id);
         let response = response.map_err(|e| submit::refused(&what, e))?;
         let Response::StepCreated { key, layout, .. } = response else {
@@ -379,13 +379,17 @@ impl Run {
         let payload = Payload::default();
         let test_only = self.options.test_only;
         self.check_prolog(client).await?;
-        let submitted =
-            submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only);
-        let (response, site) = tokio::join!(submitted, self.site_programs(client));
-        let response = response.map_err(|e| match e {
-            RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
-            e => submit::refused(Submit::Srun.failed(), e),
-        })?;
+        let submitted = async {
+            let sent =
+                submit::submit(Submit::Srun, client, &converted.spec, &payload, Some(&step), test_only);
+            sent.await.map_err(|e| match e {
+                RpcError::Refused(refusal) if test_only => submit::not_even_then(&refusal),
+                e => submit::refused(Submit::Srun.failed(), e),
+            })
+        };
+        // A submission that is given up waits for nothing that is asked beside it.
+        let asked = async { Ok::<_, Failure>(self.site_programs(client, None).await) };
+        let (response, site) = tokio::try_join!(submitted, asked)?;
         if test_only {
             return submit::would_start(Submit::Srun, &response);
         }
@@ -506,11 +510,15 @@ impl Run {
     }
 
     /// What the site runs around steps of `srun`: nobody asks where the options say that nothing is run.
-    pub(crate) async fn site_programs(&self, client: &Client) -> Result<ProgramsConfig, Failure> {
+    pub(crate) async fn site_programs(
+        &self,
+        client: &Client,
+        patience: Option<Duration>,
+    ) -> Result<ProgramsConfig, Failure> {
         if around::is_none(&self.options.prolog) && around::is_none(&self.options.epilog) {
             return Ok(ProgramsConfig::default());
         }
-        let config = client.persist(None, |client| async move { client.config().await }).await?;
+        let config = client.persist(patience, |client| async move { client.config().await }).await?;
         // One that knows of them says within which time.
         if config.programs.srun_prolog_seconds == 0 && self.names_prolog() {
             return Err(Failure::user(
@@ -528,7 +536,7 @@ impl Run {
     /// Looks, before anything is made, whether a program of the user's can be waited for.
     pub(crate) async fn check_prolog(&self, client: &Client) -> Result<(), Failure> {
         if self.names_prolog() {
-            self.site_programs(client).await?;
+            self.site_programs(client, Some(submit::PATIENCE)).await?;
         }
         Ok(())
     }

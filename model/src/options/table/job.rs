@@ -12,7 +12,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .short(b'A')
         .takes("NAME")
         .env(&["SLURM_ACCOUNT", "SBATCH_ACCOUNT", "SALLOC_ACCOUNT"])
-        .help("Account to record with the job. It is printed by squeue, scontrol and sacct and has no other effect.")
+        .help("Account to record with the job. It is printed by squeue, scontrol and sacct, and its coordinators may act on the job.")
         .set(|o, g| {
             o.account = Some(g.text()?.to_string());
             Ok(())

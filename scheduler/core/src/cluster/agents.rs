@@ -486,10 +486,12 @@ fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
         let same = |d: &&GresDevice| {
             let here = d.uuid.is_none() && d.bus.is_some() && d.bus == device.bus;
             d.name == device.name
-                && match &device.uuid {
+                && match (&device.uuid, &device.cdi) {
                     // One that fell off the bus does not say any more who it is.
-                    Some(_) => d.uuid == device.uuid || here,
-                    None => d.index == device.index,
+                    (Some(_), _) => d.uuid == device.uuid || here,
+                    // Its index is its place among those that are named now.
+                    (None, Some(_)) => d.cdi == device.cdi,
+                    (None, None) => d.index == device.index,
                 }
         };
         device.fault = match now.gres.iter().find(same) {

@@ -130,7 +130,9 @@ impl Cluster {
         request.user.is_none_or(|u| u == spec.identity.uid)
             && request.name.as_ref().is_none_or(|n| n == spec.name())
             && request.partition.as_ref().is_none_or(|p| **p == *spec.partition)
-            && (request.account.is_none() || request.account == spec.spec.account)
+            && request.account.as_deref().is_none_or(|account| {
+                spec.spec.account.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(account))
+            })
             && (request.states.is_empty() || request.states.contains(&state))
             && (request.nodes.is_empty() || on(&request.nodes))
     }

@@ -8,18 +8,39 @@ use super::Cluster;
 use super::timers::Timer;
 use crate::event::Effect;
 use berth_model::ids::NodeName;
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
+
+/// A time that is over for longer was not waited for: the controller was held up itself (its disk, a machine that slept), and has
+/// yet to hear what its nodes said meanwhile.
+const LATE: Span = Span::from_secs(5);
 
 impl Cluster {
     /// Has a silent node powered off when its time has come, if something of a job may be alive there.
     pub(super) fn watch_fence(&mut self, node: &NodeName) {
-        let Some(after) = self.config.fence.as_ref().map(|fence| fence.after) else { return };
+        let Some(after) = self.config.fence.as_ref().map(|fence| fence.after) else {
+            // Nobody waits for an answer any more.
+            if self.nodes.get(node).is_some_and(|n| n.fencing.is_some())
+                && let Some(n) = self.node_mut(node)
+            {
+                n.fencing = None;
+            }
+            return;
+        };
         let now = self.clock;
         let silent = |n: &&crate::node::Node| {
             n.row.condition.not_responding && !n.held.is_empty() && n.fencing.is_none()
         };
         let Some(n) = self.nodes.get(node).map(|n| &**n).filter(silent) else { return };
         let due = (n.last_heard + after).max(n.fence_again.unwrap_or_default());
+        if due + LATE < now {
+            // As after a start: nodes are waited for anew.
+            let again = now + after;
+            if let Some(n) = self.node_mut(node) {
+                n.fence_again = Some(again);
+            }
+            self.timers.insert((again, Timer::Fence(node.clone())));
+            return;
+        }
         if due > now {
             self.timers.insert((due, Timer::Fence(node.clone())));
             return;
@@ -28,6 +49,11 @@ impl Cluster {
             n.fencing = Some(now);
         }
         self.out.effects.push(Effect::Fence { node: node.clone(), asked: now });
+    }
+
+    /// Whether nothing is heard of the node.
+    pub fn is_silent(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|n| n.row.condition.not_responding)
     }
 
     /// The program has ended that was asked for at `asked`.
