@@ -141,9 +141,9 @@ warm() {
     done
     bench-alternate latency "$((rounds / 2))" "${commands[@]}" > "$work/warm" || die "starts cannot be measured"
     for form in "$@"; do
-        below "berth run of 1.1 GB as $form, ms more than /bin/true" \
+        below "berth run of 1 GB as $form, ms more than /bin/true" \
             "$(ms $(($(field "large-$form" 2 "$work/warm") - $(field bare 2 "$work/warm"))))" 20
-        below "berth run of 1.1 GB as $form, ms more than of 2 MB" \
+        below "berth run of 1 GB as $form, ms more than of 2 MB" \
             "$(ms $(($(field "large-$form" 2 "$work/warm") - $(field "small-$form" 2 "$work/warm"))))" 20
     done
     has podman || return 0
@@ -152,7 +152,7 @@ warm() {
     local podman="podman --root $here/root --runroot $here/run run --rm --network=none --cgroups=disabled --ulimit host $image true"
     if $podman 2>"$work/podman.err"; then
         bench-alternate latency "$((rounds / 2))" podman "$podman" berth "$work/run-directory $image true" > "$work/podman-start" &&
-            row "berth run of 1.1 GB, median ms" "$(ms "$(field berth 2 "$work/podman-start")")" podman "$(ms "$(field podman 2 "$work/podman-start")")" 0.1
+            row "berth run of 1 GB, median ms" "$(ms "$(field berth 2 "$work/podman-start")")" podman "$(ms "$(field podman 2 "$work/podman-start")")" 0.1
     else
         note "podman does not run here: $(tail -1 "$work/podman.err")"
     fi

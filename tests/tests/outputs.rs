@@ -62,20 +62,20 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
     // A node that begins late finds what the others wrote: it cuts nothing off.
     let late = Pid::from_raw(hosts.pid("n3", "agent"));
     kill(late, Signal::SIGSTOP).unwrap();
-    let words = ["-N3", "-o", "all", "sh", "-c", "echo out $SLURM_PROCID; echo err $SLURM_PROCID >&2"];
+    let words = ["-N3", "-o", "words", "sh", "-c", "echo out $SLURM_PROCID; echo err $SLURM_PROCID >&2"];
     let step = srun(&words).spawn();
-    let early = || (read(&hosts, "all").lines().count() == 4).then_some(());
+    let early = || (read(&hosts, "words").lines().count() == 4).then_some(());
     let early = wait(30, early);
     kill(late, Signal::SIGCONT).unwrap();
     let told = step.finish();
-    assert!(early.is_some() && told.rc == 0, "{told}{}", read(&hosts, "all"));
+    assert!(early.is_some() && told.rc == 0, "{told}{}", read(&hosts, "words"));
     let all = ["err 0", "err 1", "err 2", "out 0", "out 1", "out 2"];
-    assert_eq!(sorted(&read(&hosts, "all")), all);
+    assert_eq!(sorted(&read(&hosts, "words")), all);
     assert_eq!(told.text(), "", "{told}");
     // Anew each time, or behind it.
-    srun(&["-N3", "-o", "all", "sh", "-c", "echo $SLURM_PROCID"]).ok();
-    srun(&["-N2", "-w", "n[2-3]", "-o", "all", "--open-mode=append", "echo", "more"]).ok();
-    assert_eq!(sorted(&read(&hosts, "all")), ["0", "1", "2", "more", "more"]);
+    srun(&["-N3", "-o", "words", "sh", "-c", "echo $SLURM_PROCID"]).ok();
+    srun(&["-N2", "-w", "n[2-3]", "-o", "words", "--open-mode=append", "echo", "more"]).ok();
+    assert_eq!(sorted(&read(&hosts, "words")), ["0", "1", "2", "more", "more"]);
     // With labels lines stay whole, and much of them keeps its order; in containers, too.
     let image = format!("--container-image={}", images::busybox().display());
     for inside in [&[][..], &[image.as_str()]] {

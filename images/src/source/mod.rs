@@ -294,12 +294,15 @@ pub fn open_source(
         )
         .next("resolve the image reference again")
     };
-    let archives: [(_, fn(&Path) -> Result<ArchiveSource>); 2] =
-        [("oci-archive:", ArchiveSource::open), ("docker-archive:", ArchiveSource::open_docker)];
-    for (scheme, open) in archives {
-        if let Some(path) = source.strip_prefix(scheme).map(Path::new) {
-            return if path.is_absolute() { Ok(Box::new(open(path)?)) } else { Err(relative()) };
-        }
+    if let Some(path) = source.strip_prefix("oci-archive:").map(Path::new) {
+        return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
+    }
+    if let Some(path) = source.strip_prefix("docker-archive:").map(Path::new) {
+        return if path.is_absolute() {
+            Ok(Box::new(ArchiveSource::open_docker(path)?))
+        } else {
+            Err(relative())
+        };
     }
     if let Some(path) = source.strip_prefix("sqsh:").or_else(|| source.strip_prefix("sif:")) {
         let path = Path::new(path);

@@ -141,27 +141,23 @@ pub struct DiskUsage {
     pub room: RoomState,
 }
 
-/// All spellings under which an image that people call `text` may be listed.
+/// All spellings under which an image that people call `text` may be listed, what they say first.
 fn spellings(text: &str) -> Vec<String> {
     let mut wanted = vec![text.to_owned()];
     let Ok(reference) = text.parse::<Reference>() else { return wanted };
+    wanted.push(reference.to_string());
     // A file is listed as what it was found to be, whatever it was called.
     let (path, name, schemes) = match &reference {
         Reference::Path(path) => (path, &None, &["oci", "oci-archive", "docker-archive", "sqsh", "sif"][..]),
         Reference::Oci { path, name } => (path, name, &["oci"][..]),
-        Reference::OciArchive { path, name } | Reference::DockerArchive { path, name } => {
-            (path, name, &["oci-archive", "docker-archive"][..])
-        }
-        Reference::Host | Reference::Registry(_) | Reference::Engine { .. } => {
-            wanted.push(reference.to_string());
-            return wanted;
-        }
+        Reference::OciArchive { path, name } => (path, name, &["oci-archive", "docker-archive"][..]),
+        Reference::DockerArchive { path, name } => (path, name, &["docker-archive", "oci-archive"][..]),
+        Reference::Host | Reference::Registry(_) | Reference::Engine { .. } => return wanted,
     };
     if let Ok(path) = path.canonicalize() {
         let name = name.as_ref().map_or(String::new(), |name| format!(":{name}"));
         wanted.extend(schemes.iter().map(|scheme| format!("{scheme}:{}{name}", path.display())));
     }
-    wanted.push(reference.to_string());
     wanted
 }
 
@@ -171,9 +167,11 @@ pub(super) fn choose_named<'a>(
     named: impl IntoIterator<Item = (&'a Digest, &'a [String])>,
     digests: &[&'a Digest],
 ) -> Result<Option<&'a Digest>> {
-    let (wanted, mut named) = (spellings(text), named.into_iter());
-    if let Some((digest, _)) = named.find(|(_, names)| names.iter().any(|name| wanted.contains(name))) {
-        return Ok(Some(digest));
+    let named = Vec::from_iter(named);
+    for wanted in spellings(text) {
+        if let Some((digest, _)) = named.iter().find(|(_, names)| names.contains(&wanted)) {
+            return Ok(Some(digest));
+        }
     }
     let hex = text.rsplit_once("sha256:").map_or(text, |(_, hex)| hex);
     let digits = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
