@@ -314,17 +314,22 @@ fn what_one_node_lacks_is_named_with_that_node_and_nothing_is_left_as_root() {
     idle(&hosts, 8);
 }
 
-#[test]
-fn a_start_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_root() {
+/// Three hosts, of which the last one has mounts of its own, that soon give up a start.
+fn with_one_apart() -> Hosts {
     let config = "start_timeout_seconds = 5\nunkillable_seconds = 2\nkill_wait_seconds = 2\n";
-    let hosts = joined(
+    joined(
         3,
         |_| config.into(),
         |hosts, name, token| match name {
             "n3" => join_apart(hosts, name, token, "true"),
             _ => hosts.join(name, token),
         },
-    );
+    )
+}
+
+#[test]
+fn a_start_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_root() {
+    let hosts = with_one_apart();
     // One of them has a filesystem there whose server does not answer. Its agent is well, and is heard of all the time.
     let place = hosts.work().join("data");
     std::fs::create_dir_all(place.join("set")).unwrap();
@@ -346,15 +351,7 @@ fn a_start_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_ro
 
 #[test]
 fn an_image_file_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for_as_root() {
-    let config = "start_timeout_seconds = 5\nunkillable_seconds = 2\nkill_wait_seconds = 2\n";
-    let hosts = joined(
-        3,
-        |_| config.into(),
-        |hosts, name, token| match name {
-            "n3" => join_apart(hosts, name, token, "true"),
-            _ => hosts.join(name, token),
-        },
-    );
+    let hosts = with_one_apart();
     let place = hosts.work().join("data");
     std::fs::create_dir(&place).unwrap();
     let archive = place.join("image.tar");

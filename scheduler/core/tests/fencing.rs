@@ -5,7 +5,6 @@ mod common;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
-use berth_model::link::FromAgent;
 use berth_model::state::JobState;
 use berth_model::time::{Span, Time};
 use berth_sched_core::{Cluster, CoreConfig, Event, Write};
@@ -34,19 +33,6 @@ fn asked(w: &mut World) -> Time {
 
 fn ends(w: &mut World, asked: Time, result: Result<(), String>) {
     w.event(Event::Fenced { node: "n1".into(), asked, result });
-}
-
-fn heartbeat(w: &mut World) {
-    w.tell("n1", |session| FromAgent::Heartbeat {
-        session,
-        load: 0,
-        free_memory: 0,
-        troubles: vec![],
-        drift: vec![],
-        asked: Time(0),
-        used: vec![],
-        gpus: vec![],
-    });
 }
 
 fn audit(w: &World) -> Vec<String> {
@@ -88,7 +74,7 @@ fn a_controller_that_was_held_up_has_nobody_powered_off() {
     w.later(Span::from_secs(30));
     // What it hears first after an hour is one of many words that wait for it.
     w.now = w.now + Span::from_secs(3600);
-    heartbeat(&mut w);
+    w.heartbeat("n1", Time(0));
     assert!(w.fences.is_empty());
     w.later(Span::from_secs(89));
     assert!(w.fences.is_empty(), "the other nodes are waited for anew");
@@ -126,7 +112,7 @@ fn a_node_that_speaks_meanwhile_has_lost_nothing() {
     w.later(Span::from_secs(90));
     let when = asked(&mut w);
     w.later(Span::from_secs(10));
-    heartbeat(&mut w);
+    w.heartbeat("n1", Time(0));
     ends(&mut w, when, Ok(()));
     assert_eq!(w.state(job), JobState::Running);
     assert!(audit(&w)[0].contains("heard meanwhile"), "{:?}", audit(&w));

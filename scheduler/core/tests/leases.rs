@@ -6,7 +6,7 @@ mod common;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
-use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::link::{EndCause, ToAgent};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
@@ -25,19 +25,6 @@ fn world() -> World {
     let mut w = World::new(&config());
     w.node("n1", hardware(4, 1, 4000, 0));
     w
-}
-
-fn asks(w: &mut World, asked: Time) {
-    w.tell("n1", |session| FromAgent::Heartbeat {
-        session,
-        load: 0,
-        free_memory: 0,
-        troubles: vec![],
-        drift: vec![],
-        asked,
-        used: vec![],
-        gpus: vec![],
-    });
 }
 
 fn deadline(w: &mut World) -> Option<Time> {
@@ -62,16 +49,16 @@ fn deadlines_are_by_the_nodes_own_clock_and_never_go_back() {
     let job = w.batch("a", |_| {});
     assert_eq!(deadline(&mut w), Some(clock + SPAN));
     w.later(Span::from_secs(30));
-    asks(&mut w, clock + Span::from_secs(29));
+    w.heartbeat("n1", clock + Span::from_secs(29));
     assert_eq!(renewals(&mut w), [(job, Attempt(0), clock + Span::from_secs(129))]);
     // One that was overtaken.
-    asks(&mut w, clock + Span::from_secs(12));
+    w.heartbeat("n1", clock + Span::from_secs(12));
     assert!(renewals(&mut w).is_empty());
     // Without a job nothing is said, and one that starts counts from the last question.
     w.exited("n1", batch_key(job, 0), ExitStatus::OK);
     w.gone("n1", job, 0);
     w.later(Span::from_secs(10));
-    asks(&mut w, clock + Span::from_secs(39));
+    w.heartbeat("n1", clock + Span::from_secs(39));
     assert!(renewals(&mut w).is_empty());
     w.later(Span::from_secs(5));
     w.batch("b", |_| {});
@@ -88,7 +75,7 @@ fn a_run_counts_as_lost_when_it_has_surely_ended_and_no_sooner() {
     let allocation = w.submit(berth_samples::job(JobKind::Alloc, "c")).unwrap();
     w.later(Span::from_secs(20));
     let asked = w.clock();
-    asks(&mut w, asked);
+    w.heartbeat("n1", asked);
     w.later(Span(SURE.0 - 1));
     for job in jobs.into_iter().chain([allocation]) {
         assert_eq!(w.state(job), JobState::Running);
@@ -186,7 +173,7 @@ fn a_job_asks_for_its_own_deadline_where_the_site_has_none_or_a_longer_one() {
     w.later(Span::from_secs(20));
     let asked = w.clock();
     w.sent.clear();
-    asks(&mut w, asked);
+    w.heartbeat("n1", asked);
     let until = |job, seconds| (job, Attempt(0), asked + Span::from_secs(seconds));
     assert_eq!(renewals(&mut w), [until(short, 60), until(long, 100)]);
     // A fifth and 5 seconds more.

@@ -333,6 +333,20 @@ impl World {
         self.submit(spec).unwrap()
     }
 
+    /// A node is heard of, and nothing is new there. `asked`: when it sent this.
+    pub fn heartbeat(&mut self, node: &str, asked: Time) {
+        self.tell(node, |session| FromAgent::Heartbeat {
+            session,
+            load: 0,
+            free_memory: 0,
+            troubles: vec![],
+            drift: vec![],
+            asked,
+            used: vec![],
+            gpus: vec![],
+        });
+    }
+
     pub fn tell(&mut self, node: &str, make: impl FnOnce(Session) -> FromAgent) {
         let node = NodeName::from(node);
         let (connection, session) = self.sessions[&node];
