@@ -108,10 +108,16 @@ impl Config {
             out.add("max_jobs", "with 0 no job could be submitted; write how many may wait and run at once");
         }
         for user in self.administrators.iter().filter(|user| !is_user(user)) {
-            out.add("administrators", format!("'{user}' is not a user's name"));
+            out.add(
+                "administrators",
+                format!("'{user}' is not a user's name: name users one by one, groups are not looked up"),
+            );
         }
         for user in self.operators.iter().filter(|user| !is_user(user)) {
-            out.add("operators", format!("'{user}' is not a user's name"));
+            out.add(
+                "operators",
+                format!("'{user}' is not a user's name: name users one by one, groups are not looked up"),
+            );
         }
         for registry in &self.images.insecure_registries {
             if registry.is_empty() || registry.contains(['/', ' ', '@', '#']) {
@@ -198,7 +204,10 @@ impl Config {
                 );
             }
             for user in account.coordinators.iter().filter(|user| !is_user(user)) {
-                out.add(format!("{key}.coordinators"), format!("'{user}' is not a user's name"));
+                out.add(
+                    format!("{key}.coordinators"),
+                    format!("'{user}' is not a user's name: name users one by one, groups are not looked up"),
+                );
             }
         }
     }

@@ -51,7 +51,12 @@ impl ImagesConfig {
             }
             for user in &quota.users {
                 if !is_user(user) {
-                    add(key("users"), format!("'{user}' is not a user's name"));
+                    add(
+                        key("users"),
+                        format!(
+                            "'{user}' is not a user's name: name users one by one, groups are not looked up"
+                        ),
+                    );
                 } else if !seen.insert(user) {
                     add(key("users"), format!("'{user}' has two quotas; keep one"));
                 }

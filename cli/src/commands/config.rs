@@ -98,7 +98,7 @@ fn know_users(config: &Config, file: &Path) -> Result<(), Failure> {
     let named = cluster.into_iter().chain(quotas).chain(accounts).flatten();
     let unknown: Vec<String> = named
         .filter(|(_, user)| users::uid(user).is_none())
-        .map(|(key, user)| format!("{}: {key}: there is no user '{user}'", file.display()))
+        .map(|(key, user)| format!("{}: {key}: there is no user '{user}': write a name that 'getent passwd' knows here, or leave it out", file.display()))
         .collect();
     if unknown.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Configuration, unknown.join("\n"))) }
 }
