@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian image as an OCI layout directory from Debian's own packages; needs no root and no container tool.
-# usage: examples/debian-image.sh DIRECTORY [PACKAGE...]
+# usage: examples/debian-image.sh [--suite NAME] DIRECTORY [PACKAGE...]
+#   --suite    another release of Debian than this machine's, like trixie, from the mirror that it has its own from
 # apt chooses and fetches the packages, with its signatures checked. They are unpacked and recorded in dpkg's database, so that
 # more can be installed in a container (name apt as a package for that); their scripts are not run: enough for programs, not
 # for daemons.
@@ -8,8 +9,15 @@ set -euo pipefail
 
 die() { printf 'debian-image: error: %s\n' "$*" >&2; exit 1; }
 
-[ $# -ge 1 ] || die "name the directory to make: examples/debian-image.sh DIRECTORY [PACKAGE...]"
-case "$1" in -*) die "there are no options: examples/debian-image.sh DIRECTORY [PACKAGE...]" ;; esac
+usage="examples/debian-image.sh [--suite NAME] DIRECTORY [PACKAGE...]"
+suite=
+if [ "${1-}" = --suite ]; then
+    suite=${2-}
+    [[ "$suite" =~ ^[a-z][a-z-]*$ ]] || die "--suite takes the name of a release, like trixie, not '$suite'"
+    shift 2
+fi
+[ $# -ge 1 ] || die "name the directory to make: $usage"
+case "$1" in -*) die "there is no option $1 here: $usage" ;; esac
 layout=$1
 shift
 packages=(base-files base-passwd bash coreutils dash debianutils findutils grep gzip hostname libc-bin mawk sed tar "$@")
@@ -29,7 +37,15 @@ mkdir "$work/debs" "$work/root"
 
 # Without package lists of the system's (a fresh container image has none), fetch our own: apt lets anyone do that.
 apt_options=(-o APT::Sandbox::User=root -o Debug::NoLocking=1)
-if ! apt-cache show coreutils >/dev/null 2>&1; then
+if [ -n "$suite" ]; then
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -r $keys ] || die "$keys is missing: apt-get install debian-archive-keyring"
+    mirror=$(apt-get "${apt_options[@]}" indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }')
+    printf 'deb [signed-by=%s] %s %s main\n' $keys "${mirror:-http://deb.debian.org/debian}" "$suite" > "$work/sources.list"
+    apt_options+=(-o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null)
+fi
+if [ -n "$suite" ] || ! apt-cache show coreutils >/dev/null 2>&1; then
     mkdir -p "$work/apt/lists/partial" "$work/apt/cache/archives/partial"
     apt_options+=(-o "Dir::State::lists=$work/apt/lists" -o "Dir::Cache=$work/apt/cache")
     apt-get "${apt_options[@]}" -qq update || die "apt-get update failed; is a Debian mirror reachable?"

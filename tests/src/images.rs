@@ -40,6 +40,11 @@ pub fn mpich() -> PathBuf {
     made("mpich", &["tests/mpi-image.sh", "examples/debian-image.sh"], &[])
 }
 
+/// Debian 13 with its MPICH, 4.2: the first that waits for nobody in `MPI_Finalize`. What Debian 12's compiler made runs by it.
+pub fn newer_mpich() -> PathBuf {
+    made("mpich-trixie", &["tests/mpi-image.sh", "examples/debian-image.sh"], &["--suite", "trixie"])
+}
+
 /// What makes the images that have a name in the first of these.
 const IMAGES: [&str; 2] = ["tests/images.sh", "examples/debian-image.sh"];
 
