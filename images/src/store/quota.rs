@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::granted::Usage;
 use super::lock::{Hold, Lock};
-use super::turn::{Taken, Turn};
+use super::memory::{Memory, Share};
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,22 +67,27 @@ pub(crate) struct Charge<'a> {
     quota: Option<&'a Quota>,
     files: AtomicU64,
     archives: AtomicU64,
-    /// It takes much memory.
-    alone: OnceLock<Taken>,
+    /// Memory that is taken until the layer is written.
+    memory: Share,
 }
 
-/// Of the layer that does: for one reason or several, so that none waits for a second turn while it has the first.
-static ALONE: Turn = Turn::new();
+/// What all layers have that are unpacked at once, for their names and for windows of what decompresses them. The names of 500,000
+/// files fit into it, or four windows of the largest usual size.
+static MEMORY: Memory = Memory::new(32 << 20);
 
 impl<'a> Charge<'a> {
     pub(super) fn new(quota: Option<&'a Quota>) -> Self {
-        Self { quota, files: AtomicU64::new(0), archives: AtomicU64::new(0), alone: OnceLock::new() }
+        Self { quota, files: AtomicU64::new(0), archives: AtomicU64::new(0), memory: Share::of(&MEMORY) }
     }
 
-    /// Before the layer takes very much memory, for its names or for a large window: waits until no other layer does, and none will until
-    /// this one is written.
+    /// Before the layer takes so many bytes of memory until it is written: waits where other layers have them.
+    pub(crate) fn memory(&self, bytes: u64) {
+        self.memory.take(bytes);
+    }
+
+    /// Before the layer takes very much memory at once: waits until no other layer has more than its part.
     pub(crate) fn alone(&self) {
-        self.alone.get_or_init(|| ALONE.take());
+        self.memory.take(u64::MAX);
     }
 
     /// Before so many bytes of a file are written.
@@ -247,18 +251,6 @@ mod tests {
     fn quota(limit: u64, used: u64) -> Quota {
         let of = AtomicU64::new;
         Quota { uid: 1, limit, used: of(used), there: of(0), files: of(0), archives: of(0) }
-    }
-
-    #[test]
-    fn one_layer_at_a_time_takes_much_memory() {
-        let one = Charge::new(None);
-        one.alone();
-        one.alone();
-        let other = std::thread::spawn(|| Charge::new(None).alone());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!other.is_finished());
-        drop(one);
-        other.join().unwrap();
     }
 
     #[test]

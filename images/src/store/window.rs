@@ -1,5 +1,5 @@
-//! Windows of zstd: how far back a frame may refer is memory that unpacking takes. Large ones are had one at a time, so that an import of
-//! many layers takes no more memory for them than one layer does.
+//! Windows of zstd: how far back a frame may refer is memory that unpacking takes. Usual ones are counted with what layers remember, and
+//! large ones are had one at a time, so that an import of many layers does not take them many times.
 
 use std::io::{self, BufRead, Read};
 
@@ -15,12 +15,14 @@ pub(super) struct Frames<'a, R> {
     /// Between two frames.
     input: Option<R>,
     frame: Option<zstd::Decoder<'static, R>>,
+    /// The largest window so far, which stays accounted for.
+    window: u64,
     charge: &'a Charge<'a>,
 }
 
 impl<'a, R: BufRead> Frames<'a, R> {
     pub(super) fn new(input: R, charge: &'a Charge<'a>) -> Self {
-        Self { input: Some(input), frame: None, charge }
+        Self { input: Some(input), frame: None, window: 0, charge }
     }
 }
 
@@ -40,12 +42,17 @@ impl<R: BufRead> Read for Frames<'_, R> {
                 return Ok(0);
             }
             // What these bytes do not say may be large.
-            let usual = window(start).is_some_and(|window| window <= 1 << USUAL);
-            if !usual {
-                self.charge.alone();
+            let usual = window(start).filter(|window| *window <= 1 << USUAL);
+            match usual {
+                Some(window) if window > self.window => {
+                    self.charge.memory(window - self.window);
+                    self.window = window;
+                }
+                Some(_) => {}
+                None => self.charge.alone(),
             }
             let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
-            frame.window_log_max(if usual { USUAL } else { LARGEST })?;
+            frame.window_log_max(if usual.is_some() { USUAL } else { LARGEST })?;
             self.frame = Some(frame);
         }
     }
@@ -53,6 +60,10 @@ impl<R: BufRead> Read for Frames<'_, R> {
 
 /// The window of a frame (RFC 8878, section 3.1.1.1); nothing where these bytes do not say it.
 fn window(start: &[u8]) -> Option<u64> {
+    // A frame that is skipped (section 3.1.2), as those with the tables of zstd:chunked are.
+    if start.first_chunk().is_some_and(|magic| u32::from_le_bytes(*magic) >> 4 == 0x0184_d2a5) {
+        return Some(0);
+    }
     let header = start.strip_prefix(b"\x28\xb5\x2f\xfd")?;
     let (descriptor, rest) = header.split_first()?;
     let single = descriptor & 0x20 != 0;
@@ -103,9 +114,12 @@ mod tests {
             b"\x28\xb5\x2f\xfd",
             b"\x28\xb5\x2f\xfd\x20",
             b"\x28\xb5\x2f\xfd\xe3\x01",
-            b"\x50\x2a\x4d\x18",
+            b"\x50\x2a\x4d",
         ] {
             assert_eq!(window(cut), None);
+        }
+        for skipped in [b"\x50\x2a\x4d\x18", b"\x5f\x2a\x4d\x18"] {
+            assert_eq!(window(skipped), Some(0));
         }
     }
 

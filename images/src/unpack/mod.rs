@@ -112,6 +112,8 @@ pub(crate) struct Unpacker<'a, F> {
     report: LayerReport,
     /// Bytes of memory that are taken until the end.
     names: u64,
+    /// As many as were asked for, where other layers want some, too.
+    granted: u64,
     /// Components of paths that were resolved one by one.
     steps: u64,
     /// What describes directories, as far as they cannot have it before the end.
@@ -137,6 +139,7 @@ impl<'a, F: Form> Unpacker<'a, F> {
             limits,
             report: LayerReport::default(),
             names: 0,
+            granted: 0,
             steps: 0,
             directories: BTreeMap::new(),
             whiteouts: BTreeSet::new(),

@@ -9,8 +9,8 @@ use super::path::CleanPath;
 use super::{Unpacker, over};
 use crate::error::Result;
 
-/// Bytes of memory of which only one layer at a time may have more.
-const MANY_NAMES: u64 = 32 << 20;
+/// Bytes of memory that are asked for at once, so that it is not done for each name.
+const STEP: u64 = 256 << 10;
 
 /// What a path in a set takes besides its bytes: a place in a tree whose nodes are half full, and an allocation.
 const PATH: usize = 72;
@@ -96,13 +96,15 @@ impl<F: Form> Unpacker<'_, F> {
     /// Accounts for memory that is taken until the end.
     pub(super) fn remember(&mut self, bytes: usize) -> Result<()> {
         self.names += bytes as u64;
-        if self.names > MANY_NAMES
-            && let Some(charge) = self.charge
-        {
-            charge.alone();
-        }
         if self.names > self.limits.name_bytes {
             return Err(over(format!("its names need more than {} bytes of memory", self.limits.name_bytes)));
+        }
+        if self.names > self.granted
+            && let Some(charge) = self.charge
+        {
+            let more = (self.names - self.granted).next_multiple_of(STEP);
+            charge.memory(more);
+            self.granted += more;
         }
         Ok(())
     }

@@ -161,6 +161,35 @@ fn a_million_empty_files_take_less_memory_than_is_counted_for_them() {
     }
 }
 
+/// Eight layers at once are as many as an import has, on a machine with the processors for it.
+#[test]
+fn layers_that_are_unpacked_at_once_share_the_memory_for_their_names() {
+    const LAYERS: usize = 8;
+    let count = 200_000;
+    // No layer has what would let it be the only one that grows (32 MiB), and all of them have several times that.
+    let named = |n: u64| (format!("d{}/{n:0LONG$}", n / EACH), b'0');
+    let benches: Vec<Bench> = (0..LAYERS).map(|_| Bench::of(LayerForm::Erofs)).collect();
+    for (number, bench) in (1u64..).zip(&benches) {
+        // Each is another layer.
+        write(&bench.layout(), (0..count + number).map(named));
+    }
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS");
+    std::thread::scope(|scope| {
+        for bench in &benches {
+            scope.spawn(move || {
+                let text = format!("oci:{}", bench.layout().display());
+                bench.import_text(&text).unwrap_or_else(|e| panic!("{e}"))
+            });
+        }
+    });
+    let grown = status("VmHWM").saturating_sub(before);
+    println!("{grown} bytes");
+    let all = (40 + LONG as u64) * count * LAYERS as u64;
+    assert!(all > MOST + MOST / 4, "{all} bytes would not show it");
+    assert!(grown < MOST, "{grown} bytes");
+}
+
 #[test]
 fn more_entries_than_a_layer_may_have_are_refused_also_where_none_needs_memory() {
     let entries = part(Limits::default().entries, 4);
