@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-use super::Registries;
+use super::{Registries, system};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where docker and podman look, beside the person's own directory.
@@ -22,20 +22,28 @@ struct Trust {
     client: Option<(Vec<CertificateDer<'static>>, PrivateKey<'static>)>,
 }
 
-/// How TLS is spoken with `host`, which has its port where references have one.
-pub(super) fn tls(registries: &Registries, host: &str, home: Option<&Path>) -> Result<TlsConfig> {
+/// How TLS is spoken with `host`, which has its port where references have one; with one that is asked without, wherever it
+/// leads to.
+pub(super) fn tls(
+    registries: &Registries,
+    host: &str,
+    insecure: bool,
+    home: Option<&Path>,
+) -> Result<TlsConfig> {
     let mut trust = Trust { authorities: authorities(&registries.certificate_authorities)?, client: None };
     let own = home.map(|home| home.join(".config/containers/certs.d"));
     for directory in own.into_iter().chain(SYSTEM.map(PathBuf::from)) {
         trust.add(&directory.join(host))?;
     }
+    // Without TLS nothing is read before something is asked with it after all, by the HTTP library.
+    let system =
+        if insecure && trust.authorities.is_empty() { Arc::default() } else { system::authorities() };
     let roots = if trust.authorities.is_empty() {
-        RootCerts::PlatformVerifier
+        // A system without any has that said by the library.
+        if system.is_empty() { RootCerts::PlatformVerifier } else { RootCerts::Specific(system) }
     } else {
-        // A system without any certificates has only ours.
-        let system = rustls_native_certs::load_native_certs().certs;
-        let all = system.iter().chain(&trust.authorities);
-        RootCerts::Specific(Arc::new(all.map(|c| Certificate::from_der(c).to_owned()).collect()))
+        let own = trust.authorities.iter().map(|c| Certificate::from_der(c).to_owned());
+        RootCerts::Specific(Arc::new(system.iter().cloned().chain(own).collect()))
     };
     let client = trust.client.map(|(chain, key)| {
         let chain: Vec<_> = chain.iter().map(|c| Certificate::from_der(c).to_owned()).collect();
@@ -159,8 +167,11 @@ mod tests {
         for (name, text) in files {
             std::fs::write(directory.join(name), text).unwrap();
         }
-        assert!(tls(&Registries::default(), "r.io", Some(home.path())).is_ok(), "another registry's counts");
-        match tls(&Registries::default(), "r.io:5000", Some(home.path())) {
+        assert!(
+            tls(&Registries::default(), "r.io", false, Some(home.path())).is_ok(),
+            "another registry's counts"
+        );
+        match tls(&Registries::default(), "r.io:5000", false, Some(home.path())) {
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         }

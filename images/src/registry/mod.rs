@@ -16,6 +16,7 @@ mod reach;
 mod session;
 mod signatures;
 mod span;
+mod system;
 mod trials;
 mod urls;
 mod ways;
@@ -163,7 +164,7 @@ impl Client {
             .timeout_connect(Some(patience.connect))
             .timeout_recv_response(Some(patience.answer))
             .timeout_per_read(Some(patience.read))
-            .tls_config(certificates::tls(registries, &name.registry, credentials.home())?);
+            .tls_config(certificates::tls(registries, &name.registry, insecure, credentials.home())?);
         if is_loopback(&name.registry) {
             config = config.proxy(None);
         }
