@@ -18,6 +18,7 @@ mod signatures;
 mod span;
 mod system;
 mod trials;
+mod unproxied;
 mod urls;
 mod ways;
 
@@ -42,12 +43,16 @@ use crate::unpack::Limits;
 use reach::Address;
 use session::Session;
 use trials::Trials;
-use urls::{is_loopback, join, origin, query};
+use unproxied::Unproxied;
+use urls::{join, origin, query};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
 struct Client {
     agent: Agent,
+    /// Without the environment's proxy, where there is one.
+    direct: Option<Agent>,
+    unproxied: Unproxied,
     /// `https://host:port`.
     base: String,
     /// Registry and repository as they are asked: of a mirror, its own.
@@ -151,25 +156,30 @@ impl Client {
         patience: &Patience,
     ) -> Result<Self> {
         let insecure = base.starts_with("http://");
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .https_only(!insecure)
-            // Followed by hand, because the login must not leave the registry.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            // One for each range of a large blob.
-            .max_idle_connections_per_host(ranges::AHEAD + ranges::EXTRA)
-            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(patience.connect))
-            .timeout_connect(Some(patience.connect))
-            .timeout_recv_response(Some(patience.answer))
-            .timeout_per_read(Some(patience.read))
-            .tls_config(certificates::tls(registries, &name.registry, insecure, credentials.home())?);
-        if is_loopback(&name.registry) {
-            config = config.proxy(None);
-        }
+        let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
+        let config = || {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .https_only(!insecure)
+                // Followed by hand, because the login must not leave the registry.
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                // One for each range of a large blob.
+                .max_idle_connections_per_host(ranges::AHEAD + ranges::EXTRA)
+                .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+                .timeout_resolve(Some(patience.connect))
+                .timeout_connect(Some(patience.connect))
+                .timeout_recv_response(Some(patience.answer))
+                .timeout_per_read(Some(patience.read))
+                .tls_config(tls.clone())
+        };
+        let agent = config().build().new_agent();
+        let proxied = agent.config().proxy().is_some();
+        let direct = proxied.then(|| config().proxy(None).build().new_agent());
         Ok(Self {
-            agent: config.build().new_agent(),
+            agent,
+            direct,
+            unproxied: Unproxied::from_env(),
             base,
             name,
             mirror_of,
@@ -200,8 +210,14 @@ impl Client {
     /// Host and port of the proxy by which it is asked.
     fn proxy(&self) -> Option<String> {
         let target = self.base.parse::<ureq::http::Uri>().ok()?;
-        let proxy = self.agent.config().proxy().filter(|proxy| !proxy.is_no_proxy(&target))?;
+        let proxy =
+            self.agent_for(&self.base).config().proxy().filter(|proxy| !proxy.is_no_proxy(&target))?;
         Some(format!("{}:{}", proxy.host(), proxy.port()))
+    }
+
+    /// Who asks the server of this URL: by the proxy of the environment, or without.
+    fn agent_for(&self, url: &str) -> &Agent {
+        self.direct.as_ref().filter(|_| self.unproxied.has(url)).unwrap_or(&self.agent)
     }
 
     fn is_mirror(&self) -> bool {
@@ -215,7 +231,7 @@ impl Client {
         let known =
             |status: StatusCode| status.is_success() || status.is_redirection() || unknown.contains(&status);
         let response = self.persevere(&url, &known, &mut || {
-            self.allowed(self.agent.head(&url), &url).header(header::ACCEPT, ACCEPT).call()
+            self.allowed(self.agent_for(&url).head(&url), &url).header(header::ACCEPT, ACCEPT).call()
         })?;
         let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
         Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
@@ -229,7 +245,7 @@ impl Client {
             status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
         };
         let response =
-            self.persevere(&url, &known, &mut || self.allowed(self.agent.head(&url), &url).call())?;
+            self.persevere(&url, &known, &mut || self.allowed(self.agent_for(&url).head(&url), &url).call())?;
         Ok(response.status() != StatusCode::NOT_FOUND)
     }
 
@@ -327,7 +343,7 @@ impl Client {
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         let mut target = url.to_owned();
         for _ in 0..=REDIRECTS {
-            let mut request = self.allowed(self.agent.get(&target), &target);
+            let mut request = self.allowed(self.agent_for(&target).get(&target), &target);
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }

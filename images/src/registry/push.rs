@@ -89,13 +89,14 @@ impl Uploader {
             StatusCode::TOO_MANY_REQUESTS => false,
             status => status.is_success() || status.is_client_error(),
         };
-        let response = client
-            .persevere(&url, &known, &mut || client.allowed(client.agent.post(&url), &url).send_empty())?;
+        let response = client.persevere(&url, &known, &mut || {
+            client.allowed(client.agent_for(&url).post(&url), &url).send_empty()
+        })?;
         if response.status() == StatusCode::ACCEPTED
             && let Some(session) = location(&url, &response)
         {
             // It began an upload instead, which nobody goes on with. One that it keeps is its own to clean up.
-            let _ = client.allowed(client.agent.delete(&session), &session).call();
+            let _ = client.allowed(client.agent_for(&session).delete(&session), &session).call();
         }
         Ok(response.status() == StatusCode::CREATED)
     }
@@ -130,7 +131,7 @@ impl Uploader {
                 return Ok(begun);
             }
             let request = client
-                .allowed(client.agent.put(&at.last(digest)), at.place())
+                .allowed(client.agent_for(at.place()).put(at.last(digest)), at.place())
                 .header(header::CONTENT_TYPE, "application/octet-stream");
             let sent = match bytes {
                 Bytes::Memory(bytes) => request.send(bytes),
@@ -153,7 +154,7 @@ impl Uploader {
     pub(super) fn begin(&self) -> std::result::Result<Response<Body>, ureq::Error> {
         let client = &self.0;
         let url = self.uploads();
-        client.allowed(client.agent.post(&url), &url).send_empty()
+        client.allowed(client.agent_for(&url).post(&url), &url).send_empty()
     }
 
     /// Uploads the manifest under a tag; what it names must be there.
@@ -161,7 +162,10 @@ impl Uploader {
         let client = &self.0;
         let url = client.url(BlobKind::Manifest, tag);
         let response = client.persevere(&url, &|status| status.is_success(), &mut || {
-            client.allowed(client.agent.put(&url), &url).header(header::CONTENT_TYPE, media_type).send(bytes)
+            client
+                .allowed(client.agent_for(&url).put(&url), &url)
+                .header(header::CONTENT_TYPE, media_type)
+                .send(bytes)
         })?;
         let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
         if told.and_then(|text| text.parse::<Digest>().ok()).is_some_and(|told| told != *digest) {

@@ -149,10 +149,14 @@ impl Client {
         let ask = || {
             if matches!(identity, Identity::Token { .. }) {
                 let form = "application/x-www-form-urlencoded";
-                return self.agent.post(realm).header(header::CONTENT_TYPE, form).send(pairs.as_str());
+                return self
+                    .agent_for(realm)
+                    .post(realm)
+                    .header(header::CONTENT_TYPE, form)
+                    .send(pairs.as_str());
             }
             let mark = if realm.contains('?') { '&' } else { '?' };
-            let request = self.agent.get(format!("{realm}{mark}{pairs}"));
+            let request = self.agent_for(realm).get(format!("{realm}{mark}{pairs}"));
             match identity.basic() {
                 Some(basic) => request.header(header::AUTHORIZATION, basic).call(),
                 None => request.call(),

@@ -32,13 +32,6 @@ pub(super) fn join(url: &str, location: &str) -> Option<String> {
     if location.starts_with('/') { origin(url).map(|origin| format!("{origin}{location}")) } else { None }
 }
 
-/// As Go's HTTP library does: no proxy for this machine itself.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 /// How long a busy registry wants to be left alone: it says seconds, or a time (RFC 9110, section 10.2.3), which may be over.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
@@ -108,11 +101,5 @@ mod tests {
             assert_eq!(asked(odd), None, "{odd}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
-    }
-
-    #[test]
-    fn loopback() {
-        assert!(is_loopback("127.0.0.1:5000") && is_loopback("localhost") && is_loopback("[::1]:5"));
-        assert!(!is_loopback("registry:5000") && !is_loopback("10.0.0.1"));
     }
 }

@@ -81,9 +81,16 @@ fn a_registry_is_asked_by_the_proxy_of_the_environment() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let text = said(&[("HTTPS_PROXY", &format!("http://alice:secret@{closed}"))]);
     assert!(text.contains(&format!("by the proxy {closed}")) && !text.contains("secret"), "{text}");
-    // NO_PROXY names what is asked without it.
+    // NO_PROXY names what is asked without it, in any of its forms.
     let asked = log.lock().unwrap().len();
-    let text = said(&[("HTTPS_PROXY", &with_login), ("NO_PROXY", "registry.invalid")]);
-    assert!(text.contains("cannot be reached: ") && !text.contains("by the proxy"), "{text}");
-    assert_eq!(log.lock().unwrap().len(), asked);
+    for named in ["registry.invalid", "10.0.0.0/8, Invalid", ".invalid", "registry.invalid:5000", "*"] {
+        let text = said(&[("HTTPS_PROXY", &with_login), ("NO_PROXY", named)]);
+        assert!(text.contains("cannot be reached: ") && !text.contains("by the proxy"), "{named}: {text}");
+        assert_eq!(log.lock().unwrap().len(), asked, "{named}");
+    }
+    for named in ["gistry.invalid", "registry.invalid:6000", "10.0.0.0/8", ".registry.invalid"] {
+        let output = import(&bench, &[("HTTPS_PROXY", &with_login), ("NO_PROXY", named)]);
+        assert!(output.status.success(), "{named}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(log.lock().unwrap().len() > asked);
 }
