@@ -15,6 +15,8 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// What stands for a configuration in an artifact that has none.
+const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// What we accept when we ask for a manifest.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -75,6 +77,10 @@ pub struct LayerInfo {
     pub digest: Digest,
     /// Bytes of that blob.
     pub size: u64,
+    /// Whether its makers have it distributed by themselves alone, so that a registry need not have it. It is fetched from nowhere
+    /// else: an address in a manifest is anybody's to write.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// A manifest or an index.
@@ -239,6 +245,7 @@ pub(crate) fn read_config(
             diff_id: diff_id.parse().map_err(|e: Error| bad(e.to_string()))?,
             digest: descriptor_digest(what, layer)?,
             size: layer.size(),
+            foreign: is_foreign(layer.media_type()),
         });
     }
     let run = config.config().clone().unwrap_or_default();
@@ -270,16 +277,30 @@ pub(crate) fn read_config(
 
 /// Refuses what is not a container image before its configuration is read.
 pub(crate) fn check_config_type(what: &str, manifest: &ImageManifest) -> Result<()> {
-    let name = manifest.config().media_type().to_string();
-    if name == OCI_CONFIG || name == DOCKER_CONFIG {
+    let config = manifest.config().media_type().to_string();
+    if config == OCI_CONFIG || config == DOCKER_CONFIG {
         return Ok(());
     }
+    let kind = match manifest.artifact_type() {
+        Some(kind) if config == OCI_EMPTY => kind.to_string(),
+        _ => config,
+    };
+    let next = match kind.contains(".sif.") {
+        true => "get the SIF file in it with `oras pull` or `apptainer pull`, and name that file",
+        false => "name a container image",
+    };
     Err(Error::new(
         ErrorKind::Unsupported,
         what,
-        format!("it is not a container image but an artifact of type {name:?}"),
+        format!("it is not a container image but an artifact of type {kind:?}"),
     )
-    .next("name a container image"))
+    .next(next))
+}
+
+/// Whether registries need not have the layer (image specification, "Non-Distributable Layers"; Docker's foreign ones).
+fn is_foreign(media_type: &MediaType) -> bool {
+    let name = media_type.to_string();
+    name.contains(".nondistributable.") || name.contains(".foreign.")
 }
 
 fn check_layer_type(what: &str, media_type: &MediaType) -> Result<()> {

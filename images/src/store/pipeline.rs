@@ -131,7 +131,8 @@ fn fetch(
         return fetch_archive(source, layer, what, counter, progress, out);
     }
     let mut hasher = Hasher::new(layer.digest.algorithm());
-    let mut blob = source.open(BlobKind::Blob, &layer.digest, 0)?.take(layer.size.saturating_add(1));
+    let blob = source.open(BlobKind::Blob, &layer.digest, 0).map_err(|error| missing(layer, error))?;
+    let mut blob = blob.take(layer.size.saturating_add(1));
     let mut total = 0u64;
     loop {
         let chunk = read_chunk(&mut blob).map_err(|e| recover(what, e))?;
@@ -159,6 +160,17 @@ fn fetch(
     }
     let found = hasher.finish();
     if found == layer.digest { Ok(()) } else { Err(mismatch(what, &layer.digest, &found)) }
+}
+
+/// What is told of a layer that cannot be opened.
+fn missing(layer: &LayerInfo, error: Error) -> Error {
+    if !layer.foreign || error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    error.next(
+        "its type says that it is not distributable, so that only its makers give it: have the image pushed with that layer, or one made \
+         that needs none",
+    )
 }
 
 /// The same of a layer that another node has unpacked: what it gives is the content, which its own digest judges.

@@ -541,6 +541,26 @@ fn wrong_sizes_digests_and_counts_in_manifests_are_refused() {
         with(&|m| m["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into())
             .contains("artifact")
     );
+    let artifact = with(&|m| {
+        m["config"]["mediaType"] = "application/vnd.oci.empty.v1+json".into();
+        m["artifactType"] = "application/vnd.sylabs.sif.v1".into();
+    });
+    assert!(
+        artifact.contains("artifact of type \"application/vnd.sylabs.sif.v1\"")
+            && artifact.contains("oras pull"),
+        "{artifact}"
+    );
+    for foreign in [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    ] {
+        let absent = with(&|m| {
+            m["layers"][0]["mediaType"] = foreign.into();
+            m["layers"][0]["digest"] = zeros.clone().into();
+            m["layers"][0]["urls"] = serde_json::json!(["http://127.0.0.1:1/layer"]);
+        });
+        assert!(absent.contains("no blob") && absent.contains("not distributable"), "{absent}");
+    }
     assert!(with(&|m| m["manifests"] = serde_json::json!([])).contains("at once"));
 }
 

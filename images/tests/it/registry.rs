@@ -208,6 +208,38 @@ fn tokens_are_fetched_renewed_and_refused() {
 }
 
 #[test]
+fn an_identity_token_is_exchanged_for_tokens_and_goes_nowhere_else() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour {
+            token: Some(String::new()),
+            identity: Some("its-own-secret"),
+            token_uses: Some(1),
+            ..Behaviour::default()
+        },
+    );
+    let name = format!("{}/x:1", fake.address);
+    let with = |token: &str| {
+        let home = bench.path().join("docker");
+        std::fs::create_dir_all(&home).unwrap();
+        // As docker keeps one: the user beside it says nothing.
+        let entry = serde_json::json!({"auth": "MDAwMDo=", "identitytoken": token});
+        let config = serde_json::json!({"auths": {&fake.address: entry}}).to_string();
+        std::fs::write(home.join("config.json"), config).unwrap();
+        Credentials::from_parts(Some(&home), None, None, None)
+    };
+    ensure_text(&bench.store(), &name, &with("its-own-secret"), true).unwrap();
+    assert!(fake.count("POST /token") >= 3, "{:?}", fake.log());
+    assert_eq!(fake.count("GET /token"), 0, "{:?}", fake.log());
+    assert_eq!(fake.count("its-own-secret"), 0, "no address has it: {:?}", fake.log());
+    let error = resolve_text(&name, &with("another-secret"), true).unwrap_err().to_string();
+    assert!(error.contains("a stored identity token") && error.contains("no such identity token"), "{error}");
+    assert!(!error.contains("another-secret"), "{error}");
+}
+
+#[test]
 fn helpers_give_logins() {
     use std::os::unix::fs::PermissionsExt;
     let registry = RealRegistry::with_login();

@@ -29,6 +29,8 @@ pub struct Behaviour {
     pub answers: Option<&'static str>,
     /// Wants a bearer token, given to this `user:password` (base64), or to anyone for "".
     pub token: Option<String>,
+    /// Tokens are given for this identity token alone, by OAuth 2's way.
+    pub identity: Option<&'static str>,
     /// Tokens work for so many requests.
     pub token_uses: Option<u32>,
     /// Answers wait so long.
@@ -165,6 +167,21 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         return answer(stream, status, &[], b"");
     }
     if path.starts_with("/token") {
+        if let Some(identity) = behaviour.identity {
+            let form = String::from_utf8_lossy(&body);
+            let has = |field: &str| form.split('&').any(|found| found == field);
+            let refresh = format!("refresh_token={identity}");
+            let wanted =
+                ["grant_type=refresh_token", &refresh, "service=fake", "scope=repository%3Ax%3Apull"];
+            if method != "POST" || !wanted.iter().all(|field| has(field)) {
+                return answer(stream, "401 Unauthorized", &[], br#"{"details":"no such identity token"}"#);
+            }
+            let mut state = state.lock().unwrap();
+            state.issued += 1;
+            let token = format!("token{}", state.issued);
+            state.tokens.insert(token.clone(), behaviour.token_uses.unwrap_or(u32::MAX));
+            return answer(stream, "200 OK", &[], format!(r#"{{"access_token":"{token}"}}"#).as_bytes());
+        }
         let wanted = behaviour.token.unwrap_or_default();
         if !wanted.is_empty() && headers.get("authorization") != Some(&format!("Basic {wanted}")) {
             return answer(
