@@ -79,7 +79,7 @@ pub struct LayerInfo {
     pub size: u64,
     /// Whether its makers have it distributed by themselves alone, so that a registry need not have it. It is fetched from nowhere
     /// else: an address in a manifest is anybody's to write.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
 }
 

@@ -390,6 +390,34 @@ fn entries_names_and_depth_are_bounded() {
 }
 
 #[test]
+fn names_of_64_kib_are_refused_and_attributes_of_that_size_left_out() {
+    let long = [b"a/".as_slice(), &[b'x'; 64 << 10]].concat();
+    let gnu = [long.as_slice(), b"\0"].concat();
+    let named = "longer than 4095 bytes";
+    refused(Tar::new().pax(&[("path", &long[..])]).file("x", b"").end(), named);
+    refused(Tar::new().entry("././@LongLink", b'L', 0o644, "", &gnu).file("x", b"").end(), named);
+    refused(Tar::new().pax(&[("linkpath", &long[..])]).symlink("x", "y").end(), "too long");
+    refused(Tar::new().entry("././@LongLink", b'K', 0o644, "", &gnu).symlink("x", "y").end(), "too long");
+    refused(Tar::new().file("y", b"").pax(&[("linkpath", &long[..])]).hardlink("x", "y").end(), named);
+    let name = format!("SCHILY.xattr.user.{}", "x".repeat(64 << 10));
+    for form in FORMS {
+        let bench = Bench::of(form);
+        let tar = Tar::new().pax(&[
+            (&name, b"value"),
+            ("SCHILY.xattr.user.large", &[b'x'; 70_000]),
+            ("SCHILY.xattr.user.kept", b"yes"),
+        ]);
+        let image = taken(&bench, tar.file("a", b"x").end());
+        let report = bench.store().inspect(&image.digest).unwrap().layers[0].report.clone().unwrap();
+        assert_eq!(report.other_attributes_skipped, 2, "{form:?}");
+        if form == LayerForm::Directory {
+            let kept: Vec<_> = xattr::list(only_layer(&image).join("a")).unwrap().collect();
+            assert_eq!(kept, ["user.kept"]);
+        }
+    }
+}
+
+#[test]
 fn what_links_lead_to_is_bounded_as_names_are() {
     // Each link leads as deep below the one before as its text is long, so that a few hundred bytes of archive would make
     // tens of thousands of directories.
