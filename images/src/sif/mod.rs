@@ -9,8 +9,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use serde::Deserialize;
+
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 
 /// Stands in the head, behind the line that a shell reads.
 pub(crate) const MAGIC: &[u8] = b"SIF_MAGIC\0";
@@ -21,6 +23,9 @@ const HEAD: usize = 128;
 const DESCRIPTOR: usize = 585;
 /// Descriptors of a file: tools make 48, and as many objects as are added.
 const MOST: u64 = 4096;
+/// Bytes of a signature that is an envelope, and keys of it that are told of.
+const MOST_ENVELOPE: usize = 64 << 10;
+const MOST_KEYS: usize = 4;
 /// Types of objects, of filesystems and of partitions.
 const PARTITION: i32 = 0x4004;
 const SIGNATURE: i32 = 0x4005;
@@ -38,7 +43,7 @@ const ARCHITECTURES: [&str; 13] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sif {
     pub(crate) holds: Holds,
-    /// Fingerprints of who signed it, in hexadecimal digits; "unknown" where the signature itself has it.
+    /// Fingerprints of who signed it, in hexadecimal digits; of an envelope (DSSE), what it calls its keys; "unknown" where neither says it.
     pub(crate) signers: Vec<String>,
 }
 
@@ -139,11 +144,11 @@ impl Sif {
         // The fifth byte says whether a descriptor is used.
         let used = table.chunks_exact(DESCRIPTOR).filter(|d| d[4] != 0);
         let objects: Vec<Object<'_>> = used.filter_map(Object::of).collect();
-        image(&objects, total)
+        image(&objects, total, file)
     }
 }
 
-fn image(objects: &[Object<'_>], total: u64) -> Result<Sif> {
+fn image(objects: &[Object<'_>], total: u64, file: &File) -> Result<Sif> {
     let number = |o: &Object<'_>, at| field(o.extra, at).map_or(0, i32::from_le_bytes);
     let mut primary = objects.iter().filter(|o| o.kind == PARTITION && number(o, 4) == PRIMARY);
     let (found, holds) = match primary.next() {
@@ -157,7 +162,7 @@ fn image(objects: &[Object<'_>], total: u64) -> Result<Sif> {
     let signs = |o: &&Object<'_>| {
         o.kind == SIGNATURE && (o.link == found.id || (found.group != 0 && o.link == found.group))
     };
-    let signers = objects.iter().filter(signs).map(|o| signer(&o.extra[4..])).collect();
+    let signers = objects.iter().filter(signs).map(|o| signer(o, file)).collect();
     Ok(Sif { holds, signers })
 }
 
@@ -191,13 +196,37 @@ fn oci<'a, 'b>(objects: &'a [Object<'b>], total: u64) -> Result<(&'a Object<'b>,
     Ok((found, Holds::Oci { index, blobs }))
 }
 
-/// The fingerprint of a key, of 20 bytes. Signatures of other kinds than PGP's leave it empty.
-fn signer(entity: &[u8]) -> String {
-    let bytes = &entity[..20.min(entity.len())];
-    if bytes.iter().all(|b| *b == 0) {
-        return "unknown".into();
+/// Who says to have signed. The descriptor has the fingerprint of a key, of 20 bytes, for PGP's signatures alone.
+fn signer(signature: &Object<'_>, file: &File) -> String {
+    let fingerprint = field::<20>(signature.extra, 4).unwrap_or_default();
+    if fingerprint != [0; 20] {
+        return fingerprint.iter().map(|b| format!("{b:02X}")).collect();
     }
-    bytes.iter().map(|b| format!("{b:02X}")).collect()
+    let Some(envelope) = envelope(signature, file) else { return "unknown".into() };
+    let named = envelope.signatures.iter().map(|by| match by.key.as_str() {
+        "" => "a key without a name (DSSE)".to_owned(),
+        key => format!("key {} (DSSE)", printable(key, 100)),
+    });
+    named.take(MOST_KEYS).collect::<Vec<_>>().join(" and ")
+}
+
+/// The envelope that a signature with a key or a certificate is (DSSE protocol, "JSON envelope").
+fn envelope(signature: &Object<'_>, file: &File) -> Option<Envelope> {
+    let length = usize::try_from(signature.length).ok().filter(|length| *length <= MOST_ENVELOPE)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, signature.place).ok()?;
+    serde_json::from_slice::<Envelope>(&bytes).ok().filter(|envelope| !envelope.signatures.is_empty())
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    signatures: Vec<By>,
+}
+
+#[derive(Deserialize)]
+struct By {
+    #[serde(default, rename = "keyid")]
+    key: String,
 }
 
 #[cfg(test)]
@@ -230,6 +259,16 @@ mod tests {
     }
 
     fn read(version: &[u8; 2], count: u64, at: u64, descriptors: &[Vec<u8>]) -> Result<Sif> {
+        read_with(version, (count, at), descriptors, b"")
+    }
+
+    /// With this at 60,000.
+    fn read_with(
+        version: &[u8; 2],
+        (count, at): (u64, u64),
+        descriptors: &[Vec<u8>],
+        text: &[u8],
+    ) -> Result<Sif> {
         let table = descriptors.concat();
         let mut bytes = vec![0; 32];
         bytes.extend(MAGIC);
@@ -240,6 +279,8 @@ mod tests {
         }
         bytes.resize(4096, 0);
         bytes.extend(table);
+        bytes.resize(60_000, 0);
+        bytes.extend(text);
         bytes.resize(65536, 0);
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
@@ -261,6 +302,31 @@ mod tests {
         let found = read(b"01", 5, 4096, &all).unwrap();
         assert_eq!(found.holds, Holds::Squashfs((32768, 100), "arm64".into()));
         assert_eq!(found.signers, ["AB".repeat(20), "unknown".into()]);
+    }
+
+    #[test]
+    fn who_signed_an_envelope_is_what_it_calls_its_keys() {
+        let image = descriptor(PARTITION, (2, GROUP, 0), (32768, 100), &partition(SQUASHFS, PRIMARY, b"02"));
+        let signers = |text: &str, length: u64| {
+            let signature = descriptor(SIGNATURE, (3, 0, GROUP), (60_000, length), &[0; 260]);
+            let all = [image.clone(), signature];
+            read_with(b"01", (2, 4096), &all, text.as_bytes()).unwrap().signers
+        };
+        let said = |text: &str| signers(text, text.len() as u64);
+        let two = r#"{"payloadType":"x","payload":"eA==","signatures":[{"keyid":"SHA256:ab\u001bc","sig":"eA=="},{"sig":"eA=="}]}"#;
+        let found = said(two);
+        assert_eq!(found.len(), 1);
+        let by = &found[0];
+        assert!(
+            by.starts_with("key SHA256:ab") && by.ends_with("(DSSE) and a key without a name (DSSE)"),
+            "{by}"
+        );
+        assert!(!by.contains('\u{1b}'), "{by}");
+        for odd in ["", "{}", r#"{"signatures":[]}"#, "[", r#"{"signatures":7}"#] {
+            assert_eq!(said(odd), ["unknown"], "{odd}");
+        }
+        assert_eq!(signers(two, u64::MAX), ["unknown"]);
+        assert_eq!(signers(two, 10_000), ["unknown"], "it would lie outside of the file");
     }
 
     #[test]
