@@ -16,8 +16,9 @@ use crate::error::{Error, ErrorKind, Result, recover};
 const PIECE: u64 = 4 << 20;
 /// Connections for one blob, and pieces of it that are in memory.
 pub(super) const AHEAD: usize = 4;
-/// Connections beyond one a blob, for all blobs of an image.
-pub(super) const EXTRA: usize = 8;
+/// Connections beyond one a blob, for all blobs of an image: two blobs have as many as they take, and their pieces are 40 MiB. Where
+/// more blobs are fetched at once, these are several connections by themselves.
+pub(super) const EXTRA: usize = 2 * (AHEAD - 1);
 
 pub(super) struct Ranges {
     shared: Arc<Shared>,

@@ -21,7 +21,8 @@ use crate::store::window::Frames;
 use crate::unpack::{Form, LayerReport, Limits, Unpacker};
 
 const CHUNK: usize = 256 << 10;
-const QUEUE: usize = 6;
+/// Chunks between two stages: 2 MiB for a layer, and each stage has one in hand.
+const QUEUE: usize = 4;
 
 /// Either more bytes, or the end, which is sent only after everything was verified.
 enum Chunk {
