@@ -50,19 +50,18 @@ pub(super) fn authorities() -> Authorities {
     let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
     let named = VARIABLES.iter().any(|name| std::env::var_os(name).is_some());
     let files = if named { Vec::new() } else { files(&BUNDLES.map(Path::new), &DIRECTORIES.map(Path::new)) };
-    match &*read {
-        Some((seen, authorities)) if *seen == files && !files.is_empty() => Arc::clone(authorities),
-        _ => {
-            let mut found = certificates(&files);
-            if found.is_empty() {
-                found = load_native_certs().certs;
-            }
-            let owned = found.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
-            let authorities = Arc::new(owned.collect());
-            *read = Some((files, Arc::clone(&authorities)));
-            authorities
-        }
+    let known = read.as_ref().filter(|(seen, _)| *seen == files && !files.is_empty());
+    if let Some((_, authorities)) = known {
+        return Arc::clone(authorities);
     }
+    let mut found = certificates(&files);
+    if found.is_empty() {
+        found = load_native_certs().certs;
+    }
+    let owned = found.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
+    let authorities = Arc::new(owned.collect());
+    *read = Some((files, Arc::clone(&authorities)));
+    authorities
 }
 
 /// The first bundle that there is, and what stands in the directories beside links; nothing without a bundle.
