@@ -59,7 +59,7 @@ pub(super) fn authorities() -> Authorities {
         found = load_native_certs().certs;
     }
     let owned = found.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
-    let authorities = Arc::new(owned.collect());
+    let authorities: Authorities = Arc::new(owned.collect());
     *read = Some((files, Arc::clone(&authorities)));
     authorities
 }
