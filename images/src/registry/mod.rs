@@ -10,6 +10,7 @@ mod credentials;
 mod helper;
 mod login;
 mod message;
+mod proxy;
 mod push;
 mod ranges;
 mod reach;
@@ -157,6 +158,12 @@ impl Client {
     ) -> Result<Self> {
         let insecure = base.starts_with("http://");
         let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
+        let unproxied = Unproxied::from_env();
+        let proxy = match proxy::of_env() {
+            // It is not needed, unless something else is asked, too.
+            Err(_) if unproxied.has(&base) => None,
+            found => found?,
+        };
         let config = || {
             Agent::config_builder()
                 .http_status_as_error(false)
@@ -173,13 +180,12 @@ impl Client {
                 .timeout_per_read(Some(patience.read))
                 .tls_config(tls.clone())
         };
-        let agent = config().build().new_agent();
-        let proxied = agent.config().proxy().is_some();
-        let direct = proxied.then(|| config().proxy(None).build().new_agent());
+        let direct = proxy.is_some().then(|| config().proxy(None).build().new_agent());
+        let agent = config().proxy(proxy).build().new_agent();
         Ok(Self {
             agent,
             direct,
-            unproxied: Unproxied::from_env(),
+            unproxied,
             base,
             name,
             mirror_of,
@@ -209,9 +215,7 @@ impl Client {
 
     /// Host and port of the proxy by which it is asked.
     fn proxy(&self) -> Option<String> {
-        let target = self.base.parse::<ureq::http::Uri>().ok()?;
-        let proxy =
-            self.agent_for(&self.base).config().proxy().filter(|proxy| !proxy.is_no_proxy(&target))?;
+        let proxy = self.agent_for(&self.base).config().proxy()?;
         Some(format!("{}:{}", proxy.host(), proxy.port()))
     }
 

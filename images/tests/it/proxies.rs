@@ -81,6 +81,11 @@ fn a_registry_is_asked_by_the_proxy_of_the_environment() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let text = said(&[("HTTPS_PROXY", &format!("http://alice:secret@{closed}"))]);
     assert!(text.contains(&format!("by the proxy {closed}")) && !text.contains("secret"), "{text}");
+    // One that cannot be asked is named, and not passed over in silence; it hides none that can.
+    let text = said(&[("ALL_PROXY", "socks5://alice:secret@127.0.0.1:1")]);
+    assert!(text.contains("ALL_PROXY") && text.contains("SOCKS") && !text.contains("secret"), "{text}");
+    let output = import(&bench, &[("ALL_PROXY", "socks5://127.0.0.1:1"), ("HTTPS_PROXY", &with_login)]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // NO_PROXY names what is asked without it, in any of its forms.
     let asked = log.lock().unwrap().len();
     for named in ["registry.invalid", "10.0.0.0/8, Invalid", ".invalid", "registry.invalid:5000", "*"] {
