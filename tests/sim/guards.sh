@@ -206,6 +206,33 @@ if wanted one-image; then
     seen one-image
 fi
 
+if wanted fence-after; then
+    change $c/cluster/fencing.rs 'let due = (n.last_heard + after)' 'let due = (n.last_heard + self.config.node_timeout)'
+    seen fence-after
+fi
+
+if wanted fence-once-more; then
+    change $c/cluster/fencing.rs 'if second.is_none() {' 'if second.is_none() && !n.row.condition.not_responding {'
+    seen fence-once-more
+fi
+
+if wanted fence-held-up; then
+    change $c/cluster/fencing.rs 'if look + LATE < now {' 'if look + LATE < due {'
+    seen fence-held-up
+fi
+
+if wanted fence-failed; then
+    change $c/cluster/fencing.rs 'silent && result.is_ok());
+        match result {' 'silent && result.is_ok());
+        match result.or(Ok::<(), String>(())) {'
+    seen fence-failed
+fi
+
+if wanted fence-heard; then
+    change $c/cluster/fencing.rs 'n.row.condition.not_responding && n.last_heard < asked;' 'n.last_heard.0 >= 0;'
+    seen fence-heard
+fi
+
 b=a_controller_that_is_made_of_a_backup
 
 if wanted restored-runs; then

@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) fencing: Option<Time>,
     /// When the next may, after one that has ended.
     pub(crate) fence_again: Option<Time>,
+    /// It was found silent for long enough to be powered off, and is looked at once more then.
+    pub(crate) fence_look: Option<Time>,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -89,6 +91,7 @@ impl Node {
             asked_at: now,
             fencing: None,
             fence_again: None,
+            fence_look: None,
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

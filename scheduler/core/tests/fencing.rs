@@ -47,7 +47,8 @@ fn audit(w: &World) -> Vec<String> {
 fn what_was_on_a_node_that_is_off_counts_as_lost() {
     let mut w = world();
     let jobs = [w.batch("again", |s| s.requeue = Some(true)), w.batch("not", |s| s.requeue = Some(false))];
-    w.later(Span(90_000_000 - 1));
+    // Its time, and eight seconds for a second look.
+    w.later(Span(98_000_000 - 1));
     assert!(w.fences.is_empty());
     w.later(Span(1));
     let when = asked(&mut w);
@@ -80,20 +81,62 @@ fn a_controller_that_was_held_up_has_nobody_powered_off() {
     assert!(w.fences.is_empty(), "the other nodes are waited for anew");
     assert!(jobs.iter().all(|job| w.state(*job) == JobState::Running));
     // A node that stays silent is off its time later.
-    w.later(Span::from_secs(2));
+    w.later(Span::from_secs(9));
     assert!(!w.fences.is_empty());
+}
+
+#[test]
+fn a_controller_that_was_held_up_until_a_node_is_due_reads_first_what_has_come() {
+    for held in [90, 92, 93] {
+        let mut w = world();
+        w.node("n2", hardware(4, 1, 4000, 0));
+        for node in ["n1", "n2"] {
+            w.batch(node, |s| s.resources.node_list = vec![node.into()]);
+        }
+        // Neither is late enough to tell that it was held up. The word of the other one is the next that it reads.
+        w.now = w.now + Span::from_secs(held);
+        w.heartbeat("n1", Time(0));
+        w.heartbeat("n2", Time(0));
+        w.later(Span::from_secs(80));
+        assert!(w.fences.is_empty(), "held up for {held} s: {:?}", w.fences);
+    }
+}
+
+#[test]
+fn a_second_look_that_comes_late_powers_nobody_off() {
+    let mut w = world();
+    w.batch("a", |_| {});
+    w.later(Span::from_secs(91));
+    w.now = w.now + Span::from_secs(60);
+    w.event(Event::Tick);
+    w.later(Span::from_secs(97));
+    assert!(w.fences.is_empty());
+    w.later(Span::from_secs(1));
+    asked(&mut w);
+}
+
+#[test]
+fn a_node_that_is_heard_of_between_two_looks_is_waited_for_anew() {
+    let mut w = world();
+    w.batch("a", |_| {});
+    w.later(Span::from_secs(94));
+    w.heartbeat("n1", Time(0));
+    w.later(Span(98_000_000 - 1));
+    assert!(w.fences.is_empty());
+    w.later(Span(1));
+    asked(&mut w);
 }
 
 #[test]
 fn a_program_that_fails_says_nothing_and_is_tried_again() {
     let mut w = world();
     let job = w.batch("a", |_| {});
-    w.later(Span::from_secs(90));
+    w.later(Span::from_secs(98));
     let first = asked(&mut w);
     ends(&mut w, first, Err("no outlet".into()));
     assert_eq!(w.state(job), JobState::Running);
     assert_eq!(audit(&w), ["berth: could not fence n1: no outlet"]);
-    w.later(Span(90_000_000 - 1));
+    w.later(Span(98_000_000 - 1));
     assert!(w.fences.is_empty());
     w.later(Span(1));
     let second = asked(&mut w);
@@ -109,7 +152,7 @@ fn a_program_that_fails_says_nothing_and_is_tried_again() {
 fn a_node_that_speaks_meanwhile_has_lost_nothing() {
     let mut w = world();
     let job = w.batch("a", |_| {});
-    w.later(Span::from_secs(90));
+    w.later(Span::from_secs(98));
     let when = asked(&mut w);
     w.later(Span::from_secs(10));
     w.heartbeat("n1", Time(0));
@@ -117,7 +160,7 @@ fn a_node_that_speaks_meanwhile_has_lost_nothing() {
     assert_eq!(w.state(job), JobState::Running);
     assert!(audit(&w)[0].contains("heard meanwhile"), "{:?}", audit(&w));
     // Also when it has fallen silent once more: what counts is a program that began after that.
-    w.later(Span::from_secs(95));
+    w.later(Span::from_secs(98));
     let when = asked(&mut w);
     ends(&mut w, when, Ok(()));
     assert_ne!(w.state(job), JobState::Running);
@@ -139,12 +182,12 @@ fn a_controller_that_starts_waits_anew_and_takes_no_earlier_ones_word() {
     let mut w = world();
     let job = w.batch("a", |_| {});
     w.phase("n1", batch_key(job, 0), StepPhase::Running);
-    w.later(Span::from_secs(90));
+    w.later(Span::from_secs(98));
     let before = asked(&mut w);
     let config = CoreConfig::new(&config()).unwrap();
     w.core = Cluster::restore(config, Term(2), stored(&w.writes), w.now).unwrap();
     ends(&mut w, before, Ok(()));
-    w.later(Span::from_secs(89));
+    w.later(Span::from_secs(97));
     assert!(w.fences.is_empty());
     assert_eq!(w.state(job), JobState::Running);
     w.later(Span::from_secs(2));

@@ -41,6 +41,10 @@ pub(crate) struct Controller {
     registered: BTreeMap<NodeName, (u64, Session)>,
     /// Whether the core is as it was when it said what now leaves: one event was committed alone.
     up_to_date: bool,
+    /// From when until when it last stood still.
+    pub(crate) held: Option<(Time, Time)>,
+    /// When its core was built.
+    pub(crate) started: Time,
     /// The latest connection on which each introduced itself.
     pub(crate) introduced: BTreeMap<NodeName, u64>,
 }
@@ -63,6 +67,8 @@ impl Controller {
             told_full: false,
             registered: BTreeMap::new(),
             up_to_date: false,
+            held: None,
+            started: Time(0),
             introduced: BTreeMap::new(),
         })
     }
@@ -118,7 +124,10 @@ impl World {
             self.truth.nothing_new(&writes)?;
         }
         self.arm();
-        if self.controller.group.is_empty() {
+        let first = self.controller.group.is_empty();
+        let cluster = self.controller.clock.as_ref().map_or(self.now, Pace::last);
+        self.fencing.handled(first, cluster, self.now);
+        if first {
             // Now and then the disk is slow.
             let slow = self.rng.permille(30);
             let after = if slow { self.span(2000, 800_000) } else { self.span(0, 2000) };
@@ -158,6 +167,11 @@ impl World {
     /// Whether it is the word of a registration that a later one has replaced.
     pub(crate) fn is_stale(&self, event: &Event) -> bool {
         let Event::Agent { node, connection, message } = event else { return false };
+        self.is_of_before(node, *connection, message)
+    }
+
+    /// The same of a word that has not been read.
+    pub(crate) fn is_of_before(&self, node: &NodeName, connection: u64, message: &FromAgent) -> bool {
         let session = match message {
             FromAgent::Hello { .. } => return false,
             FromAgent::Step { session, .. }
@@ -171,7 +185,7 @@ impl World {
         };
         let registered = self.controller.registered.get(node);
         registered.is_some_and(|(_, known)| session < known)
-            || self.controller.introduced.get(node).is_some_and(|latest| connection < latest)
+            || self.controller.introduced.get(node).is_some_and(|latest| connection < *latest)
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), String> {
@@ -310,6 +324,7 @@ impl World {
                 }
             }
             Effect::Fence { node, asked } => {
+                self.may_fence(&node, asked)?;
                 let life = self.controller.life;
                 let after = self.span(100_000, 20_000_000);
                 self.plan(after, Happening::Fences { node, asked, life });
@@ -403,6 +418,7 @@ impl World {
         c.replaced.clear();
         self.truth.forget_what_was_told();
         c.told_full = false;
+        c.held = None;
         for connection in std::mem::take(&mut c.open) {
             self.plan(Span(1000), Happening::Cut { connection });
         }
@@ -430,6 +446,7 @@ impl World {
         core.audit().map_err(|e| format!("after a restart: {e}"))?;
         self.client.check_known(&core, &self.store)?;
         self.controller.core = Some(core);
+        self.controller.started = self.now;
         self.look_at_disk()?;
         self.control(Event::Tick)
     }

@@ -40,10 +40,11 @@ pub(crate) enum Kind {
     Queued,
     AnswersLost,
     Unkillable,
+    HeldUp,
 }
 
 /// All of them, with what a report calls them.
-pub(crate) const KINDS: [(Kind, &str); 28] = [
+pub(crate) const KINDS: [(Kind, &str); 29] = [
     (Kind::ControllerCrash, "controller crashes"),
     (Kind::ControllerOutage, "long outages of the controller"),
     (Kind::CorePanic, "faults of the core itself"),
@@ -72,6 +73,7 @@ pub(crate) const KINDS: [(Kind, &str); 28] = [
     (Kind::Queued, "words of a closed connection that were read before"),
     (Kind::AnswersLost, "answers to clients lost"),
     (Kind::Unkillable, "processes that do not end although they are killed"),
+    (Kind::HeldUp, "controllers that stand still"),
 ];
 
 /// Those that worlds with a restored controller have.
@@ -111,7 +113,8 @@ pub(crate) struct Chaos {
 impl Chaos {
     pub(crate) fn of(rng: &mut Rng, options: &Options) -> Chaos {
         let most = *rng.pick(&[150, 400, 700, 1000]).unwrap_or(&400);
-        let kinds = KINDS.iter().filter(|_| rng.permille(most)).map(|(kind, _)| *kind).collect();
+        let drawn = KINDS.iter().filter(|(kind, _)| *kind != Kind::HeldUp);
+        let kinds = drawn.filter(|_| rng.permille(most)).map(|(kind, _)| *kind).collect();
         let every = *rng.pick(&[(300_000, 6_000_000), (1_000_000, 20_000_000)]).unwrap_or(&(1, 1));
         let (nodes, operations, seconds) = match rng.below(200) {
             0 => (rng.count(2, 5), rng.count(50, 80), rng.between(200, 300)),
@@ -143,6 +146,16 @@ impl Chaos {
         Chaos { kinds, every, nodes, operations, busy: Span::from_secs(seconds), config, deadlines }
     }
 
+    /// The controller stands still now and then, and nodes are powered off: what one may take for the other.
+    pub(crate) fn with_held_up_controllers(&mut self) {
+        self.kinds.insert(Kind::HeldUp);
+        let programs = &mut self.config.programs;
+        if programs.fence.is_empty() {
+            programs.fence = "/fence".into();
+            programs.fence_after_seconds = 20;
+        }
+    }
+
     /// Whether the world has that kind.
     pub(crate) fn on(&self, kind: Kind) -> bool {
         self.kinds.contains(&kind)
@@ -170,6 +183,7 @@ impl World {
             Kind::ControllerCrash | Kind::ControllerOutage if self.controller.core.is_some() => {
                 self.crash_controller("of itself");
             }
+            Kind::HeldUp if self.controller.core.is_some() && self.held_up().is_none() => self.hold_up(),
             Kind::StoreFull => {
                 self.controller.full = !self.controller.full;
                 if self.controller.full {
@@ -384,6 +398,10 @@ impl World {
         }
         for node in self.machines.keys().cloned().collect::<Vec<_>>() {
             self.heal(&node);
+        }
+        if self.held_up().is_some() {
+            self.plan(Span(0), Happening::DiskLook);
+            return Ok(());
         }
         self.look_at_disk()
     }

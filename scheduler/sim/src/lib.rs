@@ -10,6 +10,7 @@ mod check;
 mod components;
 mod controller;
 mod faults;
+mod fencing;
 mod journal;
 mod machine;
 mod network;

@@ -100,8 +100,10 @@ impl World {
         if m.agent.is_none() || m.agent_life != life || m.connection.is_some() {
             return Ok(());
         }
-        if !alive || m.blocked.is_some_and(|b| b.until > self.now) {
-            let again = self.span(500_000, 2_000_000);
+        let held = self.controller.held.is_some_and(|(_, until)| until > self.now);
+        if !alive || held || m.blocked.is_some_and(|b| b.until > self.now) {
+            // Who waited for an answer in vain waits longer.
+            let again = if held { self.span(500_000, 12_000_000) } else { self.span(500_000, 2_000_000) };
             self.plan(again, Happening::Connect { node: node.clone(), life });
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use crate::Options;
 use crate::controller::Controller;
 use crate::faults::{Chaos, Kind};
+use crate::fencing::Fencing;
 use crate::journal::Journal;
 use crate::machine::Machine;
 use crate::network::{Link, Way};
@@ -210,6 +211,7 @@ pub(crate) struct World {
     pub(crate) events: u64,
     pub(crate) store: ModelStore,
     pub(crate) controller: Controller,
+    pub(crate) fencing: Fencing,
     pub(crate) machines: BTreeMap<NodeName, Machine>,
     /// Every connection that there ever was.
     pub(crate) links: BTreeMap<u64, Link>,
@@ -233,7 +235,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, options: &Options, log: bool) -> Result<World, String> {
         let mut rng = Rng::new(seed);
-        let chaos = Chaos::of(&mut rng, options);
+        let mut chaos = Chaos::of(&mut rng, options);
+        if options.faults && !options.backups && seed % 8 == 5 {
+            chaos.with_held_up_controllers();
+        }
         let mut machines = BTreeMap::new();
         for i in 0..chaos.nodes {
             let name = NodeName(format!("n{i}"));
@@ -255,6 +260,7 @@ impl World {
             events: 0,
             store: ModelStore::default(),
             controller: Controller::new(&chaos.config)?,
+            fencing: Fencing::default(),
             machines,
             links: BTreeMap::new(),
             truth: Truth::default(),
@@ -376,7 +382,13 @@ impl World {
     }
 
     fn happen(&mut self, what: Happening) -> Result<(), String> {
-        if let Some(until) = self.not_before(&what) {
+        let way = self.not_before(&what);
+        if way.is_none()
+            && let Happening::ToController { connection, message } = &what
+        {
+            self.comes(*connection, message);
+        }
+        if let Some(until) = way.or_else(|| self.waits_unread(&what)) {
             self.note(|| "not now: the machine or the way there stands still".into());
             self.held_until = self.held_until.max(until);
             self.plan_at(until, what);
@@ -458,6 +470,7 @@ impl World {
             }
             Happening::Fences { node, asked, life } => self.fences(&node, asked, life),
             Happening::Fenced { node, asked, life, result } => {
+                self.fencing.ended(&node, life);
                 // With the controller nobody waits for it.
                 if life == self.controller.life && self.controller.core.is_some() {
                     self.control(Event::Fenced { node, asked, result })?;

@@ -3,6 +3,9 @@
 //!
 //! Only what was asked for when nothing had been heard of the node since is evidence: a node that speaks again may have begun something new,
 //! whatever becomes of the program. Nothing of it is stored: a controller that starts waits for its nodes anew.
+//!
+//! Silence may be the controller's own: while it was held up (its disk, a machine that slept), what nodes said lies unread in its queue. So
+//! nobody is powered off at the first look, whenever that comes.
 
 use super::Cluster;
 use super::timers::Timer;
@@ -10,9 +13,11 @@ use crate::event::Effect;
 use berth_model::ids::NodeName;
 use berth_model::time::{Span, Time};
 
-/// A time that is over for longer was not waited for: the controller was held up itself (its disk, a machine that slept), and has
-/// yet to hear what its nodes said meanwhile.
-const LATE: Span = Span::from_secs(5);
+/// Who looks so much later than it meant to was held up, for longer than agents stay connected perhaps: nodes are waited for anew.
+const LATE: Span = Span::from_secs(3);
+
+/// From the first look to the second: until then all that had come is read, and agents that lost their connection have another one.
+const ONCE_MORE: Span = Span::from_secs(8);
 
 impl Cluster {
     /// Has a silent node powered off when its time has come, if something of a job may be alive there.
@@ -32,21 +37,34 @@ impl Cluster {
         };
         let Some(n) = self.nodes.get(node).map(|n| &**n).filter(silent) else { return };
         let due = (n.last_heard + after).max(n.fence_again.unwrap_or_default());
-        if due + LATE < now {
-            // As after a start: nodes are waited for anew.
+        // What was found silent before it was heard of once more does not count.
+        let second = n.fence_look.filter(|look| due < *look);
+        let look = second.unwrap_or(due);
+        if look > now {
+            self.timers.insert((look, Timer::Fence(node.clone())));
+            return;
+        }
+        if look + LATE < now {
+            // As after a start.
             let again = now + after;
             if let Some(n) = self.node_mut(node) {
                 n.fence_again = Some(again);
+                n.fence_look = None;
             }
             self.timers.insert((again, Timer::Fence(node.clone())));
             return;
         }
-        if due > now {
-            self.timers.insert((due, Timer::Fence(node.clone())));
+        if second.is_none() {
+            let look = now + ONCE_MORE;
+            if let Some(n) = self.node_mut(node) {
+                n.fence_look = Some(look);
+            }
+            self.timers.insert((look, Timer::Fence(node.clone())));
             return;
         }
         if let Some(n) = self.node_mut(node) {
             n.fencing = Some(now);
+            n.fence_look = None;
         }
         self.out.effects.push(Effect::Fence { node: node.clone(), asked: now });
     }
