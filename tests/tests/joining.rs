@@ -219,7 +219,7 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
     });
     assert!(log.is_some(), "the removed machine is not told why it is refused");
     let audit = hosts.root("head", "berth").arg("audit").ok().text();
-    assert!(audit.contains("n2"), "{audit}");
+    assert!(audit.contains("n1 exchanged its key") && audit.contains("removed n2"), "{audit}");
 }
 
 #[test]

@@ -85,6 +85,8 @@ each_user! {
         sandbox.wait_state(next, "COMPLETED", 60);
         assert!(!sandbox.work().join("twice").exists(), "the job ran twice at a time");
         assert_eq!(sandbox.cmd("sacct").args(["-n", "-j", &since.to_string()]).ok().text(), "");
+        let trail = sandbox.cmd("berth").args(["audit", "-n", "0"]).ok().text();
+        assert!(trail.contains("a backup was restored"), "{trail}");
     }
 
     fn what_was_replaced_is_kept_and_what_was_submitted_since_is_ended(who) {

@@ -41,7 +41,10 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     if let Some(aside) = &restored.aside {
         text.push_str(&format!("What it replaced is in {}.\n", aside.display()));
     }
-    text.push_str("Start it with 'berth up'; jobs start when all of its nodes have come back.\n");
+    text.push_str(
+        "Start it with 'berth up'; jobs start when all of its nodes have come back. Then look at 'berth node ls': machines that \
+         were removed since are in it again, and keys that were exchanged are the old ones.\n",
+    );
     out::print(&text)?;
     Ok(0)
 }

@@ -303,6 +303,9 @@ fn a_key_is_renewed_by_who_has_the_old_one() {
     let renewed = w.joined(renew("n1", 1, 3));
     assert_eq!((renewed.key.clone(), renewed.renewed), (key(3), w.now));
     assert!(renewed.joined < renewed.renewed);
+    let entry = w.log().pop().unwrap();
+    let what = format!("n1 exchanged its key {} for {}", key(1).short(), key(3).short());
+    assert_eq!((entry.user.as_str(), entry.what), ("node n1", what));
     let snapshot = w.core.snapshot();
     assert_eq!(snapshot.member_by_key(&key(1)), None, "the old one is good for nothing");
     assert_eq!(snapshot.member_by_key(&key(3)), Some(renewed.clone()));

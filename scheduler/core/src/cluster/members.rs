@@ -229,7 +229,13 @@ impl Cluster {
         Ok(self.put_member(member))
     }
 
-    pub(super) fn renew(&mut self, name: &NodeName, old: &KeyId, new: KeyId) -> Result<Response, Refusal> {
+    pub(super) fn renew(
+        &mut self,
+        actor: &Actor,
+        name: &NodeName,
+        old: &KeyId,
+        new: KeyId,
+    ) -> Result<Response, Refusal> {
         let Some(member) = self.members.get(name).cloned() else {
             let text =
                 format!("{name} does not belong to this cluster (any more): it can join again with a token");
@@ -249,6 +255,9 @@ impl Cluster {
             let text = format!("the new key of {name} is that of {other}: have another one made");
             return refuse(RefusalCode::WrongState, text);
         }
+        // Whoever has a copy of the old key can do that as well as the machine.
+        let what = format!("{name} exchanged its key {} for {}", member.key.short(), new.short());
+        self.note_as(actor, format!("node {name}"), what);
         Ok(self.put_member(MemberRow { key: new, renewed: self.clock, ..(*member).clone() }))
     }
 

@@ -267,7 +267,7 @@ impl Cluster {
             Request::Enrol { token, hash, key, name, from } => {
                 self.enrol(&actor, &token, &hash, key, name, from)
             }
-            Request::Renew { name, old, new } => self.renew(&name, &old, new),
+            Request::Renew { name, old, new } => self.renew(&actor, &name, &old, new),
             Request::ApproveMember { name } => self.approve_member(&actor, &name),
             Request::RemoveMember { name, force } => self.remove_member(&actor, &name, force),
             Request::Shutdown => self.note_shutdown(&actor),

@@ -5,10 +5,10 @@ use super::Cluster;
 use crate::event::Effect;
 use crate::job::Progress;
 use crate::parts::Parts;
-use crate::rows::{Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
+use crate::rows::{AuditRow, Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
 use berth_model::distribution::Distribution;
-use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
 use std::sync::Arc;
@@ -33,11 +33,24 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
     let number = |step| if let StepId::Number(n) = step { n } else { 0 };
     let step = stored.steps.iter().map(|s| number(s.key.step)).max().unwrap_or(0).max(before.steps);
     let tokens = stored.tokens.iter().map(|token| Write::DeleteToken(token.id.clone()));
+    let clock = meta.map_or_else(Default::default, |m| m.clock);
+    let number = meta.map_or(1, |m| m.next_audit.max(1));
+    // What was entered into the log since is lost as well: that is said where it is missed.
+    let entry = Write::AddAudit(Box::new(AuditRow {
+        version: ROW_VERSION,
+        number,
+        at: clock,
+        uid: Uid(0),
+        user: "berth".to_string(),
+        role: None,
+        inside: None,
+        what: "a backup was restored: what was done after this time is on no record".to_string(),
+    }));
     let counters = Write::PutMeta(MetaRow {
         version: ROW_VERSION,
         next_job,
-        clock: meta.map_or_else(Default::default, |m| m.clock),
-        next_audit: meta.map_or(0, |m| m.next_audit),
+        clock,
+        next_audit: number + 1,
         restored: Some(Restored {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),
@@ -45,7 +58,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
         }),
     });
-    tokens.chain([counters]).collect()
+    tokens.chain([entry, counters]).collect()
 }
 
 impl Restored {

@@ -141,6 +141,7 @@ impl World {
             match write {
                 Write::PutMeta(meta) => stored.meta = Some(meta),
                 Write::DeleteToken(id) => stored.tokens.retain(|t| t.id != id),
+                Write::AddAudit(row) => assert!(row.what.starts_with("a backup was restored"), "{row:?}"),
                 other => panic!("{other:?}"),
             }
         }
