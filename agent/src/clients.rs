@@ -5,6 +5,7 @@ use crate::direct::{self, Direct};
 use crate::images::Images;
 use crate::kept::KeptContainers;
 use crate::mine;
+use crate::places::Connections;
 use crate::registry::{Registry, StepStage};
 use berth_model::effective::Effective;
 use berth_model::ids::{Gid, JobId, NodeName, StepKey, Uid};
@@ -39,6 +40,8 @@ pub struct Service {
     pub kept: Arc<KeptContainers>,
     /// Images.
     pub images: Arc<Images>,
+    /// Who is connected.
+    pub(crate) connections: Connections,
     /// Users who ask about their images.
     pub asking: mine::Asking,
     /// Where the steps' files are.
@@ -52,8 +55,10 @@ pub async fn serve(listener: UnixListener, job: Option<(JobId, Uid)>, service: A
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                let Some((stream, place)) = service.connections.admit(stream) else { continue };
                 let service = Arc::clone(&service);
                 tokio::spawn(async move {
+                    let _place = place;
                     if let Err(e) = client(stream, job, &service).await {
                         tracing::debug!("a client's connection: {e}");
                     }

@@ -35,6 +35,7 @@ mod notes;
 mod paths;
 mod peers;
 mod place;
+mod places;
 mod pmix;
 mod probe;
 mod programs;

@@ -7,6 +7,7 @@ use crate::direct::{Descriptors, Direct};
 use crate::jobs::listen_at;
 use crate::paths::Paths;
 use crate::peers::FindIdentity;
+use crate::places::Connections;
 use crate::start::{AgentError, Shutdown};
 use berth_model::ids::{Gid, NodeName, Uid};
 use berth_model::request::Peer;
@@ -112,11 +113,14 @@ impl Me {
 }
 
 async fn serve(listener: UnixListener, uplink: &Uplink, direct: Arc<Direct>) {
+    let connections = Connections::new();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                let Some((stream, place)) = connections.admit(stream) else { continue };
                 let (uplink, direct) = (uplink.clone(), Arc::clone(&direct));
                 tokio::spawn(async move {
+                    let _place = place;
                     if let Err(e) = pass(stream, &uplink, &direct).await {
                         tracing::debug!("a client's connection: {e}");
                     }

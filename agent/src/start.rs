@@ -16,6 +16,7 @@ use crate::link::{self, Streams};
 use crate::memory;
 use crate::paths::Paths;
 use crate::peers::{FindIdentity, Keeping, Peers};
+use crate::places::Connections;
 use crate::pmix::Pmix;
 use crate::probe::{self, ProbeError};
 use crate::registry::Registry;
@@ -235,6 +236,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         uplink: uplink.clone(),
         kept: Arc::clone(&kept),
         images: Arc::clone(&images),
+        connections: Connections::new(),
         asking: mine::Asking::default(),
         spool: paths.spool(),
         node: name.clone(),

@@ -101,8 +101,8 @@ KillMode=process
 Delegate=yes
 OOMScoreAdjust=-900
 TasksMax=infinity
-# What jobs get where neither they nor the submitter say otherwise.
-LimitNOFILE=131072
+# What jobs get where neither they nor the submitter say otherwise; the agent itself takes as many files as it may.
+LimitNOFILE=131072:524288
 LimitMEMLOCK=infinity
 LimitSTACK=infinity
 # Nothing here that gives it a mount namespace or takes privileges away (ProtectSystem=, PrivateTmp=, NoNewPrivileges=,

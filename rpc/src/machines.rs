@@ -2,7 +2,7 @@
 
 use crate::duplex::{Duplex, prepare};
 use crate::preface::{Preface, Question, Reply};
-use crate::serve::{Caller, Proven, Service};
+use crate::serve::{Caller, Connections, Proven, Service, vouched_place};
 use berth_model::NodeName;
 use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
@@ -100,6 +100,7 @@ enum Plan {
 pub(crate) async fn accept<S: Service>(
     port: Arc<MachineListener>,
     service: Arc<S>,
+    vouched: Connections,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     let places = Arc::new(Semaphore::new(STRANGERS));
@@ -112,13 +113,14 @@ pub(crate) async fn accept<S: Service>(
                 continue;
             }
         };
-        let (port, service, accepted) = (Arc::clone(&port), Arc::clone(&service), accepted.clone());
+        let (port, service) = (Arc::clone(&port), Arc::clone(&service));
+        let (vouched, accepted) = (Arc::clone(&vouched), accepted.clone());
         tokio::spawn(async move {
             let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, &*service)).await;
             drop(place);
             match known {
                 Ok(Ok((wire, machine, preface))) => {
-                    receive(wire, machine, preface, from, service, accepted).await;
+                    receive(wire, (machine, preface), from, service, (vouched, accepted)).await;
                 }
                 Ok(Err(why)) => service.turned_away(from, &why),
                 Err(_) => service.turned_away(from, "it did not say who it is within 10 s"),
@@ -173,11 +175,10 @@ async fn refuse(wire: &mut Duplex, why: String) {
 
 async fn receive<S: Service>(
     mut wire: Duplex,
-    machine: Machine,
-    preface: Preface,
+    (machine, preface): (Machine, Preface),
     from: SocketAddr,
     service: Arc<S>,
-    accepted: mpsc::Sender<io::Result<Proven>>,
+    (vouched, accepted): (Connections, mpsc::Sender<io::Result<Proven>>),
 ) {
     let plan = match plan(&machine, preface, from, &*service).await {
         Ok(plan) => plan,
@@ -191,6 +192,14 @@ async fn receive<S: Service>(
         let _ = wire.shutdown().await;
         return;
     }
+    // One user must not use up the descriptors of all.
+    let place = match &plan {
+        Plan::Carry(Caller::Vouched { peer, .. }) => match vouched_place(&vouched, peer.uid) {
+            Ok(place) => Some(place),
+            Err(why) => return refuse(&mut wire, why).await,
+        },
+        _ => None,
+    };
     if Reply::Welcome.write(&mut wire).await.is_err() {
         return;
     }
@@ -199,7 +208,7 @@ async fn receive<S: Service>(
         Plan::Answer(_) => {}
         Plan::Carry(caller) => {
             // An error means that we are stopping.
-            let _ = accepted.send(Ok(Proven::remote(wire, caller, gone))).await;
+            let _ = accepted.send(Ok(Proven::remote(wire, caller, place, gone))).await;
         }
         Plan::Stream(peer, to) => {
             tokio::select! {

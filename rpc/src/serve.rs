@@ -13,6 +13,7 @@ use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
 use berth_model::{JobId, NodeName, StepKey, Uid};
+use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ use tonic::transport::server::Connected;
 pub const PAGE: usize = 256;
 /// Most connections of one user at a time, root excepted.
 const CONNECTIONS: usize = 1024;
+/// Which part of the descriptors' number the connections may be that are made for one user by other machines and from inside jobs.
+const PART: u64 = 8;
 
 /// Who is at the other end, as proven by the kernel, or as vouched for by an agent on the private socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,8 +182,14 @@ pub async fn serve<S: Service>(
 ) -> io::Result<()> {
     let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
     let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
-    let nodes = tokio::spawn(accept_nodes(listeners.nodes, own_uid, Arc::clone(&service), accepted.clone()));
-    let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), accepted));
+    let vouched = Connections::default();
+    let nodes = tokio::spawn(accept_nodes(
+        (listeners.nodes, own_uid),
+        Arc::clone(&service),
+        vouched.clone(),
+        accepted.clone(),
+    ));
+    let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), vouched, accepted));
     let (stopping, stop_seen) = watch::channel(());
     let shell = Shell { service, stopping: stop_seen };
     let dispatch =
@@ -222,8 +231,13 @@ pub(crate) struct Proven {
 
 impl Proven {
     /// One from another machine.
-    pub(crate) fn remote(stream: Duplex, caller: Caller, gone: oneshot::Receiver<()>) -> Proven {
-        Proven { stream, caller, _place: None, gone: Some(gone) }
+    pub(crate) fn remote(
+        stream: Duplex,
+        caller: Caller,
+        place: Option<Place>,
+        gone: oneshot::Receiver<()>,
+    ) -> Proven {
+        Proven { stream, caller, _place: place, gone: Some(gone) }
     }
 
     /// Ends the connection of a machine that was removed.
@@ -239,26 +253,41 @@ impl Proven {
     }
 }
 
-/// Open connections of each user on the public socket.
-type Connections = Arc<Mutex<HashMap<u32, usize>>>;
+/// Open connections of each user: on the public socket, or those for which others vouch.
+pub(crate) type Connections = Arc<Mutex<HashMap<u32, usize>>>;
 
 /// One of them; given back when the connection ends.
-struct Place {
+pub(crate) struct Place {
     uid: u32,
     of: Connections,
 }
 
 impl Place {
     /// `None` when the user has as many as one may have.
-    fn take(of: &Connections, uid: u32) -> Option<Place> {
+    fn take(of: &Connections, uid: u32, most: usize) -> Option<Place> {
         let mut table = of.lock().unwrap_or_else(PoisonError::into_inner);
         let count = table.entry(uid).or_default();
-        if *count >= CONNECTIONS && uid != 0 {
+        if *count >= most && uid != 0 {
             return None;
         }
         *count += 1;
         Some(Place { uid, of: Arc::clone(of) })
     }
+}
+
+/// A place for somebody who comes by another machine, or from inside a job: there may be more of these than on the public socket,
+/// since each of a user's jobs has a few.
+///
+/// # Errors
+/// What to tell them.
+pub(crate) fn vouched_place(of: &Connections, uid: Uid) -> Result<Place, String> {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = usize::try_from(files / PART).unwrap_or(usize::MAX).max(CONNECTIONS);
+    Place::take(of, uid.0, most).ok_or_else(|| {
+        format!(
+            "uid {uid} has {most} connections to the controller, as many as one user may have: end some first"
+        )
+    })
 }
 
 impl Drop for Place {
@@ -279,7 +308,7 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
         let Some(stream) = accept(&listener).await else { continue };
         let Ok(cred) = stream.peer_cred() else { continue };
         // One user must not use up the descriptors of all; closing tells the client at once.
-        let Some(place) = Place::take(&connections, cred.uid()) else { continue };
+        let Some(place) = Place::take(&connections, cred.uid(), CONNECTIONS) else { continue };
         let caller =
             Caller::Client(Peer { uid: Uid(cred.uid()), gid: berth_model::Gid(cred.gid()), job: None });
         let proven = Proven { stream: stream.into(), caller, _place: Some(place), gone: None };
@@ -290,9 +319,9 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
 }
 
 async fn accept_nodes<S: Service>(
-    listener: UnixListener,
-    own_uid: u32,
+    (listener, own_uid): (UnixListener, u32),
     service: Arc<S>,
+    vouched: Connections,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     loop {
@@ -301,11 +330,17 @@ async fn accept_nodes<S: Service>(
         if cred.uid() != 0 && cred.uid() != own_uid {
             continue; // the directory is private; whoever got here anyway learns nothing
         }
-        let (service, accepted) = (Arc::clone(&service), accepted.clone());
+        let (service, vouched, accepted) = (Arc::clone(&service), Arc::clone(&vouched), accepted.clone());
         tokio::spawn(async move {
+            let mut place = None;
             let caller = match Preface::read(&mut stream).await {
                 Ok(Preface::Node { node }) => Caller::Agent(node),
-                Ok(Preface::Client(peer)) if peer.job.is_some() => Caller::Client(peer),
+                Ok(Preface::Client(peer)) if peer.job.is_some() => {
+                    // Closing tells the client at once.
+                    let Ok(taken) = vouched_place(&vouched, peer.uid) else { return };
+                    place = Some(taken);
+                    Caller::Client(peer)
+                }
                 // Everything on this machine that may connect here is the cluster's own.
                 Ok(Preface::Stream { to, peer }) => return service.stream(peer, to, stream.into()).await,
                 Ok(Preface::Ways { ways, peer, only, key }) => {
@@ -325,7 +360,7 @@ async fn accept_nodes<S: Service>(
             };
             // An error means that we are stopping.
             let _ =
-                accepted.send(Ok(Proven { stream: stream.into(), caller, _place: None, gone: None })).await;
+                accepted.send(Ok(Proven { stream: stream.into(), caller, _place: place, gone: None })).await;
         });
     }
 }
@@ -334,6 +369,7 @@ async fn accept_nodes<S: Service>(
 async fn accept_machines<S: Service>(
     mut port: watch::Receiver<Option<Arc<MachineListener>>>,
     service: Arc<S>,
+    vouched: Connections,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     let port = match port.wait_for(Option::is_some).await {
@@ -341,7 +377,7 @@ async fn accept_machines<S: Service>(
         Err(_) => return, // there will be none
     };
     if let Some(port) = port {
-        machines::accept(port, service, accepted).await;
+        machines::accept(port, service, vouched, accepted).await;
     }
 }
 
@@ -393,11 +429,13 @@ mod tests {
     #[test]
     fn one_user_has_a_bounded_number_of_connections() {
         let table = Connections::default();
-        let mut places: Vec<Place> = (0..CONNECTIONS).map(|_| Place::take(&table, 1000).unwrap()).collect();
-        assert!(Place::take(&table, 1000).is_none());
-        assert!(Place::take(&table, 1001).is_some(), "others are not concerned");
+        let take = |uid| Place::take(&table, uid, CONNECTIONS);
+        let mut places: Vec<Place> = (0..CONNECTIONS).map(|_| take(1000).unwrap()).collect();
+        assert!(take(1000).is_none());
+        assert!(take(1001).is_some(), "others are not concerned");
+        assert!(vouched_place(&table, Uid(1001)).is_ok(), "who comes by others has as many, or more");
         places.pop();
-        assert!(Place::take(&table, 1000).is_some());
+        assert!(take(1000).is_some());
         places.clear();
         assert!(table.lock().unwrap().is_empty());
     }

@@ -1,6 +1,7 @@
-//! Sockets of ours: none is abstract, because abstract ones are reached from every container that shares the node's network.
+//! Sockets of ours: none is abstract, because abstract ones are reached from every container that shares the node's network; and no
+//! user has all of their connections.
 
-use berth_tests::{Sandbox, each_user, images, leftovers};
+use berth_tests::{Cmd, Sandbox, Who, each_user, images, leftovers};
 use std::collections::BTreeMap;
 
 /// Unix sockets of the node by inode: `@name` for abstract ones, a path, or nothing.
@@ -40,4 +41,35 @@ each_user! {
         sandbox.cmd("scancel").arg(job.to_string()).ok();
         drop(step);
     }
+}
+
+/// Holds so many connections to a socket and asks by one more, prints the answer, and waits for a line.
+const CROWD: &str = r#"
+use IO::Socket::UNIX;
+my ($path, $query, $many) = @ARGV;
+my @held = map { IO::Socket::UNIX->new(Peer => $path) or die "$!" } 1 .. $many;
+my $s = IO::Socket::UNIX->new(Peer => $path) or die "$!";
+print $s pack("CVV", 21, 0xffffffff, length $query), $query;
+$s->flush; $s->shutdown(1);
+$| = 1;
+{ local $/; print <$s>, "\nasked\n"; }
+<STDIN>;
+"#;
+
+#[test]
+fn no_user_can_take_all_connections_of_a_node_as_root() {
+    let sandbox = Sandbox::start(Who::root());
+    let (crowd, other) = (Who::user(), Who::stranger());
+    // One user may have an eighth of the descriptors.
+    Cmd::new("prlimit").args(["--pid", &sandbox.agent().to_string(), "--nofile=400:400"]).ok();
+    let socket = sandbox.state().join("run/agent.sock").display().to_string();
+    let words = ["-e", CROWD, &socket, r#"{"inspect":"none"}"#, "50"];
+    let mut held = Cmd::new("perl").who(&crowd).dir("/").args(words).stdin_open().spawn();
+    held.wait_for("asked", 20);
+    let run = |who: &Who| sandbox.cmd_as(who, "srun").dir("/").args(["-n1", "echo", "here"]).ok().text();
+    assert_eq!(run(&other).trim(), "here");
+    held.write(b"\n");
+    let told = held.finish().text();
+    assert!(told.contains("as many as one user may have"), "{told}");
+    assert_eq!(run(&crowd).trim(), "here");
 }
