@@ -2,6 +2,7 @@
 //! says what to do.
 #![forbid(unsafe_code)]
 
+mod absent;
 mod commands;
 mod daemon;
 mod doors;
@@ -61,6 +62,9 @@ fn main() -> ExitCode {
             Ok(cli) => berth_client::finish("berth", false, commands::start(cli.command, cli.state)),
             Err(e) => usage(&e),
         };
+    }
+    if let Some(why) = first_word(&argv).and_then(|(_, at)| absent::told(argv[at].to_str()?)) {
+        return berth_client::finish("berth", false, Err(Failure::user(why)));
     }
     match Cli::try_parse_from(&argv) {
         Ok(cli) => berth_client::finish("berth", false, commands::run(cli.command, cli.state)),

@@ -136,6 +136,13 @@ fn a_coordinator_minds_the_jobs_of_an_account_for_as_long_as_it_is_said_as_root(
         .says(&["only for operators and administrators"]);
     by(&sandbox, &coordinator, "scontrol", &["reconfigure"]).fails().says(&["only for administrators"]);
 
+    // Slurm's command for that is not there, and what is instead is said.
+    sandbox
+        .cmd("berth")
+        .args(["sacctmgr", "add", "coordinator", &coordinator.name, "account=physics"])
+        .fails()
+        .says(&["there is no sacctmgr", "[[account]] of berth.toml", "scontrol reconfigure"]);
+
     // The roles are what the configuration in force says.
     let last = held(&["-A", "physics"]);
     configure(&sandbox, "");
