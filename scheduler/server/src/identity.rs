@@ -1,4 +1,7 @@
 //! Who a caller is: what NSS says of the uid that the kernel proved, kept for a short while, and which roles go with the name.
+//!
+//! A name service may hang for as long as it likes. It is asked by threads of its own, a bounded number of them, once for all who ask about
+//! the same user; nobody waits for long, and nothing else of the controller waits at all.
 
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode};
 use berth_model::rights::{Rank, Roles};
@@ -7,13 +10,22 @@ use berth_model::{ByteStr, Gid, Uid};
 use nix::unistd::{Group, User, getgrouplist};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// How long an answer of NSS is believed: a directory service may be slow, and one client calls often.
 const BELIEVED: Duration = Duration::from_secs(30);
 /// Answers kept at most.
 const KEPT: usize = 4096;
+/// How long a caller waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Questions that may be open at a time, and those about one user (of several groups); root's always may.
+const OPEN: usize = 64;
+const OPEN_OF_ONE: usize = 4;
+
+/// Who waits for the answer to a question.
+type Waiting = HashMap<(Uid, Gid), Vec<oneshot::Sender<Result<Actor, Refusal>>>>;
 
 /// Resolves callers.
 #[derive(Debug)]
@@ -21,6 +33,9 @@ pub(crate) struct Identities {
     roles: RwLock<Roles>,
     own: u32,
     known: Mutex<HashMap<(Uid, Gid), (Instant, Actor)>>,
+    waiting: Mutex<Waiting>,
+    patience: Duration,
+    ask: fn(Peer) -> Result<Identity, Refusal>,
 }
 
 impl Identities {
@@ -30,7 +45,72 @@ impl Identities {
             roles: RwLock::new(roles),
             own: nix::unistd::geteuid().as_raw(),
             known: Mutex::new(HashMap::new()),
+            waiting: Mutex::default(),
+            patience: PATIENCE,
+            ask: lookup,
         }
+    }
+
+    /// Who it is, known or asked for.
+    pub(crate) async fn find(self: &Arc<Self>, peer: Peer) -> Result<Actor, Refusal> {
+        if let Some(actor) = self.known(peer) {
+            return Ok(actor);
+        }
+        let root = peer.uid.0 == 0;
+        let silent = || {
+            if root {
+                // Its groups are asked for as well, of a directory perhaps; who it is needs no answer.
+                return Ok(controller());
+            }
+            let text = format!(
+                "the name service of the controller's machine does not answer about user id {0}: 'getent passwd {0}' there shows \
+                 when it does; try again then",
+                peer.uid
+            );
+            Err(Refusal::new(RefusalCode::Unavailable, text))
+        };
+        let Some(told) = self.begin(peer) else { return silent() };
+        let patience = if root { self.patience / 5 } else { self.patience };
+        match tokio::time::timeout(patience, told).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => silent(),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the question asked, unless it is being asked; nothing where too many are open.
+    fn begin(self: &Arc<Self>, peer: Peer) -> Option<oneshot::Receiver<Result<Actor, Refusal>>> {
+        let key = (peer.uid, peer.gid);
+        let (tell, told) = oneshot::channel();
+        let mut waiting = self.waiting();
+        if let Some(others) = waiting.get_mut(&key) {
+            others.retain(|other| !other.is_closed());
+            others.push(tell);
+            return Some(told);
+        }
+        let of_one = waiting.keys().filter(|(uid, _)| *uid == peer.uid).count();
+        if (waiting.len() >= OPEN && peer.uid.0 != 0) || of_one >= OPEN_OF_ONE {
+            return None;
+        }
+        waiting.insert(key, vec![tell]);
+        drop(waiting);
+        let own = Arc::clone(self);
+        let started = std::thread::Builder::new().name("identity".to_string()).spawn(move || {
+            let result = own.resolve(peer);
+            let all = own.waiting().remove(&key).unwrap_or_default();
+            for tell in all {
+                // It may have gone.
+                let _ = tell.send(result.clone());
+            }
+        });
+        if started.is_err() {
+            // There may be no more threads: who waited is told so by what they waited with.
+            self.waiting().remove(&key);
+        }
+        Some(told)
     }
 
     /// Others have roles from now on.
@@ -46,8 +126,8 @@ impl Identities {
     }
 
     /// Asks NSS; may take long.
-    pub(crate) fn resolve(&self, peer: Peer) -> Result<Actor, Refusal> {
-        let identity = lookup(peer)?;
+    fn resolve(&self, peer: Peer) -> Result<Actor, Refusal> {
+        let identity = (self.ask)(peer)?;
         let always = peer.uid.0 == 0 || peer.uid.0 == self.own;
         let roles = self.roles.read().unwrap_or_else(PoisonError::into_inner);
         let rank = if always { Rank::Administrator } else { roles.rank(&identity.user) };
@@ -117,6 +197,59 @@ mod tests {
 
     fn peer(uid: u32, gid: u32) -> Peer {
         Peer { uid: Uid(uid), gid: Gid(gid), job: None }
+    }
+
+    /// Of a name service that hangs.
+    fn hanging(_: Peer) -> Result<Identity, Refusal> {
+        std::thread::sleep(Duration::from_secs(60));
+        Ok(controller().identity)
+    }
+
+    fn slow(_: Peer) -> Result<Identity, Refusal> {
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(controller().identity)
+    }
+
+    #[test]
+    fn a_name_service_that_hangs_holds_nobody_up_for_long_and_root_gets_in() {
+        let short = Duration::from_millis(200);
+        let identities =
+            Arc::new(Identities { ask: hanging, patience: short, ..Identities::new(Roles::default()) });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let begun = Instant::now();
+            let ask = |uid, gid| {
+                let identities = Arc::clone(&identities);
+                tokio::spawn(async move { identities.find(peer(uid, gid)).await })
+            };
+            // More users than questions may be open, and all of them twice.
+            let all: Vec<_> = (1000..1100).chain(1000..1100).map(|uid| ask(uid, 1)).collect();
+            for one in all {
+                let refusal = one.await.unwrap().unwrap_err();
+                assert_eq!(refusal.code, RefusalCode::Unavailable);
+                assert!(refusal.message.contains("getent passwd 10"), "{}", refusal.message);
+            }
+            assert_eq!(identities.waiting().len(), OPEN);
+            assert!(identities.find(peer(0, 0)).await.unwrap().is_administrator());
+            assert_eq!(tokio::task::spawn_blocking(|| 7).await.unwrap(), 7);
+            assert!(begun.elapsed() < Duration::from_secs(30), "somebody was waited for");
+        });
+    }
+
+    #[test]
+    fn one_user_has_few_questions_open_and_all_who_ask_the_same_one_answer() {
+        let identities = Arc::new(Identities { ask: slow, ..Identities::new(Roles::default()) });
+        let told: Vec<_> = (0..6).map(|gid| identities.begin(peer(1000, gid))).collect();
+        assert_eq!(told.iter().filter(|told| told.is_some()).count(), OPEN_OF_ONE);
+        let again = identities.begin(peer(1000, 0)).unwrap();
+        let first = told.into_iter().flatten().next().unwrap();
+        assert_eq!(first.blocking_recv().unwrap(), again.blocking_recv().unwrap());
+        assert_eq!(identities.waiting().get(&(Uid(1000), Gid(0))).map(Vec::len), None);
     }
 
     #[test]

@@ -150,13 +150,7 @@ impl Controller {
 
 impl Service for Controller {
     async fn identify(&self, peer: Peer) -> Result<Actor, Refusal> {
-        if let Some(actor) = self.identities.known(peer) {
-            return Ok(actor);
-        }
-        let identities = Arc::clone(&self.identities);
-        tokio::task::spawn_blocking(move || identities.resolve(peer))
-            .await
-            .unwrap_or_else(|e| Err(Refusal::new(RefusalCode::Internal, e.to_string())))
+        self.identities.find(peer).await
     }
 
     async fn request(&self, actor: Actor, body: Request) -> Result<Response, Refusal> {
