@@ -1,6 +1,7 @@
 //! Answers to readers: from the published state, or from the store beside the writer; never through the core.
 
 use crate::shared::Shared;
+use crate::turns::Turn;
 use berth_model::JobId;
 use berth_model::listing::{JobList, PAGE_BYTES, size};
 use berth_model::member::{AuditInfo, MemberInfo, TokenInfo};
@@ -54,41 +55,50 @@ pub(crate) fn grouped<T: Serialize>(mut items: impl Iterator<Item = T>) -> impl 
     })
 }
 
-/// Runs `work` on a thread where it may wait, and streams its pages.
-pub(crate) fn paged<P: Send + 'static>(work: impl FnOnce(&Pages<P>) + Send + 'static) -> Answers<P> {
+/// Runs `work` on a thread where it may wait, and streams its pages. `turn`: its reader's, held meanwhile.
+pub(crate) fn paged<P: Send + 'static>(
+    turn: Turn,
+    work: impl FnOnce(&Pages<P>) + Send + 'static,
+) -> Answers<P> {
     let (to, pages) = mpsc::channel(2);
     let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || work(&Pages { to, runtime }));
+    tokio::task::spawn_blocking(move || {
+        work(&Pages { to, runtime });
+        drop(turn);
+    });
     Box::pin(ReceiverStream::new(pages))
 }
 
+/// Answers that are short enough to be there at once: no thread waits for who reads them.
+fn at_once<T: Serialize + Send + 'static>(items: impl Iterator<Item = T>) -> Answers<Vec<T>> {
+    let pages: Vec<_> = grouped(items).map(Ok).collect();
+    Box::pin(tokio_stream::iter(pages))
+}
+
 /// All nodes.
-pub(crate) fn nodes(shared: &Shared) -> Answers<Vec<NodeInfo>> {
+pub(crate) fn nodes(turn: Turn, shared: &Shared) -> Answers<Vec<NodeInfo>> {
     let snapshot = shared.snapshot();
-    paged(move |out| out.send_all(grouped(snapshot.nodes())))
+    paged(turn, move |out| out.send_all(grouped(snapshot.nodes())))
 }
 
 /// All partitions.
 pub(crate) fn partitions(shared: &Shared) -> Answers<Vec<PartitionInfo>> {
-    let snapshot = shared.snapshot();
-    paged(move |out| out.send_all(grouped(snapshot.partitions())))
+    at_once(shared.snapshot().partitions())
 }
 
 /// All members.
 pub(crate) fn members(shared: &Shared) -> Answers<Vec<MemberInfo>> {
-    let snapshot = shared.snapshot();
-    paged(move |out| out.send_all(grouped(snapshot.members())))
+    at_once(shared.snapshot().members())
 }
 
 /// All tokens.
 pub(crate) fn tokens(shared: &Shared) -> Answers<Vec<TokenInfo>> {
-    let snapshot = shared.snapshot();
-    paged(move |out| out.send_all(grouped(snapshot.tokens())))
+    at_once(shared.snapshot().tokens())
 }
 
 /// The audit log's last entries.
-pub(crate) fn audit(reader: Reader, most: Option<u32>) -> Answers<Vec<AuditInfo>> {
-    paged(move |out| {
+pub(crate) fn audit(turn: Turn, reader: Reader, most: Option<u32>) -> Answers<Vec<AuditInfo>> {
+    paged(turn, move |out| {
         if let Err(e) = reader.audit(most, PAGE, |page| out.send(Ok(page))) {
             // The reader may be gone.
             let _ = out.send(Err(unreadable(&e)));
@@ -97,9 +107,9 @@ pub(crate) fn audit(reader: Reader, most: Option<u32>) -> Answers<Vec<AuditInfo>
 }
 
 /// Jobs in memory.
-pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<JobList> {
+pub(crate) fn jobs(turn: Turn, shared: &Shared, query: JobQuery) -> Answers<JobList> {
     let snapshot = shared.snapshot();
-    paged(move |out| {
+    paged(turn, move |out| {
         if query.ids.is_empty() {
             return out.send_all(snapshot.list(&query));
         }
@@ -129,8 +139,8 @@ pub(crate) fn jobs(shared: &Shared, query: JobQuery) -> Answers<JobList> {
 }
 
 /// Jobs on record.
-pub(crate) fn accounting(reader: Reader, query: AccountingQuery) -> Answers<Vec<JobInfo>> {
-    paged(move |out| {
+pub(crate) fn accounting(turn: Turn, reader: Reader, query: AccountingQuery) -> Answers<Vec<JobInfo>> {
+    paged(turn, move |out| {
         if let Err(e) = reader.accounting(&query, PAGE, |page| out.send(Ok(page))) {
             // The reader may be gone.
             let _ = out.send(Err(unreadable(&e)));

@@ -12,6 +12,7 @@ use crate::queries;
 use crate::relay::Relay;
 use crate::shared::Shared;
 use crate::tokens;
+use crate::turns::Turns;
 use crate::ways;
 use berth_model::config::Config;
 use berth_model::direct::StreamWay;
@@ -56,6 +57,7 @@ pub(crate) struct Controller {
     leases: Leases,
     ends: Ends,
     queue: Semaphore,
+    turns: Turns,
     stop: watch::Sender<bool>,
 }
 
@@ -120,6 +122,7 @@ impl Controller {
             leases: Leases::default(),
             ends: Ends::default(),
             queue: Semaphore::new(QUEUE),
+            turns: Turns::default(),
             stop,
         }
     }
@@ -184,12 +187,12 @@ impl Service for Controller {
 
     async fn jobs(&self, reader: Uid, query: JobQuery) -> Result<Answers<JobList>, Refusal> {
         self.ends.recorded(&self.shared, reader).await;
-        Ok(queries::jobs(&self.shared, query))
+        Ok(queries::jobs(self.turns.take(reader).await, &self.shared, query))
     }
 
     async fn nodes(&self, reader: Uid) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
         self.ends.recorded(&self.shared, reader).await;
-        Ok(queries::nodes(&self.shared))
+        Ok(queries::nodes(self.turns.take(reader).await, &self.shared))
     }
 
     async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
@@ -202,7 +205,7 @@ impl Service for Controller {
         query: AccountingQuery,
     ) -> Result<Answers<Vec<JobInfo>>, Refusal> {
         self.ends.recorded(&self.shared, reader).await;
-        Ok(queries::accounting(self.reader.clone(), query))
+        Ok(queries::accounting(self.turns.take(reader).await, self.reader.clone(), query))
     }
 
     async fn watch(&self, job: JobId) -> Result<Answers<JobInfo>, Refusal> {
@@ -322,7 +325,8 @@ impl Service for Controller {
     }
 
     async fn audit(&self, most: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
-        Ok(queries::audit(self.reader.clone(), most))
+        // Administrators alone read it: they wait for nobody.
+        Ok(queries::audit(self.turns.take(Uid(0)).await, self.reader.clone(), most))
     }
 
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
