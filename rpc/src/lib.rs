@@ -20,6 +20,7 @@ mod methods;
 mod peers;
 mod preface;
 mod raw;
+mod receiving;
 mod retry;
 mod serve;
 mod transport;

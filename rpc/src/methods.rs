@@ -4,6 +4,7 @@ use crate::auth::{Method, Role, allowed};
 use crate::error::{malformed, to_status};
 use crate::pb;
 use crate::raw::{Raw, encoded};
+use crate::receiving::{Held, Receiving};
 use crate::serve::{AgentConnection, Answers, Caller, Service};
 use crate::wire::{Field, Malformed, required};
 use berth_model::link::{FromAgent, ToAgent};
@@ -31,13 +32,18 @@ const AGENT_QUEUE: usize = 16_384;
 /// What lies between HTTP/2 and the service.
 pub(crate) struct Shell<S> {
     pub service: Arc<S>,
+    pub receiving: Arc<Receiving>,
     /// Closed when the server stops.
     pub stopping: watch::Receiver<()>,
 }
 
 impl<S> Clone for Shell<S> {
     fn clone(&self) -> Self {
-        Shell { service: Arc::clone(&self.service), stopping: self.stopping.clone() }
+        Shell {
+            service: Arc::clone(&self.service),
+            receiving: Arc::clone(&self.receiving),
+            stopping: self.stopping.clone(),
+        }
     }
 }
 
@@ -151,14 +157,23 @@ impl<S: Service> Shell<S> {
                     grpc.streaming(tower::service_fn(session), request).await
                 }
                 _ => {
-                    let call = |request: tonic::Request<Bytes>| {
+                    let call = |request: tonic::Request<tonic::Streaming<Bytes>>| {
                         let shell = self.clone();
                         async move {
                             let caller = request.extensions().get::<Caller>().cloned();
-                            shell.call(method, caller, request.into_inner()).await.map(tonic::Response::new)
+                            let said = &mut request.into_inner();
+                            let (body, mut held) = shell.receiving.take(caller.as_ref(), said).await?;
+                            if method == Method::ClusterCreateStep {
+                                // It may wait for its resources for hours, and nothing of this is kept for that.
+                                held = Held::default();
+                            }
+                            let answer = shell.call(method, caller, body).await;
+                            drop(held);
+                            answer.map(tonic::Response::new)
                         }
                     };
-                    grpc.server_streaming(tower::service_fn(call), request).await
+                    // A stream of one message: it is read when there is room for it.
+                    grpc.streaming(tower::service_fn(call), request).await
                 }
             })
         })

@@ -191,12 +191,12 @@ pub async fn serve<S: Service>(
     ));
     let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), vouched, accepted));
     let (stopping, stop_seen) = watch::channel(());
-    let shell = Shell { service, stopping: stop_seen };
+    let shell = Shell { service, receiving: Arc::default(), stopping: stop_seen };
     let dispatch =
         tower::service_fn(move |request: http::Request<tonic::body::Body>| shell.clone().carry(request));
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_connection_window_size(2 << 20)
         .max_concurrent_streams(4096);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = server.serve_with_incoming_shutdown(dispatch, ReceiverStream::new(incoming), async {
