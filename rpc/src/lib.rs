@@ -24,6 +24,7 @@ mod receiving;
 mod retry;
 mod serve;
 mod transport;
+mod turned_away;
 mod uplink;
 mod wire;
 
@@ -38,6 +39,7 @@ pub use preface::{Hex, Preface, Question, Reply};
 pub use retry::Backoff;
 pub use serve::{AgentConnection, Answers, Caller, Listeners, PAGE, Service, serve};
 pub use transport::Endpoint;
+pub use turned_away::TurnedAway;
 pub use uplink::{Remote, Uplink};
 
 /// Generated from `proto/` by `tests/generated.rs`; private to the crate.

@@ -7,7 +7,7 @@ use crate::images::Images;
 use berth_images::{Digest, Part};
 use berth_model::ids::{NodeName, Uid};
 use berth_model::time::Span;
-use berth_rpc::{Arrival, PeerConnection};
+use berth_rpc::{Arrival, PeerConnection, TurnedAway};
 use std::io::{self, BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -136,6 +136,7 @@ impl Connections {
 /// Takes connections until it is dropped.
 pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, start: &super::Keeping) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let away = Arc::new(TurnedAway::default());
     while let Ok(place) = Arc::clone(&strangers).acquire_owned().await {
         let Ok((stream, from)) = listener.accept().await else {
             // Out of descriptors: connections wait in the backlog until some are closed.
@@ -143,7 +144,7 @@ pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, start: &sup
             continue;
         };
         let (peers, images) = (Arc::clone(&peers), Arc::clone(&start.images));
-        let service = Arc::clone(&start.service);
+        let (service, away) = (Arc::clone(&start.service), Arc::clone(&away));
         tokio::spawn(async move {
             let Some(identity) = peers.identity() else { return };
             let arrived = tokio::time::timeout(HANDSHAKE, identity.arrive(stream)).await;
@@ -155,7 +156,11 @@ pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, start: &sup
                     let _ = served.spawn(move || serve(connection, &peers, &images));
                 }
                 Ok(Ok(Arrival::Stream(stream))) => peers.admitted.take_in(stream, from, &service).await,
-                Ok(Err(e)) => tracing::info!("{from} is turned away: {e}"),
+                Ok(Err(e)) => {
+                    if let Some(words) = away.words(from, &e.to_string(), Instant::now()) {
+                        tracing::info!("{from} is turned away: {words}");
+                    }
+                }
                 Err(_) => tracing::debug!("{from} did not say who it is"),
             }
         });

@@ -24,7 +24,7 @@ use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response}
 use berth_model::rights::Roles;
 use berth_model::spec::JobKind;
 use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
-use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service};
+use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service, TurnedAway};
 use berth_sched_core::{CoreConfig, RequestId};
 use berth_store::Reader;
 use std::net::SocketAddr;
@@ -58,6 +58,7 @@ pub(crate) struct Controller {
     ends: Ends,
     queue: Semaphore,
     turns: Turns,
+    turned_away: TurnedAway,
     stop: watch::Sender<bool>,
 }
 
@@ -123,6 +124,7 @@ impl Controller {
             ends: Ends::default(),
             queue: Semaphore::new(QUEUE),
             turns: Turns::default(),
+            turned_away: TurnedAway::default(),
             stop,
         }
     }
@@ -391,7 +393,9 @@ impl Service for Controller {
     }
 
     fn turned_away(&self, from: SocketAddr, why: &str) {
-        tracing::info!("{from}: turned away: {why}");
+        if let Some(words) = self.turned_away.words(from, why, Instant::now()) {
+            tracing::info!("{from}: turned away: {words}");
+        }
     }
 }
 
