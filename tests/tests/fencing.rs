@@ -1,6 +1,6 @@
 //! Nodes that are powered off by the site's program when nothing is heard of them.
 
-use berth_tests::{Hosts, sandbox::wait};
+use berth_tests::{Hosts, Sandbox, each_user, machine, sandbox::wait};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -65,4 +65,29 @@ fn a_silent_node_is_powered_off_and_its_job_runs_elsewhere_as_root() {
         || hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-j", job.trim(), "-o", "State"]).ok().text();
     assert!(wait(20, || (state().trim() == "COMPLETED").then_some(())).is_some(), "{}", state());
     assert_eq!(begun().len(), 2);
+}
+
+each_user! {
+    fn the_controllers_own_machine_is_left_on_when_its_agent_is_away(who) {
+        let mut sandbox = Sandbox::empty(who);
+        let fenced = sandbox.work().join("fenced");
+        let program = sandbox.write("fence", format!("#!/bin/sh\ntouch {}\n", fenced.display()));
+        let config =
+            format!("node_timeout_seconds = 5\n[programs]\nfence = {program:?}\nfence_after_seconds = 6\n");
+        let path = sandbox.state().join("berth.toml");
+        fs::write(&path, config).unwrap();
+        machine::give(&path, sandbox.who());
+        sandbox.up();
+        let job = sandbox.sbatch(&["--mem=20M"], "#!/bin/sh\nuntil [ -e go ]; do sleep 0.1; done\n");
+        sandbox.wait_state(job, "RUNNING", 20);
+        sandbox.kill_9(sandbox.agent());
+        let status = || format!("{}", sandbox.cmd("berth").arg("status").run());
+        let told = wait(60, || status().contains("the controller's own machine").then_some(()));
+        assert!(told.is_some(), "{}", status());
+        assert!(!fenced.exists(), "the controller's machine is powered off");
+        assert_eq!(sandbox.job_state(job), "RUNNING");
+        sandbox.up();
+        sandbox.write("go", "");
+        sandbox.wait_state(job, "COMPLETED", 60);
+    }
 }

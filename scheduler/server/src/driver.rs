@@ -452,6 +452,12 @@ impl Driver {
                     tracing::warn!("{node}: its agent is cut off: {why}");
                 }
             }
+            Effect::Fence { node, asked } if self.cluster.snapshot().member(&node).is_none() => {
+                // What has joined nothing is beside the controller.
+                let why = "it is the controller's own machine, which is on: start its agent ('berth up'), or say State=DOWN of it where \
+                           its jobs are lost";
+                self.fences.refuse(node, asked, why);
+            }
             Effect::Fence { node, asked } => {
                 // What is configured otherwise meanwhile is asked for again as it is then, or not at all.
                 if let Some(rules) = &self.config.fence {

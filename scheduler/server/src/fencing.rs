@@ -55,6 +55,12 @@ impl Fences {
         }
     }
 
+    /// None is started for a node.
+    pub(crate) fn refuse(&self, node: NodeName, asked: Time, why: &str) {
+        // Nobody hears it when the controller ends.
+        let _ = self.sender.send(Fenced { node, asked, result: Err(why.to_string()), ran: false });
+    }
+
     /// Whether any runs: then its end is looked for often.
     pub(crate) fn any(&self) -> bool {
         !self.running.is_empty()
