@@ -170,8 +170,13 @@ fn judge(node: &DeviceNode) -> Result<(), String> {
 }
 
 /// The devices of the configuration that are named in CDI files, with their device files, and what containers get with each by its name.
-/// One that cannot be given as it is named is fenced. `found`: those that the node finds by itself.
-pub(crate) fn look(named: &[GresDevice], found: &[GresDevice]) -> (Vec<GresDevice>, BTreeMap<String, Given>) {
+/// One that cannot be given as it is named is fenced. `found`: those that the node finds by itself; `by_file`: those of the configuration's
+/// `files`.
+pub(crate) fn look(
+    named: &[GresDevice],
+    found: &[GresDevice],
+    by_file: &[GresDevice],
+) -> (Vec<GresDevice>, BTreeMap<String, Given>) {
     let mut devices = named.to_vec();
     let mut all = BTreeMap::new();
     for device in &mut devices {
@@ -193,31 +198,49 @@ pub(crate) fn look(named: &[GresDevice], found: &[GresDevice]) -> (Vec<GresDevic
             Err(why) => device.fault = Some(why),
         }
     }
-    // By their own names: a link is the same device.
+    // By what they are: a link, and another file with the same numbers, is the same device.
     let own =
         |device: &GresDevice| GresDevice { files: device.files.iter().map(real).collect(), ..device.clone() };
-    let (all_own, others): (Vec<_>, Vec<_>) =
-        (devices.iter().map(own).collect(), found.iter().map(own).collect());
+    let own = |all: &[GresDevice]| -> Vec<GresDevice> { all.iter().map(own).collect() };
+    let (all_own, others, files) = (own(&devices), own(found), own(by_file));
+    let files: Vec<(&GresDevice, &GresDevice)> = by_file.iter().zip(&files).collect();
     let faults: Vec<Option<String>> =
-        all_own.iter().map(|device| shared(device, &all_own, &others)).collect();
+        all_own.iter().map(|device| shared(device, &all_own, &others, &files)).collect();
     for (device, fault) in devices.iter_mut().zip(faults) {
         device.fault = device.fault.take().or(fault);
     }
     (devices, all)
 }
 
-/// A device file's own name, where it is called by that of a link.
+/// What a device file is, by its kind and numbers; its own name where it is none.
 fn real(file: &ByteStr) -> ByteStr {
-    std::fs::canonicalize(file.as_os()).map_or_else(|_| file.clone(), |path| ByteStr::from(path.as_os_str()))
+    match device_of(Path::new(file.as_os())) {
+        Ok(rule) => ByteStr::from(rule.to_string()),
+        Err(_) => std::fs::canonicalize(file.as_os())
+            .map_or_else(|_| file.clone(), |path| ByteStr::from(path.as_os_str())),
+    }
 }
 
-/// Why a device cannot be kept apart from another one.
-fn shared(device: &GresDevice, named: &[GresDevice], found: &[GresDevice]) -> Option<String> {
+/// Why a device cannot be kept apart from another one. `by_file`: those of the configuration's `files` as it names them, and by what
+/// these files are.
+fn shared(
+    device: &GresDevice,
+    named: &[GresDevice],
+    found: &[GresDevice],
+    by_file: &[(&GresDevice, &GresDevice)],
+) -> Option<String> {
     let has = |other: &GresDevice| other.files.iter().any(|file| device.files.contains(file));
     if let Some(other) = found.iter().find(|other| has(other)) {
         return Some(format!(
             "its device files are those of {} {}, which the node finds by itself: leave 'cdi' out for it",
             other.name, other.index
+        ));
+    }
+    if let Some((other, _)) = by_file.iter().find(|(_, own)| has(own)) {
+        let file = other.files.first().map(|file| file.display().into_owned()).unwrap_or_default();
+        return Some(format!(
+            "one of its device files is {file}, which 'files' gives as {}: leave one of the two out",
+            other.name
         ));
     }
     // What all of a kind have, such as a device of their driver's, is in one file beside what is each one's own.
@@ -316,7 +339,7 @@ mod tests {
             files: files.iter().map(|file| (*file).into()).collect(),
             ..GresDevice::default()
         };
-        let why = |of: &GresDevice, all: &[GresDevice], found: &[GresDevice]| shared(of, all, found);
+        let why = |of: &GresDevice, all: &[GresDevice], found: &[GresDevice]| shared(of, all, found, &[]);
         let two = [device(0, "a", &["/dev/a", "/dev/ctl"]), device(1, "b", &["/dev/b", "/dev/ctl"])];
         assert_eq!((why(&two[0], &two, &[]), why(&two[1], &two, &[])), (None, None));
         let all = [device(0, "a", &["/dev/a"]), device(1, "all", &["/dev/a", "/dev/b"]), device(2, "c", &[])];
@@ -329,12 +352,23 @@ mod tests {
             ..GresDevice::default()
         };
         assert!(why(&two[1], &two, &[found]).unwrap().contains("gpu 3"));
+        // Of a device that `files` gives, whatever it is called there, another job has it.
+        let link = GresDevice { name: "y".into(), files: vec!["/dev/link".into()], ..GresDevice::default() };
+        let own = GresDevice { files: vec!["/dev/ctl".into()], ..link.clone() };
+        let by_file = [(&link, &own)];
+        assert!(
+            shared(&two[0], &two, &[], &by_file).unwrap().contains("/dev/link, which 'files' gives as y")
+        );
+        let is = |file: &str| real(&file.into()).display().into_owned();
+        assert_eq!(is("/dev/null"), "c 1:3 rwm");
+        assert_eq!(is("/no/such/file"), "/no/such/file");
     }
 
     #[test]
     fn a_device_of_no_file_is_there_and_fenced() {
         let named = GresDevice { name: "x".into(), cdi: Some("no.such/x=a".into()), ..GresDevice::default() };
-        let (devices, given) = look(&[named], &[GresDevice { name: "x".into(), ..GresDevice::default() }]);
+        let found = GresDevice { name: "x".into(), ..GresDevice::default() };
+        let (devices, given) = look(&[named], &[found], &[]);
         assert_eq!((devices[0].index, given.len()), (1, 0));
         assert!(devices[0].fault.as_ref().unwrap().contains("no file in /etc/cdi"));
     }

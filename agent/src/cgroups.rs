@@ -200,11 +200,11 @@ impl Cgroups {
             // A device policy is set once.
             return Ok(Cgroup::named(&self.facts, &own));
         }
-        let others = self.allocated.iter().filter(|(file, _)| !given.contains(file)).map(|(_, rule)| *rule);
+        let others = self.others(|file| given.iter().any(|name| name == file));
         let channels: Vec<ByteStr> = crate::imex::files();
         let is_given = |file: &ByteStr| given.iter().any(|name| name.as_bytes() == file.0);
         let channels: Vec<ByteStr> = channels.into_iter().filter(|file| !is_given(file)).collect();
-        let rules = others.chain(rules(&channels)).collect();
+        let rules = others.into_iter().chain(rules(&channels)).collect();
         let limits = CgroupLimits { devices: Some(DevicePolicy::DenyOnly(rules)), ..CgroupLimits::default() };
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
     }
@@ -263,15 +263,20 @@ impl Cgroups {
         Cgroup::create(&self.facts, &format!("{}/{name}", self.root), limits).map(Some)
     }
 
+    /// The devices that somebody without these files has not: by another name one may be in both.
+    fn others(&self, given: impl Fn(&str) -> bool) -> Vec<DeviceRule> {
+        let (own, others): (Vec<_>, Vec<_>) = self.allocated.iter().partition(|(file, _)| given(file));
+        let is_own = |rule: &DeviceRule| own.iter().any(|(_, own)| own == rule);
+        others.iter().map(|(_, rule)| *rule).filter(|rule| !is_own(rule)).collect()
+    }
+
     fn devices(&self, launch: &StepLaunch, fabric: &Fabric) -> DevicePolicy {
         let given =
             |file: &str| launch.share.gres.iter().flat_map(|g| &g.files).any(|f| f.0 == file.as_bytes());
         let host = launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host));
         if host {
-            let denied = self.allocated.iter().filter(|(file, _)| !given(file));
-            return DevicePolicy::DenyOnly(
-                denied.map(|(_, rule)| *rule).chain(rules(&fabric.denied)).collect(),
-            );
+            let denied = self.others(given).into_iter().chain(rules(&fabric.denied));
+            return DevicePolicy::DenyOnly(denied.collect());
         }
         let mut allowed = standard_devices();
         allowed.extend(rules(&fabric.files));

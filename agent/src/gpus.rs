@@ -4,8 +4,8 @@
 use crate::after::{Before, busy};
 use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
-use crate::imex;
 use crate::used::Used;
+use crate::{gres, imex};
 use berth_gpus::inject::{capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
@@ -17,6 +17,7 @@ use berth_model::launch::StepLaunch;
 use berth_model::link::GpuFault;
 use berth_model::spec::ResolvedImage;
 use berth_runtime::ExtraMount;
+use berth_runtime::cgroup::device_of;
 use berth_step::spool::{PreparedImage, read_json, write_json};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,14 +40,22 @@ const SOON: Duration = Duration::from_secs(5);
 pub struct Gpus {
     tree: Tree,
     found: Found,
-    /// Devices of the configuration that CDI files name, as it says them.
-    named: Vec<GresDevice>,
+    configured: Configured,
     /// What containers get with those, by their names.
     given: BTreeMap<String, Given>,
     helper: Mutex<Helper>,
     left: LeftFile,
     /// A run left one unfit.
     unfit: Notify,
+}
+
+/// Devices of the configuration, as it says them.
+#[derive(Clone, Debug, Default)]
+pub struct Configured {
+    /// Those that CDI files name.
+    pub named: Vec<GresDevice>,
+    /// Those with files of their own.
+    pub by_file: Vec<GresDevice>,
 }
 
 /// A GPU that a run left unfit, kept until it is free again.
@@ -98,17 +107,16 @@ impl LeftFile {
 }
 
 impl Gpus {
-    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit; `named`: devices of the configuration
-    /// that CDI files name.
-    pub fn look(program: &Path, left: PathBuf, named: Vec<GresDevice>) -> Gpus {
+    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit.
+    pub fn look(program: &Path, left: PathBuf, configured: Configured) -> Gpus {
         let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
         let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
         let left = LeftFile::at(left);
         fence_left(&mut found.devices, &left.read());
-        let given = by_name(&named, &mut found);
+        let given = add(&configured, &mut found);
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
-        Gpus { tree, found, named, given, helper: Mutex::new(helper), left, unfit: Notify::new() }
+        Gpus { tree, found, configured, given, helper: Mutex::new(helper), left, unfit: Notify::new() }
     }
 
     /// Devices that were well when the agent started and are not any more.
@@ -214,7 +222,7 @@ impl Gpus {
         let Ok(mut helper) = self.helper.lock() else { return freed };
         let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
-        let given = by_name(&self.named, &mut now);
+        let given = add(&self.configured, &mut now);
         let changed = now.devices != self.found.devices
             || given != self.given
             || now.driver != self.found.driver
@@ -326,15 +334,25 @@ pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::R
     berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
 }
 
-/// Adds the devices that CDI files name to those that were found, with what is wrong with them.
-fn by_name(named: &[GresDevice], found: &mut Found) -> BTreeMap<String, Given> {
-    let (devices, given) = cdi::look(named, &found.devices);
+/// Adds the devices that CDI files name to those that were found, with what is wrong with them; and those of the configuration's `files`
+/// that cannot be given: the others are added by the controller.
+fn add(configured: &Configured, found: &mut Found) -> BTreeMap<String, Given> {
+    let (devices, given) = cdi::look(&configured.named, &found.devices, &configured.by_file);
     for device in devices.iter().filter(|device| device.fault.is_some()) {
         let (name, why) =
             (device.cdi.as_deref().unwrap_or_default(), device.fault.as_deref().unwrap_or_default());
         found.wrong.push(format!("{} {} ({name}) is fenced: {why}", device.name, device.index));
     }
+    let number = |file: &ByteStr| device_of(Path::new(file.as_os())).ok();
+    let twice = gres::twice(&configured.by_file, &found.devices, &number);
     found.devices.extend(devices);
+    for device in twice {
+        let index = found.devices.iter().filter(|other| other.name == device.name).count();
+        let device = GresDevice { index: u32::try_from(index).unwrap_or(u32::MAX), ..device };
+        let why = device.fault.as_deref().unwrap_or_default();
+        found.wrong.push(format!("{} {} is fenced: {why}", device.name, device.index));
+        found.devices.push(device);
+    }
     given
 }
 
@@ -400,7 +418,7 @@ mod tests {
         let gpus = Gpus {
             tree: Tree::at(dir.path()),
             found: Found { devices: vec![gpu(0), gpu(1)], ..Found::default() },
-            named: Vec::new(),
+            configured: Configured::default(),
             given: BTreeMap::new(),
             helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
             left: LeftFile::at(at("left.json")),

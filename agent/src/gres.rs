@@ -5,6 +5,7 @@ use berth_model::config::Config;
 use berth_model::hardware::GresDevice;
 use berth_model::hostlist;
 use berth_model::ids::NodeName;
+use berth_runtime::cgroup::DeviceRule;
 use std::collections::BTreeMap;
 
 /// Devices of `node`, ordered by name and index; with what is wrong about the configuration. Those that CDI files name have no device
@@ -52,6 +53,48 @@ pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String
     (devices, wrong)
 }
 
+/// Devices of `files` that are another one's as well, with the reason: given by themselves they would be given twice. Names do not say
+/// it: one may be a link, or a file of its own with the same numbers. `found`: those that the node finds by itself. `number`: what a file
+/// is; nothing where there is none.
+pub fn twice(
+    by_file: &[GresDevice],
+    found: &[GresDevice],
+    number: &dyn Fn(&ByteStr) -> Option<DeviceRule>,
+) -> Vec<GresDevice> {
+    let of = |device: &GresDevice| device.files.iter().filter_map(number).collect::<Vec<_>>();
+    let of_found: Vec<(&GresDevice, Vec<DeviceRule>)> = found.iter().map(|d| (d, of(d))).collect();
+    let mut earlier: Vec<(DeviceRule, &ByteStr)> = Vec::new();
+    let mut faulty = Vec::new();
+    for device in by_file {
+        let Some(file) = device.files.first() else { continue };
+        // That says something of a device which the node finds.
+        if found.iter().any(|d| d.name == device.name && d.files.contains(file)) {
+            continue;
+        }
+        let Some(is) = number(file) else { continue };
+        let name = file.display();
+        let fault = if let Some((other, _)) = of_found.iter().find(|(_, all)| all.contains(&is)) {
+            let (other, index) = (&other.name, other.index);
+            Some(format!(
+                "its file {name} is one of {other} {index}'s, which the node finds by itself: leave it out of 'files', or name it as the node does"
+            ))
+        } else {
+            let other = earlier.iter().find(|(known, _)| *known == is);
+            other.map(|(_, other)| {
+                format!(
+                    "its file {name} is the same device as {}, which 'files' names, too: leave one out",
+                    other.display()
+                )
+            })
+        };
+        match fault {
+            Some(why) => faulty.push(GresDevice { fault: Some(why), ..device.clone() }),
+            None => earlier.push((is, file)),
+        }
+    }
+    faulty
+}
+
 /// Memory held back on `node`, where the configuration says so.
 pub fn memory_reserved(config: &Config, node: &NodeName) -> Option<u64> {
     config.nodes.iter().rfind(|s| is_about(&s.name, node) && s.memory_reserved.is_some())?.memory_reserved
@@ -91,5 +134,40 @@ mod tests {
         let text: Vec<_> = found.iter().map(|d| (d.index, d.cdi.as_deref().unwrap_or_default())).collect();
         assert_eq!((text, wrong.len()), (vec![(0, "v.com/x=0"), (1, "v.com/x=1")], 0));
         assert_eq!(memory_reserved(&config, &"n1".into()), Some(9));
+    }
+
+    #[test]
+    fn a_file_that_is_another_devices_too_is_told_by_its_numbers() {
+        use berth_runtime::cgroup::DeviceKind;
+        let device = |name: &str, files: &[&str]| GresDevice {
+            name: name.into(),
+            files: files.iter().map(|file| (*file).into()).collect(),
+            ..GresDevice::default()
+        };
+        // `/dev/a1` and `/dev/link1` are one device, whatever they are called.
+        let number = |file: &ByteStr| -> Option<DeviceRule> {
+            let minor = file.display().chars().last()?.to_digit(10)?;
+            let kind = if file.display().contains("block") { DeviceKind::Block } else { DeviceKind::Char };
+            Some(DeviceRule { kind, major: Some(9), minor: Some(minor), make_only: false })
+        };
+        let faults = |by_file: &[GresDevice], found: &[GresDevice]| {
+            let all = twice(by_file, found, &number).into_iter();
+            all.map(|d| (d.files[0].display().into_owned(), d.fault.unwrap_or_default())).collect::<Vec<_>>()
+        };
+        let three =
+            [device("acc", &["/dev/a1"]), device("other", &["/dev/link1"]), device("acc", &["/dev/block1"])];
+        let wrong = faults(&three, &[]);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].0 == "/dev/link1" && wrong[0].1.contains("same device as /dev/a1"), "{wrong:?}");
+        let found = [device("gpu", &["/dev/g0", "/dev/ctl9"])];
+        assert!(faults(&[device("gpu", &["/dev/g0"])], &found).is_empty(), "its type is said");
+        for other in
+            [device("acc", &["/dev/g0"]), device("gpu", &["/dev/link0"]), device("acc", &["/dev/ctl9"])]
+        {
+            let wrong = faults(&[other], &found);
+            assert!(wrong[0].1.contains("one of gpu 0's"), "{wrong:?}");
+        }
+        let none = [device("acc", &["/dev/none"]), device("acc", &["/dev/none"]), device("acc", &[])];
+        assert!(faults(&none, &[]).is_empty(), "what is not there is nothing twice");
     }
 }

@@ -6,7 +6,7 @@ use crate::clients::{self, Service};
 use crate::direct::{Descriptors, Direct};
 use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
-use crate::gpus::Gpus;
+use crate::gpus::{Configured, Gpus};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
 use crate::images::{Images, STORE_ID};
@@ -175,7 +175,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let looked = options.program.clone();
     let left = paths.gpus_left();
     let (named, devices): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.cdi.is_some());
-    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, named));
+    let configured = Configured { named, by_file: devices.clone() };
+    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, configured));
     let gpus = Arc::new(gpus);
     let mut files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();

@@ -7,6 +7,8 @@ use crate::{array, hostlist};
 use std::collections::BTreeSet;
 use std::fmt;
 
+mod twice;
+
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -158,6 +160,7 @@ impl Config {
         for (at, node) in self.nodes.iter().enumerate() {
             check_node(&format!("node[{}]", at + 1), node, &mut out);
         }
+        twice::check(&self.nodes, &mut out);
         out.0
     }
 
@@ -694,7 +697,7 @@ mod tests {
                     gres("gpu", &["/dev/x[1-"], None),
                     gres("gpu", &[], None),
                     gres("gpu", &["/dev/x[1-2]"], Some(3)),
-                    GresConfig { kind: Some("7".into()), ..gres("gpu", &["/dev/x"], None) },
+                    GresConfig { kind: Some("7".into()), ..gres("gpu", &["/dev/y"], None) },
                 ],
             }],
             ..Default::default()

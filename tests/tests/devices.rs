@@ -498,3 +498,50 @@ fn a_job_has_what_the_administrators_file_says_of_its_devices_and_nothing_of_oth
     sandbox.cmd("scancel").arg(holder.to_string()).ok();
     sandbox.wait_state(holder, "CANCELLED", 30);
 }
+
+#[test]
+fn a_device_that_two_lines_name_is_given_once_and_the_other_is_shown_with_the_reason_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let mut sandbox = Sandbox::empty(Who::root());
+    let (work, dir) = (sandbox.work(), devices.0.display().to_string());
+    let kind = format!("bt{}.local/acc", std::process::id());
+    let _file = CdiFile::write(&kind, &devices, &work);
+    std::os::unix::fs::symlink(devices.0.join("acc0"), devices.0.join("link")).unwrap();
+    let config = |files: &str, cdi: &str| {
+        format!(
+            "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"acc\"\nfiles = [{files}]\n\
+             [[node.gres]]\nname = \"nic\"\ncdi = [{cdi}]\n"
+        )
+    };
+    let toml = sandbox.state().join("berth.toml");
+    let cdi = format!("\"{kind}=a\", \"{kind}=b\"");
+    // What can be seen in the file is refused there.
+    std::fs::write(&toml, config(&format!("\"{dir}/acc0\", \"{dir}/acc[0-1]\""), &cdi)).unwrap();
+    let twice = format!("'{dir}/acc0' is there twice");
+    sandbox.cmd("berth").args(["config", "check"]).fails().says(&["node[1].gres[1].files", &twice]);
+    // What only the node can see, a link to a device and one that a CDI file names as well, is fenced.
+    std::fs::write(&toml, config(&format!("\"{dir}/acc0\", \"{dir}/link\""), &cdi)).unwrap();
+    sandbox.cmd("berth").args(["config", "check"]).ok();
+    sandbox.up();
+    let shown = sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
+    for part in [
+        format!("acc:0(its file {dir}/link is the same device as {dir}/acc0, "),
+        format!("nic:0(one of its device files is {dir}/acc0, which 'files' gives as acc: "),
+    ] {
+        assert!(shown.contains("GresFault=") && shown.contains(&part), "{part}: {shown}");
+    }
+    let probe = devices.probe();
+    let opens = |words: &[&str]| {
+        let words: Vec<&str> = words.iter().copied().chain(["--mem=50M", "sh", "-c", &probe]).collect();
+        of("file", &sandbox.srun(&words).ok().text())
+    };
+    assert_eq!((opens(&["--gres=acc:1"]), opens(&["--gres=nic:1"])), (vec![0], vec![1, 3]));
+    let image = format!("--container-image={}", images::debian().display());
+    assert_eq!(opens(&["--gres=acc:1", &image]), [0]);
+    for words in ["--gres=acc:2", "--gres=nic:2"] {
+        sandbox.srun(["--immediate", words, "true"]).fails();
+    }
+}

@@ -310,7 +310,8 @@ fn add(rule: &DeviceRule, hw: &mut Hardware) {
         match &device.cdi {
             // Its node's agent has read the file that names it.
             Some(_) => d.cdi == device.cdi && d.name == device.name,
-            None => mine && d.vendor != Vendor::Generic,
+            // Of its files the agent names those alone that cannot be given.
+            None => mine && (d.vendor != Vendor::Generic || d.cdi.is_none() && !device.files.is_empty()),
         }
     };
     // With a file or a name it is one device; without one it is about all.

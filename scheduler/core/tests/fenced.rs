@@ -3,8 +3,8 @@
 
 mod common;
 
-use berth_model::config::Config;
-use berth_model::hardware::{Hardware, Vendor};
+use berth_model::config::{Config, GresConfig, NodeConfig};
+use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::Attempt;
 use berth_model::launch::StepPhase;
 use berth_model::state::{ExitStatus, JobState};
@@ -52,4 +52,41 @@ fn a_device_is_fenced_while_jobs_run_and_given_again_when_it_is_well() {
     assert_eq!(w.state(third), JobState::Pending);
     again(&mut w, second, two(None));
     assert_eq!(w.state(third), JobState::Running);
+}
+
+#[test]
+fn a_file_that_its_node_says_cannot_be_given_is_there_once_and_goes_to_nobody() {
+    let files = vec!["/dev/a".into(), "/dev/link".into()];
+    let gres = GresConfig { name: "gpu".into(), files, ..GresConfig::default() };
+    let node = NodeConfig { name: "ALL".into(), gres: vec![gres], ..NodeConfig::default() };
+    let mut w = World::new(&Config { nodes: vec![node], ..Config::default() });
+    // Of these files a node tells those alone that are another device's, too.
+    let with = |fault: Option<&str>| {
+        let link = fault.map(|why| GresDevice {
+            name: "gpu".into(),
+            files: vec!["/dev/link".into()],
+            fault: Some(why.into()),
+            ..GresDevice::default()
+        });
+        Hardware { gres: link.into_iter().collect(), ..hardware(4, 1, 8000, 0) }
+    };
+    let seen = |w: &World| -> Vec<(String, bool)> {
+        let node = w.core.snapshot().node(&"n1".into()).unwrap();
+        let devices = node.hardware.gres.iter();
+        devices.map(|d| (d.files[0].display().into_owned(), d.fault.is_some())).collect()
+    };
+    w.node("n1", with(Some("it is the same device as /dev/a")));
+    assert_eq!(seen(&w), [("/dev/link".to_string(), true), ("/dev/a".to_string(), false)]);
+    let (first, second) = (wants(&mut w, "1", 1), wants(&mut w, "2", 1));
+    assert_eq!((w.state(first), w.state(second)), (JobState::Running, JobState::Pending));
+    // By now the link leads elsewhere.
+    again(&mut w, first, with(None));
+    assert_eq!(w.state(second), JobState::Running);
+    for job in [first, second] {
+        w.exited("n1", batch_key(job, 0), ExitStatus::OK);
+        w.gone("n1", job, 0);
+    }
+    assert_eq!(seen(&w).len(), 2, "{:?}", seen(&w));
+    w.hello("n1", "boot", with(None), vec![], vec![]);
+    assert_eq!(seen(&w), [("/dev/a".to_string(), false), ("/dev/link".to_string(), false)]);
 }

@@ -6,7 +6,7 @@ use crate::event::Effect;
 use crate::job::Progress;
 use crate::node::{Link, Node, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
-use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
@@ -479,6 +479,11 @@ pub(super) fn check_hardware(hw: &Hardware) -> Result<(), String> {
     }
 }
 
+/// Whether a device is one of the configuration's `files`, and none that its node found.
+fn is_by_file(device: &GresDevice) -> bool {
+    device.vendor == Vendor::Generic && device.cdi.is_none() && !device.files.is_empty()
+}
+
 /// The hardware that was registered, with what is said now of its devices.
 fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
     let mut hardware = before.clone();
@@ -491,11 +496,14 @@ fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
                     (Some(_), _) => d.uuid == device.uuid || here,
                     // Its index is its place among those that are named now.
                     (None, Some(_)) => d.cdi == device.cdi,
+                    (None, None) if is_by_file(device) => is_by_file(d) && d.files == device.files,
                     (None, None) => d.index == device.index,
                 }
         };
         device.fault = match now.gres.iter().find(same) {
             Some(found) => found.fault.clone(),
+            // The agent names those alone that cannot be given.
+            None if is_by_file(device) => None,
             None => Some("the node does not find it any more".to_string()),
         };
     }
