@@ -27,7 +27,7 @@ pub struct Given {
     pub libraries: Vec<ByteStr>,
     /// `NAME=value`.
     pub env: Vec<ByteStr>,
-    /// Groups that its processes must be in.
+    /// Groups that its processes are in.
     pub groups: Vec<u32>,
 }
 
@@ -82,11 +82,15 @@ impl Given {
         if edits.intel_rdt.is_some() || !edits.net_devices.is_empty() {
             return Err("its file asks for intelRdt or netDevices, which are not done here".into());
         }
+        if edits.additional_gids.contains(&u32::MAX) {
+            return Err(format!("its file asks for group {}, in which no process can be", u32::MAX));
+        }
         let text = |text: &String| ByteStr::from(text.as_str());
         let mut given = Given {
             libraries: libraries.iter().map(text).collect(),
             env: edits.env.iter().map(text).collect(),
-            groups: edits.additional_gids.clone(),
+            // The specification has zeros ignored.
+            groups: edits.additional_gids.iter().copied().filter(|gid| *gid != 0).collect(),
             ..Given::default()
         };
         for node in &edits.device_nodes {
@@ -121,15 +125,20 @@ impl Given {
         Ok(given)
     }
 
-    /// Whether its processes may be those of this user.
+    /// The groups that this user's processes get with it: those of its file that the user is not in. `root`: it is root who starts them.
     ///
     /// # Errors
-    /// A group that the user is not in: no file gives one.
-    pub fn may_be_had_by(&self, own: &Identity) -> Result<(), String> {
+    /// There are some, and nobody but root can give them.
+    pub fn groups_for(&self, own: &Identity, root: bool) -> Result<Vec<u32>, String> {
         let is_in = |gid: u32| own.gid.0 == gid || own.groups.iter().any(|group| group.0 == gid);
-        match self.groups.iter().find(|gid| !is_in(**gid)) {
-            Some(gid) => Err(format!("its file asks for group {gid}, which {} is not in", own.user)),
-            None => Ok(()),
+        let beyond: Vec<u32> = self.groups.iter().copied().filter(|gid| !is_in(*gid)).collect();
+        match beyond.first() {
+            Some(gid) if !root => Err(format!(
+                "its file asks for group {gid}, which {0} is not in and an ordinary user's container cannot be given: have the \
+                 administrator add {0} to it, or use a cluster of root's",
+                own.user
+            )),
+            _ => Ok(beyond),
         }
     }
 }
@@ -306,14 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn no_file_gives_a_user_a_group() {
-        let given = Given::of(&edits(r#"{"additionalGids":[4242]}"#)).unwrap();
+    fn a_group_that_the_user_is_not_in_is_roots_to_give() {
+        let given = Given::of(&edits(r#"{"additionalGids":[0,4242]}"#)).unwrap();
         let own = |groups: &[u32]| Identity {
             groups: groups.iter().map(|gid| berth_model::Gid(*gid)).collect(),
             ..berth_samples::identity(1000)
         };
-        assert!(given.may_be_had_by(&own(&[])).unwrap_err().contains("group 4242"));
-        assert!(given.may_be_had_by(&own(&[1, 4242])).is_ok());
+        assert!(given.groups_for(&own(&[]), false).unwrap_err().contains("group 4242"));
+        assert_eq!(given.groups_for(&own(&[]), true), Ok(vec![4242]));
+        assert_eq!(given.groups_for(&own(&[1, 4242]), false), Ok(vec![]));
+        let nobody = Given::of(&edits(r#"{"additionalGids":[4294967295]}"#)).unwrap_err();
+        assert!(nobody.contains("4294967295"), "{nobody}");
     }
 
     #[test]

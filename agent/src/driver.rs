@@ -650,7 +650,9 @@ impl Driver {
             true => Default::default(),
             false => node.gpus.inject(&launch, ready.image.as_mut())?,
         };
-        let (mounts, device_env) = if joins { Default::default() } else { node.gpus.by_files(&launch)? };
+        let by_files = node.gpus.by_files(&launch, node.system)?;
+        // A container that is there has its mounts and variables.
+        let (mounts, device_env) = if joins { Default::default() } else { (by_files.mounts, by_files.env) };
         injected.extend(mounts);
         if matches!(key.step, StepId::Batch | StepId::Number(0)) {
             let line = node.drift.as_ref().and_then(|drift| drift.line(launch.identity.uid));
@@ -660,6 +662,7 @@ impl Driver {
             hooks,
             injected,
             device_env,
+            device_groups: by_files.groups,
             glibc,
             boot_id: node.boot_id.clone(),
             program: Some(ByteStr::from(node.program.as_path())),

@@ -58,6 +58,17 @@ pub struct Configured {
     pub by_file: Vec<GresDevice>,
 }
 
+/// What CDI files add to a container.
+#[derive(Debug, Default)]
+pub struct ByFiles {
+    /// Mounts.
+    pub mounts: Vec<ExtraMount>,
+    /// `NAME=value`.
+    pub env: Vec<ByteStr>,
+    /// Groups that the user is not in.
+    pub groups: Vec<u32>,
+}
+
 /// A GPU that a run left unfit, kept until it is free again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Left {
@@ -248,25 +259,28 @@ impl Gpus {
         }
     }
 
-    /// What CDI files add to the container of a step beside its device files: mounts and variables, for its devices alone.
+    /// What CDI files add to the container of a step beside its device files: mounts, variables and groups, for its devices alone.
+    /// `root`: containers are root's to start.
     ///
     /// # Errors
-    /// A file asks for what the step's user does not have.
-    pub fn by_files(&self, launch: &StepLaunch) -> Result<(Vec<ExtraMount>, Vec<ByteStr>), String> {
-        let (mut mounts, mut env) = (Vec::new(), Vec::new());
+    /// A file asks for a group that the step's user is not in and cannot be given.
+    pub fn by_files(&self, launch: &StepLaunch, root: bool) -> Result<ByFiles, String> {
+        let mut all = ByFiles::default();
+        let (mounts, env) = (&mut all.mounts, &mut all.env);
         let host = launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host));
         for name in launch.share.gres.iter().filter_map(|device| device.cdi.as_ref()).filter(|_| !host) {
             let given = self.given.get(name).ok_or_else(|| {
                 format!("the node's CDI files do not have {name} any more; 'scontrol show node' says which devices there are")
             })?;
-            given.may_be_had_by(&launch.identity).map_err(|why| format!("{name}: {why}"))?;
+            let groups = given.groups_for(&launch.identity, root).map_err(|why| format!("{name}: {why}"))?;
+            all.groups.extend(groups.into_iter().filter(|gid| !all.groups.contains(gid)).collect::<Vec<_>>());
             // What is in several is of all devices of a kind.
             mounts.extend(
                 given.mounts.iter().filter(|mount| !mounts.contains(*mount)).cloned().collect::<Vec<_>>(),
             );
             env.extend(given.env.iter().filter(|pair| !env.contains(*pair)).cloned().collect::<Vec<_>>());
         }
-        Ok((mounts, env))
+        Ok(all)
     }
 
     /// What the container of a step gets beside its device files: mounts, and the glibc that libraries among them need; variables

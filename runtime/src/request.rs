@@ -163,6 +163,10 @@ pub struct ContainerRequest {
     /// Device files of the allocation, by their path on the node.
     #[serde(default)]
     pub devices: Vec<ByteStr>,
+    /// Groups beside the user's that its processes are in, as the administrator's file of a device says (system mode): on the node, and
+    /// without a number in the container.
+    #[serde(default)]
+    pub device_groups: Vec<u32>,
     /// Libraries, by their path in the container, that its loader is to find by their names: those of a device's driver, among
     /// [`ContainerRequest::extra_mounts`].
     #[serde(default)]
@@ -229,6 +233,7 @@ impl ContainerRequest {
             append_path: Vec::new(),
             command: Vec::new(),
             devices: Vec::new(),
+            device_groups: Vec::new(),
             libraries: Vec::new(),
             glibc: None,
             shm_size: None,

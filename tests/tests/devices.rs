@@ -397,7 +397,7 @@ impl CdiFile {
         let node = |at: u32| format!(r#""deviceNodes":[{{"path":"{}/acc{at}"}}]"#, devices.0.display());
         let own = |name: &str, at: u32| {
             format!(
-                r#"{{"name":"{name}","containerEdits":{{{},"env":["ACC={name}"],
+                r#"{{"name":"{name}","containerEdits":{{{},"env":["ACC={name}"],"additionalGids":[0,4242],
                 "mounts":[{{"hostPath":"{}/{name}","containerPath":"/opt/acc/{name}","options":["ro","bind"]}}]}}}}"#,
                 node(at),
                 files.display()
@@ -495,6 +495,16 @@ fn a_job_has_what_the_administrators_file_says_of_its_devices_and_nothing_of_oth
     let words = ["run", "--device", &format!("{kind}=c"), &images::debian().display().to_string(), "true"]
         .map(str::to_string);
     sandbox.cmd("berth").args(words).fails().says(&["/bin/evil"]);
+    // A device file that is a group's alone opens in a container of whoever was given the device, and nowhere else for them.
+    let file = devices.0.join("acc1");
+    std::os::unix::fs::chown(&file, None, Some(4242)).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+    let user = Who::user();
+    let opens = |container: Option<&str>| {
+        let words = second.iter().copied().chain(container).chain(["sh", "-c", &look]);
+        of("file", &sandbox.cmd_as(&user, "srun").dir("/").args(words).ok().text())
+    };
+    assert_eq!((opens(Some(&image)), opens(None)), (vec![1, 3], vec![3]));
     sandbox.cmd("scancel").arg(holder.to_string()).ok();
     sandbox.wait_state(holder, "CANCELLED", 30);
 }

@@ -78,6 +78,8 @@ pub struct NodePart {
     pub injected: Vec<ExtraMount>,
     /// Variables that its devices bring, beside the image's.
     pub device_env: Vec<ByteStr>,
+    /// Groups beside the user's that come with them.
+    pub device_groups: Vec<u32>,
     /// The glibc that those libraries need.
     pub glibc: Option<NeedsGlibc>,
     /// The site's programs around tasks.

@@ -15,8 +15,10 @@ pub fn is_name(word: &str) -> bool {
 /// No file has it, or it needs what is not done.
 pub fn inject(request: &mut ContainerRequest, names: &[String]) -> Result<(), Failure> {
     for name in names {
-        let had = given(name).and_then(|given| given.may_be_had_by(&request.identity).map(|()| given));
-        let given = had.map_err(|why| Failure::user(format!("--device {name}: {why}")))?;
+        let root = rustix::process::geteuid().is_root();
+        let had = given(name).and_then(|given| Ok((given.groups_for(&request.identity, root)?, given)));
+        let (groups, given) = had.map_err(|why| Failure::user(format!("--device {name}: {why}")))?;
+        request.device_groups.extend(groups);
         add(request, given);
     }
     Ok(())

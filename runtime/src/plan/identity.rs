@@ -46,6 +46,9 @@ pub struct ProcessIdentity {
     pub inside_gid: u32,
     /// Supplementary groups in the container (system mode; in user mode the kernel keeps the caller's).
     pub inside_groups: Vec<u32>,
+    /// Groups on the node that come with devices (system mode).
+    #[serde(default)]
+    pub device_groups: Vec<u32>,
     /// Capabilities over the container's own user namespace are kept (`--container-remap-root`).
     pub keep_caps: bool,
 }
@@ -159,6 +162,10 @@ pub(super) fn plan(
             inside_uid,
             inside_gid,
             inside_groups,
+            device_groups: match mode {
+                Mode::System if !host => request.device_groups.clone(),
+                _ => Vec::new(),
+            },
             keep_caps: !host && request.remap_root,
         },
         uid_map,

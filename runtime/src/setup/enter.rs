@@ -97,6 +97,9 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
     let id = &plan.identity;
     let (host, joined) = (plan.root == RootPlan::Host, plan.root == RootPlan::Joined);
     if plan.mode == Mode::System {
+        // A range has the user's groups' numbers inside, and a device's group has none: they are taken along from outside. Whoever is in
+        // a group without a number uses what it may use, and can give no file to it.
+        let taken_along = !host && (plan.subids || !id.device_groups.is_empty());
         let (uid, gid, groups) = if host {
             (id.uid, id.gid, &id.groups)
         } else {
@@ -104,9 +107,8 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
                 .user_ns
                 .as_ref()
                 .ok_or_else(|| SetupFailure::new("enter the user namespace", Errno::INVAL))?;
-            if plan.subids {
-                // The range has their numbers inside: they are taken along from outside.
-                set_groups(&id.groups)?;
+            if taken_along {
+                set_groups(&[id.groups.as_slice(), &id.device_groups].concat())?;
             }
             rustix::thread::move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::User))
                 .doing("enter the user namespace")?;
@@ -116,7 +118,7 @@ pub(super) fn take_identity(plan: &Plan, fds: &SetupFds, proc: Option<&OwnedFd>)
             }
             (id.inside_uid, id.inside_gid, &id.inside_groups)
         };
-        if host || !plan.subids {
+        if !taken_along {
             set_groups(groups)?;
         }
         let gid = rustix::process::Gid::from_raw(gid);

@@ -22,6 +22,10 @@ pub const TESTS: &[Test] = &[
     ("tasks::a_script_by_descriptor", a_script_by_descriptor),
     ("tasks::asked_for_at_once", asked_for_at_once),
     ("tasks::the_doctor_agrees", the_doctor_agrees),
+    (
+        "tasks::a_devices_group_opens_its_files_and_is_given_none",
+        a_devices_group_opens_its_files_and_is_given_none,
+    ),
 ];
 
 fn the_user_is_who_they_are() {
@@ -46,6 +50,38 @@ fn the_user_is_who_they_are() {
         assert_eq!(lines[6], uid().to_string());
         assert_eq!(lines[7], "/");
     });
+}
+
+/// Of root's clusters alone, and not with `id`, which would give the user's groups numbers and this one none.
+fn a_devices_group_opens_its_files_and_is_given_none() {
+    if !is_root() {
+        return;
+    }
+    let (own, devices) = (777_001, 777_003);
+    let dir = Dir::new();
+    let file = dir.at("theirs");
+    std::fs::write(&file, "opened\n").unwrap();
+    std::os::unix::fs::chown(&file, Some(0), Some(devices)).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    let layer = busybox(&dir, As::Root);
+    let tells = |groups: &[u32]| {
+        let mut r = request(&layer, As::Root);
+        r.identity.groups = vec![berth_model::Gid(own)];
+        r.device_groups = groups.to_vec();
+        r.extra_mounts = vec![berth_runtime::ExtraMount {
+            source: file.as_path().into(),
+            target: "/mnt/theirs".into(),
+            read_only: true,
+        }];
+        let give = |gid: u32| format!("chgrp {gid} /f 2>/dev/null && echo given {gid};");
+        script(
+            r,
+            As::Root,
+            &format!("cat /mnt/theirs 2>/dev/null; touch /f; {} {} true", give(own), give(devices)),
+        )
+    };
+    assert_eq!(tells(&[devices]), "opened\ngiven 777001\n");
+    assert_eq!(tells(&[]), "given 777001\n");
 }
 
 fn environment_by_precedence() {

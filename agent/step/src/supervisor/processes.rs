@@ -409,6 +409,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     x11::ask(file, &mut request)?;
     request.extra_mounts.extend(node.injected.iter().cloned());
     request.image.env.extend(node.device_env.iter().cloned());
+    request.device_groups.clone_from(&node.device_groups);
     request.glibc.clone_from(&node.glibc);
     let is_library = |target: &ByteStr| target.0.windows(4).any(|part| part == b".so.");
     let targets = node.injected.iter().map(|m| m.target.clone());
