@@ -1,10 +1,12 @@
 //! Groups that are not ours, such as the one of login sessions, and devices that are kept from all below them.
 //!
 //! On v2 a device program of our name is attached beside those of the service manager, which lets go of its own alone; it goes with the
-//! group. On v1 the group's list has the devices, and so have the lists of the groups below.
+//! group. On v1 the kernel has one list for each group (`security/device_cgroup.c`): of what a group may not use, or, where its service
+//! manager began with nothing (`DevicePolicy=`), of what it may. To the first the devices are added, in the groups below, too, and taken
+//! off again; from the second they are taken, and nobody knows afterwards which of them it had.
 
 use super::facts::{mounted, parse_mounts};
-use super::{CgroupError, DevicePolicy, DeviceRule, Result, devices, files, v2};
+use super::{CgroupError, DeviceKind, DevicePolicy, DeviceRule, Result, devices, files, v2};
 use crate::sys::bpf;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -51,7 +53,16 @@ impl Foreign {
     pub fn keep(&self, denied: &[DeviceRule], owner: &str) -> Result<()> {
         let policy = DevicePolicy::DenyOnly(denied.to_vec());
         if self.v1 {
-            return super::v1::devices(&self.dir, &policy);
+            super::v1::devices(&self.dir, &policy)?;
+            return match files::read(&self.dir, "devices.list") {
+                Some(list) if opens(&list, denied) => Err(CgroupError {
+                    action: "take the devices of jobs off the list of",
+                    path: self.dir.clone(),
+                    errno: libc::ENOTSUP,
+                    hint: "its devices.list opens them together with others: have its unit's DeviceAllow= name each by itself",
+                }),
+                _ => Ok(()),
+            };
         }
         let group = v2::open(&self.dir)?;
         let earlier = self.programs(owner)?;
@@ -62,7 +73,8 @@ impl Foreign {
         self.detach(&earlier)
     }
 
-    /// Undoes [`Foreign::keep`]; a group that is gone has nothing of it.
+    /// Undoes [`Foreign::keep`]; a group that is gone has nothing of it. On v1 what was taken off a list of what a group may use comes back
+    /// when its service manager writes that list anew.
     ///
     /// # Errors
     /// As there.
@@ -91,7 +103,8 @@ impl Foreign {
     }
 }
 
-/// Takes devices off the lists of a group and of those below it. One that may use nothing but what is on its list had none of ours.
+/// Takes devices off the lists of what a group, and those below it, may not use. To one of what it may use nothing is added: that would
+/// open devices to it that it never had.
 fn allow(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
     if files::read(dir, "devices.list").is_some_and(|list| list == ALL) {
         let gone = |e: &CgroupError| matches!(e.errno, libc::ENOENT | libc::ENODEV);
@@ -101,6 +114,28 @@ fn allow(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
         }
     }
     files::children(dir).iter().try_for_each(|child| allow(child, rules))
+}
+
+/// Whether a list of what a v1 group may use has an entry by which one of these devices can be read or written. Each is taken off by its
+/// very numbers; what stands for several stays.
+fn opens(list: &str, rules: &[DeviceRule]) -> bool {
+    if list.trim() == ALL {
+        return false;
+    }
+    let meets = |said: &str, number: Option<u32>| match number {
+        Some(number) => said == "*" || said == number.to_string(),
+        None => true,
+    };
+    list.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        let (Some(kind), Some(numbers), Some(access)) = (words.next(), words.next(), words.next()) else {
+            return false;
+        };
+        let Some((major, minor)) = numbers.split_once(':') else { return false };
+        let is_kind = |rule: &DeviceRule| kind == "a" || (kind == "c") == (rule.kind == DeviceKind::Char);
+        access.contains(['r', 'w'])
+            && rules.iter().any(|rule| is_kind(rule) && meets(major, rule.major) && meets(minor, rule.minor))
+    })
 }
 
 fn find(mountinfo: &str, name: &str) -> Option<Foreign> {
@@ -113,6 +148,25 @@ fn find(mountinfo: &str, name: &str) -> Option<Foreign> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_opens_a_device_together_with_others_is_told() {
+        let rule = |minor| DeviceRule { kind: DeviceKind::Char, major: Some(195), minor, make_only: false };
+        let denied = [rule(Some(0)), rule(Some(255))];
+        for (list, open) in [
+            ("a *:* rwm", false),
+            ("", false),
+            ("c *:* m\nb *:* m\nc 1:3 rwm\nc 136:* rwm", false),
+            ("c 1:3 rwm\nc 195:* rw", true),
+            ("c *:* rwm", true),
+            ("a 195:255 r", true),
+            ("b 195:* rwm", false),
+            ("odd", false),
+        ] {
+            assert_eq!(opens(list, &denied), open, "{list}");
+        }
+        assert!(opens("c 195:7 w", &[rule(None)]), "one of those that are denied together");
+    }
 
     #[test]
     fn the_hierarchy_is_the_one_that_limits_devices() {
