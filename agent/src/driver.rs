@@ -648,7 +648,7 @@ impl Driver {
         };
         let (mut injected, glibc) = match joins {
             true => Default::default(),
-            false => node.gpus.inject(&launch, ready.image.as_mut())?,
+            false => node.gpus.inject(&launch, ready.image.as_mut(), &mut ready.notes)?,
         };
         let by_files = node.gpus.by_files(&launch, node.system)?;
         // A container that is there has its mounts and variables.

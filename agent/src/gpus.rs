@@ -6,7 +6,7 @@ use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
 use crate::used::Used;
 use crate::{gres, imex};
-use berth_gpus::inject::{capabilities, specification};
+use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Found, Tree};
@@ -284,7 +284,7 @@ impl Gpus {
     }
 
     /// What the container of a step gets beside its device files: mounts, and the glibc that libraries among them need; variables
-    /// go into the image's.
+    /// go into the image's. `notes`: what is to be told to the user.
     ///
     /// # Errors
     /// The image cannot run with this driver, by its own words.
@@ -292,6 +292,7 @@ impl Gpus {
         &self,
         launch: &StepLaunch,
         image: Option<&mut PreparedImage>,
+        notes: &mut Vec<String>,
     ) -> Result<(Vec<ExtraMount>, Option<NeedsGlibc>), String> {
         let nothing = || Ok((Vec::new(), None));
         let given: Vec<GresDevice> =
@@ -320,7 +321,9 @@ impl Gpus {
                 env().filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")).next_back();
             found.map(|value| String::from_utf8_lossy(value).into_owned())
         };
-        let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
+        let asked = value("NVIDIA_DRIVER_CAPABILITIES");
+        let wanted = capabilities(asked.as_deref());
+        notes.extend(missing(asked.as_deref(), driver));
         let glibc = driver.needs(&wanted).filter(|_| !is_disabled(env()));
         let path = image.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
         let path = path.map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();

@@ -48,6 +48,37 @@ impl Glibc {
     }
 }
 
+/// The programs of this machine that can load a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeFor {
+    /// Those of 64 bits.
+    Native,
+    /// Those of 32 bits, on a machine that runs them beside the others.
+    Narrow,
+    /// None.
+    Others,
+    /// It is no ELF file.
+    Unsaid,
+}
+
+/// What the head of a file says of that.
+pub fn made_for(bytes: Bytes<'_>) -> MadeFor {
+    made_for_machine(bytes, std::env::consts::ARCH)
+}
+
+fn made_for_machine(bytes: Bytes<'_>, machine: &str) -> MadeFor {
+    // e_ident, e_type, e_machine.
+    let Some(head) = bytes(0, 20).filter(|head| head.starts_with(b"\x7fELF")) else { return MadeFor::Unsaid };
+    let of =
+        |class: u8, number_of: u64| head[4] == class && head[5] == 1 && number(&head[18..20]) == number_of;
+    match machine {
+        "x86_64" if of(2, 62) => MadeFor::Native,
+        "x86_64" if of(1, 3) => MadeFor::Narrow,
+        "aarch64" if of(2, 183) => MadeFor::Native,
+        _ => MadeFor::Others,
+    }
+}
+
 /// Which glibc something needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeedsGlibc {
@@ -217,6 +248,28 @@ mod tests {
         assert_eq!((soname(&of(&LIBC)).as_deref(), soname(&of(&own))), (Some("libc.so.6"), None));
         for cut in [0, 3, 63, 64, 200, own.len() / 2] {
             let _ = (needs(&of(&own[..cut])), defines(&of(&LIBC[..cut.min(LIBC.len())])));
+        }
+    }
+
+    #[test]
+    fn a_files_head_says_which_programs_can_load_it() {
+        let head = |class: u8, machine: u8| {
+            let mut head = b"\x7fELF\0\x01\x01".to_vec();
+            head[4] = class;
+            head.resize(18, 0);
+            head.extend([machine, 0]);
+            head
+        };
+        let on = |machine: &str, file: &[u8]| made_for_machine(&of(file), machine);
+        assert_eq!(made_for(&of(&LIBC)), MadeFor::Native);
+        for (machine, native, other) in [("x86_64", 62, 183), ("aarch64", 183, 62)] {
+            assert_eq!(on(machine, &head(2, native)), MadeFor::Native);
+            assert_eq!(on(machine, &head(2, other)), MadeFor::Others);
+        }
+        assert_eq!(on("x86_64", &head(1, 3)), MadeFor::Narrow);
+        assert_eq!(on("aarch64", &head(1, 40)), MadeFor::Others);
+        for no_file in [&b""[..], b"\x7fELF", b"/* a script of the linker's: GROUP(libc.so.6) */"] {
+            assert_eq!(on("x86_64", no_file), MadeFor::Unsaid);
         }
     }
 

@@ -40,6 +40,12 @@ pub fn native_flags() -> u32 {
     ELF_LIBC6 | arch
 }
 
+/// The flags of libraries for programs of 32 bits, where the machine runs these beside its own.
+pub fn narrow_flags() -> u32 {
+    // Of x86 they have no architecture.
+    ELF_LIBC6
+}
+
 /// What a cache holds.
 ///
 /// # Errors

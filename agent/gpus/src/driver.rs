@@ -4,7 +4,7 @@
 use crate::inject::Capability::{self, Compute, Display, Graphics, Utility, Video};
 use crate::nvidia::is_version;
 use crate::tree::Tree;
-use berth_model::elf::{Glibc, NeedsGlibc};
+use berth_model::elf::{Glibc, MadeFor, NeedsGlibc};
 use berth_model::ldcache;
 use std::collections::BTreeSet;
 
@@ -99,6 +99,19 @@ const DIRECTORIES: &[&str] = &[
     "/usr/local/nvidia/lib64",
 ];
 
+/// Those for libraries of 32 bits; RHEL has them beside `lib64`.
+const DIRECTORIES_32: &[&str] = &[
+    "/usr/lib/i386-linux-gnu",
+    "/usr/lib/i386-linux-gnu/nvidia/current",
+    "/usr/lib/i386-linux-gnu/vdpau",
+    "/usr/lib32",
+    "/usr/lib32/nvidia",
+    "/usr/lib32/vdpau",
+    "/lib/i386-linux-gnu",
+    "/usr/lib",
+    "/usr/lib/vdpau",
+];
+
 /// The installed driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Driver {
@@ -106,6 +119,8 @@ pub struct Driver {
     pub version: String,
     /// Ordered by name.
     pub libraries: Vec<Library>,
+    /// Those for programs of 32 bits, likewise; a driver need not have any.
+    pub libraries_32: Vec<Library>,
     /// Programs.
     pub programs: Vec<(String, Capability)>,
     /// Directory of firmware.
@@ -145,24 +160,7 @@ impl Driver {
     /// # Errors
     /// The library without which nothing works is not there.
     pub fn find(tree: &Tree, version: &str) -> Result<Driver, String> {
-        let mut libraries: Vec<Library> = Vec::new();
-        let directories = directories(tree);
-        for dir in &directories {
-            for file in tree.names(dir) {
-                let Some(library) = library(tree, dir, &file, version) else { continue };
-                if !libraries.iter().any(|l| l.names == library.names) {
-                    libraries.push(library);
-                }
-            }
-        }
-        for (name, of) in WITH_OWN_VERSIONS {
-            let is_there = |l: &Library| l.names.iter().any(|n| n == name);
-            if !libraries.iter().any(is_there) {
-                let found = directories.iter().find_map(|dir| with_own_version(tree, dir, name, *of));
-                libraries.extend(found);
-            }
-        }
-        libraries.sort_by(|a, b| a.names.cmp(&b.names));
+        let libraries = libraries(tree, version, Bits::Native);
         if !libraries.iter().any(|l| l.names.iter().any(|n| n == "libcuda.so.1")) {
             return Err(format!(
                 "libcuda.so.{version}, which belongs to the loaded kernel module, is not on the node: containers get GPUs without libraries"
@@ -180,6 +178,7 @@ impl Driver {
         Ok(Driver {
             version: version.to_string(),
             libraries,
+            libraries_32: self::libraries(tree, version, Bits::Narrow),
             programs: PROGRAMS.iter().filter_map(program).collect(),
             firmware: tree.has(&firmware).then_some(firmware),
             sockets: SOCKETS
@@ -190,6 +189,49 @@ impl Driver {
             mps: mps.map(ToString::to_string),
         })
     }
+}
+
+/// Which programs libraries are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bits {
+    /// Those of the machine.
+    Native,
+    /// Those of 32 bits.
+    Narrow,
+}
+
+impl Bits {
+    /// Whether a file is for these. Packages put both kinds under the same names, and some into the same directories.
+    fn has(self, tree: &Tree, path: &str) -> bool {
+        match tree.made_for(path) {
+            MadeFor::Native | MadeFor::Unsaid => self == Bits::Native,
+            MadeFor::Narrow => self == Bits::Narrow,
+            MadeFor::Others => false,
+        }
+    }
+}
+
+/// The libraries of the driver of that version.
+fn libraries(tree: &Tree, version: &str, bits: Bits) -> Vec<Library> {
+    let mut libraries: Vec<Library> = Vec::new();
+    let directories = directories(tree, bits);
+    for dir in &directories {
+        for file in tree.names(dir) {
+            let Some(library) = library(tree, dir, &file, version) else { continue };
+            if !libraries.iter().any(|l| l.names == library.names) && bits.has(tree, &library.path) {
+                libraries.push(library);
+            }
+        }
+    }
+    for (name, of) in WITH_OWN_VERSIONS {
+        let is_there = |l: &Library| l.names.iter().any(|n| n == name);
+        if !libraries.iter().any(is_there) {
+            let mut found = directories.iter().filter_map(|dir| with_own_version(tree, dir, name, *of));
+            libraries.extend(found.find(|library| bits.has(tree, &library.path)));
+        }
+    }
+    libraries.sort_by(|a, b| a.names.cmp(&b.names));
+    libraries
 }
 
 /// A library of the driver, if the file is one of that version.
@@ -225,11 +267,15 @@ fn with_own_version(tree: &Tree, dir: &str, name: &str, of: Capability) -> Optio
 }
 
 /// Where to look: where the loader's cache has such libraries, then the known places; each once.
-fn directories(tree: &Tree) -> Vec<String> {
+fn directories(tree: &Tree, bits: Bits) -> Vec<String> {
+    let (flags, known) = match bits {
+        Bits::Native => (ldcache::native_flags(), DIRECTORIES),
+        Bits::Narrow => (ldcache::narrow_flags(), DIRECTORIES_32),
+    };
     let cache =
         tree.bytes("/etc/ld.so.cache").and_then(|bytes| ldcache::parse(&bytes).ok()).unwrap_or_default();
     let wanted = |e: &&ldcache::Entry| {
-        e.flags == ldcache::native_flags()
+        e.flags == flags
             && LIBRARIES.iter().any(|(stem, ..)| e.name.starts_with(format!("{stem}.so").as_bytes()))
     };
     let cached = cache.iter().filter(wanted).filter_map(|e| {
@@ -237,7 +283,7 @@ fn directories(tree: &Tree) -> Vec<String> {
         path.rsplit_once('/').map(|(dir, _)| dir.to_string())
     });
     let mut all: Vec<String> = Vec::new();
-    for dir in cached.chain(DIRECTORIES.iter().map(ToString::to_string)) {
+    for dir in cached.chain(known.iter().map(ToString::to_string)) {
         if dir.starts_with('/') && !all.contains(&dir) {
             all.push(dir);
         }
@@ -248,9 +294,10 @@ fn directories(tree: &Tree) -> Vec<String> {
 /// Version of the installed `libnvidia-ml.so.1`, by the name of its file.
 pub fn library_version(tree: &Tree) -> Option<String> {
     let at = |dir: String| {
-        let file = tree.real(&format!("{dir}/libnvidia-ml.so.1"))?;
+        let file =
+            tree.real(&format!("{dir}/libnvidia-ml.so.1")).filter(|file| Bits::Native.has(tree, file))?;
         let version = file.rsplit_once("libnvidia-ml.so.")?.1.to_string();
         is_version(&version).then_some(version)
     };
-    directories(tree).into_iter().find_map(at)
+    directories(tree, Bits::Native).into_iter().find_map(at)
 }

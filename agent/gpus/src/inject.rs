@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 
 /// Directory of a container in which the driver's libraries are. NVIDIA's images have it in their search path since the first.
 pub const LIBRARIES: &str = "/usr/local/nvidia/lib64";
+/// Those for programs of 32 bits, likewise.
+pub const LIBRARIES_32: &str = "/usr/local/nvidia/lib";
 /// And of its programs.
 pub const PROGRAMS: &str = "/usr/local/nvidia/bin";
 
@@ -25,12 +27,14 @@ pub enum Capability {
     Display,
     /// Deep learning for graphics.
     Ngx,
+    /// Libraries for programs of 32 bits, beside whatever else is wanted.
+    Compat32,
 }
 
 /// Reads `NVIDIA_DRIVER_CAPABILITIES`: of what is unknown nothing comes. Without a word, or without the variable: compute and
 /// utility.
 pub fn capabilities(text: Option<&str>) -> BTreeSet<Capability> {
-    use Capability::{Compute, Display, Graphics, Ngx, Utility, Video};
+    use Capability::{Compat32, Compute, Display, Graphics, Ngx, Utility, Video};
     let text = text.unwrap_or_default();
     if text.trim().is_empty() {
         return [Compute, Utility].into();
@@ -38,17 +42,31 @@ pub fn capabilities(text: Option<&str>) -> BTreeSet<Capability> {
     let mut found = BTreeSet::new();
     for word in text.split(',').map(str::trim) {
         match word {
-            "all" => found.extend([Compute, Utility, Graphics, Video, Display, Ngx]),
+            "all" => found.extend([Compute, Utility, Graphics, Video, Display, Ngx, Compat32]),
             "compute" => found.extend([Compute]),
             "utility" => found.extend([Utility]),
             "graphics" => found.extend([Graphics]),
             "video" => found.extend([Video]),
             "display" => found.extend([Display]),
             "ngx" => found.extend([Ngx]),
+            "compat32" => found.extend([Compat32]),
             _ => {}
         }
     }
     found
+}
+
+/// What is to be said of a wish that this driver cannot fulfil; `text`: as for [`capabilities`].
+pub fn missing(text: Option<&str>, driver: &Driver) -> Option<String> {
+    // All there is says nothing of what has to be there.
+    let asks = text.unwrap_or_default().split(',').any(|word| word.trim() == "compat32");
+    (asks && driver.libraries_32.is_empty()).then(|| {
+        format!(
+            "NVIDIA_DRIVER_CAPABILITIES asks for compat32, and the node has no library of 32 bits of its driver {}: programs of 32 bits \
+             cannot use its GPUs, others can",
+            driver.version
+        )
+    })
 }
 
 /// The specification for these devices. `driver`: NVIDIA's, which comes with NVIDIA's devices alone; `wanted`: which of it.
@@ -66,7 +84,11 @@ pub fn specification(
         of_driver(driver, wanted, &mut edits);
         let first = if compat { "/usr/local/cuda/compat:" } else { "" };
         let rest = if path.is_empty() { String::new() } else { format!(":{path}") };
-        edits.env.push(format!("LD_LIBRARY_PATH={first}{LIBRARIES}{rest}"));
+        let narrow = match wanted.contains(&Capability::Compat32) && !driver.libraries_32.is_empty() {
+            true => format!(":{LIBRARIES_32}"),
+            false => String::new(),
+        };
+        edits.env.push(format!("LD_LIBRARY_PATH={first}{LIBRARIES}{narrow}{rest}"));
     }
     let node = |file: &berth_model::ByteStr| DeviceNode {
         path: file.display().into_owned(),
@@ -93,8 +115,10 @@ fn of_driver(driver: &Driver, wanted: &BTreeSet<Capability>, edits: &mut Edits) 
         options: ["ro", "nosuid", "nodev", "rbind", "rprivate"].map(String::from).into(),
         ..Mount::default()
     };
-    for library in driver.libraries.iter().filter(|l| wanted.contains(&l.of)) {
-        edits.mounts.extend(library.names.iter().map(|n| mount(&library.path, format!("{LIBRARIES}/{n}"))));
+    let narrow = driver.libraries_32.iter().filter(|_| wanted.contains(&Capability::Compat32));
+    let all = driver.libraries.iter().map(|l| (LIBRARIES, l)).chain(narrow.map(|l| (LIBRARIES_32, l)));
+    for (dir, library) in all.filter(|(_, l)| wanted.contains(&l.of)) {
+        edits.mounts.extend(library.names.iter().map(|n| mount(&library.path, format!("{dir}/{n}"))));
     }
     for (path, _) in driver.programs.iter().filter(|(_, of)| wanted.contains(of)) {
         let name = path.rsplit('/').next().unwrap_or(path);

@@ -1,6 +1,6 @@
 //! What the node says of itself in files, below a directory that is `/` but in tests.
 
-use berth_model::elf::{self, Glibc};
+use berth_model::elf::{self, Glibc, MadeFor};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,12 +48,22 @@ impl Tree {
 
     /// The glibc that a library needs; `None` where its file does not say that.
     pub fn glibc(&self, path: &str) -> Option<Glibc> {
+        elf::needs(&self.part(path))
+    }
+
+    /// Which programs can load a library.
+    pub fn made_for(&self, path: &str) -> MadeFor {
+        elf::made_for(&self.part(path))
+    }
+
+    /// Reads parts of a file; nothing where it cannot be opened.
+    fn part(&self, path: &str) -> impl Fn(u64, usize) -> Option<Vec<u8>> + use<> {
         use std::os::unix::fs::FileExt;
-        let file = fs::File::open(self.path(path)).ok()?;
-        elf::needs(&|at, length| {
+        let file = fs::File::open(self.path(path)).ok();
+        move |at, length| {
             let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
-        })
+            file.as_ref()?.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+        }
     }
 
     /// A number, decimal or with `0x`.

@@ -397,6 +397,72 @@ fn a_library_of_another_driver_is_not_taken_for_one_with_a_version_of_its_own() 
     assert!(!libraries.iter().any(|l| l.path.contains("nvvm")), "{libraries:?}");
 }
 
+/// The head of an ELF file: of 64 bits for x86-64 and ARM's, or of 32.
+fn elf(class: u8, machine: u8) -> Vec<u8> {
+    let mut head = b"\x7fELF\0\x01\x01".to_vec();
+    head[4] = class;
+    head.resize(18, 0);
+    head.extend([machine, 0]);
+    head.resize(64, 0);
+    head
+}
+
+/// Packages of 32 bits have the same names, and are found first here: by the loader's cache, and by a link to a version of its own.
+#[test]
+fn libraries_of_32_bits_are_for_those_who_ask_and_never_taken_for_the_others() {
+    use berth_model::ldcache::{Entry, narrow_flags, native_flags, write};
+    let native = if cfg!(target_arch = "aarch64") { elf(2, 183) } else { elf(2, 62) };
+    let version = "535.54.03";
+    let tree = Recorded::debian(version);
+    let dir = "/usr/lib/x86_64-linux-gnu";
+    for name in ["libcuda", "libnvidia-ml"] {
+        tree.bytes(&format!("{dir}/{name}.so.{version}"), &native);
+    }
+    let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
+    let mounts = |wanted: &str| {
+        let found = look(&tree.tree(), "", || Err("not asked".into()));
+        let found = Found { devices: vec![device.clone()], ..found };
+        let note = berth_gpus::inject::missing(Some(wanted), found.driver.as_ref().unwrap());
+        let (mounts, env) = given(&found, Some(wanted), "");
+        (mounts, env, note)
+    };
+    // A node without any says so to whoever asks for them, and to nobody else.
+    let note = mounts("compute,compat32").2.unwrap();
+    assert!(note.contains("compat32") && note.contains(version), "{note}");
+    assert_eq!((mounts("all").2, mounts("compute").2), (None, None));
+    // Where the loader's cache says, beside the others, and in a directory that both have.
+    for name in ["libcuda", "libnvidia-ml", "libnvidia-encode"] {
+        tree.bytes(&format!("/opt/both/{name}.so.{version}"), &elf(1, 3));
+    }
+    tree.bytes("/opt/both/libnvidia-egl-gbm.so.1", &elf(1, 3));
+    tree.bytes(&format!("{dir}/libnvidia-egl-gbm.so.1"), &native);
+    let entry = |flags| Entry {
+        flags,
+        name: "libcuda.so.1".into(),
+        path: "/opt/both/libcuda.so.1".into(),
+        os: 0,
+        hwcap: 0,
+    };
+    tree.bytes("/etc/ld.so.cache", &write(&[entry(native_flags()), entry(narrow_flags())]));
+    let (all, env, _) = mounts("compute,graphics");
+    assert!(!all.iter().any(|m| m.contains("/opt/both") || m.contains("/usr/local/nvidia/lib/")), "{all:?}");
+    for name in [format!("libcuda.so.{version}"), "libnvidia-egl-gbm.so.1".into()] {
+        assert!(all.contains(&format!("{dir}/{name} {LIBRARIES}/{name}")), "{name}: {all:?}");
+    }
+    assert_eq!(env, [format!("LD_LIBRARY_PATH={LIBRARIES}")]);
+    if cfg!(target_arch = "x86_64") {
+        let (all, env, note) = mounts("compute,compat32");
+        let has = |line: String| assert!(all.contains(&line), "{line}: {all:?}");
+        has(format!("/opt/both/libcuda.so.{version} /usr/local/nvidia/lib/libcuda.so.1"));
+        has(format!("{dir}/libcuda.so.{version} {LIBRARIES}/libcuda.so.1"));
+        assert!(
+            !all.iter().any(|m| m.contains("encode") || m.contains("-ml")),
+            "not what nobody asked for: {all:?}"
+        );
+        assert_eq!((env, note), (vec![format!("LD_LIBRARY_PATH={LIBRARIES}:/usr/local/nvidia/lib")], None));
+    }
+}
+
 #[test]
 fn an_images_own_newer_libraries_come_first_where_it_allows_the_older_driver() {
     let found = look(&Recorded::of(&sets::R535).tree(), "", || Err("not asked".into()));

@@ -1,7 +1,7 @@
 //! What a container that is started without the agent gets with NVIDIA's devices: the driver that is on this machine.
 
 use berth_client::error::Failure;
-use berth_gpus::inject::{capabilities, specification};
+use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Driver, Tree, nvidia};
@@ -31,21 +31,21 @@ pub fn of_machine() -> Result<Vec<(u32, Vec<ByteStr>)>, String> {
     }
 }
 
-/// Adds it to a request that has such devices.
+/// Adds it to a request that has such devices; returns what is to be told of it.
 ///
 /// # Errors
 /// The image cannot run with this driver, by its own words.
-pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
+pub fn inject(request: &mut ContainerRequest) -> Result<Option<String>, Failure> {
     let is_gpu = |file: &ByteStr| {
         let number = file.0.strip_prefix(b"/dev/nvidia");
         number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
     };
     if matches!(request.root, Rootfs::Host | Rootfs::Joined) || !request.devices.iter().any(is_gpu) {
-        return Ok(());
+        return Ok(None);
     }
     let tree = Tree::here();
     // Devices of that name without the driver are somebody's own.
-    let Some(version) = nvidia::kernel_version(&tree) else { return Ok(()) };
+    let Some(version) = nvidia::kernel_version(&tree) else { return Ok(None) };
     let driver = Driver::find(&tree, &version).map_err(Failure::user)?;
     let env = || request.image.env.iter().chain(&request.env).map(|pair| pair.0.as_slice());
     let value = |name: &str| {
@@ -68,7 +68,9 @@ pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
     } else {
         Verdict::Runs
     };
-    let wanted = capabilities(value("NVIDIA_DRIVER_CAPABILITIES").as_deref());
+    let asked = value("NVIDIA_DRIVER_CAPABILITIES");
+    let wanted = capabilities(asked.as_deref());
+    let note = missing(asked.as_deref(), &driver);
     let glibc = driver.needs(&wanted).filter(|_| !is_disabled(env()));
     let path = request.image.env.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
     let path = path.map(|path| String::from_utf8_lossy(path).into_owned()).unwrap_or_default();
@@ -85,5 +87,5 @@ pub fn inject(request: &mut ContainerRequest) -> Result<(), Failure> {
         let source = ByteStr::from(tree.path(&mount.host_path).as_path());
         request.extra_mounts.push(ExtraMount { source, target, read_only: true });
     }
-    Ok(())
+    Ok(note)
 }

@@ -300,7 +300,12 @@ fn request(
     let names: Vec<String> = names.iter().map(|name| name.display().into_owned()).collect();
     cdi::inject(&mut request, &names)?;
     request.limits = container.limits.clone();
-    gpus::inject(&mut request)?;
+    if let Some(note) = gpus::inject(&mut request)?
+        && container.notes
+        && !container.quiet
+    {
+        out::complain(&format!("{}: note: {note}", container.door));
+    }
     Ok(request)
 }
 

@@ -3,7 +3,7 @@
 use super::target::{self, Root};
 use super::{Setup, SetupFailure};
 use crate::plan::Plan;
-use berth_model::elf::{self, Glibc, NeedsGlibc};
+use berth_model::elf::{self, Glibc, MadeFor, NeedsGlibc};
 use berth_model::ldcache;
 use rustix::fs::{FileType, OFlags};
 use std::fs::File;
@@ -89,6 +89,20 @@ fn cached(root: &Root) -> Vec<Vec<u8>> {
     let entries = ldcache::parse(&bytes).unwrap_or_default().into_iter();
     let own = |e: &ldcache::Entry| e.name == b"libc.so.6" && e.flags == ldcache::native_flags();
     entries.filter(own).map(|e| e.path).filter(|path| path.starts_with(b"/")).collect()
+}
+
+/// The flags of the loader's cache for a library of a root; nothing for one that no program of the machine can load.
+pub(super) fn flags(root: &Root, path: &[u8]) -> Option<u32> {
+    let file = open(root, path);
+    let made_for = elf::made_for(&|at, length| {
+        let mut bytes = vec![0; length];
+        file.as_ref()?.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+    });
+    match made_for {
+        MadeFor::Native | MadeFor::Unsaid => Some(ldcache::native_flags()),
+        MadeFor::Narrow => Some(ldcache::narrow_flags()),
+        MadeFor::Others => None,
+    }
 }
 
 /// A regular file of the root's, through its own links.

@@ -5,7 +5,7 @@
 //! instead, because tools such as useradd replace these files by rename. What was mounted there is left alone.
 
 use super::target::{self, Kind, Root};
-use super::{Doing, Setup, attach, rights};
+use super::{Doing, Setup, attach, c_library, rights};
 use crate::plan::{EtcFile, Plan, RootPlan};
 use crate::sys::Errno;
 use berth_model::{ByteStr, ldcache};
@@ -60,7 +60,10 @@ fn content<'a>(file: &'a EtcFile, root: &Root, etc: &OwnedFd) -> (&'a str, Vec<u
             let old = read(etc, "passwd");
             ("passwd", passwd(&old, if has_shell { line } else { fallback_line }, name))
         }
-        EtcFile::LoaderCache { libraries } => ("ld.so.cache", cache(&read(etc, "ld.so.cache"), libraries)),
+        EtcFile::LoaderCache { libraries } => {
+            let flags = |path: &ByteStr| c_library::flags(root, &path.0);
+            ("ld.so.cache", cache(&read(etc, "ld.so.cache"), libraries, &flags))
+        }
         EtcFile::Group { groups } => ("group", group(&read(etc, "group"), groups)),
     }
 }
@@ -79,23 +82,18 @@ fn passwd(old: &[u8], line: &str, name: &str) -> Vec<u8> {
     out
 }
 
-/// The image's libraries, and these; where both have one of a name, these: they belong to the node's driver. An image's
-/// cache that cannot be read is taken for none: the loader would do so, too.
-fn cache(old: &[u8], libraries: &[ByteStr]) -> Vec<u8> {
+/// The image's libraries, and these; where both have one of a name for the same programs, these: they belong to the node's driver. An
+/// image's cache that cannot be read is taken for none: the loader would do so, too. `flags`: which programs load a library; nothing
+/// where none does.
+fn cache(old: &[u8], libraries: &[ByteStr], flags: &dyn Fn(&ByteStr) -> Option<u32>) -> Vec<u8> {
     let name = |path: &ByteStr| path.0.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
-    let own = libraries.iter().map(|path| ldcache::Entry {
-        flags: ldcache::native_flags(),
-        name: name(path),
-        path: path.0.clone(),
-        os: 0,
-        hwcap: 0,
-    });
-    let mut all: Vec<ldcache::Entry> = own.collect();
-    let old = ldcache::parse(old).unwrap_or_default();
-    let ours = |e: &ldcache::Entry| {
-        e.flags == ldcache::native_flags() && libraries.iter().any(|p| name(p) == e.name)
+    let entry = |path: &ByteStr| {
+        Some(ldcache::Entry { flags: flags(path)?, name: name(path), path: path.0.clone(), os: 0, hwcap: 0 })
     };
-    all.extend(old.into_iter().filter(|e| !ours(e)));
+    let mut all: Vec<ldcache::Entry> = libraries.iter().filter_map(entry).collect();
+    let mut old = ldcache::parse(old).unwrap_or_default();
+    old.retain(|e| !all.iter().any(|ours| (ours.flags, &ours.name) == (e.flags, &e.name)));
+    all.extend(old);
     ldcache::write(&all)
 }
 
@@ -240,9 +238,15 @@ mod tests {
             entries.into_iter().map(|e| String::from_utf8(e.path).unwrap()).collect::<Vec<_>>()
         };
         let ours = ["/driver/libcuda.so.1".into()];
-        assert_eq!(paths(&cache(&old, &ours)), ["/driver/libcuda.so.1", "/usr/lib/libc.so.6"]);
-        assert_eq!(paths(&cache(b"nonsense", &ours)), ["/driver/libcuda.so.1"]);
-        assert_eq!(paths(&cache(&old[..old.len() - 3], &ours)), ["/driver/libcuda.so.1"]);
+        let native = |_: &ByteStr| Some(ldcache::native_flags());
+        assert_eq!(paths(&cache(&old, &ours, &native)), ["/driver/libcuda.so.1", "/usr/lib/libc.so.6"]);
+        assert_eq!(paths(&cache(b"nonsense", &ours, &native)), ["/driver/libcuda.so.1"]);
+        assert_eq!(paths(&cache(&old[..old.len() - 3], &ours, &native)), ["/driver/libcuda.so.1"]);
+        // One of 32 bits takes no place of one of 64, and one of another machine none at all.
+        let narrow = |_: &ByteStr| Some(ldcache::narrow_flags());
+        let both = ["/usr/lib/libcuda.so.1", "/driver/libcuda.so.1", "/usr/lib/libc.so.6"];
+        assert_eq!(paths(&cache(&old, &ours, &narrow)), both);
+        assert_eq!(paths(&cache(&old, &ours, &|_| None)), ["/usr/lib/libcuda.so.1", "/usr/lib/libc.so.6"]);
     }
 
     #[test]
