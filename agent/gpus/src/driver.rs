@@ -75,6 +75,20 @@ const PROGRAMS: &[(&str, Capability)] = &[
     ("nvidia-cuda-mps-server", Compute),
 ];
 
+/// Files by which loaders of the makers' interfaces find this driver's libraries, and what these read beside, in `/etc` or `/usr/share`.
+const FILES: &[(&str, Capability)] = &[
+    ("glvnd/egl_vendor.d/10_nvidia.json", Graphics),
+    ("egl/egl_external_platform.d/10_nvidia_wayland.json", Graphics),
+    ("egl/egl_external_platform.d/15_nvidia_gbm.json", Graphics),
+    ("egl/egl_external_platform.d/20_nvidia_xcb.json", Graphics),
+    ("egl/egl_external_platform.d/20_nvidia_xlib.json", Graphics),
+    ("vulkan/icd.d/nvidia_icd.json", Graphics),
+    ("vulkan/icd.d/nvidia_icd.x86_64.json", Graphics),
+    ("vulkan/icd.d/nvidia_icd.aarch64.json", Graphics),
+    ("vulkan/implicit_layer.d/nvidia_layers.json", Graphics),
+    ("nvidia/nvoptix.bin", Graphics),
+];
+
 /// Sockets of the node's services that libraries speak with.
 const SOCKETS: &[(&str, Capability)] =
     &[("/run/nvidia-persistenced/socket", Utility), ("/run/nvidia-fabricmanager/socket", Compute)];
@@ -123,6 +137,8 @@ pub struct Driver {
     pub libraries_32: Vec<Library>,
     /// Programs.
     pub programs: Vec<(String, Capability)>,
+    /// Files that say of libraries where they are, by the paths at which they are looked for.
+    pub files: Vec<(String, Capability)>,
     /// Directory of firmware.
     pub firmware: Option<String>,
     /// Sockets.
@@ -180,6 +196,11 @@ impl Driver {
             libraries,
             libraries_32: self::libraries(tree, version, Bits::Narrow),
             programs: PROGRAMS.iter().filter_map(program).collect(),
+            files: FILES
+                .iter()
+                .flat_map(|(file, of)| ["/etc", "/usr/share"].map(|dir| (format!("{dir}/{file}"), *of)))
+                .filter(|(path, _)| tree.has(path))
+                .collect(),
             firmware: tree.has(&firmware).then_some(firmware),
             sockets: SOCKETS
                 .iter()

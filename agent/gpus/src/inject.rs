@@ -125,6 +125,8 @@ fn of_driver(driver: &Driver, wanted: &BTreeSet<Capability>, edits: &mut Edits) 
         // Where the image's own path finds it, whatever that is.
         edits.mounts.push(mount(path, format!("/usr/bin/{name}")));
     }
+    let files = driver.files.iter().filter(|(_, of)| wanted.contains(of));
+    edits.mounts.extend(files.map(|(path, _)| mount(path, path.clone())));
     edits.mounts.extend(driver.firmware.iter().map(|dir| mount(dir, dir.clone())));
     let sockets = driver.sockets.iter().filter(|(_, of)| wanted.contains(of));
     edits.mounts.extend(sockets.map(|(path, _)| mount(path, path.clone())));

@@ -45,7 +45,9 @@ pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]> + Clone, have: &Have) -> Re
     let mut required = Vec::new();
     for pair in env.filter_map(|pair| std::str::from_utf8(pair).ok()) {
         let Some((name, value)) = pair.split_once('=') else { continue };
-        if name.starts_with("NVIDIA_REQUIRE_") && !value.trim().is_empty() {
+        // That of images for Jetson says what of the machine they want, and nothing of the driver.
+        let of_driver = name.starts_with("NVIDIA_REQUIRE_") && !name.starts_with("NVIDIA_REQUIRE_JETPACK");
+        if of_driver && !value.trim().is_empty() {
             required.push((name, value));
         }
     }
@@ -141,6 +143,8 @@ mod tests {
         let off = [OF_CUDA_12_4, "NVIDIA_DISABLE_REQUIRE=1"];
         assert_eq!(of(&off, &have("390.1", (9, 0), None)), Ok(Verdict::Runs));
         assert_eq!(of(&["PATH=/x", "NVIDIA_REQUIRE_CUDA="], &Have::default()), Ok(Verdict::Runs));
+        let jetson = ["NVIDIA_REQUIRE_JETPACK_HOST_MOUNTS=base-only"];
+        assert_eq!(of(&jetson, &have("570.1", (12, 8), None)), Ok(Verdict::Runs));
         let arch = ["NVIDIA_REQUIRE_ARCH=arch>=9.0"];
         assert!(of(&arch, &have("570.1", (12, 8), None)).is_err());
         for odd in ["NVIDIA_REQUIRE_X=nonsense", "NVIDIA_REQUIRE_X=>=", "NVIDIA_REQUIRE_X=foo>1"] {

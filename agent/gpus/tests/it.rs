@@ -327,6 +327,7 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
     ] {
         // What an upgrade left behind.
         tree.write(&format!("{dir}/libcuda.so.418.1.1"), "");
+        tree.write("/usr/share/vulkan/icd.d/nvidia_icd.json", "{}");
         let found = look(&tree.gpus(1).tree(), "", || Err("not asked".into()));
         let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
         let found = Found { devices: vec![device], ..found };
@@ -341,10 +342,12 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
         has("/run/nvidia-persistenced/socket /run/nvidia-persistenced/socket".into());
         assert_eq!(env, [format!("LD_LIBRARY_PATH={LIBRARIES}:/opt/lib")]);
         assert!(
-            !mounts.iter().any(|m| m.contains("418") || m.contains("GLX") || m.contains("encode")),
+            !mounts.iter().any(|m| ["418", "GLX", "encode", "vulkan"].iter().any(|other| m.contains(other))),
             "{mounts:?}"
         );
         let (all, _) = given(&found, Some("all"), "");
+        let icd = "/usr/share/vulkan/icd.d/nvidia_icd.json";
+        assert!(all.contains(&format!("{icd} {icd}")), "{all:?}");
         assert!(all.iter().any(|m| m.ends_with("libGLX_nvidia.so.0")) && all.len() > mounts.len());
         let (utility, _) = given(&found, Some("utility,nonsense"), "");
         assert!(!utility.iter().any(|m| m.contains("libcuda")), "{utility:?}");

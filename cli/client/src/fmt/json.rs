@@ -353,6 +353,12 @@ pub fn account(j: &JobInfo, view: &View) -> Value {
     })
 }
 
+/// Devices that are given to nobody, with the reasons.
+fn gres_faults(n: &NodeInfo) -> Vec<Value> {
+    let faults = n.hardware.gres.iter().filter_map(|d| Some((d, d.fault.as_ref()?)));
+    faults.map(|(d, why)| json!({"name": d.name, "index": d.index, "reason": why})).collect()
+}
+
 /// A node.
 pub fn node(n: &NodeInfo) -> Value {
     json!({
@@ -362,7 +368,7 @@ pub fn node(n: &NodeInfo) -> Value {
         "sockets": n.hardware.sockets(), "threads": n.hardware.threads_per_core(), "cores": n.hardware.cores.len(),
         "cpu_load": n.load, "real_memory": n.hardware.memory, "alloc_memory": n.allocated.mem,
         "free_mem": count(n.free_memory), "specialized_memory": n.hardware.memory_reserved,
-        "temporary_disk": n.hardware.tmp_disk, "gres": node::gres(n), "gres_used": super::gres_amounts(&n.allocated).join(","),
+        "temporary_disk": n.hardware.tmp_disk, "gres": node::gres(n), "gres_fault": gres_faults(n), "gres_used": super::gres_amounts(&n.allocated).join(","),
         "partitions": n.partitions, "boot_time": when(n.boot_time), "slurmd_start_time": when(n.agent_start),
         "last_busy": when(n.last_busy), "reason": n.condition.reason.clone().unwrap_or_default(),
         "reason_set_by_user": n.condition.reason_user.clone().unwrap_or_default(),

@@ -511,6 +511,18 @@ mod tests {
         let other = NodeInfo { drift, ..sample_node("n8", 0, drained("x")) };
         let text = record(&node(&other, &view(0)), false);
         assert!(text.contains("\n   IdentityDrift=user ann: uid 7 here and 8 at the controller\n"), "{text}");
+        let mut other = sample_node("n8", 0, drained("x"));
+        let gpu = |index, fault: Option<&str>| GresDevice {
+            name: "gpu".into(),
+            index,
+            fault: fault.map(str::to_string),
+            ..GresDevice::default()
+        };
+        other.hardware.gres = vec![gpu(0, None), gpu(1, Some("it fell off the bus"))];
+        let text = record(&node(&other, &view(0)), false);
+        assert!(text.contains("\n   GresFault=gpu:1(it fell off the bus)\n"), "{text}");
+        let said = serde_json::json!([{"name": "gpu", "index": 1, "reason": "it fell off the bus"}]);
+        assert_eq!(super::super::json::node(&other)["gres_fault"], said);
         let text = record(&partition(&part("debug", true, "1-00:00:00", &["n1", "n2"])), false);
         assert!(text.contains("\n   AllocNodes=ALL Default=YES QoS=N/A\n   DefaultTime=NONE "));
         assert!(

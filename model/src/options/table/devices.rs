@@ -77,6 +77,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.devices.nearness = match g.text()? {
                 "enforce-binding" => Nearness::Enforced,
                 "disable-binding" => Nearness::Ignored,
+                "allow-task-sharing" => {
+                    return Err(Bad::Spec("tasks share all of their step's GPUs with --gpu-bind=none: write that".to_string()));
+                }
+                "one-task-per-sharing" | "multiple-tasks-per-sharing" => {
+                    return Err(Bad::Spec(
+                        "a job has shares (shard, mps) of one GPU, for all of its tasks together: leave it out".to_string(),
+                    ));
+                }
                 other => {
                     return Err(Bad::Spec(format!("'{other}' is not known: write enforce-binding or disable-binding")));
                 }

@@ -92,6 +92,7 @@ fn contradictions_are_refused_in_slurms_words() {
         ),
         ("--gpu-bind=nearest", "error: Invalid --gpu-bind specification"),
         ("--gres-flags=x", "error: Invalid --gres-flags specification"),
+        ("--gres-flags=allow-task-sharing", "error: Invalid --gres-flags specification"),
         (
             "--gpus=3 --gpus-per-node=2",
             "error: Failed to validate job spec: --gpus=3 is no multiple of --gpus-per-node=2",
