@@ -13,7 +13,7 @@ use berth_gpus::{Found, Tree};
 use berth_model::ByteStr;
 use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::{GresDevice, Vendor};
-use berth_model::launch::StepLaunch;
+use berth_model::launch::{NodeShare, StepLaunch};
 use berth_model::link::GpuFault;
 use berth_model::spec::ResolvedImage;
 use berth_runtime::ExtraMount;
@@ -148,6 +148,23 @@ impl Gpus {
             Some(GpuFault { index: device.index, why: why? })
         };
         devices.iter().filter(|device| device.fault.is_none()).filter_map(|device| fault(&device)).collect()
+    }
+
+    /// Why a job is not to begin with its GPUs: what the kernel says of them by now. The driver itself, which may take seconds, is asked
+    /// every minute and after each job.
+    pub fn sick(&self, share: &NodeShare) -> Option<String> {
+        let mut log = None;
+        let (device, bus, why) = share.gres.iter().find_map(|device| {
+            let bus = device.bus.as_deref()?;
+            let log = log.get_or_insert_with(|| kernel_log(&self.tree));
+            Some((device, bus, berth_gpus::by_kernel(&self.tree, log, bus)?))
+        })?;
+        // It is fenced by the next look, which need not be a minute away.
+        self.unfit.notify_one();
+        Some(format!(
+            "GPU {} ({bus}) does not work any more: {why}; it is given to no other job: submit this one again",
+            device.index
+        ))
     }
 
     /// Keeps what a run left unfit for the next agent. `before`: what was on GPUs before that run, by their indices.

@@ -407,6 +407,24 @@ fn a_gpu_that_is_lost_is_fenced_and_the_other_one_works() {
     assert_eq!(node.srun(&["--gres=gpu:2", "sh", "-c", "ls /dev | grep -c nvidia"]).ok().text().trim(), "2");
 }
 
+#[test]
+fn a_job_does_not_begin_on_a_gpu_that_fell_off_the_bus_since_the_last_look() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    // A device that does not answer reads as ones. The agent would look in a minute.
+    let config = node.sandbox.work().join("tree/sys/bus/pci/devices/0000:80:00.0/config");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    fs::write(&config, [0xff; 64]).unwrap();
+    node.srun(&["--gres=gpu:2", "true"]).fails().says(&["GPU 1 (0000:80:00.0)", "it fell off the bus"]);
+    let shown = || node.sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
+    let fenced = sandbox::wait(30, || shown().contains("GresFault=gpu:1(it fell off the bus").then_some(()));
+    assert!(fenced.is_some(), "{}", shown());
+    let text = node.srun(&["--gres=gpu:1", "sh", "-c", "ls /dev | grep nvidia"]).ok().text();
+    assert_eq!(text.trim(), "nvidia241", "the other one works");
+}
+
 /// A library of the driver's that was built against a glibc which nobody has.
 fn from_the_future(tree: &Path, work: &Path) {
     let cc = |words: &[&str]| Cmd::new("cc").args(words).ok();

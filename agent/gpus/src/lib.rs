@@ -67,6 +67,11 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
     found
 }
 
+/// What is wrong with the GPU at an address, by the kernel's word alone: its driver, which may take seconds, is not asked.
+pub fn by_kernel(tree: &Tree, log: &str, bus: &str) -> Option<String> {
+    nvidia::off_the_bus(tree, bus).or_else(|| xid::fatal(log).get(bus).map(|code| xid::reason(*code)))
+}
+
 /// Indices go through all makers' devices; links are among those of one.
 fn renumber(devices: &mut [GresDevice]) {
     let mut next = 0u32;

@@ -166,7 +166,7 @@ fn known(tree: &Tree) -> BTreeMap<String, Gpu> {
 }
 
 /// A device that does not answer reads as ones.
-fn off_the_bus(tree: &Tree, bus: &str) -> Option<String> {
+pub(crate) fn off_the_bus(tree: &Tree, bus: &str) -> Option<String> {
     let dir = format!("/sys/bus/pci/devices/{bus}");
     let head = tree.path(&format!("{dir}/config"));
     let config = std::fs::File::open(head).ok().and_then(|mut file| {

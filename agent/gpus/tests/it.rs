@@ -307,6 +307,10 @@ fn errors_in_the_kernels_log_and_devices_that_read_as_ones_are_faults() {
     let faults = faults(&found);
     assert_eq!(faults[0], "");
     assert!(faults[1].starts_with("Xid 79") && faults[2].starts_with("it fell off"), "{faults:?}");
+    // The same without a word of the driver's.
+    let by_kernel = |bus: &str| berth_gpus::by_kernel(&tree.tree(), log, bus).unwrap_or_default();
+    let of_each = ["0000:60:00.0", "0000:70:00.0", "0000:80:00.0"].map(by_kernel);
+    assert_eq!(of_each.each_ref().map(String::as_str), [faults[0], faults[1], faults[2]]);
 }
 
 fn given(found: &Found, wanted: Option<&str>, path: &str) -> (Vec<String>, Vec<String>) {

@@ -44,6 +44,7 @@ impl Driver {
                 let _ = tokio::runtime::Handle::current().block_on(earlier);
             }
             let node = &self.node;
+            node.gpus.sick(&launch.job.share).map_or(Ok(()), Err)?;
             // They are made while the rest is.
             let holder = node.holders.begin(launch)?;
             next = node.slots.take(job);
