@@ -168,6 +168,10 @@ fn known(tree: &Tree) -> BTreeMap<String, Gpu> {
 /// A device that does not answer reads as ones.
 pub(crate) fn off_the_bus(tree: &Tree, bus: &str) -> Option<String> {
     let dir = format!("/sys/bus/pci/devices/{bus}");
+    // One that sleeps would be woken up by that, every minute.
+    if tree.text(&format!("{dir}/power/runtime_status")).as_deref() == Some("suspended") {
+        return None;
+    }
     let head = tree.path(&format!("{dir}/config"));
     let config = std::fs::File::open(head).ok().and_then(|mut file| {
         let mut four = [0; 4];

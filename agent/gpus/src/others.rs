@@ -1,6 +1,7 @@
 //! AMD's and Intel's GPUs, by what the kernel says of them; no library is asked.
 
 use crate::kind;
+use crate::nvidia::off_the_bus;
 use crate::sample::{DeviceSample, ProcessSample};
 use crate::tree::{Tree, cpu_list, number};
 use berth_model::ByteStr;
@@ -68,7 +69,8 @@ pub fn amd(tree: &Tree) -> Vec<GresDevice> {
         if tree.has("/dev/kfd") {
             device.files.insert(0, "/dev/kfd".into());
         } else {
-            device.fault = Some("/dev/kfd is not there: load the amdgpu module with its compute part".into());
+            let why = "/dev/kfd is not there: load the amdgpu module with its compute part";
+            device.fault.get_or_insert_with(|| why.into());
         }
         devices.push(device);
     }
@@ -161,6 +163,7 @@ fn common(tree: &Tree, render: &str, bus: &str) -> GresDevice {
         bus: Some(bus.to_string()),
         numa: tree.text(&format!("{pci}/numa_node")).and_then(|n| n.parse().ok()),
         cpus: cpu_list(&tree.text(&format!("{pci}/local_cpulist")).unwrap_or_default()),
+        fault: off_the_bus(tree, bus),
         ..GresDevice::default()
     }
 }

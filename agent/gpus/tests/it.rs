@@ -521,6 +521,17 @@ fn amds_and_intels_are_found_by_the_kernels_files() {
         (files(third), third.vendor),
         (vec!["/dev/dri/renderD130".to_string(), "/dev/dri/card2".into()], Vendor::Intel)
     );
+    // One that does not answer is fenced, whoever made it.
+    assert_eq!(faults(&found), ["", "", ""]);
+    for bus in ["0000:83:00.0", "0000:9a:00.0"] {
+        tree.bytes(&format!("/sys/bus/pci/devices/{bus}/config"), &[0xff; 64]);
+    }
+    let found = look(&tree.tree(), "", || panic!("asked"));
+    let lost = |fault: &&str| fault.starts_with("it fell off the bus");
+    assert_eq!(faults(&found).iter().map(lost).collect::<Vec<_>>(), [false, true, true], "{found:?}");
+    tree.write("/sys/bus/pci/devices/0000:9a:00.0/power/runtime_status", "suspended\n");
+    let found = look(&tree.tree(), "", || panic!("asked"));
+    assert_eq!(faults(&found)[2], "", "one that sleeps is left asleep");
 }
 
 #[test]
