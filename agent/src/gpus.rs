@@ -377,10 +377,10 @@ fn add(configured: &Configured, found: &mut Found) -> BTreeMap<String, Given> {
             (device.cdi.as_deref().unwrap_or_default(), device.fault.as_deref().unwrap_or_default());
         found.wrong.push(format!("{} {} ({name}) is fenced: {why}", device.name, device.index));
     }
-    let number = |file: &ByteStr| device_of(Path::new(file.as_os())).ok();
-    let twice = gres::twice(&configured.by_file, &found.devices, &number);
+    let number = |file: &ByteStr| device_of(Path::new(file.as_os())).map_err(|e| e.to_string());
+    let unfit = gres::unfit(&configured.by_file, &found.devices, &number);
     found.devices.extend(devices);
-    for device in twice {
+    for device in unfit {
         let index = found.devices.iter().filter(|other| other.name == device.name).count();
         let device = GresDevice { index: u32::try_from(index).unwrap_or(u32::MAX), ..device };
         let why = device.fault.as_deref().unwrap_or_default();

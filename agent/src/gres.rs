@@ -53,15 +53,15 @@ pub fn devices(config: &Config, node: &NodeName) -> (Vec<GresDevice>, Vec<String
     (devices, wrong)
 }
 
-/// Devices of `files` that are another one's as well, with the reason: given by themselves they would be given twice. Names do not say
-/// it: one may be a link, or a file of its own with the same numbers. `found`: those that the node finds by itself. `number`: what a file
-/// is; nothing where there is none.
-pub fn twice(
+/// Devices of `files` that cannot be given, with the reason: their file is not there, or is another one's as well, so that they would be
+/// given twice. Names do not say that: one may be a link, or a file of its own with the same numbers. `found`: those that the node finds
+/// by itself. `number`: what a file is, or why it is nothing.
+pub fn unfit(
     by_file: &[GresDevice],
     found: &[GresDevice],
-    number: &dyn Fn(&ByteStr) -> Option<DeviceRule>,
+    number: &dyn Fn(&ByteStr) -> Result<DeviceRule, String>,
 ) -> Vec<GresDevice> {
-    let of = |device: &GresDevice| device.files.iter().filter_map(number).collect::<Vec<_>>();
+    let of = |device: &GresDevice| device.files.iter().filter_map(|f| number(f).ok()).collect::<Vec<_>>();
     let of_found: Vec<(&GresDevice, Vec<DeviceRule>)> = found.iter().map(|d| (d, of(d))).collect();
     let mut earlier: Vec<(DeviceRule, &ByteStr)> = Vec::new();
     let mut faulty = Vec::new();
@@ -71,8 +71,15 @@ pub fn twice(
         if found.iter().any(|d| d.name == device.name && d.files.contains(file)) {
             continue;
         }
-        let Some(is) = number(file) else { continue };
         let name = file.display();
+        let is = match number(file) {
+            Ok(is) => is,
+            Err(why) => {
+                let fault = Some(format!("its file {name} is no device of this node: {why}"));
+                faulty.push(GresDevice { fault, ..device.clone() });
+                continue;
+            }
+        };
         let fault = if let Some((other, _)) = of_found.iter().find(|(_, all)| all.contains(&is)) {
             let (other, index) = (&other.name, other.index);
             Some(format!(
@@ -101,7 +108,7 @@ pub fn memory_reserved(config: &Config, node: &NodeName) -> Option<u64> {
 }
 
 fn is_about(names: &str, node: &NodeName) -> bool {
-    names == "ALL" || hostlist::nodes(names).is_ok_and(|nodes| nodes.contains(node))
+    names.eq_ignore_ascii_case("all") || hostlist::nodes(names).is_ok_and(|nodes| nodes.contains(node))
 }
 
 #[cfg(test)]
@@ -129,7 +136,8 @@ mod tests {
         assert_eq!(devices(&config, &"n3".into()).0, []);
         let named =
             GresConfig { name: "gpu".into(), cdi: vec!["v.com/x=[0-1]".into()], ..GresConfig::default() };
-        let section = NodeConfig { name: "ALL".into(), gres: vec![named], ..NodeConfig::default() };
+        // As the controller reads it.
+        let section = NodeConfig { name: "all".into(), gres: vec![named], ..NodeConfig::default() };
         let (found, wrong) = devices(&Config { nodes: vec![section], ..Config::default() }, &"n3".into());
         let text: Vec<_> = found.iter().map(|d| (d.index, d.cdi.as_deref().unwrap_or_default())).collect();
         assert_eq!((text, wrong.len()), (vec![(0, "v.com/x=0"), (1, "v.com/x=1")], 0));
@@ -137,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_another_devices_too_is_told_by_its_numbers() {
+    fn a_file_that_is_gone_or_another_devices_too_is_told_by_its_numbers() {
         use berth_runtime::cgroup::DeviceKind;
         let device = |name: &str, files: &[&str]| GresDevice {
             name: name.into(),
@@ -145,13 +153,13 @@ mod tests {
             ..GresDevice::default()
         };
         // `/dev/a1` and `/dev/link1` are one device, whatever they are called.
-        let number = |file: &ByteStr| -> Option<DeviceRule> {
-            let minor = file.display().chars().last()?.to_digit(10)?;
+        let number = |file: &ByteStr| -> Result<DeviceRule, String> {
+            let minor = file.display().chars().last().and_then(|c| c.to_digit(10)).ok_or("it is gone")?;
             let kind = if file.display().contains("block") { DeviceKind::Block } else { DeviceKind::Char };
-            Some(DeviceRule { kind, major: Some(9), minor: Some(minor), make_only: false })
+            Ok(DeviceRule { kind, major: Some(9), minor: Some(minor), make_only: false })
         };
         let faults = |by_file: &[GresDevice], found: &[GresDevice]| {
-            let all = twice(by_file, found, &number).into_iter();
+            let all = unfit(by_file, found, &number).into_iter();
             all.map(|d| (d.files[0].display().into_owned(), d.fault.unwrap_or_default())).collect::<Vec<_>>()
         };
         let three =
@@ -167,7 +175,8 @@ mod tests {
             let wrong = faults(&[other], &found);
             assert!(wrong[0].1.contains("one of gpu 0's"), "{wrong:?}");
         }
-        let none = [device("acc", &["/dev/none"]), device("acc", &["/dev/none"]), device("acc", &[])];
-        assert!(faults(&none, &[]).is_empty(), "what is not there is nothing twice");
+        let wrong = faults(&[device("acc", &["/dev/none"]), device("acc", &[])], &[]);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].1.contains("/dev/none is no device of this node: it is gone"), "{wrong:?}");
     }
 }

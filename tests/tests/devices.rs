@@ -533,12 +533,13 @@ fn a_device_that_two_lines_name_is_given_once_and_the_other_is_shown_with_the_re
     let twice = format!("'{dir}/acc0' is there twice");
     sandbox.cmd("berth").args(["config", "check"]).fails().says(&["node[1].gres[1].files", &twice]);
     // What only the node can see, a link to a device and one that a CDI file names as well, is fenced.
-    std::fs::write(&toml, config(&format!("\"{dir}/acc0\", \"{dir}/link\""), &cdi)).unwrap();
+    std::fs::write(&toml, config(&format!("\"{dir}/acc0\", \"{dir}/link\", \"{dir}/gone\""), &cdi)).unwrap();
     sandbox.cmd("berth").args(["config", "check"]).ok();
     sandbox.up();
     let shown = sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
     for part in [
         format!("acc:0(its file {dir}/link is the same device as {dir}/acc0, "),
+        format!("acc:1(its file {dir}/gone is no device of this node: No such file or directory"),
         format!("nic:0(one of its device files is {dir}/acc0, which 'files' gives as acc: "),
     ] {
         assert!(shown.contains("GresFault=") && shown.contains(&part), "{part}: {shown}");
