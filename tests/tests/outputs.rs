@@ -1,12 +1,22 @@
 //! Files of steps over several nodes: which name each task's has, whole files that all tasks share, and much data in and out.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Hosts, images};
+use berth_tests::{Hosts, images, leftovers};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::time::Duration;
 
 fn read(hosts: &Hosts, name: &str) -> String {
     std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default()
+}
+
+/// The supervisors of steps on all hosts: what they have to complain of is in a file of their step's.
+fn supervisors(hosts: &Hosts) -> Vec<i32> {
+    let of = |(pid, _): (i32, String)| {
+        let log = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+        log.to_string_lossy().contains("/supervisor.log").then_some(pid)
+    };
+    leftovers::processes(hosts.work().parent().unwrap()).into_iter().filter_map(of).collect()
 }
 
 fn sorted(text: &str) -> Vec<&str> {
@@ -111,6 +121,21 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
     srun(&["-N2", "-o", "/dev/full", "echo", "lost"])
         .fails()
         .says(&["cannot write to /dev/full", "no space"]);
+    // Nor of a step whose file cannot be opened: no supervisor waits for a client that does not come.
+    let stubborn = ["sh", "-c", "trap '' TERM; sleep 600; sleep 600"];
+    let step = srun(&["-N3", "sleep", "600"]).spawn();
+    let all = || (supervisors(&hosts).len() >= 3).then_some(());
+    assert!(wait(30, all).is_some(), "supervisors are not found: {:?}", supervisors(&hosts));
+    step.signal(Signal::SIGTERM);
+    assert_ne!(step.finish().rc, 0);
+    for parts in [&["-N3"][..], &["-w", "n1", ":", "-w", "n[2-3]", "-N2"]] {
+        let words = [&["-o", "/nonexistent/words"], parts, &stubborn].concat();
+        let told = srun(&words).fails();
+        let told = told.says(&["could not open output file /nonexistent/words", "no such file", "--output"]);
+        assert!(told.took < Duration::from_secs(20), "{told}");
+        let none = || supervisors(&hosts).is_empty().then_some(());
+        assert!(wait(10, none).is_some(), "supervisors are left: {:?}", supervisors(&hosts));
+    }
     let idle = wait(30, || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(()));
     assert!(idle.is_some(), "jobs are left");
     ["n1", "n2", "n3"].iter().for_each(|node| hosts.wait_node(node, "idle", 20));

@@ -2,6 +2,7 @@
 
 use berth_model::options::{Command, SECTIONS, ValueKind};
 use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, sandbox::wait};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -140,6 +141,38 @@ each_user! {
         registry.thaw();
         sandbox.wait_state(slow, "COMPLETED", 60);
         assert_eq!(sandbox.read("slow"), "kept\n");
+    }
+
+    fn who_ends_an_srun_waits_for_no_image(who) {
+        let registry = Registry::open();
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        sandbox.write("prolog", "#!/bin/sh\nuntil [ -e bad ]; do sleep 0.1; done\nexit 3\n");
+        let queue = |format: &str| sandbox.cmd("squeue").args(["-h", "-o", format]).ok().text().trim().to_string();
+        // Somebody ends it, or what runs before its tasks fails.
+        for (layout, signal) in [(images::layers(), Some(Signal::SIGTERM)), (images::busybox(), None)] {
+            let image = registry.push(&layout, if signal.is_some() { "slow:1" } else { "slow:2" }, &[]);
+            let before: &[&str] = if signal.is_some() { &[] } else { &["--prolog=./prolog"] };
+            let options = [before, &["--hold", "--mem=64M", "sh", "-c", "echo ran > ran"]].concat();
+            let step = sandbox.srun_in(&image, options).limit(90).spawn();
+            let held = wait(20, || Some(queue("%A")).filter(|id| !id.is_empty())).expect("no job is held");
+            registry.freeze();
+            sandbox.cmd("scontrol").args(["release", &held]).ok();
+            let fetches = wait(30, || queue("%r").contains("ImagePull").then_some(()));
+            assert!(fetches.is_some(), "nothing is fetched: {}", queue("%t %r"));
+            let begun = Instant::now();
+            match signal {
+                Some(signal) => step.signal(signal),
+                None => _ = sandbox.write("bad", ""),
+            }
+            let told = step.finish();
+            let took = begun.elapsed();
+            registry.thaw();
+            assert!(told.rc != 0 && took < Duration::from_secs(20), "it took {took:?}: {told}");
+            let why = if signal.is_some() { "forcing job termination" } else { "prolog failed: exit code 3; the step is not run" };
+            told.says(&[why]);
+            assert!(wait(20, || queue("%A").is_empty().then_some(())).is_some(), "the job is left: {}", queue("%A %t %r"));
+        }
+        assert!(!sandbox.work().join("ran").exists());
     }
 
     fn a_torn_file_does_not_keep_the_controller_from_starting(who) {

@@ -316,15 +316,7 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
     }
     let records = records(client, keys.iter().map(|(key, _)| *key).collect());
     let around = first.around(&site, key, (&layout.nodes, &layout), spec);
-    match first.begun(client, key, layout, spec, around).await {
-        Ok(begun) => follow::follow(follow::Step { parts: of_nodes, ..begun }, records).await,
-        Err(failure) => {
-            for (key, _) in keys.iter().skip(1) {
-                let _ = client.cancel_one(key.job, Some(key.step)).await; // its job ends without its client
-            }
-            Err(failure)
-        }
-    }
+    follow::follow(first.begun(client, (key, of_nodes), layout, spec, around).await?, records).await
 }
 
 /// The record of a step over several components, as if it were in the first one.

@@ -84,6 +84,16 @@ fn a_prolog_that_failed_is_told_until_the_run_is_ended_and_nothing_started() {
 }
 
 #[test]
+fn a_job_whose_prolog_failed_waits_for_no_image() {
+    let mut n = with_prolog(vec![], vec![]);
+    n.start(start(BATCH, 3));
+    prolog(&mut n, Err("prolog /p failed: exit code 3".into()));
+    n.say(end_job(EndCause::JobEnded));
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::CancelImage { .. })), 1, "it is still fetched");
+    assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
+}
+
+#[test]
 fn a_job_that_is_cancelled_during_its_prolog_goes_at_once() {
     let mut n = with_prolog(vec![], vec![]);
     n.start(start(BATCH, 3));

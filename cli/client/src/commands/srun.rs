@@ -12,7 +12,7 @@ use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::around::{self, Around};
 use crate::step::sinks::Sinks;
-use crate::step::{follow, nodes, terminal};
+use crate::step::{dismiss, follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, bcast, block_on, het, out, x11};
 use berth_model::launch::Layout;
@@ -283,7 +283,8 @@ impl Run {
         }
         let records = submit::records_after(client, job.id, LATER);
         let around = self.around(&site?, key, (&job.layout.nodes, &layout), &spec);
-        follow::follow(self.begun(client, key, layout, &spec, around).await?, records).await
+        let step = self.begun(client, (key, Vec::new()), layout, &spec, around).await?;
+        follow::follow(step, records).await
     }
 
     /// Copies the program to the job's nodes, where that was asked for (`--bcast`): the step runs the copy.
@@ -403,7 +404,7 @@ impl Run {
             let _lease = client.lease_after(job, LATER);
             let records = submit::records_after(client, job, LATER);
             let around = self.around(&site, key, (&layout.nodes, &layout), &step);
-            let step = self.begun(client, key, layout, &step, around).await?;
+            let step = self.begun(client, (key, Vec::new()), layout, &step, around).await?;
             return self.to_its_end(client, job, step, records).await;
         }
         let (lease, records) = tokio::join!(client.lease(job), submit::records(client, job));
@@ -417,7 +418,7 @@ impl Run {
             info.steps.iter().find(|s| s.id == key.step).map_or(info.layout.clone(), |s| s.layout.clone());
         let key = StepKey { attempt: info.attempt, ..key };
         let around = self.around(&site, key, (&info.layout.nodes, &layout), &step);
-        let step = self.begun(client, key, layout, &step, around).await?;
+        let step = self.begun(client, (key, Vec::new()), layout, &step, around).await?;
         self.to_its_end(client, job, step, records).await
     }
 
@@ -553,19 +554,21 @@ impl Run {
         Around::new(options, site, (key, job, layout), (&spec.argv, &spec.env))
     }
 
-    /// A step that was made, as it is followed. One of whose files is ours to write, and cannot be opened, is ended.
+    /// A step that was made, as it is followed. One of whose files is ours to write, and cannot be opened, is ended. `parts`: as
+    /// [`follow::Step::parts`].
     pub(crate) async fn begun(
         &self,
         client: &Client,
-        key: StepKey,
+        (key, parts): (StepKey, Vec<StepKey>),
         layout: Layout,
         spec: &StepSpec,
         around: Around,
     ) -> Result<follow::Step, Failure> {
-        match sinks(client, key, &layout, spec).await {
-            Ok(sinks) => Ok(follow::Step { sinks, ..self.step(client, key, layout, spec, around) }),
+        let step = follow::Step { parts, ..self.step(client, key, layout, spec, around) };
+        match sinks(client, key, &step.layout, spec).await {
+            Ok(sinks) => Ok(follow::Step { sinks, ..step }),
             Err(failure) => {
-                let _ = client.cancel_one(key.job, Some(key.step)).await; // its job ends without its client
+                dismiss::dismiss(&step).await;
                 Err(failure)
             }
         }

@@ -34,6 +34,9 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 const FIRST_WORD: Duration = Duration::from_secs(20);
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
+/// How long nodes that are about to begin may take to hear that the step is ended.
+const HEARD: Duration = Duration::from_secs(1);
+
 /// Exits that come within this time of one another share their lines.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -109,6 +112,8 @@ struct Follower {
     deadline: Option<Instant>,
     /// When to end the tasks that are left, because the first one ended.
     wait: Option<Instant>,
+    /// When to give up, through the controller, what has not begun of a step that is ended.
+    give_up: Option<Instant>,
     /// When to print the exits not yet told.
     gather: Option<Instant>,
     /// When to ask for nodes that have not said anything yet, and the pause after that.
@@ -170,6 +175,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
         presses: Presses::default(),
         deadline: None,
         wait: None,
+        give_up: None,
         gather: None,
         look: Some(Instant::now() + hung::LOOK),
         pause: hung::LOOK,
@@ -244,6 +250,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             () = until(me.gather) => me.tell(false),
             () = until(me.wait) => me.waited().await,
             () = until(me.look) => me.look_for_silent().await,
+            () = until(me.give_up) => me.give_up_beginnings().await,
             () = until(me.deadline) => {
                 me.deadline = None;
                 me.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
@@ -340,6 +347,27 @@ impl Follower {
         out::complain(&format!("srun: error: {why}; the step is not run"));
         self.heard.push_str(ENDED_BEFORE);
         self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+        self.give_up_beginnings_soon();
+    }
+
+    fn give_up_beginnings_soon(&mut self) {
+        self.give_up.get_or_insert(Instant::now() + HEARD);
+    }
+
+    /// Ends what has not begun on nodes that were told so and did not hear it: one that fetches its image hears us when it has that, and the
+    /// controller at once.
+    async fn give_up_beginnings(&mut self) {
+        self.give_up = None;
+        if !self.nodes.never_met().is_empty() {
+            self.cancel().await;
+        }
+    }
+
+    /// Has the controller end the step, where it answers: our end is that of a job of our own.
+    async fn cancel(&self) {
+        let StepKey { job, step, .. } = self.step.key;
+        let cancelled = self.step.client.cancel_one(job, Some(step));
+        let _ = tokio::time::timeout(Duration::from_secs(5), cancelled).await;
     }
 
     /// Ends the input of tasks that get none of ours.
@@ -520,10 +548,8 @@ impl Follower {
             self.nodes.ended(*at, exit);
         }
         if !silent.is_empty() && self.deadline.is_none() {
-            // Of the node the controller alone can take care. Where it does not answer, our end is the job's, or the job goes on.
-            let StepKey { job, step, .. } = self.step.key;
-            let cancelled = self.step.client.cancel_one(job, Some(step));
-            let _ = tokio::time::timeout(Duration::from_secs(5), cancelled).await;
+            // Of the node the controller alone can take care.
+            self.cancel().await;
             self.end(libc_signal(SignalKind::terminate())).await;
         }
     }
@@ -567,6 +593,7 @@ impl Follower {
                 Press::Kill => {
                     out::complain("srun: forcing job termination");
                     self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+                    self.give_up_beginnings_soon();
                 }
             }
         } else if [SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()]
@@ -581,6 +608,7 @@ impl Follower {
                 self.deadline = Some(Instant::now());
                 return;
             }
+            self.give_up_beginnings_soon();
             self.end(number).await;
         } else {
             self.nodes.send(To::All, Frame::Signal(number)).await;

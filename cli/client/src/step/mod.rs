@@ -1,6 +1,7 @@
 //! Following a step from its start to its end: streams, signals, exits.
 
 pub mod around;
+pub mod dismiss;
 pub mod exchange;
 pub mod exits;
 pub mod follow;

@@ -97,7 +97,7 @@ pub struct Nodes {
 }
 
 /// Has room for a connection to each node, and gives for how many there is. What tasks get of our limits was said before.
-fn make_room(nodes: usize) -> usize {
+pub(super) fn make_room(nodes: usize) -> usize {
     let wanted = u64::try_from(nodes).unwrap_or(u64::MAX).saturating_add(OTHERS);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|now| now < wanted) {
