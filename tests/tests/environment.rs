@@ -1,6 +1,6 @@
 //! What a task finds in its environment, its limits and its arguments: bytes from end to end.
 
-use berth_tests::{Sandbox, each_user, images};
+use berth_tests::{Hosts, Sandbox, each_user, images};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -113,4 +113,98 @@ each_user! {
         sandbox.sbatch(&["--wait", "-o", "log"], &script);
         assert_eq!(sandbox.read("got"), "4096\n0\n", "log: {}", sandbox.read("log"));
     }
+}
+
+/// What scripts, their steps, `srun` and `salloc` on two nodes know, as it was recorded of Slurm 26.05 on two nodes of such names: each variable
+/// that was seen there and has the same value wherever it runs.
+#[test]
+fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
+    let hosts = Hosts::cluster(2, "");
+    let host = hosts.cmd("n1", "cat").arg("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").ok();
+    let one_thread = host.text().trim() == "0";
+    let read = |name: &str| std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default();
+    let mut wrong = Vec::new();
+    let mut expect = |name: &str, lines: &str, none: &str| {
+        let text = read(name);
+        let has = |line: &str| text.lines().any(|l| l == line);
+        for line in lines.split_whitespace() {
+            // Jobs have whole cores.
+            if (one_thread || !line.contains("_CPUS_")) && !has(line) {
+                let variable = line.split_once('=').map_or(line, |(variable, _)| variable);
+                let is = text.lines().find(|l| l.starts_with(&format!("{variable}="))).unwrap_or("not there");
+                wrong.push(format!("{name}: {line} is {is}"));
+            }
+        }
+        let named = |variable: &str| text.lines().any(|l| l.starts_with(&format!("{variable}=")));
+        let surplus = none.split_whitespace().filter(|variable| named(variable));
+        wrong.extend(surplus.map(|variable| format!("{name}: {variable} is there")));
+        for variable in ["SLURM_JOB_ID", "SLURM_JOBID", "SLURM_JOB_PARTITION", "SLURM_CLUSTER_NAME"] {
+            if !named(variable) {
+                wrong.push(format!("{name}: {variable} is not there"));
+            }
+        }
+    };
+    // What the tasks 0 and 1 on n1 and 2 on n2 have in every one of these steps.
+    let places = [("n1", 0, 0, "0,1", 2), ("n1", 0, 1, "0,1", 2), ("n2", 1, 0, "2", 1)];
+    let of_tasks = |task: usize| {
+        let (node, index, local, all, cpus) = places[task];
+        format!(
+            "SLURMD_NODENAME={node} SLURM_CPUS_ON_NODE={cpus} SLURM_DISTRIBUTION=block SLURM_GTIDS={all} SLURM_LOCALID={local} \
+             SLURM_NODEID={index} SLURM_PROCID={task} SLURM_TOPOLOGY_ADDR={node} SLURM_TOPOLOGY_ADDR_PATTERN=node \
+             SLURM_JOB_CPUS_PER_NODE=2,1 SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_NNODES=2 SLURM_NODELIST=n[1-2] \
+             SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_OOM_KILL_STEP=0 SLURM_PRIO_PROCESS=0 SLURM_STEPID=0 SLURM_STEP_ID=0 \
+             SLURM_STEP_NODELIST=n[1-2] SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=3 SLURM_STEP_TASKS_PER_NODE=2,1 \
+             SLURM_TASKS_PER_NODE=2,1 SLURM_SUBMIT_HOST=n1 SLURM_SUBMIT_DIR={} SLURM_JOB_USER={} SLURM_JOB_UID={} SLURM_JOB_GID={}",
+            hosts.work().display(),
+            hosts.user().name,
+            hosts.user().uid,
+            hosts.user().gid
+        )
+    };
+    let say = |file: &str| format!("env > {file}.$SLURM_PROCID");
+    let script = format!("#!/bin/sh\nenv > batch\nsrun sh -c '{}'\n", say("step"));
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let options = ["-N2", "-n3", "-t10", "-o", "out", "--wait", "job.sh"];
+    hosts.cmd("n1", "sbatch").args(options).limit(60).ok();
+    expect(
+        "batch",
+        "ENVIRONMENT=BATCH HOSTNAME=n1 SLURMD_NODENAME=n1 SLURM_CPUS_ON_NODE=2 SLURM_GTIDS=0 SLURM_JOB_CPUS_PER_NODE=2,1 \
+         SLURM_JOB_EXCLUSIVE=NO SLURM_JOB_NAME=job.sh SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_JOB_OVERSUBSCRIBE=NO \
+         SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_NODEID=0 SLURM_NODELIST=n[1-2] SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_OOM_KILL_STEP=0 \
+         SLURM_PRIO_PROCESS=0 SLURM_PROCID=0 SLURM_STEPID=-5 SLURM_STEP_ID=-5 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1 \
+         SLURM_TOPOLOGY_ADDR=n1 SLURM_TOPOLOGY_ADDR_PATTERN=node",
+        "SLURM_CPUS_PER_TASK SLURM_DISTRIBUTION SLURM_STEP_NODELIST SLURM_LABELIO",
+    );
+    for task in 0..3 {
+        let name = format!("step.{task}");
+        expect(
+            &name,
+            &format!("{} SLURM_JOB_NAME=job.sh", of_tasks(task)),
+            "SLURM_CPUS_PER_TASK SLURM_LABELIO",
+        );
+    }
+    let task = say("bare");
+    let bare = ["-N2", "-n3", "-c1", "-t5", "-J", "nm", "--mem-per-cpu=50", "-l", "sh", "-c", &task];
+    hosts.cmd("n1", "srun").args(bare).limit(60).ok();
+    for task in 0..3 {
+        let own = "SLURM_JOB_NAME=nm SLURM_LABELIO=1 SLURM_CPUS_PER_TASK=1 SLURM_TRES_PER_TASK=cpu=1 SLURM_MEM_PER_CPU=50";
+        let none = "ENVIRONMENT SLURM_JOB_EXCLUSIVE SLURM_JOB_OVERSUBSCRIBE SLURM_MEM_PER_NODE";
+        expect(&format!("bare.{task}"), &format!("{} {own}", of_tasks(task)), none);
+    }
+    let command = format!("env > alloc; srun sh -c '{}'", say("inside"));
+    hosts.cmd("n1", "salloc").args(["-Q", "-N2", "-n3", "sh", "-c", &command]).limit(60).ok();
+    expect(
+        "alloc",
+        "SLURM_JOB_CPUS_PER_NODE=2,1 SLURM_JOB_NAME=interactive SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_NNODES=2 \
+         SLURM_NODELIST=n[1-2] SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1",
+        "ENVIRONMENT SLURMD_NODENAME SLURM_PROCID SLURM_LOCALID SLURM_NODEID SLURM_GTIDS SLURM_STEP_ID SLURM_TASK_PID SLURM_CPUS_ON_NODE",
+    );
+    for task in 0..3 {
+        expect(
+            &format!("inside.{task}"),
+            &format!("{} SLURM_JOB_NAME=interactive", of_tasks(task)),
+            "ENVIRONMENT SLURM_LABELIO",
+        );
+    }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), read("out"));
 }
