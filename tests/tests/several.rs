@@ -139,6 +139,35 @@ fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
 }
 
 #[test]
+fn steps_with_cpus_of_their_own_wait_for_them_and_others_do_not_as_root() {
+    let hosts = nodes(3);
+    // A core on each node: one step has those of two, and the third is free.
+    let script = "#!/bin/sh\n\
+        srun --exclusive -N2 -n2 sh -c 'hostname >> held; until [ -e go ]; do sleep 0.1; done; touch gone' &\n\
+        until [ \"$(cat held 2>/dev/null | wc -l)\" = 2 ]; do sleep 0.1; done\n\
+        srun --exclusive -N1 -n1 sh -c 'hostname > free'\n\
+        srun --exact --immediate=1 -N2 -n2 touch ran 2> busy; echo $? >> busy\n\
+        srun --overlap -N3 -n3 hostname > shared\n\
+        srun --exact -N2 -n2 sh -c 'ls gone; hostname' > late 2> waits &\n\
+        until grep -q 'temporarily disabled' waits 2>/dev/null; do sleep 0.1; done\n\
+        sort late > early\n\
+        touch go\n\
+        wait\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    hosts.cmd("n1", "sbatch").args(["-N3", "-n3", "-o", "out", "--wait", "job.sh"]).limit(120).ok();
+    let read = |name: &str| std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default();
+    assert_eq!(sorted(&read("held")), ["n1", "n2"], "{}", read("out"));
+    assert_eq!(read("free"), "n3\n", "{}", read("out"));
+    let busy = read("busy");
+    assert!(busy.contains("Requested nodes are busy") && busy.ends_with("\n1\n"), "{busy}");
+    assert!(!hosts.work().join("ran").exists(), "{busy}");
+    assert_eq!(sorted(&read("shared")), ["n1", "n2", "n3"], "{}", read("out"));
+    assert_eq!(read("early"), "", "it did not wait");
+    assert_eq!(sorted(&read("late")), ["gone", "gone", "n1", "n2"], "{}{}", read("waits"), read("out"));
+    assert!(read("waits").contains("srun: Step created for StepId="), "{}", read("waits"));
+}
+
+#[test]
 fn a_node_that_cannot_start_its_part_is_named_and_the_others_end_as_root() {
     let hosts = nodes(3);
     for name in ["n1", "n2"] {

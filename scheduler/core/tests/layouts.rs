@@ -249,6 +249,42 @@ fn exact_steps_take_the_nodes_that_are_free() {
     assert_eq!(node, "n1");
 }
 
+/// Where the first nodes have no room for all tasks, those that take more stand in for them.
+#[test]
+fn tasks_go_to_nodes_that_take_all_of_them() {
+    let mut w = World::new(&berth_model::config::Config::default());
+    for (name, cores) in [("n1", 2), ("n2", 4), ("n3", 1), ("n4", 4)] {
+        w.node(name, hardware(cores, 1, 4000, 0));
+    }
+    let id = w.batch("job", |s| {
+        s.resources.min_nodes = 4;
+        s.resources.exclusive = true;
+    });
+    w.starts();
+    for (words, expected) in [
+        ("-N1 -n2", "n1:0,1"),
+        ("-N1 -n4", "n2:0,1,2,3"),
+        ("-N2 -n6", "n1:0,1 n2:2,3,4,5"),
+        ("-N2 -n7", "n2:0,1,2,3 n4:4,5,6"),
+        ("-N2 -n8 -mcyclic", "n2:0,2,4,6 n4:1,3,5,7"),
+        ("-wn3 -N2 -n3", "n1:0,1 n3:2"),
+        ("-wn3 -N2 -n5", "n2:0,1,2,3 n3:4"),
+        ("-xn2 -N1 -n3", "n4:0,1,2"),
+        ("-c2 -N2 -n3", "n1:0 n2:1,2"),
+        ("-c2 -N2 -n4", "n2:0,1 n4:2,3"),
+    ] {
+        assert_eq!(layout(&mut w, id, &format!("of {words}"), words), expected, "srun {words}");
+    }
+    // Also where it is other steps that leave less.
+    let exact = |name: &str, words: &str| StepSpec { overlap: false, exact: true, ..spec(name, words) };
+    for (name, words, node) in [("a", "-N1 -n1", "n1"), ("b", "-N1 -n2", "n2"), ("c", "-N1 -n4", "n4")] {
+        match create(&mut w, id, exact(name, words)) {
+            Ok(Response::StepCreated { layout, .. }) => assert_eq!(layout.nodes, [NodeName::from(node)]),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// What could not start on one of several nodes is on record with the node's name, and the others are ended.
 #[test]
 fn a_node_that_could_not_start_its_part_is_on_record() {

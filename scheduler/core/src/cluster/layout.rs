@@ -134,11 +134,19 @@ impl Asked<'_> {
             }
             order
         } else {
-            let others =
-                self.allowed.iter().filter(|at| self.listed.binary_search(at).is_err() && room(**at) > 0);
-            let mut some: Vec<usize> = self.listed.iter().chain(others).copied().take(self.nodes).collect();
+            let other = |at: &usize| self.listed.binary_search(at).is_err() && room(*at) > 0;
+            let mut others: Vec<usize> = self.allowed.iter().copied().filter(other).collect();
+            let with = |others: &[usize]| -> Vec<usize> {
+                self.listed.iter().chain(others).copied().take(self.nodes).collect()
+            };
+            let mut some = with(&others);
             if some.len() < self.nodes {
                 return None;
+            }
+            if some.iter().map(|at| u64::from(room(*at))).sum::<u64>() < u64::from(self.tasks) {
+                // Those that take more stand in for the first ones.
+                others.sort_by_key(|at| std::cmp::Reverse(room(*at)));
+                some = with(&others);
             }
             some.sort_unstable();
             some
