@@ -1,8 +1,9 @@
 //! The administrator's prolog and epilog: where they run and as whom, what comes of those that fail or hang, and nobody else's hand.
 
-use berth_tests::{Sandbox, Who, each_user, machine, sandbox};
+use berth_tests::{Hosts, Sandbox, Who, each_user, machine, sandbox};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 /// A cluster whose prolog and epilog are these lines of shell. `$LOG` is a file that both write.
 fn site(who: Who, prolog: &str, epilog: &str, seconds: u32) -> Sandbox {
@@ -174,4 +175,37 @@ fn what_a_user_could_exchange_is_not_run_as_root() {
     sandbox.srun(["true"]).fails().says(&["prolog", "can be written by others"]);
     assert_eq!(lines(&sandbox, "prolog"), 0);
     assert!(drained(&sandbox).contains("can be written by others"), "{}", drained(&sandbox));
+}
+
+/// Of several nodes the one that refuses is named, and no other is held up or drained.
+#[test]
+fn a_node_whose_prolog_fails_is_named_by_srun_and_the_others_are_free_as_root() {
+    let hosts = Hosts::new(&["n1", "n2", "n3"]);
+    let prolog = hosts.state("n1").join("prolog");
+    let lines = "[ \"$SLURMD_NODENAME\" != n2 ] || { echo 'no disk left' >&2; exit 3; }";
+    fs::write(&prolog, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    fs::set_permissions(&prolog, Permissions::from_mode(0o755)).unwrap();
+    hosts.up("n1", &format!("kill_wait_seconds = 2\n[programs]\nprolog = {prolog:?}\n"));
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for node in ["n2", "n3"] {
+        hosts.join(node, &token);
+    }
+    for node in ["n1", "n2", "n3"] {
+        hosts.wait_node(node, "idle", 20);
+    }
+    let told = hosts.cmd("n1", "srun").args(["-N3", "sleep", "600"]).limit(60).fails();
+    let why = format!("n2: prolog {} failed: exit code 3: no disk left", prolog.display());
+    let told = told.says(&[&why]);
+    let of_it = |line: &&str| line.contains("prolog");
+    assert!(told.err().lines().filter(of_it).all(|line| line.contains(" n2: ")), "{told}");
+    assert!(told.took < Duration::from_secs(30), "{told}");
+    for (node, state) in [("n1", "idle"), ("n2", "drained"), ("n3", "idle")] {
+        hosts.wait_node(node, state, 30);
+    }
+    let reasons = hosts.cmd("n1", "sinfo").args(["-h", "-R", "-o", "%N %E"]).ok().text();
+    assert!(reasons.lines().count() == 1 && reasons.starts_with("n2 prolog "), "{reasons}");
+    let names = hosts.cmd("n1", "srun").args(["-N2", "hostname"]).limit(60).ok().text();
+    let mut names: Vec<&str> = names.lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["n1", "n3"]);
 }
