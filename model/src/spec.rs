@@ -501,6 +501,9 @@ pub struct JobSpec {
     /// `--lost-after`: without a word between a node and the controller it ends there by itself after so long; absent: as the site says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after: Option<Span>,
+    /// `salloc --no-shell`: an allocation that goes on without its client, until somebody or its time limit ends it.
+    #[serde(default)]
+    pub clientless: bool,
 }
 
 impl JobSpec {
@@ -537,6 +540,7 @@ impl JobSpec {
             submit_sid: self.submit_sid,
             het: self.het,
             lost_after: None,
+            clientless: self.clientless,
         }
     }
 }

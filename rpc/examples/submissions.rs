@@ -37,6 +37,7 @@ fn spec(number: usize) -> JobSpec {
         umask: 0o22,
         warn_signal: None,
         lost_after: None,
+        clientless: false,
         user_env: false,
         command: "/home/someone/projects/training/job.sh".into(),
         submit_line: "sbatch --hold job.sh".into(),

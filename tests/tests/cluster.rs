@@ -94,6 +94,56 @@ each_user! {
         let left = wait(10, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
         assert!(left.is_some(), "the allocation is still in the queue");
     }
+
+    fn salloc_rings_and_sends_its_command_what_was_asked_for(who) {
+        let sandbox = Sandbox::start(who);
+        for (options, rings) in [("--bell", true), ("--no-bell", false), ("", false)] {
+            let line = format!("salloc -Q {options} echo here");
+            let told = sandbox.cmd("script").args(["-qec", &line, "/dev/null"]).ok().text();
+            assert!(told.contains("here") && told.contains('\u{7}') == rings, "{options}: {told:?}");
+        }
+        let quiet = sandbox.cmd("salloc").args(["-Q", "--bell", "echo", "here"]).ok().text();
+        assert_eq!(quiet, "here", "there is no terminal");
+        // Its command hears of an allocation that is gone by the signal that was asked for, and by no other.
+        let waits = "for s in HUP TERM USR1; do trap \"echo $s; exit 6\" $s; done; echo job $SLURM_JOB_ID; while :; do sleep 0.1; done";
+        for (options, variable, signal) in [("-KUSR1", "", "USR1"), ("-K", "", "TERM"), ("-Q", "USR1", "USR1"), ("-Q", "", "HUP")] {
+            let mut shell = sandbox.cmd("salloc").args([options, "sh", "-c", waits]);
+            if !variable.is_empty() {
+                shell = shell.env("SALLOC_KILL_CMD", variable);
+            }
+            let mut shell = shell.spawn();
+            shell.wait_for("job ", 30);
+            let said = || String::from_utf8_lossy(&shell.stdout()).into_owned();
+            let job = wait(10, || Some(said().split_once("job ")?.1.split_once('\n')?.0.to_string())).unwrap();
+            sandbox.cmd("scancel").arg(&job).ok();
+            let told = shell.finish();
+            assert!(told.rc == 6 && told.text().ends_with(signal), "{options} {variable}: {told}");
+        }
+        sandbox.cmd("salloc").args(["--kill-command=NOPE", "true"]).fails().says(&["a signal"]);
+        sandbox.cmd("salloc").args(["--kill-command=40", "true"]).fails().says(&["real-time"]);
+    }
+}
+
+/// Longer than an allocation lives whose client went away.
+#[test]
+fn an_allocation_without_a_command_stays_and_has_steps_as_root() {
+    let mut sandbox = Sandbox::start(Who::root());
+    let user = Who::user();
+    let on = |sandbox: &Sandbox, program: &str| sandbox.cmd_as(&user, program).dir("/");
+    let told = on(&sandbox, "salloc").args(["--no-shell", "-n1", "-t10", "-J", "kept"]).ok();
+    told.says(&["salloc: Granted job allocation 1"]);
+    let step = |sandbox: &Sandbox| {
+        on(sandbox, "srun").args(["--jobid=1", "sh", "-c", "echo $SLURM_JOB_ID"]).ok().text()
+    };
+    assert_eq!(step(&sandbox), "1");
+    sandbox.kill_9(sandbox.controller());
+    sandbox.up();
+    std::thread::sleep(std::time::Duration::from_secs(33));
+    assert_eq!(sandbox.job_state(1), "RUNNING");
+    assert_eq!(step(&sandbox), "1");
+    on(&sandbox, "scancel").arg("1").ok();
+    sandbox.wait_state(1, "CANCELLED", 20);
+    on(&sandbox, "salloc").args(["--no-shell", "true"]).fails().says(&["--no-shell runs no command"]);
 }
 
 /// A job of someone's that sleeps for a minute.

@@ -50,6 +50,7 @@ pub fn job(kind: JobKind, submission: &str) -> JobSpec {
         umask: 0o22,
         warn_signal: None,
         lost_after: None,
+        clientless: false,
         user_env: false,
         command: "true".into(),
         submit_line: "sbatch".into(),

@@ -147,6 +147,7 @@ impl SubmitOptions {
             umask: by.umask,
             warn_signal: self.signal,
             lost_after: self.lost_after,
+            clientless: self.no_shell,
             user_env: self.get_user_env || (kind == JobKind::Batch && self.export.wants_login_environment()),
             command: by.command.clone(),
             submit_line: by.submit_line.clone(),

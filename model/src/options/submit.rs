@@ -107,6 +107,8 @@ pub struct SubmitOptions {
     pub account: Option<String>,
     pub array: Option<ArraySpec>,
     pub begin: Option<Time>,
+    /// `--bell` and `--no-bell`.
+    pub bell: Option<bool>,
     /// `--bcast`: the name of the copy; empty where none was given.
     pub bcast: Option<ByteStr>,
     pub chdir: Option<ByteStr>,
@@ -134,6 +136,8 @@ pub struct SubmitOptions {
     pub input: Option<ByteStr>,
     pub job_name: Option<String>,
     pub jobid: Option<JobSelector>,
+    /// `--kill-command`: what the command gets when the allocation is gone.
+    pub kill_command: Option<i32>,
     pub kill_on_bad_exit: bool,
     pub label: bool,
     pub lost_after: Option<Span>,
@@ -145,6 +149,7 @@ pub struct SubmitOptions {
     pub mpi_list: bool,
     pub multi_prog: bool,
     pub nice: i32,
+    pub no_shell: bool,
     /// `--nodefile`, or a file name given to `--nodelist`: whoever resolves the options reads it.
     pub nodefile: Option<ByteStr>,
     /// `--nodelist`, each node once.
@@ -200,6 +205,7 @@ impl SubmitOptions {
             account: None,
             array: None,
             begin: None,
+            bell: None,
             bcast: None,
             chdir: None,
             comment: None,
@@ -225,6 +231,7 @@ impl SubmitOptions {
             input: None,
             job_name: None,
             jobid: None,
+            kill_command: None,
             kill_on_bad_exit: false,
             label: false,
             lost_after: None,
@@ -235,6 +242,7 @@ impl SubmitOptions {
             mpi_list: false,
             multi_prog: false,
             nice: 0,
+            no_shell: false,
             nodefile: None,
             nodelist: Vec::new(),
             node_order: Vec::new(),

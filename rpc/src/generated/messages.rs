@@ -536,6 +536,8 @@ pub struct JobSpec {
     pub het: ::core::option::Option<HetPlace>,
     #[prost(int64, optional, tag = "220")]
     pub lost_after: ::core::option::Option<i64>,
+    #[prost(bool, tag = "320")]
+    pub clientless: bool,
 }
 /// A place among the components of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -88,7 +88,7 @@ structs! {
     JobSpec {
         submission, kind, name, partition, account, resources, time_limit, begin, hold, nice, requeue, array,
         immediate, comment, work_dir, io, container, limits, umask, warn_signal, user_env, command, submit_line,
-        submit_host, submit_sid, submit_dir, het, lost_after,
+        submit_host, submit_sid, submit_dir, het, lost_after, clientless,
     }
     HetPlace { leader, offset, size }
     HetGroup { job, partition, layout, tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu }

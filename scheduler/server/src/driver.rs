@@ -3,12 +3,12 @@
 use crate::clock::ClusterClock;
 use crate::fencing::Fences;
 use crate::group::only_last;
+use crate::leases::needs_client;
 use crate::shared::Shared;
 use crate::{ControllerError, Fence, PowerOff};
 use berth_model::hostlist;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
-use berth_model::spec::JobKind;
 use berth_model::{JobId, NodeName, Session, Span, Term, Time};
 use berth_sched_core::{
     AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId,
@@ -636,7 +636,7 @@ fn span_of_days(days: u32) -> Option<Span> {
 
 fn interactive_jobs(stored: &Stored) -> Vec<JobId> {
     let driven: BTreeSet<JobId> =
-        stored.specs.iter().filter(|s| s.spec.kind != JobKind::Batch).map(|s| s.job).collect();
+        stored.specs.iter().filter(|s| needs_client(&s.spec)).map(|s| s.job).collect();
     stored
         .jobs
         .iter()

@@ -6,6 +6,7 @@ use crate::identity;
 use crate::shared::Shared;
 use berth_model::JobId;
 use berth_model::request::Request;
+use berth_model::spec::{JobKind, JobSpec};
 use std::collections::HashMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,11 @@ use std::time::{Duration, Instant};
 
 /// How long an allocation lives without its client.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether a job is ended when its client is away.
+pub(crate) fn needs_client(spec: &JobSpec) -> bool {
+    spec.kind != JobKind::Batch && !spec.clientless
+}
 
 /// A client's presence for one job.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use crate::agents;
 use crate::driver::Input;
 use crate::ends::Ends;
 use crate::identity::Identities;
-use crate::leases::Leases;
+use crate::leases::{Leases, needs_client};
 use crate::logins::Logins;
 use crate::machines::Machines;
 use crate::queries;
@@ -161,10 +161,10 @@ impl Service for Controller {
     async fn request(&self, actor: Actor, body: Request) -> Result<Response, Refusal> {
         self.logins.check(actor.identity.uid, &body)?;
         let driven = match &body {
-            Request::Submit { spec, .. } => spec.kind != JobKind::Batch,
+            Request::Submit { spec, .. } => needs_client(spec),
             // The leader's client drives all components.
             Request::SubmitHet { components, .. } => {
-                components.first().is_some_and(|(spec, _)| spec.kind != JobKind::Batch)
+                components.first().is_some_and(|(spec, _)| needs_client(spec))
             }
             _ => false,
         };
@@ -221,6 +221,10 @@ impl Service for Controller {
         }
         if info.spec.kind == JobKind::Batch {
             let text = format!("job {job} is a batch job: it needs no client");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        }
+        if !needs_client(&info.spec) {
+            let text = format!("job {job} was made to go on without its client (--no-shell)");
             return Err(Refusal::new(RefusalCode::WrongState, text));
         }
         Ok(Box::new(self.leases.hold(job)))

@@ -476,6 +476,7 @@ impl World {
             umask: 0o22,
             warn_signal: None,
             lost_after: self.own_deadline(),
+            clientless: false,
             user_env: false,
             command: "sim".into(),
             submit_line: Vec::new().into(),

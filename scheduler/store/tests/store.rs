@@ -62,6 +62,7 @@ fn spec(job: u32) -> Write {
             umask: 0o22,
             warn_signal: None,
             lost_after: None,
+            clientless: false,
             user_env: false,
             command: "true".into(),
             submit_line: "sbatch true".into(),

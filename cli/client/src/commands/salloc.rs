@@ -1,7 +1,8 @@
 //! Obtains an allocation, runs a command or a shell here with it, and gives it back.
 //!
 //! The command runs on this machine, not in the allocation; srun in it makes steps of the allocation. Without a
-//! command it is the user's shell. The exit code is the command's. A `:` between options begins another component of the
+//! command it is the user's shell, and with --no-shell nothing: then the allocation stays until its time limit or scancel ends
+//! it, and has steps by srun --jobid. The exit code is the command's. A `:` between options begins another component of the
 //! allocation: all are obtained together, each with what it asks for.
 
 use crate::error::{Failure, Kind, Outcome};
@@ -17,11 +18,16 @@ use berth_model::{ByteStr, JobId};
 use berth_rpc::{Client, RpcError};
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
+use std::io::IsTerminal as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+/// Whoever waited longer than this may look elsewhere, and is rung.
+const LONG: Duration = Duration::from_secs(10);
 
 /// The command.
 pub const COMMAND: Command =
@@ -34,11 +40,18 @@ fn run(call: &Invocation<'_>) -> Outcome {
     };
     let rest = parts.last_mut().map(|part| std::mem::take(&mut part.rest)).unwrap_or_default();
     let all = het::resolve(Submit::Salloc, parts, Vec::new())?;
+    let none = all.first().is_some_and(|options| options.no_shell);
+    if none && !rest.is_empty() {
+        return Err(Failure::user(
+            "--no-shell runs no command: leave out the command, or --no-shell, and start steps with srun --jobid",
+        ));
+    }
     let argv = if rest.is_empty() { vec![shell()] } else { rest };
-    let command = argv.first().cloned().unwrap_or_default();
+    let command = if none { ByteStr::default() } else { argv.first().cloned().unwrap_or_default() };
     let by = submit::submitter(call, "interactive".to_string(), command)?;
     let components = het::components(Submit::Salloc, &all, &by, call)?;
     let (Some(options), Some(leader)) = (all.first(), components.first()) else { return Ok(0) };
+    let ends = ends(options.kill_command)?;
     if let Some(nodes) = options.x11 {
         // Each step asks anew; what is missing is better known before anything is allocated.
         x11::forward(nodes)?;
@@ -70,7 +83,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         submit::warn(Submit::Salloc, &notes, quiet);
         let lease = client.lease(job).await.ok(); // a job that is over already has none
         let mut records = submit::records(&client, job).await?;
-        let mut waited = false;
+        let (mut waited, since) = (false, Instant::now());
         let mut stop = Stop::new()?;
         let granted = tokio::select! {
             granted = submit::granted(&mut records, || {
@@ -107,12 +120,18 @@ fn run(call: &Invocation<'_>) -> Outcome {
             tell(format!("salloc: job {job} has been allocated resources"));
         }
         tell(format!("salloc: Granted job allocation {job}"));
+        if options.bell.unwrap_or(since.elapsed() > LONG) && std::io::stdout().is_terminal() {
+            let _ = out::print("\x07"); // who is gone hears nothing
+        }
         let groups = het::groups(&client, &info).await?;
         let nodes: Vec<_> = match groups.as_slice() {
             [] => info.layout.nodes.clone(),
             groups => groups.iter().flat_map(|group| group.layout.nodes.clone()).collect(),
         };
         tell(format!("salloc: Nodes {} are ready for job", fmt::hosts(&nodes)));
+        if options.no_shell {
+            return Ok(0);
+        }
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
         let submitted = options.environment(&submit::environment(), &by, false);
         let mut env = allocation(&info, &cluster, &by.cwd);
@@ -143,7 +162,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
                 return Ok(1);
             }
         };
-        let (status, revoked) = hold(&mut child, &mut records, &mut stop, job).await?;
+        let (status, revoked) = hold(&mut child, &mut records, &mut stop, (job, &ends)).await?;
         drop(lease);
         if revoked {
             return Ok(if status.success() { 0 } else { shell_code(status) });
@@ -164,6 +183,17 @@ fn shell() -> ByteStr {
     std::env::var_os("SHELL").filter(|s| !s.is_empty()).map_or_else(|| "/bin/sh".into(), ByteStr::from)
 }
 
+/// What the command is sent when the allocation is gone; one that is stopped goes on, to hear it.
+fn ends(kill_command: Option<i32>) -> Result<Vec<Signal>, Failure> {
+    let Some(number) = kill_command else {
+        return Ok(vec![Signal::SIGHUP, Signal::SIGCONT, Signal::SIGTERM]);
+    };
+    let signal = Signal::try_from(number).map_err(|_| {
+        Failure::usage(format!("--kill-command={number}: it sends no real-time signals: name one up to 31"))
+    })?;
+    Ok(vec![signal, Signal::SIGCONT])
+}
+
 fn shell_code(status: ExitStatus) -> u8 {
     u8::try_from(status.shell_code()).unwrap_or(u8::MAX)
 }
@@ -173,7 +203,7 @@ async fn hold(
     child: &mut Child,
     records: &mut watch::Receiver<Option<JobInfo>>,
     stop: &mut Stop,
-    job: JobId,
+    (job, ends): (JobId, &[Signal]),
 ) -> Result<(ExitStatus, bool), Failure> {
     let mut revoked = false;
     let mut watched = true;
@@ -199,8 +229,8 @@ async fn hold(
                         )),
                         _ => out::complain(&format!("salloc: Job allocation {job} has been revoked.")),
                     }
-                    for number in [Signal::SIGHUP, Signal::SIGCONT, Signal::SIGTERM] {
-                        send(child, number);
+                    for number in ends {
+                        send(child, *number);
                     }
                 }
             }

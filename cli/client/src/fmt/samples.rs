@@ -55,6 +55,7 @@ pub fn job(id: u32, name: &str) -> JobInfo {
             umask: 0o22,
             warn_signal: None,
             lost_after: None,
+            clientless: false,
             user_env: false,
             command: "/home/alice/work/run2.sh".into(),
             submit_line: "sbatch run2.sh".into(),

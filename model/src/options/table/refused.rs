@@ -29,9 +29,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("bb", ABR, COPY).takes("SPEC").env(&["SALLOC_BURST_BUFFER"]),
     refused("bbf", ABR, COPY).takes("FILE").env(&["SLURM_BURST_BUFFER"]),
     refused("bcast-exclude", R, COPY).takes("PATHS"),
-    refused("bell", A, "begin the command with a bell: salloc sh -c 'printf \\\\a; exec $SHELL'")
-        .env(&["SALLOC_BELL"]),
-    refused("no-bell", A, "no bell is ever rung; leave it out").env(&["SALLOC_NO_BELL"]),
     refused("cluster-constraint", B, ONE_CLUSTER).takes("LIST"),
     refused("clusters", ABR, ONE_CLUSTER).short(b'M').takes("NAMES").env(&[
         "SLURM_CLUSTERS",
@@ -107,10 +104,6 @@ pub(super) static ROWS: &[OptionRow] = &[
     refused("hint", ABR, CORES).takes("TYPE").env(&["SLURM_HINT", "SBATCH_HINT", "SALLOC_HINT"]),
     refused("ignore-signals", R, "catch signals in the program, or with the shell's trap").takes("SIGNALS"),
     refused("interactive", R, "use 'srun --pty' with a shell as the program"),
-    refused("kill-command", A, "the command gets SIGHUP when the allocation ends; catch it there")
-        .short(b'K')
-        .may_take("SIGNAL")
-        .env(&["SALLOC_KILL_CMD"]),
     refused("kill-on-invalid-dep", B, "jobs do not depend on one another in this release; leave it out")
         .takes("yes|no"),
     refused("licenses", ABR, "limit how many run at once with an array's %N")
@@ -135,11 +128,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         .short(b'k')
         .may_take("off")
         .env(&["SLURM_NO_KILL", "SBATCH_NO_KILL", "SALLOC_NO_KILL"]),
-    refused(
-        "no-shell",
-        A,
-        "submit 'sbatch --wrap \"sleep infinity\"' and run steps in it with 'srun --jobid'",
-    ),
     refused("ntasks-per-core", ABR, LAYOUT).takes("TASKS").env(&["SLURM_NTASKS_PER_CORE"]),
     refused("ntasks-per-socket", ABR, LAYOUT).takes("TASKS"),
     refused("ntasks-per-tres", ABR, LAYOUT).takes("TASKS"),

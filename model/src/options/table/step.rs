@@ -232,6 +232,45 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.ignore_pbs = true;
             Ok(())
         }),
+    row("bell", Commands::A)
+        .env(&["SALLOC_BELL"])
+        .help("Ring the terminal's bell when the allocation is there; without this option, when it took more than 10 seconds.")
+        .set(|o, _| {
+            o.bell = Some(true);
+            Ok(())
+        }),
+    row("no-bell", Commands::A)
+        .key("bell")
+        .env(&["SALLOC_NO_BELL"])
+        .help("Never ring it.")
+        .set(|o, _| {
+            o.bell = Some(false);
+            Ok(())
+        }),
+    row("kill-command", Commands::A)
+        .short(b'K')
+        .may_take("SIGNAL")
+        .env(&["SALLOC_KILL_CMD"])
+        .help(
+            "Send the command SIGNAL (SIGTERM, if there is no value) when the allocation is gone before it has ended; without this \
+             option it is sent SIGHUP and SIGTERM.",
+        )
+        .set(|o, g| {
+            o.kill_command = Some(match g.value {
+                None | Some(b"") => 15,
+                Some(_) => g.parse(crate::signal::parse)?,
+            });
+            Ok(())
+        }),
+    row("no-shell", Commands::A)
+        .help(
+            "Run no command, and leave the allocation behind: it goes on until its time limit or a scancel, and has steps by \
+             srun --jobid.",
+        )
+        .set(|o, _| {
+            o.no_shell = true;
+            Ok(())
+        }),
     row("parsable", Commands::B)
         .help("Print the job's id and nothing else.")
         .set(|o, _| {

@@ -173,6 +173,9 @@ impl Cluster {
             JobKind::Run if first_step.is_none() => {
                 return refuse(RefusalCode::Invalid, "a job of srun needs its step");
             }
+            JobKind::Batch | JobKind::Run if spec.clientless => {
+                return refuse(RefusalCode::Invalid, "--no-shell is for allocations of salloc");
+            }
             JobKind::Batch | JobKind::Run | JobKind::Alloc => {}
         }
         if let Some(array) = &spec.array {
