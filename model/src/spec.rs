@@ -502,7 +502,7 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after: Option<Span>,
     /// `salloc --no-shell`: an allocation that goes on without its client, until somebody or its time limit ends it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clientless: bool,
 }
 

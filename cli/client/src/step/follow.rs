@@ -559,6 +559,7 @@ impl Follower {
         let asked = Instant::now();
         self.nodes.send(To::All, Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32)).await;
         self.nodes.send(To::All, Frame::Signal(number)).await;
+        self.give_up_beginnings_soon();
         self.deadline = Some(asked + kill_wait(&self.step.client).await);
     }
 
@@ -608,7 +609,6 @@ impl Follower {
                 self.deadline = Some(Instant::now());
                 return;
             }
-            self.give_up_beginnings_soon();
             self.end(number).await;
         } else {
             self.nodes.send(To::All, Frame::Signal(number)).await;
