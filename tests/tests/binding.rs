@@ -158,13 +158,13 @@ each_user! {
             let file = sandbox.write("programs", text);
             sandbox.srun(tasks).args(["--multi-prog", &*file.display().to_string()]).fails()
         };
-        run("0 touch ran\n", &["-n2"]).says(&["configuration file", "no program is named for task 1"]);
-        run("0-1 touch ran\n1 true\n", &["-n2"]).says(&["line 2: task 1 has a program already"]);
-        run("0 'touch ran\n", &["-n1"]).says(&["line 1: a quote has no end"]);
+        run("0 touch ran\n", &["-n2"]).says(&["configuration file ", " invalid, no record for task id 1: ", "begins with '*'"]);
+        run("0-1 touch ran\n1 true\n", &["-n2"]).says(&["line 2 of configuration file ", " invalid: task 1 has a program already"]);
+        run("0 'touch ran\n", &["-n1"]).says(&["line 1 of configuration file ", " invalid: a quote has no end"]);
         // The number of tasks is known to the node alone.
         run("1 touch ran\n", &[]).says(&[&format!("{}: --multi-prog: ", sandbox.node()), "no program is named for task 0"]);
         assert!(!sandbox.work().join("ran").exists());
-        sandbox.srun(["--multi-prog", "/no/such"]).fails().says(&["/no/such", "cannot be read"]);
+        sandbox.srun(["--multi-prog", "/no/such"]).fails().says(&["could not open multi_prog config file /no/such", "no such file"]);
         // A program that is not there is its own task's failure.
         let file = sandbox.write("programs", "0 /no/such\n* echo here\n");
         let output = sandbox.srun(["-n2", "-N1", "--multi-prog", &*file.display().to_string()]).fails();

@@ -18,7 +18,7 @@ use crate::{Command, Invocation, bcast, block_on, het, out, x11};
 use berth_model::launch::Layout;
 use berth_model::login::SealedLogin;
 use berth_model::mpi::MpiType;
-use berth_model::multiprog::{self, RankProgram};
+use berth_model::multiprog::{self, BadProgram, RankProgram};
 use berth_model::options::{self, Command as Submit, Stream, SubmitOptions};
 use berth_model::pattern::Place;
 use berth_model::programs::ProgramsConfig;
@@ -165,20 +165,20 @@ fn programs(options: &SubmitOptions, argv: &[ByteStr]) -> Result<Vec<RankProgram
         .chdir
         .as_ref()
         .map_or_else(|| file.as_path().into(), |dir| dir.as_path().join(file.as_path()));
-    let bad = |why: String| {
-        Failure::raw(
-            Kind::User,
-            format!("srun: error: --multi-prog: configuration file {}: {why}", file.display()),
-        )
-    };
+    let name = file.display();
     let mut text = Vec::new();
     let most = multiprog::LARGEST as u64 + 1;
     std::fs::File::open(&path)
         .and_then(|file| file.take(most).read_to_end(&mut text))
-        .map_err(|e| bad(format!("cannot be read: {e}")))?;
-    let mut programs = multiprog::parse(&text).map_err(|e| bad(e.to_string()))?;
+        .map_err(|e| Failure::user(format!("Could not open multi_prog config file {name}: {e}")))?;
+    let mut programs = multiprog::parse(&text).map_err(|BadProgram { line, why }| {
+        Failure::user(format!("Line {line} of configuration file {name} invalid: {why}"))
+    })?;
     if let Some(tasks) = options.ntasks {
-        multiprog::check(&programs, tasks).map_err(|e| bad(e.to_string()))?;
+        multiprog::check(&programs, tasks).map_err(|none| {
+            let task = none.0;
+            Failure::user(format!("Configuration file {name} invalid, no record for task id {task}: {none}"))
+        })?;
     }
     let literal = |word: &ByteStr| {
         ByteStr(word.0.iter().flat_map(|b| [*b].repeat(1 + usize::from(*b == b'%'))).collect())
