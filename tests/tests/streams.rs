@@ -79,6 +79,24 @@ each_user! {
         assert_eq!(step.finish().rc, 4);
     }
 
+    fn a_single_ctrl_c_does_what_was_asked_for(who) {
+        let sandbox = Sandbox::start(who);
+        let waits = "trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.1; done";
+        for (option, variable, code) in [("-X", "", 4), ("-Q", "SLURM_DISABLE_STATUS", 4), ("--quit-on-interrupt", "", 137)] {
+            let mut step = sandbox.srun([option, "sh", "-c", waits]);
+            if !variable.is_empty() {
+                step = step.env(variable, "1");
+            }
+            let mut step = step.spawn();
+            step.wait_for("ready", 60);
+            step.signal(Signal::SIGINT);
+            let told = step.finish();
+            assert_eq!(told.rc, code, "{option} {variable}: {told}");
+            assert_eq!(told.text().contains("caught"), code == 4, "{told}");
+            assert!(!told.err().contains("one more within"), "{told}");
+        }
+    }
+
     fn a_terminal_is_a_terminal(who) {
         let sandbox = Sandbox::start(who);
         for image in [None, Some(images::busybox())] {

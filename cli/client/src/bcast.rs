@@ -3,6 +3,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::step::follow::{self, Voice};
+use crate::step::interrupt::Presses;
 use crate::step::sinks::Sinks;
 use crate::{out, submit};
 use berth_model::distribution::Distribution;
@@ -202,6 +203,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         kill_on_bad_exit: false,
         wait_after_first_exit: None,
         around: None,
+        presses: Presses::default(),
     };
     follow::follow(followed, submit::records_after(client, job, LATER)).await
 }

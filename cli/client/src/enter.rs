@@ -3,6 +3,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::step::follow::{self, Voice};
+use crate::step::interrupt::Presses;
 use crate::step::sinks::Sinks;
 use crate::step::terminal;
 use crate::{block_on, submit};
@@ -81,6 +82,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             kill_on_bad_exit: false,
             wait_after_first_exit: None,
             around: None,
+            presses: Presses::default(),
         };
         follow::follow(followed, submit::records_after(&client, job.id, LATER)).await
     })

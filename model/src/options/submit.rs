@@ -117,6 +117,7 @@ pub struct SubmitOptions {
     pub cpu_bind: Option<crate::bind::CpuBind>,
     pub cpus_per_task: Option<u32>,
     pub devices: DeviceOptions,
+    pub disable_status: bool,
     pub distribution: Option<Distribution>,
     /// How tasks are laid out over the sockets of a node.
     pub sockets: Option<crate::bind::plan::Sockets>,
@@ -175,6 +176,7 @@ pub struct SubmitOptions {
     /// `--x11`.
     pub x11: Option<crate::x11::X11Nodes>,
     pub quiet: bool,
+    pub quit_on_interrupt: bool,
     pub relative: Option<u32>,
     pub requeue: Option<bool>,
     pub signal: Option<WarnSignal>,
@@ -213,6 +215,7 @@ impl SubmitOptions {
             cpu_bind: None,
             cpus_per_task: None,
             devices: DeviceOptions::default(),
+            disable_status: false,
             distribution: None,
             sockets: None,
             error: None,
@@ -262,6 +265,7 @@ impl SubmitOptions {
             pytorch: false,
             x11: None,
             quiet: false,
+            quit_on_interrupt: false,
             relative: None,
             requeue: None,
             signal: None,

@@ -1,7 +1,8 @@
 //! Runs a program in parallel: inside an allocation as a step of it, outside in an allocation of its own.
 //!
 //! Standard input, output and error are those of the tasks, byte for byte. Signals are passed on; Ctrl-C tells how
-//! the tasks are, twice within a second it reaches them, three times it ends them. The exit code is the highest of
+//! the tasks are, twice within a second it reaches them, three times it ends them (-X: they have the first one; --quit-on-interrupt:
+//! it ends them). The exit code is the highest of
 //! the tasks', 128 and the signal's number for one that a signal ended.
 //!
 //! A `:` begins a part of the step in another component of the job, with options and, where it says one, a program of its own;
@@ -11,6 +12,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::around::{self, Around};
+use crate::step::interrupt::{First, Presses};
 use crate::step::sinks::Sinks;
 use crate::step::{dismiss, follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
@@ -608,6 +610,11 @@ impl Run {
             kill_on_bad_exit: spec.kill_on_bad_exit,
             wait_after_first_exit: spec.wait_after_first_exit,
             around: Some(around),
+            presses: Presses::new(match (self.options.quit_on_interrupt, self.options.disable_status) {
+                (true, _) => First::Kills,
+                (false, true) => First::Interrupts,
+                (false, false) => First::Reports,
+            }),
         }
     }
 }

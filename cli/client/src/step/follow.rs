@@ -97,6 +97,8 @@ pub struct Step {
     pub wait_after_first_exit: Option<Span>,
     /// What runs here before and after it.
     pub around: Option<Around>,
+    /// What Ctrl-C means.
+    pub presses: Presses,
 }
 
 /// The job's record, as it changes.
@@ -167,12 +169,13 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     };
     let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let exchange = Exchange::new(step_nodes);
+    let presses = std::mem::take(&mut step.presses);
     let mut me = Follower {
         step,
         nodes,
         exits: BTreeMap::new(),
         told: BTreeMap::new(),
-        presses: Presses::default(),
+        presses,
         deadline: None,
         wait: None,
         give_up: None,

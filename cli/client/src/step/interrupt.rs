@@ -13,9 +13,22 @@ pub enum Press {
     Kill,
 }
 
+/// What the first Ctrl-C does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum First {
+    /// It asks how the tasks are.
+    #[default]
+    Reports,
+    /// It is for the tasks (`--disable-status`).
+    Interrupts,
+    /// It ends the step (`--quit-on-interrupt`).
+    Kills,
+}
+
 /// The presses so far.
 #[derive(Debug, Default)]
 pub struct Presses {
+    first: First,
     last: Option<(Instant, Press)>,
 }
 
@@ -23,6 +36,11 @@ pub struct Presses {
 const TOGETHER: Duration = Duration::from_secs(1);
 
 impl Presses {
+    /// None yet.
+    pub fn new(first: First) -> Presses {
+        Presses { first, last: None }
+    }
+
     /// One more, at `now`.
     pub fn press(&mut self, now: Instant) -> Press {
         let press = match self.last {
@@ -30,7 +48,11 @@ impl Presses {
                 Press::Report => Press::Interrupt,
                 Press::Interrupt | Press::Kill => Press::Kill,
             },
-            _ => Press::Report,
+            _ => match self.first {
+                First::Reports => Press::Report,
+                First::Interrupts => Press::Interrupt,
+                First::Kills => Press::Kill,
+            },
         };
         self.last = Some((now, press));
         press
@@ -48,6 +70,17 @@ mod tests {
         assert_eq!(presses.press(at(0)), Press::Report);
         assert_eq!(presses.press(at(400)), Press::Interrupt);
         assert_eq!(presses.press(at(600)), Press::Kill);
+    }
+
+    #[test]
+    fn the_first_press_does_what_was_asked_for() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut presses = Presses::new(First::Interrupts);
+        for (ms, expected) in [(0, Press::Interrupt), (1500, Press::Interrupt), (2000, Press::Kill)] {
+            assert_eq!(presses.press(at(ms)), expected, "{ms}");
+        }
+        assert_eq!(Presses::new(First::Kills).press(at(0)), Press::Kill);
     }
 
     #[test]

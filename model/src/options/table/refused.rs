@@ -81,9 +81,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         .short(b'd')
         .takes("LIST")
         .env(&["SLURM_DEPENDENCY"]),
-    refused("disable-status", R, "press Ctrl-C twice within a second to interrupt the tasks")
-        .short(b'X')
-        .env(&["SLURM_DISABLE_STATUS"]),
     refused("export-file", B, "set the variables in the script, or write --export=ALL,NAME=VALUE,...")
         .takes("FILE"),
     refused(
@@ -156,7 +153,6 @@ pub(super) static ROWS: &[OptionRow] = &[
         "SBATCH_QOS",
         "SALLOC_QOS",
     ]),
-    refused("quit-on-interrupt", R, "press Ctrl-C twice within a second"),
     refused("reboot", AB, "ask an administrator to drain and reboot the node"),
     refused("reservation", ABR, "start at a time with --begin; there are no reservations")
         .takes("NAMES")

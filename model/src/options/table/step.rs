@@ -66,6 +66,20 @@ pub(super) static ROWS: &[OptionRow] = &[
             o.bcast = Some(ByteStr(g.bytes().to_vec()));
             Ok(())
         }),
+    row("disable-status", Commands::R)
+        .short(b'X')
+        .env(&["SLURM_DISABLE_STATUS"])
+        .help("A Ctrl-C is for the tasks at once, and a second one within a second ends the step; without this option the first one asks how they are.")
+        .set(|o, _| {
+            o.disable_status = true;
+            Ok(())
+        }),
+    row("quit-on-interrupt", Commands::R)
+        .help("A single Ctrl-C ends the step.")
+        .set(|o, _| {
+            o.quit_on_interrupt = true;
+            Ok(())
+        }),
     row("kill-on-bad-exit", Commands::R)
         .short(b'K')
         .may_take("0|1")
