@@ -56,3 +56,39 @@ fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
     assert_eq!(sum(&work, "sha256sum beside"), rest, "of {heard} bytes");
     assert_eq!(std::fs::read_to_string(work.join("said")).unwrap(), "");
 }
+
+/// MiB that a process has in memory.
+fn resident(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn who_does_not_read_holds_up_nobody_else_and_fills_no_memory_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "[images]\npeers = \"off\"\n");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 10);
+    let small = "srun -w n1 -c1 --mem=64M";
+    // A reader that reads nothing: its own step waits, and another one of the same node goes the same way.
+    let full = format!("{small} sh -c 'echo $SLURM_JOB_ID > held; yes' | sleep 120");
+    let mut held = hosts.cmd("head", "sh").args(["-c", &full]).limit(180).spawn();
+    let job = || std::fs::read_to_string(hosts.work().join("held")).ok().filter(|id| id.ends_with('\n'));
+    let job = wait(30, job).unwrap();
+    let daemons = [("head", "controller"), ("head", "agent"), ("n1", "agent")];
+    let before = daemons.map(|(host, daemon)| resident(hosts.pid(host, daemon)));
+    let flood = format!("{small} head -c 512M /dev/zero | cmp -n 536870912 - /dev/zero && echo all");
+    let told = hosts.cmd("head", "sh").args(["-c", &flood]).limit(120).ok();
+    assert_eq!(told.text(), "all", "{told}");
+    assert!(held.alive());
+    for ((host, daemon), before) in daemons.into_iter().zip(before) {
+        let now = resident(hosts.pid(host, daemon));
+        assert!(now < before + 64, "the {daemon} of {host} had {before} MiB and has {now}");
+    }
+    hosts.cmd("head", "scancel").arg(job.trim()).ok();
+    hosts.wait_node("n1", "idle", 30);
+    // What it wrote is still for its reader, which is ours to end.
+    berth_tests::Cmd::new("kill").args(["-TERM", "--", &format!("-{}", held.pid())]).ok();
+    held.finish();
+}
