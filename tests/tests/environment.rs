@@ -183,6 +183,9 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
             "SLURM_CPUS_PER_TASK SLURM_LABELIO",
         );
     }
+    // What the job before is just leaving would decide where tasks are.
+    let idle = || ["n1", "n2"].iter().for_each(|node| hosts.wait_node(node, "idle", 30));
+    idle();
     let task = say("bare");
     let bare = ["-N2", "-n3", "-c1", "-t5", "-J", "nm", "--mem-per-cpu=50", "-l", "sh", "-c", &task];
     hosts.cmd("n1", "srun").args(bare).limit(60).ok();
@@ -191,6 +194,7 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
         let none = "ENVIRONMENT SLURM_JOB_EXCLUSIVE SLURM_JOB_OVERSUBSCRIBE SLURM_MEM_PER_NODE";
         expect(&format!("bare.{task}"), &format!("{} {own}", of_tasks(task)), none);
     }
+    idle();
     let command = format!("env > alloc; srun sh -c '{}'", say("inside"));
     hosts.cmd("n1", "salloc").args(["-Q", "-N2", "-n3", "sh", "-c", &command]).limit(60).ok();
     expect(
