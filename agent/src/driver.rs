@@ -613,9 +613,9 @@ impl Driver {
     fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, kept: &Kept) -> Result<(), String> {
         let node = Arc::clone(&self.node);
         let mut ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
-        let mut join = None;
+        let (mut join, mut display) = (None, None);
         if let Some(entered) = ready.entered.take() {
-            (launch, join) = (entered.launch, entered.join);
+            (launch, join, display) = (entered.launch, entered.join, entered.display);
         }
         let job = self.jobs.get_mut(&key.job).ok_or("its job has no directory on the node")?;
         if let Some(why) = &job.failure {
@@ -669,6 +669,7 @@ impl Driver {
             pmix: if launch.mpi_is_open() { node.pmix.pattern() } else { Vec::new() },
             kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
             join,
+            display,
             image: ready.image,
             notes: ready.notes,
             lease: kept.timers.lease,

@@ -6,7 +6,7 @@ use berth_model::ids::{StepId, StepKey};
 use berth_model::launch::{StepLaunch, StepPhase};
 use berth_model::spec::{ContainerSpec, NameFlag, NamedSpec, ResolvedImage};
 use berth_step::kept::Member;
-use berth_step::spool::{LaunchFile, StepDir, read_json};
+use berth_step::spool::{CarriedDisplay, LaunchFile, StepDir, read_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub struct Entered {
     pub launch: StepLaunch,
     /// How the container is entered; absent where there is none, and for one that is kept under a name.
     pub join: Option<Member>,
+    /// The display that its client carries here, where it does.
+    pub display: Option<CarriedDisplay>,
 }
 
 /// Finds the step that is to be entered; waits for one that is starting. Blocks.
@@ -52,6 +54,8 @@ pub fn find(spool: &Path, registry: &Registry, own: &StepLaunch, step: StepId) -
     };
     let file: LaunchFile = read_json(&dir.launch()).map_err(unreadable)?;
     let launch = merged(own.clone(), file.launch);
+    // One that was entered itself has it of the step that it is in.
+    let display = state.display.or(file.node.display);
     let join = match &launch.container {
         None => None,
         Some(container) if container.named.is_some() => None,
@@ -63,7 +67,7 @@ pub fn find(spool: &Path, registry: &Registry, own: &StepLaunch, step: StepId) -
             )
         })?),
     };
-    Ok(Entered { launch, join })
+    Ok(Entered { launch, join, display })
 }
 
 /// What the entered step has, and over it what the entering one says itself.

@@ -42,11 +42,13 @@ pub enum Feature {
     SrunProlog,
     /// `--lost-after`: runs with deadlines that their agents renew.
     LostAfter,
+    /// `--x11` with a display that the step's client carries.
+    X11,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 14] = [
+    pub const ALL: [Feature; 15] = [
         Feature::CpuBind,
         Feature::MemBind,
         Feature::Sockets,
@@ -61,6 +63,7 @@ impl Feature {
         Feature::Pinned,
         Feature::SrunProlog,
         Feature::LostAfter,
+        Feature::X11,
     ];
 
     /// What agents call it.
@@ -80,6 +83,7 @@ impl Feature {
             Feature::Pinned => "pinned-names",
             Feature::SrunProlog => "srun-prolog",
             Feature::LostAfter => "lost-after",
+            Feature::X11 => "x11-carried",
         }
     }
 
@@ -100,6 +104,7 @@ impl Feature {
             Feature::Pinned => "images named inside containers",
             Feature::SrunProlog => "srun --prolog",
             Feature::LostAfter => "--lost-after",
+            Feature::X11 => "--x11",
         }
     }
 
@@ -150,6 +155,7 @@ pub fn needed_by_step(step: &StepSpec) -> Vec<Feature> {
         (step.gpu_bind.is_some(), Feature::GpuBind),
         (step.mpi == Some(MpiType::Pmix), Feature::Pmix),
         (step.prolog == Some(SrunProlog::Own), Feature::SrunProlog),
+        (step.x11.as_ref().is_some_and(|x11| x11.carried), Feature::X11),
         (step.gres.as_ref().is_some_and(names_mps) || names_mps(&step.devices.per_task), Feature::Mps),
     ];
     let needs = needs.into_iter().filter_map(|(asked, feature)| asked.then_some(feature));

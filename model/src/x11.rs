@@ -1,5 +1,7 @@
 //! X11 forwarding (`--x11`): which display a step reaches, and on which of the job's nodes.
 
+pub mod setup;
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -8,6 +10,9 @@ use std::str::FromStr;
 /// The variable in which the display's cookie travels beside the submitter's environment: that is stored apart from all
 /// records and shown to nobody. No task has it in its environment.
 pub const COOKIE: &str = "BERTH_X11_COOKIE";
+/// In this one travels the cookie of a display that `srun` carries to other machines: made for the step, and good for nothing but its way to
+/// `srun`, which puts the display's own in its place. No task has it in its environment.
+pub const CARRIED: &str = "BERTH_X11_CARRIED";
 /// By this `salloc --x11` tells the `srun`s in its allocation; no task has it either.
 pub const WANTED: &str = "SLURM_X11";
 
@@ -73,6 +78,17 @@ pub struct X11Spec {
     /// The machine on which that display was named: what its node is called, or its host name. Empty in what earlier versions sent.
     #[serde(default)]
     pub host: String,
+    /// To other machines than that one the step's client carries the display, and the variable [`CARRIED`] has a cookie for it.
+    #[serde(default)]
+    pub carried: bool,
+}
+
+impl X11Spec {
+    /// Whether a node has no use for the display's own cookie: the display is carried to it.
+    #[must_use]
+    pub fn is_carried_to(&self, node: &str) -> bool {
+        self.carried && self.host != node
+    }
 }
 
 /// How a display is reached.
@@ -107,6 +123,12 @@ impl<'a> Display<'a> {
     #[must_use]
     pub fn socket(&self) -> Option<String> {
         self.host.is_none().then(|| format!("/tmp/.X11-unix/X{}", self.number))
+    }
+
+    /// The port at which it listens where it is reached by TCP; `None` where there is no such port.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.number.checked_add(6000)
     }
 
     /// Whether its own machine alone reaches it: by a socket, or by an address of the loopback interface, as after `ssh -X`.
@@ -164,6 +186,8 @@ mod tests {
         }
         assert_eq!(Display::parse(":4").unwrap().socket().as_deref(), Some("/tmp/.X11-unix/X4"));
         assert_eq!(Display::parse("h:4").unwrap().socket(), None);
+        assert_eq!(Display::parse("h:4").unwrap().port(), Some(6004));
+        assert_eq!(Display::parse("h:60000").unwrap().port(), None);
         let own = |text| Display::parse(text).unwrap().is_of_one_machine();
         for text in
             [":0", "unix:0", "localhost:10.0", "LocalHost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:10"]
@@ -182,6 +206,14 @@ mod tests {
         for bad in ["", "0", "xy", "0 ", &"a".repeat(66)] {
             assert_eq!(cookie(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_own_cookie_of_a_display_that_is_carried_is_for_its_own_machine_alone() {
+        let spec =
+            |carried| X11Spec { display: ":0".into(), nodes: X11Nodes::All, host: "n1".into(), carried };
+        assert!(spec(true).is_carried_to("n2") && !spec(true).is_carried_to("n1"));
+        assert!(!spec(false).is_carried_to("n2"), "an earlier client carries nothing");
     }
 
     #[test]

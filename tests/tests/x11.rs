@@ -20,6 +20,11 @@ struct Server {
 impl Server {
     /// `options`: such as `-listen tcp`.
     fn start(who: &Who, options: &[&str]) -> Server {
+        Server::by_line(Cmd::new("Xvfb").who(who), who, options)
+    }
+
+    /// `line`: runs the server, as that user.
+    fn by_line(line: Cmd, who: &Who, options: &[&str]) -> Server {
         let directory = tempfile::Builder::new().prefix("bt-x11-").tempdir_in("/tmp").unwrap();
         machine::give(directory.path(), who);
         let file = |name: &str| directory.path().join(name);
@@ -31,7 +36,7 @@ impl Server {
         let number = (2000 + std::process::id() % 50_000).to_string();
         let display = format!(":{number}");
         add("server", &display);
-        let line = Cmd::new("Xvfb").who(who).arg(&display).args(["-noreset", "-nolisten", "local", "-auth"]);
+        let line = line.arg(&display).args(["-noreset", "-nolisten", "local", "-auth"]);
         let mut xvfb =
             line.arg(file("server")).args(options).args(["-screen", "0", "320x200x24"]).limit(200).spawn();
         let socket = format!("/tmp/.X11-unix/X{number}");
@@ -175,30 +180,45 @@ each_user! {
     }
 }
 
-#[test]
-fn a_display_of_one_machine_is_refused_on_every_other_as_root() {
+/// A cluster of two, an X server on the first that listens on its loopback device, too, and the cookie by the name of that host.
+fn two_hosts() -> (Hosts, Server) {
     let hosts = Hosts::cluster(2, "");
-    let server = Server::start(hosts.user(), &["-nolisten", "tcp"]);
+    let server = Server::by_line(hosts.cmd("n1", "Xvfb"), hosts.user(), &["-listen", "tcp"]);
     // Cookies are kept by the names of machines.
     let add = hosts.cmd("n1", "xauth").arg("-f").arg(&server.authority);
     add.args(["add", &server.unix(), ".", COOKIE]).ok();
+    (hosts, server)
+}
+
+#[test]
+fn a_display_of_one_machine_is_carried_to_every_other_as_root() {
+    let (hosts, server) = two_hosts();
     let srun = |display: &str, words: &[&str]| server.by(hosts.cmd("n1", "srun").args(words), display);
-    let look = "xdpyinfo | grep -c dimensions:.*320x200; hostname";
+    let look = "xdpyinfo | grep -c dimensions:.*320x200; echo $DISPLAY $SLURMD_NODENAME; env | grep -c ^BERTH_X11; true";
     let told = srun(&server.unix(), &["--x11", "-w", "n1", "sh", "-c", look]).ok();
-    assert_eq!(told.text(), "1\nn1");
-    // Hosts of one machine have one `/tmp`: there is a socket of that name, and it is somebody else's for all that is known.
+    assert_eq!(told.text(), format!("1\n{} n1\n0", server.unix()), "where it is reached it is not carried");
+    let image = format!("--container-image={}", images::debian().display());
     for display in [server.unix(), format!("localhost:{}.0", server.number)] {
-        let told = srun(&display, &["--x11", "-w", "n2", "true"]).fails();
-        told.says(&[
-            "n2: --x11: the display",
-            &display,
-            "that of n1",
-            "n2 does not reach it",
-            "-w n1",
-            "ssh -X",
-        ]);
+        let there = |options: &[&str]| {
+            let words = [&["--x11", "-w", "n2"], options, &["sh", "-c", look]].concat();
+            srun(&display, &words).ok().text()
+        };
+        assert_eq!(there(&[]), "1\nlocalhost:10.0 n2\n0");
+        assert_eq!(there(&[&image, TOOLS]), "1\nlocalhost:10.0 n2\n0");
+        assert_eq!(there(&[&image, TOOLS, "--container-remap-root"]), "1\nlocalhost:10.0 n2\n0");
+        // What has no loopback device in common with the node has a socket.
+        assert_eq!(there(&[&image, TOOLS, "--container-unshare=net"]), "1\n:10 n2\n0");
     }
-    srun(&server.unix(), &["--x11", "-N2", "true"]).fails().says(&["n2: --x11: the display"]);
+    // Each node in its way, and several steps of a node beside one another.
+    let told = srun(&server.unix(), &["--x11", "-N2", "-l", "sh", "-c", look]).ok().text();
+    for line in [format!("0: {} n1", server.unix()), "1: localhost:10.0 n2".to_string()] {
+        assert!(told.lines().any(|told| told == line), "{told}");
+    }
+    let both = "srun --overlap --x11 sh -c \"$LOOK\" > one & srun --overlap --x11 sh -c \"$LOOK\" > two; \
+                wait; cat one two | sort | uniq -c | tr -s ' '";
+    let alloc = hosts.cmd("n1", "salloc").args(["-w", "n2", "sh", "-c", both]).env("LOOK", look);
+    let told = server.by(alloc, &server.unix()).dir(hosts.work()).ok().text();
+    assert!(told.contains(" 2 1"), "both see the display: {told}");
     // The others of its job do without.
     let told = srun(&server.unix(), &["--x11=first", "-N2", "-l", "sh", "-c", "echo $XAUTHORITY"]).ok();
     let own: Vec<String> =
@@ -209,7 +229,105 @@ fn a_display_of_one_machine_is_refused_on_every_other_as_root() {
     let told = srun(&server.unix(), &line).ok();
     let own = told.text().lines().filter(|line| line.contains("/xauthority-")).count();
     assert!(own == 1 && told.text().contains("0: ") && told.text().contains("1: "), "{told}");
-    let line = ["--x11", "-w", "n1", "true", ":", "--x11", "-w", "n2", "true"];
-    srun(&server.unix(), &line).fails().says(&["n2: --x11: the display", "that of n1"]);
+    let line = ["-l", "--x11", "-w", "n1", ":", "--x11", "-w", "n2", "sh", "-c", look];
+    let told = srun(&server.unix(), &line).ok().text();
+    assert!(
+        told.contains("0: 1\n") && told.contains("1: 1\n") && told.contains("1: localhost:10.0 n2"),
+        "{told}"
+    );
+    // What it would be, without its being made.
+    let told = srun(&server.unix(), &["--x11", "-w", "n2", &image, TOOLS, "--explain", "true"]).ok().text();
+    assert!(told.contains("DISPLAY=localhost:10.0") && !told.contains(COOKIE), "{told}");
+    server.end();
+}
+
+#[test]
+fn a_carried_display_is_the_steps_alone_and_its_own_cookie_stays_as_root() {
+    let (hosts, server) = two_hosts();
+    let shown = "localhost:10.0";
+    let script = "echo $SLURM_JOB_ID; cat > /dev/null";
+    let step = hosts.cmd("n1", "srun").args(["--x11", "-w", "n2", "sh", "-c", script]).stdin_open();
+    let mut step = server.by(step, &server.unix()).spawn();
+    step.wait_for("\n", 60);
+    let job = String::from_utf8_lossy(&step.stdout()).trim().to_string();
+    // Nothing on the other machine has the display's own cookie: not what starts the step, not its file.
+    let state = hosts.state("n2");
+    let found = |text: &str| hosts.root("n2", "grep").args(["-rls", text]).arg(&state).run().text();
+    assert_ne!(found("BERTH_X11_CARRIED"), "", "this would be found");
+    assert_eq!(found(COOKIE), "");
+    let file = state.join(format!("jobs/{job}/client/xauthority-0"));
+    let bytes = std::fs::read(&file).unwrap();
+    let own: Vec<u8> = (0..16).map(|n| n * 0x11).collect();
+    assert!(!bytes.windows(16).any(|part| part == own), "the file has the display's own cookie");
+    let look = |who: &Who, authority: &std::path::Path| {
+        let line = hosts.on("n2", who, "xdpyinfo").env("DISPLAY", shown).env("XAUTHORITY", authority);
+        line.dir("/").limit(60)
+    };
+    let (user, stranger, none) = (hosts.user(), Who::stranger(), std::path::Path::new("/dev/null"));
+    look(user, &file).ok();
+    hosts.cmd("n2", "berth").args(["exec", &job, "xdpyinfo"]).dir("/").limit(60).ok();
+    // Another user of the node cannot read it, and without it nobody is let in.
+    look(&stranger, &file).fails().says(&["unable to open display"]);
+    for who in [user, &stranger] {
+        look(who, none).fails().says(&["Invalid MIT-MAGIC-COOKIE-1 key", "unable to open display"]);
+    }
+    // Nor by the display's own cookie, which is good on its machine alone.
+    let other = hosts.work().join("other");
+    let add = hosts.cmd("n2", "xauth").arg("-f").arg(&other);
+    add.args(["add", ":10", ".", COOKIE]).ok();
+    look(user, &other).fails().says(&["Invalid MIT-MAGIC-COOKIE-1 key"]);
+    // Those who connect and say nothing, or something else, keep nobody out.
+    let crowd = "for i in $(seq 100); do sleep 60 <> /dev/tcp/127.0.0.1/6010 & done; \
+                 exec 3<> /dev/tcp/127.0.0.1/6010; echo GET / >&3; echo there; cat; kill $(jobs -p)";
+    let mut crowd =
+        hosts.on("n2", &stranger, "bash").args(["-c", crowd]).dir("/").stdin_open().limit(120).spawn();
+    crowd.wait_for("there", 60);
+    look(user, &file).ok();
+    crowd.close();
+    crowd.finish();
+    look(user, &file).ok();
+    // With the step it is over.
+    step.close();
+    assert_eq!(step.finish().rc, 0);
+    let over = wait(20, || (!file.exists()).then_some(()));
+    assert!(over.is_some(), "the cookie outlives the step");
+    let closed = || look(user, none).run().err();
+    let seen = wait(20, || (!closed().contains("Invalid")).then_some(()));
+    assert!(seen.is_some(), "somebody listens for a step that is over: {}", closed());
+    server.end();
+}
+
+#[test]
+fn a_carried_display_goes_on_when_connections_break_and_takes_as_much_as_there_is_as_root() {
+    let (hosts, server) = two_hosts();
+    let srun = |words: &[&str]| server.by(hosts.cmd("n1", "srun").args(words), &server.unix());
+    let here =
+        |words: &[&str]| server.by(hosts.cmd("n1", "xprop").args(["-root"]).args(words), &server.unix());
+    // More than any window, out of one connection; and into the server in pieces that nearly fill one.
+    let much = "v=$(head -c 100000 /dev/zero | tr '\\0' x); \
+                for i in 0 1 2 3 4 5 6 7 8 9; do xprop -root -f B$i 8s -set B$i $v; done; xprop -root | tr -cd x | wc -c";
+    let told = srun(&["--x11", "-w", "n2", "sh", "-c", much]).ok().text();
+    assert!(told.trim().parse::<u32>().unwrap() >= 1_000_000, "{told}");
+    // Somebody who stays connected hears what happens here, whatever breaks in between.
+    let mut spy =
+        srun(&["--x11", "-w", "n2", "--mem=100", "stdbuf", "-oL", "xprop", "-root", "-spy", "WORD"]).spawn();
+    spy.wait_for("WORD", 60);
+    for (round, daemon) in ["agent", "controller"].into_iter().enumerate() {
+        let word = format!("round{round}");
+        here(&["-f", "WORD", "8s", "-set", "WORD", &word]).ok();
+        spy.wait_for(&word, 60);
+        hosts.kill_9("n1", daemon);
+        hosts.root("n1", "berth").args(["up", "--detach"]).ok();
+    }
+    here(&["-f", "WORD", "8s", "-set", "WORD", "last"]).ok();
+    spy.wait_for("last", 60);
+    // A server that stands still holds up nothing but its own: the step says on what it has to say.
+    server.xvfb.signal(nix::sys::signal::Signal::SIGSTOP);
+    let alive = "timeout 5 xdpyinfo > /dev/null; echo gave up; seq 100000 | tail -n1";
+    let told = srun(&["--x11", "-w", "n2", "--mem=100", "sh", "-c", alive]).run();
+    server.xvfb.signal(nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(told.text(), "gave up\n100000");
+    spy.signal(nix::sys::signal::Signal::SIGTERM);
+    spy.finish();
     server.end();
 }

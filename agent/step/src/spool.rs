@@ -92,6 +92,18 @@ pub struct NodePart {
     pub fabric: FabricPart,
     /// Until when, by the clock since boot, the step goes on without a renewal; absent: for ever.
     pub lease: Option<berth_model::Time>,
+    /// The display of another machine as the step that is entered shows it here.
+    pub display: Option<CarriedDisplay>,
+}
+
+/// The display of another machine, which a step's client carries here (`--x11`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedDisplay {
+    /// What tasks call it.
+    pub name: String,
+    /// The supervisor's socket that a container of its own network shows in the place of an X server's; absent where it is a port of the node's.
+    #[serde(default)]
+    pub socket: Option<ByteStr>,
 }
 
 /// Devices of fast networks that the step has.
@@ -200,6 +212,9 @@ pub struct StateFile {
     /// The supervisor keeps what a client on another machine has not heard, until that comes back.
     #[serde(default)]
     pub resumes: bool,
+    /// The display that its client carries here, where it does.
+    #[serde(default)]
+    pub display: Option<CarriedDisplay>,
 }
 
 /// A step's directory, and the names of what is in it.
@@ -371,6 +386,7 @@ mod tests {
             member: None,
             watched: true,
             resumes: true,
+            display: None,
         };
         let boot = boot_id().unwrap();
         assert!(state.supervisor_alive(&boot));

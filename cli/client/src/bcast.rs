@@ -204,6 +204,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         wait_after_first_exit: None,
         around: None,
         presses: Presses::default(),
+        carriers: Vec::new(),
     };
     follow::follow(followed, submit::records_after(client, job, LATER)).await
 }

@@ -83,6 +83,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             wait_after_first_exit: None,
             around: None,
             presses: Presses::default(),
+            carriers: Vec::new(),
         };
         follow::follow(followed, submit::records_after(&client, job.id, LATER)).await
     })

@@ -316,7 +316,10 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
     }
     let records = records(client, keys.iter().map(|(key, _)| *key).collect());
     let around = first.around(&site, key, (&layout.nodes, &layout), spec);
-    follow::follow(first.begun(client, (key, of_nodes), layout, spec, around).await?, records).await
+    let begun = first.begun(client, (key, of_nodes), layout, spec, around).await?;
+    // Each part has its own cookie.
+    let carriers = runs.iter().filter_map(Run::carrier).collect();
+    follow::follow(follow::Step { carriers, ..begun }, records).await
 }
 
 /// The record of a step over several components, as if it were in the first one.

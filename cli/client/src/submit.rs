@@ -121,11 +121,16 @@ pub fn bad_option(command: Command, e: &OptionError) -> Failure {
 
 /// An id that no other submission has.
 pub fn submission_id() -> Result<SubmissionId, Failure> {
+    by_chance().map(SubmissionId)
+}
+
+/// Hexadecimal digits of 128 bits that nobody can guess.
+pub fn by_chance() -> Result<String, Failure> {
     let mut bytes = [0_u8; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut f| f.read_exact(&mut bytes))
         .map_err(|e| Failure::new(Kind::Internal, format!("/dev/urandom: {e}")))?;
-    Ok(SubmissionId(bytes.iter().map(|b| format!("{b:02x}")).collect()))
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Who submits, and from where.

@@ -701,6 +701,8 @@ pub struct X11Spec {
     pub nodes: i32,
     #[prost(string, tag = "3")]
     pub host: ::prost::alloc::string::String,
+    #[prost(bool, tag = "300")]
+    pub carried: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReceiveTimes {

@@ -107,7 +107,7 @@ structs! {
     RankProgram { ranks, argv }
     Receive { path, size, mode, times, force }
     EnterSpec { step, node }
-    X11Spec { display, nodes, host }
+    X11Spec { display, nodes, host, carried }
     NodeShare { cpus, memory, gres }
     ArrayPlace { array, task, count, min, max, step }
     JobFacts {

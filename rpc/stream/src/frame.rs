@@ -17,6 +17,8 @@ pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// How many bytes of standard input a client may send beyond what [`Frame::Credit`] gave back. With it, a task
 /// that reads nothing never keeps a signal from passing on the same connection.
 pub const STDIN_WINDOW: usize = 256 * 1024;
+/// How many bytes of one connection to a display may be on their way: one that takes nothing keeps no other from going on.
+pub const DISPLAY_WINDOW: usize = 256 * 1024;
 /// Largest piece of what is told at a fence.
 pub const FENCE_PART: usize = MAX_PAYLOAD - 1;
 /// The task number that stands for every task (Stdin, StdinEof) or for none in particular.
@@ -129,11 +131,19 @@ pub enum Kind {
     Heard = 32,
     /// Client to supervisor: the tasks may begin.
     Begin = 220,
+    /// Supervisor to client: a program came to the display that is carried.
+    DisplayOpen = 250,
+    /// Either way: bytes of such a program, or for it.
+    DisplayData = 251,
+    /// Either way: this many of them went on.
+    DisplayCredit = 252,
+    /// Either way: nothing more comes.
+    DisplayEnd = 253,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 30] = [
+        const ALL: [Kind; 34] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -164,6 +174,10 @@ impl Kind {
             Kind::Resumed,
             Kind::Heard,
             Kind::Begin,
+            Kind::DisplayOpen,
+            Kind::DisplayData,
+            Kind::DisplayCredit,
+            Kind::DisplayEnd,
         ];
         ALL.into_iter().find(|k| *k as u8 == byte)
     }
@@ -271,6 +285,30 @@ pub enum Frame {
     Heard(u64),
     /// What the client runs before the tasks has ended: they may begin.
     Begin,
+    /// A program came to the display that the client carries to this node (`--x11`), and has shown the cookie of the step.
+    DisplayOpen {
+        /// Names the connection from now on; never one that was named before.
+        channel: u32,
+    },
+    /// The next bytes of a connection. Each side sends at most [`DISPLAY_WINDOW`] of them beyond what the other gave back.
+    DisplayData {
+        /// Which connection.
+        channel: u32,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// This many bytes of a connection went on: as many more may come.
+    DisplayCredit {
+        /// Which connection.
+        channel: u32,
+        /// How many.
+        bytes: u32,
+    },
+    /// Nothing more comes of a connection, and what still comes for it is for nobody. It is over when both sides have said so.
+    DisplayEnd {
+        /// Which connection.
+        channel: u32,
+    },
 }
 
 /// The bytes are no frame. The connection is of no further use.
@@ -369,6 +407,10 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Resumed(count) => put(Kind::Resumed, ALL_TASKS, &count.to_le_bytes()),
         Frame::Heard(count) => put(Kind::Heard, ALL_TASKS, &count.to_le_bytes()),
         Frame::Begin => put(Kind::Begin, ALL_TASKS, &[]),
+        Frame::DisplayOpen { channel } => put(Kind::DisplayOpen, *channel, &[]),
+        Frame::DisplayData { channel, data } => put(Kind::DisplayData, *channel, data),
+        Frame::DisplayCredit { channel, bytes } => put(Kind::DisplayCredit, *channel, &bytes.to_le_bytes()),
+        Frame::DisplayEnd { channel } => put(Kind::DisplayEnd, *channel, &[]),
     }
 }
 
@@ -472,6 +514,13 @@ impl Frame {
             Kind::Message => Ok(Frame::Message(text(payload))),
             Kind::Detach => none(Frame::Detach),
             Kind::Begin => none(Frame::Begin),
+            Kind::DisplayOpen => none(Frame::DisplayOpen { channel: task }),
+            Kind::DisplayData => Ok(Frame::DisplayData { channel: task, data: payload }),
+            Kind::DisplayCredit => match <[u8; 4]>::try_from(&payload[..]) {
+                Ok(bytes) => Ok(Frame::DisplayCredit { channel: task, bytes: u32::from_le_bytes(bytes) }),
+                Err(_) => Err(bad("expected a number of bytes")),
+            },
+            Kind::DisplayEnd => none(Frame::DisplayEnd { channel: task }),
             Kind::Kept => Ok(Frame::Kept(parse(kind, &payload)?)),
             Kind::KeptContainer => Ok(Frame::KeptContainer(Box::new(parse(kind, &payload)?))),
             Kind::Credit => match <[u8; 4]>::try_from(&payload[..]) {

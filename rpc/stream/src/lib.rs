@@ -16,6 +16,9 @@
 //!
 //! Standard input has a window: a client sends at most [`STDIN_WINDOW`] bytes (each byte counted once, also
 //! when it goes to every task) beyond what [`Frame::Credit`] gave back, and so can always send a signal.
+//!
+//! Connections to a display that a client carries to a node (`--x11`) share the step's connection, each under a number in place of the task's, and
+//! each with a window of its own ([`DISPLAY_WINDOW`]) in both directions.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "tokio")]
@@ -27,8 +30,8 @@ mod kept;
 mod resume;
 
 pub use frame::{
-    ALL_TASKS, Attach, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD,
-    STDIN_WINDOW, Watch, data_header, encode, fence_frames, peer_frames,
+    ALL_TASKS, Attach, DISPLAY_WINDOW, Decoder, FENCE_PART, Frame, FrameError, HEADER_LEN, Header, Kind,
+    MAX_PAYLOAD, STDIN_WINDOW, Watch, data_header, encode, fence_frames, peer_frames,
 };
 pub use images::{ImagesQuery, WholeQuery};
 pub use kept::{KeptContainer, KeptQuery, KeptState};

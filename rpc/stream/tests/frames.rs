@@ -63,6 +63,11 @@ fn frame() -> impl Strategy<Value = Frame> {
             data
         }),
         any::<u8>().prop_map(Frame::Aborted),
+        Just(Frame::Begin),
+        any::<u32>().prop_map(|channel| Frame::DisplayOpen { channel }),
+        (any::<u32>(), bytes()).prop_map(|(channel, data)| Frame::DisplayData { channel, data }),
+        any::<(u32, u32)>().prop_map(|(channel, bytes)| Frame::DisplayCredit { channel, bytes }),
+        any::<u32>().prop_map(|channel| Frame::DisplayEnd { channel }),
         (any::<u32>(), proptest::option::of(any::<u32>()), any::<bool>()).prop_map(|(n, task, terminal)| {
             let step = Attach::from(StepKey { job: JobId(n), attempt: Attempt(n), step: StepId::Number(n) });
             Frame::Watch(Watch { step, stdout: task, stderr: None, terminal })

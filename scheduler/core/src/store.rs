@@ -6,6 +6,7 @@ use crate::rows::{
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::launch::{Program, StepLaunch};
 use berth_model::request::Payload;
+use berth_model::x11;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -179,10 +180,47 @@ impl Stored {
     }
 }
 
-/// Fills a `Start`'s script and environment in from what the store holds under the effect's key.
+/// Fills a `Start`'s script and environment in from what the store holds under the effect's key. The own cookie of a display goes to no node
+/// that has no use for it.
 pub fn fill_payload(launch: &mut StepLaunch, payload: &Payload) {
     launch.env.clone_from(&payload.env);
+    if launch.x11.as_ref().is_none_or(|x11| x11.is_carried_to(&launch.node.0)) {
+        let own = [x11::COOKIE.as_bytes(), b"="].concat();
+        launch.env.retain(|text| !text.0.starts_with(&own));
+    }
     if let (Program::Script { .. }, Some(script)) = (&launch.program, &payload.script) {
         launch.program = Program::Script { text: script.text.clone(), args: script.args.clone() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::ByteStr;
+    use berth_model::ids::Attempt;
+    use berth_model::x11::{X11Nodes, X11Spec};
+
+    #[test]
+    fn the_own_cookie_of_a_display_goes_to_its_machine_alone() {
+        let key = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
+        let env = ["A=b", "BERTH_X11_COOKIE=aa", "BERTH_X11_CARRIED=bb"].map(ByteStr::from).to_vec();
+        let payload = Payload { env: env.clone(), ..Payload::default() };
+        let told = |node: &str, x11: Option<X11Spec>| {
+            let mut launch = StepLaunch { node: node.into(), x11, ..berth_samples::launch(key) };
+            fill_payload(&mut launch, &payload);
+            launch.env
+        };
+        let spec = |carried| {
+            Some(X11Spec { display: ":0".into(), nodes: X11Nodes::All, host: "n1".into(), carried })
+        };
+        let without = vec![env[0].clone(), env[2].clone()];
+        assert_eq!(told("n1", spec(true)), env);
+        assert_eq!(told("n2", spec(true)), without);
+        assert_eq!(
+            told("n2", spec(false)),
+            env,
+            "it is reached by the network, or the step is refused there"
+        );
+        assert_eq!(told("n1", None), without);
     }
 }

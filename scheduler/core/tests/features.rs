@@ -10,6 +10,7 @@ use berth_model::link::FromAgent;
 use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{JobState, Reason};
+use berth_model::x11::{X11Nodes, X11Spec};
 use common::{World, actor, hardware, job, script, step};
 
 /// The agent of a node introduces itself, again or for the first time, and knows this.
@@ -87,6 +88,14 @@ fn a_step_is_refused_by_name_where_it_would_be_run_as_something_else() {
     }
     assert!(create(&mut w, bound("b", "n2")).is_ok());
     assert!(create(&mut w, StepSpec { cpu_bind: None, ..bound("c", "n1") }).is_ok());
+    // A display that is reached without help is as it was; one that is carried is not.
+    let shown = |name: &str, carried: bool| {
+        let x11 = X11Spec { display: ":0".into(), nodes: X11Nodes::All, host: "n2".into(), carried };
+        StepSpec { cpu_bind: None, x11: Some(x11), ..bound(name, "n1") }
+    };
+    assert!(create(&mut w, shown("d", false)).is_ok());
+    let why = create(&mut w, shown("e", true)).unwrap_err().message;
+    assert!(why.contains("n1") && why.contains("--x11"), "{why}");
 }
 
 #[test]
@@ -133,6 +142,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "pinned-names",
         "srun-prolog",
         "lost-after",
+        "x11-carried",
         "say",
     ];
     assert_eq!(Feature::known(), known);

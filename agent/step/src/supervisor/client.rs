@@ -35,6 +35,8 @@ pub enum ClientEvent {
     Aborted(u8),
     /// What it runs before the tasks has ended.
     Begin,
+    /// Something of a connection to the display that it carries.
+    Display(Frame),
     /// It leaves; the step goes on.
     Detached,
     /// It is gone without a word, or sent what no client sends.

@@ -15,6 +15,7 @@ const NEVER: &[&[u8]] = &[
     b"DBUS_SESSION_BUS_ADDRESS",
     // The supervisor's, for a file that only the user can read.
     x11::COOKIE.as_bytes(),
+    x11::CARRIED.as_bytes(),
     x11::WANTED.as_bytes(),
 ];
 

@@ -5,6 +5,7 @@ mod around;
 mod as_user;
 mod binding;
 mod client;
+mod display;
 mod ending;
 mod environment;
 mod files;
@@ -96,6 +97,7 @@ fn supervise(
         member: None,
         watched: true,
         resumes: true,
+        display: None,
     };
     write_json(&dir.state(), &state)?;
     step::Step::new(dir.clone(), file, state, listener, (parked, images)).run()

@@ -1,6 +1,7 @@
 //! The step's container and its tasks, as the runtime makes them.
 
 use super::around::Around;
+use super::display;
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
@@ -15,7 +16,7 @@ use super::x11;
 use super::{binding, gpus};
 use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::receive;
-use crate::spool::{LaunchFile, SCRIPT_FD, shm_size};
+use crate::spool::{LaunchFile, NodePart, SCRIPT_FD, shm_size};
 use berth_model::ByteStr;
 use berth_model::env::gpus::of_share;
 use berth_model::launch::{Program, StepLaunch, Usage};
@@ -228,7 +229,7 @@ fn member(file: &LaunchFile, namespaces: ContainerNamespaces, request: &Containe
             subids: request.subids,
             read_only: request.writable == Some(false),
             unshare: request.unshare.clone(),
-            display: file.launch.x11.as_ref().map(|x11| x11.display.clone()),
+            display: x11::display_name(file),
         },
     };
     Member { job: file.launch.key.job, namespaces, started }
@@ -248,7 +249,14 @@ fn tell(file: &LaunchFile, kept: &KeptPart, member: &Member) -> Result<Told, Lau
 /// The container that the step asks for.
 pub fn asked(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     let (argv, _) = command(file)?;
-    Ok(ContainerRequest { command: argv, ..request(file)? })
+    let request = match display::foreseen(file)? {
+        None => request(file)?,
+        Some(display) => {
+            let node = NodePart { display: Some(display), ..file.node.clone() };
+            request(&LaunchFile { node, ..file.clone() })?
+        }
+    };
+    Ok(ContainerRequest { command: argv, ..request })
 }
 
 /// What the tasks run, and the sealed script for it.

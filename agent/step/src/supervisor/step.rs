@@ -2,6 +2,7 @@
 
 mod clients;
 
+use super::display::{Display, DisplayToken};
 use super::ending::{Deadlines, Due};
 use super::files::{self, Messages};
 use super::lease::Lease;
@@ -39,6 +40,7 @@ enum Token {
     Stream(StreamToken),
     Pmi(usize),
     Pmix,
+    Display(DisplayToken),
 }
 
 /// Whose hooks run just now, if any do.
@@ -73,6 +75,8 @@ pub struct Step {
     /// What the tasks of an MPI program find one another by.
     pmi: Option<Pmi>,
     pmix: Option<Pmix>,
+    /// The display that the client carries here.
+    display: Option<Display>,
     hooks: Hooks,
     /// The client said that the tasks may begin.
     told: bool,
@@ -110,6 +114,7 @@ impl Step {
             processes: None,
             pmi: None,
             pmix: None,
+            display: None,
             hooks: Hooks::Idle,
             told: false,
             signals: Vec::new(),
@@ -156,6 +161,7 @@ impl Step {
     }
 
     fn start(&mut self) -> Result<Processes, LaunchFailure> {
+        self.have_display_carried()?;
         let file = Rc::clone(&self.file);
         let (mut io, messages) = files::open(&file.launch, &mut self.streams)?;
         self.messages = messages;
@@ -317,6 +323,10 @@ impl Step {
                     let events = self.pmix.as_mut().map(|pmix| pmix.ready(flags));
                     self.act_on_pmi(events.unwrap_or_default());
                 }
+                Token::Display(token) => {
+                    let frames = self.display.as_mut().map(|display| display.ready(token, flags));
+                    self.tell_of_display(frames);
+                }
             }
         }
         for due in self.deadlines.due(Instant::now()) {
@@ -385,6 +395,11 @@ impl Step {
         }
         if let Some((fd, flags)) = self.pmix.as_ref().and_then(Pmix::interest) {
             tokens.push(Token::Pmix);
+            set.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        let flows = self.streams.client_takes_more();
+        for (token, fd, flags) in self.display.iter().flat_map(|display| display.interests(flows)) {
+            tokens.push(Token::Display(token));
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
         set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
@@ -573,6 +588,8 @@ impl Step {
     /// The last process is gone, or none could be started.
     fn end(&mut self, failure: Option<LaunchFailure>, usage: Usage, oom: bool) -> io::Result<()> {
         self.streams.run();
+        // Nobody is left who could come, and its port is free when the step is known to be over.
+        self.display = None;
         let mut tasks: Vec<(u32, ExitStatus)> = Vec::new();
         if let Some(failure) = &failure {
             self.say_failure(&failure.text);

@@ -264,6 +264,12 @@ impl Streams {
         self.held = 0;
     }
 
+    /// Whether there is a client to which more may be said now.
+    pub fn client_takes_more(&self) -> bool {
+        let full = self.resuming.as_ref().is_some_and(|resuming| resuming.outbox.is_full());
+        !full && self.client.as_ref().is_some_and(Client::flushed)
+    }
+
     /// Descriptors to wait for, and for what. What must wait for a slow side is not among them: a pipe's
     /// end would else be reported again and again.
     pub fn interests(&self) -> Vec<(StreamToken, BorrowedFd<'_>, PollFlags)> {
@@ -289,10 +295,8 @@ impl Streams {
         }
         let read = self.running
             && self.watchers.flushed()
-            && match &self.client {
-                Some(client) => {
-                    client.flushed() && !self.resuming.as_ref().is_some_and(|r| r.outbox.is_full())
-                }
+            && match self.client {
+                Some(_) => self.client_takes_more(),
                 None => self.absent == Absent::Gone,
             };
         for (i, output) in self.outputs.iter().enumerate() {
@@ -357,6 +361,9 @@ impl Streams {
                 Frame::Peer { node, last, data } => events.push(ClientEvent::Peer { node, last, data }),
                 Frame::Aborted(code) => events.push(ClientEvent::Aborted(code)),
                 Frame::Begin => events.push(ClientEvent::Begin),
+                frame @ (Frame::DisplayData { .. }
+                | Frame::DisplayCredit { .. }
+                | Frame::DisplayEnd { .. }) => events.push(ClientEvent::Display(frame)),
                 Frame::Detach => events.push(ClientEvent::Detached),
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
             }

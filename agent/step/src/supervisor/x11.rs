@@ -1,5 +1,6 @@
 //! What a step with `--x11` has: the display in its environment, the X server's socket in its container, and a file of its own
-//! with the display's cookie, which only its user can read and which goes with the step.
+//! with the display's cookie, which only its user can read and which goes with the step. A display of another machine is one that the step's
+//! client carries here ([`super::display`]), with a cookie of its own.
 
 use super::environment::is_host;
 use super::step::LaunchFailure;
@@ -7,7 +8,7 @@ use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::launch::StepLaunch;
 use berth_model::spec::MountSpec;
-use berth_model::x11::{COOKIE, Display, X11Spec, cookie};
+use berth_model::x11::{CARRIED, COOKIE, Display, X11Spec, cookie};
 use berth_runtime::ContainerRequest;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -21,17 +22,71 @@ fn name(file: &LaunchFile) -> String {
     format!("xauthority-{}", file.launch.key.step)
 }
 
+/// What the step's tasks call the display.
+fn shown<'a>(x11: &'a X11Spec, file: &'a LaunchFile) -> &'a str {
+    file.node.display.as_ref().map_or(x11.display.as_str(), |carried| carried.name.as_str())
+}
+
+/// The same for a step that may have none.
+pub fn display_name(file: &LaunchFile) -> Option<String> {
+    file.launch.x11.as_ref().map(|x11| shown(x11, file).to_string())
+}
+
+/// A cookie that came with the step's environment.
+fn came(file: &LaunchFile, variable: &str) -> Option<Vec<u8>> {
+    let prefix = [variable.as_bytes(), b"="].concat();
+    let hex = file.launch.env.iter().find_map(|text| text.0.strip_prefix(prefix.as_slice()))?;
+    cookie(std::str::from_utf8(hex).ok()?)
+}
+
+/// What tasks prove themselves by at a display that the step's client has to carry here. Nothing where it is reached without, or is shown
+/// by the step that is entered. `host`: the node's machine.
+pub fn carried(file: &LaunchFile, host: &str) -> Result<Option<Vec<u8>>, LaunchFailure> {
+    let launch = &file.launch;
+    let x11 = launch.x11.as_ref().filter(|x11| x11.carried && file.node.display.is_none());
+    let Some((x11, display)) = x11.and_then(|x11| Some((x11, Display::parse(&x11.display)?))) else {
+        return Ok(None);
+    };
+    let near = elsewhere(display, x11, launch, host).is_none();
+    // The display's own cookie does not leave its machine: where it did not come the machine is known by another name than it was said to have.
+    if near && came(file, COOKIE).is_some() {
+        return Ok(None);
+    }
+    if !launch.attached {
+        return Err(LaunchFailure::new(format!(
+            "--x11: the display {} is that of {}, and is carried to {} by an srun that stays with the step: this one has none",
+            x11.display, x11.host, launch.node
+        )));
+    }
+    match came(file, CARRIED) {
+        Some(cookie) => Ok(Some(cookie)),
+        None => {
+            Err(LaunchFailure::new("--x11: the display's cookie did not come with the step: submit it again"))
+        }
+    }
+}
+
+/// Whether the step's container has a network of its own.
+pub fn has_own_network(file: &LaunchFile) -> bool {
+    let net = berth_model::spec::Unshared::Net;
+    match file.node.joined() {
+        Some(member) => member.started.unshare.contains(&net),
+        None => file.launch.container.as_ref().is_some_and(|container| container.unshare.contains(&net)),
+    }
+}
+
 /// DISPLAY and XAUTHORITY, as the step's tasks have them; nothing without `--x11`.
 pub fn variables(file: &LaunchFile) -> Vec<(&'static str, ByteStr)> {
     let (Some(x11), Some(dir)) = (&file.launch.x11, &file.node.client_dir) else { return Vec::new() };
     let dir = if is_host(&file.launch) { dir.as_path().to_path_buf() } else { PathBuf::from(INSIDE) };
     vec![
-        ("DISPLAY", ByteStr::from(x11.display.as_str())),
+        ("DISPLAY", ByteStr::from(shown(x11, file))),
         ("XAUTHORITY", ByteStr::from(dir.join(name(file)).as_path())),
     ]
 }
 
-fn host_name() -> String {
+/// This machine.
+pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
@@ -65,30 +120,39 @@ fn reached<'a>(x11: &'a X11Spec, file: &LaunchFile) -> Result<Display<'a>, Launc
     }
 }
 
-/// Has the container show the socket of a server on this machine, and refuses what cannot work.
+/// Has the container show the socket of a server on this machine, or of what is in the place of one, and refuses what cannot work.
 pub fn ask(file: &LaunchFile, request: &mut ContainerRequest) -> Result<(), LaunchFailure> {
     let Some(x11) = &file.launch.x11 else { return Ok(()) };
     // Over what the image says, as what the user sets for the one step.
     request.container_env.extend(["DISPLAY", "XAUTHORITY"].map(String::from));
-    let display = reached(x11, file)?;
+    let name = shown(x11, file);
+    let source = match &file.node.display {
+        Some(carried) => carried.socket.clone(),
+        None => reached(x11, file)?.socket().map(ByteStr::from),
+    };
     let own_network = request.unshare.contains(&berth_model::spec::Unshared::Net);
-    let Some(socket) = display.socket() else {
+    let (Some(source), Some(target)) = (source, Display::parse(name).and_then(|display| display.socket()))
+    else {
         if own_network {
             return Err(LaunchFailure::new(format!(
-                "--x11: the display {} is reached by the network, which --container-unshare=net takes away: leave one of \
-                 them out",
-                x11.display
+                "--x11: the display {name} is reached by the network, which --container-unshare=net takes away: leave one of \
+                 them out"
             )));
         }
         return Ok(());
     };
     match file.node.joined() {
         None => {
-            let path = ByteStr::from(socket);
-            request.mounts.push(MountSpec { source: path.clone(), target: path, flags: Vec::new() });
+            request.mounts.push(MountSpec { source, target: ByteStr::from(target), flags: Vec::new() });
             Ok(())
         }
-        Some(member) if member.started.display.as_deref() == Some(&x11.display) => Ok(()),
+        // One that is carried has its name in many containers: it is the entered step's own where that is what is entered.
+        Some(member)
+            if member.started.display.as_deref() == Some(name)
+                && (file.node.display.is_none() || file.launch.enter.is_some()) =>
+        {
+            Ok(())
+        }
         Some(_) => Err(LaunchFailure::new(format!(
             "--x11 cannot be fulfilled by the container that the step joins, which runs and was started without the display \
              {}: leave it out, or start the container with it",
@@ -105,12 +169,15 @@ impl Authority {
     /// Writes it, for the step's user alone. Nothing without `--x11`.
     pub fn of(file: &LaunchFile) -> Result<Option<Authority>, LaunchFailure> {
         let Some(x11) = &file.launch.x11 else { return Ok(None) };
-        let display = reached(x11, file)?;
+        let (display, variable) = match &file.node.display {
+            None => (reached(x11, file)?, COOKIE),
+            Some(carried) => match Display::parse(&carried.name) {
+                Some(display) => (display, CARRIED),
+                None => return Err(LaunchFailure::new(format!("--x11: '{}' is no display", carried.name))),
+            },
+        };
         let Some(dir) = &file.node.client_dir else { return Ok(None) };
-        let prefix = [COOKIE.as_bytes(), b"="].concat();
-        let hex = file.launch.env.iter().find_map(|text| text.0.strip_prefix(prefix.as_slice()));
-        let bytes = hex.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(cookie);
-        let Some(bytes) = bytes else {
+        let Some(bytes) = came(file, variable) else {
             return Err(LaunchFailure::new(
                 "--x11: the display's cookie did not come with the step: submit it again",
             ));
@@ -152,7 +219,7 @@ mod tests {
         let launch = berth_samples::launch(key);
         let job = JobFacts { submit_host: "n1".into(), ..launch.job };
         let launch = StepLaunch { node: "n2".into(), job, ..launch };
-        let x11 = X11Spec { display: text.into(), nodes: X11Nodes::All, host: host.into() };
+        let x11 = X11Spec { display: text.into(), nodes: X11Nodes::All, host: host.into(), carried: false };
         elsewhere(Display::parse(text).unwrap(), &x11, &launch, "n2.example")
     }
 
@@ -171,5 +238,45 @@ mod tests {
         for text in ["n1:0", "10.0.0.1:0.0"] {
             assert_eq!(told(text, "n1"), None, "{text} is reached by the network");
         }
+    }
+
+    #[test]
+    fn a_display_is_carried_where_it_is_another_machines_or_its_own_cookie_stayed_there() {
+        let key = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
+        let file = |node: &str, host: &str, env: &[&str]| {
+            let display = ":0".to_string();
+            let x11 = X11Spec { display, nodes: X11Nodes::All, host: host.into(), carried: true };
+            let env = env.iter().map(|text| ByteStr::from(*text)).collect();
+            let launch = StepLaunch {
+                node: node.into(),
+                x11: Some(x11),
+                env,
+                attached: true,
+                ..berth_samples::launch(key)
+            };
+            LaunchFile { format: 1, launch, node: crate::spool::NodePart::default() }
+        };
+        let (own, made) = ("BERTH_X11_COOKIE=aa", "BERTH_X11_CARRIED=bb");
+        assert_eq!(carried(&file("n2", "n1", &[made]), "host").unwrap(), Some(vec![0xbb]));
+        assert_eq!(carried(&file("n2", "n1", &[own, made]), "host").unwrap(), Some(vec![0xbb]));
+        assert_eq!(
+            carried(&file("n1", "n1", &[own, made]), "host").unwrap(),
+            None,
+            "it is reached by itself"
+        );
+        assert_eq!(carried(&file("n1", "n1", &[made]), "host").unwrap(), Some(vec![0xbb]));
+        assert!(carried(&file("n2", "n1", &[]), "host").is_err());
+        let mut alone = file("n2", "n1", &[made]);
+        alone.launch.attached = false;
+        assert!(carried(&alone, "host").unwrap_err().text.contains("stays with the step"));
+        let mut entering = file("n2", "n1", &[made]);
+        let display = crate::spool::CarriedDisplay { name: "localhost:12.0".into(), socket: None };
+        entering.node.display = Some(display);
+        assert_eq!(carried(&entering, "host").unwrap(), None, "it is the entered step's");
+        let (name, value) = &variables(&LaunchFile {
+            node: crate::spool::NodePart { client_dir: Some("/run/x".into()), ..entering.node.clone() },
+            ..entering.clone()
+        })[0];
+        assert_eq!((*name, value), ("DISPLAY", &ByteStr::from("localhost:12.0")));
     }
 }

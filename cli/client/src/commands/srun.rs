@@ -218,7 +218,7 @@ impl Run {
         spec.programs.clone_from(&self.programs);
         if let Some(forward) = &self.x11 {
             spec.x11 = Some(forward.spec.clone());
-            spec.env.push(forward.variable.clone());
+            spec.env.extend(forward.variables.iter().cloned());
         }
         if inside.is_some() {
             // A submission of its own: the job was one.
@@ -615,7 +615,13 @@ impl Run {
                 (false, true) => First::Interrupts,
                 (false, false) => First::Reports,
             }),
+            carriers: self.carrier().into_iter().collect(),
         }
+    }
+
+    /// Where connections to the caller's display go that come from other machines.
+    pub(crate) fn carrier(&self) -> Option<x11::Carrier> {
+        self.x11.as_ref().and_then(|forward| forward.carrier.clone())
     }
 }
 

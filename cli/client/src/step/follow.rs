@@ -2,6 +2,7 @@
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
 use super::around::{self, Around};
+use super::display::Display;
 use super::exchange::{Answer, Exchange};
 use super::hung;
 use super::interrupt::{Press, Presses};
@@ -13,6 +14,7 @@ use super::stream::{self, Event, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
+use crate::x11::Carrier;
 use berth_model::StepKey;
 use berth_model::hostlist;
 use berth_model::launch::{Layout, StepExit};
@@ -99,6 +101,8 @@ pub struct Step {
     pub around: Option<Around>,
     /// What Ctrl-C means.
     pub presses: Presses,
+    /// Where its programs' connections to our display go, where we carry it to other machines.
+    pub carriers: Vec<Carrier>,
 }
 
 /// The job's record, as it changes.
@@ -127,6 +131,7 @@ struct Follower {
     aborted: Option<u8>,
     /// What its tasks tell one another.
     exchange: Exchange,
+    display: Display,
 }
 
 /// What a step says that was ended while its tasks waited for the prolog: why is told here.
@@ -170,6 +175,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let exchange = Exchange::new(step_nodes);
     let presses = std::mem::take(&mut step.presses);
+    let display = Display::new(std::mem::take(&mut step.carriers), events_in.clone());
     let mut me = Follower {
         step,
         nodes,
@@ -185,6 +191,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
         heard: String::new(),
         aborted: None,
         exchange,
+        display,
     };
     me.begin_input().await;
     let (mut raw, mut prolog) = (None, None);
@@ -213,7 +220,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
                 Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
                     let heard = me.nodes.opened(at, writer, taken).await;
-                    let again = if me.nodes.goes_on(at) { None } else { me.exchange.reopened(at) };
+                    let again = if me.nodes.goes_on(at) { None } else { me.reopened(at) };
                     output.pump((at, step_nodes), reader, events_in.clone(), heard);
                     if let Some(frame) = again {
                         for other in (0..step_nodes).filter(|other| *other != at) {
@@ -451,6 +458,21 @@ impl Follower {
                 self.aborted = Some(code);
                 self.nodes.send(To::All, Frame::Aborted(code)).await;
             }
+            Event::Frame(
+                frame @ (Frame::DisplayOpen { .. }
+                | Frame::DisplayData { .. }
+                | Frame::DisplayCredit { .. }
+                | Frame::DisplayEnd { .. }),
+            ) => {
+                if let Some(answer) = self.display.hear(at, frame).await {
+                    self.nodes.send(To::Node(at), answer).await;
+                }
+            }
+            Event::Display(frame) => {
+                if let Some(frame) = self.display.said(at, frame) {
+                    self.nodes.send(To::Node(at), frame).await;
+                }
+            }
             Event::Frame(_) | Event::Attached(..) => {}
             Event::Refused(why) => self.nodes.refused(at, why),
             Event::Closed => self.nodes.closed(at),
@@ -458,6 +480,12 @@ impl Follower {
                 self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
             }
         }
+    }
+
+    /// A node's connection is a new one, and goes on with nothing. What the others are told of that.
+    fn reopened(&mut self, at: usize) -> Option<Frame> {
+        self.display.reopened(at);
+        self.exchange.reopened(at)
     }
 
     /// Tasks of a node are at a fence; they go on when those of all nodes are.

@@ -2,6 +2,7 @@
 
 pub mod around;
 pub mod dismiss;
+pub mod display;
 pub mod exchange;
 pub mod exits;
 pub mod follow;

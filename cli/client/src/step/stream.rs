@@ -91,6 +91,8 @@ pub enum Event {
     Closed,
     /// Nobody reads our stdout any more, or a file of ours takes no more.
     OutputGone,
+    /// What a program's connection to our display says, for its node.
+    Display(Frame),
 }
 
 /// Output on its way.
@@ -163,7 +165,9 @@ impl Output {
                 if let Some(heard) = heard.as_ref().filter(|_| !matches!(frame, Frame::Heard(_))) {
                     let now = heard.fetch_add(1, Ordering::Relaxed) + 1;
                     let bytes = match &frame {
-                        Frame::Stdout { data, .. } | Frame::Stderr { data, .. } => data.len(),
+                        Frame::Stdout { data, .. }
+                        | Frame::Stderr { data, .. }
+                        | Frame::DisplayData { data, .. } => data.len(),
                         _ => 0,
                     };
                     say = hearing.came(bytes, now).then_some(now);

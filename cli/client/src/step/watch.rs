@@ -239,7 +239,7 @@ impl Watcher {
                 }
                 self.nodes.closed(at);
             }
-            Event::Frame(_) | Event::Attached(..) | Event::OutputGone => {}
+            Event::Frame(_) | Event::Attached(..) | Event::OutputGone | Event::Display(_) => {}
         }
     }
 

@@ -220,7 +220,8 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help(
             "Let the tasks use the X server that DISPLAY names: on all nodes (the default), or on the first, the last or that of \
              the batch script. They get the display and a file of their own with its magic cookie (XAUTHORITY), which goes with the \
-             step. With salloc, the steps that srun starts in the allocation.",
+             step; on machines that do not reach it, a display that srun carries to them. With salloc, the steps that srun starts in \
+             the allocation.",
         )
         .set(|o, g| {
             o.x11 = Some(match g.value {

@@ -2,17 +2,42 @@
 
 use super::{CLIENT_COMES, Step};
 use crate::supervisor::client::{Client, ClientEvent};
+use crate::supervisor::display::Display;
 use crate::supervisor::pmi::Pmi;
 use crate::supervisor::pmix::Pmix;
 use crate::supervisor::resuming::Arrival;
+use crate::supervisor::step::LaunchFailure;
 use crate::supervisor::watchers::Admitted;
 use berth_model::launch::StepPhase;
 use berth_model::options::Stream;
 use berth_stream::{Frame, Resume};
 use rustix::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Instant;
 
 impl Step {
+    /// Has the display of another machine here before anything of the step is made, where the client carries it.
+    pub(super) fn have_display_carried(&mut self) -> Result<(), LaunchFailure> {
+        if let Some((display, carried)) = Display::of(&self.file)? {
+            self.state.display = Some(carried.clone());
+            Rc::make_mut(&mut self.file).node.display = Some(carried);
+            self.display = Some(display);
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_of_display(&mut self, frames: Option<Vec<Frame>>) {
+        for frame in frames.into_iter().flatten() {
+            self.streams.tell(&frame);
+        }
+    }
+
+    fn forget_display(&mut self) {
+        if let Some(display) = &mut self.display {
+            display.forget();
+        }
+    }
+
     pub(super) fn attach(&mut self, fd: OwnedFd, how: Arrival) {
         if !self.launch().attached {
             return refuse(fd, "the step writes to files and takes no client");
@@ -22,6 +47,7 @@ impl Step {
             Ok(true) => self.deadlines.client_came(),
             Ok(false) => {
                 self.deadlines.client_came();
+                self.forget_display();
                 if self.state.phase == StepPhase::Running {
                     self.streams.tell(&Frame::Started);
                 }
@@ -108,12 +134,20 @@ impl Step {
             }
             ClientEvent::Aborted(code) => self.abort(code),
             ClientEvent::Begin => self.told = true,
-            ClientEvent::Detached => self.streams.give_up_client(),
+            ClientEvent::Display(frame) => {
+                let frames = self.display.as_mut().map(|display| display.hear(frame));
+                self.tell_of_display(frames);
+            }
+            ClientEvent::Detached => {
+                self.streams.give_up_client();
+                self.forget_display();
+            }
             ClientEvent::Lost(_) if self.has_more_for_the_client() && self.streams.lose_client() => {
                 self.deadlines.client_in(Instant::now(), CLIENT_COMES);
             }
             ClientEvent::Lost(why) => {
                 self.streams.give_up_client();
+                self.forget_display();
                 if self.exited().is_none() {
                     eprintln!("berth-step: {}: {why}: ending the step", self.launch().key);
                     self.terminate(self.launch().kill_wait);
