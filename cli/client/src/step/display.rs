@@ -234,13 +234,13 @@ impl Carrier {
         Ok(match &self.socket {
             Some(socket) => {
                 let (from, to) = UnixStream::connect(socket).await.map_err(failed)?.into_split();
-                (Box::new(from), Box::new(to))
+                (Box::new(from) as Reader, Box::new(to) as Writer)
             }
             None => {
                 let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
                 stream.set_nodelay(true).map_err(failed)?;
                 let (from, to) = stream.into_split();
-                (Box::new(from), Box::new(to))
+                (Box::new(from) as Reader, Box::new(to) as Writer)
             }
         })
     }
