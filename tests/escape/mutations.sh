@@ -466,6 +466,16 @@ if wanted core removed-unheard; then
     attack core removed-unheard a_removed_machine_is_cut_off_and_its_name_is_free
 fi
 
+if wanted core display-cookie-stays; then
+    change scheduler/core/src/store.rs '.is_none_or(|x11| x11.is_carried_to(&launch.node.0))' '.is_none_or(|x11| x11.host.is_empty())'
+    attack core display-cookie-stays store::tests::the_own_cookie_of_a_display_goes_to_its_machine_alone
+fi
+
+if wanted cluster display-cookie-at-the-node; then
+    change agent/step/src/supervisor/display.rs 'if !words.proves(&self.cookie) =>' 'if !words.proves(&self.cookie) && self.cookie.is_empty() =>'
+    layered cluster display-cookie-at-the-node x11::a_carried_display_is_the_steps_alone_and_its_own_cookie_stays_as_root
+fi
+
 if wanted cluster attach-owner; then
     change agent/src/clients.rs '            Some(((owner, _), _)) if *owner != peer.uid && peer.uid.0 != 0 => {' \
         '            Some(((owner, _), _)) if *owner == peer.uid && peer.uid.0 == 1 => {'
