@@ -387,7 +387,7 @@ mod tests {
                 .iter()
                 .map(|(_, fd, flags)| rustix::event::PollFd::from_borrowed_fd(*fd, *flags))
                 .collect();
-            let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
             rustix::event::poll(&mut set, Some(&pause)).unwrap();
             let ready: Vec<_> = interests
                 .iter()
