@@ -20,6 +20,12 @@ each_user! {
         assert!(berth_tests::sandbox::gone(pid), "berth down left the controller running");
         sandbox.cmd("berth").arg("status").fails().says(&["berth up"]);
         sandbox.cmd("squeue").fails().says(&["berth up"]);
+        // One that may come back is waited for, aloud; where none ever was nothing is.
+        let nowhere = sandbox.work().join("nowhere");
+        let begun = std::time::Instant::now();
+        let never = sandbox.cmd("srun").arg("true").env("BERTH_STATE", &nowhere).fails().says(&["berth up"]);
+        assert!(begun.elapsed().as_secs() < 5 && !never.err().contains("trying again"), "{never}");
+        sandbox.cmd("srun").arg("true").fails().says(&["srun: ", "trying again for 10 s", "berth up"]);
     }
 
     fn three_array_tasks_in_a_container(who) {

@@ -58,7 +58,7 @@ pub fn lives(site: &Site, job: &JobSelector) -> Result<bool, Failure> {
 /// There is nothing to enter, or it is not the caller's: which, why, and what to do.
 pub fn run(site: &Site, enter: &Enter) -> Outcome {
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("berth").await?;
         let job = job(&client, &enter.job).await?;
         let step = match enter.step {
             Some(step) => step,

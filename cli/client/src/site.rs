@@ -222,8 +222,19 @@ impl Site {
         Ok(Client::connect(&self.endpoint).await?)
     }
 
-    /// Connects, and waits a while for a controller that restarts.
-    pub async fn connect_patiently(&self) -> Result<Client, Failure> {
-        Ok(Client::connect_patiently(&self.endpoint, Duration::from_secs(10)).await?)
+    /// Connects, and waits a while for a controller that restarts; `command` says so when that takes longer than a moment.
+    /// Where no cluster ever was nothing is waited for.
+    pub async fn connect_patiently(&self, command: &str) -> Result<Client, Failure> {
+        let (moment, all) = (Duration::from_secs(1), Duration::from_secs(10));
+        if self.endpoint.path().parent().is_some_and(|run| !run.exists()) {
+            return self.connect().await;
+        }
+        match Client::connect_patiently(&self.endpoint, moment).await {
+            Err(e) if e.is_transient() => {
+                crate::out::complain(&format!("{command}: {e}; trying again for {} s", all.as_secs()));
+                Ok(Client::connect_patiently(&self.endpoint, all).await?)
+            }
+            done => Ok(done?),
+        }
     }
 }

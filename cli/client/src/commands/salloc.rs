@@ -65,7 +65,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         }
     };
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("salloc").await?;
         if let Some(format) = options.explain {
             het::one_alone(&all, "--explain")?;
             let env = options.environment(&submit::environment(), &by, false);

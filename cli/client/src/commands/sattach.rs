@@ -69,7 +69,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     }
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("sattach").await?;
         let job = enter::job(&client, &job).await?;
         let step = running(&job, step)?;
         if parsed.has("layout") {

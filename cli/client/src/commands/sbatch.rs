@@ -65,7 +65,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let site = call.site()?;
     submit::announce(options, &site);
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("sbatch").await?;
         if let Some(format) = options.explain {
             het::one_alone(&all, "--explain")?;
             let (job, step) = (Some(&leader.spec), None);

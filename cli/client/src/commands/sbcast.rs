@@ -89,7 +89,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let file = Source::open(source_path, preserve)?;
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("sbcast").await?;
         let job = enter::job(&client, &job).await?;
         if parsed.has("verbose") {
             let names: Vec<&str> = job.layout.nodes.iter().map(|n| n.0.as_str()).collect();

@@ -97,7 +97,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     request.full = parsed.has("full");
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("scancel").await?;
         if let Some(user) = parsed.text("user") {
             request.user = Some(owner(&client, &user).await?);
         }

@@ -493,7 +493,7 @@ fn act(call: &Invocation<'_>, verb: &str, rest: &[String]) -> Outcome {
     }
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("scontrol").await?;
         let response = match verb {
             "hold" => client.hold(&selectors).await,
             "release" => client.release(&selectors).await,
@@ -535,7 +535,7 @@ fn update(call: &Invocation<'_>, rest: &[String]) -> Outcome {
 fn change(call: &Invocation<'_>, change: NodeUpdate) -> Outcome {
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("scontrol").await?;
         answered(
             "slurm_update",
             client.update_node(&change.nodes, change.state, change.reason.as_deref()).await,
@@ -562,7 +562,7 @@ fn reboot(call: &Invocation<'_>, rest: &[String]) -> Outcome {
     let wanted = RebootCall::read(rest)?;
     let site = call.site()?;
     block_on(async {
-        let client = site.connect_patiently().await?;
+        let client = site.connect_patiently("scontrol").await?;
         let RebootCall { nodes, asap, next, reason } = &wanted;
         answered("scontrol_reboot_nodes", client.reboot_nodes(nodes, *asap, *next, reason.as_deref()).await)
     })

@@ -89,7 +89,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     submit::announce(&options, &site);
     let mut run = Run { options, by, argv, programs, image, login: None, x11, site };
     block_on(async {
-        let client = run.site.connect_patiently().await?;
+        let client = run.site.connect_patiently("srun").await?;
         if let Some(format) = run.options.explain {
             return run.explain(&client, call, format).await;
         }
@@ -132,7 +132,9 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
         parts.push((run, login));
     }
     block_on(async {
-        let Some(client) = parts.first().map(|(run, _)| run.site.connect_patiently()) else { return Ok(0) };
+        let Some(client) = parts.first().map(|(run, _)| run.site.connect_patiently("srun")) else {
+            return Ok(0);
+        };
         let client = client.await?;
         let mut runs = Vec::with_capacity(parts.len());
         for (mut run, login) in parts {
