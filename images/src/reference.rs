@@ -195,7 +195,7 @@ const REFUSED_SCHEMES: &[(&str, &str, &str)] = &[
     (
         "http://",
         "a registry image is named without a scheme",
-        "write REGISTRY/NAME:TAG and allow HTTP with --insecure",
+        "write REGISTRY/NAME:TAG and allow HTTP with --insecure, or for jobs in images.insecure_registries of berth.toml",
     ),
 ];
 
@@ -251,6 +251,12 @@ impl FromStr for Reference {
         }
         if rest.is_empty() {
             return Err(bad("has no name after docker://", "write docker://REGISTRY/NAME:TAG"));
+        }
+        if let Some((scheme, _)) = rest.split_once("://") {
+            return Err(bad(
+                &format!("has an unknown scheme {scheme:?}"),
+                "write REGISTRY/NAME:TAG, docker://REGISTRY/NAME:TAG, or a path that begins with ./ or /",
+            ));
         }
         registry_ref(rest, &bad).map(Reference::Registry)
     }
@@ -511,6 +517,14 @@ mod tests {
 
     fn canonical(text: &str) -> String {
         text.parse::<Reference>().unwrap_or_else(|e| panic!("{e}")).to_string()
+    }
+
+    #[test]
+    fn a_scheme_of_something_else_is_named_and_not_read_as_a_registry() {
+        for text in ["ftp://x/y", "docker://https://x/y"] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains("unknown scheme") && error.contains("docker://REGISTRY/"), "{error}");
+        }
     }
 
     #[test]

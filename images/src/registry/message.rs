@@ -11,6 +11,14 @@ use super::urls::retry_after;
 use super::{Access, Client};
 use crate::error::{Error, ErrorKind, printable};
 
+/// What to do about a registry that speaks HTTP alone. Commands that make jobs have no option for it.
+const NO_TLS: &str = "check the port; if you trust the network, allow HTTP with --insecure ('berth run', 'berth image pull'), or for jobs \
+                      in images.insecure_registries of berth.toml";
+/// What to do about a handshake that failed.
+const BAD_TLS: &str = "if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it \
+                       to the system's certificates; if the registry has no TLS, allow HTTP with --insecure, or for jobs in \
+                       images.insecure_registries of berth.toml";
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Answer {
@@ -122,21 +130,38 @@ fn said(response: Response<Body>, identity: &str) -> String {
 pub(super) fn may_pass(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(e) => {
-            !matches!(e.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData)
+            !no_such_name(e)
+                && !matches!(
+                    e.kind(),
+                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData
+                )
         }
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled | ureq::Error::Protocol(_) => true,
         _ => false,
     }
 }
 
+/// Whether it is known that there is no such host, rather than unknown for now. Of getaddrinfo's code the standard
+/// library keeps the C library's words alone: glibc's, and those of musl.
+fn no_such_name(error: &std::io::Error) -> bool {
+    let words = error.to_string();
+    ["Name or service not known", "No address associated with hostname", "Name does not resolve"]
+        .iter()
+        .any(|known| words.contains(known))
+}
+
 /// No answer at all, of the registry or of a server that it names.
 pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) -> Error {
     let what = client.what();
+    let unknown = || {
+        (
+            "the host name is unknown".to_owned(),
+            "check the spelling, and that this machine can resolve names, or name a proxy (HTTPS_PROXY)",
+        )
+    };
     let (reason, next) = match error {
-        ureq::Error::HostNotFound => (
-            "its host name is unknown".to_owned(),
-            "check the spelling, and that this machine can resolve names",
-        ),
+        ureq::Error::HostNotFound => unknown(),
+        ureq::Error::Io(e) if no_such_name(e) => unknown(),
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => (
             "nothing listens there (connection refused)".to_owned(),
             "check the port, and that the registry runs",
@@ -146,14 +171,17 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
             "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall",
         ),
         // A server without TLS answers a handshake with plain text.
-        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => (
-            error.to_string(),
-            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
-        ),
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !client.insecure => (
-            error.to_string(),
-            "if the registry has no TLS, allow HTTP with --insecure; if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it to the system's certificates",
-        ),
+        ureq::Error::Io(e)
+            if e.kind() == std::io::ErrorKind::InvalidData
+                && !client.insecure
+                && e.to_string().contains("InvalidContentType") =>
+        {
+            ("it answers without TLS".to_owned(), NO_TLS)
+        }
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => (error.to_string(), BAD_TLS),
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !client.insecure => {
+            (error.to_string(), BAD_TLS)
+        }
         ureq::Error::RequireHttpsOnly(_) => (
             "it redirected to an unencrypted address".to_owned(),
             "allow HTTP with --insecure if you trust the network",
@@ -174,4 +202,20 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
         None => (String::new(), next),
     };
     Error::new(ErrorKind::Unreachable, what, format!("{server} cannot be reached{by}: {reason}")).next(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_pass;
+
+    #[test]
+    fn a_host_that_is_not_there_is_asked_for_once_and_one_that_may_be_again() {
+        let io = |words: &str| {
+            ureq::Error::Io(std::io::Error::other(format!("failed to lookup address information: {words}")))
+        };
+        assert!(!may_pass(&ureq::Error::HostNotFound));
+        assert!(!may_pass(&io("Name or service not known")));
+        assert!(!may_pass(&io("No address associated with hostname")));
+        assert!(may_pass(&io("Temporary failure in name resolution")));
+    }
 }

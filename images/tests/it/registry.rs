@@ -131,7 +131,8 @@ fn unreachable_registries_are_named() {
     // TLS is spoken unless allowed otherwise, and the message says how to allow it.
     let registry = RealRegistry::open();
     let error = resolve_text(&registry.name("x"), &Credentials::anonymous(), false).unwrap_err().to_string();
-    assert!(error.contains("--insecure"), "{error}");
+    assert!(error.contains("it answers without TLS") && error.contains("--insecure"), "{error}");
+    assert!(error.contains("images.insecure_registries"), "{error}");
 }
 
 #[test]
