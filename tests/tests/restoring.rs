@@ -139,6 +139,8 @@ each_user! {
     fn a_file_that_is_no_whole_backup_of_ours_changes_nothing(who) {
         let mut sandbox = Sandbox::start(who);
         let file = backup(&sandbox);
+        let nowhere = sandbox.work().join("nowhere/backup.tar");
+        sandbox.cmd("berth").arg("backup").arg(&nowhere).fails().says(&["nowhere/backup.tar: cannot be made", "name a file"]);
         sandbox.down();
         let whole = std::fs::read(&file).unwrap();
         let listing = || Cmd::new("find").arg(sandbox.state()).args(["-type", "f", "-not", "-name", "lock", "-printf", "%P %s %T@\n"]).ok().text();

@@ -10,6 +10,7 @@ use berth_sched_core::{MetaRow, commit, go_on_from};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OptionalExtension};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -31,7 +32,16 @@ pub struct Facts {
 /// There is no database, it is somebody else's, it or the copy is damaged, or the file cannot be written.
 pub fn copy(dir: &Path, to: &Path) -> Result<Facts, StoreError> {
     let from = dir.join(DATABASE);
-    let meta = std::fs::metadata(&from).map_err(|e| StoreError::file(&from, e))?;
+    let meta = std::fs::metadata(&from).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => StoreError::file(
+            &from,
+            "there is none, and so no cluster: name its state directory with --state or BERTH_STATE, on the machine of its controller",
+        ),
+        ErrorKind::PermissionDenied => {
+            StoreError::file(&from, format!("{e}; use the user that made the cluster"))
+        }
+        _ => StoreError::file(&from, e),
+    })?;
     let own = nix::unistd::geteuid().as_raw();
     if meta.uid() != own {
         // What SQLite makes beside the database would be ours, and its owner locked out.

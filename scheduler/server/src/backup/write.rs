@@ -29,6 +29,7 @@ pub fn backup(state_dir: &Path, file: &Path, version: &str, now: Time) -> Result
     // What a backup that was killed left.
     let (copy, whole) = (part(".part.db"), part(".part"));
     let made = [&copy, &whole].into_iter().try_for_each(|path| remove(path)).and_then(|()| {
+        probe(&whole, file)?;
         let manifest = write(state_dir, &copy, &whole, version, now)?;
         std::fs::rename(&whole, file).map_err(|e| trouble(file, e))?;
         sync_dir(file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
@@ -40,6 +41,18 @@ pub fn backup(state_dir: &Path, file: &Path, version: &str, now: Time) -> Result
         }
     }
     made
+}
+
+/// Whether a file can be made there: said of the name that was given, and before the database is read.
+fn probe(whole: &Path, file: &Path) -> Result<(), ControllerError> {
+    if file.is_dir() {
+        return Err(trouble(file, "is a directory; name a file in it"));
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(whole).map_err(|e| {
+        let next = "name a file in a directory that is there and that you may write";
+        trouble(file, format!("cannot be made: {e}; {next}"))
+    })?;
+    remove(whole)
 }
 
 fn remove(path: &Path) -> Result<(), ControllerError> {
