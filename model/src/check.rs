@@ -451,12 +451,16 @@ impl GresConfig {
     /// The device files, with brackets expanded: one device each.
     ///
     /// # Errors
-    /// A sentence about a path that is not absolute or does not expand.
+    /// A sentence about a path that is not below `/dev` or does not expand.
     pub fn device_files(&self) -> Result<Vec<crate::ByteStr>, String> {
         let mut files = Vec::new();
         for pattern in &self.files {
-            if !pattern.0.starts_with(b"/") {
-                return Err(format!("'{}' is not an absolute path", pattern.display()));
+            // Where containers have their devices.
+            if !pattern.0.starts_with(b"/dev/") {
+                return Err(format!(
+                    "'{}' is not a path below /dev, as a device of containers has to be",
+                    pattern.display()
+                ));
             }
             match std::str::from_utf8(&pattern.0) {
                 Ok(text) if text.contains(['[', ']']) => {
@@ -698,6 +702,7 @@ mod tests {
                     gres("gpu", &[], None),
                     gres("gpu", &["/dev/x[1-2]"], Some(3)),
                     GresConfig { kind: Some("7".into()), ..gres("gpu", &["/dev/y"], None) },
+                    gres("nic", &["/srv/x"], None),
                 ],
             }],
             ..Default::default()
@@ -751,6 +756,7 @@ mod tests {
                 "node[1].gres[4]",
                 "node[1].gres[5].count",
                 "node[1].gres[6].type",
+                "node[1].gres[7].files",
             ]
         );
         assert!(config.check().iter().all(|problem| problem.to_string().len() > problem.key.len() + 10));

@@ -59,14 +59,14 @@ pub fn positive(text: &str) -> Result<u32, BadText> {
     digits(text)
         .and_then(|n| u32::try_from(n).ok())
         .filter(|n| *n > 0 && *n < u32::MAX - 1)
-        .ok_or_else(|| BadText::new(text, "a count", "write a whole number from 1"))
+        .ok_or_else(|| BadText::new(text, "a count", "write a whole number from 1 to 4294967293"))
 }
 
 /// A number from 0 (seconds).
 pub fn number(text: &str) -> Result<u32, BadText> {
     digits(text)
         .and_then(|n| u32::try_from(n).ok())
-        .ok_or_else(|| BadText::new(text, "a number", "write a whole number from 0"))
+        .ok_or_else(|| BadText::new(text, "a number", "write a whole number from 0 to 4294967295"))
 }
 
 #[cfg(test)]

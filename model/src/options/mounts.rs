@@ -36,7 +36,7 @@ fn entry_of(entry: &[u8]) -> Result<MountSpec, BadMount> {
     if !special && !matches!(source[0], b'/' | b'.') {
         return Err(BadMount(format!(
             "--container-mounts: '{shown}': mount source must be a relative path, an absolute path, \"tmpfs\" or \
-             \"umount\""
+             \"umount\"; a relative one begins with ./"
         )));
     }
     let target = match parts.next() {

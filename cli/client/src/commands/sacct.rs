@@ -78,7 +78,7 @@ pub const SPEC: Spec = Spec {
         Refused {
             long: "batch-script",
             short: Some('B'),
-            instead: "scripts are shown by 'scontrol write batch_script'",
+            instead: "the script of a job is kept private; keep a copy of the file you submit",
         },
         Refused { long: "env-vars", short: None, instead: "environments are private to the job" },
         Refused {
