@@ -6,7 +6,7 @@ use berth_model::Term;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::request::Payload;
-use berth_model::spec::{JobSpec, TimeLimit};
+use berth_model::spec::{JobKind, JobSpec, TimeLimit};
 use tempfile::TempDir;
 
 fn start(dir: &TempDir) -> Started {
