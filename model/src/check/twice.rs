@@ -96,9 +96,9 @@ mod tests {
             wrong[0].starts_with("node[1].gres[2].files '/dev/a2' is in node[1].gres[1] as well"),
             "{wrong:?}"
         );
-        let wrong = said(&[("n[1-4]", &[a.clone()]), ("n[4-5]", &[b.clone()])]);
+        let wrong = said(&[("n[1-4]", std::slice::from_ref(&a)), ("n[4-5]", std::slice::from_ref(&b))]);
         assert!(wrong[0].starts_with("node[2].gres[1].files '/dev/a2' is in node[1].gres[1]"), "{wrong:?}");
-        assert_eq!(said(&[("n[4-5]", &[a.clone()]), ("all", &[b.clone()])]).len(), 1);
+        assert_eq!(said(&[("n[4-5]", std::slice::from_ref(&a)), ("all", std::slice::from_ref(&b))]).len(), 1);
         assert_eq!(said(&[("n[1-3]", &[a]), ("n[4-5]", &[b])]), Vec::<String>::new(), "of other nodes");
         let wrong = said(&[("ALL", &[files("acc", &["/dev/a0", "/dev/a[0-1]"])])]);
         assert!(wrong[0].starts_with("node[1].gres[1].files '/dev/a0' is there twice"), "{wrong:?}");
