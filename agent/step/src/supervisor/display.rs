@@ -11,10 +11,13 @@ use berth_stream::{DISPLAY_WINDOW, Frame, MAX_PAYLOAD};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, bind, recv, send,
+    shutdown, socket_with,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,9 @@ const MOST: usize = 64;
 const UNPROVEN: usize = 16;
 /// Most bytes that are read at once.
 const PIECE: usize = MAX_PAYLOAD / 2;
+
+/// The listener, and what keeps its port of the loopback device's other address from everybody else.
+type Listening = (OwnedFd, Option<OwnedFd>);
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,8 @@ struct Channel {
 /// A display that is carried here.
 pub struct Display {
     listener: OwnedFd,
+    /// Keeps the same port of `::1` from everybody else.
+    _held: Option<OwnedFd>,
     /// Connections are TCP's, whose short words are not to wait for one another.
     tcp: bool,
     /// The listener's file, which goes with it.
@@ -101,13 +109,16 @@ impl Display {
     pub fn of(file: &LaunchFile) -> Result<Option<(Display, CarriedDisplay)>, LaunchFailure> {
         let Some(cookie) = x11::carried(file, &x11::host_name())? else { return Ok(None) };
         let (listener, carried, path) = match socket_path(file) {
-            Some(path) => (listen_at(&path, file), in_container(&path), Some(path)),
+            Some(path) => {
+                let listener = listen_at(&path, file).map(|fd| (fd, None));
+                (listener, in_container(&path), Some(path))
+            }
             None => {
                 let (listener, number) = listen();
                 (listener, CarriedDisplay { name: format!("localhost:{number}.0"), socket: None }, None)
             }
         };
-        let listener = listener.map_err(|e| {
+        let listening = listener.map_err(|e| {
             let at = path.as_ref().map_or_else(
                 || format!("a port of the loopback device from {}", 6000 + FIRST),
                 |path| path.display().to_string(),
@@ -118,12 +129,13 @@ impl Display {
             ))
         })?;
         let tcp = path.is_none();
-        Ok(Some((Display::new(listener, cookie, tcp, path), carried)))
+        Ok(Some((Display::new(listening, cookie, tcp, path), carried)))
     }
 
-    fn new(listener: OwnedFd, cookie: Vec<u8>, tcp: bool, file: Option<PathBuf>) -> Display {
+    fn new((listener, held): Listening, cookie: Vec<u8>, tcp: bool, file: Option<PathBuf>) -> Display {
         Display {
             listener,
+            _held: held,
             tcp,
             file,
             cookie,
@@ -327,15 +339,36 @@ impl Display {
 }
 
 /// The first port of the loopback device that is free, and the number of the display that has it.
-fn listen() -> (io::Result<OwnedFd>, u16) {
+fn listen() -> (io::Result<Listening>, u16) {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for number in FIRST..FIRST + TRIED {
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, 6000 + number)) {
-            Ok(listener) => return (listener.set_nonblocking(true).map(|()| listener.into()), number),
+        match listen_on(6000 + number) {
+            Ok(listening) => return (Ok(listening), number),
             Err(e) => last = e,
         }
     }
     (Err(last), FIRST)
+}
+
+/// Programs are told `localhost`, which may be `::1` first: whoever listened there would be shown their cookie. It is taken before ours.
+fn listen_on(port: u16) -> io::Result<Listening> {
+    let held = hold(port)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    listener.set_nonblocking(true)?;
+    Ok((listener.into(), held))
+}
+
+/// Takes a port of `::1` at which nobody is to listen: who tries it is turned away at once, and goes on to the next address. Nothing on a
+/// machine that has no such address.
+fn hold(port: u16) -> io::Result<Option<OwnedFd>> {
+    let made = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    // Without SO_REUSEADDR, with which others could have it, too.
+    let at = SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0);
+    match made.and_then(|fd| bind(&fd, &at).map(|()| fd)) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Listens at a path of any length, for the step's user alone.
@@ -370,7 +403,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
-        (Display::new(listener.into(), COOKIE.to_vec(), true, None), at)
+        (Display::new((listener.into(), None), COOKIE.to_vec(), true, None), at)
     }
 
     fn words(cookie: &[u8]) -> Vec<u8> {
@@ -441,6 +474,27 @@ mod tests {
         drop(silent);
         turn(&mut display);
         assert!(display.unproven.is_empty());
+    }
+
+    #[test]
+    fn nobody_else_listens_at_the_port_of_the_other_loopback_address() {
+        let v6 = |port| TcpListener::bind((Ipv6Addr::LOCALHOST, port));
+        if v6(0).is_err() {
+            return; // the machine has no such address
+        }
+        // Whoever was there first keeps it, and the number is another one.
+        let other = (FIRST..FIRST + TRIED).find_map(|number| v6(6000 + number).ok()).unwrap();
+        let port = other.local_addr().unwrap().port();
+        assert_eq!(listen_on(port).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let (listening, number) = listen();
+        let (_listener, held) = listening.unwrap();
+        assert!(held.is_some());
+        assert_ne!(6000 + number, port);
+        // And nobody comes later: who connects there is turned away.
+        assert_eq!(v6(6000 + number).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let refused = TcpStream::connect((Ipv6Addr::LOCALHOST, 6000 + number)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, 6000 + number)).is_ok());
     }
 
     #[test]
