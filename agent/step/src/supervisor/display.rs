@@ -21,6 +21,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The first number that is tried, as `ssh` has it: lower ones are those of X servers.
 const FIRST: u16 = 10;
@@ -30,6 +31,8 @@ const TRIED: u16 = 1000;
 const MOST: usize = 64;
 /// Of those that have not shown a cookie yet. With one more the oldest is closed: whoever is on the node may come.
 const UNPROVEN: usize = 16;
+/// How long nobody is let in where there is no descriptor for one.
+const REST: Duration = Duration::from_millis(100);
 /// Most bytes that are read at once.
 const PIECE: usize = MAX_PAYLOAD / 2;
 
@@ -71,6 +74,8 @@ pub struct Display {
     unproven: BTreeMap<u32, (OwnedFd, Vec<u8>)>,
     channels: BTreeMap<u32, Channel>,
     next: u32,
+    /// Until when nobody is let in.
+    rests: Option<Instant>,
     buffer: Vec<u8>,
 }
 
@@ -142,15 +147,18 @@ impl Display {
             unproven: BTreeMap::new(),
             channels: BTreeMap::new(),
             next: 0,
+            rests: None,
             buffer: vec![0; PIECE],
         }
     }
 
     /// Descriptors to wait for, and for what. `flows`: there is a client, and more may be said to it now.
-    pub fn interests(&self, flows: bool) -> Vec<(DisplayToken, BorrowedFd<'_>, PollFlags)> {
+    pub fn interests(&self, flows: bool, now: Instant) -> Vec<(DisplayToken, BorrowedFd<'_>, PollFlags)> {
         let mut set = Vec::new();
         if flows {
-            set.push((DisplayToken::Listener, self.listener.as_fd(), PollFlags::IN));
+            if self.until(now).is_none() {
+                set.push((DisplayToken::Listener, self.listener.as_fd(), PollFlags::IN));
+            }
             let unproven = self.unproven.iter();
             set.extend(
                 unproven.map(|(id, (fd, _))| (DisplayToken::Unproven(*id), fd.as_fd(), PollFlags::IN)),
@@ -170,6 +178,11 @@ impl Display {
             }
         }
         set
+    }
+
+    /// How long from now until somebody is let in again, where that is later.
+    pub fn until(&self, now: Instant) -> Option<Duration> {
+        self.rests.filter(|until| *until > now).map(|until| until.saturating_duration_since(now))
     }
 
     /// Acts on a descriptor that is ready; gives what the client is to be told.
@@ -236,8 +249,16 @@ impl Display {
     }
 
     fn welcome(&mut self, out: &mut Vec<Frame>) {
-        let Ok(fd) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else {
-            return;
+        let fd = match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(fd) => fd,
+            Err(Errno::INTR | Errno::AGAIN | Errno::CONNABORTED) => return,
+            // No descriptor is left, most likely: the listener stays ready, and would be asked again and again.
+            Err(_) => {
+                if self.unproven.pop_first().is_none() {
+                    self.rests = Some(Instant::now() + REST);
+                }
+                return;
+            }
         };
         if self.tcp {
             // Slower otherwise, and nothing else.
@@ -411,16 +432,21 @@ mod tests {
         Setup::parse(without).unwrap().unwrap().with(cookie)
     }
 
-    /// What the client is told until nothing is ready any more.
+    /// What the client is told until nothing is ready any more: a machine that has much to do may take its time for the next.
     fn turn(display: &mut Display) -> Vec<Frame> {
+        turn_within(display, Duration::from_millis(100))
+    }
+
+    /// What the client is told until nothing was ready for so long.
+    fn turn_within(display: &mut Display, pause: Duration) -> Vec<Frame> {
         let mut told = Vec::new();
         loop {
-            let interests = display.interests(true);
+            let interests = display.interests(true, Instant::now());
             let mut set: Vec<_> = interests
                 .iter()
                 .map(|(_, fd, flags)| rustix::event::PollFd::from_borrowed_fd(*fd, *flags))
                 .collect();
-            let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            let pause = rustix::event::Timespec::try_from(pause).unwrap();
             rustix::event::poll(&mut set, Some(&pause)).unwrap();
             let ready: Vec<_> = interests
                 .iter()
@@ -443,7 +469,13 @@ mod tests {
     fn program(display: &mut Display, at: SocketAddr) -> (TcpStream, u32) {
         let mut program = TcpStream::connect(at).unwrap();
         program.write_all(&words(COOKIE)).unwrap();
-        let told = turn(display);
+        let mut told = Vec::new();
+        for _ in 0..1000 {
+            told = turn_within(display, Duration::from_millis(10));
+            if !told.is_empty() {
+                break;
+            }
+        }
         let [Frame::DisplayOpen { channel }, Frame::DisplayData { data, .. }] = told.as_slice() else {
             panic!("{told:?}")
         };
@@ -478,7 +510,7 @@ mod tests {
 
     #[test]
     fn nobody_else_listens_at_the_port_of_the_other_loopback_address() {
-        let v6 = |port| TcpListener::bind((Ipv6Addr::LOCALHOST, port));
+        let v6 = |port: u16| TcpListener::bind((Ipv6Addr::LOCALHOST, port));
         if v6(0).is_err() {
             return; // the machine has no such address
         }
@@ -549,6 +581,25 @@ mod tests {
         }
         assert_eq!(told, [Frame::DisplayEnd { channel: slow }]);
         assert!(display.channels.contains_key(&quick));
+    }
+
+    #[test]
+    fn without_a_descriptor_the_oldest_that_said_nothing_goes_and_then_nobody_is_asked_for_a_moment() {
+        let (mut display, at) = display();
+        let silent = TcpStream::connect(at).unwrap();
+        turn(&mut display);
+        assert_eq!(display.unproven.len(), 1);
+        // Of a socket that does not listen nobody is accepted, as of one for which there is no descriptor.
+        display.listener =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        assert!(display.ready(DisplayToken::Listener, PollFlags::IN).is_empty());
+        assert!(display.unproven.is_empty() && display.until(Instant::now()).is_none());
+        assert!(display.ready(DisplayToken::Listener, PollFlags::IN).is_empty());
+        let now = Instant::now();
+        assert!(display.until(now).is_some() && display.interests(true, now).is_empty());
+        let later = now + REST;
+        assert!(display.until(later).is_none() && display.interests(true, later).len() == 1);
+        drop(silent);
     }
 
     #[test]

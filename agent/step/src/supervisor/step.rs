@@ -398,14 +398,16 @@ impl Step {
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
         let flows = self.streams.client_takes_more();
-        for (token, fd, flags) in self.display.iter().flat_map(|display| display.interests(flows)) {
+        let now = Instant::now();
+        for (token, fd, flags) in self.display.iter().flat_map(|display| display.interests(flows, now)) {
             tokens.push(Token::Display(token));
             set.push(PollFd::from_borrowed_fd(fd, flags));
         }
         set.extend(also.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-        let now = Instant::now();
         let until = until.map(|until| until.saturating_duration_since(now));
-        let left = [self.deadlines.until(now), self.streams.until(now), until].into_iter().flatten().min();
+        let rest = self.display.as_ref().and_then(|display| display.until(now));
+        let left = [self.deadlines.until(now), self.streams.until(now), rest, until];
+        let left = left.into_iter().flatten().min();
         let timeout = left.and_then(|d| Timespec::try_from(d).ok());
         match poll(&mut set, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
