@@ -20,12 +20,38 @@ const BELIEVED: Duration = Duration::from_secs(30);
 const KEPT: usize = 4096;
 /// How long a caller waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How soon one who found no place for a question looks again.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Questions that may be open at a time, and those about one user (of several groups); root's always may.
 const OPEN: usize = 64;
 const OPEN_OF_ONE: usize = 4;
 
 /// Who waits for the answer to a question.
 type Waiting = HashMap<(Uid, Gid), Vec<oneshot::Sender<Result<Actor, Refusal>>>>;
+
+/// A question that is open. Whatever becomes of it, it is over when this is dropped: who waited has the answer then, or sees that there is none.
+struct Asked {
+    of: Arc<Identities>,
+    key: (Uid, Gid),
+    answer: Option<Result<Actor, Refusal>>,
+}
+
+impl Asked {
+    fn ask(mut self, peer: Peer) {
+        self.answer = Some(self.of.resolve(peer));
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let all = self.of.waiting().remove(&self.key).unwrap_or_default();
+        let Some(answer) = self.answer.take() else { return };
+        for tell in all {
+            // It may have gone.
+            let _ = tell.send(answer.clone());
+        }
+    }
+}
 
 /// Resolves callers.
 #[derive(Debug)]
@@ -69,9 +95,22 @@ impl Identities {
             );
             Err(Refusal::new(RefusalCode::Unavailable, text))
         };
-        let Some(told) = self.begin(peer) else { return silent() };
-        let patience = if root { self.patience / 5 } else { self.patience };
-        match tokio::time::timeout(patience, told).await {
+        let deadline = Instant::now() + if root { self.patience / 5 } else { self.patience };
+        let told = loop {
+            if let Some(told) = self.begin(peer) {
+                break told;
+            }
+            // Where the name service answers, a place is free in a moment, or the answer is there by another's question.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return silent();
+            }
+            tokio::time::sleep(left.min(AGAIN)).await;
+            if let Some(actor) = self.known(peer) {
+                return Ok(actor);
+            }
+        };
+        match tokio::time::timeout_at(deadline.into(), told).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => silent(),
         }
@@ -97,19 +136,9 @@ impl Identities {
         }
         waiting.insert(key, vec![tell]);
         drop(waiting);
-        let own = Arc::clone(self);
-        let started = std::thread::Builder::new().name("identity".to_string()).spawn(move || {
-            let result = own.resolve(peer);
-            let all = own.waiting().remove(&key).unwrap_or_default();
-            for tell in all {
-                // It may have gone.
-                let _ = tell.send(result.clone());
-            }
-        });
-        if started.is_err() {
-            // There may be no more threads: who waited is told so by what they waited with.
-            self.waiting().remove(&key);
-        }
+        let question = Asked { of: Arc::clone(self), key, answer: None };
+        // There may be no more threads: the question is dropped then, unanswered.
+        let _ = std::thread::Builder::new().name("identity".to_string()).spawn(move || question.ask(peer));
         Some(told)
     }
 
@@ -250,6 +279,41 @@ mod tests {
         let first = told.into_iter().flatten().next().unwrap();
         assert_eq!(first.blocking_recv().unwrap(), again.blocking_recv().unwrap());
         assert_eq!(identities.waiting().get(&(Uid(1000), Gid(0))).map(Vec::len), None);
+    }
+
+    #[test]
+    fn who_finds_no_place_waits_for_one_where_the_name_service_answers() {
+        let identities = Arc::new(Identities { ask: slow, ..Identities::new(Roles::default()) });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ask = |uid, gid| {
+                let identities = Arc::clone(&identities);
+                tokio::spawn(async move { identities.find(peer(uid, gid)).await })
+            };
+            // More users than questions may be open, and one of more groups than theirs may be.
+            let all = (2000..2000 + u32::try_from(OPEN).unwrap() + 20).map(|uid| ask(uid, 1));
+            let one = (0..2 * u32::try_from(OPEN_OF_ONE).unwrap()).map(|gid| ask(1000, gid));
+            for found in one.chain(all).collect::<Vec<_>>() {
+                assert!(found.await.unwrap().is_ok());
+            }
+        });
+        assert!(identities.waiting().is_empty());
+    }
+
+    /// Of a name service whose library breaks down.
+    fn broken(_: Peer) -> Result<Identity, Refusal> {
+        panic!("a library's fault")
+    }
+
+    #[test]
+    fn a_question_that_breaks_down_takes_no_place_from_others() {
+        let identities = Arc::new(Identities { ask: broken, ..Identities::new(Roles::default()) });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for _ in 0..2 * OPEN_OF_ONE {
+            let refusal = runtime.block_on(identities.find(peer(1000, 1))).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Unavailable);
+        }
+        assert!(identities.waiting().is_empty());
     }
 
     #[test]
