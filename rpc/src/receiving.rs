@@ -19,9 +19,12 @@ const BYTES: usize = 4 * crate::MAX_MESSAGE;
 /// For how long one may be on its way.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whose requests are held.
+/// Whose requests are held. What a machine sends slowly in a user's name holds up nothing that the user sends.
 #[derive(Default)]
-pub(crate) struct Receiving(Mutex<HashMap<Uid, Weak<Bounds>>>);
+pub(crate) struct Receiving(Mutex<HashMap<Whose, Weak<Bounds>>>);
+
+/// A user, and whether we have it from another than the kernel: from a machine, or from the agent of the job that they are in.
+type Whose = (Uid, bool);
 
 struct Bounds {
     coming: Arc<Semaphore>,
@@ -43,11 +46,10 @@ impl Receiving {
         caller: Option<&Caller>,
         said: &mut Streaming<Bytes>,
     ) -> Result<(Bytes, Held), Status> {
-        let uid = match caller {
-            Some(Caller::Client(peer) | Caller::Vouched { peer, .. }) if peer.uid.0 != 0 => peer.uid,
-            _ => return Ok((received(said).await?, Held::default())),
+        let Some(whose) = caller.and_then(whose) else {
+            return Ok((received(said).await?, Held::default()));
         };
-        let bounds = self.of(uid);
+        let bounds = self.of(whose);
         // Neither is ever closed.
         let place = Arc::clone(&bounds.coming).acquire_owned().await;
         let body = received(said).await?;
@@ -57,9 +59,9 @@ impl Receiving {
         Ok((body, Held { _bytes: bytes.ok(), _bounds: Some(bounds) }))
     }
 
-    fn of(&self, uid: Uid) -> Arc<Bounds> {
+    fn of(&self, whose: Whose) -> Arc<Bounds> {
         let mut of = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = of.get(&uid).and_then(Weak::upgrade) {
+        if let Some(known) = of.get(&whose).and_then(Weak::upgrade) {
             return known;
         }
         // Of users who ask for nothing any more nothing is kept.
@@ -68,9 +70,19 @@ impl Receiving {
             coming: Arc::new(Semaphore::new(COMING)),
             bytes: Arc::new(Semaphore::new(BYTES)),
         });
-        of.insert(uid, Arc::downgrade(&made));
+        of.insert(whose, Arc::downgrade(&made));
         made
     }
+}
+
+/// Whose request it is, unless it is root's or an agent's.
+fn whose(caller: &Caller) -> Option<Whose> {
+    let (uid, vouched) = match caller {
+        Caller::Client(peer) => (peer.uid, peer.job.is_some()),
+        Caller::Vouched { peer, .. } => (peer.uid, true),
+        Caller::Agent(_) => return None,
+    };
+    (uid.0 != 0).then_some((uid, vouched))
 }
 
 async fn received(said: &mut Streaming<Bytes>) -> Result<Bytes, Status> {
@@ -90,16 +102,18 @@ async fn received(said: &mut Streaming<Bytes>) -> Result<Bytes, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::request::Peer;
+    use berth_model::{Gid, JobId};
 
     #[test]
     fn one_users_requests_are_bounded_and_others_have_their_own_bounds() {
         let receiving = Receiving::default();
-        let one = receiving.of(Uid(1000));
+        let one = receiving.of((Uid(1000), false));
         let held: Vec<_> =
             (0..COMING).map(|_| Arc::clone(&one.coming).try_acquire_owned().unwrap()).collect();
-        let again = receiving.of(Uid(1000));
+        let again = receiving.of((Uid(1000), false));
         assert!(Arc::clone(&again.coming).try_acquire_owned().is_err());
-        assert!(Arc::clone(&receiving.of(Uid(1001)).coming).try_acquire_owned().is_ok());
+        assert!(Arc::clone(&receiving.of((Uid(1001), false)).coming).try_acquire_owned().is_ok());
         let large = u32::try_from(crate::MAX_MESSAGE).unwrap();
         let bytes: Vec<_> =
             (0..4).map(|_| Arc::clone(&one.bytes).try_acquire_many_owned(large).unwrap()).collect();
@@ -107,7 +121,29 @@ mod tests {
         drop((held, bytes, again));
         assert!(Arc::clone(&one.coming).try_acquire_owned().is_ok());
         drop(one);
-        let _other = receiving.of(Uid(1002));
+        let _other = receiving.of((Uid(1002), false));
         assert_eq!(receiving.0.lock().unwrap().len(), 1, "users who ask for nothing are forgotten");
+    }
+
+    #[test]
+    fn what_a_machine_says_for_a_user_holds_up_nothing_that_they_say_themselves() {
+        let peer = |uid, job| Peer { uid: Uid(uid), gid: Gid(1), job };
+        let own = whose(&Caller::Client(peer(1000, None))).unwrap();
+        let vouched = whose(&Caller::Vouched { peer: peer(1000, None), administrators: false }).unwrap();
+        assert_eq!(whose(&Caller::Client(peer(1000, Some(JobId(7))))), Some(vouched));
+        assert_eq!(whose(&Caller::Client(peer(0, None))), None);
+        assert_eq!(whose(&Caller::Agent("n1".into())), None);
+        let receiving = Receiving::default();
+        let theirs = receiving.of(vouched);
+        let held: Vec<_> =
+            (0..COMING).map(|_| Arc::clone(&theirs.coming).try_acquire_owned().unwrap()).collect();
+        assert!(Arc::clone(&receiving.of(vouched).coming).try_acquire_owned().is_err());
+        let ours = receiving.of(own);
+        let also: Vec<_> =
+            (0..COMING).map(|_| Arc::clone(&ours.coming).try_acquire_owned().unwrap()).collect();
+        drop(held);
+        assert!(Arc::clone(&theirs.coming).try_acquire_owned().is_ok());
+        assert!(Arc::clone(&ours.coming).try_acquire_owned().is_err());
+        drop(also);
     }
 }
