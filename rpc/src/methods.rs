@@ -231,6 +231,7 @@ impl<S: Service> Shell<S> {
             return done(Ok(()));
         }
         let actor = self.admit(method, caller).await?;
+        let reader = (actor.identity.uid, actor.rank);
         match method {
             Method::ClusterPing => done(Ok(())),
             Method::ClusterStatus => answer::<_, pb::StatusReply>(self.service.status().await),
@@ -251,14 +252,14 @@ impl<S: Service> Shell<S> {
             Method::ClusterPullImage => self.change(actor, read(body).map(pull)?).await,
             Method::ClusterListJobs => {
                 let query = Field::get(read::<pb::JobQuery>(body)?).map_err(|e| malformed(&e))?;
-                outgoing(self.service.jobs(actor.identity.uid, query).await, move |mut list| {
+                outgoing(self.service.jobs(reader, query).await, move |mut list| {
                     list.hide(|job| !actor.reads(job));
                     let list: pb::JobList = list.put();
                     list
                 })
             }
             Method::ClusterListNodes => {
-                let nodes = self.service.nodes(actor.identity.uid).await;
+                let nodes = self.service.nodes(reader).await;
                 outgoing(nodes, |nodes| pb::NodePage { nodes: nodes.put() })
             }
             Method::ClusterListPartitions => {
@@ -267,7 +268,7 @@ impl<S: Service> Shell<S> {
             }
             Method::ClusterAccounting => {
                 let query = Field::get(read::<pb::AccountingQuery>(body)?).map_err(|e| malformed(&e))?;
-                outgoing(self.service.accounting(actor.identity.uid, query).await, move |mut jobs| {
+                outgoing(self.service.accounting(reader, query).await, move |mut jobs| {
                     jobs.iter_mut().filter(|job| !actor.reads(job)).for_each(JobInfo::hide);
                     pb::JobPage { jobs: jobs.put() }
                 })

@@ -12,6 +12,7 @@ use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status as ClusterStatus};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
+use berth_model::rights::Rank;
 use berth_model::{JobId, NodeName, StepKey, Uid};
 use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
@@ -76,20 +77,23 @@ pub trait Service: Send + Sync + 'static {
         actor: Actor,
         request: Request,
     ) -> impl Future<Output = Result<Response, Refusal>> + Send;
-    /// Jobs in memory, in pages of [`PAGE`] records at most, waiting ones apart. `reader`: who asks.
+    /// Jobs in memory, in pages of [`PAGE`] records at most, waiting ones apart. `reader`: who asks, and as what.
     fn jobs(
         &self,
-        reader: Uid,
+        reader: (Uid, Rank),
         query: JobQuery,
     ) -> impl Future<Output = Result<Answers<JobList>, Refusal>> + Send;
     /// All nodes, in pages.
-    fn nodes(&self, reader: Uid) -> impl Future<Output = Result<Answers<Vec<NodeInfo>>, Refusal>> + Send;
+    fn nodes(
+        &self,
+        reader: (Uid, Rank),
+    ) -> impl Future<Output = Result<Answers<Vec<NodeInfo>>, Refusal>> + Send;
     /// All partitions, in pages.
     fn partitions(&self) -> impl Future<Output = Result<Answers<Vec<PartitionInfo>>, Refusal>> + Send;
     /// Jobs on record.
     fn accounting(
         &self,
-        reader: Uid,
+        reader: (Uid, Rank),
         query: AccountingQuery,
     ) -> impl Future<Output = Result<Answers<Vec<JobInfo>>, Refusal>> + Send;
     /// A job's states, from now on.

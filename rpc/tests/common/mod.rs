@@ -67,17 +67,17 @@ impl Service for Recorder {
         self.seen.lock().unwrap().push((actor, request));
         answer
     }
-    async fn jobs(&self, _: Uid, _: JobQuery) -> Result<Answers<JobList>, Refusal> {
+    async fn jobs(&self, _: (Uid, Rank), _: JobQuery) -> Result<Answers<JobList>, Refusal> {
         refuse(RefusalCode::Unavailable)
     }
-    async fn nodes(&self, _: Uid) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+    async fn nodes(&self, _: (Uid, Rank)) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
         let page = |from: u32| (from..from + 100).map(|i| node(&format!("n{i}"))).collect::<Vec<_>>();
         Ok(Box::pin(tokio_stream::iter([Ok(page(0)), Ok(page(100)), Ok(page(200))])))
     }
     async fn partitions(&self) -> Result<Answers<Vec<PartitionInfo>>, Refusal> {
         Ok(Box::pin(tokio_stream::iter([Ok(vec![]), refuse(RefusalCode::Internal)])))
     }
-    async fn accounting(&self, _: Uid, _: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
+    async fn accounting(&self, _: (Uid, Rank), _: AccountingQuery) -> Result<Answers<Vec<JobInfo>>, Refusal> {
         Ok(Box::pin(tokio_stream::empty()))
     }
     async fn watch(&self, _: JobId) -> Result<Answers<JobInfo>, Refusal> {

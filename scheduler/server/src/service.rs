@@ -21,7 +21,7 @@ use berth_model::member::{AuditInfo, KeyId, MemberInfo, NewToken, TokenInfo, hex
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
-use berth_model::rights::Roles;
+use berth_model::rights::{Rank, Roles};
 use berth_model::spec::JobKind;
 use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service, TurnedAway};
@@ -187,13 +187,13 @@ impl Service for Controller {
         Ok(response)
     }
 
-    async fn jobs(&self, reader: Uid, query: JobQuery) -> Result<Answers<JobList>, Refusal> {
-        self.ends.recorded(&self.shared, reader).await;
+    async fn jobs(&self, reader: (Uid, Rank), query: JobQuery) -> Result<Answers<JobList>, Refusal> {
+        self.ends.recorded(&self.shared, reader.0).await;
         Ok(queries::jobs(self.turns.take(reader).await, &self.shared, query))
     }
 
-    async fn nodes(&self, reader: Uid) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
-        self.ends.recorded(&self.shared, reader).await;
+    async fn nodes(&self, reader: (Uid, Rank)) -> Result<Answers<Vec<NodeInfo>>, Refusal> {
+        self.ends.recorded(&self.shared, reader.0).await;
         Ok(queries::nodes(self.turns.take(reader).await, &self.shared))
     }
 
@@ -203,10 +203,10 @@ impl Service for Controller {
 
     async fn accounting(
         &self,
-        reader: Uid,
+        reader: (Uid, Rank),
         query: AccountingQuery,
     ) -> Result<Answers<Vec<JobInfo>>, Refusal> {
-        self.ends.recorded(&self.shared, reader).await;
+        self.ends.recorded(&self.shared, reader.0).await;
         Ok(queries::accounting(self.turns.take(reader).await, self.reader.clone(), query))
     }
 
@@ -332,7 +332,7 @@ impl Service for Controller {
 
     async fn audit(&self, most: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
         // Administrators alone read it: they wait for nobody.
-        Ok(queries::audit(self.turns.take(Uid(0)).await, self.reader.clone(), most))
+        Ok(queries::audit(self.turns.take((Uid(0), Rank::Administrator)).await, self.reader.clone(), most))
     }
 
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
