@@ -24,12 +24,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// Ends the step, and waits until nothing of it is left on the nodes that can be reached.
 pub async fn dismiss(step: &Step) {
-    let mut parts = step.parts.clone();
-    parts.dedup();
-    if parts.is_empty() {
-        parts.push(step.key);
-    }
-    let jobs = parts.iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
+    let jobs = step.keys().iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
     // First: what has not begun on a node, or fetches its image there, is told of by nobody else.
     let request = CancelRequest { jobs, signal: Some(SIGKILL), ..CancelRequest::default() };
     let _ = timeout(ANSWER, step.client.cancel(&request)).await; // its job ends without its client

@@ -19,6 +19,8 @@ use berth_model::StepKey;
 use berth_model::hostlist;
 use berth_model::launch::{Layout, StepExit};
 use berth_model::record::{JobInfo, StepInfo};
+use berth_model::request::CancelRequest;
+use berth_model::spec::JobSelector;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::Span;
 use berth_rpc::Client;
@@ -103,6 +105,18 @@ pub struct Step {
     pub presses: Presses,
     /// Where its programs' connections to our display go, where we carry it to other machines.
     pub carriers: Vec<Carrier>,
+}
+
+impl Step {
+    /// The step in each of the jobs that have a part of it.
+    pub fn keys(&self) -> Vec<StepKey> {
+        let mut keys = self.parts.clone();
+        keys.dedup();
+        if keys.is_empty() {
+            keys.push(self.key);
+        }
+        keys
+    }
 }
 
 /// The job's record, as it changes.
@@ -375,8 +389,9 @@ impl Follower {
 
     /// Has the controller end the step, where it answers: our end is that of a job of our own.
     async fn cancel(&self) {
-        let StepKey { job, step, .. } = self.step.key;
-        let cancelled = self.step.client.cancel_one(job, Some(step));
+        let jobs = self.step.keys().iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
+        let request = CancelRequest { jobs, ..CancelRequest::default() };
+        let cancelled = self.step.client.cancel(&request);
         let _ = tokio::time::timeout(Duration::from_secs(5), cancelled).await;
     }
 
