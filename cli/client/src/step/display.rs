@@ -5,7 +5,7 @@ use super::stream::Event;
 use crate::x11::Carrier;
 use berth_model::x11::setup::{MOST as LONGEST_SETUP, Setup};
 use berth_stream::{DISPLAY_WINDOW, Frame, MAX_PAYLOAD};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
@@ -41,22 +41,32 @@ impl Drop for Channel {
 pub struct Display {
     carriers: Vec<Carrier>,
     channels: BTreeMap<(usize, u32), Channel>,
+    /// Nodes that did what no supervisor does: of theirs no connection is opened any more, and nothing is answered to that.
+    false_ones: BTreeSet<usize>,
     events: mpsc::Sender<(usize, Event)>,
 }
 
 impl Display {
     /// None yet. `carriers`: to where connections are carried, and by which cookie; none where none are.
     pub fn new(carriers: Vec<Carrier>, events: mpsc::Sender<(usize, Event)>) -> Display {
-        Display { carriers, channels: BTreeMap::new(), events }
+        Display { carriers, channels: BTreeMap::new(), false_ones: BTreeSet::new(), events }
     }
 
     /// What a node says of a connection; gives what it is to be told at once.
     pub async fn hear(&mut self, at: usize, frame: Frame) -> Option<Frame> {
         match frame {
             Frame::DisplayOpen { channel } => {
-                let there = self.channels.range((at, 0)..=(at, u32::MAX)).count();
-                // What no supervisor does gets no connection.
-                if self.carriers.is_empty() || there >= MOST || self.channels.contains_key(&(at, channel)) {
+                if self.false_ones.contains(&at) {
+                    return None;
+                }
+                let there = self.channels.range((at, 0)..=(at, u32::MAX));
+                let (open, ending): (Vec<_>, Vec<_>) = there.partition(|(_, known)| known.program.is_some());
+                let (open, ending) = (open.len(), ending.len());
+                if self.carriers.is_empty() || open >= MOST || self.channels.contains_key(&(at, channel)) {
+                    return Some(self.violated(at, channel));
+                }
+                // Those that ended there may still be ending here.
+                if open + ending >= MOST {
                     return Some(self.end(at, channel));
                 }
                 let (program, theirs) = duplex(DISPLAY_WINDOW);
@@ -76,7 +86,7 @@ impl Display {
                 let known = self.channels.get_mut(&(at, channel))?;
                 known.unwritten += data.len();
                 if known.unwritten > DISPLAY_WINDOW {
-                    return Some(self.end(at, channel));
+                    return Some(self.violated(at, channel));
                 }
                 // There is room for all that may be unwritten: nothing waits here. Whoever is to take it may be gone, and says so.
                 if let Some(program) = &mut known.program {
@@ -88,7 +98,7 @@ impl Display {
                 let known = self.channels.get(&(at, channel))?;
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 if bytes > DISPLAY_WINDOW.saturating_sub(known.room.available_permits()) {
-                    return Some(self.end(at, channel));
+                    return Some(self.violated(at, channel));
                 }
                 known.room.add_permits(bytes);
                 None
@@ -126,6 +136,19 @@ impl Display {
     /// A node's connection is a new one, which knows nothing of what was carried by the last.
     pub fn reopened(&mut self, at: usize) {
         self.channels.retain(|(node, _), _| *node != at);
+    }
+
+    /// A node's part of the step is over: what it said is still written.
+    pub fn ended(&mut self, at: usize) {
+        for (_, channel) in self.channels.range_mut((at, 0)..=(at, u32::MAX)) {
+            channel.program = None;
+        }
+    }
+
+    /// A node did what no supervisor does: the connection is over, and gets no successor.
+    fn violated(&mut self, at: usize, channel: u32) -> Frame {
+        self.false_ones.insert(at);
+        self.end(at, channel)
     }
 
     fn end(&mut self, at: usize, channel: u32) -> Frame {
@@ -344,13 +367,35 @@ mod tests {
             open(&mut display, 3, words(MADE)).await;
             let much = Frame::DisplayData { channel: 3, data: vec![0; DISPLAY_WINDOW] };
             assert_eq!(display.hear(3, much).await, Some(Frame::DisplayEnd { channel: 3 }));
-            open(&mut display, 4, words(MADE)).await;
+            // Whoever does that opens no other, and is told nothing.
+            for channel in 4..10 {
+                assert_eq!(display.hear(3, Frame::DisplayOpen { channel }).await, None);
+            }
+            assert!(display.channels.is_empty());
+            assert_eq!(display.hear(4, Frame::DisplayOpen { channel: 4 }).await, None);
+            assert_eq!(display.channels.len(), 1);
             let credit = Frame::DisplayCredit { channel: 4, bytes: u32::MAX };
-            assert_eq!(display.hear(3, credit).await, Some(Frame::DisplayEnd { channel: 4 }));
+            assert_eq!(display.hear(4, credit).await, Some(Frame::DisplayEnd { channel: 4 }));
             // A step that was not asked for it carries nothing.
             display.carriers.clear();
             let open = Frame::DisplayOpen { channel: 5 };
-            assert_eq!(display.hear(3, open).await, Some(Frame::DisplayEnd { channel: 5 }));
+            assert_eq!(display.hear(5, open.clone()).await, Some(Frame::DisplayEnd { channel: 5 }));
+            assert_eq!(display.hear(5, open).await, None);
+        });
+    }
+
+    #[test]
+    fn what_a_node_said_before_its_end_is_written_and_nothing_of_it_stays() {
+        in_runtime(async {
+            let (mut display, mut queue, server, _directory) = display();
+            open(&mut display, 1, [words(MADE), b"last".to_vec()].concat()).await;
+            display.ended(3);
+            let mut program = server.accept().await.unwrap().0;
+            let mut heard = Vec::new();
+            program.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, [words(OWN), b"last".to_vec()].concat());
+            while told(&mut display, &mut queue).await != (Frame::DisplayEnd { channel: 1 }) {}
+            assert!(display.channels.is_empty());
         });
     }
 
@@ -368,12 +413,15 @@ mod tests {
             });
             assert!(matches!(told(&mut display, &mut queue).await, Frame::DisplayCredit { .. }));
             let mut bytes = 0;
-            let soon = Duration::from_millis(300);
-            while let Ok(frame) = tokio::time::timeout(soon, told(&mut display, &mut queue)).await {
+            while bytes < DISPLAY_WINDOW {
+                let frame = told(&mut display, &mut queue).await;
                 let Frame::DisplayData { data, .. } = frame else { panic!("{frame:?}") };
                 bytes += data.len();
             }
             assert_eq!(bytes, DISPLAY_WINDOW);
+            let soon = Duration::from_millis(300);
+            let more = tokio::time::timeout(soon, told(&mut display, &mut queue)).await;
+            assert!(more.is_err(), "{more:?}");
             assert_eq!(display.hear(3, Frame::DisplayCredit { channel: 1, bytes: 5 }).await, None);
             let frame = told(&mut display, &mut queue).await;
             assert!(matches!(frame, Frame::DisplayData { data, .. } if data.len() == 5));

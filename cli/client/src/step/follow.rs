@@ -441,6 +441,7 @@ impl Follower {
                     self.complain_of_launch(at, why);
                     self.heard.push_str(why);
                 }
+                self.display.ended(at);
                 self.nodes.ended(at, *exit);
             }
             Event::Heard(_) => self.nodes.say_heard(at).await,
@@ -478,22 +479,33 @@ impl Follower {
                 | Frame::DisplayData { .. }
                 | Frame::DisplayCredit { .. }
                 | Frame::DisplayEnd { .. }),
-            ) => {
+            ) if self.nodes.is_open(at) => {
                 if let Some(answer) = self.display.hear(at, frame).await {
-                    self.nodes.send(To::Node(at), answer).await;
+                    self.tell_of_display(at, answer).await;
                 }
             }
             Event::Display(frame) => {
                 if let Some(frame) = self.display.said(at, frame) {
-                    self.nodes.send(To::Node(at), frame).await;
+                    self.tell_of_display(at, frame).await;
                 }
             }
             Event::Frame(_) | Event::Attached(..) => {}
-            Event::Refused(why) => self.nodes.refused(at, why),
+            Event::Refused(why) => {
+                self.display.reopened(at);
+                self.nodes.refused(at, why);
+            }
             Event::Closed => self.nodes.closed(at),
             Event::OutputGone => {
                 self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
             }
+        }
+    }
+
+    /// Tells a node of a connection to our display, unless it takes nothing: it has none then.
+    async fn tell_of_display(&mut self, at: usize, frame: Frame) {
+        self.nodes.send(To::Node(at), frame).await;
+        if self.nodes.refuses(at) {
+            self.display.reopened(at);
         }
     }
 

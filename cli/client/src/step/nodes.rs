@@ -13,10 +13,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Descriptors for everything that is no connection to a node.
 const OTHERS: u64 = 256;
+
+/// How long a node may take what its programs are told by our display. There is room there for all that may be on its way: an honest one takes
+/// it at once.
+const TAKES: Duration = Duration::from_secs(5);
 
 /// Where we are with one connection.
 #[derive(Debug)]
@@ -335,24 +339,39 @@ impl Nodes {
         (0..open.len()).filter(move |at| open[*at] && only.is_none_or(|o| o == *at))
     }
 
-    /// Sends a frame, now or when the node's part is there.
+    /// Sends a frame, now or when the node's part is there. A node that takes nothing of a display is given up: it has us answer for as long
+    /// as it likes, and everything else would wait for it.
     pub async fn send(&mut self, to: To, frame: Frame) {
         let mut bytes = Vec::new();
         if encode(&frame, &mut bytes).is_err() {
             return; // none that we send is too long
         }
+        let of_display = matches!(
+            frame,
+            Frame::DisplayData { .. } | Frame::DisplayCredit { .. } | Frame::DisplayEnd { .. }
+        );
         for at in self.at(to) {
             let Some(part) = self.parts.get_mut(at) else { continue };
             if let Frame::Stdin { data, .. } = &frame {
                 part.outstanding += data.len();
             }
-            let open = if let Link::Open(writer) = &mut part.link {
-                let _ = writer.write_all(&bytes).await; // a connection that is gone is told by its reader
-                true
-            } else {
-                false
-            };
-            if !open || part.resumed {
+            let (mut open, mut taken) = (false, true);
+            if let Link::Open(writer) = &mut part.link {
+                open = true;
+                let written = writer.write_all(&bytes);
+                if of_display {
+                    taken = timeout(TAKES, written).await.is_ok();
+                } else {
+                    let _ = written.await; // a connection that is gone is told by its reader
+                }
+            }
+            if !taken {
+                part.link = Link::Refused(format!(
+                    "the node has taken nothing for {} s of what the display answers (--x11): look there for what its berth-step does, or end \
+                     the step (scancel)",
+                    TAKES.as_secs()
+                ));
+            } else if !open || part.resumed {
                 part.outbox.push(bytes.clone());
             }
             self.count(at);
@@ -390,6 +409,16 @@ impl Nodes {
     /// Whether a part that has not ended may still speak to us.
     pub fn any_open(&self) -> bool {
         self.parts.iter().any(|p| matches!(p.link, Link::Open(_)))
+    }
+
+    /// Whether there is a connection to a node's part.
+    pub fn is_open(&self, at: usize) -> bool {
+        self.parts.get(at).is_some_and(|p| matches!(p.link, Link::Open(_)))
+    }
+
+    /// Whether a node will not have us.
+    pub fn refuses(&self, at: usize) -> bool {
+        self.parts.get(at).is_some_and(|p| matches!(p.link, Link::Refused(_)))
     }
 
     /// Whether there is no connection to a part that has not ended.
@@ -479,6 +508,42 @@ mod tests {
             let (at, why) = many.refusal().unwrap();
             assert!(at == 0 && why.contains("ulimit -Hn"), "{why}");
             assert!(!many.any_trying() && many.have_room(ALL_TASKS));
+        });
+    }
+
+    #[test]
+    fn a_node_that_takes_nothing_of_a_display_is_given_up_and_holds_nothing_up() {
+        in_runtime(async {
+            let layout = Layout {
+                nodes: vec!["n0".into(), "n1".into()],
+                tasks: vec![vec![0], vec![1]],
+                cpus: vec![1, 1],
+            };
+            let (events, _held) = mpsc::channel(1);
+            let mut nodes =
+                Nodes::connect("/nowhere/agent.sock".into(), vec![Frame::Controller], layout, events);
+            let (ours, _silent) = tokio::net::UnixStream::pair().unwrap();
+            nodes.opened(0, ours.into_split().1, None).await;
+            let data = vec![0; MAX_PAYLOAD / 2];
+            let frame = Frame::DisplayData { channel: 1, data };
+            for _ in 0..1000 {
+                nodes.send(To::Node(0), frame.clone()).await;
+                if nodes.refuses(0) {
+                    break;
+                }
+            }
+            assert!(nodes.refuses(0) && !nodes.is_open(0));
+            // It is told nothing more, and holds up nothing that is for others.
+            let begun = std::time::Instant::now();
+            for _ in 0..10 {
+                nodes.send(To::Node(0), frame.clone()).await;
+                nodes.send(To::All, Frame::Signal(15)).await;
+            }
+            assert!(begun.elapsed() < TAKES);
+            assert_eq!(nodes.refusal(), None, "the other one goes on");
+            nodes.refused(1, "no".into());
+            let (at, why) = nodes.refusal().unwrap();
+            assert!(at == 0 && why.contains("--x11"), "{at}: {why}");
         });
     }
 
