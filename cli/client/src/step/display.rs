@@ -218,6 +218,8 @@ impl Line {
 
     /// Says something in the place of the X server.
     async fn answer(&self, bytes: &[u8]) {
+        // A few bytes, and the first: there is room. The node gives it back as for the server's own.
+        self.room.forget_permits(bytes.len());
         self.tell(Frame::DisplayData { channel: self.channel, data: bytes.to_vec() }).await;
     }
 
