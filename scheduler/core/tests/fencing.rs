@@ -128,6 +128,24 @@ fn a_node_that_is_heard_of_between_two_looks_is_waited_for_anew() {
 }
 
 #[test]
+fn a_word_between_two_looks_counts_also_where_they_are_further_apart_than_the_time() {
+    let mut config = config();
+    config.node_timeout_seconds = 5;
+    config.programs.fence_after_seconds = 5;
+    assert!(config.check().is_empty());
+    let mut w = World::new(&config);
+    w.node("n1", hardware(4, 1, 4000, 0));
+    w.batch("a", |_| {});
+    // Looked at after 5 s, and once more after 13.
+    w.later(Span::from_secs(6));
+    w.heartbeat("n1", Time(0));
+    w.later(Span(13_000_000 - 1));
+    assert!(w.fences.is_empty());
+    w.later(Span(1));
+    asked(&mut w);
+}
+
+#[test]
 fn a_program_that_fails_says_nothing_and_is_tried_again() {
     let mut w = world();
     let job = w.batch("a", |_| {});

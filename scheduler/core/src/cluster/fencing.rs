@@ -37,8 +37,8 @@ impl Cluster {
         };
         let Some(n) = self.nodes.get(node).map(|n| &**n).filter(silent) else { return };
         let due = (n.last_heard + after).max(n.fence_again.unwrap_or_default());
-        // What was found silent before it was heard of once more does not count.
-        let second = n.fence_look.filter(|look| due < *look);
+        // What was found silent before it was heard of once more does not count: the first look was not before it was due.
+        let second = n.fence_look.filter(|look| due + ONCE_MORE <= *look);
         let look = second.unwrap_or(due);
         if look > now {
             self.timers.insert((look, Timer::Fence(node.clone())));
