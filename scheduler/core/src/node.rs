@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) fence_again: Option<Time>,
     /// It was found silent for long enough to be powered off, and is looked at once more then.
     pub(crate) fence_look: Option<Time>,
+    /// Why it was not powered off the last time, and when it had been heard of last then: said once.
+    pub(crate) unfenced: Option<(Time, String)>,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -92,6 +94,7 @@ impl Node {
             fencing: None,
             fence_again: None,
             fence_look: None,
+            unfenced: None,
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

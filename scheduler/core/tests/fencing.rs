@@ -164,6 +164,19 @@ fn a_program_that_fails_says_nothing_and_is_tried_again() {
     ends(&mut w, second, Err("no outlet".into()));
     ends(&mut w, second, Ok(()));
     assert_eq!(w.state(job), JobState::Running);
+    // The same reason is said once for as long as nothing is heard of the node.
+    let fails = |w: &mut World, why: &str| {
+        w.later(Span::from_secs(98));
+        let when = asked(w);
+        ends(w, when, Err(why.into()));
+        audit(w).len()
+    };
+    assert_eq!(
+        ["no outlet", "no network", "no network", "no outlet"].map(|why| fails(&mut w, why)),
+        [1, 2, 2, 3]
+    );
+    w.heartbeat("n1", Time(0));
+    assert_eq!(["no outlet", "no outlet"].map(|why| fails(&mut w, why)), [4, 4]);
 }
 
 #[test]

@@ -213,7 +213,12 @@ impl Driver {
         if !changed && self.unfenced.len() == before {
             return;
         }
-        let tell = |(node, why)| format!("{node} could not be powered off, and is tried again: {why}");
+        let snapshot = self.cluster.snapshot();
+        let tell = |(node, why)| {
+            // The controller's own machine is never tried.
+            let again = if snapshot.member(node).is_some() { "tried" } else { "looked at" };
+            format!("{node} could not be powered off, and is {again} again: {why}")
+        };
         let all: Vec<String> = self.unfenced.iter().map(tell).collect();
         if all.is_empty() {
             self.shared.all_clear("fence");

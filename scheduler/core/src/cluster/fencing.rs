@@ -81,6 +81,10 @@ impl Cluster {
         let Some(n) = self.node_mut(node).filter(|n| n.fencing == Some(asked)) else { return };
         n.fencing = None;
         n.fence_again = again;
+        let unfenced = result.as_ref().err().map(|why| (n.last_heard, why.clone()));
+        // What is tried for days on end fails for the same reason again and again.
+        let fresh = n.unfenced != unfenced;
+        n.unfenced = unfenced;
         let silent = n.row.condition.not_responding && n.last_heard < asked;
         let link = n.link.filter(|_| silent && result.is_ok());
         match result {
@@ -101,7 +105,9 @@ impl Cluster {
                 self.watch_fence(node);
             }
             Err(why) => {
-                self.note_own(format!("could not fence {node}: {why}"));
+                if fresh {
+                    self.note_own(format!("could not fence {node}: {why}"));
+                }
                 self.watch_fence(node);
             }
         }
