@@ -130,7 +130,13 @@ fn run(call: &Invocation<'_>) -> Outcome {
         };
         tell(format!("salloc: Nodes {} are ready for job", fmt::hosts(&nodes)));
         if options.no_shell {
-            return Ok(0);
+            if info.spec.clientless {
+                return Ok(0);
+            }
+            let version = client.status().await.map(|status| status.version);
+            end(&client, job, ExitStatus { code: 1, signal: 0 }).await;
+            tell(format!("salloc: Relinquishing job allocation {job}"));
+            return Err(Failure::user(not_kept(&version.unwrap_or_else(|_| "unknown".to_string()))));
         }
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
         let submitted = options.environment(&submit::environment(), &by, false);
@@ -171,6 +177,15 @@ fn run(call: &Invocation<'_>) -> Outcome {
         end(&client, job, status).await;
         Ok(shell_code(status))
     })
+}
+
+/// Why an allocation is given back that was to stay: its record does not say so, as at a controller that does not know of it.
+fn not_kept(version: &str) -> String {
+    format!(
+        "--no-shell: the controller (version {version}) does not know it and would end the allocation half a minute after this salloc (version {}): \
+         update the controller, or have a command hold the allocation ('salloc ... sleep infinity' in the background)",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Name and value of `NAME=VALUE`.
@@ -348,6 +363,15 @@ fn allocation(job: &JobInfo, cluster: &str, submit_dir: &ByteStr) -> Vec<(String
 mod tests {
     use super::*;
     use crate::fmt::samples;
+
+    #[test]
+    fn who_does_not_keep_an_allocation_is_named() {
+        let why = not_kept("0.1.2");
+        assert!(
+            why.contains("--no-shell") && why.contains("0.1.2") && why.contains("update the controller"),
+            "{why}"
+        );
+    }
 
     #[test]
     fn the_allocation_is_told() {
