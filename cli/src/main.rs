@@ -17,7 +17,7 @@ mod scope;
 mod units;
 
 use berth_client::error::Failure;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     if let Some(why) = first_word(&argv).and_then(|(_, at)| absent::told(argv[at].to_str()?)) {
         return berth_client::finish("berth", false, Err(Failure::user(why)));
     }
-    match Cli::try_parse_from(&argv) {
+    match definition().try_get_matches_from(&argv).and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => berth_client::finish("berth", false, commands::run(cli.command, cli.state)),
         Err(e) => usage(&e),
     }
@@ -124,7 +124,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The definition of the program's own commands, for man pages and completion.
+/// The definition of the program's own commands, and where those of the cluster are.
 fn definition() -> clap::Command {
     let names: Vec<&str> = berth_client::COMMANDS.iter().map(|c| c.name).collect();
     Cli::command()
@@ -161,6 +161,12 @@ mod tests {
         assert_eq!(cluster_command(&words(&["berth", "--state=/y", "squeue"])).unwrap().0, Some("/y".into()));
         assert_eq!(cluster_command(&words(&["berth", "up"])), None);
         assert_eq!(cluster_command(&words(&["berth", "--state"])), None);
+    }
+
+    #[test]
+    fn help_says_where_the_commands_of_the_cluster_are() {
+        let help = definition().render_help().to_string();
+        assert!(help.contains("Commands of the cluster") && help.contains("sbatch"), "{help}");
     }
 
     #[test]

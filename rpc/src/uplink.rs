@@ -136,6 +136,10 @@ impl Uplink {
                  create' on"
                     .to_string()
             }
+            // The standard library has no kind for it.
+            _ if e.to_string().starts_with("failed to lookup address information") => {
+                format!("{e}; check the spelling, and that this machine can resolve names, or write the address")
+            }
             // Beneath the words of the TLS library are our own.
             _ => TrustError::within(e).map_or_else(|| e.to_string(), ToString::to_string),
         };

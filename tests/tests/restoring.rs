@@ -142,6 +142,7 @@ each_user! {
         let nowhere = sandbox.work().join("nowhere/backup.tar");
         sandbox.cmd("berth").arg("backup").arg(&nowhere).fails().says(&["nowhere/backup.tar: cannot be made", "name a file"]);
         sandbox.down();
+        restore(&sandbox, &nowhere).fails().says(&["nowhere/backup.tar: ", "name a file that 'berth backup' wrote"]);
         let whole = std::fs::read(&file).unwrap();
         let listing = || Cmd::new("find").arg(sandbox.state()).args(["-type", "f", "-not", "-name", "lock", "-printf", "%P %s %T@\n"]).ok().text();
         let before = listing();

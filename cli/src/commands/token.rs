@@ -58,7 +58,9 @@ fn ttl(text: &str) -> Result<Span, String> {
         "" => {
             return match text.parse().map_err(|_| bad())? {
                 TimeLimit::Minutes(minutes) => Ok(Span::from_mins(minutes.into())),
-                TimeLimit::Unlimited => Err("a token is good for 30 days at most".to_string()),
+                TimeLimit::Unlimited => {
+                    Err("a token is good for 1 minute at least and 30 days at most".to_string())
+                }
             };
         }
         _ => return Err(bad()),

@@ -43,6 +43,9 @@ pub struct Restored {
 /// A controller runs; a database is there and is not to be replaced; the file is no backup, is of a later version, or is not
 /// what its manifest says.
 pub fn restore(what: &Restore<'_>) -> Result<Restored, ControllerError> {
+    if let Err(e) = std::fs::File::open(what.file) {
+        return Err(trouble(what.file, format!("{e}; name a file that 'berth backup' wrote")));
+    }
     let dir = StateDir::prepare(what.state_dir)?;
     let root = dir.root().to_path_buf();
     let (db, stage) = (dir.database(), root.join(STAGE));
