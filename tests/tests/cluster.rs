@@ -28,6 +28,16 @@ each_user! {
         sandbox.cmd("srun").arg("true").fails().says(&["srun: ", "trying again for 10 s", "berth up"]);
     }
 
+    fn a_registry_that_says_nothing_is_not_waited_for_without_a_word(who) {
+        let sandbox = Sandbox::start(who);
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let image = format!("--container-image={}/x:1", silent.local_addr().unwrap());
+        let asking = sandbox.cmd("srun").args([image.as_str(), "true"]).spawn();
+        std::thread::sleep(std::time::Duration::from_secs(8));
+        asking.signal(nix::sys::signal::Signal::SIGKILL);
+        asking.finish().says(&["srun: still asking what the image", "/x:1", "no answer yet"]);
+    }
+
     fn three_array_tasks_in_a_container(who) {
         let sandbox = Sandbox::start(who);
         let image = images::debian();

@@ -17,6 +17,7 @@ use berth_model::{ByteStr, JobId, Span, SubmissionId};
 use berth_rpc::{Client, JobWatch, RpcError};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -43,6 +44,8 @@ const OF_ONE_COMPONENT: &[&str] = &[
     "partition",
     "tres-per-task",
 ];
+/// After which somebody who waits for a registry is told.
+const A_WORD: Duration = Duration::from_secs(4);
 /// How long a submission is tried again while the controller is away.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A job that waits longer than this is said to wait.
@@ -208,12 +211,33 @@ pub fn image(
         None => None,
         Some(resolver) => {
             let explain = |why: String| Failure::user(format!("--container-image: {why}"));
-            Some(resolver.resolve(&typed).map_err(explain)?)
+            let resolved = aloud(options, &typed, || resolver.resolve(&typed));
+            Some(resolved.map_err(explain)?)
         }
     };
     let (resolved, login) = resolved.unzip();
     let login = login.flatten().filter(|_| !options.container.no_login);
     Ok((Some(ImageRef { typed, resolved }), login))
+}
+
+/// Looks an image up, and says that it does when a registry, or what stands before it, does not answer soon: it is waited for
+/// longer than people wait for a word.
+fn aloud<T>(options: &SubmitOptions, typed: &str, look: impl FnOnce() -> T) -> T {
+    if options.quiet {
+        return look();
+    }
+    let (found, watched) = mpsc::channel::<()>();
+    let name = options.command.name();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if watched.recv_timeout(A_WORD) == Err(RecvTimeoutError::Timeout) {
+                out::complain(&format!("{name}: still asking what the image {typed} is; no answer yet"));
+            }
+        });
+        let answer = look();
+        drop(found);
+        answer
+    })
 }
 
 /// Seals a login to the cluster, to travel with what is submitted.
