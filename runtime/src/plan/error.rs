@@ -6,7 +6,7 @@
 pub enum PlanError {
     #[error("{option} has no effect without --container-image: add --container-image, or leave {option} out")]
     NeedsImage { option: &'static str },
-    #[error("--container-mounts: source path does not exist: {0}")]
+    #[error("--container-mounts: source path does not exist: {0}; correct it, or make it first")]
     MountSourceMissing(String),
     #[error(
         "--container-mounts: the source '{0}' must be an absolute path, a path that starts with '.', \

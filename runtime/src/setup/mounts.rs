@@ -45,7 +45,7 @@ fn source_failure(m: &PlannedMount, source: &berth_model::ByteStr, errno: Errno)
         return SetupFailure::refuse(
             "use the mount source",
             source,
-            &format!("{}: source path does not exist", m.origin),
+            &format!("{}: source path does not exist: correct it, or make it on the node first", m.origin),
         );
     }
     SetupFailure::at("open the mount source", source, errno).hint(format!("asked for by {}", m.origin))
