@@ -229,7 +229,8 @@ fn aloud<T>(options: &SubmitOptions, typed: &str, look: impl FnOnce() -> T) -> T
     let (found, watched) = mpsc::channel::<()>();
     let name = options.command.name();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        // Without a thread to be had nothing is said.
+        let _teller = std::thread::Builder::new().spawn_scoped(scope, move || {
             if watched.recv_timeout(A_WORD) == Err(RecvTimeoutError::Timeout) {
                 out::complain(&format!("{name}: still asking what the image {typed} is; no answer yet"));
             }
