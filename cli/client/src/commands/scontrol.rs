@@ -148,7 +148,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         "reboot" => reboot(call, rest),
         "cancel_reboot" => {
             needs_argument()?;
-            let nodes = nodes(&rest.join(","))?;
+            let nodes = Some(nodes(&rest.join(","))?);
             change(call, NodeUpdate { nodes, state: NodeStateChange::CancelReboot, reason: None })
         }
         verb => {
@@ -536,10 +536,11 @@ fn change(call: &Invocation<'_>, change: NodeUpdate) -> Outcome {
     let site = call.site()?;
     block_on(async {
         let client = site.connect_patiently("scontrol").await?;
-        answered(
-            "slurm_update",
-            client.update_node(&change.nodes, change.state, change.reason.as_deref()).await,
-        )
+        let nodes = match change.nodes {
+            Some(nodes) => nodes,
+            None => client.nodes().await?.into_iter().map(|node| node.name).collect(),
+        };
+        answered("slurm_update", client.update_node(&nodes, change.state, change.reason.as_deref()).await)
     })
 }
 
@@ -617,7 +618,8 @@ impl RebootCall {
 /// What `update` was asked for.
 #[derive(Debug, PartialEq, Eq)]
 struct NodeUpdate {
-    nodes: Vec<NodeName>,
+    /// None means all.
+    nodes: Option<Vec<NodeName>>,
     state: NodeStateChange,
     reason: Option<String>,
 }
@@ -664,7 +666,8 @@ impl NodeUpdate {
                 "You must specify a reason when DOWNING or DRAINING a node. Request denied\nadd Reason=TEXT",
             ));
         }
-        Ok(NodeUpdate { nodes: nodes(&list)?, state, reason })
+        let nodes = if list.eq_ignore_ascii_case("ALL") { None } else { Some(nodes(&list)?) };
+        Ok(NodeUpdate { nodes, state, reason })
     }
 }
 
@@ -743,7 +746,8 @@ mod tests {
     #[test]
     fn node_updates() {
         let drained = update_of(&["nodename=n[1-2]", "state=drain", "reason=bad disk"]).unwrap();
-        assert_eq!(drained.nodes.len(), 2);
+        assert_eq!(drained.nodes.as_ref().map(Vec::len), Some(2));
+        assert_eq!(update_of(&["NodeName=all", "state=resume"]).unwrap().nodes, None);
         assert_eq!(drained.state, NodeStateChange::Drain);
         assert!(
             update_of(&["nodename=n6", "state=drain"])
