@@ -753,8 +753,15 @@ impl Follower {
                 self.complain_of_launch(*at, why);
             }
         }
-        let code = exits::code(self.exits.values().copied().chain(ends.iter().map(|(_, exit)| exit.status)));
-        if let Some(code) = self.aborted.filter(|_| failed.is_empty()) {
+        let statuses = self.exits.values().copied().chain(ends.iter().map(|(_, exit)| exit.status));
+        if !failed.is_empty() {
+            // What they ended on the other nodes, by a signal, says nothing.
+            let theirs = ends.iter().filter(|(_, exit)| exit.launch_error.is_some());
+            let known = statuses.filter(|status| status.signal == 0);
+            return exits::code(theirs.map(|(_, exit)| exit.status).chain(known)).max(1);
+        }
+        let code = exits::code(statuses);
+        if let Some(code) = self.aborted {
             return code;
         }
         if code == 0
@@ -764,7 +771,7 @@ impl Follower {
             let node = self.nodes.name(at);
             out::complain(&format!("{name}: error: {node}: StepId={}: Out Of Memory", self.step.key));
         }
-        if code == 0 && (oom.is_some() || !failed.is_empty()) { 1 } else { code }
+        if code == 0 && oom.is_some() { 1 } else { code }
     }
 
     fn record<'a>(&self, job: &'a JobInfo) -> Option<&'a StepInfo> {
