@@ -527,7 +527,8 @@ fn a_device_that_two_lines_name_is_given_once_and_the_other_is_shown_with_the_re
         )
     };
     let toml = sandbox.state().join("berth.toml");
-    let cdi = format!("\"{kind}=a\", \"{kind}=b\"");
+    // What is no device of jobs is open to everybody who may open its file.
+    let cdi = format!("\"{kind}=a\", \"{kind}=b\", \"{kind}=c\"");
     // What can be seen in the file is refused there.
     std::fs::write(&toml, config(&format!("\"{dir}/acc0\", \"{dir}/acc[0-1]\""), &cdi)).unwrap();
     let twice = format!("'{dir}/acc0' is there twice");
