@@ -4,7 +4,7 @@ use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
 use berth_model::devices::{GPU, is_share, share_name, shares};
 use berth_model::feature::Feature;
-use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepKey};
 use berth_model::launch::{NodeShare, Usage};
 use berth_model::record::NodeInfo;
@@ -111,7 +111,7 @@ impl Node {
     /// Takes the registered hardware as it is now. Only for a node without work.
     pub(crate) fn refit(&mut self, config: &CoreConfig) {
         assert!(self.held.is_empty(), "hardware of {} changed under its jobs", self.row.name);
-        let hw = config.complete(&self.row.name, &self.row.hardware);
+        let hw = self.completed(config);
         self.free_cores = vec![true; hw.cores.len()];
         self.free_cpus = hw.cpus();
         self.free_memory = usable_memory(&hw);
@@ -120,21 +120,41 @@ impl Node {
         self.unfit = false;
     }
 
-    /// Takes what was registered of devices that do not work: they are given no more. Who has them keeps them.
-    pub(crate) fn take_faults(&mut self, config: &CoreConfig) {
-        let said = config.complete(&self.row.name, &self.row.hardware);
+    /// What was registered, with what the configuration says, and what the agent has said since of files that it did not name then.
+    fn completed(&self, config: &CoreConfig) -> Hardware {
+        let mut hardware = config.complete(&self.row.name, &self.row.hardware);
+        for device in hardware.gres.iter_mut().filter(|device| is_by_file(device)) {
+            if !self.row.hardware.gres.iter().any(|known| is_same_file(known, device)) {
+                let known = self.hardware.gres.iter().find(|known| is_same_file(known, device));
+                device.fault = known.and_then(|known| known.fault.clone());
+            }
+        }
+        hardware
+    }
+
+    /// Takes what was registered of devices that do not work: they are given no more. Who has them keeps them. `now`: what the agent says
+    /// at this moment, which may be of files that it did not name when the node was registered, as it names those alone that cannot be given.
+    pub(crate) fn take_faults(&mut self, config: &CoreConfig, now: Option<&Hardware>) {
+        let said = self.completed(config);
         let mut hardware = (*self.hardware).clone();
         for device in &mut hardware.gres {
-            if let Some(found) = said.gres.iter().find(|d| d.name == device.name && d.index == device.index) {
+            if let Some(now) = now.filter(|_| is_by_file(device)) {
+                let found = now.gres.iter().find(|found| is_same_file(found, device));
+                device.fault = found.and_then(|found| found.fault.clone());
+            } else if let Some(found) =
+                said.gres.iter().find(|d| d.name == device.name && d.index == device.index)
+            {
                 device.fault.clone_from(&found.fault);
             }
         }
-        self.hardware = Arc::new(hardware);
+        if hardware != *self.hardware {
+            self.hardware = Arc::new(hardware);
+        }
     }
 
     /// Takes what the configuration says of it, now or when it has no work.
     pub(crate) fn refit_when_free(&mut self, config: &CoreConfig) {
-        self.unfit = config.complete(&self.row.name, &self.row.hardware) != *self.hardware;
+        self.unfit = self.completed(config) != *self.hardware;
         self.refit_if_free(config);
     }
 
@@ -340,6 +360,16 @@ pub(crate) fn told_drift(lines: Vec<String>) -> Vec<String> {
 /// Memory that jobs can have.
 pub(crate) fn usable_memory(hw: &Hardware) -> u64 {
     hw.memory.saturating_sub(hw.memory_reserved)
+}
+
+/// Whether a device is one of the configuration's `files`, and none that its node found.
+pub(crate) fn is_by_file(device: &GresDevice) -> bool {
+    device.vendor == Vendor::Generic && device.cdi.is_none() && !device.files.is_empty()
+}
+
+/// Whether both are the same of the configuration's `files`.
+pub(crate) fn is_same_file(one: &GresDevice, other: &GresDevice) -> bool {
+    is_by_file(one) && is_by_file(other) && (&one.name, &one.files) == (&other.name, &other.files)
 }
 
 fn count_gres<'a>(total: &mut Tres, devices: impl Iterator<Item = &'a GresDevice>) {

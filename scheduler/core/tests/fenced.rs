@@ -54,27 +54,35 @@ fn a_device_is_fenced_while_jobs_run_and_given_again_when_it_is_well() {
     assert_eq!(w.state(third), JobState::Running);
 }
 
-#[test]
-fn a_file_that_its_node_says_cannot_be_given_is_there_once_and_goes_to_nobody() {
+/// Two devices of the configuration's files.
+fn by_file() -> Config {
     let files = vec!["/dev/a".into(), "/dev/link".into()];
     let gres = GresConfig { name: "gpu".into(), files, ..GresConfig::default() };
     let node = NodeConfig { name: "ALL".into(), gres: vec![gres], ..NodeConfig::default() };
-    let mut w = World::new(&Config { nodes: vec![node], ..Config::default() });
-    // Of these files a node tells those alone that are another device's, too.
-    let with = |fault: Option<&str>| {
-        let link = fault.map(|why| GresDevice {
-            name: "gpu".into(),
-            files: vec!["/dev/link".into()],
-            fault: Some(why.into()),
-            ..GresDevice::default()
-        });
-        Hardware { gres: link.into_iter().collect(), ..hardware(4, 1, 8000, 0) }
-    };
-    let seen = |w: &World| -> Vec<(String, bool)> {
-        let node = w.core.snapshot().node(&"n1".into()).unwrap();
-        let devices = node.hardware.gres.iter();
-        devices.map(|d| (d.files[0].display().into_owned(), d.fault.is_some())).collect()
-    };
+    Config { nodes: vec![node], ..Config::default() }
+}
+
+/// Of these files a node tells those alone that cannot be given.
+fn with(fault: Option<&str>) -> Hardware {
+    let link = fault.map(|why| GresDevice {
+        name: "gpu".into(),
+        files: vec!["/dev/link".into()],
+        fault: Some(why.into()),
+        ..GresDevice::default()
+    });
+    Hardware { gres: link.into_iter().collect(), ..hardware(4, 1, 8000, 0) }
+}
+
+/// Its devices, and whether they are fenced.
+fn seen(w: &World) -> Vec<(String, bool)> {
+    let node = w.core.snapshot().node(&"n1".into()).unwrap();
+    let devices = node.hardware.gres.iter();
+    devices.map(|d| (d.files[0].display().into_owned(), d.fault.is_some())).collect()
+}
+
+#[test]
+fn a_file_that_its_node_says_cannot_be_given_is_there_once_and_goes_to_nobody() {
+    let mut w = World::new(&by_file());
     w.node("n1", with(Some("it is the same device as /dev/a")));
     assert_eq!(seen(&w), [("/dev/link".to_string(), true), ("/dev/a".to_string(), false)]);
     let (first, second) = (wants(&mut w, "1", 1), wants(&mut w, "2", 1));
@@ -89,4 +97,27 @@ fn a_file_that_its_node_says_cannot_be_given_is_there_once_and_goes_to_nobody() 
     assert_eq!(seen(&w).len(), 2, "{:?}", seen(&w));
     w.hello("n1", "boot", with(None), vec![], vec![]);
     assert_eq!(seen(&w), [("/dev/a".to_string(), false), ("/dev/link".to_string(), false)]);
+}
+
+#[test]
+fn a_file_that_was_well_when_its_node_came_is_fenced_while_jobs_run() {
+    let mut w = World::new(&by_file());
+    w.node("n1", with(None));
+    let first = wants(&mut w, "1", 1);
+    assert_eq!(w.state(first), JobState::Running);
+    let fenced = || with(Some("it is no device of this node"));
+    again(&mut w, first, fenced());
+    let second = wants(&mut w, "2", 1);
+    assert_eq!(w.state(second), JobState::Pending);
+    let shown = [("/dev/a".to_string(), false), ("/dev/link".to_string(), true)];
+    assert_eq!(seen(&w), shown);
+    // It stays so when the same is said again, and when the node has other work.
+    again(&mut w, first, fenced());
+    w.exited("n1", batch_key(first, 0), ExitStatus::OK);
+    w.gone("n1", first, 0);
+    let third = wants(&mut w, "3", 1);
+    assert_eq!((w.state(second), w.state(third)), (JobState::Running, JobState::Pending));
+    assert_eq!(seen(&w), shown);
+    again(&mut w, second, with(None));
+    assert_eq!(w.state(third), JobState::Running);
 }

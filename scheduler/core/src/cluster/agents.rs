@@ -4,9 +4,9 @@ use super::Cluster;
 use super::ending::unreported;
 use crate::event::Effect;
 use crate::job::Progress;
-use crate::node::{Link, Node, told_drift};
+use crate::node::{Link, Node, is_by_file, is_same_file, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
-use berth_model::hardware::{GresDevice, Hardware, Vendor};
+use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::{EndCause, FromAgent, ToAgent};
@@ -292,16 +292,19 @@ impl Cluster {
             Some(n) => {
                 let same = NodeCondition { not_responding: false, ..n.row.condition.clone() };
                 let unchanged = NodeRow { condition: same, ..n.row.clone() } == row;
-                if unchanged {
-                    return;
-                }
                 if let Some(n) = self.nodes.get_mut(name).map(Arc::make_mut) {
+                    let before = Arc::clone(&n.hardware);
                     let refit = n.held.is_empty() && n.row.hardware != row.hardware;
-                    n.row = row;
+                    if !unchanged {
+                        n.row = row;
+                    }
                     if refit {
                         n.refit(&self.config);
-                    } else {
-                        n.take_faults(&self.config);
+                    }
+                    n.take_faults(&self.config, Some(&hello.hardware));
+                    // Nothing that is written down says what a file of the configuration that was well is now.
+                    if unchanged && n.hardware == before {
+                        return;
                     }
                 }
             }
@@ -479,11 +482,6 @@ pub(super) fn check_hardware(hw: &Hardware) -> Result<(), String> {
     }
 }
 
-/// Whether a device is one of the configuration's `files`, and none that its node found.
-fn is_by_file(device: &GresDevice) -> bool {
-    device.vendor == Vendor::Generic && device.cdi.is_none() && !device.files.is_empty()
-}
-
 /// The hardware that was registered, with what is said now of its devices.
 fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
     let mut hardware = before.clone();
@@ -496,7 +494,7 @@ fn with_faults(before: &Hardware, now: &Hardware) -> Hardware {
                     (Some(_), _) => d.uuid == device.uuid || here,
                     // Its index is its place among those that are named now.
                     (None, Some(_)) => d.cdi == device.cdi,
-                    (None, None) if is_by_file(device) => is_by_file(d) && d.files == device.files,
+                    (None, None) if is_by_file(device) => is_same_file(d, device),
                     (None, None) => d.index == device.index,
                 }
         };

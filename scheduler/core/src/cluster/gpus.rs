@@ -214,7 +214,7 @@ impl Cluster {
                 device.fault = Some(why);
             }
         }
-        n.take_faults(&self.config);
+        n.take_faults(&self.config, None);
         self.out.nodes.insert(node.clone());
     }
 
