@@ -65,8 +65,12 @@ pub fn unfit(
     let of_found: Vec<(&GresDevice, Vec<DeviceRule>)> = found.iter().map(|d| (d, of(d))).collect();
     let mut earlier: Vec<(DeviceRule, &ByteStr)> = Vec::new();
     let mut faulty = Vec::new();
-    for device in by_file {
+    for (at, device) in by_file.iter().enumerate() {
         let Some(file) = device.files.first() else { continue };
+        // Another section says more of the same one.
+        if by_file.iter().take(at).any(|d| d.name == device.name && d.files == device.files) {
+            continue;
+        }
         // That says something of a device which the node finds.
         if found.iter().any(|d| d.name == device.name && d.files.contains(file)) {
             continue;
@@ -167,6 +171,10 @@ mod tests {
         let wrong = faults(&three, &[]);
         assert_eq!(wrong.len(), 1, "{wrong:?}");
         assert!(wrong[0].0 == "/dev/link1" && wrong[0].1.contains("same device as /dev/a1"), "{wrong:?}");
+        // Two sections name one device: that is one, be it well or not.
+        let (a, none) = (device("acc", &["/dev/a1"]), device("acc", &["/dev/none"]));
+        assert!(faults(&[a.clone(), a.clone()], &[]).is_empty());
+        assert_eq!(faults(&[none.clone(), a, none], &[]).len(), 1);
         let found = [device("gpu", &["/dev/g0", "/dev/ctl9"])];
         assert!(faults(&[device("gpu", &["/dev/g0"])], &found).is_empty(), "its type is said");
         for other in

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// Tells of device files and of names in CDI files that stand in two places, for nodes that both are about.
+/// Tells of device files and of names in CDI files that stand in two places, for nodes that both are about. Files that two sections name
+/// for the same resource are no such case: one for a few nodes says more of a device that one for all names.
 pub(super) fn check(nodes: &[NodeConfig], out: &mut Problems) {
     let about: Vec<Option<BTreeSet<String>>> = nodes.iter().map(|node| names(&node.name)).collect();
     let together = |a: usize, b: usize| match (about.get(a), about.get(b)) {
@@ -16,7 +17,7 @@ pub(super) fn check(nodes: &[NodeConfig], out: &mut Problems) {
         // One of them is about all.
         _ => true,
     };
-    let mut places: BTreeMap<Vec<u8>, Vec<(usize, String)>> = BTreeMap::new();
+    let mut places: BTreeMap<Vec<u8>, Vec<(usize, &str, String)>> = BTreeMap::new();
     for (at, node) in nodes.iter().enumerate() {
         for (number, gres) in node.gres.iter().enumerate() {
             let key = format!("node[{}].gres[{}]", at + 1, number + 1);
@@ -26,9 +27,12 @@ pub(super) fn check(nodes: &[NodeConfig], out: &mut Problems) {
             let mut is_said = false;
             for (field, name) in files.chain(cdi) {
                 let before = places.entry(name.clone()).or_default();
-                let other = before.iter().find(|(section, _)| together(*section, at));
+                let other = before.iter().find(|(section, resource, _)| {
+                    let says_more = field == "files" && *resource == gres.name && *section != at;
+                    !says_more && together(*section, at)
+                });
                 // One of an entry says enough.
-                if let Some((_, other)) = other.filter(|_| !is_said) {
+                if let Some((_, _, other)) = other.filter(|_| !is_said) {
                     is_said = true;
                     let name = String::from_utf8_lossy(&name);
                     let place = match *other == key {
@@ -40,7 +44,7 @@ pub(super) fn check(nodes: &[NodeConfig], out: &mut Problems) {
                         format!("'{name}' is {place}, and a device is given once: write all that is said of it in one place"),
                     );
                 }
-                before.push((at, key.clone()));
+                before.push((at, gres.name.as_str(), key.clone()));
             }
         }
     }
@@ -105,6 +109,17 @@ mod tests {
     }
 
     #[test]
+    fn a_section_for_some_nodes_may_say_more_of_devices_that_another_names() {
+        let (all, some) = (files("gpu", &["/dev/nvidia[0-3]"]), files("gpu", &["/dev/nvidia[0-1]"]));
+        let all = GresConfig { kind: Some("a100".into()), ..all };
+        let some = GresConfig { cores: Some("0-3".into()), ..some };
+        assert_eq!(said(&[("ALL", &[all.clone()]), ("n1", &[some.clone()])]), Vec::<String>::new());
+        let other = GresConfig { name: "acc".into(), ..some.clone() };
+        assert_eq!(said(&[("ALL", &[all.clone()]), ("n1", &[other])]).len(), 1, "of another name");
+        assert_eq!(said(&[("ALL", &[all, some])]).len(), 1, "one section says all at once");
+    }
+
+    #[test]
     fn names_in_cdi_files_are_named_once_too() {
         let wrong = said(&[("ALL", &[cdi("nic", &["v.com/nic=a[0-3]"]), cdi("fast", &["v.com/nic=a3"])])]);
         assert_eq!(wrong.len(), 1, "{wrong:?}");
@@ -116,5 +131,7 @@ mod tests {
             said(&[("n1", &[cdi("nic", &["v.com/nic=a"])]), ("n2", &[cdi("nic", &["v.com/nic=a"])])]).len(),
             0
         );
+        let (all, some) = (cdi("nic", &["v.com/nic=a"]), cdi("nic", &["v.com/nic=a"]));
+        assert_eq!(said(&[("ALL", &[all]), ("n1", &[some])]).len(), 1, "each is a device of its own");
     }
 }
