@@ -650,8 +650,12 @@ impl Driver {
             true => Default::default(),
             false => node.gpus.inject(&launch, ready.image.as_mut(), &mut ready.notes)?,
         };
-        let by_files = node.gpus.by_files(&launch, node.system)?;
-        // A container that is there has its mounts and variables.
+        let by_files = match node.gpus.by_files(&launch, node.system) {
+            // A container that is there needs nothing more of a file that is gone by now.
+            Err(_) if joins => Default::default(),
+            found => found?,
+        };
+        // It has its mounts and variables, too.
         let (mounts, device_env) = if joins { Default::default() } else { (by_files.mounts, by_files.env) };
         injected.extend(mounts);
         if matches!(key.step, StepId::Batch | StepId::Number(0)) {
