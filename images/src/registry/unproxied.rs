@@ -19,12 +19,21 @@ enum Rule {
     Address(IpAddr, Option<u16>),
     /// `example.com`, with what is below it; `.example.com` and `*.example.com`, only that; each perhaps at one port.
     Name { name: String, itself: bool, port: Option<u16> },
+    /// `10.1.*`, `10.1.`, `host*`: what begins so.
+    Front(String, Option<u16>),
+    /// `*example.com`: what ends so.
+    End(String, Option<u16>),
 }
 
 impl Unproxied {
     pub(super) fn from_env() -> Self {
-        let named = ["NO_PROXY", "no_proxy"].into_iter().find_map(std::env::var_os);
-        Self::read(&named.unwrap_or_default().to_string_lossy())
+        Self::of(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// The first of the variables that says something.
+    fn of(variable: &dyn Fn(&str) -> Option<String>) -> Self {
+        let mut values = ["NO_PROXY", "no_proxy"].into_iter().filter_map(variable);
+        Self::read(&values.find(|value| !value.trim().is_empty()).unwrap_or_default())
     }
 
     fn read(text: &str) -> Self {
@@ -62,6 +71,13 @@ impl Rule {
         if let Ok(address) = host.parse() {
             return Some(Rule::Address(address, port));
         }
+        let is_front = host.ends_with('.') && host.starts_with(|first: char| first.is_ascii_digit());
+        if let Some(front) = host.strip_suffix('*').or(is_front.then_some(host)) {
+            return (!front.is_empty()).then(|| Rule::Front(front.to_owned(), port));
+        }
+        if let Some(end) = host.strip_prefix('*').filter(|end| !end.starts_with('.')) {
+            return Some(Rule::End(end.to_owned(), port));
+        }
         let below = host.strip_prefix("*.").or_else(|| host.strip_prefix('.'));
         let name = below.unwrap_or(host).to_owned();
         (!name.is_empty()).then_some(Rule::Name { name, itself: below.is_none(), port })
@@ -73,6 +89,8 @@ impl Rule {
             Rule::All => true,
             Rule::Network(network, bits) => address.is_some_and(|address| within(address, *network, *bits)),
             Rule::Address(wanted, own) => address == Some(*wanted) && at(own),
+            Rule::Front(front, own) => host.starts_with(front.as_str()) && at(own),
+            Rule::End(end, own) => host.ends_with(end.as_str()) && at(own),
             Rule::Name { name, itself, port: own } => {
                 let front = host.strip_suffix(name.as_str());
                 at(own)
@@ -132,6 +150,12 @@ mod tests {
             ("0.0.0.0/0", "https://1.2.3.4"),
             ("10.1.2.3", "https://10.1.2.3:5000"),
             ("10.1.2.3:5000", "https://10.1.2.3:5000"),
+            ("10.1.*", "https://10.1.2.3:5000/v2/"),
+            ("10.1.", "https://10.1.2.3"),
+            ("10.1.*:5000", "https://10.1.2.3:5000"),
+            ("reg*", "https://registry.example.com"),
+            ("*r.io", "https://r.io"),
+            ("*r.io", "https://xr.io"),
             ("fd00::/8", "https://[fd12::1]:5000/"),
             ("[fd12::1]:5000", "https://[fd12::1]:5000/"),
             ("fd12::1", "https://[fd12::1]/"),
@@ -157,10 +181,28 @@ mod tests {
             ("10.1.2.3", "https://10.1.2.30"),
             ("fd00::/8", "https://[fe80::1]/"),
             ("0.0.0.0/0", "https://[fe80::1]/"),
+            ("10.1.*", "https://10.11.2.3"),
+            ("10.1.", "https://10.11.2.3"),
+            ("10.1.*:5000", "https://10.1.2.3"),
+            ("*r.io", "https://r.io.evil.com"),
+            ("*:80", "https://r.io"),
             (".", "https://r.io"),
             ("r.io", "r.io"),
         ] {
             assert!(!named(rules, url), "{rules:?} {url}");
         }
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_hides_none() {
+        let of = |variables: &[(&str, &str)]| {
+            let variable = |wanted: &str| {
+                variables.iter().find(|(name, _)| *name == wanted).map(|(_, value)| (*value).to_owned())
+            };
+            Unproxied::of(&variable).has("https://r.io")
+        };
+        assert!(of(&[("NO_PROXY", " "), ("no_proxy", "r.io")]));
+        assert!(!of(&[("NO_PROXY", "other.io"), ("no_proxy", "r.io")]));
+        assert!(!of(&[]));
     }
 }
