@@ -156,7 +156,7 @@ fn run(
     let known = |status: StatusCode| status.is_success() || is_lost(status);
     let answer = client.persevere(&last, &known, &mut || {
         client
-            .allowed(client.agent_for(&last).put(&last), &last)
+            .allowed(client.agent_for(&last)?.put(&last), &last)
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .send_empty()
     })?;
@@ -182,7 +182,7 @@ fn chunk(uploader: &Uploader, upload: &mut Upload, bytes: Bytes<'_>, length: u64
     let answer = client.persevere(&url, &known, &mut || {
         let mut now = now.borrow_mut();
         if unsure.get() {
-            let state = client.allowed(client.agent_for(&now.place).get(&now.place), &now.place).call()?;
+            let state = client.allowed(client.agent_for(&now.place)?.get(&now.place), &now.place).call()?;
             if !state.status().is_success() {
                 return Ok(state);
             }
@@ -195,7 +195,7 @@ fn chunk(uploader: &Uploader, upload: &mut Upload, bytes: Bytes<'_>, length: u64
         }
         let (from, end) = (now.at, now.end(length));
         let request = client
-            .allowed(client.agent_for(&now.place).patch(&now.place), &now.place)
+            .allowed(client.agent_for(&now.place)?.patch(&now.place), &now.place)
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, end - from)
             .header(header::CONTENT_RANGE, format!("{from}-{}", end - 1));
@@ -227,7 +227,7 @@ fn chunk(uploader: &Uploader, upload: &mut Upload, bytes: Bytes<'_>, length: u64
             let url = upload.place.clone();
             let known = |status: StatusCode| status.is_success() || is_lost(status);
             let state = client.persevere(&url, &known, &mut || {
-                client.allowed(client.agent_for(&url).get(&url), &url).call()
+                client.allowed(client.agent_for(&url)?.get(&url), &url).call()
             })?;
             if !state.status().is_success() {
                 return Ok(Step::lost(state.status()));

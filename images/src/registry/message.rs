@@ -152,6 +152,12 @@ fn no_such_name(error: &std::io::Error) -> bool {
 
 /// No answer at all, of the registry or of a server that it names.
 pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) -> Error {
+    // Nobody was asked at all.
+    if let ureq::Error::Other(own) = error
+        && let Some(own) = own.downcast_ref::<Error>()
+    {
+        return own.clone();
+    }
     let what = client.what();
     let unknown = || {
         (

@@ -54,6 +54,8 @@ struct Client {
     /// Without the environment's proxy, where there is one.
     direct: Option<Agent>,
     unproxied: Unproxied,
+    /// Why none can be asked by the environment's proxy.
+    no_proxy: Option<Error>,
     /// `https://host:port`.
     base: String,
     /// Registry and repository as they are asked: of a mirror, its own.
@@ -159,10 +161,10 @@ impl Client {
         let insecure = base.starts_with("http://");
         let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
         let unproxied = Unproxied::from_env();
-        let proxy = match proxy::of_env() {
-            // It is not needed, unless something else is asked, too.
-            Err(_) if unproxied.has(&base) => None,
-            found => found?,
+        let (proxy, no_proxy) = match proxy::of_env() {
+            // It is not needed, unless the registry leads elsewhere.
+            Err(why) if unproxied.has(&base) => (None, Some(why)),
+            found => (found?, None),
         };
         let config = || {
             Agent::config_builder()
@@ -186,6 +188,7 @@ impl Client {
             agent,
             direct,
             unproxied,
+            no_proxy,
             base,
             name,
             mirror_of,
@@ -215,13 +218,22 @@ impl Client {
 
     /// Host and port of the proxy by which it is asked.
     fn proxy(&self) -> Option<String> {
-        let proxy = self.agent_for(&self.base).config().proxy()?;
+        let proxy = self.agent_for(&self.base).ok()?.config().proxy()?;
         Some(format!("{}:{}", proxy.host(), proxy.port()))
     }
 
     /// Who asks the server of this URL: by the proxy of the environment, or without.
-    fn agent_for(&self, url: &str) -> &Agent {
-        self.direct.as_ref().filter(|_| self.unproxied.has(url)).unwrap_or(&self.agent)
+    ///
+    /// # Errors
+    /// It is to be asked by one that cannot be used.
+    fn agent_for(&self, url: &str) -> std::result::Result<&Agent, ureq::Error> {
+        if self.unproxied.has(url) {
+            return Ok(self.direct.as_ref().unwrap_or(&self.agent));
+        }
+        match &self.no_proxy {
+            Some(why) => Err(ureq::Error::Other(Box::new(why.clone()))),
+            None => Ok(&self.agent),
+        }
     }
 
     fn is_mirror(&self) -> bool {
@@ -235,7 +247,7 @@ impl Client {
         let known =
             |status: StatusCode| status.is_success() || status.is_redirection() || unknown.contains(&status);
         let response = self.persevere(&url, &known, &mut || {
-            self.allowed(self.agent_for(&url).head(&url), &url).header(header::ACCEPT, ACCEPT).call()
+            self.allowed(self.agent_for(&url)?.head(&url), &url).header(header::ACCEPT, ACCEPT).call()
         })?;
         let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
         Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
@@ -248,8 +260,8 @@ impl Client {
         let known = |status: StatusCode| {
             status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
         };
-        let response =
-            self.persevere(&url, &known, &mut || self.allowed(self.agent_for(&url).head(&url), &url).call())?;
+        let response = self
+            .persevere(&url, &known, &mut || self.allowed(self.agent_for(&url)?.head(&url), &url).call())?;
         Ok(response.status() != StatusCode::NOT_FOUND)
     }
 
@@ -347,7 +359,7 @@ impl Client {
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         let mut target = url.to_owned();
         for _ in 0..=REDIRECTS {
-            let mut request = self.allowed(self.agent_for(&target).get(&target), &target);
+            let mut request = self.allowed(self.agent_for(&target)?.get(&target), &target);
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }
@@ -446,6 +458,17 @@ mod tests {
         // It may be slower to notice than the client is to go.
         let all = || asked.load(Ordering::Relaxed) == usize::try_from(ATTEMPTS).unwrap();
         assert!((0..2000).any(|_| all() || (std::thread::sleep(Duration::from_millis(10)), false).1));
+    }
+
+    #[test]
+    fn where_a_registry_leads_is_not_asked_without_the_proxy_that_it_needs() {
+        let said = "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://storage.example/x\r\nContent-Length: 0\r\n\r\n";
+        let (address, asked) = stalling(said);
+        let mut client = client(&address, LONG, LONG);
+        let why = Error::new(ErrorKind::Unsupported, "ALL_PROXY", "names no proxy");
+        (client.no_proxy, client.unproxied) = (Some(why.clone()), Unproxied::default());
+        assert_eq!(client.manifest("1").unwrap_err(), why);
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "it is not asked again for that");
     }
 
     #[test]

@@ -90,13 +90,14 @@ impl Uploader {
             status => status.is_success() || status.is_client_error(),
         };
         let response = client.persevere(&url, &known, &mut || {
-            client.allowed(client.agent_for(&url).post(&url), &url).send_empty()
+            client.allowed(client.agent_for(&url)?.post(&url), &url).send_empty()
         })?;
         if response.status() == StatusCode::ACCEPTED
             && let Some(session) = location(&url, &response)
+            && let Ok(agent) = client.agent_for(&session)
         {
             // It began an upload instead, which nobody goes on with. One that it keeps is its own to clean up.
-            let _ = client.allowed(client.agent_for(&session).delete(&session), &session).call();
+            let _ = client.allowed(agent.delete(&session), &session).call();
         }
         Ok(response.status() == StatusCode::CREATED)
     }
@@ -131,7 +132,7 @@ impl Uploader {
                 return Ok(begun);
             }
             let request = client
-                .allowed(client.agent_for(at.place()).put(at.last(digest)), at.place())
+                .allowed(client.agent_for(at.place())?.put(at.last(digest)), at.place())
                 .header(header::CONTENT_TYPE, "application/octet-stream");
             let sent = match bytes {
                 Bytes::Memory(bytes) => request.send(bytes),
@@ -154,7 +155,7 @@ impl Uploader {
     pub(super) fn begin(&self) -> std::result::Result<Response<Body>, ureq::Error> {
         let client = &self.0;
         let url = self.uploads();
-        client.allowed(client.agent_for(&url).post(&url), &url).send_empty()
+        client.allowed(client.agent_for(&url)?.post(&url), &url).send_empty()
     }
 
     /// Uploads the manifest under a tag; what it names must be there.
@@ -163,7 +164,7 @@ impl Uploader {
         let url = client.url(BlobKind::Manifest, tag);
         let response = client.persevere(&url, &|status| status.is_success(), &mut || {
             client
-                .allowed(client.agent_for(&url).put(&url), &url)
+                .allowed(client.agent_for(&url)?.put(&url), &url)
                 .header(header::CONTENT_TYPE, media_type)
                 .send(bytes)
         })?;

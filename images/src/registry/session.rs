@@ -146,17 +146,17 @@ impl Client {
             ]);
         }
         let pairs = query(&pairs);
-        let ask = || {
+        let ask = || -> std::result::Result<_, ureq::Error> {
             if matches!(identity, Identity::Token { .. }) {
                 let form = "application/x-www-form-urlencoded";
                 return self
-                    .agent_for(realm)
+                    .agent_for(realm)?
                     .post(realm)
                     .header(header::CONTENT_TYPE, form)
                     .send(pairs.as_str());
             }
             let mark = if realm.contains('?') { '&' } else { '?' };
-            let request = self.agent_for(realm).get(format!("{realm}{mark}{pairs}"));
+            let request = self.agent_for(realm)?.get(format!("{realm}{mark}{pairs}"));
             match identity.basic() {
                 Some(basic) => request.header(header::AUTHORIZATION, basic).call(),
                 None => request.call(),
