@@ -94,18 +94,20 @@ fn unshared(record: &JobRecord) -> impl Iterator<Item = &GresDevice> {
 
 /// Looks at a run's GPUs; what is wrong with them. Blocks.
 pub fn check(gpus: &Gpus, used: &Used, paths: &Paths, record: &JobRecord) -> Vec<GpuFault> {
-    let own: Vec<&GresDevice> = record.gpus.iter().filter(|device| is_sampled(device)).collect();
-    if own.is_empty() {
-        return Vec::new();
-    }
-    let mut faults = gpus.new_faults(&own);
-    let well = |d: &&GresDevice| !faults.iter().any(|fault| fault.index == d.index);
-    let alone: Vec<&GresDevice> = unshared(record).filter(well).collect();
-    let (left, before) = left_on(used, paths, record, &alone);
-    used.let_go();
-    if !left.is_empty() {
-        gpus.remember(&alone, &left, &before);
-        faults.extend(left);
+    let (own, others): (Vec<&GresDevice>, Vec<&GresDevice>) =
+        record.gpus.iter().partition(|device| is_sampled(device));
+    // Of others nobody but the kernel can be asked.
+    let mut faults = gpus.faults_by_kernel(&others);
+    if !own.is_empty() {
+        faults.extend(gpus.new_faults(&own));
+        let well = |d: &&GresDevice| !faults.iter().any(|fault| fault.index == d.index);
+        let alone: Vec<&GresDevice> = unshared(record).filter(well).collect();
+        let (left, before) = left_on(used, paths, record, &alone);
+        used.let_go();
+        if !left.is_empty() {
+            gpus.remember(&alone, &left, &before);
+            faults.extend(left);
+        }
     }
     for fault in &faults {
         tracing::error!("job {}: it leaves GPU {} unfit: {}", record.job, fault.index, fault.why);

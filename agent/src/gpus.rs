@@ -150,6 +150,18 @@ impl Gpus {
         devices.iter().filter(|device| device.fault.is_none()).filter_map(|device| fault(&device)).collect()
     }
 
+    /// The same by what the kernel says alone.
+    pub fn faults_by_kernel(&self, devices: &[&GresDevice]) -> Vec<GpuFault> {
+        let mut log = None;
+        let well = devices.iter().filter(|device| device.fault.is_none());
+        let found = well.filter_map(|device| {
+            let bus = device.bus.as_deref()?;
+            let log = log.get_or_insert_with(|| kernel_log(&self.tree));
+            Some(GpuFault { index: device.index, why: berth_gpus::by_kernel(&self.tree, log, bus)? })
+        });
+        found.collect()
+    }
+
     /// Why a job is not to begin with its GPUs: what the kernel says of them by now. The driver itself, which may take seconds, is asked
     /// every minute and after each job.
     pub fn sick(&self, share: &NodeShare) -> Option<String> {
@@ -430,6 +442,30 @@ fn kernel_log(tree: &Tree) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_that_nobody_samples_is_fenced_by_what_the_kernel_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let gpu = |index: u32, config: &[u8]| {
+            let bus = format!("0000:{index:02x}:00.0");
+            let device = dir.path().join("sys/bus/pci/devices").join(&bus);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("config"), config).unwrap();
+            GresDevice { index, bus: Some(bus), vendor: Vendor::Intel, ..GresDevice::default() }
+        };
+        let (well, gone) = (gpu(3, &[0x86, 0x80, 0, 0]), gpu(4, &[0xff; 4]));
+        let gpus = Gpus {
+            tree: Tree::at(dir.path()),
+            found: Found::default(),
+            configured: Configured::default(),
+            given: BTreeMap::new(),
+            helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
+            left: LeftFile::at(dir.path().join("left.json")),
+            unfit: Notify::new(),
+        };
+        let faults = gpus.faults_by_kernel(&[&well, &gone]);
+        assert_eq!(faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [4]);
+    }
 
     #[test]
     fn a_gpu_that_is_fenced_while_others_are_looked_at_stays_fenced() {

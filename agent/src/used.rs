@@ -361,6 +361,11 @@ pub fn is_sampled(device: &GresDevice) -> bool {
     is_gpu(device) && matches!(device.vendor, Vendor::Nvidia | Vendor::Amd)
 }
 
+/// Whether the kernel can say of it that it does not work any more.
+pub fn is_known_to_kernel(device: &GresDevice) -> bool {
+    is_gpu(device) && device.bus.is_some()
+}
+
 /// Of which process it is a child.
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

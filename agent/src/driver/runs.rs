@@ -5,7 +5,7 @@ use super::{Driver, Input, Job, LEFT, MOST_PUT_OFF, Node};
 use crate::around::{Ended, Kind};
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::standby::PAUSE;
-use crate::used::is_sampled;
+use crate::used::{is_known_to_kernel, is_sampled};
 use crate::{after, clients};
 use berth_agent_core::AgentEvent;
 use berth_gpus::imex::Imex;
@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 impl Driver {
     pub(super) fn make_job(&mut self, job: JobId, attempt: Attempt, launch: &StepLaunch) {
         let identity = &launch.identity;
+        let gpus = launch.job.share.gres.iter().filter(|d| is_sampled(d) || is_known_to_kernel(d));
         let mut record = JobRecord {
             job,
             attempt,
@@ -26,7 +27,7 @@ impl Driver {
             gid: identity.gid,
             user: identity.user.clone(),
             devices: devices(launch),
-            gpus: launch.job.share.gres.iter().filter(|d| is_sampled(d)).cloned().collect(),
+            gpus: gpus.cloned().collect(),
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
             namespaces: None,
