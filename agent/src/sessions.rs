@@ -78,15 +78,16 @@ impl Sessions {
             let Some(found) = Foreign::named(group) else { continue };
             let made = found.made();
             let before = done.get(group).copied().filter(|(known, _)| made == Some(*known));
-            let (again, holds) = (before.is_some(), before.is_some_and(|(_, holds)| holds));
+            let (again, held) = (before.is_some(), before.is_some_and(|(_, holds)| holds));
             // A service manager that opens all devices to a group of v1 is not seen: such a list shows nothing of what is not on it.
-            if made.is_none() || (holds && !found.is_v1()) {
+            if made.is_none() || (held && !found.is_v1()) {
                 continue;
             }
             let kept = found.keep(&self.record.rules, &self.owner);
             let holds = kept.is_ok();
             match kept {
-                _ if again => {}
+                // Said once, and again when it has changed.
+                _ if again && holds == held => {}
                 Ok(()) => {
                     tracing::info!("{}: no device that jobs are given opens there", found.dir().display())
                 }
