@@ -71,7 +71,7 @@ pub(crate) struct Charge<'a> {
     memory: Share,
 }
 
-/// What all layers have that are unpacked at once, for their names and for windows of what decompresses them. The names of 500,000
+/// What all layers have that are unpacked at once, for their names and for windows of what decompresses them. The names of 600,000
 /// files fit into it, or four windows of the largest usual size.
 static MEMORY: Memory = Memory::new(32 << 20);
 

@@ -54,6 +54,7 @@ fn describe(hooks: &ContainerHooks, plan: &Plan) -> Value {
             _ => None,
         })
         .collect();
+    // Numbers are those inside: the groups that come with devices have none there, and are kept from outside.
     let id = &plan.identity;
     json!({
         "ociVersion": VERSION,
