@@ -113,9 +113,16 @@ mod tests {
         let (all, some) = (files("gpu", &["/dev/nvidia[0-3]"]), files("gpu", &["/dev/nvidia[0-1]"]));
         let all = GresConfig { kind: Some("a100".into()), ..all };
         let some = GresConfig { cores: Some("0-3".into()), ..some };
-        assert_eq!(said(&[("ALL", &[all.clone()]), ("n1", &[some.clone()])]), Vec::<String>::new());
+        assert_eq!(
+            said(&[("ALL", std::slice::from_ref(&all)), ("n1", std::slice::from_ref(&some))]),
+            Vec::<String>::new()
+        );
         let other = GresConfig { name: "acc".into(), ..some.clone() };
-        assert_eq!(said(&[("ALL", &[all.clone()]), ("n1", &[other])]).len(), 1, "of another name");
+        assert_eq!(
+            said(&[("ALL", std::slice::from_ref(&all)), ("n1", &[other])]).len(),
+            1,
+            "of another name"
+        );
         assert_eq!(said(&[("ALL", &[all, some])]).len(), 1, "one section says all at once");
     }
 

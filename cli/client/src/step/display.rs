@@ -211,8 +211,8 @@ impl Line {
             return;
         }
         tokio::select! {
-            () = self.from_program(&mut program, &mut to) => {}
-            () = self.from_server(&mut from) => {}
+            () = self.hear_program(&mut program, &mut to) => {}
+            () = self.hear_server(&mut from) => {}
         }
     }
 
@@ -223,7 +223,7 @@ impl Line {
         self.tell(Frame::DisplayData { channel: self.channel, data: bytes.to_vec() }).await;
     }
 
-    async fn from_program(&self, program: &mut DuplexStream, to: &mut Writer) {
+    async fn hear_program(&self, program: &mut DuplexStream, to: &mut Writer) {
         let mut buffer = vec![0; PIECE];
         while let Ok(n) = program.read(&mut buffer).await {
             if n == 0 || to.write_all(&buffer[..n]).await.is_err() || to.flush().await.is_err() {
@@ -233,7 +233,7 @@ impl Line {
         }
     }
 
-    async fn from_server(&self, from: &mut Reader) {
+    async fn hear_server(&self, from: &mut Reader) {
         let mut buffer = vec![0; PIECE];
         // Whoever reads has one byte of room at least, and no other takes any.
         while let Ok(one) = self.room.acquire().await {
