@@ -104,7 +104,14 @@ pub fn devices(
             fault: gpu.fault.clone(),
             ..GresDevice::default()
         };
-        if gpu.divided {
+        if gpu.divided && gpu.parts.is_empty() {
+            // Nobody can use it so: an administrator has to see it.
+            let mut whole = whole;
+            whole.fault.get_or_insert_with(|| {
+                "it is to be divided (MIG) and has no parts: make some (nvidia-smi mig -cgi PROFILE -C), or switch MIG off (nvidia-smi -mig 0)".into()
+            });
+            found.push((None, whole));
+        } else if gpu.divided {
             found.extend(gpu.parts.iter().map(|part| (None, self::part(tree, gpu, &whole, part))));
         } else {
             found.push((Some(bus.clone()), whole));

@@ -247,6 +247,14 @@ fn parts_of_a_divided_gpu_are_devices_with_their_own_files() {
 }
 
 #[test]
+fn a_gpu_that_is_to_be_divided_and_is_not_is_shown_with_what_to_do() {
+    let found = found(2, "undivided");
+    let told = faults(&found);
+    assert_eq!((told.len(), told[0]), (2, ""));
+    assert!(told[1].contains("has no parts") && told[1].contains("nvidia-smi -mig 0"), "{told:?}");
+}
+
+#[test]
 fn what_is_wrong_fences_the_gpu_or_all_with_the_reason() {
     for (mode, all, said) in [
         ("mismatch", true, "the kernel module is 535.54.03"),

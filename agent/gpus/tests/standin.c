@@ -169,9 +169,9 @@ R nvmlDeviceGetTotalEccErrors(void *d, int kind, int counter, unsigned long long
 }
 R nvmlDeviceGetRetiredPagesPendingStatus(void *d, int *on) { (void)d; *on = 0; return OK; }
 R nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) {
-  (void)d; if (!is("mig")) return NOT_SUPPORTED; *now = *next = number(d) == 0; return OK;
+  (void)d; if (!is("mig") && !is("undivided")) return NOT_SUPPORTED; *now = *next = number(d) == 0; return OK;
 }
 R nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *n) { (void)d; *n = 7; return OK; }
 R nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned n, void **out) {
-  (void)d; if (n > 1) return 6; *out = (void *)(long)(101 + n); return OK;
+  (void)d; if (n > 1 || is("undivided")) return 6; *out = (void *)(long)(101 + n); return OK;
 }
