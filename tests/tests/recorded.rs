@@ -1,5 +1,5 @@
 //! Records what this version's supervisors leave for later agents: `agent/tests/recorded` keeps it for each version, and a test of the
-//! agent adopts it. docs/admin-guide.md says what that is for.
+//! agent adopts it. docs/admin.md says what that is for.
 
 use berth_tests::{Sandbox, Who, images, machine, sandbox::wait};
 use std::os::fd::AsRawFd;

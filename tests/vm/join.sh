@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From two empty machines to a container on both: two emulated Debian 12 machines with systemd and control groups v2 run the commands
-# that docs/admin-guide.md has under "Several machines", exactly as they stand there. Not part of tests/run.sh: it takes minutes.
+# that docs/admin.md has under "Several machines", exactly as they stand there. Not part of tests/run.sh: it takes minutes.
 # usage: tests/vm/join.sh [--programs DIRECTORY] [--check]
 #   --programs  berth and berth-step to try [default: those of cargo xtask build --debug]
 #   --check     shows the commands of the page and ends
@@ -19,9 +19,9 @@ while [ $# -gt 0 ]; do
 done
 
 # HOST, # of root or $ of a user, and the command: five of them, in the first block of the section.
-mapfile -t commands < <(sed -n '/^## Several machines/,/^## [^S]/s/^    \(head\|n1\)\([#$]\) *\(.*\)/\1 \2 \3/p' docs/admin-guide.md)
+mapfile -t commands < <(sed -n '/^## Several machines/,/^## [^S]/s/^    \(head\|n1\)\([#$]\) *\(.*\)/\1 \2 \3/p' docs/admin.md)
 printf '%s\n' "${commands[@]}"
-[ ${#commands[@]} -eq 5 ] || { printf 'join.sh: error: docs/admin-guide.md has %s commands and not five\n' ${#commands[@]} >&2; exit 1; }
+[ ${#commands[@]} -eq 5 ] || { printf 'join.sh: error: docs/admin.md has %s commands and not five\n' ${#commands[@]} >&2; exit 1; }
 [ $check = no ] || exit 0
 
 # shellcheck source=tests/vm/pair.sh
