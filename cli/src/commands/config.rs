@@ -55,6 +55,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             let dir = StateDir::named_or_own(state)?;
             let Some(file) = file.clone().or_else(|| Some(dir.0.join("berth.toml")).filter(|f| f.exists()))
             else {
+                of(&dir, None)?; // where its images would be is looked at, too
                 let text =
                     format!("{}: there is no berth.toml, so the defaults are in force\n", dir.0.display());
                 return out::print(&text).map(|()| 0);
