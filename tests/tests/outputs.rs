@@ -1,7 +1,7 @@
 //! Files of steps over several nodes: which name each task's has, whole files that all tasks share, and much data in and out.
 
 use berth_tests::sandbox::wait;
-use berth_tests::{Hosts, images, leftovers};
+use berth_tests::{Hosts, images};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -12,11 +12,13 @@ fn read(hosts: &Hosts, name: &str) -> String {
 
 /// The supervisors of steps on all hosts: what they have to complain of is in a file of their step's.
 fn supervisors(hosts: &Hosts) -> Vec<i32> {
-    let of = |(pid, _): (i32, String)| {
+    let work = hosts.work();
+    let of_ours = |pid: &i32| {
         let log = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
-        log.to_string_lossy().contains("/supervisor.log").then_some(pid)
+        log.starts_with(work.parent().unwrap()) && log.to_string_lossy().contains("/supervisor.log")
     };
-    leftovers::processes(hosts.work().parent().unwrap()).into_iter().filter_map(of).collect()
+    let names = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok()).filter(of_ours).collect()
 }
 
 fn sorted(text: &str) -> Vec<&str> {
