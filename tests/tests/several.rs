@@ -163,7 +163,10 @@ fn steps_with_cpus_of_their_own_wait_for_them_and_others_do_not_as_root() {
     assert!(!hosts.work().join("ran").exists(), "{busy}");
     assert_eq!(sorted(&read("shared")), ["n1", "n2", "n3"], "{}", read("out"));
     assert_eq!(read("early"), "", "it did not wait");
-    assert_eq!(sorted(&read("late")), ["gone", "gone", "n1", "n2"], "{}{}", read("waits"), read("out"));
+    // On two nodes, once one of those of the first step is free beside the third.
+    let late = sorted(&read("late"));
+    let on_two = late.len() == 4 && late[..2] == ["gone", "gone"] && late[2] != late[3];
+    assert!(on_two, "{late:?}{}{}", read("waits"), read("out"));
     assert!(read("waits").contains("srun: Step created for StepId="), "{}", read("waits"));
 }
 
