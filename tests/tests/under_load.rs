@@ -13,12 +13,12 @@ use std::time::Duration;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Runs long enough to be under way when something breaks. That it began and ended is appended to a file, so that a second run
-/// would be seen.
+/// Runs long enough to be under way when something breaks, and to need all nodes also where the machine is slow to submit. That
+/// it began and ended is appended to a file, so that a second run would be seen.
 const JOB: &str = r#"#!/bin/sh
 echo "begun $(hostname)" >> ran/$SLURM_JOB_ID
 echo "job $SLURM_JOB_ID says this"
-sleep 0.$((SLURM_JOB_ID % 5 * 2))
+sleep $((SLURM_JOB_ID % 6)).$((SLURM_JOB_ID % 5 * 2))
 echo "job $SLURM_JOB_ID says more" >&2
 echo ended >> ran/$SLURM_JOB_ID
 exit $((SLURM_JOB_ID % 3))
