@@ -265,7 +265,6 @@ fn a_carried_display_is_the_steps_alone_and_its_own_cookie_stays_as_root() {
     };
     let (user, stranger, none) = (hosts.user(), Who::stranger(), std::path::Path::new("/dev/null"));
     look(user, &file).ok();
-    hosts.cmd("n2", "berth").args(["exec", &job, "xdpyinfo"]).dir("/").limit(60).ok();
     // Another user of the node cannot read it, and without it nobody is let in.
     look(&stranger, &file).fails().says(&["unable to open display"]);
     for who in [user, &stranger] {
@@ -308,10 +307,11 @@ fn a_carried_display_goes_on_when_connections_break_and_takes_as_much_as_there_i
                 for i in 0 1 2 3 4 5 6 7 8 9; do xprop -root -f B$i 8s -set B$i $v; done; xprop -root | tr -cd x | wc -c";
     let told = srun(&["--x11", "-w", "n2", "sh", "-c", much]).ok().text();
     assert!(told.trim().parse::<u32>().unwrap() >= 1_000_000, "{told}");
-    // Somebody who stays connected hears what happens here, whatever breaks in between.
+    // Somebody who stays connected hears what happens here, whatever breaks in between. A name has to be there to be listened for.
+    here(&["-f", "WORD", "8s", "-set", "WORD", "first"]).ok();
     let mut spy =
         srun(&["--x11", "-w", "n2", "--mem=100", "stdbuf", "-oL", "xprop", "-root", "-spy", "WORD"]).spawn();
-    spy.wait_for("WORD", 60);
+    spy.wait_for("first", 60);
     for (round, daemon) in ["agent", "controller"].into_iter().enumerate() {
         let word = format!("round{round}");
         here(&["-f", "WORD", "8s", "-set", "WORD", &word]).ok();
