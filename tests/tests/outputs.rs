@@ -125,7 +125,8 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
         .says(&["cannot write to /dev/full", "no space"]);
     // Nor of a step whose file cannot be opened: no supervisor waits for a client that does not come.
     let stubborn = ["sh", "-c", "trap '' TERM; sleep 600; sleep 600"];
-    let step = srun(&["-N3", "sleep", "600"]).spawn();
+    let mut step = srun(&["-N3", "sh", "-c", "echo here; exec sleep 600"]).spawn();
+    step.wait_for("here\nhere\nhere\n", 60);
     let all = || (supervisors(&hosts).len() >= 3).then_some(());
     assert!(wait(30, all).is_some(), "supervisors are not found: {:?}", supervisors(&hosts));
     step.signal(Signal::SIGTERM);
