@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 . tests/bench/curves.sh
 
 programs=$PWD/target/release
-step=$PWD/target/release/static/berth-step
+step=$PWD/target/release/berth-step
 if [ "${1-}" = --debug ]; then
     programs=$PWD/target/debug
     step=$PWD/target/debug/static/berth-step
