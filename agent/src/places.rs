@@ -1,49 +1,39 @@
-//! Connections of each user to this machine's daemon: no user can use up the descriptors of all.
+//! Connections to this machine's daemon: no user can use up its descriptors, and who has too many is told so.
 
 use crate::clients::opening;
 use berth_model::ids::Uid;
+use berth_rpc::{Place, Places, one_users_part};
 use berth_stream::Frame;
 use berth_stream::asynchronous::write_frame;
-use rustix::process::{Resource, getrlimit};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
-/// Which part of the descriptors' number the connections of one user may be. Most take two: that of the client, and the one behind it.
-const PART: u64 = 8;
 /// How many at a time are told that there is no place for them; others find the connection closed.
 const TOLD: usize = 32;
 /// How long one that is told may take.
 const TELLING: Duration = Duration::from_secs(1);
 
-/// Open connections, by user.
+/// Who is connected. Most connections take two descriptors: that of the client, and the one behind it.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
-    of: Arc<Mutex<HashMap<Uid, u64>>>,
+    places: Places,
     told: Arc<Semaphore>,
     /// Whom it is not about: root, and the daemon's own user.
     own: Uid,
 }
 
-/// One of them; given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    uid: Uid,
-    of: Arc<Mutex<HashMap<Uid, u64>>>,
-}
-
 impl Connections {
     pub(crate) fn new() -> Connections {
         let own = Uid(rustix::process::geteuid().as_raw());
-        Connections { of: Arc::default(), told: Arc::new(Semaphore::new(TOLD)), own }
+        Connections { places: Places::default(), told: Arc::new(Semaphore::new(TOLD)), own }
     }
 
     /// A place for one more, if it may be. Who gets none is told so.
     pub(crate) fn admit(&self, stream: UnixStream) -> Option<(UnixStream, Place)> {
         let uid = Uid(stream.peer_cred().ok()?.uid());
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / PART;
+        let most = one_users_part();
         match self.take(uid, most) {
             Some(place) => Some((stream, place)),
             None => {
@@ -53,17 +43,12 @@ impl Connections {
         }
     }
 
-    fn take(&self, uid: Uid, most: u64) -> Option<Place> {
-        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(&self, uid: Uid, most: usize) -> Option<Place> {
         let bound = uid.0 != 0 && uid != self.own;
-        if bound && table.get(&uid).is_some_and(|count| *count >= most) {
-            return None;
-        }
-        *table.entry(uid).or_default() += 1;
-        Some(Place { uid, of: Arc::clone(&self.of) })
+        self.places.take(uid, if bound { most } else { usize::MAX })
     }
 
-    fn turn_away(&self, mut stream: UnixStream, most: u64) {
+    fn turn_away(&self, mut stream: UnixStream, most: usize) {
         let Ok(telling) = Arc::clone(&self.told).try_acquire_owned() else { return };
         tokio::spawn(async move {
             let tell = async {
@@ -82,34 +67,19 @@ impl Connections {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = table.get_mut(&self.uid) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                table.remove(&self.uid);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn one_user_has_a_bounded_number_of_places_and_root_has_not() {
+    fn one_user_has_a_bounded_number_of_places_and_root_and_the_daemons_own_have_not() {
         let all = Connections { own: Uid(500), ..Connections::new() };
-        let mut places: Vec<Place> = (0..3).map(|_| all.take(Uid(1000), 3).unwrap()).collect();
+        let places: Vec<Place> = (0..3).map(|_| all.take(Uid(1000), 3).unwrap()).collect();
         assert!(all.take(Uid(1000), 3).is_none());
-        assert!(all.take(Uid(1001), 3).is_some(), "others are not concerned");
-        let roots: Vec<Option<Place>> =
+        let own: Vec<Option<Place>> =
             [0, 500].into_iter().cycle().take(20).map(|uid| all.take(Uid(uid), 3)).collect();
-        assert!(roots.iter().all(Option::is_some));
-        places.pop();
-        places.push(all.take(Uid(1000), 3).unwrap());
-        drop((places, roots));
-        assert!(all.of.lock().unwrap().is_empty());
+        assert!(own.iter().all(Option::is_some));
+        drop(places);
+        assert!(all.take(Uid(1000), 3).is_some());
     }
 }

@@ -1,8 +1,9 @@
 //! The controller's port for other machines: TLS, whose key it is, and what the connection is for.
 
 use crate::duplex::{Duplex, prepare};
+use crate::places::Places;
 use crate::preface::{Preface, Question, Reply};
-use crate::serve::{Caller, Connections, Proven, Service, vouched_place};
+use crate::serve::{Caller, Proven, Service, vouched_place};
 use berth_model::NodeName;
 use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
@@ -100,7 +101,7 @@ enum Plan {
 pub(crate) async fn accept<S: Service>(
     port: Arc<MachineListener>,
     service: Arc<S>,
-    vouched: Connections,
+    vouched: Places,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     let places = Arc::new(Semaphore::new(STRANGERS));
@@ -114,7 +115,7 @@ pub(crate) async fn accept<S: Service>(
             }
         };
         let (port, service) = (Arc::clone(&port), Arc::clone(&service));
-        let (vouched, accepted) = (Arc::clone(&vouched), accepted.clone());
+        let (vouched, accepted) = (vouched.clone(), accepted.clone());
         tokio::spawn(async move {
             let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, &*service)).await;
             drop(place);
@@ -178,7 +179,7 @@ async fn receive<S: Service>(
     (machine, preface): (Machine, Preface),
     from: SocketAddr,
     service: Arc<S>,
-    (vouched, accepted): (Connections, mpsc::Sender<io::Result<Proven>>),
+    (vouched, accepted): (Places, mpsc::Sender<io::Result<Proven>>),
 ) {
     let plan = match plan(&machine, preface, from, &*service).await {
         Ok(plan) => plan,

@@ -3,6 +3,7 @@
 use crate::duplex::Duplex;
 use crate::machines::{self, MachineListener};
 use crate::methods::Shell;
+use crate::places::{Place, Places, one_users_part};
 use crate::preface::{Preface, Question, Reply};
 use berth_model::config::Config;
 use berth_model::direct::StreamWay;
@@ -14,12 +15,10 @@ use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, Request, Response};
 use berth_model::rights::Rank;
 use berth_model::{JobId, NodeName, StepKey, Uid};
-use rustix::process::{Resource, getrlimit};
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,8 +32,6 @@ use tonic::transport::server::Connected;
 pub const PAGE: usize = 256;
 /// Most connections of one user at a time, root excepted.
 const CONNECTIONS: usize = 1024;
-/// Which part of the descriptors' number the connections may be that are made for one user by other machines and from inside jobs.
-const PART: u64 = 8;
 
 /// Who is at the other end, as proven by the kernel, or as vouched for by an agent on the private socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,7 +183,7 @@ pub async fn serve<S: Service>(
 ) -> io::Result<()> {
     let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
     let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
-    let vouched = Connections::default();
+    let vouched = Places::default();
     let nodes = tokio::spawn(accept_nodes(
         (listeners.nodes, own_uid),
         Arc::clone(&service),
@@ -257,62 +254,32 @@ impl Proven {
     }
 }
 
-/// Open connections of each user: on the public socket, or those for which others vouch.
-pub(crate) type Connections = Arc<Mutex<HashMap<u32, usize>>>;
-
-/// One of them; given back when the connection ends.
-pub(crate) struct Place {
-    uid: u32,
-    of: Connections,
-}
-
-impl Place {
-    /// `None` when the user has as many as one may have.
-    fn take(of: &Connections, uid: u32, most: usize) -> Option<Place> {
-        let mut table = of.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = table.entry(uid).or_default();
-        if *count >= most && uid != 0 {
-            return None;
-        }
-        *count += 1;
-        Some(Place { uid, of: Arc::clone(of) })
-    }
-}
-
 /// A place for somebody who comes by another machine, or from inside a job: there may be more of these than on the public socket,
 /// since each of a user's jobs has a few.
 ///
 /// # Errors
 /// What to tell them.
-pub(crate) fn vouched_place(of: &Connections, uid: Uid) -> Result<Place, String> {
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let most = usize::try_from(files / PART).unwrap_or(usize::MAX).max(CONNECTIONS);
-    Place::take(of, uid.0, most).ok_or_else(|| {
+pub(crate) fn vouched_place(of: &Places, uid: Uid) -> Result<Place, String> {
+    let most = one_users_part().max(CONNECTIONS);
+    place(of, uid, most).ok_or_else(|| {
         format!(
             "uid {uid} has {most} connections to the controller, as many as one user may have: end some first"
         )
     })
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut table = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = table.get_mut(&self.uid) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                table.remove(&self.uid);
-            }
-        }
-    }
+/// Root's connections are not counted out.
+fn place(of: &Places, uid: Uid, most: usize) -> Option<Place> {
+    of.take(uid, if uid.0 == 0 { usize::MAX } else { most })
 }
 
 async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Result<Proven>>) {
-    let connections = Connections::default();
+    let connections = Places::default();
     loop {
         let Some(stream) = accept(&listener).await else { continue };
         let Ok(cred) = stream.peer_cred() else { continue };
         // One user must not use up the descriptors of all; closing tells the client at once.
-        let Some(place) = Place::take(&connections, cred.uid(), CONNECTIONS) else { continue };
+        let Some(place) = place(&connections, Uid(cred.uid()), CONNECTIONS) else { continue };
         let caller =
             Caller::Client(Peer { uid: Uid(cred.uid()), gid: berth_model::Gid(cred.gid()), job: None });
         let proven = Proven { stream: stream.into(), caller, _place: Some(place), gone: None };
@@ -325,7 +292,7 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
 async fn accept_nodes<S: Service>(
     (listener, own_uid): (UnixListener, u32),
     service: Arc<S>,
-    vouched: Connections,
+    vouched: Places,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     loop {
@@ -334,7 +301,7 @@ async fn accept_nodes<S: Service>(
         if cred.uid() != 0 && cred.uid() != own_uid {
             continue; // the directory is private; whoever got here anyway learns nothing
         }
-        let (service, vouched, accepted) = (Arc::clone(&service), Arc::clone(&vouched), accepted.clone());
+        let (service, vouched, accepted) = (Arc::clone(&service), vouched.clone(), accepted.clone());
         tokio::spawn(async move {
             let mut place = None;
             let caller = match Preface::read(&mut stream).await {
@@ -373,7 +340,7 @@ async fn accept_nodes<S: Service>(
 async fn accept_machines<S: Service>(
     mut port: watch::Receiver<Option<Arc<MachineListener>>>,
     service: Arc<S>,
-    vouched: Connections,
+    vouched: Places,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     let port = match port.wait_for(Option::is_some).await {
@@ -431,16 +398,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_user_has_a_bounded_number_of_connections() {
-        let table = Connections::default();
-        let take = |uid| Place::take(&table, uid, CONNECTIONS);
-        let mut places: Vec<Place> = (0..CONNECTIONS).map(|_| take(1000).unwrap()).collect();
+    fn one_user_has_a_bounded_number_of_connections_and_root_has_not() {
+        let places = Places::default();
+        let take = |uid| place(&places, Uid(uid), CONNECTIONS);
+        let all: Vec<Place> = (0..CONNECTIONS).map(|_| take(1000).unwrap()).collect();
         assert!(take(1000).is_none());
-        assert!(take(1001).is_some(), "others are not concerned");
-        assert!(vouched_place(&table, Uid(1001)).is_ok(), "who comes by others has as many, or more");
-        places.pop();
+        let roots: Vec<Option<Place>> = (0..=CONNECTIONS).map(|_| take(0)).collect();
+        assert!(roots.iter().all(Option::is_some));
+        assert!(vouched_place(&places, Uid(1001)).is_ok(), "who comes by others has as many, or more");
+        drop(all);
         assert!(take(1000).is_some());
-        places.clear();
-        assert!(table.lock().unwrap().is_empty());
     }
 }
