@@ -165,17 +165,12 @@ impl Gpus {
     /// Why a job is not to begin with its GPUs: what the kernel says of them by now. The driver itself, which may take seconds, is asked
     /// every minute and after each job.
     pub fn sick(&self, share: &NodeShare) -> Option<String> {
-        let mut log = None;
-        let (device, bus, why) = share.gres.iter().find_map(|device| {
-            let bus = device.bus.as_deref()?;
-            let log = log.get_or_insert_with(|| kernel_log(&self.tree));
-            Some((device, bus, berth_gpus::by_kernel(&self.tree, log, bus)?))
-        })?;
+        let devices: Vec<&GresDevice> = share.gres.iter().collect();
+        let GpuFault { index, why } = self.faults_by_kernel(&devices).into_iter().next()?;
         // It is fenced by the next look, which need not be a minute away.
         self.unfit.notify_one();
         Some(format!(
-            "GPU {} ({bus}) does not work any more: {why}; it is given to no other job: submit this one again",
-            device.index
+            "GPU {index} does not work any more: {why}; it is given to no other job: submit this one again"
         ))
     }
 
