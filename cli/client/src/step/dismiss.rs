@@ -4,8 +4,6 @@
 use super::follow::Step;
 use super::nodes;
 use super::stream::{self, NotAttached};
-use berth_model::request::CancelRequest;
-use berth_model::spec::JobSelector;
 use berth_model::{NodeName, StepKey};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame};
@@ -15,8 +13,6 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-/// How long the controller may take to answer. Where it does not, the nodes are told all the same.
-const ANSWER: Duration = Duration::from_secs(5);
 /// How long the nodes may take. One that is not reached is the controller's, and its supervisor waits a minute for a client.
 const HEARD: Duration = Duration::from_secs(10);
 /// Between two attempts to reach a node.
@@ -24,10 +20,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// Ends the step, and waits until nothing of it is left on the nodes that can be reached.
 pub async fn dismiss(step: &Step) {
-    let jobs = step.keys().iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
     // First: what has not begun on a node, or fetches its image there, is told of by nobody else.
-    let request = CancelRequest { jobs, signal: Some(SIGKILL), ..CancelRequest::default() };
-    let _ = timeout(ANSWER, step.client.cancel(&request)).await; // its job ends without its client
+    step.cancel(Some(SIGKILL)).await;
     let mut ends = JoinSet::new();
     nodes::make_room(step.layout.nodes.len());
     for (at, node) in step.layout.nodes.iter().enumerate() {

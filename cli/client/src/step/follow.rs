@@ -1,6 +1,8 @@
 //! One step from attaching to its end, on all of its nodes: what it writes goes out, what we read goes in, signals
 //! pass, and its exit becomes ours. A restart of agent or controller in the middle is not noticed.
 
+mod telling;
+
 use super::around::{self, Around};
 use super::display::Display;
 use super::exchange::{Answer, Exchange};
@@ -11,17 +13,17 @@ use super::nodes::{Nodes, To};
 use super::signals::Signals;
 use super::sinks::{Lost, Sinks};
 use super::stream::{self, Event, Output, Wanted};
-use super::{exits, terminal};
+use super::terminal;
 use crate::error::{Failure, Kind, Outcome};
 use crate::out;
 use crate::x11::Carrier;
 use berth_model::StepKey;
 use berth_model::hostlist;
-use berth_model::launch::{Layout, StepExit};
-use berth_model::record::{JobInfo, StepInfo};
+use berth_model::launch::Layout;
+use berth_model::record::JobInfo;
 use berth_model::request::CancelRequest;
 use berth_model::spec::JobSelector;
-use berth_model::state::{ExitStatus, JobState};
+use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_rpc::Client;
 use berth_stream::{ALL_TASKS, Attach, Frame, Resume};
@@ -40,6 +42,9 @@ const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// How long nodes that are about to begin may take to hear that the step is ended.
 const HEARD: Duration = Duration::from_secs(1);
+
+/// How long the controller may take to end the step for us. Where it does not answer, its nodes are told all the same.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Exits that come within this time of one another share their lines.
 const GATHER: Duration = Duration::from_millis(100);
@@ -109,13 +114,20 @@ pub struct Step {
 
 impl Step {
     /// The step in each of the jobs that have a part of it.
-    pub fn keys(&self) -> Vec<StepKey> {
+    fn keys(&self) -> Vec<StepKey> {
         let mut keys = self.parts.clone();
         keys.dedup();
         if keys.is_empty() {
             keys.push(self.key);
         }
         keys
+    }
+
+    /// Has the controller end it, by a signal or as it ends steps, where it answers: our own end is that of a job of our own.
+    pub async fn cancel(&self, signal: Option<i32>) {
+        let jobs = self.keys().iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
+        let request = CancelRequest { jobs, signal, ..CancelRequest::default() };
+        let _ = tokio::time::timeout(ANSWER, self.client.cancel(&request)).await;
     }
 }
 
@@ -383,16 +395,8 @@ impl Follower {
     async fn give_up_beginnings(&mut self) {
         self.give_up = None;
         if !self.nodes.never_met().is_empty() {
-            self.cancel().await;
+            self.step.cancel(None).await;
         }
-    }
-
-    /// Has the controller end the step, where it answers: our end is that of a job of our own.
-    async fn cancel(&self) {
-        let jobs = self.step.keys().iter().map(|key| (JobSelector::Job(key.job), Some(key.step))).collect();
-        let request = CancelRequest { jobs, ..CancelRequest::default() };
-        let cancelled = self.step.client.cancel(&request);
-        let _ = tokio::time::timeout(Duration::from_secs(5), cancelled).await;
     }
 
     /// Ends the input of tasks that get none of ours.
@@ -607,7 +611,7 @@ impl Follower {
         }
         if !silent.is_empty() && self.deadline.is_none() {
             // Of the node the controller alone can take care.
-            self.cancel().await;
+            self.step.cancel(None).await;
             self.end(libc_signal(SignalKind::terminate())).await;
         }
     }
@@ -671,184 +675,6 @@ impl Follower {
         } else {
             self.nodes.send(To::All, Frame::Signal(number)).await;
         }
-    }
-
-    /// How the tasks are.
-    fn report(&self) {
-        let all: Vec<u32> = self.nodes.layout().tasks.iter().flatten().copied().collect();
-        let (mut ended, mut alive): (Vec<u32>, Vec<u32>) =
-            all.iter().partition(|t| self.exits.contains_key(t));
-        ended.sort_unstable();
-        alive.sort_unstable();
-        let (running, starting) = alive.into_iter().partition(|t| self.nodes.running(*t));
-        for (tasks, what) in [(starting, "starting"), (running, "running"), (ended, "exited")] {
-            if !tasks.is_empty() {
-                out::complain(&format!(
-                    "srun: StepId={} {}: {what}",
-                    self.step.key,
-                    exits::tasks_text(&tasks)
-                ));
-            }
-        }
-    }
-
-    /// Prints the lines of tasks that failed and were not yet told about.
-    fn tell(&mut self, oom: bool) {
-        self.gather = None;
-        let fresh: Vec<(u32, ExitStatus)> =
-            self.exits.iter().filter(|(t, _)| !self.told.contains_key(t)).map(|(t, s)| (*t, *s)).collect();
-        self.told.extend(fresh.iter().copied());
-        if self.step.voice == Voice::Exec {
-            return;
-        }
-        // A copy that fails says why; one that is killed cannot.
-        let say = |status: ExitStatus| self.step.voice == Voice::Srun || status.signal != 0;
-        let fresh: Vec<(u32, ExitStatus)> = fresh.into_iter().filter(|(_, status)| say(*status)).collect();
-        let name = self.step.voice.name();
-        for line in exits::lines(self.nodes.layout(), &fresh) {
-            let line = match line.strip_suffix(": Killed") {
-                Some(start) if oom => format!("{start}: Out Of Memory"),
-                _ => line,
-            };
-            out::complain(&format!("{name}: error: {line}"));
-        }
-    }
-
-    /// Why the step could not be started.
-    fn complain_of_launch(&self, at: usize, why: &str) {
-        let node = self.nodes.name(at);
-        for line in why.lines() {
-            match self.step.voice {
-                Voice::Srun | Voice::Sbcast => {
-                    out::complain(&format!("{}: error: {node}: {line}", self.step.voice.name()));
-                }
-                Voice::Exec => out::complain(&format!("berth: error: {line}")),
-            }
-        }
-    }
-
-    /// The step's last words and the exit code.
-    fn finish(&mut self) -> u8 {
-        let ends: Vec<(usize, StepExit)> = self.nodes.ends().map(|(at, exit)| (at, exit.clone())).collect();
-        let name = self.step.voice.name();
-        let failed: Vec<(usize, &str)> =
-            ends.iter().filter_map(|(at, exit)| Some((*at, exit.launch_error.as_deref()?))).collect();
-        let oom = ends.iter().find(|(_, exit)| exit.oom).map(|(at, _)| *at);
-        if failed.is_empty() {
-            self.tell(oom.is_some());
-            let ended_by = |signal| self.exits.values().any(|s| i32::from(s.signal) == signal);
-            // Somebody ended it, and it was neither we nor a cancellation, which has its own line.
-            if self.deadline.is_none()
-                && self.aborted.is_none()
-                && self.step.voice == Voice::Srun
-                && oom.is_none()
-                && !self.heard.contains(" CANCELLED AT ")
-                && (ended_by(SIGKILL) || ended_by(libc_signal(SignalKind::terminate())))
-            {
-                out::complain(&format!("srun: Force Terminated StepId={}", self.step.key));
-            }
-        }
-        for (at, why) in &failed {
-            if !self.heard.contains(why.trim()) {
-                self.complain_of_launch(*at, why);
-            }
-        }
-        let statuses = self.exits.values().copied().chain(ends.iter().map(|(_, exit)| exit.status));
-        if !failed.is_empty() {
-            // What they ended on the other nodes, by a signal, says nothing.
-            let theirs = ends.iter().filter(|(_, exit)| exit.launch_error.is_some());
-            let known = statuses.filter(|status| status.signal == 0);
-            return exits::code(theirs.map(|(_, exit)| exit.status).chain(known)).max(1);
-        }
-        let code = exits::code(statuses);
-        if let Some(code) = self.aborted {
-            return code;
-        }
-        if code == 0
-            && let Some(at) = oom
-        {
-            // A task may have gone on without the process that was killed: the step did not do its work.
-            let node = self.nodes.name(at);
-            out::complain(&format!("{name}: error: {node}: StepId={}: Out Of Memory", self.step.key));
-        }
-        if code == 0 && oom.is_some() { 1 } else { code }
-    }
-
-    fn record<'a>(&self, job: &'a JobInfo) -> Option<&'a StepInfo> {
-        job.steps.iter().find(|s| s.id == self.step.key.step && s.attempt == self.step.key.attempt)
-    }
-
-    fn is_over(&self, records: &Records) -> bool {
-        let record = records.borrow();
-        let Some(job) = record.as_ref() else { return false };
-        match self.record(job) {
-            Some(step) => step.ended.is_some(),
-            None => job.state.is_terminal() || job.attempt != self.step.key.attempt,
-        }
-    }
-
-    /// How long nodes that cannot be reached just now are waited for when the step is over: they have something to tell.
-    fn last_words(&self, records: &Records) -> Duration {
-        let missed = !self.nodes.never_met().is_empty() || !self.nodes.lost().is_empty();
-        let record = records.borrow();
-        let lost = record.as_ref().is_some_and(|job| {
-            job.state == JobState::NodeFail || self.record(job).is_some_and(|s| s.state == JobState::NodeFail)
-        });
-        if missed && !lost && !self.failed_to_start(records) { FIRST_WORD } else { Duration::ZERO }
-    }
-
-    /// What the record says why the step could not be started is all that there is to hear.
-    fn failed_to_start(&self, records: &Records) -> bool {
-        let record = records.borrow();
-        let step = record.as_ref().and_then(|job| self.record(job));
-        step.is_some_and(|step| step.message.is_some())
-    }
-
-    /// The exit code by the controller's record, once it knows the step's end; waits for it when the connection was
-    /// refused.
-    async fn recorded_code(
-        &mut self,
-        records: &mut Records,
-        refused: Option<String>,
-    ) -> Result<Option<u8>, Failure> {
-        if refused.is_some() {
-            let until = tokio::time::Instant::now() + Duration::from_secs(3);
-            while !self.is_over(records) {
-                match tokio::time::timeout_at(until, records.changed()).await {
-                    Ok(Ok(())) => {}
-                    _ => break,
-                }
-            }
-        }
-        if !self.is_over(records) {
-            return match refused {
-                Some(why) => Err(Failure::user(format!("StepId={}: {why}", self.step.key))),
-                None => Ok(None),
-            };
-        }
-        self.tell(false);
-        let name = self.step.voice.name();
-        let record = records.borrow().clone();
-        let Some(job) = record else { return Ok(None) };
-        let Some(step) = self.record(&job) else {
-            out::complain(&format!(
-                "{name}: error: StepId={} did not start: {}",
-                self.step.key,
-                crate::fmt::job::reason(&job)
-            ));
-            return Ok(Some(1));
-        };
-        match &step.message {
-            // Of several nodes the record says itself which it was.
-            Some(why) if self.nodes.layout().nodes.len() > 1 => {
-                out::complain(&format!("{name}: error: {why}"))
-            }
-            Some(why) => self.complain_of_launch(0, why),
-            None if step.state == JobState::Completed => {}
-            None => out::complain(&format!("{name}: error: StepId={} {}", self.step.key, step.state.name())),
-        }
-        let code = exits::code(self.exits.values().copied().chain([step.exit]));
-        Ok(Some(if code == 0 && step.state != JobState::Completed { 1 } else { code }))
     }
 }
 
