@@ -1,6 +1,7 @@
 //! The sockets for clients: `agent.sock` for everyone on the node, and one `job.sock` for each job, which
 //! is also seen from inside its containers. Who calls is what the kernel says, never what the caller says.
 
+use crate::dial::ASKED;
 use crate::direct::{self, Direct};
 use crate::images::Images;
 use crate::kept::KeptContainers;
@@ -10,7 +11,7 @@ use crate::registry::{Registry, StepStage};
 use berth_model::effective::Effective;
 use berth_model::ids::{Gid, JobId, NodeName, StepKey, Uid};
 use berth_model::request::Peer;
-use berth_rpc::{Preface, Uplink};
+use berth_rpc::{Preface, Uplink, splice};
 use berth_step::control::ToSupervisor;
 use berth_step::spool::StepDir;
 use berth_stream::asynchronous::{read_frame, write_frame};
@@ -340,7 +341,7 @@ async fn gone(stream: &UnixStream) {
 
 /// Connects the caller with the controller and says in whose name: the rest of the connection passes through.
 async fn proxy(mut stream: UnixStream, preface: &Preface, service: &Service) -> Result<(), FrameError> {
-    let mut controller = match service.uplink.open(preface).await {
+    let controller = match service.uplink.open(preface).await {
         Ok(controller) => controller,
         Err(e) => {
             let text = format!(
@@ -349,6 +350,5 @@ async fn proxy(mut stream: UnixStream, preface: &Preface, service: &Service) -> 
             return write_frame(&mut stream, &Frame::Refused(text)).await;
         }
     };
-    tokio::io::copy_bidirectional(&mut stream, &mut controller).await?;
-    Ok(())
+    Ok(splice(stream, controller, ASKED).await?)
 }

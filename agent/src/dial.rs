@@ -4,14 +4,14 @@
 use crate::clients::{Service, serve_remote};
 use berth_model::StepKey;
 use berth_model::request::Peer;
-use berth_rpc::{Duplex, Preface};
-use std::io;
+use berth_rpc::{Duplex, Preface, splice};
 use std::sync::Arc;
-use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::UnixStream;
 
 /// Bytes that are copied at once: a frame.
 pub(crate) const COPIED: usize = 64 << 10;
+/// The same of requests to the controller, and its answers: few are longer.
+pub(crate) const ASKED: usize = 8 << 10;
 
 /// What went wrong with a stream; it is told to nobody but the log.
 pub(crate) type Failed = Box<dyn std::error::Error + Send + Sync>;
@@ -35,23 +35,14 @@ async fn serve(service: &Service, number: u64) -> Result<(), Failed> {
 
 /// Serves who is at the other end of a connection. `only`: the one step that is meant, where it is one.
 pub(crate) async fn carry(
-    mut wire: Duplex,
+    wire: Duplex,
     peer: Peer,
     only: Option<StepKey>,
     service: &Service,
 ) -> Result<(), Failed> {
     // A supervisor takes a descriptor of this machine: what comes and goes by TLS is copied.
     let (near, far) = UnixStream::pair()?;
-    let copying = async {
-        let mut near = near;
-        let copied = copy_bidirectional_with_sizes(&mut near, &mut wire, COPIED, COPIED).await;
-        drop(near);
-        copied.map(drop)
-    };
-    let (served, copied) = tokio::join!(serve_remote(far, peer, only, service), copying);
+    let (served, copied) = tokio::join!(serve_remote(far, peer, only, service), splice(near, wire, COPIED));
     served?;
-    match copied {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(()),
-    }
+    Ok(copied?)
 }

@@ -3,6 +3,7 @@
 //! Whoever connects to its socket is who the kernel says; the controller hears that from this machine, by a connection with
 //! this machine's key, and decides what its word is worth.
 
+use crate::dial::ASKED;
 use crate::direct::{Descriptors, Direct};
 use crate::jobs::listen_at;
 use crate::paths::Paths;
@@ -11,7 +12,7 @@ use crate::places::Connections;
 use crate::start::{AgentError, Shutdown};
 use berth_model::ids::{Gid, NodeName, Uid};
 use berth_model::request::Peer;
-use berth_rpc::{PeerIdentity, Preface, Question, Uplink};
+use berth_rpc::{PeerIdentity, Preface, Question, Uplink, splice};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Frame, FrameError};
 use std::io;
@@ -151,10 +152,7 @@ async fn pass(mut stream: UnixStream, uplink: &Uplink, direct: &Direct) -> Resul
         }
     }
     match uplink.open(&Preface::Client(peer)).await {
-        Ok(mut controller) => {
-            tokio::io::copy_bidirectional(&mut stream, &mut controller).await?;
-            Ok(())
-        }
+        Ok(controller) => Ok(splice(stream, controller, ASKED).await?),
         Err(e) => {
             let text = format!("the controller at {}: {e}", uplink.name());
             write_frame(&mut stream, &Frame::Refused(text)).await

@@ -255,9 +255,10 @@ impl Drop for Hosts {
         }
         end_what_is_left(&self.directory, &mut complaints);
         for name in &self.names {
-            for group in leftovers::control_groups(&self.state(name)) {
-                complaints.push(format!("a control group is left: {}", group.display()));
-            }
+            complaints.extend(leftovers::of_control_groups(&self.state(name)));
+        }
+        if !failing && !complaints.is_empty() {
+            self.names.iter().for_each(|name| print_logs(&self.state(name)));
         }
         for name in self.names.iter().map(String::as_str).chain(["switch"]) {
             let _ = Cmd::new("ip").args(["netns", "delete", &self.space(name)]).run();

@@ -46,6 +46,28 @@ pub fn control_groups(state: &Path) -> Vec<PathBuf> {
     control_groups_named(&format!("berth-{hash:08x}"))
 }
 
+/// What there is of control groups that should be gone: each of them, and the processes in it.
+pub fn of_control_groups(state: &Path) -> Vec<String> {
+    let groups = control_groups(state);
+    let Some(name) = groups.first().and_then(|group| group.file_name()) else { return Vec::new() };
+    let needle = format!("/{}", name.to_string_lossy());
+    let held = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).ok();
+        let group = read("cgroup")?;
+        if !group.contains(&needle) {
+            return None;
+        }
+        let stat = read("stat")?;
+        let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let open: Vec<String> = open
+            .filter_map(|fd| Some(std::fs::read_link(fd.path()).ok()?.display().to_string()))
+            .filter(|path| path.starts_with('/'))
+            .collect();
+        Some(format!("a process is in it that has {} open: {}", open.join(" "), stat.trim()))
+    });
+    groups.iter().map(|group| format!("a control group is left: {}", group.display())).chain(held).collect()
+}
+
 /// Control groups of this name, on every hierarchy.
 pub fn control_groups_named(name: &str) -> Vec<PathBuf> {
     let mut result = Vec::new();

@@ -279,13 +279,14 @@ impl Drop for Sandbox {
             }
         }
         end_what_is_left(&self.directory, &mut complaints);
-        for group in leftovers::control_groups(&self.state()) {
-            complaints.push(format!("a control group is left: {}", group.display()));
-        }
+        complaints.extend(leftovers::of_control_groups(&self.state()));
         for name in ["spool", "jobs", "scratch"] {
             for entry in std::fs::read_dir(self.state().join(name)).into_iter().flatten().flatten() {
                 complaints.push(format!("the state directory still has {}", entry.path().display()));
             }
+        }
+        if !failing && !complaints.is_empty() {
+            print_logs(&self.state());
         }
         let _ = Cmd::new("chmod").args(["-R", "u+rwX"]).arg(&self.directory).run();
         let removed = Cmd::new("rm").arg("-rf").arg(&self.directory).run();

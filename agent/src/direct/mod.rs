@@ -10,7 +10,7 @@ use crate::dial::COPIED;
 use berth_model::direct::StreamWay;
 use berth_model::ids::{NodeName, StepKey};
 use berth_model::request::Peer;
-use berth_rpc::{Duplex, PeerIdentity, Preface, Uplink};
+use berth_rpc::{Duplex, PeerIdentity, Preface, Uplink, splice};
 use berth_stream::asynchronous::write_frame;
 use berth_stream::{Frame, FrameError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
@@ -133,8 +133,7 @@ impl Direct {
         };
         write_frame(&mut wire, &first).await?;
         wire.flush().await?;
-        copy_bidirectional_with_sizes(&mut client, &mut wire, COPIED, COPIED).await?;
-        Ok(())
+        Ok(splice(client, wire, COPIED).await?)
     }
 
     /// A connection to the node's own port; nothing where the way through the controller is to be taken.

@@ -4,7 +4,7 @@
 use berth_model::NodeName;
 use berth_model::link::ToAgent;
 use berth_model::request::Peer;
-use berth_rpc::{Duplex, Preface};
+use berth_rpc::{Duplex, Preface, splice};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How long an agent may take to connect.
 const DIALLING: Duration = Duration::from_secs(10);
+/// Bytes that are copied at once: a record of TLS.
+const COPIED: usize = 16 << 10;
 
 /// A connection that a node made, and a sign for when the node is none of the cluster's any more.
 type Made = (Duplex, Option<oneshot::Receiver<()>>);
@@ -81,7 +83,7 @@ impl Relay {
     ///
     /// # Errors
     /// The node cannot be asked, or does not connect. Nothing was sent to whoever asked.
-    pub(crate) async fn carry(&self, peer: Peer, to: &NodeName, mut near: Duplex) -> Result<(), String> {
+    pub(crate) async fn carry(&self, peer: Peer, to: &NodeName, near: Duplex) -> Result<(), String> {
         let (made, number, link) = {
             let mut inner = self.lock();
             let link = match inner.links.get(to) {
@@ -104,7 +106,7 @@ impl Relay {
             .map_err(|_| format!("the agent of {to} did not connect within {} s", DIALLING.as_secs()))??;
         let spliced = async {
             far.write_all(&Preface::Client(peer).line()).await?;
-            tokio::io::copy_bidirectional(&mut near, &mut far).await
+            splice(near, far, COPIED).await
         };
         let removed = async {
             match gone {
