@@ -281,7 +281,8 @@ pub enum Frame {
     },
     /// Attached in place of [`Frame::Accepted`]: so many frames of this client were heard, and what it has not heard follows.
     Resumed(u64),
-    /// So many frames were heard since the first connection, this one and its like not counted.
+    /// So many frames were heard since the first connection, this one and its like not counted. After a StepExit the supervisor says it once:
+    /// it knows that the client has heard the end.
     Heard(u64),
     /// What the client runs before the tasks has ended: they may begin.
     Begin,

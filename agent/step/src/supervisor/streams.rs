@@ -335,10 +335,11 @@ impl Streams {
         if let Some(why) = client.lost() {
             events.push(ClientEvent::Lost(why));
         }
-        let mut counted = false;
+        let (mut counted, mut told) = (false, false);
         for frame in frames {
             if let Some(resuming) = &mut self.resuming {
                 if let Frame::Heard(count) = frame {
+                    told = true;
                     if let Err(e) = resuming.outbox.heard(count) {
                         events.push(ClientEvent::Lost(e.to_string()));
                     }
@@ -368,8 +369,12 @@ impl Streams {
                 other => events.push(ClientEvent::Lost(format!("a client does not send {other:?}"))),
             }
         }
-        if let (true, Some(resuming), Some(client)) = (counted, &self.resuming, &mut self.client) {
-            client.push(&Frame::Heard(resuming.taken));
+        if let (Some(resuming), Some(client)) = (&self.resuming, &mut self.client) {
+            // After the end it says one thing: that we know of the client's having heard it, and that it needs not come back.
+            let say = if self.ended { told && resuming.outbox.is_empty() } else { counted };
+            if say {
+                client.push(&Frame::Heard(resuming.taken));
+            }
         }
         events
     }

@@ -43,6 +43,10 @@ const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 /// How long nodes that are about to begin may take to hear that the step is ended.
 const HEARD: Duration = Duration::from_secs(1);
 
+/// How long supervisors may take to hear that we heard the end: those that do not wait a minute for us. Those of versions before this was
+/// answered do not answer it.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// How long the controller may take to end the step for us. Where it does not answer, its nodes are told all the same.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -230,9 +234,13 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     // When the record says that the step is over: its streams get a moment for the last word.
     let mut patience: Option<Instant> = None;
     let mut watched = true;
+    let mut leaving: Option<Instant> = None;
     let by_record = loop {
         if me.nodes.all_ended() {
-            break None;
+            if me.nodes.all_left() {
+                break None;
+            }
+            leaving.get_or_insert_with(|| Instant::now() + LEAVING);
         }
         if let Some(why) = me.nodes.refusal().map(|(at, why)| me.of_node(at, why)) {
             // The record tells more, if the step is over; it comes within a moment.
@@ -243,6 +251,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
         let room = input.is_some() && me.nodes.have_room(me.step.input.unwrap_or(ALL_TASKS));
         tokio::select! {
             event = events.recv() => match event {
+                Some((at, Event::Attached(..))) if me.nodes.has_ended(at) => me.nodes.left(at),
                 Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
                     let heard = me.nodes.opened(at, writer, taken).await;
@@ -255,7 +264,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
                     }
                 }
                 Some((at, event)) => {
-                    let closed = matches!(event, Event::Closed);
+                    let closed = matches!(event, Event::Closed) && !me.nodes.has_ended(at);
                     me.event(at, event).await;
                     if closed && me.is_over(&records) {
                         patience = Some(Instant::now() + me.last_words(&records));
@@ -291,7 +300,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
                 me.deadline = None;
                 me.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
             }
-            () = until(patience) => {
+            () = until(leaving) => break None,
+            () = until(patience), if leaving.is_none() => {
                 patience = None;
                 if !me.nodes.any_open() && let Some(code) = me.recorded_code(&mut records, None).await? {
                     let away = [me.nodes.never_met(), me.nodes.lost()].concat();

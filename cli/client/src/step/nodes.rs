@@ -51,6 +51,8 @@ struct Part {
     /// Frames of such a connection that were heard.
     heard: Arc<AtomicU64>,
     ended: Option<StepExit>,
+    /// Its supervisor knows that we have heard the end, as far as we can tell.
+    left: bool,
     /// As what it is counted.
     counted: Counts,
 }
@@ -60,6 +62,8 @@ struct Part {
 struct Counts {
     /// Told their end.
     ended: usize,
+    /// Are told to be heard to the end.
+    left: usize,
     /// Refuse us.
     refused: usize,
     /// Take no more input now, or are not there yet.
@@ -73,7 +77,7 @@ impl Part {
         let full =
             self.ended.is_none() && !refused && (!open || self.outstanding + MAX_PAYLOAD > STDIN_WINDOW);
         let ended = self.ended.is_some();
-        Counts { ended: ended.into(), refused: refused.into(), full: full.into() }
+        Counts { ended: ended.into(), left: self.left.into(), refused: refused.into(), full: full.into() }
     }
 }
 
@@ -163,6 +167,7 @@ impl Nodes {
                 resumed: false,
                 heard,
                 ended: None,
+                left: false,
                 counted: Counts::default(),
             });
             nodes.count(at);
@@ -177,6 +182,7 @@ impl Nodes {
         part.counted = now;
         self.counts = Counts {
             ended: self.counts.ended + now.ended - before.ended,
+            left: self.counts.left + now.left - before.left,
             refused: self.counts.refused + now.refused - before.refused,
             full: self.counts.full + now.full - before.full,
         };
@@ -255,6 +261,20 @@ impl Nodes {
         heard
     }
 
+    /// A part has ended, and nobody waits for us there: its supervisor says so, is gone, or heard of us when we came back.
+    pub fn left(&mut self, at: usize) {
+        if let Some(part) = self.parts.get_mut(at) {
+            part.link = Link::Over;
+            part.left = true;
+        }
+        self.count(at);
+    }
+
+    /// Whether a part has told its end.
+    pub fn has_ended(&self, at: usize) -> bool {
+        self.parts.get(at).is_some_and(|part| part.ended.is_some())
+    }
+
     /// Whether frames of a node were heard that it will not send again.
     pub fn goes_on(&self, at: usize) -> bool {
         self.parts.get(at).is_some_and(|part| part.resumed && part.heard.load(Ordering::Relaxed) > 0)
@@ -270,7 +290,9 @@ impl Nodes {
 
     /// A node has heard so many of our frames.
     pub fn was_heard(&mut self, at: usize, count: u64) {
-        if let Some(part) = self.parts.get_mut(at).filter(|part| part.resumed)
+        if self.has_ended(at) {
+            self.left(at);
+        } else if let Some(part) = self.parts.get_mut(at).filter(|part| part.resumed)
             && let Err(e) = part.outbox.heard(count)
         {
             part.link = Link::Refused(format!("the step does not count our frames as we do: {e}"));
@@ -280,18 +302,20 @@ impl Nodes {
 
     /// A node will not have us.
     pub fn refused(&mut self, at: usize, why: String) {
-        if let Some(part) = self.parts.get_mut(at) {
+        if self.has_ended(at) {
+            self.left(at);
+        } else if let Some(part) = self.parts.get_mut(at) {
             part.link = Link::Refused(why);
         }
         self.count(at);
     }
 
-    /// A connection is gone: another one is tried, unless the part has ended.
+    /// A connection is gone: another one is tried, unless the part has ended and its supervisor knows that we heard so.
     pub fn closed(&mut self, at: usize) {
         let Some(part) = self.parts.get(at).filter(|p| !matches!(p.link, Link::Refused(_))) else { return };
-        let link = match part.ended {
-            None => Link::Trying(self.try_one(at, &part.heard)),
-            Some(_) => Link::Over,
+        let link = match part.left {
+            false => Link::Trying(self.try_one(at, &part.heard)),
+            true => Link::Over,
         };
         if let Some(part) = self.parts.get_mut(at) {
             part.link = link;
@@ -306,9 +330,12 @@ impl Nodes {
         }
     }
 
-    /// The step ended on a node.
+    /// The step ended on a node. Whoever keeps for us what we have not heard is to know that we heard this; who listens beside the client
+    /// leaves without a word.
     pub fn ended(&mut self, at: usize, exit: StepExit) {
+        let watches = matches!(self.first.first(), Some(Frame::Watch(_)));
         if let Some(part) = self.parts.get_mut(at) {
+            part.left = watches || !part.resumed || !matches!(part.link, Link::Open(_));
             part.ended = Some(exit);
             if let Link::Trying(task) = &part.link {
                 task.abort();
@@ -391,6 +418,11 @@ impl Nodes {
     /// Whether every part has told its end.
     pub fn all_ended(&self) -> bool {
         self.counts.ended == self.parts.len()
+    }
+
+    /// Whether no part waits for us.
+    pub fn all_left(&self) -> bool {
+        self.counts.left == self.parts.len()
     }
 
     /// The first node that refuses us although its part has not ended, and why; where every other part has ended, or

@@ -87,7 +87,7 @@ pub enum Event {
     Frame(Frame),
     /// So many frames were heard, which is to be said.
     Heard(u64),
-    /// The connection is gone without a StepExit.
+    /// The connection is gone.
     Closed,
     /// Nobody reads our stdout any more, or a file of ours takes no more.
     OutputGone,
@@ -176,7 +176,8 @@ impl Output {
                     Frame::Stdout { task, data } => Some(Piece { stderr: false, task, data }),
                     Frame::Stderr { task, data } => Some(Piece { stderr: true, task, data }),
                     frame => {
-                        let last = matches!(frame, Frame::StepExit(_));
+                        // What goes on where it broke has an answer to our having heard it.
+                        let last = heard.is_none() && matches!(frame, Frame::StepExit(_));
                         if events.send((node, Event::Frame(frame))).await.is_err() || last {
                             return;
                         }
