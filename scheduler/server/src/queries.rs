@@ -19,6 +19,14 @@ use tokio_stream::wrappers::ReceiverStream;
 /// How long a reader may take for one page.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A watched job is not looked at anew for so long after a state, for each node that this lists: to make, send and read it takes a tenth of
+/// that, and a step over many nodes changes with every one of them.
+const REST: Duration = Duration::from_micros(40);
+/// States of fewer nodes are sent as they come.
+const FEW: usize = 16;
+/// Nobody waits longer for a change.
+const LONGEST_REST: Duration = Duration::from_millis(200);
+
 /// Where pages go. Waits for a slow reader, but not for ever.
 pub(crate) struct Pages<P> {
     to: mpsc::Sender<Result<P, Refusal>>,
@@ -172,6 +180,19 @@ async fn recorded(reader: Reader, job: JobId) -> Result<Option<JobInfo>, Refusal
     }
 }
 
+/// How many nodes a state lists: what it costs is about in proportion.
+fn nodes_of(info: &JobInfo) -> usize {
+    info.layout.nodes.len() + info.steps.iter().map(|step| step.layout.nodes.len()).sum::<usize>()
+}
+
+/// How long a job is not looked at anew after a state that listed so many nodes.
+fn rest_after(nodes: usize) -> Duration {
+    match nodes {
+        few if few < FEW => Duration::ZERO,
+        many => REST.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX)).min(LONGEST_REST),
+    }
+}
+
 /// The job as it is, then at each change, until it is over.
 pub(crate) async fn watch(
     shared: Arc<Shared>,
@@ -198,16 +219,24 @@ pub(crate) async fn watch(
     tokio::spawn(async move {
         let mut last = first.clone();
         let mut next = Some(first);
+        let mut rest = Duration::ZERO;
         loop {
             if let Some(info) = next.take() {
                 let over = info.state.is_terminal();
+                rest = rest_after(nodes_of(&info));
                 last = info.clone();
                 if to.send(Ok(info)).await.is_err() || over {
                     return;
                 }
             }
             tokio::select! {
-                () = watcher.changed() => {}
+                () = async {
+                    watcher.changed().await;
+                    // Also a sleep of no time takes a tick.
+                    if !rest.is_zero() {
+                        tokio::time::sleep(rest).await;
+                    }
+                } => {}
                 () = to.closed() => return,
             }
             next = match shared.snapshot().job(job) {
@@ -226,4 +255,17 @@ pub(crate) async fn watch(
         }
     });
     Ok(Box::pin(ReceiverStream::new(states)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watched_job_of_many_nodes_is_told_less_often_and_one_of_few_at_once() {
+        assert_eq!(rest_after(0), Duration::ZERO);
+        assert_eq!(rest_after(FEW - 1), Duration::ZERO);
+        assert_eq!(rest_after(1000), Duration::from_millis(40));
+        assert_eq!(rest_after(usize::MAX), LONGEST_REST);
+    }
 }
