@@ -136,6 +136,17 @@ fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
         .args(["-F", "no.txt", "true"])
         .fails()
         .says(&["cannot read the list of nodes no.txt"]);
+    // What to leave out may stand in a file, too, for jobs and for steps.
+    std::fs::write(hosts.work().join("bad.txt"), "n1 # slow\nn3*2\n").unwrap();
+    let told = hosts.cmd("n1", "srun").args(["-x", "./bad.txt", "hostname"]).limit(60).ok();
+    assert_eq!(told.text(), "n2");
+    let batch = ["-N3", "-x", "none/there.txt", "--wrap", "true"];
+    hosts.cmd("n1", "sbatch").args(batch).fails().says(&["cannot read the list of nodes none/there.txt"]);
+    let told =
+        hosts.cmd("n1", "salloc").args(["-Q", "-N3", "srun", "-N1", "-n1", "-x", "./bad.txt", "hostname"]);
+    assert_eq!(told.limit(60).ok().text(), "n2");
+    let told = hosts.cmd("n1", "srun").args(["-w", "n1", "-x", "./bad.txt", "true"]).fails();
+    told.says(&["a node stands both in --nodelist and in --exclude"]);
 }
 
 #[test]

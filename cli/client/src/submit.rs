@@ -90,15 +90,24 @@ pub fn resolve(
     let context = Context { now: crate::commands::now(), zone: jiff::tz::TimeZone::system() };
     let mut options = options::resolve(command, settings, &context).map_err(|e| bad_option(command, &e))?;
     if let Some(file) = options.node_file(std::env::var_os("SLURM_HOSTFILE").map(ByteStr::from)) {
-        let text = std::fs::read_to_string(file.as_path()).map_err(|e| {
-            Failure::raw(
-                Kind::Options(255),
-                format!("{}: error: cannot read the list of nodes {}: {e}", command.name(), file.display()),
-            )
-        })?;
+        let text = node_list(command, &file)?;
         options.take_node_file(&file, &text).map_err(|e| bad_option(command, &e))?;
     }
+    if let Some(file) = options.exclude_file.clone() {
+        let text = node_list(command, &file)?;
+        options.take_exclude_file(&file, &text).map_err(|e| bad_option(command, &e))?;
+    }
     Ok(options)
+}
+
+/// The text of a file that lists nodes.
+fn node_list(command: Command, file: &ByteStr) -> Result<String, Failure> {
+    std::fs::read_to_string(file.as_path()).map_err(|e| {
+        Failure::raw(
+            Kind::Options(255),
+            format!("{}: error: cannot read the list of nodes {}: {e}", command.name(), file.display()),
+        )
+    })
 }
 
 /// The failure that options which cannot be followed make.

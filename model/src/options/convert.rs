@@ -437,15 +437,16 @@ impl SubmitOptions {
     /// # Errors
     /// It lists none, what is no list, or a node that `--exclude` leaves out.
     pub fn take_node_file(&mut self, name: &ByteStr, text: &str) -> Result<(), OptionError> {
-        let invalid = |why: String| {
-            let what = format!("Invalid node list specified: {}: {why}", name.display());
-            OptionError::error(255, vec![what])
-        };
-        let nodes = crate::hostlist::file(text).map_err(|e| invalid(e.to_string()))?;
-        if nodes.is_empty() {
-            return Err(invalid("it names no node".to_string()));
-        }
-        self.name_nodes(nodes.into_iter().map(crate::NodeName).collect());
+        self.name_nodes(listed(name, text)?);
+        super::check::nodes(self)
+    }
+
+    /// Leaves out the nodes that the file of `--exclude` lists.
+    ///
+    /// # Errors
+    /// It lists none, what is no list, or a node that `--nodelist` asks for.
+    pub fn take_exclude_file(&mut self, name: &ByteStr, text: &str) -> Result<(), OptionError> {
+        self.leave_out(listed(name, text)?);
         super::check::nodes(self)
     }
 
@@ -551,6 +552,19 @@ impl SubmitOptions {
         out.push(("SLURM_SUBMIT_DIR".to_string(), by.cwd.clone()));
         out
     }
+}
+
+/// The nodes that the text of a file lists.
+fn listed(name: &ByteStr, text: &str) -> Result<Vec<crate::NodeName>, OptionError> {
+    let invalid = |why: String| {
+        let what = format!("Invalid node list specified: {}: {why}", name.display());
+        OptionError::error(255, vec![what])
+    };
+    let nodes = crate::hostlist::file(text).map_err(|e| invalid(e.to_string()))?;
+    if nodes.is_empty() {
+        return Err(invalid("it names no node".to_string()));
+    }
+    Ok(nodes.into_iter().map(crate::NodeName).collect())
 }
 
 impl ContainerOptions {

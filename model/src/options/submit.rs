@@ -124,6 +124,8 @@ pub struct SubmitOptions {
     pub error: Option<ByteStr>,
     pub exact: bool,
     pub exclude: Vec<NodeName>,
+    /// A file name given to `--exclude`: read as that of `--nodelist` is.
+    pub exclude_file: Option<ByteStr>,
     pub exclusive: bool,
     pub explain: Option<Explain>,
     pub export: ExportSpec,
@@ -221,6 +223,7 @@ impl SubmitOptions {
             error: None,
             exact: false,
             exclude: Vec::new(),
+            exclude_file: None,
             exclusive: false,
             explain: None,
             export: ExportSpec::default(),
@@ -293,6 +296,14 @@ impl SubmitOptions {
         let mut seen = std::collections::BTreeSet::new();
         self.nodelist = nodes.iter().filter(|name| seen.insert((*name).clone())).cloned().collect();
         self.node_order = nodes;
+    }
+
+    /// Takes `--exclude`, in the place of what it was before.
+    pub fn leave_out(&mut self, mut nodes: Vec<NodeName>) {
+        nodes.sort();
+        nodes.dedup();
+        self.exclude = nodes;
+        self.exclude_file = None;
     }
 
     /// Whether an option was given on the command line.

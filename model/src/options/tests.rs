@@ -1,6 +1,7 @@
 //! The table against Slurm's lists of options, and the parser against GNU's conventions.
 
 mod devices;
+mod lists;
 
 use super::*;
 use crate::bytes::ByteStr;

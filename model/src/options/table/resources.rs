@@ -7,12 +7,8 @@ use crate::{hostlist, memory};
 
 /// Nodes of `-w` and `-x`, in the order written, repeated ones included.
 fn nodes(given: &Given<'_>) -> Result<Vec<crate::NodeName>, Bad> {
-    let text = given.text()?;
     let invalid = |why: String| Bad::Fatal(vec!["Invalid node list specified".to_string(), why]);
-    if text.contains('/') {
-        return Err(invalid(format!("'{text}' is a file name; write the nodes themselves, such as n[1-4]")));
-    }
-    let nodes = hostlist::expand(text).map_err(|e| invalid(e.to_string()))?;
+    let nodes = hostlist::expand(given.text()?).map_err(|e| invalid(e.to_string()))?;
     if nodes.is_empty() {
         return Err(invalid("it names no node".to_string()));
     }
@@ -51,11 +47,12 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("exclude", Commands::ABR)
         .short(b'x')
         .takes("NODES")
-        .help("Nodes that must not be used, such as n[1-4],m7.")
+        .help("Nodes that must not be used, such as n[1-4],m7, or a file with them (with a slash in its name).")
         .set(|o, g| {
-            o.exclude = nodes(g)?;
-            o.exclude.sort();
-            o.exclude.dedup();
+            match g.text()? {
+                file if file.contains('/') => o.exclude_file = Some(crate::ByteStr::from(file)),
+                _ => o.leave_out(nodes(g)?),
+            }
             Ok(())
         }),
     row("fabric", Commands::ABR)
@@ -104,7 +101,13 @@ pub(super) static ROWS: &[OptionRow] = &[
         .set(|o, g| {
             match g.text()? {
                 file if file.contains('/') => o.nodefile = Some(crate::ByteStr::from(file)),
-                _ => o.name_nodes(nodes(g)?),
+                _ => {
+                    // A list takes the place of a file that a lesser source, or an earlier --nodelist, had.
+                    if o.source("nodefile").is_none() {
+                        o.nodefile = None;
+                    }
+                    o.name_nodes(nodes(g)?);
+                }
             }
             Ok(())
         }),
