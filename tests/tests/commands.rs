@@ -74,6 +74,28 @@ each_user! {
         assert_eq!(sandbox.sacct(job, "ExitCode")[0], ["3:0"]);
     }
 
+    fn variables_stand_for_options_of_the_commands_that_look_and_act(who) {
+        let sandbox = Sandbox::start(who);
+        let chosen = sandbox.sbatch(&["--hold", "-J", "chosen"], "#!/bin/sh\n:\n");
+        let other = sandbox.sbatch(&["--hold", "-J", "other"], "#!/bin/sh\n:\n");
+        sandbox.cmd("scancel").env("SCANCEL_NAME", "chosen").env("SCANCEL_STATE", "PENDING").ok();
+        sandbox.wait_state(chosen, "CANCELLED", 20);
+        assert_eq!(sandbox.job_state(other), "PENDING");
+        sandbox.cmd("scancel").env("SCANCEL_STATE", "LATE").fails().says(&["Unrecognized SCANCEL_STATE value: LATE"]);
+        let refused = sandbox.cmd("squeue").env("SQUEUE_QOS", "high").fails();
+        refused.says(&["squeue: error: --qos (environment variable SQUEUE_QOS) is not supported: "]);
+        let loud = sandbox.cmd("sbatch").env("SBATCH_DEBUG", "1").args(["--hold", "-J", "third", "--wrap", ":"]).ok();
+        assert!(loud.err().contains("sbatch: asking "), "{loud}");
+        let quiet = sandbox.cmd("sbatch").env("SBATCH_DEBUG", "1").args(["-Q", "--hold", "--wrap", ":"]).ok();
+        assert!(!quiet.err().contains("asking"), "{quiet}");
+        // What is typed comes before the variable.
+        sandbox.cmd("scancel").env("SCANCEL_NAME", "other").args(["-n", "third"]).ok();
+        assert_eq!(sandbox.job_state(other), "PENDING");
+        sandbox.cmd("scancel").env("SCANCEL_NAME", "other").ok();
+        sandbox.wait_state(other, "CANCELLED", 20);
+        sandbox.cmd("scancel").args(["-n", "wrap"]).ok();
+    }
+
     fn sbatch_options_and_directives(who) {
         let sandbox = Sandbox::start(who);
         let script = "#!/bin/bash\n#SBATCH --job-name=from-directive\n#SBATCH --output=%x-%j.out   # a comment\n##SBATCH --bogus\n\n#SBATCH --mem=10mb\n\

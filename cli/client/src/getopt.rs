@@ -68,6 +68,8 @@ const COMMON: &[Opt] = &[
 #[derive(Debug, Default)]
 pub struct Parsed {
     options: Vec<(&'static str, Option<OsString>)>,
+    /// Options that were not typed, with the variables that said them.
+    variables: Vec<(&'static str, &'static str)>,
     /// Words that are no options.
     pub words: Vec<OsString>,
 }
@@ -85,6 +87,11 @@ impl Parsed {
     /// Whether the option was given.
     pub fn has(&self, long: &str) -> bool {
         self.options.iter().any(|(name, _)| *name == long)
+    }
+
+    /// The variable that said the option, where it was not typed.
+    pub fn variable(&self, long: &str) -> Option<&'static str> {
+        self.variables.iter().find(|(name, _)| *name == long).map(|(_, variable)| *variable)
     }
 
     /// How often the option was given.
@@ -132,6 +139,28 @@ impl Spec {
             return Err(Stop::Print(crate::version_line()));
         }
         Ok(parsed)
+    }
+
+    /// Takes an option that an environment variable says.
+    ///
+    /// # Errors
+    /// It is one that is refused.
+    pub(crate) fn take_variable(
+        &self,
+        parsed: &mut Parsed,
+        option: &str,
+        variable: &'static str,
+        value: Option<OsString>,
+    ) -> Result<(), Stop> {
+        if let Some(refused) = self.refused.iter().find(|refused| refused.long == option) {
+            let what = format!("--{} (environment variable {variable})", refused.long);
+            return Err(self.refuse(&what, refused.instead));
+        }
+        if let Some(opt) = self.options.iter().find(|opt| opt.long == option) {
+            parsed.options.push((opt.long, value));
+            parsed.variables.push((opt.long, variable));
+        }
+        Ok(())
     }
 
     fn long<'a>(

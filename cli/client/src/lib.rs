@@ -22,6 +22,7 @@ pub mod site;
 pub mod step;
 pub mod submit;
 pub mod users;
+mod variables;
 mod x11;
 
 use berth_model::ByteStr;

@@ -264,9 +264,9 @@ pub async fn seal(
     resolver.seal(&status.login_key, login).map(Some).map_err(Failure::user)
 }
 
-/// With `--verbose`: whom the command asks.
+/// With `--verbose`, where no greater source says `--quiet`: whom the command asks.
 pub fn announce(options: &SubmitOptions, site: &Site) {
-    if options.verbose > 0 {
+    if options.verbose > 0 && options.source("quiet") < options.source("verbose") {
         out::complain(&format!("{}: asking {}", options.command.name(), site.endpoint.path().display()));
     }
 }

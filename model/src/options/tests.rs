@@ -2,6 +2,7 @@
 
 mod devices;
 mod lists;
+mod variables;
 
 use super::*;
 use crate::bytes::ByteStr;

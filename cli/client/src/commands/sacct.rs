@@ -10,7 +10,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::sacct::{self, Layout, Row, Style, Units, names};
 use crate::fmt::{job, json};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::AccountingQuery;
 use berth_model::record::JobInfo;
 use berth_model::spec::JobSelector;
@@ -75,6 +75,7 @@ pub const SPEC: Spec = Spec {
         },
         Refused { long: "allclusters", short: Some('L'), instead: "a state directory holds one cluster" },
         Refused { long: "federation", short: None, instead: "there are no federations" },
+        Refused { long: "local", short: None, instead: "there are no federations, every record is local" },
         Refused {
             long: "batch-script",
             short: Some('B'),
@@ -99,7 +100,7 @@ pub const SPEC: Spec = Spec {
 };
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     if !parsed.words.is_empty() {
         let words: Vec<_> = parsed.words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
         return Err(Failure::user(format!(

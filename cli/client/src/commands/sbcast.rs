@@ -9,7 +9,7 @@
 use crate::bcast::{self, Source, Target};
 use crate::error::{Failure, Outcome};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, enter, out};
+use crate::{Command, Invocation, block_on, enter, out, variables};
 use berth_model::spec::JobSelector;
 use berth_model::{ByteStr, StepId, hostlist};
 use std::ffi::{OsStr, OsString};
@@ -65,7 +65,7 @@ pub const SPEC: Spec = Spec {
 };
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     let [source, dest] = parsed.words.as_slice() else {
         return Err(Failure::user(
             "Need two file names, have ".to_string() + &format!("{}: sbcast SOURCE DEST", parsed.words.len()),

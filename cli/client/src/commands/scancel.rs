@@ -4,12 +4,14 @@
 //! narrow the ids. Without --signal a job gets SIGCONT and SIGTERM, and SIGKILL after KillWait seconds. With --signal
 //! the signal goes to the job's steps; --batch sends it to the batch script alone, --full to script and steps. A job
 //! that is over is no error; --verbose says so. An id that is unknown is one, unlike with Slurm: it may be a typing error.
+//! SCANCEL_ACCOUNT, SCANCEL_BATCH, SCANCEL_FULL, SCANCEL_INTERACTIVE, SCANCEL_NAME, SCANCEL_PARTITION, SCANCEL_STATE,
+//! SCANCEL_USER and SCANCEL_VERBOSE stand for options that are not typed, and choose jobs as those do.
 
 use super::{job_state, nodes, words};
 use crate::error::{Failure, Outcome};
 use crate::fmt::job;
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{CancelRequest, RefusalCode, Response};
@@ -70,7 +72,7 @@ pub const SPEC: Spec = Spec {
 };
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     let mut ids = Vec::new();
     for word in &parsed.words {
         let word = word.to_string_lossy();
@@ -149,10 +151,16 @@ fn filters(parsed: &Parsed) -> Result<CancelRequest, Failure> {
             .iter()
             .map(|w| match job_state(w) {
                 Some(s @ (JobState::Pending | JobState::Running | JobState::Suspended)) => Ok(s),
-                _ => Err(Failure::raw(
-                    crate::error::Kind::User,
-                    format!("Invalid job state specified: {w}\nValid job states are PENDING, RUNNING, and SUSPENDED"),
-                )),
+                _ => {
+                    let what = match parsed.variable("state") {
+                        Some(variable) => format!("Unrecognized {variable} value: {w}"),
+                        None => format!("Invalid job state specified: {w}"),
+                    };
+                    Err(Failure::raw(
+                        crate::error::Kind::User,
+                        format!("{what}\nValid job states are PENDING, RUNNING, and SUSPENDED"),
+                    ))
+                }
             })
             .collect::<Result<_, _>>()?,
     };

@@ -25,7 +25,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::{View, json, scontrol};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
 use crate::step::stream::describe;
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::effective::Effective;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -114,7 +114,7 @@ const COMMAND_NAMES: &[&str] = &[
 ];
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     let all: Vec<String> = parsed.words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let Some((first, rest)) = all.split_first() else {
         return Err(Failure::user(

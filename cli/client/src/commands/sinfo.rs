@@ -2,7 +2,7 @@
 //!
 //! Nodes of a partition that are alike in everything shown share a line; `*` behind a partition marks the
 //! default one, `*` behind a state a node whose agent does not answer. Formats, letters and the variables
-//! SINFO_FORMAT, SINFO_PARTITION and SINFO_SORT are as in Slurm.
+//! SINFO_FORMAT, SINFO_PARTITION, SINFO_SORT and SINFO_ALL are as in Slurm.
 
 use super::{command_line, nodes, view, words};
 use crate::error::{Failure, Outcome};
@@ -10,7 +10,7 @@ use crate::fmt::cells::Cell;
 use crate::fmt::sinfo::{self, Field, Group};
 use crate::fmt::{View, json, node};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::NodeName;
 use berth_model::record::{NodeInfo, PartitionInfo};
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub const SPEC: Spec = Spec {
 };
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     if let Some(extra) = parsed.words.first() {
         return Err(Failure::user(format!(
             "Unrecognized option: {0}\npartitions are named with -p, nodes with -n",

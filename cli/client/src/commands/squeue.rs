@@ -3,7 +3,7 @@
 //! Without options: all jobs that are not over, ordered by partition, state and priority. A waiting job shows
 //! its reason in parentheses in the last column, a running one its nodes. The waiting tasks of an array share a
 //! line. Formats, letters and names of fields, and the variables SQUEUE_FORMAT, SQUEUE_FORMAT2, SQUEUE_SORT,
-//! SQUEUE_STATES, SQUEUE_PARTITION, SQUEUE_USERS, SQUEUE_NAMES, SQUEUE_ACCOUNT and SQUEUE_ARRAY are as in Slurm.
+//! SQUEUE_STATES, SQUEUE_PARTITION, SQUEUE_USERS, SQUEUE_NAMES, SQUEUE_ACCOUNT, SQUEUE_ARRAY and SQUEUE_ALL are as in Slurm.
 
 use super::{command_line, job_state, nodes, view, words};
 use crate::error::{Failure, Kind, Outcome};
@@ -11,7 +11,7 @@ use crate::fmt::cells::{Cell, Format};
 use crate::fmt::squeue::{self, Field, StepField};
 use crate::fmt::{View, job, json};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out};
+use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::spec::JobSelector;
@@ -103,7 +103,7 @@ struct Request {
 }
 
 fn run(call: &Invocation<'_>) -> Outcome {
-    let parsed = SPEC.parse(&call.args)?;
+    let parsed = variables::read(&SPEC, &call.args)?;
     if let Some(extra) = parsed.words.first() {
         return Err(Failure::user(format!(
             "Unrecognized option: {0}\njobs are named with -j: squeue -j {0}",

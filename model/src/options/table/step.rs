@@ -316,6 +316,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("verbose", Commands::ABR)
         .short(b'v')
+        .env(&["SLURM_DEBUG", "SBATCH_DEBUG", "SALLOC_DEBUG"])
         .help("Say which cluster is asked.")
         .set(|o, _| {
             o.verbose = o.verbose.saturating_add(1);
