@@ -57,7 +57,7 @@ pub(super) static ROWS: &[OptionRow] = &[
             Ok(())
         }),
     row("get-user-env", Commands::AB)
-        .env(&["SBATCH_GET_USER_ENV"])
+        .env(&["SBATCH_GET_USER_ENV", "SALLOC_GET_USER_ENV"])
         .help("Start from the environment that the user gets at login on the node.")
         .set(|o, _| {
             o.get_user_env = true;
