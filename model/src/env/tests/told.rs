@@ -63,7 +63,9 @@ const EXCUSED: &[(&str, Excuse)] = &[
     ("SLURM_JOB_SLUID", Nothing("jobs have no such identifier")),
     (
         "SLURM_LAUNCH_NODE_IPADDR",
-        Nothing("no task reaches srun by an address: streams come from the supervisor"),
+        Nothing(
+            "srun comes to the nodes, and they never to it: nobody knows an address of its machine that holds there",
+        ),
     ),
     ("SLURM_NETWORK", Refused("network")),
     ("SLURM_NTASKS_PER_CORE", Refused("ntasks-per-core")),
@@ -71,7 +73,10 @@ const EXCUSED: &[(&str, Excuse)] = &[
     ("SLURM_PROFILE", Refused("profile")),
     ("SLURM_PTY_PORT", Nothing("srun listens on no port: a window's size goes by the step's stream")),
     ("SLURM_RUNTIME", Refused("runtime")),
-    ("SLURM_SRUN_COMM_HOST", Nothing("srun listens on no port")),
+    (
+        "SLURM_SRUN_COMM_HOST",
+        Nothing("srun listens on no port, and its machine need have no address for the nodes"),
+    ),
     ("SLURM_SRUN_COMM_PORT", Nothing("srun listens on no port")),
     ("SLURM_STEP_LAUNCHER_PORT", Nothing("srun listens on no port")),
     ("SLURM_THREADS_PER_CORE", Refused("threads-per-core")),
