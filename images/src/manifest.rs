@@ -143,6 +143,15 @@ pub(crate) fn parse_document(what: &str, bytes: &[u8], content_type: Option<&str
     parsed.map_err(|e| bad(format!("is malformed: {e}")))
 }
 
+/// What a manifest says that it is, which was judged when it came.
+pub(crate) fn media_type(bytes: &[u8]) -> &'static str {
+    let declared = serde_json::from_slice(bytes).unwrap_or(serde_json::Value::Null);
+    match declared["mediaType"].as_str() {
+        Some(DOCKER_MANIFEST) => DOCKER_MANIFEST,
+        _ => OCI_MANIFEST,
+    }
+}
+
 /// Takes a descriptor's digest, in our stricter type.
 pub(crate) fn descriptor_digest(what: &str, descriptor: &Descriptor) -> Result<Digest> {
     descriptor.digest().to_string().parse().map_err(|e: Error| e.within(what))

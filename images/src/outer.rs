@@ -29,14 +29,19 @@ pub(crate) fn partial(place: &Path) -> PathBuf {
 
 /// The manifest of an image, with type, digest and length of each layer.
 pub(crate) fn manifest(config: &[u8], layers: &[(&str, &Digest, u64)]) -> Vec<u8> {
+    manifest_of((&Digest::of(Algorithm::Sha256, config), config.len()), layers)
+}
+
+/// The same with digest and length of a configuration.
+pub(crate) fn manifest_of((config, size): (&Digest, usize), layers: &[(&str, &Digest, u64)]) -> Vec<u8> {
     let layer = |(kind, digest, size): &(&str, &Digest, u64)| json!({"mediaType": kind, "digest": digest.to_string(), "size": size});
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": Digest::of(Algorithm::Sha256, config).to_string(),
-            "size": config.len(),
+            "digest": config.to_string(),
+            "size": size,
         },
         "layers": layers.iter().map(layer).collect::<Vec<_>>(),
     });

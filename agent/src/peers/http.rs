@@ -72,7 +72,8 @@ pub(super) enum What {
     Api,
     Manifest {
         name: String,
-        digest: String,
+        /// A digest or a tag.
+        reference: String,
     },
     Blob {
         name: String,
@@ -124,7 +125,7 @@ fn what(path: &str) -> Option<What> {
     }
     let (name, digest) = (name.to_string(), digest.to_string());
     match kind {
-        "manifests" => Some(What::Manifest { name, digest }),
+        "manifests" => Some(What::Manifest { name, reference: digest }),
         "blobs" => Some(What::Blob { name, digest }),
         _ => None,
     }

@@ -1,10 +1,13 @@
 //! Giving images to other nodes: the distribution API over mutual TLS, to those whom the controller named, of the images that it
 //! named, for users who have shown on this node that they may have them. A digest alone opens nothing.
+//!
+//! Nodes ask for the manifest that was fetched, and for what is in the layers that it names. A client that knows the standard alone asks for
+//! the tag `uncompressed-sha256-HEX`, and finds all that the manifest names which it is given.
 
 use super::http::{Request, What, read_head};
 use super::{Peers, shared_name};
 use crate::images::Images;
-use berth_images::{Digest, Part};
+use berth_images::{Digest, Offer, Part, Result as ImageResult};
 use berth_model::ids::{NodeName, Uid};
 use berth_model::time::Span;
 use berth_rpc::{Arrival, PeerConnection, TurnedAway};
@@ -27,6 +30,9 @@ const MOST: usize = 96;
 const LIFE: Duration = Duration::from_secs(3600);
 /// Grants that are kept; the oldest goes.
 const MOST_GRANTS: usize = 4096;
+
+/// What a tag begins with by which an image is asked for with uncompressed layers; behind it stands its digest.
+const PLAIN: &str = "uncompressed-";
 
 /// That a node may have an image, for a user.
 #[derive(Clone)]
@@ -77,8 +83,10 @@ impl Grants {
     /// What the key may have from this source.
     fn of(&self, key: &str, name: &str) -> Vec<Grant> {
         let now = Instant::now();
+        // The standard's names have no colon, so that a registry's port stands behind one of its separators there.
+        let is = |shared: String| shared == name || shared.replace(':', "_") == name;
         let fits = |grant: &&Grant| {
-            grant.key == key && grant.until > now && shared_name(&grant.source).as_deref() == Some(name)
+            grant.key == key && grant.until > now && shared_name(&grant.source).is_some_and(is)
         };
         self.all().iter().filter(fits).cloned().collect()
     }
@@ -191,22 +199,22 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
         Ok(request) => request,
         Err((status, words)) => return refuse(connection, status, words).map(|()| false),
     };
-    let (name, digest, is_manifest) = match &request.what {
+    let (name, wanted) = match &request.what {
         What::Api => {
             connection.write_all(
                 b"HTTP/1.1 200 OK\r\nDocker-Distribution-Api-Version: registry/2.0\r\nContent-Length: 0\r\n\r\n",
             )?;
             return connection.flush().map(|()| true);
         }
-        What::Manifest { name, digest } => (name, digest, true),
-        What::Blob { name, digest } => (name, digest, false),
+        What::Manifest { name, reference } => (name, Wanted::manifest(reference)),
+        What::Blob { name, digest } => (name, digest.parse().ok().map(Wanted::Blob)),
     };
     let grants = peers.grants.of(&key, name);
     let Some(Grant { node, .. }) = grants.first() else {
         // Perhaps not yet: the controller's word may be on its way.
         return refuse(connection, 403, "Forbidden").map(|()| true);
     };
-    let Ok(wanted) = digest.parse::<Digest>() else {
+    let Some(wanted) = wanted else {
         return refuse(connection, 404, "Not Found").map(|()| true);
     };
     let store = images.store_to_give();
@@ -217,8 +225,7 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
             return refuse(connection, 500, "Internal Server Error").map(|()| true);
         }
     };
-    for grant in grants.iter().filter(|grant| !is_manifest || grant.digest == *digest) {
-        let Ok(of) = grant.digest.parse::<Digest>() else { continue };
+    for (grant, of) in wanted.among(&grants) {
         let user = images.is_shared().then_some(grant.user.0);
         let offer = match store.offer(&of, &grant.source, user) {
             Ok(offer) => offer,
@@ -227,14 +234,63 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
                 continue;
             }
         };
-        let part = if is_manifest { offer.manifest().map(Some) } else { offer.blob(&wanted) };
-        match part {
-            Ok(Some(part)) => return send(connection, &request, &part, digest).map(|()| true),
+        match wanted.of(&offer, &of) {
+            Ok(Some((digest, part))) => return send(connection, &request, &part, &digest).map(|()| true),
             Ok(None) => {}
-            Err(e) => tracing::info!("{digest} is not given to {node}: {e}"),
+            Err(e) => tracing::info!("{} is not given to {node}: {e}", wanted.digest()),
         }
     }
     refuse(connection, 404, "Not Found").map(|()| true)
+}
+
+/// What of an image is wanted.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    Blob(Digest),
+    /// A manifest with this digest: one that was fetched, or one of uncompressed layers.
+    Manifest(Digest),
+    /// That of uncompressed layers, of the image with this digest.
+    Plain(Digest),
+}
+
+impl Wanted {
+    /// By a digest, or by a tag that has one.
+    fn manifest(reference: &str) -> Option<Wanted> {
+        match reference.strip_prefix(PLAIN) {
+            Some(of) => of.replacen('-', ":", 1).parse().ok().map(Wanted::Plain),
+            None => reference.parse().ok().map(Wanted::Manifest),
+        }
+    }
+
+    fn digest(&self) -> &Digest {
+        match self {
+            Wanted::Blob(digest) | Wanted::Manifest(digest) | Wanted::Plain(digest) => digest,
+        }
+    }
+
+    /// The grants by which it may be given, with the digests of their images: of a manifest those of the image with its digest alone,
+    /// as long as there are some.
+    fn among<'a>(&self, grants: &'a [Grant]) -> Vec<(&'a Grant, Digest)> {
+        let all = grants.iter().filter_map(|grant| Some((grant, grant.digest.parse::<Digest>().ok()?)));
+        let (named, others): (Vec<_>, Vec<_>) = all.partition(|(_, of)| of == self.digest());
+        match self {
+            Wanted::Blob(_) => named.into_iter().chain(others).collect(),
+            Wanted::Manifest(_) if named.is_empty() => others,
+            Wanted::Manifest(_) | Wanted::Plain(_) => named,
+        }
+    }
+
+    /// What it is in an image, with its digest; nothing where the image has no such part.
+    fn of<'a>(&self, offer: &'a Offer<'_>, image: &Digest) -> ImageResult<Option<(Digest, Part<'a>)>> {
+        match self {
+            Wanted::Blob(digest) => Ok(offer.blob(digest)?.map(|part| (digest.clone(), part))),
+            Wanted::Manifest(digest) if digest == image => Ok(Some((digest.clone(), offer.manifest()?))),
+            Wanted::Manifest(digest) => {
+                Ok(Some(offer.plain_manifest()?).filter(|(found, _)| found == digest))
+            }
+            Wanted::Plain(_) => offer.plain_manifest().map(Some),
+        }
+    }
 }
 
 fn refuse(connection: &mut PeerConnection, status: u16, words: &str) -> io::Result<()> {
@@ -243,7 +299,12 @@ fn refuse(connection: &mut PeerConnection, status: u16, words: &str) -> io::Resu
 }
 
 /// Sends a part as it was asked for. An error in the middle ends the connection: what was sent until then counts for nothing.
-fn send(connection: &mut PeerConnection, request: &Request, part: &Part<'_>, digest: &str) -> io::Result<()> {
+fn send(
+    connection: &mut PeerConnection,
+    request: &Request,
+    part: &Part<'_>,
+    digest: &Digest,
+) -> io::Result<()> {
     let all = part.length();
     let (from, end) = match request.range {
         None => (0, all),
@@ -261,8 +322,9 @@ fn send(connection: &mut PeerConnection, request: &Request, part: &Part<'_>, dig
     write!(
         out,
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\nDocker-Content-Digest: {digest}\r\n\
-         Content-Type: application/octet-stream\r\n",
-        end - from
+         Content-Type: {}\r\n",
+        end - from,
+        part.media_type()
     )?;
     if request.range.is_some() {
         write!(out, "Content-Range: bytes {from}-{}/{all}\r\n", end - 1)?;
@@ -277,6 +339,36 @@ fn send(connection: &mut PeerConnection, request: &Request, part: &Part<'_>, dig
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn manifests_are_named_by_digests_and_by_tags_that_have_one() {
+        let hex = |n: u8| format!("{n:064x}");
+        let digest = |n: u8| format!("sha256:{}", hex(n)).parse::<Digest>().unwrap();
+        let manifest = Wanted::manifest(&digest(1).to_string()).unwrap();
+        assert_eq!(manifest, Wanted::Manifest(digest(1)));
+        let plain = Wanted::manifest(&format!("uncompressed-sha256-{}", hex(1))).unwrap();
+        assert_eq!(plain, Wanted::Plain(digest(1)));
+        for bad in ["latest", "uncompressed-", "uncompressed-latest", "sha256:12", "uncompressed-sha256-12"] {
+            assert_eq!(Wanted::manifest(bad), None, "{bad}");
+        }
+        let grants = Grants::default();
+        for n in [1, 2, 1] {
+            let (user, source) = (Uid(grants.all().len().try_into().unwrap()), "docker://r.io:5000/x".into());
+            let digest = digest(n).to_string();
+            grants.add(NodeName("n".into()), "a".into(), digest, source, user, Span::from_secs(60));
+        }
+        let of = |name: &str| grants.of("a", name);
+        assert_eq!((of("r.io:5000/x").len(), of("r.io_5000/x").len(), of("r.io/x").len()), (3, 3, 0));
+        let all = of("r.io:5000/x");
+        let among =
+            |wanted: &Wanted| wanted.among(&all).into_iter().map(|(_, of)| of).collect::<Vec<Digest>>();
+        assert_eq!(among(&manifest), [digest(1), digest(1)]);
+        assert_eq!(among(&plain), [digest(1), digest(1)]);
+        assert!(among(&Wanted::Plain(digest(3))).is_empty());
+        // Perhaps it is one of uncompressed layers.
+        assert_eq!(among(&Wanted::Manifest(digest(3))).len(), 3);
+        assert_eq!(among(&Wanted::Blob(digest(2))), [digest(2), digest(1), digest(1)]);
+    }
 
     #[test]
     fn a_key_may_have_what_was_named_until_its_time_is_over() {

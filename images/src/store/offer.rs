@@ -1,5 +1,6 @@
 //! Giving an image of the store to another node of the cluster: manifest and configuration as they were fetched, and the content
-//! of its layers, made again byte for byte.
+//! of its layers, made again byte for byte. What compressed them is not kept: for clients that know nothing of that there is the
+//! same image as it would be with layers that nobody compressed, under a manifest and a digest of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -9,10 +10,13 @@ use super::ensure::UseGuard;
 use super::grant::parse_name;
 use super::layer::SKELETON;
 use super::record::ImageRecord;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result, recover};
-use crate::manifest::LayerInfo;
-use crate::skeleton;
+use crate::manifest::{LayerInfo, media_type};
+use crate::{outer, skeleton};
+
+/// The type of what is no manifest.
+const BYTES: &str = "application/octet-stream";
 
 /// An image that may be given; it is not removed meanwhile.
 pub struct Offer<'a> {
@@ -26,6 +30,7 @@ pub struct Part<'a> {
     store: &'a Store,
     form: Form,
     length: u64,
+    media_type: &'static str,
 }
 
 enum Form {
@@ -76,12 +81,31 @@ impl Store {
 }
 
 impl Offer<'_> {
-    /// The manifest.
+    /// The manifest, as it was fetched.
     ///
     /// # Errors
     /// It is damaged.
     pub fn manifest(&self) -> Result<Part<'_>> {
-        self.whole(&self.record.digest)
+        let bytes = self.store.stored_blob(&self.record.digest)?;
+        let kind = media_type(&bytes);
+        Ok(self.whole(bytes, kind))
+    }
+
+    /// The manifest of the same image with uncompressed layers, which are all given here, and its digest. Configuration and content are
+    /// those of the image; annotations are left out.
+    ///
+    /// # Errors
+    /// The image is damaged, or a layer's archive cannot be made again.
+    pub fn plain_manifest(&self) -> Result<(Digest, Part<'_>)> {
+        let config = self.store.stored_blob(&self.record.config_digest)?.len();
+        let layers = self.record.layers.iter().map(|layer| {
+            let length = self.length_of(layer)?;
+            Ok::<_, Error>((outer::LAYER, &layer.diff_id, length))
+        });
+        let layers: Vec<(&str, &Digest, u64)> = layers.collect::<Result<_>>()?;
+        let bytes = outer::manifest_of((&self.record.config_digest, config), &layers);
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        Ok((digest, self.whole(bytes, outer::MANIFEST)))
     }
 
     /// The configuration, or the content of the layer with this DiffID; nothing where the image has no such part.
@@ -90,20 +114,24 @@ impl Offer<'_> {
     /// It is damaged, or a layer's archive cannot be made again.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Part<'_>>> {
         if self.record.config_digest == *digest {
-            return self.whole(digest).map(Some);
+            return Ok(Some(self.whole(self.store.stored_blob(digest)?, BYTES)));
         }
         let Some(layer) = self.record.layers.iter().find(|layer| layer.diff_id == *digest) else {
             return Ok(None);
         };
-        self.store.is_rebuildable(layer)?;
-        let skeleton = self.store.layer_file(digest, SKELETON)?;
-        let length = skeleton::length(skeleton).map_err(|e| recover(&format!("layer {digest}"), e))?;
-        Ok(Some(Part { store: self.store, form: Form::Layer(layer.clone()), length }))
+        let length = self.length_of(layer)?;
+        Ok(Some(Part { store: self.store, form: Form::Layer(layer.clone()), length, media_type: BYTES }))
     }
 
-    fn whole(&self, digest: &Digest) -> Result<Part<'_>> {
-        let bytes = self.store.stored_blob(digest)?;
-        Ok(Part { store: self.store, length: bytes.len() as u64, form: Form::Whole(bytes) })
+    /// The length of a layer's archive, where it can be made again.
+    fn length_of(&self, layer: &LayerInfo) -> Result<u64> {
+        self.store.is_rebuildable(layer)?;
+        let skeleton = self.store.layer_file(&layer.diff_id, SKELETON)?;
+        skeleton::length(skeleton).map_err(|e| recover(&format!("layer {}", layer.diff_id), e))
+    }
+
+    fn whole(&self, bytes: Vec<u8>, media_type: &'static str) -> Part<'_> {
+        Part { store: self.store, length: bytes.len() as u64, form: Form::Whole(bytes), media_type }
     }
 }
 
@@ -111,6 +139,11 @@ impl Part<'_> {
     /// Its bytes.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Its media type.
+    pub fn media_type(&self) -> &'static str {
+        self.media_type
     }
 
     /// Writes the bytes from one offset to before another.

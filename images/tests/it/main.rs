@@ -13,6 +13,7 @@ mod support;
 mod around;
 mod concurrency;
 mod erofs;
+mod giving;
 mod granted;
 mod hostile;
 mod layouts;
