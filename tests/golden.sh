@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Replays recorded commands of Slurm on a cluster of this machine and says how far the answers agree.
-# usage: tests/golden.sh DIR [--only FILE]... [--show same|shape|fuller|purpose|later]...
+# usage: tests/golden.sh DIR [--only FILE]... [--show same|shape|fuller|purpose|replay|later]...
 #
 # DIR holds transcripts; nothing else needs them. As root, after `cargo xtask build --debug`; about ten minutes. Host name, users,
 # homes and memory are those of the recorded cluster's first node, seen by this script and what it starts alone. Commands that
-# are not compared, or differ on purpose, are in tests/golden/scope.tsv with the reason.
+# are not compared (later: this release does not have it; replay: the replay cannot show it), or differ on purpose, are in
+# tests/golden/scope.tsv with the reason.
 set -euo pipefail
 
 die() { printf 'tests/golden.sh: error: %s\n' "$*" >&2; exit 2; }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use transcript::{Block, Entry};
 
-const USAGE: &str = "usage: tests/golden.sh DIR [--only FILE]... [--show same|shape|fuller|purpose|later]...\n\
+const USAGE: &str = "usage: tests/golden.sh DIR [--only FILE]... [--show same|shape|fuller|purpose|replay|later]...\n\
                      DIR holds transcripts (*.txt); what differs is always shown, and gives exit code 1";
 
 /// The order in which the transcripts were recorded. Those of one group share a cluster of so many nodes.
@@ -55,12 +55,20 @@ enum Class {
     Fuller,
     Purpose,
     Differs,
+    Replay,
     Later,
 }
 
 impl Class {
-    const ALL: [Class; 6] =
-        [Class::Same, Class::Shape, Class::Fuller, Class::Purpose, Class::Differs, Class::Later];
+    const ALL: [Class; 7] = [
+        Class::Same,
+        Class::Shape,
+        Class::Fuller,
+        Class::Purpose,
+        Class::Differs,
+        Class::Replay,
+        Class::Later,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -69,6 +77,7 @@ impl Class {
             Class::Fuller => "fuller",
             Class::Purpose => "purpose",
             Class::Differs => "differs",
+            Class::Replay => "replay",
             Class::Later => "later",
         }
     }
@@ -172,8 +181,9 @@ fn replay(
             }
             Entry::Command(block) => block,
         };
-        let (class, lines) = match scope.reason(Kind::Later, name, &block.command) {
-            Some(reason) => (Class::Later, vec![format!("({reason})")]),
+        let (class, lines) = match scope.left_out(name, &block.command) {
+            Some((Kind::Replay, reason)) => (Class::Replay, vec![format!("({reason})")]),
+            Some((_, reason)) => (Class::Later, vec![format!("({reason})")]),
             None => judge(name, block, &chosen, stage, ids, scope),
         };
         *counts.entry(class).or_insert(0) += 1;

@@ -21,6 +21,8 @@ struct Rule {
 pub enum Kind {
     /// Not run: it is about something that this release does not have.
     Later,
+    /// Not run: the release has it, and the replay cannot show it, on other nodes and with other jobs than were recorded.
+    Replay,
     /// A difference that is meant, and documented.
     Purpose,
     /// Run in other words, which the reason column holds: what is to be shown does not depend on the difference.
@@ -53,6 +55,7 @@ impl Scope {
             let pattern = |text: &str| Regex::new(text).map_err(|e| at(&e.to_string()));
             let kind = match kind {
                 "later" => Kind::Later,
+                "replay" => Kind::Replay,
                 "purpose" => Kind::Purpose,
                 "instead" => Kind::Instead,
                 "without" => Kind::Without,
@@ -60,7 +63,7 @@ impl Scope {
                 "before" => Kind::Before,
                 other => {
                     return Err(at(&format!(
-                        "{other} is no kind: later, purpose, instead, before, without or lines"
+                        "{other} is no kind: later, replay, purpose, instead, before, without or lines"
                     )));
                 }
             };
@@ -78,12 +81,21 @@ impl Scope {
         lines.map(rule).collect::<Result<_, _>>().map(Scope)
     }
 
-    /// Why a command is not compared, or why it may differ.
+    /// Whether a command is not compared, by the first line that says so, and why.
+    pub fn left_out(&self, file: &str, command: &str) -> Option<(Kind, &str)> {
+        self.first(&[Kind::Later, Kind::Replay], file, command).map(|rule| (rule.kind, rule.reason.as_str()))
+    }
+
+    /// What a line of this kind says of a command: why it may differ, as a rule.
     pub fn reason(&self, kind: Kind, file: &str, command: &str) -> Option<&str> {
-        let mut rules = self.0.iter().filter(|r| r.kind == kind);
+        self.first(&[kind], file, command).map(|rule| rule.reason.as_str())
+    }
+
+    fn first(&self, kinds: &[Kind], file: &str, command: &str) -> Option<&Rule> {
+        let mut rules = self.0.iter().filter(|r| kinds.contains(&r.kind));
         let rule = rules.find(|r| r.file.is_match(file) && r.command.is_match(command))?;
         rule.used.set(true);
-        Some(&rule.reason)
+        Some(rule)
     }
 
     /// The lines that no command was for; to be asked when all were run.
@@ -117,11 +129,15 @@ mod tests {
         let scope =
             Scope::parse("# said\nsbatch|srun\t-A \\S+\tlater\taccounts\n.*\t-V$\tpurpose\tour version\n")
                 .unwrap();
-        assert_eq!(scope.reason(Kind::Later, "sbatch", "sbatch -A x"), Some("accounts"));
-        assert_eq!(scope.reason(Kind::Later, "salloc", "sbatch -A x"), None);
+        assert_eq!(scope.left_out("sbatch", "sbatch -A x"), Some((Kind::Later, "accounts")));
+        assert_eq!(scope.left_out("salloc", "sbatch -A x"), None);
         assert_eq!(scope.reason(Kind::Purpose, "salloc", "salloc -V"), Some("our version"));
         assert!(Scope::parse("a\tb\tnever\tc").is_err());
         assert_eq!(scope.idle(), Vec::<String>::new());
+        // The first line counts, of whichever of the two kinds it is.
+        let both = Scope::parse("a\tb\treplay\tone node\n.*\tb\tlater\tnot there\n").unwrap();
+        assert_eq!(both.left_out("a", "b"), Some((Kind::Replay, "one node")));
+        assert_eq!(both.left_out("c", "b"), Some((Kind::Later, "not there")));
         assert_eq!(Scope::parse("a\tb\tlater\tc").unwrap().idle().len(), 1);
     }
 }
