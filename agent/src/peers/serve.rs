@@ -234,7 +234,8 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
                 continue;
             }
         };
-        match wanted.of(&offer, &of) {
+        let found = wanted.of(&offer, &of);
+        match found {
             Ok(Some((digest, part))) => return send(connection, &request, &part, &digest).map(|()| true),
             Ok(None) => {}
             Err(e) => tracing::info!("{} is not given to {node}: {e}", wanted.digest()),
