@@ -112,11 +112,15 @@ fn of(command: &str) -> &'static [Variable] {
 /// As [`Spec::parse`]; and of a variable that stands for an option which is refused, or that says neither yes nor no.
 pub fn read(spec: &Spec, args: &[OsString]) -> Result<Parsed, Stop> {
     let mut parsed = spec.parse(args)?;
-    follow(spec, &mut parsed, |name| std::env::var_os(name))?;
+    follow(spec, &mut parsed, std::env::var_os)?;
     Ok(parsed)
 }
 
-fn follow(spec: &Spec, parsed: &mut Parsed, get: impl Fn(&str) -> Option<OsString>) -> Result<(), Stop> {
+fn follow(
+    spec: &Spec,
+    parsed: &mut Parsed,
+    get: impl Fn(&'static str) -> Option<OsString>,
+) -> Result<(), Stop> {
     for variable in of(spec.name) {
         let mut says = std::iter::once(&variable.option).chain(variable.others);
         if says.any(|option| parsed.has(option)) {

@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// As the reference lists them, without what they begin with. Each command's own beginning is `SLURM_`, `SBATCH_` or `SALLOC_`.
+/// As the reference lists them, with `SLURM_DEBUG`, and without what they begin with. Each command's own beginning is `SLURM_`, `SBATCH_` or `SALLOC_`.
 const OF_SRUN: &str = "ACCOUNT ACCTG_FREQ BCAST BURST_BUFFER CLUSTERS CONSTRAINT CORE_SPEC CPU_BIND CPU_FREQ_REQ CPUS_PER_GPU \
     CPUS_PER_TASK DEBUG DELAY_BOOT DEPENDENCY DISABLE_STATUS DISTRIBUTION EPILOG EXACT EXCLUSIVE EXPORT_ENV GPUS GPU_BIND GPU_FREQ \
     GPUS_PER_NODE GPUS_PER_SOCKET GPUS_PER_TASK GRES GRES_FLAGS HINT JOB_ID JOB_NAME JOB_NODELIST JOB_NUM_NODES KILL_BAD_EXIT \
