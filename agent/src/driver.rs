@@ -630,6 +630,7 @@ impl Driver {
         if let (Some(container), Some(resolved)) = (&mut launch.container, ready.resolved) {
             container.image.resolved = Some(resolved);
         }
+        launch.master = node.images.peers().reached(launch.master);
         let owner = (launch.identity.uid, launch.identity.gid);
         let standby = job.next.take();
         let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;

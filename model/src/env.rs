@@ -85,7 +85,7 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
     // Below the ports that systems give out themselves, and another one for each step of a job.
     let port = 15_000 + (u64::from(job.0) * 37 + u64::from(step)) % 15_000;
     let all: usize = launch.layout.tasks.iter().map(Vec::len).sum();
-    env.set("MASTER_ADDR", launch.layout.nodes.first().map_or("localhost", |n| n.0.as_str()));
+    env.set("MASTER_ADDR", master(launch));
     env.set("MASTER_PORT", port.to_string());
     env.set("RANK", global.to_string());
     env.set("LOCAL_RANK", local.to_string());
@@ -93,6 +93,21 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
     env.set("WORLD_SIZE", all.to_string());
     env.set("LOCAL_WORLD_SIZE", here.to_string());
 }
+
+/// Where tasks find the first one. Names of nodes are not known to every name service, and least of all to those of containers: so it is an
+/// address where one is known. The first node itself, and a step of one node, need none of the network's.
+fn master(launch: &StepLaunch) -> &str {
+    let nodes = &launch.layout.nodes;
+    match launch.master.as_deref() {
+        _ if nodes.len() < 2 => LOOPBACK,
+        Some(address) if !address.is_empty() => address,
+        _ if launch.node_index == 0 => LOOPBACK,
+        _ => nodes.first().map_or(LOOPBACK, |n| n.0.as_str()),
+    }
+}
+
+/// By which every machine reaches itself, whatever its name service says.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
 /// out of what they submit.
@@ -441,6 +456,7 @@ mod tests {
             enter: None,
             x11: None,
             pytorch: false,
+            master: None,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             told_within: None,
@@ -580,6 +596,34 @@ mod tests {
              SLURM_TOPOLOGY_ADDR=n2",
         );
         assert!(!second.contains_key("ENVIRONMENT") && !second.contains_key("HOSTNAME"));
+    }
+
+    #[test]
+    fn tasks_find_the_first_one_by_an_address_and_by_a_name_only_where_none_is_known() {
+        let mut launch = minimal();
+        launch.key.step = StepId::Number(1);
+        launch.layout = layout(&["n1", "n2"], &[&[0, 1], &[2]], &[2, 1]);
+        let of = |launch: &StepLaunch, index: u32, master: Option<&str>| {
+            let master = master.map(str::to_string);
+            let launch = StepLaunch { pytorch: true, node_index: index, master, ..launch.clone() };
+            map(&launch, 0).remove("MASTER_ADDR").unwrap()
+        };
+        for index in [0, 1] {
+            assert_eq!(of(&launch, index, Some("10.0.0.7")), "10.0.0.7");
+        }
+        // On the controller's machine, and where nobody knows.
+        for unknown in [Some(""), None] {
+            assert_eq!(of(&launch, 0, unknown), "127.0.0.1");
+            assert_eq!(of(&launch, 1, unknown), "n1");
+        }
+        // What is on one node needs no network; that may be its container's own.
+        launch.layout = layout(&["n1"], &[&[0, 1]], &[2]);
+        assert_eq!(of(&launch, 0, Some("10.0.0.7")), "127.0.0.1");
+        launch.pytorch = true;
+        expect(
+            &map(&launch, 1),
+            "MASTER_ADDR=127.0.0.1 MASTER_PORT=28136 RANK=1 LOCAL_RANK=1 GROUP_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
+        );
     }
 
     #[test]

@@ -217,6 +217,10 @@ pub struct StepLaunch {
     /// Tasks are told what torch.distributed asks for.
     #[serde(default)]
     pub pytorch: bool,
+    /// By which address the step's first node is reached, where its tasks are to know; empty: as the controller's machine is. Absent where
+    /// nobody asked or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<String>,
     /// The user's program before each task (`--task-prolog`); empty means none.
     #[serde(default)]
     pub task_prolog: ByteStr,

@@ -1,6 +1,6 @@
 //! The batch script that people who train over several nodes write: two nodes of eight GPUs each, EFA, limits, a container and what is
-//! mounted in it, from submission to the last task. The nodes' hardware is stand-ins: files as kernel and driver show them, a
-//! library in the place of NVIDIA's, device files of other drivers.
+//! mounted in it, from submission to the last task, which has met all others. The nodes' hardware is stand-ins: files as kernel and
+//! driver show them, a library in the place of NVIDIA's, device files of other drivers.
 
 use berth_tests::own_dev::OWN_DEV;
 use berth_tests::{Cmd, Hosts, Sandbox, Who, images, machine};
@@ -65,13 +65,49 @@ fn record(files: &Path) {
     .unwrap();
 }
 
-/// In the place of an interpreter: says where it is and what it has.
+/// Meets all other tasks, as torch.distributed does with `env://`: the first one listens, and answers when all are there; each comes to it by
+/// MASTER_ADDR and MASTER_PORT, the first itself, too. Perl is in every Debian.
+const MEET: &str = r#"#!/usr/bin/perl
+use strict;
+use IO::Socket::INET;
+my ($rank, $world, $host, $port) = @ENV{qw(RANK WORLD_SIZE MASTER_ADDR MASTER_PORT)};
+if ($rank == 0) {
+    my $listener = IO::Socket::INET->new(LocalPort => $port, Listen => 64, ReuseAddr => 1) or die "port $port: $!";
+    my $child = fork;
+    die "fork: $!" unless defined $child;
+    if ($child == 0) {
+        my %there;
+        while (keys %there < $world) {
+            my $from = $listener->accept or next;
+            chomp(my $who = <$from>);
+            $there{$who} = $from;
+        }
+        my $all = join ",", sort { $a <=> $b } keys %there;
+        print { $_ } "$all\n" for values %there;
+        exit 0;
+    }
+    close $listener;
+}
+my $to;
+for (1 .. 600) {
+    last if $to = IO::Socket::INET->new(PeerAddr => $host, PeerPort => $port, Timeout => 10);
+    select undef, undef, undef, 0.1;
+}
+die "rank $rank cannot reach $host:$port: $@" unless $to;
+print $to "$rank\n";
+my $met = <$to>;
+wait if $rank == 0;
+print "rank=$rank/$world local=$ENV{LOCAL_RANK} by=$host met=$met";
+"#;
+
+/// In the place of an interpreter: says where it is, what it has and whom it met.
 const PYTHON: &str = r#"#!/bin/sh
+met=$(meet)
 gpus=$(ls /dev | grep -c '^nvidia24')
 efa=$(ls /dev/infiniband | tr '\n' ,)
 cuda=$(ls /usr/local/nvidia/lib64 | grep -c libcuda.so.1)
 echo "task $SLURM_NODEID $SLURM_PROCID gpus=$gpus visible=$CUDA_VISIBLE_DEVICES efa=$efa cuda=$cuda memlock=$(ulimit -l) \
-stack=$(ulimit -s) $FI_PROVIDER $FI_EFA_USE_DEVICE_RDMA $NCCL_DEBUG $* $(cat /shared/data)"
+stack=$(ulimit -s) $met $FI_PROVIDER $FI_EFA_USE_DEVICE_RDMA $NCCL_DEBUG $* $(cat /shared/data)"
 "#;
 
 #[test]
@@ -89,9 +125,11 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
     for dir in [root.parent().unwrap(), &root] {
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let python = root.join("usr/bin/python");
-    fs::write(&python, PYTHON).unwrap();
-    fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for (name, text) in [("python", PYTHON), ("meet", MEET)] {
+        let program = root.join("usr/bin").join(name);
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
     fs::write(hosts.state("n1").join("berth.toml"), "[[partition]]\nname = \"p4d\"\ndefault = true\n")
         .unwrap();
     let files = files.display().to_string();
@@ -125,14 +163,21 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
     let mut tasks: Vec<&str> = text.lines().filter(|line| line.starts_with("task ")).collect();
     tasks.sort_by_key(|line| line.split(' ').nth(2).and_then(|n| n.parse::<u32>().ok()));
     assert_eq!(tasks.len(), 16, "{text}");
+    let all: Vec<String> = (0..16).map(|rank| rank.to_string()).collect();
+    let all = all.join(",");
     for (number, line) in tasks.iter().enumerate() {
         let begins = format!(
             "task {} {number} gpus=8 visible=0,1,2,3,4,5,6,7 efa=uverbs0,uverbs1, cuda=1 memlock=",
             number / 8
         );
         assert!(line.starts_with(&begins), "{line}\n{text}");
-        let ends = " efa 1 INFO -u /shared/train.py from the shared directory";
-        assert!(line.ends_with(ends), "{line}\n{text}");
+        // The first node, which is the controller's machine, is itself; the other finds it by its address: there is no name service here.
+        let by = if number < 8 { "127.0.0.1" } else { "10.77.0.1" };
+        let ends = format!(
+            " rank={number}/16 local={} by={by} met={all} efa 1 INFO -u /shared/train.py from the shared directory",
+            number % 8
+        );
+        assert!(line.ends_with(&ends), "{line}\n{text}");
     }
     // What the script's shell could set is what tasks have, on both nodes alike.
     let limits = |line: &&str| {

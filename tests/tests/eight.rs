@@ -158,10 +158,10 @@ const CASES: [Case; 40] = [
     case("-N2 --export=MINE=given", "echo $MINE ${OUTSIDE-unset}", 0, "given unset"),
     case("-m cyclic -n16 -O", "echo $SLURM_DISTRIBUTION", 0, "cyclic"),
     case(
-        "-N4 --pytorch",
+        "-N4 -r1 --pytorch",
         "echo $(hostname) 0 $RANK/$WORLD_SIZE@$MASTER_ADDR",
         0,
-        "n1=0/4@n1 n2=1/4@n1 n3=2/4@n1 n4=3/4@n1",
+        "n2=0/4@10.77.0.2 n3=1/4@10.77.0.2 n4=2/4@10.77.0.2 n5=3/4@10.77.0.2",
     ),
     // How it ends: the highest exit code, a signal, programs that are not there.
     case("", "exit $SLURM_PROCID", 7, ""),

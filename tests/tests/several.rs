@@ -234,13 +234,15 @@ fn much_output_of_many_nodes_keeps_its_lines_and_input_reaches_all_as_root() {
     let sum = sum.split_whitespace().next().unwrap().to_string();
     let told = hosts.cmd("n1", "sh").args(["-c", "srun -N4 sha256sum < bytes"]).limit(120).ok().text();
     assert_eq!(told.lines().filter(|l| l.starts_with(&sum)).count(), 4, "{told}");
-    // Variables for torch.distributed: one port and one address for all.
+    // Variables for torch.distributed: one port, and the place of the first task, for all.
     let show = "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $GROUP_RANK $MASTER_ADDR $MASTER_PORT";
     let told = hosts.cmd("n1", "srun").args(["-N4", "--pytorch", "sh", "-c", show]).limit(60).ok().text();
     let lines = sorted(&told);
     let port = lines[0].rsplit(' ').next().unwrap().to_string();
     assert!(port.parse::<u16>().is_ok_and(|p| p >= 15_000), "{told}");
-    let expected: Vec<String> = (0..4).map(|r| format!("{r} 4 0 1 {r} n1 {port}")).collect();
+    // There is no name service: the first node is found by its address, and by itself as every machine is.
+    let address = |rank| if rank == 0 { "127.0.0.1".to_string() } else { hosts.address("n1") };
+    let expected: Vec<String> = (0..4).map(|r| format!("{r} 4 0 1 {r} {} {port}", address(r))).collect();
     assert_eq!(lines, expected);
 }
 

@@ -252,6 +252,15 @@ impl Peers {
         }
     }
 
+    /// By which host this node reaches one with this address: the controller tells its own machine's as an empty one.
+    pub(crate) fn reached(&self, address: Option<String>) -> Option<String> {
+        if !address.as_ref().is_some_and(String::is_empty) {
+            return address;
+        }
+        let host = self.controller.as_deref()?;
+        Some(host.trim_matches(['[', ']']).to_string())
+    }
+
     /// Whether this node has to do with others.
     pub(crate) fn are_there(&self) -> bool {
         self.address.get().is_some()

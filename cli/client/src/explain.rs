@@ -305,6 +305,7 @@ impl Asked<'_> {
             enter: None,
             x11: None,
             pytorch: false,
+            master: None,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             told_within: None,

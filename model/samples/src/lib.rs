@@ -165,6 +165,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
         enter: None,
         x11: None,
         pytorch: false,
+        master: None,
         task_prolog: Default::default(),
         task_epilog: Default::default(),
         told_within: None,

@@ -1007,6 +1007,9 @@ pub struct StepLaunch {
     pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(int64, optional, tag = "220")]
     pub told_within: ::core::option::Option<i64>,
+    /// By which address the step's first node is reached, where its tasks are to know; empty: as the controller's machine is.
+    #[prost(string, optional, tag = "340")]
+    pub master: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {

@@ -126,6 +126,11 @@ impl Exchange {
         before.filter(|before| before.key != key).map_or_else(Vec::new, |before| self.end_all(before.key))
     }
 
+    /// What a node said of where others find it: `host:port`, or the port alone on the controller's machine.
+    pub(crate) fn address(&self, node: &NodeName) -> Option<&str> {
+        self.peers.get(node).map(|peer| peer.address.as_str())
+    }
+
     /// Nobody gives anything to who has this key.
     fn end_all(&self, key: String) -> Vec<Said> {
         let end = |to: &NodeName| (to.clone(), ToPeers::EndServe { key: key.clone(), digest: None });

@@ -27,6 +27,8 @@ pub(crate) struct Common<'a> {
     pub(crate) asked: Option<Time>,
     /// The components of the job, where it is one of several.
     pub(crate) het: Option<HetFacts>,
+    /// See [`StepLaunch::master`].
+    pub(crate) master: Option<String>,
 }
 
 /// Where the tasks of a step and of its job are: the same in the Starts of all its nodes, and as long as they are many.
@@ -101,6 +103,7 @@ pub(crate) fn start(
             place.is_some_and(|at| x11.nodes.takes(at, nodes.len()))
         }),
         pytorch: own.is_some_and(|s| s.pytorch),
+        master: common.master.clone(),
         task_prolog: own.map(|s| s.task_prolog.clone()).unwrap_or_default(),
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
         cpu_bind: own.and_then(|s| s.cpu_bind.clone()),

@@ -4,11 +4,12 @@
 mod common;
 
 use berth_model::config::Config;
+use berth_model::exchange::FromPeers;
 use berth_model::ids::*;
-use berth_model::link::ToAgent;
+use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::*;
 use berth_model::request::*;
-use berth_model::spec::{JobKind, JobSelector};
+use berth_model::spec::{JobKind, JobSelector, StepSpec};
 use berth_model::state::{JobState, Reason};
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
@@ -104,6 +105,62 @@ impl World {
 
 fn empty() -> World {
     World::new(&Config::default())
+}
+
+#[test]
+fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
+    let mut w = empty();
+    w.root(token_with(0, |token| token.uses = 3)).unwrap();
+    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
+        Request::Enrol { token, hash, key, name, .. } => {
+            Request::Enrol { token, hash, key, name, from: address.into() }
+        }
+        other => other,
+    };
+    // n1 is on the controller's machine, and so is n3, which joined as others do.
+    w.joined(from("n2", 2, "10.0.0.2"));
+    w.joined(from("n3", 3, "127.0.0.1"));
+    w.joined(from("n4", 4, "fe80::4"));
+    for name in ["n1", "n2", "n3", "n4"] {
+        w.node(name, hardware(2, 1, 4000, 0));
+    }
+    let job = w.batch("a", |spec| {
+        spec.resources.min_nodes = 4;
+        spec.resources.exclusive = true;
+    });
+    let mut steps = 0;
+    let mut told = |w: &mut World, first: &str, pytorch: bool| {
+        steps += 1;
+        let spec = StepSpec {
+            pytorch,
+            overlap: true,
+            nodes: Some(1),
+            tasks: Some(1),
+            node_list: vec![first.into()],
+            ..step(&format!("step {steps}"))
+        };
+        w.sent.clear();
+        w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
+        let start = w.sent.iter().find_map(|m| if let ToAgent::Start(s) = m { Some(s) } else { None });
+        start.unwrap().launch.master.clone()
+    };
+    assert_eq!(told(&mut w, "n2", false), None, "nobody asked");
+    let some = |address: &str| Some(address.to_string());
+    assert_eq!(told(&mut w, "n1", true), some(""));
+    assert_eq!(told(&mut w, "n2", true), some("10.0.0.2"));
+    assert_eq!(told(&mut w, "n3", true), some(""));
+    assert_eq!(told(&mut w, "n4", true), None, "it means another one on each machine");
+    // What a node says itself is newer; what is no address does not get into anybody's environment.
+    for (address, expected) in
+        [("10.0.0.9:7818", "10.0.0.9"), ("[fd00::9]:7818", "fd00::9"), ("a\nB=1:7818", "10.0.0.2")]
+    {
+        let said = FromPeers::Ready { address: address.into(), key: "k".into(), streams: true };
+        w.tell("n2", |session| FromAgent::Peers { session, said });
+        assert_eq!(told(&mut w, "n2", true), some(expected), "{address}");
+    }
+    let said = FromPeers::Ready { address: ":7818".into(), key: "k1".into(), streams: true };
+    w.tell("n1", |session| FromAgent::Peers { session, said });
+    assert_eq!(told(&mut w, "n1", true), some(""));
 }
 
 #[test]

@@ -181,6 +181,7 @@ impl Cluster {
             told_within: self.config.told_within,
             now: self.clock,
             het: None,
+            master: None,
         };
         let Some((start, payload)) = launch::ahead(&common, job, node) else { return false };
         let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));

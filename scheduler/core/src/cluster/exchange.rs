@@ -152,6 +152,7 @@ impl Cluster {
             now: self.clock,
             asked: None,
             het: None,
+            master: None,
         };
         let has = |container: &Option<ContainerSpec>| {
             container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())

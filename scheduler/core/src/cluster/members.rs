@@ -13,6 +13,7 @@ use berth_model::member::{
 };
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::time::Span;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// For how long a machine that never saw the answer may ask again with a token that is used up by then.
@@ -362,6 +363,22 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// The network address of a node, as it told it or else as it joined; empty for the one on the controller's machine, of which every
+    /// other knows one. A node's word goes into the environment of others' tasks: it is an address, or it does not count.
+    pub(super) fn address_of(&self, node: &NodeName) -> Option<String> {
+        let (told, member) = (self.exchange.address(node), self.members.get(node));
+        let told = told.and_then(|told| told.parse::<SocketAddr>().ok()).map(|address| address.ip());
+        let Some(member) = member else { return Some(told.map(|ip| ip.to_string()).unwrap_or_default()) };
+        match told.or_else(|| member.from.parse::<IpAddr>().ok())?.to_canonical() {
+            // It joined on the controller's own machine.
+            ip if ip.is_loopback() => Some(String::new()),
+            ip if ip.is_unspecified() => None,
+            // Which network it is in, each machine numbers for itself.
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => None,
+            ip => Some(ip.to_string()),
+        }
     }
 
     /// Checks the books of members and keys.

@@ -324,6 +324,7 @@ impl Cluster {
             told_within: self.config.told_within,
             now: self.clock,
             het: self.het_facts(record),
+            master: self.master_of(row),
         };
         let layouts = match &self.out.layouts {
             Some((of, layouts)) if *of == row.key => layouts.clone(),
@@ -349,6 +350,16 @@ impl Cluster {
             payload,
             login,
         });
+    }
+
+    /// Where a step's first node is found, if its tasks are to know: see [`berth_model::launch::StepLaunch::master`].
+    fn master_of(&self, row: &StepRow) -> Option<String> {
+        row.spec.as_ref().filter(|spec| spec.pytorch)?;
+        let first = match &row.het {
+            Some(het) => het.layout.nodes.first()?,
+            None => &row.nodes.get(0)?.node,
+        };
+        self.address_of(first)
     }
 
     fn job(&self, id: JobId) -> Option<&Arc<Job>> {
