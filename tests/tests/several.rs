@@ -248,13 +248,13 @@ fn much_output_of_many_nodes_keeps_its_lines_and_input_reaches_all_as_root() {
 
 #[test]
 fn a_thousand_tasks_that_print_at_once_keep_their_lines_whole_as_root() {
-    let hosts = nodes(4);
+    let hosts = nodes(8);
     let (tasks, each) = (1_000, 20);
     // Lines in pieces, so that those of others have every chance to come in between.
     let script = format!(
         "n=0; while [ $n -lt {each} ]; do printf 'line '; printf \"$n of \"; echo $SLURM_PROCID; n=$((n+1)); done"
     );
-    let options = ["-N4", "-O", "-n", &tasks.to_string(), "-l", "sh", "-c", &script];
+    let options = ["-N8", "-O", "-n", &tasks.to_string(), "-l", "sh", "-c", &script];
     let told = hosts.cmd("n1", "srun").args(options).limit(120).ok().text();
     let mut next = vec![0; tasks];
     for line in told.lines() {
