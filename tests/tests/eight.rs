@@ -1,6 +1,6 @@
 //! Eight hosts at once: where tasks are, what they are bound to, what they know and how they end, in forty combinations that were worked
-//! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte; nodes that lack something, hang or fail as
-//! a step begins.
+//! out by hand from the manual pages of srun and sbatch; a registry that is asked once; a gibibyte out of them and an input into all; nodes
+//! that lack something, hang or fail as a step begins.
 
 use berth_tests::sandbox::wait;
 use berth_tests::{Cmd, Hanging, Hosts, Output, Registry, images, leftovers};
@@ -248,10 +248,51 @@ fn eight_nodes_that_start_at_once_ask_the_registry_once_and_stream_a_gibibyte_as
     let mut asked: BTreeMap<String, usize> = BTreeMap::new();
     registry.fetched().into_iter().for_each(|path| *asked.entry(path).or_default() += 1);
     assert!(!asked.is_empty() && asked.values().all(|times| *times == 1), "{asked:?}");
-    // Out of eight nodes at once, and into one from all.
-    let each = (1_u64 << 30) / 8;
-    let out = format!("srun -N8 head -c {each} /dev/zero | cmp -n {} - /dev/zero && echo all", each * 8);
-    assert_eq!(hosts.cmd("n1", "sh").args(["-c", &out]).limit(150).ok().text(), "all");
+    stream_both_ways(&hosts);
+}
+
+/// Lines of 65,000 characters that a seed decides, each another one: what is lost, doubled or exchanged makes another sum.
+/// Seed and number of lines are its arguments.
+const STREAM: &str = r#"export LC_ALL=C
+exec awk -v x="$1" -v lines="$2" 'BEGIN {
+    x += 1
+    for (row = 0; row < 256; row++) {
+        some = ""
+        for (n = 0; n < 256; n++) { x = x * 16807 % 2147483647; some = some sprintf("%c", 33 + x % 94) }
+        all = all some
+    }
+    for (n = 0; n < lines; n++) print n " " substr(all, 1 + n % 499, 65000)
+}'
+"#;
+/// What each node does: tells the sums of what it has read and of what it writes, in files, and does both at once.
+const BOTH_WAYS: &str = "exec 3<&0\ncksum <&3 > in.$SLURM_PROCID &\n\
+    sh ./stream $SLURM_PROCID $1 | cksum > sent.$SLURM_PROCID\nsh ./stream $SLURM_PROCID $1\nwait\n";
+/// Takes the lines of all apart by their labels.
+const SUMS: &str = r#"LC_ALL=C awk '{ print substr($0, 4) | ("cksum > got." substr($0, 1, 1)) }
+    END { for (task = 0; task < 8; task++) close("cksum > got." task) }'"#;
+
+/// A gibibyte out of eight nodes, each its own part, and at the same time an input to all of them: all sums are right.
+fn stream_both_ways(hosts: &Hosts) {
+    // An eighth of a gibibyte and a bit more.
+    const LINES: u32 = 2066;
+    std::fs::write(hosts.work().join("stream"), STREAM).unwrap();
+    std::fs::write(hosts.work().join("task"), BOTH_WAYS).unwrap();
+    let all = format!(
+        "set -o pipefail\nsh ./stream 1000 500 > bytes && srun -N8 -l sh ./task {LINES} < bytes | {SUMS}"
+    );
+    hosts.cmd("n1", "bash").args(["-c", &all]).limit(150).ok();
+    let sum = |name: String| std::fs::read_to_string(hosts.work().join(name)).unwrap();
+    let input = hosts.cmd("n1", "sh").args(["-c", "cksum < bytes"]).ok().text();
+    let mut parts = BTreeMap::new();
+    for task in 0..8 {
+        let (sent, got) = (sum(format!("sent.{task}")), sum(format!("got.{task}")));
+        assert_eq!(got, sent, "what came of task {task}");
+        assert_eq!(sum(format!("in.{task}")).trim(), input, "the input of task {task}");
+        let (_, length) = got.trim().split_once(' ').unwrap();
+        assert!(length.parse::<u64>().unwrap() >= (1 << 30) / 8, "{got}");
+        parts.insert(sent, task);
+    }
+    assert_eq!(parts.len(), 8, "each has its own: {parts:?}");
 }
 
 #[test]
