@@ -8,7 +8,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::pin::FilePin;
 use berth_model::request::{Request, Response};
-use berth_model::spec::{JobSpec, ResolvedImage};
+use berth_model::spec::{JobKind, JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use common::*;
@@ -60,6 +60,12 @@ fn a_job_starts_where_its_image_is() {
     let mut w = three();
     let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)] }];
     says(&mut w, "n2", FromPeers::Holds { all: true, images, gone: Vec::new() });
+    // So it is told who asks where a job would run.
+    let mut spec = Box::new(berth_samples::job(JobKind::Batch, "asked"));
+    of_image(DIGEST)(&mut spec);
+    let asked = Request::Submit { spec, payload: script(), first_step: None, test_only: true };
+    let Ok(Response::WouldStart { nodes, .. }) = w.request(actor(1000), asked) else { panic!("no answer") };
+    assert_eq!(nodes, [NodeName::from("n2")]);
     let job = w.batch("warm", of_image(DIGEST));
     assert_eq!(node_of(&w, job).0, "n2");
     let other = w.batch("cold", of_image("sha256:2"));

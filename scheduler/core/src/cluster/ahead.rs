@@ -12,6 +12,7 @@ use crate::rows::{Allocation, Phase};
 use crate::store::PayloadKey;
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::link::ToAgent;
+use berth_model::spec::{JobSpec, StepSpec};
 use berth_model::time::{Span, Time};
 use imbl::OrdMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,6 +229,11 @@ impl Later {
 
 /// The image of a job's first step.
 pub(super) fn image(job: &Job) -> Option<&str> {
-    let first = job.spec.first_step.as_ref().and_then(|step| step.container.as_ref());
-    first.or(job.spec.spec.container.as_ref())?.image.digest()
+    image_of(&job.spec.spec, job.spec.first_step.as_deref())
+}
+
+/// The same of what is no job yet.
+pub(super) fn image_of<'a>(spec: &'a JobSpec, first: Option<&'a StepSpec>) -> Option<&'a str> {
+    let first = first.and_then(|step| step.container.as_ref());
+    first.or(spec.container.as_ref())?.image.digest()
 }

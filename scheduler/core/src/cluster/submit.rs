@@ -56,7 +56,7 @@ impl Cluster {
         let time_limit = self.check_limits(&spec, rules)?;
         let notes = self.check_possible(&spec, rules)?;
         if test_only {
-            return self.estimate(&spec, rules);
+            return self.estimate(&spec, first_step.as_ref(), rules);
         }
         if self.active >= self.config.max_jobs as usize {
             return refuse(
@@ -420,8 +420,14 @@ impl Cluster {
     }
 
     /// When and where a job would start, if nothing else were submitted: now, or when enough jobs have ended.
-    fn estimate(&self, spec: &JobSpec, rules: &PartitionRules) -> Result<Response, Refusal> {
-        let need = Need::new(&spec.resources, rules);
+    fn estimate(
+        &self,
+        spec: &JobSpec,
+        first_step: Option<&StepSpec>,
+        rules: &PartitionRules,
+    ) -> Result<Response, Refusal> {
+        let warm = super::ahead::image_of(spec, first_step).and_then(|digest| self.exchange.holders(digest));
+        let need = Need { warm, ..Need::new(&spec.resources, rules) };
         let answer = |at: Time, a: &crate::rows::Allocation| Response::WouldStart {
             job: JobId(self.next_job),
             at,
