@@ -35,7 +35,7 @@ pub fn odd_whole() -> PathBuf {
     made("odd-whole", &["tests/odd-image.sh", "examples/debian-image.sh"], &["--whole"])
 }
 
-/// Debian with MPICH's library, Open MPI's, and Slurm's of PMI-2.
+/// Debian with MPICH's library, Open MPI's, the `mpirun` of both, and Slurm's library of PMI-2.
 pub fn mpich() -> PathBuf {
     made("mpich", &["tests/mpi-image.sh", "examples/debian-image.sh"], &[])
 }

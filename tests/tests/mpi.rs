@@ -415,3 +415,36 @@ fn mpichs_mpirun_starts_its_processes_on_all_nodes_by_our_srun_as_root() {
     let told = (0..4).map(|_| once()).find(|told| told.rc != 124).expect("one of four runs that ends");
     assert_eq!((told.rc, told.text().as_str()), (0, "ranks 3 token 3 sum 6 here 1"), "{told}");
 }
+
+#[test]
+fn mpirun_in_a_container_starts_its_processes_in_the_image_on_all_nodes_by_our_srun_as_root() {
+    let hosts = Hosts::cluster(2, "kill_wait_seconds = 2\n");
+    let (mpich, _) = programs(&hosts.work());
+    let open = open_mpis(&hosts.work());
+    // These hosts have no names and are one machine, see above.
+    let hydra = format!("env UCX_TLS=tcp,self mpiexec.hydra -localhost {}", hosts.address("n1"));
+    // Clients are at this place in containers alone.
+    let inside = "sh -c '[ -x /run/berth/bin/srun ] && echo inside on $(hostname)'";
+    for (mpirun, ring, starter) in [("mpirun.openmpi", &open, "orted"), (hydra.as_str(), &mpich, "hydra_pmi")]
+    {
+        let script = format!("#!/bin/sh\n{mpirun} {inside}\ntimeout 20 {mpirun} {}\n", ring.display());
+        std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+        let options = ["--parsable", "--wait", "-N2", "-n2", "--mem=500", "-o", "out", "-e", "err"];
+        let once = || {
+            let cmd = hosts.cmd("n1", "sbatch").args(options).args(contained(&hosts.work()));
+            cmd.arg("job.sh").limit(90).run()
+        };
+        // MPICH 4.0 over TCP waits for ever in MPI_Finalize now and then.
+        let told = (0..4).map(|_| once()).find(|told| told.rc != 124).expect("one of four runs that ends");
+        let read = |name: &str| std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default();
+        let out = read("out");
+        let mut lines: Vec<&str> = out.lines().collect();
+        lines.sort_unstable();
+        let expected = ["inside on n1", "inside on n2", "ranks 2 token 2 sum 3 here 1"];
+        assert_eq!((told.rc, &lines[..]), (0, &expected[..]), "{mpirun}: {told}\n{}", read("err"));
+        // Who waits for the ranks on the other node is a step of the job.
+        let steps =
+            hosts.cmd("n1", "sacct").args(["-n", "-P", "-o", "jobname", "-j", &told.text()]).ok().text();
+        assert!(steps.lines().any(|name| name.starts_with(starter)), "{steps}");
+    }
+}
