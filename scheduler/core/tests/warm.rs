@@ -61,8 +61,9 @@ fn a_job_starts_where_its_image_is() {
     let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)] }];
     says(&mut w, "n2", FromPeers::Holds { all: true, images, gone: Vec::new() });
     // So it is told who asks where a job would run.
-    let mut spec = Box::new(berth_samples::job(JobKind::Batch, "asked"));
+    let mut spec = berth_samples::job(JobKind::Batch, "asked");
     of_image(DIGEST)(&mut spec);
+    let spec = Box::new(spec);
     let asked = Request::Submit { spec, payload: script(), first_step: None, test_only: true };
     let Ok(Response::WouldStart { nodes, .. }) = w.request(actor(1000), asked) else { panic!("no answer") };
     assert_eq!(nodes, [NodeName::from("n2")]);
