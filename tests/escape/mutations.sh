@@ -476,6 +476,25 @@ if wanted cluster display-cookie-at-the-node; then
     layered cluster display-cookie-at-the-node x11::a_carried_display_is_the_steps_alone_and_its_own_cookie_stays_as_root
 fi
 
+c=scheduler/server/src/machines.rs
+if wanted cluster jobs-of-its-own; then
+    change $c '
+                        && info.layout.nodes.contains(&member.name)' ''
+    attack cluster jobs-of-its-own direct::a_compute_nodes_key_is_of_use_for_the_jobs_that_run_on_it_alone_as_root
+fi
+
+if wanted cluster jobs-of-that-user; then
+    change $c 'info.identity.uid == peer.uid
+                        && !info' '!info'
+    attack cluster jobs-of-that-user direct::a_compute_nodes_key_is_of_use_for_the_jobs_that_run_on_it_alone_as_root
+fi
+
+if wanted cluster jobs-not-over; then
+    change $c '
+                        && !info.state.is_terminal()' ''
+    attack cluster jobs-not-over direct::a_compute_nodes_key_is_of_use_for_the_jobs_that_run_on_it_alone_as_root
+fi
+
 if wanted cluster attach-owner; then
     change agent/src/clients.rs '            Some(((owner, _), _)) if *owner != peer.uid && peer.uid.0 != 0 => {' \
         '            Some(((owner, _), _)) if *owner == peer.uid && peer.uid.0 == 1 => {'

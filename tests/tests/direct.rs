@@ -241,3 +241,52 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     assert!(said.contains(refusal), "{said}");
     hosts.root("n1", "scancel").args([first.to_string(), second.to_string()]).ok();
 }
+
+/// Whoever has a compute node's key is that node: it speaks for the jobs that run there, each as its user, and for as long as it runs.
+#[test]
+fn a_compute_nodes_key_is_of_use_for_the_jobs_that_run_on_it_alone_as_root() {
+    let hosts = Hosts::cluster(3, "");
+    let user = hosts.user().clone();
+    let words = ["--parsable", "-w", "n2", "--wrap", "srun sleep 300"];
+    let job = hosts.cmd("n1", "sbatch").args(words).ok().text().trim().parse::<u32>().unwrap();
+    let steps = || hosts.root("n1", "squeue").args(["-h", "--steps", "-o", "%i"]).run().text();
+    assert!(wait(30, || steps().contains(&format!("{job}.0")).then_some(())).is_some(), "{}", steps());
+    let (n2, n3) = (identity(&hosts, "n2"), identity(&hosts, "n3"));
+    let step = StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(0) };
+    // A client's connection, a stream to a node, and the ways to the nodes of a step.
+    let prefaces = |uid: u32| {
+        let peer = serde_json::json!({ "uid": uid, "gid": user.gid, "job": job });
+        [
+            peer.clone(),
+            serde_json::json!({ "to": "n2", "peer": peer }),
+            serde_json::json!({ "ways": step, "peer": peer, "only": null, "key": "" }),
+        ]
+    };
+    let ask = |host: &str, shows: &[String], line: &serde_json::Value| {
+        say(&hosts, host, shows, "10.77.0.1:7817", format!("{line}\n").as_bytes())
+    };
+    let refused = |host: &str, shows: &[String], uid: u32| {
+        let why =
+            format!("{host} speaks for the jobs that run on it, and job {job} of uid {uid} is none of them");
+        for line in prefaces(uid) {
+            // What was said may be lost with a connection that is closed before it was read.
+            let told = wait(10, || ask(host, shows, &line).contains(&why).then_some(()));
+            assert!(told.is_some(), "{host} for uid {uid}: {line}: {}", ask(host, shows, &line));
+        }
+    };
+    // It is of use: nothing else is what refuses the others.
+    for (line, answer) in prefaces(user.uid).iter().zip(["\"welcome\"", "\"welcome\"", "{\"ways\":[]}"]) {
+        let said = ask("n2", &n2, line);
+        assert!(said.starts_with(answer), "{line}: {said}");
+    }
+    // Of the node on which the job is not; for another user, and root.
+    refused("n3", &n3, user.uid);
+    refused("n2", &n2, user.uid + 1);
+    refused("n2", &n2, 0);
+    // Once it is over; the controller knows it still.
+    hosts.cmd("n1", "scancel").arg(job.to_string()).ok();
+    let shown = || hosts.cmd("n1", "scontrol").args(["show", "job", &job.to_string()]).run();
+    let over = wait(30, || shown().text().contains("JobState=CANCELLED").then_some(()));
+    assert!(over.is_some(), "{}", shown());
+    refused("n2", &n2, user.uid);
+}
