@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kills daemons of a busy cluster of four fake machines and cuts their network at random moments, again and again, each time with
+# Kills daemons of a busy cluster of five fake machines and cuts their network at random moments, again and again, each time with
 # another seed, which is printed: BERTH_SEED=N repeats one. Not part of tests/run.sh: it takes as long as it is asked to. As root,
 # after `cargo xtask build --debug`. usage: tests/under-load.sh [TIMES [ROUNDS]]
 set -euo pipefail

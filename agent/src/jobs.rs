@@ -135,20 +135,25 @@ pub fn listen(paths: &Paths, job: JobId) -> io::Result<UnixListener> {
     listen_at(&paths.job_socket(job), 0o666)
 }
 
-/// Listens on a path of any length; who may connect is decided by who connects.
+/// Listens on a path of any length; who may connect is decided by who connects. What an earlier agent left there is replaced at once: whoever
+/// looks finds a socket, and may connect to it.
 pub fn listen_at(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket's path has no name"));
     };
-    match fs::remove_file(path) {
+    let mut fresh = name.to_os_string();
+    fresh.push(".new");
+    let made = dir.join(&fresh);
+    match fs::remove_file(&made) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     let hold: OwnedFd =
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(hold.as_raw_fd().to_string()).join(name);
+    let short = Path::new("/proc/self/fd").join(hold.as_raw_fd().to_string()).join(&fresh);
     let listener = UnixListener::bind(short)?;
-    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    fs::set_permissions(&made, Permissions::from_mode(mode))?;
+    fs::rename(&made, path)?;
     Ok(listener)
 }
 

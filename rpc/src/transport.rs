@@ -46,7 +46,7 @@ impl Endpoint {
                 "nothing listens there, the controller was stopped or killed; start it again with 'berth up'"
                     .to_string()
             }
-            (io::ErrorKind::ConnectionRefused, Endpoint::Job(_)) => {
+            (io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound, Endpoint::Job(_)) => {
                 "nothing listens there, the node's agent was stopped or killed; it is restarted with 'berth up' \
                  on the node"
                     .to_string()

@@ -1,4 +1,4 @@
-//! Clusters of four machines that are never idle, while networks are cut, daemons are killed and disks fill up: every job that was
+//! Clusters of four or five machines that are never idle, while networks are cut, daemons are killed and disks fill up: every job that was
 //! acknowledged runs once, and is on record with its own exit code; its output is whole.
 //!
 //! `tests/under-load.sh` does the same for as long as one likes, with other seeds.
@@ -27,7 +27,7 @@ exit $((SLURM_JOB_ID % 3))
 /// Submits as fast as it gets an answer, up to 16 jobs ahead of those that ended. What was answered is in `acknowledged`.
 const SUBMIT: &str = r#"
 while [ ! -e stop ]; do
-    job=$(sbatch --parsable -c1 --mem=16M -t1 -o out/%j job.sh) && echo $job >> acknowledged
+    job=$(sbatch --parsable -c1 --mem=16M -t1 -o out/%j job.sh 2>> told) && echo $job >> acknowledged
     while [ ! -e stop ] && [ $(cat acknowledged | wc -l) -gt $(($(cat ran/* 2>/dev/null | grep -c ended) + 16)) ]; do sleep 0.1; done
 done
 "#;
@@ -66,6 +66,11 @@ struct Busy {
 impl Busy {
     /// A controller's machine and three nodes; jobs are submitted from now on, and run on all of them.
     fn begin(hosts: Hosts, config: &str) -> Busy {
+        Busy::idle(hosts, config).work("head")
+    }
+
+    /// A controller's machine and three nodes.
+    fn idle(hosts: Hosts, config: &str) -> Busy {
         hosts.up("head", config);
         let token = hosts.token("head", &["--uses", "3"]);
         for node in NODES {
@@ -74,12 +79,16 @@ impl Busy {
         for node in NODES {
             hosts.wait_node(node, "idle", 20);
         }
-        std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
-        hosts.cmd("head", "sh").args(["-c", "mkdir ran out && : > acknowledged"]).ok();
-        let submit = hosts.cmd("head", "sh").args(["-c", SUBMIT]).limit(3600).spawn();
-        let busy = Busy { hosts, submit: Some(submit) };
-        busy.wait_for_all(20);
-        busy
+        Busy { hosts, submit: None }
+    }
+
+    /// Jobs are submitted on this host from now on, and run on all nodes.
+    fn work(mut self, from: &str) -> Busy {
+        std::fs::write(self.hosts.work().join("job.sh"), JOB).unwrap();
+        self.hosts.cmd("head", "sh").args(["-c", "mkdir ran out && : > acknowledged"]).ok();
+        self.submit = Some(self.hosts.cmd(from, "sh").args(["-c", SUBMIT]).limit(3600).spawn());
+        self.wait_for_all(20);
+        self
     }
 
     fn read(&self, path: &str) -> String {
@@ -126,9 +135,10 @@ impl Busy {
     fn end(mut self, at_least: usize) {
         std::fs::write(self.hosts.work().join("stop"), "").unwrap();
         let submitted = self.submit.take().unwrap().finish();
-        assert_eq!(submitted.rc, 0, "{submitted}");
+        let told = self.read("told");
+        assert_eq!(submitted.rc, 0, "{submitted}{told}");
         let acknowledged = self.acknowledged();
-        assert!(acknowledged.len() >= at_least, "{} jobs are not much of a load", acknowledged.len());
+        assert!(acknowledged.len() >= at_least, "{} jobs are not much of a load\n{told}", acknowledged.len());
         let queued = || self.hosts.cmd("head", "squeue").args(["-h", "-o", "%i %T %R"]).ok().text();
         let empty = wait(90, || queued().trim().is_empty().then_some(()));
         assert!(empty.is_some(), "jobs do not end:\n{}", queued());
@@ -211,14 +221,30 @@ fn nodes_that_are_cut_off_keep_their_jobs_and_tell_of_them_when_they_are_back_as
     busy.end(20);
 }
 
+/// Counts until it may end.
+const COUNTS: &str = "i=0; until [ -e quiet ]; do echo $i; i=$((i + 1)); sleep 0.1; done; exit 5";
+
+/// Who works on a login node whose agent is killed, too, is answered by the next one.
 #[test]
 fn daemons_killed_at_any_moment_under_load_lose_no_job_and_run_none_twice_as_root() {
     let mut dice = Dice::new();
     let rounds = std::env::var("BERTH_ROUNDS").ok().map_or(6, |rounds| rounds.parse::<u64>().unwrap());
-    let busy = Busy::begin(four(), "");
+    let busy = Busy::idle(Hosts::new(&["head", "n1", "n2", "n3", "front"]), "");
+    busy.hosts.join("front", &busy.hosts.token("head", &["--role", "login"]));
+    busy.hosts.wait_node("head", "idle", 20);
+    // On the node of the four that need not begin any job: it may have one core.
+    let counts = ["-w", "head", "-c1", "--mem=16M", "sh", "-c", COUNTS];
+    let mut stream = busy.hosts.cmd("front", "srun").args(counts).limit(3600).spawn();
+    stream.wait_for("3\n", 20);
+    let busy = busy.work("front");
     let hosts = &busy.hosts;
-    for _ in 0..rounds {
+    for round in 0..rounds {
         dice.pause(600);
+        // Beside the others, and in the first round in any case.
+        let front = dice.roll(2) == 0 || round == 0;
+        if front {
+            hosts.kill_9("front", "agent");
+        }
         let node = NODES[usize::try_from(dice.roll(3)).unwrap()];
         match dice.roll(4) {
             0 => hosts.kill_9("head", "controller"),
@@ -234,11 +260,21 @@ fn daemons_killed_at_any_moment_under_load_lose_no_job_and_run_none_twice_as_roo
         }
         dice.pause(300);
         hosts.link(node, true);
-        for host in ["head", node] {
-            busy.up(host);
+        busy.up("head");
+        if front {
+            busy.up("front");
         }
+        busy.up(node);
     }
     busy.wait_for_all(60);
+    std::fs::write(hosts.work().join("quiet"), "").unwrap();
+    let counted = stream.finish();
+    assert_eq!(counted.rc, 5, "{counted}");
+    for (at, line) in counted.text().lines().enumerate() {
+        assert_eq!(line, at.to_string(), "the stream has a gap, or something twice:\n{counted}");
+    }
+    let told = busy.read("told");
+    assert!(!told.contains("sbatch: error"), "sbatch did not wait for a daemon that came back:\n{told}");
     busy.end(20);
 }
 

@@ -1,7 +1,9 @@
 //! Where the cluster is: the state directory, and the sockets in it.
 
 use crate::error::{Failure, Kind};
+use berth_model::member::MemberRole;
 use berth_rpc::{Client, Endpoint};
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -104,15 +106,23 @@ impl StateDir {
         self.controller_socket().exists() || self.login_socket().exists()
     }
 
-    /// What this machine is of a cluster elsewhere, if it runs jobs for one.
-    fn compute_node_of(&self) -> Option<String> {
+    /// What this machine is of a cluster elsewhere, and its name there, if it joined one.
+    fn joined(&self) -> Option<(MemberRole, String)> {
         let text = std::fs::read(self.run().join("joined.json")).ok()?;
         let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
-        Some(format!(
-            "{} of the cluster at {}",
-            value.get("name")?.as_str()?,
-            value.get("address")?.as_str()?
-        ))
+        let role = MemberRole::deserialize(value.get("role")?).ok()?;
+        let (name, address) = (value.get("name")?.as_str()?, value.get("address")?.as_str()?);
+        Some((role, format!("{name} of the cluster at {address}")))
+    }
+
+    /// What this machine is of a cluster elsewhere, if it runs jobs for one.
+    fn compute_node_of(&self) -> Option<String> {
+        self.joined().filter(|(role, _)| *role == MemberRole::Compute).map(|(_, what)| what)
+    }
+
+    /// Whether users work here with a cluster elsewhere. Its agent may be about to start: what it is, this machine stays.
+    fn is_login_node(&self) -> bool {
+        self.login_socket().exists() || self.joined().is_some_and(|(role, _)| role == MemberRole::Login)
     }
 
     /// Logs of the daemons.
@@ -165,7 +175,8 @@ impl Site {
         let system = StateDir(PathBuf::from(SYSTEM));
         let own = StateDir::own().ok();
         let candidates: Vec<StateDir> = own.into_iter().chain([system]).collect();
-        match candidates.iter().find(|dir| dir.is_open()) {
+        let open = candidates.iter().find(|dir| dir.is_open());
+        match open.or_else(|| candidates.iter().find(|dir| dir.is_login_node())) {
             Some(dir) => Ok(Site::of(dir.clone())),
             None => {
                 if let Some(what) = candidates.iter().find_map(StateDir::compute_node_of) {
@@ -188,7 +199,7 @@ impl Site {
 
     /// The cluster of a state directory, whether it is up or not.
     pub fn of(dir: StateDir) -> Site {
-        if dir.login_socket().exists() {
+        if dir.is_login_node() {
             let socket = dir.login_socket();
             return Site {
                 endpoint: Endpoint::Job(socket.clone()),
@@ -236,5 +247,29 @@ impl Site {
             }
             done => Ok(done?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between two agents there is no socket: whoever asks then is to wait for the next one, and not to be sent elsewhere.
+    #[test]
+    fn a_login_node_is_one_while_its_agent_is_away() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = StateDir(state.path().to_path_buf());
+        let joined = |role: &str| {
+            let text = serde_json::json!({"address": "head:7817", "name": "front", "role": role}).to_string();
+            std::fs::write(dir.run().join("joined.json"), text).unwrap();
+        };
+        std::fs::create_dir(dir.run()).unwrap();
+        joined("login");
+        assert_eq!(dir.compute_node_of(), None);
+        let site = Site::of(dir.clone());
+        assert_eq!((site.endpoint, site.attach), (Endpoint::Job(dir.login_socket()), dir.login_socket()));
+        joined("compute");
+        assert_eq!(dir.compute_node_of().as_deref(), Some("front of the cluster at head:7817"));
+        assert_eq!(Site::of(dir.clone()).endpoint, Endpoint::Unix(dir.controller_socket()));
     }
 }
