@@ -77,7 +77,7 @@ pub async fn adopt(
         found.steps.push(Adopted { launch: file.launch, timers, phase, pull, lease_known: renewals });
     }
     for record in jobs::scan(paths)? {
-        crate::around::end_left(&paths.job(record.job));
+        crate::around::end_left(paths, Some(record.job));
         let has_steps = found.steps.iter().any(|s| s.launch.key.job == record.job);
         if record.boot_id == boot_id
             && !has_steps

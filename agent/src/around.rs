@@ -1,13 +1,18 @@
 //! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process. Those
 //! around tasks are checked here and run in the step.
 
+mod hanging;
+
 use crate::jobs::JobRecord;
+use crate::paths::Paths;
 use berth_model::config::Config;
+use berth_model::ids::JobId;
 use berth_model::launch::StepLaunch;
 use berth_model::programs::REBOOT;
 use berth_runtime::JobNamespaces;
-use berth_runtime::hooks::{Alone, Attend, Attended, HookPlan, HookRun, run, unchangeable};
+use berth_runtime::hooks::{Alone, Attend, Attended, HookFailure, HookPlan, HookRun, run, unchangeable};
 use berth_step::spool::{TaskProgramsPart, read_json, write_json};
+use hanging::Of;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::fs;
@@ -15,13 +20,10 @@ use std::io::{self, PipeReader};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Name of the file in a job's directory that says which process its prolog or epilog is.
 const PROCESS: &str = "program.json";
-
-/// How long a killed program of an agent that is gone may take to be gone itself.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where programs look for programs.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -156,14 +158,13 @@ impl Around {
         self.health.is_some()
     }
 
-    /// Checks the health of the node, as [`Around::run`] runs a program; `dir` is where the process is noted. What is wrong: the
+    /// Checks the health of the node, as [`Around::run`] runs a program; `private` is where the process is noted. What is wrong: the
     /// first line that the program said, or how it ended. `None` when it was given up.
-    pub fn check_health(&self, node: &str, dir: &Path, stop: &PipeReader) -> Option<Result<(), String>> {
+    pub fn check_health(&self, node: &str, private: &Path, stop: &PipeReader) -> Option<Result<(), String>> {
         let Some(plan) = &self.health else { return Some(Ok(())) };
-        let note = dir.join(PROCESS);
         let path = plan.path.display();
         // One that was killed and hangs in the kernel is not joined by another.
-        if let Some(still) = hangs(&note) {
+        if let Some(still) = hanging::named(private, Of::Health) {
             return Some(Err(format!("health check {path} does not end although it was killed: {still}")));
         }
         let env = [
@@ -180,18 +181,16 @@ impl Around {
             owner: Some(self.owner),
             at_root: true,
         };
-        let mut attend = Until { stop, note: note.clone() };
+        let mut attend = Until::new(stop, private.join(PROCESS));
         let result = run("health check", std::slice::from_ref(plan), "", how, &mut attend);
-        if hangs(&note).is_none() {
-            let _ = fs::remove_file(&note);
-        }
+        let left = attend.left(&result, private, Of::Health);
         match result {
             Ok(()) => Some(Ok(())),
             Err(failure) if failure.given_up => None,
             Err(failure) => {
-                let how = format!("health check {path} failed: {}", failure.why);
+                let how = format!("health check {path} failed: {}{}", failure.why, in_words(left.as_deref()));
                 tracing::error!("{how}");
-                Some(Err(if failure.first.is_empty() || failure.why.contains("timeout") {
+                Some(Err(if failure.first.is_empty() || failure.why.contains("timeout") || left.is_some() {
                     how
                 } else {
                     failure.first.into()
@@ -273,13 +272,24 @@ impl Around {
         pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
-    /// Runs a program for a job whose directory on the node is `dir`, until it ends, its time is up or the other end of
-    /// `stop` is closed. It has nothing of anyone's environment, `/` as directory and no input. Of one
-    /// that fails the last line goes into the log.
-    pub fn run(&self, kind: Kind, record: &JobRecord, dir: &Path, stop: &PipeReader) -> Ended {
+    /// Runs a program for a job, until it ends, its time is up or the other end of `stop` is closed. It has nothing of anyone's
+    /// environment, `/` as directory and no input. Of one that fails the last line goes into the log, and what is left of it although it was
+    /// killed. While that is there no job begins; those that end have their epilog all the same.
+    pub fn run(&self, kind: Kind, record: &JobRecord, paths: &Paths, stop: &PipeReader) -> Ended {
         let Some(plan) = self.of(kind) else { return Ended::Well };
+        let (word, private) = (kind.word(), paths.private());
+        if kind == Kind::Prolog
+            && let Some(still) = hanging::named(&private, Of::Jobs)
+        {
+            let why = format!(
+                "prolog {} is not run: a program of an earlier job does not end although it was killed: {still}",
+                plan.path.display()
+            );
+            tracing::error!("job {}: {why}", record.job);
+            return Ended::Failed(why);
+        }
         let mut env = record.programs_env.clone();
-        env.push(format!("SLURM_SCRIPT_CONTEXT={}_slurmd", kind.word()));
+        env.push(format!("SLURM_SCRIPT_CONTEXT={word}_slurmd"));
         let how = HookRun {
             env: &env,
             keep_stderr: true,
@@ -288,15 +298,23 @@ impl Around {
             owner: Some(self.owner),
             at_root: true,
         };
-        let note = dir.join(PROCESS);
-        let mut attend = Until { stop, note: note.clone() };
-        let result = run(kind.word(), std::slice::from_ref(plan), "", how, &mut attend);
-        let _ = fs::remove_file(note);
+        let mut attend = Until::new(stop, paths.job(record.job).join(PROCESS));
+        let result = run(word, std::slice::from_ref(plan), "", how, &mut attend);
+        let left = in_words(attend.left(&result, &private, Of::Jobs).as_deref());
         match result {
             Ok(()) => Ended::Well,
-            Err(failure) if failure.given_up => Ended::GivenUp,
+            Err(failure) if failure.given_up => {
+                if !left.is_empty() {
+                    tracing::error!(
+                        "job {}: {word} {} was not wanted any more{left}",
+                        record.job,
+                        failure.path
+                    );
+                }
+                Ended::GivenUp
+            }
             Err(failure) => {
-                let why = format!("{} {} failed: {}", kind.word(), failure.path, failure.why);
+                let why = format!("{word} {} failed: {}{left}", failure.path, failure.why);
                 tracing::error!("job {}: {why}", record.job);
                 Ended::Failed(why)
             }
@@ -304,22 +322,29 @@ impl Around {
     }
 }
 
-/// The noted process, in words, where it is still there.
-fn hangs(note: &Path) -> Option<String> {
-    let process = read_json::<JobNamespaces>(note).ok().filter(JobNamespaces::are_held)?;
-    crate::left::describe(vec![process.pid])
+/// What is left of a program, behind how it ended.
+fn in_words(left: Option<&str>) -> String {
+    left.map(|left| format!("; it does not end although it was killed: {left}")).unwrap_or_default()
 }
 
-/// Ends the program that an agent which is gone left running for the job with this directory.
-pub fn end_left(dir: &Path) {
-    let note = dir.join(PROCESS);
+/// Ends the program that an agent which is gone left running: for a job, or for the node's health.
+pub fn end_left(paths: &Paths, job: Option<JobId>) {
+    let private = paths.private();
+    let (note, of) = match job {
+        Some(job) => (paths.job(job).join(PROCESS), Of::Jobs),
+        None => (private.join(PROCESS), Of::Health),
+    };
     let Ok(process) = read_json::<JobNamespaces>(&note) else { return };
     // Named by pid and start, so that it is no other process.
     if process.are_held() {
         if let Some(group) = rustix::process::Pid::from_raw(process.pid) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
-        process.end(PATIENCE);
+        if let Some(left) = hanging::note(&private, of, process.pid) {
+            tracing::error!(
+                "a program that an earlier agent left does not end although it was killed: {left}"
+            );
+        }
     }
     let _ = fs::remove_file(note);
 }
@@ -328,12 +353,32 @@ pub fn end_left(dir: &Path) {
 struct Until<'a> {
     stop: &'a PipeReader,
     note: PathBuf,
+    /// The program's process, which leads its group.
+    leader: Option<i32>,
+    /// When its time is over.
+    end: Option<Instant>,
+}
+
+impl Until<'_> {
+    fn new(stop: &PipeReader, note: PathBuf) -> Until<'_> {
+        Until { stop, note, leader: None, end: None }
+    }
+
+    /// Names what is left of a program that was killed, which others see from then on; the program itself is no more.
+    fn left(&self, result: &Result<(), HookFailure>, private: &Path, of: Of) -> Option<String> {
+        let late = self.end.is_some_and(|end| end <= Instant::now());
+        let killed = result.as_ref().is_err_and(|failure| failure.given_up || late);
+        let left = self.leader.filter(|_| killed).and_then(|leader| hanging::note(private, of, leader));
+        let _ = fs::remove_file(&self.note);
+        left
+    }
 }
 
 impl Attend for Until<'_> {
     fn begun(&mut self, pid: u32) {
+        self.leader = i32::try_from(pid).ok();
         // For the next agent, if this one is killed.
-        let process = i32::try_from(pid).ok().and_then(|pid| JobNamespaces::of(pid).ok());
+        let process = self.leader.and_then(|pid| JobNamespaces::of(pid).ok());
         if let Some(process) = process
             && let Err(e) = write_json(&self.note, &process)
         {
@@ -342,6 +387,7 @@ impl Attend for Until<'_> {
     }
 
     fn wait(&mut self, fds: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<Attended> {
+        self.end = until;
         let left = until.map(|end| end.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| rustix::time::Timespec::try_from(left).ok());
         let mut set: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();

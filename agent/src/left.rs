@@ -85,6 +85,17 @@ fn counted(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(of)
 }
 
+/// Processes of a group that are there, its leader or not.
+pub fn group(leader: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let is_one = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        group_of(&stat) == Some(leader) && state(&stat).is_some_and(|(_, state)| state != 'Z')
+    };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(is_one).collect()
+}
+
 /// The threads of a process.
 pub fn threads(pid: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
@@ -135,6 +146,11 @@ fn one(pid: i32) -> Option<String> {
 fn state(stat: &str) -> Option<(&str, char)> {
     let (before, after) = stat.rsplit_once(')')?;
     Some((before.split_once('(')?.1, after.trim_start().chars().next()?))
+}
+
+/// The process group of `/proc/PID/stat`: the third word behind the command.
+fn group_of(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
 }
 
 /// Where it waits: the wait channel, or where there is none the uppermost function of its stack.
@@ -372,6 +388,8 @@ mod tests {
     fn a_command_may_hold_anything() {
         assert_eq!(state("4968 (a) R (b) D 4870 4869"), Some(("a) R (b", 'D')));
         assert_eq!(state("4968 python3"), None);
+        assert_eq!(group_of("4968 (a) R (b) D 4870 4869 4869 0"), Some(4869));
+        assert_eq!(group_of("4968 (a) R 4870"), None);
         assert_eq!(printable("a\x1b[31mb\n"), "a[31mb");
     }
 

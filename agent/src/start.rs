@@ -261,7 +261,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     }
     let cores = hardware.cores.clone();
     // A check of an earlier agent that was killed.
-    crate::around::end_left(&paths.private());
+    crate::around::end_left(&paths, None);
     let config = AgentConfig {
         node: name.clone(),
         boot_id: boot.id.clone(),

@@ -1,9 +1,10 @@
 //! A filesystem whose server reads requests and answers none, as one on the network whose server is away. Only root can mount it.
 
+use crate::sandbox::wait;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns, unshare};
-use std::fs::{File, OpenOptions, create_dir_all};
+use std::fs::{File, OpenOptions, create_dir_all, read_dir, read_to_string};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -81,6 +82,17 @@ impl Hanging {
     /// How many questions were read that have no answer.
     pub fn asked(&self) -> usize {
         self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// The process of this name that waits for such a filesystem, as the node numbers it.
+    pub fn waiting(program: &str) -> i32 {
+        let found = |entry: &Path| {
+            let read = |name: &str| read_to_string(entry.join(name)).unwrap_or_default();
+            (read("comm").trim() == program && read("wchan").contains("request_wait")).then_some(())?;
+            entry.file_name()?.to_str()?.parse().ok()
+        };
+        let look = || read_dir("/proc").unwrap().find_map(|entry| found(&entry.unwrap().path()));
+        wait(20, look).unwrap_or_else(|| panic!("no process {program} hangs"))
     }
 
     /// Nobody answers any more, which the kernel tells those who wait.

@@ -1,7 +1,8 @@
 //! The site's check of a node's health: what fails keeps new work away, with its first line as the reason, until it passes.
 
-use berth_tests::{Sandbox, Who, each_user, machine, sandbox};
+use berth_tests::{Hanging, Sandbox, Who, each_user, machine, sandbox};
 use std::fs;
+use std::time::Duration;
 
 /// A cluster whose health check is these lines of shell. `$LOG` is a file of the cluster's user.
 fn site(who: Who, lines: &str, more: &str) -> Sandbox {
@@ -81,4 +82,39 @@ each_user! {
         fs::remove_file(sandbox.work().join("log.bad")).unwrap();
         seen("a node in service", 20, || { let _ = fs::remove_dir(sandbox.work().join("log.runs")); drained(&sandbox).is_empty() });
     }
+}
+
+/// What the kernel does not let die is named with what it waits for, over agents too. No other check is started beside it, and the node is
+/// back by itself when it is gone.
+#[test]
+fn one_that_cannot_be_killed_is_named_and_runs_alone_until_it_is_gone_as_root() {
+    // A name of its own, so that it is found among others.
+    let own = format!("c{}", std::process::id());
+    let lines =
+        format!("echo begun >> $LOG\n[ ! -e $LOG.bad ] || ${{LOG%/log}}/{own} ${{LOG%/log}}/hangs/file");
+    let mut sandbox = site(Who::root(), &lines, "health_check_seconds = 2");
+    fs::copy("/bin/cat", sandbox.work().join(&own)).unwrap();
+    let mut hangs = Hanging::mounted(sandbox.work().join("hangs"));
+    seen("a check", 20, || checks(&sandbox) > 0);
+    sandbox.write("log.bad", "");
+    let pid = Hanging::waiting(&own);
+    let why = format!(
+        "health check {} does not end although it was killed: pid {pid} ({own}), state D, waits in request_wait_answer on {} (fuse.hanging)",
+        sandbox.work().join("check").display(),
+        sandbox.work().join("hangs").display()
+    );
+    seen("a node that is drained and says why", 30, || drained(&sandbox).starts_with(&why));
+    let before = checks(&sandbox);
+    let job = sandbox.sbatch(&[], "#!/bin/sh\n:\n");
+    sandbox.kill_9(sandbox.agent());
+    sandbox.up();
+    // Several times as long as from one check to the next.
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(drained(&sandbox).starts_with(&why), "{}", drained(&sandbox));
+    assert_eq!((checks(&sandbox), sandbox.job_state(job).as_str()), (before, "PENDING"));
+    fs::remove_file(sandbox.work().join("log.bad")).unwrap();
+    hangs.let_go();
+    sandbox.wait_state(job, "COMPLETED", 30);
+    assert_eq!(drained(&sandbox), "");
+    assert!(checks(&sandbox) > before);
 }

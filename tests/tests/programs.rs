@@ -1,6 +1,6 @@
 //! The administrator's prolog and epilog: where they run and as whom, what comes of those that fail or hang, and nobody else's hand.
 
-use berth_tests::{Hosts, Sandbox, Who, each_user, machine, sandbox};
+use berth_tests::{Hanging, Hosts, Sandbox, Who, each_user, machine, sandbox};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -165,6 +165,53 @@ each_user! {
         fs::write(&config, "[programs]\nepilog = \"epilog\"\n").unwrap();
         sandbox.cmd("berth").args(["config", "check"]).arg(&config).fails().says(&["programs.epilog", "absolute"]);
     }
+}
+
+/// What the kernel does not let die is named with what it waits for. No job's prolog joins it, whatever an administrator says and whichever
+/// agent is there, until it is gone.
+#[test]
+fn one_that_cannot_be_killed_is_named_and_joined_by_none_until_it_is_gone_as_root() {
+    // A name of its own, so that it is found among others.
+    let own = format!("p{}", std::process::id());
+    let hang = format!(
+        "echo prolog >> $LOG; [ -e $LOG.bad ] || exit 0; ${{LOG%/log}}/{own} ${{LOG%/log}}/hangs/file"
+    );
+    let mut sandbox = site(Who::root(), &hang, "echo epilog >> $LOG", 2);
+    fs::copy("/bin/cat", sandbox.work().join(&own)).unwrap();
+    sandbox.write("log.bad", "");
+    let mut hangs = Hanging::mounted(sandbox.work().join("hangs"));
+    let job = sandbox.sbatch(&["--mem=50"], "#!/bin/sh\necho ran >> log\n");
+    let pid = Hanging::waiting(&own);
+    let place = sandbox.work().join("hangs");
+    let left = format!(
+        "although it was killed: pid {pid} ({own}), state D, waits in request_wait_answer on {} (fuse.hanging)",
+        place.display()
+    );
+    let prolog = format!("prolog {}", sandbox.work().join("prolog").display());
+    let late = "failed: it ran longer than its timeout of 2 s; it does not end";
+    seen("a node that is drained and says why", 30, || {
+        drained(&sandbox).contains(&format!("{prolog} {late} {left}"))
+    });
+    // What ends has its epilog.
+    seen("the epilog", 20, || lines(&sandbox, "epilog") == 1);
+    sandbox.kill_9(sandbox.agent());
+    sandbox.up();
+    resume(&sandbox);
+    let earlier = "is not run: a program of an earlier job does not end";
+    seen("the word of the next agent", 30, || {
+        drained(&sandbox).contains(&format!("{prolog} {earlier} {left}"))
+    });
+    assert_eq!((lines(&sandbox, "prolog"), lines(&sandbox, "ran")), (1, 0));
+    fs::remove_file(sandbox.work().join("log.bad")).unwrap();
+    hangs.let_go();
+    seen("its end", 20, || sandbox::gone(pid));
+    resume(&sandbox);
+    // It failed twice: its owner has a say, as soon as the run is over.
+    let release = || sandbox.cmd("scontrol").args(["release", &job.to_string()]).run().rc == 0;
+    seen("a job that is released", 20, release);
+    sandbox.wait_state(job, "COMPLETED", 30);
+    assert_eq!((lines(&sandbox, "prolog"), lines(&sandbox, "ran")), (2, 1));
+    assert_eq!(drained(&sandbox), "");
 }
 
 /// A program that became another user's after the start of the cluster is not run as root.

@@ -3,7 +3,6 @@
 
 use berth_tests::{Cmd, Hanging, Sandbox, Who, each_user, images, machine, sandbox};
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 fn drained(sandbox: &Sandbox) -> String {
@@ -12,17 +11,6 @@ fn drained(sandbox: &Sandbox) -> String {
 
 fn seen(what: &str, seconds: u64, mut is: impl FnMut() -> bool) {
     assert!(sandbox::wait(seconds, || is().then_some(())).is_some(), "not seen: {what}");
-}
-
-/// The process that hangs, as the node numbers it.
-fn hanging(program: &str) -> i32 {
-    let found = |entry: &Path| {
-        let read = |name: &str| fs::read_to_string(entry.join(name)).unwrap_or_default();
-        (read("comm").trim() == program && read("wchan").contains("request_wait")).then_some(())?;
-        entry.file_name()?.to_str()?.parse().ok()
-    };
-    let look = || fs::read_dir("/proc").unwrap().find_map(|entry| found(&entry.unwrap().path()));
-    sandbox::wait(20, look).expect("no process hangs")
 }
 
 each_user! {
@@ -45,7 +33,7 @@ each_user! {
             false => ("cat", "cat".to_string(), vec!["--mem=50", &image, &seen_inside, &place]),
         };
         let job = sandbox.sbatch(&options, &format!("#!/bin/sh\n{run} hangs/file\n"));
-        let pid = hanging(name);
+        let pid = Hanging::waiting(name);
         sandbox.cmd("scancel").arg(job.to_string()).ok();
         // For its user it is over.
         sandbox.wait_state(job, "CANCELLED", 60);
@@ -74,7 +62,7 @@ each_user! {
         drop(hangs);
         let mut hangs = Hanging::mounted(sandbox.work().join("hangs"));
         let job = sandbox.sbatch(&options, &format!("#!/bin/sh\n{run} hangs/file &\nuntil [ -e go ]; do sleep 0.1; done\nexit 3\n"));
-        hanging(name);
+        Hanging::waiting(name);
         sandbox.write("go", "");
         // It ended by itself, and its exit is its own.
         sandbox.wait_state(job, "FAILED", 60);

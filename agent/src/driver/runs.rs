@@ -91,7 +91,7 @@ impl Driver {
         };
         let (node, inputs, record) = (Arc::clone(&self.node), self.inputs.clone(), job.record.clone());
         let runs = tokio::task::spawn_blocking(move || {
-            let result = match node.around.run(Kind::Prolog, &record, &node.paths.job(id), &stopped) {
+            let result = match node.around.run(Kind::Prolog, &record, &node.paths, &stopped) {
                 Ended::Well => Ok(()),
                 Ended::Failed(why) => Err(why),
                 Ended::GivenUp => return,
@@ -258,7 +258,7 @@ fn epilog(node: &Node, record: &JobRecord, stopped: &PipeReader) -> Option<Optio
         }
     };
     note(&record);
-    let failure = match node.around.run(Kind::Epilog, &record, &node.paths.job(record.job), stopped) {
+    let failure = match node.around.run(Kind::Epilog, &record, &node.paths, stopped) {
         Ended::Well => None,
         Ended::Failed(why) => Some(why),
         Ended::GivenUp => return None,
