@@ -375,6 +375,13 @@ pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::R
     berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
 }
 
+/// The node's GPUs alone, where there is no agent yet and so no configuration. `program`: `berth`.
+pub(crate) fn found(program: &Path) -> Found {
+    let tree = Tree::here();
+    let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
+    berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask())
+}
+
 /// Adds the devices that CDI files name to those that were found, with what is wrong with them; and those of the configuration's `files`
 /// that cannot be given: the others are added by the controller.
 fn add(configured: &Configured, found: &mut Found) -> BTreeMap<String, Given> {

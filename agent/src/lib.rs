@@ -43,6 +43,7 @@ mod registry;
 mod room;
 mod scope;
 mod sessions;
+mod shown;
 pub mod signatures;
 mod standby;
 mod start;
@@ -61,7 +62,8 @@ pub use paths::Paths;
 pub use peers::FindIdentity;
 pub use place::store_place;
 pub use room::kept_images;
+pub use shown::hardware_in_words;
 pub use start::{
-    AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, hardware_in_words, holds_steps, host_name,
-    is_connected, is_swept, release_memory, remove_groups, run,
+    AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, holds_steps, host_name, is_connected,
+    is_swept, release_memory, remove_groups, run,
 };

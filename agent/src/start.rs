@@ -553,23 +553,6 @@ pub fn is_connected(state_dir: &Path) -> bool {
     Paths::new(state_dir).connected().exists()
 }
 
-/// What this machine has, in a line for people.
-///
-/// # Errors
-/// The kernel does not say it.
-pub fn hardware_in_words() -> Result<String, String> {
-    let found = probe::hardware(true).map_err(|e| e.to_string())?;
-    let sockets: std::collections::BTreeSet<u32> = found.cores.iter().map(|core| core.socket).collect();
-    Ok(format!(
-        "It has {} sockets, {} cores, {} threads and {} MiB of memory ({} MiB held back for the system).",
-        sockets.len(),
-        found.cores.len(),
-        found.cpus(),
-        found.memory,
-        found.memory_reserved
-    ))
-}
-
 /// Whether nothing of a step or of a job is there any more.
 pub fn is_swept(state_dir: &Path) -> bool {
     let paths = Paths::new(state_dir);

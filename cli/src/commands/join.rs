@@ -88,7 +88,8 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         }
     ))?;
     if joined.role == MemberRole::Compute {
-        out::print(&format!("{}\n", berth_agent::hardware_in_words().map_err(Failure::user)?))?;
+        let hardware = berth_agent::hardware_in_words(&crate::own_path()?).map_err(Failure::user)?;
+        out::print(&format!("{hardware}\n"))?;
     }
     if member == MemberState::Pending {
         out::print(&format!(
